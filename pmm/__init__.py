@@ -1,0 +1,3 @@
+"""PMM: person re-identification from training to production, with proof."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,116 @@
+"""Command lines from dataclasses, and the one place where an error becomes one line and an exit code. Loads no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from pmm.errors import UserError
+
+T = TypeVar("T")
+
+INTERRUPTED = 130
+
+
+def parse(command: type[T], *, prog: str, description: str, default: T | None = None) -> T:
+    """Parse `sys.argv` into the dataclass `command`.
+
+    A wrong command line is one line on stderr, with the known flags if a flag is unknown, and exit code 2.
+    """
+    return parse_args(command, sys.argv[1:], prog=prog, description=description, default=default)
+
+
+def parse_args(
+    command: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None, partial: bool = False
+) -> T:
+    """As `parse`, from `args`; `partial=True` ignores flags that `command` does not have, and `--help`."""
+    import tyro
+
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
+    options: dict[str, Any] = {"prog": prog, "description": description, "config": config, "add_help": not partial}
+    if default is not None:
+        options["default"] = default
+    errors = io.StringIO()
+    width = os.environ.get("COLUMNS")
+    try:
+        with contextlib.redirect_stderr(errors), _columns(width if "--help" in args or "-h" in args else "1000"):
+            if partial:
+                return tyro.cli(command, args=list(args), return_unknown_args=True, **options)[0]
+            return tyro.cli(command, args=list(args), **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        message = _one_line(errors.getvalue())
+        if message.startswith("Unrecognized"):
+            message += f"; known flags: {', '.join(_flags(command))}"
+        print(f"{prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run(main: Callable[[], int | None], *, prog: str) -> None:
+    """Call `main` and exit: UserError is one line and 1, Ctrl-C one line and 130; anything else is a bug and is shown."""
+    try:
+        code = main()
+    except UserError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # `... | head`: the reader has gone, nothing left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    raise SystemExit(code or 0)
+
+
+def numbers(text: str, *, flag: str, least: int = 1) -> list[int]:
+    """`1,8` -> [1, 8]. Raises UserError for an empty list, a non-number or a number below `least`."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(re.fullmatch(r"-?\d+", part) for part in parts) or min(map(int, parts)) < least:
+        raise UserError(f"{flag} is '{text}'; expected whole numbers of at least {least} with commas between, as 1,8")
+    return sorted(set(map(int, parts)))
+
+
+@contextlib.contextmanager
+def _columns(width: str | None) -> Any:
+    """The parser wraps its messages to the terminal; ours are unwrapped again, so give it room."""
+    before = os.environ.get("COLUMNS")
+    try:
+        if width is not None:
+            os.environ["COLUMNS"] = width
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _one_line(box: str) -> str:
+    """The first paragraph inside the parser's box-drawn message."""
+    lines = []
+    for line in box.splitlines():
+        text = line.strip(" │╭╮╰╯─")
+        if not text and lines and "─" in line:
+            break
+        if text and not line.startswith("╭"):
+            lines.append(text)
+    return re.sub(r"\s+\.$", "", " ".join(lines)) or "wrong command line"
+
+
+def _flags(command: type) -> list[str]:
+    flags: list[str] = []
+    hints = {f.name: f for f in dataclasses.fields(command)}
+    for name, f in hints.items():
+        inner = f.default_factory if f.default_factory is not dataclasses.MISSING else None
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            flags += _flags(inner)
+        elif "Positional" not in str(f.type):
+            flags.append("--" + name.replace("_", "-"))
+    return flags

@@ -1,0 +1,231 @@
+"""Every default of the toolkit: validated, frozen dataclasses and the presets made of them. Loads no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pmm.errors import UserError
+
+SYNTHETIC = "synthetic"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def fast_mode() -> bool:
+    """True if `PMM_FAST=1`: one epoch, a few identities and short timings, to see that a command works at all."""
+    return os.environ.get("PMM_FAST", "0") not in ("", "0")
+
+
+def _require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise UserError(f"config: {key} is {value}; it must be {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which people, and the size and scale in which the network sees them."""
+
+    dataset: str = SYNTHETIC
+    """Data set: synthetic (drawn if not there) or market1501."""
+    root: str = ""
+    """Folder of the data set; for synthetic people runs/people-IDS-SEED if not given."""
+    synthetic_ids: int = 200
+    """Identities to draw per split, if the synthetic people have to be drawn."""
+    synthetic_seed: int = 0
+    """Seed of the drawing, if the synthetic people have to be drawn."""
+    height: int = 384
+    """Crop height in pixels."""
+    width: int = 128
+    """Crop width in pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean per RGB channel, of pixels in 0..1."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation per RGB channel, of pixels in 0..1."""
+    val_identities: float = 0.0
+    """Share of the training identities held out to choose best.pth (0: best is last)."""
+    workers: int = 4
+    """Processes that load training images (0: load in the training process)."""
+
+    def __post_init__(self) -> None:
+        _require(self.height > 0 and self.width > 0, "height and width", f"{self.height}x{self.width}", "positive")
+        _require(min(self.std) > 0, "std", self.std, "positive")
+        _require(0 <= self.val_identities < 1, "val_identities", self.val_identities, "in [0, 1)")
+        _require(self.workers >= 0, "workers", self.workers, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network and the mix. Sizes that follow from the backbone or the data are not repeated here."""
+
+    method: str = "pmm"
+    """Method: pmm."""
+    backbone: Literal["resnet50", "resnet10"] = "resnet50"
+    """Trunk: resnet50, or resnet10 (small: widths 16 to 128, for CPUs)."""
+    weights: str = "auto"
+    """Start of the trunk: imagenet, none, a FILE with a ResNet-50 state dict, or auto (imagenet for resnet50 on real
+    people, none on synthetic ones and for resnet10)."""
+    feature_dim: int = 512
+    """Dimension of each stage's feature; the embedding has three of them."""
+    num_classes: int = 0
+    """Training identities; 0: taken from the data."""
+    block: tuple[int, int] = (3, 2)
+    """Height and width, in cells of the feature map, of the blocks that Hard-Mix ranks."""
+    k: int = 3
+    """Blocks that Hard-Mix replaces per sample (0: no mixing)."""
+    on_empty: Literal["first", "skip"] = "first"
+    """Samples whose CAM is empty: replace the first k blocks, or none (skip)."""
+
+    def __post_init__(self) -> None:
+        _require(self.feature_dim > 0, "feature_dim", self.feature_dim, "positive")
+        _require(min(self.block) > 0, "block", self.block, "two positive numbers")
+        _require(self.k >= 0, "k", self.k, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """How the network is trained (the defaults are the paper's)."""
+
+    epochs: int = 400
+    """Epochs; each visits every identity once."""
+    batch_size: int = 128
+    """Images per batch: identities times images_per_id."""
+    images_per_id: int = 4
+    """Images of one identity in a batch."""
+    schedule: Literal["paper", "flat-cosine"] = "paper"
+    """Learning rate: the paper's steps (stretched if epochs differ from 400), or warm-up, flat, cosine."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    warmup: float = 0.125
+    """Share of the iterations with a rising learning rate (flat-cosine)."""
+    flat: float = 0.5
+    """Share of the iterations after which the learning rate falls (flat-cosine)."""
+    weight_decay: float = 5e-4
+    """Weight decay of Adam."""
+    label_smoothing: float = 0.1
+    """Label smoothing of the cross-entropy."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    shift: int = 0
+    """Largest random shift of a crop, in pixels."""
+    cutout: float = 0.5
+    """Probability of Cutout."""
+    cutout_size: tuple[int, int] = (64, 64)
+    """Height and width of the Cutout rectangle, in pixels."""
+
+    val_every: int = 1
+    """Epochs between two looks at the held-out identities."""
+
+    def __post_init__(self) -> None:
+        _require(self.val_every > 0, "val_every", self.val_every, "at least 1")
+        _require(self.epochs > 0, "epochs", self.epochs, "at least 1")
+        _require(self.images_per_id > 1, "images_per_id", self.images_per_id, "at least 2 (triplets need a positive)")
+        _require(
+            self.batch_size >= 2 * self.images_per_id and self.batch_size % self.images_per_id == 0,
+            "batch_size",
+            self.batch_size,
+            f"a multiple of images_per_id={self.images_per_id} with at least two identities",
+        )
+        _require(self.lr > 0, "lr", self.lr, "positive")
+        _require(0 <= self.warmup <= self.flat <= 1, "warmup and flat", (self.warmup, self.flat), "0<=warmup<=flat<=1")
+        for name in ("flip", "cutout", "label_smoothing"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        _require(self.shift >= 0, "shift", self.shift, "at least 0")
+
+    @property
+    def ids_per_batch(self) -> int:
+        """Identities in a batch (P of P x K)."""
+        return self.batch_size // self.images_per_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One training run, whole: what a checkpoint carries so that no later command needs flags to rebuild it."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    preset: str = "paper"
+    """The set of defaults the other values started from: paper or tiny."""
+    seed: int = 0
+    """Seed of the weights, the order of the data, the augmentation and the partners."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict: numbers, strings and lists only."""
+        plain = dataclasses.asdict(self)
+        return {key: _listed(value) for key, value in plain.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """Inverse of `to_dict`. Raises UserError for an unknown key (naming the known ones) or a wrong type."""
+        return _build(cls, values, where="config")
+
+    def differences(self, other: Config) -> list[str]:
+        """`section.key: mine -> theirs` for every value that differs."""
+        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+PRESETS: dict[str, Config] = {
+    "paper": Config(),
+    "tiny": Config(
+        preset="tiny",
+        data=DataConfig(height=128, width=64, val_identities=0.1, workers=1),
+        model=ModelConfig(backbone="resnet10", feature_dim=128, block=(1, 1)),
+        recipe=RecipeConfig(
+            epochs=60, batch_size=32, schedule="flat-cosine", lr=5e-3, warmup=0.22, shift=4, cutout_size=(32, 21),
+            val_every=4,
+        ),
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """The named preset. Raises UserError naming the known ones."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset '{name}'; known presets: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+T = TypeVar("T")
+
+
+def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise UserError(f"{where}: unknown key {', '.join(map(repr, unknown))}; known keys: {', '.join(known)}")
+    default = cls()
+    built = {}
+    for key, value in values.items():
+        model = getattr(default, key)
+        if dataclasses.is_dataclass(model):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}.{key} is {value!r}; it must be a table of keys")
+            built[key] = _build(type(model), value, f"{where}.{key}")
+            continue
+        if isinstance(model, tuple) and isinstance(value, list | tuple) and len(value) == len(model):
+            value = tuple(type(m)(v) for m, v in zip(model, value, strict=True))
+        elif isinstance(model, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not type(model):
+            raise UserError(f"{where}.{key} is {value!r}; it must be {type(model).__name__}")
+        built[key] = value
+    return cls(**built)

@@ -1,0 +1,25 @@
+"""Which NVIDIA GPUs the driver sees, asked without torch or TensorRT (whose builders and runtimes may crash without one)."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+
+
+@cache
+def nvidia_gpus() -> tuple[str, ...]:
+    """Names of the GPUs that the CUDA driver sees; empty without a driver or a GPU."""
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return ()
+    count = ctypes.c_int()
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return ()
+    names = []
+    for index in range(count.value):
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
+        if cuda.cuDeviceGet(ctypes.byref(device), index) == 0 and cuda.cuDeviceGetName(name, 128, device) == 0:
+            names.append(name.value.decode())
+    return tuple(names)

@@ -1,0 +1,55 @@
+"""The methods that can be trained, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from pmm.config import Config
+from pmm.errors import UserError
+from pmm.models.output import TrainOutput
+from pmm.models.pmm import PMM
+
+
+class ReidModel(Protocol):
+    """What every method offers; see `pmm.models.pmm.PMM` for shapes."""
+
+    embedding_dim: int
+
+    def forward(
+        self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor | TrainOutput: ...
+
+    def deployed(self) -> nn.Module: ...
+
+
+METHODS: dict[str, Callable[..., nn.Module]] = {"pmm": PMM}
+
+
+def build_model(config: Config) -> nn.Module:
+    """The model of `config`, randomly initialised (see `pmm.models.backbone.load_weights` for pretrained trunks).
+
+    Raises UserError for an unknown method, or blocks and k that do not fit the feature map.
+    """
+    if config.model.method not in METHODS:
+        raise UserError(f"unknown method '{config.model.method}'; known methods: {', '.join(METHODS)}")
+    _check_mix_fits(config)
+    return METHODS[config.model.method](config.model)
+
+
+def deployed(model: nn.Module) -> nn.Module:
+    """The model's test-time network for export: normalised images [N, 3, H, W] -> embedding [N, D]."""
+    return cast(ReidModel, model).deployed()
+
+
+def _check_mix_fits(config: Config) -> None:
+    height, width = -(-config.data.height // 16), -(-config.data.width // 16)
+    rows, columns = -(-height // config.model.block[0]), -(-width // config.model.block[1])
+    if config.model.k > rows * columns:
+        raise UserError(
+            f"config: k is {config.model.k}, but the {height}x{width} map of {config.data.height}x{config.data.width} crops "
+            f"has only {rows * columns} blocks of {config.model.block[0]}x{config.model.block[1]}"
+        )

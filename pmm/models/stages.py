@@ -1,0 +1,55 @@
+"""A stage's head: pooled vector -> feature -> identity logits, and the weights of its Grad-CAM in closed form."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Head(nn.Module):
+    """Linear -> BatchNorm -> ReLU = feature [N, F]; Linear = logits [N, K]."""
+
+    def __init__(self, channels: int, feature_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(channels, feature_dim)
+        self.bn = nn.BatchNorm1d(feature_dim)
+        self.classifier = nn.Linear(feature_dim, num_classes)
+        nn.init.kaiming_normal_(self.reduction.weight, mode="fan_in")
+        nn.init.zeros_(self.reduction.bias)
+        nn.init.normal_(self.bn.weight, 1.0, 0.02)
+        nn.init.kaiming_normal_(self.classifier.weight, mode="fan_out")
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """pooled [N, C] -> feature [N, F], logits [N, K]."""
+        feature = self.feature(pooled)
+        return feature, self.classifier(feature)
+
+    def feature(self, pooled: Tensor) -> Tensor:
+        """pooled [N, C] -> feature [N, F] (what an embedding is made of)."""
+        return F.relu(self.bn(self.reduction(pooled)))
+
+    @torch.no_grad()
+    def cam_weights(self, pooled: Tensor, pids: Tensor, cells: int) -> Tensor:
+        """Grad-CAM's alpha [N, C] for S = sum_n logits[n, pids[n]] on a map of `cells` cells, in float32.
+
+        The mean over the map of dS/dmap is (dS/dpooled) / cells, for average and max pooling alike; dS/dpooled is the
+        head's backward written out (Linear^T, ReLU mask, batch-norm backward, Linear^T). In training mode batch-norm
+        couples the samples through the batch statistics, as in the authors' code; its running buffers are not touched.
+        """
+        with torch.autocast(pooled.device.type, enabled=False):
+            wide = torch.float64 if pooled.dtype == torch.float64 else torch.float32
+            hidden = F.linear(pooled.to(wide), self.reduction.weight.to(wide), self.reduction.bias.to(wide))
+            if self.training:
+                variance, mean = torch.var_mean(hidden, dim=0, correction=0)
+            else:
+                mean, variance = self.bn.running_mean.to(wide), self.bn.running_var.to(wide)  # type: ignore[union-attr]
+            scale = (variance + self.bn.eps).rsqrt()
+            normalised = (hidden - mean) * scale
+            gamma = self.bn.weight.to(wide)
+            active = normalised * gamma + self.bn.bias.to(wide) > 0
+            gradient = self.classifier.weight.to(wide)[pids] * active * gamma
+            if self.training:
+                gradient = gradient - gradient.mean(0) - normalised * (gradient * normalised).mean(0)
+            return (gradient * scale) @ self.reduction.weight.to(wide) / cells

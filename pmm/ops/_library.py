@@ -1,0 +1,89 @@
+"""The `pmm` operator library: one way to declare an op, and the checks that the ops share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("pmm", "DEF")
+
+FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SCORE_DTYPES = (torch.float32, torch.float64)
+
+
+def define(schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Declare `pmm::NAME(...)` with its plain-torch reference as the default kernel and its fake; returns the op.
+
+    A compiled kernel is registered for CPU or CUDA and then takes precedence over the reference.
+    """
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pmm::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.pmm, name).default
+
+
+def differentiable(op: Any, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
+    """Register `backward` for `op`; `setup(ctx, inputs, output)` saves what it needs."""
+    torch.library.register_autograd(op.name(), backward, setup_context=setup, lib=_LIBRARY)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which values of `dtype` are summed: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """channels_last for channels_last input, else contiguous: the layout of every map an op returns."""
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def check_features(name: str, x: Tensor) -> None:
+    """x is a floating [N, C, H, W]. Raises ValueError."""
+    if x.dim() != 4:
+        raise ValueError(f"{name}: x is {list(x.shape)}; it must be [N, C, H, W]")
+    if x.dtype not in FEATURE_DTYPES:
+        raise ValueError(f"{name}: x is {x.dtype}; it must be one of {_names(FEATURE_DTYPES)}")
+
+
+def check_partner(name: str, partner: Tensor, x: Tensor) -> None:
+    """partner is int64 [N] on the device of x, each entry in [0, N) (checked on CPU). Raises ValueError."""
+    if partner.dtype != torch.int64 or partner.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name}: partner is {partner.dtype} {list(partner.shape)}; it must be torch.int64 [{x.shape[0]}]"
+        )
+    check_device(name, partner=partner, x=x)
+
+
+def check_partner_range(name: str, partner: Tensor) -> None:
+    """Every partner in [0, N). Looks only at CPU tensors: on a GPU it would cost a host synchronisation."""
+    if partner.device.type == "cpu" and partner.numel():
+        low, high = (int(value) for value in torch.aminmax(partner))
+        if low < 0 or high >= partner.numel():
+            raise ValueError(f"{name}: partner has values in [{low}, {high}]; they must be in [0, {partner.numel()})")
+
+
+def check_device(name: str, **tensors: Tensor) -> None:
+    """All on one device. Raises ValueError."""
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        given = ", ".join(f"{key} on {tensor.device}" for key, tensor in tensors.items())
+        raise ValueError(f"{name}: {given}; they must be on one device")
+
+
+def check_cells(name: str, key: str, cells: Tensor, x: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    """A [N, H, W] beside x, of one of `dtypes`, on its device. Raises ValueError."""
+    n, _, h, w = x.shape
+    if cells.shape != (n, h, w):
+        raise ValueError(f"{name}: {key} is {list(cells.shape)}; beside x {list(x.shape)} it must be {[n, h, w]}")
+    if cells.dtype not in dtypes:
+        raise ValueError(f"{name}: {key} is {cells.dtype}; it must be one of {_names(dtypes)}")
+    check_device(name, x=x, **{key: cells})
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(dtype) for dtype in dtypes)

@@ -1,0 +1,140 @@
+"""Hard-Mix: replace the blocks that a CAM ranks first by the same cells of a partner's map.
+
+`pmm::hard_mix` ranks and selects; `pmm::hard_mix_select` selects with cells already known; `pmm::hard_mix_adjoint` is its
+transpose. The last two are each other's derivative, so the op can be differentiated any number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pmm.ops._library import (
+    accumulator,
+    check_cells,
+    check_features,
+    check_partner,
+    check_partner_range,
+    define,
+    differentiable,
+    layout_of,
+)
+from pmm.ops.block_ranking import check_mix, replaced_cells
+
+
+def hard_mix(
+    x: Tensor,
+    cam: Tensor,
+    partner: Tensor,
+    block: Sequence[int] = (3, 2),
+    k: int = 3,
+    *,
+    on_empty: str = "skip",
+) -> tuple[Tensor, Tensor]:
+    """Mix each map with its partner's in the k blocks where the CAM is largest.
+
+    Args:
+        x: maps [N, C, H, W], float16, bfloat16, float32 or float64, any layout.
+        cam: scores [N, H, W], float32 or float64; carries no gradient.
+        partner: index of each sample's partner [N], int64 in [0, N).
+        block: height and width of a block in cells; edge blocks may be smaller.
+        k: blocks replaced per sample, 0 to the number of blocks.
+        on_empty: samples whose CAM has no positive cell keep their map ("skip") or lose the blocks the ranking
+            gives ("first").
+
+    Returns:
+        mixed [N, C, H, W] = x[partner] where replaced, else x (a select: bit-exact in every dtype), and
+        replaced [N, H, W] bool.
+
+    Raises:
+        ValueError: a wrong shape, dtype, device, block, k or on_empty, or (on CPU) a partner outside [0, N).
+
+    Equivalent to: `torch.where(replaced[:, None], x[partner], x)`.
+    """
+    return _hard_mix(x, cam, partner, list(block), k, on_empty)
+
+
+def select(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+    """Reference select [N, C, H, W] in the layout of x."""
+    mixed = torch.where(replaced[:, None], x.index_select(0, partner), x)
+    return mixed.contiguous(memory_format=layout_of(x))
+
+
+def _reference(
+    x: Tensor, cam: Tensor, partner: Tensor, block: list[int], k: int, on_empty: str
+) -> tuple[Tensor, Tensor]:
+    check_mix("hard_mix", x, cam, partner, block, k, on_empty)
+    check_partner_range("hard_mix", partner)
+    replaced = replaced_cells(cam, block, k, on_empty)
+    return select(x, replaced, partner), replaced
+
+
+def _fake(x: Tensor, cam: Tensor, partner: Tensor, block: list[int], k: int, on_empty: str) -> tuple[Tensor, Tensor]:
+    check_mix("hard_mix", x, cam, partner, block, k, on_empty)
+    return torch.empty_like(x, memory_format=layout_of(x)), torch.empty_like(
+        cam, dtype=torch.bool, memory_format=torch.contiguous_format
+    )
+
+
+def _select_reference(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+    _check_select("hard_mix_select", x, replaced, partner)
+    check_partner_range("hard_mix_select", partner)
+    return select(x, replaced, partner)
+
+
+def _adjoint_reference(dy: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+    """dx[n] = dy[n] off its replaced cells + the replaced cells of every sample whose partner is n, in ascending order."""
+    _check_select("hard_mix_adjoint", dy, replaced, partner)
+    check_partner_range("hard_mix_adjoint", partner)
+    wide = dy.to(accumulator(dy.dtype))
+    mask = replaced[:, None]
+    dx = torch.where(mask, 0, wide).index_add_(0, partner, torch.where(mask, wide, 0))
+    return dx.to(dy.dtype).contiguous(memory_format=layout_of(dy))
+
+
+def _like_first(name: str) -> Any:
+    def fake(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+        _check_select(name, x, replaced, partner)
+        return torch.empty_like(x, memory_format=layout_of(x))
+
+    return fake
+
+
+def _check_select(name: str, x: Tensor, replaced: Tensor, partner: Tensor) -> None:
+    check_features(name, x)
+    check_cells(name, "replaced", replaced, x, (torch.bool,))
+    check_partner(name, partner, x)
+
+
+_hard_mix = define(
+    "hard_mix(Tensor x, Tensor cam, Tensor partner, int[] block, int k, str on_empty) -> (Tensor, Tensor)",
+    reference=_reference,
+    fake=_fake,
+)
+_select = define(
+    "hard_mix_select(Tensor x, Tensor replaced, Tensor partner) -> Tensor",
+    reference=_select_reference,
+    fake=_like_first("hard_mix_select"),
+)
+adjoint = define(
+    "hard_mix_adjoint(Tensor dy, Tensor replaced, Tensor partner) -> Tensor",
+    reference=_adjoint_reference,
+    fake=_like_first("hard_mix_adjoint"),
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], inputs[2])
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+differentiable(_hard_mix, lambda ctx, dy, _: (adjoint(dy, *ctx.saved_tensors), *[None] * 5), _save)
+differentiable(_select, lambda ctx, dy: (adjoint(dy, *ctx.saved_tensors), None, None), _save_inputs)
+differentiable(adjoint, lambda ctx, dx: (_select(dx, *ctx.saved_tensors), None, None), _save_inputs)

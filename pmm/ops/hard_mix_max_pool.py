@@ -1,0 +1,147 @@
+"""Hard-Mix followed by global max pooling, as one op: a mixed map that is only pooled need never be written.
+
+`pmm::hard_mix_max_pool` also returns where each maximum lies; `pmm::hard_mix_unpool` (its transpose: one value per sample
+and channel goes back to the cell it came from) and `pmm::hard_mix_gather` are each other's derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pmm.ops._library import accumulator, check_partner_range, define, differentiable, layout_of
+from pmm.ops.block_ranking import check_mix, replaced_cells
+from pmm.ops.hard_mix import select
+
+
+def hard_mix_max_pool(
+    x: Tensor,
+    cam: Tensor,
+    partner: Tensor,
+    block: Sequence[int] = (3, 2),
+    k: int = 3,
+    *,
+    on_empty: str = "skip",
+) -> tuple[Tensor, Tensor]:
+    """The global maximum of each channel of the mixed map.
+
+    Args and errors: as `pmm.ops.hard_mix`; additionally ValueError for a map without cells.
+
+    Returns:
+        pooled [N, C] in x's dtype (ties and NaN as in torch's max pool) and replaced [N, H, W] bool.
+
+    Equivalent to: `mixed, replaced = hard_mix(...); F.adaptive_max_pool2d(mixed, 1).flatten(1), replaced`.
+    """
+    pooled, replaced, _ = _hard_mix_max_pool(x, cam, partner, list(block), k, on_empty)
+    return pooled, replaced
+
+
+def _check(x: Tensor, cam: Tensor, partner: Tensor, block: list[int], k: int, on_empty: str) -> None:
+    check_mix("hard_mix_max_pool", x, cam, partner, block, k, on_empty)
+    if x.shape[2] * x.shape[3] == 0:
+        raise ValueError(f"hard_mix_max_pool: x is {list(x.shape)}; a map to pool must have at least one cell")
+
+
+def _reference(
+    x: Tensor, cam: Tensor, partner: Tensor, block: list[int], k: int, on_empty: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, cam, partner, block, k, on_empty)
+    check_partner_range("hard_mix_max_pool", partner)
+    replaced = replaced_cells(cam, block, k, on_empty)
+    if x.shape[0] * x.shape[1] == 0:
+        return x.new_empty(x.shape[:2]), replaced, partner.new_empty(x.shape[:2])
+    pooled, cell = F.adaptive_max_pool2d(select(x, replaced, partner), 1, return_indices=True)
+    return pooled.flatten(1).contiguous(), replaced, cell.flatten(1).contiguous()
+
+
+def _fake(
+    x: Tensor, cam: Tensor, partner: Tensor, block: list[int], k: int, on_empty: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, cam, partner, block, k, on_empty)
+    replaced = torch.empty_like(cam, dtype=torch.bool, memory_format=torch.contiguous_format)
+    return x.new_empty(x.shape[:2]), replaced, partner.new_empty(x.shape[:2])
+
+
+def _source(cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+    """The sample [N, C] that each maximum was read from."""
+    own = torch.arange(len(partner), device=partner.device)[:, None]
+    return torch.where(replaced.flatten(1).gather(1, cell), partner[:, None], own)
+
+
+def _unpool_reference(
+    dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, channels_last: bool
+) -> Tensor:
+    """dy [N, C] -> dx [N, C, H, W]: each value added to the cell of the sample its maximum was read from."""
+    (n, c), (_, h, w) = dy.shape, replaced.shape
+    channel = torch.arange(c, device=dy.device).expand(n, c)
+    dx = torch.zeros(n, c, h * w, dtype=accumulator(dy.dtype), device=dy.device)
+    dx.index_put_((_source(cell, replaced, partner), channel, cell), dy.to(dx.dtype), accumulate=True)
+    return dx.to(dy.dtype).view(n, c, h, w).contiguous(memory_format=_format(channels_last))
+
+
+def _unpool_fake(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, channels_last: bool) -> Tensor:
+    shape = (*dy.shape, *replaced.shape[1:])
+    return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=_format(channels_last))
+
+
+def _gather_reference(g: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+    """g [N, C, H, W] -> [N, C]: the values at the cells the maxima were read from."""
+    channel = torch.arange(g.shape[1], device=g.device).expand(g.shape[:2])
+    return g.flatten(2)[_source(cell, replaced, partner), channel, cell]
+
+
+def _gather_fake(g: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+    return g.new_empty(g.shape[:2])
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+_hard_mix_max_pool = define(
+    "hard_mix_max_pool(Tensor x, Tensor cam, Tensor partner, int[] block, int k, str on_empty)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference=_reference,
+    fake=_fake,
+)
+_unpool = define(
+    "hard_mix_unpool(Tensor dy, Tensor cell, Tensor replaced, Tensor partner, bool channels_last) -> Tensor",
+    reference=_unpool_reference,
+    fake=_unpool_fake,
+)
+_gather = define(
+    "hard_mix_gather(Tensor g, Tensor cell, Tensor replaced, Tensor partner) -> Tensor",
+    reference=_gather_reference,
+    fake=_gather_fake,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, replaced, cell = output
+    ctx.mark_non_differentiable(replaced, cell)
+    ctx.save_for_backward(cell, replaced, inputs[2])
+    ctx.channels_last = layout_of(inputs[0]) == torch.channels_last
+
+
+def _backward(ctx: Any, dy: Tensor, _replaced: None, _cell: None) -> tuple[Tensor | None, ...]:
+    return _unpool(dy, *ctx.saved_tensors, ctx.channels_last), None, None, None, None, None
+
+
+def _save_unpool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:4])
+
+
+def _save_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+    ctx.channels_last = layout_of(inputs[0]) == torch.channels_last
+
+
+differentiable(_hard_mix_max_pool, _backward, _save)
+differentiable(_unpool, lambda ctx, dx: (_gather(dx, *ctx.saved_tensors), *[None] * 4), _save_unpool)
+differentiable(
+    _gather, lambda ctx, dy: (_unpool(dy, *ctx.saved_tensors, ctx.channels_last), *[None] * 3), _save_gather
+)

@@ -1,0 +1,72 @@
+"""The class activation map of a mixed map, from the map it was mixed from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pmm.ops._library import (
+    FEATURE_DTYPES,
+    accumulator,
+    check_cells,
+    check_device,
+    check_features,
+    check_partner,
+    check_partner_range,
+    define,
+)
+from pmm.ops.hard_mix import select
+
+
+def cam(x: Tensor, weights: Tensor) -> Tensor:
+    """ReLU(sum_c weights[n, c] * x[n, c, h, w]) [N, H, W], in float32 (float64 for float64). Carries no gradient."""
+    wide = accumulator(x.dtype)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        return torch.einsum("nchw,nc->nhw", x.detach().to(wide), weights.detach().to(wide)).relu()
+
+
+def mixed_cam(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tensor:
+    """The CAM of the map that `hard_mix` makes of x, without needing that map.
+
+    Args:
+        x: unmixed maps [N, C, H, W].
+        partner: index of each sample's partner [N], int64 in [0, N).
+        replaced: cells taken from the partner [N, H, W] bool.
+        weights: weight of each channel [N, C] (Grad-CAM's alpha).
+
+    Returns:
+        [N, H, W], float32 (float64 for float64), without a gradient.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device, or (on CPU) a partner outside [0, N).
+
+    Equivalent to: `cam(torch.where(replaced[:, None], x[partner], x), weights)`.
+    """
+    return _mixed_cam(x.detach(), partner, replaced, weights.detach())
+
+
+def _reference(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tensor:
+    _check(x, partner, replaced, weights)
+    check_partner_range("mixed_cam", partner)
+    return cam(select(x, replaced, partner), weights)
+
+
+def _fake(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tensor:
+    _check(x, partner, replaced, weights)
+    return x.new_empty(replaced.shape, dtype=accumulator(x.dtype))
+
+
+def _check(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> None:
+    check_features("mixed_cam", x)
+    check_partner("mixed_cam", partner, x)
+    check_cells("mixed_cam", "replaced", replaced, x, (torch.bool,))
+    if weights.shape != x.shape[:2] or weights.dtype not in FEATURE_DTYPES:
+        raise ValueError(
+            f"mixed_cam: weights are {weights.dtype} {list(weights.shape)}; they must be floating {list(x.shape[:2])}"
+        )
+    check_device("mixed_cam", x=x, weights=weights)
+
+
+_mixed_cam = define(
+    "mixed_cam(Tensor x, Tensor partner, Tensor replaced, Tensor weights) -> Tensor", reference=_reference, fake=_fake
+)

@@ -1,0 +1,24 @@
+"""Where runs lie, and what a command that was given nothing falls back to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pmm.config import Config, fast_mode
+from pmm.errors import UserError
+
+RUNS = Path("runs")
+
+
+def newest_run(name: str = "best.pth") -> Path:
+    """The newest file `name` in a run under runs/. Raises UserError if there is none."""
+    found = sorted(RUNS.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"no {name} under {RUNS}/; train first (python -m pmm.train), or give a file")
+    return found[-1]
+
+
+def synthetic_root(config: Config) -> Path:
+    """Where the synthetic people of a configuration without a root are."""
+    suffix = "-fast" if fast_mode() else ""
+    return RUNS / f"people-{config.data.synthetic_ids}-{config.data.synthetic_seed}{suffix}"

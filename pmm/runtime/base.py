@@ -1,0 +1,84 @@
+"""The runner contract: whatever executes an artifact takes uint8 crops and returns float32 embeddings. Loads no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.data.crops import Crops, Preprocessing
+from pmm.errors import UserError
+
+Embeddings = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerInfo:
+    """What really runs: found, not asked for."""
+
+    backend: str
+    """torch, ort-cpu, ..."""
+    device: str
+    """cpu or the GPU's name."""
+    precision: str
+    """fp32, tf32, fp16, bf16 or int8."""
+    provider: str
+    """The library and version that executes, and its provider if it has several."""
+
+
+class Runner(ABC):
+    """An opened model. Use as a context manager."""
+
+    info: RunnerInfo
+    preprocessing: Preprocessing
+
+    @abstractmethod
+    def __call__(self, images: Crops) -> Embeddings:
+        """images uint8 RGB [B, H, W, 3] at the size of `preprocessing` -> unnormalised embeddings float32 [B, D]."""
+
+    @abstractmethod
+    def bind(self, images: Crops) -> Callable[[], None]:
+        """A step that runs on `images` already in place, for timing; it returns when the result is complete."""
+
+    def close(self) -> None:  # noqa: B027 - most runners hold nothing that the garbage collector does not free
+        """Free what the runner holds."""
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def check(self, images: Crops) -> None:
+        """Raises UserError if `images` are not uint8 [B, H, W, 3] crops of the model's size."""
+        expected = (self.preprocessing.height, self.preprocessing.width, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+            raise UserError(f"images are {images.dtype} {list(images.shape)}; expected uint8 [B, {', '.join(map(str, expected))}]")
+
+
+def open_runner(artifact: str | Path, device: str = "cpu", threads: int = 0) -> Runner:
+    """Open a checkpoint (.pth, torch) or an ONNX file with its manifest (.onnx, ONNX Runtime).
+
+    Args:
+        artifact: the file.
+        device: "cpu" or "cuda".
+        threads: CPU threads of the backend (0: its default).
+
+    Raises:
+        UserError: an unknown kind of file, one that fails its checks, a missing library or device.
+    """
+    suffix = Path(artifact).suffix.lower()
+    if suffix == ".pth":
+        from pmm.runtime.eager import EagerRunner
+
+        return EagerRunner.open(artifact, device, threads)
+    if suffix == ".onnx":
+        from pmm.runtime.ort import OrtRunner
+
+        return OrtRunner(artifact, device, threads)
+    raise UserError(f"{artifact}: no runner for '{suffix}' files; expected a checkpoint (.pth) or an ONNX file (.onnx)")

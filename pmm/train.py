@@ -1,0 +1,258 @@
+"""Train a re-identification model on people on disk.
+
+python -m pmm.train [--preset paper|tiny] [--dataset market1501 --root DIR] [--out DIR] [--resume] ...
+
+Without arguments: preset paper where an NVIDIA GPU is at hand, else tiny, on synthetic people (drawn if not there).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from pmm import cli
+from pmm.config import SYNTHETIC, Config, fast_mode, preset
+from pmm.data.readers import read_dataset, split_validation
+from pmm.data.samples import Split, class_indices
+from pmm.errors import UserError
+from pmm.files import cannot_write, claimed, write_file
+from pmm.runs import RUNS, newest_run, synthetic_root
+
+if TYPE_CHECKING:
+    import torch
+
+PROG = "pmm.train"
+SYNTHETIC_EPOCHS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and from what a run starts; the rest of its command line is its `Config`."""
+
+    out: Path | None = None
+    """Folder of the run (default: a new one under runs/)."""
+    resume: bool = False
+    """Go on from OUT/last.pth (without --out: the newest run under runs/)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Place):
+    """The whole command line."""
+
+    config: Config = field(default_factory=Config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choices(Place):
+    """What must be known before the defaults of the other flags are."""
+
+    preset: str = ""
+    dataset: str = SYNTHETIC
+    help: Annotated[bool, tyro.conf.arg(aliases=["-h"])] = False
+
+
+def main() -> int:
+    """Parse, then train."""
+    command = parse(sys.argv[1:])
+    train(command.config, out=command.out or new_run(command), device=command.device, resume=command.resume)
+    return 0
+
+
+def parse(args: list[str]) -> Command:
+    """The command line as a `Command`; defaults come from the preset, or from the run to resume.
+
+    Raises UserError for an unknown preset, or a resumed run that is not there or has other values.
+    """
+    first = cli.parse_args(_Choices, args, prog=PROG, description="", partial=True)
+    place = {"out": first.out, "resume": first.resume, "device": first.device}
+    if first.resume and not first.help:
+        place["out"] = first.out or newest_run("last.pth").parent
+        config = saved_config(place["out"])
+    else:
+        config = preset(first.preset or _default_preset())
+        if first.dataset == SYNTHETIC:
+            epochs = 1 if fast_mode() else min(SYNTHETIC_EPOCHS, config.recipe.epochs)
+            config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, epochs=epochs))
+    default = Command(**place, config=config)
+    command = cli.parse_args(Command, args, prog=PROG, description=__doc__ or "", default=default)
+    changed = config.differences(command.config) if first.resume else []
+    if changed:
+        raise UserError(f"{command.out} was started with other values ({'; '.join(changed)}); resume without these flags")
+    return command
+
+
+def train(config: Config, *, out: Path, device: str = "auto", resume: bool = False) -> Path:
+    """Train as `config` says and write checkpoints, metrics and TensorBoard logs to `out`; returns out/best.pth.
+
+    Raises UserError for data, weights or an output folder that cannot be used.
+    """
+    with claimed(out):
+        has_run = any((out / name).exists() for name in ("last.pth", "config.json"))
+        if has_run and not resume:
+            raise UserError(f"{out} holds a run; add --resume to go on with it, or choose another --out")
+        if resume and not (out / "last.pth").is_file():
+            raise UserError(f"{out} holds no last.pth to resume from; start without --resume")
+        if not resume:
+            config = _settled(config)
+        split = _training_data(config)
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, num_classes=len(class_indices(split.train)))
+        )
+        write_file(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        return _train(config, split, out, device, resume)
+
+
+def _train(config: Config, split: Split, out: Path, device_name: str, resume: bool) -> Path:
+    import torch
+    from torch.utils.tensorboard import SummaryWriter
+
+    from pmm import checkpoint
+    from pmm.data.crops import preprocessing_of
+    from pmm.data.loader import train_batches
+    from pmm.engine import Validation, collapsed, learning_rate, seed_everything, train_one_epoch
+    from pmm.models.backbone import load_weights
+    from pmm.models.registry import build_model
+    from pmm.runtime.eager import torch_device
+
+    device = torch_device(device_name)
+    seed_everything(config.seed)
+    recipe = config.recipe
+    batches, sampler = train_batches(split.train, config)
+    model = build_model(config)
+    if not resume:
+        load_weights(model.backbone, config.model)  # type: ignore[arg-type]
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.0, weight_decay=recipe.weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate(recipe, min(step, recipe.epochs * len(sampler) - 1), len(sampler))
+    )
+    start, best = 0, -1.0
+    if resume:
+        state = checkpoint.load(out / "last.pth")
+        start, best = state["epoch"], state["best"]
+        if start >= recipe.epochs:
+            print(f"{out}: the run is finished ({start} epochs); nothing to do")
+            return out / "best.pth"
+        checkpoint.restore_training(state, model, optimizer, scheduler)
+    _say_start(config, split, out, device, model, start)
+    validation = Validation(split, preprocessing_of(config)) if split.query else None
+    log = _truncated_log(out / "metrics.jsonl", start)
+
+    with SummaryWriter(str(out / "tensorboard"), purge_step=start + 1) as board, log:
+        begin = time.perf_counter()
+        for epoch in range(start + 1, recipe.epochs + 1):
+            sampler.epoch = epoch
+            label = f"epoch {epoch}/{recipe.epochs}"
+            record: dict[str, Any] = {"epoch": epoch}
+            record |= train_one_epoch(model, batches, optimizer, scheduler, recipe, device, label)
+            is_best = validation is None
+            if validation is not None and (epoch % recipe.val_every == 0 or epoch == recipe.epochs):
+                result = validation.evaluate(model, device)
+                record |= {"val_mAP": result.mAP, "val_rank1": result.rank1}
+                is_best = result.mAP > best
+                best = max(best, result.mAP)
+            state = checkpoint.snapshot(model, optimizer, scheduler, config, epoch, best)
+            checkpoint.save(out / "last.pth", state)
+            if is_best:  # for evaluation and export: without what only a resumed run needs
+                checkpoint.save(out / "best.pth", {**state, "optimizer": None, "scheduler": None, "rng": None})
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            for name, value in record.items():
+                board.add_scalar(name, value, epoch)
+            left = (time.perf_counter() - begin) / (epoch - start) * (recipe.epochs - epoch)
+            print(_line(label, record, left), flush=True)
+            if epoch > recipe.epochs * recipe.warmup and collapsed(record, config.model.num_classes):
+                print(
+                    f"{PROG}: warning: the features have collapsed to one point (triplet ln 2, cross-entropy ln K): "
+                    "start again with a longer --warmup or a lower --lr",
+                    file=sys.stderr,
+                )
+    print(f"{out}: finished {recipe.epochs} epochs; best.pth and last.pth are ready")
+    return out / "best.pth"
+
+
+def saved_config(out: Path) -> Config:
+    """The configuration of the run in `out`. Raises UserError if there is none."""
+    path = out / "config.json"
+    try:
+        return Config.from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{out} holds no run to resume ({path.name} is missing); start without --resume") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error})") from error
+
+
+def new_run(command: Command) -> Path:
+    """A folder of its own under runs/, named after the preset, the data and the time."""
+    return RUNS / f"{command.config.preset}-{command.config.data.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _default_preset() -> str:
+    from pmm.driver import nvidia_gpus
+
+    return "paper" if nvidia_gpus() else "tiny"
+
+
+def _settled(config: Config) -> Config:
+    """`config` with the values that depend on the data set filled in."""
+    data, model = config.data, config.model
+    if data.dataset == SYNTHETIC and not data.root:
+        data = dataclasses.replace(data, root=str(synthetic_root(config)))
+    elif not data.root:
+        raise UserError(f"--dataset {data.dataset} needs --root DIR, the folder that holds it")
+    if model.weights == "auto":
+        pretrained = model.backbone == "resnet50" and data.dataset != SYNTHETIC
+        model = dataclasses.replace(model, weights="imagenet" if pretrained else "none")
+        if model.backbone == "resnet50" and not pretrained:
+            print("synthetic people: the trunk starts from random weights (--weights imagenet starts from ImageNet's)")
+    return dataclasses.replace(config, data=data, model=model)
+
+
+def _training_data(config: Config) -> Split:
+    """Training crops, and held-out query and gallery; synthetic people are drawn first if they are not there."""
+    root = Path(config.data.root)
+    if config.data.dataset == SYNTHETIC and not root.exists():
+        from pmm.data.synthetic.__main__ import draw
+
+        draw(root, ids=config.data.synthetic_ids, seed=config.data.synthetic_seed)
+    whole = read_dataset(config.data.dataset, root)
+    return split_validation(whole.train, config.data.val_identities, config.seed)
+
+
+def _truncated_log(path: Path, epochs: int) -> Any:
+    """metrics.jsonl, opened for appending, without what was written after the checkpoint being resumed."""
+    lines = path.read_text().splitlines(keepends=True)[:epochs] if path.exists() and epochs else []
+    write_file(path, "".join(lines))
+    try:
+        return path.open("a")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _say_start(config: Config, split: Split, out: Path, device: Any, model: torch.nn.Module, start: int) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"{PROG}: {config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), {device}, seed {config.seed}")
+    print(f"data: {config.data.root}: {split.describe() if split.query else split.describe().split(', query')[0]}")
+    print(f"run: {out} ({'from epoch ' + str(start + 1) if start else 'from scratch'}, {config.recipe.epochs} epochs)", flush=True)
+
+
+def _line(label: str, record: dict[str, Any], seconds_left: float) -> str:
+    parts = [label, f"loss {record['loss']:.3f}", f"lr {record['lr']:.1e}", f"{record['images_per_s']:.0f} images/s"]
+    if "val_mAP" in record:
+        parts.append(f"val mAP {record['val_mAP']:.3f} rank-1 {record['val_rank1']:.3f}")
+    parts.append(f"data {record['data_seconds'] / record['seconds']:.0%}")
+    parts.append(f"{int(seconds_left) // 60}:{int(seconds_left) % 60:02d} left")
+    return "  ".join(parts)
+
+
+if __name__ == "__main__":
+    cli.run(main, prog=PROG)
