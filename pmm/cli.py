@@ -32,6 +32,8 @@ def parse_args(
     """As `parse`, from `args`; `partial=True` ignores flags that `command` does not have, and `--help`."""
     import tyro
 
+    if not partial:
+        _refuse_unknown_flags(command, args, prog)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
     options: dict[str, Any] = {"prog": prog, "description": description, "config": config, "add_help": not partial}
     if default is not None:
@@ -46,10 +48,7 @@ def parse_args(
     except SystemExit as stop:
         if not stop.code:
             raise
-        message = _one_line(errors.getvalue())
-        if message.startswith("Unrecognized"):
-            message += f"; known flags: {', '.join(_flags(command))}"
-        print(f"{prog}: error: {message}", file=sys.stderr)
+        print(f"{prog}: error: {_one_line(errors.getvalue())}; see {prog} --help", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -77,6 +76,14 @@ def numbers(text: str, *, flag: str, least: int = 1) -> list[int]:
     return sorted(set(map(int, parts)))
 
 
+def names(text: str, *, flag: str) -> list[str]:
+    """`a,b` -> ["a", "b"]. Raises UserError for an empty list."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise UserError(f"{flag} is '{text}'; expected names with commas between")
+    return list(dict.fromkeys(found))
+
+
 @contextlib.contextmanager
 def _columns(width: str | None) -> Any:
     """The parser wraps its messages to the terminal; ours are unwrapped again, so give it room."""
@@ -90,6 +97,16 @@ def _columns(width: str | None) -> Any:
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = before
+
+
+def _refuse_unknown_flags(command: type, args: Sequence[str], prog: str) -> None:
+    """The parser would first complain of a missing argument, and lists two of the known flags at most."""
+    known = [*_flags(command), "--help"]
+    given = [arg.split("=", 1)[0] for arg in args if arg.startswith("--")]
+    unknown = [flag for flag in given if flag.replace("_", "-") not in known]
+    if unknown:
+        print(f"{prog}: error: unknown flag {', '.join(unknown)}; known flags: {', '.join(known)}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def _one_line(box: str) -> str:
@@ -106,11 +123,10 @@ def _one_line(box: str) -> str:
 
 def _flags(command: type) -> list[str]:
     flags: list[str] = []
-    hints = {f.name: f for f in dataclasses.fields(command)}
-    for name, f in hints.items():
+    for f in dataclasses.fields(command):
         inner = f.default_factory if f.default_factory is not dataclasses.MISSING else None
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             flags += _flags(inner)
         elif "Positional" not in str(f.type):
-            flags.append("--" + name.replace("_", "-"))
+            flags.append("--" + f.name.replace("_", "-"))
     return flags

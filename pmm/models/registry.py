@@ -42,7 +42,7 @@ def build_model(config: Config) -> nn.Module:
 
 def deployed(model: nn.Module) -> nn.Module:
     """The model's test-time network for export: normalised images [N, 3, H, W] -> embedding [N, D]."""
-    return cast(ReidModel, model).deployed()
+    return cast(ReidModel, model).deployed().eval()
 
 
 def _check_mix_fits(config: Config) -> None:

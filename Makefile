@@ -1,0 +1,45 @@
+# make demo: from a bare clone to a report; make test: the proof. Everything happens inside this folder.
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+DEMO   := runs/demo
+
+.PHONY: help setup demo test test-slow lint clean
+
+help:
+	@echo "make demo       environment, synthetic people, training, ONNX, TensorRT-RTX engine, report ($(DEMO)/)"
+	@echo "make test       environment and the test suite"
+	@echo "make test-slow  the long proofs"
+	@echo "make lint       ruff and mypy"
+	@echo "make setup      the environment alone ($(VENV)/)"
+	@echo "make clean      remove build products and caches (keeps $(VENV)/ and runs/)"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup: the pinned versions need Python 3.11 or newer, python3 is %d.%d" % sys.version_info[:2])'
+	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[rtx,openvino,test]"
+	@touch $@
+
+demo: setup
+	$(PYTHON) -m pmm.train --preset tiny --root $(DEMO)/data --out $(DEMO) $$(test -e $(DEMO)/last.pth && echo --resume)
+	$(PYTHON) -m pmm.evaluate $(DEMO)/best.pth --dataset synthetic --root $(DEMO)/data --json $(DEMO)/evaluation.json
+	$(PYTHON) export/to_onnx.py $(DEMO)/best.pth -o $(DEMO)/model.onnx
+	$(PYTHON) export/to_trt.py $(DEMO)/best.pth -o $(DEMO)/model.plan
+	$(PYTHON) bench/run.py $(DEMO)/best.pth --backends torch,ort-cpu,tensorrt --out $(DEMO)/report
+
+test: setup
+	$(PYTHON) -m pytest -m "not slow"
+
+test-slow: setup
+	$(PYTHON) -m pytest -m slow
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find pmm export bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "kept: $(VENV)/ and runs/"

@@ -1,0 +1,76 @@
+"""What the tests share: people on disk, a briefly trained model, and commands run as a user runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pmm.config import Config, preset
+from pmm.data.synthetic.dataset import draw_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+IDS = 12
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from pmm.driver import nvidia_gpus
+
+    if not nvidia_gpus():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skipif(True, reason="no NVIDIA GPU here"))
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic data set on disk; read only."""
+    out = tmp_path_factory.mktemp("people") / "data"
+    draw_dataset(out, ids=IDS, seed=7, workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_config(people: Path) -> Config:
+    """Preset tiny on the small data set, two epochs of three batches."""
+    base = preset("tiny")
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, root=str(people), val_identities=0.25, workers=0),
+        recipe=dataclasses.replace(base.recipe, epochs=2, batch_size=12, val_every=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """best.pth of a short run; read only."""
+    from pmm.train import train
+
+    return train(small_config, out=tmp_path_factory.mktemp("trained") / "run", device="cpu")
+
+
+def run_python(*args: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """`python ARGS` as a user would run it from the repository root (or `cwd`)."""
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=cwd or ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, **env},
+    )
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> None:
+    """The command failed with one line on stderr (progress bars aside) that holds all of `expected`."""
+    assert done.returncode != 0, done.stdout
+    assert "Traceback" not in done.stderr, done.stderr
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if "error:" in line]
+    assert len(lines) == 1, done.stderr
+    assert done.stderr.strip().endswith(lines[0].strip()), done.stderr
+    for text in expected:
+        assert text in lines[0], lines[0]

@@ -1,0 +1,137 @@
+"""The house: who may import whom, what is imported late, and what importing the package costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Each package or module may import, at whatever level, only these parts of pmm (and itself).
+BASE = {"errors", "config", "files", "cli", "driver", "runs"}
+DATA = BASE | {"data"}
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "files": {"errors"},
+    "cli": {"errors"},
+    "driver": set(),
+    "runs": {"errors", "config"},
+    "data": BASE,
+    "ops": set(),
+    "models": {"ops", "config", "errors"},
+    "losses": {"models"},
+    "metrics": {"errors"},
+    "parity": {"errors"},
+    "checkpoint": {"models", "config", "errors", "files"},
+    "runtime": {"data", "errors", "files", "checkpoint", "export.manifest"},
+    "embed": {"data", "metrics", "runtime"},
+    "engine": DATA | {"models", "losses", "metrics", "embed", "runtime"},
+    "train": DATA | {"engine", "models", "checkpoint", "runtime", "metrics"},
+    "evaluate": DATA | {"embed", "metrics", "runtime"},
+    "visualize": DATA,
+    "export": DATA | {"parity", "runtime", "checkpoint", "models"},
+    "bench": DATA | {"export", "runtime", "parity", "metrics", "embed", "checkpoint", "visualize"},
+}
+LATE = ("onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "openvino")
+# Modules that may import torch at module level; everything else must load without it.
+WITH_TORCH = ("ops", "models", "losses", "engine", "checkpoint", "runtime/eager", "data/loader", "export/fold")
+
+SOURCES = sorted((ROOT / "pmm").rglob("*.py"))
+SCRIPTS = [*sorted((ROOT / "export").glob("*.py")), *sorted((ROOT / "bench").glob("*.py"))]
+
+
+def imported(path: Path, module_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = _module_level(tree) if module_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _module_level(tree):
+    for node in tree.body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        yield from [node] if isinstance(node, ast.Import | ast.ImportFrom) else ()
+
+
+def part(path: Path) -> str:
+    return path.relative_to(ROOT / "pmm").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_point_one_way(path):
+    mine = part(path)
+    if mine == "__init__":
+        assert not imported(path)
+        return
+    allowed = ALLOWED[mine] | {mine}
+    for name in imported(path):
+        if not name.startswith("pmm."):
+            continue
+        target = name.removeprefix("pmm.")
+        if target.startswith("__"):
+            continue
+        assert any(target == a or target.startswith(a + ".") for a in allowed), f"{path}: must not import {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_heavy_libraries_are_imported_late(path):
+    top = {name.split(".")[0] for name in imported(path, module_level_only=True)}
+    assert not top & set(LATE)
+    inside = str(path.relative_to(ROOT / "pmm"))
+    if not inside.startswith(WITH_TORCH):
+        assert not top & {"torch", "torchvision"}, f"{path} imports torch at module level"
+
+
+def test_package_inits_are_empty():
+    for path in SOURCES:
+        if path.name == "__init__.py" and path.parent not in (ROOT / "pmm", ROOT / "pmm" / "ops"):
+            assert path.read_text() == "", path
+
+
+def test_scripts_are_thin_and_shadow_no_library():
+    for path in SCRIPTS:
+        assert path.stem not in {*LATE, "torch", "profile", "numpy"}
+        assert len(path.read_text().splitlines()) <= 90, path
+        assert "torch" not in {name.split(".")[0] for name in imported(path)}, path
+    assert not list((ROOT / "export").glob("__init__.py"))
+    assert not list((ROOT / "bench").glob("__init__.py"))
+
+
+def test_importing_pmm_is_fast_and_loads_nothing_heavy():
+    script = (
+        "import sys, time; begin = time.perf_counter(); import pmm; seconds = time.perf_counter() - begin\n"
+        "heavy = {'torch', 'numpy', 'onnx', 'onnxruntime', 'tensorrt', 'PIL', 'tyro'} & set(sys.modules)\n"
+        "print(seconds, sorted(heavy))"
+    )
+    seconds, heavy = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split(maxsplit=1)
+    assert heavy.strip() == "[]"
+    assert float(seconds) < 0.1
+
+
+def test_an_onnx_file_is_run_without_torch(trained, people, tmp_path):
+    from pmm.export.onnx import export_onnx
+
+    artifact = export_onnx(trained, tmp_path / "model.onnx")
+    script = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path\n"
+        "from pmm.runtime.base import open_runner; from pmm.data.readers import read_dataset\n"
+        "from pmm.embed import embed_samples\n"
+        "with open_runner(sys.argv[1]) as runner:\n"
+        "    print(embed_samples(runner, read_dataset('synthetic', sys.argv[2]).query[:3]).shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(artifact.path), str(people)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "(3, 384)", done.stderr

@@ -1,0 +1,118 @@
+import dataclasses
+
+import pytest
+
+from pmm import cli
+from pmm.errors import UserError
+from tests.conftest import assert_one_line_error, run_python
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    learning_rate: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    epochs: int = 3
+
+
+def parse(*args, **options):
+    return cli.parse_args(Outer, list(args), prog="prog", description="", **options)
+
+
+def test_flags_are_flat_and_typed():
+    assert parse("--epochs", "5", "--learning-rate", "0.5") == Outer(epochs=5, inner=Inner(learning_rate=0.5))
+
+
+def test_defaults_come_from_the_given_value():
+    assert parse("--epochs", "5", default=Outer(inner=Inner(learning_rate=7.0))).inner.learning_rate == 7.0
+
+
+def test_partial_ignores_other_flags():
+    assert parse("--epochs", "5", "--other", "1", partial=True).epochs == 5
+
+
+def test_unknown_flag_is_one_line_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--epoks", "5")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert error.startswith("prog: error: ")
+    assert "--epoks" in error
+    assert "known flags: --learning-rate, --epochs" in error
+
+
+@pytest.mark.parametrize(("args", "text"), [(["--epochs", "many"], "invalid literal"), (["--epochs"], "--epochs")])
+def test_bad_value_is_one_line(capsys, args, text):
+    with pytest.raises(SystemExit) as stop:
+        parse(*args)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert text in error
+
+
+def test_numbers_and_names():
+    assert cli.numbers("8,1,8", flag="--batches") == [1, 8]
+    assert cli.names("torch, ort-cpu", flag="--backends") == ["torch", "ort-cpu"]
+    for bad in ("", ",", "0", "1,x", "-3", "1.5"):
+        with pytest.raises(UserError, match="--batches"):
+            cli.numbers(bad, flag="--batches")
+    with pytest.raises(UserError, match="--backends"):
+        cli.names(" , ", flag="--backends")
+
+
+def test_run_turns_errors_into_one_line_and_a_code(capsys):
+    def fails():
+        raise UserError("the folder is missing")
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    for main, code, text in ((fails, 1, "prog: error: the folder is missing\n"), (interrupted, 130, "interrupted")):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(main, prog="prog")
+        assert stop.value.code == code
+        assert text in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: None, prog="prog")
+    assert stop.value.code == 0
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda: 1 // 0, prog="prog")
+
+
+COMMANDS = (
+    ["-m", "pmm.train"],
+    ["-m", "pmm.evaluate"],
+    ["-m", "pmm.data.synthetic"],
+    ["export/to_onnx.py"],
+    ["export/to_trt.py"],
+    ["bench/run.py"],
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[-1])
+def test_every_command_explains_itself_and_refuses_unknown_flags(command):
+    # importing torch takes seconds: help and a typo must not pay for it
+    trap = (
+        "import sys, runpy\n"
+        "class Trap:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': raise RuntimeError('torch was imported')\n"
+        "sys.meta_path.insert(0, Trap())\n"
+        "sys.argv = sys.argv[1:]\n"
+    ) + (
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+        if command[0] == "-m"
+        else "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    shown = run_python("-c", trap, command[-1], "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert "usage" in shown.stdout
+    assert_one_line_error(run_python("-c", trap, command[-1], "--no-such-flag"), "--no-such-flag", "known flags: --")

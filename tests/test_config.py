@@ -1,0 +1,68 @@
+import json
+
+import pytest
+
+from pmm.config import PRESETS, Config, ModelConfig, RecipeConfig, preset
+from pmm.errors import UserError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name):
+    config = preset(name)
+    assert config.preset == name
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_paper_preset_is_the_published_recipe():
+    config = preset("paper")
+    assert (config.data.height, config.data.width) == (384, 128)
+    assert (config.recipe.epochs, config.recipe.batch_size, config.recipe.images_per_id) == (400, 128, 4)
+    assert config.recipe.ids_per_batch == 32
+    assert (config.model.block, config.model.k, config.model.on_empty) == ((3, 2), 3, "first")
+    assert (config.recipe.weight_decay, config.recipe.label_smoothing) == (5e-4, 0.1)
+    assert (config.recipe.cutout, config.recipe.cutout_size, config.recipe.flip) == (0.5, (64, 64), 0.5)
+
+
+def test_unknown_keys_are_refused_and_the_known_ones_named():
+    values = preset("tiny").to_dict()
+    values["recipe"]["epoks"] = 3
+    with pytest.raises(UserError, match=r"config\.recipe: unknown key 'epoks'; known keys: epochs, "):
+        Config.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "text"),
+    [
+        ("recipe", "epochs", "many", "must be int"),
+        ("recipe", "epochs", True, "must be int"),
+        ("recipe", "epochs", 0, "epochs is 0; it must be at least 1"),
+        ("recipe", "batch_size", 30, "multiple of images_per_id=4"),
+        ("recipe", "warmup", 0.9, "0<=warmup<=flat<=1"),
+        ("model", "block", [0, 2], "two positive numbers"),
+        ("model", "block", [1, 2, 3], "must be tuple"),
+        ("data", "std", [0, 1, 1], "positive"),
+        ("data", "val_identities", 1.0, r"in \[0, 1\)"),
+    ],
+)
+def test_wrong_values_are_refused(section, key, value, text):
+    values = preset("tiny").to_dict()
+    values[section][key] = value
+    with pytest.raises(UserError, match=text):
+        Config.from_dict(values)
+
+
+def test_a_section_must_be_a_table():
+    with pytest.raises(UserError, match=r"config\.model is 3"):
+        Config.from_dict({"model": 3})
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(UserError, match="unknown preset 'huge'; known presets: paper, tiny"):
+        preset("huge")
+
+
+def test_differences_name_each_key():
+    a = Config(recipe=RecipeConfig(epochs=3), model=ModelConfig(k=1))
+    b = Config(recipe=RecipeConfig(epochs=4), model=ModelConfig(k=1), seed=5)
+    assert a.differences(b) == ["recipe.epochs: 3 -> 4", "seed: 0 -> 5"]
+    assert a.differences(a) == []

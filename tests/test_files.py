@@ -1,0 +1,84 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pmm.errors import UserError
+from pmm.files import claimed, existing_file, replacing, sha256, write_file
+
+
+def test_write_replaces_whole(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    write_file(path, "one")
+    write_file(path, b"two")
+    assert path.read_text() == "two"
+    assert os.listdir(path.parent) == ["file.txt"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def test_failure_keeps_the_old_file_and_leaves_nothing(tmp_path):
+    path = tmp_path / "file.txt"
+    write_file(path, "old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_full_disk_keeps_the_old_file(tmp_path):
+    path = tmp_path / "file.bin"
+    write_file(path, b"old")
+    script = (
+        "import resource, sys; from pathlib import Path; from pmm.files import write_file; from pmm.errors import UserError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_file(Path(sys.argv[1]), bytes(5000))\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert "cannot write" in done.stdout, done.stderr
+    assert "unchanged" in done.stdout
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_unwritable_places_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_file(tmp_path / "file" / "below", "x")
+    with pytest.raises(UserError, match="it is a folder"):
+        write_file(tmp_path, "x")
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from pmm.files import claimed; from pmm.errors import UserError\n"
+        "try:\n  with claimed(Path(sys.argv[1])): print('got it')\n"
+        "except UserError as error: print(error)\n"
+    )
+
+    def other():
+        return subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True).stdout
+
+    with claimed(tmp_path):
+        assert "in use by another process" in other()
+    assert "got it" in other()
+
+
+def test_existing_file(tmp_path):
+    with pytest.raises(UserError, match=r"does not exist; expected a checkpoint"):
+        existing_file(tmp_path / "no.pth", "a checkpoint")
+    with pytest.raises(UserError, match="is a folder; expected a checkpoint"):
+        existing_file(tmp_path, "a checkpoint")
+
+
+def test_sha256(tmp_path):
+    write_file(tmp_path / "x", b"abc")
+    assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
