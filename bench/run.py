@@ -59,9 +59,7 @@ def main() -> None:
     split = read_dataset(data.dataset, data.root)
     plan = LatencyPlan(warmup=0.05, samples=12) if fast_mode() else LatencyPlan()
     with claimed(out):
-        report, picture = bench(
-            checkpoint, config, split, backends=backends, batches=batches, out=out, plan=plan
-        )
+        report, picture = bench(checkpoint, config, split, backends=backends, batches=batches, out=out, plan=plan)
         write_reports(report, out, picture)
     print(table(report))
     print(f"report: {(out / 'report.html').resolve()}")

@@ -73,14 +73,16 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[nn.Module, Config]:
-    """The trained model in eval mode and its configuration. Raises UserError if the weights do not fit it key for key."""
+    """The trained model in eval mode and its configuration. Raises UserError if the weights do not fit key for key."""
     config = Config.from_dict(checkpoint["config"])
     model = build_model(config)
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise UserError(f"{source}: the weights do not fit the checkpoint's own configuration ({' '.join(lines)[:200]})") from error
+        raise UserError(
+            f"{source}: the weights do not fit the checkpoint's own configuration ({' '.join(lines)[:200]})"
+        ) from error
     return model.eval(), config
 
 
@@ -125,7 +127,9 @@ def restore_training(
 
 
 def load_model(path: str | Path) -> nn.Module:
-    """The model of a checkpoint, in eval mode on the CPU: normalised float32 [N, 3, H, W] -> unnormalised embeddings [N, D].
+    """The model of a checkpoint in eval mode, on the CPU.
+
+    It maps normalised float32 images [N, 3, H, W] to unnormalised embeddings [N, D].
 
     Raises UserError as `load`.
     """

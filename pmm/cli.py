@@ -1,4 +1,4 @@
-"""Command lines from dataclasses, and the one place where an error becomes one line and an exit code. Loads no torch."""
+"""Command lines from dataclasses, and where an error becomes one line and an exit code. Loads no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ def parse(command: type[T], *, prog: str, description: str, default: T | None = 
 
 
 def parse_args(
-    command: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None, partial: bool = False
+    command: type[T],
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: T | None = None,
+    partial: bool = False,
 ) -> T:
     """As `parse`, from `args`; `partial=True` ignores flags that `command` does not have, and `--help`."""
     import tyro
@@ -53,7 +59,7 @@ def parse_args(
 
 
 def run(main: Callable[[], int | None], *, prog: str) -> None:
-    """Call `main` and exit: UserError is one line and 1, Ctrl-C one line and 130; anything else is a bug and is shown."""
+    """Call `main` and exit: UserError is one line and 1, Ctrl-C one line and 130; anything else is a bug, and shown."""
     try:
         code = main()
     except UserError as error:
@@ -111,7 +117,7 @@ def _refuse_unknown_flags(command: type, args: Sequence[str], prog: str) -> None
 
 def _one_line(box: str) -> str:
     """The first paragraph inside the parser's box-drawn message."""
-    lines = []
+    lines: list[str] = []
     for line in box.splitlines():
         text = line.strip(" │╭╮╰╯─")
         if not text and lines and "─" in line:

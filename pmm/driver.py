@@ -1,4 +1,4 @@
-"""Which NVIDIA GPUs the driver sees, asked without torch or TensorRT (whose builders and runtimes may crash without one)."""
+"""Which NVIDIA GPUs the driver sees: asked without torch, and before TensorRT, which may crash without one."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ def seed_everything(seed: int) -> None:
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
     """Learning rate of iteration `step` (from 0).
 
-    "paper": the steps of the published recipe by epoch e = 1..400, stretched to `recipe.epochs`: 1e-4 (e // 5 + 1) below
-    50, then 1e-3, 1e-4 from 200, 1e-5 from 300 (times recipe.lr / 1e-3). "flat-cosine": linear warm-up, flat, half a
-    cosine down.
+    "paper": the steps of the published recipe by epoch e = 1..400, stretched to `recipe.epochs`: 1e-4 (e // 5 + 1)
+    below 50, then 1e-3, 1e-4 from 200, 1e-5 from 300 (times recipe.lr / 1e-3). "flat-cosine": linear warm-up, flat,
+    half a cosine down.
     """
     if recipe.schedule == "paper":
         epoch = (step // steps_per_epoch) * PAPER_EPOCHS // recipe.epochs + 1

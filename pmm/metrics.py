@@ -180,7 +180,9 @@ def _check(embeddings: Floats, pids: Ints, camids: Ints, name: str) -> None:
         )
     bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if len(bad):
-        raise UserError(f"{name}: {len(bad)} of {len(embeddings)} embeddings hold NaN or Inf, the first is row {bad[0]}")
+        raise UserError(
+            f"{name}: {len(bad)} of {len(embeddings)} embeddings hold NaN or Inf, the first is row {bad[0]}"
+        )
 
 
 def _unit(embeddings: Floats) -> Floats:

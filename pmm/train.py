@@ -73,20 +73,22 @@ def parse(args: list[str]) -> Command:
     Raises UserError for an unknown preset, or a resumed run that is not there or has other values.
     """
     first = cli.parse_args(_Choices, args, prog=PROG, description="", partial=True)
-    place = {"out": first.out, "resume": first.resume, "device": first.device}
+    out = first.out
     if first.resume and not first.help:
-        place["out"] = first.out or newest_run("last.pth").parent
-        config = saved_config(place["out"])
+        out = out or newest_run("last.pth").parent
+        config = saved_config(out)
     else:
         config = preset(first.preset or _default_preset())
         if first.dataset == SYNTHETIC:
             epochs = 1 if fast_mode() else min(SYNTHETIC_EPOCHS, config.recipe.epochs)
             config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, epochs=epochs))
-    default = Command(**place, config=config)
+    default = Command(out=out, resume=first.resume, device=first.device, config=config)
     command = cli.parse_args(Command, args, prog=PROG, description=__doc__ or "", default=default)
     changed = config.differences(command.config) if first.resume else []
     if changed:
-        raise UserError(f"{command.out} was started with other values ({'; '.join(changed)}); resume without these flags")
+        raise UserError(
+            f"{command.out} was started with other values ({'; '.join(changed)}); resume without these flags"
+        )
     return command
 
 
@@ -240,9 +242,15 @@ def _truncated_log(path: Path, epochs: int) -> Any:
 
 def _say_start(config: Config, split: Split, out: Path, device: Any, model: torch.nn.Module, start: int) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"{PROG}: {config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), {device}, seed {config.seed}")
+    print(
+        f"{PROG}: {config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), {device}, "
+        f"seed {config.seed}"
+    )
     print(f"data: {config.data.root}: {split.describe() if split.query else split.describe().split(', query')[0]}")
-    print(f"run: {out} ({'from epoch ' + str(start + 1) if start else 'from scratch'}, {config.recipe.epochs} epochs)", flush=True)
+    print(
+        f"run: {out} ({'from epoch ' + str(start + 1) if start else 'from scratch'}, {config.recipe.epochs} epochs)",
+        flush=True,
+    )
 
 
 def _line(label: str, record: dict[str, Any], seconds_left: float) -> str:

@@ -20,9 +20,14 @@ def test_write_replaces_whole(tmp_path):
 def test_failure_keeps_the_old_file_and_leaves_nothing(tmp_path):
     path = tmp_path / "file.txt"
     write_file(path, "old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def half():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
 
@@ -31,7 +36,8 @@ def test_full_disk_keeps_the_old_file(tmp_path):
     path = tmp_path / "file.bin"
     write_file(path, b"old")
     script = (
-        "import resource, sys; from pathlib import Path; from pmm.files import write_file; from pmm.errors import UserError\n"
+        "import resource, sys\nfrom pathlib import Path\n"
+        "from pmm.files import write_file\nfrom pmm.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_file(Path(sys.argv[1]), bytes(5000))\n"
         "except UserError as error: print(error)\n"

@@ -54,7 +54,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Short commit of the source tree this package lies in, with "+" if files differ from it; None if installed alone."""
+    """Short commit of the source tree this package lies in, "+" if files differ from it; None if installed alone."""
     here = Path(__file__).resolve().parents[2]
     try:
         found = subprocess.run(

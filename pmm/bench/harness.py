@@ -62,8 +62,9 @@ def bench(
 ) -> tuple[dict[str, Any], Image.Image]:
     """Measure `backends` on the test part of `split`; returns the report (see `pmm.bench.report`) and ranked lists.
 
-    Artifacts that a backend needs are exported into `out`/artifacts once per checkpoint. Raises UserError for an unknown
-    backend, or if the reference itself (torch, fp32) cannot be measured.
+    Artifacts that a backend needs are exported into `out`/artifacts once per checkpoint.
+
+    Raises UserError for an unknown backend, or if the reference itself (torch, fp32) cannot be measured.
     """
     unknown = [name for name in backends if name not in BACKENDS]
     if unknown:

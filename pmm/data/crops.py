@@ -59,9 +59,7 @@ def load_crop(path: str | Path, height: int, width: int) -> Crops:
         raise UserError(f"{path}: not a readable image ({reason}); replace or remove it") from error
 
 
-def iter_crops(
-    paths: Sequence[Path], height: int, width: int, batch_size: int, threads: int = 4
-) -> Iterator[Crops]:
+def iter_crops(paths: Sequence[Path], height: int, width: int, batch_size: int, threads: int = 4) -> Iterator[Crops]:
     """Batches uint8 [B, height, width, 3] in the order of `paths`, decoded ahead by `threads` threads."""
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with ThreadPoolExecutor(threads) as pool:

@@ -108,7 +108,7 @@ class TrainSet(Dataset[Any]):
 
 
 def train_batches(samples: tuple[Sample, ...], config: Config) -> tuple[DataLoader[Any], PKSampler]:
-    """The loader of `TrainBatch`es (or a UserError in a batch's place) and its sampler, whose `epoch` the caller sets."""
+    """The loader of `TrainBatch`es (or UserErrors in their place) and its sampler, whose `epoch` the caller sets."""
     train_set = TrainSet(samples, config)
     recipe = config.recipe
     sampler = PKSampler(train_set.labels, recipe.ids_per_batch, recipe.images_per_id, config.seed)

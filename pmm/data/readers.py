@@ -45,7 +45,9 @@ def split_validation(train: tuple[Sample, ...], share: float, seed: int) -> Spli
     held = set(np.random.default_rng([seed, 1]).permutation(pids)[: round(share * len(pids))].tolist())
     if not held:
         return Split(train=train, query=(), gallery=())
-    query, gallery, seen = [], [], set()
+    query: list[Sample] = []
+    gallery: list[Sample] = []
+    seen: set[tuple[int, int]] = set()
     for sample in train:
         if sample.pid in held:
             first = (sample.pid, sample.camid) not in seen

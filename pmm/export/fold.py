@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -16,10 +18,7 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     """
     for child in [module, *module.modules()]:
         names = list(child._modules)
-        if isinstance(child, nn.Sequential):
-            pairs = list(zip(names, names[1:], strict=False))
-        else:
-            pairs = []
+        pairs = list(pairwise(names)) if isinstance(child, nn.Sequential) else []
         pairs += [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]
         for first, second in pairs:
             layer, norm = child._modules.get(first), child._modules.get(second)

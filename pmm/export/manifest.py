@@ -65,7 +65,10 @@ class Manifest:
                 raise UserError(f"{source}: manifest format {values['format']!r}; this version reads {FORMAT!r}")
             shape = values.pop("preprocessing")
             preprocessing = Preprocessing(
-                height=int(shape["height"]), width=int(shape["width"]), mean=tuple(shape["mean"]), std=tuple(shape["std"])
+                height=int(shape["height"]),
+                width=int(shape["width"]),
+                mean=tuple(shape["mean"]),
+                std=tuple(shape["std"]),
             )
             return cls(preprocessing=preprocessing, **values)
         except (ValueError, KeyError, TypeError) as error:

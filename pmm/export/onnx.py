@@ -9,6 +9,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +80,8 @@ def describe(artifact: Artifact) -> str:
     line = f"{artifact.path}: {manifest.precision_found}, opset {manifest.opset}, {size:.1f} MB, "
     if manifest.parity is None:
         return line + "parity NOT verified (--no-verify)"
-    return line + (
-        f"parity with the checkpoint on {manifest.parity['rows']} crops: min cosine {manifest.parity['min_cosine']:.7f}, "
-        f"max difference {manifest.parity['max_abs']:.1e}"
-    )
+    rows, cosine, largest = (manifest.parity[key] for key in ("rows", "min_cosine", "max_abs"))
+    return line + f"parity with the checkpoint on {rows} crops: min cosine {cosine:.7f}, max difference {largest:.1e}"
 
 
 def build_graph(model: torch.nn.Module, config: Config) -> onnx.ModelProto:
@@ -123,7 +122,7 @@ def build_graph(model: torch.nn.Module, config: Config) -> onnx.ModelProto:
 
 
 def found_precision(proto: onnx.ModelProto) -> str:
-    """The precision of the weights of every convolution and matrix product, read from the file. Raises UserError if mixed."""
+    """The precision of all convolution and matrix weights, read from the file. Raises UserError if they differ."""
     import onnx
 
     names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
@@ -153,7 +152,7 @@ def verify_runner(reference: Any, candidate: Any, crops: Crops, min_cosine: floa
     Raises UserError if a row's cosine is below `min_cosine`, or depends on the batch it is in.
     """
     bounds = [0, 1, 4, len(crops)] if len(crops) > 4 else [0, len(crops)]
-    rows = np.concatenate([candidate(crops[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)])
+    rows = np.concatenate([candidate(crops[a:b]) for a, b in pairwise(bounds)])
     parity = numeric_parity(reference(crops), rows)
     together = numeric_parity(rows, candidate(crops))
     for figures, against in ((parity, "the torch checkpoint's"), (together, "the same row's in another batch")):

@@ -52,7 +52,7 @@ def choose_flavor(onnx_file: Path) -> tuple[str, Any]:
 def build_engine(onnx_file: Path, out: Path, profile: BatchProfile | None = None) -> Artifact:
     """Build an engine from an exported ONNX file, in the precision that the file holds, and write its manifest.
 
-    Raises UserError if there is no builder, the file is not ours or has no manifest, or the parser or builder refuses it.
+    Raises UserError if there is no builder, the file has no manifest, or the parser or the builder refuses it.
     """
     profile = profile or BatchProfile()
     flavor, trt = choose_flavor(onnx_file)
@@ -95,7 +95,9 @@ def _manifest(source: Manifest, flavor: str, version: str, profile: BatchProfile
         "batch": dataclasses.asdict(profile),
     }
     # the parity figures are the ONNX file's; an engine's own are measured where it runs
-    return dataclasses.replace(source, parity=None, engine=engine, versions={**source.versions, FLAVORS[flavor]: version})
+    return dataclasses.replace(
+        source, parity=None, engine=engine, versions={**source.versions, FLAVORS[flavor]: version}
+    )
 
 
 def _logger(trt: Any) -> Any:

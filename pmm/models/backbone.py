@@ -79,7 +79,9 @@ def load_weights(backbone: Backbone, config: ModelConfig) -> None:
     if config.weights == "none":
         return
     if config.backbone != "resnet50":
-        raise UserError(f"--weights {config.weights}: the {config.backbone} trunk has no such weights; use --weights none")
+        raise UserError(
+            f"--weights {config.weights}: the {config.backbone} trunk has no such weights; use --weights none"
+        )
     state = _imagenet() if config.weights == "imagenet" else _state_dict(config.weights)
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     renamed = {key if key.startswith("layer4.") else f"trunk.{key}": value for key, value in state.items()}

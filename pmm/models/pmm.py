@@ -96,7 +96,5 @@ def _stack_linear(a: nn.Linear, b: nn.Linear) -> nn.Linear:
 def _stack_bn(a: nn.BatchNorm1d, b: nn.BatchNorm1d) -> nn.BatchNorm1d:
     both = nn.BatchNorm1d(a.num_features + b.num_features, eps=a.eps, device=a.weight.device, dtype=a.weight.dtype)
     state_a, state_b = a.state_dict(), b.state_dict()
-    both.load_state_dict(
-        {key: torch.cat([v, state_b[key]]) if v.dim() else v for key, v in state_a.items()}
-    )
+    both.load_state_dict({key: torch.cat([v, state_b[key]]) if v.dim() else v for key, v in state_a.items()})
     return both.train(a.training)

@@ -50,6 +50,6 @@ def _check_mix_fits(config: Config) -> None:
     rows, columns = -(-height // config.model.block[0]), -(-width // config.model.block[1])
     if config.model.k > rows * columns:
         raise UserError(
-            f"config: k is {config.model.k}, but the {height}x{width} map of {config.data.height}x{config.data.width} crops "
-            f"has only {rows * columns} blocks of {config.model.block[0]}x{config.model.block[1]}"
+            f"config: k is {config.model.k}, but the {height}x{width} map of {config.data.height}x{config.data.width} "
+            f"crops has only {rows * columns} blocks of {config.model.block[0]}x{config.model.block[1]}"
         )

@@ -1,7 +1,7 @@
 """Hard-Mix: replace the blocks that a CAM ranks first by the same cells of a partner's map.
 
-`pmm::hard_mix` ranks and selects; `pmm::hard_mix_select` selects with cells already known; `pmm::hard_mix_adjoint` is its
-transpose. The last two are each other's derivative, so the op can be differentiated any number of times.
+`pmm::hard_mix` ranks and selects; `pmm::hard_mix_select` selects with cells already known; `pmm::hard_mix_adjoint` is
+its transpose. The last two are each other's derivative, so the op can be differentiated any number of times.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _select_reference(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
 
 
 def _adjoint_reference(dy: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
-    """dx[n] = dy[n] off its replaced cells + the replaced cells of every sample whose partner is n, in ascending order."""
+    """dx[n] = dy[n] off its replaced cells + the replaced cells of every sample with partner n, in ascending order."""
     _check_select("hard_mix_adjoint", dy, replaced, partner)
     check_partner_range("hard_mix_adjoint", partner)
     wide = dy.to(accumulator(dy.dtype))

@@ -1,7 +1,7 @@
 """Hard-Mix followed by global max pooling, as one op: a mixed map that is only pooled need never be written.
 
-`pmm::hard_mix_max_pool` also returns where each maximum lies; `pmm::hard_mix_unpool` (its transpose: one value per sample
-and channel goes back to the cell it came from) and `pmm::hard_mix_gather` are each other's derivative.
+`pmm::hard_mix_max_pool` also returns where each maximum lies; `pmm::hard_mix_unpool` (its transpose: one value per
+sample and channel goes back to the cell it came from) and `pmm::hard_mix_gather` are each other's derivative.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def _source(cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     return torch.where(replaced.flatten(1).gather(1, cell), partner[:, None], own)
 
 
-def _unpool_reference(
-    dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, channels_last: bool
-) -> Tensor:
+def _unpool_reference(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, channels_last: bool) -> Tensor:
     """dy [N, C] -> dx [N, C, H, W]: each value added to the cell of the sample its maximum was read from."""
     (n, c), (_, h, w) = dy.shape, replaced.shape
     channel = torch.arange(c, device=dy.device).expand(n, c)
@@ -142,6 +140,4 @@ def _save_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 differentiable(_hard_mix_max_pool, _backward, _save)
 differentiable(_unpool, lambda ctx, dx: (_gather(dx, *ctx.saved_tensors), *[None] * 4), _save_unpool)
-differentiable(
-    _gather, lambda ctx, dy: (_unpool(dy, *ctx.saved_tensors, ctx.channels_last), *[None] * 3), _save_gather
-)
+differentiable(_gather, lambda ctx, dy: (_unpool(dy, *ctx.saved_tensors, ctx.channels_last), *[None] * 3), _save_gather)

@@ -35,11 +35,15 @@ def numeric_parity(reference: Floats, candidate: Floats) -> NumericParity:
     """
     reference, candidate = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
     if reference.shape != candidate.shape or reference.ndim != 2 or not len(reference):
-        raise UserError(f"parity: reference is {list(reference.shape)}, candidate {list(candidate.shape)}; expected equal [N, D]")
+        raise UserError(
+            f"parity: reference is {list(reference.shape)}, candidate {list(candidate.shape)}; expected equal [N, D]"
+        )
     for name, rows in (("reference", reference), ("candidate", candidate)):
         bad = np.flatnonzero(~np.isfinite(rows).all(1))
         if len(bad):
-            raise UserError(f"parity: {len(bad)} of {len(rows)} {name} embeddings hold NaN or Inf, the first is row {bad[0]}")
+            raise UserError(
+                f"parity: {len(bad)} of {len(rows)} {name} embeddings hold NaN or Inf, the first is row {bad[0]}"
+            )
     norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(candidate, axis=1)
     equal = (reference == candidate).all(1)
     cosine = np.where(equal, 1.0, (reference * candidate).sum(1) / np.where(norms > 0, norms, 1))

@@ -1,4 +1,4 @@
-"""The runner contract: whatever executes an artifact takes uint8 crops and returns float32 embeddings. Loads no torch."""
+"""The runner contract: what executes an artifact takes uint8 crops and returns float32 embeddings. Loads no torch."""
 
 from __future__ import annotations
 
@@ -51,14 +51,18 @@ class Runner(ABC):
     def __enter__(self) -> Runner:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def check(self, images: Crops) -> None:
         """Raises UserError if `images` are not uint8 [B, H, W, 3] crops of the model's size."""
         expected = (self.preprocessing.height, self.preprocessing.width, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
-            raise UserError(f"images are {images.dtype} {list(images.shape)}; expected uint8 [B, {', '.join(map(str, expected))}]")
+            raise UserError(
+                f"images are {images.dtype} {list(images.shape)}; expected uint8 [B, {', '.join(map(str, expected))}]"
+            )
 
 
 def open_runner(artifact: str | Path, device: str = "cpu", threads: int = 0) -> Runner:

@@ -79,7 +79,7 @@ class EagerRunner(Runner):
 
 
 def torch_device(name: str) -> torch.device:
-    """"auto", "cpu" or "cuda" as a torch device. Raises UserError if CUDA is asked for and torch cannot use it."""
+    """ "auto", "cpu" or "cuda" as a torch device. Raises UserError if CUDA is asked for and torch cannot use it."""
     from pmm.errors import UserError
 
     usable = torch.cuda.is_available()

@@ -21,11 +21,13 @@ class OrtRunner(Runner):
     """An exported ONNX file in ONNX Runtime."""
 
     def __init__(self, path: str | Path, device: str = "cpu", threads: int = 0) -> None:
-        """Open `path`. Raises UserError if it is not ours, its hash does not match, or the device is not really used."""
+        """Open `path`. Raises UserError if it is not ours, was changed, or the device is not really used."""
         try:
             import onnxruntime as ort
         except ImportError as error:
-            raise UserError("running ONNX files needs ONNX Runtime: pip install onnxruntime-gpu (or onnxruntime)") from error
+            raise UserError(
+                "running ONNX files needs ONNX Runtime: pip install onnxruntime-gpu (or onnxruntime)"
+            ) from error
 
         path = existing_file(path, "an ONNX file written by export/to_onnx.py")
         content = path.read_bytes()
@@ -72,5 +74,7 @@ class OrtRunner(Runner):
 def _embedded_manifest(session: object, path: Path) -> Manifest:
     metadata = session.get_modelmeta().custom_metadata_map  # type: ignore[attr-defined]
     if METADATA_KEY not in metadata:
-        raise UserError(f"{path}: not an ONNX file of ours (no manifest beside it or inside); export it with export/to_onnx.py")
+        raise UserError(
+            f"{path}: not an ONNX file of ours (no manifest beside it or inside); export it with export/to_onnx.py"
+        )
     return Manifest.from_json(metadata[METADATA_KEY], str(path))

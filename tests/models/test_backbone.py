@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torchvision.models import resnet50
+
+from pmm.config import ModelConfig
+from pmm.errors import UserError
+from pmm.models.backbone import load_weights, resnet10_backbone, resnet50_backbone
+
+
+def test_resnet50_is_torchvisions_without_the_last_stride(tmp_path):
+    torch.manual_seed(0)
+    net = resnet50(weights=None)
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    backbone = resnet50_backbone()
+    load_weights(backbone, ModelConfig(weights=str(tmp_path / "weights.pth")))
+    net.layer4[0].conv2.stride = net.layer4[0].downsample[0].stride = (1, 1)
+    images = torch.randn(1, 3, 64, 32)
+    expected = images
+    for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        expected = getattr(net.eval(), name)(expected)
+    with torch.inference_mode():
+        assert torch.equal(backbone.eval()(images), expected)
+
+
+def test_resnet10_map_is_a_sixteenth():
+    assert resnet10_backbone()(torch.zeros(1, 3, 128, 64)).shape == (1, 128, 8, 4)
+
+
+def test_none_changes_nothing():
+    backbone = resnet10_backbone()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    load_weights(backbone, ModelConfig(backbone="resnet10", weights="none"))
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_weights_that_do_not_fit_are_one_line(tmp_path):
+    state = resnet50(weights=None).state_dict()
+    backbone = resnet50_backbone()
+
+    def refused(value, text):
+        torch.save(value, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=text) as error:
+            load_weights(backbone, ModelConfig(weights=str(tmp_path / "w.pth")))
+        assert "\n" not in str(error.value)
+
+    refused({k: v for k, v in state.items() if k != "conv1.weight"}, r"1 missing \(as trunk.conv1.weight\)")
+    refused({**state, "extra": torch.zeros(1)}, r"1 unknown \(as trunk.extra\)")
+    refused({**state, "conv1.weight": torch.zeros(1)}, "1 of another shape")
+    refused([1, 2], "not a state dict")
+    (tmp_path / "w.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="not a plain state dict"):
+        load_weights(backbone, ModelConfig(weights=str(tmp_path / "w.pth")))
+    with pytest.raises(UserError, match="no such file"):
+        load_weights(backbone, ModelConfig(weights=str(tmp_path / "missing.pth")))
+    with pytest.raises(UserError, match="resnet10 trunk has no such weights"):
+        load_weights(resnet10_backbone(), ModelConfig(backbone="resnet10", weights="imagenet"))
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"the download failed \(no route to host\); give a file with --weights FILE"):
+        load_weights(resnet50_backbone(), ModelConfig(weights="imagenet"))

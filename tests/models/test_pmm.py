@@ -1,0 +1,144 @@
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pmm.config import preset
+from pmm.errors import UserError
+from pmm.losses import reid_losses
+from pmm.models.registry import METHODS, build_model, deployed
+from pmm.models.stages import Head
+from pmm.ops.mixed_cam import cam
+
+
+def config_of(name, method="pmm", **model):
+    base = preset(name)
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, method=method, **model))
+
+
+def test_paper_has_the_published_size():
+    model = build_model(config_of("paper", num_classes=751))
+    assert sum(p.numel() for p in model.parameters()) == 32_276_749
+    assert model.embedding_dim == 1536
+
+
+def test_paper_maps_are_24_by_8():
+    config = config_of("paper", num_classes=3)
+    model = build_model(config).eval()
+    with torch.inference_mode():
+        f1 = model.backbone(torch.zeros(1, 3, 384, 128))
+        assert f1.shape == (1, 2048, 24, 8)
+        assert model.bottleneck(f1).shape == (1, 2048, 24, 8)
+
+
+def test_initialisation_is_the_published_one():
+    model = build_model(config_of("paper", num_classes=751))
+    for head in model.stages:
+        assert head.reduction.bias.abs().max() == head.classifier.bias.abs().max() == head.bn.bias.abs().max() == 0
+        assert head.reduction.weight.std().item() == pytest.approx((2 / 2048) ** 0.5, rel=0.05)  # kaiming, fan in
+        assert head.classifier.weight.std().item() == pytest.approx((2 / 751) ** 0.5, rel=0.05)  # kaiming, fan out
+        assert head.bn.weight.mean().item() == pytest.approx(1, abs=0.005)
+        assert head.bn.weight.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("size", [(128, 64), (96, 48), (101, 37)])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_size_follows_from_the_input(method, size):
+    model = build_model(config_of("tiny", method, num_classes=4, block=(2, 1)))
+    images, pids = torch.randn(6, 3, *size), torch.tensor([0, 0, 1, 1, 3, 3])
+    output = model(images, pids)
+    assert all(f.shape[0] == 6 for f in output.features)
+    assert all(z.shape == (6, 4) for z in output.logits)
+    sum(reid_losses(output, pids, label_smoothing=0.1).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    with torch.inference_mode():
+        assert model(images).shape == (6, model.embedding_dim)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_deployed_network_gives_the_same_embedding(method):
+    model = build_model(config_of("tiny", method, num_classes=4))
+    model(torch.randn(8, 3, 128, 64), torch.arange(8) // 2)  # moves the running statistics
+    model.eval()
+    images = torch.randn(5, 3, 128, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(deployed(model)(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_deployed_pmm_has_one_layer_for_stages_two_and_three():
+    network = deployed(build_model(config_of("tiny", num_classes=4)))
+    linear = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in linear] == [(128, 128), (128, 256)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_cam_weights_equal_grad_cam_through_the_map(training):
+    """alpha[n, c] = mean over the map of dS/dA, S = sum of the true identities' logits: average and max pooling."""
+    torch.manual_seed(0)
+    head = Head(8, 6, 5).double().train(training)
+    head.bn.running_mean.uniform_(-1, 1)
+    head.bn.running_var.uniform_(0.5, 2)
+    pids = torch.tensor([0, 1, 1, 4])
+    for pool in (lambda a: a.mean((2, 3)), lambda a: F.adaptive_max_pool2d(a, 1).flatten(1)):
+        maps = torch.randn(4, 8, 3, 2, dtype=torch.float64, requires_grad=True)
+        pooled = pool(maps)
+        buffers = [b.clone() for b in head.buffers()]
+        weights = head.cam_weights(pooled, pids, cells=6)
+        assert all(torch.equal(a, b) for a, b in zip(buffers, head.buffers(), strict=True))
+        score = head(pooled)[1].gather(1, pids[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, maps)
+        torch.testing.assert_close(weights, gradient.mean((2, 3)), rtol=1e-9, atol=1e-12)
+        expected = (gradient.mean((2, 3))[:, :, None, None] * maps).sum(1).relu()
+        torch.testing.assert_close(cam(maps, weights), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_stages_mix_the_unmixed_map_guided_by_the_stage_before(monkeypatch):
+    """X2 = HardMix(X, CAM(F1, z1)), X3 = HardMix(X, CAM(X2, z2)), written out with autograd and separate ops."""
+    from pmm.models import pmm as module
+
+    partners = [torch.tensor([2, 3, 0, 1]), torch.tensor([3, 2, 1, 0])]
+    draws = iter(partners * 2)
+    monkeypatch.setattr(module, "sample_partners", lambda pids, generator=None: next(draws))
+    torch.manual_seed(1)
+    model = build_model(config_of("tiny", num_classes=4, block=(2, 2), k=2)).double()
+    images, pids = torch.randn(4, 3, 128, 64, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    output = model(images, pids)
+
+    def guided(maps, pool, head):
+        leaf = maps.detach().requires_grad_()
+        score = head(pool(leaf))[1].gather(1, pids[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, leaf)
+        return (gradient.mean((2, 3))[:, :, None, None] * leaf).sum(1).relu().detach()
+
+    def largest(a):
+        return F.adaptive_max_pool2d(a, 1).flatten(1)
+
+    f1 = model.backbone(images)
+    x = model.bottleneck(f1)
+    x2, _ = torch.ops.pmm.hard_mix(
+        x, guided(f1, lambda a: a.mean((2, 3)), model.stages[0]), partners[0], [2, 2], 2, "first"
+    )
+    x3, _ = torch.ops.pmm.hard_mix(x, guided(x2, largest, model.stages[1]), partners[1], [2, 2], 2, "first")
+    for stage, pooled in enumerate((f1.mean((2, 3)), largest(x2), largest(x3))):
+        feature, logits = model.stages[stage](pooled)
+        torch.testing.assert_close(output.features[stage], feature)
+        torch.testing.assert_close(output.logits[stage], logits)
+
+
+def test_forward_touches_no_gradient_and_the_same_generator_gives_the_same_mix():
+    model = build_model(config_of("tiny", num_classes=4))
+    images, pids = torch.randn(8, 3, 128, 64), torch.arange(8) // 2
+    outputs = [model(images, pids, torch.Generator().manual_seed(s)) for s in (3, 3, 4)]
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(outputs[0].features[2], outputs[1].features[2])
+    assert not torch.equal(outputs[0].features[2], outputs[2].features[2])
+    assert torch.equal(outputs[0].features[0], outputs[2].features[0])
+
+
+def test_unknown_method_and_blocks_that_do_not_fit():
+    with pytest.raises(UserError, match="unknown method 'pmn'; known methods: "):
+        build_model(config_of("tiny", "pmn", num_classes=4))
+    with pytest.raises(UserError, match=r"the 8x4 map of 128x64 crops has only 32 blocks of 1x1"):
+        build_model(config_of("tiny", num_classes=4, k=33))
