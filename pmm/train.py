@@ -63,7 +63,14 @@ class _Choices(Place):
 def main() -> int:
     """Parse, then train."""
     command = parse(sys.argv[1:])
-    train(command.config, out=command.out or new_run(command), device=command.device, resume=command.resume)
+    out = command.out or new_run(command)
+    try:
+        train(command.config, out=out, device=command.device, resume=command.resume)
+    except KeyboardInterrupt:
+        saved = (out / "last.pth").exists()
+        go_on = f"go on with: python -m pmm.train --out {out} --resume" if saved else "no epoch was finished yet"
+        print(f"\n{PROG}: interrupted; {go_on}", file=sys.stderr)
+        return cli.INTERRUPTED
     return 0
 
 
@@ -82,7 +89,7 @@ def parse(args: list[str]) -> Command:
         if first.dataset == SYNTHETIC:
             epochs = 1 if fast_mode() else min(SYNTHETIC_EPOCHS, config.recipe.epochs)
             config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, epochs=epochs))
-    default = Command(out=out, resume=first.resume, device=first.device, config=config)
+    default = Command(out=out, config=config)
     command = cli.parse_args(Command, args, prog=PROG, description=__doc__ or "", default=default)
     changed = config.differences(command.config) if first.resume else []
     if changed:
@@ -98,10 +105,10 @@ def train(config: Config, *, out: Path, device: str = "auto", resume: bool = Fal
     Raises UserError for data, weights or an output folder that cannot be used.
     """
     with claimed(out):
-        has_run = any((out / name).exists() for name in ("last.pth", "config.json"))
+        has_run = (out / "last.pth").exists()
         if has_run and not resume:
             raise UserError(f"{out} holds a run; add --resume to go on with it, or choose another --out")
-        if resume and not (out / "last.pth").is_file():
+        if resume and not has_run:
             raise UserError(f"{out} holds no last.pth to resume from; start without --resume")
         if not resume:
             config = _settled(config)
@@ -109,7 +116,6 @@ def train(config: Config, *, out: Path, device: str = "auto", resume: bool = Fal
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, num_classes=len(class_indices(split.train)))
         )
-        write_file(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         return _train(config, split, out, device, resume)
 
 
@@ -145,6 +151,7 @@ def _train(config: Config, split: Split, out: Path, device_name: str, resume: bo
             print(f"{out}: the run is finished ({start} epochs); nothing to do")
             return out / "best.pth"
         checkpoint.restore_training(state, model, optimizer, scheduler)
+    write_file(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
     _say_start(config, split, out, device, model, start)
     validation = Validation(split, preprocessing_of(config)) if split.query else None
     log = _truncated_log(out / "metrics.jsonl", start)

@@ -1,0 +1,186 @@
+"""Pictures of what a model finds: every query beside its gallery in rank order. PIL and numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from pmm.data.crops import load_crop
+
+Colour = tuple[int, int, int]
+
+# A green and a red that stay apart for red-green blind eyes (one is bluish, one orange, their lightness differs).
+RIGHT: Colour = (0, 150, 110)
+WRONG: Colour = (204, 62, 10)
+QUERY: Colour = (40, 44, 56)
+_INK: Colour = (40, 44, 56)
+_FAINT: Colour = (105, 111, 123)
+_EMPTY: Colour = (235, 237, 241)
+_SMOOTH = 4  # marks are drawn this many times too large and shrunk: PIL does not smooth lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where things lie in the picture of `ranked_lists`; all lengths in pixels, derived from the crop height."""
+
+    height: int
+    titled: bool
+
+    @property
+    def width(self) -> int:
+        """Of one crop: pedestrian crops are twice as high as wide."""
+        return self.height // 2
+
+    @property
+    def frame(self) -> int:
+        return max(2, self.height // 32)
+
+    @property
+    def gap(self) -> int:
+        """Between the frames of two crops, and around everything."""
+        return max(4, self.height // 16)
+
+    @property
+    def text(self) -> int:
+        """Font size of titles, rank numbers and legend."""
+        return max(9, self.height // 10)
+
+    @property
+    def mark(self) -> int:
+        """Diameter of a tick or cross."""
+        return max(11, self.height // 8)
+
+    @property
+    def header(self) -> int:
+        return self.gap + round(1.5 * self.text)
+
+    def cell(self, line: int, rank: int) -> tuple[int, int]:
+        """Top left corner of the crop (inside its frame) of rank 1, 2, ... in `line`; rank 0 is the query."""
+        pitch = self.width + 2 * self.frame + self.gap
+        # the query stands apart from its list by three more gaps: it is not a result
+        x = self.gap + self.frame + rank * pitch + (3 * self.gap if rank else 0)
+        title = 2 * self.text if self.titled else 0
+        y = self.header + line * (self.height + 2 * self.frame + self.gap + title) + title + self.frame
+        return x, y
+
+    def size(self, lines: int, ranks: int) -> tuple[int, int]:
+        """(width, height) of the whole picture; at least wide enough for the legend."""
+        last = self.cell(lines - 1, ranks)
+        wide = last[0] + self.width + self.frame + self.gap
+        return max(wide, 33 * self.text), last[1] + self.height + self.frame + 3 * self.gap + self.swatch
+
+    @property
+    def swatch(self) -> int:
+        """Side of the little frames in the legend."""
+        return 2 * self.text
+
+
+def ranked_lists(
+    queries: Sequence[Path],
+    rows: Sequence[Sequence[tuple[Path, bool]]],
+    *,
+    height: int = 128,
+    titles: Sequence[str] = (),
+) -> Image.Image:
+    """One line per query: its crop in a dark double frame, then its gallery crops in rank order.
+
+    `rows[i]` is the list of query i, best first, as (path, is it the same person). Right ones have a green frame and a
+    tick, wrong ones a dashed red frame and a cross. `height` is that of a crop in pixels, `titles` one line of text per
+    query. Returns an RGB picture. Raises ValueError if the sequences do not match or are empty, UserError if a crop
+    cannot be read.
+    """
+    if not queries or len(rows) != len(queries):
+        raise ValueError(f"expected a row per query and at least one, got {len(queries)} queries and {len(rows)} rows")
+    if titles and len(titles) != len(queries):
+        raise ValueError(f"expected no titles or one per query, got {len(titles)} for {len(queries)} queries")
+    layout = Layout(height=height, titled=bool(titles))
+    ranks = max(len(row) for row in rows)
+    picture = Image.new("RGB", layout.size(len(queries), ranks), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(layout.text)
+    for rank in range(ranks + 1):
+        middle = layout.cell(0, rank)[0] + layout.width // 2
+        draw.text((middle, layout.header - layout.text), str(rank or "query"), _FAINT, font, anchor="mm")
+    for line, (query, row) in enumerate(zip(queries, rows, strict=True)):
+        x, y = layout.cell(line, 0)
+        if titles:
+            draw.text((layout.gap, y - layout.frame - 0.8 * layout.text), titles[line], _INK, font, anchor="lm")
+        _paste(picture, query, x, y, layout)
+        _query_frame(draw, x, y, layout.width, height, layout.frame)
+        for rank, (path, right) in enumerate(row, start=1):
+            x, y = layout.cell(line, rank)
+            _paste(picture, path, x, y, layout)
+            _frame(draw, x, y, layout.width, height, layout.frame, right)
+            _mark(picture, x + layout.width, y + height, layout.mark, right)
+    _legend(picture, layout, font)
+    return picture
+
+
+def _paste(picture: Image.Image, path: Path, x: int, y: int, layout: Layout) -> None:
+    picture.paste(Image.fromarray(load_crop(path, layout.height, layout.width)), (x, y))
+
+
+def _query_frame(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, height: int, thick: int) -> None:
+    """Two thin lines with white between: told from the single frames of the results without colour."""
+    thin = max(1, thick // 3)
+    for inset in (0, thick - thin):
+        outer = thick - inset
+        draw.rectangle((x - outer, y - outer, x + width + outer - 1, y + height + outer - 1), None, QUERY, thin)
+
+
+def _frame(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, height: int, thick: int, right: bool) -> None:
+    """Around, never over, the crop at (x, y): solid green if right, dashed red with whole corners if not."""
+    box = (x - thick, y - thick, x + width + thick - 1, y + height + thick - 1)
+    draw.rectangle(box, None, RIGHT if right else WRONG, thick)
+    if right:
+        return
+    for start, end in _gaps(width, 2 * thick):
+        for top in (y - thick, y + height):
+            draw.rectangle((x + start, top, x + end - 1, top + thick - 1), "white")
+    for start, end in _gaps(height, 2 * thick):
+        for left in (x - thick, x + width):
+            draw.rectangle((left, y + start, left + thick - 1, y + end - 1), "white")
+
+
+def _gaps(length: int, dash: int) -> list[tuple[int, int]]:
+    """The breaks of a dashed line: (start, end) in pixels, evenly spread, a dash at both ends."""
+    count = max(1, (length // dash - 1) // 2)
+    return [(round((2 * i + 1) * length / (2 * count + 1)), round((2 * i + 2) * length / (2 * count + 1)))
+            for i in range(count)]  # fmt: skip
+
+
+def _mark(picture: Image.Image, right_edge: int, bottom: int, size: int, right: bool) -> None:
+    """A round badge with a tick or a cross whose lower right corner is (right_edge, bottom)."""
+    big = size * _SMOOTH
+    rim = big // 14  # white, so that a green badge shows on green trousers
+    strokes = (
+        [[(0.27, 0.53), (0.44, 0.69), (0.73, 0.35)]]
+        if right
+        else [[(0.33, 0.33), (0.67, 0.67)], [(0.33, 0.67), (0.67, 0.33)]]
+    )
+    badge = Image.new("RGBA", (big, big), (255, 255, 255, 0))
+    pen = ImageDraw.Draw(badge)
+    pen.ellipse((0, 0, big - 1, big - 1), "white")
+    pen.ellipse((rim, rim, big - 1 - rim, big - 1 - rim), RIGHT if right else WRONG)
+    for stroke in strokes:
+        pen.line([(u * big, v * big) for u, v in stroke], "white", max(1, big // 7), joint="curve")
+    badge = badge.resize((size, size), Image.Resampling.LANCZOS)
+    picture.paste(badge, (right_edge - size, bottom - size), badge)
+
+
+def _legend(picture: Image.Image, layout: Layout, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
+    """The last line: what each kind of frame means, as small empty crops with their words."""
+    draw, side, thick = ImageDraw.Draw(picture), layout.swatch - 2 * layout.frame, max(2, layout.frame // 2)
+    x, y = layout.gap + layout.frame, picture.height - layout.gap - layout.frame - side
+    for words in ("query", "same person", "another person"):
+        draw.rectangle((x, y, x + side - 1, y + side - 1), _EMPTY)
+        if words == "query":
+            _query_frame(draw, x, y, side, side, layout.frame)
+        else:
+            _frame(draw, x, y, side, side, thick, words == "same person")
+            _mark(picture, x + side, y + side, layout.mark, words == "same person")
+        x += side + layout.text
+        draw.text((x, y + side // 2), words, _FAINT, font, anchor="lm")
+        x += round(draw.textlength(words, font)) + 2 * layout.text

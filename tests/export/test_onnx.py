@@ -1,0 +1,168 @@
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from pmm.checkpoint import load, restore_model
+from pmm.config import Config
+from pmm.errors import UserError
+from pmm.export.fold import fold_batch_norms
+from pmm.export.manifest import Manifest, manifest_path, read_manifest
+from pmm.export.onnx import build_graph, export_onnx, found_precision, verify_runner
+from pmm.files import sha256
+from tests.conftest import assert_one_line_error, run_python
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    return export_onnx(trained, tmp_path_factory.mktemp("exported") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def graph(exported):
+    return onnx.load(exported.path)
+
+
+def test_the_interface_is_the_contract(graph):
+    (images,), (embeddings,) = graph.graph.input, graph.graph.output
+    assert images.name == "images"
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    shape = [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim]
+    assert isinstance(shape[0], str)
+    assert shape[1:] == [128, 64, 3]
+    assert embeddings.name == "embeddings"
+    assert embeddings.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert [d.dim_param or d.dim_value for d in embeddings.type.tensor_type.shape.dim] == [shape[0], 384]
+    assert [o.version for o in graph.opset_import if o.domain == ""] == [20]
+    assert graph.ir_version == 10
+
+
+def test_the_graph_is_folded_merged_and_clean(graph):
+    operators = [node.op_type for node in graph.graph.node]
+    assert "BatchNormalization" not in operators
+    assert "Dropout" not in operators
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
+    products = [shapes[n.input[1]] for n in graph.graph.node if n.op_type in ("Gemm", "MatMul")]
+    assert sorted(map(sorted, products)) == [[128, 128], [128, 256]]
+    # uint8 is cast before it is transposed: TensorRT's Transpose takes no uint8
+    first = {name: operators.index(name) for name in ("Cast", "Transpose")}
+    assert first["Cast"] < first["Transpose"]
+    assert found_precision(graph) == "fp32"
+    text = str(graph)
+    assert "stack_trace" not in text
+    assert "/site-packages/" not in text
+    assert ".py" not in text
+
+
+def test_two_exports_are_byte_equal(trained, exported, tmp_path):
+    again = export_onnx(trained, tmp_path / "other-name.onnx")
+    assert again.path.read_bytes() == exported.path.read_bytes()
+
+
+def test_the_manifest_says_what_is_in_the_file(trained, exported):
+    manifest = exported.manifest
+    assert Manifest.from_json(manifest_path(exported.path).read_text(), "x") == manifest
+    assert read_manifest(exported.path, sha256(exported.path)) == manifest
+    assert manifest.checkpoint_sha256 == sha256(trained)
+    assert (manifest.precision, manifest.precision_found, manifest.opset) == ("fp32", "fp32", 20)
+    assert (manifest.preprocessing.height, manifest.preprocessing.width) == (128, 64)
+    assert manifest.embedding_dim == 384
+    assert manifest.parity["min_cosine"] > 0.99999
+    assert manifest.parity["rows"] == 64
+    inside = {p.key: p.value for p in onnx.load(exported.path).metadata_props}
+    embedded = Manifest.from_json(inside["pmm_manifest"], "inside")
+    assert dataclasses.replace(embedded, sha256=manifest.sha256, parity=manifest.parity) == manifest
+
+
+def test_embeddings_that_moved_leave_no_file(trained, tmp_path, monkeypatch):
+    import pmm.export.onnx as module
+
+    original = module.build_graph
+
+    def broken(model, config):
+        proto = original(model, config)
+        bias = next(t for t in proto.graph.initializer if list(t.dims) == [256])
+        values = onnx.numpy_helper.to_array(bias).copy()
+        values[:128] += 5.0
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+        return proto
+
+    monkeypatch.setattr(module, "build_graph", broken)
+    with pytest.raises(UserError, match=r"parity failed: row \d+ has cosine 0\.\d+ .* no file was left"):
+        export_onnx(trained, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+class Stand:
+    """A runner whose answer may depend on the batch."""
+
+    def __init__(self, fault=None):
+        self.fault = fault
+
+    def __call__(self, images):
+        rows = np.random.default_rng(0).normal(size=(192, 4)) + images.reshape(len(images), -1)[:, :1]
+        return self.fault(rows[: len(images)]) if self.fault else rows[: len(images)]
+
+
+def test_the_gate_catches_rows_that_depend_on_their_batch():
+    crops = np.zeros((20, 2, 2, 3), np.uint8)
+    constant = lambda images: np.ones((len(images), 4)) + images.reshape(len(images), -1)[:, :4]  # noqa: E731
+    assert verify_runner(constant, constant, crops, 0.9999, "x").min_cosine == 1.0
+
+    def last_row_wrong(images):
+        rows = constant(images)
+        if len(images) == 20:
+            rows[-1] = [1, -1, 1, -1]
+        return rows
+
+    with pytest.raises(UserError, match="row 19 has cosine 0.0000000 with the same row's in another batch"):
+        verify_runner(constant, last_row_wrong, crops, 0.9999, "x")
+
+
+def test_no_crops_is_refused_unless_asked_for(trained, tmp_path, people):
+    state = load(trained)
+    state["config"]["data"]["root"] = str(tmp_path / "gone")
+    torch.save(state, tmp_path / "moved.pth")
+    out = tmp_path / "model.onnx"
+    done = run_python("export/to_onnx.py", tmp_path / "moved.pth", "-o", out)
+    assert_one_line_error(done, "no crops to verify on", "--verify-root DIR, or --no-verify")
+    assert not out.exists()
+    unverified = export_onnx(tmp_path / "moved.pth", out, verify=False)
+    assert unverified.manifest.parity is None
+    verified = export_onnx(tmp_path / "moved.pth", out, verify_root=str(people))
+    assert verified.manifest.parity["rows"] == 64
+
+
+def test_commands_name_the_file_they_cannot_use(tmp_path, trained):
+    (tmp_path / "bad.pth").write_bytes(trained.read_bytes()[:1000])
+    for script in ("export/to_onnx.py", "export/to_trt.py"):
+        assert_one_line_error(run_python(script, tmp_path / "bad.pth"), "bad.pth: truncated, or not a checkpoint")
+        assert_one_line_error(run_python(script, tmp_path / "none.pth"), "none.pth does not exist")
+    assert {p.name for p in tmp_path.iterdir()} == {"bad.pth"}
+    (tmp_path / "file").write_text("")
+    assert_one_line_error(run_python("export/to_onnx.py", trained, "-o", tmp_path / "file" / "x.onnx"), "cannot write")
+
+
+def test_folding_keeps_the_function_and_refuses_leftovers():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+    net(torch.randn(8, 3, 9, 9))
+    net.eval()
+    images = torch.randn(2, 3, 9, 9)
+    expected = net(images)
+    folded = fold_batch_norms(net)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(images), expected)
+    with pytest.raises(ValueError, match="batch-norm without a layer to fold it into: 0"):
+        fold_batch_norms(torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 4, 3)).eval())
+
+
+def test_exporting_does_not_change_the_model(trained):
+    state = load(trained)
+    model, config = restore_model(state, trained)
+    build_graph(model, config)
+    assert all(torch.equal(value, state["model"][key]) for key, value in model.state_dict().items())
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config

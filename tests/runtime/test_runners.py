@@ -1,0 +1,129 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from pmm.checkpoint import load, load_model
+from pmm.data.crops import load_crops, preprocessing_of
+from pmm.data.readers import read_dataset
+from pmm.embed import embed_samples, rank_split
+from pmm.errors import UserError
+from pmm.export.onnx import export_onnx
+from pmm.runtime.base import open_runner
+
+
+@pytest.fixture(scope="module")
+def artifact(trained, tmp_path_factory):
+    return export_onnx(trained, tmp_path_factory.mktemp("artifact") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def crops(people):
+    return load_crops([s.path for s in read_dataset("synthetic", people).query[:10]], 128, 64)
+
+
+def test_the_eager_runner_is_the_checkpoint(trained, crops):
+    import torch
+
+    from pmm.config import Config
+
+    preprocessing = preprocessing_of(Config.from_dict(load(trained)["config"]))
+    with torch.inference_mode():
+        expected = load_model(trained)(torch.from_numpy(preprocessing.normalise(crops))).numpy()
+    with open_runner(trained) as runner:
+        found = runner(crops)
+        assert (runner.info.backend, runner.info.device, runner.info.precision) == ("torch", "cpu", "fp32")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 10])
+def test_onnx_runtime_gives_the_same_for_every_batch(trained, artifact, crops, batch):
+    with open_runner(trained) as reference, open_runner(artifact.path) as runner:
+        assert runner.info.backend == "ort-cpu"
+        assert "CPUExecutionProvider" in runner.info.provider
+        np.testing.assert_allclose(runner(crops[:batch]), reference(crops[:batch]), rtol=1e-4, atol=1e-4)
+
+
+def test_bound_steps_run_and_do_not_change_the_answer(trained, artifact, crops):
+    for path in (trained, artifact.path):
+        with open_runner(path) as runner:
+            before = runner(crops)
+            step = runner.bind(crops[:4])
+            step()
+            step()
+            assert np.array_equal(runner(crops), before)
+
+
+def test_embeddings_of_files_in_order(trained, people):
+    split = read_dataset("synthetic", people)
+    with open_runner(trained) as runner:
+        query = embed_samples(runner, split.query, batch_size=7)
+        gallery = embed_samples(runner, split.gallery, batch_size=50)
+        one = embed_samples(runner, split.query[5:6])
+    np.testing.assert_allclose(one[0], query[5], rtol=1e-4, atol=1e-4)
+    assert 0 < rank_split(split, query, gallery).mAP <= 1
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((2, 64, 128, 3), np.uint8), np.zeros((2, 3, 128, 64), np.uint8), np.zeros((2, 128, 64, 3), np.float32)],
+)
+def test_wrong_crops_are_refused(trained, artifact, images):
+    for path in (trained, artifact.path):
+        with open_runner(path) as runner, pytest.raises(UserError, match=r"expected uint8 \[B, 128, 64, 3\]"):
+            runner(images)
+
+
+def test_a_copied_file_keeps_its_contract(artifact, tmp_path, crops):
+    shutil.copy(artifact.path, tmp_path / "alone.onnx")
+    with open_runner(tmp_path / "alone.onnx") as runner:
+        assert runner.preprocessing == artifact.manifest.preprocessing
+
+
+def test_a_changed_file_is_refused(artifact, tmp_path):
+    for path in (artifact.path, artifact.path.with_name("model.onnx.json")):
+        shutil.copy(path, tmp_path / path.name)
+    content = bytearray((tmp_path / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(UserError, match=r"its sha256 .* is not the manifest's"):
+        open_runner(tmp_path / "model.onnx")
+
+
+def test_foreign_files_are_refused(artifact, tmp_path):
+    import onnx
+
+    (tmp_path / "bad.onnx").write_bytes(b"not onnx")
+    with pytest.raises(UserError, match=r"bad.onnx: ONNX Runtime cannot load it") as error:
+        open_runner(tmp_path / "bad.onnx")
+    assert "\n" not in str(error.value)
+    model = onnx.load(artifact.path)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(UserError, match="not an ONNX file of ours"):
+        open_runner(tmp_path / "foreign.onnx")
+    shutil.copy(artifact.path, tmp_path / "model.onnx")
+    (tmp_path / "model.onnx.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(UserError, match="manifest format 'other'"):
+        open_runner(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx.json").write_text("{")
+    with pytest.raises(UserError, match="not a manifest of ours"):
+        open_runner(tmp_path / "model.onnx")
+    with pytest.raises(UserError, match=r"no runner for '\.xyz' files"):
+        open_runner(tmp_path / "model.xyz")
+    with pytest.raises(UserError, match="does not exist"):
+        open_runner(tmp_path / "missing.onnx")
+
+
+def test_a_silent_fallback_to_the_cpu_is_an_error(artifact):
+    import onnxruntime
+
+    from pmm.driver import nvidia_gpus
+
+    if nvidia_gpus() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        assert open_runner(artifact.path, "cuda").info.backend == "ort-cuda"
+        return
+    with pytest.raises(UserError, match=r"fell back to CPUExecutionProvider|cannot load it"):
+        open_runner(artifact.path, "cuda")

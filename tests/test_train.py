@@ -1,0 +1,220 @@
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pmm.checkpoint import load
+from pmm.config import Config, preset
+from pmm.data.synthetic.dataset import draw_dataset
+from pmm.engine import collapsed, learning_rate
+from pmm.errors import UserError
+from pmm.train import parse, train
+from tests.conftest import ROOT, assert_one_line_error, run_python
+
+
+def weights(path):
+    return load(path)["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_same_seed_gives_the_same_bits_and_another_does_not(small_config, trained, tmp_path):
+    again = train(small_config, out=tmp_path / "again", device="cpu")
+    assert same(weights(again), weights(trained))
+    other = train(dataclasses.replace(small_config, seed=1), out=tmp_path / "other", device="cpu")
+    assert not same(weights(other), weights(trained))
+
+
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(small_config, trained, tmp_path, monkeypatch):
+    import pmm.engine
+
+    calls = []
+    original = pmm.engine.train_one_epoch
+
+    def stops_in_the_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(pmm.engine, "train_one_epoch", stops_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config, out=out, device="cpu")
+    assert load(out / "last.pth")["epoch"] == 1
+    (out / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text() + '{"epoch": 2, "unfinished": true}\n')
+    train(load_config(out), out=out, device="cpu", resume=True)
+    assert same(weights(out / "last.pth"), weights(trained.with_name("last.pth")))
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2]
+    assert "unfinished" not in records[1]
+
+
+def load_config(out):
+    return Config.from_dict(json.loads((out / "config.json").read_text()))
+
+
+def test_what_a_run_leaves(trained):
+    out = trained.parent
+    assert {p.name for p in out.iterdir()} == {
+        "best.pth", "last.pth", "config.json", "metrics.jsonl", "tensorboard", ".lock"
+    }  # fmt: skip
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2]
+    for record in records:
+        parts = [record[f"{kind}{stage}"] for kind in ("triplet", "cross_entropy") for stage in (1, 2, 3)]
+        assert record["loss"] == pytest.approx(sum(parts), rel=1e-5)
+        assert 0 <= record["val_mAP"] <= 1
+        assert record["images_per_s"] > 0
+    best = load(trained)
+    assert best["best"] == max(r["val_mAP"] for r in records)
+    assert records[best["epoch"] - 1]["val_mAP"] == best["best"]
+    assert list((out / "tensorboard").iterdir())
+
+
+def test_without_validation_best_is_last(small_config, tmp_path):
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, val_identities=0.0))
+    best = train(config, out=tmp_path / "run", device="cpu")
+    assert same(weights(best), weights(best.with_name("last.pth")))
+    assert load(best)["epoch"] == 2
+
+
+def test_a_run_is_not_overwritten_and_a_finished_one_says_so(trained, people):
+    out = trained.parent
+    before = weights(trained)
+    again = run_python("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", out)
+    assert_one_line_error(again, "holds a run; add --resume")
+    done = run_python("-m", "pmm.train", "--out", out, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "the run is finished (2 epochs)" in done.stdout
+    changed = run_python("-m", "pmm.train", "--out", out, "--resume", "--epochs", "9")
+    assert_one_line_error(changed, "recipe.epochs: 2 -> 9")
+    changed = run_python("-m", "pmm.train", "--out", out, "--resume", "--preset", "paper")
+    assert_one_line_error(changed, "preset: tiny -> paper")
+    assert same(weights(trained), before)
+
+
+def test_ctrl_c_says_how_to_go_on(people, tmp_path):
+    command = [sys.executable, "-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", tmp_path / "run"]
+    process = subprocess.Popen(
+        [*map(str, command), "--epochs", "500"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert f"go on with: python -m pmm.train --out {tmp_path / 'run'} --resume" in error
+    assert load(tmp_path / "run" / "last.pth")["epoch"] >= 2
+
+
+def test_bad_input_is_one_line(people, tmp_path):
+    def refused(*args, expected):
+        done = run_python("-m", "pmm.train", "--preset", "tiny", "--out", tmp_path / "run", *args)
+        assert_one_line_error(done, *expected)
+
+    refused("--dataset", "market1501", expected=["--dataset market1501 needs --root"])
+    refused("--dataset", "market1501", "--root", tmp_path / "none", expected=["is not a folder"])
+    refused("--dataset", "cuhk", "--root", people, expected=["unknown data set 'cuhk'"])
+    refused("--root", people, "--batch-size", "64", expected=["a batch needs 16 identities", "has 11"])
+    refused("--root", people, "--batch-size", "30", expected=["batch_size is 30", "multiple of images_per_id=4"])
+    refused("--root", people, "--weights", "imagenet", expected=["resnet10 trunk has no such weights"])
+    refused("--root", people, "--k", "40", expected=["the 8x4 map of 128x64 crops has only 32 blocks"])
+    refused("--root", people, "--preset", "huge", expected=["unknown preset 'huge'; known presets: paper, tiny"])
+    refused("--root", people, "--method", "pmn", expected=["unknown method 'pmn'"])
+    refused("--resume", expected=["holds no run to resume"])
+    (tmp_path / "file").write_text("")
+    done = run_python("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", tmp_path / "file")
+    assert_one_line_error(done, "cannot write")
+    if not torch.cuda.is_available():
+        refused("--root", people, "--device", "cuda", expected=["no usable CUDA GPU"])
+
+
+def test_a_bad_image_is_named(tmp_path):
+    draw_dataset(tmp_path / "people", ids=9, seed=1, workers=1)
+    for path in sorted((tmp_path / "people" / "bounding_box_train").iterdir())[::3]:
+        path.write_bytes(path.read_bytes()[:400])
+    done = run_python(
+        "-m", "pmm.train", "--preset", "tiny", "--root", tmp_path / "people", "--out", tmp_path / "run",
+        "--val-identities", "0",
+    )  # fmt: skip
+    assert_one_line_error(done, "bounding_box_train", "not a readable image")
+    assert not (tmp_path / "run" / "last.pth").exists()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(people, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--preset", "tiny", "--root", str(people), "--out", str(out), "--epochs", "3"]
+    script = (
+        "import resource, sys, pmm.checkpoint as c; from pmm import cli, train; original = c.save; saves = []\n"
+        "def save(path, state):\n"
+        "    saves.append(1)\n"
+        "    if len(saves) == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "    original(path, state)\n"
+        "c.save = save; cli.run(train.main, prog='pmm.train')\n"
+    )
+    done = run_python("-c", script, *flags, "--val-identities", "0.25")
+    assert_one_line_error(done, "cannot write", "last.pth", "unchanged")
+    assert load(out / "last.pth")["epoch"] == 1
+    assert not list(out.glob(".*.pth*"))
+
+
+def test_defaults_follow_preset_and_data(monkeypatch):
+    monkeypatch.delenv("PMM_FAST", raising=False)
+    import pmm.driver
+
+    monkeypatch.setattr(pmm.driver, "nvidia_gpus", tuple)
+    config = parse([]).config
+    assert (config.preset, config.data.dataset, config.recipe.epochs) == ("tiny", "synthetic", 60)
+    monkeypatch.setattr(pmm.driver, "nvidia_gpus", lambda: ("a GPU",))
+    config = parse([]).config
+    assert (config.preset, config.recipe.epochs) == ("paper", 60)
+    config = parse(["--preset", "paper", "--dataset", "market1501", "--root", "/data"]).config
+    assert (config.recipe.epochs, config.data.root, config.recipe.batch_size) == (400, "/data", 128)
+    assert parse(["--epochs", "7", "--block", "2", "1"]).config.model.block == (2, 1)
+    monkeypatch.setenv("PMM_FAST", "1")
+    assert parse([]).config.recipe.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("epoch", "lr"),
+    [(1, 1e-4), (4, 1e-4), (5, 2e-4), (49, 1e-3), (50, 1e-3), (199, 1e-3), (200, 1e-4), (299, 1e-4), (300, 1e-5), (400, 1e-5)],
+)  # fmt: skip
+def test_the_papers_learning_rate(epoch, lr):
+    recipe = preset("paper").recipe
+    for step in ((epoch - 1) * 23, epoch * 23 - 1):
+        assert learning_rate(recipe, step, 23) == pytest.approx(lr)
+    stretched = dataclasses.replace(recipe, epochs=800)
+    assert learning_rate(stretched, (2 * epoch - 1) * 23, 23) == pytest.approx(lr)
+
+
+def test_the_flat_cosine_learning_rate():
+    recipe = dataclasses.replace(preset("tiny").recipe, epochs=10, lr=1.0, warmup=0.2, flat=0.5)
+    rates = [learning_rate(recipe, step, 10) for step in range(100)]
+    assert rates[0] == pytest.approx(0.05)
+    assert rates[19] == rates[49] == 1.0
+    assert rates[74] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.0)
+    assert all(a >= b for a, b in zip(rates[19:], rates[20:], strict=False))
+
+
+def test_collapse_is_noticed():
+    dead = {"triplet1": 0.6931, "cross_entropy1": 6.6, "triplet2": 0.6932, "cross_entropy2": 6.62}
+    assert collapsed(dead, 751)
+    assert not collapsed({**dead, "triplet1": 0.5}, 751)
+    assert not collapsed({**dead, "cross_entropy2": 3.0}, 751)
+
+
+def test_a_loss_that_is_not_finite_stops(small_config, tmp_path):
+    config = dataclasses.replace(small_config, recipe=dataclasses.replace(small_config.recipe, lr=1e30, warmup=0.0))
+    with pytest.raises(UserError, match=r"the loss is (nan|inf).*lower --lr|embeddings hold NaN"):
+        train(config, out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "best.pth").exists()

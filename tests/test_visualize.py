@@ -1,0 +1,105 @@
+"""Ranked lists: the right frame around the right crop, no crop pixel covered but by its mark, legible at any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pmm.errors import UserError
+from pmm.visualize import QUERY, RIGHT, WRONG, Layout, ranked_lists
+
+BLUE = (30, 60, 200)
+WHITE = (255, 255, 255)
+
+
+@pytest.fixture
+def crop(tmp_path: Path) -> Path:
+    path = tmp_path / "0001_c1s1_000001_00.png"
+    Image.new("RGB", (20, 50), BLUE).save(path)
+    return path
+
+
+def frame_colours(picture: Image.Image, layout: Layout, line: int, rank: int) -> set[tuple[int, ...]]:
+    """All colours within the frame around one crop."""
+    x, y = layout.cell(line, rank)
+    box = (x - layout.frame, y - layout.frame, x + layout.width + layout.frame, y + layout.height + layout.frame)
+    pixels = np.asarray(picture.crop(box))
+    edge = np.ones(pixels.shape[:2], bool)
+    edge[layout.frame : -layout.frame, layout.frame : -layout.frame] = False
+    return {tuple(int(v) for v in pixel) for pixel in np.unique(pixels[edge], axis=0)}
+
+
+@pytest.mark.parametrize("height", [32, 128, 201])
+@pytest.mark.parametrize("titles", [(), ("AP 80 %", "AP 12 %")])
+def test_frames_tell_query_right_and_wrong(crop: Path, height: int, titles: tuple[str, ...]) -> None:
+    rows = [[(crop, True), (crop, False), (crop, True)], [(crop, False)]]
+    picture = ranked_lists([crop, crop], rows, height=height, titles=titles)
+    layout = Layout(height=height, titled=bool(titles))
+    assert picture.mode == "RGB"
+    assert picture.size == layout.size(2, 3)
+    for line, row in enumerate(rows):
+        assert QUERY in frame_colours(picture, layout, line, 0)
+        for rank, (_, right) in enumerate(row, start=1):
+            # a wrong frame is dashed: its colour and the white between, so that it is told without colour too
+            assert frame_colours(picture, layout, line, rank) == ({RIGHT} if right else {WRONG, WHITE})
+    assert frame_colours(picture, layout, 1, 2) == {WHITE}, "a shorter list leaves its places empty"
+
+
+def test_crops_are_whole_but_for_the_mark(crop: Path) -> None:
+    picture = ranked_lists([crop], [[(crop, True), (crop, False)]])
+    layout = Layout(height=128, titled=False)
+    assert layout.width == 64
+    for rank in (0, 1, 2):
+        x, y = layout.cell(0, rank)
+        pixels = np.asarray(picture.crop((x, y, x + layout.width, y + layout.height)))
+        other = np.argwhere((pixels != BLUE).any(axis=2))
+        if rank == 0:
+            assert not len(other)
+        else:
+            assert (other >= [layout.height - layout.mark, layout.width - layout.mark]).all()
+            assert (pixels == (RIGHT if rank == 1 else WRONG)).all(axis=2).any()
+            badge = pixels[-layout.mark + 3 : -3, -layout.mark + 3 : -3]
+            assert (badge.min(axis=2) > 200).any(), "no white tick or cross in the badge"
+
+
+def test_marks_differ_in_shape() -> None:
+    """Tick and cross are told apart in grey, too: the white strokes are not the same pixels."""
+    from pmm.visualize import _mark
+
+    strokes = []
+    for right in (True, False):
+        picture = Image.new("RGB", (40, 40), BLUE)
+        _mark(picture, 40, 40, 40, right)
+        strokes.append((np.asarray(picture.crop((8, 8, 32, 32))) > 230).all(axis=2))
+    assert (strokes[0] != strokes[1]).mean() > 0.15
+
+
+def test_numbers_titles_and_legend_leave_ink(crop: Path) -> None:
+    plain = ranked_lists([crop], [[(crop, True)]])
+    titled = ranked_lists([crop], [[(crop, True)]], titles=["AP 80 %"])
+    assert titled.height > plain.height
+    layout = Layout(height=128, titled=True)
+    top = np.asarray(titled.crop((0, 0, titled.width, layout.header)).convert("L"))
+    title = np.asarray(titled.crop((0, layout.header, titled.width, layout.cell(0, 1)[1] - layout.frame)).convert("L"))
+    bottom = np.asarray(titled.crop((0, titled.height - layout.swatch - layout.gap, *titled.size)).convert("L"))
+    for strip in (top, title, bottom):
+        assert strip.min() < 150
+        assert (strip[:, -2:] == 255).all(), "text runs out of the picture"
+
+
+def test_an_empty_list_is_drawn(crop: Path) -> None:
+    assert ranked_lists([crop], [[]]).width >= Layout(height=128, titled=False).size(1, 0)[0]
+
+
+def test_bad_input(crop: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 queries and 1 rows"):
+        ranked_lists([crop, crop], [[]])
+    with pytest.raises(ValueError, match="at least one"):
+        ranked_lists([], [])
+    with pytest.raises(ValueError, match="2 for 1 queries"):
+        ranked_lists([crop], [[]], titles=["a", "b"])
+    with pytest.raises(UserError, match=r"missing\.jpg"):
+        ranked_lists([crop], [[(tmp_path / "missing.jpg", True)]])
