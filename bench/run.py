@@ -57,7 +57,7 @@ def main() -> None:
     )
     config = dataclasses.replace(config, data=data)
     split = read_dataset(data.dataset, data.root)
-    plan = LatencyPlan(warmup=0.05, samples=12) if fast_mode() else LatencyPlan()
+    plan = LatencyPlan(warmup=0.05, samples=10) if fast_mode() else LatencyPlan()
     with claimed(out):
         report, picture = bench(checkpoint, config, split, backends=backends, batches=batches, out=out, plan=plan)
         write_reports(report, out, picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -24,11 +25,14 @@ from pmm.runtime.eager import EagerRunner
 PAPER_EPOCHS = 400
 
 
-def seed_everything(seed: int) -> None:
-    """Seed torch, and have it choose deterministic algorithms: one seed, one machine, one result to the bit."""
+def seed_everything(seed: int, device: torch.device | None = None) -> None:
+    """Seed torch, and on CUDA ask for deterministic algorithms: one seed, one machine, one result to the bit."""
     torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    if device is not None and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:

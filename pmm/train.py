@@ -132,7 +132,7 @@ def _train(config: Config, split: Split, out: Path, device_name: str, resume: bo
     from pmm.runtime.eager import torch_device
 
     device = torch_device(device_name)
-    seed_everything(config.seed)
+    seed_everything(config.seed, device)
     recipe = config.recipe
     batches, sampler = train_batches(split.train, config)
     model = build_model(config)

@@ -18,10 +18,12 @@ class LatencyPlan:
 
     warmup: float = 0.5
     """Of warm-up per step, and at least three runs."""
-    samples: int = 60
+    samples: int = 200
     """Samples per step."""
-    block: int = 6
+    block: int = 10
     """Samples of one step in a row, before another step's turn."""
+    settle: float = 0.05
+    """Not counted at the start of a turn: other steps have left their data in the caches and their threads spinning."""
     budget: float = 10.0
     """Most time for one step; past it a step ends with the samples it has, but never without a full block."""
 
@@ -58,14 +60,10 @@ def measure(
 ) -> dict[str, Latency]:
     """Time each of `steps` (a call that returns when its result is complete), host clock.
 
-    Steps take turns in blocks of random order, so that a machine that slows down slows all of them; the first run of a
-    block is not counted, because the step before it has left its data in the caches and its threads spinning.
+    Steps take turns in blocks of random order, so that a machine that slows down slows all of them.
     """
     for step in steps.values():
-        runs, begin = 0, clock()
-        while runs < 3 or clock() - begin < plan.warmup:
-            step()
-            runs += 1
+        _run(step, 3, plan.warmup, clock)
     order = random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in steps}
     spent = dict.fromkeys(steps, 0.0)
@@ -74,7 +72,7 @@ def measure(
         order.shuffle(waiting)
         for name in waiting:
             begin = clock()
-            steps[name]()
+            _run(steps[name], 1, plan.settle, clock)
             for _ in range(plan.block):
                 start = clock()
                 steps[name]()
@@ -82,3 +80,11 @@ def measure(
             spent[name] += clock() - begin
         waiting = [n for n in waiting if len(samples[n]) < plan.samples and spent[n] < plan.budget]
     return {name: Latency(samples_ms=tuple(values)) for name, values in samples.items()}
+
+
+def _run(step: Callable[[], None], least: int, seconds: float, clock: Callable[[], float]) -> None:
+    """Run `step` at least `least` times and for `seconds`."""
+    runs, begin = 0, clock()
+    while runs < least or clock() - begin < seconds:
+        step()
+        runs += 1

@@ -39,7 +39,8 @@ SYNTHETIC_NOTE = "The people in this data set are synthetic (drawn by a program)
 
 
 def write_reports(report: dict[str, Any], out: Path, picture: Image.Image | None = None) -> None:
-    """Write report.json, report.md and report.html into the folder `out`; `picture` (ranked lists) goes into the HTML.
+    """Write report.json, report.md and report.html into the folder `out`; `picture` (ranked lists) goes into the HTML,
+    and beside it as ranked-lists.png.
 
     Figures that are not finite become null, as JSON has no word for them. Raises UserError if `out` cannot be written.
     """
@@ -48,6 +49,8 @@ def write_reports(report: dict[str, Any], out: Path, picture: Image.Image | None
     # "replace": a path with bytes that are no text must not cost the whole report
     write_file(out / "report.md", markdown(report).encode("utf-8", "replace"))
     write_file(out / "report.html", html(report, picture).encode("utf-8", "replace"))
+    if picture is not None:
+        write_file(out / "ranked-lists.png", _png(picture))
 
 
 def html(report: dict[str, Any], picture: Image.Image | None = None) -> str:

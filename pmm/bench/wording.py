@@ -182,8 +182,8 @@ def points(fraction: float | None) -> str:
 
 
 def cosine(value: float | None) -> str:
-    """Cut after five decimals: 0.999999 must not read as 1."""
-    return NONE if value is None else f"{math.floor(value * 1e5) / 1e5:.5f}"
+    """Cut after six decimals: 0.9999999 must not read as 1."""
+    return NONE if value is None else f"{math.floor(value * 1e6) / 1e6:.6f}"
 
 
 def number(value: float | None) -> str:

@@ -22,7 +22,7 @@ class Clock:
         return run
 
 
-PLAN = LatencyPlan(warmup=10 / 128, samples=40, block=5, budget=1e9)
+PLAN = LatencyPlan(warmup=10 / 128, samples=40, block=5, settle=0.0, budget=1e9)
 
 
 def test_known_durations_are_measured_right():
@@ -49,11 +49,28 @@ def test_steps_take_turns_in_blocks_after_warm_up():
 
 def test_a_slow_step_ends_with_its_budget_but_not_without_a_block():
     clock = Clock()
-    plan = LatencyPlan(warmup=0.0, samples=40, block=5, budget=3.0)
+    plan = LatencyPlan(warmup=0.0, samples=40, block=5, settle=0.0, budget=3.0)
     latencies = measure({"slow": clock.step("slow", 10.0), "fast": clock.step("fast", 0.001)}, plan, clock=clock)
     assert len(latencies["slow"].samples_ms) == 5
     assert len(latencies["fast"].samples_ms) == 40
     assert latencies["slow"].p90 is None
+
+
+def test_the_start_of_a_turn_is_not_counted():
+    """A step that is slow after another one's turn is measured as it runs by itself."""
+    clock = Clock()
+    since = {"a": 0}
+
+    def disturbed():
+        since["a"] += 1
+        clock.now += 8 / 128 if since["a"] <= 2 else 1 / 128
+
+    def other():
+        since["a"] = 0
+        clock.now += 1 / 128
+
+    plan = LatencyPlan(warmup=0.0, samples=40, block=5, settle=16 / 128, budget=1e9)
+    assert set(measure({"a": disturbed, "b": other}, plan, clock=clock)["a"].samples_ms) == {1000 / 128}
 
 
 def test_percentiles():

@@ -45,7 +45,9 @@ def test_exif_rotation_is_applied(tmp_path):
 def test_bad_files_are_named(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("hello")
-    whole = save(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), tmp_path / "w.jpg")
+    whole = save(
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), tmp_path / "w.jpg"
+    )
     (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:700])
     for name in ("empty.jpg", "text.jpg", "cut.jpg", "missing.jpg"):
         with pytest.raises(UserError, match=f"{name}: not a readable image") as error:

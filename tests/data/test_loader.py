@@ -64,7 +64,9 @@ CROP = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)
 
 
 def test_without_augmentation_it_is_the_evaluation_transform():
-    assert np.array_equal(augment(CROP, recipe(), PREPROCESSING, np.random.default_rng(0)), PREPROCESSING.normalise(CROP[None])[0])
+    assert np.array_equal(
+        augment(CROP, recipe(), PREPROCESSING, np.random.default_rng(0)), PREPROCESSING.normalise(CROP[None])[0]
+    )
 
 
 def test_flip_shift_and_cutout():

@@ -1,0 +1,61 @@
+"""The README is kept true: its make targets exist, and its other commands run as they stand."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_two_commands_come_first_and_their_targets_exist():
+    shown = commands()
+    assert shown[:2] == ["make demo", "make test"]
+    for command in shown:
+        if command.startswith("make "):
+            assert re.search(rf"^{command.split()[1]}:", MAKEFILE, re.MULTILINE), command
+
+
+def test_the_three_user_commands_are_shown():
+    for command in ("python -m pmm.train", "python export/to_trt.py", "python bench/run.py"):
+        assert any(line.startswith(command) for line in commands())
+
+
+def test_every_link_and_picture_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_every_other_command_runs_as_it_stands(tmp_path):
+    """In a copy of the tracked files, one after another, as a newcomer would; a few people and one epoch."""
+    copy = tmp_path / "copy"
+    for name in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines():
+        if (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    if not (copy / "Makefile").exists():
+        pytest.fail("the README's commands are run in a copy of a git checkout, and this is none")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PMM_FAST": "1", "PYTHONPATH": str(copy), "PATH": path}
+    ran = 0
+    for command in commands():
+        if command.startswith(("make ", "git ", "pip ", ". ")) or "/path/to" in command:
+            continue
+        done = subprocess.run(command, shell=True, cwd=copy, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran >= 5
