@@ -118,7 +118,7 @@ def test_the_gate_catches_rows_that_depend_on_their_batch():
             rows[-1] = [1, -1, 1, -1]
         return rows
 
-    with pytest.raises(UserError, match="row 19 has cosine 0.0000000 with the same row's in another batch"):
+    with pytest.raises(UserError, match=r"row 19 has cosine 0\.0000000 with the same row's in another batch"):
         verify_runner(constant, last_row_wrong, crops, 0.9999, "x")
 
 

@@ -38,7 +38,7 @@ _TRAIN_CROPS = 2
 _GALLERY_CROPS = 2
 _CHUNK = 64  # crops per task: small enough for an even load and a lively progress bar
 # What a crop is; first word of its seed. New values go to the end, else every picture changes.
-_KINDS = ("world", TRAIN, QUERY, GALLERY, "distractor", "junk")
+_KINDS = ("world", TRAIN, QUERY, GALLERY, "distractor", "junk", "cameras")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,9 @@ def _create_world(*, ids: int, seed: int, cameras: int) -> _World:
     test = sample_identities(rng, ids, forbidden=train)
     # One crop per camera of half as many people as are tested: 0.5 of 0.5 + 2, that is 20 % of the gallery.
     distractors = sample_identities(rng, (ids + 1) // 2, forbidden=[*train, *test])
-    return _World(seed=seed, cameras=sample_cameras(rng, cameras), train=train, test=test, distractors=distractors)
+    # Cameras of their own generator: one seed has the same cameras, however many people walk past them.
+    views = sample_cameras(_generator(seed, "cameras", 0, 0, 0), cameras)
+    return _World(seed=seed, cameras=views, train=train, test=test, distractors=distractors)
 
 
 def _plan(world: _World) -> list[_Crop]:
