@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import io
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from pmm import cli
 from pmm.config import Config, preset
 from pmm.data.synthetic.dataset import draw_dataset
 
@@ -63,6 +68,28 @@ def run_python(*args: str | Path, cwd: Path | None = None, **env: str) -> subpro
         timeout=500,
         env={**os.environ, **env},
     )
+
+
+def run_here(*args: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """As `run_python`, for `-m MODULE ...` or `SCRIPT ...`, but in this process: torch is imported once."""
+    words = [str(arg) for arg in args]
+    module = words[0] == "-m"
+    target, *rest = words[1:] if module else words
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd or ROOT)
+        patch.setattr(sys, "argv", [target, *rest])
+        for name, value in env.items():
+            patch.setenv(name, value)
+        try:
+            if module:
+                found = importlib.import_module(target)
+                cli.run(found.main, prog=found.PROG)
+            else:
+                runpy.run_path(str(ROOT / target), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> None:

@@ -13,7 +13,7 @@ from pmm.data.synthetic.dataset import draw_dataset
 from pmm.engine import collapsed, learning_rate
 from pmm.errors import UserError
 from pmm.train import parse, train
-from tests.conftest import ROOT, assert_one_line_error, run_python
+from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 
 
 def weights(path):
@@ -88,14 +88,14 @@ def test_without_validation_best_is_last(small_config, tmp_path):
 def test_a_run_is_not_overwritten_and_a_finished_one_says_so(trained, people):
     out = trained.parent
     before = weights(trained)
-    again = run_python("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", out)
+    again = run_here("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", out)
     assert_one_line_error(again, "holds a run; add --resume")
-    done = run_python("-m", "pmm.train", "--out", out, "--resume")
+    done = run_here("-m", "pmm.train", "--out", out, "--resume")
     assert done.returncode == 0, done.stderr
     assert "the run is finished (2 epochs)" in done.stdout
-    changed = run_python("-m", "pmm.train", "--out", out, "--resume", "--epochs", "9")
+    changed = run_here("-m", "pmm.train", "--out", out, "--resume", "--epochs", "9")
     assert_one_line_error(changed, "recipe.epochs: 2 -> 9")
-    changed = run_python("-m", "pmm.train", "--out", out, "--resume", "--preset", "paper")
+    changed = run_here("-m", "pmm.train", "--out", out, "--resume", "--preset", "paper")
     assert_one_line_error(changed, "preset: tiny -> paper")
     assert same(weights(trained), before)
 
@@ -118,7 +118,7 @@ def test_ctrl_c_says_how_to_go_on(people, tmp_path):
 
 def test_bad_input_is_one_line(people, tmp_path):
     def refused(*args, expected):
-        done = run_python("-m", "pmm.train", "--preset", "tiny", "--out", tmp_path / "run", *args)
+        done = run_here("-m", "pmm.train", "--preset", "tiny", "--out", tmp_path / "run", *args)
         assert_one_line_error(done, *expected)
 
     refused("--dataset", "market1501", expected=["--dataset market1501 needs --root"])
@@ -132,7 +132,7 @@ def test_bad_input_is_one_line(people, tmp_path):
     refused("--root", people, "--method", "pmn", expected=["unknown method 'pmn'"])
     refused("--resume", expected=["holds no run to resume"])
     (tmp_path / "file").write_text("")
-    done = run_python("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", tmp_path / "file")
+    done = run_here("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", tmp_path / "file")
     assert_one_line_error(done, "cannot write")
     if not torch.cuda.is_available():
         refused("--root", people, "--device", "cuda", expected=["no usable CUDA GPU"])

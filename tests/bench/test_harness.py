@@ -3,7 +3,7 @@ import json
 import pytest
 
 from pmm.bench.environment import describe_environment
-from tests.conftest import assert_one_line_error, run_python
+from tests.conftest import assert_one_line_error, run_here, run_python
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_report_json_has_what_others_rely_on(bench_run, trained):
 
 def test_mean_average_precision_is_the_evaluations(bench_run, trained, people, tmp_path):
     out, _ = bench_run
-    done = run_python(
+    done = run_here(
         "-m", "pmm.evaluate", trained, "--dataset", "market1501", "--root", people, "--json", tmp_path / "e.json"
     )
     assert done.returncode == 0, done.stderr
@@ -69,18 +69,18 @@ def test_exports_are_kept_for_the_next_run(bench_run, trained):
     out, _ = bench_run
     (onnx_file,) = (out / "artifacts").glob("*.onnx")
     before = onnx_file.stat().st_mtime_ns
-    done = run_python("bench/run.py", trained, "--backends", "ort-cpu", "--batches", "1", "--out", out, PMM_FAST="1")
+    done = run_here("bench/run.py", trained, "--backends", "ort-cpu", "--batches", "1", "--out", out, PMM_FAST="1")
     assert done.returncode == 0, done.stderr
     assert onnx_file.stat().st_mtime_ns == before
     onnx_file.write_bytes(b"damaged")
-    done = run_python("bench/run.py", trained, "--backends", "ort-cpu", "--batches", "1", "--out", out, PMM_FAST="1")
+    done = run_here("bench/run.py", trained, "--backends", "ort-cpu", "--batches", "1", "--out", out, PMM_FAST="1")
     assert done.returncode == 0, done.stderr
     assert onnx_file.stat().st_size > 1_000_000
 
 
-def test_bad_input_is_one_line(trained, tmp_path, people):
+def test_bad_input_is_one_line(trained, tmp_path):
     def refused(*args, expected, cwd=None):
-        done = run_python(*args, cwd=cwd)
+        done = run_here(*args, cwd=cwd)
         assert_one_line_error(done, *expected)
 
     script = "bench/run.py"
@@ -93,8 +93,6 @@ def test_bad_input_is_one_line(trained, tmp_path, people):
     refused(script, tmp_path / "none.pth", expected=["none.pth does not exist"])
     (tmp_path / "x.pth").write_text("")
     refused(script, tmp_path / "x.pth", expected=["x.pth: truncated, or not a checkpoint"])
-    done = run_python(people.parents[2] / "nowhere.py", cwd=tmp_path)
-    assert done.returncode != 0
 
 
 def test_environment_is_plain():

@@ -13,7 +13,7 @@ from pmm.export.fold import fold_batch_norms
 from pmm.export.manifest import Manifest, manifest_path, read_manifest
 from pmm.export.onnx import build_graph, export_onnx, found_precision, verify_runner
 from pmm.files import sha256
-from tests.conftest import assert_one_line_error, run_python
+from tests.conftest import assert_one_line_error, run_here
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_no_crops_is_refused_unless_asked_for(trained, tmp_path, people):
     state["config"]["data"]["root"] = str(tmp_path / "gone")
     torch.save(state, tmp_path / "moved.pth")
     out = tmp_path / "model.onnx"
-    done = run_python("export/to_onnx.py", tmp_path / "moved.pth", "-o", out)
+    done = run_here("export/to_onnx.py", tmp_path / "moved.pth", "-o", out)
     assert_one_line_error(done, "no crops to verify on", "--verify-root DIR, or --no-verify")
     assert not out.exists()
     unverified = export_onnx(tmp_path / "moved.pth", out, verify=False)
@@ -139,11 +139,11 @@ def test_no_crops_is_refused_unless_asked_for(trained, tmp_path, people):
 def test_commands_name_the_file_they_cannot_use(tmp_path, trained):
     (tmp_path / "bad.pth").write_bytes(trained.read_bytes()[:1000])
     for script in ("export/to_onnx.py", "export/to_trt.py"):
-        assert_one_line_error(run_python(script, tmp_path / "bad.pth"), "bad.pth: truncated, or not a checkpoint")
-        assert_one_line_error(run_python(script, tmp_path / "none.pth"), "none.pth does not exist")
+        assert_one_line_error(run_here(script, tmp_path / "bad.pth"), "bad.pth: truncated, or not a checkpoint")
+        assert_one_line_error(run_here(script, tmp_path / "none.pth"), "none.pth does not exist")
     assert {p.name for p in tmp_path.iterdir()} == {"bad.pth"}
     (tmp_path / "file").write_text("")
-    assert_one_line_error(run_python("export/to_onnx.py", trained, "-o", tmp_path / "file" / "x.onnx"), "cannot write")
+    assert_one_line_error(run_here("export/to_onnx.py", trained, "-o", tmp_path / "file" / "x.onnx"), "cannot write")
 
 
 def test_folding_keeps_the_function_and_refuses_leftovers():

@@ -9,12 +9,12 @@ from pmm.export.manifest import manifest_path, read_manifest
 from pmm.export.onnx import export_onnx
 from pmm.export.trt import BatchProfile, build_engine, choose_flavor
 from pmm.files import sha256
-from tests.conftest import assert_one_line_error, run_python
+from tests.conftest import assert_one_line_error, run_here
 
 
 def test_the_engine_is_built_and_its_manifest_written(trained, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
-    done = run_python("export/to_trt.py", trained, "-o", tmp_path / "model.plan", "--batch", "1", "4", "16")
+    done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan", "--batch", "1", "4", "16")
     assert done.returncode == 0, done.stderr
     engine = tmp_path / "model.plan"
     assert engine.stat().st_size > 100_000
@@ -48,7 +48,7 @@ def test_tensorrt_is_preferred_where_there_is_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("batch", [("0", "1", "2"), ("4", "2", "8"), ("1", "9", "8")])
 def test_impossible_batch_profiles(trained, tmp_path, batch):
-    done = run_python("export/to_trt.py", trained, "-o", tmp_path / "model.plan", "--batch", *batch)
+    done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan", "--batch", *batch)
     assert_one_line_error(done, f"batch profile {' '.join(batch)}", "expected 1 <= least <= best <= most")
     assert not list(tmp_path.iterdir())
 
