@@ -91,11 +91,8 @@ def parse(args: list[str]) -> Command:
             config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, epochs=epochs))
     default = Command(out=out, config=config)
     command = cli.parse_args(Command, args, prog=PROG, description=__doc__ or "", default=default)
-    changed = config.differences(command.config) if first.resume else []
-    if changed:
-        raise UserError(
-            f"{command.out} was started with other values ({'; '.join(changed)}); resume without these flags"
-        )
+    if command.resume:
+        _refuse_changes(out or RUNS, config, command.config)
     return command
 
 
@@ -146,6 +143,7 @@ def _train(config: Config, split: Split, out: Path, device_name: str, resume: bo
     start, best = 0, -1.0
     if resume:
         state = checkpoint.load(out / "last.pth")
+        _refuse_changes(out, Config.from_dict(state["config"]), config)
         start, best = state["epoch"], state["best"]
         if start >= recipe.epochs:
             print(f"{out}: the run is finished ({start} epochs); nothing to do")
@@ -170,11 +168,13 @@ def _train(config: Config, split: Split, out: Path, device_name: str, resume: bo
                 is_best = result.mAP > best
                 best = max(best, result.mAP)
             state = checkpoint.snapshot(model, optimizer, scheduler, config, epoch, best)
-            checkpoint.save(out / "last.pth", state)
             if is_best:  # for evaluation and export: without what only a resumed run needs
                 checkpoint.save(out / "best.pth", {**state, "optimizer": None, "scheduler": None, "rng": None})
             log.write(json.dumps(record) + "\n")
             log.flush()
+            checkpoint.save(
+                out / "last.pth", state
+            )  # last: a run killed before this repeats the epoch, and loses nothing
             for name, value in record.items():
                 board.add_scalar(name, value, epoch)
             left = (time.perf_counter() - begin) / (epoch - start) * (recipe.epochs - epoch)
@@ -235,6 +235,12 @@ def _training_data(config: Config) -> Split:
         draw(root, ids=config.data.synthetic_ids, seed=config.data.synthetic_seed)
     whole = read_dataset(config.data.dataset, root)
     return split_validation(whole.train, config.data.val_identities, config.seed)
+
+
+def _refuse_changes(out: Path, saved: Config, asked: Config) -> None:
+    changed = "; ".join(saved.differences(asked))
+    if changed:
+        raise UserError(f"{out} was started with other values ({changed}); resume with the values and the data it had")
 
 
 def _truncated_log(path: Path, epochs: int) -> Any:

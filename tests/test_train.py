@@ -45,8 +45,10 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(small_config, 
 
     out = tmp_path / "run"
     monkeypatch.setattr(pmm.engine, "train_one_epoch", stops_in_the_second)
+    # the uninterrupted run loaded its images itself: the workers must not show in the result either
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=1))
     with pytest.raises(KeyboardInterrupt):
-        train(small_config, out=out, device="cpu")
+        train(config, out=out, device="cpu")
     assert load(out / "last.pth")["epoch"] == 1
     (out / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text() + '{"epoch": 2, "unfinished": true}\n')
     train(load_config(out), out=out, device="cpu", resume=True)
@@ -54,6 +56,18 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(small_config, 
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in records] == [1, 2]
     assert "unfinished" not in records[1]
+
+
+def test_a_run_resumes_only_on_its_own_data(small_config, tmp_path):
+    draw_dataset(tmp_path / "people", ids=12, seed=1, workers=1)
+    data = dataclasses.replace(small_config.data, root=str(tmp_path / "people"), val_identities=0.0)
+    config = dataclasses.replace(small_config, data=data, recipe=dataclasses.replace(small_config.recipe, epochs=1))
+    out = tmp_path / "run"
+    train(config, out=out, device="cpu")
+    for path in (tmp_path / "people" / "bounding_box_train").glob("0003_*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"started with other values \(model.num_classes: 12 -> 11\)"):
+        train(load_config(out), out=out, device="cpu", resume=True)
 
 
 def load_config(out):

@@ -118,6 +118,9 @@ def train_batches(samples: tuple[Sample, ...], config: Config) -> tuple[DataLoad
         num_workers=config.data.workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
+        persistent_workers=config.data.workers > 0,
+        # its own: else each start of the workers would move the global generator, and a resumed run with it
+        generator=torch.Generator().manual_seed(config.seed),
     )
     return loader, sampler
 
