@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from pmm import cli
+from pmm.bench.harness import check_backends
 from pmm.config import Config, fast_mode
 from pmm.data.readers import read_dataset
 from pmm.files import claimed, existing_file
@@ -43,6 +44,7 @@ def main() -> None:
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     batches = cli.numbers(command.batches, flag="--batches")
     backends = cli.names(command.backends, flag="--backends")
+    check_backends(backends)
     checkpoint = existing_file(command.checkpoint or newest_run(), "a checkpoint written by pmm.train")
     out = command.out or checkpoint.parent / "report"
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from pmm import cli
-from pmm.files import existing_file
+from pmm.files import existing_file, output_file
 
 PROG = "to_onnx.py"
 
@@ -35,7 +35,7 @@ def main() -> None:
     """Entry point."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm.train")
-    out = command.output or checkpoint.with_suffix(".onnx")
+    out = output_file(command.output or checkpoint.with_suffix(".onnx"), source=checkpoint)
 
     from pmm.export.onnx import describe, export_onnx
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from pmm import cli
-from pmm.files import existing_file
+from pmm.files import existing_file, output_file
 
 PROG = "to_trt.py"
 
@@ -37,17 +37,20 @@ def main() -> None:
     """Entry point."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm.train")
-    out = command.output or checkpoint.with_suffix(".plan")
-    onnx_file = out.with_suffix(".onnx")
+    out = output_file(command.output or checkpoint.with_suffix(".plan"), source=checkpoint)
+    onnx_file = output_file(out.with_suffix(".onnx"), source=out)
 
     from pmm.export.trt import BatchProfile, build_engine
 
     least, best, most = command.batch
     profile = BatchProfile(least=least, best=best, most=most)
 
-    from pmm.export.onnx import describe, export_onnx
+    from pmm.export.onnx import describe, export_onnx, verified_onnx
 
-    artifact = export_onnx(checkpoint, onnx_file, verify_root=command.verify_root, verify=not command.no_verify)
+    if command.no_verify:
+        artifact = export_onnx(checkpoint, onnx_file, verify=False)
+    else:
+        artifact = verified_onnx(checkpoint, onnx_file, root=command.verify_root)
     print(describe(artifact))
     engine = build_engine(onnx_file, out, profile)
     details = engine.manifest.engine or {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     path = existing_file(path, "a checkpoint written by pmm.train")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch guesses aloud at foreign formats; the line below says it
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports a bad file with RuntimeError, UnpicklingError, EOFError, KeyError, ...
         text = str(error)
         if "Unsupported" in text or "unsupported" in text or "GLOBAL" in text:
@@ -78,10 +81,10 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[nn.Mo
     model = build_model(config)
     try:
         model.load_state_dict(checkpoint["model"])
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines()[:3]]
         raise UserError(
-            f"{source}: the weights do not fit the checkpoint's own configuration ({' '.join(lines)[:200]})"
+            f"{source}: the weights do not fit the checkpoint's own configuration ({' '.join(lines)[:300]})"
         ) from error
     return model.eval(), config
 
@@ -117,7 +120,12 @@ def restore_training(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LambdaLR,
 ) -> None:
-    """Bring model, optimizer, scheduler and random number generators to where `state` was taken."""
+    """Bring model, optimizer, scheduler and random number generators to where `state` was taken.
+
+    Raises UserError if `state` cannot be resumed from (a best.pth, say).
+    """
+    if not all(isinstance(state[key], dict) for key in ("model", "optimizer", "scheduler", "rng")):
+        raise UserError("last.pth holds no state to resume from (is it a copy of best.pth?); start a new run")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})

@@ -59,7 +59,7 @@ def parse_args(
 
 
 def run(main: Callable[[], int | None], *, prog: str) -> None:
-    """Call `main` and exit: UserError is one line and 1, Ctrl-C one line and 130; anything else is a bug, and shown."""
+    """Call `main` and exit: UserError and OSError are one line and 1, Ctrl-C is 130; the rest is a bug, and shown."""
     try:
         code = main()
     except UserError as error:
@@ -70,6 +70,9 @@ def run(main: Callable[[], int | None], *, prog: str) -> None:
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:  # `... | head`: the reader has gone, nothing left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:  # a folder without permission, a full disk: the user's machine, not our bug
+        print(f"{prog}: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
     raise SystemExit(code or 0)
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pmm.errors import UserError
 
@@ -80,7 +80,8 @@ class ModelConfig:
     """Samples whose CAM is empty: replace the first k blocks, or none (skip)."""
 
     def __post_init__(self) -> None:
-        _require(self.feature_dim > 0, "feature_dim", self.feature_dim, "positive")
+        _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "in 1..65536")
+        _require(0 <= self.num_classes <= 1 << 24, "num_classes", self.num_classes, "a number of identities")
         _require(min(self.block) > 0, "block", self.block, "two positive numbers")
         _require(self.k >= 0, "k", self.k, "at least 0")
 
@@ -133,6 +134,7 @@ class RecipeConfig:
         _require(0 <= self.warmup <= self.flat <= 1, "warmup and flat", (self.warmup, self.flat), "0<=warmup<=flat<=1")
         for name in ("flip", "cutout", "label_smoothing"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        _require(min(self.cutout_size) > 0, "cutout_size", self.cutout_size, "two positive numbers")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         _require(self.shift >= 0, "shift", self.shift, "at least 0")
 
@@ -153,6 +155,9 @@ class Config:
     """The set of defaults the other values started from: paper or tiny."""
     seed: int = 0
     """Seed of the weights, the order of the data, the augmentation and the partners."""
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "at least 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict: numbers, strings and lists only."""
@@ -214,6 +219,9 @@ T = TypeVar("T")
 
 
 def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} is {values!r}; it must be a table of keys")
+    hints = get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -223,15 +231,20 @@ def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     for key, value in values.items():
         model = getattr(default, key)
         if dataclasses.is_dataclass(model):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where}.{key} is {value!r}; it must be a table of keys")
             built[key] = _build(type(model), value, f"{where}.{key}")
             continue
-        if isinstance(model, tuple) and isinstance(value, list | tuple) and len(value) == len(model):
-            value = tuple(type(m)(v) for m, v in zip(model, value, strict=True))
-        elif isinstance(model, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not type(model):
-            raise UserError(f"{where}.{key} is {value!r}; it must be {type(model).__name__}")
-        built[key] = value
+        built[key] = _typed(value, model, f"{where}.{key}")
+        if get_origin(hints[key]) is Literal and value not in get_args(hints[key]):
+            raise UserError(f"{where}.{key} is {value!r}; it must be one of {', '.join(get_args(hints[key]))}")
     return cls(**built)
+
+
+def _typed(value: Any, model: Any, where: str) -> Any:
+    """`value` in the type of `model`; whole numbers pass for floats, lists for tuples. Raises UserError."""
+    if isinstance(model, tuple) and isinstance(value, list | tuple) and len(value) == len(model):
+        return tuple(_typed(v, m, where) for v, m in zip(value, model, strict=True))
+    if isinstance(model, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(model):
+        raise UserError(f"{where} is {value!r}; it must be {type(model).__name__}")
+    return value

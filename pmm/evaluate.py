@@ -15,7 +15,8 @@ import tyro
 from pmm import cli
 from pmm.data.readers import read_dataset
 from pmm.embed import embed_samples, rank_split
-from pmm.files import write_file
+from pmm.errors import UserError
+from pmm.files import output_file, write_file
 from pmm.metrics import RankingResult
 
 PROG = "pmm.evaluate"
@@ -43,6 +44,10 @@ class Command:
 def main() -> None:
     """Entry point."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    if command.batch_size < 1:
+        raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
+    if command.json:
+        output_file(command.json, source=command.checkpoint)
     split = read_dataset(command.dataset, command.root)
 
     from pmm.runtime.base import open_runner

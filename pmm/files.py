@@ -65,19 +65,45 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process. Raises UserError if another process writes there."""
+    with locked(folder / ".lock", wait=False):
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock file `path`; if another process holds it, wait for it, or raise UserError."""
     import fcntl
 
-    make_folder(folder)
+    make_folder(path.parent)
     try:
-        lock = (folder / ".lock").open("w")
+        lock = path.open("w")
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise cannot_write(path.parent, error) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
-            raise UserError(f"{folder} is in use by another process; wait for it or choose another --out") from None
+            raise UserError(
+                f"{path.parent} is in use by another process; wait for it or choose another --out"
+            ) from None
         yield
+
+
+def output_file(path: Path, *, source: Path | None = None) -> Path:
+    """`path`, checked before hours of work are put into it: its folder can be written and it is not `source`.
+
+    Raises UserError.
+    """
+    if source is not None and path.resolve() == source.resolve():
+        raise UserError(f"{path} is the file to read; give another name to write to")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
+    make_folder(path.parent)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def sha256(path: Path) -> str:

@@ -168,7 +168,8 @@ AP_DEFINITIONS: dict[str, Callable[[Ints], float]] = {
 
 def _array(values: Any, dtype: Any) -> Any:
     if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()
     return np.asarray(values, dtype=dtype)
 
 

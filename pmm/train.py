@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -18,11 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pmm import cli
-from pmm.config import SYNTHETIC, Config, fast_mode, preset
+from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode, preset
 from pmm.data.readers import read_dataset, split_validation
 from pmm.data.samples import Split, class_indices
 from pmm.errors import UserError
-from pmm.files import cannot_write, claimed, write_file
+from pmm.files import cannot_write, claimed, locked, write_file
 from pmm.runs import RUNS, newest_run, synthetic_root
 
 if TYPE_CHECKING:
@@ -68,7 +69,11 @@ def main() -> int:
         train(command.config, out=out, device=command.device, resume=command.resume)
     except KeyboardInterrupt:
         saved = (out / "last.pth").exists()
-        go_on = f"go on with: python -m pmm.train --out {out} --resume" if saved else "no epoch was finished yet"
+        go_on = (
+            f"go on with: python -m pmm.train --out {shlex.quote(str(out))} --resume"
+            if saved
+            else "no epoch was finished yet"
+        )
         print(f"\n{PROG}: interrupted; {go_on}", file=sys.stderr)
         return cli.INTERRUPTED
     return 0
@@ -86,9 +91,9 @@ def parse(args: list[str]) -> Command:
         config = saved_config(out)
     else:
         config = preset(first.preset or _default_preset())
-        if first.dataset == SYNTHETIC:
-            epochs = 1 if fast_mode() else min(SYNTHETIC_EPOCHS, config.recipe.epochs)
-            config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, epochs=epochs))
+        most = 1 if fast_mode() else SYNTHETIC_EPOCHS if first.dataset == SYNTHETIC else config.recipe.epochs
+        recipe = dataclasses.replace(config.recipe, epochs=min(most, config.recipe.epochs))
+        config = dataclasses.replace(config, recipe=recipe)
     default = Command(out=out, config=config)
     command = cli.parse_args(Command, args, prog=PROG, description=__doc__ or "", default=default)
     if command.resume:
@@ -101,19 +106,21 @@ def train(config: Config, *, out: Path, device: str = "auto", resume: bool = Fal
 
     Raises UserError for data, weights or an output folder that cannot be used.
     """
+    _check_folder(out, resume)
+    if not resume:
+        config = _settled(config)
+    config, split = _training_data(config)
     with claimed(out):
-        has_run = (out / "last.pth").exists()
-        if has_run and not resume:
-            raise UserError(f"{out} holds a run; add --resume to go on with it, or choose another --out")
-        if resume and not has_run:
-            raise UserError(f"{out} holds no last.pth to resume from; start without --resume")
-        if not resume:
-            config = _settled(config)
-        split = _training_data(config)
-        config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, num_classes=len(class_indices(split.train)))
-        )
+        _check_folder(out, resume)  # again: drawing people takes a while
         return _train(config, split, out, device, resume)
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    has_run = (out / "last.pth").exists()
+    if has_run and not resume:
+        raise UserError(f"{out} holds a run; add --resume to go on with it, or choose another --out")
+    if resume and not has_run:
+        raise UserError(f"{out} holds no last.pth to resume from; start without --resume")
 
 
 def _train(config: Config, split: Split, out: Path, device_name: str, resume: bool) -> Path:
@@ -206,7 +213,7 @@ def new_run(command: Command) -> Path:
 
 
 def _default_preset() -> str:
-    from pmm.driver import nvidia_gpus
+    from pmm.machine import nvidia_gpus
 
     return "paper" if nvidia_gpus() else "tiny"
 
@@ -226,15 +233,42 @@ def _settled(config: Config) -> Config:
     return dataclasses.replace(config, data=data, model=model)
 
 
-def _training_data(config: Config) -> Split:
-    """Training crops, and held-out query and gallery; synthetic people are drawn first if they are not there."""
-    root = Path(config.data.root)
-    if config.data.dataset == SYNTHETIC and not root.exists():
-        from pmm.data.synthetic.__main__ import draw
+def _training_data(config: Config) -> tuple[Config, Split]:
+    """Training crops, and held-out query and gallery; synthetic people are drawn first if they are not there.
 
-        draw(root, ids=config.data.synthetic_ids, seed=config.data.synthetic_seed)
+    The configuration comes back with what the data say: the number of classes, and how synthetic people were drawn.
+    """
+    root = Path(config.data.root)
+    if config.data.dataset == SYNTHETIC:
+        config = dataclasses.replace(config, data=_drawn(config.data, root))
     whole = read_dataset(config.data.dataset, root)
-    return split_validation(whole.train, config.data.val_identities, config.seed)
+    split = split_validation(whole.train, config.data.val_identities, config.seed)
+    classes = len(class_indices(split.train))
+    if config.model.num_classes not in (0, classes):
+        raise UserError(
+            f"model.num_classes is {config.model.num_classes}, but {root} has {classes} training identities"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes)), split
+
+
+def _drawn(data: DataConfig, root: Path) -> DataConfig:
+    """Draw the people if they are not there. Raises UserError if others are there than were asked for by a flag."""
+    from pmm.data.synthetic.__main__ import draw
+
+    with locked(root.with_name(f".{root.name}.lock"), wait=True):  # two runs may want to draw the same people
+        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+            draw(root, ids=data.synthetic_ids, seed=data.synthetic_seed)
+    try:
+        made = json.loads((root / "synthetic.json").read_text())
+        there = {"synthetic_ids": int(made["ids"]), "synthetic_seed": int(made["seed"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return data  # drawn by other means: nothing to compare with
+    for key, value in there.items():
+        if getattr(data, key) not in (value, getattr(DataConfig(), key)) and not fast_mode():
+            raise UserError(
+                f"{root} holds people drawn with {key}={value}, not {getattr(data, key)}; give another --root"
+            )
+    return dataclasses.replace(data, **there)  # type: ignore[arg-type]
 
 
 def _refuse_changes(out: Path, saved: Config, asked: Config) -> None:
@@ -259,7 +293,9 @@ def _say_start(config: Config, split: Split, out: Path, device: Any, model: torc
         f"{PROG}: {config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), {device}, "
         f"seed {config.seed}"
     )
-    print(f"data: {config.data.root}: {split.describe() if split.query else split.describe().split(', query')[0]}")
+    held_out = len({sample.pid for sample in split.query})
+    trained = f"{len(split.train)} crops of {config.model.num_classes} identities"
+    print(f"data: {config.data.root}: {trained}, {held_out} more held out to choose best.pth")
     print(
         f"run: {out} ({'from epoch ' + str(start + 1) if start else 'from scratch'}, {config.recipe.epochs} epochs)",
         flush=True,

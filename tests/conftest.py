@@ -23,7 +23,7 @@ IDS = 12
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from pmm.driver import nvidia_gpus
+    from pmm.machine import nvidia_gpus
 
     if not nvidia_gpus():
         for item in items:

@@ -42,6 +42,11 @@ def test_unknown_keys_are_refused_and_the_known_ones_named():
         ("model", "block", [1, 2, 3], "must be tuple"),
         ("data", "std", [0, 1, 1], "positive"),
         ("data", "val_identities", 1.0, r"in \[0, 1\)"),
+        ("data", "mean", ["a", 0, 0], "'a'; it must be float"),
+        ("recipe", "schedule", "foo", "must be one of paper, flat-cosine"),
+        ("recipe", "cutout_size", [0, 3], "two positive numbers"),
+        ("model", "backbone", "vgg", "must be one of resnet50, resnet10"),
+        ("model", "num_classes", -4, "a number of identities"),
     ],
 )
 def test_wrong_values_are_refused(section, key, value, text):
@@ -54,6 +59,8 @@ def test_wrong_values_are_refused(section, key, value, text):
 def test_a_section_must_be_a_table():
     with pytest.raises(UserError, match=r"config\.model is 3"):
         Config.from_dict({"model": 3})
+    with pytest.raises(UserError, match="config is 3"):
+        Config.from_dict(3)
 
 
 def test_unknown_preset_lists_the_known():

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -70,6 +71,59 @@ def test_a_run_resumes_only_on_its_own_data(small_config, tmp_path):
         train(load_config(out), out=out, device="cpu", resume=True)
 
 
+def test_a_kill_between_the_files_of_an_epoch_loses_nothing(small_config, trained, tmp_path, monkeypatch):
+    """best.pth and the log come first, last.pth last: whatever was written, the epoch is repeated to the same bits."""
+    from pmm import checkpoint
+
+    original = checkpoint.save
+
+    def killed(path, state):
+        if path.name == "last.pth" and state["epoch"] == 2:
+            raise KeyboardInterrupt
+        original(path, state)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config, out=out, device="cpu")
+    monkeypatch.setattr(checkpoint, "save", original)
+    train(load_config(out), out=out, device="cpu", resume=True)
+    for name in ("best.pth", "last.pth"):
+        assert same(weights(out / name), weights(trained.with_name(name)))
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_best_is_no_state_to_resume_from(small_config, trained, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    state = load(trained)
+    state["epoch"] = 1
+    torch.save(state, out / "last.pth")
+    with pytest.raises(UserError, match=r"no state to resume from"):
+        train(Config.from_dict(state["config"]), out=out, device="cpu", resume=True)
+
+
+def test_two_runs_may_want_the_same_people(tmp_path):
+    """The second waits for the first's drawing, and uses it."""
+    flags = ["--preset", "tiny", "--root", "people", "--synthetic-ids", "8", "--batch-size", "8", "--epochs", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PMM_FAST": "0"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pmm.train", *flags, "--val-identities", "0", "--out", name],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("a", "b")
+    ]
+    outputs = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert sum("8 + 8 synthetic identities" in out for out, _ in outputs) == 1
+    assert load(tmp_path / "a" / "last.pth")["config"]["data"]["synthetic_ids"] == 8
+
+
 def load_config(out):
     return Config.from_dict(json.loads((out / "config.json").read_text()))
 
@@ -117,11 +171,16 @@ def test_a_run_is_not_overwritten_and_a_finished_one_says_so(trained, people):
 def test_ctrl_c_says_how_to_go_on(people, tmp_path):
     command = [sys.executable, "-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", tmp_path / "run"]
     process = subprocess.Popen(
-        [*map(str, command), "--epochs", "500"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*map(str, command), "--epochs", "500"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     for line in process.stdout:
         if line.startswith("epoch 2/"):
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loading workers too
             break
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
@@ -144,6 +203,10 @@ def test_bad_input_is_one_line(people, tmp_path):
     refused("--root", people, "--k", "40", expected=["the 8x4 map of 128x64 crops has only 32 blocks"])
     refused("--root", people, "--preset", "huge", expected=["unknown preset 'huge'; known presets: paper, tiny"])
     refused("--root", people, "--method", "pmn", expected=["unknown method 'pmn'"])
+    refused("--root", people, "--seed", "-1", expected=["seed is -1; it must be at least 0"])
+    refused("--root", people, "--num-classes", "777", expected=["num_classes is 777", "has 11 training identities"])
+    refused("--root", people, "--synthetic-ids", "50", expected=["drawn with synthetic_ids=12, not 50"])
+    assert not (tmp_path / "run").exists()
     refused("--resume", expected=["holds no run to resume"])
     (tmp_path / "file").write_text("")
     done = run_here("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", tmp_path / "file")
@@ -183,12 +246,12 @@ def test_a_full_disk_keeps_the_last_checkpoint(people, tmp_path):
 
 def test_defaults_follow_preset_and_data(monkeypatch):
     monkeypatch.delenv("PMM_FAST", raising=False)
-    import pmm.driver
+    import pmm.machine
 
-    monkeypatch.setattr(pmm.driver, "nvidia_gpus", tuple)
+    monkeypatch.setattr(pmm.machine, "nvidia_gpus", tuple)
     config = parse([]).config
     assert (config.preset, config.data.dataset, config.recipe.epochs) == ("tiny", "synthetic", 60)
-    monkeypatch.setattr(pmm.driver, "nvidia_gpus", lambda: ("a GPU",))
+    monkeypatch.setattr(pmm.machine, "nvidia_gpus", lambda: ("a GPU",))
     config = parse([]).config
     assert (config.preset, config.recipe.epochs) == ("paper", 60)
     config = parse(["--preset", "paper", "--dataset", "market1501", "--root", "/data"]).config

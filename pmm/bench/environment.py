@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pmm.driver import nvidia_gpus
+from pmm.machine import nvidia_gpus, usable_cores
 
 LIBRARIES = (
     "torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
@@ -29,11 +28,6 @@ def describe_environment(threads: int) -> dict[str, Any]:
         "versions": {name: version for name in LIBRARIES if (version := _version(name))},
         "commit": _commit(),
     }
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pmm.bench.environment import describe_environment, usable_cores
+from pmm.bench.environment import describe_environment
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.samples import Split, camids_of, pids_of
-from pmm.driver import nvidia_gpus
 from pmm.embed import embed_samples, rank_split
 from pmm.errors import UserError
 from pmm.files import make_folder, sha256
+from pmm.machine import nvidia_gpus, usable_cores
 from pmm.metrics import RankingResult, distance_matrix
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import Embeddings, Runner, open_runner
@@ -40,6 +40,17 @@ class _Measured:
     query: Embeddings
     gallery: Embeddings
     ranking: RankingResult
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a backend needs to open its model."""
+
+    checkpoint: Path
+    config: Config
+    artifacts: Path
+    """Path of the artifacts without their suffix."""
+    threads: int
 
 
 @dataclass
@@ -66,9 +77,7 @@ def bench(
 
     Raises UserError for an unknown backend, or if the reference itself (torch, fp32) cannot be measured.
     """
-    unknown = [name for name in backends if name not in BACKENDS]
-    if unknown:
-        raise UserError(f"unknown backend {', '.join(unknown)}; known: {', '.join(BACKENDS)}")
+    check_backends(backends)
     names = [REFERENCE, *(name for name in backends if name != REFERENCE)]
     threads = usable_cores()
     digest = sha256(checkpoint)
@@ -80,16 +89,17 @@ def bench(
         result = _empty_result(name)
         results.append(result)
         try:
-            runner = BACKENDS[name](checkpoint, artifacts, threads, result)
+            runner = BACKENDS[name](_Job(checkpoint, config, artifacts, threads), result)
             measured[name] = _rank(name, runner, split, result)
+            _compare(measured[name], measured[REFERENCE])
         except Unavailable as reason:
             result |= {"status": "unavailable", "reason": reason.reason, **reason.facts}
-        except UserError as error:
+        except Exception as error:  # one backend's failure, of whatever kind, must not cost the others their figures
             if name == REFERENCE:
                 raise
-            result |= {"status": "failed", "reason": str(error)}
-        if result["status"] == "ok":
-            _compare(measured[name], measured[REFERENCE])
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            result |= {**_empty_result(name), "status": "failed", "reason": said.strip().split("\n")[0]}
+            measured.pop(name, None)
         print(f"{name}: {result['status']}{': ' + result['reason'] if result['reason'] else ''}", file=sys.stderr)
 
     _time(measured, split, batches, plan)
@@ -110,6 +120,13 @@ def bench(
         "results": results,
     }
     return report, picture
+
+
+def check_backends(names: Sequence[str]) -> None:
+    """Raises UserError for an unknown backend, naming the known ones."""
+    unknown = [name for name in names if name not in BACKENDS]
+    if unknown:
+        raise UserError(f"unknown backend {', '.join(unknown)}; known: {', '.join(BACKENDS)}")
 
 
 def _rank(name: str, runner: Runner, split: Split, result: dict[str, Any]) -> _Measured:
@@ -225,50 +242,49 @@ def _describe_dataset(config: Config, split: Split) -> dict[str, Any]:
     }
 
 
-def _open(path: Path, device: str, threads: int, result: dict[str, Any]) -> Runner:
+def _open(path: Path, device: str, job: _Job, result: dict[str, Any]) -> Runner:
     begin = time.perf_counter()
-    runner = open_runner(path, device, threads)
+    runner = open_runner(path, device, job.threads)
     result |= {"artifact": str(path), "artifact_bytes": path.stat().st_size, "load_s": time.perf_counter() - begin}
     return runner
 
 
-def _torch(checkpoint: Path, artifacts: Path, threads: int, result: dict[str, Any]) -> Runner:
-    return _open(checkpoint, "cpu", threads, result)
+def _torch(job: _Job, result: dict[str, Any]) -> Runner:
+    return _open(job.checkpoint, "cpu", job, result)
 
 
-def _ort_cpu(checkpoint: Path, artifacts: Path, threads: int, result: dict[str, Any]) -> Runner:
-    return _open(_onnx_file(checkpoint, artifacts), "cpu", threads, result)
+def _ort_cpu(job: _Job, result: dict[str, Any]) -> Runner:
+    if not find_spec("onnxruntime"):
+        raise Unavailable("ONNX Runtime is not installed: pip install onnxruntime-gpu (or onnxruntime)")
+    return _open(_onnx_file(job), "cpu", job, result)
 
 
-def _tensorrt(checkpoint: Path, artifacts: Path, threads: int, result: dict[str, Any]) -> Runner:
-    from pmm.export.trt import build_engine
+def _tensorrt(job: _Job, result: dict[str, Any]) -> Runner:
+    from pmm.export.trt import build_engine, choose_flavor
 
+    onnx_file = _onnx_file(job)
     try:
-        engine = build_engine(_onnx_file(checkpoint, artifacts), artifacts.with_suffix(".plan"))
+        choose_flavor(onnx_file)
     except UserError as error:
         raise Unavailable(str(error)) from error
+    engine = build_engine(onnx_file, job.artifacts.with_suffix(".plan"))
     facts = {"artifact": str(engine.path), "artifact_bytes": engine.path.stat().st_size}
-    builder = f"{(engine.manifest.engine or {})['flavor']} {(engine.manifest.engine or {})['version']}"
+    details = engine.manifest.engine or {}
+    built = f"engine built with {details['flavor']} {details['version']}"
     if not nvidia_gpus():
-        raise Unavailable(f"engine built with {builder}, but there is no NVIDIA GPU here to run it on", facts)
-    raise Unavailable(f"engine built with {builder}; running engines is not part of this version", facts)
+        raise Unavailable(f"{built}, but there is no NVIDIA GPU here to run it on", facts)
+    raise Unavailable(f"{built}; running engines is not part of this version", facts)
 
 
-def _onnx_file(checkpoint: Path, artifacts: Path) -> Path:
-    """The ONNX file of this checkpoint, exported unless an earlier run left one that still matches its manifest."""
-    from pmm.export.manifest import read_manifest
-    from pmm.export.onnx import export_onnx
+def _onnx_file(job: _Job) -> Path:
+    """The ONNX file of this checkpoint, exported unless an earlier run left it."""
+    from pmm.export.onnx import verified_onnx
 
-    path = artifacts.with_suffix(".onnx")
-    try:
-        if path.exists() and read_manifest(path, hashlib.sha256(path.read_bytes()).hexdigest()) is not None:
-            return path
-    except UserError:
-        pass  # a damaged file in our own cache is made anew
-    return export_onnx(checkpoint, path).path
+    data = job.config.data
+    return verified_onnx(job.checkpoint, job.artifacts.with_suffix(".onnx"), dataset=data.dataset, root=data.root).path
 
 
-BACKENDS: dict[str, Callable[[Path, Path, int, dict[str, Any]], Runner]] = {
+BACKENDS: dict[str, Callable[[_Job, dict[str, Any]], Runner]] = {
     "torch": _torch,
     "ort-cpu": _ort_cpu,
     "tensorrt": _tensorrt,

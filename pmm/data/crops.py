@@ -50,13 +50,23 @@ def load_crop(path: str | Path, height: int, width: int) -> Crops:
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = _to_rgb(ImageOps.exif_transpose(image))
             if upright.size != (width, height):
                 upright = upright.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(upright)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders and EXIF parsers raise anything on a file made to harm
         reason = str(error).replace(str(path), "file") or type(error).__name__
         raise UserError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB. 16-bit grey is scaled, where PIL would clip it to white; other deep images have no known scale."""
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image, np.uint16)
+        return Image.fromarray(np.rint(deep / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range; convert it to 8 bits")
+    return image.convert("RGB")
 
 
 def iter_crops(paths: Sequence[Path], height: int, width: int, batch_size: int, threads: int = 4) -> Iterator[Crops]:

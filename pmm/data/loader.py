@@ -45,10 +45,9 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
         self.ids_per_batch, self.images_per_id, self.seed = ids_per_batch, images_per_id, seed
         self.epoch = 0
         if len(self.of_label) < ids_per_batch:
-            raise UserError(
-                f"a batch needs {ids_per_batch} identities, but the training split has {len(self.of_label)}; "
-                f"use --batch-size {max(2, len(self.of_label)) * images_per_id} or less"
-            )
+            found = len(self.of_label)
+            advice = f"use --batch-size {found * images_per_id} or less" if found > 1 else "training needs at least two"
+            raise UserError(f"a batch needs {ids_per_batch} identities, but the training split has {found}; {advice}")
 
     def __len__(self) -> int:
         return len(self.of_label) // self.ids_per_batch

@@ -19,8 +19,8 @@ from pmm.config import Config
 from pmm.data.crops import Crops, load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.errors import UserError
-from pmm.export.manifest import Artifact, Manifest, write_manifest
-from pmm.files import replacing, sha256
+from pmm.files import sha256
+from pmm.manifest import Artifact, Manifest, drafted, read_manifest
 from pmm.parity.numeric import NumericParity, numeric_parity
 from pmm.runtime.ort import METADATA_KEY, OrtRunner
 
@@ -34,7 +34,9 @@ VERIFY_CROPS = 64
 MIN_COSINE = {"fp32": 0.99999}
 
 
-def export_onnx(checkpoint: Path, out: Path, *, verify_root: str = "", verify: bool = True) -> Artifact:
+def export_onnx(
+    checkpoint: Path, out: Path, *, verify_dataset: str = "", verify_root: str = "", verify: bool = True
+) -> Artifact:
     """Write the deployed graph of `checkpoint` to `out`, and its manifest beside it.
 
     Input `images` uint8 RGB [batch, H, W, 3] (normalisation is inside the graph), output `embeddings` float32
@@ -42,7 +44,7 @@ def export_onnx(checkpoint: Path, out: Path, *, verify_root: str = "", verify: b
     `verify` is False, its embeddings of real crops equalled the checkpoint's.
 
     Args:
-        verify_root: data set to take the crops from (default: the one the checkpoint was trained on).
+        verify_dataset, verify_root: data set to take the crops from (default: the one the checkpoint was trained on).
 
     Raises:
         UserError: a bad checkpoint, no crops to verify on, or embeddings that moved (then no file is left).
@@ -51,7 +53,7 @@ def export_onnx(checkpoint: Path, out: Path, *, verify_root: str = "", verify: b
     from pmm.runtime.eager import EagerRunner, torch_device
 
     model, config = restore_model(load(checkpoint), checkpoint)
-    crops = verification_crops(config, verify_root) if verify else None
+    crops = verification_crops(config, verify_dataset, verify_root) if verify else None
     proto = build_graph(model, config)
     manifest = Manifest(
         checkpoint_sha256=sha256(checkpoint),
@@ -63,15 +65,24 @@ def export_onnx(checkpoint: Path, out: Path, *, verify_root: str = "", verify: b
         opset=OPSET,
         versions=_versions(),
     )
-    with replacing(out) as temporary:
+    with drafted(out, manifest) as draft:
         _embed_manifest(proto, manifest)
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        draft.path.write_bytes(proto.SerializeToString(deterministic=True))
         if crops is not None:
             reference = EagerRunner(model, preprocessing_of(config), torch_device("cpu"))
-            with OrtRunner(temporary) as candidate:
+            with OrtRunner(draft.path) as candidate:
                 parity = verify_runner(reference, candidate, crops, MIN_COSINE["fp32"], str(out))
-            manifest = dataclasses.replace(manifest, parity=dataclasses.asdict(parity))
-    return write_manifest(out, manifest)
+            draft.manifest = dataclasses.replace(manifest, parity=dataclasses.asdict(parity))
+    return Artifact(out, draft.manifest)
+
+
+def verified_onnx(checkpoint: Path, out: Path, *, dataset: str = "", root: str = "") -> Artifact:
+    """`out`, if it is whole, verified, and of this checkpoint; else exported anew as `export_onnx` does."""
+    with contextlib.suppress(UserError):  # a damaged file is made anew
+        manifest = read_manifest(out, sha256(out)) if out.is_file() else None
+        if manifest and manifest.parity and manifest.checkpoint_sha256 == sha256(checkpoint):
+            return Artifact(out, manifest)
+    return export_onnx(checkpoint, out, verify_dataset=dataset, verify_root=root)
 
 
 def describe(artifact: Artifact) -> str:
@@ -134,11 +145,11 @@ def found_precision(proto: onnx.ModelProto) -> str:
     return found.pop()
 
 
-def verification_crops(config: Config, root: str = "") -> Crops:
+def verification_crops(config: Config, dataset: str = "", root: str = "") -> Crops:
     """Real test crops [N, H, W, 3], evenly over query and gallery of `root` or of the data set trained on."""
-    root = root or config.data.root
+    dataset, root = dataset or config.data.dataset, root or config.data.root
     try:
-        split = read_dataset(config.data.dataset, root)
+        split = read_dataset(dataset, root)
     except UserError as error:
         raise UserError(f"no crops to verify on ({error}); give --verify-root DIR, or --no-verify") from error
     samples = (*split.query, *split.gallery)

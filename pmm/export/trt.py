@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pmm.driver import nvidia_gpus
 from pmm.errors import UserError
-from pmm.export.manifest import Artifact, Manifest, read_manifest, write_manifest
-from pmm.files import existing_file, replacing
+from pmm.files import existing_file
+from pmm.machine import nvidia_gpus
+from pmm.manifest import Artifact, Manifest, drafted, read_manifest
 
 FLAVORS = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 
@@ -68,6 +68,9 @@ def build_engine(onnx_file: Path, out: Path, profile: BatchProfile | None = None
     if not parser.parse(content):
         reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise UserError(f"{onnx_file}: {flavor} {trt.__version__} does not parse it ({reasons[:300]})")
+    found = _network_precision(trt, network)
+    if found != source.precision_found:
+        raise UserError(f"{onnx_file}: holds {source.precision_found}, but {flavor} read {found or 'nothing'} from it")
     config = builder.create_builder_config()
     size = source.preprocessing
     batches = builder.create_optimization_profile()
@@ -80,24 +83,32 @@ def build_engine(onnx_file: Path, out: Path, profile: BatchProfile | None = None
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise UserError(f"{onnx_file}: {flavor} {trt.__version__} built no engine ({logger.last or 'no reason given'})")
-    with replacing(out) as temporary:
-        temporary.write_bytes(bytes(engine))
-    return write_manifest(out, _manifest(source, flavor, str(trt.__version__), profile))
+    with drafted(out, _manifest(source, found, flavor, str(trt.__version__), profile)) as draft:
+        draft.path.write_bytes(bytes(engine))
+    return Artifact(out, draft.manifest)
 
 
-def _manifest(source: Manifest, flavor: str, version: str, profile: BatchProfile) -> Manifest:
+def _network_precision(trt: Any, network: Any) -> str:
+    """The type of the parsed network's convolutions and matrix products, which a strongly typed build keeps."""
+    names = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16"}
+    products = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return "+".join(sorted({names.get(x.get_output(0).dtype, "other") for x in layers if x.type in products}))
+
+
+def _manifest(source: Manifest, found: str, flavor: str, version: str, profile: BatchProfile) -> Manifest:
     gpus = nvidia_gpus()
     engine = {
         "flavor": flavor,
         "version": version,
         "onnx_sha256": source.sha256,
+        "precision_read_from": "parsed network",
         "built_on": gpus[0] if gpus else "cpu",
         "batch": dataclasses.asdict(profile),
     }
     # the parity figures are the ONNX file's; an engine's own are measured where it runs
-    return dataclasses.replace(
-        source, parity=None, engine=engine, versions={**source.versions, FLAVORS[flavor]: version}
-    )
+    versions = {**source.versions, FLAVORS[flavor]: version}
+    return dataclasses.replace(source, precision_found=found, parity=None, engine=engine, versions=versions)
 
 
 def _logger(trt: Any) -> Any:

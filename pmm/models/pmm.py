@@ -28,7 +28,9 @@ class PMM(nn.Module):
         self.backbone = build_backbone(config.backbone)
         channels = self.backbone.channels
         self.bottleneck = Bottleneck(channels, channels // Bottleneck.expansion)
-        self.stages = nn.ModuleList(Head(channels, config.feature_dim, config.num_classes) for _ in range(3))
+        self.stages = nn.ModuleList(
+            Head(channels, config.feature_dim, config.num_classes, fan=fan) for fan in ("fan_in", "fan_out", "fan_out")
+        )
         self.embedding_dim = 3 * config.feature_dim
 
     def forward(

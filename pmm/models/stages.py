@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 
 class Head(nn.Module):
-    """Linear -> BatchNorm -> ReLU = feature [N, F]; Linear = logits [N, K]."""
+    """Linear -> BatchNorm -> ReLU = feature [N, F]; Linear = logits [N, K].
 
-    def __init__(self, channels: int, feature_dim: int, num_classes: int) -> None:
+    `fan` is the mode of the first layer's Kaiming initialisation: the authors' stage I has a 1x1 convolution there
+    (fan_in), the other stages a linear layer (fan_out).
+    """
+
+    def __init__(self, channels: int, feature_dim: int, num_classes: int, *, fan: str) -> None:
         super().__init__()
         self.reduction = nn.Linear(channels, feature_dim)
         self.bn = nn.BatchNorm1d(feature_dim)
         self.classifier = nn.Linear(feature_dim, num_classes)
-        nn.init.kaiming_normal_(self.reduction.weight, mode="fan_in")
+        nn.init.kaiming_normal_(self.reduction.weight, mode=fan)  # type: ignore[arg-type]
         nn.init.zeros_(self.reduction.bias)
         nn.init.normal_(self.bn.weight, 1.0, 0.02)
         nn.init.kaiming_normal_(self.classifier.weight, mode="fan_out")

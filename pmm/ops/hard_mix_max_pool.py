@@ -75,9 +75,14 @@ def _source(cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
 def _unpool_reference(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, channels_last: bool) -> Tensor:
     """dy [N, C] -> dx [N, C, H, W]: each value added to the cell of the sample its maximum was read from."""
     (n, c), (_, h, w) = dy.shape, replaced.shape
-    channel = torch.arange(c, device=dy.device).expand(n, c)
-    dx = torch.zeros(n, c, h * w, dtype=accumulator(dy.dtype), device=dy.device)
-    dx.index_put_((_source(cell, replaced, partner), channel, cell), dy.to(dx.dtype), accumulate=True)
+    wide = dy.to(accumulator(dy.dtype))
+    place = (torch.arange(n * c, device=dy.device).view(n, c) * (h * w) + cell).flatten()
+    taken = replaced.flatten(1).gather(1, cell)
+    away = (partner[:, None] * c + torch.arange(c, device=dy.device)) * (h * w) + cell
+    # a sample's own values first, then those taken from it in ascending order; on a vector torch adds one by one
+    dx = torch.zeros(n * c * h * w, dtype=wide.dtype, device=dy.device)
+    dx[place] = torch.where(taken, 0, wide).flatten()
+    dx.index_add_(0, torch.where(taken, away, place.view(n, c)).flatten(), torch.where(taken, wide, 0).flatten())
     return dx.to(dy.dtype).view(n, c, h, w).contiguous(memory_format=_format(channels_last))
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pmm.data.crops import Crops
+from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import UserError
-from pmm.export.manifest import Manifest, read_manifest
 from pmm.files import existing_file
+from pmm.machine import nvidia_gpus
+from pmm.manifest import Manifest, read_manifest
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo
 
 METADATA_KEY = "pmm_manifest"
@@ -34,7 +36,8 @@ class OrtRunner(Runner):
         manifest = read_manifest(path, hashlib.sha256(content).hexdigest())
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors reach the user as ours
+        device = _resolved(device, ort.get_available_providers())
         provider = ("CUDAExecutionProvider", {"use_tf32": 0}) if device == "cuda" else ("CPUExecutionProvider", {})
         try:
             # from the bytes that were hashed: the file cannot change in between, nor reach for external data
@@ -47,6 +50,7 @@ class OrtRunner(Runner):
             raise UserError(f"{path}: asked for {provider[0]}, but ONNX Runtime fell back to {used}; refusing to run")
         self.manifest = manifest or _embedded_manifest(self.session, path)
         self.preprocessing = self.manifest.preprocessing
+        _check_inputs(self.session, self.preprocessing, path)
         self.info = RunnerInfo(
             backend="ort-cuda" if device == "cuda" else "ort-cpu",
             device=device,
@@ -71,10 +75,25 @@ class OrtRunner(Runner):
         return step
 
 
-def _embedded_manifest(session: object, path: Path) -> Manifest:
-    metadata = session.get_modelmeta().custom_metadata_map  # type: ignore[attr-defined]
+def _embedded_manifest(session: Any, path: Path) -> Manifest:
+    metadata = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in metadata:
         raise UserError(
             f"{path}: not an ONNX file of ours (no manifest beside it or inside); export it with export/to_onnx.py"
         )
     return Manifest.from_json(metadata[METADATA_KEY], str(path))
+
+
+def _resolved(device: str, providers: list[str]) -> str:
+    """Turn "auto" into "cuda" where a GPU and the provider are, else "cpu". Raises UserError for an unknown device."""
+    if device == "auto":
+        return "cuda" if nvidia_gpus() and "CUDAExecutionProvider" in providers else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"unknown device '{device}'; known: auto, cpu, cuda")
+    return device
+
+
+def _check_inputs(session: Any, size: Preprocessing, path: Path) -> None:
+    found = {value.name: list(value.shape) for value in session.get_inputs()}
+    if list(found) != ["images"] or found["images"][1:] != [size.height, size.width, 3]:
+        raise UserError(f"{path}: takes {found}, its manifest promises images [batch, {size.height}, {size.width}, 3]")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -93,6 +94,27 @@ def test_bad_input_is_one_line(trained, tmp_path):
     refused(script, tmp_path / "none.pth", expected=["none.pth does not exist"])
     (tmp_path / "x.pth").write_text("")
     refused(script, tmp_path / "x.pth", expected=["x.pth: truncated, or not a checkpoint"])
+
+
+def test_one_backend_that_breaks_costs_the_others_nothing(trained, tmp_path, people, monkeypatch):
+    from pmm.bench import harness
+
+    def breaks(job, result):
+        raise TypeError("factory function returned nullptr\nand more")
+
+    monkeypatch.setitem(harness.BACKENDS, "tensorrt", breaks)
+    moved = tmp_path / "moved"
+    shutil.copytree(people, moved)
+    done = run_here(
+        "bench/run.py", trained, "--backends", "tensorrt,ort-cpu", "--root", moved, "--batches", "1",
+        "--out", tmp_path / "report", PMM_FAST="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [r["status"] for r in report["results"]] == ["ok", "failed", "ok"]
+    assert report["results"][1]["reason"] == "TypeError: factory function returned nullptr"
+    assert report["results"][1]["mAP"] is None
+    assert report["dataset"]["root"] == str(moved)
 
 
 def test_environment_is_plain():

@@ -55,6 +55,33 @@ def test_bad_files_are_named(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_16_bit_grey_is_scaled_and_unknown_ranges_are_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    path = save(Image.fromarray(ramp), tmp_path / "deep.png")
+    assert np.abs(load_crop(path, 8, 8)[..., 0].astype(int) - ramp / 257).max() <= 1
+    path = save(Image.fromarray(ramp.astype(np.float32)), tmp_path / "float.tiff")
+    with pytest.raises(UserError, match="mode F have no known range"):
+        load_crop(path, 8, 8)
+
+
+def test_damaged_exif_is_one_line_or_read(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "x" * 40
+    whole = save(Image.new("RGB", (16, 16)), tmp_path / "a.jpg", exif=exif).read_bytes()
+    start = whole.index(b"Exif")
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        content = bytearray(whole)
+        for place in rng.integers(start, start + 90, 3):
+            content[place] = rng.integers(0, 256)
+        (tmp_path / "b.jpg").write_bytes(content)
+        try:
+            assert load_crop(tmp_path / "b.jpg", 8, 8).shape == (8, 8, 3)
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
 def test_normalisation_by_hand():
     preprocessing = preprocessing_of(preset("tiny"))
     crops = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)

@@ -10,9 +10,9 @@ from pmm.checkpoint import load, restore_model
 from pmm.config import Config
 from pmm.errors import UserError
 from pmm.export.fold import fold_batch_norms
-from pmm.export.manifest import Manifest, manifest_path, read_manifest
 from pmm.export.onnx import build_graph, export_onnx, found_precision, verify_runner
 from pmm.files import sha256
+from pmm.manifest import Manifest, manifest_path, read_manifest
 from tests.conftest import assert_one_line_error, run_here
 
 
@@ -144,6 +144,31 @@ def test_commands_name_the_file_they_cannot_use(tmp_path, trained):
     assert {p.name for p in tmp_path.iterdir()} == {"bad.pth"}
     (tmp_path / "file").write_text("")
     assert_one_line_error(run_here("export/to_onnx.py", trained, "-o", tmp_path / "file" / "x.onnx"), "cannot write")
+
+
+def test_the_checkpoint_is_never_the_output(trained, tmp_path):
+    checkpoint = tmp_path / "model.pth"
+    checkpoint.write_bytes(trained.read_bytes())
+    for script in ("export/to_onnx.py", "export/to_trt.py"):
+        assert_one_line_error(run_here(script, checkpoint, "-o", checkpoint), "is the file to read; give another name")
+    assert_one_line_error(run_here("export/to_trt.py", checkpoint, "-o", tmp_path / "m.onnx"), "m.onnx is the file")
+    command = ("-m", "pmm.evaluate", checkpoint, "--dataset", "synthetic", "--root", tmp_path, "--json", checkpoint)
+    assert_one_line_error(run_here(*command), "is the file to read; give another name")
+    assert checkpoint.read_bytes() == trained.read_bytes()
+
+
+def test_a_verified_export_is_used_again_and_only_then(trained, tmp_path):
+    from pmm.export.onnx import verified_onnx
+
+    out = tmp_path / "model.onnx"
+    export_onnx(trained, out, verify=False)
+    first = verified_onnx(trained, out)
+    assert first.manifest.parity is not None
+    written = out.stat().st_mtime_ns
+    assert verified_onnx(trained, out) == first
+    assert out.stat().st_mtime_ns == written
+    out.write_bytes(b"damaged")
+    assert verified_onnx(trained, out).manifest.sha256 == first.manifest.sha256
 
 
 def test_folding_keeps_the_function_and_refuses_leftovers():

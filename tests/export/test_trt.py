@@ -5,10 +5,10 @@ import pytest
 
 from pmm.errors import UserError
 from pmm.export import trt as module
-from pmm.export.manifest import manifest_path, read_manifest
 from pmm.export.onnx import export_onnx
 from pmm.export.trt import BatchProfile, build_engine, choose_flavor
 from pmm.files import sha256
+from pmm.manifest import manifest_path, read_manifest
 from tests.conftest import assert_one_line_error, run_here
 
 

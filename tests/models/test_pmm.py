@@ -34,9 +34,9 @@ def test_paper_maps_are_24_by_8():
 
 def test_initialisation_is_the_published_one():
     model = build_model(config_of("paper", num_classes=751))
-    for head in model.stages:
+    for head, fan in zip(model.stages, (2048, 512, 512), strict=True):  # 1x1 conv: fan in; linear: fan out
         assert head.reduction.bias.abs().max() == head.classifier.bias.abs().max() == head.bn.bias.abs().max() == 0
-        assert head.reduction.weight.std().item() == pytest.approx((2 / 2048) ** 0.5, rel=0.05)  # kaiming, fan in
+        assert head.reduction.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.05)
         assert head.classifier.weight.std().item() == pytest.approx((2 / 751) ** 0.5, rel=0.05)  # kaiming, fan out
         assert head.bn.weight.mean().item() == pytest.approx(1, abs=0.005)
         assert head.bn.weight.std().item() == pytest.approx(0.02, rel=0.2)
@@ -77,7 +77,7 @@ def test_deployed_pmm_has_one_layer_for_stages_two_and_three():
 def test_cam_weights_equal_grad_cam_through_the_map(training):
     """alpha[n, c] = mean over the map of dS/dA, S = sum of the true identities' logits: average and max pooling."""
     torch.manual_seed(0)
-    head = Head(8, 6, 5).double().train(training)
+    head = Head(8, 6, 5, fan="fan_in").double().train(training)
     head.bn.running_mean.uniform_(-1, 1)
     head.bn.running_var.uniform_(0.5, 2)
     pids = torch.tensor([0, 1, 1, 4])

@@ -51,6 +51,16 @@ def test_two_samples_that_take_from_one_cell_add_up():
     assert not x.grad[1:].any()
 
 
+def test_backward_is_bit_equal_at_full_size_when_all_take_from_one_sample():
+    x = torch.randn(128, 512, 24, 8)
+    cam, partner = torch.rand(128, 24, 8), torch.zeros(128, dtype=torch.int64)
+    x.requires_grad_()
+    pooled, _ = hard_mix_max_pool(x, cam, partner, (3, 2), 16)
+    dy = torch.randn(pooled.shape)
+    first, *others = (torch.autograd.grad(pooled, x, dy, retain_graph=True)[0] for _ in range(4))
+    assert all(torch.equal(first, other) for other in others)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradcheck_and_gradgradcheck(channels_last):
     x = torch.randn(4, 2, 3, 3, dtype=torch.float64)

@@ -117,10 +117,28 @@ def test_foreign_files_are_refused(artifact, tmp_path):
         open_runner(tmp_path / "missing.onnx")
 
 
+def test_devices_are_resolved_or_refused(artifact):
+    from pmm.machine import nvidia_gpus
+
+    with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
+        open_runner(artifact.path, "gpu")
+    if not nvidia_gpus():
+        assert open_runner(artifact.path, "auto").info.device == "cpu"
+
+
+def test_a_manifest_of_another_size_is_refused(artifact, tmp_path):
+    shutil.copy(artifact.path, tmp_path / "model.onnx")
+    text = json.loads(artifact.path.with_name("model.onnx.json").read_text())
+    text["preprocessing"]["height"] = 256
+    (tmp_path / "model.onnx.json").write_text(json.dumps(text))
+    with pytest.raises(UserError, match=r"its manifest promises images \[batch, 256, 64, 3\]"):
+        open_runner(tmp_path / "model.onnx")
+
+
 def test_a_silent_fallback_to_the_cpu_is_an_error(artifact):
     import onnxruntime
 
-    from pmm.driver import nvidia_gpus
+    from pmm.machine import nvidia_gpus
 
     if nvidia_gpus() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         assert open_runner(artifact.path, "cuda").info.backend == "ort-cuda"

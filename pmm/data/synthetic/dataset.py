@@ -24,6 +24,7 @@ from pmm.data.synthetic.draw import draw_crop, draw_junk
 from pmm.data.synthetic.identity import Identity, sample_identities
 from pmm.errors import UserError
 from pmm.files import cannot_write, make_folder
+from pmm.machine import usable_cores
 
 FORMAT = 1
 """Raised whenever the same arguments draw other pictures."""
@@ -87,7 +88,7 @@ def draw_dataset(
     """
     out = Path(out)
     _check(out, ids=ids, seed=seed, cameras=cameras, workers=workers)
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     world = _create_world(ids=ids, seed=seed, cameras=cameras)
     crops = _plan(world)
     counts = {folder: sum(crop.file.startswith(folder + "/") for crop in crops) for folder in (TRAIN, QUERY, GALLERY)}

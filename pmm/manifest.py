@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pmm.data.crops import Preprocessing
 from pmm.errors import UserError
-from pmm.files import sha256, write_file
+from pmm.files import replacing, sha256
 
 FORMAT = "pmm-manifest-1"
 
@@ -33,7 +35,7 @@ class Manifest:
     versions: dict[str, str]
     """Versions of the libraries that made it."""
     sha256: str = ""
-    """Of the artifact; empty in the copy inside the file itself."""
+    """Of the artifact. The copy inside an ONNX file has neither it nor `parity`: same checkpoint, same bytes."""
     input: dict[str, str] = field(
         default_factory=lambda: {
             "name": "images",
@@ -88,11 +90,26 @@ def manifest_path(artifact: Path) -> Path:
     return artifact.with_name(artifact.name + ".json")
 
 
-def write_manifest(artifact: Path, manifest: Manifest) -> Artifact:
-    """Write the manifest of `artifact`, with the file's hash, beside it."""
-    manifest = dataclasses.replace(manifest, sha256=sha256(artifact))
-    write_file(manifest_path(artifact), manifest.to_json())
-    return Artifact(artifact, manifest)
+@dataclass
+class Draft:
+    """An artifact that has not got its name yet."""
+
+    path: Path
+    manifest: Manifest
+
+
+@contextlib.contextmanager
+def drafted(path: Path, manifest: Manifest) -> Iterator[Draft]:
+    """Yield a draft to write to `draft.path`; `draft.manifest` may still be changed.
+
+    On success the file and its manifest (with the file's hash) get their names one right after the other, else neither
+    does. Raises UserError as `pmm.files.replacing`.
+    """
+    with replacing(manifest_path(path)) as temporary_manifest, replacing(path) as temporary:
+        draft = Draft(temporary, manifest)
+        yield draft
+        draft.manifest = dataclasses.replace(draft.manifest, sha256=sha256(temporary))
+        temporary_manifest.write_text(draft.manifest.to_json())
 
 
 def read_manifest(artifact: Path, digest: str) -> Manifest | None:

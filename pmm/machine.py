@@ -1,8 +1,9 @@
-"""Which NVIDIA GPUs the driver sees: asked without torch, and before TensorRT, which may crash without one."""
+"""What this machine has: NVIDIA GPUs, asked of the driver (TensorRT may crash without one), and CPU cores."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from functools import cache
 
@@ -23,3 +24,8 @@ def nvidia_gpus() -> tuple[str, ...]:
         if cuda.cuDeviceGet(ctypes.byref(device), index) == 0 and cuda.cuDeviceGetName(name, 128, device) == 0:
             names.append(name.value.decode())
     return tuple(names)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
