@@ -66,6 +66,7 @@ def test_16_bit_grey_is_scaled_and_unknown_ranges_are_refused(tmp_path):
         load_crop(path, 8, 8)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_damaged_exif_is_one_line_or_read(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
