@@ -7,8 +7,11 @@ import dataclasses
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, TypeVar
 
 from pmm.errors import UserError
@@ -75,6 +78,35 @@ def run(main: Callable[[], int | None], *, prog: str) -> None:
         print(f"{prog}: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
     raise SystemExit(code or 0)
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the yielded function is called, which then raises KeyboardInterrupt; a second one is let
+    through at once.
+
+    Raised wherever it falls, an interrupt can land in a destructor or a fork hook, where Python drops it and goes on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # signals are the main thread's; this one is never interrupted
+        return
+    held = threading.Event()
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held.is_set():
+            raise KeyboardInterrupt
+        held.set()
+
+    def release() -> None:
+        if held.is_set():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield release
+        release()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def numbers(text: str, *, flag: str, least: int = 1) -> list[int]:

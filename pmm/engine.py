@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,9 @@ def train_one_epoch(
     recipe: RecipeConfig,
     device: torch.device,
     label: str,
+    pause: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """One pass over `batches` of `TrainBatch`.
+    """One pass over `batches` of `TrainBatch`; `pause` is called before each step and may raise to stop there.
 
     Returns the mean of each loss, `loss` (their sum), `lr` (the last), `seconds`, `data_seconds` and `images_per_s`.
     Raises UserError for a bad image (naming it) or a loss that is not finite.
@@ -76,6 +77,7 @@ def train_one_epoch(
     bar = tqdm(batches, desc=label, unit="batch", leave=False, disable=None)
     for batch in bar:
         data_seconds += time.perf_counter() - waiting
+        pause()
         if isinstance(batch, UserError):
             raise batch
         images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pmm import cli
-from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode, preset
-from pmm.data.readers import read_dataset, split_validation
-from pmm.data.samples import Split, class_indices
+from pmm.config import SYNTHETIC, Config, fast_mode, preset
+from pmm.data.samples import Split
 from pmm.errors import UserError
-from pmm.files import cannot_write, claimed, locked, write_file
-from pmm.runs import RUNS, newest_run, synthetic_root
+from pmm.files import cannot_write, claimed, write_file
+from pmm.prepare import settled, training_data
+from pmm.runs import RUNS, newest_run
 
 if TYPE_CHECKING:
     import torch
@@ -108,8 +108,8 @@ def train(config: Config, *, out: Path, device: str = "auto", resume: bool = Fal
     """
     _check_folder(out, resume)
     if not resume:
-        config = _settled(config)
-    config, split = _training_data(config)
+        config = settled(config)
+    config, split = training_data(config)
     with claimed(out):
         _check_folder(out, resume)  # again: drawing people takes a while
         return _train(config, split, out, device, resume)
@@ -161,13 +161,13 @@ def _train(config: Config, split: Split, out: Path, device_name: str, resume: bo
     validation = Validation(split, preprocessing_of(config)) if split.query else None
     log = _truncated_log(out / "metrics.jsonl", start)
 
-    with SummaryWriter(str(out / "tensorboard"), purge_step=start + 1) as board, log:
+    with SummaryWriter(str(out / "tensorboard"), purge_step=start + 1) as board, log, cli.deferred_interrupt() as pause:
         begin = time.perf_counter()
         for epoch in range(start + 1, recipe.epochs + 1):
             sampler.epoch = epoch
             label = f"epoch {epoch}/{recipe.epochs}"
             record: dict[str, Any] = {"epoch": epoch}
-            record |= train_one_epoch(model, batches, optimizer, scheduler, recipe, device, label)
+            record |= train_one_epoch(model, batches, optimizer, scheduler, recipe, device, label, pause)
             is_best = validation is None
             if validation is not None and (epoch % recipe.val_every == 0 or epoch == recipe.epochs):
                 result = validation.evaluate(model, device)
@@ -216,59 +216,6 @@ def _default_preset() -> str:
     from pmm.machine import nvidia_gpus
 
     return "paper" if nvidia_gpus() else "tiny"
-
-
-def _settled(config: Config) -> Config:
-    """`config` with the values that depend on the data set filled in."""
-    data, model = config.data, config.model
-    if data.dataset == SYNTHETIC and not data.root:
-        data = dataclasses.replace(data, root=str(synthetic_root(config)))
-    elif not data.root:
-        raise UserError(f"--dataset {data.dataset} needs --root DIR, the folder that holds it")
-    if model.weights == "auto":
-        pretrained = model.backbone == "resnet50" and data.dataset != SYNTHETIC
-        model = dataclasses.replace(model, weights="imagenet" if pretrained else "none")
-        if model.backbone == "resnet50" and not pretrained:
-            print("synthetic people: the trunk starts from random weights (--weights imagenet starts from ImageNet's)")
-    return dataclasses.replace(config, data=data, model=model)
-
-
-def _training_data(config: Config) -> tuple[Config, Split]:
-    """Training crops, and held-out query and gallery; synthetic people are drawn first if they are not there.
-
-    The configuration comes back with what the data say: the number of classes, and how synthetic people were drawn.
-    """
-    root = Path(config.data.root)
-    if config.data.dataset == SYNTHETIC:
-        config = dataclasses.replace(config, data=_drawn(config.data, root))
-    whole = read_dataset(config.data.dataset, root)
-    split = split_validation(whole.train, config.data.val_identities, config.seed)
-    classes = len(class_indices(split.train))
-    if config.model.num_classes not in (0, classes):
-        raise UserError(
-            f"model.num_classes is {config.model.num_classes}, but {root} has {classes} training identities"
-        )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes)), split
-
-
-def _drawn(data: DataConfig, root: Path) -> DataConfig:
-    """Draw the people if they are not there. Raises UserError if others are there than were asked for by a flag."""
-    from pmm.data.synthetic.__main__ import draw
-
-    with locked(root.with_name(f".{root.name}.lock"), wait=True):  # two runs may want to draw the same people
-        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-            draw(root, ids=data.synthetic_ids, seed=data.synthetic_seed)
-    try:
-        made = json.loads((root / "synthetic.json").read_text())
-        there = {"synthetic_ids": int(made["ids"]), "synthetic_seed": int(made["seed"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return data  # drawn by other means: nothing to compare with
-    for key, value in there.items():
-        if getattr(data, key) not in (value, getattr(DataConfig(), key)) and not fast_mode():
-            raise UserError(
-                f"{root} holds people drawn with {key}={value}, not {getattr(data, key)}; give another --root"
-            )
-    return dataclasses.replace(data, **there)  # type: ignore[arg-type]
 
 
 def _refuse_changes(out: Path, saved: Config, asked: Config) -> None:

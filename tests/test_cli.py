@@ -1,4 +1,5 @@
 import dataclasses
+import signal
 
 import pytest
 
@@ -80,6 +81,41 @@ def test_run_turns_errors_into_one_line_and_a_code(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda: None, prog="prog")
     assert stop.value.code == 0
+
+
+def test_an_interrupt_is_held_back_until_it_can_be_taken():
+    log = []
+
+    def work():
+        with cli.deferred_interrupt() as pause:
+            pause()
+            signal.raise_signal(signal.SIGINT)
+            log.append("the step ends")
+            pause()
+            log.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert log == ["the step ends"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)  # as before again
+
+    def last_step():
+        with cli.deferred_interrupt():
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        last_step()
+
+    def impatient():
+        with cli.deferred_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            log.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        impatient()
+    assert log == ["the step ends"]
 
 
 def test_bugs_keep_their_traceback():

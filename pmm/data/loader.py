@@ -6,6 +6,7 @@ depend on the number of workers nor on the epochs before it: a resumed run sees 
 
 from __future__ import annotations
 
+import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -117,11 +118,17 @@ def train_batches(samples: tuple[Sample, ...], config: Config) -> tuple[DataLoad
         num_workers=config.data.workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_interrupts_to_the_parent,
         persistent_workers=config.data.workers > 0,
         # its own: else each start of the workers would move the global generator, and a resumed run with it
         generator=torch.Generator().manual_seed(config.seed),
     )
     return loader, sampler
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """A terminal sends Ctrl-C to every process: a worker that stopped by itself would look like one that died."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(items: list[Any]) -> TrainBatch | UserError:
