@@ -87,8 +87,9 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
 
     Raised wherever it falls, an interrupt can land in a destructor or a fork hook, where Python drops it and goes on.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # signals are the main thread's; this one is never interrupted
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as a shell starts its background jobs
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield lambda: None
         return
     held = threading.Event()
 

@@ -54,9 +54,10 @@ def _drawn(data: DataConfig, root: Path) -> DataConfig:
     """Draw the people if they are not there. Raises UserError if others are there than were asked for by a flag."""
     from pmm.data.synthetic.__main__ import draw
 
-    with locked(root.with_name(f".{root.name}.lock"), wait=True):  # two runs may want to draw the same people
-        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-            draw(root, ids=data.synthetic_ids, seed=data.synthetic_seed)
+    if _missing(root):
+        with locked(root.with_name(f".{root.name}.lock"), wait=True):  # two runs may want to draw the same people
+            if _missing(root):
+                draw(root, ids=data.synthetic_ids, seed=data.synthetic_seed)
     try:
         made = json.loads((root / "synthetic.json").read_text())
         there = {"synthetic_ids": int(made["ids"]), "synthetic_seed": int(made["seed"])}
@@ -68,3 +69,7 @@ def _drawn(data: DataConfig, root: Path) -> DataConfig:
                 f"{root} holds people drawn with {key}={value}, not {getattr(data, key)}; give another --root"
             )
     return dataclasses.replace(data, **there)  # type: ignore[arg-type]
+
+
+def _missing(root: Path) -> bool:
+    return not root.exists() or (root.is_dir() and not any(root.iterdir()))

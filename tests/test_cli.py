@@ -83,7 +83,22 @@ def test_run_turns_errors_into_one_line_and_a_code(capsys):
     assert stop.value.code == 0
 
 
-def test_an_interrupt_is_held_back_until_it_can_be_taken():
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: a test run in the background inherits it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_ignored_interrupt_stays_ignored(interruptible):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with cli.deferred_interrupt() as pause:
+        signal.raise_signal(signal.SIGINT)
+        pause()
+
+
+def test_an_interrupt_is_held_back_until_it_can_be_taken(interruptible):
     log = []
 
     def work():

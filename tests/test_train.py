@@ -177,6 +177,8 @@ def test_ctrl_c_says_how_to_go_on(people, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # as in a terminal: a test run in the background inherits SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     for line in process.stdout:
         if line.startswith("epoch 2/"):
