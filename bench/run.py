@@ -12,7 +12,9 @@ from pathlib import Path
 import tyro
 
 from pmm import cli
-from pmm.bench.harness import check_backends
+from pmm.bench.harness import bench, check_backends
+from pmm.bench.latency import LatencyPlan
+from pmm.bench.report import table, write_reports
 from pmm.config import Config, fast_mode
 from pmm.data.readers import read_dataset
 from pmm.files import claimed, existing_file
@@ -48,12 +50,10 @@ def main() -> None:
     checkpoint = existing_file(command.checkpoint or newest_run(), "a checkpoint written by pmm.train")
     out = command.out or checkpoint.parent / "report"
 
-    from pmm.bench.harness import bench
-    from pmm.bench.latency import LatencyPlan
-    from pmm.bench.report import table, write_reports
     from pmm.checkpoint import load
 
-    config = Config.from_dict(load(checkpoint)["config"])
+    state = load(checkpoint)
+    config = Config.from_dict(state["config"])
     data = dataclasses.replace(
         config.data, dataset=command.dataset or config.data.dataset, root=command.root or config.data.root
     )
@@ -61,7 +61,9 @@ def main() -> None:
     split = read_dataset(data.dataset, data.root)
     plan = LatencyPlan(warmup=0.05, samples=10) if fast_mode() else LatencyPlan()
     with claimed(out):
-        report, picture = bench(checkpoint, config, split, backends=backends, batches=batches, out=out, plan=plan)
+        report, picture = bench(
+            checkpoint, state, config, split, backends=backends, batches=batches, out=out, plan=plan
+        )
         write_reports(report, out, picture)
     print(table(report))
     print(f"report: {(out / 'report.html').resolve()}")

@@ -47,10 +47,10 @@ def main() -> None:
 
     from pmm.export.onnx import describe, export_onnx, verified_onnx
 
-    if command.no_verify:
-        artifact = export_onnx(checkpoint, onnx_file, verify=False)
+    if command.no_verify or command.verify_root:  # asked for: a file verified in another way does not do
+        artifact = export_onnx(checkpoint, onnx_file, verify_root=command.verify_root, verify=not command.no_verify)
     else:
-        artifact = verified_onnx(checkpoint, onnx_file, root=command.verify_root)
+        artifact = verified_onnx(checkpoint, onnx_file)
     print(describe(artifact))
     engine = build_engine(onnx_file, out, profile)
     details = engine.manifest.engine or {}

@@ -21,12 +21,12 @@ T = TypeVar("T")
 INTERRUPTED = 130
 
 
-def parse(command: type[T], *, prog: str, description: str, default: T | None = None) -> T:
+def parse(command: type[T], *, prog: str, description: str) -> T:
     """Parse `sys.argv` into the dataclass `command`.
 
     A wrong command line is one line on stderr, with the known flags if a flag is unknown, and exit code 2.
     """
-    return parse_args(command, sys.argv[1:], prog=prog, description=description, default=default)
+    return parse_args(command, sys.argv[1:], prog=prog, description=description)
 
 
 def parse_args(
@@ -43,7 +43,7 @@ def parse_args(
 
     if not partial:
         _refuse_unknown_flags(command, args, prog)
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     options: dict[str, Any] = {"prog": prog, "description": description, "config": config, "add_help": not partial}
     if default is not None:
         options["default"] = default

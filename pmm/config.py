@@ -116,7 +116,6 @@ class RecipeConfig:
     """Probability of Cutout."""
     cutout_size: tuple[int, int] = (64, 64)
     """Height and width of the Cutout rectangle, in pixels."""
-
     val_every: int = 1
     """Epochs between two looks at the held-out identities."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -63,6 +63,7 @@ class Unavailable(Exception):  # noqa: N818 - a state to report, not an error
 
 def bench(
     checkpoint: Path,
+    state: Mapping[str, Any],
     config: Config,
     split: Split,
     *,
@@ -73,7 +74,8 @@ def bench(
 ) -> tuple[dict[str, Any], Image.Image]:
     """Measure `backends` on the test part of `split`; returns the report (see `pmm.bench.report`) and ranked lists.
 
-    Artifacts that a backend needs are exported into `out`/artifacts once per checkpoint.
+    `state` is what `pmm.checkpoint.load` read from `checkpoint`; `config` is its configuration, with the data to measure
+    on. Artifacts that a backend needs are exported into `out`/artifacts once per checkpoint.
 
     Raises UserError for an unknown backend, or if the reference itself (torch, fp32) cannot be measured.
     """
@@ -109,7 +111,14 @@ def bench(
     report = {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "checkpoint": _describe_checkpoint(checkpoint, digest, config),
+        "checkpoint": {
+            "path": str(checkpoint),
+            "sha256": digest,
+            "method": config.model.method,
+            "epoch": state["epoch"],
+            "embedding_dim": measured[REFERENCE].query.shape[1],
+            "parameters_m": _parameters(state["model"]) / 1e6,
+        },
         "dataset": _describe_dataset(config, split),
         "environment": describe_environment(threads),
         "method": {
@@ -216,19 +225,10 @@ def _empty_result(name: str) -> dict[str, Any]:
     }
 
 
-def _describe_checkpoint(path: Path, digest: str, config: Config) -> dict[str, Any]:
-    from pmm.checkpoint import load
-
-    state = load(path)
-    parameters = sum(value.numel() for key, value in state["model"].items() if "running" not in key)
-    return {
-        "path": str(path),
-        "sha256": digest,
-        "method": config.model.method,
-        "epoch": state["epoch"],
-        "embedding_dim": 3 * config.model.feature_dim,
-        "parameters_m": parameters / 1e6,
-    }
+def _parameters(weights: Mapping[str, Any]) -> int:
+    """Trained numbers in a state dict: all but batch-norm's running statistics."""
+    counted = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(value.numel() for key, value in weights.items() if not key.endswith(counted))
 
 
 def _describe_dataset(config: Config, split: Split) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
+
 from pmm.config import SYNTHETIC
 from pmm.data.samples import Sample, Split
 from pmm.errors import UserError
@@ -39,8 +41,6 @@ def read_dataset(name: str, root: str | Path) -> Split:
 def split_validation(train: tuple[Sample, ...], share: float, seed: int) -> Split:
     """Hold `share` of the training identities out: the rest is train, one crop per held-out identity and camera is
     query, their other crops are gallery. With share 0 query and gallery are empty."""
-    import numpy as np
-
     pids = sorted({sample.pid for sample in train})
     held = set(np.random.default_rng([seed, 1]).permutation(pids)[: round(share * len(pids))].tolist())
     if not held:

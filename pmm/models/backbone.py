@@ -13,6 +13,9 @@ from torchvision.models.resnet import BasicBlock
 from pmm.config import ModelConfig
 from pmm.errors import UserError
 
+STRIDE = 16
+"""Pixels of the image per cell of the map, rounded up at the edge."""
+
 
 class Backbone(nn.Module):
     """`trunk` (stem to layer3) followed by `layer4` without its stride; `channels` is C of its map."""

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from pmm.config import Config
 from pmm.errors import UserError
+from pmm.models.backbone import STRIDE
 from pmm.models.output import TrainOutput
 from pmm.models.pmm import PMM
+from pmm.ops.block_ranking import grid
 
 
 class ReidModel(Protocol):
@@ -46,8 +48,8 @@ def deployed(model: nn.Module) -> nn.Module:
 
 
 def _check_mix_fits(config: Config) -> None:
-    height, width = -(-config.data.height // 16), -(-config.data.width // 16)
-    rows, columns = -(-height // config.model.block[0]), -(-width // config.model.block[1])
+    height, width = -(-config.data.height // STRIDE), -(-config.data.width // STRIDE)
+    rows, columns = grid(height, width, config.model.block)
     if config.model.k > rows * columns:
         raise UserError(
             f"config: k is {config.model.k}, but the {height}x{width} map of {config.data.height}x{config.data.width} "

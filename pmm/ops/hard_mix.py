@@ -119,7 +119,7 @@ _select = define(
     reference=_select_reference,
     fake=_like_first("hard_mix_select"),
 )
-adjoint = define(
+_adjoint = define(
     "hard_mix_adjoint(Tensor dy, Tensor replaced, Tensor partner) -> Tensor",
     reference=_adjoint_reference,
     fake=_like_first("hard_mix_adjoint"),
@@ -135,6 +135,6 @@ def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor
     ctx.save_for_backward(*inputs[1:])
 
 
-differentiable(_hard_mix, lambda ctx, dy, _: (adjoint(dy, *ctx.saved_tensors), *[None] * 5), _save)
-differentiable(_select, lambda ctx, dy: (adjoint(dy, *ctx.saved_tensors), None, None), _save_inputs)
-differentiable(adjoint, lambda ctx, dx: (_select(dx, *ctx.saved_tensors), None, None), _save_inputs)
+differentiable(_hard_mix, lambda ctx, dy, _: (_adjoint(dy, *ctx.saved_tensors), *[None] * 5), _save)
+differentiable(_select, lambda ctx, dy: (_adjoint(dy, *ctx.saved_tensors), None, None), _save_inputs)
+differentiable(_adjoint, lambda ctx, dx: (_select(dx, *ctx.saved_tensors), None, None), _save_inputs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pmm.data.crops import Crops, Preprocessing, preprocessing_of
+from pmm.errors import UserError
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo
 
 
@@ -80,8 +81,6 @@ class EagerRunner(Runner):
 
 def torch_device(name: str) -> torch.device:
     """ "auto", "cpu" or "cuda" as a torch device. Raises UserError if CUDA is asked for and torch cannot use it."""
-    from pmm.errors import UserError
-
     usable = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if usable else "cpu")

@@ -4,6 +4,9 @@ import shutil
 import pytest
 
 from pmm.bench.environment import describe_environment
+from pmm.checkpoint import load
+from pmm.config import Config
+from pmm.models.registry import build_model
 from tests.conftest import assert_one_line_error, run_here, run_python
 
 
@@ -42,6 +45,10 @@ def test_report_json_has_what_others_rely_on(bench_run, trained):
     assert tensorrt["mAP"] is None
     assert report["checkpoint"]["path"] == str(trained)
     assert report["dataset"]["queries"] == 72
+    assert report["checkpoint"]["embedding_dim"] == 384
+    config = Config.from_dict(load(trained)["config"])
+    trained_numbers = sum(p.numel() for p in build_model(config).parameters())
+    assert report["checkpoint"]["parameters_m"] == pytest.approx(trained_numbers / 1e6, abs=1e-9)
 
 
 def test_mean_average_precision_is_the_evaluations(bench_run, trained, people, tmp_path):

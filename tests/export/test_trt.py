@@ -69,5 +69,13 @@ def test_files_that_are_not_ours(trained, tmp_path):
     assert not (tmp_path / "x.plan").exists()
 
 
+def test_a_root_to_verify_on_is_not_answered_with_an_older_verification(trained, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
+    export_onnx(trained, tmp_path / "model.onnx")
+    done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan", "--verify-root", tmp_path / "none")
+    assert_one_line_error(done, "no crops to verify on")
+    assert not (tmp_path / "model.plan").exists()
+
+
 def test_profile_defaults_hold():
     assert BatchProfile() == BatchProfile(least=1, best=8, most=64)
