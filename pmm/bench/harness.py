@@ -74,8 +74,8 @@ def bench(
 ) -> tuple[dict[str, Any], Image.Image]:
     """Measure `backends` on the test part of `split`; returns the report (see `pmm.bench.report`) and ranked lists.
 
-    `state` is what `pmm.checkpoint.load` read from `checkpoint`; `config` is its configuration, with the data to measure
-    on. Artifacts that a backend needs are exported into `out`/artifacts once per checkpoint.
+    `state` is what `pmm.checkpoint.load` read from `checkpoint`; `config` is its configuration, with the data to use.
+    Artifacts that a backend needs are exported into `out`/artifacts once per checkpoint.
 
     Raises UserError for an unknown backend, or if the reference itself (torch, fp32) cannot be measured.
     """
