@@ -1,17 +1,18 @@
 """Export a checkpoint to ONNX, with its manifest, proved against the checkpoint on real crops.
 
-python export/to_onnx.py CKPT [-o FILE.onnx]
+python export/to_onnx.py CKPT [-o FILE.onnx] [--precision fp32|fp16|bf16|int8]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from pmm import cli
+from pmm.export.recipe import Recipe, Verification
 from pmm.files import existing_file, output_file
 
 PROG = "to_onnx.py"
@@ -25,10 +26,8 @@ class Command:
     """Checkpoint written by pmm.train."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File to write (default: beside the checkpoint)."""
-    verify_root: str = ""
-    """Data set whose test crops the parity check uses (default: the one trained on)."""
-    no_verify: bool = False
-    """Export without the parity check; the manifest says so."""
+    recipe: Recipe = field(default_factory=Recipe)
+    verification: Verification = field(default_factory=Verification)
 
 
 def main() -> None:
@@ -39,8 +38,7 @@ def main() -> None:
 
     from pmm.export.onnx import describe, export_onnx
 
-    artifact = export_onnx(checkpoint, out, verify_root=command.verify_root, verify=not command.no_verify)
-    print(describe(artifact))
+    print(describe(export_onnx(checkpoint, out, command.recipe, command.verification)))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
-"""Build a TensorRT or TensorRT-RTX engine from a checkpoint, by way of a verified ONNX file.
+"""Build a TensorRT or TensorRT-RTX engine from a checkpoint (by way of a verified ONNX file) or from an ONNX file.
 
-python export/to_trt.py CKPT [-o FILE.plan]
+python export/to_trt.py CKPT_OR_ONNX [-o FILE.plan] [--precision fp16] [--batch 1 8 64]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from pmm import cli
+from pmm.errors import UserError
+from pmm.export.recipe import EngineOptions, Recipe, Verification
 from pmm.files import existing_file, output_file
 
 PROG = "to_trt.py"
@@ -19,45 +22,60 @@ PROG = "to_trt.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """`python export/to_trt.py CKPT [-o FILE.plan]`"""
+    """`python export/to_trt.py CKPT_OR_ONNX [-o FILE.plan]`"""
 
-    checkpoint: tyro.conf.Positional[Path]
-    """Checkpoint written by pmm.train."""
+    model: tyro.conf.Positional[Path]
+    """Checkpoint written by pmm.train, or ONNX file written by export/to_onnx.py (then no torch is needed)."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """File to write (default: beside the checkpoint); the ONNX file lies beside it."""
-    batch: tuple[int, int, int] = (1, 8, 64)
-    """Least, best and most images per call that the engine is built for."""
-    verify_root: str = ""
-    """Data set whose test crops the ONNX file's parity check uses (default: the one trained on)."""
-    no_verify: bool = False
-    """Export without the parity check; the manifest says so."""
+    """File to write (default: beside the model); a checkpoint's ONNX file is written beside it."""
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    recipe: Recipe = field(default_factory=Recipe)
+    verification: Verification = field(default_factory=Verification)
+    no_manifest: bool = False
+    """Take an ONNX file that is not ours: no precision is asked for, nothing verified, and no runner here opens it."""
 
 
 def main() -> None:
     """Entry point."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
-    checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm.train")
-    out = output_file(command.output or checkpoint.with_suffix(".plan"), source=checkpoint)
-    onnx_file = output_file(out.with_suffix(".onnx"), source=out)
-
-    from pmm.export.trt import BatchProfile, build_engine
-
-    least, best, most = command.batch
-    profile = BatchProfile(least=least, best=best, most=most)
-
-    from pmm.export.onnx import describe, export_onnx, verified_onnx
-
-    if command.no_verify or command.verify_root:  # asked for: a file verified in another way does not do
-        artifact = export_onnx(checkpoint, onnx_file, verify_root=command.verify_root, verify=not command.no_verify)
+    model = existing_file(command.model, "a checkpoint written by pmm.train, or an ONNX file")
+    out = output_file(command.output or model.with_suffix(".plan"), source=model)
+    if model.suffix.lower() == ".onnx":
+        _refuse_recipe_flags()
+        onnx_file = model
     else:
-        artifact = verified_onnx(checkpoint, onnx_file)
-    print(describe(artifact))
-    engine = build_engine(onnx_file, out, profile)
-    details = engine.manifest.engine or {}
-    print(
-        f"{out}: {details['flavor']} {details['version']} engine, batch {least} to {most} (best {best}), "
-        f"{engine.manifest.precision_found}, {out.stat().st_size / 1e6:.1f} MB, built on {details['built_on']}"
-    )
+        onnx_file = output_file(out.with_suffix(".onnx"), source=out)
+
+        from pmm.export.onnx import describe, export_onnx, verified_onnx
+
+        # asked for its own crops, or none: a file verified in another way does not do
+        export = verified_onnx if command.verification == Verification() else export_onnx
+        print(describe(export(model, onnx_file, command.recipe, command.verification)))
+
+    from pmm.export.reference import engine_gate
+    from pmm.export.trt import build_engine, build_foreign_engine, describe_engine
+    from pmm.onnx_file import read_onnx
+
+    file = read_onnx(onnx_file, external_data=command.no_manifest)
+    if command.no_manifest:
+        builder, found = build_foreign_engine(file, out, command.engine)
+        print(f"{out}: {builder} engine, {found.precision}, without a manifest: its embeddings are for you to verify")
+        return
+    if "--precision" in cli.given_flags() and file.manifest.precision != command.recipe.precision:
+        raise UserError(
+            f"{onnx_file} holds {file.manifest.precision}, asked for {command.recipe.precision}: an engine keeps the "
+            f"file's types; export the ONNX file with --precision {command.recipe.precision}"
+        )
+    gate = engine_gate(file, None if onnx_file == model else model, command.verification)
+    print(describe_engine(build_engine(file, out, command.engine, gate=gate)))
+
+
+def _refuse_recipe_flags() -> None:
+    """What is decided in the ONNX file cannot be asked of the engine."""
+    flags = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Recipe)} - {"--precision"}
+    given = sorted(flags & cli.given_flags())
+    if given:
+        raise UserError(f"{', '.join(given)}: decided in the ONNX file; give a checkpoint, or export the file anew")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,11 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
+def given_flags() -> set[str]:
+    """The --flags on this command line, without their values."""
+    return {arg.split("=", 1)[0].replace("_", "-") for arg in sys.argv[1:] if arg.startswith("--")}
+
+
 def numbers(text: str, *, flag: str, least: int = 1) -> list[int]:
     """`1,8` -> [1, 8]. Raises UserError for an empty list, a non-number or a number below `least`."""
     parts = [part.strip() for part in text.split(",") if part.strip()]

@@ -6,24 +6,56 @@ import ctypes
 import os
 import sys
 from functools import cache
+from typing import Any, NamedTuple
+
+
+class Gpu(NamedTuple):
+    """An NVIDIA GPU."""
+
+    name: str
+    compute_capability: str
+    """Major and minor, as 8.9."""
 
 
 @cache
-def nvidia_gpus() -> tuple[str, ...]:
-    """Names of the GPUs that the CUDA driver sees; empty without a driver or a GPU."""
-    try:
-        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return ()
+def nvidia_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that the CUDA driver sees; empty without a driver or a GPU."""
+    cuda = cuda_library()
     count = ctypes.c_int()
-    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+    if cuda is None or cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return ()
-    names = []
+    found = []
     for index in range(count.value):
         device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
         if cuda.cuDeviceGet(ctypes.byref(device), index) == 0 and cuda.cuDeviceGetName(name, 128, device) == 0:
-            names.append(name.value.decode())
-    return tuple(names)
+            capability = ".".join(str(_attribute(cuda, which, device)) for which in _CAPABILITY)
+            found.append(Gpu(name.value.decode(), capability))
+    return tuple(found)
+
+
+@cache
+def driver_version() -> str:
+    """The highest CUDA version that the driver serves, as 13.0; empty without a driver."""
+    cuda, version = cuda_library(), ctypes.c_int()
+    if cuda is None or cuda.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return ""
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+
+
+def _attribute(cuda: Any, which: int, device: ctypes.c_int) -> int:
+    value = ctypes.c_int()
+    return value.value if cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device) == 0 else 0
+
+
+def cuda_library() -> Any:
+    """The CUDA driver's library, through ctypes; None without a driver."""
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
 
 
 def usable_cores() -> int:

@@ -6,15 +6,107 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pmm.data.crops import Preprocessing
+import numpy as np
+import numpy.typing as npt
+
+from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import UserError
 from pmm.files import replacing, sha256
 
-FORMAT = "pmm-manifest-1"
+FORMAT = "pmm-manifest-2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputContract:
+    """What the graph takes. The caller resizes: bilinear with antialiasing, as PIL's; see `pmm.data.crops`.
+
+    uint8 NHWC crops are normalised inside the graph; float32 NCHW crops are normalised by the caller, and are what the
+    torch model takes.
+    """
+
+    name: str = "images"
+    dtype: Literal["uint8", "float32"] = "uint8"
+    layout: Literal["NHWC", "NCHW"] = "NHWC"
+    colour: Literal["rgb", "bgr"] = "rgb"
+    normalised_by: Literal["graph", "caller"] = "graph"
+    interpolation: str = "bilinear, antialiased"
+
+    @classmethod
+    def of(cls, kind: Literal["uint8", "float"], colour: Literal["rgb", "bgr"]) -> InputContract:
+        """`kind` and `colour` as the export's --input and --input-colour name them."""
+        if kind == "uint8":
+            return cls(colour=colour)
+        return cls(dtype="float32", layout="NCHW", normalised_by="caller", colour=colour)
+
+    def shape(self, size: Preprocessing) -> tuple[int, int, int]:
+        """One image's shape: (H, W, 3) or (3, H, W)."""
+        return (size.height, size.width, 3) if self.layout == "NHWC" else (3, size.height, size.width)
+
+    def feed(self, crops: Crops, size: Preprocessing) -> npt.NDArray[Any]:
+        """uint8 RGB crops [B, H, W, 3] -> the contiguous array that the graph takes."""
+        images = crops if self.dtype == "uint8" else size.normalise(crops)
+        if self.colour == "bgr":
+            images = np.flip(images, self.layout.index("C"))
+        return np.ascontiguousarray(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingContract:
+    """What the graph returns: float32 [batch, dim]."""
+
+    dim: int
+    name: str = "embeddings"
+    dtype: str = "float32"
+    normalised: bool = False
+    """Each row has length 1."""
+    flip_tta: bool = False
+    """The mean of the crop's embedding and its mirror image's."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchProfile:
+    """The batch sizes an engine is built for. Raises UserError unless 1 <= least <= best <= most."""
+
+    least: int = 1
+    best: int = 8
+    most: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.best <= self.most:
+            raise UserError(
+                f"batch profile {self.least} {self.best} {self.most}: expected 1 <= least <= best <= most, as 1 8 64"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineContract:
+    """What an engine was built with, and so where it can run."""
+
+    flavor: Literal["tensorrt", "rtx"]
+    version: str
+    """Of the builder; the runtime must be the same."""
+    batch: BatchProfile
+    onnx_sha256: str
+    platform: str
+    """Operating system and processor, as linux-x86_64."""
+    gpu: str
+    """Name of the GPU it was built on; empty for TensorRT-RTX without one."""
+    compute_capability: str
+    """Of that GPU, as 8.9; empty without one."""
+    hardware_compatible: bool
+    """Built to run on other GPUs than the one it was built on."""
+    driver: str
+    """Highest CUDA version of the driver, as 13.0; empty without one."""
+    flags: tuple[str, ...]
+    """What else shaped the build, by name."""
+    precision_read_from: Literal["parsed network", "engine inspector"]
+    key: str
+    """Digest of all that determines the engine: ONNX file, builder, driver, GPU, flags, batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,33 +117,28 @@ class Manifest:
     """The checkpoint it came from."""
     method: str
     preprocessing: Preprocessing
-    """Size and statistics; applied inside the graph. The caller resizes (bilinear with antialiasing, as PIL's)."""
+    """Size in pixels, and the statistics that normalise a crop."""
+    input: InputContract
+    embedding: EmbeddingContract
     precision: str
-    """Asked for: fp32."""
+    """Asked for: fp32, fp16, bf16 or int8."""
     precision_found: str
-    """Read back from the file."""
-    embedding_dim: int
+    """Read back from the file: the type in which most multiplications are done."""
+    precision_share: dict[str, float]
+    """Share of the multiply-accumulates per type, read back from the file."""
+    macs: int
+    """Multiply-accumulates of convolutions and matrix products, for one image."""
     opset: int
     versions: dict[str, str]
     """Versions of the libraries that made it."""
     sha256: str = ""
     """Of the artifact. The copy inside an ONNX file has neither it nor `parity`: same checkpoint, same bytes."""
-    input: dict[str, str] = field(
-        default_factory=lambda: {
-            "name": "images",
-            "dtype": "uint8",
-            "layout": "NHWC",
-            "colour": "RGB",
-            "interpolation": "bilinear, antialiased",
-        }
-    )
-    embedding: dict[str, str] = field(
-        default_factory=lambda: {"name": "embeddings", "dtype": "float32", "normalised": "no", "metric": "euclidean"}
-    )
     parity: dict[str, Any] | None = None
-    """Figures against the fp32 torch checkpoint, measured at export; None if not verified."""
-    engine: dict[str, Any] | None = None
-    """For an engine: builder, version, batch profile, where it can run."""
+    """Figures against the fp32 torch checkpoint, measured at export on real crops; None if not verified."""
+    quantization: dict[str, Any] | None = None
+    """For int8: target, calibration, and the layers that were kept in higher precision."""
+    engine: EngineContract | None = None
+    """For an engine only."""
     format: str = FORMAT
 
     def to_json(self) -> str:
@@ -65,16 +152,26 @@ class Manifest:
             values = json.loads(text)
             if values["format"] != FORMAT:
                 raise UserError(f"{source}: manifest format {values['format']!r}; this version reads {FORMAT!r}")
-            shape = values.pop("preprocessing")
-            preprocessing = Preprocessing(
-                height=int(shape["height"]),
-                width=int(shape["width"]),
-                mean=tuple(shape["mean"]),
-                std=tuple(shape["std"]),
+            size = values.pop("preprocessing")
+            mean, std = (tuple(map(float, size.pop(key))) for key in ("mean", "std"))
+            if not (len(mean) == len(std) == 3 and min(size["height"], size["width"]) > 0):
+                raise ValueError("impossible preprocessing")
+            return cls(
+                preprocessing=Preprocessing(mean=mean, std=std, **size),
+                input=InputContract(**values.pop("input")),
+                embedding=EmbeddingContract(**values.pop("embedding")),
+                engine=_engine(values.pop("engine")),
+                **values,
             )
-            return cls(preprocessing=preprocessing, **values)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{source}: not a manifest of ours ({type(error).__name__}: {error})") from error
+
+
+def _engine(values: dict[str, Any] | None) -> EngineContract | None:
+    if values is None:
+        return None
+    batch, flags = BatchProfile(**values.pop("batch")), tuple(values.pop("flags"))
+    return EngineContract(batch=batch, flags=flags, **values)
 
 
 @dataclass(frozen=True)

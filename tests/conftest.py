@@ -70,6 +70,24 @@ def run_python(*args: str | Path, cwd: Path | None = None, **env: str) -> subpro
     )
 
 
+def run_without_torch(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`python SCRIPT ARGS`, or `-m MODULE ARGS`, where torch cannot be imported."""
+    words = list(map(str, args))
+    run = f"runpy.run_module({words[1]!r}, " if words[0] == "-m" else f"runpy.run_path({words[0]!r}, "
+    script = (
+        "import runpy, sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'torch':\n"
+        "            raise ImportError('no torch here')\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "sys.path.insert(0, '')\n"
+        f"sys.argv = {words[words[0] == '-m' :]!r}\n"
+        f"{run}run_name='__main__')"
+    )
+    return run_python("-c", script, cwd=cwd)
+
+
 def run_here(*args: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """As `run_python`, for `-m MODULE ...` or `SCRIPT ...`, but in this process: torch is imported once."""
     words = [str(arg) for arg in args]

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pmm.bench.environment import describe_environment
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.samples import Split, camids_of, pids_of
 from pmm.embed import embed_samples, rank_split
+from pmm.environment import describe_environment
 from pmm.errors import UserError
 from pmm.files import make_folder, sha256
 from pmm.machine import nvidia_gpus, usable_cores
@@ -261,27 +261,28 @@ def _ort_cpu(job: _Job, result: dict[str, Any]) -> Runner:
 
 def _tensorrt(job: _Job, result: dict[str, Any]) -> Runner:
     from pmm.export.trt import build_engine, choose_flavor
+    from pmm.onnx_file import read_onnx
 
     onnx_file = _onnx_file(job)
     try:
-        choose_flavor(onnx_file)
+        choose_flavor("auto", onnx_file)
     except UserError as error:
         raise Unavailable(str(error)) from error
-    engine = build_engine(onnx_file, job.artifacts.with_suffix(".plan"))
-    facts = {"artifact": str(engine.path), "artifact_bytes": engine.path.stat().st_size}
-    details = engine.manifest.engine or {}
-    built = f"engine built with {details['flavor']} {details['version']}"
-    if not nvidia_gpus():
-        raise Unavailable(f"{built}, but there is no NVIDIA GPU here to run it on", facts)
-    raise Unavailable(f"{built}; running engines is not part of this version", facts)
+    engine = build_engine(read_onnx(onnx_file), job.artifacts.with_suffix(".plan"))
+    contract = engine.manifest.engine
+    if contract is not None and not nvidia_gpus():
+        built = f"engine built with {contract.flavor} {contract.version}, but there is no NVIDIA GPU here to run it on"
+        raise Unavailable(built, {"artifact": str(engine.path), "artifact_bytes": engine.path.stat().st_size})
+    return _open(engine.path, "cuda", job, result)
 
 
 def _onnx_file(job: _Job) -> Path:
     """The ONNX file of this checkpoint, exported unless an earlier run left it."""
     from pmm.export.onnx import verified_onnx
+    from pmm.export.recipe import Verification
 
-    data = job.config.data
-    return verified_onnx(job.checkpoint, job.artifacts.with_suffix(".onnx"), dataset=data.dataset, root=data.root).path
+    config, out = job.config, job.artifacts.with_suffix(".onnx")
+    return verified_onnx(job.checkpoint, out, verification=Verification(verify_root=config.data.root)).path
 
 
 BACKENDS: dict[str, Callable[[_Job, dict[str, Any]], Runner]] = {

@@ -16,6 +16,8 @@ PLACES: dict[str, tuple[str, ...]] = {
     "market1501": ("", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15"),
     SYNTHETIC: ("",),
 }
+DEFAULT_LAYOUT = "market1501"
+"""Of a root that nothing else says the layout of."""
 PARTS = ("bounding_box_train", "query", "bounding_box_test")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 JUNK = -1

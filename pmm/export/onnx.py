@@ -3,224 +3,192 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from itertools import pairwise
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pmm.config import Config
 from pmm.data.crops import Crops, load_crops, preprocessing_of
-from pmm.data.readers import read_dataset
 from pmm.errors import UserError
+from pmm.export.calibration import calibration_files
+from pmm.export.emulate import emulated
+from pmm.export.gate import Gate
+from pmm.export.int8 import BATCH, PROBES, Quantizer, quantised_until
+from pmm.export.precision import found_precision
+from pmm.export.recipe import OPSET, Recipe, Verification
+from pmm.export.reference import checkpoint_gate, in_memory
 from pmm.files import sha256
-from pmm.manifest import Artifact, Manifest, drafted, read_manifest
-from pmm.parity.numeric import NumericParity, numeric_parity
-from pmm.runtime.ort import METADATA_KEY, OrtRunner
+from pmm.manifest import Artifact, EmbeddingContract, InputContract, Manifest, drafted, read_manifest
+from pmm.onnx_file import embed_manifest
+from pmm.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-OPSET = 20
-IR_VERSION = 10
-VERIFY_CROPS = 64
-MIN_COSINE = {"fp32": 0.99999}
-
 
 def export_onnx(
-    checkpoint: Path, out: Path, *, verify_dataset: str = "", verify_root: str = "", verify: bool = True
+    checkpoint: Path, out: Path, recipe: Recipe | None = None, verification: Verification | None = None
 ) -> Artifact:
-    """Write the deployed graph of `checkpoint` to `out`, and its manifest beside it.
+    """Write the deployed graph of `checkpoint` to `out` as `recipe` says, and its manifest beside it.
 
-    Input `images` uint8 RGB [batch, H, W, 3] (normalisation is inside the graph), output `embeddings` float32
-    [batch, D]; the batch is dynamic, batch-norm folded. The file gets its name only after it was checked and, unless
-    `verify` is False, its embeddings of real crops equalled the checkpoint's.
-
-    Args:
-        verify_dataset, verify_root: data set to take the crops from (default: the one the checkpoint was trained on).
+    The batch is dynamic, batch-norm folded. The file gets its name only after its precision was read back from it and,
+    unless told not to verify, its embeddings of real crops equalled the fp32 checkpoint's.
 
     Raises:
-        UserError: a bad checkpoint, no crops to verify on, or embeddings that moved (then no file is left).
+        UserError: a bad checkpoint, no crops to verify or calibrate on, another precision in the file than asked for,
+            or embeddings that moved (then no file is left).
     """
+    recipe, verification = recipe or Recipe(), verification or Verification()
+
     from pmm.checkpoint import load, restore_model
-    from pmm.runtime.eager import EagerRunner, torch_device
 
     model, config = restore_model(load(checkpoint), checkpoint)
-    crops = verification_crops(config, verify_dataset, verify_root) if verify else None
-    proto = build_graph(model, config)
+    # everything that can be refused is, before the work begins
+    gate = checkpoint_gate(model, config, _embedding(model, recipe), verification)
+    calibration = _calibration_crops(config, recipe) if recipe.precision == "int8" else None
+    proto, quantization = _build(model, config, recipe, calibration, gate, str(out))
+    found = found_precision(proto)
+    found.check(recipe.precision, str(out))
     manifest = Manifest(
         checkpoint_sha256=sha256(checkpoint),
         method=config.model.method,
         preprocessing=preprocessing_of(config),
-        precision="fp32",
-        precision_found=found_precision(proto),
-        embedding_dim=int(model.embedding_dim),  # type: ignore[arg-type]
-        opset=OPSET,
+        input=_input(recipe),
+        embedding=_embedding(model, recipe),
+        precision=recipe.precision,
+        precision_found=found.precision,
+        precision_share=found.share,
+        macs=found.total,
+        opset=OPSET[recipe.precision],
+        quantization=quantization,
         versions=_versions(),
     )
     with drafted(out, manifest) as draft:
-        _embed_manifest(proto, manifest)
+        embed_manifest(proto, manifest)
         draft.path.write_bytes(proto.SerializeToString(deterministic=True))
-        if crops is not None:
-            reference = EagerRunner(model, preprocessing_of(config), torch_device("cpu"))
-            with OrtRunner(draft.path) as candidate:
-                parity = verify_runner(reference, candidate, crops, MIN_COSINE["fp32"], str(out))
-            draft.manifest = dataclasses.replace(manifest, parity=dataclasses.asdict(parity))
+        if gate:
+            draft.manifest = dataclasses.replace(manifest, parity=_verify(gate, draft.path, proto, manifest, str(out)))
     return Artifact(out, draft.manifest)
 
 
-def verified_onnx(checkpoint: Path, out: Path, *, dataset: str = "", root: str = "") -> Artifact:
-    """`out`, if it is whole, verified, and of this checkpoint; else exported anew as `export_onnx` does."""
+def verified_onnx(
+    checkpoint: Path, out: Path, recipe: Recipe | None = None, verification: Verification | None = None
+) -> Artifact:
+    """`out`, if it is whole, verified, and what `recipe` makes of this checkpoint; else exported by `export_onnx`."""
+    recipe = recipe or Recipe()
     with contextlib.suppress(UserError):  # a damaged file is made anew
         manifest = read_manifest(out, sha256(out)) if out.is_file() else None
-        if manifest and manifest.parity and manifest.checkpoint_sha256 == sha256(checkpoint):
+        if manifest and manifest.parity and _same_recipe(manifest, checkpoint, recipe):
             return Artifact(out, manifest)
-    return export_onnx(checkpoint, out, verify_dataset=dataset, verify_root=root)
+    return export_onnx(checkpoint, out, recipe, verification)
 
 
 def describe(artifact: Artifact) -> str:
     """One line: file, precision, size, and how it compared with the checkpoint."""
     manifest, size = artifact.manifest, artifact.path.stat().st_size / 1e6
-    line = f"{artifact.path}: {manifest.precision_found}, opset {manifest.opset}, {size:.1f} MB, "
+    shares = ", ".join(f"{share:.2%} {name}" for name, share in manifest.precision_share.items())
+    line = f"{artifact.path}: {manifest.precision_found} ({shares} of {manifest.macs / 1e9:.2f} GMAC), "
+    line += f"opset {manifest.opset}, {size:.1f} MB, "
+    kept = (manifest.quantization or {}).get("kept_in_fp32", [])
+    if kept:
+        line += f"kept in fp32: {', '.join(kept)}; "
     if manifest.parity is None:
         return line + "parity NOT verified (--no-verify)"
     rows, cosine, largest = (manifest.parity[key] for key in ("rows", "min_cosine", "max_abs"))
     return line + f"parity with the checkpoint on {rows} crops: min cosine {cosine:.7f}, max difference {largest:.1e}"
 
 
-def build_graph(model: torch.nn.Module, config: Config) -> onnx.ModelProto:
-    """The deployed graph of an eval-mode model, checked in full; the same model gives the same bytes."""
-    import onnx
-    import torch
+def _build(
+    model: torch.nn.Module, config: Config, recipe: Recipe, calibration: Crops | None, gate: Gate | None, name: str
+) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
+    """The graph that `recipe` asks for and, for int8, how it was quantised."""
+    from pmm.export.graph import deployed_graph, to_onnx
 
-    from pmm.export.fold import fold_batch_norms
-    from pmm.models.registry import deployed
-    from pmm.runtime.eager import Normalise
+    size, contract = preprocessing_of(config), _input(recipe)
+    graph = deployed_graph(model, size, contract, _embedding(model, recipe), recipe.precision)
+    proto = to_onnx(graph, size, contract, OPSET[recipe.precision])
+    if calibration is None:
+        return proto, None
+    feeds = [contract.feed(calibration[k : k + BATCH], size) for k in range(0, len(calibration), BATCH)]
+    quantizer = Quantizer(proto, recipe.target, feeds, contract.name)
 
-    folded = fold_batch_norms(deployed(copy.deepcopy(model).cpu().eval()))
-    graph = torch.nn.Sequential(Normalise(preprocessing_of(config)), folded).eval()
-    for parameter in graph.parameters():
-        parameter.requires_grad_(False)
-    # a batch of 2: torch.export would take a batch of 1 for a constant
-    example = torch.zeros(2, config.data.height, config.data.width, 3, dtype=torch.uint8)
-    with _quiet():
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=["embeddings"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=False,
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned nothing")
-    proto = program.model_proto
-    proto.ir_version = IR_VERSION
-    _strip_traces(proto)
-    onnx.checker.check_model(proto, full_check=True)
-    _check_interface(proto, config)
-    return proto
+    def passes(candidate: onnx.ModelProto) -> None:
+        if gate:
+            gate.check(in_memory(candidate, contract, size), recipe.precision, name, "ONNX Runtime")
+
+    proto, kept = quantised_until(quantizer, passes, contract.feed(calibration[:PROBES], size))
+    digest = hashlib.sha256(calibration.tobytes()).hexdigest()
+    return proto, {
+        "target": recipe.target,
+        "calibration": {
+            "asked": recipe.calibration_images,
+            "images": len(calibration),
+            "pixels_sha256": digest,
+            "method": "minmax",
+        },
+        "kept_in_fp32": kept,
+    }
 
 
-def found_precision(proto: onnx.ModelProto) -> str:
-    """The precision of all convolution and matrix weights, read from the file. Raises UserError if they differ."""
-    import onnx
-
-    names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
-    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
-    products = [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
-    found = {names.get(types.get(node.input[1], 0), "unknown") for node in products}
-    if len(found) != 1:
-        raise UserError(f"the exported graph mixes precisions: {', '.join(sorted(found)) or 'none found'}")
-    return found.pop()
-
-
-def verification_crops(config: Config, dataset: str = "", root: str = "") -> Crops:
-    """Real test crops [N, H, W, 3], evenly over query and gallery of `root` or of the data set trained on."""
-    dataset, root = dataset or config.data.dataset, root or config.data.root
-    try:
-        split = read_dataset(dataset, root)
-    except UserError as error:
-        raise UserError(f"no crops to verify on ({error}); give --verify-root DIR, or --no-verify") from error
-    samples = (*split.query, *split.gallery)
-    chosen = np.linspace(0, len(samples) - 1, min(VERIFY_CROPS, len(samples))).astype(int)
-    return load_crops([samples[index].path for index in chosen], config.data.height, config.data.width)
-
-
-def verify_runner(reference: Any, candidate: Any, crops: Crops, min_cosine: float, name: str) -> NumericParity:
-    """Compare two runners on crops [N, H, W, 3] in batches of 1, 3 and N - 4 (ragged).
-
-    Raises UserError if a row's cosine is below `min_cosine`, or depends on the batch it is in.
-    """
-    bounds = [0, 1, 4, len(crops)] if len(crops) > 4 else [0, len(crops)]
-    rows = np.concatenate([candidate(crops[a:b]) for a, b in pairwise(bounds)])
-    parity = numeric_parity(reference(crops), rows)
-    together = numeric_parity(rows, candidate(crops))
-    for figures, against in ((parity, "the torch checkpoint's"), (together, "the same row's in another batch")):
-        if figures.min_cosine < min_cosine:
-            raise UserError(
-                f"{name}: parity failed: row {figures.worst_row} has cosine {figures.min_cosine:.7f} with {against}, "
-                f"the least allowed is {min_cosine}; no file was left"
-            )
+def _verify(gate: Gate, path: Path, proto: onnx.ModelProto, manifest: Manifest, name: str) -> dict[str, Any]:
+    """The gate's figures for the written file: as ONNX Runtime runs it and, for half precision, more strictly."""
+    precision, parity = manifest.precision, {}
+    if precision != "bf16":  # which ONNX Runtime does not run on a CPU
+        with OrtRunner(path, warn=False) as runner:
+            parity = gate.check(runner, precision, name, runner.info.provider)
+    if precision in ("fp16", "bf16"):
+        candidate = in_memory(emulated(proto), manifest.input, manifest.preprocessing, optimise=False)
+        parity = gate.check(candidate, precision, name, f"fp32 arithmetic, every tensor rounded to {precision}")
     return parity
 
 
-def _check_interface(proto: onnx.ModelProto, config: Config) -> None:
-    dims = {value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-            for value in (*proto.graph.input, *proto.graph.output)}  # fmt: skip
-    images, embeddings = dims.get("images", []), dims.get("embeddings", [])
-    if images[1:] != [config.data.height, config.data.width, 3] or len(embeddings) != 2:
-        raise RuntimeError(f"unexpected interface of the exported graph: {dims}")
-    if not isinstance(images[0], str) or images[0] != embeddings[0]:
-        raise RuntimeError(f"the exported batch dimension is not symbolic: {dims}")
+def _calibration_crops(config: Config, recipe: Recipe) -> Crops:
+    root = recipe.calibration_root or config.data.root
+    try:
+        files = calibration_files(root, config.data.dataset, recipe.calibration_images)
+    except UserError as error:
+        if recipe.calibration_root:
+            raise
+        raise UserError(f"no crops to calibrate on ({error}); give --calibration-root DIR") from error
+    return load_crops(files, config.data.height, config.data.width)
 
 
-def _strip_traces(proto: onnx.ModelProto) -> None:
-    """Remove what torch.onnx records of this machine (stack traces hold absolute paths)."""
-    del proto.metadata_props[:]
-    for holder in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer,
-                   *proto.graph.value_info):  # fmt: skip
-        del holder.metadata_props[:]
-    for node in proto.graph.node:
-        node.doc_string = ""
-    proto.doc_string = proto.graph.doc_string = ""
+def _input(recipe: Recipe) -> InputContract:
+    return InputContract.of(recipe.input, recipe.input_colour)
 
 
-def _embed_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, manifest.to_json()
+def _embedding(model: torch.nn.Module, recipe: Recipe) -> EmbeddingContract:
+    return EmbeddingContract(
+        dim=int(model.embedding_dim),  # type: ignore[arg-type]
+        normalised=recipe.normalize,
+        flip_tta=recipe.flip_tta,
+        metric="cosine" if recipe.normalize else "euclidean",
+    )
+
+
+def _same_recipe(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
+    """Was the file made by this version of us, from this checkpoint, as `recipe` says?"""
+    quantization = manifest.quantization or {}
+    return (
+        manifest.checkpoint_sha256 == sha256(checkpoint)
+        and manifest.versions == _versions()
+        and manifest.precision == recipe.precision
+        and manifest.input == _input(recipe)
+        and (manifest.embedding.normalised, manifest.embedding.flip_tta) == (recipe.normalize, recipe.flip_tta)
+        and quantization.get("target", recipe.target) == recipe.target
+        and quantization.get("calibration", {}).get("asked", recipe.calibration_images) == recipe.calibration_images
+        and not recipe.calibration_root
+    )
 
 
 def _versions() -> dict[str, str]:
     import onnx
+    import onnxruntime
     import onnxscript
 
     from pmm.checkpoint import versions
 
-    return {**versions(), "onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter narrates its steps on stdout and warns of its own internals; its errors still come through."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    libraries = (onnx, onnxscript, onnxruntime)
+    return {**versions(), **{library.__name__: library.__version__ for library in libraries}}

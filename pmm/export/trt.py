@@ -1,127 +1,247 @@
-"""ONNX file -> engine, with TensorRT or TensorRT-RTX: one Python API, the module is a parameter ("flavor")."""
+"""ONNX file -> engine, with TensorRT 10, 11 or TensorRT-RTX: one Python API, the module is a parameter ("flavor").
+
+The network is strongly typed: its precision is the file's, and is read back from the parsed network before the build
+and, where the engine can be opened, from the engine. Loads no torch.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import importlib
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pmm.errors import UserError
-from pmm.files import existing_file
-from pmm.machine import nvidia_gpus
-from pmm.manifest import Artifact, Manifest, drafted, read_manifest
-
-FLAVORS = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchProfile:
-    """The batch sizes an engine is built for."""
-
-    least: int = 1
-    best: int = 8
-    most: int = 64
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.best <= self.most:
-            raise UserError(
-                f"batch profile {self.least} {self.best} {self.most}: expected 1 <= least <= best <= most, as 1 8 64"
-            )
+from pmm.export.engine_precision import check_inspected, inspected_precisions, network_precision
+from pmm.export.gate import Gate
+from pmm.export.precision import Found
+from pmm.export.recipe import EngineOptions
+from pmm.files import write_file
+from pmm.machine import driver_version, nvidia_gpus
+from pmm.manifest import Artifact, EngineContract, Manifest, drafted, manifest_path
+from pmm.onnx_file import OnnxFile
+from pmm.runtime.flavors import FLAVORS, last_error_logger, library_name, load_flavor, this_platform
 
 
-def choose_flavor(onnx_file: Path) -> tuple[str, Any]:
-    """The builder to use and its module: TensorRT where it and a GPU are there, else TensorRT-RTX.
+def choose_flavor(flavor: str, onnx_file: Path) -> tuple[str, Any]:
+    """The builder to use and its module. "auto" is TensorRT where it and a GPU are there, else TensorRT-RTX.
 
-    Raises UserError saying what to install if there is none.
+    Raises UserError saying what to install and where the ONNX file is, if there is none.
     """
-    order = ("tensorrt", "rtx") if nvidia_gpus() else ("rtx",)
-    for flavor in order:
-        try:
-            return flavor, importlib.import_module(FLAVORS[flavor])
-        except ImportError:
-            continue
-    raise UserError(
-        "no engine builder here: pip install tensorrt-rtx (builds on any machine), or tensorrt on a machine with an "
-        f"NVIDIA GPU; the ONNX file is {onnx_file}"
-    )
+    found = bool(nvidia_gpus())
+    if flavor == "tensorrt" and not found:
+        raise UserError(
+            "TensorRT builds engines only on a machine with an NVIDIA GPU, and none is visible here; use --flavor rtx, "
+            f"or build there from {onnx_file}"
+        )
+    wanted = {"auto": ("tensorrt", "rtx") if found else ("rtx",)}.get(flavor, (flavor,))
+    for name in wanted:
+        with contextlib.suppress(UserError):
+            return name, load_flavor(name)
+    install = " or ".join(f"pip install {library_name(name)}" for name in wanted)
+    raise UserError(f"no engine builder here: {install}; the ONNX file is {onnx_file}")
 
 
-def build_engine(onnx_file: Path, out: Path, profile: BatchProfile | None = None) -> Artifact:
-    """Build an engine from an exported ONNX file, in the precision that the file holds, and write its manifest.
+def build_engine(
+    file: OnnxFile, out: Path, options: EngineOptions | None = None, *, gate: Gate | None = None
+) -> Artifact:
+    """Build an engine from an exported ONNX file and write its manifest.
 
-    Raises UserError if there is no builder, the file has no manifest, or the parser or the builder refuses it.
+    Args:
+        gate: crops and expected embeddings; the engine must pass it, where there is a GPU to run it.
+
+    Raises:
+        UserError: no builder, a file that the parser or the builder refuses, another precision than the file's, or
+            embeddings that moved (then no engine is left).
     """
-    profile = profile or BatchProfile()
-    flavor, trt = choose_flavor(onnx_file)
-    content = existing_file(onnx_file, "an ONNX file").read_bytes()
-    source = read_manifest(onnx_file, hashlib.sha256(content).hexdigest())
-    if source is None:
-        raise UserError(f"{onnx_file}: no manifest beside it; export it with export/to_onnx.py")
-
-    logger = _logger(trt)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(content):
-        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise UserError(f"{onnx_file}: {flavor} {trt.__version__} does not parse it ({reasons[:300]})")
-    found = _network_precision(trt, network)
-    if found != source.precision_found:
-        raise UserError(f"{onnx_file}: holds {source.precision_found}, but {flavor} read {found or 'nothing'} from it")
-    config = builder.create_builder_config()
-    size = source.preprocessing
-    batches = builder.create_optimization_profile()
-    shapes = [(batch, size.height, size.width, 3) for batch in (profile.least, profile.best, profile.most)]
-    batches.set_shape("images", *shapes)
-    if config.add_optimization_profile(batches) < 0:
-        raise UserError(f"{onnx_file}: {flavor} refuses the batch profile {shapes}")
-    # TF32 is on by default in TensorRT; an fp32 engine must be fp32
-    config.clear_flag(trt.BuilderFlag.TF32)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise UserError(f"{onnx_file}: {flavor} {trt.__version__} built no engine ({logger.last or 'no reason given'})")
-    with drafted(out, _manifest(source, found, flavor, str(trt.__version__), profile)) as draft:
-        draft.path.write_bytes(bytes(engine))
+    options, source = options or EngineOptions(), file.manifest
+    if (source.quantization or {}).get("target", "tensorrt") != "tensorrt":
+        raise UserError(f"{file.path}: quantised for CPUs; TensorRT wants another file: export with --target tensorrt")
+    flavor, trt = choose_flavor(options.flavor, file.path)
+    built = _build(trt, flavor, file, options)
+    built.found.check(source.precision, f"{file.path}: as {flavor} parsed it")
+    manifest = _manifest(source, file, built, flavor, str(trt.__version__), options)
+    with drafted(out, manifest) as draft:
+        draft.path.write_bytes(built.engine)
+        if nvidia_gpus():
+            # the engine's file is opened as a user's would be, so it needs its manifest for the moment
+            beside = manifest_path(draft.path)
+            try:
+                beside.write_text(
+                    dataclasses.replace(manifest, sha256=hashlib.sha256(built.engine).hexdigest()).to_json()
+                )
+                draft.manifest = _prove(draft.path, manifest, gate, str(out))
+            finally:
+                beside.unlink(missing_ok=True)
     return Artifact(out, draft.manifest)
 
 
-def _network_precision(trt: Any, network: Any) -> str:
-    """The type of the parsed network's convolutions and matrix products, which a strongly typed build keeps."""
-    names = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16"}
-    products = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    return "+".join(sorted({names.get(x.get_output(0).dtype, "other") for x in layers if x.type in products}))
+def build_foreign_engine(file: OnnxFile, out: Path, options: EngineOptions) -> tuple[str, Found]:
+    """Build an engine from an ONNX file that is not ours: no manifest, so no runner of ours opens it.
+
+    Returns the builder's name and version, and the precision found. Raises UserError as `build_engine`.
+    """
+    flavor, trt = choose_flavor(options.flavor, file.path)
+    built = _build(trt, flavor, file, options)
+    write_file(out, built.engine)
+    manifest_path(out).unlink(missing_ok=True)  # of an engine that was there before
+    return f"{flavor} {trt.__version__}", built.found
 
 
-def _manifest(source: Manifest, found: str, flavor: str, version: str, profile: BatchProfile) -> Manifest:
-    gpus = nvidia_gpus()
-    engine = {
+def describe_engine(artifact: Artifact) -> str:
+    """One line: builder, batch, precision and how it is known, size, GPU, parity."""
+    manifest, engine = artifact.manifest, artifact.manifest.engine
+    assert engine is not None
+    share = manifest.precision_share[manifest.precision_found]
+    line = (
+        f"{artifact.path}: {engine.flavor} {engine.version} engine, batch {engine.batch.least} to {engine.batch.most} "
+        f"(best {engine.batch.best}), {manifest.precision_found} ({share:.2%} of the multiplications, read from the "
+        f"{engine.precision_read_from}), {artifact.path.stat().st_size / 1e6:.1f} MB, "
+        f"built on {engine.gpu or 'a machine without a GPU'}, "
+    )
+    if manifest.parity is None:
+        return line + f"NOT run{'' if engine.gpu else ' here'}: its embeddings are not verified"
+    return line + f"parity on {manifest.parity['rows']} crops: min cosine {manifest.parity['min_cosine']:.7f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Built:
+    engine: bytes
+    found: Found
+    flags: tuple[str, ...]
+
+
+def _build(trt: Any, flavor: str, file: OnnxFile, options: EngineOptions) -> _Built:
+    name = f"{flavor} {trt.__version__}"
+    logger = last_error_logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    # from the bytes that were hashed, unless weights lie in files beside it, which only the path finds
+    parsed = parser.parse(file.content) if not file.external else parser.parse_from_file(str(file.path))
+    if not parsed:
+        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        said = " ".join((reasons or logger.last).split())
+        raise UserError(f"{file.path}: {name} does not parse it ({said[:300]})")
+    found = network_precision(trt, network)
+
+    config = builder.create_builder_config()
+    flags = list(_set_profile(builder, network, config, options, f"{file.path}: {name}"))
+    # TF32 is on by default in TensorRT; an fp32 engine must be fp32
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector; costs nothing at run time
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
+        flags.append(f"workspace {options.workspace} GiB")
+    if options.opt_level is not None:
+        config.builder_optimization_level = options.opt_level
+        flags.append(f"optimization level {options.opt_level}")
+    if options.hardware_compatible and flavor == "tensorrt":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        flags.append("hardware compatible: AMPERE_PLUS")
+    with _timing_cache(config, options.timing_cache, name), _progress(trt, config):
+        engine = builder.build_serialized_network(network, config)
+        if engine is None:
+            raise UserError(f"{file.path}: {name} built no engine ({logger.last or 'no reason given'})")
+    return _Built(bytes(engine), found, ("no TF32", *flags))
+
+
+def _set_profile(builder: Any, network: Any, config: Any, options: EngineOptions, name: str) -> Iterator[str]:
+    """One optimisation profile over the batch for every input. Raises UserError for other dynamic dimensions."""
+    profile, batch = builder.create_optimization_profile(), options.profile
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        image = tuple(tensor.shape)[1:]
+        if not tensor.shape or tensor.shape[0] != -1 or min(image, default=1) < 1:
+            raise UserError(f"{name}: input {tensor.name} is {tuple(tensor.shape)}; only the batch may be dynamic")
+        profile.set_shape(tensor.name, *[(size, *image) for size in (batch.least, batch.best, batch.most)])
+        yield f"{tensor.name}: batch {batch.least} {batch.best} {batch.most}"
+    if config.add_optimization_profile(profile) < 0:
+        raise UserError(f"{name} refuses the batch profile {batch.least} {batch.best} {batch.most}")
+
+
+@contextlib.contextmanager
+def _timing_cache(config: Any, path: Path | None, name: str) -> Iterator[None]:
+    """Measured kernel times of earlier builds, read from `path` if it is there, and written back."""
+    if path is None:
+        yield
+        return
+    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise UserError(f"{path}: not a timing cache of {name} on this GPU; remove it or give another --timing-cache")
+    yield
+    filled = config.get_timing_cache()
+    if filled is not None:
+        write_file(path, bytes(filled.serialize()))
+
+
+@contextlib.contextmanager
+def _progress(trt: Any, config: Any) -> Iterator[None]:
+    """A progress bar over the phases of the build: it may take many minutes."""
+    from tqdm import tqdm
+
+    with tqdm(desc="building the engine", unit="step", leave=False) as bar:
+
+        class Monitor(trt.IProgressMonitor):
+            def __init__(self) -> None:
+                trt.IProgressMonitor.__init__(self)
+
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                bar.total = (bar.total or 0) + num_steps
+                bar.set_postfix_str(phase_name, refresh=True)
+
+            def phase_finish(self, phase_name: str) -> None:
+                bar.refresh()
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                bar.update()
+                return True
+
+        monitor = Monitor()
+        config.progress_monitor = monitor
+        yield
+
+
+def _prove(path: Path, manifest: Manifest, gate: Gate | None, name: str) -> Manifest:
+    """The manifest with what can only be known where the engine runs: its inspected precision and its embeddings."""
+    from pmm.runtime.trt import TrtRunner
+
+    with TrtRunner(path, warn=False) as runner:
+        check_inspected(inspected_precisions(runner.inspect()), manifest.precision, name)
+        assert manifest.engine is not None
+        engine = dataclasses.replace(manifest.engine, precision_read_from="engine inspector")
+        parity = gate.check(runner, manifest.precision, name, runner.info.provider) if gate else None
+    return dataclasses.replace(manifest, engine=engine, parity=parity)
+
+
+def _manifest(
+    source: Manifest, file: OnnxFile, built: _Built, flavor: str, version: str, options: EngineOptions
+) -> Manifest:
+    gpu = nvidia_gpus()[0] if nvidia_gpus() else None
+    facts = {
         "flavor": flavor,
         "version": version,
-        "onnx_sha256": source.sha256,
-        "precision_read_from": "parsed network",
-        "built_on": gpus[0] if gpus else "cpu",
-        "batch": dataclasses.asdict(profile),
+        "batch": options.profile,
+        "onnx_sha256": file.sha256,
+        "platform": this_platform(),
+        "gpu": gpu.name if gpu else "",
+        "compute_capability": gpu.compute_capability if gpu else "",
+        # a TensorRT-RTX engine is compiled for the GPU it meets
+        "hardware_compatible": options.hardware_compatible or flavor == "rtx",
+        "driver": driver_version(),
+        "flags": built.flags,
     }
-    # the parity figures are the ONNX file's; an engine's own are measured where it runs
-    versions = {**source.versions, FLAVORS[flavor]: version}
-    return dataclasses.replace(source, precision_found=found, parity=None, engine=engine, versions=versions)
-
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):
-        """Keeps the last error; the builder's progress notes are not for the user."""
-
-        last = ""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last = message.strip().splitlines()[0]
-
-    return Logger()
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=dataclasses.asdict).encode()).hexdigest()
+    engine = EngineContract(**facts, precision_read_from="parsed network", key=key)  # type: ignore[arg-type]
+    # the ONNX file's parity figures are not the engine's: those are measured where it runs
+    return dataclasses.replace(
+        source,
+        precision_found=built.found.precision,
+        precision_share=built.found.share,
+        parity=None,
+        engine=engine,
+        versions={**source.versions, FLAVORS[flavor]: version},
+    )

@@ -1,10 +1,10 @@
-"""What a model returns in training."""
+"""What a model returns in training, and what it leaves for deployment."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class TrainOutput(NamedTuple):
@@ -12,3 +12,19 @@ class TrainOutput(NamedTuple):
 
     features: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
+
+
+class Deployed(nn.Module):
+    """A test-time network in two parts, so that an export can run the expensive one in another precision.
+
+    `trunk` maps normalised images [N, 3, H, W] to a tuple of maps; `tail` pools them into the embedding [N, D] and
+    always runs in fp32.
+    """
+
+    def __init__(self, trunk: nn.Module, tail: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.tail = tail
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tail(*self.trunk(images))

@@ -9,7 +9,7 @@ from torchvision.models.resnet import Bottleneck
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import TrainOutput
+from pmm.models.output import Deployed, TrainOutput
 from pmm.models.stages import Head
 from pmm.ops import hard_mix_max_pool, mixed_cam, sample_partners
 from pmm.ops.mixed_cam import cam
@@ -67,25 +67,32 @@ class PMM(nn.Module):
         outputs = [head(p) for head, p in zip((head1, head2, head3), (average, pooled2, pooled3), strict=True)]
         return TrainOutput(features=tuple(f for f, _ in outputs), logits=tuple(z for _, z in outputs))
 
-    def deployed(self) -> nn.Module:
-        """The test-time network for export: stages II and III read the same vector, so their reductions are one layer.
-
-        Maps normalised images [N, 3, H, W] to the same embedding [N, 3F] as `forward`.
-        """
-        return _Deployed(self)
+    def deployed(self) -> Deployed:
+        """The test-time network: stages II and III read the same vector, so their reductions are one layer."""
+        return Deployed(_Maps(self.backbone, self.bottleneck), _Tail(*self.stages))
 
 
-class _Deployed(nn.Module):
-    def __init__(self, model: PMM) -> None:
+class _Maps(nn.Module):
+    """images -> (F1, X)."""
+
+    def __init__(self, backbone: nn.Module, bottleneck: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.bottleneck = model.backbone, model.bottleneck
-        head1, head2, head3 = model.stages
-        self.average_head = nn.Sequential(head1.reduction, head1.bn)  # type: ignore[arg-type]
-        self.max_head = nn.Sequential(_stack_linear(head2.reduction, head3.reduction), _stack_bn(head2.bn, head3.bn))  # type: ignore[arg-type]
+        self.backbone, self.bottleneck = backbone, bottleneck
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         f1 = self.backbone(images)
-        x = self.bottleneck(f1)
+        return f1, self.bottleneck(f1)
+
+
+class _Tail(nn.Module):
+    """(F1, X) -> the embedding of the three stages."""
+
+    def __init__(self, head1: Head, head2: Head, head3: Head) -> None:
+        super().__init__()
+        self.average_head = nn.Sequential(head1.reduction, head1.bn)
+        self.max_head = nn.Sequential(_stack_linear(head2.reduction, head3.reduction), _stack_bn(head2.bn, head3.bn))
+
+    def forward(self, f1: Tensor, x: Tensor) -> Tensor:
         return F.relu(torch.cat([self.average_head(f1.mean((2, 3))), self.max_head(x.amax((2, 3)))], 1))
 
 

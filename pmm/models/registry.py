@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from pmm.config import Config
 from pmm.errors import UserError
 from pmm.models.backbone import STRIDE
-from pmm.models.output import TrainOutput
+from pmm.models.output import Deployed, TrainOutput
 from pmm.models.pmm import PMM
 from pmm.ops.block_ranking import grid
 
@@ -25,7 +26,7 @@ class ReidModel(Protocol):
         self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor | TrainOutput: ...
 
-    def deployed(self) -> nn.Module: ...
+    def deployed(self) -> Deployed: ...
 
 
 METHODS: dict[str, Callable[..., nn.Module]] = {"pmm": PMM}
@@ -42,9 +43,9 @@ def build_model(config: Config) -> nn.Module:
     return METHODS[config.model.method](config.model)
 
 
-def deployed(model: nn.Module) -> nn.Module:
-    """The model's test-time network for export: normalised images [N, 3, H, W] -> embedding [N, D]."""
-    return cast(ReidModel, model).deployed().eval()
+def deployed(model: nn.Module) -> Deployed:
+    """The model's test-time network for export, in eval mode; its weights are copies."""
+    return cast(ReidModel, copy.deepcopy(model).cpu().eval()).deployed().eval()
 
 
 def _check_mix_fits(config: Config) -> None:

@@ -24,6 +24,7 @@ class NumericParity:
     p1_cosine: float
     """1st percentile over rows."""
     median_cosine: float
+    mean_cosine: float
     max_abs: float
     """Largest absolute difference of any number."""
 
@@ -53,5 +54,6 @@ def numeric_parity(reference: Floats, candidate: Floats) -> NumericParity:
         worst_row=int(cosine.argmin()),
         p1_cosine=float(np.percentile(cosine, 1)),
         median_cosine=float(np.median(cosine)),
+        mean_cosine=float(cosine.mean()),
         max_abs=float(np.abs(reference - candidate).max()),
     )

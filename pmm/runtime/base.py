@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import UserError
+from pmm.manifest import EmbeddingContract, Manifest
 
 Embeddings = npt.NDArray[np.float32]
+R = TypeVar("R", bound="Runner")
+ENGINE_SUFFIXES = (".plan", ".engine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +37,21 @@ class RunnerInfo:
 
 
 class Runner(ABC):
-    """An opened model. Use as a context manager."""
+    """An opened model. Use as a context manager.
+
+    Whatever the artifact itself takes (uint8 or float, RGB or BGR), a runner takes uint8 RGB crops.
+    """
 
     info: RunnerInfo
     preprocessing: Preprocessing
+    embedding: EmbeddingContract
 
     @abstractmethod
     def __call__(self, images: Crops) -> Embeddings:
-        """images uint8 RGB [B, H, W, 3] at the size of `preprocessing` -> unnormalised embeddings float32 [B, D]."""
+        """images uint8 RGB [B, H, W, 3] at the size of `preprocessing` -> embeddings float32 [B, D].
+
+        Raises UserError for images of another type or size.
+        """
 
     @abstractmethod
     def bind(self, images: Crops) -> Callable[[], None]:
@@ -48,7 +60,7 @@ class Runner(ABC):
     def close(self) -> None:  # noqa: B027 - most runners hold nothing that the garbage collector does not free
         """Free what the runner holds."""
 
-    def __enter__(self) -> Runner:
+    def __enter__(self: R) -> R:
         return self
 
     def __exit__(
@@ -66,7 +78,7 @@ class Runner(ABC):
 
 
 def open_runner(artifact: str | Path, device: str = "cpu", threads: int = 0) -> Runner:
-    """Open a checkpoint (.pth, torch) or an ONNX file with its manifest (.onnx, ONNX Runtime).
+    """Open a checkpoint (.pth, torch), an exported ONNX file (.onnx, ONNX Runtime) or an engine (.plan, TensorRT).
 
     Args:
         artifact: the file.
@@ -85,4 +97,17 @@ def open_runner(artifact: str | Path, device: str = "cpu", threads: int = 0) -> 
         from pmm.runtime.ort import OrtRunner
 
         return OrtRunner(artifact, device, threads)
-    raise UserError(f"{artifact}: no runner for '{suffix}' files; expected a checkpoint (.pth) or an ONNX file (.onnx)")
+    if suffix in ENGINE_SUFFIXES:
+        from pmm.runtime.trt import TrtRunner
+
+        return TrtRunner(artifact, device)
+    raise UserError(
+        f"{artifact}: no runner for '{suffix}' files; expected a checkpoint (.pth), an ONNX file (.onnx) or an engine "
+        f"({', '.join(ENGINE_SUFFIXES)})"
+    )
+
+
+def warn_if_unverified(path: Path, manifest: Manifest) -> None:
+    """One line on stderr (logger "pmm") for an artifact whose embeddings were never compared with the checkpoint's."""
+    if manifest.parity is None:
+        logging.getLogger("pmm").warning("%s: its embeddings were never verified against the checkpoint", path)

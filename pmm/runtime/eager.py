@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pmm.data.crops import Crops, Preprocessing, preprocessing_of
 from pmm.errors import UserError
+from pmm.manifest import EmbeddingContract
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo
 
 
@@ -40,6 +41,7 @@ class EagerRunner(Runner):
         self.model = model.to(device).eval()
         self.normalise = Normalise(preprocessing).to(device)
         self.preprocessing = preprocessing
+        self.embedding = EmbeddingContract(dim=int(model.embedding_dim))  # type: ignore[arg-type]
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.info = RunnerInfo(backend="torch", device=name, precision="fp32", provider=f"torch {torch.__version__}")
 

@@ -3,9 +3,9 @@ import shutil
 
 import pytest
 
-from pmm.bench.environment import describe_environment
 from pmm.checkpoint import load
 from pmm.config import Config
+from pmm.environment import describe_environment
 from pmm.models.registry import build_model
 from tests.conftest import assert_one_line_error, run_here, run_python
 

@@ -1,18 +1,22 @@
 import dataclasses
 import json
 
-import numpy as np
 import onnx
 import pytest
 import torch
 
 from pmm.checkpoint import load, restore_model
 from pmm.config import Config
+from pmm.data.crops import preprocessing_of
 from pmm.errors import UserError
+from pmm.export import onnx as module
 from pmm.export.fold import fold_batch_norms
-from pmm.export.onnx import build_graph, export_onnx, found_precision, verify_runner
+from pmm.export.graph import deployed_graph
+from pmm.export.onnx import describe, export_onnx, verified_onnx
+from pmm.export.precision import found_precision
+from pmm.export.recipe import Recipe, Verification
 from pmm.files import sha256
-from pmm.manifest import Manifest, manifest_path, read_manifest
+from pmm.manifest import EmbeddingContract, InputContract, Manifest, manifest_path, read_manifest
 from tests.conftest import assert_one_line_error, run_here
 
 
@@ -50,7 +54,7 @@ def test_the_graph_is_folded_merged_and_clean(graph):
     # uint8 is cast before it is transposed: TensorRT's Transpose takes no uint8
     first = {name: operators.index(name) for name in ("Cast", "Transpose")}
     assert first["Cast"] < first["Transpose"]
-    assert found_precision(graph) == "fp32"
+    assert found_precision(graph).share == {"fp32": 1.0}
     text = str(graph)
     assert "stack_trace" not in text
     assert "/site-packages/" not in text
@@ -68,58 +72,43 @@ def test_the_manifest_says_what_is_in_the_file(trained, exported):
     assert read_manifest(exported.path, sha256(exported.path)) == manifest
     assert manifest.checkpoint_sha256 == sha256(trained)
     assert (manifest.precision, manifest.precision_found, manifest.opset) == ("fp32", "fp32", 20)
+    assert manifest.precision_share == {"fp32": 1.0}
     assert (manifest.preprocessing.height, manifest.preprocessing.width) == (128, 64)
-    assert manifest.embedding_dim == 384
+    assert (manifest.embedding.dim, manifest.embedding.metric) == (384, "euclidean")
+    assert (manifest.input.dtype, manifest.input.layout, manifest.input.normalised_by) == ("uint8", "NHWC", "graph")
     assert manifest.parity["min_cosine"] > 0.99999
     assert manifest.parity["rows"] == 64
+    assert manifest.parity["batches"] == [1, 3, 60]
+    assert "CPUExecutionProvider" in manifest.parity["ran_on"]
     inside = {p.key: p.value for p in onnx.load(exported.path).metadata_props}
     embedded = Manifest.from_json(inside["pmm_manifest"], "inside")
     assert dataclasses.replace(embedded, sha256=manifest.sha256, parity=manifest.parity) == manifest
 
 
 def test_embeddings_that_moved_leave_no_file(trained, tmp_path, monkeypatch):
-    import pmm.export.onnx as module
+    original = module._build
 
-    original = module.build_graph
-
-    def broken(model, config):
-        proto = original(model, config)
+    def broken(*args):
+        proto, quantization = original(*args)
         bias = next(t for t in proto.graph.initializer if list(t.dims) == [256])
         values = onnx.numpy_helper.to_array(bias).copy()
         values[:128] += 5.0
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
-        return proto
+        return proto, quantization
 
-    monkeypatch.setattr(module, "build_graph", broken)
+    monkeypatch.setattr(module, "_build", broken)
     with pytest.raises(UserError, match=r"parity failed: row \d+ has cosine 0\.\d+ .* no file was left"):
         export_onnx(trained, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
-class Stand:
-    """A runner whose answer may depend on the batch."""
+def test_another_precision_than_asked_for_leaves_no_file(trained, tmp_path, monkeypatch):
+    from pmm.export import graph
 
-    def __init__(self, fault=None):
-        self.fault = fault
-
-    def __call__(self, images):
-        rows = np.random.default_rng(0).normal(size=(192, 4)) + images.reshape(len(images), -1)[:, :1]
-        return self.fault(rows[: len(images)]) if self.fault else rows[: len(images)]
-
-
-def test_the_gate_catches_rows_that_depend_on_their_batch():
-    crops = np.zeros((20, 2, 2, 3), np.uint8)
-    constant = lambda images: np.ones((len(images), 4)) + images.reshape(len(images), -1)[:, :4]  # noqa: E731
-    assert verify_runner(constant, constant, crops, 0.9999, "x").min_cosine == 1.0
-
-    def last_row_wrong(images):
-        rows = constant(images)
-        if len(images) == 20:
-            rows[-1] = [1, -1, 1, -1]
-        return rows
-
-    with pytest.raises(UserError, match=r"row 19 has cosine 0\.0000000 with the same row's in another batch"):
-        verify_runner(constant, last_row_wrong, crops, 0.9999, "x")
+    monkeypatch.setitem(graph._TRUNK_TYPE, "fp16", torch.float32)
+    with pytest.raises(UserError, match=r"asked for fp16, but its multiplications are 100\.0% fp32"):
+        export_onnx(trained, tmp_path / "model.onnx", Recipe(precision="fp16"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_crops_is_refused_unless_asked_for(trained, tmp_path, people):
@@ -130,9 +119,10 @@ def test_no_crops_is_refused_unless_asked_for(trained, tmp_path, people):
     done = run_here("export/to_onnx.py", tmp_path / "moved.pth", "-o", out)
     assert_one_line_error(done, "no crops to verify on", "--verify-root DIR, or --no-verify")
     assert not out.exists()
-    unverified = export_onnx(tmp_path / "moved.pth", out, verify=False)
+    unverified = export_onnx(tmp_path / "moved.pth", out, verification=Verification(no_verify=True))
     assert unverified.manifest.parity is None
-    verified = export_onnx(tmp_path / "moved.pth", out, verify_root=str(people))
+    assert "parity NOT verified" in describe(unverified)
+    verified = export_onnx(tmp_path / "moved.pth", out, verification=Verification(verify_root=str(people)))
     assert verified.manifest.parity["rows"] == 64
 
 
@@ -158,10 +148,8 @@ def test_the_checkpoint_is_never_the_output(trained, tmp_path):
 
 
 def test_a_verified_export_is_used_again_and_only_then(trained, tmp_path):
-    from pmm.export.onnx import verified_onnx
-
     out = tmp_path / "model.onnx"
-    export_onnx(trained, out, verify=False)
+    export_onnx(trained, out, verification=Verification(no_verify=True))
     first = verified_onnx(trained, out)
     assert first.manifest.parity is not None
     written = out.stat().st_mtime_ns
@@ -169,6 +157,13 @@ def test_a_verified_export_is_used_again_and_only_then(trained, tmp_path):
     assert out.stat().st_mtime_ns == written
     out.write_bytes(b"damaged")
     assert verified_onnx(trained, out).manifest.sha256 == first.manifest.sha256
+    assert verified_onnx(trained, out, Recipe(normalize=True)).manifest.embedding.normalised
+    assert verified_onnx(trained, out, Recipe(precision="fp16")).manifest.precision_found == "fp16"
+    text = manifest_path(out).read_text().replace('"onnx": "', '"onnx": "0.')
+    manifest_path(out).write_text(text)
+    written = out.stat().st_mtime_ns
+    verified_onnx(trained, out, Recipe(precision="fp16"))
+    assert out.stat().st_mtime_ns != written, "a file that another version made was used again"
 
 
 def test_folding_keeps_the_function_and_refuses_leftovers():
@@ -188,6 +183,6 @@ def test_folding_keeps_the_function_and_refuses_leftovers():
 def test_exporting_does_not_change_the_model(trained):
     state = load(trained)
     model, config = restore_model(state, trained)
-    build_graph(model, config)
+    deployed_graph(model, preprocessing_of(config), InputContract(colour="bgr"), EmbeddingContract(dim=384), "fp16")
     assert all(torch.equal(value, state["model"][key]) for key, value in model.state_dict().items())
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config

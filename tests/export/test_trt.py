@@ -1,81 +1,362 @@
+"""Engines: built for real by TensorRT-RTX, which needs no GPU; the same code through the names of other versions."""
+
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from pmm.errors import UserError
 from pmm.export import trt as module
+from pmm.export.engine_precision import check_inspected, inspected_precisions, network_precision
+from pmm.export.gate import Gate, ParityFailed
 from pmm.export.onnx import export_onnx
-from pmm.export.trt import BatchProfile, build_engine, choose_flavor
+from pmm.export.recipe import EngineOptions, Recipe, Verification
+from pmm.export.trt import build_engine, choose_flavor, describe_engine
 from pmm.files import sha256
+from pmm.machine import Gpu
 from pmm.manifest import manifest_path, read_manifest
-from tests.conftest import assert_one_line_error, run_here
+from pmm.onnx_file import read_onnx
+from tests.conftest import assert_one_line_error, run_here, run_without_torch
+from tests.export.narrow import LISTS, narrow
+
+rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """The four precisions as ONNX files."""
+    folder = tmp_path_factory.mktemp("exported")
+    return {
+        precision: export_onnx(
+            trained, folder / f"{precision}.onnx", Recipe(precision=precision), Verification(no_verify=True)
+        ).path
+        for precision in ("fp32", "fp16", "bf16", "int8")
+    }
 
 
 def test_the_engine_is_built_and_its_manifest_written(trained, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
     done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan", "--batch", "1", "4", "16")
     assert done.returncode == 0, done.stderr
     engine = tmp_path / "model.plan"
     assert engine.stat().st_size > 100_000
     manifest = read_manifest(engine, sha256(engine))
-    assert manifest.engine["batch"] == {"least": 1, "best": 4, "most": 16}
-    assert manifest.engine["onnx_sha256"] == sha256(tmp_path / "model.onnx")
-    assert manifest.engine["flavor"] in ("rtx", "tensorrt")
+    contract = manifest.engine
+    assert dataclasses.astuple(contract.batch) == (1, 4, 16)
+    assert contract.onnx_sha256 == sha256(tmp_path / "model.onnx")
+    assert contract.flavor in ("rtx", "tensorrt")
+    assert contract.precision_read_from in ("parsed network", "engine inspector")
+    assert "no TF32" in contract.flags
     assert manifest.checkpoint_sha256 == sha256(trained)
-    assert manifest.parity is None
-    assert "fp32" in done.stdout
+    assert "fp32 (100.00% of the multiplications" in done.stdout
+    if not contract.gpu:
+        assert manifest.parity is None
+        assert "NOT run here: its embeddings are not verified" in done.stdout
+    assert {p.name for p in tmp_path.iterdir()} == {f"model.{s}" for s in ("onnx", "onnx.json", "plan", "plan.json")}
 
 
-def test_without_a_builder_it_says_what_to_install_and_where_the_onnx_file_is(trained, tmp_path, monkeypatch):
-    def missing(name):
-        raise ImportError(name)
-
-    artifact = export_onnx(trained, tmp_path / "model.onnx", verify=False)
-    monkeypatch.setattr(module.importlib, "import_module", missing)
-    with pytest.raises(UserError, match=r"pip install tensorrt-rtx .*; the ONNX file is .*model\.onnx"):
-        build_engine(artifact.path, tmp_path / "model.plan")
-    assert not (tmp_path / "model.plan").exists()
-
-
-def test_tensorrt_is_preferred_where_there_is_a_gpu(monkeypatch):
-    monkeypatch.setattr(module.importlib, "import_module", lambda name: name)
-    monkeypatch.setattr(module, "nvidia_gpus", lambda: ("a GPU",))
-    assert choose_flavor(Path("x.onnx")) == ("tensorrt", "tensorrt")
-    monkeypatch.setattr(module, "nvidia_gpus", tuple)
-    assert choose_flavor(Path("x.onnx")) == ("rtx", "tensorrt_rtx")
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_from_an_onnx_file_no_torch_is_needed(exported, precision, tmp_path):
+    done = run_without_torch(
+        "export/to_trt.py", exported[precision], "-o", tmp_path / "m.plan", "--precision", precision
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "m.plan", sha256(tmp_path / "m.plan"))
+    assert manifest.precision_found == precision
+    assert manifest.precision_share[precision] > 0.98
 
 
-@pytest.mark.parametrize("batch", [("0", "1", "2"), ("4", "2", "8"), ("1", "9", "8")])
-def test_impossible_batch_profiles(trained, tmp_path, batch):
-    done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan", "--batch", *batch)
-    assert_one_line_error(done, f"batch profile {' '.join(batch)}", "expected 1 <= least <= best <= most")
+def test_the_precision_asked_for_must_be_the_files(exported, tmp_path):
+    command = ("export/to_trt.py", exported["fp16"], "-o", tmp_path / "m.plan")
+    done = run_here(*command, "--precision", "fp32")
+    assert_one_line_error(done, "holds fp16, asked for fp32: an engine keeps the file's types")
+    done = run_here(*command, "--flip-tta", "--input", "float")
+    assert_one_line_error(done, "--flip-tta, --input: decided in the ONNX file")
     assert not list(tmp_path.iterdir())
 
 
-def test_files_that_are_not_ours(trained, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
-    (tmp_path / "x.onnx").write_bytes(b"no model")
-    with pytest.raises(UserError, match="no manifest beside it"):
-        build_engine(tmp_path / "x.onnx", tmp_path / "x.plan")
-    artifact = export_onnx(trained, tmp_path / "model.onnx", verify=False)
-    (tmp_path / "x.onnx").write_bytes(b"no model")
-    text = json.loads(artifact.manifest.to_json())
-    text["sha256"] = sha256(tmp_path / "x.onnx")
-    manifest_path(tmp_path / "x.onnx").write_text(json.dumps(text))
-    with pytest.raises(UserError, match=r"x\.onnx: (rtx|tensorrt) .* does not parse it") as error:
-        build_engine(tmp_path / "x.onnx", tmp_path / "x.plan")
+def test_a_manifest_that_lies_about_the_precision_is_found_out(exported, tmp_path):
+    file = read_onnx(exported["fp32"])
+    lying = dataclasses.replace(file, found=dataclasses.replace(file.manifest, precision="fp16"))
+    with pytest.raises(UserError, match=r"as rtx parsed it: asked for fp16, but its multiplications are 100\.0% fp32"):
+        build_engine(lying, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("version", sorted(LISTS))
+def test_the_builder_uses_no_name_that_a_version_lacks(exported, version, tmp_path, monkeypatch):
+    seen = narrow(rtx, version)
+    monkeypatch.setattr(module, "load_flavor", lambda flavor: seen)
+    monkeypatch.setattr(module, "choose_flavor", lambda flavor, file: ("tensorrt", seen))
+    options = EngineOptions(workspace=0.5, opt_level=2, timing_cache=tmp_path / "cache")
+    for precision in ("fp32", "int8"):
+        engine = build_engine(read_onnx(exported[precision]), tmp_path / f"{precision}.plan", options)
+        assert engine.manifest.precision_found == precision
+    with pytest.raises(AttributeError, match="IBuilderConfig has no int8_calibrator"):
+        _ = narrow(rtx, "tensorrt-11.4.0.106").Builder(_logger()).create_builder_config().int8_calibrator
+
+
+def _logger():
+    class Logger(rtx.ILogger):
+        def __init__(self):
+            rtx.ILogger.__init__(self)
+
+        def log(self, severity, message):
+            pass
+
+    return Logger()
+
+
+def test_options_are_in_the_manifest_and_in_the_key(exported, tmp_path):
+    file, plan = read_onnx(exported["fp32"]), tmp_path / "m.plan"
+    plain = build_engine(file, plan, EngineOptions(flavor="rtx")).manifest.engine
+    again = build_engine(file, plan, EngineOptions(flavor="rtx")).manifest.engine
+    assert plain.key == again.key
+    options = EngineOptions(flavor="rtx", batch=(1, 2, 4), workspace=1.5, opt_level=1, timing_cache=tmp_path / "cache")
+    other = build_engine(file, plan, options).manifest.engine
+    assert other.key != plain.key
+    assert {"workspace 1.5 GiB", "optimization level 1"} <= set(other.flags)
+    assert (tmp_path / "cache").stat().st_size > 0
+    build_engine(file, plan, options)  # and the cache is taken up
+
+
+class Caching:
+    """A builder configuration that takes, or refuses, a timing cache."""
+
+    def __init__(self, accepts):
+        self.accepts, self.read = accepts, None
+
+    def create_timing_cache(self, content):
+        self.read = content
+        return self
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        return self.accepts and not ignore_mismatch
+
+    def get_timing_cache(self):
+        return self
+
+    def serialize(self):
+        return b"measured"
+
+
+def test_a_timing_cache_of_another_builder_is_refused_and_left_alone(tmp_path):
+    cache = tmp_path / "cache"
+    cache.write_bytes(b"of another GPU")
+    refused = module._timing_cache(Caching(False), cache, "x")
+    with pytest.raises(UserError, match="cache: not a timing cache of x on this GPU; remove it"), refused:
+        pytest.fail("it was built with a cache that was refused")
+    assert cache.read_bytes() == b"of another GPU"
+    config = Caching(True)
+    with module._timing_cache(config, cache, "x"):
+        assert config.read == b"of another GPU"
+    assert cache.read_bytes() == b"measured"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--batch", "0", "1", "2"), "batch profile 0 1 2: expected 1 <= least <= best <= most"),
+        (("--batch", "4", "2", "8"), "batch profile 4 2 8"),
+        (("--batch", "1", "9", "8"), "batch profile 1 9 8"),
+        (("--workspace", "0"), "--workspace is 0.0; expected GiB above 0"),
+        (("--opt-level", "6"), "--opt-level is 6; expected 0 to 5"),
+        (("--precision", "fp8"), "fp8"),
+        (("--flavor", "trt"), "trt"),
+    ],
+)
+def test_impossible_options(trained, tmp_path, options, said):
+    done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan", *options)
+    assert_one_line_error(done, said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_builder_it_says_what_to_install_and_where_the_onnx_file_is(exported, tmp_path, monkeypatch):
+    def missing(flavor):
+        raise UserError(flavor)
+
+    monkeypatch.setattr(module, "load_flavor", missing)
+    with pytest.raises(UserError, match=r"pip install tensorrt-rtx; the ONNX file is .*fp32\.onnx"):
+        build_engine(read_onnx(exported["fp32"]), tmp_path / "model.plan", EngineOptions(flavor="rtx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_is_preferred_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(module, "load_flavor", lambda flavor: flavor.upper())
+    monkeypatch.setattr(module, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    assert choose_flavor("auto", Path("x.onnx")) == ("tensorrt", "TENSORRT")
+    assert choose_flavor("rtx", Path("x.onnx")) == ("rtx", "RTX")
+    monkeypatch.setattr(module, "nvidia_gpus", tuple)
+    assert choose_flavor("auto", Path("x.onnx")) == ("rtx", "RTX")
+    with pytest.raises(UserError, match=r"TensorRT builds engines only on a machine with an NVIDIA GPU.*--flavor rtx"):
+        choose_flavor("tensorrt", Path("x.onnx"))
+
+
+def foreign(path, *, batch="n", height=8, external=None):
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 3, 3, 3], np.ones(108, np.float32))
+    if external:
+        weight.ClearField("float_data")
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value=external)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, height, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [weight],
+    )
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    )
+    return path
+
+
+def test_a_file_that_is_not_ours_is_explained_and_built_if_asked(tmp_path):
+    path, plan = foreign(tmp_path / "x.onnx"), tmp_path / "x.plan"
+    assert_one_line_error(run_here("export/to_trt.py", path), "not an ONNX file of ours", "export/to_onnx.py")
+    assert not plan.exists()
+    manifest_path(plan).write_text("of an engine that was here before")
+    done = run_here("export/to_trt.py", path, "--no-manifest", "--flavor", "rtx")
+    assert done.returncode == 0, done.stderr
+    assert "without a manifest" in done.stdout
+    assert plan.stat().st_size > 1000
+    assert not manifest_path(plan).exists()
+    foreign(path, height="h")
+    done = run_here("export/to_trt.py", path, "--no-manifest", "--flavor", "rtx")
+    assert_one_line_error(done, "input x is (-1, 3, -1, 8); only the batch may be dynamic")
+    foreign(path, batch=2)
+    done = run_here("export/to_trt.py", path, "--no-manifest", "--flavor", "rtx")
+    assert_one_line_error(done, "input x is (2, 3, 8, 8); only the batch may be dynamic")
+
+
+def test_weights_beside_a_foreign_file(tmp_path):
+    path = foreign(tmp_path / "x.onnx", external="w.bin")
+    (tmp_path / "w.bin").write_bytes(np.ones(108, np.float32).tobytes())
+    assert_one_line_error(run_here("export/to_trt.py", path), "its weights lie in another file ('w.bin')")
+    assert run_here("export/to_trt.py", path, "--no-manifest", "--flavor", "rtx").returncode == 0
+    foreign(path, external="../w.bin")
+    done = run_here("export/to_trt.py", path, "--no-manifest", "--flavor", "rtx")
+    assert_one_line_error(done, "refused, its weights lie in '../w.bin', a path with '..'")
+
+
+def test_a_file_the_parser_refuses(exported, tmp_path):
+    file = read_onnx(exported["fp32"])
+    proto = onnx.ModelProto()
+    proto.CopyFrom(file.proto)
+    proto.graph.node[5].op_type = "NoSuchOperator"
+    broken = dataclasses.replace(file, content=proto.SerializeToString())
+    with pytest.raises(UserError, match=r"fp32\.onnx: rtx 1\S+ does not parse it") as error:
+        build_engine(broken, tmp_path / "x.plan", EngineOptions(flavor="rtx"))
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "x.plan").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_root_to_verify_on_is_not_answered_with_an_older_verification(trained, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
     export_onnx(trained, tmp_path / "model.onnx")
     done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan", "--verify-root", tmp_path / "none")
     assert_one_line_error(done, "no crops to verify on")
     assert not (tmp_path / "model.plan").exists()
 
 
-def test_profile_defaults_hold():
-    assert BatchProfile() == BatchProfile(least=1, best=8, most=64)
+class Engine:
+    """Stands for a runner: this machine may have no GPU to run the engine on."""
+
+    inspector = json.dumps({"Layers": [{"Inputs": [{"Format/Datatype": "Float"}], "Outputs": []}]})
+
+    def __init__(self, path, warn=True):
+        assert read_manifest(path, sha256(path)) is not None, "opened without its manifest"
+        self.info = type("Info", (), {"provider": "a runtime"})
+        Engine.opened = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def inspect(self):
+        return self.inspector
+
+    def __call__(self, images):
+        return images.reshape(len(images), -1)[:, :384].astype(np.float32)
+
+
+@pytest.fixture
+def with_gpu(monkeypatch):
+    import pmm.runtime.trt as runtime
+
+    monkeypatch.setattr(module, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    monkeypatch.setattr(runtime, "TrtRunner", Engine)
+
+
+def test_where_there_is_a_gpu_the_engine_itself_is_inspected_and_judged(exported, tmp_path, with_gpu, monkeypatch):
+    file, plan = read_onnx(exported["fp32"]), tmp_path / "m.plan"
+    crops = np.random.default_rng(0).integers(0, 256, (8, 128, 64, 3), dtype=np.uint8)
+    right = crops.reshape(8, -1)[:, :384].astype(np.float32)
+    options = EngineOptions(flavor="rtx")
+    artifact = build_engine(file, plan, options, gate=Gate(crops, right))
+    assert artifact.manifest.engine.precision_read_from == "engine inspector"
+    assert artifact.manifest.parity["ran_on"] == "a runtime"
+    assert artifact.manifest.engine.gpu == "a GPU"
+    assert "parity on 8 crops: min cosine 1.0000000" in describe_engine(artifact)
+    assert {p.name for p in tmp_path.iterdir()} == {"m.plan", "m.plan.json"}
+    before = plan.read_bytes()
+    with pytest.raises(ParityFailed):
+        build_engine(file, plan, options, gate=Gate(crops, right[::-1]))
+    assert plan.read_bytes() == before
+    monkeypatch.setattr(Engine, "inspector", Engine.inspector.replace("Float", "Half"))
+    with pytest.raises(UserError, match="asked for fp32, but the engine inspector finds fp16 in the engine"):
+        build_engine(file, tmp_path / "n.plan", options, gate=Gate(crops, right))
+    assert {p.name for p in tmp_path.iterdir()} == {"m.plan", "m.plan.json"}
+
+
+def test_where_there_is_a_gpu_an_engine_needs_crops_to_be_judged_by(exported, people, monkeypatch, tmp_path):
+    from pmm.export import reference
+
+    monkeypatch.setattr(reference, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    file = read_onnx(exported["bf16"])
+    with pytest.raises(UserError, match="no crops to verify on"):
+        reference.engine_gate(file, None, Verification())
+    assert reference.engine_gate(file, None, Verification(no_verify=True)) is None
+    gate = reference.engine_gate(file, None, Verification(verify_root=str(people)))
+    assert gate.expected.shape == (64, 384)
+
+
+def test_the_reference_of_an_engine_from_a_checkpoint_is_the_checkpoint(exported, trained, people, monkeypatch):
+    from pmm.export import reference
+    from pmm.runtime.base import open_runner
+
+    monkeypatch.setattr(reference, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    gate = reference.engine_gate(read_onnx(exported["int8"]), trained, Verification())
+    with open_runner(trained) as runner:
+        np.testing.assert_allclose(gate.expected, runner(gate.crops), rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_inspector_says():
+    layers = [
+        {"Inputs": [{"Format/Datatype": "Row major linear FP32"}], "Outputs": [{"Format/Datatype": "Half"}]},
+        {"Inputs": [{"Format/Datatype": "Channel major FP16 format, Int8"}], "Outputs": [{"Datatype": "BFloat16"}]},
+        "a layer without details",
+    ]
+    assert inspected_precisions(json.dumps({"Layers": layers})) == {"fp32", "fp16", "int8", "bf16"}
+    for text in ("[]", "{", "{}", '{"Layers": 1}'):
+        with pytest.raises(UserError, match="inspector's answer is not understood"):
+            inspected_precisions(text)
+    check_inspected({"fp32", "fp16"}, "fp16", "x")
+    check_inspected({"fp32"}, "fp32", "x")
+    for found, asked in (({"fp32"}, "int8"), ({"fp32", "fp16"}, "fp32"), (set(), "fp32")):
+        with pytest.raises(UserError, match=f"asked for {asked}, but the engine inspector finds"):
+            check_inspected(found, asked, "x")
+
+
+def test_multiplications_of_the_network_are_those_of_the_file(exported):
+    for precision in ("fp32", "fp16", "int8"):
+        file = read_onnx(exported[precision])
+        logger = _logger()
+        builder = rtx.Builder(logger)
+        network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        assert rtx.OnnxParser(network, logger).parse(file.content)
+        assert network_precision(rtx, network).total == file.manifest.macs

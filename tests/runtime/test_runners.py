@@ -1,4 +1,6 @@
 import json
+import logging
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +12,12 @@ from pmm.data.readers import read_dataset
 from pmm.embed import embed_samples, rank_split
 from pmm.errors import UserError
 from pmm.export.onnx import export_onnx
+from pmm.export.recipe import MIN_COSINE, Recipe, Verification
+from pmm.machine import Gpu, nvidia_gpus
+from pmm.parity.numeric import numeric_parity
+from pmm.runtime import ort
 from pmm.runtime.base import open_runner
+from pmm.runtime.flavors import FLAVORS, RTX_CAPABILITIES
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +103,7 @@ def test_foreign_files_are_refused(artifact, tmp_path):
     import onnx
 
     (tmp_path / "bad.onnx").write_bytes(b"not onnx")
-    with pytest.raises(UserError, match=r"bad.onnx: ONNX Runtime cannot load it") as error:
+    with pytest.raises(UserError, match=r"bad.onnx: truncated, or not an ONNX file") as error:
         open_runner(tmp_path / "bad.onnx")
     assert "\n" not in str(error.value)
     model = onnx.load(artifact.path)
@@ -118,8 +125,6 @@ def test_foreign_files_are_refused(artifact, tmp_path):
 
 
 def test_devices_are_resolved_or_refused(artifact):
-    from pmm.machine import nvidia_gpus
-
     with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
         open_runner(artifact.path, "gpu")
     if not nvidia_gpus():
@@ -131,17 +136,104 @@ def test_a_manifest_of_another_size_is_refused(artifact, tmp_path):
     text = json.loads(artifact.path.with_name("model.onnx.json").read_text())
     text["preprocessing"]["height"] = 256
     (tmp_path / "model.onnx.json").write_text(json.dumps(text))
-    with pytest.raises(UserError, match=r"its manifest promises images \[batch, 256, 64, 3\]"):
+    with pytest.raises(UserError, match=r"its manifest promises \{'images': \[256, 64, 3\], 'embeddings': \[384\]\}"):
         open_runner(tmp_path / "model.onnx")
 
 
-def test_a_silent_fallback_to_the_cpu_is_an_error(artifact):
+def test_cuda_is_used_or_refused_but_never_quietly_replaced(artifact, monkeypatch):
     import onnxruntime
-
-    from pmm.machine import nvidia_gpus
 
     if nvidia_gpus() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         assert open_runner(artifact.path, "cuda").info.backend == "ort-cuda"
         return
+    with pytest.raises(UserError, match="--device cuda: no NVIDIA GPU is visible"):
+        open_runner(artifact.path, "cuda")
+    # a GPU that the driver sees but ONNX Runtime cannot use: it would go on with the CPU, with a warning in a log
+    monkeypatch.setattr(ort, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     with pytest.raises(UserError, match=r"fell back to CPUExecutionProvider|cannot load it"):
         open_runner(artifact.path, "cuda")
+
+
+class Session:
+    """A session that names CUDA first, and says where its operators really run."""
+
+    def __init__(self, *placed):
+        nodes = lambda kinds: [type("Node", (), {"op_type": kind}) for kind in kinds]  # noqa: E731
+        self.parts = [
+            type("Part", (), {"ep_name": name, "get_nodes": lambda self, kinds=kinds: nodes(kinds)})()
+            for name, kinds in placed
+        ]
+
+    def get_providers(self):
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_provider_graph_assignment_info(self):
+        return self.parts
+
+
+def test_the_strongest_evidence_of_the_provider_is_asked_for():
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    # shapes are computed on the CPU by design
+    assert (
+        ort._evidence(Session((cuda, ["Conv", "Relu"]), (cpu, ["Shape"])), "cuda", "x") == f"{cuda} (2 of 3 operators)"
+    )
+    with pytest.raises(UserError, match=r"asked for CUDA.*run elsewhere: 2 on CPUExecutionProvider"):
+        ort._evidence(Session((cuda, ["Conv", "Gemm"]), (cpu, ["Conv", "MatMul"])), "cuda", "x")
+    old = type("Old", (), {"get_providers": lambda self: [cpu]})()  # before 1.24: only the weaker evidence
+    assert ort._evidence(old, "cpu", "x") == cpu
+    with pytest.raises(UserError, match="fell back to CPUExecutionProvider"):
+        ort._evidence(old, "cuda", "x")
+
+
+def test_the_runner_says_how_many_operators_run_where(artifact):
+    with open_runner(artifact.path) as runner:
+        assert re.fullmatch(r"onnxruntime \S+ CPUExecutionProvider \((\d+) of \1 operators\)", runner.info.provider)
+
+
+def test_both_wheels_of_onnx_runtime_are_refused(artifact, monkeypatch):
+    monkeypatch.setattr(ort, "_installed", lambda name: True)
+    with pytest.raises(UserError, match="onnxruntime and onnxruntime-gpu are both installed"):
+        open_runner(artifact.path)
+    monkeypatch.undo()
+    assert ort._installed("numpy")
+    assert not ort._installed("no-such-distribution")
+
+
+def test_an_unverified_file_is_said_to_be_one(trained, artifact, tmp_path, caplog):
+    unverified = export_onnx(trained, tmp_path / "model.onnx", verification=Verification(no_verify=True)).path
+    with caplog.at_level(logging.WARNING, "pmm"):
+        open_runner(artifact.path)
+        assert "verified" not in caplog.text
+        open_runner(unverified)
+    assert "model.onnx: its embeddings were never verified against the checkpoint" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_onnx_runtime_on_a_gpu(trained, crops, tmp_path, precision):
+    pytest.importorskip("onnxruntime")
+    artifact = export_onnx(trained, tmp_path / "model.onnx", Recipe(precision=precision))
+    with open_runner(trained) as reference, open_runner(artifact.path, "cuda") as runner:
+        assert runner.info.backend == "ort-cuda"
+        assert "CUDAExecutionProvider" in runner.info.provider
+        assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE[precision]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flavor", ["tensorrt", "rtx"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_an_engine_on_a_gpu(trained, crops, people, tmp_path, flavor, precision):
+    from pmm.export.recipe import EngineOptions
+    from pmm.export.reference import engine_gate
+    from pmm.export.trt import build_engine
+    from pmm.onnx_file import read_onnx
+
+    pytest.importorskip(FLAVORS[flavor], reason=f"{FLAVORS[flavor]} is not installed")
+    if flavor == "rtx" and nvidia_gpus()[0].compute_capability not in RTX_CAPABILITIES:
+        pytest.skip(f"TensorRT-RTX does not run on {nvidia_gpus()[0]}")
+    file = read_onnx(export_onnx(trained, tmp_path / "model.onnx", Recipe(precision=precision)).path)
+    gate = engine_gate(file, trained, Verification())
+    engine = build_engine(file, tmp_path / "model.plan", EngineOptions(flavor=flavor), gate=gate)
+    assert engine.manifest.engine.precision_read_from == "engine inspector"
+    with open_runner(trained) as reference, open_runner(engine.path, "cuda") as runner:
+        assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE[precision]

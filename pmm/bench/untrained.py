@@ -1,0 +1,46 @@
+"""A full-size checkpoint to time exports with, where no trained one is: random weights, statistics of real crops."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pmm import checkpoint
+from pmm.config import Config
+from pmm.data.crops import load_crops, preprocessing_of
+from pmm.data.readers import read_dataset
+from pmm.export.calibration import evenly
+from pmm.models.registry import build_model
+
+CROPS = 256
+BATCH = 16
+
+
+def untrained_checkpoint(config: Config, root: Path, out: Path) -> Path:
+    """Write a checkpoint of `config` with random weights (seed 0) to `out`.
+
+    Its batch-norm statistics are plain averages over 256 training crops of the data set at `root`: without them a deep
+    random network's activations vanish or explode, and no precision could be judged.
+    """
+    train = read_dataset(config.data.dataset, root).train
+    crops = load_crops(
+        [train[index].path for index in evenly(len(train), CROPS)], config.data.height, config.data.width
+    )
+    model_config = dataclasses.replace(config.model, weights="none", num_classes=len({s.pid for s in train}))
+    config = dataclasses.replace(config, model=model_config, data=dataclasses.replace(config.data, root=str(root)))
+    torch.manual_seed(0)
+    model = build_model(config).to(memory_format=torch.channels_last)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None
+    size = preprocessing_of(config)
+    with torch.no_grad():
+        for start in range(0, len(crops), BATCH):
+            model(torch.from_numpy(size.normalise(crops[start : start + BATCH])))
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    checkpoint.save(out, checkpoint.snapshot(model, optimizer, schedule, config, 0, -1.0))
+    return out

@@ -1,0 +1,54 @@
+"""Which crops an int8 file is calibrated on: training crops, never those it will be judged by. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pmm.data.readers import IMAGE_SUFFIXES, read_dataset
+from pmm.errors import UserError
+
+LEAST_IMAGES = 32
+JUDGED_BY = ("query", "gallery", "test", "probe", "bounding_box_test")
+
+
+def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]:
+    """At most `images` files, evenly over the training part of the data set at `root`, or over one folder of crops.
+
+    Args:
+        dataset: layout of `root`, if it is the root of a data set.
+
+    Raises:
+        UserError: a folder of test crops, fewer than 32 crops, or neither a data set nor crops.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise UserError(f"--calibration-root {folder} is not a folder; expected a data set or a folder of crops")
+    files = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+    if files:
+        _refuse_test_crops(folder)
+    else:
+        files = [sample.path for sample in read_dataset(dataset, folder).train]
+    if len(files) < LEAST_IMAGES:
+        raise UserError(
+            f"{folder} holds {len(files)} crops to calibrate on; at least {LEAST_IMAGES} are needed, several hundred "
+            "are better"
+        )
+    return [files[index] for index in evenly(len(files), images)]
+
+
+def evenly(count: int, chosen: int) -> Sequence[int]:
+    """At most `chosen` of `count` indices, from the first to the last."""
+    return np.linspace(0, count - 1, min(chosen, count)).astype(int).tolist()
+
+
+def _refuse_test_crops(folder: Path) -> None:
+    for path in (folder.absolute(), folder.resolve()):
+        for part in path.parts:
+            if part.casefold() in JUDGED_BY:
+                raise UserError(
+                    f"--calibration-root {folder} lies in '{part}': calibrating on the crops that a model is judged by "
+                    "flatters it; give the training part, or the root of the data set"
+                )

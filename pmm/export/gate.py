@@ -1,0 +1,101 @@
+"""The parity gate: an artifact gets its name only if its embeddings of real crops are the checkpoint's.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pmm.data.crops import Crops, Preprocessing, load_crops
+from pmm.data.readers import read_dataset
+from pmm.errors import UserError
+from pmm.export.calibration import evenly
+from pmm.export.recipe import MIN_COSINE
+from pmm.manifest import EmbeddingContract
+from pmm.parity.numeric import numeric_parity
+from pmm.runtime.base import Embeddings
+
+VERIFY_CROPS = 64
+MIN_BATCH_COSINE = 0.999
+"""Least cosine of a row with itself in another batch: kernels differ per batch size, rows must not."""
+
+Embed = Callable[[Crops], Embeddings]
+
+
+class ParityFailed(UserError):  # noqa: N818 - a verdict
+    """The embeddings moved, or depend on the batch."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Crops [N, H, W, 3] and what the fp32 torch checkpoint makes of them, [N, D]."""
+
+    crops: Crops
+    expected: Embeddings
+
+    @classmethod
+    def of(cls, reference: Embed, crops: Crops, embedding: EmbeddingContract) -> Gate:
+        """`reference` maps crops to plain embeddings; mirroring and length are applied here as `embedding` says."""
+        expected = np.asarray(reference(crops), np.float64)
+        if embedding.flip_tta:
+            expected = (expected + reference(np.ascontiguousarray(crops[:, :, ::-1]))) / 2
+        if embedding.normalised:
+            expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-12)
+        return cls(crops, expected.astype(np.float32))
+
+    def check(self, candidate: Embed, precision: str, name: str, ran_on: str) -> dict[str, Any]:
+        """Run `candidate` in batches of 1, 3 and N - 4, rows alone, and all at once; the figures for the manifest.
+
+        Args:
+            name, ran_on: of the file and of what executed it, for the message and the manifest.
+
+        Raises:
+            ParityFailed: the worst row's cosine with the checkpoint's is too low for `precision`, or a row alone is not
+                the row in its batch.
+            UserError: NaN or Inf in the embeddings.
+        """
+        count = len(self.crops)
+        bounds = [0, 1, 4, count] if count > 4 else [0, count]
+        rows = np.concatenate([candidate(self.crops[a:b]) for a, b in pairwise(bounds)])
+        alone = [count - 1, count // 2]
+        rows[alone] = np.concatenate([candidate(self.crops[index : index + 1]) for index in alone])
+        parity = numeric_parity(self.expected, rows)
+        batched = numeric_parity(rows, candidate(self.crops))
+        least = {"the torch checkpoint's": MIN_COSINE[precision],
+                 "the same row's in another batch": min(MIN_BATCH_COSINE, MIN_COSINE[precision])}  # fmt: skip
+        for figures, (against, allowed) in zip((parity, batched), least.items(), strict=True):
+            if figures.min_cosine < allowed:
+                raise ParityFailed(
+                    f"{name}: parity failed: row {figures.worst_row} has cosine {figures.min_cosine:.7f} with "
+                    f"{against}, the least allowed for {precision} is {allowed}; no file was left"
+                )
+        return {
+            **dataclasses.asdict(parity),
+            "batches": [b - a for a, b in pairwise(bounds)],
+            "batch_min_cosine": batched.min_cosine,
+            "least_allowed": MIN_COSINE[precision],
+            "ran_on": ran_on,
+        }
+
+
+def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
+    """Real test crops [N, H, W, 3], evenly over query and gallery of the data set at `root`.
+
+    Raises UserError if there are none to be had.
+    """
+    try:
+        if not root:
+            raise UserError("no data set is named")
+        split = read_dataset(dataset, root)
+    except UserError as error:
+        raise UserError(f"no crops to verify on ({error}); give --verify-root DIR, or --no-verify") from error
+    samples = (*split.query, *split.gallery)
+    chosen = [samples[index].path for index in evenly(len(samples), VERIFY_CROPS)]
+    return load_crops(chosen, size.height, size.width)

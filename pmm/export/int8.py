@@ -1,0 +1,210 @@
+"""Static int8 quantisation of an exported fp32 graph, with ONNX Runtime's quantizer: one recipe per target.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.export.gate import ParityFailed
+from pmm.export.precision import found_precision
+from pmm.export.recipe import MIN_SHARE
+from pmm.parity.numeric import numeric_parity
+from pmm.runtime.ort import open_session
+
+if TYPE_CHECKING:
+    import onnx
+
+BATCH = 8
+PROBES = 16
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a backend wants to see in the file."""
+
+    operators: tuple[str, ...]
+    symmetric: bool
+    """Signed activations with zero point 0, as TensorRT demands; else unsigned ones, which CPUs multiply faster."""
+    options: dict[str, Any]
+
+    @property
+    def inputs_only(self) -> bool:
+        """Only what goes into an operator is quantised, not what comes out of it."""
+        return "OpTypesToExcludeOutputQuantization" in self.options
+
+
+_TARGETS = {
+    # TensorRT fuses Q/DQ pairs at the inputs of each convolution and each residual Add, and refuses an int32 bias. The
+    # weights are stored in 8 bits behind a Dequantize alone: a third of the file, and the same engine, as Q/DQ on fp32
+    "tensorrt": _Target(
+        ("Conv", "Add"),
+        True,
+        {
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "DedicatedQDQPair": True,
+            "OpTypesToExcludeOutputQuantization": ["Conv", "Add"],
+        },
+    ),
+    # on a CPU every step between two convolutions stays in 8 bits: with the Relu after the residual Add left out, each
+    # block would go through floats once
+    "cpu": _Target(("Conv", "Add", "Relu", "MaxPool"), False, {}),
+}
+
+
+class Quantizer:
+    """Calibrates once; `build` then gives the quantised graph with any layers kept in fp32."""
+
+    def __init__(self, proto: onnx.ModelProto, target: str, images: Sequence[npt.NDArray[Any]], input: str) -> None:
+        """
+        Args:
+            proto: the fp32 graph.
+            target: tensorrt or cpu.
+            images: batches to calibrate on, as the graph's input `input` takes them.
+        """
+        from onnxruntime.quantization import CalibrationMethod, create_calibrator
+        from tqdm import tqdm
+
+        self.proto, self.target = proto, _TARGETS[target]
+        batches = iter(tqdm(images, desc="calibrating", unit="batch", leave=False))
+        reader = type("Batches", (), {"get_next": lambda self: next(({input: b} for b in batches), None)})()
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            source, augmented = Path(folder) / "model.onnx", str(Path(folder) / "augmented.onnx")
+            source.write_bytes(proto.SerializeToString())
+            # the extremes over all crops: on ReLU networks percentiles cut what tells people apart
+            calibrator = create_calibrator(source, None, augmented, calibrate_method=CalibrationMethod.MinMax)
+            calibrator.collect_data(reader)
+            self.ranges = calibrator.compute_data()
+
+    @property
+    def layers(self) -> list[str]:
+        """The convolutions, by the name of their weights, in the graph's order."""
+        return [_layer(node) for node in self.proto.graph.node if node.op_type == "Conv"]
+
+    def kept_with(self, layers: Collection[str]) -> list[str]:
+        """`layers` and those that have to stay in fp32 for what goes into `layers` to stay in fp32."""
+        nodes = (node for layer in layers for node in self._excluded(layer))
+        return list(dict.fromkeys(_layer(node) for node in nodes if node.op_type == "Conv"))
+
+    def build(self, keep: Collection[str] = ()) -> onnx.ModelProto:
+        """The quantised graph; the convolutions `keep`, and what goes into them, stay in fp32."""
+        import onnx
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.proto)
+        with _quiet():
+            quantizer = QDQQuantizer(
+                copy,
+                True,  # a scale per output channel of the weights
+                False,
+                QuantType.QInt8,
+                QuantType.QInt8 if self.target.symmetric else QuantType.QUInt8,
+                self.ranges,
+                [],
+                [node.name for layer in keep for node in self._excluded(layer)],
+                list(self.target.operators),
+                dict(self.target.options),
+            )
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+        done = quantizer.model.model
+        # the quantizer stamps its own, newer, format
+        done.ir_version = self.proto.ir_version
+        del done.opset_import[:], done.metadata_props[:]
+        done.opset_import.extend(self.proto.opset_import)
+        del done.graph.value_info[:]
+        onnx.checker.check_model(done, full_check=True)
+        return done
+
+    def _excluded(self, layer: str) -> Iterator[onnx.NodeProto]:
+        """The convolution `layer` and, where a target quantises outputs too, all back to what computes its input."""
+        makers = {name: node for node in self.proto.graph.node for name in node.output}
+        node = next(n for n in self.proto.graph.node if n.op_type == "Conv" and _layer(n) == layer)
+        yield node
+        while not self.target.inputs_only and (node := makers.get(node.input[0])) is not None:
+            if node.op_type not in self.target.operators:
+                return
+            yield node
+            if node.op_type in ("Conv", "Add"):
+                return
+
+
+def _layer(convolution: onnx.NodeProto) -> str:
+    return convolution.input[1].removesuffix(".weight")
+
+
+def quantised_until(
+    quantizer: Quantizer, passes: Callable[[onnx.ModelProto], None], probes: npt.NDArray[Any]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The quantised graph and the layers that had to stay in fp32 for it to pass, most costly first.
+
+    Args:
+        passes: raises ParityFailed for a graph whose embeddings moved too far.
+        probes: a few of the calibration images; what each layer costs is measured on them.
+
+    Raises:
+        ParityFailed: it does not pass with most of the multiplications in int8.
+    """
+    keep: list[str] = []
+    ranked: list[str] = []
+    failure = "too few layers can be quantised"
+    while True:
+        proto = quantizer.build(keep)
+        if found_precision(proto).share.get("int8", 0.0) < MIN_SHARE["int8"]:
+            kept = len(quantizer.kept_with(keep))
+            raise ParityFailed(f"{failure}, with {kept} of {len(ranked)} layers kept in fp32")
+        try:
+            passes(proto)
+            return proto, quantizer.kept_with(keep)
+        except ParityFailed as error:
+            failure = str(error)
+        ranked = ranked or _by_cost(quantizer, probes)
+        keep = ranked[: len(keep) + max(1, len(keep) // 2)]
+
+
+def _by_cost(quantizer: Quantizer, probes: npt.NDArray[Any]) -> list[str]:
+    """The layers, from the one whose return to fp32 mends the embeddings most."""
+    from tqdm import tqdm
+
+    expected = _embeddings(quantizer.proto, probes)
+
+    def error(keep: Collection[str]) -> float:
+        parity = numeric_parity(expected, _embeddings(quantizer.build(keep), probes))
+        return 1 - parity.mean_cosine
+
+    layers = quantizer.layers
+    left = {layer: error([layer]) for layer in tqdm(layers, desc="sensitivity", unit="layer", leave=False)}
+    return sorted(layers, key=lambda layer: left[layer])
+
+
+def _embeddings(proto: onnx.ModelProto, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    session = open_session(proto.SerializeToString())
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: images[k : k + BATCH]})[0] for k in range(0, len(images), BATCH)])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer advises on the root logger, and prints."""
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.getLogger().setLevel(level)

@@ -1,0 +1,88 @@
+"""What an export is asked for. Loads no torch: command lines are checked before it is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pmm.errors import UserError
+from pmm.manifest import BatchProfile
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+OPSET = {"fp32": 20, "fp16": 20, "bf16": 22, "int8": 20}
+"""Below 22 the checker and ONNX Runtime call a bf16 convolution invalid."""
+
+MIN_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
+"""Least cosine of the worst row with the fp32 checkpoint's, for an export to get its name."""
+
+MIN_SHARE = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.99, "int8": 0.5}
+"""Least share of the multiply-accumulates in the precision asked for; int8 may keep sensitive layers in fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The deployed graph: its precision, and what goes in and comes out."""
+
+    precision: Precision = "fp32"
+    """Of the trunk; the heads, the normalisation, the input and the output are fp32 (or uint8) in every file."""
+    target: Literal["tensorrt", "cpu"] = "tensorrt"
+    """Where an int8 file will run: TensorRT and CPUs want different ones."""
+    calibration_root: str = ""
+    """For int8: a data set, whose training part is used, or one folder of crops (default: the data trained on)."""
+    calibration_images: int = 512
+    """For int8: how many crops to calibrate on."""
+    input: Literal["uint8", "float"] = "uint8"
+    """uint8 NHWC, normalised inside the graph, or float32 NCHW, normalised by the caller as the torch model's input."""
+    input_colour: Literal["rgb", "bgr"] = "rgb"
+    """Order of the input's channels."""
+    normalize: bool = False
+    """Embeddings of length 1, to compare by cosine."""
+    flip_tta: bool = False
+    """The mean of the embeddings of the crop and its mirror image; twice the work."""
+
+    def __post_init__(self) -> None:
+        if self.calibration_images < 1:
+            raise UserError(f"--calibration-images is {self.calibration_images}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What the embeddings are proved on."""
+
+    verify_root: str = ""
+    """Data set whose test crops the parity check uses (default: the one trained on)."""
+    no_verify: bool = False
+    """Export without the parity check; the manifest says so, and runners warn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine is built."""
+
+    batch: tuple[int, int, int] = (1, 8, 64)
+    """Least, best and most images per call that the engine is built for."""
+    flavor: Literal["auto", "tensorrt", "rtx"] = "auto"
+    """Builder: tensorrt (needs a GPU), rtx (TensorRT-RTX, builds anywhere), or auto (tensorrt where it can)."""
+    workspace: float | None = None
+    """Most GPU memory, in GiB, that a kernel may use for scratch (default: all of it)."""
+    opt_level: int | None = None
+    """How hard the builder tries, 0 to 5 (default: the builder's own)."""
+    timing_cache: Path | None = None
+    """File of measured kernel times, read if it is there and written after the build; makes later builds faster."""
+    hardware_compatible: bool = False
+    """Let the engine run on other GPUs (Ampere and later) than the one it is built on, at some cost in speed."""
+
+    def __post_init__(self) -> None:
+        _ = self.profile
+        if self.workspace is not None and self.workspace <= 0:
+            raise UserError(f"--workspace is {self.workspace}; expected GiB above 0")
+        if self.opt_level is not None and not 0 <= self.opt_level <= 5:
+            raise UserError(f"--opt-level is {self.opt_level}; expected 0 to 5")
+
+    @property
+    def profile(self) -> BatchProfile:
+        """`batch` by name. Raises UserError if it is impossible."""
+        least, best, most = self.batch
+        return BatchProfile(least=least, best=best, most=most)

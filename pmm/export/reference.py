@@ -1,0 +1,69 @@
+"""What an export is compared with: the fp32 torch checkpoint, or the ONNX file that was itself compared with it.
+
+Loads torch only for a checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pmm.config import Config
+from pmm.data.crops import Preprocessing, preprocessing_of
+from pmm.data.readers import DEFAULT_LAYOUT
+from pmm.export.emulate import emulated
+from pmm.export.gate import Embed, Gate, verification_crops
+from pmm.export.recipe import Verification
+from pmm.machine import nvidia_gpus
+from pmm.manifest import EmbeddingContract, InputContract
+from pmm.onnx_file import OnnxFile
+from pmm.runtime.ort import open_session
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+
+def checkpoint_gate(
+    model: torch.nn.Module, config: Config, embedding: EmbeddingContract, verification: Verification
+) -> Gate | None:
+    """The gate of a checkpoint's exports, or None if they are not to be verified.
+
+    Raises UserError if there are no crops to verify on.
+    """
+    if verification.no_verify:
+        return None
+
+    from pmm.runtime.eager import EagerRunner, torch_device
+
+    size = preprocessing_of(config)
+    crops = verification_crops(config.data.dataset, verification.verify_root or config.data.root, size)
+    return Gate.of(EagerRunner(model, size, torch_device("cpu")), crops, embedding)
+
+
+def engine_gate(file: OnnxFile, checkpoint: Path | None, verification: Verification) -> Gate | None:
+    """The gate of an engine built from `file`: against `checkpoint`, or else against the ONNX file on the CPU.
+
+    None without a GPU, where no engine can be run, or if it is not to be verified.
+
+    Raises:
+        UserError: there is a GPU to run the engine on, but no crops to verify it with.
+    """
+    if verification.no_verify or not nvidia_gpus():
+        return None
+    manifest = file.manifest
+    if checkpoint:
+        from pmm.checkpoint import load, restore_model
+
+        model, config = restore_model(load(checkpoint), checkpoint)
+        return checkpoint_gate(model, config, manifest.embedding, verification)
+    crops = verification_crops(DEFAULT_LAYOUT, verification.verify_root, manifest.preprocessing)
+    half = manifest.precision in ("fp16", "bf16")
+    graph = emulated(file.proto) if half else file.proto
+    return Gate(crops, in_memory(graph, manifest.input, manifest.preprocessing, optimise=not half)(crops))
+
+
+def in_memory(proto: onnx.ModelProto, contract: InputContract, size: Preprocessing, *, optimise: bool = True) -> Embed:
+    """Crops [N, H, W, 3] -> embeddings [N, D] through ONNX Runtime on the CPU, for a graph without a file."""
+    session = open_session(proto.SerializeToString(), optimise=optimise)
+    return lambda crops: session.run(None, {contract.name: contract.feed(crops, size)})[0]

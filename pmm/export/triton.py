@@ -1,0 +1,325 @@
+"""Artifacts -> a model repository for Triton Inference Server: one folder per model, loaded by the server as it lies.
+
+Fields and rules are those of Triton's model configuration (protobuf ModelConfig), model repository and batcher guides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmm.errors import UserError
+from pmm.export.pbtxt import Bare, Value, text_format
+from pmm.files import cannot_write, existing_file, make_folder
+from pmm.manifest import Artifact, Manifest, manifest_path, read_manifest
+from pmm.onnx_file import read_onnx
+from pmm.runtime.base import ENGINE_SUFFIXES
+
+CONFIG, VERSION = "config.pbtxt", "1"
+FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+SUFFIXES = {"onnxruntime": "-onnx", "tensorrt": "-trt"}
+TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+# All that a model folder of ours can hold; a folder that holds more is not ours to replace.
+OURS = {CONFIG, VERSION} | {f"{VERSION}/{file}{end}" for file in FILES.values() for end in ("", ".json")}
+ONNX_BEST, ONNX_MOST = 8, 64
+INT32_MAX = 2**31 - 1
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How the server runs each model. Raises UserError for a number that Triton cannot take."""
+
+    max_batch: int | None = None
+    """Most images per call (default: an engine's own, 64 for an ONNX file)."""
+    queue_delay_us: int = 500
+    """Longest wait for others to share a batch with, in microseconds."""
+    instances: int = 1
+    """Copies of the model: per GPU, or in all on a server without one."""
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (
+            ("--max-batch", 1 if self.max_batch is None else self.max_batch, 1),
+            ("--queue-delay-us", self.queue_delay_us, 0),
+            ("--instances", self.instances, 1),
+        ):
+            if not least <= value <= INT32_MAX:
+                raise UserError(f"{flag} {value}: expected a whole number from {least} to {INT32_MAX}")
+
+
+@dataclass(frozen=True)
+class TritonModel:
+    """One model as the server will see it, and the bytes that were hashed."""
+
+    source: Path
+    name: str
+    backend: str
+    """onnxruntime or tensorrt."""
+    content: bytes
+    manifest: Manifest
+    most: int
+    """Largest batch."""
+    config: str
+    """Text of config.pbtxt."""
+
+    def describe(self, folder: Path) -> str:
+        """One line: folder, backend, max batch, input, output."""
+        size, embedding = self.manifest.preprocessing, self.manifest.embedding
+        shape = ", ".join(map(str, self.manifest.input.shape(size)))
+        return (
+            f"{folder}: {self.backend}, {self.manifest.precision_found}, max batch {self.most}, "
+            f"input {self.manifest.input.name} {self.manifest.input.dtype} [batch, {shape}], "
+            f"output {embedding.name} {embedding.dtype} [batch, {embedding.dim}]"
+        )
+
+
+def write_model_repository(
+    artifacts: Sequence[Path],
+    repository: Path,
+    *,
+    name: str = "",
+    serving: Serving | None = None,
+    overwrite: bool = False,
+) -> list[tuple[Artifact, TritonModel]]:
+    """Write `repository`/<name>/config.pbtxt, 1/model.onnx or 1/model.plan, and 1/<model>.json, for each artifact.
+
+    All artifacts are checked before anything is written. A model folder is put together outside the repository, where
+    no server looks, and renamed into place: it is whole or not there, and what it replaces stays until then.
+
+    Args:
+        artifacts: ONNX files and TensorRT engines of ours.
+        name: the model's name (default: from the file's name); several models of one name get -onnx and -trt.
+        overwrite: replace model folders that this function wrote.
+
+    Returns:
+        The copies, and what was written about them, in the order of `artifacts`.
+
+    Raises:
+        UserError: an artifact that is not ours, was changed or cannot be served, a name that is taken, no space.
+    """
+    serving = serving or Serving()
+    if not artifacts:
+        raise UserError("no model given; expected ONNX files (.onnx) or TensorRT engines (.plan)")
+    if name and not NAME.fullmatch(name):
+        raise UserError(f"--name {name!r}: expected letters, digits, '_', '-' and '.', beginning with none of '-.'")
+    opened = [(Path(path), *_open(Path(path))) for path in artifacts]
+    names = _names([(path, backend) for path, backend, *_ in opened], name)
+    models = []
+    for model_name, (path, backend, content, manifest) in zip(names, opened, strict=True):
+        most = _largest_batch(path, manifest, serving.max_batch)
+        config = model_config(model_name, backend, manifest, most, serving)
+        models.append(TritonModel(path, model_name, backend, content, manifest, most, config))
+    for model in models:
+        _check_place(repository / model.name, overwrite)
+    make_folder(repository)
+    return [(_write(model, repository.resolve(), repository / model.name), model) for model in models]
+
+
+def model_config(name: str, backend: str, manifest: Manifest, most: int, serving: Serving) -> str:
+    """The text of config.pbtxt; the same arguments give the same text.
+
+    Raises UserError if the manifest's types have no counterpart in Triton.
+    """
+    engine, input_, embedding = manifest.engine, manifest.input, manifest.embedding
+    best = min(engine.batch.best if engine else ONNX_BEST, most)
+    # ONNX Runtime has no bf16 convolution on the CPU: with KIND_GPU the server names what is missing
+    anywhere = engine is None and manifest.precision_found != "bf16"
+    config: dict[str, Value] = {
+        "name": name,
+        "backend": backend,
+        "max_batch_size": most,
+        "input": {
+            "name": input_.name,
+            "data_type": Bare(_type(input_.dtype, name)),
+            "format": Bare(f"FORMAT_{input_.layout}"),
+            "dims": list(input_.shape(manifest.preprocessing)),
+        },
+        "output": {
+            "name": embedding.name,
+            "data_type": Bare(_type(embedding.dtype, name)),
+            "dims": [embedding.dim],
+        },
+        "instance_group": {"count": serving.instances, "kind": Bare("KIND_AUTO" if anywhere else "KIND_GPU")},
+        "dynamic_batching": {
+            # the batcher never goes beyond the largest preferred size: without `most`, `best` would be the limit
+            "preferred_batch_size": sorted({best, most}),
+            "max_queue_delay_microseconds": serving.queue_delay_us,
+        },
+    }
+    if backend == "onnxruntime":
+        # on by default in ONNX Runtime; the parity figures were measured without. Not read on a server without a GPU
+        cuda: Value = {"name": "cuda", "parameters": {"key": "use_tf32", "value": "0"}}
+        config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": cuda}}
+    contract = _contract(manifest)
+    config["parameters"] = [{"key": key, "value": {"string_value": contract[key]}} for key in contract]
+    return text_format(config)
+
+
+def _contract(manifest: Manifest) -> dict[str, str]:
+    """What a client must know and the configuration has no field for; it reads them from the server."""
+    size, embedding, engine = manifest.preprocessing, manifest.embedding, manifest.engine
+    contract = {
+        "sha256": manifest.sha256,
+        "checkpoint_sha256": manifest.checkpoint_sha256,
+        "method": manifest.method,
+        "precision": manifest.precision_found,
+        "colour": manifest.input.colour,
+        "interpolation": manifest.input.interpolation,
+        "normalised_by": manifest.input.normalised_by,
+        "mean": json.dumps(size.mean),
+        "std": json.dumps(size.std),
+        "metric": embedding.metric,
+        "embedding_normalised": json.dumps(embedding.normalised),
+    }
+    if engine is not None:
+        contract |= {
+            "tensorrt_version": engine.version,
+            "platform": engine.platform,
+            "gpu": engine.gpu,
+            "compute_capability": engine.compute_capability,
+            "hardware_compatible": json.dumps(engine.hardware_compatible),
+        }
+    # prefixed: the backends read parameters of their own from the same table
+    return {f"pmm_{key}": value for key, value in contract.items()}
+
+
+def _open(path: Path) -> tuple[str, bytes, Manifest]:
+    """Backend, content, and a manifest that holds the content's hash. Raises UserError."""
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        file = read_onnx(path)
+        # the copy inside the file cannot hold the file's own hash
+        return "onnxruntime", file.content, dataclasses.replace(file.manifest, sha256=file.sha256)
+    if suffix not in ENGINE_SUFFIXES:
+        raise UserError(
+            f"{path}: Triton serves ONNX files (.onnx) and TensorRT engines ({', '.join(ENGINE_SUFFIXES)}); "
+            "export the checkpoint with export/to_onnx.py or export/to_trt.py"
+        )
+    content = existing_file(path, "an engine written by export/to_trt.py").read_bytes()
+    manifest = read_manifest(path, hashlib.sha256(content).hexdigest())
+    if manifest is None or manifest.engine is None:
+        raise UserError(f"{path}: no engine's manifest beside it, so it is not known what it takes; copy it along")
+    if manifest.engine.flavor != "tensorrt":
+        raise UserError(
+            f"{path}: a TensorRT-RTX engine, which Triton's tensorrt backend cannot load; give the ONNX file instead, "
+            "or build one with export/to_trt.py --flavor tensorrt"
+        )
+    batch = manifest.engine.batch
+    if batch.least > 1:
+        raise UserError(
+            f"{path}: takes batches of {batch.least} to {batch.most}, and a server must take a single image; "
+            f"build it again with --batch 1 {batch.best} {batch.most}"
+        )
+    return "tensorrt", content, manifest
+
+
+def _largest_batch(path: Path, manifest: Manifest, asked: int | None) -> int:
+    if manifest.engine is None:
+        return ONNX_MOST if asked is None else asked
+    most = manifest.engine.batch.most
+    if asked is not None and asked > most:
+        raise UserError(
+            f"{path}: --max-batch {asked}, but the engine is built for at most {most}; give less, or build it again "
+            f"with --batch 1 {manifest.engine.batch.best} {asked}"
+        )
+    return most if asked is None else asked
+
+
+def _names(files: Sequence[tuple[Path, str]], name: str) -> list[str]:
+    """One name per (file, backend): `name` or the file's, with -onnx or -trt only where two would be the same.
+
+    Raises UserError if that does not tell them apart.
+    """
+    plain = [name or _clean(path.stem) for path, _ in files]
+    shared = {each for each, count in Counter(plain).items() if count > 1}
+    names = [
+        each + SUFFIXES[backend] if each in shared else each for each, (_, backend) in zip(plain, files, strict=True)
+    ]
+    for each, count in Counter(names).items():
+        if count > 1:
+            same = ", ".join(str(path) for (path, _), other in zip(files, names, strict=True) if other == each)
+            raise UserError(f"{same} would all be model '{each}'; write them one at a time, each with its own --name")
+    return names
+
+
+def _clean(stem: str) -> str:
+    """A file name's stem as a model name: other characters become '-', none of '-.' at an end."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "model"
+
+
+def _check_place(folder: Path, overwrite: bool) -> None:
+    """Raises UserError if a model cannot be put at `folder`."""
+    if not os.path.lexists(folder):
+        return
+    if not overwrite:
+        raise UserError(f"{folder} exists; give --overwrite to replace it, or another --name")
+    if folder.is_symlink() or not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; move it away or give another --name")
+    for inside in folder.rglob("*"):
+        if inside.relative_to(folder).as_posix() not in OURS:
+            raise UserError(f"{inside} was not written by this export; not replacing {folder}, move it away")
+
+
+def _write(model: TritonModel, repository: Path, shown: Path) -> Artifact:
+    """Put `model` into `repository` by renaming. Raises UserError naming `shown`, with the old folder back in place."""
+    target = repository / model.name
+    try:
+        scratch = Path(tempfile.mkdtemp(dir=_outside(repository), prefix=f".{model.name}."))
+    except OSError as error:
+        raise cannot_write(shown, error) from error
+    new, old = scratch / "new", scratch / "old"
+    try:
+        file = new / VERSION / FILES[model.backend]
+        file.parent.mkdir(parents=True)
+        _put(file, model.content)
+        _put(manifest_path(file), model.manifest.to_json().encode())
+        _put(new / CONFIG, model.config.encode())
+        _swap(new, target, old)
+    except OSError as error:
+        raise cannot_write(shown, error) from error
+    finally:
+        if target.exists() or not old.exists():  # else the old model could not be put back: do not lose it
+            shutil.rmtree(scratch, ignore_errors=True)
+    return Artifact(shown / VERSION / FILES[model.backend], model.manifest)
+
+
+def _put(path: Path, content: bytes) -> None:
+    """On the disk when it returns: the folder must not get its name before its files have their content."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """`target` becomes `old`, then `new` becomes `target`; if the second fails, `old` goes back."""
+    try:
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    except BaseException:  # Ctrl-C too
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+
+
+def _outside(repository: Path) -> Path:
+    """Where to put a model together. A server takes every folder in its repository for a model, hidden ones too."""
+    beside = repository.parent
+    same_disk = beside.stat().st_dev == repository.stat().st_dev  # a rename cannot cross disks
+    return beside if same_disk and os.access(beside, os.W_OK) else repository
+
+
+def _type(dtype: str, name: str) -> str:
+    if dtype not in TYPES:
+        raise UserError(f"model '{name}': its manifest says type '{dtype}'; expected {' or '.join(TYPES)}")
+    return TYPES[dtype]

@@ -1,0 +1,123 @@
+"""ONNX files from outside: read once, hashed, checked for escapes, and with their manifest. Loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
+
+from pmm.errors import UserError
+from pmm.files import existing_file
+from pmm.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    import onnx
+
+METADATA_KEY = "pmm_manifest"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file as it was hashed: what is run or parsed cannot change after the check."""
+
+    path: Path
+    content: bytes
+    proto: onnx.ModelProto
+    sha256: str
+    found: Manifest | None
+    """The manifest beside the file, else the copy inside it; None if the file is not ours."""
+    external: bool
+    """Weights lie in other files beside it."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Raises UserError if the file is not ours."""
+        if self.found is None:
+            raise UserError(
+                f"{self.path}: not an ONNX file of ours: no manifest beside it or inside says what to feed it; "
+                "export it with export/to_onnx.py"
+            )
+        return self.found
+
+
+def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
+    """Read an ONNX file without touching what it refers to.
+
+    Args:
+        external_data: allow weights in other files, as long as those lie beside the file.
+
+    Raises:
+        UserError: no ONNX, external data that is not allowed, or a manifest that is damaged or of another file.
+    """
+    import onnx
+
+    path = existing_file(path, "an ONNX file written by export/to_onnx.py")
+    content = path.read_bytes()
+    try:
+        proto = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's own exception type depends on its version
+        raise UserError(f"{path}: truncated, or not an ONNX file") from error
+    if not proto.graph.node:
+        raise UserError(f"{path}: truncated, or not an ONNX file (no operators in it)")
+    external = _check_external_data(path, proto, external_data)
+    digest = hashlib.sha256(content).hexdigest()
+    return OnnxFile(path, content, proto, digest, read_manifest(path, digest) or _embedded(path, proto), external)
+
+
+def embed_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:
+    """Put `manifest` into the file's metadata, so that a copied file keeps its contract."""
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, manifest.to_json()
+
+
+def _embedded(path: Path, proto: onnx.ModelProto) -> Manifest | None:
+    inside = {entry.key: entry.value for entry in proto.metadata_props}
+    return Manifest.from_json(inside[METADATA_KEY], str(path)) if METADATA_KEY in inside else None
+
+
+def _check_external_data(path: Path, proto: onnx.ModelProto, allowed: bool) -> bool:
+    """Before ONNX Runtime or TensorRT sees the file: each would open what it names. True if it names anything."""
+    import onnx
+
+    external = False
+    for tensor in _tensors(proto.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        reason = _escapes(path.parent, location)
+        if reason:
+            raise UserError(f"{path}: refused, its weights lie in {location!r}, {reason}; expected a file beside it")
+        if not allowed:
+            raise UserError(f"{path}: its weights lie in another file ({location!r}); files of ours hold their weights")
+        external = True
+    return external
+
+
+def _escapes(folder: Path, location: str) -> str:
+    """Why `location` is not a plain file below `folder`; empty if it is one."""
+    if not location or PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor:
+        return "an absolute path"
+    parts = PureWindowsPath(location).parts
+    if ".." in parts:
+        return "a path with '..'"
+    place = folder
+    for part in parts:
+        place = place / part
+        if place.is_symlink():
+            return "a symbolic link"
+    return ""
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph: initialisers, attributes, and those of the graphs inside its nodes."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _tensors(inner)

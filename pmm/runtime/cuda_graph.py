@@ -1,0 +1,92 @@
+"""Capture work on a stream once and replay it with one launch, through the CUDA driver: no CUDA library is needed."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+from pmm.errors import UserError
+from pmm.machine import cuda_library
+
+THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do (allocate, say) does not spoil a capture
+
+
+class GraphError(UserError):
+    """The driver refused to capture, instantiate or launch."""
+
+
+class Graph:
+    """Captured work, ready to launch."""
+
+    def __init__(self, driver: Any, executable: ctypes.c_void_p, stream: int) -> None:
+        self._driver, self._executable, self._stream = driver, executable, stream
+
+    def launch(self) -> None:
+        """Enqueue the captured work on the stream it was captured on. Raises GraphError."""
+        if not self._executable:
+            raise GraphError("this CUDA graph was closed")
+        _call(self._driver, "cuGraphLaunch", self._executable, ctypes.c_void_p(self._stream))
+
+    def close(self) -> None:
+        """Free it; once nothing runs on the stream."""
+        executable, self._executable = self._executable, ctypes.c_void_p()
+        if executable:
+            _call(self._driver, "cuGraphExecDestroy", executable)
+
+
+def capture(stream: int, work: Callable[[], None], driver: Any = None) -> Graph:
+    """Record what `work` enqueues on `stream`; nothing of it is run.
+
+    Args:
+        stream: handle of a stream that is not the default one; the GPU's context is current in this thread.
+        work: enqueues on `stream` only, and neither synchronises nor allocates.
+        driver: the CUDA driver's library (default: the one of this machine).
+
+    Raises:
+        GraphError: the driver or `work` failed; the stream is usable as before.
+    """
+    driver = driver or _libcuda()
+    handle, graph = ctypes.c_void_p(stream), ctypes.c_void_p()
+    _call(driver, "cuStreamBeginCapture_v2", handle, THREAD_LOCAL)
+    try:
+        work()
+    except BaseException as error:
+        # a stream left capturing would refuse everything after; what was recorded is of no interest
+        driver.cuStreamEndCapture(handle, ctypes.byref(graph))
+        _destroy(driver, graph)
+        if isinstance(error, Exception):
+            raise GraphError(f"the work to capture failed ({error})") from error
+        raise
+    try:
+        _call(driver, "cuStreamEndCapture", handle, ctypes.byref(graph))
+        executable = ctypes.c_void_p()
+        flags = ctypes.c_ulonglong(0)
+        _call(driver, "cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
+    finally:
+        _destroy(driver, graph)
+    return Graph(driver, executable, stream)
+
+
+def _destroy(driver: Any, graph: ctypes.c_void_p) -> None:
+    """The recording; an instantiated graph lives on without it."""
+    if graph:
+        _call(driver, "cuGraphDestroy", graph)
+
+
+def _call(driver: Any, name: str, *args: Any) -> None:
+    try:
+        code = getattr(driver, name)(*args)
+    except AttributeError as error:
+        raise GraphError(f"{name}: this NVIDIA driver is too old for CUDA graphs") from error
+    if code != 0:
+        text = ctypes.c_char_p()
+        known = driver.cuGetErrorName(code, ctypes.byref(text)) == 0 and text.value is not None
+        raise GraphError(f"{name} failed ({text.value.decode() if known and text.value else f'CUDA error {code}'})")
+
+
+def _libcuda() -> Any:
+    library = cuda_library()
+    if library is None:
+        raise GraphError("no NVIDIA driver here")
+    return library

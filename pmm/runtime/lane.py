@@ -1,0 +1,199 @@
+"""What one thread runs an engine with: a stream, buffers, execution contexts and CUDA graphs."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.errors import UserError
+from pmm.manifest import BatchProfile, EmbeddingContract, InputContract
+from pmm.runtime import cuda_graph
+from pmm.runtime.base import Embeddings
+from pmm.runtime.buffers import Buffer, Device
+
+GRAPHS_KEPT = 16
+"""Batch sizes, per lane, whose CUDA graph is kept; the least recently used goes first."""
+
+
+@dataclass
+class Loaded:
+    """A deserialised engine, shared by the lanes of all threads."""
+
+    path: Path
+    trt: Any
+    library: str
+    """Name and version, as tensorrt 11.4.0."""
+    logger: Any
+    engine: Any
+    graphs: Literal["captured", "own", "off"]
+    """CUDA graphs: captured by us, by the library itself, or none."""
+    config: Any
+    """For "own": the runtime configuration that contexts are made with."""
+    batch: BatchProfile
+    image_shape: tuple[int, int, int]
+    given: InputContract
+    returned: EmbeddingContract
+    graphs_failed: Callable[[str], None]
+    """Told why, when runs go on without graphs."""
+
+    def require(self, done: object, call: str) -> None:
+        """Raises UserError, with the library's last error, unless `done`: TensorRT returns False where others raise."""
+        if not done:
+            raise UserError(f"{self.path}: {self.library}: {call} failed ({self.logger.last or 'no reason given'})")
+
+
+class _Ready(NamedTuple):
+    """An execution context set to one batch size, and its CUDA graph if there is one."""
+
+    context: Any
+    graph: cuda_graph.Graph | None
+
+
+class Lane:
+    """What one thread runs with: stream, buffers for the largest batch, and contexts.
+
+    A CUDA graph is valid only while the context it was captured from stays as it was. So each kept batch size has its
+    own context; they run one after the other, so one block of working memory serves them all. Without graphs of ours
+    one context changes its shape as needed.
+    """
+
+    def __init__(self, loaded: Loaded, device: Device) -> None:
+        self._loaded, self._device = loaded, device
+        self._ready: OrderedDict[int, _Ready] = OrderedDict()
+        self._memory: Buffer | None = None
+        self._resident: object = None
+        most, dim = loaded.batch.most, loaded.returned.dim
+        try:
+            with device.active():
+                self._images: Any = device.host_array((most, *loaded.image_shape), loaded.given.dtype)
+                self._embeddings: Any = device.host_array((most, dim), np.float32)
+                self._input = device.allocate(self._images.nbytes)
+                self._output = device.allocate(self._embeddings.nbytes)
+        except BaseException:
+            device.close()
+            raise
+
+    def run(self, images: npt.NDArray[Any], embeddings: Embeddings) -> None:
+        """images [B, ...] as the graph takes them -> embeddings [B, D], written in place; B at most `most`."""
+        with self._device.active():
+            ready = self._upload(images)
+            self._enqueue(ready)
+            self._device.download(self._output, self._embeddings[: len(images)])
+            self._device.synchronize()
+            embeddings[:] = self._embeddings[: len(images)]
+
+    def step(self, images: npt.NDArray[Any]) -> None:
+        """Run on `images`, which stay on the GPU from one step to the next; returns when the result is there."""
+        with self._device.active():
+            if self._resident is not images:
+                ready = self._upload(images)
+                self._resident = images
+            else:
+                ready = self._prepared(len(images))
+            self._enqueue(ready)
+            self._device.synchronize()
+
+    def close(self) -> None:
+        """Free graphs, contexts, buffers and stream; from any thread."""
+        with self._device.active():
+            try:
+                self._device.synchronize()
+                self._drop_oldest(down_to=0)
+            finally:
+                self._images = self._embeddings = None
+                self._device.close()
+
+    def _upload(self, images: npt.NDArray[Any]) -> _Ready:
+        ready = self._prepared(len(images))
+        self._resident = None
+        self._images[: len(images)] = images
+        batch = max(len(images), self._loaded.batch.least)
+        self._images[len(images) : batch] = 0
+        self._device.upload(self._input, self._images[:batch])
+        return ready
+
+    def _enqueue(self, ready: _Ready) -> None:
+        if ready.graph is not None and self._loaded.graphs == "captured":
+            ready.graph.launch()
+        else:
+            self._execute(ready.context)
+
+    def _execute(self, context: Any) -> None:
+        self._loaded.require(context.execute_async_v3(self._device.stream), "execute_async_v3")
+
+    def _prepared(self, count: int) -> _Ready:
+        batch = max(count, self._loaded.batch.least)
+        if batch not in self._ready:
+            captured = self._loaded.graphs == "captured"
+            spare = self._drop_oldest(down_to=GRAPHS_KEPT - 1 if captured else 0)
+            context = self._new_context() if spare is None else spare
+            self._set_batch(context, batch)
+            self._ready[batch] = _Ready(context, self._captured(context) if captured else None)
+        self._ready.move_to_end(batch)
+        return self._ready[batch]
+
+    def _drop_oldest(self, down_to: int) -> Any:
+        """Close graphs until `down_to` are left; a context that has become free, or None."""
+        spare = None
+        while len(self._ready) > down_to:
+            spare, graph = self._ready.popitem(last=False)[1]
+            if graph is not None:
+                graph.close()
+        return spare
+
+    def _new_context(self) -> Any:
+        loaded, engine = self._loaded, self._loaded.engine
+        if loaded.graphs == "captured":
+            strategy = loaded.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = engine.create_execution_context(strategy)
+        elif loaded.config is not None:
+            context = engine.create_execution_context(loaded.config)
+        else:
+            context = engine.create_execution_context()
+        loaded.require(context is not None, "create_execution_context")
+        if loaded.graphs == "captured":
+            self._lend_memory(context)
+        selected = context.set_optimization_profile_async(0, self._device.stream)
+        loaded.require(selected, "set_optimization_profile_async")
+        return context
+
+    def _lend_memory(self, context: Any) -> None:
+        engine = self._loaded.engine
+        if self._memory is None:
+            # renamed within version 10
+            newer = hasattr(engine, "device_memory_size_v2")
+            size = engine.device_memory_size_v2 if newer else engine.device_memory_size
+            self._memory = self._device.allocate(max(size, 1))
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(self._memory.pointer, self._memory.nbytes)
+        else:
+            context.device_memory = self._memory.pointer
+
+    def _set_batch(self, context: Any, batch: int) -> None:
+        loaded = self._loaded
+        given, returned = loaded.given.name, loaded.returned
+        shape = (batch, *loaded.image_shape)
+        loaded.require(context.set_input_shape(given, shape), f"set_input_shape {list(shape)}")
+        if missing := context.infer_shapes():
+            loaded.require(False, f"infer_shapes (undetermined: {', '.join(missing)})")
+        found = list(context.get_tensor_shape(returned.name))
+        if found != [batch, returned.dim]:
+            raise UserError(f"{loaded.path}: returns {found} for {batch} images; expected {[batch, returned.dim]}")
+        for name, buffer in ((given, self._input), (returned.name, self._output)):
+            loaded.require(context.set_tensor_address(name, buffer.pointer), f"set_tensor_address {name}")
+
+    def _captured(self, context: Any) -> cuda_graph.Graph | None:
+        # the first run after a change of shape updates the context on the way, which must not be captured
+        self._execute(context)
+        self._device.synchronize()
+        try:
+            return cuda_graph.capture(self._device.stream, lambda: self._execute(context))
+        except cuda_graph.GraphError as error:
+            self._loaded.graphs_failed(str(error))
+            return None

@@ -1,0 +1,84 @@
+"""The parity gate, with runners that are wrong in one way each."""
+
+import numpy as np
+import pytest
+
+from pmm.errors import UserError
+from pmm.export.gate import Gate, ParityFailed
+from pmm.manifest import EmbeddingContract
+
+CROPS = np.random.default_rng(0).integers(0, 256, (20, 2, 2, 3), dtype=np.uint8)
+PLAIN = EmbeddingContract(dim=12)
+
+
+def exact(images):
+    return images.reshape(len(images), -1).astype(np.float32)
+
+
+def test_an_equal_runner_passes_and_its_figures_say_how_it_was_asked():
+    seen = []
+
+    def counting(images):
+        seen.append(len(images))
+        return exact(images)
+
+    figures = Gate.of(exact, CROPS, PLAIN).check(counting, "fp32", "x", "a backend")
+    assert figures["min_cosine"] == figures["batch_min_cosine"] == 1.0
+    assert (figures["rows"], figures["batches"], figures["ran_on"]) == (20, [1, 3, 16], "a backend")
+    assert seen == [1, 3, 16, 1, 1, 20]
+
+
+def test_rows_that_depend_on_their_batch():
+    def last_row_wrong(images):
+        rows = exact(images)
+        if len(images) == 20:
+            rows[-1, :6] *= -1
+        return rows
+
+    with pytest.raises(ParityFailed, match=r"row 19 has cosine -?0\.\d+ with the same row's in another batch"):
+        Gate.of(exact, CROPS, PLAIN).check(last_row_wrong, "fp32", "x", "")
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_a_batch_size_that_goes_wrong(size):
+    def wrong(images):
+        return exact(images) * ([-1] + [1] * 11 if len(images) == size else 1)
+
+    with pytest.raises(ParityFailed, match=r"with the torch checkpoint's, the least allowed for fp16 is 0\.9999"):
+        Gate.of(exact, CROPS, PLAIN).check(wrong, "fp16", "x", "")
+
+
+def test_every_precision_has_its_own_least_cosine():
+    gate = Gate.of(exact, CROPS, PLAIN)
+    noise = np.random.default_rng(1).normal(size=(256, 12)) * 2
+
+    def noisy(images):
+        return exact(images) + np.array([noise[int(row.sum()) % 256] for row in images]).astype(np.float32)
+
+    with pytest.raises(ParityFailed):
+        gate.check(noisy, "fp32", "x", "")
+    with pytest.raises(ParityFailed):
+        gate.check(noisy, "fp16", "x", "")
+    assert 0.99 < gate.check(noisy, "int8", "x", "")["min_cosine"] < 0.9999
+
+
+def test_mirrors_and_lengths_are_in_the_reference():
+    mirrored = Gate.of(exact, CROPS, EmbeddingContract(dim=12, flip_tta=True)).expected
+    np.testing.assert_allclose(mirrored, (exact(CROPS) + exact(CROPS[:, :, ::-1])) / 2)
+    unit = Gate.of(exact, CROPS, EmbeddingContract(dim=12, normalised=True)).expected
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)
+
+
+def test_nan_is_no_embedding():
+    def holes(images):
+        rows = exact(images)
+        rows[0, 0] = np.nan
+        return rows
+
+    with pytest.raises(UserError, match="candidate embeddings hold NaN or Inf"):
+        Gate.of(exact, CROPS, PLAIN).check(holes, "int8", "x", "")
+
+
+def test_few_crops_are_enough_to_be_judged():
+    for count in (1, 2, 4, 5):
+        assert Gate.of(exact, CROPS[:count], PLAIN).check(exact, "fp32", "x", "")["rows"] == count

@@ -1,0 +1,160 @@
+"""int8: what it is calibrated on, the recipes, and the layers that must stay in fp32."""
+
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from pmm import checkpoint
+from pmm.data.crops import load_crops
+from pmm.data.readers import read_dataset
+from pmm.errors import UserError
+from pmm.export.calibration import calibration_files
+from pmm.export.gate import ParityFailed
+from pmm.export.int8 import Quantizer, quantised_until
+from pmm.export.onnx import describe, export_onnx
+from pmm.export.recipe import Recipe, Verification
+from pmm.onnx_file import read_onnx
+from tests.conftest import assert_one_line_error, run_here
+
+
+@pytest.fixture(scope="module")
+def fp32(trained, tmp_path_factory):
+    return read_onnx(export_onnx(trained, tmp_path_factory.mktemp("fp32") / "model.onnx").path).proto
+
+
+@pytest.fixture(scope="module")
+def train_crops(people):
+    return load_crops([s.path for s in read_dataset("synthetic", people).train[:64]], 128, 64)
+
+
+def test_the_training_part_of_a_data_set_or_a_folder_of_crops(people, tmp_path):
+    found = calibration_files(people, "synthetic", 40)
+    assert len(found) == len(set(found)) == 40
+    assert {path.parent.name for path in found} == {"bounding_box_train"}
+    assert found == calibration_files(people, "synthetic", 40)
+    train = sorted((people / "bounding_box_train").iterdir())
+    assert calibration_files(people / "bounding_box_train", "synthetic", 10_000) == train
+
+
+@pytest.mark.parametrize("name", ["query", "gallery", "test", "bounding_box_test", "Query", "query/below"])
+def test_crops_that_a_model_is_judged_by_are_refused(people, tmp_path, name):
+    folder = tmp_path / "data" / name
+    shutil.copytree(people / "bounding_box_train", folder)
+    with pytest.raises(UserError, match=r"calibrating on the crops that a model is judged by flatters it"):
+        calibration_files(folder, "synthetic", 64)
+    link = tmp_path / "calibration"
+    link.symlink_to(folder)
+    with pytest.raises(UserError, match="lies in"):
+        calibration_files(link, "synthetic", 64)
+
+
+def test_too_few_crops_or_none(people, trained, tmp_path):
+    (tmp_path / "crops").mkdir()
+    for path in sorted((people / "bounding_box_train").iterdir())[:3]:
+        shutil.copy(path, tmp_path / "crops")
+    command = ("export/to_onnx.py", trained, "-o", tmp_path / "m.onnx", "--precision", "int8")
+    done = run_here(*command, "--calibration-root", tmp_path / "crops")
+    assert_one_line_error(done, "holds 3 crops to calibrate on; at least 32 are needed")
+    assert_one_line_error(run_here(*command, "--calibration-root", tmp_path / "none"), "none is not a folder")
+    assert_one_line_error(run_here(*command, "--calibration-root", tmp_path), "has not the layout of")
+    assert_one_line_error(run_here(*command, "--calibration-images", "0"), "--calibration-images is 0")
+    assert {path.name for path in tmp_path.iterdir()} == {"crops"}
+
+
+def test_without_the_data_that_was_trained_on_it_says_what_to_give(trained, people, tmp_path):
+    state = checkpoint.load(trained)
+    state["config"]["data"]["root"] = str(tmp_path / "gone")
+    torch.save(state, tmp_path / "moved.pth")
+    command = ("export/to_onnx.py", tmp_path / "moved.pth", "--precision", "int8")
+    done = run_here(*command, "--no-verify")
+    assert_one_line_error(done, "no crops to calibrate on", "--calibration-root DIR")
+    done = run_here(*command, "--verify-root", people, "--calibration-root", people / "bounding_box_train")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "zero_point"), [("tensorrt", onnx.TensorProto.INT8), ("cpu", onnx.TensorProto.UINT8)]
+)
+def test_each_target_gets_its_own_file(fp32, train_crops, target, zero_point):
+    proto = Quantizer(fp32, target, np.array_split(train_crops, 8), "images").build()
+    assert (proto.ir_version, [o.version for o in proto.opset_import]) == (10, [20])
+    nodes = proto.graph.node
+    makers = {name: node for node in nodes for name in node.output}
+    kinds = {t.name: t.data_type for t in proto.graph.initializer}
+    for node in nodes:
+        if node.op_type in ("Conv", "Add"):  # residual adds too, both of their inputs
+            assert all(makers[name].op_type == "DequantizeLinear" for name in node.input[:2]), node.name
+    activations = {kinds[n.input[2]] for n in nodes if n.op_type == "QuantizeLinear"}
+    assert activations == {zero_point}
+    weights = [n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0] in kinds]
+    assert weights
+    symmetric = {n.name: onnx.numpy_helper.to_array(t) for n in nodes if n.op_type == "QuantizeLinear"
+                 for t in proto.graph.initializer if t.name == n.input[2]}  # fmt: skip
+    assert target == "cpu" or not any(point.any() for point in symmetric.values())
+    biases = [kinds.get(n.input[2]) for n in nodes if n.op_type == "Conv" and n.input[2] in kinds]
+    assert target == "cpu" or set(biases) == {onnx.TensorProto.FLOAT}
+
+
+def test_the_manifest_says_how_it_was_calibrated(trained, tmp_path):
+    recipe = Recipe(precision="int8", calibration_images=48)
+    manifest = export_onnx(trained, tmp_path / "m.onnx", recipe).manifest
+    quantization = manifest.quantization
+    assert quantization["target"] == "tensorrt"
+    assert quantization["kept_in_fp32"] == []
+    calibration = quantization["calibration"]
+    assert (calibration["asked"], calibration["images"], calibration["method"]) == (48, 48, "minmax")
+    other = export_onnx(trained, tmp_path / "n.onnx", Recipe(precision="int8", calibration_images=40)).manifest
+    assert other.quantization["calibration"]["pixels_sha256"] != calibration["pixels_sha256"]
+
+
+@pytest.fixture(scope="module")
+def brittle(trained, tmp_path_factory):
+    """The same function in fp32, but one channel between two convolutions is a thousand times the others: in 8 bits
+    those others are lost. (ReLU lets a positive factor through.)"""
+    state = checkpoint.load(trained)
+    weights = state["model"]
+    name = next(
+        key.removesuffix(".conv1.weight") for key in weights if "layer3" in key and key.endswith("conv1.weight")
+    )
+    norm = f"{name}.bn1"
+    loudest = int(weights[f"{norm}.weight"].abs().argmax())
+    for key in (f"{norm}.weight", f"{norm}.bias"):
+        weights[key][loudest] *= 1000
+    weights[f"{name}.conv2.weight"][:, loudest] /= 1000
+    path = tmp_path_factory.mktemp("brittle") / "model.pth"
+    torch.save(state, path)
+    return path, name.removeprefix("backbone.")
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+def test_the_layer_that_costs_most_is_kept_in_fp32_and_named(brittle, target, tmp_path):
+    path, block = brittle
+    blind = export_onnx(
+        path, tmp_path / "b.onnx", Recipe(precision="int8", target=target), Verification(no_verify=True)
+    )
+    assert blind.manifest.quantization["kept_in_fp32"] == []
+    artifact = export_onnx(path, tmp_path / "m.onnx", Recipe(precision="int8", target=target))
+    kept = artifact.manifest.quantization["kept_in_fp32"]
+    assert kept
+    assert kept[0].endswith(f"{block}.conv2"), kept
+    if target == "cpu":  # whose convolutions give 8 bits: the one before has to be kept too
+        assert kept[1].endswith(f"{block}.conv1"), kept
+    assert artifact.manifest.parity["min_cosine"] >= artifact.manifest.parity["least_allowed"]
+    assert 0.5 < artifact.manifest.precision_share["int8"] < blind.manifest.precision_share["int8"]
+    assert f"kept in fp32: {', '.join(kept)}" in describe(artifact)
+
+
+def test_a_graph_that_never_passes_is_refused(fp32, train_crops):
+    quantizer = Quantizer(fp32, "tensorrt", np.array_split(train_crops, 8), "images")
+    tried = []
+
+    def never(proto):
+        tried.append(proto)
+        raise ParityFailed("it moved")
+
+    with pytest.raises(ParityFailed, match=r"it moved, with \d+ of 15 layers kept in fp32"):
+        quantised_until(quantizer, never, train_crops[:4])
+    assert len(tried) > 3

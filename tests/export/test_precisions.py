@@ -1,0 +1,223 @@
+"""Every precision and every option of every method: the file holds what was asked for, and its embeddings are right."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from pmm import checkpoint
+from pmm.config import preset
+from pmm.data.crops import load_crops, preprocessing_of
+from pmm.data.readers import read_dataset
+from pmm.engine import seed_everything
+from pmm.errors import UserError
+from pmm.export.emulate import emulated
+from pmm.export.graph import deployed_graph, to_onnx
+from pmm.export.onnx import export_onnx
+from pmm.export.precision import found_precision
+from pmm.export.recipe import OPSET, Recipe, Verification
+from pmm.export.reference import in_memory
+from pmm.export.trt import build_engine
+from pmm.manifest import EmbeddingContract, InputContract
+from pmm.models.registry import METHODS, build_model
+from pmm.onnx_file import read_onnx
+from pmm.parity.numeric import numeric_parity
+from pmm.runtime.base import open_runner
+
+LEAST = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.98, "int8": 0.9}
+"""Of embeddings without their mean: those of a hardly trained network are almost collinear."""
+
+
+@pytest.fixture(scope="module")
+def crops(people):
+    split = read_dataset("synthetic", people)
+    return load_crops([s.path for s in (*split.query, *split.gallery)[:48]], 128, 64)
+
+
+@pytest.fixture(scope="module", params=sorted(METHODS))
+def stepped(request, people, tmp_path_factory):
+    """A checkpoint of each method with batch-norm statistics of real crops."""
+    base = preset("tiny")
+    config = dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, root=str(people)),
+        model=dataclasses.replace(base.model, method=request.param, num_classes=12),
+    )
+    seed_everything(0)
+    model = build_model(config)
+    train = load_crops([s.path for s in read_dataset("synthetic", people).train], 128, 64)
+    images = torch.from_numpy(preprocessing_of(config).normalise(train))
+    with torch.no_grad():
+        for _ in range(20):
+            model(images)
+    path = tmp_path_factory.mktemp(request.param) / "model.pth"
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    checkpoint.save(path, checkpoint.snapshot(model, optimizer, schedule, config, 1, -1.0))
+    return path
+
+
+def centred_cosine(expected, found):
+    mean = expected.mean(0)
+    return numeric_parity(expected - mean, found - mean).min_cosine
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(precision="fp16"),
+        Recipe(precision="bf16"),
+        Recipe(precision="int8"),
+        Recipe(precision="int8", target="cpu"),
+        Recipe(precision="fp16", input="float", input_colour="bgr", normalize=True, flip_tta=True),
+        Recipe(precision="int8", input="float", normalize=True, flip_tta=True),
+    ],
+    ids=lambda r: f"{r.precision}-{r.target}-{r.input}-{r.input_colour}{'-flip' * r.flip_tta}{'-norm' * r.normalize}",
+)
+def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, recipe, crops, tmp_path):
+    artifact = export_onnx(stepped, tmp_path / "model.onnx", recipe)
+    manifest = artifact.manifest
+    assert manifest.precision_found == manifest.precision == recipe.precision
+    assert manifest.precision_share[recipe.precision] > 0.98
+    assert manifest.opset == OPSET[recipe.precision]
+    assert manifest.parity["rows"] == 64
+    with open_runner(stepped) as reference:
+        expected = reference(crops)
+        if recipe.flip_tta:
+            expected = (expected + reference(np.ascontiguousarray(crops[:, :, ::-1]))) / 2
+        if recipe.normalize:
+            expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    if recipe.precision == "bf16":
+        with pytest.raises(UserError, match="ONNX Runtime has no bf16 convolution for CPUs"):
+            open_runner(artifact.path)
+        proto = emulated(read_onnx(artifact.path).proto)
+        found = in_memory(proto, manifest.input, manifest.preprocessing, optimise=False)(crops)
+    else:
+        with open_runner(artifact.path) as runner:
+            assert runner.info.precision == recipe.precision
+            found = runner(crops)
+    assert centred_cosine(expected, found) > LEAST[recipe.precision]
+    if recipe.normalize:
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
+    if recipe.target == "cpu":
+        with pytest.raises(UserError, match="quantised for CPUs"):
+            build_engine(read_onnx(artifact.path), tmp_path / "model.plan")
+        return
+    engine = build_engine(read_onnx(artifact.path), tmp_path / "model.plan").manifest
+    assert engine.precision_found == recipe.precision
+    assert engine.precision_share[recipe.precision] == pytest.approx(manifest.precision_share[recipe.precision])
+
+
+@pytest.mark.parametrize("recipe", [Recipe(precision="fp16"), Recipe(precision="int8", target="cpu")], ids=str)
+def test_two_exports_are_byte_equal_in_other_precisions_too(trained, recipe, tmp_path):
+    first, second = (export_onnx(trained, tmp_path / name, recipe).path.read_bytes() for name in ("a.onnx", "b.onnx"))
+    assert first == second
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    found, config = checkpoint.restore_model(checkpoint.load(trained), trained)
+    return found, preprocessing_of(config)
+
+
+def build(model, precision, *, normalised=False, flip=False, kind="uint8"):
+    network, size = model
+    contract = InputContract.of(kind, "rgb")
+    embedding = EmbeddingContract(dim=384, normalised=normalised, flip_tta=flip)
+    graph = deployed_graph(network, size, contract, embedding, precision)
+    return graph, to_onnx(graph, size, contract, OPSET[precision]), contract
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_emulation_is_what_torch_and_the_reference_compute(model, precision, crops):
+    graph, proto, contract = build(model, precision)
+    emulation = in_memory(emulated(proto), contract, model[1], optimise=False)(crops)
+    with torch.inference_mode():
+        in_torch = graph(torch.from_numpy(crops)).numpy()
+    assert numeric_parity(in_torch, emulation).min_cosine > 1 - {"fp16": 1e-5, "bf16": 1e-3}[precision]
+    # the reference accumulates in the half type itself, which no GPU does: close, not equal
+    by_reference = ReferenceEvaluator(proto).run(None, {"images": crops[:2]})[0]
+    close = numeric_parity(by_reference, emulation[:2]).min_cosine
+    assert close > 1 - 1e-5
+    if precision == "bf16":  # and it is no fp32 in disguise
+        with torch.inference_mode():
+            wide = deployed_graph(*model, contract, graph.embedding, "fp32")(torch.from_numpy(crops)).numpy()
+        assert 1 - numeric_parity(wide, emulation).min_cosine > 5 * (1 - close)
+
+
+def overwritten(proto, ending, value):
+    (tensor,) = [t for t in proto.graph.initializer if t.name.endswith(ending)]
+    array = onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(array.shape, value, array.dtype), tensor.name))
+    return proto
+
+
+def test_an_overflow_that_onnx_runtime_hides_is_seen(model, crops):
+    _, proto, contract = build(model, "fp16")
+    overwritten(proto, "trunk.conv1.bias", 60000)
+    plain = in_memory(proto, contract, model[1])(crops[:2])
+    assert np.isfinite(plain).all(), "ONNX Runtime computes fp16 in fp32: the overflow does not show"
+    with np.errstate(all="ignore"):
+        reference = ReferenceEvaluator(proto).run(None, {"images": crops[:2]})[0]
+    assert not np.isfinite(reference).all()
+    assert not np.isfinite(in_memory(emulated(proto), contract, model[1], optimise=False)(crops[:2])).all()
+
+
+def test_a_tail_in_fp32_neither_overflows_nor_divides_by_zero(model, crops):
+    """Embeddings of length above 256, whose squares fp16 cannot hold, and of length 0."""
+    _, proto, _ = build(model, "fp16", normalised=True, flip=True)
+    run = lambda p: ReferenceEvaluator(p).run(None, {"images": crops[:2]})[0]  # noqa: E731
+    long = run(overwritten(proto, "max_head.0.bias", 30000.0))
+    np.testing.assert_allclose(np.linalg.norm(long, axis=1), 1, atol=1e-5)
+    _, proto, _ = build(model, "fp16", normalised=True)
+    for head in ("average_head", "max_head"):
+        overwritten(proto, f"{head}.0.bias", -1e30)  # ReLU then gives nothing
+    zero = run(proto)
+    assert np.array_equal(zero, np.zeros_like(zero))
+
+
+def test_macs_and_types_are_read_from_the_file(model):
+    _, proto, _ = build(model, "fp32")
+    found = found_precision(proto)
+    # the first convolution, 3x3 from 3 to 16 channels with stride 2, and the heads, counted by hand
+    first, heads = 64 * 32 * 16 * 3 * 9, 128 * 128 + 128 * 256
+    only = onnx.ModelProto()
+    only.CopyFrom(proto)
+    assert found.total > first + heads
+    for node in [n for n in only.graph.node if n.op_type == "Conv"][1:]:
+        only.graph.node.remove(node)
+    assert found_precision(build(model, "fp16")[1]).macs["fp32"] == heads
+    assert found_precision(build(model, "fp32", flip=True)[1]).total == 2 * found.total
+
+
+def test_colours_and_mirror_images_are_what_they_say(model, crops):
+    from pmm.data.crops import Preprocessing
+
+    size = Preprocessing(height=2, width=3, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    pixels = np.arange(36, dtype=np.uint8).reshape(2, 2, 3, 3)
+    assert np.array_equal(InputContract.of("uint8", "rgb").feed(pixels, size), pixels)
+    assert np.array_equal(InputContract.of("uint8", "bgr").feed(pixels, size), pixels[..., ::-1])
+    rgb, bgr = (InputContract.of("float", colour).feed(pixels, size) for colour in ("rgb", "bgr"))
+    assert rgb.shape == (2, 3, 2, 3)
+    assert rgb.dtype == np.float32
+    assert np.array_equal(bgr, rgb[:, ::-1])
+    np.testing.assert_allclose(rgb[1, 2, 0, 1], (pixels[1, 0, 1, 2] / 255 - 0.3) / 0.7, rtol=1e-5)
+
+
+def test_a_bgr_file_differs_from_an_rgb_one_only_in_its_first_weights(trained, tmp_path):
+    files = [
+        export_onnx(trained, tmp_path / f"{c}.onnx", Recipe(input_colour=c), Verification(no_verify=True))
+        for c in ("rgb", "bgr")
+    ]
+    protos = [read_onnx(f.path).proto for f in files]
+    assert [n.op_type for n in protos[0].graph.node] == [n.op_type for n in protos[1].graph.node]
+    weights = [{t.name: onnx.numpy_helper.to_array(t) for t in p.graph.initializer} for p in protos]
+    differ = [name for name in weights[0] if not np.array_equal(weights[0][name], weights[1][name])]
+    assert len(differ) == 3  # convolution, scale, offset
+    first = next(name for name in differ if "conv" in name)
+    assert np.array_equal(weights[0][first], weights[1][first][:, ::-1])

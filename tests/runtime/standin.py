@@ -1,0 +1,461 @@
+"""A stand-in for TensorRT, its CUDA driver and its GPU: host memory plays device memory.
+
+The module is built from the list of public names of one real version: a name that this version does not have raises
+AttributeError. Work on a stream happens when the stream is synchronised, not before, so a missing wait gives wrong
+numbers; misuse that TensorRT leaves undefined raises AssertionError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import json
+import threading
+import weakref
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from pmm.errors import UserError
+from pmm.runtime.buffers import Buffer, Device
+
+LISTS = {path.stem: path for path in sorted((Path(__file__).parent / "tensorrt_api").glob("*.json"))}
+WORKING_MEMORY = 1000
+INVALIDATED, OUT_OF_MEMORY = 901, 2
+
+
+class World:
+    """Memory, streams, graphs, and what is to go wrong."""
+
+    def __init__(self):
+        self.memory: dict[int, np.ndarray] = {}
+        self.streams: dict[int, Stream] = {}
+        self.graphs: dict[int, list] = {}
+        self.executables: dict[int, list] = {}
+        self.calls: list[str] = []
+        self.failing: set[str] = set()
+        """Calls to fail once, by name."""
+        self.undetermined: list[str] = []
+        """What infer_shapes returns."""
+        self.runtimes: list = []
+        self.configs: list = []
+        self.contexts = weakref.WeakSet()
+        self.handles = iter(range(0x7F0000000001, 0x7FFFFFFFFFFF))  # wider than 32 bits, as real ones
+
+    def fails(self, call: str) -> bool:
+        self.calls.append(call)
+        if call in self.failing:
+            self.failing.remove(call)
+            return True
+        return False
+
+    def at(self, pointer: int, nbytes: int) -> int:
+        assert pointer in self.memory, f"{pointer:#x} is no device memory (any more)"
+        assert nbytes <= self.memory[pointer].nbytes, "reaches past the end of device memory"
+        return pointer
+
+
+class Stream:
+    def __init__(self):
+        self.waiting: list = []
+        self.captured: list | None = None
+        self.spoilt = False
+
+    def add(self, work) -> None:
+        (self.waiting if self.captured is None else self.captured).append(work)
+
+    def run(self) -> None:
+        assert self.captured is None, "a stream must not be synchronised while it is capturing"
+        while self.waiting:
+            self.waiting.pop(0)()
+
+
+class HostDevice(Device):
+    """The buffers' interface over a World."""
+
+    library, name = "host", "host 1.0"
+
+    def __init__(self, world: World):
+        self.world, self.stream, self.closed = world, next(world.handles), False
+        world.streams[self.stream] = Stream()
+        self.pointers, self.depth = [], threading.local()
+
+    @contextlib.contextmanager
+    def active(self):
+        self.depth.value = getattr(self.depth, "value", 0) + 1
+        try:
+            yield
+        finally:
+            self.depth.value -= 1
+
+    def _used(self) -> None:
+        assert getattr(self.depth, "value", 0) > 0, "the GPU's context is not active in this thread"
+        assert not self.closed
+
+    def allocate(self, nbytes):
+        self._used()
+        if self.world.fails("allocate"):
+            raise UserError("host 1.0: out of memory")
+        memory = np.full(nbytes, 0xA5, np.uint8)  # nothing may rely on zeros
+        self.world.memory[memory.ctypes.data] = memory
+        self.pointers.append(memory.ctypes.data)
+        return Buffer(memory.ctypes.data, nbytes, memory)
+
+    def host_array(self, shape, dtype):
+        self._used()
+        return np.frombuffer(bytearray(b"\xa5") * (int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(
+            shape
+        )
+
+    def _copy(self, buffer, content, *, to_device):
+        self._used()
+        there, here, count = buffer.pointer, content.ctypes.data, content.nbytes
+
+        def copy(keep=content):
+            self.world.at(there, count)
+            ctypes.memmove(*((there, here) if to_device else (here, there)), count)
+
+        self.world.streams[self.stream].add(copy)
+
+    def synchronize(self):
+        self._used()
+        self.world.streams[self.stream].run()
+
+    def close(self):
+        if not self.closed:
+            self.closed = True
+            for pointer in self.pointers:
+                del self.world.memory[pointer]
+            del self.world.streams[self.stream]
+
+
+class Libcuda:
+    """The driver's graph functions, called with ctypes values as the real ones; every handle must be given back."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self.codes: dict[str, int] = {}
+        """Function -> error code to return from now on."""
+
+    def _enter(self, name: str) -> int:
+        self.world.calls.append(name)
+        return self.codes.get(name, 0)
+
+    def _stream(self, handle) -> Stream:
+        assert isinstance(handle, ctypes.c_void_p), "a plain int would be cut to 32 bits"
+        return self.world.streams[handle.value]
+
+    def cuStreamBeginCapture_v2(self, stream, mode):  # noqa: N802
+        assert mode == 1, "the capture must not forbid other threads to allocate"
+        if code := self._enter("cuStreamBeginCapture_v2"):
+            return code
+        target = self._stream(stream)
+        assert target.captured is None
+        assert not target.waiting
+        target.captured, target.spoilt = [], False
+        return 0
+
+    def cuStreamEndCapture(self, stream, graph):  # noqa: N802
+        target = self._stream(stream)
+        assert target.captured is not None
+        captured, target.captured = target.captured, None
+        if code := self._enter("cuStreamEndCapture") or (INVALIDATED if target.spoilt else 0):
+            return code
+        graph._obj.value = next(self.world.handles)
+        self.world.graphs[graph._obj.value] = captured
+        return 0
+
+    def cuGraphInstantiateWithFlags(self, executable, graph, flags):  # noqa: N802
+        assert isinstance(flags, ctypes.c_ulonglong)
+        assert flags.value == 0
+        if code := self._enter("cuGraphInstantiateWithFlags"):
+            return code
+        executable._obj.value = next(self.world.handles)
+        self.world.executables[executable._obj.value] = self.world.graphs[graph.value]
+        return 0
+
+    def cuGraphDestroy(self, graph):  # noqa: N802
+        del self.world.graphs[graph.value]
+        return self._enter("cuGraphDestroy")
+
+    def cuGraphLaunch(self, executable, stream):  # noqa: N802
+        if code := self._enter("cuGraphLaunch"):
+            return code
+        for work in self.world.executables[executable.value]:
+            self._stream(stream).add(work)
+        return 0
+
+    def cuGraphExecDestroy(self, executable):  # noqa: N802
+        del self.world.executables[executable.value]
+        return self._enter("cuGraphExecDestroy")
+
+    def cuGetErrorName(self, code, text):  # noqa: N802
+        names = {INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY"}
+        if code not in names:
+            return 1
+        text._obj.value = names[code]
+        return 0
+
+
+class Listed:
+    """An object that has only the public attributes that its class has in one version of TensorRT."""
+
+    _names: frozenset = frozenset()
+
+    def __getattribute__(self, name):
+        if name.startswith("_"):
+            return object.__getattribute__(self, name)
+        if name not in type(self)._names:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name} in this version")
+        try:
+            return object.__getattribute__(self, name)
+        except AttributeError:
+            # not AttributeError: hasattr must not take what the stand-in lacks for what the version lacks
+            raise NotImplementedError(f"{type(self).__name__}.{name}") from None
+
+    def __setattr__(self, name, value):
+        if not name.startswith("_") and name not in type(self)._names:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name} in this version")
+        object.__setattr__(self, name, value)
+
+
+class Dims:
+    """As TensorRT's: a sequence, but no tuple, and not equal to one."""
+
+    def __init__(self, values):
+        self._values = tuple(values)
+
+    def __len__(self):
+        return len(self._values)
+
+    def __getitem__(self, index):
+        return self._values[index]
+
+
+class _Runtime(Listed):
+    def __init__(self, logger):
+        assert isinstance(logger, self._module.ILogger)
+        assert logger._constructed
+        self._logger, self.engine_host_code_allowed = logger, False
+        self._world.runtimes.append(self)
+
+    def deserialize_cuda_engine(self, content):
+        assert isinstance(content, bytes)
+        try:
+            return self._module._make("ICudaEngine", self, json.loads(content))
+        except ValueError:
+            self._logger.log(self._module.ILogger.Severity.ERROR, "magicTag does not match\nmore")
+            self._logger.log(self._module.ILogger.Severity.WARNING, "a warning")
+            return None
+
+    def get_engine_validity(self, content):
+        return self._module.EngineValidity.INVALID, 5
+
+
+class _Engine(Listed):
+    def __init__(self, runtime, plan):
+        self._runtime, self._plan = runtime, plan
+        self._tensors = [plan["input"], *plan["outputs"]]
+        self.num_io_tensors = len(self._tensors)
+        self.num_optimization_profiles = plan["profiles"]
+        for name in {"device_memory_size", "device_memory_size_v2"} & type(self)._names:
+            setattr(self, name, WORKING_MEMORY)
+        rng = np.random.default_rng(plan["seed"])
+        self._matrix = rng.standard_normal((int(np.prod(plan["input"]["shape"])), plan["outputs"][0]["shape"][0]))
+
+    def _tensor(self, name):
+        return next(tensor for tensor in self._tensors if tensor["name"] == name)
+
+    def get_tensor_name(self, index):
+        return self._tensors[index]["name"]
+
+    def get_tensor_mode(self, name):
+        mode = self._module.TensorIOMode
+        return mode.INPUT if name == self._plan["input"]["name"] else mode.OUTPUT
+
+    def get_tensor_dtype(self, name):
+        return getattr(self._module, self._tensor(name)["dtype"])
+
+    def get_tensor_shape(self, name):
+        return Dims([-1, *self._tensor(name)["shape"]])
+
+    def get_tensor_profile_shape(self, name, index):
+        assert name == self._plan["input"]["name"]
+        assert 0 <= index < self.num_optimization_profiles
+        return [Dims([size, *self._plan["input"]["shape"]]) for size in self._plan["batch"]]
+
+    def create_execution_context(self, how=None):
+        if self._world.fails("create_execution_context"):
+            return None
+        return self._module._make("IExecutionContext", self, how)
+
+    def create_engine_inspector(self):
+        return self._module._make("EngineInspector", self)
+
+    def create_runtime_config(self):
+        self._world.configs.append(self._module._make("IRuntimeConfig"))
+        return self._world.configs[-1]
+
+
+class _Inspector(Listed):
+    def __init__(self, engine):
+        self._engine = engine
+
+    def get_engine_information(self, form):
+        assert form is self._module.LayerInformationFormat.JSON
+        return json.dumps({"Layers": [tensor["name"] for tensor in self._engine._tensors]})
+
+
+class _Context(Listed):
+    def __init__(self, engine, how):
+        strategies = self._module.ExecutionContextAllocationStrategy
+        own = how is None or how is strategies.STATIC or type(how).__name__ == "IRuntimeConfig"
+        assert own or how is strategies.USER_MANAGED, how
+        self._engine, self._plan, self._how = engine, engine._plan, how
+        self._memory = None if not own else 0
+        self._thread, self._profile, self._batch = threading.get_ident(), None, None
+        self._addresses, self._changes, self._fresh = {}, 0, True
+        self._world.contexts.add(self)
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "device_memory":
+            self._lend(value, WORKING_MEMORY)
+
+    def _changed(self):
+        assert threading.get_ident() == self._thread, "one context, two threads"
+        self._changes += 1
+        self._fresh = True
+
+    def _lend(self, pointer, size):
+        assert self._how is self._module.ExecutionContextAllocationStrategy.USER_MANAGED
+        assert size >= WORKING_MEMORY
+        self._memory = self._world.at(pointer, size)
+        self._changed()
+
+    def set_device_memory(self, pointer, size):
+        self._lend(pointer, size)
+
+    def set_optimization_profile_async(self, index, stream):
+        self._changed()
+        if self._world.fails("set_optimization_profile_async"):
+            return False
+        assert stream in self._world.streams
+        self._profile = index
+        return index == 0
+
+    def set_input_shape(self, name, shape):
+        self._changed()
+        assert self._profile is not None, "no profile selected"
+        least, _, most = self._plan["batch"]
+        wrong = (
+            name != self._plan["input"]["name"]
+            or list(shape[1:]) != self._plan["input"]["shape"]
+            or not least <= shape[0] <= most
+        )
+        if self._world.fails("set_input_shape") or wrong:
+            self._engine._runtime._logger.log(self._module.ILogger.Severity.ERROR, f"{shape} is outside the profile")
+            return False
+        self._batch = shape[0]
+        return True
+
+    def infer_shapes(self):
+        self._world.calls.append("infer_shapes")
+        return self._world.undetermined or ([] if self._batch else [self._plan["input"]["name"]])
+
+    def get_tensor_shape(self, name):
+        return Dims([self._batch or -1, *self._engine._tensor(name)["shape"]])
+
+    def set_tensor_address(self, name, pointer):
+        self._changed()
+        self._engine._tensor(name)
+        if self._world.fails("set_tensor_address"):
+            return False
+        self._addresses[name] = pointer
+        return True
+
+    def execute_async_v3(self, handle):
+        assert threading.get_ident() == self._thread, "one context, two threads"
+        if self._world.fails("execute_async_v3"):
+            return False
+        assert self._memory is not None, "no working memory"
+        given, returned = self._plan["input"], self._plan["outputs"][0]
+        assert {given["name"], returned["name"]} <= set(self._addresses), "a tensor has no address"
+        stream, batch, changes = self._world.streams[handle], self._batch, self._changes
+        if stream.captured is not None and self._fresh:
+            stream.spoilt = True  # the deferred work of a change of shape cannot be captured
+        self._fresh = False
+        source, target = self._addresses[given["name"]], self._addresses[returned["name"]]
+        context = weakref.ref(self)
+
+        def run():
+            alive = context()
+            assert alive is not None, "the context is gone"
+            assert alive._changes == changes, "the context was changed after the capture"
+            if alive._memory:
+                alive._world.at(alive._memory, WORKING_MEMORY)
+            dtype, shape = np.dtype(given["dtype"]), (batch, *given["shape"])
+            nbytes = int(np.prod(shape)) * dtype.itemsize
+            content = ctypes.string_at(alive._world.at(source, nbytes), nbytes)
+            result = embed(np.frombuffer(content, dtype).reshape(shape), alive._engine._matrix).tobytes()
+            ctypes.memmove(alive._world.at(target, len(result)), result, len(result))
+
+        stream.add(run)
+        return True
+
+
+class _RuntimeConfig(Listed):
+    cuda_graph_strategy = None
+
+
+def embed(images: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """What a stand-in engine computes: images [B, ...] -> float32 [B, D], each row by itself."""
+    rows = [image.reshape(-1).astype(np.float64) @ matrix for image in images]
+    return np.stack(rows).astype(np.float32)
+
+
+class Module:
+    """Plays `import tensorrt`, in the version that `name` lists (a key of LISTS)."""
+
+    _OBJECTS = {  # noqa: RUF012
+        "Runtime": _Runtime,
+        "ICudaEngine": _Engine,
+        "EngineInspector": _Inspector,
+        "IExecutionContext": _Context,
+        "IRuntimeConfig": _RuntimeConfig,
+    }
+
+    def __init__(self, name: str, world: World):
+        listed = json.loads(LISTS[name].read_text())
+        self._api, self.__version__ = listed["api"], listed["version"]
+        self._classes = {
+            key: type(key, (cls,), {"_names": frozenset(self._api[key]), "_world": world, "_module": self})
+            for key, cls in self._OBJECTS.items()
+            if key in self._api
+        }
+        # numbers of enum members move between versions
+        first = zlib.crc32(listed["version"].encode()) % 7
+        self._enums = {
+            key: enum.Enum(key, {member: first + at for at, member in enumerate(members[1:])})
+            for key, members in self._api.items()
+            if members[:1] == ["ENUM"]
+        }
+        severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
+        constructed = {"_constructed": False, "__init__": lambda self: setattr(self, "_constructed", True)}
+        self._enums["ILogger"] = type("ILogger", (), {"Severity": severity, **constructed})
+
+    def _make(self, name, *args):
+        return self._classes[name](*args)
+
+    def __getattr__(self, name):
+        if name not in self._api:
+            raise AttributeError(f"module {self.__version__} has no attribute {name}")
+        types = {"float32": "FLOAT", "float16": "HALF", "uint8": "UINT8"}
+        found = self._classes.get(name) or self._enums.get(name)
+        if name in types:
+            found = self._enums["DataType"][types[name]]
+        if found is None:
+            raise NotImplementedError(name)
+        return found

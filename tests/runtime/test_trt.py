@@ -1,0 +1,633 @@
+"""The TensorRT runner against a stand-in of four versions (see standin.py); none of it needs a GPU."""
+
+import dataclasses
+import gc
+import hashlib
+import json
+import logging
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from pmm.data.crops import Preprocessing
+from pmm.errors import UserError
+from pmm.machine import Gpu
+from pmm.manifest import BatchProfile, EmbeddingContract, EngineContract, InputContract, Manifest, manifest_path
+from pmm.runtime import cuda_graph, flavors, lane, trt
+from pmm.runtime.base import open_runner
+from tests.runtime.standin import INVALIDATED, LISTS, HostDevice, Libcuda, Module, World, embed
+
+SIZE = Preprocessing(height=8, width=4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+BATCH = BatchProfile(least=2, best=3, most=6)
+DIM = 5
+GPU = Gpu("NVIDIA Standin 6000", "8.9")
+PLAIN = [name for name in LISTS if "rtx" not in name]
+RTX = [name for name in LISTS if "rtx" in name]
+ON_OPENING = ("create_execution_context", "set_optimization_profile_async")
+CHECKED = (*ON_OPENING, "set_input_shape", "set_tensor_address", "execute_async_v3")
+
+
+class Machine:
+    """A machine with one version of TensorRT, and an engine on its disk."""
+
+    def __init__(self, version, tmp_path, monkeypatch):
+        self.world, self.patch = World(), monkeypatch
+        self.module, self.cuda = Module(version, self.world), Libcuda(self.world)
+        self.flavor = "rtx" if "rtx" in version else "tensorrt"
+        self.devices = []
+        monkeypatch.setitem(sys.modules, flavors.FLAVORS[self.flavor], self.module)
+        monkeypatch.setattr(trt, "nvidia_gpus", lambda: (GPU,))
+        monkeypatch.setattr(trt, "open_device", self.open_device)
+        monkeypatch.setattr(cuda_graph, "_libcuda", lambda: self.cuda)
+        self.path = tmp_path / "model.plan"
+        self.write()
+
+    def open_device(self):
+        self.devices.append(HostDevice(self.world))
+        return self.devices[-1]
+
+    def write(self, contract=None, given=None, content=None, beside=True, parity=None, **plan):
+        """An engine and its manifest; `plan` and `content` are what the file holds, the rest what is promised."""
+        self.given = given or InputContract()
+        self.plan = {
+            "seed": 3,
+            "profiles": 1,
+            "batch": [BATCH.least, BATCH.best, BATCH.most],
+            "input": {"name": "images", "dtype": self.given.dtype, "shape": self.given.shape(SIZE)},
+            "outputs": [{"name": "embeddings", "dtype": "float32", "shape": [DIM]}],
+            **plan,
+        }
+        content = content or json.dumps(self.plan).encode()
+        self.path.write_bytes(content)
+        promised = {
+            "flavor": self.flavor,
+            "version": self.module.__version__,
+            "batch": BATCH,
+            "onnx_sha256": "0" * 64,
+            "platform": flavors.this_platform(),
+            "gpu": GPU.name,
+            "compute_capability": GPU.compute_capability,
+            "hardware_compatible": False,
+            "driver": "13.0",
+            "flags": (),
+            "precision_read_from": "parsed network",
+            "key": "k",
+        }
+        manifest = Manifest(
+            checkpoint_sha256="1" * 64,
+            method="pmm",
+            preprocessing=SIZE,
+            input=self.given,
+            embedding=EmbeddingContract(dim=DIM),
+            precision="fp16",
+            precision_found="fp16",
+            precision_share={"fp16": 1.0},
+            macs=1,
+            opset=20,
+            versions={},
+            sha256=hashlib.sha256(content).hexdigest(),
+            parity={"cosine": 1.0} if parity is None else parity,
+            engine=EngineContract(**{**promised, **(contract or {})}),
+        )
+        manifest_path(self.path).write_text(manifest.to_json())
+        if not beside:
+            manifest_path(self.path).unlink()
+        return manifest
+
+    def open(self, **options):
+        return trt.TrtRunner(self.path, **options)
+
+    def expected(self, crops):
+        matrix = np.random.default_rng(self.plan["seed"]).standard_normal((SIZE.height * SIZE.width * 3, DIM))
+        return embed(self.given.feed(crops, SIZE), matrix)
+
+    def nothing_left(self):
+        gc.collect()
+        world = self.world
+        return not (world.memory or world.streams or world.graphs or world.executables or list(world.contexts))
+
+    def refused(self, *expected, touched=False, **options):
+        """Opening fails with one line that holds `expected`, and leaves nothing behind."""
+        with pytest.raises(UserError) as caught:
+            self.open(**options)
+        text = str(caught.value)
+        assert len(text.splitlines()) == 1
+        for word in expected:
+            assert word in text
+        assert bool(self.world.runtimes) == touched
+        caught.value.__traceback__ = None
+        assert not self.world.memory
+        assert not self.world.streams
+        assert not self.world.executables
+
+
+@pytest.fixture(params=LISTS)
+def machine(request, tmp_path, monkeypatch):
+    return Machine(request.param, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch):
+    return Machine(PLAIN[-1], tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def rtx(tmp_path, monkeypatch):
+    return Machine(RTX[0], tmp_path, monkeypatch)
+
+
+def crops(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZE.height, SIZE.width, 3), np.uint8)
+
+
+# --- results
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_every_batch_size_gives_the_rows_of_the_images(machine, cuda_graph):
+    with machine.open(cuda_graph=cuda_graph) as runner:
+        # below the least, inside, the most, several runs with a ragged or too small rest; repeated: replayed
+        for count in [1, 2, 3, 6, 7, 8, 15, 1, 6, 3, 15]:
+            images = crops(count, seed=count)
+            found = runner(images)
+            assert found.dtype == np.float32
+            assert found.shape == (count, DIM)
+            assert np.array_equal(found, machine.expected(images))
+    assert machine.nothing_left()
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float"])
+@pytest.mark.parametrize("colour", ["rgb", "bgr"])
+def test_the_engine_gets_what_it_was_exported_for(plain, kind, colour):
+    plain.write(given=InputContract.of(kind, colour))
+    with plain.open() as runner:
+        assert np.array_equal(runner(crops(4)), plain.expected(crops(4)))
+
+
+def test_no_images_give_no_rows(machine):
+    with machine.open() as runner:
+        found = runner(crops(0))
+        assert found.shape == (0, DIM)
+        assert found.dtype == np.float32
+
+
+def test_a_result_does_not_change_with_later_calls(machine):
+    with machine.open() as runner:
+        first = runner(crops(3, seed=1))
+        before = first.copy()
+        runner(crops(3, seed=2))
+        assert np.array_equal(first, before)
+
+
+def test_images_are_checked(machine):
+    with machine.open() as runner, pytest.raises(UserError, match="expected uint8"):
+        runner(crops(2).astype(np.float32))
+
+
+def test_what_runs_is_told(machine):
+    version, library = machine.module.__version__, "tensorrt-rtx" if machine.flavor == "rtx" else "tensorrt"
+    with machine.open() as runner:
+        assert runner.info.backend == library
+        assert runner.info.device == GPU.name
+        assert runner.info.precision == "fp16"
+        assert runner.info.provider == f"{library} {version} (buffers: host 1.0, CUDA graph)"
+        assert runner.cuda_graph
+    with machine.open(cuda_graph=False) as runner:
+        assert runner.info.provider.endswith("host 1.0, no CUDA graph)")
+        assert not runner.cuda_graph
+
+
+def test_open_runner_takes_engines(plain):
+    with open_runner(plain.path, "cuda") as runner:
+        assert np.array_equal(runner(crops(2)), plain.expected(crops(2)))
+
+
+def test_an_unverified_engine_is_said_to_be_one(plain, caplog):
+    manifest = plain.write()
+    manifest_path(plain.path).write_text(dataclasses.replace(manifest, parity=None).to_json())
+    with caplog.at_level(logging.WARNING, "pmm"), plain.open():
+        assert "never verified" in caplog.text
+
+
+def test_an_unverified_engine_may_be_opened_without_a_word(plain, caplog):
+    manifest = plain.write()
+    manifest_path(plain.path).write_text(dataclasses.replace(manifest, parity=None).to_json())
+    with caplog.at_level(logging.WARNING, "pmm"), plain.open(warn=False):
+        assert not caplog.text
+
+
+def test_the_inspector_is_asked_for_json(machine):
+    with machine.open() as runner:
+        assert json.loads(runner.inspect())["Layers"] == ["images", "embeddings"]
+    with pytest.raises(UserError, match="was closed"):
+        runner.inspect()
+
+
+def test_host_code_stays_forbidden(machine):
+    with machine.open():
+        assert [runtime.engine_host_code_allowed for runtime in machine.world.runtimes] == [False]
+
+
+# --- binding
+
+
+def test_a_bound_step_runs_without_uploading(machine):
+    with machine.open() as runner:
+        step = runner.bind(crops(3, seed=4))
+        device = machine.devices[0]
+        uploads = []
+        upload = device.upload
+        machine.patch.setattr(device, "upload", lambda buffer, array: uploads.append(1) or upload(buffer, array))
+        output = runner._lanes[threading.current_thread()]._output
+        expected = machine.expected(crops(3, seed=4))
+        for _ in range(2):
+            output.owner[:] = 0
+            step()
+            assert np.array_equal(output.owner[: expected.nbytes].view(np.float32).reshape(3, DIM), expected)
+        assert not uploads
+        # another call uses the same buffers; the step must not run on its images
+        runner(crops(3, seed=5))
+        step()
+        assert np.array_equal(output.owner[: expected.nbytes].view(np.float32).reshape(3, DIM), expected)
+
+
+@pytest.mark.parametrize("count", [0, BATCH.most + 1])
+def test_what_cannot_be_bound(plain, count):
+    with plain.open() as runner, pytest.raises(UserError, match="one run takes 1 to 6"):
+        runner.bind(crops(count))
+
+
+def test_bound_images_are_a_copy(plain):
+    with plain.open() as runner:
+        images = crops(2, seed=1)
+        expected = plain.expected(images)
+        step = runner.bind(images)
+        images[:] = 0
+        runner(crops(2, seed=2))
+        step()
+        output = runner._lanes[threading.current_thread()]._output
+        assert np.array_equal(output.owner[: expected.nbytes].view(np.float32).reshape(2, DIM), expected)
+
+
+# --- threads
+
+
+def test_threads_have_their_own_lanes(machine):
+    with machine.open() as runner:
+        together, wrong = threading.Barrier(4), []
+
+        def work(seed):
+            together.wait(20)
+            for turn in range(30):
+                images = crops(1 + (seed + turn) % 8, seed=seed * 100 + turn)
+                try:
+                    if not np.array_equal(runner(images), machine.expected(images)):
+                        wrong.append(f"numbers, thread {seed}")
+                except BaseException as error:
+                    wrong.append(repr(error))
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert len(machine.devices) == 5
+    assert machine.nothing_left()
+
+
+def test_a_runner_opened_in_a_thread_uses_its_lane_there(machine):
+    found = []
+
+    def work():
+        with machine.open() as runner:
+            found.append(runner(crops(2)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert np.array_equal(found[0], machine.expected(crops(2)))
+    assert len(machine.devices) == 1
+
+
+def test_what_a_gone_thread_held_is_freed(machine):
+    with machine.open() as runner:
+        for _ in range(5):
+            thread = threading.Thread(target=runner, args=(crops(2),))
+            thread.start()
+            thread.join()
+        assert sum(not device.closed for device in machine.devices) == 2
+
+
+# --- CUDA graphs
+
+
+@pytest.mark.parametrize("version", PLAIN)
+def test_one_graph_per_batch_size(version, tmp_path, monkeypatch):
+    machine = Machine(version, tmp_path, monkeypatch)
+    with machine.open() as runner:
+        for count in [3, 4, 5, 4, 3, 5]:
+            assert np.array_equal(runner(crops(count)), machine.expected(crops(count)))
+        calls = machine.world.calls
+        assert calls.count("cuGraphInstantiateWithFlags") == 3
+        assert calls.count("cuGraphLaunch") == 7  # and one on opening
+        assert calls.count("execute_async_v3") == 6  # to warm up and to capture, per size
+        assert calls.count("create_execution_context") == 3
+        # the contexts of a lane share their working memory: input, output, and that
+        assert calls.count("allocate") == 3
+    assert machine.nothing_left()
+
+
+@pytest.mark.parametrize("version", PLAIN)
+def test_the_least_recently_used_graph_goes(version, tmp_path, monkeypatch):
+    machine = Machine(version, tmp_path, monkeypatch)
+    monkeypatch.setattr(lane, "GRAPHS_KEPT", 2)
+    with machine.open() as runner:
+        for count, captured in [(3, 1), (4, 2), (3, 2), (5, 3), (3, 3), (4, 4), (4, 4), (5, 5)]:
+            assert np.array_equal(runner(crops(count)), machine.expected(crops(count)))
+            assert machine.world.calls.count("cuGraphInstantiateWithFlags") == captured
+            assert len(machine.world.executables) <= 2
+        assert machine.world.calls.count("create_execution_context") == 2
+
+
+@pytest.mark.parametrize("call", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"])
+def test_a_failing_capture_falls_back_and_says_so(plain, caplog, call):
+    plain.cuda.codes[call] = INVALIDATED
+    with caplog.at_level(logging.WARNING, "pmm"), plain.open() as runner:
+        assert "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" in caplog.text
+        assert not runner.cuda_graph
+        assert f"no CUDA graph: {call} failed" in runner.info.provider
+        assert "host 1.0" in runner.info.provider
+        for count in [1, 4, 9]:
+            assert np.array_equal(runner(crops(count)), plain.expected(crops(count)))
+        assert len(caplog.records) == 1
+        assert "cuGraphLaunch" not in plain.world.calls
+        assert plain.world.calls.count(call) == 1
+    assert plain.nothing_left()
+
+
+def test_a_capture_that_fails_later_turns_all_graphs_off(plain):
+    with plain.open() as runner:
+        assert runner.cuda_graph
+        plain.cuda.codes["cuStreamEndCapture"] = INVALIDATED
+        for count in [5, 3, 4, 5, 3]:
+            assert np.array_equal(runner(crops(count)), plain.expected(crops(count)))
+        assert "no CUDA graph: " in runner.info.provider
+        assert plain.world.calls.count("cuGraphLaunch") == 1
+    assert plain.nothing_left()
+
+
+def test_a_failing_launch_is_an_error(plain):
+    with plain.open() as runner:
+        plain.cuda.codes["cuGraphLaunch"] = INVALIDATED
+        with pytest.raises(UserError, match="cuGraphLaunch failed"):
+            runner(crops(3))
+
+
+def test_a_failing_launch_on_opening_leaves_nothing(plain):
+    plain.cuda.codes["cuGraphLaunch"] = INVALIDATED
+    plain.refused("cuGraphLaunch failed", touched=True)
+
+
+def test_rtx_captures_by_itself(rtx):
+    with rtx.open() as runner:
+        runner(crops(3))
+        strategy = rtx.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        assert [config.cuda_graph_strategy for config in rtx.world.configs] == [strategy]
+        (context,) = rtx.world.contexts
+        assert context._how is rtx.world.configs[0]
+        assert not [call for call in rtx.world.calls if call.startswith("cu")]
+    with rtx.open(cuda_graph=False):
+        assert len(rtx.world.configs) == 1
+
+
+def test_an_rtx_without_a_strategy_runs_without_graphs(rtx):
+    del rtx.module._api["CudaGraphStrategy"]
+    with rtx.open() as runner:
+        assert not runner.cuda_graph
+        assert runner.info.provider.endswith("no CUDA graph)")
+        assert np.array_equal(runner(crops(4)), rtx.expected(crops(4)))
+
+
+# --- what the library refuses
+
+
+@pytest.mark.parametrize("call", CHECKED)
+def test_a_call_that_returns_false_is_named(machine, call):
+    machine.world.failing.add(call)
+    machine.refused(str(machine.path), call, machine.module.__version__, touched=True)
+    with machine.open(cuda_graph=False) as runner:
+        machine.world.failing.add(call)
+        if call in ON_OPENING:
+            return
+        with pytest.raises(UserError, match=call):
+            runner(crops(5))
+        # and the runner goes on
+        assert np.array_equal(runner(crops(5)), machine.expected(crops(5)))
+
+
+def test_undetermined_shapes_are_named(machine):
+    machine.world.undetermined = ["images", "mask"]
+    machine.refused("infer_shapes", "images, mask", touched=True)
+
+
+def test_memory_that_is_not_there(machine):
+    machine.world.failing.add("allocate")
+    machine.refused("out of memory", touched=True)
+
+
+def test_memory_that_is_not_there_for_another_thread(machine):
+    with machine.open() as runner:
+        machine.world.failing.add("allocate")
+        raised = []
+
+        def work():
+            try:
+                runner(crops(2))
+            except UserError as error:
+                raised.append(str(error))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert raised == ["host 1.0: out of memory"]
+        assert [device.closed for device in machine.devices] == [False, True]
+
+
+def test_a_file_that_is_no_engine(machine):
+    machine.write(content=b"not an engine")
+    expected = ["magicTag does not match", "to_trt.py"] + (["INVALID", "5"] if machine.flavor == "rtx" else [])
+    machine.refused(*expected, touched=True)
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ({"input": {"name": "pixels", "dtype": "uint8", "shape": [8, 4, 3]}}, "takes uint8 pixels [-1, 8, 4, 3]"),
+        ({"input": {"name": "images", "dtype": "float32", "shape": [8, 4, 3]}}, "takes float32 images"),
+        ({"input": {"name": "images", "dtype": "uint8", "shape": [8, 5, 3]}}, "[-1, 8, 5, 3]"),
+        ({"outputs": [{"name": "features", "dtype": "float32", "shape": [DIM]}]}, "returns float32 features"),
+        ({"outputs": [{"name": "embeddings", "dtype": "float16", "shape": [DIM]}]}, "HALF"),
+        ({"outputs": [{"name": "embeddings", "dtype": "float32", "shape": [DIM + 1]}]}, f"[-1, {DIM + 1}]"),
+        ({"outputs": [{"name": n, "dtype": "float32", "shape": [DIM]} for n in ("embeddings", "logits")]}, "logits"),
+        ({"batch": [1, 3, 6]}, "(1, 8, 4, 3)"),
+        ({"batch": [2, 4, 6]}, "(4, 8, 4, 3)"),
+        ({"batch": [2, 3, 7]}, "(7, 8, 4, 3)"),
+        ({"profiles": 2}, "2 batch profile"),
+    ],
+)
+def test_an_engine_other_than_promised(machine, plan, expected):
+    machine.write(**plan)
+    machine.refused("promises", expected, touched=True)
+
+
+def test_a_shape_other_than_promised_for_a_batch(machine):
+    context = machine.module._classes["IExecutionContext"]
+    machine.patch.setattr(context, "get_tensor_shape", lambda self, name: [self._batch, DIM + 1])
+    machine.refused("returns [3, 6] for 3 images; expected [3, 5]", touched=True)
+
+
+# --- what is refused before TensorRT is touched
+
+
+def test_an_engine_without_manifest(machine):
+    machine.write(beside=False)
+    machine.refused("no manifest", "executable code", "model.plan.json")
+
+
+def test_an_engine_with_another_files_manifest(machine):
+    manifest = machine.write()
+    manifest_path(machine.path).write_text(dataclasses.replace(manifest, engine=None).to_json())
+    machine.refused("describes no engine")
+
+
+def test_a_changed_engine(machine):
+    machine.path.write_bytes(machine.path.read_bytes() + b" ")
+    machine.refused("sha256")
+
+
+def test_a_missing_engine(machine):
+    machine.path.unlink()
+    machine.refused("does not exist")
+
+
+def test_the_bytes_that_were_hashed_are_the_ones_that_run(plain):
+    """An engine that is replaced while it is opened is not run."""
+
+    def swap_and_open():
+        plain.path.write_bytes(b"evil")
+        return plain.open_device()
+
+    plain.patch.setattr(trt, "open_device", swap_and_open)
+    with plain.open() as runner:
+        assert np.array_equal(runner(crops(2)), plain.expected(crops(2)))
+
+
+def test_another_version(machine):
+    machine.write(contract={"version": "9.1.2"})
+    machine.refused("built with 9.1.2", machine.module.__version__, "to_trt.py")
+
+
+def test_another_platform(machine):
+    machine.write(contract={"platform": "windows-amd64"})
+    machine.refused("windows-amd64", flavors.this_platform(), "to_trt.py")
+
+
+@pytest.mark.parametrize("contract", [{"gpu": "NVIDIA Other"}, {"compute_capability": "8.6"}])
+def test_another_gpu(machine, contract):
+    machine.write(contract=contract)
+    machine.refused(GPU.name, GPU.compute_capability, next(iter(contract.values())), "to_trt.py")
+
+
+def test_all_that_differs_is_named(machine):
+    machine.write(contract={"version": "9.1.2", "platform": "windows-amd64", "gpu": "NVIDIA Other"})
+    machine.refused("9.1.2", "windows-amd64", "NVIDIA Other")
+
+
+def test_a_hardware_compatible_engine_runs_on_another_gpu(machine):
+    machine.write(contract={"gpu": "NVIDIA Other", "compute_capability": "8.0", "hardware_compatible": True})
+    with machine.open() as runner:
+        assert np.array_equal(runner(crops(2)), machine.expected(crops(2)))
+
+
+@pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "12.0"])
+def test_an_rtx_engine_built_without_gpu_runs_on_those_listed(rtx, capability):
+    rtx.patch.setattr(trt, "nvidia_gpus", lambda: (Gpu("NVIDIA Any", capability),))
+    rtx.write(contract={"gpu": "", "compute_capability": ""})
+    with rtx.open() as runner:
+        assert runner.info.device == "NVIDIA Any"
+
+
+@pytest.mark.parametrize("capability", ["7.0", "9.0", "10.0"])
+def test_an_rtx_engine_built_without_gpu_runs_on_no_other(rtx, capability):
+    rtx.patch.setattr(trt, "nvidia_gpus", lambda: (Gpu("NVIDIA Any", capability),))
+    rtx.write(contract={"gpu": "", "compute_capability": ""})
+    rtx.refused("NVIDIA Any", capability, "7.5, 8.0, 8.6, 8.9, 12.0")
+
+
+def test_a_tensorrt_engine_without_gpu_in_its_manifest_runs_nowhere(plain):
+    plain.write(contract={"gpu": "", "compute_capability": ""})
+    plain.refused(GPU.name)
+
+
+def test_no_gpu(machine):
+    machine.patch.setattr(trt, "nvidia_gpus", lambda: ())
+    machine.refused("NVIDIA GPUs only", "sees none")
+
+
+def test_the_cpu(machine):
+    machine.refused("NVIDIA GPUs only", device="cpu")
+
+
+def test_an_unknown_device(machine):
+    machine.refused("unknown device 'tpu'", device="tpu")
+
+
+def test_a_missing_library(machine):
+    machine.patch.setitem(sys.modules, flavors.FLAVORS[machine.flavor], None)
+    machine.refused(f"pip install {flavors.library_name(machine.flavor)}")
+
+
+def test_a_library_that_cannot_be_loaded(machine):
+    def load(name):
+        raise FileNotFoundError(f"libnvinfer.so of {name}")
+
+    machine.patch.setattr(flavors.importlib, "import_module", load)
+    machine.refused("libnvinfer.so", "pip install")
+
+
+def test_an_unknown_flavor():
+    with pytest.raises(UserError, match="known: tensorrt, rtx"):
+        flavors.load_flavor("tensorflow")
+
+
+# --- closing
+
+
+def test_close_frees_everything_and_may_be_repeated(machine):
+    runner = machine.open()
+    step = runner.bind(crops(4))
+    runner(crops(15))
+    runner.close()
+    assert machine.nothing_left()
+    runner.close()
+    for use in (lambda: runner(crops(2)), lambda: runner.bind(crops(2)), step):
+        with pytest.raises(UserError, match="closed"):
+            use()
+    assert not runner.cuda_graph
+
+
+def test_the_logger_keeps_the_last_error_only(machine):
+    logger = flavors.last_error_logger(machine.module)
+    severity = machine.module.ILogger.Severity
+    assert isinstance(logger, machine.module.ILogger)
+    assert logger.last == ""
+    logger.log(severity.ERROR, "one\ntwo")
+    logger.log(severity.WARNING, "careful")
+    assert logger.last == "one"
+    logger.log(severity.INTERNAL_ERROR, " three ")
+    assert logger.last == "three"
+    logger.log(severity.ERROR, "")
+    assert logger.last == ""
