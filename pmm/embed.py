@@ -1,29 +1,146 @@
-"""Crops on disk -> embeddings, the same way for every backend. Loads no torch."""
+"""Crops on disk -> embeddings, the same way for every backend: a checkpoint, an ONNX file or an engine. Loads no torch.
+
+python -m pmm.embed ARTIFACT FOLDER -o OUT.npz
+"""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 
+from pmm import cli
 from pmm.data.crops import Crops, iter_crops
+from pmm.data.readers import IMAGE_SUFFIXES
 from pmm.data.samples import Sample, Split, camids_of, pids_of
+from pmm.errors import UserError
+from pmm.files import output_file, sha256
+from pmm.index import Index, IndexContract
 from pmm.metrics import RankingResult, evaluate_ranking
-from pmm.runtime.base import Embeddings, Runner
+from pmm.runtime.base import Embeddings, Runner, open_runner
+
+PROG = "pmm.embed"
 
 
-def embed_samples(runner: Runner, samples: Sequence[Sample], *, batch_size: int = 64, label: str = "") -> Embeddings:
-    """Embeddings [N, D] of `samples`, in order; with a `label`, a progress bar of that name."""
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`python -m pmm.embed ARTIFACT FOLDER -o OUT.npz`"""
+
+    artifact: tyro.conf.Positional[Path]
+    """Checkpoint (.pth), exported ONNX file (.onnx) or engine (.plan, .engine)."""
+    folder: tyro.conf.Positional[Path]
+    """Folder of crops: every image in it and below it, but for hidden ones."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The index to write (.npz), for pmm.search."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run."""
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
+    """Images at once."""
+    threads: int = 0
+    """CPU threads of the backend (0: its default)."""
+
+
+def main() -> None:
+    """Entry point."""
+    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    if command.batch_size < 1:
+        raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
+    if command.threads < 0:
+        raise UserError(f"--threads is {command.threads}; it must be at least 0")
+    if command.out.suffix.lower() != ".npz":
+        raise UserError(f"--out is {command.out}; give the index a name that ends in .npz")
+    images_below(command.folder)  # before a model is loaded for nothing
+    output_file(command.out, source=command.artifact)
+    with open_runner(command.artifact, command.device, command.threads) as runner:
+        contract = contract_of(command.artifact, runner)
+        begin = time.perf_counter()
+        index = embed_folder(runner, contract, command.folder, batch_size=command.batch_size, label=PROG)
+        seconds = time.perf_counter() - begin
+    index.save(command.out)
+    info = runner.info
+    print(
+        f"{command.out}: {len(index)} images, {index.embeddings.shape[1]} dimensions, {len(index) / seconds:.0f} "
+        f"images/s with reading, {info.backend} in {info.precision} on {info.device} ({info.provider})"
+    )
+
+
+def embed_folder(
+    runner: Runner, contract: IndexContract, folder: Path, *, batch_size: int = 64, label: str = ""
+) -> Index:
+    """Every image below `folder`, embedded; with a `label`, a progress bar of that name.
+
+    Only the embeddings stay in memory. Raises UserError for a folder without images, a bad image (naming it), or NaN
+    or Inf among the embeddings (naming the first files).
+    """
+    files = images_below(folder)
+    embeddings = embed_files(runner, files, batch_size=batch_size, label=label)
+    paths = tuple(file.relative_to(folder).as_posix() for file in files)
+    return Index(embeddings=embeddings, paths=paths, folder=str(folder.resolve()), contract=contract)
+
+
+def contract_of(artifact: Path, runner: Runner) -> IndexContract:
+    """What embeddings of `artifact`, opened as `runner`, can be compared with."""
+    digest = sha256(artifact)
+    manifest = getattr(runner, "manifest", None)  # a checkpoint has none: it is where the others come from
+    return IndexContract(
+        checkpoint_sha256=manifest.checkpoint_sha256 if manifest else digest,
+        artifact_sha256=digest,
+        precision=runner.info.precision,
+        embedding=runner.embedding,
+        preprocessing=runner.preprocessing,
+    )
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Every image in `folder` and below it, in the order of its path; hidden files and folders are left out.
+
+    Folders that are symbolic links are not entered: they may lead round in a circle. Raises UserError if there is no
+    image, or a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}; expected a folder of images") from error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(place, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        ]
+    if not found:
+        raise UserError(f"{folder} holds no image; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    for file in found:
+        if file.exists() and not file.is_file():  # a pipe would be waited on for ever
+            raise UserError(f"{file}: not a readable image (it is no regular file); replace or remove it")
+    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def embed_files(runner: Runner, files: Sequence[Path], *, batch_size: int = 64, label: str = "") -> Embeddings:
+    """Embeddings [N, D] of image files, in order, batch by batch; with a `label`, a progress bar of that name."""
     from tqdm import tqdm
 
     size = runner.preprocessing
-    batches = iter_crops([sample.path for sample in samples], size.height, size.width, batch_size)
-    with tqdm(total=len(samples), desc=label, unit="img", leave=False, disable=None if label else True) as bar:
-        done = []
-        for crops in batches:
-            done.append(runner(crops))
+    embeddings = np.empty((len(files), runner.embedding.dim), np.float32)
+    done = 0
+    with tqdm(total=len(files), desc=label, unit="img", leave=False, disable=None if label else True) as bar:
+        for crops in iter_crops(files, size.height, size.width, batch_size):
+            embeddings[done : done + len(crops)] = runner(crops)
+            done += len(crops)
             bar.update(len(crops))
-    return np.concatenate(done)
+    return embeddings
+
+
+def embed_samples(runner: Runner, samples: Sequence[Sample], *, batch_size: int = 64, label: str = "") -> Embeddings:
+    """`embed_files` of `samples`."""
+    return embed_files(runner, [sample.path for sample in samples], batch_size=batch_size, label=label)
 
 
 def embed_crops(runner: Runner, crops: Crops, *, batch_size: int = 64) -> Embeddings:
@@ -41,3 +158,7 @@ def rank_split(split: Split, query: Embeddings, gallery: Embeddings) -> RankingR
         camids_of(split.query),
         camids_of(split.gallery),
     )
+
+
+if __name__ == "__main__":
+    cli.run(main, prog=PROG)

@@ -16,6 +16,7 @@ Colour = tuple[int, int, int]
 RIGHT: Colour = (0, 150, 110)
 WRONG: Colour = (204, 62, 10)
 QUERY: Colour = (40, 44, 56)
+UNJUDGED: Colour = (150, 157, 170)
 _INK: Colour = (40, 44, 56)
 _FAINT: Colour = (105, 111, 123)
 _EMPTY: Colour = (235, 237, 241)
@@ -28,6 +29,7 @@ class Layout:
 
     height: int
     titled: bool
+    captioned: bool = False
 
     @property
     def width(self) -> int:
@@ -63,14 +65,19 @@ class Layout:
         # the query stands apart from its list by three more gaps: it is not a result
         x = self.gap + self.frame + rank * pitch + (3 * self.gap if rank else 0)
         title = 2 * self.text if self.titled else 0
-        y = self.header + line * (self.height + 2 * self.frame + self.gap + title) + title + self.frame
+        y = self.header + line * (self.height + 2 * self.frame + self.caption + self.gap + title) + title + self.frame
         return x, y
+
+    @property
+    def caption(self) -> int:
+        """Room for the line below a crop's frame."""
+        return round(1.5 * self.text) if self.captioned else 0
 
     def size(self, lines: int, ranks: int) -> tuple[int, int]:
         """(width, height) of the whole picture; at least wide enough for the legend."""
         last = self.cell(lines - 1, ranks)
         wide = last[0] + self.width + self.frame + self.gap
-        return max(wide, 33 * self.text), last[1] + self.height + self.frame + 3 * self.gap + self.swatch
+        return max(wide, 33 * self.text), last[1] + self.height + self.frame + self.caption + 3 * self.gap + self.swatch
 
     @property
     def swatch(self) -> int:
@@ -80,23 +87,28 @@ class Layout:
 
 def ranked_lists(
     queries: Sequence[Path],
-    rows: Sequence[Sequence[tuple[Path, bool]]],
+    rows: Sequence[Sequence[tuple[Path, bool | None]]],
     *,
     height: int = 128,
     titles: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+    measure: str = "",
 ) -> Image.Image:
     """One line per query: its crop in a dark double frame, then its gallery crops in rank order.
 
     `rows[i]` is the list of query i, best first, as (path, is it the same person). Right ones have a green frame and a
-    tick, wrong ones a dashed red frame and a cross. `height` is that of a crop in pixels, `titles` one line of text per
-    query. Returns an RGB picture. Raises ValueError if the sequences do not match or are empty, UserError if a crop
-    cannot be read.
+    tick, wrong ones a dashed red frame and a cross, those of which it is not known (None) a grey frame. `height` is
+    that of a crop in pixels, `titles` one line of text per query, `captions[i]` a short text to stand below each crop
+    of row i, `measure` says in the legend what those are. Returns an RGB picture. Raises ValueError if the sequences
+    do not match or are empty, UserError if a crop cannot be read.
     """
     if not queries or len(rows) != len(queries):
         raise ValueError(f"expected a row per query and at least one, got {len(queries)} queries and {len(rows)} rows")
     if titles and len(titles) != len(queries):
         raise ValueError(f"expected no titles or one per query, got {len(titles)} for {len(queries)} queries")
-    layout = Layout(height=height, titled=bool(titles))
+    if captions and [len(texts) for texts in captions] != [len(row) for row in rows]:
+        raise ValueError("expected no captions or one per crop of every row")
+    layout = Layout(height=height, titled=bool(titles), captioned=bool(captions))
     ranks = max(len(row) for row in rows)
     picture = Image.new("RGB", layout.size(len(queries), ranks), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(layout.text)
@@ -113,8 +125,15 @@ def ranked_lists(
             x, y = layout.cell(line, rank)
             _paste(picture, path, x, y, layout)
             _frame(draw, x, y, layout.width, height, layout.frame, right)
-            _mark(picture, x + layout.width, y + height, layout.mark, right)
-    _legend(picture, layout, font)
+            if right is not None:
+                _mark(picture, x + layout.width, y + height, layout.mark, right)
+            if captions:
+                below = y + height + layout.frame + layout.caption // 2
+                draw.text((x + layout.width // 2, below), captions[line][rank - 1], _INK, font, anchor="mm")
+    verdicts = {right for row in rows for _, right in row}
+    # a list without any verdict says nothing of persons; one with some explains all that can occur
+    kinds = (None,) if verdicts == {None} else (True, False, None) if None in verdicts else (True, False)
+    _legend(picture, layout, font, kinds, measure)
     return picture
 
 
@@ -130,11 +149,11 @@ def _query_frame(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, height: 
         draw.rectangle((x - outer, y - outer, x + width + outer - 1, y + height + outer - 1), None, QUERY, thin)
 
 
-def _frame(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, height: int, thick: int, right: bool) -> None:
-    """Around, never over, the crop at (x, y): solid green if right, dashed red with whole corners if not."""
+def _frame(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, height: int, thick: int, right: bool | None) -> None:
+    """Around, never over, the crop at (x, y): solid green if right, dashed red with whole corners if wrong; or grey."""
     box = (x - thick, y - thick, x + width + thick - 1, y + height + thick - 1)
-    draw.rectangle(box, None, RIGHT if right else WRONG, thick)
-    if right:
+    draw.rectangle(box, None, {True: RIGHT, False: WRONG, None: UNJUDGED}[right], thick)
+    if right is not False:
         return
     for start, end in _gaps(width, 2 * thick):
         for top in (y - thick, y + height):
@@ -170,17 +189,28 @@ def _mark(picture: Image.Image, right_edge: int, bottom: int, size: int, right: 
     picture.paste(badge, (right_edge - size, bottom - size), badge)
 
 
-def _legend(picture: Image.Image, layout: Layout, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
-    """The last line: what each kind of frame means, as small empty crops with their words."""
+def _legend(
+    picture: Image.Image,
+    layout: Layout,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    kinds: Sequence[bool | None],
+    measure: str,
+) -> None:
+    """The last line: what each kind of frame means, as small empty crops with their words, and what captions are."""
     draw, side, thick = ImageDraw.Draw(picture), layout.swatch - 2 * layout.frame, max(2, layout.frame // 2)
     x, y = layout.gap + layout.frame, picture.height - layout.gap - layout.frame - side
-    for words in ("query", "same person", "another person"):
+    words = {True: "same person", False: "another person", None: "result"}
+    for kind in ("query", *kinds):
+        text = kind if isinstance(kind, str) else words[kind]
         draw.rectangle((x, y, x + side - 1, y + side - 1), _EMPTY)
-        if words == "query":
+        if isinstance(kind, str):
             _query_frame(draw, x, y, side, side, layout.frame)
         else:
-            _frame(draw, x, y, side, side, thick, words == "same person")
-            _mark(picture, x + side, y + side, layout.mark, words == "same person")
+            _frame(draw, x, y, side, side, thick, kind)
+        if isinstance(kind, bool):
+            _mark(picture, x + side, y + side, layout.mark, kind)
         x += side + layout.text
-        draw.text((x, y + side // 2), words, _FAINT, font, anchor="lm")
-        x += round(draw.textlength(words, font)) + 2 * layout.text
+        draw.text((x, y + side // 2), text, _FAINT, font, anchor="lm")
+        x += round(draw.textlength(text, font)) + 2 * layout.text
+    if measure:
+        draw.text((x, y + side // 2), f"number below: {measure}", _FAINT, font, anchor="lm")

@@ -30,7 +30,7 @@ ALLOWED = {
     "onnx_file": {"errors", "files", "manifest"},
     "runtime": {"data", "errors", "files", "checkpoint", "manifest", "onnx_file", "machine"},
     "embed": DATA | {"metrics", "runtime", "index"},
-    "index": {"data", "errors", "files", "manifest", "metrics"},
+    "index": {"data", "errors", "files", "manifest", "metrics", "runtime"},
     "search": DATA | {"embed", "index", "runtime", "visualize"},
     "environment": {"machine"},
     "info": {

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pmm.errors import UserError
-from pmm.visualize import QUERY, RIGHT, WRONG, Layout, ranked_lists
+from pmm.visualize import QUERY, RIGHT, UNJUDGED, WRONG, Layout, ranked_lists
 
 BLUE = (30, 60, 200)
 WHITE = (255, 255, 255)
@@ -94,6 +94,33 @@ def test_an_empty_list_is_drawn(crop: Path) -> None:
     assert ranked_lists([crop], [[]]).width >= Layout(height=128, titled=False).size(1, 0)[0]
 
 
+def test_a_list_nobody_judged_has_grey_frames_no_marks_and_numbers_below(crop: Path) -> None:
+    layout = Layout(height=128, titled=False, captioned=True)
+    picture = ranked_lists([crop, crop], [[(crop, None)] * 2] * 2, captions=[["0.12", ""], ["3.45", "6.78"]])
+    assert picture.size == layout.size(2, 2)
+    pixels = np.asarray(picture)
+    for colour in (RIGHT, WRONG):
+        assert not (pixels == colour).all(axis=2).any()
+    for line, rank, captioned in ((0, 1, True), (0, 2, False), (1, 1, True), (1, 2, True)):
+        assert frame_colours(picture, layout, line, rank) == {UNJUDGED}
+        x, y = layout.cell(line, rank)
+        assert (pixels[y : y + layout.height, x : x + layout.width] == BLUE).all(), "a crop without a mark is whole"
+        below = y + layout.height + layout.frame
+        strip = pixels[below : below + layout.caption, x - layout.frame : x + layout.width + layout.frame]
+        assert (strip.min() < 150) == captioned
+    # what the numbers are stands in the legend
+    told = ranked_lists([crop], [[(crop, None)]], captions=[["0.12"]], measure="distance")
+    silent = ranked_lists([crop], [[(crop, None)]], captions=[["0.12"]])
+    assert (np.asarray(told) != np.asarray(silent)).any()
+
+
+def test_one_judged_crop_brings_back_the_whole_legend(crop: Path) -> None:
+    mixed = np.asarray(ranked_lists([crop], [[(crop, None), (crop, True)]]))
+    legend = mixed[-Layout(height=128, titled=False).swatch - 8 :]
+    for colour in (RIGHT, WRONG, UNJUDGED):
+        assert (legend == colour).all(axis=2).any()
+
+
 def test_bad_input(crop: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 queries and 1 rows"):
         ranked_lists([crop, crop], [[]])
@@ -101,5 +128,7 @@ def test_bad_input(crop: Path, tmp_path: Path) -> None:
         ranked_lists([], [])
     with pytest.raises(ValueError, match="2 for 1 queries"):
         ranked_lists([crop], [[]], titles=["a", "b"])
+    with pytest.raises(ValueError, match="one per crop of every row"):
+        ranked_lists([crop], [[(crop, None)]], captions=[["a", "b"]])
     with pytest.raises(UserError, match=r"missing\.jpg"):
         ranked_lists([crop], [[(tmp_path / "missing.jpg", True)]])

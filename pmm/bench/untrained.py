@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from pmm import checkpoint
 from pmm.config import Config
@@ -22,8 +21,8 @@ BATCH = 16
 def untrained_checkpoint(config: Config, root: Path, out: Path) -> Path:
     """Write a checkpoint of `config` with random weights (seed 0) to `out`.
 
-    Its batch-norm statistics are plain averages over 256 training crops of the data set at `root`: without them a deep
-    random network's activations vanish or explode, and no precision could be judged.
+    Its batch-norm statistics are those of 256 training crops of the data set at `root`, averaged as in training:
+    without them a deep random network's activations vanish or explode, and no precision could be judged.
     """
     train = read_dataset(config.data.dataset, root).train
     crops = load_crops(
@@ -33,9 +32,6 @@ def untrained_checkpoint(config: Config, root: Path, out: Path) -> Path:
     config = dataclasses.replace(config, model=model_config, data=dataclasses.replace(config.data, root=str(root)))
     torch.manual_seed(0)
     model = build_model(config).to(memory_format=torch.channels_last)
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = None
     size = preprocessing_of(config)
     with torch.no_grad():
         for start in range(0, len(crops), BATCH):

@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from pmm.checkpoint import load, restore_model
 from pmm.config import preset
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
 from pmm.embed import embed_samples, rank_split
 from pmm.engine import seed_everything
+from pmm.export.graph import deployed_graph
+from pmm.export.onnx import export_onnx
+from pmm.export.recipe import Recipe
 from pmm.metrics import evaluate_ranking
 from pmm.models.registry import build_model
+from pmm.parity.numeric import numeric_parity
+from pmm.runtime.base import open_runner
 from pmm.runtime.eager import EagerRunner
 from tests.conftest import ROOT, run_python
 from tests.data.histogram_matchers import MATCHERS, histogram_features
@@ -76,6 +82,51 @@ def test_accuracy_and_parity(report):
     assert abs(ort_result["map_delta"]) <= 0.001
     assert ort_result["min_cosine"] >= 0.9999
     assert all(b["p90_ms"] for r in (torch_result, ort_result) for b in r["batches"])
+
+
+@pytest.fixture(scope="module")
+def fp32(demo, split):
+    """Embeddings of query and gallery by the fp32 torch checkpoint, and their mAP."""
+    with open_runner(demo / "best.pth") as runner:
+        rows = [embed_samples(runner, part) for part in (split.query, split.gallery)]
+    return rows, rank_split(split, *rows).mAP
+
+
+@pytest.mark.parametrize(
+    ("recipe", "least_cosine", "most_drop"),
+    [
+        (Recipe(), 0.999999, 0.0005),
+        (Recipe(precision="fp16"), 0.9999, 0.001),
+        (Recipe(precision="bf16"), 0.999, 0.005),
+        (Recipe(precision="int8"), 0.98, 0.005),
+        (Recipe(precision="int8", target="cpu"), 0.98, 0.005),
+    ],
+    ids=lambda value: f"{value.precision}-{value.target}" if isinstance(value, Recipe) else str(value),
+)
+def test_every_precision_keeps_the_ranking(demo, split, fp32, tmp_path, recipe, least_cosine, most_drop):
+    """Over all 4,200 test crops. ONNX Runtime runs no bf16 on CPUs: there, the torch module that was exported."""
+    artifact = export_onnx(demo / "best.pth", tmp_path / "model.onnx", recipe)
+    expected, reference = fp32
+    if recipe.precision == "bf16":
+        model, config = restore_model(load(demo / "best.pth"), demo)
+        size = preprocessing_of(config)
+        graph = deployed_graph(model, size, artifact.manifest.input, artifact.manifest.embedding, "bf16")
+        found = []
+        for part in (split.query, split.gallery):
+            crops = load_crops([s.path for s in part], size.height, size.width)
+            with torch.inference_mode():
+                rows = [graph(torch.from_numpy(crops[k : k + 64])).numpy() for k in range(0, len(crops), 64)]
+            found.append(np.concatenate(rows))
+    else:
+        with open_runner(artifact.path) as runner:
+            found = [embed_samples(runner, part) for part in (split.query, split.gallery)]
+    parity = numeric_parity(np.concatenate(expected), np.concatenate(found))
+    delta = rank_split(split, *found).mAP - reference
+    print(f"{recipe.precision} {recipe.target}: min cosine {parity.min_cosine:.7f}, mAP {delta:+.5f}")
+    assert parity.min_cosine >= least_cosine
+    assert delta >= -most_drop
+    if recipe.precision in ("fp32", "fp16"):
+        assert abs(delta) <= most_drop
 
 
 def test_colour_histograms_do_not_solve_it(report, split):

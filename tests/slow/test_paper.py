@@ -7,14 +7,23 @@ import pytest
 import torch
 
 from pmm import checkpoint
+from pmm.bench.untrained import untrained_checkpoint
 from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.data.samples import class_indices
+from pmm.data.synthetic.dataset import draw_dataset
+from pmm.embed import embed_crops
 from pmm.engine import seed_everything, train_one_epoch
+from pmm.export.calibration import evenly
+from pmm.export.emulate import emulated
 from pmm.export.onnx import export_onnx
+from pmm.export.recipe import EngineOptions, Recipe, Verification
+from pmm.export.reference import in_memory
+from pmm.export.trt import build_engine
 from pmm.models.registry import build_model
+from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
 
@@ -52,12 +61,65 @@ def stepped(config, people, tmp_path_factory):
     return path
 
 
-def test_export_equals_torch(stepped, people, tmp_path):
+def test_a_trained_step_exports_and_equals_torch(stepped, people, tmp_path):
     artifact = export_onnx(stepped, tmp_path / "paper.onnx")
-    assert artifact.manifest.embedding_dim == 1536
+    assert artifact.manifest.embedding.dim == 1536
     crops = load_crops([s.path for s in read_dataset("synthetic", people).query[::9]], 384, 128)
     with open_runner(stepped) as reference, open_runner(artifact.path) as runner:
         expected, found = reference(crops), runner(crops)
     # a hardly trained network's embeddings are almost collinear: compare what is left without their mean
     mean = expected.mean(0)
     assert numeric_parity(expected - mean, found - mean).min_cosine > 0.9999
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """Preset paper, random weights, batch-norm statistics of 256 synthetic crops; and the people."""
+    folder = tmp_path_factory.mktemp("untrained")
+    root = folder / "people"
+    draw_dataset(root, ids=24, seed=3, workers=2)
+    return untrained_checkpoint(preset("paper"), root, folder / "paper.pth"), root
+
+
+@pytest.fixture(scope="module")
+def crops(untrained):
+    split = read_dataset("synthetic", untrained[1])
+    samples = (*split.query, *split.gallery)
+    return load_crops([samples[index].path for index in evenly(len(samples), 64)], 384, 128)
+
+
+@pytest.fixture(scope="module")
+def expected(untrained, crops):
+    with open_runner(untrained[0]) as reference:
+        return embed_crops(reference, crops, batch_size=16)
+
+
+def test_the_graph_of_paper(untrained, tmp_path):
+    artifact = export_onnx(untrained[0], tmp_path / "paper.onnx", verification=Verification(no_verify=True))
+    proto = read_onnx(artifact.path).proto
+    operators = [node.op_type for node in proto.graph.node]
+    assert not {"BatchNormalization", "Dropout"} & set(operators)
+    shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    heads = [sorted(shapes[n.input[1]]) for n in proto.graph.node if n.op_type in ("Gemm", "MatMul")]
+    assert sorted(heads) == [[512, 2048], [1024, 2048]]
+    assert artifact.manifest.macs <= 1.01 * 6.94e9
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99999), ("fp16", 0.999), ("bf16", 0.98), ("int8", 0.5)])
+def test_paper_in_every_precision(untrained, crops, expected, precision, least, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
+    checkpoint_file, root = untrained
+    recipe = Recipe(precision=precision, calibration_root=str(root), calibration_images=64)
+    artifact = export_onnx(checkpoint_file, tmp_path / "paper.onnx", recipe, Verification(verify_root=str(root)))
+    manifest, file = artifact.manifest, read_onnx(artifact.path)
+    half = precision in ("fp16", "bf16")
+    graph = emulated(file.proto) if half else file.proto
+    embed = in_memory(graph, manifest.input, manifest.preprocessing, optimise=not half)
+    found = np.concatenate([embed(crops[k : k + 16]) for k in range(0, len(crops), 16)])
+    mean = expected.mean(0)
+    cosine = numeric_parity(expected - mean, found - mean).min_cosine
+    print(f"paper {precision}: min cosine without the mean {cosine:.7f}")
+    assert cosine >= least
+    engine = build_engine(file, tmp_path / "paper.plan", EngineOptions(flavor="rtx")).manifest
+    assert engine.precision_share[precision] > 0.99
+    assert engine.macs == manifest.macs
