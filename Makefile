@@ -3,12 +3,13 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 DEMO   := runs/demo
 
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo test test-slow gpu lint clean
 
 help:
 	@echo "make demo       environment, synthetic people, training, ONNX, TensorRT-RTX engine, report ($(DEMO)/)"
 	@echo "make test       environment and the test suite"
 	@echo "make test-slow  the long proofs"
+	@echo "make gpu        what only a machine with an NVIDIA GPU can prove"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      the environment alone ($(VENV)/)"
 	@echo "make clean      remove build products and caches (keeps $(VENV)/ and runs/)"
@@ -33,6 +34,10 @@ test: setup
 
 test-slow: setup
 	$(PYTHON) -m pytest -m slow
+
+gpu: setup
+	@$(PYTHON) -c 'import sys; from pmm.machine import nvidia_gpus; sys.exit(not nvidia_gpus() and "make gpu: the CUDA driver sees no NVIDIA GPU here")'
+	$(PYTHON) -m pytest -m gpu
 
 lint: setup
 	$(PYTHON) -m ruff check .

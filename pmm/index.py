@@ -21,6 +21,7 @@ from pmm.files import existing_file, replacing
 from pmm.manifest import EmbeddingContract
 from pmm.metrics import distance_matrix
 from pmm.runtime.base import Embeddings
+from pmm.typed import built
 
 FORMAT = "pmm-index-1"
 MEMBERS = ("contract", "embeddings", "paths")
@@ -60,18 +61,6 @@ class IndexContract:
             pairs = [(name, getattr(mine, name), getattr(theirs, name, None)) for name in names]
             found += [f"{name} {value}, not {its}" for name, value, its in pairs if value != its]
         return found
-
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> IndexContract:
-        """From parsed JSON. Raises ValueError, KeyError or TypeError if a value is missing or of another type."""
-        size, embedding = values["preprocessing"], EmbeddingContract(**values["embedding"])
-        mean, std = (tuple(map(float, size.pop(key))) for key in ("mean", "std"))
-        texts = {name: values[name] for name in ("checkpoint_sha256", "artifact_sha256", "precision")}
-        if not all(isinstance(text, str) for text in texts.values()) or embedding.metric not in ("euclidean", "cosine"):
-            raise ValueError("a text is missing, or the metric is unknown")
-        if not (len(mean) == len(std) == 3 and type(size["height"]) is type(size["width"]) is int):
-            raise ValueError("impossible preprocessing")
-        return cls(embedding=embedding, preprocessing=Preprocessing(mean=mean, std=std, **size), **texts)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -191,16 +180,17 @@ class Index:
         try:
             with zipfile.ZipFile(path) as archive:
                 found = {name: _member(archive, f"{name}.npy") for name in MEMBERS}
-            header = json.loads(str(found["contract"]))
-            if header["format"] != FORMAT:
-                raise UserError(f"format {header['format']!r}; this version reads {FORMAT!r}")
-            if found["paths"].ndim != 1 or found["paths"].dtype.kind != "U" or not isinstance(header["folder"], str):
+            header = dict(json.loads(str(found["contract"])))
+            if (form := header.pop("format")) != FORMAT:
+                raise UserError(f"format {form!r}; this version reads {FORMAT!r}")
+            folder = header.pop("folder")
+            if found["paths"].ndim != 1 or found["paths"].dtype.kind != "U" or not isinstance(folder, str):
                 raise ValueError("its paths are no texts")
             return cls(
                 embeddings=found["embeddings"],
                 paths=tuple(found["paths"].tolist()),
-                folder=header["folder"],
-                contract=IndexContract.from_values(header),
+                folder=folder,
+                contract=built(IndexContract, header),
             )
         except UserError as error:
             raise UserError(f"{path}: {error}") from error

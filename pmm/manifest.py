@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import UserError
 from pmm.files import replacing, sha256
+from pmm.typed import built
 
 FORMAT = "pmm-manifest-2"
 
@@ -152,26 +153,9 @@ class Manifest:
             values = json.loads(text)
             if values["format"] != FORMAT:
                 raise UserError(f"{source}: manifest format {values['format']!r}; this version reads {FORMAT!r}")
-            size = values.pop("preprocessing")
-            mean, std = (tuple(map(float, size.pop(key))) for key in ("mean", "std"))
-            if not (len(mean) == len(std) == 3 and min(size["height"], size["width"]) > 0):
-                raise ValueError("impossible preprocessing")
-            return cls(
-                preprocessing=Preprocessing(mean=mean, std=std, **size),
-                input=InputContract(**values.pop("input")),
-                embedding=EmbeddingContract(**values.pop("embedding")),
-                engine=_engine(values.pop("engine")),
-                **values,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return built(cls, values)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{source}: not a manifest of ours ({type(error).__name__}: {error})") from error
-
-
-def _engine(values: dict[str, Any] | None) -> EngineContract | None:
-    if values is None:
-        return None
-    batch, flags = BatchProfile(**values.pop("batch")), tuple(values.pop("flags"))
-    return EngineContract(batch=batch, flags=flags, **values)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 # Each package or module may import, at whatever level, only these parts of pmm (and itself).
-BASE = {"errors", "config", "files", "cli", "machine", "runs"}
+BASE = {"errors", "config", "files", "cli", "machine", "runs", "typed"}
 DATA = BASE | {"data"}
 ALLOWED = {
     "errors": set(),
@@ -18,6 +18,7 @@ ALLOWED = {
     "files": {"errors"},
     "cli": {"errors"},
     "machine": set(),
+    "typed": set(),
     "runs": {"errors", "config"},
     "data": BASE,
     "ops": set(),
@@ -26,11 +27,11 @@ ALLOWED = {
     "metrics": {"errors"},
     "parity": {"errors"},
     "checkpoint": {"models", "config", "errors", "files"},
-    "manifest": {"data", "errors", "files"},
+    "manifest": {"data", "errors", "files", "typed"},
     "onnx_file": {"errors", "files", "manifest"},
     "runtime": {"data", "errors", "files", "checkpoint", "manifest", "onnx_file", "machine"},
     "embed": DATA | {"metrics", "runtime", "index"},
-    "index": {"data", "errors", "files", "manifest", "metrics", "runtime"},
+    "index": {"data", "errors", "files", "manifest", "metrics", "runtime", "typed"},
     "search": DATA | {"embed", "index", "runtime", "visualize"},
     "environment": {"machine"},
     "info": {

@@ -224,13 +224,15 @@ def reworded(members: dict[str, bytes], before: str, after: str) -> dict[str, by
 BAD = {
     "no item named 'paths.npy'": lambda p: p.pop("paths.npy"),
     "format 'pmm-index-9'; this version reads 'pmm-index-1'": lambda p: p.update(reworded(p, "index-1", "index-9")),
-    "precision": lambda p: p.update(reworded(p, '"precision"', '"precise"')),
-    "metric is unknown": lambda p: p.update(reworded(p, "euclidean", "taxi")),
-    "unexpected keyword argument 'angle'": lambda p: p.update(reworded(p, '"dim"', '"angle": 1, "dim"')),
-    "impossible preprocessing": lambda p: p.update(reworded(p, '"height": 128', '"height": "128"')),
+    "unknown field precise": lambda p: p.update(reworded(p, '"precision"', '"precise"')),
+    "embedding.metric is 'taxi'; expected one of euclidean, cosine": lambda p: p.update(
+        reworded(p, "euclidean", "taxi")
+    ),
+    "unknown field embedding.angle": lambda p: p.update(reworded(p, '"dim"', '"angle": 1, "dim"')),
+    "preprocessing.height is '128'; expected int": lambda p: p.update(reworded(p, '"height": 128', '"height": "128"')),
     "paths are no texts": lambda p: p.update(reworded(p, '"/people"', "3")),
     "Expecting value": lambda p: p.update({"contract.npy": npy(np.array("hello"))}),
-    "list indices": lambda p: p.update({"contract.npy": npy(np.array("[1]"))}),
+    "damaged, or not an index": lambda p: p.update({"contract.npy": npy(np.array("[1]"))}),
     "are float64 [7, 4]": lambda p: p.update({"embeddings.npy": npy(np.ones((7, 4)))}),
     "holds >f4": lambda p: p.update({"embeddings.npy": npy(np.ones((7, 4), ">f4"))}),
     "float32 [7, 5]": lambda p: p.update({"embeddings.npy": npy(np.ones((7, 5), np.float32))}),

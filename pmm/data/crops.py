@@ -30,6 +30,10 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 1 or min(self.std) <= 0:
+            raise ValueError(f"impossible preprocessing: {self.height}x{self.width}, std {self.std}")
+
     def normalise(self, crops: Crops) -> npt.NDArray[np.float32]:
         """uint8 RGB [B, H, W, 3] -> float32 [B, 3, H, W]: (x / 255 - mean) / std."""
         scale = 1 / (255 * np.asarray(self.std, np.float32))

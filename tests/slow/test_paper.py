@@ -105,7 +105,7 @@ def test_the_graph_of_paper(untrained, tmp_path):
     assert artifact.manifest.macs <= 1.01 * 6.94e9
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99999), ("fp16", 0.999), ("bf16", 0.98), ("int8", 0.5)])
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99999), ("fp16", 0.999), ("bf16", 0.95), ("int8", 0.5)])
 def test_paper_in_every_precision(untrained, crops, expected, precision, least, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
     checkpoint_file, root = untrained
