@@ -106,6 +106,7 @@ def _import() -> Any:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
             "pip uninstall both, then install one"
         )
+    ort.disable_telemetry_events()  # nobody asked for it to be sent
     return ort
 
 
