@@ -43,7 +43,7 @@ def parse_args(
 
     if not partial:
         _refuse_unknown_flags(command, args, prog)
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     options: dict[str, Any] = {"prog": prog, "description": description, "config": config, "add_help": not partial}
     if default is not None:
         options["default"] = default

@@ -36,8 +36,12 @@ class Normalise(nn.Module):
 class EagerRunner(Runner):
     """A model in eval mode behind the runner contract, in fp32 (TF32 off)."""
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, device: torch.device, threads: int = 0) -> None:
         self.device = device
+        # of the whole process, as torch has it; given back on `close`
+        self._threads_before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
         self.model = model.to(device).eval()
         self.normalise = Normalise(preprocessing).to(device)
         self.preprocessing = preprocessing
@@ -50,10 +54,11 @@ class EagerRunner(Runner):
         """From a checkpoint file. Raises UserError as `pmm.checkpoint.load`."""
         from pmm.checkpoint import load, restore_model
 
-        if threads:
-            torch.set_num_threads(threads)
         model, config = restore_model(load(checkpoint), checkpoint)
-        return cls(model, preprocessing_of(config), torch_device(device))
+        return cls(model, preprocessing_of(config), torch_device(device), threads)
+
+    def close(self) -> None:
+        torch.set_num_threads(self._threads_before)
 
     def __call__(self, images: Crops) -> Embeddings:
         self.check(images)

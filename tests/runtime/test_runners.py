@@ -124,6 +124,15 @@ def test_foreign_files_are_refused(artifact, tmp_path):
         open_runner(tmp_path / "missing.onnx")
 
 
+def test_threads_are_given_back(trained):
+    import torch
+
+    before = torch.get_num_threads()
+    with open_runner(trained, threads=before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
 def test_devices_are_resolved_or_refused(artifact):
     with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
         open_runner(artifact.path, "gpu")
