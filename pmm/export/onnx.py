@@ -44,6 +44,7 @@ def export_onnx(
 
     from pmm.checkpoint import load, restore_model
 
+    digest = sha256(checkpoint)
     model, config = restore_model(load(checkpoint), checkpoint)
     # everything that can be refused is, before the work begins
     gate = checkpoint_gate(model, config, _embedding(model, recipe), verification)
@@ -51,8 +52,10 @@ def export_onnx(
     proto, quantization = _build(model, config, recipe, calibration, gate, str(out))
     found = found_precision(proto)
     found.check(recipe.precision, str(out))
+    if sha256(checkpoint) != digest:
+        raise UserError(f"{checkpoint} changed during the export (is it still being trained?); export it again")
     manifest = Manifest(
-        checkpoint_sha256=sha256(checkpoint),
+        checkpoint_sha256=digest,
         method=config.model.method,
         preprocessing=preprocessing_of(config),
         input=_input(recipe),
@@ -119,13 +122,14 @@ def _build(
             gate.check(in_memory(candidate, contract, size), recipe.precision, name, "ONNX Runtime")
 
     proto, kept = quantised_until(quantizer, passes, contract.feed(calibration[:PROBES], size))
-    digest = hashlib.sha256(calibration.tobytes()).hexdigest()
+    pixels = hashlib.sha256(calibration.tobytes()).hexdigest()
     return proto, {
         "target": recipe.target,
         "calibration": {
+            "of": _calibrated_on(recipe),
             "asked": recipe.calibration_images,
             "images": len(calibration),
-            "pixels_sha256": digest,
+            "pixels_sha256": pixels,
             "method": "minmax",
         },
         "kept_in_fp32": kept,
@@ -170,17 +174,28 @@ def _embedding(model: torch.nn.Module, recipe: Recipe) -> EmbeddingContract:
 
 def _same_recipe(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
     """Was the file made by this version of us, from this checkpoint, as `recipe` says?"""
-    quantization = manifest.quantization or {}
     return (
         manifest.checkpoint_sha256 == sha256(checkpoint)
         and manifest.versions == _versions()
         and manifest.precision == recipe.precision
         and manifest.input == _input(recipe)
         and (manifest.embedding.normalised, manifest.embedding.flip_tta) == (recipe.normalize, recipe.flip_tta)
-        and quantization.get("target", recipe.target) == recipe.target
-        and quantization.get("calibration", {}).get("asked", recipe.calibration_images) == recipe.calibration_images
-        and not recipe.calibration_root
+        and (recipe.precision != "int8" or _same_quantization(manifest.quantization or {}, recipe))
     )
+
+
+def _same_quantization(quantization: dict[str, Any], recipe: Recipe) -> bool:
+    calibration = quantization.get("calibration", {})
+    return (
+        not recipe.calibration_root  # what it holds now may be something else
+        and quantization.get("target") == recipe.target
+        and (calibration.get("of"), calibration.get("asked")) == (_calibrated_on(recipe), recipe.calibration_images)
+    )
+
+
+def _calibrated_on(recipe: Recipe) -> str:
+    """No path: two exports of one checkpoint are byte-equal wherever the crops lie."""
+    return "a folder that was given" if recipe.calibration_root else "the training set of the checkpoint"
 
 
 def _versions() -> dict[str, str]:

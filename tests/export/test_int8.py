@@ -106,8 +106,41 @@ def test_the_manifest_says_how_it_was_calibrated(trained, tmp_path):
     assert quantization["kept_in_fp32"] == []
     calibration = quantization["calibration"]
     assert (calibration["asked"], calibration["images"], calibration["method"]) == (48, 48, "minmax")
+    assert calibration["of"] == "the training set of the checkpoint"
     other = export_onnx(trained, tmp_path / "n.onnx", Recipe(precision="int8", calibration_images=40)).manifest
     assert other.quantization["calibration"]["pixels_sha256"] != calibration["pixels_sha256"]
+
+
+def test_a_quantised_file_is_used_again_only_for_the_same_calibration(trained, people, tmp_path, monkeypatch):
+    from pmm.export import onnx as module
+
+    out, made = tmp_path / "m.onnx", []
+    original = module.export_onnx
+    monkeypatch.setattr(module, "export_onnx", lambda *args: made.append(args[2]) or original(*args))
+    mine = Recipe(precision="int8", calibration_images=40)
+    given = Recipe(precision="int8", calibration_images=40, calibration_root=str(people))
+    cpu = Recipe(precision="int8", calibration_images=40, target="cpu")
+    fewer = Recipe(precision="int8", calibration_images=36)
+    for recipe in (mine, mine, given, given, mine, cpu, fewer, Recipe(), Recipe()):
+        module.verified_onnx(trained, out, recipe)
+    assert made == [mine, given, given, mine, cpu, fewer, Recipe()]
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, tmp_path, monkeypatch):
+    from pmm.export import onnx as module
+
+    checkpoint_file = tmp_path / "best.pth"
+    shutil.copy(trained, checkpoint_file)
+    original = module._build
+
+    def slowly(*args):
+        checkpoint_file.write_bytes(checkpoint_file.read_bytes() + b"next epoch")
+        return original(*args)
+
+    monkeypatch.setattr(module, "_build", slowly)
+    with pytest.raises(UserError, match=r"best\.pth changed during the export"):
+        module.export_onnx(checkpoint_file, tmp_path / "m.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
 
 
 @pytest.fixture(scope="module")
