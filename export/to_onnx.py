@@ -25,7 +25,7 @@ class Command:
     checkpoint: tyro.conf.Positional[Path]
     """Checkpoint written by pmm.train."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """File to write (default: beside the checkpoint)."""
+    """File to write (default: beside the checkpoint, as best.onnx, best-fp16.onnx, best-int8-cpu.onnx)."""
     recipe: Recipe = field(default_factory=Recipe)
     verification: Verification = field(default_factory=Verification)
 
@@ -34,7 +34,8 @@ def main() -> None:
     """Entry point."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm.train")
-    out = output_file(command.output or checkpoint.with_suffix(".onnx"), source=checkpoint)
+    beside = checkpoint.with_name(f"{checkpoint.stem}{command.recipe.suffix}.onnx")
+    out = output_file(command.output or beside, source=checkpoint, suffixes=(".onnx",))
 
     from pmm.export.onnx import describe, export_onnx
 

@@ -16,6 +16,7 @@ from pmm import cli
 from pmm.errors import UserError
 from pmm.export.recipe import EngineOptions, Recipe, Verification
 from pmm.files import existing_file, output_file
+from pmm.runtime.base import ENGINE_SUFFIXES
 
 PROG = "to_trt.py"
 
@@ -27,7 +28,7 @@ class Command:
     model: tyro.conf.Positional[Path]
     """Checkpoint written by pmm.train, or ONNX file written by export/to_onnx.py (then no torch is needed)."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """File to write (default: beside the model); a checkpoint's ONNX file is written beside it."""
+    """File to write (default: beside the model, as best.plan or best-fp16.plan); the ONNX file lies beside it."""
     engine: EngineOptions = field(default_factory=EngineOptions)
     recipe: Recipe = field(default_factory=Recipe)
     verification: Verification = field(default_factory=Verification)
@@ -39,12 +40,14 @@ def main() -> None:
     """Entry point."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     model = existing_file(command.model, "a checkpoint written by pmm.train, or an ONNX file")
-    out = output_file(command.output or model.with_suffix(".plan"), source=model)
-    if model.suffix.lower() == ".onnx":
-        _refuse_recipe_flags()
+    ours = model.suffix.lower() != ".onnx"
+    stem = model.stem + command.recipe.suffix if ours else model.stem
+    out = output_file(command.output or model.with_name(f"{stem}.plan"), source=model, suffixes=ENGINE_SUFFIXES)
+    _refuse_flags(command, ours)
+    if not ours:
         onnx_file = model
     else:
-        onnx_file = output_file(out.with_suffix(".onnx"), source=out)
+        onnx_file = output_file(out.with_suffix(".onnx"))
 
         from pmm.export.onnx import describe, export_onnx, verified_onnx
 
@@ -70,11 +73,15 @@ def main() -> None:
     print(describe_engine(build_engine(file, out, command.engine, gate=gate)))
 
 
-def _refuse_recipe_flags() -> None:
-    """What is decided in the ONNX file cannot be asked of the engine."""
-    flags = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Recipe)} - {"--precision"}
-    given = sorted(flags & cli.given_flags())
-    if given:
+def _refuse_flags(command: Command, checkpoint: bool) -> None:
+    """What is decided in the ONNX file cannot be asked of the engine; what is unknown cannot be asked at all."""
+    if checkpoint and command.no_manifest:
+        raise UserError("--no-manifest is for ONNX files that are not ours; a checkpoint's always get one")
+    if command.recipe.target == "cpu":
+        raise UserError("--target cpu is for ONNX Runtime; TensorRT wants the other file: leave the flag out")
+    flags = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Recipe)}
+    given = sorted((flags if command.no_manifest else flags - {"--precision"}) & cli.given_flags())
+    if given and not checkpoint:
         raise UserError(f"{', '.join(given)}: decided in the ONNX file; give a checkpoint, or export the file anew")
 
 

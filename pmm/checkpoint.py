@@ -55,6 +55,10 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises UserError if the file is missing, truncated, of another format, or a pickle that carries code.
     """
     path = existing_file(path, "a checkpoint written by pmm.train")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] != b"PK" and start[:1] != b"\x80":  # a zip archive, or a pickle as torch once wrote
+        raise UserError(f"{path}: truncated, or not a checkpoint; expected one written by pmm.train")
     try:
         with warnings.catch_warnings():  # torch guesses aloud at foreign formats; the line below says it
             warnings.simplefilter("ignore")

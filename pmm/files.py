@@ -89,13 +89,16 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         yield
 
 
-def output_file(path: Path, *, source: Path | None = None) -> Path:
-    """`path`, checked before hours of work are put into it: its folder can be written and it is not `source`.
+def output_file(path: Path, *, source: Path | None = None, suffixes: tuple[str, ...] = ()) -> Path:
+    """`path`, checked before hours of work are put into it: its folder can be written, it is not `source`, and it ends
+    in one of `suffixes` if any are given.
 
     Raises UserError.
     """
     if source is not None and path.resolve() == source.resolve():
         raise UserError(f"{path} is the file to read; give another name to write to")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"cannot write {path}: expected a name that ends in {' or '.join(suffixes)}")
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
     make_folder(path.parent)

@@ -19,6 +19,8 @@ from pmm.files import replacing, sha256
 from pmm.typed import built
 
 FORMAT = "pmm-manifest-2"
+MOST_IMAGES = 4096
+"""Per run of an engine: a runner keeps buffers for so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +80,10 @@ class BatchProfile:
     most: int = 64
 
     def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.best <= self.most:
+        if not 1 <= self.least <= self.best <= self.most <= MOST_IMAGES:
             raise UserError(
-                f"batch profile {self.least} {self.best} {self.most}: expected 1 <= least <= best <= most, as 1 8 64"
+                f"batch profile {self.least} {self.best} {self.most}: expected 1 <= least <= best <= most "
+                f"(<= {MOST_IMAGES}), as 1 8 64"
             )
 
 
@@ -105,7 +108,8 @@ class EngineContract:
     """Highest CUDA version of the driver, as 13.0; empty without one."""
     flags: tuple[str, ...]
     """What else shaped the build, by name."""
-    precision_read_from: Literal["parsed network", "engine inspector"]
+    precision_read_from: Literal["parsed network", "parsed network and engine inspector"]
+    """The shares are the parsed network's; the inspector tells which types are in the engine."""
     key: str
     """Digest of all that determines the engine: ONNX file, builder, driver, GPU, flags, batch."""
 
@@ -199,6 +203,8 @@ def read_manifest(artifact: Path, digest: str) -> Manifest | None:
     Raises UserError if the manifest is damaged or belongs to another file.
     """
     path = manifest_path(artifact)
+    if not path.exists():
+        path = manifest_path(artifact.resolve())  # a link to an artifact is that artifact
     if not path.exists():
         return None
     manifest = Manifest.from_json(path.read_text(errors="replace"), str(path))

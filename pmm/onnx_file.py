@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ class OnnxFile:
         if self.found is None:
             raise UserError(
                 f"{self.path}: not an ONNX file of ours: no manifest beside it or inside says what to feed it; "
-                "export it with export/to_onnx.py"
+                "export it with export/to_onnx.py (export/to_trt.py --no-manifest builds an engine all the same)"
             )
         return self.found
 
@@ -63,13 +64,27 @@ def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
         raise UserError(f"{path}: truncated, or not an ONNX file (no operators in it)")
     external = _check_external_data(path, proto, external_data)
     digest = hashlib.sha256(content).hexdigest()
-    return OnnxFile(path, content, proto, digest, read_manifest(path, digest) or _embedded(path, proto), external)
+    return OnnxFile(path, content, proto, digest, _manifest(path, proto, digest), external)
 
 
 def embed_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:
     """Put `manifest` into the file's metadata, so that a copied file keeps its contract."""
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, manifest.to_json()
+
+
+def _manifest(path: Path, proto: onnx.ModelProto, digest: str) -> Manifest | None:
+    """The manifest beside the file, which must promise what the hashed copy inside does; else that copy."""
+    beside, inside = read_manifest(path, digest), _embedded(path, proto)
+    if beside and inside:
+        for field in dataclasses.fields(Manifest):
+            values = getattr(beside, field.name), getattr(inside, field.name)
+            if field.name not in ("sha256", "parity") and values[0] != values[1]:
+                raise UserError(
+                    f"{path}: the manifest beside it says {field.name} {str(values[0])[:80]}, the copy inside it "
+                    f"{str(values[1])[:80]}; the manifest was changed, export the file again"
+                )
+    return beside or inside
 
 
 def _embedded(path: Path, proto: onnx.ModelProto) -> Manifest | None:
@@ -82,7 +97,8 @@ def _check_external_data(path: Path, proto: onnx.ModelProto, allowed: bool) -> b
     import onnx
 
     external = False
-    for tensor in _tensors(proto.graph):
+    functions = (tensor for function in proto.functions for tensor in _attributes(function.node))
+    for tensor in (*_tensors(proto.graph), *functions):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
@@ -115,7 +131,11 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
-    for node in graph.node:
+    yield from _attributes(graph.node)
+
+
+def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
             for inner in (attribute.g, *attribute.graphs):

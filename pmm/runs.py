@@ -18,6 +18,18 @@ def newest_run(name: str = "best.pth") -> Path:
     return found[-1]
 
 
+def located(root: str, checkpoint: Path) -> str:
+    """The data folder that a checkpoint names; if that is relative to where it was trained, seen from the checkpoint.
+
+    `root` as it is if it cannot be found.
+    """
+    if root and not Path(root).is_absolute() and not Path(root).is_dir():
+        for folder in Path(checkpoint).resolve().parents:
+            if (folder / root).is_dir():
+                return str(folder / root)
+    return root
+
+
 def synthetic_root(config: Config) -> Path:
     """Where the synthetic people of a configuration without a root are."""
     suffix = "-fast" if fast_mode() else ""

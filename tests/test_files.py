@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from pmm.errors import UserError
-from pmm.files import claimed, existing_file, replacing, sha256, write_file
+from pmm.files import claimed, existing_file, output_file, replacing, sha256, write_file
 
 
 def test_write_replaces_whole(tmp_path):
@@ -88,3 +88,9 @@ def umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_name_with_another_ending_is_refused(tmp_path):
+    assert output_file(tmp_path / "a.PLAN", suffixes=(".plan", ".engine")) == tmp_path / "a.PLAN"
+    with pytest.raises(UserError, match=r"a\.json: expected a name that ends in \.plan or \.engine"):
+        output_file(tmp_path / "a.json", suffixes=(".plan", ".engine"))

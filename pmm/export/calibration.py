@@ -9,8 +9,8 @@ import numpy as np
 
 from pmm.data.readers import IMAGE_SUFFIXES, read_dataset
 from pmm.errors import UserError
+from pmm.export.recipe import LEAST_CALIBRATION_CROPS
 
-LEAST_IMAGES = 32
 JUDGED_BY = ("query", "gallery", "test", "probe", "bounding_box_test")
 
 
@@ -26,15 +26,17 @@ def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]
     folder = Path(root)
     if not folder.is_dir():
         raise UserError(f"--calibration-root {folder} is not a folder; expected a data set or a folder of crops")
-    files = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
-    if files:
-        _refuse_test_crops(folder)
-    else:
+    try:
         files = [sample.path for sample in read_dataset(dataset, folder).train]
-    if len(files) < LEAST_IMAGES:
+    except UserError:
+        files = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise  # it says what it expected and found
+        _refuse_test_crops(folder, files)
+    if len(files) < LEAST_CALIBRATION_CROPS:
         raise UserError(
-            f"{folder} holds {len(files)} crops to calibrate on; at least {LEAST_IMAGES} are needed, several hundred "
-            "are better"
+            f"{folder} holds {len(files)} crops to calibrate on; at least {LEAST_CALIBRATION_CROPS} are needed, "
+            "several hundred are better"
         )
     return [files[index] for index in evenly(len(files), images)]
 
@@ -44,8 +46,8 @@ def evenly(count: int, chosen: int) -> Sequence[int]:
     return np.linspace(0, count - 1, min(chosen, count)).astype(int).tolist()
 
 
-def _refuse_test_crops(folder: Path) -> None:
-    for path in (folder.absolute(), folder.resolve()):
+def _refuse_test_crops(folder: Path, files: Sequence[Path]) -> None:
+    for path in {folder.absolute(), *(file.resolve().parent for file in files)}:  # links too
         for part in path.parts:
             if part.casefold() in JUDGED_BY:
                 raise UserError(

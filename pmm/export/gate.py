@@ -17,7 +17,7 @@ from pmm.data.crops import Crops, Preprocessing, load_crops
 from pmm.data.readers import read_dataset
 from pmm.errors import UserError
 from pmm.export.calibration import evenly
-from pmm.export.recipe import MIN_COSINE
+from pmm.export.recipe import LEAST_VERIFICATION_CROPS, MAX_LENGTH_ERROR, MIN_COSINE
 from pmm.manifest import EmbeddingContract
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import Embeddings
@@ -35,10 +35,12 @@ class ParityFailed(UserError):  # noqa: N818 - a verdict
 
 @dataclass(frozen=True)
 class Gate:
-    """Crops [N, H, W, 3] and what the fp32 torch checkpoint makes of them, [N, D]."""
+    """Crops [N, H, W, 3] and what they must become, [N, D]."""
 
     crops: Crops
     expected: Embeddings
+    against: str = "the torch checkpoint's"
+    """Whose embeddings those are."""
 
     @classmethod
     def of(cls, reference: Embed, crops: Crops, embedding: EmbeddingContract) -> Gate:
@@ -57,8 +59,8 @@ class Gate:
             name, ran_on: of the file and of what executed it, for the message and the manifest.
 
         Raises:
-            ParityFailed: the worst row's cosine with the checkpoint's is too low for `precision`, or a row alone is not
-                the row in its batch.
+            ParityFailed: the worst row's cosine with the expected one is too low for `precision`, its length is
+                another, or a row alone is not the row in its batch.
             UserError: NaN or Inf in the embeddings.
         """
         count = len(self.crops)
@@ -68,7 +70,7 @@ class Gate:
         rows[alone] = np.concatenate([candidate(self.crops[index : index + 1]) for index in alone])
         parity = numeric_parity(self.expected, rows)
         batched = numeric_parity(rows, candidate(self.crops))
-        least = {"the torch checkpoint's": MIN_COSINE[precision],
+        least = {self.against: MIN_COSINE[precision],
                  "the same row's in another batch": min(MIN_BATCH_COSINE, MIN_COSINE[precision])}  # fmt: skip
         for figures, (against, allowed) in zip((parity, batched), least.items(), strict=True):
             if figures.min_cosine < allowed:
@@ -76,8 +78,14 @@ class Gate:
                     f"{name}: parity failed: row {figures.worst_row} has cosine {figures.min_cosine:.7f} with "
                     f"{against}, the least allowed for {precision} is {allowed}; no file was left"
                 )
+            if figures.max_length_error > MAX_LENGTH_ERROR[precision]:
+                raise ParityFailed(
+                    f"{name}: parity failed: a row's length differs by {figures.max_length_error:.1%} from {against}, "
+                    f"the most allowed for {precision} is {MAX_LENGTH_ERROR[precision]:.2%}; no file was left"
+                )
         return {
             **dataclasses.asdict(parity),
+            "against": self.against,
             "batches": [b - a for a, b in pairwise(bounds)],
             "batch_min_cosine": batched.min_cosine,
             "least_allowed": MIN_COSINE[precision],
@@ -94,8 +102,10 @@ def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
         if not root:
             raise UserError("no data set is named")
         split = read_dataset(dataset, root)
+        samples = (*split.query, *split.gallery)
+        if len(samples) < LEAST_VERIFICATION_CROPS:
+            raise UserError(f"{root} has {len(samples)} of them, at least {LEAST_VERIFICATION_CROPS} are needed")
     except UserError as error:
         raise UserError(f"no crops to verify on ({error}); give --verify-root DIR, or --no-verify") from error
-    samples = (*split.query, *split.gallery)
     chosen = [samples[index].path for index in evenly(len(samples), VERIFY_CROPS)]
     return load_crops(chosen, size.height, size.width)

@@ -79,7 +79,7 @@ class Quantizer:
         from tqdm import tqdm
 
         self.proto, self.target = proto, _TARGETS[target]
-        batches = iter(tqdm(images, desc="calibrating", unit="batch", leave=False))
+        batches = iter(tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None))
         reader = type("Batches", (), {"get_next": lambda self: next(({input: b} for b in batches), None)})()
         with tempfile.TemporaryDirectory() as folder, _quiet():
             source, augmented = Path(folder) / "model.onnx", str(Path(folder) / "augmented.onnx")
@@ -188,7 +188,9 @@ def _by_cost(quantizer: Quantizer, probes: npt.NDArray[Any]) -> list[str]:
         return 1 - parity.mean_cosine
 
     layers = quantizer.layers
-    left = {layer: error([layer]) for layer in tqdm(layers, desc="sensitivity", unit="layer", leave=False)}
+    left = {
+        layer: error([layer]) for layer in tqdm(layers, desc="sensitivity", unit="layer", leave=False, disable=None)
+    }
     return sorted(layers, key=lambda layer: left[layer])
 
 

@@ -21,6 +21,7 @@ from pmm.export.reference import checkpoint_gate, in_memory
 from pmm.files import sha256
 from pmm.manifest import Artifact, EmbeddingContract, InputContract, Manifest, drafted, read_manifest
 from pmm.onnx_file import embed_manifest
+from pmm.runs import located
 from pmm.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def export_onnx(
 
     digest = sha256(checkpoint)
     model, config = restore_model(load(checkpoint), checkpoint)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, root=located(config.data.root, checkpoint))
+    )
     # everything that can be refused is, before the work begins
     gate = checkpoint_gate(model, config, _embedding(model, recipe), verification)
     calibration = _calibration_crops(config, recipe) if recipe.precision == "int8" else None
@@ -99,8 +103,11 @@ def describe(artifact: Artifact) -> str:
         line += f"kept in fp32: {', '.join(kept)}; "
     if manifest.parity is None:
         return line + "parity NOT verified (--no-verify)"
-    rows, cosine, largest = (manifest.parity[key] for key in ("rows", "min_cosine", "max_abs"))
-    return line + f"parity with the checkpoint on {rows} crops: min cosine {cosine:.7f}, max difference {largest:.1e}"
+    rows, cosine, centred = (manifest.parity[key] for key in ("rows", "min_cosine", "centred_min_cosine"))
+    line += (
+        f"parity with the checkpoint on {rows} crops: min cosine {cosine:.7f} ({centred:.7f} without the mean row), "
+    )
+    return line + f"lengths within {manifest.parity['max_length_error']:.2%}"
 
 
 def _build(

@@ -17,6 +17,12 @@ OPSET = {"fp32": 20, "fp16": 20, "bf16": 22, "int8": 20}
 MIN_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
 """Least cosine of the worst row with the fp32 checkpoint's, for an export to get its name."""
 
+MAX_LENGTH_ERROR = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 0.1}
+"""Largest relative difference of a row's length: distances are Euclidean. About ten times a trained model's."""
+
+LEAST_CALIBRATION_CROPS = 32
+LEAST_VERIFICATION_CROPS = 16
+
 MIN_SHARE = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.99, "int8": 0.5}
 """Least share of the multiply-accumulates in the precision asked for; int8 may keep sensitive layers in fp32."""
 
@@ -43,8 +49,22 @@ class Recipe:
     """The mean of the embeddings of the crop and its mirror image; twice the work."""
 
     def __post_init__(self) -> None:
-        if self.calibration_images < 1:
-            raise UserError(f"--calibration-images is {self.calibration_images}; expected at least 1")
+        plain = Recipe.__dataclass_fields__
+        if self.precision != "int8":
+            for name in ("target", "calibration_root", "calibration_images"):
+                if getattr(self, name) != plain[name].default:
+                    flag = "--" + name.replace("_", "-")
+                    raise UserError(f"{flag} is for --precision int8 only, and the precision is {self.precision}")
+        if self.calibration_images < LEAST_CALIBRATION_CROPS:
+            raise UserError(
+                f"--calibration-images is {self.calibration_images}; at least {LEAST_CALIBRATION_CROPS} are needed"
+            )
+
+    @property
+    def suffix(self) -> str:
+        """For file names: -fp16, -int8-cpu, ...; nothing for fp32."""
+        target = "-cpu" if self.target == "cpu" else ""
+        return "" if self.precision == "fp32" else f"-{self.precision}{target}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +90,16 @@ class EngineOptions:
     opt_level: int | None = None
     """How hard the builder tries, 0 to 5 (default: the builder's own)."""
     timing_cache: Path | None = None
-    """File of measured kernel times, read if it is there and written after the build; makes later builds faster."""
+    """File (.cache) of measured kernel times, read if there and written after the build; makes later builds faster."""
     hardware_compatible: bool = False
-    """Let the engine run on other GPUs (Ampere and later) than the one it is built on, at some cost in speed."""
+    """Let a TensorRT engine run on other GPUs (Ampere and later) too, at some cost; TensorRT-RTX engines always do."""
 
     def __post_init__(self) -> None:
         _ = self.profile
-        if self.workspace is not None and self.workspace <= 0:
-            raise UserError(f"--workspace is {self.workspace}; expected GiB above 0")
+        if self.workspace is not None and not 0 < self.workspace < 1024:
+            raise UserError(f"--workspace is {self.workspace}; expected GiB, above 0")
+        if self.timing_cache is not None and self.timing_cache.suffix != ".cache":
+            raise UserError(f"--timing-cache is {self.timing_cache}; it is written to: give it a name ending in .cache")
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
             raise UserError(f"--opt-level is {self.opt_level}; expected 0 to 5")
 

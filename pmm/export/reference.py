@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from pmm.config import Config
 from pmm.data.crops import Preprocessing, preprocessing_of
 from pmm.data.readers import DEFAULT_LAYOUT
+from pmm.errors import UserError
 from pmm.export.emulate import emulated
 from pmm.export.gate import Embed, Gate, verification_crops
 from pmm.export.recipe import Verification
 from pmm.machine import nvidia_gpus
 from pmm.manifest import EmbeddingContract, InputContract
 from pmm.onnx_file import OnnxFile
+from pmm.runs import located
 from pmm.runtime.ort import open_session
 
 if TYPE_CHECKING:
@@ -47,8 +49,11 @@ def engine_gate(file: OnnxFile, checkpoint: Path | None, verification: Verificat
     None without a GPU, where no engine can be run, or if it is not to be verified.
 
     Raises:
-        UserError: there is a GPU to run the engine on, but no crops to verify it with.
+        UserError: there is a GPU to run the engine on, but no crops to verify it with, or `file` itself was never
+            verified.
     """
+    if verification.verify_root and not Path(verification.verify_root).is_dir():
+        raise UserError(f"--verify-root {verification.verify_root} is not a folder; expected the root of a data set")
     if verification.no_verify or not nvidia_gpus():
         return None
     manifest = file.manifest
@@ -56,11 +61,18 @@ def engine_gate(file: OnnxFile, checkpoint: Path | None, verification: Verificat
         from pmm.checkpoint import load, restore_model
 
         model, config = restore_model(load(checkpoint), checkpoint)
-        return checkpoint_gate(model, config, manifest.embedding, verification)
+        root = verification.verify_root or located(config.data.root, checkpoint)
+        return checkpoint_gate(model, config, manifest.embedding, Verification(verify_root=root))
+    if manifest.parity is None:
+        raise UserError(
+            f"{file.path}: its own embeddings were never verified against the checkpoint (or its manifest was not "
+            "copied along), so an engine cannot be verified against them; give the checkpoint, or --no-verify"
+        )
     crops = verification_crops(DEFAULT_LAYOUT, verification.verify_root, manifest.preprocessing)
     half = manifest.precision in ("fp16", "bf16")
     graph = emulated(file.proto) if half else file.proto
-    return Gate(crops, in_memory(graph, manifest.input, manifest.preprocessing, optimise=not half)(crops))
+    expected = in_memory(graph, manifest.input, manifest.preprocessing, optimise=not half)(crops)
+    return Gate(crops, expected, f"the verified ONNX file's ({file.sha256[:12]})")
 
 
 def in_memory(proto: onnx.ModelProto, contract: InputContract, size: Preprocessing, *, optimise: bool = True) -> Embed:

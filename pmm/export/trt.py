@@ -10,16 +10,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pmm import cli
 from pmm.errors import UserError
 from pmm.export.engine_precision import check_inspected, inspected_precisions, network_precision
 from pmm.export.gate import Gate
 from pmm.export.precision import Found
 from pmm.export.recipe import EngineOptions
-from pmm.files import write_file
+from pmm.files import output_file, write_file
 from pmm.machine import driver_version, nvidia_gpus
 from pmm.manifest import Artifact, EngineContract, Manifest, drafted, manifest_path
 from pmm.onnx_file import OnnxFile
@@ -129,38 +130,49 @@ def _build(trt: Any, flavor: str, file: OnnxFile, options: EngineOptions) -> _Bu
     found = network_precision(trt, network)
 
     config = builder.create_builder_config()
-    flags = list(_set_profile(builder, network, config, options, f"{file.path}: {name}"))
+    profile = _set_profile(builder, network, config, options, f"{file.path}: {name}")
     # TF32 is on by default in TensorRT; an fp32 engine must be fp32
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector; costs nothing at run time
     if options.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
-        flags.append(f"workspace {options.workspace} GiB")
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, max(1, int(options.workspace * 2**30)))
     if options.opt_level is not None:
         config.builder_optimization_level = options.opt_level
-        flags.append(f"optimization level {options.opt_level}")
     if options.hardware_compatible and flavor == "tensorrt":
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-        flags.append("hardware compatible: AMPERE_PLUS")
-    with _timing_cache(config, options.timing_cache, name), _progress(trt, config):
-        engine = builder.build_serialized_network(network, config)
+    with _timing_cache(config, options.timing_cache, name), cli.deferred_interrupt() as release:
+        with _progress(trt, config, release):
+            engine = builder.build_serialized_network(network, config)
+        release()
         if engine is None:
             raise UserError(f"{file.path}: {name} built no engine ({logger.last or 'no reason given'})")
-    return _Built(bytes(engine), found, ("no TF32", *flags))
+    return _Built(bytes(engine), found, (*profile, *_flags(trt, config)))
 
 
-def _set_profile(builder: Any, network: Any, config: Any, options: EngineOptions, name: str) -> Iterator[str]:
-    """One optimisation profile over the batch for every input. Raises UserError for other dynamic dimensions."""
-    profile, batch = builder.create_optimization_profile(), options.profile
+def _flags(trt: Any, config: Any) -> Iterator[str]:
+    """What shapes the build, read back from the configuration."""
+    yield f"TF32 {'on' if config.get_flag(trt.BuilderFlag.TF32) else 'off'}"
+    yield f"workspace {config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) / 2**30:.3g} GiB"
+    yield f"optimization level {config.builder_optimization_level}"
+    yield f"hardware compatibility {str(config.hardware_compatibility_level).rpartition('.')[2]}"
+
+
+def _set_profile(builder: Any, network: Any, config: Any, options: EngineOptions, name: str) -> list[str]:
+    """One optimisation profile over the batch for every input, and how it reads back.
+
+    Raises UserError for other dynamic dimensions.
+    """
+    profile, batch, set_to = builder.create_optimization_profile(), options.profile, []
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         image = tuple(tensor.shape)[1:]
         if not tensor.shape or tensor.shape[0] != -1 or min(image, default=1) < 1:
             raise UserError(f"{name}: input {tensor.name} is {tuple(tensor.shape)}; only the batch may be dynamic")
         profile.set_shape(tensor.name, *[(size, *image) for size in (batch.least, batch.best, batch.most)])
-        yield f"{tensor.name}: batch {batch.least} {batch.best} {batch.most}"
+        set_to.append(f"{tensor.name}: batch {' '.join(str(shape[0]) for shape in profile.get_shape(tensor.name))}")
     if config.add_optimization_profile(profile) < 0:
         raise UserError(f"{name} refuses the batch profile {batch.least} {batch.best} {batch.most}")
+    return set_to
 
 
 @contextlib.contextmanager
@@ -169,6 +181,7 @@ def _timing_cache(config: Any, path: Path | None, name: str) -> Iterator[None]:
     if path is None:
         yield
         return
+    output_file(path)  # before minutes of building
     cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
         raise UserError(f"{path}: not a timing cache of {name} on this GPU; remove it or give another --timing-cache")
@@ -179,11 +192,15 @@ def _timing_cache(config: Any, path: Path | None, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(trt: Any, config: Any) -> Iterator[None]:
-    """A progress bar over the phases of the build: it may take many minutes."""
+def _progress(trt: Any, config: Any, release: Callable[[], None]) -> Iterator[None]:
+    """A progress bar over the phases of the build, which may take many minutes, and a way out: Ctrl-C ends it.
+
+    An exception does not get through the library, so `release`, which raises a Ctrl-C that was held back, is only
+    asked here; the caller calls it again.
+    """
     from tqdm import tqdm
 
-    with tqdm(desc="building the engine", unit="step", leave=False) as bar:
+    with tqdm(desc="building the engine", unit="step", leave=False, disable=None) as bar:
 
         class Monitor(trt.IProgressMonitor):
             def __init__(self) -> None:
@@ -198,6 +215,10 @@ def _progress(trt: Any, config: Any) -> Iterator[None]:
 
             def step_complete(self, phase_name: str, step: int) -> bool:
                 bar.update()
+                try:
+                    release()
+                except KeyboardInterrupt:
+                    return False
                 return True
 
         monitor = Monitor()
@@ -212,7 +233,7 @@ def _prove(path: Path, manifest: Manifest, gate: Gate | None, name: str) -> Mani
     with TrtRunner(path, warn=False) as runner:
         check_inspected(inspected_precisions(runner.inspect()), manifest.precision, name)
         assert manifest.engine is not None
-        engine = dataclasses.replace(manifest.engine, precision_read_from="engine inspector")
+        engine = dataclasses.replace(manifest.engine, precision_read_from="parsed network and engine inspector")
         parity = gate.check(runner, manifest.precision, name, runner.info.provider) if gate else None
     return dataclasses.replace(manifest, engine=engine, parity=parity)
 

@@ -25,6 +25,10 @@ class NumericParity:
     """1st percentile over rows."""
     median_cosine: float
     mean_cosine: float
+    centred_min_cosine: float
+    """Of the worst row, without the reference's mean row: what is left where all embeddings are almost alike."""
+    max_length_error: float
+    """Largest relative difference of a row's length, which a cosine does not see and a Euclidean ranking does."""
     max_abs: float
     """Largest absolute difference of any number."""
 
@@ -45,9 +49,9 @@ def numeric_parity(reference: Floats, candidate: Floats) -> NumericParity:
             raise UserError(
                 f"parity: {len(bad)} of {len(rows)} {name} embeddings hold NaN or Inf, the first is row {bad[0]}"
             )
-    norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(candidate, axis=1)
-    equal = (reference == candidate).all(1)
-    cosine = np.where(equal, 1.0, (reference * candidate).sum(1) / np.where(norms > 0, norms, 1))
+    cosine, mean = _cosine(reference, candidate), reference.mean(0)
+    lengths = np.linalg.norm(reference, axis=1)
+    length_error = np.abs(np.linalg.norm(candidate, axis=1) - lengths) / np.where(lengths > 0, lengths, 1)
     return NumericParity(
         rows=len(cosine),
         min_cosine=float(cosine.min()),
@@ -55,5 +59,14 @@ def numeric_parity(reference: Floats, candidate: Floats) -> NumericParity:
         p1_cosine=float(np.percentile(cosine, 1)),
         median_cosine=float(np.median(cosine)),
         mean_cosine=float(cosine.mean()),
+        centred_min_cosine=float(_cosine(reference - mean, candidate - mean).min()),
+        max_length_error=float(length_error.max()),
         max_abs=float(np.abs(reference - candidate).max()),
     )
+
+
+def _cosine(reference: Floats, candidate: Floats) -> npt.NDArray[np.float64]:
+    """Row by row; equal rows have 1, also if they are zero."""
+    norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(candidate, axis=1)
+    equal = (reference == candidate).all(1)
+    return np.where(equal, 1.0, (reference * candidate).sum(1) / np.where(norms > 0, norms, 1))

@@ -77,12 +77,12 @@ class Runner(ABC):
             )
 
 
-def open_runner(artifact: str | Path, device: str = "cpu", threads: int = 0) -> Runner:
+def open_runner(artifact: str | Path, device: str = "auto", threads: int = 0) -> Runner:
     """Open a checkpoint (.pth, torch), an exported ONNX file (.onnx, ONNX Runtime) or an engine (.plan, TensorRT).
 
     Args:
         artifact: the file.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", or "auto": the GPU where there is one that the backend can use.
         threads: CPU threads of the backend (0: its default).
 
     Raises:
@@ -109,5 +109,9 @@ def open_runner(artifact: str | Path, device: str = "cpu", threads: int = 0) -> 
 
 def warn_if_unverified(path: Path, manifest: Manifest) -> None:
     """One line on stderr (logger "pmm") for an artifact whose embeddings were never compared with the checkpoint's."""
-    if manifest.parity is None:
+    if not manifest.sha256:
+        logging.getLogger("pmm").warning(
+            "%s: no manifest beside it, only the copy inside: whether it was changed or verified cannot be told", path
+        )
+    elif manifest.parity is None:
         logging.getLogger("pmm").warning("%s: its embeddings were never verified against the checkpoint", path)

@@ -48,6 +48,27 @@ def test_a_batch_size_that_goes_wrong(size):
         Gate.of(exact, CROPS, PLAIN).check(wrong, "fp16", "x", "")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("factor", [10.0, 0.85, 1.2])
+def test_lengths_count_as_distances_are_euclidean(precision, factor):
+    gate = Gate.of(exact, CROPS, PLAIN)
+    with pytest.raises(ParityFailed, match="a row's length differs by"):
+        gate.check(lambda images: exact(images) * np.float32(factor), precision, "x", "")
+    some = lambda images: exact(images) * np.where(exact(images)[:, :1] > 128, np.float32(factor), 1)  # noqa: E731
+    with pytest.raises(ParityFailed, match="a row's length differs by"):
+        gate.check(some, precision, "x", "")
+
+
+def test_what_a_row_is_without_the_mean_is_told():
+    offset = np.float32(10_000)  # all rows nearly alike, as a random network's
+    noise = np.random.default_rng(2).normal(size=12).astype(np.float32) * 60
+    figures = Gate.of(lambda images: exact(images) + offset, CROPS, PLAIN).check(
+        lambda images: exact(images) + offset + noise * np.sign(exact(images)[:, :1] - 128), "bf16", "x", ""
+    )
+    assert figures["min_cosine"] > 0.9999
+    assert figures["centred_min_cosine"] < 0.98
+
+
 def test_every_precision_has_its_own_least_cosine():
     gate = Gate.of(exact, CROPS, PLAIN)
     noise = np.random.default_rng(1).normal(size=(256, 12)) * 2

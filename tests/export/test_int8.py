@@ -49,6 +49,19 @@ def test_crops_that_a_model_is_judged_by_are_refused(people, tmp_path, name):
     link.symlink_to(folder)
     with pytest.raises(UserError, match="lies in"):
         calibration_files(link, "synthetic", 64)
+    links = tmp_path / "links"
+    links.mkdir()
+    for file in folder.iterdir():
+        (links / file.name).symlink_to(file)
+    with pytest.raises(UserError, match="lies in"):
+        calibration_files(links, "synthetic", 64)
+
+
+def test_a_stray_picture_does_not_hide_a_data_set(people, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(people, root)
+    shutil.copy(next((people / "query").iterdir()), root / "cover.jpg")
+    assert {path.parent.name for path in calibration_files(root, "synthetic", 64)} == {"bounding_box_train"}
 
 
 def test_too_few_crops_or_none(people, trained, tmp_path):
@@ -60,7 +73,10 @@ def test_too_few_crops_or_none(people, trained, tmp_path):
     assert_one_line_error(done, "holds 3 crops to calibrate on; at least 32 are needed")
     assert_one_line_error(run_here(*command, "--calibration-root", tmp_path / "none"), "none is not a folder")
     assert_one_line_error(run_here(*command, "--calibration-root", tmp_path), "has not the layout of")
-    assert_one_line_error(run_here(*command, "--calibration-images", "0"), "--calibration-images is 0")
+    assert_one_line_error(run_here(*command, "--calibration-images", "3"), "--calibration-images is 3; at least 32")
+    command = ("export/to_onnx.py", trained, "-o", tmp_path / "m.onnx")
+    for flag, value in (("--target", "cpu"), ("--calibration-root", people), ("--calibration-images", "64")):
+        assert_one_line_error(run_here(*command, flag, value), f"{flag} is for --precision int8 only")
     assert {path.name for path in tmp_path.iterdir()} == {"crops"}
 
 
@@ -121,7 +137,7 @@ def test_a_quantised_file_is_used_again_only_for_the_same_calibration(trained, p
     given = Recipe(precision="int8", calibration_images=40, calibration_root=str(people))
     cpu = Recipe(precision="int8", calibration_images=40, target="cpu")
     fewer = Recipe(precision="int8", calibration_images=36)
-    for recipe in (mine, mine, given, given, mine, cpu, fewer, Recipe(), Recipe()):
+    for recipe in (mine, mine, given, given, mine, cpu, fewer, Recipe(), Recipe()):  # in this order
         module.verified_onnx(trained, out, recipe)
     assert made == [mine, given, given, mine, cpu, fewer, Recipe()]
 

@@ -141,7 +141,9 @@ def test_the_checkpoint_is_never_the_output(trained, tmp_path):
     checkpoint.write_bytes(trained.read_bytes())
     for script in ("export/to_onnx.py", "export/to_trt.py"):
         assert_one_line_error(run_here(script, checkpoint, "-o", checkpoint), "is the file to read; give another name")
-    assert_one_line_error(run_here("export/to_trt.py", checkpoint, "-o", tmp_path / "m.onnx"), "m.onnx is the file")
+    assert_one_line_error(
+        run_here("export/to_trt.py", checkpoint, "-o", tmp_path / "m.onnx"), "ends in .plan or .engine"
+    )
     command = ("-m", "pmm.evaluate", checkpoint, "--dataset", "synthetic", "--root", tmp_path, "--json", checkpoint)
     assert_one_line_error(run_here(*command), "is the file to read; give another name")
     assert checkpoint.read_bytes() == trained.read_bytes()

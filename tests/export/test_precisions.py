@@ -168,6 +168,35 @@ def test_an_overflow_that_onnx_runtime_hides_is_seen(model, crops):
     assert not np.isfinite(in_memory(emulated(proto), contract, model[1], optimise=False)(crops[:2])).all()
 
 
+def test_an_export_that_overflows_is_refused_though_onnx_runtime_would_not_see_it(trained, tmp_path, monkeypatch):
+    from pmm.export import onnx as module
+
+    original = module._build
+
+    def overflowing(*args):
+        proto, quantization = original(*args)
+        overwritten(proto, "trunk.conv1.bias", 60000)
+        return proto, quantization
+
+    monkeypatch.setattr(module, "_build", overflowing)
+    real = module.OrtRunner
+    checked = []
+
+    class Hiding(real):
+        """ONNX Runtime's own run, whose parity is let through: what is left is the stricter judgement."""
+
+        def __call__(self, images):
+            checked.append(len(images))
+            with open_runner(trained) as runner:
+                return runner(images)
+
+    monkeypatch.setattr(module, "OrtRunner", Hiding)
+    with pytest.raises(UserError, match="NaN or Inf"), np.errstate(all="ignore"):
+        export_onnx(trained, tmp_path / "model.onnx", Recipe(precision="fp16"))
+    assert checked
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_tail_in_fp32_neither_overflows_nor_divides_by_zero(model, crops):
     """Embeddings of length above 256, whose squares fp16 cannot hold, and of length 0."""
     _, proto, _ = build(model, "fp16", normalised=True, flip=True)

@@ -91,7 +91,7 @@ def make_engine(path: Path, content=b"engine", flavor="tensorrt", batch=(1, 4, 1
         hardware_compatible=False,
         driver="13.0",
         flags=(),
-        precision_read_from="engine inspector",
+        precision_read_from="parsed network and engine inspector",
         key="k",
     )
     path.write_bytes(content)

@@ -1,7 +1,10 @@
 """Engines: built for real by TensorRT-RTX, which needs no GPU; the same code through the names of other versions."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from pmm.machine import Gpu
 from pmm.manifest import manifest_path, read_manifest
 from pmm.onnx_file import read_onnx
 from tests.conftest import assert_one_line_error, run_here, run_without_torch
-from tests.export.narrow import LISTS, narrow
+from tests.export.narrow import LISTS, Narrow, narrow
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
 
@@ -48,8 +51,8 @@ def test_the_engine_is_built_and_its_manifest_written(trained, tmp_path):
     assert dataclasses.astuple(contract.batch) == (1, 4, 16)
     assert contract.onnx_sha256 == sha256(tmp_path / "model.onnx")
     assert contract.flavor in ("rtx", "tensorrt")
-    assert contract.precision_read_from in ("parsed network", "engine inspector")
-    assert "no TF32" in contract.flags
+    assert contract.precision_read_from.startswith("parsed network")
+    assert {"TF32 off", "images: batch 1 4 16"} <= set(contract.flags)
     assert manifest.checkpoint_sha256 == sha256(trained)
     assert "fp32 (100.00% of the multiplications" in done.stdout
     if not contract.gpu:
@@ -91,7 +94,7 @@ def test_the_builder_uses_no_name_that_a_version_lacks(exported, version, tmp_pa
     seen = narrow(rtx, version)
     monkeypatch.setattr(module, "load_flavor", lambda flavor: seen)
     monkeypatch.setattr(module, "choose_flavor", lambda flavor, file: ("tensorrt", seen))
-    options = EngineOptions(workspace=0.5, opt_level=2, timing_cache=tmp_path / "cache")
+    options = EngineOptions(workspace=0.5, opt_level=2, timing_cache=tmp_path / "times.cache")
     for precision in ("fp32", "int8"):
         engine = build_engine(read_onnx(exported[precision]), tmp_path / f"{precision}.plan", options)
         assert engine.manifest.precision_found == precision
@@ -115,11 +118,13 @@ def test_options_are_in_the_manifest_and_in_the_key(exported, tmp_path):
     plain = build_engine(file, plan, EngineOptions(flavor="rtx")).manifest.engine
     again = build_engine(file, plan, EngineOptions(flavor="rtx")).manifest.engine
     assert plain.key == again.key
-    options = EngineOptions(flavor="rtx", batch=(1, 2, 4), workspace=1.5, opt_level=1, timing_cache=tmp_path / "cache")
+    options = EngineOptions(
+        flavor="rtx", batch=(1, 2, 4), workspace=1.5, opt_level=1, timing_cache=tmp_path / "times.cache"
+    )
     other = build_engine(file, plan, options).manifest.engine
     assert other.key != plain.key
-    assert {"workspace 1.5 GiB", "optimization level 1"} <= set(other.flags)
-    assert (tmp_path / "cache").stat().st_size > 0
+    assert {"workspace 1.5 GiB", "optimization level 1", "images: batch 1 2 4"} <= set(other.flags)
+    assert (tmp_path / "times.cache").stat().st_size > 0
     build_engine(file, plan, options)  # and the cache is taken up
 
 
@@ -144,10 +149,10 @@ class Caching:
 
 
 def test_a_timing_cache_of_another_builder_is_refused_and_left_alone(tmp_path):
-    cache = tmp_path / "cache"
+    cache = tmp_path / "times.cache"
     cache.write_bytes(b"of another GPU")
     refused = module._timing_cache(Caching(False), cache, "x")
-    with pytest.raises(UserError, match="cache: not a timing cache of x on this GPU; remove it"), refused:
+    with pytest.raises(UserError, match=r"times\.cache: not a timing cache of x on this GPU; remove it"), refused:
         pytest.fail("it was built with a cache that was refused")
     assert cache.read_bytes() == b"of another GPU"
     config = Caching(True)
@@ -162,7 +167,17 @@ def test_a_timing_cache_of_another_builder_is_refused_and_left_alone(tmp_path):
         (("--batch", "0", "1", "2"), "batch profile 0 1 2: expected 1 <= least <= best <= most"),
         (("--batch", "4", "2", "8"), "batch profile 4 2 8"),
         (("--batch", "1", "9", "8"), "batch profile 1 9 8"),
-        (("--workspace", "0"), "--workspace is 0.0; expected GiB above 0"),
+        (("--workspace", "0"), "--workspace is 0.0; expected GiB, above 0"),
+        (("--workspace", "nan"), "--workspace is nan"),
+        (("--workspace", "inf"), "--workspace is inf"),
+        (("--batch", "1", "8", "99999"), "batch profile 1 8 99999: expected 1 <= least <= best <= most (<= 4096)"),
+        (
+            ("--timing-cache", "best.pth"),
+            "--timing-cache is best.pth; it is written to: give it a name ending in .cache",
+        ),
+        (("--target", "cpu", "--precision", "int8"), "--target cpu is for ONNX Runtime"),
+        (("--target", "cpu"), "--target is for --precision int8 only, and the precision is fp32"),
+        (("--no-manifest",), "--no-manifest is for ONNX files that are not ours"),
         (("--opt-level", "6"), "--opt-level is 6; expected 0 to 5"),
         (("--precision", "fp8"), "fp8"),
         (("--flavor", "trt"), "trt"),
@@ -261,6 +276,84 @@ def test_a_root_to_verify_on_is_not_answered_with_an_older_verification(trained,
     assert not (tmp_path / "model.plan").exists()
 
 
+def test_the_builder_is_told_what_the_manifest_says(exported, tmp_path, monkeypatch):
+    """What is set is seen on the configuration itself, also what TensorRT-RTX, which builds here, makes nothing of."""
+    seen, told = {}, {}
+    original, names = module._flags, narrow(rtx, "tensorrt-11.4.0.106")
+    plain = Narrow.__setattr__
+    monkeypatch.setattr(Narrow, "__setattr__", lambda self, *pair: (told.update([pair]), plain(self, *pair))[1])
+
+    def spy(trt, config):
+        seen.update(
+            tf32=config.get_flag(rtx.BuilderFlag.TF32),
+            workspace=config.get_memory_pool_limit(rtx.MemoryPoolType.WORKSPACE),
+            level=config.builder_optimization_level,
+            verbosity=config.profiling_verbosity,
+        )
+        return original(trt, config)
+
+    monkeypatch.setattr(module, "_flags", spy)
+    monkeypatch.setattr(module, "choose_flavor", lambda flavor, file: ("tensorrt", names))
+    options = EngineOptions(workspace=0.25, opt_level=4, hardware_compatible=True, batch=(2, 3, 5))
+    engine = build_engine(read_onnx(exported["fp32"]), tmp_path / "m.plan", options).manifest.engine
+    assert seen == {
+        "tf32": False,
+        "workspace": 2**28,
+        "level": 4,
+        "verbosity": rtx.ProfilingVerbosity.DETAILED,
+    }
+    assert told["hardware_compatibility_level"] == rtx.HardwareCompatibilityLevel.AMPERE_PLUS
+    said = {"TF32 off", "workspace 0.25 GiB", "optimization level 4", "images: batch 2 3 5"}
+    assert {flag for flag in engine.flags if not flag.startswith("hardware")} == said
+
+
+def test_ctrl_c_ends_a_build(exported, tmp_path, monkeypatch):
+    """As a real interrupt: a signal in the middle of the build, and no engine."""
+    real = module._progress
+
+    @contextlib.contextmanager
+    def interrupted(trt, config, release):
+        with real(trt, config, release):
+            step = config.progress_monitor.step_complete
+
+            def then_interrupt(phase_name, number):
+                os.kill(os.getpid(), signal.SIGINT)
+                return step(phase_name, number)
+
+            config.progress_monitor.step_complete = then_interrupt
+            yield
+
+    monkeypatch.setattr(module, "_progress", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = run_here("export/to_trt.py", exported["fp32"], "-o", tmp_path / "m.plan", "--flavor", "rtx")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done.returncode == 130, done.stderr
+    assert "interrupted" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_hands_the_checkpoint_to_the_gate(exported, trained, people, tmp_path, monkeypatch):
+    """The script's own wiring: what the engine is judged by."""
+    from pmm.export import reference
+
+    asked, given = [], []
+    monkeypatch.setattr(reference, "engine_gate", lambda *args: asked.append(args) or "the gate")
+    original = module.build_engine
+
+    def build(file, out, options, *, gate):
+        given.append(gate)
+        return original(file, out, options)
+
+    monkeypatch.setattr(module, "build_engine", build)
+    run_here("export/to_trt.py", trained, "-o", tmp_path / "a.plan")
+    run_here("export/to_trt.py", exported["fp16"], "-o", tmp_path / "b.plan", "--verify-root", people)
+    assert given == ["the gate", "the gate"]
+    assert [(file.path.name, checkpoint) for file, checkpoint, _ in asked] == [("a.onnx", trained), ("fp16.onnx", None)]
+    assert asked[1][2] == Verification(verify_root=str(people))
+
+
 class Engine:
     """Stands for a runner: this machine may have no GPU to run the engine on."""
 
@@ -298,7 +391,7 @@ def test_where_there_is_a_gpu_the_engine_itself_is_inspected_and_judged(exported
     right = crops.reshape(8, -1)[:, :384].astype(np.float32)
     options = EngineOptions(flavor="rtx")
     artifact = build_engine(file, plan, options, gate=Gate(crops, right))
-    assert artifact.manifest.engine.precision_read_from == "engine inspector"
+    assert artifact.manifest.engine.precision_read_from == "parsed network and engine inspector"
     assert artifact.manifest.parity["ran_on"] == "a runtime"
     assert artifact.manifest.engine.gpu == "a GPU"
     assert "parity on 8 crops: min cosine 1.0000000" in describe_engine(artifact)
@@ -318,11 +411,17 @@ def test_where_there_is_a_gpu_an_engine_needs_crops_to_be_judged_by(exported, pe
 
     monkeypatch.setattr(reference, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     file = read_onnx(exported["bf16"])
+    with pytest.raises(UserError, match="its own embeddings were never verified against the checkpoint"):
+        reference.engine_gate(file, None, Verification(verify_root=str(people)))
+    file = dataclasses.replace(file, found=dataclasses.replace(file.manifest, parity={"rows": 64}))
     with pytest.raises(UserError, match="no crops to verify on"):
         reference.engine_gate(file, None, Verification())
+    with pytest.raises(UserError, match="--verify-root /nonexistent is not a folder"):
+        reference.engine_gate(file, None, Verification(verify_root="/nonexistent"))
     assert reference.engine_gate(file, None, Verification(no_verify=True)) is None
     gate = reference.engine_gate(file, None, Verification(verify_root=str(people)))
     assert gate.expected.shape == (64, 384)
+    assert gate.against == f"the verified ONNX file's ({file.sha256[:12]})"
 
 
 def test_the_reference_of_an_engine_from_a_checkpoint_is_the_checkpoint(exported, trained, people, monkeypatch):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import re
@@ -145,8 +146,31 @@ def test_a_manifest_of_another_size_is_refused(artifact, tmp_path):
     text = json.loads(artifact.path.with_name("model.onnx.json").read_text())
     text["preprocessing"]["height"] = 256
     (tmp_path / "model.onnx.json").write_text(json.dumps(text))
-    with pytest.raises(UserError, match=r"its manifest promises \{'images': \[256, 64, 3\], 'embeddings': \[384\]\}"):
+    with pytest.raises(UserError, match=r"the manifest beside it says preprocessing .*height=256.* was changed"):
         open_runner(tmp_path / "model.onnx")
+    taller = dataclasses.replace(artifact.manifest.preprocessing, height=256)
+    with open_runner(artifact.path) as runner, pytest.raises(UserError, match=r"x: takes and gives .*promises"):
+        ort._check_interface(runner.session, dataclasses.replace(artifact.manifest, preprocessing=taller), "x")
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [("input", "colour", "bgr"), ("embedding", "metric", "cosine")])
+def test_a_manifest_that_was_edited_is_found_out(artifact, tmp_path, name, key, value):
+    shutil.copy(artifact.path, tmp_path / "model.onnx")
+    text = json.loads(artifact.path.with_name("model.onnx.json").read_text())
+    text[name][key] = value
+    (tmp_path / "model.onnx.json").write_text(json.dumps(text))
+    with pytest.raises(UserError, match=f"the manifest beside it says {name} .*the manifest was changed"):
+        open_runner(tmp_path / "model.onnx")
+
+
+def test_a_link_to_a_file_has_its_manifest_and_a_bare_copy_says_what_it_lacks(artifact, tmp_path, caplog):
+    (tmp_path / "current.onnx").symlink_to(artifact.path)
+    shutil.copy(artifact.path, tmp_path / "copy.onnx")
+    with caplog.at_level(logging.WARNING, "pmm"):
+        assert open_runner(tmp_path / "current.onnx").manifest == artifact.manifest
+        assert "current.onnx" not in caplog.text
+        open_runner(tmp_path / "copy.onnx")
+    assert "copy.onnx: no manifest beside it, only the copy inside" in caplog.text
 
 
 def test_cuda_is_used_or_refused_but_never_quietly_replaced(artifact, monkeypatch):
@@ -243,6 +267,6 @@ def test_an_engine_on_a_gpu(trained, crops, people, tmp_path, flavor, precision)
     file = read_onnx(export_onnx(trained, tmp_path / "model.onnx", Recipe(precision=precision)).path)
     gate = engine_gate(file, trained, Verification())
     engine = build_engine(file, tmp_path / "model.plan", EngineOptions(flavor=flavor), gate=gate)
-    assert engine.manifest.engine.precision_read_from == "engine inspector"
+    assert engine.manifest.engine.precision_read_from == "parsed network and engine inspector"
     with open_runner(trained) as reference, open_runner(engine.path, "cuda") as runner:
         assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE[precision]

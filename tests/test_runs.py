@@ -1,0 +1,16 @@
+from pmm.runs import located
+
+
+def test_a_relative_root_is_found_from_the_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "work" / "runs" / "demo" / "data").mkdir(parents=True)
+    checkpoint = tmp_path / "work" / "runs" / "demo" / "best.pth"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert located("runs/demo/data", checkpoint) == str(tmp_path / "work" / "runs" / "demo" / "data")
+    assert located("runs/other", checkpoint) == "runs/other"
+    assert located("", checkpoint) == ""
+    assert located(str(tmp_path / "none"), checkpoint) == str(tmp_path / "none")
+    # what is there, seen from here, is meant
+    (elsewhere / "runs" / "demo" / "data").mkdir(parents=True)
+    assert located("runs/demo/data", checkpoint) == "runs/demo/data"
