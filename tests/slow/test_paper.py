@@ -109,7 +109,8 @@ def test_the_graph_of_paper(untrained, tmp_path):
 def test_paper_in_every_precision(untrained, crops, expected, precision, least, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
     checkpoint_file, root = untrained
-    recipe = Recipe(precision=precision, calibration_root=str(root), calibration_images=64)
+    calibration = {"calibration_root": str(root), "calibration_images": 64} if precision == "int8" else {}
+    recipe = Recipe(precision=precision, **calibration)
     artifact = export_onnx(checkpoint_file, tmp_path / "paper.onnx", recipe, Verification(verify_root=str(root)))
     manifest, file = artifact.manifest, read_onnx(artifact.path)
     half = precision in ("fp16", "bf16")
