@@ -9,12 +9,11 @@ import ctypes
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pmm
-from pmm.machine import driver_version, nvidia_gpus, usable_cores
+from pmm.machine import clashing_wheels, driver_version, installed_version, nvidia_gpus, usable_cores
 
 LIBRARIES = (
     "torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
@@ -39,20 +38,14 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
         "driver_cuda": driver_version(),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "versions": {name: version for name in LIBRARIES if (version := installed_version(name))},
         "problems": problems(),
     }
 
 
 def problems() -> list[str]:
     """What is known to break on this machine."""
-    found = []
-    if _version("onnxruntime") and _version("onnxruntime-gpu"):
-        found.append(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-            "pip uninstall both, then install one"
-        )
-    return found
+    return [found] if (found := clashing_wheels()) else []
 
 
 def nvidia_driver() -> str:
@@ -78,13 +71,6 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from functools import cache
+from importlib import metadata
 from typing import Any, NamedTuple
 
 
@@ -56,6 +57,24 @@ def cuda_library() -> Any:
         return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return None
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed package; None if it is not there."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def clashing_wheels() -> str:
+    """What is wrong with the packages of ONNX Runtime, and what to do; empty if nothing is."""
+    if all(installed_version(name) for name in ("onnxruntime", "onnxruntime-gpu")):
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "pip uninstall both, then install one"
+        )
+    return ""
 
 
 def usable_cores() -> int:

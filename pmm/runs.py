@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from pmm.config import Config, fast_mode
@@ -16,6 +17,12 @@ def newest_run(name: str = "best.pth") -> Path:
     if not found:
         raise UserError(f"no {name} under {RUNS}/; train first (python -m pmm.train), or give a file")
     return found[-1]
+
+
+def with_located_data(config: Config, checkpoint: Path) -> Config:
+    """`config` of `checkpoint`, its data folder as `located` finds it."""
+    root = located(config.data.root, checkpoint)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
 
 
 def located(root: str, checkpoint: Path) -> str:

@@ -73,12 +73,12 @@ def run_python(*args: str | Path, cwd: Path | None = None, **env: str) -> subpro
 def run_without_torch(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`python SCRIPT ARGS`, or `-m MODULE ARGS`, where torch cannot be imported."""
     words = list(map(str, args))
-    run = f"runpy.run_module({words[1]!r}, " if words[0] == "-m" else f"runpy.run_path({words[0]!r}, "
+    run = f"runpy.run_module({words[1]!r}, alter_sys=True, " if words[0] == "-m" else f"runpy.run_path({words[0]!r}, "
     script = (
         "import runpy, sys\n"
         "class NoTorch:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] == 'torch':\n"
+        "        if name.split('.')[0] in ('torch', 'torchvision'):\n"
         "            raise ImportError('no torch here')\n"
         "sys.meta_path.insert(0, NoTorch())\n"
         "sys.path.insert(0, '')\n"

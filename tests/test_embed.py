@@ -21,7 +21,7 @@ from pmm.files import sha256
 from pmm.index import Index
 from pmm.runtime.base import open_runner
 from pmm.runtime.ort import OrtRunner
-from tests.conftest import assert_one_line_error, run_here, run_python
+from tests.conftest import assert_one_line_error, run_here, run_without_torch
 
 
 @pytest.fixture(scope="module")
@@ -74,24 +74,14 @@ def test_the_same_folder_gives_the_same_bytes(artifact, crops, tmp_path):
 
 
 def test_no_torch_is_needed(artifact, crops, tmp_path):
-    script = (
-        "import sys\n"
-        "class NoTorch:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name.split('.')[0] in ('torch', 'torchvision'): raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, NoTorch())\n"
-        "from pmm import cli, embed, search, info\n"
-        "command = {'embed': embed, 'search': search, 'info': info}[sys.argv.pop(1)]\n"
-        "cli.run(command.main, prog=command.PROG)\n"
-    )
     out, query = tmp_path / "out.npz", sorted(crops.glob("*.jpg"))[3]
-    done = run_python("-c", script, "embed", artifact, crops, "-o", out)
+    done = run_without_torch("-m", "pmm.embed", artifact, crops, "-o", out)
     assert done.returncode == 0, done.stderr
-    done = run_python("-c", script, "search", out, "--query", query, "--artifact", artifact, "--top", "2",
-                      "--picture", tmp_path / "a.png")  # fmt: skip
+    done = run_without_torch("-m", "pmm.search", out, "--query", query, "--artifact", artifact, "--top", "2",
+                             "--picture", tmp_path / "a.png")  # fmt: skip
     assert done.stdout.split()[:3] == ["1", "0.0000", query.name], done.stderr
     for file in (artifact, out):
-        done = run_python("-c", script, "info", file)
+        done = run_without_torch("-m", "pmm.info", file)
         assert done.returncode == 0, done.stderr
         assert "versions.torch " in done.stdout
 

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 import pmm
-from pmm import environment, info
+from pmm import environment, info, machine
 from pmm.export.onnx import export_onnx
 from pmm.files import sha256
 from pmm.manifest import BatchProfile, EngineContract, manifest_path, read_manifest
@@ -43,14 +43,14 @@ def values(text, part="file"):
 def test_the_machine_alone():
     facts = ask()
     assert list(facts) == ["environment"]
-    machine = facts["environment"]
-    assert machine["pmm"] == pmm.__version__
-    assert machine["python"] == platform.python_version()
-    assert machine["versions"]["numpy"] == np.__version__
-    assert machine["versions"]["torch"] == metadata.version("torch")
-    assert machine["cores"] == len(os.sched_getaffinity(0))
-    assert len(machine["gpus"]) == len(machine["compute_capabilities"])
-    assert machine["commit"]
+    here = facts["environment"]
+    assert here["pmm"] == pmm.__version__
+    assert here["python"] == platform.python_version()
+    assert here["versions"]["numpy"] == np.__version__
+    assert here["versions"]["torch"] == metadata.version("torch")
+    assert here["cores"] == len(os.sched_getaffinity(0))
+    assert len(here["gpus"]) == len(here["compute_capabilities"])
+    assert here["commit"]
     done = run_here("-m", "pmm.info")
     lines = done.stdout.splitlines()
     assert lines[0] == "environment:"
@@ -200,9 +200,9 @@ def test_nothing_says_whose_machine_it_is(trained, tmp_path, monkeypatch):
 
 def test_two_onnxruntimes_are_told(monkeypatch):
     assert not environment.problems() or "both installed" in environment.problems()[0]
-    monkeypatch.setattr(environment, "_version", lambda name: "1.22.0")
+    monkeypatch.setattr(machine, "installed_version", lambda name: "1.22.0")
     assert "onnxruntime and onnxruntime-gpu are both installed" in ask()["environment"]["problems"][0]
-    monkeypatch.setattr(environment, "_version", lambda name: "1.22.0" if name == "onnxruntime" else None)
+    monkeypatch.setattr(machine, "installed_version", lambda name: "1.22.0" if name == "onnxruntime" else None)
     assert ask()["environment"]["problems"] == []
 
 

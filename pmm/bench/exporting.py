@@ -55,7 +55,7 @@ def bench_export(
     samples = (*split.query, *split.gallery)
     paths = [samples[index].path for index in evenly(len(samples), CROPS)]
     crops = load_crops(paths, config.data.height, config.data.width)
-    with open_runner(checkpoint) as reference:
+    with open_runner(checkpoint, "cpu") as reference:
         expected = embed_crops(reference, crops, batch_size=16)
     rows, files = [], {}
     for name, recipe in RECIPES.items():
@@ -103,7 +103,7 @@ def _facts(artifact: Artifact, expected: Embeddings, crops: Crops) -> dict[str, 
         )
         found = np.concatenate([embed(crops[k : k + 16]) for k in range(0, len(crops), 16)])
     else:
-        with open_runner(artifact.path) as runner:
+        with open_runner(artifact.path, "cpu") as runner:
             found = embed_crops(runner, crops, batch_size=16)
     mean = expected.mean(0)
     return {
@@ -134,7 +134,7 @@ def _engine(artifact: Artifact) -> dict[str, Any]:
 
 def _latency(files: dict[str, Artifact], crops: Crops, batch: int, plan: LatencyPlan) -> list[dict[str, Any]]:
     """What ONNX Runtime runs on this CPU, interleaved, against fp32."""
-    runners = {name: open_runner(file.path) for name, file in files.items() if file.manifest.precision != "bf16"}
+    runners = {name: open_runner(file.path, "cpu") for name, file in files.items() if file.manifest.precision != "bf16"}
     measured = measure({name: runner.bind(crops[:batch]) for name, runner in runners.items()}, plan, seed=batch)
     fp32 = measured["fp32"].p50
     return [

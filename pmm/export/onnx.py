@@ -21,7 +21,7 @@ from pmm.export.reference import checkpoint_gate, in_memory
 from pmm.files import sha256
 from pmm.manifest import Artifact, EmbeddingContract, InputContract, Manifest, drafted, read_manifest
 from pmm.onnx_file import embed_manifest
-from pmm.runs import located
+from pmm.runs import with_located_data
 from pmm.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def export_onnx(
 
     digest = sha256(checkpoint)
     model, config = restore_model(load(checkpoint), checkpoint)
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, root=located(config.data.root, checkpoint))
-    )
+    config = with_located_data(config, checkpoint)
     # everything that can be refused is, before the work begins
     gate = checkpoint_gate(model, config, _embedding(model, recipe), verification)
     calibration = _calibration_crops(config, recipe) if recipe.precision == "int8" else None

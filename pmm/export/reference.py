@@ -18,7 +18,7 @@ from pmm.export.recipe import Verification
 from pmm.machine import nvidia_gpus
 from pmm.manifest import EmbeddingContract, InputContract
 from pmm.onnx_file import OnnxFile
-from pmm.runs import located
+from pmm.runs import with_located_data
 from pmm.runtime.ort import open_session
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def engine_gate(file: OnnxFile, checkpoint: Path | None, verification: Verificat
         from pmm.checkpoint import load, restore_model
 
         model, config = restore_model(load(checkpoint), checkpoint)
-        root = verification.verify_root or located(config.data.root, checkpoint)
-        return checkpoint_gate(model, config, manifest.embedding, Verification(verify_root=root))
+        return checkpoint_gate(model, with_located_data(config, checkpoint), manifest.embedding, verification)
     if manifest.parity is None:
         raise UserError(
             f"{file.path}: its own embeddings were never verified against the checkpoint (or its manifest was not "

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pmm.data.crops import Crops
 from pmm.errors import UserError
-from pmm.machine import nvidia_gpus
+from pmm.machine import clashing_wheels, nvidia_gpus
 from pmm.manifest import Manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, warn_if_unverified
@@ -101,20 +100,10 @@ def _import() -> Any:
         raise UserError(
             "running ONNX files needs ONNX Runtime: pip install onnxruntime-gpu (or onnxruntime)"
         ) from error
-    if all(_installed(name) for name in ("onnxruntime", "onnxruntime-gpu")):
-        raise UserError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-            "pip uninstall both, then install one"
-        )
+    if clash := clashing_wheels():
+        raise UserError(clash)
     ort.disable_telemetry_events()  # nobody asked for it to be sent
     return ort
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        return bool(metadata.version(distribution))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def _resolved(device: str) -> str:

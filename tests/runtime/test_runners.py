@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from pmm import machine
 from pmm.checkpoint import load, load_model
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
@@ -224,12 +225,12 @@ def test_the_runner_says_how_many_operators_run_where(artifact):
 
 
 def test_both_wheels_of_onnx_runtime_are_refused(artifact, monkeypatch):
-    monkeypatch.setattr(ort, "_installed", lambda name: True)
+    monkeypatch.setattr(machine, "installed_version", lambda name: "1.0")
     with pytest.raises(UserError, match="onnxruntime and onnxruntime-gpu are both installed"):
         open_runner(artifact.path)
     monkeypatch.undo()
-    assert ort._installed("numpy")
-    assert not ort._installed("no-such-distribution")
+    assert machine.installed_version("numpy")
+    assert not machine.installed_version("no-such-distribution")
 
 
 def test_an_unverified_file_is_said_to_be_one(trained, artifact, tmp_path, caplog):
