@@ -1,6 +1,7 @@
 # make demo: from a bare clone to a report; make test: the proof. Everything happens inside this folder.
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
+PIP    := $(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO   := runs/demo
 
 .PHONY: help setup demo test test-slow gpu lint clean
@@ -16,10 +17,15 @@ help:
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt
+# The kernels are compiled against the torch of this environment, so torch comes first. Their CUDA part takes minutes:
+# only where there is a card, or TORCH_CUDA_ARCH_LIST names some.
+export PMM_BUILD_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard /dev/nvidia0 /dev/dxg),auto,0)
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard cpp_ext/*.* cpp_ext/*/*.*)
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup: the pinned versions need Python 3.11 or newer, python3 is %d.%d" % sys.version_info[:2])'
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[rtx,openvino,test]"
+	$(PIP) torch setuptools
+	$(PIP) --no-build-isolation -e ".[rtx,openvino,test]"
 	@touch $@
 
 demo: setup

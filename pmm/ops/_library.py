@@ -8,20 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pmm.ops import _extension
+
 _LIBRARY = torch.library.Library("pmm", "DEF")
 
 FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SCORE_DTYPES = (torch.float32, torch.float64)
 
 
-def define(schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Declare `pmm::NAME(...)` with its plain-torch reference as the default kernel and its fake; returns the op.
+def define(
+    schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any], compiled: Callable[..., Any] | None = None
+) -> Any:
+    """Declare `pmm::NAME(...)` with its plain-torch reference and its fake; returns the op.
 
-    A compiled kernel is registered for CPU or CUDA and then takes precedence over the reference.
+    `compiled(kernels, *arguments)` does the same with the compiled kernels; it is used where they exist for the device
+    of the first argument. It lets `fake` check the arguments and allocate the outputs, so that both have one home.
     """
     name = schema.split("(", 1)[0]
+
+    def run(*arguments: Any) -> Any:
+        kernels = _extension.kernels(arguments[0].device) if compiled else None
+        return reference(*arguments) if kernels is None else compiled(kernels, *arguments)  # type: ignore[misc]
+
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pmm::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.pmm, name).default
 
@@ -41,6 +51,11 @@ def layout_of(x: Tensor) -> torch.memory_format:
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return torch.channels_last
     return torch.contiguous_format
+
+
+def dense(x: Tensor) -> Tensor:
+    """x in the layout that its outputs have; a copy only of what is neither contiguous nor channels_last."""
+    return x.contiguous(memory_format=layout_of(x))
 
 
 def check_features(name: str, x: Tensor) -> None:

@@ -19,6 +19,7 @@ from pmm.ops._library import (
     check_partner,
     check_partner_range,
     define,
+    dense,
     differentiable,
     layout_of,
 )
@@ -79,6 +80,17 @@ def _fake(x: Tensor, cam: Tensor, partner: Tensor, block: list[int], k: int, on_
     )
 
 
+def _compiled(
+    kernels: Any, x: Tensor, cam: Tensor, partner: Tensor, block: list[int], k: int, on_empty: str
+) -> tuple[Tensor, Tensor]:
+    mixed, replaced = _fake(x, cam, partner, block, k, on_empty)
+    check_partner_range("hard_mix", partner)
+    partner = partner.contiguous()
+    kernels.rank_blocks(cam.contiguous(), *block, k, on_empty == "skip", replaced)
+    kernels.select(dense(x), replaced, partner, mixed)
+    return mixed, replaced
+
+
 def _select_reference(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     _check_select("hard_mix_select", x, replaced, partner)
     check_partner_range("hard_mix_select", partner)
@@ -103,6 +115,18 @@ def _like_first(name: str) -> Any:
     return fake
 
 
+def _with_cells(name: str, kernel: str) -> Any:
+    """The compiled form of both ops on known cells."""
+
+    def compiled(kernels: Any, x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+        output = _like_first(name)(x, replaced, partner)
+        check_partner_range(name, partner)
+        getattr(kernels, kernel)(dense(x), replaced.contiguous(), partner.contiguous(), output)
+        return output
+
+    return compiled
+
+
 def _check_select(name: str, x: Tensor, replaced: Tensor, partner: Tensor) -> None:
     check_features(name, x)
     check_cells(name, "replaced", replaced, x, (torch.bool,))
@@ -113,16 +137,19 @@ _hard_mix = define(
     "hard_mix(Tensor x, Tensor cam, Tensor partner, int[] block, int k, str on_empty) -> (Tensor, Tensor)",
     reference=_reference,
     fake=_fake,
+    compiled=_compiled,
 )
 _select = define(
     "hard_mix_select(Tensor x, Tensor replaced, Tensor partner) -> Tensor",
     reference=_select_reference,
     fake=_like_first("hard_mix_select"),
+    compiled=_with_cells("hard_mix_select", "select"),
 )
 _adjoint = define(
     "hard_mix_adjoint(Tensor dy, Tensor replaced, Tensor partner) -> Tensor",
     reference=_adjoint_reference,
     fake=_like_first("hard_mix_adjoint"),
+    compiled=_with_cells("hard_mix_adjoint", "adjoint"),
 )
 
 

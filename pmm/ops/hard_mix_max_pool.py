@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pmm.ops._library import accumulator, check_partner_range, define, differentiable, layout_of
+from pmm.ops._library import accumulator, check_partner_range, define, dense, differentiable, layout_of
 from pmm.ops.block_ranking import check_mix, replaced_cells
 from pmm.ops.hard_mix import select
 
@@ -66,6 +66,16 @@ def _fake(
     return x.new_empty(x.shape[:2]), replaced, partner.new_empty(x.shape[:2])
 
 
+def _compiled(
+    kernels: Any, x: Tensor, cam: Tensor, partner: Tensor, block: list[int], k: int, on_empty: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    pooled, replaced, cell = _fake(x, cam, partner, block, k, on_empty)
+    check_partner_range("hard_mix_max_pool", partner)
+    kernels.rank_blocks(cam.contiguous(), *block, k, on_empty == "skip", replaced)
+    kernels.max_pool(dense(x), replaced, partner.contiguous(), pooled, cell)
+    return pooled, replaced, cell
+
+
 def _source(cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     """The sample [N, C] that each maximum was read from."""
     own = torch.arange(len(partner), device=partner.device)[:, None]
@@ -91,6 +101,14 @@ def _unpool_fake(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, ch
     return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=_format(channels_last))
 
 
+def _unpool_compiled(
+    kernels: Any, dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, channels_last: bool
+) -> Tensor:
+    dx = _unpool_fake(dy, cell, replaced, partner, channels_last)
+    kernels.unpool(dy.contiguous(), cell.contiguous(), replaced.contiguous(), partner.contiguous(), dx)
+    return dx
+
+
 def _gather_reference(g: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     """g [N, C, H, W] -> [N, C]: the values at the cells the maxima were read from."""
     channel = torch.arange(g.shape[1], device=g.device).expand(g.shape[:2])
@@ -110,11 +128,13 @@ _hard_mix_max_pool = define(
     " -> (Tensor, Tensor, Tensor)",
     reference=_reference,
     fake=_fake,
+    compiled=_compiled,
 )
 _unpool = define(
     "hard_mix_unpool(Tensor dy, Tensor cell, Tensor replaced, Tensor partner, bool channels_last) -> Tensor",
     reference=_unpool_reference,
     fake=_unpool_fake,
+    compiled=_unpool_compiled,
 )
 _gather = define(
     "hard_mix_gather(Tensor g, Tensor cell, Tensor replaced, Tensor partner) -> Tensor",

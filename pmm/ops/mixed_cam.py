@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from pmm.ops._library import (
     check_partner,
     check_partner_range,
     define,
+    dense,
 )
 from pmm.ops.hard_mix import select
 
@@ -56,6 +59,14 @@ def _fake(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tens
     return x.new_empty(replaced.shape, dtype=accumulator(x.dtype))
 
 
+def _compiled(kernels: Any, x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tensor:
+    found = _fake(x, partner, replaced, weights)
+    check_partner_range("mixed_cam", partner)
+    weights = weights.to(found.dtype).contiguous()
+    kernels.mixed_cam(dense(x), replaced.contiguous(), partner.contiguous(), weights, found)
+    return found
+
+
 def _check(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> None:
     check_features("mixed_cam", x)
     check_partner("mixed_cam", partner, x)
@@ -68,5 +79,8 @@ def _check(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Non
 
 
 _mixed_cam = define(
-    "mixed_cam(Tensor x, Tensor partner, Tensor replaced, Tensor weights) -> Tensor", reference=_reference, fake=_fake
+    "mixed_cam(Tensor x, Tensor partner, Tensor replaced, Tensor weights) -> Tensor",
+    reference=_reference,
+    fake=_fake,
+    compiled=_compiled,
 )

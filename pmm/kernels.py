@@ -1,0 +1,30 @@
+"""The compiled kernels of the mix (cpp_ext/): where they lie and what they were built with. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+LIBRARY = Path(__file__).with_name("_C.so")
+_FACTS = re.compile(rb"pmm kernels built (\{[^\0]*\})\0")
+
+
+def build_info() -> dict[str, Any]:
+    """`compiled` (bool) and, of compiled kernels, `compiler`, `cuda` (toolkit version or None), `architectures` (GPU
+    compute capabilities) and `sources` (the first digits of the sources' SHA-256)."""
+    try:
+        found = _FACTS.search(LIBRARY.read_bytes())
+    except OSError:
+        found = None
+    return {"compiled": True, **json.loads(found[1])} if found else {"compiled": False}
+
+
+def describe_build() -> str:
+    """One line for people: which kernels the mix runs on."""
+    facts = build_info()
+    if not facts["compiled"]:
+        return "plain torch (the kernels are not compiled)"
+    gpu = f"CUDA {facts['cuda']} for {' '.join(facts['architectures'])}" if facts["cuda"] else "no CUDA"
+    return f"compiled ({facts['compiler']}; {gpu}; sources {facts['sources']})"

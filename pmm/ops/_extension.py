@@ -1,0 +1,47 @@
+"""The compiled kernels beside the plain-torch references: loaded once, chosen by device.
+
+`PMM_REQUIRE_EXT=1` makes it an error to run without them.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+
+from pmm.kernels import LIBRARY, build_info
+
+
+def kernels(device: torch.device) -> Any | None:
+    """The namespace of the six kernels (cpp_ext/kernels.h) for `device`; None where they are not compiled.
+
+    Raises RuntimeError instead of returning None under PMM_REQUIRE_EXT=1.
+    """
+    reason = _missing(device.type)
+    if reason is None:
+        return torch.ops.pmm_kernels
+    if os.environ.get("PMM_REQUIRE_EXT") == "1" and device.type in ("cpu", "cuda"):
+        raise RuntimeError(f"PMM_REQUIRE_EXT=1, but {reason}")
+    return None
+
+
+@cache
+def _missing(device: str) -> str | None:
+    """Why there are no kernels for a type of device; None if there are."""
+    facts = build_info()
+    if not facts["compiled"]:
+        return "the kernels of pmm.ops are not compiled; run make setup, or pip install --no-build-isolation -e ."
+    if device == "cuda" and not facts["cuda"]:
+        return "the kernels of pmm.ops are compiled without CUDA; rebuild with PMM_BUILD_CUDA=1"
+    if device not in ("cpu", "cuda"):
+        return f"there are no kernels for {device}"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        reason = f"the kernels of pmm.ops do not load with torch {torch.__version__} ({error}); rebuild them"
+        warnings.warn(f"{reason}; going on with plain torch", stacklevel=2)
+        return reason
+    return None
