@@ -24,7 +24,7 @@ export PMM_BUILD_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard /dev/nvidia0 /de
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard cpp_ext/*.* cpp_ext/*/*.*)
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup: the pinned versions need Python 3.11 or newer, python3 is %d.%d" % sys.version_info[:2])'
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
-	$(PIP) torch setuptools
+	$(PIP) torch "setuptools>=77"
 	$(PIP) --no-build-isolation -e ".[rtx,openvino,test]"
 	@touch $@
 

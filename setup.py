@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "cpp_ext"
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 # -ffp-contract=off: a fused multiply-add would make sums depend on the processor
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi"]  # fmt: skip
-STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]  # torch 2.11
+FLAGS = shlex.split("-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fvisibility=hidden -fPIC -Wall -Wextra")
+STABLE_ABI = shlex.split("-DTORCH_TARGET_VERSION=0x020b000000000000 -DTORCH_STABLE_ONLY -DUSE_CUDA")  # of torch 2.11
 
 
 def say(line):
@@ -102,7 +102,9 @@ class Cuda:
         self.toolkit = toolkit
         version = subprocess.run([toolkit / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
         self.version = re.search(r"release ([\d.]+)", version).group(1)
-        self.architectures = re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or self._here() or ARCHITECTURES)
+        self.architectures = re.split(
+            r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or self._here() or ARCHITECTURES
+        )
         if wrong := [a for a in self.architectures if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", a)]:
             sys.exit(f"pmm kernels: TORCH_CUDA_ARCH_LIST names {wrong[0]}; it must look like 8.6;9.0+PTX")
         return ""
@@ -114,14 +116,14 @@ class Cuda:
 
         return ";".join(sorted({gpu.compute_capability for gpu in nvidia_gpus()}))
 
-    def flags(self):
-        flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    def command(self):
+        command = [self.toolkit / "bin" / "nvcc", "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
         for architecture in self.architectures:
             number = architecture.split("+")[0].replace(".", "")
-            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+            command.append(f"-gencode=arch=compute_{number},code=sm_{number}")
             if architecture.endswith("+PTX"):
-                flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-        return flags
+                command.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+        return command
 
 
 class BuildKernels(build_ext):
@@ -130,34 +132,36 @@ class BuildKernels(build_ext):
     def get_ext_filename(self, fullname):
         return str(Path(*fullname.split("."))) + ".so"  # no Python in it, so no Python version in its name
 
+    def run(self):
+        if self.inplace or self.editable_mode:  # whatever happens now, an old build does not pass for this one
+            (ROOT / "pmm" / self.get_ext_filename("_C")).unlink(missing_ok=True)
+        super().run()
+
     def build_extension(self, ext):
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.unlink(missing_ok=True)  # whatever happens now, an old build does not pass for this one
-        cuda, objects = Cuda(), Path(self.build_temp).absolute() / "kernels"
-        objects.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target, cuda, objects = Path(self.get_ext_fullpath(ext.name)), Cuda(), Path(self.build_temp).absolute()
+        target.unlink(missing_ok=True)
+        for folder in (target.parent, objects):
+            folder.mkdir(parents=True, exist_ok=True)
         self._write_facts(objects / "built.h", cuda)
         say(f"CUDA {cuda.version} for {' '.join(cuda.architectures)}" if cuda.toolkit else f"no CUDA: {cuda.why_not}")
 
-        include = [f"-I{objects}", "-isystem", torch_folder() / "include"]
-        jobs = {}
-        for source in [*SOURCES.glob("cpu/*.cpp"), SOURCES / "bindings_cpu.cpp"]:
-            jobs[source] = [*compiler(), *FLAGS, *STABLE_ABI, *include, "-c", source]
-        link = [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu"]
+        sources = [*SOURCES.glob("cpu/*.cpp"), SOURCES / "bindings_cpu.cpp"]
+        libraries = [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu"]
         if cuda.toolkit:
-            jobs[SOURCES / "bindings_cuda.cpp"] = [*compiler(), *FLAGS, *STABLE_ABI, *include, "-c", SOURCES / "bindings_cuda.cpp"]  # fmt: skip
-            for source in SOURCES.glob("cuda/*.cu"):
-                jobs[source] = [cuda.toolkit / "bin" / "nvcc", *cuda.flags(), "-c", source]
-            link += ["-ltorch_cuda", *[f"-L{path}" for path in cuda.toolkit.glob("lib*")], "-lcudart_static", "-ldl", "-lrt", "-lpthread"]  # fmt: skip
+            sources += [*SOURCES.glob("cuda/*.cu"), SOURCES / "bindings_cuda.cpp"]
+            libraries += ["-ltorch_cuda", *(f"-L{path}" for path in cuda.toolkit.glob("lib*"))]
+            libraries += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        host = [*compiler(), *FLAGS, "-Wno-psabi", *STABLE_ABI, f"-I{objects}", "-isystem", torch_folder() / "include"]
 
         def compiled(source):
             made = objects / f"{source.parent.name}_{source.stem}.o"
-            run(f"compiling {source.relative_to(ROOT)}", [*jobs[source], "-o", made])
+            command = cuda.command() if source.suffix == ".cu" else host
+            run(f"compiling {source.relative_to(ROOT)}", [*command, "-c", source, "-o", made])
             return made
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            made = list(pool.map(compiled, jobs))
-        run("linking", [*compiler(), "-shared", *made, *link, "-o", target])
+            made = list(pool.map(compiled, sources))
+        run("linking", [*compiler(), "-shared", *made, *libraries, "-o", target])
         say(f"built {target.name}")
 
     @staticmethod

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pmm.kernels import LIBRARY, build_info
+from pmm.kernels import LIBRARY, not_built
 
 
 def kernels(device: torch.device) -> Any | None:
@@ -20,7 +20,7 @@ def kernels(device: torch.device) -> Any | None:
 
     Raises RuntimeError instead of returning None under PMM_REQUIRE_EXT=1.
     """
-    reason = _missing(device.type)
+    reason = missing(device.type)
     if reason is None:
         return torch.ops.pmm_kernels
     if os.environ.get("PMM_REQUIRE_EXT") == "1" and device.type in ("cpu", "cuda"):
@@ -29,19 +29,15 @@ def kernels(device: torch.device) -> Any | None:
 
 
 @cache
-def _missing(device: str) -> str | None:
-    """Why there are no kernels for a type of device; None if there are."""
-    facts = build_info()
-    if not facts["compiled"]:
-        return "the kernels of pmm.ops are not compiled; run make setup, or pip install --no-build-isolation -e ."
-    if device == "cuda" and not facts["cuda"]:
-        return "the kernels of pmm.ops are compiled without CUDA; rebuild with PMM_BUILD_CUDA=1"
-    if device not in ("cpu", "cuda"):
-        return f"there are no kernels for {device}"
+def missing(device: str) -> str | None:
+    """Why there are no kernels for a type of device: not built, or not loaded; None if there are."""
+    if reason := not_built(device):
+        return reason
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
-        reason = f"the kernels of pmm.ops do not load with torch {torch.__version__} ({error}); rebuild them"
-        warnings.warn(f"{reason}; going on with plain torch", stacklevel=2)
+        reason = f"the kernels do not load with torch {torch.__version__} ({error}); rebuild them"
+        if os.environ.get("PMM_REQUIRE_EXT") != "1":
+            warnings.warn(f"{reason}; going on with plain torch", stacklevel=2)
         return reason
     return None

@@ -76,11 +76,16 @@ def check_partner(name: str, partner: Tensor, x: Tensor) -> None:
 
 
 def check_partner_range(name: str, partner: Tensor) -> None:
-    """Every partner in [0, N). Looks only at CPU tensors: on a GPU it would cost a host synchronisation."""
-    if partner.device.type == "cpu" and partner.numel():
-        low, high = (int(value) for value in torch.aminmax(partner))
-        if low < 0 or high >= partner.numel():
-            raise ValueError(f"{name}: partner has values in [{low}, {high}]; they must be in [0, {partner.numel()})")
+    """Every partner in [0, N)."""
+    check_range(name, "partner", partner, partner.numel())
+
+
+def check_range(name: str, key: str, indices: Tensor, count: int) -> None:
+    """Every index in [0, count). Looks only at CPU tensors: on a GPU it would cost a host synchronisation."""
+    if indices.device.type == "cpu" and indices.numel():
+        low, high = (int(value) for value in torch.aminmax(indices))
+        if low < 0 or high >= count:
+            raise ValueError(f"{name}: {key} has values in [{low}, {high}]; they must be in [0, {count})")
 
 
 def check_device(name: str, **tensors: Tensor) -> None:

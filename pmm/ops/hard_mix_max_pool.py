@@ -13,7 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pmm.ops._library import accumulator, check_partner_range, define, dense, differentiable, layout_of
+from pmm.ops._library import (
+    accumulator,
+    check_cells,
+    check_device,
+    check_features,
+    check_partner,
+    check_partner_range,
+    check_range,
+    define,
+    dense,
+    differentiable,
+    layout_of,
+)
 from pmm.ops.block_ranking import check_mix, replaced_cells
 from pmm.ops.hard_mix import select
 
@@ -82,8 +94,37 @@ def _source(cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     return torch.where(replaced.flatten(1).gather(1, cell), partner[:, None], own)
 
 
+def _check_read(name: str, maps: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor) -> None:
+    """The contract of both transposes; `maps` has the shape of the map that was pooled. Raises ValueError."""
+    check_features(name, maps)
+    check_cells(name, "replaced", replaced, maps, (torch.bool,))
+    check_partner(name, partner, maps)
+    if cell.dtype != torch.int64 or cell.shape != maps.shape[:2]:
+        raise ValueError(
+            f"{name}: cell is {cell.dtype} {list(cell.shape)}; it must be torch.int64 {list(maps.shape[:2])}"
+        )
+    check_device(name, maps=maps, cell=cell)
+
+
+def _check_unpool(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor) -> None:
+    if dy.dim() != 2 or replaced.dim() != 3:
+        raise ValueError(
+            f"hard_mix_unpool: dy is {list(dy.shape)} and replaced {list(replaced.shape)}; "
+            "they must be [N, C] and [N, H, W]"
+        )
+    maps = dy[:, :, None, None].expand(-1, -1, *replaced.shape[1:])
+    _check_read("hard_mix_unpool", maps, cell, replaced, partner)
+
+
+def _check_indices(name: str, cell: Tensor, replaced: Tensor, partner: Tensor) -> None:
+    check_range(name, "cell", cell, replaced.shape[1] * replaced.shape[2])
+    check_partner_range(name, partner)
+
+
 def _unpool_reference(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, channels_last: bool) -> Tensor:
     """dy [N, C] -> dx [N, C, H, W]: each value added to the cell of the sample its maximum was read from."""
+    _check_unpool(dy, cell, replaced, partner)
+    _check_indices("hard_mix_unpool", cell, replaced, partner)
     (n, c), (_, h, w) = dy.shape, replaced.shape
     wide = dy.to(accumulator(dy.dtype))
     place = (torch.arange(n * c, device=dy.device).view(n, c) * (h * w) + cell).flatten()
@@ -97,6 +138,7 @@ def _unpool_reference(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tenso
 
 
 def _unpool_fake(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, channels_last: bool) -> Tensor:
+    _check_unpool(dy, cell, replaced, partner)
     shape = (*dy.shape, *replaced.shape[1:])
     return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=_format(channels_last))
 
@@ -105,17 +147,21 @@ def _unpool_compiled(
     kernels: Any, dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, channels_last: bool
 ) -> Tensor:
     dx = _unpool_fake(dy, cell, replaced, partner, channels_last)
+    _check_indices("hard_mix_unpool", cell, replaced, partner)
     kernels.unpool(dy.contiguous(), cell.contiguous(), replaced.contiguous(), partner.contiguous(), dx)
     return dx
 
 
 def _gather_reference(g: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     """g [N, C, H, W] -> [N, C]: the values at the cells the maxima were read from."""
+    _check_read("hard_mix_gather", g, cell, replaced, partner)
+    _check_indices("hard_mix_gather", cell, replaced, partner)
     channel = torch.arange(g.shape[1], device=g.device).expand(g.shape[:2])
     return g.flatten(2)[_source(cell, replaced, partner), channel, cell]
 
 
 def _gather_fake(g: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+    _check_read("hard_mix_gather", g, cell, replaced, partner)
     return g.new_empty(g.shape[:2])
 
 
