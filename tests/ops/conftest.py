@@ -1,19 +1,25 @@
 """Every test of an op runs on every implementation: the plain-torch reference, the kernels compiled for the CPU, and
-those on a GPU. With PMM_TEST_KERNELS=LIBRARY (see tests/slow/test_device_code.py) it runs once, on the CUDA kernels
-executed by the CPU.
+those on a GPU.
+
+tests/slow/test_op_suite.py runs the same tests on two more, one at a time: PMM_TEST_KERNELS names a library of the CUDA
+kernels that the CPU executes, PMM_TEST_LIBRARY a build of the package's own library, both with sanitizers.
 """
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from pmm.kernels import build_info
+from pmm import kernels
 from pmm.ops import _extension
 
-EMULATED = os.environ.get("PMM_TEST_KERNELS")
-PLACES = ["emulated"] if EMULATED else ["reference", "compiled", pytest.param("cuda", marks=pytest.mark.gpu)]
+PLACES = ["reference", "compiled", pytest.param("cuda", marks=pytest.mark.gpu)]
+if "PMM_TEST_KERNELS" in os.environ:
+    PLACES = ["emulated"]
+elif "PMM_TEST_LIBRARY" in os.environ:
+    PLACES = ["sanitized"]
 
 
 @pytest.fixture(scope="package", params=PLACES)
@@ -25,10 +31,13 @@ def place(request):
         elif request.param == "emulated":
             from tests.ops.emulated import Emulated
 
-            emulated = Emulated(EMULATED)
+            emulated = Emulated(os.environ["PMM_TEST_KERNELS"])
             patch.setattr(_extension, "kernels", lambda device: emulated)
         else:
-            if not build_info()["compiled"] and not shutil.which("g++"):
+            if request.param == "sanitized":
+                for module in (kernels, _extension):
+                    patch.setattr(module, "LIBRARY", Path(os.environ["PMM_TEST_LIBRARY"]))
+            if not kernels.build_info()["compiled"] and not shutil.which("g++"):
                 pytest.skip("no C++ compiler here, so no compiled kernels")
             patch.setenv("PMM_REQUIRE_EXT", "1")
         yield request.param

@@ -1,0 +1,313 @@
+"""What the emulated kernels must compute. tests/slow/test_device_code.py runs this file under the sanitizers.
+
+Every kernel runs in several orders of its threads and blocks, into memory full of garbage; all must give the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pmm.ops.block_ranking import replaced_cells
+from tests.ops.emulated import GARBAGE, Emulated
+from tests.ops.reference import adjoint_by_hand, mixed_by_hand
+
+KERNELS = Emulated(os.environ["PMM_TEST_KERNELS"])
+SCHEDULES = (0, 1, 2)
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+SHAPES = {
+    "paper": (6, 64, 24, 8),
+    "cells in vectors": (5, 24, 4, 4),
+    "channels in vectors": (4, 40, 7, 5),
+    "nothing in vectors": (3, 7, 5, 4),
+    "one sample": (1, 9, 3, 3),
+    "one cell": (3, 16, 1, 1),
+    "one row": (2, 3, 1, 9),
+    "one column": (3, 8, 6, 1),
+    "one channel": (4, 1, 4, 8),
+    "many channels": (2, 520, 2, 3),
+    "many cells": (2, 8, 33, 64),
+    "no sample": (0, 3, 4, 4),
+    "no channel": (2, 0, 4, 4),
+}
+PARTNERS: dict[str, Callable[[int], Tensor]] = {
+    "next": lambda n: torch.arange(n).roll(1),
+    "itself": torch.arange,
+    "any": lambda n: torch.randint(max(n, 1), (n,)),
+    "all one": lambda n: torch.full((n,), n // 2),
+}
+MAPS = pytest.mark.parametrize(
+    ("dtype", "channels_last", "aligned", "partners", "shape"),
+    [
+        pytest.param(dtype, last, aligned, kind, shape, id=f"{dtype}-{'NHWC' if last else 'NCHW'}-{kind}-{name}")
+        for d, dtype in enumerate(DTYPES)
+        for s, (name, shape) in enumerate(SHAPES.items())
+        for last in (False, True)
+        for kind, aligned in [(list(PARTNERS)[(d + s) % 4], True), (list(PARTNERS)[(d + s + 2) % 4], s % 3 > 0)]
+    ],
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(7)
+
+
+def placed(values: Tensor, channels_last: bool, aligned: bool) -> Tensor:
+    """The same maps in the layout; unaligned: one element behind an address of 16 bytes."""
+    order, back = ((0, 2, 3, 1), (0, 3, 1, 2)) if channels_last else ((0, 1, 2, 3), (0, 1, 2, 3))
+    memory = values.permute(order).contiguous()
+    if not aligned:
+        memory = torch.cat([memory.new_zeros(1), memory.flatten()])[1:].view(memory.shape)
+        assert memory.numel() == 0 or memory.data_ptr() % 16
+    return memory.permute(back)
+
+
+def problem(shape, dtype, channels_last, aligned, partners):
+    n, c, h, w = shape
+    x = placed(torch.randn(n, c, h, w, dtype=torch.float64).to(dtype), channels_last, aligned)
+    return x, torch.rand(n, h, w) < torch.rand(n, 1, 1) ** 2, PARTNERS[partners](n)
+
+
+def special(x: Tensor) -> Tensor:
+    """x in place, with few distinct values, signed zeros, infinities and NaN; some planes of -Inf alone."""
+    values = torch.tensor([0.0, -0.0, 1.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan")])
+    kinds = torch.randint(1, len(values) + 1, (*x.shape[:2], 1, 1))
+    drawn = values[(torch.rand(x.shape) * kinds).long()]
+    return x.copy_(torch.where(torch.rand(*x.shape[:2], 1, 1) < 0.1, float("-inf"), drawn))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(BITS[tensor.element_size()])
+
+
+def run(kernel: Callable[..., None], *arguments: object, into: Tensor | tuple[Tensor, ...]) -> None:
+    """Call the kernel on every schedule; outputs get all their bytes anew, and always the same."""
+    outputs = into if isinstance(into, tuple) else (into,)
+    first: list[Tensor] = []
+    for seed in SCHEDULES:
+        for output in outputs:
+            torch.empty(0, dtype=torch.uint8).set_(output.untyped_storage()).fill_(GARBAGE)
+        KERNELS.schedule(seed)
+        kernel(*arguments, *outputs)
+        found = [bits(output).clone() for output in outputs]
+        first = first or found
+        assert all(map(torch.equal, first, found)), f"schedule {seed} differs"
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("block", [(3, 2), (1, 1), (2, 3), (100, 1), (50, 70)])
+@pytest.mark.parametrize("shape", [(3, 24, 8), (2, 7, 5), (1, 1, 1), (2, 1, 9), (2, 20, 17), (0, 4, 4), (2, 0, 3)])
+def test_rank_blocks(shape, block, dtype):
+    _, h, w = shape
+    blocks = -(-h // block[0]) * -(-w // block[1])
+    values = torch.tensor([0.0, 0.0, 0.25, 0.5, 1.0, -1.0, float("nan"), float("inf"), float("-inf")], dtype=dtype)
+    cams = [torch.randn(shape, dtype=dtype).relu(), torch.randn(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)]
+    cams += [values[torch.randint(high, shape)] for high in (3, 5, 9)]
+    for cam in cams:
+        for k in {0, min(3, blocks), blocks // 2, blocks}:
+            for skip_empty in (False, True):
+                replaced = torch.empty(shape, dtype=torch.bool)
+                run(KERNELS.rank_blocks, cam, *block, k, skip_empty, into=replaced)
+                assert torch.equal(replaced, replaced_cells(cam, block, k, "skip" if skip_empty else "first"))
+
+
+@MAPS
+def test_select_moves_the_bits(dtype, channels_last, aligned, partners, shape):
+    x, replaced, partner = problem(shape, dtype, channels_last, aligned, partners)
+    raw = torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage())
+    raw.copy_(torch.randint(256, raw.shape))  # any bits at all, NaN of every kind
+    y = placed(torch.zeros_like(x), channels_last, aligned)
+    run(KERNELS.select, x, replaced, partner, into=y)
+    expected = mixed_by_hand(x.contiguous().view(BITS[x.element_size()]), replaced, partner)
+    assert torch.equal(bits(y), expected)
+
+
+@MAPS
+def test_adjoint_rounds_once(dtype, channels_last, aligned, partners, shape):
+    dy, replaced, partner = problem(shape, dtype, channels_last, aligned, partners)
+    dx = placed(torch.zeros_like(dy), channels_last, aligned)
+    run(KERNELS.adjoint, dy, replaced, partner, into=dx)
+    same(dx, adjoint_by_hand(dy, replaced, partner))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_adjoint_of_no_and_of_all_cells_and_of_special_values(channels_last):
+    dy, replaced, partner = problem((4, 8, 4, 4), torch.float16, channels_last, True, "all one")
+    for cells in (torch.zeros_like(replaced), torch.ones_like(replaced), replaced):
+        dx = torch.empty_like(dy)
+        run(KERNELS.adjoint, special(dy), cells, partner, into=dx)
+        same(dx, adjoint_by_hand(dy, cells, partner))
+
+
+@pytest.mark.parametrize("values", ["distinct", "special"])
+@MAPS
+def test_max_pool(dtype, channels_last, aligned, partners, shape, values):
+    x, replaced, partner = problem(shape, dtype, channels_last, aligned, partners)
+    if values == "special":
+        special(x)
+    n, c, _, _ = shape
+    pooled, cell = torch.empty(n, c, dtype=dtype), torch.empty(n, c, dtype=torch.int64)
+    run(KERNELS.max_pool, x, replaced, partner, into=(pooled, cell))
+    if n * c == 0:
+        return
+    mixed = mixed_by_hand(x, replaced, partner).contiguous()
+    expected, index = F.adaptive_max_pool2d(mixed, 1, return_indices=True)
+    assert torch.equal(cell, index.flatten(1))
+    same(pooled, expected.flatten(1))
+    taken = mixed.flatten(2).gather(2, cell[:, :, None])[:, :, 0]
+    assert torch.equal(bits(pooled)[~taken.isnan()], bits(taken)[~taken.isnan()])  # signed zeros, too
+
+
+def unpool_by_hand(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+    """Plane by plane of single additions: each sample's own maxima, then those taken from it, ascending."""
+    (n, c), (_, h, w) = dy.shape, replaced.shape
+    dx = torch.zeros(n, c, h * w, dtype=torch.float64 if dy.dtype == torch.float64 else torch.float32)
+    taken = replaced.flatten(1).gather(1, cell)
+    for wanted in (False, True):
+        for s in range(n):
+            channels = (taken[s] == wanted).nonzero()[:, 0]
+            dx[partner[s] if wanted else s, channels, cell[s, channels]] += dy[s, channels].to(dx.dtype)
+    return dx.to(dy.dtype).view(n, c, h, w)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.02], ids=["anywhere", "often the same cell"])
+@MAPS
+def test_unpool(dtype, channels_last, aligned, partners, shape, spread):
+    dx, replaced, partner = problem(shape, dtype, channels_last, aligned, partners)
+    n, c, h, w = shape
+    dy, cell = torch.randn(n, c, dtype=torch.float64).to(dtype), (torch.rand(n, c) * h * w * spread).long()
+    run(KERNELS.unpool, dy, cell, replaced, partner, into=dx)
+    assert torch.equal(dx, unpool_by_hand(dy, cell, replaced, partner))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unpool_adds_what_meets_in_a_cell_in_order_and_rounds_once(dtype, channels_last):
+    dx, replaced, partner = problem((12, 40, 2, 3), dtype, channels_last, True, "all one")
+    dy, cell = torch.randn(12, 40, dtype=torch.float64).exp().to(dtype), torch.zeros(12, 40, dtype=torch.int64)
+    replaced[::2] = True
+    run(KERNELS.unpool, dy, cell, replaced, partner, into=dx)
+    expected = unpool_by_hand(dy, cell, replaced, partner)
+    assert torch.equal(dx, expected)
+    turned = unpool_by_hand(dy.flip(0), cell, replaced.flip(0), 11 - partner).flip(0)
+    assert dtype in (torch.float16, torch.bfloat16) or not torch.equal(turned, expected)  # here the order shows
+
+
+def terms(x: Tensor, replaced: Tensor, partner: Tensor, weights: Tensor) -> Tensor:
+    return mixed_by_hand(x, replaced, partner).double() * weights.double()[:, :, None, None]
+
+
+@MAPS
+def test_mixed_cam(dtype, channels_last, aligned, partners, shape):
+    x, replaced, partner = problem(shape, dtype, channels_last, aligned, partners)
+    n, c, _, _ = shape
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    cam, weights = torch.empty(replaced.shape, dtype=wide), torch.randn(n, c, dtype=wide)
+    run(KERNELS.mixed_cam, x, replaced, partner, weights, into=cam)
+    exact = terms(x, replaced, partner, weights)
+    error = (cam.double() - exact.sum(1).relu()).abs()
+    assert (error <= (1e-14 if wide == torch.float64 else 1e-6) * exact.abs().sum(1)).all()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_mixed_cam_over_many_channels_is_exact_to_a_few_bits(channels_last):
+    x, replaced, partner = problem((2, 2048, 4, 4), torch.float32, channels_last, True, "next")
+    cam, weights = torch.empty(replaced.shape), torch.rand(2, 2048)
+    run(KERNELS.mixed_cam, x.abs_(), replaced, partner, weights, into=cam)
+    torch.testing.assert_close(cam.double(), terms(x, replaced, partner, weights).sum(1), rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("c", [8, 5])
+def test_mixed_cam_keeps_nan_but_none_of_cells_not_taken(c, channels_last):
+    x, replaced, partner = problem((3, c, 4, 4), torch.float32, channels_last, True, "next")
+    special(x)
+    cam, weights = torch.empty(replaced.shape), torch.rand(3, c)
+    run(KERNELS.mixed_cam, x, replaced, partner, weights, into=cam)
+    expected = terms(x, replaced, partner, weights).sum(1).relu()
+    assert 0 < expected.isnan().sum() < expected.numel()
+    torch.testing.assert_close(cam.double(), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def last_words(call: Callable[[], None]) -> str:
+    """What a copy of this process says on stderr while `call` ends it; fails if it survives."""
+    with tempfile.TemporaryFile() as words:
+        child = os.fork()
+        if child == 0:
+            os.dup2(words.fileno(), 2)
+            signal.alarm(30)
+            call()
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        words.seek(0)
+        said = words.read().decode()
+    assert status != 0, "it went on as if nothing were wrong"
+    return said
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 2**40])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kernel", ["select", "adjoint", "max_pool", "unpool", "mixed_cam"])
+def test_a_partner_out_of_range_stops_the_kernel(kernel, channels_last, wrong):
+    x, replaced, partner = problem((3, 8, 2, 2), torch.float32, channels_last, True, "next")
+    partner[1] = wrong
+    pooled, cell, y = torch.zeros(3, 8), torch.zeros(3, 8, dtype=torch.int64), torch.empty_like(x)
+    arguments = {
+        "select": (x, replaced, partner, y),
+        "adjoint": (x, replaced, partner, y),
+        "max_pool": (x, replaced, partner, pooled, cell),
+        "unpool": (pooled, cell, replaced, partner, y),
+        "mixed_cam": (x, replaced, partner, pooled, torch.empty(3, 2, 2)),
+    }[kernel]
+    assert "partner must be in [0, n)" in last_words(lambda: getattr(KERNELS, kernel)(*arguments))
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_a_cell_out_of_range_stops_unpool(wrong):
+    dx, replaced, partner = problem((3, 8, 2, 2), torch.float32, False, True, "next")
+    cell = torch.full((3, 8), wrong)
+    said = last_words(lambda: KERNELS.unpool(torch.zeros(3, 8), cell, replaced, partner, dx))
+    assert "cell must be in [0, height * width)" in said
+
+
+def test_the_shim_runs_a_sound_kernel_and_a_missing_barrier_depends_on_the_order():
+    given, sound, faulty = torch.arange(64, dtype=torch.int32), set(), set()
+    for seed in SCHEDULES:
+        KERNELS.schedule(seed)
+        for name, results in (("none", sound), ("missing barrier", faulty)):
+            out = torch.empty_like(given)
+            KERNELS.fault(name, given, out)
+            results.add(tuple(out.tolist()))
+    assert sound == {tuple(given.roll(1).tolist())}
+    assert len(faulty) == len(SCHEDULES)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("read behind the input", "heap-buffer-overflow"),
+        ("write behind shared memory", "heap-buffer-overflow"),
+        ("signed overflow", "signed integer overflow"),
+        ("misaligned vector", "misaligned address"),
+        ("half at a barrier", "waits for threads that never come: thread 0 of block 0 at __syncthreads, "),
+        ("half in a shuffle", "waits for threads that never come: thread 1 of block 0 at __shfl_xor_sync, "),
+        ("two shuffles", "threads meet at two places"),
+        ("too much shared memory", "too much shared memory: the kernel did not start: invalid configuration"),
+    ],
+)
+def test_a_planted_fault_is_caught(name, words):
+    given, out = torch.arange(1, 65, dtype=torch.int32), torch.empty(64, dtype=torch.int32)
+    assert words in last_words(lambda: KERNELS.fault(name, given, out))
