@@ -13,7 +13,8 @@
 #endif
 
 // A leaf loop compiled for several instruction sets; the loader picks the best one that the processor has.
-#if !defined(__x86_64__) || !defined(__GLIBC__) || !defined(__GNUC__) || defined(__clang__)
+#if defined(PMM_CLONES)  // set by a test
+#elif !defined(__x86_64__) || !defined(__GLIBC__) || !defined(__GNUC__) || defined(__clang__)
 #define PMM_CLONES
 #elif __GNUC__ >= 12
 #define PMM_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
