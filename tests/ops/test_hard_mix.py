@@ -10,6 +10,7 @@ from pmm.ops.hard_mix import _reference
 from tests.ops.reference import adjoint_by_hand, mixed_by_hand, ranks_by_hand, replaced_by_hand, scores_by_hand
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INF, NAN = float("inf"), float("nan")
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
@@ -163,6 +164,19 @@ def test_many_gradients_at_one_cell_are_rounded_once(device, dtype):
     replaced[0] = False
     dx = torch.ops.pmm.hard_mix_adjoint(*moved((dy.to(dtype), replaced, torch.zeros(9, dtype=torch.int64)), device))
     assert dx.flatten().tolist() == [1 + 8 * dy[1].item()] + [0] * 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_are_rounded_as_torch_rounds_them(device, dtype):
+    """Over every exponent, past the largest number, and down to the smallest; NaN stays NaN."""
+    powers = 2.0 ** torch.arange(-26, 17)
+    some = torch.cat([powers, powers * 1.375, -powers * 1.9990234375, torch.tensor([INF, -INF, NAN, 65504.0, 0.0])])
+    taken = (some * torch.linspace(0.2, 1.1, len(some))).to(dtype)
+    dy = torch.stack([some.to(dtype), taken]).view(2, 1, 1, -1)
+    replaced = torch.tensor([False, True])[:, None, None].expand(2, 1, len(some))
+    dx = torch.ops.pmm.hard_mix_adjoint(*moved((dy, replaced, torch.tensor([0, 0])), device))
+    expected = (dy[0].float() + dy[1].float()).to(dtype)
+    torch.testing.assert_close(dx[0].cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)])

@@ -7,9 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from pmm.ops import hard_mix, hard_mix_max_pool
 from pmm.ops.hard_mix_max_pool import _reference, _unpool_reference
-from tests.ops.test_hard_mix import BAD, DTYPES, GOOD, LAYOUTS, moved, placed, problems
-
-INF, NAN = float("inf"), float("nan")
+from tests.ops.test_hard_mix import BAD, DTYPES, GOOD, INF, LAYOUTS, NAN, moved, placed, problems
 
 
 def composed(x, cam, partner, block, k, on_empty):
