@@ -10,7 +10,9 @@ help:
 	@echo "make demo       environment, synthetic people, training, ONNX, TensorRT-RTX engine, report ($(DEMO)/)"
 	@echo "make test       environment and the test suite"
 	@echo "make test-slow  the long proofs"
-	@echo "make gpu        what only a machine with an NVIDIA GPU can prove"
+	@echo "make gpu        what only a machine with an NVIDIA GPU can prove, step by step, into bench/results/; again, it"
+	@echo "                runs what failed or changed; PYTHON=python3 takes a python that has torch, and installs nothing;"
+	@echo "                ONLY='ops training' leaves out the other steps, AGAIN=ops repeats one that passed"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      the environment alone ($(VENV)/)"
 	@echo "make clean      remove build products and caches (keeps $(VENV)/ and runs/)"
@@ -41,9 +43,10 @@ test: setup
 test-slow: setup
 	$(PYTHON) -m pytest -m slow
 
-gpu: setup
-	@$(PYTHON) -c 'import sys; from pmm.machine import nvidia_gpus; sys.exit(not nvidia_gpus() and "make gpu: the CUDA driver sees no NVIDIA GPU here")'
-	$(PYTHON) -m pytest -m gpu
+gpu:
+	@PYTHONPATH=. python3 bench/gpu.py --check
+	$(if $(filter $(VENV)/%,$(PYTHON)),@$(MAKE) --no-print-directory setup)
+	PYTHONPATH=. $(PYTHON) bench/gpu.py $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again $(AGAIN))
 
 lint: setup
 	$(PYTHON) -m ruff check .

@@ -15,6 +15,7 @@ from pmm import cli
 from pmm.bench.latency import LatencyPlan
 from pmm.config import Config, fast_mode, preset
 from pmm.files import existing_file, make_folder, output_file, write_file
+from pmm.kernels import describe_build
 
 PROG = "bench/export.py"
 
@@ -57,6 +58,7 @@ def main() -> None:
     report = bench_export(checkpoint, config, command.root, command.work, batches=batches, plan=plan)
     write_file(out, json.dumps(report, indent=1) + "\n")
     print(markdown(report))
+    print(f"kernels of the mix (training only): {describe_build(report['environment']['kernels'])}")
     print(f"report: {out}")
 
 

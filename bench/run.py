@@ -18,6 +18,7 @@ from pmm.bench.report import table, write_reports
 from pmm.config import Config, fast_mode
 from pmm.data.readers import read_dataset
 from pmm.files import claimed, existing_file
+from pmm.kernels import describe_build
 from pmm.runs import newest_run
 
 PROG = "bench/run.py"
@@ -66,6 +67,7 @@ def main() -> None:
         )
         write_reports(report, out, picture)
     print(table(report))
+    print(f"kernels of the mix (training only): {describe_build(report['environment']['kernels'])}")
     print(f"report: {(out / 'report.html').resolve()}")
 
 

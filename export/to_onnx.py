@@ -14,6 +14,7 @@ import tyro
 from pmm import cli
 from pmm.export.recipe import Recipe, Verification
 from pmm.files import existing_file, output_file
+from pmm.kernels import describe_build
 
 PROG = "to_onnx.py"
 
@@ -40,6 +41,7 @@ def main() -> None:
     from pmm.export.onnx import describe, export_onnx
 
     print(describe(export_onnx(checkpoint, out, command.recipe, command.verification)))
+    print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pmm import cli
 from pmm.errors import UserError
 from pmm.export.recipe import EngineOptions, Recipe, Verification
 from pmm.files import existing_file, output_file
+from pmm.kernels import describe_build
 from pmm.runtime.base import ENGINE_SUFFIXES
 
 PROG = "to_trt.py"
@@ -44,11 +45,8 @@ def main() -> None:
     stem = model.stem + command.recipe.suffix if ours else model.stem
     out = output_file(command.output or model.with_name(f"{stem}.plan"), source=model, suffixes=ENGINE_SUFFIXES)
     _refuse_flags(command, ours)
-    if not ours:
-        onnx_file = model
-    else:
-        onnx_file = output_file(out.with_suffix(".onnx"))
-
+    onnx_file = output_file(out.with_suffix(".onnx")) if ours else model
+    if ours:
         from pmm.export.onnx import describe, export_onnx, verified_onnx
 
         # asked for its own crops, or none: a file verified in another way does not do
@@ -71,6 +69,7 @@ def main() -> None:
         )
     gate = engine_gate(file, None if onnx_file == model else model, command.verification)
     print(describe_engine(build_engine(file, out, command.engine, gate=gate)))
+    print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
 
 
 def _refuse_flags(command: Command, checkpoint: bool) -> None:

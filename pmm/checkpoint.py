@@ -18,6 +18,7 @@ import pmm
 from pmm.config import Config
 from pmm.errors import UserError
 from pmm.files import existing_file, write_file
+from pmm.kernels import build_version
 from pmm.models.registry import build_model
 
 FORMAT = "pmm-checkpoint-1"
@@ -33,6 +34,7 @@ def versions() -> dict[str, str]:
         "torchvision": str(torchvision.__version__),
         "numpy": np.__version__,
         "pillow": PIL.__version__,
+        "pmm kernels": build_version(),
     }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pmm
+from pmm.kernels import build_info
 from pmm.machine import clashing_wheels, driver_version, installed_version, nvidia_gpus, usable_cores
 
 LIBRARIES = (
@@ -22,7 +23,8 @@ LIBRARIES = (
 
 
 def describe_environment(threads: int | None = None) -> dict[str, Any]:
-    """CPU, cores, GPUs, operating system, library versions and the commit of this code, as plain values.
+    """CPU, cores, GPUs, operating system, library versions, compiled kernels and the commit of this code, as plain
+    values.
 
     `threads` are those that were used for what is described, if any.
     """
@@ -39,6 +41,7 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
         "os": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version for name in LIBRARIES if (version := installed_version(name))},
+        "kernels": build_info(),
         "problems": problems(),
     }
 

@@ -21,6 +21,7 @@ from pmm.config import SYNTHETIC
 from pmm.environment import describe_environment
 from pmm.errors import UserError
 from pmm.files import existing_file, sha256
+from pmm.kernels import describe_build
 from pmm.manifest import Manifest, read_manifest
 from pmm.runtime.base import ENGINE_SUFFIXES
 
@@ -45,6 +46,8 @@ def main() -> None:
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     facts = {"file": describe_file(command.file)} if command.file else {}
     facts["environment"] = describe_environment()
+    if not command.json:
+        facts["environment"]["kernels"] = describe_build(facts["environment"]["kernels"])
     facts = _plain(facts)
     print(json.dumps(facts, indent=2) if command.json else "\n".join(aligned(facts)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import sys
 import time
@@ -23,6 +24,7 @@ from pmm.config import SYNTHETIC, Config, fast_mode, preset
 from pmm.data.samples import Split
 from pmm.errors import UserError
 from pmm.files import cannot_write, claimed, write_file
+from pmm.kernels import describe_build
 from pmm.prepare import settled, training_data
 from pmm.runs import RUNS, newest_run
 
@@ -104,9 +106,11 @@ def parse(args: list[str]) -> Command:
 def train(config: Config, *, out: Path, device: str = "auto", resume: bool = False) -> Path:
     """Train as `config` says and write checkpoints, metrics and TensorBoard logs to `out`; returns out/best.pth.
 
-    Raises UserError for data, weights or an output folder that cannot be used.
+    Raises UserError for data, weights or an output folder that cannot be used, and under PMM_REQUIRE_EXT=1 where the
+    mix has no compiled kernels for the device.
     """
     _check_folder(out, resume)
+    _check_kernels(device)
     if not resume:
         config = settled(config)
     config, split = training_data(config)
@@ -121,6 +125,19 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise UserError(f"{out} holds a run; add --resume to go on with it, or choose another --out")
     if resume and not has_run:
         raise UserError(f"{out} holds no last.pth to resume from; start without --resume")
+
+
+def _check_kernels(device: str) -> None:
+    """Before hours of work: the ops themselves would refuse PMM_REQUIRE_EXT=1 in the middle of it."""
+    if os.environ.get("PMM_REQUIRE_EXT") != "1":
+        return
+    from pmm.ops._extension import kernels
+    from pmm.runtime.eager import torch_device
+
+    try:
+        kernels(torch_device(device))
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
 
 
 def _train(config: Config, split: Split, out: Path, device_name: str, resume: bool) -> Path:
@@ -240,6 +257,7 @@ def _say_start(config: Config, split: Split, out: Path, device: Any, model: torc
         f"{PROG}: {config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), {device}, "
         f"seed {config.seed}"
     )
+    print(f"kernels of the mix: {describe_kernels(device)}")
     held_out = len({sample.pid for sample in split.query})
     trained = f"{len(split.train)} crops of {config.model.num_classes} identities"
     print(f"data: {config.data.root}: {trained}, {held_out} more held out to choose best.pth")
@@ -247,6 +265,14 @@ def _say_start(config: Config, split: Split, out: Path, device: Any, model: torc
         f"run: {out} ({'from epoch ' + str(start + 1) if start else 'from scratch'}, {config.recipe.epochs} epochs)",
         flush=True,
     )
+
+
+def describe_kernels(device: torch.device) -> str:
+    """What the mix runs on `device` and, where that is plain torch, why."""
+    from pmm.ops._extension import missing
+
+    reason = missing(device.type)
+    return describe_build() if reason is None else f"plain torch on {device.type}: {reason}"
 
 
 def _line(label: str, record: dict[str, Any], seconds_left: float) -> str:

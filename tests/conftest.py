@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import io
+import json
 import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -56,6 +58,23 @@ def trained(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> P
     from pmm.train import train
 
     return train(small_config, out=tmp_path_factory.mktemp("trained") / "run", device="cpu")
+
+
+@pytest.fixture
+def built_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Call it with the facts that compiled kernels shall embed, or without any for kernels that are not compiled."""
+    from pmm import kernels
+    from pmm.ops import _extension
+
+    def pretend(**facts: object) -> None:
+        library = tmp_path / "pretended.so"
+        if facts:
+            library.write_bytes(b"\x7fELF\0pmm kernels built " + json.dumps(facts).encode() + b"\0more")
+        monkeypatch.setattr(kernels, "LIBRARY", library)
+        _extension.missing.cache_clear()
+
+    yield pretend
+    _extension.missing.cache_clear()
 
 
 def run_python(*args: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

@@ -3,8 +3,9 @@ import pickle
 import pytest
 import torch
 
-from pmm.checkpoint import FORMAT, KEYS, load, load_model, restore_model, save
+from pmm.checkpoint import FORMAT, KEYS, load, load_model, restore_model, save, versions
 from pmm.errors import UserError
+from pmm.kernels import build_version
 
 
 def test_a_trained_checkpoint_holds_everything_and_rebuilds_itself(trained):
@@ -18,6 +19,17 @@ def test_a_trained_checkpoint_holds_everything_and_rebuilds_itself(trained):
     assert not model.training
     with torch.inference_mode():
         assert model(torch.zeros(2, 3, 128, 64)).shape == (2, 384)
+
+
+def test_it_names_the_kernels_it_was_trained_with(trained, tmp_path, built_with):
+    assert load(trained)["versions"]["pmm kernels"] == build_version()
+    built_with(compiler="g++ 12.2.0", cuda="13.0", architectures=["9.0"], sources="0123456789ab")
+    assert versions()["pmm kernels"] == "0123456789ab, g++ 12.2.0, CUDA 13.0"
+    # one that was written before it was recorded
+    state = load(trained)
+    del state["versions"]["pmm kernels"]
+    save(tmp_path / "old.pth", state)
+    assert load(tmp_path / "old.pth")["versions"]["torch"]
 
 
 class Evil:

@@ -18,6 +18,7 @@ import pmm
 from pmm import environment, info, machine
 from pmm.export.onnx import export_onnx
 from pmm.files import sha256
+from pmm.kernels import build_version
 from pmm.manifest import BatchProfile, EngineContract, manifest_path, read_manifest
 from tests.conftest import assert_one_line_error, run_here, run_python
 
@@ -59,6 +60,15 @@ def test_the_machine_alone():
     assert "versions.numpy" in values(done.stdout, "environment")
 
 
+def test_the_kernels_are_facts_in_json_and_one_line_in_text(built_with):
+    facts = {"compiler": "g++ 12.2.0", "cuda": "13.0", "architectures": ["9.0"], "sources": "0123456789ab"}
+    built_with(**facts)
+    assert ask()["environment"]["kernels"] == {"compiled": True, **facts}
+    printed = values(run_here("-m", "pmm.info").stdout, "environment")
+    assert printed["kernels"] == "compiled (g++ 12.2.0; CUDA 13.0 for 9.0; sources 0123456789ab)"
+    assert not [key for key in printed if key.startswith("kernels.")]
+
+
 def test_a_checkpoint(trained, small_config):
     facts = ask(trained)["file"]
     assert facts["kind"] == "checkpoint"
@@ -72,6 +82,7 @@ def test_a_checkpoint(trained, small_config):
     assert facts["trained_on"]["identities"] == 9  # of twelve, a quarter is held out
     assert not facts["resumable"]
     assert facts["made_with"]["pmm"] == pmm.__version__
+    assert facts["made_with"]["pmm kernels"] == build_version()
     assert facts["sha256"] == sha256(trained)
     assert ask(trained.with_name("last.pth"))["file"]["resumable"]
 

@@ -13,8 +13,11 @@ from pmm.config import Config, preset
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.engine import collapsed, learning_rate
 from pmm.errors import UserError
-from pmm.train import parse, train
+from pmm.ops._extension import missing
+from pmm.train import describe_kernels, parse, train
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
+
+CPU_BUILD = {"compiler": "g++ 12.2.0", "cuda": None, "architectures": [], "sources": "0123456789ab"}
 
 
 def weights(path):
@@ -215,6 +218,56 @@ def test_bad_input_is_one_line(people, tmp_path):
     assert_one_line_error(done, "cannot write")
     if not torch.cuda.is_available():
         refused("--root", people, "--device", "cuda", expected=["no usable CUDA GPU"])
+
+
+@pytest.mark.parametrize(
+    ("device", "facts", "said"),
+    [
+        ("cpu", {}, "the kernels are not compiled; run make setup"),
+        ("cuda", {}, "the kernels are not compiled; run make setup"),
+        ("cuda", CPU_BUILD, "the kernels were built without CUDA; rebuild with PMM_BUILD_CUDA=1"),
+    ],
+)
+def test_kernels_are_required_before_any_work(tmp_path, monkeypatch, built_with, device, facts, said):
+    built_with(**facts)
+    monkeypatch.setattr("pmm.runtime.eager.torch_device", lambda name: torch.device(device))
+    done = run_here(
+        "-m", "pmm.train", "--preset", "tiny", "--root", tmp_path / "people", "--out", tmp_path / "run",
+        PMM_REQUIRE_EXT="1",
+    )  # fmt: skip
+    assert_one_line_error(done, f"PMM_REQUIRE_EXT=1, but {said}")
+    assert not done.stdout
+    assert not (tmp_path / "people").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_library_that_does_not_load_is_missing_too(tmp_path, monkeypatch, built_with):
+    built_with(**CPU_BUILD)
+    (tmp_path / "other.so").write_bytes(b"built for another torch")
+    monkeypatch.setattr("pmm.ops._extension.LIBRARY", tmp_path / "other.so")
+    with pytest.warns(UserWarning, match="do not load with torch .*; going on with plain torch"):
+        assert describe_kernels(torch.device("cpu")).startswith("plain torch on cpu: the kernels do not load with")
+    missing.cache_clear()
+    done = run_here("-m", "pmm.train", "--root", tmp_path / "people", "--device", "cpu", PMM_REQUIRE_EXT="1")
+    assert_one_line_error(done, "PMM_REQUIRE_EXT=1, but the kernels do not load with torch")
+    assert not (tmp_path / "people").exists()
+
+
+def test_a_run_says_what_the_mix_runs_on(people, tmp_path, built_with):
+    flags = ["--preset", "tiny", "--root", people, "--device", "cpu", "--epochs", "1", "--val-identities", "0.25"]
+    built_with()
+    done = run_here("-m", "pmm.train", *flags, "--batch-size", "12", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("kernels of the mix: ")]
+    assert "plain torch on cpu: the kernels are not compiled; run make setup" in line
+    assert load(tmp_path / "run" / "best.pth")["versions"]["pmm kernels"] == "none"
+
+
+def test_kernels_are_described_for_the_device(built_with):
+    built_with(**CPU_BUILD)
+    assert describe_kernels(torch.device("cuda")) == (
+        "plain torch on cuda: the kernels were built without CUDA; rebuild with PMM_BUILD_CUDA=1"
+    )
 
 
 def test_a_bad_image_is_named(tmp_path):

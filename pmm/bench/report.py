@@ -30,6 +30,7 @@ from pmm.bench.wording import (
     verdict,
 )
 from pmm.files import write_file
+from pmm.kernels import describe_build
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -180,6 +181,7 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("GPU", ", ".join(map(str, machine["gpus"])) or "none"),
         ("system", f"{machine['os']}, Python {machine['python']}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())),
+        ("kernels of the mix, which runs in training only", describe_build(machine["kernels"])),
         ("commit", machine["commit"] or "unknown"),
     ]  # fmt: skip
     return [(what, str(value)) for what, value in facts]

@@ -46,7 +46,8 @@ def export_onnx(
     from pmm.checkpoint import load, restore_model
 
     digest = sha256(checkpoint)
-    model, config = restore_model(load(checkpoint), checkpoint)
+    state = load(checkpoint)
+    model, config = restore_model(state, checkpoint)
     config = with_located_data(config, checkpoint)
     # everything that can be refused is, before the work begins
     gate = checkpoint_gate(model, config, _embedding(model, recipe), verification)
@@ -68,7 +69,7 @@ def export_onnx(
         macs=found.total,
         opset=OPSET[recipe.precision],
         quantization=quantization,
-        versions=_versions(),
+        versions={**_versions(), "pmm kernels in training": state["versions"].get("pmm kernels", "unknown")},
     )
     with drafted(out, manifest) as draft:
         embed_manifest(proto, manifest)
@@ -181,7 +182,7 @@ def _same_recipe(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
     """Was the file made by this version of us, from this checkpoint, as `recipe` says?"""
     return (
         manifest.checkpoint_sha256 == sha256(checkpoint)
-        and manifest.versions == _versions()
+        and _versions().items() <= manifest.versions.items()
         and manifest.precision == recipe.precision
         and manifest.input == _input(recipe)
         and (manifest.embedding.normalised, manifest.embedding.flip_tta) == (recipe.normalize, recipe.flip_tta)

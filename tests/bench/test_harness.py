@@ -6,6 +6,7 @@ import pytest
 from pmm.checkpoint import load
 from pmm.config import Config
 from pmm.environment import describe_environment
+from pmm.kernels import build_info, describe_build
 from pmm.models.registry import build_model
 from tests.conftest import assert_one_line_error, run_here, run_python
 
@@ -71,6 +72,12 @@ def test_pages_are_written_and_the_table_printed(bench_run):
     assert "ort-cpu" in (out / "report.md").read_text()
     assert "| ort-cpu" in printed
     assert str(out / "report.html") in printed
+
+
+def test_the_kernels_are_in_report_and_output(bench_run):
+    out, printed = bench_run
+    assert json.loads((out / "report.json").read_text())["environment"]["kernels"] == build_info()
+    assert f"kernels of the mix (training only): {describe_build()}" in printed
 
 
 def test_exports_are_kept_for_the_next_run(bench_run, trained):

@@ -54,7 +54,9 @@ def report_of(*results: dict[str, Any]) -> dict[str, Any]:
         "dataset": {"name": "synthetic", "root": "runs/demo/data", "queries": 300, "gallery": 1500, "distractors": 225,
                     "identities": 100},
         "environment": {"cpu": "Some CPU", "cores": 2, "threads": 2, "gpus": [], "os": "Linux", "python": "3.11",
-                        "versions": {"torch": "2.14.1", "onnxruntime": "1.22"}, "commit": None},
+                        "versions": {"torch": "2.14.1", "onnxruntime": "1.22"}, "commit": None,
+                        "kernels": {"compiled": True, "compiler": "g++ 12.2.0", "cuda": None, "architectures": [],
+                                    "sources": "0123456789ab"}},
         "method": {"warmup_s": 1.0, "samples_per_batch": 60, "includes": "one call, buffers in place"},
         "results": list(results),
     })  # fmt: skip
@@ -98,7 +100,8 @@ def test_content_and_round_trip(tmp_path: Path) -> None:
     shown = " ".join(Page(page).text.split())
     headline = "ONNX Runtime on CPU ranks as torch does (mAP 71.2 %, difference 0.00 points) and is 1.8x faster"
     expected = (headline, "synthetic", "built, but no GPU to run it on", "unavailable", "89.3 %", "40.1 %", "0.999999",
-                "300 queries", "Some CPU", "2.14.1", "buffers in place", "abab", "3.46 MB", "ort-cpu.onnx")  # fmt: skip
+                "300 queries", "Some CPU", "2.14.1", "buffers in place", "abab", "3.46 MB", "ort-cpu.onnx",
+                "compiled (g++ 12.2.0; no CUDA; sources 0123456789ab)")  # fmt: skip
     for content in (shown, text.replace("\\", "")):
         assert [words for words in expected if words not in content] == []
     assert "10.0 / 12.0" in shown

@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 
-from pmm.checkpoint import load, restore_model
+from pmm.checkpoint import load, restore_model, save
 from pmm.config import Config
 from pmm.data.crops import preprocessing_of
 from pmm.errors import UserError
@@ -16,6 +16,7 @@ from pmm.export.onnx import describe, export_onnx, verified_onnx
 from pmm.export.precision import found_precision
 from pmm.export.recipe import Recipe, Verification
 from pmm.files import sha256
+from pmm.kernels import build_version, describe_build
 from pmm.manifest import EmbeddingContract, InputContract, Manifest, manifest_path, read_manifest
 from tests.conftest import assert_one_line_error, run_here
 
@@ -83,6 +84,26 @@ def test_the_manifest_says_what_is_in_the_file(trained, exported):
     inside = {p.key: p.value for p in onnx.load(exported.path).metadata_props}
     embedded = Manifest.from_json(inside["pmm_manifest"], "inside")
     assert dataclasses.replace(embedded, sha256=manifest.sha256, parity=manifest.parity) == manifest
+
+
+def test_the_manifest_names_the_kernels_here_and_those_of_the_training(trained, exported, tmp_path, built_with):
+    said = exported.manifest.versions
+    assert said["pmm kernels"] == said["pmm kernels in training"] == build_version()
+    old = load(trained)
+    del old["versions"]["pmm kernels"]
+    save(tmp_path / "old.pth", old)
+    built_with()
+    made = export_onnx(tmp_path / "old.pth", tmp_path / "model.onnx").manifest
+    assert (made.versions["pmm kernels"], made.versions["pmm kernels in training"]) == ("none", "unknown")
+    kept = verified_onnx(tmp_path / "old.pth", tmp_path / "model.onnx")
+    assert kept.manifest == made
+
+
+def test_the_commands_say_which_kernels_are_here(trained, tmp_path):
+    for script, name in (("export/to_onnx.py", "m.onnx"), ("export/to_trt.py", "m.plan")):
+        done = run_here(script, trained, "-o", tmp_path / name)
+        last = done.stdout.splitlines()[-1]
+        assert last == f"kernels of the mix here (training only, never in the file): {describe_build()}", done.stderr
 
 
 def test_embeddings_that_moved_leave_no_file(trained, tmp_path, monkeypatch):

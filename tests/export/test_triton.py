@@ -8,7 +8,6 @@ from google.protobuf import text_format
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tritonclient.grpc import model_config_pb2
 
 from pmm.data.crops import Preprocessing
 from pmm.errors import UserError
@@ -26,6 +25,7 @@ from pmm.manifest import (
 )
 from tests.conftest import assert_one_line_error, run_here
 
+model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
 HEIGHT, WIDTH, DIM = 6, 4, 5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

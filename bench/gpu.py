@@ -1,0 +1,75 @@
+"""All that a machine with an NVIDIA GPU can prove, step by step; the next time only what failed or changed.
+
+make gpu, or PYTHONPATH=. python bench/gpu.py [--only STEP ...] [--again STEP ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from types import FrameType
+
+from pmm import cli
+from pmm.bench.gpu import ROOT, dependencies, folder_of, gpu_steps, packages, table, write_result
+from pmm.bench.steps import Outcome, Step, last_lines, run_steps
+from pmm.errors import UserError
+from pmm.files import claimed
+from pmm.machine import nvidia_gpus
+
+PROG = "make gpu"
+
+
+def main() -> None:
+    """Entry point. Parses by the standard library: a machine without our packages shall be told so."""
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__)
+    parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="leave out all other steps")
+    parser.add_argument("--again", nargs="+", default=[], metavar="STEP", help="run these even if they passed before")
+    parser.add_argument("--check", action="store_true", help="only say whether there is a GPU")
+    command = parser.parse_args()
+    if not nvidia_gpus():
+        raise UserError("the CUDA driver sees no NVIDIA GPU here")
+    if command.check:
+        return
+    gpu = nvidia_gpus()[0]
+    steps, folder = gpu_steps(gpu), folder_of(gpu)
+    names = [step.name for step in steps]
+    if unknown := {*command.only, *command.again} - set(names):
+        raise UserError(f"unknown step {', '.join(sorted(unknown))}; known: {', '.join(names)}")
+    steps = [step for step in steps if step.name in (command.only or names)]
+
+    def started(step: Step) -> None:
+        print(f"{step.name}: at most {step.limit_s} s", flush=True)
+
+    def finished(outcome: Outcome) -> None:
+        result = write_result(outcome, gpu)
+        where = f", {os.path.relpath(result)}" if result else ""
+        print(f"{outcome.step.name}: {outcome.status} in {outcome.seconds:.0f} s{where}", flush=True)
+
+    print(f"{gpu.name}: logs in {os.path.relpath(folder)}\n{packages(steps)}", flush=True)
+    signal.signal(signal.SIGTERM, _end)  # so that the step under way ends too
+    with claimed(folder):
+        outcomes = run_steps(
+            steps,
+            folder,
+            root=ROOT,
+            depends=dependencies(),
+            again=command.again,
+            started=started,
+            finished=finished,
+        )
+    print(table(outcomes))
+    for outcome in outcomes:
+        if outcome.log and not outcome.fine:
+            print("\n".join(["", f"{os.path.relpath(outcome.log)}:", *last_lines(outcome.log, ROOT)]), flush=True)
+    if missed := [f"{o.step.name} ({o.status}, {o.note})" for o in outcomes if not o.fine]:
+        raise UserError(f"not proved: {'; '.join(missed)}")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    cli.run(main, prog=PROG)

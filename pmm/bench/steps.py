@@ -1,0 +1,186 @@
+"""Command lines run one after another, each at most for its time, and not again while nothing they depend on changed.
+
+Loads the standard library only, so that it can say what is missing to run the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from pmm.files import make_folder, sha256, write_file
+
+Status = Literal["passed", "failed", "timed out", "not present", "not run"]
+LAST_LINES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A few command lines that succeed or fail together. Paths are relative to the root of the repository."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    """Run in turn; the word python is this interpreter."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """On top of the environment."""
+    needs: tuple[str, ...] = ()
+    """Python packages or programs; "a|b" is either."""
+    optional: bool = False
+    """Without what it needs it is not present, and that is no failure."""
+    uses: tuple[str, ...] = ()
+    """Files of earlier steps; if one changes, the step runs again."""
+    makes: tuple[str, ...] = ()
+    """Files that are there afterwards; if one is lost or changes, the step runs again."""
+    limit_s: int = 600
+    """For all its commands together."""
+
+    def missing(self) -> list[str]:
+        """What it needs and this machine has not."""
+        return [need for need in self.needs if not any(map(_present, need.split("|")))]
+
+    def lines(self) -> list[str]:
+        """Its command lines, as one would type them."""
+        env = "".join(f"{name}={shlex.quote(value)} " for name, value in self.env.items())
+        return [env + shlex.join(command) for command in self.commands]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a step."""
+
+    step: Step
+    status: Status
+    seconds: float = 0.0
+    note: str = ""
+    log: Path | None = None
+
+    @property
+    def fine(self) -> bool:
+        return self.status == "passed" or (self.status == "not present" and self.step.optional)
+
+
+def run_steps(
+    steps: Sequence[Step],
+    folder: Path,
+    *,
+    root: Path,
+    depends: object,
+    again: Collection[str] = (),
+    started: Callable[[Step], None],
+    finished: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Run `steps` in `root`; logs and stamps go to `folder`. After a failure, only what uses its files is left out.
+
+    A step that passed is kept while `depends` (plain values: the sources, the versions of libraries), its command
+    lines and its files are the same, and its name is not in `again`. `finished` is told of a step that ran or is not
+    present before that is remembered.
+    """
+    outcomes: list[Outcome] = []
+    for step in steps:
+        if failed := [o.step.name for o in outcomes if not o.fine and set(o.step.makes) & set(step.uses)]:
+            outcome = Outcome(step=step, status="not run", note=f"without {', '.join(failed)}")
+        elif without := step.missing():
+            outcome = Outcome(step=step, status="not present", note=f"without {', '.join(without)}")
+        elif absent := [path for path in step.uses if not (root / path).exists()]:
+            outcome = Outcome(step=step, status="not run", note=f"{', '.join(absent)} was not made")
+        elif step.name not in again and (kept := _kept(step, folder, root, depends)):
+            outcomes.append(kept)
+            continue
+        else:
+            started(step)
+            outcome = _run(step, folder, root)
+        if outcome.status != "not run":
+            finished(outcome)
+        if outcome.status == "passed":
+            stamp = {**_state(step, root, depends), "seconds": outcome.seconds, "finished": time.strftime("%F %R")}
+            write_file(_stamp(step, folder), json.dumps(stamp, indent=1) + "\n")
+        outcomes.append(outcome)
+    return outcomes
+
+
+def last_lines(log: Path, root: Path) -> list[str]:
+    """The end of a log, without where this machine keeps the repository."""
+    lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
+    return [line.replace(f"{root}/", "").replace(str(Path.home()), "~") for line in lines if line.strip()][-LAST_LINES:]
+
+
+def _run(step: Step, folder: Path, root: Path) -> Outcome:
+    """Its own folder is emptied first: nothing of an attempt that failed gets into the next."""
+    _stamp(step, folder).unlink(missing_ok=True)
+    shutil.rmtree(folder / step.name, ignore_errors=True)
+    make_folder(folder / step.name)
+    log, begin = folder / f"{step.name}.log", time.monotonic()
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **step.env}
+    status: Status = "passed"
+    note = ""
+    with log.open("w") as output:
+        for line, command in zip(step.lines(), step.commands, strict=True):
+            print(f"$ {line}", file=output, flush=True)
+            code = _call(command, root, env, output, begin + step.limit_s - time.monotonic())
+            if code is None:
+                status, note = "timed out", f"stopped after {step.limit_s} s: {line}"
+            elif code:
+                status, note = "failed", f"exit code {code}: {line}"
+            if code != 0:
+                break
+    lost = [path for path in step.makes if not (root / path).exists()]
+    if status == "passed" and lost:
+        status, note = "failed", f"{', '.join(lost)} was not made"
+    return Outcome(step=step, status=status, seconds=round(time.monotonic() - begin, 1), note=note, log=log)
+
+
+def _call(command: Sequence[str], root: Path, env: Mapping[str, str], output: object, limit: float) -> int | None:
+    """Exit code; None if it took longer than `limit` seconds. Nothing that it started is left running."""
+    words = [sys.executable if word == "python" else word for word in command]
+    process = subprocess.Popen(
+        words, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # type: ignore[call-overload]  # fmt: skip
+    try:
+        return process.wait(max(limit, 0.0))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _kept(step: Step, folder: Path, root: Path, depends: object) -> Outcome | None:
+    """How an earlier run passed, if it still counts."""
+    try:
+        stamp = json.loads(_stamp(step, folder).read_text())
+        if any(stamp[key] != value for key, value in _state(step, root, depends).items()):
+            return None
+        return Outcome(step=step, status="passed", seconds=stamp["seconds"], note=f"on {stamp['finished']}")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _state(step: Step, root: Path, depends: object) -> dict[str, object]:
+    """All that the outcome depends on. Raises OSError if a file is not there."""
+    files = {path: sha256(root / path) for path in (*step.uses, *step.makes)}
+    text = json.dumps([depends, step.lines(), step.limit_s])
+    return {"key": hashlib.sha256(text.encode()).hexdigest(), "files": files}
+
+
+def _stamp(step: Step, folder: Path) -> Path:
+    return folder / f"{step.name}.json"
+
+
+def _present(need: str) -> bool:
+    return bool(shutil.which(need) or find_spec(need))
