@@ -1,4 +1,4 @@
-"""The class activation map of a mixed map, from the map it was mixed from."""
+"""The class activation map of a map, and that of a mixed map from the map it was mixed from."""
 
 from __future__ import annotations
 
@@ -22,10 +22,19 @@ from pmm.ops.hard_mix import select
 
 
 def cam(x: Tensor, weights: Tensor) -> Tensor:
-    """ReLU(sum_c weights[n, c] * x[n, c, h, w]) [N, H, W], in float32 (float64 for float64). Carries no gradient."""
-    wide = accumulator(x.dtype)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        return torch.einsum("nchw,nc->nhw", x.detach().to(wide), weights.detach().to(wide)).relu()
+    """The class activation map ReLU(sum_c weights[n, c] * x[n, c, h, w]).
+
+    Args:
+        x: maps [N, C, H, W].
+        weights: weight of each channel [N, C] (Grad-CAM's alpha).
+
+    Returns:
+        [N, H, W], float32 (float64 for float64), without a gradient.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device.
+    """
+    return _cam(x.detach(), weights.detach())
 
 
 def mixed_cam(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tensor:
@@ -48,10 +57,29 @@ def mixed_cam(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> 
     return _mixed_cam(x.detach(), partner, replaced, weights.detach())
 
 
+def _cam_reference(x: Tensor, weights: Tensor) -> Tensor:
+    _check_weights("cam", x, weights)
+    wide = accumulator(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.einsum("nchw,nc->nhw", x.to(wide), weights.to(wide)).relu()
+
+
+def _cam_fake(x: Tensor, weights: Tensor) -> Tensor:
+    _check_weights("cam", x, weights)
+    return x.new_empty((x.shape[0], *x.shape[2:]), dtype=accumulator(x.dtype))
+
+
+def _cam_compiled(kernels: Any, x: Tensor, weights: Tensor) -> Tensor:
+    found = _cam_fake(x, weights)
+    nobody = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    _run(kernels, x, nobody, torch.zeros_like(found, dtype=torch.bool), weights, found)
+    return found
+
+
 def _reference(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tensor:
     _check(x, partner, replaced, weights)
     check_partner_range("mixed_cam", partner)
-    return cam(select(x, replaced, partner), weights)
+    return _cam_reference(select(x, replaced, partner), weights)
 
 
 def _fake(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tensor:
@@ -62,22 +90,33 @@ def _fake(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tens
 def _compiled(kernels: Any, x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tensor:
     found = _fake(x, partner, replaced, weights)
     check_partner_range("mixed_cam", partner)
-    weights = weights.to(found.dtype).contiguous()
-    kernels.mixed_cam(dense(x), replaced.contiguous(), partner.contiguous(), weights, found)
+    _run(kernels, x, partner.contiguous(), replaced.contiguous(), weights, found)
     return found
+
+
+def _run(kernels: Any, x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor, found: Tensor) -> None:
+    kernels.mixed_cam(dense(x), replaced, partner, weights.to(found.dtype).contiguous(), found)
 
 
 def _check(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> None:
     check_features("mixed_cam", x)
     check_partner("mixed_cam", partner, x)
     check_cells("mixed_cam", "replaced", replaced, x, (torch.bool,))
+    _check_weights("mixed_cam", x, weights)
+
+
+def _check_weights(name: str, x: Tensor, weights: Tensor) -> None:
+    check_features(name, x)
     if weights.shape != x.shape[:2] or weights.dtype not in FEATURE_DTYPES:
         raise ValueError(
-            f"mixed_cam: weights are {weights.dtype} {list(weights.shape)}; they must be floating {list(x.shape[:2])}"
+            f"{name}: weights are {weights.dtype} {list(weights.shape)}; they must be floating {list(x.shape[:2])}"
         )
-    check_device("mixed_cam", x=x, weights=weights)
+    check_device(name, x=x, weights=weights)
 
 
+_cam = define(
+    "cam(Tensor x, Tensor weights) -> Tensor", reference=_cam_reference, fake=_cam_fake, compiled=_cam_compiled
+)
 _mixed_cam = define(
     "mixed_cam(Tensor x, Tensor partner, Tensor replaced, Tensor weights) -> Tensor",
     reference=_reference,

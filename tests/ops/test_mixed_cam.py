@@ -32,6 +32,13 @@ def test_is_the_cam_of_the_mixed_map(device, place, dtype, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_cam_of_a_map_is_that_of_one_where_nothing_is_replaced(device, dtype, layout):
+    x, partner, replaced, weights = problem(device, dtype, layout=layout)
+    assert torch.equal(cam(x, weights), mixed_cam(x, partner, replaced & False, weights))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(3, 700, 24, 8), (2, 130, 17, 19), (5, 64, 1, 1), (1, 3, 40, 30), (2, 9, 1, 300)])
 def test_long_sums_and_odd_shapes(device, shape, layout):
     """In float32 no cell is further off than a blocked sum of its terms may be."""
@@ -65,7 +72,9 @@ def test_carries_no_gradient_and_half_precision_does_not_overflow(device):
 
 
 def test_opcheck(device):
-    torch.library.opcheck(torch.ops.pmm.mixed_cam.default, problem(device))
+    x, partner, replaced, weights = problem(device)
+    torch.library.opcheck(torch.ops.pmm.mixed_cam.default, (x, partner, replaced, weights))
+    torch.library.opcheck(torch.ops.pmm.cam.default, (x, weights))
 
 
 @pytest.mark.parametrize(
@@ -90,3 +99,9 @@ def test_partner_out_of_range_is_refused_on_the_cpu(place):
     x, _, replaced, weights = problem("cpu")
     with pytest.raises(ValueError, match=r"mixed_cam: .* must be in \[0, 4\)"):
         mixed_cam(x, torch.tensor([0, 1, 2, 4]), replaced, weights)
+
+
+@pytest.mark.parametrize("weights", [torch.zeros(4, 5), torch.zeros(4, 6, dtype=torch.int32)])
+def test_bad_weights_of_a_cam(device, weights):
+    with pytest.raises(ValueError, match=r"cam: weights are torch\.\w+ .* floating \[4, 6\]"):
+        cam(problem(device)[0], weights.to(device))
