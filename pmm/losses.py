@@ -1,4 +1,4 @@
-"""Losses of method.md's recipe: batch-hard soft-margin triplet and label-smoothed cross-entropy, summed over stages."""
+"""Losses of the paper's recipe: batch-hard soft-margin triplet and label-smoothed cross-entropy, summed over stages."""
 
 from __future__ import annotations
 

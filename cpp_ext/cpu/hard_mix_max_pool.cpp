@@ -59,12 +59,21 @@ bool is_nan(T value) {
   return (same_bits<Key<T>>(value) & std::numeric_limits<Key<T>>::max()) > Bits<T>::infinity;
 }
 
-// fold(a, b) over all lanes.
-template <class K, class F>
-PMM_INLINE K folded(K lanes[], int64_t count, F fold) {
-  for (int64_t half = count / 2; half > 0; half /= 2)
-    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] = fold(lanes[lane], lanes[lane + half]);
-  return lanes[0];
+// The largest lane (or, Least, the smallest), by halves: several lanes at a time until one is left.
+template <bool Least, class K, int64_t Bytes>
+PMM_INLINE K folded(K __attribute__((vector_size(Bytes))) lanes) {
+  if constexpr (Bytes == 2 * sizeof(K)) {
+    return (lanes[0] < lanes[1]) == Least ? lanes[0] : lanes[1];
+  } else {
+    typedef K Lanes __attribute__((vector_size(Bytes / 2)));
+    Lanes low, high;
+    memcpy(&low, &lanes, Bytes / 2);
+    memcpy(&high, reinterpret_cast<const char*>(&lanes) + Bytes / 2, Bytes / 2);
+    if constexpr (Least)
+      return folded<Least, K, Bytes / 2>(low < high ? low : high);
+    else
+      return folded<Least, K, Bytes / 2>(low > high ? low : high);
+  }
 }
 
 // The cell of the largest value of one selected plane: the first of equals, but the last NaN.
@@ -89,14 +98,13 @@ PMM_INLINE int64_t largest_cell(const uint8_t* own, const uint8_t* partner, cons
       line_of = keys > most ? number : line_of;
       most = keys > most ? keys : most;
     }
-    K values[kLanes], cells[kLanes];
-    memcpy(values, &most, kLine);
-    const K largest = folded(values, kLanes, [](K a, K b) { return a > b ? a : b; });
-    for (K lane = 0; lane < K(kLanes); ++lane)
-      cells[lane] = most[lane] == largest ? K(line_of[lane] * kLanes + lane) : std::numeric_limits<K>::max();
+    const K largest = folded<false, K, kLine>(most);
     if (where >= 0 && largest <= best) continue;
     best = largest;
-    where = start / int64_t(sizeof(T)) + folded(cells, kLanes, [](K a, K b) { return a < b ? a : b; });
+    Keys<T> cells = line_of * K(kLanes);
+    for (int64_t lane = 0; lane < kLanes; ++lane) cells[lane] += K(lane);
+    cells = most == largest ? cells : Keys<T>{} + std::numeric_limits<K>::max();
+    where = start / int64_t(sizeof(T)) + folded<true, K, kLine>(cells);
   }
   if (best != kNaN<T>) return where;
   const auto at = [&](int64_t cell) { return reinterpret_cast<const T*>(taken[cell * sizeof(T)] ? partner : own)[cell]; };

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pmm.bench.latency import Latency, LatencyPlan, measure
+from pmm.bench.latency import Latency, LatencyPlan, measure, median_ratio
 
 
 class Clock:
@@ -79,3 +79,49 @@ def test_percentiles():
     assert Latency(samples_ms=samples).p50 == 50.5
     assert Latency(samples_ms=samples[:35]).p90 is None
     assert Latency(samples_ms=samples[:36]).p90 is not None
+
+
+def test_a_stopwatch_replaces_the_clock_and_turns_need_no_lead():
+    clock = Clock()
+    plan = LatencyPlan(warmup=0.0, warmup_runs=1, lead=0, samples=4, block=2, settle=0.0, budget=1e9)
+    watched = []
+
+    def stopwatch(step):
+        step()
+        watched.append(step)
+        return 42.0
+
+    latencies = measure({"a": clock.step("a", 1.0)}, plan, clock=clock, stopwatch=stopwatch)
+    assert latencies["a"].samples_ms == (42.0,) * 4
+    assert len(watched) == 4
+    assert clock.log == ["a"] * 5
+
+
+def test_a_ratio_is_paired_over_rounds():
+    """A machine that slows down slows both: the interval of their ratio stays narrow."""
+    drift = np.repeat(np.linspace(1, 10, 20), 2)
+    slow, fast = (Latency(samples_ms=tuple(factor * drift)) for factor in (30.0, 10.0))
+    ratio = median_ratio(slow, fast, block=2)
+    assert (ratio.value, *ratio.interval) == pytest.approx((3, 3, 3))
+    half = ratio.times(0.5)
+    assert (half.value, *half.interval) == pytest.approx((1.5, 1.5, 1.5))
+
+
+@pytest.mark.parametrize("fewer", [60, 20])
+def test_a_ratio_of_noise_has_an_interval_that_covers_it(fewer):
+    """Also where one step ended with its budget and has fewer rounds."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        above = Latency(samples_ms=tuple(20 + rng.normal(size=fewer)))
+        below = Latency(samples_ms=tuple(10 + rng.normal(size=60)))
+        low, high = median_ratio(above, below, block=2, seed=seed, resamples=400).interval
+        covered += low <= 2 <= high
+    assert 175 < covered < 200
+
+
+def test_too_few_rounds_give_a_ratio_without_an_interval():
+    above, below = Latency(samples_ms=(4.0,) * 10), Latency(samples_ms=(2.0,) * 30)
+    ratio = median_ratio(above, below, block=2)
+    assert (ratio.value, ratio.interval) == (2, None)
+    assert ratio.times(0.5).interval is None

@@ -1,0 +1,87 @@
+"""Time the fused mix against the authors' procedure, eager torch and torch.compile; each result is proved first.
+
+python bench/ops.py [--batches 32,64,128] [--dtypes float32] [--layouts nchw] [--out FILE.json]
+python bench/ops.py --step [--step-batch 8]: whole training steps of preset paper (random weights)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pmm import cli
+from pmm.bench.mixing_report import COMPETITORS, DTYPES, LAYOUTS, check_names, markdown
+from pmm.config import fast_mode
+from pmm.files import output_file, write_file
+from pmm.machine import usable_cores
+
+PROG = "bench/ops.py"
+WORK = Path("runs/ops-bench")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`python bench/ops.py ...`"""
+
+    batches: str = "32,64,128"
+    """Samples per call, with commas between; maps are 2048x24x8."""
+    dtypes: str = "float32,float16,bfloat16"
+    """Precisions, with commas between: float32, float16, bfloat16."""
+    layouts: str = "nchw,channels_last"
+    """Memory layouts, with commas between: nchw, channels_last."""
+    competitors: str = "authors,eager,compiled,ours"
+    """What to measure, with commas between: authors, eager, compiled, ours."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to measure."""
+    threads: int = 0
+    """CPU threads (0: all cores)."""
+    step: bool = False
+    """Time whole training steps of preset paper instead."""
+    step_batch: int = 8
+    """Images per training step."""
+    samples: int = 0
+    """Samples per figure (0: 30)."""
+    budget: float = 0.0
+    """Most seconds for one figure, which then has fewer samples (0: 4, or 100 for a training step)."""
+    out: Path | None = None
+    """JSON file to write (default: ops.json or step.json in runs/ops-bench)."""
+
+
+def main() -> int:
+    """Entry point; 1 if something that was measured is not equal."""
+    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    batches = cli.numbers(command.batches, flag="--batches")
+    dtypes, layouts, competitors = (
+        check_names(flag, cli.names(given, flag=flag), known)
+        for flag, given, known in (
+            ("--dtypes", command.dtypes, DTYPES),
+            ("--layouts", command.layouts, LAYOUTS),
+            ("--competitors", command.competitors, COMPETITORS),
+        )
+    )
+    threads = cli.numbers(str(command.threads), flag="--threads", least=0)[0] or usable_cores()
+    samples = cli.numbers(str(command.samples), flag="--samples", least=0)[0]
+    out = output_file(command.out or WORK / ("step.json" if command.step else "ops.json"))
+
+    from pmm.bench.mixing import bench_mixing, mixing_plan
+    from pmm.bench.training_step import bench_step, step_plan
+    from pmm.runtime.eager import torch_device
+
+    where: dict[str, Any] = {"device": torch_device(command.device), "threads": threads, "fast": fast_mode()}
+    if command.step:
+        report = bench_step(batch=command.step_batch, plan=step_plan(samples, command.budget), **where)
+    else:
+        plan = mixing_plan(samples, command.budget)
+        report = bench_mixing(
+            batches=batches, dtypes=dtypes, layouts=layouts, competitors=competitors, plan=plan, **where
+        )
+    write_file(out, json.dumps(report, indent=1) + "\n")
+    print(markdown(report))
+    print(f"report: {out}")
+    return 0 if report["equal"] else 1
+
+
+if __name__ == "__main__":
+    cli.run(main, prog=PROG)
