@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pmm import cli
 from pmm.bench.mixing_report import COMPETITORS, DTYPES, LAYOUTS, check_names, markdown
 from pmm.config import fast_mode
+from pmm.errors import UserError
 from pmm.files import output_file, write_file
 from pmm.machine import usable_cores
 
@@ -63,6 +64,11 @@ def main() -> int:
     )
     threads = cli.numbers(str(command.threads), flag="--threads", least=0)[0] or usable_cores()
     samples = cli.numbers(str(command.samples), flag="--samples", least=0)[0]
+    without = {"--batches", "--dtypes", "--layouts", "--competitors"} if command.step else {"--step-batch"}
+    if idle := sorted(without & cli.given_flags()):
+        raise UserError(f"{', '.join(idle)}: no effect {'with' if command.step else 'without'} --step")
+    if not command.budget >= 0:
+        raise UserError(f"--budget is {command.budget}; expected seconds, 0 for the default")
     out = output_file(command.out or WORK / ("step.json" if command.step else "ops.json"))
 
     from pmm.bench.mixing import bench_mixing, mixing_plan

@@ -27,8 +27,8 @@ inline Maps maps_of(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4, "pmm_kernels: maps must be [N, C, H, W]");
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
   const bool channels_last = !x.is_contiguous();
-  STD_TORCH_CHECK(!channels_last || (x.stride(1) == 1 && x.stride(3) == c && x.stride(2) == w * c &&
-                                     (n == 1 || x.stride(0) == h * w * c)),
+  const auto has = [&](int64_t dim, int64_t stride) { return x.size(dim) == 1 || x.stride(dim) == stride; };
+  STD_TORCH_CHECK(!channels_last || (has(0, h * w * c) && has(1, 1) && has(2, w * c) && has(3, c)),
                   "pmm_kernels: maps must be contiguous or channels_last");
   return Maps{n, c, h, w, dtype_of(x), channels_last};
 }

@@ -1,4 +1,5 @@
 // The schemas of the kernels, their CPU side, and what this build is. Outputs come last and are written in place.
+// They are private to pmm/ops, which checks every argument before it calls them: here a wrong one corrupts memory.
 #include "bindings.h"
 #include "built.h"
 #include "cpu/parallel.h"

@@ -71,6 +71,7 @@ def built_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         if facts:
             library.write_bytes(b"\x7fELF\0pmm kernels built " + json.dumps(facts).encode() + b"\0more")
         monkeypatch.setattr(kernels, "LIBRARY", library)
+        monkeypatch.setattr(kernels, "SOURCES", tmp_path / "no sources")  # as installed from a wheel
         _extension.missing.cache_clear()
 
     yield pretend

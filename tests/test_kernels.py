@@ -38,6 +38,24 @@ def test_built_with_cuda(built_with):
     assert kernels.not_built("mps") == "there are no kernels for mps"
 
 
+def test_a_build_of_other_sources_does_not_count(built_with, tmp_path, monkeypatch):
+    sources = tmp_path / "cpp_ext"
+    (sources / "cpu").mkdir(parents=True)
+    (sources / "kernels.h").touch()
+    (sources / "cpu" / "mix.cpp").write_text("int one = 1;")
+    built_with(**{**CUDA, "sources": kernels.sources_digest(sources)})
+    monkeypatch.setattr(kernels, "SOURCES", sources)
+    assert kernels.not_built("cpu") is None
+    (sources / "cpu" / "mix.cpp").write_text("int one = 2;")
+    for device in ("cpu", "cuda"):
+        assert "built from other sources than cpp_ext/ has now; run make setup" in kernels.not_built(device)
+    assert kernels.build_info() == {"compiled": False, "stale": True}
+    assert kernels.describe_build() == "plain torch (the kernels are of other sources)"
+    (sources / "cpu" / "mix.cpp").write_text("int one = 1;")
+    (sources / "notes.txt").write_text("no source")
+    assert kernels.not_built("cpu") is None
+
+
 def test_the_facts_of_another_build_are_described_as_given(built_with):
     built_with()
     assert "CUDA 13.0" in kernels.describe_build({"compiled": True, **CUDA})

@@ -38,7 +38,8 @@ void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, S
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // reported here, so the next caller must not meet it
-  throw std::runtime_error(std::string(name) + ": the kernel did not start: " + cudaGetErrorString(error));
+  throw std::runtime_error(std::string(name) + ": the kernel did not start: " + cudaGetErrorString(error) +
+                           " (pmm.ops.build_info() names the GPUs it is built for; TORCH_CUDA_ARCH_LIST chooses them)");
 }
 
 // Kernels count inside a sample in 32 bits: divisions are several times cheaper than in 64.

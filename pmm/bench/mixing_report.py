@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -38,6 +39,8 @@ def heading(device: str, threads: int, plan: LatencyPlan) -> dict[str, Any]:
         "build": build_info(),
         "device": device,
         "plan": asdict(plan),
+        # torch's own switch: with it every output of torch has the big pages that our CPU kernels ask for
+        "big_pages_for_all": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
     }
 
 

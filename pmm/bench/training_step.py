@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pmm.bench.latency import Latency, LatencyPlan, measure, median_ratio
-from pmm.bench.mixers import authors_mix, eager_mix
+from pmm.bench.mixers import authors_mix, eager_cam, eager_mix
 from pmm.bench.mixing import name_of, require_kernels, stopwatch
 from pmm.bench.mixing_report import AUTHORS, EAGER, OURS, heading, interval, timing
 from pmm.config import Config, fast_mode, preset
@@ -28,7 +28,6 @@ from pmm.models.output import TrainOutput
 from pmm.models.pmm import PMM
 from pmm.models.registry import build_model
 from pmm.ops import sample_partners
-from pmm.ops.mixed_cam import cam
 
 NO_MIXING = "no mixing"
 CLASSES = 751  # of Market-1501's training part
@@ -111,10 +110,10 @@ def with_eager_ops(model: PMM, images: Tensor, pids: Tensor, generator: torch.Ge
     f1, x = _maps(model, images)
     average, cells = f1.mean((2, 3)), f1.shape[2] * f1.shape[3]
     head1, head2, _ = model.stages
-    cam1 = cam(f1, head1.cam_weights(average, pids, cells))  # type: ignore[operator]
+    cam1 = eager_cam(f1, head1.cam_weights(average, pids, cells))  # type: ignore[operator]
     x2 = eager_mix(x, cam1, sample_partners(pids, generator))
     pooled2 = _largest(x2)
-    cam2 = cam(x2, head2.cam_weights(pooled2, pids, cells))  # type: ignore[operator]
+    cam2 = eager_cam(x2, head2.cam_weights(pooled2, pids, cells))  # type: ignore[operator]
     x3 = eager_mix(x, cam2, sample_partners(pids, generator))
     return _output(model, (average, pooled2, _largest(x3)))
 

@@ -53,9 +53,20 @@ def layout_of(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """Of a map that is channels_last or not."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def dense(x: Tensor) -> Tensor:
     """x in the layout that its outputs have; a copy only of what is neither contiguous nor channels_last."""
     return x.contiguous(memory_format=layout_of(x))
+
+
+def refuse_tangent(name: str, x: Tensor) -> None:
+    """Custom ops have no forward-mode derivative, and torch would silently take it for zero."""
+    if not torch.compiler.is_compiling() and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"{name}: no forward-mode derivative; use reverse mode (torch.autograd.grad)")
 
 
 def check_features(name: str, x: Tensor) -> None:

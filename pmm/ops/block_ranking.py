@@ -7,6 +7,7 @@ down the columns: cell (h, w) is in block (w // bw) * R + h // bh. Edge blocks h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ def block_ranks(scores: Tensor) -> Tensor:
 def replaced_cells(cam: Tensor, block: Sequence[int], k: int, on_empty: str) -> Tensor:
     """The cells [N, H, W] bool of each sample's k first blocks; none for an empty CAM with `on_empty="skip"`."""
     _, h, w = cam.shape
-    bh, bw = block
+    block = bh, bw = clamped(block, h, w)
     rows, _ = grid(h, w, block)
     selected = block_ranks(block_scores(cam, block)) < k
     if on_empty == "skip":
@@ -52,9 +53,20 @@ def replaced_cells(cam: Tensor, block: Sequence[int], k: int, on_empty: str) -> 
     return selected[:, column[None, :] * rows + row[:, None]]
 
 
+def clamped(block: Sequence[int], height: int, width: int) -> tuple[int, int]:
+    """The block, no larger than the map: a larger one has the same cells."""
+    return max(1, min(block[0], height)), max(1, min(block[1], width))
+
+
 def grid(height: int, width: int, block: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of blocks on a map."""
     return -(-height // block[0]), -(-width // block[1])
+
+
+def rank_on(kernels: Any, cam: Tensor, block: Sequence[int], k: int, on_empty: str, replaced: Tensor) -> None:
+    """`replaced_cells` by a compiled kernel, into `replaced`."""
+    bh, bw = clamped(block, *cam.shape[1:])
+    kernels.rank_blocks(cam.contiguous(), bh, bw, k, on_empty == "skip", replaced)
 
 
 def check_mix(name: str, x: Tensor, cam: Tensor, partner: Tensor, block: Sequence[int], k: int, on_empty: str) -> None:

@@ -22,8 +22,10 @@ from pmm.ops._library import (
     dense,
     differentiable,
     layout_of,
+    memory_format,
+    refuse_tangent,
 )
-from pmm.ops.block_ranking import check_mix, replaced_cells
+from pmm.ops.block_ranking import check_mix, rank_on, replaced_cells
 
 
 def hard_mix(
@@ -55,7 +57,8 @@ def hard_mix(
 
     Equivalent to: `torch.where(replaced[:, None], x[partner], x)`.
     """
-    return _hard_mix(x, cam, partner, list(block), k, on_empty)
+    refuse_tangent("hard_mix", x)
+    return _hard_mix(x, cam.detach(), partner, list(block), k, on_empty)
 
 
 def select(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
@@ -85,9 +88,8 @@ def _compiled(
 ) -> tuple[Tensor, Tensor]:
     mixed, replaced = _fake(x, cam, partner, block, k, on_empty)
     check_partner_range("hard_mix", partner)
-    partner = partner.contiguous()
-    kernels.rank_blocks(cam.contiguous(), *block, k, on_empty == "skip", replaced)
-    kernels.select(dense(x), replaced, partner, mixed)
+    rank_on(kernels, cam, block, k, on_empty, replaced)
+    kernels.select(dense(x), replaced, partner.contiguous(), mixed)
     return mixed, replaced
 
 
@@ -156,12 +158,19 @@ _adjoint = define(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], inputs[2])
+    ctx.channels_last = layout_of(inputs[0]) == torch.channels_last
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:])
+    ctx.channels_last = layout_of(inputs[0]) == torch.channels_last
 
 
-differentiable(_hard_mix, lambda ctx, dy, _: (_adjoint(dy, *ctx.saved_tensors), *[None] * 5), _save)
-differentiable(_select, lambda ctx, dy: (_adjoint(dy, *ctx.saved_tensors), None, None), _save_inputs)
-differentiable(_adjoint, lambda ctx, dx: (_select(dx, *ctx.saved_tensors), None, None), _save_inputs)
+def _transposed(op: Any, ctx: Any, gradient: Tensor) -> Tensor:
+    """`op` of a gradient in the layout of the input (that of a sum, say, is expanded and has none)."""
+    return op(gradient.contiguous(memory_format=memory_format(ctx.channels_last)), *ctx.saved_tensors)
+
+
+differentiable(_hard_mix, lambda ctx, dy, _: (_transposed(_adjoint, ctx, dy), *[None] * 5), _save)
+differentiable(_select, lambda ctx, dy: (_transposed(_adjoint, ctx, dy), None, None), _save_inputs)
+differentiable(_adjoint, lambda ctx, dx: (_transposed(_select, ctx, dx), None, None), _save_inputs)

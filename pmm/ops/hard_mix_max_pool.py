@@ -25,8 +25,10 @@ from pmm.ops._library import (
     dense,
     differentiable,
     layout_of,
+    memory_format,
+    refuse_tangent,
 )
-from pmm.ops.block_ranking import check_mix, replaced_cells
+from pmm.ops.block_ranking import check_mix, rank_on, replaced_cells
 from pmm.ops.hard_mix import select
 
 
@@ -48,7 +50,8 @@ def hard_mix_max_pool(
 
     Equivalent to: `mixed, replaced = hard_mix(...); F.adaptive_max_pool2d(mixed, 1).flatten(1), replaced`.
     """
-    pooled, replaced, _ = _hard_mix_max_pool(x, cam, partner, list(block), k, on_empty)
+    refuse_tangent("hard_mix_max_pool", x)
+    pooled, replaced, _ = _hard_mix_max_pool(x, cam.detach(), partner, list(block), k, on_empty)
     return pooled, replaced
 
 
@@ -83,7 +86,7 @@ def _compiled(
 ) -> tuple[Tensor, Tensor, Tensor]:
     pooled, replaced, cell = _fake(x, cam, partner, block, k, on_empty)
     check_partner_range("hard_mix_max_pool", partner)
-    kernels.rank_blocks(cam.contiguous(), *block, k, on_empty == "skip", replaced)
+    rank_on(kernels, cam, block, k, on_empty, replaced)
     kernels.max_pool(dense(x), replaced, partner.contiguous(), pooled, cell)
     return pooled, replaced, cell
 
@@ -134,13 +137,13 @@ def _unpool_reference(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tenso
     dx = torch.zeros(n * c * h * w, dtype=wide.dtype, device=dy.device)
     dx[place] = torch.where(taken, 0, wide).flatten()
     dx.index_add_(0, torch.where(taken, away, place.view(n, c)).flatten(), torch.where(taken, wide, 0).flatten())
-    return dx.to(dy.dtype).view(n, c, h, w).contiguous(memory_format=_format(channels_last))
+    return dx.to(dy.dtype).view(n, c, h, w).contiguous(memory_format=memory_format(channels_last))
 
 
 def _unpool_fake(dy: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor, channels_last: bool) -> Tensor:
     _check_unpool(dy, cell, replaced, partner)
     shape = (*dy.shape, *replaced.shape[1:])
-    return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=_format(channels_last))
+    return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format(channels_last))
 
 
 def _unpool_compiled(
@@ -163,10 +166,6 @@ def _gather_reference(g: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor
 def _gather_fake(g: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     _check_read("hard_mix_gather", g, cell, replaced, partner)
     return g.new_empty(g.shape[:2])
-
-
-def _format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 _hard_mix_max_pool = define(

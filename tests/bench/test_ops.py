@@ -10,6 +10,7 @@ from pmm.bench import mixers, training_step
 from pmm.bench.mix_truth import FORMATS, Maps, clear, clear_cams, defined_adjoint, defined_cells, make_case
 from pmm.bench.mixers import BLOCK, MIXERS, ON_EMPTY, K, authors_mix, eager_mix
 from pmm.bench.mixing_report import DTYPES, LAYOUTS, PHASES
+from pmm.models.registry import build_model
 from pmm.models.stages import Head
 from pmm.ops import _extension, hard_mix
 from pmm.ops.block_ranking import replaced_cells
@@ -169,6 +170,29 @@ def test_steps_of_every_way(tmp_path):
     assert "| authors |" in done.stdout
 
 
+def test_only_ours_runs_our_kernels(monkeypatch):
+    def forbidden(device):
+        raise AssertionError("a kernel was asked for")
+
+    monkeypatch.setattr(_extension, "kernels", forbidden)
+    model = build_model(training_step._config(8, "resnet10")).train()
+    images, pids = torch.randn(8, 3, 192, 64), torch.arange(8) // 4
+    for name, way in training_step.WAYS.items():
+        if name == "ours":
+            with pytest.raises(AssertionError, match="a kernel was asked for"):
+                way(model, images, pids, None)
+        else:
+            way(model, images, pids, None)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_competitors_keep_the_layout(layout):
+    """One that does not would pay for it in what follows, and its own reads would be scattered."""
+    x = torch.randn(3, 4, 24, 8).contiguous(memory_format=FORMATS[layout])
+    for mix in (authors_mix, eager_mix):
+        assert mix(x, torch.rand(3, 24, 8), torch.tensor([1, 2, 0])).stride() == x.stride()
+
+
 @compiled
 def test_a_way_that_trains_something_else_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(training_step.WAYS, "eager", training_step.without_mixing)
@@ -238,6 +262,9 @@ def test_the_cam_by_backward_is_the_closed_form():
         (("--competitors", "theirs"), ("--competitors: unknown theirs", "authors")),
         (("--threads", "-1"), ("--threads is '-1'",)),
         (("--step", "--step-batch", "6"), ("--step-batch is 6", "multiple of 4")),
+        (("--step", "--batches", "32"), ("--batches: no effect with --step",)),
+        (("--step-batch", "8"), ("--step-batch: no effect without --step",)),
+        (("--budget", "-1"), ("--budget is -1.0",)),
         (("--step-size", "6"), ("unknown flag --step-size",)),
     ],
 )
