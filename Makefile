@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 PIP    := $(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO   := runs/demo
 
-.PHONY: help setup demo test test-slow gpu lint clean
+.PHONY: help setup again demo test test-slow gpu lint clean
 
 help:
 	@echo "make demo       environment, synthetic people, training, ONNX, TensorRT-RTX engine, report ($(DEMO)/)"
@@ -12,23 +12,28 @@ help:
 	@echo "make test-slow  the long proofs"
 	@echo "make gpu        what only a machine with an NVIDIA GPU can prove, step by step, into bench/results/; again, it"
 	@echo "                runs what failed or changed; PYTHON=python3 takes a python that has torch, and installs nothing;"
-	@echo "                ONLY='ops training' leaves out the other steps, AGAIN=ops repeats one that passed"
+	@echo "                ONLY='tests training' leaves out the other steps, AGAIN=tests repeats one that passed"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      the environment alone ($(VENV)/)"
 	@echo "make clean      remove build products and caches (keeps $(VENV)/ and runs/)"
 
 setup: $(VENV)/.installed
 
+# Again, too, where the kernels are gone though there is a compiler, and where PMM_BUILD_CUDA is given and was another.
+GONE  := $(if $(wildcard pmm/_C.so),,$(shell command -v $(firstword $(CXX) g++) 2>/dev/null))
+WAS   := $(shell cat $(VENV)/.installed 2>/dev/null)
+OTHER := $(if $(filter-out undefined,$(origin PMM_BUILD_CUDA)),$(filter-out $(PMM_BUILD_CUDA),$(WAS)))
+
 # The kernels are compiled against the torch of this environment, so torch comes first. Their CUDA part takes minutes:
 # only where there is a card, or TORCH_CUDA_ARCH_LIST names some.
 export PMM_BUILD_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard /dev/nvidia0 /dev/dxg),auto,0)
 
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard cpp_ext/*.* cpp_ext/*/*.*)
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard cpp_ext/*.* cpp_ext/*/*.*) $(if $(GONE)$(OTHER),again)
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup: the pinned versions need Python 3.11 or newer, python3 is %d.%d" % sys.version_info[:2])'
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
 	$(PIP) torch "setuptools>=77"
 	$(PIP) --no-build-isolation -e ".[rtx,openvino,test]"
-	@touch $@
+	@echo $(PMM_BUILD_CUDA) > $@
 
 demo: setup
 	$(PYTHON) -m pmm.train --preset tiny --root $(DEMO)/data --out $(DEMO) $$(test -e $(DEMO)/last.pth && echo --resume)

@@ -1,5 +1,6 @@
 """The README is kept true: its make targets exist, and its other commands run as they stand."""
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pmm.export.onnx import export_onnx
 from pmm.train import parse
@@ -47,6 +49,47 @@ def test_every_link_and_picture_exists():
             assert (ROOT / target).exists(), target
 
 
+def test_the_figures_of_the_mix_are_those_of_the_results():
+    def result(name):
+        return json.loads((ROOT / f"bench/results/2026-11-22-amd-epyc-2-cores-ops-{name}.json").read_text())
+
+    mix, step = result("n32-fp32"), result("step")
+    assert mix["equal"]
+    assert step["equal"]
+    names = {"authors": "the authors' procedure", "eager": "eager torch", "compiled": "`torch.compile` of it"}
+    operations = [setting["ops"][op] for op in ("mix", "mix+pool") for setting in mix["settings"]]
+    assert [setting["layout"] for setting in mix["settings"]] == ["nchw", "channels_last"]
+    for name, words in {**names, "ours": "**ours**"}.items():
+        cells = []
+        for operation in operations:
+            (ms,) = (row["both"]["p50_ms"] for row in operation["rows"] if row["name"] == name)
+            ratios = [r["ratio"] for r in operation["ratios"] if (r["of"], r["phase"]) == (name, "both")]
+            cells.append(f"{ms:.1f} ({ratios[0]:.1f}x)" if ratios else f"**{ms:.1f}**")
+        assert f"| {words} | {' | '.join(cells)} |" in README
+    shares = [
+        f"{share['ratio']:.0%}".replace("%", " %")
+        for operation in operations[:2]
+        for share in operation["shares"]
+        if share["name"] == "kernels"
+    ]
+    for share in shares:
+        assert share in README
+    for row in step["rows"]:
+        assert f"{row['step']['p50_ms']:,.0f} ms" in README
+    for ratio in step["ratios"]:
+        if ratio["over"] == "no mixing":
+            assert f"({ratio['ratio']:.2f}x)" in README
+    for operation, words in zip(
+        (setting["ops"][op] for op in ("mix", "mix+pool") for setting in result("n32-fp32-big-pages")["settings"]),
+        ("{}x (mix, NCHW)", "{}x (mix, channels_last)", "{}x and", "and {}x (with the pool)"),
+        strict=True,
+    ):
+        (ratio,) = (r["ratio"] for r in operation["ratios"] if (r["of"], r["phase"]) == ("eager", "both"))
+        assert words.format(f"{ratio:.1f}") in README
+    for report in (mix, step):
+        assert report["environment"]["commit"] in README
+
+
 def test_the_snippets_run_as_they_stand(trained, people, tmp_path, monkeypatch):
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(snippets) == 2
@@ -58,6 +101,7 @@ def test_the_snippets_run_as_they_stand(trained, people, tmp_path, monkeypatch):
     for snippet in snippets:
         exec(snippet, found)
     assert found["embeddings"].shape == (2, 384)
+    assert torch.equal(found["pooled"], found["mixed"].amax((2, 3)))
 
 
 def test_every_other_command_runs_as_it_stands(tmp_path, people):

@@ -46,7 +46,7 @@ def _kernel_steps(gpu: Gpu) -> list[Step]:
     sanitizer = ("compute-sanitizer", "--error-exitcode", "86", "--tool")
     sanitized = (*pytest, "tests/ops", "-k", SANITIZED)
     ops = ("python", "bench/ops.py", "--device", "cuda")
-    sizes = ("--batches", "32,64,128", "--dtypes", "float32,float16,bfloat16", "--layouts", "nchw,channels_last")
+    sizes = ("--batches", "32,64,128", "--layouts", "nchw,channels_last")
     return [
         Step(
             name="build",
@@ -74,13 +74,16 @@ def _kernel_steps(gpu: Gpu) -> list[Step]:
             optional=True,
             uses=(KERNELS,),
         ),
-        Step(
-            name="ops",
-            commands=((*ops, *sizes, "--out", f"{out}/ops/ops.json"),),
-            env=REQUIRED,
-            needs=TRAINING,
-            uses=(KERNELS,),
-            makes=(f"{out}/ops/ops.json",),
+        *(
+            Step(  # one precision each: with torch.compile all of them would take longer than a step may
+                name=f"ops-{dtype}",
+                commands=((*ops, *sizes, "--dtypes", dtype, "--out", f"{out}/ops-{dtype}/ops.json"),),
+                env=REQUIRED,
+                needs=TRAINING,
+                uses=(KERNELS,),
+                makes=(f"{out}/ops-{dtype}/ops.json",),
+            )
+            for dtype in ("float32", "float16", "bfloat16")
         ),
         Step(
             name="ops-step",

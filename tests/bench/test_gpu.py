@@ -98,7 +98,7 @@ def test_steps_use_what_earlier_steps_make_and_write_into_their_own_folders():
 
 
 def test_the_kernels_are_required_wherever_they_matter():
-    for name in ("tests", "sanitizer", "ops", "ops-step", "training"):
+    for name in ("tests", "sanitizer", "ops-float32", "ops-step", "training"):
         assert STEPS[name].env["PMM_REQUIRE_EXT"] == "1"
         assert gpu.KERNELS in STEPS[name].uses
     assert STEPS["build"].env["TORCH_CUDA_ARCH_LIST"] == "8.6"

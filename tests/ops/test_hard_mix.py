@@ -1,43 +1,13 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from pmm.ops import hard_mix
 from pmm.ops.block_ranking import block_ranks, block_scores
 from pmm.ops.hard_mix import _reference
+from tests.ops.problems import DTYPES, INF, LAYOUTS, NAN, moved, problems
 from tests.ops.reference import adjoint_by_hand, mixed_by_hand, ranks_by_hand, replaced_by_hand, scores_by_hand
-
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-INF, NAN = float("inf"), float("nan")
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
-
-
-@st.composite
-def problems(draw):
-    """A mix on the CPU: x, cam, partner, block, k, on_empty. A map of many cells now and then, for the fast paths."""
-    n, c, h, w = (draw(st.integers(1, high)) for high in draw(st.sampled_from(((5, 4, 7, 6), (3, 9, 24, 8)))))
-    block = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-    blocks = -(-h // block[0]) * -(-w // block[1])
-    k = draw(st.integers(0, blocks))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    x = torch.randn(n, c, h, w, generator=generator).to(draw(st.sampled_from(DTYPES)))
-    # few distinct values, so that ties, empty samples and special values are common
-    values = torch.tensor([0.0, 0.0, 0.25, 0.5, 1.0, -1.0, float("nan"), float("inf"), float("-inf")])
-    cam = values[torch.randint(0, draw(st.integers(1, 9)), (n, h, w), generator=generator)]
-    if draw(st.booleans()):
-        cam = torch.randn(n, h, w, generator=generator).relu()
-    cam = cam.to(draw(st.sampled_from((torch.float32, torch.float64))))
-    partner = torch.randint(0, n, (n,), generator=generator)
-    if draw(st.booleans()):
-        x = x.contiguous(memory_format=torch.channels_last)
-    return x, cam, partner, block, k, draw(st.sampled_from(("skip", "first")))
-
-
-def moved(problem, device):
-    """The problem on `device`; its first tensors are x, cam and partner."""
-    return *(tensor.to(device) for tensor in problem[:3]), *problem[3:]
 
 
 @settings(max_examples=150, deadline=None)
@@ -191,29 +161,6 @@ def test_empty_batches_and_channels(device, shape):
     assert x.grad.shape == shape
 
 
-def test_strided_input(device):
-    x = torch.randn(2, 6, 8, 4, device=device)[:, ::2, ::2]
-    cam, partner = torch.rand(2, 4, 8, device=device)[..., ::2], torch.tensor([1, 9, 0, 9], device=device)[::2]
-    mixed, replaced = hard_mix(x, cam, partner, (2, 2), 1)
-    assert torch.equal(replaced.cpu(), replaced_by_hand(cam.cpu(), (2, 2), 1, "skip"))
-    assert torch.equal(mixed.cpu(), mixed_by_hand(x.cpu(), replaced.cpu(), partner.cpu()))
-    assert mixed.is_contiguous()
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_memory_that_starts_anywhere(device, dtype, layout):
-    """Neither the map nor the cells lie where a vector could be read whole."""
-    x = torch.randn(5, 3, 6, 8).to(dtype).contiguous(memory_format=layout)
-    shifted = torch.empty(x.numel() + 1, dtype=dtype, device=device)[1:].as_strided(x.shape, x.stride()).copy_(x)
-    replaced = (torch.rand(1 + 5 * 48) < 0.4)[1:].view(5, 6, 8).to(device)
-    partner = torch.tensor([9, 3, 0, 1, 2, 2], device=device)[1:]
-    mixed = torch.ops.pmm.hard_mix_select(shifted, replaced, partner)
-    assert torch.equal(mixed.cpu(), mixed_by_hand(x, replaced.cpu(), partner.cpu()))
-    dx = torch.ops.pmm.hard_mix_adjoint(shifted, replaced, partner)
-    assert torch.equal(dx.cpu(), adjoint_by_hand(x, replaced.cpu(), partner.cpu()))
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradcheck_and_gradgradcheck(device, channels_last):
     x = torch.randn(4, 2, 3, 3, dtype=torch.float64, device=device)
@@ -262,62 +209,3 @@ def test_works_under_autocast_and_export(device):
 
     program = torch.export.export(Mix(), (x, cam, partner))
     assert torch.equal(program.module()(x, cam, partner), hard_mix(x, cam, partner, (2, 2), 1)[0])
-
-
-GOOD = {
-    "x": torch.zeros(2, 3, 4, 4),
-    "cam": torch.zeros(2, 4, 4),
-    "partner": torch.tensor([1, 0]),
-    "block": (2, 2),
-    "k": 1,
-    "on_empty": "skip",
-}
-BAD = {
-    "k below 0": {"k": -1},
-    "k above the blocks": {"k": 5},
-    "x without batch": {"x": torch.zeros(3, 4, 4)},
-    "integer x": {"x": torch.zeros(2, 3, 4, 4, dtype=torch.int32)},
-    "cam of another size": {"cam": torch.zeros(2, 4, 5)},
-    "cam in half": {"cam": torch.zeros(2, 4, 4, dtype=torch.float16)},
-    "partner of another length": {"partner": torch.tensor([1, 0, 1])},
-    "partner in int32": {"partner": torch.tensor([1, 0], dtype=torch.int32)},
-    "cam on another device": {"cam": torch.zeros(2, 4, 4, device="meta")},
-    "block of one number": {"block": (2,)},
-    "empty block": {"block": (0, 2)},
-    "unknown on_empty": {"on_empty": "maybe"},
-}
-
-
-def placed(arguments, device):
-    """The arguments of a mix, on `device` where they are not meant to be elsewhere."""
-    return {key: a.to(device) if hasattr(a, "to") and not a.is_meta else a for key, a in arguments.items()}
-
-
-def words_of(change, device, fake):
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    arguments = placed({**GOOD, **change}, device)
-    with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.no_grad() as mode:
-        tensors = [arguments[name] for name in ("x", "cam", "partner")]
-        if fake:
-            tensors = [mode.from_tensor(t) for t in tensors]
-        with pytest.raises(ValueError, match=r"hard_mix: ") as raised:
-            hard_mix(*tensors, arguments["block"], arguments["k"], on_empty=arguments["on_empty"])
-    return str(raised.value)
-
-
-@pytest.mark.parametrize("change", BAD.values(), ids=list(BAD))
-def test_bad_arguments_raise_the_same_value_error_everywhere(device, change):
-    assert words_of(change, device, fake=False) == words_of(change, device, fake=True)
-
-
-@pytest.mark.parametrize("values", [[-1, 0], [0, 2]])
-def test_partner_out_of_range_is_refused_on_the_cpu(place, values):
-    if place == "cuda":
-        pytest.skip("on a GPU it is an assertion of the device: tests/ops/test_cuda.py")
-    x, cam, partner = GOOD["x"], GOOD["cam"], torch.tensor(values)
-    with pytest.raises(ValueError, match=r"must be in \[0, 2\)"):
-        hard_mix(x, cam, partner, (2, 2), 1)
-    for op in (torch.ops.pmm.hard_mix_select, torch.ops.pmm.hard_mix_adjoint):
-        with pytest.raises(ValueError, match=r"must be in \[0, 2\)"):
-            op(x, cam > 0, partner)

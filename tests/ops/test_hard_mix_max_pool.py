@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from pmm.ops import hard_mix, hard_mix_max_pool
 from pmm.ops.hard_mix_max_pool import _reference, _unpool_reference
-from tests.ops.test_hard_mix import BAD, DTYPES, GOOD, INF, LAYOUTS, NAN, moved, placed, problems
+from tests.ops.problems import DTYPES, INF, LAYOUTS, NAN, moved, problems
 
 
 def composed(x, cam, partner, block, k, on_empty):
@@ -159,52 +159,7 @@ def test_compiles_whole(device):
     torch.testing.assert_close(torch.autograd.grad(compiled(x), x), torch.autograd.grad(step(x), x))
 
 
-@pytest.mark.parametrize("change", BAD.values(), ids=list(BAD))
-def test_bad_arguments(device, change):
-    a = placed({**GOOD, **change}, device)
-    with pytest.raises(ValueError, match=r"hard_mix_max_pool: "):
-        hard_mix_max_pool(a["x"], a["cam"], a["partner"], a["block"], a["k"], on_empty=a["on_empty"])
-
-
 def test_a_map_without_cells_cannot_be_pooled(device):
     empty = moved((torch.zeros(1, 2, 0, 3), torch.zeros(1, 0, 3), torch.tensor([0])), device)
     with pytest.raises(ValueError, match="at least one cell"):
         hard_mix_max_pool(*empty, (1, 1), 0)
-
-
-UNPOOL = {"dy": torch.zeros(2, 3), "cell": torch.zeros(2, 3, dtype=torch.int64), "replaced": torch.zeros(2, 4, 4) > 0,
-          "partner": torch.tensor([1, 0])}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dy": torch.zeros(2, 3, 4)},
-        {"dy": torch.zeros(2, 3, dtype=torch.int32)},
-        {"cell": torch.zeros(2, 4, dtype=torch.int64)},
-        {"cell": torch.zeros(2, 3, dtype=torch.int32)},
-        {"replaced": torch.zeros(3, 4, 4) > 0},
-        {"replaced": torch.zeros(2, 4, 4)},
-        {"partner": torch.tensor([1, 0, 1])},
-    ],
-    ids=lambda change: "-".join(change),
-)
-def test_bad_arguments_of_the_transpose(device, change):
-    a = placed({**UNPOOL, **change}, device)
-    with pytest.raises(ValueError, match="hard_mix_unpool: "):
-        torch.ops.pmm.hard_mix_unpool(*a.values(), False)
-
-
-def test_cells_and_partners_outside_are_refused_on_the_cpu(place):
-    if place == "cuda":
-        pytest.skip("on a GPU it is an assertion of the device: tests/ops/test_cuda.py")
-    for change in (
-        {"cell": torch.full((2, 3), 16)},
-        {"cell": torch.full((2, 3), -1)},
-        {"partner": torch.tensor([0, 2])},
-    ):
-        a = {**UNPOOL, **change}
-        with pytest.raises(ValueError, match=r"hard_mix_unpool: .* must be in \[0, (16|2)\)"):
-            torch.ops.pmm.hard_mix_unpool(*a.values(), False)
-        with pytest.raises(ValueError, match=r"hard_mix_gather: .* must be in \[0, (16|2)\)"):
-            torch.ops.pmm.hard_mix_gather(torch.zeros(2, 3, 4, 4), *list(a.values())[1:])

@@ -40,8 +40,8 @@ def test_nvcc_compiles_it_for_every_generation_without_a_warning(source, tmp_pat
 
 def test_the_kernels_compute_what_they_must_and_the_sanitizers_see_no_fault(tmp_path_factory):
     library = build(tmp_path_factory.mktemp("device_on_host"))
-    done = under_sanitizers(
-        *("-m", "pytest", "--noconftest", "-p", "no:cacheprovider", SHIM / "checks.py"), PMM_TEST_KERNELS=str(library)
-    )
+    checks = (SHIM / "checks.py", SHIM / "fault_checks.py")
+    pytest_call = ("-m", "pytest", "--noconftest", "-p", "no:cacheprovider", *checks)
+    done = under_sanitizers(*pytest_call, PMM_TEST_KERNELS=str(library))
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-10_000:]
     assert re.search(r"^\d{4,} passed in", done.stdout, re.MULTILINE), done.stdout[-1000:]

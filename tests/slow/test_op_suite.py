@@ -14,7 +14,7 @@ from tests.conftest import ROOT, run_python
 from tests.ops.emulated import SANITIZERS, build, under_sanitizers
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")]
-TESTS = [f"tests/ops/test_{op}.py" for op in ("hard_mix", "hard_mix_max_pool", "mixed_cam")]
+TESTS = [f"tests/ops/test_{op}.py" for op in ("arguments", "hard_mix", "hard_mix_max_pool", "layouts", "mixed_cam")]
 
 
 def passes(**env):

@@ -23,17 +23,20 @@ print(json.dumps({"library": str(LIBRARY), **build_info()}))
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
-def test_the_wheel_serves_every_python_and_brings_its_kernels(tmp_path):
+def test_the_wheel_of_the_source_archive_serves_every_python_and_brings_its_kernels(tmp_path):
     source = tmp_path / "source"  # as a user has it: what is tracked, nothing built
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     for name in files.stdout.split():
         if (ROOT / name).is_file() and not name.startswith("tests/"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, source / name)
+    sdist = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path / "sdist"]
+    subprocess.run(sdist, cwd=source, check=True, env=_env(PYTHONPATH=""))
+    (archive,) = (tmp_path / "sdist").glob("*.tar.gz")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run(
-        [*pip, "wheel", *options, "-w", tmp_path / "wheels", source], check=True, env=_env(PMM_BUILD_CUDA="0")
+        [*pip, "wheel", *options, "-w", tmp_path / "wheels", archive], check=True, env=_env(PMM_BUILD_CUDA="0")
     )
     (wheel,) = (tmp_path / "wheels").glob("*.whl")
     assert "-py3-none-" in wheel.name

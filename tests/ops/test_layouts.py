@@ -1,0 +1,81 @@
+"""Where the maps lie in memory: strided, shifted, with dimensions of size 1; and blocks larger than the map."""
+
+import pytest
+import torch
+
+from pmm.ops import hard_mix, hard_mix_max_pool, mixed_cam
+from tests.ops.problems import DTYPES, LAYOUTS
+from tests.ops.reference import adjoint_by_hand, mixed_by_hand, replaced_by_hand
+
+
+def test_strided_input(device):
+    x = torch.randn(2, 6, 8, 4, device=device)[:, ::2, ::2]
+    cam, partner = torch.rand(2, 4, 8, device=device)[..., ::2], torch.tensor([1, 9, 0, 9], device=device)[::2]
+    mixed, replaced = hard_mix(x, cam, partner, (2, 2), 1)
+    assert torch.equal(replaced.cpu(), replaced_by_hand(cam.cpu(), (2, 2), 1, "skip"))
+    assert torch.equal(mixed.cpu(), mixed_by_hand(x.cpu(), replaced.cpu(), partner.cpu()))
+    assert mixed.is_contiguous()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_memory_that_starts_anywhere(device, dtype, layout):
+    """Neither the map nor the cells lie where a vector could be read whole."""
+    x = torch.randn(5, 3, 6, 8).to(dtype).contiguous(memory_format=layout)
+    shifted = torch.empty(x.numel() + 1, dtype=dtype, device=device)[1:].as_strided(x.shape, x.stride()).copy_(x)
+    replaced = (torch.rand(1 + 5 * 48) < 0.4)[1:].view(5, 6, 8).to(device)
+    partner = torch.tensor([9, 3, 0, 1, 2, 2], device=device)[1:]
+    mixed = torch.ops.pmm.hard_mix_select(shifted, replaced, partner)
+    assert torch.equal(mixed.cpu(), mixed_by_hand(x, replaced.cpu(), partner.cpu()))
+    dx = torch.ops.pmm.hard_mix_adjoint(shifted, replaced, partner)
+    assert torch.equal(dx.cpu(), adjoint_by_hand(x, replaced.cpu(), partner.cpu()))
+
+
+def channels_last(*shape):
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+ONE_WIDE = {
+    "tokens as a map one cell wide": lambda: torch.randn(2, 5, 3).transpose(1, 2).unsqueeze(-1),
+    "every second row of one sample": lambda: torch.randn(1, 3, 2, 4).contiguous(memory_format=torch.channels_last)[
+        :, :, ::2
+    ],
+    "one channel of several": lambda: channels_last(3, 4, 2, 2)[:, 1:2],
+    "an expanded sample": lambda: torch.randn(1, 3, 4, 2).expand(3, 3, 4, 2),
+}
+
+
+@pytest.mark.parametrize("make", ONE_WIDE.values(), ids=list(ONE_WIDE))
+def test_a_dimension_of_size_one_may_have_any_stride(device, make):
+    x = make().to(device)
+    n, c, h, w = x.shape
+    cam, partner = torch.rand(n, h, w, device=device), torch.arange(n, device=device).roll(1)
+    mixed, replaced = hard_mix(x, cam, partner, (1, 1), 1)
+    assert torch.equal(mixed.cpu(), mixed_by_hand(x.cpu(), replaced.cpu(), partner.cpu()))
+    pooled, _ = hard_mix_max_pool(x, cam, partner, (1, 1), 1)
+    assert torch.equal(pooled, mixed.amax((2, 3)))
+    weights = torch.randn(n, c, device=device)
+    torch.testing.assert_close(
+        mixed_cam(x, partner, replaced, weights), (mixed * weights[..., None, None]).sum(1).relu()
+    )
+
+
+@pytest.mark.parametrize("block", [(2**63 - 1, 2), (3, 2**62), (2**40, 2**40)])
+def test_a_block_larger_than_the_map_is_as_large_as_the_map(device, block):
+    x, partner = torch.randn(2, 3, 4, 4, device=device), torch.tensor([1, 0], device=device)
+    cam = torch.rand(2, 4, 4, device=device)
+    small = tuple(min(size, 4) for size in block)
+    for k in (0, 1):
+        for found, expected in zip(
+            hard_mix(x, cam, partner, block, k), hard_mix(x, cam, partner, small, k), strict=True
+        ):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mix", [hard_mix, hard_mix_max_pool])
+def test_the_gradient_has_the_layout_of_the_map_also_that_of_a_sum(device, mix, layout):
+    x = torch.randn(3, 4, 6, 4, device=device).contiguous(memory_format=layout).requires_grad_()
+    partner = torch.tensor([1, 2, 0], device=device)
+    mix(x, torch.rand(3, 6, 4, device=device), partner)[0].sum().backward()
+    assert x.grad.stride() == x.stride()

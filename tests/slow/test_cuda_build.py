@@ -1,0 +1,45 @@
+"""The CUDA part of the library compiles, links and registers its kernels; what they compute, only a GPU can tell."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pmm import kernels
+from tests.conftest import ROOT, run_python
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()), reason="no nvcc here"),
+    pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch has no CUDA"),
+]
+OPS = ("rank_blocks", "select", "adjoint", "max_pool", "unpool", "mixed_cam")
+REGISTERED = """
+import json, sys, torch
+torch.ops.load_library(sys.argv[1])
+has = torch._C._dispatch_has_kernel_for_dispatch_key
+print(json.dumps({op: [key for key in ("CPU", "CUDA") if has(f"pmm_kernels::{op}", key)] for op in sys.argv[2:]}))
+"""
+
+
+def test_the_library_with_cuda_loads_and_has_every_kernel(tmp_path, monkeypatch):
+    folders = ("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp")
+    began = time.monotonic()
+    done = run_python(ROOT / "setup.py", "build_ext", *folders, PMM_BUILD_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 240
+    library = tmp_path / "lib/pmm/_C.so"
+
+    monkeypatch.setattr(kernels, "LIBRARY", library)
+    found = kernels.build_info()
+    assert found["cuda"]
+    assert found["architectures"] == ["9.0"]
+    assert found["sources"] == kernels.sources_digest(ROOT / "cpp_ext")
+    assert f"CUDA {found['cuda']} in " in done.stdout
+
+    done = run_python("-c", REGISTERED, library, *OPS)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {op: ["CPU", "CUDA"] for op in OPS}
