@@ -54,14 +54,9 @@ def main() -> int:
     """Entry point; 1 if something that was measured is not equal."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     batches = cli.numbers(command.batches, flag="--batches")
-    dtypes, layouts, competitors = (
-        check_names(flag, cli.names(given, flag=flag), known)
-        for flag, given, known in (
-            ("--dtypes", command.dtypes, DTYPES),
-            ("--layouts", command.layouts, LAYOUTS),
-            ("--competitors", command.competitors, COMPETITORS),
-        )
-    )
+    dtypes = check_names("--dtypes", cli.names(command.dtypes, flag="--dtypes"), DTYPES)
+    layouts = check_names("--layouts", cli.names(command.layouts, flag="--layouts"), LAYOUTS)
+    competitors = check_names("--competitors", cli.names(command.competitors, flag="--competitors"), COMPETITORS)
     threads = cli.numbers(str(command.threads), flag="--threads", least=0)[0] or usable_cores()
     samples = cli.numbers(str(command.samples), flag="--samples", least=0)[0]
     without = {"--batches", "--dtypes", "--layouts", "--competitors"} if command.step else {"--step-batch"}
