@@ -22,7 +22,7 @@ elif "PMM_TEST_LIBRARY" in os.environ:
     PLACES = ["sanitized"]
 
 
-@pytest.fixture(scope="package", params=PLACES)
+@pytest.fixture(scope="module", params=PLACES)
 def place(request):
     """The implementation that the ops use while this test runs."""
     with pytest.MonkeyPatch.context() as patch:
@@ -43,7 +43,7 @@ def place(request):
         yield request.param
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def device(place):
     """Where the tensors of the test belong."""
     return torch.device("cuda" if place == "cuda" else "cpu")
