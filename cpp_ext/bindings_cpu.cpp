@@ -4,7 +4,6 @@
 #include "built.h"
 #include "cpu/parallel.h"
 
-
 namespace pmm {
 
 void cpu::run_parallel(int64_t begin, int64_t end, int64_t grain, Body body, void* context) {

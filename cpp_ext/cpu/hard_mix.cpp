@@ -81,8 +81,7 @@ PMM_INLINE Line sum_line(Line own, const Taken* taken, const Taken* end, int64_t
   memcpy(values, &own, kLine);
   for (int64_t i = 0; i < kValues; ++i) sum[i] = widen(values[i]);
   for (; taken != end; ++taken) {
-    const uint8_t* theirs = taken->dy + in_sample;
-    const Line cells = (bytes == kLine ? load_line(theirs) : load_part(theirs, bytes)) & load_line(taken->mask + in_plane);
+    const Line cells = load_line(taken->dy + in_sample, bytes) & load_line(taken->mask + in_plane);
     memcpy(values, &cells, kLine);
     for (int64_t i = 0; i < kValues; ++i) sum[i] += widen(values[i]);
   }
@@ -99,7 +98,7 @@ PMM_INLINE void adjoint_lines(uint8_t* dx, const uint8_t* dy, const LineSums& su
   for (int64_t plane = first * bytes; plane < last * bytes; plane += bytes) {
     for (int64_t at = 0, line = 0; at < bytes; at += kLine, ++line) {
       const int64_t here = plane + at, length = std::min(kLine, bytes - at);
-      Line value = length == kLine ? load_line(dy + here) : load_part(dy + here, length);
+      Line value = load_line(dy + here, length);
       if (touched[line]) value &= ~load_line(mask + at);
       const Taken *taken = sums.begin(line), *end = sums.end(line);
       if (taken != end) {

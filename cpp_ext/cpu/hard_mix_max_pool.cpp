@@ -193,7 +193,7 @@ void unpool_of(const Maps& m, const T* dy, const int64_t* cell, const uint8_t* r
                T* dx) {
   const int64_t cells = m.cells(), size = sizeof(T);
   const InEdges edges(partner, m.n);
-  const Sink sink(dx, m.n * m.sample() * size, cells * size);
+  prefer_big_pages(dx, m.n * m.sample() * size);
   const int64_t stride = m.channels_last ? m.c : 1;
   parallel_for(m.n * m.c, cells * size, [&](int64_t begin, int64_t end) {
     std::vector<Sum<T>> sums(cells);

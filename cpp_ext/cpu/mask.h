@@ -31,8 +31,9 @@ class PlaneMask {
   std::vector<uint8_t> bytes_, touched_;
 };
 
-// A line of which only `bytes` are there; the rest is zero.
-PMM_INLINE Line load_part(const uint8_t* from, int64_t bytes) {
+// A line of which only `bytes` may be there; the rest is zero.
+PMM_INLINE Line load_line(const uint8_t* from, int64_t bytes) {
+  if (bytes == kLine) return load_line(from);
   Line line = {};
   memcpy(&line, from, bytes);
   return line;
@@ -41,10 +42,10 @@ PMM_INLINE Line load_part(const uint8_t* from, int64_t bytes) {
 // One line of the selected map; `bytes` less than a line at the end of a plane.
 PMM_INLINE Line selected_line(const uint8_t* own, const uint8_t* partner, const uint8_t* mask, bool touched,
                               int64_t bytes = kLine) {
-  const Line mine = bytes == kLine ? load_line(own) : load_part(own, bytes);
+  const Line mine = load_line(own, bytes);
   if (!touched) return mine;
   const Line taken = load_line(mask);
-  return (mine & ~taken) | ((bytes == kLine ? load_line(partner) : load_part(partner, bytes)) & taken);
+  return (mine & ~taken) | (load_line(partner, bytes) & taken);
 }
 
 }  // namespace pmm::cpu

@@ -119,9 +119,10 @@ def _like_first(name: str) -> Any:
 
 def _with_cells(name: str, kernel: str) -> Any:
     """The compiled form of both ops on known cells."""
+    fake = _like_first(name)
 
     def compiled(kernels: Any, x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
-        output = _like_first(name)(x, replaced, partner)
+        output = fake(x, replaced, partner)
         check_partner_range(name, partner)
         getattr(kernels, kernel)(dense(x), replaced.contiguous(), partner.contiguous(), output)
         return output
