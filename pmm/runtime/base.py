@@ -36,6 +36,32 @@ class RunnerInfo:
     """The library and version that executes, and its provider if it has several."""
 
 
+class Step:
+    """A run on images that are already where the backend wants them, for timing."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self._run = run
+
+    def __call__(self) -> None:
+        """Run; returns when the result is complete."""
+        self._run()
+
+    def enqueue(self) -> None:
+        """Start a run, without waiting for it where the backend can; `wait` does."""
+        self._run()
+
+    def wait(self) -> None:
+        """Until every run that was enqueued is complete."""
+
+    def device_ms(self) -> float | None:
+        """Run once; what it took by the GPU's own clock, in ms. None on a CPU."""
+        return None
+
+    def transfers_ms(self) -> tuple[float, float] | None:
+        """Copy the images to the GPU and the embeddings back; what each took, in ms. None on a CPU."""
+        return None
+
+
 class Runner(ABC):
     """An opened model. Use as a context manager.
 
@@ -54,8 +80,8 @@ class Runner(ABC):
         """
 
     @abstractmethod
-    def bind(self, images: Crops) -> Callable[[], None]:
-        """A step that runs on `images` already in place, for timing; it returns when the result is complete."""
+    def bind(self, images: Crops) -> Step:
+        """A step that runs on `images` already in place."""
 
     def close(self) -> None:  # noqa: B027 - most runners hold nothing that the garbage collector does not free
         """Free what the runner holds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from pmm.data.crops import Crops, Preprocessing, preprocessing_of
 from pmm.errors import UserError
 from pmm.manifest import EmbeddingContract
-from pmm.runtime.base import Embeddings, Runner, RunnerInfo
+from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step
 
 
 class Normalise(nn.Module):
@@ -64,7 +63,7 @@ class EagerRunner(Runner):
         self.check(images)
         return self._forward(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
 
-    def bind(self, images: Crops) -> Callable[[], None]:
+    def bind(self, images: Crops) -> Step:
         self.check(images)
         placed = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
 
@@ -73,7 +72,7 @@ class EagerRunner(Runner):
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
 
-        return step
+        return Step(step)
 
     @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:

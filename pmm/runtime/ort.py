@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from pmm.errors import UserError
 from pmm.machine import clashing_wheels, nvidia_gpus
 from pmm.manifest import Manifest
 from pmm.onnx_file import read_onnx
-from pmm.runtime.base import Embeddings, Runner, RunnerInfo, warn_if_unverified
+from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -52,7 +51,7 @@ class OrtRunner(Runner):
         feed = self.manifest.input.feed(images, self.preprocessing)
         return self.session.run([self.embedding.name], {self.manifest.input.name: feed})[0]
 
-    def bind(self, images: Crops) -> Callable[[], None]:
+    def bind(self, images: Crops) -> Step:
         self.check(images)
         binding = self.session.io_binding()
         binding.bind_cpu_input(self.manifest.input.name, self.manifest.input.feed(images, self.preprocessing))
@@ -62,7 +61,7 @@ class OrtRunner(Runner):
             self.session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
-        return step
+        return Step(step)
 
 
 def open_session(

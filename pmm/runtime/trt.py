@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from pmm.errors import UserError
 from pmm.files import existing_file
 from pmm.machine import Gpu, nvidia_gpus
 from pmm.manifest import EngineContract, Manifest, read_manifest
-from pmm.runtime.base import Embeddings, Runner, RunnerInfo, warn_if_unverified
+from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
 from pmm.runtime.buffers import open_device
 from pmm.runtime.flavors import RTX_CAPABILITIES, last_error_logger, library_name, load_flavor, this_platform
 from pmm.runtime.lane import Lane, Loaded
@@ -85,7 +84,7 @@ class TrtRunner(Runner):
             lane.run(self.manifest.input.feed(images[chunk], self.preprocessing), embeddings[chunk])
         return embeddings
 
-    def bind(self, images: Crops) -> Callable[[], None]:
+    def bind(self, images: Crops) -> Step:
         """As `Runner.bind`; the step has the images on the GPU, and leaves the embeddings there.
 
         A call between two steps uses the same buffers: the next step then uploads its images again. Raises UserError
@@ -96,7 +95,7 @@ class TrtRunner(Runner):
             raise UserError(f"{self._path}: cannot bind {len(images)} images; one run takes 1 to {self._batch.most}")
         fed = self.manifest.input.feed(images, self.preprocessing).copy()
         self._lane().step(fed)
-        return lambda: self._lane().step(fed)
+        return Step(lambda: self._lane().step(fed))
 
     def inspect(self) -> str:
         """What the engine inspector says of the engine's layers, as JSON."""
