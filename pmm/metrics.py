@@ -29,6 +29,8 @@ class RankingResult:
     """cmc[r - 1]: share of queries with a relevant item among the first r [max_rank]."""
     per_query_ap: npt.NDArray[np.float64]
     """Average precision per query [Q]; NaN for a skipped one."""
+    per_query_inp: npt.NDArray[np.float64]
+    """R / (rank of the last of R relevant items) per query [Q]; NaN for a skipped one."""
     first_rank: Ints
     """Rank (from 1) of each query's first relevant item [Q]; 0 for a skipped one."""
     skipped: int
@@ -109,6 +111,7 @@ def evaluate_ranking(
         mINP=float(inverse_penalty[evaluated].mean()),
         cmc=hits.cumsum() / evaluated.sum(),
         per_query_ap=per_query_ap,
+        per_query_inp=inverse_penalty,
         first_rank=first_rank,
         skipped=int(count - evaluated.sum()),
     )

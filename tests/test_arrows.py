@@ -26,7 +26,7 @@ ALLOWED = {
     "models": {"ops", "config", "errors"},
     "losses": {"models"},
     "metrics": {"errors"},
-    "parity": {"errors"},
+    "parity": {"errors", "metrics"},
     "checkpoint": {"models", "config", "errors", "files", "kernels"},
     "manifest": {"data", "errors", "files", "typed"},
     "onnx_file": {"errors", "files", "manifest"},

@@ -60,6 +60,8 @@ def test_equals_the_definitions(problem, ap):
     assert result.mINP == pytest.approx(np.mean(inps), abs=1e-9)
     assert result.skipped == len(problem[0]) - len(aps)
     np.testing.assert_allclose(result.per_query_ap[~np.isnan(result.per_query_ap)], aps, atol=1e-9)
+    np.testing.assert_allclose(result.per_query_inp[~np.isnan(result.per_query_inp)], inps, atol=1e-9)
+    assert (np.isnan(result.per_query_inp) == (result.first_rank == 0)).all()
     np.testing.assert_allclose(result.cmc, [np.mean([f <= r for f in firsts]) for r in range(1, 11)], atol=1e-9)
     assert result.rank1 == result.cmc[0]
 

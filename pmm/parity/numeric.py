@@ -56,7 +56,7 @@ def numeric_parity(reference: Floats, candidate: Floats) -> NumericParity:
         rows=len(cosine),
         min_cosine=float(cosine.min()),
         worst_row=int(cosine.argmin()),
-        p1_cosine=float(np.percentile(cosine, 1)),
+        p1_cosine=float(np.percentile(cosine, 1, method="inverted_cdf")),
         median_cosine=float(np.median(cosine)),
         mean_cosine=float(cosine.mean()),
         centred_min_cosine=float(_cosine(reference - mean, candidate - mean).min()),

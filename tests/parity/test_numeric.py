@@ -29,6 +29,15 @@ def test_cosine_by_hand():
     assert parity.max_abs == 1.0
 
 
+def test_the_first_percentile_is_the_second_worst_of_101():
+    candidate = rows(101)
+    candidate[20], candidate[70] = -candidate[20], rows(1, seed=5)[0]
+    parity = numeric_parity(rows(101), candidate)
+    assert parity.worst_row == 20
+    assert parity.min_cosine == pytest.approx(-1)
+    assert parity.p1_cosine == pytest.approx(numeric_parity(rows(101)[70:71], candidate[70:71]).min_cosine)
+
+
 def test_zero_rows():
     assert numeric_parity(np.zeros((1, 3)), np.zeros((1, 3))).min_cosine == 1.0
     assert numeric_parity(np.ones((1, 3)), np.zeros((1, 3))).min_cosine == 0.0
