@@ -244,7 +244,7 @@ def extensions():
 
 setup(
     packages=find_packages(include=["pmm", "pmm.*"]),
-    package_data={"pmm.bench": ["*.html.j2"]},
+    package_data={"pmm.bench.pages": ["*.html.j2"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
 )

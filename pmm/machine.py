@@ -59,6 +59,48 @@ def cuda_library() -> Any:
         return None
 
 
+def gpu_memory_of(process: int) -> int | None:
+    """GPU memory, in bytes, that a process holds on all GPUs; None where the driver does not tell."""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        list_processes = nvml.nvmlDeviceGetComputeRunningProcesses_v3
+    except (OSError, AttributeError):
+        return None
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    try:
+        found, gpus = None, ctypes.c_uint()
+        nvml.nvmlDeviceGetCount_v2(ctypes.byref(gpus))
+        for index in range(gpus.value):
+            device, count = ctypes.c_void_p(), ctypes.c_uint(_MOST_PROCESSES)
+            processes = (_NvmlProcess * _MOST_PROCESSES)()
+            if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) != 0:
+                continue
+            if list_processes(device, ctypes.byref(count), processes) != 0:
+                continue
+            for entry in processes[: count.value]:
+                if entry.pid == process and entry.memory != _NOT_TOLD:
+                    found = (found or 0) + entry.memory
+        return found
+    finally:
+        nvml.nvmlShutdown()
+
+
+class _NvmlProcess(ctypes.Structure):
+    """nvmlProcessInfo_t."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("memory", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
+
+
+_MOST_PROCESSES = 256
+_NOT_TOLD = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
+
+
 def installed_version(distribution: str) -> str | None:
     """Version of an installed package; None if it is not there."""
     try:

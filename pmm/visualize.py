@@ -214,3 +214,57 @@ def _legend(
         x += round(draw.textlength(text, font)) + 2 * layout.text
     if measure:
         draw.text((x, y + side // 2), f"number below: {measure}", _FAINT, font, anchor="lm")
+
+
+def compared_lists(
+    queries: Sequence[Path],
+    before: Sequence[Sequence[tuple[Path, bool | None]]],
+    after: Sequence[Sequence[tuple[Path, bool | None]]],
+    *,
+    heads: tuple[str, str],
+    titles: Sequence[str] = (),
+    height: int = 96,
+) -> Image.Image:
+    """One line per query: its crop, then two ranked lists side by side, each drawn as by `ranked_lists`.
+
+    `before[i]` and `after[i]` are lists of query i, best first, as (path, is it the same person); `heads` name the two,
+    `titles` are one line of text per query. Returns an RGB picture. Raises ValueError if the sequences do not match or
+    are empty, UserError if a crop cannot be read.
+    """
+    if not queries or not len(queries) == len(before) == len(after):
+        raise ValueError(f"expected two lists per query: {len(queries)} queries, {len(before)} and {len(after)} lists")
+    if titles and len(titles) != len(queries):
+        raise ValueError(f"expected no titles or one per query, got {len(titles)} for {len(queries)} queries")
+    layout = Layout(height=height, titled=bool(titles))
+    first, second = (max(len(row) for row in rows) for rows in (before, after))
+    apart, top = 4 * layout.gap, 2 * layout.text  # between the two lists; for their names
+    wide, high = layout.size(len(queries), first + second)
+    picture = Image.new("RGB", (wide + apart, high + top), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(layout.text)
+
+    def corner(line: int, rank: int) -> tuple[int, int]:
+        x, y = layout.cell(line, rank)
+        return x + (apart if rank > first else 0), y + top
+
+    draw.text((corner(0, 0)[0] + layout.width // 2, top + layout.header - layout.text), "query", _FAINT, font, "mm")
+    for begin, ranks, head in ((0, first, heads[0]), (first, second, heads[1])):
+        if ranks:
+            draw.text((corner(0, begin + 1)[0] - layout.frame, layout.gap + layout.text // 2), head, _INK, font, "lm")
+        for rank in range(1, ranks + 1):
+            middle = corner(0, begin + rank)[0] + layout.width // 2
+            draw.text((middle, top + layout.header - layout.text), str(rank), _FAINT, font, "mm")
+    for line, query in enumerate(queries):
+        x, y = corner(line, 0)
+        if titles:
+            draw.text((layout.gap, y - layout.frame - 0.8 * layout.text), titles[line], _INK, font, "lm")
+        _paste(picture, query, x, y, layout)
+        _query_frame(draw, x, y, layout.width, height, layout.frame)
+        for begin, row in ((0, before[line]), (first, after[line])):
+            for rank, (path, right) in enumerate(row, start=begin + 1):
+                x, y = corner(line, rank)
+                _paste(picture, path, x, y, layout)
+                _frame(draw, x, y, layout.width, height, layout.frame, right)
+                if right is not None:
+                    _mark(picture, x + layout.width, y + height, layout.mark, right)
+    _legend(picture, layout, font, (True, False), "")
+    return picture

@@ -76,7 +76,8 @@ ALLOWED = {
 LATE = ("onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "openvino", "pycuda", "cuda")
 # Modules that may import torch at module level; everything else must load without it.
 WITH_TORCH = (
-    "ops", "models", "losses", "engine", "checkpoint", "runtime/eager", "data/loader", "export/fold", "export/graph",
+    "ops", "models", "losses", "engine", "checkpoint", "runtime/eager", "runtime/torch_", "runtime/aoti", "data/loader",
+    "export/fold", "export/graph",
     "bench/mix", "bench/training_step", "bench/untrained",
 )  # fmt: skip
 

@@ -101,7 +101,7 @@ def _model_steps(gpu: Gpu) -> list[Step]:
     out = _relative(folder_of(gpu))
     best, fp32, fp16 = f"{out}/training/best.pth", f"{out}/export/fp32.onnx", f"{out}/export/fp16.onnx"
     train = ("python", "-m", "pmm.train", "--preset", "paper", "--device", "cuda", "--synthetic-ids", "100")
-    backends = ("--backends", "torch,ort-cpu,tensorrt", "--batches", "1,8,32")
+    bench = ("python", "bench/run.py", best, "--batches", "1,8,32,128,256", "--seconds", "3", "--precisions")
     # TensorRT-RTX builds anywhere, but an engine proves itself where it was built, and runs on these only
     builder = "tensorrt|tensorrt_rtx" if gpu.compute_capability in RTX_CAPABILITIES else "tensorrt"
     return [
@@ -123,13 +123,24 @@ def _model_steps(gpu: Gpu) -> list[Step]:
             uses=(best,),
             makes=(fp32, f"{fp32}.json", fp16, f"{fp16}.json"),
         ),
-        Step(
-            name="bench",
-            commands=(("python", "bench/run.py", best, *backends, "--out", f"{out}/bench"),),
-            env={"PMM_FAST": "0"},
-            needs=(*EXPORT, "jinja2", "matplotlib"),
-            uses=(best,),
-            makes=(f"{out}/bench/report.json",),
+        *(
+            Step(  # one backend each, beside torch in fp32: all of them would take longer than a step may
+                name=f"bench-{name}",
+                commands=((*bench, precisions, "--backends", name, "--out", f"{out}/bench-{name}"),),
+                env={"PMM_FAST": "0"},
+                needs=(*EXPORT, *needs, "jinja2", "matplotlib"),
+                optional=bool(needs),
+                uses=(best,),
+                makes=(f"{out}/bench-{name}/report.json",),
+            )
+            for name, precisions, needs in (
+                ("torch", "fp32,tf32,fp16,bf16", ()),
+                ("torch-compile", "fp32,tf32,fp16,bf16", ()),
+                ("aoti", "fp32,tf32,fp16,bf16", ()),
+                ("ort-cuda", "fp32,tf32,fp16,bf16", ()),
+                ("ort-cpu", "fp32,int8", ()),
+                ("tensorrt", "all", ("tensorrt",)),
+            )
         ),
         Step(
             name="engine",

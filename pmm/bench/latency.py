@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-INTERVAL_ROUNDS = 6  # fewer do not give a median a two-sided 95 % interval
-P90_SAMPLES = 36  # fewer do not give the 90th percentile a two-sided 95 % interval
+from pmm.bench.statistics import Latency
+from pmm.runtime.base import Step
+
+STEADY = 0.05
+"""Warm-up goes on while the median of its last third is further than this from that of the third before, relatively."""
+
+Clock = Callable[[], float]
+Stopwatch = Callable[[Callable[[], object]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +26,13 @@ class LatencyPlan:
     """How long to measure. Times in seconds."""
 
     warmup: float = 0.5
-    """Of warm-up per step."""
+    """Of warm-up per step, at least."""
     warmup_runs: int = 3
     """Runs of warm-up per step, at least."""
+    warmup_limit: float = 0.0
+    """Of warm-up per step at most, while it is not steady; with less than `warmup` it never goes on for that."""
     samples: int = 200
-    """Samples per step."""
+    """Samples per step, up to a full block."""
     block: int = 10
     """Samples of one step in a row, before another step's turn."""
     settle: float = 0.05
@@ -34,63 +43,24 @@ class LatencyPlan:
     """Most time for one step; past it a step ends with the samples it has, but never without a full block."""
 
 
+class WarmUp(NamedTuple):
+    """How a warm-up went."""
+
+    seconds: float
+    steady: bool
+    """It ended because the runs no longer changed, not because its time was up."""
+    run_ms: float
+    """Median of the last third of the runs."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Samples of one step in the order taken, in ms."""
+class Interleaved:
+    """What steps that took turns gave."""
 
-    samples_ms: tuple[float, ...]
-
-    @property
-    def p50(self) -> float:
-        """Median, ms."""
-        return float(np.median(self.samples_ms))
-
-    @property
-    def p90(self) -> float | None:
-        """90th percentile (nearest rank), ms; None with fewer than 36 samples."""
-        if len(self.samples_ms) < P90_SAMPLES:
-            return None
-        return float(np.quantile(self.samples_ms, 0.9, method="inverted_cdf"))
-
-    def per_second(self, batch: int) -> float:
-        """Images per second of back-to-back runs on batches of `batch` images."""
-        return batch * len(self.samples_ms) * 1000 / sum(self.samples_ms)
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as long one step takes as another: the ratio of the medians, and its 95 % interval if there is."""
-
-    value: float
-    interval: tuple[float, float] | None
-
-    def times(self, factor: float) -> Ratio:
-        """Per unit of work, where the first step does 1 / `factor` of the other's."""
-        bounds = (self.interval[0] * factor, self.interval[1] * factor) if self.interval else None
-        return Ratio(self.value * factor, bounds)
-
-
-def median_ratio(above: Latency, below: Latency, *, block: int, seed: int = 0, resamples: int = 2000) -> Ratio:
-    """Median of `above` over median of `below`, both from one `measure` with turns of `block` samples.
-
-    The interval is a bootstrap over rounds, paired where both took part, so that drift of the machine cancels; none
-    with fewer than 6 rounds of either.
-    """
-    rounds = [np.array(x.samples_ms).reshape(-1, block) for x in (above, below)]
-    value = above.p50 / below.p50
-    shared = min(map(len, rounds))
-    if shared < INTERVAL_ROUNDS:
-        return Ratio(value, None)
-    rng = np.random.default_rng(seed)
-    paired = rng.integers(0, shared, (resamples, shared))
-    medians = []
-    for found in rounds:
-        rest = (
-            rng.integers(shared, len(found), (resamples, len(found) - shared)) if len(found) > shared else paired[:, :0]
-        )
-        medians.append(np.median(found[np.hstack([paired, rest])].reshape(resamples, -1), axis=1))
-    low, high = np.quantile(medians[0] / medians[1], [0.025, 0.975])
-    return Ratio(value, (float(low), float(high)))
+    latencies: dict[str, Latency]
+    """Of the steps whose turns all went well."""
+    failures: dict[str, Exception]
+    """What a turn of the others raised."""
 
 
 def measure(
@@ -98,40 +68,132 @@ def measure(
     plan: LatencyPlan,
     *,
     seed: int = 0,
-    clock: Callable[[], float] = time.perf_counter,
-    stopwatch: Callable[[Callable[[], object]], float] | None = None,
+    clock: Clock = time.perf_counter,
+    stopwatch: Stopwatch | None = None,
 ) -> dict[str, Latency]:
     """Time each of `steps` (a call that returns when its result is complete) by the host clock, or by `stopwatch`,
     which runs a step and returns its ms.
 
     Steps take turns in blocks of random order, so that a machine that slows down slows all of them.
     """
-    timed = stopwatch or partial(_by_clock, clock)
     for step in steps.values():
-        _run(step, plan.warmup_runs, plan.warmup, clock)
+        warm_up(step, plan, clock)
+    turns = {name: partial(run_turn, step, plan, clock, stopwatch) for name, step in steps.items()}
+    return interleave(turns, plan, seed=seed, clock=clock).latencies
+
+
+def interleave(
+    turns: Mapping[str, Callable[[], Sequence[float]]],
+    plan: LatencyPlan,
+    *,
+    seed: int = 0,
+    clock: Clock = time.perf_counter,
+    drop: type[Exception] | tuple[type[Exception], ...] = (),
+) -> Interleaved:
+    """Let steps take turns: each call of `turns` runs one and returns a block of samples in ms. Rounds have random
+    order.
+
+    A step ends with `plan.samples`, with the turn that takes it past `plan.budget` seconds of its own, or with a turn
+    that raises one of `drop`; the others go on. Any other exception ends them all.
+    """
     order = random.Random(seed)
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    spent = dict.fromkeys(steps, 0.0)
-    waiting = list(steps)
+    samples: dict[str, list[float]] = {name: [] for name in turns}
+    began: dict[str, list[float]] = {name: [] for name in turns}
+    spent = dict.fromkeys(turns, 0.0)
+    failures: dict[str, Exception] = {}
+    waiting, first = list(turns), clock()
     while waiting:
         order.shuffle(waiting)
         for name in waiting:
             begin = clock()
-            _run(steps[name], plan.lead, plan.settle, clock)
-            for _ in range(plan.block):
-                samples[name].append(timed(steps[name]))
+            try:
+                samples[name] += turns[name]()
+            except drop as error:
+                failures[name] = error
+            began[name].append(begin - first)
             spent[name] += clock() - begin
-        waiting = [n for n in waiting if len(samples[n]) < plan.samples and spent[n] < plan.budget]
-    return {name: Latency(samples_ms=tuple(values)) for name, values in samples.items()}
+        waiting = [
+            n for n in waiting if n not in failures and len(samples[n]) < plan.samples and spent[n] < plan.budget
+        ]
+    latencies = {
+        name: Latency(samples_ms=tuple(samples[name]), turns_s=tuple(began[name]))
+        for name in turns
+        if name not in failures
+    }
+    return Interleaved(latencies=latencies, failures=failures)
 
 
-def _by_clock(clock: Callable[[], float], step: Callable[[], object]) -> float:
+def run_turn(
+    step: Callable[[], object],
+    plan: LatencyPlan,
+    clock: Clock = time.perf_counter,
+    stopwatch: Stopwatch | None = None,
+) -> list[float]:
+    """A turn of `step`: its start, which is not counted, then a block of samples in ms (see `measure`)."""
+    _run(step, plan.lead, plan.settle, clock)
+    timed = stopwatch or partial(_by_clock, clock)
+    return [timed(step) for _ in range(plan.block)]
+
+
+def warm_up(step: Callable[[], object], plan: LatencyPlan, clock: Clock = time.perf_counter) -> WarmUp:
+    """Run `step` until it is steady: the median of the last third of the runs is that of the third before, within 5 %.
+
+    At least `plan.warmup` seconds and `plan.warmup_runs` runs; past `plan.warmup_limit` seconds it ends anyhow.
+    """
+    runs: list[float] = []
+    begin, next_look = clock(), 0.0
+    while True:
+        start = clock()
+        step()
+        now = clock()
+        runs.append(now - start)
+        spent = now - begin
+        if len(runs) < plan.warmup_runs or spent < max(plan.warmup, next_look):
+            continue
+        steady = _steady(runs)
+        if steady or spent >= plan.warmup_limit:
+            return WarmUp(spent, steady, 1000 * float(np.median(runs[-max(1, len(runs) // 3) :])))
+        next_look = min(1.2 * spent, plan.warmup_limit)  # not after each run: there may be many thousands
+
+
+def throughput(step: Step, *, batch: int, in_flight: int, seconds: float, clock: Clock = time.perf_counter) -> float:
+    """Images per second of wall time, `batch` per call: up to `in_flight` calls are submitted, then waited for, and so
+    on for `seconds`. The first group is not counted. A group ends early when the time is over: slow calls are few.
+    """
+    _submit(step, in_flight, clock() + seconds, clock)
+    calls, begin = 0, clock()
+    end = begin
+    while not calls or end - begin < seconds:
+        calls += _submit(step, in_flight, begin + seconds, clock)
+        end = clock()
+    return batch * calls / (end - begin)
+
+
+def _submit(step: Step, most: int, until: float, clock: Clock) -> int:
+    """Submit calls, at least one and at most `most` before the time `until`, and wait for them; returns how many."""
+    calls = 0
+    while not calls or (calls < most and clock() < until):
+        step.enqueue()
+        calls += 1
+    step.wait()
+    return calls
+
+
+def _steady(runs: Sequence[float]) -> bool:
+    third = len(runs) // 3
+    if not third:
+        return False
+    before, last = np.median(runs[-2 * third : -third]), np.median(runs[-third:])
+    return bool(abs(last - before) <= STEADY * before)
+
+
+def _by_clock(clock: Clock, step: Callable[[], object]) -> float:
     start = clock()
     step()
     return (clock() - start) * 1000
 
 
-def _run(step: Callable[[], object], least: int, seconds: float, clock: Callable[[], float]) -> None:
+def _run(step: Callable[[], object], least: int, seconds: float, clock: Clock) -> None:
     """Run `step` at least `least` times and for `seconds`."""
     runs, begin = 0, clock()
     while runs < least or clock() - begin < seconds:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pmm.bench.latency import Latency, LatencyPlan, measure, median_ratio
+from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.mix_truth import PROVED, Case, Maps, make_case, pooled_case, prove, same_bits
 from pmm.bench.mixers import BLOCK, MIXERS, ON_EMPTY, K
 from pmm.bench.mixing_report import COMPILED, COPY, KERNELS, OURS, heading, interval, timing
+from pmm.bench.statistics import Latency, median_ratio
 from pmm.config import fast_mode
 from pmm.errors import UserError
 from pmm.ops import _extension

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from pmm.bench.latency import Latency, LatencyPlan, Ratio
+from pmm.bench.latency import LatencyPlan
+from pmm.bench.statistics import Latency, Ratio
 from pmm.environment import describe_environment
 from pmm.errors import UserError
 from pmm.kernels import build_info

@@ -147,6 +147,8 @@ class Result:
     """unavailable: this machine cannot run it. failed: it could, and went wrong."""
     reason: str
     """Of a failure or absence, one line."""
+    notes: tuple[str, ...] = ()
+    """What else went wrong or differs: a batch size that could not be timed, embeddings of length 1."""
     provider: str = ""
     """The library and version that executed, and where."""
     artifact: str | None = None
@@ -161,7 +163,8 @@ class Result:
     """The first call, batch 1: with whatever compiles or tunes itself then."""
     peak_memory: int | None = None
     """Of the worker process in host memory, over the whole run."""
-    peak_gpu_memory: int | None = None
+    gpu_memory: int | None = None
+    """Held on the GPU by the worker process at the end."""
 
     mAP: float | None = None  # noqa: N815
     rank1: float | None = None
@@ -200,6 +203,8 @@ class Result:
     kendall_tau: float | None = None
     """Mean rank correlation over the reference's first 50 items: 1 is the same order, -1 the reverse."""
 
+    per_query_ap: tuple[float | None, ...] = ()
+    """Average precision of each query, in the data set's order; None for a skipped one."""
     cameras: tuple[Camera, ...] = ()
     worst_queries: tuple[LostQuery, ...] = ()
     """Those that lost most AP, the worst first."""

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmm.bench.latency import Latency, LatencyPlan, measure, median_ratio
+from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.mixers import authors_mix, eager_cam, eager_mix
 from pmm.bench.mixing import name_of, require_kernels, stopwatch
 from pmm.bench.mixing_report import AUTHORS, EAGER, OURS, heading, interval, timing
+from pmm.bench.statistics import Latency, median_ratio
 from pmm.config import Config, fast_mode, preset
 from pmm.data.loader import TrainBatch
 from pmm.engine import learning_rate, seed_everything, train_one_epoch

@@ -108,7 +108,7 @@ def test_an_engine_is_asked_for_only_where_it_can_prove_itself():
     assert "tensorrt|tensorrt_rtx" in STEPS["engine"].needs
     hopper = {step.name: step for step in gpu.gpu_steps(Gpu("NVIDIA H200", "9.0"))}
     assert "tensorrt" in hopper["engine"].needs
-    assert hopper["bench"].commands[0][2].startswith("runs/gpu/nvidia-h200/")
+    assert hopper["bench-torch"].commands[0][2].startswith("runs/gpu/nvidia-h200/")
 
 
 def test_missing_packages_are_one_line():

@@ -9,17 +9,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pmm.bench.wording import Result, batch_sizes, label, number, timing_at
+from pmm.bench.pages.reading import SAME_RANKING, batch_sizes, ran, reference_of, shipping, timing_at
+from pmm.bench.pages.styles import GROUND, legend_entries, styles_of
+from pmm.bench.pages.wording import number, one_line
+from pmm.bench.schema import BenchReport, Interval, Result, Timing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# One colour and marker per result, the same in every plot; legible on white and on near-black.
-_COLOURS = ("#7d8590", "#1f88d1", "#e07b00", "#17a077", "#cc5fa5", "#a98f00", "#7a6ff0", "#cf4a3c")
-_MARKERS = "oDs^vPX*"
+_INK, _INK_ON_DARK = "#24292f", "#d5dae1"
+_GROUND_ON_DARK = "#14171b"
+_FAINT = "#8b929c"
 _LOG_FROM = 8  # a ratio of largest to smallest beyond which a linear axis hides the small ones
+_WIDE = 2.5  # such a ratio beyond which a box is but a line
+_GATE_SHOWN = 0.05
 _DRAWN_SAMPLES = 150  # dots per strip; the boxes use all samples
 
 
@@ -33,189 +38,265 @@ class Plot:
     dark: str
 
 
-def plots(report: dict[str, Any]) -> list[Plot]:
-    """What the figures look like; empty if no backend was timed."""
-    ok = [r for r in report["results"] if r["status"] == "ok"]
-    styles = {id(r): (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, r in enumerate(ok)}
-    timed = [r for r in ok if any(b["p50_ms"] for b in r["batches"])]
-    if not timed:
-        return []
-    drawing = _Drawing(timed, styles, batch_sizes({"results": timed}))
-    panels, rows = len(drawing.batches), len(timed)
-    single = 2.9 + 0.22 * math.ceil(rows / 2)  # one panel above a legend in two columns, inches
-    bars, strips = panels * (0.4 * rows + 0.75) + 0.2, panels * (0.45 * rows + 0.75) + 0.2
-    first = drawing.batches[0]
-    kinds: list[tuple[str, str, Callable[[Figure], None], float]] = [
-        ("Latency per batch", "Lower is better. Solid: median (p50); pale: p90 (nine samples of ten are faster).",
-         drawing.latency, bars),
-        ("Throughput", "Images per second by batch size. Higher is better.", drawing.throughput,
-         single if panels > 1 else bars),
-        ("How latency spreads", f"Every dot is one sample (at most {_DRAWN_SAMPLES} drawn); the box holds the middle "
-         "half of all samples, its line is the median.", drawing.spread, strips),
-    ]  # fmt: skip
-    if sum(r["mAP"] is not None and timing_at(r, first) is not None for r in timed) > 1:
-        caption = (
-            f"Up and to the left is better: more accurate, faster. Median latency at batch {first}; the dashed line is "
-            "the mAP of torch fp32. The mAP axis spans at least two points, so that noise does not look like loss."
-        )
-        kinds.insert(0, ("Accuracy against latency", caption, drawing.trade_off, single))
-    return [
-        Plot(title=title, caption=caption, light=_render(draw, high, "#24292f"), dark=_render(draw, high, "#d5dae1"))
-        for title, caption, draw, high in kinds
+@dataclass(frozen=True, kw_only=True)
+class Plots:
+    """Those that cannot be drawn are not there: without two timed results, without a latency, with one batch size."""
+
+    trade_off: Plot | None
+    spread: tuple[Plot, ...]
+    sweep: tuple[Plot, ...]
+
+
+def plots(report: BenchReport) -> Plots:
+    """What the figures look like."""
+    drawing = _Drawing(report)
+    spread = [
+        _plot(f"Batch {batch}: how the time of a call varies", _SPREAD, drawing.spread(batch), drawing.strips(batch))
+        for batch in drawing.batches
     ]
+    trade_off, sweep = None, []
+    if len(drawing.dots()) > 1:
+        trade_off = _plot("Accuracy against latency", drawing.trade_off_caption(), drawing.trade_off, drawing.single)
+    if len(drawing.batches) > 1:
+        rate = "Images per second by batch size, calls not waiting for each other. Higher is better."
+        sweep.append(_plot("What larger batches bring", rate, drawing.throughput, drawing.single))
+        cost = "Median time of a call by batch size. Lower is better."
+        sweep.append(_plot("What larger batches cost", cost, drawing.latency, drawing.single))
+    return Plots(trade_off=trade_off, spread=tuple(spread), sweep=tuple(sweep))
 
 
-@dataclass(frozen=True)
+_SPREAD = (
+    f"Fastest on top. Every dot is one call (at most {_DRAWN_SAMPLES} drawn); the box holds the middle half of all, "
+    "the thick line in it is the median, which stands on the right too, in ms. The further apart, the less "
+    "predictable; a second panel shows the same calls against each one's own median."
+)
+
+
 class _Drawing:
-    """Draws the timed results; each method fills one empty figure."""
+    """Draws the results that were timed; each method fills one empty figure."""
 
-    results: list[Result]
-    styles: dict[int, tuple[str, str]]
-    batches: list[int]
+    def __init__(self, report: BenchReport) -> None:
+        self.report = report
+        self.batches = batch_sizes(report)
+        self.results = [r for r in ran(report) if r.batches]
+        self.styles = styles_of(self.results)
+
+    @property
+    def single(self) -> float:
+        """Height of one panel above its legend, inches."""
+        return 3.1 + 0.21 * self._legend_rows()
+
+    def strips(self, batch: int) -> float:
+        return 0.95 + 0.29 * sum(timing_at(r, batch) is not None for r in self.results)
+
+    def dots(self) -> list[tuple[Result, float, Interval | None, float]]:
+        """Result, median latency at the smallest batch with its interval, mAP in %."""
+        found = []
+        for result in self.results:
+            timing = timing_at(result, self.batches[0])
+            if timing is not None and result.mAP is not None:
+                found.append((result, timing.p50_ms, timing.p50_interval_ms, 100 * result.mAP))
+        return found
+
+    def trade_off_caption(self) -> str:
+        gate = "" if self._gate() is None else " The dotted line is the gate: whoever lies below it may not ship."
+        return (
+            f"Up and to the left is better: more accurate, faster. Median time of a call at batch {self.batches[0]}. "
+            f"Bars: where the true value lies with 95 % confidence (of mAP: its difference to "
+            f"{self.report.reference}). The shaded band is the reference's mAP, 0.1 points up and down.{gate}"
+            f"{' The ring is what the verdict names.' * bool(shipping(self.report))}"
+        )
 
     def trade_off(self, figure: Figure) -> None:
-        axes, batch = figure.add_subplot(), self.batches[0]
-        dots = [(timing_at(r, batch)["p50_ms"], 100 * r["mAP"], r) for r in self.results if r["mAP"] is not None
-                and timing_at(r, batch)]  # fmt: skip
-        for x, y, result in dots:
-            colour, marker = self.styles[id(result)]
-            axes.plot([x], [y], marker, color=colour, markersize=9, label=label(result, precision=True))
-        base = next((y for _, y, r in dots if r["backend"] == "torch" and r["precision"] == "fp32"), None)
+        axes, dots, reference = figure.add_subplot(), self.dots(), reference_of(self.report)
+        base = None if reference is None or reference.mAP is None else 100 * reference.mAP
+        reach: list[float] = []
+        for result, x, across, y in dots:
+            style, up = self.styles[result.name], (y, y)
+            if base is not None and result.map_delta_interval and result is not reference:
+                low, high = result.map_delta_interval
+                up = (min(y, base + 100 * low), max(y, base + 100 * high))
+            wide = (x, x) if across is None else (min(x, across[0]), max(x, across[1]))
+            reach += up
+            axes.plot(wide, [y, y], color=style.colour, alpha=0.55, linewidth=1.3)
+            axes.plot([x, x], up, color=style.colour, alpha=0.55, linewidth=1.3)
+            axes.plot([x], [y], **style.dot(8))
+        best = shipping(self.report)[:1]
+        for result, x, _, y in (dot for dot in dots if dot[0] in best):
+            axes.plot([x], [y], "o", markersize=16, markerfacecolor="none", markeredgecolor=_INK, markeredgewidth=1.2)
+            left = x <= sorted(x for _, x, _, _ in dots)[len(dots) // 2]
+            axes.annotate(_short(result.name), (x, y), (5 if left else -5, -10), textcoords="offset points",
+                          ha="left" if left else "right", va="top", fontsize=9.5)  # fmt: skip
         if base is not None:
-            axes.axhline(base, color="#8b929c", linestyle="--", linewidth=1, zorder=0)
-        low, high = min(y for _, y, _ in dots), max(y for _, y, _ in dots)
-        room = max(1.0, 0.2 * (high - low))
-        axes.set_ylim(max(0, low - room), min(100, high + room) if high < 99 else 100.5)
-        _latency_axis(axes, [x for x, _, _ in dots], span=1.6)
-        axes.set(xlabel=f"median latency at batch {batch}, ms", ylabel="mAP, %")
-        # a legend, not labels at the dots: equal mAP and near-equal latency is the usual case, and labels would collide
-        figure.legend(loc="outside lower center", ncols=2)
+            axes.axhspan(base - 100 * SAME_RANKING, base + 100 * SAME_RANKING, color=_FAINT, alpha=0.25, linewidth=0)
+            if (drop := self._gate()) is not None:
+                axes.axhline(base - 100 * drop, color=_FAINT, linestyle=":", linewidth=1.4, zorder=0)
+                reach.append(base - 100 * drop)
+        low, high = min(reach), max(reach)
+        # two points at least: noise must not look like loss
+        room = max(0.15, 0.08 * (high - low), (2 - (high - low)) / 2)
+        axes.set_ylim(max(0, low - room), min(100.5, high + room))
+        _latency_axis(axes, [x for _, x, _, _ in dots], span=1.35)
+        axes.set(xlabel=f"median time of a call at batch {self.batches[0]}, ms", ylabel="mAP, %")
+        self._legend(figure)
 
-    def latency(self, figure: Figure) -> None:
-        for axes, batch in self._panels(figure):
-            timings = [(i, r, timing_at(r, batch)) for i, r in enumerate(self.results) if timing_at(r, batch)]
-            longest = max(t["p90_ms"] or t["p50_ms"] for _, _, t in timings)
-            for i, result, timing in timings:
-                colour, (p50, p90) = self.styles[id(result)][0], (timing["p50_ms"], timing["p90_ms"])
-                if p90 is not None:
-                    axes.barh(i, p90, 0.62, color=colour, alpha=0.35)
-                axes.barh(i, p50, 0.62, color=colour)
-                words = number(p50) if p90 is None else f"{number(p50)} / {number(p90)}"
-                axes.text((p90 or p50) + 0.015 * longest, i, words, va="center", fontsize="small")
-            axes.set_xlim(0, 1.3 * longest)
-            self._name_rows(axes)
-            axes.set_xlabel("ms")
+    def _gate(self) -> float | None:
+        """The bound of mAP, unless so far down that the axis would end in showing nothing else."""
+        drop = self.report.gates.max_map_drop
+        return drop if drop is not None and drop <= _GATE_SHOWN else None
+
+    def spread(self, batch: int) -> Callable[[Figure], None]:
+        def draw(figure: Figure) -> None:
+            import numpy as np
+
+            timed = [(r, t) for r in self.results if (t := timing_at(r, batch)) is not None]
+            timed.sort(key=lambda pair: pair[1].p50_ms)
+            samples = [np.sort(np.asarray(t.samples_ms or [t.p50_ms], float)) for _, t in timed]
+            ends = [float(end) for taken in samples for end in (taken[0], taken[-1])]
+            wide = max(ends) > _WIDE * min(ends) > 0
+            panels = figure.subplots(1, 2 if wide else 1, squeeze=False, sharey=True)[0]
+            self._strips(panels[0], samples, timed)
+            _latency_axis(panels[0], ends, span=1.12, narrow=wide)
+            panels[0].set_xlabel("ms")
+            if wide:  # over such a range a box is a line: the spread gets an axis of its own
+                shares = [100 * taken / t.p50_ms for taken, (_, t) in zip(samples, timed, strict=True)]
+                low = min(float(np.quantile(share, 0.01)) for share in shares)
+                high = max(float(np.quantile(share, 0.98)) for share in shares)
+                self._strips(panels[1], [np.clip(share, low, high) for share in shares], timed)
+                panels[1].set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+                panels[1].set_xlabel("% of its own median")
+            panels[0].set_yticks(range(len(timed)), [_short(r.name) + " !" * bool(t.flags) for r, t in timed])
+            beside = panels[-1].secondary_yaxis("right")
+            beside.set_yticks(range(len(timed)), [number(t.p50_ms) for _, t in timed])
+            for axis in (*panels, beside):
+                axis.tick_params(axis="y", length=0)
+                axis.grid(visible=False, axis="y")
+            beside.spines[:].set_visible(False)
+            panels[0].set_ylim(len(timed) - 0.4, -0.6)
+
+        return draw
+
+    def _strips(self, axes: Axes, samples: Sequence[Any], timed: Sequence[tuple[Result, Timing]]) -> None:
+        """A row of dots and a box per result; `samples` sorted."""
+        import numpy as np
+        from matplotlib import rcParams
+
+        generator = np.random.default_rng(0)  # the scatter across a strip means nothing, but must not change per run
+        line = {"color": rcParams["text.color"], "linewidth": 0.9}
+        for row, (taken, (result, _)) in enumerate(zip(samples, timed, strict=True)):
+            kept = np.linspace(0, taken.size - 1, min(taken.size, _DRAWN_SAMPLES)).round().astype(int)
+            across = row + generator.uniform(-0.28, 0.28, kept.size)
+            colour = self.styles[result.name].colour
+            # as pixels: thousands of dots as vectors would make a page of megabytes
+            axes.plot(taken[kept], across, ".", color=colour, markersize=3.2, alpha=0.6, rasterized=True)
+            axes.boxplot(taken, positions=[row], widths=0.62, orientation="horizontal", showfliers=False,
+                         showcaps=False, manage_ticks=False, medianprops={**line, "linewidth": 2.2},
+                         boxprops=line, whiskerprops=line)  # fmt: skip
 
     def throughput(self, figure: Figure) -> None:
-        if len(self.batches) == 1:  # a line needs two ends
-            [(axes, batch)] = self._panels(figure)
-            for i, result in enumerate(self.results):
-                rate = timing_at(result, batch)["images_per_s"] or 0
-                axes.barh(i, rate, 0.62, color=self.styles[id(result)][0])
-                axes.text(rate, i, f" {number(rate)}", va="center", fontsize="small")
-            axes.margins(x=0.2)
-            self._name_rows(axes)
-            axes.set_xlabel("images/s")
-            return
-        axes, seen = figure.add_subplot(), []
-        for result in self.results:
-            colour, marker = self.styles[id(result)]
-            line = sorted((b["batch"], b["images_per_s"]) for b in result["batches"] if b["images_per_s"])
-            seen += [y for _, y in line]
-            axes.plot([x for x, _ in line], [y for _, y in line], f"{marker}-", color=colour, markersize=7,
-                      label=label(result, precision=True))  # fmt: skip
+        lines = [(r, [(t.batch, t.images_per_s) for t in r.batches if t.images_per_s > 0]) for r in self.results]
+        self._lines(figure, lines, "images/s")
+
+    def latency(self, figure: Figure) -> None:
+        lines = [(r, [(t.batch, t.p50_ms) for t in r.batches if t.p50_ms > 0]) for r in self.results]
+        self._lines(figure, lines, "median time of a call, ms")
+
+    def _lines(self, figure: Figure, lines: Sequence[tuple[Result, list[tuple[int, float]]]], what: str) -> None:
+        axes = figure.add_subplot()
+        for result, line in lines:
+            style = self.styles[result.name]
+            axes.plot(
+                [x for x, _ in sorted(line)], [y for _, y in sorted(line)], "-", color=style.colour, linewidth=1.2
+            )
+            axes.plot([x for x, _ in line], [y for _, y in line], **style.dot(6.5))
         axes.set_xscale("log", base=2)
         axes.set_xticks(self.batches, [str(batch) for batch in self.batches])
         axes.set_xticks([], minor=True)
-        axes.set_xlim(self.batches[0] / 1.4, self.batches[-1] * 1.4)
+        axes.set_xlim(self.batches[0] / 1.3, self.batches[-1] * 1.3)
+        seen = [y for _, line in lines for _, y in line]
         if seen and max(seen) > _LOG_FROM * min(seen):
             axes.set_yscale("log")
             _plain_log(axes.yaxis)
         else:
             axes.set_ylim(0, 1.1 * max(seen, default=1))
-        axes.set(xlabel="batch size", ylabel="images/s")
-        figure.legend(loc="outside lower center", ncols=2)
+        axes.set(xlabel="batch size (images per call)", ylabel=what)
+        self._legend(figure)
 
-    def spread(self, figure: Figure) -> None:
-        import numpy as np
-        from matplotlib import rcParams
+    def _legend(self, figure: Figure) -> None:
+        """Below, since equal mAP and near-equal latency is the usual case and names at the dots would collide."""
+        from matplotlib.lines import Line2D
 
-        generator = np.random.default_rng(0)  # the scatter across a strip means nothing, but must not change per run
-        for axes, batch in self._panels(figure):
-            everything: list[float] = []
-            for i, result in enumerate(self.results):
-                samples = np.sort(np.asarray((timing_at(result, batch) or {}).get("samples_ms") or [], float))
-                if not samples.size:
-                    continue
-                everything += [samples[0], samples[-1]]
-                colour = self.styles[id(result)][0]
-                drawn = samples[np.linspace(0, samples.size - 1, min(samples.size, _DRAWN_SAMPLES)).round().astype(int)]
-                across = i + generator.uniform(-0.3, 0.3, drawn.size)
-                # as pixels: thousands of dots as vectors would make a page of megabytes
-                axes.plot(drawn, across, ".", color=colour, markersize=3, alpha=0.55, rasterized=True)
-                line = {"color": rcParams["text.color"]}
-                axes.boxplot(samples, positions=[i], widths=0.7, orientation="horizontal", showfliers=False,
-                             showcaps=False, manage_ticks=False, medianprops={**line, "linewidth": 2},
-                             boxprops=line, whiskerprops=line)  # fmt: skip
-            self._name_rows(axes)
-            _latency_axis(axes, everything or [1.0], span=1.15)
-            axes.set_xlabel("ms")
+        handles, rows = [], self._legend_rows()
+        for group in legend_entries(self.results, self.styles):
+            for text, look in group:
+                line = {"color": look, "linewidth": 5} if isinstance(look, str) else look.dot(7)
+                handles.append(Line2D([], [], label=_short(text), **line))
+            # every kind begins a column of its own
+            handles += [Line2D([], [], linestyle="none", label=" ") for _ in range(-len(group) % rows)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) // rows, columnspacing=1.4,
+                      handlelength=1.2, handletextpad=0.6)  # fmt: skip
 
-    def _panels(self, figure: Figure) -> list[tuple[Axes, int]]:
-        axes = figure.subplots(len(self.batches), 1, squeeze=False)[:, 0]
-        for one, batch in zip(axes, self.batches, strict=True):
-            one.set_title(f"batch {batch}", loc="left", fontsize="medium")
-        return list(zip(axes, self.batches, strict=True))
-
-    def _name_rows(self, axes: Axes) -> None:
-        axes.set_yticks(range(len(self.results)), [label(r, precision=True, lines=True) for r in self.results])
-        axes.set_ylim(len(self.results) - 0.4, -0.6)  # first backend on top, as in the table
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
+    def _legend_rows(self) -> int:
+        return max(math.ceil(len(group) / 2) for group in legend_entries(self.results, self.styles))
 
 
-def _latency_axis(axes: Axes, values: Sequence[float], span: float) -> None:
-    """A log scale where latencies differ much; linear, with room around, else."""
+def _short(name: str, most: int = 26) -> str:
+    """A name that leaves room for the plot; cut in the middle, since names differ at their ends."""
+    name = one_line(name)
+    return name if len(name) <= most else f"{name[: most // 2]}\u2026{name[-(most // 2 - 1) :]}"
+
+
+def _latency_axis(axes: Axes, values: Sequence[float], span: float, narrow: bool = False) -> None:
+    """A log scale where latencies differ much; linear, with room around, else. Few ticks if `narrow`."""
     low, high = min(values), max(values)
     if high > _LOG_FROM * low > 0:
         axes.set_xscale("log")
         axes.set_xlim(low / span, high * span)
-        _plain_log(axes.xaxis)
+        _plain_log(axes.xaxis, few=narrow)
     else:
         room = max(0.05 * high, 0.15 * (high - low)) * span
         axes.set_xlim(max(0, low - room), high + room)
 
 
-def _plain_log(axis: Axis) -> None:
-    """Ticks at 1, 2, 5, 10, ... as plain numbers."""
+def _plain_log(axis: Axis, few: bool = False) -> None:
+    """Ticks at 1, 2, 5, 10, ..., or fewer, as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low) * (2.5 if few else 1)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 3.5 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_locator(NullLocator())
 
 
-def _render(draw: Callable[[Figure], None], height_in: float, ink: str) -> str:
-    """Draw one figure on a transparent ground with text in the colour `ink`: an SVG data URI."""
+def _plot(title: str, caption: str, draw: Callable[[Figure], None], height_in: float) -> Plot:
+    """Drawn once; on a dark page only its ink is another."""
+    drawn = _svg(draw, height_in)
+    dark = drawn.replace(_INK.encode(), _INK_ON_DARK.encode()).replace(GROUND.encode(), _GROUND_ON_DARK.encode())
+    return Plot(title=title, caption=caption, light=data_uri(drawn, "svg+xml"), dark=data_uri(dark, "svg+xml"))
+
+
+def _svg(draw: Callable[[Figure], None], height_in: float) -> bytes:
+    """One figure on a transparent ground."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    faint = "#8b929c"
     style: dict[Any, Any] = {  # Any: matplotlib's stubs list every setting by name
-        "text.color": ink, "axes.labelcolor": ink, "xtick.labelcolor": ink, "ytick.labelcolor": ink,
-        "xtick.color": faint, "ytick.color": faint, "axes.edgecolor": faint, "grid.color": faint, "grid.alpha": 0.25,
-        "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
-        "legend.frameon": False, "legend.fontsize": "small", "font.size": 11,
+        "text.color": _INK, "axes.labelcolor": _INK, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK,
+        "xtick.color": _FAINT, "ytick.color": _FAINT, "axes.edgecolor": _FAINT, "grid.color": _FAINT,
+        "grid.alpha": 0.25, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
+        "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9.5, "font.size": 10.5,
+        "axes.labelsize": 10,
         # a name with dollar signs is no formula; outlines, so that the text needs no font of the reader's machine
         "text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": "pmm",
     }  # fmt: skip
     with matplotlib.rc_context(style):
         # narrow on purpose: on a phone the picture is shrunk little, so its text stays readable
-        figure = Figure(figsize=(5.2, height_in), layout="constrained")
+        figure = Figure(figsize=(5.4, height_in), layout="constrained")
         draw(figure)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", dpi=200, transparent=True, metadata={"Date": None, "Creator": None})
-    return data_uri(drawn.getvalue(), "svg+xml")
+    return drawn.getvalue()
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -1,213 +1,245 @@
-"""A bench result as people read it: a table for the terminal, report.json, report.md and a self-contained report.html.
-
-The input is one plain dictionary, schema "pmm-bench-1": what report.json holds. Fractions are in 0..1, latencies in ms.
-"""
+"""A bench result as people read it: a table for the terminal, report.json, report.md, a self-contained report.html."""
 
 from __future__ import annotations
 
 import io
-import json
-import math
-import re
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pmm.bench.plots import data_uri, plots
-from pmm.bench.wording import (
-    NONE,
-    SAME_RANKING,
-    batch_sizes,
-    cosine,
-    label,
-    number,
-    one_line,
-    percent,
-    points,
-    size,
-    spoken_name,
-    timing_at,
-    verdict,
-)
+from pmm.bench.pages import sections
+from pmm.bench.pages.gate_list import Gate, counted
+from pmm.bench.pages.pictures import Pictures
+from pmm.bench.pages.plots import data_uri, plots
+from pmm.bench.pages.reading import flagged, missing, ran, reference_of, shown_batches, speedup, timing_at
+from pmm.bench.pages.sections import Section
+from pmm.bench.pages.tables import UNSTEADY, Table, flips
+from pmm.bench.pages.verdict import verdict
+from pmm.bench.pages.wording import NONE, cosine, escape, number, one_line, points
+from pmm.bench.schema import BenchReport, Result
 from pmm.files import write_file
-from pmm.kernels import describe_build
 
 if TYPE_CHECKING:
     from PIL import Image
 
 TITLE = "Does the ranking survive export, and how fast is it?"
 SYNTHETIC_NOTE = "The people in this data set are synthetic (drawn by a program): no figure here is about real people."
+UNTIMED = "No backend gave a latency, so there is nothing to plot."
 
 
-def write_reports(report: dict[str, Any], out: Path, picture: Image.Image | None = None) -> None:
-    """Write report.json, report.md and report.html into the folder `out`; `picture` (ranked lists) goes into the HTML,
-    and beside it as ranked-lists.png.
+def write_reports(report: BenchReport, out: Path, pictures: Pictures) -> None:
+    """Write report.json, report.md, report.html and, if there is such a picture, ranked-lists.png into `out`.
 
-    Figures that are not finite become null, as JSON has no word for them. Raises UserError if `out` cannot be written.
+    Raises ValueError, with nothing written, if a figure is not finite; UserError if `out` cannot be written.
     """
-    report = _plain_types(report)
-    write_file(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_file(out / "report.json", report.to_json())  # first: what follows can be made from it again
     # "replace": a path with bytes that are no text must not cost the whole report
     write_file(out / "report.md", markdown(report).encode("utf-8", "replace"))
-    write_file(out / "report.html", html(report, picture).encode("utf-8", "replace"))
-    if picture is not None:
-        write_file(out / "ranked-lists.png", _png(picture))
+    write_file(out / "report.html", html(report, pictures).encode("utf-8", "replace"))
+    if pictures.ranked is not None:
+        write_file(out / "ranked-lists.png", _encoded(pictures.ranked, "PNG"))
 
 
-def html(report: dict[str, Any], picture: Image.Image | None = None) -> str:
+def html(report: BenchReport, pictures: Pictures) -> str:
     """The report as one HTML page that refers to nothing outside itself."""
     import jinja2
 
     # autoescape=True, not select_autoescape: that one goes by the file name, and .j2 is not on its list
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # a figure and its percent sign stay in one line
+        finalize=lambda value: value.replace(" %", "\u00a0%") if isinstance(value, str) else value,
     )
+    said, drawn = verdict(report), plots(report)
+    best = report.result(said.ships) if said.ships else None
+    found = sections.results(report)
+    chapters = [sections.accuracy(report), sections.thresholds(report), sections.lost(report), sections.timing(report)]
+    accuracy, thresholds, lost, timing = chapters
+    careful = sections.careful(report)
+    contents = [(section.anchor, section.title.split(":")[0]) for section in [found, *chapters] if section]
+    contents[1:1] = [("plots", "Plots")] if drawn.spread else []
+    contents += [("careful", "Figures to be careful with")] if careful.lines or careful.notes else []
+    contents += [("measured", "How it was measured"), ("environment", "Environment")]
     return environment.get_template("report.html.j2").render(
         report=report,
         title=TITLE,
-        verdict=verdict(report),
-        tolerance=SAME_RANKING,
-        note=SYNTHETIC_NOTE if _synthetic(report) else "",
-        batches=batch_sizes(report),
-        ran=[result for result in report["results"] if result["status"] == "ok"],
-        not_ran=[result for result in report["results"] if result["status"] != "ok"],
-        plots=plots(report),
-        picture=None if picture is None else data_uri(_png(picture), "png"),
-        measured=_measured(report),
-        facts=_facts(report),
-        name=spoken_name,
-        timing_at=timing_at,
-        percent=percent,
-        points=points,
-        cosine=cosine,
-        number=number,
-        size=size,
+        verdict=said,
+        gates_in_short=counted(said.gates),
+        notes=_notes(report),
+        contents=contents,
+        untimed=UNTIMED,
+        results=found,
+        absent=_absent(report),
+        plots=drawn,
+        accuracy=accuracy,
+        thresholds=thresholds,
+        deploy=sections.to_deploy(report, best) if best else "",
+        lost=lost,
+        worst=[(one_line(name), _embedded(picture)) for name, picture in pictures.worst.items()],
+        timing=timing,
+        careful=careful,
+        ranked=None if pictures.ranked is None else _embedded(pictures.ranked),
+        measured=sections.measured(report),
+        facts=sections.facts(report),
     )
 
 
-def table(report: dict[str, Any]) -> str:
-    """The Markdown table for the terminal: mAP, rank-1 in %, delta in points of mAP against torch fp32, latency in ms.
+def table(report: BenchReport) -> str:
+    """The table for the terminal, in Markdown, the fastest first: mAP in %, its change in points, latency in ms.
 
-    Backends that failed or could not run follow as one line each with their reason.
+    Then a line per latency that is not to be trusted, per backend that failed or could not run, and per failed gate.
     """
-    return _table(report, one_line)
-
-
-def _table(report: dict[str, Any], text: Callable[[str], str]) -> str:
-    batches = batch_sizes(report)
-    rows = [["backend", "precision", "mAP", "delta", "rank-1", "min cosine"]]
-    for batch in batches:
-        rows[0] += [f"p50 / p90 ms @{batch}", f"images/s @{batch}"]
-    for result in report["results"]:
-        if result["status"] != "ok":
-            continue
-        row = [text(label(result)), text(result["precision"]), percent(result["mAP"]), points(result["map_delta"])]
-        row += [percent(result["rank1"]), cosine(result["min_cosine"])]
-        for batch in batches:
-            timing = timing_at(result, batch) or {}
-            row.append(f"{number(timing.get('p50_ms'))} / {number(timing.get('p90_ms'))}" if timing else NONE)
-            row.append(number(timing.get("images_per_s")))
+    reference, batches = reference_of(report), shown_batches(report)
+    first = batches[0] if batches else 0
+    rows = [["result", "mAP %", "change [95 %]", "lost+gained", "cosine", *(f"ms @{b}" for b in batches)]]
+    rows[0] += [f"times @{first}", "images/s"]
+    for result in ran(report):
+        own = result is reference
+        found = speedup(report, result, first)
+        row = [one_line(result.name), NONE if result.mAP is None else f"{100 * result.mAP:.1f}"]
+        row += (
+            [NONE, NONE, NONE]
+            if own
+            else [_change(result), flips(result).replace(" / ", "+"), cosine(result.min_cosine)]
+        )
+        row += [_latency(result, batch) for batch in batches]
+        most = max((t.images_per_s for t in result.batches), default=None)
+        row += [NONE if found is None else number(found.value), number(most)]
         rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(pad(cell, i, widths[i]) for i, cell in enumerate(row)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) if i < 2 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|")
-    if len(rows) == 1:
-        lines = ["no backend could be measured"]
-    missing = []
-    for r in report["results"]:
-        if r["status"] != "ok":
-            built = f" ({text(r['artifact'])})" if r["artifact"] else ""
-            reason = text(r["reason"] or "no reason given")
-            missing.append(f"- {text(label(r))}, {text(r['precision'])}: {r['status']}: {reason}{built}")
-    return "\n".join([*lines, "", *missing] if missing else lines)
+    lines = _aligned(rows) if len(rows) > 1 else ["no backend could be measured"]
+    if batches:
+        lines += ["", f"ms: p50/p95 of a call at a batch size; times: as fast as {one_line(report.reference)}"]
+    for result, timing in flagged(report):
+        lines.append(f"{UNSTEADY} {one_line(result.name)}, batch {timing.batch}: {one_line('; '.join(timing.flags))}")
+    lines += [f"note {note}" for note in sections.careful(report).notes]
+    lines += [f"- {names}: {status}: {reason}" for names, status, reason in _absent(report)]
+    lines += [f"gate {one_line(f.gate)}: {one_line(f.result)}: {one_line(f.said)}" for f in report.gates.failures]
+    return "\n".join(lines)
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: BenchReport) -> str:
     """The report as Markdown: all that the HTML page says, without its pictures."""
     said = verdict(report)
-    parts = [f"# {TITLE}", f"**{_escape(said.headline)}**"]
-    parts += ["\n".join(f"- {_escape(sentence)}" for sentence in said.sentences)] if said.sentences else []
-    if _synthetic(report):
-        parts.append(SYNTHETIC_NOTE)
-    details = []
-    for r in report["results"]:
-        if r["status"] == "ok":
-            artifact = f"artifact {r['artifact']} ({size(r['artifact_bytes'])})" if r["artifact"] else "no artifact"
-            details.append(
-                f"- {_escape(label(r))}, {_escape(r['precision'])}: {_escape(r['provider'])}; {_escape(artifact)}; "
-                f"loaded in {number(r['load_s'])} s; mINP {percent(r['mINP'])}; rank-1 difference "
-                f"{points(r['rank1_delta'])} points; median cosine {cosine(r['median_cosine'])}; "
-                f"{r['skipped_queries']} queries skipped"
-            )
-    parts += [_table(report, _escape), *(["## Details per backend", "\n".join(details)] if details else [])]
-    parts += ["## How it was measured", "\n".join(f"- {_escape(line)}" for line in _measured(report))]
-    parts += ["## Environment", "\n".join(f"- {_escape(key)}: {_escape(value)}" for key, value in _facts(report))]
+    best = report.result(said.ships) if said.ships else None
+    parts = [f"# {TITLE}", f"**{escape(said.headline)}**", f"**{escape(said.failing)}**" if said.failing else ""]
+    parts += [_bullets(said.sentences)]
+    parts += [f"## Gates: {counted(said.gates)}", "\n".join(map(_gate, said.gates))]
+    parts += map(escape, _notes(report))
+    found = sections.results(report)
+    parts += _section(found) if found.parts else [f"## {found.title}", "no backend could be measured"]
+    parts.append(_bullets([": ".join(each) for each in _absent(report)]))
+    parts += _section(sections.accuracy(report))
+    parts += _section(sections.thresholds(report))
+    parts += [escape(sections.to_deploy(report, best))] if best else []
+    parts += _section(sections.lost(report))
+    parts += _section(sections.timing(report))
+    careful = sections.careful(report)
+    if careful.lines or careful.notes:
+        parts += ["## Figures to be careful with", _bullets([*careful.notes, *careful.lines])]
+        parts.append(_bullets([f"{word}: {meaning}" for word, meaning in careful.meanings]))
+    parts += ["## How it was measured", _bullets(sections.measured(report))]
+    parts += ["## Environment", _bullets([f"{key}: {value}" for key, value in sections.facts(report)])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _png(picture: Image.Image) -> bytes:
+def _section(section: Section | None) -> list[str]:
+    if section is None:
+        return []
+    parts = [f"## {section.title}", escape(section.note)]
+    for part in section.parts:
+        parts += [f"### {escape(part.title)}"] if part.title else []
+        parts += _markdown_table(part.table)
+    return [*parts, _bullets([f"{term}: {meaning}" for term, meaning in section.terms])]
+
+
+def _markdown_table(table: Table) -> list[str]:
+    """The table; one per group of columns where it has any, since Markdown knows no heads over heads."""
+    groups = dict.fromkeys(column.group for column in table.columns[1:])
+    found = []
+    for group in groups:
+        kept = [0, *(i for i, column in enumerate(table.columns) if i and column.group == group)]
+        columns = [table.columns[i] for i in kept]
+        rows = [[_said(column.head, column.sub) for column in columns]]
+        rows += [[_said(row[i].text, row[i].sub) for i in kept] for row in table.rows]
+        found += [f"**{escape(group)}**"] if group else []
+        found.append("\n".join(_aligned(rows, left={i for i, column in enumerate(columns) if column.words} | {0})))
+    return found
+
+
+def _said(text: str, sub: str) -> str:
+    return escape(text + (f" ({sub})" if sub else "").replace("\n", ", "))
+
+
+def _aligned(rows: list[list[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Rows of a Markdown table, the first its head, that line up in a terminal."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.insert(
+        1, "|" + "|".join("-" * (w + 2) if i in left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    )
+    return lines
+
+
+def _gate(gate: Gate) -> str:
+    asks = f" ({escape(gate.asks)})" if gate.asks else ""
+    return "\n".join(
+        [f"- {gate.status}: {escape(gate.flag)}{asks}", *(f"  - {escape(line)}" for line in gate.failures)]
+    )
+
+
+def _bullets(lines: list[str] | tuple[str, ...]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _change(result: Result) -> str:
+    sure = result.map_delta_interval
+    return points(result.map_delta) + (f" [{points(sure[0])}, {points(sure[1])}]" if sure else "")
+
+
+def _latency(result: Result, batch: int) -> str:
+    timing = timing_at(result, batch)
+    if timing is None:
+        return NONE
+    slow = "" if timing.p95_ms is None else f"/{number(timing.p95_ms)}"
+    return f"{number(timing.p50_ms)}{slow}{UNSTEADY * bool(timing.flags)}"
+
+
+def _absent(report: BenchReport) -> list[tuple[str, str, str]]:
+    """Who failed or could not run, and why, those with one reason together: (names, status, reason)."""
+    found: dict[tuple[str, str], list[Result]] = {}
+    for result in missing(report):
+        found.setdefault((result.status, one_line(result.reason or "no reason given")), []).append(result)
+    return [(_together(results), status, reason) for (status, reason), results in found.items()]
+
+
+def _together(results: Sequence[Result]) -> str:
+    """Names, a backend's own only once: ort-cuda fp32, fp16; tensorrt fp32."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        rest = one_line(result.name.removeprefix(result.backend)).strip()
+        found.setdefault(one_line(result.backend), []).append(rest)
+    return "; ".join(f"{backend} {', '.join(rest)}" for backend, rest in found.items())
+
+
+def _notes(report: BenchReport) -> list[str]:
+    """What to know before any figure is believed."""
+    problems = [f"This machine: {one_line(problem)}" for problem in report.environment.get("problems") or ()]
+    return [*([SYNTHETIC_NOTE] if report.dataset.name == "synthetic" else []), *problems]
+
+
+def _embedded(picture: Image.Image) -> str:
+    """As a data URI: JPEG, since crops as PNG would make a page of many megabytes."""
+    return data_uri(_encoded(picture, "JPEG"), "jpeg")
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    # subsampling 0: coloured frames keep sharp edges
+    picture.save(buffer, kind, optimize=True, **({"quality": 85, "subsampling": 0} if kind == "JPEG" else {}))
     return buffer.getvalue()
-
-
-def _measured(report: dict[str, Any]) -> list[str]:
-    """How the figures came about, a line each."""
-    data, method = report["dataset"], report["method"]
-    skipped = sorted({r["skipped_queries"] for r in report["results"] if r["skipped_queries"]})
-    return [
-        f"Data: {data['name']} ({data['root']}), {data['queries']} queries of {data['identities']} identities against "
-        f"{data['gallery']} gallery crops, {data['distractors']} of them distractors (people who are no query).",
-        "Every backend embeds the same crops; mAP, rank-1 and mINP come from its own embeddings of query and gallery"
-        + (f" ({' or '.join(map(str, skipped))} queries without a right answer skipped)." if skipped else "."),
-        "delta is the backend's mAP minus that of torch fp32, in percentage points: below zero is a loss.",
-        "min cosine compares each crop's embedding with the one torch fp32 gives it; 1 is the same direction, the "
-        "lowest is shown (cut, not rounded up).",
-        f"A latency sample includes: {method['includes']}. Warm-up {number(method['warmup_s'])} s, then "
-        f"at most {method['samples_per_batch']} samples per batch size; p50 is their median, p90 the time that nine of "
-        f"ten keep ({NONE} where there are too few samples to say).",
-    ]
-
-
-def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Provenance: (what, value)."""
-    checkpoint, machine = report["checkpoint"], report["environment"]
-    facts = [
-        ("measured", report["created"]),
-        ("checkpoint", f"{checkpoint['path']} (sha256 {checkpoint['sha256']})"),
-        ("model", f"{checkpoint['method']}, epoch {checkpoint['epoch']}, {number(checkpoint['parameters_m'])} M "
-         f"parameters, {checkpoint['embedding_dim']} numbers per embedding"),
-        ("CPU", f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads used"),
-        ("GPU", ", ".join(map(str, machine["gpus"])) or "none"),
-        ("system", f"{machine['os']}, Python {machine['python']}"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())),
-        ("kernels of the mix, which runs in training only", describe_build(machine["kernels"])),
-        ("commit", machine["commit"] or "unknown"),
-    ]  # fmt: skip
-    return [(what, str(value)) for what, value in facts]
-
-
-def _synthetic(report: dict[str, Any]) -> bool:
-    return bool(report["dataset"]["name"] == "synthetic")
-
-
-def pad(cell: str, column: int, width: int) -> str:
-    return cell.ljust(width) if column < 2 else cell.rjust(width)
-
-
-def _escape(text: str) -> str:
-    """As Markdown that shows `text` and nothing else: no markup, no table cell, no HTML."""
-    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", one_line(text))
-
-
-def _plain_types(value: Any) -> Any:
-    """What JSON can hold: numpy scalars as numbers, paths as text, NaN and infinities as None."""
-    if isinstance(value, dict):
-        return {str(key): _plain_types(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_types(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

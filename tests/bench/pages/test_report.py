@@ -3,248 +3,403 @@
 from __future__ import annotations
 
 import base64
-import copy
-import json
+import dataclasses
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from pmm.bench.plots import plots
-from pmm.bench.report import markdown, table, write_reports
-from pmm.bench.wording import verdict
+from pmm.bench.pages.pictures import Pictures, worst_pictures
+from pmm.bench.pages.plots import plots
+from pmm.bench.pages.report import markdown, table, write_reports
+from pmm.bench.pages.styles import styles_of
+from pmm.bench.pages.verdict import verdict
+from pmm.bench.schema import BenchReport, GateFailure, Gates, Result, read_report
+from pmm.visualize import RIGHT, WRONG, Layout, compared_lists
+from tests.bench.pages.sample_reports import (
+    GATES,
+    REFERENCE,
+    absent,
+    cpu_machine,
+    crashed,
+    gpu_machine,
+    hostile,
+    int8_lost,
+    lost,
+    ran,
+    report_of,
+    single_batch,
+)
 
-HOSTILE = "no <script>alert(1)</script> | engine & \x1b[31m`driver`\nsecond line"
-
-
-def result(backend: str, device: str = "cpu", p50: float = 10.0, **changes: Any) -> dict[str, Any]:
-    """A backend that ran: mAP 71.2 %, as torch does, timed at batches 1 and 8."""
-    samples = np.random.default_rng(0).gamma(40, p50 / 40, 60)
-    batches = [
-        {"batch": batch, "p50_ms": p50 * batch**0.8, "p90_ms": 1.2 * p50 * batch**0.8,
-         "images_per_s": 1000 * batch**0.2 / p50, "samples_ms": [float(s) * batch**0.8 for s in samples]}
-        for batch in (1, 8)
-    ]  # fmt: skip
-    return {
-        "backend": backend, "device": device, "precision": "fp32", "status": "ok", "reason": "", "provider": "plain",
-        "artifact": f"out/{backend}.onnx", "artifact_bytes": 3_456_789, "load_s": 0.25, "mAP": 0.712, "rank1": 0.893,
-        "mINP": 0.401, "skipped_queries": 0, "map_delta": 0.0, "rank1_delta": 0.0, "min_cosine": 0.9999996,
-        "median_cosine": 0.9999999, "batches": batches, **changes,
-    }  # fmt: skip
-
-
-def absent(backend: str, status: str, reason: str) -> dict[str, Any]:
-    """A backend that did not run: no figure at all."""
-    empty = dict.fromkeys(result(backend))
-    return {**empty, "backend": backend, "device": "cuda", "precision": "fp32", "status": status, "reason": reason,
-            "provider": "", "batches": []}  # fmt: skip
-
-
-def report_of(*results: dict[str, Any]) -> dict[str, Any]:
-    return copy.deepcopy({
-        "schema": "pmm-bench-1",
-        "created": "2025-01-02T03:04:05+00:00",
-        "checkpoint": {"path": "runs/demo/best.pth", "sha256": "ab" * 32, "method": "pmm", "epoch": 12,
-                       "embedding_dim": 256, "parameters_m": 1.234},
-        "dataset": {"name": "synthetic", "root": "runs/demo/data", "queries": 300, "gallery": 1500, "distractors": 225,
-                    "identities": 100},
-        "environment": {"cpu": "Some CPU", "cores": 2, "threads": 2, "gpus": [], "os": "Linux", "python": "3.11",
-                        "versions": {"torch": "2.14.1", "onnxruntime": "1.22"}, "commit": None,
-                        "kernels": {"compiled": True, "compiler": "g++ 12.2.0", "cuda": None, "architectures": [],
-                                    "sources": "0123456789ab"}},
-        "method": {"warmup_s": 1.0, "samples_per_batch": 60, "includes": "one call, buffers in place"},
-        "results": list(results),
-    })  # fmt: skip
-
-
-TORCH = result("torch", p50=18.0, artifact=None, artifact_bytes=None)
-ORT = result("ort-cpu")
+OFF = Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None)
+NO_PICTURES = Pictures()
+WHITE = Image.new("RGB", (90, 60), "white")
+TORCH = ran(REFERENCE, 18.0)
+ORT = ran("ort-cpu fp32")
 
 
 class Page(HTMLParser):
-    """The tags, attributes and visible text of a page."""
+    """The tags, links, table cells and visible text of a page."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.cells: list[str] = []
+        self.inside = False
         self.text = ""
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.links += [value or "" for key, value in attrs if key in ("src", "srcset", "href", "action", "data")]
+        self.ids |= {value or "" for key, value in attrs if key == "id"}
+        if tag in ("td", "th"):
+            self.cells.append("")
+            self.inside = True
+        if tag == "span" and self.inside:
+            self.cells[-1] += " "
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "th")
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self.inside:
+            self.cells[-1] += data
 
 
-def written(report: dict[str, Any], out: Path, picture: Image.Image | None = None) -> tuple[dict[str, Any], str, str]:
-    write_reports(report, out, picture)
-    return (
-        json.loads((out / "report.json").read_text()),
-        (out / "report.md").read_text(encoding="utf-8"),
-        (out / "report.html").read_text(encoding="utf-8"),
-    )
+@dataclasses.dataclass
+class Written:
+    """One report as it lies on disk."""
+
+    folder: Path
+    text: str
+    page: str
+    shown: str
+    """What a reader of the page sees, in one line."""
 
 
-def test_content_and_round_trip(tmp_path: Path) -> None:
-    report = report_of(TORCH, ORT, absent("tensorrt-rtx", "unavailable", "built, but no GPU to run it on"))
-    data, text, page = written(report, tmp_path / "new" / "folder", Image.new("RGB", (90, 60), "white"))
-    assert data == report
+def written(report: BenchReport, out: Path, pictures: Pictures = NO_PICTURES) -> Written:
+    write_reports(report, out, pictures)
+    page = (out / "report.html").read_text(encoding="utf-8")
     shown = " ".join(Page(page).text.split())
-    headline = "ONNX Runtime on CPU ranks as torch does (mAP 71.2 %, difference 0.00 points) and is 1.8x faster"
-    expected = (headline, "synthetic", "built, but no GPU to run it on", "unavailable", "89.3 %", "40.1 %", "0.999999",
-                "300 queries", "Some CPU", "2.14.1", "buffers in place", "abab", "3.46 MB", "ort-cpu.onnx",
-                "compiled (g++ 12.2.0; no CUDA; sources 0123456789ab)")  # fmt: skip
-    for content in (shown, text.replace("\\", "")):
+    return Written(out, (out / "report.md").read_text(encoding="utf-8"), page, shown)
+
+
+@pytest.fixture(scope="module")
+def lossy(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """int8 lost accuracy; with all pictures."""
+    crops = sorted(str(path) for path in (people / "bounding_box_test").glob("0*.jpg"))[:9]
+    report = int8_lost(crops)
+    pictures = Pictures(ranked=WHITE, worst=worst_pictures(report))
+    return written(report, tmp_path_factory.mktemp("lossy") / "new" / "folder", pictures)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Twenty results on a GPU machine."""
+    return written(gpu_machine(), tmp_path_factory.mktemp("large"))
+
+
+def changed(report: BenchReport, **changes: Any) -> BenchReport:
+    return dataclasses.replace(report, **changes)
+
+
+@pytest.mark.parametrize("build", [cpu_machine, gpu_machine, int8_lost, crashed, single_batch, hostile])
+def test_json_is_read_back_as_it_was(build: Any, tmp_path: Path) -> None:
+    report = build()
+    (tmp_path / "report.json").write_text(report.to_json())
+    assert read_report(tmp_path / "report.json") == report
+
+
+def test_figures_that_are_not_finite_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_reports(report_of(TORCH, ran("ort-cpu fp32", min_cosine=math.nan)), tmp_path / "out", NO_PICTURES)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_and_what_they_hold(lossy: Written) -> None:
+    assert {path.name for path in lossy.folder.iterdir()} == {
+        "report.json", "report.md", "report.html", "ranked-lists.png",
+    }  # fmt: skip
+    assert read_report(lossy.folder / "report.json").reference == REFERENCE
+    expected = (
+        "ONNX Runtime fp32 on CPU may ship: it ranks as torch fp32 on CPU does (mAP 71.2 %, difference 0.00 points; "
+        "95 % sure: -0.01 to +0.01), and is 1.84x as fast at batch 1 (1.81x to 1.86x).",
+        "synthetic", "300 queries", "Some CPU", "2.14.1", "abab", "94.3 MB", "ort-cpu-fp32.onnx", "0.999999", "40.1 %",
+        "compiled (g++ 12.2.0; no CUDA; sources 0123456789ab)", "a distance of 0.8410",
+    )  # fmt: skip
+    for content in (lossy.shown, lossy.text.replace("\\", "")):
         assert [words for words in expected if words not in content] == []
-    assert "10.0 / 12.0" in shown
-    assert page.count("<figure>") == 5
 
 
-def test_page_is_self_contained_and_pictures_are_whole(tmp_path: Path) -> None:
-    *_, page = written(report_of(TORCH, ORT), tmp_path, Image.new("RGB", (90, 60), "white"))
-    parsed = Page(page)
-    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(parsed.tags)
-    assert len(parsed.links) == 9  # four plots, light and dark, and the picture
-    for link in parsed.links:
+def test_the_gates_come_before_any_table(lossy: Written) -> None:
+    said = "ort-cpu int8: mAP fell by 1.20 points, at most 0.5 are allowed"
+    for content, table_begins in ((lossy.page, "<table"), (lossy.text, "| result")):
+        before = " ".join(content[: content.index(table_begins)].replace("\\", "").replace("\u00a0", " ").split())
+        assert "1 of 3 results fails a gate: ort-cpu int8." in before
+        assert said in before
+        assert "mAP falls by at most 0.50 points" in before
+        assert "Gates: 2 failed, 1 passed, 1 off" in before
+    assert 'class="verdict bad"' in lossy.page
+
+
+def test_both_files_show_the_same_figures(large: Written) -> None:
+    """Every cell of a Markdown table stands in a table of the page."""
+
+    def plain(cell: str) -> str:
+        return " ".join(re.sub(r"[(),]", " ", cell).split())
+
+    shown = {plain(cell) for cell in Page(large.page).cells}
+    rows = [line for line in large.text.replace("\\", "").splitlines() if line.startswith("|") and "---" not in line]
+    assert len(rows) > 200
+    assert {plain(cell) for row in rows for cell in row.strip("|").split("|")} - shown == set()
+
+
+def test_intervals_and_flags_are_shown(large: Written) -> None:
+    for content in (large.shown, large.text.replace("\\", "")):
+        for words in ("-1.83 to -1.13", "5.87x to 6.02x", "0.606 to 0.614", "1.52 !", "4.76 !"):
+            assert words in content
+        assert "torch-compile fp16, batch 1: noisy: the middle half of the samples lies from 1.31" in content
+        assert "something else may have run beside them" in content
+
+
+def test_queries_that_lost_are_shown(lossy: Written) -> None:
+    assert 'alt="Queries that ort-cpu int8 ranks worse' in lossy.page
+    assert sum(link.startswith("data:image/jpeg") for link in Page(lossy.page).links) == 2
+    assert "92.0 %" in lossy.text
+    assert "41.0 %" in lossy.text
+
+
+def colours(picture: Image.Image) -> set[Any]:
+    return {colour for _, colour in picture.getcolors(1 << 24) or ()}
+
+
+def test_compared_lists_frame_what_is_right_and_wrong(people: Path) -> None:
+    crops = sorted((people / "bounding_box_test").glob("*.jpg"))[:7]
+    right, wrong = [(crop, True) for crop in crops[1:4]], [(crop, False) for crop in crops[4:7]]
+    picture = compared_lists(crops[:1], [right], [wrong], heads=("before", "after"), titles=("AP",), height=64)
+    layout = Layout(height=64, titled=True)
+    assert picture.width > layout.size(1, 6)[0], "the two lists stand apart"
+    between, bottom = layout.cell(0, 4)[0], picture.height - layout.swatch - 3 * layout.gap
+    assert {RIGHT} == colours(picture.crop((0, 0, between, bottom))) & {RIGHT, WRONG}
+    assert {WRONG} == colours(picture.crop((between, 0, picture.width, bottom))) & {RIGHT, WRONG}
+    assert {RIGHT, WRONG} <= colours(picture.crop((0, bottom, *picture.size))), "the legend"
+    for lists in ([], [right, right]):
+        with pytest.raises(ValueError, match="two lists per query"):
+            compared_lists(crops[:1], lists, [wrong], heads=("a", "b"))
+    with pytest.raises(ValueError, match="titles"):
+        compared_lists(crops[:1], [right], [wrong], heads=("a", "b"), titles=("one", "two"))
+
+
+def test_queries_that_lost_next_to_nothing_get_no_picture(people: Path) -> None:
+    crops = sorted(str(path) for path in (people / "bounding_box_test").glob("0*.jpg"))[:9]
+    tiny = tuple(dataclasses.replace(query, ap=query.ap_reference - 0.002) for query in lost(crops))
+    assert worst_pictures(report_of(TORCH, ran("ort-cpu fp32", worst_queries=tiny))) == {}
+
+
+def test_page_is_self_contained_and_pictures_are_whole(lossy: Written) -> None:
+    parsed = Page(lossy.page)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "svg"} & set(parsed.tags)
+    anchors = {link[1:] for link in parsed.links if link.startswith("#")}
+    assert anchors
+    assert anchors <= parsed.ids
+    pictures = [link for link in parsed.links if not link.startswith("#")]
+    assert len(pictures) == 12  # five plots, light and dark, and two pictures
+    for link in pictures:
         kind, _, content = link.partition(";base64,")
         decoded = base64.b64decode(content)
-        assert kind in ("data:image/svg+xml", "data:image/png")
-        assert decoded.startswith(b"\x89PNG") or decoded.rstrip().endswith(b"</svg>")
+        assert kind in ("data:image/svg+xml", "data:image/jpeg")
+        assert decoded.startswith(b"\xff\xd8\xff") or decoded.rstrip().endswith(b"</svg>")
         # an SVG may name its XML namespaces, but must not fetch anything
         assert not re.search(rb"href=\"(?!#|data:image/png)|url\((?!#)|@import", decoded)
-    assert not re.search(r"https?:|@import|url\(", page)
+    assert not re.search(r"https?:|@import|url\(", lossy.page)
+    assert lossy.page.count("content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"") == 1
 
 
 def test_hostile_text_is_shown_not_obeyed(tmp_path: Path) -> None:
-    report = report_of(TORCH, ORT, absent("tensorrt", "failed", HOSTILE))
-    report["checkpoint"]["method"] = "</title><img src=x onerror=alert(1)>"
-    report["environment"]["versions"] = {"<b>x</b>": "\udcff"}
-    _, text, page = written(report, tmp_path)
-    parsed = Page(page)
-    assert "script" not in parsed.tags
+    found = written(hostile(), tmp_path)
+    parsed = Page(found.page)
+    assert not {"script", "u", "i", "s", "q", "em"} & set(parsed.tags)
     assert "<script>alert(1)</script>" in parsed.text
-    assert all(link.startswith("data:image/") for link in parsed.links)
-    assert not re.search(r"(?<!\\)<", text)
-    assert r"\<script\>" in text
-    line = next(line for line in table(report).splitlines() if line.startswith("- tensorrt"))
-    assert "second line" in line
-    assert "\x1b" not in line
+    assert all(link.startswith(("data:image/", "#")) for link in parsed.links)
+    assert "\x1b" not in found.page + found.text
+    assert not re.search(r"(?<!\\)<", found.text)
+    assert r"\<script\>" in found.text
+    lines = table(hostile()).splitlines()
+    assert any(line.startswith("- tensorrt fp32: failed: ") and "second line" in line for line in lines)
+    assert any(line.startswith("gate --max-<u>: odd") and "second line" in line for line in lines)
+    assert "\x1b" not in "".join(lines)
+    rows = [line for line in found.text.splitlines() if line.startswith("|")]
+    odd = [row for row in rows if "odd" in row]
+    assert len(odd) > 3
+    for row in odd:  # as many cells as the head of its table
+        head = next(line for line in reversed(rows[: rows.index(row)]) if line.startswith("| result"))
+        assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", head))
 
 
-def test_names_of_backends_are_escaped_in_tables_and_plots(tmp_path: Path) -> None:
-    report = report_of(TORCH, result("odd|$name$ <b>", p50=3.0))
-    _, text, page = written(report, tmp_path)
-    assert "b" not in Page(page).tags
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert any("odd" in row for row in rows)
-    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
-
-
-def test_table_has_a_line_per_backend() -> None:
-    lines = table(report_of(TORCH, ORT, absent("openvino", "unavailable", "not installed"))).splitlines()
-    assert [re.split(r"\s*\|\s*", line)[1] for line in lines[:1] + lines[2:4]] == ["backend", "torch (CPU)", "ort-cpu"]
-    assert len({len(line) for line in lines[:4]}) == 1
-    assert [cell.strip() for cell in lines[3].split("|")[1:9]] == [
-        "ort-cpu", "fp32", "71.2 %", "0.00", "89.3 %", "0.999999", "10.0 / 12.0", "100",
+def test_terminal_table() -> None:
+    lines = table(cpu_machine()).splitlines()
+    assert len({len(line) for line in lines[:9]}) == 1
+    assert len(lines[0]) < 160
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
+        "openvino fp32", "71.2", "0.00 [-0.01, +0.01]", "0+0", "0.999999", "8.90/9.25", "61.4/63.7", "223/232", "2.02",
+        "145",
     ]  # fmt: skip
-    assert lines[5] == "- openvino (GPU), fp32: unavailable: not installed"
+    assert "94.1/97.1!" in lines[5]
+    assert "! aoti fp32, batch 8: drifts: 9 % slower at the end than at the start" in lines
+    assert "- tensorrt fp32, fp16; ort-cuda fp32, fp16: unavailable: no NVIDIA GPU here" in lines
+    built = "engine built, but there is no NVIDIA GPU here to run it on"
+    assert f"- tensorrt-rtx fp16: unavailable: {built}" in lines
+    failed = table(int8_lost()).splitlines()
+    assert failed[-2] == "gate --max-map-drop: ort-cpu int8: mAP fell by 1.20 points, at most 0.5 are allowed"
+    assert all(len(line) < 160 for line in table(gpu_machine()).splitlines())
 
 
-def test_loss_of_accuracy_is_called_a_loss(tmp_path: Path) -> None:
-    bad = result("ort-cpu", mAP=0.700, map_delta=-0.012, rank1_delta=-0.02)
-    said = verdict(report_of(TORCH, bad))
-    assert said.headline == (
-        "ONNX Runtime on CPU loses 1.20 points of mAP (70.0 % instead of torch's 71.2 %) but is 1.8x faster at batch 1."
-    )
-    assert said.tone == "bad"
-    *_, page = written(report_of(TORCH, bad), tmp_path)
-    assert 'class="loss">-1.20<' in page
+def test_loss_of_accuracy_is_called_a_loss(lossy: Written) -> None:
+    assert re.search(r'class="bad" data-label="difference, points"><span>-1\.20<', lossy.page)
+    chance = ran("openvino int8", loss=0.0012, map_delta_interval=(-0.004, 0.0015))
+    assert "cannot be ruled out" in verdict(report_of(TORCH, chance)).sentences[0]
+
+
+def one(backend: str = "ort-cpu fp32", p50: float = 9.8, gates: Gates = GATES, **changes: Any) -> BenchReport:
+    return report_of(TORCH, ran(backend, p50, **changes), gates=gates)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "tone"),
+    ("report", "words", "tone"),
     [
-        ({"map_delta": 0.02, "mAP": 0.732}, "gains 2.00 points of mAP", "mixed"),
-        ({"map_delta": -0.0004}, "ranks as torch does (mAP 71.2 %, difference -0.04 points)", "good"),
-        ({"rank1_delta": -0.0033}, "keeps mAP (difference 0.00 points), but its rank-1 moved by -0.33 points", "mixed"),
-        ({"min_cosine": 0.97}, "worst-case cosine of 0.970000 to torch's embeddings, and is 1.8x faster", "good"),
-        ({"map_delta": None, "mAP": None}, "could not be compared", "bad"),
-        ({"p50": 18.1}, "and is about as fast at batch 1", "good"),
-        ({"p50": 36.0}, "but is 2.0x slower at batch 1", "good"),
-        ({"device": "cuda", "p50": 0.9}, "and is 20x faster than torch on CPU at batch 1", "good"),
-        ({"precision": "fp16"}, "ONNX Runtime fp16 on CPU ranks", "good"),
-        ({"batches": []}, "difference 0.00 points).", "good"),
+        (one(map_delta=-0.0004), "it ranks as torch fp32 on CPU does (mAP 71.2 %, difference -0.04 points", "good"),
+        (one(map_delta=0.02, mAP=0.732), "it gains 2.00 points of mAP (73.2 % instead of 71.2 %", "mixed"),
+        (one(map_delta=-0.003), "it loses 0.30 points of mAP", "mixed"),
+        (one(rank1_delta=-0.0033), "it keeps mAP (difference 0.00 points", "mixed"),
+        (one(rank1_delta=-0.0033), "though its rank-1 moved by -0.33 points, and is 1.84x", "mixed"),
+        (one(map_delta_interval=None), "(mAP 71.2 %, difference 0.00 points), and is", "good"),
+        (one(p50=18.1), ", and is about as fast at batch 1 (", "good"),
+        (one(p50=36.0), ", but is slower: 0.500x as fast at batch 1 (", "good"),
+        (one("ort-cuda fp16", 0.9, device="cuda"), "20.0x as fast as torch fp32 on CPU at batch 1", "good"),
+        (one("tensorrt fp16 graph", 0.9, device="cuda"), "TensorRT fp16 on GPU (CUDA graph) may ship: ", "good"),
+        (one("ort-cpu fp32 model.onnx"), "ONNX Runtime fp32 on CPU (model.onnx) may ship: ", "good"),
+        (one(batches=()), "95 % sure: -0.01 to +0.01).", "good"),
+        (one(map_delta=-0.003, gates=OFF), "Nothing may ship but torch fp32 on CPU itself: the one other", "mixed"),
+        (one(map_delta=None, mAP=None, gates=OFF), "Nothing may ship but", "mixed"),
+        (int8_lost(), "ONNX Runtime fp32 on CPU may ship", "bad"),
+        (crashed(), "ONNX Runtime fp32 on CPU may ship", "bad"),
+        (report_of(TORCH, ORT, absent("tensorrt fp16")), "may ship", "good"),
+        (report_of(TORCH), "reaches mAP 71.2 %; no other backend was measured, so there is nothing", "mixed"),
+        (report_of(ORT), "unknown: torch fp32, which the others are compared with, was not measured.", "bad"),
+        (report_of(absent(REFERENCE, "failed", "boom."), ORT), "compared with, failed (boom).", "bad"),
+        (report_of(), "is unknown", "bad"),
     ],
 )
-def test_verdict_of_one_backend(changes: dict[str, Any], words: str, tone: str) -> None:
-    said = verdict(report_of(TORCH, result("ort-cpu", **changes)))
+def test_headline_and_tone(report: BenchReport, words: str, tone: str) -> None:
+    said = verdict(report)
     assert words in said.headline
     assert said.tone == tone
 
 
-def test_verdict_of_many_backends_names_each() -> None:
-    fast = result("ort-cuda", "cuda", p50=2.0)
-    lossy = result("openvino", p50=1.0, precision="int8", mAP=0.65, map_delta=-0.062)
-    said = verdict(report_of(TORCH, ORT, fast, lossy, absent("tensorrt", "failed", "out of memory.")))
-    assert said.headline == (
-        "2 of 3 other backends rank as torch does; the fastest of these, ONNX Runtime on GPU, is 9.0x faster than "
-        "torch on CPU at batch 1; mAP is lost or unknown with OpenVINO int8 on CPU; 1 more could not be measured."
+def test_the_fastest_that_may_ship_is_named_and_the_rest_is_sorted() -> None:
+    said = verdict(gpu_machine())
+    assert said.ships == "tensorrt fp16 graph"  # int8 is faster, and fails
+    assert said.failing == "3 of 22 results fail a gate: ort-cpu int8, tensorrt int8, tensorrt int8 graph."
+    sentences = "\n".join(said.sentences)
+    assert "Rank as the reference does (16 of 19): tensorrt fp16 graph, tensorrt fp16, aoti fp16" in sentences
+    assert "Rank otherwise (3 of 19): tensorrt int8 graph (mAP -1.48 points)" in sentences
+    assert "Went wrong: openvino fp32 (RuntimeError: out of memory)." in said.sentences
+    assert "Could not run here: tensorrt-rtx fp16 (TensorRT-RTX does not run on compute" in sentences
+    assert [figure.value for figure in said.figures] == ["5.95x", "+0.01", "0.739 ms", "7,583"]
+
+
+def test_what_may_ship_but_ranks_otherwise_is_said() -> None:
+    said = verdict(cpu_machine())
+    assert said.ships == "openvino int8"
+    assert (
+        "The fastest that ranks as the reference does is openvino fp32, 2.02x as fast at batch 1 (2.00x to 2.05x)."
+        in (said.sentences)
     )
-    assert said.tone == "bad"
-    assert "OpenVINO int8 on CPU loses 6.20 points" in said.sentences[2]
-    assert said.sentences[3] == "TensorRT on GPU failed (out of memory)."
 
 
-@pytest.mark.parametrize(
-    ("results", "words"),
-    [
-        ((ORT,), "unknown: torch fp32, which the others are compared with, was not measured."),
-        ((absent("torch", "failed", "boom"), ORT), "which the others are compared with, failed (boom)."),
-        ((TORCH,), "torch on CPU reaches mAP 71.2 %; no other backend was measured, so there is nothing to compare."),
-        ((TORCH, absent("ort-cpu", "unavailable", "not installed")), "could not run here (not installed)."),
-        ((), "is unknown"),
-    ],
-)
-def test_verdict_without_a_comparison(results: tuple[dict[str, Any], ...], words: str) -> None:
-    assert words in verdict(report_of(*results)).headline
+def test_rivals_and_unsteady_figures_are_said() -> None:
+    flagged = ran("ort-cpu fp32", 9.8, flags={1: ("noisy: of the machine",)})
+    said = verdict(report_of(TORCH, flagged, ran("openvino fp32", 9.82)))
+    assert any("not to be trusted (noisy: of the machine)" in sentence for sentence in said.sentences)
+    assert "As fast, as far as this measurement can tell: openvino fp32." in said.sentences
+
+
+def test_every_gate_is_listed_by_what_became_of_it() -> None:
+    unknown = GateFailure(result="ort-cpu fp32", gate="--new-gate", said="too much")
+    found = verdict(report_of(TORCH, ORT, gates=dataclasses.replace(GATES, failures=(unknown,)))).gates
+    assert [(gate.flag, gate.status) for gate in found] == [
+        ("--new-gate", "failed"), ("--max-map-drop", "passed"), ("--max-rank1-flips", "passed"),
+        ("--min-cosine", "passed"), ("--max-p95-ms", "off"),
+    ]  # fmt: skip
+    assert found[0].failures == ("ort-cpu fp32: too much",)
+    limit = verdict(report_of(TORCH, ORT, gates=dataclasses.replace(OFF, max_p95_ms=12.5))).gates[0]
+    assert (limit.status, limit.asks) == ("passed", "95 of 100 calls at batch 1 take at most 12.5 ms")
 
 
 def test_nothing_ran(tmp_path: Path) -> None:
-    report = report_of(absent("torch", "failed", "boom"), absent("ort-cpu", "unavailable", "not installed"))
-    _, text, page = written(report, tmp_path)
-    assert "no backend could be measured" in text
-    assert "nothing to plot" in page
-    assert "<img" not in page
-    assert "boom" in page
-    assert "not installed" in page
+    report = report_of(absent(REFERENCE, "failed", "boom"), absent("ort-cpu fp32", reason="not installed"))
+    found = written(report, tmp_path)
+    assert "no backend could be measured" in found.text
+    assert "No backend could be measured" in found.page
+    assert "nothing to plot" in found.page
+    assert "Gates: 3 not judged, 1 off" in found.page
+    assert "<img" not in found.page
+    for content in (found.page, found.text, table(report)):
+        assert "boom" in content
+        assert "not installed" in content
 
 
-def test_few_samples_one_batch_and_odd_numbers(tmp_path: Path) -> None:
-    """No p90, no samples, NaN, numpy scalars and paths: what a short or half-failed run hands over."""
-    one = result("torch", artifact=tmp_path / "m.onnx", mAP=np.float32(0.5), min_cosine=math.nan)
-    one["batches"] = [{"batch": np.int64(1), "p50_ms": 3.0, "p90_ms": None, "images_per_s": 333.0, "samples_ms": []}]
-    data, text, _ = written(report_of(one), tmp_path)
-    assert data["results"][0]["min_cosine"] is None
-    assert data["results"][0]["mAP"] == 0.5
-    assert data["results"][0]["artifact"] == str(tmp_path / "m.onnx")
-    assert "3.00 / -" in text
-    assert [plot.title for plot in plots(data)] == ["Latency per batch", "Throughput", "How latency spreads"]
+def bare(result: Result) -> Result:
+    """Timed, but nothing else could be measured."""
+    empty = {
+        field.name: None
+        for field in dataclasses.fields(Result)
+        if field.default is None and field.name not in ("mAP", "rank1")
+    }
+    timing = dataclasses.replace(
+        result.batches[0], samples_ms=(), speedup=None, end_to_end_ms=None, decode_ms=None, p95_ms=None
+    )
+    return dataclasses.replace(result, **empty, cameras=(), provider="", batches=(timing,))
+
+
+def test_figures_that_are_missing_cost_their_columns_only(tmp_path: Path) -> None:
+    found = written(report_of(bare(TORCH), bare(ORT), gates=OFF), tmp_path)
+    assert "71.2 %" in found.text
+    assert "difference" not in next(line for line in found.text.splitlines() if line.startswith("| result"))
+    assert "None" not in found.shown + found.text
+    few = single_batch()
+    drawn = plots(few)
+    assert (len(drawn.spread), drawn.sweep) == (1, ())
+    assert "too few samples to say how sure" in verdict(few).headline
 
 
 def test_real_people_are_not_called_synthetic() -> None:
     report = report_of(TORCH)
-    report["dataset"]["name"] = "market1501"
-    assert "synthetic" not in markdown(report)
+    assert "drawn by a program" in markdown(report)
+    assert "synthetic" not in markdown(changed(report, dataset=dataclasses.replace(report.dataset, name="market1501")))
+
+
+def test_known_problems_and_notes_are_said() -> None:
+    report = report_of(TORCH, ran("ort-cpu fp32", notes=("batch 64 could not be timed: out of memory",)))
+    report = changed(report, environment={**report.environment, "problems": ["two wheels of ONNX Runtime"]})
+    assert "This machine: two wheels of ONNX Runtime" in markdown(report)
+    for content in (markdown(report), table(report)):
+        assert "ort-cpu fp32: batch 64 could not be timed: out of memory" in content
 
 
 def test_plots_are_the_same_every_time() -> None:
-    report = report_of(TORCH, ORT)
-    assert plots(report) == plots(report)
+    assert plots(int8_lost()) == plots(int8_lost())
+
+
+def test_no_two_results_look_alike_in_a_plot() -> None:
+    results = [r for r in gpu_machine().results if r.batches] + [ran("torch fp32", device="cpu")]
+    styles = styles_of([*results, ran("ort-cpu fp32 a.onnx"), ran("ort-cpu fp32 b.onnx")])
+    assert len(styles) == len(set(styles.values())) == 22

@@ -1,0 +1,167 @@
+"""What a backend's embeddings do to numbers, ranking, retrieval and decisions, as fields of a `Result`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pmm.bench.schema import Camera, LostQuery, OperatingPoint, Thresholds
+from pmm.data.samples import Split, camids_of, pids_of
+from pmm.errors import UserError
+from pmm.metrics import RankingResult, evaluate_ranking
+from pmm.parity.labels import Embedded, Labels
+from pmm.parity.numeric import numeric_parity
+from pmm.parity.ranking import first_items, ranking_parity
+from pmm.parity.retrieval import retrieval_parity
+from pmm.parity.thresholds import Verification, decision_flips, verification
+from pmm.runtime.base import Embeddings
+
+WORST_QUERIES = 5
+FIRST_ITEMS = 5
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the others are compared with: its embeddings, and all that follows from them alone."""
+
+    embedded: Embedded
+    ranking: RankingResult
+    verification: Verification
+
+
+class Judge:
+    """Judges embeddings of one data set."""
+
+    def __init__(self, split: Split) -> None:
+        """Raises UserError if no query has a relevant gallery item: nothing could be measured."""
+        self.split = split
+        self.samples = (*split.query, *split.gallery)
+        self.labels = Labels(
+            query_pids=pids_of(split.query),
+            gallery_pids=pids_of(split.gallery),
+            query_camids=camids_of(split.query),
+            gallery_camids=camids_of(split.gallery),
+        )
+        seen: dict[int, set[int]] = {}
+        for sample in split.gallery:
+            seen.setdefault(sample.pid, set()).add(sample.camid)
+        self.evaluable = sum(bool(seen.get(s.pid, set()) - {s.camid}) for s in split.query)
+        if not self.evaluable:
+            raise UserError(
+                "the data set has no matches: no query's person is in the gallery under another camera; nothing to rank"
+            )
+
+    def embedded(self, embeddings: Embeddings) -> Embedded:
+        """Query [Q, D] and gallery [G, D] of embeddings [Q + G, D] in that order. Raises UserError for NaN or Inf."""
+        bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
+        if len(bad):
+            first = self.samples[bad[0]].path.name
+            raise UserError(f"{len(bad)} of {len(embeddings)} embeddings hold NaN or Inf, the first is that of {first}")
+        count = len(self.split.query)
+        return Embedded(embeddings[:count], embeddings[count:])
+
+    def reference(self, embedded: Embedded) -> Reference:
+        """All that the others are compared with."""
+        return Reference(embedded, self._ranking(embedded), verification(embedded, self.labels))
+
+    def figures(self, candidate: Embedded, reference: Reference) -> dict[str, Any]:
+        """Fields of a `Result`: the three tiers of parity, per camera, thresholds, and the queries that lost most."""
+        itself = candidate is reference.embedded
+        ranking = reference.ranking if itself else self._ranking(candidate)
+        checked = reference.verification if itself else verification(candidate, self.labels)
+        order = ranking_parity(reference.embedded, candidate, self.labels)
+        retrieval = retrieval_parity(reference.ranking, ranking, self.labels)
+        return {
+            "mAP": ranking.mAP,
+            "rank1": ranking.rank1,
+            "mINP": ranking.mINP,
+            "skipped_queries": ranking.skipped,
+            "map_delta": retrieval.map_delta.value,
+            "map_delta_interval": retrieval.map_delta.interval,
+            "rank1_delta": retrieval.rank1_delta.value,
+            "rank1_delta_interval": retrieval.rank1_delta.interval,
+            "minp_delta": retrieval.minp_delta.value,
+            "minp_delta_interval": retrieval.minp_delta.interval,
+            **self._numeric(candidate, reference.embedded),
+            "rank1_lost": order.rank1_lost,
+            "rank1_gained": order.rank1_gained,
+            "top1_changed": order.top1_changed,
+            "top10_overlap": order.top10_overlap,
+            "kendall_tau": order.kendall_tau,
+            "per_query_ap": tuple(round(ap, 6) if math.isfinite(ap) else None for ap in ranking.per_query_ap.tolist()),
+            "cameras": tuple(Camera(**dataclasses.asdict(row)) for row in retrieval.cameras),
+            "worst_queries": self._lost(candidate, reference, ranking, retrieval.worst(WORST_QUERIES)),
+            "thresholds": self._thresholds(candidate, reference, checked),
+        }
+
+    def _ranking(self, embedded: Embedded) -> RankingResult:
+        labels = self.labels
+        return evaluate_ranking(
+            embedded.query,
+            embedded.gallery,
+            labels.query_pids,
+            labels.gallery_pids,
+            labels.query_camids,
+            labels.gallery_camids,
+        )
+
+    def _numeric(self, candidate: Embedded, reference: Embedded) -> dict[str, Any]:
+        parity = numeric_parity(np.concatenate(reference), np.concatenate(candidate))
+        return {
+            "min_cosine": parity.min_cosine,
+            "p1_cosine": parity.p1_cosine,
+            "median_cosine": parity.median_cosine,
+            "worst_crop": None if candidate is reference else str(self.samples[parity.worst_row].path),
+            "max_abs": parity.max_abs,
+            "max_length_error": parity.max_length_error,
+        }
+
+    def _lost(
+        self, candidate: Embedded, reference: Reference, ranking: RankingResult, queries: Any
+    ) -> tuple[LostQuery, ...]:
+        split, pids = self.split, self.labels.gallery_pids
+        lists = [first_items(each, self.labels, queries, FIRST_ITEMS) for each in (reference.embedded, candidate)]
+        lost = []
+        for place, index in enumerate(queries):
+            sample = split.query[index]
+            before, after = ([int(item) for item in items[place] if item >= 0] for items in lists)
+            lost.append(
+                LostQuery(
+                    path=str(sample.path),
+                    pid=sample.pid,
+                    camid=sample.camid,
+                    ap_reference=float(reference.ranking.per_query_ap[index]),
+                    ap=float(ranking.per_query_ap[index]),
+                    first_reference=tuple(str(split.gallery[item].path) for item in before),
+                    first=tuple(str(split.gallery[item].path) for item in after),
+                    right_reference=tuple(bool(pids[item] == sample.pid) for item in before),
+                    right=tuple(bool(pids[item] == sample.pid) for item in after),
+                )
+            )
+        return tuple(lost)
+
+    def _thresholds(self, candidate: Embedded, reference: Reference, found: Verification) -> Thresholds:
+        flips = decision_flips(
+            reference.embedded, candidate, self.labels, [point.threshold for point in reference.verification.points]
+        )
+        return Thresholds(
+            genuine=found.genuine,
+            impostor=found.impostor,
+            eer=found.eer,
+            eer_threshold=found.eer_threshold,
+            points=tuple(
+                OperatingPoint(
+                    fpr=point.fpr,
+                    threshold=point.threshold,
+                    tpr=point.tpr,
+                    flips=flip and flip.accepted + flip.rejected,
+                    newly_accepted=flip and flip.accepted,
+                    newly_rejected=flip and flip.rejected,
+                )
+                for point, flip in zip(found.points, flips, strict=True)
+            ),
+        )

@@ -1,0 +1,131 @@
+"""The file that a candidate runs: exported from the checkpoint and built, once per checkpoint. Runs in a worker."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pmm.config import Config
+from pmm.errors import UserError
+from pmm.export.onnx import verified_onnx
+from pmm.export.recipe import EngineOptions, Precision, Recipe, Verification
+from pmm.export.reference import engine_gate
+from pmm.export.trt import build_engine
+from pmm.files import sha256
+from pmm.machine import driver_version, nvidia_gpus
+from pmm.manifest import Artifact, read_manifest
+from pmm.onnx_file import OnnxFile, read_onnx
+from pmm.runs import located
+from pmm.runtime.base import PACKAGE_SUFFIX
+from pmm.runtime.flavors import load_flavor
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """What the report says of a checkpoint, and its configuration. Raises UserError as `pmm.checkpoint.load`."""
+    from pmm.checkpoint import load, restore_model
+
+    state = load(path)
+    model, config = restore_model(state, path)
+    return {
+        "sha256": sha256(path),
+        "epoch": state["epoch"],
+        "embedding_dim": int(model.embedding_dim),  # type: ignore[arg-type]
+        "parameters_m": sum(p.numel() for p in model.parameters()) / 1e6,
+        "config": config.to_dict(),
+    }
+
+
+def make_artifact(
+    *,
+    kind: str,
+    precision: str,
+    stored: Precision,
+    device: Literal["cpu", "cuda"],
+    flavor: str,
+    largest_batch: int,
+    checkpoint: str,
+    folder: str,
+    root: str,
+) -> dict[str, Any]:
+    """Path of the candidate's file, the seconds it took to make (None if it was there), and its multiplications.
+
+    Args:
+        kind: package, onnx or engine.
+        stored: precision of the ONNX file, where `precision` is a way to run it.
+        flavor: of an engine: tensorrt or rtx.
+        largest_batch: that an engine must take.
+        folder: of the artifacts; their names begin with the checkpoint's hash.
+        root: data set to verify on, and to calibrate on if the checkpoint's own is gone.
+
+    Raises:
+        UserError: as the exports do.
+    """
+    source, begin = Path(checkpoint), time.perf_counter()
+    stem = Path(folder) / sha256(source)[:12]
+    before = {path: path.stat().st_mtime_ns for path in Path(folder).glob("*")}
+    verification = Verification(verify_root=root)
+    if kind == "package":
+        from pmm.export.aoti import verified_aoti
+
+        made = verified_aoti(
+            source, stem.with_name(f"{stem.name}-{device}-{precision}{PACKAGE_SUFFIX}"), precision, device, verification
+        )
+    else:
+        target: Literal["tensorrt", "cpu"] = "tensorrt" if device == "cuda" else "cpu"
+        made = _onnx(source, stem, stored, target, verification)
+        if kind == "engine":
+            batch = EngineOptions().batch
+            options = EngineOptions(
+                batch=(1, batch[1], max(batch[2], largest_batch)),
+                flavor=flavor,  # type: ignore[arg-type]
+                tf32=precision == "tf32",
+            )
+            out = stem.with_name(f"{stem.name}-{flavor}-{precision}-{options.batch[2]}.plan")
+            made = _engine(source, made.path, out, options, verification)
+    new = before.get(made.path) != made.path.stat().st_mtime_ns
+    return {
+        "path": str(made.path),
+        "build_s": time.perf_counter() - begin if new else None,
+        "macs": made.manifest.macs,
+    }
+
+
+def _onnx(
+    checkpoint: Path, stem: Path, precision: Precision, target: Literal["tensorrt", "cpu"], verification: Verification
+) -> Artifact:
+    recipe = Recipe(precision=precision)
+    if precision == "int8":
+        recipe = Recipe(precision=precision, target=target, calibration_root=_elsewhere(checkpoint, verification))
+    return verified_onnx(checkpoint, stem.with_name(f"{stem.name}{recipe.suffix}.onnx"), recipe, verification)
+
+
+def _elsewhere(checkpoint: Path, verification: Verification) -> str:
+    """The data set to calibrate on, if the checkpoint's own is not where it was."""
+    from pmm.checkpoint import load
+
+    root = located(Config.from_dict(load(checkpoint)["config"]).data.root, checkpoint)
+    return "" if Path(root).is_dir() else verification.verify_root
+
+
+def _engine(
+    checkpoint: Path, onnx_file: Path, out: Path, options: EngineOptions, verification: Verification
+) -> Artifact:
+    file, trt = read_onnx(onnx_file), load_flavor(options.flavor)
+    if kept := _kept(out, file, str(trt.__version__)):
+        return kept
+    gate = engine_gate(file, checkpoint, verification) if nvidia_gpus() else None
+    return build_engine(file, out, options, gate=gate)
+
+
+def _kept(engine: Path, file: OnnxFile, version: str) -> Artifact | None:
+    """The engine that an earlier run built of this file with this library on this machine, if it is whole."""
+    try:
+        manifest = read_manifest(engine, sha256(engine)) if engine.is_file() else None
+    except UserError:  # damaged: made anew
+        return None
+    if manifest is None or manifest.engine is None:
+        return None
+    gpu = nvidia_gpus()[0].name if nvidia_gpus() else ""
+    found = (manifest.engine.onnx_sha256, manifest.engine.version, manifest.engine.gpu, manifest.engine.driver)
+    return Artifact(engine, manifest) if found == (file.sha256, version, gpu, driver_version()) else None

@@ -1,0 +1,262 @@
+"""What can be measured: backends, their precisions, and why this machine cannot run one. Loads no backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from pmm.errors import UserError
+from pmm.files import sha256
+from pmm.machine import clashing_wheels, nvidia_gpus
+from pmm.manifest import Manifest, read_manifest
+from pmm.onnx_file import read_onnx
+from pmm.runtime.base import ENGINE_SUFFIXES, PACKAGE_SUFFIX
+from pmm.runtime.flavors import FLAVORS, RTX_CAPABILITIES
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+Device = Literal["cpu", "cuda"]
+Kind = Literal["checkpoint", "package", "onnx", "engine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """What executes a model."""
+
+    runs: Kind
+    library: str
+    """Module that must be importable."""
+    install: str
+    precisions: dict[Device, tuple[str, ...]]
+    """Per device; the others it has not, or not worth the name: ONNX Runtime computes fp16 in fp32 on a CPU."""
+
+
+BACKENDS = {
+    "torch": Backend(
+        runs="checkpoint",
+        library="torch",
+        install="torch",
+        precisions={"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")},
+    ),
+    "torch-compile": Backend(
+        runs="checkpoint",
+        library="torch",
+        install="torch",
+        precisions={"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")},
+    ),
+    "aoti": Backend(
+        runs="package",
+        library="torch",
+        install="torch",
+        precisions={"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")},
+    ),
+    "ort-cpu": Backend(
+        runs="onnx", library="onnxruntime", install="onnxruntime-gpu", precisions={"cpu": ("fp32", "int8")}
+    ),
+    "ort-cuda": Backend(
+        runs="onnx",
+        library="onnxruntime",
+        install="onnxruntime-gpu",
+        precisions={"cuda": ("fp32", "tf32", "fp16", "bf16")},
+    ),
+    "tensorrt": Backend(
+        runs="engine",
+        library="tensorrt",
+        install="tensorrt",
+        precisions={"cuda": ("fp32", "tf32", "fp16", "bf16", "int8")},
+    ),
+    "tensorrt-rtx": Backend(
+        runs="engine",
+        library="tensorrt_rtx",
+        install="tensorrt-rtx",
+        precisions={"cuda": ("fp32", "tf32", "fp16", "bf16", "int8")},
+    ),
+    "openvino": Backend(
+        runs="onnx", library="openvino", install="openvino", precisions={"cpu": ("fp32", "bf16", "int8")}
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One backend in one precision on one device."""
+
+    backend: str
+    precision: str
+    device: Device
+    cuda_graph: bool | None = None
+    """None without a GPU: there is no such thing."""
+    artifact: Path | None = None
+    """The file that the user gave; None: to be exported from the checkpoint."""
+
+    @property
+    def name(self) -> str:
+        """Unique in a run: "ort-cpu int8", "tensorrt fp16 graph", "ort-cpu fp32 model.onnx"."""
+        parts = [self.backend, self.precision, "graph" if self.cuda_graph else "", self.artifact and self.artifact.name]
+        return " ".join(str(part) for part in parts if part)
+
+    @property
+    def runs(self) -> Kind:
+        """What kind of file it runs."""
+        return BACKENDS[self.backend].runs
+
+    @property
+    def stored(self) -> str:
+        """Precision of the file: TF32 is a way to run one in fp32, as bf16 is in OpenVINO."""
+        in_fp32 = self.precision == "tf32" or (self.backend, self.precision) == ("openvino", "bf16")
+        return "fp32" if in_fp32 else self.precision
+
+    @property
+    def flavor(self) -> str:
+        """Of an engine's builder: tensorrt or rtx."""
+        return next(flavor for flavor, library in FLAVORS.items() if library == BACKENDS[self.backend].library)
+
+    def why_not(self) -> str:
+        """Why this machine cannot run it, in a few words; empty if it can."""
+        backend = BACKENDS[self.backend]
+        if self.device == "cuda" and not nvidia_gpus() and not self.builds_without_gpu:
+            return "no NVIDIA GPU here"
+        if not find_spec(backend.library):
+            return f"not installed: pip install {backend.install}"
+        if backend.library == "onnxruntime" and (clash := clashing_wheels()):
+            return clash
+        return ""
+
+    @property
+    def builds_without_gpu(self) -> bool:
+        """Its engine can be built, though not run, where there is no GPU."""
+        return self.backend == "tensorrt-rtx"
+
+    def cannot_run(self) -> str:
+        """Why its file, once built, cannot run here; empty if it can."""
+        if self.device != "cuda":
+            return ""
+        if not nvidia_gpus():
+            return "engine built, but there is no NVIDIA GPU here to run it on"
+        capability = nvidia_gpus()[0].compute_capability
+        if self.backend == "tensorrt-rtx" and capability not in RTX_CAPABILITIES:
+            return f"engine built, but TensorRT-RTX does not run on compute capability {capability}"
+        return ""
+
+
+REFERENCE = "torch fp32"
+
+
+def chosen(
+    backends: Sequence[str], precisions: Sequence[str], *, device: str = "auto", cuda_graph: str = "both"
+) -> list[Candidate]:
+    """The candidates that `--backends` and `--precisions` name; the reference, torch in fp32, always comes first.
+
+    Args:
+        backends: names, or "auto" (those that fit this machine best) or "all".
+        precisions: names, or "auto" (fp32, int8 and, on a GPU, fp16) or "all".
+        device: where torch, torch-compile and aoti run: cpu, cuda, or auto (the GPU where there is one).
+        cuda_graph: on, off, or both, on a GPU.
+
+    Raises:
+        UserError: an unknown backend, precision, device or choice of graphs, or one without a partner.
+    """
+    gpu = bool(nvidia_gpus())
+    where = _device(device)
+    auto = ["torch", "ort-cuda", "tensorrt"] if gpu else ["torch", "ort-cpu", "openvino"]
+    names = _expanded(backends, list(BACKENDS), auto, "backend")
+    kinds = _expanded(precisions, list(PRECISIONS), ["fp32", "fp16", "int8"] if gpu else ["fp32", "int8"], "precision")
+    if cuda_graph not in ("on", "off", "both"):
+        raise UserError(f"--cuda-graph is '{cuda_graph}'; expected on, off or both")
+    graphs = {"on": [True], "off": [False], "both": [False, True]}[cuda_graph]
+    found = [Candidate(backend="torch", precision="fp32", device=where, cuda_graph=False if where == "cuda" else None)]
+    for name in names:
+        devices = BACKENDS[name].precisions
+        on: Device = where if where in devices else next(iter(devices))
+        found += [
+            Candidate(backend=name, precision=precision, device=on, cuda_graph=graph)
+            for precision in kinds
+            if precision in devices[on]
+            for graph in (graphs if on == "cuda" and gpu else [None])
+        ]
+    for name in (name for name in backends if name in BACKENDS and name not in {c.backend for c in found}):
+        has = ", ".join(next(iter(BACKENDS[name].precisions.values())))
+        raise UserError(f"{name} runs none of {', '.join(kinds)}; it runs {has}")
+    for precision in (p for p in precisions if p in PRECISIONS and p not in {c.precision for c in found}):
+        able = [name for name, backend in BACKENDS.items() if any(precision in d for d in backend.precisions.values())]
+        raise UserError(f"none of {', '.join(names)} runs {precision} here; those that have it: {', '.join(able)}")
+    return list(dict.fromkeys(found))
+
+
+def given(artifacts: Sequence[Path], backends: Sequence[str] = ()) -> list[tuple[Candidate, Manifest]]:
+    """A candidate for each of the user's files: in the `backends` that run such a file, or else in the natural one.
+
+    Raises UserError for a file that is not ours, was changed, or that none of the named backends runs.
+    """
+    return [pair for path in artifacts for pair in _of_file(path, backends)]
+
+
+def _of_file(path: Path, backends: Sequence[str]) -> Iterator[tuple[Candidate, Manifest]]:
+    kind, manifest = kind_of(path), manifest_of(path)
+    gpu = bool(nvidia_gpus())
+    if kind == "engine":
+        assert manifest.engine is not None
+        natural = "tensorrt" if manifest.engine.flavor == "tensorrt" else "tensorrt-rtx"
+    elif kind == "onnx":
+        natural = "ort-cuda" if gpu and (manifest.quantization or {}).get("target") != "cpu" else "ort-cpu"
+    else:
+        natural = "aoti"
+    fitting = [name for name in backends if name in BACKENDS and BACKENDS[name].runs == kind]
+    if kind == "engine":
+        fitting = [name for name in fitting if name == natural]
+    for name in fitting or [natural]:
+        devices = BACKENDS[name].precisions
+        on: Device = "cuda" if "cuda" in devices and (gpu or "cpu" not in devices) else "cpu"
+        if manifest.package is not None:
+            on = manifest.package.device
+        graph = None if on == "cpu" else True
+        yield (
+            Candidate(backend=name, precision=manifest.precision, device=on, cuda_graph=graph, artifact=path),
+            manifest,
+        )
+
+
+def kind_of(path: Path) -> Kind:
+    """By the suffix. Raises UserError for another one."""
+    suffix = path.suffix.lower()
+    if suffix in ENGINE_SUFFIXES:
+        return "engine"
+    kinds: dict[str, Kind] = {".pth": "checkpoint", ".onnx": "onnx", PACKAGE_SUFFIX: "package"}
+    if suffix not in kinds:
+        raise UserError(
+            f"{path}: cannot be measured; expected a checkpoint (.pth), an ONNX file (.onnx), an AOTInductor package "
+            f"({PACKAGE_SUFFIX}) or an engine ({', '.join(ENGINE_SUFFIXES)})"
+        )
+    return kinds[suffix]
+
+
+def manifest_of(path: Path) -> Manifest:
+    """Of an artifact. Raises UserError if it is not ours or was changed."""
+    if kind_of(path) == "onnx":
+        return read_onnx(path).manifest
+    manifest = read_manifest(path, sha256(path))
+    if manifest is None or (kind_of(path) == "engine" and manifest.engine is None):
+        raise UserError(f"{path}: not an artifact of ours: no manifest beside it says what to feed it; export it again")
+    return manifest
+
+
+def _device(name: str) -> Device:
+    if name == "auto":
+        return "cuda" if nvidia_gpus() else "cpu"
+    if name == "cuda" and not nvidia_gpus():
+        raise UserError("--device cuda: no NVIDIA GPU is visible; use --device cpu, or check the driver")
+    if name == "cpu":
+        return "cpu"
+    if name == "cuda":
+        return "cuda"
+    raise UserError(f"unknown device '{name}'; known: auto, cpu, cuda")
+
+
+def _expanded(given: Sequence[str], known: Sequence[str], auto: Sequence[str], what: str) -> list[str]:
+    unknown = [name for name in given if name not in (*known, "auto", "all")]
+    if unknown:
+        raise UserError(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}, auto, all")
+    words = {"all": known, "auto": auto}
+    return list(dict.fromkeys(name for word in given for name in words.get(word, [word])))

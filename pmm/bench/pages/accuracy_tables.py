@@ -1,0 +1,128 @@
+"""Tables of a bench report about accuracy: three tiers, cameras, thresholds, and the queries that lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pmm.bench.pages.reading import ran, reference_of
+from pmm.bench.pages.tables import Cell, Column, Figures, Table, both, but_reference, lines, loss, table_of
+from pmm.bench.pages.wording import NONE, between, cosine, count, one_in, one_line, percent, points, small, threshold
+from pmm.bench.schema import BenchReport, Interval, LostQuery, OperatingPoint, Result
+
+
+def accuracy_table(report: BenchReport) -> Table:
+    """Three tiers: the numbers, the order, the people found."""
+    reference = reference_of(report)
+
+    def others(figures: Figures) -> Figures:
+        return but_reference(report, figures)
+
+    def worst(result: Result) -> Cell:
+        return Cell(cosine(result.min_cosine), lines(cosine(result.p1_cosine), cosine(result.median_cosine)))
+
+    def tau(result: Result) -> str:
+        return NONE if result.kendall_tau is None else f"{result.kendall_tau:.4f}"
+
+    def share(get: Callable[[Result], tuple[float | None, float | None, Interval | None]]) -> Figures:
+        """A share of the queries, its difference to the reference, and the range of that."""
+
+        def found(result: Result) -> Cell:
+            value, delta, interval = get(result)
+            if result is reference or delta is None:
+                return Cell(percent(value))
+            return Cell(percent(value), lines(points(delta), between(interval, points)), loss(delta, interval))
+
+        return found
+
+    numbers, order, people = "1. the same numbers?", "2. the same order?", "3. the same people found?"
+    columns: list[tuple[Column, Figures]] = [
+        (Column("worst cosine", "1 %, median", numbers), others(worst)),
+        (Column("largest change", "", numbers), others(lambda r: small(r.max_abs))),
+        (Column("length change", "", numbers), others(lambda r: small(r.max_length_error))),
+        (Column("alone or in a batch", "cosine", numbers), lambda r: cosine(r.batch_min_cosine)),
+        (Column("first item changed", "queries", order), others(lambda r: count(r.top1_changed))),
+        (Column("first ten shared", "", order), others(lambda r: percent(r.top10_overlap, 2))),
+        (Column("order kept", "tau", order), others(tau)),
+        (
+            Column("mAP", "difference, range", people),
+            share(lambda r: (r.mAP, r.map_delta, r.map_delta_interval)),
+        ),
+        (
+            Column("rank-1", "difference, range", people),
+            share(lambda r: (r.rank1, r.rank1_delta, r.rank1_delta_interval)),
+        ),
+        (
+            Column("mINP", "difference, range", people),
+            share(lambda r: (r.mINP, r.minp_delta, r.minp_delta_interval)),
+        ),
+    ]
+    return table_of(report, ran(report), columns)
+
+
+def camera_table(report: BenchReport) -> Table | None:
+    """mAP per camera of the queries; of all but the reference, its change. None without cameras."""
+    reference = reference_of(report)
+    cameras = {c.camid: c.queries for r in ran(report) for c in r.cameras}
+    if not cameras:
+        return None
+
+    def of(camid: int) -> Figures:
+        def found(result: Result) -> str | Cell:
+            camera = next((c for c in result.cameras if c.camid == camid), None)
+            if camera is None or result is reference:
+                return NONE if camera is None else percent(camera.mAP)
+            return Cell(points(camera.map_delta), percent(camera.mAP), loss(camera.map_delta))
+
+        return found
+
+    columns = [(Column(f"camera {c}", f"{queries:,} queries"), of(c)) for c, queries in sorted(cameras.items())]
+    return table_of(report, [r for r in ran(report) if r.cameras], columns)
+
+
+def threshold_table(report: BenchReport) -> Table | None:
+    """Equal error rate, and at every operating point what is found and where to cut. None without thresholds."""
+    results = [r for r in ran(report) if r.thresholds]
+    rates = sorted({p.fpr for r in results if r.thresholds for p in r.thresholds.points}, reverse=True)
+    if not results:
+        return None
+
+    def at(rate: float, figures: Callable[[OperatingPoint], str | Cell]) -> Figures:
+        def found(result: Result) -> str | Cell:
+            known = result.thresholds.points if result.thresholds else ()
+            point = next((p for p in known if p.fpr == rate), None)
+            return NONE if point is None else figures(point)
+
+        return found
+
+    def flip(point: OperatingPoint) -> Cell:
+        parts = both(count(point.newly_accepted), count(point.newly_rejected)) if point.flips else ""
+        return Cell(count(point.flips), parts)
+
+    equal = "both errors equal"
+    columns: list[tuple[Column, Figures]] = [
+        (Column("errors", "EER", equal), lambda r: percent(r.thresholds.eer if r.thresholds else None, 2)),
+        (Column("threshold", "", equal), lambda r: threshold(r.thresholds.eer_threshold if r.thresholds else None)),
+    ]
+    for rate in rates:
+        group = f"false matches: {one_in(rate)}"
+        columns += [
+            (Column("found", "TPR", group), at(rate, lambda p: percent(p.tpr, 2))),
+            (Column("threshold", "", group), at(rate, lambda p: threshold(p.threshold))),
+            (Column("flips", "accepted / rejected", group), but_reference(report, at(rate, flip))),
+        ]
+    return table_of(report, results, columns)
+
+
+def lost_table(report: BenchReport) -> Table | None:
+    """The queries that lost most, per result. None if nothing lost."""
+    rows = [
+        tuple(map(Cell, (one_line(result.name), one_line(q.path), str(q.pid), str(q.camid), *_both_ap(q))))
+        for result in ran(report)
+        for q in result.worst_queries
+    ]
+    heads = ("result", "query", "person", "camera", "AP before", "AP here")
+    return Table(tuple(Column(head, words=head == "query") for head in heads), tuple(rows)) if rows else None
+
+
+def _both_ap(lost: LostQuery) -> tuple[str, str]:
+    return percent(lost.ap_reference), percent(lost.ap)

@@ -1,0 +1,102 @@
+"""Pictures of ranked lists for a bench report: what the reference finds, and the queries that a backend lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pmm.bench.pages.wording import one_line, percent
+from pmm.bench.schema import BenchReport, LostQuery
+from pmm.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pmm.bench.accuracy import Judge, Reference
+
+
+LEAST_LOSS = 0.01
+"""Of a query's average precision, to be worth a picture: below it the lists look the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What a report shows besides its plots."""
+
+    ranked: Image.Image | None = None
+    """What the reference finds."""
+    worst: Mapping[str, Image.Image] = field(default_factory=dict)
+    """Name of a result -> its queries that lost most, as `worst_picture` draws them."""
+
+
+def pictures(report: BenchReport, judge: Judge, reference: Reference) -> Pictures:
+    """All that a report shows; none if a crop cannot be read any more: figures must not be lost over a picture."""
+    try:
+        return Pictures(ranked=ranked_picture(judge, reference), worst=worst_pictures(report))
+    except UserError as error:
+        logging.getLogger("pmm").warning("the report is without pictures of people: %s", error)
+        return Pictures()
+
+
+def ranked_picture(judge: Judge, reference: Reference, queries: int = 6, items: int = 9) -> Image.Image:
+    """A few queries from the hardest to the easiest, with what the reference ranks first.
+
+    Raises UserError if a crop cannot be read.
+    """
+    import numpy as np
+
+    from pmm.parity.ranking import first_items
+    from pmm.visualize import ranked_lists
+
+    split, scores = judge.split, reference.ranking.per_query_ap
+    order = np.argsort(scores, kind="stable")[: int(np.isfinite(scores).sum())]
+    chosen = order[np.linspace(0.05 * (len(order) - 1), 0.95 * (len(order) - 1), min(queries, len(order))).astype(int)]
+    nearest = first_items(reference.embedded, judge.labels, chosen, items)
+    rows = [
+        [
+            (split.gallery[item].path, bool(split.gallery[item].pid == split.query[query].pid))
+            for item in row
+            if item >= 0
+        ]
+        for query, row in zip(chosen, nearest, strict=True)
+    ]
+    titles = [f"AP {scores[query]:.0%}" for query in chosen]
+    return ranked_lists([split.query[query].path for query in chosen], rows, titles=titles)
+
+
+def worst_pictures(report: BenchReport, *, queries: int = 5) -> dict[str, Image.Image]:
+    """`worst_picture` of every result with a query that lost a point or more. Raises UserError if a crop cannot be
+    read."""
+    found = {}
+    for result in report.results:
+        lost = tuple(q for q in result.worst_queries if q.ap_reference - q.ap >= LEAST_LOSS)
+        if lost:
+            found[result.name] = worst_picture(result.name, lost[:queries], report.reference)
+    return found
+
+
+def worst_picture(
+    name: str, lost: Sequence[LostQuery], reference: str, *, items: int = 5, height: int = 128
+) -> Image.Image:
+    """One line per query in `lost`: its crop, the reference's first `items`, and those of the result `name`.
+
+    Raises ValueError if there is none, UserError if a crop cannot be read.
+    """
+    from pmm.visualize import compared_lists
+
+    return compared_lists(
+        [Path(q.path) for q in lost],
+        [_row(q.first_reference, q.right_reference, items) for q in lost],
+        [_row(q.first, q.right, items) for q in lost],
+        heads=(one_line(reference), one_line(name)),
+        titles=[f"AP {percent(q.ap_reference)} -> {percent(q.ap)}   (person {q.pid}, camera {q.camid})" for q in lost],
+        height=height,
+    )
+
+
+def _row(paths: tuple[str, ...], right: tuple[bool, ...], items: int) -> list[tuple[Path, bool | None]]:
+    row: list[tuple[Path, bool | None]] = [(Path(path), judged) for path, judged in zip(paths, right, strict=True)]
+    return row[:items]

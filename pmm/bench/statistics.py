@@ -1,0 +1,177 @@
+"""What samples of latency say, and how far they are to be trusted: percentiles, ratios, drift, noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.bench.schema import Interval
+
+Samples = npt.NDArray[np.float64]
+
+INTERVAL_ROUNDS = 6  # fewer do not give a median a two-sided 95 % interval
+TAIL = 0.025  # of each side of an interval
+
+DRIFT = 0.05
+"""How far the last turn may lie from the first by the trend of the turns' medians, relatively."""
+DRIFT_CHANCE = 0.005
+"""A trend counts if steady times would show one as clear at most this often."""
+DRIFT_TURNS = 7
+"""Fewer cannot show a trend that clear, even if each is slower than the one before."""
+TURN_OFF, TURNS_OFF = 0.15, 0.1
+"""How far from their middle, relatively, the medians of turns may lie; which share of the turns may lie further off.
+Of a quiet virtual machine's turns about one in a hundred does."""
+SPREAD = 0.2
+"""How far apart the quartiles of all samples may lie, relatively to the median."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Samples of one step in the order taken, in ms."""
+
+    samples_ms: tuple[float, ...]
+    turns_s: tuple[float, ...] = ()
+    """When each turn began, seconds after the first turn of all steps."""
+
+    @property
+    def p50(self) -> float:
+        """Median (nearest rank), ms."""
+        return percentile(self.samples_ms, 50)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one step takes as another: the ratio of the medians, and its 95 % interval if there is."""
+
+    value: float
+    interval: Interval | None
+
+    def times(self, factor: float) -> Ratio:
+        """Per unit of work, where the first step does 1 / `factor` of the other's."""
+        bounds = (self.interval[0] * factor, self.interval[1] * factor) if self.interval else None
+        return Ratio(self.value * factor, bounds)
+
+
+def percentile(samples: Sequence[float] | Samples, percent: float) -> float:
+    """The sample of nearest rank, as MLPerf LoadGen has it: the least that more than `percent` % of all do not exceed.
+
+    Where `percent` % of all is a whole number of samples, this is the next one above (for p50: the upper median).
+    """
+    return float(np.sort(samples)[_rank(len(samples), percent) - 1])
+
+
+def percentile_interval(samples: Sequence[float] | Samples, percent: float) -> Interval | None:
+    """The samples between which the percentile of what they were drawn from lies, at 95 %, whatever its distribution.
+
+    Each side errs in at most 2.5 % of all cases, exactly, for independent samples. None if there are too few: below 6
+    for the median, 36 for p90, 72 for p95, 368 for p99.
+    """
+    ranks = _interval_ranks(len(samples), percent)
+    if ranks is None:
+        return None
+    ordered = np.sort(samples)
+    return float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1])
+
+
+def median_ratio(above: Latency, below: Latency, *, block: int, seed: int = 0, resamples: int = 2000) -> Ratio:
+    """Median of `above` over median of `below`, both from one `measure` with turns of `block` samples.
+
+    The interval is a bootstrap over rounds, paired where both took part, so that drift of the machine cancels; none
+    with fewer than 6 rounds of either.
+    """
+    rounds = [np.array(x.samples_ms).reshape(-1, block) for x in (above, below)]
+    value = above.p50 / below.p50
+    shared = min(map(len, rounds))
+    if shared < INTERVAL_ROUNDS:
+        return Ratio(value, None)
+    rng = np.random.default_rng(seed)
+    paired = rng.integers(0, shared, (resamples, shared))
+    medians = []
+    for found in rounds:
+        rest = (
+            rng.integers(shared, len(found), (resamples, len(found) - shared)) if len(found) > shared else paired[:, :0]
+        )
+        drawn = found[np.hstack([paired, rest])].reshape(resamples, -1)
+        middle = _rank(drawn.shape[1], 50) - 1
+        medians.append(np.partition(drawn, middle, axis=1)[:, middle])
+    low, high = np.quantile(medians[0] / medians[1], [TAIL, 1 - TAIL])
+    return Ratio(value, (float(low), float(high)))
+
+
+def stability_flags(
+    samples_ms: Sequence[float],
+    turns_s: Sequence[float],
+    *,
+    block: int,
+    steady: bool = True,
+    warmup_s: float = 0.0,
+) -> tuple[str, ...]:
+    """Why the median of `samples_ms`, taken in turns of `block` that began at `turns_s`, is not to be trusted: a line
+    for each reason, () for none. `steady`: the warm-up of `warmup_s` seconds ended because the runs no longer changed.
+    """
+    if min(samples_ms) <= 0:
+        return ("too short: the clock cannot tell some of the samples from 0 ms",)
+    turns = np.median(np.reshape(samples_ms, (-1, block)), axis=1)
+    found = (
+        None if steady else f"not steady: still changing after {warmup_s:.1f} s of warm-up",
+        _drift(turns, np.asarray(turns_s)),
+        _noise(np.asarray(samples_ms), turns),
+    )
+    return tuple(line for line in found if line)
+
+
+def _drift(turns: Samples, began: Samples) -> str | None:
+    """Mann and Kendall's test for a trend of the turns' medians, and Theil and Sen's line through their logarithms for
+    its size. Both ask only how any two turns compare, so that a few bad ones do not make a trend.
+    """
+    every = math.ceil(len(turns) / 1000)  # there are as many pairs as the square
+    turns, began = turns[::every], began[::every]
+    n = len(turns)
+    if n < DRIFT_TURNS:
+        return None
+    earlier, later = np.triu_indices(n, 1)
+    rises = np.log(turns[later] / turns[earlier])
+    score = max(abs(np.sign(rises).sum()) - 1, 0) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    slope = float(np.median(rises / (began[later] - began[earlier])))
+    change = math.expm1(slope * (began[-1] - began[0]))
+    if math.erfc(score / math.sqrt(2)) > DRIFT_CHANCE or abs(change) <= DRIFT:
+        return None
+    return f"drifts: {100 * abs(change):.0f} % {'slower' if change > 0 else 'faster'} at the end than at the start"
+
+
+def _noise(samples: Samples, turns: Samples) -> str | None:
+    """Of the machine from turn to turn, else from sample to sample."""
+    off = int((abs(turns / np.median(turns) - 1) > TURN_OFF).sum())
+    if off >= 2 and off > TURNS_OFF * len(turns):
+        lie = f"they lie from {turns.min():.3g} to {turns.max():.3g} ms"
+        return f"noisy: the medians of {off} of {len(turns)} turns are more than {100 * TURN_OFF:.0f} % off; {lie}"
+    low, middle, high = (percentile(samples, percent) for percent in (25, 50, 75))
+    if high - low > SPREAD * middle:
+        return f"noisy: the middle half of the samples lies from {low:.3g} to {high:.3g} ms"
+    return None
+
+
+def _rank(n: int, percent: float) -> int:
+    """Rank of a percentile among n samples, 1..n."""
+    return int(n * (percent / 100)) + 1  # LoadGen's arithmetic; the product is whole where the true one is
+
+
+@lru_cache
+def _interval_ranks(n: int, percent: float) -> tuple[int, int] | None:
+    """Ranks (1..n) of the samples that bound the percentile's interval; None if there are too few samples.
+
+    The percentile lies below the sample of rank r with the probability that fewer than r of n samples lie below it,
+    which is binomial (David & Nagaraja, Order Statistics, 7.1).
+    """
+    share = percent / 100
+    below = np.arange(1, n + 1)
+    steps = np.log((n + 1 - below) / below * (share / (1 - share)))  # in logarithms, as (1 - share)**n may underflow
+    mass = np.exp(n * math.log1p(-share) + np.concatenate([[0.0], np.cumsum(steps)]))
+    low = int(np.searchsorted(np.cumsum(mass), TAIL, side="right"))
+    high = n + 1 - int(np.searchsorted(np.cumsum(mass[::-1]), TAIL, side="right"))
+    return (low, high) if low >= 1 and high <= n else None

@@ -1,0 +1,219 @@
+"""The child's side of `pmm.bench.pool`: one backend in a process of its own, which does what it is told, line by line.
+
+Requests and answers are JSON. Whatever libraries print goes to the log, never between the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pmm.bench.latency import LatencyPlan, run_turn, throughput, warm_up
+from pmm.data.crops import Crops, iter_crops, load_crops
+from pmm.errors import Unavailable, UserError
+from pmm.files import replacing
+from pmm.machine import gpu_memory_of
+from pmm.parity.numeric import numeric_parity
+from pmm.runtime.base import Embeddings, Runner, Step
+
+EMBED_BATCH = 64
+SMALL_BATCHES = (1, 3, 7, 1, 32)
+"""Alone, odd and ragged: their rows must be the rows of a batch of 64."""
+
+
+class Session:
+    """What the worker holds between requests: an open runner, and steps bound to their images."""
+
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        self._tell = tell
+        self._opened: Runner | None = None
+        self._steps: dict[int, Step] = {}
+
+    @property
+    def _runner(self) -> Runner:
+        if self._opened is None:
+            raise RuntimeError("asked before `open`")
+        return self._opened
+
+    def describe(self, checkpoint: str) -> dict[str, Any]:
+        """What the report says of a checkpoint, and its configuration."""
+        from pmm.bench.artifacts import describe_checkpoint
+
+        return describe_checkpoint(Path(checkpoint))
+
+    def make(self, **wanted: Any) -> dict[str, Any]:
+        """The artifact of a candidate: exported and built, unless an earlier run left it."""
+        from pmm.bench.artifacts import make_artifact
+
+        return make_artifact(**wanted)
+
+    def open(self, artifact: str, **candidate: Any) -> dict[str, Any]:
+        """Open the runner and run it once. The answer is what really runs."""
+        from pmm.bench.opening import open_candidate, preload
+
+        preload(candidate["backend"])
+        begin = time.perf_counter()
+        runner = self._opened = open_candidate(Path(artifact), **candidate)
+        opened = time.perf_counter()
+        size = runner.preprocessing
+        runner(np.zeros((1, size.height, size.width, 3), np.uint8))
+        first = time.perf_counter() - opened
+        info = runner.info
+        if (info.device == "cpu") != (candidate["device"] == "cpu"):
+            raise UserError(f"asked for {candidate['device']}, but {info.provider} runs on {info.device}")
+        if info.precision != candidate["precision"]:
+            raise UserError(f"asked for {candidate['precision']}, but {info.provider} runs in {info.precision}")
+        return {
+            "provider": info.provider,
+            "device": info.device,
+            "load_s": opened - begin,
+            "first_inference_s": first,
+            "dim": runner.embedding.dim,
+            "normalised": runner.embedding.normalised,
+            "flip_tta": runner.embedding.flip_tta,
+        }
+
+    def embed(self, paths: str, out: str, mirrored: bool = False) -> None:
+        """Write the embeddings [N, D] of the files that the JSON list `paths` names to the .npy file `out`."""
+        runner, files = self._runner, [Path(path) for path in json.loads(Path(paths).read_text())]
+        size, done = runner.preprocessing, 0
+        embeddings = np.empty((len(files), runner.embedding.dim), np.float32)
+        for crops in iter_crops(files, size.height, size.width, EMBED_BATCH):
+            images = np.ascontiguousarray(crops[:, :, ::-1]) if mirrored else crops
+            embeddings[done : done + len(crops)] = self._embedded(images)
+            done += len(crops)
+            self._tell(done / len(files))
+        with replacing(Path(out)) as temporary:
+            np.save(temporary, embeddings)
+
+    def compare_batch_sizes(self, paths: list[str]) -> float:
+        """The least cosine of a crop's embedding in a small batch with that in a batch of all."""
+        crops = self._crops(paths)
+        rows, start = [], 0
+        for count in SMALL_BATCHES:
+            if start < len(crops):
+                rows.append(self._embedded(crops[start : start + count]))
+                start += count
+        small = np.concatenate(rows)
+        return numeric_parity(self._embedded(crops)[: len(small)], small).min_cosine
+
+    def bind(self, paths: list[str], plan: dict[str, Any]) -> dict[str, Any]:
+        """Bind the crops of `paths` as one batch and warm up until steady; how long one run takes, ms."""
+        batch, chosen = len(paths), LatencyPlan(**plan)
+        step = self._steps[batch] = self._runner.bind(self._crops(paths))
+        seconds, steady, run_ms = warm_up(step, chosen)
+        return {"warmup_s": seconds, "steady": steady, "run_ms": run_ms}
+
+    def turn(self, batch: int, plan: dict[str, Any]) -> list[float]:
+        """One block of samples, ms."""
+        return run_turn(self._steps[batch], LatencyPlan(**plan))
+
+    def push(self, batch: int, in_flight: int, seconds: float) -> float:
+        """Throughput, images/s: calls submitted `in_flight` at a time."""
+        return throughput(self._steps[batch], batch=batch, in_flight=in_flight, seconds=seconds)
+
+    def device_times(self, batch: int, seconds: float) -> dict[str, float | None]:
+        """Medians, ms: work on the GPU by its own clock, images to it, embeddings back; None on a CPU."""
+        step = self._steps[batch]
+        work = _repeated(step.device_ms, seconds)
+        moved = [each for each in _repeated(step.transfers_ms, seconds) if each is not None]
+        return {
+            "device_ms": _median([value for value in work if value is not None]),
+            "upload_ms": _median([up for up, _ in moved]),
+            "download_ms": _median([down for _, down in moved]),
+        }
+
+    def end_to_end(self, paths: list[str], seconds: float) -> dict[str, float | None]:
+        """Medians, ms: from files to embeddings, and the part of it before inference."""
+
+        def once() -> tuple[float, float]:
+            begin = time.perf_counter()
+            crops = self._crops(paths)
+            decoded = time.perf_counter()
+            self._runner(crops)
+            return (time.perf_counter() - begin) * 1000, (decoded - begin) * 1000
+
+        once()
+        found = _repeated(once, seconds)
+        return {"end_to_end_ms": _median([whole for whole, _ in found]), "decode_ms": _median([d for _, d in found])}
+
+    def matrix_rate(self) -> dict[str, float]:
+        """Rate of the GPU's matrix product per precision, TFLOP/s."""
+        from pmm.bench.opening import matrix_tflops
+
+        return matrix_tflops()
+
+    def memory(self) -> dict[str, int | None]:
+        """Most host memory that this process held, and what it holds on the GPU, bytes."""
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "peak_memory": kib * (1 if sys.platform == "darwin" else 1024),
+            "gpu_memory": gpu_memory_of(os.getpid()),
+        }
+
+    def _crops(self, paths: list[str]) -> Crops:
+        size = self._runner.preprocessing
+        return load_crops([Path(path) for path in paths], size.height, size.width)
+
+    def _embedded(self, crops: Crops) -> Embeddings:
+        found = self._runner(crops)
+        expected = (len(crops), self._runner.embedding.dim)
+        if found.shape != expected or found.dtype != np.float32:
+            raise UserError(f"embeddings are {found.dtype} {list(found.shape)}; expected float32 {list(expected)}")
+        return found
+
+
+def serve() -> None:
+    """Answer requests from stdin until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # answers go out through a descriptor of their own; what anything prints to stdout goes to stderr, the log
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+
+        def say(message: dict[str, Any]) -> None:
+            answers.write(json.dumps(message) + "\n")
+            answers.flush()
+
+        session = Session(lambda done: say({"progress": done}))
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                answer = {"answer": getattr(session, request["do"])(**request["with"])}
+            except Unavailable as error:
+                answer = {"error": str(error), "kind": "unavailable"}
+            except Exception as error:  # of whatever kind: the parent reports it, and the other backends go on
+                traceback.print_exc()
+                said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                answer = {"error": said.strip().split("\n")[0], "kind": "failed"}
+            say(answer)
+        # some libraries crash when they are torn down; nothing is lost any more
+        os._exit(0)
+
+
+def _repeated(call: Callable[[], Any], seconds: float, least: int = 3, most: int = 50) -> list[Any]:
+    found: list[Any] = []
+    begin = time.perf_counter()
+    while len(found) < least or (len(found) < most and time.perf_counter() - begin < seconds):
+        found.append(call())
+        if found[-1] is None:
+            break
+    return found
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,124 @@
+"""A worker whose runner has a fault, chosen by the name of the artifact it opens (swapped-channels.onnx, ...).
+
+Everything else is the bench's own: its protocol, its checks, its gates must catch the fault.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pmm.bench import opening, worker
+from pmm.data.crops import Crops, Preprocessing
+from pmm.runtime import ort
+from pmm.runtime.base import Embeddings, Runner, Step
+
+SLEEP_S = 0.004
+
+
+class Faulty(Runner):
+    """`inner`, with something wrong before or after it."""
+
+    def __init__(
+        self,
+        inner: Runner,
+        before: Callable[[Crops], Crops] = lambda crops: crops,
+        after: Callable[[Embeddings], Embeddings] = lambda embeddings: embeddings,
+        step: Callable[[], None] | None = None,
+    ) -> None:
+        self.inner, self.before, self.after, self.step = inner, before, after, step
+        self.info, self.preprocessing, self.embedding = inner.info, inner.preprocessing, inner.embedding
+
+    def __call__(self, images: Crops) -> Embeddings:
+        return self.after(self.inner(np.ascontiguousarray(self.before(images))))
+
+    def bind(self, images: Crops) -> Step:
+        return Step(self.step) if self.step else self.inner.bind(images)
+
+
+def wrong_row(embeddings: Embeddings) -> Embeddings:
+    if len(embeddings) == 64:
+        embeddings[63] = embeddings[0]
+    return embeddings
+
+
+def resized_twice(crops: Crops) -> Crops:
+    height, width = crops.shape[1:3]
+    small = [Image.fromarray(crop).resize((width // 2, height // 2), Image.Resampling.NEAREST) for crop in crops]
+    return np.stack([np.asarray(crop.resize((width, height), Image.Resampling.NEAREST)) for crop in small])
+
+
+def overflowing(embeddings: Embeddings) -> Embeddings:
+    with np.errstate(over="ignore"):
+        return (embeddings * 65504 / np.median(abs(embeddings))).astype(np.float16).astype(np.float32)
+
+
+def hang(_: Any) -> Any:
+    time.sleep(3600)
+
+
+def crash(_: Any = None) -> Any:
+    print("about to crash", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def drifting() -> Callable[[], None]:
+    begin = time.perf_counter()
+    return lambda: time.sleep(SLEEP_S * (1 + (time.perf_counter() - begin) / 10))
+
+
+def noisy() -> Callable[[], None]:
+    chance, state = random.Random(0), {"until": 0.0, "seconds": SLEEP_S}
+
+    def step() -> None:
+        if time.perf_counter() > state["until"]:  # another program comes and goes
+            state["until"], state["seconds"] = time.perf_counter() + 0.06, SLEEP_S * chance.choice((1, 1, 1.6))
+        time.sleep(state["seconds"])
+
+    return step
+
+
+FAULTS: dict[str, Callable[[Runner], Runner]] = {
+    "wrong-row": lambda inner: Faulty(inner, after=wrong_row),
+    "swapped-channels": lambda inner: Faulty(inner, before=lambda crops: crops[..., ::-1]),
+    "other-resize": lambda inner: Faulty(inner, before=resized_twice),
+    "off-by-one-crop": lambda inner: Faulty(inner, before=lambda crops: np.roll(crops, 1, axis=2)),
+    "fp16-overflow": lambda inner: Faulty(inner, after=overflowing),
+    "hangs": lambda inner: Faulty(inner, before=hang),
+    "crashes": lambda inner: Faulty(inner, after=crash),
+    "crashes-when-timed": lambda inner: Faulty(inner, step=crash),
+    "sleeps": lambda inner: Faulty(inner, step=lambda: time.sleep(SLEEP_S)),
+    "drifts": lambda inner: Faulty(inner, step=drifting()),
+    "noisy": lambda inner: Faulty(inner, step=noisy()),
+}
+
+
+def open_faulty(artifact: Path, **candidate: Any) -> Runner:
+    """As `open_candidate`, with the fault that the artifact's name asks for."""
+    if artifact.stem == "doubled-normalisation":
+        once = Preprocessing.normalise
+
+        def twice(self: Preprocessing, crops: Crops) -> Any:
+            return once(self, once(self, crops).transpose(0, 2, 3, 1))  # type: ignore[arg-type]
+
+        Preprocessing.normalise = twice  # type: ignore[method-assign]
+    if artifact.stem == "falls-back":
+        # a GPU that the driver shows and ONNX Runtime cannot use: it takes the CPU without a word
+        ort.nvidia_gpus = lambda: ("a GPU",)  # type: ignore[assignment]
+    runner = open_candidate(artifact, **candidate)
+    return FAULTS.get(artifact.stem, lambda inner: inner)(runner)
+
+
+open_candidate = opening.open_candidate
+opening.open_candidate = open_faulty
+
+if __name__ == "__main__":
+    worker.serve()

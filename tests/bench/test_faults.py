@@ -1,0 +1,156 @@
+"""What the bench is for: a fault in a backend is caught by the gates that are on by default, and named."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pmm.bench import candidates, pool
+from pmm.bench.schema import BenchReport, read_report
+from pmm.export.onnx import export_onnx
+from pmm.export.recipe import Recipe
+from pmm.machine import Gpu
+from pmm.manifest import manifest_path
+from tests.bench.faulty_worker import SLEEP_S
+from tests.conftest import ROOT, run_here
+
+FAULTY = (sys.executable, str(ROOT / "tests" / "bench" / "faulty_worker.py"))
+
+
+class Found(NamedTuple):
+    """What a run of the bench left."""
+
+    report: BenchReport
+    code: int
+    said: str
+
+
+def named(source: Path, folder: Path, *names: str) -> list[Path]:
+    """Copies of an artifact and its manifest; the worker takes its fault from the name."""
+    copies = []
+    for name in names:
+        copy = folder / f"{name}{source.suffix}"
+        shutil.copyfile(source, copy)
+        shutil.copyfile(manifest_path(source), manifest_path(copy))
+        copies.append(copy)
+    return copies
+
+
+def bench(out: Path, *args: str | Path, **env: str) -> Found:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "COMMAND", FAULTY)
+        done = run_here("bench/run.py", *args, "--out", out, **env)
+    assert "Traceback" not in done.stderr, done.stderr
+    return Found(read_report(out / "report.json"), done.returncode, done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_onnx(trained, tmp_path_factory.mktemp("exported") / "model.onnx").path
+
+
+@pytest.fixture(scope="module")
+def accuracy(trained: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """One run over all faults that change embeddings or kill the worker, and one artifact that is whole."""
+    folder = tmp_path_factory.mktemp("faults")
+    files = named(
+        exported, folder, "whole", "wrong-row", "swapped-channels", "other-resize", "off-by-one-crop", "fp16-overflow",
+        "hangs", "crashes", "crashes-when-timed",
+    )  # fmt: skip
+    floats = export_onnx(trained, folder / "floats.onnx", Recipe(input="float")).path
+    files += named(floats, folder, "doubled-normalisation", "whole-floats")
+    return bench(folder / "report", trained, *files, "--batches", "2", "--timeout", "20", PMM_FAST="1")
+
+
+@pytest.fixture(scope="module")
+def latency(trained: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """One run over backends of known speed, long enough to judge them."""
+    folder = tmp_path_factory.mktemp("speeds")
+    files = named(exported, folder, "sleeps", "drifts", "noisy")
+    return bench(folder / "report", trained, *files, "--batches", "1", "--seconds", "4")
+
+
+def failures_of(found: Found, name: str) -> dict[str, str]:
+    return {failure.gate: failure.said for failure in found.report.gates.failures if failure.result.endswith(name)}
+
+
+@pytest.mark.parametrize(
+    "fault", ["wrong-row", "swapped-channels", "other-resize", "off-by-one-crop", "doubled-normalisation"]
+)
+def test_a_moved_embedding_is_caught(accuracy: Found, fault: str) -> None:
+    caught = failures_of(accuracy, f"{fault}.onnx")
+    assert "--min-cosine" in caught
+    assert "cosine" in caught["--min-cosine"]
+    assert accuracy.code == 1
+    assert f"{fault}.onnx" in accuracy.said
+
+
+def test_the_crop_that_moved_is_named(accuracy: Found) -> None:
+    result = next(r for r in accuracy.report.results if r.name.endswith("wrong-row.onnx"))
+    samples = [r for r in accuracy.report.results if r.name == "ort-cpu fp32 whole.onnx"]
+    assert samples[0].status == "ok"
+    assert result.worst_crop
+    assert Path(result.worst_crop).name in failures_of(accuracy, "wrong-row.onnx")["--min-cosine"]
+    assert result.median_cosine is not None
+    assert result.median_cosine > 0.9999  # one row in 64 only
+
+
+def test_an_overflow_is_caught(accuracy: Found) -> None:
+    assert "NaN or Inf" in failures_of(accuracy, "fp16-overflow.onnx")["--backends"]
+
+
+def test_whole_artifacts_pass(accuracy: Found) -> None:
+    for name in ("whole.onnx", "whole-floats.onnx"):
+        assert not failures_of(accuracy, f" {name}")
+        (result,) = (r for r in accuracy.report.results if r.name.endswith(f" {name}"))
+        assert result.status == "ok"
+        assert len(result.batches) == 1
+
+
+def test_a_backend_that_hangs_is_ended_and_the_others_go_on(accuracy: Found) -> None:
+    assert "no sign of life for 20 s" in failures_of(accuracy, "hangs.onnx")["--backends"]
+
+
+def test_a_native_crash_is_reported_and_the_others_go_on(accuracy: Found) -> None:
+    said = failures_of(accuracy, "crashes.onnx")["--backends"]
+    assert "SIGSEGV" in said
+    assert "about to crash" in said
+
+
+def test_a_crash_while_timed_costs_the_others_nothing(accuracy: Found) -> None:
+    said = failures_of(accuracy, "crashes-when-timed.onnx")["--backends"]
+    assert "while batch 2 was timed" in said
+    assert "SIGSEGV" in said
+    timed = [r.name for r in accuracy.report.results if r.batches]
+    assert "torch fp32" in timed
+    assert "ort-cpu fp32 whole.onnx" in timed
+
+
+def test_a_silent_fallback_to_the_cpu_is_caught(
+    trained: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (Gpu("a GPU", "9.0"),))
+    (file,) = named(exported, tmp_path, "falls-back")
+    found = bench(tmp_path / "report", trained, file, "--batches", "1", "--device", "cpu", PMM_FAST="1")
+    result = next(r for r in found.report.results if r.backend == "ort-cuda")
+    assert result.status == "failed"
+    assert "fell back to CPUExecutionProvider" in result.reason
+    assert found.code == 1
+
+
+def test_a_known_sleep_is_measured_right(latency: Found) -> None:
+    (timing,) = next(r for r in latency.report.results if r.name.endswith("sleeps.onnx")).batches
+    assert timing.p50_ms >= 1000 * SLEEP_S
+    assert timing.p50_ms < 1000 * SLEEP_S * 1.5
+    assert 1000 * SLEEP_S <= 1000 / timing.images_per_s < 1000 * SLEEP_S * 1.5
+    assert len(timing.samples_ms) >= 100
+
+
+@pytest.mark.parametrize(("fault", "flag"), [("drifts", "drifts: "), ("noisy", "noisy: ")])
+def test_a_backend_that_cannot_be_trusted_is_flagged(latency: Found, fault: str, flag: str) -> None:
+    (timing,) = next(r for r in latency.report.results if r.name.endswith(f"{fault}.onnx")).batches
+    assert any(line.startswith(flag) for line in timing.flags), timing.flags

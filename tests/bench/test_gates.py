@@ -1,0 +1,128 @@
+import dataclasses
+
+import pytest
+
+from pmm.bench.gates import GateFlags, failures
+from pmm.bench.schema import Gates, Result, Timing
+from pmm.errors import UserError
+
+OK = Result(
+    name="ort-cpu fp32", backend="ort-cpu", device="cpu", precision="fp32", cuda_graph=None, status="ok", reason="",
+    mAP=0.7, map_delta=-0.001, rank1_lost=1, rank1_gained=1, min_cosine=0.999999, batch_min_cosine=0.999999,
+    worst_crop="people/query/7.jpg",
+)  # fmt: skip
+TIMING = Timing(
+    batch=1, samples_ms=(1.0, 2.0), block=1, turns_s=(0.0, 1.0), warmup_s=1.0, steady=True, p50_ms=1.0,
+    p50_interval_ms=None, p90_ms=None, p90_interval_ms=None, p95_ms=9.0, p95_interval_ms=(8.0, 10.0), p99_ms=None,
+    p99_interval_ms=None, speedup=None, images_per_s=1.0, in_flight=1, device_ms=None, upload_ms=None,
+    download_ms=None, end_to_end_ms=None, decode_ms=None, flags=(),
+)  # fmt: skip
+
+
+def gates(**flags: str) -> Gates:
+    return GateFlags(**flags).parsed()
+
+
+def broken(*results: Result, asked: tuple[str, ...] = (), **flags: str) -> list[tuple[str, str, str]]:
+    found = failures(results, gates(**flags), reference="torch fp32", queries=100, asked=asked)
+    return [(failure.result, failure.gate, failure.said) for failure in found]
+
+
+def change(**fields) -> Result:
+    return dataclasses.replace(OK, **fields)
+
+
+def test_what_keeps_every_gate_passes():
+    assert broken(OK) == []
+    assert broken(change(map_delta=-0.005, rank1_lost=1, rank1_gained=1, min_cosine=0.99999)) == []  # bounds belong
+
+
+@pytest.mark.parametrize(
+    ("fields", "gate", "words"),
+    [
+        ({"map_delta": -0.0051}, "--max-map-drop", "mAP fell by 0.51 points, at most 0.5"),
+        ({"map_delta": None}, "--max-map-drop", "could not be compared"),
+        ({"rank1_lost": 2, "rank1_gained": 1}, "--max-rank1-flips", "3 of 100 queries (3.00%), at most 2.00%"),
+        ({"rank1_lost": 0, "rank1_gained": 3}, "--max-rank1-flips", "3 of 100"),
+        ({"rank1_lost": None}, "--max-rank1-flips", "not counted"),
+        ({"rank1_gained": None}, "--max-rank1-flips", "not counted"),
+        (
+            {"min_cosine": 0.99998},
+            "--min-cosine",
+            "0.999980 with the reference's (people/query/7.jpg), at least",
+        ),
+        ({"min_cosine": None}, "--min-cosine", "was not measured"),
+        ({"batch_min_cosine": 0.5}, "--min-cosine", "0.500000 with the same crop's in another batch, at least"),
+        ({"batch_min_cosine": None}, "--min-cosine", "was not measured"),
+    ],
+)
+def test_each_gate_fails_alone(fields, gate, words):
+    ((name, found, said),) = broken(change(**fields))
+    assert (name, found) == ("ort-cpu fp32", gate)
+    assert words in said
+
+
+def test_the_least_cosine_goes_by_precision():
+    assert broken(change(precision="int8", min_cosine=0.99)) == []
+    assert broken(change(precision="bf16", min_cosine=0.99)) != []
+    assert broken(change(precision="bf16", min_cosine=0.99), min_cosine="bf16=0.9") == []
+    assert broken(change(min_cosine=0.99), min_cosine="bf16=0.9") != []  # the others keep their bounds
+    assert broken(change(min_cosine=0.99, batch_min_cosine=0.99), min_cosine="0.9") == []
+
+
+def test_gates_can_be_turned_off():
+    bad = change(map_delta=-1.0, rank1_lost=100, min_cosine=-1.0, batch_min_cosine=None)
+    assert broken(bad, max_map_drop="off", max_rank1_flips="off", min_cosine="off") == []
+
+
+def test_latency_is_a_gate_when_asked():
+    slow = change(batches=(dataclasses.replace(TIMING, batch=8, p95_ms=90.0), TIMING))
+    assert broken(slow) == []
+    assert broken(slow, max_p95_ms="9") == []
+    ((_, gate, said),) = broken(slow, max_p95_ms="8.9")
+    assert gate == "--max-p95-ms"
+    assert "p95 at batch 1 is 9 ms, at most 8.9 ms" in said
+    for unmeasured in (OK, change(batches=(dataclasses.replace(TIMING, p95_ms=None),))):
+        assert "not measured" in broken(unmeasured, max_p95_ms="8")[0][2]
+
+
+def test_the_reference_is_not_judged_by_itself():
+    assert broken(change(name="torch fp32", map_delta=-1.0, batches=(TIMING,)), max_p95_ms="1") == []
+
+
+def test_a_backend_that_failed_fails_and_one_that_is_absent_only_if_asked_for():
+    failed, absent = change(status="failed", reason="crashed"), change(status="unavailable", reason="no GPU")
+    assert broken(failed)[0][1:] == ("--backends", "failed: crashed; none of its gates could be measured")
+    assert broken(absent) == []
+    assert broken(absent, asked=("ort-cpu",))[0][2].startswith("unavailable: no GPU")
+
+
+def test_a_batch_that_could_not_be_timed_fails():
+    ((_, gate, said),) = broken(change(notes=("batch 256 could not be timed: out of memory",)))
+    assert (gate, said) == ("--batches", "batch 256 could not be timed: out of memory")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"max_map_drop": "1.5"}, "--max-map-drop is '1.5'; expected a number from 0 to 1, or off"),
+        ({"max_map_drop": "-0.1"}, "--max-map-drop is '-0.1'"),
+        ({"max_map_drop": "nan"}, "--max-map-drop is 'nan'"),
+        ({"max_rank1_flips": "two"}, "--max-rank1-flips is 'two'"),
+        ({"max_p95_ms": "inf"}, "--max-p95-ms is 'inf'; expected a number of at least 0, or off"),
+        ({"max_p95_ms": "-1"}, "--max-p95-ms is '-1'"),
+        ({"min_cosine": "2"}, "--min-cosine is '2'; expected a number from -1 to 1, or off"),
+        ({"min_cosine": "fp8=0.9"}, "--min-cosine: unknown precision 'fp8'; known: fp32, tf32, fp16, bf16, int8"),
+        ({"min_cosine": "fp16="}, "--min-cosine is ''"),
+    ],
+)
+def test_a_bound_out_of_range_is_one_line(flags, words):
+    with pytest.raises(UserError) as error:
+        gates(**flags)
+    assert words in str(error.value)
+
+
+def test_the_defaults_are_the_exports_own():
+    found = gates()
+    assert (found.max_map_drop, found.max_rank1_flips, found.max_p95_ms) == (0.005, 0.02, None)
+    assert found.min_cosine == {"fp32": 0.99999, "tf32": 0.9999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}

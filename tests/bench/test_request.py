@@ -1,0 +1,225 @@
+"""What a user asks for, and what is wrong with it: one line each, before anything is measured."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+
+from pmm.bench import candidates
+from pmm.bench.candidates import BACKENDS, chosen
+from pmm.bench.request import Options, subjects
+from pmm.checkpoint import load, save
+from pmm.errors import UserError
+from pmm.export.onnx import export_onnx
+from pmm.files import claimed
+from pmm.machine import Gpu
+from pmm.manifest import manifest_path
+from tests.conftest import ROOT, assert_one_line_error, run_here
+
+SCRIPT = "bench/run.py"
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    return export_onnx(trained, tmp_path_factory.mktemp("exported") / "model.onnx").path
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (Gpu("a GPU", "9.0"),))
+
+
+def names(*args, **options):
+    return [candidate.name for candidate in chosen(*args, **options)]
+
+
+def test_the_reference_always_comes_first():
+    assert names(["ort-cpu"], ["fp32"]) == ["torch fp32", "ort-cpu fp32"]
+    assert names(["ort-cpu", "torch"], ["int8", "fp32"]) == ["torch fp32", "ort-cpu int8", "ort-cpu fp32"]
+
+
+def test_all_and_auto_on_a_machine_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(candidates, "nvidia_gpus", lambda: ())
+    auto = names(["auto"], ["auto"])
+    assert auto == ["torch fp32", "ort-cpu fp32", "ort-cpu int8", "openvino fp32", "openvino int8"]
+    everything = chosen(["all"], ["all"])
+    assert {candidate.backend for candidate in everything} == set(BACKENDS)
+    assert {c.name for c in everything if c.device == "cpu"} >= {"torch-compile fp32", "aoti bf16", "openvino int8"}
+    for candidate in everything:
+        if candidate.backend == "ort-cuda":
+            assert candidate.why_not() == "no NVIDIA GPU here"
+
+
+def test_all_on_a_gpu(gpu):
+    everything = names(["all"], ["all"])
+    assert everything[0] == "torch fp32"
+    assert {"torch tf32", "torch fp16 graph", "ort-cuda bf16", "tensorrt int8 graph", "ort-cpu int8"} <= set(everything)
+    assert len(everything) == len(set(everything))
+    only = chosen(["tensorrt"], ["fp16"], cuda_graph="on")
+    assert [c.name for c in only] == ["torch fp32", "tensorrt fp16 graph"]
+    assert {c.device for c in only} == {"cuda"}
+    assert chosen(["torch"], ["fp32"], device="cpu")[0].device == "cpu"
+    rtx = next(c for c in chosen(["tensorrt-rtx"], ["fp16"]) if c.backend == "tensorrt-rtx")
+    assert "does not run on compute capability 9.0" in rtx.cannot_run()
+
+
+def test_what_is_asked_for_without_a_partner_is_refused():
+    with pytest.raises(UserError, match="none of ort-cpu runs tf32 here; those that have it: torch, torch-compile"):
+        chosen(["ort-cpu"], ["tf32", "fp32"], device="cpu")
+    with pytest.raises(UserError, match="ort-cpu runs none of fp16; it runs fp32, int8"):
+        chosen(["ort-cpu", "openvino"], ["fp16"])
+
+
+def test_an_artifact_alone_finds_its_checkpoint(trained, exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="neither beside it nor under runs/; give it too"):
+        subjects([exported], Options())
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    copy = tmp_path / "runs" / "a" / "best.pth"
+    shutil.copyfile(trained, copy)
+    checkpoint, found, asked = subjects([exported], Options())
+    assert checkpoint.resolve() == copy.resolve()
+    assert [c.name for c in found] == ["torch fp32", "ort-cpu fp32 model.onnx"]
+    assert asked == {"ort-cpu"}
+
+
+def test_given_artifacts_take_the_place_of_exports(trained, exported):
+    _, found, asked = subjects([trained, exported], Options(backends="ort-cpu,openvino", precisions="fp32,int8"))
+    assert [c.name for c in found] == [
+        "torch fp32", "ort-cpu fp32 model.onnx", "openvino fp32 model.onnx", "ort-cpu int8", "openvino int8",
+    ]  # fmt: skip
+    assert asked == {"ort-cpu", "openvino"}
+
+
+def test_bad_input_is_one_line(trained, exported, tmp_path, people):
+    def refused(*args, expected):
+        done = run_here(SCRIPT, *args)
+        assert_one_line_error(done, *expected)
+
+    refused(trained, "--backends", "gpu", expected=["unknown backend gpu; known: torch, torch-compile, aoti, ort-cpu"])
+    refused(trained, "--precisions", "fp8", expected=["unknown precision fp8; known: fp32, tf32"])
+    refused(trained, "--batches", "0,1", expected=["--batches is '0,1'"])
+    refused(trained, "--batches", "", expected=["--batches is ''"])
+    refused(trained, "--batches", "5000", expected=["5000 images per call; at most 4096"])
+    refused(trained, "--max-map-drop", "7", expected=["--max-map-drop is '7'; expected a number from 0 to 1, or off"])
+    refused(trained, "--seconds", "0", expected=["--seconds is 0"])
+    refused(trained, "--samples", "0", expected=["--samples is 0"])
+    refused(trained, "--timeout", "0", expected=["--timeout is 0"])
+    refused(trained, "--device", "tpu", expected=["unknown device 'tpu'"])
+    refused(trained, "--cuda-graph", "maybe", expected=["--cuda-graph is 'maybe'"])
+    refused(trained, tmp_path / "none.onnx", expected=["none.onnx does not exist"])
+    shutil.copyfile(trained, tmp_path / "second.pth")
+    refused(trained, tmp_path / "second.pth", expected=["2 checkpoints given; the bench compares the artifacts of one"])
+    (tmp_path / "model.engine").write_bytes(b"x")
+    refused(trained, tmp_path / "model.engine", expected=["model.engine: not an artifact of ours"])
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    refused(trained, tmp_path / "weights.bin", expected=["weights.bin: cannot be measured; expected a checkpoint"])
+    (tmp_path / "bad.onnx").write_bytes(b"x")
+    refused(trained, tmp_path / "bad.onnx", expected=["bad.onnx: truncated, or not an ONNX file"])
+
+
+def test_a_foreign_onnx_file_is_one_line(trained, tmp_path):
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [value],
+                                   [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])])  # fmt: skip
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "theirs.onnx")
+    done = run_here(SCRIPT, trained, tmp_path / "theirs.onnx")
+    assert_one_line_error(done, "theirs.onnx: not an ONNX file of ours")
+
+
+def test_artifacts_of_different_checkpoints_are_one_line(trained, exported, tmp_path):
+    state = load(trained)
+    save(tmp_path / "other.pth", {**state, "epoch": state["epoch"] + 1})
+    done = run_here(SCRIPT, tmp_path / "other.pth", exported)
+    assert_one_line_error(done, "model.onnx was exported from another checkpoint", "other.pth")
+
+
+def test_a_changed_artifact_is_one_line(trained, exported, tmp_path):
+    shutil.copyfile(manifest_path(exported), tmp_path / "model.onnx.json")
+    (tmp_path / "model.onnx").write_bytes(exported.read_bytes() + b"\0")
+    assert_one_line_error(run_here(SCRIPT, trained, tmp_path / "model.onnx"), "model.onnx")
+
+
+def test_data_without_matches_is_one_line(trained, people, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(people, alone)
+    queries = {path.name.split("_")[0] for path in (alone / "query").iterdir()}
+    for path in (alone / "bounding_box_test").iterdir():
+        if path.name.split("_")[0] in queries:
+            path.unlink()
+    done = run_here(SCRIPT, trained, "--root", alone, "--out", tmp_path / "report")
+    assert_one_line_error(done, "no matches", "another camera")
+    done = run_here(SCRIPT, trained, "--root", tmp_path, "--out", tmp_path / "report")
+    assert_one_line_error(done, "not the layout of synthetic")
+
+
+def test_a_checkpoint_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "x.pth").write_text("")
+    done = run_here(SCRIPT, tmp_path / "x.pth", "--out", tmp_path / "report")
+    assert_one_line_error(done, "x.pth: truncated, or not a checkpoint")
+
+
+def test_an_output_folder_of_another_schema_or_in_use_is_one_line(trained, tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "report.json").write_text(json.dumps({"schema": "pmm-bench-1"}))
+    done = run_here(SCRIPT, trained, "--out", old)
+    assert_one_line_error(done, "holds a report of schema 'pmm-bench-1'", "give another --out")
+    used = tmp_path / "used"
+    with claimed(used):
+        assert_one_line_error(run_here(SCRIPT, trained, "--out", used), "in use by another process")
+    done = run_here(SCRIPT, trained, "--out", tmp_path / "new", "--resume")
+    assert_one_line_error(done, "holds no interrupted run")
+
+
+def test_ctrl_c_keeps_what_is_finished(trained, tmp_path):
+    out = tmp_path / "report"
+    command = [
+        sys.executable,
+        "bench/run.py",
+        trained,
+        "--backends",
+        "ort-cpu",
+        "--precisions",
+        "fp32",
+        "--batches",
+        "1",
+    ]
+    process = subprocess.Popen(
+        [*map(str, command), "--out", str(out), "--seconds", "600", "--samples", "1000000"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    kept = out / "unfinished" / "ort-cpu_fp32.json"
+    deadline = time.monotonic() + 120
+    while not kept.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "what is finished is kept; go on with --resume" in said
+    assert not (out / "report.json").exists()
+    before = kept.stat().st_mtime_ns
+    done = run_here(SCRIPT, trained, "--backends", "ort-cpu", "--precisions", "fp32", "--batches", "1", "--out", out,
+                    "--seconds", "600", "--samples", "10", "--resume")  # fmt: skip
+    assert_one_line_error(done, "cannot resume, what was measured was something else: plan was")
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_help_lists_everything():
+    done = run_here(SCRIPT, "--help")
+    assert done.returncode == 0
+    for backend in BACKENDS:
+        assert backend in done.stdout
+    for flag in ("--max-map-drop", "--min-cosine", "--resume", "--batches"):
+        assert flag in done.stdout
+    assert Path("bench/run.py").name in done.stdout
