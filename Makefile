@@ -40,7 +40,7 @@ demo: setup
 	$(PYTHON) -m pmm.evaluate $(DEMO)/best.pth --dataset synthetic --root $(DEMO)/data --json $(DEMO)/evaluation.json
 	$(PYTHON) export/to_onnx.py $(DEMO)/best.pth -o $(DEMO)/model.onnx
 	$(PYTHON) export/to_trt.py $(DEMO)/best.pth -o $(DEMO)/model.plan
-	$(PYTHON) bench/run.py $(DEMO)/best.pth --backends torch,ort-cpu,tensorrt --out $(DEMO)/report
+	$(PYTHON) bench/run.py $(DEMO)/best.pth --backends all --out $(DEMO)/report
 
 test: setup
 	$(PYTHON) -m pytest -m "not slow"

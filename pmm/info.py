@@ -1,4 +1,4 @@
-"""What a file is (checkpoint, ONNX file, engine, index) and what this machine has: what goes into a bug report.
+"""What a file is (checkpoint, ONNX file, engine, index, package), what this machine has: what goes into a bug report.
 
 python -m pmm.info [FILE] [--json]
 """
@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from pmm.errors import UserError
 from pmm.files import existing_file, sha256
 from pmm.kernels import describe_build
 from pmm.manifest import Manifest, read_manifest
-from pmm.runtime.base import ENGINE_SUFFIXES
+from pmm.runtime.base import ENGINE_SUFFIXES, PACKAGE_SUFFIX
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +37,8 @@ class Command:
     """`python -m pmm.info [FILE] [--json]`"""
 
     file: tyro.conf.Positional[Path | None] = None
-    """Checkpoint (.pth), ONNX file (.onnx), engine (.plan, .engine) or index (.npz); without one, this machine."""
+    """Checkpoint (.pth), ONNX file (.onnx), engine (.plan, .engine), index (.npz) or AOTInductor package (.pt2);
+    without one, this machine."""
     json: bool = False
     """Print JSON."""
 
@@ -137,11 +139,11 @@ def _tensor(value: onnx.ValueInfoProto) -> str:
     return f"{name} {value.name} [{', '.join(shape)}]"
 
 
-def _engine(path: Path) -> dict[str, Any]:
-    """From its manifest alone: an engine is executable code, and is not loaded to be looked at."""
+def _executable(kind: str, path: Path) -> dict[str, Any]:
+    """From its manifest alone: it is executable code, and is not loaded to be looked at."""
     digest = sha256(path)
     manifest = read_manifest(path, digest)
-    facts = {"kind": "engine", "ours": "yes" if manifest else f"no: no manifest beside it ({path.name}.json)"}
+    facts = {"kind": kind, "ours": "yes" if manifest else f"no: no manifest beside it ({path.name}.json)"}
     return {**facts, "sha256": digest, **({"manifest": _manifest(manifest)} if manifest else {})}
 
 
@@ -168,8 +170,9 @@ def _index(path: Path) -> dict[str, Any]:
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".pth": _checkpoint,
     ".onnx": _onnx,
-    **dict.fromkeys(ENGINE_SUFFIXES, _engine),
+    **dict.fromkeys(ENGINE_SUFFIXES, partial(_executable, "engine")),
     ".npz": _index,
+    PACKAGE_SUFFIX: partial(_executable, "AOTInductor package"),
 }
 
 

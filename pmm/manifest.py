@@ -115,6 +115,24 @@ class EngineContract:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackageContract:
+    """What an AOTInductor package was built with, and so where it can run: it holds code for one kind of processor."""
+
+    device: Literal["cpu", "cuda"]
+    torch: str
+    """Version of the builder; the runtime must be the same."""
+    platform: str
+    """Operating system and processor, as linux-x86_64."""
+    instructions: tuple[str, ...]
+    """Instruction sets of the CPU it was built on; the CPU must have all of them."""
+    gpu: str
+    """Name of the GPU it was built on; empty for the CPU."""
+    compute_capability: str
+    """Of that GPU, as 8.9; the GPU must have the same. Empty for the CPU."""
+    precision_read_from: Literal["exported graph"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The contract of one artifact. Numbers, strings and plain nested tables only."""
 
@@ -126,7 +144,7 @@ class Manifest:
     input: InputContract
     embedding: EmbeddingContract
     precision: str
-    """Asked for: fp32, fp16, bf16 or int8."""
+    """Asked for: fp32, tf32, fp16, bf16 or int8."""
     precision_found: str
     """Read back from the file: the type in which most multiplications are done."""
     precision_share: dict[str, float]
@@ -134,6 +152,7 @@ class Manifest:
     macs: int
     """Multiply-accumulates of convolutions and matrix products, for one image."""
     opset: int
+    """0 if it is no ONNX file, nor made from one."""
     versions: dict[str, str]
     """Versions of the libraries that made it."""
     sha256: str = ""
@@ -144,6 +163,8 @@ class Manifest:
     """For int8: target, calibration, and the layers that were kept in higher precision."""
     engine: EngineContract | None = None
     """For an engine only."""
+    package: PackageContract | None = None
+    """For an AOTInductor package only."""
     format: str = FORMAT
 
     def to_json(self) -> str:

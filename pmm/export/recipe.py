@@ -14,10 +14,10 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 OPSET = {"fp32": 20, "fp16": 20, "bf16": 22, "int8": 20}
 """Below 22 the checker and ONNX Runtime call a bf16 convolution invalid."""
 
-MIN_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
-"""Least cosine of the worst row with the fp32 checkpoint's, for an export to get its name."""
+MIN_COSINE = {"fp32": 0.99999, "tf32": 0.9999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
+"""Least cosine of the worst row with the fp32 checkpoint's, for an export to get its name; TF32 rounds as fp16 does."""
 
-MAX_LENGTH_ERROR = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 0.1}
+MAX_LENGTH_ERROR = {"fp32": 1e-4, "tf32": 2e-3, "fp16": 2e-3, "bf16": 2e-2, "int8": 0.1}
 """Largest relative difference of a row's length: distances are Euclidean. About ten times a trained model's."""
 
 LEAST_CALIBRATION_CROPS = 32
@@ -91,6 +91,8 @@ class EngineOptions:
     """How hard the builder tries, 0 to 5 (default: the builder's own)."""
     timing_cache: Path | None = None
     """File (.cache) of measured kernel times, read if there and written after the build; makes later builds faster."""
+    tf32: bool = False
+    """Let fp32 convolutions and matrix products run in TF32: faster, with 10 bits of mantissa."""
     hardware_compatible: bool = False
     """Let a TensorRT engine run on other GPUs (Ampere and later) too, at some cost; TensorRT-RTX engines always do."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm import cli
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 from pmm.export.engine_precision import check_inspected, inspected_precisions, network_precision
 from pmm.export.gate import Gate
 from pmm.export.precision import Found
@@ -25,6 +25,7 @@ from pmm.machine import driver_version, nvidia_gpus
 from pmm.manifest import Artifact, EngineContract, Manifest, drafted, manifest_path
 from pmm.onnx_file import OnnxFile
 from pmm.runtime.flavors import FLAVORS, last_error_logger, library_name, load_flavor, this_platform
+from pmm.runtime.tf32 import TF32_ON, has_tf32
 
 
 def choose_flavor(flavor: str, onnx_file: Path) -> tuple[str, Any]:
@@ -97,9 +98,10 @@ def describe_engine(artifact: Artifact) -> str:
     manifest, engine = artifact.manifest, artifact.manifest.engine
     assert engine is not None
     share = manifest.precision_share[manifest.precision_found]
+    precision = manifest.precision_found + (" with TF32" if TF32_ON in engine.flags else "")
     line = (
         f"{artifact.path}: {engine.flavor} {engine.version} engine, batch {engine.batch.least} to {engine.batch.most} "
-        f"(best {engine.batch.best}), {manifest.precision_found} ({share:.2%} of the multiplications, read from the "
+        f"(best {engine.batch.best}), {precision} ({share:.2%} of the multiplications, read from the "
         f"{engine.precision_read_from}), {artifact.path.stat().st_size / 1e6:.1f} MB, "
         f"built on {engine.gpu or 'a machine without a GPU'}, "
     )
@@ -128,11 +130,13 @@ def _build(trt: Any, flavor: str, file: OnnxFile, options: EngineOptions) -> _Bu
         said = " ".join((reasons or logger.last).split())
         raise UserError(f"{file.path}: {name} does not parse it ({said[:300]})")
     found = network_precision(trt, network)
+    if options.tf32:
+        _check_tf32(file.path, found)
 
     config = builder.create_builder_config()
     profile = _set_profile(builder, network, config, options, f"{file.path}: {name}")
     # TF32 is on by default in TensorRT; an fp32 engine must be fp32
-    config.clear_flag(trt.BuilderFlag.TF32)
+    (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector; costs nothing at run time
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, max(1, int(options.workspace * 2**30)))
@@ -149,9 +153,16 @@ def _build(trt: Any, flavor: str, file: OnnxFile, options: EngineOptions) -> _Bu
     return _Built(bytes(engine), found, (*profile, *_flags(trt, config)))
 
 
+def _check_tf32(path: Path, found: Found) -> None:
+    if found.precision != "fp32":
+        raise UserError(f"{path}: --tf32 is for the products of an fp32 file, and this one holds {found.precision}")
+    if nvidia_gpus() and not has_tf32(nvidia_gpus()[0]):
+        raise Unavailable(f"{path}: --tf32: {nvidia_gpus()[0].name} has no TF32; build without it")
+
+
 def _flags(trt: Any, config: Any) -> Iterator[str]:
     """What shapes the build, read back from the configuration."""
-    yield f"TF32 {'on' if config.get_flag(trt.BuilderFlag.TF32) else 'off'}"
+    yield TF32_ON if config.get_flag(trt.BuilderFlag.TF32) else "TF32 off"
     yield f"workspace {config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) / 2**30:.3g} GiB"
     yield f"optimization level {config.builder_optimization_level}"
     yield f"hardware compatibility {str(config.hardware_compatibility_level).rpartition('.')[2]}"
@@ -234,7 +245,8 @@ def _prove(path: Path, manifest: Manifest, gate: Gate | None, name: str) -> Mani
         check_inspected(inspected_precisions(runner.inspect()), manifest.precision, name)
         assert manifest.engine is not None
         engine = dataclasses.replace(manifest.engine, precision_read_from="parsed network and engine inspector")
-        parity = gate.check(runner, manifest.precision, name, runner.info.provider) if gate else None
+        precision = "tf32" if runner.info.precision == "tf32" else manifest.precision
+        parity = gate.check(runner, precision, name, runner.info.provider) if gate else None
     return dataclasses.replace(manifest, engine=engine, parity=parity)
 
 

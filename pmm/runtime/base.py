@@ -20,6 +20,7 @@ from pmm.manifest import EmbeddingContract, Manifest
 Embeddings = npt.NDArray[np.float32]
 R = TypeVar("R", bound="Runner")
 ENGINE_SUFFIXES = (".plan", ".engine")
+PACKAGE_SUFFIX = ".pt2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,8 @@ class Runner(ABC):
 
 
 def open_runner(artifact: str | Path, device: str = "auto", threads: int = 0) -> Runner:
-    """Open a checkpoint (.pth, torch), an exported ONNX file (.onnx, ONNX Runtime) or an engine (.plan, TensorRT).
+    """Open a checkpoint (.pth, torch), an AOTInductor package (.pt2, torch), an ONNX file (.onnx, ONNX Runtime) or an
+    engine (.plan, TensorRT).
 
     Args:
         artifact: the file.
@@ -119,6 +121,10 @@ def open_runner(artifact: str | Path, device: str = "auto", threads: int = 0) ->
         from pmm.runtime.eager import EagerRunner
 
         return EagerRunner.open(artifact, device, threads)
+    if suffix == PACKAGE_SUFFIX:
+        from pmm.runtime.aoti import AotiRunner
+
+        return AotiRunner(artifact, device, threads)
     if suffix == ".onnx":
         from pmm.runtime.ort import OrtRunner
 
@@ -128,8 +134,8 @@ def open_runner(artifact: str | Path, device: str = "auto", threads: int = 0) ->
 
         return TrtRunner(artifact, device)
     raise UserError(
-        f"{artifact}: no runner for '{suffix}' files; expected a checkpoint (.pth), an ONNX file (.onnx) or an engine "
-        f"({', '.join(ENGINE_SUFFIXES)})"
+        f"{artifact}: no runner for '{suffix}' files; expected a checkpoint (.pth), an AOTInductor package "
+        f"({PACKAGE_SUFFIX}), an ONNX file (.onnx) or an engine ({', '.join(ENGINE_SUFFIXES)})"
     )
 
 

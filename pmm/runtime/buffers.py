@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 
 GPU = 0
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for work on the default stream
@@ -77,6 +77,10 @@ class Device(ABC):
         """Wait until all work on the stream is done."""
 
     @abstractmethod
+    def elapsed_ms(self, work: Callable[[], None]) -> float:
+        """What `work`, which enqueues on the stream, took there by the GPU's own clock, in ms; waits for it."""
+
+    @abstractmethod
     def close(self) -> None:
         """Free the buffers and the stream; any thread may do so, once nothing runs on the stream."""
 
@@ -84,7 +88,7 @@ class Device(ABC):
 def open_device() -> Device:
     """The GPU through the first library that works, in the order of the module's docstring, for the calling thread.
 
-    Raises UserError saying what to install, and why each library was refused.
+    Raises Unavailable saying what to install, and why each library was refused.
     """
     refused = []
     for kind in (TorchDevice, PycudaDevice, CudaPythonDevice):
@@ -92,7 +96,7 @@ def open_device() -> Device:
             return kind()
         except Exception as error:  # each library has its own exception types
             refused.append(f"{kind.library}: {_first_line(error)}")
-    raise UserError(
+    raise Unavailable(
         "running an engine needs torch with CUDA, pycuda or cuda-python: pip install pycuda (needs the CUDA toolkit) "
         f"or cuda-python; {'; '.join(refused)}"
     )
@@ -142,6 +146,16 @@ class TorchDevice(Device):
     def synchronize(self) -> None:
         with self._reported("synchronize"):
             self._stream.synchronize()
+
+    def elapsed_ms(self, work: Callable[[], None]) -> float:
+        with self._reported("Event"):
+            begin, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record(self._stream)
+        work()
+        with self._reported("Event"):
+            end.record(self._stream)
+            end.synchronize()
+            return float(begin.elapsed_time(end))
 
     def close(self) -> None:
         for buffer in self._buffers:
@@ -203,6 +217,16 @@ class PycudaDevice(Device):
         with self._reported("synchronize"):
             self._stream.synchronize()
 
+    def elapsed_ms(self, work: Callable[[], None]) -> float:
+        with self._reported("Event"):
+            begin, end = self._cuda.Event(), self._cuda.Event()
+            begin.record(self._stream)
+        work()
+        with self._reported("Event"):
+            end.record(self._stream)
+            end.synchronize()
+            return float(end.time_since(begin))
+
     def close(self) -> None:
         if self._stream is None:
             return
@@ -261,6 +285,20 @@ class CudaPythonDevice(Device):
 
     def synchronize(self) -> None:
         self._call("cudaStreamSynchronize", self.stream)
+
+    def elapsed_ms(self, work: Callable[[], None]) -> float:
+        events: list[Any] = []
+        try:
+            for _ in range(2):
+                events.append(self._call("cudaEventCreate"))
+            self._call("cudaEventRecord", events[0], self.stream)
+            work()
+            self._call("cudaEventRecord", events[1], self.stream)
+            self._call("cudaEventSynchronize", events[1])
+            return float(self._call("cudaEventElapsedTime", *events))
+        finally:
+            for event in events:
+                self._cuda.cudaEventDestroy(event)  # what it returns would hide what went wrong before
 
     def close(self) -> None:
         if not self.stream:

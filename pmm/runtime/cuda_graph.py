@@ -9,6 +9,8 @@ from typing import Any
 from pmm.errors import UserError
 from pmm.machine import cuda_library
 
+GRAPHS_KEPT = 16
+"""Batch sizes whose graphs a runner keeps: each holds memory on the GPU."""
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do (allocate, say) does not spoil a capture
 
 

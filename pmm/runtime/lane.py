@@ -16,9 +16,7 @@ from pmm.manifest import BatchProfile, EmbeddingContract, InputContract
 from pmm.runtime import cuda_graph
 from pmm.runtime.base import Embeddings
 from pmm.runtime.buffers import Buffer, Device
-
-GRAPHS_KEPT = 16
-"""Batch sizes, per lane, whose CUDA graph is kept; the least recently used goes first."""
+from pmm.runtime.cuda_graph import GRAPHS_KEPT
 
 
 @dataclass
@@ -91,13 +89,34 @@ class Lane:
     def step(self, images: npt.NDArray[Any]) -> None:
         """Run on `images`, which stay on the GPU from one step to the next; returns when the result is there."""
         with self._device.active():
-            if self._resident is not images:
-                ready = self._upload(images)
-                self._resident = images
-            else:
-                ready = self._prepared(len(images))
-            self._enqueue(ready)
+            self._enqueue(self._there(images))
             self._device.synchronize()
+
+    def enqueue(self, images: npt.NDArray[Any]) -> None:
+        """As `step`, but returns at once; `wait` waits."""
+        with self._device.active():
+            self._enqueue(self._there(images))
+
+    def wait(self) -> None:
+        """Until all is done that was enqueued."""
+        with self._device.active():
+            self._device.synchronize()
+
+    def device_ms(self, images: npt.NDArray[Any]) -> float:
+        """Run as `step`; what it took by the GPU's clock, in ms."""
+        with self._device.active():
+            ready = self._there(images)
+            return self._device.elapsed_ms(lambda: self._enqueue(ready))
+
+    def transfers_ms(self, images: npt.NDArray[Any]) -> tuple[float, float]:
+        """Copy `images` to the GPU and as many embeddings back, in page-locked memory; by the GPU's clock, in ms."""
+        with self._device.active():
+            self._there(images)
+            given, embeddings = self._images[: self._runs_as(len(images))], self._embeddings[: len(images)]
+            return (
+                self._device.elapsed_ms(lambda: self._device.upload(self._input, given)),
+                self._device.elapsed_ms(lambda: self._device.download(self._output, embeddings)),
+            )
 
     def close(self) -> None:
         """Free graphs, contexts, buffers and stream; from any thread."""
@@ -109,14 +128,27 @@ class Lane:
                 self._images = self._embeddings = None
                 self._device.close()
 
+    def _there(self, images: npt.NDArray[Any]) -> _Ready:
+        if self._resident is images:
+            return self._prepared(len(images))
+        ready = self._upload(images)
+        self._resident = images
+        return ready
+
     def _upload(self, images: npt.NDArray[Any]) -> _Ready:
+        # runs that were enqueued use the graphs, and their upload the page-locked images, until they are done
+        self._device.synchronize()
         ready = self._prepared(len(images))
         self._resident = None
         self._images[: len(images)] = images
-        batch = max(len(images), self._loaded.batch.least)
+        batch = self._runs_as(len(images))
         self._images[len(images) : batch] = 0
         self._device.upload(self._input, self._images[:batch])
         return ready
+
+    def _runs_as(self, count: int) -> int:
+        """The engine's smallest batch at least."""
+        return max(count, self._loaded.batch.least)
 
     def _enqueue(self, ready: _Ready) -> None:
         if ready.graph is not None and self._loaded.graphs == "captured":
@@ -128,7 +160,7 @@ class Lane:
         self._loaded.require(context.execute_async_v3(self._device.stream), "execute_async_v3")
 
     def _prepared(self, count: int) -> _Ready:
-        batch = max(count, self._loaded.batch.least)
+        batch = self._runs_as(count)
         if batch not in self._ready:
             captured = self._loaded.graphs == "captured"
             spare = self._drop_oldest(down_to=GRAPHS_KEPT - 1 if captured else 0)

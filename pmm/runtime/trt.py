@@ -6,13 +6,15 @@ import dataclasses
 import hashlib
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from pmm.data.crops import Crops
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 from pmm.files import existing_file
 from pmm.machine import Gpu, nvidia_gpus
 from pmm.manifest import EngineContract, Manifest, read_manifest
@@ -20,6 +22,7 @@ from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unver
 from pmm.runtime.buffers import open_device
 from pmm.runtime.flavors import RTX_CAPABILITIES, last_error_logger, library_name, load_flavor, this_platform
 from pmm.runtime.lane import Lane, Loaded
+from pmm.runtime.tf32 import TF32_ON, has_tf32
 
 REBUILD = "build it here from its ONNX file with: python export/to_trt.py"
 
@@ -59,7 +62,7 @@ class TrtRunner(Runner):
                 self.info = RunnerInfo(
                     backend=library_name(contract.flavor),
                     device=gpu.name,
-                    precision=self.manifest.precision_found,
+                    precision=_precision(self.manifest, contract, gpu),
                     provider=f"{loaded.library} (buffers: {first.name}, {'' if self.cuda_graph else 'no '}CUDA graph)",
                 )
             lane = self._lanes[threading.current_thread()] = Lane(loaded, first)
@@ -95,7 +98,7 @@ class TrtRunner(Runner):
             raise UserError(f"{self._path}: cannot bind {len(images)} images; one run takes 1 to {self._batch.most}")
         fed = self.manifest.input.feed(images, self.preprocessing).copy()
         self._lane().step(fed)
-        return Step(lambda: self._lane().step(fed))
+        return LaneStep(self._lane, fed)
 
     def inspect(self) -> str:
         """What the engine inspector says of the engine's layers, as JSON."""
@@ -189,6 +192,32 @@ class TrtRunner(Runner):
             )
 
 
+class LaneStep(Step):
+    """A run on the lane of the calling thread: `wait` waits for what the same thread enqueued."""
+
+    def __init__(self, lane: Callable[[], Lane], images: npt.NDArray[Any]) -> None:
+        super().__init__(lambda: lane().step(images))
+        self._lane, self._images = lane, images
+
+    def enqueue(self) -> None:
+        self._lane().enqueue(self._images)
+
+    def wait(self) -> None:
+        self._lane().wait()
+
+    def device_ms(self) -> float:
+        return self._lane().device_ms(self._images)
+
+    def transfers_ms(self) -> tuple[float, float]:
+        return self._lane().transfers_ms(self._images)
+
+
+def _precision(manifest: Manifest, contract: EngineContract, gpu: Gpu) -> str:
+    """In which the engine runs: fp32 with leave to use TF32 is tf32, if the GPU has it."""
+    found = manifest.precision_found
+    return "tf32" if found == "fp32" and TF32_ON in contract.flags and has_tf32(gpu) else found
+
+
 def _graph_config(trt: Any, engine: Any) -> Any:
     """TensorRT-RTX captures by itself, as it knows when its kernels are final: the config for that, else None."""
     if not hasattr(trt, "CudaGraphStrategy"):
@@ -213,12 +242,12 @@ def _promised(path: Path, manifest: Manifest | None) -> tuple[Manifest, EngineCo
 def _gpu(path: Path, device: str) -> Gpu:
     """The GPU that runs it: the first visible one."""
     if device == "cpu":
-        raise UserError(f"{path}: engines run on NVIDIA GPUs only; run its ONNX file on the CPU")
+        raise Unavailable(f"{path}: engines run on NVIDIA GPUs only; run its ONNX file on the CPU")
     if device not in ("auto", "cuda"):
         raise UserError(f"unknown device '{device}'; known for engines: auto, cuda")
     gpus = nvidia_gpus()
     if not gpus:
-        raise UserError(f"{path}: engines run on NVIDIA GPUs only, and the CUDA driver sees none here")
+        raise Unavailable(f"{path}: engines run on NVIDIA GPUs only, and the CUDA driver sees none here")
     return gpus[0]
 
 

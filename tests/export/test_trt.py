@@ -12,12 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 from pmm.export import trt as module
 from pmm.export.engine_precision import check_inspected, inspected_precisions, network_precision
 from pmm.export.gate import Gate, ParityFailed
 from pmm.export.onnx import export_onnx
-from pmm.export.recipe import EngineOptions, Recipe, Verification
+from pmm.export.recipe import MIN_COSINE, EngineOptions, Recipe, Verification
 from pmm.export.trt import build_engine, choose_flavor, describe_engine
 from pmm.files import sha256
 from pmm.machine import Gpu
@@ -126,6 +126,42 @@ def test_options_are_in_the_manifest_and_in_the_key(exported, tmp_path):
     assert {"workspace 1.5 GiB", "optimization level 1", "images: batch 1 2 4"} <= set(other.flags)
     assert (tmp_path / "times.cache").stat().st_size > 0
     build_engine(file, plan, options)  # and the cache is taken up
+
+
+def test_tf32_is_asked_for_and_said(exported, tmp_path):
+    file = read_onnx(exported["fp32"])
+    plain = build_engine(file, tmp_path / "a.plan", EngineOptions(flavor="rtx"))
+    fast = build_engine(file, tmp_path / "b.plan", EngineOptions(flavor="rtx", tf32=True))
+    assert "TF32 on" in fast.manifest.engine.flags
+    assert "TF32 off" in plain.manifest.engine.flags
+    assert fast.manifest.engine.key != plain.manifest.engine.key
+    # of the file it is: the products' inputs are fp32 numbers
+    assert (fast.manifest.precision, fast.manifest.precision_found) == ("fp32", "fp32")
+    assert "fp32 with TF32 (100.00% of the multiplications" in describe_engine(fast)
+    assert "fp32 (100.00% of the multiplications" in describe_engine(plain)
+    done = run_here("export/to_trt.py", exported["fp32"], "-o", tmp_path / "c.plan", "--flavor", "rtx", "--tf32")
+    assert done.returncode == 0, done.stderr
+    assert "fp32 with TF32" in done.stdout
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_tf32_is_for_fp32_files(exported, precision, tmp_path):
+    said = f"{precision}.onnx: --tf32 is for the products of an fp32 file, and this one holds {precision}"
+    with pytest.raises(UserError, match=said):
+        build_engine(read_onnx(exported[precision]), tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("capability", "has"), [("7.5", False), ("8.0", True), ("12.0", True)])
+def test_tf32_needs_a_gpu_that_has_it_if_one_is_here(exported, tmp_path, monkeypatch, with_gpu, capability, has):
+    monkeypatch.setattr(module, "nvidia_gpus", lambda: (Gpu("a GPU", capability),))
+    file, options = read_onnx(exported["fp32"]), EngineOptions(flavor="rtx", tf32=True)
+    if has:
+        assert "TF32 on" in build_engine(file, tmp_path / "m.plan", options).manifest.engine.flags
+        return
+    with pytest.raises(Unavailable, match=r"fp32\.onnx: --tf32: a GPU has no TF32; build without it"):
+        build_engine(file, tmp_path / "m.plan", options)
+    build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
 
 
 class Caching:
@@ -276,7 +312,8 @@ def test_a_root_to_verify_on_is_not_answered_with_an_older_verification(trained,
     assert not (tmp_path / "model.plan").exists()
 
 
-def test_the_builder_is_told_what_the_manifest_says(exported, tmp_path, monkeypatch):
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_builder_is_told_what_the_manifest_says(exported, tmp_path, monkeypatch, tf32):
     """What is set is seen on the configuration itself, also what TensorRT-RTX, which builds here, makes nothing of."""
     seen, told = {}, {}
     original, names = module._flags, narrow(rtx, "tensorrt-11.4.0.106")
@@ -294,16 +331,16 @@ def test_the_builder_is_told_what_the_manifest_says(exported, tmp_path, monkeypa
 
     monkeypatch.setattr(module, "_flags", spy)
     monkeypatch.setattr(module, "choose_flavor", lambda flavor, file: ("tensorrt", names))
-    options = EngineOptions(workspace=0.25, opt_level=4, hardware_compatible=True, batch=(2, 3, 5))
+    options = EngineOptions(workspace=0.25, opt_level=4, hardware_compatible=True, batch=(2, 3, 5), tf32=tf32)
     engine = build_engine(read_onnx(exported["fp32"]), tmp_path / "m.plan", options).manifest.engine
     assert seen == {
-        "tf32": False,
+        "tf32": tf32,
         "workspace": 2**28,
         "level": 4,
         "verbosity": rtx.ProfilingVerbosity.DETAILED,
     }
     assert told["hardware_compatibility_level"] == rtx.HardwareCompatibilityLevel.AMPERE_PLUS
-    said = {"TF32 off", "workspace 0.25 GiB", "optimization level 4", "images: batch 2 3 5"}
+    said = {f"TF32 {'on' if tf32 else 'off'}", "workspace 0.25 GiB", "optimization level 4", "images: batch 2 3 5"}
     assert {flag for flag in engine.flags if not flag.startswith("hardware")} == said
 
 
@@ -358,10 +395,11 @@ class Engine:
     """Stands for a runner: this machine may have no GPU to run the engine on."""
 
     inspector = json.dumps({"Layers": [{"Inputs": [{"Format/Datatype": "Float"}], "Outputs": []}]})
+    precision = "fp32"
 
     def __init__(self, path, warn=True):
         assert read_manifest(path, sha256(path)) is not None, "opened without its manifest"
-        self.info = type("Info", (), {"provider": "a runtime"})
+        self.info = type("Info", (), {"provider": "a runtime", "precision": self.precision})
         Engine.opened = path
 
     def __enter__(self):
@@ -404,6 +442,21 @@ def test_where_there_is_a_gpu_the_engine_itself_is_inspected_and_judged(exported
     with pytest.raises(UserError, match="asked for fp32, but the engine inspector finds fp16 in the engine"):
         build_engine(file, tmp_path / "n.plan", options, gate=Gate(crops, right))
     assert {p.name for p in tmp_path.iterdir()} == {"m.plan", "m.plan.json"}
+
+
+def test_an_engine_that_runs_in_tf32_is_judged_as_one(exported, tmp_path, with_gpu, monkeypatch):
+    crops = np.random.default_rng(0).integers(0, 256, (8, 128, 64, 3), dtype=np.uint8)
+    right = crops.reshape(8, -1)[:, :384].astype(np.float32)
+    rounded = right * np.float32(1.0015)  # further off than fp32 may be, not than TF32
+    file, gate = read_onnx(exported["fp32"]), Gate(crops, rounded)
+    with pytest.raises(ParityFailed, match=r"the most allowed for fp32 is 0\.01%"):
+        build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"), gate=gate)
+    monkeypatch.setattr(Engine, "precision", "tf32")
+    parity = build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True), gate=gate).manifest.parity
+    assert parity["least_allowed"] == MIN_COSINE["tf32"] < MIN_COSINE["fp32"]
+    far = Gate(crops, right * np.float32(1.003))
+    with pytest.raises(ParityFailed, match=r"the most allowed for tf32 is 0\.20%"):
+        build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True), gate=far)
 
 
 def test_where_there_is_a_gpu_an_engine_needs_crops_to_be_judged_by(exported, people, monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import functools
 import json
 import threading
 import weakref
@@ -35,6 +36,8 @@ class World:
         self.graphs: dict[int, list] = {}
         self.executables: dict[int, list] = {}
         self.calls: list[str] = []
+        self.clock = 0.0
+        """The GPU's, in ms: a run takes 1, a copied byte 0.001."""
         self.failing: set[str] = set()
         """Calls to fail once, by name."""
         self.undetermined: list[str] = []
@@ -114,6 +117,7 @@ class HostDevice(Device):
         there, here, count = buffer.pointer, content.ctypes.data, content.nbytes
 
         def copy(keep=content):
+            self.world.clock += count / 1000
             self.world.at(there, count)
             ctypes.memmove(*((there, here) if to_device else (here, there)), count)
 
@@ -122,6 +126,15 @@ class HostDevice(Device):
     def synchronize(self):
         self._used()
         self.world.streams[self.stream].run()
+
+    def elapsed_ms(self, work):
+        self._used()
+        stream, times = self.world.streams[self.stream], []
+        stream.add(lambda: times.append(self.world.clock))
+        work()
+        stream.add(lambda: times.append(self.world.clock))
+        stream.run()
+        return times[1] - times[0]
 
     def close(self):
         if not self.closed:
@@ -183,8 +196,14 @@ class Libcuda:
     def cuGraphLaunch(self, executable, stream):  # noqa: N802
         if code := self._enter("cuGraphLaunch"):
             return code
-        for work in self.world.executables[executable.value]:
-            self._stream(stream).add(work)
+        handle = executable.value
+
+        def run(work):
+            assert handle in self.world.executables, "the graph was freed before it ran"
+            work()
+
+        for work in self.world.executables[handle]:
+            self._stream(stream).add(functools.partial(run, work))
         return 0
 
     def cuGraphExecDestroy(self, executable):  # noqa: N802
@@ -394,6 +413,7 @@ class _Context(Listed):
             alive = context()
             assert alive is not None, "the context is gone"
             assert alive._changes == changes, "the context was changed after the capture"
+            alive._world.clock += 1
             if alive._memory:
                 alive._world.at(alive._memory, WORKING_MEMORY)
             dtype, shape = np.dtype(given["dtype"]), (batch, *given["shape"])

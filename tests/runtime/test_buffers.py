@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 from pmm.runtime import buffers
 from pmm.runtime.buffers import CudaPythonDevice, PycudaDevice, TorchDevice, open_device
 
@@ -26,13 +26,14 @@ class FakeTorch(ModuleType):
 
     def __init__(self, available=True):
         super().__init__("torch")
-        self.calls, self.failing, self.uint8 = [], set(), torch.uint8
+        self.calls, self.failing, self.uint8, self.now = [], set(), torch.uint8, 0.0
         self.__version__ = "9.9.1+cu130"
         self.cuda = SimpleNamespace(
             is_available=lambda: available,
             Stream=self._stream,
             stream=self._inside("stream"),
             device=self._inside("device"),
+            Event=self._event,
         )
 
     def _enter(self, name, *args):
@@ -43,6 +44,27 @@ class FakeTorch(ModuleType):
     def _stream(self, device):
         self._enter("Stream", device)
         return SimpleNamespace(cuda_stream=HANDLE, synchronize=lambda: self._enter("synchronize"))
+
+    def _event(self, *, enable_timing):
+        assert enable_timing
+        self._enter("Event")
+
+        def record(stream):
+            assert stream.cuda_stream == HANDLE
+            self._enter("record")
+            event.at = self.now
+
+        def synchronize():
+            self._enter("wait for event")
+            event.done = True
+
+        def elapsed_time(end):
+            self._enter("elapsed_time")
+            assert end.done
+            return end.at - event.at
+
+        event = SimpleNamespace(record=record, synchronize=synchronize, elapsed_time=elapsed_time, done=False)
+        return event
 
     def _inside(self, name):
         @contextlib.contextmanager
@@ -69,7 +91,7 @@ class FakePycuda:
         pass
 
     def __init__(self):
-        self.calls, self.failing, self.memory, self.depth = [], set(), {}, threading.local()
+        self.calls, self.failing, self.memory, self.depth, self.now = [], set(), {}, threading.local(), 0.0
 
     def enter(self, name, *args, context=True):
         self.calls.append((name, *args))
@@ -83,6 +105,7 @@ class FakePycuda:
         module.init = lambda: self.enter("init", context=False)
         module.Device = lambda index: SimpleNamespace(retain_primary_context=lambda: self._retain(index))
         module.Stream = self._stream
+        module.Event = self._event
         module.mem_alloc = self._mem_alloc
         module.pagelocked_empty = self._pagelocked_empty
         module.memcpy_htod_async = self._htod
@@ -104,6 +127,27 @@ class FakePycuda:
     def _stream(self, flags=0):
         self.enter("Stream", flags)
         return SimpleNamespace(handle=HANDLE, synchronize=lambda: self.enter("synchronize"))
+
+    def _event(self, flags=0):
+        assert flags == 0, "times are switched off"
+        self.enter("Event")
+
+        def record(stream):
+            assert stream.handle == HANDLE
+            self.enter("record")
+            event.at = self.now
+
+        def synchronize():
+            self.enter("wait for event")
+            event.done = True
+
+        def time_since(begin):
+            self.enter("time_since")
+            assert event.done
+            return event.at - begin.at
+
+        event = SimpleNamespace(record=record, synchronize=synchronize, time_since=time_since, done=False)
+        return event
 
     def _mem_alloc(self, nbytes):
         self.enter("mem_alloc", nbytes)
@@ -146,6 +190,7 @@ class FakeCudaPython(ModuleType):
     def __init__(self):
         super().__init__("cuda.bindings.runtime")
         self.calls, self.failing, self.memory, self.device = [], set(), {}, 1
+        self.now, self.events, self.waited_for = 0.0, {}, None
 
     def _code(self, name, *args):
         self.calls.append((name, *args))
@@ -196,6 +241,31 @@ class FakeCudaPython(ModuleType):
     def cudaFreeHost(self, pointer):  # noqa: N802
         del self.memory[pointer]
         return (self._code("cudaFreeHost"),)
+
+    def cudaEventCreate(self):  # noqa: N802
+        code = self._code("cudaEventCreate")
+        if not code:
+            self.events[1000 + len(self.calls)] = None
+        return code, (None if code else 1000 + len(self.calls))
+
+    def cudaEventRecord(self, event, stream):  # noqa: N802
+        assert stream == HANDLE
+        self.events[event] = self.now
+        return (self._code("cudaEventRecord"),)
+
+    def cudaEventSynchronize(self, event):  # noqa: N802
+        assert event in self.events
+        self.waited_for = event
+        return (self._code("cudaEventSynchronize"),)
+
+    def cudaEventElapsedTime(self, start, end):  # noqa: N802
+        assert end == self.waited_for
+        code = self._code("cudaEventElapsedTime")
+        return code, (None if code else self.events[end] - self.events[start])
+
+    def cudaEventDestroy(self, event):  # noqa: N802
+        del self.events[event]
+        return (self._code("cudaEventDestroy"),)
 
     def cudaGetErrorName(self, code):  # noqa: N802
         return 0, b"cudaErrorMemoryAllocation"
@@ -268,7 +338,7 @@ def test_a_library_that_fails_is_passed_over(libraries):
 def test_none_is_one_line_with_the_reasons(libraries):
     found = libraries("torch", "pycuda", torch_available=False)
     found["pycuda"].failing.add("retain")
-    with pytest.raises(UserError, match=r"pip install pycuda .* or cuda-python") as caught:
+    with pytest.raises(Unavailable, match=r"pip install pycuda .* or cuda-python") as caught:
         open_device()
     text = str(caught.value)
     assert len(text.splitlines()) == 1
@@ -302,6 +372,25 @@ def test_bytes_go_there_and_back(opened):
         assert buffer.nbytes == 64
         del given, taken, on_device
     device.close()
+
+
+def test_work_is_timed_by_the_gpu(opened):
+    device, fake = opened
+    waits = ("wait for event", "cudaEventSynchronize")
+
+    def work():
+        assert not any(call[0] in waits for call in fake.calls)
+        fake.now += 2.5
+
+    fake.now = 7.0
+    with device.active():
+        fake.calls.clear()
+        assert device.elapsed_ms(work) == 2.5
+        assert sum(call[0] in waits for call in fake.calls) == 1
+        with pytest.raises(ZeroDivisionError):
+            device.elapsed_ms(lambda: 1 / 0)
+    device.close()
+    assert not getattr(fake, "events", None)
 
 
 def test_arrays_that_do_not_fit_are_refused(opened):
@@ -344,6 +433,10 @@ FAILURES = [
     ("torch", "empty", lambda d, b, a: d.allocate(8)),
     ("torch", "empty", lambda d, b, a: d.host_array((8,), np.uint8)),
     ("torch", "synchronize", lambda d, b, a: d.synchronize()),
+    ("torch", "Event", lambda d, b, a: d.elapsed_ms(lambda: None)),
+    ("torch", "record", lambda d, b, a: d.elapsed_ms(lambda: None)),
+    ("torch", "wait for event", lambda d, b, a: d.elapsed_ms(lambda: None)),
+    ("torch", "elapsed_time", lambda d, b, a: d.elapsed_ms(lambda: None)),
     ("pycuda", "init", lambda d, b, a: PycudaDevice()),
     ("pycuda", "Stream", lambda d, b, a: PycudaDevice()),
     ("pycuda", "push", lambda d, b, a: d.active().__enter__()),
@@ -352,6 +445,10 @@ FAILURES = [
     ("pycuda", "memcpy_htod_async", lambda d, b, a: d.upload(b, a)),
     ("pycuda", "memcpy_dtoh_async", lambda d, b, a: d.download(b, a)),
     ("pycuda", "synchronize", lambda d, b, a: d.synchronize()),
+    ("pycuda", "Event", lambda d, b, a: d.elapsed_ms(lambda: None)),
+    ("pycuda", "record", lambda d, b, a: d.elapsed_ms(lambda: None)),
+    ("pycuda", "wait for event", lambda d, b, a: d.elapsed_ms(lambda: None)),
+    ("pycuda", "time_since", lambda d, b, a: d.elapsed_ms(lambda: None)),
     ("pycuda", "free", lambda d, b, a: d.close()),
     ("cuda-python", "cudaGetDevice", lambda d, b, a: d.active().__enter__()),
     ("cuda-python", "cudaSetDevice", lambda d, b, a: d.active().__enter__()),
@@ -361,6 +458,10 @@ FAILURES = [
     ("cuda-python", "cudaMemcpyAsync", lambda d, b, a: d.upload(b, a)),
     ("cuda-python", "cudaMemcpyAsync", lambda d, b, a: d.download(b, a)),
     ("cuda-python", "cudaStreamSynchronize", lambda d, b, a: d.synchronize()),
+    ("cuda-python", "cudaEventCreate", lambda d, b, a: d.elapsed_ms(lambda: None)),
+    ("cuda-python", "cudaEventRecord", lambda d, b, a: d.elapsed_ms(lambda: None)),
+    ("cuda-python", "cudaEventSynchronize", lambda d, b, a: d.elapsed_ms(lambda: None)),
+    ("cuda-python", "cudaEventElapsedTime", lambda d, b, a: d.elapsed_ms(lambda: None)),
     ("cuda-python", "cudaFree", lambda d, b, a: d.close()),
     ("cuda-python", "cudaFreeHost", lambda d, b, a: d.close()),
     ("cuda-python", "cudaStreamDestroy", lambda d, b, a: d.close()),
@@ -498,6 +599,12 @@ def test_bytes_go_there_and_back_on_the_gpu(library):
         thread.start()
         thread.join()
         assert not errors
+        with device.active():
+            big = device.allocate(1 << 28)
+            content = device.host_array((1 << 28,), np.uint8)
+            # no machine moves 1000 GB/s
+            assert 0.27 < device.elapsed_ms(lambda: device.upload(big, content)) < 5000
+            assert device.elapsed_ms(lambda: None) < 2
         with pytest.raises(UserError), device.active():
             device.allocate(1 << 50)
     finally:

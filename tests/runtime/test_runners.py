@@ -20,6 +20,7 @@ from pmm.parity.numeric import numeric_parity
 from pmm.runtime import ort
 from pmm.runtime.base import open_runner
 from pmm.runtime.flavors import FLAVORS, RTX_CAPABILITIES
+from pmm.runtime.tf32 import has_tf32
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +257,7 @@ def test_onnx_runtime_on_a_gpu(trained, crops, tmp_path, precision):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("flavor", ["tensorrt", "rtx"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16", "int8"])
 def test_an_engine_on_a_gpu(trained, crops, people, tmp_path, flavor, precision):
     from pmm.export.recipe import EngineOptions
     from pmm.export.reference import engine_gate
@@ -266,9 +267,21 @@ def test_an_engine_on_a_gpu(trained, crops, people, tmp_path, flavor, precision)
     pytest.importorskip(FLAVORS[flavor], reason=f"{FLAVORS[flavor]} is not installed")
     if flavor == "rtx" and nvidia_gpus()[0].compute_capability not in RTX_CAPABILITIES:
         pytest.skip(f"TensorRT-RTX does not run on {nvidia_gpus()[0]}")
-    file = read_onnx(export_onnx(trained, tmp_path / "model.onnx", Recipe(precision=precision)).path)
+    tf32 = precision == "tf32"
+    if tf32 and not has_tf32(nvidia_gpus()[0]):
+        pytest.skip(f"{nvidia_gpus()[0]} has no TF32")
+    recipe = Recipe(precision="fp32" if tf32 else precision)
+    file = read_onnx(export_onnx(trained, tmp_path / "model.onnx", recipe).path)
     gate = engine_gate(file, trained, Verification())
-    engine = build_engine(file, tmp_path / "model.plan", EngineOptions(flavor=flavor), gate=gate)
+    engine = build_engine(file, tmp_path / "model.plan", EngineOptions(flavor=flavor, tf32=tf32), gate=gate)
     assert engine.manifest.engine.precision_read_from == "parsed network and engine inspector"
     with open_runner(trained) as reference, open_runner(engine.path, "cuda") as runner:
+        assert runner.info.precision == precision
         assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE[precision]
+        step, before = runner.bind(crops[:4]), runner(crops[:4])
+        for _ in range(20):
+            step.enqueue()
+        step.wait()
+        assert 0 < step.device_ms() < 1000
+        assert all(0 < each < 1000 for each in step.transfers_ms())
+        assert np.array_equal(runner(crops[:4]), before)

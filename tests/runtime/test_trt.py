@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pmm.data.crops import Preprocessing
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 from pmm.machine import Gpu
 from pmm.manifest import BatchProfile, EmbeddingContract, EngineContract, InputContract, Manifest, manifest_path
 from pmm.runtime import cuda_graph, flavors, lane, trt
@@ -108,9 +108,9 @@ class Machine:
         world = self.world
         return not (world.memory or world.streams or world.graphs or world.executables or list(world.contexts))
 
-    def refused(self, *expected, touched=False, **options):
+    def refused(self, *expected, touched=False, kind=UserError, **options):
         """Opening fails with one line that holds `expected`, and leaves nothing behind."""
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(kind) as caught:
             self.open(**options)
         text = str(caught.value)
         assert len(text.splitlines()) == 1
@@ -269,6 +269,107 @@ def test_bound_images_are_a_copy(plain):
         step()
         output = runner._lanes[threading.current_thread()]._output
         assert np.array_equal(output.owner[: expected.nbytes].view(np.float32).reshape(2, DIM), expected)
+
+
+def left_by(machine, count):
+    """What is on the GPU after a step."""
+    (lane,) = machine.runner._lanes.values()
+    return lane._output.owner[: count * DIM * 4].view(np.float32).reshape(count, DIM)
+
+
+@pytest.fixture
+def running(machine):
+    with machine.open() as machine.runner:
+        yield machine
+
+
+def test_what_is_enqueued_is_waited_for(running):
+    stream = running.world.streams[running.devices[0].stream]
+    step = running.runner.bind(crops(3, seed=4))
+    left_by(running, 3)[:] = 0
+    for _ in range(3):
+        step.enqueue()
+    assert len(stream.waiting) == 3
+    assert not left_by(running, 3).any()
+    step.wait()
+    assert not stream.waiting
+    assert np.array_equal(left_by(running, 3), running.expected(crops(3, seed=4)))
+
+
+def test_runs_that_were_enqueued_keep_their_images(running):
+    first, other = (running.runner.bind(crops(count, seed=count)) for count in (4, 5))
+    for step in (first, other, other, first):
+        step.enqueue()
+    assert np.array_equal(running.runner(crops(6, seed=6)), running.expected(crops(6, seed=6)))
+    first.enqueue()
+    first.wait()
+    assert np.array_equal(left_by(running, 4), running.expected(crops(4, seed=4)))
+    first.enqueue()
+    other.enqueue()
+    other.wait()
+    assert np.array_equal(left_by(running, 5), running.expected(crops(5, seed=5)))
+
+
+def test_a_graph_is_not_freed_before_it_has_run(running):
+    running.patch.setattr(lane, "GRAPHS_KEPT", 1)
+    steps = [running.runner.bind(crops(count, seed=count)) for count in (4, 5, 6)]
+    for step in steps * 2:
+        step.enqueue()
+    steps[0].enqueue()
+    steps[0].wait()
+    assert np.array_equal(left_by(running, 4), running.expected(crops(4, seed=4)))
+
+
+def test_device_times_are_those_of_the_work_alone(running):
+    step, other = running.runner.bind(crops(1, seed=1)), running.runner.bind(crops(4, seed=4))
+    for _ in range(5):
+        other.enqueue()
+    assert other.device_ms() == pytest.approx(1.0)
+    # the images come back first, which does not count
+    assert step.device_ms() == pytest.approx(1.0)
+    assert np.array_equal(left_by(running, 1), running.expected(crops(1, seed=1)))
+    # images are padded to the engine's least batch, embeddings are not
+    up, down = step.transfers_ms()
+    assert up == pytest.approx(BATCH.least * SIZE.height * SIZE.width * 3 / 1000)
+    assert down == pytest.approx(DIM * 4 / 1000)
+    other.enqueue()
+    assert other.transfers_ms() == pytest.approx((4 * SIZE.height * SIZE.width * 3 / 1000, 4 * DIM * 4 / 1000))
+    other()
+    assert np.array_equal(left_by(running, 4), running.expected(crops(4, seed=4)))
+
+
+def test_transfers_bring_the_images_that_they_time(running):
+    step = running.runner.bind(crops(3, seed=3))
+    running.runner(crops(6, seed=6))
+    step.transfers_ms()
+    (lane,) = running.runner._lanes.values()
+    images = crops(3, seed=3)
+    assert np.array_equal(lane._input.owner[: images.nbytes], images.reshape(-1))
+    step()
+    assert np.array_equal(left_by(running, 3), running.expected(crops(3, seed=3)))
+
+
+# --- precision
+
+
+@pytest.mark.parametrize(
+    ("found", "flags", "capability", "runs"),
+    [
+        ("fp32", ("TF32 on",), "8.9", "tf32"),
+        ("fp32", ("TF32 on",), "8.0", "tf32"),
+        ("fp32", ("TF32 on",), "7.5", "fp32"),
+        ("fp32", ("TF32 off",), "8.9", "fp32"),
+        ("fp32", (), "8.9", "fp32"),
+        ("fp16", ("TF32 on",), "8.9", "fp16"),
+    ],
+)
+def test_tf32_is_what_an_fp32_engine_with_leave_for_it_runs_in(machine, found, flags, capability, runs):
+    machine.patch.setattr(trt, "nvidia_gpus", lambda: (Gpu(GPU.name, capability),))
+    manifest = machine.write(contract={"flags": flags, "compute_capability": capability})
+    told = dataclasses.replace(manifest, precision=found, precision_found=found)
+    manifest_path(machine.path).write_text(told.to_json())
+    with machine.open() as runner:
+        assert runner.info.precision == runs
 
 
 # --- threads
@@ -574,11 +675,11 @@ def test_a_tensorrt_engine_without_gpu_in_its_manifest_runs_nowhere(plain):
 
 def test_no_gpu(machine):
     machine.patch.setattr(trt, "nvidia_gpus", lambda: ())
-    machine.refused("NVIDIA GPUs only", "sees none")
+    machine.refused("NVIDIA GPUs only", "sees none", kind=Unavailable)
 
 
 def test_the_cpu(machine):
-    machine.refused("NVIDIA GPUs only", device="cpu")
+    machine.refused("NVIDIA GPUs only", device="cpu", kind=Unavailable)
 
 
 def test_an_unknown_device(machine):
@@ -613,7 +714,8 @@ def test_close_frees_everything_and_may_be_repeated(machine):
     runner.close()
     assert machine.nothing_left()
     runner.close()
-    for use in (lambda: runner(crops(2)), lambda: runner.bind(crops(2)), step):
+    uses = (step.enqueue, step.wait, step.device_ms, step.transfers_ms)
+    for use in (lambda: runner(crops(2)), lambda: runner.bind(crops(2)), step, *uses):
         with pytest.raises(UserError, match="closed"):
             use()
     assert not runner.cuda_graph

@@ -77,11 +77,17 @@ def test_the_test_set_is_large_enough(split):
 
 
 def test_accuracy_and_parity(report):
-    torch_result, ort_result = report["results"][:2]
-    assert torch_result["mAP"] >= 0.65
-    assert abs(ort_result["map_delta"]) <= 0.001
-    assert ort_result["min_cosine"] >= 0.9999
-    assert all(b["p90_ms"] for r in (torch_result, ort_result) for b in r["batches"])
+    results = {result["name"]: result for result in report["results"]}
+    assert results["torch fp32"]["mAP"] >= 0.65
+    ran = ("torch fp32", "torch-compile fp32", "aoti fp32", "ort-cpu fp32", "ort-cpu int8", "openvino int8")
+    for name in ran:
+        assert results[name]["status"] == "ok", results[name]["reason"]
+        assert [batch["batch"] for batch in results[name]["batches"]] == [1, 8]
+        if results[name]["precision"] == "fp32":
+            assert abs(results[name]["map_delta"]) <= 0.001
+            assert results[name]["min_cosine"] >= 0.9999
+    assert results["tensorrt-rtx int8"]["artifact"]
+    assert report["gates"]["failures"] == []
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,54 @@
+"""Compile a checkpoint to an AOTInductor package, with its manifest, proved against the checkpoint on real crops.
+
+python export/to_aoti.py CKPT [-o FILE.pt2] [--precision fp32|tf32|fp16|bf16] [--device cpu|cuda]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pmm import cli
+from pmm.export.aoti import PackagePrecision
+from pmm.export.recipe import Verification
+from pmm.files import existing_file, output_file
+from pmm.kernels import describe_build
+from pmm.runtime.base import PACKAGE_SUFFIX
+
+PROG = "to_aoti.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`python export/to_aoti.py CKPT [-o FILE.pt2]`"""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Checkpoint written by pmm.train."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """File to write (default: beside the checkpoint, as best-cpu.pt2 or best-cuda-fp16.pt2)."""
+    precision: PackagePrecision = "fp32"
+    """Of the trunk; the heads and the output are fp32 in every file. tf32 is for GPUs."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it will run: on processors like this machine's only."""
+    verification: Verification = field(default_factory=Verification)
+
+
+def main() -> None:
+    """Entry point."""
+    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm.train")
+    precision = "" if command.precision == "fp32" else f"-{command.precision}"
+    beside = checkpoint.with_name(f"{checkpoint.stem}-{command.device}{precision}{PACKAGE_SUFFIX}")
+    out = output_file(command.output or beside, source=checkpoint, suffixes=(PACKAGE_SUFFIX,))
+
+    from pmm.export.aoti import describe, export_aoti
+
+    print(describe(export_aoti(checkpoint, out, command.precision, command.device, command.verification)))
+    print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
+
+
+if __name__ == "__main__":
+    cli.run(main, prog=PROG)

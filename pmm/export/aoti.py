@@ -1,0 +1,218 @@
+"""Checkpoint -> AOTInductor package (.pt2) with its manifest, proved against the checkpoint on real crops.
+
+torch compiles the deployed graph ahead of time, for one kind of processor; what runs it needs torch, but no compiler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from pmm.data.crops import preprocessing_of
+from pmm.errors import UserError
+from pmm.export.precision import Found, tally
+from pmm.export.recipe import Precision, Verification
+from pmm.export.reference import checkpoint_gate
+from pmm.files import sha256
+from pmm.manifest import Artifact, EmbeddingContract, InputContract, Manifest, drafted, manifest_path
+from pmm.runs import with_located_data
+from pmm.runtime.base import PACKAGE_SUFFIX
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+PackagePrecision = Literal["fp32", "tf32", "fp16", "bf16"]
+
+_UNCOUNTED = ("conv1d", "conv3d", "convolution", "mm", "bmm", "addmm", "baddbmm", "matmul", "einsum")
+_OPTIONS = {
+    # as many threads as the runner is told to use, not as many as there were at the export
+    "cpp.dynamic_threads": True,
+    # a third of the file, and the names of this machine's folders
+    "aot_inductor.enable_line_tables": False,
+}
+
+
+def export_aoti(
+    checkpoint: Path,
+    out: Path,
+    precision: str = "fp32",
+    device: str = "cpu",
+    verification: Verification | None = None,
+) -> Artifact:
+    """Compile the deployed graph of `checkpoint` into `out`, and write its manifest beside it.
+
+    The batch is dynamic, batch-norm folded. The file gets its name only after its precision was read back from the
+    exported graph and, unless told not to verify, its embeddings of real crops equalled the fp32 checkpoint's.
+
+    Args:
+        precision: fp32, tf32 (on a GPU), fp16 or bf16.
+        device: cpu or cuda: where it will run, on a machine like this one.
+
+    Raises:
+        UserError: a bad checkpoint, no crops to verify on, a graph that torch cannot compile, or embeddings that moved
+            (then no file is left).
+        Unavailable: no C++ compiler, no GPU, or none with TF32.
+    """
+    verification = verification or Verification()
+    if precision not in get_args(PackagePrecision):
+        raise UserError(f"no package in {precision}; known: {', '.join(get_args(PackagePrecision))}")
+
+    import torch
+
+    from pmm.checkpoint import load, restore_model, versions
+    from pmm.export.graph import deployed_graph
+    from pmm.runtime.aoti import AotiRunner, this_machine
+    from pmm.runtime.eager import torch_device
+    from pmm.runtime.torch_runner import check_modes, tf32_allowed
+
+    place = torch_device(device)
+    check_modes(place, tf32=precision == "tf32")
+    digest = sha256(checkpoint)
+    state = load(checkpoint)
+    model, config = restore_model(state, checkpoint)
+    size, embedding = preprocessing_of(config), EmbeddingContract(dim=int(model.embedding_dim))  # type: ignore[arg-type]
+    gate = checkpoint_gate(model, with_located_data(config, checkpoint), embedding, verification)
+
+    stored: Precision = "fp32" if precision == "tf32" else precision  # type: ignore[assignment]
+    graph = deployed_graph(model, size, InputContract(), embedding, stored)
+    graph.to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    program = _exported(graph, torch.zeros(2, *InputContract().shape(size), dtype=torch.uint8, device=place))
+    found = exported_precision(program)
+    found.check(stored, str(out))
+    if precision == "tf32":  # the graph is the same; the runner lets its fp32 products run in TF32
+        found = Found({"tf32": found.total})
+    manifest = Manifest(
+        checkpoint_sha256=digest,
+        method=config.model.method,
+        preprocessing=size,
+        input=InputContract(),
+        embedding=embedding,
+        precision=precision,
+        precision_found=found.precision,
+        precision_share=found.share,
+        macs=found.total,
+        opset=0,
+        package=this_machine(place),
+        versions={**versions(), "pmm kernels in training": state["versions"].get("pmm kernels", "unknown")},
+    )
+    with drafted(out, manifest) as draft:
+        with tf32_allowed(precision == "tf32"):
+            _build(program, manifest, draft.path)
+        if sha256(checkpoint) != digest:
+            raise UserError(f"{checkpoint} changed during the export (is it still being trained?); export it again")
+        # opened as a user would open it, so it needs its manifest for the moment
+        beside = manifest_path(draft.path)
+        try:
+            beside.write_text(dataclasses.replace(manifest, sha256=sha256(draft.path)).to_json())
+            with AotiRunner(draft.path, warn=False) as runner:
+                if gate:
+                    parity = gate.check(runner, precision, str(out), runner.info.provider)
+                    draft.manifest = dataclasses.replace(manifest, parity=parity)
+        finally:
+            beside.unlink(missing_ok=True)
+    return Artifact(out, draft.manifest)
+
+
+def verified_aoti(
+    checkpoint: Path,
+    out: Path,
+    precision: str = "fp32",
+    device: str = "cpu",
+    verification: Verification | None = None,
+) -> Artifact:
+    """`out`, if it is whole, verified, and what `export_aoti` would make here; else exported by it."""
+    from pmm.runtime.aoti import promised
+
+    with contextlib.suppress(UserError):  # a damaged file is made anew
+        manifest = promised(out, out.read_bytes())[0] if out.is_file() else None
+        if manifest and manifest.parity and _same(manifest, checkpoint, precision, device):
+            return Artifact(out, manifest)
+    return export_aoti(checkpoint, out, precision, device, verification)
+
+
+def describe(artifact: Artifact) -> str:
+    """One line: device, precision, size, and how it compared with the checkpoint."""
+    manifest, package = artifact.manifest, artifact.manifest.package
+    assert package is not None
+    shares = ", ".join(f"{share:.2%} {name}" for name, share in manifest.precision_share.items())
+    line = (
+        f"{artifact.path}: {manifest.precision_found} ({shares} of {manifest.macs / 1e9:.2f} GMAC), torch "
+        f"{package.torch} AOTInductor for {package.gpu or 'this kind of CPU'}, "
+        f"{artifact.path.stat().st_size / 1e6:.1f} MB, "
+    )
+    if manifest.parity is None:
+        return line + "parity NOT verified (--no-verify)"
+    return line + f"parity on {manifest.parity['rows']} crops: min cosine {manifest.parity['min_cosine']:.7f}"
+
+
+def exported_precision(program: ExportedProgram) -> Found:
+    """Count the convolutions and linear layers of an exported graph for one image, each of the type of its weights.
+
+    Raises ValueError for other products, which would not be counted.
+    """
+    import torch
+
+    aten, names = torch.ops.aten, {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    counted, products = (aten.conv2d.default, aten.linear.default), []
+    for node in program.graph.nodes:
+        if node.target in counted:
+            weight, output = node.args[1].meta["val"], node.meta["val"]
+            # outputs of one image, times the length of the sum behind each
+            products.append((names[weight.dtype], prod(output.shape[1:]) * prod(weight.shape[1:])))
+        elif str(node.target).removeprefix("aten.").split(".")[0] in _UNCOUNTED:
+            raise ValueError(f"{node.target} is not counted")
+    return tally(products)
+
+
+def _exported(graph: torch.nn.Module, example: torch.Tensor) -> ExportedProgram:
+    """`graph` with a dynamic batch; `example` has two images: of one, torch.export would make a constant."""
+    import torch
+
+    from pmm.runtime.torch_graph import quiet
+
+    with quiet(), torch.no_grad():
+        return torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def _build(program: ExportedProgram, manifest: Manifest, out: Path) -> None:
+    """Compile `program` to the file `out`, with a copy of `manifest` inside. Raises UserError."""
+    import torch
+    from torch._inductor.utils import fresh_cache
+
+    from pmm.runtime.aoti import METADATA_KEY
+    from pmm.runtime.torch_graph import build_failed, quiet
+
+    known = torch._inductor.list_options()
+    options = {name: value for name, value in _OPTIONS.items() if name in known}
+    metadata = {METADATA_KEY: manifest.to_json()}
+    with tempfile.TemporaryDirectory() as folder:
+        # under its final name: the package repeats that of its file inside
+        built = Path(folder) / f"model{PACKAGE_SUFFIX}"
+        try:
+            with quiet(), fresh_cache(dir=folder):
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(built), inductor_configs={**options, "aot_inductor.metadata": metadata}
+                )
+        except RuntimeError as error:
+            raise build_failed("AOTInductor", error) from error
+        shutil.copyfile(built, out)
+
+
+def _same(manifest: Manifest, checkpoint: Path, precision: str, device: str) -> bool:
+    """Was the file made by this version of us, from this checkpoint, in this precision, for this machine?"""
+    from pmm.checkpoint import versions
+    from pmm.runtime.aoti import this_machine
+    from pmm.runtime.eager import torch_device
+
+    return (
+        manifest.checkpoint_sha256 == sha256(checkpoint)
+        and versions().items() <= manifest.versions.items()
+        and manifest.precision == precision
+        and manifest.package == this_machine(torch_device(device))
+    )

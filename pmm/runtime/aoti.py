@@ -1,0 +1,189 @@
+"""Packages that torch compiled ahead of time (AOTInductor, .pt2): native code for one kind of processor."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pmm.errors import Unavailable, UserError
+from pmm.files import existing_file
+from pmm.machine import nvidia_gpus
+from pmm.manifest import Manifest, PackageContract, read_manifest
+from pmm.runtime.base import PACKAGE_SUFFIX, RunnerInfo, warn_if_unverified
+from pmm.runtime.flavors import this_platform
+from pmm.runtime.torch_graph import quiet
+from pmm.runtime.torch_runner import TorchRunner
+
+METADATA_KEY = "pmm_manifest"
+REBUILD = "build it here from its checkpoint with: python export/to_aoti.py"
+
+
+class AotiRunner(TorchRunner):
+    """A package. Any thread may call it; runs of one runner are one after the other."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "auto",
+        threads: int = 0,
+        *,
+        cuda_graph: bool = False,
+        warn: bool = True,
+    ) -> None:
+        """Open `path`.
+
+        Nothing of it is loaded before the file is known to be ours and built for this machine.
+
+        Args:
+            device: cpu or cuda, which must be the package's, or auto: the package's.
+            threads: CPU threads (0: torch's own default).
+            cuda_graph: capture the work of each batch size once, and replay it with one launch.
+            warn: about embeddings that were never verified.
+
+        Raises:
+            UserError: the file is not ours, was changed, was built for another machine, or does not hold what its
+                manifest promises.
+            Unavailable: no GPU here, or no CUDA graph on a CPU.
+        """
+        self._path = existing_file(path, "a package written by export/to_aoti.py")
+        content = self._path.read_bytes()
+        self.manifest, contract = promised(self._path, content)
+        place = _place(self._path, contract, device)
+        check_origin(self._path, contract, this_machine(place))
+        if warn:
+            warn_if_unverified(self._path, self.manifest)
+        found = self.manifest.precision_found
+        super().__init__(
+            self.manifest.preprocessing, self.manifest.embedding, place, threads,
+            tf32=found == "tf32", cuda_graph=cuda_graph,
+        )  # fmt: skip
+        try:
+            self._package = _loaded(self._path, content, cuda_graph)
+            self._check_interface()
+        except BaseException:
+            self.close()
+            raise
+        self.info = RunnerInfo(
+            backend="aoti",
+            device=self.device_name(),
+            precision=found,
+            provider=f"torch {torch.__version__} AOTInductor{' (CUDA graph)' if cuda_graph else ''}",
+        )
+
+    def close(self) -> None:
+        """Free the code and the weights; runs after it raise UserError."""
+        self._package = None
+        super().close()
+
+    def _run(self, images: Tensor) -> Tensor:
+        if self._package is None:
+            raise UserError(f"{self._path}: this runner was closed; open it again")
+        return self._package(images)
+
+    def _check_interface(self) -> None:
+        """A run now: it returns what the manifest promises."""
+        returned = self._forward(self._placed(self.blank(2)))
+        found, promise = (list(returned.shape), returned.dtype), ([2, self.embedding.dim], torch.float32)
+        if found != promise:
+            raise UserError(f"{self._path}: it returns {found}, its manifest promises {promise}")
+
+
+def this_machine(device: torch.device) -> PackageContract:
+    """What a package that is built here, now, for `device` is built with."""
+    gpu = nvidia_gpus()[0] if device.type == "cuda" else None
+    instructions = (name for name, found in torch.cpu.get_capabilities().items() if found is True)
+    return PackageContract(
+        device="cuda" if gpu else "cpu",
+        torch=torch.__version__,
+        platform=this_platform(),
+        instructions=tuple(sorted(instructions)),
+        gpu=gpu.name if gpu else "",
+        compute_capability=gpu.compute_capability if gpu else "",
+        precision_read_from="exported graph",
+    )
+
+
+def promised(path: Path, content: bytes) -> tuple[Manifest, PackageContract]:
+    """The manifest beside a package, which must be of this `content` and promise what the copy inside does.
+
+    Native code checks no sizes: fed with crops of another size it would read what is not its own. Raises UserError.
+    """
+    manifest = read_manifest(path, hashlib.sha256(content).hexdigest())
+    if manifest is None:
+        raise UserError(
+            f"{path}: no manifest beside it ({path.name}.json); a package is executable code, so only one with its "
+            f"manifest is opened; {REBUILD}"
+        )
+    if manifest.package is None:
+        raise UserError(f"{path}: its manifest describes no package; {REBUILD}")
+    inside = _embedded(path, content)
+    for field in dataclasses.fields(Manifest):
+        values = getattr(manifest, field.name), getattr(inside, field.name)
+        if field.name not in ("sha256", "parity") and values[0] != values[1]:
+            raise UserError(
+                f"{path}: the manifest beside it says {field.name} {str(values[0])[:80]}, the copy inside it "
+                f"{str(values[1])[:80]}; the manifest was changed; {REBUILD}"
+            )
+    return manifest, manifest.package
+
+
+def check_origin(path: Path, contract: PackageContract, here: PackageContract) -> None:
+    """Raises UserError naming all in which this machine differs from where the package can run."""
+    differs = []
+    if contract.torch != here.torch:
+        differs.append(f"torch is {here.torch} here, it was built with {contract.torch}")
+    if contract.platform != here.platform:
+        differs.append(f"this is {here.platform}, it was built for {contract.platform}")
+    lacking = sorted(set(contract.instructions) - set(here.instructions))
+    if lacking:
+        differs.append(f"this CPU has no {', '.join(lacking)}, which it may use")
+    if contract.compute_capability != here.compute_capability:
+        differs.append(
+            f"the GPU is {here.gpu} (compute capability {here.compute_capability}), it was built for {contract.gpu} "
+            f"({contract.compute_capability})"
+        )
+    if differs:
+        raise UserError(f"{path}: this package cannot run here: {'; '.join(differs)}; {REBUILD}")
+
+
+def _place(path: Path, contract: PackageContract, device: str) -> torch.device:
+    """The device it was built for."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"unknown device '{device}'; known: auto, cpu, cuda")
+    if device not in ("auto", contract.device):
+        raise UserError(f"{path}: built for {contract.device}, and asked to run on {device}; {REBUILD}")
+    if contract.device == "cuda" and not torch.cuda.is_available():
+        raise Unavailable(f"{path}: built for {contract.gpu}, and torch sees no usable CUDA GPU here")
+    return torch.device(contract.device)
+
+
+def _embedded(path: Path, content: bytes) -> Manifest:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("wrapper_metadata.json"))
+            text = json.loads(archive.read(name))[METADATA_KEY]
+    except (zipfile.BadZipFile, StopIteration, ValueError, KeyError) as error:
+        raise UserError(f"{path}: truncated, or not a package of ours (no manifest inside); {REBUILD}") from error
+    return Manifest.from_json(text, f"{path}: inside")
+
+
+def _loaded(path: Path, content: bytes, cuda_graph: bool) -> Any:
+    """The package, from the bytes that were hashed: the file cannot change in between."""
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        copy = Path(folder) / f"model{PACKAGE_SUFFIX}"
+        copy.write_bytes(content)
+        try:
+            # its own bookkeeping between threads cannot be captured
+            return torch._inductor.aoti_load_package(str(copy), run_single_threaded=cuda_graph)
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+            raise UserError(f"{path}: torch cannot load it ({reason}); {REBUILD}") from error

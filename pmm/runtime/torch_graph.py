@@ -1,0 +1,153 @@
+"""The deployed graph as a torch module: batch-norm folded, the trunk in its precision, eager or through inductor."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pmm.data.crops import Preprocessing
+from pmm.errors import Unavailable, UserError
+from pmm.manifest import EmbeddingContract
+from pmm.runtime.base import RunnerInfo
+from pmm.runtime.torch_runner import TorchRunner
+
+TYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Precision -> type of the trunk's weights: TF32 is a way to compute with fp32 ones."""
+
+
+class GraphRunner(TorchRunner):
+    """A `pmm.export.graph.DeployedGraph` behind the runner contract."""
+
+    def __init__(
+        self,
+        graph: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        precision: str = "fp32",
+        threads: int = 0,
+        *,
+        compiled: bool = False,
+        cuda_graph: bool = False,
+    ) -> None:
+        """Run `graph`, which is moved to `device`.
+
+        Args:
+            graph: uint8 RGB crops [B, H, W, 3] -> embeddings [B, D], as its `embedding` says.
+            precision: fp32, tf32, fp16 or bf16; the trunk's type must be that already.
+            compiled: through inductor, whole. Compiled now for one image, and at the first call with more for all other
+                batch sizes (on a CPU in fp32 twice: from 16 images on, torch convolves them in another way).
+            cuda_graph: capture the work of each batch size once, and replay it with one launch.
+
+        Raises:
+            ValueError: the trunk has another type.
+            UserError: inductor cannot compile it, or does not.
+            Unavailable: no C++ compiler, or no TF32 or CUDA graph on this device.
+        """
+        found = main_type(graph)
+        if TYPES.get(precision) != found:
+            raise ValueError(f"asked for {precision}, but the trunk's weights are {found}")
+        embedding: EmbeddingContract = graph.embedding  # type: ignore[assignment]
+        super().__init__(preprocessing, embedding, device, threads, tf32=precision == "tf32", cuda_graph=cuda_graph)
+        self.compilations = 0
+        """Graphs that inductor has compiled so far."""
+        # crops come with their channels last; weights that do too are not rearranged at every run
+        module = graph.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        try:
+            self._module = self._through_inductor(module) if compiled else module
+            if compiled:
+                self._prove_compiled()
+        except BaseException:
+            self.close()
+            raise
+        how = f"{'inductor' if compiled else 'eager'} (batch-norm folded, trunk {precision}"
+        self.info = RunnerInfo(
+            backend="torch-compile" if compiled else "torch",
+            device=self.device_name(),
+            precision=precision,
+            provider=f"torch {torch.__version__} {how}{', CUDA graph' if cuda_graph else ''})",
+        )
+
+    def _run(self, images: Tensor) -> Tensor:
+        return self._module(images)
+
+    def _through_inductor(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """`module`, compiled as a whole when it is called, or UserError: nothing is left to eager mode."""
+        if torch._dynamo.config.suppress_errors:
+            raise UserError(
+                "torch is told to run in eager mode what it cannot compile, and nobody could tell what ran; "
+                "unset TORCHDYNAMO_SUPPRESS_ERRORS"
+            )
+
+        def backend(graph: torch.fx.GraphModule, example: list[Tensor], **options: Any) -> Callable[..., Any]:
+            with quiet():
+                function = torch._dynamo.lookup_backend("inductor")(graph, example, **options)
+            self.compilations += 1
+            return function
+
+        # what is compiled belongs to the code of `forward`, which all graphs of a process share, and its number has a
+        # limit; where this torch can, each runner has a limit of its own
+        known = inspect.signature(torch.compile).parameters
+        alone: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+        function = torch.compile(module, fullgraph=True, backend=backend, **alone)
+
+        def run(images: Tensor) -> Tensor:
+            torch._dynamo.maybe_mark_dynamic(images, 0)
+            try:
+                return function(images)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise build_failed("torch.compile", error) from error
+
+        return run
+
+    def _prove_compiled(self) -> None:
+        """A run now, of one image: something must have been compiled for it. Raises UserError."""
+        try:
+            self._forward(self._placed(self.blank(1)))
+        except RuntimeError:  # newer versions of torch notice it themselves
+            if self.compilations:
+                raise
+        if not self.compilations:
+            raise UserError("torch.compile compiled nothing: it is switched off (TORCHDYNAMO_DISABLE); unset that")
+
+
+def main_type(module: nn.Module) -> torch.dtype:
+    """The type of most weights: the trunk's."""
+    counts: Counter[torch.dtype] = Counter()
+    for parameter in module.parameters():
+        counts[parameter.dtype] += parameter.numel()
+    return counts.most_common(1)[0][0]
+
+
+def build_failed(what: str, error: Exception) -> UserError:
+    """One line for what inductor raised, and what to install if that is a compiler."""
+    while isinstance(error, torch._dynamo.exc.BackendCompilerFailed):
+        error = error.inner_exception
+    reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:300]
+    if "C++ compiler" in reason:
+        return Unavailable(f"{what} needs a C++ compiler and found none; install g++, or name one in CXX ({reason})")
+    return UserError(f"{what} failed ({reason})")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Compilers narrate on stdout and warn of their own internals; their errors still come through."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in ("_dynamo", "_inductor", "export", "utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

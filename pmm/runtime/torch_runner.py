@@ -1,0 +1,185 @@
+"""What the runners that execute with torch share: placing, TF32, threads, CUDA graphs, and steps timed on the GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pmm.data.crops import Crops, Preprocessing
+from pmm.errors import Unavailable, UserError
+from pmm.machine import nvidia_gpus
+from pmm.manifest import EmbeddingContract
+from pmm.runtime.base import Embeddings, Runner, Step
+from pmm.runtime.cuda_graph import GRAPHS_KEPT
+from pmm.runtime.tf32 import has_tf32
+
+WARM_UPS = 3
+"""Runs before a capture: libraries choose their kernels and reserve their memory, neither of which can be captured."""
+
+
+class TorchRunner(Runner):
+    """Images go to the device, `_run` makes embeddings of them there, and those come back. Subclasses set `info`."""
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        embedding: EmbeddingContract,
+        device: torch.device,
+        threads: int = 0,
+        *,
+        tf32: bool = False,
+        cuda_graph: bool = False,
+    ) -> None:
+        """Raises Unavailable for TF32 or CUDA graphs where there is no such thing."""
+        check_modes(device, tf32=tf32, cuda_graph=cuda_graph)
+        self.preprocessing, self.embedding, self.device = preprocessing, embedding, device
+        self._tf32, self._cuda_graph = tf32, cuda_graph
+        self._captured: dict[int, CapturedRun] = {}
+        self._lock = threading.Lock()
+        # of the whole process, as torch has it; given back on `close`
+        self._threads_before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
+
+    @abstractmethod
+    def _run(self, images: Tensor) -> Tensor:
+        """uint8 images [B, H, W, 3] on the device -> embeddings [B, D] there."""
+
+    def close(self) -> None:
+        self._captured.clear()
+        torch.set_num_threads(self._threads_before)
+
+    def __call__(self, images: Crops) -> Embeddings:
+        self.check(images)
+        if not len(images):
+            return np.empty((0, self.embedding.dim), np.float32)
+        run = self._replay if self._cuda_graph else self._forward
+        return run(self._placed(images)).float().cpu().numpy()
+
+    def bind(self, images: Crops) -> Step:
+        """As `Runner.bind`. Raises UserError for no images."""
+        self.check(images)
+        if not len(images):
+            raise UserError("cannot bind 0 images; a run takes 1 or more")
+        placed = self._placed(images.copy())
+
+        def step() -> None:
+            self._forward(placed)
+
+        if self.device.type != "cuda":
+            return Step(step)
+        launch = CapturedRun(self._forward, placed).replay if self._cuda_graph else partial(self._forward, placed)
+        return CudaStep(launch, placed)
+
+    def device_name(self) -> str:
+        """cpu or the GPU's name."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    def blank(self, count: int) -> Crops:
+        """`count` black crops."""
+        return np.zeros((count, self.preprocessing.height, self.preprocessing.width, 3), np.uint8)
+
+    def _placed(self, images: Crops) -> Tensor:
+        # torch shares no memory that is read-only or runs backwards
+        return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
+
+    @torch.inference_mode()
+    def _forward(self, images: Tensor) -> Tensor:
+        with tf32_allowed(self._tf32):
+            return self._run(images)
+
+    def _replay(self, images: Tensor) -> Tensor:
+        # the buffers of a captured run are one for all threads; what leaves is a copy
+        with self._lock:
+            captured = self._captured.pop(len(images), None) or CapturedRun(self._forward, images.clone())
+            self._captured[len(images)] = captured  # now the last to be dropped
+            while len(self._captured) > GRAPHS_KEPT:
+                del self._captured[next(iter(self._captured))]
+            captured.images.copy_(images)
+            return captured.replay().clone()
+
+
+class CapturedRun:
+    """A run on one batch as a CUDA graph: `images` is where it reads, and each replay writes the same embeddings."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor], images: Tensor) -> None:
+        self.images = images
+        side, current = torch.cuda.Stream(images.device), torch.cuda.current_stream(images.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                run(images)
+        current.wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._embeddings = run(images)
+
+    def replay(self) -> Tensor:
+        """Launch it, without waiting; the embeddings [B, D] are overwritten by the next replay."""
+        self._graph.replay()
+        return self._embeddings
+
+
+class CudaStep(Step):
+    """A run on a GPU, on the current stream of the thread that uses it."""
+
+    def __init__(self, launch: Callable[[], Tensor], placed: Tensor) -> None:
+        """`launch` starts a run on the images `placed` on the GPU, and returns where its embeddings will be."""
+        self._launch, self._placed = launch, placed
+        # page-locked, as a service that cares for latency has them: other memory is copied twice
+        self._images = placed.cpu().pin_memory()
+        self._embeddings = launch()
+        self._returned = torch.empty_like(self._embeddings, device="cpu").pin_memory()
+
+    def __call__(self) -> None:
+        self._launch()
+        self.wait()
+
+    def enqueue(self) -> None:
+        self._launch()
+
+    def wait(self) -> None:
+        torch.cuda.synchronize(self._placed.device)
+
+    def device_ms(self) -> float:
+        return self._timed(self._launch)
+
+    def transfers_ms(self) -> tuple[float, float]:
+        upload = self._timed(lambda: self._placed.copy_(self._images, non_blocking=True))
+        return upload, self._timed(lambda: self._returned.copy_(self._embeddings, non_blocking=True))
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        """ms by the GPU's clock from an idle GPU to the end of `work`."""
+        self.wait()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+
+def check_modes(device: torch.device, *, tf32: bool = False, cuda_graph: bool = False) -> None:
+    """Raises Unavailable for TF32 or CUDA graphs where there is no such thing."""
+    if device.type == "cpu" and (tf32 or cuda_graph):
+        raise Unavailable(f"{'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing")
+    if tf32 and not has_tf32(nvidia_gpus()[0]):
+        raise Unavailable(f"{nvidia_gpus()[0].name} has no TF32; run it in fp32")
+
+
+@contextlib.contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Matrix products and convolutions of fp32 tensors in TF32 or not, whatever the process has set."""
+    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv

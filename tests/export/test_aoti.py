@@ -1,0 +1,283 @@
+"""Checkpoint -> package: proved before it gets its name, kept while it is what would be made, nothing left behind."""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+
+import pytest
+import torch
+
+from pmm.checkpoint import load, restore_model
+from pmm.data.crops import preprocessing_of
+from pmm.errors import Unavailable, UserError
+from pmm.export import aoti as module
+from pmm.export import graph as graph_module
+from pmm.export.aoti import describe, export_aoti, exported_precision, verified_aoti
+from pmm.export.graph import deployed_graph
+from pmm.export.onnx import export_onnx
+from pmm.export.recipe import Recipe, Verification
+from pmm.files import sha256
+from pmm.kernels import describe_build
+from pmm.manifest import EmbeddingContract, InputContract, Manifest, manifest_path
+from pmm.runtime import aoti as runtime
+from pmm.runtime.aoti import AotiRunner, this_machine
+from tests.conftest import assert_one_line_error, run_here, run_python
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def package(trained, tmp_path_factory):
+    """One in fp32 for this CPU; read only. The tests of the runner have the same one."""
+    return verified_aoti(trained, tmp_path_factory.getbasetemp() / "package" / "model.pt2")
+
+
+@pytest.fixture
+def built(package, monkeypatch):
+    """Compiling takes half a minute: here it gives the code of `package`. Lists the manifests it was given."""
+    asked = []
+
+    def build(program, manifest, out):
+        asked.append(manifest)
+        shutil.copy(package.path, out)
+
+    monkeypatch.setattr(module, "_build", build)
+    monkeypatch.setattr(runtime, "_embedded", lambda path, content: asked[-1] if asked else package.manifest)
+    return asked
+
+
+@pytest.fixture
+def exported(trained):
+    """Call it with a precision for the exported graph."""
+    model, config = restore_model(load(trained), trained)
+    size = preprocessing_of(config)
+
+    def build(precision):
+        graph = deployed_graph(model, size, InputContract(), EmbeddingContract(dim=384), precision)
+        return module._exported(graph, torch.zeros(2, 128, 64, 3, dtype=torch.uint8))
+
+    return build
+
+
+def test_the_manifest_says_what_is_in_the_file(trained, package):
+    manifest = package.manifest
+    assert Manifest.from_json(manifest_path(package.path).read_text(), "x") == manifest
+    assert manifest.sha256 == sha256(package.path)
+    assert manifest.checkpoint_sha256 == sha256(trained)
+    assert (manifest.precision, manifest.precision_found, manifest.precision_share) == ("fp32", "fp32", {"fp32": 1.0})
+    assert manifest.package == this_machine(CPU)
+    assert manifest.package.precision_read_from == "exported graph"
+    assert (manifest.opset, manifest.engine, manifest.quantization) == (0, None, None)
+    assert (manifest.preprocessing.height, manifest.preprocessing.width) == (128, 64)
+    assert manifest.embedding == EmbeddingContract(dim=384)
+    assert manifest.versions["torch"] == torch.__version__
+    assert manifest.versions["pmm kernels in training"] == load(trained)["versions"]["pmm kernels"]
+    assert manifest.parity["min_cosine"] > 0.99999
+    assert manifest.parity["batches"] == [1, 3, 60]
+    assert manifest.parity["ran_on"] == f"torch {torch.__version__} AOTInductor"
+    inside = runtime._embedded(package.path, package.path.read_bytes())
+    assert dataclasses.replace(inside, sha256=manifest.sha256, parity=manifest.parity) == manifest
+
+
+def test_multiplications_are_counted_as_in_the_onnx_file(trained, exported, tmp_path):
+    for precision in ("fp32", "bf16"):
+        found = exported_precision(exported(precision))
+        file = export_onnx(
+            trained, tmp_path / "m.onnx", Recipe(precision=precision), Verification(no_verify=True)
+        ).manifest
+        assert found.total == file.macs
+        assert found.share == file.precision_share
+        assert found.precision == precision
+
+
+def test_a_product_that_would_not_be_counted_is_refused():
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return x @ x
+
+    program = torch.export.export(Net(), (torch.zeros(2, 2),))
+    with pytest.raises(ValueError, match=r"aten\.matmul\.default is not counted"):
+        exported_precision(program)
+
+
+def test_what_is_asked_of_inductor(exported, package, monkeypatch, tmp_path):
+    """Whatever the machine of the export was told: threads are the runner's, and no folder is named by line tables."""
+    seen = {}
+
+    def compile_and_package(program, *, package_path, inductor_configs):
+        seen.update(inductor_configs)
+        assert not package_path.startswith(str(tmp_path)), "half a file where others look for whole ones"
+        shutil.copy(package.path, package_path)
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_and_package)
+    module._build(exported("fp32"), package.manifest, tmp_path / "m.pt2")
+    assert sha256(tmp_path / "m.pt2") == package.manifest.sha256
+    assert Manifest.from_json(seen.pop("aot_inductor.metadata")["pmm_manifest"], "x") == package.manifest
+    assert seen == {"cpp.dynamic_threads": True, "aot_inductor.enable_line_tables": False}
+
+
+def test_embeddings_that_moved_leave_no_file(trained, built, tmp_path, monkeypatch):
+    run = AotiRunner._run
+
+    def moved(self, images):
+        found = run(self, images).clone()
+        found[:, ::2] += 5
+        return found
+
+    monkeypatch.setattr(AotiRunner, "_run", moved)
+    with pytest.raises(UserError, match=r"m\.pt2: parity failed: row \d+ has cosine 0\.\d+ .* no file was left"):
+        export_aoti(trained, tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_precision_than_asked_for_leaves_no_file(trained, built, tmp_path, monkeypatch):
+    monkeypatch.setitem(graph_module._TRUNK_TYPE, "fp16", torch.float32)
+    with pytest.raises(UserError, match=r"asked for fp16, but its multiplications are 100\.0% fp32"):
+        export_aoti(trained, tmp_path / "m.pt2", "fp16")
+    assert not built
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_had_is_refused_before_the_work(trained, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for precision, device, kind, said in (
+        ("int8", "cpu", UserError, "no package in int8; known: fp32, tf32, fp16, bf16"),
+        ("tf32", "cpu", Unavailable, "TF32 was asked for, and a CPU has no such thing"),
+        ("fp32", "cuda", Unavailable, "torch sees no usable CUDA GPU"),
+        ("fp32", "tpu", UserError, "unknown device 'tpu'"),
+    ):
+        with pytest.raises(kind, match=said):
+            export_aoti(trained, tmp_path / "m.pt2", precision, device)
+    state = load(trained)
+    state["config"]["data"]["root"] = str(tmp_path / "gone")
+    torch.save(state, tmp_path / "moved.pth")
+    with pytest.raises(UserError, match=r"no crops to verify on .* --verify-root DIR, or --no-verify"):
+        export_aoti(tmp_path / "moved.pth", tmp_path / "m.pt2")
+    assert not built
+    assert [path.name for path in tmp_path.iterdir()] == ["moved.pth"]
+
+
+def test_an_unverified_package_was_at_least_loaded(trained, built, tmp_path, monkeypatch):
+    unverified = Verification(no_verify=True)
+    made = export_aoti(trained, tmp_path / "m.pt2", verification=unverified)
+    assert made.manifest.parity is None
+    assert describe(made).endswith("parity NOT verified (--no-verify)")
+    monkeypatch.setattr(runtime, "_loaded", lambda *args: lambda images: images)
+    with pytest.raises(UserError, match="its manifest promises"):
+        export_aoti(trained, tmp_path / "other.pt2", verification=unverified)
+    assert {path.name for path in tmp_path.iterdir()} == {"m.pt2", "m.pt2.json"}
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, built, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "best.pth"
+    shutil.copy(trained, checkpoint)
+    build = module._build
+
+    def slow(program, manifest, out):
+        build(program, manifest, out)
+        checkpoint.write_bytes(trained.read_bytes() + b"more")
+
+    monkeypatch.setattr(module, "_build", slow)
+    with pytest.raises(UserError, match=r"best\.pth changed during the export"):
+        export_aoti(checkpoint, tmp_path / "m.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
+
+
+def test_a_verified_package_is_used_again_and_only_then(trained, package, built, tmp_path, monkeypatch):
+    out = tmp_path / "m.pt2"
+    export_aoti(trained, out, verification=Verification(no_verify=True))
+    first = verified_aoti(trained, out)
+    assert first.manifest.parity is not None
+    built.clear()
+    kept = verified_aoti(trained, out)
+    assert kept == first
+    assert not built
+    for changes in ({"torch": "9.9"}, {"instructions": ()}, {"gpu": "another"}):
+        real = this_machine(CPU)
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime, "this_machine", lambda place, c=changes, r=real: dataclasses.replace(r, **c))
+            verified_aoti(trained, out)
+        assert len(built) == 1, f"made on a machine with other {changes}, and used again"
+        verified_aoti(trained, out)
+        built.clear()
+    out.write_bytes(b"damaged")
+    assert verified_aoti(trained, out).manifest.sha256 == package.manifest.sha256
+    assert built
+    text = json.loads(manifest_path(out).read_text())
+    assert module._same(kept.manifest, trained, "fp32", "cpu")
+    for changes in ({"checkpoint_sha256": "0" * 64}, {"precision": "bf16"}, {"versions": {}}):
+        other = Manifest.from_json(json.dumps({**text, **changes}), "other")
+        assert not module._same(other, trained, "fp32", "cpu"), changes
+
+
+def test_no_compiler_is_one_line_and_leaves_nothing(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    error = torch._inductor.exc.InductorError(torch._inductor.exc.InvalidCxxCompiler(), None)
+
+    def broken(*args, **options):
+        raise error
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", broken)
+    out = tmp_path / "out" / "m.pt2"
+    done = run_here("export/to_aoti.py", trained, "-o", out)
+    assert_one_line_error(done, "AOTInductor needs a C++ compiler and found none; install g++, or name one in CXX")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+
+
+def test_the_command(trained, built, tmp_path):
+    checkpoint = tmp_path / "best.pth"
+    shutil.copy(trained, checkpoint)
+    done = run_here("export/to_aoti.py", checkpoint, "--verify-root", load(trained)["config"]["data"]["root"])
+    assert done.returncode == 0, done.stderr
+    first, last = done.stdout.splitlines()
+    assert first.startswith(f"{tmp_path}/best-cpu.pt2: fp32 (100.00% fp32 of 0.0")
+    assert f"torch {torch.__version__} AOTInductor for this kind of CPU" in first
+    assert "parity on 64 crops: min cosine " in first
+    assert last == f"kernels of the mix here (training only, never in the file): {describe_build()}"
+    assert {path.name for path in tmp_path.iterdir()} == {"best.pth", "best-cpu.pt2", "best-cpu.pt2.json"}
+    run_here("export/to_aoti.py", checkpoint, "--precision", "bf16", "--no-verify")
+    assert json.loads((tmp_path / "best-cpu-bf16.pt2.json").read_text())["precision_share"]["bf16"] > 0.98
+    for args, said in (
+        ((checkpoint, "-o", checkpoint), "is the file to read; give another name"),
+        ((checkpoint, "-o", tmp_path / "m.onnx"), "expected a name that ends in .pt2"),
+        ((checkpoint, "--precision", "int8"), "int8"),
+        ((tmp_path / "none.pth",), "none.pth does not exist"),
+    ):
+        assert_one_line_error(run_here("export/to_aoti.py", *args), said)
+    checkpoint.write_bytes(trained.read_bytes()[:1000])
+    assert_one_line_error(run_here("export/to_aoti.py", checkpoint), "best.pth: truncated, or not a checkpoint")
+
+
+@pytest.mark.slow
+def test_a_real_build_is_quiet_and_leaves_only_the_package(trained, tmp_path):
+    out, scratch = tmp_path / "out" / "m.pt2", tmp_path / "scratch"
+    scratch.mkdir()
+    done = run_python("export/to_aoti.py", trained, "-o", out, TMPDIR=str(scratch))
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr == ""
+    assert {path.name for path in out.parent.iterdir()} == {"m.pt2", "m.pt2.json"}
+    # headers that torch compiles once for all it will ever build
+    left = [path for path in scratch.rglob("*") if path.is_file() and "precompiled_headers" not in path.parts]
+    assert not left
+    assert str(scratch).encode() not in manifest_path(out).read_bytes()
+
+
+@pytest.mark.slow
+def test_what_was_compiled_before_an_export_still_runs(trained, package, tmp_path):
+    """The export empties torch's caches in memory."""
+    import numpy as np
+
+    from pmm.runtime.eager import EagerRunner
+    from pmm.runtime.torch_graph import GraphRunner
+
+    model, config = restore_model(load(trained), trained)
+    size, contract = preprocessing_of(config), EmbeddingContract(dim=384)
+    graph = deployed_graph(model, size, InputContract(), contract, "fp32")
+    images = np.random.default_rng(0).integers(0, 256, (5, 128, 64, 3), np.uint8)
+    with GraphRunner(graph, size, CPU, compiled=True) as runner, EagerRunner(model, size, CPU) as reference:
+        before = runner(images)
+        export_aoti(trained, tmp_path / "m.pt2")
+        assert np.array_equal(runner(images), before)
+        np.testing.assert_allclose(runner(np.repeat(images, 5, 0))[::5], reference(images), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,328 @@
+"""The reference in torch, and what all runners of torch share; a stand-in plays the GPU."""
+
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from pmm.data.crops import Preprocessing, load_crops
+from pmm.data.readers import read_dataset
+from pmm.errors import Unavailable, UserError
+from pmm.export.recipe import MIN_COSINE
+from pmm.machine import Gpu, nvidia_gpus
+from pmm.manifest import EmbeddingContract
+from pmm.parity.numeric import numeric_parity
+from pmm.runtime import eager, torch_runner
+from pmm.runtime.base import open_runner
+from pmm.runtime.eager import EagerRunner
+from pmm.runtime.torch_runner import CudaStep, TorchRunner, tf32_allowed
+
+SIZE = Preprocessing(height=4, width=2, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def crops(people):
+    split = read_dataset("synthetic", people)
+    return load_crops([s.path for s in (*split.query, *split.gallery)[:70]], 128, 64)
+
+
+@pytest.fixture
+def tf32_state():
+    """What the process allows; torch's own defaults come back afterwards."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+class Sums(TorchRunner):
+    """Embeddings [B, 2]: sum of the pixels, and their mean; remembers the sizes of its runs."""
+
+    def __init__(self, device=CPU, **modes):
+        super().__init__(SIZE, EmbeddingContract(dim=2), device, **modes)
+        self.runs = []
+
+    def _run(self, images):
+        self.runs.append(len(images))
+        values = images.double().flatten(1)
+        return torch.stack([values.sum(1), values.mean(1)], 1)
+
+
+def pixels(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 4, 2, 3), np.uint8)
+
+
+def sums(images):
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    return np.stack([flat.sum(1), flat.mean(1)], 1).astype(np.float32)
+
+
+def test_images_of_any_number_and_memory_layout():
+    runner = Sums()
+    for images in (pixels(1), pixels(7), pixels(9)[::2], pixels(3)[:, :, ::-1]):
+        found = runner(images)
+        assert found.dtype == np.float32
+        assert np.array_equal(found, sums(images))
+    read_only = pixels(2)
+    read_only.flags.writeable = False
+    assert np.array_equal(runner(read_only), sums(read_only))
+    before = len(runner.runs)
+    assert runner(pixels(0)).shape == (0, 2)
+    assert len(runner.runs) == before
+    with pytest.raises(UserError, match="cannot bind 0 images"):
+        runner.bind(pixels(0))
+    with pytest.raises(UserError, match=r"expected uint8 \[B, 4, 2, 3\]"):
+        runner.bind(np.zeros((1, 2, 4, 3), np.uint8))
+
+
+def test_a_step_on_a_cpu_runs_each_time_and_has_no_clock_of_its_own():
+    runner = Sums()
+    step = runner.bind(pixels(3))
+    assert runner.runs == []
+    step()
+    step.enqueue()
+    step.wait()
+    assert runner.runs == [3, 3]
+    assert step.device_ms() is None
+    assert step.transfers_ms() is None
+
+
+def test_a_step_keeps_its_images():
+    runner, images, seen = Sums(), pixels(2), []
+    run = runner._run
+    runner._run = lambda placed: seen.append(placed.numpy().copy()) or run(placed)
+    step = runner.bind(images)
+    images[:] = 0
+    step()
+    assert np.array_equal(seen[0], pixels(2))
+
+
+def test_tf32_is_off_while_it_runs_whatever_the_process_allows(trained, crops, tf32_state):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    with EagerRunner.open(trained) as runner:
+        inside = []
+        model = runner.model
+        runner.model = lambda images: inside.append((tf32_state(), torch.is_inference_mode_enabled())) or model(images)
+        runner(crops[:2])
+        runner.bind(crops[:2])()
+    assert inside == [((False, False), True)] * 2
+    assert tf32_state() == (True, True)
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+    def fail():
+        assert tf32_state() == (True, True)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), tf32_allowed(True):
+        fail()
+    assert tf32_state() == (False, True)
+
+
+def test_what_a_cpu_has_not_is_refused(trained, monkeypatch):
+    before = torch.get_num_threads()
+    with pytest.raises(Unavailable, match="TF32 was asked for, and a CPU has no such thing"):
+        EagerRunner.open(trained, "cpu", before + 1, tf32=True)
+    with pytest.raises(Unavailable, match="a CUDA graph was asked for, and a CPU has no such thing"):
+        Sums(cuda_graph=True)
+    assert torch.get_num_threads() == before, "a runner that could not be opened changed the process"
+    monkeypatch.setattr(torch_runner, "nvidia_gpus", lambda: (Gpu("an old GPU", "7.5"),))
+    with pytest.raises(Unavailable, match="an old GPU has no TF32; run it in fp32"):
+        torch_runner.check_modes(torch.device("cuda"), tf32=True)
+    torch_runner.check_modes(torch.device("cuda"), cuda_graph=True)
+
+
+def test_devices_are_resolved_or_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert eager.torch_device("auto") == eager.torch_device("cpu") == CPU
+    with pytest.raises(Unavailable, match="--device cuda: torch sees no usable CUDA GPU"):
+        eager.torch_device("cuda")
+    with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
+        eager.torch_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert eager.torch_device("auto") == eager.torch_device("cuda") == torch.device("cuda")
+
+
+class Gpus:
+    """torch.cuda as the runners use it, on the CPU: a capture records what the runner's `_run` wrote where."""
+
+    def __init__(self, monkeypatch):
+        self.clock, self.synchronized, self.launches, self.captures = 0.0, 0, 0, 0
+        self.recording = None
+        fake = self
+
+        class Stream:
+            def __init__(self, device=None):
+                pass
+
+            def wait_stream(self, other):
+                pass
+
+        class Event:
+            def __init__(self, enable_timing=False):
+                assert enable_timing
+
+            def record(self):
+                self.at = fake.clock
+
+            def synchronize(self):
+                fake.synchronized += 1
+
+            def elapsed_time(self, end):
+                return end.at - self.at
+
+        class CUDAGraph:
+            def replay(self):
+                assert fake.recording is None
+                fake.launches += 1
+                with torch.inference_mode():
+                    for write in self.writes:
+                        write()
+
+        @contextlib.contextmanager
+        def graph(captured):
+            fake.captures += 1
+            fake.recording = captured.writes = []
+            try:
+                yield
+            finally:
+                fake.recording = None
+
+        for name, value in {
+            "Stream": Stream,
+            "Event": Event,
+            "CUDAGraph": CUDAGraph,
+            "graph": graph,
+            "stream": lambda stream: contextlib.nullcontext(),
+            "current_stream": lambda device=None: Stream(),
+            "synchronize": lambda device=None: setattr(fake, "synchronized", fake.synchronized + 1),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+        monkeypatch.setattr(torch_runner, "check_modes", lambda *args, **modes: None)
+
+
+class OnGpu(Sums):
+    """Its images and its runs are on the CPU, but it thinks otherwise."""
+
+    def __init__(self, gpus, **modes):
+        super().__init__(torch.device("cuda"), **modes)
+        self.gpus = gpus
+
+    def _placed(self, images):
+        return torch.from_numpy(np.ascontiguousarray(images)).clone()
+
+    def _run(self, images):
+        found = super()._run(images)
+        if self.gpus.recording is not None:
+            written = found
+            found = torch.full_like(written, torch.nan)  # nothing is run while it is captured
+            self.gpus.recording.append(lambda: found.copy_(Sums._run(self, images)))
+        return found
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    return Gpus(monkeypatch)
+
+
+def test_a_graph_is_captured_per_batch_size_and_replayed_on_new_images(gpus):
+    runner = OnGpu(gpus, cuda_graph=True)
+    given = [pixels(count, seed) for seed, count in enumerate((3, 3, 5, 3))]
+    found = [runner(images) for images in given]
+    for images, embeddings in zip(given, found, strict=True):
+        assert np.array_equal(embeddings, sums(images))
+    assert (gpus.captures, gpus.launches) == (2, 4)
+    assert runner(pixels(0)).shape == (0, 2)
+    runner.close()
+    runner(pixels(3))
+    assert gpus.captures == 3, "graphs were kept after `close`"
+
+
+def test_graphs_of_the_least_recently_used_sizes_are_dropped(gpus, monkeypatch):
+    monkeypatch.setattr(torch_runner, "GRAPHS_KEPT", 2)
+    runner = OnGpu(gpus, cuda_graph=True)
+    for count in (1, 2, 1, 3, 1):
+        assert np.array_equal(runner(pixels(count)), sums(pixels(count)))
+    assert gpus.captures == 3
+    runner(pixels(2))
+    assert gpus.captures == 4
+
+
+def test_threads_share_a_graph_but_not_their_embeddings(gpus):
+    runner = OnGpu(gpus, cuda_graph=True)
+    barrier = threading.Barrier(4)
+
+    def call(seed):
+        barrier.wait()
+        return [np.array_equal(runner(pixels(2, seed + k)), sums(pixels(2, seed + k))) for k in range(50)]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(all(right) for right in pool.map(call, range(0, 400, 100)))
+    assert gpus.captures == 1
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_step_on_a_gpu_launches_waits_and_is_timed_apart(gpus, cuda_graph):
+    runner = OnGpu(gpus, cuda_graph=cuda_graph)
+    step = runner.bind(pixels(3))
+    assert isinstance(step, CudaStep)
+    runs, waits, launches = len(runner.runs), gpus.synchronized, gpus.launches
+    step.enqueue()
+    assert (len(runner.runs), gpus.synchronized, gpus.launches) == (runs + 1, waits, launches + cuda_graph)
+    step.wait()
+    assert gpus.synchronized == waits + 1
+    step()
+    assert (len(runner.runs), gpus.synchronized) == (runs + 2, waits + 2)
+    step.transfers_ms()
+    assert np.array_equal(step._returned.float().numpy(), sums(pixels(3)))
+
+
+def test_the_times_of_a_step_are_of_the_run_and_of_each_copy(gpus):
+    placed, out = torch.from_numpy(pixels(2)), torch.ones(2, 5)
+    busy = {"run": 4.0, "upload": 2.0, "download": 1.0}
+
+    def launch():
+        gpus.clock += busy["run"]
+        return out
+
+    step = CudaStep(launch, placed)
+    assert step.device_ms() == 4.0
+    before = placed.clone()
+    copy = torch.Tensor.copy_
+
+    def copied(target, source, non_blocking=False):
+        assert non_blocking
+        gpus.clock += busy["upload" if target is placed else "download"]
+        return copy(target, source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", copied)
+        assert step.transfers_ms() == (2.0, 1.0)
+    assert torch.equal(placed, before)
+    assert torch.equal(step._returned, out)
+
+
+def synchronised(step):
+    ms = step.device_ms()
+    upload, download = step.transfers_ms()
+    step.enqueue()
+    step.enqueue()
+    step.wait()
+    step()
+    return ms, upload, download
+
+
+@pytest.mark.gpu
+def test_the_reference_on_a_gpu_is_the_reference(trained, crops, tf32_state):
+    with open_runner(trained, "cpu") as reference, EagerRunner.open(trained, "cuda") as runner:
+        assert (runner.info.device, runner.info.precision) == (nvidia_gpus()[0].name, "fp32")
+        assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE["fp32"]
+        assert all(0 < ms < 10_000 for ms in synchronised(runner.bind(crops[:8])))
+    with EagerRunner.open(trained, "cuda", tf32=True) as runner, open_runner(trained, "cuda") as exact:
+        assert runner.info.precision == "tf32"
+        expected, found = exact(crops), runner(crops)
+        assert numeric_parity(expected, found).min_cosine > MIN_COSINE["tf32"]
+        assert not np.array_equal(expected, found), "TF32 was allowed, and nothing ran in it"

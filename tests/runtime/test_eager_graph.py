@@ -1,0 +1,230 @@
+"""The deployed graph in torch, eager and compiled: right in every precision, and never quietly something else."""
+
+import numpy as np
+import pytest
+import torch
+
+from pmm.checkpoint import load, restore_model
+from pmm.data.crops import load_crops, preprocessing_of
+from pmm.data.readers import read_dataset
+from pmm.errors import Unavailable, UserError
+from pmm.export.graph import deployed_graph
+from pmm.export.recipe import MIN_COSINE
+from pmm.machine import nvidia_gpus
+from pmm.manifest import EmbeddingContract, InputContract
+from pmm.parity.numeric import numeric_parity
+from pmm.runtime.base import open_runner
+from pmm.runtime.torch_graph import GraphRunner, build_failed, main_type
+
+BATCHES = (1, 3, 64, 37, 2, 15, 16)
+"""Alone, small, whole, ragged, and on both sides of where torch convolves in another way."""
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def crops(people):
+    split = read_dataset("synthetic", people)
+    return load_crops([s.path for s in (*split.query, *split.gallery)[:64]], 128, 64)
+
+
+@pytest.fixture(scope="module")
+def expected(trained, crops):
+    with open_runner(trained, "cpu") as reference:
+        return reference(crops)
+
+
+@pytest.fixture
+def graph(trained):
+    """Call it with a precision, and contract fields if any, for the graph and its preprocessing."""
+    model, config = restore_model(load(trained), trained)
+    size = preprocessing_of(config)
+
+    def build(precision="fp32", **contract):
+        stored = "fp32" if precision == "tf32" else precision
+        return deployed_graph(model, size, InputContract(), EmbeddingContract(dim=384, **contract), stored), size
+
+    return build
+
+
+def opened(pair, precision="fp32", device=CPU, **options):
+    return GraphRunner(*pair, device, precision, **options)
+
+
+def check(runner, crops, expected, precision, batches=BATCHES):
+    for batch in batches:
+        found = runner(crops[:batch])
+        assert found.dtype == np.float32
+        assert found.shape == (batch, 384)
+        assert numeric_parity(expected[:batch], found).min_cosine > MIN_COSINE[precision], batch
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_eager_in_every_precision(graph, crops, expected, precision):
+    with opened(graph(precision), precision) as runner:
+        check(runner, crops, expected, precision)
+        info = runner.info
+    assert (info.backend, info.device, info.precision) == ("torch", "cpu", precision)
+    assert info.provider == f"torch {torch.__version__} eager (batch-norm folded, trunk {precision})"
+
+
+def test_compiled_with_few_compilations_for_all_sizes(graph, crops, expected):
+    with opened(graph(), compiled=True) as runner:
+        assert runner.compilations == 1
+        check(runner, crops, expected, "fp32")
+        assert runner.compilations <= 3
+        before = runner.compilations
+        steps = [runner.bind(crops[:batch]) for batch in (1, 5, 33)]
+        for step in steps:
+            step()
+        assert runner(crops[:0]).shape == (0, 384)
+        assert runner.compilations == before
+        info = runner.info
+    assert (info.backend, info.device, info.precision) == ("torch-compile", "cpu", "fp32")
+    assert info.provider == f"torch {torch.__version__} inductor (batch-norm folded, trunk fp32)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_compiled_in_half_precision(graph, crops, expected, precision):
+    with opened(graph(precision), precision, compiled=True) as runner:
+        check(runner, crops, expected, precision)
+        assert runner.compilations == 2
+
+
+@pytest.mark.slow
+def test_many_compiled_runners_in_one_process(graph, crops, expected):
+    """Their code is one; the limit of compilations is for each."""
+    runners = [opened(graph(), compiled=True) for _ in range(4)]
+    for runner in runners:
+        check(runner, crops, expected, "fp32", batches=(1, 8, 64))
+        assert runner.compilations == 3
+
+
+def test_lengths_and_mirror_images_are_the_graphs(graph, crops, expected):
+    with opened(graph(normalised=True)) as runner:
+        assert runner.embedding.normalised
+        found = runner(crops[:5])
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+        assert numeric_parity(expected[:5] / np.linalg.norm(expected[:5], axis=1, keepdims=True), found).max_abs < 1e-4
+
+
+def test_the_trunk_must_be_in_the_precision_asked_for(graph):
+    with pytest.raises(ValueError, match=r"asked for fp32, but the trunk's weights are torch\.bfloat16"):
+        opened(graph("bf16"))
+    with pytest.raises(ValueError, match=r"asked for int8, but the trunk's weights are torch\.float32"):
+        opened(graph(), "int8")
+    assert main_type(graph("fp16")[0]) == torch.float16
+
+
+def test_a_cpu_has_neither_tf32_nor_cuda_graphs(graph):
+    with pytest.raises(Unavailable, match="TF32 was asked for"):
+        opened(graph(), "tf32")
+    with pytest.raises(Unavailable, match="a CUDA graph was asked for"):
+        opened(graph(), cuda_graph=True)
+
+
+def test_weights_lie_as_the_crops_do(graph):
+    with opened(graph()) as runner:
+        kernels = [p for p in runner._module.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+        assert kernels
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+def fails(error):
+    def backend(graph, example, **options):
+        raise error
+
+    return lambda name: backend
+
+
+def test_what_cannot_be_compiled_is_one_line_and_never_run_eagerly(graph, monkeypatch):
+    before = torch.get_num_threads()
+    broken = torch._inductor.exc.InvalidCxxCompiler()
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", fails(broken))
+    with pytest.raises(
+        Unavailable, match=r"torch\.compile needs a C\+\+ compiler and found none; install g\+\+"
+    ) as error:
+        opened(graph(), compiled=True, threads=before + 1)
+    assert "\n" not in str(error.value)
+    assert torch.get_num_threads() == before, "a runner that could not be opened changed the process"
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", fails(RuntimeError("no such operator\nand more")))
+    with pytest.raises(UserError, match=r"torch\.compile failed \(.*no such operator") as error:
+        opened(graph(), compiled=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_failure_at_a_later_size_is_one_line_too(graph, crops, monkeypatch):
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: lambda module, example: module.forward)
+    with opened(graph(), compiled=True) as runner:
+        monkeypatch.setattr(torch._dynamo, "lookup_backend", fails(RuntimeError("disk full")))
+        with pytest.raises(UserError, match=r"torch\.compile failed \(.*disk full"):
+            runner(crops[:3])
+
+
+@pytest.mark.parametrize(
+    ("switch", "name"), [("disable", "TORCHDYNAMO_DISABLE"), ("suppress_errors", "TORCHDYNAMO_SUPPRESS_ERRORS")]
+)
+def test_switches_that_would_leave_it_eager_are_refused(graph, switch, name):
+    with torch._dynamo.config.patch({switch: True}), pytest.raises(UserError, match=name):
+        opened(graph(), compiled=True)
+
+
+def test_a_graph_break_is_no_way_out(graph, monkeypatch):
+    pair = graph()
+    forward = type(pair[0]).forward
+
+    def breaking(self, images):
+        torch._dynamo.graph_break()
+        return forward(self, images)
+
+    monkeypatch.setattr(type(pair[0]), "forward", breaking)
+    with pytest.raises(UserError, match=r"torch\.compile failed"):
+        opened(pair, compiled=True)
+
+
+def test_compiling_is_quiet(graph, monkeypatch, capfd, caplog):
+
+    def chatty(name):
+        def backend(module, example, **options):
+            import logging
+            import warnings
+
+            print("compiling, if you care to know")
+            warnings.warn("an internal", stacklevel=1)
+            logging.getLogger("torch.utils.cpp_extension").warning("no CUDA runtime")
+            return module.forward
+
+        return backend
+
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", chatty)
+    with opened(graph(), compiled=True):
+        pass
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "CUDA runtime" not in err + caplog.text
+
+
+def test_the_reason_of_a_failed_build():
+    assert str(build_failed("it", RuntimeError())) == "it failed (RuntimeError)"
+    inner = torch._inductor.exc.InductorError(OSError("disk full\nand more"), None)
+    error = torch._dynamo.exc.BackendCompilerFailed(len, inner, None)
+    assert str(build_failed("it", error)) == "it failed (OSError: disk full)"
+    assert type(build_failed("it", error)) is UserError
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+def test_every_way_on_a_gpu(graph, crops, expected, precision, compiled, cuda_graph):
+    with opened(graph(precision), precision, torch.device("cuda"), compiled=compiled, cuda_graph=cuda_graph) as runner:
+        assert (runner.info.device, runner.info.precision) == (nvidia_gpus()[0].name, precision)
+        assert ("CUDA graph" in runner.info.provider) == cuda_graph
+        check(runner, crops, expected, precision)
+        check(runner, crops, expected, precision)  # replayed, after other sizes
+        step = runner.bind(crops[:8])
+        assert all(0 < ms < 10_000 for ms in (step.device_ms(), *step.transfers_ms()))
+        step.enqueue()
+        step.enqueue()
+        step.wait()
+        assert numeric_parity(expected[:8], step._embeddings.float().cpu().numpy()).min_cosine > MIN_COSINE[precision]

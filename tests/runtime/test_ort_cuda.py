@@ -1,0 +1,427 @@
+"""ONNX Runtime through its CUDA provider: a stand-in GPU over real sessions on the CPU, and a real one where it is.
+
+The stand-in runs what was enqueued when it is waited for, not before, and replays a graph on the places that it was
+captured with: a missing wait or a graph of another place gives wrong numbers, or an AssertionError.
+"""
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from pmm.data.crops import load_crops
+from pmm.data.readers import read_dataset
+from pmm.errors import Unavailable, UserError
+from pmm.export.onnx import export_onnx
+from pmm.export.recipe import MIN_COSINE, Recipe, Verification
+from pmm.machine import Gpu, nvidia_gpus
+from pmm.parity.numeric import numeric_parity
+from pmm.runtime import ort, placed
+from pmm.runtime.base import open_runner
+from pmm.runtime.ort import OrtRunner
+from pmm.runtime.tf32 import has_tf32
+
+CUDA = "CUDAExecutionProvider"
+AMPERE, TURING = Gpu("NVIDIA Standin A1", "8.0"), Gpu("NVIDIA Standin T1", "7.5")
+OPEN = ort.open_session
+
+
+class Binding:
+    def __init__(self, gpu, real):
+        self.gpu, self.real, self.places = gpu, real, {}
+
+    def bind_ortvalue_input(self, name, value):
+        self.places[name] = value
+        self.real.bind_ortvalue_input(name, value)
+
+    def bind_ortvalue_output(self, name, value):
+        self.places[name] = value
+        self.real.bind_ortvalue_output(name, value)
+
+    def synchronize_inputs(self):
+        self.gpu.calls.append("inputs")
+
+    def synchronize_outputs(self):
+        self.gpu.work()
+
+
+class Session:
+    """A session on the CPU that takes the options of one on a GPU."""
+
+    def __init__(self, gpu, real):
+        self.gpu, self.real, self.graphs = gpu, real, {}
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def io_binding(self):
+        return Binding(self.gpu, self.real.io_binding())
+
+    def run(self, names, feeds):
+        assert not self.gpu.cuda_graph, "would be captured, on places that do not stay"
+        return self.real.run(names, feeds)
+
+    def run_with_iobinding(self, binding, options):
+        graph = int(options.get_run_config_entry("gpu_graph_id"))
+        self.gpu.calls.append(graph)
+        if self.gpu.refuses:
+            raise RuntimeError(f"{self.gpu.refuses}\nmore")
+        assert graph != 0, "ONNX Runtime's own number"
+        if graph > 0:
+            assert self.graphs.setdefault(graph, binding) is binding, "replayed on other places than captured"
+        self.gpu.waiting.append(lambda: self.real.run_with_iobinding(binding.real))
+        try:
+            waits = options.get_run_config_entry("disable_synchronize_execution_providers") != "1"
+        except RuntimeError:  # not set
+            waits = True
+        if waits:
+            self.gpu.work()
+
+
+class StandIn:
+    def __init__(self, monkeypatch):
+        self.patch, self.waiting, self.calls, self.opened = monkeypatch, [], [], []
+        self.refuses, self.cuda_graph = "", False
+        self.is_a(AMPERE)
+        monkeypatch.setattr(ort, "_evidence", lambda session, device, name: f"{CUDA} (all operators)")
+        monkeypatch.setattr(ort, "open_session", self.open)
+        monkeypatch.setattr(ort, "_resolved", lambda device: device)
+        monkeypatch.setattr(placed, "_ON_GPU", ("cpu", 0))
+        # from a GPU it is a copy
+        view = onnxruntime.OrtValue.numpy
+        monkeypatch.setattr(onnxruntime.OrtValue, "numpy", lambda value: view(value).copy())
+        update = onnxruntime.OrtValue.update_inplace
+        monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", lambda value, data: update(self.idle(value), data))
+
+    def is_a(self, model):
+        self.patch.setattr(ort, "nvidia_gpus", lambda: (model,))
+
+    def open(self, content, name, device, threads, **options):
+        if device == "cpu":
+            return OPEN(content, name, device, threads)
+        self.opened.append(options)
+        self.cuda_graph = options["cuda_graph"]
+        return Session(self, OPEN(content, name, "cpu", threads))
+
+    def idle(self, value):
+        assert not self.waiting, "images are overwritten under a run"
+        return value
+
+    def work(self):
+        while self.waiting:
+            self.waiting.pop(0)()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    return StandIn(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def path(trained, tmp_path_factory):
+    return export_onnx(trained, tmp_path_factory.mktemp("ort") / "model.onnx").path
+
+
+@pytest.fixture(scope="module")
+def crops(people):
+    return load_crops([s.path for s in read_dataset("synthetic", people).query[:10]], 128, 64)
+
+
+@pytest.fixture(scope="module")
+def expected(path, crops):
+    with open_runner(path, "cpu") as runner:
+        return runner(crops)
+
+
+def same(found, wanted):
+    assert found.shape == wanted.shape
+    return np.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+# --- results
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_every_batch_size(gpu, path, crops, expected, cuda_graph):
+    with OrtRunner(path, "cuda", cuda_graph=cuda_graph) as runner:
+        for count in (1, 2, 7, 10, 2, 1, 10):
+            start = count % 3
+            found = runner(crops[start : start + count])
+            assert same(found, expected[start : start + count])
+        assert runner(crops[:0]).shape == (0, expected.shape[1])
+        assert runner.cuda_graph == cuda_graph
+
+
+def test_a_result_does_not_change_with_later_calls(gpu, path, crops):
+    with OrtRunner(path, "cuda", cuda_graph=True) as runner:
+        first = runner(crops[:3])
+        before = first.copy()
+        runner(crops[3:6])
+        assert np.array_equal(first, before)
+
+
+def test_one_graph_per_batch_size_and_the_first_on_opening(gpu, path, crops):
+    with OrtRunner(path, "cuda", cuda_graph=True) as runner:
+        assert [call for call in gpu.calls if call != "inputs"] == [1]
+        for count in (4, 4, 2, 4):
+            runner(crops[:count])
+        assert [call for call in gpu.calls if call != "inputs"] == [1, 4, 4, 2, 4]
+
+
+def test_graphs_are_not_kept_without_end(gpu, path, crops, expected, monkeypatch):
+    monkeypatch.setattr(ort, "GRAPHS_KEPT", 2)
+    with OrtRunner(path, "cuda", cuda_graph=True) as runner:
+        for count in (3, 5, 6, 5, 3, 1):
+            assert same(runner(crops[:count]), expected[:count])
+        assert len(runner._kept) == 2
+        runner.bind(crops[:7])()
+        assert [call for call in gpu.calls if call != "inputs"] == [1, 3, -1, -1, -1, 3, 1, -1]
+
+
+def test_threads_take_turns_with_the_graphs(gpu, path, crops, expected):
+    with OrtRunner(path, "cuda", cuda_graph=True) as runner:
+        together, wrong = threading.Barrier(4), []
+
+        def work(start):
+            together.wait(20)
+            for _ in range(10):
+                try:
+                    assert same(runner(crops[start : start + 3]), expected[start : start + 3])
+                except BaseException as error:
+                    wrong.append(repr(error))
+
+        threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+
+# --- binding
+
+
+def left_by(step):
+    return step._placed.download()
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_bound_step_uploads_once(gpu, path, crops, expected, cuda_graph):
+    with OrtRunner(path, "cuda", cuda_graph=cuda_graph) as runner:
+        images = crops[:4].copy()
+        step = runner.bind(images)
+        images[:] = 0
+        gpu.calls.clear()
+        for _ in range(3):
+            step()
+            assert same(left_by(step), expected[:4])
+        number = 4 if cuda_graph else -1
+        assert gpu.calls == ["inputs", number, number, number]
+        # another call, or step, of the same batch size; ours brings its images back
+        other = runner.bind(crops[5:9])
+        other()
+        assert same(left_by(other), expected[5:9])
+        gpu.calls.clear()
+        step()
+        assert same(left_by(step), expected[:4])
+        assert ("inputs" in gpu.calls) == cuda_graph  # without a graph each step has its own place
+        runner(crops[5:9])
+        step.enqueue()
+        step.wait()
+        assert same(left_by(step), expected[:4])
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_what_is_enqueued_is_waited_for(gpu, path, crops, expected, cuda_graph):
+    with OrtRunner(path, "cuda", cuda_graph=cuda_graph) as runner:
+        step, other = runner.bind(crops[:4]), runner.bind(crops[5:9])
+        step()
+        for _ in range(3):
+            step.enqueue()
+        assert len(gpu.waiting) == 3
+        step.wait()
+        assert not gpu.waiting
+        assert same(left_by(step), expected[:4])
+        # images are not overwritten under a run that waits for its turn
+        step.enqueue()
+        other.enqueue()
+        step.enqueue()
+        step.wait()
+        assert same(left_by(step), expected[:4])
+        step.enqueue()
+        assert same(runner(crops[5:9]), expected[5:9])
+
+
+def test_transfers_are_timed(gpu, path, crops, expected, monkeypatch):
+    now = iter([1.0, 1.25, 1.375])
+    monkeypatch.setattr(placed.time, "perf_counter", lambda: next(now))
+    with OrtRunner(path, "cuda", cuda_graph=True) as runner:
+        step = runner.bind(crops[:4])
+        step.enqueue()
+        gpu.calls.clear()
+        assert step.transfers_ms() == (250.0, 125.0)
+        assert not gpu.waiting
+        assert gpu.calls == ["inputs"]  # waited for: a copy may go on after the call
+        step()
+        assert same(left_by(step), expected[:4])
+        assert step.device_ms() is None
+
+
+def test_transfers_copy_both_ways_and_bring_the_images_that_they_time(gpu, path, crops, expected, monkeypatch):
+    with OrtRunner(path, "cuda", cuda_graph=True) as runner:
+        step, other = runner.bind(crops[:4]), runner.bind(crops[5:9])
+        other()
+        numpy, copies = onnxruntime.OrtValue.numpy, []
+        with monkeypatch.context() as patch:
+            patch.setattr(onnxruntime.OrtValue, "numpy", lambda value: copies.append(value.shape()) or numpy(value))
+            step.transfers_ms()
+        assert copies == [[4, expected.shape[1]]]
+        other()
+        assert same(left_by(other), expected[5:9])
+        step.transfers_ms()
+        step()
+        assert same(left_by(step), expected[:4])
+
+
+def test_no_images_cannot_be_bound(gpu, path, crops):
+    for cuda_graph in (False, True):
+        with OrtRunner(path, "cuda", cuda_graph=cuda_graph) as runner:
+            with pytest.raises(UserError, match="cannot bind 0 images"):
+                runner.bind(crops[:0])
+            with pytest.raises(UserError, match="expected uint8"):
+                runner.bind(crops.astype(np.float32))
+
+
+def test_on_a_cpu_a_step_has_no_device_times(path, crops):
+    with OrtRunner(path) as runner:
+        step = runner.bind(crops[:2])
+        step.enqueue()
+        step.wait()
+        assert step.device_ms() is None
+        assert step.transfers_ms() is None
+
+
+# --- what runs
+
+
+def test_what_runs_is_told(gpu, path):
+    version = f"onnxruntime {onnxruntime.__version__} {CUDA} (all operators)"
+    for tf32, cuda_graph in ((False, False), (True, False), (False, True), (True, True)):
+        info = OrtRunner(path, "cuda", tf32=tf32, cuda_graph=cuda_graph).info
+        assert (info.backend, info.device) == ("ort-cuda", AMPERE.name)
+        assert info.precision == ("tf32" if tf32 else "fp32")
+        assert info.provider == version + (", CUDA graph" if cuda_graph else "")
+        assert gpu.opened[-1] == {"tf32": tf32, "cuda_graph": cuda_graph}
+
+
+def test_the_provider_is_told_and_falls_back_to_nothing(monkeypatch):
+    asked = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **options: asked.append((args, options)))
+    OPEN(b"x", device="cuda")
+    OPEN(b"x", device="cuda", tf32=True)
+    OPEN(b"x", device="cuda", cuda_graph=True)
+    OPEN(b"x")
+    providers = [options["providers"] for _, options in asked]
+    assert providers == [
+        [(CUDA, {"use_tf32": 0, "enable_cuda_graph": 0})],
+        [(CUDA, {"use_tf32": 1, "enable_cuda_graph": 0})],
+        [(CUDA, {"use_tf32": 0, "enable_cuda_graph": 1})],
+        [("CPUExecutionProvider", {})],
+    ]
+    assert [options["enable_fallback"] for _, options in asked] == [0] * 4
+
+
+def test_a_session_does_not_fall_back_while_it_runs(path):
+    assert OrtRunner(path).session._enable_fallback is False
+
+
+def test_the_names_of_the_options_are_onnx_runtimes():
+    """A misspelt run option would be ignored."""
+    from onnxruntime.capi import onnxruntime_inference_collection
+
+    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("onnxruntime_pybind11_state*")
+    for name in ("gpu_graph_id", "disable_synchronize_execution_providers"):
+        assert name.encode() in library.read_bytes()
+    assert onnxruntime_inference_collection._GRAPH_ANNOTATION_SKIP == placed.NO_GRAPH
+    assert placed._ON_GPU == ("cuda", 0)
+
+
+# --- what is refused
+
+
+def refused(path, said, kind=UserError, device="cuda", **options):
+    with pytest.raises(kind, match=said) as caught:
+        OrtRunner(path, device, **options)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_tf32_is_for_fp32_files(gpu, trained, tmp_path, precision):
+    unverified = Verification(no_verify=True)
+    path = export_onnx(trained, tmp_path / "m.onnx", Recipe(precision=precision), unverified).path
+    refused(path, f"TF32 is for the products of an fp32 file, and this one holds {precision}", tf32=True)
+    assert not gpu.opened
+
+
+def test_tf32_needs_a_gpu_that_has_it(gpu, path):
+    gpu.is_a(TURING)
+    refused(path, "NVIDIA Standin T1 has no TF32; run it in fp32", Unavailable, tf32=True)
+    assert OrtRunner(path, "cuda").info.precision == "fp32"
+    assert [has_tf32(Gpu("x", capability)) for capability in ("7.5", "8.0", "8.9", "12.0")] == [False, True, True, True]
+
+
+def test_a_cpu_has_neither(path):
+    refused(path, "TF32 was asked for, and a CPU has no such thing", Unavailable, "cpu", tf32=True)
+    refused(path, "a CUDA graph was asked for, and a CPU has no such thing", Unavailable, "cpu", cuda_graph=True)
+
+
+def test_a_graph_that_cannot_be_captured(gpu, path):
+    gpu.refuses = "CUDA failure 901: operation failed due to a previous error during capture"
+    refused(path, r"cannot run it as a CUDA graph \(CUDA failure 901: .* during capture\)$", cuda_graph=True)
+    OrtRunner(path, "cuda")
+
+
+def test_a_missing_library_and_gpu_are_unavailable(path, monkeypatch):
+    monkeypatch.setattr(ort, "nvidia_gpus", tuple)
+    refused(path, "no NVIDIA GPU is visible", Unavailable)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    refused(path, "pip install onnxruntime-gpu", Unavailable, "cpu")
+
+
+# --- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+def test_on_a_gpu(trained, crops, tmp_path, precision, cuda_graph):
+    if CUDA not in onnxruntime.get_available_providers():
+        pytest.skip("the ONNX Runtime that is installed is for CPUs: pip install onnxruntime-gpu")
+    if precision == "tf32" and not has_tf32(nvidia_gpus()[0]):
+        pytest.skip(f"{nvidia_gpus()[0].name} has no TF32")
+    stored = "fp32" if precision == "tf32" else precision
+    path = export_onnx(trained, tmp_path / "m.onnx", Recipe(precision=stored)).path
+    least = MIN_COSINE[precision]
+    with (
+        open_runner(trained, "cpu") as reference,
+        OrtRunner(path, "cuda", tf32=precision == "tf32", cuda_graph=cuda_graph) as runner,
+    ):
+        assert runner.info.precision == precision
+        wanted = reference(crops)
+        for count in (10, 3, 1, 10, 3):
+            assert numeric_parity(wanted[:count], runner(crops[:count])).min_cosine > least
+        step, other = runner.bind(crops[:4]), runner.bind(crops[4:8])
+        for _ in range(3):
+            for each in (step, step, other):
+                each.enqueue()
+            step()
+            assert numeric_parity(wanted[:4], left_by(step)).min_cosine > least
+            other.enqueue()
+            other.wait()
+            assert numeric_parity(wanted[4:8], left_by(other)).min_cosine > least
+        up, down = step.transfers_ms()
+        assert 0 < up < 1000
+        assert 0 < down < 1000
