@@ -15,8 +15,6 @@ from pmm.export.recipe import MIN_COSINE
 OFF = "off"
 NOT_TIMED = "could not be timed"
 """Part of a note that fails."""
-MIN_COSINES = {**MIN_COSINE, "tf32": MIN_COSINE["fp16"]}
-"""Per precision, as the exports' own gates; TF32 keeps as many digits of a factor as fp16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +25,7 @@ class GateFlags:
     """Gate: most that mAP may fall, as a fraction; or off."""
     max_rank1_flips: str = "0.02"
     """Gate: largest share of queries whose first item may turn from right to wrong or back; or off."""
-    min_cosine: str = ",".join(f"{precision}={least:g}" for precision, least in MIN_COSINES.items())
+    min_cosine: str = ",".join(f"{precision}={least:g}" for precision, least in MIN_COSINE.items())
     """Gate: least cosine of an embedding with torch's, for all precisions or for some; or off."""
     max_p95_ms: str = OFF
     """Gate: largest p95 latency at the smallest batch, ms; or off."""
@@ -107,7 +105,7 @@ def _cosines(text: str) -> dict[str, float]:
     """`0.99` for all precisions, `int8=0.97,fp16=0.999` for some; the others keep their defaults."""
     if text == OFF:
         return {}
-    found = dict(MIN_COSINES)
+    found = dict(MIN_COSINE)
     for part in text.split(","):
         precision, separator, value = (word.strip() for word in part.rpartition("="))
         if separator and precision not in PRECISIONS:
