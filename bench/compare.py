@@ -50,7 +50,9 @@ def main() -> int:
     for change in changes:
         print(f"{MARKS[change.kind]}  {f'{change.result}, {change.figure}':<{width}}  {change.said}")
     worse = sum(change.kind == "worse" for change in changes)
-    print(f"{worse} of {len(changes)} figures are worse" if worse else f"nothing of {len(changes)} figures is worse")
+    unknown = sum(change.kind == "unknown" for change in changes)
+    said = f"{worse} of {len(changes)} figures are worse" if worse else f"nothing of {len(changes)} figures is worse"
+    print(f"{said}; {unknown} could not be judged" if unknown else said)
     return 1 if worse else 0
 
 

@@ -7,6 +7,7 @@ Writes report.json, report.md and report.html; exit code 1 if a gate fails.
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from pmm.bench.pages.pictures import pictures
 from pmm.bench.pages.report import table, write_reports
 from pmm.bench.request import Options, requested
 from pmm.bench.unfinished import clear
-from pmm.files import claimed
+from pmm.files import claimed, write_file
 from pmm.kernels import describe_build
 
 PROG = "bench/run.py"
@@ -39,6 +40,7 @@ class Command:
 def main() -> int:
     """Entry point."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: workers end too
     request = requested(command.files, command.options, command.gates.parsed())
     with claimed(request.out):
         try:
@@ -49,6 +51,7 @@ def main() -> int:
         except KeyboardInterrupt:
             print(f"{PROG}: what is finished is kept; go on with --resume", file=sys.stderr)
             raise
+        write_file(request.out / "report.json", report.to_json())  # figures must not be lost over a picture
         write_reports(report, request.out, pictures(report, bench.judge, bench.reference))
         clear(request.out)
     print(table(report))

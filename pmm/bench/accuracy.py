@@ -21,6 +21,8 @@ from pmm.parity.thresholds import Verification, decision_flips, verification
 from pmm.runtime.base import Embeddings
 
 WORST_QUERIES = 5
+LARGEST = 1e15
+"""Beyond it squared distances leave the range of float32."""
 FIRST_ITEMS = 5
 
 
@@ -57,10 +59,11 @@ class Judge:
 
     def embedded(self, embeddings: Embeddings) -> Embedded:
         """Query [Q, D] and gallery [G, D] of embeddings [Q + G, D] in that order. Raises UserError for NaN or Inf."""
-        bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
+        bad = np.flatnonzero(~(abs(embeddings) < LARGEST).all(1))
         if len(bad):
             first = self.samples[bad[0]].path.name
-            raise UserError(f"{len(bad)} of {len(embeddings)} embeddings hold NaN or Inf, the first is that of {first}")
+            what = f"NaN, Inf or numbers of {LARGEST:g} and more"
+            raise UserError(f"{len(bad)} of {len(embeddings)} embeddings hold {what}, the first is that of {first}")
         count = len(self.split.query)
         return Embedded(embeddings[:count], embeddings[count:])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pmm.config import Config
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 from pmm.export.onnx import verified_onnx
 from pmm.export.recipe import EngineOptions, Precision, Recipe, Verification
 from pmm.export.reference import engine_gate
@@ -111,7 +111,11 @@ def _elsewhere(checkpoint: Path, verification: Verification) -> str:
 def _engine(
     checkpoint: Path, onnx_file: Path, out: Path, options: EngineOptions, verification: Verification
 ) -> Artifact:
-    file, trt = read_onnx(onnx_file), load_flavor(options.flavor)
+    file = read_onnx(onnx_file)
+    try:
+        trt = load_flavor(options.flavor)
+    except UserError as error:  # the bindings are installed, what they load is not
+        raise Unavailable(str(error)) from error
     if kept := _kept(out, file, str(trt.__version__)):
         return kept
     gate = engine_gate(file, checkpoint, verification) if nvidia_gpus() else None

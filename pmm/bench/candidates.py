@@ -15,6 +15,7 @@ from pmm.manifest import Manifest, read_manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.base import ENGINE_SUFFIXES, PACKAGE_SUFFIX
 from pmm.runtime.flavors import FLAVORS, RTX_CAPABILITIES
+from pmm.runtime.tf32 import TF32_ON
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 Device = Literal["cpu", "cuda"]
@@ -118,6 +119,10 @@ class Candidate:
         backend = BACKENDS[self.backend]
         if self.device == "cuda" and not nvidia_gpus() and not self.builds_without_gpu:
             return "no NVIDIA GPU here"
+        if self.backend == "tensorrt-rtx" and nvidia_gpus():
+            capability = nvidia_gpus()[0].compute_capability
+            if capability not in RTX_CAPABILITIES:
+                return f"TensorRT-RTX does not run on compute capability {capability}"
         if not find_spec(backend.library):
             return f"not installed: pip install {backend.install}"
         if backend.library == "onnxruntime" and (clash := clashing_wheels()):
@@ -131,13 +136,8 @@ class Candidate:
 
     def cannot_run(self) -> str:
         """Why its file, once built, cannot run here; empty if it can."""
-        if self.device != "cuda":
-            return ""
-        if not nvidia_gpus():
+        if self.device == "cuda" and not nvidia_gpus():
             return "engine built, but there is no NVIDIA GPU here to run it on"
-        capability = nvidia_gpus()[0].compute_capability
-        if self.backend == "tensorrt-rtx" and capability not in RTX_CAPABILITIES:
-            return f"engine built, but TensorRT-RTX does not run on compute capability {capability}"
         return ""
 
 
@@ -185,15 +185,18 @@ def chosen(
     return list(dict.fromkeys(found))
 
 
-def given(artifacts: Sequence[Path], backends: Sequence[str] = ()) -> list[tuple[Candidate, Manifest]]:
-    """A candidate for each of the user's files: in the `backends` that run such a file, or else in the natural one.
+def given(
+    artifacts: Sequence[Path], backends: Sequence[str] = (), *, cuda_graph: str = "both"
+) -> list[tuple[Candidate, Manifest]]:
+    """A candidate for each of the user's files: in the `backends` that run such a file, or else in the natural one;
+    with CUDA graphs on a GPU, unless `cuda_graph` is off.
 
     Raises UserError for a file that is not ours, was changed, or that none of the named backends runs.
     """
-    return [pair for path in artifacts for pair in _of_file(path, backends)]
+    return [pair for path in artifacts for pair in _of_file(path, backends, cuda_graph != "off")]
 
 
-def _of_file(path: Path, backends: Sequence[str]) -> Iterator[tuple[Candidate, Manifest]]:
+def _of_file(path: Path, backends: Sequence[str], graphs: bool) -> Iterator[tuple[Candidate, Manifest]]:
     kind, manifest = kind_of(path), manifest_of(path)
     gpu = bool(nvidia_gpus())
     if kind == "engine":
@@ -211,11 +214,10 @@ def _of_file(path: Path, backends: Sequence[str]) -> Iterator[tuple[Candidate, M
         on: Device = "cuda" if "cuda" in devices and (gpu or "cpu" not in devices) else "cpu"
         if manifest.package is not None:
             on = manifest.package.device
-        graph = None if on == "cpu" else True
-        yield (
-            Candidate(backend=name, precision=manifest.precision, device=on, cuda_graph=graph, artifact=path),
-            manifest,
-        )
+        in_tf32 = manifest.engine is not None and TF32_ON in manifest.engine.flags
+        precision = "tf32" if in_tf32 else manifest.precision
+        graph = graphs if on == "cuda" and gpu else None
+        yield Candidate(backend=name, precision=precision, device=on, cuda_graph=graph, artifact=path), manifest
 
 
 def kind_of(path: Path) -> Kind:

@@ -12,16 +12,18 @@ import numpy as np
 
 from pmm.bench.accuracy import Judge, Reference
 from pmm.bench.candidates import REFERENCE, Candidate
-from pmm.bench.pool import Crew, Unavailable, file_name
+from pmm.bench.pool import Crew, file_name
 from pmm.bench.request import Request
 from pmm.bench.schema import Result
 from pmm.bench.unfinished import Unfinished
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 from pmm.export.calibration import evenly
 from pmm.files import make_folder, sha256
 from pmm.runtime.base import Embeddings
 
 BUILDER = "builder"
+BUILDING = 12.0
+"""Times the timeout that a build may be silent: builders and quantizers do not tell how far they are."""
 CHECKED_CROPS = 64
 """How many crops are embedded in small batches, too."""
 
@@ -69,12 +71,12 @@ class Examiner:
             if reason := candidate.cannot_run():
                 return dataclasses.replace(result, status="unavailable", reason=reason)
             result = self._judged(candidate, result)
-            self._kept.keep_result(result)
-            return result
         except UserError as error:
             self._crew.end(candidate.name)
             status: Literal["failed", "unavailable"] = "unavailable" if isinstance(error, Unavailable) else "failed"
             return dataclasses.replace(plain, status=status, reason=str(error))
+        self._kept.keep_result(result)
+        return result
 
     def open(self, candidate: Candidate) -> Any:
         """What the candidate's worker says of its runner, opened unless it is open."""
@@ -101,6 +103,7 @@ class Examiner:
         if candidate.artifact is None and candidate.runs != "checkpoint":
             made = self._crew[BUILDER].ask(
                 "make",
+                patience=BUILDING,
                 kind=candidate.runs,
                 precision=candidate.precision,
                 stored=candidate.stored,
@@ -109,7 +112,7 @@ class Examiner:
                 largest_batch=max(self._request.batches),
                 checkpoint=str(self._request.checkpoint),
                 folder=str(make_folder(self._request.out / "artifacts")),
-                root=self._root,
+                root=str(self._judge.split.query[0].path.parents[1]),
             )
             path, seconds, self.macs = Path(made["path"]), made["build_s"], made["macs"]
         self._files[candidate.name] = path
@@ -124,13 +127,13 @@ class Examiner:
     def _judged(self, candidate: Candidate, result: Result) -> Result:
         """With all figures of accuracy, and what opening it told."""
         opened = self.open(candidate)
-        checked = [str(self._judge.samples[index].path) for index in evenly(len(self._judge.samples), CHECKED_CROPS)]
-        least = self._crew[candidate.name].ask("compare_batch_sizes", paths=checked)
         reference = self._reference(normalised=opened["normalised"], flip_tta=opened["flip_tta"])
         if candidate.name == REFERENCE:
             embedded = reference.embedded
         else:
             embedded = self._judge.embedded(self._embed(candidate.name))
+        checked = [str(self._judge.samples[index].path) for index in evenly(len(self._judge.samples), CHECKED_CROPS)]
+        least = self._crew[candidate.name].ask("compare_batch_sizes", paths=checked)
         notes = ["compared with torch's embeddings brought to length 1"] * opened["normalised"]
         notes += ["compared with the mean of torch's embeddings of crop and mirror image"] * opened["flip_tta"]
         return dataclasses.replace(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pmm.bench.candidates import PRECISIONS
 from pmm.bench.schema import GateFailure, Gates, Result
 from pmm.errors import UserError
-from pmm.export.recipe import MIN_COSINE
+from pmm.export.recipe import MAX_LENGTH_ERROR, MIN_COSINE
 
 OFF = "off"
 NOT_TIMED = "could not be timed"
@@ -27,6 +27,8 @@ class GateFlags:
     """Gate: largest share of queries whose first item may turn from right to wrong or back; or off."""
     min_cosine: str = ",".join(f"{precision}={least:g}" for precision, least in MIN_COSINE.items())
     """Gate: least cosine of an embedding with torch's, for all precisions or for some; or off."""
+    max_length_error: str = ",".join(f"{precision}={most:g}" for precision, most in MAX_LENGTH_ERROR.items())
+    """Gate: largest relative difference of an embedding's length from torch's, as thresholds are distances; or off."""
     max_p95_ms: str = OFF
     """Gate: largest p95 latency at the smallest batch, ms; or off."""
 
@@ -35,7 +37,8 @@ class GateFlags:
         return Gates(
             max_map_drop=_bound(self.max_map_drop, "--max-map-drop", 0, 1),
             max_rank1_flips=_bound(self.max_rank1_flips, "--max-rank1-flips", 0, 1),
-            min_cosine=_cosines(self.min_cosine),
+            min_cosine=_per_precision(self.min_cosine, "--min-cosine", MIN_COSINE, -1, 1),
+            max_length_error=_per_precision(self.max_length_error, "--max-length-error", MAX_LENGTH_ERROR, 0, math.inf),
             max_p95_ms=_bound(self.max_p95_ms, "--max-p95-ms", 0, math.inf),
         )
 
@@ -56,15 +59,21 @@ def failures(
             yield GateFailure(result=result.name, gate="--backends", said=said)
         elif result.status == "ok" and result.name != reference:
             yield from _broken(result, gates, queries)
+        elif result.status == "ok":
+            yield from _untimed(result)
+
+
+def _untimed(result: Result) -> Iterator[GateFailure]:
+    for note in result.notes:
+        if NOT_TIMED in note:
+            yield GateFailure(result=result.name, gate="--batches", said=note)
 
 
 def _broken(result: Result, gates: Gates, queries: int) -> Iterator[GateFailure]:
     def failure(gate: str, said: str) -> GateFailure:
         return GateFailure(result=result.name, gate=gate, said=said)
 
-    for note in result.notes:
-        if NOT_TIMED in note:
-            yield failure("--batches", note)
+    yield from _untimed(result)
     if (most := gates.max_map_drop) is not None:
         delta = result.map_delta
         if delta is None:
@@ -92,6 +101,15 @@ def _broken(result: Result, gates: Gates, queries: int) -> Iterator[GateFailure]
                     f"the worst embedding has cosine {found:.6f} with {against}{worst}, at least {least:g} is asked "
                     f"for {result.precision}",
                 )
+    longest = gates.max_length_error.get(result.precision)
+    if longest is not None:
+        if result.max_length_error is None:
+            yield failure("--max-length-error", "its embeddings' lengths were not compared")
+        elif result.max_length_error > longest:
+            found_length = f"an embedding's length differs by {result.max_length_error:.2%} from the reference's"
+            yield failure(
+                "--max-length-error", f"{found_length}, at most {longest:.2%} is allowed for {result.precision}"
+            )
     if (most := gates.max_p95_ms) is not None:
         timing = min(result.batches, key=lambda timing: timing.batch, default=None)
         if timing is None or timing.p95_ms is None:
@@ -101,16 +119,16 @@ def _broken(result: Result, gates: Gates, queries: int) -> Iterator[GateFailure]
             yield failure("--max-p95-ms", f"{slow}, at most {most:g} ms are allowed")
 
 
-def _cosines(text: str) -> dict[str, float]:
+def _per_precision(text: str, flag: str, defaults: Mapping[str, float], least: float, most: float) -> dict[str, float]:
     """`0.99` for all precisions, `int8=0.97,fp16=0.999` for some; the others keep their defaults."""
     if text == OFF:
         return {}
-    found = dict(MIN_COSINE)
+    found = dict(defaults)
     for part in text.split(","):
         precision, separator, value = (word.strip() for word in part.rpartition("="))
         if separator and precision not in PRECISIONS:
-            raise UserError(f"--min-cosine: unknown precision '{precision}'; known: {', '.join(PRECISIONS)}")
-        bound = _number(value, "--min-cosine", -1, 1)
+            raise UserError(f"{flag}: unknown precision '{precision}'; known: {', '.join(PRECISIONS)}")
+        bound = _number(value, flag, least, most)
         found |= {precision: bound} if separator else dict.fromkeys(PRECISIONS, bound)
     return found
 

@@ -95,17 +95,18 @@ class Bench:
         """Time all that ran, side by side, batch by batch."""
         for batch in self.request.batches:
             names = [name for name, result in self._results.items() if result.status == "ok"]
-            timings = self._kept.timings(batch)
+            files = {name: str(self._results[name].artifact_sha256) for name in names}
+            timings = self._kept.timings(batch, files)
             if set(timings) != set(names):
                 timings = self._time(names, batch)
-                self._kept.keep_timings(batch, timings)
+                self._kept.keep_timings(batch, timings, files)
             for name, timing in timings.items():
                 self._change(name, batches=(*self._results[name].batches, timing))
         for name in self._results:
-            if name in self._crew:
-                self._try(name, partial(self._ask_memory, name))
-        if REFERENCE in self._crew and self.request.candidates[0].device == "cuda":
-            self._matrix = self._crew[REFERENCE].ask("matrix_rate")
+            if name in self._crew and name != REFERENCE:
+                self._crew.end(name)  # the GPU's rate is measured on a GPU that is free
+        if self.request.candidates[0].device == "cuda":
+            self._try(REFERENCE, self._ask_matrix_rate)
 
     def report(self) -> BenchReport:
         """All of it, judged by the gates."""
@@ -163,12 +164,18 @@ class Bench:
         return {
             "checkpoint": self._facts["sha256"],
             "crops": crops.hexdigest(),
+            "device of torch": self.request.candidates[0].device,
             "plan": dataclasses.asdict(self.request.options.plan),
             **{name: machine[name] for name in ("pmm", "commit", "cpu", "threads", "gpus", "driver", "versions")},
         }
 
     def _ask_memory(self, name: str) -> None:
         self._change(name, **self._crew[name].ask("memory"))
+        self._kept.keep_result(dataclasses.replace(self._results[name], batches=()))
+
+    def _ask_matrix_rate(self) -> None:
+        self._examiner.open(self.request.candidates[0])
+        self._matrix = self._crew[REFERENCE].ask("matrix_rate")
 
     def _time(self, names: Sequence[str], batch: int) -> dict[str, Timing]:
         """All of `names` at one batch size, side by side."""
@@ -194,6 +201,11 @@ class Bench:
             self._change(name, notes=(*self._results[name].notes, f"batch {batch} {NOT_TIMED}: {reason}"))
         for name, reason in timed.died.items():
             self._fail(name, f"while batch {batch} was timed: {reason}")
+        for name, least in timed.least_cosine.items():
+            before = self._results[name].batch_min_cosine
+            self._change(name, batch_min_cosine=least if before is None else min(least, before))
+        for name in timed.timings:
+            self._try(name, partial(self._ask_memory, name))
         return timed.timings
 
     def _try(self, name: str, work: Callable[[], object]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmm.bench.candidates import BACKENDS
-from pmm.errors import UserError
+from pmm.errors import Unavailable
 from pmm.runtime.base import Runner
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ MATRIX = 8192
 
 
 def preload(backend: str) -> None:
-    """Import the backend's library, so that opening a file is timed without it. Raises UserError if it is missing."""
+    """Import the backend's library, so that opening a file is timed without it. Raises Unavailable if it cannot."""
     try:
         importlib.import_module(BACKENDS[backend].library)
     except (ImportError, OSError) as error:
-        raise UserError(f"{BACKENDS[backend].library} cannot be imported ({error})") from error
+        raise Unavailable(f"{BACKENDS[backend].library} cannot be imported here ({error})") from error
 
 
 def open_candidate(

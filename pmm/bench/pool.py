@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import pmm
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 from pmm.files import make_folder
 
 COMMAND = (sys.executable, "-m", "pmm.bench.worker")
@@ -27,8 +27,8 @@ class WorkerFailed(UserError):  # noqa: N818 - a state to report
     """A worker refused, crashed, or did not answer. The others are not touched."""
 
 
-class Unavailable(WorkerFailed):
-    """This machine cannot run what was asked for; nothing went wrong."""
+class CannotRun(WorkerFailed, Unavailable):
+    """A worker's answer: this machine cannot do that."""
 
 
 class WorkerProcess:
@@ -46,7 +46,7 @@ class WorkerProcess:
         make_folder(log.parent)
         home = str(Path(pmm.__file__).parents[1])
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
-        with log.open("ab") as said:
+        with log.open("wb") as said:
             self._process = subprocess.Popen(
                 COMMAND,
                 stdin=subprocess.PIPE,
@@ -59,10 +59,20 @@ class WorkerProcess:
         self._selector.register(self._stdout, selectors.EVENT_READ)
         self._pending = b""
 
-    def ask(self, do: str, /, *, progress: Callable[[float], None] = lambda done: None, **arguments: Any) -> Any:
+    def ask(
+        self,
+        do: str,
+        /,
+        *,
+        progress: Callable[[float], None] = lambda done: None,
+        patience: float = 1.0,
+        **arguments: Any,
+    ) -> Any:
         """Have the worker do `do`, and return its answer; `progress` is told what it says on the way.
 
-        Raises Unavailable or WorkerFailed with one line.
+        It may be silent for `patience` times the timeout.
+
+        Raises WorkerFailed with one line; CannotRun if nothing went wrong.
         """
         try:
             self._stdin.write(json.dumps({"do": do, "with": arguments}).encode() + b"\n")
@@ -70,11 +80,11 @@ class WorkerProcess:
         except (BrokenPipeError, ValueError):
             raise self._died(do) from None
         while True:
-            answer = json.loads(self._line(do))
+            answer = json.loads(self._line(do, patience * self.timeout))
             if "progress" in answer:
                 progress(answer["progress"])
             elif "error" in answer:
-                kind = Unavailable if answer["kind"] == "unavailable" else WorkerFailed
+                kind = CannotRun if answer["kind"] == "unavailable" else WorkerFailed
                 raise kind(answer["error"])
             else:
                 return answer["answer"]
@@ -105,14 +115,12 @@ class WorkerProcess:
     def _stdout(self) -> Any:
         return self._process.stdout
 
-    def _line(self, do: str) -> bytes:
-        deadline = time.monotonic() + self.timeout
+    def _line(self, do: str, timeout: float) -> bytes:
+        deadline = time.monotonic() + timeout
         while b"\n" not in self._pending:
             if not self._selector.select(max(0.0, deadline - time.monotonic())):
                 self._kill()
-                raise WorkerFailed(
-                    f"no sign of life for {self.timeout:g} s while it should {_spoken(do)}; it was ended"
-                )
+                raise WorkerFailed(f"no sign of life for {timeout:g} s while it should {_spoken(do)}; it was ended")
             block = os.read(self._stdout.fileno(), 1 << 16)
             if not block:
                 raise self._died(do)

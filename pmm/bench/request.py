@@ -10,6 +10,7 @@ from pathlib import Path
 from pmm import cli
 from pmm.bench.candidates import Candidate, chosen, given, kind_of
 from pmm.bench.latency import LatencyPlan
+from pmm.bench.pool import file_name
 from pmm.bench.schema import SCHEMA, Gates
 from pmm.config import fast_mode
 from pmm.errors import UserError
@@ -119,15 +120,30 @@ def subjects(files: Sequence[Path], options: Options) -> tuple[Path, tuple[Candi
     artifacts = [path for path, kind in kinds.items() if kind != "checkpoint"]
     if len(checkpoints) > 1:
         raise UserError(f"{len(checkpoints)} checkpoints given; the bench compares the artifacts of one with it")
-    found = given(artifacts, backends)
+    found = given(artifacts, backends, cuda_graph=options.cuda_graph)
     checkpoint = checkpoints[0] if checkpoints else _checkpoint_of(found) if found else newest_run()
     _one_origin(found, checkpoint)
     candidates = exports if backends or precisions or not artifacts else exports[:1]
-    asked = frozenset(name for name in backends if name not in ("auto", "all")) | {c.backend for c, _ in found}
+    # with "all" precisions, those that a backend has not here are not missed
+    named = [name for name in backends if name not in ("auto", "all") and "all" not in precisions]
+    asked = frozenset(named) | {candidate.backend for candidate, _ in found}
     # what was given needs no export of the same kind
     covered = {(candidate.backend, candidate.precision) for candidate, _ in found}
     kept = [c for c in candidates[1:] if (c.backend, c.precision) not in covered]
-    return checkpoint, (candidates[0], *(candidate for candidate, _ in found), *kept), asked
+    everything = (candidates[0], *(candidate for candidate, _ in found), *kept)
+    _refuse_namesakes(everything)
+    return checkpoint, everything, asked
+
+
+def _refuse_namesakes(candidates: Sequence[Candidate]) -> None:
+    """A result goes by its name, in the report and in the files of the run."""
+    seen: dict[str, Candidate] = {}
+    for candidate in candidates:
+        other = seen.setdefault(file_name(candidate.name), candidate)
+        if other is not candidate:
+            raise UserError(
+                f"{other.artifact} and {candidate.artifact} would both be called '{candidate.name}'; rename one of them"
+            )
 
 
 def _refuse_older(out: Path) -> None:

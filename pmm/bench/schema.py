@@ -160,7 +160,7 @@ class Result:
     load_s: float | None = None
     """Opening the file."""
     first_inference_s: float | None = None
-    """The first call, batch 1: with whatever compiles or tunes itself then."""
+    """The first call, batch 1; what compiles or tunes itself already on opening is in `load_s`."""
     peak_memory: int | None = None
     """Of the worker process in host memory, over the whole run."""
     gpu_memory: int | None = None
@@ -235,6 +235,8 @@ class Gates:
     """Per precision."""
     max_p95_ms: float | None
     """At the smallest batch."""
+    max_length_error: dict[str, float]
+    """Per precision; of an embedding's length, relative."""
     failures: tuple[GateFailure, ...] = ()
 
 

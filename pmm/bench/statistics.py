@@ -81,22 +81,19 @@ def percentile_interval(samples: Sequence[float] | Samples, percent: float) -> I
 def median_ratio(above: Latency, below: Latency, *, block: int, seed: int = 0, resamples: int = 2000) -> Ratio:
     """Median of `above` over median of `below`, both from one `measure` with turns of `block` samples.
 
-    The interval is a bootstrap over rounds, paired where both took part, so that drift of the machine cancels; none
-    with fewer than 6 rounds of either.
+    Of the rounds in which both took part, so that drift of the machine cancels. The interval is a bootstrap over these
+    rounds; none with fewer than 6.
     """
     rounds = [np.array(x.samples_ms).reshape(-1, block) for x in (above, below)]
-    value = above.p50 / below.p50
     shared = min(map(len, rounds))
+    rounds = [found[:shared] for found in rounds]
+    value = percentile(rounds[0].ravel(), 50) / percentile(rounds[1].ravel(), 50)
     if shared < INTERVAL_ROUNDS:
         return Ratio(value, None)
-    rng = np.random.default_rng(seed)
-    paired = rng.integers(0, shared, (resamples, shared))
+    drawn_rounds = np.random.default_rng(seed).integers(0, shared, (resamples, shared))
     medians = []
     for found in rounds:
-        rest = (
-            rng.integers(shared, len(found), (resamples, len(found) - shared)) if len(found) > shared else paired[:, :0]
-        )
-        drawn = found[np.hstack([paired, rest])].reshape(resamples, -1)
+        drawn = found[drawn_rounds].reshape(resamples, -1)
         middle = _rank(drawn.shape[1], 50) - 1
         medians.append(np.partition(drawn, middle, axis=1)[:, middle])
     low, high = np.quantile(medians[0] / medians[1], [TAIL, 1 - TAIL])

@@ -30,6 +30,8 @@ class Timed:
     """Could not run at this batch size, and why; the worker lives on."""
     died: dict[str, str]
     """The worker is gone."""
+    least_cosine: dict[str, float]
+    """Of an embedding in this batch with the same crop's in a batch of 64."""
 
 
 def time_batch(
@@ -60,7 +62,7 @@ def time_batch(
             (refused if worker.alive else died)[name] = str(error)
         advance(name, 0.2)
     if not bound:
-        return Timed({}, refused, died)
+        return Timed({}, refused, died, {})
     slowest = max(each["run_ms"] for each in bound.values())
     plan = dataclasses.replace(plan, block=max(1, min(plan.block, int(BLOCK_MS / slowest))))
     told = dataclasses.asdict(plan)
@@ -100,7 +102,7 @@ def time_batch(
             **extra,
         )
         advance(name, 0.3)
-    return Timed(timings, refused, died)
+    return Timed(timings, refused, died, {name: each["least_cosine"] for name, each in bound.items()})
 
 
 def _percentiles(samples: Sequence[float]) -> dict[str, Any]:

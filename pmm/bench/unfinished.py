@@ -59,17 +59,19 @@ class Unfinished:
         """Keep what was measured of a backend."""
         write_file(self._of(result.name), json.dumps(asdict(result)))
 
-    def timings(self, batch: int) -> dict[str, Timing]:
-        """Those of one batch size, all measured side by side; empty if they are still to be measured."""
-        with contextlib.suppress(OSError, ValueError):
+    def timings(self, batch: int, files: Mapping[str, str]) -> dict[str, Timing]:
+        """Those of one batch size, all measured side by side; empty if they are still to be measured, or were of
+        other files than `files` (name of the result -> sha256)."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
             values = json.loads(self.path(f"batch-{batch}.json").read_text())
-            return {name: built(Timing, each) for name, each in values.items()}
+            if values["files"] == dict(files):
+                return {name: built(Timing, each) for name, each in values["timings"].items()}
         return {}
 
-    def keep_timings(self, batch: int, timings: Mapping[str, Timing]) -> None:
-        write_file(
-            self.path(f"batch-{batch}.json"), json.dumps({name: asdict(timing) for name, timing in timings.items()})
-        )
+    def keep_timings(self, batch: int, timings: Mapping[str, Timing], files: Mapping[str, str]) -> None:
+        """Keep what was measured at one batch size."""
+        values = {"files": dict(files), "timings": {name: asdict(timing) for name, timing in timings.items()}}
+        write_file(self.path(f"batch-{batch}.json"), json.dumps(values))
 
     def _of(self, name: str) -> Path:
         return self.path(file_name(name) + ".json")

@@ -5,6 +5,8 @@ Requests and answers are JSON. Whatever libraries print goes to the log, never b
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -28,6 +30,8 @@ from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import Embeddings, Runner, Step
 
 EMBED_BATCH = 64
+PR_SET_PDEATHSIG = 1
+"""prctl: what a process gets when its parent is gone."""
 SMALL_BATCHES = (1, 3, 7, 1, 32)
 """Alone, odd and ragged: their rows must be the rows of a batch of 64."""
 
@@ -39,6 +43,7 @@ class Session:
         self._tell = tell
         self._opened: Runner | None = None
         self._steps: dict[int, Step] = {}
+        self._graph = False
 
     @property
     def _runner(self) -> Runner:
@@ -69,7 +74,8 @@ class Session:
         size = runner.preprocessing
         runner(np.zeros((1, size.height, size.width, 3), np.uint8))
         first = time.perf_counter() - opened
-        info = runner.info
+        info, self._graph = runner.info, bool(candidate["cuda_graph"])
+        self._check_graph()
         if (info.device == "cpu") != (candidate["device"] == "cpu"):
             raise UserError(f"asked for {candidate['device']}, but {info.provider} runs on {info.device}")
         if info.precision != candidate["precision"]:
@@ -109,11 +115,15 @@ class Session:
         return numeric_parity(self._embedded(crops)[: len(small)], small).min_cosine
 
     def bind(self, paths: list[str], plan: dict[str, Any]) -> dict[str, Any]:
-        """Bind the crops of `paths` as one batch and warm up until steady; how long one run takes, ms."""
+        """Bind the crops of `paths` as one batch and warm up until steady; how long one run takes, ms, and the least
+        cosine of an embedding in this batch with the same crop's in a batch of 64, as accuracy is measured."""
         batch, chosen = len(paths), LatencyPlan(**plan)
-        step = self._steps[batch] = self._runner.bind(self._crops(paths))
+        crops = self._crops(paths)
+        least = numeric_parity(self._in_full_batches(crops), self._embedded(crops)).min_cosine
+        step = self._steps[batch] = self._runner.bind(crops)
         seconds, steady, run_ms = warm_up(step, chosen)
-        return {"warmup_s": seconds, "steady": steady, "run_ms": run_ms}
+        self._check_graph()
+        return {"warmup_s": seconds, "steady": steady, "run_ms": run_ms, "least_cosine": least}
 
     def turn(self, batch: int, plan: dict[str, Any]) -> list[float]:
         """One block of samples, ms."""
@@ -156,11 +166,18 @@ class Session:
 
     def memory(self) -> dict[str, int | None]:
         """Most host memory that this process held, and what it holds on the GPU, bytes."""
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {
-            "peak_memory": kib * (1 if sys.platform == "darwin" else 1024),
-            "gpu_memory": gpu_memory_of(os.getpid()),
-        }
+        return {"peak_memory": _peak_memory(), "gpu_memory": gpu_memory_of(os.getpid())}
+
+    def _in_full_batches(self, crops: Crops) -> Embeddings:
+        """Embeddings in batches of 64, the last one filled up."""
+        filled = np.resize(crops, (-(-len(crops) // EMBED_BATCH) * EMBED_BATCH, *crops.shape[1:]))
+        rows = [self._embedded(filled[k : k + EMBED_BATCH]) for k in range(0, len(filled), EMBED_BATCH)]
+        return np.concatenate(rows)[: len(crops)]
+
+    def _check_graph(self) -> None:
+        """Raises UserError if runs were to be CUDA graphs, and the runner went on without."""
+        if self._graph and getattr(self._runner, "cuda_graph", True) is False:
+            raise UserError(f"asked for CUDA graphs, but {self._runner.info.provider} runs without")
 
     def _crops(self, paths: list[str]) -> Crops:
         size = self._runner.preprocessing
@@ -177,6 +194,8 @@ class Session:
 def serve() -> None:
     """Answer requests from stdin until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere a worker ends when it next looks for a request
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # answers go out through a descriptor of their own; what anything prints to stdout goes to stderr, the log
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
@@ -199,6 +218,15 @@ def serve() -> None:
             say(answer)
         # some libraries crash when they are torn down; nothing is lost any more
         os._exit(0)
+
+
+def _peak_memory() -> int:
+    """Bytes. Not from getrusage on Linux: there a process inherits its parent's peak."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _repeated(call: Callable[[], Any], seconds: float, least: int = 3, most: int = 50) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,14 @@ class OvRunner(Runner):
         precision = precision or self.manifest.precision_found
         _check_request(str(path), precision, self.manifest)
         openvino = _import()
-        core = openvino.Core()
+        core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             # asked for all the same, OpenVINO would go on in fp32
             raise Unavailable(f"{path}: this CPU has no bf16 instructions (AVX512-BF16 or AMX); run it in fp32")
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            # threads tied to their cores lose to whatever else runs there, and were no faster when nothing did
+            # threads tied to their cores lose to whatever else runs there, and measured no faster
             "ENABLE_CPU_PINNING": False,
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
@@ -118,6 +119,16 @@ def _import() -> Any:
     except (ImportError, OSError) as error:  # OSError: the package is there, a library that it loads is not
         raise Unavailable(f"OpenVINO is missing here ({_reason(error)}): pip install openvino") from error
     return openvino
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's devices, opened once in a process and never closed.
+
+    Its CPU device lends its thread a stack for signal handlers. When devices are closed in the order of their opening,
+    or by another thread, a freed one stays in use, and the next Ctrl-C crashes the process.
+    """
+    return _import().Core()
 
 
 def _check_request(path: str, asked: str, manifest: Manifest) -> None:

@@ -98,7 +98,7 @@ class TorchRunner(Runner):
     def _replay(self, images: Tensor) -> Tensor:
         # the buffers of a captured run are one for all threads; what leaves is a copy
         with self._lock:
-            captured = self._captured.pop(len(images), None) or CapturedRun(self._forward, images.clone())
+            captured = self._captured.pop(len(images), None) or CapturedRun(self._forward, images)
             self._captured[len(images)] = captured  # now the last to be dropped
             while len(self._captured) > GRAPHS_KEPT:
                 del self._captured[next(iter(self._captured))]

@@ -55,7 +55,7 @@ def report(*results, machine=MACHINE, digest="d" * 64):
         environment=dict(machine), method=Method(samples=1, seconds=1.0, block=10, threads=2, matrix_tflops={},
                                                  gflop_per_image=None),
         reference="torch fp32", results=results,
-        gates=Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None),
+        gates=Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None, max_length_error={}),
     )  # fmt: skip
 
 

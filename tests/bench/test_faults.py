@@ -59,7 +59,7 @@ def accuracy(trained: Path, exported: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("faults")
     files = named(
         exported, folder, "whole", "wrong-row", "swapped-channels", "other-resize", "off-by-one-crop", "fp16-overflow",
-        "hangs", "crashes", "crashes-when-timed",
+        "hangs", "crashes", "crashes-when-timed", "wrong-when-timed", "twice-as-long",
     )  # fmt: skip
     floats = export_onnx(trained, folder / "floats.onnx", Recipe(input="float")).path
     files += named(floats, folder, "doubled-normalisation", "whole-floats")
@@ -79,7 +79,8 @@ def failures_of(found: Found, name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "fault", ["wrong-row", "swapped-channels", "other-resize", "off-by-one-crop", "doubled-normalisation"]
+    "fault",
+    ["wrong-row", "wrong-when-timed", "swapped-channels", "other-resize", "off-by-one-crop", "doubled-normalisation"],
 )
 def test_a_moved_embedding_is_caught(accuracy: Found, fault: str) -> None:
     caught = failures_of(accuracy, f"{fault}.onnx")
@@ -99,8 +100,15 @@ def test_the_crop_that_moved_is_named(accuracy: Found) -> None:
     assert result.median_cosine > 0.9999  # one row in 64 only
 
 
+def test_embeddings_of_another_length_are_caught(accuracy: Found) -> None:
+    """They rank as before, and every threshold is wrong."""
+    caught = failures_of(accuracy, "twice-as-long.onnx")
+    assert set(caught) == {"--max-length-error"}
+    assert "differs by 100.00% from the reference's, at most 0.01% is allowed for fp32" in caught["--max-length-error"]
+
+
 def test_an_overflow_is_caught(accuracy: Found) -> None:
-    assert "NaN or Inf" in failures_of(accuracy, "fp16-overflow.onnx")["--backends"]
+    assert "NaN, Inf" in failures_of(accuracy, "fp16-overflow.onnx")["--backends"]
 
 
 def test_whole_artifacts_pass(accuracy: Found) -> None:

@@ -9,7 +9,7 @@ from pmm.errors import UserError
 OK = Result(
     name="ort-cpu fp32", backend="ort-cpu", device="cpu", precision="fp32", cuda_graph=None, status="ok", reason="",
     mAP=0.7, map_delta=-0.001, rank1_lost=1, rank1_gained=1, min_cosine=0.999999, batch_min_cosine=0.999999,
-    worst_crop="people/query/7.jpg",
+    max_length_error=0.0001, worst_crop="people/query/7.jpg",
 )  # fmt: skip
 TIMING = Timing(
     batch=1, samples_ms=(1.0, 2.0), block=1, turns_s=(0.0, 1.0), warmup_s=1.0, steady=True, p50_ms=1.0,
@@ -54,6 +54,8 @@ def test_what_keeps_every_gate_passes():
         ({"min_cosine": None}, "--min-cosine", "was not measured"),
         ({"batch_min_cosine": 0.5}, "--min-cosine", "0.500000 with the same crop's in another batch, at least"),
         ({"batch_min_cosine": None}, "--min-cosine", "was not measured"),
+        ({"max_length_error": 0.00011}, "--max-length-error", "differs by 0.01% from the reference's, at most 0.01%"),
+        ({"max_length_error": None}, "--max-length-error", "were not compared"),
     ],
 )
 def test_each_gate_fails_alone(fields, gate, words):
@@ -71,8 +73,8 @@ def test_the_least_cosine_goes_by_precision():
 
 
 def test_gates_can_be_turned_off():
-    bad = change(map_delta=-1.0, rank1_lost=100, min_cosine=-1.0, batch_min_cosine=None)
-    assert broken(bad, max_map_drop="off", max_rank1_flips="off", min_cosine="off") == []
+    bad = change(map_delta=-1.0, rank1_lost=100, min_cosine=-1.0, batch_min_cosine=None, max_length_error=9.0)
+    assert broken(bad, max_map_drop="off", max_rank1_flips="off", min_cosine="off", max_length_error="off") == []
 
 
 def test_latency_is_a_gate_when_asked():
@@ -88,6 +90,11 @@ def test_latency_is_a_gate_when_asked():
 
 def test_the_reference_is_not_judged_by_itself():
     assert broken(change(name="torch fp32", map_delta=-1.0, batches=(TIMING,)), max_p95_ms="1") == []
+
+
+def test_a_reference_that_could_not_be_timed_fails():
+    note = "batch 8 could not be timed: out of memory"
+    assert broken(change(name="torch fp32", notes=(note,))) == [("torch fp32", "--batches", note)]
 
 
 def test_a_backend_that_failed_fails_and_one_that_is_absent_only_if_asked_for():
@@ -113,6 +120,7 @@ def test_a_batch_that_could_not_be_timed_fails():
         ({"max_p95_ms": "-1"}, "--max-p95-ms is '-1'"),
         ({"min_cosine": "2"}, "--min-cosine is '2'; expected a number from -1 to 1, or off"),
         ({"min_cosine": "fp8=0.9"}, "--min-cosine: unknown precision 'fp8'; known: fp32, tf32, fp16, bf16, int8"),
+        ({"max_length_error": "-1"}, "--max-length-error is '-1'"),
         ({"min_cosine": "fp16="}, "--min-cosine is ''"),
     ],
 )

@@ -182,5 +182,5 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path, monkeypatch)
     report = read_report(out / "report.json")
     assert [[timing.batch for timing in result.batches] for result in report.results] == [[1, 2], [1, 2]]
     kept = report.results[1].batches[0].samples_ms
-    assert list(kept) == first["ort-cpu fp32"]["samples_ms"]
+    assert list(kept) == first["timings"]["ort-cpu fp32"]["samples_ms"]
     assert report.results[1].min_cosine is not None

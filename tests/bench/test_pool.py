@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pmm.bench import pool
-from pmm.bench.pool import Crew, Unavailable, WorkerFailed, WorkerProcess
+from pmm.bench.pool import CannotRun, Crew, WorkerFailed, WorkerProcess
 
 SKELETON = """
 import json, os, signal, sys, time
@@ -50,7 +50,7 @@ def test_answers_and_progress(worker):
 
 def test_errors_are_answers_and_the_worker_lives_on(worker):
     process = worker("say(error='no GPU', kind='unavailable') if do == 'open' else say(error='bad', kind='failed')")
-    with pytest.raises(Unavailable, match="no GPU"):
+    with pytest.raises(CannotRun, match="no GPU"):
         process.ask("open")
     with pytest.raises(WorkerFailed, match="bad"):
         process.ask("embed")

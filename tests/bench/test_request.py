@@ -66,7 +66,7 @@ def test_all_on_a_gpu(gpu):
     assert {c.device for c in only} == {"cuda"}
     assert chosen(["torch"], ["fp32"], device="cpu")[0].device == "cpu"
     rtx = next(c for c in chosen(["tensorrt-rtx"], ["fp16"]) if c.backend == "tensorrt-rtx")
-    assert "does not run on compute capability 9.0" in rtx.cannot_run()
+    assert rtx.why_not() == "TensorRT-RTX does not run on compute capability 9.0"
 
 
 def test_what_is_asked_for_without_a_partner_is_refused():
@@ -95,6 +95,15 @@ def test_given_artifacts_take_the_place_of_exports(trained, exported):
         "torch fp32", "ort-cpu fp32 model.onnx", "openvino fp32 model.onnx", "ort-cpu int8", "openvino int8",
     ]  # fmt: skip
     assert asked == {"ort-cpu", "openvino"}
+
+
+def test_two_artifacts_of_one_name_are_refused(trained, exported, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copyfile(exported, tmp_path / name / "model.onnx")
+        shutil.copyfile(manifest_path(exported), tmp_path / name / "model.onnx.json")
+    with pytest.raises(UserError, match=r"would both be called 'ort-cpu fp32 model.onnx'; rename one"):
+        subjects([trained, tmp_path / "a" / "model.onnx", tmp_path / "b" / "model.onnx"], Options())
 
 
 def test_bad_input_is_one_line(trained, exported, tmp_path, people):

@@ -16,11 +16,12 @@ from pmm.export import graph as graph_module
 from pmm.export.aoti import describe, export_aoti, exported_precision, verified_aoti
 from pmm.export.graph import deployed_graph
 from pmm.export.onnx import export_onnx
-from pmm.export.recipe import Recipe, Verification
+from pmm.export.recipe import MIN_COSINE, Recipe, Verification
 from pmm.files import sha256
 from pmm.kernels import describe_build
 from pmm.manifest import EmbeddingContract, InputContract, Manifest, manifest_path
 from pmm.runtime import aoti as runtime
+from pmm.runtime import torch_runner
 from pmm.runtime.aoti import AotiRunner, this_machine
 from tests.conftest import assert_one_line_error, run_here, run_python
 
@@ -167,6 +168,22 @@ def test_an_unverified_package_was_at_least_loaded(trained, built, tmp_path, mon
     with pytest.raises(UserError, match="its manifest promises"):
         export_aoti(trained, tmp_path / "other.pt2", verification=unverified)
     assert {path.name for path in tmp_path.iterdir()} == {"m.pt2", "m.pt2.json"}
+
+
+def test_tf32_is_a_way_to_run_fp32(trained, built, tmp_path, monkeypatch):
+    """On a machine that has it: here a CPU takes the part, and computes as ever."""
+    monkeypatch.setattr(torch_runner, "check_modes", lambda *args, **modes: None)
+    allowed = []
+    build, run = module._build, AotiRunner._run
+    state = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)  # noqa: E731
+    monkeypatch.setattr(module, "_build", lambda *args: allowed.append(state()) or build(*args))
+    monkeypatch.setattr(AotiRunner, "_run", lambda self, images: allowed.append(state()) or run(self, images))
+    made = export_aoti(trained, tmp_path / "m.pt2", "tf32").manifest
+    assert (made.precision, made.precision_found, made.precision_share) == ("tf32", "tf32", {"tf32": 1.0})
+    assert made.parity["least_allowed"] == MIN_COSINE["tf32"]
+    assert set(allowed) == {(True, True)}
+    with AotiRunner(tmp_path / "m.pt2") as runner:
+        assert runner.info.precision == "tf32"
 
 
 def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, built, tmp_path, monkeypatch):

@@ -2,13 +2,15 @@
 
 import contextlib
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from pmm.data.crops import Preprocessing, load_crops
+from pmm.checkpoint import load, restore_model
+from pmm.data.crops import Preprocessing, load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.errors import Unavailable, UserError
 from pmm.export.recipe import MIN_COSINE
@@ -18,7 +20,7 @@ from pmm.parity.numeric import numeric_parity
 from pmm.runtime import eager, torch_runner
 from pmm.runtime.base import open_runner
 from pmm.runtime.eager import EagerRunner
-from pmm.runtime.torch_runner import CudaStep, TorchRunner, tf32_allowed
+from pmm.runtime.torch_runner import WARM_UPS, CudaStep, TorchRunner, tf32_allowed
 
 SIZE = Preprocessing(height=4, width=2, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 CPU = torch.device("cpu")
@@ -68,7 +70,9 @@ def test_images_of_any_number_and_memory_layout():
         assert np.array_equal(found, sums(images))
     read_only = pixels(2)
     read_only.flags.writeable = False
-    assert np.array_equal(runner(read_only), sums(read_only))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(runner(read_only), sums(read_only))
     before = len(runner.runs)
     assert runner(pixels(0)).shape == (0, 2)
     assert len(runner.runs) == before
@@ -98,6 +102,23 @@ def test_a_step_keeps_its_images():
     images[:] = 0
     step()
     assert np.array_equal(seen[0], pixels(2))
+
+
+def test_threads_are_of_the_whole_process_and_given_back(trained):
+    before = torch.get_num_threads()
+    for opened in (Sums, lambda threads: open_runner(trained, threads=threads)):
+        runner = opened(threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+        runner.close()
+        assert torch.get_num_threads() == before
+    Sums().close()
+    assert torch.get_num_threads() == before
+
+
+def test_the_model_is_in_eval_mode(trained, crops):
+    model, config = restore_model(load(trained), trained)
+    with open_runner(trained) as runner, EagerRunner(model.train(), preprocessing_of(config), CPU) as same:
+        assert np.array_equal(runner(crops[:3]), same(crops[:3]))
 
 
 def test_tf32_is_off_while_it_runs_whatever_the_process_allows(trained, crops, tf32_state):
@@ -235,6 +256,8 @@ def test_a_graph_is_captured_per_batch_size_and_replayed_on_new_images(gpus):
     for images, embeddings in zip(given, found, strict=True):
         assert np.array_equal(embeddings, sums(images))
     assert (gpus.captures, gpus.launches) == (2, 4)
+    # warmed up, captured, replayed; and the size that is known only replayed
+    assert runner.runs == [3] * (WARM_UPS + 2) + [3] + [5] * (WARM_UPS + 2) + [3]
     assert runner(pixels(0)).shape == (0, 2)
     runner.close()
     runner(pixels(3))
@@ -289,7 +312,9 @@ def test_the_times_of_a_step_are_of_the_run_and_of_each_copy(gpus):
         return out
 
     step = CudaStep(launch, placed)
+    waits = gpus.synchronized
     assert step.device_ms() == 4.0
+    assert gpus.synchronized == waits + 2, "from an idle GPU, and once at the end"
     before = placed.clone()
     copy = torch.Tensor.copy_
 

@@ -67,6 +67,8 @@ def test_eager_in_every_precision(graph, crops, expected, precision):
     assert info.provider == f"torch {torch.__version__} eager (batch-norm folded, trunk {precision})"
 
 
+# which torch would otherwise find out by itself, from the second size that it sees
+@torch._dynamo.config.patch(automatic_dynamic_shapes=False)
 def test_compiled_with_few_compilations_for_all_sizes(graph, crops, expected):
     with opened(graph(), compiled=True) as runner:
         assert runner.compilations == 1

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import threading
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from pmm.parity.numeric import numeric_parity
 from pmm.runtime import openvino as module
 from pmm.runtime.base import open_runner
 from pmm.runtime.openvino import OvRunner
-from tests.conftest import ROOT
+from tests.conftest import run_python
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed (pip install openvino)")
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -293,7 +293,7 @@ def test_bf16_needs_instructions(files, monkeypatch):
             assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
             return ["FP32", "INT8", "BIN"]
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(module, "_core", Core)
     refused(files, "this CPU has no bf16 instructions", kind=Unavailable, precision="bf16")
 
 
@@ -386,6 +386,24 @@ def test_an_unverified_file_is_said_to_be_one(files, trained, tmp_path, caplog):
     assert "m.onnx: its embeddings were never verified" in caplog.text
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
+@pytest.mark.parametrize("closing", ["del first; del second", "threading.Thread(target=opened.clear).start()"])
+def test_signals_are_heard_after_runners_were_closed(files, closing):
+    """Handlers run on a stack that OpenVINO lends; see `_core`."""
+    script = (
+        "import faulthandler, os, signal, sys, threading, time; faulthandler.enable()\n"
+        "from pmm.runtime.openvino import OvRunner\n"
+        "signal.signal(signal.SIGUSR1, lambda *args: print('heard'))\n"
+        f"first, second = opened = [OvRunner(sys.argv[1]) for _ in range(2)]\n"
+        f"{'opened.clear()' if 'del' in closing else 'del first, second'}\n"
+        f"{closing}\n"
+        "time.sleep(0.5)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    done = run_python("-c", script, files["fp32"].path)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
 def test_it_needs_no_torch_and_the_library_is_not_taken_for_this_module(files):
     script = (
         "import sys; sys.modules['torch'] = None; import numpy as np\n"
@@ -394,7 +412,5 @@ def test_it_needs_no_torch_and_the_library_is_not_taken_for_this_module(files):
         "with OvRunner(sys.argv[1]) as runner:\n"
         "    print(runner(np.zeros((2, 128, 64, 3), np.uint8)).shape)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(files["fp32"].path)], capture_output=True, text=True, cwd=ROOT
-    )
+    done = run_python("-c", script, files["fp32"].path)
     assert done.stdout.strip() == "(2, 384)", done.stderr

@@ -54,10 +54,12 @@ def _bounds(bounds: Gates, batches: list[int]) -> dict[str, str | None]:
     least = ", ".join(f"{precision} {value:g}" for precision, value in bounds.min_cosine.items())
     turning = "of the queries get a first answer that turns from right to wrong or back"
     cosine = "no crop's embedding turns further from the reference's than a cosine of"
+    lengths = ", ".join(f"{precision} {percent(value, 2)}" for precision, value in bounds.max_length_error.items())
     at = f" at batch {batches[0]}" if batches else ""
     return {
         "--max-map-drop": None if drop is None else f"mAP falls by at most {100 * drop:.2f} points",
         "--max-rank1-flips": None if turned is None else f"at most {percent(turned, 2)} {turning}",
         "--min-cosine": f"{cosine}: {least}" if least else None,
+        "--max-length-error": f"no embedding's length differs more than: {lengths}" if lengths else None,
         "--max-p95-ms": None if slowest is None else f"95 of 100 calls{at} take at most {number(slowest)} ms",
     }

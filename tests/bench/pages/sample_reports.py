@@ -28,7 +28,11 @@ from pmm.bench.schema import (
 HOSTILE = "no <script>alert(1)</script> | engine & \x1b[31m`driver`\nsecond line"
 REFERENCE = "torch fp32"
 GATES = Gates(
-    max_map_drop=0.005, max_rank1_flips=0.02, min_cosine={"fp32": 0.9999, "fp16": 0.999, "int8": 0.97}, max_p95_ms=None
+    max_map_drop=0.005,
+    max_rank1_flips=0.02,
+    min_cosine={"fp32": 0.9999, "fp16": 0.999, "int8": 0.97},
+    max_p95_ms=None,
+    max_length_error={"fp32": 1e-4, "fp16": 2e-3, "int8": 0.1},
 )
 VERSIONS = {"torch": "2.14.1", "numpy": "2.2.0", "onnx": "1.22.0", "onnxruntime-gpu": "1.22.1", "tensorrt": "10.9.0"}
 

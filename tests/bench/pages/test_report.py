@@ -35,7 +35,7 @@ from tests.bench.pages.sample_reports import (
     single_batch,
 )
 
-OFF = Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None)
+OFF = Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None, max_length_error={})
 NO_PICTURES = Pictures()
 WHITE = Image.new("RGB", (90, 60), "white")
 TORCH = ran(REFERENCE, 18.0)
@@ -146,7 +146,7 @@ def test_the_gates_come_before_any_table(lossy: Written) -> None:
         assert "1 of 3 results fails a gate: ort-cpu int8." in before
         assert said in before
         assert "mAP falls by at most 0.50 points" in before
-        assert "Gates: 2 failed, 1 passed, 1 off" in before
+        assert "Gates: 2 failed, 2 passed, 1 off" in before
     assert 'class="verdict bad"' in lossy.page
 
 
@@ -337,7 +337,7 @@ def test_every_gate_is_listed_by_what_became_of_it() -> None:
     found = verdict(report_of(TORCH, ORT, gates=dataclasses.replace(GATES, failures=(unknown,)))).gates
     assert [(gate.flag, gate.status) for gate in found] == [
         ("--new-gate", "failed"), ("--max-map-drop", "passed"), ("--max-rank1-flips", "passed"),
-        ("--min-cosine", "passed"), ("--max-p95-ms", "off"),
+        ("--min-cosine", "passed"), ("--max-length-error", "passed"), ("--max-p95-ms", "off"),
     ]  # fmt: skip
     assert found[0].failures == ("ort-cpu fp32: too much",)
     limit = verdict(report_of(TORCH, ORT, gates=dataclasses.replace(OFF, max_p95_ms=12.5))).gates[0]
@@ -350,7 +350,7 @@ def test_nothing_ran(tmp_path: Path) -> None:
     assert "no backend could be measured" in found.text
     assert "No backend could be measured" in found.page
     assert "nothing to plot" in found.page
-    assert "Gates: 3 not judged, 1 off" in found.page
+    assert "Gates: 4 not judged, 1 off" in found.page
     assert "<img" not in found.page
     for content in (found.page, found.text, table(report)):
         assert "boom" in content
