@@ -49,6 +49,41 @@ def test_every_link_and_picture_exists():
             assert (ROOT / target).exists(), target
 
 
+def bench_row(result):
+    """A line of the demo's table, from a result of report.json."""
+    cells = [result["name"], f"{100 * result['mAP']:.1f} %"]
+    low, high = result["map_delta_interval"]
+    reference = result["map_delta_interval"] == [0, 0] and result["min_cosine"] == 1
+    change = f"{100 * result['map_delta']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})" if high > low else "0.00"
+    cells.append("reference" if reference else change)
+    cells.append("" if reference else f"{result['rank1_lost']} / {result['rank1_gained']}")
+    flips = next(point["flips"] for point in result["thresholds"]["points"] if point["fpr"] == 0.001)
+    cells.append("" if reference else str(flips))
+    for timing in result["batches"]:
+        cells.append(f"{timing['p50_ms']:.2f} / {timing['p95_ms']:.2f}")
+        if timing["speedup"]:
+            low, high = timing["speedup"]["interval"]
+            cells.append(f"{timing['speedup']['value']:.1f}x ({low:.1f}-{high:.1f})")
+        else:
+            cells.append("1x")
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_figures_of_the_demo_are_those_of_the_result():
+    report = json.loads((ROOT / "bench/results/2026-11-23-amd-epyc-2-cores-bench-demo.json").read_text())
+    assert report["gates"]["failures"] == []
+    ran = [result for result in report["results"] if result["status"] == "ok"]
+    assert len(ran) == 7
+    for result in ran:
+        assert bench_row(result) in README
+    assert f"commit {report['environment']['commit']} (" in README
+    paper = json.loads((ROOT / "bench/results/2026-11-23-amd-epyc-2-cores-bench-paper.json").read_text())
+    for result in paper["results"]:
+        timing = next(timing for timing in result["batches"] if timing["batch"] == 8)
+        assert timing["flags"] == []
+        assert f"{timing['p50_ms']:.0f} ms" in README
+
+
 def test_the_figures_of_the_mix_are_those_of_the_results():
     def result(name):
         return json.loads((ROOT / f"bench/results/2026-11-22-amd-epyc-2-cores-ops-{name}.json").read_text())

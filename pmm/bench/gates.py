@@ -101,7 +101,7 @@ def _broken(result: Result, gates: Gates, queries: int) -> Iterator[GateFailure]
                     f"the worst embedding has cosine {found:.6f} with {against}{worst}, at least {least:g} is asked "
                     f"for {result.precision}",
                 )
-    longest = gates.max_length_error.get(result.precision)
+    longest = (gates.max_length_error or {}).get(result.precision)
     if longest is not None:
         if result.max_length_error is None:
             yield failure("--max-length-error", "its embeddings' lengths were not compared")

@@ -235,7 +235,7 @@ class Gates:
     """Per precision."""
     max_p95_ms: float | None
     """At the smallest batch."""
-    max_length_error: dict[str, float]
+    max_length_error: dict[str, float] | None = None
     """Per precision; of an embedding's length, relative."""
     failures: tuple[GateFailure, ...] = ()
 

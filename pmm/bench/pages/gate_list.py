@@ -54,7 +54,9 @@ def _bounds(bounds: Gates, batches: list[int]) -> dict[str, str | None]:
     least = ", ".join(f"{precision} {value:g}" for precision, value in bounds.min_cosine.items())
     turning = "of the queries get a first answer that turns from right to wrong or back"
     cosine = "no crop's embedding turns further from the reference's than a cosine of"
-    lengths = ", ".join(f"{precision} {percent(value, 2)}" for precision, value in bounds.max_length_error.items())
+    lengths = ", ".join(
+        f"{precision} {percent(value, 2)}" for precision, value in (bounds.max_length_error or {}).items()
+    )
     at = f" at batch {batches[0]}" if batches else ""
     return {
         "--max-map-drop": None if drop is None else f"mAP falls by at most {100 * drop:.2f} points",
