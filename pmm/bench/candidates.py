@@ -34,25 +34,11 @@ class Backend:
     """Per device; the others it has not, or not worth the name: ONNX Runtime computes fp16 in fp32 on a CPU."""
 
 
+_TORCH: dict[Device, tuple[str, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")}
 BACKENDS = {
-    "torch": Backend(
-        runs="checkpoint",
-        library="torch",
-        install="torch",
-        precisions={"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")},
-    ),
-    "torch-compile": Backend(
-        runs="checkpoint",
-        library="torch",
-        install="torch",
-        precisions={"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")},
-    ),
-    "aoti": Backend(
-        runs="package",
-        library="torch",
-        install="torch",
-        precisions={"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")},
-    ),
+    "torch": Backend(runs="checkpoint", library="torch", install="torch", precisions=_TORCH),
+    "torch-compile": Backend(runs="checkpoint", library="torch", install="torch", precisions=_TORCH),
+    "aoti": Backend(runs="package", library="torch", install="torch", precisions=_TORCH),
     "ort-cpu": Backend(
         runs="onnx", library="onnxruntime", install="onnxruntime-gpu", precisions={"cpu": ("fp32", "int8")}
     ),

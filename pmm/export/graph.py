@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +15,7 @@ from pmm.manifest import EmbeddingContract, InputContract
 from pmm.models.output import Deployed
 from pmm.models.registry import deployed
 from pmm.runtime.eager import Normalise
+from pmm.runtime.torch_graph import quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -81,7 +77,7 @@ def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputCont
 
     # a batch of 2: torch.export would take a batch of 1 for a constant
     example = torch.zeros(2, *input.shape(preprocessing), dtype=getattr(torch, input.dtype))
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             graph,
             (example,),
@@ -134,19 +130,3 @@ def _strip_traces(proto: onnx.ModelProto) -> None:
     for node in proto.graph.node:
         node.doc_string = ""
     proto.doc_string = proto.graph.doc_string = ""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter narrates its steps on stdout and warns of its own internals; its errors still come through."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -139,8 +139,9 @@ def build_failed(what: str, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Compilers narrate on stdout and warn of their own internals; their errors still come through."""
-    loggers = [logging.getLogger(f"torch.{name}") for name in ("_dynamo", "_inductor", "export", "utils")]
+    """Compilers and exporters narrate on stdout and warn of their own internals; their errors still come through."""
+    parts = ("torch._dynamo", "torch._inductor", "torch.export", "torch.utils", "torch.onnx", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in parts]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
