@@ -202,17 +202,24 @@ def test_ctrl_c_keeps_what_is_finished(trained, tmp_path):
     ]
     process = subprocess.Popen(
         [*map(str, command), "--out", str(out), "--seconds", "600", "--samples", "1000000"],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run in the background ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     kept = out / "unfinished" / "ort-cpu_fp32.json"
-    deadline = time.monotonic() + 120
-    while not kept.exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.1)
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    try:
+        deadline = time.monotonic() + 120
+        while not kept.exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in said
     assert "what is finished is kept; go on with --resume" in said

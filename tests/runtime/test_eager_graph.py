@@ -1,5 +1,8 @@
 """The deployed graph in torch, eager and compiled: right in every precision, and never quietly something else."""
 
+import logging
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +119,8 @@ def test_the_trunk_must_be_in_the_precision_asked_for(graph):
     with pytest.raises(ValueError, match=r"asked for int8, but the trunk's weights are torch\.float32"):
         opened(graph(), "int8")
     assert main_type(graph("fp16")[0]) == torch.float16
+    large, small = torch.nn.Linear(9, 9).half(), torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(3)])
+    assert main_type(torch.nn.ModuleList([small, large])) == torch.float16
 
 
 def test_a_cpu_has_neither_tf32_nor_cuda_graphs(graph):
@@ -185,25 +190,36 @@ def test_a_graph_break_is_no_way_out(graph, monkeypatch):
 
 
 def test_compiling_is_quiet(graph, monkeypatch, capfd, caplog):
+    logger = logging.getLogger("torch._inductor")
 
     def chatty(name):
         def backend(module, example, **options):
-            import logging
-            import warnings
-
             print("compiling, if you care to know")
             warnings.warn("an internal", stacklevel=1)
             logging.getLogger("torch.utils.cpp_extension").warning("no CUDA runtime")
+            assert logger.level == logging.ERROR
             return module.forward
 
         return backend
 
     monkeypatch.setattr(torch._dynamo, "lookup_backend", chatty)
-    with opened(graph(), compiled=True):
+    level = logger.level
+    with warnings.catch_warnings(record=True) as warned, opened(graph(), compiled=True):
         pass
     out, err = capfd.readouterr()
     assert out == ""
     assert "CUDA runtime" not in err + caplog.text
+    assert "an internal" not in [str(warning.message) for warning in warned]
+    assert logger.level == level != logging.ERROR
+
+
+def test_what_fails_when_it_runs_is_no_failure_of_the_compiler(graph, monkeypatch):
+    def run(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: lambda module, example: run)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        opened(graph(), compiled=True)
 
 
 def test_the_reason_of_a_failed_build():
