@@ -267,11 +267,10 @@ def test_what_is_loaded_is_what_was_hashed(package, copy, monkeypatch):
     real = torch._inductor.aoti_load_package
 
     def load(path, **options):
-        copy.write_bytes(b"another package")
         assert sha256(path) == sha256(package)
-        assert str(copy) != path
         return real(path, **options)
 
+    monkeypatch.setattr(aoti, "check_origin", lambda *args: copy.write_bytes(b"another package"))
     monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
     with open_runner(copy):
         pass
