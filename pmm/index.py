@@ -9,6 +9,7 @@ import dataclasses
 import json
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -16,18 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.data.crops import Preprocessing
+from pmm.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, Rows
 from pmm.errors import UserError
 from pmm.files import existing_file, replacing
 from pmm.manifest import EmbeddingContract
-from pmm.metrics import distance_matrix
+from pmm.nearest import nearest
 from pmm.runtime.base import Embeddings
 from pmm.typed import built
 
 FORMAT = "pmm-index-1"
 MEMBERS = ("contract", "embeddings", "paths")
-CHUNK_NUMBERS = 1 << 22
-"""Numbers (float64) of the gallery that a search holds at once: 32 MiB."""
-QUERIES_AT_ONCE = 64
 
 
 class Neighbours(NamedTuple):
@@ -97,56 +96,28 @@ class Index:
     def nearest(self, query: npt.NDArray[np.floating[Any]], top: int) -> Neighbours:
         """The `top` items nearest to each query ([D] or [Q, D]), all if there are fewer; ties go to the lower index.
 
-        Exact: a matrix product finds the candidates, and only they are measured, by differences, in float64. Memory
-        stays bounded however large the gallery. Raises UserError for a query of another dimension, NaN or Inf in it,
-        or top < 1.
+        Exact, and the same for any number of queries at once (`pmm.nearest`). Memory stays bounded however large the
+        gallery. Raises UserError for a query of another dimension, NaN or Inf in it, or top < 1.
         """
         if top < 1:
             raise UserError(f"top is {top}; it must be at least 1")
-        dim = self.embeddings.shape[1]
+        dim, metric = self.embeddings.shape[1], self.contract.embedding.metric
         if query.ndim not in (1, 2) or query.shape[-1] != dim:
             raise UserError(f"query embeddings are {list(query.shape)}; expected [{dim}] or [Q, {dim}]")
         if not np.isfinite(query).all():
             raise UserError("the query's embedding holds NaN or Inf; the model or the backend is broken")
-        queries = self._vectors(np.atleast_2d(query))
-        top = min(top, len(self))
-        indices, squares = np.empty((len(queries), top), np.int64), np.empty((len(queries), top))
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            rows = slice(start, start + QUERIES_AT_ONCE)
-            indices[rows], squares[rows] = self._nearest(queries[rows], top)
-        # for vectors of length 1, |a - b|^2 = 2 (1 - cos)
-        distances = squares / 2 if self.contract.embedding.metric == "cosine" else np.sqrt(squares)
+        queries = np.atleast_2d(query)
+        if metric == "cosine" and not queries.any(1).all():
+            raise UserError("the query's embedding is all zero and has no direction to compare by cosine")
+        between = EmbeddingDistances(Rows(queries, metric=metric), self._rows)
+        blocks = Blocks.within(MEMORY_LIMIT, between.shape, dim, 1)
+        indices, halves, _ = nearest(between, min(top, len(self)), blocks)
+        distances = halves if metric == "cosine" else np.sqrt(2 * halves * between.factor)
         return Neighbours(indices[0], distances[0]) if query.ndim == 1 else Neighbours(indices, distances)
 
-    def _nearest(
-        self, queries: npt.NDArray[np.float64], top: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Indices and squared distances [Q, top] among all vectors, chunk by chunk."""
-        best: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]
-        best = [(np.empty(0, np.int64), np.empty(0))] * len(queries)
-        step = max(1, CHUNK_NUMBERS // queries.shape[1])
-        for start in range(0, len(self), step):
-            chunk = self._vectors(self.embeddings[start : start + step])
-            about = distance_matrix(queries, chunk, "euclidean")
-            error = _largest_error(queries, chunk)
-            for q, row in enumerate(about):
-                near = _candidates(row, error, best[q][1], top)
-                # not the matrix product's: its rounding depends on where a row lies, so equal rows would not tie
-                gap = chunk[near] - queries[q]
-                squares = np.concatenate([best[q][1], np.einsum("nd,nd->n", gap, gap)])
-                order = np.argsort(squares, kind="stable")[:top]
-                best[q] = np.concatenate([best[q][0], start + near])[order], squares[order]
-        return np.stack([indices for indices, _ in best]), np.stack([squares for _, squares in best])
-
-    def _vectors(self, embeddings: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-        """As they are compared: in float64, for cosine of length 1. Raises UserError for a query without direction."""
-        vectors = np.asarray(embeddings, np.float64)
-        if self.contract.embedding.metric == "euclidean":
-            return vectors
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not lengths.all():
-            raise UserError("the query's embedding is all zero and has no direction to compare by cosine")
-        return vectors / lengths
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows(self.embeddings, metric=self.contract.embedding.metric)
 
     def _refuse(self, bad: Any, reason: str) -> None:
         """Raise UserError naming the first files of the rows where `bad` [N] is true, if any."""
@@ -197,23 +168,6 @@ class Index:
         except Exception as error:  # zipfile, numpy and json raise a dozen types on a file made to harm
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise UserError(f"{path}: damaged, or not an index written by pmm.embed ({reason})") from error
-
-
-def _largest_error(queries: npt.NDArray[np.float64], vectors: npt.NDArray[np.float64]) -> float:
-    """How wrong rounding makes a squared distance that is computed as |q|^2 + |v|^2 - 2 q.v, at most."""
-    longest = sum(np.sqrt(np.einsum("nd,nd->n", rows, rows).max()) for rows in (queries, vectors))
-    return float((queries.shape[1] + 4) * np.finfo(np.float64).eps * longest**2)
-
-
-def _candidates(
-    about: npt.NDArray[np.float64], error: float, best: npt.NDArray[np.float64], top: int
-) -> npt.NDArray[np.int64]:
-    """Which of the squared distances `about` [N], each wrong by `error` at most, can be among the `top` least, given
-    the least ones so far."""
-    bound = np.inf if len(about) <= top else np.partition(about, top - 1)[top - 1] + 2 * error
-    if len(best) == top:
-        bound = min(bound, best[-1] + error)
-    return np.flatnonzero(about <= bound)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:

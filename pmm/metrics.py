@@ -1,7 +1,11 @@
-"""Ranking metrics of re-identification: mAP, CMC, mINP. The ranks of the relevant items are counted, not sorted out."""
+"""Ranking metrics of re-identification: mAP, CMC, mINP. The ranks of the relevant items are counted, not sorted out.
+
+Exact, in blocks that keep to a memory limit, and the same for any limit and any number of threads. Loads no torch.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pmm.distances import MEMORY_LIMIT, Blocks, Distances, Doubles, EmbeddingDistances, Floats, Ints, Rows, Singles
 from pmm.errors import UserError
-
-Floats = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.int64]
-
-QUERIES_AT_ONCE = 256
+from pmm.ranks import Labels, relevant_ranks
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ def evaluate_ranking(
     metric: str = "euclidean",
     ap: str = "standard",
     max_rank: int = 50,
+    memory_limit: int = MEMORY_LIMIT,
+    threads: int = 0,
 ) -> RankingResult:
     """Rank the gallery for each query and score it by the single-gallery-shot protocol of Market-1501.
 
     Gallery items of the query's identity AND camera are removed; distractors stay as wrong matches; queries without any
-    relevant item are skipped and counted. Ties go to the lower gallery index.
+    relevant item are skipped and counted. Ties go to the lower gallery index. Distances are those of `pmm.distances`.
 
     Args:
         query, gallery: embeddings [Q, D] and [G, D], numpy or torch.
@@ -67,41 +70,85 @@ def evaluate_ranking(
             items. "trapezoid" (Market-1501's Matlab code): the mean of precision before and after each hit.
             "truncated50" (the PMM authors' code): hits after rank 50 count 0, divided by all R.
         max_rank: length of the CMC curve.
+        memory_limit: bytes to keep to, beyond the embeddings.
+        threads: that count ranks (0: as many as there are cores). BLAS decides on its own for the matrix product.
 
     Raises:
-        UserError: shapes that do not fit, NaN or Inf among the embeddings, an unknown metric or ap, no evaluable query.
+        UserError: shapes that do not fit, NaN or Inf among the embeddings, an unknown metric or ap, no evaluable query,
+            a memory limit too small for one query.
     """
-    query_embeddings, gallery_embeddings = _array(query, np.float64), _array(gallery, np.float64)
-    q_pids, g_pids, q_cams, g_cams = (
-        _array(ids, np.int64) for ids in (query_pids, gallery_pids, query_camids, gallery_camids)
-    )
-    _check(query_embeddings, q_pids, q_cams, "query")
-    _check(gallery_embeddings, g_pids, g_cams, "gallery")
-    if query_embeddings.shape[1] != gallery_embeddings.shape[1]:
-        raise UserError(
-            f"query embeddings have {query_embeddings.shape[1]} dimensions, gallery embeddings "
-            f"{gallery_embeddings.shape[1]}; both must come from one model"
-        )
+    labels = Labels.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    check_choices(ap, max_rank)
+    embeddings = [_floats(values) for values in (query, gallery)]
+    for name, rows, count in zip(("query", "gallery"), embeddings, labels.shape, strict=True):
+        if rows.ndim != 2 or len(rows) != count:
+            raise UserError(f"{name}: embeddings {list(rows.shape)}, pids [{count}]; expected [N, D], [N]")
+    threads = threads or cores()
+    blocks = Blocks.within(memory_limit, labels.shape, embeddings[0].shape[1], threads, pairs=labels.most_pairs)
+    sides = []
+    for name, rows in zip(("query", "gallery"), embeddings, strict=True):
+        try:
+            sides.append(Rows(rows, metric=metric, scratch=blocks.scratch))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    return _evaluate(EmbeddingDistances(*sides), labels, blocks, ap=ap, max_rank=max_rank, threads=threads)
+
+
+def evaluate_distances(
+    distances: Distances | Floats,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    *,
+    ap: str = "standard",
+    max_rank: int = 50,
+    memory_limit: int = MEMORY_LIMIT,
+    threads: int = 0,
+) -> RankingResult:
+    """As `evaluate_ranking`, from distances [Q, G]: a matrix, or what makes them in blocks (`pmm.reranking`).
+
+    Raises UserError as `evaluate_ranking`, for NaN or Inf among the distances of a matrix too.
+    """
+    labels = Labels.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    check_choices(ap, max_rank)
+    given: Distances = distances if isinstance(distances, Distances) else _Matrix(_floats(distances))
+    if given.shape != labels.shape:
+        raise UserError(f"distances are {list(given.shape)}; expected {list(labels.shape)} by the pids")
+    threads = threads or cores()
+    blocks = Blocks.within(memory_limit, labels.shape, given.dim, threads, pairs=labels.most_pairs, beside=given.held)
+    return _evaluate(given, labels, blocks, ap=ap, max_rank=max_rank, threads=threads)
+
+
+def check_choices(ap: str, max_rank: int = 1) -> None:
+    """Raises UserError for an unknown definition of AP, or a curve without a rank."""
     if ap not in AP_DEFINITIONS:
         raise UserError(f"unknown ap '{ap}'; known: {', '.join(AP_DEFINITIONS)}")
     if max_rank < 1:
         raise UserError(f"max_rank is {max_rank}; it must be at least 1")
 
-    count = len(q_pids)
-    per_query_ap = np.full(count, np.nan)
-    inverse_penalty = np.full(count, np.nan)
-    first_rank = np.zeros(count, np.int64)
-    for start in range(0, count, QUERIES_AT_ONCE):
-        rows = slice(start, start + QUERIES_AT_ONCE)
-        distances = distance_matrix(query_embeddings[rows], gallery_embeddings, metric)
-        for i, row in enumerate(distances, start=start):
-            same = g_pids == q_pids[i]
-            kept = ~(same & (g_cams == q_cams[i]))
-            ranks = relevant_ranks(row[kept], same[kept])
-            if len(ranks):
-                per_query_ap[i] = AP_DEFINITIONS[ap](ranks)
-                inverse_penalty[i] = len(ranks) / ranks[-1]
-                first_rank[i] = ranks[0]
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _evaluate(
+    distances: Distances, labels: Labels, blocks: Blocks, *, ap: str, max_rank: int, threads: int
+) -> RankingResult:
+    queries = distances.shape[0]
+    totals, counts = np.zeros(queries), np.zeros(queries, np.int64)
+    first_rank, last_rank = np.zeros(queries, np.int64), np.zeros(queries, np.int64)
+    for query, rank in relevant_ranks(distances, labels, blocks, threads):
+        if not len(query):
+            continue
+        starts = np.flatnonzero(np.diff(query, prepend=-1))
+        some, found = query[starts], np.diff(starts, append=len(query))
+        hits = np.arange(len(query)) - np.repeat(starts, found) + 1
+        totals[some] = np.add.reduceat(AP_DEFINITIONS[ap](hits, rank), starts)
+        counts[some], first_rank[some], last_rank[some] = found, rank[starts], rank[starts + found - 1]
+    with np.errstate(invalid="ignore"):
+        per_query_ap, inverse_penalty = totals / counts, counts / last_rank  # NaN for a skipped one
     evaluated = first_rank > 0
     if not evaluated.any():
         raise UserError("no query has a relevant gallery item (same identity, another camera); nothing to evaluate")
@@ -113,84 +160,56 @@ def evaluate_ranking(
         per_query_ap=per_query_ap,
         per_query_inp=inverse_penalty,
         first_rank=first_rank,
-        skipped=int(count - evaluated.sum()),
+        skipped=int(queries - evaluated.sum()),
     )
 
 
-def distance_matrix(query: Floats, gallery: Floats, metric: str) -> npt.NDArray[np.float64]:
-    """Distances [Q, G] that rank as `metric` does: squared Euclidean, or 1 - cosine similarity, in float64.
+class _Matrix:
+    """Given distances [Q, G]."""
 
-    Raises UserError for an unknown metric or, with cosine, an all-zero embedding.
-    """
-    query, gallery = np.asarray(query, np.float64), np.asarray(gallery, np.float64)
-    if metric == "euclidean":
-        squares = np.einsum("gd,gd->g", gallery, gallery)
-        return np.einsum("qd,qd->q", query, query)[:, None] + squares - 2 * (query @ gallery.T)
-    if metric == "cosine":
-        return 1 - _unit(query) @ _unit(gallery).T
-    raise UserError(f"unknown metric '{metric}'; known: euclidean, cosine")
+    def __init__(self, matrix: Floats) -> None:
+        if matrix.ndim != 2:
+            raise UserError(f"distances are {list(matrix.shape)}; expected [Q, G]")
+        self.matrix, self.shape, self.dim, self.held = matrix, matrix.shape, 0, 0
 
+    def about(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+        return self.closely(rows)
 
-def relevant_ranks(distances: Floats, relevant: npt.NDArray[np.bool_]) -> Ints:
-    """Ranks (from 1, ascending) of the relevant items [R] in a list [G] sorted by distance, ties by index.
+    def closely(self, rows: slice) -> tuple[Doubles, Doubles]:
+        found = self.matrix[rows].astype(np.float64)
+        if not np.isfinite(found).all():
+            bad = rows.start + int((~np.isfinite(found).all(1)).argmax())
+            raise UserError(f"distances hold NaN or Inf, first those of query {bad}")
+        return found, np.zeros(len(found))
 
-    An item's rank is one more than the number of items before it, so the list itself is never sorted.
-    """
-    items = np.flatnonzero(relevant)
-    items = items[np.argsort(distances[items], kind="stable")]
-    bounds = distances[items]
-    # nearer[k]: items strictly nearer than the k-th relevant one
-    nearer = np.bincount(np.searchsorted(bounds, distances, side="right"), minlength=len(items) + 1)[:-1].cumsum()
-    ranks = nearer + 1
-    near_or_tied = np.bincount(np.searchsorted(bounds, distances, side="left"), minlength=len(items) + 1)[:-1].cumsum()
-    for k in np.flatnonzero(near_or_tied - nearer > 1):
-        ranks[k] += np.count_nonzero(distances[: items[k]] == bounds[k])
-    return ranks.astype(np.int64)
+    def exact(self, queries: Ints, items: Ints) -> Doubles:
+        return self.matrix[queries, items].astype(np.float64)
 
 
-def _standard(ranks: Ints) -> float:
-    return float((np.arange(1, len(ranks) + 1) / ranks).mean())
+def _standard(hits: Ints, ranks: Ints) -> Doubles:
+    return hits / ranks
 
 
-def _trapezoid(ranks: Ints) -> float:
-    hits = np.arange(1, len(ranks) + 1)
+def _trapezoid(hits: Ints, ranks: Ints) -> Doubles:
     before = np.where(ranks == 1, 1.0, (hits - 1) / np.maximum(ranks - 1, 1))
-    return float(((hits / ranks + before) / 2).mean())
+    return (hits / ranks + before) / 2
 
 
-def _truncated50(ranks: Ints) -> float:
-    return float(np.where(ranks <= 50, np.arange(1, len(ranks) + 1) / ranks, 0).mean())
+def _truncated50(hits: Ints, ranks: Ints) -> Doubles:
+    return np.where(ranks <= 50, hits / ranks, 0)
 
 
-AP_DEFINITIONS: dict[str, Callable[[Ints], float]] = {
+AP_DEFINITIONS: dict[str, Callable[[Ints, Ints], Doubles]] = {
     "standard": _standard,
     "trapezoid": _trapezoid,
     "truncated50": _truncated50,
 }
 
 
-def _array(values: Any, dtype: Any) -> Any:
+def _floats(values: Any) -> Floats:
+    """A float array of numpy's or torch's, or numbers; no copy of floats of float64 or less."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
-        values = (values.double() if values.is_floating_point() else values).numpy()
-    return np.asarray(values, dtype=dtype)
-
-
-def _check(embeddings: Floats, pids: Ints, camids: Ints, name: str) -> None:
-    if embeddings.ndim != 2 or pids.shape != embeddings.shape[:1] or camids.shape != embeddings.shape[:1]:
-        raise UserError(
-            f"{name}: embeddings {list(embeddings.shape)}, pids {list(pids.shape)}, camids {list(camids.shape)}; "
-            "expected [N, D], [N], [N]"
-        )
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
-    if len(bad):
-        raise UserError(
-            f"{name}: {len(bad)} of {len(embeddings)} embeddings hold NaN or Inf, the first is row {bad[0]}"
-        )
-
-
-def _unit(embeddings: Floats) -> Floats:
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    if (norms == 0).any():
-        raise UserError(f"embedding {int(np.flatnonzero(norms == 0)[0])} is all zero; it has no direction for cosine")
-    return embeddings / norms
+        values = (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
+    values = np.asarray(values)
+    return values if values.dtype.kind == "f" and values.dtype.itemsize <= 8 else values.astype(np.float64)

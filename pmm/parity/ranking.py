@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from pmm.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, Rows
 from pmm.errors import UserError
-from pmm.metrics import QUERIES_AT_ONCE, distance_matrix
-from pmm.parity.labels import Bools, Embedded, Floats, Ints, Labels
+from pmm.nearest import Nearest, nearest
+from pmm.parity.labels import Embedded, Floats, Ints, Labels
 
 OVERLAP_ITEMS = 10
 ORDER_ITEMS = 50
+MASKS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +42,24 @@ def ranking_parity(reference: Embedded, candidate: Embedded, labels: Labels) -> 
     Raises:
         UserError: shapes that do not fit, NaN or Inf, no query with a relevant gallery item.
     """
-    for name, embedded in (("reference", reference), ("candidate", candidate)):
-        labels.check(embedded, name)
-    queries = np.arange(len(labels.query_pids))
-    firsts: list[tuple[Ints, Floats]] = []  # of the reference, per query: items and their distances
-    for row in _rows(reference, labels, queries):
-        items = _first(row.distances, ORDER_ITEMS)
-        firsts.append((items, row.distances[items]))
+    before, after = (
+        _Ranked.of(embedded, labels, np.arange(len(labels.query_pids)), count, name)
+        for name, embedded, count in (("reference", reference, ORDER_ITEMS), ("candidate", candidate, OVERLAP_ITEMS))
+    )
+    evaluable = np.concatenate(
+        [labels.masks(rows).relevant.any(1) for rows in Blocks(MASKS_AT_ONCE, 0).cut(len(labels.query_pids))]
+    )
     lost = gained = changed = 0
     overlaps, taus = [], []
-    for (items, distances), row in zip(firsts, _rows(candidate, labels, queries), strict=True):
-        if not row.relevant.any():
-            continue
-        found = _first(row.distances, OVERLAP_ITEMS)
-        right_before, right = row.relevant[items[0]], row.relevant[found[0]]
+    for query in np.flatnonzero(evaluable).tolist():
+        items, distances = before.first(query)
+        found, _ = after.first(query)
+        right_before, right = (labels.gallery_pids[each[0]] == labels.query_pids[query] for each in (items, found))
         lost += int(right_before and not right)
         gained += int(right and not right_before)
         changed += int(items[0] != found[0])
         overlaps.append(len(np.intersect1d(items[:OVERLAP_ITEMS], found)) / len(found))
-        taus.append(kendall_tau_b(distances, row.distances[items]))
+        taus.append(kendall_tau_b(distances, after.distances.exact(np.full(len(items), query), items)))
     if not overlaps:
         raise UserError("no query has a relevant gallery item (same identity, another camera); nothing to rank")
     return RankingParity(
@@ -74,12 +74,8 @@ def ranking_parity(reference: Embedded, candidate: Embedded, labels: Labels) -> 
 
 def first_items(embedded: Embedded, labels: Labels, queries: Sequence[int] | Ints, count: int) -> Ints:
     """Gallery indices [n, count] that rank first for n of the queries, without junk; -1 where there are no more."""
-    labels.check(embedded, "given")
-    found = np.full((len(queries), count), -1)
-    for row, place in zip(_rows(embedded, labels, np.asarray(queries, np.int64)), found, strict=True):
-        items = _first(row.distances, count)
-        place[: len(items)] = items
-    return found
+    items = _Ranked.of(embedded, labels, np.asarray(queries, np.int64), count, "given").near.items
+    return np.pad(items, ((0, 0), (0, count - items.shape[1])), constant_values=-1)
 
 
 def kendall_tau_b(a: Floats, b: Floats) -> float:
@@ -95,29 +91,27 @@ def kendall_tau_b(a: Floats, b: Floats) -> float:
     return float((x * y).sum() / np.sqrt(float(untied[0]) * untied[1]))
 
 
-class _Row(NamedTuple):
-    distances: npt.NDArray[np.float64]
-    """Of one query to the gallery, squared [G]; infinite for junk."""
-    relevant: Bools
-    """[G]"""
+class _Ranked(NamedTuple):
+    """Distances of some queries, and the first items without junk, by the distances that `evaluate_ranking` ranks by:
+    what it calls first is first here."""
 
+    distances: EmbeddingDistances
+    near: Nearest
 
-def _rows(embedded: Embedded, labels: Labels, queries: Ints) -> Iterator[_Row]:
-    """One row per query. In blocks of the size that `evaluate_ranking` takes, whose last digits are then the same: what
-    it calls first is first here."""
-    gallery = np.asarray(embedded.gallery, np.float64)
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        block = queries[start : start + QUERIES_AT_ONCE]
-        distances = distance_matrix(np.asarray(embedded.query)[block], gallery, "euclidean")
-        relevant, junk = labels.masks(block)
-        distances[junk] = np.inf
-        yield from map(_Row, distances, relevant)
+    @classmethod
+    def of(cls, embedded: Embedded, labels: Labels, queries: Ints, count: int, name: str) -> _Ranked:
+        """Raises UserError, saying it is `name`, for embeddings that do not fit the labels."""
+        labels.check(embedded, name)
+        distances = EmbeddingDistances(Rows(np.asarray(embedded.query)[queries]), Rows(np.asarray(embedded.gallery)))
+        blocks = Blocks.within(MEMORY_LIMIT, distances.shape, distances.dim, 1)
 
+        def junk(rows: slice) -> tuple[Ints, Ints]:
+            query, item = np.nonzero(labels.masks(queries[rows]).junk)
+            return query, item
 
-def _first(distances: npt.NDArray[np.float64], count: int) -> Ints:
-    """Indices of the `count` least finite ones of `distances` [G], or of all if there are fewer; ties by index."""
-    # all that tie with the last one stay until the stable sort: a partition alone takes any of them
-    last = min(count, len(distances)) - 1
-    items = np.flatnonzero(distances <= np.partition(distances, last)[last])
-    items = items[np.argsort(distances[items], kind="stable")][:count]
-    return items[np.isfinite(distances[items])]
+        return cls(distances, nearest(distances, min(count, distances.shape[1]), blocks, excluded=junk))
+
+    def first(self, query: int) -> tuple[Ints, Floats]:
+        """Gallery items [n] and their distances."""
+        there = self.near.items[query] >= 0
+        return self.near.items[query][there], self.near.distances[query][there]

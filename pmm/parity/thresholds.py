@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pmm.distances import squared_distances
 from pmm.errors import UserError
-from pmm.metrics import distance_matrix
 from pmm.parity.labels import Bools, Embedded, Floats, Ints, Labels, Masks
 
 ONE_IN = (100, 1_000, 10_000)
@@ -194,7 +194,7 @@ def _blocks(labels: Labels, *sides: Embedded) -> Iterator[tuple[Masks, list[npt.
             rows = slice(start, start + QUERIES_AT_ONCE)
             distances = []
             for side, gallery in zip(sides, galleries, strict=True):
-                squares = distance_matrix(_exact(side.query[rows]), gallery, "euclidean")
+                squares = squared_distances(_exact(side.query[rows]), gallery)
                 distances.append(np.sqrt(squares.clip(min=0)).astype(np.float32))
             yield labels.masks(rows, columns), distances
 

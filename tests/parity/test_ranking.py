@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pmm import distances
 from pmm.errors import UserError
 from pmm.metrics import evaluate_ranking
 from pmm.parity import ranking
@@ -179,7 +180,8 @@ def test_blocks_change_nothing(monkeypatch, at_once):
     reference, labels = people()
     candidate = off_by(reference, 0.3)
     expected = ranking_parity(reference, candidate, labels), first_items(candidate, labels, [3, 1, 59], 7).tolist()
-    monkeypatch.setattr(ranking, "QUERIES_AT_ONCE", at_once)
+    monkeypatch.setattr(distances, "MOST_QUERIES", at_once)
+    monkeypatch.setattr(ranking, "MASKS_AT_ONCE", at_once)
     assert ranking_parity(reference, candidate, labels) == expected[0]
     assert first_items(candidate, labels, [3, 1, 59], 7).tolist() == expected[1]
 
