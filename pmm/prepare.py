@@ -7,19 +7,22 @@ import json
 from pathlib import Path
 
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
-from pmm.data.readers import read_dataset, split_validation
+from pmm.data.layouts import layout_of
+from pmm.data.readers import read_dataset
 from pmm.data.samples import Split, class_indices
+from pmm.data.splits import split_validation
 from pmm.errors import UserError
 from pmm.files import locked
 from pmm.runs import synthetic_root
 
 
 def settled(config: Config) -> Config:
-    """`config` with the values that depend on the data set filled in.
+    """`config` with the values that depend on the data set filled in, and the data set's own name for an alias.
 
-    Raises UserError if a data set other than the synthetic people has no root.
+    Raises UserError for an unknown data set, or one other than the synthetic people without a root.
     """
     data, model = config.data, config.model
+    data = dataclasses.replace(data, dataset=layout_of(data.dataset).name)
     if data.dataset == SYNTHETIC and not data.root:
         data = dataclasses.replace(data, root=str(synthetic_root(config)))
     elif not data.root:
@@ -36,12 +39,16 @@ def training_data(config: Config) -> tuple[Config, Split]:
     """Training crops, and held-out query and gallery; synthetic people are drawn first if they are not there.
 
     The configuration comes back with what the data say: the number of classes, and how synthetic people were drawn.
+    What a reader had to assume is in the split's `notes`. Raises UserError if there is nothing to train on.
     """
     root = Path(config.data.root)
     if config.data.dataset == SYNTHETIC:
         config = dataclasses.replace(config, data=_drawn(config.data, root))
     whole = read_dataset(config.data.dataset, root)
+    if not whole.train:
+        raise UserError(f"{root} has no train folder, so there is nothing to train on; expected one beside query")
     split = split_validation(whole.train, config.data.val_identities, config.seed)
+    split = dataclasses.replace(split, notes=whole.notes)
     classes = len(class_indices(split.train))
     if config.model.num_classes not in (0, classes):
         raise UserError(

@@ -9,9 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+JUNK = -1
+"""Identity of a crop that shows nobody in particular; dropped when a data set is read."""
+DISTRACTOR = 0
+"""Identity of the gallery's wrong matches for every query, in layouts like Market-1501's."""
+UNKNOWN_CAMERA = -1
+
 
 class Sample(NamedTuple):
-    """One crop: its file, the identity on it (0: a distractor) and the camera (zero-based)."""
+    """One crop: its file, the identity on it and the camera (only whether two are equal matters; -1: unknown)."""
 
     path: Path
     pid: int
@@ -20,11 +26,12 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """A data set: training crops, queries and the gallery they are searched in."""
+    """A data set: training crops, queries and the gallery they are searched in, and what a reader had to assume."""
 
     train: tuple[Sample, ...]
     query: tuple[Sample, ...]
     gallery: tuple[Sample, ...]
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Images and identities of each part, in one line."""

@@ -1,44 +1,113 @@
+import os
+import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pmm.data.readers import read_dataset, split_validation
-from pmm.data.samples import Sample, class_indices
+from pmm.config import preset
+from pmm.data import folders, market, msmt17
+from pmm.data.layouts import ALIASES, LAYOUTS
+from pmm.data.readers import read_dataset, scan
+from pmm.data.samples import class_indices
+from pmm.data.scan import shown
 from pmm.errors import UserError
+from pmm.prepare import settled, training_data
+from tests.data import trees
 
-NAMES = {
-    "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c3s1_000551_00.jpg", "0007_c6s2_000001_01.jpg"],
-    "query": ["0001_c1s1_001051_00.jpg"],
-    "bounding_box_test": [
-        "-1_c1s1_000401_00.jpg",
-        "0000_c2s1_000401_00.jpg",
-        "0001_c2s1_000401_00.jpg",
-        "0001_c1s1_000401_00.jpg",
-        "Thumbs.db",
-    ],
+MARKET_LIKE = {
+    "market1501": trees.MARKET,
+    "dukemtmc-reid": trees.DUKE,
+    "cuhk03-np-labeled": trees.CUHK,
+    "cuhk03-np-detected": trees.CUHK,
+}
+PLACES = {
+    "market1501": ["", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15"],
+    "dukemtmc-reid": ["", "dukemtmc-reid", "DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID"],
+    "cuhk03-np-labeled": ["", "cuhk03-np/labeled", "labeled", "cuhk03-np-labeled", "cuhk-label"],
+    "cuhk03-np-detected": ["", "cuhk03-np/detected", "detected", "cuhk03-np-detected", "cuhk-detect"],
+    "msmt17-v1": ["", "msmt17-v1", "MSMT17_V1", "msmt17/MSMT17_V1"],
+    "msmt17-v2": ["", "msmt17-v2", "MSMT17_V2", "msmt17/MSMT17_V2"],
 }
 
 
-def make_tree(root: Path) -> Path:
-    for part, names in NAMES.items():
-        (root / part).mkdir(parents=True)
-        for name in names:
-            Image.new("RGB", (4, 8)).save(root / part / name, format="JPEG")
-    return root
+def tree(name, root):
+    return trees.msmt17(root, name) if name.startswith("msmt17") else trees.three_folders(root, MARKET_LIKE[name])
+
+
+def ids(samples):
+    return [(sample.pid, sample.camid) for sample in samples]
+
+
+def refusal(name, root):
+    """The one line with which `root` is refused."""
+    with pytest.raises(UserError) as caught:
+        read_dataset(name, root)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    message.encode()
+    return message
+
+
+@pytest.mark.parametrize(("name", "below"), [(n, place) for n, places in PLACES.items() for place in places])
+def test_every_place_of_every_data_set(tmp_path, name, below):
+    tree(name, tmp_path / below)
+    split = read_dataset(name, tmp_path)
+    for part in (split.train, split.query, split.gallery):
+        assert part
+        assert all(sample.path.is_file() and sample.path.is_relative_to(tmp_path / below) for sample in part)
+    assert split.notes == ()
+
+
+def test_the_place_nearest_to_the_root_comes_first(tmp_path):
+    for below in PLACES["market1501"][1:]:
+        trees.three_folders(tmp_path / below)
+    assert read_dataset("market1501", tmp_path).query[0].path.parent == tmp_path / "market1501/query"
+    trees.three_folders(tmp_path)
+    assert read_dataset("market1501", tmp_path).query[0].path.parent == tmp_path / "query"
+
+
+def test_market(tmp_path):
+    split = read_dataset("market1501", trees.three_folders(tmp_path))
+    assert ids(split.train) == [(2, 0), (2, 2), (7, 5)]
+    assert ids(split.query) == [(1, 0)]
+    assert sorted(ids(split.gallery)) == [(0, 1), (1, 0), (1, 1)]
+    assert class_indices(split.train) == {2: 0, 7: 1}
+    assert "train 3 images of 2 identities" in split.describe()
+
+
+def test_duke_and_cuhk(tmp_path):
+    duke = read_dataset("dukemtmc-reid", trees.three_folders(tmp_path / "a", trees.DUKE))
+    assert (ids(duke.train), ids(duke.query)) == ([(1, 1), (1, 7), (3, 0)], [(5, 1)])
+    assert ids(duke.gallery) == [(2, 0), (5, 4)]
+    cuhk = read_dataset("cuhk03-np-detected", trees.three_folders(tmp_path / "b", trees.CUHK))
+    assert (ids(cuhk.train), ids(cuhk.gallery)) == ([(1, 0), (1, 1), (2, 0)], [(3, 1), (4, 0)])
+
+
+@pytest.mark.parametrize("name", ["msmt17-v1", "msmt17-v2"])
+def test_msmt17(tmp_path, name):
+    split = read_dataset(name, trees.msmt17(tmp_path, name))
+    assert ids(split.train) == [(0, 0), (1, 14), (0, 2)]  # list_train, then list_val
+    assert ids(split.query) == [(0, 4), (1, 6)]  # identity 0 is somebody
+    assert ids(split.gallery) == [(0, 5), (1, 6)]
+    assert split.train[0].path == tmp_path / trees.MSMT17_FOLDERS[name][0] / trees.MSMT17["train"][0]
 
 
 @pytest.mark.parametrize(
-    "below", ["", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15"], ids=lambda b: b or "root"
+    ("alias", "name"),
+    [
+        ("market", "market1501"),
+        ("dukemtmc", "dukemtmc-reid"),
+        ("cuhk-label", "cuhk03-np-labeled"),
+        ("cuhk-detect", "cuhk03-np-detected"),
+    ],
 )
-def test_market_layouts(tmp_path, below):
-    make_tree(tmp_path / below)
-    split = read_dataset("market1501", tmp_path)
-    assert [(s.pid, s.camid) for s in split.train] == [(2, 0), (2, 2), (7, 5)]
-    assert [(s.pid, s.camid) for s in split.query] == [(1, 0)]
-    assert sorted((s.pid, s.camid) for s in split.gallery) == [(0, 1), (1, 0), (1, 1)]
-    assert class_indices(split.train) == {2: 0, 7: 1}
-    assert "train 3 images of 2 identities" in split.describe()
+def test_aliases(tmp_path, alias, name):
+    tree(name, tmp_path)
+    assert read_dataset(alias, tmp_path) == read_dataset(name, tmp_path)
+    assert scan(alias, tmp_path).layout.name == name
+    assert set(ALIASES.values()) < set(LAYOUTS)
 
 
 def test_synthetic_people_are_read_by_the_same_reader(people):
@@ -46,58 +115,374 @@ def test_synthetic_people_are_read_by_the_same_reader(people):
 
 
 def test_only_the_file_name_is_parsed(tmp_path):
-    make_tree(tmp_path / "0099_c9_misleading")
-    split = read_dataset("market1501", tmp_path / "0099_c9_misleading")
-    assert {s.pid for s in split.train} == {2, 7}
+    root = trees.three_folders(tmp_path / "0099_c9_misleading")
+    assert {s.pid for s in read_dataset("market1501", root).train} == {2, 7}
 
 
 def test_missing_folder_wrong_layout_and_empty_parts(tmp_path):
-    with pytest.raises(UserError, match="is not a folder; expected the root of market1501"):
-        read_dataset("market1501", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="found nothing"):
-        read_dataset("market1501", tmp_path)
+    assert "is not a folder; expected the root of market1501" in refusal("market1501", tmp_path / "nowhere")
+    assert "found nothing" in refusal("market1501", tmp_path)
     (tmp_path / "bounding_box_train").mkdir()
     (tmp_path / "readme.txt").write_text("")
-    with pytest.raises(UserError, match=r"expected the folders .*query.*; found bounding_box_train/, readme.txt"):
-        read_dataset("market1501", tmp_path)
-    make_tree(tmp_path / "market1501")
-    for path in (tmp_path / "market1501" / "query").iterdir():
-        path.unlink()
-    with pytest.raises(UserError, match="query holds no usable image"):
-        read_dataset("market1501", tmp_path)
-    with pytest.raises(UserError, match="unknown data set 'cuhk'; known: market1501, synthetic"):
-        read_dataset("cuhk", tmp_path)
+    message = refusal("market1501", tmp_path)
+    assert "expected the folders bounding_box_train, query, bounding_box_test;" in message
+    assert message.endswith(f"found bounding_box_train/, readme.txt; {tmp_path} lacks query/, bounding_box_test/")
+    trees.three_folders(tmp_path / "market1501")
+    shutil.rmtree(tmp_path / "market1501/query")
+    (tmp_path / "market1501/query").mkdir()
+    trees.draw(tmp_path / "market1501/query/-1_c1s1_000401_00.jpg")
+    message = refusal("market1501", tmp_path)
+    assert "query: holds no usable image; expected names like 0002_c1s1_000451_03.jpg" in message
+    message = refusal("cuhk", tmp_path)
+    assert message.startswith("unknown data set 'cuhk'; known: market1501, dukemtmc-reid, cuhk03-np-labeled")
+    assert "msmt17-v2, folder, synthetic" in message
 
 
-@pytest.mark.parametrize("name", ["person.jpg", "12-3_c1.jpg", "0001_c0s1.jpg"])
+@pytest.mark.parametrize(
+    ("there", "asked", "advice"),
+    [
+        ("MSMT17_V1", "market1501", "--dataset msmt17-v1"),
+        ("MSMT17_V1", "msmt17-v2", "--dataset msmt17-v1"),
+        ("MSMT17_V2", "folder", "--dataset msmt17-v2"),
+        ("DukeMTMC-reID", "market1501", "--dataset dukemtmc-reid"),
+        ("detected", "cuhk-label", "--dataset cuhk03-np-detected"),
+        ("market1501", "folder", "--dataset market1501"),
+        ("", "msmt17-v1", "--dataset market1501 or dukemtmc-reid or cuhk03-np-labeled or cuhk03-np-detected"),
+        ("", "folder", "--dataset market1501 or dukemtmc-reid or cuhk03-np-labeled or cuhk03-np-detected"),
+        ("people", "market1501", "--dataset folder"),
+    ],
+)
+def test_another_layout_is_named(tmp_path, there, asked, advice):
+    if there == "people":
+        trees.folders(tmp_path, ["ann/1.jpg", "bob/1.jpg"])
+    elif there.startswith("MSMT17"):
+        trees.msmt17(tmp_path / there, there.lower().replace("_", "-"))
+    else:
+        trees.three_folders(tmp_path / there)
+    assert refusal(asked, tmp_path).endswith(f"it looks like {advice}")
+
+
+def test_an_incomplete_layout_is_not_taken_for_folders_of_people(tmp_path):
+    trees.three_folders(tmp_path)
+    shutil.rmtree(tmp_path / "query")
+    message = refusal("market1501", tmp_path)
+    assert message.endswith(f"found bounding_box_test/, bounding_box_train/; {tmp_path} lacks query/")
+    assert "one folder of crops per identity" in refusal("folder", tmp_path)
+    trees.msmt17(tmp_path / "MSMT17_V1")
+    (tmp_path / "MSMT17_V1/list_val.txt").unlink()
+    assert refusal("msmt17-v1", tmp_path).endswith(f"; {tmp_path}/MSMT17_V1 lacks list_val.txt")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "person.jpg",
+        "12-3_c1.jpg",
+        "0001_c0s1.jpg",
+        "-5_c1s1.jpg",
+        "--1_c1.jpg",
+        "1234567890_c1.jpg",
+        "1_c12345.jpg",
+        "\u0661_c1.jpg",
+    ],
+)
 def test_odd_names_are_refused(tmp_path, name):
-    make_tree(tmp_path)
-    Image.new("RGB", (4, 8)).save(tmp_path / "query" / name)
-    with pytest.raises(UserError, match="no identity and camera in the name"):
-        read_dataset("market1501", tmp_path)
+    trees.three_folders(tmp_path)
+    trees.draw(tmp_path / "query" / name)
+    message = refusal("market1501", tmp_path)
+    assert message.startswith(f"{tmp_path}/query/{name}: no identity and camera in the name; expected names like 0002_")
 
 
-def crops(pids, cameras, each):
-    return tuple(
-        Sample(Path(f"{p}_{c}_{i}"), p, c) for p in range(1, pids + 1) for c in range(cameras) for i in range(each)
+def test_the_first_problem_is_told_and_the_others_counted(tmp_path):
+    trees.three_folders(tmp_path)
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        trees.draw(tmp_path / "bounding_box_train" / name)
+    (tmp_path / "query" / "x.jpg").mkdir()
+    message = refusal("market1501", tmp_path)
+    assert "/a.jpg: no identity" in message
+    assert message.endswith("(and 2 more like this and 1 other problem; python -m pmm.data.check lists all)")
+
+
+def test_hidden_files_and_what_is_no_image_are_skipped(tmp_path):
+    trees.three_folders(tmp_path)
+    before = read_dataset("market1501", tmp_path)
+    for name in (".DS_Store", "._0001_c1s1_001051_00.jpg", "Thumbs.db", "readme.txt"):
+        (tmp_path / "query" / name).write_text("x")
+    (tmp_path / "query" / "more").mkdir()
+    (tmp_path / "query" / "round").symlink_to("round")
+    assert read_dataset("market1501", tmp_path) == before
+    assert len(scan("market1501", tmp_path).skipped) == 6
+
+
+def test_suffixes_of_any_case_and_links_to_images(tmp_path):
+    trees.three_folders(tmp_path)
+    trees.draw(tmp_path / "query" / "0001_c3_big.JPG")
+    (tmp_path / "query" / "0001_c4_link.jpg").symlink_to(tmp_path / "query" / "0001_c3_big.JPG")
+    assert ids(read_dataset("market1501", tmp_path).query) == [(1, 0), (1, 2), (1, 3)]
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    def refused(plant):
+        root = tmp_path / "data"
+        trees.three_folders(root)
+        plant(root / "query" / "0009_c1_x.jpg")
+        message = refusal("market1501", root)
+        shutil.rmtree(root)
+        return message
+
+    assert "0009_c1_x.jpg: a link to nothing;" in refused(lambda path: path.symlink_to("nowhere.jpg"))
+    assert "0009_c1_x.jpg: a folder with the name of an image;" in refused(Path.mkdir)
+    assert "0009_c1_x.jpg: not accessible (" in refused(lambda path: path.symlink_to(path.name))
+    assert "0009_c1_x.jpg: not a regular file;" in refused(os.mkfifo)
+
+
+def test_a_name_that_is_no_text_is_shown_escaped(tmp_path):
+    trees.three_folders(tmp_path)
+    shutil.copy(tmp_path / "query" / "0001_c1s1_001051_00.jpg", os.fsencode(tmp_path / "query") + b"/0001_c2_\xff.jpg")
+    assert r"query/0001_c2_\xff.jpg: a name that is no UTF-8; rename" in refusal("market1501", tmp_path)
+    assert shown("a\nb\udcffé") == "a\\nb\\xffé"
+
+
+def test_two_files_of_one_stem_are_refused(tmp_path):
+    trees.three_folders(tmp_path)
+    trees.draw(tmp_path / "query" / "0001_c1s1_001051_00.png")
+    message = refusal("market1501", tmp_path)
+    assert "0001_c1s1_001051_00.png: duplicate names; only the suffix differs from 0001_c1s1_001051_00.jpg" in message
+
+
+@given(st.one_of(st.just(-1), st.integers(0, 10**9 - 1)), st.integers(1, 9999), st.integers(0, 4))
+def test_market_names_give_back_identity_and_camera(pid, camera, zeros):
+    digits = str(pid) if pid < 0 else str(pid).zfill(min(zeros, 4))
+    for tail in (".jpg", "s1_000451_03.jpg", "_f0046182.jpg", "_c9_12.png"):
+        assert market.parse_name(f"{digits}_c{camera}{tail}") == (pid, camera - 1)
+
+
+@given(st.text(max_size=20))
+def test_no_market_name_is_parsed_into_nonsense(name):
+    parsed = market.parse_name(name)
+    assert parsed is None or (parsed[0] >= -1 and parsed[1] >= 0 and f"_c{parsed[1] + 1}" in name.replace("_c0", "_c"))
+
+
+MSMT_NAME = "0000_000_05_0302morning_0092_1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("0000/{name}", "not a line of 'path pid'; found '0000/{name}'"),
+        ("0000/{name} zero", "not a line of 'path pid'"),
+        ("0000/{name} -1", "not a line of 'path pid'"),
+        ("0000/{name} 1234567890", "not a line of 'path pid'"),
+        ("0000/list.txt 0", "not a line of 'path pid'; found '0000/list.txt 0'"),
+        ("0", "not a line of 'path pid'; found '0'"),
+        ("0000/\x07{name} 0", r"not a line of 'path pid'; found '0000/\x07"),
+        ("/0000/{name} 0", "a path that leaves the folder; found '/0000/{name}', expected a path below"),
+        ("../test/0000/{name} 0", "a path that leaves the folder"),
+        ("0000/../0000/{name} 0", "a path that leaves the folder"),
+        ("..\\\\0000/{name} 0", "a path that leaves the folder"),
+        ("./0000/{name} 0", "a path that leaves the folder"),
+        ("0000//{name} 0", "a path that leaves the folder"),
+        ("0000/9999_{name} 0", "a file that is missing; '0000/9999_{name}' is not in"),
+        ("nowhere/{name} 0", "a file that is missing; 'nowhere/{name}' is not in"),
+        ("0000/{long}.jpg 0", "a file that is missing"),
+        ("0000/{name} 0", "the same file twice; '0000/{name}' is named by list_query.txt:1 already"),
+        ("0000/0000_000_05_0302morning_0092_1.png 0", "duplicate names; '0000/0000_000_05_0302morning_0092_1.png'"),
+    ],
+)
+def test_lines_of_a_list_are_not_trusted(tmp_path, line, expected):
+    trees.msmt17(tmp_path)
+    line, expected = (text.replace("{name}", MSMT_NAME).replace("{long}", "x" * 300) for text in (line, expected))
+    with (tmp_path / "list_gallery.txt").open("a") as file:
+        file.write(f"\n  \n{line}\n")
+    assert refusal("msmt17-v1", tmp_path).startswith(f"{tmp_path}/list_gallery.txt:5: {expected}")
+
+
+def test_bytes_of_a_list_and_cameras_in_its_names(tmp_path):
+    trees.msmt17(tmp_path)
+    whole = (tmp_path / "list_val.txt").read_bytes()
+    (tmp_path / "list_val.txt").write_bytes(b"\xef\xbb\xbf" + whole.replace(b"\n", b"\r\n"))
+    assert len(read_dataset("msmt17-v1", tmp_path).train) == 3
+    (tmp_path / "list_val.txt").write_bytes(whole + b"0000/\xff.jpg 0\n")
+    assert r"list_val.txt:2: bytes that are no UTF-8; found '0000/\xff.jpg 0'" in refusal("msmt17-v1", tmp_path)
+    trees.draw(tmp_path / "train/0000/0000_000_00_a_b.jpg")
+    (tmp_path / "list_val.txt").write_bytes(whole + b"0000/0000_000_00_a_b.jpg 0\n")
+    assert "list_val.txt:2: no camera in the name; found '0000/0000_000_00_a_b.jpg'" in refusal("msmt17-v1", tmp_path)
+    (tmp_path / "list_train.txt").write_text("")
+    (tmp_path / "list_val.txt").write_text("")
+    assert "list_train.txt: names no usable image; expected lines like" in refusal("msmt17-v1", tmp_path)
+
+
+def test_missing_files_are_counted_and_links_are_fine(tmp_path):
+    trees.msmt17(tmp_path)
+    for name in trees.MSMT17["gallery"]:
+        (tmp_path / "test" / name).unlink()
+    message = refusal("msmt17-v1", tmp_path)
+    assert f"list_gallery.txt:1: a file that is missing; '{trees.MSMT17['gallery'][0]}'" in message
+    assert "(and 1 more like this and 1 other problem;" in message
+    for name in trees.MSMT17["gallery"]:
+        (tmp_path / "test" / name).symlink_to(tmp_path / "test" / trees.MSMT17["query"][0])
+    assert len(read_dataset("msmt17-v1", tmp_path).gallery) == 2
+    (tmp_path / "test" / trees.MSMT17["query"][1]).unlink()
+    (tmp_path / "test" / trees.MSMT17["query"][1]).symlink_to("nowhere")
+    assert "list_query.txt:2: a link to nothing;" in refusal("msmt17-v1", tmp_path)
+
+
+PATHS = st.lists(st.text("abc01 _-é", min_size=1, max_size=6), min_size=1, max_size=3).map("/".join)
+
+
+@given(PATHS.filter(lambda p: p == p.strip()), st.integers(0, 10**9 - 1), st.sampled_from([" ", "  ", "\t"]))
+def test_lines_of_a_list_give_back_path_and_identity(path, pid, between):
+    assert msmt17.parse_line(f"{path}.jpg{between}{pid:04}\r") == (f"{path}.jpg", pid)
+
+
+@given(st.text(max_size=30))
+def test_no_listed_path_gets_out_of_its_folder(path):
+    if not msmt17.leaves_folder(path):
+        inside = Path(os.path.normpath(Path("/root/data") / path))
+        assert inside.is_relative_to("/root/data")
+        assert inside != Path("/root/data")
+
+
+@given(st.integers(1, 9999), st.sampled_from(["0303morning_0015_0.jpg", "a.png"]))
+def test_msmt17_names_give_back_the_camera(camera, tail):
+    assert msmt17.parse_camera(f"0000_000_{camera:02}_{tail}") == camera - 1
+    assert msmt17.parse_camera(f"0000_000_{camera:02}") is None
+
+
+@given(st.integers(0, 10**9 - 1), st.sampled_from(["c", "C", "cam", "CAM"]), st.sampled_from(["", "x_", "12_cat_"]))
+def test_the_camera_in_a_name_of_ones_own(camera, word, before):
+    for tail in (".jpg", "_7.jpg", "s1_c9.jpg", "-c9.jpg"):
+        assert folders.parse_camera(f"{before}{word}{camera}{tail}") == camera
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "ac1.jpg", "cam.jpg", "c_1.jpg", "cat1.jpg", "abc12.jpg"])
+def test_names_without_a_camera(name):
+    assert folders.parse_camera(name) is None
+
+
+def test_folders_of_train_query_and_gallery(tmp_path):
+    trees.folders(tmp_path, ["train/dan/c1_1.jpg", "train/dan/c2_1.jpg", "train/-1/c1_1.jpg", "query/ann/x_cam0_1.jpg"])
+    trees.folders(
+        tmp_path, ["gallery/ann/c7_1.jpg", "gallery/bob/C2_1.jpg", "gallery/-1/c3_1.jpg", "gallery/ann/0_c0.jpg"]
+    )
+    (tmp_path / "gallery" / ".hidden").mkdir()
+    (tmp_path / "gallery" / "notes.txt").write_text("")
+    (tmp_path / "gallery" / "ann" / "round").symlink_to("round")
+    (tmp_path / "round").symlink_to("round")
+    split = read_dataset("folder", tmp_path)
+    assert ids(split.train) == [(3, 1), (3, 2)]  # ann 1, bob 2, dan 3
+    assert ids(split.query) == [(1, 0)]
+    assert ids(split.gallery) == [(1, 0), (1, 7), (2, 2)]
+    assert split.notes == ()
+    shutil.rmtree(tmp_path / "train")
+    split = read_dataset("folder", tmp_path)
+    assert (split.train, split.notes) == ((), (folders.NO_TRAIN,))
+
+
+def test_folders_of_train_and_test(tmp_path):
+    trees.folders(tmp_path, ["train/9/c1.jpg", "test/-1/c1.jpg"])
+    trees.folders(tmp_path, [f"test/{p}/c{c}_{i}.jpg" for p in (10, 2) for c in (1, 2) for i in (1, 2)])
+    split = read_dataset("folder", tmp_path)
+    assert ids(split.train) == [(3, 1)]  # 10, 2, 9: names are sorted as names
+    assert [sample.path.name for sample in split.query] == ["c1_1.jpg", "c2_1.jpg"] * 2
+    assert ids(split.query) == ids(split.gallery) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert split.notes == (
+        "query and gallery are drawn from test: the first crop of each identity and camera is query",
     )
 
 
-def test_validation_identities_are_held_out_whole():
-    train = crops(10, 3, 2)
-    split = split_validation(train, 0.2, seed=0)
-    held = {s.pid for s in split.query}
-    assert len(held) == 2
-    assert held == {s.pid for s in split.gallery}
-    assert not held & {s.pid for s in split.train}
-    assert set(split.train) | set(split.query) | set(split.gallery) == set(train)
-    assert [(s.pid, s.camid) for s in split.query] == sorted((p, c) for p in held for c in range(3))
-    assert split == split_validation(train, 0.2, seed=0)
-    assert split != split_validation(train, 0.2, seed=3)
+def test_one_pool_of_folders(tmp_path):
+    trees.folders(tmp_path, ["ann/a/c1_1.jpg", "ann/a/c2_1.jpg", "ann/b/c1_2.jpg", "bob/c1.jpg", "-1/c1.jpg"])
+    split = read_dataset("folder", tmp_path)
+    assert ids(split.train) == [(1, 1), (1, 2), (1, 1), (2, 1)]  # by path, however deep
+    assert ids(split.query) == [(1, 1), (1, 2), (2, 1)]
+    assert [sample.path for sample in split.gallery] == [tmp_path / "ann/b/c1_2.jpg"]
+    assert split.notes == (folders.DRAWN.format("all crops", "identity and camera"), folders.SHARED)
 
 
-def test_no_validation_and_unusable_validation():
-    train = crops(10, 3, 2)
-    assert split_validation(train, 0.0, seed=0).train == train
-    with pytest.raises(UserError, match="none has crops of two cameras"):
-        split_validation(crops(10, 1, 2), 0.2, seed=0)
+def test_hidden_folders_are_nobody(tmp_path):
+    trees.folders(tmp_path, [".cache/1.jpg", "1.jpg"])
+    assert "found .cache/, 1.jpg" in refusal("folder", tmp_path)
+    (tmp_path / "1.jpg").unlink()
+    trees.folders(tmp_path, ["ann/.trash/c1.jpg", "ann/c1.jpg"])
+    assert len(read_dataset("folder", tmp_path).train) == 1
+
+
+def test_folders_without_cameras(tmp_path):
+    pool = trees.folders(tmp_path / "pool", ["ann/1.jpg", "ann/2.jpg", "ann/3.jpg", "bob/1.jpg", "bob/2.jpg"])
+    split = read_dataset("folder", pool)
+    assert ids(split.train) == [(1, -1)] * 3 + [(2, -1)] * 2
+    assert ids(split.query) == [(1, 0), (2, 0)]
+    assert ids(split.gallery) == [(1, 1), (1, 1), (2, 1)]
+    assert split.notes == (folders.DRAWN.format("all crops", "identity"), folders.SHARED, folders.NO_CAMERAS)
+    given = trees.folders(tmp_path / "given", ["query/ann/1.jpg", "query/ann/2.jpg", "gallery/ann/1.jpg"])
+    split = read_dataset("folder", given)
+    assert (ids(split.query), ids(split.gallery)) == ([(1, 0), (1, 0)], [(1, 1)])
+    assert folders.NO_CAMERAS in split.notes
+
+
+def test_cameras_of_some_files_only_are_refused(tmp_path):
+    trees.folders(tmp_path, ["ann/c1_1.jpg", "ann/2.jpg", "bob/3.jpg"])
+    message = refusal("folder", tmp_path)
+    assert "ann/2.jpg: no camera in the name; ann/c1_1.jpg has one; name the camera of all files" in message
+    assert "(and 1 more like this;" in message
+
+
+def test_what_is_wrong_with_folders(tmp_path):
+    root = trees.folders(tmp_path, ["train/ann/1.jpg", "test/bob/1.jpg", "test/bob/2.jpg"])
+    trees.draw(root / "test" / "stray.jpg")
+    assert "test/stray.jpg: lies in no identity folder; expected one folder of crops" in refusal("folder", root)
+    (root / "test" / "stray.jpg").unlink()
+    (root / "test" / "bob" / "round").symlink_to(root / "test")
+    assert "bob/round: a linked folder;" in refusal("folder", root)
+    (root / "test" / "bob" / "round").unlink()
+    (root / "test" / "bob" / "lost.jpg").symlink_to("nowhere")
+    assert "bob/lost.jpg: a link to nothing;" in refusal("folder", root)
+    (root / "test" / "bob" / "lost.jpg").unlink()
+    os.mkdir(os.fsencode(root) + b"/test/\xfe")
+    assert r"test/\xfe: a name that is no UTF-8; rename the folder" in refusal("folder", root)
+    os.rmdir(os.fsencode(root) + b"/test/\xfe")
+    (root / "test" / "cem").symlink_to(root / "train" / "ann")  # an identity's folder may be a link
+    assert {sample.pid for sample in read_dataset("folder", root).query} == {2, 3}
+    shutil.rmtree(root / "train" / "ann")
+    (root / "test" / "cem").unlink()
+    assert "train: holds no usable image; expected folders of crops" in refusal("folder", root)
+    (root / "gallery").mkdir()
+    shutil.rmtree(root / "test")
+    assert "expected train/, query/ and gallery/ with one folder" in refusal("folder", root)
+
+
+def test_training_without_a_train_folder_and_with_an_alias(tmp_path):
+    def config(dataset, root):
+        base = preset("tiny")
+        return settled(type(base)(data=type(base.data)(dataset=dataset, root=str(root), val_identities=0.5)))
+
+    assert config("market", tmp_path).data.dataset == "market1501"
+    with pytest.raises(UserError, match="unknown data set 'markt'"):
+        config("markt", tmp_path)
+    given = trees.folders(tmp_path / "given", ["query/ann/1.jpg", "gallery/ann/1.jpg"])
+    with pytest.raises(UserError, match="has no train folder, so there is nothing to train on"):
+        training_data(config("folder", given))
+    pool = trees.folders(tmp_path / "pool", [f"{p}/{i}.jpg" for p in range(4) for i in range(3)])
+    settled_config, split = training_data(config("folder", pool))
+    assert settled_config.model.num_classes == 2
+    assert (len(split.train), len(split.query), len(split.gallery)) == (6, 2, 4)
+    assert folders.NO_CAMERAS in split.notes
+
+
+def test_a_folder_is_listed_once_however_many_images_it_holds(tmp_path, monkeypatch):
+    trees.msmt17(tmp_path)
+    names = [f"0000/0000_{index:03}_01_0303noon_0001_0.jpg" for index in range(1, 200)]
+    for name in names:
+        (tmp_path / "train" / name).touch()
+    with (tmp_path / "list_val.txt").open("a") as file:
+        file.writelines(f"{name} 0\n" for name in names)
+    asked = []
+
+    def counted(call):
+        return lambda *args, **more: asked.append(args) or call(*args, **more)
+
+    for name in ("scandir", "stat", "lstat"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    assert len(read_dataset("msmt17-v1", tmp_path).train) == 202
+    assert 4 <= len(asked) <= 40

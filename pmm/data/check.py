@@ -1,0 +1,209 @@
+"""The doctor of data sets: what is there, what is wrong with it, and whether it can be used.
+
+python -m pmm.data.check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+from pmm import cli
+from pmm.data.counts import Counts, Figure, beside_published, cameras_of, counts_of
+from pmm.data.findings import Finding, find
+from pmm.data.images import Facts, examine_all
+from pmm.data.readers import scan
+from pmm.data.scan import Scan, shown
+from pmm.errors import UserError
+from pmm.files import output_file, write_file
+from pmm.machine import usable_cores
+
+PROG = "pmm.data.check"
+SCHEMA = 1
+EXAMPLES = 3
+LONGEST_EXAMPLE = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`python -m pmm.data.check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]`"""
+
+    dataset: str
+    """Data set: synthetic, market1501, dukemtmc-reid, cuhk03-np-labeled, cuhk03-np-detected, msmt17-v1, msmt17-v2, or
+    folder (one folder of crops per identity)."""
+    root: Path
+    """Folder that holds the data set, or the one it lies in under its usual name."""
+    json: Path | None = None
+    """Also write everything, with every file it is about, to this file."""
+    strict: bool = False
+    """Warnings too make the exit code 1."""
+    threads: int = 0
+    """Threads that read images (0: one per core)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that the doctor says. Sizes are least, median and largest in pixels, of images that can be read."""
+
+    schema: int
+    dataset: str
+    folder: str
+    layout: str
+    parts: dict[str, Counts]
+    cameras: int
+    width: tuple[int, int, int] | None
+    height: tuple[int, int, int] | None
+    published: tuple[Figure, ...]
+    findings: tuple[Finding, ...]
+    usable: bool
+    verdict: str
+
+    def of_level(self, level: str) -> list[Finding]:
+        """The findings that are problems, warnings or notes."""
+        return [finding for finding in self.findings if finding.level == level]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self) | {"published": [figure._asdict() for figure in self.published]}
+
+
+def main() -> int:
+    """Entry point: 0 if the data set is usable."""
+    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    if command.threads < 0:
+        raise UserError(f"--threads is {command.threads}; it must be at least 0")
+    if command.json:
+        output_file(command.json)
+    report = check(command.dataset, command.root, threads=command.threads, label=PROG)
+    print("\n".join(lines(report)))
+    if command.json:
+        write_file(command.json, json.dumps(report.to_dict(), indent=2) + "\n")
+    return int(not report.usable or (command.strict and bool(report.of_level("warning"))))
+
+
+def check(dataset: str, root: str | Path, *, threads: int = 0, label: str = "") -> Report:
+    """Examine every crop of the data set `dataset` under `root`; with a `label`, a progress bar of that name.
+
+    Raises UserError for an unknown name, a missing folder or another layout; whatever else is wrong is in the report.
+    """
+    from tqdm import tqdm
+
+    found = scan(dataset, root)
+    paths = list(dict.fromkeys(sample.path for part in found.people().values() for sample in part))
+    with tqdm(total=len(paths), desc=label, unit="img", leave=False, disable=None if label else True) as bar:
+        facts = dict(zip(paths, examine_all(paths, threads or usable_cores(), bar.update), strict=True))
+    return _report(found, facts)
+
+
+def lines(report: Report) -> list[str]:
+    """The report as it is printed; each finding is one line with three examples at most."""
+    said = [f"{report.dataset} in {report.folder}", report.layout, "", *_table(report), _totals(report), ""]
+    width = max((len(f"{finding.count:,}") for finding in report.findings), default=0)
+    said += [_line(finding, width) for finding in report.findings]
+    return [*said, *([""] if report.findings else []), report.verdict]
+
+
+def _report(found: Scan, facts: dict[Path, Facts]) -> Report:
+    findings = find(found, facts)
+    good = [fact for fact in facts.values() if not fact.fault]
+    problems, warnings = (sum(f.level == level for f in findings) for level in ("problem", "warning"))
+    if problems:
+        verdict = f"NOT usable: {_plural(problems, 'problem')}"
+    else:
+        verdict = f"usable, {_plural(warnings, 'warning')}" if warnings else "usable"
+    return Report(
+        schema=SCHEMA,
+        dataset=found.layout.name,
+        folder=shown(found.folder),
+        layout=found.form,
+        parts=counts_of(found),
+        cameras=cameras_of(found),
+        width=_spread([fact.width for fact in good]),
+        height=_spread([fact.height for fact in good]),
+        published=tuple(beside_published(found)),
+        findings=tuple(findings),
+        usable=not problems,
+        verdict=verdict,
+    )
+
+
+def _spread(values: Sequence[int]) -> tuple[int, int, int] | None:
+    return (min(values), median_low(values), max(values)) if values else None
+
+
+def _table(report: Report) -> list[str]:
+    """Aligned columns; those of published counts only for data sets that have them."""
+    figures = {figure.key: figure for figure in report.published}
+    images_of = {name: figures.get(name) for name in report.parts}
+    ids_of = {"train": figures.get("train_ids"), "query": figures.get("test_ids")}
+    rows = [["", "images", "published", "identities", "published", "cameras", "junk", "distractors"]]
+    for name, counts in report.parts.items():
+        numbers = [
+            f"{n:,}" for n in (counts.images, counts.identities, counts.cameras, counts.junk, counts.distractors)
+        ]
+        images, identities, cameras, junk, distractors = numbers
+        cameras = cameras if report.cameras else "unknown"
+        row = [
+            name,
+            images,
+            _beside(images_of[name]),
+            identities,
+            _beside(ids_of.get(name)),
+            cameras,
+            junk,
+            distractors,
+        ]
+        rows.append(row)
+    if not figures:
+        rows = [[cell for column, cell in enumerate(row) if column not in (2, 4)] for row in rows]
+    left = (0, 2, 4) if figures else (0,)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [
+        [cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(cells)]
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    return ["  ".join(row).rstrip() for row in aligned]
+
+
+def _beside(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    off = figure.found - figure.published
+    return f"{off:+,} ({figure.published:,})" if off else "as published"
+
+
+def _totals(report: Report) -> str:
+    cameras = _plural(report.cameras, "camera") + " in all" if report.cameras else "cameras unknown"
+    figure = next((figure for figure in report.published if figure.key == "cameras"), None)
+    beside = ""
+    if figure:
+        beside = ", as published" if figure.found == figure.published else f" (published: {figure.published})"
+    sizes = ""
+    if report.width and report.height:
+        pairs = [f"{width}x{height}" for width, height in zip(report.width, report.height, strict=True)]
+        sizes = f"; width x height from {pairs[0]} to {pairs[2]} pixels, median {pairs[1]}"
+    return f"{cameras}{beside}{sizes}"
+
+
+def _line(finding: Finding, width: int) -> str:
+    count = f"{finding.count:>{width},} x " if finding.about else " " * (width + 3)
+    shown_of = ", ".join(
+        about if len(about) <= LONGEST_EXAMPLE else about[: LONGEST_EXAMPLE - 3] + "..."
+        for about in finding.about[:EXAMPLES]
+    )
+    more = f" and {len(finding.about) - EXAMPLES:,} more" if len(finding.about) > EXAMPLES else ""
+    examples = f": {shown_of}{more}" if finding.about else ""
+    return f"{finding.level:<7}  {count}{finding.text}{examples}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+if __name__ == "__main__":
+    cli.run(main, prog=PROG)

@@ -1,0 +1,140 @@
+"""The data sets known by name: where they lie below a root, how they look, and how many images they have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pmm.config import SYNTHETIC
+from pmm.errors import UserError
+
+MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+MSMT17_LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Counts that a data set's authors give: images per part without junk, identities of train and of query, cameras.
+
+    Test identities are those with a query: galleries hold others too, which nobody asks for.
+    """
+
+    train: int
+    query: int
+    gallery: int
+    train_ids: int
+    test_ids: int
+    cameras: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A data set by name: the places below a root where it is looked for, first match wins, and what marks them."""
+
+    name: str
+    kind: Literal["market", "msmt17", "folder"]
+    places: tuple[str, ...] = ("",)
+    folders: tuple[str, ...] = MARKET_FOLDERS
+    """Folders of images: train, query and gallery; of MSMT17, train and test."""
+    lists: tuple[str, ...] = ()
+    example: str = ""
+    """What a file name looks like."""
+    aliases: tuple[str, ...] = ()
+    published: Published | None = None
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether the folders and lists are in `folder` (never of `folder` data sets, which have no fixed ones)."""
+        return bool(self.folders) and not self.missing_in(folder)
+
+    def missing_in(self, folder: Path) -> list[str]:
+        """Those of the folders and lists that are not in `folder`."""
+        folders = [f"{name}/" for name in self.folders if not (folder / name).is_dir()]
+        return folders + [name for name in self.lists if not (folder / name).is_file()]
+
+    def place_below(self, root: Path) -> Path | None:
+        """The first of the places that holds the data set."""
+        return next((root / place for place in self.places if self.is_at(root / place)), None)
+
+    @property
+    def expected(self) -> str:
+        """What `is_at` looks for, in words."""
+        if self.kind == "folder":
+            return (
+                "train/, query/ and gallery/ with one folder of crops per identity in each (train/ may be missing), "
+                "or train/ and test/ of such folders, or such folders alone"
+            )
+        lists = f" and the lists {', '.join(self.lists)}" if self.lists else ""
+        return f"the folders {', '.join(self.folders)}{lists}"
+
+
+_LAYOUTS = (
+    Layout(
+        name="market1501",
+        kind="market",
+        places=("", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15"),
+        example="0002_c1s1_000451_03.jpg",
+        aliases=("market",),
+        published=Published(train=12_936, query=3_368, gallery=15_913, train_ids=751, test_ids=750, cameras=6),
+    ),
+    Layout(
+        name="dukemtmc-reid",
+        kind="market",
+        places=("", "dukemtmc-reid", "DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID"),
+        example="0001_c2_f0046182.jpg",
+        aliases=("dukemtmc",),
+        published=Published(train=16_522, query=2_228, gallery=17_661, train_ids=702, test_ids=702, cameras=8),
+    ),
+    Layout(
+        name="cuhk03-np-labeled",
+        kind="market",
+        places=("", "cuhk03-np/labeled", "labeled", "cuhk03-np-labeled", "cuhk-label"),
+        example="0001_c1_1.png",
+        aliases=("cuhk-label",),
+        published=Published(train=7_368, query=1_400, gallery=5_328, train_ids=767, test_ids=700, cameras=2),
+    ),
+    Layout(
+        name="cuhk03-np-detected",
+        kind="market",
+        places=("", "cuhk03-np/detected", "detected", "cuhk03-np-detected", "cuhk-detect"),
+        example="0001_c1_1.png",
+        aliases=("cuhk-detect",),
+        published=Published(train=7_365, query=1_400, gallery=5_332, train_ids=767, test_ids=700, cameras=2),
+    ),
+    Layout(
+        name="msmt17-v1",
+        kind="msmt17",
+        places=("", "msmt17-v1", "MSMT17_V1", "msmt17/MSMT17_V1"),
+        folders=("train", "test"),
+        lists=MSMT17_LISTS,
+        example="0000_000_01_0303morning_0015_0.jpg",
+        published=Published(train=32_621, query=11_659, gallery=82_161, train_ids=1_041, test_ids=3_060, cameras=15),
+    ),
+    Layout(
+        name="msmt17-v2",
+        kind="msmt17",
+        places=("", "msmt17-v2", "MSMT17_V2", "msmt17/MSMT17_V2"),
+        folders=("mask_train_v2", "mask_test_v2"),
+        lists=MSMT17_LISTS,
+        example="0000_000_01_0303morning_0015_0.jpg",
+        published=Published(train=32_621, query=11_659, gallery=82_161, train_ids=1_041, test_ids=3_060, cameras=15),
+    ),
+    Layout(name="folder", kind="folder", folders=()),
+    Layout(name=SYNTHETIC, kind="market", example="0002_c1s1_000451_03.jpg"),
+)
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
+ALIASES: dict[str, str] = {alias: layout.name for layout in _LAYOUTS for alias in layout.aliases}
+
+
+def layout_of(name: str) -> Layout:
+    """The layout of the data set `name`, or of the one it is an alias of. Raises UserError naming the known ones."""
+    layout = LAYOUTS.get(ALIASES.get(name, name))
+    if layout is None:
+        raise UserError(f"unknown data set '{name}'; known: {', '.join(LAYOUTS)}")
+    return layout
+
+
+def lookalikes(root: Path) -> list[str]:
+    """Names of the data sets that are at `root` or in one of their places below it; trees of synthetic people look as
+    Market-1501 does and are not told apart."""
+    return [name for name, layout in LAYOUTS.items() if name != SYNTHETIC and layout.place_below(root)]

@@ -1,0 +1,59 @@
+"""Queries and a gallery drawn from crops that nobody has split yet. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from pmm.data.samples import UNKNOWN_CAMERA, Sample, Split
+from pmm.errors import UserError
+
+QUERY_CAMERA, GALLERY_CAMERA = 0, 1
+"""Stand in for unknown cameras: with two different ones, evaluation removes no crop as one of the query's camera."""
+
+
+def draw_queries(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Query and gallery: the first crop of each identity and camera, and the others, both in the order of `samples`.
+
+    Where cameras are unknown that is one query per identity.
+    """
+    query: list[Sample] = []
+    gallery: list[Sample] = []
+    seen: set[tuple[int, int]] = set()
+    for sample in samples:
+        key = (sample.pid, sample.camid)
+        (gallery if key in seen else query).append(sample)
+        seen.add(key)
+    return with_cameras(query, QUERY_CAMERA), with_cameras(gallery, GALLERY_CAMERA)
+
+
+def with_cameras(samples: Iterable[Sample], camid: int) -> tuple[Sample, ...]:
+    """`samples`, those of unknown camera with `camid` instead."""
+    return tuple(s._replace(camid=camid) if s.camid == UNKNOWN_CAMERA else s for s in samples)
+
+
+def split_validation(train: tuple[Sample, ...], share: float, seed: int) -> Split:
+    """Hold `share` of the training identities out: the rest is train, the others' crops are split by `draw_queries`.
+
+    With share 0 query and gallery are empty. Raises UserError if no query would have a match.
+    """
+    pids = sorted({sample.pid for sample in train})
+    held = set(np.random.default_rng([seed, 1]).permutation(pids)[: round(share * len(pids))].tolist())
+    if not held:
+        return Split(train=train, query=(), gallery=())
+    query, gallery = draw_queries(sample for sample in train if sample.pid in held)
+    if not any(matchable(query, gallery)):
+        raise UserError(
+            f"val_identities={share} holds out {len(held)} identities, but none has crops of two cameras to match (or "
+            "two crops, where cameras are unknown); use --val-identities 0 or a larger share"
+        )
+    return Split(train=tuple(s for s in train if s.pid not in held), query=query, gallery=gallery)
+
+
+def matchable(query: Iterable[Sample], gallery: Iterable[Sample]) -> list[bool]:
+    """Per query, whether evaluation counts it: the gallery has a crop of its identity from another camera."""
+    cameras: dict[int, set[int]] = {}
+    for sample in gallery:
+        cameras.setdefault(sample.pid, set()).add(sample.camid)
+    return [bool(cameras.get(sample.pid, set()) - {sample.camid}) for sample in query]
