@@ -1,32 +1,47 @@
-"""Checkpoints: one file of plain tensors and plain types that carries its configuration."""
+"""Checkpoints: one file of plain tensors and plain types that carries its configuration.
+
+python -m pmm.checkpoint import FILE.pth.tar -o CKPT.pth [--dataset NAME --root DIR] [--height H --width W]
+
+Turns a checkpoint of the PMM authors' public code, or of BDB's, into one of ours, for every later command.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import platform
-import warnings
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import PIL
-import torch
-import torchvision
-from torch import nn
+import tyro
 
 import pmm
-from pmm.config import Config
+from pmm import cli
+from pmm.config import Config, DataConfig, preset
+from pmm.data.layouts import layout_of
+from pmm.data.readers import DEFAULT_LAYOUT, read_dataset
 from pmm.errors import UserError
-from pmm.files import existing_file, write_file
+from pmm.files import existing_file, output_file, sha256, write_file
 from pmm.kernels import build_version
-from pmm.models.registry import build_model
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+PROG = "pmm.checkpoint"
 FORMAT = "pmm-checkpoint-1"
 KEYS = ("format", "model", "config", "epoch", "optimizer", "scheduler", "scaler", "rng", "best", "versions")
 
 
 def versions() -> dict[str, str]:
     """Versions of everything that shapes a trained weight."""
+    import numpy as np
+    import PIL
+    import torch
+    import torchvision
+
     return {
         "pmm": pmm.__version__,
         "python": platform.python_version(),
@@ -43,6 +58,8 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
     Raises UserError if the disk is full or the path not writable; the old file is then intact.
     """
+    import torch
+
     missing = set(KEYS) ^ set(checkpoint)
     if missing:
         raise ValueError(f"checkpoint keys missing or unknown: {sorted(missing)}")
@@ -56,23 +73,16 @@ def load(path: str | Path) -> dict[str, Any]:
 
     Raises UserError if the file is missing, truncated, of another format, or a pickle that carries code.
     """
-    path = existing_file(path, "a checkpoint written by pmm.train")
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start[:2] != b"PK" and start[:1] != b"\x80":  # a zip archive, or a pickle as torch once wrote
-        raise UserError(f"{path}: truncated, or not a checkpoint; expected one written by pmm.train")
-    try:
-        with warnings.catch_warnings():  # torch guesses aloud at foreign formats; the line below says it
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch reports a bad file with RuntimeError, UnpicklingError, EOFError, KeyError, ...
-        text = str(error)
-        if "Unsupported" in text or "unsupported" in text or "GLOBAL" in text:
-            raise UserError(f"{path}: refused, the file holds more than plain tensors and could run code") from error
-        raise UserError(f"{path}: truncated, or not a checkpoint ({_first_line(text)})") from error
+    from pmm.foreign import describe, method_of
+    from pmm.torch_file import read_torch_file
+
+    checkpoint = read_torch_file(path, "a checkpoint written by pmm.train")
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
         keys = ", ".join(map(str, list(checkpoint)[:5])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise UserError(f"{path}: not a PMM checkpoint (it holds: {keys}); expected one written by pmm.train")
+        known, advice = describe(checkpoint), "expected one written by pmm.train"
+        if method_of(checkpoint):
+            advice = f"first turn it into one: python -m {PROG} import {shlex.quote(str(path))} -o CKPT.pth"
+        raise UserError(f"{path}: not a PMM checkpoint (it holds: {keys}); {known or advice}")
     if checkpoint["format"] != FORMAT:
         raise UserError(f"{path}: format {checkpoint['format']!r}; this version reads {FORMAT!r}")
     missing = [key for key in KEYS if key not in checkpoint]
@@ -83,6 +93,8 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[nn.Module, Config]:
     """The trained model in eval mode and its configuration. Raises UserError if the weights do not fit key for key."""
+    from pmm.models.registry import build_model
+
     config = Config.from_dict(checkpoint["config"])
     model = build_model(config)
     try:
@@ -104,6 +116,8 @@ def snapshot(
     best: float,
 ) -> dict[str, Any]:
     """A training run after `epoch` epochs, as `save` writes it and `restore_training` takes it up."""
+    import torch
+
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     schedule = {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
     return {
@@ -128,10 +142,12 @@ def restore_training(
 ) -> None:
     """Bring model, optimizer, scheduler and random number generators to where `state` was taken.
 
-    Raises UserError if `state` cannot be resumed from (a best.pth, say).
+    Raises UserError if `state` cannot be resumed from (a best.pth or an imported one, say).
     """
+    import torch
+
     if not all(isinstance(state[key], dict) for key in ("model", "optimizer", "scheduler", "rng")):
-        raise UserError("last.pth holds no state to resume from (is it a copy of best.pth?); start a new run")
+        raise UserError("last.pth holds no state to resume from (is it best.pth, or imported?); start a new run")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
@@ -150,5 +166,101 @@ def load_model(path: str | Path) -> nn.Module:
     return restore_model(load(path), path)[0]
 
 
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[0][:160]
+def import_foreign(source: Path, out: Path, data: DataConfig) -> str:
+    """Write the checkpoint `source` of the PMM authors' code, or of BDB's, as one of ours to `out`.
+
+    Args:
+        source: what their training script saved, or the bare state dict.
+        out: file to write.
+        data: crop size and data set of the new configuration; the rest is preset paper's, and the file's shapes.
+
+    Returns:
+        One line: what was read.
+
+    Raises:
+        UserError: another kind of file, weights that are not exactly those of the network (`pmm.foreign.convert`), or
+            crops too small for it.
+    """
+    import torch
+
+    from pmm.foreign import CODE, EXPECTED, convert
+    from pmm.models.registry import build_model
+    from pmm.torch_file import read_torch_file
+
+    content = read_torch_file(source, EXPECTED)
+    if isinstance(content, dict) and str(content.get("format", "")).startswith("pmm-checkpoint"):
+        raise UserError(f"{source}: a checkpoint of ours, nothing to import; every command takes it as it is")
+    found = convert(content, source)
+    base = preset("paper")
+    model = dataclasses.replace(
+        base.model,
+        method=found.method,
+        weights="none",
+        num_classes=found.num_classes,
+        feature_dim=found.feature_dim,
+    )
+    config = dataclasses.replace(base, data=data, model=model)
+    with torch.device("meta"):
+        build_model(config)  # a crop size that the network does not take would be refused by every later command
+    code = CODE[found.method]
+    checkpoint = {
+        **dict.fromkeys(KEYS),
+        "format": FORMAT,
+        "model": found.model,
+        "config": config.to_dict(),
+        "epoch": found.epoch or 0,
+        "best": -1.0,
+        # ours did not train it: nothing may later say so
+        "versions": {**versions(), "pmm kernels": f"none, imported from {code}", "imported": sha256(source)},
+    }
+    save(out, checkpoint)
+    epoch = "an unknown epoch" if found.epoch is None else f"epoch {found.epoch}"
+    line = f"{source}: {found.method} of {code}, {found.num_classes} identities, {epoch}, {found.tensors} tensors"
+    return "; ".join((line, *found.notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`python -m pmm.checkpoint import FILE -o CKPT.pth`"""
+
+    action: tyro.conf.Positional[Literal["import"]]
+    """What to do."""
+    file: tyro.conf.Positional[Path]
+    """Checkpoint of the PMM authors' code or of BDB's (.pth.tar)."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Checkpoint to write (.pth)."""
+    dataset: str = DEFAULT_LAYOUT
+    """Data set that it was trained on."""
+    root: Path | None = None
+    """Folder of the data set (without one, later commands ask for the crops they need)."""
+    height: int = 384
+    """Height in pixels of the crops it was trained on."""
+    width: int = 128
+    """Width in pixels of the crops it was trained on."""
+
+
+def main() -> None:
+    """Entry point."""
+    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    existing_file(command.file, "a checkpoint to import (.pth.tar)")
+    output_file(command.out, source=command.file, suffixes=(".pth",))
+    layout_of(command.dataset)  # a wrong name or folder would be noticed only by later commands
+    if command.root:
+        read_dataset(command.dataset, command.root)
+    data = dataclasses.replace(
+        preset("paper").data,
+        dataset=command.dataset,
+        root=str(command.root or ""),
+        height=command.height,
+        width=command.width,
+    )
+    print(import_foreign(command.file, command.out, data))
+    out = shlex.quote(str(command.out))
+    print(
+        f"{out} is written; next: python -m pmm.evaluate {out} --dataset {command.dataset} "
+        f"--root {shlex.quote(str(command.root)) if command.root else 'DIR'}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, prog=PROG)

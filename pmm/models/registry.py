@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from pmm.config import Config
 from pmm.errors import UserError
 from pmm.models.backbone import STRIDE
+from pmm.models.bdb import BDB
 from pmm.models.output import Deployed, TrainOutput
 from pmm.models.pmm import PMM
 from pmm.ops.block_ranking import grid
 
 
 class ReidModel(Protocol):
-    """What every method offers; see `pmm.models.pmm.PMM` for shapes."""
+    """What every method offers; see `pmm.models.two_maps.TwoMaps` for shapes."""
 
     embedding_dim: int
 
@@ -29,17 +30,18 @@ class ReidModel(Protocol):
     def deployed(self) -> Deployed: ...
 
 
-METHODS: dict[str, Callable[..., nn.Module]] = {"pmm": PMM}
+METHODS: dict[str, Callable[..., nn.Module]] = {"pmm": PMM, "bdb": BDB}
 
 
 def build_model(config: Config) -> nn.Module:
     """The model of `config`, randomly initialised (see `pmm.models.backbone.load_weights` for pretrained trunks).
 
-    Raises UserError for an unknown method, or blocks and k that do not fit the feature map.
+    Raises UserError for an unknown method or, for pmm, blocks and k that do not fit the feature map.
     """
     if config.model.method not in METHODS:
         raise UserError(f"unknown method '{config.model.method}'; known methods: {', '.join(METHODS)}")
-    _check_mix_fits(config)
+    if config.model.method == "pmm":
+        _check_mix_fits(config)
     return METHODS[config.model.method](config.model)
 
 

@@ -1,0 +1,111 @@
+"""What PMM and BDB share: two maps of one trunk, a head per stage, and the test-time network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+
+from pmm.config import ModelConfig
+from pmm.models.backbone import build_backbone
+from pmm.models.output import Deployed, TrainOutput
+from pmm.models.stages import Head
+
+
+class TwoMaps(nn.Module):
+    """F1 = trunk, X = extra bottleneck of F1. The first stage pools F1 by average, the others X by maximum.
+
+    What the other stages see of X in training is what tells the methods apart: see `train_stages`.
+    """
+
+    def __init__(self, config: ModelConfig, feature_dims: Sequence[int]) -> None:
+        """`feature_dims`: dimension of each stage's feature; the embedding is all of them."""
+        super().__init__()
+        self.backbone = build_backbone(config.backbone)
+        channels = self.backbone.channels
+        self.bottleneck = Bottleneck(channels, channels // Bottleneck.expansion)
+        self.stages = nn.ModuleList(
+            Head(channels, dim, config.num_classes, fan="fan_out" if stage else "fan_in")
+            for stage, dim in enumerate(feature_dims)
+        )
+        self.embedding_dim = sum(feature_dims)
+
+    def forward(
+        self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor | TrainOutput:
+        """images [N, 3, H, W], normalised.
+
+        Without `pids`: the unnormalised embedding [N, embedding_dim], of X as it is. With `pids` [N] (class indices):
+        features and logits of the stages as in training; `generator` draws what is random in it.
+        """
+        f1 = self.backbone(images)
+        x = self.bottleneck(f1)
+        average = f1.mean((2, 3))
+        if pids is not None:
+            return self.train_stages(f1, x, average, pids, generator)
+        first, *others = self.stages
+        largest = x.amax((2, 3))
+        return torch.cat([first.feature(average), *(head.feature(largest) for head in others)], 1)  # type: ignore[operator]
+
+    def train_stages(
+        self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None
+    ) -> TrainOutput:
+        """The stages' features and logits in training, of F1 and X [N, C, h, w] and F1's average [N, C]."""
+        raise NotImplementedError
+
+    def heads(self, *pooled: Tensor) -> TrainOutput:
+        """A pooled vector [N, C] per stage -> its feature and logits."""
+        outputs = [head(vector) for head, vector in zip(self.stages, pooled, strict=True)]
+        return TrainOutput(features=tuple(f for f, _ in outputs), logits=tuple(z for _, z in outputs))
+
+    def deployed(self) -> Deployed:
+        """The test-time network: all stages but the first read the same vector, so their reductions are one layer."""
+        return Deployed(_Maps(self.backbone, self.bottleneck), _Tail(*self.stages))
+
+
+class _Maps(nn.Module):
+    """images -> (F1, X)."""
+
+    def __init__(self, backbone: nn.Module, bottleneck: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.bottleneck = backbone, bottleneck
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        f1 = self.backbone(images)
+        return f1, self.bottleneck(f1)
+
+
+class _Tail(nn.Module):
+    """(F1, X) -> the embedding of all stages."""
+
+    def __init__(self, first: Head, *others: Head) -> None:
+        super().__init__()
+        self.average_head = nn.Sequential(first.reduction, first.bn)
+        linear, bn = [head.reduction for head in others], [head.bn for head in others]
+        self.max_head = nn.Sequential(_stack_linear(linear), _stack_bn(bn))
+
+    def forward(self, f1: Tensor, x: Tensor) -> Tensor:
+        return F.relu(torch.cat([self.average_head(f1.mean((2, 3))), self.max_head(x.amax((2, 3)))], 1))
+
+
+def _stack_linear(layers: Sequence[nn.Linear]) -> nn.Linear:
+    like, rows = layers[0].weight, sum(layer.out_features for layer in layers)
+    stacked = nn.Linear(like.shape[1], rows, device=like.device, dtype=like.dtype)
+    stacked.load_state_dict(_stack(layers))
+    return stacked
+
+
+def _stack_bn(norms: Sequence[nn.BatchNorm1d]) -> nn.BatchNorm1d:
+    like, eps, rows = norms[0].weight, norms[0].eps, sum(norm.num_features for norm in norms)
+    stacked = nn.BatchNorm1d(rows, eps=eps, device=like.device, dtype=like.dtype)
+    stacked.load_state_dict(_stack(norms))
+    return stacked.train(norms[0].training)
+
+
+def _stack(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """One state dict, row under row; of numbers without rows (batch-norm's counter) the first module's."""
+    states = [module.state_dict() for module in modules]
+    return {key: torch.cat([s[key] for s in states]) if value.dim() else value for key, value in states[0].items()}
