@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pmm.config import RecipeConfig
-from pmm.data.crops import Crops, Preprocessing, load_crops
+from pmm.config import Config, RecipeConfig
+from pmm.data.crops import Crops, Preprocessing, load_crops, preprocessing_of
+from pmm.data.loader import to_images
 from pmm.data.samples import Split
 from pmm.embed import embed_crops, rank_split
 from pmm.errors import UserError
@@ -23,6 +24,8 @@ from pmm.metrics import RankingResult
 from pmm.runtime.eager import EagerRunner
 
 PAPER_EPOCHS = 400
+MOST_WAITING = 1 / 3
+"""Share of an epoch that may go in waiting for data before a run warns of it."""
 
 
 def seed_everything(seed: int, device: torch.device | None = None) -> None:
@@ -60,29 +63,33 @@ def train_one_epoch(
     batches: Iterable[Any],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-    recipe: RecipeConfig,
+    config: Config,
     device: torch.device,
     label: str,
     pause: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """One pass over `batches` of `TrainBatch`; `pause` is called before each step and may raise to stop there.
 
-    Returns the mean of each loss, `loss` (their sum), `lr` (the last), `seconds`, `data_seconds` and `images_per_s`.
+    Returns the mean of each loss, `loss` (their sum), `lr` (the last), `seconds`, those of them in which `device`
+    waited for data (`data_seconds`) and the others (`step_seconds`), and `images_per_s`.
     Raises UserError for a bad image (naming it) or a loss that is not finite.
     """
     model.train()
+    preprocessing = preprocessing_of(config)
     totals: dict[str, torch.Tensor] = {}
     images_seen, steps, data_seconds = 0, 0, 0.0
     begin = waiting = time.perf_counter()
+    stepped: torch.cuda.Event | None = None
     bar = tqdm(batches, desc=label, unit="batch", leave=False, disable=None)
     for batch in bar:
-        data_seconds += time.perf_counter() - waiting
+        if stepped is None or stepped.query():  # else a GPU is still at the step before, and this wait costs nothing
+            data_seconds += time.perf_counter() - waiting
         pause()
         if isinstance(batch, UserError):
             raise batch
-        images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        images = to_images(batch, preprocessing, device)
         labels = batch.labels.to(device, non_blocking=True)
-        losses = reid_losses(model(images, labels), labels, label_smoothing=recipe.label_smoothing)
+        losses = reid_losses(model(images, labels), labels, label_smoothing=config.recipe.label_smoothing)
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -92,6 +99,9 @@ def train_one_epoch(
         for name, value in {**losses, "loss": loss}.items():
             totals[name] = totals.get(name, 0) + value.detach()
         images_seen, steps = images_seen + len(images), steps + 1
+        if device.type == "cuda":
+            stepped = torch.cuda.Event()
+            stepped.record(torch.cuda.current_stream(device))
         waiting = time.perf_counter()
     means = {name: float(total) / steps for name, total in totals.items()}
     if not math.isfinite(means["loss"]):
@@ -100,8 +110,24 @@ def train_one_epoch(
             "the last checkpoint is from before this epoch"
         )
     seconds = time.perf_counter() - begin
-    means |= {"lr": lr, "seconds": seconds, "data_seconds": data_seconds, "images_per_s": images_seen / seconds}
-    return means
+    spent = {"seconds": seconds, "data_seconds": data_seconds, "step_seconds": seconds - data_seconds}
+    return means | {"lr": lr, **spent, "images_per_s": images_seen / seconds}
+
+
+def advice_on_data(record: Mapping[str, float], workers: int, cores: int) -> str:
+    """What to do if more than a third of an epoch went in waiting for data, in one line; empty if not.
+
+    `record` is what `train_one_epoch` returned; `workers` load on a machine of `cores`.
+    """
+    waited = record["data_seconds"] / record["seconds"]
+    if waited <= MOST_WAITING:
+        return ""
+    if workers < cores:
+        return f"{waited:.0%} of the epoch was waiting for images: start runs with --workers {cores}, one for each core"
+    return (
+        f"{waited:.0%} of the epoch was waiting for images, though --workers {workers} keeps all {cores} cores busy: "
+        "more cores or a faster disk would help"
+    )
 
 
 def collapsed(losses: dict[str, float], num_classes: int) -> bool:

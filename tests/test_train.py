@@ -11,7 +11,7 @@ import torch
 from pmm.checkpoint import load
 from pmm.config import Config, preset
 from pmm.data.synthetic.dataset import draw_dataset
-from pmm.engine import collapsed, learning_rate
+from pmm.engine import advice_on_data, collapsed, learning_rate
 from pmm.errors import UserError
 from pmm.ops._extension import missing
 from pmm.train import describe_kernels, parse, train
@@ -143,6 +143,8 @@ def test_what_a_run_leaves(trained):
         assert record["loss"] == pytest.approx(sum(parts), rel=1e-5)
         assert 0 <= record["val_mAP"] <= 1
         assert record["images_per_s"] > 0
+        assert 0 < record["data_seconds"] < record["seconds"]
+        assert record["data_seconds"] + record["step_seconds"] == pytest.approx(record["seconds"])
     best = load(trained)
     assert best["best"] == max(r["val_mAP"] for r in records)
     assert records[best["epoch"] - 1]["val_mAP"] == best["best"]
@@ -343,6 +345,34 @@ def test_collapse_is_noticed():
     assert collapsed(dead, 751)
     assert not collapsed({**dead, "triplet1": 0.5}, 751)
     assert not collapsed({**dead, "cross_entropy2": 3.0}, 751)
+
+
+def test_waiting_for_data_is_noticed():
+    def advice(waited, workers, cores):
+        return advice_on_data({"data_seconds": waited, "step_seconds": 9 - waited, "seconds": 9.0}, workers, cores)
+
+    assert advice(3.0, 1, 8) == ""
+    assert (
+        advice(4.5, 1, 8) == "50% of the epoch was waiting for images: start runs with --workers 8, one for each core"
+    )
+    busy = advice(4.5, 8, 8)
+    assert "--workers 8 keeps all 8 cores busy" in busy
+    assert "\n" not in busy
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, monkeypatch, capsys, epochs):
+    starved = {
+        "loss": 1.0, "triplet1": 1.0, "lr": 0.1, "images_per_s": 9.0,
+        "seconds": 1.5, "data_seconds": 0.6, "step_seconds": 0.9,
+    }  # fmt: skip
+    monkeypatch.setattr("pmm.engine.train_one_epoch", lambda *args, **kwargs: starved)
+    recipe = dataclasses.replace(small_config.recipe, epochs=epochs)
+    data = dataclasses.replace(small_config.data, val_identities=0.0)  # four batches, not three
+    train(dataclasses.replace(small_config, recipe=recipe, data=data), out=tmp_path / "run", device="cpu")
+    done = capsys.readouterr()
+    assert done.out.count("  data 150 ms  step 225 ms  ") == epochs
+    assert done.err.count("pmm.train: warning: 40% of the epoch was waiting for images") == (epochs > 1)
 
 
 def test_a_loss_that_is_not_finite_stops(small_config, tmp_path):

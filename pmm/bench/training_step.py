@@ -21,7 +21,8 @@ from pmm.bench.mixing import name_of, require_kernels, stopwatch
 from pmm.bench.mixing_report import AUTHORS, EAGER, OURS, heading, interval, timing
 from pmm.bench.statistics import Latency, median_ratio
 from pmm.config import Config, fast_mode, preset
-from pmm.data.loader import TrainBatch
+from pmm.data.crops import Preprocessing, preprocessing_of
+from pmm.data.loader import TrainBatch, to_images
 from pmm.engine import learning_rate, seed_everything, train_one_epoch
 from pmm.errors import UserError
 from pmm.losses import reid_losses
@@ -60,7 +61,7 @@ def bench_step(
     model = build_model(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     crops = _crops(config, device)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        proofs = _proofs(model, crops)
+        proofs = _proofs(model, crops, preprocessing_of(config))
     for name, proof in proofs.items():
         if not proof.equal:
             print(f"step: {name} computes something else: {proof}", file=sys.stderr)
@@ -202,37 +203,42 @@ def _config(batch: int, backbone: Literal["resnet50", "resnet10"]) -> Config:
 
 def _crops(config: Config, device: torch.device) -> TrainBatch:
     """Random crops; each identity has a base that its images share."""
-    recipe, shape = config.recipe, (3, config.data.height, config.data.width)
+    recipe, shape = config.recipe, (config.data.height, config.data.width, 3)
     generator = torch.Generator().manual_seed(1)
     bases = torch.randn(recipe.ids_per_batch, 1, *shape, generator=generator)
     images = bases + 0.5 * torch.randn(recipe.ids_per_batch, recipe.images_per_id, *shape, generator=generator)
+    crops = (128 + 50 * images).clamp(0, 255).to(torch.uint8).flatten(0, 1)
     labels = torch.arange(recipe.ids_per_batch).repeat_interleave(recipe.images_per_id)
-    return TrainBatch(images.flatten(0, 1).to(device), labels.to(device), torch.zeros_like(labels))
+    none, zeros = torch.zeros(len(crops), dtype=torch.bool), torch.zeros_like(labels)
+    batch = TrainBatch(crops, none, zeros[:, None].repeat(1, 4), labels, zeros)
+    return TrainBatch(*(part.to(device) for part in batch))
 
 
 def _step(
     model: nn.Module, crops: TrainBatch, optimizer: torch.optim.Optimizer, config: Config, device: torch.device
 ) -> Callable[[], object]:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: learning_rate(config.recipe, 0, 1))
-    return lambda: train_one_epoch(model, [crops], optimizer, scheduler, config.recipe, device, "step")
+    return lambda: train_one_epoch(model, [crops], optimizer, scheduler, config, device, "step")
 
 
-def _proofs(model: nn.Module, crops: TrainBatch) -> dict[str, _Proof]:
+def _proofs(model: nn.Module, crops: TrainBatch, preprocessing: Preprocessing) -> dict[str, _Proof]:
     """How far each way is from ours with the same partners; without mixing: from ours with k = 0."""
-    truth = _loss_and_gradient(model, as_it_is, crops)
+    truth = _loss_and_gradient(model, as_it_is, crops, preprocessing)
     with _with_k(model, 0):
-        unmixed = _loss_and_gradient(model, as_it_is, crops)
+        unmixed = _loss_and_gradient(model, as_it_is, crops, preprocessing)
     proofs = {}
     for name, forward in WAYS.items():
         expected_loss, expected = unmixed if name == NO_MIXING else truth
-        loss, gradient = _loss_and_gradient(model, forward, crops)
+        loss, gradient = _loss_and_gradient(model, forward, crops, preprocessing)
         distance = float((gradient - expected).norm() / expected.norm())
         proofs[name] = _Proof(abs(loss / expected_loss - 1), distance)
     return proofs
 
 
-def _loss_and_gradient(model: nn.Module, forward: Forward, crops: TrainBatch) -> tuple[float, Tensor]:
-    images = crops.images.contiguous(memory_format=torch.channels_last)
+def _loss_and_gradient(
+    model: nn.Module, forward: Forward, crops: TrainBatch, preprocessing: Preprocessing
+) -> tuple[float, Tensor]:
+    images = to_images(crops, preprocessing, crops.crops.device)
     generator = torch.Generator(images.device).manual_seed(2)
     output = _Way(model, forward).train()(images, crops.labels, generator)
     loss = torch.stack(list(reid_losses(output, crops.labels, label_smoothing=0.1).values())).sum()

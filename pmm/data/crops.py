@@ -6,19 +6,27 @@ PIL and numpy only.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from pmm.config import Config
 from pmm.errors import UserError
+from pmm.machine import usable_cores
 
 Crops = npt.NDArray[np.uint8]
+
+AHEAD = 2
+"""Batches that are loaded while the reader has one."""
+CHUNK = 4
+"""Images that a thread loads in a row: handing over each one alone would take a tenth of its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +62,20 @@ def load_crop(path: str | Path, height: int, width: int) -> Crops:
     """
     try:
         with Image.open(path) as image:
-            upright = _to_rgb(ImageOps.exif_transpose(image))
+            upright = _to_rgb(_upright(image))
             if upright.size != (width, height):
                 upright = upright.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(upright)
     except Exception as error:  # decoders and EXIF parsers raise anything on a file made to harm
         reason = str(error).replace(str(path), "file") or type(error).__name__
         raise UserError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As `ImageOps.exif_transpose`, which copies what is upright already."""
+    image.load()  # first, as it does: a file may state its orientation after its pixels
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -70,20 +85,59 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.rint(deep / 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no known range; convert it to 8 bits")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
-def iter_crops(paths: Sequence[Path], height: int, width: int, batch_size: int, threads: int = 4) -> Iterator[Crops]:
-    """Batches uint8 [B, height, width, 3] in the order of `paths`, decoded ahead by `threads` threads."""
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = [pool.map(lambda p: load_crop(p, height, width), batch) for batch in batches[:2]]
-        for index in range(len(batches)):
-            if index + 2 < len(batches):
-                ahead.append(pool.map(lambda p: load_crop(p, height, width), batches[index + 2]))
-            yield np.stack(list(ahead.pop(0)))
+def iter_crops(
+    paths: Sequence[Path], height: int, width: int, batch_size: int, threads: int | None = None
+) -> Iterator[Crops]:
+    """Batches uint8 [B, height, width, 3] in the order of `paths`, decoded up to two batches ahead by `threads` threads
+    (default: one for each core this process may use).
+
+    Raises UserError naming the first file that cannot be read, in place of its batch. Whichever way it ends, closed
+    early too, its threads have ended before.
+    """
+    ahead: deque[tuple[Crops, list[Future[None]]]] = deque()
+    with _threads(threads) as pool:
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            crops = np.empty((len(batch), height, width, 3), np.uint8)
+            ahead.append((crops, _submit(pool, batch, crops)))
+            if len(ahead) > AHEAD:
+                yield _loaded(*ahead.popleft())
+        while ahead:
+            yield _loaded(*ahead.popleft())
 
 
-def load_crops(paths: Sequence[Path], height: int, width: int, threads: int = 4) -> Crops:
-    """All of `paths` as one array uint8 [N, height, width, 3]."""
-    return np.concatenate([np.empty((0, height, width, 3), np.uint8), *iter_crops(paths, height, width, 64, threads)])
+def load_crops(paths: Sequence[Path], height: int, width: int, threads: int | None = None) -> Crops:
+    """All of `paths` as one array uint8 [N, height, width, 3]; `threads` and errors as in `iter_crops`."""
+    crops = np.empty((len(paths), height, width, 3), np.uint8)
+    with _threads(threads) as pool:
+        return _loaded(crops, _submit(pool, paths, crops))
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose waiting work is dropped at the end, for an error or a reader that has gone."""
+    pool = ThreadPoolExecutor(threads or usable_cores())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: ThreadPoolExecutor, paths: Sequence[Path], crops: Crops) -> list[Future[None]]:
+    """Let `pool` load `paths` into `crops`."""
+    starts = range(0, len(paths), CHUNK)
+    return [pool.submit(_load_into, crops[k : k + CHUNK], paths[k : k + CHUNK]) for k in starts]
+
+
+def _load_into(crops: Crops, paths: Sequence[Path]) -> None:
+    for place, path in enumerate(paths):
+        crops[place] = load_crop(path, *crops.shape[1:3])
+
+
+def _loaded(crops: Crops, parts: list[Future[None]]) -> Crops:
+    for part in parts:
+        part.result()
+    return crops

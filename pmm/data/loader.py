@@ -2,13 +2,19 @@
 
 Every random choice comes from a generator seeded by (seed, epoch, position), so that the batches of an epoch do not
 depend on the number of workers nor on the epochs before it: a resumed run sees what the uninterrupted one would have.
+
+Workers send uint8 crops, a quarter of what the network takes; `to_images` does the rest on the training device.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,17 +24,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pmm.config import Config, RecipeConfig
-from pmm.data.crops import Preprocessing, load_crop, preprocessing_of
+from pmm.data.crops import Crops, Preprocessing, load_crop
 from pmm.data.samples import Sample, class_indices
 from pmm.errors import UserError
 
 ORDER, AUGMENT = 2, 3  # streams of the run's seed (1 holds out the validation identities)
+PREFETCH = 2  # batches that each worker is ahead
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class TrainBatch(NamedTuple):
-    """images float32 [B, 3, H, W], normalised and augmented; labels int64 [B] (class indices); camids int64 [B]."""
+    """crops uint8 [B, H, W, 3], shifted; mirrored bool [B]; cutouts int64 [B, 4] (top, left, bottom, right of what is
+    mirrored where it is; all 0 for none); labels int64 [B] (class indices); camids int64 [B]. See `to_images`.
+    """
 
-    images: Tensor
+    crops: Tensor
+    mirrored: Tensor
+    cutouts: Tensor
     labels: Tensor
     camids: Tensor
 
@@ -66,74 +78,209 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
             yield [(index, self.epoch, first + place) for place, index in enumerate(chosen)]
 
 
-def augment(
-    crop: npt.NDArray[np.uint8], recipe: RecipeConfig, preprocessing: Preprocessing, rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
-    """uint8 crop [H, W, 3] -> float32 [3, H, W]: random flip and shift, normalisation, Cutout with zeros."""
-    if rng.random() < recipe.flip:
-        crop = crop[:, ::-1]
-    if recipe.shift:
-        down, right = rng.integers(0, 2 * recipe.shift + 1, size=2)
-        border = ((recipe.shift, recipe.shift), (recipe.shift, recipe.shift), (0, 0))
-        crop = np.pad(crop, border, mode="edge")[down : down + crop.shape[0], right : right + crop.shape[1]]
-    image = preprocessing.normalise(crop[None])[0]
+class Augmentation(NamedTuple):
+    """What happens to one crop. Of its pixels [H, W], (top, left) .. (bottom, right) are cut out, the ends excluded."""
+
+    mirrored: bool
+    down: int
+    """Row that comes to lie in row 0; negative: the first row is repeated above."""
+    right: int
+    """Column that comes to lie in column 0 (of the mirrored crop)."""
+    cutout: tuple[int, int, int, int]
+    """Top, left, bottom, right; all 0 for none."""
+
+
+def draw_augmentation(recipe: RecipeConfig, height: int, width: int, rng: np.random.Generator) -> Augmentation:
+    """Random flip, shift and Cutout of a crop [height, width], drawn in this order."""
+    mirrored = bool(rng.random() < recipe.flip)
+    down, right = rng.integers(0, 2 * recipe.shift + 1, size=2) - recipe.shift if recipe.shift else (0, 0)
+    cutout = (0, 0, 0, 0)
     if rng.random() < recipe.cutout:
-        height, width = (min(size, side) for size, side in zip(recipe.cutout_size, image.shape[1:], strict=True))
-        top, left = rng.integers(0, [image.shape[1] - height + 1, image.shape[2] - width + 1])
-        image[:, top : top + height, left : left + width] = 0
-    return image
+        rows, columns = min(recipe.cutout_size[0], height), min(recipe.cutout_size[1], width)
+        top, left = map(int, rng.integers(0, [height - rows + 1, width - columns + 1]))
+        cutout = (top, left, top + rows, left + columns)
+    return Augmentation(mirrored, int(down), int(right), cutout)
+
+
+def shift_into(out: Crops, crop: Crops, down: int, right: int) -> None:
+    """`crop` uint8 [H, W, 3] into `out` [H, W, 3], moved up by `down` and left by `right` pixels.
+
+    Its border is repeated.
+    """
+    if not down and not right:
+        out[:] = crop
+        return
+    height, width = crop.shape[:2]
+    down, right = (min(max(by, 1 - size), size - 1) for by, size in ((down, height), (right, width)))
+    top, bottom = max(-down, 0), min(height - down, height)
+    left, end = max(-right, 0), min(width - right, width)
+    out[top:bottom, left:end] = crop[top + down : bottom + down, left + right : end + right]
+    out[top:bottom, :left], out[top:bottom, end:] = out[top:bottom, left, None], out[top:bottom, end - 1, None]
+    out[:top], out[bottom:] = out[top], out[bottom - 1]
+
+
+def to_images(batch: TrainBatch, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """float32 [B, 3, H, W] on `device`, channels_last: the crops mirrored and normalised, then zeros for Cutout."""
+    scale, offset = _scale_and_offset(preprocessing, device)
+    crops, mirrored = (part.to(device, non_blocking=True) for part in (batch.crops, batch.mirrored))
+    crops = torch.where(mirrored[:, None, None, None], crops.flip(2), crops)
+    count, height, width, _ = crops.shape
+    rows = crops.reshape(count, height, 3 * width)  # on CPUs torch is many times as fast on long rows as on 3 channels
+    images = (rows * scale.repeat(width)).sub_(offset.repeat(width)).reshape(crops.shape)
+    top, left, bottom, right = batch.cutouts.to(device, non_blocking=True)[:, :, None].unbind(1)
+    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+    cut = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
+    return images.masked_fill_(cut[..., None], 0).permute(0, 3, 1, 2)
+
+
+@cache
+def _scale_and_offset(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """float32 [3] each, computed as `Preprocessing.normalise` does."""
+    std = np.asarray(preprocessing.std, np.float32)
+    values = 1 / (255 * std), np.asarray(preprocessing.mean, np.float32) / std
+    return torch.from_numpy(values[0]).to(device), torch.from_numpy(values[1]).to(device)
+
+
+class _Found(NamedTuple):
+    """A batch as a worker sends it: in numpy, as each tensor would be sent as an open file."""
+
+    crops: Crops | int
+    """The crops, or the number of the slot that holds them."""
+    mirrored: npt.NDArray[np.bool_]
+    cutouts: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    camids: npt.NDArray[np.int64]
 
 
 class TrainSet(Dataset[Any]):
-    """Augmented training crops by (sample index, epoch, position); a bad file is returned as its error, not raised."""
+    """Augmented batches by a list of (sample index, epoch, position); a bad file comes as its error, not raised.
 
-    def __init__(self, samples: tuple[Sample, ...], config: Config) -> None:
-        self.samples, self.config = samples, config
-        self.preprocessing = preprocessing_of(config)
+    `slots` uint8 [S, B, H, W, 3], if any, is shared memory: batch n of an epoch is written to slot n modulo S.
+    """
+
+    def __init__(self, samples: tuple[Sample, ...], config: Config, slots: Tensor | None = None) -> None:
+        self.samples, self.config, self.slots = samples, config, slots
         labels = class_indices(samples)
         self.labels = [labels[sample.pid] for sample in samples]
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Any:
-        index, epoch, position = key
-        sample = self.samples[index]
-        try:
-            crop = load_crop(sample.path, self.preprocessing.height, self.preprocessing.width)
-        except UserError as error:
-            return error  # a worker's exception would reach the user with the worker's traceback around it
+    def __getitem__(self, keys: list[tuple[int, int, int]]) -> _Found | UserError:
+        height, width = self.config.data.height, self.config.data.width
+        chosen = [self.samples[index] for index, _, _ in keys]
+        # all in a row: between two images the generators are out of the CPU's caches, and take three times as long
+        drawn = [self._draw(epoch, position) for _, epoch, position in keys]
+        slot = 0
+        if self.slots is None:
+            crops = np.empty((len(keys), height, width, 3), np.uint8)
+        else:
+            slot = keys[0][2] // len(keys) % len(self.slots)
+            crops = self.slots[slot].numpy()
+        for out, sample, how in zip(crops, chosen, drawn, strict=True):
+            try:
+                crop = load_crop(sample.path, height, width)
+            except UserError as error:
+                return error  # a worker's exception would reach the user with the worker's traceback around it
+            shift_into(out, crop, how.down, -how.right if how.mirrored else how.right)
+        return _Found(
+            crops if self.slots is None else slot,
+            np.array([how.mirrored for how in drawn]),
+            np.array([how.cutout for how in drawn]),
+            np.array([self.labels[index] for index, _, _ in keys]),
+            np.array([sample.camid for sample in chosen]),
+        )
+
+    def _draw(self, epoch: int, position: int) -> Augmentation:
         rng = np.random.default_rng([self.config.seed, AUGMENT, epoch, position])
-        return augment(crop, self.config.recipe, self.preprocessing, rng), self.labels[index], sample.camid
+        return draw_augmentation(self.config.recipe, self.config.data.height, self.config.data.width, rng)
 
 
-def train_batches(samples: tuple[Sample, ...], config: Config) -> tuple[DataLoader[Any], PKSampler]:
-    """The loader of `TrainBatch`es (or UserErrors in their place) and its sampler, whose `epoch` the caller sets."""
-    train_set = TrainSet(samples, config)
-    recipe = config.recipe
-    sampler = PKSampler(train_set.labels, recipe.ids_per_batch, recipe.images_per_id, config.seed)
-    loader: DataLoader[Any] = DataLoader(
-        train_set,
-        batch_sampler=sampler,
-        num_workers=config.data.workers,
-        collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_interrupts_to_the_parent,
-        persistent_workers=config.data.workers > 0,
-        # its own: else each start of the workers would move the global generator, and a resumed run with it
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    return loader, sampler
+class TrainLoader:
+    """The batches of an epoch, `TrainBatch`es in memory of their own or UserErrors in their place.
+
+    Workers write crops to shared memory that is used again and again: the kernel takes longer to hand out new pages
+    than it takes to fill them, so that a batch sent as a new shared tensor costs a quarter of its decoding on top.
+    """
+
+    def __init__(self, samples: tuple[Sample, ...], config: Config) -> None:
+        workers, recipe = config.data.workers, config.recipe
+        shape = (recipe.batch_size, config.data.height, config.data.width, 3)
+        self.slots = _shared(PREFETCH * workers + 1, shape) if workers else None
+        train_set = TrainSet(samples, config, self.slots)
+        self.sampler = PKSampler(train_set.labels, recipe.ids_per_batch, recipe.images_per_id, config.seed)
+        self.loader: DataLoader[Any] = DataLoader(
+            train_set,
+            sampler=self.sampler,
+            batch_size=None,  # an item of the set is a batch
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            worker_init_fn=_start_worker,
+            persistent_workers=workers > 0,
+            # its own: else each start of the workers would move the global generator, and a resumed run with it
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+        self.pinned = torch.cuda.is_available()
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[TrainBatch | UserError]:
+        for found in self.loader:
+            yield found if isinstance(found, UserError) else self._batch(found)
+
+    def _batch(self, found: _Found) -> TrainBatch:
+        """In this process's own memory. Until the next batch is asked for, no worker writes to this one's slot: asking
+        for one lets the workers begin the batch PREFETCH * workers later, and there is one slot more than that.
+        """
+        if isinstance(found.crops, int):
+            assert self.slots is not None
+            slot = self.slots[found.crops]
+            crops = torch.empty(slot.shape, dtype=slot.dtype, pin_memory=self.pinned)
+            crops.numpy()[:] = slot.numpy()  # torch's threads would spin on the cores that the workers need
+        else:
+            crops = self._own(found.crops)
+        return TrainBatch(crops, *map(self._own, found[1:]))
+
+    def _own(self, values: npt.NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if self.pinned else tensor
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """A terminal sends Ctrl-C to every process: a worker that stopped by itself would look like one that died."""
+def train_batches(samples: tuple[Sample, ...], config: Config) -> tuple[TrainLoader, PKSampler]:
+    """The loader of `TrainBatch`es (or UserErrors in their place) and its sampler, whose `epoch` the caller sets.
+
+    Raises UserError if there are fewer identities than a batch needs, or too little shared memory for the workers.
+    """
+    loader = TrainLoader(samples, config)
+    return loader, loader.sampler
+
+
+def _shared(slots: int, shape: tuple[int, ...]) -> Tensor:
+    """Shared memory uint8 [slots, *shape]."""
+    try:
+        return torch.empty((slots, *shape), dtype=torch.uint8).share_memory_()
+    except RuntimeError as error:
+        megabytes = slots * math.prod(shape) / 1e6
+        raise UserError(
+            f"the loading workers share {megabytes:.0f} MB, which are not to be had ({str(error).splitlines()[0]}); "
+            "use fewer --workers (0: none), or with Docker a larger --shm-size"
+        ) from error
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+def _start_worker(worker: int) -> None:
+    # a terminal sends Ctrl-C to every process: a worker that stopped by itself would look like one that died
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _keep_memory()
 
 
-def _collate(items: list[Any]) -> TrainBatch | UserError:
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-    images, labels, camids = zip(*items, strict=True)
-    return TrainBatch(torch.from_numpy(np.stack(images)), torch.tensor(labels), torch.tensor(camids))
+def _keep_memory() -> None:
+    """Let glibc keep what an image took for the next one, not return it to the kernel: its pages cost faults again."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most there is
+        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)

@@ -1,11 +1,14 @@
 import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from pmm.config import preset
-from pmm.data.crops import iter_crops, load_crop, load_crops, preprocessing_of
+from pmm.data.crops import CHUNK, iter_crops, load_crop, load_crops, preprocessing_of
 from pmm.errors import UserError
 
 
@@ -33,15 +36,72 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert abs(int(crop.mean()) - 200) <= 60
 
 
-def test_exif_rotation_is_applied(tmp_path):
-    image = Image.new("RGB", (8, 4))
-    image.paste((255, 0, 0), (0, 0, 4, 4))  # red on the left
+def plainly(path, height, width):
+    """The contract, step by step: what `load_crop` must give to the bit."""
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return np.asarray(upright.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def noise(mode="RGB", size=(10, 20)):
+    pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    whole = Image.fromarray(pixels, "RGBA")
+    return whole if mode == "RGBA" else whole.convert("RGB").convert(mode)
+
+
+@pytest.mark.parametrize("size", [(16, 8), (20, 10), (7, 30)])
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("L", "jpg"), ("RGB", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("LA", "png"), ("P", "png"), ("RGB", "webp")],
+)
+def test_every_mode_equals_the_plain_way(tmp_path, mode, suffix, size):
+    path = save(noise(mode), tmp_path / f"a.{suffix}")
+    assert np.array_equal(load_crop(path, *size), plainly(path, *size))
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_transparent_colours_keep_their_pixels(tmp_path, mode):
+    path = save(noise(mode), tmp_path / "a.png", transparency=(9, 8, 7) if mode == "RGB" else 3)
+    assert "transparency" in Image.open(path).info
+    assert np.array_equal(load_crop(path, 16, 8), plainly(path, 16, 8))
+    assert np.array_equal(load_crop(path, 20, 10), np.asarray(noise(mode).convert("RGB")))
+
+
+TURNS = {  # what a viewer does with a picture of EXIF orientation n, in numpy
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: x[::-1].transpose(1, 0, 2),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: x[:, ::-1].transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("orientation", [*TURNS, 0, 9])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff"])
+def test_exif_orientations_are_applied(tmp_path, orientation, suffix):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
-    path = save(image, tmp_path / "a.png", exif=exif)
-    crop = load_crop(path, 8, 4)
-    assert crop[0, 0].tolist() == [255, 0, 0]
-    assert crop[-1, 0].tolist() == [0, 0, 0]
+    exif[ExifTags.Base.Orientation] = orientation
+    path = save(noise(), tmp_path / f"a.{suffix}", exif=exif)
+    plain = np.asarray(Image.open(save(noise(), tmp_path / f"plain.{suffix}")))
+    expected = TURNS.get(orientation, TURNS[1])(plain)
+    assert np.array_equal(load_crop(path, *expected.shape[:2]), expected)
+    assert np.array_equal(load_crop(path, 16, 8), plainly(path, 16, 8))
+
+
+def test_an_orientation_after_the_pixels_is_seen(tmp_path):
+    """A PNG may hold its EXIF chunk behind the image data."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = save(noise(), tmp_path / "a.png", exif=exif).read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    last = content.index(b"IEND") - 4
+    assert end < last
+    (tmp_path / "b.png").write_bytes(content[:start] + content[end:last] + content[start:end] + content[last:])
+    assert np.array_equal(load_crop(tmp_path / "b.png", 10, 20), TURNS[6](np.asarray(noise())))
 
 
 def test_bad_files_are_named(tmp_path):
@@ -100,3 +160,90 @@ def test_batches_keep_the_order(tmp_path):
     assert np.concatenate(batches)[:, 0, 0, 0].tolist() == list(range(11))
     assert load_crops(paths[:3], 8, 4).shape == (3, 8, 4, 3)
     assert load_crops([], 8, 4).shape == (0, 8, 4, 3)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the files in the order in which `load_crop`, which a test shall not wait for, was asked for them."""
+    asked = []
+
+    def load(path, height, width):
+        asked.append(path.name)
+        if path.stem.startswith("bad"):
+            raise UserError(f"{path} is bad")
+        return np.zeros((height, width, 3), np.uint8)
+
+    monkeypatch.setattr("pmm.data.crops.load_crop", load)
+    return asked
+
+
+def test_the_look_ahead_is_bounded_and_a_reader_that_goes_leaves_no_thread(calls, monkeypatch):
+    before, submit, begun = set(threading.enumerate()), ThreadPoolExecutor.submit, []
+
+    def counted(pool, work, crops, paths):
+        begun.extend(paths)
+        return submit(pool, work, crops, paths)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", counted)
+    batches = iter_crops([Path(str(n)) for n in range(1000)], 8, 4, batch_size=10, threads=3)
+    assert not calls
+    next(batches)
+    next(batches)
+    assert len(begun) == 40  # the two that were read, and two ahead
+    assert len(calls) >= 20
+    batches.close()
+    assert set(threading.enumerate()) == before
+    assert len(begun) == 40
+
+
+def test_the_first_bad_file_is_named_and_no_thread_is_left(calls):
+    before = set(threading.enumerate())
+    paths = [Path(str(n)) for n in range(100)]
+    paths[33], paths[34] = Path("bad1"), Path("bad2")
+    batches = iter_crops(paths, 8, 4, batch_size=8, threads=2)
+    assert [len(next(batches)) for _ in range(4)] == [8] * 4
+    with pytest.raises(UserError, match="bad1"):
+        next(batches)
+    with pytest.raises(UserError, match="bad1"):
+        load_crops(paths, 8, 4)
+    assert set(threading.enumerate()) == before
+
+
+def test_an_error_drops_the_files_that_wait(monkeypatch):
+    """All but the bad file are held up until the pool is told to end: what has not begun by then never does."""
+    asked, ending, end = [], threading.Event(), ThreadPoolExecutor.shutdown
+
+    def load(path, height, width):
+        asked.append(path.name)
+        if path.name == "0":
+            raise UserError("bad")
+        ending.wait(60)
+        return np.zeros((height, width, 3), np.uint8)
+
+    def shutdown(pool, wait=True, **options):
+        end(pool, wait=False, **options)
+        ending.set()
+        end(pool, wait=wait)
+
+    monkeypatch.setattr("pmm.data.crops.load_crop", load)
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+    with pytest.raises(UserError, match="bad"):
+        load_crops([Path(str(n)) for n in range(20 * CHUNK)], 8, 4, threads=2)
+    assert len(asked) <= 3 * CHUNK
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(None, 5), (2, 2)])
+def test_as_many_threads_as_cores(monkeypatch, threads, expected):
+    """Each thread waits for the others: fewer would time out, and more be seen."""
+    barrier, names = threading.Barrier(expected, timeout=60), set()
+
+    def load(path, height, width):
+        if int(path.name) % CHUNK == 0:
+            barrier.wait()
+        names.add(threading.current_thread().name)
+        return np.zeros((height, width, 3), np.uint8)
+
+    monkeypatch.setattr("pmm.data.crops.load_crop", load)
+    monkeypatch.setattr("pmm.data.crops.usable_cores", lambda: 5)
+    load_crops([Path(str(n)) for n in range(CHUNK * expected * 3)], 8, 4, threads)
+    assert len(names) == expected

@@ -51,7 +51,7 @@ def stepped(config, people, tmp_path_factory):
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    losses = train_one_epoch(model, batches, optimizer, scheduler, config.recipe, torch.device("cpu"), "paper")
+    losses = train_one_epoch(model, batches, optimizer, scheduler, config, torch.device("cpu"), "paper")
     assert len(sampler) == 3
     assert np.isfinite(losses["loss"])
     assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())

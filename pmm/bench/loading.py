@@ -1,0 +1,197 @@
+"""Times of loading crops: a bare loop of PIL in processes, the training loader, and the threads of evaluation.
+
+All do the same files with as many processes or threads, in turns; the crops are compared first. A bare loop keeps
+nothing: what it takes to have its pixels in numpy at all is timed beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pmm.bench.latency import LatencyPlan, measure
+from pmm.bench.mixing_report import interval
+from pmm.bench.statistics import Latency, median_ratio, stability_flags
+from pmm.config import Config, preset
+from pmm.data.crops import Crops, iter_crops, preprocessing_of
+from pmm.data.loader import TrainLoader, to_images, train_batches
+from pmm.data.samples import Sample
+from pmm.embed import images_below
+from pmm.environment import describe_environment
+from pmm.errors import UserError
+
+SCHEMA = "pmm-loading-bench-1"
+PRESETS = ("paper", "tiny")
+BARE, KEPT = "bare PIL", "bare PIL, pixels in numpy"
+LOADER, IMAGES, THREADS = "training loader", "training loader and to_images", "iter_crops"
+EVALUATED = 64  # crops in a batch of iter_crops, as in pmm.embed
+
+Step = Callable[[], object]
+
+
+def bench_loading(folder: Path, *, workers: int, batches: int, plan: LatencyPlan) -> dict[str, Any]:
+    """Load the images below `folder` in the sizes of `PRESETS`, `batches` training batches in each pass; see `SCHEMA`.
+
+    A way whose crops are not the bare loop's is named in `wrong`, and nothing is then timed. Times are in microseconds
+    of wall time per crop; a sample is a pass.
+
+    Raises UserError if there is no image or one that cannot be read.
+    """
+    files = images_below(folder)
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": describe_environment(),
+        "plan": dataclasses.asdict(plan),
+        "workers": workers,
+        "files": len(files),
+        "file_bytes": int(np.median([file.stat().st_size for file in files])),
+        "settings": [_setting(name, files, workers, batches, plan) for name in PRESETS],
+    }
+
+
+def loading_plan(rounds: int, *, fast: bool = False) -> LatencyPlan:
+    """Each way loads a pass to warm up, which starts its workers, then one in each of `rounds` rounds."""
+    samples = 2 if fast else rounds
+    return LatencyPlan(warmup=0.0, warmup_runs=1, samples=samples, block=1, settle=0.0, lead=0, budget=600.0)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as a table; ratios with 95 % intervals (from 6 rounds on)."""
+    lines = [f"| {report['workers']} processes or threads | us per crop | times {BARE} |", "|---|---:|---:|"]
+    for setting in report["settings"]:
+        size = f"{setting['height']}x{setting['width']}"
+        for row in setting["rows"]:
+            bounds = row["interval"]
+            cell = f"{row['ratio']:.2f}" + (f" ({bounds[0]:.2f}-{bounds[1]:.2f})" if bounds else "")
+            lines.append(f"| {size}: {row['name']} | {row['us_per_crop']:.0f} | {cell} |")
+        lines += [f"| {size}: {name} | wrong crops | |" for name in setting["wrong"]]
+    return "\n".join(lines)
+
+
+def _setting(name: str, files: Sequence[Path], workers: int, batches: int, plan: LatencyPlan) -> dict[str, Any]:
+    config = _config(name, workers)
+    height, width = config.data.height, config.data.width
+    samples = _samples(files, batches * config.recipe.batch_size, config)
+    paths, wrong = _wrong(samples, config)
+    count = len(paths)
+    times: dict[str, Latency] = {}
+    if not wrong:
+        with _bare(paths, height, width, workers) as bare:
+            times = measure({**bare, **_ours(samples, paths, config)}, plan)
+    return {
+        "preset": name,
+        "height": height,
+        "width": width,
+        "batch": config.recipe.batch_size,
+        "crops": count,
+        "wrong": wrong,
+        "rows": [_row(way, found, times[BARE], count, plan) for way, found in times.items()],
+    }
+
+
+def _row(name: str, found: Latency, bare: Latency, count: int, plan: LatencyPlan) -> dict[str, Any]:
+    return {
+        "name": name,
+        "us_per_crop": 1000 * found.p50 / count,
+        "samples_ms": [round(value, 3) for value in found.samples_ms],
+        **interval(median_ratio(found, bare, block=plan.block)),
+        "flags": list(stability_flags(found.samples_ms, found.turns_s, block=plan.block)),
+    }
+
+
+def _config(name: str, workers: int) -> Config:
+    base = preset(name)
+    return dataclasses.replace(base, data=dataclasses.replace(base.data, workers=workers))
+
+
+def _samples(files: Sequence[Path], count: int, config: Config) -> tuple[Sample, ...]:
+    """`count` samples of as many made-up identities as an epoch needs for them; files come again if they are few."""
+    own = config.recipe.images_per_id
+    return tuple(Sample(files[index % len(files)], index // own + 1, 1) for index in range(count))
+
+
+def _wrong(samples: tuple[Sample, ...], config: Config) -> tuple[list[Path], list[str]]:
+    """The files of an epoch in its order, and the ways whose crops of them, not augmented, are not PIL's."""
+    recipe = dataclasses.replace(config.recipe, flip=0.0, shift=0, cutout=0.0)
+    loader, sampler = train_batches(samples, dataclasses.replace(config, recipe=recipe))
+    paths = [samples[index].path for keys in sampler for index, _, _ in keys]
+    height, width = config.data.height, config.data.width
+    crops = {
+        LOADER: (crop for batch in _read(loader) for crop in batch.crops.numpy()),
+        THREADS: (crop for batch in iter_crops(paths, height, width, EVALUATED, config.data.workers) for crop in batch),
+    }
+    return paths, [name for name, found in crops.items() if not _equal(found, paths, height, width)]
+
+
+def _equal(found: Iterator[Crops], paths: Sequence[Path], height: int, width: int) -> bool:
+    pairs = zip(found, paths, strict=True)
+    same = [np.array_equal(crop, np.asarray(_decoded(path, height, width))) for crop, path in pairs]
+    return all(same)  # after all: a loader left early would go on beside what is timed
+
+
+def _ours(samples: tuple[Sample, ...], paths: Sequence[Path], config: Config) -> dict[str, Step]:
+    import torch
+
+    loader, _ = train_batches(samples, config)
+    preprocessing, cpu = preprocessing_of(config), torch.device("cpu")
+
+    def images() -> None:
+        for batch in _read(loader):
+            to_images(batch, preprocessing, cpu)
+
+    def threads() -> None:
+        for _ in iter_crops(paths, preprocessing.height, preprocessing.width, EVALUATED, config.data.workers):
+            pass
+
+    return {LOADER: lambda: sum(1 for _ in _read(loader)), IMAGES: images, THREADS: threads}
+
+
+def _read(loader: TrainLoader) -> Iterator[Any]:
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+@contextmanager
+def _bare(paths: Sequence[Path], height: int, width: int, workers: int) -> Iterator[dict[str, Step]]:
+    """A step is a pass of all processes over their shares of `paths`, which they have in memory from the start."""
+    with multiprocessing.Pool(workers, _take, (paths, height, width, workers)) as pool:
+
+        def passes(name: str) -> Step:
+            return lambda: _pass(pool, name, workers)
+
+        yield {BARE: passes("_drop"), KEPT: passes("_keep")}
+
+
+def _pass(pool: Pool, work: str, workers: int) -> None:
+    pool.map(_work, [(work, share) for share in range(workers)], chunksize=1)
+
+
+_TASK: dict[str, Any] = {}
+
+
+def _take(paths: Sequence[Path], height: int, width: int, workers: int) -> None:
+    _TASK.update(shares=[paths[share::workers] for share in range(workers)], size=(height, width))
+
+
+def _work(task: tuple[str, int]) -> None:
+    work, share = task
+    for path in _TASK["shares"][share]:
+        image = _decoded(path, *_TASK["size"])
+        if work == "_keep":
+            np.asarray(image)
+
+
+def _decoded(path: Path, height: int, width: int) -> Image.Image:
+    return Image.open(path).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
