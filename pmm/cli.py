@@ -131,6 +131,14 @@ def names(text: str, *, flag: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def size(text: str, *, flag: str) -> int:
+    """`500MB` -> 500,000,000 bytes; B, kB, MB, GB and TB, of 1000 each. Raises UserError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UserError(f"{flag} is '{text}'; expected a size as 500MB or 2GB")
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
+
+
 @contextlib.contextmanager
 def _columns(width: str | None) -> Any:
     """The parser wraps its messages to the terminal; ours are unwrapped again, so give it room."""

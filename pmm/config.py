@@ -30,9 +30,11 @@ class DataConfig:
     """Which people, and the size and scale in which the network sees them."""
 
     dataset: str = SYNTHETIC
-    """Data set: synthetic (drawn if not there) or market1501."""
+    """Data set: synthetic (drawn if not there), market1501, dukemtmc-reid, cuhk03-np-labeled, cuhk03-np-detected,
+    msmt17-v1, msmt17-v2, or folder (one folder of crops per identity)."""
     root: str = ""
-    """Folder of the data set; for synthetic people runs/people-IDS-SEED if not given."""
+    """Folder that holds the data set, or the one it lies in under its usual name; for synthetic people
+    runs/people-IDS-SEED if not given."""
     synthetic_ids: int = 200
     """Identities to draw per split, if the synthetic people have to be drawn."""
     synthetic_seed: int = 0
@@ -62,7 +64,7 @@ class ModelConfig:
     """The network and the mix. Sizes that follow from the backbone or the data are not repeated here."""
 
     method: str = "pmm"
-    """Method: pmm."""
+    """Method: pmm, or bdb (Batch DropBlock: one rectangle of the map is zeroed per batch)."""
     backbone: Literal["resnet50", "resnet10"] = "resnet50"
     """Trunk: resnet50, or resnet10 (small: widths 16 to 128, for CPUs)."""
     weights: str = "auto"

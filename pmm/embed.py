@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -19,10 +19,13 @@ from pmm import cli
 from pmm.data.crops import Crops, iter_crops
 from pmm.data.readers import IMAGE_SUFFIXES
 from pmm.data.samples import Sample, Split, camids_of, pids_of
+from pmm.distances import MEMORY_LIMIT, Blocks
 from pmm.errors import UserError
 from pmm.files import output_file, sha256
 from pmm.index import Index, IndexContract
-from pmm.metrics import RankingResult, evaluate_ranking
+from pmm.machine import usable_cores
+from pmm.metrics import RankingResult, evaluate_distances, evaluate_ranking
+from pmm.reranking import Reranking, check_memory, reranked
 from pmm.runtime.base import Embeddings, Runner, open_runner
 
 PROG = "pmm.embed"
@@ -123,24 +126,39 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
 
 
-def embed_files(runner: Runner, files: Sequence[Path], *, batch_size: int = 64, label: str = "") -> Embeddings:
-    """Embeddings [N, D] of image files, in order, batch by batch; with a `label`, a progress bar of that name."""
+def embed_files(
+    runner: Runner, files: Sequence[Path], *, batch_size: int = 64, label: str = "", flip: bool = False
+) -> Embeddings:
+    """Embeddings [N, D] of image files, in order, batch by batch; with a `label`, a progress bar of that name.
+
+    With `flip` the mean of each crop's and its mirror image's, at length 1 if the runner's are. Raises UserError for a
+    runner that takes that mean by itself.
+    """
     from tqdm import tqdm
 
+    if flip and runner.embedding.flip_tta:
+        raise UserError("the file averages with the mirror image already (--flip-tta at export); leave --flip-test out")
     size = runner.preprocessing
     embeddings = np.empty((len(files), runner.embedding.dim), np.float32)
     done = 0
     with tqdm(total=len(files), desc=label, unit="img", leave=False, disable=None if label else True) as bar:
         for crops in iter_crops(files, size.height, size.width, batch_size):
-            embeddings[done : done + len(crops)] = runner(crops)
+            found = runner(crops)
+            if flip:
+                found = (found + runner(np.ascontiguousarray(crops[:, :, ::-1]))) / np.float32(2)
+                if runner.embedding.normalised:
+                    found /= np.linalg.norm(found, axis=1, keepdims=True)
+            embeddings[done : done + len(crops)] = found
             done += len(crops)
             bar.update(len(crops))
     return embeddings
 
 
-def embed_samples(runner: Runner, samples: Sequence[Sample], *, batch_size: int = 64, label: str = "") -> Embeddings:
+def embed_samples(
+    runner: Runner, samples: Sequence[Sample], *, batch_size: int = 64, label: str = "", flip: bool = False
+) -> Embeddings:
     """`embed_files` of `samples`."""
-    return embed_files(runner, [sample.path for sample in samples], batch_size=batch_size, label=label)
+    return embed_files(runner, [sample.path for sample in samples], batch_size=batch_size, label=label, flip=flip)
 
 
 def embed_crops(runner: Runner, crops: Crops, *, batch_size: int = 64) -> Embeddings:
@@ -148,16 +166,42 @@ def embed_crops(runner: Runner, crops: Crops, *, batch_size: int = 64) -> Embedd
     return np.concatenate([runner(crops[start : start + batch_size]) for start in range(0, len(crops), batch_size)])
 
 
-def rank_split(split: Split, query: Embeddings, gallery: Embeddings) -> RankingResult:
-    """`evaluate_ranking` of a split's embeddings: standard AP, Euclidean distance."""
-    return evaluate_ranking(
-        query,
-        gallery,
-        pids_of(split.query),
-        pids_of(split.gallery),
-        camids_of(split.query),
-        camids_of(split.gallery),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How embeddings are ranked and scored; see `pmm.metrics`."""
+
+    metric: str = "euclidean"
+    ap: str = "standard"
+    reranking: Reranking | None = None
+    memory_limit: int = MEMORY_LIMIT
+    """Bytes beyond the embeddings."""
+    threads: int = 0
+
+    def check(self, split: Split, dim: int) -> None:
+        """Raise UserError if the memory limit is too small: before hours of embedding."""
+        queries, gallery = len(split.query), len(split.gallery)
+        if self.reranking:
+            check_memory(queries + gallery, dim, self.reranking, self.memory_limit, self.threads or usable_cores())
+        else:
+            Blocks.within(self.memory_limit, (queries, gallery), dim, self.threads or usable_cores())
+
+
+def rank_split(
+    split: Split, query: Embeddings, gallery: Embeddings, ranking: Ranking | None = None, *, label: str = ""
+) -> RankingResult:
+    """`evaluate_ranking` of a split's embeddings (by default: standard AP, Euclidean distance); with a `label`, a
+    progress bar of that name for re-ranking."""
+    how = ranking or Ranking()
+    labels = pids_of(split.query), pids_of(split.gallery), camids_of(split.query), camids_of(split.gallery)
+    options: dict[str, Any] = {"ap": how.ap, "memory_limit": how.memory_limit, "threads": how.threads}
+    if how.reranking is None:
+        return evaluate_ranking(query, gallery, *labels, metric=how.metric, **options)
+    threads = how.threads or usable_cores()
+    distances = reranked(
+        query, gallery, metric=how.metric, parameters=how.reranking, memory_limit=how.memory_limit,
+        threads=threads, label=label,
+    )  # fmt: skip
+    return evaluate_distances(distances, *labels, **options)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,71 @@
-"""Evaluate a checkpoint on a data set: mAP, CMC, mINP.
+"""Evaluate a checkpoint or any artifact on a data set: mAP, CMC, mINP.
 
-python -m pmm.evaluate CKPT --dataset NAME --root DIR [--json FILE]
+python -m pmm.evaluate FILE --dataset NAME --root DIR [--rerank] [--flip-test] [--metric M] [--ap DEFINITION] ...
 """
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from pmm import cli
 from pmm.data.readers import read_dataset
-from pmm.embed import embed_samples, rank_split
+from pmm.data.samples import Split
+from pmm.data.splits import matchable
+from pmm.embed import Ranking, embed_samples, rank_split
 from pmm.errors import UserError
 from pmm.files import output_file, write_file
 from pmm.metrics import RankingResult
+from pmm.reranking import Reranking
+
+if TYPE_CHECKING:
+    from pmm.runtime.base import Runner
 
 PROG = "pmm.evaluate"
 CMC_RANKS = (1, 5, 10, 20)
+NO_QUERY = "no query has a gallery crop of its identity from another camera; nothing to evaluate"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """`python -m pmm.evaluate CKPT --dataset NAME --root DIR [--json FILE]`"""
+    """`python -m pmm.evaluate FILE --dataset NAME --root DIR`"""
 
-    checkpoint: tyro.conf.Positional[Path]
-    """Checkpoint or exported ONNX file."""
+    artifact: tyro.conf.Positional[Path]
+    """Checkpoint (.pth), package (.pt2), exported ONNX file (.onnx) or engine (.plan, .engine)."""
     dataset: str
-    """Data set: market1501 or synthetic."""
+    """Name of the data set, or folder for one folder per identity (python -m pmm.data.check lists and checks them)."""
     root: Path
     """Folder of the data set."""
     json: Path | None = None
     """Also write the figures to this file."""
+    per_query: Path | None = None
+    """Also write a line per query to this file (.csv): AP, rank of the first match."""
+    metric: Literal["auto", "euclidean", "cosine"] = "auto"
+    """How embeddings are compared (auto: as the artifact says)."""
+    ap: Literal["standard", "trapezoid", "truncated50"] = "standard"
+    """Average precision: standard (over the whole list), trapezoid (Market-1501's Matlab code) or truncated50 (the PMM
+    authors' code)."""
+    rerank: bool = False
+    """Rank by k-reciprocal neighbours (Zhong et al., 2017)."""
+    k1: int = 20
+    """Neighbours for --rerank."""
+    k2: int = 6
+    """Nearest items that --rerank averages over."""
+    rerank_lambda: float = 0.3
+    """Share of the original distance with --rerank."""
+    flip_test: bool = False
+    """Embed each crop and its mirror image, and take the mean."""
+    memory_limit: str = "2GB"
+    """Memory that ranking may take beyond the embeddings, as 500MB or 2GB."""
+    threads: int = 0
+    """CPU threads of the backend and of ranking (0: their defaults)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
@@ -46,20 +77,46 @@ def main() -> None:
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     if command.batch_size < 1:
         raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
-    if command.json:
-        output_file(command.json, source=command.checkpoint)
+    if command.threads < 0:
+        raise UserError(f"--threads is {command.threads}; it must be at least 0")
+    limit = cli.size(command.memory_limit, flag="--memory-limit")
+    reranking = Reranking(k1=command.k1, k2=command.k2, weight=command.rerank_lambda) if command.rerank else None
+    idle = {"--k1", "--k2", "--rerank-lambda"} & cli.given_flags()
+    if idle and not command.rerank:
+        raise UserError(f"{', '.join(sorted(idle))} without --rerank changes nothing; add --rerank")
+    for path, suffixes in ((command.json, ()), (command.per_query, (".csv",))):
+        if path:
+            output_file(path, source=command.artifact, suffixes=suffixes)
     split = read_dataset(command.dataset, command.root)
+    if not any(matchable(split.query, split.gallery)):
+        raise UserError(f"{command.root}: {NO_QUERY}; python -m pmm.data.check says more")
+    for note in split.notes:
+        print(f"note: {note}")
 
     from pmm.runtime.base import open_runner
 
-    with open_runner(command.checkpoint, command.device) as runner:
-        query = embed_samples(runner, split.query, batch_size=command.batch_size, label="query")
-        gallery = embed_samples(runner, split.gallery, batch_size=command.batch_size, label="gallery")
-    result = rank_split(split, query, gallery)
-    print(f"{command.checkpoint} on {command.root}: {len(query)} queries, {len(gallery)} gallery crops")
+    with open_runner(command.artifact, command.device, command.threads) as runner:
+        ranking = Ranking(
+            metric=runner.embedding.metric if command.metric == "auto" else command.metric,
+            ap=command.ap,
+            reranking=reranking,
+            memory_limit=limit,
+            threads=command.threads,
+        )
+        ranking.check(split, runner.embedding.dim)
+        query, gallery = (
+            embed_samples(runner, samples, batch_size=command.batch_size, label=name, flip=command.flip_test)
+            for name, samples in (("query", split.query), ("gallery", split.gallery))
+        )
+        how = _how(command, runner, ranking)
+    result = rank_split(split, query, gallery, ranking, label="re-ranking" if reranking else "")
+    print(f"{command.artifact} on {command.root}: {len(query)} queries, {len(gallery)} gallery crops")
+    print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in how.items() if value not in (None, False)))
     print(describe(result))
     if command.json:
-        write_file(command.json, json.dumps(figures(result), indent=2) + "\n")
+        write_file(command.json, json.dumps({**figures(result), **how}, indent=2) + "\n")
+    if command.per_query:
+        write_file(command.per_query, _lines(split, result))
 
 
 def figures(result: RankingResult) -> dict[str, float | int]:
@@ -69,9 +126,33 @@ def figures(result: RankingResult) -> dict[str, float | int]:
 
 
 def describe(result: RankingResult) -> str:
-    """One line: mAP (standard AP over the whole list), CMC and mINP in percent, skipped queries."""
+    """One line: mAP, CMC and mINP in percent, skipped queries."""
     cmc = "  ".join(f"rank-{rank} {result.cmc[rank - 1]:.1%}" for rank in CMC_RANKS)
     return f"mAP {result.mAP:.1%}  {cmc}  mINP {result.mINP:.1%}  ({result.skipped} queries without a match skipped)"
+
+
+def _how(command: Command, runner: Runner, ranking: Ranking) -> dict[str, Any]:
+    """What the figures depend on, beside the artifact and the data."""
+    return {
+        "backend": runner.info.backend,
+        "precision": runner.info.precision,
+        "metric": ranking.metric,
+        "ap": ranking.ap,
+        "reranking": dataclasses.asdict(ranking.reranking) if ranking.reranking else None,
+        "flip_test": command.flip_test or runner.embedding.flip_tta,
+    }
+
+
+def _lines(split: Split, result: RankingResult) -> str:
+    """CSV: a line per query; no AP and no first match for a skipped one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("query", "pid", "camid", "AP", "INP", "first_match_rank"))
+    rows = zip(split.query, result.per_query_ap, result.per_query_inp, result.first_rank.tolist(), strict=True)
+    for sample, ap, inp, first in rows:
+        found = (f"{ap:.6f}", f"{inp:.6f}", first) if first else ("", "", "")
+        writer.writerow((sample.path, sample.pid, sample.camid, *found))
+    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ def describe_file(path: Path) -> dict[str, Any]:
     """
     describe = KINDS.get(path.suffix.lower())
     if describe is None:
-        raise UserError(f"{path}: cannot tell what '{path.suffix}' files are; known: {', '.join(KINDS)}")
+        advice = f"; python -m pmm.checkpoint import {path} -o FILE.pth" if path.suffix.lower() == ".tar" else ""
+        raise UserError(f"{path}: cannot tell what '{path.suffix}' files are; known: {', '.join(KINDS)}{advice}")
     size = existing_file(path, f"one of {', '.join(KINDS)}").stat().st_size
     if size == 0:
         raise UserError(f"{path}: an empty file; expected one of {', '.join(KINDS)}")
@@ -98,7 +99,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_on": {"dataset": data.dataset, "identities": config.model.num_classes, **drawn},
         "epoch": state["epoch"],
-        "epochs": config.recipe.epochs,
+        "epochs": None if "imported" in state["versions"] else config.recipe.epochs,
         # a run that holds no identities out has nothing to choose its best epoch by
         "best_held_out_mAP": best if isinstance(best, float) and best >= 0 else None,
         "resumable": isinstance(state["optimizer"], dict),

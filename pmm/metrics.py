@@ -5,7 +5,6 @@ Exact, in blocks that keep to a memory limit, and the same for any limit and any
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from pmm.distances import MEMORY_LIMIT, Blocks, Distances, Doubles, EmbeddingDistances, Floats, Ints, Rows, Singles
 from pmm.errors import UserError
+from pmm.machine import usable_cores
 from pmm.ranks import Labels, relevant_ranks
 
 
@@ -83,7 +83,7 @@ def evaluate_ranking(
     for name, rows, count in zip(("query", "gallery"), embeddings, labels.shape, strict=True):
         if rows.ndim != 2 or len(rows) != count:
             raise UserError(f"{name}: embeddings {list(rows.shape)}, pids [{count}]; expected [N, D], [N]")
-    threads = threads or cores()
+    threads = threads or usable_cores()
     blocks = Blocks.within(memory_limit, labels.shape, embeddings[0].shape[1], threads, pairs=labels.most_pairs)
     sides = []
     for name, rows in zip(("query", "gallery"), embeddings, strict=True):
@@ -115,7 +115,7 @@ def evaluate_distances(
     given: Distances = distances if isinstance(distances, Distances) else _Matrix(_floats(distances))
     if given.shape != labels.shape:
         raise UserError(f"distances are {list(given.shape)}; expected {list(labels.shape)} by the pids")
-    threads = threads or cores()
+    threads = threads or usable_cores()
     blocks = Blocks.within(memory_limit, labels.shape, given.dim, threads, pairs=labels.most_pairs, beside=given.held)
     return _evaluate(given, labels, blocks, ap=ap, max_rank=max_rank, threads=threads)
 
@@ -126,11 +126,6 @@ def check_choices(ap: str, max_rank: int = 1) -> None:
         raise UserError(f"unknown ap '{ap}'; known: {', '.join(AP_DEFINITIONS)}")
     if max_rank < 1:
         raise UserError(f"max_rank is {max_rank}; it must be at least 1")
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _evaluate(

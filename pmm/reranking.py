@@ -86,10 +86,8 @@ def reranked(
         UserError: embeddings that do not fit each other, NaN or Inf, a memory limit that is too small.
     """
     chosen = parameters or Reranking()
-    count = len(query) + len(gallery)
-    k = min(max(chosen.k1 + 1, chosen.k2), count)
-    held = count * (16 + 24 * k)
-    blocks = Blocks.within(memory_limit, (count, count), query.shape[1], threads, beside=held)
+    blocks = check_memory(len(query) + len(gallery), query.shape[1], chosen, memory_limit, threads)
+    k, held = _kept(len(query) + len(gallery), chosen)
     sides = [Rows(rows, metric=metric, scratch=blocks.scratch) for rows in (query, gallery)]
     between = EmbeddingDistances(*sides)  # the first to say that dimensions differ
     everything = Rows(query, gallery, metric=metric, scratch=blocks.scratch)
@@ -100,6 +98,20 @@ def reranked(
     allowed = (memory_limit - held) // BYTES_PER_NUMBER
     weights = _averaged(weights, neighbours[:, : chosen.k2], allowed, memory_limit)
     return Reranked(between, weights, near.farthest[: len(query)], chosen.weight)
+
+
+def check_memory(count: int, dim: int, parameters: Reranking, memory_limit: int, threads: int) -> Blocks:
+    """The blocks of distances between N items that keep to `memory_limit` bytes.
+
+    Raises UserError if that is too little to find neighbours. What their weights take is known only then.
+    """
+    return Blocks.within(memory_limit, (count, count), dim, threads, beside=_kept(count, parameters)[1])
+
+
+def _kept(count: int, parameters: Reranking) -> tuple[int, int]:
+    """Neighbours of each of N items, and the bytes of all of them."""
+    k = min(max(parameters.k1 + 1, parameters.k2), count)
+    return k, count * (16 + 24 * k)
 
 
 class Reranked:

@@ -25,6 +25,7 @@ from pmm.data.samples import Split
 from pmm.errors import UserError
 from pmm.files import cannot_write, claimed, write_file
 from pmm.kernels import describe_build
+from pmm.machine import usable_cores
 from pmm.prepare import settled, training_data
 from pmm.runs import RUNS, newest_run
 
@@ -110,7 +111,8 @@ def train(config: Config, *, out: Path, device: str = "auto", resume: bool = Fal
     mix has no compiled kernels for the device.
     """
     _check_folder(out, resume)
-    _check_kernels(device)
+    if config.model.method == "pmm":
+        _check_kernels(device)
     if not resume:
         config = settled(config)
     config, split = training_data(config)
@@ -147,7 +149,7 @@ def _train(config: Config, split: Split, out: Path, device_name: str, resume: bo
     from pmm import checkpoint
     from pmm.data.crops import preprocessing_of
     from pmm.data.loader import train_batches
-    from pmm.engine import Validation, collapsed, learning_rate, seed_everything, train_one_epoch
+    from pmm.engine import Validation, advice_on_data, collapsed, learning_rate, seed_everything, train_one_epoch
     from pmm.models.backbone import load_weights
     from pmm.models.registry import build_model
     from pmm.runtime.eager import torch_device
@@ -164,7 +166,7 @@ def _train(config: Config, split: Split, out: Path, device_name: str, resume: bo
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(recipe, min(step, recipe.epochs * len(sampler) - 1), len(sampler))
     )
-    start, best = 0, -1.0
+    start, best, warned = 0, -1.0, False
     if resume:
         state = checkpoint.load(out / "last.pth")
         _refuse_changes(out, Config.from_dict(state["config"]), config)
@@ -184,7 +186,7 @@ def _train(config: Config, split: Split, out: Path, device_name: str, resume: bo
             sampler.epoch = epoch
             label = f"epoch {epoch}/{recipe.epochs}"
             record: dict[str, Any] = {"epoch": epoch}
-            record |= train_one_epoch(model, batches, optimizer, scheduler, recipe, device, label, pause)
+            record |= train_one_epoch(model, batches, optimizer, scheduler, config, device, label, pause)
             is_best = validation is None
             if validation is not None and (epoch % recipe.val_every == 0 or epoch == recipe.epochs):
                 result = validation.evaluate(model, device)
@@ -202,7 +204,11 @@ def _train(config: Config, split: Split, out: Path, device_name: str, resume: bo
             for name, value in record.items():
                 board.add_scalar(name, value, epoch)
             left = (time.perf_counter() - begin) / (epoch - start) * (recipe.epochs - epoch)
-            print(_line(label, record, left), flush=True)
+            print(_line(label, record, len(sampler), left), flush=True)
+            advice = advice_on_data(record, config.data.workers, usable_cores())
+            if advice and epoch > start + 1 and not warned:  # in the first the workers start
+                print(f"{PROG}: warning: {advice}", file=sys.stderr)
+                warned = True
             if epoch > recipe.epochs * recipe.warmup and collapsed(record, config.model.num_classes):
                 print(
                     f"{PROG}: warning: the features have collapsed to one point (triplet ln 2, cross-entropy ln K): "
@@ -257,10 +263,13 @@ def _say_start(config: Config, split: Split, out: Path, device: Any, model: torc
         f"{PROG}: {config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), {device}, "
         f"seed {config.seed}"
     )
-    print(f"kernels of the mix: {describe_kernels(device)}")
+    if config.model.method == "pmm":
+        print(f"kernels of the mix: {describe_kernels(device)}")
     held_out = len({sample.pid for sample in split.query})
     trained = f"{len(split.train)} crops of {config.model.num_classes} identities"
     print(f"data: {config.data.root}: {trained}, {held_out} more held out to choose best.pth")
+    for note in split.notes:
+        print(f"note: {note}")
     print(
         f"run: {out} ({'from epoch ' + str(start + 1) if start else 'from scratch'}, {config.recipe.epochs} epochs)",
         flush=True,
@@ -275,11 +284,11 @@ def describe_kernels(device: torch.device) -> str:
     return describe_build() if reason is None else f"plain torch on {device.type}: {reason}"
 
 
-def _line(label: str, record: dict[str, Any], seconds_left: float) -> str:
+def _line(label: str, record: dict[str, Any], steps: int, seconds_left: float) -> str:
     parts = [label, f"loss {record['loss']:.3f}", f"lr {record['lr']:.1e}", f"{record['images_per_s']:.0f} images/s"]
     if "val_mAP" in record:
         parts.append(f"val mAP {record['val_mAP']:.3f} rank-1 {record['val_rank1']:.3f}")
-    parts.append(f"data {record['data_seconds'] / record['seconds']:.0%}")
+    parts += [f"{part} {1000 * record[f'{part}_seconds'] / steps:.0f} ms" for part in ("data", "step")]
     parts.append(f"{int(seconds_left) // 60}:{int(seconds_left) % 60:02d} left")
     return "  ".join(parts)
 

@@ -25,14 +25,20 @@ ALLOWED = {
     "ops": {"kernels"},
     "models": {"ops", "config", "errors"},
     "losses": {"models"},
-    "metrics": {"errors"},
-    "parity": {"errors", "metrics"},
-    "checkpoint": {"models", "config", "errors", "files", "kernels"},
+    "distances": {"errors"},
+    "ranks": {"distances", "errors"},
+    "nearest": {"distances"},
+    "reranking": {"distances", "errors", "nearest"},
+    "metrics": {"distances", "errors", "machine", "ranks"},
+    "parity": {"distances", "errors", "metrics", "nearest"},
+    "torch_file": {"errors", "files"},
+    "foreign": {"models", "config", "errors"},
+    "checkpoint": DATA | {"models", "kernels", "foreign", "torch_file"},
     "manifest": {"data", "errors", "files", "typed"},
     "onnx_file": {"errors", "files", "manifest"},
     "runtime": {"data", "errors", "files", "checkpoint", "manifest", "onnx_file", "machine"},
-    "embed": DATA | {"metrics", "runtime", "index"},
-    "index": {"data", "errors", "files", "manifest", "metrics", "runtime", "typed"},
+    "embed": DATA | {"distances", "metrics", "reranking", "runtime", "index"},
+    "index": {"data", "distances", "errors", "files", "manifest", "nearest", "runtime", "typed"},
     "search": DATA | {"embed", "index", "runtime", "visualize"},
     "environment": {"kernels", "machine"},
     "info": {
@@ -51,7 +57,7 @@ ALLOWED = {
     "engine": DATA | {"models", "losses", "metrics", "embed", "runtime"},
     "prepare": DATA,
     "train": DATA | {"prepare", "engine", "models", "ops", "kernels", "checkpoint", "runtime", "metrics"},
-    "evaluate": DATA | {"embed", "metrics", "runtime"},
+    "evaluate": DATA | {"embed", "metrics", "reranking", "runtime"},
     "visualize": DATA,
     "export": DATA | {"manifest", "onnx_file", "parity", "runtime", "checkpoint", "models"},
     "bench": DATA
@@ -76,8 +82,8 @@ ALLOWED = {
 LATE = ("onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "openvino", "pycuda", "cuda")
 # Modules that may import torch at module level; everything else must load without it.
 WITH_TORCH = (
-    "ops", "models", "losses", "engine", "checkpoint", "runtime/eager", "runtime/torch_", "runtime/aoti", "data/loader",
-    "export/fold", "export/graph",
+    "ops", "models", "losses", "engine", "torch_file", "foreign", "runtime/eager", "runtime/torch_", "runtime/aoti",
+    "data/loader", "export/fold", "export/graph",
     "bench/mix", "bench/training_step", "bench/untrained",
 )  # fmt: skip
 

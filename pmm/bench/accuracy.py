@@ -11,6 +11,7 @@ import numpy as np
 
 from pmm.bench.schema import Camera, LostQuery, OperatingPoint, Thresholds
 from pmm.data.samples import Split, camids_of, pids_of
+from pmm.data.splits import matchable
 from pmm.errors import UserError
 from pmm.metrics import RankingResult, evaluate_ranking
 from pmm.parity.labels import Embedded, Labels
@@ -48,10 +49,7 @@ class Judge:
             query_camids=camids_of(split.query),
             gallery_camids=camids_of(split.gallery),
         )
-        seen: dict[int, set[int]] = {}
-        for sample in split.gallery:
-            seen.setdefault(sample.pid, set()).add(sample.camid)
-        self.evaluable = sum(bool(seen.get(s.pid, set()) - {s.camid}) for s in split.query)
+        self.evaluable = sum(matchable(split.query, split.gallery))
         if not self.evaluable:
             raise UserError(
                 "the data set has no matches: no query's person is in the gallery under another camera; nothing to rank"

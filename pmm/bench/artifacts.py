@@ -105,7 +105,7 @@ def _elsewhere(checkpoint: Path, verification: Verification) -> str:
     from pmm.checkpoint import load
 
     root = located(Config.from_dict(load(checkpoint)["config"]).data.root, checkpoint)
-    return "" if Path(root).is_dir() else verification.verify_root
+    return "" if root and Path(root).is_dir() else verification.verify_root
 
 
 def _engine(

@@ -60,7 +60,10 @@ class Bench:
             self._facts = self._crew[BUILDER].ask("describe", checkpoint=str(request.checkpoint))
             self._dataset = request.options.dataset or self._facts["config"]["data"]["dataset"]
             self._root = request.options.root or located(self._facts["config"]["data"]["root"], request.checkpoint)
-            self.judge = Judge(read_dataset(self._dataset, self._root))
+            split = read_dataset(self._dataset, self._root)
+            for note in split.notes:
+                print(f"note: {note}")
+            self.judge = Judge(split)
             self._kept = Unfinished(request.out, self._depends_on, resume=request.options.resume)
             seconds = len(request.candidates) * (OPENING_S + len(request.batches) * request.options.plan.budget)
             form = "{desc:<40.40} {percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left"

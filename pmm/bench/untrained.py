@@ -11,6 +11,7 @@ from pmm import checkpoint
 from pmm.config import Config
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
+from pmm.errors import UserError
 from pmm.export.calibration import evenly
 from pmm.models.registry import build_model
 
@@ -25,6 +26,8 @@ def untrained_checkpoint(config: Config, root: Path, out: Path) -> Path:
     without them a deep random network's activations vanish or explode, and no precision could be judged.
     """
     train = read_dataset(config.data.dataset, root).train
+    if not train:
+        raise UserError(f"{root} has no training crops to take batch-norm statistics of")
     crops = load_crops(
         [train[index].path for index in evenly(len(train), CROPS)], config.data.height, config.data.width
     )

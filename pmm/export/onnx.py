@@ -157,6 +157,8 @@ def _verify(gate: Gate, path: Path, proto: onnx.ModelProto, manifest: Manifest, 
 def _calibration_crops(config: Config, recipe: Recipe) -> Crops:
     root = recipe.calibration_root or config.data.root
     try:
+        if not root:
+            raise UserError("no data set is named")
         files = calibration_files(root, config.data.dataset, recipe.calibration_images)
     except UserError as error:
         if recipe.calibration_root:

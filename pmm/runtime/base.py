@@ -133,6 +133,11 @@ def open_runner(artifact: str | Path, device: str = "auto", threads: int = 0) ->
         from pmm.runtime.trt import TrtRunner
 
         return TrtRunner(artifact, device)
+    if suffix in (".tar", ".pt"):
+        raise UserError(
+            f"{artifact}: not a file of ours; python -m pmm.checkpoint import {artifact} -o FILE.pth takes the PMM "
+            "authors' checkpoints, and says what others are"
+        )
     raise UserError(
         f"{artifact}: no runner for '{suffix}' files; expected a checkpoint (.pth), an AOTInductor package "
         f"({PACKAGE_SUFFIX}), an ONNX file (.onnx) or an engine ({', '.join(ENGINE_SUFFIXES)})"
