@@ -26,11 +26,13 @@ Ints = npt.NDArray[np.int64]
 METRICS = ("euclidean", "cosine")
 MEMORY_LIMIT = 2 << 30
 """Bytes beyond the embeddings that an evaluation may take if nothing else is asked for."""
-MOST_QUERIES = 512
+MOST_QUERIES = 1024
 """In a block: a larger one is no faster."""
 MOST_ROWS = 4096
 """Embeddings in float64 at once."""
-MANY_PAIRS = 10_000
+PAIRS_AT_ONCE = 64
+"""Pairs that are measured at once: their embeddings in float64 fit into the caches."""
+MANY_PAIRS = 1 << 18
 SINGLE_RANGE = (1e-12, 1e15)
 """Largest number among embeddings whose products float32 holds without under- or overflow."""
 
@@ -46,7 +48,8 @@ class Distances(Protocol):
     """Bytes that are kept beside these."""
 
     def about(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
-        """Distances of the queries `rows` [q, G], and by how much each query's are wrong at most [q].
+        """Distances of the queries `rows` [q, G], less perhaps a constant for each query, so to be compared with each
+        other only; and by how much each query's are wrong at most [q].
 
         They may be in `out` [q, G], and the caller may write into them.
         """
@@ -82,7 +85,7 @@ class Blocks:
         queries, gallery = shape
         fixed = beside + 64 * (queries + gallery) + 24 * gallery * threads
         # float32, float64 and, piece by piece, what that is made of
-        row = 12 * gallery + 32 * min(gallery, MOST_ROWS) + 100 * pairs
+        row = (12 * gallery + 100 * pairs) * threads + 32 * min(gallery, MOST_ROWS)
         least_scratch = 32 * 64 * max(1, dim)
         least = fixed + row + least_scratch
         if limit < least:
@@ -94,10 +97,12 @@ class Blocks:
         most = max(1, (limit - fixed - scratch) // row)
         return cls(queries=int(min(MOST_QUERIES, max(1, queries), most)), scratch=scratch)
 
-    def cut(self, queries: int) -> Iterator[slice]:
-        """The blocks of so many queries."""
-        for start in range(0, queries, self.queries):
-            yield slice(start, min(start + self.queries, queries))
+    def cut(self, queries: int, threads: int = 1) -> Iterator[slice]:
+        """Blocks of so many queries, all about as large and as many for each of `threads`."""
+        parts = -(-queries // (self.queries * threads)) * threads
+        step = max(1, -(-queries // max(1, parts)))
+        for start in range(0, queries, step):
+            yield slice(start, min(start + step, queries))
 
 
 def megabytes(size: int) -> str:
@@ -213,7 +218,7 @@ class EmbeddingDistances:
         with np.errstate(over="ignore"):
             self.factor = 1.0 if query.metric == "cosine" else float(np.ldexp(1.0, 2 * self._exponent))
         """What all distances are to be multiplied by."""
-        self._half_squares = query.lengths**2 / 2, (gallery.lengths**2 / 2).astype(np.float32)
+        self._half_squares = (gallery.lengths**2 / 2).astype(np.float32)
 
     def about(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
         if not self.single:
@@ -222,9 +227,7 @@ class EmbeddingDistances:
             mine = slice(place.start - rows.start, place.stop - rows.start)
             for column, items in self.gallery.singles(slice(0, len(self.gallery))):
                 np.matmul(queries, items.T, out=out[mine, column])
-        halves, theirs = self._half_squares
-        for row, half in zip(out, halves[rows].astype(np.float32), strict=True):
-            np.subtract(theirs + half, row, out=row)
+        np.subtract(self._half_squares, out, out=out)
         longest = self.gallery.lengths.max(initial=0)
         return out, _error_bound(self.query.lengths[rows], longest, self.dim, np.float32)
 
@@ -247,15 +250,15 @@ class EmbeddingDistances:
 
     def _exact(self, queries: Ints, items: Ints) -> Doubles:
         out = np.empty(len(items))
-        for start in range(0, len(items), self.gallery.chunk):
-            some = slice(start, start + self.gallery.chunk)
+        for start in range(0, len(items), PAIRS_AT_ONCE):
+            some = slice(start, start + PAIRS_AT_ONCE)
             own, places = np.unique(queries[some], return_inverse=True)
             gaps = self.gallery.take(items[some], self._exponent)
             gaps -= self.query.take(own, self._exponent)[places]
             out[some] = _halves(gaps)
         return out
 
-    @cached_property
+    @cached_property  # two threads that ask at once find the same
     def _centre(self) -> Doubles:
         """About the middle of the gallery [D]: from there, embeddings that are close together are short."""
         total = np.zeros(self.dim)
@@ -277,4 +280,4 @@ def _error_bound(mine: Doubles, longest: float, dim: int, dtype: type) -> Double
     """Of |q|^2 / 2 + |g|^2 / 2 - q.g in `dtype`, for queries of the lengths `mine` and a gallery up to `longest`: the
     product's gamma_D |q| |g|, and the rounding of what goes into it and comes out of it."""
     unit, slack = np.finfo(dtype).eps / 2, 1 + 1e-3  # lengths may be made in float32
-    return (1.1 * (dim + 8) * unit * longest * mine + 8 * unit * (mine + longest) ** 2) * slack**2
+    return (1.01 * (dim + 8) * unit * longest * mine + 8 * unit * (mine + longest) ** 2) * slack**2

@@ -24,7 +24,7 @@ from pmm.errors import UserError
 from pmm.files import output_file, sha256
 from pmm.index import Index, IndexContract
 from pmm.machine import usable_cores
-from pmm.metrics import RankingResult, evaluate_distances, evaluate_ranking
+from pmm.metrics import RankingResult, counting_threads, evaluate_distances, evaluate_ranking
 from pmm.reranking import Reranking, check_memory, reranked
 from pmm.runtime.base import Embeddings, Runner, open_runner
 
@@ -183,7 +183,7 @@ class Ranking:
         if self.reranking:
             check_memory(queries + gallery, dim, self.reranking, self.memory_limit, self.threads or usable_cores())
         else:
-            Blocks.within(self.memory_limit, (queries, gallery), dim, self.threads or usable_cores())
+            Blocks.within(self.memory_limit, (queries, gallery), dim, counting_threads(self.threads))
 
 
 def rank_split(
@@ -196,10 +196,9 @@ def rank_split(
     options: dict[str, Any] = {"ap": how.ap, "memory_limit": how.memory_limit, "threads": how.threads}
     if how.reranking is None:
         return evaluate_ranking(query, gallery, *labels, metric=how.metric, **options)
-    threads = how.threads or usable_cores()
     distances = reranked(
         query, gallery, metric=how.metric, parameters=how.reranking, memory_limit=how.memory_limit,
-        threads=threads, label=label,
+        threads=how.threads, label=label,
     )  # fmt: skip
     return evaluate_distances(distances, *labels, **options)
 

@@ -17,6 +17,8 @@ from pmm.errors import UserError
 from pmm.machine import usable_cores
 from pmm.ranks import Labels, relevant_ranks
 
+MOST_THREADS = 4
+
 
 @dataclass(frozen=True)
 class RankingResult:
@@ -83,7 +85,7 @@ def evaluate_ranking(
     for name, rows, count in zip(("query", "gallery"), embeddings, labels.shape, strict=True):
         if rows.ndim != 2 or len(rows) != count:
             raise UserError(f"{name}: embeddings {list(rows.shape)}, pids [{count}]; expected [N, D], [N]")
-    threads = threads or usable_cores()
+    threads = counting_threads(threads)
     blocks = Blocks.within(memory_limit, labels.shape, embeddings[0].shape[1], threads, pairs=labels.most_pairs)
     sides = []
     for name, rows in zip(("query", "gallery"), embeddings, strict=True):
@@ -115,9 +117,14 @@ def evaluate_distances(
     given: Distances = distances if isinstance(distances, Distances) else _Matrix(_floats(distances))
     if given.shape != labels.shape:
         raise UserError(f"distances are {list(given.shape)}; expected {list(labels.shape)} by the pids")
-    threads = threads or usable_cores()
+    threads = counting_threads(threads)
     blocks = Blocks.within(memory_limit, labels.shape, given.dim, threads, pairs=labels.most_pairs, beside=given.held)
     return _evaluate(given, labels, blocks, ap=ap, max_rank=max_rank, threads=threads)
+
+
+def counting_threads(asked: int) -> int:
+    """How many threads count ranks, if 0 is one for each core: beyond a few they wait for each other."""
+    return min(asked or usable_cores(), MOST_THREADS)
 
 
 def check_choices(ap: str, max_rank: int = 1) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
-from pmm.distances import Blocks, Distances, Doubles, Floats, Ints
+from pmm.distances import Blocks, Distances, Doubles, Floats, Ints, Singles
 from pmm.errors import UserError
 
 FEW_ITEMS = 128
 """Gallery items per relevant one up to which sorting each into its place is quicker than counting for each."""
 MOST_OPEN = 256
 """One gallery item in so many may be left open by float32; beyond it a block is made in float64."""
-PAIRS_AT_ONCE = 1 << 20
+PAIRS_AT_ONCE = 1 << 18
+NONE = np.empty(0, np.int64)
 
 
 class Ranks(NamedTuple):
@@ -75,35 +79,52 @@ class Labels(NamedTuple):
 def relevant_ranks(distances: Distances, labels: Labels, blocks: Blocks, threads: int) -> Iterator[Ranks]:
     """Ranks of all relevant items, block by block of queries; ties go to the lower gallery index.
 
-    An item's rank is one more than the number of items before it.
+    An item's rank is one more than the number of items before it. Each of `threads` threads does whole blocks, its
+    matrix products included: in turn with BLAS's own threads, one would count while the others have nothing to do.
     """
     queries, gallery = distances.shape
-    buffer = np.empty((min(blocks.queries, queries), gallery), np.float32)
-    closely = False
-    with ThreadPoolExecutor(threads) as pool:
-        for rows in blocks.cut(queries):
-            pairs = labels.pairs(rows)
-            if not closely:
-                found, errors = distances.about(rows, buffer[: rows.stop - rows.start])
-                block = _Block(found, errors, *pairs)
-                block.count(pool, threads)
-                # embeddings of an untrained network, say, are too close together for float32
-                closely = bool(block.errors.any()) and block.left_open > block.distances.size // MOST_OPEN
-            if closely:
-                found, errors = distances.closely(rows)
-                block = _Block(found, errors, *pairs)
-                block.count(pool, threads)
-            yield block.settled(distances, rows.start)
+    buffers = threading.local()
+    closely = threading.Event()
+
+    def ranked(rows: slice) -> Ranks:
+        if not hasattr(buffers, "mine"):  # new memory costs as much as what is written there
+            buffers.mine = np.empty((min(blocks.queries, queries), gallery), np.float32)
+        return _ranked(distances, labels, rows, buffers.mine, closely)
+
+    waiting: deque[Future[Ranks]] = deque()
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        for rows in blocks.cut(queries, threads):
+            waiting.append(pool.submit(ranked, rows))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        for done in waiting:
+            yield done.result()
+
+
+def _ranked(distances: Distances, labels: Labels, rows: slice, buffer: Singles, closely: threading.Event) -> Ranks:
+    """Ranks of the queries `rows`. Sets `closely`, and heeds it, if float32 leaves so much open that float64 is the
+    quicker way: embeddings of an untrained network, say, are close together."""
+    pairs = labels.pairs(rows)
+    if not closely.is_set():
+        found, errors = distances.about(rows, buffer[: rows.stop - rows.start])
+        most = found.size // MOST_OPEN if found.dtype == np.float32 else found.size
+        if (ranks := _Block(found, errors, *pairs).ranks(distances, rows.start, most)) is not None:
+            return ranks
+        closely.set()
+    found, errors = distances.closely(rows)
+    ranks = _Block(found, errors, *pairs).ranks(distances, rows.start, found.size)
+    assert ranks is not None
+    return ranks
 
 
 class _Open(NamedTuple):
     """What a query's distances leave open."""
 
     query: int
-    relevant: Ints
-    """Places in the block's relevant items."""
+    relevant: slice
+    """Of the block's relevant items, the query's."""
     items: Ints
-    """Gallery items within the error of one of these, ascending."""
+    """These, and gallery items within the error of one of them, ascending."""
 
 
 class _Block:
@@ -120,83 +141,68 @@ class _Block:
         self.query, self.item, values = query[order], item[order], values[order]
         margin = (2 * errors).astype(distances.dtype)[self.query]  # the item's error, and the other's
         self.low, self.high = values - margin, values + margin
-        self.nearer, self.upto = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
-        """Items that are certainly nearer, and items that may be no farther, the relevant one included [T]."""
 
-    @property
-    def left_open(self) -> int:
-        """Pairs whose order the distances' errors leave open."""
-        return int((self.upto - self.nearer).sum()) - len(self.item)
+    def ranks(self, distances: Distances, first: int, most_open: int) -> Ranks | None:
+        """The ranks; what is open is measured exactly. None if more than `most_open` items are.
 
-    def count(self, pool: ThreadPoolExecutor, threads: int) -> None:
-        """Fill `nearer` and `upto`."""
-        bounds = np.searchsorted(self.query, np.arange(len(self.distances) + 1)).tolist()
-        spans = [(row, slice(*span)) for row, span in enumerate(pairwise(bounds)) if span[0] < span[1]]
-
-        def some(start: int) -> None:
-            mask = np.empty(self.distances.shape[1], bool)
-            for row, mine in spans[start::threads]:
-                _count(self.distances[row], self.low[mine], self.high[mine], self.nearer[mine], self.upto[mine], mask)
-
-        list(pool.map(some, range(threads)))
-
-    def settled(self, distances: Distances, first: int) -> Ranks:
-        """The ranks; what is open is measured exactly. `first` is the first query of the block."""
-        rank = self.nearer + 1
-        unsettled = np.flatnonzero(self.upto - self.nearer > 1)
+        `first` is the first query of the block.
+        """
+        rank = np.empty(len(self.query), np.int64)
         waiting: list[_Open] = []
-        if len(unsettled):
-            queries, starts = np.unique(self.query[unsettled], return_index=True)
-            for query, group in zip(queries.tolist(), np.split(unsettled, starts[1:]), strict=True):
-                waiting.append(_Open(query, group, self._near(query, group)))
-                if sum(len(each.items) for each in waiting) > PAIRS_AT_ONCE:
-                    self._settle(rank, waiting, distances, first)
-                    waiting = []
-            self._settle(rank, waiting, distances, first)
+        waits = left_open = 0
+        mask = np.empty(self.distances.shape[1], bool)
+        bounds = np.searchsorted(self.query, np.arange(len(self.distances) + 1)).tolist()
+        for query, (start, stop) in enumerate(pairwise(bounds)):
+            if start == stop:
+                continue
+            mine = slice(start, stop)
+            rank[mine], near = _count(self.distances[query], self.low[mine], self.high[mine], mask)
+            if len(near):
+                waiting.append(_Open(query, mine, near))
+                waits, left_open = waits + len(near), left_open + len(near) - (stop - start)
+            if left_open > most_open:
+                return None
+            if waits > PAIRS_AT_ONCE:
+                self._settle(rank, waiting, distances, first)
+                waiting, waits = [], 0
+        self._settle(rank, waiting, distances, first)
         return Ranks(self.query + first, rank[np.lexsort((rank, self.query))])
 
     def _settle(self, rank: Ints, waiting: list[_Open], distances: Distances, first: int) -> None:
+        """Add to each `rank` the place of its item among the open ones."""
         if not waiting:
             return
         sizes = np.array([len(each.items) for each in waiting])
-        queries = np.repeat([each.query for each in waiting], sizes)
+        query = np.repeat([each.query for each in waiting], sizes)
         items = np.concatenate([each.items for each in waiting])
-        exact = distances.exact(queries + first, items) if self.errors.any() else self.distances[queries, items]
-        for each, values in zip(waiting, np.split(exact, sizes.cumsum()[:-1]), strict=True):
-            rank[each.relevant] += self._before(*each, values)
-
-    def _before(self, query: int, group: Ints, items: Ints, exact: Floats) -> Ints:
-        """How many of `items`, whose distances are `exact`, come before each relevant item of `group`, of those within
-        the error of it."""
-        about, found = self.distances[query, items], np.empty(len(group), np.int64)
-        at_once = max(1, PAIRS_AT_ONCE // len(items))
-        for start in range(0, len(group), at_once):
-            some = group[start : start + at_once]
-            item, low, high = (values[some, None] for values in (self.item, self.low, self.high))
-            own = exact[np.searchsorted(items, item)]
-            before = (exact < own) | ((exact == own) & (items < item))
-            found[start : start + at_once] = (before & (about >= low) & (about <= high)).sum(1)
-        return found
-
-    def _near(self, query: int, group: Ints) -> Ints:
-        """Gallery items within the error of one of a query's relevant items, ascending."""
-        row, low, high = self.distances[query], self.low[group], self.high[group]
-        near = np.flatnonzero((row >= low[0]) & (row <= high[-1]))
-        about = row[near]
-        return near[np.searchsorted(low, about, "right") > np.searchsorted(high, about, "left")]
+        exact = distances.exact(query + first, items) if self.errors.any() else self.distances[query, items]
+        place = np.empty(len(items), np.int64)
+        place[np.lexsort((exact, query))] = np.arange(len(items))  # stable: ties go to the lower index
+        place -= np.repeat(sizes.cumsum() - sizes, sizes)
+        relevant = np.concatenate([np.arange(each.relevant.start, each.relevant.stop) for each in waiting])
+        gallery = self.distances.shape[1]
+        own = np.searchsorted(query * gallery + items, self.query[relevant] * gallery + self.item[relevant])
+        rank[relevant] += place[own]
 
 
-def _count(row: Floats, low: Floats, high: Floats, nearer: Ints, upto: Ints, mask: npt.NDArray[np.bool_]) -> None:
-    """How many of `row` [G] are below each of `low` [R], and not above each of `high` [R]; both are ascending."""
-    row = row[np.less_equal(row, high[-1], out=mask)]
-    if len(row) < FEW_ITEMS * len(low):
-        nearer[:] = np.bincount(np.searchsorted(low, row, "right"), minlength=len(low) + 1)[:-1].cumsum()
-        upto[:] = np.bincount(np.searchsorted(high, row, "left"), minlength=len(low) + 1)[:-1].cumsum()
-        return
-    mask = mask[: len(row)]
-    for k in range(len(low)):
-        nearer[k] = np.count_nonzero(np.less(row, low[k], out=mask))
-        upto[k] = np.count_nonzero(np.less_equal(row, high[k], out=mask))
+def _count(row: Floats, low: Floats, high: Floats, mask: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """Of `row` [G] and ascending bounds [R] of the relevant items: their ranks [R], and no items. Or, where an item
+    lies within another's bounds: how many come before the relevant ones, and one, without the items within any bounds,
+    and these items, ascending."""
+    near = row[np.less_equal(row, high[-1], out=mask)]
+    if len(near) >= FEW_ITEMS * len(low):
+        some = np.empty(len(near), bool)
+        nearer = np.array([np.count_nonzero(np.less(near, bound, out=some)) for bound in low])
+        upto = np.array([np.count_nonzero(np.less_equal(near, bound, out=some)) for bound in high])
+        if (upto == nearer + 1).all():
+            return upto, NONE
+    # of each item, how many of the bounds it has reached, and how many it is beyond
+    reached, beyond = np.searchsorted(low, near, "right"), np.searchsorted(high, near, "left")
+    inside = reached > beyond
+    before = np.bincount(beyond[~inside], minlength=len(low) + 1)[:-1].cumsum()
+    if np.count_nonzero(inside) == len(low):
+        return before + np.arange(1, len(low) + 1), NONE
+    return before + 1, np.flatnonzero(mask)[inside]
 
 
 def _integers(values: Any) -> Ints:

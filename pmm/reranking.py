@@ -25,6 +25,7 @@ from pmm.distances import (
     megabytes,
 )
 from pmm.errors import UserError
+from pmm.machine import usable_cores
 from pmm.nearest import nearest
 
 Items = npt.NDArray[np.int32]
@@ -72,7 +73,7 @@ def reranked(
     metric: str = "euclidean",
     parameters: Reranking | None = None,
     memory_limit: int = MEMORY_LIMIT,
-    threads: int = 1,
+    threads: int = 0,
     label: str = "",
 ) -> Reranked:
     """Re-ranked distances between embeddings [Q, D] and [G, D], for `pmm.metrics.evaluate_distances`.
@@ -80,12 +81,14 @@ def reranked(
     Args:
         parameters: default: k1 20, k2 6, lambda 0.3.
         memory_limit: bytes to keep to, beyond the embeddings.
+        threads: that look for neighbours (0: one for each core).
         label: of a progress bar, if any.
 
     Raises:
         UserError: embeddings that do not fit each other, NaN or Inf, a memory limit that is too small.
     """
     chosen = parameters or Reranking()
+    threads = threads or usable_cores()
     blocks = check_memory(len(query) + len(gallery), query.shape[1], chosen, memory_limit, threads)
     k, held = _kept(len(query) + len(gallery), chosen)
     sides = [Rows(rows, metric=metric, scratch=blocks.scratch) for rows in (query, gallery)]

