@@ -111,7 +111,7 @@ def main() -> None:
         how = _how(command, runner, ranking)
     result = rank_split(split, query, gallery, ranking, label="re-ranking" if reranking else "")
     print(f"{command.artifact} on {command.root}: {len(query)} queries, {len(gallery)} gallery crops")
-    print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in how.items() if value not in (None, False)))
+    print(_in_words(how))
     print(describe(result))
     if command.json:
         write_file(command.json, json.dumps({**figures(result), **how}, indent=2) + "\n")
@@ -141,6 +141,15 @@ def _how(command: Command, runner: Runner, ranking: Ranking) -> dict[str, Any]:
         "reranking": dataclasses.asdict(ranking.reranking) if ranking.reranking else None,
         "flip_test": command.flip_test or runner.embedding.flip_tta,
     }
+
+
+def _in_words(how: dict[str, Any]) -> str:
+    words = [f"{how['backend']} {how['precision']}", f"metric {how['metric']}", f"ap {how['ap']}"]
+    if how["flip_test"]:
+        words.append("flip test")
+    if rerank := how["reranking"]:
+        words.append(f"re-ranked (k1 {rerank['k1']}, k2 {rerank['k2']}, lambda {rerank['weight']})")
+    return ", ".join(words)
 
 
 def _lines(split: Split, result: RankingResult) -> str:

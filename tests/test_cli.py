@@ -66,6 +66,14 @@ def test_numbers_and_names():
         cli.names(" , ", flag="--backends")
 
 
+def test_sizes():
+    sizes = {"500MB": 500_000_000, "2GB": 2_000_000_000, "1.5 kb": 1500, "7B": 7, "1tb": 10**12}
+    assert {text: cli.size(text, flag="--memory-limit") for text in sizes} == sizes
+    for bad in ("", "2", "GB", "-1MB", "2GiB", "1e3MB", "nanB"):
+        with pytest.raises(UserError, match="--memory-limit"):
+            cli.size(bad, flag="--memory-limit")
+
+
 def test_run_turns_errors_into_one_line_and_a_code(capsys):
     def fails():
         raise UserError("the folder is missing")

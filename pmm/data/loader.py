@@ -197,7 +197,9 @@ class TrainSet(Dataset[Any]):
 
 
 class TrainLoader:
-    """The batches of an epoch, `TrainBatch`es in memory of their own or UserErrors in their place.
+    """The batches of an epoch, `TrainBatch`es or UserErrors in their place.
+
+    The crops of one are valid until the next is asked for.
 
     Workers write crops to shared memory that is used again and again: the kernel takes longer to hand out new pages
     than it takes to fill them, so that a batch sent as a new shared tensor costs a quarter of its decoding on top.
@@ -231,14 +233,16 @@ class TrainLoader:
             yield found if isinstance(found, UserError) else self._batch(found)
 
     def _batch(self, found: _Found) -> TrainBatch:
-        """In this process's own memory. Until the next batch is asked for, no worker writes to this one's slot: asking
-        for one lets the workers begin the batch PREFETCH * workers later, and there is one slot more than that.
+        """Its crops are the slot itself, or pinned memory of their own: a GPU may still be copying when the next batch
+        is asked for. Until then no worker writes to the slot: asking for a batch lets the workers begin the one
+        PREFETCH * workers later, and there is one slot more than that.
         """
         if isinstance(found.crops, int):
             assert self.slots is not None
-            slot = self.slots[found.crops]
-            crops = torch.empty(slot.shape, dtype=slot.dtype, pin_memory=self.pinned)
-            crops.numpy()[:] = slot.numpy()  # torch's threads would spin on the cores that the workers need
+            crops = self.slots[found.crops]
+            if self.pinned:
+                slot, crops = crops, torch.empty(crops.shape, dtype=crops.dtype, pin_memory=True)
+                crops.numpy()[:] = slot.numpy()  # torch's threads would spin on the cores that the workers need
         else:
             crops = self._own(found.crops)
         return TrainBatch(crops, *map(self._own, found[1:]))

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 from collections import Counter
 
 import numpy as np
@@ -152,7 +153,7 @@ def batches_of(small_config, people):
         found = []
         for epoch in epochs:
             sampler.epoch = epoch
-            found.append(list(loader))
+            found.append([TrainBatch(*(part.clone() for part in batch)) for batch in loader])
         return found
 
     return batches
@@ -166,7 +167,7 @@ def equal(batches, others):
 
 def test_batches_do_not_depend_on_the_workers(batches_of):
     alone, other = batches_of(0, 1, 2)
-    for workers in (1, 2):  # the batches of an epoch are kept: later ones must not write over them
+    for workers in (1, 2):
         found, others = batches_of(workers, 1, 2)
         assert equal(found, alone)
         assert equal(others, other)
@@ -177,6 +178,23 @@ def test_batches_do_not_depend_on_the_workers(batches_of):
     assert (batch.cutouts.shape, batch.cutouts.dtype) == ((8, 4), torch.int64)
     assert batch.labels.dtype == batch.camids.dtype == torch.int64
     assert not torch.equal(batch.crops, other[0].crops)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(small_config, people, workers):
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=workers))
+    loader, _ = train_batches(read_dataset("synthetic", people).train, config)
+    for batch in loader:
+        before = batch.crops.clone()
+        time.sleep(0.15)  # in which the workers have done all that they may
+        assert torch.equal(batch.crops, before)
+
+
+@pytest.mark.gpu
+def test_batches_are_pinned_where_a_gpu_is(small_config, people):
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=1))
+    for batch in train_batches(read_dataset("synthetic", people).train, config)[0]:
+        assert all(part.is_pinned() for part in batch)
 
 
 def test_batches_are_those_of_the_files(small_config, people):
@@ -220,7 +238,6 @@ def test_too_little_shared_memory_is_one_line(small_config, people, monkeypatch)
 @pytest.mark.gpu
 def test_a_gpu_makes_the_same_images(batches_of):
     for batch in batches_of(1, 1)[0]:
-        assert all(part.is_pinned() for part in batch)
         found = to_images(batch, PREPROCESSING, torch.device("cuda"))
         assert found.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(found.cpu(), to_images(batch, PREPROCESSING, CPU), rtol=0, atol=1e-6)
