@@ -125,6 +125,20 @@ def test_the_figures_of_the_mix_are_those_of_the_results():
         assert report["environment"]["commit"] in README
 
 
+def test_the_figures_of_evaluation_are_those_of_the_result():
+    report = json.loads((ROOT / "bench/results/2026-11-23-amd-epyc-2-cores-ranking.json").read_text())
+    assert f"commit {report['environment']['commit']} ([raw result]" in README
+    trained, random = report["market"]["settings"]
+    assert trained["off_by"] <= 1e-9 >= random["off_by"]
+    product, evaluation = trained["rows"]
+    low, high = evaluation["interval"]
+    assert f"| `query @ gallery.T` alone | {product['ms']:,.0f} ms | |" in README
+    assert f"| {evaluation['ms']:,.0f} ms, {evaluation['ratio']:.2f}x ({low:.2f}-{high:.2f}) | |" in README
+    assert f"takes {random['rows'][1]['ratio']:.1f} times the product" in README
+    for row in report["msmt17"]["rows"]:
+        assert f"| {row['seconds']:.0f} s | {row['bytes_above'] / 1e9:.2f} GB |" in README
+
+
 def test_the_snippets_run_as_they_stand(trained, people, tmp_path, monkeypatch):
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(snippets) == 2
