@@ -33,11 +33,6 @@ class Split:
     gallery: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
 
-    def describe(self) -> str:
-        """Images and identities of each part, in one line."""
-        parts = (("train", self.train), ("query", self.query), ("gallery", self.gallery))
-        return ", ".join(f"{name} {len(s)} images of {len({x.pid for x in s})} identities" for name, s in parts)
-
 
 def pids_of(samples: tuple[Sample, ...]) -> npt.NDArray[np.int64]:
     """Identities [N]."""
