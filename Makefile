@@ -43,7 +43,7 @@ demo: setup
 	$(PYTHON) bench/run.py $(DEMO)/best.pth --backends all --out $(DEMO)/report
 
 test: setup
-	$(PYTHON) -m pytest -m "not slow" -n 2 --dist loadfile
+	$(PYTHON) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(PYTHON) -m pytest -m slow

@@ -153,6 +153,7 @@ def test_the_snippets_run_as_they_stand(trained, people, tmp_path, monkeypatch):
     assert torch.equal(found["pooled"], found["mixed"].amax((2, 3)))
 
 
+@pytest.mark.slow
 def test_every_other_command_runs_as_it_stands(tmp_path, people):
     """In a copy of the tracked files, one after another, as a newcomer would; a few people and one epoch."""
     copy = tmp_path / "copy"
