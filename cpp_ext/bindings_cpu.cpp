@@ -7,7 +7,7 @@
 namespace pmm {
 
 void cpu::run_parallel(int64_t begin, int64_t end, int64_t grain, Body body, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
 }
 
 namespace {

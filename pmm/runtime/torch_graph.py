@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -93,11 +93,13 @@ class GraphRunner(TorchRunner):
             self.compilations += 1
             return function
 
-        # what is compiled belongs to the code of `forward`, which all graphs of a process share, and its number has a
-        # limit; where this torch can, each runner has a limit of its own
-        known = inspect.signature(torch.compile).parameters
-        alone: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
-        function = torch.compile(module, fullgraph=True, backend=backend, **alone)
+        def whole(images: Tensor) -> Tensor:
+            return module(images)
+
+        # torch keeps what it compiles with the code, up to a limit: each runner gets a copy of the code, else all
+        # runners of a process would share that limit
+        own = FunctionType(whole.__code__.replace(), globals(), closure=whole.__closure__)
+        function = torch.compile(own, fullgraph=True, backend=backend)
 
         def run(images: Tensor) -> Tensor:
             torch._dynamo.maybe_mark_dynamic(images, 0)
