@@ -42,6 +42,8 @@ class Command:
     """Time whole training steps of preset paper instead."""
     step_batch: int = 8
     """Images per training step."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision of the training steps."""
     samples: int = 0
     """Samples per figure (0: 30)."""
     budget: float = 0.0
@@ -59,7 +61,7 @@ def main() -> int:
     competitors = check_names("--competitors", cli.names(command.competitors, flag="--competitors"), COMPETITORS)
     threads = cli.numbers(str(command.threads), flag="--threads", least=0)[0] or usable_cores()
     samples = cli.numbers(str(command.samples), flag="--samples", least=0)[0]
-    without = {"--batches", "--dtypes", "--layouts", "--competitors"} if command.step else {"--step-batch"}
+    without = {"--batches", "--dtypes", "--layouts", "--competitors"} if command.step else {"--step-batch", "--amp"}
     if idle := sorted(without & cli.given_flags()):
         raise UserError(f"{', '.join(idle)}: no effect {'with' if command.step else 'without'} --step")
     if not command.budget >= 0:
@@ -72,7 +74,7 @@ def main() -> int:
 
     where: dict[str, Any] = {"device": torch_device(command.device), "threads": threads, "fast": fast_mode()}
     if command.step:
-        report = bench_step(batch=command.step_batch, plan=step_plan(samples, command.budget), **where)
+        report = bench_step(batch=command.step_batch, amp=command.amp, plan=step_plan(samples, command.budget), **where)
     else:
         plan = mixing_plan(samples, command.budget)
         report = bench_mixing(

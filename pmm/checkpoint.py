@@ -11,6 +11,7 @@ import dataclasses
 import io
 import platform
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,12 +28,13 @@ from pmm.files import existing_file, output_file, sha256, write_file
 from pmm.kernels import build_version
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
+
+    from pmm.trainee import Trainee
 
 PROG = "pmm.checkpoint"
 FORMAT = "pmm-checkpoint-1"
-KEYS = ("format", "model", "config", "epoch", "optimizer", "scheduler", "scaler", "rng", "best", "versions")
+KEYS = ("format", "model", "config", "epoch", "optimizer", "scheduler", "scaler", "rng", "progress", "best", "versions")
 
 
 def versions() -> dict[str, str]:
@@ -85,6 +87,7 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a PMM checkpoint (it holds: {keys}); {known or advice}")
     if checkpoint["format"] != FORMAT:
         raise UserError(f"{path}: format {checkpoint['format']!r}; this version reads {FORMAT!r}")
+    checkpoint.setdefault("progress", None)  # files from before epochs could be interrupted have none
     missing = [key for key in KEYS if key not in checkpoint]
     if missing:
         raise UserError(f"{path}: incomplete checkpoint, without {', '.join(missing)}")
@@ -108,39 +111,38 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[nn.Mo
 
 
 def snapshot(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LambdaLR,
-    config: Config,
-    epoch: int,
-    best: float,
+    trainee: Trainee, config: Config, epoch: int, best: float, progress: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A training run after `epoch` epochs, as `save` writes it and `restore_training` takes it up."""
+    """A training run after `epoch` epochs, as `save` writes it and `restore_training` takes it up.
+
+    `progress`: what the epoch after them has done so far, None if it has not begun.
+    """
     import torch
 
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    schedule = {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
+    schedule = {key: value for key, value in trainee.scheduler.state_dict().items() if key != "lr_lambdas"}
     return {
         "format": FORMAT,
-        "model": {key: value.cpu().contiguous() for key, value in model.state_dict().items()},
+        "model": {key: value.cpu().contiguous() for key, value in trainee.model.state_dict().items()},
         "config": config.to_dict(),
         "epoch": epoch,
-        "optimizer": optimizer.state_dict(),
+        "optimizer": trainee.optimizer.state_dict(),
         "scheduler": schedule,
-        "scaler": None,
+        "scaler": trainee.scaler.state_dict(),
         "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
+        "progress": dict(progress) if progress else None,
         "best": best,
         "versions": versions(),
     }
 
 
-def restore_training(
-    state: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LambdaLR,
-) -> None:
-    """Bring model, optimizer, scheduler and random number generators to where `state` was taken.
+def for_deployment(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` without what only a resumed run needs."""
+    return state | dict.fromkeys(("optimizer", "scheduler", "scaler", "rng", "progress"))
+
+
+def restore_training(state: dict[str, Any], trainee: Trainee) -> None:
+    """Bring all that a step changes, and the random number generators, to where `state` was taken.
 
     Raises UserError if `state` cannot be resumed from (a best.pth or an imported one, say).
     """
@@ -148,9 +150,10 @@ def restore_training(
 
     if not all(isinstance(state[key], dict) for key in ("model", "optimizer", "scheduler", "rng")):
         raise UserError("last.pth holds no state to resume from (is it best.pth, or imported?); start a new run")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
+    trainee.model.load_state_dict(state["model"])
+    trainee.optimizer.load_state_dict(state["optimizer"])
+    trainee.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
+    trainee.scaler.load_state_dict(state["scaler"] or {})
     torch.set_rng_state(state["rng"]["torch"])
     if state["rng"]["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["rng"]["cuda"])

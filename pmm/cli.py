@@ -87,27 +87,37 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
 
     Raised wherever it falls, an interrupt can land in a destructor or a fork hook, where Python drops it and goes on.
     """
-    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as a shell starts its background jobs
-    if ignored or threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    held = threading.Event()
+    with held_signals(signal.SIGINT) as held:
 
-    def hold(number: int, frame: FrameType | None) -> None:
-        if held.is_set():
-            raise KeyboardInterrupt
-        held.set()
+        def release() -> None:
+            if held():
+                raise KeyboardInterrupt
 
-    def release() -> None:
-        if held.is_set():
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, hold)
-    try:
         yield release
         release()
+
+
+@contextlib.contextmanager
+def held_signals(*numbers: int) -> Iterator[Callable[[], int]]:
+    """Hold the signals `numbers` back; the yielded function tells which came first, 0 for none. A second Ctrl-C is let
+    through at once."""
+    # those that are ignored stay so, as a shell starts its background jobs
+    taken = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        taken = []
+    came: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = [(number, signal.signal(number, hold)) for number in taken]
+    try:
+        yield lambda: came[0] if came else 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def given_flags() -> set[str]:

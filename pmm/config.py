@@ -120,6 +120,19 @@ class RecipeConfig:
     """Height and width of the Cutout rectangle, in pixels."""
     val_every: int = 1
     """Epochs between two looks at the held-out identities."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Forward and backward in mixed precision: bf16, or fp16 with a scaled loss; CAMs and losses stay in fp32."""
+    compile: bool = False
+    """Compile the network with torch.compile (the first steps take minutes)."""
+    accumulate: int = 1
+    """Parts that a batch is cut into where memory is short, whole identities each, one forward and backward after the
+    other; batch statistics, triplets and partners stay within a part."""
+    clip_norm: float = 0.0
+    """Longest gradient (2-norm over all weights); a longer one is scaled down (0: as long as it is)."""
+    gather: bool = False
+    """With several processes: find the triplets in the batch of all, not in each one's share."""
+    sync_bn: bool = False
+    """With several GPUs: batch-norm statistics over the batch of all."""
 
     def __post_init__(self) -> None:
         _require(self.val_every > 0, "val_every", self.val_every, "at least 1")
@@ -138,11 +151,31 @@ class RecipeConfig:
         _require(min(self.cutout_size) > 0, "cutout_size", self.cutout_size, "two positive numbers")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         _require(self.shift >= 0, "shift", self.shift, "at least 0")
+        _require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "at least 0")
+        _require(self.accumulate > 0, "accumulate", self.accumulate, "at least 1")
+        self.ids_per_part(1)
 
     @property
     def ids_per_batch(self) -> int:
         """Identities in a batch (P of P x K)."""
         return self.batch_size // self.images_per_id
+
+    def ids_per_part(self, world: int) -> int:
+        """Identities in each of the parts that `world` processes cut a batch into.
+
+        Raises UserError, with the numbers that would do, if that leaves no whole identities or fewer than two.
+        """
+        parts = world * self.accumulate
+        if self.ids_per_batch % parts == 0 and self.ids_per_batch >= 2 * parts:
+            return self.ids_per_batch // parts
+        fitting = [n for n in range(1, self.ids_per_batch // 2 + 1) if self.ids_per_batch % n == 0]
+        cut = f"{world} process{'es' * (world > 1)} x accumulate={self.accumulate}"
+        nearest = parts * max(2, -(-self.ids_per_batch // parts)) * self.images_per_id
+        raise UserError(
+            f"config: a batch of {self.batch_size} is {self.ids_per_batch} identities x {self.images_per_id} images, "
+            f"which {cut} cannot share in parts of two or more whole identities; processes x accumulate may be "
+            f"{', '.join(map(str, fitting))}, or use --batch-size {nearest}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +202,14 @@ class Config:
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """Inverse of `to_dict`. Raises UserError for an unknown key (naming the known ones) or a wrong type."""
         return _build(cls, values, where="config")
+
+    def lines(self) -> list[str]:
+        """Every value, a line per section."""
+        sections: dict[str, list[str]] = {}
+        for key, value in _flat(self.to_dict()).items():
+            section, _, name = key.rpartition(".")
+            sections.setdefault(section or "run", []).append(f"{name or key}={value}")
+        return [f"{section}: {', '.join(values)}" for section, values in sections.items()]
 
     def differences(self, other: Config) -> list[str]:
         """`section.key: mine -> theirs` for every value that differs."""

@@ -1,136 +1,88 @@
-"""One epoch of training, the learning rate, and the evaluation of a model in memory."""
+"""One step of training, and the evaluation of a model in memory."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from pmm.config import Config, RecipeConfig
+from pmm.config import Config
 from pmm.data.crops import Crops, Preprocessing, load_crops, preprocessing_of
-from pmm.data.loader import to_images
+from pmm.data.loader import TrainBatch, to_images
 from pmm.data.samples import Split
 from pmm.embed import embed_crops, rank_split
 from pmm.errors import UserError
 from pmm.losses import reid_losses
 from pmm.metrics import RankingResult
+from pmm.processes import ALONE, Processes
 from pmm.runtime.eager import EagerRunner
+from pmm.trainee import Trainee
 
-PAPER_EPOCHS = 400
-MOST_WAITING = 1 / 3
-"""Share of an epoch that may go in waiting for data before a run warns of it."""
+PARTNERS = 4  # a stream of the run's seed, as those in pmm.data.loader
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def seed_everything(seed: int, device: torch.device | None = None) -> None:
-    """Seed torch, and on CUDA ask for deterministic algorithms: one seed, one machine, one result to the bit."""
-    torch.manual_seed(seed)
-    if device is not None and device.type == "cuda":
+def be_deterministic(device: torch.device) -> None:
+    """On CUDA ask for deterministic algorithms: one seed, one machine, one result to the bit."""
+    if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of iteration `step` (from 0).
-
-    "paper": the steps of the published recipe by epoch e = 1..400, stretched to `recipe.epochs`: 1e-4 (e // 5 + 1)
-    below 50, then 1e-3, 1e-4 from 200, 1e-5 from 300 (times recipe.lr / 1e-3). "flat-cosine": linear warm-up, flat,
-    half a cosine down.
-    """
-    if recipe.schedule == "paper":
-        epoch = (step // steps_per_epoch) * PAPER_EPOCHS // recipe.epochs + 1
-        if epoch < 50:
-            return recipe.lr / 10 * (epoch // 5 + 1)
-        return recipe.lr * (1 if epoch < 200 else 0.1 if epoch < 300 else 0.01)
-    done = (step + 1) / (recipe.epochs * steps_per_epoch)
-    if done < recipe.warmup:
-        return recipe.lr * done / recipe.warmup
-    if done <= recipe.flat:
-        return recipe.lr
-    return recipe.lr * (1 + math.cos(math.pi * (done - recipe.flat) / (1 - recipe.flat))) / 2
-
-
-def train_one_epoch(
-    model: nn.Module,
-    batches: Iterable[Any],
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+def train_step(
+    trainee: Trainee,
+    batch: TrainBatch,
     config: Config,
     device: torch.device,
-    label: str,
-    pause: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """One pass over `batches` of `TrainBatch`; `pause` is called before each step and may raise to stop there.
+    processes: Processes = ALONE,
+    *,
+    epoch: int = 0,
+    step: int = 0,
+) -> dict[str, Tensor]:
+    """One step on this process's share of a batch: the losses by name and their sum as "loss", scalars on `device`.
 
-    Returns the mean of each loss, `loss` (their sum), `lr` (the last), `seconds`, those of them in which `device`
-    waited for data (`data_seconds`) and the others (`step_seconds`), and `images_per_s`.
-    Raises UserError for a bad image (naming it) or a loss that is not finite.
+    What is random in it is drawn from (seed, epoch, step, share), so that it does not depend on the steps before.
     """
-    model.train()
-    preprocessing = preprocessing_of(config)
-    totals: dict[str, torch.Tensor] = {}
-    images_seen, steps, data_seconds = 0, 0, 0.0
-    begin = waiting = time.perf_counter()
-    stepped: torch.cuda.Event | None = None
-    bar = tqdm(batches, desc=label, unit="batch", leave=False, disable=None)
-    for batch in bar:
-        if stepped is None or stepped.query():  # else a GPU is still at the step before, and this wait costs nothing
-            data_seconds += time.perf_counter() - waiting
-        pause()
-        if isinstance(batch, UserError):
-            raise batch
-        images = to_images(batch, preprocessing, device)
-        labels = batch.labels.to(device, non_blocking=True)
-        losses = reid_losses(model(images, labels), labels, label_smoothing=config.recipe.label_smoothing)
-        loss = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        lr = float(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-        for name, value in {**losses, "loss": loss}.items():
-            totals[name] = totals.get(name, 0) + value.detach()
-        images_seen, steps = images_seen + len(images), steps + 1
-        if device.type == "cuda":
-            stepped = torch.cuda.Event()
-            stepped.record(torch.cuda.current_stream(device))
-        waiting = time.perf_counter()
-    means = {name: float(total) / steps for name, total in totals.items()}
-    if not math.isfinite(means["loss"]):
-        raise UserError(
-            f"{label}: the loss is {means['loss']} (lr {lr:.2g}); lower --lr or lengthen --warmup, then start again; "
-            "the last checkpoint is from before this epoch"
-        )
-    seconds = time.perf_counter() - begin
-    spent = {"seconds": seconds, "data_seconds": data_seconds, "step_seconds": seconds - data_seconds}
-    return means | {"lr": lr, **spent, "images_per_s": images_seen / seconds}
+    recipe, parts = config.recipe, config.recipe.accumulate
+    images = to_images(batch, preprocessing_of(config), device)
+    labels = batch.labels.to(device, non_blocking=True)
+    trainee.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for part, (some, pids) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
+        _seed(config.seed, PARTNERS, epoch, step, processes.rank * parts + part)
+        with trainee.unsynchronised() if part + 1 < parts else contextlib.nullcontext():
+            with torch.autocast(device.type, HALF.get(recipe.amp), enabled=recipe.amp in HALF):
+                output = trainee.network(some, pids)
+            rows = processes.rows if recipe.gather else None
+            losses = reid_losses(output, pids, label_smoothing=recipe.label_smoothing, rows=rows)
+            losses["loss"] = torch.stack(list(losses.values())).sum()
+            trainee.scaler.scale(losses["loss"] / parts).backward()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + value.detach() / parts
+    if recipe.clip_norm:
+        trainee.scaler.unscale_(trainee.optimizer)
+        nn.utils.clip_grad_norm_(trainee.model.parameters(), recipe.clip_norm)
+    trainee.scaler.step(trainee.optimizer)
+    trainee.scaler.update()
+    with warnings.catch_warnings():  # a step that the scaler left out is none for the optimizer, but one in time
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        trainee.scheduler.step()
+    return sums
 
 
-def advice_on_data(record: Mapping[str, float], workers: int, cores: int) -> str:
-    """What to do if more than a third of an epoch went in waiting for data, in one line; empty if not.
-
-    `record` is what `train_one_epoch` returned; `workers` load on a machine of `cores`.
-    """
-    waited = record["data_seconds"] / record["seconds"]
-    if waited <= MOST_WAITING:
-        return ""
-    if workers < cores:
-        return f"{waited:.0%} of the epoch was waiting for images: start runs with --workers {cores}, one for each core"
-    return (
-        f"{waited:.0%} of the epoch was waiting for images, though --workers {workers} keeps all {cores} cores busy: "
-        "more cores or a faster disk would help"
-    )
+def _seed(*stream: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def collapsed(losses: dict[str, float], num_classes: int) -> bool:
+def collapsed(losses: Mapping[str, float], num_classes: int) -> bool:
     """True if every stage's features are one point: triplet stuck at ln 2 and cross-entropy at ln K."""
     triplets = [value for name, value in losses.items() if name.startswith("triplet")]
     entropies = [value for name, value in losses.items() if name.startswith("cross_entropy")]
@@ -140,16 +92,25 @@ def collapsed(losses: dict[str, float], num_classes: int) -> bool:
 
 
 class Validation:
-    """The held-out identities, decoded once."""
+    """The held-out identities, decoded once; each process has its share of the crops."""
 
-    def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
-        self.split, self.preprocessing = split, preprocessing
+    def __init__(self, split: Split, preprocessing: Preprocessing, processes: Processes = ALONE) -> None:
+        self.split, self.preprocessing, self.processes = split, preprocessing, processes
         paths = [sample.path for sample in (*split.query, *split.gallery)]
-        self.crops: Crops = load_crops(paths, preprocessing.height, preprocessing.width)
+        mine = paths[processes.rank :: processes.world]
+        self.crops: Crops = load_crops(mine, preprocessing.height, preprocessing.width)
 
-    def evaluate(self, model: nn.Module, device: torch.device) -> RankingResult:
-        """Ranking metrics of `model` on the held-out identities."""
-        embeddings = embed_crops(EagerRunner(model, self.preprocessing, device), self.crops)
+    def evaluate(self, model: nn.Module, device: torch.device) -> RankingResult | None:
+        """Ranking metrics of `model` on the held-out identities; None in all processes but the first.
+
+        Raises UserError in the first for embeddings that are not finite.
+        """
+        shares = self.processes.gathered(embed_crops(EagerRunner(model, self.preprocessing, device), self.crops))
+        if not self.processes.main:
+            return None
+        embeddings = np.empty((sum(map(len, shares)), shares[0].shape[1]), np.float32)
+        for rank, share in enumerate(shares):
+            embeddings[rank :: self.processes.world] = share
         if not np.isfinite(embeddings).all():
             raise UserError("validation: the embeddings hold NaN or Inf; lower --lr or lengthen --warmup")
         queries = len(self.split.query)

@@ -7,3 +7,11 @@ class UserError(Exception):
 
 class Unavailable(UserError):  # noqa: N818 - a state to report
     """This machine cannot do what was asked for: no GPU, no such instructions, a library that is not installed."""
+
+
+class Stopped(Exception):  # noqa: N818 - a state to report
+    """A run was told to end by signal `number`, and is saved `where` it was."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(where)
+        self.number, self.where = number, where

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pmm.errors import UserError
@@ -60,6 +60,13 @@ def make_folder(path: Path) -> Path:
 def cannot_write(path: Path, error: OSError) -> UserError:
     """One line for an output path that is not writable or a disk that is full."""
     return UserError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged")
+
+
+def sweep(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a writer of `names` in `folder` left half-written when it was killed."""
+    for name in names:
+        for temporary in folder.glob(f".{name}.*"):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

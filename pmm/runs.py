@@ -41,3 +41,15 @@ def synthetic_root(config: Config) -> Path:
     """Where the synthetic people of a configuration without a root are."""
     suffix = "-fast" if fast_mode() else ""
     return RUNS / f"people-{config.data.synthetic_ids}-{config.data.synthetic_seed}{suffix}"
+
+
+def refuse_changes(out: Path, saved: Config, asked: Config) -> None:
+    """Raise UserError if the run in `out` would go on with other values than it was started with, naming them.
+
+    The number of workers may change: the batches do not depend on it.
+    """
+    changed = [line for line in saved.differences(asked) if not line.startswith("data.workers:")]
+    if changed:
+        raise UserError(
+            f"{out} was started with other values ({'; '.join(changed)}); resume with the values and the data it had"
+        )

@@ -33,7 +33,9 @@ ALLOWED = {
     "parity": {"distances", "errors", "metrics", "nearest"},
     "torch_file": {"errors", "files"},
     "foreign": {"models", "config", "errors"},
-    "checkpoint": DATA | {"models", "kernels", "foreign", "torch_file"},
+    "processes": {"errors"},
+    "trainee": {"config", "errors", "processes"},
+    "checkpoint": DATA | {"models", "kernels", "foreign", "torch_file", "trainee"},
     "manifest": {"data", "errors", "files", "typed"},
     "onnx_file": {"errors", "files", "manifest"},
     "runtime": {"data", "errors", "files", "checkpoint", "manifest", "onnx_file", "machine"},
@@ -54,9 +56,11 @@ ALLOWED = {
         "onnx_file",
         "runtime",
     },
-    "engine": DATA | {"models", "losses", "metrics", "embed", "runtime"},
+    "engine": DATA | {"models", "losses", "metrics", "embed", "processes", "runtime", "trainee"},
+    "progress": {"errors"},
     "prepare": DATA,
-    "train": DATA | {"prepare", "engine", "models", "ops", "kernels", "checkpoint", "runtime", "metrics"},
+    "trainer": DATA | {"checkpoint", "engine", "kernels", "models", "ops", "processes", "progress", "trainee"},
+    "train": DATA | {"prepare", "kernels", "ops", "processes", "runtime", "trainer"},
     "evaluate": DATA | {"embed", "metrics", "reranking", "runtime"},
     "visualize": DATA,
     "export": DATA | {"manifest", "onnx_file", "parity", "runtime", "checkpoint", "models"},
@@ -78,14 +82,16 @@ ALLOWED = {
         "reranking",
         "embed",
         "checkpoint",
+        "processes",
+        "trainee",
         "visualize",
     },
 }
 LATE = ("onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "openvino", "pycuda", "cuda")
 # Modules that may import torch at module level; everything else must load without it.
 WITH_TORCH = (
-    "ops", "models", "losses", "engine", "torch_file", "foreign", "runtime/eager", "runtime/torch_", "runtime/aoti",
-    "data/loader", "export/fold", "export/graph",
+    "ops", "models", "losses", "processes", "progress", "trainee", "engine", "trainer", "torch_file", "foreign",
+    "runtime/eager", "runtime/torch_", "runtime/aoti", "data/loader", "export/fold", "export/graph",
     "bench/mix", "bench/training_step", "bench/untrained",
 )  # fmt: skip
 

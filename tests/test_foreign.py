@@ -22,6 +22,7 @@ from pmm.foreign import convert, describe, method_of
 from pmm.manifest import EmbeddingContract, InputContract
 from pmm.runtime.base import open_runner
 from pmm.torch_file import read_torch_file
+from pmm.trainee import make_trainee
 from tests.authors import authors_network, hollow
 from tests.conftest import assert_one_line_error, run_here
 
@@ -115,11 +116,10 @@ def test_the_checkpoint_is_one_of_ours(network, checkpoint):
 
 
 def test_a_run_cannot_be_resumed_from_it(network, checkpoint, tmp_path):
-    model = load_model(checkpoint)
-    optimizer = torch.optim.Adam(model.parameters())
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    model, config = restore_model(load(checkpoint), checkpoint)
+    trainee = make_trainee(model, config, torch.device("cpu"), 1)
     with pytest.raises(UserError, match=r"no state to resume from \(is it best.pth, or imported\?\); start a new run"):
-        restore_training(load(checkpoint), model, optimizer, scheduler)
+        restore_training(load(checkpoint), trainee)
     shutil.copy(checkpoint, tmp_path / "last.pth")
     assert_one_line_error(run_here("-m", "pmm.train", "--out", tmp_path, "--resume"), "no run to resume")
 

@@ -1,9 +1,11 @@
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +13,15 @@ import torch
 from pmm.checkpoint import load
 from pmm.config import Config, preset
 from pmm.data.synthetic.dataset import draw_dataset
-from pmm.engine import advice_on_data, collapsed, learning_rate
-from pmm.errors import UserError
+from pmm.engine import collapsed
+from pmm.errors import Stopped, UserError
 from pmm.ops._extension import missing
-from pmm.train import describe_kernels, parse, train
+from pmm.train import parse, train
+from pmm.trainee import learning_rate
+from pmm.trainer import describe_kernels
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 
+TIMES = ("seconds", "data_seconds", "step_seconds", "images_per_s", "memory_gb")
 CPU_BUILD = {"compiler": "g++ 12.2.0", "cuda": None, "architectures": [], "sources": "0123456789ab"}
 
 
@@ -35,31 +40,44 @@ def test_same_seed_gives_the_same_bits_and_another_does_not(small_config, traine
     assert not same(weights(other), weights(trained))
 
 
-def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(small_config, trained, tmp_path, monkeypatch):
-    import pmm.engine
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_and_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    small_config, trained, tmp_path, monkeypatch, number
+):
+    """Stopped in the middle of an epoch, and resumed with as many workers as it likes."""
+    import pmm.trainer
 
     calls = []
-    original = pmm.engine.train_one_epoch
+    original = pmm.trainer.train_step
 
-    def stops_in_the_second(*args, **kwargs):
+    def told_to_stop(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
+        if len(calls) == 4:  # the first of the second epoch
+            signal.raise_signal(number)
         return original(*args, **kwargs)
 
     out = tmp_path / "run"
-    monkeypatch.setattr(pmm.engine, "train_one_epoch", stops_in_the_second)
-    # the uninterrupted run loaded its images itself: the workers must not show in the result either
-    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=1))
-    with pytest.raises(KeyboardInterrupt):
-        train(config, out=out, device="cpu")
-    assert load(out / "last.pth")["epoch"] == 1
+    monkeypatch.setattr(pmm.trainer, "train_step", told_to_stop)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Stopped, match=r"epoch 2/2, after step 1 of 3") as stop:
+            train(small_config, out=out, device="cpu")
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert stop.value.number == number
+    assert signal.getsignal(signal.SIGTERM) == before[1]
+    state = load(out / "last.pth")
+    assert (state["epoch"], state["progress"]["steps"], len(calls)) == (1, 1, 4)
     (out / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text() + '{"epoch": 2, "unfinished": true}\n')
-    train(load_config(out), out=out, device="cpu", resume=True)
-    assert same(weights(out / "last.pth"), weights(trained.with_name("last.pth")))
+    config = dataclasses.replace(load_config(out), data=dataclasses.replace(small_config.data, workers=1))
+    train(config, out=out, device="cpu", resume=True)
+    assert len(calls) == 6
+    for name in ("best.pth", "last.pth"):
+        assert same(weights(out / name), weights(trained.with_name(name)))
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [r["epoch"] for r in records] == [1, 2]
-    assert "unfinished" not in records[1]
+    uninterrupted = [json.loads(line) for line in trained.with_name("metrics.jsonl").read_text().splitlines()]
+    assert [{**r, **dict.fromkeys(TIMES)} for r in records] == [{**r, **dict.fromkeys(TIMES)} for r in uninterrupted]
 
 
 def test_a_run_resumes_only_on_its_own_data(small_config, tmp_path):
@@ -281,7 +299,7 @@ def test_a_bad_image_is_named(tmp_path):
         "--val-identities", "0",
     )  # fmt: skip
     assert_one_line_error(done, "bounding_box_train", "not a readable image")
-    assert not (tmp_path / "run" / "last.pth").exists()
+    assert load(tmp_path / "run" / "last.pth")["epoch"] == 0
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(people, tmp_path):
@@ -291,7 +309,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(people, tmp_path):
         "import resource, sys, pmm.checkpoint as c; from pmm import cli, train; original = c.save; saves = []\n"
         "def save(path, state):\n"
         "    saves.append(1)\n"
-        "    if len(saves) == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "    if len(saves) == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "    original(path, state)\n"
         "c.save = save; cli.run(train.main, prog='pmm.train')\n"
     )
@@ -347,36 +365,14 @@ def test_collapse_is_noticed():
     assert not collapsed({**dead, "cross_entropy2": 3.0}, 751)
 
 
-def test_waiting_for_data_is_noticed():
-    def advice(waited, workers, cores):
-        return advice_on_data({"data_seconds": waited, "step_seconds": 9 - waited, "seconds": 9.0}, workers, cores)
-
-    assert advice(3.0, 1, 8) == ""
-    assert (
-        advice(4.5, 1, 8) == "50% of the epoch was waiting for images: start runs with --workers 8, one for each core"
-    )
-    busy = advice(4.5, 8, 8)
-    assert "--workers 8 keeps all 8 cores busy" in busy
-    assert "\n" not in busy
-
-
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, monkeypatch, capsys, epochs):
-    starved = {
-        "loss": 1.0, "triplet1": 1.0, "lr": 0.1, "images_per_s": 9.0,
-        "seconds": 1.5, "data_seconds": 0.6, "step_seconds": 0.9,
-    }  # fmt: skip
-    monkeypatch.setattr("pmm.engine.train_one_epoch", lambda *args, **kwargs: starved)
-    recipe = dataclasses.replace(small_config.recipe, epochs=epochs)
-    data = dataclasses.replace(small_config.data, val_identities=0.0)  # four batches, not three
-    train(dataclasses.replace(small_config, recipe=recipe, data=data), out=tmp_path / "run", device="cpu")
-    done = capsys.readouterr()
-    assert done.out.count("  data 150 ms  step 225 ms  ") == epochs
-    assert done.err.count("pmm.train: warning: 40% of the epoch was waiting for images") == (epochs > 1)
-
-
 def test_a_loss_that_is_not_finite_stops(small_config, tmp_path):
     config = dataclasses.replace(small_config, recipe=dataclasses.replace(small_config.recipe, lr=1e30, warmup=0.0))
-    with pytest.raises(UserError, match=r"the loss is (nan|inf).*lower --lr|embeddings hold NaN"):
+    with pytest.raises(UserError, match=r"epoch 1/2, step \d: the loss is (nan|inf).*lower --lr") as raised:
         train(config, out=tmp_path / "run", device="cpu")
+    report = json.loads((tmp_path / "run" / "bad-batch.json").read_text())
+    assert f"step {report['step']}:" in str(raised.value)
+    assert len(set(report["files"])) == 12
+    assert all(Path(file).is_file() for file in report["files"])
+    assert not math.isfinite(report["losses"]["loss"])
     assert not (tmp_path / "run" / "best.pth").exists()
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run" / "last.pth").values())

@@ -1,6 +1,6 @@
 """Times of whole training steps of preset `paper`: without mixing, as it is, with eager ops, and the authors' way.
 
-All are trained by `pmm.engine.train_one_epoch` on the same weights, in turns; they differ in the forward alone.
+All are trained by `pmm.engine.train_step` on the same weights, in turns; they differ in the forward alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,13 +24,14 @@ from pmm.bench.statistics import Latency, median_ratio
 from pmm.config import Config, fast_mode, preset
 from pmm.data.crops import Preprocessing, preprocessing_of
 from pmm.data.loader import TrainBatch, to_images
-from pmm.engine import learning_rate, seed_everything, train_one_epoch
+from pmm.engine import be_deterministic, train_step
 from pmm.errors import UserError
 from pmm.losses import reid_losses
 from pmm.models.output import TrainOutput
 from pmm.models.pmm import PMM
 from pmm.models.registry import build_model
 from pmm.ops import sample_partners
+from pmm.trainee import make_trainee
 
 NO_MIXING = "no mixing"
 CLASSES = 751  # of Market-1501's training part
@@ -45,36 +47,46 @@ def bench_step(
     device: torch.device,
     threads: int,
     plan: LatencyPlan,
+    amp: Literal["off", "bf16", "fp16"] = "off",
     fast: bool = False,
 ) -> dict[str, Any]:
     """Measure a training step of each way on random crops and weights; see `pmm.bench.mixing_report`.
+
+    Proved in fp32, timed in the mixed precision `amp`.
 
     A way whose loss or gradient is not ours is not timed, and `equal` is then false. `fast`: a small trunk instead of
     ResNet-50, to see that it works.
 
     Raises UserError without compiled kernels for `device`, or for a batch that is not identities times images.
     """
-    config = _config(batch, "resnet10" if fast else "resnet50")
+    config = _config(batch, "resnet10" if fast else "resnet50", amp)
     require_kernels(device)
     torch.set_num_threads(threads)
-    seed_everything(0, device)
-    model = build_model(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    be_deterministic(device)
+    torch.manual_seed(0)
+    trainee = make_trainee(build_model(config), config, device, 1)
+    model = trainee.model
     crops = _crops(config, device)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         proofs = _proofs(model, crops, preprocessing_of(config))
     for name, proof in proofs.items():
         if not proof.equal:
             print(f"step: {name} computes something else: {proof}", file=sys.stderr)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1.0, weight_decay=config.recipe.weight_decay)
     steps = {
-        name: _step(_Way(model, forward), crops, optimizer, config, device)
+        name: partial(train_step, dataclasses.replace(trainee, network=_Way(model, forward)), crops, config, device)
         for name, forward in WAYS.items()
         if proofs[name].equal
     }
     times = measure(steps, plan, stopwatch=stopwatch(device))
     return {
         **heading(name_of(device), threads, plan),
-        "step": {"preset": config.preset, "backbone": config.model.backbone, "batch": batch, "classes": CLASSES},
+        "step": {
+            "preset": config.preset,
+            "backbone": config.model.backbone,
+            "batch": batch,
+            "classes": CLASSES,
+            "amp": amp,
+        },
         "equal": all(proof.equal for proof in proofs.values()),
         "rows": [_row(name, proof, times) for name, proof in proofs.items()],
         "ratios": [
@@ -192,13 +204,13 @@ class _Way(nn.Module):
         return self.way(self.model, images, pids, generator)  # type: ignore[arg-type]
 
 
-def _config(batch: int, backbone: Literal["resnet50", "resnet10"]) -> Config:
+def _config(batch: int, backbone: Literal["resnet50", "resnet10"], amp: Literal["off", "bf16", "fp16"]) -> Config:
     paper = preset("paper")
     images = paper.recipe.images_per_id
     if batch < 2 * images or batch % images:
         raise UserError(f"--step-batch is {batch}; it must be a multiple of {images}, and {2 * images} or more")
     model = dataclasses.replace(paper.model, backbone=backbone, weights="none", num_classes=CLASSES)
-    return dataclasses.replace(paper, model=model, recipe=dataclasses.replace(paper.recipe, batch_size=batch))
+    return dataclasses.replace(paper, model=model, recipe=dataclasses.replace(paper.recipe, batch_size=batch, amp=amp))
 
 
 def _crops(config: Config, device: torch.device) -> TrainBatch:
@@ -210,15 +222,8 @@ def _crops(config: Config, device: torch.device) -> TrainBatch:
     crops = (128 + 50 * images).clamp(0, 255).to(torch.uint8).flatten(0, 1)
     labels = torch.arange(recipe.ids_per_batch).repeat_interleave(recipe.images_per_id)
     none, zeros = torch.zeros(len(crops), dtype=torch.bool), torch.zeros_like(labels)
-    batch = TrainBatch(crops, none, zeros[:, None].repeat(1, 4), labels, zeros)
+    batch = TrainBatch(crops, none, zeros[:, None].repeat(1, 4), labels, zeros, torch.arange(len(crops)))
     return TrainBatch(*(part.to(device) for part in batch))
-
-
-def _step(
-    model: nn.Module, crops: TrainBatch, optimizer: torch.optim.Optimizer, config: Config, device: torch.device
-) -> Callable[[], object]:
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: learning_rate(config.recipe, 0, 1))
-    return lambda: train_one_epoch(model, [crops], optimizer, scheduler, config, device, "step")
 
 
 def _proofs(model: nn.Module, crops: TrainBatch, preprocessing: Preprocessing) -> dict[str, _Proof]:

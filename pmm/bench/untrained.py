@@ -14,6 +14,7 @@ from pmm.data.readers import read_dataset
 from pmm.errors import UserError
 from pmm.export.calibration import evenly
 from pmm.models.registry import build_model
+from pmm.trainee import make_trainee
 
 CROPS = 256
 BATCH = 16
@@ -34,12 +35,10 @@ def untrained_checkpoint(config: Config, root: Path, out: Path) -> Path:
     model_config = dataclasses.replace(config.model, weights="none", num_classes=len({s.pid for s in train}))
     config = dataclasses.replace(config, model=model_config, data=dataclasses.replace(config.data, root=str(root)))
     torch.manual_seed(0)
-    model = build_model(config).to(memory_format=torch.channels_last)
+    trainee = make_trainee(build_model(config), config, torch.device("cpu"), 1)
     size = preprocessing_of(config)
     with torch.no_grad():
         for start in range(0, len(crops), BATCH):
-            model(torch.from_numpy(size.normalise(crops[start : start + BATCH])))
-    optimizer = torch.optim.Adam(model.parameters())
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    checkpoint.save(out, checkpoint.snapshot(model, optimizer, schedule, config, 0, -1.0))
+            trainee.model(torch.from_numpy(size.normalise(crops[start : start + BATCH])))
+    checkpoint.save(out, checkpoint.snapshot(trainee, config, 0, -1.0))
     return out

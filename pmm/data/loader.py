@@ -8,13 +8,15 @@ Workers send uint8 crops, a quarter of what the network takes; `to_images` does 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import math
+import os
 import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +37,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 class TrainBatch(NamedTuple):
     """crops uint8 [B, H, W, 3], shifted; mirrored bool [B]; cutouts int64 [B, 4] (top, left, bottom, right of what is
-    mirrored where it is; all 0 for none); labels int64 [B] (class indices); camids int64 [B]. See `to_images`.
+    mirrored where it is; all 0 for none); labels int64 [B] (class indices); camids int64 [B]; indices int64 [B] of the
+    samples. See `to_images`.
     """
 
     crops: Tensor
@@ -43,20 +46,26 @@ class TrainBatch(NamedTuple):
     cutouts: Tensor
     labels: Tensor
     camids: Tensor
+    indices: Tensor
 
 
 class PKSampler(Sampler[list[tuple[int, int, int]]]):
     """Batches of P identities x K images; each identity once per epoch, an incomplete last batch dropped.
 
-    Yields lists of (sample index, epoch, position in the epoch). Raises UserError if there are fewer identities than P.
+    Yields lists of (sample index, epoch, position in the epoch): of each batch the share of process `rank` of `world`,
+    so that all of them together see the batches that one alone would. `epoch` is which, `first` the batch to begin
+    with. Raises UserError if there are fewer identities than P.
     """
 
-    def __init__(self, labels: Sequence[int], ids_per_batch: int, images_per_id: int, seed: int) -> None:
+    def __init__(
+        self, labels: Sequence[int], ids_per_batch: int, images_per_id: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
         self.of_label: dict[int, list[int]] = defaultdict(list)
         for index, label in enumerate(labels):
             self.of_label[label].append(index)
         self.ids_per_batch, self.images_per_id, self.seed = ids_per_batch, images_per_id, seed
-        self.epoch = 0
+        self.rank, self.world = rank, world
+        self.epoch = self.first = 0
         if len(self.of_label) < ids_per_batch:
             found = len(self.of_label)
             advice = f"use --batch-size {found * images_per_id} or less" if found > 1 else "training needs at least two"
@@ -74,8 +83,10 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
                 own = self.of_label[int(label)]
                 picks = rng.choice(len(own), self.images_per_id, replace=len(own) < self.images_per_id)
                 chosen += [own[pick] for pick in picks]
-            first = batch * len(chosen)
-            yield [(index, self.epoch, first + place) for place, index in enumerate(chosen)]
+            first, share = batch * len(chosen), len(chosen) // self.world
+            keys = [(index, self.epoch, first + place) for place, index in enumerate(chosen)]
+            if batch >= self.first:
+                yield keys[self.rank * share : (self.rank + 1) * share]
 
 
 class Augmentation(NamedTuple):
@@ -150,16 +161,22 @@ class _Found(NamedTuple):
     cutouts: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     camids: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
+    skipped: dict[int, str]
+    """Of the samples that could not be read: index and why."""
 
 
 class TrainSet(Dataset[Any]):
     """Augmented batches by a list of (sample index, epoch, position); a bad file comes as its error, not raised.
 
-    `slots` uint8 [S, B, H, W, 3], if any, is shared memory: batch n of an epoch is written to slot n modulo S.
+    `slots` uint8 [S, B, H, W, 3], if any, is shared memory: batch n of an epoch is written to slot n modulo S. With
+    `skip_bad` the next readable image of the identity takes the place of one that is not.
     """
 
-    def __init__(self, samples: tuple[Sample, ...], config: Config, slots: Tensor | None = None) -> None:
-        self.samples, self.config, self.slots = samples, config, slots
+    def __init__(
+        self, samples: tuple[Sample, ...], config: Config, slots: Tensor | None = None, *, skip_bad: bool = False
+    ) -> None:
+        self.samples, self.config, self.slots, self.skip_bad = samples, config, slots, skip_bad
         labels = class_indices(samples)
         self.labels = [labels[sample.pid] for sample in samples]
 
@@ -168,28 +185,47 @@ class TrainSet(Dataset[Any]):
 
     def __getitem__(self, keys: list[tuple[int, int, int]]) -> _Found | UserError:
         height, width = self.config.data.height, self.config.data.width
-        chosen = [self.samples[index] for index, _, _ in keys]
         # all in a row: between two images the generators are out of the CPU's caches, and take three times as long
         drawn = [self._draw(epoch, position) for _, epoch, position in keys]
         slot = 0
         if self.slots is None:
             crops = np.empty((len(keys), height, width, 3), np.uint8)
         else:
-            slot = keys[0][2] // len(keys) % len(self.slots)
+            slot = keys[0][2] // self.config.recipe.batch_size % len(self.slots)
             crops = self.slots[slot].numpy()
-        for out, sample, how in zip(crops, chosen, drawn, strict=True):
+        skipped: dict[int, str] = {}
+        indices = []
+        for out, (asked, _, _), how in zip(crops, keys, drawn, strict=True):
             try:
-                crop = load_crop(sample.path, height, width)
+                index, crop = self._readable(asked, height, width, skipped)
             except UserError as error:
                 return error  # a worker's exception would reach the user with the worker's traceback around it
+            indices.append(index)
             shift_into(out, crop, how.down, -how.right if how.mirrored else how.right)
         return _Found(
             crops if self.slots is None else slot,
             np.array([how.mirrored for how in drawn]),
             np.array([how.cutout for how in drawn]),
-            np.array([self.labels[index] for index, _, _ in keys]),
-            np.array([sample.camid for sample in chosen]),
+            np.array([self.labels[index] for index in indices]),
+            np.array([self.samples[index].camid for index in indices]),
+            np.array(indices),
+            skipped,
         )
+
+    def _readable(self, asked: int, height: int, width: int, skipped: dict[int, str]) -> tuple[int, Crops]:
+        """The sample `asked` for, or with `skip_bad` the next of its identity that can be read."""
+        own = [asked]
+        if self.skip_bad:
+            same = [index for index, label in enumerate(self.labels) if label == self.labels[asked]]
+            own = same[same.index(asked) :] + same[: same.index(asked)]
+        for index in own:
+            try:
+                return index, load_crop(self.samples[index].path, height, width)
+            except UserError as error:
+                if not self.skip_bad:
+                    raise
+                skipped[index] = str(error)
+        raise UserError(f"no image of identity {self.samples[asked].pid} can be read: {skipped[asked]}")
 
     def _draw(self, epoch: int, position: int) -> Augmentation:
         rng = np.random.default_rng([self.config.seed, AUGMENT, epoch, position])
@@ -205,12 +241,21 @@ class TrainLoader:
     than it takes to fill them, so that a batch sent as a new shared tensor costs a quarter of its decoding on top.
     """
 
-    def __init__(self, samples: tuple[Sample, ...], config: Config) -> None:
+    def __init__(
+        self, samples: tuple[Sample, ...], config: Config, *, rank: int = 0, world: int = 1, skip_bad: bool = False
+    ) -> None:
         workers, recipe = config.data.workers, config.recipe
-        shape = (recipe.batch_size, config.data.height, config.data.width, 3)
+        recipe.ids_per_part(world)
+        shape = (recipe.batch_size // world, config.data.height, config.data.width, 3)
         self.slots = _shared(PREFETCH * workers + 1, shape) if workers else None
-        train_set = TrainSet(samples, config, self.slots)
-        self.sampler = PKSampler(train_set.labels, recipe.ids_per_batch, recipe.images_per_id, config.seed)
+        self.ending = torch.zeros((), dtype=torch.bool).share_memory_()
+        """That this process is about to end, and its workers with it."""
+        if workers:
+            atexit.register(self.ending.fill_, True)  # before multiprocessing ends the workers: the last comes first
+        train_set = TrainSet(samples, config, self.slots, skip_bad=skip_bad)
+        self.sampler = PKSampler(train_set.labels, recipe.ids_per_batch, recipe.images_per_id, config.seed, rank, world)
+        self.skipped: dict[int, str] = {}
+        """Of the samples that could not be read so far: index and why."""
         self.loader: DataLoader[Any] = DataLoader(
             train_set,
             sampler=self.sampler,
@@ -218,7 +263,7 @@ class TrainLoader:
             collate_fn=_as_it_is,
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, self.ending),
             persistent_workers=workers > 0,
             # its own: else each start of the workers would move the global generator, and a resumed run with it
             generator=torch.Generator().manual_seed(config.seed),
@@ -229,8 +274,25 @@ class TrainLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[TrainBatch | UserError]:
-        for found in self.loader:
-            yield found if isinstance(found, UserError) else self._batch(found)
+        found = iter(self.loader)
+        while True:
+            try:
+                batch = next(found)
+            except StopIteration:
+                return
+            except RuntimeError as error:  # torch's word for a worker that is gone
+                if "worker" not in str(error).lower():
+                    raise
+                yield UserError(
+                    f"a process that loads images has ended ({str(error).splitlines()[0]}), as when memory runs out; "
+                    "use fewer --workers"
+                )
+                return
+            if isinstance(batch, _Found):
+                self.skipped |= batch.skipped
+                yield self._batch(batch)
+            else:
+                yield batch
 
     def _batch(self, found: _Found) -> TrainBatch:
         """Its crops are the slot itself, or pinned memory of their own: a GPU may still be copying when the next batch
@@ -245,19 +307,22 @@ class TrainLoader:
                 crops.numpy()[:] = slot.numpy()  # torch's threads would spin on the cores that the workers need
         else:
             crops = self._own(found.crops)
-        return TrainBatch(crops, *map(self._own, found[1:]))
+        return TrainBatch(crops, *map(self._own, found[1:6]))
 
     def _own(self, values: npt.NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(values)
         return tensor.pin_memory() if self.pinned else tensor
 
 
-def train_batches(samples: tuple[Sample, ...], config: Config) -> tuple[TrainLoader, PKSampler]:
+def train_batches(
+    samples: tuple[Sample, ...], config: Config, *, rank: int = 0, world: int = 1, skip_bad: bool = False
+) -> tuple[TrainLoader, PKSampler]:
     """The loader of `TrainBatch`es (or UserErrors in their place) and its sampler, whose `epoch` the caller sets.
 
-    Raises UserError if there are fewer identities than a batch needs, or too little shared memory for the workers.
+    Process `rank` of `world` gets its share of each batch. Raises UserError if there are fewer identities than a batch
+    needs, a batch that so many processes cannot share, or too little shared memory for the workers.
     """
-    loader = TrainLoader(samples, config)
+    loader = TrainLoader(samples, config, rank=rank, world=world, skip_bad=skip_bad)
     return loader, loader.sampler
 
 
@@ -277,9 +342,11 @@ def _as_it_is(found: Any) -> Any:
     return found
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(ending: Tensor, worker: int) -> None:
     # a terminal sends Ctrl-C to every process: a worker that stopped by itself would look like one that died
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # likewise where all processes of a job are told to end: the run is saved first
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if ending else None)
     _keep_memory()
 
 

@@ -12,7 +12,6 @@ from pmm import checkpoint
 from pmm.config import preset
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
-from pmm.engine import seed_everything
 from pmm.errors import UserError
 from pmm.export.emulate import emulated
 from pmm.export.graph import deployed_graph, to_onnx
@@ -26,6 +25,7 @@ from pmm.models.registry import METHODS, build_model
 from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
+from pmm.trainee import make_trainee
 
 LEAST = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.98, "int8": 0.9}
 """Of embeddings without their mean: those of a hardly trained network are almost collinear."""
@@ -46,17 +46,15 @@ def stepped(request, people, tmp_path_factory):
         data=dataclasses.replace(base.data, root=str(people)),
         model=dataclasses.replace(base.model, method=request.param, num_classes=12),
     )
-    seed_everything(0)
-    model = build_model(config)
+    torch.manual_seed(0)
+    trainee = make_trainee(build_model(config), config, torch.device("cpu"), 1)
     train = load_crops([s.path for s in read_dataset("synthetic", people).train], 128, 64)
     images = torch.from_numpy(preprocessing_of(config).normalise(train))
     with torch.no_grad():
         for _ in range(20):
-            model(images)
+            trainee.model(images)
     path = tmp_path_factory.mktemp(request.param) / "model.pth"
-    optimizer = torch.optim.Adam(model.parameters())
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    checkpoint.save(path, checkpoint.snapshot(model, optimizer, schedule, config, 1, -1.0))
+    checkpoint.save(path, checkpoint.snapshot(trainee, config, 1, -1.0))
     return path
 
 

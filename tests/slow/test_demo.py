@@ -16,7 +16,6 @@ from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
 from pmm.embed import embed_samples, rank_split
-from pmm.engine import seed_everything
 from pmm.export.graph import deployed_graph
 from pmm.export.onnx import export_onnx
 from pmm.export.recipe import Recipe
@@ -146,7 +145,7 @@ def test_colour_histograms_do_not_solve_it(report, split):
 
 
 def test_an_untrained_network_does_not_solve_it(report, split):
-    seed_everything(0)
+    torch.manual_seed(0)
     base = preset("tiny")
     config = dataclasses.replace(base, model=dataclasses.replace(base.model, num_classes=10))
     model = build_model(config)

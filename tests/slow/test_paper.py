@@ -15,7 +15,7 @@ from pmm.data.readers import read_dataset
 from pmm.data.samples import class_indices
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.embed import embed_crops
-from pmm.engine import seed_everything, train_one_epoch
+from pmm.engine import train_step
 from pmm.export.calibration import evenly
 from pmm.export.emulate import emulated
 from pmm.export.onnx import export_onnx
@@ -26,6 +26,7 @@ from pmm.models.registry import build_model
 from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
+from pmm.trainee import make_trainee
 
 pytestmark = pytest.mark.slow
 
@@ -37,27 +38,26 @@ def config(people):
         base,
         data=dataclasses.replace(base.data, root=str(people), workers=0),
         model=dataclasses.replace(base.model, weights="none", num_classes=12),
-        recipe=dataclasses.replace(base.recipe, batch_size=8, images_per_id=2, epochs=1),
+        recipe=dataclasses.replace(base.recipe, batch_size=8, images_per_id=2, epochs=1, lr=1e-4),
     )
 
 
 @pytest.fixture(scope="module")
 def stepped(config, people, tmp_path_factory):
     """A checkpoint after training steps at 384x128, with batch-norm statistics of real crops."""
-    seed_everything(0)
+    torch.manual_seed(0)
     samples = read_dataset("synthetic", people).train
     batches, sampler = train_batches(samples, config)
-    model = build_model(config).to(memory_format=torch.channels_last)
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    losses = train_one_epoch(model, batches, optimizer, scheduler, config, torch.device("cpu"), "paper")
+    trainee = make_trainee(build_model(config), config, torch.device("cpu"), len(sampler))
+    before = {name: value.clone() for name, value in trainee.model.named_parameters()}
+    trainee.model.train()
+    for batch in batches:
+        assert np.isfinite(train_step(trainee, batch, config, torch.device("cpu"))["loss"])
     assert len(sampler) == 3
-    assert np.isfinite(losses["loss"])
-    assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())
+    assert all(not torch.equal(value, before[name]) for name, value in trainee.model.named_parameters())
     assert len(class_indices(samples)) == 12
     path = tmp_path_factory.mktemp("paper") / "paper.pth"
-    checkpoint.save(path, checkpoint.snapshot(model, optimizer, scheduler, config, 1, -1.0))
+    checkpoint.save(path, checkpoint.snapshot(trainee, config, 1, -1.0))
     return path
 
 
