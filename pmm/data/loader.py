@@ -234,9 +234,9 @@ class TrainSet(Dataset[Any]):
         data, size = self.config.data, self.config.recipe.batch_size
         _, epoch, first = keys[0]
         rng = np.random.default_rng([self.config.seed, AUGMENT, epoch, first // size])
-        whole = draw_augmentation(self.config.recipe, data.height, data.width, size, rng)
-        places = [position % size for _, _, position in keys]
-        return Augmentation(*(part[places] for part in whole))
+        how = draw_augmentation(self.config.recipe, data.height, data.width, size, rng)
+        own = [position % size for _, _, position in keys]
+        return Augmentation(how.mirrored[own], how.down[own], how.right[own], how.cutouts[own])
 
 
 class TrainLoader:
