@@ -1,7 +1,7 @@
 """The preprocessing contract: an image file -> the uint8 crop a deployed graph takes, and its normalisation.
 
 Everything that evaluates, exports, verifies or serves goes through here, so that no two paths resize differently.
-PIL and numpy only.
+PIL and numpy only; where torch is loaded and faster with the same bits, `pmm.data.by_torch`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
 from pmm.config import Config
+from pmm.data import by_torch
 from pmm.errors import UserError
 from pmm.machine import usable_cores
 
@@ -62,10 +63,7 @@ def load_crop(path: str | Path, height: int, width: int) -> Crops:
     """
     try:
         with Image.open(path) as image:
-            upright = _to_rgb(_upright(image))
-            if upright.size != (width, height):
-                upright = upright.resize((width, height), Image.Resampling.BILINEAR)
-            return np.asarray(upright)
+            return _resized(_to_rgb(_upright(image)), height, width)
     except Exception as error:  # decoders and EXIF parsers raise anything on a file made to harm
         reason = str(error).replace(str(path), "file") or type(error).__name__
         raise UserError(f"{path}: not a readable image ({reason}); replace or remove it") from error
@@ -86,6 +84,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no known range; convert it to 8 bits")
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+def _resized(image: Image.Image, height: int, width: int) -> Crops:
+    if image.size == (width, height):
+        return np.asarray(image)
+    if by_torch.enlarges(image.size, (width, height)):
+        return by_torch.enlarged(np.array(image), height, width)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def iter_crops(

@@ -1,7 +1,8 @@
 """Training batches: the P x K sampler, the augmentation and the loader.
 
-Every random choice comes from a generator seeded by (seed, epoch, position), so that the batches of an epoch do not
-depend on the number of workers nor on the epochs before it: a resumed run sees what the uninterrupted one would have.
+Every random choice comes from a generator seeded by (seed, epoch) or (seed, epoch, batch), so that the batches of an
+epoch do not depend on the number of workers nor on the epochs before it: a resumed run sees what the uninterrupted one
+would have. What happens to a crop depends on its position alone, whoever loads it and with whichever others.
 
 Workers send uint8 crops, a quarter of what the network takes; `to_images` does the rest on the training device.
 """
@@ -16,6 +17,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -90,27 +92,33 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
 
 
 class Augmentation(NamedTuple):
-    """What happens to one crop. Of its pixels [H, W], (top, left) .. (bottom, right) are cut out, the ends excluded."""
+    """What happens to the crops of a batch. Of a crop's pixels [H, W], (top, left) .. (bottom, right) are cut out, the
+    ends excluded.
+    """
 
-    mirrored: bool
-    down: int
-    """Row that comes to lie in row 0; negative: the first row is repeated above."""
-    right: int
-    """Column that comes to lie in column 0 (of the mirrored crop)."""
-    cutout: tuple[int, int, int, int]
-    """Top, left, bottom, right; all 0 for none."""
+    mirrored: npt.NDArray[np.bool_]
+    """[B]"""
+    down: npt.NDArray[np.int64]
+    """[B], row that comes to lie in row 0; negative: the first row is repeated above."""
+    right: npt.NDArray[np.int64]
+    """[B], column that comes to lie in column 0 (of the mirrored crop)."""
+    cutouts: npt.NDArray[np.int64]
+    """[B, 4]: top, left, bottom, right; all 0 for none."""
 
 
-def draw_augmentation(recipe: RecipeConfig, height: int, width: int, rng: np.random.Generator) -> Augmentation:
-    """Random flip, shift and Cutout of a crop [height, width], drawn in this order."""
-    mirrored = bool(rng.random() < recipe.flip)
-    down, right = rng.integers(0, 2 * recipe.shift + 1, size=2) - recipe.shift if recipe.shift else (0, 0)
-    cutout = (0, 0, 0, 0)
-    if rng.random() < recipe.cutout:
-        rows, columns = min(recipe.cutout_size[0], height), min(recipe.cutout_size[1], width)
-        top, left = map(int, rng.integers(0, [height - rows + 1, width - columns + 1]))
-        cutout = (top, left, top + rows, left + columns)
-    return Augmentation(mirrored, int(down), int(right), cutout)
+def draw_augmentation(
+    recipe: RecipeConfig, height: int, width: int, count: int, rng: np.random.Generator
+) -> Augmentation:
+    """Random flip, shift and Cutout of `count` crops [height, width], drawn in this order, for all crops each.
+
+    One generator for the batch: to seed one for each crop would take a fifth of the time of decoding it, or more.
+    """
+    mirrored = rng.random(count) < recipe.flip
+    down, right = rng.integers(-recipe.shift, recipe.shift + 1, (2, count))
+    cut = rng.random(count) < recipe.cutout
+    rows, columns = min(recipe.cutout_size[0], height), min(recipe.cutout_size[1], width)
+    top, left = rng.integers(0, height - rows + 1, count), rng.integers(0, width - columns + 1, count)
+    return Augmentation(mirrored, down, right, np.stack([top, left, top + rows, left + columns], 1) * cut[:, None])
 
 
 def shift_into(out: Crops, crop: Crops, down: int, right: int) -> None:
@@ -132,16 +140,46 @@ def shift_into(out: Crops, crop: Crops, down: int, right: int) -> None:
 
 def to_images(batch: TrainBatch, preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """float32 [B, 3, H, W] on `device`, channels_last: the crops mirrored and normalised, then zeros for Cutout."""
-    scale, offset = _scale_and_offset(preprocessing, device)
+    make = _to_images_on_cpu if device.type == "cpu" else _to_images_at_once
+    return make(batch, *_scale_and_offset(preprocessing, device), device).permute(0, 3, 1, 2)
+
+
+def _to_images_at_once(batch: TrainBatch, scale: Tensor, offset: Tensor, device: torch.device) -> Tensor:
+    """[B, H, W, 3] by a few operators on all of it, which a GPU takes as long to start as to run."""
     crops, mirrored = (part.to(device, non_blocking=True) for part in (batch.crops, batch.mirrored))
     crops = torch.where(mirrored[:, None, None, None], crops.flip(2), crops)
-    count, height, width, _ = crops.shape
-    rows = crops.reshape(count, height, 3 * width)  # on CPUs torch is many times as fast on long rows as on 3 channels
-    images = (rows * scale.repeat(width)).sub_(offset.repeat(width)).reshape(crops.shape)
+    images = (crops * scale).sub_(offset)
     top, left, bottom, right = batch.cutouts.to(device, non_blocking=True)[:, :, None].unbind(1)
-    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+    y, x = (torch.arange(size, device=device) for size in crops.shape[1:3])
     cut = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
-    return images.masked_fill_(cut[..., None], 0).permute(0, 3, 1, 2)
+    return images.masked_fill_(cut[..., None], 0)
+
+
+def _to_images_on_cpu(batch: TrainBatch, scale: Tensor, offset: Tensor, device: torch.device) -> Tensor:
+    """[B, H, W, 3] crop by crop, which stay in the CPU's caches meanwhile: a tenth of the time."""
+    count, height, width, _ = batch.crops.shape
+    images = torch.empty(batch.crops.shape, dtype=torch.float32)
+    rows = images.view(count, height, 3 * width)  # torch is many times as fast on long rows as on 3 channels
+    scale, offset = scale.repeat(width), offset.repeat(width)
+    mirrored, cutouts = batch.mirrored.tolist(), batch.cutouts.tolist()
+    with _one_thread():
+        for place, (top, left, bottom, right) in enumerate(cutouts):
+            crop = batch.crops[place]
+            images[place] = crop.flip(1) if mirrored[place] else crop
+            rows[place].mul_(scale).sub_(offset)
+            images[place, top:bottom, left:right] = 0
+    return images
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch on one thread: several would wait for each other where loading workers have the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache
@@ -185,8 +223,7 @@ class TrainSet(Dataset[Any]):
 
     def __getitem__(self, keys: list[tuple[int, int, int]]) -> _Found | UserError:
         height, width = self.config.data.height, self.config.data.width
-        # all in a row: between two images the generators are out of the CPU's caches, and take three times as long
-        drawn = [self._draw(epoch, position) for _, epoch, position in keys]
+        how = self._draw(keys)
         slot = 0
         if self.slots is None:
             crops = np.empty((len(keys), height, width, 3), np.uint8)
@@ -195,17 +232,18 @@ class TrainSet(Dataset[Any]):
             crops = self.slots[slot].numpy()
         skipped: dict[int, str] = {}
         indices = []
-        for out, (asked, _, _), how in zip(crops, keys, drawn, strict=True):
+        shifts = zip(how.down.tolist(), np.where(how.mirrored, -how.right, how.right).tolist(), strict=True)
+        for out, (asked, _, _), (down, right) in zip(crops, keys, shifts, strict=True):
             try:
                 index, crop = self._readable(asked, height, width, skipped)
             except UserError as error:
                 return error  # a worker's exception would reach the user with the worker's traceback around it
             indices.append(index)
-            shift_into(out, crop, how.down, -how.right if how.mirrored else how.right)
+            shift_into(out, crop, down, right)
         return _Found(
             crops if self.slots is None else slot,
-            np.array([how.mirrored for how in drawn]),
-            np.array([how.cutout for how in drawn]),
+            how.mirrored,
+            how.cutouts,
             np.array([self.labels[index] for index in indices]),
             np.array([self.samples[index].camid for index in indices]),
             np.array(indices),
@@ -214,22 +252,27 @@ class TrainSet(Dataset[Any]):
 
     def _readable(self, asked: int, height: int, width: int, skipped: dict[int, str]) -> tuple[int, Crops]:
         """The sample `asked` for, or with `skip_bad` the next of its identity that can be read."""
-        own = [asked]
-        if self.skip_bad:
-            same = [index for index, label in enumerate(self.labels) if label == self.labels[asked]]
-            own = same[same.index(asked) :] + same[: same.index(asked)]
-        for index in own:
+        index = asked
+        while True:
             try:
                 return index, load_crop(self.samples[index].path, height, width)
             except UserError as error:
                 if not self.skip_bad:
                     raise
                 skipped[index] = str(error)
-        raise UserError(f"no image of identity {self.samples[asked].pid} can be read: {skipped[asked]}")
+            same = [other for other, label in enumerate(self.labels) if label == self.labels[asked]]
+            index = same[(same.index(index) + 1) % len(same)]
+            if index == asked:
+                raise UserError(f"no image of identity {self.samples[asked].pid} can be read: {skipped[asked]}")
 
-    def _draw(self, epoch: int, position: int) -> Augmentation:
-        rng = np.random.default_rng([self.config.seed, AUGMENT, epoch, position])
-        return draw_augmentation(self.config.recipe, self.config.data.height, self.config.data.width, rng)
+    def _draw(self, keys: list[tuple[int, int, int]]) -> Augmentation:
+        """Of `keys`, a part of one batch of the epoch, from what is drawn for all of it."""
+        data, size = self.config.data, self.config.recipe.batch_size
+        _, epoch, first = keys[0]
+        rng = np.random.default_rng([self.config.seed, AUGMENT, epoch, first // size])
+        how = draw_augmentation(self.config.recipe, data.height, data.width, size, rng)
+        own = [position % size for _, _, position in keys]
+        return Augmentation(how.mirrored[own], how.down[own], how.right[own], how.cutouts[own])
 
 
 class TrainLoader:

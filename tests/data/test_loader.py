@@ -1,4 +1,9 @@
 import dataclasses
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -10,10 +15,21 @@ from hypothesis import strategies as st
 
 from pmm.config import RecipeConfig, preset
 from pmm.data.crops import load_crop, preprocessing_of
-from pmm.data.loader import PKSampler, TrainBatch, draw_augmentation, shift_into, to_images, train_batches
+from pmm.data.loader import (
+    PKSampler,
+    TrainBatch,
+    TrainSet,
+    _scale_and_offset,
+    _to_images_at_once,
+    draw_augmentation,
+    shift_into,
+    to_images,
+    train_batches,
+)
 from pmm.data.readers import read_dataset
 from pmm.data.samples import class_indices
 from pmm.errors import UserError
+from tests.conftest import ROOT
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,39 +82,51 @@ CPU = torch.device("cpu")
 CROP = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)
 
 
-def reference(crop, recipe, rng):
-    """The augmentation in plain numpy on the float image [3, H, W], which the batches on the device must equal."""
-    if rng.random() < recipe.flip:
-        crop = crop[:, ::-1]
-    if recipe.shift:
-        down, right = rng.integers(0, 2 * recipe.shift + 1, size=2)
+def reference(crops, recipe, rng):
+    """The augmentation in plain numpy on float images [B, 3, H, W], which the batches on the device must equal."""
+    height, width = crops.shape[1:3]
+    mirrored = rng.random(len(crops)) < recipe.flip
+    down, right = rng.integers(-recipe.shift, recipe.shift + 1, (2, len(crops)))
+    cut = rng.random(len(crops)) < recipe.cutout
+    rows, columns = (min(size, side) for size, side in zip(recipe.cutout_size, (height, width), strict=True))
+    top, left = (rng.integers(0, side + 1, len(crops)) for side in (height - rows, width - columns))
+    images = []
+    for k, crop in enumerate(crops):
         border = ((recipe.shift, recipe.shift), (recipe.shift, recipe.shift), (0, 0))
-        crop = np.pad(crop, border, mode="edge")[down : down + crop.shape[0], right : right + crop.shape[1]]
-    image = PREPROCESSING.normalise(crop[None])[0]
-    if rng.random() < recipe.cutout:
-        height, width = (min(size, side) for size, side in zip(recipe.cutout_size, image.shape[1:], strict=True))
-        top, left = rng.integers(0, [image.shape[1] - height + 1, image.shape[2] - width + 1])
-        image[:, top : top + height, left : left + width] = 0
-    return image
+        moved = np.pad(crop[:, ::-1] if mirrored[k] else crop, border, mode="edge")
+        moved = moved[recipe.shift + down[k] :, recipe.shift + right[k] :][:height, :width]
+        image = PREPROCESSING.normalise(moved[None])[0]
+        if cut[k]:
+            image[:, top[k] : top[k] + rows, left[k] : left[k] + columns] = 0
+        images.append(image)
+    return np.stack(images)
 
 
-def augmented(crops, recipe, rngs):
+def augmented(crops, recipe, rng, make=to_images):
     """As `reference` [B, 3, H, W], by the functions of the loader."""
-    drawn = [draw_augmentation(recipe, *crop.shape[:2], rng) for crop, rng in zip(crops, rngs, strict=True)]
+    how = draw_augmentation(recipe, *crops.shape[1:3], len(crops), rng)
     out = np.full_like(crops, 77)
-    for place, how in enumerate(drawn):
-        shift_into(out[place], crops[place], how.down, -how.right if how.mirrored else how.right)
+    for place, mirrored in enumerate(how.mirrored):
+        right = how.right[place]
+        shift_into(out[place], crops[place], how.down[place], -right if mirrored else right)
     nothing = torch.zeros(len(crops), dtype=torch.int64)
     batch = TrainBatch(
         crops=torch.from_numpy(out),
-        mirrored=torch.tensor([how.mirrored for how in drawn]),
-        cutouts=torch.tensor([how.cutout for how in drawn]),
+        mirrored=torch.from_numpy(how.mirrored),
+        cutouts=torch.from_numpy(how.cutouts),
         labels=nothing,
         camids=nothing,
+        indices=nothing,
     )
-    return to_images(batch, PREPROCESSING, CPU)
+    return make(batch, PREPROCESSING, CPU)
 
 
+def at_once(batch, preprocessing, device):
+    """`to_images` as on a GPU."""
+    return _to_images_at_once(batch, *_scale_and_offset(preprocessing, device), device).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("make", [to_images, at_once])
 @settings(max_examples=150, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 14), st.integers(1, 14)),
@@ -108,22 +136,22 @@ def augmented(crops, recipe, rngs):
     batch=st.integers(1, 5),
     seed=st.integers(0, 2**40),
 )
-def test_a_batch_is_augmented_as_each_crop_would_be(size, cutout_size, shift, chances, batch, seed):
+def test_a_batch_is_augmented_as_each_crop_would_be(make, size, cutout_size, shift, chances, batch, seed):
     how = recipe(flip=chances[0], shift=shift, cutout=chances[1], cutout_size=cutout_size)
     crops = np.random.default_rng(seed).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
-    mine, theirs = ([np.random.default_rng([seed, 3, 1, k]) for k in range(batch)] for _ in range(2))
-    found = augmented(crops, how, mine)
-    expected = np.stack([reference(crop, how, rng) for crop, rng in zip(crops, theirs, strict=True)])
+    mine, theirs = (np.random.default_rng([seed, 3, 1]) for _ in range(2))
+    found = augmented(crops, how, mine, make)
+    expected = reference(crops, how, theirs)
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)
     assert np.array_equal(found.numpy() == 0, expected == 0)
-    assert [rng.random() for rng in mine] == [rng.random() for rng in theirs]  # as many values were drawn
+    assert mine.random() == theirs.random()  # as many values were drawn
 
 
 def test_images_are_float_channels_last_and_the_batch_is_not_changed():
     crops = torch.from_numpy(np.stack([CROP, CROP]))
     zeros = torch.zeros(2, dtype=torch.int64)
     cutouts = torch.tensor([[0, 0, 0, 0], [2, 1, 5, 4]])
-    batch = TrainBatch(crops.clone(), torch.tensor([False, True]), cutouts, zeros, zeros)
+    batch = TrainBatch(crops.clone(), torch.tensor([False, True]), cutouts, zeros, zeros, zeros)
     images = to_images(batch, PREPROCESSING, CPU)
     assert (images.shape, images.dtype) == ((2, 3, 12, 8), torch.float32)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -132,13 +160,31 @@ def test_images_are_float_channels_last_and_the_batch_is_not_changed():
     assert (images[1] == 0).all(0).nonzero().tolist() == [[row, column] for row in (2, 3, 4) for column in (1, 2, 3)]
 
 
+def test_the_number_of_threads_is_as_before():
+    before, zeros = torch.get_num_threads(), torch.zeros(1, dtype=torch.int64)
+    batch = TrainBatch(
+        torch.from_numpy(CROP[None]), zeros.bool(), torch.zeros(1, 4, dtype=torch.int64), zeros, zeros, zeros
+    )
+    torch.set_num_threads(3)
+    try:
+        to_images(batch, PREPROCESSING, CPU)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_every_shift_happens_and_cutout_half_the_time():
-    drawn = [draw_augmentation(recipe(shift=2, cutout=0.5), 12, 8, np.random.default_rng(s)) for s in range(400)]
-    assert {(how.down, how.right) for how in drawn} == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
-    assert 160 < sum(any(how.cutout) for how in drawn) < 240
-    assert {how.cutout[0] for how in drawn if any(how.cutout)} == set(range(9))
-    whole = draw_augmentation(recipe(cutout=1.0, cutout_size=(50, 50)), 12, 8, np.random.default_rng(0))
-    assert whole.cutout == (0, 0, 12, 8)
+    how = draw_augmentation(recipe(flip=0.5, shift=2, cutout=0.5), 12, 8, 400, np.random.default_rng(0))
+    moves = set(zip(how.down.tolist(), how.right.tolist(), strict=True))
+    assert moves == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+    cut = how.cutouts.any(1)
+    assert 160 < how.mirrored.sum() < 240
+    assert 160 < cut.sum() < 240
+    assert 70 < (how.mirrored & cut).sum() < 130  # the one has nothing to do with the other
+    assert set(how.cutouts[cut, 0].tolist()) == set(range(9))
+    assert set(how.cutouts[cut, 1].tolist()) == set(range(6))
+    whole = draw_augmentation(recipe(cutout=1.0, cutout_size=(50, 50)), 12, 8, 3, np.random.default_rng(0))
+    assert whole.cutouts.tolist() == [[0, 0, 12, 8]] * 3
 
 
 @pytest.fixture(scope="module")
@@ -204,14 +250,22 @@ def test_batches_are_those_of_the_files(small_config, people):
     loader, sampler = train_batches(samples, config)
     sampler.epoch = 3
     labels = class_indices(samples)
-    for keys, batch in zip(list(sampler), loader, strict=True):
+    for number, (keys, batch) in enumerate(zip(list(sampler), loader, strict=True)):
         images = to_images(batch, PREPROCESSING, CPU)
-        for place, (index, epoch, position) in enumerate(keys):
-            sample = samples[index]
-            rng = np.random.default_rng([5, 3, epoch, position])
-            expected = reference(load_crop(sample.path, 128, 64), config.recipe, rng)
-            np.testing.assert_allclose(images[place].numpy(), expected, rtol=0, atol=1e-6)
-            assert (int(batch.labels[place]), int(batch.camids[place])) == (labels[sample.pid], sample.camid)
+        rng = np.random.default_rng([5, 3, 3, number])
+        crops = np.stack([load_crop(samples[index].path, 128, 64) for index, _, _ in keys])
+        np.testing.assert_allclose(images.numpy(), reference(crops, config.recipe, rng), rtol=0, atol=1e-6)
+        assert batch.labels.tolist() == [labels[samples[index].pid] for index, _, _ in keys]
+        assert batch.camids.tolist() == [samples[index].camid for index, _, _ in keys]
+
+
+def test_a_part_of_a_batch_is_what_it_is_in_the_whole(small_config, people):
+    train_set = TrainSet(read_dataset("synthetic", people).train, small_config)
+    keys = [(index, 2, 3 * small_config.recipe.batch_size + index) for index in range(small_config.recipe.batch_size)]
+    whole = train_set[keys]
+    for part in (slice(0, 3), slice(5, None, 2), slice(7, 8)):
+        for alone, together in zip(train_set[keys[part]][:6], whole[:6], strict=True):
+            assert np.array_equal(alone, together[part])
 
 
 def test_an_epoch_left_early_leaves_nothing_behind(small_config, people):
@@ -252,3 +306,88 @@ def test_a_bad_image_comes_as_its_error_with_workers_too(small_config, people, t
     batch = next(iter(loader))
     assert isinstance(batch, UserError)
     assert "0001_c1.jpg: not a readable image" in str(batch)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_share_the_batches_of_one(small_config, people, world):
+    samples = read_dataset("synthetic", people).train
+    config = dataclasses.replace(small_config, recipe=dataclasses.replace(small_config.recipe, batch_size=32))
+    whole = list(train_batches(samples, config)[0])
+    shares = [list(train_batches(samples, config, rank=rank, world=world)[0]) for rank in range(world)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert all(len(set(part.labels.tolist())) == 8 // world for part in parts)
+        for value, *pieces in zip(batch, *parts, strict=True):
+            assert torch.equal(torch.cat(pieces), value)
+    with pytest.raises(UserError, match="3 processes x accumulate=1 cannot share"):
+        train_batches(samples, config, world=3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_can_begin_in_its_middle(small_config, people, workers):
+    samples = read_dataset("synthetic", people).train
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=workers))
+    loader, sampler = train_batches(samples, config)
+    sampler.epoch = 2
+    whole = [TrainBatch(*(part.clone() for part in batch)) for batch in loader]
+    for first in (1, len(whole) - 1, len(whole)):
+        sampler.first = first
+        rest = [TrainBatch(*(part.clone() for part in batch)) for batch in loader]
+        assert len(rest) == len(whole) - first
+        assert equal(rest, whole[first:])
+
+
+def test_a_bad_image_is_skipped_for_the_next_of_its_identity(small_config, people, tmp_path):
+    samples = list(read_dataset("synthetic", people).train)
+    bad = [index for index, sample in enumerate(samples) if sample.pid == samples[0].pid][:-1]
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    for index in bad:
+        samples[index] = samples[index]._replace(path=tmp_path / "bad.jpg")
+    loader, _ = train_batches(tuple(samples), small_config, skip_bad=True)
+    batches = list(loader)
+    assert all(isinstance(batch, TrainBatch) for batch in batches)
+    used = {int(index) for batch in batches for index in batch.indices if samples[index].pid == samples[0].pid}
+    assert used == {bad[-1] + 1}
+    assert loader.skipped
+    assert set(loader.skipped) <= set(bad)
+    assert all("bad.jpg: not a readable image" in why for why in loader.skipped.values())
+    samples[bad[-1] + 1] = samples[0]
+    loader, _ = train_batches(tuple(samples), small_config, skip_bad=True)
+    errors = [str(batch) for batch in loader if isinstance(batch, UserError)]
+    assert len(errors) == 1
+    assert f"no image of identity {samples[0].pid} can be read: " in errors[0]
+
+
+def test_a_worker_that_dies_is_one_line(small_config, people):
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=1))
+    loader, sampler = train_batches(read_dataset("synthetic", people).train, config)
+    found = []
+    for epoch in range(50):
+        sampler.epoch = epoch
+        for batch in loader:
+            found.append(batch)
+            if len(found) == 1:
+                os.kill(multiprocessing.active_children()[-1].pid, signal.SIGKILL)
+        if isinstance(found[-1], UserError):
+            break
+    assert isinstance(found[-1], UserError)
+    assert "a process that loads images has ended" in str(found[-1])
+    assert "use fewer --workers" in str(found[-1])
+
+
+def test_workers_outlive_a_sigterm_but_not_the_process_that_uses_them(people):
+    script = (
+        "import dataclasses, multiprocessing, os, signal, sys, time; from pmm.config import preset\n"
+        "from pmm.data.loader import train_batches; from pmm.data.readers import read_dataset\n"
+        "config = preset('tiny'); recipe = dataclasses.replace(config.recipe, batch_size=8)\n"
+        "loader, _ = train_batches(read_dataset('synthetic', sys.argv[1]).train, "
+        "dataclasses.replace(config, recipe=recipe))\n"
+        "batches = iter(loader); next(batches)\n"
+        "for worker in multiprocessing.active_children(): os.kill(worker.pid, signal.SIGTERM)\n"
+        "time.sleep(0.5); print(len(list(batches)), len(multiprocessing.active_children()))\n"
+        "raise RuntimeError('the end')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(people)], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert done.stdout.split() == ["5", "1"]
+    assert done.stderr.strip().endswith("RuntimeError: the end")
