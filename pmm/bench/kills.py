@@ -1,0 +1,156 @@
+"""Training runs that are killed at random moments and resumed, beside one that is left in peace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pmm.environment import describe_environment
+from pmm.errors import UserError
+
+SCHEMA = "pmm-kills-1"
+ROOT = Path(__file__).resolve().parents[2]
+SAVE_MINUTES = "0.005"  # many checkpoints within epochs: many moments in which one is being written
+NAMES = ("last.pth", "best.pth")
+
+
+def kill_and_resume(
+    out: Path, *, kills: int, ids: int, epochs: int, workers: int, seed: int, said: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train preset tiny on `ids` synthetic identities once in peace, then, again and again, under SIGKILL until `kills`
+    have hit, half of them while a checkpoint is being written; after each, every checkpoint there is must load.
+
+    Returns a report (`SCHEMA`): where each kill hit, which checkpoints could not be read, and whether the killed runs
+    ended with the bits of the first. Raises UserError if a run fails by itself.
+    """
+    import torch
+
+    data = ("--preset", "tiny", "--device", "cpu", "--root", str(out / "people"), "--synthetic-ids", str(ids))
+    recipe = (*data, "--epochs", str(epochs), "--workers", str(workers), "--save-minutes", SAVE_MINUTES)
+    begin = time.monotonic()
+    _train(out / "peace", recipe)  # draws the people too
+    shutil.rmtree(out / "peace")
+    seconds = _train(out / "peace", recipe)
+    assert seconds is not None
+    said(f"in peace: {seconds:.1f} s of training")
+    expected = _weights(out / "peace")
+    rng, hits, unreadable, equal, runs = random.Random(seed), list[dict[str, Any]](), list[str](), True, 0
+    while len(hits) < kills:
+        run = out / f"killed-{runs}"
+        runs += 1
+        while True:
+            resumed = ("--resume",) if (run / "last.pth").exists() else ()
+            # at most what leaves about as many moments as there are kills in one run
+            moment = rng.uniform(0, 2 * seconds / kills) if len(hits) < kills else None
+            if _train(run, (*recipe, *resumed), moment=moment, writing=len(hits) % 2 == 1) is not None:
+                break
+            hits.append({"run": run.name, "after_s": round(moment or 0.0, 3), **_state(run, unreadable)})
+            said(f"kill {len(hits)}: {hits[-1]}")
+        equal = equal and all(
+            torch.equal(value, found[key])
+            for name, found in _weights(run).items()
+            for key, value in expected[name].items()
+        )
+        said(f"{run.name}: finished, {'the same bits' if equal else 'OTHER BITS'}")
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": describe_environment(),
+        "training": {"preset": "tiny", "ids": ids, "epochs": epochs, "workers": workers, "seconds": seconds},
+        "seconds": round(time.monotonic() - begin, 1),
+        "runs": runs,
+        "kills": hits,
+        "unreadable": unreadable,
+        "equal": equal,
+    }
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The report in one line."""
+    hits = report["kills"]
+    writing, within = sum(hit["writing"] for hit in hits), sum(hit["step"] > 0 for hit in hits)
+    bits = "the bits of the run in peace" if report["equal"] else "OTHER BITS than the run in peace"
+    return (
+        f"{len(hits)} kills in {report['runs']} runs, {writing} while a file was being written, {within} followed by a "
+        f"start in the middle of an epoch: {len(report['unreadable'])} checkpoints unreadable, all ended with {bits}"
+    )
+
+
+def _train(out: Path, args: tuple[str, ...], *, moment: float | None = None, writing: bool = False) -> float | None:
+    """Train into `out`: seconds from the first step to the end. None if it was killed, `moment` seconds after the
+    first step or, with `writing`, when it next writes a checkpoint after that.
+
+    Raises UserError with its last line if it fails by itself.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pmm.train", *args, "--out", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PMM_FAST": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    last, ready, ended = "", 0.0, threading.Event()
+    killer = threading.Thread(target=_kill, args=(process.pid, out, moment or 0.0, writing, ended))
+    for line in process.stdout:
+        last = line.strip() or last
+        if line.startswith("run: "):
+            ready = time.monotonic()
+            if moment is not None:
+                killer.start()
+    ended.set()
+    code = process.wait()
+    if killer.is_alive():
+        killer.join()
+    if code == -signal.SIGKILL:
+        return None
+    if code:
+        raise UserError(f"a training run failed by itself: {last}")
+    return time.monotonic() - ready
+
+
+def _kill(group: int, out: Path, moment: float, writing: bool, ended: threading.Event) -> None:
+    """Kill the process group in `moment` seconds, or when a file is next being written after that, unless it ended."""
+    ended.wait(moment)
+    while writing and not ended.is_set() and not any(out.glob(".*.pth*")):
+        time.sleep(0.0005)
+    if not ended.is_set():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def _state(run: Path, unreadable: list[str]) -> dict[str, Any]:
+    """Where a killed run can go on; checkpoints that do not load are added to `unreadable`."""
+    from pmm import checkpoint
+
+    state: dict[str, Any] = {"epoch": 0, "step": 0, "writing": any(run.glob(".*.pth*"))}
+    for name in NAMES:
+        if not (run / name).exists():
+            continue
+        try:
+            found = checkpoint.load(run / name)
+        except UserError as error:
+            unreadable.append(str(error))
+        else:
+            if name == "last.pth":
+                state |= {"epoch": found["epoch"], "step": (found["progress"] or {}).get("steps", 0)}
+    return state
+
+
+def _weights(run: Path) -> dict[str, dict[str, Any]]:
+    from pmm import checkpoint
+
+    return {name: checkpoint.load(run / name)["model"] for name in NAMES}
