@@ -79,6 +79,8 @@ ALLOWED = {
         "embed",
         "checkpoint",
         "visualize",
+        "prepare",
+        "train",  # for its command line
     },
 }
 LATE = ("onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "openvino", "pycuda", "cuda")
