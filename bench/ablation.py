@@ -53,6 +53,7 @@ def main() -> int:
     table = markdown(found)
     write_file(out, json.dumps(found, indent=1) + "\n")
     write_file(out.with_suffix(".md"), table + "\n")
+    out.with_suffix(".png").unlink(missing_ok=True)  # of another report, if nothing can be compared in this one
     if picture := plot(found):
         write_file(out.with_suffix(".png"), picture)
     print(f"\n{table}\nreport: {out}")

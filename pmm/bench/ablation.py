@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,11 +82,13 @@ class Ablation:
             ("--jobs", options.jobs, 1),
         ):
             cli.numbers(str(value), flag=flag, least=least)
+        if options.compare_presets and options.preset != Options.preset:
+            raise UserError("--preset and --compare-presets both say which presets; leave one of them out")
         presets = cli.names(options.compare_presets or options.preset, flag="--compare-presets")
         methods = cli.names(options.methods or ("pmm" if options.compare_presets else DEFAULT_ROWS), flag="--methods")
         self.rows: dict[str, Row] = named(rows_of(methods, presets))
         self.against = against_of(options.against, self.rows)
-        again = [text for text in options.again.split(",") if text.strip()]
+        again = cli.names(options.again, flag="--again") if options.again else []
         self._again = set(self.rows) if again == ["all"] else {chosen(a, self.rows, flag="--again") for a in again}
         drawing = ["--synthetic-ids", str(options.synthetic_ids), "--synthetic-seed", str(options.synthetic_seed)]
         words = [*self._shared(options.root), *drawing]
@@ -169,8 +171,8 @@ class Ablation:
             f"rows: {', '.join(self.rows)}; compared with {self.against}\n"
             f"data: {people['root']}: {drawn}; {people['train_identities']} identities to train on, "
             f"{people['test_identities']} others to test on\n"
-            f"runs: {count} of {epochs} epochs, {options.jobs} at once with {how_many(self.threads, 'thread')} each, in "
-            f"{options.runs}; {self.kept()}"
+            f"runs: {count} of {epochs} epochs, {options.jobs} at once with {how_many(self.threads, 'thread')} each, "
+            f"in {options.runs}; {self.kept()}"
         )
 
     def kept(self) -> str:

@@ -13,7 +13,7 @@ from pmm.bench.ablation import HOME, Ablation
 from pmm.bench.ablation_runs import Outcome
 from pmm.bench.ablation_statistics import difference, spread
 from pmm.bench.gpu import RESULTS, slug
-from pmm.bench.pages.wording import between, how_many, escape, number, percent, points
+from pmm.bench.pages.wording import between, escape, how_many, number, percent, points
 from pmm.bench.steps import without_places
 from pmm.config import fast_mode
 from pmm.environment import describe_environment
