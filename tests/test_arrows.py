@@ -85,6 +85,8 @@ ALLOWED = {
         "processes",
         "trainee",
         "visualize",
+        "prepare",
+        "train",  # for its command line
     },
 }
 LATE = ("onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "openvino", "pycuda", "cuda")

@@ -5,7 +5,6 @@ Loads the standard library only: what is missing to run the steps is theirs to s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pmm.bench.steps import Outcome, Step, last_lines
+from pmm.bench.steps import Outcome, Step, digest, last_lines
 from pmm.environment import describe_environment
 from pmm.files import make_folder, write_file
 from pmm.kernels import LIBRARY
@@ -168,11 +167,10 @@ def slug(name: str) -> str:
 
 def dependencies() -> dict[str, Any]:
     """What every proof rests on: the sources (whatever the commit is called), the libraries, the driver."""
-    facts, digest = describe_environment(), hashlib.sha256((ROOT / "setup.py").read_bytes())
+    facts = describe_environment()
     files = (path for part in SOURCES for path in sorted((ROOT / part).rglob("*")) if path.suffix in SUFFIXES)
-    for path in files:
-        digest.update(_relative(path).encode() + b"\0" + path.read_bytes())
-    return {key: facts[key] for key in ("python", "versions", "driver")} | {"sources": digest.hexdigest()}
+    sources = digest(ROOT, [ROOT / "setup.py", *files])
+    return {key: facts[key] for key in ("python", "versions", "driver")} | {"sources": sources}
 
 
 def packages(steps: Iterable[Step]) -> str:

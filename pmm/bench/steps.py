@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,7 +114,43 @@ def run_steps(
 def last_lines(log: Path, root: Path) -> list[str]:
     """The end of a log, without where this machine keeps the repository."""
     lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
-    return [line.replace(f"{root}/", "").replace(str(Path.home()), "~") for line in lines if line.strip()][-LAST_LINES:]
+    return [without_places(line, root) for line in lines if line.strip()][-LAST_LINES:]
+
+
+def without_places(text: str, root: Path) -> str:
+    """`text` without the folders of this machine: it can be published."""
+    return text.replace(f"{root}/", "").replace(str(Path.home()), "~")
+
+
+def digest(root: Path, files: Iterable[Path]) -> str:
+    """Of the names below `root` and the contents of `files`, in their order."""
+    found = hashlib.sha256()
+    for path in files:
+        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
+
+
+def environment(root: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """Of a process that imports our packages from `root`."""
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
+
+
+def start_group(command: Sequence[str], root: Path, env: Mapping[str, str], output: object) -> subprocess.Popen[bytes]:
+    """Start a command line in a process group of its own: a Ctrl-C is ours to pass on. The word python is this
+    interpreter."""
+    words = [sys.executable if word == "python" else word for word in command]
+    return subprocess.Popen(
+        words, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # type: ignore[call-overload]  # fmt: skip
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process, if it still runs, and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _run(step: Step, folder: Path, root: Path) -> Outcome:
@@ -123,8 +159,7 @@ def _run(step: Step, folder: Path, root: Path) -> Outcome:
     shutil.rmtree(folder / step.name, ignore_errors=True)
     make_folder(folder / step.name)
     log, begin = folder / f"{step.name}.log", time.monotonic()
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
-    env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **step.env}
+    env = environment(root, step.env)
     status: Status = "passed"
     note = ""
     with log.open("w") as output:
@@ -145,19 +180,13 @@ def _run(step: Step, folder: Path, root: Path) -> Outcome:
 
 def _call(command: Sequence[str], root: Path, env: Mapping[str, str], output: object, limit: float) -> int | None:
     """Exit code; None if it took longer than `limit` seconds. Nothing that it started is left running."""
-    words = [sys.executable if word == "python" else word for word in command]
-    process = subprocess.Popen(
-        words, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )  # type: ignore[call-overload]  # fmt: skip
+    process = start_group(command, root, env, output)
     try:
         return process.wait(max(limit, 0.0))
     except subprocess.TimeoutExpired:
         return None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_group(process)
 
 
 def _kept(step: Step, folder: Path, root: Path, depends: object) -> Outcome | None:

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 _INK, _INK_ON_DARK = "#24292f", "#d5dae1"
 _GROUND_ON_DARK = "#14171b"
 _FAINT = "#8b929c"
+STYLE: dict[Any, Any] = {  # Any: matplotlib's stubs list every setting by name
+    "text.color": _INK, "axes.labelcolor": _INK, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK,
+    "xtick.color": _FAINT, "ytick.color": _FAINT, "axes.edgecolor": _FAINT, "grid.color": _FAINT,
+    "grid.alpha": 0.25, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
+    "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9.5, "font.size": 10.5,
+    "axes.labelsize": 10,
+    # a name with dollar signs is no formula; outlines, so that the text needs no font of the reader's machine
+    "text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": "pmm",
+}  # fmt: skip
+"""Of every figure: ink and faint lines on a ground that the page gives."""
 _LOG_FROM = 8  # a ratio of largest to smallest beyond which a linear axis hides the small ones
 _WIDE = 2.5  # such a ratio beyond which a box is but a line
 _GATE_SHOWN = 0.05
@@ -125,7 +135,7 @@ class _Drawing:
         for result, x, _, y in (dot for dot in dots if dot[0] in best):
             axes.plot([x], [y], "o", markersize=16, markerfacecolor="none", markeredgecolor=_INK, markeredgewidth=1.2)
             left = x <= sorted(x for _, x, _, _ in dots)[len(dots) // 2]
-            axes.annotate(_short(result.name), (x, y), (5 if left else -5, -10), textcoords="offset points",
+            axes.annotate(short(result.name), (x, y), (5 if left else -5, -10), textcoords="offset points",
                           ha="left" if left else "right", va="top", fontsize=9.5)  # fmt: skip
         if base is not None:
             axes.axhspan(base - 100 * SAME_RANKING, base + 100 * SAME_RANKING, color=_FAINT, alpha=0.25, linewidth=0)
@@ -165,7 +175,7 @@ class _Drawing:
                 self._strips(panels[1], [np.clip(share, low, high) for share in shares], timed)
                 panels[1].set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
                 panels[1].set_xlabel("% of its own median")
-            panels[0].set_yticks(range(len(timed)), [_short(r.name) + " !" * bool(t.flags) for r, t in timed])
+            panels[0].set_yticks(range(len(timed)), [short(r.name) + " !" * bool(t.flags) for r, t in timed])
             beside = panels[-1].secondary_yaxis("right")
             beside.set_yticks(range(len(timed)), [number(t.p50_ms) for _, t in timed])
             for axis in (*panels, beside):
@@ -230,7 +240,7 @@ class _Drawing:
         for group in legend_entries(self.results, self.styles):
             for text, look in group:
                 line = {"color": look, "linewidth": 5} if isinstance(look, str) else look.dot(7)
-                handles.append(Line2D([], [], label=_short(text), **line))
+                handles.append(Line2D([], [], label=short(text), **line))
             # every kind begins a column of its own
             handles += [Line2D([], [], linestyle="none", label=" ") for _ in range(-len(group) % rows)]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) // rows, columnspacing=1.4,
@@ -240,7 +250,7 @@ class _Drawing:
         return max(math.ceil(len(group) / 2) for group in legend_entries(self.results, self.styles))
 
 
-def _short(name: str, most: int = 26) -> str:
+def short(name: str, most: int = 26) -> str:
     """A name that leaves room for the plot; cut in the middle, since names differ at their ends."""
     name = one_line(name)
     return name if len(name) <= most else f"{name[: most // 2]}\u2026{name[-(most // 2 - 1) :]}"
@@ -281,16 +291,7 @@ def _svg(draw: Callable[[Figure], None], height_in: float) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {  # Any: matplotlib's stubs list every setting by name
-        "text.color": _INK, "axes.labelcolor": _INK, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK,
-        "xtick.color": _FAINT, "ytick.color": _FAINT, "axes.edgecolor": _FAINT, "grid.color": _FAINT,
-        "grid.alpha": 0.25, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
-        "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9.5, "font.size": 10.5,
-        "axes.labelsize": 10,
-        # a name with dollar signs is no formula; outlines, so that the text needs no font of the reader's machine
-        "text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": "pmm",
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         # narrow on purpose: on a phone the picture is shrunk little, so its text stays readable
         figure = Figure(figsize=(5.4, height_in), layout="constrained")
         draw(figure)

@@ -1,0 +1,48 @@
+"""Stands in for pmm.train and pmm.evaluate: `python planted_runs.py PLAN.json train|evaluate ...` does what is planned.
+
+PLAN.json: name of the run's folder -> {"mAP": ..., "fail": "train"|"evaluate", "hang": true}; "" is for the others.
+Writes the files that the real ones write, and a line per call to PLAN.calls.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    plan, action, *words = sys.argv[1:]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", nargs="?", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    given, rest = parser.parse_known_args(words)
+    folder = given.out or given.json.parent
+    planned = json.loads(Path(plan).read_text())
+    todo = planned.get(folder.name, planned.get("", {}))
+    with Path(plan).with_suffix(".calls").open("a") as calls:
+        calls.write(json.dumps([folder.name, action, given.resume, os.environ["OMP_NUM_THREADS"], rest]) + "\n")
+    if todo.get("fail") == action:
+        sys.exit(f"planted.{action}: error: it was planned")
+    if action == "evaluate":
+        assert given.checkpoint.read_text() == "trained"
+        given.json.write_text(json.dumps({"mAP": todo["mAP"], "rank1": todo.get("rank1", 0.5), "mINP": 0.1}))
+        return
+    assert given.resume == (folder / "last.pth").exists(), "pmm.train would refuse"
+    (folder / "last.pth").touch()
+    if todo.get("hang"):
+        child = subprocess.Popen(["sleep", "60"])
+        (folder / "pids").write_text(f"{os.getpid()} {child.pid}")
+        time.sleep(60)
+    epochs = [{"epoch": 1, "seconds": 2.0, "images_per_s": 100.0}, {"epoch": 2, "seconds": 1.0, "images_per_s": 400.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    (folder / "best.pth").write_text("trained")
+    print("\nthe last line")
+
+
+if __name__ == "__main__":
+    main()
