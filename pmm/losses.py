@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pmm.models.output import TrainOutput
+from pmm.models.output import MixedLabels, TrainOutput
 
 
 def pairwise_distances(features: Tensor) -> Tensor:
@@ -31,10 +31,26 @@ def batch_hard_triplet(features: Tensor, pids: Tensor) -> Tensor:
     return F.softplus(hardest_positive - hardest_negative).mean()
 
 
+def cross_entropy(logits: Tensor, pids: Tensor, mixed: MixedLabels | None, *, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy of logits [N, K], in at least float32; of mixed labels l CE(y) + (1 - l) CE(y_j)."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if mixed is None:
+        return F.cross_entropy(wide, pids, label_smoothing=label_smoothing)
+    own, other = (
+        F.cross_entropy(wide, labels, label_smoothing=label_smoothing, reduction="none")
+        for labels in (pids, mixed.other)
+    )
+    return (mixed.own * own + (1 - mixed.own) * other).mean()
+
+
 def reid_losses(output: TrainOutput, pids: Tensor, *, label_smoothing: float) -> dict[str, Tensor]:
-    """Scalars `triplet1`, `cross_entropy1`, `triplet2`, ... per stage; their sum is the training loss."""
+    """Scalars `triplet1`, `cross_entropy1`, `triplet2`, ... per stage; their sum is the training loss.
+
+    Where a stage's labels are mixed its cross-entropy is; the triplet loss keeps the anchors' labels.
+    """
     losses = {}
-    for stage, (feature, logits) in enumerate(zip(output.features, output.logits, strict=True), start=1):
+    mixed = output.mixed or (None,) * len(output.features)
+    for stage, (feature, logits, mix) in enumerate(zip(output.features, output.logits, mixed, strict=True), start=1):
         losses[f"triplet{stage}"] = batch_hard_triplet(feature, pids)
-        losses[f"cross_entropy{stage}"] = F.cross_entropy(logits.float(), pids, label_smoothing=label_smoothing)
+        losses[f"cross_entropy{stage}"] = cross_entropy(logits, pids, mix, label_smoothing=label_smoothing)
     return losses

@@ -7,11 +7,22 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 
+class MixedLabels(NamedTuple):
+    """Whom the maps of a stage show: the anchor by the share `own` [N] float, `other` [N] (class index) by the rest."""
+
+    other: Tensor
+    own: Tensor
+
+
 class TrainOutput(NamedTuple):
-    """Per stage: the features [N, F] the triplet loss sees and the identity logits [N, K]."""
+    """Per stage: the features [N, F] the triplet loss sees, the identity logits [N, K] and how its labels are mixed.
+
+    None for a stage whose label is the anchor's alone; `mixed` may be empty if that holds for all.
+    """
 
     features: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
+    mixed: tuple[MixedLabels | None, ...] = ()
 
 
 class Deployed(nn.Module):

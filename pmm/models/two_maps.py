@@ -1,4 +1,4 @@
-"""What PMM and BDB share: two maps of one trunk, a head per stage, and the test-time network."""
+"""What all methods but the baseline share: two maps of one trunk, a head per stage, and the test-time network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchvision.models.resnet import Bottleneck
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import Deployed, TrainOutput
+from pmm.models.output import Deployed, MixedLabels, TrainOutput
 from pmm.models.stages import Head
 
 
@@ -56,10 +56,10 @@ class TwoMaps(nn.Module):
         """The stages' features and logits in training, of F1 and X [N, C, h, w] and F1's average [N, C]."""
         raise NotImplementedError
 
-    def heads(self, *pooled: Tensor) -> TrainOutput:
-        """A pooled vector [N, C] per stage -> its feature and logits."""
+    def heads(self, *pooled: Tensor, mixed: tuple[MixedLabels | None, ...] = ()) -> TrainOutput:
+        """A pooled vector [N, C] per stage -> its feature and logits; `mixed` as in `TrainOutput`."""
         outputs = [head(vector) for head, vector in zip(self.stages, pooled, strict=True)]
-        return TrainOutput(features=tuple(f for f, _ in outputs), logits=tuple(z for _, z in outputs))
+        return TrainOutput(tuple(f for f, _ in outputs), tuple(z for _, z in outputs), mixed)
 
     def deployed(self) -> Deployed:
         """The test-time network: all stages but the first read the same vector, so their reductions are one layer."""
