@@ -64,22 +64,25 @@ class ModelConfig:
     """The network and the mix. Sizes that follow from the backbone or the data are not repeated here."""
 
     method: str = "pmm"
-    """Method: pmm, or bdb (Batch DropBlock: one rectangle of the map is zeroed per batch)."""
+    """Method: pmm, baseline (stage I alone), bdb (Batch DropBlock), cutout-batch, cutout-sample (rectangles of zeros in
+    place of the mix), cutmix (a rectangle of the partner, labels mixed) or a-cutmix (pmm's blocks, labels mixed)."""
     backbone: Literal["resnet50", "resnet10"] = "resnet50"
     """Trunk: resnet50, or resnet10 (small: widths 16 to 128, for CPUs)."""
     weights: str = "auto"
     """Start of the trunk: imagenet, none, a FILE with a ResNet-50 state dict, or auto (imagenet for resnet50 on real
     people, none on synthetic ones and for resnet10)."""
     feature_dim: int = 512
-    """Dimension of each stage's feature; the embedding has three of them."""
+    """Dimension of each stage's feature; the embedding has three of them (baseline: one)."""
     num_classes: int = 0
     """Training identities; 0: taken from the data."""
     block: tuple[int, int] = (3, 2)
-    """Height and width, in cells of the feature map, of the blocks that Hard-Mix ranks."""
+    """Height and width, in cells of the feature map, of the blocks that are ranked (pmm, a-cutmix)."""
     k: int = 3
-    """Blocks that Hard-Mix replaces per sample (0: no mixing)."""
+    """Blocks that are mixed per sample (pmm, a-cutmix; 0: three heads, no mixing)."""
     on_empty: Literal["first", "skip"] = "first"
-    """Samples whose CAM is empty: replace the first k blocks, or none (skip)."""
+    """Samples whose CAM is empty: mix the first k blocks, or none (skip) (pmm, a-cutmix)."""
+    direction: Literal["replace", "paste"] = "replace"
+    """Attentive blocks: overwrite them with the partner's, or paste them into the partner's map (a-cutmix)."""
 
     def __post_init__(self) -> None:
         _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "in 1..65536")

@@ -26,6 +26,7 @@ from pmm.errors import UserError
 from pmm.files import cannot_write, claimed, write_file
 from pmm.kernels import describe_build
 from pmm.machine import usable_cores
+from pmm.models.registry import method_of, refuse_unread
 from pmm.prepare import settled, training_data
 from pmm.runs import RUNS, newest_run
 
@@ -85,7 +86,8 @@ def main() -> int:
 def parse(args: list[str]) -> Command:
     """The command line as a `Command`; defaults come from the preset, or from the run to resume.
 
-    Raises UserError for an unknown preset, or a resumed run that is not there or has other values.
+    Raises UserError for an unknown preset or method, a flag that the method does not read, or a resumed run that is not
+    there or has other values.
     """
     first = cli.parse_args(_Choices, args, prog=PROG, description="", partial=True)
     out = first.out
@@ -99,6 +101,7 @@ def parse(args: list[str]) -> Command:
         config = dataclasses.replace(config, recipe=recipe)
     default = Command(out=out, config=config)
     command = cli.parse_args(Command, args, prog=PROG, description=__doc__ or "", default=default)
+    refuse_unread(command.config, cli.given_flags(args))
     if command.resume:
         _refuse_changes(out or RUNS, config, command.config)
     return command
@@ -111,7 +114,7 @@ def train(config: Config, *, out: Path, device: str = "auto", resume: bool = Fal
     mix has no compiled kernels for the device.
     """
     _check_folder(out, resume)
-    if config.model.method == "pmm":
+    if method_of(config).mixes_cells:
         _check_kernels(device)
     if not resume:
         config = settled(config)
@@ -263,7 +266,7 @@ def _say_start(config: Config, split: Split, out: Path, device: Any, model: torc
         f"{PROG}: {config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), {device}, "
         f"seed {config.seed}"
     )
-    if config.model.method == "pmm":
+    if method_of(config).mixes_cells:
         print(f"kernels of the mix: {describe_kernels(device)}")
     held_out = len({sample.pid for sample in split.query})
     trained = f"{len(split.train)} crops of {config.model.num_classes} identities"
