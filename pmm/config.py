@@ -75,6 +75,11 @@ class ModelConfig:
     """Dimension of each stage's feature; the embedding has three of them (baseline: one)."""
     num_classes: int = 0
     """Training identities; 0: taken from the data."""
+    neck: Literal["none", "bn"] = "none"
+    """Heads: the paper's, or BN-necks (the triplet loss sees the feature before the batch-norm, a classifier without a
+    bias and the embedding the one after it)."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """How embeddings are compared: as they are, or by cosine (the model and every export give them length 1)."""
     block: tuple[int, int] = (3, 2)
     """Height and width, in cells of the feature map, of the blocks that are ranked (pmm, a-cutmix)."""
     k: int = 3
@@ -156,7 +161,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     preset: str = "paper"
-    """The set of defaults the other values started from: paper or tiny."""
+    """The set of defaults the other values started from: paper, strong (today's recipe), or for CPUs tiny or
+    tiny-strong."""
     seed: int = 0
     """Seed of the weights, the order of the data, the augmentation and the partners."""
 
@@ -195,6 +201,22 @@ PRESETS: dict[str, Config] = {
             cutout_size=(32, 21),
             val_every=4,
         ),
+    ),
+}
+PRESETS |= {
+    "strong": dataclasses.replace(
+        PRESETS["paper"],
+        preset="strong",
+        model=dataclasses.replace(PRESETS["paper"].model, neck="bn", metric="cosine"),
+        recipe=RecipeConfig(
+            epochs=120, batch_size=64, schedule="flat-cosine", lr=3.5e-4, warmup=1 / 12, flat=1 / 12, shift=10
+        ),
+    ),
+    "tiny-strong": dataclasses.replace(
+        PRESETS["tiny"],
+        preset="tiny-strong",
+        model=dataclasses.replace(PRESETS["tiny"].model, neck="bn", metric="cosine"),
+        recipe=dataclasses.replace(PRESETS["tiny"].recipe, flat=PRESETS["tiny"].recipe.warmup),
     ),
 }
 

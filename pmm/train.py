@@ -1,6 +1,6 @@
 """Train a re-identification model on people on disk.
 
-python -m pmm.train [--preset paper|tiny] [--dataset market1501 --root DIR] [--out DIR] [--resume] ...
+python -m pmm.train [--preset NAME] [--method NAME] [--dataset market1501 --root DIR] [--out DIR] [--resume] ...
 
 Without arguments: preset paper where an NVIDIA GPU is at hand, else tiny, on synthetic people (drawn if not there).
 """

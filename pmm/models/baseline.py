@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import Deployed, TrainOutput
+from pmm.models.output import Deployed, TrainOutput, UnitLength
 from pmm.models.stages import Head
 
 
@@ -17,10 +17,10 @@ class Baseline(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = build_backbone(config.backbone)
-        self.stages = nn.ModuleList(
-            [Head(self.backbone.channels, config.feature_dim, config.num_classes, fan="fan_in")]
-        )
-        self.embedding_dim = config.feature_dim
+        dim, neck = config.feature_dim, config.neck == "bn"
+        self.stages = nn.ModuleList([Head(self.backbone.channels, dim, config.num_classes, fan="fan_in", neck=neck)])
+        self.embedding_dim, self.normalised = dim, config.metric == "cosine"
+        self.finish = UnitLength() if self.normalised else nn.Identity()
 
     def forward(
         self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
@@ -29,14 +29,14 @@ class Baseline(nn.Module):
         (head,) = self.stages
         average = self.backbone(images).mean((2, 3))
         if pids is None:
-            return head.feature(average)  # type: ignore[operator]
+            return self.finish(head.feature(average))  # type: ignore[operator]
         feature, logits = head(average)
         return TrainOutput((feature,), (logits,))
 
     def deployed(self) -> Deployed:
         """The test-time network: the classifier is left out."""
         (head,) = self.stages
-        return Deployed(_Map(self.backbone), _Tail(head))  # type: ignore[arg-type]
+        return Deployed(_Map(self.backbone), _Tail(head), normalised=self.normalised)  # type: ignore[arg-type]
 
 
 class _Map(nn.Module):
@@ -55,7 +55,7 @@ class _Tail(nn.Module):
 
     def __init__(self, head: Head) -> None:
         super().__init__()
-        self.head = nn.Sequential(head.reduction, head.bn, nn.ReLU())
+        self.head = nn.Sequential(head.reduction, head.bn, head.activation)
 
     def forward(self, f1: Tensor) -> Tensor:
         return self.head(f1.mean((2, 3)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -25,17 +26,26 @@ class TrainOutput(NamedTuple):
     mixed: tuple[MixedLabels | None, ...] = ()
 
 
+class UnitLength(nn.Module):
+    """Embeddings [N, D] to length 1, in which the Euclidean ranking is the cosine's; an embedding of zeros stays."""
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return F.normalize(embeddings)
+
+
 class Deployed(nn.Module):
     """A test-time network in two parts, so that an export can run the expensive one in another precision.
 
-    `trunk` maps normalised images [N, 3, H, W] to a tuple of maps; `tail` pools them into the embedding [N, D] and
-    always runs in fp32.
+    `trunk` maps normalised images [N, 3, H, W] to a tuple of maps; `tail` pools them into features [N, D] and `finish`
+    makes the embedding of those, bringing it to length 1 if `normalised`; both always run in fp32.
     """
 
-    def __init__(self, trunk: nn.Module, tail: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, tail: nn.Module, *, normalised: bool) -> None:
         super().__init__()
         self.trunk = trunk
         self.tail = tail
+        self.finish = UnitLength() if normalised else nn.Identity()
+        self.normalised = normalised
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.tail(*self.trunk(images))
+        return self.finish(self.tail(*self.trunk(images)))

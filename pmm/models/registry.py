@@ -22,6 +22,7 @@ class ReidModel(Protocol):
     """What every method offers; see `pmm.models.two_maps.TwoMaps` for shapes."""
 
     embedding_dim: int
+    normalised: bool
 
     def forward(
         self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
