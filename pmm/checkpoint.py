@@ -162,7 +162,7 @@ def restore_training(state: dict[str, Any], trainee: Trainee) -> None:
 def load_model(path: str | Path) -> nn.Module:
     """The model of a checkpoint in eval mode, on the CPU.
 
-    It maps normalised float32 images [N, 3, H, W] to unnormalised embeddings [N, D].
+    It maps normalised float32 images [N, 3, H, W] to embeddings [N, D], of length 1 if its `normalised` says so.
 
     Raises UserError as `load`.
     """

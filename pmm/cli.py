@@ -120,9 +120,10 @@ def held_signals(*numbers: int) -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
-def given_flags() -> set[str]:
-    """The --flags on this command line, without their values."""
-    return {arg.split("=", 1)[0].replace("_", "-") for arg in sys.argv[1:] if arg.startswith("--")}
+def given_flags(args: Sequence[str] | None = None) -> set[str]:
+    """The --flags of `args` (default: of this command line), without their values."""
+    args = sys.argv[1:] if args is None else args
+    return {arg.split("=", 1)[0].replace("_", "-") for arg in args if arg.startswith("--")}
 
 
 def numbers(text: str, *, flag: str, least: int = 1) -> list[int]:

@@ -64,22 +64,30 @@ class ModelConfig:
     """The network and the mix. Sizes that follow from the backbone or the data are not repeated here."""
 
     method: str = "pmm"
-    """Method: pmm, or bdb (Batch DropBlock: one rectangle of the map is zeroed per batch)."""
+    """Method: pmm, baseline (stage I alone), bdb (Batch DropBlock), cutout-batch, cutout-sample (rectangles of zeros in
+    place of the mix), cutmix (a rectangle of the partner, labels mixed) or a-cutmix (pmm's blocks, labels mixed)."""
     backbone: Literal["resnet50", "resnet10"] = "resnet50"
     """Trunk: resnet50, or resnet10 (small: widths 16 to 128, for CPUs)."""
     weights: str = "auto"
     """Start of the trunk: imagenet, none, a FILE with a ResNet-50 state dict, or auto (imagenet for resnet50 on real
     people, none on synthetic ones and for resnet10)."""
     feature_dim: int = 512
-    """Dimension of each stage's feature; the embedding has three of them."""
+    """Dimension of each stage's feature; the embedding has three of them (baseline: one)."""
     num_classes: int = 0
     """Training identities; 0: taken from the data."""
+    neck: Literal["none", "bn"] = "none"
+    """Heads: the paper's, or BN-necks (the triplet loss sees the feature before the batch-norm, a classifier without a
+    bias and the embedding the one after it)."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """How embeddings are compared: as they are, or by cosine (the model and every export give them length 1)."""
     block: tuple[int, int] = (3, 2)
-    """Height and width, in cells of the feature map, of the blocks that Hard-Mix ranks."""
+    """Height and width, in cells of the feature map, of the blocks that are ranked (pmm, a-cutmix)."""
     k: int = 3
-    """Blocks that Hard-Mix replaces per sample (0: no mixing)."""
+    """Blocks that are mixed per sample (pmm, a-cutmix; 0: three heads, no mixing)."""
     on_empty: Literal["first", "skip"] = "first"
-    """Samples whose CAM is empty: replace the first k blocks, or none (skip)."""
+    """Samples whose CAM is empty: mix the first k blocks, or none (skip) (pmm, a-cutmix)."""
+    direction: Literal["replace", "paste"] = "replace"
+    """Attentive blocks: overwrite them with the partner's, or paste them into the partner's map (a-cutmix)."""
 
     def __post_init__(self) -> None:
         _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "in 1..65536")
@@ -186,7 +194,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     preset: str = "paper"
-    """The set of defaults the other values started from: paper or tiny."""
+    """The set of defaults the other values started from: paper, strong (today's recipe), or for CPUs tiny or
+    tiny-strong."""
     seed: int = 0
     """Seed of the weights, the order of the data, the augmentation and the partners."""
 
@@ -233,6 +242,22 @@ PRESETS: dict[str, Config] = {
             cutout_size=(32, 21),
             val_every=4,
         ),
+    ),
+}
+PRESETS |= {
+    "strong": dataclasses.replace(
+        PRESETS["paper"],
+        preset="strong",
+        model=dataclasses.replace(PRESETS["paper"].model, neck="bn", metric="cosine"),
+        recipe=RecipeConfig(
+            epochs=120, batch_size=64, schedule="flat-cosine", lr=3.5e-4, warmup=1 / 12, flat=1 / 12, shift=10
+        ),
+    ),
+    "tiny-strong": dataclasses.replace(
+        PRESETS["tiny"],
+        preset="tiny-strong",
+        model=dataclasses.replace(PRESETS["tiny"].model, neck="bn", metric="cosine"),
+        recipe=dataclasses.replace(PRESETS["tiny"].recipe, flat=PRESETS["tiny"].recipe.warmup),
     ),
 }
 

@@ -96,6 +96,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "backbone_weights": weights if weights in ("auto", "imagenet", "none") else Path(weights).name,
         "crop": {"height": data.height, "width": data.width},
         "embedding_dim": model.embedding_dim,
+        "metric": config.model.metric,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_on": {"dataset": data.dataset, "identities": config.model.num_classes, **drawn},
         "epoch": state["epoch"],

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pmm.models.output import TrainOutput
+from pmm.models.output import MixedLabels, TrainOutput
 
 
 def pairwise_distances(features: Tensor, others: Tensor | None = None) -> Tensor:
@@ -43,22 +43,37 @@ def batch_hard_triplet(
     return F.softplus(hardest_positive - hardest_negative).mean()
 
 
+def cross_entropy(logits: Tensor, pids: Tensor, mixed: MixedLabels | None, *, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy of logits [N, K], in at least float32; of mixed labels l CE(y) + (1 - l) CE(y_j)."""
+    wide = _wide(logits)
+    if mixed is None:
+        return F.cross_entropy(wide, pids, label_smoothing=label_smoothing)
+    own, other = (
+        F.cross_entropy(wide, labels, label_smoothing=label_smoothing, reduction="none")
+        for labels in (pids, mixed.other)
+    )
+    return (mixed.own * own + (1 - mixed.own) * other).mean()
+
+
 def reid_losses(
     output: TrainOutput, pids: Tensor, *, label_smoothing: float, rows: Callable[[Tensor], Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Scalars `triplet1`, `cross_entropy1`, `triplet2`, ... per stage; their sum is the training loss.
 
-    `rows` turns rows of this process's part of a batch into those of the whole batch, in which the triplets are then
-    found (`pmm.processes.Processes.rows`).
+    Where a stage's labels are mixed its cross-entropy is; the triplet loss keeps the anchors' labels. `rows` turns rows
+    of this process's part of a batch into those of the whole batch, in which the triplets are then found
+    (`pmm.processes.Processes.rows`).
     """
     losses = {}
+    mixed = output.mixed or (None,) * len(output.features)
     others: tuple[Tensor | None, ...] = (None,) * len(output.features)
     other_pids = None
     if rows is not None:  # in one go: processes must agree on the order of what they exchange
         together = rows(torch.cat([_wide(feature) for feature in output.features], 1))
         others = together.split([feature.shape[1] for feature in output.features], 1)
         other_pids = rows(pids)
-    for stage, (feature, logits) in enumerate(zip(output.features, output.logits, strict=True), start=1):
-        losses[f"triplet{stage}"] = batch_hard_triplet(feature, pids, others[stage - 1], other_pids)
-        losses[f"cross_entropy{stage}"] = F.cross_entropy(logits.float(), pids, label_smoothing=label_smoothing)
+    stages = zip(output.features, output.logits, mixed, others, strict=True)
+    for stage, (feature, logits, mix, beside) in enumerate(stages, start=1):
+        losses[f"triplet{stage}"] = batch_hard_triplet(feature, pids, beside, other_pids)
+        losses[f"cross_entropy{stage}"] = cross_entropy(logits, pids, mix, label_smoothing=label_smoothing)
     return losses

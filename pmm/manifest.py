@@ -70,6 +70,13 @@ class EmbeddingContract:
     """The mean of the crop's embedding and its mirror image's."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
 
+    @classmethod
+    def of(cls, model: Any, *, normalised: bool = False, flip_tta: bool = False) -> EmbeddingContract:
+        """Of what `model` returns; with `normalised` at length 1 even if its own embeddings are not."""
+        normalised = normalised or bool(model.normalised)
+        metric: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
+        return cls(dim=int(model.embedding_dim), normalised=normalised, flip_tta=flip_tta, metric=metric)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchProfile:

@@ -86,14 +86,6 @@ class Processes:
         """
         return mine if self.world == 1 else _Rows.apply(mine, self)
 
-    def mean_over_rows(self, mine: Tensor) -> Tensor:
-        """The mean [F] over the rows [N, F] of all processes; not differentiable."""
-        mean = mine.mean(0)
-        if self.world > 1:
-            dist.all_reduce(mean)
-            mean /= self.world
-        return mean
-
 
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Train a re-identification model on people on disk.
 
-python -m pmm.train [--preset paper|tiny] [--dataset market1501 --root DIR] [--out DIR] [--resume] ...
+python -m pmm.train [--preset NAME] [--method NAME] [--dataset market1501 --root DIR] [--out DIR] [--resume] ...
 
 Without arguments: preset paper where an NVIDIA GPU is at hand, else tiny, on synthetic people (drawn if not there).
 """
@@ -27,6 +27,7 @@ from pmm.config import SYNTHETIC, Config, fast_mode, preset
 from pmm.data.samples import Split
 from pmm.errors import Stopped, UserError
 from pmm.files import claimed
+from pmm.models.registry import method_of, refuse_unread
 from pmm.prepare import settled, training_data
 from pmm.runs import RUNS, newest_run, refuse_changes
 
@@ -119,7 +120,8 @@ def _again(out: Path) -> str:
 def parse(args: list[str]) -> Command:
     """The command line as a `Command`; defaults come from the preset, or from the run to resume.
 
-    Raises UserError for an unknown preset, or a resumed run that is not there or has other values.
+    Raises UserError for an unknown preset or method, a flag that the method does not read, or a resumed run that is not
+    there or has other values.
     """
     first = cli.parse_args(_Choices, args, prog=PROG, description="", partial=True)
     out = first.out
@@ -133,6 +135,7 @@ def parse(args: list[str]) -> Command:
         config = dataclasses.replace(config, recipe=recipe)
     default = Command(out=out, config=config)
     command = cli.parse_args(Command, args, prog=PROG, description=__doc__ or "", default=default)
+    refuse_unread(command.config, cli.given_flags(args))
     if command.resume:
         refuse_changes(out or RUNS, config, command.config)
     return command
@@ -158,7 +161,7 @@ def train(
     from pmm.processes import joined
     from pmm.runtime.eager import torch_device
 
-    if config.model.method == "pmm":
+    if method_of(config).mixes_cells:
         _check_kernels(device)
     with joined(torch_device(device)) as (processes, own):
         out = Path(processes.told(str(out)))

@@ -23,7 +23,7 @@ from pmm.files import cannot_write, sweep, write_file
 from pmm.kernels import describe_build
 from pmm.machine import usable_cores
 from pmm.models.backbone import load_weights
-from pmm.models.registry import build_model
+from pmm.models.registry import build_model, method_of
 from pmm.processes import Processes
 from pmm.progress import PROG, LossWatch, Meter, advice_on_data, epoch_line, mean_of_records, not_finite, warn
 from pmm.runs import refuse_changes
@@ -242,7 +242,7 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         world = f" x {self.processes.world} processes" if self.processes.world > 1 else ""
         print(f"{PROG}: {model.method} on {model.backbone} ({parameters:.2f} M parameters), {self.device}{world}")
-        if model.method == "pmm":
+        if method_of(config).mixes_cells:
             print(f"kernels of the mix: {describe_kernels(self.device)}")
         held_out = len({sample.pid for sample in self.split.query})
         trained = f"{len(self.split.train)} crops of {model.num_classes} identities"

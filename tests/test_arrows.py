@@ -60,7 +60,7 @@ ALLOWED = {
     "progress": {"errors"},
     "prepare": DATA,
     "trainer": DATA | {"checkpoint", "engine", "kernels", "models", "ops", "processes", "progress", "trainee"},
-    "train": DATA | {"prepare", "kernels", "ops", "processes", "runtime", "trainer"},
+    "train": DATA | {"models", "prepare", "kernels", "ops", "processes", "runtime", "trainer"},
     "evaluate": DATA | {"embed", "metrics", "reranking", "runtime"},
     "visualize": DATA,
     "export": DATA | {"manifest", "onnx_file", "parity", "runtime", "checkpoint", "models"},

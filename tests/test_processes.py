@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from torch import nn
 
 from pmm.checkpoint import load
 from pmm.data.loader import train_batches
@@ -17,6 +18,7 @@ from pmm.data.readers import read_dataset
 from pmm.engine import Validation, train_step
 from pmm.errors import UserError
 from pmm.models.registry import build_model
+from pmm.models.stages import Head
 from pmm.processes import ALONE, Processes, joined
 from pmm.trainee import make_trainee
 from tests.conftest import ROOT
@@ -40,6 +42,7 @@ def started(rank, port, config, out):
         found = {"said": _said(processes)}
         for name, recipe in (("gathered", GATHERED), ("apart", APART)):
             found[name] = _stepped(_changed(config, **recipe), processes)
+        found["cam_weights"] = _cam_weights(slice(8 * rank, 8 * rank + 8), nn.SyncBatchNorm.convert_sync_batchnorm)
         torch.manual_seed(0)
         split = read_dataset("synthetic", config.data.root)
         few = dataclasses.replace(split, query=split.query[:12], gallery=split.gallery[:101])
@@ -71,9 +74,16 @@ def _said(processes):
         "together": processes.together(lambda: processes.rank),
         "rows": everything.detach(),
         "gradient": rows.grad,
-        "mean": processes.mean_over_rows(torch.tensor([[1.0], [3.0 + 4 * processes.rank]])),
         "error": error,
     }
+
+
+def _cam_weights(rows, convert=lambda head: head):
+    """Those of a part of one batch, in double precision."""
+    torch.manual_seed(0)
+    head = convert(Head(12, 6, 5, fan="fan_in").double()).train()
+    pooled, pids = torch.randn(16, 12, dtype=torch.float64), torch.arange(16) % 5
+    return head.cam_weights(pooled[rows], pids[rows], 32)
 
 
 def _changed(config, **recipe):
@@ -133,7 +143,6 @@ def test_what_they_tell_each_other(both):
     assert (first["together"], second["together"]) == (0, 1)
     assert first["error"] == "UserError: process 1: no data here"
     assert second["error"] == "SystemExit: 1"
-    assert float(first["mean"]) == float(second["mean"]) == 3.0
 
 
 def test_rows_of_all_and_their_gradients(both):
@@ -160,6 +169,12 @@ def test_two_processes_take_the_step_of_one(both, config, way, alone):
         assert all(torch.equal(value, first["weights"][name]) for name, value in found["weights"].items())
         gradient = torch.cat([value.flatten() for value in found["gradients"].values()])
         assert (gradient - whole).norm() <= 1e-5 * whole.norm()
+
+
+def test_a_synchronised_batch_norm_couples_the_cam_of_all(both):
+    found = torch.cat([part["cam_weights"] for part in both])
+    torch.testing.assert_close(found, _cam_weights(slice(None)), rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(found[:8], _cam_weights(slice(0, 8)), rtol=1e-3)
 
 
 def test_gathering_finds_other_triplets(both):

@@ -169,7 +169,9 @@ def test_every_other_command_runs_as_it_stands(tmp_path, people):
     for command in commands():
         if command.startswith("make "):
             continue
-        if "--preset paper" in command:  # wants ImageNet weights and 32 identities: only its flags are tried
+        if re.search(
+            "--preset (paper|strong)", command
+        ):  # wants ImageNet weights and 32 identities: its flags are tried
             parse(shlex.split(command.split("pmm.train", 1)[1]))
             continue
         # a user's data and the run on it: here, the people and the run of the commands before

@@ -227,7 +227,21 @@ def test_bad_input_is_one_line(people, tmp_path):
     refused("--root", people, "--weights", "imagenet", expected=["resnet10 trunk has no such weights"])
     refused("--root", people, "--k", "40", expected=["the 8x4 map of 128x64 crops has only 32 blocks"])
     refused("--root", people, "--preset", "huge", expected=["unknown preset 'huge'; known presets: paper, tiny"])
-    refused("--root", people, "--method", "pmn", expected=["unknown method 'pmn'"])
+    refused("--root", people, "--method", "pmn", expected=["unknown method 'pmn'; known methods: pmm, baseline, bdb, "])
+    refused("--root", people, "--method", "bdb", "--k", "2", expected=["--k says nothing to method bdb, only to pmm"])
+    refused(
+        "--root", people, "--direction", "paste", expected=["--direction says nothing to method pmm, only to a-cut"]
+    )
+    refused("--root", people, "--method", "a-cutmix", "--k=33", expected=["k is 33, but the 8x4 map of 128x64 crops"])
+    refused(
+        "--root",
+        people,
+        "--method",
+        "a-cutmix",
+        "--direction",
+        "up",
+        expected=["invalid choice 'up' for argument '--direction'"],
+    )
     refused("--root", people, "--seed", "-1", expected=["seed is -1; it must be at least 0"])
     refused("--root", people, "--num-classes", "777", expected=["num_classes is 777", "has 11 training identities"])
     refused("--root", people, "--synthetic-ids", "50", expected=["drawn with synthetic_ids=12, not 50"])

@@ -66,8 +66,7 @@ def _torch(checkpoint: Path, compiled: bool, precision: str, device: str, graph:
     from pmm.runtime.torch_graph import GraphRunner
 
     stored: Precision = "fp32" if precision == "tf32" else precision  # type: ignore[assignment]
-    contract = EmbeddingContract(dim=int(model.embedding_dim))  # type: ignore[arg-type]
-    module = deployed_graph(model, size, InputContract(), contract, stored)
+    module = deployed_graph(model, size, InputContract(), EmbeddingContract.of(model), stored)
     return GraphRunner(module, size, where, precision=precision, threads=threads, compiled=compiled, cuda_graph=graph)
 
 

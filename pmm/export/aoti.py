@@ -76,7 +76,7 @@ def export_aoti(
     digest = sha256(checkpoint)
     state = load(checkpoint)
     model, config = restore_model(state, checkpoint)
-    size, embedding = preprocessing_of(config), EmbeddingContract(dim=int(model.embedding_dim))  # type: ignore[arg-type]
+    size, embedding = preprocessing_of(config), EmbeddingContract.of(model)
     gate = checkpoint_gate(model, with_located_data(config, checkpoint), embedding, verification)
 
     stored: Precision = "fp32" if precision == "tf32" else precision  # type: ignore[assignment]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pmm.data.crops import Preprocessing
 from pmm.export.fold import fold_batch_norms
 from pmm.export.recipe import Precision
 from pmm.manifest import EmbeddingContract, InputContract
-from pmm.models.output import Deployed
+from pmm.models.output import Deployed, UnitLength
 from pmm.models.registry import deployed
 from pmm.runtime.eager import Normalise
 from pmm.runtime.torch_graph import quiet
@@ -45,8 +44,11 @@ class DeployedGraph(nn.Module):
             preprocessing = _reverse_channels(network.trunk, preprocessing)
         self.normalise = Normalise(preprocessing) if input.normalised_by == "graph" else nn.Identity()
         self.dtype = _TRUNK_TYPE[precision]
-        self.trunk, self.tail = network.trunk.to(self.dtype), network.tail
+        self.trunk, self.tail, self.finish = network.trunk.to(self.dtype), network.tail, network.finish
         self.embedding = embedding
+        # the mean of two embeddings of length 1 is shorter
+        again = embedding.normalised and (embedding.flip_tta or not network.normalised)
+        self.returned = UnitLength() if again else nn.Identity()
         for parameter in self.parameters():
             parameter.requires_grad_(False)
 
@@ -54,10 +56,10 @@ class DeployedGraph(nn.Module):
         x = self.normalise(images)
         if self.embedding.flip_tta:
             x = torch.cat([x, x.flip(3)])
-        found = self.tail(*(maps.float() for maps in self.trunk(x.to(self.dtype))))
+        found = self.finish(self.tail(*(maps.float() for maps in self.trunk(x.to(self.dtype)))))
         if self.embedding.flip_tta:
             found = found.view(2, -1, self.embedding.dim).mean(0)
-        return F.normalize(found) if self.embedding.normalised else found
+        return self.returned(found)
 
 
 def deployed_graph(

@@ -172,22 +172,19 @@ def _input(recipe: Recipe) -> InputContract:
 
 
 def _embedding(model: torch.nn.Module, recipe: Recipe) -> EmbeddingContract:
-    return EmbeddingContract(
-        dim=int(model.embedding_dim),  # type: ignore[arg-type]
-        normalised=recipe.normalize,
-        flip_tta=recipe.flip_tta,
-        metric="cosine" if recipe.normalize else "euclidean",
-    )
+    return EmbeddingContract.of(model, normalised=recipe.normalize, flip_tta=recipe.flip_tta)
 
 
 def _same_recipe(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
     """Was the file made by this version of us, from this checkpoint, as `recipe` says?"""
+    from pmm.checkpoint import load_model
+
     return (
         manifest.checkpoint_sha256 == sha256(checkpoint)
         and _versions().items() <= manifest.versions.items()
         and manifest.precision == recipe.precision
         and manifest.input == _input(recipe)
-        and (manifest.embedding.normalised, manifest.embedding.flip_tta) == (recipe.normalize, recipe.flip_tta)
+        and manifest.embedding == _embedding(load_model(checkpoint), recipe)
         and (recipe.precision != "int8" or _same_quantization(manifest.quantization or {}, recipe))
     )
 

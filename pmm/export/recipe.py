@@ -44,7 +44,7 @@ class Recipe:
     input_colour: Literal["rgb", "bgr"] = "rgb"
     """Order of the input's channels."""
     normalize: bool = False
-    """Embeddings of length 1, to compare by cosine."""
+    """Embeddings of length 1, to compare by cosine; those of a checkpoint with metric cosine always have it."""
     flip_tta: bool = False
     """The mean of the embeddings of the crop and its mirror image; twice the work."""
 

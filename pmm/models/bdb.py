@@ -33,18 +33,24 @@ class BDB(TwoMaps):
         return self.heads(average, dropped.amax((2, 3)))
 
 
-def drop_mask(height: int, width: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+def drop_mask(
+    height: int, width: int, device: torch.device, generator: torch.Generator | None = None, count: int | None = None
+) -> Tensor:
     """True in one rectangle of round(0.33 * height) by round(1.0 * width) cells at a uniform position: [height, width].
 
-    `generator` is on `device` (None: torch's default); nothing is copied to the host.
+    With `count` as many, drawn independently: [count, height, width]. `generator` is on `device` (None: torch's
+    default); nothing is copied to the host.
     """
-    rows = _span(height, round(HEIGHT_RATIO * height), device, generator)
-    columns = _span(width, round(WIDTH_RATIO * width), device, generator)
-    return rows[:, None] & columns
+    shape = () if count is None else (count,)
+    rows = _span(height, round(HEIGHT_RATIO * height), shape, device, generator)
+    columns = _span(width, round(WIDTH_RATIO * width), shape, device, generator)
+    return rows[..., None] & columns[..., None, :]
 
 
-def _span(size: int, length: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """True for `length` of `size` neighbours [size], their start uniform over all that fit."""
-    start = torch.randint(size - length + 1, (), generator=generator, device=device)
+def _span(
+    size: int, length: int, shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """True for `length` of `size` neighbours [*shape, size], their start uniform over all that fit."""
+    start = torch.randint(size - length + 1, (*shape, 1), generator=generator, device=device)
     index = torch.arange(size, device=device)
     return (index >= start) & (index < start + length)

@@ -4,27 +4,48 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class MixedLabels(NamedTuple):
+    """Whom the maps of a stage show: the anchor by the share `own` [N] float, `other` [N] (class index) by the rest."""
+
+    other: Tensor
+    own: Tensor
+
+
 class TrainOutput(NamedTuple):
-    """Per stage: the features [N, F] the triplet loss sees and the identity logits [N, K]."""
+    """Per stage: the features [N, F] the triplet loss sees, the identity logits [N, K] and how its labels are mixed.
+
+    None for a stage whose label is the anchor's alone; `mixed` may be empty if that holds for all.
+    """
 
     features: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
+    mixed: tuple[MixedLabels | None, ...] = ()
+
+
+class UnitLength(nn.Module):
+    """Embeddings [N, D] to length 1, in which the Euclidean ranking is the cosine's; an embedding of zeros stays."""
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return F.normalize(embeddings)
 
 
 class Deployed(nn.Module):
     """A test-time network in two parts, so that an export can run the expensive one in another precision.
 
-    `trunk` maps normalised images [N, 3, H, W] to a tuple of maps; `tail` pools them into the embedding [N, D] and
-    always runs in fp32.
+    `trunk` maps normalised images [N, 3, H, W] to a tuple of maps; `tail` pools them into features [N, D] and `finish`
+    makes the embedding of those, bringing it to length 1 if `normalised`; both always run in fp32.
     """
 
-    def __init__(self, trunk: nn.Module, tail: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, tail: nn.Module, *, normalised: bool) -> None:
         super().__init__()
         self.trunk = trunk
         self.tail = tail
+        self.finish = UnitLength() if normalised else nn.Identity()
+        self.normalised = normalised
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.tail(*self.trunk(images))
+        return self.finish(self.tail(*self.trunk(images)))

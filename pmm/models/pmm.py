@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pmm.config import ModelConfig
-from pmm.models.output import TrainOutput
+from pmm.models.output import MixedLabels, TrainOutput
 from pmm.models.two_maps import TwoMaps
 from pmm.ops import hard_mix_max_pool, mixed_cam, sample_partners
 from pmm.ops.mixed_cam import cam
@@ -29,12 +29,22 @@ class PMM(TwoMaps):
         """Mixed; `generator` draws the partners."""
         head1, head2, _ = self.stages
         cells = f1.shape[2] * f1.shape[3]
-        mix = {"block": self.block, "k": self.k, "on_empty": self.on_empty}
 
         cam1 = cam(f1, head1.cam_weights(average, pids, cells))  # type: ignore[operator]
-        partner = sample_partners(pids, generator)
-        pooled2, replaced = hard_mix_max_pool(x, cam1, partner, **mix)  # type: ignore[arg-type]
+        partner2 = sample_partners(pids, generator)
+        pooled2, taken2 = self.mixed_max(x, cam1, partner2)
 
-        cam2 = mixed_cam(x, partner, replaced, head2.cam_weights(pooled2, pids, cells))  # type: ignore[operator]
-        pooled3, _ = hard_mix_max_pool(x, cam2, sample_partners(pids, generator), **mix)  # type: ignore[arg-type]
-        return self.heads(average, pooled2, pooled3)
+        cam2 = mixed_cam(x, partner2, taken2, head2.cam_weights(pooled2, pids, cells))  # type: ignore[operator]
+        partner3 = sample_partners(pids, generator)
+        pooled3, taken3 = self.mixed_max(x, cam2, partner3)
+
+        labels2, labels3 = self.labels(pids, partner2, taken2), self.labels(pids, partner3, taken3)
+        return self.heads(average, pooled2, pooled3, mixed=(None, labels2, labels3))
+
+    def mixed_max(self, x: Tensor, cam: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+        """The maxima [N, C] of X mixed where `cam` [N, H, W] says, and the cells [N, H, W] taken from the partner."""
+        return hard_mix_max_pool(x, cam, partner, self.block, self.k, on_empty=self.on_empty)
+
+    def labels(self, pids: Tensor, partner: Tensor, taken: Tensor) -> MixedLabels | None:
+        """The labels of mixed maps: the anchor's alone."""
+        return None

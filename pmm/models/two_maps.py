@@ -1,17 +1,16 @@
-"""What PMM and BDB share: two maps of one trunk, a head per stage, and the test-time network."""
+"""What all methods but the baseline share: two maps of one trunk, a head per stage, and the test-time network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import Deployed, TrainOutput
+from pmm.models.output import Deployed, MixedLabels, TrainOutput, UnitLength
 from pmm.models.stages import Head
 
 
@@ -28,18 +27,19 @@ class TwoMaps(nn.Module):
         channels = self.backbone.channels
         self.bottleneck = Bottleneck(channels, channels // Bottleneck.expansion)
         self.stages = nn.ModuleList(
-            Head(channels, dim, config.num_classes, fan="fan_out" if stage else "fan_in")
+            Head(channels, dim, config.num_classes, fan="fan_out" if stage else "fan_in", neck=config.neck == "bn")
             for stage, dim in enumerate(feature_dims)
         )
-        self.embedding_dim = sum(feature_dims)
+        self.embedding_dim, self.normalised = sum(feature_dims), config.metric == "cosine"
+        self.finish = UnitLength() if self.normalised else nn.Identity()
 
     def forward(
         self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor | TrainOutput:
         """images [N, 3, H, W], normalised.
 
-        Without `pids`: the unnormalised embedding [N, embedding_dim], of X as it is. With `pids` [N] (class indices):
-        features and logits of the stages as in training; `generator` draws what is random in it.
+        Without `pids`: the embedding [N, embedding_dim], of X as it is; of length 1 if `normalised`. With `pids` [N]
+        (class indices): features and logits of the stages as in training; `generator` draws what is random in it.
         """
         f1 = self.backbone(images)
         x = self.bottleneck(f1)
@@ -48,7 +48,8 @@ class TwoMaps(nn.Module):
             return self.train_stages(f1, x, average, pids, generator)
         first, *others = self.stages
         largest = x.amax((2, 3))
-        return torch.cat([first.feature(average), *(head.feature(largest) for head in others)], 1)  # type: ignore[operator]
+        features = [first.feature(average), *(head.feature(largest) for head in others)]  # type: ignore[operator]
+        return self.finish(torch.cat(features, 1))
 
     def train_stages(
         self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None
@@ -56,14 +57,15 @@ class TwoMaps(nn.Module):
         """The stages' features and logits in training, of F1 and X [N, C, h, w] and F1's average [N, C]."""
         raise NotImplementedError
 
-    def heads(self, *pooled: Tensor) -> TrainOutput:
-        """A pooled vector [N, C] per stage -> its feature and logits."""
+    def heads(self, *pooled: Tensor, mixed: tuple[MixedLabels | None, ...] = ()) -> TrainOutput:
+        """A pooled vector [N, C] per stage -> its feature and logits; `mixed` as in `TrainOutput`."""
         outputs = [head(vector) for head, vector in zip(self.stages, pooled, strict=True)]
-        return TrainOutput(features=tuple(f for f, _ in outputs), logits=tuple(z for _, z in outputs))
+        return TrainOutput(tuple(f for f, _ in outputs), tuple(z for _, z in outputs), mixed)
 
     def deployed(self) -> Deployed:
         """The test-time network: all stages but the first read the same vector, so their reductions are one layer."""
-        return Deployed(_Maps(self.backbone, self.bottleneck), _Tail(*self.stages))
+        maps, tail = _Maps(self.backbone, self.bottleneck), _Tail(*self.stages)
+        return Deployed(maps, tail, normalised=self.normalised)
 
 
 class _Maps(nn.Module):
@@ -86,9 +88,10 @@ class _Tail(nn.Module):
         self.average_head = nn.Sequential(first.reduction, first.bn)
         linear, bn = [head.reduction for head in others], [head.bn for head in others]
         self.max_head = nn.Sequential(_stack_linear(linear), _stack_bn(bn))
+        self.activation = first.activation
 
     def forward(self, f1: Tensor, x: Tensor) -> Tensor:
-        return F.relu(torch.cat([self.average_head(f1.mean((2, 3))), self.max_head(x.amax((2, 3)))], 1))
+        return self.activation(torch.cat([self.average_head(f1.mean((2, 3))), self.max_head(x.amax((2, 3)))], 1))
 
 
 def _stack_linear(layers: Sequence[nn.Linear]) -> nn.Linear:

@@ -61,6 +61,26 @@ def hard_mix(
     return _hard_mix(x, cam.detach(), partner, list(block), k, on_empty)
 
 
+def hard_mix_select(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
+    """Mix each map with its partner's in cells that are known already.
+
+    Args:
+        x: maps [N, C, H, W], as in `hard_mix`.
+        replaced: the cells to take from the partner [N, H, W] bool.
+        partner: index of each sample's partner [N], int64 in [0, N).
+
+    Returns:
+        [N, C, H, W] = x[partner] where replaced, else x.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device, or (on CPU) a partner outside [0, N).
+
+    Equivalent to: `torch.where(replaced[:, None], x[partner], x)`.
+    """
+    refuse_tangent("hard_mix_select", x)
+    return _select(x, replaced, partner)
+
+
 def select(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     """Reference select [N, C, H, W] in the layout of x."""
     mixed = torch.where(replaced[:, None], x.index_select(0, partner), x)

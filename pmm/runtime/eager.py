@@ -45,8 +45,7 @@ class EagerRunner(TorchRunner):
         tf32: bool = False,
     ) -> None:
         """Raises Unavailable for TF32 where there is no such thing."""
-        embedding = EmbeddingContract(dim=int(model.embedding_dim))  # type: ignore[arg-type]
-        super().__init__(preprocessing, embedding, device, threads, tf32=tf32)
+        super().__init__(preprocessing, EmbeddingContract.of(model), device, threads, tf32=tf32)
         self.model = model.to(device).eval()
         self.normalise = Normalise(preprocessing).to(device)
         self.info = RunnerInfo(

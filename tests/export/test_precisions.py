@@ -37,7 +37,19 @@ def crops(people):
     return load_crops([s.path for s in (*split.query, *split.gallery)[:48]], 128, 64)
 
 
-@pytest.fixture(scope="module", params=sorted(METHODS))
+def each_method():
+    """Every method; slow, where its network at test time is that of one before."""
+    seen = set()
+    for name in METHODS:
+        base = preset("tiny")
+        config = dataclasses.replace(base, model=dataclasses.replace(base.model, method=name, num_classes=12))
+        with torch.device("meta"):
+            network = str(build_model(config).deployed())
+        yield pytest.param(name, marks=pytest.mark.slow) if network in seen else name
+        seen.add(network)
+
+
+@pytest.fixture(scope="module", params=each_method())
 def stepped(request, people, tmp_path_factory):
     """A checkpoint of each method with batch-norm statistics of real crops."""
     base = preset("tiny")

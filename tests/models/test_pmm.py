@@ -6,10 +6,7 @@ import torch.nn.functional as F
 
 from pmm.config import preset
 from pmm.errors import UserError
-from pmm.losses import reid_losses
-from pmm.models.registry import METHODS, build_model, deployed
-from pmm.models.stages import Head
-from pmm.ops.mixed_cam import cam
+from pmm.models.registry import build_model, deployed
 
 
 def config_of(name, method="pmm", **model):
@@ -42,56 +39,10 @@ def test_initialisation_is_the_published_one():
         assert head.bn.weight.std().item() == pytest.approx(0.02, rel=0.2)
 
 
-@pytest.mark.parametrize("size", [(128, 64), (96, 48), (101, 37)])
-@pytest.mark.parametrize("method", METHODS)
-def test_every_size_follows_from_the_input(method, size):
-    model = build_model(config_of("tiny", method, num_classes=4, block=(2, 1)))
-    images, pids = torch.randn(6, 3, *size), torch.tensor([0, 0, 1, 1, 3, 3])
-    output = model(images, pids)
-    assert all(f.shape[0] == 6 for f in output.features)
-    assert all(z.shape == (6, 4) for z in output.logits)
-    sum(reid_losses(output, pids, label_smoothing=0.1).values()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    model.eval()
-    with torch.inference_mode():
-        assert model(images).shape == (6, model.embedding_dim)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_deployed_network_gives_the_same_embedding(method):
-    model = build_model(config_of("tiny", method, num_classes=4))
-    model(torch.randn(8, 3, 128, 64), torch.arange(8) // 2)  # moves the running statistics
-    model.eval()
-    images = torch.randn(5, 3, 128, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(deployed(model)(images), model(images), rtol=1e-5, atol=1e-5)
-
-
 def test_deployed_pmm_has_one_layer_for_stages_two_and_three():
     network = deployed(build_model(config_of("tiny", num_classes=4)))
     linear = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
     assert [(m.in_features, m.out_features) for m in linear] == [(128, 128), (128, 256)]
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_cam_weights_equal_grad_cam_through_the_map(training):
-    """alpha[n, c] = mean over the map of dS/dA, S = sum of the true identities' logits: average and max pooling."""
-    torch.manual_seed(0)
-    head = Head(8, 6, 5, fan="fan_in").double().train(training)
-    head.bn.running_mean.uniform_(-1, 1)
-    head.bn.running_var.uniform_(0.5, 2)
-    pids = torch.tensor([0, 1, 1, 4])
-    for pool in (lambda a: a.mean((2, 3)), lambda a: F.adaptive_max_pool2d(a, 1).flatten(1)):
-        maps = torch.randn(4, 8, 3, 2, dtype=torch.float64, requires_grad=True)
-        pooled = pool(maps)
-        buffers = [b.clone() for b in head.buffers()]
-        weights = head.cam_weights(pooled, pids, cells=6)
-        assert all(torch.equal(a, b) for a, b in zip(buffers, head.buffers(), strict=True))
-        score = head(pooled)[1].gather(1, pids[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, maps)
-        torch.testing.assert_close(weights, gradient.mean((2, 3)), rtol=1e-9, atol=1e-12)
-        expected = (gradient.mean((2, 3))[:, :, None, None] * maps).sum(1).relu()
-        torch.testing.assert_close(cam(maps, weights), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_stages_mix_the_unmixed_map_guided_by_the_stage_before(monkeypatch):

@@ -1,0 +1,61 @@
+"""The baseline: a trunk, its average and one head, which is PMM's stage I alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pmm.config import ModelConfig
+from pmm.models.backbone import build_backbone
+from pmm.models.output import Deployed, TrainOutput, UnitLength
+from pmm.models.stages import Head
+
+
+class Baseline(nn.Module):
+    """The average of F1 = trunk through one head; nothing in it is random."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.backbone = build_backbone(config.backbone)
+        dim, neck = config.feature_dim, config.neck == "bn"
+        self.stages = nn.ModuleList([Head(self.backbone.channels, dim, config.num_classes, fan="fan_in", neck=neck)])
+        self.embedding_dim, self.normalised = dim, config.metric == "cosine"
+        self.finish = UnitLength() if self.normalised else nn.Identity()
+
+    def forward(
+        self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor | TrainOutput:
+        """As `pmm.models.two_maps.TwoMaps.forward`; neither the identities nor `generator` change anything here."""
+        (head,) = self.stages
+        average = self.backbone(images).mean((2, 3))
+        if pids is None:
+            return self.finish(head.feature(average))  # type: ignore[operator]
+        feature, logits = head(average)
+        return TrainOutput((feature,), (logits,))
+
+    def deployed(self) -> Deployed:
+        """The test-time network: the classifier is left out."""
+        (head,) = self.stages
+        return Deployed(_Map(self.backbone), _Tail(head), normalised=self.normalised)  # type: ignore[arg-type]
+
+
+class _Map(nn.Module):
+    """images -> (F1,)."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.backbone(images),)
+
+
+class _Tail(nn.Module):
+    """F1 -> the embedding."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = nn.Sequential(head.reduction, head.bn, head.activation)
+
+    def forward(self, f1: Tensor) -> Tensor:
+        return self.head(f1.mean((2, 3)))

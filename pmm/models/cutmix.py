@@ -1,0 +1,62 @@
+"""CutMix (Yun et al., ICCV 2019) on feature maps: a rectangle of the partner's map, and labels mixed by its area."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pmm.config import ModelConfig
+from pmm.models.output import MixedLabels, TrainOutput
+from pmm.models.two_maps import TwoMaps
+from pmm.ops import hard_mix_select, sample_partners
+
+
+class CutMix(TwoMaps):
+    """PMM's three stages, each mix replaced by CutMix: in training, stages II and III pool X with a box of the partner.
+
+    Each stage draws its own partners (of another identity, our reading) and its own box, the same for the whole batch;
+    the labels of its cross-entropy are mixed by the box's true area. At test both pool X itself.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, (config.feature_dim,) * 3)
+
+    def train_stages(
+        self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None
+    ) -> TrainOutput:
+        """Mixed; `generator` draws partners and boxes."""
+        pooled2, labels2 = _mixed(x, pids, generator)
+        pooled3, labels3 = _mixed(x, pids, generator)
+        return self.heads(average, pooled2, pooled3, mixed=(None, labels2, labels3))
+
+
+def _mixed(x: Tensor, pids: Tensor, generator: torch.Generator | None) -> tuple[Tensor, MixedLabels]:
+    """The maxima [N, C] of the mixed maps, and whose cells those have."""
+    partner = sample_partners(pids, generator)
+    taken = random_box(x.shape[2], x.shape[3], x.device, generator).expand(len(x), -1, -1)
+    return hard_mix_select(x, taken, partner).amax((2, 3)), mixed_labels(pids, partner, taken)
+
+
+def mixed_labels(pids: Tensor, partner: Tensor, taken: Tensor) -> MixedLabels:
+    """The labels of maps whose cells `taken` [N, H, W] are the partner's: shares by true area."""
+    return MixedLabels(other=pids[partner], own=1 - taken.flatten(1).float().mean(1))
+
+
+def random_box(height: int, width: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """True in a box whose share of the map is uniform in [0, 1), before it is clipped: [height, width].
+
+    Its sides are sqrt(1 - lambda) of the map's, rounded to cells, lambda ~ Beta(1, 1), and its centre is uniform over
+    the cells. `generator` is on `device` (None: torch's default); nothing is copied to the host.
+    """
+    side = torch.rand((), generator=generator, device=device).sqrt()  # 1 - lambda is uniform, too
+    rows = _span(height, side, device, generator)
+    columns = _span(width, side, device, generator)
+    return rows[:, None] & columns
+
+
+def _span(size: int, share: Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """True for round(size * share) neighbours [size] around a uniform centre, those outside clipped."""
+    length = (size * share).round().long()
+    start = torch.randint(size, (), generator=generator, device=device) - length // 2
+    index = torch.arange(size, device=device)
+    return (index >= start) & (index < start + length)

@@ -1,0 +1,201 @@
+"""What every method must do, whichever is registered: no test here names one."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from pmm.checkpoint import load
+from pmm.config import PRESETS, Config, ModelConfig, preset
+from pmm.errors import UserError
+from pmm.losses import reid_losses
+from pmm.models.registry import METHODS, build_model, deployed, method_of, refuse_unread
+from pmm.train import train
+from tests.conftest import ROOT, run_here
+
+pytestmark = pytest.mark.parametrize("method", METHODS)
+
+IMAGES, PIDS = torch.Size((6, 3, 64, 32)), torch.tensor([0, 0, 1, 1, 3, 3])
+
+
+def config_of(method, name="tiny", **model):
+    base = preset(name)
+    model = dataclasses.replace(base.model, method=method, num_classes=4, **model)
+    data = dataclasses.replace(base.data, height=64, width=32)
+    return dataclasses.replace(base, model=model, data=data)
+
+
+def model_of(method, name="tiny", **model):
+    torch.manual_seed(0)
+    return build_model(config_of(method, name, **model))
+
+
+def test_every_key_it_reads_is_one_of_the_configuration(method):
+    assert set(METHODS[method].reads) <= {field.name for field in dataclasses.fields(ModelConfig)}
+
+
+def test_a_flag_that_it_does_not_read_is_refused(method):
+    config = config_of(method)
+    flags = {"--block", "--k", "--on-empty", "--direction"}
+    read = {"--" + key.replace("_", "-") for key in METHODS[method].reads}
+    assert read <= flags
+    refuse_unread(config, read | {"--epochs", "--method"})
+    for flag in flags - read:
+        with pytest.raises(UserError, match=rf"^{flag} says nothing to method {method}, only to .*; leave it out"):
+            refuse_unread(config, {flag})
+
+
+def test_blocks_must_fit_the_map_if_it_ranks_them(method):
+    config = config_of(method, k=9, block=(1, 1))  # on a 4x2 map
+    if METHODS[method].ranks_blocks:
+        with pytest.raises(UserError, match=r"k is 9, but the 4x2 map of 64x32 crops has only 8 blocks of 1x1"):
+            build_model(config)
+    else:
+        assert build_model(config)
+
+
+@pytest.mark.parametrize("size", [(128, 64), (96, 48), (101, 37)])
+def test_every_size_follows_from_the_input(method, size):
+    model = model_of(method, block=(2, 1))
+    output = model(torch.randn(6, 3, *size), PIDS)
+    assert all(f.shape[0] == 6 for f in output.features)
+    assert all(z.shape == (6, 4) for z in output.logits)
+    sum(reid_losses(output, PIDS, label_smoothing=0.1).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    with torch.inference_mode():
+        assert model(torch.randn(6, 3, *size)).shape == (6, model.embedding_dim)
+
+
+def test_the_same_generator_gives_the_same_output(method):
+    model, images = model_of(method), torch.randn(IMAGES)
+    first, again = (model(images, PIDS, torch.Generator().manual_seed(3)) for _ in range(2))
+    torch.manual_seed(11)  # and without one the global generator
+    one = model(images, PIDS)
+    torch.manual_seed(11)
+    for a, b in ((first, again), (one, model(images, PIDS))):
+        assert all(map(torch.equal, a.features + a.logits, b.features + b.logits))
+        for mine, others in zip(a.mixed, b.mixed, strict=True):
+            assert mine is others is None or all(map(torch.equal, mine, others))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_mixed_labels_are_of_another_identity_and_their_shares_are_shares(method):
+    mixed = [m for m in model_of(method)(torch.randn(IMAGES), PIDS).mixed if m is not None]
+    for labels in mixed:
+        assert labels.other.dtype == torch.int64
+        assert (labels.other != PIDS).all()
+        assert set(labels.other.tolist()) <= set(PIDS.tolist())
+        assert labels.own.shape == (6,)
+        assert 0 <= labels.own.min() <= labels.own.max() <= 1
+
+
+def test_a_batch_of_one_identity_is_mixed_with_itself_alone(method):
+    model = model_of(method)
+    output = model(torch.randn(IMAGES), torch.zeros(6, dtype=torch.int64))
+    assert all(f.isfinite().all() for f in output.features)
+    assert all((labels.other == 0).all() for labels in output.mixed if labels is not None)
+
+
+def test_at_test_nothing_is_random_and_no_sample_sees_another(method):
+    model, images = model_of(method).eval(), torch.randn(IMAGES)
+    with torch.inference_mode():
+        together = model(images)
+        assert torch.equal(together, model(images))
+        alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_deployed_network_gives_the_same_embedding(method):
+    model = model_of(method)
+    model(torch.randn(8, 3, 128, 64), torch.arange(8) // 2)  # moves the running statistics
+    model.eval()
+    images = torch.randn(5, 3, 128, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(deployed(model)(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_training_is_one_graph_to_the_compiler(method):
+    """Nothing that is drawn is read back, so a GPU does not wait."""
+    graphs = torch._dynamo.explain(model_of(method))(torch.randn(IMAGES), PIDS)
+    assert graphs.graph_break_count == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_it_takes_every_preset(method, name):
+    base = preset(name)
+    with torch.device("meta"):
+        model = build_model(dataclasses.replace(base, model=dataclasses.replace(base.model, method=method)))
+    assert model.embedding_dim % base.model.feature_dim == 0
+
+
+@pytest.fixture(scope="module")
+def runs(small_config, tmp_path_factory):
+    """A short run of each method that is asked for; read only."""
+    made = {}
+
+    def of(method):
+        if method not in made:
+            model = dataclasses.replace(small_config.model, method=method)
+            config = dataclasses.replace(small_config, model=model)
+            made[method] = train(config, out=tmp_path_factory.mktemp(method) / "run", device="cpu")
+        return made[method]
+
+    return of
+
+
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(method, runs, tmp_path, monkeypatch):
+    import pmm.trainer
+
+    whole = runs(method)
+    original = pmm.trainer.train_step
+
+    def stops_in_the_second(*args, epoch, step, **kwargs):
+        if (epoch, step) == (2, 1):
+            raise KeyboardInterrupt
+        return original(*args, epoch=epoch, step=step, **kwargs)
+
+    config, out = Config.from_dict(load(whole)["config"]), tmp_path / "run"
+    assert config.model.method == method
+    monkeypatch.setattr(pmm.trainer, "train_step", stops_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out=out, device="cpu", save_minutes=1e-9)
+    state = load(out / "last.pth")
+    assert (state["epoch"], state["progress"]["steps"]) == (1, 1)
+    monkeypatch.undo()
+    train(config, out=out, device="cpu", resume=True)
+    found, expected = (load(path)["model"] for path in (out / "last.pth", whole.with_name("last.pth")))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_the_commands_take_its_runs(method, runs, people, tmp_path):
+    best = runs(method)
+    again = run_here("-m", "pmm.train", "--out", best.parent, "--resume", "--device", "cpu")
+    assert "the run is finished (2 epochs)" in again.stdout, again.stderr
+    done = run_here("-m", "pmm.evaluate", best, "--dataset", "synthetic", "--root", people)
+    assert "mAP" in done.stdout, done.stderr
+    done = run_here("-m", "pmm.info", best, "--json")
+    assert json.loads(done.stdout)["file"]["method"] == method, done.stderr
+    done = run_here("export/to_onnx.py", best, "-o", tmp_path / "best.onnx")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split("min cosine ")[1].split()[0]) >= 0.99999
+
+
+def test_the_readme_has_its_command(method):
+    assert f"--method {method}" in (ROOT / "README.md").read_text()
+    assert method_of(config_of(method)) is METHODS[method]
+
+
+@pytest.mark.slow
+def test_the_bench_measures_it(method, runs, tmp_path):
+    done = run_here(
+        "bench/run.py", runs(method), "--backends", "torch,ort-cpu", "--precisions", "fp32,int8", "--out",
+        tmp_path / "report", PMM_FAST="1",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["checkpoint"]["method"] == method, done.stderr
+    results = {result["name"]: result for result in report["results"]}
+    assert results["ort-cpu fp32"]["status"] == results["ort-cpu int8"]["status"] == "ok", results
+    assert results["ort-cpu fp32"]["min_cosine"] >= 0.99999
