@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pmm.config import ModelConfig
-from pmm.models.output import TrainOutput
+from pmm.models.output import Mix, TrainOutput
 from pmm.models.two_maps import TwoMaps
 from pmm.ops import hard_mix_max_pool, mixed_cam, sample_partners
 from pmm.ops.mixed_cam import cam
@@ -27,14 +27,20 @@ class PMM(TwoMaps):
         self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None
     ) -> TrainOutput:
         """Mixed; `generator` draws the partners."""
+        return self.heads(average, *(mix.pooled for mix in self.mixes(f1, x, average, pids, generator)))
+
+    def mixes(
+        self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None
+    ) -> tuple[Mix, Mix]:
+        """The Hard-Mixes of X before stages II and III, from what `train_stages` takes."""
         head1, head2, _ = self.stages
         cells = f1.shape[2] * f1.shape[3]
-        mix = {"block": self.block, "k": self.k, "on_empty": self.on_empty}
 
-        cam1 = cam(f1, head1.cam_weights(average, pids, cells))  # type: ignore[operator]
-        partner = sample_partners(pids, generator)
-        pooled2, replaced = hard_mix_max_pool(x, cam1, partner, **mix)  # type: ignore[arg-type]
+        def mix(guide: Tensor) -> Mix:
+            partner = sample_partners(pids, generator)
+            pooled, replaced = hard_mix_max_pool(x, guide, partner, self.block, self.k, on_empty=self.on_empty)
+            return Mix(guide, partner, replaced, pooled)
 
-        cam2 = mixed_cam(x, partner, replaced, head2.cam_weights(pooled2, pids, cells))  # type: ignore[operator]
-        pooled3, _ = hard_mix_max_pool(x, cam2, sample_partners(pids, generator), **mix)  # type: ignore[arg-type]
-        return self.heads(average, pooled2, pooled3)
+        second = mix(cam(f1, head1.cam_weights(average, pids, cells)))  # type: ignore[operator]
+        weights = head2.cam_weights(second.pooled, pids, cells)  # type: ignore[operator]
+        return second, mix(mixed_cam(x, second.partner, second.replaced, weights))

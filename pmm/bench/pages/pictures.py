@@ -49,7 +49,7 @@ def ranked_picture(judge: Judge, reference: Reference, queries: int = 6, items: 
     import numpy as np
 
     from pmm.parity.ranking import first_items
-    from pmm.visualize import ranked_lists
+    from pmm.visualize.lists import ranked_lists
 
     split, scores = judge.split, reference.ranking.per_query_ap
     order = np.argsort(scores, kind="stable")[: int(np.isfinite(scores).sum())]
@@ -85,7 +85,7 @@ def worst_picture(
 
     Raises ValueError if there is none, UserError if a crop cannot be read.
     """
-    from pmm.visualize import compared_lists
+    from pmm.visualize.lists import compared_lists
 
     return compared_lists(
         [Path(q.path) for q in lost],
