@@ -9,6 +9,7 @@ Colour = tuple[int, int, int]
 INK: Colour = (40, 44, 56)
 FAINT: Colour = (105, 111, 123)
 EMPTY: Colour = (235, 237, 241)
+RULE: Colour = (205, 209, 216)
 
 PLOT_INK, PLOT_FAINT = "#24292f", "#8b929c"
 LINES = ("#1f88d1", "#e07b00", "#17a077", "#cc5fa5", "#7a6ff0", "#a98f00", "#cf4a3c", "#7d8590")
@@ -26,3 +27,8 @@ def plot_style() -> dict[Any, Any]:
         # a name with dollar signs is no formula
         "text.parse_math": False,
     }  # fmt: skip
+
+
+def shortened(name: str, most: int = 26) -> str:
+    """A name that leaves room for the picture; cut in the middle, since names differ at their ends."""
+    return name if len(name) <= most else f"{name[: most // 2]}\u2026{name[-(most // 2 - 1) :]}"

@@ -13,7 +13,7 @@ from pmm.bench.pages.reading import SAME_RANKING, batch_sizes, ran, reference_of
 from pmm.bench.pages.styles import GROUND, legend_entries, styles_of
 from pmm.bench.pages.wording import number, one_line
 from pmm.bench.schema import BenchReport, Interval, Result, Timing
-from pmm.visualize.style import PLOT_FAINT, PLOT_INK, plot_style
+from pmm.visualize.style import PLOT_FAINT, PLOT_INK, plot_style, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,12 +123,16 @@ class _Drawing:
             axes.plot([x], [y], **style.dot(8))
         best = shipping(self.report)[:1]
         for result, x, _, y in (dot for dot in dots if dot[0] in best):
-            axes.plot([x], [y], "o", markersize=16, markerfacecolor="none", markeredgecolor=PLOT_INK, markeredgewidth=1.2)
+            axes.plot(
+                [x], [y], "o", markersize=16, markerfacecolor="none", markeredgecolor=PLOT_INK, markeredgewidth=1.2
+            )
             left = x <= sorted(x for _, x, _, _ in dots)[len(dots) // 2]
             axes.annotate(_short(result.name), (x, y), (5 if left else -5, -10), textcoords="offset points",
                           ha="left" if left else "right", va="top", fontsize=9.5)  # fmt: skip
         if base is not None:
-            axes.axhspan(base - 100 * SAME_RANKING, base + 100 * SAME_RANKING, color=PLOT_FAINT, alpha=0.25, linewidth=0)
+            axes.axhspan(
+                base - 100 * SAME_RANKING, base + 100 * SAME_RANKING, color=PLOT_FAINT, alpha=0.25, linewidth=0
+            )
             if (drop := self._gate()) is not None:
                 axes.axhline(base - 100 * drop, color=PLOT_FAINT, linestyle=":", linewidth=1.4, zorder=0)
                 reach.append(base - 100 * drop)
@@ -240,10 +244,8 @@ class _Drawing:
         return max(math.ceil(len(group) / 2) for group in legend_entries(self.results, self.styles))
 
 
-def _short(name: str, most: int = 26) -> str:
-    """A name that leaves room for the plot; cut in the middle, since names differ at their ends."""
-    name = one_line(name)
-    return name if len(name) <= most else f"{name[: most // 2]}\u2026{name[-(most // 2 - 1) :]}"
+def _short(name: str) -> str:
+    return shortened(one_line(name))
 
 
 def _latency_axis(axes: Axes, values: Sequence[float], span: float, narrow: bool = False) -> None:
