@@ -137,8 +137,8 @@ def _panel(view: View, stage: StageCam, row: int, true: bool, height: int) -> Pa
 def _notes(views: Sequence[View], true: bool) -> list[str]:
     if true:
         return [
-            "Training crops: each map shows which cells speak for the true identity (Grad-CAM); below stands its softmax "
-            "share."
+            "Training crops: each map shows which cells speak for the true identity (Grad-CAM); below it stands that "
+            "identity's softmax share."
         ]
     beside = "; a crop of that person and the softmax share stand beside" if any(view.faces for view in views) else ""
     return [

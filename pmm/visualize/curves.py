@@ -82,7 +82,7 @@ def curves_picture(runs: Sequence[Run]) -> Image.Image:
         raise UserError(f"{len(runs)} runs are too many for one picture; give {MOST_RUNS} at most")
     with matplotlib.rc_context(plot_style()):
         figure = Figure(figsize=(9, 6.4), layout="constrained")
-        drawing = _Drawing(_distinct(runs))
+        drawing = Panels(runs)
         panels = [("cross_entropy", "cross-entropy"), ("triplet", "triplet loss")]
         axes = list(figure.subplots(2, 2).flat)
         for place, (loss, words) in zip(axes, panels, strict=False):
@@ -97,11 +97,11 @@ def curves_picture(runs: Sequence[Run]) -> Image.Image:
     return Image.open(drawn).convert("RGB")
 
 
-class _Drawing:
+class Panels:
     """Each method fills one panel."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = runs
+        self.runs = _distinct(runs)
         self.few = max(len(run.curves["loss"][0]) for run in runs) <= _FEW
 
     def losses(self, axes: Axes, loss: str, words: str) -> None:

@@ -52,7 +52,8 @@ def _stretched(cam: Floats, size: tuple[int, ...], smooth: bool) -> Floats:
     """[h, w] -> [height, width] in 0..1."""
     largest = float(cam.max(initial=0))
     shares = np.asarray(cam / largest if largest > 0 else np.zeros_like(cam), np.float32)
-    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    # not bicubic, which makes up values beyond those of the cells
+    how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(shares).resize((size[0], size[1]), how)).clip(0, 1)
 
 

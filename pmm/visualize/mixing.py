@@ -74,7 +74,7 @@ def mix_picture(
     names = names or [f"label {label}" for label in labels]
     if not len(crops) == len(labels) == len(names) or not len(crops):
         raise ValueError(f"expected as many labels and names as crops: {len(labels)}, {len(names)}, {len(crops)}")
-    drawn = [_Drawn.of(mix, model) for mix in mixes_of(model, crops, labels, preprocessing, seed)]
+    drawn = [Drawn.of(mix, model) for mix in mixes_of(model, crops, labels, preprocessing, seed)]
     height = max(height, LEAST_BLOCK * len(drawn[0].rows))
     size = (max(1, round(height * crops.shape[2] / crops.shape[1])), height)
     lines = []
@@ -117,7 +117,7 @@ def _note(model: PMM) -> str:
     )
 
 
-class _Drawn(NamedTuple):
+class Drawn(NamedTuple):
     """A mix on the host, and the blocks that it ranked."""
 
     cam: npt.NDArray[np.float32]
@@ -130,7 +130,7 @@ class _Drawn(NamedTuple):
     columns: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, mix: Mix, model: PMM) -> _Drawn:
+    def of(cls, mix: Mix, model: PMM) -> Drawn:
         height, width = mix.cam.shape[1:]
         block = clamped(model.block, height, width)
         rows, columns = grid(height, width, block)

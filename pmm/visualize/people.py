@@ -53,18 +53,14 @@ def people_of(config: Config, checkpoint: Path, root: Path | None = None) -> Peo
     Raises UserError if it is not there, saying where it was looked for, or cannot be read.
     """
     data = config.data
-    place = Path(root or located(data.root, checkpoint))
-    if root is None and not data.root:
-        raise UserError(f"{checkpoint} does not say where its data are; give --root DIR, the folder of {data.dataset}")
-    if not place.is_dir():
-        looked = (
-            f"looked for {data.root} here, and in the folders above the checkpoint" if root is None else "no folder"
-        )
-        if root is None and Path(data.root).is_absolute():
-            looked = f"looked for {data.root}"
+    place = root or Path(located(data.root, checkpoint))
+    if root is None and not (data.root and place.is_dir()):
+        where = f"{data.root} is no folder" if data.root else "it does not say where"
+        if data.root and not Path(data.root).is_absolute():
+            where += ", neither here nor from a folder above the checkpoint"
         raise UserError(
-            f"{root or checkpoint}: the data are not there ({looked}); give --root DIR, the folder of {data.dataset}, "
-            "or --what curves, which needs none"
+            f"{checkpoint}: its data are gone ({where}); give --root DIR, the folder of data set {data.dataset} "
+            "(--what curves needs none)"
         )
     whole = read_dataset(data.dataset, place)
     try:

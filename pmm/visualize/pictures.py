@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,6 +135,8 @@ class Pictures:
             classes = torch.tensor([labels[sample.pid] for sample in chosen], device=images.device)
         stages = stage_cams(model, images, classes)
         answers = sorted({int(label) for stage in stages for label in stage.classes})
+        if not people.trained:
+            logging.getLogger("pmm").warning("%s: training identities have no crop: %s", subject.path, people.why_none)
         faces = {} if true else people.faces(size.height, size.width, answers)
         return View(title=title, crops=crops, stages=stages, persons=people.persons(), faces=faces)
 
