@@ -10,7 +10,10 @@ from PIL import Image
 
 from pmm import checkpoint
 from pmm.config import Config
+from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
+from pmm.visualize import cam
+from pmm.visualize.pictures import Options, Pictures
 from tests.conftest import assert_one_line_error, run_here, run_python, run_without_torch
 
 COMMAND = ("-m", "pmm.visualize.__main__")
@@ -74,8 +77,6 @@ def test_another_checkpoint_stands_beside(run, bdb):
 
 
 def test_two_checkpoints_of_one_method_are_told_apart(run):
-    from pmm.visualize.pictures import Options, Pictures
-
     last = run.with_name("last.pth")
     pictures = Pictures(run, last, Options(device="cpu"))
     assert pictures.titles == ["pmm (last.pth)", "pmm (best.pth)"]
@@ -83,12 +84,28 @@ def test_two_checkpoints_of_one_method_are_told_apart(run):
     assert Pictures(run, elsewhere, Options(device="cpu")).titles == ["pmm (second)", "pmm (first)"]
 
 
-def test_training_crops_explain_the_true_identity(run):
-    done = draw(run, "--crops", "3", "--what", "cam", "--split", "train")
-    assert done.returncode == 0, done.stderr
-    true = pixels(run.parent / "pictures" / "cam.png")
-    assert draw(run, "--crops", "3", "--what", "cam").returncode == 0
-    assert pixels(run.parent / "pictures" / "cam.png").shape != true.shape
+def test_training_crops_explain_the_true_identity_and_test_crops_the_answer(run, bdb, monkeypatch):
+    shown = []
+    draw_cam = cam.cam_picture
+    monkeypatch.setattr(cam, "cam_picture", lambda *args, **how: shown.append((args, how)) or draw_cam(*args, **how))
+    for split in ("train", "test"):
+        Pictures(run, bdb, Options(device="cpu", crops=3, split=split)).draw("cam")
+    ((names, views), how), ((test_names, test_views), test_how) = shown
+    assert how["true"]
+    assert not test_how["true"]
+    assert [view.title for view in views] == [view.title for view in test_views] == ["bdb", "pmm"]
+    assert [len(view.stages) for view in views] == [2, 3]
+    for view in views:
+        for stage in view.stages:
+            # a label's person is the one that the crop's name says
+            called = [name.split(",")[0] for name in names]
+            assert [view.persons[label] for label in stage.classes.tolist()] == called
+        assert view.faces == {}
+    pids = {sample.pid for sample in read_dataset("synthetic", checkpoint.load(run)["config"]["data"]["root"]).query}
+    assert {int(name.split(",")[0].removeprefix("person ")) for name in test_names} <= pids
+    for view in test_views:
+        answers = {label for stage in view.stages for label in stage.classes.tolist()}
+        assert set(view.faces) == answers
 
 
 def test_what_a_checkpoint_has_not_is_a_note_unless_it_is_asked_for(bdb, tmp_path):

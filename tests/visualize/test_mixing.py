@@ -13,7 +13,9 @@ from pmm.data.crops import preprocessing_of
 from pmm.errors import UserError
 from pmm.models.registry import build_model
 from pmm.ops import hard_mix
+from pmm.visualize import mixing
 from pmm.visualize.cam import to_model
+from pmm.visualize.heat import heated, resized
 from pmm.visualize.mixing import LEAST_BLOCK, Drawn, has_hard_mix, mix_picture, mixes_of
 from tests.visualize.untouched import untouched
 
@@ -110,6 +112,37 @@ def test_ranks_and_frames_are_those_of_the_blocks_that_were_replaced(block):
                 assert (framed[middle] == (0, 90, 0)).all()
                 assert (ranked[middle] == WHITE).all(axis=2).any() == chosen
         assert (ranked != framed).any()
+
+
+def test_each_column_shows_what_its_head_says(monkeypatch):
+    shown, numbers = [], []
+    write = mixing._write_rank
+    monkeypatch.setattr(mixing, "sheet", lambda groups, lines, **_: shown.extend(lines) or Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(mixing, "_write_rank", lambda pen, box, rank: numbers.append(rank) or write(pen, box, rank))
+    model, crops, size = case(k=3)
+    names = [f"number {n}" for n in range(6)]
+    mix_picture(model, crops, LABELS, size, rows=2, height=256, names=names)
+    assert sorted(numbers) == sorted([1, 2, 3] * 4)
+    first, second = (Drawn.of(mix, model) for mix in mixes_of(model, crops, LABELS, size))
+    for row, line in enumerate(shown):
+        # the second map is of what the first mix made, the second mix of the crop as it was
+        expected = [
+            first.marked(heated(crops[row], first.cam[row], 16, (128, 256), smooth=False), crops, row, numbers=True),
+            resized(crops[first.partner[row]], (128, 256)),
+            first.marked(resized(first.pasted(crops, row), (128, 256)), crops, row, numbers=False),
+            second.marked(
+                heated(first.pasted(crops, row), second.cam[row], 16, (128, 256), smooth=False),
+                crops,
+                row,
+                numbers=True,
+            ),
+            resized(crops[second.partner[row]], (128, 256)),
+            second.marked(resized(second.pasted(crops, row), (128, 256)), crops, row, numbers=False),
+        ]
+        assert [panel.image.tobytes() for panel in line[1:]] == [image.tobytes() for image in expected]
+        assert [line[place].below for place in (0, 2, 5)] == [
+            names[place] for place in (row, first.partner[row], second.partner[row])
+        ]
 
 
 def test_the_model_is_left_as_it_was_and_a_seed_gives_one_picture():

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from pmm.data.samples import Sample, Split
+from pmm.errors import UserError
 from pmm.metrics import evaluate_ranking
 from pmm.parity.labels import Embedded
+from pmm.visualize import ranked
 from pmm.visualize.lists import RIGHT, WRONG
 from pmm.visualize.ranked import compared_picture, ranked_picture, rows, spread
 
@@ -77,9 +79,16 @@ def test_both_pictures_show_right_and_wrong(split):
     assert colours(other, RIGHT) > 0 == colours(other, WRONG)
 
 
-def test_a_crop_that_is_gone_is_named(split):
-    from pmm.errors import UserError
+def test_compared_queries_begin_with_the_one_that_lost_most(split, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(ranked, "compared_lists", lambda queries, before, after, **how: shown.update(how, q=queries))
+    before, after = (GOOD, np.array([0.9, 0.2])), (BAD, np.array([0.5, 0.3]))
+    compared_picture(split, before, after, heads=("a", "b"), queries=1)
+    assert shown["q"] == [split.query[0].path]
+    assert shown["titles"] == ["AP 90% -> 50%"]
 
+
+def test_a_crop_that_is_gone_is_named(split):
     Path(split.gallery[1].path).unlink()
     with pytest.raises(UserError, match=r"1\.png"):
         ranked_picture(split, GOOD, scores(split, GOOD))
