@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,8 @@ _GROUPS = (
 
 
 def has_hard_mix(model: nn.Module) -> bool:
-    """Whether `mix_picture` can draw it."""
-    return isinstance(model, PMM)
+    """Whether `mix_picture` can draw it: a PMM, and none that was made another method of."""
+    return type(model) is PMM
 
 
 def mix_picture(
@@ -69,8 +69,9 @@ def mix_picture(
         UserError: a model without a Hard-Mix.
         ValueError: no crop, or not as many labels and names.
     """
-    if not isinstance(model, PMM):
+    if not has_hard_mix(model):
         raise UserError(f"{type(model).__name__} has no Hard-Mix, so there is nothing to draw of it")
+    model = cast(PMM, model)
     names = names or [f"label {label}" for label in labels]
     if not len(crops) == len(labels) == len(names) or not len(crops):
         raise ValueError(f"expected as many labels and names as crops: {len(labels)}, {len(names)}, {len(crops)}")

@@ -11,6 +11,7 @@ from PIL import Image
 from pmm.config import preset
 from pmm.data.crops import preprocessing_of
 from pmm.errors import UserError
+from pmm.models.pmm import PMM
 from pmm.models.registry import build_model
 from pmm.ops import hard_mix
 from pmm.visualize import mixing
@@ -189,6 +190,13 @@ def test_bad_input():
     assert not has_hard_mix(bdb)
     with pytest.raises(UserError, match="BDB has no Hard-Mix"):
         mix_picture(bdb, crops, LABELS, size)
+
+    class Other(PMM):
+        """Another mix on the same three stages."""
+
+    other = Other(config_of().model)
+    with pytest.raises(UserError, match="Other has no Hard-Mix"):
+        mix_picture(other, crops, LABELS, size)
 
 
 @pytest.mark.gpu
