@@ -111,7 +111,7 @@ def measures_of(index: Index, found: Neighbours) -> list[str]:
 
 def draw(command: Command, index: Index, found: Neighbours) -> Image.Image:
     """The query and its first results, their distances below. Raises UserError if a crop is missing or unreadable."""
-    from pmm.visualize import ranked_lists
+    from pmm.visualize.lists import ranked_lists
 
     folder = command.folder or Path(index.folder)
     crops = [folder / index.paths[row] for row in found.indices[:PICTURED].tolist()]

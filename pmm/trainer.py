@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pmm import checkpoint
 from pmm.config import Config
-from pmm.data.crops import preprocessing_of
+from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.loader import TrainBatch, train_batches
-from pmm.data.samples import Split
+from pmm.data.samples import Split, class_indices
 from pmm.engine import Validation, be_deterministic, collapsed, train_step
 from pmm.errors import Stopped, UserError
 from pmm.files import cannot_write, sweep, write_file
@@ -28,10 +30,13 @@ from pmm.processes import Processes
 from pmm.progress import PROG, LossWatch, Meter, advice_on_data, epoch_line, mean_of_records, not_finite, warn
 from pmm.runs import refuse_changes
 from pmm.trainee import check_device, make_trainee
+from pmm.visualize.mixing import has_hard_mix, mix_picture
 
 GO, SAVE, STOP, FAIL = range(4)
 """What is to be done before the next step; of several wishes the largest."""
 BAD_BATCH = "bad-batch.json"
+PICTURES, SHOWN = 10, 16
+"""Pictures of the mix in a run, and the identities in each."""
 
 
 class Trainer:
@@ -209,6 +214,9 @@ class Trainer:
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        epochs = self.config.recipe.epochs
+        shown = {round(1 + part * (epochs - 1) / PICTURES) for part in range(PICTURES + 1)}
+        shown = shown if has_hard_mix(self.model) else set()
         log = _truncated(self.out / "metrics.jsonl", self.finished)
         with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.finished + 1) as board, log:
 
@@ -217,8 +225,18 @@ class Trainer:
                 log.flush()
                 for name, value in record.items():
                     board.add_scalar(name, value, record["epoch"])
+                if record["epoch"] in shown:
+                    board.add_image("mix", self._mix(record["epoch"]), record["epoch"], dataformats="HWC")
 
             yield write
+
+    def _mix(self, seed: int) -> npt.NDArray[np.uint8]:
+        """What the mix does to a few training crops [H, W, 3]."""
+        size, index = preprocessing_of(self.config), class_indices(self.split.train)
+        some = sorted({sample.pid: sample for sample in self.split.train}.values(), key=lambda s: s.pid)[:SHOWN]
+        crops = load_crops([sample.path for sample in some], size.height, size.width)
+        labels = [index[sample.pid] for sample in some]
+        return np.asarray(mix_picture(self.model, crops, labels, size, rows=4, seed=seed))
 
     def _warn(self, record: Mapping[str, Any], bad: Mapping[int, str], since_start: int) -> None:
         """Say once what slows the run down, and whenever more images were skipped or the features are one point."""

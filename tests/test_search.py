@@ -13,7 +13,7 @@ from PIL import Image
 from pmm.export.onnx import export_onnx
 from pmm.export.recipe import Recipe
 from pmm.index import Index
-from pmm.visualize import QUERY, RIGHT, UNJUDGED, WRONG
+from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG
 from tests.conftest import assert_one_line_error, run_here
 
 

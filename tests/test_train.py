@@ -323,7 +323,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(people, tmp_path):
         "import resource, sys, pmm.checkpoint as c; from pmm import cli, train; original = c.save; saves = []\n"
         "def save(path, state):\n"
         "    saves.append(1)\n"
-        "    if len(saves) == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "    if len(saves) == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
         "    original(path, state)\n"
         "c.save = save; cli.run(train.main, prog='pmm.train')\n"
     )

@@ -33,6 +33,19 @@ class UnitLength(nn.Module):
         return F.normalize(embeddings)
 
 
+class Mix(NamedTuple):
+    """One Hard-Mix of a batch: what guided it, what it took from whom, and what the stage after it sees."""
+
+    cam: Tensor
+    """Class activation map of the stage before [N, h, w], float32."""
+    partner: Tensor
+    """Index of each sample's partner [N]."""
+    replaced: Tensor
+    """Cells taken from the partner [N, h, w] bool."""
+    pooled: Tensor
+    """Global maxima of the mixed map [N, C]."""
+
+
 class Deployed(nn.Module):
     """A test-time network in two parts, so that an export can run the expensive one in another precision.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pmm.config import ModelConfig
-from pmm.models.output import MixedLabels, TrainOutput
+from pmm.models.output import Mix, MixedLabels, TrainOutput
 from pmm.models.two_maps import TwoMaps
 from pmm.ops import hard_mix_max_pool, mixed_cam, sample_partners
 from pmm.ops.mixed_cam import cam
@@ -27,19 +27,25 @@ class PMM(TwoMaps):
         self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None
     ) -> TrainOutput:
         """Mixed; `generator` draws the partners."""
+        mixes = self.mixes(f1, x, average, pids, generator)
+        labels = (self.labels(pids, mix.partner, mix.replaced) for mix in mixes)
+        return self.heads(average, *(mix.pooled for mix in mixes), mixed=(None, *labels))
+
+    def mixes(
+        self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None
+    ) -> tuple[Mix, Mix]:
+        """The Hard-Mixes of X before stages II and III, from what `train_stages` takes."""
         head1, head2, _ = self.stages
         cells = f1.shape[2] * f1.shape[3]
 
-        cam1 = cam(f1, head1.cam_weights(average, pids, cells))  # type: ignore[operator]
-        partner2 = sample_partners(pids, generator)
-        pooled2, taken2 = self.mixed_max(x, cam1, partner2)
+        def mix(guide: Tensor) -> Mix:
+            partner = sample_partners(pids, generator)
+            pooled, replaced = self.mixed_max(x, guide, partner)
+            return Mix(guide, partner, replaced, pooled)
 
-        cam2 = mixed_cam(x, partner2, taken2, head2.cam_weights(pooled2, pids, cells))  # type: ignore[operator]
-        partner3 = sample_partners(pids, generator)
-        pooled3, taken3 = self.mixed_max(x, cam2, partner3)
-
-        labels2, labels3 = self.labels(pids, partner2, taken2), self.labels(pids, partner3, taken3)
-        return self.heads(average, pooled2, pooled3, mixed=(None, labels2, labels3))
+        second = mix(cam(f1, head1.cam_weights(average, pids, cells)))  # type: ignore[operator]
+        weights = head2.cam_weights(second.pooled, pids, cells)  # type: ignore[operator]
+        return second, mix(mixed_cam(x, second.partner, second.replaced, weights))
 
     def mixed_max(self, x: Tensor, cam: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
         """The maxima [N, C] of X mixed where `cam` [N, H, W] says, and the cells [N, H, W] taken from the partner."""

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pmm.bench.ablation_report import METRICS, Report, on_whom
-from pmm.bench.pages.plots import STYLE, short
+from pmm.bench.pages.plots import short
 from pmm.bench.pages.styles import GROUND, NEUTRAL
 from pmm.bench.pages.wording import points
+from pmm.visualize.style import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ def plot(found: Report) -> bytes | None:
     rows = [row for row in found["rows"] if _of(row, next(iter(METRICS)))["per_seed"]]
     if not rows:
         return None
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(plot_style()):
         figure = Figure(figsize=(10, 1.6 + 0.45 * len(rows)), layout="constrained")
         panels = figure.subplots(1, len(METRICS), sharey=True)
         for axes, (metric, name) in zip(panels, METRICS.items(), strict=True):

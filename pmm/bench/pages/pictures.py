@@ -34,37 +34,14 @@ class Pictures:
 
 def pictures(report: BenchReport, judge: Judge, reference: Reference) -> Pictures:
     """All that a report shows; none if a crop cannot be read any more: figures must not be lost over a picture."""
+    from pmm.visualize.ranked import ranked_picture
+
     try:
-        return Pictures(ranked=ranked_picture(judge, reference), worst=worst_pictures(report))
+        ranked = ranked_picture(judge.split, reference.embedded, reference.ranking.per_query_ap)
+        return Pictures(ranked=ranked, worst=worst_pictures(report))
     except UserError as error:
         logging.getLogger("pmm").warning("the report is without pictures of people: %s", error)
         return Pictures()
-
-
-def ranked_picture(judge: Judge, reference: Reference, queries: int = 6, items: int = 9) -> Image.Image:
-    """A few queries from the hardest to the easiest, with what the reference ranks first.
-
-    Raises UserError if a crop cannot be read.
-    """
-    import numpy as np
-
-    from pmm.parity.ranking import first_items
-    from pmm.visualize import ranked_lists
-
-    split, scores = judge.split, reference.ranking.per_query_ap
-    order = np.argsort(scores, kind="stable")[: int(np.isfinite(scores).sum())]
-    chosen = order[np.linspace(0.05 * (len(order) - 1), 0.95 * (len(order) - 1), min(queries, len(order))).astype(int)]
-    nearest = first_items(reference.embedded, judge.labels, chosen, items)
-    rows = [
-        [
-            (split.gallery[item].path, bool(split.gallery[item].pid == split.query[query].pid))
-            for item in row
-            if item >= 0
-        ]
-        for query, row in zip(chosen, nearest, strict=True)
-    ]
-    titles = [f"AP {scores[query]:.0%}" for query in chosen]
-    return ranked_lists([split.query[query].path for query in chosen], rows, titles=titles)
 
 
 def worst_pictures(report: BenchReport, *, queries: int = 5) -> dict[str, Image.Image]:
@@ -85,7 +62,7 @@ def worst_picture(
 
     Raises ValueError if there is none, UserError if a crop cannot be read.
     """
-    from pmm.visualize import compared_lists
+    from pmm.visualize.lists import compared_lists
 
     return compared_lists(
         [Path(q.path) for q in lost],

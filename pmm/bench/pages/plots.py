@@ -13,25 +13,15 @@ from pmm.bench.pages.reading import SAME_RANKING, batch_sizes, ran, reference_of
 from pmm.bench.pages.styles import GROUND, legend_entries, styles_of
 from pmm.bench.pages.wording import number, one_line
 from pmm.bench.schema import BenchReport, Interval, Result, Timing
+from pmm.visualize.style import PLOT_FAINT, PLOT_INK, plot_style, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-_INK, _INK_ON_DARK = "#24292f", "#d5dae1"
+_INK_ON_DARK = "#d5dae1"
 _GROUND_ON_DARK = "#14171b"
-_FAINT = "#8b929c"
-STYLE: dict[Any, Any] = {  # Any: matplotlib's stubs list every setting by name
-    "text.color": _INK, "axes.labelcolor": _INK, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK,
-    "xtick.color": _FAINT, "ytick.color": _FAINT, "axes.edgecolor": _FAINT, "grid.color": _FAINT,
-    "grid.alpha": 0.25, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
-    "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9.5, "font.size": 10.5,
-    "axes.labelsize": 10,
-    # a name with dollar signs is no formula; outlines, so that the text needs no font of the reader's machine
-    "text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": "pmm",
-}  # fmt: skip
-"""Of every figure: ink and faint lines on a ground that the page gives."""
 _LOG_FROM = 8  # a ratio of largest to smallest beyond which a linear axis hides the small ones
 _WIDE = 2.5  # such a ratio beyond which a box is but a line
 _GATE_SHOWN = 0.05
@@ -133,14 +123,18 @@ class _Drawing:
             axes.plot([x], [y], **style.dot(8))
         best = shipping(self.report)[:1]
         for result, x, _, y in (dot for dot in dots if dot[0] in best):
-            axes.plot([x], [y], "o", markersize=16, markerfacecolor="none", markeredgecolor=_INK, markeredgewidth=1.2)
+            axes.plot(
+                [x], [y], "o", markersize=16, markerfacecolor="none", markeredgecolor=PLOT_INK, markeredgewidth=1.2
+            )
             left = x <= sorted(x for _, x, _, _ in dots)[len(dots) // 2]
             axes.annotate(short(result.name), (x, y), (5 if left else -5, -10), textcoords="offset points",
                           ha="left" if left else "right", va="top", fontsize=9.5)  # fmt: skip
         if base is not None:
-            axes.axhspan(base - 100 * SAME_RANKING, base + 100 * SAME_RANKING, color=_FAINT, alpha=0.25, linewidth=0)
+            axes.axhspan(
+                base - 100 * SAME_RANKING, base + 100 * SAME_RANKING, color=PLOT_FAINT, alpha=0.25, linewidth=0
+            )
             if (drop := self._gate()) is not None:
-                axes.axhline(base - 100 * drop, color=_FAINT, linestyle=":", linewidth=1.4, zorder=0)
+                axes.axhline(base - 100 * drop, color=PLOT_FAINT, linestyle=":", linewidth=1.4, zorder=0)
                 reach.append(base - 100 * drop)
         low, high = min(reach), max(reach)
         # two points at least: noise must not look like loss
@@ -250,10 +244,9 @@ class _Drawing:
         return max(math.ceil(len(group) / 2) for group in legend_entries(self.results, self.styles))
 
 
-def short(name: str, most: int = 26) -> str:
-    """A name that leaves room for the plot; cut in the middle, since names differ at their ends."""
-    name = one_line(name)
-    return name if len(name) <= most else f"{name[: most // 2]}\u2026{name[-(most // 2 - 1) :]}"
+def short(name: str) -> str:
+    """A name that leaves room for the plot."""
+    return shortened(one_line(name))
 
 
 def _latency_axis(axes: Axes, values: Sequence[float], span: float, narrow: bool = False) -> None:
@@ -282,7 +275,7 @@ def _plain_log(axis: Axis, few: bool = False) -> None:
 def _plot(title: str, caption: str, draw: Callable[[Figure], None], height_in: float) -> Plot:
     """Drawn once; on a dark page only its ink is another."""
     drawn = _svg(draw, height_in)
-    dark = drawn.replace(_INK.encode(), _INK_ON_DARK.encode()).replace(GROUND.encode(), _GROUND_ON_DARK.encode())
+    dark = drawn.replace(PLOT_INK.encode(), _INK_ON_DARK.encode()).replace(GROUND.encode(), _GROUND_ON_DARK.encode())
     return Plot(title=title, caption=caption, light=data_uri(drawn, "svg+xml"), dark=data_uri(dark, "svg+xml"))
 
 
@@ -291,7 +284,9 @@ def _svg(draw: Callable[[Figure], None], height_in: float) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    # outlines, so that the text needs no font of the reader's machine
+    style = {**plot_style(), "svg.fonttype": "path", "svg.hashsalt": "pmm"}
+    with matplotlib.rc_context(style):
         # narrow on purpose: on a phone the picture is shrunk little, so its text stays readable
         figure = Figure(figsize=(5.4, height_in), layout="constrained")
         draw(figure)

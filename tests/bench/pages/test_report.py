@@ -19,7 +19,7 @@ from pmm.bench.pages.report import markdown, table, write_reports
 from pmm.bench.pages.styles import styles_of
 from pmm.bench.pages.verdict import verdict
 from pmm.bench.schema import BenchReport, GateFailure, Gates, Result, read_report
-from pmm.visualize import RIGHT, WRONG, Layout, compared_lists
+from pmm.visualize.lists import RIGHT, WRONG, Layout, compared_lists
 from tests.bench.pages.sample_reports import (
     GATES,
     REFERENCE,

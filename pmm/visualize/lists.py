@@ -9,17 +9,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pmm.data.crops import load_crop
-
-Colour = tuple[int, int, int]
+from pmm.visualize.style import EMPTY, FAINT, INK, Colour
 
 # A green and a red that stay apart for red-green blind eyes (one is bluish, one orange, their lightness differs).
 RIGHT: Colour = (0, 150, 110)
 WRONG: Colour = (204, 62, 10)
-QUERY: Colour = (40, 44, 56)
+QUERY = INK
 UNJUDGED: Colour = (150, 157, 170)
-_INK: Colour = (40, 44, 56)
-_FAINT: Colour = (105, 111, 123)
-_EMPTY: Colour = (235, 237, 241)
 _SMOOTH = 4  # marks are drawn this many times too large and shrunk: PIL does not smooth lines
 
 
@@ -114,11 +110,11 @@ def ranked_lists(
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(layout.text)
     for rank in range(ranks + 1):
         middle = layout.cell(0, rank)[0] + layout.width // 2
-        draw.text((middle, layout.header - layout.text), str(rank or "query"), _FAINT, font, anchor="mm")
+        draw.text((middle, layout.header - layout.text), str(rank or "query"), FAINT, font, anchor="mm")
     for line, (query, row) in enumerate(zip(queries, rows, strict=True)):
         x, y = layout.cell(line, 0)
         if titles:
-            draw.text((layout.gap, y - layout.frame - 0.8 * layout.text), titles[line], _INK, font, anchor="lm")
+            draw.text((layout.gap, y - layout.frame - 0.8 * layout.text), titles[line], INK, font, anchor="lm")
         _paste(picture, query, x, y, layout)
         _query_frame(draw, x, y, layout.width, height, layout.frame)
         for rank, (path, right) in enumerate(row, start=1):
@@ -129,7 +125,7 @@ def ranked_lists(
                 _mark(picture, x + layout.width, y + height, layout.mark, right)
             if captions:
                 below = y + height + layout.frame + layout.caption // 2
-                draw.text((x + layout.width // 2, below), captions[line][rank - 1], _INK, font, anchor="mm")
+                draw.text((x + layout.width // 2, below), captions[line][rank - 1], INK, font, anchor="mm")
     verdicts = {right for row in rows for _, right in row}
     # a list without any verdict says nothing of persons; one with some explains all that can occur
     kinds = (None,) if verdicts == {None} else (True, False, None) if None in verdicts else (True, False)
@@ -202,7 +198,7 @@ def _legend(
     words = {True: "same person", False: "another person", None: "result"}
     for kind in ("query", *kinds):
         text = kind if isinstance(kind, str) else words[kind]
-        draw.rectangle((x, y, x + side - 1, y + side - 1), _EMPTY)
+        draw.rectangle((x, y, x + side - 1, y + side - 1), EMPTY)
         if isinstance(kind, str):
             _query_frame(draw, x, y, side, side, layout.frame)
         else:
@@ -210,10 +206,10 @@ def _legend(
         if isinstance(kind, bool):
             _mark(picture, x + side, y + side, layout.mark, kind)
         x += side + layout.text
-        draw.text((x, y + side // 2), text, _FAINT, font, anchor="lm")
+        draw.text((x, y + side // 2), text, FAINT, font, anchor="lm")
         x += round(draw.textlength(text, font)) + 2 * layout.text
     if measure:
-        draw.text((x, y + side // 2), f"number below: {measure}", _FAINT, font, anchor="lm")
+        draw.text((x, y + side // 2), f"number below: {measure}", FAINT, font, anchor="lm")
 
 
 def compared_lists(
@@ -246,17 +242,17 @@ def compared_lists(
         x, y = layout.cell(line, rank)
         return x + (apart if rank > first else 0), y + top
 
-    draw.text((corner(0, 0)[0] + layout.width // 2, top + layout.header - layout.text), "query", _FAINT, font, "mm")
+    draw.text((corner(0, 0)[0] + layout.width // 2, top + layout.header - layout.text), "query", FAINT, font, "mm")
     for begin, ranks, head in ((0, first, heads[0]), (first, second, heads[1])):
         if ranks:
-            draw.text((corner(0, begin + 1)[0] - layout.frame, layout.gap + layout.text // 2), head, _INK, font, "lm")
+            draw.text((corner(0, begin + 1)[0] - layout.frame, layout.gap + layout.text // 2), head, INK, font, "lm")
         for rank in range(1, ranks + 1):
             middle = corner(0, begin + rank)[0] + layout.width // 2
-            draw.text((middle, top + layout.header - layout.text), str(rank), _FAINT, font, "mm")
+            draw.text((middle, top + layout.header - layout.text), str(rank), FAINT, font, "mm")
     for line, query in enumerate(queries):
         x, y = corner(line, 0)
         if titles:
-            draw.text((layout.gap, y - layout.frame - 0.8 * layout.text), titles[line], _INK, font, "lm")
+            draw.text((layout.gap, y - layout.frame - 0.8 * layout.text), titles[line], INK, font, "lm")
         _paste(picture, query, x, y, layout)
         _query_frame(draw, x, y, layout.width, height, layout.frame)
         for begin, row in ((0, before[line]), (first, after[line])):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pmm.errors import UserError
-from pmm.visualize import QUERY, RIGHT, UNJUDGED, WRONG, Layout, ranked_lists
+from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG, Layout, ranked_lists
 
 BLUE = (30, 60, 200)
 WHITE = (255, 255, 255)
@@ -67,7 +67,7 @@ def test_crops_are_whole_but_for_the_mark(crop: Path) -> None:
 
 def test_marks_differ_in_shape() -> None:
     """Tick and cross are told apart in grey, too: the white strokes are not the same pixels."""
-    from pmm.visualize import _mark
+    from pmm.visualize.lists import _mark
 
     strokes = []
     for right in (True, False):

@@ -1,0 +1,147 @@
+"""Where each stage looks: Grad-CAM of crops, per stage, of one model or of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pmm.data.crops import Crops, Preprocessing
+from pmm.models.backbone import STRIDE
+from pmm.ops.mixed_cam import cam
+from pmm.runtime.eager import Normalise
+from pmm.visualize.heat import heated, resized, scale
+from pmm.visualize.sheet import HEIGHT, Group, Panel, sheet, text_size
+
+NUMERALS = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
+SCALE_WORDS = "0 to the largest of each map"
+
+
+class StageCam(NamedTuple):
+    """What one stage makes of a batch."""
+
+    cam: npt.NDArray[np.float32]
+    """Grad-CAM [N, h, w] of `classes`."""
+    classes: npt.NDArray[np.int64]
+    """Training label [N] that each map explains."""
+    share: npt.NDArray[np.float32]
+    """Softmax share of that label [N], in 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One model's maps of the crops on a sheet."""
+
+    title: str
+    crops: Crops
+    """uint8 [N, H, W, 3], as this model sees them."""
+    stages: Sequence[StageCam]
+    persons: Mapping[int, str] = field(default_factory=dict)
+    """What to call a training label."""
+    faces: Mapping[int, Crops] = field(default_factory=dict)
+    """A crop of a training label, uint8 [H, W, 3]."""
+
+
+@contextmanager
+def as_at_test(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def to_model(model: nn.Module, crops: Crops, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [N, H, W, 3] -> normalised images [N, 3, H, W], where the model is."""
+    parameter = next(model.parameters())
+    normalise = Normalise(preprocessing).to(parameter.device)
+    return normalise(torch.from_numpy(np.ascontiguousarray(crops)).to(parameter.device)).to(parameter.dtype)
+
+
+def stage_cams(model: Any, images: Tensor, classes: Tensor | None = None) -> list[StageCam]:
+    """Grad-CAM of each stage at test time, on the map that the stage pools: F1, then X.
+
+    Args:
+        model: a trunk `backbone`, heads `stages` and, if there are several, a `bottleneck` (see `TwoMaps`); it is left
+            as it was.
+        images: normalised [N, 3, H, W], on the model's device.
+        classes: training labels to explain [N]; by default each stage's own answer, the largest of its logits.
+    """
+    with as_at_test(model):
+        f1 = model.backbone(images)
+        first, *others = model.stages
+        found = [_stage_cam(first, f1, f1.mean((2, 3)), classes)]
+        if others:
+            x = model.bottleneck(f1)
+            found += [_stage_cam(head, x, x.amax((2, 3)), classes) for head in others]
+    return found
+
+
+def _stage_cam(head: Any, maps: Tensor, pooled: Tensor, classes: Tensor | None) -> StageCam:
+    logits = head(pooled)[1].float()
+    chosen = logits.argmax(1) if classes is None else classes
+    weights = head.cam_weights(pooled, chosen, maps.shape[2] * maps.shape[3])
+    share = logits.softmax(1).gather(1, chosen[:, None])[:, 0]
+    found = (cam(maps, weights).float(), chosen, share)
+    return StageCam(*(values.cpu().numpy() for values in found))
+
+
+def cam_picture(names: Sequence[str], views: Sequence[View], *, true: bool, height: int = HEIGHT) -> Image.Image:
+    """A row per crop: the crop, then each view's stages, the map over the crop.
+
+    `names` is a line per crop. With `true` the maps explain the identity that the crop shows; else the stage's own
+    answer, of which a small crop stands beside the map. `height` is that of a crop in pixels.
+    """
+    groups = [Group("", ("crop",))]
+    groups += [Group(view.title, tuple(_head(stage) for stage in range(len(view.stages)))) for view in views]
+    rows = []
+    for row, name in enumerate(names):
+        panels = [Panel(resized(views[0].crops[row], _size(views[0].crops, height)), name)]
+        panels += [_panel(view, stage, row, true, height) for view in views for stage in view.stages]
+        rows.append(panels)
+    text = text_size(height)
+    return sheet(groups, rows, notes=_notes(views, true), key=Panel(scale(8 * text, text), SCALE_WORDS))
+
+
+def _head(stage: int) -> str:
+    return f"stage {NUMERALS[stage]}\n{'maximum of X' if stage else 'average of F1'}"
+
+
+def _size(crops: Crops, height: int) -> tuple[int, int]:
+    """Width and height at which crops of this shape are drawn."""
+    return max(1, round(height * crops.shape[2] / crops.shape[1])), height
+
+
+def _panel(view: View, stage: StageCam, row: int, true: bool, height: int) -> Panel:
+    label, share = int(stage.classes[row]), f"{stage.share[row]:.0%}"
+    image = heated(view.crops[row], stage.cam[row], STRIDE, _size(view.crops, height))
+    empty = "" if stage.cam[row].any() else "no cell speaks for it"
+    if true:
+        return Panel(image, empty or share)
+    face = view.faces.get(label)
+    aside = None if face is None else resized(face, _size(face[None], height // 2))
+    return Panel(image, empty, aside, ("taken for", view.persons.get(label, f"label {label}"), share))
+
+
+def _notes(views: Sequence[View], true: bool) -> list[str]:
+    if true:
+        return [
+            "Training crops: each map shows which cells speak for the true identity (Grad-CAM); below it stands that "
+            "identity's softmax share."
+        ]
+    beside = "; a crop of that person and the softmax share stand beside" if any(view.faces for view in views) else ""
+    return [
+        "Test people are new to the classifier: each map shows which cells speak for the training identity that the "
+        f"stage takes them for (Grad-CAM){beside}."
+    ]

@@ -1,0 +1,207 @@
+"""The pictures of one checkpoint, or of two side by side: what each needs is loaded when it is first asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from pmm.config import Config
+from pmm.data.crops import load_crops
+from pmm.data.samples import Sample
+from pmm.data.splits import matchable
+from pmm.errors import UserError
+from pmm.visualize.curves import METRICS, Run, curves_picture, read_run
+from pmm.visualize.people import People, name_of, people_of, pick
+from pmm.visualize.sheet import HEIGHT
+from pmm.visualize.style import shortened
+
+if TYPE_CHECKING:
+    from pmm.parity.labels import Embedded
+    from pmm.runtime.eager import EagerRunner
+    from pmm.visualize.cam import View
+    from pmm.visualize.ranked import Scores
+
+PICTURES = {
+    "cam": "where each stage looks",
+    "mix": "Hard-Mix before and after, on training crops",
+    "lists": "what queries find, right and wrong",
+    "curves": "losses, held-out accuracy, learning rate",
+}
+MIX_BATCH = 16
+"""Crops that partners are drawn from, where fewer are shown."""
+
+
+class NotThere(UserError):  # noqa: N818 - a state to report
+    """This checkpoint has nothing that such a picture could show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How pictures are drawn; see the command line."""
+
+    crops: int = 5
+    exactly: bool = False
+    """Fewer than `crops` is an error."""
+    split: str = "test"
+    root: Path | None = None
+    seed: int = 0
+    height: int = HEIGHT
+    device: str = "auto"
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """An opened checkpoint and its data."""
+
+    path: Path
+    config: Config
+    runner: EagerRunner
+    people: People
+
+
+class Pictures:
+    """Draws a checkpoint, at the right of `against` if there is one."""
+
+    def __init__(self, checkpoint: Path, against: Path | None, options: Options, more_runs: Sequence[Run] = ()) -> None:
+        """`more_runs` are drawn with the checkpoints' own curves."""
+        self.sources = [path for path in (against, checkpoint) if path is not None]
+        self.options, self.more_runs = options, more_runs
+
+    def draw(self, name: str) -> Image.Image:
+        """The picture of that name in PICTURES. Raises UserError, as NotThere where there is nothing to draw."""
+        ways: dict[str, Callable[[], Image.Image]] = {
+            "cam": self._cam, "mix": self._mix, "lists": self._lists, "curves": self._curves,
+        }  # fmt: skip
+        return ways[name]()
+
+    @cached_property
+    def subjects(self) -> list[Subject]:
+        """What is compared, the checkpoint itself last."""
+        from pmm.checkpoint import load, restore_model
+        from pmm.data.crops import preprocessing_of
+        from pmm.runtime.eager import EagerRunner, torch_device
+
+        device, found = torch_device(self.options.device), []
+        for path in self.sources:
+            model, config = restore_model(load(path), path)
+            people = people_of(config, path, self.options.root)
+            runner = EagerRunner(model, preprocessing_of(config), device)
+            found.append(Subject(path=path, config=config, runner=runner, people=people))
+        return found
+
+    @property
+    def titles(self) -> list[str]:
+        """What to call each: its method, and its run where two have one method."""
+        methods = [subject.config.model.method for subject in self.subjects]
+        if len(set(methods)) == len(methods):
+            return methods
+        places = [path.resolve() for path in self.sources]
+        one_run = len({place.parent for place in places}) < len(places)
+        names = [place.name if one_run else place.parent.name for place in places]
+        return [f"{method} ({shortened(name)})" for method, name in zip(methods, names, strict=True)]
+
+    def _cam(self) -> Image.Image:
+        from pmm.visualize.cam import cam_picture
+
+        people, true = self.subjects[-1].people, self.options.split == "train"
+        if true and not people.trained:
+            raise NotThere(people.why_none)
+        chosen = self._pick(people.trained if true else people.test.query, f"{self.options.split} crops")
+        views = [
+            self._view(subject, title, chosen, true) for subject, title in zip(self.subjects, self.titles, strict=True)
+        ]
+        return cam_picture([name_of(sample) for sample in chosen], views, true=true, height=self.options.height)
+
+    def _view(self, subject: Subject, title: str, chosen: Sequence[Sample], true: bool) -> View:
+        import torch
+
+        from pmm.visualize.cam import View, stage_cams, to_model
+
+        size, people, model = subject.runner.preprocessing, subject.people, subject.runner.model
+        crops = load_crops([sample.path for sample in chosen], size.height, size.width)
+        images, classes = to_model(model, crops, size), None
+        if true:
+            labels = people.labels
+            unknown = [sample.pid for sample in chosen if sample.pid not in labels]
+            if unknown:
+                raise UserError(f"{subject.path} was not trained on person {unknown[0]}; use --split test")
+            classes = torch.tensor([labels[sample.pid] for sample in chosen], device=images.device)
+        stages = stage_cams(model, images, classes)
+        answers = sorted({int(label) for stage in stages for label in stage.classes})
+        if not people.trained:
+            logging.getLogger("pmm").warning("%s: training identities have no crop: %s", subject.path, people.why_none)
+        faces = {} if true else people.faces(size.height, size.width, answers)
+        return View(title=title, crops=crops, stages=stages, persons=people.persons(), faces=faces)
+
+    def _mix(self) -> Image.Image:
+        from pmm.visualize.mixing import has_hard_mix, mix_picture
+
+        subject = self.subjects[-1]
+        people, runner = subject.people, subject.runner
+        if not has_hard_mix(runner.model):
+            raise NotThere(f"{subject.path} is {subject.config.model.method}, which has no Hard-Mix")
+        if not people.trained:
+            raise NotThere(people.why_none)
+        rows = len(self._pick(people.trained, "training crops"))
+        batch = pick(people.trained, min(max(rows, MIX_BATCH), len(people.trained)), self.options.seed)
+        crops = load_crops([sample.path for sample in batch], runner.preprocessing.height, runner.preprocessing.width)
+        labels = [people.labels[sample.pid] for sample in batch]
+        return mix_picture(
+            runner.model,
+            crops,
+            labels,
+            runner.preprocessing,
+            names=[f"person {sample.pid}" for sample in batch],
+            rows=rows,
+            seed=self.options.seed,
+            height=self.options.height,
+        )
+
+    def _lists(self) -> Image.Image:
+        from pmm.visualize.ranked import compared_picture, ranked_picture
+
+        split = self.subjects[-1].people.test
+        queries = self._count(sum(matchable(split.query, split.gallery)), "queries with a match in the gallery")
+        found = [self._ranking(subject, title) for subject, title in zip(self.subjects, self.titles, strict=True)]
+        if len(found) == 1:
+            return ranked_picture(split, *found[0], queries=queries)
+        first, second = self.titles
+        return compared_picture(split, found[0], found[1], heads=(first, second), queries=queries)
+
+    def _ranking(self, subject: Subject, title: str) -> tuple[Embedded, Scores]:
+        """Embeddings of the test people, and the average precision of each query."""
+        from pmm.embed import embed_samples, rank_split
+        from pmm.parity.labels import Embedded
+
+        split, batch = self.subjects[-1].people.test, self.options.batch_size
+        query, gallery = (
+            embed_samples(subject.runner, samples, batch_size=batch, label=f"{title}, {name}")
+            for name, samples in (("query", split.query), ("gallery", split.gallery))
+        )
+        return Embedded(query, gallery), rank_split(split, query, gallery).per_query_ap
+
+    def _curves(self) -> Image.Image:
+        folders = list(dict.fromkeys(path.resolve().parent for path in self.sources))
+        runs = [read_run(folder) for folder in folders if (folder / METRICS).is_file()]
+        if not runs and not self.more_runs:
+            raise NotThere(f"there is no {METRICS} beside {self.sources[-1]}; --runs DIR names runs that have one")
+        return curves_picture([*runs, *self.more_runs])
+
+    def _pick(self, samples: Sequence[Sample], what: str) -> list[Sample]:
+        return pick(samples, self._count(len(samples), what), self.options.seed)
+
+    def _count(self, there: int, what: str) -> int:
+        """How many of those that are there to show. Raises UserError if more were asked for."""
+        asked = self.options.crops
+        if asked > there and self.options.exactly:
+            raise UserError(f"--crops is {asked}, but there are only {there} {what}; ask for that many at most")
+        if not there:
+            raise NotThere(f"there are no {what}")
+        return min(asked, there)
