@@ -236,7 +236,7 @@ class Trainer:
         some = sorted({sample.pid: sample for sample in self.split.train}.values(), key=lambda s: s.pid)[:SHOWN]
         crops = load_crops([sample.path for sample in some], size.height, size.width)
         labels = [index[sample.pid] for sample in some]
-        return np.asarray(mix_picture(self.model, crops, labels, size, rows=4, seed=seed))
+        return np.asarray(mix_picture(self.model, crops, labels, size, rows=4, seed=seed, height=128))
 
     def _warn(self, record: Mapping[str, Any], bad: Mapping[int, str], since_start: int) -> None:
         """Say once what slows the run down, and whenever more images were skipped or the features are one point."""
