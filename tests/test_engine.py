@@ -153,3 +153,21 @@ def test_what_only_gpus_do(small_config):
     assert all(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
     plain = build_model(changed(small_config))
     plain.load_state_dict(trainee.model.state_dict())  # a checkpoint of it is like any other
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_step_on_a_gpu_waits_for_nothing(small_config, batch, amp):
+    device = torch.device("cuda")
+    config = changed(small_config, batch_size=16, amp=amp, clip_norm=1.0)
+    trainee = make_trainee(build_model(config), config, device, 10)
+    trainee.model.train()
+    pinned = type(batch)(*(part.pin_memory() for part in batch))
+    for step in range(2):
+        train_step(trainee, pinned, config, device, step=step)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = train_step(trainee, pinned, config, device, step=2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert losses["loss"].isfinite()

@@ -15,6 +15,7 @@ from pmm.config import Config, preset
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.engine import collapsed
 from pmm.errors import Stopped, UserError
+from pmm.files import claimed
 from pmm.ops._extension import missing
 from pmm.train import parse, train
 from pmm.trainee import learning_rate
@@ -390,3 +391,60 @@ def test_a_loss_that_is_not_finite_stops(small_config, tmp_path):
     assert not math.isfinite(report["losses"]["loss"])
     assert not (tmp_path / "run" / "best.pth").exists()
     assert all(value.isfinite().all() for value in weights(tmp_path / "run" / "last.pth").values())
+
+
+def test_bad_images_are_skipped_counted_and_named(tmp_path):
+    draw_dataset(tmp_path / "people", ids=9, seed=1, workers=1)
+    for path in sorted((tmp_path / "people" / "bounding_box_train").iterdir())[::3]:
+        path.write_bytes(path.read_bytes()[:400])
+    flags = ("--preset", "tiny", "--root", tmp_path / "people", "--out", tmp_path / "run", "--val-identities", "0")
+    done = run_here("-m", "pmm.train", *flags, "--epochs", "3", "--device", "cpu", "--skip-bad-images")
+    assert done.returncode == 0, done.stderr
+    assert "images skipped so far; " in done.stderr
+    assert "not a readable image" in done.stderr
+    counts = [json.loads(line)["skipped_images"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert counts == sorted(counts)
+    assert 1 <= counts[-1] <= 36
+
+
+def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, monkeypatch, capsys):
+    import pmm.trainer
+
+    class Starved(pmm.trainer.Meter):
+        def record(self):
+            return {**super().record(), "seconds": 1.5, "data_seconds": 0.6, "step_seconds": 0.9}
+
+    monkeypatch.setattr(pmm.trainer, "Meter", Starved)
+    recipe = dataclasses.replace(small_config.recipe, epochs=3)
+    data = dataclasses.replace(small_config.data, val_identities=0.0)  # four batches, not three
+    train(dataclasses.replace(small_config, recipe=recipe, data=data), out=tmp_path / "run", device="cpu")
+    done = capsys.readouterr()
+    assert done.out.count("  data 150 ms  step 225 ms  ") == 3
+    assert done.err.count("pmm.train: warning: 40% of the epoch was waiting for images") == 1
+    assert done.out.count("config: recipe: epochs=3, batch_size=12,") == 1
+
+
+def test_a_run_in_use_is_refused(small_config, tmp_path):
+    with claimed(tmp_path / "run"), pytest.raises(UserError, match="in use by another process"):
+        train(small_config, out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "last.pth").exists()
+
+
+def test_half_written_files_of_a_killed_run_are_swept(small_config, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in (".last.pth.abc.pth", ".metrics.jsonl.x.jsonl"):
+        (out / name).write_bytes(b"half")
+    (out / "mine.txt").write_text("kept")
+    train(dataclasses.replace(small_config, recipe=dataclasses.replace(small_config.recipe, epochs=1)), out=out)
+    assert {path.name for path in out.glob(".*")} == {".lock"}
+    assert (out / "mine.txt").read_text() == "kept"
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_what_an_eager_one_does(small_config, trained, tmp_path):
+    recipe = dataclasses.replace(small_config.recipe, compile=True)
+    best = train(dataclasses.replace(small_config, recipe=recipe), out=tmp_path / "run", device="cpu")
+    losses = [[json.loads(line)["loss"] for line in path.with_name("metrics.jsonl").open()] for path in (best, trained)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert weights(best).keys() == weights(trained).keys()

@@ -84,13 +84,16 @@ def _kernel_steps(gpu: Gpu) -> list[Step]:
             )
             for dtype in ("float32", "float16", "bfloat16")
         ),
-        Step(
-            name="ops-step",
-            commands=((*ops, "--step", "--step-batch", "128", "--out", f"{out}/ops-step/step.json"),),
-            env=REQUIRED,
-            needs=TRAINING,
-            uses=(KERNELS,),
-            makes=(f"{out}/ops-step/step.json",),
+        *(
+            Step(
+                name=name,
+                commands=((*ops, "--step", "--step-batch", "128", "--amp", amp, "--out", f"{out}/{name}/step.json"),),
+                env=REQUIRED,
+                needs=TRAINING,
+                uses=(KERNELS,),
+                makes=(f"{out}/{name}/step.json",),
+            )
+            for name, amp in (("ops-step", "off"), ("ops-step-bf16", "bf16"))
         ),
     ]
 
@@ -99,14 +102,15 @@ def _model_steps(gpu: Gpu) -> list[Step]:
     """The way of a model: a short training of preset paper, its exports, backends side by side, engines."""
     out = _relative(folder_of(gpu))
     best, fp32, fp16 = f"{out}/training/best.pth", f"{out}/export/fp32.onnx", f"{out}/export/fp16.onnx"
-    train = ("python", "-m", "pmm.train", "--preset", "paper", "--device", "cuda", "--synthetic-ids", "100")
+    train = ("python", "-m", "pmm.train", "--preset", "paper", "--device", "cuda", "--amp", "bf16")
+    people = ("--synthetic-ids", "100", "--workers", "8")
     bench = ("python", "bench/run.py", best, "--batches", "1,8,32,128,256", "--seconds", "3", "--precisions")
     # TensorRT-RTX builds anywhere, but an engine proves itself where it was built, and runs on these only
     builder = "tensorrt|tensorrt_rtx" if gpu.compute_capability in RTX_CAPABILITIES else "tensorrt"
     return [
         Step(
             name="training",
-            commands=((*train, "--epochs", "40", "--out", f"{out}/training"),),
+            commands=((*train, *people, "--epochs", "40", "--out", f"{out}/training"),),
             env=REQUIRED,
             needs=(*TRAINING, "tensorboard"),
             uses=(KERNELS,),
