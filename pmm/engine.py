@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pmm.config import Config
+from pmm.data.batches import TrainBatch, to_images
 from pmm.data.crops import Crops, Preprocessing, load_crops, preprocessing_of
-from pmm.data.loader import TrainBatch, to_images
 from pmm.data.samples import Split
 from pmm.embed import embed_crops, rank_split
 from pmm.errors import UserError
@@ -24,7 +24,7 @@ from pmm.processes import ALONE, Processes
 from pmm.runtime.eager import EagerRunner
 from pmm.trainee import Trainee
 
-PARTNERS = 4  # a stream of the run's seed, as those in pmm.data.loader
+PARTNERS = 4  # a stream of the run's seed, see pmm.data.sampler
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

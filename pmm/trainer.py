@@ -16,8 +16,9 @@ import torch
 
 from pmm import checkpoint
 from pmm.config import Config
+from pmm.data.batches import TrainBatch
 from pmm.data.crops import load_crops, preprocessing_of
-from pmm.data.loader import TrainBatch, train_batches
+from pmm.data.loader import train_batches
 from pmm.data.samples import Split, class_indices
 from pmm.engine import Validation, be_deterministic, collapsed, train_step
 from pmm.errors import Stopped, UserError

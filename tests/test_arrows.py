@@ -101,8 +101,8 @@ LATE = ("onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "openvi
 # Modules that may import torch at module level; everything else must load without it.
 WITH_TORCH = (
     "ops", "models", "losses", "processes", "progress", "trainee", "engine", "trainer", "torch_file", "foreign",
-    "runtime/eager", "runtime/torch_", "runtime/aoti", "data/loader", "export/fold", "export/graph",
-    "visualize/cam", "visualize/mixing", "bench/mix", "bench/training_step", "bench/untrained",
+    "runtime/eager", "runtime/torch_", "runtime/aoti", "data/batches", "data/loader", "data/sampler", "export/fold",
+    "export/graph", "visualize/cam", "visualize/mixing", "bench/mix", "bench/training_step", "bench/untrained",
 )  # fmt: skip
 
 SOURCES = sorted((ROOT / "pmm").rglob("*.py"))

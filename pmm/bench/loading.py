@@ -22,8 +22,9 @@ from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.mixing_report import interval
 from pmm.bench.statistics import Latency, median_ratio, stability_flags
 from pmm.config import Config, preset
+from pmm.data.batches import to_images
 from pmm.data.crops import Crops, iter_crops, preprocessing_of
-from pmm.data.loader import TrainLoader, to_images, train_batches
+from pmm.data.loader import TrainLoader, train_batches
 from pmm.data.samples import Sample
 from pmm.embed import images_below
 from pmm.environment import describe_environment

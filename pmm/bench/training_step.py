@@ -22,8 +22,8 @@ from pmm.bench.mixing import name_of, require_kernels, stopwatch
 from pmm.bench.mixing_report import AUTHORS, EAGER, OURS, heading, interval, timing
 from pmm.bench.statistics import Latency, median_ratio
 from pmm.config import Config, fast_mode, preset
+from pmm.data.batches import TrainBatch, to_images
 from pmm.data.crops import Preprocessing, preprocessing_of
-from pmm.data.loader import TrainBatch, to_images
 from pmm.engine import be_deterministic, train_step
 from pmm.errors import UserError
 from pmm.losses import reid_losses

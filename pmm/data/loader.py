@@ -1,10 +1,11 @@
-"""Training batches: the P x K sampler, the augmentation and the loader.
+"""The loader of training batches.
 
 Every random choice comes from a generator seeded by (seed, epoch) or (seed, epoch, batch), so that the batches of an
 epoch do not depend on the number of workers nor on the epochs before it: a resumed run sees what the uninterrupted one
 would have. What happens to a crop depends on its position alone, whoever loads it and with whichever others.
 
-Workers send uint8 crops, a quarter of what the network takes; `to_images` does the rest on the training device.
+Workers send uint8 crops, a quarter of what the network takes; `pmm.data.batches.to_images` does the rest on the
+training device.
 """
 
 from __future__ import annotations
@@ -15,179 +16,27 @@ import math
 import os
 import signal
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from pmm.config import Config, RecipeConfig
-from pmm.data.crops import Crops, Preprocessing, load_crop
+from pmm.config import Config
+from pmm.data.augmentation import Augmentation, draw_augmentation, shift_into
+from pmm.data.batches import TrainBatch
+from pmm.data.crops import Crops, load_crop
+from pmm.data.sampler import PKSampler
 from pmm.data.samples import Sample, class_indices
 from pmm.errors import UserError
 
-ORDER, AUGMENT = 2, 3  # streams of the run's seed (1 holds out the validation identities)
+AUGMENT = 3  # a stream of the run's seed, see pmm.data.sampler
 PREFETCH = 2  # batches that each worker is ahead
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
-
-class TrainBatch(NamedTuple):
-    """crops uint8 [B, H, W, 3], shifted; mirrored bool [B]; cutouts int64 [B, 4] (top, left, bottom, right of what is
-    mirrored where it is; all 0 for none); labels int64 [B] (class indices); camids int64 [B]; indices int64 [B] of the
-    samples. See `to_images`.
-    """
-
-    crops: Tensor
-    mirrored: Tensor
-    cutouts: Tensor
-    labels: Tensor
-    camids: Tensor
-    indices: Tensor
-
-
-class PKSampler(Sampler[list[tuple[int, int, int]]]):
-    """Batches of P identities x K images; each identity once per epoch, an incomplete last batch dropped.
-
-    Yields lists of (sample index, epoch, position in the epoch): of each batch the share of process `rank` of `world`,
-    so that all of them together see the batches that one alone would. `epoch` is which, `first` the batch to begin
-    with. Raises UserError if there are fewer identities than P.
-    """
-
-    def __init__(
-        self, labels: Sequence[int], ids_per_batch: int, images_per_id: int, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
-        self.of_label: dict[int, list[int]] = defaultdict(list)
-        for index, label in enumerate(labels):
-            self.of_label[label].append(index)
-        self.ids_per_batch, self.images_per_id, self.seed = ids_per_batch, images_per_id, seed
-        self.rank, self.world = rank, world
-        self.epoch = self.first = 0
-        if len(self.of_label) < ids_per_batch:
-            found = len(self.of_label)
-            advice = f"use --batch-size {found * images_per_id} or less" if found > 1 else "training needs at least two"
-            raise UserError(f"a batch needs {ids_per_batch} identities, but the training split has {found}; {advice}")
-
-    def __len__(self) -> int:
-        return len(self.of_label) // self.ids_per_batch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        rng = np.random.default_rng([self.seed, ORDER, self.epoch])
-        labels = rng.permutation(sorted(self.of_label))
-        for batch in range(len(self)):
-            chosen: list[int] = []
-            for label in labels[batch * self.ids_per_batch : (batch + 1) * self.ids_per_batch]:
-                own = self.of_label[int(label)]
-                picks = rng.choice(len(own), self.images_per_id, replace=len(own) < self.images_per_id)
-                chosen += [own[pick] for pick in picks]
-            first, share = batch * len(chosen), len(chosen) // self.world
-            keys = [(index, self.epoch, first + place) for place, index in enumerate(chosen)]
-            if batch >= self.first:
-                yield keys[self.rank * share : (self.rank + 1) * share]
-
-
-class Augmentation(NamedTuple):
-    """What happens to the crops of a batch. Of a crop's pixels [H, W], (top, left) .. (bottom, right) are cut out, the
-    ends excluded.
-    """
-
-    mirrored: npt.NDArray[np.bool_]
-    """[B]"""
-    down: npt.NDArray[np.int64]
-    """[B], row that comes to lie in row 0; negative: the first row is repeated above."""
-    right: npt.NDArray[np.int64]
-    """[B], column that comes to lie in column 0 (of the mirrored crop)."""
-    cutouts: npt.NDArray[np.int64]
-    """[B, 4]: top, left, bottom, right; all 0 for none."""
-
-
-def draw_augmentation(
-    recipe: RecipeConfig, height: int, width: int, count: int, rng: np.random.Generator
-) -> Augmentation:
-    """Random flip, shift and Cutout of `count` crops [height, width], drawn in this order, for all crops each.
-
-    One generator for the batch: to seed one for each crop would take a fifth of the time of decoding it, or more.
-    """
-    mirrored = rng.random(count) < recipe.flip
-    down, right = rng.integers(-recipe.shift, recipe.shift + 1, (2, count))
-    cut = rng.random(count) < recipe.cutout
-    rows, columns = min(recipe.cutout_size[0], height), min(recipe.cutout_size[1], width)
-    top, left = rng.integers(0, height - rows + 1, count), rng.integers(0, width - columns + 1, count)
-    return Augmentation(mirrored, down, right, np.stack([top, left, top + rows, left + columns], 1) * cut[:, None])
-
-
-def shift_into(out: Crops, crop: Crops, down: int, right: int) -> None:
-    """`crop` uint8 [H, W, 3] into `out` [H, W, 3], moved up by `down` and left by `right` pixels.
-
-    Its border is repeated.
-    """
-    if not down and not right:
-        out[:] = crop
-        return
-    height, width = crop.shape[:2]
-    down, right = (min(max(by, 1 - size), size - 1) for by, size in ((down, height), (right, width)))
-    top, bottom = max(-down, 0), min(height - down, height)
-    left, end = max(-right, 0), min(width - right, width)
-    out[top:bottom, left:end] = crop[top + down : bottom + down, left + right : end + right]
-    out[top:bottom, :left], out[top:bottom, end:] = out[top:bottom, left, None], out[top:bottom, end - 1, None]
-    out[:top], out[bottom:] = out[top], out[bottom - 1]
-
-
-def to_images(batch: TrainBatch, preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """float32 [B, 3, H, W] on `device`, channels_last: the crops mirrored and normalised, then zeros for Cutout."""
-    make = _to_images_on_cpu if device.type == "cpu" else _to_images_at_once
-    return make(batch, *_scale_and_offset(preprocessing, device), device).permute(0, 3, 1, 2)
-
-
-def _to_images_at_once(batch: TrainBatch, scale: Tensor, offset: Tensor, device: torch.device) -> Tensor:
-    """[B, H, W, 3] by a few operators on all of it, which a GPU takes as long to start as to run."""
-    crops, mirrored = (part.to(device, non_blocking=True) for part in (batch.crops, batch.mirrored))
-    crops = torch.where(mirrored[:, None, None, None], crops.flip(2), crops)
-    images = (crops * scale).sub_(offset)
-    top, left, bottom, right = batch.cutouts.to(device, non_blocking=True)[:, :, None].unbind(1)
-    y, x = (torch.arange(size, device=device) for size in crops.shape[1:3])
-    cut = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
-    return images.masked_fill_(cut[..., None], 0)
-
-
-def _to_images_on_cpu(batch: TrainBatch, scale: Tensor, offset: Tensor, device: torch.device) -> Tensor:
-    """[B, H, W, 3] crop by crop, which stay in the CPU's caches meanwhile: a tenth of the time."""
-    count, height, width, _ = batch.crops.shape
-    images = torch.empty(batch.crops.shape, dtype=torch.float32)
-    rows = images.view(count, height, 3 * width)  # torch is many times as fast on long rows as on 3 channels
-    scale, offset = scale.repeat(width), offset.repeat(width)
-    mirrored, cutouts = batch.mirrored.tolist(), batch.cutouts.tolist()
-    with _one_thread():
-        for place, (top, left, bottom, right) in enumerate(cutouts):
-            crop = batch.crops[place]
-            images[place] = crop.flip(1) if mirrored[place] else crop
-            rows[place].mul_(scale).sub_(offset)
-            images[place, top:bottom, left:right] = 0
-    return images
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """torch on one thread: several would wait for each other where loading workers have the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@cache
-def _scale_and_offset(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    """float32 [3] each, computed as `Preprocessing.normalise` does."""
-    std = np.asarray(preprocessing.std, np.float32)
-    values = 1 / (255 * std), np.asarray(preprocessing.mean, np.float32) / std
-    return torch.from_numpy(values[0]).to(device), torch.from_numpy(values[1]).to(device)
 
 
 class _Found(NamedTuple):

@@ -14,19 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmm.config import RecipeConfig, preset
+from pmm.data.augmentation import draw_augmentation, shift_into
+from pmm.data.batches import TrainBatch, _scale_and_offset, _to_images_at_once, to_images
 from pmm.data.crops import load_crop, preprocessing_of
-from pmm.data.loader import (
-    PKSampler,
-    TrainBatch,
-    TrainSet,
-    _scale_and_offset,
-    _to_images_at_once,
-    draw_augmentation,
-    shift_into,
-    to_images,
-    train_batches,
-)
+from pmm.data.loader import TrainSet, train_batches
 from pmm.data.readers import read_dataset
+from pmm.data.sampler import PKSampler
 from pmm.data.samples import class_indices
 from pmm.errors import UserError
 from tests.conftest import ROOT

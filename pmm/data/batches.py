@@ -1,0 +1,80 @@
+"""A training batch as it is loaded, in uint8, and as the network takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pmm.data.crops import Preprocessing
+
+
+class TrainBatch(NamedTuple):
+    """crops uint8 [B, H, W, 3], shifted; mirrored bool [B]; cutouts int64 [B, 4] (top, left, bottom, right of what is
+    mirrored where it is; all 0 for none); labels int64 [B] (class indices); camids int64 [B]; indices int64 [B] of the
+    samples. See `to_images`.
+    """
+
+    crops: Tensor
+    mirrored: Tensor
+    cutouts: Tensor
+    labels: Tensor
+    camids: Tensor
+    indices: Tensor
+
+
+def to_images(batch: TrainBatch, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """float32 [B, 3, H, W] on `device`, channels_last: the crops mirrored and normalised, then zeros for Cutout."""
+    make = _to_images_on_cpu if device.type == "cpu" else _to_images_at_once
+    return make(batch, *_scale_and_offset(preprocessing, device), device).permute(0, 3, 1, 2)
+
+
+def _to_images_at_once(batch: TrainBatch, scale: Tensor, offset: Tensor, device: torch.device) -> Tensor:
+    """[B, H, W, 3] by a few operators on all of it, which a GPU takes as long to start as to run."""
+    crops, mirrored = (part.to(device, non_blocking=True) for part in (batch.crops, batch.mirrored))
+    crops = torch.where(mirrored[:, None, None, None], crops.flip(2), crops)
+    images = (crops * scale).sub_(offset)
+    top, left, bottom, right = batch.cutouts.to(device, non_blocking=True)[:, :, None].unbind(1)
+    y, x = (torch.arange(size, device=device) for size in crops.shape[1:3])
+    cut = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
+    return images.masked_fill_(cut[..., None], 0)
+
+
+def _to_images_on_cpu(batch: TrainBatch, scale: Tensor, offset: Tensor, device: torch.device) -> Tensor:
+    """[B, H, W, 3] crop by crop, which stay in the CPU's caches meanwhile: a tenth of the time."""
+    count, height, width, _ = batch.crops.shape
+    images = torch.empty(batch.crops.shape, dtype=torch.float32)
+    rows = images.view(count, height, 3 * width)  # torch is many times as fast on long rows as on 3 channels
+    scale, offset = scale.repeat(width), offset.repeat(width)
+    mirrored, cutouts = batch.mirrored.tolist(), batch.cutouts.tolist()
+    with _one_thread():
+        for place, (top, left, bottom, right) in enumerate(cutouts):
+            crop = batch.crops[place]
+            images[place] = crop.flip(1) if mirrored[place] else crop
+            rows[place].mul_(scale).sub_(offset)
+            images[place, top:bottom, left:right] = 0
+    return images
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch on one thread: several would wait for each other where loading workers have the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def _scale_and_offset(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """float32 [3] each, computed as `Preprocessing.normalise` does."""
+    std = np.asarray(preprocessing.std, np.float32)
+    values = 1 / (255 * std), np.asarray(preprocessing.mean, np.float32) / std
+    return torch.from_numpy(values[0]).to(device), torch.from_numpy(values[1]).to(device)

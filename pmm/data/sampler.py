@@ -1,0 +1,53 @@
+"""The order of training: P identities x K images a batch, each identity once an epoch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from pmm.errors import UserError
+
+ORDER = 2  # a stream of the run's seed (1 holds out the validation identities, 3 augments, 4 draws the partners)
+
+
+class PKSampler(Sampler[list[tuple[int, int, int]]]):
+    """Batches of P identities x K images; each identity once per epoch, an incomplete last batch dropped.
+
+    Yields lists of (sample index, epoch, position in the epoch): of each batch the share of process `rank` of `world`,
+    so that all of them together see the batches that one alone would. `epoch` is which, `first` the batch to begin
+    with. Raises UserError if there are fewer identities than P.
+    """
+
+    def __init__(
+        self, labels: Sequence[int], ids_per_batch: int, images_per_id: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.of_label: dict[int, list[int]] = defaultdict(list)
+        for index, label in enumerate(labels):
+            self.of_label[label].append(index)
+        self.ids_per_batch, self.images_per_id, self.seed = ids_per_batch, images_per_id, seed
+        self.rank, self.world = rank, world
+        self.epoch = self.first = 0
+        if len(self.of_label) < ids_per_batch:
+            found = len(self.of_label)
+            advice = f"use --batch-size {found * images_per_id} or less" if found > 1 else "training needs at least two"
+            raise UserError(f"a batch needs {ids_per_batch} identities, but the training split has {found}; {advice}")
+
+    def __len__(self) -> int:
+        return len(self.of_label) // self.ids_per_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        rng = np.random.default_rng([self.seed, ORDER, self.epoch])
+        labels = rng.permutation(sorted(self.of_label))
+        for batch in range(len(self)):
+            chosen: list[int] = []
+            for label in labels[batch * self.ids_per_batch : (batch + 1) * self.ids_per_batch]:
+                own = self.of_label[int(label)]
+                picks = rng.choice(len(own), self.images_per_id, replace=len(own) < self.images_per_id)
+                chosen += [own[pick] for pick in picks]
+            first, share = batch * len(chosen), len(chosen) // self.world
+            keys = [(index, self.epoch, first + place) for place, index in enumerate(chosen)]
+            if batch >= self.first:
+                yield keys[self.rank * share : (self.rank + 1) * share]
