@@ -155,8 +155,8 @@ def restore_training(state: dict[str, Any], trainee: Trainee) -> None:
     trainee.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
     trainee.scaler.load_state_dict(state["scaler"] or {})
     torch.set_rng_state(state["rng"]["torch"])
-    if state["rng"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    for index, cuda in enumerate(state["rng"]["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda, index)
 
 
 def load_model(path: str | Path) -> nn.Module:

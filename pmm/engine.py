@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from pmm.config import Config
 from pmm.data.batches import TrainBatch, to_images
 from pmm.data.crops import Crops, Preprocessing, load_crops, preprocessing_of
 from pmm.data.samples import Split
-from pmm.embed import embed_crops, rank_split
+from pmm.embed import Embeddings, embed_crops, rank_split
 from pmm.errors import UserError
 from pmm.losses import reid_losses
 from pmm.metrics import RankingResult
@@ -105,9 +105,13 @@ class Validation:
 
         Raises UserError in the first for embeddings that are not finite.
         """
-        shares = self.processes.gathered(embed_crops(EagerRunner(model, self.preprocessing, device), self.crops))
-        if not self.processes.main:
-            return None
+        self.processes.align(model)
+        runner = EagerRunner(model, self.preprocessing, device)
+        mine = embed_crops(runner, self.crops) if len(self.crops) else np.empty((0, runner.embedding.dim), np.float32)
+        shares = self.processes.gathered(mine)
+        return self.processes.together(lambda: self._ranked(shares) if self.processes.main else None)
+
+    def _ranked(self, shares: Sequence[Embeddings]) -> RankingResult:
         embeddings = np.empty((sum(map(len, shares)), shares[0].shape[1]), np.float32)
         for rank, share in enumerate(shares):
             embeddings[rank :: self.processes.world] = share

@@ -6,10 +6,24 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from pmm.errors import UserError
+
+_LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _drop_locks() -> None:
+    """In a forked child: it would keep the lock for as long as it outlives the process that holds it."""
+    for lock in list(_LOCKS):
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks)
 
 
 @contextlib.contextmanager
@@ -86,6 +100,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         lock = path.open("w")
     except OSError as error:
         raise cannot_write(path.parent, error) from error
+    _LOCKS.add(lock)
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pmm.errors import UserError
 
@@ -18,6 +18,11 @@ T = TypeVar("T")
 
 STARTED_BY = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun says to each process through its environment."""
+
+
+PEER_ENDED = "another process of this run has ended; its own message says why"
+LOST_PEER = ("onnection closed", "onnection reset", "onnection refused", "roken pipe", "gloo", "NCCL")
+"""Words of what torch raises when another process has left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,13 @@ class Processes:
             raise UserError(f"process {rank}: {first}" if rank else first)
         return cast(T, value)
 
+    def align(self, model: nn.Module) -> None:
+        """Give all processes the buffers of the first: batch-norm's differ after a step, and its own are saved."""
+        if self.world > 1:
+            with _peers():
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, 0)
+
     def rows(self, mine: Tensor) -> Tensor:
         """The rows [N, F] of all processes one below the other [world * N, F]; differentiable.
 
@@ -91,8 +103,10 @@ class Processes:
 def _peers() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # what gloo raises when another process has left
-        raise UserError("another process of this run has ended; its own message says why") from error
+    except RuntimeError as error:
+        if any(word in str(error) for word in LOST_PEER):
+            raise UserError(PEER_ENDED) from error
+        raise
 
 
 ALONE = Processes()

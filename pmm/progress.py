@@ -109,6 +109,14 @@ def mean_of_records(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
+def mean_of_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One `Meter.state` for the processes of a run, from which each of them goes on: the means."""
+    whole = list(states)
+    totals = {name: sum(state["totals"][name] for state in whole) / len(whole) for name in whole[0]["totals"]}
+    rest = {key: sum(state[key] for state in whole) / len(whole) for key in whole[0] if key != "totals"}
+    return {**rest, "steps": whole[0]["steps"], "totals": totals}
+
+
 def epoch_line(label: str, record: Mapping[str, Any], steps: int, seconds_left: float) -> str:
     """An epoch's record in one line."""
     stages = sum(name.startswith("triplet") for name in record)

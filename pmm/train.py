@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 PROG = "pmm.train"
 SYNTHETIC_EPOCHS = 60
 SAVE_MINUTES = 10.0
-FIRST = os.environ.get("RANK", "0") == "0"
+FIRST = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 """Not one of the other processes that torchrun has started."""
 
 
@@ -88,7 +88,7 @@ def main() -> int:
             return 1
         raise
     out = command.out or new_run(command)
-    go_on = f"go on with: {_again(out)} --resume"
+    go_on = f"go on with: {_again(command, out)} --resume"
     try:
         train(
             command.config,
@@ -100,7 +100,8 @@ def main() -> int:
         )
     except Stopped as stop:
         name = "Ctrl-C" if stop.number == signal.SIGINT else signal.Signals(stop.number).name
-        print(f"\n{PROG}: stopped by {name}; {stop.where}: saved; {go_on}", file=sys.stderr)
+        if FIRST:
+            print(f"\n{PROG}: stopped by {name}; {stop.where}: saved; {go_on}", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
         if not (out / "last.pth").exists():
@@ -110,11 +111,18 @@ def main() -> int:
     return 0
 
 
-def _again(out: Path) -> str:
-    """The command line that this one was, as far as going on needs it."""
+def _again(command: Command, out: Path) -> str:
+    """The command line that this one was, as far as going on needs it: the configuration is with the run."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     start = "python" if world == 1 else f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', world)}"
-    return f"{start} -m pmm.train --out {shlex.quote(str(out))}"
+    flags = ["--out", str(out)]
+    if command.device != "auto":
+        flags += ["--device", command.device]
+    if command.save_minutes != SAVE_MINUTES:
+        flags += ["--save-minutes", f"{command.save_minutes:g}"]
+    if command.skip_bad_images:
+        flags += ["--skip-bad-images"]
+    return f"{start} -m pmm.train {shlex.join(flags)}"
 
 
 def parse(args: list[str]) -> Command:
@@ -165,7 +173,7 @@ def train(
         _check_kernels(device)
     with joined(torch_device(device)) as (processes, own):
         out = Path(processes.told(str(out)))
-        given = config if resume else settled(config)
+        given = processes.together(lambda: config if resume else settled(config))
         config, split = processes.together(lambda: training_data(given))
         with contextlib.ExitStack() as stack:
             processes.together(lambda: stack.enter_context(claimed(out)) if processes.main else None)

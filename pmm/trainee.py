@@ -62,7 +62,13 @@ def make_trainee(
     unsynchronised: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     if processes.world > 1:
         devices = [device] if device.type == "cuda" else None
-        network = nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        network = nn.parallel.DistributedDataParallel(
+            model,
+            device_ids=devices,
+            gradient_as_bucket_view=True,
+            # else gradients are bundled anew after the first step, a resumed run's too: other sums of the same numbers
+            find_unused_parameters=device.type == "cpu",
+        )
         unsynchronised = network.no_sync
     if recipe.compile:
         network = torch.compile(network)

@@ -5,30 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from pmm import checkpoint
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
 from pmm.data.crops import load_crops, preprocessing_of
-from pmm.data.loader import train_batches
+from pmm.data.loader import LOST_WORKER, train_batches
 from pmm.data.samples import Split, class_indices
+from pmm.data.splits import without_unreadable
 from pmm.engine import Validation, be_deterministic, collapsed, train_step
 from pmm.errors import Stopped, UserError
-from pmm.files import cannot_write, sweep, write_file
+from pmm.files import sweep, write_file
+from pmm.journal import Journal, journal
 from pmm.kernels import describe_build
 from pmm.machine import usable_cores
 from pmm.models.backbone import load_weights
 from pmm.models.registry import build_model, method_of
-from pmm.processes import Processes
-from pmm.progress import PROG, LossWatch, Meter, advice_on_data, epoch_line, mean_of_records, not_finite, warn
+from pmm.processes import LOST_PEER, PEER_ENDED, Processes
+from pmm.progress import (
+    PROG,
+    LossWatch,
+    Meter,
+    advice_on_data,
+    epoch_line,
+    mean_of_records,
+    mean_of_states,
+    not_finite,
+    warn,
+)
 from pmm.runs import refuse_changes
 from pmm.trainee import check_device, make_trainee
 from pmm.visualize.mixing import has_hard_mix, mix_picture
@@ -56,7 +66,7 @@ class Trainer:
     ) -> None:
         """Raises UserError for a batch that the data or the processes do not make, or weights that do not fit."""
         self.config, self.split, self.out, self.device, self.processes = config, split, out, device, processes
-        self.save_seconds = 60 * save_minutes
+        self.save_seconds, self.skip_bad_images = 60 * save_minutes, skip_bad_images
         check_device(config, device)
         be_deterministic(device)
         torch.manual_seed(config.seed)
@@ -83,6 +93,8 @@ class Trainer:
         self.processes.together(lambda: checkpoint.restore_training(state, self.trainee))
         self.processes.together(self._begin)
         self.finished, self.best, self.done = state["epoch"], state["best"], state["progress"] or {}
+        self.batches.skipped |= self.done.get("skipped", {})
+        self.named |= set(self.batches.skipped)
         before = self.done.get("world", self.processes.world)
         if before != self.processes.world and self.processes.main:
             warn(
@@ -96,36 +108,64 @@ class Trainer:
         `signalled` says which signal asks for an end, 0 for none: then the run is saved, and Stopped raised. Raises
         UserError for a bad image, a loss that is not finite, or a disk that is full; last.pth is then intact.
         """
-        recipe, validation = self.config.recipe, None
-        if self.split.query:
-            validation = self.processes.together(
-                lambda: Validation(self.split, preprocessing_of(self.config), self.processes)
-            )
-        with self._log() as write:
+        try:
+            return self._run(signalled)
+        except RuntimeError as error:
+            if said := self._explained(error):
+                raise UserError(said) from error
+            raise
+
+    def _run(self, signalled: Callable[[], int]) -> Path:
+        recipe, validation = self.config.recipe, self._validation()
+        with journal(self.out, self.finished) if self.processes.main else contextlib.nullcontext() as log:
             begin, first = time.perf_counter(), self.finished
             for epoch in range(self.finished + 1, recipe.epochs + 1):
                 label = f"epoch {epoch}/{recipe.epochs}"
                 records = self.processes.gathered(self._epoch(epoch, label, signalled))
-                result, is_best = None, validation is None
+                result = None
                 if validation and (epoch % recipe.val_every == 0 or epoch == recipe.epochs):
                     result = validation.evaluate(self.model, self.device)
-                self.finished, self.done = epoch, {}
-                skipped = self.processes.gathered(self.batches.skipped)
-                if not self.processes.main:
-                    continue
-                record = {"epoch": epoch, **mean_of_records(records)}
+                skipped = self._skipped()
+                self.finished, self.done = epoch, {"skipped": skipped} if skipped else {}
+                record = {"epoch": epoch, **(mean_of_records(records) if records else {})}
+                is_best = validation is None
                 if result:
                     record |= {"val_mAP": result.mAP, "val_rank1": result.rank1}
                     is_best = result.mAP > self.best
                     self.best = max(self.best, result.mAP)
-                if bad := {index: why for found in skipped for index, why in found.items()}:
-                    record["skipped_images"] = len(bad)
-                self._save(is_best, partial(write, record))
-                left = (time.perf_counter() - begin) / (epoch - first) * (recipe.epochs - epoch)
-                print(epoch_line(label, record, len(self.sampler), left), flush=True)
-                self._warn(record, bad, epoch - first)
+                if skipped:
+                    record["skipped_images"] = len(skipped)
+                self.processes.together(partial(self._save, is_best, partial(log.write, record) if log else None))
+                if log:
+                    left = (time.perf_counter() - begin) / (epoch - first) * (recipe.epochs - epoch)
+                    print(epoch_line(label, record, len(self.sampler), left), flush=True)
+                    self._warn(record, skipped, epoch - first)
+                    self._show(log, epoch)
         print(f"{self.out}: finished {recipe.epochs} epochs; best.pth and last.pth are ready")
         return self.out / "best.pth"
+
+    def _validation(self) -> Validation | None:
+        """The held-out identities, without those of their images that are to be left out; None without any."""
+        split = self.split
+        if self.skip_bad_images:
+            split, bad = without_unreadable(split)
+            if bad and self.processes.main:
+                warn(f"{len(bad)} held-out images skipped; {'; '.join(bad[:3])}")
+        if not split.query:
+            return None
+        return self.processes.together(lambda: Validation(split, preprocessing_of(self.config), self.processes))
+
+    def _explained(self, error: RuntimeError) -> str:
+        """One line for what torch raises where a user, not a programmer, can do something; empty for all else."""
+        text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = "use --accumulate 2, --amp bf16 or a smaller --batch-size; last.pth is as it was"
+            return f"the GPU's memory is full ({text[:200]}); {advice}"
+        if LOST_WORKER in text:
+            return f"a process that loads images has ended ({text}), as when memory runs out; use fewer --workers"
+        if self.processes.world > 1 and any(word in str(error) for word in LOST_PEER):
+            return PEER_ENDED
+        return ""
 
     def _last(self) -> dict[str, Any]:
         state = checkpoint.load(self.out / "last.pth")
@@ -177,11 +217,19 @@ class Trainer:
         if word == FAIL:
             self.processes.together(lambda: self._refuse(batch, lost, meter, label))
         if word in (SAVE, STOP):
-            self.done = meter.state()
-            self._save()
+            states = self.processes.gathered(meter.state())
+            self.done = mean_of_states(states) if states else {}
+            if skipped := self._skipped():
+                self.done = {**self.done, "skipped": skipped}
+            self.processes.together(self._save)
         if word == STOP:
             where = f"{label}, after step {meter.steps} of {len(self.sampler)}"
             raise Stopped(self.processes.agree(number), where)
+
+    def _skipped(self) -> dict[int, str]:
+        """Of the training images that any process could not read so far: index and why; in the first process."""
+        found = self.processes.gathered(self.batches.skipped)
+        return {index: why for skipped in found for index, why in skipped.items()}
 
     def _refuse(self, batch: Any, lost: Any, meter: Meter, label: str) -> None:
         """Raise UserError for a batch that could not be loaded, or the step whose loss is not finite."""
@@ -195,7 +243,7 @@ class Trainer:
         if isinstance(batch, UserError):
             raise batch
 
-    def _save(self, is_best: bool = False, log: Callable[[], None] = lambda: None) -> None:
+    def _save(self, is_best: bool = False, log: Callable[[], None] | None = None) -> None:
         """best.pth, what `log` writes, and last.pth at last: a run killed before it does again what is lost."""
         self.saved_at = time.monotonic()
         if not self.processes.main:
@@ -204,40 +252,21 @@ class Trainer:
         state = checkpoint.snapshot(self.trainee, self.config, self.finished, self.best, progress)
         if is_best:
             checkpoint.save(self.out / "best.pth", checkpoint.for_deployment(state))
-        log()
+        if log:
+            log()
         checkpoint.save(self.out / "last.pth", state)
 
-    @contextlib.contextmanager
-    def _log(self) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """A function that writes an epoch's record to metrics.jsonl and TensorBoard; in the first process."""
-        if not self.processes.main:
-            yield lambda record: None
+    def _show(self, log: Journal, epoch: int) -> None:
+        """A few times in a run, what the mix does to a few training crops."""
+        epochs, size = self.config.recipe.epochs, preprocessing_of(self.config)
+        if not has_hard_mix(self.model) or epoch not in {1 + (epochs - 1) * n // PICTURES for n in range(PICTURES + 1)}:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
-        epochs = self.config.recipe.epochs
-        shown = {round(1 + part * (epochs - 1) / PICTURES) for part in range(PICTURES + 1)}
-        shown = shown if has_hard_mix(self.model) else set()
-        log = _truncated(self.out / "metrics.jsonl", self.finished)
-        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.finished + 1) as board, log:
-
-            def write(record: dict[str, Any]) -> None:
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                for name, value in record.items():
-                    board.add_scalar(name, value, record["epoch"])
-                if record["epoch"] in shown:
-                    board.add_image("mix", self._mix(record["epoch"]), record["epoch"], dataformats="HWC")
-
-            yield write
-
-    def _mix(self, seed: int) -> npt.NDArray[np.uint8]:
-        """What the mix does to a few training crops [H, W, 3]."""
-        size, index = preprocessing_of(self.config), class_indices(self.split.train)
-        some = sorted({sample.pid: sample for sample in self.split.train}.values(), key=lambda s: s.pid)[:SHOWN]
-        crops = load_crops([sample.path for sample in some], size.height, size.width)
-        labels = [index[sample.pid] for sample in some]
-        return np.asarray(mix_picture(self.model, crops, labels, size, rows=4, seed=seed, height=128))
+        index, readable = class_indices(self.split.train), set(range(len(self.split.train))) - set(self.batches.skipped)
+        some = sorted({self.split.train[i].pid: self.split.train[i] for i in readable}.values(), key=lambda s: s.pid)
+        with contextlib.suppress(UserError):  # one that cannot be read has not been met in training yet
+            crops = load_crops([sample.path for sample in some[:SHOWN]], size.height, size.width)
+            labels = [index[sample.pid] for sample in some[:SHOWN]]
+            log.show("mix", mix_picture(self.model, crops, labels, size, rows=4, seed=epoch, height=128), epoch)
 
     def _warn(self, record: Mapping[str, Any], bad: Mapping[int, str], since_start: int) -> None:
         """Say once what slows the run down, and whenever more images were skipped or the features are one point."""
@@ -281,13 +310,3 @@ def describe_kernels(device: torch.device) -> str:
 
     reason = missing(device.type)
     return describe_build() if reason is None else f"plain torch on {device.type}: {reason}"
-
-
-def _truncated(path: Path, epochs: int) -> Any:
-    """metrics.jsonl, opened for appending, without what was written after the checkpoint being resumed."""
-    lines = path.read_text().splitlines(keepends=True)[:epochs] if path.exists() and epochs else []
-    write_file(path, "".join(lines))
-    try:
-        return path.open("a")
-    except OSError as error:
-        raise cannot_write(path, error) from error

@@ -1,6 +1,8 @@
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -94,3 +96,15 @@ def test_a_name_with_another_ending_is_refused(tmp_path):
     assert output_file(tmp_path / "a.PLAN", suffixes=(".plan", ".engine")) == tmp_path / "a.PLAN"
     with pytest.raises(UserError, match=r"a\.json: expected a name that ends in \.plan or \.engine"):
         output_file(tmp_path / "a.json", suffixes=(".plan", ".engine"))
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path):
+    with claimed(tmp_path):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+        child.start()
+    try:
+        with claimed(tmp_path):  # at once, though the child goes on
+            assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()

@@ -1,6 +1,7 @@
 """Two processes on one CPU, talking through gloo: what they exchange, and that they train as one would."""
 
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -46,7 +47,11 @@ def started(rank, port, config, out):
         torch.manual_seed(0)
         split = read_dataset("synthetic", config.data.root)
         few = dataclasses.replace(split, query=split.query[:12], gallery=split.gallery[:101])
-        result = Validation(few, _preprocessing(config), processes).evaluate(build_model(config), device)
+        model = build_model(config)
+        if rank:  # as after a step: each has statistics of its own, and the first one's are saved
+            for buffer in model.buffers():
+                buffer.add_(1)
+        result = Validation(few, _preprocessing(config), processes).evaluate(model, device)
         found["mAP"] = result and result.mAP
         torch.save(found, out / f"{rank}.pt")
 
@@ -207,8 +212,9 @@ def _fails():
     raise UserError("as it was")
 
 
-def torchrun(*args, **options):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+def torchrun(*args, processes=2, **options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--master-port", free_port()]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [*command, "-m", "pmm.train", *map(str, args)],
@@ -235,27 +241,34 @@ def test_torchrun_trains_one_model_and_a_second_run_is_refused(people, tmp_path)
 
 
 @pytest.mark.slow
-def test_two_processes_stopped_and_resumed_end_with_the_same_bits(people, tmp_path):
-    flags = (*FLAGS, "--root", people, "--epochs", "6")
-    whole = torchrun(*flags, "--out", tmp_path / "whole")
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_stopped_and_resumed_end_with_the_same_bits(people, tmp_path, processes):
+    flags = (*FLAGS, "--root", people, "--epochs", "6", "--batch-size", "24")
+    whole = torchrun(*flags, "--out", tmp_path / "whole", processes=processes)
     _, error = whole.communicate(timeout=500)
     assert whole.returncode == 0, error
-    stopped = torchrun(*flags, "--out", tmp_path / "stopped", start_new_session=True)
+    keep = ("--save-minutes", "1e-9")
+    stopped = torchrun(*flags, *keep, "--out", tmp_path / "stopped", processes=processes, start_new_session=True)
     for line in stopped.stdout:
         if line.startswith("epoch 2/"):
-            time.sleep(0.3)
+            time.sleep(0.1)
             os.killpg(stopped.pid, signal.SIGTERM)  # as a scheduler does: to all processes of the job
             break
     _, error = stopped.communicate(timeout=120)
     assert stopped.returncode != 0
     assert "stopped by SIGTERM" in error
-    assert "torchrun --nproc-per-node 2 -m pmm.train" in error
+    assert f"torchrun --nproc-per-node {processes} -m pmm.train" in error
+    assert error.count("go on with: ") == 1
     assert 2 <= load(tmp_path / "stopped" / "last.pth")["epoch"] < 6
-    resumed = torchrun("--out", tmp_path / "stopped", "--resume")
+    resumed = torchrun("--out", tmp_path / "stopped", "--resume", processes=processes)
     _, error = resumed.communicate(timeout=400)
     assert resumed.returncode == 0, error
     expected, found = (load(tmp_path / name / "last.pth")["model"] for name in ("whole", "stopped"))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    logs = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "stopped")]
+    for one, other in zip(*logs, strict=True):
+        kept = [name for name in one if name.startswith(("triplet", "cross", "loss", "val"))]
+        assert [other[name] for name in kept] == pytest.approx([one[name] for name in kept], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ from pmm.data.synthetic.dataset import draw_dataset
 from pmm.engine import collapsed
 from pmm.errors import Stopped, UserError
 from pmm.files import claimed
+from pmm.journal import Journal
 from pmm.ops._extension import missing
-from pmm.train import parse, train
+from pmm.train import _again, parse, train
 from pmm.trainee import learning_rate
 from pmm.trainer import describe_kernels
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
@@ -394,17 +397,80 @@ def test_a_loss_that_is_not_finite_stops(small_config, tmp_path):
 
 
 def test_bad_images_are_skipped_counted_and_named(tmp_path):
-    draw_dataset(tmp_path / "people", ids=9, seed=1, workers=1)
-    for path in sorted((tmp_path / "people" / "bounding_box_train").iterdir())[::3]:
-        path.write_bytes(path.read_bytes()[:400])
-    flags = ("--preset", "tiny", "--root", tmp_path / "people", "--out", tmp_path / "run", "--val-identities", "0")
-    done = run_here("-m", "pmm.train", *flags, "--epochs", "3", "--device", "cpu", "--skip-bad-images")
+    draw_dataset(tmp_path / "people", ids=12, seed=1, workers=1)
+    files = sorted((tmp_path / "people" / "bounding_box_train").iterdir())
+    last = {file.name[:4]: file for file in files}
+    for file in {*last.values(), *files[::5]}:  # of all identities, of those that are held out too
+        file.write_bytes(file.read_bytes()[:400])
+    flags = ("--preset", "tiny", "--root", tmp_path / "people", "--out", tmp_path / "run", "--val-identities", "0.25")
+    keep = ("--device", "cpu", "--skip-bad-images", "--save-minutes", "1e-9")
+    done = run_here("-m", "pmm.train", *flags, *keep, "--epochs", "4", "--batch-size", "12", "--val-every", "1")
     assert done.returncode == 0, done.stderr
+    assert "held-out images skipped; " in done.stderr
     assert "images skipped so far; " in done.stderr
     assert "not a readable image" in done.stderr
     counts = [json.loads(line)["skipped_images"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert counts == sorted(counts)
-    assert 1 <= counts[-1] <= 36
+    state = load(tmp_path / "run" / "last.pth")
+    assert len(state["progress"]["skipped"]) == counts[-1] > 1
+    # what was skipped before an interruption stays skipped
+    state["epoch"] = 3
+    torch.save(state, tmp_path / "run" / "last.pth")
+    again = run_here("-m", "pmm.train", "--out", tmp_path / "run", "--resume", *keep)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["skipped_images"] >= counts[-1]
+
+
+def test_what_going_on_needs_is_said(people):
+    flags = ["--root", str(people), "--out", "a run", "--device", "cpu", "--save-minutes", "2", "--skip-bad-images"]
+    command = parse(["--preset", "tiny", *flags])
+    line = _again(command, command.out)
+    assert line == "python -m pmm.train --out 'a run' --device cpu --save-minutes 2 --skip-bad-images"
+    assert _again(parse(["--preset", "tiny"]), Path("run")) == "python -m pmm.train --out run"
+
+
+def test_a_worker_that_dies_is_one_line(small_config, tmp_path, monkeypatch):
+    import pmm.trainer
+
+    original = pmm.trainer.train_step
+
+    def kills_a_worker(*args, **kwargs):
+        os.kill(multiprocessing.active_children()[-1].pid, signal.SIGKILL)
+        time.sleep(1)  # torch says it here, wherever the process happens to be
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pmm.trainer, "train_step", kills_a_worker)
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=1))
+    with pytest.raises(UserError, match=r"a process that loads images has ended .*use fewer --workers"):
+        train(config, out=tmp_path / "run", device="cpu")
+    assert load(tmp_path / "run" / "last.pth")["epoch"] == 0
+
+
+def test_a_gpu_that_is_full_is_one_line(small_config, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore")
+
+    monkeypatch.setattr("pmm.trainer.train_step", full)
+    with pytest.raises(UserError, match=r"memory is full \(CUDA out of memory. Tried .*\); use --accumulate 2") as told:
+        train(small_config, out=tmp_path / "run", device="cpu")
+    assert "\n" not in str(told.value)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("the size of tensor a")
+
+    monkeypatch.setattr("pmm.trainer.train_step", broken)
+    with pytest.raises(RuntimeError, match="tensor a"):  # a bug stays one
+        train(small_config, out=tmp_path / "other", device="cpu")
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path):
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    log = Journal(tmp_path / "metrics.jsonl", Full(), None)
+    with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left on device"):
+        log.write({"epoch": 1})
 
 
 def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, monkeypatch, capsys):

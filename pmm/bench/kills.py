@@ -9,12 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pmm.environment import describe_environment
 from pmm.errors import UserError
@@ -25,11 +24,23 @@ SAVE_MINUTES = "0.005"  # many checkpoints within epochs: many moments in which 
 NAMES = ("last.pth", "best.pth")
 
 
+class _Kill(NamedTuple):
+    """When and whom to kill."""
+
+    after_s: float
+    """Seconds after the first step, at least."""
+    writing: bool
+    """Not before a checkpoint is being written."""
+    alone: bool
+    """The training process without those that load its images, which are left to find that out."""
+
+
 def kill_and_resume(
     out: Path, *, kills: int, ids: int, epochs: int, workers: int, seed: int, said: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train preset tiny on `ids` synthetic identities once in peace, then, again and again, under SIGKILL until `kills`
-    have hit, half of them while a checkpoint is being written; after each, every checkpoint there is must load.
+    have hit, half of them while a checkpoint is being written, half of them the training process alone; after each,
+    every checkpoint there is must load.
 
     Returns a report (`SCHEMA`): where each kill hit, which checkpoints could not be read, and whether the killed runs
     ended with the bits of the first. Raises UserError if a run fails by itself.
@@ -51,11 +62,15 @@ def kill_and_resume(
         runs += 1
         while True:
             resumed = ("--resume",) if (run / "last.pth").exists() else ()
-            # at most what leaves about as many moments as there are kills in one run
-            moment = rng.uniform(0, 2 * seconds / kills) if len(hits) < kills else None
-            if _train(run, (*recipe, *resumed), moment=moment, writing=len(hits) % 2 == 1) is not None:
+            kill = _Kill(
+                after_s=rng.uniform(0, 2 * seconds / kills),  # in the mean, one run has room for all
+                writing=len(hits) % 2 == 1,
+                alone=len(hits) % 4 < 2,
+            )
+            if _train(run, (*recipe, *resumed), kill if len(hits) < kills else None) is not None:
                 break
-            hits.append({"run": run.name, "after_s": round(moment or 0.0, 3), **_state(run, unreadable)})
+            hits.append({"run": run.name, "after_s": round(kill.after_s, 3), "alone": kill.alone})
+            hits[-1] |= _state(run, unreadable)
             said(f"kill {len(hits)}: {hits[-1]}")
         equal = equal and all(
             torch.equal(value, found[key])
@@ -87,56 +102,46 @@ def summary(report: Mapping[str, Any]) -> str:
     )
 
 
-def _train(out: Path, args: tuple[str, ...], *, moment: float | None = None, writing: bool = False) -> float | None:
-    """Train into `out`: seconds from the first step to the end. None if it was killed, `moment` seconds after the
-    first step or, with `writing`, when it next writes a checkpoint after that.
+def _train(out: Path, args: tuple[str, ...], kill: _Kill | None = None) -> float | None:
+    """Train into `out`: seconds from the first step to the end, None if it was killed.
 
     Raises UserError with its last line if it fails by itself.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pmm.train", *args, "--out", str(out)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PMM_FAST": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    last, ready, ended = "", 0.0, threading.Event()
-    killer = threading.Thread(target=_kill, args=(process.pid, out, moment or 0.0, writing, ended))
-    for line in process.stdout:
-        last = line.strip() or last
-        if line.startswith("run: "):
+    log = out.with_suffix(".log")
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pmm.train", *args, "--out", str(out)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PMM_FAST": "0"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    ready = 0.0
+    while process.poll() is None:
+        time.sleep(0.0005)
+        if not ready and "\nrun: " in log.read_text():
             ready = time.monotonic()
-            if moment is not None:
-                killer.start()
-    ended.set()
-    code = process.wait()
-    if killer.is_alive():
-        killer.join()
-    if code == -signal.SIGKILL:
+        if ready and kill and time.monotonic() > ready + kill.after_s and (not kill.writing or _half_written(out)):
+            with contextlib.suppress(ProcessLookupError):
+                (os.kill if kill.alone else os.killpg)(process.pid, signal.SIGKILL)
+            process.wait()
+    if process.returncode == -signal.SIGKILL:
         return None
-    if code:
-        raise UserError(f"a training run failed by itself: {last}")
+    if process.returncode:
+        raise UserError(f"a training run failed by itself: {log.read_text().strip().splitlines()[-1]}")
     return time.monotonic() - ready
 
 
-def _kill(group: int, out: Path, moment: float, writing: bool, ended: threading.Event) -> None:
-    """Kill the process group in `moment` seconds, or when a file is next being written after that, unless it ended."""
-    ended.wait(moment)
-    while writing and not ended.is_set() and not any(out.glob(".*.pth*")):
-        time.sleep(0.0005)
-    if not ended.is_set():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+def _half_written(run: Path) -> bool:
+    return any(run.glob(".*.pth*"))
 
 
 def _state(run: Path, unreadable: list[str]) -> dict[str, Any]:
     """Where a killed run can go on; checkpoints that do not load are added to `unreadable`."""
     from pmm import checkpoint
 
-    state: dict[str, Any] = {"epoch": 0, "step": 0, "writing": any(run.glob(".*.pth*"))}
+    state: dict[str, Any] = {"epoch": 0, "step": 0, "writing": _half_written(run)}
     for name in NAMES:
         if not (run / name).exists():
             continue

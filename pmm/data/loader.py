@@ -36,6 +36,7 @@ from pmm.errors import UserError
 
 AUGMENT = 3  # a stream of the run's seed, see pmm.data.sampler
 PREFETCH = 2  # batches that each worker is ahead
+LOST_WORKER = "DataLoader worker"  # begins what torch raises, wherever the process is, when a worker is gone
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -166,20 +167,7 @@ class TrainLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[TrainBatch | UserError]:
-        found = iter(self.loader)
-        while True:
-            try:
-                batch = next(found)
-            except StopIteration:
-                return
-            except RuntimeError as error:  # torch's word for a worker that is gone
-                if "worker" not in str(error).lower():
-                    raise
-                yield UserError(
-                    f"a process that loads images has ended ({str(error).splitlines()[0]}), as when memory runs out; "
-                    "use fewer --workers"
-                )
-                return
+        for batch in self.loader:
             if isinstance(batch, _Found):
                 self.skipped |= batch.skipped
                 yield self._batch(batch)

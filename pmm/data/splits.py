@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
 
+from pmm.data.crops import load_crop
 from pmm.data.samples import UNKNOWN_CAMERA, Sample, Split
 from pmm.errors import UserError
 
@@ -26,6 +28,19 @@ def draw_queries(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], tuple[S
         (gallery if key in seen else query).append(sample)
         seen.add(key)
     return with_cameras(query, QUERY_CAMERA), with_cameras(gallery, GALLERY_CAMERA)
+
+
+def without_unreadable(split: Split) -> tuple[Split, list[str]]:
+    """`split` without the queries and gallery crops that cannot be read, and why each cannot."""
+    bad: dict[Sample, str] = {}
+    for sample in (*split.query, *split.gallery):
+        try:
+            load_crop(sample.path, 1, 1)
+        except UserError as error:
+            bad[sample] = str(error)
+    kept = (tuple(sample for sample in part if sample not in bad) for part in (split.query, split.gallery))
+    query, gallery = kept
+    return dataclasses.replace(split, query=query, gallery=gallery), list(bad.values())
 
 
 def with_cameras(samples: Iterable[Sample], camid: int) -> tuple[Sample, ...]:

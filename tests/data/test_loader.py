@@ -1,7 +1,4 @@
 import dataclasses
-import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -348,23 +345,6 @@ def test_a_bad_image_is_skipped_for_the_next_of_its_identity(small_config, peopl
     errors = [str(batch) for batch in loader if isinstance(batch, UserError)]
     assert len(errors) == 1
     assert f"no image of identity {samples[0].pid} can be read: " in errors[0]
-
-
-def test_a_worker_that_dies_is_one_line(small_config, people):
-    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=1))
-    loader, sampler = train_batches(read_dataset("synthetic", people).train, config)
-    found = []
-    for epoch in range(50):
-        sampler.epoch = epoch
-        for batch in loader:
-            found.append(batch)
-            if len(found) == 1:
-                os.kill(multiprocessing.active_children()[-1].pid, signal.SIGKILL)
-        if isinstance(found[-1], UserError):
-            break
-    assert isinstance(found[-1], UserError)
-    assert "a process that loads images has ended" in str(found[-1])
-    assert "use fewer --workers" in str(found[-1])
 
 
 def test_workers_outlive_a_sigterm_but_not_the_process_that_uses_them(people):
