@@ -204,7 +204,9 @@ class _Way(nn.Module):
         return self.way(self.model, images, pids, generator)  # type: ignore[arg-type]
 
 
-def _config(batch: int, backbone: Literal["resnet50", "resnet10"], amp: Literal["off", "bf16", "fp16"]) -> Config:
+def _config(
+    batch: int, backbone: Literal["resnet50", "resnet10"], amp: Literal["off", "bf16", "fp16"] = "off"
+) -> Config:
     paper = preset("paper")
     images = paper.recipe.images_per_id
     if batch < 2 * images or batch % images:
