@@ -16,7 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def fast_mode() -> bool:
-    """True if `PMM_FAST=1`: one epoch, a few identities and short timings, to see that a command works at all."""
+    """True if `PMM_FAST=1`: a few epochs, a few identities and short timings, to see that a command works at all."""
     return os.environ.get("PMM_FAST", "0") not in ("", "0")
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PROG = "pmm.train"
 SYNTHETIC_EPOCHS = 60
+FAST_EPOCHS = 3  # after fewer, int8 moves the embeddings of a hardly trained network beyond the gates
 SAVE_MINUTES = 10.0
 FIRST = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 """Not one of the other processes that torchrun has started."""
@@ -138,7 +139,7 @@ def parse(args: list[str]) -> Command:
         config = saved_config(out)
     else:
         config = preset(first.preset or _default_preset())
-        most = 1 if fast_mode() else SYNTHETIC_EPOCHS if first.dataset == SYNTHETIC else config.recipe.epochs
+        most = FAST_EPOCHS if fast_mode() else SYNTHETIC_EPOCHS if first.dataset == SYNTHETIC else config.recipe.epochs
         recipe = dataclasses.replace(config.recipe, epochs=min(most, config.recipe.epochs))
         config = dataclasses.replace(config, recipe=recipe)
     default = Command(out=out, config=config)

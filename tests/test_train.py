@@ -351,7 +351,7 @@ def test_defaults_follow_preset_and_data(monkeypatch):
     assert (config.recipe.epochs, config.data.root, config.recipe.batch_size) == (400, "/data", 128)
     assert parse(["--epochs", "7", "--block", "2", "1"]).config.model.block == (2, 1)
     monkeypatch.setenv("PMM_FAST", "1")
-    assert parse([]).config.recipe.epochs == 1
+    assert parse([]).config.recipe.epochs == 3
 
 
 @pytest.mark.parametrize(
