@@ -465,7 +465,7 @@ def test_the_default_file_is_named_after_day_machine_and_what_is_compared(monkey
     monkeypatch.setenv("PMM_FAST", "1")
     fast = Ablation(Options(methods="pmm", runs=tmp_path))
     assert ablation_report.default_out(fast) == tmp_path / "ablation.json"
-    assert (list(fast.seeds), fast.configs["pmm"].recipe.epochs) == ([0, 1], 1)
+    assert (list(fast.seeds), fast.configs["pmm"].recipe.epochs) == ([0, 1], 3)
 
 
 def test_the_default_rows_are_those_of_the_tables_and_no_mixing():
