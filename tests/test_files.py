@@ -98,10 +98,18 @@ def test_a_name_with_another_ending_is_refused(tmp_path):
         output_file(tmp_path / "a.json", suffixes=(".plan", ".engine"))
 
 
+def _begin_and_stay(begun):
+    begun.set()
+    time.sleep(20)
+
+
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
     with claimed(tmp_path):
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+        child = fork.Process(target=_begin_and_stay, args=(begun,))
         child.start()
+        assert begun.wait(20)
     try:
         with claimed(tmp_path):  # at once, though the child goes on
             assert child.is_alive()
