@@ -38,8 +38,7 @@ def without_unreadable(split: Split) -> tuple[Split, list[str]]:
             load_crop(sample.path, 1, 1)
         except UserError as error:
             bad[sample] = str(error)
-    kept = (tuple(sample for sample in part if sample not in bad) for part in (split.query, split.gallery))
-    query, gallery = kept
+    query, gallery = (tuple(sample for sample in part if sample not in bad) for part in (split.query, split.gallery))
     return dataclasses.replace(split, query=query, gallery=gallery), list(bad.values())
 
 
