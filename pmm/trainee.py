@@ -71,7 +71,8 @@ def make_trainee(
         )
         unsynchronised = network.no_sync
     if recipe.compile:
-        network = torch.compile(network)
+        # a partner is drawn by the generator that an uncompiled step draws it with
+        network = torch.compile(network, options={"fallback_random": True})
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
     return Trainee(
         model=model,

@@ -509,8 +509,10 @@ def test_half_written_files_of_a_killed_run_are_swept(small_config, tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_run_learns_what_an_eager_one_does(small_config, trained, tmp_path):
+    """Other partners would show in the first steps; after more of them rounding alone moves the losses by percents."""
     recipe = dataclasses.replace(small_config.recipe, compile=True)
     best = train(dataclasses.replace(small_config, recipe=recipe), out=tmp_path / "run", device="cpu")
     losses = [[json.loads(line)["loss"] for line in path.with_name("metrics.jsonl").open()] for path in (best, trained)]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert len(losses[0]) == len(losses[1]) == 2
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-3)
     assert weights(best).keys() == weights(trained).keys()

@@ -24,7 +24,9 @@ def sample_partners(pids: Tensor, generator: torch.Generator | None = None) -> T
         return own
     other = pids[:, None] != pids[None, :]
     count = other.sum(1)
-    chosen = (torch.rand(n, generator=generator, device=pids.device, dtype=torch.float64) * count).long() + 1
+    # not torch.rand: given a generator, or None for one, the compiler has no form of it for an N that changes
+    share = torch.empty(n, device=pids.device, dtype=torch.float64).uniform_(generator=generator)
+    chosen = (share * count).long() + 1
     # the chosen-th other identity's entry is where the running count first reaches it
     partner = (other.cumsum(1) >= chosen[:, None]).to(torch.int8).argmax(1)
     return torch.where(count > 0, partner, own)

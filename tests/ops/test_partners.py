@@ -43,3 +43,14 @@ def test_generator_decides():
 def test_shape_is_checked():
     with pytest.raises(ValueError, match=r"it must be \[N\]"):
         sample_partners(torch.zeros(2, 2))
+
+
+def test_compiled_it_draws_the_same_for_every_batch_size():
+    compiled = torch.compile(sample_partners, fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (6, 8, 12, 31):
+        pids = torch.arange(n) // 3
+        draws = []
+        for draw in (sample_partners, compiled):
+            torch.manual_seed(n)
+            draws.append(draw(pids))
+        assert torch.equal(*draws)
