@@ -250,7 +250,14 @@ PRESETS |= {
         preset="strong",
         model=dataclasses.replace(PRESETS["paper"].model, neck="bn", metric="cosine"),
         recipe=RecipeConfig(
-            epochs=120, batch_size=64, schedule="flat-cosine", lr=3.5e-4, warmup=1 / 12, flat=1 / 12, shift=10
+            epochs=120,
+            batch_size=64,
+            schedule="flat-cosine",
+            lr=3.5e-4,
+            warmup=1 / 12,
+            flat=1 / 12,
+            shift=10,
+            amp="bf16",
         ),
     ),
     "tiny-strong": dataclasses.replace(

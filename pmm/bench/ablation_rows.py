@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from pmm.config import Config, preset
 from pmm.errors import UserError
-from pmm.train import parse
 
 DEFAULT_ROWS = "baseline,bdb,cutout-batch,cutmix,a-cutmix,pmm:k=0,pmm"
 """pmm:k=0: three heads and no mixing."""
@@ -103,6 +102,8 @@ def config_of(row: Row, shared: Sequence[str]) -> Config:
 
     Raises UserError for a key or a value that it does not take.
     """
+    from pmm.train import parse  # what lists rows without training them needs no package of ours
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pmm.bench.ablation_rows import DEFAULT_ROWS
 from pmm.bench.steps import Outcome, Step, digest, last_lines
 from pmm.environment import describe_environment
 from pmm.files import make_folder, write_file
@@ -31,11 +32,12 @@ REQUIRED = {"PMM_REQUIRE_EXT": "1", "PMM_FAST": "0"}
 KERNELS = str(LIBRARY.relative_to(ROOT))
 TRAINING = ("torch", "torchvision", "numpy", "PIL", "tyro", "tqdm")
 EXPORT = (*TRAINING, "onnx", "onnxscript", "onnxruntime")
+ABLATION_SEEDS = 5
 
 
 def gpu_steps(gpu: Gpu) -> list[Step]:
     """All steps for `gpu`, in their order. None needs the network: what is trained starts from random weights."""
-    return [*_kernel_steps(gpu), *_model_steps(gpu)]
+    return [*_kernel_steps(gpu), *_model_steps(gpu), *_ablation_steps(gpu)]
 
 
 def _kernel_steps(gpu: Gpu) -> list[Step]:
@@ -156,6 +158,28 @@ def _model_steps(gpu: Gpu) -> list[Step]:
             uses=(fp32, f"{fp32}.json", fp16, f"{fp16}.json"),
             makes=(f"{out}/engine/fp32.plan.json", f"{out}/engine/fp16.plan.json"),
         ),
+    ]
+
+
+def _ablation_steps(gpu: Gpu) -> list[Step]:
+    """The methods at full size, and preset strong beside paper: a seed per step, each report of all seeds so far."""
+    out = _relative(folder_of(gpu))
+    rows = ",".join([*(f"{row}:amp=bf16" for row in DEFAULT_ROWS.split(",")), "strong/pmm"])
+    compare = ("python", "bench/ablation.py", "--preset", "paper", "--methods", rows)
+    against = ("--against", "paper/baseline:amp=bf16")
+    people = ("--synthetic-ids", "100", "--epochs", "60", "--device", "cuda", "--runs", f"{out}/ablation")
+    return [
+        Step(
+            name=f"ablation-{seeds}",
+            commands=(
+                (*compare, *against, *people, "--seeds", str(seeds), "--out", f"{out}/ablation-{seeds}/ablation.json"),
+            ),
+            env=REQUIRED,
+            needs=(*TRAINING, "tensorboard", "matplotlib"),
+            uses=(KERNELS,),
+            makes=(f"{out}/ablation-{seeds}/ablation.json",),
+        )
+        for seeds in range(1, ABLATION_SEEDS + 1)
     ]
 
 

@@ -12,9 +12,11 @@ import pytest
 
 from pmm import cli, machine
 from pmm.bench import gpu
+from pmm.bench.ablation import Ablation
 from pmm.bench.steps import Outcome, Step
 from pmm.kernels import build_info
 from pmm.machine import Gpu
+from pmm.models.registry import METHODS
 from pmm.train import parse
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 
@@ -102,6 +104,23 @@ def test_the_kernels_are_required_wherever_they_matter():
         assert STEPS[name].env["PMM_REQUIRE_EXT"] == "1"
         assert gpu.KERNELS in STEPS[name].uses
     assert STEPS["build"].env["TORCH_CUDA_ARCH_LIST"] == "8.6"
+
+
+def test_the_ablation_takes_every_method_at_full_size_and_a_seed_more_with_each_step():
+    found = []
+    for step in (step for name, step in STEPS.items() if name.startswith("ablation-")):
+        ((_, script, *words),) = step.commands
+        found.append(cli.parse_args(imported(ROOT / script).Command, words, prog=script, description="").options)
+    assert [options.seeds for options in found] == [1, 2, 3, 4, 5]
+    assert len({dataclasses.replace(options, seeds=1) for options in found}) == 1  # so that each goes on from the last
+    ablation = Ablation(found[0])
+    ablation.check_models()
+    assert ablation.against == "paper/baseline:amp=bf16"
+    configs = ablation.configs.values()
+    assert {config.model.method for config in configs} == set(METHODS) - {"cutout-sample"}
+    assert {config.recipe.amp for config in configs} == {"bf16"}
+    assert {config.model.backbone for config in configs} == {"resnet50"}
+    assert [config.preset for config in configs].count("strong") == 1
 
 
 def test_an_engine_is_asked_for_only_where_it_can_prove_itself():

@@ -63,6 +63,10 @@ def test_the_network_and_the_mix_are_those_of_the_plain_preset(strong, plain):
     assert rates[-1] == pytest.approx(0, abs=1e-9)
 
 
+def test_at_full_size_it_trains_in_mixed_precision():
+    assert (preset("strong").recipe.amp, preset("paper").recipe.amp) == ("bf16", "off")
+
+
 def test_a_neck_lies_between_the_losses():
     torch.manual_seed(0)
     head = Head(8, 6, 5, fan="fan_in", neck=True).double()
