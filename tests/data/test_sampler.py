@@ -1,0 +1,48 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pmm.data.sampler import PKSampler
+from pmm.errors import UserError
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 7), min_size=2, max_size=12), st.integers(2, 4), st.integers(2, 5), st.integers(0, 2**31)
+)
+def test_batches_are_p_by_k(counts, p, k, seed):
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    if len(counts) < p:
+        with pytest.raises(UserError, match=f"a batch needs {p} identities"):
+            PKSampler(labels, p, k, seed)
+        return
+    sampler = PKSampler(labels, p, k, seed)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == len(counts) // p
+    seen = []
+    for batch in batches:
+        of_batch = Counter(labels[index] for index, _, _ in batch)
+        assert sorted(of_batch.values()) == [k] * p
+        seen += of_batch
+        for label in of_batch:
+            images = [index for index, _, _ in batch if labels[index] == label]
+            assert len(set(images)) == k or counts[label] < k
+    assert len(seen) == len(set(seen))  # an identity comes once per epoch
+    positions = [position for batch in batches for _, _, position in batch]
+    assert positions == list(range(len(positions)))
+    assert batches == list(sampler)
+
+
+def test_epochs_and_seeds_differ():
+    labels = [label for label in range(20) for _ in range(4)]
+    sampler = PKSampler(labels, 4, 2, seed=0)
+    first = list(sampler)
+    sampler.epoch = 1
+    assert [i for b in list(sampler) for i, _, _ in b] != [i for b in first for i, _, _ in b]
+    assert list(PKSampler(labels, 4, 2, seed=1)) != first
+
+
+def test_market_has_23_iterations_an_epoch():
+    assert len(PKSampler([label for label in range(751) for _ in range(4)], 32, 4, 0)) == 23
