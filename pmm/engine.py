@@ -83,10 +83,14 @@ def _seed(*stream: int) -> None:
 
 
 def collapsed(losses: Mapping[str, float], num_classes: int) -> bool:
-    """True if every stage's features are one point: triplet stuck at ln 2 and cross-entropy at ln K."""
+    """True if every stage's features are one point: triplet stuck at ln 2 and cross-entropy at ln K.
+
+    The hardest positive of an anchor is at least as far as its hardest negative where they are all in one place, so
+    what little is left of distances shows above ln 2.
+    """
     triplets = [value for name, value in losses.items() if name.startswith("triplet")]
     entropies = [value for name, value in losses.items() if name.startswith("cross_entropy")]
-    return all(abs(value - math.log(2)) < 0.01 for value in triplets) and all(
+    return all(-0.01 < value - math.log(2) < 0.05 for value in triplets) and all(
         value > 0.98 * math.log(num_classes) for value in entropies
     )
 

@@ -379,6 +379,8 @@ def test_the_flat_cosine_learning_rate():
 def test_collapse_is_noticed():
     dead = {"triplet1": 0.6931, "cross_entropy1": 6.6, "triplet2": 0.6932, "cross_entropy2": 6.62}
     assert collapsed(dead, 751)
+    assert collapsed({**dead, "triplet2": 0.739}, 751)  # seen in a run that no longer learned
+    assert not collapsed({**dead, "triplet2": 2.7}, 751)  # a run that has only begun
     assert not collapsed({**dead, "triplet1": 0.5}, 751)
     assert not collapsed({**dead, "cross_entropy2": 3.0}, 751)
 
