@@ -7,6 +7,7 @@ import os
 import sys
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -99,6 +100,17 @@ class _NvmlProcess(ctypes.Structure):
 
 _MOST_PROCESSES = 256
 _NOT_TOLD = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
+
+
+@cache
+def int8_overflows() -> bool:
+    """True for an x86 CPU without VNNI or AMX, which sums pairs of 8-bit products in 16 bits: with weights beyond 7
+    bits the largest sums are cut off. Only Linux tells; False elsewhere."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].partition("\n")[0].split())
+    except OSError:
+        return False
+    return "sse2" in flags and not any("vnni" in flag or flag == "amx_int8" for flag in flags)
 
 
 def installed_version(distribution: str) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from pmm.data.crops import Crops
 from pmm.errors import Unavailable, UserError
+from pmm.machine import int8_overflows
 from pmm.manifest import Manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
@@ -138,6 +139,11 @@ def _check_request(path: str, asked: str, manifest: Manifest) -> None:
         raise UserError(
             f"{path}: OpenVINO runs {asked} from a file in {FROM_FILE[asked]}, and this one holds "
             f"{manifest.precision_found}; export it with --precision {FROM_FILE[asked]}"
+        )
+    if asked == "int8" and (manifest.quantization or {}).get("target") == "tensorrt" and int8_overflows():
+        raise UserError(
+            f"{path}: quantised for TensorRT, with weights of 8 bits; this CPU has no VNNI, and OpenVINO's sums of "
+            "them would overflow; export it with --target cpu"
         )
 
 

@@ -107,6 +107,9 @@ def test_each_target_gets_its_own_file(fp32, train_crops, target, zero_point):
     assert activations == {zero_point}
     weights = [n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0] in kinds]
     assert weights
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    largest = max(np.abs(stored[n.input[0]].astype(int)).max() for n in weights if stored[n.input[0]].dtype == np.int8)
+    assert largest == {"tensorrt": 127, "cpu": 64}[target]
     symmetric = {n.name: onnx.numpy_helper.to_array(t) for n in nodes if n.op_type == "QuantizeLinear"
                  for t in proto.graph.initializer if t.name == n.input[2]}  # fmt: skip
     assert target == "cpu" or not any(point.any() for point in symmetric.values())

@@ -18,6 +18,7 @@ from pmm.data.readers import read_dataset
 from pmm.errors import Unavailable, UserError
 from pmm.export.onnx import export_onnx
 from pmm.export.recipe import MIN_COSINE, Recipe, Verification
+from pmm.machine import int8_overflows
 from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime import openvino as module
@@ -100,9 +101,22 @@ def test_bf16_rounds(files, crops, expected):
 )
 def test_every_kind_of_file_runs_as_in_onnx_runtime(trained, crops, tmp_path, recipe):
     path = export_onnx(trained, tmp_path / "m.onnx", recipe, Verification(no_verify=True)).path
+    if recipe == Recipe(precision="int8", target="tensorrt") and int8_overflows():
+        refused({"int8": SimpleNamespace(path=path)}, "this CPU has no VNNI", file="int8")
+        return
     with open_runner(path) as reference, OvRunner(path) as runner:
         assert runner.info.precision == recipe.precision
         assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE[recipe.precision]
+
+
+def test_weights_that_overflow_here_are_refused(trained, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "int8_overflows", lambda: True)
+    recipe = Recipe(precision="int8", target="tensorrt")
+    path = export_onnx(trained, tmp_path / "m.onnx", recipe, Verification(no_verify=True)).path
+    said = "quantised for TensorRT, with weights of 8 bits; this CPU has no VNNI, and OpenVINO's sums of them would"
+    refused({"int8": SimpleNamespace(path=path)}, said, "export it with --target cpu", file="int8")
+    with opened(files, "int8") as runner:
+        assert runner.info.precision == "int8"
 
 
 def test_a_result_does_not_change_with_later_calls(files, crops):
