@@ -415,6 +415,8 @@ def test_an_interrupt_leaves_no_children_and_the_same_command_goes_on(planted, p
     process = subprocess.Popen(
         [sys.executable, "-c", driver, SCRIPT, *map(str, places), *words],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PMM_FAST": "0"},
+        # a shell's job in the background, which these tests may be, ignores Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     pids = planted.runs / "pmm-0" / "pids"
     deadline = time.monotonic() + 100
