@@ -71,7 +71,7 @@ def latency(trained: Path, exported: Path, tmp_path_factory: pytest.TempPathFact
     """One run over backends of known speed, long enough to judge them."""
     folder = tmp_path_factory.mktemp("speeds")
     files = named(exported, folder, "sleeps", "drifts", "noisy")
-    return bench(folder / "report", trained, *files, "--batches", "1", "--seconds", "4")
+    return bench(folder / "report", trained, *files, "--batches", "1", "--seconds", "8")
 
 
 def failures_of(found: Found, name: str) -> dict[str, str]:
