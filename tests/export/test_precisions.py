@@ -29,6 +29,9 @@ from pmm.trainee import make_trainee
 
 LEAST = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.98, "int8": 0.9}
 """Of embeddings without their mean: those of a hardly trained network are almost collinear."""
+FIRST_LAYERS = {"trunk.backbone.trunk.conv1", "trunk.backbone.trunk.layer1.conv1"}
+"""What weights of 7 bits may cost an untrained network, which magnifies rounding: with them one of bdb has a row of
+cosine 0.977 and 0.98 is asked for, so its export rightly keeps these in fp32."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,9 @@ def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, r
     artifact = export_onnx(stepped, tmp_path / "model.onnx", recipe)
     manifest = artifact.manifest
     assert manifest.precision_found == manifest.precision == recipe.precision
-    assert manifest.precision_share[recipe.precision] > 0.98
+    kept = (manifest.quantization or {}).get("kept_in_fp32", [])
+    assert manifest.precision_share[recipe.precision] > 0.98 or (recipe.target == "cpu" and kept)
+    assert set(kept) <= FIRST_LAYERS
     assert manifest.opset == OPSET[recipe.precision]
     assert manifest.parity["rows"] == 64
     with open_runner(stepped) as reference:
