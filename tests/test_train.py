@@ -515,6 +515,6 @@ def test_a_compiled_run_learns_what_an_eager_one_does(small_config, trained, tmp
     recipe = dataclasses.replace(small_config.recipe, compile=True)
     best = train(dataclasses.replace(small_config, recipe=recipe), out=tmp_path / "run", device="cpu")
     losses = [[json.loads(line)["loss"] for line in path.with_name("metrics.jsonl").open()] for path in (best, trained)]
-    assert len(losses[0]) == len(losses[1]) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-3)
     assert weights(best).keys() == weights(trained).keys()
