@@ -25,11 +25,11 @@ class Command:
     """`python bench/loading.py ...`"""
 
     data: Path | None = None
-    """Folder of images to load (default: synthetic people, drawn for this run)."""
+    """Folder of images to load (default: synthetic people, drawn for this run as files of three kinds)."""
     workers: int = 0
     """Processes of the bare loop and of the training loader, and threads of iter_crops (0: all cores)."""
     batches: int = 0
-    """Training batches in a pass (0: four for each worker, so that all have as many)."""
+    """Training batches in a pass (0: as many as hold 1,024 crops, and for each worker the same)."""
     rounds: int = 12
     """Passes of each way that are timed."""
     out: Path = WORK / "loading.json"
@@ -40,20 +40,19 @@ def main() -> int:
     """Entry point; 1 if the crops of one way are wrong."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     workers = cli.numbers(str(command.workers), flag="--workers", least=0)[0] or usable_cores()
-    given = cli.numbers(str(command.batches), flag="--batches", least=0)[0]
-    batches = given or (1 if fast_mode() else 4) * workers
+    batches = cli.numbers(str(command.batches), flag="--batches", least=0)[0] or (workers if fast_mode() else 0)
     rounds = cli.numbers(str(command.rounds), flag="--rounds")[0]
     out = output_file(command.out)
 
-    from pmm.bench.loading import bench_loading, loading_plan, markdown
+    from pmm.bench.loading import bench_loading, draw_files, loading_plan, markdown
 
     plan: LatencyPlan = loading_plan(rounds, fast=fast_mode())
     with tempfile.TemporaryDirectory() as folder:
         if command.data is None:
-            from pmm.data.synthetic.dataset import draw_dataset
-
-            draw_dataset(Path(folder) / "people", ids=4 if fast_mode() else 24, seed=0, workers=workers)
-        report = bench_loading(command.data or Path(folder) / "people", workers=workers, batches=batches, plan=plan)
+            folders = draw_files(Path(folder), ids=4 if fast_mode() else 24, workers=workers)
+        else:
+            folders = {command.data.resolve().name: command.data}
+        report = bench_loading(folders, workers=workers, batches=batches, plan=plan)
     write_file(out, json.dumps(report, indent=1) + "\n")
     print(markdown(report))
     print(f"report: {out}")

@@ -41,6 +41,7 @@ def versions() -> dict[str, str]:
     """Versions of everything that shapes a trained weight."""
     import numpy as np
     import PIL
+    import simplejpeg
     import torch
     import torchvision
 
@@ -51,6 +52,7 @@ def versions() -> dict[str, str]:
         "torchvision": str(torchvision.__version__),
         "numpy": np.__version__,
         "pillow": PIL.__version__,
+        "simplejpeg": simplejpeg.__version__,
         "pmm kernels": build_version(),
     }
 

@@ -17,7 +17,7 @@ from pmm.kernels import build_info
 from pmm.machine import clashing_wheels, driver_version, installed_version, nvidia_gpus, usable_cores
 
 LIBRARIES = (
-    "torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
+    "torch", "torchvision", "numpy", "pillow", "simplejpeg", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
     "tensorrt", "tensorrt-rtx", "pycuda", "openvino",
 )  # fmt: skip
 

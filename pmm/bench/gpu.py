@@ -30,7 +30,7 @@ SUFFIXES = (".py", ".j2", ".h", ".cpp", ".cu")
 SANITIZED = "memory_that_starts_anywhere or long_sums or planes_of_more_cells or at_full_size"
 REQUIRED = {"PMM_REQUIRE_EXT": "1", "PMM_FAST": "0"}
 KERNELS = str(LIBRARY.relative_to(ROOT))
-TRAINING = ("torch", "torchvision", "numpy", "PIL", "tyro", "tqdm")
+TRAINING = ("torch", "torchvision", "numpy", "PIL", "simplejpeg", "tyro", "tqdm")
 EXPORT = (*TRAINING, "onnx", "onnxscript", "onnxruntime")
 ABLATION_SEEDS = 5
 

@@ -2,11 +2,15 @@
 
 All do the same files with as many processes or threads, in turns; the crops are compared first. A bare loop keeps
 nothing: what it takes to have its pixels in numpy at all is timed beside it.
+
+What the loading costs depends on the files: crops of one size that is enlarged by whole factors (as Market-1501 has),
+of any size (DukeMTMC-reID, MSMT17), or compressed without loss (CUHK03-NP).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,34 +34,57 @@ from pmm.embed import images_below
 from pmm.environment import describe_environment
 from pmm.errors import UserError
 
-SCHEMA = "pmm-loading-bench-1"
+SCHEMA = "pmm-loading-bench-2"
 PRESETS = ("paper", "tiny")
 BARE, KEPT = "bare PIL", "bare PIL, pixels in numpy"
 LOADER, IMAGES, THREADS = "training loader", "training loader and to_images", "iter_crops"
 EVALUATED = 64  # crops in a batch of iter_crops, as in pmm.embed
+HEIGHTS, SHAPES = (110, 290), (0.33, 0.5)  # of crops of any size: pixels, and width by height
+PASS = 1024  # crops, at least, in a pass: in a shorter one beginning and end count
 
 Step = Callable[[], object]
 
 
-def bench_loading(folder: Path, *, workers: int, batches: int, plan: LatencyPlan) -> dict[str, Any]:
-    """Load the images below `folder` in the sizes of `PRESETS`, `batches` training batches in each pass; see `SCHEMA`.
+def bench_loading(folders: Mapping[str, Path], *, workers: int, batches: int, plan: LatencyPlan) -> dict[str, Any]:
+    """Load the images below each of `folders`, by what they hold, in the sizes of `PRESETS`; see `SCHEMA`.
 
-    A way whose crops are not the bare loop's is named in `wrong`, and nothing is then timed. Times are in microseconds
-    of wall time per crop; a sample is a pass.
+    A pass is of `batches` training batches (0: of `PASS` crops, or some more so that all workers have as many). A way
+    whose crops are not the bare loop's is named in `wrong`, and nothing is then timed. Times are in microseconds of
+    wall time per crop; a sample is a pass.
 
     Raises UserError if there is no image or one that cannot be read.
     """
-    files = images_below(folder)
+    files = {kind: images_below(folder) for kind, folder in folders.items()}
     return {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": describe_environment(),
         "plan": dataclasses.asdict(plan),
         "workers": workers,
-        "files": len(files),
-        "file_bytes": int(np.median([file.stat().st_size for file in files])),
-        "settings": [_setting(name, files, workers, batches, plan) for name in PRESETS],
+        "settings": [
+            _setting(name, kind, paths, workers, batches, plan) for kind, paths in files.items() for name in PRESETS
+        ],
     }
+
+
+def draw_files(folder: Path, ids: int, workers: int) -> dict[str, Path]:
+    """Synthetic people as files of each kind, in folders below `folder`."""
+    from pmm.data.synthetic.dataset import draw_dataset
+
+    kinds = {"JPEG 128x64": folder / "people", "JPEG any size": folder / "jpeg", "PNG any size": folder / "png"}
+    people, jpegs, pngs = kinds.values()
+    draw_dataset(people, ids=ids, seed=0, workers=workers)
+    rng = np.random.default_rng(0)
+    jpegs.mkdir()
+    pngs.mkdir()
+    for place, file in enumerate(images_below(people)):
+        height = int(rng.integers(*HEIGHTS))
+        width = int(height * rng.uniform(*SHAPES))
+        with Image.open(file) as image:
+            resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        resized.save(jpegs / f"{place}.jpg", quality=90)
+        resized.save(pngs / f"{place}.png")
+    return kinds
 
 
 def loading_plan(rounds: int, *, fast: bool = False) -> LatencyPlan:
@@ -70,7 +97,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The report as a table; ratios with 95 % intervals (from 6 rounds on)."""
     lines = [f"| {report['workers']} processes or threads | us per crop | times {BARE} |", "|---|---:|---:|"]
     for setting in report["settings"]:
-        size = f"{setting['height']}x{setting['width']}"
+        size = f"{setting['files']} to {setting['height']}x{setting['width']}"
         for row in setting["rows"]:
             bounds = row["interval"]
             cell = f"{row['ratio']:.2f}" + (f" ({bounds[0]:.2f}-{bounds[1]:.2f})" if bounds else "")
@@ -79,8 +106,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _setting(name: str, files: Sequence[Path], workers: int, batches: int, plan: LatencyPlan) -> dict[str, Any]:
+def _setting(
+    name: str, kind: str, files: Sequence[Path], workers: int, batches: int, plan: LatencyPlan
+) -> dict[str, Any]:
     config = _config(name, workers)
+    batches = batches or workers * math.ceil(PASS / workers / config.recipe.batch_size)
     height, width = config.data.height, config.data.width
     samples = _samples(files, batches * config.recipe.batch_size, config)
     paths, wrong = _wrong(samples, config)
@@ -91,6 +121,8 @@ def _setting(name: str, files: Sequence[Path], workers: int, batches: int, plan:
             times = measure({**bare, **_ours(samples, paths, config)}, plan)
     return {
         "preset": name,
+        "files": kind,
+        "file_bytes": int(np.median([file.stat().st_size for file in files])),
         "height": height,
         "width": width,
         "batch": config.recipe.batch_size,

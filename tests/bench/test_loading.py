@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from PIL import Image
 
 import pmm.data.crops
 from pmm.bench import loading
-from pmm.bench.loading import BARE, IMAGES, KEPT, LOADER, THREADS, bench_loading, loading_plan, markdown
+from pmm.bench.loading import BARE, IMAGES, KEPT, LOADER, THREADS, bench_loading, draw_files, loading_plan, markdown
+from pmm.embed import images_below
 from pmm.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 
@@ -23,11 +25,12 @@ def test_every_way_is_timed_and_compared_with_the_bare_loop(people, tmp_path, on
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
-    assert report["schema"] == "pmm-loading-bench-1"
+    assert report["schema"] == "pmm-loading-bench-2"
     assert report["environment"]["cores"] >= 1
     assert report["environment"]["versions"]["pillow"]
-    assert (report["workers"], report["files"]) == (2, len(list((people / "query").glob("*.jpg"))))
+    assert report["workers"] == 2
     (setting,) = report["settings"]
+    assert (setting["files"], setting["file_bytes"] > 0) == ("query", True)
     assert (setting["height"], setting["width"], setting["crops"], setting["wrong"]) == (128, 64, 96, [])
     assert [row["name"] for row in setting["rows"]] == [BARE, KEPT, LOADER, IMAGES, THREADS]
     for row in setting["rows"]:
@@ -36,7 +39,23 @@ def test_every_way_is_timed_and_compared_with_the_bare_loop(people, tmp_path, on
         assert row["ratio"] == pytest.approx(row["us_per_crop"] / setting["rows"][0]["us_per_crop"])
         assert row["interval"] is None
     for name in (BARE, KEPT, LOADER, IMAGES, THREADS):
-        assert f"| 128x64: {name} | " in done.stdout
+        assert f"| query to 128x64: {name} | " in done.stdout
+
+
+def test_files_of_three_kinds_are_drawn(tmp_path):
+    kinds = draw_files(tmp_path, ids=2, workers=2)
+    assert list(kinds) == ["JPEG 128x64", "JPEG any size", "PNG any size"]
+    images = {kind: [Image.open(path) for path in images_below(folder)] for kind, folder in kinds.items()}
+    assert {image.size for image in images["JPEG 128x64"]} == {(64, 128)}
+    for kind in ("JPEG any size", "PNG any size"):
+        assert {image.format for image in images[kind]} == {kind.split()[0]}
+        assert len(images[kind]) == len(images["JPEG 128x64"])
+        assert len({image.size for image in images[kind]}) > len(images[kind]) / 2
+
+
+def test_without_a_number_of_batches_all_workers_have_as_many(people, one_setting):
+    report = bench_loading({"people": people / "query"}, workers=3, batches=0, plan=loading_plan(1, fast=True))
+    assert report["settings"][0]["crops"] == 33 * 32  # at least 1,024 in batches of 32, a third for each worker
 
 
 def test_wrong_crops_are_named_and_nothing_is_timed(people, one_setting, monkeypatch):
@@ -47,12 +66,15 @@ def test_wrong_crops_are_named_and_nothing_is_timed(people, one_setting, monkeyp
 
     plan = loading_plan(1)
     monkeypatch.setattr(pmm.data.crops, "load_crop", mirrored)
-    report = bench_loading(people / "query", workers=1, batches=1, plan=plan)
+    report = bench_loading({"people": people / "query"}, workers=1, batches=1, plan=plan)
     assert report["settings"][0]["wrong"] == [THREADS]
     assert report["settings"][0]["rows"] == []
-    assert f"| 128x64: {THREADS} | wrong crops | |" in markdown(report)
+    assert f"| people to 128x64: {THREADS} | wrong crops | |" in markdown(report)
     monkeypatch.setattr("pmm.data.loader.load_crop", mirrored)
-    assert bench_loading(people / "query", workers=1, batches=1, plan=plan)["settings"][0]["wrong"] == [LOADER, THREADS]
+    assert bench_loading({"people": people / "query"}, workers=1, batches=1, plan=plan)["settings"][0]["wrong"] == [
+        LOADER,
+        THREADS,
+    ]
 
 
 def test_bad_input_is_one_line(tmp_path):
@@ -60,6 +82,6 @@ def test_bad_input_is_one_line(tmp_path):
     assert_one_line_error(done, "holds no image")
     (tmp_path / "bad.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"bad\.jpg: not a readable image"):
-        bench_loading(tmp_path, workers=1, batches=1, plan=loading_plan(1))
+        bench_loading({"bad": tmp_path}, workers=1, batches=1, plan=loading_plan(1))
     done = run_here("bench/loading.py", "--rounds", "0", "--out", tmp_path / "a.json")
     assert_one_line_error(done, "--rounds")

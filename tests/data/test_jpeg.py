@@ -1,0 +1,181 @@
+"""Plain JPEG files have the bits of PIL; all that is not plain, or not whole, is left to PIL."""
+
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
+
+from pmm.data import jpeg
+from pmm.data.crops import load_crop
+from pmm.data.jpeg import decoded
+from pmm.errors import UserError
+
+
+def noise(height=20, width=10, seed=0, *, smooth=False):
+    rng = np.random.default_rng(seed)
+    if smooth:
+        few = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        return few.resize((width, height), Image.Resampling.BICUBIC)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image, **options):
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def by_pil(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(content):
+        (tmp_path / "a.jpg").write_bytes(content)
+        return tmp_path / "a.jpg"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A file that the examples of a property write again and again."""
+    return tmp_path_factory.mktemp("jpeg") / "a.jpg"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    quality=st.sampled_from([1, 30, 75, 95, 100]),
+    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+    progressive=st.booleans(),
+    restart=st.sampled_from([0, 1, 5]),
+    smooth=st.booleans(),
+    grey=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_plain_files_have_the_bits_of_pil(place, size, quality, subsampling, progressive, restart, smooth, grey, seed):
+    image = noise(*size, seed, smooth=smooth).convert("L" if grey else "RGB")
+    kind = {} if grey else {"subsampling": subsampling}
+    place.write_bytes(encoded(image, quality=quality, progressive=progressive, restart_marker_blocks=restart, **kind))
+    found = decoded(place)
+    assert found is not None
+    assert np.array_equal(found, by_pil(place))
+
+
+WHOLE = [
+    encoded(noise(40, 24, smooth=smooth), quality=80, progressive=progressive, restart_marker_blocks=restart)
+    for smooth in (False, True)
+    for progressive in (False, True)
+    for restart in (0, 2)
+]
+CHANGES = st.tuples(st.sampled_from(["set", "flip", "cut", "insert", "delete"]), st.floats(0, 1), st.integers(0, 255))
+
+
+def damaged(content, changes):
+    content = bytearray(content)
+    for change, where, value in changes:
+        at = int(where * (len(content) - 1))
+        if change == "set":
+            content[at] = value
+        elif change == "flip":
+            content[at] ^= 1 << value % 8
+        elif change == "insert":
+            content.insert(at, value)
+        elif change == "cut":
+            del content[max(at, 4) :]
+        elif len(content) > 4:
+            del content[at]
+    return bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=1500, deadline=None)
+@given(content=st.sampled_from(WHOLE), changes=st.lists(CHANGES, min_size=1, max_size=3))
+@example(content=WHOLE[0], changes=[])
+def test_of_a_damaged_file_no_other_pixels_come_than_from_pil(place, content, changes):
+    """PIL's pixels, or none: then PIL reads the file, or says why it cannot."""
+    place.write_bytes(damaged(content, changes))
+    found = decoded(place)
+    if found is not None:
+        assert np.array_equal(found, by_pil(place))
+    elif not changes:
+        pytest.fail("a whole file was left to PIL")
+
+
+def exif(orientation):
+    found = Image.Exif()
+    found[ExifTags.Base.Orientation] = orientation
+    return found
+
+
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+
+
+@pytest.mark.parametrize("options", [{"exif": exif(6)}, {"xmp": XMP}], ids=["EXIF", "XMP"])
+def test_a_file_that_states_an_orientation_is_left_to_pil(file, options):
+    path = file(encoded(noise(), **options))
+    assert decoded(path) is None
+    upright = by_pil(path)[::-1].transpose(1, 0, 2)
+    assert np.array_equal(load_crop(path, 10, 20), upright)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(noise().convert("CMYK")),
+        encoded(noise(), keep_rgb=True),
+        b"",
+        b"\xff\xd8",
+        b"\xff\xd8\xff",
+        b"hello",
+        encoded(noise())[:-30],
+    ],
+    ids=["CMYK", "RGB", "empty", "two bytes", "three bytes", "text", "cut"],
+)
+def test_what_is_not_plain_is_left_to_pil(file, content):
+    assert decoded(file(content)) is None
+
+
+def test_other_formats_are_left_to_pil(tmp_path):
+    for suffix in ("png", "bmp", "webp"):
+        noise().save(tmp_path / f"a.{suffix}")
+        assert decoded(tmp_path / f"a.{suffix}") is None
+
+
+def test_what_is_huge_is_not_read_or_decoded(file, monkeypatch):
+    asked = []
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *given, **options: asked.append(given))
+    content = bytearray(encoded(noise()))
+    frame = content.index(b"\xff\xc0") + 5
+    content[frame : frame + 4] = 2 * (20000).to_bytes(2, "big")
+    path = file(content)
+    assert simplejpeg.decode_jpeg_header(bytes(content))[:2] == (20000, 20000)
+    assert decoded(path) is None
+    with pytest.raises(UserError, match="decompression bomb"):
+        load_crop(path, 8, 4)
+    monkeypatch.setattr(jpeg, "MOST_BYTES", 500)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda *given, **options: asked.append(given))
+    path = file(encoded(noise()))
+    assert path.stat().st_size > 500
+    assert decoded(path) is None
+    assert not asked
+
+
+def test_crops_come_from_it(file, monkeypatch):
+    """In the sizes of all three ways to go on: as it is, enlarged by whole factors, and any other."""
+    path = file(encoded(noise()))
+    with Image.open(path) as image:
+        expected = [
+            np.asarray(image.resize((w, h), Image.Resampling.BILINEAR)) for w, h in ((10, 20), (20, 60), (7, 9))
+        ]
+    monkeypatch.setattr(Image, "open", None)
+    for crop in expected:
+        assert np.array_equal(load_crop(path, *crop.shape[:2]), crop)
