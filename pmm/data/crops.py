@@ -7,16 +7,18 @@ PIL says what a crop is. What is faster with the same bits does most of it: `pmm
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pmm.config import Config
 from pmm.data import by_torch, jpeg
@@ -25,6 +27,8 @@ from pmm.machine import usable_cores
 
 Crops = npt.NDArray[np.uint8]
 
+MOST_BYTES = 256 << 20
+"""Of a file that is read at all."""
 AHEAD = 2
 """Batches that are loaded while the reader has one."""
 CHUNK = 8
@@ -63,13 +67,29 @@ def load_crop(path: str | Path, height: int, width: int) -> Crops:
     Raises UserError naming the file if it cannot be read or decoded.
     """
     try:
-        if (pixels := jpeg.decoded(path)) is not None:
+        content = _read(path)
+        if (pixels := jpeg.decoded(content)) is not None:
             return _resized(pixels, height, width)
-        with Image.open(path) as image:
+        with _opened(content) as image:
             return _resized(_to_rgb(_upright(image)), height, width)
     except Exception as error:  # decoders and EXIF parsers raise anything on a file made to harm
         reason = str(error).replace(str(path), "file") or type(error).__name__
         raise UserError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+
+
+def _read(path: str | Path) -> bytes:
+    """At once: PIL would ask for a few bytes at a time, and threads for the interpreter after each."""
+    with open(path, "rb", buffering=0) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+            raise ValueError(f"{size / 1e6:,.0f} MB are no crop of a person")
+        return file.readall()
+
+
+def _opened(content: bytes) -> Image.Image:
+    try:
+        return Image.open(BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError("cannot identify image file") from None  # without the address of the memory it lies in
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -6,10 +6,6 @@ damaged or huge. tests/data/test_jpeg.py holds the two equal.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
@@ -18,26 +14,19 @@ START = b"\xff\xd8\xff"
 ORIENTED = (b"Exif", b"http://ns.adobe.com/xap/")
 """Begin the only places of a JPEG file where PIL looks for its orientation."""
 SUBSAMPLINGS = ("444", "422", "420", "Gray")
-MOST_BYTES = MOST_PIXELS = 1 << 24
-"""What is larger is no crop: PIL has its own limits for it."""
+MOST_PIXELS = 1 << 24
+"""What is larger is no crop: PIL has limits for it."""
 
 
-def decoded(path: str | Path) -> npt.NDArray[np.uint8] | None:
-    """The pixels uint8 RGB [H, W, 3] of a plain JPEG file, or None: then PIL is to read it, or to say what is wrong.
-
-    Raises OSError if there is no file to be read.
-    """
-    with open(path, "rb", buffering=0) as file:
-        if file.read(len(START)) != START or os.fstat(file.fileno()).st_size > MOST_BYTES:
-            return None
-        content = START + file.readall()
-    if any(mark in content for mark in ORIENTED):
+def decoded(content: bytes) -> npt.NDArray[np.uint8] | None:
+    """The pixels uint8 RGB [H, W, 3] of a plain JPEG file, or None: then PIL is to read it, or to say what is wrong."""
+    if not content.startswith(START) or any(mark in content for mark in ORIENTED):
         return None
     try:
         height, width, colours, subsampling = simplejpeg.decode_jpeg_header(content, strict=True)
         if colours not in ("YCbCr", "Gray") or subsampling not in SUBSAMPLINGS or height * width > MOST_PIXELS:
             return None
-        pixels: npt.NDArray[Any] = simplejpeg.decode_jpeg(content, "RGB", strict=True)
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB", strict=True)
     except ValueError:  # what libjpeg-turbo warns of is an error here
         return None
     return pixels

@@ -53,6 +53,7 @@ def test_files_of_three_kinds_are_drawn(tmp_path):
         assert len({image.size for image in images[kind]}) > len(images[kind]) / 2
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 def test_without_a_number_of_batches_all_workers_have_as_many(people, one_setting):
     report = bench_loading({"people": people / "query"}, workers=3, batches=0, plan=loading_plan(1, fast=True))
     assert report["settings"][0]["crops"] == 33 * 32  # at least 1,024 in batches of 32, a third for each worker

@@ -117,6 +117,15 @@ def test_bad_files_are_named(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_file_of_no_image_is_said_without_addresses_and_a_huge_one_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_text("hello")
+    with pytest.raises(UserError, match=r"a\.jpg: not a readable image \(cannot identify image file\); replace"):
+        load_crop(tmp_path / "a.jpg", 8, 4)
+    monkeypatch.setattr("pmm.data.crops.MOST_BYTES", 4)
+    with pytest.raises(UserError, match="MB are no crop of a person"):
+        load_crop(tmp_path / "a.jpg", 8, 4)
+
+
 def test_16_bit_grey_is_scaled_and_unknown_ranges_are_refused(tmp_path):
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     path = save(Image.fromarray(ramp), tmp_path / "deep.png")
