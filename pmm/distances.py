@@ -30,8 +30,8 @@ MOST_QUERIES = 1024
 """In a block: a larger one is no faster."""
 MOST_ROWS = 4096
 """Embeddings in float64 at once."""
-PAIRS_AT_ONCE = 64
-"""Pairs that are measured at once: their embeddings in float64 fit into the caches."""
+PAIRS_AT_ONCE = 128
+"""Pairs that are measured at once: with few, threads would wait for the interpreter more than they compute."""
 MANY_PAIRS = 1 << 18
 SINGLE_RANGE = (1e-12, 1e15)
 """Largest number among embeddings whose products float32 holds without under- or overflow."""
@@ -83,9 +83,9 @@ class Blocks:
         Raises UserError if that is too little for one query, saying the least that works.
         """
         queries, gallery = shape
-        fixed = beside + 64 * (queries + gallery) + 24 * gallery * threads
-        # float32, float64 and, piece by piece, what that is made of
-        row = (12 * gallery + 100 * pairs) * threads + 32 * min(gallery, MOST_ROWS)
+        fixed = beside + 64 * (queries + gallery) + 80 * gallery * threads
+        # float32, float64, whether it is near and, piece by piece, what that is made of
+        row = (13 * gallery + 100 * pairs) * threads + 32 * min(gallery, MOST_ROWS)
         least_scratch = 32 * 64 * max(1, dim)
         least = fixed + row + least_scratch
         if limit < least:
@@ -167,14 +167,22 @@ class Rows:
 
     def take(self, indices: Ints, exponent: int) -> Doubles:
         """Rows [n, D] in float64, as they are compared, times 2^-exponent unless they are at length 1."""
+        return self._double(self._rows(indices), exponent)
+
+    def pick(self, indices: Ints, exponent: int) -> Floats:
+        """As `take`, but as they are if these are the numbers that are compared."""
+        rows = self._rows(indices)
+        return rows if self.metric == "euclidean" and not exponent else self._double(rows, exponent)
+
+    def _rows(self, indices: Ints) -> Floats:
         if len(self.parts) == 1:
-            return self._double(self.parts[0][indices], exponent)
+            return self.parts[0].take(indices, axis=0)
         part = np.searchsorted(self.starts, indices, side="right") - 1
         found = np.empty((len(indices), self.dim), np.result_type(*self.parts))
         for number in np.unique(part):
             here = part == number
             found[here] = self.parts[number][indices[here] - self.starts[number]]
-        return self._double(found, exponent)
+        return found
 
     def originals(self) -> Ints:
         """For each row the first that is equal to it [N]."""
@@ -249,13 +257,14 @@ class EmbeddingDistances:
         return self._exact(queries, items)
 
     def _exact(self, queries: Ints, items: Ints) -> Doubles:
-        out = np.empty(len(items))
+        out, gaps = np.empty(len(items)), np.empty((min(len(items), PAIRS_AT_ONCE), self.dim))
         for start in range(0, len(items), PAIRS_AT_ONCE):
             some = slice(start, start + PAIRS_AT_ONCE)
             own, places = np.unique(queries[some], return_inverse=True)
-            gaps = self.gallery.take(items[some], self._exponent)
-            gaps -= self.query.take(own, self._exponent)[places]
-            out[some] = _halves(gaps)
+            mine = gaps[: len(places)]
+            gallery, query = self.gallery.pick(items[some], self._exponent), self.query.pick(own, self._exponent)
+            np.subtract(gallery, query[places], out=mine, dtype=np.float64)
+            out[some] = _halves(mine)
         return out
 
     @cached_property  # two threads that ask at once find the same

@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,6 @@ FEW_ITEMS = 128
 MOST_OPEN = 256
 """One gallery item in so many may be left open by float32; beyond it a block is made in float64."""
 PAIRS_AT_ONCE = 1 << 18
-NONE = np.empty(0, np.int64)
 
 
 class Ranks(NamedTuple):
@@ -117,14 +115,11 @@ def _ranked(distances: Distances, labels: Labels, rows: slice, buffer: Singles, 
     return ranks
 
 
-class _Open(NamedTuple):
-    """What a query's distances leave open."""
+class _Pairs(NamedTuple):
+    """Queries of a block and gallery items, ascending."""
 
-    query: int
-    relevant: slice
-    """Of the block's relevant items, the query's."""
-    items: Ints
-    """These, and gallery items within the error of one of them, ascending."""
+    query: Ints
+    item: Ints
 
 
 class _Block:
@@ -141,68 +136,108 @@ class _Block:
         self.query, self.item, values = query[order], item[order], values[order]
         margin = (2 * errors).astype(distances.dtype)[self.query]  # the item's error, and the other's
         self.low, self.high = values - margin, values + margin
+        self.bounds = np.searchsorted(self.query, np.arange(len(distances) + 1))
+        """Where each query's relevant items begin, and where the last one's end [q + 1]."""
 
     def ranks(self, distances: Distances, first: int, most_open: int) -> Ranks | None:
         """The ranks; what is open is measured exactly. None if more than `most_open` items are.
 
         `first` is the first query of the block.
         """
-        rank = np.empty(len(self.query), np.int64)
-        waiting: list[_Open] = []
-        waits = left_open = 0
-        mask = np.empty(self.distances.shape[1], bool)
-        bounds = np.searchsorted(self.query, np.arange(len(self.distances) + 1)).tolist()
-        for query, (start, stop) in enumerate(pairwise(bounds)):
-            if start == stop:
+        rank = np.zeros(len(self.query), np.int64)
+        relevant = np.diff(self.bounds)
+        farthest = np.full(len(relevant), -np.inf, self.low.dtype)
+        farthest[relevant > 0] = self.high[self.bounds[1:][relevant > 0] - 1]
+        near: npt.NDArray[np.bool_] = np.less_equal(self.distances, farthest[:, None])
+        counts = np.count_nonzero(near, axis=1)
+        many = counts > FEW_ITEMS * relevant
+        waiting: list[_Pairs] = []
+        left_open = 0
+        for rows in _cut(counts, near.shape[1]):
+            for query in (np.flatnonzero(many[rows]) + rows.start).tolist():
+                if self._count(rank, query, near[query]):
+                    near[query], counts[query] = False, 0
+            if not counts[rows].any():
                 continue
-            mine = slice(start, stop)
-            rank[mine], near = _count(self.distances[query], self.low[mine], self.high[mine], mask)
-            if len(near):
-                waiting.append(_Open(query, mine, near))
-                waits, left_open = waits + len(near), left_open + len(near) - (stop - start)
+            some = self._place(rank, rows, near[rows], counts[rows] > 0)
+            waiting.append(some)
+            left_open += len(some.query) - int(relevant[np.unique(some.query)].sum())
             if left_open > most_open:
                 return None
-            if waits > PAIRS_AT_ONCE:
+            if sum(len(each.query) for each in waiting) > PAIRS_AT_ONCE:
                 self._settle(rank, waiting, distances, first)
-                waiting, waits = [], 0
+                waiting = []
         self._settle(rank, waiting, distances, first)
         return Ranks(self.query + first, rank[np.lexsort((rank, self.query))])
 
-    def _settle(self, rank: Ints, waiting: list[_Open], distances: Distances, first: int) -> None:
+    def _count(self, rank: Ints, query: int, near: npt.NDArray[np.bool_]) -> bool:
+        """Rank the relevant items of `query` by passing over its `near` items for each, if none of them is open."""
+        mine = slice(self.bounds[query], self.bounds[query + 1])
+        values = self.distances[query][near]
+        some = np.empty(len(values), bool)
+        upto = np.array([np.count_nonzero(np.less_equal(values, bound, out=some)) for bound in self.high[mine]])
+        nearer = np.array([np.count_nonzero(np.less(values, bound, out=some)) for bound in self.low[mine]])
+        certain = bool((upto == nearer + 1).all())
+        if certain:
+            rank[mine] = upto
+        return certain
+
+    def _place(self, rank: Ints, rows: slice, near: npt.NDArray[np.bool_], waits: npt.NDArray[np.bool_]) -> _Pairs:
+        """Rank the relevant items of the queries `rows` that have none yet [r] among their `near` items [r, G]. Where
+        an item lies within another's bounds: say how many come before the relevant ones, and return the items within
+        any bounds."""
+        flat = np.flatnonzero(near)
+        query, item = np.divmod(flat, near.shape[1])
+        values = self.distances[rows].reshape(-1)[flat]
+        start, stop = self.bounds[rows.start], self.bounds[rows.stop]
+        own = self.query[start:stop] - rows.start
+        items = _in_order(query, values)
+        # of each item, how many of the bounds it has reached, and how many it is beyond
+        reached = np.searchsorted(_in_order(own, self.low[start:stop]), items, "right")
+        beyond = np.searchsorted(_in_order(own, self.high[start:stop]), items, "left")
+        inside = reached > beyond
+        before = np.concatenate([[0], np.bincount(beyond[~inside], minlength=len(own))]).cumsum()
+        begins = (self.bounds[rows] - start)[own]
+        before = before[1:] - before[begins]
+        query, item = query[inside], item[inside]
+        relevant = np.bincount(own, minlength=len(near))
+        is_open = np.bincount(query, minlength=len(near)) > relevant
+        within = np.where(is_open[own], 0, np.arange(len(own)) - begins)
+        mine = waits[own]
+        rank[start:stop][mine] = (before + within + 1)[mine]
+        left = is_open[query]
+        return _Pairs(query[left] + rows.start, item[left])
+
+    def _settle(self, rank: Ints, waiting: list[_Pairs], distances: Distances, first: int) -> None:
         """Add to each `rank` the place of its item among the open ones."""
-        if not waiting:
+        if not any(len(each.query) for each in waiting):
             return
-        sizes = np.array([len(each.items) for each in waiting])
-        query = np.repeat([each.query for each in waiting], sizes)
-        items = np.concatenate([each.items for each in waiting])
+        query, items = map(np.concatenate, zip(*waiting, strict=True))
         exact = distances.exact(query + first, items) if self.errors.any() else self.distances[query, items]
         place = np.empty(len(items), np.int64)
         place[np.lexsort((exact, query))] = np.arange(len(items))  # stable: ties go to the lower index
-        place -= np.repeat(sizes.cumsum() - sizes, sizes)
-        relevant = np.concatenate([np.arange(each.relevant.start, each.relevant.stop) for each in waiting])
+        place -= np.searchsorted(query, query)
+        relevant = np.flatnonzero(np.isin(self.query, query))
         gallery = self.distances.shape[1]
         own = np.searchsorted(query * gallery + items, self.query[relevant] * gallery + self.item[relevant])
         rank[relevant] += place[own]
 
 
-def _count(row: Floats, low: Floats, high: Floats, mask: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """Of `row` [G] and ascending bounds [R] of the relevant items: their ranks [R], and no items. Or, where an item
-    lies within another's bounds: how many come before the relevant ones, and one, without the items within any bounds,
-    and these items, ascending."""
-    near = row[np.less_equal(row, high[-1], out=mask)]
-    if len(near) >= FEW_ITEMS * len(low):
-        some = np.empty(len(near), bool)
-        nearer = np.array([np.count_nonzero(np.less(near, bound, out=some)) for bound in low])
-        upto = np.array([np.count_nonzero(np.less_equal(near, bound, out=some)) for bound in high])
-        if (upto == nearer + 1).all():
-            return upto, NONE
-    # of each item, how many of the bounds it has reached, and how many it is beyond
-    reached, beyond = np.searchsorted(low, near, "right"), np.searchsorted(high, near, "left")
-    inside = reached > beyond
-    before = np.bincount(beyond[~inside], minlength=len(low) + 1)[:-1].cumsum()
-    if np.count_nonzero(inside) == len(low):
-        return before + np.arange(1, len(low) + 1), NONE
-    return before + 1, np.flatnonzero(mask)[inside]
+def _cut(counts: Ints, most: int) -> Iterator[slice]:
+    """Rows whose `counts` add up to `most` at most, or one row."""
+    ends, start = counts.cumsum(), 0
+    while start < len(counts):
+        before = ends[start] - counts[start]
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, "right")))
+        yield slice(start, stop)
+        start = stop
+
+
+def _in_order(query: Ints, values: Floats) -> npt.NDArray[np.complex128]:
+    """What compares as (query, value): numpy orders complex numbers by their real parts first."""
+    keys = np.empty(len(query), np.complex128)
+    keys.real, keys.imag = query, values
+    return keys
 
 
 def _integers(values: Any) -> Ints:
