@@ -126,7 +126,7 @@ def test_the_figures_of_the_mix_are_those_of_the_results():
 
 
 def test_the_figures_of_evaluation_are_those_of_the_result():
-    report = json.loads((ROOT / "bench/results/2026-11-23-amd-epyc-2-cores-ranking.json").read_text())
+    report = json.loads((ROOT / "bench/results/2026-11-28-amd-epyc-2-cores-ranking.json").read_text())
     assert f"commit {report['environment']['commit']} ([raw result]" in README
     trained, random = report["market"]["settings"]
     assert trained["off_by"] <= 1e-9 >= random["off_by"]
@@ -137,6 +137,20 @@ def test_the_figures_of_evaluation_are_those_of_the_result():
     assert f"takes {random['rows'][1]['ratio']:.1f} times the product" in README
     for row in report["msmt17"]["rows"]:
         assert f"| {row['seconds']:.0f} s | {row['bytes_above'] / 1e9:.2f} GB |" in README
+
+
+def test_the_figures_of_loading_are_those_of_the_result():
+    report = json.loads((ROOT / "bench/results/2026-11-28-amd-epyc-2-cores-loading.json").read_text())
+    assert f"commit {report['environment']['commit']} ([raw result](bench/results/2026-11-28-" in README
+    for setting in report["settings"]:
+        assert not setting["wrong"]
+        rows = {row["name"]: row for row in setting["rows"]}
+        cells = [f"{setting['height']}x{setting['width']} | {rows['bare PIL']['us_per_crop']:.0f} us"]
+        for name in ("training loader", "iter_crops"):
+            low, high = rows[name]["interval"]
+            cells.append(f"{rows[name]['ratio']:.2f}x ({low:.2f}-{high:.2f})")
+        kind = setting["files"].replace(" ", " of ", 1)
+        assert re.search(rf"\| {kind} \([^|]+\) \| {re.escape(' | '.join(cells))} \|", README), cells
 
 
 def test_the_snippets_run_as_they_stand(trained, people, tmp_path, monkeypatch):
