@@ -68,4 +68,4 @@ def _fault(path: Path, error: UserError) -> str:
     except OSError:
         pass
     cause = error.__cause__
-    return str(cause).replace(f" {str(path)!r}", "") or type(cause).__name__
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
