@@ -30,6 +30,7 @@ from pmm.train import parse
 from tests.bench.test_steps import alive
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 
+set_signal = signal.signal  # which `planted` replaces: it calls the script within this process
 SCRIPT, PLANTED = "bench/ablation.py", ROOT / "tests" / "bench" / "planted_runs.py"
 PLANTED_MAP = {  # of five seeds each
     "bdb": (0.6, 0.63, 0.66, 0.69, 0.72),
@@ -416,7 +417,7 @@ def test_an_interrupt_leaves_no_children_and_the_same_command_goes_on(planted, p
         [sys.executable, "-c", driver, SCRIPT, *map(str, places), *words],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PMM_FAST": "0"},
         # a shell's job in the background, which these tests may be, ignores Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: set_signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     pids = planted.runs / "pmm-0" / "pids"
     deadline = time.monotonic() + 100
