@@ -3,6 +3,9 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 PIP    := $(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO   := runs/demo
+# Two processes of one thread each: with two each, threads of torch would wait for those of the other process. A test
+# that hangs fails, with its stack, after a time that no whole one takes.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup again demo test test-slow gpu lint clean
 
@@ -43,10 +46,10 @@ demo: setup
 	$(PYTHON) bench/run.py $(DEMO)/best.pth --backends all --out $(DEMO)/report
 
 test: setup
-	$(PYTHON) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow" --timeout 600
 
 test-slow: setup
-	$(PYTHON) -m pytest -m slow
+	$(PYTEST) -m slow --timeout 2400
 
 gpu:
 	@PYTHONPATH=. python3 bench/gpu.py --check

@@ -200,7 +200,7 @@ class _Block:
         begins = (self.bounds[rows] - start)[own]
         before = before[1:] - before[begins]
         query, item = query[inside], item[inside]
-        relevant = np.bincount(own, minlength=len(near))
+        relevant = np.diff(self.bounds[rows.start : rows.stop + 1])
         is_open = np.bincount(query, minlength=len(near)) > relevant
         within = np.where(is_open[own], 0, np.arange(len(own)) - begins)
         mine = waits[own]

@@ -114,6 +114,8 @@ class Trainer:
             if said := self._explained(error):
                 raise UserError(said) from error
             raise
+        finally:
+            self.batches.close()
 
     def _run(self, signalled: Callable[[], int]) -> Path:
         recipe, validation = self.config.recipe, self._validation()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,17 +25,29 @@ from pmm.data.synthetic.dataset import draw_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 IDS = 12
-LONGEST = ("test_faults.py", "test_harness.py")
+LONGEST = ("test_demo.py", "test_paper.py", "test_readme.py", "test_faults.py", "test_harness.py", "test_methods.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from pmm.machine import nvidia_gpus
 
-    items.sort(key=lambda item: item.path.name not in LONGEST)  # first, so that two processes end at about one time
+    first = {name: place for place, name in enumerate(LONGEST)}  # so that two processes end at about one time
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
     if not nvidia_gpus():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skipif(True, reason="no NVIDIA GPU here"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_table_of_operators() -> Iterator[None]:
+    """torch parses its 500 ONNX operators anew in every export, for half of the time that one takes: here once."""
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.suppress(ImportError):  # the name is torch's own business
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -122,14 +137,27 @@ def run_here(*args: str | Path, cwd: Path | None = None, **env: str) -> subproce
         for name, value in env.items():
             patch.setenv(name, value)
         try:
-            if module:
-                found = importlib.import_module(target)
-                cli.run(found.main, prog=found.PROG)
-            else:
-                runpy.run_path(str(ROOT / target), run_name="__main__")
+            with _own_signals():
+                if module:
+                    found = importlib.import_module(target)
+                    cli.run(found.main, prog=found.PROG)
+                else:
+                    runpy.run_path(str(ROOT / target), run_name="__main__")
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """What a script does about signals ends with it. A process that this one forks later would inherit it: a Pool, say,
+    ends its workers by SIGTERM, and waits for ever for one that left it to Python while it waited itself."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> None:

@@ -442,9 +442,11 @@ def test_a_worker_that_dies_is_one_line(small_config, tmp_path, monkeypatch):
         return original(*args, **kwargs)
 
     monkeypatch.setattr(pmm.trainer, "train_step", kills_a_worker)
-    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=1))
+    others = set(multiprocessing.active_children())
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=2))
     with pytest.raises(UserError, match=r"a process that loads images has ended .*use fewer --workers"):
         train(config, out=tmp_path / "run", device="cpu")
+    assert not set(multiprocessing.active_children()) - others  # the other worker has ended too
     assert load(tmp_path / "run" / "last.pth")["epoch"] == 0
 
 

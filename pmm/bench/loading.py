@@ -13,7 +13,7 @@ import dataclasses
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -117,11 +117,12 @@ def _setting(
     count = len(paths)
     times: dict[str, Latency] = {}
     if not wrong:
-        with _bare(paths, height, width, workers) as bare:
-            times = measure({**bare, **_ours(samples, paths, config)}, plan)
+        with _bare(paths, height, width, workers) as bare, closing(train_batches(samples, config)[0]) as loader:
+            times = measure({**bare, **_ours(loader, paths, config)}, plan)
     return {
         "preset": name,
         "files": kind,
+        "file_count": len(files),
         "file_bytes": int(np.median([file.stat().st_size for file in files])),
         "height": height,
         "width": width,
@@ -163,7 +164,8 @@ def _wrong(samples: tuple[Sample, ...], config: Config) -> tuple[list[Path], lis
         LOADER: (crop for batch in _read(loader) for crop in batch.crops.numpy()),
         THREADS: (crop for batch in iter_crops(paths, height, width, EVALUATED, config.data.workers) for crop in batch),
     }
-    return paths, [name for name, found in crops.items() if not _equal(found, paths, height, width)]
+    with closing(loader):
+        return paths, [name for name, found in crops.items() if not _equal(found, paths, height, width)]
 
 
 def _equal(found: Iterator[Crops], paths: Sequence[Path], height: int, width: int) -> bool:
@@ -172,10 +174,9 @@ def _equal(found: Iterator[Crops], paths: Sequence[Path], height: int, width: in
     return all(same)  # after all: a loader left early would go on beside what is timed
 
 
-def _ours(samples: tuple[Sample, ...], paths: Sequence[Path], config: Config) -> dict[str, Step]:
+def _ours(loader: TrainLoader, paths: Sequence[Path], config: Config) -> dict[str, Step]:
     import torch
 
-    loader, _ = train_batches(samples, config)
     preprocessing, cpu = preprocessing_of(config), torch.device("cpu")
 
     def images() -> None:
@@ -205,6 +206,8 @@ def _bare(paths: Sequence[Path], height: int, width: int, workers: int) -> Itera
             return lambda: _pass(pool, name, workers)
 
         yield {BARE: passes("_drop"), KEPT: passes("_keep")}
+        pool.close()  # by their own end, not by the signal that leaving `with` would send
+        pool.join()
 
 
 def _pass(pool: Pool, work: str, workers: int) -> None:

@@ -30,7 +30,6 @@ from pmm.train import parse
 from tests.bench.test_steps import alive
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 
-set_signal = signal.signal  # which `planted` replaces: it calls the script within this process
 SCRIPT, PLANTED = "bench/ablation.py", ROOT / "tests" / "bench" / "planted_runs.py"
 PLANTED_MAP = {  # of five seeds each
     "bdb": (0.6, 0.63, 0.66, 0.69, 0.72),
@@ -126,7 +125,6 @@ def planted(people, tmp_path, monkeypatch):
     plan = tmp_path / "plan.json"
     for name in ("TRAIN", "EVALUATE"):
         monkeypatch.setattr(ablation, name, ("python", str(PLANTED), str(plan), name.lower()))
-    monkeypatch.setattr("signal.signal", lambda *args: None)
     monkeypatch.setattr(ablation, "usable_cores", lambda: 8)
     monkeypatch.setattr(ablation_runs, "POLL_S", 0.01)
 
@@ -417,7 +415,7 @@ def test_an_interrupt_leaves_no_children_and_the_same_command_goes_on(planted, p
         [sys.executable, "-c", driver, SCRIPT, *map(str, places), *words],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PMM_FAST": "0"},
         # a shell's job in the background, which these tests may be, ignores Ctrl-C
-        preexec_fn=lambda: set_signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     pids = planted.runs / "pmm-0" / "pids"
     deadline = time.monotonic() + 100

@@ -171,7 +171,6 @@ def fake(tmp_path, monkeypatch):
     (tmp_path / "setup.py").touch()
     monkeypatch.setattr(gpu, "gpu_steps", lambda found: steps)
     monkeypatch.setattr(machine, "nvidia_gpus", lambda: (CARD,))
-    monkeypatch.setattr("signal.signal", lambda *args: None)
     return tmp_path
 
 

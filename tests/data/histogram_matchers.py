@@ -13,6 +13,7 @@ import numpy as np
 
 RGB_BINS = (6, 6, 6)
 HSV_BINS = (12, 5, 4)
+BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +37,32 @@ MATCHERS: dict[str, Matcher] = {
 }
 
 
-def histogram_features(images_uint8: np.ndarray, kind: str) -> np.ndarray:
-    """Features [N, D] float32 of images [N, H, W, 3] uint8 by the matcher named `kind`; rows have length 1."""
-    matcher = MATCHERS[kind]
-    images = images_uint8
-    if matcher.colour == "grey-world-hsv":
-        images = grey_world(images)
-    bins = RGB_BINS if matcher.colour == "rgb" else HSV_BINS
-    values = images / np.float32(256) if matcher.colour == "rgb" else rgb_to_hsv(images)
+def histogram_features(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Features [N, D] float32 of images [N, H, W, 3] uint8 by each of `MATCHERS`; rows have length 1."""
+    batches = [_features(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in MATCHERS}
+
+
+def _features(images: np.ndarray) -> dict[str, np.ndarray]:
+    codes = {
+        "rgb": _codes(images / np.float32(256), RGB_BINS),
+        "hsv": _codes(rgb_to_hsv(images), HSV_BINS),
+        "grey-world-hsv": _codes(rgb_to_hsv(grey_world(images)), HSV_BINS),
+    }
+    return {name: _matched(codes[matcher.colour], matcher) for name, matcher in MATCHERS.items()}
+
+
+def _codes(values: np.ndarray, bins: tuple[int, int, int]) -> np.ndarray:
+    """The bin [N, H, W] of each of `values` [N, H, W, 3], from 0 to 1."""
     levels = np.minimum((values * np.array(bins)).astype(np.int64), np.array(bins) - 1)
-    codes = (levels[..., 0] * bins[1] + levels[..., 1]) * bins[2] + levels[..., 2]
+    return (levels[..., 0] * bins[1] + levels[..., 1]) * bins[2] + levels[..., 2]
+
+
+def _matched(codes: np.ndarray, matcher: Matcher) -> np.ndarray:
     if matcher.centre:
         width = codes.shape[2]
         codes = codes[:, :, width // 4 : width - width // 4]
-    size = int(np.prod(bins))
+    size = int(np.prod(RGB_BINS if matcher.colour == "rgb" else HSV_BINS))
     parts = [_histogram(stripe, size) for stripe in np.array_split(codes, matcher.stripes, axis=1)]
     features = np.sqrt(np.concatenate(parts, axis=1))
     return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)

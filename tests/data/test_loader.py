@@ -1,4 +1,5 @@
 import dataclasses
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -177,6 +178,20 @@ def test_a_bad_image_is_skipped_for_the_next_of_its_identity(small_config, peopl
     errors = [str(batch) for batch in loader if isinstance(batch, UserError)]
     assert len(errors) == 1
     assert f"no image of identity {samples[0].pid} can be read: " in errors[0]
+
+
+def test_closed_within_an_epoch_its_workers_end_and_the_next_epoch_has_new_ones(small_config, people):
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=2))
+    others = set(multiprocessing.active_children())
+    loader, _ = train_batches(read_dataset("synthetic", people).train, config)
+    loader.close()  # before there are any
+    begun = iter(loader)
+    next(begun)
+    assert len(set(multiprocessing.active_children()) - others) == 2
+    loader.close()
+    assert not set(multiprocessing.active_children()) - others
+    assert len(list(loader)) == len(loader) > 1
+    loader.close()
 
 
 def test_workers_outlive_a_sigterm_but_not_the_process_that_uses_them(people):
