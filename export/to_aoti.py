@@ -42,7 +42,7 @@ def main() -> None:
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm.train")
     precision = "" if command.precision == "fp32" else f"-{command.precision}"
     beside = checkpoint.with_name(f"{checkpoint.stem}-{command.device}{precision}{PACKAGE_SUFFIX}")
-    out = output_file(command.output or beside, source=checkpoint, suffixes=(PACKAGE_SUFFIX,))
+    out = output_file(command.output or beside, checkpoint, suffixes=(PACKAGE_SUFFIX,))
 
     from pmm.export.aoti import describe, export_aoti
 

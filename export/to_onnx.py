@@ -36,7 +36,7 @@ def main() -> None:
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm.train")
     beside = checkpoint.with_name(f"{checkpoint.stem}{command.recipe.suffix}.onnx")
-    out = output_file(command.output or beside, source=checkpoint, suffixes=(".onnx",))
+    out = output_file(command.output or beside, checkpoint, suffixes=(".onnx",))
 
     from pmm.export.onnx import describe, export_onnx
 

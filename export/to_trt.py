@@ -43,7 +43,7 @@ def main() -> None:
     model = existing_file(command.model, "a checkpoint written by pmm.train, or an ONNX file")
     ours = model.suffix.lower() != ".onnx"
     stem = model.stem + command.recipe.suffix if ours else model.stem
-    out = output_file(command.output or model.with_name(f"{stem}.plan"), source=model, suffixes=ENGINE_SUFFIXES)
+    out = output_file(command.output or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
     _refuse_flags(command, ours)
     onnx_file = output_file(out.with_suffix(".onnx")) if ours else model
     if ours:

@@ -23,6 +23,7 @@ from pmm import cli
 from pmm.config import Config, DataConfig, preset
 from pmm.data.layouts import layout_of
 from pmm.data.readers import DEFAULT_LAYOUT, read_dataset
+from pmm.data.samples import class_indices
 from pmm.errors import UserError
 from pmm.files import existing_file, output_file, sha256, write_file
 from pmm.kernels import build_version
@@ -100,8 +101,11 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[nn.Mo
     """The trained model in eval mode and its configuration. Raises UserError if the weights do not fit key for key."""
     from pmm.models.registry import build_model
 
-    config = Config.from_dict(checkpoint["config"])
-    model = build_model(config)
+    try:
+        config = Config.from_dict(checkpoint["config"])
+        model = build_model(config)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     try:
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -171,13 +175,14 @@ def load_model(path: str | Path) -> nn.Module:
     return restore_model(load(path), path)[0]
 
 
-def import_foreign(source: Path, out: Path, data: DataConfig) -> str:
+def import_foreign(source: Path, out: Path, data: DataConfig, *, identities: int | None = None) -> str:
     """Write the checkpoint `source` of the PMM authors' code, or of BDB's, as one of ours to `out`.
 
     Args:
         source: what their training script saved, or the bare state dict.
         out: file to write.
         data: crop size and data set of the new configuration; the rest is preset paper's, and the file's shapes.
+        identities: that the data set has for training, if it is at hand.
 
     Returns:
         One line: what was read.
@@ -221,7 +226,10 @@ def import_foreign(source: Path, out: Path, data: DataConfig) -> str:
     save(out, checkpoint)
     epoch = "an unknown epoch" if found.epoch is None else f"epoch {found.epoch}"
     line = f"{source}: {found.method} of {code}, {found.num_classes} identities, {epoch}, {found.tensors} tensors"
-    return "; ".join((line, *found.notes))
+    notes = found.notes
+    if identities not in (None, found.num_classes):
+        notes = (*notes, f"the data set has {identities} identities for training: it was trained on another")
+    return "; ".join((line, *notes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,10 +256,9 @@ def main() -> None:
     """Entry point."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     existing_file(command.file, "a checkpoint to import (.pth.tar)")
-    output_file(command.out, source=command.file, suffixes=(".pth",))
+    output_file(command.out, command.file, suffixes=(".pth",))
     layout_of(command.dataset)  # a wrong name or folder would be noticed only by later commands
-    if command.root:
-        read_dataset(command.dataset, command.root)
+    train = read_dataset(command.dataset, command.root).train if command.root else ()
     data = dataclasses.replace(
         preset("paper").data,
         dataset=command.dataset,
@@ -259,7 +266,7 @@ def main() -> None:
         height=command.height,
         width=command.width,
     )
-    print(import_foreign(command.file, command.out, data))
+    print(import_foreign(command.file, command.out, data, identities=len(class_indices(train)) or None))
     out = shlex.quote(str(command.out))
     print(
         f"{out} is written; next: python -m pmm.evaluate {out} --dataset {command.dataset} "

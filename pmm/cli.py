@@ -19,6 +19,8 @@ from pmm.errors import UserError
 T = TypeVar("T")
 
 INTERRUPTED = 130
+MOST_THREADS = 1024
+"""Far above it, libraries end the process without a word."""
 
 
 def parse(command: type[T], *, prog: str, description: str) -> T:
@@ -63,6 +65,8 @@ def parse_args(
 
 def run(main: Callable[[], int | None], *, prog: str) -> None:
     """Call `main` and exit: UserError and OSError are one line and 1, Ctrl-C is 130; the rest is a bug, and shown."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show costs no results
     try:
         code = main()
     except UserError as error:
@@ -132,6 +136,13 @@ def numbers(text: str, *, flag: str, least: int = 1) -> list[int]:
     if not parts or not all(re.fullmatch(r"-?\d+", part) for part in parts) or min(map(int, parts)) < least:
         raise UserError(f"{flag} is '{text}'; expected whole numbers of at least {least} with commas between, as 1,8")
     return sorted(set(map(int, parts)))
+
+
+def threads(count: int) -> int:
+    """`--threads`, 0 for the default. Raises UserError for a number that no machine has use for."""
+    if not 0 <= count <= MOST_THREADS:
+        raise UserError(f"--threads is {count}; it must be at least 0 (the default) and at most {MOST_THREADS}")
+    return count
 
 
 def names(text: str, *, flag: str) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from pmm.errors import UserError
 
 SYNTHETIC = "synthetic"
+MOST_SIDE = 4096
+"""Of a crop, pixels."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -53,7 +55,8 @@ class DataConfig:
     """Processes that load training images (0: load in the training process)."""
 
     def __post_init__(self) -> None:
-        _require(self.height > 0 and self.width > 0, "height and width", f"{self.height}x{self.width}", "positive")
+        fits = min(self.height, self.width) > 0 and max(self.height, self.width) <= MOST_SIDE
+        _require(fits, "height and width", f"{self.height}x{self.width}", f"positive and at most {MOST_SIDE}")
         _require(min(self.std) > 0, "std", self.std, "positive")
         _require(0 <= self.val_identities < 1, "val_identities", self.val_identities, "in [0, 1)")
         _require(self.workers >= 0, "workers", self.workers, "at least 0")

@@ -90,7 +90,7 @@ class Blocks:
         least = fixed + row + least_scratch
         if limit < least:
             raise UserError(
-                f"a memory limit of {megabytes(limit)} is too small for {queries:,} queries against {gallery:,} "
+                f"a memory limit of {limit / 1e6:g}MB is too small for {queries:,} queries against {gallery:,} "
                 f"gallery crops of {dim} dimensions; the least that works is {megabytes(least)}"
             )
         scratch = min(1 << 26, max(least_scratch, (limit - fixed) // 4))

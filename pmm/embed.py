@@ -54,12 +54,11 @@ def main() -> None:
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     if command.batch_size < 1:
         raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
-    if command.threads < 0:
-        raise UserError(f"--threads is {command.threads}; it must be at least 0")
+    cli.threads(command.threads)
     if command.out.suffix.lower() != ".npz":
         raise UserError(f"--out is {command.out}; give the index a name that ends in .npz")
     images_below(command.folder)  # before a model is loaded for nothing
-    output_file(command.out, source=command.artifact)
+    output_file(command.out, command.artifact)
     with open_runner(command.artifact, command.device, command.threads) as runner:
         contract = contract_of(command.artifact, runner)
         begin = time.perf_counter()
@@ -157,8 +156,16 @@ def embed_files(
 def embed_samples(
     runner: Runner, samples: Sequence[Sample], *, batch_size: int = 64, label: str = "", flip: bool = False
 ) -> Embeddings:
-    """`embed_files` of `samples`."""
-    return embed_files(runner, [sample.path for sample in samples], batch_size=batch_size, label=label, flip=flip)
+    """`embed_files` of `samples`. Raises UserError for NaN or Inf too, naming the first file."""
+    files = [sample.path for sample in samples]
+    embeddings = embed_files(runner, files, batch_size=batch_size, label=label, flip=flip)
+    bad = np.flatnonzero(~np.isfinite(embeddings.sum(1, dtype=np.float64)))
+    if len(bad):
+        many = f"{len(bad)} of {len(files)} embeddings{f' of {label}' if label else ''}"
+        raise UserError(
+            f"{many} hold NaN or Inf, the first that of {files[bad[0]]}; the model or the backend is broken"
+        )
+    return embeddings
 
 
 def embed_crops(runner: Runner, crops: Crops, *, batch_size: int = 64) -> Embeddings:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pmm import cli
+from pmm.data.layouts import layout_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import Split
-from pmm.data.splits import matchable
+from pmm.data.splits import unrankable
 from pmm.embed import Ranking, embed_samples, rank_split
 from pmm.errors import UserError
-from pmm.files import output_file, write_file
+from pmm.files import existing_file, output_file, sha256, write_file
+from pmm.manifest import manifest_path
 from pmm.metrics import RankingResult
 from pmm.reranking import Reranking
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 PROG = "pmm.evaluate"
 CMC_RANKS = (1, 5, 10, 20)
-NO_QUERY = "no query has a gallery crop of its identity from another camera; nothing to evaluate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +78,27 @@ def main() -> None:
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     if command.batch_size < 1:
         raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
-    if command.threads < 0:
-        raise UserError(f"--threads is {command.threads}; it must be at least 0")
+    cli.threads(command.threads)
     limit = cli.size(command.memory_limit, flag="--memory-limit")
     reranking = Reranking(k1=command.k1, k2=command.k2, weight=command.rerank_lambda) if command.rerank else None
     idle = {"--k1", "--k2", "--rerank-lambda"} & cli.given_flags()
     if idle and not command.rerank:
         raise UserError(f"{', '.join(sorted(idle))} without --rerank changes nothing; add --rerank")
+    split = read_dataset(command.dataset, command.root)
+    if why := unrankable(split.query, split.gallery):
+        raise UserError(f"{command.root}: {why}; python -m pmm.data.check says more")
+    artifact = existing_file(command.artifact, "a checkpoint or an exported file")
+    if command.json and command.json == command.per_query:
+        raise UserError(f"--json and --per-query are both {command.json}; give two files")
     for path, suffixes in ((command.json, ()), (command.per_query, (".csv",))):
         if path:
-            output_file(path, source=command.artifact, suffixes=suffixes)
-    split = read_dataset(command.dataset, command.root)
-    if not any(matchable(split.query, split.gallery)):
-        raise UserError(f"{command.root}: {NO_QUERY}; python -m pmm.data.check says more")
+            output_file(path, artifact, manifest_path(artifact), suffixes=suffixes)
     for note in split.notes:
         print(f"note: {note}")
 
     from pmm.runtime.base import open_runner
 
-    with open_runner(command.artifact, command.device, command.threads) as runner:
+    with open_runner(artifact, command.device, command.threads) as runner:
         ranking = Ranking(
             metric=runner.embedding.metric if command.metric == "auto" else command.metric,
             ap=command.ap,
@@ -110,13 +113,13 @@ def main() -> None:
         )
         how = _how(command, runner, ranking)
     result = rank_split(split, query, gallery, ranking, label="re-ranking" if reranking else "")
-    print(f"{command.artifact} on {command.root}: {len(query)} queries, {len(gallery)} gallery crops")
-    print(_in_words(how))
-    print(describe(result))
     if command.json:
-        write_file(command.json, json.dumps({**figures(result), **how}, indent=2) + "\n")
+        write_file(command.json, json.dumps({**figures(result), **how, **_what(command, split)}, indent=2) + "\n")
     if command.per_query:
         write_file(command.per_query, _lines(split, result))
+    print(f"{artifact} on {command.root}: {len(query)} queries, {len(gallery)} gallery crops")
+    print(_in_words(how))
+    print(describe(result))
 
 
 def figures(result: RankingResult) -> dict[str, float | int]:
@@ -140,6 +143,19 @@ def _how(command: Command, runner: Runner, ranking: Ranking) -> dict[str, Any]:
         "ap": ranking.ap,
         "reranking": dataclasses.asdict(ranking.reranking) if ranking.reranking else None,
         "flip_test": command.flip_test or runner.embedding.flip_tta,
+    }
+
+
+def _what(command: Command, split: Split) -> dict[str, Any]:
+    """The artifact and the data, and what had to be assumed of them."""
+    return {
+        "artifact": str(command.artifact),
+        "artifact_sha256": sha256(command.artifact),
+        "dataset": layout_of(command.dataset).name,
+        "root": str(command.root),
+        "queries": len(split.query),
+        "gallery": len(split.gallery),
+        "notes": list(split.notes),
     }
 
 

@@ -30,13 +30,12 @@ if hasattr(os, "register_at_fork"):
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`, else removed.
 
-    A reader sees the old file or the new one, never a part; a full disk leaves the old one intact.
-    Raises UserError if the folder cannot be written or the disk is full.
+    A reader sees the old file or the new one, never a part; a full disk leaves the old one intact. Of a symbolic link
+    the file it leads to is replaced. Raises UserError if the folder cannot be written, the disk is full, or `path` is
+    no regular file.
     """
-    path = Path(path)
+    path = _replaceable(Path(path))
     make_folder(path.parent)
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     except OSError as error:
@@ -59,7 +58,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_file(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` as `replacing` does."""
     with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        # names on disk that are no UTF-8 are written as the bytes that they are
+        temporary.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
 
 def make_folder(path: Path) -> Path:
@@ -111,24 +111,35 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         yield
 
 
-def output_file(path: Path, *, source: Path | None = None, suffixes: tuple[str, ...] = ()) -> Path:
-    """`path`, checked before hours of work are put into it: its folder can be written, it is not `source`, and it ends
-    in one of `suffixes` if any are given.
+def output_file(path: Path, *keep: Path, suffixes: tuple[str, ...] = ()) -> Path:
+    """`path`, checked before hours of work are put into it: its folder can be written, it is none of the files to
+    `keep`, and it ends in one of `suffixes` if any are given.
 
     Raises UserError.
     """
-    if source is not None and path.resolve() == source.resolve():
+    target = os.path.realpath(path)
+    if any(target == os.path.realpath(file) for file in keep):
         raise UserError(f"{path} is the file to read; give another name to write to")
     if suffixes and path.suffix.lower() not in suffixes:
         raise UserError(f"cannot write {path}: expected a name that ends in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
-    make_folder(path.parent)
+    folder = make_folder(_replaceable(path).parent)
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             return path
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _replaceable(path: Path) -> Path:
+    """The file that `path` leads to. Raises UserError if it is there and no regular file, or one of an open stream,
+    which would not be written to but replaced."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
+    folders = {str(target.parent), os.path.realpath(path.parent)}
+    if (target.exists() and not target.is_file()) or any(f == "/dev" or f"{f}/".startswith("/proc/") for f in folders):
+        raise UserError(f"cannot write {path}: it is a device or a pipe; give the name of a file")
+    return target
 
 
 def sha256(path: Path) -> str:

@@ -218,7 +218,7 @@ def _averaged(weights: Sparse, nearest: Items, allowed: int, limit: int) -> Spar
     if total > allowed:
         least = limit + (total - allowed) * BYTES_PER_NUMBER
         raise UserError(
-            f"a memory limit of {megabytes(limit)} is too small to re-rank {count:,} items; the least that works is "
+            f"a memory limit of {limit / 1e6:g}MB is too small to re-rank {count:,} items; the least that works is "
             f"{megabytes(least)}"
         )
     return _joined(found)

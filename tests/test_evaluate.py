@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from PIL import Image
 from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
 from pmm.embed import embed_samples
+from pmm.files import sha256
+from pmm.manifest import manifest_path
 from pmm.metrics import evaluate_distances, evaluate_ranking
 from pmm.reranking import Reranking, reranked
 from pmm.runtime.base import open_runner
-from tests.conftest import assert_one_line_error, run_here, run_without_torch
+from pmm.runtime.ort import OrtRunner
+from tests.conftest import assert_one_line_error, run_here, run_python, run_without_torch
 
 
 def png(path, rng):
@@ -59,6 +63,9 @@ def test_any_artifact_gives_the_figures_of_the_checkpoint(trained, artifact, peo
     found = figures(evaluate(trained, people, "--json", tmp_path / "a.json"), tmp_path / "a.json")
     assert found["mAP"] == expected.mAP
     assert (found["backend"], found["metric"], found["ap"]) == ("torch", "euclidean", "standard")
+    assert (found["artifact"], found["artifact_sha256"]) == (str(trained), sha256(trained))
+    assert (found["dataset"], found["root"], found["notes"]) == ("market1501", str(people), [])
+    assert (found["queries"], found["gallery"]) == (len(split.query), len(split.gallery))
     done = run_without_torch(
         "-m", "pmm.evaluate", artifact, "--dataset", "market1501", "--root", people, "--json", tmp_path / "b.json"
     )
@@ -109,10 +116,44 @@ def test_a_folder_of_crops_without_cameras_says_what_that_means(trained, tmp_pat
     for name in "ab":
         for number in range(3):
             png(tmp_path / "crops" / name / f"{number}.png", rng)
-    done = run_here("-m", "pmm.evaluate", trained, "--dataset", "folder", "--root", tmp_path / "crops")
+    of = ("-m", "pmm.evaluate", trained, "--dataset", "folder", "--root")
+    done = run_here(*of, tmp_path / "crops", "--json", tmp_path / "a.json")
     assert done.returncode == 0, done.stderr
     assert "note: no file name tells a camera" in done.stdout
     assert "2 queries, 4 gallery crops" in done.stdout
+    assert any(note.startswith("no file name tells a camera") for note in figures(done, tmp_path / "a.json")["notes"])
+    assert_one_line_error(
+        run_here(*of, tmp_path), "are of one identity, so that any order is right; is the root too high"
+    )
+
+
+def test_what_is_read_is_not_written_to_and_nothing_is_made_for_a_file_that_is_not_there(artifact, people, tmp_path):
+    for out in (artifact, manifest_path(artifact)):
+        assert_one_line_error(evaluate(artifact, people, "--json", out), f"{out} is the file to read; give another")
+    both = ("--json", tmp_path / "both.csv", "--per-query", tmp_path / "both.csv")
+    assert_one_line_error(evaluate(artifact, people, *both), "--json and --per-query are both")
+    assert_one_line_error(evaluate(tmp_path / "none.pth", people, "--json", tmp_path / "new/o.json"), "does not exist")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_gives_nan_is_named_with_the_crop(artifact, people, split, monkeypatch):
+    run = OrtRunner.__call__
+    monkeypatch.setattr(OrtRunner, "__call__", lambda self, images: np.full_like(run(self, images), np.nan))
+    done = evaluate(artifact, people)
+    count, first = len(split.query), split.query[0].path
+    assert_one_line_error(done, f"{count} of {count} embeddings of query hold NaN or Inf, the first that of {first};")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+def test_figures_are_not_lost_over_a_name_that_the_terminal_cannot_show(trained, people, tmp_path, encoding):
+    root = tmp_path / os.fsdecode("Zürich caf".encode() + b"\xe9")
+    root.symlink_to(people)
+    of = ("-m", "pmm.evaluate", trained, "--dataset", "market1501", "--root", root)
+    files = ("--json", tmp_path / "a.json", "--per-query", tmp_path / "a.csv")
+    done = run_python(*of, *files, PYTHONIOENCODING=encoding)
+    assert figures(done, tmp_path / "a.json")["root"] == str(root)
+    assert "mAP" in done.stdout
+    assert b"caf\xe9/query/" in (tmp_path / "a.csv").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -125,6 +166,7 @@ def test_a_folder_of_crops_without_cameras_says_what_that_means(trained, tmp_pat
         (("--rerank", "--k2", "0"), "k2 >= 1"),
         (("--per-query", "a.txt"), "expected a name that ends in .csv"),
         (("--threads", "-1"), "--threads is -1"),
+        (("--threads", "100000000"), "--threads is 100000000; it must be at least 0 (the default) and at most 1024"),
     ],
 )
 def test_bad_options_are_one_line(trained, people, args, text):

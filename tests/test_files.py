@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,36 @@ def test_write_replaces_whole(tmp_path):
     assert path.read_text() == "two"
     assert os.listdir(path.parent) == ["file.txt"]
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def test_of_a_link_the_file_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    real, link = tmp_path / "there" / "real.json", tmp_path / "link.json"
+    link.symlink_to(real)
+    for content in ("one", "two"):  # the link leads to nothing at first
+        assert output_file(link) == link
+        write_file(link, content)
+        assert (link.is_symlink(), real.read_text()) == (True, content)
+    with pytest.raises(UserError, match="is the file to read"):
+        output_file(link, real)
+    assert sorted(os.listdir(tmp_path)) == ["link.json", "there"]
+
+
+def test_devices_pipes_and_open_streams_are_refused_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "out").symlink_to("/dev/null")
+    before = os.stat("/dev/null").st_rdev
+    for path in (tmp_path / "pipe", tmp_path / "out", "/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        for write in (output_file, lambda path: write_file(path, "x")):
+            with pytest.raises(UserError, match=r"it is a device or a pipe; give the name of a file"):
+                write(Path(path))
+    assert os.stat("/dev/null").st_rdev == before
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_names_that_are_no_utf8_are_written_as_their_bytes(tmp_path):
+    write_file(tmp_path / "list.csv", "caf\udce9,1\n")
+    assert (tmp_path / "list.csv").read_bytes() == b"caf\xe9,1\n"
 
 
 def test_failure_keeps_the_old_file_and_leaves_nothing(tmp_path):

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from pmm.checkpoint import load
+from pmm.data.readers import read_dataset
+from pmm.data.samples import class_indices
 from pmm.errors import UserError
 from tests.authors import Authors, hollow
 from tests.conftest import assert_one_line_error, run_here, run_python, run_without_torch
@@ -38,6 +40,8 @@ def test_the_command_says_what_was_read_and_what_is_next(file, people, tmp_path)
     assert (data["height"], data["width"], data["dataset"], data["root"]) == (256, 96, "market1501", "")
     done = command(file, "-o", out, "--dataset", "synthetic", "--root", people)
     assert f"--dataset synthetic --root {people}" in done.stdout
+    has = len(class_indices(read_dataset("synthetic", people).train))
+    assert f"; the data set has {has} identities for training: it was trained on another\n" in done.stdout
     data = load(out)["config"]["data"]
     assert (data["height"], data["width"], data["dataset"], data["root"]) == (384, 128, "synthetic", str(people))
 
@@ -69,6 +73,7 @@ def test_a_wrong_command_line_needs_no_torch(file, tmp_path):
         (["export", file, "-o", out], "import"),
         (["import", file, "-o", out, "--heigth", "3"], "unknown flag --heigth"),
         (["import", file, "-o", out, "--height", "0"], "height and width is 0x128; it must be positive"),
+        (["import", file, "-o", out, "--height", "100000000"], "it must be positive and at most 4096"),
         (["import", file, "-o", out, "--dataset", "mars"], "unknown data set 'mars'"),
         (["import", file, "-o", out, "--root", tmp_path / "no"], "is not a folder"),
     ):

@@ -144,7 +144,7 @@ def test_everything_in_one_place():
 
 def test_memory_limits():
     query, gallery, *_ = problem(queries=30, gallery=3000, dim=2)
-    with pytest.raises(UserError, match=r"memory limit of 1MB is too small .*; the least that works is \d+MB"):
+    with pytest.raises(UserError, match=r"memory limit of 0\.001MB is too small .*; the least that works is \d+MB"):
         reranked(query, gallery, memory_limit=1000)
     with pytest.raises(UserError, match="is too small to re-rank 3,030 items; the least that works is") as told:
         reranked(query, gallery, memory_limit=4_000_000)

@@ -11,7 +11,7 @@ import numpy as np
 
 from pmm.bench.schema import Camera, LostQuery, OperatingPoint, Thresholds
 from pmm.data.samples import Split, camids_of, pids_of
-from pmm.data.splits import matchable
+from pmm.data.splits import matchable, unrankable
 from pmm.errors import UserError
 from pmm.metrics import RankingResult, evaluate_ranking
 from pmm.parity.labels import Embedded, Labels
@@ -50,10 +50,8 @@ class Judge:
             gallery_camids=camids_of(split.gallery),
         )
         self.evaluable = sum(matchable(split.query, split.gallery))
-        if not self.evaluable:
-            raise UserError(
-                "the data set has no matches: no query's person is in the gallery under another camera; nothing to rank"
-            )
+        if why := unrankable(split.query, split.gallery):
+            raise UserError(f"the data set cannot be ranked: {why}")
 
     def embedded(self, embeddings: Embeddings) -> Embedded:
         """Query [Q, D] and gallery [G, D] of embeddings [Q + G, D] in that order. Raises UserError for NaN or Inf."""

@@ -19,7 +19,6 @@ from pmm.data.findings import Finding, find
 from pmm.data.images import Facts, examine_all
 from pmm.data.readers import scan
 from pmm.data.scan import Scan, shown
-from pmm.errors import UserError
 from pmm.files import output_file, write_file
 from pmm.machine import usable_cores
 
@@ -75,8 +74,7 @@ class Report:
 def main() -> int:
     """Entry point: 0 if the data set is usable."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
-    if command.threads < 0:
-        raise UserError(f"--threads is {command.threads}; it must be at least 0")
+    cli.threads(command.threads)
     if command.json:
         output_file(command.json)
     report = check(command.dataset, command.root, threads=command.threads, label=PROG)

@@ -12,7 +12,7 @@ from pmm.data.counts import beside_published, counted_as, has_distractors
 from pmm.data.images import Facts
 from pmm.data.samples import DISTRACTOR, Sample
 from pmm.data.scan import Problem, Scan, shown
-from pmm.data.splits import matchable
+from pmm.data.splits import matchable, unrankable
 
 LEAST_SIDE, MOST_SIDE, MOST_WIDTH = 8, 4096, 2.0
 """Shortest and longest side in pixels, and width per height, beyond which an image is hardly a crop of a person."""
@@ -87,6 +87,8 @@ def _queries(scan: Scan) -> Iterator[Finding]:
     else:
         text = f"query of {len(query):,} without a {match}; evaluation skips it"
         yield _about("warning", "no-match", text, scan, skipped)
+        if query and (why := unrankable(query, people["gallery"])):
+            yield Finding("problem", "one-identity-test", why, 1)
 
 
 def _copies(scan: Scan, facts: Mapping[Path, Facts]) -> Iterator[Finding]:
@@ -195,7 +197,9 @@ def _pixels(scan: Scan, facts: Mapping[Path, Facts]) -> Iterator[Finding]:
 def _assumed(scan: Scan) -> Iterator[Finding]:
     for note in scan.notes:
         yield Finding("note", "assumed", note, 1)
-    yield _about("note", "skipped", "file that is hidden or no image by its name; skipped", scan, scan.skipped)
+    yield _about(
+        "note", "skipped", "file or folder that is hidden or no image by its name; skipped", scan, scan.skipped
+    )
 
 
 def _about(

@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 from pmm.data.layouts import MARKET_FOLDERS, Layout
 from pmm.data.samples import JUNK, UNKNOWN_CAMERA, Sample
-from pmm.data.scan import Scan, is_folder, is_image_name, is_text, shown, sound
+from pmm.data.scan import Scan, is_folder, is_image_name, is_text, shown, skip, sound
 from pmm.data.splits import GALLERY_CAMERA, QUERY_CAMERA, draw_queries, with_cameras
 
 POOL = ""
 """The part whose identity folders lie in the root itself."""
 PARTS = ("train", "query", "gallery", "test")
 RESERVED = {*PARTS, *MARKET_FOLDERS, "mask_train_v2", "mask_test_v2"}
-"""Folders that are no identities: another layout, or an incomplete one."""
+"""Folders that are no identities, however they are capitalised: another layout, an incomplete one, or one of several
+data sets below."""
 JUNK_FOLDER = "-1"
 NO_CAMERAS = (
     "no file name tells a camera, so crops of the query's own camera count as matches: figures come out higher than "
@@ -48,7 +49,12 @@ def form_of(root: Path) -> tuple[str, ...] | None:
         return PARTS[:3] if "train" in folders else PARTS[1:3]
     if {"train", "test"} <= folders:
         return "train", "test"
-    return (POOL,) if folders and not folders & RESERVED else None
+    return None if not folders or any(map(is_reserved, folders)) else (POOL,)
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a folder of that name is part of some data set, and no identity."""
+    return name.casefold() in RESERVED
 
 
 def looks_like_folders(root: Path) -> bool:
@@ -132,7 +138,7 @@ def _crops(part: Path, scan: Scan) -> Iterator[_Crop]:
             if sound(entry, scan):
                 scan.refuse("lies in no identity folder", "expected one folder of crops per identity", Path(entry.path))
         else:
-            scan.skipped.append(Path(entry.path))
+            skip(Path(entry.path), scan)
 
 
 def _below(folder: Path, scan: Scan) -> Iterator[Path]:
@@ -143,7 +149,9 @@ def _below(folder: Path, scan: Scan) -> Iterator[Path]:
                 if sound(entry, scan):
                     yield path
             elif entry.name.startswith(".") or not is_folder(entry):
-                scan.skipped.append(path)
+                skip(path, scan)
+            elif is_reserved(entry.name):
+                scan.refuse("part of a data set below an identity", f"give {shown(folder)} as root, or rename it", path)
             elif entry.is_symlink():  # may lead round in a circle
                 scan.refuse("a linked folder", "only an identity's own folder may be a link; expected a folder", path)
             else:

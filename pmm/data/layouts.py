@@ -134,6 +134,14 @@ def layout_of(name: str) -> Layout:
     return layout
 
 
+def named_by(folder: Path) -> list[str]:
+    """Names of the data sets that usually lie in a folder of that name."""
+    name = folder.name.casefold()
+    return [
+        n for n, layout in LAYOUTS.items() if name in {Path(place).name.casefold() for place in layout.places if place}
+    ]
+
+
 def lookalikes(root: Path) -> list[str]:
     """Names of the data sets that are at `root` or in one of their places below it; trees of synthetic people look as
     Market-1501 does and are not told apart."""

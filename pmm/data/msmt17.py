@@ -30,7 +30,7 @@ def parse_camera(name: str) -> int | None:
 def parse_line(line: str) -> tuple[str, int] | None:
     """Path and identity of a list's line, which may still be a path to anywhere; None if it is not `path pid`."""
     path, _, pid = line.strip().replace("\t", " ").rpartition(" ")
-    path = path.rstrip()
+    path = path.rstrip().removeprefix("./")
     if not path.isprintable() or not is_image_name(path.rpartition("/")[2]) or not _PID.fullmatch(pid):
         return None
     return path, int(pid)
@@ -38,7 +38,7 @@ def parse_line(line: str) -> tuple[str, int] | None:
 
 def leaves_folder(path: str) -> bool:
     """Whether a listed path is absolute or has parts, as `..`, that lead elsewhere than down."""
-    return "\\" in path or any(part in ("", ".", "..") for part in path.split("/"))
+    return any(part in ("", ".", "..") for part in path.split("/"))
 
 
 def scan_msmt17(layout: Layout, folder: Path) -> Scan:
@@ -89,6 +89,8 @@ class _Images:
     def _fault(self, path: str, where: str) -> tuple[str, str] | None:
         """Kind and detail of what is wrong with a listed path, if anything is."""
         quoted = _quoted(path)
+        if "\\" in path:
+            return "a path with \\", f"found {quoted}, expected /"
         if leaves_folder(path):
             return "a path that leaves the folder", f"found {quoted}, expected a path below {shown(self.root)}"
         stem = os.path.splitext(path)[0]
@@ -101,9 +103,12 @@ class _Images:
         if folder not in self.faults:
             self.faults[folder] = self._list(folder)
         fault = self.faults[folder].get(name, "a file that is missing")
-        if fault:
-            return fault, f"{quoted} is not in {shown(self.root)}; restore the file, or remove the line"
-        return None
+        if not fault:
+            return None
+        own = f"{self.root.name}/"
+        if path.startswith(own) and (self.root / path.removeprefix(own)).is_file():
+            return "a path that is not relative to its folder", f"found {quoted}, expected it without {own}"
+        return fault, f"{quoted} is not in {shown(self.root)}; restore the file, or remove the line"
 
     def _list(self, folder: str) -> dict[str, str | None]:
         try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pmm.data.folders import form_of, looks_like_folders, scan_folders
-from pmm.data.layouts import Layout, layout_of, lookalikes
+from pmm.data.folders import PARTS, form_of, looks_like_folders, scan_folders
+from pmm.data.layouts import Layout, layout_of, lookalikes, named_by
 from pmm.data.market import scan_market
 from pmm.data.msmt17 import scan_msmt17
 from pmm.data.samples import Split
@@ -17,6 +17,9 @@ __all__ = ["DEFAULT_LAYOUT", "IMAGE_SUFFIXES", "read_dataset", "scan"]
 
 DEFAULT_LAYOUT = "market1501"
 """Of a root that nothing else says the layout of."""
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+DEPTH, MOST_CHILDREN = 3, 20
+"""How far below a wrong root a data set is looked for, and in how many folders of each."""
 _SCANNERS = {"market": scan_market, "msmt17": scan_msmt17, "folder": scan_folders}
 
 
@@ -38,7 +41,11 @@ def scan(name: str, root: str | Path) -> Scan:
     Raises UserError for an unknown name, a missing folder, or another layout.
     """
     layout = layout_of(name)
-    return _SCANNERS[layout.kind](layout, _locate(layout, Path(root)))
+    place = _locate(layout, Path(root))
+    found = _SCANNERS[layout.kind](layout, place)
+    if layout.places != ("",) and (others := _anothers(layout, place)):
+        found.notes.append(f"a folder named {shown(place.name)} usually holds {' or '.join(others)}, not {layout.name}")
+    return found
 
 
 def _first_of(problems: list[Problem]) -> str:
@@ -53,22 +60,77 @@ def _first_of(problems: list[Problem]) -> str:
 
 def _locate(layout: Layout, root: Path) -> Path:
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; expected the root of {layout.name}")
-    if layout.kind == "folder":
-        alike = lookalikes(root)  # any tree is folders in folders: the other layouts go first
-        place = root if not alike and form_of(root) else None
-    else:
-        place = layout.place_below(root)
-        alike = lookalikes(root) or ["folder"] * looks_like_folders(root) if place is None else []
+        archive = root.is_file() and root.suffix.lower() in ARCHIVES
+        what = (
+            "an archive; unpack it and give the folder"
+            if archive
+            else f"not a folder; expected the root of {layout.name}"
+        )
+        raise UserError(f"{shown(root)} is {what}")
+    place = _place(layout, root)
     if place is not None:
         return place
     with os.scandir(root) as entries:
         found = sorted(shown(entry.name) + "/" * is_folder(entry) for entry in entries)
     listed = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "") if found else "nothing"
-    advice = f"; it looks like --dataset {' or '.join(alike)}" if alike else _lacking(layout, root)
+    advice = _advice(layout, root, [name for name in found if Path(name).suffix.lower() in ARCHIVES])
     raise UserError(
-        f"{shown(root)} has not the layout of {layout.name}: expected {layout.expected}; found {listed}{advice}"
+        f"{shown(root)} has not the layout of {layout.name}: expected {layout.expected}; found {listed}"
+        + (f"; {advice}" if advice else "")
     )
+
+
+def _place(layout: Layout, root: Path) -> Path | None:
+    """Where `layout` is, at `root` or in one of its places below it."""
+    if layout.kind == "folder":  # any tree is folders in folders: the other layouts go first
+        return root if not lookalikes(root) and form_of(root) else None
+    return layout.place_below(root)
+
+
+def _advice(layout: Layout, root: Path, archives: list[str]) -> str:
+    """What to do about a `root` that has not the `layout`, in words; empty if nothing is known."""
+    if elsewhere := _elsewhere(layout, root):
+        return f"it is in {shown(elsewhere)}: give that as root"
+    if renamed := _capitalised(layout, root):
+        return f"rename {renamed}"
+    if alike := lookalikes(root) or ["folder"] * (layout.kind != "folder" and looks_like_folders(root)):
+        return f"it looks like --dataset {' or '.join(alike)}"
+    if lacking := _lacking(layout, root):
+        return lacking
+    return f"unpack {archives[0]}, and give the folder" if archives else ""
+
+
+def _elsewhere(layout: Layout, root: Path) -> Path | None:
+    """The folder above `root`, or one of those below it, that has the `layout`."""
+    if layout.kind == "folder":  # which nearly every folder has
+        return None
+    below, found = [root], [root.resolve().parent]
+    for _ in range(DEPTH):
+        below = [child for folder in below for child in _folders_in(folder)[:MOST_CHILDREN]]
+        found += below
+    return next((folder for folder in found if layout.is_at(folder) and not _anothers(layout, folder)), None)
+
+
+def _anothers(layout: Layout, folder: Path) -> list[str]:
+    """The data sets that `folder` is named after, if `layout` is none of them."""
+    names = named_by(folder)
+    return [] if layout.name in names else names
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and is_folder(e))
+    except OSError:
+        return []
+
+
+def _capitalised(layout: Layout, root: Path) -> str:
+    """Which folders of `root` are those of the layout but for their capital letters, and what to call them."""
+    names = layout.folders or PARTS
+    there = {path.name for path in _folders_in(root)}
+    pairs = [(name, wanted) for name in sorted(there) for wanted in names if name.casefold() == wanted != name]
+    return ", ".join(f"{shown(root / name)} to {wanted}" for name, wanted in pairs if wanted not in there)
 
 
 def _lacking(layout: Layout, root: Path) -> str:
@@ -77,4 +139,4 @@ def _lacking(layout: Layout, root: Path) -> str:
     place = min(missing, key=lambda place: len(missing[place]), default="")
     if len(missing[place]) in (0, len(layout.folders) + len(layout.lists)):
         return ""
-    return f"; {shown(root / place)} lacks {', '.join(missing[place])}"
+    return f"{shown(root / place)} lacks {', '.join(missing[place])}"

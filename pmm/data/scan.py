@@ -11,7 +11,9 @@ from typing import NamedTuple
 from pmm.data.layouts import Layout
 from pmm.data.samples import JUNK, Sample
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+OTHER_IMAGES = (".gif", ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".tga")
+"""Suffixes of images too, which are not read: to leave such files out in silence would change figures."""
 
 
 class Problem(NamedTuple):
@@ -41,7 +43,7 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
-    """Hidden files and files that are no images by their names."""
+    """What is hidden or no image by its name."""
     cameras_known: bool = True
     parts_share_people: bool = False
     """Whether train and test are the same people by construction."""
@@ -64,12 +66,23 @@ def images_in(folder: Path, scan: Scan) -> list[str]:
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not is_image_name(entry.name):
-                if not is_folder(entry):
-                    scan.skipped.append(folder / entry.name)
-            elif sound(entry, scan):
-                names.append(entry.name)
+            if is_image_name(entry.name):
+                if sound(entry, scan):
+                    names.append(entry.name)
+            elif not entry.name.startswith(".") and is_folder(entry) and any(map(is_image_name, os.listdir(entry))):
+                scan.refuse("a folder of images where files are expected", "move them out or away", folder / entry.name)
+            else:
+                skip(folder / entry.name, scan)
     return sorted(names)
+
+
+def skip(path: Path, scan: Scan) -> None:
+    """Leave `path` out, which is hidden or no image that is read; the latter only if it is no image at all."""
+    suffix = path.suffix.lower()
+    if suffix in OTHER_IMAGES and not path.name.startswith("."):
+        scan.refuse(f"an image that ends in {suffix}", f"expected {', '.join(IMAGE_SUFFIXES)}; convert it", path)
+    else:
+        scan.skipped.append(path)
 
 
 def is_image_name(name: str) -> bool:

@@ -71,3 +71,13 @@ def matchable(query: Iterable[Sample], gallery: Iterable[Sample]) -> list[bool]:
     for sample in gallery:
         cameras.setdefault(sample.pid, set()).add(sample.camid)
     return [bool(cameras.get(sample.pid, set()) - {sample.camid}) for sample in query]
+
+
+def unrankable(query: Iterable[Sample], gallery: Iterable[Sample]) -> str:
+    """Why figures of such a ranking would mean nothing; empty if they mean something."""
+    query, gallery = tuple(query), tuple(gallery)
+    if not any(matchable(query, gallery)):
+        return "no query has a gallery crop of its identity from another camera; nothing to evaluate"
+    if len({sample.pid for sample in (*query, *gallery)}) == 1:
+        return "all queries and gallery crops are of one identity, so that any order is right; is the root too high?"
+    return ""

@@ -163,7 +163,7 @@ def test_data_without_matches_is_one_line(trained, people, tmp_path):
         if path.name.split("_")[0] in queries:
             path.unlink()
     done = run_here(SCRIPT, trained, "--root", alone, "--out", tmp_path / "report")
-    assert_one_line_error(done, "no matches", "another camera")
+    assert_one_line_error(done, "cannot be ranked: no query has", "another camera")
     done = run_here(SCRIPT, trained, "--root", tmp_path, "--out", tmp_path / "report")
     assert_one_line_error(done, "not the layout of synthetic")
 

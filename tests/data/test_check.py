@@ -204,6 +204,14 @@ def test_train_identities_with_little_to_learn_from(root):
     assert finding(root, "one-identity")[0].level == "warning"
 
 
+def test_a_test_set_of_one_identity_is_no_test(tmp_path):
+    trees.folders(tmp_path, [f"mine/{number}.jpg" for number in range(3)])
+    found = {finding.kind: finding.level for finding in check.check("folder", tmp_path).findings}
+    assert found["one-identity-test"] == "problem"
+    trees.folders(tmp_path, ["other/1.jpg"])
+    assert "one-identity-test" not in {finding.kind for finding in check.check("folder", tmp_path).findings}
+
+
 @pytest.mark.parametrize("part", ["query", "bounding_box_test"])
 def test_people_in_train_and_in_test(root, part):
     for camera in (1, 2):
@@ -284,7 +292,7 @@ def test_folders_of_ones_own(tmp_path):
     }
     assert report.layout == "one folder per identity in train, test"
 
-    given = trees.folders(tmp_path / "given", ["query/ann/c1.jpg", "gallery/ann/c2.jpg"])
+    given = trees.folders(tmp_path / "given", ["query/ann/c1.jpg", "gallery/ann/c2.jpg", "gallery/cat/c2.jpg"])
     report = the_doctor(given, "folder")
     assert [(f.level, f.text) for f in report.findings] == [("note", NO_TRAIN)]
     assert report.verdict == "usable"

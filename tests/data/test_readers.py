@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pmm.config import preset
 from pmm.data import folders, market, msmt17
+from pmm.data.crops import load_crop
 from pmm.data.layouts import ALIASES, LAYOUTS
 from pmm.data.readers import read_dataset, scan
 from pmm.data.samples import class_indices
@@ -161,6 +162,88 @@ def test_another_layout_is_named(tmp_path, there, asked, advice):
     assert refusal(asked, tmp_path).endswith(f"it looks like {advice}")
 
 
+def test_a_data_set_elsewhere_is_found(tmp_path):
+    root = tmp_path / "mine"
+    trees.three_folders(root / "a/b/c")
+    assert refusal("market1501", root).endswith(f"; it is in {root}/a/b/c: give that as root")
+    assert refusal("market1501", root / "a/b/c/query").endswith(f"; it is in {root}/a/b/c: give that as root")
+    trees.msmt17(tmp_path / "MSMT17_V1")
+    found = refusal("msmt17-v1", tmp_path / "MSMT17_V1/train")
+    assert found.endswith(f"; it is in {tmp_path}/MSMT17_V1: give that as root")
+    trees.three_folders(tmp_path / "other/DukeMTMC-reID", trees.DUKE)
+    assert "it is in" not in refusal("market1501", tmp_path / "other")
+    trees.folders(tmp_path / "own", [f"{part}/ann/1.jpg" for part in folders.PARTS[:3]])
+    assert "it is in" not in refusal("market1501", tmp_path / "own")
+
+
+def test_folders_in_capitals_are_to_be_renamed_and_no_folders_of_people(tmp_path):
+    trees.three_folders(tmp_path)
+    (tmp_path / "query").rename(tmp_path / "Query")
+    (tmp_path / "bounding_box_test").rename(tmp_path / "Bounding_box_test")
+    advice = f"; rename {tmp_path}/Bounding_box_test to bounding_box_test, {tmp_path}/Query to query"
+    assert refusal("market1501", tmp_path).endswith(advice)
+    trees.folders(tmp_path / "own", [f"{part}/ann/1.jpg" for part in ("Train", "Query", "gallery")])
+    advice = f"; rename {tmp_path}/own/Query to query, {tmp_path}/own/Train to train"
+    assert refusal("folder", tmp_path / "own").endswith(advice)
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    archive = tmp_path / "Market-1501-v15.09.15.zip"
+    archive.write_bytes(b"PK")
+    assert refusal("market1501", tmp_path).endswith(
+        "found Market-1501-v15.09.15.zip; unpack Market-1501-v15.09.15.zip, and give the folder"
+    )
+    assert refusal("market1501", archive) == f"{archive} is an archive; unpack it and give the folder"
+
+
+def test_a_folder_named_after_another_data_set_is_noted(tmp_path):
+    root = trees.three_folders(tmp_path / "detected", trees.CUHK)
+    assert read_dataset("cuhk03-np-detected", root).notes == ()
+    note = "a folder named detected usually holds cuhk03-np-detected, not cuhk03-np-labeled"
+    assert read_dataset("cuhk03-np-labeled", root).notes == (note,)
+    assert read_dataset("synthetic", root).notes == ()
+
+
+def test_a_root_too_high_is_no_folder_of_one_person(tmp_path):
+    trees.folders(
+        tmp_path, [f"mine/deep/{part}/{who}/{n}.jpg" for part in ("train", "Query") for who in "ab" for n in "12"]
+    )
+    message = refusal("folder", tmp_path)
+    assert (
+        "mine/deep/Query: part of a data set below an identity; give " in message or "mine/deep/train: part" in message
+    )
+    assert f"; give {tmp_path}/mine/deep as root, or rename it" in message
+
+
+@pytest.mark.parametrize("name", ["market1501", "folder"])
+def test_images_of_more_kinds_are_read_and_of_others_refused(tmp_path, name):
+    if name == "folder":
+        below = trees.folders(tmp_path, [f"{who}/{n}_c{n}.jpg" for who in ("ann", "bob") for n in "123"]) / "ann"
+    else:
+        below = trees.three_folders(tmp_path) / "query"
+    before = read_dataset(name, tmp_path)
+    more = [trees.draw(below / f"0001_c3_{suffix[1:]}{suffix}") for suffix in (".webp", ".tif", ".tiff")]
+    after = read_dataset(name, tmp_path)
+    assert len(after.query) + len(after.gallery) == len(before.query) + len(before.gallery) + 3
+    for file in more:
+        assert load_crop(file, 32, 16).std() > 0
+        file.unlink()
+    assert read_dataset(name, tmp_path) == before
+    for suffix in (".gif", ".HEIC"):
+        (below / f"0001_c4{suffix}").write_bytes(b"x")
+        message = refusal(name, tmp_path)
+        assert f"0001_c4{suffix}: an image that ends in {suffix.lower()}; expected .jpg, .jpeg, .png, " in message
+        (below / f"0001_c4{suffix}").rename(below / f".0001_c4{suffix}")
+        assert read_dataset(name, tmp_path) == before
+
+
+def test_images_a_level_too_deep_are_not_left_out(tmp_path):
+    trees.three_folders(tmp_path)
+    trees.draw(tmp_path / "query/query/0001_c3s1_000001_00.jpg")
+    message = refusal("market1501", tmp_path)
+    assert message == f"{tmp_path}/query/query: a folder of images where files are expected; move them out or away"
+
+
 def test_an_incomplete_layout_is_not_taken_for_folders_of_people(tmp_path):
     trees.three_folders(tmp_path)
     shutil.rmtree(tmp_path / "query")
@@ -210,7 +293,7 @@ def test_hidden_files_and_what_is_no_image_are_skipped(tmp_path):
     (tmp_path / "query" / "more").mkdir()
     (tmp_path / "query" / "round").symlink_to("round")
     assert read_dataset("market1501", tmp_path) == before
-    assert len(scan("market1501", tmp_path).skipped) == 6
+    assert len(scan("market1501", tmp_path).skipped) == 7
 
 
 def test_suffixes_of_any_case_and_links_to_images(tmp_path):
@@ -278,8 +361,11 @@ MSMT_NAME = "0000_000_05_0302morning_0092_1.jpg"
         ("/0000/{name} 0", "a path that leaves the folder; found '/0000/{name}', expected a path below"),
         ("../test/0000/{name} 0", "a path that leaves the folder"),
         ("0000/../0000/{name} 0", "a path that leaves the folder"),
-        ("..\\\\0000/{name} 0", "a path that leaves the folder"),
-        ("./0000/{name} 0", "a path that leaves the folder"),
+        ("..\\\\0000/{name} 0", "a path with \\; found '..\\\\0000/{name}', expected /"),
+        ("./../0000/{name} 0", "a path that leaves the folder"),
+        ("./0000/{name} 0", "the same file twice; '0000/{name}' is named by list_query.txt:1 already"),
+        ("test/0000/{name} 0", "a path that is not relative to its folder; found 'test/0000/{name}', expected it with"),
+        ("test/0000/9{name} 0", "a file that is missing; 'test/0000/9{name}' is not in"),
         ("0000//{name} 0", "a path that leaves the folder"),
         ("0000/9999_{name} 0", "a file that is missing; '0000/9999_{name}' is not in"),
         ("nowhere/{name} 0", "a file that is missing; 'nowhere/{name}' is not in"),

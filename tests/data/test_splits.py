@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.data.samples import UNKNOWN_CAMERA, Sample
-from pmm.data.splits import draw_queries, matchable, split_validation
+from pmm.data.splits import draw_queries, matchable, split_validation, unrankable
 from pmm.errors import UserError
 from pmm.metrics import evaluate_ranking
 
@@ -81,3 +81,13 @@ def test_matchable_queries_are_those_that_evaluation_counts(query, gallery):
     )
     assert (result.first_rank > 0).tolist() == fine
     assert result.skipped == fine.count(False)
+
+
+def test_what_cannot_be_ranked():
+    def crops(*ids):
+        return tuple(Sample(Path("a.jpg"), pid, camid) for pid, camid in ids)
+
+    assert "no query has a gallery crop" in unrankable(crops((1, 0)), crops((1, 0), (2, 1)))
+    assert "of one identity" in unrankable(crops((1, 0), (1, 1)), crops((1, 2)))
+    assert not unrankable(crops((1, 0)), crops((1, 1), (2, 1)))
+    assert not unrankable(crops((1, 0), (2, 0)), crops((1, 1)))

@@ -43,7 +43,8 @@ def draw(path: Path, size: tuple[int, int] = (16, 32), mode: str = "RGB", **opti
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(list(str(path).encode())).integers(0, 256, (size[1], size[0], 3), np.uint8)
     image = Image.fromarray(pixels).convert(mode)
-    image.save(path, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG", **options)
+    formats = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+    image.save(path, format=formats.get(path.suffix.lower(), "PNG"), **options)
     return path
 
 
