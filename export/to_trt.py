@@ -47,8 +47,9 @@ def main() -> None:
     _refuse_flags(command, ours)
     onnx_file = output_file(out.with_suffix(".onnx")) if ours else model
     if ours:
-        from pmm.export.onnx import describe, export_onnx, verified_onnx
+        from pmm.export.onnx import describe, export_onnx, refuse_others, verified_onnx
 
+        refuse_others(onnx_file, model, command.recipe)
         # asked for its own crops, or none: a file verified in another way does not do
         export = verified_onnx if command.verification == Verification() else export_onnx
         print(describe(export(model, onnx_file, command.recipe, command.verification)))

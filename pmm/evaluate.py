@@ -84,15 +84,15 @@ def main() -> None:
     idle = {"--k1", "--k2", "--rerank-lambda"} & cli.given_flags()
     if idle and not command.rerank:
         raise UserError(f"{', '.join(sorted(idle))} without --rerank changes nothing; add --rerank")
-    split = read_dataset(command.dataset, command.root)
-    if why := unrankable(split.query, split.gallery):
-        raise UserError(f"{command.root}: {why}; python -m pmm.data.check says more")
     artifact = existing_file(command.artifact, "a checkpoint or an exported file")
     if command.json and command.json == command.per_query:
         raise UserError(f"--json and --per-query are both {command.json}; give two files")
     for path, suffixes in ((command.json, ()), (command.per_query, (".csv",))):
         if path:
             output_file(path, artifact, manifest_path(artifact), suffixes=suffixes)
+    split = read_dataset(command.dataset, command.root)
+    if why := unrankable(split.query, split.gallery):
+        raise UserError(f"{command.root}: {why}; python -m pmm.data.check says more")
     for note in split.notes:
         print(f"note: {note}")
 

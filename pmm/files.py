@@ -158,6 +158,8 @@ def existing_file(path: str | Path, what: str) -> Path:
         raise UserError(f"{path} is a folder; expected {what}")
     if not path.exists():
         raise UserError(f"{path} does not exist; expected {what}")
+    if not path.is_file():
+        raise UserError(f"{path} is a device or a pipe; expected {what}")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be read (no permission); expected {what}")
     return path

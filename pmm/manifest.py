@@ -199,8 +199,9 @@ class Artifact:
 
 
 def manifest_path(artifact: Path) -> Path:
-    """`model.onnx` -> `model.onnx.json`."""
-    return artifact.with_name(artifact.name + ".json")
+    """`model.onnx` -> `model.onnx.json`; of a link, beside the file it leads to."""
+    place = artifact.resolve() if artifact.is_symlink() else artifact
+    return place.with_name(place.name + ".json")
 
 
 @dataclass
@@ -232,7 +233,7 @@ def read_manifest(artifact: Path, digest: str) -> Manifest | None:
     """
     path = manifest_path(artifact)
     if not path.exists():
-        path = manifest_path(artifact.resolve())  # a link to an artifact is that artifact
+        path = artifact.with_name(artifact.name + ".json")  # of a link to a file without one
     if not path.exists():
         return None
     manifest = Manifest.from_json(path.read_text(errors="replace"), str(path))

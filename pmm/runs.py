@@ -46,9 +46,14 @@ def synthetic_root(config: Config) -> Path:
 def refuse_changes(out: Path, saved: Config, asked: Config) -> None:
     """Raise UserError if the run in `out` would go on with other values than it was started with, naming them.
 
-    The number of workers may change: the batches do not depend on it.
+    The number of workers may change: the batches do not depend on it. So may the data's folder if it is no longer
+    where it was, or the same one.
     """
-    changed = [line for line in saved.differences(asked) if not line.startswith("data.workers:")]
+    may_change = ["data.workers:"]
+    before = Path(located(saved.data.root, out / "last.pth"))
+    if not before.is_dir() or before.resolve() == Path(asked.data.root).resolve():
+        may_change.append("data.root:")
+    changed = [line for line in saved.differences(asked) if not line.startswith(tuple(may_change))]
     if changed:
         raise UserError(
             f"{out} was started with other values ({'; '.join(changed)}); resume with the values and the data it had"

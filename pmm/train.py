@@ -29,7 +29,7 @@ from pmm.errors import Stopped, UserError
 from pmm.files import claimed
 from pmm.models.registry import method_of, refuse_unread
 from pmm.prepare import settled, training_data
-from pmm.runs import RUNS, newest_run, refuse_changes
+from pmm.runs import RUNS, newest_run, refuse_changes, with_located_data
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,8 @@ def parse(args: list[str]) -> Command:
     out = first.out
     if first.resume and not first.help:
         out = out or newest_run("last.pth").parent
-        config = saved_config(out)
+        saved = saved_config(out)
+        config = with_located_data(saved, out / "last.pth")
     else:
         config = preset(first.preset or _default_preset())
         most = FAST_EPOCHS if fast_mode() else SYNTHETIC_EPOCHS if first.dataset == SYNTHETIC else config.recipe.epochs
@@ -146,7 +147,7 @@ def parse(args: list[str]) -> Command:
     command = cli.parse_args(Command, args, prog=PROG, description=__doc__ or "", default=default)
     refuse_unread(command.config, cli.given_flags(args))
     if command.resume:
-        refuse_changes(out or RUNS, config, command.config)
+        refuse_changes(out or RUNS, saved, command.config)
     return command
 
 
@@ -214,6 +215,8 @@ def _check_folder(out: Path, resume: bool) -> None:
     has_run = (out / "last.pth").exists()
     if has_run and not resume:
         raise UserError(f"{out} holds a run; add --resume to go on with it, or choose another --out")
+    if (out / "best.pth").exists() and not has_run:
+        raise UserError(f"{out} holds best.pth of a run whose last.pth is gone; move it away, or choose another --out")
     if resume and not has_run:
         raise UserError(f"{out} holds no last.pth to resume from; start without --resume")
 

@@ -177,7 +177,8 @@ def test_a_data_set_without_matches_is_refused_before_a_model_is_loaded(tmp_path
     rng = np.random.default_rng(0)
     for part, name in (("bounding_box_train", "0001_c1_1"), ("query", "0002_c1_1"), ("bounding_box_test", "0002_c1_2")):
         png(tmp_path / part / f"{name}.png", rng)
-    done = run_here("-m", "pmm.evaluate", "missing.pth", "--dataset", "market1501", "--root", tmp_path)
+    (tmp_path / "no model.pth").write_bytes(b"")
+    done = run_here("-m", "pmm.evaluate", tmp_path / "no model.pth", "--dataset", "market1501", "--root", tmp_path)
     assert_one_line_error(done, "no query has a gallery crop of its identity from another camera")
 
 

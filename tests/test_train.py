@@ -520,3 +520,10 @@ def test_a_compiled_run_learns_what_an_eager_one_does(small_config, trained, tmp
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-3)
     assert weights(best).keys() == weights(trained).keys()
+
+
+def test_a_model_without_its_last_checkpoint_is_not_overwritten(people, tmp_path):
+    (tmp_path / "best.pth").write_bytes(b"mine")
+    done = run_here("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", tmp_path)
+    assert_one_line_error(done, "holds best.pth of a run whose last.pth is gone")
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]

@@ -46,6 +46,7 @@ def make_artifact(
     largest_batch: int,
     checkpoint: str,
     folder: str,
+    dataset: str,
     root: str,
 ) -> dict[str, Any]:
     """Path of the candidate's file, the seconds it took to make (None if it was there), and its multiplications.
@@ -56,7 +57,7 @@ def make_artifact(
         flavor: of an engine: tensorrt or rtx.
         largest_batch: that an engine must take.
         folder: of the artifacts; their names begin with the checkpoint's hash.
-        root: data set to verify on, and to calibrate on if the checkpoint's own is gone.
+        dataset, root: data set to verify on, and to calibrate on if the checkpoint's own is gone.
 
     Raises:
         UserError: as the exports do.
@@ -64,7 +65,7 @@ def make_artifact(
     source, begin = Path(checkpoint), time.perf_counter()
     stem = Path(folder) / sha256(source)[:12]
     before = {path: path.stat().st_mtime_ns for path in Path(folder).glob("*")}
-    verification = Verification(verify_root=root)
+    verification = Verification(verify_root=root, verify_dataset=dataset)
     if kind == "package":
         from pmm.export.aoti import verified_aoti
 

@@ -43,7 +43,7 @@ def compare(old: BenchReport, new: BenchReport, *, max_slowdown: float, max_map_
         max_map_drop: as a fraction.
 
     Raises:
-        UserError: the reports were measured on other crops, or have no backend in common.
+        UserError: the reports were measured on other crops, have no backend in common, or were edited.
     """
     if old.dataset.digest != new.dataset.digest:
         raise UserError(
@@ -66,6 +66,8 @@ def compare(old: BenchReport, new: BenchReport, *, max_slowdown: float, max_map_
                 changes.append(_latency(before.name, timing, now, max_slowdown))
             elif before.name != old.reference:
                 changes.append(_speedup(before.name, timing, now, max_slowdown))
+    if not changes:
+        raise UserError("no backend was measured in both reports; nothing to compare")
     return changes
 
 
@@ -81,14 +83,19 @@ def _status(before: Result, after: Result | None) -> Iterator[Change]:
         yield Change(result=before.name, figure="status", kind="worse", said=f"was ok, now {now}{reason}")
     elif before.status != "ok" and now == "ok":
         yield Change(result=before.name, figure="status", kind="better", said=f"was {before.status}, now ok")
+    elif after and "failed" in (before.status, now):
+        said = f"was {before.status}, now {now} ({after.reason or before.reason})"
+        yield Change(result=before.name, figure="status", kind="unknown", said=said)
 
 
 def _accuracy(before: Result, after: Result, allowed: float) -> Change:
-    assert before.mAP is not None
-    assert after.mAP is not None
-    pairs = [
-        (a, b) for a, b in zip(after.per_query_ap, before.per_query_ap, strict=True) if a is not None and b is not None
-    ]
+    counts = [len(result.per_query_ap) for result in (after, before)]
+    both = zip(after.per_query_ap, before.per_query_ap, strict=False)
+    pairs = [(a, b) for a, b in both if a is not None and b is not None]
+    if before.mAP is None or after.mAP is None or not pairs or counts[0] != counts[1]:
+        raise UserError(
+            f"{before.name}: mAP or per_query_ap is incomplete in a report; measure again with bench/run.py"
+        )
     deltas = np.array([[a - b for a, b in pairs]])
     ((low, high),) = paired_bootstrap(deltas)
     change = f"{100 * (after.mAP - before.mAP):+.2f} points, {100 * low:+.2f} to {100 * high:+.2f}"

@@ -35,15 +35,22 @@ class Examiner:
     """Multiply-accumulates of the exported graph for one image; None as long as nothing was exported."""
 
     def __init__(
-        self, request: Request, crew: Crew, judge: Judge, kept: Unfinished, root: str, say: Callable[[str], None]
+        self,
+        request: Request,
+        crew: Crew,
+        judge: Judge,
+        kept: Unfinished,
+        dataset: str,
+        root: str,
+        say: Callable[[str], None],
     ) -> None:
         """
         Args:
-            root: of the data set.
+            dataset, root: what the judge's crops are of.
             say: told what is being done.
         """
         self._request, self._crew, self._judge, self._kept = request, crew, judge, kept
-        self._root, self._say = root, say
+        self._dataset, self._root, self._say = dataset, root, say
         self._files: dict[str, Path] = {}
         self._opened: dict[str, Any] = {}
         self._references: dict[tuple[bool, bool], Reference] = {}
@@ -112,7 +119,8 @@ class Examiner:
                 largest_batch=max(self._request.batches),
                 checkpoint=str(self._request.checkpoint),
                 folder=str(make_folder(self._request.out / "artifacts")),
-                root=str(self._judge.split.query[0].path.parents[1]),
+                dataset=self._dataset,
+                root=self._root,
             )
             path, seconds, self.macs = Path(made["path"]), made["build_s"], made["macs"]
         self._files[candidate.name] = path

@@ -68,9 +68,8 @@ class Bench:
             seconds = len(request.candidates) * (OPENING_S + len(request.batches) * request.options.plan.budget)
             form = "{desc:<40.40} {percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left"
             self._bar = stack.enter_context(tqdm(total=seconds, bar_format=form, leave=False, disable=None))
-            self._examiner = Examiner(
-                request, self._crew, self.judge, self._kept, self._root, self._bar.set_description_str
-            )
+            say = self._bar.set_description_str
+            self._examiner = Examiner(request, self._crew, self.judge, self._kept, self._dataset, self._root, say)
             self._stack = stack.pop_all()
         return self
 
@@ -80,11 +79,12 @@ class Bench:
     def measure_accuracy(self) -> None:
         """Make, open and embed with every candidate, the reference first, and judge it.
 
-        Raises UserError if the reference cannot be measured.
+        Raises UserError if the reference cannot be measured, or the checkpoint is no longer the same.
         """
         for candidate in self.request.candidates:
             self._bar.set_description_str(candidate.name)
             result = self._results[candidate.name] = self._examiner.examine(candidate)
+            self._same_checkpoint()
             if candidate.name == REFERENCE and result.status != "ok":
                 raise UserError(f"the reference, {REFERENCE}, cannot be measured: {result.reason}")
             if result.status != "unavailable":  # the table lists those, by reason
@@ -93,6 +93,11 @@ class Bench:
             # one that cannot run here will not be timed either
             self._bar.update(OPENING_S if result.status == "ok" else self._bar.total / len(self.request.candidates))
         self._crew.end(BUILDER)
+
+    def _same_checkpoint(self) -> None:
+        path = self.request.checkpoint
+        if not path.is_file() or sha256(path) != self._facts["sha256"]:
+            raise UserError(f"{path} changed during the bench (is it still being trained?); bench a copy of it")
 
     def measure_latency(self) -> None:
         """Time all that ran, side by side, batch by batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,7 @@ def _checkpoint_of(found: Sequence[tuple[Candidate, Manifest]]) -> Path:
     beside = candidate.artifact.resolve().parent
     places = [*beside.glob("*.pth"), *beside.parent.glob("*.pth"), *RUNS.glob("*/*.pth")]
     for path in dict.fromkeys(places):
-        if sha256(path) == manifest.checkpoint_sha256:
+        if path.is_file() and os.access(path, os.R_OK) and sha256(path) == manifest.checkpoint_sha256:
             return path
     raise UserError(
         f"{candidate.artifact}: the checkpoint it was exported from ({manifest.checkpoint_sha256[:12]}...) is neither "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pmm.data.folders import POOL, form_of
 from pmm.data.readers import IMAGE_SUFFIXES, read_dataset
 from pmm.errors import UserError
 from pmm.export.recipe import LEAST_CALIBRATION_CROPS
@@ -28,6 +29,8 @@ def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]
         raise UserError(f"--calibration-root {folder} is not a folder; expected a data set or a folder of crops")
     try:
         files = [sample.path for sample in read_dataset(dataset, folder).train]
+        if form_of(folder) == (POOL,):  # any folder of folders is a data set of one's own, one of queries too
+            _refuse_test_crops(folder, files)
     except UserError:
         files = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
         if not files:

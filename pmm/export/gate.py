@@ -106,6 +106,9 @@ def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
         if len(samples) < LEAST_VERIFICATION_CROPS:
             raise UserError(f"{root} has {len(samples)} of them, at least {LEAST_VERIFICATION_CROPS} are needed")
     except UserError as error:
-        raise UserError(f"no crops to verify on ({error}); give --verify-root DIR, or --no-verify") from error
+        raise UserError(
+            f"no crops to verify on ({error}); give --verify-root DIR, or --no-verify (and --verify-dataset NAME where "
+            "the layout is another)"
+        ) from error
     chosen = [samples[index].path for index in evenly(len(samples), VERIFY_CROPS)]
     return load_crops(chosen, size.height, size.width)

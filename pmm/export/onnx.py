@@ -91,6 +91,26 @@ def verified_onnx(
     return export_onnx(checkpoint, out, recipe, verification)
 
 
+def refuse_others(out: Path, checkpoint: Path, recipe: Recipe) -> None:
+    """Raise UserError if `out`, a name that nobody gave, is a file that is not ours, or another export of `checkpoint`:
+    the user's, and not to be replaced in passing."""
+    from pmm.checkpoint import load_model
+
+    if not out.is_file():
+        return
+    try:
+        manifest = read_manifest(out, sha256(out))
+    except UserError:
+        return  # a damaged file is made anew
+    advice = "give -o another name, or move it away"
+    if manifest is None:
+        raise UserError(f"{out} is there, and no export of ours; {advice}")
+    if manifest.checkpoint_sha256 == sha256(checkpoint):
+        made = (recipe.precision, _input(recipe), _embedding(load_model(checkpoint), recipe))
+        if (manifest.precision, manifest.input, manifest.embedding) != made:
+            raise UserError(f"{out} is another export of this checkpoint; build from that file, or {advice}")
+
+
 def describe(artifact: Artifact) -> str:
     """One line: file, precision, size, and how it compared with the checkpoint."""
     manifest, size = artifact.manifest, artifact.path.stat().st_size / 1e6

@@ -73,6 +73,8 @@ class Verification:
 
     verify_root: str = ""
     """Data set whose test crops the parity check uses (default: the one trained on)."""
+    verify_dataset: str = ""
+    """Layout of --verify-root (default: that of the data set trained on; market1501 for an ONNX file)."""
     no_verify: bool = False
     """Export without the parity check; the manifest says so, and runners warn."""
 

@@ -39,7 +39,8 @@ def checkpoint_gate(
     from pmm.runtime.eager import EagerRunner, torch_device
 
     size = preprocessing_of(config)
-    crops = verification_crops(config.data.dataset, verification.verify_root or config.data.root, size)
+    dataset = verification.verify_dataset or config.data.dataset
+    crops = verification_crops(dataset, verification.verify_root or config.data.root, size)
     return Gate.of(EagerRunner(model, size, torch_device("cpu")), crops, embedding)
 
 
@@ -67,7 +68,8 @@ def engine_gate(file: OnnxFile, checkpoint: Path | None, verification: Verificat
             f"{file.path}: its own embeddings were never verified against the checkpoint (or its manifest was not "
             "copied along), so an engine cannot be verified against them; give the checkpoint, or --no-verify"
         )
-    crops = verification_crops(DEFAULT_LAYOUT, verification.verify_root, manifest.preprocessing)
+    dataset = verification.verify_dataset or DEFAULT_LAYOUT
+    crops = verification_crops(dataset, verification.verify_root, manifest.preprocessing)
     half = manifest.precision in ("fp16", "bf16")
     graph = emulated(file.proto) if half else file.proto
     expected = in_memory(graph, manifest.input, manifest.preprocessing, optimise=not half)(crops)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -172,3 +173,22 @@ def test_bad_input_is_one_line(tmp_path):
         bad.write_text(text)
         refused(good, bad, expected="bad.json: ")
     refused(good, good, "--max-slowdown", "-1", expected="--max-slowdown is -1")
+    dead = report(*(dataclasses.replace(r, status="unavailable", reason="gone") for r in (result(),)))
+    ap = result().per_query_ap
+    for edited, text in (
+        (dead, "no backend was measured in both"),
+        (report(result(per_query_ap=ap[:-1])), "per_query_ap is incomplete"),
+        (report(result(per_query_ap=(None,) * len(ap))), "per_query_ap is incomplete"),
+        (report(result(mAP=None)), "per_query_ap is incomplete"),
+    ):
+        bad.write_text(edited.to_json())
+        refused(bad if edited is dead else good, bad, expected=text)
+    os.mkfifo(tmp_path / "pipe")
+    refused(good, tmp_path / "pipe", expected="pipe is a device or a pipe; expected a report.json")
+
+
+def test_a_backend_that_failed_before_and_now_is_not_passed_over():
+    failed = result(status="failed", reason="it crashed")
+    both = report(failed, result("torch fp32"))
+    change = changes(both, both)["ort-cpu fp32", "status"]
+    assert (change.kind, change.said) == ("unknown", "was failed, now failed (it crashed)")

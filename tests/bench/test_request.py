@@ -13,6 +13,7 @@ import pytest
 
 from pmm.bench import candidates
 from pmm.bench.candidates import BACKENDS, chosen
+from pmm.bench.examiner import Examiner
 from pmm.bench.request import Options, subjects
 from pmm.checkpoint import load, save
 from pmm.errors import UserError
@@ -21,6 +22,7 @@ from pmm.files import claimed
 from pmm.machine import Gpu
 from pmm.manifest import manifest_path
 from tests.conftest import ROOT, assert_one_line_error, run_here
+from tests.data import trees
 
 SCRIPT = "bench/run.py"
 
@@ -239,3 +241,42 @@ def test_help_lists_everything():
     for flag in ("--max-map-drop", "--min-cosine", "--resume", "--batches"):
         assert flag in done.stdout
     assert Path("bench/run.py").name in done.stdout
+
+
+def test_crops_of_another_layout_are_verified_on_and_judged(trained, tmp_path):
+    names = [f"{part}/{who}/{n}.jpg" for part in ("train", "query", "gallery") for who in "abcdef" for n in "123"]
+    root = trees.folders(tmp_path / "mine", names)
+    of = ("--dataset", "folder", "--root", root, "--backends", "ort-cpu", "--precisions", "fp32", "--batches", "1")
+    done = run_here(SCRIPT, trained, *of, "--out", tmp_path / "report", PMM_FAST="1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    assert [result["status"] for result in report["results"]] == ["ok", "ok"]
+    assert report["dataset"]["name"] == "folder"
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_not_judged(trained, people, tmp_path, monkeypatch):
+    copy = tmp_path / "last.pth"
+    shutil.copy(trained, copy)
+    made = Examiner.examine
+
+    def examine(self, candidate):
+        result = made(self, candidate)
+        state = load(copy)
+        save(copy, state | {"epoch": state["epoch"] + 1})
+        return result
+
+    monkeypatch.setattr(Examiner, "examine", examine)
+    words = (SCRIPT, copy, "--root", people, "--backends", "torch", "--out", tmp_path / "report")
+    assert_one_line_error(run_here(*words, PMM_FAST="1"), f"{copy} changed during the bench", "bench a copy of it")
+    assert not (tmp_path / "report/report.json").exists()
+
+
+def test_what_is_no_checkpoint_is_passed_over_on_the_way_to_one(exported, trained, tmp_path):
+    artifact = tmp_path / "model.onnx"
+    for source in (exported, manifest_path(exported)):
+        shutil.copy(source, tmp_path / source.name)
+    (tmp_path / "a.pth").symlink_to("nowhere")
+    (tmp_path / "b.pth").mkdir()
+    shutil.copy(trained, tmp_path / "c.pth")
+    checkpoint, *_ = subjects([artifact], Options())
+    assert checkpoint == tmp_path / "c.pth"

@@ -18,6 +18,7 @@ from pmm.export.onnx import describe, export_onnx
 from pmm.export.recipe import Recipe, Verification
 from pmm.onnx_file import read_onnx
 from tests.conftest import assert_one_line_error, run_here
+from tests.data import trees
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +211,15 @@ def test_a_graph_that_never_passes_is_refused(fp32, train_crops):
     with pytest.raises(ParityFailed, match=r"it moved, with \d+ of 15 layers kept in fp32"):
         quantised_until(quantizer, never, train_crops[:4])
     assert len(tried) > 3
+
+
+def test_queries_of_ones_own_are_no_data_set_to_calibrate_on(tmp_path):
+    names = [
+        f"{part}/{who}/{number}.jpg" for part in ("train", "query", "gallery") for who in "ab" for number in range(20)
+    ]
+    root = trees.folders(tmp_path, names)
+    assert len(calibration_files(root, "folder", 64)) == 40
+    assert len(calibration_files(root / "train", "folder", 64)) == 40
+    for part in ("query", "gallery"):
+        with pytest.raises(UserError, match=f"lies in '{part}'"):
+            calibration_files(root / part, "folder", 64)

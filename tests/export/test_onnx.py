@@ -12,7 +12,7 @@ from pmm.errors import UserError
 from pmm.export import onnx as module
 from pmm.export.fold import fold_batch_norms
 from pmm.export.graph import deployed_graph
-from pmm.export.onnx import describe, export_onnx, verified_onnx
+from pmm.export.onnx import describe, export_onnx, refuse_others, verified_onnx
 from pmm.export.precision import found_precision
 from pmm.export.recipe import Recipe, Verification
 from pmm.files import sha256
@@ -209,3 +209,31 @@ def test_exporting_does_not_change_the_model(trained):
     deployed_graph(model, preprocessing_of(config), InputContract(colour="bgr"), EmbeddingContract(dim=384), "fp16")
     assert all(torch.equal(value, state["model"][key]) for key, value in model.state_dict().items())
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_through_a_link_the_artifact_it_leads_to_is_replaced_with_its_manifest(trained, tmp_path):
+    (tmp_path / "store").mkdir()
+    real, link = tmp_path / "store" / "model.onnx", tmp_path / "current.onnx"
+    unverified = Verification(no_verify=True)
+    export_onnx(trained, real, verification=unverified)
+    link.symlink_to(real)
+    export_onnx(trained, link, Recipe(normalize=True), unverified)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["current.onnx"]
+    for path in (real, link):
+        assert read_manifest(path, sha256(path)).embedding.normalised
+
+
+def test_what_the_user_has_is_not_replaced_in_passing(trained, tmp_path):
+    out, unverified = tmp_path / "model.onnx", Verification(no_verify=True)
+    refuse_others(out, trained, Recipe())
+    out.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"model.onnx is there, and no export of ours; give -o another name"):
+        refuse_others(out, trained, Recipe())
+    assert_one_line_error(run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan"), "no export of ours")
+    assert out.read_bytes() == b"mine"
+    export_onnx(trained, out, Recipe(normalize=True), unverified)
+    refuse_others(out, trained, Recipe(normalize=True))
+    with pytest.raises(UserError, match=r"model.onnx is another export of this checkpoint; build from that file, or"):
+        refuse_others(out, trained, Recipe())
+    out.write_bytes(out.read_bytes()[:-9])  # damaged: made anew
+    refuse_others(out, trained, Recipe())
