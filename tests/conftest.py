@@ -138,7 +138,7 @@ def run_here(*args: str | Path, cwd: Path | None = None, **env: str) -> subproce
         for name, value in env.items():
             patch.setenv(name, value)
         try:
-            with _own_signals():
+            with _own_settings():
                 if module:
                     found = importlib.import_module(target)
                     cli.run(found.main, prog=found.PROG)
@@ -150,15 +150,22 @@ def run_here(*args: str | Path, cwd: Path | None = None, **env: str) -> subproce
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """What a script does about signals ends with it. A process that this one forks later would inherit it: a Pool, say,
-    ends its workers by SIGTERM, and waits for ever for one that left it to Python while it waited itself."""
+def _own_settings() -> Iterator[None]:
+    """What a script does about signals and threads ends with it.
+
+    A process that this one forks later would inherit its handlers: a Pool, say, ends its workers by SIGTERM, and waits
+    for ever for one that left it to Python while it waited itself. With other threads a training has other bits.
+    """
     before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
     try:
         yield
     finally:
         for number, handler in before:
             signal.signal(number, handler)
+        if torch:
+            torch.set_num_threads(threads)
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> None:

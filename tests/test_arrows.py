@@ -75,7 +75,7 @@ ALLOWED = {
         "journal",
     },
     "train": DATA | {"models", "prepare", "kernels", "ops", "processes", "runtime", "trainer"},
-    "evaluate": DATA | {"embed", "metrics", "reranking", "runtime"},
+    "evaluate": DATA | {"embed", "manifest", "metrics", "reranking", "runtime"},
     "visualize": DATA | {"checkpoint", "embed", "metrics", "models", "ops", "parity", "runtime"},
     "visualize.style": set(),
     "visualize.lists": DATA | {"visualize.style"},
