@@ -55,8 +55,7 @@ def main() -> None:
     if command.picture:
         if command.picture.suffix.lower() != ".png":
             raise UserError(f"--picture is {command.picture}; give it a name that ends in .png")
-        for source in (command.query, command.index, command.artifact):
-            output_file(command.picture, source)
+        output_file(command.picture, command.query, command.index, command.artifact)
     index = Index.load(command.index)
     with open_runner(command.artifact, command.device) as runner:
         note = check_fits(index.contract, contract_of(command.artifact, runner), command)
