@@ -167,6 +167,11 @@ class RecipeConfig:
         self.ids_per_part(1)
 
     @property
+    def gentler(self) -> str:
+        """What to do where training diverges, in words."""
+        return "lower --lr" if self.schedule == "paper" else "lower --lr or lengthen --warmup"
+
+    @property
     def ids_per_batch(self) -> int:
         """Identities in a batch (P of P x K)."""
         return self.batch_size // self.images_per_id
@@ -203,7 +208,7 @@ class Config:
     """Seed of the weights, the order of the data, the augmentation and the partners."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, "at least 0")
+        _require(0 <= self.seed < 1 << 64, "seed", self.seed, "at least 0 and below 2**64")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict: numbers, strings and lists only."""

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -46,10 +46,12 @@ def train_step(
     *,
     epoch: int = 0,
     step: int = 0,
+    found: Callable[[dict[str, Tensor]], object] = lambda losses: None,
 ) -> dict[str, Tensor]:
     """One step on this process's share of a batch: the losses by name and their sum as "loss", scalars on `device`.
 
     What is random in it is drawn from (seed, epoch, step, share), so that it does not depend on the steps before.
+    `found` is given the losses as soon as they are known, before the (last) backward.
     """
     recipe, parts = config.recipe, config.recipe.accumulate
     images = to_images(batch, preprocessing_of(config), device)
@@ -64,9 +66,11 @@ def train_step(
             rows = processes.rows if recipe.gather else None
             losses = reid_losses(output, pids, label_smoothing=recipe.label_smoothing, rows=rows)
             losses["loss"] = torch.stack(list(losses.values())).sum()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / parts
+            if part + 1 == parts:
+                found(sums)
             trainee.scaler.scale(losses["loss"] / parts).backward()
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0) + value.detach() / parts
     if recipe.clip_norm:
         trainee.scaler.unscale_(trainee.optimizer)
         nn.utils.clip_grad_norm_(trainee.model.parameters(), recipe.clip_norm)
@@ -120,6 +124,6 @@ class Validation:
         for rank, share in enumerate(shares):
             embeddings[rank :: self.processes.world] = share
         if not np.isfinite(embeddings).all():
-            raise UserError("validation: the embeddings hold NaN or Inf; lower --lr or lengthen --warmup")
+            raise UserError("validation: the embeddings hold NaN or Inf: the run has diverged; start again, lower --lr")
         queries = len(self.split.query)
         return rank_split(self.split, embeddings[:queries], embeddings[queries:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
@@ -14,6 +15,9 @@ from pmm.data.splits import split_validation
 from pmm.errors import UserError
 from pmm.files import locked
 from pmm.runs import synthetic_root
+
+HOW_DRAWN = ("synthetic_ids", "synthetic_seed")
+"""Keys of the configuration that synthetic people follow from."""
 
 
 def settled(config: Config) -> Config:
@@ -57,25 +61,37 @@ def training_data(config: Config) -> tuple[Config, Split]:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes)), split
 
 
+def refuse_other_people(data: DataConfig, asked: Iterable[str]) -> None:
+    """Raise UserError if the synthetic people at `data.root` were drawn with other values of the keys `asked` for."""
+    there = _how_drawn(Path(data.root)) if data.dataset == SYNTHETIC and data.root and not fast_mode() else {}
+    for key in sorted(set(asked) & set(there)):
+        if getattr(data, key) != there[key]:
+            raise UserError(
+                f"{data.root} holds people drawn with {key}={there[key]}, not {getattr(data, key)}; give another --root"
+            )
+
+
 def _drawn(data: DataConfig, root: Path) -> DataConfig:
-    """Draw the people if they are not there. Raises UserError if others are there than were asked for by a flag."""
+    """Draw the people if they are not there. Raises UserError for others than values tell that are no defaults."""
     from pmm.data.synthetic.__main__ import draw
 
     if _missing(root):
+        if root.resolve() == Path.cwd():
+            raise UserError(f"{root} is the current folder; give --root a folder of its own to draw people into")
         with locked(root.with_name(f".{root.name}.lock"), wait=True):  # two runs may want to draw the same people
             if _missing(root):
                 draw(root, ids=data.synthetic_ids, seed=data.synthetic_seed)
+    refuse_other_people(data, (key for key in HOW_DRAWN if getattr(data, key) != getattr(DataConfig(), key)))
+    return dataclasses.replace(data, **_how_drawn(root))  # type: ignore[arg-type]
+
+
+def _how_drawn(root: Path) -> dict[str, int]:
+    """The values that the people at `root` were drawn with; empty if that is not known, or they are not there."""
     try:
         made = json.loads((root / "synthetic.json").read_text())
-        there = {"synthetic_ids": int(made["ids"]), "synthetic_seed": int(made["seed"])}
+        return {key: int(made[key.removeprefix("synthetic_")]) for key in HOW_DRAWN}
     except (OSError, ValueError, KeyError, TypeError):
-        return data  # drawn by other means: nothing to compare with
-    for key, value in there.items():
-        if getattr(data, key) not in (value, getattr(DataConfig(), key)) and not fast_mode():
-            raise UserError(
-                f"{root} holds people drawn with {key}={value}, not {getattr(data, key)}; give another --root"
-            )
-    return dataclasses.replace(data, **there)  # type: ignore[arg-type]
+        return {}
 
 
 def _missing(root: Path) -> bool:

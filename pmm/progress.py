@@ -156,7 +156,9 @@ def warn(text: str) -> None:
 
 
 class LossWatch:
-    """Looks whether each loss is finite, without making a GPU wait: at a loss when the next step is about to begin."""
+    """Looks whether each loss is finite when the next step is about to begin, while a GPU still works at the rest of
+    the one before: the losses are to be noted before backward.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -165,7 +167,7 @@ class LossWatch:
         self._there: torch.cuda.Event | None = None
 
     def note(self, losses: Mapping[str, Tensor], batch: Any, step: int) -> None:
-        """Remember a step's losses and whatever tells of which images they are."""
+        """Remember a step's losses, detached, and whatever tells of which images they are."""
         self._last = dict(losses), batch, step
         self._host = losses["loss"]
         if self.device.type == "cuda":
@@ -186,10 +188,10 @@ class LossWatch:
         return {name: float(value) for name, value in losses.items()}, batch, step
 
 
-def not_finite(label: str, step: int, losses: Mapping[str, float], lr: float, where: str) -> UserError:
-    """One line for a loss that is NaN or Inf."""
+def not_finite(label: str, step: int, losses: Mapping[str, float], lr: float, where: str, advice: str) -> UserError:
+    """One line for a loss that is NaN or Inf; `advice` as `RecipeConfig.gentler` gives it."""
     parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items() if name != "loss")
     return UserError(
         f"{label}, step {step}: the loss is {losses['loss']} ({parts}; lr {lr:.2g}); the batch's files are in {where}; "
-        "lower --lr or lengthen --warmup, then start again; the last checkpoint is from before this step"
+        f"{advice}, then start again; the last checkpoint is from before this step"
     )

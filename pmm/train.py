@@ -28,7 +28,7 @@ from pmm.data.samples import Split
 from pmm.errors import Stopped, UserError
 from pmm.files import claimed
 from pmm.models.registry import method_of, refuse_unread
-from pmm.prepare import settled, training_data
+from pmm.prepare import refuse_other_people, settled, training_data
 from pmm.runs import RUNS, newest_run, refuse_changes, with_located_data
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def main() -> int:
     try:
         command = parse(sys.argv[1:])
     except UserError:
-        if not FIRST:  # the first of the processes says the same
+        if not FIRST and os.environ.get("LOCAL_RANK", "0") != "0":  # the first one on this machine says the same
             return 1
         raise
     out = command.out or new_run(command)
@@ -115,7 +115,10 @@ def main() -> int:
 def _again(command: Command, out: Path) -> str:
     """The command line that this one was, as far as going on needs it: the configuration is with the run."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    start = "python" if world == 1 else f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', world)}"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    start = "python" if world == 1 else f"torchrun --nproc-per-node {here}"
+    if world > here:
+        start = f"(on each machine, as before) torchrun --nnodes {-(-world // here)} ... --nproc-per-node {here}"
     flags = ["--out", str(out)]
     if command.device != "auto":
         flags += ["--device", command.device]
@@ -139,15 +142,18 @@ def parse(args: list[str]) -> Command:
         saved = saved_config(out)
         config = with_located_data(saved, out / "last.pth")
     else:
-        config = preset(first.preset or _default_preset())
+        config = preset(first.preset or _default_preset(first.device))
         most = FAST_EPOCHS if fast_mode() else SYNTHETIC_EPOCHS if first.dataset == SYNTHETIC else config.recipe.epochs
         recipe = dataclasses.replace(config.recipe, epochs=min(most, config.recipe.epochs))
         config = dataclasses.replace(config, recipe=recipe)
     default = Command(out=out, config=config)
     command = cli.parse_args(Command, args, prog=PROG, description=__doc__ or "", default=default)
-    refuse_unread(command.config, cli.given_flags(args))
+    given = cli.given_flags(args)
+    refuse_unread(command.config, given)
+    _refuse_unscheduled(command.config, given)
     if command.resume:
         refuse_changes(out or RUNS, saved, command.config)
+    refuse_other_people(command.config.data, {flag.removeprefix("--").replace("-", "_") for flag in given})
     return command
 
 
@@ -168,12 +174,16 @@ def train(
     """
     if FIRST:
         _check_folder(out, resume)
+    from pmm.machine import nvidia_gpus
     from pmm.processes import joined
+    from pmm.progress import warn
     from pmm.runtime.eager import torch_device
 
     if method_of(config).mixes_cells:
         _check_kernels(device)
     with joined(torch_device(device)) as (processes, own):
+        if device == "auto" and own.type == "cpu" and processes.main and nvidia_gpus():
+            warn("torch cannot use the NVIDIA GPU that is here, so this trains on the CPU; see python -m pmm.info")
         out = Path(processes.told(str(out)))
         given = processes.together(lambda: config if resume else settled(config))
         config, split = processes.together(lambda: training_data(given))
@@ -250,10 +260,18 @@ def new_run(command: Command) -> Path:
     return RUNS / f"{command.config.preset}-{command.config.data.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _default_preset() -> str:
+def _default_preset(device: str) -> str:
     from pmm.machine import nvidia_gpus
 
-    return "paper" if nvidia_gpus() else "tiny"
+    return "paper" if device != "cpu" and nvidia_gpus() else "tiny"
+
+
+def _refuse_unscheduled(config: Config, flags: set[str]) -> None:
+    if config.recipe.schedule == "paper" and (idle := sorted({"--warmup", "--flat"} & flags)):
+        raise UserError(
+            f"{' and '.join(idle)} would change nothing: the steps of --schedule paper are fixed; leave it out, or add "
+            "--schedule flat-cosine"
+        )
 
 
 if __name__ == "__main__":

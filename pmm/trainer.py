@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,15 +83,17 @@ class Trainer:
     def start(self) -> None:
         """From the beginning. Raises UserError for weights that do not fit, or a folder that cannot be written."""
         self.processes.together(lambda: load_weights(self.model.backbone, self.config.model))  # type: ignore[arg-type]
-        self._ready()
+        with self._explained():
+            self._ready()
         self.processes.together(self._begin)
         self.processes.together(self._save)  # shows that there is room, and from here on a run can be resumed
 
     def resume(self) -> None:
         """From last.pth. Raises UserError if it is of another configuration or nothing to resume from."""
         state = self.processes.together(self._last)
-        self._ready()
-        self.processes.together(lambda: checkpoint.restore_training(state, self.trainee))
+        with self._explained():
+            self._ready()
+            self.processes.together(lambda: checkpoint.restore_training(state, self.trainee))
         self.processes.together(self._begin)
         self.finished, self.best, self.done = state["epoch"], state["best"], state["progress"] or {}
         self.batches.skipped |= self.done.get("skipped", {})
@@ -109,11 +112,8 @@ class Trainer:
         UserError for a bad image, a loss that is not finite, or a disk that is full; last.pth is then intact.
         """
         try:
-            return self._run(signalled)
-        except RuntimeError as error:
-            if said := self._explained(error):
-                raise UserError(said) from error
-            raise
+            with self._explained():
+                return self._run(signalled)
         finally:
             self.batches.close()
 
@@ -157,12 +157,22 @@ class Trainer:
             return None
         return self.processes.together(lambda: Validation(split, preprocessing_of(self.config), self.processes))
 
-    def _explained(self, error: RuntimeError) -> str:
-        """One line for what torch raises where a user, not a programmer, can do something; empty for all else."""
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """A UserError for what torch raises where a user, not a programmer, can do something."""
+        try:
+            yield
+        except RuntimeError as error:
+            if said := self._said(error):
+                raise UserError(said) from error
+            raise
+
+    def _said(self, error: RuntimeError) -> str:
         text = str(error).strip().splitlines()[0] if str(error).strip() else ""
         if isinstance(error, torch.OutOfMemoryError):
-            advice = "use --accumulate 2, --amp bf16 or a smaller --batch-size; last.pth is as it was"
-            return f"the GPU's memory is full ({text[:200]}); {advice}"
+            again = "go on with --resume" if (self.out / "last.pth").exists() else "start again"
+            advice = "or start a new run with --accumulate 2, --amp bf16 or a smaller --batch-size"
+            return f"the GPU's memory is full ({text[:200]}); free some of it and {again}, {advice}"
         if LOST_WORKER in text:
             return f"a process that loads images has ended ({text}), as when memory runs out; use fewer --workers"
         if self.processes.world > 1 and any(word in str(error) for word in LOST_PEER):
@@ -194,10 +204,16 @@ class Trainer:
             assert not isinstance(batch, UserError)
             lr = self.trainee.lr
             losses = train_step(
-                self.trainee, batch, self.config, self.device, self.processes, epoch=epoch, step=meter.steps
+                self.trainee,
+                batch,
+                self.config,
+                self.device,
+                self.processes,
+                epoch=epoch,
+                step=meter.steps,
+                found=partial(watch.note, batch=batch.indices, step=meter.steps + 1),
             )
             meter.step(losses, len(batch.labels), lr)
-            watch.note(losses, batch.indices, meter.steps)
         self._before_step(None, meter, watch, label, lambda: 0)
         return meter.record()
 
@@ -238,10 +254,11 @@ class Trainer:
         if lost:
             losses, indices, step = lost
             files = [str(self.split.train[index].path) for index in indices.tolist()]
-            report = {"epoch": self.finished + 1, "step": step, "lr": meter.lr, "losses": losses, "files": files}
+            finite = {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
+            report = {"epoch": self.finished + 1, "step": step, "lr": meter.lr, "losses": finite, "files": files}
             path = self.out / (BAD_BATCH if self.processes.main else f"bad-batch-{self.processes.rank}.json")
-            write_file(path, json.dumps(report, indent=1) + "\n")
-            raise not_finite(label, step, losses, meter.lr, str(path))
+            write_file(path, json.dumps(report, indent=1, allow_nan=False) + "\n")  # JSON has no word for NaN
+            raise not_finite(label, step, losses, meter.lr, str(path), self.config.recipe.gentler)
         if isinstance(batch, UserError):
             raise batch
 
@@ -281,10 +298,8 @@ class Trainer:
             warn(f"{len(bad)} images skipped so far; {'; '.join(new[:3])}")
             self.named |= set(bad)
         if record["epoch"] > recipe.epochs * recipe.warmup and collapsed(record, self.config.model.num_classes):
-            warn(
-                "the features have collapsed to one point (triplet ln 2, cross-entropy ln K): start again with a "
-                "longer --warmup or a lower --lr"
-            )
+            what = "the features have collapsed to one point (triplet ln 2, cross-entropy ln K)"
+            warn(f"{what}: {recipe.gentler}, then start again")
 
     def say_start(self) -> None:
         """What is trained, on what, with which values, and from where on."""

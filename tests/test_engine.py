@@ -61,6 +61,23 @@ def test_what_is_random_follows_from_epoch_and_step(small_config, batch):
         assert not torch.equal(stepped(config, batch, **other)[1], expected)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_losses_are_told_before_the_last_backward(small_config, batch, parts):
+    """So that a GPU is still at work while they are looked at."""
+    config = changed(small_config, batch_size=16, accumulate=parts)
+    trainee = trainee_of(config)
+    steps, told = [], []
+    for parameter in trainee.model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: steps.append("backward"))
+    losses = train_step(
+        trainee, batch, config, CPU, found=lambda losses: (steps.append("told"), told.append(dict(losses)))
+    )
+    assert told == [losses]
+    before = steps.index("told")
+    assert steps[before + 1 :] == ["backward"] * ((len(steps) - 1) // parts)
+    assert not any(value.requires_grad for value in losses.values())
+
+
 def test_losses_add_up(small_config, batch):
     losses, _, _ = stepped(changed(small_config, batch_size=16), batch)
     assert set(losses) == {"loss", *(f"{kind}{s}" for kind in ("triplet", "cross_entropy") for s in (1, 2, 3))}

@@ -248,7 +248,13 @@ def test_bad_input_is_one_line(people, tmp_path):
     )
     refused("--root", people, "--seed", "-1", expected=["seed is -1; it must be at least 0"])
     refused("--root", people, "--num-classes", "777", expected=["num_classes is 777", "has 11 training identities"])
+    refused("--root", people, "--seed", str(1 << 64), expected=["it must be at least 0 and below 2**64"])
     refused("--root", people, "--synthetic-ids", "50", expected=["drawn with synthetic_ids=12, not 50"])
+    refused("--root", people, "--synthetic-ids", "200", expected=["drawn with synthetic_ids=12, not 200"])
+    refused("--root", people, "--synthetic-seed", "0", expected=["drawn with synthetic_seed=7, not 0"])
+    refused(
+        "--preset", "paper", "--warmup", "0.4", expected=["--warmup would change nothing", "--schedule flat-cosine"]
+    )
     assert not list((tmp_path / "run").glob("[!.]*"))
     refused("--resume", expected=["holds no run to resume"])
     (tmp_path / "file").write_text("")
@@ -347,6 +353,7 @@ def test_defaults_follow_preset_and_data(monkeypatch):
     monkeypatch.setattr(pmm.machine, "nvidia_gpus", lambda: ("a GPU",))
     config = parse([]).config
     assert (config.preset, config.recipe.epochs) == ("paper", 60)
+    assert parse(["--device", "cpu"]).config.preset == "tiny"
     config = parse(["--preset", "paper", "--dataset", "market1501", "--root", "/data"]).config
     assert (config.recipe.epochs, config.data.root, config.recipe.batch_size) == (400, "/data", 128)
     assert parse(["--epochs", "7", "--block", "2", "1"]).config.model.block == (2, 1)
@@ -393,7 +400,8 @@ def test_a_loss_that_is_not_finite_stops(small_config, tmp_path):
     assert f"step {report['step']}:" in str(raised.value)
     assert len(set(report["files"])) == 12
     assert all(Path(file).is_file() for file in report["files"])
-    assert not math.isfinite(report["losses"]["loss"])
+    assert not math.isfinite(float(report["losses"]["loss"]))
+    assert report["losses"]["loss"] in ("nan", "inf")  # JSON has no number for it
     assert not (tmp_path / "run" / "best.pth").exists()
     assert all(value.isfinite().all() for value in weights(tmp_path / "run" / "last.pth").values())
 
@@ -423,12 +431,40 @@ def test_bad_images_are_skipped_counted_and_named(tmp_path):
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["skipped_images"] >= counts[-1]
 
 
-def test_what_going_on_needs_is_said(people):
+def test_what_going_on_needs_is_said(people, monkeypatch):
     flags = ["--root", str(people), "--out", "a run", "--device", "cpu", "--save-minutes", "2", "--skip-bad-images"]
     command = parse(["--preset", "tiny", *flags])
     line = _again(command, command.out)
     assert line == "python -m pmm.train --out 'a run' --device cpu --save-minutes 2 --skip-bad-images"
     assert _again(parse(["--preset", "tiny"]), Path("run")) == "python -m pmm.train --out run"
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert "on each machine, as before) torchrun --nnodes 2 ... --nproc-per-node 8 -m" in _again(command, command.out)
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "speaks"), [(0, 0, True), (3, 3, False), (8, 0, True), (9, 1, False)])
+def test_the_first_process_of_each_machine_says_what_is_wrong(tmp_path, rank, local_rank, speaks):
+    """Only there may it be: a folder that another machine does not see."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
+    done = run_python("-m", "pmm.train", "--resume", "--out", tmp_path / "elsewhere", **place)
+    assert done.returncode == 1
+    assert ("holds no run to resume" in done.stderr) is speaks
+
+
+def test_a_gpu_that_torch_cannot_use_is_told(small_config, tmp_path, monkeypatch, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("torch can use the GPU here")
+    monkeypatch.setattr("pmm.machine.nvidia_gpus", lambda: ("a GPU",))
+    monkeypatch.setattr("pmm.trainer.Trainer.run", lambda self, signalled: None)
+    train(small_config, out=tmp_path / "run", device="auto")
+    assert "warning: torch cannot use the NVIDIA GPU that is here, so this trains on the CPU" in capsys.readouterr().err
+
+
+def test_people_are_not_drawn_into_the_current_folder(tmp_path, monkeypatch):
+    """It could not be put in place at once."""
+    monkeypatch.chdir(tmp_path)
+    done = run_here("-m", "pmm.train", "--preset", "tiny", "--root", ".", "--out", tmp_path / "run", cwd=tmp_path)
+    assert_one_line_error(done, ". is the current folder; give --root a folder of its own")
 
 
 def test_a_worker_that_dies_is_one_line(small_config, tmp_path, monkeypatch):
@@ -455,9 +491,16 @@ def test_a_gpu_that_is_full_is_one_line(small_config, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore")
 
     monkeypatch.setattr("pmm.trainer.train_step", full)
-    with pytest.raises(UserError, match=r"memory is full \(CUDA out of memory. Tried .*\); use --accumulate 2") as told:
+    expected = (
+        r"memory is full \(CUDA out of memory. Tried .*\); free some of it and go on with --resume, or start a new"
+    )
+    with pytest.raises(UserError, match=expected) as told:
         train(small_config, out=tmp_path / "run", device="cpu")
     assert "\n" not in str(told.value)
+    with monkeypatch.context() as patch:
+        patch.setattr("pmm.trainer.make_trainee", full)
+        with pytest.raises(UserError, match=r"memory is full .*; free some of it and start again, or start a new run"):
+            train(small_config, out=tmp_path / "never begun", device="cpu")
 
     def broken(*args, **kwargs):
         raise RuntimeError("the size of tensor a")

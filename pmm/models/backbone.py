@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torchvision.models.resnet import BasicBlock
 
 from pmm.config import ModelConfig
 from pmm.errors import UserError
+from pmm.torch_file import read_torch_file
 
 STRIDE = 16
 """Pixels of the image per cell of the map, rounded up at the edge."""
@@ -86,6 +88,8 @@ def load_weights(backbone: Backbone, config: ModelConfig) -> None:
             f"--weights {config.weights}: the {config.backbone} trunk has no such weights; use --weights none"
         )
     state = _imagenet() if config.weights == "imagenet" else _state_dict(config.weights)
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError(f"--weights {config.weights}: not a state dict (a dict of tensors by name)")
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     renamed = {key if key.startswith("layer4.") else f"trunk.{key}": value for key, value in state.items()}
     expected = backbone.state_dict()
@@ -99,22 +103,23 @@ def load_weights(backbone: Backbone, config: ModelConfig) -> None:
     backbone.load_state_dict(renamed)
 
 
-def _imagenet() -> dict[str, Tensor]:
+def _imagenet() -> Any:
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet50_Weights.IMAGENET1K_V1.url).name
+    if kept.is_file():  # which torch would not look at closely
+        try:
+            return read_torch_file(kept, "ImageNet's weights")
+        except UserError as error:
+            raise UserError(f"--weights imagenet: {error}; remove that file to download it anew") from error
     try:
         return ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:  # includes urllib's errors
+    except (OSError, RuntimeError) as error:  # includes urllib's errors; RuntimeError: what came is something else
         raise UserError(
             f"--weights imagenet: the download failed ({error}); give a file with --weights FILE, or --weights none"
         ) from error
 
 
-def _state_dict(path: str) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise UserError(f"--weights {path}: no such file; expected imagenet, none or a ResNet-50 state dict")
+def _state_dict(path: str) -> Any:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch reports a bad file with many types
-        raise UserError(f"--weights {path}: not a plain state dict ({str(error).splitlines()[0][:120]})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"--weights {path}: not a state dict (a dict of tensors by name)")
-    return state
+        return read_torch_file(path, "imagenet, none or a ResNet-50 state dict")
+    except UserError as error:
+        raise UserError(f"--weights {error}") from error
