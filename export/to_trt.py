@@ -50,12 +50,12 @@ def main() -> None:
         from pmm.export.onnx import describe, export_onnx, refuse_others, verified_onnx
 
         refuse_others(onnx_file, model, command.recipe)
-        # asked for its own crops, or none: a file verified in another way does not do
-        export = verified_onnx if command.verification == Verification() else export_onnx
+        # asked for other crops: a file verified on its own does not do
+        unasked = command.verification in (Verification(), Verification(no_verify=True))
+        export = verified_onnx if unasked else export_onnx
         print(describe(export(model, onnx_file, command.recipe, command.verification)))
-
     from pmm.export.reference import engine_gate
-    from pmm.export.trt import build_engine, build_foreign_engine, describe_engine
+    from pmm.export.trt import build_engine, build_foreign_engine, choose_flavor, describe_engine
     from pmm.onnx_file import read_onnx
 
     file = read_onnx(onnx_file, external_data=command.no_manifest)
@@ -68,7 +68,8 @@ def main() -> None:
             f"{onnx_file} holds {file.manifest.precision}, asked for {command.recipe.precision}: an engine keeps the "
             f"file's types; export the ONNX file with --precision {command.recipe.precision}"
         )
-    gate = engine_gate(file, None if onnx_file == model else model, command.verification)
+    flavor = choose_flavor(command.engine.flavor, onnx_file)[0]
+    gate = engine_gate(file, model if ours else None, command.verification, flavor)
     print(describe_engine(build_engine(file, out, command.engine, gate=gate)))
     print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
 

@@ -19,6 +19,7 @@ from pmm.files import replacing, sha256
 from pmm.typed import built
 
 FORMAT = "pmm-manifest-2"
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 MOST_IMAGES = 4096
 """Per run of an engine: a runner keeps buffers for so many."""
 
@@ -173,6 +174,11 @@ class Manifest:
     package: PackageContract | None = None
     """For an AOTInductor package only."""
     format: str = FORMAT
+
+    def __post_init__(self) -> None:
+        for field in ("precision", "precision_found"):
+            if getattr(self, field) not in PRECISIONS:
+                raise ValueError(f"{field} is {getattr(self, field)[:60]!r}; expected one of {', '.join(PRECISIONS)}")
 
     def to_json(self) -> str:
         """The same text for the same contract."""

@@ -67,6 +67,16 @@ def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
     return OnnxFile(path, content, proto, digest, _manifest(path, proto, digest), external)
 
 
+def is_onnx(path: Path) -> bool:
+    """Whether the file, ours or not, can be read as ONNX at all."""
+    import onnx
+
+    try:
+        return bool(onnx.load_model_from_string(path.read_bytes()).graph.node)
+    except Exception:  # see above
+        return False
+
+
 def embed_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:
     """Put `manifest` into the file's metadata, so that a copied file keeps its contract."""
     entry = proto.metadata_props.add()
@@ -101,8 +111,10 @@ def _check_external_data(path: Path, proto: onnx.ModelProto, allowed: bool) -> b
     for tensor in (*_tensors(proto.graph), *functions):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        reason = _escapes(path.parent, location)
+        locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        location = locations[0] if locations else ""
+        # of several, each library takes the one it likes
+        reason = _escapes(path.parent, location) or ("named more than once" if len(locations) > 1 else "")
         if reason:
             raise UserError(f"{path}: refused, its weights lie in {location!r}, {reason}; expected a file beside it")
         if not allowed:
@@ -118,6 +130,8 @@ def _escapes(folder: Path, location: str) -> str:
     parts = PureWindowsPath(location).parts
     if ".." in parts:
         return "a path with '..'"
+    if "\\" in location:  # a folder's end or a part of a name, depending on the system
+        return "a path with a backslash"
     place = folder
     for part in parts:
         place = place / part
@@ -138,6 +152,7 @@ def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
             for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.initializer:
-                    yield from _tensors(inner)
+                yield from _tensors(inner)

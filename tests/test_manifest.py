@@ -92,6 +92,8 @@ def test_any_value_anywhere_is_kept_as_it_is_or_refused(path, value):
         (lambda v: v["preprocessing"].update(mean=[1, 1, float("nan")]), "preprocessing.mean"),
         (lambda v: v["preprocessing"].update(height=0), "impossible preprocessing"),
         (lambda v: v["versions"].update(torch=2), "versions.torch is '2'"),
+        (lambda v: v.update(precision="fp8"), "precision is 'fp8'; expected one of fp32, tf32"),
+        (lambda v: v.update(precision_found="fp64"), "precision_found is 'fp64'"),
     ],
 )
 def test_the_field_that_is_wrong_is_named(change, said):

@@ -27,6 +27,14 @@ def external(path, location, *, where="initializer"):
         tensor.external_data.add(key="location", value=location)
     node = helper.make_node("Add", ["x", "w"], ["y"])
     initializers = [tensor] if where == "initializer" else []
+    if where == "sparse attribute":
+        indices = helper.make_tensor("i", TensorProto.INT64, [2], [0, 1])
+        node = helper.make_node("Constant", [], ["y"], sparse_value=helper.make_sparse_tensor(tensor, indices, [2]))
+    if where == "sparse subgraph":
+        indices = helper.make_tensor("i", TensorProto.INT64, [2], [0, 1])
+        inner = helper.make_graph([], "inner", [], [])
+        inner.sparse_initializer.append(helper.make_sparse_tensor(tensor, indices, [2]))
+        node = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
     if where == "attribute":
         node = helper.make_node("Constant", [], ["y"], value=tensor)
     if where == "subgraph":
@@ -37,7 +45,7 @@ def external(path, location, *, where="initializer"):
     return path
 
 
-@pytest.mark.parametrize("where", ["initializer", "attribute", "subgraph"])
+@pytest.mark.parametrize("where", ["initializer", "attribute", "subgraph", "sparse attribute", "sparse subgraph"])
 @pytest.mark.parametrize(
     ("location", "reason"),
     [
@@ -50,6 +58,7 @@ def external(path, location, *, where="initializer"):
         ("a\\..\\w.bin", r"a path with '\.\.'"),
         ("link.bin", "a symbolic link"),
         ("folder/w.bin", "a symbolic link"),
+        ("a\\w.bin", "a path with a backslash"),
     ],
 )
 def test_weights_outside_the_folder_are_refused(tmp_path, where, location, reason):
@@ -57,6 +66,17 @@ def test_weights_outside_the_folder_are_refused(tmp_path, where, location, reaso
     (tmp_path / "folder").symlink_to("/etc")
     path = external(tmp_path / "x.onnx", location, where=where)
     with pytest.raises(UserError, match=f"refused, its weights lie in .*, {reason}; expected a file beside it"):
+        read_onnx(path, external_data=True)
+
+
+def test_a_place_that_is_named_twice_is_refused(tmp_path):
+    """One library takes the first, another the last."""
+    (tmp_path / "w.bin").write_bytes(bytes(8))
+    path = external(tmp_path / "x.onnx", "w.bin")
+    proto = onnx.load_model_from_string(path.read_bytes())
+    proto.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(UserError, match=r"refused, its weights lie in 'w\.bin', named more than once"):
         read_onnx(path, external_data=True)
 
 

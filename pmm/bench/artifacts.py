@@ -119,7 +119,7 @@ def _engine(
         raise Unavailable(str(error)) from error
     if kept := _kept(out, file, str(trt.__version__)):
         return kept
-    gate = engine_gate(file, checkpoint, verification) if nvidia_gpus() else None
+    gate = engine_gate(file, checkpoint, verification, options.flavor)
     return build_engine(file, out, options, gate=gate)
 
 

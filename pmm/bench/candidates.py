@@ -11,13 +11,12 @@ from typing import Literal
 from pmm.errors import UserError
 from pmm.files import sha256
 from pmm.machine import clashing_wheels, nvidia_gpus
-from pmm.manifest import Manifest, read_manifest
+from pmm.manifest import PRECISIONS, Manifest, read_manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.base import ENGINE_SUFFIXES, PACKAGE_SUFFIX
 from pmm.runtime.flavors import FLAVORS, RTX_CAPABILITIES
 from pmm.runtime.tf32 import TF32_ON
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 Device = Literal["cpu", "cuda"]
 Kind = Literal["checkpoint", "package", "onnx", "engine"]
 
@@ -109,6 +108,8 @@ class Candidate:
             capability = nvidia_gpus()[0].compute_capability
             if capability not in RTX_CAPABILITIES:
                 return f"TensorRT-RTX does not run on compute capability {capability}"
+        if self.precision not in backend.precisions.get(self.device, ()):
+            return f"{self.backend} does not compute in {self.precision} on {self.device}"
         if not find_spec(backend.library):
             return f"not installed: pip install {backend.install}"
         if backend.library == "onnxruntime" and (clash := clashing_wheels()):
@@ -189,7 +190,7 @@ def _of_file(path: Path, backends: Sequence[str], graphs: bool) -> Iterator[tupl
         assert manifest.engine is not None
         natural = "tensorrt" if manifest.engine.flavor == "tensorrt" else "tensorrt-rtx"
     elif kind == "onnx":
-        natural = "ort-cuda" if gpu and (manifest.quantization or {}).get("target") != "cpu" else "ort-cpu"
+        natural = "ort-cuda" if gpu and manifest.precision in BACKENDS["ort-cuda"].precisions["cuda"] else "ort-cpu"
     else:
         natural = "aoti"
     fitting = [name for name in backends if name in BACKENDS and BACKENDS[name].runs == kind]

@@ -7,10 +7,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pmm.bench.candidates import PRECISIONS
 from pmm.bench.schema import GateFailure, Gates, Result
 from pmm.errors import UserError
 from pmm.export.recipe import MAX_LENGTH_ERROR, MIN_COSINE
+from pmm.manifest import PRECISIONS
 
 OFF = "off"
 NOT_TIMED = "could not be timed"

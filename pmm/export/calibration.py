@@ -51,7 +51,8 @@ def evenly(count: int, chosen: int) -> Sequence[int]:
 
 def _refuse_test_crops(folder: Path, files: Sequence[Path]) -> None:
     for path in {folder.absolute(), *(file.resolve().parent for file in files)}:  # links too
-        for part in path.parts:
+        below = path.relative_to(folder.resolve()).parts if path.is_relative_to(folder.resolve()) else ()
+        for part in (*path.parts[-2:], *below):  # what lies farther above is not about these crops
             if part.casefold() in JUDGED_BY:
                 raise UserError(
                     f"--calibration-root {folder} lies in '{part}': calibrating on the crops that a model is judged by "

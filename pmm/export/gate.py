@@ -76,12 +76,12 @@ class Gate:
             if figures.min_cosine < allowed:
                 raise ParityFailed(
                     f"{name}: parity failed: row {figures.worst_row} has cosine {figures.min_cosine:.7f} with "
-                    f"{against}, the least allowed for {precision} is {allowed}; no file was left"
+                    f"{against}, the least allowed for {precision} is {allowed}; nothing was written"
                 )
             if figures.max_length_error > MAX_LENGTH_ERROR[precision]:
                 raise ParityFailed(
                     f"{name}: parity failed: a row's length differs by {figures.max_length_error:.1%} from {against}, "
-                    f"the most allowed for {precision} is {MAX_LENGTH_ERROR[precision]:.2%}; no file was left"
+                    f"the most allowed for {precision} is {MAX_LENGTH_ERROR[precision]:.2%}; nothing was written"
                 )
         return {
             **dataclasses.asdict(parity),

@@ -20,7 +20,7 @@ from pmm.export.recipe import OPSET, Recipe, Verification
 from pmm.export.reference import checkpoint_gate, in_memory
 from pmm.files import sha256
 from pmm.manifest import Artifact, EmbeddingContract, InputContract, Manifest, drafted, read_manifest
-from pmm.onnx_file import embed_manifest
+from pmm.onnx_file import embed_manifest, is_onnx
 from pmm.runs import with_located_data
 from pmm.runtime.ort import OrtRunner
 
@@ -98,16 +98,19 @@ def refuse_others(out: Path, checkpoint: Path, recipe: Recipe) -> None:
 
     if not out.is_file():
         return
+    advice = "give -o another name, or move it away"
     try:
         manifest = read_manifest(out, sha256(out))
-    except UserError:
-        return  # a damaged file is made anew
-    advice = "give -o another name, or move it away"
+    except UserError as error:
+        if not is_onnx(out):
+            return  # a damaged file is made anew
+        raise UserError(f"{out} is there, and was changed since it was exported ({error}); {advice}") from error
     if manifest is None:
         raise UserError(f"{out} is there, and no export of ours; {advice}")
     if manifest.checkpoint_sha256 == sha256(checkpoint):
         made = (recipe.precision, _input(recipe), _embedding(load_model(checkpoint), recipe))
-        if (manifest.precision, manifest.input, manifest.embedding) != made:
+        same = (manifest.precision, manifest.input, manifest.embedding) == made
+        if not same or (recipe.precision == "int8" and not _as_asked(manifest.quantization or {}, recipe)):
             raise UserError(f"{out} is another export of this checkpoint; build from that file, or {advice}")
 
 
@@ -210,12 +213,14 @@ def _same_recipe(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
 
 
 def _same_quantization(quantization: dict[str, Any], recipe: Recipe) -> bool:
+    # what a folder that was given holds now may be something else
+    return not recipe.calibration_root and _as_asked(quantization, recipe)
+
+
+def _as_asked(quantization: dict[str, Any], recipe: Recipe) -> bool:
     calibration = quantization.get("calibration", {})
-    return (
-        not recipe.calibration_root  # what it holds now may be something else
-        and quantization.get("target") == recipe.target
-        and (calibration.get("of"), calibration.get("asked")) == (_calibrated_on(recipe), recipe.calibration_images)
-    )
+    found = quantization.get("target"), calibration.get("of"), calibration.get("asked")
+    return found == (recipe.target, _calibrated_on(recipe), recipe.calibration_images)
 
 
 def _calibrated_on(recipe: Recipe) -> str:

@@ -39,7 +39,7 @@ class Found:
 
     def check(self, asked: str, source: str) -> None:
         """Raises UserError if too little is computed in the precision asked for."""
-        if self.share.get(asked, 0.0) < MIN_SHARE[asked]:
+        if self.share.get(asked, 0.0) < MIN_SHARE.get(asked, 1.0):
             found = ", ".join(f"{share:.1%} {name}" for name, share in self.share.items())
             raise UserError(f"{source}: asked for {asked}, but its multiplications are {found}")
 

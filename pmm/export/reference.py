@@ -15,10 +15,10 @@ from pmm.errors import UserError
 from pmm.export.emulate import emulated
 from pmm.export.gate import Embed, Gate, verification_crops
 from pmm.export.recipe import Verification
-from pmm.machine import nvidia_gpus
 from pmm.manifest import EmbeddingContract, InputContract
 from pmm.onnx_file import OnnxFile
 from pmm.runs import with_located_data
+from pmm.runtime.flavors import gpu_for
 from pmm.runtime.ort import open_session
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def checkpoint_gate(
     return Gate.of(EagerRunner(model, size, torch_device("cpu")), crops, embedding)
 
 
-def engine_gate(file: OnnxFile, checkpoint: Path | None, verification: Verification) -> Gate | None:
-    """The gate of an engine built from `file`: against `checkpoint`, or else against the ONNX file on the CPU.
+def engine_gate(file: OnnxFile, checkpoint: Path | None, verification: Verification, flavor: str) -> Gate | None:
+    """The gate of an engine of `flavor` built from `file`: against `checkpoint`, or else the ONNX file on the CPU.
 
-    None without a GPU, where no engine can be run, or if it is not to be verified.
+    None without a GPU that runs such engines, or if it is not to be verified.
 
     Raises:
         UserError: there is a GPU to run the engine on, but no crops to verify it with, or `file` itself was never
@@ -55,7 +55,7 @@ def engine_gate(file: OnnxFile, checkpoint: Path | None, verification: Verificat
     """
     if verification.verify_root and not Path(verification.verify_root).is_dir():
         raise UserError(f"--verify-root {verification.verify_root} is not a folder; expected the root of a data set")
-    if verification.no_verify or not nvidia_gpus():
+    if verification.no_verify or not gpu_for(flavor):
         return None
     manifest = file.manifest
     if checkpoint:

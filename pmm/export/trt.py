@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from pmm.files import output_file, write_file
 from pmm.machine import driver_version, nvidia_gpus
 from pmm.manifest import Artifact, EngineContract, Manifest, drafted, manifest_path
 from pmm.onnx_file import OnnxFile
-from pmm.runtime.flavors import FLAVORS, last_error_logger, library_name, load_flavor, this_platform
+from pmm.runtime.flavors import FLAVORS, gpu_for, last_error_logger, library_name, load_flavor, this_platform
 from pmm.runtime.tf32 import TF32_ON, has_tf32
 
 
@@ -39,12 +41,18 @@ def choose_flavor(flavor: str, onnx_file: Path) -> tuple[str, Any]:
             "TensorRT builds engines only on a machine with an NVIDIA GPU, and none is visible here; use --flavor rtx, "
             f"or build there from {onnx_file}"
         )
-    wanted = {"auto": ("tensorrt", "rtx") if found else ("rtx",)}.get(flavor, (flavor,))
-    for name in wanted:
-        with contextlib.suppress(UserError):
-            return name, load_flavor(name)
-    install = " or ".join(f"pip install {library_name(name)}" for name in wanted)
-    raise UserError(f"no engine builder here: {install}; the ONNX file is {onnx_file}")
+    missing = []
+    for name in {"auto": ("tensorrt", "rtx") if found else ("rtx",)}.get(flavor, (flavor,)):
+        try:
+            module = load_flavor(name)
+        except UserError as error:
+            missing.append((name, str(error)))
+            continue
+        for other, why in missing:
+            if find_spec(FLAVORS[other]):  # installed, and broken: else nobody expects it
+                print(f"warning: {why}; {library_name(name)} builds the engine instead", file=sys.stderr)
+        return name, module
+    raise UserError(f"no engine builder here: {', or '.join(why for _, why in missing)}; the ONNX file is {onnx_file}")
 
 
 def build_engine(
@@ -53,7 +61,7 @@ def build_engine(
     """Build an engine from an exported ONNX file and write its manifest.
 
     Args:
-        gate: crops and expected embeddings; the engine must pass it, where there is a GPU to run it.
+        gate: crops and expected embeddings; the engine must pass it, where there is a GPU that runs it.
 
     Raises:
         UserError: no builder, a file that the parser or the builder refuses, another precision than the file's, or
@@ -68,7 +76,7 @@ def build_engine(
     manifest = _manifest(source, file, built, flavor, str(trt.__version__), options)
     with drafted(out, manifest) as draft:
         draft.path.write_bytes(built.engine)
-        if nvidia_gpus():
+        if gpu_for(flavor):
             # the engine's file is opened as a user's would be, so it needs its manifest for the moment
             beside = manifest_path(draft.path)
             try:
@@ -106,7 +114,8 @@ def describe_engine(artifact: Artifact) -> str:
         f"built on {engine.gpu or 'a machine without a GPU'}, "
     )
     if manifest.parity is None:
-        return line + f"NOT run{'' if engine.gpu else ' here'}: its embeddings are not verified"
+        ran = "opened here, but " if gpu_for(engine.flavor) else "NOT run here: "
+        return line + ran + "its embeddings are not verified"
     return line + f"parity on {manifest.parity['rows']} crops: min cosine {manifest.parity['min_cosine']:.7f}"
 
 

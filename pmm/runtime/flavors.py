@@ -7,11 +7,13 @@ import platform
 from typing import Any
 
 from pmm.errors import UserError
+from pmm.machine import Gpu, nvidia_gpus
 
 FLAVORS = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 """Flavor -> module."""
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0")
-"""Compute capabilities of the GPUs that a portable TensorRT-RTX engine runs on."""
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities of the GPUs that a portable TensorRT-RTX engine runs on (NVIDIA's "CPU-only AOT" page; one for
+Turing, 7.5, has to be built for it alone, which is not done here)."""
 
 
 def load_flavor(flavor: str) -> Any:
@@ -23,6 +25,12 @@ def load_flavor(flavor: str) -> Any:
     except (ImportError, OSError) as error:  # OSError: the bindings are there, the library they load is not
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{FLAVORS[flavor]} is missing here ({reason}): pip install {library_name(flavor)}") from error
+
+
+def gpu_for(flavor: str) -> Gpu | None:
+    """The GPU here that runs engines of `flavor`; None without one."""
+    gpus = nvidia_gpus()
+    return gpus[0] if gpus and (flavor != "rtx" or gpus[0].compute_capability in RTX_CAPABILITIES) else None
 
 
 def library_name(flavor: str) -> str:

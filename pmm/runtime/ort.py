@@ -20,6 +20,8 @@ from pmm.runtime.placed import NO_GRAPH, Placed, PlacedStep
 from pmm.runtime.tf32 import has_tf32
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+COMPUTED = {("fp16", "cpu"): "fp32", ("int8", "cuda"): "fp32"}
+"""Precision of the file and device, where ONNX Runtime has no products in it: what it computes them in."""
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
@@ -52,7 +54,8 @@ class OrtRunner(Runner):
         file = read_onnx(path)
         self.manifest = file.manifest
         device = _resolved(device)
-        _check_request(str(path), device, self.manifest.precision_found, tf32, cuda_graph)
+        holds = self.manifest.precision_found
+        _check_request(str(path), device, holds, tf32, cuda_graph)
         # from the bytes that were hashed: the file cannot change in between
         self.session = open_session(file.content, str(path), device, threads, tf32=tf32, cuda_graph=cuda_graph)
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
@@ -68,7 +71,7 @@ class OrtRunner(Runner):
         self.info = RunnerInfo(
             backend=f"ort-{device}",
             device=nvidia_gpus()[0].name if device == "cuda" else "cpu",
-            precision="tf32" if tf32 else self.manifest.precision_found,
+            precision="tf32" if tf32 else COMPUTED.get((holds, device), holds),
             provider=f"onnxruntime {_import().__version__} {evidence}{', CUDA graph' if cuda_graph else ''}",
         )
 

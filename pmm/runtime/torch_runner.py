@@ -22,6 +22,7 @@ from pmm.runtime.tf32 import has_tf32
 
 WARM_UPS = 3
 """Runs before a capture: libraries choose their kernels and reserve their memory, neither of which can be captured."""
+_TF32 = threading.RLock()
 
 
 class TorchRunner(Runner):
@@ -92,7 +93,7 @@ class TorchRunner(Runner):
 
     @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:
-        with tf32_allowed(self._tf32):
+        with tf32_allowed(self._tf32) if _has_tf32(self.device) else contextlib.nullcontext():
             return self._run(images)
 
     def _replay(self, images: Tensor) -> Tensor:
@@ -174,12 +175,18 @@ def check_modes(device: torch.device, *, tf32: bool = False, cuda_graph: bool = 
         raise Unavailable(f"{nvidia_gpus()[0].name} has no TF32; run it in fp32")
 
 
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 @contextlib.contextmanager
 def tf32_allowed(allowed: bool) -> Iterator[None]:
-    """Matrix products and convolutions of fp32 tensors in TF32 or not, whatever the process has set."""
-    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv
+    """Matrix products and convolutions of fp32 tensors in TF32 or not, whatever the process has set; one thread at a
+    time, as the setting is the process's."""
+    with _TF32:
+        matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv

@@ -259,7 +259,7 @@ def _check_origin(path: Path, contract: EngineContract, version: str, gpu: Gpu) 
     if this_platform() != contract.platform:
         differs.append(f"this is {this_platform()}, it was built for {contract.platform}")
     here = f"{gpu.name} (compute capability {gpu.compute_capability})"
-    portable = contract.hardware_compatible or (contract.flavor == "rtx" and not contract.gpu)
+    portable = contract.hardware_compatible
     if not portable and (gpu.name, gpu.compute_capability) != (contract.gpu, contract.compute_capability):
         differs.append(f"the GPU is {here}, it was built for {contract.gpu} ({contract.compute_capability})")
     # a portable engine of TensorRT itself says on loading whether this GPU will do

@@ -18,6 +18,7 @@ from pmm.bench.request import Options, subjects
 from pmm.checkpoint import load, save
 from pmm.errors import UserError
 from pmm.export.onnx import export_onnx
+from pmm.export.recipe import Recipe, Verification
 from pmm.files import claimed
 from pmm.machine import Gpu
 from pmm.manifest import manifest_path
@@ -97,6 +98,22 @@ def test_given_artifacts_take_the_place_of_exports(trained, exported):
         "torch fp32", "ort-cpu fp32 model.onnx", "openvino fp32 model.onnx", "ort-cpu int8", "openvino int8",
     ]  # fmt: skip
     assert asked == {"ort-cpu", "openvino"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "with_gpu", "said"),
+    [("fp16", False, "ort-cpu does not compute in fp16 on cpu"), ("fp32", False, ""), ("int8", True, "")],
+)
+def test_what_onnx_runtime_would_compute_in_fp32_is_not_measured_as_something_else(
+    trained, tmp_path, monkeypatch, precision, with_gpu, said
+):
+    if with_gpu:  # an int8 file's products are fp32 there: it runs on the CPU
+        monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (Gpu("a GPU", "9.0"),))
+    recipe = Recipe(precision=precision)
+    file = export_onnx(trained, tmp_path / "m.onnx", recipe, Verification(no_verify=True)).path
+    ((candidate, _),) = candidates.given([file])
+    assert (candidate.backend, candidate.precision, candidate.device) == ("ort-cpu", precision, "cpu")
+    assert candidate.why_not() == said
 
 
 def test_two_artifacts_of_one_name_are_refused(trained, exported, tmp_path):

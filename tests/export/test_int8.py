@@ -223,3 +223,11 @@ def test_queries_of_ones_own_are_no_data_set_to_calibrate_on(tmp_path):
     for part in ("query", "gallery"):
         with pytest.raises(UserError, match=f"lies in '{part}'"):
             calibration_files(root / part, "folder", 64)
+
+
+def test_folders_far_above_say_nothing_of_the_crops(tmp_path):
+    names = [f"{who}/{number}.jpg" for who in "ab" for number in range(20)]
+    root = trees.folders(tmp_path / "test" / "market" / "bounding_box_train", names)
+    assert len(calibration_files(root, "folder", 64)) == 40
+    with pytest.raises(UserError, match="lies in 'test'"):
+        calibration_files(trees.folders(tmp_path / "mine" / "test" / "people", names), "folder", 64)

@@ -118,7 +118,7 @@ def test_embeddings_that_moved_leave_no_file(trained, tmp_path, monkeypatch):
         return proto, quantization
 
     monkeypatch.setattr(module, "_build", broken)
-    with pytest.raises(UserError, match=r"parity failed: row \d+ has cosine 0\.\d+ .* no file was left"):
+    with pytest.raises(UserError, match=r"parity failed: row \d+ has cosine 0\.\d+ .* nothing was written"):
         export_onnx(trained, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -235,5 +235,28 @@ def test_what_the_user_has_is_not_replaced_in_passing(trained, tmp_path):
     refuse_others(out, trained, Recipe(normalize=True))
     with pytest.raises(UserError, match=r"model.onnx is another export of this checkpoint; build from that file, or"):
         refuse_others(out, trained, Recipe())
+    graph = onnx.load(out)
+    graph.doc_string = "simplified"
+    onnx.save(graph, out)
+    with pytest.raises(UserError, match=r"model.onnx is there, and was changed since it was exported \("):
+        refuse_others(out, trained, Recipe(normalize=True))
     out.write_bytes(out.read_bytes()[:-9])  # damaged: made anew
     refuse_others(out, trained, Recipe())
+
+
+def test_another_calibration_is_another_export(trained, tmp_path):
+    out, asked = tmp_path / "model.onnx", Recipe(precision="int8", calibration_images=64)
+    export_onnx(trained, out, asked, Verification(no_verify=True))
+    refuse_others(out, trained, asked)
+    for other in ({"calibration_images": 40}, {"target": "cpu"}, {"calibration_root": str(tmp_path)}):
+        with pytest.raises(UserError, match=r"model.onnx is another export of this checkpoint"):
+            refuse_others(out, trained, dataclasses.replace(asked, **other))
+
+
+def test_an_engine_without_verification_keeps_the_verified_file(trained, tmp_path):
+    done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan")
+    assert done.returncode == 0, done.stderr
+    before = (tmp_path / "model.onnx.json").read_bytes()
+    done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan", "--no-verify")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model.onnx.json").read_bytes() == before

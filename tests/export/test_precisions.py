@@ -114,7 +114,8 @@ def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, r
         found = in_memory(proto, manifest.input, manifest.preprocessing, optimise=False)(crops)
     else:
         with open_runner(artifact.path) as runner:
-            assert runner.info.precision == recipe.precision
+            # ONNX Runtime has no fp16 products for CPUs, and computes them in fp32
+            assert runner.info.precision == {"fp16": "fp32"}.get(recipe.precision, recipe.precision)
             found = runner(crops)
     assert centred_cosine(expected, found) > LEAST[recipe.precision]
     if recipe.normalize:

@@ -23,6 +23,7 @@ from pmm.files import sha256
 from pmm.machine import Gpu
 from pmm.manifest import manifest_path, read_manifest
 from pmm.onnx_file import read_onnx
+from pmm.runtime import flavors
 from tests.conftest import assert_one_line_error, run_here, run_without_torch
 from tests.export.narrow import LISTS, Narrow, narrow
 
@@ -226,11 +227,11 @@ def test_impossible_options(trained, tmp_path, options, said):
 
 
 def test_without_a_builder_it_says_what_to_install_and_where_the_onnx_file_is(exported, tmp_path, monkeypatch):
-    def missing(flavor):
-        raise UserError(flavor)
-
-    monkeypatch.setattr(module, "load_flavor", missing)
-    with pytest.raises(UserError, match=r"pip install tensorrt-rtx; the ONNX file is .*fp32\.onnx"):
+    monkeypatch.setattr(flavors, "FLAVORS", {"rtx": "tensorrt_rtx_none", "tensorrt": "tensorrt_none"})
+    expected = (
+        r"no engine builder here: tensorrt_rtx_none is missing here \(No module named .*\): pip install tensorrt-rtx"
+    )
+    with pytest.raises(UserError, match=expected + r".*; the ONNX file is .*fp32\.onnx"):
         build_engine(read_onnx(exported["fp32"]), tmp_path / "model.plan", EngineOptions(flavor="rtx"))
     assert not list(tmp_path.iterdir())
 
@@ -244,6 +245,31 @@ def test_tensorrt_is_preferred_where_there_is_a_gpu(monkeypatch):
     assert choose_flavor("auto", Path("x.onnx")) == ("rtx", "RTX")
     with pytest.raises(UserError, match=r"TensorRT builds engines only on a machine with an NVIDIA GPU.*--flavor rtx"):
         choose_flavor("tensorrt", Path("x.onnx"))
+
+
+def test_a_builder_that_is_installed_but_broken_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken_tensorrt.py").write_text("raise OSError('libnvinfer.so.11: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(flavors.FLAVORS, "tensorrt", "broken_tensorrt")
+    monkeypatch.setattr(module, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    assert choose_flavor("auto", Path("x.onnx"))[0] == "rtx"
+    assert "warning: broken_tensorrt is missing here (libnvinfer.so.11: " in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"no engine builder here: .*libnvinfer\.so\.11.*; the ONNX file is x\.onnx"):
+        choose_flavor("tensorrt", Path("x.onnx"))
+
+
+def test_where_the_gpu_does_not_run_rtx_engines_they_are_built_as_without_one(exported, tmp_path, monkeypatch):
+    """On an H100, say: NVIDIA's own library refuses the engine there."""
+    from pmm.export import reference
+
+    for each in (module, flavors):
+        monkeypatch.setattr(each, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
+    file = read_onnx(exported["fp32"])
+    assert reference.engine_gate(file, None, Verification(), "rtx") is None  # which asks for no crops either
+    artifact = build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
+    assert artifact.manifest.parity is None
+    assert artifact.manifest.engine.precision_read_from == "parsed network"
+    assert "built on NVIDIA H100, NOT run here: its embeddings are not verified" in describe_engine(artifact)
 
 
 def foreign(path, *, batch="n", height=8, external=None):
@@ -387,8 +413,11 @@ def test_the_command_hands_the_checkpoint_to_the_gate(exported, trained, people,
     run_here("export/to_trt.py", trained, "-o", tmp_path / "a.plan")
     run_here("export/to_trt.py", exported["fp16"], "-o", tmp_path / "b.plan", "--verify-root", people)
     assert given == ["the gate", "the gate"]
-    assert [(file.path.name, checkpoint) for file, checkpoint, _ in asked] == [("a.onnx", trained), ("fp16.onnx", None)]
-    assert asked[1][2] == Verification(verify_root=str(people))
+    assert [(file.path.name, checkpoint) for file, checkpoint, *_ in asked] == [
+        ("a.onnx", trained),
+        ("fp16.onnx", None),
+    ]
+    assert asked[1][2:] == (Verification(verify_root=str(people)), "rtx")
 
 
 class Engine:
@@ -419,7 +448,8 @@ class Engine:
 def with_gpu(monkeypatch):
     import pmm.runtime.trt as runtime
 
-    monkeypatch.setattr(module, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    for each in (module, flavors):
+        monkeypatch.setattr(each, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     monkeypatch.setattr(runtime, "TrtRunner", Engine)
 
 
@@ -462,17 +492,17 @@ def test_an_engine_that_runs_in_tf32_is_judged_as_one(exported, tmp_path, with_g
 def test_where_there_is_a_gpu_an_engine_needs_crops_to_be_judged_by(exported, people, monkeypatch, tmp_path):
     from pmm.export import reference
 
-    monkeypatch.setattr(reference, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     file = read_onnx(exported["bf16"])
     with pytest.raises(UserError, match="its own embeddings were never verified against the checkpoint"):
-        reference.engine_gate(file, None, Verification(verify_root=str(people)))
+        reference.engine_gate(file, None, Verification(verify_root=str(people)), "rtx")
     file = dataclasses.replace(file, found=dataclasses.replace(file.manifest, parity={"rows": 64}))
     with pytest.raises(UserError, match="no crops to verify on"):
-        reference.engine_gate(file, None, Verification())
+        reference.engine_gate(file, None, Verification(), "rtx")
     with pytest.raises(UserError, match="--verify-root /nonexistent is not a folder"):
-        reference.engine_gate(file, None, Verification(verify_root="/nonexistent"))
-    assert reference.engine_gate(file, None, Verification(no_verify=True)) is None
-    gate = reference.engine_gate(file, None, Verification(verify_root=str(people)))
+        reference.engine_gate(file, None, Verification(verify_root="/nonexistent"), "rtx")
+    assert reference.engine_gate(file, None, Verification(no_verify=True), "rtx") is None
+    gate = reference.engine_gate(file, None, Verification(verify_root=str(people)), "rtx")
     assert gate.expected.shape == (64, 384)
     assert gate.against == f"the verified ONNX file's ({file.sha256[:12]})"
 
@@ -481,8 +511,8 @@ def test_the_reference_of_an_engine_from_a_checkpoint_is_the_checkpoint(exported
     from pmm.export import reference
     from pmm.runtime.base import open_runner
 
-    monkeypatch.setattr(reference, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
-    gate = reference.engine_gate(read_onnx(exported["int8"]), trained, Verification())
+    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    gate = reference.engine_gate(read_onnx(exported["int8"]), trained, Verification(), "rtx")
     with open_runner(trained) as runner:
         np.testing.assert_allclose(gate.expected, runner(gate.crops), rtol=1e-4, atol=1e-4)
 

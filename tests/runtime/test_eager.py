@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -121,7 +122,8 @@ def test_the_model_is_in_eval_mode(trained, crops):
         assert np.array_equal(runner(crops[:3]), same(crops[:3]))
 
 
-def test_tf32_is_off_while_it_runs_whatever_the_process_allows(trained, crops, tf32_state):
+def test_tf32_is_off_while_it_runs_whatever_the_process_allows(trained, crops, tf32_state, monkeypatch):
+    monkeypatch.setattr(torch_runner, "_has_tf32", lambda device: True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     with EagerRunner.open(trained) as runner:
         inside = []
@@ -140,6 +142,36 @@ def test_tf32_is_off_while_it_runs_whatever_the_process_allows(trained, crops, t
     with pytest.raises(ZeroDivisionError), tf32_allowed(True):
         fail()
     assert tf32_state() == (False, True)
+
+
+def test_threads_that_want_tf32_and_do_not_wait_for_each_other(tf32_state):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    inside, seen = threading.Event(), []
+
+    def other():
+        inside.wait()
+        with tf32_allowed(True):
+            seen.append(("other", tf32_state()))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with tf32_allowed(False):
+        inside.set()
+        time.sleep(0.1)  # as long as a launch may take; the other would be in
+        seen.append(("mine", tf32_state()))
+    thread.join()
+    assert seen == [("mine", (False, False)), ("other", (True, True))]
+    assert tf32_state() == (True, True)
+
+
+def test_a_cpu_leaves_the_settings_alone(trained, crops, tf32_state):
+    """And its threads side by side."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    with EagerRunner.open(trained) as runner:
+        model, inside = runner.model, []
+        runner.model = lambda images: inside.append(tf32_state()) or model(images)
+        runner(crops[:2])
+    assert inside == [(True, True)]
 
 
 def test_what_a_cpu_has_not_is_refused(trained, monkeypatch):

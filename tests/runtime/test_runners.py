@@ -272,7 +272,7 @@ def test_an_engine_on_a_gpu(trained, crops, people, tmp_path, flavor, precision)
         pytest.skip(f"{nvidia_gpus()[0]} has no TF32")
     recipe = Recipe(precision="fp32" if tf32 else precision)
     file = read_onnx(export_onnx(trained, tmp_path / "model.onnx", recipe).path)
-    gate = engine_gate(file, trained, Verification())
+    gate = engine_gate(file, trained, Verification(), flavor)
     engine = build_engine(file, tmp_path / "model.plan", EngineOptions(flavor=flavor, tf32=tf32), gate=gate)
     assert engine.manifest.engine.precision_read_from == "parsed network and engine inspector"
     with open_runner(trained) as reference, open_runner(engine.path, "cuda") as runner:

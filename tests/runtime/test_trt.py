@@ -653,19 +653,19 @@ def test_a_hardware_compatible_engine_runs_on_another_gpu(machine):
         assert np.array_equal(runner(crops(2)), machine.expected(crops(2)))
 
 
-@pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "12.0"])
+@pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "12.0", "12.1"])
 def test_an_rtx_engine_built_without_gpu_runs_on_those_listed(rtx, capability):
     rtx.patch.setattr(trt, "nvidia_gpus", lambda: (Gpu("NVIDIA Any", capability),))
-    rtx.write(contract={"gpu": "", "compute_capability": ""})
+    rtx.write(contract={"gpu": "", "compute_capability": "", "hardware_compatible": True})
     with rtx.open() as runner:
         assert runner.info.device == "NVIDIA Any"
 
 
-@pytest.mark.parametrize("capability", ["7.0", "9.0", "10.0"])
+@pytest.mark.parametrize("capability", ["7.0", "7.5", "9.0", "10.0"])
 def test_an_rtx_engine_built_without_gpu_runs_on_no_other(rtx, capability):
     rtx.patch.setattr(trt, "nvidia_gpus", lambda: (Gpu("NVIDIA Any", capability),))
-    rtx.write(contract={"gpu": "", "compute_capability": ""})
-    rtx.refused("NVIDIA Any", capability, "7.5, 8.0, 8.6, 8.9, 12.0")
+    rtx.write(contract={"gpu": "", "compute_capability": "", "hardware_compatible": True})
+    rtx.refused("NVIDIA Any", capability, "8.0, 8.6, 8.9, 12.0, 12.1")
 
 
 def test_a_tensorrt_engine_without_gpu_in_its_manifest_runs_nowhere(plain):
