@@ -29,6 +29,8 @@ from pmm.reranking import Reranking, check_memory, reranked
 from pmm.runtime.base import Embeddings, Runner, open_runner
 
 PROG = "pmm.embed"
+OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "unable to allocate", "bad_alloc")
+"""Words of what torch, ONNX Runtime and numpy raise where memory is short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,15 +144,29 @@ def embed_files(
     done = 0
     with tqdm(total=len(files), desc=label, unit="img", leave=False, disable=None if label else True) as bar:
         for crops in iter_crops(files, size.height, size.width, batch_size):
-            found = runner(crops)
+            found = _run(runner, crops)
             if flip:
-                found = (found + runner(np.ascontiguousarray(crops[:, :, ::-1]))) / np.float32(2)
+                found = (found + _run(runner, np.ascontiguousarray(crops[:, :, ::-1]))) / np.float32(2)
                 if runner.embedding.normalised:
                     found /= np.linalg.norm(found, axis=1, keepdims=True)
             embeddings[done : done + len(crops)] = found
             done += len(crops)
             bar.update(len(crops))
     return embeddings
+
+
+def _run(runner: Runner, crops: Crops) -> Embeddings:
+    """Raises UserError for a batch that is too large for the memory."""
+    try:
+        return runner(crops)
+    except Exception as error:  # each library has a type of its own
+        said = str(error).lower()
+        if isinstance(error, UserError) or not any(words in said for words in OUT_OF_MEMORY):
+            raise
+        first = str(error).strip().splitlines()[0][:160]
+        raise UserError(
+            f"{len(crops)} images at once need too much memory ({first}); use a smaller --batch-size"
+        ) from error
 
 
 def embed_samples(

@@ -85,7 +85,7 @@ def main() -> None:
     if idle and not command.rerank:
         raise UserError(f"{', '.join(sorted(idle))} without --rerank changes nothing; add --rerank")
     artifact = existing_file(command.artifact, "a checkpoint or an exported file")
-    if command.json and command.json == command.per_query:
+    if command.json and command.per_query and command.json.resolve() == command.per_query.resolve():
         raise UserError(f"--json and --per-query are both {command.json}; give two files")
     for path, suffixes in ((command.json, ()), (command.per_query, (".csv",))):
         if path:
@@ -98,6 +98,7 @@ def main() -> None:
 
     from pmm.runtime.base import open_runner
 
+    digest = sha256(artifact)  # now: it may be trained on while this takes its time
     with open_runner(artifact, command.device, command.threads) as runner:
         ranking = Ranking(
             metric=runner.embedding.metric if command.metric == "auto" else command.metric,
@@ -113,13 +114,14 @@ def main() -> None:
         )
         how = _how(command, runner, ranking)
     result = rank_split(split, query, gallery, ranking, label="re-ranking" if reranking else "")
-    if command.json:
-        write_file(command.json, json.dumps({**figures(result), **how, **_what(command, split)}, indent=2) + "\n")
-    if command.per_query:
-        write_file(command.per_query, _lines(split, result))
     print(f"{artifact} on {command.root}: {len(query)} queries, {len(gallery)} gallery crops")
     print(_in_words(how))
-    print(describe(result))
+    print(describe(result), flush=True)  # before a disk can be full
+    if command.json:
+        found = {**figures(result), **how, **_what(command, digest, split)}
+        write_file(command.json, json.dumps(found, indent=2) + "\n")
+    if command.per_query:
+        write_file(command.per_query, _lines(split, result))
 
 
 def figures(result: RankingResult) -> dict[str, float | int]:
@@ -146,11 +148,11 @@ def _how(command: Command, runner: Runner, ranking: Ranking) -> dict[str, Any]:
     }
 
 
-def _what(command: Command, split: Split) -> dict[str, Any]:
+def _what(command: Command, digest: str, split: Split) -> dict[str, Any]:
     """The artifact and the data, and what had to be assumed of them."""
     return {
         "artifact": str(command.artifact),
-        "artifact_sha256": sha256(command.artifact),
+        "artifact_sha256": digest,
         "dataset": layout_of(command.dataset).name,
         "root": str(command.root),
         "queries": len(split.query),

@@ -104,10 +104,12 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
+        except BlockingIOError:
+            raise UserError(f"{path.parent} is in use by another process; wait for it, or use another folder") from None
+        except OSError as error:  # not every file system has locks
             raise UserError(
-                f"{path.parent} is in use by another process; wait for it or choose another --out"
-            ) from None
+                f"{path.parent} cannot be locked ({error.strerror}); use a folder on another disk"
+            ) from error
         yield
 
 

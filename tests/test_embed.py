@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pmm.data.crops import load_crop, load_crops
-from pmm.embed import contract_of, embed_folder, images_below
+from pmm.embed import contract_of, embed_files, embed_folder, images_below
 from pmm.errors import UserError
 from pmm.export.onnx import export_onnx
 from pmm.files import sha256
@@ -158,6 +158,23 @@ def test_a_bad_image_is_named_and_nothing_is_written(artifact, crops, tmp_path, 
     assert_one_line_error(done, "camera2/bad.jpg: not a readable image")
     assert not done.stdout
     assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("said", ["CUDA out of memory. Tried to allocate 20 GiB", "Failed to allocate memory for"])
+def test_a_batch_too_large_for_the_memory_is_one_line(artifact, crops, tmp_path, monkeypatch, said):
+    def full(self, images):
+        raise RuntimeError(f"{said}\nmore")
+
+    monkeypatch.setattr(OrtRunner, "__call__", full)
+    done = embed(artifact, crops, tmp_path / "gallery.npz")
+    assert_one_line_error(done, f"images at once need too much memory ({said}", "use a smaller --batch-size")
+
+    def broken(self, images):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(OrtRunner, "__call__", broken)
+    with open_runner(artifact) as runner, pytest.raises(RuntimeError, match="a bug"):
+        embed_files(runner, images_below(crops))
 
 
 def test_nan_is_refused_by_name_and_the_old_index_kept(artifact, crops, tmp_path, monkeypatch):

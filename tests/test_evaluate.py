@@ -132,6 +132,10 @@ def test_what_is_read_is_not_written_to_and_nothing_is_made_for_a_file_that_is_n
         assert_one_line_error(evaluate(artifact, people, "--json", out), f"{out} is the file to read; give another")
     both = ("--json", tmp_path / "both.csv", "--per-query", tmp_path / "both.csv")
     assert_one_line_error(evaluate(artifact, people, *both), "--json and --per-query are both")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "both.csv")
+    both = ("--json", tmp_path / "both.csv", "--per-query", tmp_path / "link.csv")
+    assert_one_line_error(evaluate(artifact, people, *both), "--json and --per-query are both")
+    (tmp_path / "link.csv").unlink()
     assert_one_line_error(evaluate(tmp_path / "none.pth", people, "--json", tmp_path / "new/o.json"), "does not exist")
     assert not list(tmp_path.iterdir())
 

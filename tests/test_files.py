@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import subprocess
@@ -103,6 +104,20 @@ def test_a_folder_has_one_writer(tmp_path):
     with claimed(tmp_path):
         assert "in use by another process" in other()
     assert "got it" in other()
+
+
+def test_a_disk_without_locks_is_not_taken_for_another_writer(tmp_path, monkeypatch):
+    import fcntl
+
+    def none(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with (
+        pytest.raises(UserError, match=r"cannot be locked \(No locks .*\); use a folder on"),
+        claimed(tmp_path),
+    ):
+        pass
 
 
 def test_existing_file(tmp_path):

@@ -19,10 +19,11 @@ from pmm.bench.steps import digest
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
 from pmm.data.readers import read_dataset
 from pmm.data.samples import Split
+from pmm.data.splits import distractors
 from pmm.environment import describe_environment
 from pmm.errors import UserError
 from pmm.machine import usable_cores
-from pmm.prepare import settled, training_data
+from pmm.prepare import HOW_DRAWN, settled, training_data
 from pmm.runs import RUNS
 
 HOME = Path(pmm.__file__).resolve().parents[1]
@@ -90,8 +91,10 @@ class Ablation:
         self.against = against_of(options.against, self.rows)
         again = cli.names(options.again, flag="--again") if options.again else []
         self._again = set(self.rows) if again == ["all"] else {chosen(a, self.rows, flag="--again") for a in again}
-        drawing = ["--synthetic-ids", str(options.synthetic_ids), "--synthetic-seed", str(options.synthetic_seed)]
-        words = [*self._shared(options.root), *drawing]
+        words = self._shared(options.root)
+        for key in HOW_DRAWN:  # a flag says which people are to be there
+            if (value := getattr(options, key)) != getattr(DataConfig(), key):
+                words += [f"--{key.replace('_', '-')}", str(value)]
         self.configs = {name: config_of(row, words) for name, row in self.rows.items()}
         seeds = min(options.seeds, FAST_SEEDS) if fast_mode() else options.seeds
         self.seeds = range(options.first_seed, options.first_seed + seeds)
@@ -159,7 +162,7 @@ class Ablation:
             "test_identities": len({sample.pid for sample in split.query}),
             "queries": len(split.query),
             "gallery": len(split.gallery),
-            "distractors": sum(sample.pid == 0 for sample in split.gallery),
+            "distractors": distractors(split.query, split.gallery),
         }
 
     def describe(self) -> str:

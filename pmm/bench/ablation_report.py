@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from pmm.bench.ablation_statistics import difference, spread
 from pmm.bench.gpu import RESULTS, slug
 from pmm.bench.pages.wording import between, escape, how_many, number, percent, points
 from pmm.bench.steps import without_places
-from pmm.config import fast_mode
+from pmm.config import SYNTHETIC, fast_mode
 from pmm.environment import describe_environment
 
 SCHEMA = "pmm-ablation-1"
@@ -27,16 +28,33 @@ Report = Mapping[str, Any]
 
 
 def default_out(ablation: Ablation) -> Path:
-    """bench/results/DATE-MACHINE-ablation.json, with the presets unless it is tiny alone, and --against if given, so
-    that one does not replace the other; PMM_FAST=1 measures nothing that should lie there."""
+    """bench/results/DATE-MACHINE-ablation.json, with the data set and the presets unless they are synthetic people and
+    tiny alone, and --against if given; with a number if another ablation lies there, so that one does not replace the
+    other. PMM_FAST=1 measures nothing that should lie there."""
     if fast_mode():
         return ablation.options.runs / "ablation.json"
     facts = describe_environment()
     machine = slug(facts["gpus"][0]) if facts["gpus"] else f"{slug(facts['cpu'])}-{facts['cores']}-cores"
     presets = list(dict.fromkeys(row.preset for row in ablation.rows.values()))
-    which = "" if presets == ["tiny"] else "".join(f"-{slug(name)}" for name in presets)
+    dataset = next(iter(ablation.configs.values())).data.dataset
+    which = "" if dataset == SYNTHETIC else f"-{slug(dataset)}"
+    which += "" if presets == ["tiny"] else "".join(f"-{slug(name)}" for name in presets)
     which += f"-against-{slug(ablation.against)}" if ablation.options.against else ""
-    return RESULTS / f"{datetime.now(timezone.utc):%Y-%m-%d}-{machine}-ablation{which}.json"
+    stem = f"{datetime.now(timezone.utc):%Y-%m-%d}-{machine}-ablation{which}"
+    names = (f"{stem}{f'-{another}' if another > 1 else ''}.json" for another in itertools.count(1))
+    return next(RESULTS / name for name in names if _goes_on(RESULTS / name, ablation))
+
+
+def _goes_on(path: Path, ablation: Ablation) -> bool:
+    """Whether `path` is free, or holds a report of which all rows and seeds are among the ablation's."""
+    try:
+        found = json.loads(path.read_text())
+        rows, seeds = {row["name"] for row in found["rows"]}, set(found["seeds"])
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return rows <= set(ablation.rows) and seeds <= set(ablation.seeds)
 
 
 def progress(outcome: Outcome, left: int, seconds: float) -> str:

@@ -178,7 +178,7 @@ def given(
     """A candidate for each of the user's files: in the `backends` that run such a file, or else in the natural one;
     with CUDA graphs on a GPU, unless `cuda_graph` is off.
 
-    Raises UserError for a file that is not ours, was changed, or that none of the named backends runs.
+    Raises UserError for a file that is not ours or was changed.
     """
     return [pair for path in artifacts for pair in _of_file(path, backends, cuda_graph != "off")]
 

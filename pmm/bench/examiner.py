@@ -141,7 +141,8 @@ class Examiner:
         else:
             embedded = self._judge.embedded(self._embed(candidate.name))
         checked = [str(self._judge.samples[index].path) for index in evenly(len(self._judge.samples), CHECKED_CROPS)]
-        least = self._crew[candidate.name].ask("compare_batch_sizes", paths=checked)
+        apart = self._crew[candidate.name].ask("compare_batch_sizes", paths=checked)
+        figures = self._judge.figures(embedded, reference)
         notes = ["compared with torch's embeddings brought to length 1"] * opened["normalised"]
         notes += ["compared with the mean of torch's embeddings of crop and mirror image"] * opened["flip_tta"]
         return dataclasses.replace(
@@ -150,8 +151,8 @@ class Examiner:
             provider=opened["provider"],
             load_s=opened["load_s"],
             first_inference_s=opened["first_inference_s"],
-            batch_min_cosine=least,
-            **self._judge.figures(embedded, reference),
+            batch_min_cosine=apart["least_cosine"],
+            **figures | {"max_length_error": max(figures["max_length_error"], apart["length_error"])},
         )
 
     def _embed(self, name: str, *, mirrored: bool = False) -> Embeddings:

@@ -135,7 +135,8 @@ def _engine(artifact: Artifact) -> dict[str, Any]:
 def _latency(files: dict[str, Artifact], crops: Crops, batch: int, plan: LatencyPlan) -> list[dict[str, Any]]:
     """What ONNX Runtime runs on this CPU, interleaved, against fp32."""
     runners = {name: open_runner(file.path, "cpu") for name, file in files.items() if file.manifest.precision != "bf16"}
-    measured = measure({name: runner.bind(crops[:batch]) for name, runner in runners.items()}, plan, seed=batch)
+    images = np.resize(crops, (batch, *crops.shape[1:]))  # again from the first, if there are fewer
+    measured = measure({name: runner.bind(images) for name, runner in runners.items()}, plan, seed=batch)
     fp32 = measured["fp32"].p50
     return [
         {"name": name, "batch": batch, "p50_ms": found.p50, "speedup": fp32 / found.p50,

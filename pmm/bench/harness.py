@@ -22,6 +22,7 @@ from pmm.bench.schema import SCHEMA, BenchReport, CheckpointFacts, DatasetFacts,
 from pmm.bench.timing import time_batch
 from pmm.bench.unfinished import Unfinished
 from pmm.data.readers import read_dataset
+from pmm.data.splits import distractors
 from pmm.environment import describe_environment
 from pmm.errors import UserError
 from pmm.files import make_folder, sha256
@@ -60,6 +61,8 @@ class Bench:
             self._facts = self._crew[BUILDER].ask("describe", checkpoint=str(request.checkpoint))
             self._dataset = request.options.dataset or self._facts["config"]["data"]["dataset"]
             self._root = request.options.root or located(self._facts["config"]["data"]["root"], request.checkpoint)
+            if not self._root:
+                raise UserError(f"{request.checkpoint} does not say where its data are; give --root DIR")
             split = read_dataset(self._dataset, self._root)
             for note in split.notes:
                 print(f"note: {note}")
@@ -121,7 +124,14 @@ class Bench:
         request, split, config = self.request, self.judge.split, self._facts["config"]
         results = tuple(self._results[candidate.name] for candidate in request.candidates)
         queries = self.judge.evaluable
-        broken = failures(results, request.gates, reference=REFERENCE, queries=queries, asked=request.asked)
+        broken = failures(
+            results,
+            request.gates,
+            reference=REFERENCE,
+            queries=queries,
+            asked=request.asked,
+            any_precision=request.any_precision,
+        )
         return BenchReport(
             schema=SCHEMA,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -138,7 +148,7 @@ class Bench:
                 root=self._root,
                 queries=len(split.query),
                 gallery=len(split.gallery),
-                distractors=sum(sample.pid == 0 for sample in split.gallery),
+                distractors=distractors(split.query, split.gallery),
                 identities=len({sample.pid for sample in split.query}),
                 cameras=len({sample.camid for sample in self.judge.samples}),
                 digest=self._depends_on["crops"],
@@ -212,6 +222,8 @@ class Bench:
         for name, least in timed.least_cosine.items():
             before = self._results[name].batch_min_cosine
             self._change(name, batch_min_cosine=least if before is None else min(least, before))
+        for name, error in timed.length_error.items():
+            self._change(name, max_length_error=max(error, self._results[name].max_length_error or 0.0))
         for name in timed.timings:
             self._try(name, partial(self._ask_memory, name))
         return timed.timings

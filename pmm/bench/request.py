@@ -75,6 +75,8 @@ class Request:
     """The reference comes first."""
     asked: frozenset[str]
     """Backends that were asked for by name, or by giving a file: one that cannot run here is a failure."""
+    any_precision: bool
+    """Asked for in all precisions: one that runs is enough, as not every machine has each."""
     batches: tuple[int, ...]
     gates: Gates
     out: Path
@@ -96,6 +98,7 @@ def requested(files: Sequence[Path], options: Options, gates: Gates) -> Request:
         checkpoint=checkpoint,
         candidates=candidates,
         asked=asked,
+        any_precision="all" in cli.names(options.precisions or "auto", flag="--precisions"),
         batches=tuple(batches),
         gates=gates,
         out=out,
@@ -125,8 +128,7 @@ def subjects(files: Sequence[Path], options: Options) -> tuple[Path, tuple[Candi
     checkpoint = checkpoints[0] if checkpoints else _checkpoint_of(found) if found else newest_run()
     _one_origin(found, checkpoint)
     candidates = exports if backends or precisions or not artifacts else exports[:1]
-    # with "all" precisions, those that a backend has not here are not missed
-    named = [name for name in backends if name not in ("auto", "all") and "all" not in precisions]
+    named = [name for name in backends if name not in ("auto", "all")]
     asked = frozenset(named) | {candidate.backend for candidate, _ in found}
     # what was given needs no export of the same kind
     covered = {(candidate.backend, candidate.precision) for candidate, _ in found}

@@ -189,7 +189,7 @@ class Result:
     max_abs: float | None = None
     """Largest absolute difference of an element."""
     max_length_error: float | None = None
-    """Largest relative difference of a row's length."""
+    """Largest relative difference of a row's length from the reference's, or of a crop's own in another batch."""
     batch_min_cosine: float | None = None
     """Of crops embedded alone and in batches of 1, odd and ragged sizes, with the same crops in batches of 64."""
 

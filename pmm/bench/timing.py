@@ -32,6 +32,8 @@ class Timed:
     """The worker is gone."""
     least_cosine: dict[str, float]
     """Of an embedding in this batch with the same crop's in a batch of 64."""
+    length_error: dict[str, float]
+    """Largest relative difference of their lengths."""
 
 
 def time_batch(
@@ -62,7 +64,7 @@ def time_batch(
             (refused if worker.alive else died)[name] = str(error)
         advance(name, 0.2)
     if not bound:
-        return Timed({}, refused, died, {})
+        return Timed({}, refused, died, {}, {})
     slowest = max(each["run_ms"] for each in bound.values())
     plan = dataclasses.replace(plan, block=max(1, min(plan.block, int(BLOCK_MS / slowest))))
     told = dataclasses.asdict(plan)
@@ -102,7 +104,10 @@ def time_batch(
             **extra,
         )
         advance(name, 0.3)
-    return Timed(timings, refused, died, {name: each["least_cosine"] for name, each in bound.items()})
+    least_cosine, length_error = (
+        {name: each[figure] for name, each in bound.items()} for figure in ("least_cosine", "length_error")
+    )
+    return Timed(timings, refused, died, least_cosine, length_error)
 
 
 def _percentiles(samples: Sequence[float]) -> dict[str, Any]:

@@ -103,8 +103,8 @@ class Session:
         with replacing(Path(out)) as temporary:
             np.save(temporary, embeddings)
 
-    def compare_batch_sizes(self, paths: list[str]) -> float:
-        """The least cosine of a crop's embedding in a small batch with that in a batch of all."""
+    def compare_batch_sizes(self, paths: list[str]) -> dict[str, float]:
+        """How far a crop's embedding in a small batch is from that in a batch of all."""
         crops = self._crops(paths)
         rows, start = [], 0
         for count in SMALL_BATCHES:
@@ -112,18 +112,18 @@ class Session:
                 rows.append(self._embedded(crops[start : start + count]))
                 start += count
         small = np.concatenate(rows)
-        return numeric_parity(self._embedded(crops)[: len(small)], small).min_cosine
+        return _apart(self._embedded(crops)[: len(small)], small)
 
     def bind(self, paths: list[str], plan: dict[str, Any]) -> dict[str, Any]:
-        """Bind the crops of `paths` as one batch and warm up until steady; how long one run takes, ms, and the least
-        cosine of an embedding in this batch with the same crop's in a batch of 64, as accuracy is measured."""
+        """Bind the crops of `paths` as one batch and warm up until steady; how long one run takes, ms, and how far an
+        embedding in this batch is from the same crop's in a batch of 64, as accuracy is measured."""
         batch, chosen = len(paths), LatencyPlan(**plan)
         crops = self._crops(paths)
-        least = numeric_parity(self._in_full_batches(crops), self._embedded(crops)).min_cosine
+        apart = _apart(self._in_full_batches(crops), self._embedded(crops))
         step = self._steps[batch] = self._runner.bind(crops)
         seconds, steady, run_ms = warm_up(step, chosen)
         self._check_graph()
-        return {"warmup_s": seconds, "steady": steady, "run_ms": run_ms, "least_cosine": least}
+        return {"warmup_s": seconds, "steady": steady, "run_ms": run_ms, **apart}
 
     def turn(self, batch: int, plan: dict[str, Any]) -> list[float]:
         """One block of samples, ms."""
@@ -227,6 +227,12 @@ def _peak_memory() -> int:
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _apart(expected: Embeddings, found: Embeddings) -> dict[str, float]:
+    """The least cosine, and the largest relative difference of lengths, of rows of two batches."""
+    parity = numeric_parity(expected, found)
+    return {"least_cosine": parity.min_cosine, "length_error": parity.max_length_error}
 
 
 def _repeated(call: Callable[[], Any], seconds: float, least: int = 3, most: int = 50) -> list[Any]:

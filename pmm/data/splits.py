@@ -81,3 +81,9 @@ def unrankable(query: Iterable[Sample], gallery: Iterable[Sample]) -> str:
     if len({sample.pid for sample in (*query, *gallery)}) == 1:
         return "all queries and gallery crops are of one identity, so that any order is right; is the root too high?"
     return ""
+
+
+def distractors(query: Iterable[Sample], gallery: Iterable[Sample]) -> int:
+    """How many crops of a gallery are of people who are no query."""
+    asked = {sample.pid for sample in query}
+    return sum(sample.pid not in asked for sample in gallery)

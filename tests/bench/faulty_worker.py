@@ -54,6 +54,10 @@ def swapped_pair(embeddings: Embeddings) -> Embeddings:
     return embeddings[::-1].copy() if len(embeddings) == 2 else embeddings
 
 
+def longer_if_few(embeddings: Embeddings) -> Embeddings:
+    return 2 * embeddings if len(embeddings) < 3 else embeddings
+
+
 def resized_twice(crops: Crops) -> Crops:
     height, width = crops.shape[1:3]
     small = [Image.fromarray(crop).resize((width // 2, height // 2), Image.Resampling.NEAREST) for crop in crops]
@@ -93,6 +97,7 @@ def noisy() -> Callable[[], None]:
 FAULTS: dict[str, Callable[[Runner], Runner]] = {
     "wrong-row": lambda inner: Faulty(inner, after=wrong_row),
     "wrong-when-timed": lambda inner: Faulty(inner, after=swapped_pair),
+    "longer-if-few": lambda inner: Faulty(inner, after=longer_if_few),
     "twice-as-long": lambda inner: Faulty(inner, after=lambda embeddings: 2 * embeddings),
     "swapped-channels": lambda inner: Faulty(inner, before=lambda crops: crops[..., ::-1]),
     "other-resize": lambda inner: Faulty(inner, before=resized_twice),

@@ -463,6 +463,14 @@ def test_the_default_file_is_named_after_day_machine_and_what_is_compared(monkey
     assert name(compare_presets="tiny,paper") == "amd-epyc-2-cores-ablation-tiny-paper.json"
     machine["gpus"] = ["NVIDIA H200"]
     assert name(preset="paper") == "nvidia-h200-ablation-paper.json"
+    assert name(dataset="market1501", root="/data") == "nvidia-h200-ablation-market1501.json"
+    monkeypatch.setattr(ablation_report, "RESULTS", tmp_path)
+    first = ablation_report.default_out(Ablation(Options(methods="pmm,bdb", seeds=2)))
+    first.write_text(json.dumps({"rows": [{"name": "pmm"}, {"name": "bdb"}], "seeds": [0, 1]}))
+    more = ablation_report.default_out(Ablation(Options(methods="pmm,bdb,baseline", seeds=3)))
+    assert more == first  # which goes on from it
+    for other in ({"methods": "pmm,cutmix", "seeds": 2}, {"methods": "pmm,bdb", "seeds": 1}):
+        assert ablation_report.default_out(Ablation(Options(**other))).name == f"{first.stem}-2.json"
     monkeypatch.setenv("PMM_FAST", "1")
     fast = Ablation(Options(methods="pmm", runs=tmp_path))
     assert ablation_report.default_out(fast) == tmp_path / "ablation.json"

@@ -98,6 +98,7 @@ def test_given_artifacts_take_the_place_of_exports(trained, exported):
         "torch fp32", "ort-cpu fp32 model.onnx", "openvino fp32 model.onnx", "ort-cpu int8", "openvino int8",
     ]  # fmt: skip
     assert asked == {"ort-cpu", "openvino"}
+    assert subjects([trained], Options(backends="tensorrt,all", precisions="all"))[2] == {"tensorrt"}
 
 
 @pytest.mark.parametrize(

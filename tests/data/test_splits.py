@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.data.samples import UNKNOWN_CAMERA, Sample
-from pmm.data.splits import draw_queries, matchable, split_validation, unrankable
+from pmm.data.splits import distractors, draw_queries, matchable, split_validation, unrankable
 from pmm.errors import UserError
 from pmm.metrics import evaluate_ranking
 
@@ -91,3 +91,9 @@ def test_what_cannot_be_ranked():
     assert "of one identity" in unrankable(crops((1, 0), (1, 1)), crops((1, 2)))
     assert not unrankable(crops((1, 0)), crops((1, 1), (2, 1)))
     assert not unrankable(crops((1, 0), (2, 0)), crops((1, 1)))
+
+
+def test_distractors_are_people_who_are_no_query_whatever_their_number():
+    query = [Sample(Path("q"), pid, 1) for pid in (0, 5)]
+    gallery = [Sample(Path("g"), pid, 2) for pid in (0, 0, 5, 7, 8, 8)]
+    assert distractors(query, gallery) == 3
