@@ -124,6 +124,6 @@ class Validation:
         for rank, share in enumerate(shares):
             embeddings[rank :: self.processes.world] = share
         if not np.isfinite(embeddings).all():
-            raise UserError("validation: the embeddings hold NaN or Inf: the run has diverged; start again, lower --lr")
+            raise UserError("validation: the embeddings hold NaN or Inf: start again with a lower --lr")
         queries = len(self.split.query)
         return rank_split(self.split, embeddings[:queries], embeddings[queries:])

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pmm import cli
 from pmm.errors import Unavailable, UserError
@@ -29,8 +29,10 @@ from pmm.onnx_file import OnnxFile
 from pmm.runtime.flavors import FLAVORS, gpu_for, last_error_logger, library_name, load_flavor, this_platform
 from pmm.runtime.tf32 import TF32_ON, has_tf32
 
+Flavor = Literal["tensorrt", "rtx"]
 
-def choose_flavor(flavor: str, onnx_file: Path) -> tuple[str, Any]:
+
+def choose_flavor(flavor: Literal[Flavor, "auto"], onnx_file: Path) -> tuple[Flavor, Any]:
     """The builder to use and its module. "auto" is TensorRT where it and a GPU are there, else TensorRT-RTX.
 
     Raises UserError saying what to install and where the ONNX file is, if there is none.
@@ -41,8 +43,9 @@ def choose_flavor(flavor: str, onnx_file: Path) -> tuple[str, Any]:
             "TensorRT builds engines only on a machine with an NVIDIA GPU, and none is visible here; use --flavor rtx, "
             f"or build there from {onnx_file}"
         )
+    either: tuple[Flavor, ...] = ("tensorrt", "rtx") if found else ("rtx",)
     missing = []
-    for name in {"auto": ("tensorrt", "rtx") if found else ("rtx",)}.get(flavor, (flavor,)):
+    for name in either if flavor == "auto" else (flavor,):
         try:
             module = load_flavor(name)
         except UserError as error:
