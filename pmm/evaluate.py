@@ -98,7 +98,7 @@ def main() -> None:
 
     from pmm.runtime.base import open_runner
 
-    digest = sha256(artifact)  # now: it may be trained on while this takes its time
+    digest = sha256(artifact) if command.json else ""  # now: it may be trained on while this takes its time
     with open_runner(artifact, command.device, command.threads) as runner:
         ranking = Ranking(
             metric=runner.embedding.metric if command.metric == "auto" else command.metric,

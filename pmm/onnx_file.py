@@ -52,16 +52,9 @@ def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
     Raises:
         UserError: no ONNX, external data that is not allowed, or a manifest that is damaged or of another file.
     """
-    import onnx
-
     path = existing_file(path, "an ONNX file written by export/to_onnx.py")
     content = path.read_bytes()
-    try:
-        proto = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's own exception type depends on its version
-        raise UserError(f"{path}: truncated, or not an ONNX file") from error
-    if not proto.graph.node:
-        raise UserError(f"{path}: truncated, or not an ONNX file (no operators in it)")
+    proto = _parsed(content, path)
     external = _check_external_data(path, proto, external_data)
     digest = hashlib.sha256(content).hexdigest()
     return OnnxFile(path, content, proto, digest, _manifest(path, proto, digest), external)
@@ -69,12 +62,23 @@ def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
 
 def is_onnx(path: Path) -> bool:
     """Whether the file, ours or not, can be read as ONNX at all."""
+    try:
+        _parsed(path.read_bytes(), path)
+        return True
+    except UserError:
+        return False
+
+
+def _parsed(content: bytes, path: Path) -> onnx.ModelProto:
     import onnx
 
     try:
-        return bool(onnx.load_model_from_string(path.read_bytes()).graph.node)
-    except Exception:  # see above
-        return False
+        proto = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's own exception type depends on its version
+        raise UserError(f"{path}: truncated, or not an ONNX file") from error
+    if not proto.graph.node:
+        raise UserError(f"{path}: truncated, or not an ONNX file (no operators in it)")
+    return proto
 
 
 def embed_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:

@@ -460,9 +460,8 @@ def test_a_gpu_that_torch_cannot_use_is_told(small_config, tmp_path, monkeypatch
     assert "warning: torch cannot use the NVIDIA GPU that is here, so this trains on the CPU" in capsys.readouterr().err
 
 
-def test_people_are_not_drawn_into_the_current_folder(tmp_path, monkeypatch):
+def test_people_are_not_drawn_into_the_current_folder(tmp_path):
     """It could not be put in place at once."""
-    monkeypatch.chdir(tmp_path)
     done = run_here("-m", "pmm.train", "--preset", "tiny", "--root", ".", "--out", tmp_path / "run", cwd=tmp_path)
     assert_one_line_error(done, ". is the current folder; give --root a folder of its own")
 

@@ -94,8 +94,6 @@ def verified_onnx(
 def refuse_others(out: Path, checkpoint: Path, recipe: Recipe) -> None:
     """Raise UserError if `out`, a name that nobody gave, is a file that is not ours, or another export of `checkpoint`:
     the user's, and not to be replaced in passing."""
-    from pmm.checkpoint import load_model
-
     if not out.is_file():
         return
     advice = "give -o another name, or move it away"
@@ -107,11 +105,8 @@ def refuse_others(out: Path, checkpoint: Path, recipe: Recipe) -> None:
         raise UserError(f"{out} is there, and was changed since it was exported ({error}); {advice}") from error
     if manifest is None:
         raise UserError(f"{out} is there, and no export of ours; {advice}")
-    if manifest.checkpoint_sha256 == sha256(checkpoint):
-        made = (recipe.precision, _input(recipe), _embedding(load_model(checkpoint), recipe))
-        same = (manifest.precision, manifest.input, manifest.embedding) == made
-        if not same or (recipe.precision == "int8" and not _as_asked(manifest.quantization or {}, recipe)):
-            raise UserError(f"{out} is another export of this checkpoint; build from that file, or {advice}")
+    if manifest.checkpoint_sha256 == sha256(checkpoint) and not _as_asked(manifest, checkpoint, recipe):
+        raise UserError(f"{out} is another export of this checkpoint; build from that file, or {advice}")
 
 
 def describe(artifact: Artifact) -> str:
@@ -200,12 +195,20 @@ def _embedding(model: torch.nn.Module, recipe: Recipe) -> EmbeddingContract:
 
 def _same_recipe(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
     """Was the file made by this version of us, from this checkpoint, as `recipe` says?"""
-    from pmm.checkpoint import load_model
-
     return (
         manifest.checkpoint_sha256 == sha256(checkpoint)
         and _versions().items() <= manifest.versions.items()
-        and manifest.precision == recipe.precision
+        and not recipe.calibration_root  # what it holds now may be something else
+        and _as_asked(manifest, checkpoint, recipe)
+    )
+
+
+def _as_asked(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
+    """Does the manifest of an export of this checkpoint say what `recipe` says?"""
+    from pmm.checkpoint import load_model
+
+    return (
+        manifest.precision == recipe.precision
         and manifest.input == _input(recipe)
         and manifest.embedding == _embedding(load_model(checkpoint), recipe)
         and (recipe.precision != "int8" or _same_quantization(manifest.quantization or {}, recipe))
@@ -213,11 +216,6 @@ def _same_recipe(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
 
 
 def _same_quantization(quantization: dict[str, Any], recipe: Recipe) -> bool:
-    # what a folder that was given holds now may be something else
-    return not recipe.calibration_root and _as_asked(quantization, recipe)
-
-
-def _as_asked(quantization: dict[str, Any], recipe: Recipe) -> bool:
     calibration = quantization.get("calibration", {})
     found = quantization.get("target"), calibration.get("of"), calibration.get("asked")
     return found == (recipe.target, _calibrated_on(recipe), recipe.calibration_images)

@@ -60,7 +60,7 @@ def test_what_keeps_every_gate_passes():
         (
             {"max_length_error": 0.00011},
             "--max-length-error",
-            "or in another batch, at most 0.01% is",
+            "differs by 0.01% from the reference's or in another batch, at most 0.01%",
         ),
         ({"max_length_error": None}, "--max-length-error", "were not compared"),
     ],
