@@ -18,13 +18,20 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pmm import cli
 from pmm.config import Config, preset
 from pmm.data.synthetic.dataset import draw_dataset
+from tests.store import Shared, Store
 
 ROOT = Path(__file__).resolve().parents[1]
 IDS = 12
+for tier, examples, derandomize in (("test", 40, True), ("slow", 100, True), ("full", 1000, False)):
+    # the same examples each time where every change must pass; new ones where there is time to look into what fails
+    settings.register_profile(tier, max_examples=examples, derandomize=derandomize, deadline=None)
+settings.load_profile("test")
+
 LONGEST = ("test_demo.py", "test_paper.py", "test_readme.py", "test_faults.py", "test_harness.py", "test_methods.py")
 
 
@@ -52,11 +59,18 @@ def one_table_of_operators() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """One for all test processes of this run."""
+    base = tmp_path_factory.getbasetemp()
+    store = Store((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared")
+    yield store
+    store.check()
+
+
+@pytest.fixture(scope="session")
+def people(store: Store) -> Path:
     """A small synthetic data set on disk; read only."""
-    out = tmp_path_factory.mktemp("people") / "data"
-    draw_dataset(out, ids=IDS, seed=7, workers=1)
-    return out
+    return store.get("people", lambda home: draw_dataset(home / "data", ids=IDS, seed=7, workers=1)) / "data"
 
 
 @pytest.fixture(scope="session")
@@ -71,11 +85,21 @@ def small_config(people: Path) -> Config:
 
 
 @pytest.fixture(scope="session")
-def trained(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """best.pth of a short run; read only."""
-    from pmm.train import train
+def shared(store: Store, small_config: Config) -> Shared:
+    """Short runs of preset tiny, and what is exported from them, each made when it is first asked for; read only."""
+    return Shared(store, small_config)
 
-    return train(small_config, out=tmp_path_factory.mktemp("trained") / "run", device="cpu")
+
+@pytest.fixture(scope="session")
+def trained(shared: Shared) -> Path:
+    """best.pth of a short run; read only."""
+    return shared.run()
+
+
+@pytest.fixture(scope="session")
+def exported(shared: Shared) -> Path:
+    """The fp32 ONNX file of `trained`, verified, its manifest beside it; read only."""
+    return shared.onnx()
 
 
 @pytest.fixture
