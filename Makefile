@@ -3,21 +3,24 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 PIP    := $(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO   := runs/demo
+CLIENTS := .venv-clients
 # Two processes of one thread each: with two each, threads of torch would wait for those of the other process. A test
 # that hangs fails, with its stack, after a time that no whole one takes.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup again demo test test-slow gpu lint clean
+.PHONY: help setup again demo test test-slow test-full clients gpu lint clean
 
 help:
 	@echo "make demo       environment, synthetic people, training, ONNX, TensorRT-RTX engine, report ($(DEMO)/)"
 	@echo "make test       environment and the test suite"
-	@echo "make test-slow  the long proofs"
+	@echo "make test-slow  the rest of what each change must pass"
+	@echo "make test-full  exhaustive: every combination, long searches for counterexamples, foreign clients; an hour"
 	@echo "make gpu        what only a machine with an NVIDIA GPU can prove, step by step, into bench/results/; again, it"
 	@echo "                runs what failed or changed; PYTHON=python3 takes a python that has torch, and installs nothing;"
 	@echo "                ONLY='tests training' leaves out the other steps, AGAIN=tests repeats one that passed"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      the environment alone ($(VENV)/)"
+	@echo "make clients    environments of programs that read our files without us ($(CLIENTS)/), for make test-full"
 	@echo "make clean      remove build products and caches (keeps $(VENV)/ and runs/)"
 
 setup: $(VENV)/.installed
@@ -46,10 +49,22 @@ demo: setup
 	$(PYTHON) bench/run.py $(DEMO)/best.pth --backends all --out $(DEMO)/report
 
 test: setup
-	$(PYTEST) -m "not slow" --timeout 600
+	$(PYTEST) -m "not slow and not full" --timeout 300
 
+# Tests that search for counterexamples run again, with more of them.
 test-slow: setup
-	$(PYTEST) -m slow --timeout 2400
+	$(PYTEST) -m "(slow or hypothesis) and not full" --hypothesis-profile slow --timeout 900
+
+test-full: setup clients
+	PMM_CLIENTS=$(CLIENTS) $(PYTEST) -m "full or hypothesis" --hypothesis-profile full --timeout 2400
+
+clients: $(CLIENTS)/plain/.installed
+
+# Neither torch nor this package: what a service has that only runs our ONNX files.
+$(CLIENTS)/plain/.installed: constraints.txt
+	python3 -m venv $(CLIENTS)/plain
+	$(CLIENTS)/plain/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt numpy pillow onnxruntime openvino
+	@touch $@
 
 gpu:
 	@PYTHONPATH=. python3 bench/gpu.py --check
@@ -64,4 +79,4 @@ lint: setup
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find pmm export bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "kept: $(VENV)/ and runs/"
+	@echo "kept: $(VENV)/, $(CLIENTS)/ and runs/"

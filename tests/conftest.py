@@ -27,9 +27,9 @@ from tests.store import Shared, Store
 
 ROOT = Path(__file__).resolve().parents[1]
 IDS = 12
-for tier, examples, derandomize in (("test", 40, True), ("slow", 100, True), ("full", 1000, False)):
-    # the same examples each time where every change must pass; new ones where there is time to look into what fails
-    settings.register_profile(tier, max_examples=examples, derandomize=derandomize, deadline=None)
+for tier, count in (("test", 25), ("slow", 100), ("full", 1000)):
+    # what every change must pass draws the same examples each time; where there is time to look into it, new ones
+    settings.register_profile(tier, max_examples=count, derandomize=tier != "full", deadline=None)
 settings.load_profile("test")
 
 LONGEST = ("test_demo.py", "test_paper.py", "test_readme.py", "test_faults.py", "test_harness.py", "test_methods.py")
@@ -118,6 +118,11 @@ def built_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
     yield pretend
     _extension.missing.cache_clear()
+
+
+def examples(count: int) -> settings:
+    """How many examples a property is tried on in `make test-slow`: a quarter in `make test`, tenfold in test-full."""
+    return settings(max_examples=max(5, count * settings.default.max_examples // 100))
 
 
 def run_python(*args: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

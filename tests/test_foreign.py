@@ -24,7 +24,7 @@ from pmm.runtime.base import open_runner
 from pmm.torch_file import read_torch_file
 from pmm.trainee import make_trainee
 from tests.authors import authors_network, hollow
-from tests.conftest import assert_one_line_error, run_here
+from tests.conftest import assert_one_line_error, examples, run_here
 
 DATA = dataclasses.replace(preset("paper").data, dataset="market1501")
 COUNTER = "num_batches_tracked"
@@ -207,7 +207,7 @@ def refused(content, *texts):
         assert text in str(error.value)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(examples(40), suppress_health_check=[HealthCheck.too_slow])
 @given(method=st.sampled_from(["pmm", "bdb"]), data=st.data())
 def test_keys_that_are_not_exactly_theirs_are_refused_by_name(method, data):
     state = dict(HOLLOW[method])

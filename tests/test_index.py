@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import pmm.distances
@@ -27,7 +27,7 @@ from pmm.data.crops import preprocessing_of
 from pmm.errors import UserError
 from pmm.index import Index, IndexContract
 from pmm.manifest import EmbeddingContract
-from tests.conftest import ROOT
+from tests.conftest import ROOT, examples
 
 
 def contract(dim: int, metric: str = "euclidean") -> IndexContract:
@@ -64,7 +64,7 @@ names = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=9) 
     folder=names,
     data=st.data(),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_round_trip(tmp_path_factory, numbers, folder, data):
     path = tmp_path_factory.mktemp("index") / "index.npz"
     texts = tuple(data.draw(st.lists(names, min_size=len(numbers), max_size=len(numbers))))
@@ -112,7 +112,7 @@ def exact(embeddings: np.ndarray, query: np.ndarray, metric: str) -> np.ndarray:
     chunk=st.sampled_from([1, 16, 100, 4096]),
     metric=st.sampled_from(["euclidean", "cosine"]),
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_nearest_is_brute_force_with_ties_by_index(seed, rows, dim, queries, top, chunk, metric):
     rng = np.random.default_rng(seed)
     embeddings = rng.integers(1, 3, (rows, dim)).astype(np.float64)  # few different rows: many ties

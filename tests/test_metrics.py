@@ -3,13 +3,14 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pmm import distances, ranks
 from pmm.distances import Blocks
 from pmm.errors import UserError
 from pmm.metrics import evaluate_distances, evaluate_ranking
+from tests.conftest import examples
 
 
 def by_hand(q, g, q_pids, g_pids, q_cams, g_cams, ap="standard"):
@@ -54,7 +55,7 @@ def problems(draw):
 
 
 @pytest.mark.parametrize("ap", ["standard", "trapezoid", "truncated50"])
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(
     problem=problems(),
     dtype=st.sampled_from([np.float32, np.float64, np.int64]),

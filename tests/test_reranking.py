@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm import distances, reranking
@@ -8,6 +8,7 @@ from pmm.distances import Blocks
 from pmm.errors import UserError
 from pmm.metrics import evaluate_distances, evaluate_ranking
 from pmm.reranking import Reranking, reranked
+from tests.conftest import examples
 
 
 def by_hand(query, gallery, k1=20, k2=6, weight=0.3):
@@ -54,7 +55,7 @@ def whole(found):
     return found.exact(queries, items).reshape(found.shape)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     seed=st.integers(0, 2**31),
     queries=st.integers(1, 6),

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.config import RecipeConfig
 from pmm.data.augmentation import draw_augmentation, shift_into
 from pmm.data.batches import TrainBatch, _scale_and_offset, _to_images_at_once, to_images
+from tests.conftest import examples
 from tests.data.plain_augmentation import PREPROCESSING, reference
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def at_once(batch, preprocessing, device):
 
 
 @pytest.mark.parametrize("make", [to_images, at_once])
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     size=st.tuples(st.integers(1, 14), st.integers(1, 14)),
     cutout_size=st.tuples(st.integers(1, 16), st.integers(1, 16)),

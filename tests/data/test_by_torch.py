@@ -7,14 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from pmm.data import by_torch
 from pmm.data.by_torch import FACTORS, PROVED, enlarged, enlarges
 from pmm.data.crops import load_crop
-from tests.conftest import ROOT
+from tests.conftest import ROOT, examples
 
 FAST = torch.backends.cpu.get_cpu_capability() in PROVED
 needs_fast = pytest.mark.skipif(not FAST, reason=f"torch has none of {PROVED} here, and PIL resizes everything")
@@ -38,7 +38,7 @@ def test_every_pair_of_neighbours(factor, count):
 
 
 @needs_fast
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     size=st.tuples(st.integers(1, 200), st.integers(1, 200)),
     factors=st.tuples(st.sampled_from(FACTORS), st.sampled_from(FACTORS)),

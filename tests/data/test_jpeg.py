@@ -5,13 +5,14 @@ import io
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from pmm.data.crops import load_crop
 from pmm.data.jpeg import decoded
 from pmm.errors import UserError
+from tests.conftest import examples
 
 
 def noise(height=20, width=10, seed=0, *, smooth=False):
@@ -33,7 +34,7 @@ def by_pil(content):
         return np.asarray(image.convert("RGB"))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
     quality=st.sampled_from([1, 30, 75, 95, 100]),
@@ -80,7 +81,7 @@ def damaged(content, changes):
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=1500, deadline=None)
+@examples(1500)
 @given(content=st.sampled_from(WHOLE), changes=st.lists(CHANGES, min_size=1, max_size=3))
 @example(content=WHOLE[0], changes=[])
 def test_of_a_damaged_file_no_other_pixels_come_than_from_pil(content, changes):

@@ -1,14 +1,15 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.data.sampler import PKSampler
 from pmm.errors import UserError
+from tests.conftest import examples
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(st.integers(1, 7), min_size=2, max_size=12), st.integers(2, 4), st.integers(2, 5), st.integers(0, 2**31)
 )

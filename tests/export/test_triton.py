@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 from google.protobuf.json_format import MessageToDict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.data.crops import Preprocessing
@@ -23,7 +23,7 @@ from pmm.manifest import (
     manifest_path,
     read_manifest,
 )
-from tests.conftest import assert_one_line_error, run_here
+from tests.conftest import assert_one_line_error, examples, run_here
 
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
 HEIGHT, WIDTH, DIM = 6, 4, 5
@@ -312,7 +312,7 @@ def test_strings_are_escaped(text):
     assert parse(config).parameters["pmm_method"].string_value == text
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.text(), st.text(), st.text(), st.text())
 def test_any_string_survives_the_round_trip(name, method, images, embeddings):
     manifest = make_manifest(
@@ -325,7 +325,7 @@ def test_any_string_survives_the_round_trip(name, method, images, embeddings):
     assert (config.input[0].name, config.output[0].name) == (images, embeddings)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.tuples(*[st.integers(1, 2**31 - 1)] * 3).map(sorted),
     st.integers(1, 2**31 - 1),
@@ -343,7 +343,7 @@ def test_any_numbers_that_are_let_in_are_kept_and_allowed_by_triton(batch, most,
     assert min(preferred) == min(8, most)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0")))
 def test_any_file_name_becomes_an_allowed_model_name(stem):
     assert module.NAME.fullmatch(module._clean(stem))

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.config import preset
@@ -117,7 +117,6 @@ def test_cutout_lets_no_nan_through_from_what_it_zeroes(monkeypatch):
 
 
 @given(st.integers(1, 24), st.integers(1, 9), st.integers(0, 10_000))
-@settings(deadline=None)
 def test_a_box_is_one_rectangle_as_large_as_was_drawn_but_for_the_clipping(height, width, seed):
     box = random_box(height, width, CPU, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed)
@@ -148,7 +147,6 @@ def test_areas_and_centres_are_spread_as_they_should_be():
 
 
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 1000))
-@settings(deadline=None)
 def test_labels_have_the_true_shares(height, width, seed):
     generator = torch.Generator().manual_seed(seed)
     taken = torch.rand(4, height, width, generator=generator) < 0.4

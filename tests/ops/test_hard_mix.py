@@ -1,16 +1,17 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch.autograd import gradcheck, gradgradcheck
 
 from pmm.ops import hard_mix
 from pmm.ops.block_ranking import block_ranks, block_scores
 from pmm.ops.hard_mix import _reference
+from tests.conftest import examples
 from tests.ops.problems import DTYPES, INF, LAYOUTS, NAN, moved, problems
 from tests.ops.reference import adjoint_by_hand, mixed_by_hand, ranks_by_hand, replaced_by_hand, scores_by_hand
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(problems())
 def test_equals_the_definition(device, problem):
     x, cam, partner, block, k, on_empty = problem
@@ -21,7 +22,7 @@ def test_equals_the_definition(device, problem):
     assert mixed.stride() == x.stride()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(problems())
 def test_backward_equals_the_definition(device, problem):
     x, cam, partner, block, k, on_empty = moved(problem, device)
@@ -35,7 +36,7 @@ def test_backward_equals_the_definition(device, problem):
     assert torch.equal(dx.cpu(), expected)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(problems())
 def test_scores_have_the_bits_of_the_sequential_sum(problem):
     _, cam, _, block, _, _ = problem

@@ -1,12 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from pmm.ops import hard_mix, hard_mix_max_pool
 from pmm.ops.hard_mix_max_pool import _reference, _unpool_reference
+from tests.conftest import examples
 from tests.ops.problems import DTYPES, INF, LAYOUTS, NAN, moved, problems
 
 
@@ -15,7 +16,7 @@ def composed(x, cam, partner, block, k, on_empty):
     return F.adaptive_max_pool2d(mixed, 1).flatten(1), replaced
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(problems())
 def test_equals_mix_then_pool_with_gradients(device, problem):
     x, cam, partner, block, k, on_empty = moved(problem, device)
@@ -43,7 +44,7 @@ def awkward_maps(draw):
     return x.contiguous(memory_format=draw(st.sampled_from(LAYOUTS))), replaced, partner
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(awkward_maps())
 def test_ties_zeros_and_nan_as_in_torchs_max_pool(device, maps):
     x, replaced, partner = maps

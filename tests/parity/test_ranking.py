@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pmm import distances
@@ -11,6 +11,7 @@ from pmm.metrics import evaluate_ranking
 from pmm.parity import ranking
 from pmm.parity.labels import Embedded
 from pmm.parity.ranking import first_items, kendall_tau_b, ranking_parity
+from tests.conftest import examples
 from tests.parity.problems import (
     evaluable,
     labels_of,
@@ -53,7 +54,7 @@ def by_hand(reference, candidate, labels):
     return lost, gained, changed, overlaps, taus
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(problem=problems())
 def test_equals_the_definitions(problem):
     lost, gained, changed, overlaps, taus = by_hand(*problem)
@@ -68,7 +69,7 @@ def test_equals_the_definitions(problem):
     assert found.kendall_tau == pytest.approx(np.mean(taus), abs=1e-12)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(problem=problems(), count=st.sampled_from([1, 3, 10, 50, 100]), seed=st.integers(0, 99))
 def test_first_items_are_the_head_of_the_sorted_list(problem, count, seed):
     embedded, _, labels = problem
@@ -85,7 +86,7 @@ def test_first_items_of_no_query():
     assert first_items(embedded, labels, (), 5).shape == (0, 5)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(problem=problems())
 def test_identical_embeddings_rank_identically(problem):
     reference, _, labels = problem
@@ -135,7 +136,7 @@ def test_a_first_item_may_change_and_stay_right():
     assert (found.top1_changed, found.rank1_lost, found.rank1_gained, found.kendall_tau) == (1, 0, 0, -1.0)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(values=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
 def test_kendall_tau_b_equals_its_terms(values):
     a, b = (np.array([pair[side] for pair in values], float) for side in (0, 1))

@@ -2,12 +2,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 
 from pmm.errors import UserError
 from pmm.metrics import RankingResult, evaluate_ranking
 from pmm.parity import retrieval
 from pmm.parity.retrieval import retrieval_parity
+from tests.conftest import examples
 from tests.parity.problems import evaluable, labels_of, off_by, people, problems
 
 
@@ -38,7 +39,7 @@ def ranked(embedded, labels):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(problem=problems())
 def test_equals_the_definitions(problem):
     reference, candidate, labels = problem
@@ -79,7 +80,7 @@ def test_equals_the_definitions(problem):
         assert found.worst(count) == tuple(worst[:count])
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(problem=problems())
 def test_identical_rankings(problem):
     reference, _, labels = problem

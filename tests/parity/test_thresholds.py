@@ -4,13 +4,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.errors import UserError
 from pmm.parity import thresholds
 from pmm.parity.labels import Embedded
 from pmm.parity.thresholds import Flips, decision_flips, verification
+from tests.conftest import examples
 from tests.parity.problems import (
     is_junk,
     labels_of,
@@ -71,7 +72,7 @@ def check(found, embedded, labels, one_in, least_accepted):
         assert bits(point.threshold) - bits(farthest) - (bits(following) - bits(point.threshold)) in (0, -1)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     problem=problems(),
     one_in=st.sampled_from([(2, 3, 7), (3, 10, 50)]),
