@@ -1,8 +1,10 @@
-"""Two processes on one CPU, talking through gloo: what they exchange, and that they train as one would."""
+"""Processes of their own on one CPU: two that talk through gloo and train as one would, one that a terminal ends."""
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from pmm import cli, train
 from pmm.checkpoint import load
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
@@ -25,6 +28,8 @@ from pmm.trainee import make_trainee
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])  # they start where torch is loaded, and no test has used it
 GATHERED, APART = {"gather": True}, {"gather": False}
 
 
@@ -134,7 +139,7 @@ def config(small_config):
 @pytest.fixture(scope="module")
 def both(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(started, (free_port(), config, out), nprocs=2)
+    torch.multiprocessing.start_processes(started, (free_port(), config, out), nprocs=2, start_method="forkserver")
     return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -225,28 +230,20 @@ def torchrun(*args, processes=2, **options):
 FLAGS = ("--preset", "tiny", "--device", "cpu", "--val-identities", "0.25", "--batch-size", "16", "--workers", "1")
 
 
-def test_torchrun_trains_one_model_and_a_second_run_is_refused(people, tmp_path):
-    run = torchrun(*FLAGS, "--root", people, "--out", tmp_path / "run", "--epochs", "2", "--gather")
-    out, error = run.communicate(timeout=400)
-    assert run.returncode == 0, error
-    assert out.count("epoch 1/2  loss") == out.count("epoch 2/2  loss") == out.count("finished 2 epochs") == 1
-    assert "cpu x 2 processes" in out
-    state = load(tmp_path / "run" / "last.pth")
-    assert (state["epoch"], state["progress"]) == (2, {"world": 2})
-    again = torchrun(*FLAGS, "--root", people, "--out", tmp_path / "run", "--epochs", "2")
-    _, error = again.communicate(timeout=400)
-    assert again.returncode != 0
-    assert error.count("pmm.train: error: ") == 1
-    assert "holds a run; add --resume" in error
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_stopped_and_resumed_end_with_the_same_bits(people, tmp_path, processes):
-    flags = (*FLAGS, "--root", people, "--epochs", "6", "--batch-size", "24")
+@pytest.mark.parametrize(
+    ("processes", "gather"), [(2, ("--gather",)), pytest.param(3, (), marks=pytest.mark.full)], ids=["2", "3"]
+)
+def test_torchrun_trains_one_model_that_can_be_stopped_and_resumed(people, tmp_path, processes, gather):
+    flags = (*FLAGS, "--root", people, "--epochs", "6", "--batch-size", "24", *gather)
     whole = torchrun(*flags, "--out", tmp_path / "whole", processes=processes)
-    _, error = whole.communicate(timeout=500)
+    out, error = whole.communicate(timeout=500)
     assert whole.returncode == 0, error
+    assert [out.count(f"epoch {epoch}/6  loss") for epoch in range(1, 7)] == [1] * 6
+    assert out.count("finished 6 epochs") == 1
+    assert f"cpu x {processes} processes" in out
+    state = load(tmp_path / "whole" / "last.pth")
+    assert (state["epoch"], state["progress"]) == (6, {"world": processes})
     keep = ("--save-minutes", "1e-9")
     stopped = torchrun(*flags, *keep, "--out", tmp_path / "stopped", processes=processes, start_new_session=True)
     for line in stopped.stdout:
@@ -263,8 +260,8 @@ def test_processes_stopped_and_resumed_end_with_the_same_bits(people, tmp_path, 
     resumed = torchrun("--out", tmp_path / "stopped", "--resume", processes=processes)
     _, error = resumed.communicate(timeout=400)
     assert resumed.returncode == 0, error
-    expected, found = (load(tmp_path / name / "last.pth")["model"] for name in ("whole", "stopped"))
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    found = load(tmp_path / "stopped" / "last.pth")["model"]
+    assert all(torch.equal(value, found[name]) for name, value in state["model"].items())
     logs = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "stopped")]
     for one, other in zip(*logs, strict=True):
         kept = [name for name in one if name.startswith(("triplet", "cross", "loss", "val"))]
@@ -272,15 +269,51 @@ def test_processes_stopped_and_resumed_end_with_the_same_bits(people, tmp_path, 
 
 
 @pytest.mark.slow
-def test_what_one_process_meets_ends_all_with_one_line(people, tmp_path):
-    import shutil
+def test_a_second_run_of_many_processes_is_refused_in_one_line(trained, people, tmp_path):
+    out = shutil.copytree(trained.parent, tmp_path / "run")
+    again = torchrun(*FLAGS, "--root", people, "--out", out, "--epochs", "2")
+    _, error = again.communicate(timeout=400)
+    assert again.returncode != 0
+    assert error.count("pmm.train: error: ") == 1
+    assert "holds a run; add --resume" in error
 
+
+@pytest.mark.slow
+def test_what_one_process_meets_ends_all_with_one_line(people, tmp_path):
     shutil.copytree(people, tmp_path / "people")
     files = sorted((tmp_path / "people" / "bounding_box_train").iterdir())
     for path in files[::4]:
-        path.write_bytes(b"")
+        path.unlink()
+        path.touch()
     run = torchrun(*FLAGS, "--root", tmp_path / "people", "--out", tmp_path / "run", "--epochs", "3")
     _, error = run.communicate(timeout=400)
     assert run.returncode != 0
     assert error.count("pmm.train: error: ") == 1
     assert "not a readable image" in error
+
+
+def interrupted(out, args):
+    """`python -m pmm.train ARGS`, its output in `out`, in a session of its own as a terminal's."""
+    os.setsid()
+    for number, name in (1, "stdout"), (2, "stderr"):
+        os.dup2(os.open(out / name, os.O_CREAT | os.O_WRONLY), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [train.PROG, *map(str, args)]
+    cli.run(train.main, prog=train.PROG)
+
+
+def test_ctrl_c_says_how_to_go_on(people, tmp_path):
+    out, stdout = tmp_path / "run", tmp_path / "stdout"
+    flags = ("--preset", "tiny", "--device", "cpu", "--root", people, "--out", out, "--epochs", "500")
+    process = FORKS.Process(target=interrupted, args=(tmp_path, flags))
+    process.start()
+    while not stdout.exists() or "\nepoch 2/" not in stdout.read_text():
+        assert process.is_alive(), (tmp_path / "stderr").read_text()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loading workers too
+    process.join(60)
+    error = (tmp_path / "stderr").read_text()
+    assert process.exitcode == 130, error
+    assert "Traceback" not in error
+    assert f"go on with: python -m pmm.train --out {out} --device cpu --resume" in error
+    assert load(out / "last.pth")["epoch"] >= 2

@@ -204,29 +204,6 @@ def test_a_run_is_not_overwritten_and_a_finished_one_says_so(trained, people, tm
     assert same(weights(out / "best.pth"), before)
 
 
-def test_ctrl_c_says_how_to_go_on(people, tmp_path):
-    command = [sys.executable, "-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", tmp_path / "run"]
-    process = subprocess.Popen(
-        [*map(str, command), "--epochs", "500"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # as in a terminal: a test run in the background inherits SIGINT ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    for line in process.stdout:
-        if line.startswith("epoch 2/"):
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loading workers too
-            break
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert "Traceback" not in error
-    assert f"go on with: python -m pmm.train --out {tmp_path / 'run'} --resume" in error
-    assert load(tmp_path / "run" / "last.pth")["epoch"] >= 2
-
-
 def test_bad_input_is_one_line(people, tmp_path):
     def refused(*args, expected):
         done = run_here("-m", "pmm.train", "--preset", "tiny", "--out", tmp_path / "run", *args)
