@@ -10,6 +10,9 @@ build that was begun and fails is an error, and installs nothing.
     CXX                        another compiler than g++, for nvcc too
     CXXFLAGS, LDFLAGS          more flags to compile the C++ sources, and to link
     CUDA_HOME, CUDA_PATH       another CUDA toolkit than the one found: this one or none
+
+Imported (tests/ops/test_setup.py does), it builds nothing: each decision is a function of the environment and of what
+`output_of` hears from the compilers.
 """
 
 import importlib.util
@@ -21,6 +24,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
@@ -61,7 +65,7 @@ def run(what, command):
         sys.exit(f"{done.stdout}{done.stderr}\npmm kernels: {what} failed (above); nothing was installed")
 
 
-def words_of(variable, allowed, default):
+def choice(variable, allowed, default):
     value = os.environ.get(variable, default)
     if value not in allowed:
         sys.exit(f"pmm kernels: {variable}={value}; it must be one of {', '.join(allowed)}")
@@ -75,20 +79,21 @@ def flags_of(variable):
         sys.exit(f"pmm kernels: {variable}={os.environ[variable]}: {error}")
 
 
-COMPILER, CXXFLAGS, LDFLAGS = flags_of("CXX") or ["g++"], flags_of("CXXFLAGS"), flags_of("LDFLAGS")
+def compiler():
+    return flags_of("CXX") or ["g++"]
 
 
 def torch_folder():
-    """Where torch lies; None where this build cannot see it."""
-    found = importlib.util.find_spec("torch")
-    return Path(found.origin).parent if found and found.origin else None
+    """The folder of torch; None where this build cannot see it."""
+    spec = importlib.util.find_spec("torch")
+    return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def torch_version():
     """From its file, not imported: that takes seconds. Empty if the file does not tell."""
     path = torch_folder() / "version.py"
-    found = re.search(r"^__version__.*?['\"](\d+\.\d[^'\"]*)", path.read_text() if path.exists() else "", re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(r"^__version__.*?['\"](\d+\.\d[^'\"]*)", path.read_text() if path.exists() else "", re.MULTILINE)
+    return match[1] if match else ""
 
 
 def missing():
@@ -100,67 +105,23 @@ def missing():
     version = torch_version()
     if version and [int(digits) for digits in re.findall(r"\d+", version)[:2]] < TORCH:
         return f"not built: torch {version} is older than {TORCH[0]}.{TORCH[1]}"
-    if not shutil.which(COMPILER[0]):
-        return f"not built: no C++ compiler ({COMPILER[0]} not found)"
+    if not shutil.which(compiler()[0]):
+        return f"not built: no C++ compiler ({compiler()[0]} not found)"
     return ""
 
 
+class NoCudaError(Exception):
+    """Why the CUDA kernels are not built."""
+
+
+@dataclass
 class Cuda:
-    """The CUDA part: the toolkit and the architectures. `why_not` says why there is none; empty if there is one."""
+    """A toolkit that compiles here, and the GPU architectures to compile for."""
 
-    def __init__(self):
-        self.why_not = "PMM_BUILD_CUDA=0"
-        wanted = words_of("PMM_BUILD_CUDA", ("auto", "0", "1"), "auto")
-        if wanted != "0":
-            self.why_not = self._no_toolkit() or self._no_probe() or self._no_architectures()
-            if wanted == "1" and self.why_not:
-                sys.exit(f"pmm kernels: PMM_BUILD_CUDA=1, but {self.why_not}")
-
-    def _no_toolkit(self):
-        if not list((torch_folder() / "lib").glob("libtorch_cuda*")):
-            return "this torch has no CUDA"
-        named = next((name for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)), None)
-        guesses = [os.environ[named] if named else "/usr/local/cuda"]
-        if not named and (nvcc := shutil.which("nvcc")):  # which may be a wrapper in another folder than the toolkit's
-            guesses.append(Path(nvcc).resolve().parents[1])
-        for self.toolkit in map(Path, guesses):
-            self.nvcc = [self.toolkit / "bin" / "nvcc"]
-            if self.nvcc[0].exists() and list(self.toolkit.glob("lib*/libcudart_static.a")):
-                return ""
-        wanted = "CUDA toolkit (bin/nvcc and lib*/libcudart_static.a)"
-        return f"{named}={guesses[0]} is no {wanted}" if named else f"no {wanted} was found; set CUDA_HOME"
-
-    def _no_probe(self):
-        if flags_of("CXX"):  # the compiler alone, which may follow a launcher, as in "ccache g++ -m64"
-            self.nvcc += ["-ccbin", [*takewhile(lambda word: not word.startswith("-"), COMPILER)][-1]]
-        probe = [*self.nvcc, "-std=c++17", "-x", "cu", "-c", "-o", os.devnull, "-"]
-        done = output_of(probe, "#include <cuda_runtime.h>\n")
-        if done.returncode == 0:
-            return ""
-        said = (done.stderr + done.stdout).strip() or "no reason"
-        return f"nvcc in {self.toolkit} does not compile a probe: {said.splitlines()[0]}"
-
-    def _no_architectures(self):
-        version = re.search(r"release ([\d.]+)", output_of([self.nvcc[0], "--version"]).stdout)
-        listed = re.findall(r"compute_(\d+)(\d)", output_of([self.nvcc[0], "--list-gpu-arch"]).stdout)
-        if not version or not listed:
-            return f"nvcc in {self.toolkit} does not tell its version and architectures"
-        self.version, known = version[1], sorted({f"{major}.{minor}" for major, minor in listed}, key=float)
-
-        wanted = re.findall(r"[^;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
-        here = sorted({gpu.compute_capability for gpu in nvidia_gpus()})
-        self.architectures = wanted or here or [name for name in ARCHITECTURES if name in known]
-        if malformed := [name for name in wanted if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name)]:
-            sys.exit(f"pmm kernels: TORCH_CUDA_ARCH_LIST names {malformed[0]}; it must look like 8.6;9.0+PTX")
-        unknown = [name for name in self.architectures if re.match(r"[\d.]+", name)[0] not in known]  # 9.0a is of 9.0
-        knows = f"CUDA {self.version} in {self.toolkit} knows {' '.join(known)}"
-        if wanted and unknown:
-            sys.exit(f"pmm kernels: TORCH_CUDA_ARCH_LIST names {unknown[0]}, but {knows}")
-        if unknown or not self.architectures:
-            return f"{f'a GPU here is {unknown[0]}' if unknown else 'no GPU is here'}, and {knows}"
-        if not wanted and not here:
-            self.architectures[-1] += "+PTX"
-        return ""
+    folder: Path
+    nvcc: list
+    version: str
+    architectures: list
 
     def command(self):
         command = [*self.nvcc, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
@@ -170,6 +131,128 @@ class Cuda:
             if architecture.endswith("+PTX"):
                 command.append(f"-gencode=arch=compute_{number},code=compute_{number}")
         return command
+
+
+def find_cuda():
+    """The CUDA part of this build. Raises NoCudaError; where PMM_BUILD_CUDA=1 asks for one, ends the build."""
+    requested = choice("PMM_BUILD_CUDA", ("auto", "0", "1"), "auto")
+    if requested == "0":
+        raise NoCudaError("PMM_BUILD_CUDA=0")
+    try:
+        folder = find_toolkit()
+        nvcc = working_nvcc(folder)
+        version, known = versions_of(folder)
+        return Cuda(folder, nvcc, version, choose_architectures(known, f"CUDA {version} in {folder}"))
+    except NoCudaError as reason:
+        if requested == "1":
+            sys.exit(f"pmm kernels: PMM_BUILD_CUDA=1, but {reason}")
+        raise
+
+
+def find_toolkit():
+    """The folder of the CUDA toolkit: the one that is named, or none; else the usual one, or that of nvcc."""
+    if not list((torch_folder() / "lib").glob("libtorch_cuda*")):
+        raise NoCudaError("this torch has no CUDA")
+    named = next((name for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)), None)
+    candidates = [Path(os.environ[named] if named else "/usr/local/cuda")]
+    if not named and (nvcc := shutil.which("nvcc")):  # which may be a wrapper in another folder than the toolkit's
+        candidates.append(Path(nvcc).resolve().parents[1])
+    for folder in candidates:
+        if (folder / "bin" / "nvcc").exists() and list(folder.glob("lib*/libcudart_static.a")):
+            return folder
+    wanted = "CUDA toolkit (bin/nvcc and lib*/libcudart_static.a)"
+    raise NoCudaError(
+        f"{named}={os.environ[named]} is no {wanted}" if named else f"no {wanted} was found; set CUDA_HOME"
+    )
+
+
+def working_nvcc(folder):
+    """The words that call nvcc, with the compiler that CXX names; they compile a probe."""
+    nvcc = [folder / "bin" / "nvcc"]
+    if flags_of("CXX"):  # the compiler alone, which may follow a launcher, as in "ccache g++ -m64"
+        nvcc += ["-ccbin", [*takewhile(lambda word: not word.startswith("-"), compiler())][-1]]
+    done = output_of([*nvcc, "-std=c++17", "-x", "cu", "-c", "-o", os.devnull, "-"], "#include <cuda_runtime.h>\n")
+    if done.returncode:
+        said = (done.stderr + done.stdout).strip() or "no reason"
+        raise NoCudaError(f"nvcc in {folder} does not compile a probe: {said.splitlines()[0]}")
+    return nvcc
+
+
+def versions_of(folder):
+    """The version of a toolkit and the architectures that it knows, as "9.0", ascending."""
+    nvcc = folder / "bin" / "nvcc"
+    version = re.search(r"release ([\d.]+)", output_of([nvcc, "--version"]).stdout)
+    listed = re.findall(r"compute_(\d+)(\d)", output_of([nvcc, "--list-gpu-arch"]).stdout)
+    if not version or not listed:
+        raise NoCudaError(f"nvcc in {folder} does not tell its version and architectures")
+    return version[1], sorted({f"{major}.{minor}" for major, minor in listed}, key=float)
+
+
+def choose_architectures(known, toolkit):
+    """Those that TORCH_CUDA_ARCH_LIST names; else those of the GPUs here; else all common ones of the `known`.
+
+    Ends the build where the list cannot be met. `toolkit` is its name in messages.
+    """
+    wanted = re.findall(r"[^;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    here = sorted({gpu.compute_capability for gpu in nvidia_gpus()})
+    chosen = wanted or here or [name for name in ARCHITECTURES if name in known]
+    if malformed := [name for name in wanted if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name)]:
+        sys.exit(f"pmm kernels: TORCH_CUDA_ARCH_LIST names {malformed[0]}; it must look like 8.6;9.0+PTX")
+    unknown = [name for name in chosen if re.match(r"[\d.]+", name)[0] not in known]  # 9.0a is of 9.0
+    knows = f"{toolkit} knows {' '.join(known)}"
+    if wanted and unknown:
+        sys.exit(f"pmm kernels: TORCH_CUDA_ARCH_LIST names {unknown[0]}, but {knows}")
+    if unknown or not chosen:
+        raise NoCudaError(f"{f'a GPU here is {unknown[0]}' if unknown else 'no GPU is here'}, and {knows}")
+    if not wanted and not here:
+        chosen[-1] += "+PTX"
+    return chosen
+
+
+def build_library(target, objects):
+    """Compile the kernels into the library `target`, by way of the folder `objects`; an older one goes first."""
+    cxxflags, ldflags = flags_of("CXXFLAGS"), flags_of("LDFLAGS")
+    try:
+        cuda, why_not = find_cuda(), ""
+    except NoCudaError as reason:
+        cuda, why_not = None, str(reason)
+    target.unlink(missing_ok=True)
+    for folder in (target.parent, objects):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_facts(objects / "built.h", cuda)
+    say(f"CUDA {cuda.version} in {cuda.folder} for {' '.join(cuda.architectures)}" if cuda else f"no CUDA: {why_not}")
+
+    sources = [*SOURCES.glob("cpu/*.cpp"), SOURCES / "bindings_cpu.cpp"]
+    libraries = [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu"]
+    if cuda:
+        sources += [*SOURCES.glob("cuda/*.cu"), SOURCES / "bindings_cuda.cpp"]
+        libraries += ["-ltorch_cuda", *(f"-L{path}" for path in cuda.folder.glob("lib*"))]
+        libraries += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    host = [*compiler(), *FLAGS, "-Wno-psabi", *STABLE_ABI, f"-I{objects}", "-isystem", torch_folder() / "include"]
+    host += cxxflags
+
+    def compiled(source):
+        made = objects / f"{source.parent.name}_{source.stem}.o"
+        command = cuda.command() if source.suffix == ".cu" else host
+        run(f"compiling {source.relative_to(ROOT)}", [*command, "-c", source, "-o", made])
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = list(pool.map(compiled, sources))
+    run("linking", [*compiler(), "-shared", *made, *libraries, *ldflags, "-o", target])
+    say(f"built {target.name}")
+
+
+def write_facts(path, cuda):
+    """What this build is, as a header: the library embeds it, and pmm/kernels.py reads it there."""
+    version = output_of([*compiler(), "--version"]).stdout.strip() or compiler()[0]
+    facts = {
+        "compiler": version.splitlines()[0],
+        "cuda": cuda.version if cuda else None,
+        "architectures": cuda.architectures if cuda else [],
+        "sources": sources_digest(SOURCES),
+    }
+    path.write_text(f"#define PMM_BUILT {json.dumps(json.dumps(facts))}\n")
 
 
 class BuildKernels(build_ext):
@@ -184,44 +267,7 @@ class BuildKernels(build_ext):
         super().run()
 
     def build_extension(self, ext):
-        target, cuda, objects = Path(self.get_ext_fullpath(ext.name)), Cuda(), Path(self.build_temp).absolute()
-        target.unlink(missing_ok=True)
-        for folder in (target.parent, objects):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._write_facts(objects / "built.h", cuda)
-        found = "" if cuda.why_not else f"CUDA {cuda.version} in {cuda.toolkit} for {' '.join(cuda.architectures)}"
-        say(found or f"no CUDA: {cuda.why_not}")
-
-        sources = [*SOURCES.glob("cpu/*.cpp"), SOURCES / "bindings_cpu.cpp"]
-        libraries = [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu"]
-        if not cuda.why_not:
-            sources += [*SOURCES.glob("cuda/*.cu"), SOURCES / "bindings_cuda.cpp"]
-            libraries += ["-ltorch_cuda", *(f"-L{path}" for path in cuda.toolkit.glob("lib*"))]
-            libraries += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        host = [*COMPILER, *FLAGS, "-Wno-psabi", *STABLE_ABI, f"-I{objects}", "-isystem", torch_folder() / "include"]
-        host += CXXFLAGS
-
-        def compiled(source):
-            made = objects / f"{source.parent.name}_{source.stem}.o"
-            command = cuda.command() if source.suffix == ".cu" else host
-            run(f"compiling {source.relative_to(ROOT)}", [*command, "-c", source, "-o", made])
-            return made
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            made = list(pool.map(compiled, sources))
-        run("linking", [*COMPILER, "-shared", *made, *libraries, *LDFLAGS, "-o", target])
-        say(f"built {target.name}")
-
-    @staticmethod
-    def _write_facts(path, cuda):
-        version = output_of([*COMPILER, "--version"]).stdout.strip() or COMPILER[0]
-        facts = {
-            "compiler": version.splitlines()[0],
-            "cuda": None if cuda.why_not else cuda.version,
-            "architectures": [] if cuda.why_not else cuda.architectures,
-            "sources": sources_digest(SOURCES),
-        }
-        path.write_text(f"#define PMM_BUILT {json.dumps(json.dumps(facts))}\n")
+        build_library(Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp).absolute())
 
 
 class Wheel(bdist_wheel):
@@ -236,15 +282,16 @@ def extensions():
     reason = missing()
     if not reason:
         return [Extension("pmm._C", [])]
-    if words_of("PMM_REQUIRE_EXT", ("0", "1"), "0") == "1":
+    if choice("PMM_REQUIRE_EXT", ("0", "1"), "0") == "1":
         sys.exit(f"pmm kernels: PMM_REQUIRE_EXT=1, but {reason}")
     say(f"{reason}; the package works without them, slower")
     return []
 
 
-setup(
-    packages=find_packages(include=["pmm", "pmm.*"]),
-    package_data={"pmm.bench.pages": ["*.html.j2"]},
-    ext_modules=extensions(),
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
-)
+if __name__ == "__main__":  # for build front ends, too: they execute this file under that name
+    setup(
+        packages=find_packages(include=["pmm", "pmm.*"]),
+        package_data={"pmm.bench.pages": ["*.html.j2"]},
+        ext_modules=extensions(),
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+    )

@@ -1,0 +1,314 @@
+"""What setup.py decides: compiler, flags, CUDA and architectures. All in this process and with compilers that only
+answer, but for one true run."""
+
+import json
+import os
+import re
+import subprocess
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from setuptools import Distribution
+
+from pmm import machine
+from tests.conftest import ROOT, run_python
+
+VARIABLES = (
+    "PMM_BUILD_CUDA",
+    "PMM_REQUIRE_EXT",
+    "TORCH_CUDA_ARCH_LIST",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CXX",
+    "CXXFLAGS",
+    "LDFLAGS",
+)
+
+
+def load():
+    """setup.py as a module; it builds nothing then."""
+    module = types.ModuleType("setup_py")
+    module.__file__ = str(ROOT / "setup.py")
+    exec(compile((ROOT / "setup.py").read_text(), module.__file__, "exec"), module.__dict__)
+    return module
+
+
+class Compilers:
+    """In place of `output_of`: answers as g++ and nvcc do, and notes each call as a line."""
+
+    def __init__(self, known="75 80 86 90 90a", version="12.6"):
+        self.known, self.version = known, version
+        self.calls = []
+        self.fail_on = None
+
+    def __call__(self, command, text=""):
+        words = [str(word) for word in command]
+        self.calls.append(" ".join([Path(words[0]).name, *words[1:]]))
+        answer = ""
+        if words[0].endswith("nvcc") and words[1:] == ["--version"]:
+            answer = f"release {self.version}, V{self.version}"
+        if words[0].endswith("nvcc") and words[1:] == ["--list-gpu-arch"]:
+            answer = "\n".join(f"compute_{number}" for number in self.known.split())
+        failed = self.fail_on is not None and self.fail_on in self.calls[-1]
+        return subprocess.CompletedProcess(words, int(failed), answer, "no such register" if failed else "")
+
+
+@pytest.fixture
+def clean(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def setup_py(tmp_path, monkeypatch, clean):
+    """setup.py beside a torch 2.11 with CUDA, a g++ and no GPU; its `output_of` is `setup_py.compilers`."""
+    module = load()
+    stub = tmp_path / "site/torch"
+    (stub / "lib").mkdir(parents=True)
+    (stub / "lib/libtorch_cuda.so").touch()
+    (stub / "version.py").write_text("from typing import Optional\n\n__version__ = '2.11.0'\n")
+    module.torch_folder = lambda: stub
+    module.nvidia_gpus = gpus()
+    module.read_output = module.output_of
+    module.output_of = module.compilers = Compilers()
+    program(tmp_path / "bin/g++", "exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    return module
+
+
+@pytest.fixture
+def build(setup_py, tmp_path, monkeypatch, capsys):
+    """Builds the library with `env` set, from then on; the lines that were said, and that ended the build."""
+
+    def run(**env):
+        for name, value in env.items():
+            monkeypatch.setenv(name, str(value))
+        setup_py.compilers.calls.clear()
+        try:
+            setup_py.build_library(tmp_path / "lib/_C.so", tmp_path / "temp")
+        except SystemExit as ended:
+            print(ended.code)
+        return capsys.readouterr().out
+
+    return run
+
+
+def program(path, script):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def toolkit(folder):
+    """A folder with what a CUDA toolkit has."""
+    program(folder / "bin/nvcc", "exit 1")
+    (folder / "lib64").mkdir()
+    (folder / "lib64/libcudart_static.a").touch()
+    return folder
+
+
+def gpus(*capabilities):
+    return lambda: [machine.Gpu("a card", capability) for capability in capabilities]
+
+
+def test_a_compile_that_fails_names_its_source_and_leaves_no_library(setup_py, build, tmp_path):
+    old = tmp_path / "lib/_C.so"
+    old.parent.mkdir()
+    old.write_text("an older build")
+    setup_py.compilers.fail_on = "mixed_cam.cpp"
+    said = build(PMM_BUILD_CUDA="0")
+    assert "no such register" in said
+    assert "compiling cpp_ext/cpu/mixed_cam.cpp failed" in said
+    assert "nothing was installed" in said
+    assert not old.exists()
+    setup_py.compilers.fail_on = "-shared"
+    assert "linking failed (above); nothing was installed" in build()
+
+
+def test_an_older_build_in_place_goes_before_anything_can_fail(setup_py, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup_py, "ROOT", tmp_path)
+    old = tmp_path / "pmm/_C.so"
+    old.parent.mkdir()
+    old.write_text("an older build")
+    monkeypatch.setenv("PMM_BUILD_CUDA", "yes")
+    command = setup_py.BuildKernels(Distribution({"ext_modules": setup_py.extensions()}))
+    command.build_lib, command.build_temp, command.inplace = str(tmp_path / "lib"), str(tmp_path / "temp"), True
+    command.ensure_finalized()
+    with pytest.raises(SystemExit, match="PMM_BUILD_CUDA=yes; it must be one of auto, 0, 1"):
+        command.run()
+    assert not old.exists()
+
+
+def test_without_a_compiler_the_package_is_plain_python_unless_the_kernels_are_required(setup_py, monkeypatch, capsys):
+    assert [extension.name for extension in setup_py.extensions()] == ["pmm._C"]
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    assert setup_py.extensions() == []
+    reason = "no C++ compiler (no-such-compiler not found)"
+    assert f"{reason}; the package works without them, slower" in capsys.readouterr().out
+    monkeypatch.setenv("PMM_REQUIRE_EXT", "1")
+    with pytest.raises(SystemExit, match=re.escape(f"PMM_REQUIRE_EXT=1, but not built: {reason}")):
+        setup_py.extensions()
+    monkeypatch.setenv("PMM_REQUIRE_EXT", "yes")
+    with pytest.raises(SystemExit, match="PMM_REQUIRE_EXT=yes; it must be one of 0, 1"):
+        setup_py.extensions()
+
+
+def test_with_an_older_torch_or_none_the_package_is_plain_python(setup_py, monkeypatch):
+    version = setup_py.torch_folder() / "version.py"
+    for older in ("2.9.1+cpu", "1.13.0"):
+        version.write_text(f"__version__ = '{older}'\n")
+        assert setup_py.missing() == f"not built: torch {older} is older than 2.11"
+    for recent in ("2.11.0a0+git1", "2.100.0", "3.0"):
+        version.write_text(f"__version__: str = '{recent}'\n")
+        assert setup_py.missing() == ""
+    version.unlink()  # another torch may tell it elsewhere
+    assert setup_py.missing() == ""
+    monkeypatch.setattr(setup_py, "torch_folder", lambda: None)
+    assert "install torch first, then pip with --no-build-isolation" in setup_py.missing()
+    monkeypatch.setattr(setup_py.sys, "platform", "win32")
+    assert setup_py.missing() == "not built: win32 is not supported"
+
+
+def test_the_torch_of_this_environment_is_seen_without_importing_it(clean):
+    module = load()
+    assert module.torch_folder() == Path(torch.__file__).parent
+    assert module.torch_version() == torch.__version__
+
+
+CHOICES = {
+    "of the default, what the toolkit knows": ((), "", "7.5 8.0 8.6 9.0+PTX"),
+    "the GPUs here": (("9.0", "8.0", "9.0"), "", "8.0 9.0"),
+    "what is named": (("8.0",), "9.0a; 8.6+PTX;", "9.0a 8.6+PTX"),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_architectures_are(setup_py, build, tmp_path, choice):
+    here, wanted, expected = CHOICES[choice]
+    cuda = toolkit(tmp_path / "cuda")
+    setup_py.nvidia_gpus = gpus(*here)
+    said = build(PMM_BUILD_CUDA="auto", CUDA_HOME=cuda, TORCH_CUDA_ARCH_LIST=wanted)
+    assert said == f"pmm kernels: CUDA 12.6 in {cuda} for {expected}\npmm kernels: built _C.so\n"
+    compiled = [line for line in setup_py.compilers.calls if ".cu " in line]
+    assert len(compiled) == len(list((ROOT / "cpp_ext/cuda").glob("*.cu")))
+    number = [name.split("+")[0].replace(".", "") for name in expected.split()]
+    for line in compiled:
+        assert re.findall(r"-gencode=arch=compute_(\S+),code=sm_(\S+)", line) == [(n, n) for n in number]
+        ptx = [(n, n) for n in number if f"{n[:-1]}.{n[-1]}+PTX" in expected]
+        assert re.findall(r"-gencode=arch=compute_(\S+),code=compute_(\S+)", line) == ptx
+        assert "-ccbin" not in line
+
+
+def test_an_architecture_that_the_toolkit_does_not_know(setup_py, build, tmp_path):
+    cuda = toolkit(tmp_path / "cuda")
+    setup_py.output_of = setup_py.compilers = Compilers("75 100 90", "13.0")
+    known = f"CUDA 13.0 in {cuda} knows 7.5 9.0 10.0"
+    setup_py.nvidia_gpus = gpus("9.0", "6.1")
+    said = build(PMM_BUILD_CUDA="auto", CUDA_HOME=cuda)
+    assert said == f"pmm kernels: no CUDA: a GPU here is 6.1, and {known}\npmm kernels: built _C.so\n"
+    assert not any(".cu " in line for line in setup_py.compilers.calls)
+    assert build(PMM_BUILD_CUDA="1") == f"pmm kernels: PMM_BUILD_CUDA=1, but a GPU here is 6.1, and {known}\n"
+    said = build(PMM_BUILD_CUDA="auto", TORCH_CUDA_ARCH_LIST="9.0;12.0+PTX")
+    assert said == f"pmm kernels: TORCH_CUDA_ARCH_LIST names 12.0+PTX, but {known}\n"
+    for malformed in ("Hopper", "9.0PTX"):
+        said = build(TORCH_CUDA_ARCH_LIST=f"9.0;{malformed}")
+        assert said == f"pmm kernels: TORCH_CUDA_ARCH_LIST names {malformed}; it must look like 8.6;9.0+PTX\n"
+    setup_py.nvidia_gpus, setup_py.compilers.known = gpus(), "35 37"
+    said = build(TORCH_CUDA_ARCH_LIST="")
+    assert "no CUDA: no GPU is here, and CUDA 13.0" in said
+
+
+def test_a_toolkit_that_does_not_tell_what_it_knows(setup_py, build, tmp_path):
+    setup_py.compilers.known = ""
+    said = build(PMM_BUILD_CUDA="1", CUDA_HOME=toolkit(tmp_path / "cuda"))
+    assert said.endswith(f"nvcc in {tmp_path / 'cuda'} does not tell its version and architectures\n")
+
+
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
+def test_a_toolkit_that_is_named_is_taken_or_none(build, tmp_path, monkeypatch, variable):
+    monkeypatch.setenv("PATH", str(toolkit(tmp_path / "other") / "bin"), prepend=os.pathsep)
+    why = f"{variable}={tmp_path / 'nowhere'} is no CUDA toolkit (bin/nvcc and lib*/libcudart_static.a)"
+    said = build(PMM_BUILD_CUDA="auto", **{variable: tmp_path / "nowhere"})
+    assert said == f"pmm kernels: no CUDA: {why}\npmm kernels: built _C.so\n"
+    (toolkit(tmp_path / "nowhere") / "lib64/libcudart_static.a").unlink()  # without it, it cannot link
+    assert build(PMM_BUILD_CUDA="1") == f"pmm kernels: PMM_BUILD_CUDA=1, but {why}\n"
+
+
+def test_no_cuda_where_none_is_wanted_or_torch_has_none(setup_py, build, tmp_path):
+    said = build(PMM_BUILD_CUDA="0", CUDA_HOME=toolkit(tmp_path / "cuda"))
+    assert said == "pmm kernels: no CUDA: PMM_BUILD_CUDA=0\npmm kernels: built _C.so\n"
+    (setup_py.torch_folder() / "lib/libtorch_cuda.so").unlink()
+    assert build(PMM_BUILD_CUDA="1") == "pmm kernels: PMM_BUILD_CUDA=1, but this torch has no CUDA\n"
+
+
+BROKEN = ("#!/no/such/shell", "#!/bin/sh", "#!/bin/sh\necho 'no such card' >&2; echo more >&2; exit 1")
+
+
+@pytest.mark.parametrize("script", BROKEN)
+def test_a_broken_nvcc_is_one_line(setup_py, build, tmp_path, script):
+    nvcc = toolkit(tmp_path / "cuda") / "bin/nvcc"
+    nvcc.write_text(script)
+    setup_py.output_of = setup_py.read_output
+    said = build(PMM_BUILD_CUDA="1", CUDA_HOME=tmp_path / "cuda")
+    assert said.startswith(f"pmm kernels: PMM_BUILD_CUDA=1, but nvcc in {tmp_path / 'cuda'} does not ")
+    assert len(said.splitlines()) == 1
+    assert ("no such card" in script) == ("no such card" in said)
+
+
+def test_the_compiler_and_its_flags_are_those_of_the_environment(setup_py, build, tmp_path):
+    assert "built _C.so" in build(CXX="", PMM_BUILD_CUDA="0")
+    assert all(line.startswith("g++ ") for line in setup_py.compilers.calls)
+
+    flags = {"CXXFLAGS": "-DONE='a b' -O2", "LDFLAGS": "-Wl,-z,now"}
+    build(CXX="launcher g++ -m64", PMM_BUILD_CUDA="auto", CUDA_HOME=toolkit(tmp_path / "cuda"), **flags)
+    nvcc, host, link = [], [], []
+    for line in setup_py.compilers.calls:
+        (nvcc if line.startswith("nvcc") else link if "-shared" in line else host).append(line)
+    questions = [line for line in nvcc if line in ("nvcc --version", "nvcc --list-gpu-arch")]
+    assert all("-ccbin g++ -std" in line for line in nvcc if line not in questions)
+    assert len(nvcc) - len(questions) == 1 + len(list((ROOT / "cpp_ext/cuda").glob("*.cu")))  # 1: the probe
+    assert all(line.startswith("launcher g++ -m64 ") for line in [*host, *link])
+    assert sum("-DONE=a b -O2 -c" in line for line in host) == len(host) - 1  # the other asks for the version
+    assert [line.endswith("-Wl,-z,now -o " + str(tmp_path / "lib/_C.so")) for line in link] == [True]
+    for variable in ("LDFLAGS", "CXXFLAGS", "CXX"):
+        assert build(**{variable: "'-s"}) == f"pmm kernels: {variable}='-s: No closing quotation\n"
+        assert not any(" -c " in line for line in setup_py.compilers.calls)
+        build(**{variable: ""})
+
+
+def test_setup_py_run_as_build_front_ends_do_and_without_importing_torch(tmp_path, monkeypatch, clean):
+    """The one true run, with a shell script for each compiler: environment, processes and folders hold together."""
+    noted = tmp_path / "calls"
+    stub = tmp_path / "site/torch"
+    (stub / "lib").mkdir(parents=True)
+    (stub / "lib/libtorch_cuda.so").touch()
+    (stub / "__init__.py").write_text("raise SystemExit('imported')")
+    (stub / "version.py").write_text("__version__ = '2.11.0'\n")
+    cuda = toolkit(tmp_path / "cuda")
+    answers = '--version) echo "release 12.6, V12.6";; --list-gpu-arch) echo compute_86;;'
+    program(cuda / "bin/nvcc", f'case "$1" in {answers} *) echo "nvcc $*" >> {noted};; esac')
+    program(tmp_path / "bin/g++", f'echo "g++ $*" >> {noted}')
+    done = run_python(
+        *(ROOT / "setup.py", "-q", "build_ext"),
+        *("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp"),
+        PATH=f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        PYTHONPATH=str(stub.parent),
+        PMM_BUILD_CUDA="1",
+        PMM_REQUIRE_EXT="1",
+        CUDA_HOME=str(cuda),
+        TORCH_CUDA_ARCH_LIST="8.6",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"pmm kernels: CUDA 12.6 in {cuda} for 8.6\npmm kernels: built _C.so\n", done.stderr
+    calls = noted.read_text().splitlines()
+    for source in (ROOT / "cpp_ext").rglob("*.c*"):
+        compiler = "nvcc" if source.suffix == ".cu" else "g++"
+        assert len([line for line in calls if line.startswith(compiler) and f" -c {source} -o " in line]) == 1
+    (link,) = [line for line in calls if "-shared" in line]
+    assert link.endswith(f" -o {tmp_path / 'lib/pmm/_C.so'}")
+    (facts,) = re.findall("#define PMM_BUILT (.*)", (tmp_path / "temp/built.h").read_text())
+    built = json.loads(json.loads(facts))
+    assert (built["compiler"], built["cuda"], built["architectures"]) == ("g++", "12.6", ["8.6"])
