@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,14 +80,10 @@ class WorkerProcess:
         except (BrokenPipeError, ValueError):
             raise self._died(do) from None
         while True:
-            answer = json.loads(self._line(do, patience * self.timeout))
-            if "progress" in answer:
-                progress(answer["progress"])
-            elif "error" in answer:
-                kind = CannotRun if answer["kind"] == "unavailable" else WorkerFailed
-                raise kind(answer["error"])
-            else:
-                return answer["answer"]
+            message = json.loads(self._line(do, patience * self.timeout))
+            if "progress" not in message:
+                return told(message)
+            progress(message["progress"])
 
     @property
     def alive(self) -> bool:
@@ -148,6 +144,13 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # with what it started itself: compilers
         self._process.wait()
+
+
+def told(message: Mapping[str, Any]) -> Any:
+    """What a worker's answer holds. Raises WorkerFailed or CannotRun if that is an error."""
+    if "error" in message:
+        raise (CannotRun if message["kind"] == "unavailable" else WorkerFailed)(message["error"])
+    return message["answer"]
 
 
 def _spoken(do: str) -> str:

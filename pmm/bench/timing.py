@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pmm.bench.latency import LatencyPlan, interleave
+from pmm.bench.latency import Clock, LatencyPlan, interleave
 from pmm.bench.pool import WorkerFailed, WorkerProcess
 from pmm.bench.schema import Estimate, Timing
 from pmm.bench.statistics import Latency, median_ratio, percentile, percentile_interval, stability_flags
@@ -44,6 +45,7 @@ def time_batch(
     reference: str,
     extras_s: float,
     advance: Callable[[str, float], None],
+    clock: Clock = time.perf_counter,
 ) -> Timed:
     """Time one batch, the images of `paths`, on all `workers`.
 
@@ -52,6 +54,7 @@ def time_batch(
         reference: name of the one that speed-ups are against.
         extras_s: seconds each for throughput, device times and end to end.
         advance: told who has done something, and the share of its work that this was.
+        clock: says when turns begin, and when a worker's time is over.
     """
     batch, files = len(paths), [str(path) for path in paths]
     refused: dict[str, str] = {}
@@ -73,7 +76,8 @@ def time_batch(
         advance(name, 0.5 * plan.block / plan.samples)
         return workers[name][0].ask("turn", batch=batch, plan=told)
 
-    found = interleave({name: partial(turn, name) for name in bound}, plan, seed=batch, drop=WorkerFailed)
+    turns = {name: partial(turn, name) for name in bound}
+    found = interleave(turns, plan, seed=batch, clock=clock, drop=WorkerFailed)
     died |= {name: str(error) for name, error in found.failures.items()}
     base, timings = found.latencies.get(reference), {}
     for name, latency in found.latencies.items():

@@ -15,13 +15,13 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pmm.bench.latency import LatencyPlan, run_turn, throughput, warm_up
+from pmm.bench.latency import Clock, LatencyPlan, run_turn, throughput, warm_up
 from pmm.data.crops import Crops, iter_crops, load_crops
 from pmm.errors import Unavailable, UserError
 from pmm.files import replacing
@@ -39,8 +39,9 @@ SMALL_BATCHES = (1, 3, 7, 1, 32)
 class Session:
     """What the worker holds between requests: an open runner, and steps bound to their images."""
 
-    def __init__(self, tell: Callable[[float], None]) -> None:
-        self._tell = tell
+    def __init__(self, tell: Callable[[float], None], clock: Clock = time.perf_counter) -> None:
+        """`tell` is told the share of a request that is done; steps are timed by `clock`."""
+        self._tell, self._clock = tell, clock
         self._opened: Runner | None = None
         self._steps: dict[int, Step] = {}
         self._graph = False
@@ -50,6 +51,17 @@ class Session:
         if self._opened is None:
             raise RuntimeError("asked before `open`")
         return self._opened
+
+    def answer(self, do: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The message that answers a request: what the method `do` returns, or in one line what went wrong."""
+        try:
+            return {"answer": getattr(self, do)(**arguments)}
+        except Unavailable as error:
+            return {"error": str(error), "kind": "unavailable"}
+        except Exception as error:  # of whatever kind: the parent reports it, and the other backends go on
+            traceback.print_exc()
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            return {"error": said.strip().split("\n")[0], "kind": "failed"}
 
     def describe(self, checkpoint: str) -> dict[str, Any]:
         """What the report says of a checkpoint, and its configuration."""
@@ -121,17 +133,18 @@ class Session:
         crops = self._crops(paths)
         apart = _apart(self._in_full_batches(crops), self._embedded(crops))
         step = self._steps[batch] = self._runner.bind(crops)
-        seconds, steady, run_ms = warm_up(step, chosen)
+        seconds, steady, run_ms = warm_up(step, chosen, self._clock)
         self._check_graph()
         return {"warmup_s": seconds, "steady": steady, "run_ms": run_ms, **apart}
 
     def turn(self, batch: int, plan: dict[str, Any]) -> list[float]:
         """One block of samples, ms."""
-        return run_turn(self._steps[batch], LatencyPlan(**plan))
+        return run_turn(self._steps[batch], LatencyPlan(**plan), self._clock)
 
     def push(self, batch: int, in_flight: int, seconds: float) -> float:
         """Throughput, images/s: calls submitted `in_flight` at a time."""
-        return throughput(self._steps[batch], batch=batch, in_flight=in_flight, seconds=seconds)
+        step = self._steps[batch]
+        return throughput(step, batch=batch, in_flight=in_flight, seconds=seconds, clock=self._clock)
 
     def device_times(self, batch: int, seconds: float) -> dict[str, float | None]:
         """Medians, ms: work on the GPU by its own clock, images to it, embeddings back; None on a CPU."""
@@ -207,15 +220,7 @@ def serve() -> None:
         session = Session(lambda done: say({"progress": done}))
         for line in sys.stdin:
             request = json.loads(line)
-            try:
-                answer = {"answer": getattr(session, request["do"])(**request["with"])}
-            except Unavailable as error:
-                answer = {"error": str(error), "kind": "unavailable"}
-            except Exception as error:  # of whatever kind: the parent reports it, and the other backends go on
-                traceback.print_exc()
-                said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                answer = {"error": said.strip().split("\n")[0], "kind": "failed"}
-            say(answer)
+            say(session.answer(request["do"], request["with"]))
         # some libraries crash when they are torn down; nothing is lost any more
         os._exit(0)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,7 @@ from pmm.runtime import ort
 from pmm.runtime.base import Embeddings, Runner, Step
 
 SLEEP_S = 0.004
+now, sleep = time.perf_counter, time.sleep  # a test may give others
 
 
 class Faulty(Runner):
@@ -42,6 +44,19 @@ class Faulty(Runner):
 
     def bind(self, images: Crops) -> Step:
         return Step(self.step) if self.step else self.inner.bind(images)
+
+
+class NormalisedTwice(Faulty):
+    """`inner`, which normalises its crops once more."""
+
+    def __call__(self, images: Crops) -> Embeddings:
+        once = Preprocessing.normalise
+
+        def twice(self: Preprocessing, crops: Crops) -> Any:
+            return once(self, once(self, crops).transpose(0, 2, 3, 1))  # type: ignore[arg-type]
+
+        with patch.object(Preprocessing, "normalise", twice):
+            return self.inner(images)
 
 
 def wrong_row(embeddings: Embeddings) -> Embeddings:
@@ -65,12 +80,14 @@ def resized_twice(crops: Crops) -> Crops:
 
 
 def overflowing(embeddings: Embeddings) -> Embeddings:
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return (embeddings * 65504 / np.median(abs(embeddings))).astype(np.float16).astype(np.float32)
 
 
-def hang(_: Any) -> Any:
-    time.sleep(3600)
+def hang_if_many(crops: Crops) -> Crops:
+    if len(crops) > 1:
+        time.sleep(3600)
+    return crops
 
 
 def crash(_: Any = None) -> Any:
@@ -79,17 +96,17 @@ def crash(_: Any = None) -> Any:
 
 
 def drifting() -> Callable[[], None]:
-    begin = time.perf_counter()
-    return lambda: time.sleep(SLEEP_S * (1 + (time.perf_counter() - begin) / 10))
+    begin = now()
+    return lambda: sleep(SLEEP_S * (1 + (now() - begin) / 10))
 
 
 def noisy() -> Callable[[], None]:
     chance, state = random.Random(0), {"until": 0.0, "seconds": SLEEP_S}
 
     def step() -> None:
-        if time.perf_counter() > state["until"]:  # another program comes and goes
-            state["until"], state["seconds"] = time.perf_counter() + 0.06, SLEEP_S * chance.choice((1, 1, 1.6))
-        time.sleep(state["seconds"])
+        if now() > state["until"]:  # another program comes and goes
+            state["until"], state["seconds"] = now() + 0.06, SLEEP_S * chance.choice((1, 1, 1.6))
+        sleep(state["seconds"])
 
     return step
 
@@ -102,11 +119,12 @@ FAULTS: dict[str, Callable[[Runner], Runner]] = {
     "swapped-channels": lambda inner: Faulty(inner, before=lambda crops: crops[..., ::-1]),
     "other-resize": lambda inner: Faulty(inner, before=resized_twice),
     "off-by-one-crop": lambda inner: Faulty(inner, before=lambda crops: np.roll(crops, 1, axis=2)),
+    "doubled-normalisation": NormalisedTwice,
     "fp16-overflow": lambda inner: Faulty(inner, after=overflowing),
-    "hangs": lambda inner: Faulty(inner, before=hang),
+    "hangs": lambda inner: Faulty(inner, before=hang_if_many),
     "crashes": lambda inner: Faulty(inner, after=crash),
     "crashes-when-timed": lambda inner: Faulty(inner, step=crash),
-    "sleeps": lambda inner: Faulty(inner, step=lambda: time.sleep(SLEEP_S)),
+    "sleeps": lambda inner: Faulty(inner, step=lambda: sleep(SLEEP_S)),
     "drifts": lambda inner: Faulty(inner, step=drifting()),
     "noisy": lambda inner: Faulty(inner, step=noisy()),
 }
@@ -114,22 +132,15 @@ FAULTS: dict[str, Callable[[Runner], Runner]] = {
 
 def open_faulty(artifact: Path, **candidate: Any) -> Runner:
     """As `open_candidate`, with the fault that the artifact's name asks for."""
-    if artifact.stem == "doubled-normalisation":
-        once = Preprocessing.normalise
-
-        def twice(self: Preprocessing, crops: Crops) -> Any:
-            return once(self, once(self, crops).transpose(0, 2, 3, 1))  # type: ignore[arg-type]
-
-        Preprocessing.normalise = twice  # type: ignore[method-assign]
     if artifact.stem == "falls-back":
         # a GPU that the driver shows and ONNX Runtime cannot use: it takes the CPU without a word
-        ort.nvidia_gpus = lambda: ("a GPU",)  # type: ignore[assignment]
-    runner = open_candidate(artifact, **candidate)
-    return FAULTS.get(artifact.stem, lambda inner: inner)(runner)
+        with patch.object(ort, "nvidia_gpus", lambda: ("a GPU",)):
+            return open_candidate(artifact, **candidate)
+    return FAULTS.get(artifact.stem, lambda inner: inner)(open_candidate(artifact, **candidate))
 
 
 open_candidate = opening.open_candidate
-opening.open_candidate = open_faulty
 
 if __name__ == "__main__":
+    opening.open_candidate = open_faulty
     worker.serve()

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from pmm.bench import candidates, pool
-from pmm.bench.schema import BenchReport, read_report
-from pmm.export.onnx import export_onnx
+from pmm.bench import candidates, opening, pool
+from pmm.bench.pool import WorkerProcess
+from pmm.bench.request import Options
+from pmm.bench.schema import BenchReport, Timing, read_report
+from pmm.bench.timing import time_batch
 from pmm.export.recipe import Recipe
 from pmm.machine import Gpu
 from pmm.manifest import manifest_path
+from tests.bench import faulty_worker
 from tests.bench.faulty_worker import SLEEP_S
+from tests.bench.test_latency import Clock
+from tests.bench.workers import WorkerHere, fewer, workers_here
 from tests.conftest import ROOT, run_here
+from tests.store import Shared
 
 FAULTY = (sys.executable, str(ROOT / "tests" / "bench" / "faulty_worker.py"))
+DEADLY = ("hangs.onnx", "crashes.onnx", "crashes-when-timed.onnx")
+WAYS = ["here", pytest.param("processes", marks=pytest.mark.full)]
+"""Where the workers are; those of `DEADLY` are processes in any case."""
 
 
 class Found(NamedTuple):
@@ -27,6 +37,15 @@ class Found(NamedTuple):
     report: BenchReport
     code: int
     said: str
+
+
+class FaultyProcess(WorkerProcess):
+    """What hangs for ever is found to after a second, though it may load for longer."""
+
+    def ask(self, do: str, /, **given: Any) -> Any:
+        if do == "embed" and self.name.endswith("hangs.onnx"):
+            self.timeout = 1.0
+        return super().ask(do, **given)
 
 
 def named(source: Path, folder: Path, *names: str) -> list[Path]:
@@ -40,38 +59,76 @@ def named(source: Path, folder: Path, *names: str) -> list[Path]:
     return copies
 
 
-def bench(out: Path, *args: str | Path, **env: str) -> Found:
-    with pytest.MonkeyPatch.context() as patch:
+def bench(out: Path, *args: str | Path, way: str = "here", **env: str) -> Found:
+    def start(name: str, log: Path, **given: Any) -> Any:
+        here = way == "here" and not name.endswith(DEADLY)
+        return (WorkerHere if here else FaultyProcess)(name, log, **given)
+
+    with workers_here(start) as patch:
         patch.setattr(pool, "COMMAND", FAULTY)
+        patch.setattr(opening, "open_candidate", faulty_worker.open_faulty)
         done = run_here("bench/run.py", *args, "--out", out, **env)
     assert "Traceback" not in done.stderr, done.stderr
     return Found(read_report(out / "report.json"), done.returncode, done.stdout + done.stderr)
 
 
-@pytest.fixture(scope="module")
-def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_onnx(trained, tmp_path_factory.mktemp("exported") / "model.onnx").path
-
-
-@pytest.fixture(scope="module")
-def accuracy(trained: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """One run over all faults that change embeddings or kill the worker, and one artifact that is whole."""
+@pytest.fixture(scope="module", params=WAYS)
+def accuracy(
+    request: pytest.FixtureRequest,
+    trained: Path,
+    exported: Path,
+    shared: Shared,
+    people: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Found:
+    """One run over all faults that change embeddings or kill the worker, and artifacts that are whole."""
     folder = tmp_path_factory.mktemp("faults")
     files = named(
         exported, folder, "whole", "wrong-row", "swapped-channels", "other-resize", "off-by-one-crop", "fp16-overflow",
-        "hangs", "crashes", "crashes-when-timed", "wrong-when-timed", "twice-as-long", "longer-if-few",
+        "hangs", "crashes", "crashes-when-timed", "wrong-when-timed", "twice-as-long", "longer-if-few", "sleeps",
     )  # fmt: skip
-    floats = export_onnx(trained, folder / "floats.onnx", Recipe(input="float")).path
-    files += named(floats, folder, "doubled-normalisation", "whole-floats")
-    return bench(folder / "report", trained, *files, "--batches", "2", "--timeout", "20", PMM_FAST="1")
+    files += named(shared.onnx(Recipe(input="float")), folder, "doubled-normalisation", "whole-floats")
+    root = fewer(people, folder / "people")
+    words = ("--batches", "2", "--seconds", "0.2", "--timeout", "60", "--root", root)
+    return bench(folder / "report", trained, *files, *words, way=request.param, PMM_FAST="1")
 
 
-@pytest.fixture(scope="module")
-def latency(trained: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+@pytest.fixture(scope="module", params=WAYS)
+def latency(
+    request: pytest.FixtureRequest, trained: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Found:
     """One run over backends of known speed, long enough to judge them."""
     folder = tmp_path_factory.mktemp("speeds")
     files = named(exported, folder, "sleeps", "drifts", "noisy")
-    return bench(folder / "report", trained, *files, "--batches", "1", "--seconds", "8")
+    words = ("--batches", "1", "--seconds", "4")
+    return bench(folder / "report", trained, *files, *words, way=request.param)
+
+
+@pytest.fixture
+def timed(exported: Path, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Timing]:
+    """As `latency` by a clock that only sleeping moves: turns, samples and statistics are the bench's own."""
+    clock = Clock()
+    monkeypatch.setattr(WorkerHere, "clock", clock)
+    monkeypatch.setattr(faulty_worker, "now", clock)
+    monkeypatch.setattr(faulty_worker, "sleep", lambda seconds: clock.step("", seconds)())
+    monkeypatch.setattr(opening, "open_candidate", faulty_worker.open_faulty)
+    workers = {}
+    for file in named(exported, tmp_path, "sleeps", "drifts", "noisy"):
+        worker = WorkerHere(file.stem, tmp_path / f"{file.stem}.log", threads=1, timeout=60.0)
+        ort = {"backend": "ort-cpu", "precision": "fp32", "device": "cpu", "cuda_graph": None, "threads": 1}
+        worker.ask("open", artifact=str(file), **ort)
+        workers[file.stem] = (worker, "cpu")
+    found = time_batch(
+        workers,
+        sorted((people / "query").iterdir())[:1],
+        Options(seconds=8.0).plan,
+        reference="sleeps",
+        extras_s=0.1,
+        advance=lambda name, share: None,
+        clock=clock,
+    )
+    assert not found.refused | found.died
+    return found.timings
 
 
 def failures_of(found: Found, name: str) -> dict[str, str]:
@@ -122,7 +179,8 @@ def test_whole_artifacts_pass(accuracy: Found) -> None:
 
 
 def test_a_backend_that_hangs_is_ended_and_the_others_go_on(accuracy: Found) -> None:
-    assert "no sign of life for 20 s" in failures_of(accuracy, "hangs.onnx")["--backends"]
+    said = failures_of(accuracy, "hangs.onnx")["--backends"]
+    assert "no sign of life for 1 s while it should embed; it was ended" in said
 
 
 def test_a_native_crash_is_reported_and_the_others_go_on(accuracy: Found) -> None:
@@ -141,26 +199,45 @@ def test_a_crash_while_timed_costs_the_others_nothing(accuracy: Found) -> None:
 
 
 def test_a_silent_fallback_to_the_cpu_is_caught(
-    trained: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, exported: Path, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (Gpu("a GPU", "9.0"),))
     (file,) = named(exported, tmp_path, "falls-back")
-    found = bench(tmp_path / "report", trained, file, "--batches", "1", "--device", "cpu", PMM_FAST="1")
+    words = ("--batches", "1", "--seconds", "0.2", "--device", "cpu", "--root", fewer(people, tmp_path / "people"))
+    found = bench(tmp_path / "report", trained, file, *words, PMM_FAST="1")
     result = next(r for r in found.report.results if r.backend == "ort-cuda")
     assert result.status == "failed"
     assert "fell back to CPUExecutionProvider" in result.reason
     assert found.code == 1
 
 
-def test_a_known_sleep_is_measured_right(latency: Found) -> None:
-    (timing,) = next(r for r in latency.report.results if r.name.endswith("sleeps.onnx")).batches
+def test_a_known_sleep_is_measured_right(timed: dict[str, Timing]) -> None:
+    timing = timed["sleeps"]
+    assert timing.p50_ms == pytest.approx(1000 * SLEEP_S)
+    assert timing.images_per_s == pytest.approx(1 / SLEEP_S)
+    assert len(timing.samples_ms) == 400
+    assert timing.flags == ()
+
+
+def test_a_real_sleep_is_measured_no_shorter(accuracy: Found) -> None:
+    (timing,) = next(r for r in accuracy.report.results if r.name.endswith("sleeps.onnx")).batches
+    assert timing.p50_ms >= 1000 * SLEEP_S
+    assert timing.p50_ms < 1000 * SLEEP_S * 4  # ten samples, on a machine that does other things
+    assert 1000 * SLEEP_S <= 2000 / timing.images_per_s < 1000 * SLEEP_S * 4
+
+
+@pytest.mark.parametrize(("fault", "flag"), [("drifts", "drifts: "), ("noisy", "noisy: ")])
+def test_a_backend_that_cannot_be_trusted_is_flagged(timed: dict[str, Timing], fault: str, flag: str) -> None:
+    assert any(line.startswith(flag) for line in timed[fault].flags), timed[fault].flags
+
+
+@pytest.mark.slow
+def test_real_sleeps_are_measured_right_and_flagged_if_they_change(latency: Found) -> None:
+    timings = {Path(r.name.split()[-1]).stem: r.batches[0] for r in latency.report.results}
+    timing = timings["sleeps"]
     assert timing.p50_ms >= 1000 * SLEEP_S
     assert timing.p50_ms < 1000 * SLEEP_S * 1.5
     assert 1000 * SLEEP_S <= 1000 / timing.images_per_s < 1000 * SLEEP_S * 1.5
     assert len(timing.samples_ms) >= 100
-
-
-@pytest.mark.parametrize(("fault", "flag"), [("drifts", "drifts: "), ("noisy", "noisy: ")])
-def test_a_backend_that_cannot_be_trusted_is_flagged(latency: Found, fault: str, flag: str) -> None:
-    (timing,) = next(r for r in latency.report.results if r.name.endswith(f"{fault}.onnx")).batches
-    assert any(line.startswith(flag) for line in timing.flags), timing.flags
+    for fault, flag in {"drifts": "drifts: ", "noisy": "noisy: "}.items():
+        assert any(line.startswith(flag) for line in timings[fault].flags), timings[fault].flags

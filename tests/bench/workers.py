@@ -1,0 +1,74 @@
+"""Workers of the bench that live in the process of the test: they answer at once, and torch is imported once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmm.bench import harness, pool
+from pmm.bench.latency import Clock
+from pmm.bench.pages import pictures, report
+from pmm.bench.worker import Session
+
+
+class WorkerHere:
+    """Asked as a `WorkerProcess` is; its session, its messages and what they mean are the bench's own."""
+
+    clock: Clock = staticmethod(time.perf_counter)
+
+    def __init__(self, name: str, log: Path, *, threads: int, timeout: float) -> None:
+        self.name, self.log, self.alive = name, log, True
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+        self._progress: Callable[[float], None] = lambda done: None
+        self._session = Session(lambda done: self._progress(done), self.clock)
+
+    def ask(
+        self,
+        do: str,
+        /,
+        *,
+        progress: Callable[[float], None] = lambda done: None,
+        patience: float = 1.0,
+        **arguments: Any,
+    ) -> Any:
+        """What `WorkerProcess.ask` returns or raises."""
+        self._progress = progress
+        with self.log.open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            message = self._session.answer(do, json.loads(json.dumps(arguments)))
+        return pool.told(json.loads(json.dumps(message)))
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Forget the runner."""
+        self.alive = False
+        del self._session
+
+
+@contextmanager
+def workers_here(start: Callable[..., Any] = WorkerHere, *, pages: bool = False) -> Iterator[pytest.MonkeyPatch]:
+    """The bench starts its workers by `start`, gives each one thread and, unless asked for `pages`, writes report.json
+    alone; ends with what the yielded patch has set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "WorkerProcess", start)
+        patch.setattr(harness, "usable_cores", lambda: 1)
+        if not pages:
+            patch.setattr(report, "write_reports", lambda *args: None)
+            patch.setattr(pictures, "pictures", lambda *args: None)
+        yield patch
+
+
+def fewer(people: Path, folder: Path, ids: int = 4) -> Path:
+    """The first of `people`, of whom a backend embeds 21 crops each."""
+    kept = sorted({path.name[:4] for path in (people / "query").iterdir()})[:ids]
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        (folder / part).mkdir(parents=True)
+        for path in (people / part).iterdir():
+            if part == "bounding_box_train" or path.name[:4] in kept:
+                (folder / part / path.name).symlink_to(path)
+    return folder
