@@ -5,7 +5,8 @@ import pytest
 
 from pmm import cli
 from pmm.errors import UserError
-from tests.conftest import assert_one_line_error, run_python
+from tests.conftest import assert_one_line_error
+from tests.without_torch import run_all_without_torch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,22 +157,20 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[-1])
-def test_every_command_explains_itself_and_refuses_unknown_flags(command):
-    # importing torch takes seconds: help and a typo must not pay for it
-    trap = (
-        "import sys, runpy\n"
-        "class Trap:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch': raise RuntimeError('torch was imported')\n"
-        "sys.meta_path.insert(0, Trap())\n"
-        "sys.argv = sys.argv[1:]\n"
-    ) + (
-        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
-        if command[0] == "-m"
-        else "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    shown = run_python("-c", trap, command[-1], "--help")
+@pytest.fixture(scope="module")
+def answers():
+    """What each command says to --help and to a flag that it does not have, where importing torch is an error.
+
+    It takes seconds: help and a typo must not pay for it.
+    """
+    asked = [(*command, flag) for command in COMMANDS for flag in ("--help", "--no-such-flag")]
+    found = run_all_without_torch(*asked, kind=RuntimeError)
+    return {command[-1]: found[2 * place : 2 * place + 2] for place, command in enumerate(COMMANDS)}
+
+
+@pytest.mark.parametrize("command", [command[-1] for command in COMMANDS])
+def test_every_command_explains_itself_and_refuses_unknown_flags(answers, command):
+    shown, refused = answers[command]
     assert shown.returncode == 0, shown.stderr
     assert "usage" in shown.stdout
-    assert_one_line_error(run_python("-c", trap, command[-1], "--no-such-flag"), "--no-such-flag", "known flags: --")
+    assert_one_line_error(refused, "--no-such-flag", "known flags: --")

@@ -16,17 +16,17 @@ from PIL import Image
 from pmm.data.crops import load_crop, load_crops
 from pmm.embed import contract_of, embed_files, embed_folder, images_below
 from pmm.errors import UserError
-from pmm.export.onnx import export_onnx
 from pmm.files import sha256
 from pmm.index import Index
 from pmm.runtime.base import open_runner
 from pmm.runtime.ort import OrtRunner
-from tests.conftest import assert_one_line_error, run_here, run_without_torch
+from tests.conftest import assert_one_line_error, run_here
+from tests.without_torch import run_all_without_torch
 
 
-@pytest.fixture(scope="module")
-def artifact(trained, tmp_path_factory):
-    return export_onnx(trained, tmp_path_factory.mktemp("artifact") / "model.onnx").path
+@pytest.fixture
+def artifact(exported):
+    return exported
 
 
 @pytest.fixture
@@ -75,13 +75,16 @@ def test_the_same_folder_gives_the_same_bytes(artifact, crops, tmp_path):
 
 def test_no_torch_is_needed(artifact, crops, tmp_path):
     out, query = tmp_path / "out.npz", sorted(crops.glob("*.jpg"))[3]
-    done = run_without_torch("-m", "pmm.embed", artifact, crops, "-o", out)
-    assert done.returncode == 0, done.stderr
-    done = run_without_torch("-m", "pmm.search", out, "--query", query, "--artifact", artifact, "--top", "2",
-                             "--picture", tmp_path / "a.png")  # fmt: skip
-    assert done.stdout.split()[:3] == ["1", "0.0000", query.name], done.stderr
-    for file in (artifact, out):
-        done = run_without_torch("-m", "pmm.info", file)
+    embedded, found, *told = run_all_without_torch(
+        ("-m", "pmm.embed", artifact, crops, "-o", out),
+        ("-m", "pmm.search", out, "--query", query, "--artifact", artifact, "--top", "2", "--picture",
+         tmp_path / "a.png"),
+        ("-m", "pmm.info", artifact),
+        ("-m", "pmm.info", out),
+    )  # fmt: skip
+    assert embedded.returncode == 0, embedded.stderr
+    assert found.stdout.split()[:3] == ["1", "0.0000", query.name], found.stderr
+    for done in told:
         assert done.returncode == 0, done.stderr
         assert "versions.torch " in done.stdout
 

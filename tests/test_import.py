@@ -1,7 +1,9 @@
 """`python -m pmm.checkpoint import`: what it says, and the files that it refuses without running what is in them."""
 
 import os
+import runpy
 import shutil
+import sys
 import tarfile
 import zipfile
 
@@ -14,7 +16,8 @@ from pmm.data.readers import read_dataset
 from pmm.data.samples import class_indices
 from pmm.errors import UserError
 from tests.authors import Authors, hollow
-from tests.conftest import assert_one_line_error, run_here, run_python, run_without_torch
+from tests.conftest import assert_one_line_error, run_here
+from tests.without_torch import run_all_without_torch
 
 HOLLOW = {method: hollow(method) for method in ("pmm", "bdb")}
 
@@ -46,10 +49,14 @@ def test_the_command_says_what_was_read_and_what_is_next(file, people, tmp_path)
     assert (data["height"], data["width"], data["dataset"], data["root"]) == (384, 128, "synthetic", str(people))
 
 
-def test_it_runs_as_a_module(file, tmp_path):
-    done = run_python("-m", "pmm.checkpoint", "import", file, "-o", tmp_path / "ckpt.pth")
-    assert done.returncode == 0, done.stderr
-    assert load(tmp_path / "ckpt.pth")["config"]["model"]["num_classes"] == 5
+def test_it_runs_as_a_module(file, tmp_path, monkeypatch, capsys):
+    """Which is there twice then, once as `__main__`: what one has made, the other must know."""
+    out = tmp_path / "ckpt.pth"
+    monkeypatch.setattr(sys, "argv", ["pmm.checkpoint", "import", str(file), "-o", str(out)])
+    with pytest.warns(RuntimeWarning, match="found in sys.modules"), pytest.raises(SystemExit) as stop:
+        runpy.run_module("pmm.checkpoint", run_name="__main__", alter_sys=True)
+    assert stop.value.code == 0, capsys.readouterr().err
+    assert load(out)["config"]["model"]["num_classes"] == 5
 
 
 def test_later_commands_point_here(file, tmp_path):
@@ -65,7 +72,7 @@ def test_later_commands_point_here(file, tmp_path):
 
 def test_a_wrong_command_line_needs_no_torch(file, tmp_path):
     out = tmp_path / "ckpt.pth"
-    for args, text in (
+    wrong = (
         (["import", tmp_path / "no.pth", "-o", out], "does not exist; expected a checkpoint to import"),
         (["import", file, "-o", file], "is the file to read; give another name to write to"),
         (["import", file, "-o", tmp_path / "x.pth.tar"], "x.pth.tar: expected a name that ends in .pth"),
@@ -76,8 +83,10 @@ def test_a_wrong_command_line_needs_no_torch(file, tmp_path):
         (["import", file, "-o", out, "--height", "100000000"], "it must be positive and at most 4096"),
         (["import", file, "-o", out, "--dataset", "mars"], "unknown data set 'mars'"),
         (["import", file, "-o", out, "--root", tmp_path / "no"], "is not a folder"),
-    ):
-        assert_one_line_error(run_without_torch("-m", "pmm.checkpoint", *args), "pmm.checkpoint: error: ", text)
+    )
+    answers = run_all_without_torch(*(("-m", "pmm.checkpoint", *args) for args, _ in wrong))
+    for done, (_, text) in zip(answers, wrong, strict=True):
+        assert_one_line_error(done, "pmm.checkpoint: error: ", text)
     assert not out.exists()
 
 
