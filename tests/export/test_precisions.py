@@ -1,6 +1,7 @@
 """Every precision and every option of every method: the file holds what was asked for, and its embeddings are right."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import onnx
@@ -13,8 +14,9 @@ from pmm.config import preset
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.errors import UserError
+from pmm.export import graph as graph_module
 from pmm.export.emulate import emulated
-from pmm.export.graph import deployed_graph, to_onnx
+from pmm.export.graph import deployed_graph
 from pmm.export.onnx import export_onnx
 from pmm.export.precision import found_precision
 from pmm.export.recipe import OPSET, Recipe, Verification
@@ -27,6 +29,7 @@ from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
 from pmm.trainee import make_trainee
 
+CONTRACT = InputContract.of("uint8", "rgb")
 LEAST = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.98, "int8": 0.9}
 """Of embeddings without their mean: those of a hardly trained network are almost collinear."""
 FIRST_LAYERS = {"trunk.backbone.trunk.conv1", "trunk.backbone.trunk.layer1.conv1"}
@@ -40,37 +43,108 @@ def crops(people):
     return load_crops([s.path for s in (*split.query, *split.gallery)[:48]], 128, 64)
 
 
-def each_method():
-    """Every method; slow, where its network at test time is that of one before."""
-    seen = set()
-    for name in METHODS:
+NETWORKS = ("pmm", "baseline")
+"""One method of each network at test time; those of all others are pmm's."""
+PLAIN = [Recipe(precision=p) for p in ("fp32", "fp16", "bf16", "int8")] + [Recipe(precision="int8", target="cpu")]
+OPTIONS = {"input": ("uint8", "float"), "input_colour": ("rgb", "bgr"), "flip_tta": (False, True),
+           "normalize": (False, True)}  # fmt: skip
+EVERY = [
+    dataclasses.replace(plain, **dict(zip(OPTIONS, values, strict=True)))
+    for plain in PLAIN
+    for values in itertools.product(*OPTIONS.values())
+]
+
+
+def of(network, precision, target="tensorrt", **options):
+    return network, Recipe(precision=precision, target=target, **options)
+
+
+EACH = [
+    of("pmm", "fp32", input="float", flip_tta=True),
+    of("baseline", "fp16", input_colour="bgr", normalize=True),
+    of("pmm", "bf16", input="float", input_colour="bgr"),
+    of("baseline", "int8", input="float", flip_tta=True, normalize=True),
+    of("pmm", "int8", "cpu", normalize=True),
+]
+"""Every precision, and every option, once."""
+REST = [
+    of("baseline", "fp32", input_colour="bgr", normalize=True),
+    of("pmm", "fp16", input="float", flip_tta=True),
+    of("baseline", "bf16", flip_tta=True, normalize=True),
+    of("pmm", "int8", input_colour="bgr"),
+    of("baseline", "int8", "cpu", input="float", input_colour="bgr", flip_tta=True),
+]
+"""Their opposites: with them, every pair of a network, a precision and options."""
+SEEN = {*EACH, *REST}
+CASES = [
+    *EACH,
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in REST),
+    *(pytest.param(*case, marks=pytest.mark.full) for case in itertools.product(NETWORKS, EVERY) if case not in SEEN),
+    *(
+        pytest.param(method, recipe, marks=pytest.mark.full)
+        for method in METHODS
+        if method not in NETWORKS
+        for recipe in (*PLAIN, EVERY[-1], of("", "fp16", input="float", input_colour="bgr", flip_tta=True)[1])
+    ),
+]
+
+
+def described(value):
+    if not isinstance(value, Recipe):
+        return value
+    flags = "-flip" * value.flip_tta + "-norm" * value.normalize
+    return f"{value.precision}-{value.target}-{value.input}-{value.input_colour}{flags}"
+
+
+@pytest.mark.slow
+def test_networks_are_those_of_all_methods():
+    def network(method):
         base = preset("tiny")
-        config = dataclasses.replace(base, model=dataclasses.replace(base.model, method=name, num_classes=12))
+        config = dataclasses.replace(base, model=dataclasses.replace(base.model, method=method, num_classes=12))
         with torch.device("meta"):
-            network = str(build_model(config).deployed())
-        yield pytest.param(name, marks=pytest.mark.slow) if network in seen else name
-        seen.add(network)
+            return str(build_model(config).deployed())
+
+    found = {method: network(method) for method in METHODS}
+    assert found[NETWORKS[0]] != found[NETWORKS[1]]
+    assert set(found.values()) == {found[method] for method in NETWORKS}
 
 
-@pytest.fixture(scope="module", params=each_method())
-def stepped(request, people, tmp_path_factory):
-    """A checkpoint of each method with batch-norm statistics of real crops."""
-    base = preset("tiny")
-    config = dataclasses.replace(
-        base,
-        data=dataclasses.replace(base.data, root=str(people)),
-        model=dataclasses.replace(base.model, method=request.param, num_classes=12),
-    )
-    torch.manual_seed(0)
-    trainee = make_trainee(build_model(config), config, torch.device("cpu"), 1)
-    train = load_crops([s.path for s in read_dataset("synthetic", people).train], 128, 64)
-    images = torch.from_numpy(preprocessing_of(config).normalise(train))
-    with torch.no_grad():
-        for _ in range(20):
+def test_every_pair_of_a_network_a_precision_and_options_is_exported():
+    def facts(method, recipe):
+        return (method, (recipe.precision, recipe.target), *(getattr(recipe, name) for name in OPTIONS))
+
+    def pairs(cases):
+        return {pair for case in cases for pair in itertools.combinations(enumerate(facts(*case)), 2)}
+
+    assert pairs(SEEN) == pairs(itertools.product(NETWORKS, EVERY))
+    assert {fact for case in EACH for fact in enumerate(facts(*case))} == {
+        fact for case in itertools.product(NETWORKS, EVERY) for fact in enumerate(facts(*case))
+    }
+
+
+@pytest.fixture(scope="module")
+def stepped(store, people):
+    """Call it with a method for a checkpoint with batch-norm statistics of real crops; read only."""
+
+    def make(method, folder):
+        base = preset("tiny")
+        config = dataclasses.replace(
+            base,
+            data=dataclasses.replace(base.data, root=str(people)),
+            model=dataclasses.replace(base.model, method=method, num_classes=12),
+        )
+        torch.manual_seed(0)
+        trainee = make_trainee(build_model(config), config, torch.device("cpu"), 1)
+        train = load_crops([s.path for s in read_dataset("synthetic", people).train], 128, 64)
+        images = torch.from_numpy(preprocessing_of(config).normalise(train))
+        for module in trainee.model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.momentum = 1 - 0.9**20  # as after 20 steps
+        with torch.no_grad():
             trainee.model(images)
-    path = tmp_path_factory.mktemp(request.param) / "model.pth"
-    checkpoint.save(path, checkpoint.snapshot(trainee, config, 1, -1.0))
-    return path
+        checkpoint.save(folder / "model.pth", checkpoint.snapshot(trainee, config, 1, -1.0))
+
+    return lambda method: store.get(f"stepped-{method}", lambda folder: make(method, folder)) / "model.pth"
 
 
 def centred_cosine(expected, found):
@@ -78,30 +152,19 @@ def centred_cosine(expected, found):
     return numeric_parity(expected - mean, found - mean).min_cosine
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        Recipe(),
-        Recipe(precision="fp16"),
-        Recipe(precision="bf16"),
-        Recipe(precision="int8"),
-        Recipe(precision="int8", target="cpu"),
-        Recipe(precision="fp16", input="float", input_colour="bgr", normalize=True, flip_tta=True),
-        Recipe(precision="int8", input="float", normalize=True, flip_tta=True),
-    ],
-    ids=lambda r: f"{r.precision}-{r.target}-{r.input}-{r.input_colour}{'-flip' * r.flip_tta}{'-norm' * r.normalize}",
-)
-def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, recipe, crops, tmp_path):
-    artifact = export_onnx(stepped, tmp_path / "model.onnx", recipe)
+@pytest.mark.parametrize(("method", "recipe"), CASES, ids=described)
+def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, method, recipe, crops, tmp_path):
+    source = stepped(method)
+    artifact = export_onnx(source, tmp_path / "model.onnx", recipe)
     manifest = artifact.manifest
     assert manifest.precision_found == manifest.precision == recipe.precision
     kept = (manifest.quantization or {}).get("kept_in_fp32", [])
-    may_keep = FIRST_LAYERS if recipe.target == "cpu" and stepped.parent.name.startswith("bdb") else set()
+    may_keep = FIRST_LAYERS if recipe.target == "cpu" and method == "bdb" else set()
     assert set(kept) <= may_keep
     assert kept or manifest.precision_share[recipe.precision] > 0.98
     assert manifest.opset == OPSET[recipe.precision]
     assert manifest.parity["rows"] == 64
-    with open_runner(stepped) as reference:
+    with open_runner(source) as reference:
         expected = reference(crops)
         if recipe.flip_tta:
             expected = (expected + reference(np.ascontiguousarray(crops[:, :, ::-1]))) / 2
@@ -130,10 +193,11 @@ def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, r
     assert engine.precision_share[recipe.precision] == pytest.approx(manifest.precision_share[recipe.precision])
 
 
-@pytest.mark.parametrize("recipe", [Recipe(precision="fp16"), Recipe(precision="int8", target="cpu")], ids=str)
-def test_two_exports_are_byte_equal_in_other_precisions_too(trained, recipe, tmp_path):
-    first, second = (export_onnx(trained, tmp_path / name, recipe).path.read_bytes() for name in ("a.onnx", "b.onnx"))
-    assert first == second
+@pytest.mark.parametrize("recipe", [Recipe(precision="fp16"), Recipe(precision="int8", target="cpu")], ids=described)
+def test_two_exports_are_byte_equal_in_other_precisions_too(trained, shared, recipe, tmp_path):
+    """Of two processes, where two run the tests."""
+    again = export_onnx(trained, tmp_path / "b.onnx", recipe, Verification(no_verify=True))
+    assert again.path.read_bytes() == shared.onnx(recipe).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -142,28 +206,35 @@ def model(trained):
     return found, preprocessing_of(config)
 
 
-def build(model, precision, *, normalised=False, flip=False, kind="uint8"):
+@pytest.fixture
+def proto(shared):
+    """Call it with a precision for the graph of `trained`, the caller's own."""
+    return lambda precision: read_onnx(shared.onnx(Recipe(precision=precision))).proto
+
+
+def build(model, precision, **embedding):
     network, size = model
-    contract = InputContract.of(kind, "rgb")
-    embedding = EmbeddingContract(dim=384, normalised=normalised, flip_tta=flip)
-    graph = deployed_graph(network, size, contract, embedding, precision)
-    return graph, to_onnx(graph, size, contract, OPSET[precision]), contract
+    return deployed_graph(network, size, CONTRACT, EmbeddingContract(dim=384, **embedding), precision)
+
+
+def traced(model, precision, **embedding):
+    return graph_module.to_onnx(build(model, precision, **embedding), model[1], CONTRACT, OPSET[precision])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_the_emulation_is_what_torch_and_the_reference_compute(model, precision, crops):
-    graph, proto, contract = build(model, precision)
-    emulation = in_memory(emulated(proto), contract, model[1], optimise=False)(crops)
+def test_the_emulation_is_what_torch_and_the_reference_compute(model, proto, precision, crops):
+    proto = proto(precision)
+    emulation = in_memory(emulated(proto), CONTRACT, model[1], optimise=False)(crops)
     with torch.inference_mode():
-        in_torch = graph(torch.from_numpy(crops)).numpy()
+        in_torch = build(model, precision)(torch.from_numpy(crops)).numpy()
     assert numeric_parity(in_torch, emulation).min_cosine > 1 - {"fp16": 1e-5, "bf16": 1e-3}[precision]
     # the reference accumulates in the half type itself, which no GPU does: close, not equal
-    by_reference = ReferenceEvaluator(proto).run(None, {"images": crops[:2]})[0]
-    close = numeric_parity(by_reference, emulation[:2]).min_cosine
+    by_reference = ReferenceEvaluator(proto).run(None, {"images": crops[:1]})[0]
+    close = numeric_parity(by_reference, emulation[:1]).min_cosine
     assert close > 1 - 1e-5
     if precision == "bf16":  # and it is no fp32 in disguise
         with torch.inference_mode():
-            wide = deployed_graph(*model, contract, graph.embedding, "fp32")(torch.from_numpy(crops)).numpy()
+            wide = build(model, "fp32")(torch.from_numpy(crops)).numpy()
         assert 1 - numeric_parity(wide, emulation).min_cosine > 5 * (1 - close)
 
 
@@ -174,15 +245,14 @@ def overwritten(proto, ending, value):
     return proto
 
 
-def test_an_overflow_that_onnx_runtime_hides_is_seen(model, crops):
-    _, proto, contract = build(model, "fp16")
-    overwritten(proto, "trunk.conv1.bias", 60000)
-    plain = in_memory(proto, contract, model[1])(crops[:2])
+def test_an_overflow_that_onnx_runtime_hides_is_seen(model, proto, crops):
+    proto = overwritten(proto("fp16"), "trunk.conv1.bias", 60000)
+    plain = in_memory(proto, CONTRACT, model[1])(crops[:1])
     assert np.isfinite(plain).all(), "ONNX Runtime computes fp16 in fp32: the overflow does not show"
     with np.errstate(all="ignore"):
-        reference = ReferenceEvaluator(proto).run(None, {"images": crops[:2]})[0]
+        reference = ReferenceEvaluator(proto).run(None, {"images": crops[:1]})[0]
     assert not np.isfinite(reference).all()
-    assert not np.isfinite(in_memory(emulated(proto), contract, model[1], optimise=False)(crops[:2])).all()
+    assert not np.isfinite(in_memory(emulated(proto), CONTRACT, model[1], optimise=False)(crops[:1])).all()
 
 
 def test_an_export_that_overflows_is_refused_though_onnx_runtime_would_not_see_it(trained, tmp_path, monkeypatch):
@@ -216,29 +286,27 @@ def test_an_export_that_overflows_is_refused_though_onnx_runtime_would_not_see_i
 
 def test_a_tail_in_fp32_neither_overflows_nor_divides_by_zero(model, crops):
     """Embeddings of length above 256, whose squares fp16 cannot hold, and of length 0."""
-    _, proto, _ = build(model, "fp16", normalised=True, flip=True)
-    run = lambda p: ReferenceEvaluator(p).run(None, {"images": crops[:2]})[0]  # noqa: E731
+    proto = traced(model, "fp16", normalised=True, flip_tta=True)
+    run = lambda p: ReferenceEvaluator(p).run(None, {"images": crops[:1]})[0]  # noqa: E731
     long = run(overwritten(proto, "max_head.0.bias", 30000.0))
     np.testing.assert_allclose(np.linalg.norm(long, axis=1), 1, atol=1e-5)
-    _, proto, _ = build(model, "fp16", normalised=True)
     for head in ("average_head", "max_head"):
         overwritten(proto, f"{head}.0.bias", -1e30)  # ReLU then gives nothing
     zero = run(proto)
     assert np.array_equal(zero, np.zeros_like(zero))
 
 
-def test_macs_and_types_are_read_from_the_file(model):
-    _, proto, _ = build(model, "fp32")
-    found = found_precision(proto)
+def test_macs_and_types_are_read_from_the_file(model, proto):
+    plain = proto("fp32")
+    found = found_precision(plain)
     # the first convolution, 3x3 from 3 to 16 channels with stride 2, and the heads, counted by hand
     first, heads = 64 * 32 * 16 * 3 * 9, 128 * 128 + 128 * 256
-    only = onnx.ModelProto()
-    only.CopyFrom(proto)
     assert found.total > first + heads
-    for node in [n for n in only.graph.node if n.op_type == "Conv"][1:]:
-        only.graph.node.remove(node)
-    assert found_precision(build(model, "fp16")[1]).macs["fp32"] == heads
-    assert found_precision(build(model, "fp32", flip=True)[1]).total == 2 * found.total
+    assert found_precision(proto("fp16")).macs["fp32"] == heads
+    assert found_precision(traced(model, "fp32", flip_tta=True)).total == 2 * found.total
+    for node in [n for n in plain.graph.node if n.op_type == "Conv"][1:]:
+        plain.graph.node.remove(node)
+    assert found_precision(plain).total == first  # of what comes after the gap, sizes are unknown
 
 
 def test_colours_and_mirror_images_are_what_they_say(model, crops):
@@ -255,12 +323,9 @@ def test_colours_and_mirror_images_are_what_they_say(model, crops):
     np.testing.assert_allclose(rgb[1, 2, 0, 1], (pixels[1, 0, 1, 2] / 255 - 0.3) / 0.7, rtol=1e-5)
 
 
-def test_a_bgr_file_differs_from_an_rgb_one_only_in_its_first_weights(trained, tmp_path):
-    files = [
-        export_onnx(trained, tmp_path / f"{c}.onnx", Recipe(input_colour=c), Verification(no_verify=True))
-        for c in ("rgb", "bgr")
-    ]
-    protos = [read_onnx(f.path).proto for f in files]
+def test_a_bgr_file_differs_from_an_rgb_one_only_in_its_first_weights(trained, exported, tmp_path):
+    bgr = export_onnx(trained, tmp_path / "bgr.onnx", Recipe(input_colour="bgr"), Verification(no_verify=True)).path
+    protos = [read_onnx(path).proto for path in (exported, bgr)]
     assert [n.op_type for n in protos[0].graph.node] == [n.op_type for n in protos[1].graph.node]
     weights = [{t.name: onnx.numpy_helper.to_array(t) for t in p.graph.initializer} for p in protos]
     differ = [name for name in weights[0] if not np.array_equal(weights[0][name], weights[1][name])]
