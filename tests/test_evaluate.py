@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,13 +33,6 @@ def split(people):
 
 
 @pytest.fixture(scope="module")
-def artifact(trained, tmp_path_factory):
-    from pmm.export.onnx import export_onnx
-
-    return export_onnx(trained, tmp_path_factory.mktemp("artifact") / "model.onnx").path
-
-
-@pytest.fixture(scope="module")
 def embedded(trained, split):
     with open_runner(trained) as runner:
         parts = [embed_samples(runner, part) for part in (split.query, split.gallery)]
@@ -58,7 +53,7 @@ def figures(done, path):
     return json.loads(path.read_text())
 
 
-def test_any_artifact_gives_the_figures_of_the_checkpoint(trained, artifact, people, tmp_path, embedded, split):
+def test_any_artifact_gives_the_figures_of_the_checkpoint(trained, exported, people, tmp_path, embedded, split):
     expected = evaluate_ranking(*embedded[0], *labels_of(split))
     found = figures(evaluate(trained, people, "--json", tmp_path / "a.json"), tmp_path / "a.json")
     assert found["mAP"] == expected.mAP
@@ -67,7 +62,7 @@ def test_any_artifact_gives_the_figures_of_the_checkpoint(trained, artifact, peo
     assert (found["dataset"], found["root"], found["notes"]) == ("market1501", str(people), [])
     assert (found["queries"], found["gallery"]) == (len(split.query), len(split.gallery))
     done = run_without_torch(
-        "-m", "pmm.evaluate", artifact, "--dataset", "market1501", "--root", people, "--json", tmp_path / "b.json"
+        "-m", "pmm.evaluate", exported, "--dataset", "market1501", "--root", people, "--json", tmp_path / "b.json"
     )
     found = figures(done, tmp_path / "b.json")
     assert found["mAP"] == pytest.approx(expected.mAP, abs=1e-3)
@@ -127,32 +122,32 @@ def test_a_folder_of_crops_without_cameras_says_what_that_means(trained, tmp_pat
     )
 
 
-def test_what_is_read_is_not_written_to_and_nothing_is_made_for_a_file_that_is_not_there(artifact, people, tmp_path):
-    for out in (artifact, manifest_path(artifact)):
-        assert_one_line_error(evaluate(artifact, people, "--json", out), f"{out} is the file to read; give another")
+def test_what_is_read_is_not_written_to_and_nothing_is_made_for_a_file_that_is_not_there(exported, people, tmp_path):
+    for out in (exported, manifest_path(exported)):
+        assert_one_line_error(evaluate(exported, people, "--json", out), f"{out} is the file to read; give another")
     both = ("--json", tmp_path / "both.csv", "--per-query", tmp_path / "both.csv")
-    assert_one_line_error(evaluate(artifact, people, *both), "--json and --per-query are both")
+    assert_one_line_error(evaluate(exported, people, *both), "--json and --per-query are both")
     (tmp_path / "link.csv").symlink_to(tmp_path / "both.csv")
     both = ("--json", tmp_path / "both.csv", "--per-query", tmp_path / "link.csv")
-    assert_one_line_error(evaluate(artifact, people, *both), "--json and --per-query are both")
+    assert_one_line_error(evaluate(exported, people, *both), "--json and --per-query are both")
     (tmp_path / "link.csv").unlink()
     assert_one_line_error(evaluate(tmp_path / "none.pth", people, "--json", tmp_path / "new/o.json"), "does not exist")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_gives_nan_is_named_with_the_crop(artifact, people, split, monkeypatch):
+def test_a_model_that_gives_nan_is_named_with_the_crop(exported, people, split, monkeypatch):
     run = OrtRunner.__call__
     monkeypatch.setattr(OrtRunner, "__call__", lambda self, images: np.full_like(run(self, images), np.nan))
-    done = evaluate(artifact, people)
+    done = evaluate(exported, people)
     count, first = len(split.query), split.query[0].path
     assert_one_line_error(done, f"{count} of {count} embeddings of query hold NaN or Inf, the first that of {first};")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
-def test_figures_are_not_lost_over_a_name_that_the_terminal_cannot_show(trained, people, tmp_path, encoding):
+def test_figures_are_not_lost_over_a_name_that_the_terminal_cannot_show(exported, people, tmp_path, encoding):
     root = tmp_path / os.fsdecode("Zürich caf".encode() + b"\xe9")
     root.symlink_to(people)
-    of = ("-m", "pmm.evaluate", trained, "--dataset", "market1501", "--root", root)
+    of = ("-m", "pmm.evaluate", exported, "--dataset", "market1501", "--root", root)
     files = ("--json", tmp_path / "a.json", "--per-query", tmp_path / "a.csv")
     done = run_python(*of, *files, PYTHONIOENCODING=encoding)
     assert figures(done, tmp_path / "a.json")["root"] == str(root)
@@ -186,9 +181,9 @@ def test_a_data_set_without_matches_is_refused_before_a_model_is_loaded(tmp_path
     assert_one_line_error(done, "no query has a gallery crop of its identity from another camera")
 
 
-def test_a_file_that_averages_with_the_mirror_image_already(trained, people, tmp_path):
-    from pmm.export.onnx import export_onnx
-    from pmm.export.recipe import Recipe
-
-    path = export_onnx(trained, tmp_path / "flip.onnx", Recipe(flip_tta=True)).path
+def test_a_file_that_averages_with_the_mirror_image_already(exported, people, tmp_path):
+    path = shutil.copy(exported, tmp_path)
+    manifest = json.loads(manifest_path(exported).read_text())
+    manifest["embedding"]["flip_tta"] = True  # all that says so
+    manifest_path(Path(path)).write_text(json.dumps(manifest))
     assert_one_line_error(evaluate(path, people, "--flip-test"), "averages with the mirror image already")

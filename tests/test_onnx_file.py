@@ -6,16 +6,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from pmm.errors import UserError
-from pmm.export.onnx import export_onnx
-from pmm.export.recipe import Verification
 from pmm.files import sha256
 from pmm.onnx_file import read_onnx
-
-
-@pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
-    out = tmp_path_factory.mktemp("exported") / "model.onnx"
-    return export_onnx(trained, out, verification=Verification(no_verify=True)).path
 
 
 def external(path, location, *, where="initializer"):

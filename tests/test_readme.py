@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmm.export.onnx import export_onnx
+from pmm.manifest import manifest_path
 from pmm.train import parse
 from tests.conftest import ROOT
 
@@ -153,10 +153,11 @@ def test_the_figures_of_loading_are_those_of_the_result():
         assert re.search(rf"\| {kind} \([^|]+\) \| {re.escape(' | '.join(cells))} \|", README), cells
 
 
-def test_the_snippets_run_as_they_stand(trained, people, tmp_path, monkeypatch):
+def test_the_snippets_run_as_they_stand(exported, people, tmp_path, monkeypatch):
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(snippets) == 2
-    export_onnx(trained, tmp_path / "market-cpu.onnx")
+    for file in (exported, manifest_path(exported)):
+        shutil.copy(file, tmp_path / file.name.replace("model", "market-cpu"))
     for name, crop in zip("ab", (people / "query").iterdir(), strict=False):
         shutil.copy(crop, tmp_path / f"{name}.jpg")
     monkeypatch.chdir(tmp_path)

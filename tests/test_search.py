@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm.export.onnx import export_onnx
 from pmm.export.recipe import Recipe
 from pmm.index import Index
 from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG
@@ -18,18 +17,14 @@ from tests.conftest import assert_one_line_error, run_here
 
 
 @pytest.fixture(scope="module")
-def crops(people, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gallery") / "crops"
-    shutil.copytree(people / "bounding_box_test", folder)
-    return folder
+def crops(people):
+    return people / "bounding_box_test"
 
 
 @pytest.fixture(scope="module")
-def artifacts(trained, tmp_path_factory):
+def artifacts(trained, exported, shared):
     """The same checkpoint three ways."""
-    folder = tmp_path_factory.mktemp("artifacts")
-    cosine = export_onnx(trained, folder / "cosine.onnx", Recipe(normalize=True)).path
-    return {"torch": trained, "onnx": export_onnx(trained, folder / "model.onnx").path, "cosine": cosine}
+    return {"torch": trained, "onnx": exported, "cosine": shared.onnx(Recipe(normalize=True), verify=False)}
 
 
 @pytest.fixture(scope="module")
