@@ -1,26 +1,57 @@
-"""One real run of the bench on a small model, and what it leaves."""
+"""Runs of the bench on a small model, in processes and with workers that live in the test's, and what they leave."""
 
 import json
 import shutil
 
 import pytest
 
+from pmm.bench import harness
 from pmm.bench.schema import read_report
 from pmm.checkpoint import load
 from pmm.config import Config
 from pmm.environment import describe_environment
+from pmm.export import onnx
+from pmm.export.recipe import Recipe
+from pmm.files import sha256
 from pmm.kernels import build_info, describe_build
+from pmm.manifest import Artifact, manifest_path, read_manifest
 from pmm.models.registry import build_model
+from tests.bench.workers import WorkerHere, fewer, workers_here
 from tests.conftest import run_here, run_python
 
-ARGS = ("--backends", "torch,ort-cpu,openvino", "--precisions", "fp32,int8", "--batches", "1,3")
+SCRIPT = "bench/run.py"
+ARGS = ("--backends", "torch,ort-cpu,openvino", "--precisions", "fp32,int8", "--batches", "1,3", "--seconds", "0.2")
 
 
 @pytest.fixture(scope="module")
-def bench_run(trained, tmp_path_factory):
+def exports(shared):
+    """Exports take a shared file of the same recipe; (recipe, what to verify on) of each is noted in the list."""
+    asked, files = [], {recipe: shared.onnx(recipe) for recipe in (Recipe(), Recipe(precision="int8", target="cpu"))}
+
+    def export(checkpoint, out, recipe, verification):
+        asked.append((recipe, verification))
+        source = files[recipe]
+        shutil.copyfile(source, out)
+        shutil.copyfile(manifest_path(source), manifest_path(out))
+        return Artifact(out, read_manifest(out, sha256(out)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "export_onnx", export)
+        yield asked
+
+
+@pytest.fixture(scope="module", params=["here", pytest.param("processes", marks=pytest.mark.slow)])
+def bench_run(request, trained, tmp_path_factory):
+    """A run of five results, in processes and with exports of its own or, in a fraction of the time, without."""
     out = tmp_path_factory.mktemp("bench") / "report"
     # int8 on a model that was barely trained moves more than a trained one's would
-    done = run_python("bench/run.py", trained, *ARGS, "--out", out, "--max-rank1-flips", "off", PMM_FAST="1")
+    words = (SCRIPT, trained, *ARGS, "--out", out, "--max-rank1-flips", "off")
+    if request.param == "processes":
+        done = run_python(*words, PMM_FAST="1")
+    else:
+        request.getfixturevalue("exports")
+        with workers_here(pages=True):
+            done = run_here(*words, PMM_FAST="1")
     assert done.returncode == 0, done.stderr + done.stdout
     return out, done.stdout
 
@@ -97,26 +128,31 @@ def test_the_kernels_are_in_report_and_output(bench_run):
     assert f"kernels of the mix (training only): {describe_build()}" in printed
 
 
-def test_exports_are_kept_for_the_next_run_and_a_damaged_one_is_made_anew(bench_run, trained):
+def test_exports_are_kept_for_the_next_run_and_a_damaged_one_is_made_anew(bench_run, exports, trained, people):
     out, _ = bench_run
     artifacts = sorted((out / "artifacts").glob("*.onnx"))
     assert [path.name.endswith("-int8-cpu.onnx") for path in artifacts] == [True, False]
     artifacts[1].write_bytes(b"damaged")
+    exports.clear()
     args = ("--backends", "ort-cpu", "--precisions", "fp32,int8", "--batches", "1", "--max-rank1-flips", "off")
-    done = run_here("bench/run.py", trained, *args, "--out", out, PMM_FAST="1")
+    with workers_here():
+        done = run_here(SCRIPT, trained, *args, "--seconds", "0.2", "--out", out, PMM_FAST="1")
     assert done.returncode == 0, done.stderr
     built = {result.name: result.build_s is not None for result in read_report(out / "report.json").results}
     assert built == {"torch fp32": False, "ort-cpu fp32": True, "ort-cpu int8": False}
     assert all(path.stat().st_size > 300_000 for path in artifacts)
+    ((recipe, verification),) = exports
+    assert recipe.precision == "fp32"
+    assert (verification.verify_root, verification.verify_dataset) == (str(people), "synthetic")
 
 
-def test_an_engine_is_built_where_it_cannot_run(trained, tmp_path, people):
-    moved = tmp_path / "moved"
-    shutil.copytree(people, moved)
-    done = run_here(
-        "bench/run.py", trained, "--backends", "tensorrt-rtx", "--precisions", "fp32", "--root", moved,
-        "--batches", "1", "--out", tmp_path / "report", PMM_FAST="1",
-    )  # fmt: skip
+def test_an_engine_is_built_where_it_cannot_run(exports, trained, tmp_path, people):
+    moved = fewer(people, tmp_path / "moved")
+    with workers_here():
+        done = run_here(
+            SCRIPT, trained, "--backends", "tensorrt-rtx", "--precisions", "fp32", "--root", moved,
+            "--batches", "1", "--seconds", "0.2", "--out", tmp_path / "report", PMM_FAST="1",
+        )  # fmt: skip
     report = read_report(tmp_path / "report" / "report.json")
     result = report.results[1]
     assert (result.name, result.status) == ("tensorrt-rtx fp32", "unavailable")
@@ -124,6 +160,7 @@ def test_an_engine_is_built_where_it_cannot_run(trained, tmp_path, people):
     assert result.artifact_bytes
     assert result.build_s
     assert report.dataset.root == str(moved)
+    assert exports[-1][1].verify_root == str(moved)
     # asked for by name, so its absence is a failure
     assert done.returncode == 1
     assert [failure.gate for failure in report.gates.failures] == ["--backends"]
@@ -136,49 +173,58 @@ def test_environment_is_plain():
     assert facts["cores"] >= 1
 
 
-def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):
-    from pmm.bench import harness
-    from pmm.bench.pool import WorkerProcess
-
-    out, asked = tmp_path / "report", []
-    command = (
-        "bench/run.py",
-        trained,
-        "--backends",
-        "ort-cpu",
-        "--precisions",
-        "fp32",
-        "--batches",
-        "1,2",
-        "--out",
-        out,
-    )
-    really_time, really_ask = harness.time_batch, WorkerProcess.ask
+def test_an_interrupted_run_goes_on_where_it_was(trained, exported, people, tmp_path, monkeypatch):
+    out, asked, really_time = tmp_path / "report", [], harness.time_batch
+    command = (SCRIPT, trained, exported, "--batches", "1,2", "--seconds", "0.2", "--out", out)
+    command += ("--root", fewer(people, tmp_path / "people"))
 
     def interrupted(workers, paths, *args, **options):
         if len(paths) == 2:
             raise KeyboardInterrupt
         return really_time(workers, paths, *args, **options)
 
-    def ask(self, do, /, **arguments):
-        asked.append((self.name, do))
-        return really_ask(self, do, **arguments)
+    class Noted(WorkerHere):
+        def ask(self, do, /, **arguments):
+            asked.append((self.name, do))
+            return super().ask(do, **arguments)
 
-    with monkeypatch.context() as patch:
+    with workers_here() as patch:
         patch.setattr(harness, "time_batch", interrupted)
         done = run_here(*command, PMM_FAST="1")
     assert done.returncode == 130
     assert "go on with --resume" in done.stderr
     first = json.loads((out / "unfinished" / "batch-1.json").read_text())
 
-    monkeypatch.setattr(WorkerProcess, "ask", ask)
-    done = run_here(*command, "--resume", PMM_FAST="1")
+    with workers_here(Noted):
+        done = run_here(*command, "--resume", PMM_FAST="1")
     assert done.returncode == 0, done.stderr
     did = {do for name, do in asked if name != "builder"}
+    assert "turn" in did
     assert "embed" not in did
     assert "compare_batch_sizes" not in did
     report = read_report(out / "report.json")
     assert [[timing.batch for timing in result.batches] for result in report.results] == [[1, 2], [1, 2]]
     kept = report.results[1].batches[0].samples_ms
-    assert list(kept) == first["timings"]["ort-cpu fp32"]["samples_ms"]
+    assert list(kept) == first["timings"]["ort-cpu fp32 model.onnx"]["samples_ms"]
     assert report.results[1].min_cosine is not None
+
+
+def test_a_run_in_processes(trained, exported, people, tmp_path):
+    out = tmp_path / "report"
+    words = ("--batches", "1", "--seconds", "0.2", "--root", fewer(people, tmp_path / "people"), "--out", out)
+    done = run_python(SCRIPT, trained, exported, *words, PMM_FAST="1")
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = read_report(out / "report.json")
+    names = ["torch fp32", "ort-cpu fp32 model.onnx"]
+    assert [(result.name, result.status) for result in report.results] == [(name, "ok") for name in names]
+    for result in report.results:
+        assert result.peak_memory > 50e6
+        assert [timing.batch for timing in result.batches] == [1]
+    assert report.results[0].min_cosine == 1
+    assert 0.99999 < report.results[1].min_cosine < 1
+    assert {path.name for path in (out / "logs").iterdir()} == {
+        "builder.log", "torch_fp32.log", "ort-cpu_fp32_model.onnx.log",
+    }  # fmt: skip
+    assert "| ort-cpu fp32 model.onnx" in done.stdout
+    assert (out / "report.html").exists()
+    assert not (out / "unfinished").exists()

@@ -1,6 +1,7 @@
 """What a user asks for, and what is wrong with it: one line each, before anything is measured."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,25 +13,22 @@ import onnx
 import pytest
 
 from pmm.bench import candidates
+from pmm.bench.artifacts import describe_checkpoint
 from pmm.bench.candidates import BACKENDS, chosen
 from pmm.bench.examiner import Examiner
 from pmm.bench.request import Options, subjects
 from pmm.checkpoint import load, save
 from pmm.errors import UserError
-from pmm.export.onnx import export_onnx
-from pmm.export.recipe import Recipe, Verification
+from pmm.export.recipe import Recipe
 from pmm.files import claimed
 from pmm.machine import Gpu
 from pmm.manifest import manifest_path
+from tests.bench.test_steps import alive
+from tests.bench.workers import fewer, workers_here
 from tests.conftest import ROOT, assert_one_line_error, run_here
 from tests.data import trees
 
 SCRIPT = "bench/run.py"
-
-
-@pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
-    return export_onnx(trained, tmp_path_factory.mktemp("exported") / "model.onnx").path
 
 
 @pytest.fixture
@@ -106,13 +104,11 @@ def test_given_artifacts_take_the_place_of_exports(trained, exported):
     [("fp16", False, "ort-cpu does not compute in fp16 on cpu"), ("fp32", False, ""), ("int8", True, "")],
 )
 def test_what_onnx_runtime_would_compute_in_fp32_is_not_measured_as_something_else(
-    trained, tmp_path, monkeypatch, precision, with_gpu, said
+    shared, monkeypatch, precision, with_gpu, said
 ):
     if with_gpu:  # an int8 file's products are fp32 there: it runs on the CPU
         monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (Gpu("a GPU", "9.0"),))
-    recipe = Recipe(precision=precision)
-    file = export_onnx(trained, tmp_path / "m.onnx", recipe, Verification(no_verify=True)).path
-    ((candidate, _),) = candidates.given([file])
+    ((candidate, _),) = candidates.given([shared.onnx(Recipe(precision=precision))])
     assert (candidate.backend, candidate.precision, candidate.device) == ("ort-cpu", precision, "cpu")
     assert candidate.why_not() == said
 
@@ -182,15 +178,18 @@ def test_data_without_matches_is_one_line(trained, people, tmp_path):
     for path in (alone / "bounding_box_test").iterdir():
         if path.name.split("_")[0] in queries:
             path.unlink()
-    done = run_here(SCRIPT, trained, "--root", alone, "--out", tmp_path / "report")
+    with workers_here():
+        done = run_here(SCRIPT, trained, "--root", alone, "--out", tmp_path / "report")
     assert_one_line_error(done, "cannot be ranked: no query has", "another camera")
-    done = run_here(SCRIPT, trained, "--root", tmp_path, "--out", tmp_path / "report")
+    with workers_here():
+        done = run_here(SCRIPT, trained, "--root", tmp_path, "--out", tmp_path / "report")
     assert_one_line_error(done, "not the layout of synthetic")
 
 
 def test_a_checkpoint_that_is_none_is_one_line(tmp_path):
     (tmp_path / "x.pth").write_text("")
-    done = run_here(SCRIPT, tmp_path / "x.pth", "--out", tmp_path / "report")
+    with workers_here():
+        done = run_here(SCRIPT, tmp_path / "x.pth", "--out", tmp_path / "report")
     assert_one_line_error(done, "x.pth: truncated, or not a checkpoint")
 
 
@@ -203,39 +202,39 @@ def test_an_output_folder_of_another_schema_or_in_use_is_one_line(trained, tmp_p
     used = tmp_path / "used"
     with claimed(used):
         assert_one_line_error(run_here(SCRIPT, trained, "--out", used), "in use by another process")
-    done = run_here(SCRIPT, trained, "--out", tmp_path / "new", "--resume")
+    with workers_here():
+        done = run_here(SCRIPT, trained, "--out", tmp_path / "new", "--resume")
     assert_one_line_error(done, "holds no interrupted run")
 
 
-def test_ctrl_c_keeps_what_is_finished(trained, tmp_path):
-    out = tmp_path / "report"
-    command = [
-        sys.executable,
-        "bench/run.py",
-        trained,
-        "--backends",
-        "ort-cpu",
-        "--precisions",
-        "fp32",
-        "--batches",
-        "1",
-    ]
+def test_ctrl_c_keeps_what_is_finished(trained, exported, people, tmp_path):
+    """In processes: the workers, without torch, are asked for turns that never end."""
+    out, scripted = tmp_path / "report", tmp_path / "scripted"
+    scripted.mkdir()
+    (scripted / "checkpoint.json").write_text(json.dumps(describe_checkpoint(trained)))
+    words = ("--batches", "1", "--root", fewer(people, tmp_path / "people"), "--out", out, "--samples")
+    driver = (
+        "import runpy, sys; from pmm.bench import harness, pool\n"
+        f"pool.COMMAND = (sys.executable, {str(ROOT / 'tests' / 'bench' / 'scripted_worker.py')!r})\n"
+        "harness.usable_cores = lambda: 1\n"
+        f"sys.argv = sys.argv[1:]; runpy.run_path({SCRIPT!r}, run_name='__main__')"
+    )
     process = subprocess.Popen(
-        [*map(str, command), "--out", str(out), "--seconds", "600", "--samples", "1000000"],
+        [sys.executable, "-c", driver, SCRIPT, *map(str, (trained, exported, *words)), "1000000"],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PMM_SCRIPTED": str(scripted), "PYTHONPATH": str(ROOT)},
         # a test run in the background ignores it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    kept = out / "unfinished" / "ort-cpu_fp32.json"
+    kept = out / "unfinished" / "ort-cpu_fp32_model.onnx.json"
     try:
         deadline = time.monotonic() + 120
-        while not kept.exists():
+        while not (scripted / "turn").exists():
             assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.1)
-        time.sleep(1.0)
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     finally:
@@ -244,9 +243,12 @@ def test_ctrl_c_keeps_what_is_finished(trained, tmp_path):
     assert "Traceback" not in said
     assert "what is finished is kept; go on with --resume" in said
     assert not (out / "report.json").exists()
+    workers = [int(path.name) for path in scripted.iterdir() if path.name.isdigit()]
+    assert len(workers) == 3, "the builder, the reference and the file"
+    assert not any(map(alive, workers))
     before = kept.stat().st_mtime_ns
-    done = run_here(SCRIPT, trained, "--backends", "ort-cpu", "--precisions", "fp32", "--batches", "1", "--out", out,
-                    "--seconds", "600", "--samples", "10", "--resume")  # fmt: skip
+    with workers_here():
+        done = run_here(SCRIPT, trained, exported, *words, "10", "--resume")
     assert_one_line_error(done, "cannot resume, what was measured was something else: plan was")
     assert kept.stat().st_mtime_ns == before
 
@@ -265,7 +267,8 @@ def test_crops_of_another_layout_are_verified_on_and_judged(trained, tmp_path):
     names = [f"{part}/{who}/{n}.jpg" for part in ("train", "query", "gallery") for who in "abcdef" for n in "123"]
     root = trees.folders(tmp_path / "mine", names)
     of = ("--dataset", "folder", "--root", root, "--backends", "ort-cpu", "--precisions", "fp32", "--batches", "1")
-    done = run_here(SCRIPT, trained, *of, "--out", tmp_path / "report", PMM_FAST="1")
+    with workers_here():
+        done = run_here(SCRIPT, trained, *of, "--seconds", "0.2", "--out", tmp_path / "report", PMM_FAST="1")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report/report.json").read_text())
     assert [result["status"] for result in report["results"]] == ["ok", "ok"]
@@ -284,8 +287,11 @@ def test_a_checkpoint_that_changes_meanwhile_is_not_judged(trained, people, tmp_
         return result
 
     monkeypatch.setattr(Examiner, "examine", examine)
-    words = (SCRIPT, copy, "--root", people, "--backends", "torch", "--out", tmp_path / "report")
-    assert_one_line_error(run_here(*words, PMM_FAST="1"), f"{copy} changed during the bench", "bench a copy of it")
+    root = fewer(people, tmp_path / "people")
+    words = (SCRIPT, copy, "--root", root, "--backends", "torch", "--out", tmp_path / "report")
+    with workers_here():
+        done = run_here(*words, PMM_FAST="1")
+    assert_one_line_error(done, f"{copy} changed during the bench", "bench a copy of it")
     assert not (tmp_path / "report/report.json").exists()
 
 
