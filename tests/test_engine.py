@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pmm.engine
+from pmm.checkpoint import restore_training, snapshot
 from pmm.config import RecipeConfig
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
@@ -112,6 +113,15 @@ def test_a_step_that_overflows_in_fp16_is_left_out(small_config, batch):
     assert all(torch.equal(value, before[name]) for name, value in trainee.model.named_parameters())
     assert trainee.scaler.get_scale() == 2.0**59
     assert trainee.scheduler.last_epoch == 1  # time goes on
+
+
+def test_a_resumed_run_scales_its_loss_as_before(small_config):
+    config = changed(small_config, amp="fp16")
+    trainee, resumed = trainee_of(config), trainee_of(config)
+    scaled_by(trainee, 2.0**9)
+    restore_training(snapshot(trainee, config, 1, -1.0), resumed)
+    assert resumed.scaler.state_dict() == trainee.scaler.state_dict()
+    assert resumed.scaler.get_scale() == 2.0**9
 
 
 def test_parts_are_whole_identities_with_batches_of_their_own(small_config, batch):

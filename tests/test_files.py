@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -19,6 +20,26 @@ def test_write_replaces_whole(tmp_path):
     assert path.read_text() == "two"
     assert os.listdir(path.parent) == ["file.txt"]
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def test_content_and_name_are_on_disk_in_this_order(tmp_path, monkeypatch):
+    """A power cut leaves the old file or the new one: not a name without content, not a rename that is forgotten."""
+    path, done, fsync, rename = tmp_path / "file.txt", [], os.fsync, Path.replace
+
+    def synced(handle):
+        found = os.fstat(handle)
+        done.append("folder synced" if stat.S_ISDIR(found.st_mode) else f"{found.st_size} bytes synced")
+        fsync(handle)
+
+    def renamed(source, target):
+        assert source.parent == path.parent  # a rename does not cross disks
+        done.append("renamed")
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_file(path, "twelve bytes")
+    assert done == ["12 bytes synced", "renamed", "folder synced"]
 
 
 def test_of_a_link_the_file_it_leads_to_is_replaced(tmp_path):

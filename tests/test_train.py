@@ -103,22 +103,35 @@ def test_a_run_resumes_only_on_its_own_data(trained, people, tmp_path):
 
 def test_a_kill_between_the_files_of_an_epoch_loses_nothing(small_config, trained, tmp_path, monkeypatch):
     """best.pth and the log come first, last.pth last: whatever was written, the epoch is repeated to the same bits."""
-    original = checkpoint.save
+    original, out, saved = checkpoint.save, tmp_path / "run", []
 
     def killed(path, state):
+        log = out / "metrics.jsonl"
+        saved.append((path.name, state["epoch"], len(log.read_text().splitlines()) if log.exists() else 0))
         if path.name == "last.pth" and state["epoch"] == 2:
             raise KeyboardInterrupt
         original(path, state)
 
-    out = tmp_path / "run"
     monkeypatch.setattr(checkpoint, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         train(small_config, out=out, device="cpu")
+    assert saved[:3] == [("last.pth", 0, 0), ("best.pth", 1, 0), ("last.pth", 1, 1)]
     monkeypatch.setattr(checkpoint, "save", original)
     train(load_config(out), out=out, device="cpu", resume=True)
     for name in ("best.pth", "last.pth"):
         assert same(weights(out / name), weights(trained.with_name(name)))
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_was_best_before_an_interruption_stays_the_best(trained, tmp_path):
+    out = shutil.copytree(trained.parent, tmp_path / "run")
+    before, state = (out / "best.pth").read_bytes(), load(out / "last.pth")
+    (out / "last.pth").chmod(0o644)
+    torch.save({**state, "epoch": 1, "best": 2.0}, out / "last.pth")  # no later epoch is as good
+    train(load_config(out), out=out, device="cpu", resume=True)
+    assert load(out / "last.pth")["epoch"] == 2
+    assert load(out / "last.pth")["best"] == 2.0
+    assert (out / "best.pth").read_bytes() == before
 
 
 def test_best_is_no_state_to_resume_from(small_config, trained, tmp_path):

@@ -138,6 +138,18 @@ def test_on_other_hardware_only_speed_ups_are_compared():
     assert kinds(old, measured(5.0, 3.0, {**MACHINE, "gpus": ["x"]}))["ort-cpu fp32", "speed-up at batch 1"] == "better"
 
 
+@pytest.mark.parametrize(("speedup", "kind"), [(1.88, "same"), (1.7, "worse"), (2.12, "same"), (2.3, "better")])
+def test_a_speed_up_has_changed_only_beyond_both_intervals(speedup, kind):
+    """3 % each: 1.88x may have been 1.94x, and 2.00x the same."""
+
+    def measured(value, machine):
+        share = Estimate(value=value, interval=(value * 0.97, value * 1.03))
+        return report(result(batches=(timing(speedup=share),)), machine=machine)
+
+    found = kinds(measured(2.0, MACHINE), measured(speedup, {**MACHINE, "cpu": "another"}))
+    assert found["ort-cpu fp32", "speed-up at batch 1"] == kind
+
+
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(UserError, match="measured on other crops"):
         changes(report(result()), report(result(), digest="e" * 64))
