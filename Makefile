@@ -8,13 +8,14 @@ CLIENTS := .venv-clients
 # that hangs fails, with its stack, after a time that no whole one takes.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup again demo test test-slow test-full clients gpu lint clean
+.PHONY: help setup again demo test test-slow test-full mutants clients gpu lint clean
 
 help:
 	@echo "make demo       environment, synthetic people, training, ONNX, TensorRT-RTX engine, report ($(DEMO)/)"
 	@echo "make test       environment and the test suite"
 	@echo "make test-slow  the rest of what each change must pass"
 	@echo "make test-full  exhaustive: every combination, long searches for counterexamples, foreign clients; an hour"
+	@echo "make mutants    plant faults, one at a time, and see that tests notice each; half an hour, goes on if interrupted"
 	@echo "make gpu        what only a machine with an NVIDIA GPU can prove, step by step, into bench/results/; again, it"
 	@echo "                runs what failed or changed; PYTHON=python3 takes a python that has torch, and installs nothing;"
 	@echo "                ONLY='tests training' leaves out the other steps, AGAIN=tests repeats one that passed"
@@ -57,6 +58,9 @@ test-slow: setup
 
 test-full: setup clients
 	PMM_CLIENTS=$(CLIENTS) $(PYTEST) -m "full or hypothesis" --hypothesis-profile full --timeout 2400
+
+mutants: setup
+	$(PYTHON) -m tests.mutants
 
 clients: $(CLIENTS)/plain/.installed
 
