@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from PIL import Image
 from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
 from pmm.embed import embed_samples
+from pmm.export.recipe import Recipe
 from pmm.files import sha256
 from pmm.manifest import manifest_path
 from pmm.metrics import evaluate_distances, evaluate_ranking
@@ -181,9 +180,6 @@ def test_a_data_set_without_matches_is_refused_before_a_model_is_loaded(tmp_path
     assert_one_line_error(done, "no query has a gallery crop of its identity from another camera")
 
 
-def test_a_file_that_averages_with_the_mirror_image_already(exported, people, tmp_path):
-    path = shutil.copy(exported, tmp_path)
-    manifest = json.loads(manifest_path(exported).read_text())
-    manifest["embedding"]["flip_tta"] = True  # all that says so
-    manifest_path(Path(path)).write_text(json.dumps(manifest))
+def test_a_file_that_averages_with_the_mirror_image_already(shared, people):
+    path = shared.onnx(Recipe(flip_tta=True), verify=False)
     assert_one_line_error(evaluate(path, people, "--flip-test"), "averages with the mirror image already")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -34,7 +33,7 @@ def write(folder, lines):
 
 
 def colours(picture):
-    return {tuple(pixel) for pixel in np.unique(np.asarray(picture).reshape(-1, 3), axis=0).tolist()}
+    return {colour for _, colour in picture.getcolors(1 << 24)}
 
 
 def rgb(colour):
