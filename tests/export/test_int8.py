@@ -20,10 +20,12 @@ from pmm.onnx_file import read_onnx
 from tests.conftest import assert_one_line_error, run_here
 from tests.data import trees
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 @pytest.fixture(scope="module")
-def fp32(trained, tmp_path_factory):
-    return read_onnx(export_onnx(trained, tmp_path_factory.mktemp("fp32") / "model.onnx").path).proto
+def fp32(exported):
+    return read_onnx(exported).proto
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_without_the_data_that_was_trained_on_it_says_what_to_give(trained, peop
     state = checkpoint.load(trained)
     state["config"]["data"]["root"] = str(tmp_path / "gone")
     torch.save(state, tmp_path / "moved.pth")
-    command = ("export/to_onnx.py", tmp_path / "moved.pth", "--precision", "int8")
+    command = ("export/to_onnx.py", tmp_path / "moved.pth", "--precision", "int8", "--calibration-images", "48")
     done = run_here(*command, "--no-verify")
     assert_one_line_error(done, "no crops to calibrate on", "--calibration-root DIR")
     done = run_here(*command, "--verify-root", people, "--calibration-root", people / "bounding_box_train")
@@ -127,7 +129,8 @@ def test_the_manifest_says_how_it_was_calibrated(trained, tmp_path):
     calibration = quantization["calibration"]
     assert (calibration["asked"], calibration["images"], calibration["method"]) == (48, 48, "minmax")
     assert calibration["of"] == "the training set of the checkpoint"
-    other = export_onnx(trained, tmp_path / "n.onnx", Recipe(precision="int8", calibration_images=40)).manifest
+    fewer = Recipe(precision="int8", calibration_images=40)
+    other = export_onnx(trained, tmp_path / "n.onnx", fewer, Verification(no_verify=True)).manifest
     assert other.quantization["calibration"]["pixels_sha256"] != calibration["pixels_sha256"]
 
 
@@ -185,11 +188,10 @@ def brittle(trained, tmp_path_factory):
 @pytest.mark.parametrize("target", ["tensorrt", "cpu"])
 def test_the_layer_that_costs_most_is_kept_in_fp32_and_named(brittle, target, tmp_path):
     path, block = brittle
-    blind = export_onnx(
-        path, tmp_path / "b.onnx", Recipe(precision="int8", target=target), Verification(no_verify=True)
-    )
+    recipe = Recipe(precision="int8", target=target, calibration_images=64)
+    blind = export_onnx(path, tmp_path / "b.onnx", recipe, Verification(no_verify=True))
     assert blind.manifest.quantization["kept_in_fp32"] == []
-    artifact = export_onnx(path, tmp_path / "m.onnx", Recipe(precision="int8", target=target))
+    artifact = export_onnx(path, tmp_path / "m.onnx", recipe)
     kept = artifact.manifest.quantization["kept_in_fp32"]
     assert kept
     assert kept[0].endswith(f"{block}.conv2"), kept

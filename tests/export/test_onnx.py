@@ -20,15 +20,12 @@ from pmm.kernels import build_version, describe_build
 from pmm.manifest import EmbeddingContract, InputContract, Manifest, manifest_path, read_manifest
 from tests.conftest import assert_one_line_error, run_here
 
-
-@pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
-    return export_onnx(trained, tmp_path_factory.mktemp("exported") / "model.onnx")
+traced_once = pytest.mark.usefixtures("traced_once")
 
 
 @pytest.fixture(scope="module")
 def graph(exported):
-    return onnx.load(exported.path)
+    return onnx.load(exported)
 
 
 def test_the_interface_is_the_contract(graph):
@@ -64,13 +61,12 @@ def test_the_graph_is_folded_merged_and_clean(graph):
 
 def test_two_exports_are_byte_equal(trained, exported, tmp_path):
     again = export_onnx(trained, tmp_path / "other-name.onnx")
-    assert again.path.read_bytes() == exported.path.read_bytes()
+    assert again.path.read_bytes() == exported.read_bytes()
 
 
 def test_the_manifest_says_what_is_in_the_file(trained, exported):
-    manifest = exported.manifest
-    assert Manifest.from_json(manifest_path(exported.path).read_text(), "x") == manifest
-    assert read_manifest(exported.path, sha256(exported.path)) == manifest
+    manifest = Manifest.from_json(manifest_path(exported).read_text(), "x")
+    assert read_manifest(exported, sha256(exported)) == manifest
     assert manifest.checkpoint_sha256 == sha256(trained)
     assert (manifest.precision, manifest.precision_found, manifest.opset) == ("fp32", "fp32", 20)
     assert manifest.precision_share == {"fp32": 1.0}
@@ -81,13 +77,14 @@ def test_the_manifest_says_what_is_in_the_file(trained, exported):
     assert manifest.parity["rows"] == 64
     assert manifest.parity["batches"] == [1, 3, 60]
     assert "CPUExecutionProvider" in manifest.parity["ran_on"]
-    inside = {p.key: p.value for p in onnx.load(exported.path).metadata_props}
+    inside = {p.key: p.value for p in onnx.load(exported).metadata_props}
     embedded = Manifest.from_json(inside["pmm_manifest"], "inside")
     assert dataclasses.replace(embedded, sha256=manifest.sha256, parity=manifest.parity) == manifest
 
 
+@traced_once
 def test_the_manifest_names_the_kernels_here_and_those_of_the_training(trained, exported, tmp_path, built_with):
-    said = exported.manifest.versions
+    said = read_manifest(exported, sha256(exported)).versions
     assert said["pmm kernels"] == said["pmm kernels in training"] == build_version()
     old = load(trained)
     del old["versions"]["pmm kernels"]
@@ -99,6 +96,7 @@ def test_the_manifest_names_the_kernels_here_and_those_of_the_training(trained, 
     assert kept.manifest == made
 
 
+@traced_once
 def test_the_commands_say_which_kernels_are_here(trained, tmp_path):
     for script, name in (("export/to_onnx.py", "m.onnx"), ("export/to_trt.py", "m.plan")):
         done = run_here(script, trained, "-o", tmp_path / name)
@@ -106,6 +104,7 @@ def test_the_commands_say_which_kernels_are_here(trained, tmp_path):
         assert last == f"kernels of the mix here (training only, never in the file): {describe_build()}", done.stderr
 
 
+@traced_once
 def test_embeddings_that_moved_leave_no_file(trained, tmp_path, monkeypatch):
     original = module._build
 
@@ -123,6 +122,7 @@ def test_embeddings_that_moved_leave_no_file(trained, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@traced_once
 def test_another_precision_than_asked_for_leaves_no_file(trained, tmp_path, monkeypatch):
     from pmm.export import graph
 
@@ -132,6 +132,7 @@ def test_another_precision_than_asked_for_leaves_no_file(trained, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+@traced_once
 def test_no_crops_is_refused_unless_asked_for(trained, tmp_path, people):
     state = load(trained)
     state["config"]["data"]["root"] = str(tmp_path / "gone")
@@ -170,6 +171,7 @@ def test_the_checkpoint_is_never_the_output(trained, tmp_path):
     assert checkpoint.read_bytes() == trained.read_bytes()
 
 
+@traced_once
 def test_a_verified_export_is_used_again_and_only_then(trained, tmp_path):
     out = tmp_path / "model.onnx"
     export_onnx(trained, out, verification=Verification(no_verify=True))
@@ -180,13 +182,14 @@ def test_a_verified_export_is_used_again_and_only_then(trained, tmp_path):
     assert out.stat().st_mtime_ns == written
     out.write_bytes(b"damaged")
     assert verified_onnx(trained, out).manifest.sha256 == first.manifest.sha256
-    assert verified_onnx(trained, out, Recipe(normalize=True)).manifest.embedding.normalised
-    assert verified_onnx(trained, out, Recipe(precision="fp16")).manifest.precision_found == "fp16"
+    unit = Recipe(normalize=True)
+    assert verified_onnx(trained, out, unit).manifest.embedding.normalised
     text = manifest_path(out).read_text().replace('"onnx": "', '"onnx": "0.')
     manifest_path(out).write_text(text)
     written = out.stat().st_mtime_ns
-    verified_onnx(trained, out, Recipe(precision="fp16"))
+    verified_onnx(trained, out, unit)
     assert out.stat().st_mtime_ns != written, "a file that another version made was used again"
+    assert verified_onnx(trained, out, Recipe(precision="fp16")).manifest.precision_found == "fp16"
 
 
 def test_folding_keeps_the_function_and_refuses_leftovers():
@@ -211,6 +214,7 @@ def test_exporting_does_not_change_the_model(trained):
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+@traced_once
 def test_through_a_link_the_artifact_it_leads_to_is_replaced_with_its_manifest(trained, tmp_path):
     (tmp_path / "store").mkdir()
     real, link = tmp_path / "store" / "model.onnx", tmp_path / "current.onnx"
@@ -223,6 +227,7 @@ def test_through_a_link_the_artifact_it_leads_to_is_replaced_with_its_manifest(t
         assert read_manifest(path, sha256(path)).embedding.normalised
 
 
+@traced_once
 def test_what_the_user_has_is_not_replaced_in_passing(trained, tmp_path):
     out, unverified = tmp_path / "model.onnx", Verification(no_verify=True)
     refuse_others(out, trained, Recipe())
@@ -244,6 +249,7 @@ def test_what_the_user_has_is_not_replaced_in_passing(trained, tmp_path):
     refuse_others(out, trained, Recipe())
 
 
+@traced_once
 def test_another_calibration_is_another_export(trained, tmp_path):
     out, asked = tmp_path / "model.onnx", Recipe(precision="int8", calibration_images=64)
     export_onnx(trained, out, asked, Verification(no_verify=True))
@@ -253,6 +259,7 @@ def test_another_calibration_is_another_export(trained, tmp_path):
             refuse_others(out, trained, dataclasses.replace(asked, **other))
 
 
+@traced_once
 def test_an_engine_without_verification_keeps_the_verified_file(trained, tmp_path):
     done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan")
     assert done.returncode == 0, done.stderr

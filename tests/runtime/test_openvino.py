@@ -1,6 +1,7 @@
 """OpenVINO on this machine's CPU, against the checkpoint; what it cannot show here is played by stand-ins."""
 
 import dataclasses
+import json
 import logging
 import re
 import shutil
@@ -16,9 +17,9 @@ import pytest
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.errors import Unavailable, UserError
-from pmm.export.onnx import export_onnx
-from pmm.export.recipe import MIN_COSINE, Recipe, Verification
+from pmm.export.recipe import MIN_COSINE, Recipe
 from pmm.machine import int8_overflows
+from pmm.manifest import manifest_path
 from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime import openvino as module
@@ -32,12 +33,23 @@ bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 instruction
 PRECISIONS = ["fp32", pytest.param("bf16", marks=bf16), "int8"]
 
 
+CPU_INT8 = Recipe(precision="int8", target="cpu")
+
+
 @pytest.fixture(scope="module")
-def files(trained, tmp_path_factory):
-    """By precision of the file."""
-    folder = tmp_path_factory.mktemp("exported")
-    recipes = {"fp32": Recipe(), "int8": Recipe(precision="int8", target="cpu")}
-    return {name: export_onnx(trained, folder / f"{name}.onnx", recipe) for name, recipe in recipes.items()}
+def files(shared):
+    """By precision of the file; read only."""
+    return {"fp32": shared.onnx(), "int8": shared.onnx(CPU_INT8)}
+
+
+@pytest.fixture
+def unverified(files, tmp_path):
+    """A copy of the fp32 file whose manifest says that nobody verified it."""
+    path = tmp_path / "unverified.onnx"
+    shutil.copy(files["fp32"], path)
+    manifest = json.loads(manifest_path(files["fp32"]).read_text())
+    manifest_path(path).write_text(json.dumps({**manifest, "parity": None}))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +64,12 @@ def expected(trained, crops):
 
 
 def opened(files, precision, **options):
-    return OvRunner(files["int8" if precision == "int8" else "fp32"].path, precision=precision, **options)
+    return OvRunner(files["int8" if precision == "int8" else "fp32"], precision=precision, **options)
 
 
 def refused(files, *said, kind=UserError, file="fp32", **options):
     with pytest.raises(kind) as caught:
-        OvRunner(files[file].path, **options)
+        OvRunner(files[file], **options)
     assert len(str(caught.value).splitlines()) == 1
     for text in said:
         assert text in str(caught.value)
@@ -92,29 +104,26 @@ def test_bf16_rounds(files, crops, expected):
 @pytest.mark.parametrize(
     "recipe",
     [
-        Recipe(input="float", input_colour="bgr"),
-        Recipe(flip_tta=True, normalize=True),
-        Recipe(precision="int8", target="cpu", flip_tta=True),
+        Recipe(input="float", input_colour="bgr", flip_tta=True, normalize=True),
         Recipe(precision="int8", target="tensorrt"),
+        pytest.param(Recipe(precision="int8", target="cpu", flip_tta=True), marks=pytest.mark.slow),
     ],
-    ids=["float", "flip", "int8 flip", "int8 for TensorRT"],
+    ids=["float flip", "int8 for TensorRT", "int8 flip"],
 )
-def test_every_kind_of_file_runs_as_in_onnx_runtime(trained, crops, tmp_path, recipe):
-    path = export_onnx(trained, tmp_path / "m.onnx", recipe, Verification(no_verify=True)).path
-    if recipe == Recipe(precision="int8", target="tensorrt") and int8_overflows():
-        refused({"int8": SimpleNamespace(path=path)}, "this CPU has no VNNI", file="int8")
+def test_every_kind_of_file_runs_as_in_onnx_runtime(shared, crops, recipe):
+    path = shared.onnx(recipe)
+    if recipe.target == "tensorrt" and recipe.precision == "int8" and int8_overflows():
+        refused({"int8": path}, "this CPU has no VNNI", file="int8")
         return
     with open_runner(path) as reference, OvRunner(path) as runner:
         assert runner.info.precision == recipe.precision
         assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE[recipe.precision]
 
 
-def test_weights_that_overflow_here_are_refused(trained, files, tmp_path, monkeypatch):
+def test_weights_that_overflow_here_are_refused(shared, files, monkeypatch):
     monkeypatch.setattr(module, "int8_overflows", lambda: True)
-    recipe = Recipe(precision="int8", target="tensorrt")
-    path = export_onnx(trained, tmp_path / "m.onnx", recipe, Verification(no_verify=True)).path
     said = "quantised for TensorRT, with weights of 8 bits; this CPU has no VNNI, and OpenVINO's sums of them would"
-    refused({"int8": SimpleNamespace(path=path)}, said, "export it with --target cpu", file="int8")
+    refused({"int8": shared.onnx(Recipe(precision="int8"))}, said, "export it with --target cpu", file="int8")
     with opened(files, "int8") as runner:
         assert runner.info.precision == "int8"
 
@@ -202,7 +211,7 @@ def test_what_runs_is_told(files, precision):
 
 
 def test_the_files_own_precision_is_the_default(files):
-    assert [OvRunner(files[name].path).info.precision for name in ("fp32", "int8")] == ["fp32", "int8"]
+    assert [OvRunner(files[name]).info.precision for name in ("fp32", "int8")] == ["fp32", "int8"]
 
 
 @bf16
@@ -213,7 +222,7 @@ def test_a_hint_that_is_not_heeded_is_found_out(files, monkeypatch, asked, hint,
 
 
 def test_layers_that_are_int8_in_the_file_only_are_found_out(files, monkeypatch):
-    file = read_onnx(files["fp32"].path)
+    file = read_onnx(files["fp32"])
     lying = dataclasses.replace(file, found=dataclasses.replace(file.manifest, precision_found="int8"))
     monkeypatch.setattr(module, "read_onnx", lambda path: lying)
     refused(files, "asked for int8, but OpenVINO does the multiplications 100.0% in fp32")
@@ -289,13 +298,13 @@ def test_it_is_set_up_for_latency(files):
 # --- what is refused
 
 
-def test_impossible_requests(files, trained, tmp_path):
+def test_impossible_requests(files, shared):
     refused(files, "cannot run in fp64; OpenVINO runs fp32, bf16, int8 here", precision="fp64")
     refused(files, "from a file in int8, and this one holds fp32; export it with --precision int8", precision="int8")
     for precision in ("fp32", "bf16"):
         said = f"OpenVINO runs {precision} from a file in fp32, and this one holds int8"
         refused(files, said, file="int8", precision=precision)
-    half = export_onnx(trained, tmp_path / "half.onnx", Recipe(precision="fp16"), Verification(no_verify=True))
+    half = shared.onnx(Recipe(precision="fp16"))
     refused({"fp32": half}, "cannot run in fp16")
     refused({"fp32": half}, "this one holds fp16", precision="fp32")
     refused(files, "OpenVINO cannot load it (Wrong value for property key INFERENCE_NUM_THREADS", threads=-1)
@@ -333,36 +342,36 @@ def test_foreign_and_changed_files(files, tmp_path):
         OvRunner(tmp_path / "bad.onnx")
     with pytest.raises(UserError, match="does not exist"):
         OvRunner(tmp_path / "missing.onnx")
-    foreign = onnx.load(files["fp32"].path)
+    foreign = onnx.load(files["fp32"])
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
     with pytest.raises(UserError, match="not an ONNX file of ours"):
         OvRunner(tmp_path / "foreign.onnx")
-    for path in (files["fp32"].path, files["fp32"].path.with_name("fp32.onnx.json")):
+    for path in (files["fp32"], manifest_path(files["fp32"])):
         shutil.copy(path, tmp_path / path.name)
-    content = bytearray((tmp_path / "fp32.onnx").read_bytes())
+    content = bytearray((tmp_path / "model.onnx").read_bytes())
     content[len(content) // 2] ^= 1
-    (tmp_path / "fp32.onnx").write_bytes(content)
+    (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(UserError, match=r"its sha256 .* is not the manifest's"):
-        OvRunner(tmp_path / "fp32.onnx")
+        OvRunner(tmp_path / "model.onnx")
 
 
 def test_the_bytes_that_were_hashed_are_the_ones_that_run(files, crops, expected, tmp_path, monkeypatch):
     path, real = tmp_path / "m.onnx", module._check_request
-    shutil.copy(files["fp32"].path, path)
+    shutil.copy(files["fp32"], path)
     monkeypatch.setattr(module, "_check_request", lambda *args: (path.write_bytes(b"evil"), real(*args)))
     with OvRunner(path) as runner:
         np.testing.assert_allclose(runner(crops), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_file_that_openvino_does_not_take(files, monkeypatch):
-    file = read_onnx(files["fp32"].path)
+    file = read_onnx(files["fp32"])
     proto = onnx.ModelProto()
     proto.CopyFrom(file.proto)
     proto.graph.node[5].op_type = "NoSuchOperator"
     broken = dataclasses.replace(file, content=proto.SerializeToString())
     monkeypatch.setattr(module, "read_onnx", lambda path: broken)
-    refused(files, "fp32.onnx: OpenVINO cannot load it (", "NoSuchOperator")
+    refused(files, "model.onnx: OpenVINO cannot load it (", "NoSuchOperator")
 
 
 @pytest.mark.parametrize(
@@ -376,7 +385,7 @@ def test_a_file_that_openvino_does_not_take(files, monkeypatch):
     ],
 )
 def test_a_manifest_that_promises_something_else(files, part, field, value, said):
-    manifest = files["fp32"].manifest
+    manifest = read_onnx(files["fp32"]).manifest
     other = dataclasses.replace(manifest, **{part: dataclasses.replace(getattr(manifest, part), **{field: value})})
     with opened(files, "fp32") as runner, pytest.raises(UserError, match=r"x: takes and gives .*promises") as caught:
         module._check_interface(runner._compiled, other, "x")
@@ -384,20 +393,19 @@ def test_a_manifest_that_promises_something_else(files, part, field, value, said
 
 
 def test_the_interface_is_checked_on_opening(files, monkeypatch):
-    file = read_onnx(files["fp32"].path)
+    file = read_onnx(files["fp32"])
     wider = dataclasses.replace(file.manifest, embedding=dataclasses.replace(file.manifest.embedding, dim=7))
     monkeypatch.setattr(module, "read_onnx", lambda path: dataclasses.replace(file, found=wider))
     refused(files, "its manifest promises")
 
 
-def test_an_unverified_file_is_said_to_be_one(files, trained, tmp_path, caplog):
-    path = export_onnx(trained, tmp_path / "m.onnx", verification=Verification(no_verify=True)).path
+def test_an_unverified_file_is_said_to_be_one(files, unverified, caplog):
     with caplog.at_level(logging.WARNING, "pmm"):
-        OvRunner(files["fp32"].path)
-        OvRunner(path, warn=False)
+        OvRunner(files["fp32"])
+        OvRunner(unverified, warn=False)
         assert "verified" not in caplog.text
-        OvRunner(path)
-    assert "m.onnx: its embeddings were never verified" in caplog.text
+        OvRunner(unverified)
+    assert "unverified.onnx: its embeddings were never verified" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
@@ -414,7 +422,7 @@ def test_signals_are_heard_after_runners_were_closed(files, closing):
         "time.sleep(0.5)\n"
         "os.kill(os.getpid(), signal.SIGUSR1)"
     )
-    done = run_python("-c", script, files["fp32"].path)
+    done = run_python("-c", script, files["fp32"])
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
@@ -426,5 +434,5 @@ def test_it_needs_no_torch_and_the_library_is_not_taken_for_this_module(files):
         "with OvRunner(sys.argv[1]) as runner:\n"
         "    print(runner(np.zeros((2, 128, 64, 3), np.uint8)).shape)"
     )
-    done = run_python("-c", script, files["fp32"].path)
+    done = run_python("-c", script, files["fp32"])
     assert done.stdout.strip() == "(2, 384)", done.stderr

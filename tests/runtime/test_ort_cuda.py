@@ -15,8 +15,7 @@ import pytest
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.errors import Unavailable, UserError
-from pmm.export.onnx import export_onnx
-from pmm.export.recipe import MIN_COSINE, Recipe, Verification
+from pmm.export.recipe import MIN_COSINE, Recipe
 from pmm.machine import Gpu, nvidia_gpus
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime import ort, placed
@@ -121,8 +120,8 @@ def gpu(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def path(trained, tmp_path_factory):
-    return export_onnx(trained, tmp_path_factory.mktemp("ort") / "model.onnx").path
+def path(exported):
+    return exported
 
 
 @pytest.fixture(scope="module")
@@ -359,9 +358,8 @@ def refused(path, said, kind=UserError, device="cuda", **options):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_tf32_is_for_fp32_files(gpu, trained, tmp_path, precision):
-    unverified = Verification(no_verify=True)
-    path = export_onnx(trained, tmp_path / "m.onnx", Recipe(precision=precision), unverified).path
+def test_tf32_is_for_fp32_files(gpu, shared, precision):
+    path = shared.onnx(Recipe(precision=precision))
     refused(path, f"TF32 is for the products of an fp32 file, and this one holds {precision}", tf32=True)
     assert not gpu.opened
 
@@ -397,13 +395,13 @@ def test_a_missing_library_and_gpu_are_unavailable(path, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("cuda_graph", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
-def test_on_a_gpu(trained, crops, tmp_path, precision, cuda_graph):
+def test_on_a_gpu(trained, shared, crops, precision, cuda_graph):
     if CUDA not in onnxruntime.get_available_providers():
         pytest.skip("the ONNX Runtime that is installed is for CPUs: pip install onnxruntime-gpu")
     if precision == "tf32" and not has_tf32(nvidia_gpus()[0]):
         pytest.skip(f"{nvidia_gpus()[0].name} has no TF32")
     stored = "fp32" if precision == "tf32" else precision
-    path = export_onnx(trained, tmp_path / "m.onnx", Recipe(precision=stored)).path
+    path = shared.onnx(Recipe(precision=stored))
     least = MIN_COSINE[precision]
     with (
         open_runner(trained, "cpu") as reference,

@@ -13,9 +13,10 @@ from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.embed import embed_samples, rank_split
 from pmm.errors import UserError
-from pmm.export.onnx import export_onnx
 from pmm.export.recipe import MIN_COSINE, Recipe, Verification
 from pmm.machine import Gpu, nvidia_gpus
+from pmm.manifest import Artifact, manifest_path
+from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime import ort
 from pmm.runtime.base import open_runner
@@ -24,8 +25,8 @@ from pmm.runtime.tf32 import has_tf32
 
 
 @pytest.fixture(scope="module")
-def artifact(trained, tmp_path_factory):
-    return export_onnx(trained, tmp_path_factory.mktemp("artifact") / "model.onnx")
+def artifact(exported):
+    return Artifact(exported, read_onnx(exported).manifest)
 
 
 @pytest.fixture(scope="module")
@@ -234,22 +235,24 @@ def test_both_wheels_of_onnx_runtime_are_refused(artifact, monkeypatch):
     assert not machine.installed_version("no-such-distribution")
 
 
-def test_an_unverified_file_is_said_to_be_one(trained, artifact, tmp_path, caplog):
-    unverified = export_onnx(trained, tmp_path / "model.onnx", verification=Verification(no_verify=True)).path
+def test_an_unverified_file_is_said_to_be_one(artifact, tmp_path, caplog):
+    unverified = tmp_path / "unverified.onnx"
+    shutil.copy(artifact.path, unverified)
+    manifest_path(unverified).write_text(dataclasses.replace(artifact.manifest, parity=None).to_json())
     with caplog.at_level(logging.WARNING, "pmm"):
         open_runner(artifact.path)
         assert "verified" not in caplog.text
         open_runner(unverified)
-    assert "model.onnx: its embeddings were never verified against the checkpoint" in caplog.text
+    assert "unverified.onnx: its embeddings were never verified against the checkpoint" in caplog.text
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_onnx_runtime_on_a_gpu(trained, crops, tmp_path, precision):
+def test_onnx_runtime_on_a_gpu(trained, shared, crops, precision):
     if "CUDAExecutionProvider" not in pytest.importorskip("onnxruntime").get_available_providers():
         pytest.skip("the ONNX Runtime that is installed is for CPUs: pip install onnxruntime-gpu")
-    artifact = export_onnx(trained, tmp_path / "model.onnx", Recipe(precision=precision))
-    with open_runner(trained) as reference, open_runner(artifact.path, "cuda") as runner:
+    path = shared.onnx(Recipe(precision=precision))
+    with open_runner(trained) as reference, open_runner(path, "cuda") as runner:
         assert runner.info.backend == "ort-cuda"
         assert "CUDAExecutionProvider" in runner.info.provider
         assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE[precision]
@@ -258,11 +261,10 @@ def test_onnx_runtime_on_a_gpu(trained, crops, tmp_path, precision):
 @pytest.mark.gpu
 @pytest.mark.parametrize("flavor", ["tensorrt", "rtx"])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16", "int8"])
-def test_an_engine_on_a_gpu(trained, crops, people, tmp_path, flavor, precision):
+def test_an_engine_on_a_gpu(trained, shared, crops, tmp_path, flavor, precision):
     from pmm.export.recipe import EngineOptions
     from pmm.export.reference import engine_gate
     from pmm.export.trt import build_engine
-    from pmm.onnx_file import read_onnx
 
     pytest.importorskip(FLAVORS[flavor], reason=f"{FLAVORS[flavor]} is not installed")
     if flavor == "rtx" and nvidia_gpus()[0].compute_capability not in RTX_CAPABILITIES:
@@ -271,7 +273,7 @@ def test_an_engine_on_a_gpu(trained, crops, people, tmp_path, flavor, precision)
     if tf32 and not has_tf32(nvidia_gpus()[0]):
         pytest.skip(f"{nvidia_gpus()[0]} has no TF32")
     recipe = Recipe(precision="fp32" if tf32 else precision)
-    file = read_onnx(export_onnx(trained, tmp_path / "model.onnx", recipe).path)
+    file = read_onnx(shared.onnx(recipe))
     gate = engine_gate(file, trained, Verification(), flavor)
     engine = build_engine(file, tmp_path / "model.plan", EngineOptions(flavor=flavor, tf32=tf32), gate=gate)
     assert engine.manifest.engine.precision_read_from == "parsed network and engine inspector"
