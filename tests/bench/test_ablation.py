@@ -1,8 +1,9 @@
 """The ablation: rows, pairing, going on after an interruption or a failure, and what the report says of it.
 
-Most runs are planted (`planted_runs.py`); the last test trains.
+Most runs are planted (`planted_runs.py`), and in the process of the test; the last test trains.
 """
 
+import functools
 import json
 import os
 import re
@@ -21,16 +22,19 @@ from pmm.bench import ablation, ablation_report, ablation_runs
 from pmm.bench.ablation import Ablation, Options
 from pmm.bench.ablation_rows import Row, against_of, named, parse_row, rows_of
 from pmm.bench.ablation_runs import Run, figures, run_all
+from pmm.bench.pages import ablation_plot
 from pmm.config import preset
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.errors import UserError
 from pmm.files import claimed
 from pmm.models.registry import METHODS, build_model
 from pmm.train import parse
+from tests.bench.planted_runs import RunHere
 from tests.bench.test_steps import alive
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 
 SCRIPT, PLANTED = "bench/ablation.py", ROOT / "tests" / "bench" / "planted_runs.py"
+SOURCES = functools.cache(ablation._sources)  # they may be worked on meanwhile
 PLANTED_MAP = {  # of five seeds each
     "bdb": (0.6, 0.63, 0.66, 0.69, 0.72),
     "pmm": (0.7, 0.731, 0.762, 0.79, 0.82),
@@ -121,18 +125,31 @@ def test_one_seed_starts_every_method_with_the_same_trunk():
 
 @pytest.fixture
 def planted(people, tmp_path, monkeypatch):
-    """Call it with words of the command line; what is planned is in `.plan`, the calls of the last one in `.calls`."""
+    """Call it with words of the command line; what is planned is in `.plan`, the calls of the last one in `.calls`.
+
+    Unless `processes` or `plots` are asked for, runs are done in this process, without a try to build their models, and
+    no plot is drawn.
+    """
     plan = tmp_path / "plan.json"
     for name in ("TRAIN", "EVALUATE"):
         monkeypatch.setattr(ablation, name, ("python", str(PLANTED), str(plan), name.lower()))
     monkeypatch.setattr(ablation, "usable_cores", lambda: 8)
-    monkeypatch.setattr(ablation_runs, "POLL_S", 0.01)
+    monkeypatch.setattr(ablation_runs, "POLL_S", 0.0)
 
-    def command(*words):
+    monkeypatch.setattr(ablation, "_sources", SOURCES)
+
+    def command(*words, processes=False, plots=False):
         plan.write_text(json.dumps(command.plan))
         plan.with_suffix(".calls").write_text("")
         shared = ("--root", people, "--runs", tmp_path / "runs", "--out", command.out)
-        done = run_here(SCRIPT, *shared, *(words or ("--methods", "bdb,pmm,pmm:k=0", "--seeds", "3")), PMM_FAST="0")
+        with monkeypatch.context() as patch:
+            if not processes:
+                patch.setattr(ablation_runs, "start_group", RunHere)
+                patch.setattr(ablation_runs, "end_group", lambda run: None)
+                patch.setattr(Ablation, "check_models", lambda self: None)
+            if not plots:
+                patch.setattr(ablation_plot, "plot", lambda *args: None)
+            done = run_here(SCRIPT, *shared, *(words or ("--methods", "bdb,pmm,pmm:k=0", "--seeds", "3")), PMM_FAST="0")
         command.calls = [json.loads(line) for line in plan.with_suffix(".calls").read_text().splitlines()]
         return done
 
@@ -147,7 +164,7 @@ def report(planted):
 
 
 def test_from_runs_to_a_report(planted, people):
-    done = planted()
+    done = planted(processes=True)
     assert (done.returncode, done.stderr) == (0, "")
     found = report(planted)
     assert found["schema"] == "pmm-ablation-1"
@@ -191,7 +208,7 @@ def test_from_runs_to_a_report(planted, people):
 
 
 def test_the_table_and_the_plot(planted):
-    done = planted()
+    done = planted(plots=True)
     table = planted.out.with_suffix(".md").read_text()
     assert table in done.stdout
     assert "| mAP, % | runs | mean | sd | least to most | minus bdb, points (95 %) | so it is |" in table
@@ -266,15 +283,15 @@ def test_after_a_failure_the_others_go_on_and_the_next_call_tries_again(planted)
 
 def test_if_every_run_fails_there_is_still_a_report(planted):
     planted.plan = {"": {"fail": "train"}}
-    assert_one_line_error(planted(), "9 of 9 runs failed")
+    assert_one_line_error(planted(plots=True), "9 of 9 runs failed")
     assert "no seed in common" in planted.out.with_suffix(".md").read_text()
     assert not planted.out.with_suffix(".png").exists()
 
 
 def test_a_picture_of_an_earlier_report_does_not_stay(planted):
-    planted()
+    planted(plots=True)
     assert planted.out.with_suffix(".png").exists()
-    planted("--methods", "pmm", "--seeds", "2")
+    planted("--methods", "pmm", "--seeds", "2", plots=True)
     assert not planted.out.with_suffix(".png").exists()
 
 
@@ -316,7 +333,7 @@ def test_a_run_that_was_made_otherwise_is_refused_and_kept(planted, monkeypatch,
             ablation, "describe_environment", lambda threads: {**versions, "versions": {"torch": "1.0", "onnx": "1"}}
         )
         assert_one_line_error(planted(), "versions.torch was ")
-    draw_dataset(tmp_path / "others", ids=12, seed=8, workers=1)
+    draw_dataset(tmp_path / "others", ids=2, seed=8, workers=1)
     done = planted(*others, "--root", tmp_path / "others")
     assert_one_line_error(done, "crops was ", "config.data.synthetic_seed was 7, is 8")
     assert planted.calls == []
@@ -407,6 +424,7 @@ def test_an_interrupt_leaves_no_children_and_the_same_command_goes_on(planted, p
         f"ablation.TRAIN = ('python', {str(PLANTED)!r}, plan, 'train')\n"
         f"ablation.EVALUATE = ('python', {str(PLANTED)!r}, plan, 'evaluate')\n"
         "ablation.usable_cores = lambda: 8; ablation.Ablation.check_models = lambda self: None\n"
+        f"ablation._sources = lambda: {SOURCES()!r}\n"
         f"import runpy; sys.argv = sys.argv[1:]; runpy.run_path({SCRIPT!r}, run_name='__main__')"
     )
     words = ("--methods", "bdb,pmm,pmm:k=0", "--seeds", "1", "--jobs", "2")
