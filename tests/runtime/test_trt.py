@@ -123,6 +123,15 @@ class Machine:
         assert not self.world.executables
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_what_is_new_is_collected():
+    """`nothing_left` then does not look through all that the libraries hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(params=LISTS)
 def machine(request, tmp_path, monkeypatch):
     return Machine(request.param, tmp_path, monkeypatch)
