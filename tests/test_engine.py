@@ -19,10 +19,19 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def batch(small_config, people):
-    config = changed(small_config, batch_size=16)
-    loader, _ = train_batches(read_dataset("synthetic", people).train, config)
+def half_config(small_config):
+    """Crops of half the height and width: a CPU takes long for a step in fp16."""
+    return dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, height=64, width=32))
+
+
+def first_batch(config, people):
+    loader, _ = train_batches(read_dataset("synthetic", people).train, changed(config, batch_size=16))
     return next(iter(loader))
+
+
+@pytest.fixture(scope="module")
+def batch(half_config, people):
+    return first_batch(half_config, people)
 
 
 def changed(config, **recipe):
@@ -51,8 +60,8 @@ def stepped(config, batch, **where):
     return losses, gradient(trainee), trainee
 
 
-def test_what_is_random_follows_from_epoch_and_step(small_config, batch):
-    config = changed(small_config, batch_size=16)
+def test_what_is_random_follows_from_epoch_and_step(half_config, batch):
+    config = changed(half_config, batch_size=16)
     losses, expected, _ = stepped(config, batch, epoch=3, step=5)
     torch.rand(7)  # what was drawn before does not matter
     again, found, _ = stepped(config, batch, epoch=3, step=5)
@@ -63,9 +72,9 @@ def test_what_is_random_follows_from_epoch_and_step(small_config, batch):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_the_losses_are_told_before_the_last_backward(small_config, batch, parts):
+def test_the_losses_are_told_before_the_last_backward(half_config, batch, parts):
     """So that a GPU is still at work while they are looked at."""
-    config = changed(small_config, batch_size=16, accumulate=parts)
+    config = changed(half_config, batch_size=16, accumulate=parts)
     trainee = trainee_of(config)
     steps, told = [], []
     for parameter in trainee.model.parameters():
@@ -79,15 +88,16 @@ def test_the_losses_are_told_before_the_last_backward(small_config, batch, parts
     assert not any(value.requires_grad for value in losses.values())
 
 
-def test_losses_add_up(small_config, batch):
-    losses, _, _ = stepped(changed(small_config, batch_size=16), batch)
+def test_losses_add_up(half_config, batch):
+    losses, _, _ = stepped(changed(half_config, batch_size=16), batch)
     assert set(losses) == {"loss", *(f"{kind}{s}" for kind in ("triplet", "cross_entropy") for s in (1, 2, 3))}
     assert losses["loss"] == pytest.approx(float(sum(v for k, v in losses.items() if k != "loss")), rel=1e-6)
     assert not any(value.requires_grad for value in losses.values())
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_mixed_precision_is_near_fp32_and_computes_in_half(small_config, batch, amp):
+def test_mixed_precision_is_near_fp32_and_computes_in_half(small_config, people, amp):
+    batch = first_batch(small_config, people)
     exact, expected, _ = stepped(changed(small_config, batch_size=16), batch)
     config = changed(small_config, batch_size=16, amp=amp)
     trainee = trainee_of(config)
@@ -104,8 +114,8 @@ def test_mixed_precision_is_near_fp32_and_computes_in_half(small_config, batch, 
     assert trainee.scaler.is_enabled() == (amp == "fp16")
 
 
-def test_a_step_that_overflows_in_fp16_is_left_out(small_config, batch):
-    config = changed(small_config, batch_size=16, amp="fp16")
+def test_a_step_that_overflows_in_fp16_is_left_out(half_config, batch):
+    config = changed(half_config, batch_size=16, amp="fp16")
     trainee = trainee_of(config)
     scaled_by(trainee, 2.0**60)
     before = {name: value.clone() for name, value in trainee.model.named_parameters()}
@@ -115,8 +125,8 @@ def test_a_step_that_overflows_in_fp16_is_left_out(small_config, batch):
     assert trainee.scheduler.last_epoch == 1  # time goes on
 
 
-def test_a_resumed_run_scales_its_loss_as_before(small_config):
-    config = changed(small_config, amp="fp16")
+def test_a_resumed_run_scales_its_loss_as_before(half_config):
+    config = changed(half_config, amp="fp16")
     trainee, resumed = trainee_of(config), trainee_of(config)
     scaled_by(trainee, 2.0**9)
     restore_training(snapshot(trainee, config, 1, -1.0), resumed)
@@ -124,11 +134,11 @@ def test_a_resumed_run_scales_its_loss_as_before(small_config):
     assert resumed.scaler.get_scale() == 2.0**9
 
 
-def test_parts_are_whole_identities_with_batches_of_their_own(small_config, batch):
+def test_parts_are_whole_identities_with_batches_of_their_own(half_config, batch):
     """Two parts are the mean of two steps of half the batch with the same weights."""
-    config = changed(small_config, batch_size=16, accumulate=2)
+    config = changed(half_config, batch_size=16, accumulate=2)
     losses, found, _ = stepped(config, batch)
-    single = changed(small_config, batch_size=8)
+    single = changed(half_config, batch_size=8)
     means, gradients, original = [], [], pmm.engine._seed
     for half in range(2):
         part = type(batch)(*(value[8 * half : 8 * half + 8] for value in batch))
@@ -142,13 +152,13 @@ def test_parts_are_whole_identities_with_batches_of_their_own(small_config, batc
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_long_gradients_are_clipped(small_config, batch):
-    _, free, _ = stepped(changed(small_config, batch_size=16), batch)
+def test_long_gradients_are_clipped(half_config, batch):
+    _, free, _ = stepped(changed(half_config, batch_size=16), batch)
     assert free.norm() > 1
-    _, clipped, _ = stepped(changed(small_config, batch_size=16, clip_norm=0.5), batch)
+    _, clipped, _ = stepped(changed(half_config, batch_size=16, clip_norm=0.5), batch)
     assert clipped.norm() == pytest.approx(0.5, rel=1e-3)
     torch.testing.assert_close(clipped / clipped.norm(), free / free.norm(), rtol=1e-3, atol=1e-6)
-    config = changed(small_config, batch_size=16, clip_norm=0.5, amp="fp16")
+    config = changed(half_config, batch_size=16, clip_norm=0.5, amp="fp16")
     trainee = trainee_of(config)
     scaled_by(trainee, 256.0)
     train_step(trainee, batch, config, CPU)
@@ -171,22 +181,22 @@ def test_parts_and_processes_that_cannot_share_a_batch():
     assert "--batch-size 256" in str(e.value)
 
 
-def test_what_only_gpus_do(small_config):
+def test_what_only_gpus_do(half_config):
     with pytest.raises(UserError, match="--sync-bn works on GPUs only"):
-        check_device(changed(small_config, sync_bn=True), CPU)
-    trainee = make_trainee(build_model(changed(small_config)), changed(small_config, sync_bn=True), CPU, 1)
+        check_device(changed(half_config, sync_bn=True), CPU)
+    trainee = make_trainee(build_model(changed(half_config)), changed(half_config, sync_bn=True), CPU, 1)
     norms = [m for m in trainee.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert norms
     assert all(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
-    plain = build_model(changed(small_config))
+    plain = build_model(changed(half_config))
     plain.load_state_dict(trainee.model.state_dict())  # a checkpoint of it is like any other
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_a_step_on_a_gpu_waits_for_nothing(small_config, batch, amp):
+def test_a_step_on_a_gpu_waits_for_nothing(half_config, batch, amp):
     device = torch.device("cuda")
-    config = changed(small_config, batch_size=16, amp=amp, clip_norm=1.0)
+    config = changed(half_config, batch_size=16, amp=amp, clip_norm=1.0)
     trainee = make_trainee(build_model(config), config, device, 10)
     trainee.model.train()
     pinned = type(batch)(*(part.pin_memory() for part in batch))
