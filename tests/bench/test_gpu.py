@@ -58,11 +58,24 @@ def imported(script):
 
 
 @functools.cache
-def collected(*words):
-    """The tests that a pytest command line chooses."""
-    done = run_python(*words, "--collect-only")
+def collected(*commands):
+    """The tests that pytest's command lines choose, for each of them; collected in one other process."""
+    script = f"import pytest\nfor words in {commands!r}:\n    print(end='\\0'); pytest.main([*words, '--collect-only'])"
+    done = run_python("-c", script)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout.split("\0")[1:]
+
+
+def words_of(command):
+    """Of pytest's command line; the tests of all folders are looked for in two of them (the slow test's in all)."""
+    words = command[command.index("pytest") + 1 :]
+    return words if "tests/ops" in words else (*words, "tests/ops", "tests/runtime")
+
+
+def chosen_by(found, words):
+    """Asserts that a command line of pytest chose the tests that it is for."""
+    tests = gpu.SANITIZED.split(" or ") if "-k" in words else ("hard_mix", "mixed_cam", "an_engine_on_a_gpu")
+    assert [test for test in tests if test not in found] == [], found
 
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[f"{name}-{k}" for k, (name, _) in enumerate(COMMANDS)])
@@ -82,11 +95,17 @@ def test_every_command_line_parses(name, command):
         assert done.returncode == 0, done.stderr
         assert "Options for 'BuildKernels' command" in done.stdout
     elif words[:2] == ["-m", "pytest"]:
-        found = collected(*words)
-        for test in gpu.SANITIZED.split(" or ") if "-k" in words else ("hard_mix", "mixed_cam", "an_engine_on_a_gpu"):
-            assert test in found
+        where = [words_of(command) for _, command in COMMANDS if "pytest" in command]
+        chosen_by(collected(*where)[where.index(words_of(command))], words)
     else:
         cli.parse_args(imported(ROOT / words[0]).Command, words[1:], prog=words[0], description="")
+
+
+@pytest.mark.slow
+def test_all_tests_are_collected():
+    ((_, command),) = [(name, command) for name, command in COMMANDS if name == "tests"]
+    (found,) = collected(command[3:])
+    chosen_by(found, command)
 
 
 def test_steps_use_what_earlier_steps_make_and_write_into_their_own_folders():
