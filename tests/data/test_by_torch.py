@@ -59,12 +59,18 @@ def test_only_what_is_proved_is_left_to_torch(monkeypatch):
     assert enlarges((64, 128), (256, 128)) == FAST
     for target in ((128, 383), (127, 384), (320, 384), (32, 128), (64, 64), (96, 128)):
         assert not enlarges((64, 128), target)
-    by_torch._equals_pil.cache_clear()
-    monkeypatch.setattr(by_torch, "enlarged", lambda pixels, height, width: np.zeros((height, width, 3), np.uint8))
-    try:
-        assert not enlarges((64, 128), (128, 384))
-    finally:
+    zeros = lambda pixels, height, width: np.zeros((height, width, 3), np.uint8)  # noqa: E731
+    for place, name, other in (
+        (torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT"),
+        (by_torch, "enlarged", zeros),
+    ):
         by_torch._equals_pil.cache_clear()
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, other)
+                assert not enlarges((64, 128), (128, 384))
+        finally:
+            by_torch._equals_pil.cache_clear()
 
 
 def test_most_other_factors_differ():
@@ -91,8 +97,12 @@ print("torch" in sys.modules, by_torch.enlarges((10, 8), (30, 24)))
 
 @pytest.mark.parametrize(
     ("torch_is", "capability", "expected"),
-    [("without", "", "True False"), ("unused", "", "False False"), ("loaded", "default", "True False")]
-    + [("loaded", "avx2", "True True")] * FAST,
+    [
+        ("without", "", "True False"),
+        ("unused", "", "False False"),
+        pytest.param("loaded", "default", "True False", marks=pytest.mark.slow),
+        *[pytest.param("loaded", "avx2", "True True", marks=pytest.mark.slow)] * FAST,
+    ],
 )
 def test_a_crop_is_the_same_with_and_without_torch(tmp_path, torch_is, capability, expected):
     noise = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)

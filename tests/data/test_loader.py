@@ -63,7 +63,9 @@ def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(small_config, people
     loader, _ = train_batches(read_dataset("synthetic", people).train, config)
     for batch in loader:
         before = batch.crops.clone()
-        time.sleep(0.15)  # in which the workers have done all that they may
+        inside = loader.loader._iterator
+        while inside._worker_result_queue.qsize() < inside._tasks_outstanding:  # until all is done that may be
+            time.sleep(0.001)
         assert torch.equal(batch.crops, before)
 
 
@@ -203,7 +205,7 @@ def test_workers_outlive_a_sigterm_but_not_the_process_that_uses_them(people):
         "dataclasses.replace(config, recipe=recipe))\n"
         "batches = iter(loader); next(batches)\n"
         "for worker in multiprocessing.active_children(): os.kill(worker.pid, signal.SIGTERM)\n"
-        "time.sleep(0.5); print(len(list(batches)), len(multiprocessing.active_children()))\n"
+        "time.sleep(0.1); print(len(list(batches)), len(multiprocessing.active_children()))\n"
         "raise RuntimeError('the end')\n"
     )
     done = subprocess.run(
