@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
+from collections.abc import MutableMapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pmm.cgroup import cpu_quota
 
 
 class Gpu(NamedTuple):
@@ -132,5 +136,56 @@ def clashing_wheels() -> str:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: those that it may run on or, if that is less, its groups' quota of time."""
+    quota = quota_cores()
+    return len(_own_cores()) if quota is None else min(len(_own_cores()), quota)
+
+
+@cache
+def quota_cores() -> int | None:
+    """The quota of CPU time of this process's control groups, in whole cores; None without one.
+
+    A part of a core counts as one, as it does for Java and Go: two threads in 1.5 cores' time do half as much again as
+    one, though both pause in each period; and half a core has to be enough for one.
+    """
+    quota = cpu_quota()
+    return None if quota is None else math.ceil(quota)
+
+
+def compute_threads() -> int:
+    """Threads for a library that computes: one for each physical core that this process may run on, or fewer if its
+    quota is less. By themselves such libraries ask for no quota, and more threads than that stand still for most of
+    each period, those too that others wait for."""
+    return min(_physical_cores(), quota_cores() or sys.maxsize)
+
+
+def settle_threads(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Say in the environment how the threads of torch shall wait and, below a quota, how many there shall be; what the
+    user has said there stays. For this process and those that it starts, before torch is loaded: OpenMP reads it then.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = SPINS
+    if compute_threads() < _physical_cores():
+        environment.setdefault("OMP_NUM_THREADS", str(compute_threads()))
+
+
+SPINS = "1000"
+"""Looks for the next piece of work before a thread of OpenMP sleeps. libgomp's own number, 300,000, is milliseconds, in
+which the processes beside us do not get the core; it takes 1,000 itself where it knows of more threads than cores."""
+
+
+def _own_cores() -> set[int]:
+    """Numbers of the cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _physical_cores() -> int:
+    """As `_own_cores`, but two that are one in hardware count once, as far as the system tells."""
+    return len({_siblings(core) for core in _own_cores()})
+
+
+def _siblings(core: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(core)

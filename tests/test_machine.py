@@ -1,6 +1,7 @@
 import pytest
 
 from pmm import machine
+from tests.conftest import run_python
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,68 @@ def test_where_sums_of_int8_products_overflow(tmp_path, monkeypatch, cpuinfo, ov
         path.write_text(f"processor\t: 0\n{cpuinfo}\n\nprocessor\t: 1\n{cpuinfo}\n")
     monkeypatch.setattr(machine, "Path", lambda name: path)
     assert machine.int8_overflows.__wrapped__() is overflows
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Call it with the cores that this process may run on, its quota, and which cores are one in hardware."""
+
+    def pretend(own, quota=None, pairs=None):
+        monkeypatch.setattr(machine, "_own_cores", lambda: set(range(own)))
+        monkeypatch.setattr(machine, "_siblings", lambda core: str(core % pairs if pairs else core))
+        monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+        machine.quota_cores.cache_clear()
+
+    yield pretend
+    machine.quota_cores.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("own", "quota", "usable"),
+    [(8, None, 8), (8, 16.0, 8), (8, 2.0, 2), (8, 1.5, 2), (8, 1.01, 2), (8, 1.0, 1), (8, 0.5, 1), (8, 0.01, 1)],
+)
+def test_cores_that_may_be_used(cores, own, quota, usable):
+    cores(own, quota)
+    assert machine.usable_cores() == usable
+
+
+@pytest.mark.parametrize(
+    ("own", "quota", "pairs", "threads"),
+    [(8, None, None, 8), (8, None, 4, 4), (8, 6.0, 4, 4), (8, 3.0, 4, 3), (8, 0.5, 4, 1), (1, None, 4, 1)],
+)
+def test_a_thread_for_each_core_of_the_hardware_or_as_the_quota_says(cores, own, quota, pairs, threads):
+    cores(own, quota, pairs)
+    assert machine.compute_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("quota", "pairs", "given", "settled"),
+    [
+        (None, None, {}, {"GOMP_SPINCOUNT": machine.SPINS}),
+        (16.0, None, {}, {"GOMP_SPINCOUNT": machine.SPINS}),
+        (6.0, 4, {}, {"GOMP_SPINCOUNT": machine.SPINS}),  # torch takes four by itself
+        (2.0, None, {}, {"GOMP_SPINCOUNT": machine.SPINS, "OMP_NUM_THREADS": "2"}),
+        (2.0, None, {"OMP_NUM_THREADS": "5"}, {"GOMP_SPINCOUNT": machine.SPINS, "OMP_NUM_THREADS": "5"}),
+        (None, None, {"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        (None, None, {"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_what_is_said_of_threads_in_the_environment(cores, quota, pairs, given, settled):
+    cores(8, quota, pairs)
+    machine.settle_threads(given)
+    assert given == settled
+
+
+def test_a_command_says_it_before_torch_is_loaded(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    script = (
+        "import os, sys\n"
+        "from pmm import cli\n"
+        "def main():\n"
+        "    assert 'torch' not in sys.modules\n"
+        "    print(os.environ['GOMP_SPINCOUNT'], os.environ.get('OMP_NUM_THREADS'))\n"
+        "cli.run(main, prog='prog')"
+    )
+    assert run_python("-c", script).stdout.split()[0] == machine.SPINS
+    assert run_python("-c", script, GOMP_SPINCOUNT="5", OMP_NUM_THREADS="3").stdout.split() == ["5", "3"]
