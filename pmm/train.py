@@ -58,8 +58,11 @@ class Place:
     """Minutes after which last.pth is written within an epoch too; it is at the end of each."""
     skip_bad_images: bool = False
     """Leave out images that cannot be read, and count them, instead of stopping at the first."""
+    threads: int = 0
+    """CPU threads of each process (0: torch's default, a quota of CPU time at most)."""
 
     def __post_init__(self) -> None:
+        cli.threads(self.threads)
         if not self.save_minutes > 0:
             raise UserError(f"--save-minutes is {self.save_minutes}; it must be more than 0")
 
@@ -98,6 +101,7 @@ def main() -> int:
             resume=command.resume,
             save_minutes=command.save_minutes,
             skip_bad_images=command.skip_bad_images,
+            threads=command.threads,
         )
     except Stopped as stop:
         name = "Ctrl-C" if stop.number == signal.SIGINT else signal.Signals(stop.number).name
@@ -126,6 +130,8 @@ def _again(command: Command, out: Path) -> str:
         flags += ["--save-minutes", f"{command.save_minutes:g}"]
     if command.skip_bad_images:
         flags += ["--skip-bad-images"]
+    if command.threads:
+        flags += ["--threads", str(command.threads)]
     return f"{start} -m pmm.train {shlex.join(flags)}"
 
 
@@ -165,6 +171,7 @@ def train(
     resume: bool = False,
     save_minutes: float = SAVE_MINUTES,
     skip_bad_images: bool = False,
+    threads: int = 0,
 ) -> Path:
     """Train as `config` says and write checkpoints, metrics and TensorBoard logs to `out`; returns out/best.pth.
 
@@ -178,6 +185,7 @@ def train(
     from pmm.processes import joined
     from pmm.progress import warn
     from pmm.runtime.eager import torch_device
+    from pmm.runtime.torch_runner import set_threads
 
     if method_of(config).mixes_cells:
         _check_kernels(device)
@@ -188,6 +196,7 @@ def train(
         given = processes.together(lambda: config if resume else settled(config))
         config, split = processes.together(lambda: training_data(given))
         with contextlib.ExitStack() as stack:
+            stack.callback(set_threads(threads))
             processes.together(lambda: stack.enter_context(claimed(out)) if processes.main else None)
             # again: drawing people takes a while
             processes.together(lambda: _check_folder(out, resume) if processes.main else None)

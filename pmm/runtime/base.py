@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,12 @@ import numpy.typing as npt
 from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import UserError
 from pmm.manifest import EmbeddingContract, Manifest
+from pmm.runtime.fork import around_forks, keep_for_ever
 
 Embeddings = npt.NDArray[np.float32]
 R = TypeVar("R", bound="Runner")
+S = TypeVar("S", bound="Step")
+T = TypeVar("T", bound="Runner | Step")
 ENGINE_SUFFIXES = (".plan", ".engine")
 PACKAGE_SUFFIX = ".pt2"
 
@@ -39,6 +43,9 @@ class RunnerInfo:
 
 class Step:
     """A run on images that are already where the backend wants them, for timing."""
+
+    def __new__(cls: type[S], *_: Any, **__: Any) -> S:
+        return _of_this_process(super().__new__(cls))
 
     def __init__(self, run: Callable[[], None]) -> None:
         self._run = run
@@ -64,7 +71,8 @@ class Step:
 
 
 class Runner(ABC):
-    """An opened model. Use as a context manager.
+    """An opened model. Use as a context manager, in the process that opened it: after `os.fork` a child opens its own,
+    and the one that it has inherited raises UserError.
 
     Whatever the artifact itself takes (uint8 or float, RGB or BGR), a runner takes uint8 RGB crops.
     """
@@ -72,6 +80,9 @@ class Runner(ABC):
     info: RunnerInfo
     preprocessing: Preprocessing
     embedding: EmbeddingContract
+
+    def __new__(cls: type[R], *_: Any, **__: Any) -> R:
+        return _of_this_process(super().__new__(cls))
 
     @abstractmethod
     def __call__(self, images: Crops) -> Embeddings:
@@ -142,6 +153,40 @@ def open_runner(artifact: str | Path, device: str = "auto", threads: int = 0) ->
         f"{artifact}: no runner for '{suffix}' files; expected a checkpoint (.pth), an AOTInductor package "
         f"({PACKAGE_SUFFIX}), an ONNX file (.onnx) or an engine ({', '.join(ENGINE_SUFFIXES)})"
     )
+
+
+def _of_this_process(made: T) -> T:
+    _MADE.add(made)
+    return made
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    raise UserError(
+        "this runner was opened before fork(), and the threads that it runs with stayed in the process that opened it; "
+        "open it in each process that uses it (with gunicorn --preload: in post_fork)"
+    )
+
+
+class _ParentsStep(Step):
+    """What a step becomes in a forked child."""
+
+    __call__ = enqueue = wait = device_ms = transfers_ms = _refuse
+
+
+class _ParentsRunner(Runner):
+    """What a runner becomes in a forked child. Closing it does nothing: what it holds is the parent's to free."""
+
+    __call__ = bind = _refuse
+
+
+def _leave_to_parent() -> None:
+    for made in list(_MADE):
+        keep_for_ever(made)
+        made.__class__ = _ParentsRunner if isinstance(made, Runner) else _ParentsStep
+
+
+_MADE: weakref.WeakSet[Runner | Step] = weakref.WeakSet()
+around_forks(in_child=_leave_to_parent)
 
 
 def warn_if_unverified(path: Path, manifest: Manifest) -> None:

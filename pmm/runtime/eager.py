@@ -11,6 +11,7 @@ from pmm.data.crops import Preprocessing, preprocessing_of
 from pmm.errors import Unavailable, UserError
 from pmm.manifest import EmbeddingContract
 from pmm.runtime.base import RunnerInfo
+from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.torch_runner import TorchRunner
 
 
@@ -69,6 +70,8 @@ class EagerRunner(TorchRunner):
 
 def torch_device(name: str) -> torch.device:
     """ "auto", "cpu" or "cuda" as a torch device. Raises Unavailable if torch cannot use CUDA."""
+    if name != "cpu":
+        refuse_parents_gpu()
     usable = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if usable else "cpu")

@@ -13,10 +13,11 @@ import numpy as np
 
 from pmm.data.crops import Crops
 from pmm.errors import Unavailable, UserError
-from pmm.machine import int8_overflows
+from pmm.machine import compute_threads, int8_overflows
 from pmm.manifest import Manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
+from pmm.runtime.fork import around_forks, keep_for_ever
 
 PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
 """OpenVINO's names -> ours."""
@@ -33,7 +34,7 @@ class OvRunner(Runner):
         """Open `path`.
 
         Args:
-            threads: CPU threads (0: as many as cores).
+            threads: CPU threads (0: as many as cores, or as a quota of CPU time allows).
             precision: fp32 or bf16, from an fp32 file, or int8, from an int8 file (default: the file's own).
             warn: about embeddings that were never verified.
 
@@ -55,7 +56,7 @@ class OvRunner(Runner):
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             # threads tied to their cores lose to whatever else runs there, and measured no faster
             "ENABLE_CPU_PINNING": False,
-            **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+            "INFERENCE_NUM_THREADS": threads or compute_threads(),
         }
         try:
             # from the bytes that were hashed: the file cannot change in between
@@ -130,6 +131,21 @@ def _core() -> Any:
     or by another thread, a freed one stays in use, and the next Ctrl-C crashes the process.
     """
     return _import().Core()
+
+
+def _end_idle_threads() -> None:
+    """OpenVINO keeps the threads of models that are gone for those to come, and a child would wait for them for ever.
+    Closing a device, which takes milliseconds, ends those that no model has."""
+    if _core.cache_info().currsize:
+        _import().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _keep_core() -> None:
+    if _core.cache_info().currsize:
+        keep_for_ever(_core())
+
+
+around_forks(before=_end_idle_threads, in_child=_keep_core)
 
 
 def _check_request(path: str, asked: str, manifest: Manifest) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 
 from pmm.data.crops import Crops
 from pmm.errors import Unavailable, UserError
-from pmm.machine import clashing_wheels, nvidia_gpus
+from pmm.machine import clashing_wheels, compute_threads, nvidia_gpus
 from pmm.manifest import Manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
 from pmm.runtime.cuda_graph import GRAPHS_KEPT
+from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.placed import NO_GRAPH, Placed, PlacedStep
 from pmm.runtime.tf32 import has_tf32
 
@@ -42,7 +43,7 @@ class OrtRunner(Runner):
 
         Args:
             device: cpu, cuda, or auto: the GPU where ONNX Runtime can use one.
-            threads: CPU threads (0: as many as cores).
+            threads: CPU threads (0: as many as cores, or as a quota of CPU time allows).
             tf32: let the products of an fp32 file run in TF32.
             cuda_graph: capture the work of each batch size once, and replay it with one launch.
             warn: about embeddings that were never verified.
@@ -153,7 +154,7 @@ def open_session(
     """
     ort = _import()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or compute_threads()
     options.log_severity_level = 4  # its errors reach the user as ours
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # where 8-bit products are summed in 16 bits (see pmm.machine.int8_overflows), exact sums: a few percent slower
@@ -185,6 +186,8 @@ def _import() -> Any:
 
 def _resolved(device: str) -> str:
     """Turn "auto" into "cuda" where a GPU and the provider are, else "cpu". Raises UserError for what cannot be had."""
+    if device != "cpu":
+        refuse_parents_gpu()
     providers = _import().get_available_providers()  # what was compiled: necessary, not sufficient
     usable = bool(nvidia_gpus()) and PROVIDERS["cuda"] in providers
     if device == "auto":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import Unavailable, UserError
-from pmm.machine import nvidia_gpus
+from pmm.machine import nvidia_gpus, quota_cores
 from pmm.manifest import EmbeddingContract
 from pmm.runtime.base import Embeddings, Runner, Step
 from pmm.runtime.cuda_graph import GRAPHS_KEPT
@@ -44,10 +45,7 @@ class TorchRunner(Runner):
         self._tf32, self._cuda_graph = tf32, cuda_graph
         self._captured: dict[int, CapturedRun] = {}
         self._lock = threading.Lock()
-        # of the whole process, as torch has it; given back on `close`
-        self._threads_before = torch.get_num_threads()
-        if threads:
-            torch.set_num_threads(threads)
+        self._give_back_threads = set_threads(threads)
 
     @abstractmethod
     def _run(self, images: Tensor) -> Tensor:
@@ -55,7 +53,7 @@ class TorchRunner(Runner):
 
     def close(self) -> None:
         self._captured.clear()
-        torch.set_num_threads(self._threads_before)
+        self._give_back_threads()
 
     def __call__(self, images: Crops) -> Embeddings:
         self.check(images)
@@ -165,6 +163,15 @@ class CudaStep(Step):
         end.record()
         end.synchronize()
         return begin.elapsed_time(end)
+
+
+def set_threads(asked: int) -> Callable[[], None]:
+    """Let torch have `asked` CPU threads, in the whole process; 0: as many as it has, or fewer where a quota of CPU
+    time is less and OMP_NUM_THREADS does not say how many. Call the result to give them back."""
+    before = torch.get_num_threads()
+    quota = None if "OMP_NUM_THREADS" in os.environ else quota_cores()
+    torch.set_num_threads(asked or min(before, quota or before))
+    return partial(torch.set_num_threads, before)
 
 
 def check_modes(device: torch.device, *, tf32: bool = False, cuda_graph: bool = False) -> None:

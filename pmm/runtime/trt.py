@@ -21,6 +21,7 @@ from pmm.manifest import EngineContract, Manifest, read_manifest
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
 from pmm.runtime.buffers import open_device
 from pmm.runtime.flavors import RTX_CAPABILITIES, last_error_logger, library_name, load_flavor, this_platform
+from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.lane import Lane, Loaded
 from pmm.runtime.tf32 import TF32_ON, has_tf32
 
@@ -245,6 +246,7 @@ def _gpu(path: Path, device: str) -> Gpu:
         raise Unavailable(f"{path}: engines run on NVIDIA GPUs only; run its ONNX file on the CPU")
     if device not in ("auto", "cuda"):
         raise UserError(f"unknown device '{device}'; known for engines: auto, cuda")
+    refuse_parents_gpu()
     gpus = nvidia_gpus()
     if not gpus:
         raise Unavailable(f"{path}: engines run on NVIDIA GPUs only, and the CUDA driver sees none here")

@@ -1,0 +1,88 @@
+"""How many threads torch, ONNX Runtime and OpenVINO get: as asked for, or as many as a quota of CPU time allows."""
+
+import pytest
+import torch
+
+import pmm.runtime.openvino
+import pmm.runtime.ort
+import pmm.trainer
+from pmm.errors import UserError
+from pmm.runtime import torch_runner
+from pmm.runtime.base import open_runner
+from pmm.train import _again, parse, train
+
+
+@pytest.fixture
+def one_core(monkeypatch):
+    """A quota of one core."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch_runner, "quota_cores", lambda: 1)
+    for module in (pmm.runtime.ort, pmm.runtime.openvino):
+        monkeypatch.setattr(module, "compute_threads", lambda: 1)
+
+
+@pytest.fixture
+def trained_with(small_config, tmp_path, monkeypatch):
+    """Call it with options of `train`: the threads that torch has when the model is made."""
+    found = []
+
+    class Stopped(Exception):  # noqa: N818
+        pass
+
+    def stop(*_, **__):
+        found.append(torch.get_num_threads())
+        raise Stopped
+
+    def start(**options):
+        with pytest.raises(Stopped):
+            train(small_config, out=tmp_path / "run", device="cpu", **options)
+        return found.pop()
+
+    monkeypatch.setattr(pmm.trainer, "Trainer", stop)
+    return start
+
+
+def test_training_has_the_threads_asked_for(trained_with, tmp_path):
+    before = torch.get_num_threads()
+    assert trained_with() == before
+    assert trained_with(threads=before + 1) == before + 1
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "last.pth").touch()
+    assert trained_with(threads=before + 2, resume=True) == before + 2
+    assert torch.get_num_threads() == before
+
+
+def test_training_keeps_to_the_quota(trained_with, one_core, monkeypatch):
+    before = torch.get_num_threads()
+    assert trained_with() == 1
+    assert trained_with(threads=before + 1) == before + 1
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+    assert trained_with() == before
+    assert torch.get_num_threads() == before
+
+
+def test_the_flag_of_training():
+    command = parse(["--preset", "tiny", "--out", "run", "--threads", "3"])
+    assert command.threads == 3
+    assert parse(["--preset", "tiny"]).threads == 0
+    assert _again(command, command.out) == "python -m pmm.train --out run --threads 3"
+    for bad in ("-1", "100000"):
+        with pytest.raises(UserError, match=f"--threads is {bad}"):
+            parse(["--preset", "tiny", "--threads", bad])
+
+
+def test_runners_keep_to_the_quota(trained, exported, one_core):
+    before = torch.get_num_threads()
+    for asked, threads in ((0, 1), (2, 2)):
+        with open_runner(trained, "cpu", asked):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == before
+        session = open_runner(exported, "cpu", asked).session
+        assert session.get_session_options().intra_op_num_threads == threads
+
+
+def test_openvino_keeps_to_the_quota(exported, one_core):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed (pip install openvino)")
+    for asked, threads in ((0, 1), (2, 2)):
+        runner = pmm.runtime.openvino.OvRunner(exported, asked)
+        assert runner._compiled.get_property("INFERENCE_NUM_THREADS") == threads
