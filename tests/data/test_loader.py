@@ -60,6 +60,7 @@ def test_batches_do_not_depend_on_the_workers(batches_of):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(small_config, people, workers):
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=workers))
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch_size=8))  # more than slots
     loader, _ = train_batches(read_dataset("synthetic", people).train, config)
     for batch in loader:
         before = batch.crops.clone()
