@@ -55,9 +55,11 @@ def test_files_of_three_kinds_are_drawn(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
-def test_without_a_number_of_batches_all_workers_have_as_many(people, one_setting):
+def test_without_a_number_of_batches_all_workers_have_as_many(people, one_setting, monkeypatch):
+    assert loading.PASS == 1024
+    monkeypatch.setattr(loading, "PASS", 128)
     report = bench_loading({"people": people / "query"}, workers=3, batches=0, plan=loading_plan(1, fast=True))
-    assert report["settings"][0]["crops"] == 33 * 32  # at least 1,024 in batches of 32, a third for each worker
+    assert report["settings"][0]["crops"] == 6 * 32  # at least 128 in batches of 32, a third for each worker
 
 
 def test_wrong_crops_are_named_and_nothing_is_timed(people, one_setting, monkeypatch):

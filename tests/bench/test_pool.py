@@ -5,12 +5,14 @@ import signal
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
 
 from pmm.bench import pool
 from pmm.bench.pool import CannotRun, Crew, WorkerFailed, WorkerProcess
+from pmm.bench.worker import Session
+from pmm.errors import Unavailable, UserError
+from tests.bench.test_steps import alive
 
 SKELETON = """
 import json, os, signal, sys, time
@@ -57,33 +59,56 @@ def test_errors_are_answers_and_the_worker_lives_on(worker):
     assert process.alive
 
 
+def test_what_goes_wrong_in_a_session_is_an_answer_in_one_line(monkeypatch, capsys):
+    def raising(error):
+        monkeypatch.setattr(Session, "memory", lambda self: (_ for _ in ()).throw(error))
+        return Session(print).answer("memory", {})
+
+    assert raising(Unavailable("no GPU")) == {"error": "no GPU", "kind": "unavailable"}
+    assert raising(UserError("bad\nand more")) == {"error": "bad", "kind": "failed"}
+    assert raising(KeyError("key")) == {"error": "KeyError: 'key'", "kind": "failed"}
+    assert "Traceback" in capsys.readouterr().err, "for the log"
+
+
 def test_a_worker_that_hangs_is_ended_with_what_it_started(worker):
     process = worker(
         """
-        import subprocess
-        child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
-        open(os.path.dirname(os.path.abspath(__file__)) + '/child', 'w').write(str(child.pid))
-        time.sleep(600)
-        """,
-        timeout=3.0,
+        if do == 'open':
+            import subprocess
+            child = subprocess.Popen(['sleep', '600'])
+            say(answer=child.pid)
+        else:
+            time.sleep(600)
+        """
     )
-    with pytest.raises(WorkerFailed, match="no sign of life for 3 s while it should compare batch sizes; it was ended"):
+    child = process.ask("open")
+    process.timeout = 0.3
+    with pytest.raises(
+        WorkerFailed, match=r"no sign of life for 0\.3 s while it should compare batch sizes; it was ended"
+    ):
         process.ask("compare_batch_sizes")
     assert not process.alive
-    child = int((process.log.parents[1] / "child").read_text())
-    for _ in range(50):
-        try:
-            state = Path(f"/proc/{child}/stat").read_text().split()[2]
-        except FileNotFoundError:
-            return
-        if state == "Z":
-            return
-        time.sleep(0.1)
-    pytest.fail("its child goes on")
+    for _ in range(100):
+        if not alive(child):
+            break
+        time.sleep(0.05)
+    assert not alive(child), "its child goes on"
+
+
+def test_patience_is_a_multiple_of_the_timeout(worker):
+    process = worker("do == 'make' and time.sleep(0.4); say(answer=do)")
+    process.ask("open")
+    process.timeout = 0.1
+    assert process.ask("make", patience=50.0) == "make"
+    with pytest.raises(WorkerFailed, match=r"no sign of life for 0\.2 s while it should make"):
+        process.ask("make", patience=2.0)
 
 
 def test_progress_is_a_sign_of_life(worker):
-    process = worker("[(time.sleep(0.5), say(progress=k)) for k in range(4)]; say(answer='done')", timeout=1.5)
+    body = "[(time.sleep(0.2), say(progress=k)) for k in range(5 * (do == 'embed'))]; say(answer='done')"
+    process = worker(body)
+    process.ask("open")
+    process.timeout = 0.8
     assert process.ask("embed") == "done"
 
 
