@@ -195,6 +195,8 @@ def _build(program: ExportedProgram, manifest: Manifest, out: Path) -> None:
         # under its final name: the package repeats that of its file inside
         built = Path(folder) / f"model{PACKAGE_SUFFIX}"
         try:
+            with quiet():
+                _know_this_cpu()
             with quiet(), fresh_cache(dir=folder):
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(built), inductor_configs={**options, "aot_inductor.metadata": metadata}
@@ -202,6 +204,15 @@ def _build(program: ExportedProgram, manifest: Manifest, out: Path) -> None:
         except RuntimeError as error:
             raise build_failed("AOTInductor", error) from error
         shutil.copyfile(built, out)
+
+
+def _know_this_cpu() -> None:
+    """Which vector instructions the CPU and its compiler have, torch finds out by building for each of them: once, kept
+    in its cache for all that it compiles later, and not at every export in the one that is emptied."""
+    with contextlib.suppress(ImportError):  # the name is torch's own business
+        from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+        valid_vec_isa_list()
 
 
 def _same(manifest: Manifest, checkpoint: Path, precision: str, device: str) -> bool:

@@ -12,26 +12,29 @@ from pmm.checkpoint import load, restore_model
 from pmm.data.crops import preprocessing_of
 from pmm.errors import Unavailable, UserError
 from pmm.export import aoti as module
+from pmm.export import gate
 from pmm.export import graph as graph_module
 from pmm.export.aoti import describe, export_aoti, exported_precision, verified_aoti
 from pmm.export.graph import deployed_graph
-from pmm.export.onnx import export_onnx
 from pmm.export.recipe import MIN_COSINE, Recipe, Verification
 from pmm.files import sha256
 from pmm.kernels import describe_build
-from pmm.manifest import EmbeddingContract, InputContract, Manifest, manifest_path
+from pmm.manifest import Artifact, EmbeddingContract, InputContract, Manifest, manifest_path
+from pmm.onnx_file import read_onnx
 from pmm.runtime import aoti as runtime
 from pmm.runtime import torch_runner
 from pmm.runtime.aoti import AotiRunner, this_machine
 from tests.conftest import assert_one_line_error, run_here, run_python
+from tests.runtime.small import small_graph
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def package(trained, tmp_path_factory):
-    """One in fp32 for this CPU; read only. The tests of the runner have the same one."""
-    return verified_aoti(trained, tmp_path_factory.getbasetemp() / "package" / "model.pt2")
+def package(shared):
+    """One in fp32 for this CPU; read only."""
+    path = shared.package()
+    return Artifact(path, Manifest.from_json(manifest_path(path).read_text(), "x"))
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def built(package, monkeypatch):
 
     def build(program, manifest, out):
         asked.append(manifest)
-        shutil.copy(package.path, out)
+        shutil.copyfile(package.path, out)
 
     monkeypatch.setattr(module, "_build", build)
     monkeypatch.setattr(runtime, "_embedded", lambda path, content: asked[-1] if asked else package.manifest)
@@ -49,7 +52,7 @@ def built(package, monkeypatch):
 
 
 @pytest.fixture
-def exported(trained):
+def program(trained):
     """Call it with a precision for the exported graph."""
     model, config = restore_model(load(trained), trained)
     size = preprocessing_of(config)
@@ -63,7 +66,6 @@ def exported(trained):
 
 def test_the_manifest_says_what_is_in_the_file(trained, package):
     manifest = package.manifest
-    assert Manifest.from_json(manifest_path(package.path).read_text(), "x") == manifest
     assert manifest.sha256 == sha256(package.path)
     assert manifest.checkpoint_sha256 == sha256(trained)
     assert (manifest.precision, manifest.precision_found, manifest.precision_share) == ("fp32", "fp32", {"fp32": 1.0})
@@ -81,12 +83,10 @@ def test_the_manifest_says_what_is_in_the_file(trained, package):
     assert dataclasses.replace(inside, sha256=manifest.sha256, parity=manifest.parity) == manifest
 
 
-def test_multiplications_are_counted_as_in_the_onnx_file(trained, exported, tmp_path):
+def test_multiplications_are_counted_as_in_the_onnx_file(shared, program):
     for precision in ("fp32", "bf16"):
-        found = exported_precision(exported(precision))
-        file = export_onnx(
-            trained, tmp_path / "m.onnx", Recipe(precision=precision), Verification(no_verify=True)
-        ).manifest
+        found = exported_precision(program(precision))
+        file = read_onnx(shared.onnx(Recipe(precision=precision))).manifest
         assert found.total == file.macs
         assert found.share == file.precision_share
         assert found.precision == precision
@@ -102,17 +102,17 @@ def test_a_product_that_would_not_be_counted_is_refused():
         exported_precision(program)
 
 
-def test_what_is_asked_of_inductor(exported, package, monkeypatch, tmp_path):
+def test_what_is_asked_of_inductor(program, package, monkeypatch, tmp_path):
     """Whatever the machine of the export was told: threads are the runner's, and no folder is named by line tables."""
     seen = {}
 
-    def compile_and_package(program, *, package_path, inductor_configs):
+    def compile_and_package(given, *, package_path, inductor_configs):
         seen.update(inductor_configs)
         assert not package_path.startswith(str(tmp_path)), "half a file where others look for whole ones"
-        shutil.copy(package.path, package_path)
+        shutil.copyfile(package.path, package_path)
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_and_package)
-    module._build(exported("fp32"), package.manifest, tmp_path / "m.pt2")
+    module._build(program("fp32"), package.manifest, tmp_path / "m.pt2")
     assert sha256(tmp_path / "m.pt2") == package.manifest.sha256
     assert Manifest.from_json(seen.pop("aot_inductor.metadata")["pmm_manifest"], "x") == package.manifest
     assert seen == {"cpp.dynamic_threads": True, "aot_inductor.enable_line_tables": False}
@@ -189,7 +189,7 @@ def test_tf32_is_a_way_to_run_fp32(trained, built, tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, built, tmp_path, monkeypatch):
     checkpoint = tmp_path / "best.pth"
-    shutil.copy(trained, checkpoint)
+    shutil.copyfile(trained, checkpoint)
     build = module._build
 
     def slow(program, manifest, out):
@@ -203,6 +203,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, built, tmp_path
 
 
 def test_a_verified_package_is_used_again_and_only_then(trained, package, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "VERIFY_CROPS", 16)
     out = tmp_path / "m.pt2"
     export_aoti(trained, out, verification=Verification(no_verify=True))
     first = verified_aoti(trained, out)
@@ -245,7 +246,7 @@ def test_no_compiler_is_one_line_and_leaves_nothing(trained, tmp_path, monkeypat
 
 def test_the_command(trained, built, tmp_path):
     checkpoint = tmp_path / "best.pth"
-    shutil.copy(trained, checkpoint)
+    shutil.copyfile(trained, checkpoint)
     done = run_here("export/to_aoti.py", checkpoint, "--verify-root", load(trained)["config"]["data"]["root"])
     assert done.returncode == 0, done.stderr
     first, last = done.stdout.splitlines()
@@ -269,9 +270,10 @@ def test_the_command(trained, built, tmp_path):
 
 @pytest.mark.slow
 def test_a_real_build_is_quiet_and_leaves_only_the_package(trained, tmp_path):
-    out, scratch = tmp_path / "out" / "m.pt2", tmp_path / "scratch"
+    out, scratch, cache = (tmp_path / name for name in ("out/m.pt2", "scratch", "cache"))
     scratch.mkdir()
-    done = run_python("export/to_aoti.py", trained, "-o", out, TMPDIR=str(scratch))
+    own = {"TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    done = run_python("export/to_aoti.py", trained, "-o", out, **own)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
     assert done.stderr == ""
@@ -279,6 +281,12 @@ def test_a_real_build_is_quiet_and_leaves_only_the_package(trained, tmp_path):
     # headers that torch compiles once for all it will ever build
     left = [path for path in scratch.rglob("*") if path.is_file() and "precompiled_headers" not in path.parts]
     assert not left
+    # and what it builds once to see which instructions compiler and CPU have
+    sources = list(cache.rglob("*.cpp"))
+    assert sources
+    assert all("_chk_kernel" in path.read_text() for path in sources)
+    assert {path.suffix for path in cache.rglob("*") if path.is_file()} == {".cpp", ".so", ".lock"}
+    assert len(list(cache.rglob("*.so"))) <= len(sources)
     assert str(scratch).encode() not in manifest_path(out).read_bytes()
 
 
@@ -287,15 +295,15 @@ def test_what_was_compiled_before_an_export_still_runs(trained, package, tmp_pat
     """The export empties torch's caches in memory."""
     import numpy as np
 
-    from pmm.runtime.eager import EagerRunner
     from pmm.runtime.torch_graph import GraphRunner
 
-    model, config = restore_model(load(trained), trained)
-    size, contract = preprocessing_of(config), EmbeddingContract(dim=384)
-    graph = deployed_graph(model, size, InputContract(), contract, "fp32")
-    images = np.random.default_rng(0).integers(0, 256, (5, 128, 64, 3), np.uint8)
-    with GraphRunner(graph, size, CPU, compiled=True) as runner, EagerRunner(model, size, CPU) as reference:
+    size, images = package.manifest.preprocessing, np.random.default_rng(0).integers(0, 256, (5, 128, 64, 3), np.uint8)
+    with GraphRunner(small_graph(size), size, CPU, compiled=True) as runner:
+        with GraphRunner(small_graph(size), size, CPU) as eager:
+            many = np.repeat(images, 5, 0)
+            expected = eager(many)
         before = runner(images)
-        export_aoti(trained, tmp_path / "m.pt2")
+        example = torch.zeros(2, 128, 64, 3, dtype=torch.uint8)
+        module._build(module._exported(small_graph(size), example), package.manifest, tmp_path / "m.pt2")
         assert np.array_equal(runner(images), before)
-        np.testing.assert_allclose(runner(np.repeat(images, 5, 0))[::5], reference(images), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(runner(many), expected, rtol=1e-4, atol=1e-4)
