@@ -153,7 +153,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, tmp_path, monke
     from pmm.export import onnx as module
 
     checkpoint_file = tmp_path / "best.pth"
-    shutil.copy(trained, checkpoint_file)
+    shutil.copyfile(trained, checkpoint_file)
     original = module._build
 
     def slowly(*args):

@@ -327,7 +327,7 @@ def test_a_file_the_parser_refuses(files, tmp_path):
 
 def test_a_root_to_verify_on_is_not_answered_with_an_older_verification(trained, exported, tmp_path):
     for path in (exported, manifest_path(exported)):
-        shutil.copy(path, tmp_path)
+        shutil.copyfile(path, tmp_path / path.name)
     done = run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan", "--verify-root", tmp_path / "none")
     assert_one_line_error(done, "no crops to verify on")
     assert not (tmp_path / "model.plan").exists()

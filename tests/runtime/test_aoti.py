@@ -14,7 +14,7 @@ import torch
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.errors import Unavailable, UserError
-from pmm.export.aoti import export_aoti, verified_aoti
+from pmm.export.aoti import export_aoti
 from pmm.export.recipe import MIN_COSINE, Verification
 from pmm.files import sha256
 from pmm.machine import nvidia_gpus
@@ -30,9 +30,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def package(trained, tmp_path_factory):
-    """One in fp32 for this CPU; read only. The tests of the export have the same one."""
-    return verified_aoti(trained, tmp_path_factory.getbasetemp() / "package" / "model.pt2").path
+def package(shared):
+    """One in fp32 for this CPU; read only."""
+    return shared.package()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def expected(trained, crops):
 def copy(package, tmp_path):
     """The package and its manifest, to be damaged."""
     for path in (package, manifest_path(package)):
-        shutil.copy(path, tmp_path / path.name)
+        shutil.copyfile(path, tmp_path / path.name)
     return tmp_path / package.name
 
 
@@ -84,11 +84,11 @@ def test_it_gives_the_checkpoints_embeddings_at_every_batch_size(package, crops,
     assert info.provider == f"torch {torch.__version__} AOTInductor"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precision(trained, crops, expected, tmp_path, precision):
-    artifact = export_aoti(trained, tmp_path / "model.pt2", precision)
-    with open_runner(artifact.path, "cpu") as runner:
+@pytest.mark.parametrize(
+    "precision", [pytest.param("fp16", marks=pytest.mark.full), pytest.param("bf16", marks=pytest.mark.slow)]
+)
+def test_half_precision(shared, crops, expected, precision):
+    with open_runner(shared.package(precision), "cpu") as runner:
         assert runner.info.precision == precision
         check(runner, crops, expected, precision)
         assert numeric_parity(expected, runner(crops)).min_cosine < 1 - 1e-8, "fp32 in disguise"

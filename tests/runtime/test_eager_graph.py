@@ -18,6 +18,7 @@ from pmm.manifest import EmbeddingContract, InputContract
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
 from pmm.runtime.torch_graph import GraphRunner, build_failed, main_type
+from tests.runtime.small import small_graph
 
 BATCHES = (1, 3, 64, 37, 2, 15, 16)
 """Alone, small, whole, ragged, and on both sides of where torch convolves in another way."""
@@ -71,9 +72,15 @@ def test_eager_in_every_precision(graph, crops, expected, precision):
 
 
 # which torch would otherwise find out by itself, from the second size that it sees
+@pytest.mark.parametrize("network", ["small", pytest.param("whole", marks=pytest.mark.slow)])
 @torch._dynamo.config.patch(automatic_dynamic_shapes=False)
-def test_compiled_with_few_compilations_for_all_sizes(graph, crops, expected):
-    with opened(graph(), compiled=True) as runner:
+def test_compiled_with_few_compilations_for_all_sizes(graph, crops, expected, network):
+    pair = graph()
+    if network == "small":
+        pair = small_graph(pair[1]), pair[1]
+        with opened(pair) as eager:
+            expected = eager(crops)
+    with opened(pair, compiled=True) as runner:
         assert runner.compilations == 1
         check(runner, crops, expected, "fp32")
         assert runner.compilations <= 3
@@ -88,8 +95,9 @@ def test_compiled_with_few_compilations_for_all_sizes(graph, crops, expected):
     assert info.provider == f"torch {torch.__version__} inductor (batch-norm folded, trunk fp32)"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("fp16", marks=pytest.mark.full), pytest.param("bf16", marks=pytest.mark.slow)]
+)
 def test_compiled_in_half_precision(graph, crops, expected, precision):
     with opened(graph(precision), precision, compiled=True) as runner:
         check(runner, crops, expected, precision)

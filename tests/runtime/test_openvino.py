@@ -46,7 +46,7 @@ def files(shared):
 def unverified(files, tmp_path):
     """A copy of the fp32 file whose manifest says that nobody verified it."""
     path = tmp_path / "unverified.onnx"
-    shutil.copy(files["fp32"], path)
+    shutil.copyfile(files["fp32"], path)
     manifest = json.loads(manifest_path(files["fp32"]).read_text())
     manifest_path(path).write_text(json.dumps({**manifest, "parity": None}))
     return path
@@ -348,7 +348,7 @@ def test_foreign_and_changed_files(files, tmp_path):
     with pytest.raises(UserError, match="not an ONNX file of ours"):
         OvRunner(tmp_path / "foreign.onnx")
     for path in (files["fp32"], manifest_path(files["fp32"])):
-        shutil.copy(path, tmp_path / path.name)
+        shutil.copyfile(path, tmp_path / path.name)
     content = bytearray((tmp_path / "model.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "model.onnx").write_bytes(content)
@@ -358,7 +358,7 @@ def test_foreign_and_changed_files(files, tmp_path):
 
 def test_the_bytes_that_were_hashed_are_the_ones_that_run(files, crops, expected, tmp_path, monkeypatch):
     path, real = tmp_path / "m.onnx", module._check_request
-    shutil.copy(files["fp32"], path)
+    shutil.copyfile(files["fp32"], path)
     monkeypatch.setattr(module, "_check_request", lambda *args: (path.write_bytes(b"evil"), real(*args)))
     with OvRunner(path) as runner:
         np.testing.assert_allclose(runner(crops), expected, rtol=1e-4, atol=1e-4)

@@ -88,14 +88,14 @@ def test_wrong_crops_are_refused(trained, artifact, images):
 
 
 def test_a_copied_file_keeps_its_contract(artifact, tmp_path, crops):
-    shutil.copy(artifact.path, tmp_path / "alone.onnx")
+    shutil.copyfile(artifact.path, tmp_path / "alone.onnx")
     with open_runner(tmp_path / "alone.onnx") as runner:
         assert runner.preprocessing == artifact.manifest.preprocessing
 
 
 def test_a_changed_file_is_refused(artifact, tmp_path):
     for path in (artifact.path, artifact.path.with_name("model.onnx.json")):
-        shutil.copy(path, tmp_path / path.name)
+        shutil.copyfile(path, tmp_path / path.name)
     content = bytearray((tmp_path / "model.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "model.onnx").write_bytes(content)
@@ -115,7 +115,7 @@ def test_foreign_files_are_refused(artifact, tmp_path):
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(UserError, match="not an ONNX file of ours"):
         open_runner(tmp_path / "foreign.onnx")
-    shutil.copy(artifact.path, tmp_path / "model.onnx")
+    shutil.copyfile(artifact.path, tmp_path / "model.onnx")
     (tmp_path / "model.onnx.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(UserError, match="manifest format 'other'"):
         open_runner(tmp_path / "model.onnx")
@@ -145,7 +145,7 @@ def test_devices_are_resolved_or_refused(artifact):
 
 
 def test_a_manifest_of_another_size_is_refused(artifact, tmp_path):
-    shutil.copy(artifact.path, tmp_path / "model.onnx")
+    shutil.copyfile(artifact.path, tmp_path / "model.onnx")
     text = json.loads(artifact.path.with_name("model.onnx.json").read_text())
     text["preprocessing"]["height"] = 256
     (tmp_path / "model.onnx.json").write_text(json.dumps(text))
@@ -158,7 +158,7 @@ def test_a_manifest_of_another_size_is_refused(artifact, tmp_path):
 
 @pytest.mark.parametrize(("name", "key", "value"), [("input", "colour", "bgr"), ("embedding", "metric", "cosine")])
 def test_a_manifest_that_was_edited_is_found_out(artifact, tmp_path, name, key, value):
-    shutil.copy(artifact.path, tmp_path / "model.onnx")
+    shutil.copyfile(artifact.path, tmp_path / "model.onnx")
     text = json.loads(artifact.path.with_name("model.onnx.json").read_text())
     text[name][key] = value
     (tmp_path / "model.onnx.json").write_text(json.dumps(text))
@@ -168,7 +168,7 @@ def test_a_manifest_that_was_edited_is_found_out(artifact, tmp_path, name, key, 
 
 def test_a_link_to_a_file_has_its_manifest_and_a_bare_copy_says_what_it_lacks(artifact, tmp_path, caplog):
     (tmp_path / "current.onnx").symlink_to(artifact.path)
-    shutil.copy(artifact.path, tmp_path / "copy.onnx")
+    shutil.copyfile(artifact.path, tmp_path / "copy.onnx")
     with caplog.at_level(logging.WARNING, "pmm"):
         assert open_runner(tmp_path / "current.onnx").manifest == artifact.manifest
         assert "current.onnx" not in caplog.text
@@ -237,7 +237,7 @@ def test_both_wheels_of_onnx_runtime_are_refused(artifact, monkeypatch):
 
 def test_an_unverified_file_is_said_to_be_one(artifact, tmp_path, caplog):
     unverified = tmp_path / "unverified.onnx"
-    shutil.copy(artifact.path, unverified)
+    shutil.copyfile(artifact.path, unverified)
     manifest_path(unverified).write_text(dataclasses.replace(artifact.manifest, parity=None).to_json())
     with caplog.at_level(logging.WARNING, "pmm"):
         open_runner(artifact.path)
