@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from pmm.bench import harness
+from pmm.bench.pool import WorkerProcess
 from pmm.bench.schema import read_report
 from pmm.checkpoint import load
 from pmm.config import Config
@@ -21,6 +22,7 @@ from tests.conftest import run_here, run_python
 
 SCRIPT = "bench/run.py"
 ARGS = ("--backends", "torch,ort-cpu,openvino", "--precisions", "fp32,int8", "--batches", "1,3", "--seconds", "0.2")
+WORKERS = {"torch fp32": WorkerProcess, "ort-cpu fp32": WorkerProcess}
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +42,20 @@ def exports(shared):
         yield asked
 
 
-@pytest.fixture(scope="module", params=["here", pytest.param("processes", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["partly", pytest.param("wholly", marks=pytest.mark.slow)])
 def bench_run(request, trained, tmp_path_factory):
-    """A run of five results, in processes and with exports of its own or, in a fraction of the time, without."""
+    """A run of five results: wholly in processes, with exports of its own; or the two that matter most in processes,
+    the other workers here, which takes a fraction of the time."""
     out = tmp_path_factory.mktemp("bench") / "report"
     # int8 on a model that was barely trained moves more than a trained one's would
     words = (SCRIPT, trained, *ARGS, "--out", out, "--max-rank1-flips", "off")
-    if request.param == "processes":
+    if request.param == "wholly":
         done = run_python(*words, PMM_FAST="1")
     else:
         request.getfixturevalue("exports")
-        with workers_here(pages=True):
+        with workers_here(
+            lambda name, *args, **options: WORKERS.get(name, WorkerHere)(name, *args, **options), pages=True
+        ):
             done = run_here(*words, PMM_FAST="1")
     assert done.returncode == 0, done.stderr + done.stdout
     return out, done.stdout
@@ -81,6 +86,8 @@ def test_report_json_has_what_others_rely_on(bench_run, trained):
             assert 10 <= len(batch["samples_ms"]) < 20  # whole blocks, of 10 or, where a call is slow, of fewer
             assert 0 < batch["decode_ms"] < batch["end_to_end_ms"]
             assert batch["device_ms"] is None
+    logs = {path.stem for path in (out / "logs").iterdir()}
+    assert logs == {"builder", *(name.replace(" ", "_") for name in names)}
     torch, ort, int8, *_ = report["results"]
     assert (torch["map_delta"], torch["min_cosine"], torch["rank1_lost"]) == (0, 1, 0)
     assert torch["batches"][0]["speedup"] is None
@@ -207,24 +214,3 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, exported, people, tmp_
     kept = report.results[1].batches[0].samples_ms
     assert list(kept) == first["timings"]["ort-cpu fp32 model.onnx"]["samples_ms"]
     assert report.results[1].min_cosine is not None
-
-
-def test_a_run_in_processes(trained, exported, people, tmp_path):
-    out = tmp_path / "report"
-    words = ("--batches", "1", "--seconds", "0.2", "--root", fewer(people, tmp_path / "people"), "--out", out)
-    done = run_python(SCRIPT, trained, exported, *words, PMM_FAST="1")
-    assert done.returncode == 0, done.stderr + done.stdout
-    report = read_report(out / "report.json")
-    names = ["torch fp32", "ort-cpu fp32 model.onnx"]
-    assert [(result.name, result.status) for result in report.results] == [(name, "ok") for name in names]
-    for result in report.results:
-        assert result.peak_memory > 50e6
-        assert [timing.batch for timing in result.batches] == [1]
-    assert report.results[0].min_cosine == 1
-    assert 0.99999 < report.results[1].min_cosine < 1
-    assert {path.name for path in (out / "logs").iterdir()} == {
-        "builder.log", "torch_fp32.log", "ort-cpu_fp32_model.onnx.log",
-    }  # fmt: skip
-    assert "| ort-cpu fp32 model.onnx" in done.stdout
-    assert (out / "report.html").exists()
-    assert not (out / "unfinished").exists()

@@ -5,6 +5,7 @@ import signal
 import sys
 import textwrap
 import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_errors_are_answers_and_the_worker_lives_on(worker):
 
 def test_what_goes_wrong_in_a_session_is_an_answer_in_one_line(monkeypatch, capsys):
     def raising(error):
-        monkeypatch.setattr(Session, "memory", lambda self: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(Session, "memory", Mock(side_effect=error))
         return Session(print).answer("memory", {})
 
     assert raising(Unavailable("no GPU")) == {"error": "no GPU", "kind": "unavailable"}
