@@ -35,6 +35,7 @@ from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 
 SCRIPT, PLANTED = "bench/ablation.py", ROOT / "tests" / "bench" / "planted_runs.py"
 SOURCES = functools.cache(ablation._sources)  # they may be worked on meanwhile
+config_of = functools.cache(ablation.config_of)
 PLANTED_MAP = {  # of five seeds each
     "bdb": (0.6, 0.63, 0.66, 0.69, 0.72),
     "pmm": (0.7, 0.731, 0.762, 0.79, 0.82),
@@ -134,7 +135,7 @@ def planted(people, tmp_path, monkeypatch):
     for name in ("TRAIN", "EVALUATE"):
         monkeypatch.setattr(ablation, name, ("python", str(PLANTED), str(plan), name.lower()))
     monkeypatch.setattr(ablation, "usable_cores", lambda: 8)
-    monkeypatch.setattr(ablation_runs, "POLL_S", 0.0)
+    monkeypatch.setattr(ablation, "config_of", lambda row, shared: config_of(row, tuple(shared)))
 
     monkeypatch.setattr(ablation, "_sources", SOURCES)
 
@@ -143,6 +144,7 @@ def planted(people, tmp_path, monkeypatch):
         plan.with_suffix(".calls").write_text("")
         shared = ("--root", people, "--runs", tmp_path / "runs", "--out", command.out)
         with monkeypatch.context() as patch:
+            patch.setattr(ablation_runs, "POLL_S", 0.01 if processes else 0.0)
             if not processes:
                 patch.setattr(ablation_runs, "start_group", RunHere)
                 patch.setattr(ablation_runs, "end_group", lambda run: None)
