@@ -294,6 +294,7 @@ def test_what_one_process_meets_ends_all_with_one_line(people, tmp_path):
 
 def interrupted(out, args):
     """`python -m pmm.train ARGS`, its output in `out`, in a session of its own as a terminal's."""
+    multiprocessing.set_start_method(None, force=True)  # the default again, for the loading workers
     os.setsid()
     for number, name in (1, "stdout"), (2, "stderr"):
         os.dup2(os.open(out / name, os.O_CREAT | os.O_WRONLY), number)

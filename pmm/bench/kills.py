@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,12 +14,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pmm.config import DataConfig
+from pmm.data.synthetic.dataset import draw_dataset
 from pmm.environment import describe_environment
 from pmm.errors import UserError
 
 SCHEMA = "pmm-kills-1"
-ROOT = Path(__file__).resolve().parents[2]
-SAVE_MINUTES = "0.005"  # many checkpoints within epochs: many moments in which one is being written
+SAVE_MINUTES = "1e-9"  # a checkpoint after every step: many moments in which one is being written
 NAMES = ("last.pth", "best.pth")
 
 
@@ -50,8 +50,7 @@ def kill_and_resume(
     data = ("--preset", "tiny", "--device", "cpu", "--root", str(out / "people"), "--synthetic-ids", str(ids))
     recipe = (*data, "--epochs", str(epochs), "--workers", str(workers), "--save-minutes", SAVE_MINUTES)
     begin = time.monotonic()
-    _train(out / "peace", recipe)  # draws the people too
-    shutil.rmtree(out / "peace")
+    draw_dataset(out / "people", ids=ids, seed=DataConfig().synthetic_seed)
     seconds = _train(out / "peace", recipe)
     assert seconds is not None
     said(f"in peace: {seconds:.1f} s of training")
@@ -108,29 +107,41 @@ def _train(out: Path, args: tuple[str, ...], kill: _Kill | None = None) -> float
     Raises UserError with its last line if it fails by itself.
     """
     log = out.with_suffix(".log")
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pmm.train", *args, "--out", str(out)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PMM_FAST": "0"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    ready = 0.0
-    while process.poll() is None:
-        time.sleep(0.0005)
+    log.write_text("")
+    # forked from a process that has loaded torch and trained nothing: a start of Python would take longer than the run
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pmm.train", "pmm.trainer"])
+    process = context.Process(target=_run, args=([*args, "--out", str(out)], log))
+    process.start()
+    pid, ready = process.pid, 0.0
+    assert pid is not None
+    while process.is_alive():
+        time.sleep(0.0005 if ready else 0.01)
         if not ready and "\nrun: " in log.read_text():
             ready = time.monotonic()
         if ready and kill and time.monotonic() > ready + kill.after_s and (not kill.writing or _half_written(out)):
             with contextlib.suppress(ProcessLookupError):
-                (os.kill if kill.alone else os.killpg)(process.pid, signal.SIGKILL)
-            process.wait()
-    if process.returncode == -signal.SIGKILL:
+                (os.kill if kill.alone else os.killpg)(pid, signal.SIGKILL)
+            process.join()
+    if process.exitcode == -signal.SIGKILL:
         return None
-    if process.returncode:
+    if process.exitcode:
         raise UserError(f"a training run failed by itself: {log.read_text().strip().splitlines()[-1]}")
     return time.monotonic() - ready
+
+
+def _run(args: list[str], log: Path) -> None:
+    """`python -m pmm.train ARGS`, in a session of its own."""
+    from pmm import cli, train
+
+    multiprocessing.set_start_method(None, force=True)  # the default again, for the processes that load images
+    os.setsid()
+    with log.open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ["PMM_FAST"] = "0"
+    sys.argv = [train.PROG, *args]
+    cli.run(train.main, prog=train.PROG)
 
 
 def _half_written(run: Path) -> bool:
