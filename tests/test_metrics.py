@@ -195,6 +195,17 @@ def test_cosine_ranks_by_angle():
         evaluate_ranking([[1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]], *labels, metric="cosine")
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cosine_is_the_ranking_of_embeddings_of_length_1(dtype):
+    query, gallery, *labels = people(queries=60, gallery=300)
+    unit = [rows / np.linalg.norm(rows.astype(float), axis=1, keepdims=True) for rows in (query, gallery)]
+    aps, _, firsts = by_hand(*unit, *labels)
+    found = evaluate_ranking(query.astype(dtype), gallery.astype(dtype), *labels, metric="cosine")
+    np.testing.assert_allclose(found.per_query_ap[found.first_rank > 0], aps, atol=1e-9)
+    assert found.first_rank[found.first_rank > 0].tolist() == firsts
+    assert found.mAP != evaluate_ranking(query, gallery, *labels).mAP
+
+
 def test_half_floats():
     query, gallery, *labels = people(queries=30, gallery=100, dtype=np.float16)
     expected = evaluate_ranking(query.astype(float), gallery.astype(float), *labels)

@@ -635,9 +635,11 @@ def test_the_bytes_that_were_hashed_are_the_ones_that_run(plain):
         assert np.array_equal(runner(crops(2)), plain.expected(crops(2)))
 
 
-def test_another_version(machine):
-    machine.write(contract={"version": "9.1.2"})
-    machine.refused("built with 9.1.2", machine.module.__version__, "to_trt.py")
+@pytest.mark.parametrize("patch", [False, True])
+def test_another_version(machine, patch):
+    version = f"{machine.module.__version__}.1" if patch else "9.1.2"
+    machine.write(contract={"version": version})
+    machine.refused(f"built with {version}", machine.module.__version__, "to_trt.py")
 
 
 def test_another_platform(machine):
