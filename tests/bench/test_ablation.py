@@ -31,7 +31,7 @@ from pmm.models.registry import METHODS, build_model
 from pmm.train import parse
 from tests.bench.planted_runs import RunHere
 from tests.bench.test_steps import alive
-from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
+from tests.conftest import ROOT, assert_one_line_error, run_here
 
 SCRIPT, PLANTED = "bench/ablation.py", ROOT / "tests" / "bench" / "planted_runs.py"
 SOURCES = functools.cache(ablation._sources)  # they may be worked on meanwhile
@@ -506,17 +506,18 @@ def test_the_default_rows_are_those_of_the_tables_and_no_mixing():
 
 
 @pytest.mark.slow
-def test_true_runs(tmp_path):
-    """Two rows and two seeds, trained; the people are drawn once; then nothing is left to do."""
-    words = ("--methods", "pmm:k=0,pmm", "--against", "pmm:k=0", "--runs", tmp_path / "runs", "--jobs", "2")
-    places = ("--root", tmp_path / "people", "--out", tmp_path / "found.json")
-    done = run_python(SCRIPT, *words, *places, PMM_FAST="1")
+@pytest.mark.parametrize("seeds", [[1], pytest.param([1, 2], marks=pytest.mark.full)])
+def test_true_runs(tmp_path, seeds):
+    """Two rows, trained; the people are drawn once; then nothing is left to do."""
+    words = ["--methods", "pmm:k=0,pmm", "--against", "pmm:k=0", "--jobs", "2", "--synthetic-ids", "12"]
+    words += ["--first-seed", "1", "--seeds", str(len(seeds))]
+    places = ("--root", tmp_path / "people", "--runs", tmp_path / "runs", "--out", tmp_path / "found.json")
+    done = run_here(SCRIPT, *words, *places, PMM_FAST="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("synthetic identities, seed 0") == 1
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [(run["row"], run["seed"]) for run in found["runs"]] == [
-        ("pmm:k=0", 0), ("pmm", 0), ("pmm:k=0", 1), ("pmm", 1),
-    ]  # fmt: skip
+    rows = [(run["row"], run["seed"]) for run in found["runs"]]
+    assert rows == [(row, seed) for seed in seeds for row in ("pmm:k=0", "pmm")]
     for run in found["runs"]:
         assert 0 < run["mAP"] < 1
         assert run["epochs"] == 3
@@ -526,10 +527,10 @@ def test_true_runs(tmp_path):
         assert config["seed"] == run["seed"]
         assert config["model"]["k"] == (0 if run["row"] == "pmm:k=0" else 3)
         assert config["data"]["root"] == str(tmp_path / "people")
-    again = run_python(SCRIPT, *words, *places, PMM_FAST="1")
+    again = run_here(SCRIPT, *words, *places, PMM_FAST="1")
     assert again.returncode == 0, again.stderr
-    assert "4 of 4 are finished and kept" in again.stdout
+    assert f"{len(rows)} of {len(rows)} are finished and kept" in again.stdout
     assert json.loads((tmp_path / "found.json").read_text())["runs"] == found["runs"]
     (tmp_path / "runs" / "tiny" / "pmm-1" / "evaluation.json").unlink()  # as if interrupted after the training
-    assert run_python(SCRIPT, *words, *places, PMM_FAST="1").returncode == 0
+    assert run_here(SCRIPT, *words, *places, PMM_FAST="1").returncode == 0
     assert json.loads((tmp_path / "found.json").read_text())["runs"] == found["runs"]
