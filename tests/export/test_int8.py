@@ -11,6 +11,7 @@ from pmm import checkpoint
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.errors import UserError
+from pmm.export import gate
 from pmm.export.calibration import calibration_files
 from pmm.export.gate import ParityFailed
 from pmm.export.int8 import Quantizer, quantised_until
@@ -138,6 +139,7 @@ def test_a_quantised_file_is_used_again_only_for_the_same_calibration(trained, p
     from pmm.export import onnx as module
 
     out, made = tmp_path / "m.onnx", []
+    monkeypatch.setattr(gate, "VERIFY_CROPS", 16)
     original = module.export_onnx
     monkeypatch.setattr(module, "export_onnx", lambda *args: made.append(args[2]) or original(*args))
     mine = Recipe(precision="int8", calibration_images=40)
@@ -185,7 +187,7 @@ def brittle(trained, tmp_path_factory):
     return path, name.removeprefix("backbone.")
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("target", ["cpu", pytest.param("tensorrt", marks=pytest.mark.slow)])
 def test_the_layer_that_costs_most_is_kept_in_fp32_and_named(brittle, target, tmp_path):
     path, block = brittle
     recipe = Recipe(precision="int8", target=target, calibration_images=64)

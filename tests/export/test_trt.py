@@ -58,7 +58,7 @@ def test_the_engine_is_built_and_its_manifest_written(trained, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {f"model.{s}" for s in ("onnx", "onnx.json", "plan", "plan.json")}
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["int8", *(pytest.param(p, marks=pytest.mark.slow) for p in ("fp16", "bf16"))])
 def test_from_an_onnx_file_no_torch_is_needed(files, precision, tmp_path):
     done = run_without_torch("export/to_trt.py", files[precision], "-o", tmp_path / "m.plan", "--precision", precision)
     assert done.returncode == 0, done.stderr

@@ -179,7 +179,7 @@ def test_the_readme_has_its_command(method):
     assert method_of(config_of(method)) is METHODS[method]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_bench_measures_it(method, shared, tmp_path):
     done = run_here(
         "bench/run.py", shared.run(method), "--backends", "torch,ort-cpu", "--precisions", "fp32,int8", "--out",

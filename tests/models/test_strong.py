@@ -214,8 +214,10 @@ def crops(people):
 
 RECIPES = [
     Recipe(),
-    Recipe(normalize=True, flip_tta=True),
-    pytest.param(Recipe(precision="int8", target="cpu"), marks=pytest.mark.slow),
+    *(
+        pytest.param(recipe, marks=pytest.mark.slow)
+        for recipe in (Recipe(normalize=True, flip_tta=True), Recipe(precision="int8", target="cpu"))
+    ),
     *(pytest.param(Recipe(precision=precision), marks=pytest.mark.full) for precision in ("fp16", "bf16", "int8")),
 ]
 """Its own is the end of the graph, which is fp32 in every precision: of those, pmm.export has its own tests."""
@@ -275,10 +277,16 @@ def test_the_commands_rank_it_by_cosine(strong, people, tmp_path):
     assert load_model(strong).normalised
 
 
-@pytest.mark.slow
-def test_the_bench_measures_it(strong, tmp_path):
+@pytest.mark.parametrize(
+    "backends",
+    [
+        pytest.param("torch,ort-cpu,openvino", marks=pytest.mark.slow),
+        pytest.param("torch,torch-compile,aoti", marks=pytest.mark.full),
+    ],
+)
+def test_the_bench_measures_it(strong, tmp_path, backends):
     done = run_here(
-        "bench/run.py", strong, "--backends", "torch,torch-compile,aoti,ort-cpu,openvino", "--precisions", "fp32",
+        "bench/run.py", strong, "--backends", backends, "--precisions", "fp32",
         "--out", tmp_path / "report", PMM_FAST="1",
     )  # fmt: skip
     report = json.loads((tmp_path / "report" / "report.json").read_text())

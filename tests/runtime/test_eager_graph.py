@@ -95,9 +95,8 @@ def test_compiled_with_few_compilations_for_all_sizes(graph, crops, expected, ne
     assert info.provider == f"torch {torch.__version__} inductor (batch-norm folded, trunk fp32)"
 
 
-@pytest.mark.parametrize(
-    "precision", [pytest.param("fp16", marks=pytest.mark.full), pytest.param("bf16", marks=pytest.mark.slow)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_compiled_in_half_precision(graph, crops, expected, precision):
     with opened(graph(precision), precision, compiled=True) as runner:
         check(runner, crops, expected, precision)
