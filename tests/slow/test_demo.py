@@ -27,7 +27,7 @@ from pmm.runtime.eager import EagerRunner
 from tests.conftest import ROOT, run_python
 from tests.data.histogram_matchers import MATCHERS, histogram_features
 
-pytestmark = pytest.mark.slow
+slow, full = pytest.mark.slow, pytest.mark.full
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,13 @@ def report(demo):
     return json.loads((demo / "report" / "report.json").read_text())
 
 
+@slow
 def test_it_leaves_what_it_promises(demo):
     for name in ("data", "best.pth", "last.pth", "model.onnx", "model.onnx.json", "model.plan", "report/report.html"):
         assert (demo / name).exists(), name
 
 
+@slow
 def test_the_test_set_is_large_enough(split):
     assert len({s.pid for s in split.query}) >= 100
     assert len(split.query) >= 300
@@ -75,6 +77,7 @@ def test_the_test_set_is_large_enough(split):
     assert not {s.pid for s in split.train} & {s.pid for s in (*split.query, *split.gallery)}
 
 
+@slow
 def test_accuracy_and_parity(report):
     results = {result["name"]: result for result in report["results"]}
     assert results["torch fp32"]["mAP"] >= 0.65
@@ -100,11 +103,11 @@ def fp32(demo, split):
 @pytest.mark.parametrize(
     ("recipe", "least_cosine", "most_drop"),
     [
-        (Recipe(), 0.999999, 0.0005),
-        (Recipe(precision="fp16"), 0.9999, 0.001),
-        (Recipe(precision="bf16"), 0.999, 0.005),
-        (Recipe(precision="int8"), 0.98, 0.005),
-        (Recipe(precision="int8", target="cpu"), 0.98, 0.005),
+        pytest.param(Recipe(), 0.999999, 0.0005, marks=full),
+        pytest.param(Recipe(precision="fp16"), 0.9999, 0.001, marks=full),
+        pytest.param(Recipe(precision="bf16"), 0.999, 0.005, marks=full),
+        pytest.param(Recipe(precision="int8"), 0.98, 0.005, marks=slow),
+        pytest.param(Recipe(precision="int8", target="cpu"), 0.98, 0.005, marks=slow),
     ],
     ids=lambda value: f"{value.precision}-{value.target}" if isinstance(value, Recipe) else str(value),
 )
@@ -134,6 +137,7 @@ def test_every_precision_keeps_the_ranking(demo, split, fp32, tmp_path, recipe, 
         assert abs(delta) <= most_drop
 
 
+@slow
 def test_colour_histograms_do_not_solve_it(report, split):
     parts = [histogram_features(load_crops([s.path for s in p], 128, 64)) for p in (split.query, split.gallery)]
     ids = [f(part) for f in (pids_of, camids_of) for part in (split.query, split.gallery)]
@@ -142,6 +146,7 @@ def test_colour_histograms_do_not_solve_it(report, split):
     assert max(scores.values()) < report["results"][0]["mAP"] / 3, scores
 
 
+@slow
 def test_an_untrained_network_does_not_solve_it(report, split):
     torch.manual_seed(0)
     base = preset("tiny")

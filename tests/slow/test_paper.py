@@ -28,8 +28,6 @@ from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
 from pmm.trainee import make_trainee
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def config(people):
@@ -61,15 +59,31 @@ def stepped(config, people, tmp_path_factory):
     return path
 
 
-def test_a_trained_step_exports_and_equals_torch(stepped, people, tmp_path):
-    artifact = export_onnx(stepped, tmp_path / "paper.onnx")
-    assert artifact.manifest.embedding.dim == 1536
+@pytest.fixture(scope="module")
+def exported(stepped):
+    return export_onnx(stepped, stepped.with_name("paper.onnx"))
+
+
+@pytest.mark.slow
+def test_a_trained_step_exports_and_equals_torch(stepped, exported, people):
+    assert exported.manifest.embedding.dim == 1536
     crops = load_crops([s.path for s in read_dataset("synthetic", people).query[::9]], 384, 128)
-    with open_runner(stepped) as reference, open_runner(artifact.path) as runner:
+    with open_runner(stepped) as reference, open_runner(exported.path) as runner:
         expected, found = reference(crops), runner(crops)
     # a hardly trained network's embeddings are almost collinear: compare what is left without their mean
     mean = expected.mean(0)
     assert numeric_parity(expected - mean, found - mean).min_cosine > 0.9999
+
+
+@pytest.mark.slow
+def test_the_graph_of_paper(exported):
+    proto = read_onnx(exported.path).proto
+    operators = [node.op_type for node in proto.graph.node]
+    assert not {"BatchNormalization", "Dropout"} & set(operators)
+    shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    heads = [sorted(shapes[n.input[1]]) for n in proto.graph.node if n.op_type in ("Gemm", "MatMul")]
+    assert sorted(heads) == [[512, 2048], [1024, 2048]]
+    assert exported.manifest.macs <= 1.01 * 6.94e9
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +108,7 @@ def expected(untrained, crops):
         return embed_crops(reference, crops, batch_size=16)
 
 
-def test_the_graph_of_paper(untrained, tmp_path):
-    artifact = export_onnx(untrained[0], tmp_path / "paper.onnx", verification=Verification(no_verify=True))
-    proto = read_onnx(artifact.path).proto
-    operators = [node.op_type for node in proto.graph.node]
-    assert not {"BatchNormalization", "Dropout"} & set(operators)
-    shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
-    heads = [sorted(shapes[n.input[1]]) for n in proto.graph.node if n.op_type in ("Gemm", "MatMul")]
-    assert sorted(heads) == [[512, 2048], [1024, 2048]]
-    assert artifact.manifest.macs <= 1.01 * 6.94e9
-
-
+@pytest.mark.full
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99999), ("fp16", 0.999), ("bf16", 0.95), ("int8", 0.5)])
 def test_paper_in_every_precision(untrained, crops, expected, precision, least, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
