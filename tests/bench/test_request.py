@@ -16,6 +16,7 @@ from pmm.bench import candidates
 from pmm.bench.artifacts import describe_checkpoint
 from pmm.bench.candidates import BACKENDS, chosen
 from pmm.bench.examiner import Examiner
+from pmm.bench.pool import WorkerFailed
 from pmm.bench.request import Options, subjects
 from pmm.checkpoint import load, save
 from pmm.errors import UserError
@@ -24,7 +25,7 @@ from pmm.files import claimed
 from pmm.machine import Gpu
 from pmm.manifest import manifest_path
 from tests.bench.test_steps import alive
-from tests.bench.workers import fewer, workers_here
+from tests.bench.workers import WorkerHere, fewer, workers_here
 from tests.conftest import ROOT, assert_one_line_error, run_here
 from tests.data import trees
 
@@ -104,13 +105,21 @@ def test_given_artifacts_take_the_place_of_exports(trained, exported):
     [("fp16", False, "ort-cpu does not compute in fp16 on cpu"), ("fp32", False, ""), ("int8", True, "")],
 )
 def test_what_onnx_runtime_would_compute_in_fp32_is_not_measured_as_something_else(
-    shared, monkeypatch, precision, with_gpu, said
+    shared, tmp_path, monkeypatch, precision, with_gpu, said
 ):
     if with_gpu:  # an int8 file's products are fp32 there: it runs on the CPU
         monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (Gpu("a GPU", "9.0"),))
-    ((candidate, _),) = candidates.given([shared.onnx(Recipe(precision=precision))])
+    file = shared.onnx(Recipe(precision=precision))
+    ((candidate, _),) = candidates.given([file])
     assert (candidate.backend, candidate.precision, candidate.device) == ("ort-cpu", precision, "cpu")
     assert candidate.why_not() == said
+    worker = WorkerHere("w", tmp_path / "w.log", threads=1, timeout=1.0)
+    asked = {"backend": "ort-cpu", "precision": precision, "device": "cpu", "cuda_graph": None, "threads": 1}
+    if said:  # nor if it were asked to
+        with pytest.raises(WorkerFailed, match=r"asked for fp16, but onnxruntime .* runs in fp32"):
+            worker.ask("open", artifact=str(file), **asked)
+    else:
+        assert worker.ask("open", artifact=str(file), **asked)["device"] == "cpu"
 
 
 def test_two_artifacts_of_one_name_are_refused(trained, exported, tmp_path):
