@@ -1,6 +1,7 @@
-"""Command lines in processes of their own that need not load torch: forked from one that has, and nothing of ours.
+"""Processes of their own that need not load torch: forked from one that has done that, and has loaded nothing of ours.
 
-Imports nothing of ours either, so that a command takes all of that from where it runs.
+There is one such process for all of them, and this file imports nothing of ours either: a command that `run_forked`
+runs takes all of that from where it runs.
 """
 
 import multiprocessing
@@ -24,6 +25,7 @@ def run_forked(words: list[str], folder: Path, env: dict[str, str], log: Path) -
 
 
 def _run(words: list[str], folder: Path, env: dict[str, str], log: Path) -> None:
+    assert "pmm" not in sys.modules
     multiprocessing.set_start_method(None, force=True)  # the default again
     number = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND)
     os.dup2(number, 1)

@@ -48,7 +48,7 @@ def relative_error(expected, found):
     return ((expected - found).abs().max() / expected.abs().max()).item()
 
 
-@pytest.fixture(scope="module", params=["pmm", "bdb"])
+@pytest.fixture(scope="module", params=["pmm", pytest.param("bdb", marks=pytest.mark.slow)])
 def network(request):
     return request.param, authors_network(request.param)
 

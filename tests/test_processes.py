@@ -26,10 +26,9 @@ from pmm.models.stages import Head
 from pmm.processes import ALONE, Processes, joined
 from pmm.trainee import make_trainee
 from tests.conftest import ROOT
+from tests.forks import FORKS
 
 CPU = torch.device("cpu")
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([__name__])  # they start where torch is loaded, and no test has used it
 GATHERED, APART = {"gather": True}, {"gather": False}
 
 
@@ -270,7 +269,7 @@ def test_torchrun_trains_one_model_that_can_be_stopped_and_resumed(people, tmp_p
 
 @pytest.mark.slow
 def test_a_second_run_of_many_processes_is_refused_in_one_line(trained, people, tmp_path):
-    out = shutil.copytree(trained.parent, tmp_path / "run")
+    out = shutil.copytree(trained.parent, tmp_path / "run", copy_function=shutil.copyfile)
     again = torchrun(*FLAGS, "--root", people, "--out", out, "--epochs", "2")
     _, error = again.communicate(timeout=400)
     assert again.returncode != 0

@@ -92,7 +92,8 @@ def test_a_stopped_and_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
 
 
 def test_a_run_resumes_only_on_its_own_data(trained, people, tmp_path):
-    out, root = shutil.copytree(trained.parent, tmp_path / "run"), shutil.copytree(people, tmp_path / "people")
+    out = shutil.copytree(trained.parent, tmp_path / "run", copy_function=shutil.copyfile)
+    root = shutil.copytree(people, tmp_path / "people")
     for path in (root / "bounding_box_train").glob("0003_*"):
         path.unlink()
     config = load_config(out)
@@ -124,9 +125,8 @@ def test_a_kill_between_the_files_of_an_epoch_loses_nothing(small_config, traine
 
 
 def test_what_was_best_before_an_interruption_stays_the_best(trained, tmp_path):
-    out = shutil.copytree(trained.parent, tmp_path / "run")
+    out = shutil.copytree(trained.parent, tmp_path / "run", copy_function=shutil.copyfile)
     before, state = (out / "best.pth").read_bytes(), load(out / "last.pth")
-    (out / "last.pth").chmod(0o644)
     torch.save({**state, "epoch": 1, "best": 2.0}, out / "last.pth")  # no later epoch is as good
     train(load_config(out), out=out, device="cpu", resume=True)
     assert load(out / "last.pth")["epoch"] == 2
@@ -203,7 +203,7 @@ def test_without_validation_best_is_last(small_config, tmp_path):
 
 
 def test_a_run_is_not_overwritten_and_a_finished_one_says_so(trained, people, tmp_path):
-    out = shutil.copytree(trained.parent, tmp_path / "run")
+    out = shutil.copytree(trained.parent, tmp_path / "run", copy_function=shutil.copyfile)
     before = weights(trained)
     again = run_here("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", out)
     assert_one_line_error(again, "holds a run; add --resume")

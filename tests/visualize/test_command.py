@@ -46,7 +46,7 @@ def bdb(trained, tmp_path_factory):
 @pytest.fixture
 def run(trained, tmp_path):
     """The trained run, in a folder that may be written to."""
-    return shutil.copytree(trained.parent, tmp_path / "first") / "best.pth"
+    return shutil.copytree(trained.parent, tmp_path / "first", copy_function=shutil.copyfile) / "best.pth"
 
 
 def test_a_checkpoint_alone_gives_the_whole_set_beside_it(run):
