@@ -145,7 +145,6 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-tier", action="store_true", help="leave open what its killers do not kill")
     parser.add_argument("--pytest", default="", help="more arguments for pytest")
     given = parser.parse_args(args)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs in the copies ends too
     every = read_faults(given.list) if given.list else read_faults()
     faults = [fault for fault in every if given.only is None or {fault.id, fault.area} & set(given.only)]
     tree = given.tree.resolve()
@@ -166,4 +165,5 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs in the copies ends too
     sys.exit(main())

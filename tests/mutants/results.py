@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Sequence
@@ -21,8 +22,13 @@ class Results:
     def __init__(self, path: Path, state: str, *, again: bool) -> None:
         self._path, self._state, self._lock = path, state, threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() and not again else []
-        self._found = {line["key"]: line for line in map(json.loads, lines)}
+        self._found: dict[str, dict[str, Any]] = {}
+        if again:
+            path.unlink(missing_ok=True)
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):  # half a line, of a run that was killed
+                entry = json.loads(line)
+                self._found[entry["key"]] = entry
 
     def of(self, fault: Fault) -> dict[str, Any]:
         """`verdict`, `by` (a test) and `seconds`; empty if it has not been judged."""
