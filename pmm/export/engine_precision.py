@@ -6,9 +6,10 @@ Loads no torch.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from pmm.errors import UserError
 from pmm.export.precision import Found, tally
@@ -48,23 +49,64 @@ def _products(trt: Any, layers: list[Any], makers: dict[str, Any]) -> Iterator[t
         yield "int8" if all(dequantised) else names.get(output.dtype, "other"), abs(prod(output.shape)) * terms
 
 
-def inspected_precisions(inspector_json: str) -> set[str]:
-    """The types of the tensors inside a built engine, from the engine inspector's JSON (detailed verbosity)."""
-    words = {"float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16",
-             "int8": "int8"}  # fmt: skip
+class Inspection(NamedTuple):
+    """What the engine inspector tells of the types in a built engine."""
+
+    types: frozenset[str]
+    """Of all tensors, weights and kernels: fp32, tf32, fp16, bf16, int8."""
+    silent: int
+    """Layers of which no type is told."""
+
+    def confirms(self, asked: str, name: str, *, tf32: bool = False) -> bool:
+        """True if the engine computes in `asked`; False if the inspector does not tell.
+
+        Args:
+            tf32: an fp32 engine may use TF32.
+
+        Raises:
+            UserError: what it tells speaks against `asked`.
+        """
+        lower = self.types & ({"fp16", "bf16", "int8"} | (set() if tf32 else {"tf32"})) if asked == "fp32" else None
+        if lower or (self.types and asked not in self.types and not self.silent):
+            found = ", ".join(sorted(self.types))
+            raise UserError(f"{name}: asked for {asked}, but the engine inspector finds {found} in the engine")
+        return asked in self.types
+
+
+def inspected(inspector_json: str) -> Inspection:
+    """Read the engine inspector's JSON (detailed verbosity).
+
+    TensorRT 8.6 and 10 tell a tensor's type and layout together under "Format/Datatype", as "Channel major FP16 format
+    where channel % 8 == 0"; 11 splits them. Without an execution context whose shapes are set, both say "N/A due to
+    dynamic shapes" there (NvInferRuntime.h, IEngineInspector), and some engines do so even with one; the type is then
+    that of the weights, or part of the kernel's name (sm80_xmma_fprop_implicit_gemm_f16f16_...).
+
+    Raises UserError for an answer that is no such JSON.
+    """
     try:
-        layers = json.loads(inspector_json)["Layers"]
-        tensors = [tensor for layer in layers if isinstance(layer, dict)
-                   for tensor in (*layer.get("Inputs", []), *layer.get("Outputs", []))]  # fmt: skip
-        described = [str(tensor.get("Format/Datatype", tensor.get("Datatype", ""))) for tensor in tensors]
+        told = [_types(layer) for layer in json.loads(inspector_json)["Layers"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the engine inspector's answer is not understood ({type(error).__name__})") from error
-    return {words[word] for text in described for word in text.lower().replace(",", " ").split() if word in words}
+    return Inspection(frozenset().union(*told), sum(not types for types in told))
 
 
-def check_inspected(found: set[str], asked: str, name: str) -> None:
-    """Raises UserError if the engine holds no tensor of the precision asked for, or a lower one in an fp32 engine."""
-    lower = found & {"fp16", "bf16", "int8"} if asked == "fp32" else set()
-    if asked not in found or lower:
-        held = ", ".join(sorted(found)) or "no type that is known"
-        raise UserError(f"{name}: asked for {asked}, but the engine inspector finds {held} in the engine")
+_WORDS = {"float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16",
+          "int8": "int8"}  # fmt: skip
+_OPERANDS = {"tf32": "tf32", "bf16": "bf16", "f16": "fp16", "f32": "fp32", "i8": "int8", "s8": "int8"}
+_KERNEL = re.compile(rf"(?<![a-z0-9])({'|'.join(_OPERANDS)})(?={'|'.join(_OPERANDS)}|i32|s32)")
+"""The first operand in a kernel's name: f16 in ..._gemm_f16f16_f16f32_f32_..."""
+
+
+def _types(layer: Any) -> set[str]:
+    """Of one layer; empty where only its name is told."""
+    if isinstance(layer, str):
+        return set()
+    # what Myelin compiled as a whole shows its outer tensors only
+    opaque = layer.get("LayerType") == "Myelin" or "ForeignNode" in layer.get("Name", "")
+    tensors = [] if opaque else [*layer.get("Inputs", []), *layer.get("Outputs", [])]
+    told = [tensor.get(key, "") for tensor in tensors for key in ("Format/Datatype", "Datatype", "DataType")]
+    weights = layer.get("Weights", {})
+    told.append(weights.get("Type", "") if isinstance(weights, dict) and weights.get("Count", 1) else "")
+    types = {_WORDS[word] for text in told for word in re.findall(r"[a-z0-9]+", text.lower()) if word in _WORDS}
+    kernel = _KERNEL.search(str(layer.get("TacticName", "")).lower())
+    return types | ({_OPERANDS[kernel[1]]} if kernel else set())

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pmm import cli
 from pmm.errors import Unavailable, UserError
-from pmm.export.engine_precision import check_inspected, inspected_precisions, network_precision
+from pmm.export.engine_precision import inspected, network_precision
 from pmm.export.gate import Gate
 from pmm.export.precision import Found
 from pmm.export.recipe import EngineOptions
@@ -26,14 +26,24 @@ from pmm.files import output_file, write_file
 from pmm.machine import driver_version, nvidia_gpus
 from pmm.manifest import Artifact, EngineContract, Manifest, drafted, manifest_path
 from pmm.onnx_file import OnnxFile
-from pmm.runtime.flavors import FLAVORS, gpu_for, last_error_logger, library_name, load_flavor, this_platform
+from pmm.runtime.flavors import (
+    FLAVORS,
+    RTX_CAPABILITIES,
+    error_logger,
+    gpu_for,
+    library_name,
+    load_flavor,
+    started,
+    this_platform,
+)
 from pmm.runtime.tf32 import TF32_ON, has_tf32
 
 Flavor = Literal["tensorrt", "rtx"]
 
 
 def choose_flavor(flavor: Literal[Flavor, "auto"], onnx_file: Path) -> tuple[Flavor, Any]:
-    """The builder to use and its module. "auto" is TensorRT where it and a GPU are there, else TensorRT-RTX.
+    """The builder to use and its module. "auto" is TensorRT where it and a GPU are there, else TensorRT-RTX, unless the
+    GPU here does not run its engines.
 
     Raises UserError saying what to install and where the ONNX file is, if there is none.
     """
@@ -51,6 +61,13 @@ def choose_flavor(flavor: Literal[Flavor, "auto"], onnx_file: Path) -> tuple[Fla
         except UserError as error:
             missing.append((name, str(error)))
             continue
+        if flavor == "auto" and found and not gpu_for(name):
+            gpu = nvidia_gpus()[0]
+            raise UserError(
+                f"{gpu.name} (compute capability {gpu.compute_capability}) does not run TensorRT-RTX engines, and "
+                f"{missing[0][1]}; --flavor rtx builds one for other GPUs ({', '.join(RTX_CAPABILITIES)}); the ONNX "
+                f"file is {onnx_file}"
+            )
         for other, why in missing:
             if find_spec(FLAVORS[other]):  # installed, and broken: else nobody expects it
                 print(f"warning: {why}; {library_name(name)} builds the engine instead", file=sys.stderr)
@@ -108,16 +125,18 @@ def describe_engine(artifact: Artifact) -> str:
     """One line: builder, batch, precision and how it is known, size, GPU, parity."""
     manifest, engine = artifact.manifest, artifact.manifest.engine
     assert engine is not None
-    share = manifest.precision_share[manifest.precision_found]
+    share, here = manifest.precision_share[manifest.precision_found], gpu_for(engine.flavor)
+    unconfirmed = here and engine.precision_read_from == "parsed network"
+    silent = "; the engine inspector does not tell it" if unconfirmed else ""
     precision = manifest.precision_found + (" with TF32" if TF32_ON in engine.flags else "")
     line = (
         f"{artifact.path}: {engine.flavor} {engine.version} engine, batch {engine.batch.least} to {engine.batch.most} "
         f"(best {engine.batch.best}), {precision} ({share:.2%} of the multiplications, read from the "
-        f"{engine.precision_read_from}), {artifact.path.stat().st_size / 1e6:.1f} MB, "
+        f"{engine.precision_read_from}{silent}), {artifact.path.stat().st_size / 1e6:.1f} MB, "
         f"built on {engine.gpu or 'a machine without a GPU'}, "
     )
     if manifest.parity is None:
-        ran = "opened here, but " if gpu_for(engine.flavor) else "NOT run here: "
+        ran = "opened here, but " if here else "NOT run here: "
         return line + ran + "its embeddings are not verified"
     return line + f"parity on {manifest.parity['rows']} crops: min cosine {manifest.parity['min_cosine']:.7f}"
 
@@ -131,15 +150,15 @@ class _Built:
 
 def _build(trt: Any, flavor: str, file: OnnxFile, options: EngineOptions) -> _Built:
     name = f"{flavor} {trt.__version__}"
-    logger = last_error_logger(trt)
-    builder = trt.Builder(logger)
+    logger = error_logger(trt)
+    builder = started(trt.Builder, logger, f"{file.path}: {name}")
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     # from the bytes that were hashed, unless weights lie in files beside it, which only the path finds
     parsed = parser.parse(file.content) if not file.external else parser.parse_from_file(str(file.path))
     if not parsed:
         reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        said = " ".join((reasons or logger.last).split())
+        said = " ".join((reasons or logger.take()).split())
         raise UserError(f"{file.path}: {name} does not parse it ({said[:300]})")
     found = network_precision(trt, network)
     if options.tf32:
@@ -161,7 +180,7 @@ def _build(trt: Any, flavor: str, file: OnnxFile, options: EngineOptions) -> _Bu
             engine = builder.build_serialized_network(network, config)
         release()
         if engine is None:
-            raise UserError(f"{file.path}: {name} built no engine ({logger.last or 'no reason given'})")
+            raise UserError(f"{file.path}: {name} built no engine ({logger.take()})")
     return _Built(bytes(engine), found, (*profile, *_flags(trt, config)))
 
 
@@ -254,9 +273,10 @@ def _prove(path: Path, manifest: Manifest, gate: Gate | None, name: str) -> Mani
     from pmm.runtime.trt import TrtRunner
 
     with TrtRunner(path, warn=False) as runner:
-        check_inspected(inspected_precisions(runner.inspect()), manifest.precision, name)
-        assert manifest.engine is not None
-        engine = dataclasses.replace(manifest.engine, precision_read_from="parsed network and engine inspector")
+        engine = manifest.engine
+        assert engine is not None
+        if inspected(runner.inspect()).confirms(manifest.precision, name, tf32=TF32_ON in engine.flags):
+            engine = dataclasses.replace(engine, precision_read_from="parsed network and engine inspector")
         precision = "tf32" if runner.info.precision == "tf32" else manifest.precision
         parity = gate.check(runner, precision, name, runner.info.provider) if gate else None
     return dataclasses.replace(manifest, engine=engine, parity=parity)

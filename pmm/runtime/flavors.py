@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib
 import platform
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pmm.errors import UserError
-from pmm.machine import Gpu, nvidia_gpus
+from pmm.machine import Gpu, driver_version, nvidia_gpus
+
+T = TypeVar("T")
 
 FLAVORS = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 """Flavor -> module."""
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities of the GPUs that a portable TensorRT-RTX engine runs on (NVIDIA's "CPU-only AOT" page; one for
 Turing, 7.5, has to be built for it alone, which is not done here)."""
+MOST_SAID = 500
+"""Characters of a library's errors that a message quotes."""
 
 
 def load_flavor(flavor: str) -> Any:
@@ -24,7 +29,14 @@ def load_flavor(flavor: str) -> Any:
         return importlib.import_module(FLAVORS[flavor])
     except (ImportError, OSError) as error:  # OSError: the bindings are there, the library they load is not
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{FLAVORS[flavor]} is missing here ({reason}): pip install {library_name(flavor)}") from error
+        install = install_tensorrt() if flavor == "tensorrt" else f"pip install {library_name(flavor)}"
+        raise UserError(f"{FLAVORS[flavor]} is missing here ({reason}): {install}") from error
+
+
+def install_tensorrt() -> str:
+    """The command that installs TensorRT for the driver here: its wheels are for one major version of CUDA each."""
+    major = driver_version().partition(".")[0]
+    return f"pip install tensorrt-cu{major}" if major in ("12", "13") else "pip install tensorrt"
 
 
 def gpu_for(flavor: str) -> Gpu | None:
@@ -43,20 +55,39 @@ def this_platform() -> str:
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
-def last_error_logger(trt: Any) -> Any:
-    """An ILogger of module `trt` that keeps the last error's first line in `.last`, and is silent otherwise."""
+def error_logger(trt: Any) -> Any:
+    """An ILogger of module `trt` that keeps the errors, a line each, and is silent otherwise."""
 
     class Logger(trt.ILogger):
         """What the library says on the way (progress, warnings) is not for the user."""
 
-        last = ""
-
         def __init__(self) -> None:
             # pybind11 wants the base's own constructor called, not super()'s
             trt.ILogger.__init__(self)
+            self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last = (message.strip().splitlines() or [""])[0]
+                self.errors.append((message.strip().splitlines() or [""])[0])
+
+        def take(self, otherwise: object = "no reason given") -> str:
+            """What was logged since the last call, as one line: the first is often the cause of the others."""
+            said = "; ".join(dict.fromkeys(filter(None, self.errors)))[:MOST_SAID] or str(otherwise)
+            self.errors.clear()
+            return said
 
     return Logger()
+
+
+def started(make: Callable[[Any], T], logger: Any, name: str) -> T:
+    """A Builder or Runtime, `make(logger)`. Raises UserError where the library cannot start: there, its binding raises
+    TypeError."""
+    try:
+        return make(logger)
+    except TypeError as error:
+        driver = driver_version()
+        serves = f"the driver serves CUDA {driver}" if driver else "no NVIDIA driver is here"
+        raise UserError(
+            f"{name} cannot start here ({logger.take(error)}); {serves}: update the driver, or install the release for "
+            "its CUDA version"
+        ) from error

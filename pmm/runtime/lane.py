@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from pmm.runtime import cuda_graph
 from pmm.runtime.base import Embeddings
 from pmm.runtime.buffers import Buffer, Device
 from pmm.runtime.cuda_graph import GRAPHS_KEPT
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -40,10 +43,20 @@ class Loaded:
     graphs_failed: Callable[[str], None]
     """Told why, when runs go on without graphs."""
 
-    def require(self, done: object, call: str) -> None:
-        """Raises UserError, with the library's last error, unless `done`: TensorRT returns False where others raise."""
-        if not done:
-            raise UserError(f"{self.path}: {self.library}: {call} failed ({self.logger.last or 'no reason given'})")
+    def checked(self, call: str, make: Callable[[], T]) -> T:
+        """What `make` returns. Raises UserError, with the library's errors, for a call that fails: TensorRT returns
+        False or None where its binding does not raise."""
+        self.logger.errors.clear()
+        try:
+            done = make()
+        except RuntimeError as error:
+            raise self._failed(call, self.logger.take(error)) from error
+        if done is None or done is False:
+            raise self._failed(call, self.logger.take())
+        return done
+
+    def _failed(self, call: str, reason: str) -> UserError:
+        return UserError(f"{self.path}: {self.library}: {call} failed ({reason})")
 
 
 class _Ready(NamedTuple):
@@ -118,6 +131,14 @@ class Lane:
                 self._device.elapsed_ms(lambda: self._device.download(self._output, embeddings)),
             )
 
+    def inspect(self, count: int) -> str:
+        """What the engine inspector says of the layers of a run of `count` images, as JSON."""
+        with self._device.active():
+            inspector = self._loaded.engine.create_engine_inspector()
+            # without a context whose shapes are set it tells no tensor's type
+            inspector.execution_context = self._prepared(count).context
+            return inspector.get_engine_information(self._loaded.trt.LayerInformationFormat.JSON)
+
     def close(self) -> None:
         """Free graphs, contexts, buffers and stream; from any thread."""
         with self._device.active():
@@ -157,7 +178,7 @@ class Lane:
             self._execute(ready.context)
 
     def _execute(self, context: Any) -> None:
-        self._loaded.require(context.execute_async_v3(self._device.stream), "execute_async_v3")
+        self._loaded.checked("execute_async_v3", lambda: context.execute_async_v3(self._device.stream))
 
     def _prepared(self, count: int) -> _Ready:
         batch = self._runs_as(count)
@@ -180,19 +201,16 @@ class Lane:
         return spare
 
     def _new_context(self) -> Any:
-        loaded, engine = self._loaded, self._loaded.engine
+        loaded, create = self._loaded, self._loaded.engine.create_execution_context
         if loaded.graphs == "captured":
-            strategy = loaded.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = engine.create_execution_context(strategy)
+            create = partial(create, loaded.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         elif loaded.config is not None:
-            context = engine.create_execution_context(loaded.config)
-        else:
-            context = engine.create_execution_context()
-        loaded.require(context is not None, "create_execution_context")
+            create = partial(create, loaded.config)
+        context = loaded.checked("create_execution_context", create)
         if loaded.graphs == "captured":
             self._lend_memory(context)
-        selected = context.set_optimization_profile_async(0, self._device.stream)
-        loaded.require(selected, "set_optimization_profile_async")
+        stream = self._device.stream
+        loaded.checked("set_optimization_profile_async", lambda: context.set_optimization_profile_async(0, stream))
         return context
 
     def _lend_memory(self, context: Any) -> None:
@@ -211,14 +229,14 @@ class Lane:
         loaded = self._loaded
         given, returned = loaded.given.name, loaded.returned
         shape = (batch, *loaded.image_shape)
-        loaded.require(context.set_input_shape(given, shape), f"set_input_shape {list(shape)}")
-        if missing := context.infer_shapes():
-            loaded.require(False, f"infer_shapes (undetermined: {', '.join(missing)})")
+        loaded.checked(f"set_input_shape {list(shape)}", lambda: context.set_input_shape(given, shape))
+        if missing := loaded.checked("infer_shapes", context.infer_shapes):
+            raise UserError(f"{loaded.path}: {loaded.library}: infer_shapes leaves {', '.join(missing)} undetermined")
         found = list(context.get_tensor_shape(returned.name))
         if found != [batch, returned.dim]:
             raise UserError(f"{loaded.path}: returns {found} for {batch} images; expected {[batch, returned.dim]}")
-        for name, buffer in ((given, self._input), (returned.name, self._output)):
-            loaded.require(context.set_tensor_address(name, buffer.pointer), f"set_tensor_address {name}")
+        for name, pointer in ((given, self._input.pointer), (returned.name, self._output.pointer)):
+            loaded.checked(f"set_tensor_address {name}", partial(context.set_tensor_address, name, pointer))
 
     def _captured(self, context: Any) -> cuda_graph.Graph | None:
         # the first run after a change of shape updates the context on the way, which must not be captured

@@ -20,7 +20,14 @@ from pmm.machine import Gpu, nvidia_gpus
 from pmm.manifest import EngineContract, Manifest, read_manifest
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
 from pmm.runtime.buffers import open_device
-from pmm.runtime.flavors import RTX_CAPABILITIES, last_error_logger, library_name, load_flavor, this_platform
+from pmm.runtime.flavors import (
+    RTX_CAPABILITIES,
+    error_logger,
+    library_name,
+    load_flavor,
+    started,
+    this_platform,
+)
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.lane import Lane, Loaded
 from pmm.runtime.tf32 import TF32_ON, has_tf32
@@ -103,11 +110,7 @@ class TrtRunner(Runner):
 
     def inspect(self) -> str:
         """What the engine inspector says of the engine's layers, as JSON."""
-        loaded = self._loaded
-        if loaded is None:
-            raise UserError(f"{self._path}: this runner was closed; open it again")
-        inspector = loaded.engine.create_engine_inspector()
-        return inspector.get_engine_information(loaded.trt.LayerInformationFormat.JSON)
+        return self._lane().inspect(self._batch.best)
 
     def close(self) -> None:
         """Free everything on the GPU. May be called again; runs after it raise UserError."""
@@ -132,13 +135,12 @@ class TrtRunner(Runner):
 
     def _load(self, trt: Any, contract: EngineContract, content: bytes, cuda_graph: bool) -> Loaded:
         """Deserialise `content` and check it against the manifest."""
-        logger = last_error_logger(trt)
-        self._runtime = trt.Runtime(logger)
+        logger, library = error_logger(trt), f"{library_name(contract.flavor)} {trt.__version__}"
+        self._runtime = started(trt.Runtime, logger, f"{self._path}: {library}")
         self._runtime.engine_host_code_allowed = False
-        library = f"{library_name(contract.flavor)} {trt.__version__}"
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
-            reason = logger.last or "no reason given"
+            reason = logger.take()
             if hasattr(self._runtime, "get_engine_validity"):
                 validity, diagnostics = self._runtime.get_engine_validity(content)
                 reason += f"; {validity}, diagnostics {diagnostics}"
@@ -262,11 +264,14 @@ def _check_origin(path: Path, contract: EngineContract, version: str, gpu: Gpu) 
         differs.append(f"this is {this_platform()}, it was built for {contract.platform}")
     here = f"{gpu.name} (compute capability {gpu.compute_capability})"
     portable = contract.hardware_compatible
-    if not portable and (gpu.name, gpu.compute_capability) != (contract.gpu, contract.compute_capability):
+    if not portable and gpu.compute_capability != contract.compute_capability:
         differs.append(f"the GPU is {here}, it was built for {contract.gpu} ({contract.compute_capability})")
     # a portable engine of TensorRT itself says on loading whether this GPU will do
     if portable and contract.flavor == "rtx" and gpu.compute_capability not in RTX_CAPABILITIES:
         differs.append(f"the GPU is {here}, TensorRT-RTX runs on compute capability {', '.join(RTX_CAPABILITIES)}")
+    if not portable and not differs and gpu.name != contract.gpu:
+        # of the same machine code; kernels were chosen by times measured there (TensorRT logs the same warning)
+        logging.getLogger("pmm").warning("%s: built on %s; on this %s it may be slower", path, contract.gpu, gpu.name)
     if differs:
         raise UserError(f"{path}: this engine cannot run here: {'; '.join(differs)}; {REBUILD}")
 

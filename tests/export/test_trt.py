@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from pmm.errors import Unavailable, UserError
 from pmm.export import trt as module
-from pmm.export.engine_precision import check_inspected, inspected_precisions, network_precision
+from pmm.export.engine_precision import network_precision
 from pmm.export.gate import Gate, ParityFailed
 from pmm.export.recipe import MIN_COSINE, EngineOptions, Recipe, Verification
 from pmm.export.trt import build_engine, choose_flavor, describe_engine
@@ -232,7 +232,8 @@ def test_without_a_builder_it_says_what_to_install_and_where_the_onnx_file_is(fi
 
 def test_tensorrt_is_preferred_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(module, "load_flavor", lambda flavor: flavor.upper())
-    monkeypatch.setattr(module, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    for each in (module, flavors):
+        monkeypatch.setattr(each, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     assert choose_flavor("auto", Path("x.onnx")) == ("tensorrt", "TENSORRT")
     assert choose_flavor("rtx", Path("x.onnx")) == ("rtx", "RTX")
     monkeypatch.setattr(module, "nvidia_gpus", tuple)
@@ -245,7 +246,8 @@ def test_a_builder_that_is_installed_but_broken_is_told(tmp_path, monkeypatch, c
     (tmp_path / "broken_tensorrt.py").write_text("raise OSError('libnvinfer.so.11: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(flavors.FLAVORS, "tensorrt", "broken_tensorrt")
-    monkeypatch.setattr(module, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    for each in (module, flavors):
+        monkeypatch.setattr(each, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     assert choose_flavor("auto", Path("x.onnx"))[0] == "rtx"
     assert "warning: broken_tensorrt is missing here (libnvinfer.so.11: " in capsys.readouterr().err
     with pytest.raises(UserError, match=r"no engine builder here: .*libnvinfer\.so\.11.*; the ONNX file is x\.onnx"):
@@ -511,23 +513,6 @@ def test_the_reference_of_an_engine_from_a_checkpoint_is_the_checkpoint(files, t
     gate = reference.engine_gate(read_onnx(files["int8"]), trained, Verification(), "rtx")
     with open_runner(trained) as runner:
         np.testing.assert_allclose(gate.expected, runner(gate.crops), rtol=1e-4, atol=1e-4)
-
-
-def test_what_the_inspector_says():
-    layers = [
-        {"Inputs": [{"Format/Datatype": "Row major linear FP32"}], "Outputs": [{"Format/Datatype": "Half"}]},
-        {"Inputs": [{"Format/Datatype": "Channel major FP16 format, Int8"}], "Outputs": [{"Datatype": "BFloat16"}]},
-        "a layer without details",
-    ]
-    assert inspected_precisions(json.dumps({"Layers": layers})) == {"fp32", "fp16", "int8", "bf16"}
-    for text in ("[]", "{", "{}", '{"Layers": 1}'):
-        with pytest.raises(UserError, match="inspector's answer is not understood"):
-            inspected_precisions(text)
-    check_inspected({"fp32", "fp16"}, "fp16", "x")
-    check_inspected({"fp32"}, "fp32", "x")
-    for found, asked in (({"fp32"}, "int8"), ({"fp32", "fp16"}, "fp32"), (set(), "fp32")):
-        with pytest.raises(UserError, match=f"asked for {asked}, but the engine inspector finds"):
-            check_inspected(found, asked, "x")
 
 
 def test_multiplications_of_the_network_are_those_of_the_file(files):

@@ -256,7 +256,9 @@ class Dims:
 class _Runtime(Listed):
     def __init__(self, logger):
         assert isinstance(logger, self._module.ILogger)
-        assert logger._constructed
+        assert getattr(logger, "_constructed", True)
+        if self._world.fails("Runtime"):
+            refused_by_the_driver(self._module, logger)
         self._logger, self.engine_host_code_allowed = logger, False
         self._world.runtimes.append(self)
 
@@ -283,6 +285,9 @@ class _Engine(Listed):
             setattr(self, name, WORKING_MEMORY)
         rng = np.random.default_rng(plan["seed"])
         self._matrix = rng.standard_normal((int(np.prod(plan["input"]["shape"])), plan["outputs"][0]["shape"][0]))
+
+    def _embed(self, images):
+        return embed(images, self._matrix)
 
     def _tensor(self, name):
         return next(tensor for tensor in self._tensors if tensor["name"] == name)
@@ -319,12 +324,66 @@ class _Engine(Listed):
 
 
 class _Inspector(Listed):
+    """What NvInferRuntime.h says of IEngineInspector, in the JSON that NVIDIA's guide shows for TensorRT 10 and that
+    Polygraphy reads from 11, which tells type and layout apart.
+
+    `plan["inspector"]`: "whole" tells all; "kernels" tells types of weights and names of kernels alone, as some engines
+    do; "names" is what an engine built without detailed verbosity tells; "nothing" tells no type at all.
+    """
+
+    execution_context = None
+
     def __init__(self, engine):
         self._engine = engine
 
     def get_engine_information(self, form):
-        assert form is self._module.LayerInformationFormat.JSON
-        return json.dumps({"Layers": [tensor["name"] for tensor in self._engine._tensors]})
+        assert form == self._module.LayerInformationFormat.JSON
+        context, kind = self.execution_context, self._engine._plan.get("inspector", "whole")
+        assert context is None or context._engine is self._engine
+        layers = self._engine._plan.get("layers", ["fp16"])
+        if kind == "names":
+            return json.dumps({"Layers": [f"conv{at} + relu" for at, _ in enumerate(layers)]})
+        shaped = context is not None and context._batch and kind == "whole"
+        told = [self._layer(at, precision, shaped, kind) for at, precision in enumerate(layers)]
+        return json.dumps({"Layers": told, "Bindings": [tensor["name"] for tensor in self._engine._tensors]})
+
+    def _layer(self, at, precision, shaped, kind):
+        layout, whole, word, operand = INSPECTED[precision]
+        if not shaped:
+            layout = whole = word_of_tensor = "N/A due to dynamic shapes"
+        else:
+            word_of_tensor = word
+        split = self._module.__version__.startswith("11.")
+        form = {"Format": layout, "Datatype": word_of_tensor} if split else {"Format/Datatype": whole}
+        tensors = [
+            {"Name": f"t{at + end}", "Location": "Device", "Dimensions": [-1, 16, 8, 4], **form} for end in (0, 1)
+        ]
+        layer = {"Name": f"conv{at}", "LayerType": "CaskConvolution", "Inputs": tensors[:1], "Outputs": tensors[1:]}
+        if kind == "nothing":
+            return layer
+        kernel = f"sm80_xmma_fprop_implicit_gemm_{operand}{operand}_{operand}f32_f32_nhwckrsc_nhwc_tilesize128x128x32"
+        return {**layer, "Weights": {"Type": word, "Count": 9408}, "TacticName": kernel, "TacticValue": "0x0"}
+
+
+INSPECTED = {
+    "fp32": ("Row major linear", "Row major linear FP32", "Float", "f32"),
+    "tf32": ("Row major linear", "Row major linear FP32", "Float", "tf32"),
+    "fp16": ("Channel major where channel % 8 == 0", "Channel major FP16 format where channel % 8 == 0", "Half", "f16"),
+    "bf16": ("Channel major where channel % 8 == 0", "Channel major BF16 format where channel % 8 == 0", "BFloat16",
+             "bf16"),
+    "int8": ("Thirty-two wide channel vectorized row major",
+             "Thirty-two wide channel vectorized row major Int8 format", "Int8", "i8"),
+}  # fmt: skip
+"""Per precision: layout, layout and type together, type, and operand in a kernel's name."""
+
+
+def refused_by_the_driver(module, logger):
+    """What Builder and Runtime do where the driver is too old or absent: pybind11's factory gets no object, and the
+    reason is the first of several logged errors (python/src/infer, pyCore.cpp)."""
+    for line in ("CUDA initialization failure with error: 35. CUDA driver version is insufficient for CUDA runtime "
+                 "version", "[runtime.cpp::~Runtime::401] Error Code 3: API Usage Error"):  # fmt: skip
+        logger.log(module.ILogger.Severity.ERROR, line)
+    raise TypeError("pybind11::init(): factory function returned nullptr")
 
 
 class _Context(Listed):
@@ -359,11 +418,11 @@ class _Context(Listed):
 
     def set_optimization_profile_async(self, index, stream):
         self._changed()
-        if self._world.fails("set_optimization_profile_async"):
-            return False
         assert stream in self._world.streams
+        if self._world.fails("set_optimization_profile_async") or index != 0:
+            raise RuntimeError("Error in set optimization profile async.")  # the binding's, where C++ returns false
         self._profile = index
-        return index == 0
+        return True
 
     def set_input_shape(self, name, shape):
         self._changed()
@@ -381,7 +440,9 @@ class _Context(Listed):
         return True
 
     def infer_shapes(self):
-        self._world.calls.append("infer_shapes")
+        if self._world.fails("infer_shapes"):
+            self._engine._runtime._logger.log(self._module.ILogger.Severity.ERROR, "reshaping failed")
+            raise RuntimeError("infer_shapes error code: -1")  # the binding's
         return self._world.undetermined or ([] if self._batch else [self._plan["input"]["name"]])
 
     def get_tensor_shape(self, name):
@@ -419,7 +480,7 @@ class _Context(Listed):
             dtype, shape = np.dtype(given["dtype"]), (batch, *given["shape"])
             nbytes = int(np.prod(shape)) * dtype.itemsize
             content = ctypes.string_at(alive._world.at(source, nbytes), nbytes)
-            result = embed(np.frombuffer(content, dtype).reshape(shape), alive._engine._matrix).tobytes()
+            result = alive._engine._embed(np.frombuffer(content, dtype).reshape(shape)).tobytes()
             ctypes.memmove(alive._world.at(target, len(result)), result, len(result))
 
         stream.add(run)

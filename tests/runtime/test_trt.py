@@ -26,7 +26,7 @@ GPU = Gpu("NVIDIA Standin 6000", "8.9")
 PLAIN = [name for name in LISTS if "rtx" not in name]
 RTX = [name for name in LISTS if "rtx" in name]
 ON_OPENING = ("create_execution_context", "set_optimization_profile_async")
-CHECKED = (*ON_OPENING, "set_input_shape", "set_tensor_address", "execute_async_v3")
+CHECKED = (*ON_OPENING, "set_input_shape", "infer_shapes", "set_tensor_address", "execute_async_v3")
 
 
 class Machine:
@@ -227,9 +227,13 @@ def test_an_unverified_engine_may_be_opened_without_a_word(plain, caplog):
         assert not caplog.text
 
 
-def test_the_inspector_is_asked_for_json(machine):
-    with machine.open() as runner:
-        assert json.loads(runner.inspect())["Layers"] == ["images", "embeddings"]
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_the_inspector_is_asked_with_a_context_whose_shapes_are_set(machine, cuda_graph):
+    """Without one it answers "N/A due to dynamic shapes", as the stand-in does."""
+    with machine.open(cuda_graph=cuda_graph) as runner:
+        (layer,) = json.loads(runner.inspect())["Layers"]
+        assert "N/A" not in json.dumps(layer)
+        assert np.array_equal(runner(crops(4)), machine.expected(crops(4)))
     with pytest.raises(UserError, match="was closed"):
         runner.inspect()
 
@@ -525,7 +529,7 @@ def test_an_rtx_without_a_strategy_runs_without_graphs(rtx):
 
 
 @pytest.mark.parametrize("call", CHECKED)
-def test_a_call_that_returns_false_is_named(machine, call):
+def test_a_call_that_fails_is_named(machine, call):
     machine.world.failing.add(call)
     machine.refused(str(machine.path), call, machine.module.__version__, touched=True)
     with machine.open(cuda_graph=False) as runner:
@@ -541,6 +545,15 @@ def test_a_call_that_returns_false_is_named(machine, call):
 def test_undetermined_shapes_are_named(machine):
     machine.world.undetermined = ["images", "mask"]
     machine.refused("infer_shapes", "images, mask", touched=True)
+
+
+def test_a_driver_that_is_too_old_is_named_with_all_that_was_logged(machine, monkeypatch):
+    monkeypatch.setattr(flavors, "driver_version", lambda: "12.2")
+    machine.world.failing.add("Runtime")
+    machine.refused(
+        str(machine.path), machine.module.__version__, "driver version is insufficient", "Error Code 3", "CUDA 12.2",
+        "update the driver",
+    )  # fmt: skip
 
 
 def test_memory_that_is_not_there(machine):
@@ -647,14 +660,23 @@ def test_another_platform(machine):
     machine.refused("windows-amd64", flavors.this_platform(), "to_trt.py")
 
 
-@pytest.mark.parametrize("contract", [{"gpu": "NVIDIA Other"}, {"compute_capability": "8.6"}])
-def test_another_gpu(machine, contract):
-    machine.write(contract=contract)
-    machine.refused(GPU.name, GPU.compute_capability, next(iter(contract.values())), "to_trt.py")
+def test_another_compute_capability(machine):
+    machine.write(contract={"compute_capability": "8.6"})
+    machine.refused(GPU.name, GPU.compute_capability, "8.6", "to_trt.py")
+
+
+def test_another_gpu_of_the_same_compute_capability_runs_it_with_a_warning(machine, caplog):
+    machine.write(contract={"gpu": "NVIDIA Other"})
+    with caplog.at_level(logging.WARNING, "pmm"), machine.open() as runner:
+        assert np.array_equal(runner(crops(2)), machine.expected(crops(2)))
+    (record,) = caplog.records
+    assert "NVIDIA Other" in record.getMessage()
+    assert GPU.name in record.getMessage()
 
 
 def test_all_that_differs_is_named(machine):
-    machine.write(contract={"version": "9.1.2", "platform": "windows-amd64", "gpu": "NVIDIA Other"})
+    gpu = {"gpu": "NVIDIA Other", "compute_capability": "8.0"}
+    machine.write(contract={"version": "9.1.2", "platform": "windows-amd64", **gpu})
     machine.refused("9.1.2", "windows-amd64", "NVIDIA Other")
 
 
@@ -732,15 +754,13 @@ def test_close_frees_everything_and_may_be_repeated(machine):
     assert not runner.cuda_graph
 
 
-def test_the_logger_keeps_the_last_error_only(machine):
-    logger = flavors.last_error_logger(machine.module)
+def test_the_logger_keeps_every_error_until_it_is_told(machine):
+    logger = flavors.error_logger(machine.module)
     severity = machine.module.ILogger.Severity
     assert isinstance(logger, machine.module.ILogger)
-    assert logger.last == ""
-    logger.log(severity.ERROR, "one\ntwo")
-    logger.log(severity.WARNING, "careful")
-    assert logger.last == "one"
-    logger.log(severity.INTERNAL_ERROR, " three ")
-    assert logger.last == "three"
-    logger.log(severity.ERROR, "")
-    assert logger.last == ""
+    assert logger.take() == "no reason given"
+    for kind, text in ((severity.ERROR, "one\ntwo"), (severity.WARNING, "careful"), (severity.ERROR, ""),
+                       (severity.INTERNAL_ERROR, " three "), (severity.ERROR, "one")):  # fmt: skip
+        logger.log(kind, text)
+    assert logger.take() == "one; three"
+    assert logger.take("nothing") == "nothing"

@@ -73,7 +73,7 @@ def test_names_exist_in_every_version_or_are_guarded(path):
 def test_the_runner_names_something():
     """Else the scan above proves nothing."""
     text = "".join(path.read_text() for path in FILES)
-    assert "trt.Runtime(" in text
+    assert "trt.Runtime" in text
     assert "trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE" in text
 
 
