@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import io
+import logging
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -11,7 +16,7 @@ import numpy as np
 
 from pmm.data.crops import Crops
 from pmm.errors import Unavailable, UserError
-from pmm.machine import clashing_wheels, compute_threads, nvidia_gpus
+from pmm.machine import clashing_wheels, compute_threads, driver_version, nvidia_gpus
 from pmm.manifest import Manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
@@ -54,11 +59,16 @@ class OrtRunner(Runner):
         """
         file = read_onnx(path)
         self.manifest = file.manifest
-        device = _resolved(device)
-        holds = self.manifest.precision_found
+        holds, auto = self.manifest.precision_found, device == "auto"
+        for_cpus = (self.manifest.quantization or {}).get("target") == "cpu"
+        device = "cpu" if auto and for_cpus else _resolved(device)
         _check_request(str(path), device, holds, tf32, cuda_graph)
         # from the bytes that were hashed: the file cannot change in between
         self.session = open_session(file.content, str(path), device, threads, tf32=tf32, cuda_graph=cuda_graph)
+        if auto and device == "cuda" and (why := _fell_back(self.session)):
+            logging.getLogger("pmm").warning("%s: runs on the CPU: %s", path, why)
+            device = "cpu"
+            _check_request(str(path), device, holds, tf32, cuda_graph)
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
         _check_interface(self.session, self.manifest, str(path))
         if warn:
@@ -164,11 +174,41 @@ def open_session(
     # TF32 is on by default in ONNX Runtime; fp32 must be fp32
     on_gpu = {"use_tf32": int(tf32), "enable_cuda_graph": int(cuda_graph)}
     provider = (PROVIDERS[device], on_gpu if device == "cuda" else {})
+    if device == "cuda":
+        _preload(ort)
     try:
         # without the fallback: it would print, go on with the CPU, and do so again in the middle of the runs
         return ort.InferenceSession(content, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # ORT raises its own exception types, one per kind of bad file
         raise UserError(f"{name}: ONNX Runtime cannot load it ({_reason(error)})") from error
+
+
+def _preload(ort: Any) -> None:
+    """Find the CUDA libraries in the nvidia packages: the provider knows no place to look for them, and only a process
+    that has imported torch has them already."""
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; `_fell_back` says it
+            ort.preload_dlls()
+
+
+def _fell_back(session: Any) -> str:
+    """Where ONNX Runtime runs instead of on the GPU, the reason of the system's loader, and what to do; empty if it
+    runs there."""
+    first = session.get_providers()[0]
+    if first == PROVIDERS["cuda"]:
+        return ""
+    ort, said = _import(), ""
+    name = "onnxruntime_providers_cuda.dll" if sys.platform == "win32" else "libonnxruntime_providers_cuda.so"
+    try:  # only now: loaded before ONNX Runtime does it, the library would not find its host
+        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / name))
+    except OSError as error:
+        said = f" ({error})"
+    version = getattr(ort, "cuda_version", "") or ""
+    return (
+        f"ONNX Runtime fell back to {first}{said}; this one is built for CUDA {version or 'of another version'} and "
+        f"cuDNN 9, the driver serves CUDA {driver_version() or 'of no version'}: pip install "
+        '"onnxruntime-gpu[cuda,cudnn]"'
+    )
 
 
 def _import() -> Any:
@@ -221,9 +261,8 @@ def _evidence(session: Any, device: str, name: str) -> str:
     Raises UserError if it is not the one asked for: ONNX Runtime falls back without a word.
     """
     wanted = PROVIDERS[device]
-    first = session.get_providers()[0]
-    if first != wanted:
-        raise UserError(f"{name}: asked for {wanted}, but ONNX Runtime fell back to {first}; refusing to run")
+    if device == "cuda" and (why := _fell_back(session)):
+        raise UserError(f"{name}: asked for {wanted}, but {why}; refusing to run")
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return wanted
     placed = [(part.ep_name, node.op_type) for part in session.get_provider_graph_assignment_info()

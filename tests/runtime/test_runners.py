@@ -207,6 +207,28 @@ class Session:
         return self.parts
 
 
+@pytest.mark.skipif(bool(nvidia_gpus()), reason="needs a machine whose driver is missing")
+def test_a_provider_that_does_not_load_is_said_with_the_loaders_reason(artifact, monkeypatch, caplog):
+    """ONNX Runtime itself, told of a GPU: it finds its CUDA libraries in the nvidia packages, without torch's help, and
+    misses the driver alone."""
+    monkeypatch.setattr(ort, "nvidia_gpus", lambda: (Gpu("NVIDIA Standin A1", "8.0"),))
+    with pytest.raises(UserError) as caught:
+        open_runner(artifact.path, device="cuda")
+    for fact in ("fell back to CPUExecutionProvider", "libcuda.so.1", "CUDA 13", "onnxruntime-gpu[cuda,cudnn]"):
+        assert fact in str(caught.value)
+    with caplog.at_level(logging.WARNING, "pmm"), open_runner(artifact.path) as runner:
+        assert runner.info.backend == "ort-cpu"
+    assert "runs on the CPU" in caplog.text
+    assert "libcuda.so.1" in caplog.text
+
+
+def test_a_file_for_cpus_runs_on_one_beside_a_gpu(shared, monkeypatch):
+    """On a GPU ONNX Runtime would compute it in fp32."""
+    monkeypatch.setattr(ort, "nvidia_gpus", lambda: (Gpu("NVIDIA Standin A1", "8.0"),))
+    with open_runner(shared.onnx(Recipe(precision="int8", target="cpu"))) as runner:
+        assert (runner.info.backend, runner.info.precision) == ("ort-cpu", "int8")
+
+
 def test_the_strongest_evidence_of_the_provider_is_asked_for():
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     # shapes are computed on the CPU by design
