@@ -32,7 +32,10 @@ for tier, count in (("test", 25), ("slow", 100), ("full", 1000)):
     settings.register_profile(tier, max_examples=count, derandomize=tier != "full", deadline=None)
 settings.load_profile("test")
 
-LONGEST = ("test_demo.py", "test_paper.py", "test_readme.py", "test_faults.py", "test_harness.py", "test_methods.py")
+LONGEST = (
+    "test_demo.py", "test_readme.py", "test_paper.py", "test_aoti.py", "test_methods.py", "test_precisions.py",
+    "test_train.py", "test_harness.py", "test_faults.py", "test_eager_graph.py", "test_whole.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
