@@ -1,5 +1,6 @@
 """Every test of an op runs on every implementation: the plain-torch reference, the kernels compiled for the CPU, and
-those on a GPU.
+those on a GPU. What torch sees alike on each, or what compares with the reference, runs on the reference in full only
+(`ONE_PLACE`).
 
 tests/slow/test_op_suite.py runs the same tests on two more, one at a time: PMM_TEST_KERNELS names a library of the CUDA
 kernels that the CPU executes, PMM_TEST_LIBRARY a build of the package's own library, both with sanitizers.
@@ -20,6 +21,8 @@ if "PMM_TEST_KERNELS" in os.environ:
     PLACES = ["emulated"]
 elif "PMM_TEST_LIBRARY" in os.environ:
     PLACES = ["sanitized"]
+REPEATED = ("reference",) if kernels.build_info()["compiled"] else ()
+ONE_PLACE = [pytest.param(place, marks=pytest.mark.full) if place in REPEATED else place for place in PLACES]
 
 
 @pytest.fixture(scope="module", params=PLACES)
@@ -41,6 +44,15 @@ def place(request):
                 pytest.skip("no C++ compiler here, so no compiled kernels")
             patch.setenv("PMM_REQUIRE_EXT", "1")
         yield request.param
+
+
+@pytest.fixture
+def threads():
+    """Several threads, also where the processes of the tests are given one each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ KERNELS = ROOT / "cpp_ext" / "cuda"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # nvcc reads memory through pointers of any type, and knows #pragma unroll
 PERMISSIVE = ("-fno-strict-aliasing", "-Wno-unknown-pragmas")
-FLAGS = ("-std=c++17", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", *PERMISSIVE, *SANITIZERS)
+FLAGS = ("-std=c++17", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", *PERMISSIVE, *SANITIZERS)
 GARBAGE = 0xA5
 
 

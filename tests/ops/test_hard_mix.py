@@ -3,11 +3,12 @@ import torch
 from hypothesis import given
 from torch.autograd import gradcheck, gradgradcheck
 
-from pmm.ops import hard_mix
+from pmm.ops import hard_mix, hard_mix_select
 from pmm.ops.block_ranking import block_ranks, block_scores
 from pmm.ops.hard_mix import _reference
 from tests.conftest import examples
-from tests.ops.problems import DTYPES, INF, LAYOUTS, NAN, moved, problems
+from tests.ops.conftest import ONE_PLACE
+from tests.ops.problems import DTYPES, INF, LAYOUTS, NAN, ONE_DTYPE, OPCHECKS, moved, problems
 from tests.ops.reference import adjoint_by_hand, mixed_by_hand, ranks_by_hand, replaced_by_hand, scores_by_hand
 
 
@@ -43,6 +44,13 @@ def test_scores_have_the_bits_of_the_sequential_sum(problem):
     torch.testing.assert_close(block_scores(cam, block), scores_by_hand(cam, block), rtol=0, atol=0, equal_nan=True)
 
 
+def test_the_cells_of_a_block_are_added_row_major(device):
+    """In any other order, the first block would have a score of 1."""
+    cam = torch.tensor([[[1e8, 1.0, 0.5, 0.0], [-1e8, 0.0, 0.0, 0.0]]])
+    _, replaced = hard_mix(*moved((torch.zeros(1, 1, 2, 4), cam, torch.tensor([0])), device), (2, 2), 1)
+    assert replaced[0].tolist() == [[False, False, True, True]] * 2
+
+
 def test_ranks_put_ties_in_order_nan_last_and_inf_first():
     scores = torch.tensor([[1.0, float("nan"), float("inf"), 1.0, float("-inf"), 0.0, -0.0]])
     assert block_ranks(scores).tolist() == [[1, 5, 0, 2, 6, 3, 4]]
@@ -68,6 +76,7 @@ def test_paper_setting_replaces_three_of_thirty_two_blocks(device):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
 def test_bit_equal_to_the_reference_in_the_paper_setting(device, dtype, layout):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(12, 40, 24, 8, generator=generator).to(dtype).contiguous(memory_format=layout)
@@ -150,6 +159,20 @@ def test_sums_are_rounded_as_torch_rounds_them(device, dtype):
     torch.testing.assert_close(dx[0].cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_each_value_of_two_bytes_is_read_right(device, dtype, layout):
+    """Beside nothing, and beside another one."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    others = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))]
+    replaced = torch.tensor([False, True])[:, None, None].expand(2, 16, 16)
+    for second in (torch.zeros_like(values), others):
+        dy = torch.stack([values, second]).view(dtype).view(2, 256, 16, 16).contiguous(memory_format=layout)
+        dx = torch.ops.pmm.hard_mix_adjoint(*moved((dy, replaced, torch.tensor([0, 0])), device))
+        expected = (dy[0].float() + dy[1].float()).to(dtype)
+        torch.testing.assert_close(dx[0].cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)])
 def test_empty_batches_and_channels(device, shape):
     n, _, h, w = shape
@@ -162,29 +185,43 @@ def test_empty_batches_and_channels(device, shape):
     assert x.grad.shape == shape
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_gradcheck_and_gradgradcheck(device, channels_last):
-    x = torch.randn(4, 2, 3, 3, dtype=torch.float64, device=device)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    x.requires_grad_()
-    cam, partner = torch.rand(4, 3, 3, device=device), torch.tensor([1, 1, 1, 0], device=device)
+@pytest.mark.parametrize("shape", [(3, 2, 3, 2), pytest.param((4, 2, 3, 3), marks=pytest.mark.full)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
+def test_gradcheck_and_gradgradcheck(device, layout, shape):
+    n, _, h, w = shape
+    x = torch.randn(shape, dtype=torch.float64, device=device).contiguous(memory_format=layout).requires_grad_()
+    cam, partner = torch.rand(n, h, w, device=device), torch.tensor([*[1] * (n - 1), 0], device=device)
+
+    replaced = hard_mix(x, cam, partner, (2, 2), 1)[1]
 
     def mix(value):
-        return hard_mix(value, cam, partner, (2, 2), 2)[0]
+        return hard_mix(value, cam, partner, (2, 2), 1)[0]
 
     assert gradcheck(mix, x)
     assert gradgradcheck(mix, x)
+    assert gradcheck(lambda value: hard_mix_select(value, replaced, partner), x)
+
+
+def opcheck(device, dtype, utils):
+    x = torch.randn(3, 2, 5, 4, device=device).to(dtype).requires_grad_()
+    cam, partner = torch.rand(3, 5, 4, device=device), torch.tensor([1, 2, 0], device=device)
+    torch.library.opcheck(torch.ops.pmm.hard_mix.default, (x, cam, partner, [2, 2], 2, "skip"), test_utils=utils)
+    replaced = torch.rand(3, 5, 4, device=device) > 0.5
+    torch.library.opcheck(torch.ops.pmm.hard_mix_select.default, (x, replaced, partner), test_utils=utils)
+    torch.library.opcheck(torch.ops.pmm.hard_mix_adjoint.default, (x, replaced, partner), test_utils=utils)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(device, dtype):
-    x = torch.randn(3, 2, 5, 4, device=device).to(dtype).requires_grad_()
-    cam, partner = torch.rand(3, 5, 4, device=device), torch.tensor([1, 2, 0], device=device)
-    torch.library.opcheck(torch.ops.pmm.hard_mix.default, (x, cam, partner, [2, 2], 2, "skip"))
-    replaced = torch.rand(3, 5, 4, device=device) > 0.5
-    torch.library.opcheck(torch.ops.pmm.hard_mix_select.default, (x, replaced, partner))
-    torch.library.opcheck(torch.ops.pmm.hard_mix_adjoint.default, (x, replaced, partner))
+    opcheck(device, dtype, OPCHECKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ONE_DTYPE)
+@pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
+def test_opcheck_of_the_traced_op(device, dtype):
+    opcheck(device, dtype, "test_aot_dispatch_dynamic")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -8,7 +8,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from pmm.ops import hard_mix, hard_mix_max_pool
 from pmm.ops.hard_mix_max_pool import _reference, _unpool_reference
 from tests.conftest import examples
-from tests.ops.problems import DTYPES, INF, LAYOUTS, NAN, moved, problems
+from tests.ops.conftest import ONE_PLACE
+from tests.ops.problems import DTYPES, INF, LAYOUTS, NAN, ONE_DTYPE, OPCHECKS, moved, problems
 
 
 def composed(x, cam, partner, block, k, on_empty):
@@ -45,6 +46,7 @@ def awkward_maps(draw):
 
 
 @examples(120)
+@pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
 @given(awkward_maps())
 def test_ties_zeros_and_nan_as_in_torchs_max_pool(device, maps):
     x, replaced, partner = maps
@@ -65,6 +67,7 @@ def test_ties_zeros_and_nan_as_in_torchs_max_pool(device, maps):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("cells", [(180, 190), (1, 70_000)])
+@pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
 def test_planes_of_more_cells_than_a_short_integer_counts(device, cells, layout):
     x = torch.randn(2, 3, *cells).to(torch.bfloat16).contiguous(memory_format=layout)
     x[0, 0, -1, -1] = 9.0
@@ -88,6 +91,17 @@ def test_ties_go_to_the_first_cell_and_nan_wins(device):
     assert hard_mix_max_pool(y, cam, partner, (1, 1), 0)[0].isnan().all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_zeros_are_equal_and_the_first_is_taken(device, dtype, layout):
+    zeros = torch.tensor([[-0.0] * 40 + [0.0] * 40, [0.0] * 40 + [-0.0] * 40], dtype=dtype)
+    x = zeros.view(1, 2, 10, 8).contiguous(memory_format=layout)
+    arguments = moved((x, torch.zeros(1, 10, 8), torch.tensor([0])), device)
+    pooled, _, cell = torch.ops.pmm.hard_mix_max_pool(*arguments, [1, 1], 0, "skip")
+    assert cell.tolist() == [[0, 0]]
+    assert pooled.signbit().tolist() == [[True, False]]
+
+
 def test_two_samples_that_take_from_one_cell_add_up(device):
     x = torch.zeros(3, 1, 1, 2, requires_grad=True, device=device)
     with torch.no_grad():
@@ -100,8 +114,24 @@ def test_two_samples_that_take_from_one_cell_add_up(device):
     assert not x.grad[1:].any()
 
 
-def test_backward_is_bit_equal_at_full_size_when_all_take_from_one_sample(device, place):
-    n, c = (128, 512) if place != "emulated" else (16, 64)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_gradients_at_one_cell_are_rounded_once(device, dtype):
+    """1 + 8 * 2^-12 is 1 if every step is rounded to half, and more if the sum is."""
+    dy = torch.full((9, 1), 2.0**-12 if dtype == torch.float16 else 2.0**-9)
+    dy[0] = 1
+    replaced = torch.ones(9, 1, 1, dtype=torch.bool)
+    replaced[0] = False
+    nowhere = torch.zeros(9, dtype=torch.int64)
+    dx = torch.ops.pmm.hard_mix_unpool(
+        *moved((dy.to(dtype), nowhere[:, None], replaced), device), nowhere.to(device), False
+    )
+    assert dx.flatten().tolist() == [1 + 8 * dy[1].item()] + [0] * 8
+
+
+@pytest.mark.parametrize(("n", "c"), [(16, 64), pytest.param(128, 512, marks=pytest.mark.full)])
+def test_backward_is_bit_equal_on_many_threads_when_all_take_from_one_sample(device, place, threads, n, c):
+    if place == "emulated" and n > 16:
+        pytest.skip("its threads run one after another: minutes")
     x = torch.randn(n, c, 24, 8, device=device)
     cam, partner = torch.rand(n, 24, 8, device=device), torch.zeros(n, dtype=torch.int64, device=device)
     x.requires_grad_()
@@ -111,31 +141,42 @@ def test_backward_is_bit_equal_at_full_size_when_all_take_from_one_sample(device
     assert all(torch.equal(first, other) for other in others)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_gradcheck_and_gradgradcheck(device, channels_last):
-    x = torch.randn(4, 2, 3, 3, dtype=torch.float64, device=device)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    x.requires_grad_()
-    cam, partner = torch.rand(4, 3, 3, device=device), torch.tensor([1, 1, 1, 0], device=device)
+@pytest.mark.parametrize("shape", [(3, 2, 3, 2), pytest.param((4, 2, 3, 3), marks=pytest.mark.full)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
+def test_gradcheck_and_gradgradcheck(device, layout, shape):
+    n, _, h, w = shape
+    x = torch.randn(shape, dtype=torch.float64, device=device).contiguous(memory_format=layout).requires_grad_()
+    cam, partner = torch.rand(n, h, w, device=device), torch.tensor([*[1] * (n - 1), 0], device=device)
 
     def pool(value):
-        return hard_mix_max_pool(value, cam, partner, (2, 2), 2)[0]
+        return hard_mix_max_pool(value, cam, partner, (2, 2), 1)[0]
 
     assert gradcheck(pool, x)
     assert gradgradcheck(pool, x)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_opcheck(device, dtype):
+def opcheck(device, dtype, utils):
     x = torch.randn(3, 2, 5, 4, device=device).to(dtype).requires_grad_()
     cam, partner = torch.rand(3, 5, 4, device=device), torch.tensor([1, 2, 0], device=device)
     ops = torch.ops.pmm
-    torch.library.opcheck(ops.hard_mix_max_pool.default, (x, cam, partner, [2, 2], 2, "skip"))
+    torch.library.opcheck(ops.hard_mix_max_pool.default, (x, cam, partner, [2, 2], 2, "skip"), test_utils=utils)
     _, replaced, cell = ops.hard_mix_max_pool(x.detach(), cam, partner, [2, 2], 2, "skip")
     dy = torch.randn(3, 2, device=device).to(dtype).requires_grad_()
-    torch.library.opcheck(ops.hard_mix_unpool.default, (dy, cell, replaced, partner, False))
-    torch.library.opcheck(ops.hard_mix_gather.default, (x, cell, replaced, partner))
+    torch.library.opcheck(ops.hard_mix_unpool.default, (dy, cell, replaced, partner, False), test_utils=utils)
+    torch.library.opcheck(ops.hard_mix_gather.default, (x, cell, replaced, partner), test_utils=utils)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck(device, dtype):
+    opcheck(device, dtype, OPCHECKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ONE_DTYPE)
+@pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
+def test_opcheck_of_the_traced_op(device, dtype):
+    opcheck(device, dtype, "test_aot_dispatch_dynamic")
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)])
@@ -149,6 +190,7 @@ def test_empty_batches_and_channels(device, shape):
     assert x.grad.shape == shape
 
 
+@pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
 def test_compiles_whole(device):
     x = torch.randn(3, 2, 4, 4, requires_grad=True, device=device)
     cam, partner = torch.rand(3, 4, 4, device=device), torch.tensor([1, 2, 0], device=device)

@@ -1,10 +1,13 @@
 """Where the maps lie in memory: strided, shifted, with dimensions of size 1; and blocks larger than the map."""
 
+import os
+
 import pytest
 import torch
 
 from pmm.ops import hard_mix, hard_mix_max_pool, mixed_cam
-from tests.ops.problems import DTYPES, LAYOUTS
+from pmm.ops.mixed_cam import cam as cam_of
+from tests.ops.problems import DTYPES, LAYOUTS, digest_of_sums
 from tests.ops.reference import adjoint_by_hand, mixed_by_hand, replaced_by_hand
 
 
@@ -15,6 +18,11 @@ def test_strided_input(device):
     assert torch.equal(replaced.cpu(), replaced_by_hand(cam.cpu(), (2, 2), 1, "skip"))
     assert torch.equal(mixed.cpu(), mixed_by_hand(x.cpu(), replaced.cpu(), partner.cpu()))
     assert mixed.is_contiguous()
+    pooled, _ = hard_mix_max_pool(x, cam, partner, (2, 2), 1)
+    assert torch.equal(pooled, mixed.amax((2, 3)))
+    weights = torch.rand(2, 6, device=device)[:, ::2]
+    of_the_mixed = cam_of(mixed, weights.contiguous())
+    torch.testing.assert_close(mixed_cam(x, partner, replaced, weights), of_the_mixed)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -60,6 +68,17 @@ def test_a_dimension_of_size_one_may_have_any_stride(device, make):
     )
 
 
+def test_sums_have_the_same_bits_on_any_number_of_threads(device, place, threads):
+    """And in every build: PMM_TEST_BITS are those of another one."""
+    if place == "reference":
+        pytest.skip("torch's own sums promise nothing")
+    digests = {os.environ["PMM_TEST_BITS"]} if "PMM_TEST_BITS" in os.environ else set()
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        digests.add(digest_of_sums(device))
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize("block", [(2**63 - 1, 2), (3, 2**62), (2**40, 2**40)])
 def test_a_block_larger_than_the_map_is_as_large_as_the_map(device, block):
     x, partner = torch.randn(2, 3, 4, 4, device=device), torch.tensor([1, 0], device=device)
@@ -72,10 +91,16 @@ def test_a_block_larger_than_the_map_is_as_large_as_the_map(device, block):
             assert torch.equal(found, expected)
 
 
+def gathered(x, cam, partner):
+    _, replaced, cell = torch.ops.pmm.hard_mix_max_pool(x.detach(), cam, partner, [3, 2], 3, "skip")
+    return torch.ops.pmm.hard_mix_gather(x, cell, replaced, partner), replaced
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("mix", [hard_mix, hard_mix_max_pool])
+@pytest.mark.parametrize("mix", [hard_mix, hard_mix_max_pool, gathered])
 def test_the_gradient_has_the_layout_of_the_map_also_that_of_a_sum(device, mix, layout):
     x = torch.randn(3, 4, 6, 4, device=device).contiguous(memory_format=layout).requires_grad_()
     partner = torch.tensor([1, 2, 0], device=device)
-    mix(x, torch.rand(3, 6, 4, device=device), partner)[0].sum().backward()
-    assert x.grad.stride() == x.stride()
+    mixed = mix(x, torch.rand(3, 6, 4, device=device), partner)[0]
+    (dx,) = torch.autograd.grad(mixed.sum(), x)  # not x.grad, to which torch gives this layout itself
+    assert dx.stride() == x.stride()

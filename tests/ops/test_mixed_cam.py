@@ -3,7 +3,8 @@ import torch
 
 from pmm.ops import mixed_cam
 from pmm.ops.mixed_cam import cam
-from tests.ops.problems import DTYPES, LAYOUTS
+from tests.ops.conftest import ONE_PLACE
+from tests.ops.problems import DTYPES, LAYOUTS, ONE_DTYPE, OPCHECKS
 
 
 def problem(device, dtype=torch.float32, shape=(4, 6, 5, 3), layout=torch.contiguous_format):
@@ -48,6 +49,24 @@ def test_long_sums_and_odd_shapes(device, shape, layout):
     assert ((found - expected(*arguments)).abs() <= 3e-6 * scale).all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_long_sum_of_positive_terms_is_exact_to_a_few_bits(device, layout):
+    """One term after another would be three times as far off."""
+    x, partner, replaced, weights = problem(device, torch.float32, (2, 8192, 4, 4), layout)
+    arguments = x.abs(), partner, replaced, weights.abs()
+    torch.testing.assert_close(mixed_cam(*arguments).double(), expected(*arguments), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("place_in_map", [0, 255, 256, 700, 1199])
+def test_one_cell_of_many_is_taken_from_the_partner(device, layout, place_in_map):
+    x, partner, replaced, weights = problem(device, torch.float32, (2, 3, 40, 30), layout)
+    replaced[:] = False
+    replaced.flatten(1)[1, place_in_map] = True
+    found = mixed_cam(x, partner, replaced, weights)
+    torch.testing.assert_close(found.double(), expected(x, partner, replaced, weights), rtol=1e-5, atol=1e-5)
+
+
 def test_nan_stays_and_cells_not_taken_leak_nothing(device):
     x = torch.zeros(2, 3, 1, 2, device=device)
     x[1, 0, 0, 0] = float("nan")
@@ -66,16 +85,29 @@ def test_empty(device, shape):
 def test_carries_no_gradient_and_half_precision_does_not_overflow(device):
     x, partner, replaced, weights = problem(device)
     assert not mixed_cam(x.requires_grad_(), partner, replaced, weights.requires_grad_()).requires_grad
+    assert not cam(x, weights).requires_grad
     huge = torch.full((1, 4, 2, 2), 6e4, dtype=torch.float16, device=device)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         found = cam(huge, torch.ones(1, 4, device=device))
     assert found.flatten().tolist() == [huge[0, 0, 0, 0].item() * 4] * 4
 
 
-def test_opcheck(device):
-    x, partner, replaced, weights = problem(device)
-    torch.library.opcheck(torch.ops.pmm.mixed_cam.default, (x, partner, replaced, weights))
-    torch.library.opcheck(torch.ops.pmm.cam.default, (x, weights))
+def opcheck(device, dtype, utils):
+    x, partner, replaced, weights = problem(device, dtype)
+    torch.library.opcheck(torch.ops.pmm.mixed_cam.default, (x, partner, replaced, weights), test_utils=utils)
+    torch.library.opcheck(torch.ops.pmm.cam.default, (x, weights), test_utils=utils)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck(device, dtype):
+    opcheck(device, dtype, OPCHECKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ONE_DTYPE)
+@pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
+def test_opcheck_of_the_traced_op(device, dtype):
+    opcheck(device, dtype, "test_aot_dispatch_dynamic")
 
 
 @pytest.mark.parametrize(
