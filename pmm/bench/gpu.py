@@ -27,7 +27,7 @@ SOURCES = ("bench", "cpp_ext", "export", "pmm", "tests")
 SUFFIXES = (".py", ".j2", ".h", ".cpp", ".cu")
 
 # What reaches every kernel without hundreds of drawn examples: under the sanitizer each call is slow.
-SANITIZED = "memory_that_starts_anywhere or long_sums or planes_of_more_cells or at_full_size"
+SANITIZED = "memory_that_starts_anywhere or long_sums or planes_of_more_cells or on_many_threads"
 REQUIRED = {"PMM_REQUIRE_EXT": "1", "PMM_FAST": "0"}
 KERNELS = str(LIBRARY.relative_to(ROOT))
 TRAINING = ("torch", "torchvision", "numpy", "PIL", "simplejpeg", "tyro", "tqdm")
