@@ -17,6 +17,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch has no CUDA"),
 ]
 OPS = ("rank_blocks", "select", "adjoint", "max_pool", "unpool", "mixed_cam")
+# a warning is an error, and so is a register that is spilled to memory; test_device_code.py: on other GPUs, too
+STRICT = "-Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror -Xptxas --warn-on-spills,--warning-as-error"
+QUICK = "-O0 -DPMM_CLONES="  # the C++ sources, which are built as users have them before any test runs
 REGISTERED = """
 import json, sys, torch
 torch.ops.load_library(sys.argv[1])
@@ -27,8 +30,9 @@ print(json.dumps({op: [key for key in ("CPU", "CUDA") if has(f"pmm_kernels::{op}
 
 def test_the_library_with_cuda_loads_and_has_every_kernel(tmp_path, monkeypatch):
     folders = ("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp")
+    env = {"PMM_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0", "NVCC_APPEND_FLAGS": STRICT, "CXXFLAGS": QUICK}
     began = time.monotonic()
-    done = run_python(ROOT / "setup.py", "build_ext", *folders, PMM_BUILD_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
+    done = run_python(ROOT / "setup.py", "build_ext", *folders, **env)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 240
     library = tmp_path / "lib/pmm/_C.so"
