@@ -171,8 +171,9 @@ def settle_threads(environment: MutableMapping[str, str] = os.environ) -> None:
 
 SPINS = "20000"
 """Looks for the next piece of work before a thread of OpenMP sleeps. libgomp's own number, 300,000, is milliseconds, in
-which the processes beside us do not get the core. How long a look takes, and a thread to wake, depends on the processor:
-1,000 cost nothing on one and half as much time again on another, where 20,000 cost 4 % and saved 39 % beside others."""
+which the processes beside us do not get the core. How long a look takes, and a thread to wake, depends on the
+processor: 1,000 cost nothing on one, and made a quiet step half as slow again on another, where 20,000 cost 4 % and
+saved 39 % beside others."""
 
 
 def _own_cores() -> set[int]:
