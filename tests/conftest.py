@@ -33,8 +33,9 @@ for tier, count in (("test", 25), ("slow", 100), ("full", 1000)):
 settings.load_profile("test")
 
 LONGEST = (
-    "test_demo.py", "test_readme.py", "test_paper.py", "test_aoti.py", "test_methods.py", "test_precisions.py",
-    "test_train.py", "test_harness.py", "test_faults.py", "test_eager_graph.py", "test_whole.py",
+    "slow/test_demo.py", "test_readme.py", "slow/test_paper.py", "export/test_aoti.py", "models/test_methods.py",
+    "export/test_precisions.py", "export/test_whole.py", "test_train.py", "bench/test_harness.py",
+    "bench/test_faults.py", "runtime/test_eager_graph.py", "test_foreign.py", "export/test_int8.py",
 )  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from pmm.machine import nvidia_gpus
 
     first = {name: place for place, name in enumerate(LONGEST)}  # so that two processes end at about one time
-    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+    items.sort(key=lambda item: first.get(item.path.relative_to(ROOT / "tests").as_posix(), len(first)))
     if not nvidia_gpus():
         for item in items:
             if item.get_closest_marker("gpu"):
