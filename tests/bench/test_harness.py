@@ -83,7 +83,10 @@ def test_report_json_has_what_others_rely_on(bench_run, trained):
             assert batch["p50_ms"] in batch["samples_ms"]
             assert batch["images_per_s"] > 0
             assert batch["p90_ms"] is None  # a short run has too few samples for it
-            assert 10 <= len(batch["samples_ms"]) < 20  # whole blocks, of 10 or, where a call is slow, of fewer
+            blocks, rest = divmod(len(batch["samples_ms"]), batch["block"])  # of 10 or, where a call is slow, of fewer
+            assert blocks >= 1
+            assert rest == 0
+            assert len(batch["samples_ms"]) < 20
             assert 0 < batch["decode_ms"] < batch["end_to_end_ms"]
             assert batch["device_ms"] is None
     logs = {path.stem for path in (out / "logs").iterdir()}
