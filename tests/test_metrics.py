@@ -96,6 +96,14 @@ def test_a_worked_example():
     )
 
 
+@pytest.mark.parametrize(("rank", "expected"), [(49, 1 / 49), (50, 1 / 50), (51, 0.0)])
+def test_the_fiftieth_rank_is_the_last_that_counts(rank, expected):
+    pids = np.where(np.arange(60) == rank - 1, 7, 1)
+    labels = ([7], pids, [0], np.ones(60, int))
+    found = evaluate_ranking([[0.0]], np.arange(1.0, 61.0)[:, None], *labels, ap="truncated50")
+    assert found.mAP == pytest.approx(expected, abs=1e-12)
+
+
 def test_ties_go_to_the_lower_gallery_index():
     same = np.zeros((3, 2))
     assert evaluate_ranking(same[:1], same, [1], [2, 1, 2], [0], [1, 1, 1]).first_rank.tolist() == [2]

@@ -55,6 +55,13 @@ def whole(found):
     return found.exact(queries, items).reshape(found.shape)
 
 
+@pytest.mark.parametrize("k1", [4, 5, 6, 7, 9])
+def test_half_of_the_neighbours_is_rounded_to_even_as_published(k1):
+    query, gallery, *_ = problem(dtype=np.float64)
+    found = reranked(query, gallery, parameters=Reranking(k1=k1, k2=2, weight=0.3))
+    np.testing.assert_allclose(whole(found), by_hand(query, gallery, k1, 2, 0.3), atol=1e-9)
+
+
 @examples(40)
 @given(
     seed=st.integers(0, 2**31),
