@@ -76,11 +76,18 @@ def test_an_engine_is_built_inspected_judged_and_run(machine, shared, gate, tmp_
     assert numeric_parity(gate.expected, found).min_cosine == pytest.approx(artifact.manifest.parity["min_cosine"])
 
 
+LIES = [("fp32", "fp16"), ("fp32", "tf32"), ("fp16", "fp32"), ("bf16", "fp16"), ("int8", "fp32"), ("int8", "fp16")]
+
+
 @pytest.mark.parametrize(
-    ("asked", "lies"),
-    [("fp32", "fp16"), ("fp32", "tf32"), ("fp16", "fp32"), ("bf16", "fp16"), ("int8", "fp32"), ("int8", "fp16")],
+    ("asked", "lies", "inspector"),
+    [
+        # each precision and each way to tell; in test-slow, each with each
+        pytest.param(*lie, inspector, marks=[] if (at % 2 == 0) == (inspector == "whole") else pytest.mark.slow)
+        for at, lie in enumerate(LIES)
+        for inspector in ("whole", "kernels")
+    ],
 )
-@pytest.mark.parametrize("inspector", ["whole", "kernels"])
 def test_an_engine_whose_inspector_says_another_precision_is_refused(
     machine, shared, gate, tmp_path, asked, lies, inspector
 ):

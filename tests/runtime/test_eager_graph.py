@@ -72,7 +72,9 @@ def test_eager_in_every_precision(graph, crops, expected, precision):
 
 
 # which torch would otherwise find out by itself, from the second size that it sees
-@pytest.mark.parametrize("network", ["small", pytest.param("whole", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "network", [pytest.param("small", marks=pytest.mark.full), pytest.param("whole", marks=pytest.mark.slow)]
+)
 @torch._dynamo.config.patch(automatic_dynamic_shapes=False)
 def test_compiled_with_few_compilations_for_all_sizes(graph, crops, expected, network):
     pair = graph()
