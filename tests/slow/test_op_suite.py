@@ -16,6 +16,7 @@ from tests.ops.problems import digest_of_sums
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 TESTS = [f"tests/ops/test_{op}.py" for op in ("arguments", "hard_mix", "hard_mix_max_pool", "layouts", "mixed_cam")]
+MORE_EXAMPLES = ("--hypothesis-profile", "slow")
 OLD_PROCESSOR = "-DPMM_CLONES="  # as on one that has none of the newer instruction sets
 
 
@@ -51,7 +52,8 @@ def test_the_cpu_kernels_and_that_an_old_processor_gives_the_same_bits(tmp_path)
 @needs_compiler
 @pytest.mark.full
 def test_the_cpu_kernels_as_they_are_shipped(tmp_path):
-    assert_pass(PMM_TEST_LIBRARY=library(tmp_path, *SANITIZERS, "-g", "-fno-omit-frame-pointer"))
+    watched = library(tmp_path, *SANITIZERS, "-g", "-fno-omit-frame-pointer")
+    assert_pass(*MORE_EXAMPLES, PMM_TEST_LIBRARY=watched)
 
 
 @needs_compiler
@@ -59,13 +61,13 @@ def test_the_cpu_kernels_as_they_are_shipped(tmp_path):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_on_an_old_processor(tmp_path, threads):
     plain = library(tmp_path, OLD_PROCESSOR)
-    assert_pass(run=run_python, PMM_TEST_LIBRARY=plain, OMP_NUM_THREADS=str(threads))
+    assert_pass(*MORE_EXAMPLES, run=run_python, PMM_TEST_LIBRARY=plain, OMP_NUM_THREADS=str(threads))
 
 
 @needs_compiler
 @pytest.mark.full
 def test_the_cuda_kernels_executed_on_the_cpu(tmp_path):
-    assert_pass(PMM_TEST_KERNELS=str(build(tmp_path)))
+    assert_pass(*MORE_EXAMPLES, PMM_TEST_KERNELS=str(build(tmp_path)))
 
 
 COMPILERS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)]

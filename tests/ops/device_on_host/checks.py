@@ -137,7 +137,8 @@ def test_rank_blocks(shape, block, dtype):
     _, h, w = shape
     blocks = -(-h // block[0]) * -(-w // block[1])
     values = torch.tensor([0.0, 0.0, 0.25, 0.5, 1.0, -1.0, float("nan"), float("inf"), float("-inf")], dtype=dtype)
-    cams = [torch.randn(shape, dtype=dtype).relu(), torch.randn(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)]
+    cams = [torch.randn(shape, dtype=dtype).relu(), torch.zeros(shape, dtype=dtype)]
+    cams += [torch.randn(shape, dtype=dtype) * 1e-9]  # nothing of which is left beside 1
     cams += [values[torch.randint(high, shape)] for high in (3, 5, 9)]
     for cam in cams:
         for k in {0, min(3, blocks), blocks // 2, blocks}:
@@ -145,6 +146,13 @@ def test_rank_blocks(shape, block, dtype):
                 replaced = torch.empty(shape, dtype=torch.bool)
                 run(KERNELS.rank_blocks, cam, *block, k, skip_empty, into=replaced)
                 assert torch.equal(replaced, replaced_cells(cam, block, k, "skip" if skip_empty else "first"))
+
+
+def test_rank_blocks_adds_the_cells_row_major():
+    """In any other order, the first block would have a score of 1."""
+    cam, replaced = torch.tensor([[[1e8, 1.0, 0.5, 0.0], [-1e8, 0.0, 0.0, 0.0]]]), torch.empty(1, 2, 4, dtype=torch.bool)
+    run(KERNELS.rank_blocks, cam, 2, 2, 1, True, into=replaced)
+    assert replaced[0].tolist() == [[False, False, True, True]] * 2
 
 
 @MAPS
@@ -164,6 +172,22 @@ def test_adjoint_rounds_once(dtype, channels_last, aligned, partners, shape):
     dx = placed(torch.zeros_like(dy), channels_last, aligned)
     run(KERNELS.adjoint, dy, replaced, partner, into=dx)
     same(dx, adjoint_by_hand(dy, replaced, partner))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shifted", ["given", "cells", "result"])
+def test_vectors_need_each_address_to_be_aligned(shifted, channels_last):
+    given, replaced, partner = problem((3, 16, 4, 4), torch.float32, channels_last, shifted != "given", "next")
+    result = placed(torch.zeros_like(given), channels_last, shifted != "result")
+    replaced = placed(replaced[:, None], False, shifted != "cells")[:, 0]
+    run(KERNELS.select, given, replaced, partner, into=result)
+    same(result, mixed_by_hand(given, replaced, partner))
+    run(KERNELS.adjoint, given, replaced, partner, into=result)
+    same(result, adjoint_by_hand(given, replaced, partner))
+    weights, cam = torch.rand(1 + 3 * 16)[1:].view(3, 16), torch.empty(replaced.shape)
+    run(KERNELS.mixed_cam, given, replaced, partner, weights, into=cam)
+    expected = terms(given, replaced, partner, weights).sum(1).relu()
+    torch.testing.assert_close(cam.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
