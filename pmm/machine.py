@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
 import sys
 from collections.abc import MutableMapping
 from functools import cache
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pmm.cgroup import cpu_quota
+from pmm.errors import Unavailable, UserError
 
 
 class Gpu(NamedTuple):
@@ -37,6 +39,28 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
             capability = ".".join(str(_attribute(cuda, which, device)) for which in _CAPABILITY)
             found.append(Gpu(name.value.decode(), capability))
     return tuple(found)
+
+
+def cuda_index(device: str) -> int | None:
+    """Which GPU "cuda" (the first) or "cuda:N" names, counted as CUDA_VISIBLE_DEVICES leaves them visible; None for
+    "auto" and "cpu". Raises UserError for any other word."""
+    if device in ("auto", "cpu"):
+        return None
+    found = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", device)
+    if not found:
+        raise UserError(f"unknown device '{device}'; known: auto, cpu, cuda, cuda:N (N: 0 for the first GPU)")
+    return int(found[1] or 0)
+
+
+def gpu_at(index: int) -> Gpu:
+    """The GPU of that index. Raises Unavailable saying which are there if it is not."""
+    gpus = nvidia_gpus()
+    if index < len(gpus):
+        return gpus[index]
+    if not gpus:
+        raise Unavailable("no NVIDIA GPU is visible; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES")
+    names = ", ".join(f"{place} {gpu.name}" for place, gpu in enumerate(gpus))
+    raise Unavailable(f"no GPU {index} here: {len(gpus)} visible ({names}); see CUDA_VISIBLE_DEVICES")
 
 
 @cache

@@ -1,6 +1,7 @@
 import pytest
 
 from pmm import machine
+from pmm.errors import Unavailable, UserError
 from tests.conftest import run_python
 
 
@@ -87,3 +88,28 @@ def test_a_command_says_it_before_torch_is_loaded(monkeypatch):
     )
     assert run_python("-c", script).stdout.split()[0] == machine.SPINS
     assert run_python("-c", script, GOMP_SPINCOUNT="5", OMP_NUM_THREADS="3").stdout.split() == ["5", "3"]
+
+
+@pytest.mark.parametrize(
+    ("device", "index"), [("auto", None), ("cpu", None), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("cuda:12", 12)]
+)
+def test_which_gpu_a_device_names(device, index):
+    assert machine.cuda_index(device) == index
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1 ", "cuda:1.0", "cuda:²", "cpu:0"])
+def test_a_word_that_names_no_device(device):
+    with pytest.raises(UserError, match=r"auto, cpu, cuda, cuda:N") as error:
+        machine.cuda_index(device)
+    assert f"'{device}'" in str(error.value)
+
+
+def test_the_gpu_of_an_index_or_which_there_are(monkeypatch):
+    two = (machine.Gpu("NVIDIA T4", "7.5"), machine.Gpu("NVIDIA L4", "8.9"))
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: two)
+    assert [machine.gpu_at(0), machine.gpu_at(1)] == list(two)
+    with pytest.raises(Unavailable, match=r"no GPU 2 .*2 visible \(0 NVIDIA T4, 1 NVIDIA L4\)"):
+        machine.gpu_at(2)
+    monkeypatch.setattr(machine, "nvidia_gpus", tuple)
+    with pytest.raises(Unavailable, match="no NVIDIA GPU is visible"):
+        machine.gpu_at(0)
