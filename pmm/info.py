@@ -195,6 +195,8 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        yield from _flat({str(at): item for at, item in enumerate(value, 1)}, prefix)
     elif isinstance(value, list | dict):
         yield prefix, ", ".join(map(str, value)) or "none"
     else:

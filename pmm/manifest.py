@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class EmbeddingContract:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchProfile:
-    """The batch sizes an engine is built for. Raises UserError unless 1 <= least <= best <= most."""
+    """The batches that an optimisation profile is for. Raises UserError unless 1 <= least <= best <= most."""
 
     least: int = 1
     best: int = 8
@@ -89,10 +90,59 @@ class BatchProfile:
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.best <= self.most <= MOST_IMAGES:
-            raise UserError(
-                f"batch profile {self.least} {self.best} {self.most}: expected 1 <= least <= best <= most "
-                f"(<= {MOST_IMAGES}), as 1 8 64"
-            )
+            raise UserError(f"batch profile {self}: expected 1 <= least <= best <= most (<= {MOST_IMAGES}), as 1 8 64")
+
+    def __str__(self) -> str:
+        return f"{self.least} {self.best} {self.most}"
+
+
+@dataclass(frozen=True)
+class BatchProfiles:
+    """The optimisation profiles of an engine, in order of size. Raises UserError for ones without an order."""
+
+    profiles: tuple[BatchProfile, ...] = (BatchProfile(),)
+
+    def __post_init__(self) -> None:
+        if not self.profiles:
+            raise UserError("an engine needs a batch profile, as 1 8 64")
+        for before, after in zip(self.profiles, self.profiles[1:], strict=False):
+            if not (before.best < after.best and before.most <= after.most and before.least <= after.least):
+                raise UserError(
+                    f"batch profile {after} after {before}: expected each to be for larger batches than the one before "
+                    "(best grows, least and most do not shrink), as 1 1 1 and 1 8 64"
+                )
+
+    @property
+    def least(self) -> int:
+        """The smallest batch that any of them takes."""
+        return self.profiles[0].least
+
+    @property
+    def most(self) -> int:
+        """The largest batch that any of them takes."""
+        return self.profiles[-1].most
+
+    @property
+    def best(self) -> int:
+        """The batch that the one for the largest batches is optimised for."""
+        return self.profiles[-1].best
+
+    def runs_as(self, count: int) -> tuple[int, int]:
+        """The profile (its index) in which `count` images run, and the batch they run as: at least `count`, more only
+        where no profile takes so few. Of several profiles, the one whose best batch is nearest, as a ratio.
+
+        Raises ValueError for more images than `most`.
+        """
+        fitting = [(max(count, p.least), at) for at, p in enumerate(self.profiles) if count <= p.most]
+        if not fitting:
+            raise ValueError(f"{count} images; the largest profile takes {self.most}")
+        batch = min(fitting)[0]
+        return min((abs(math.log(self.profiles[at].best / batch)), at) for padded, at in fitting if padded == batch)[
+            1
+        ], batch
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.profiles))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +152,7 @@ class EngineContract:
     flavor: Literal["tensorrt", "rtx"]
     version: str
     """Of the builder; the runtime must be the same."""
-    batch: BatchProfile
+    batch: BatchProfiles
     onnx_sha256: str
     platform: str
     """Operating system and processor, as linux-x86_64."""

@@ -19,7 +19,7 @@ from pmm import environment, info, machine
 from pmm.export.onnx import export_onnx
 from pmm.files import sha256
 from pmm.kernels import build_version
-from pmm.manifest import BatchProfile, EngineContract, manifest_path, read_manifest
+from pmm.manifest import BatchProfile, BatchProfiles, EngineContract, manifest_path, read_manifest
 from tests.conftest import assert_one_line_error, run_here, run_python
 
 
@@ -145,9 +145,9 @@ def test_an_engine_is_described_by_its_manifest_and_never_loaded(artifact, tmp_p
     assert facts["kind"] == "engine"
     assert facts["ours"] == "no: no manifest beside it (model.plan.json)"
     contract = EngineContract(
-        flavor="rtx", version="1.7.1", batch=BatchProfile(most=16), onnx_sha256="0" * 64, platform="linux-x86_64",
-        gpu="", compute_capability="", hardware_compatible=True, driver="", flags=("tf32 off",),
-        precision_read_from="parsed network", key="k",
+        flavor="rtx", version="1.7.1", batch=BatchProfiles((BatchProfile(most=16),)), onnx_sha256="0" * 64,
+        platform="linux-x86_64", gpu="", compute_capability="", hardware_compatible=True, driver="",
+        flags=("tf32 off",), precision_read_from="parsed network", key="k",
     )  # fmt: skip
     manifest = read_manifest(artifact, sha256(artifact))
     assert manifest
@@ -156,7 +156,7 @@ def test_an_engine_is_described_by_its_manifest_and_never_loaded(artifact, tmp_p
     facts = ask(engine)["file"]
     assert facts["ours"] == "yes"
     assert facts["manifest"]["engine"]["version"] == "1.7.1"
-    assert values(run_here("-m", "pmm.info", engine).stdout)["manifest.engine.batch.most"] == "16"
+    assert values(run_here("-m", "pmm.info", engine).stdout)["manifest.engine.batch.profiles.1.most"] == "16"
     engine.write_bytes(b"another one")
     assert_one_line_error(run_here("-m", "pmm.info", engine), "the file was changed or replaced")
 

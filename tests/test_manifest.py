@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from pmm.data.crops import Preprocessing
 from pmm.errors import UserError
-from pmm.manifest import BatchProfile, EmbeddingContract, EngineContract, InputContract, Manifest
+from pmm.manifest import BatchProfile, BatchProfiles, EmbeddingContract, EngineContract, InputContract, Manifest
 
 ENGINE = EngineContract(
     flavor="tensorrt",
     version="11.4.0",
-    batch=BatchProfile(least=1, best=4, most=16),
+    batch=BatchProfiles((BatchProfile(least=1, best=4, most=16),)),
     onnx_sha256="0" * 64,
     platform="linux-x86_64",
     gpu="a GPU",
@@ -84,7 +84,7 @@ def test_any_value_anywhere_is_kept_as_it_is_or_refused(path, value):
         (lambda v: v.pop("macs"), "no field macs"),
         (lambda v: v.update(extra=1), "unknown field extra"),
         (lambda v: v["engine"].pop("gpu"), "no field engine.gpu"),
-        (lambda v: v["engine"].update(batch={"least": 1, "best": 9, "most": 8}), "batch profile 1 9 8"),
+        (lambda v: v["engine"]["batch"]["profiles"][0].update(best=9, most=8), "batch profile 1 9 8"),
         (lambda v: v["input"].update(layout="NCWH"), "input.layout is 'NCWH'"),
         (lambda v: v["embedding"].update(dim=True), "embedding.dim is 'True'; expected int"),
         (lambda v: v["preprocessing"].update(std=[1, 1]), "preprocessing.std"),
@@ -102,3 +102,32 @@ def test_the_field_that_is_wrong_is_named(change, said):
     with pytest.raises(UserError) as error:
         Manifest.from_json(json.dumps(values), "x")
     assert said in str(error.value)
+
+
+def profiles(*sizes):
+    return BatchProfiles(tuple(BatchProfile(least=a, best=b, most=c) for a, b, c in sizes))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "runs"),
+    [
+        ([(2, 3, 6)], {1: (0, 2), 2: (0, 2), 6: (0, 6)}),
+        ([(1, 1, 1), (1, 8, 16), (16, 64, 64)], {1: (0, 1), 2: (1, 2), 16: (1, 16), 17: (2, 17), 64: (2, 64)}),
+        ([(1, 1, 1), (8, 8, 8)], {1: (0, 1), 2: (1, 8), 8: (1, 8)}),
+        ([(1, 2, 32), (1, 32, 64)], {1: (0, 1), 7: (0, 7), 9: (1, 9), 33: (1, 33)}),
+    ],
+)
+def test_images_run_in_the_profile_that_is_nearest(sizes, runs):
+    batch = profiles(*sizes)
+    assert {count: batch.runs_as(count) for count in runs} == runs
+    assert (batch.least, batch.most) == (sizes[0][0], sizes[-1][2])
+    with pytest.raises(ValueError, match=str(batch.most)):
+        batch.runs_as(batch.most + 1)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[], [(1, 8, 64), (1, 8, 64)], [(1, 8, 64), (1, 1, 1)], [(2, 4, 8), (1, 8, 16)], [(1, 8, 64), (1, 9, 32)]]
+)
+def test_profiles_that_overlap_in_nonsense(sizes):
+    with pytest.raises(UserError, match="batch profile"):
+        profiles(*sizes)

@@ -24,7 +24,7 @@ from pmm.export.precision import Found
 from pmm.export.recipe import EngineOptions
 from pmm.files import output_file, write_file
 from pmm.machine import driver_version, nvidia_gpus
-from pmm.manifest import Artifact, EngineContract, Manifest, drafted, manifest_path
+from pmm.manifest import Artifact, BatchProfiles, EngineContract, Manifest, drafted, manifest_path
 from pmm.onnx_file import OnnxFile
 from pmm.runtime.flavors import (
     FLAVORS,
@@ -289,7 +289,7 @@ def _manifest(
     facts = {
         "flavor": flavor,
         "version": version,
-        "batch": options.profile,
+        "batch": BatchProfiles((options.profile,)),
         "onnx_sha256": file.sha256,
         "platform": this_platform(),
         "gpu": gpu.name if gpu else "",

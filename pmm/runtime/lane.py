@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.errors import UserError
-from pmm.manifest import BatchProfile, EmbeddingContract, InputContract
+from pmm.manifest import BatchProfiles, EmbeddingContract, InputContract
 from pmm.runtime import cuda_graph
 from pmm.runtime.base import Embeddings
 from pmm.runtime.buffers import Buffer, Device
@@ -36,7 +36,7 @@ class Loaded:
     """CUDA graphs: captured by us, by the library itself, or none."""
     config: Any
     """For "own": the runtime configuration that contexts are made with."""
-    batch: BatchProfile
+    batch: BatchProfiles
     image_shape: tuple[int, int, int]
     given: InputContract
     returned: EmbeddingContract
@@ -60,9 +60,10 @@ class Loaded:
 
 
 class _Ready(NamedTuple):
-    """An execution context set to one batch size, and its CUDA graph if there is one."""
+    """An execution context set to one batch size in one optimisation profile, and its CUDA graph if there is one."""
 
     context: Any
+    profile: int
     graph: cuda_graph.Graph | None
 
 
@@ -168,8 +169,7 @@ class Lane:
         return ready
 
     def _runs_as(self, count: int) -> int:
-        """The engine's smallest batch at least."""
-        return max(count, self._loaded.batch.least)
+        return self._loaded.batch.runs_as(count)[1]
 
     def _enqueue(self, ready: _Ready) -> None:
         if ready.graph is not None and self._loaded.graphs == "captured":
@@ -181,23 +181,25 @@ class Lane:
         self._loaded.checked("execute_async_v3", lambda: context.execute_async_v3(self._device.stream))
 
     def _prepared(self, count: int) -> _Ready:
-        batch = self._runs_as(count)
+        profile, batch = self._loaded.batch.runs_as(count)
         if batch not in self._ready:
             captured = self._loaded.graphs == "captured"
             spare = self._drop_oldest(down_to=GRAPHS_KEPT - 1 if captured else 0)
-            context = self._new_context() if spare is None else spare
+            context = self._new_context() if spare is None else spare.context
+            if spare is None or spare.profile != profile:
+                self._set_profile(context, profile)
             self._set_batch(context, batch)
-            self._ready[batch] = _Ready(context, self._captured(context) if captured else None)
+            self._ready[batch] = _Ready(context, profile, self._captured(context) if captured else None)
         self._ready.move_to_end(batch)
         return self._ready[batch]
 
-    def _drop_oldest(self, down_to: int) -> Any:
-        """Close graphs until `down_to` are left; a context that has become free, or None."""
+    def _drop_oldest(self, down_to: int) -> _Ready | None:
+        """Close graphs until `down_to` are left; what has become free, or None."""
         spare = None
         while len(self._ready) > down_to:
-            spare, graph = self._ready.popitem(last=False)[1]
-            if graph is not None:
-                graph.close()
+            spare = self._ready.popitem(last=False)[1]
+            if spare.graph is not None:
+                spare.graph.close()
         return spare
 
     def _new_context(self) -> Any:
@@ -209,9 +211,11 @@ class Lane:
         context = loaded.checked("create_execution_context", create)
         if loaded.graphs == "captured":
             self._lend_memory(context)
-        stream = self._device.stream
-        loaded.checked("set_optimization_profile_async", lambda: context.set_optimization_profile_async(0, stream))
         return context
+
+    def _set_profile(self, context: Any, profile: int) -> None:
+        stream, call = self._device.stream, "set_optimization_profile_async"
+        self._loaded.checked(call, lambda: context.set_optimization_profile_async(profile, stream))
 
     def _lend_memory(self, context: Any) -> None:
         engine = self._loaded.engine

@@ -186,12 +186,14 @@ class TrtRunner(Runner):
         }
         if found != promised:
             raise UserError(f"{self._path}: it {_listed(found)}; its manifest promises that it {_listed(promised)}")
-        profiles = engine.num_optimization_profiles
-        shapes = [tuple(shape) for shape in engine.get_tensor_profile_shape(given.name, 0)] if profiles == 1 else []
-        batch = self._batch
-        if shapes != [(size, *image_shape) for size in (batch.least, batch.best, batch.most)]:
+        shapes = [
+            tuple(tuple(shape) for shape in engine.get_tensor_profile_shape(given.name, at))
+            for at in range(engine.num_optimization_profiles)
+        ]
+        expected = [tuple((size, *image_shape) for size in (p.least, p.best, p.most)) for p in self._batch.profiles]
+        if shapes != expected:
             raise UserError(
-                f"{self._path}: its {profiles} batch profile(s) take {shapes}; its manifest promises {batch}"
+                f"{self._path}: its {len(shapes)} batch profile(s) take {shapes}; its manifest promises {expected}"
             )
 
 

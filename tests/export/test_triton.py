@@ -16,6 +16,7 @@ from pmm.export.triton import Serving, model_config, write_model_repository
 from pmm.files import sha256
 from pmm.manifest import (
     BatchProfile,
+    BatchProfiles,
     EmbeddingContract,
     EngineContract,
     InputContract,
@@ -83,7 +84,7 @@ def make_engine(path: Path, content=b"engine", flavor="tensorrt", batch=(1, 4, 1
     engine = EngineContract(
         flavor=flavor,
         version="10.13.3",
-        batch=BatchProfile(least=batch[0], best=batch[1], most=batch[2]),
+        batch=BatchProfiles((BatchProfile(least=batch[0], best=batch[1], most=batch[2]),)),
         onnx_sha256="0" * 64,
         platform="linux-x86_64",
         gpu="NVIDIA L4",

@@ -21,7 +21,7 @@ from pmm.export.recipe import MIN_COSINE, EngineOptions, Recipe, Verification
 from pmm.export.trt import build_engine, choose_flavor, describe_engine
 from pmm.files import sha256
 from pmm.machine import Gpu
-from pmm.manifest import manifest_path, read_manifest
+from pmm.manifest import BatchProfile, BatchProfiles, manifest_path, read_manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime import flavors
 from tests.conftest import assert_one_line_error, run_here, run_without_torch
@@ -45,7 +45,7 @@ def test_the_engine_is_built_and_its_manifest_written(trained, tmp_path):
     assert engine.stat().st_size > 100_000
     manifest = read_manifest(engine, sha256(engine))
     contract = manifest.engine
-    assert dataclasses.astuple(contract.batch) == (1, 4, 16)
+    assert contract.batch == BatchProfiles((BatchProfile(least=1, best=4, most=16),))
     assert contract.onnx_sha256 == sha256(tmp_path / "model.onnx")
     assert contract.flavor in ("rtx", "tensorrt")
     assert contract.precision_read_from.startswith("parsed network")

@@ -88,8 +88,7 @@ class _Builds(_Passes):
         told = ["int8" if quantised else kinds[layer.get_output(0).dtype] for layer in products]
         plan = {
             "seed": 0,
-            "profiles": 1,
-            "batch": [shape[0] for shape in self.profile.get_shape(given.name)],
+            "batches": [[shape[0] for shape in self.profile.get_shape(given.name)]],
             "input": _tensor(given),
             "outputs": [_tensor(returned)],
             "layers": [whole._lies or ("tf32" if tf32 and kind == "fp32" else kind) for kind in told],

@@ -280,7 +280,7 @@ class _Engine(Listed):
         self._runtime, self._plan = runtime, plan
         self._tensors = [plan["input"], *plan["outputs"]]
         self.num_io_tensors = len(self._tensors)
-        self.num_optimization_profiles = plan["profiles"]
+        self.num_optimization_profiles = len(plan["batches"])
         for name in {"device_memory_size", "device_memory_size_v2"} & type(self)._names:
             setattr(self, name, WORKING_MEMORY)
         rng = np.random.default_rng(plan["seed"])
@@ -308,7 +308,7 @@ class _Engine(Listed):
     def get_tensor_profile_shape(self, name, index):
         assert name == self._plan["input"]["name"]
         assert 0 <= index < self.num_optimization_profiles
-        return [Dims([size, *self._plan["input"]["shape"]]) for size in self._plan["batch"]]
+        return [Dims([size, *self._plan["input"]["shape"]]) for size in self._plan["batches"][index]]
 
     def create_execution_context(self, how=None):
         if self._world.fails("create_execution_context"):
@@ -419,7 +419,7 @@ class _Context(Listed):
     def set_optimization_profile_async(self, index, stream):
         self._changed()
         assert stream in self._world.streams
-        if self._world.fails("set_optimization_profile_async") or index != 0:
+        if self._world.fails("set_optimization_profile_async") or not 0 <= index < len(self._plan["batches"]):
             raise RuntimeError("Error in set optimization profile async.")  # the binding's, where C++ returns false
         self._profile = index
         return True
@@ -427,7 +427,7 @@ class _Context(Listed):
     def set_input_shape(self, name, shape):
         self._changed()
         assert self._profile is not None, "no profile selected"
-        least, _, most = self._plan["batch"]
+        least, _, most = self._plan["batches"][self._profile]
         wrong = (
             name != self._plan["input"]["name"]
             or list(shape[1:]) != self._plan["input"]["shape"]

@@ -14,7 +14,15 @@ import pytest
 from pmm.data.crops import Preprocessing
 from pmm.errors import Unavailable, UserError
 from pmm.machine import Gpu
-from pmm.manifest import BatchProfile, EmbeddingContract, EngineContract, InputContract, Manifest, manifest_path
+from pmm.manifest import (
+    BatchProfile,
+    BatchProfiles,
+    EmbeddingContract,
+    EngineContract,
+    InputContract,
+    Manifest,
+    manifest_path,
+)
 from pmm.runtime import cuda_graph, flavors, lane, trt
 from pmm.runtime.base import open_runner
 from tests.runtime.standin import INVALIDATED, LISTS, HostDevice, Libcuda, Module, World, embed
@@ -53,8 +61,7 @@ class Machine:
         self.given = given or InputContract()
         self.plan = {
             "seed": 3,
-            "profiles": 1,
-            "batch": [BATCH.least, BATCH.best, BATCH.most],
+            "batches": [[BATCH.least, BATCH.best, BATCH.most]],
             "input": {"name": "images", "dtype": self.given.dtype, "shape": self.given.shape(SIZE)},
             "outputs": [{"name": "embeddings", "dtype": "float32", "shape": [DIM]}],
             **plan,
@@ -64,7 +71,7 @@ class Machine:
         promised = {
             "flavor": self.flavor,
             "version": self.module.__version__,
-            "batch": BATCH,
+            "batch": BatchProfiles((BATCH,)),
             "onnx_sha256": "0" * 64,
             "platform": flavors.this_platform(),
             "gpu": GPU.name,
@@ -595,10 +602,10 @@ def test_a_file_that_is_no_engine(machine):
         ({"outputs": [{"name": "embeddings", "dtype": "float16", "shape": [DIM]}]}, "HALF"),
         ({"outputs": [{"name": "embeddings", "dtype": "float32", "shape": [DIM + 1]}]}, f"[-1, {DIM + 1}]"),
         ({"outputs": [{"name": n, "dtype": "float32", "shape": [DIM]} for n in ("embeddings", "logits")]}, "logits"),
-        ({"batch": [1, 3, 6]}, "(1, 8, 4, 3)"),
-        ({"batch": [2, 4, 6]}, "(4, 8, 4, 3)"),
-        ({"batch": [2, 3, 7]}, "(7, 8, 4, 3)"),
-        ({"profiles": 2}, "2 batch profile"),
+        ({"batches": [[1, 3, 6]]}, "(1, 8, 4, 3)"),
+        ({"batches": [[2, 4, 6]]}, "(4, 8, 4, 3)"),
+        ({"batches": [[2, 3, 7]]}, "(7, 8, 4, 3)"),
+        ({"batches": [[2, 3, 6], [2, 4, 8]]}, "2 batch profile"),
     ],
 )
 def test_an_engine_other_than_promised(machine, plan, expected):

@@ -150,7 +150,8 @@ def test_rank_blocks(shape, block, dtype):
 
 def test_rank_blocks_adds_the_cells_row_major():
     """In any other order, the first block would have a score of 1."""
-    cam, replaced = torch.tensor([[[1e8, 1.0, 0.5, 0.0], [-1e8, 0.0, 0.0, 0.0]]]), torch.empty(1, 2, 4, dtype=torch.bool)
+    cam = torch.tensor([[[1e8, 1.0, 0.5, 0.0], [-1e8, 0.0, 0.0, 0.0]]])
+    replaced = torch.empty(1, 2, 4, dtype=torch.bool)
     run(KERNELS.rank_blocks, cam, 2, 2, 1, True, into=replaced)
     assert replaced[0].tolist() == [[False, False, True, True]] * 2
 
