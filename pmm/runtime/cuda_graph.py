@@ -14,6 +14,16 @@ GRAPHS_KEPT = 16
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do (allocate, say) does not spoil a capture
 
 
+def bucket(count: int, most: int) -> int:
+    """The batch that `count` images are padded to: so few sizes are captured that each is kept, whatever comes.
+
+    1, 2, 4, 8, 12, 16, from there to 64 in steps of 8, then of 32; never above `most`.
+    """
+    step = 8 if 16 < count <= 64 else 32 if count > 64 else 4
+    padded = count if count <= 2 else -(-count // step) * step
+    return min(padded, most)
+
+
 class GraphError(UserError):
     """The driver refused to capture, instantiate or launch."""
 

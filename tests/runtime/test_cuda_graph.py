@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pmm.runtime import buffers
-from pmm.runtime.cuda_graph import GraphError, capture
+from pmm.runtime.cuda_graph import GRAPHS_KEPT, GraphError, bucket, capture
 from tests.runtime.standin import INVALIDATED, OUT_OF_MEMORY, HostDevice, Libcuda, World
 
 STEPS = ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
@@ -25,6 +25,15 @@ def device(world):
 @pytest.fixture
 def driver(world):
     return Libcuda(world)
+
+
+def test_buckets_are_few_and_near():
+    padded = {count: bucket(count, 4096) for count in range(1, 4097)}
+    assert all(count <= size <= 1.6 * count for count, size in padded.items())
+    assert {bucket(size, 4096) for size in padded.values()} == set(padded.values())
+    assert len({padded[count] for count in range(1, 65)}) <= GRAPHS_KEPT
+    assert [bucket(count, 64) for count in (1, 2, 3, 16, 17, 63, 64)] == [1, 2, 4, 16, 24, 64, 64]
+    assert bucket(9, 10) == 10
 
 
 def test_captured_work_is_run_by_launching_only(world, device, driver):
