@@ -16,7 +16,7 @@ from pmm.bench.mixing_report import COMPETITORS, DTYPES, LAYOUTS, check_names, m
 from pmm.config import fast_mode
 from pmm.errors import UserError
 from pmm.files import output_file, write_file
-from pmm.machine import usable_cores
+from pmm.machine import cuda_index, usable_cores
 
 PROG = "bench/ops.py"
 WORK = Path("runs/ops-bench")
@@ -34,8 +34,8 @@ class Command:
     """Memory layouts, with commas between: nchw, channels_last."""
     competitors: str = "authors,eager,compiled,ours"
     """What to measure, with commas between: authors, eager, compiled, ours."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to measure."""
+    device: str = "auto"
+    """Where to measure: auto, cpu, cuda, or cuda:N for the GPU of that number."""
     threads: int = 0
     """CPU threads (0: all cores)."""
     step: bool = False
@@ -66,6 +66,7 @@ def main() -> int:
         raise UserError(f"{', '.join(idle)}: no effect {'with' if command.step else 'without'} --step")
     if not command.budget >= 0:
         raise UserError(f"--budget is {command.budget}; expected seconds, 0 for the default")
+    cuda_index(command.device)
     out = output_file(command.out or WORK / ("step.json" if command.step else "ops.json"))
 
     from pmm.bench.mixing import bench_mixing, mixing_plan

@@ -1,21 +1,23 @@
 """Compile a checkpoint to an AOTInductor package, with its manifest, proved against the checkpoint on real crops.
 
-python export/to_aoti.py CKPT [-o FILE.pt2] [--precision fp32|tf32|fp16|bf16] [--device cpu|cuda]
+python export/to_aoti.py CKPT [-o FILE.pt2] [--precision fp32|tf32|fp16|bf16] [--device cpu|cuda|cuda:N]
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from pmm import cli
+from pmm.errors import UserError
 from pmm.export.aoti import PackagePrecision
 from pmm.export.recipe import Verification
 from pmm.files import existing_file, output_file
 from pmm.kernels import describe_build
+from pmm.machine import cuda_index
 from pmm.runtime.base import PACKAGE_SUFFIX
 
 PROG = "to_aoti.py"
@@ -31,17 +33,20 @@ class Command:
     """File to write (default: beside the checkpoint, as best-cpu.pt2 or best-cuda-fp16.pt2)."""
     precision: PackagePrecision = "fp32"
     """Of the trunk; the heads and the output are fp32 in every file. tf32 is for GPUs."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where it will run: on processors like this machine's only."""
+    device: str = "cpu"
+    """Where it will run, cpu, cuda or cuda:N: on processors like this one only."""
     verification: Verification = field(default_factory=Verification)
 
 
 def main() -> None:
     """Entry point."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    if command.device == "auto":
+        raise UserError("--device auto: a package is for one kind of processor; name it: cpu, cuda or cuda:N")
+    kind = "cpu" if cuda_index(command.device) is None else "cuda"
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm.train")
     precision = "" if command.precision == "fp32" else f"-{command.precision}"
-    beside = checkpoint.with_name(f"{checkpoint.stem}-{command.device}{precision}{PACKAGE_SUFFIX}")
+    beside = checkpoint.with_name(f"{checkpoint.stem}-{kind}{precision}{PACKAGE_SUFFIX}")
     out = output_file(command.output or beside, checkpoint, suffixes=(PACKAGE_SUFFIX,))
 
     from pmm.export.aoti import describe, export_aoti

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -23,7 +23,7 @@ from pmm.distances import MEMORY_LIMIT, Blocks
 from pmm.errors import UserError
 from pmm.files import output_file, sha256
 from pmm.index import Index, IndexContract
-from pmm.machine import usable_cores
+from pmm.machine import cuda_index, usable_cores
 from pmm.metrics import RankingResult, counting_threads, evaluate_distances, evaluate_ranking
 from pmm.reranking import Reranking, check_memory, reranked
 from pmm.runtime.base import Embeddings, Runner, open_runner
@@ -43,8 +43,8 @@ class Command:
     """Folder of crops: every image in it and below it, but for hidden ones."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The index to write (.npz), for pmm.search."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
     """Images at once."""
     threads: int = 0
@@ -57,6 +57,7 @@ def main() -> None:
     if command.batch_size < 1:
         raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
     cli.threads(command.threads)
+    cuda_index(command.device)
     if command.out.suffix.lower() != ".npz":
         raise UserError(f"--out is {command.out}; give the index a name that ends in .npz")
     images_below(command.folder)  # before a model is loaded for nothing

@@ -23,6 +23,7 @@ from pmm.data.splits import unrankable
 from pmm.embed import Ranking, embed_samples, rank_split
 from pmm.errors import UserError
 from pmm.files import existing_file, output_file, sha256, write_file
+from pmm.machine import cuda_index
 from pmm.manifest import manifest_path
 from pmm.metrics import RankingResult
 from pmm.reranking import Reranking
@@ -67,8 +68,8 @@ class Command:
     """Memory that ranking may take beyond the embeddings, as 500MB or 2GB."""
     threads: int = 0
     """CPU threads of the backend and of ranking (0: their defaults)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
     """Images at once."""
 
@@ -79,6 +80,7 @@ def main() -> None:
     if command.batch_size < 1:
         raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
     cli.threads(command.threads)
+    cuda_index(command.device)
     limit = cli.size(command.memory_limit, flag="--memory-limit")
     reranking = Reranking(k1=command.k1, k2=command.k2, weight=command.rerank_lambda) if command.rerank else None
     idle = {"--k1", "--k2", "--rerank-lambda"} & cli.given_flags()

@@ -131,11 +131,18 @@ class _Rows(torch.autograd.Function):
 def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """This process among those of the run, and its own device of `device`'s type; all but the first print nothing.
 
-    Raises UserError if a process has no GPU of its own.
+    Raises UserError if a process has no GPU of its own, or several are to share the one that `device` names.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if device.index is not None:
+            torch.cuda.set_device(device)  # page-locked memory, and what else asks for no GPU by name, is of this one
         yield ALONE, device
         return
+    if device.index is not None:
+        raise UserError(
+            f"--device {device} names one GPU for several processes; use --device cuda, which gives each its own, and "
+            "CUDA_VISIBLE_DEVICES to say which"
+        )
     if absent := [name for name in STARTED_BY if name not in os.environ]:
         raise UserError(f"WORLD_SIZE is set without {', '.join(absent)}; start several processes with torchrun")
     own = device

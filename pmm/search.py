@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 from PIL import Image
@@ -19,6 +18,7 @@ from pmm.embed import contract_of
 from pmm.errors import UserError
 from pmm.files import existing_file, output_file, replacing
 from pmm.index import Index, IndexContract, Neighbours
+from pmm.machine import cuda_index
 from pmm.runtime.base import open_runner
 
 PROG = "pmm.search"
@@ -42,8 +42,8 @@ class Command:
     """Also draw the first results (20 at most) to this file (.png)."""
     folder: Path | None = None
     """For the picture: where the indexed crops are now, if they have moved."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
 
 
 def main() -> None:
@@ -51,6 +51,7 @@ def main() -> None:
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
     if command.top < 1:
         raise UserError(f"--top is {command.top}; it must be at least 1")
+    cuda_index(command.device)
     existing_file(command.query, "an image to look for")
     if command.picture:
         if command.picture.suffix.lower() != ".png":

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -27,6 +27,7 @@ from pmm.config import SYNTHETIC, Config, fast_mode, preset
 from pmm.data.samples import Split
 from pmm.errors import Stopped, UserError
 from pmm.files import claimed
+from pmm.machine import cuda_index
 from pmm.models.registry import method_of, refuse_unread
 from pmm.prepare import refuse_other_people, settled, training_data
 from pmm.runs import RUNS, newest_run, refuse_changes, with_located_data
@@ -52,8 +53,8 @@ class Place:
     """Folder of the run (default: a new one under runs/)."""
     resume: bool = False
     """Go on from OUT/last.pth (without --out: the newest run under runs/)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda, or cuda:N for the GPU of that number (with torchrun: each process its own)."""
     save_minutes: float = SAVE_MINUTES
     """Minutes after which last.pth is written within an epoch too; it is at the end of each."""
     skip_bad_images: bool = False
@@ -154,6 +155,7 @@ def parse(args: list[str]) -> Command:
         config = dataclasses.replace(config, recipe=recipe)
     default = Command(out=out, config=config)
     command = cli.parse_args(Command, args, prog=PROG, description=__doc__ or "", default=default)
+    cuda_index(command.device)
     given = cli.given_flags(args)
     refuse_unread(command.config, given)
     _refuse_unscheduled(command.config, given)

@@ -212,6 +212,19 @@ def test_one_process_needs_no_torchrun(monkeypatch):
         pass
 
 
+def test_one_of_several_gpus_is_for_one_process(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    own = []
+    monkeypatch.setattr(torch.cuda, "set_device", own.append)
+    for device in (torch.device("cuda"), torch.device("cuda", 1)):
+        with joined(device) as (processes, found):
+            assert (processes, found) == (Processes(), device)
+    assert own == [torch.device("cuda", 1)], "what asks for no GPU by name would be on the first one"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"--device cuda:1 .*--device cuda,.*CUDA_VISIBLE_DEVICES"):
+        joined(torch.device("cuda", 1)).__enter__()
+
+
 def _fails():
     raise UserError("as it was")
 

@@ -52,7 +52,7 @@ def export_aoti(
 
     Args:
         precision: fp32, tf32 (on a GPU), fp16 or bf16.
-        device: cpu or cuda: where it will run, on a machine like this one.
+        device: cpu, cuda or cuda:N: where it will run, on a machine like this one.
 
     Raises:
         UserError: a bad checkpoint, no crops to verify on, a graph that torch cannot compile, or embeddings that moved
@@ -110,7 +110,7 @@ def export_aoti(
         beside = manifest_path(draft.path)
         try:
             beside.write_text(dataclasses.replace(manifest, sha256=sha256(draft.path)).to_json())
-            with AotiRunner(draft.path, warn=False) as runner:
+            with AotiRunner(draft.path, device, warn=False) as runner:
                 if gate:
                     parity = gate.check(runner, precision, str(out), runner.info.provider)
                     draft.manifest = dataclasses.replace(manifest, parity=parity)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pmm.errors import Unavailable, UserError
 from pmm.files import existing_file
-from pmm.machine import nvidia_gpus
+from pmm.machine import cuda_index, gpu_at
 from pmm.manifest import Manifest, PackageContract, read_manifest
 from pmm.runtime.base import PACKAGE_SUFFIX, RunnerInfo, warn_if_unverified
 from pmm.runtime.flavors import this_platform
@@ -44,7 +44,7 @@ class AotiRunner(TorchRunner):
         Nothing of it is loaded before the file is known to be ours and built for this machine.
 
         Args:
-            device: cpu or cuda, which must be the package's, or auto: the package's.
+            device: cpu, cuda or cuda:N, which must be the package's, or auto: the package's.
             threads: CPU threads (0: torch's own default).
             cuda_graph: capture the work of each batch size once, and replay it with one launch.
             warn: about embeddings that were never verified.
@@ -67,7 +67,7 @@ class AotiRunner(TorchRunner):
             tf32=found == "tf32", cuda_graph=cuda_graph,
         )  # fmt: skip
         try:
-            self._package = _loaded(self._path, content, cuda_graph)
+            self._package = _loaded(self._path, content, place, cuda_graph)
             self._check_interface()
         except BaseException:
             self.close()
@@ -99,7 +99,7 @@ class AotiRunner(TorchRunner):
 
 def this_machine(device: torch.device) -> PackageContract:
     """What a package that is built here, now, for `device` is built with."""
-    gpu = nvidia_gpus()[0] if device.type == "cuda" else None
+    gpu = gpu_at(device.index or 0) if device.type == "cuda" else None
     instructions = (name for name, found in torch.cpu.get_capabilities().items() if found is True)
     return PackageContract(
         device="cuda" if gpu else "cpu",
@@ -156,14 +156,15 @@ def check_origin(path: Path, contract: PackageContract, here: PackageContract) -
 
 
 def _place(path: Path, contract: PackageContract, device: str) -> torch.device:
-    """The device it was built for."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"unknown device '{device}'; known: auto, cpu, cuda")
-    if device not in ("auto", contract.device):
+    """The device to run it on, of the kind that it was built for."""
+    index = cuda_index(device)
+    if device != "auto" and contract.device != ("cpu" if index is None else "cuda"):
         raise UserError(f"{path}: built for {contract.device}, and asked to run on {device}; {REBUILD}")
     if contract.device == "cuda" and not torch.cuda.is_available():
         raise Unavailable(f"{path}: built for {contract.gpu}, and torch sees no usable CUDA GPU here")
-    return torch.device(contract.device)
+    if index is not None:
+        gpu_at(index)
+    return torch.device(contract.device) if index is None else torch.device(contract.device, index)
 
 
 def _embedded(path: Path, content: bytes) -> Manifest:
@@ -176,14 +177,15 @@ def _embedded(path: Path, content: bytes) -> Manifest:
     return Manifest.from_json(text, f"{path}: inside")
 
 
-def _loaded(path: Path, content: bytes, cuda_graph: bool) -> Any:
+def _loaded(path: Path, content: bytes, place: torch.device, cuda_graph: bool) -> Any:
     """The package, from the bytes that were hashed: the file cannot change in between."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         copy = Path(folder) / f"model{PACKAGE_SUFFIX}"
         copy.write_bytes(content)
         try:
             # its own bookkeeping between threads cannot be captured
-            return torch._inductor.aoti_load_package(str(copy), run_single_threaded=cuda_graph)
+            index = -1 if place.index is None else place.index
+            return torch._inductor.aoti_load_package(str(copy), run_single_threaded=cuda_graph, device_index=index)
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
             raise UserError(f"{path}: torch cannot load it ({reason}); {REBUILD}") from error

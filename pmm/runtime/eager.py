@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pmm.data.crops import Preprocessing, preprocessing_of
-from pmm.errors import Unavailable, UserError
+from pmm.errors import Unavailable
+from pmm.machine import cuda_index, gpu_at
 from pmm.manifest import EmbeddingContract
 from pmm.runtime.base import RunnerInfo
 from pmm.runtime.fork import refuse_parents_gpu
@@ -69,14 +70,16 @@ class EagerRunner(TorchRunner):
 
 
 def torch_device(name: str) -> torch.device:
-    """ "auto", "cpu" or "cuda" as a torch device. Raises Unavailable if torch cannot use CUDA."""
+    """ "auto", "cpu", "cuda" or "cuda:N" as a torch device. Raises Unavailable if torch cannot use CUDA, or that GPU is
+    not there."""
+    index = cuda_index(name)
     if name != "cpu":
         refuse_parents_gpu()
     usable = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if usable else "cpu")
-    if name == "cuda" and not usable:
-        raise Unavailable("--device cuda: torch sees no usable CUDA GPU; use --device cpu, or check the driver")
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"unknown device '{name}'; known: auto, cpu, cuda")
+    if index is not None and not usable:
+        raise Unavailable(f"--device {name}: torch sees no usable CUDA GPU; use --device cpu, or check the driver")
+    if index:
+        gpu_at(index)
     return torch.device(name)

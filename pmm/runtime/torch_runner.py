@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import Unavailable, UserError
-from pmm.machine import nvidia_gpus, quota_cores
+from pmm.machine import gpu_at, quota_cores
 from pmm.manifest import EmbeddingContract
 from pmm.runtime.base import Embeddings, Runner, Step
 from pmm.runtime.cuda_graph import GRAPHS_KEPT
@@ -117,7 +117,8 @@ class CapturedRun:
                 run(images)
         current.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # torch's own choice of a stream is one of the GPU that it captured on first
+        with torch.cuda.device(images.device), torch.cuda.graph(self._graph, stream=side):
             self._embeddings = run(images)
 
     def replay(self) -> Tensor:
@@ -158,9 +159,10 @@ class CudaStep(Step):
         """ms by the GPU's clock from an idle GPU to the end of `work`."""
         self.wait()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
+        stream = torch.cuda.current_stream(self._placed.device)  # by itself, an event takes the first GPU's
+        begin.record(stream)
         work()
-        end.record()
+        end.record(stream)
         end.synchronize()
         return begin.elapsed_time(end)
 
@@ -178,8 +180,8 @@ def check_modes(device: torch.device, *, tf32: bool = False, cuda_graph: bool = 
     """Raises Unavailable for TF32 or CUDA graphs where there is no such thing."""
     if device.type == "cpu" and (tf32 or cuda_graph):
         raise Unavailable(f"{'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing")
-    if tf32 and not has_tf32(nvidia_gpus()[0]):
-        raise Unavailable(f"{nvidia_gpus()[0].name} has no TF32; run it in fp32")
+    if tf32 and not has_tf32(gpu := gpu_at(device.index or 0)):
+        raise Unavailable(f"{gpu.name} has no TF32; run it in fp32")
 
 
 def _has_tf32(device: torch.device) -> bool:

@@ -18,6 +18,7 @@ import tyro
 from pmm import cli
 from pmm.errors import UserError
 from pmm.files import existing_file, output_file, replacing
+from pmm.machine import cuda_index
 from pmm.runs import newest_run
 from pmm.visualize.curves import read_run
 from pmm.visualize.pictures import PICTURES, NotThere, Options, Pictures
@@ -53,8 +54,8 @@ class Command:
     """Draws crops and partners: another one, other crops."""
     height: int = HEIGHT
     """Height of a crop in cam and mix, in pixels."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
     """Images at once."""
 
@@ -113,6 +114,7 @@ def _checked(command: Command) -> list[str]:
     for flag, value, least in (("--batch-size", command.batch_size, 1), ("--seed", command.seed, 0)):
         if value < least:
             raise UserError(f"{flag} is {value}; it must be at least {least}")
+    cuda_index(command.device)
     return wanted
 
 

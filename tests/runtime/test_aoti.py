@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pmm import machine
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.errors import Unavailable, UserError
@@ -226,8 +227,9 @@ def test_this_machine_is_described_as_it_is():
 
 
 def test_devices_are_the_packages_or_refused(package, unloaded, monkeypatch):
-    with pytest.raises(UserError, match="built for cpu, and asked to run on cuda; build it here"):
-        open_runner(package, "cuda")
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(UserError, match=f"built for cpu, and asked to run on {device}; build it here"):
+            open_runner(package, device)
     with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
         open_runner(package, "gpu")
     with pytest.raises(Unavailable, match="a CUDA graph was asked for, and a CPU has no such thing"):
@@ -239,6 +241,24 @@ def test_devices_are_the_packages_or_refused(package, unloaded, monkeypatch):
         open_runner(package)
     with pytest.raises(UserError, match="built for cuda, and asked to run on cpu"):
         open_runner(package, "cpu")
+
+
+def test_a_package_is_loaded_on_the_gpu_that_was_chosen(package, monkeypatch):
+    """`device_index` as torch/_inductor/__init__.py has it: -1 is the process's own."""
+    here = [machine.Gpu("NVIDIA One", "8.0"), machine.Gpu("NVIDIA Two", "9.0")]
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: tuple(here))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    contract = this_machine(torch.device("cuda", 1))
+    assert (contract.device, contract.gpu, contract.compute_capability) == ("cuda", "NVIDIA Two", "9.0")
+    assert this_machine(torch.device("cuda")).gpu == "NVIDIA One"
+    asked = []
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path, **options: asked.append(options))
+    for device in ("auto", "cuda", "cuda:1"):
+        place = aoti._place(package, contract, device)
+        aoti._loaded(package, b"", place, cuda_graph=False)
+    assert [options["device_index"] for options in asked] == [-1, 0, 1]
+    with pytest.raises(Unavailable, match="no GPU 2"):
+        aoti._place(package, contract, "cuda:2")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pmm import machine
 from pmm.checkpoint import load, restore_model
 from pmm.data.crops import Preprocessing, load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
@@ -181,10 +182,12 @@ def test_what_a_cpu_has_not_is_refused(trained, monkeypatch):
     with pytest.raises(Unavailable, match="a CUDA graph was asked for, and a CPU has no such thing"):
         Sums(cuda_graph=True)
     assert torch.get_num_threads() == before, "a runner that could not be opened changed the process"
-    monkeypatch.setattr(torch_runner, "nvidia_gpus", lambda: (Gpu("an old GPU", "7.5"),))
-    with pytest.raises(Unavailable, match="an old GPU has no TF32; run it in fp32"):
-        torch_runner.check_modes(torch.device("cuda"), tf32=True)
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: (Gpu("an old GPU", "7.5"), Gpu("a new GPU", "8.0")))
+    for device in (torch.device("cuda"), torch.device("cuda", 0)):
+        with pytest.raises(Unavailable, match="an old GPU has no TF32; run it in fp32"):
+            torch_runner.check_modes(device, tf32=True)
     torch_runner.check_modes(torch.device("cuda"), cuda_graph=True)
+    torch_runner.check_modes(torch.device("cuda", 1), tf32=True)
 
 
 def test_devices_are_resolved_or_refused(monkeypatch):
@@ -192,23 +195,34 @@ def test_devices_are_resolved_or_refused(monkeypatch):
     assert eager.torch_device("auto") == eager.torch_device("cpu") == CPU
     with pytest.raises(Unavailable, match="--device cuda: torch sees no usable CUDA GPU"):
         eager.torch_device("cuda")
+    with pytest.raises(Unavailable, match="--device cuda:1: torch sees no usable CUDA GPU"):
+        eager.torch_device("cuda:1")
     with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
         eager.torch_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert eager.torch_device("auto") == eager.torch_device("cuda") == torch.device("cuda")
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: (Gpu("one", "8.0"), Gpu("two", "9.0")))
+    assert eager.torch_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(Unavailable, match=r"no GPU 2 .*0 one, 1 two"):
+        eager.torch_device("cuda:2")
 
 
 class Gpus:
-    """torch.cuda as the runners use it, on the CPU: a capture records what the runner's `_run` wrote where."""
+    """torch.cuda as the runners use it, on the CPU: a capture records what the runner's `_run` wrote where.
+
+    The CPU plays the GPU that was chosen, and the process's own is another, as after `--device cuda:1`: torch then
+    takes that other one for whatever is not told (torch/cuda/graphs.py: the stream of a capture, and what `graph` waits
+    for; torch/cuda/streams.py: the stream that an event is recorded on).
+    """
 
     def __init__(self, monkeypatch):
         self.clock, self.synchronized, self.launches, self.captures = 0.0, 0, 0, 0
-        self.recording = None
+        self.recording, self.current = None, "another GPU"
         fake = self
 
         class Stream:
             def __init__(self, device=None):
-                pass
+                self.device = device or fake.current
 
             def wait_stream(self, other):
                 pass
@@ -217,7 +231,8 @@ class Gpus:
             def __init__(self, enable_timing=False):
                 assert enable_timing
 
-            def record(self):
+            def record(self, stream=None):
+                assert (stream or Stream()).device == CPU, "recorded on another GPU, idle as it is"
                 self.at = fake.clock
 
             def synchronize(self):
@@ -235,7 +250,14 @@ class Gpus:
                         write()
 
         @contextlib.contextmanager
-        def graph(captured):
+        def device(chosen):
+            before, fake.current = fake.current, chosen
+            yield
+            fake.current = before
+
+        @contextlib.contextmanager
+        def graph(captured, stream=None):
+            assert (stream or Stream("the first one")).device == fake.current == CPU
             fake.captures += 1
             fake.recording = captured.writes = []
             try:
@@ -249,7 +271,8 @@ class Gpus:
             "CUDAGraph": CUDAGraph,
             "graph": graph,
             "stream": lambda stream: contextlib.nullcontext(),
-            "current_stream": lambda device=None: Stream(),
+            "device": device,
+            "current_stream": Stream,
             "synchronize": lambda device=None: setattr(fake, "synchronized", fake.synchronized + 1),
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
