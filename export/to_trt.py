@@ -68,9 +68,10 @@ def main() -> None:
             f"{onnx_file} holds {file.manifest.precision}, asked for {command.recipe.precision}: an engine keeps the "
             f"file's types; export the ONNX file with --precision {command.recipe.precision}"
         )
-    engine = dataclasses.replace(command.engine, flavor=choose_flavor(command.engine.flavor, onnx_file)[0])
-    gate = engine_gate(file, model if ours else None, command.verification, engine.flavor)
-    print(describe_engine(build_engine(file, out, engine, gate=gate)))
+    flavor, _ = choose_flavor(command.engine.flavor, onnx_file, command.engine.device)
+    engine = dataclasses.replace(command.engine, flavor=flavor)
+    gate = engine_gate(file, model if ours else None, command.verification, flavor, engine.device)
+    print(describe_engine(build_engine(file, out, engine, gate=gate), engine.device))
     print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
 
 

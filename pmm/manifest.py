@@ -21,6 +21,8 @@ from pmm.typed import built
 
 FORMAT = "pmm-manifest-2"
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
+"""Which other GPUs TensorRT was asked to build an engine for."""
 MOST_IMAGES = 4096
 """Per run of an engine: a runner keeps buffers for so many."""
 
@@ -160,8 +162,8 @@ class EngineContract:
     """Name of the GPU it was built on; empty for TensorRT-RTX without one."""
     compute_capability: str
     """Of that GPU, as 8.9; empty without one."""
-    hardware_compatible: bool
-    """Built to run on other GPUs than the one it was built on."""
+    hardware_compatibility: HardwareCompatibility
+    """What it was asked for, of TensorRT; TensorRT-RTX compiles its engines for the GPU that they meet."""
     driver: str
     """Highest CUDA version of the driver, as 13.0; empty without one."""
     flags: tuple[str, ...]
@@ -170,6 +172,11 @@ class EngineContract:
     """The shares are the parsed network's; the inspector tells which types are in the engine."""
     key: str
     """Digest of all that determines the engine: ONNX file, builder, driver, GPU, flags, batch."""
+
+    @property
+    def portable(self) -> bool:
+        """It runs on GPUs of other compute capabilities than that of the one it was built on."""
+        return self.flavor == "rtx" or self.hardware_compatibility == "ampere-plus"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,7 +146,7 @@ def test_an_engine_is_described_by_its_manifest_and_never_loaded(artifact, tmp_p
     assert facts["ours"] == "no: no manifest beside it (model.plan.json)"
     contract = EngineContract(
         flavor="rtx", version="1.7.1", batch=BatchProfiles((BatchProfile(most=16),)), onnx_sha256="0" * 64,
-        platform="linux-x86_64", gpu="", compute_capability="", hardware_compatible=True, driver="",
+        platform="linux-x86_64", gpu="", compute_capability="", hardware_compatibility="none", driver="",
         flags=("tf32 off",), precision_read_from="parsed network", key="k",
     )  # fmt: skip
     manifest = read_manifest(artifact, sha256(artifact))

@@ -76,13 +76,13 @@ def make_artifact(
         target: Literal["tensorrt", "cpu"] = "tensorrt" if device == "cuda" else "cpu"
         made = _onnx(source, stem, stored, target, verification)
         if kind == "engine":
-            batch = EngineOptions().batch
+            plain = EngineOptions().profiles
             options = EngineOptions(
-                batch=(1, batch[1], max(batch[2], largest_batch)),
+                batch=((1, plain.best, max(plain.most, largest_batch)),),
                 flavor=flavor,  # type: ignore[arg-type]
                 tf32=precision == "tf32",
             )
-            out = stem.with_name(f"{stem.name}-{flavor}-{precision}-{options.batch[2]}.plan")
+            out = stem.with_name(f"{stem.name}-{flavor}-{precision}-{options.profiles.most}.plan")
             made = _engine(source, made.path, out, options, verification)
     new = before.get(made.path) != made.path.stat().st_mtime_ns
     return {

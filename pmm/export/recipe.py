@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from pmm.errors import UserError
-from pmm.manifest import BatchProfile
+from pmm.machine import cuda_index
+from pmm.manifest import BatchProfile, BatchProfiles, HardwareCompatibility
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -83,10 +86,13 @@ class Verification:
 class EngineOptions:
     """How an engine is built."""
 
-    batch: tuple[int, int, int] = (1, 8, 64)
-    """Least, best and most images per call that the engine is built for."""
+    batch: tyro.conf.UseAppendAction[tuple[tuple[int, int, int], ...]] = ()
+    """Least, best and most images per call that the engine is built for (default: 1 8 64). Repeated, as --batch 1 1 1
+    --batch 1 8 64, each is an optimisation profile with kernels of its own."""
     flavor: Literal["auto", "tensorrt", "rtx"] = "auto"
     """Builder: tensorrt (needs a GPU), rtx (TensorRT-RTX, builds anywhere), or auto (tensorrt where it can)."""
+    device: str = "auto"
+    """GPU to build for, and to prove the engine on: cuda or cuda:N (default: the first, where one is)."""
     workspace: float | None = None
     """Most GPU memory, in GiB, that a kernel may use for scratch (default: all of it)."""
     opt_level: int | None = None
@@ -95,11 +101,18 @@ class EngineOptions:
     """File (.cache) of measured kernel times, read if there and written after the build; makes later builds faster."""
     tf32: bool = False
     """Let fp32 convolutions and matrix products run in TF32: faster, with 10 bits of mantissa."""
-    hardware_compatible: bool = False
-    """Let a TensorRT engine run on other GPUs (Ampere and later) too, at some cost; TensorRT-RTX engines always do."""
+    hardware_compatibility: HardwareCompatibility = "none"
+    """What a TensorRT engine runs on, at some cost: the GPU it was built on (and, with a warning, others of its compute
+    capability), any of its compute capability, or any from Ampere on. TensorRT-RTX engines are for all that it knows.
+    """
+    verbose: bool = False
+    """Print the builder's whole log as it comes; in any case it is written beside the engine, as best.plan.log."""
 
     def __post_init__(self) -> None:
-        _ = self.profile
+        _ = self.profiles
+        if self.device == "cpu":
+            raise UserError("--device cpu: an engine is for a GPU; to build one without a GPU, leave the flag out")
+        cuda_index(self.device)
         if self.workspace is not None and not 0 < self.workspace < 1024:
             raise UserError(f"--workspace is {self.workspace}; expected GiB, above 0")
         if self.timing_cache is not None and self.timing_cache.suffix != ".cache":
@@ -108,7 +121,11 @@ class EngineOptions:
             raise UserError(f"--opt-level is {self.opt_level}; expected 0 to 5")
 
     @property
-    def profile(self) -> BatchProfile:
-        """`batch` by name. Raises UserError if it is impossible."""
-        least, best, most = self.batch
-        return BatchProfile(least=least, best=best, most=most)
+    def profiles(self) -> BatchProfiles:
+        """`batch` by name, in order of size. Raises UserError if one is impossible, or two are for the same."""
+        try:
+            named = [BatchProfile(least=least, best=best, most=most) for least, best, most in self.batch]
+            in_order = tuple(sorted(named, key=lambda profile: (profile.best, profile.most, profile.least)))
+            return BatchProfiles(in_order) if in_order else BatchProfiles()
+        except UserError as error:
+            raise UserError(f"--batch: {error}") from error

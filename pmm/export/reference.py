@@ -44,10 +44,12 @@ def checkpoint_gate(
     return Gate.of(EagerRunner(model, size, torch_device("cpu")), crops, embedding)
 
 
-def engine_gate(file: OnnxFile, checkpoint: Path | None, verification: Verification, flavor: str) -> Gate | None:
+def engine_gate(
+    file: OnnxFile, checkpoint: Path | None, verification: Verification, flavor: str, device: str = "auto"
+) -> Gate | None:
     """The gate of an engine of `flavor` built from `file`: against `checkpoint`, or else the ONNX file on the CPU.
 
-    None without a GPU that runs such engines, or if it is not to be verified.
+    None if the GPU that `device` names does not run such engines, or it is not to be verified.
 
     Raises:
         UserError: there is a GPU to run the engine on, but no crops to verify it with, or `file` itself was never
@@ -55,7 +57,7 @@ def engine_gate(file: OnnxFile, checkpoint: Path | None, verification: Verificat
     """
     if verification.verify_root and not Path(verification.verify_root).is_dir():
         raise UserError(f"--verify-root {verification.verify_root} is not a folder; expected the root of a data set")
-    if verification.no_verify or not gpu_for(flavor):
+    if verification.no_verify or not gpu_for(flavor, device):
         return None
     manifest = file.manifest
     if checkpoint:

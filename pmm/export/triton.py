@@ -186,7 +186,7 @@ def _contract(manifest: Manifest) -> dict[str, str]:
             "platform": engine.platform,
             "gpu": engine.gpu,
             "compute_capability": engine.compute_capability,
-            "hardware_compatible": json.dumps(engine.hardware_compatible),
+            "hardware_compatibility": engine.hardware_compatibility,
         }
     # prefixed: the backends read parameters of their own from the same table
     return {f"pmm_{key}": value for key, value in contract.items()}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pmm.errors import UserError
-from pmm.machine import Gpu, driver_version, nvidia_gpus
+from pmm.machine import Gpu, cuda_index, driver_version, gpu_at, nvidia_gpus
 
 T = TypeVar("T")
 
@@ -39,10 +39,16 @@ def install_tensorrt() -> str:
     return f"pip install tensorrt-cu{major}" if major in ("12", "13") else "pip install tensorrt"
 
 
-def gpu_for(flavor: str) -> Gpu | None:
-    """The GPU here that runs engines of `flavor`; None without one."""
-    gpus = nvidia_gpus()
-    return gpus[0] if gpus and (flavor != "rtx" or gpus[0].compute_capability in RTX_CAPABILITIES) else None
+def gpu_here(device: str = "auto") -> Gpu | None:
+    """The GPU that `device` names ("auto": the first; None without one). Raises Unavailable if that is not here."""
+    index, gpus = cuda_index(device), nvidia_gpus()
+    return gpu_at(index) if index is not None else next(iter(gpus), None)
+
+
+def gpu_for(flavor: str, device: str = "auto") -> Gpu | None:
+    """The GPU that `device` names, if it runs engines of `flavor`. Raises Unavailable as `gpu_here`."""
+    gpu = gpu_here(device)
+    return gpu if gpu and (flavor != "rtx" or gpu.compute_capability in RTX_CAPABILITIES) else None
 
 
 def library_name(flavor: str) -> str:
@@ -55,11 +61,20 @@ def this_platform() -> str:
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
-def error_logger(trt: Any) -> Any:
-    """An ILogger of module `trt` that keeps the errors, a line each, and is silent otherwise."""
+def first_line(message: str) -> str:
+    """Of a library's message."""
+    return (message.strip().splitlines() or [""])[0]
+
+
+def error_logger(trt: Any, write: Callable[[str, str], None] | None = None) -> Any:
+    """An ILogger of module `trt` that keeps the errors, a line each, and is silent otherwise.
+
+    Args:
+        write: gets the level and the text of every message, from the most serious to the most verbose.
+    """
 
     class Logger(trt.ILogger):
-        """What the library says on the way (progress, warnings) is not for the user."""
+        """What the library says on the way (progress, warnings) is not for the user, unless asked."""
 
         def __init__(self) -> None:
             # pybind11 wants the base's own constructor called, not super()'s
@@ -67,8 +82,10 @@ def error_logger(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
+            if write is not None:
+                write(severity.name, message)
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append((message.strip().splitlines() or [""])[0])
+                self.errors.append(first_line(message))
 
         def take(self, otherwise: object = "no reason given") -> str:
             """What was logged since the last call, as one line: the first is often the cause of the others."""

@@ -265,13 +265,13 @@ def _check_origin(path: Path, contract: EngineContract, version: str, gpu: Gpu) 
     if this_platform() != contract.platform:
         differs.append(f"this is {this_platform()}, it was built for {contract.platform}")
     here = f"{gpu.name} (compute capability {gpu.compute_capability})"
-    portable = contract.hardware_compatible
+    portable = contract.portable
     if not portable and gpu.compute_capability != contract.compute_capability:
         differs.append(f"the GPU is {here}, it was built for {contract.gpu} ({contract.compute_capability})")
     # a portable engine of TensorRT itself says on loading whether this GPU will do
     if portable and contract.flavor == "rtx" and gpu.compute_capability not in RTX_CAPABILITIES:
         differs.append(f"the GPU is {here}, TensorRT-RTX runs on compute capability {', '.join(RTX_CAPABILITIES)}")
-    if not portable and not differs and gpu.name != contract.gpu:
+    if contract.hardware_compatibility == "none" and not portable and not differs and gpu.name != contract.gpu:
         # of the same machine code; kernels were chosen by times measured there (TensorRT logs the same warning)
         logging.getLogger("pmm").warning("%s: built on %s; on this %s it may be slower", path, contract.gpu, gpu.name)
     if differs:

@@ -89,7 +89,7 @@ def make_engine(path: Path, content=b"engine", flavor="tensorrt", batch=(1, 4, 1
         platform="linux-x86_64",
         gpu="NVIDIA L4",
         compute_capability="8.9",
-        hardware_compatible=False,
+        hardware_compatibility="none",
         driver="13.0",
         flags=(),
         precision_read_from="parsed network and engine inspector",
@@ -231,7 +231,7 @@ def test_an_engine(tmp_path, suffix):
             pmm_platform="linux-x86_64",
             pmm_gpu="NVIDIA L4",
             pmm_compute_capability="8.9",
-            pmm_hardware_compatible="false",
+            pmm_hardware_compatibility="none",
         ),
     }
     assert tree(folder)["1/model.plan"] == b"engine"

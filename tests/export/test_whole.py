@@ -35,7 +35,7 @@ def machine(monkeypatch):
         world = World()
         module, flavor = Whole(version, world, **kind), "rtx" if "rtx" in version else "tensorrt"
         monkeypatch.setitem(sys.modules, flavors.FLAVORS[flavor], module)
-        for each in (runtime, flavors, sys.modules["pmm.export.trt"]):
+        for each in (runtime, flavors):
             monkeypatch.setattr(each, "nvidia_gpus", lambda: (GPU,))
         monkeypatch.setattr(runtime, "open_device", lambda: HostDevice(world))
         driver = Libcuda(world)
@@ -65,7 +65,7 @@ def gate(trained, people):
 def test_an_engine_is_built_inspected_judged_and_run(machine, shared, gate, tmp_path, version, precision):
     _, flavor = machine(version)
     file = read_onnx(shared.onnx(Recipe(precision="fp32" if precision == "tf32" else precision)))
-    options = EngineOptions(flavor=flavor, batch=(1, 4, 8), tf32=precision == "tf32")
+    options = EngineOptions(flavor=flavor, batch=((1, 4, 8),), tf32=precision == "tf32")
     artifact = build_engine(file, tmp_path / "m.plan", options, gate=gate)
     assert artifact.manifest.engine.precision_read_from == "parsed network and engine inspector"
     assert artifact.manifest.engine.flavor == flavor
@@ -94,7 +94,7 @@ def test_an_engine_whose_inspector_says_another_precision_is_refused(
     machine(NEWEST, lies=lies, inspector=inspector)
     file = read_onnx(shared.onnx(Recipe(precision=asked)))
     with pytest.raises(UserError, match=rf"asked for {asked}, but the engine inspector finds .*{lies}"):
-        build_engine(file, tmp_path / "m.plan", EngineOptions(batch=(1, 4, 8)), gate=gate)
+        build_engine(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
     assert not list(tmp_path.iterdir())
 
 
@@ -102,7 +102,7 @@ def test_an_engine_whose_inspector_says_another_precision_is_refused(
 def test_an_inspector_that_can_tell_nothing_leaves_an_engine_and_a_note(machine, shared, gate, tmp_path, inspector):
     machine(NEWEST, inspector=inspector)
     file = read_onnx(shared.onnx(Recipe(precision="fp16")))
-    artifact = build_engine(file, tmp_path / "m.plan", EngineOptions(batch=(1, 4, 8)), gate=gate)
+    artifact = build_engine(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
     assert artifact.manifest.engine.precision_read_from == "parsed network"
     assert "the engine inspector does not tell it" in describe_engine(artifact)
 
@@ -121,8 +121,7 @@ def test_a_builder_that_cannot_start_is_one_line_with_its_reason(machine, shared
 @pytest.mark.parametrize(("driver", "package"), [("13.0", "tensorrt-cu13"), ("12.8", "tensorrt-cu12")])
 def test_a_gpu_that_runs_no_rtx_engine_gets_none_unasked(monkeypatch, tmp_path, driver, package):
     monkeypatch.setitem(flavors.FLAVORS, "tensorrt", "tensorrt_that_is_missing")
-    for each in (flavors, sys.modules["pmm.export.trt"]):
-        monkeypatch.setattr(each, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
+    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
     monkeypatch.setattr(flavors, "driver_version", lambda: driver)
     with pytest.raises(UserError, match=rf"NVIDIA H100 .*pip install {package}.*--flavor rtx.*model\.onnx"):
         choose_flavor("auto", tmp_path / "model.onnx")

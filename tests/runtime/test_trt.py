@@ -76,7 +76,7 @@ class Machine:
             "platform": flavors.this_platform(),
             "gpu": GPU.name,
             "compute_capability": GPU.compute_capability,
-            "hardware_compatible": False,
+            "hardware_compatibility": "none",
             "driver": "13.0",
             "flags": (),
             "precision_read_from": "parsed network",
@@ -688,7 +688,8 @@ def test_all_that_differs_is_named(machine):
 
 
 def test_a_hardware_compatible_engine_runs_on_another_gpu(machine):
-    machine.write(contract={"gpu": "NVIDIA Other", "compute_capability": "8.0", "hardware_compatible": True})
+    other = {"gpu": "NVIDIA Other", "compute_capability": "8.0", "hardware_compatibility": "ampere-plus"}
+    machine.write(contract=other)
     with machine.open() as runner:
         assert np.array_equal(runner(crops(2)), machine.expected(crops(2)))
 
@@ -696,7 +697,7 @@ def test_a_hardware_compatible_engine_runs_on_another_gpu(machine):
 @pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "12.0", "12.1"])
 def test_an_rtx_engine_built_without_gpu_runs_on_those_listed(rtx, capability):
     rtx.patch.setattr(trt, "nvidia_gpus", lambda: (Gpu("NVIDIA Any", capability),))
-    rtx.write(contract={"gpu": "", "compute_capability": "", "hardware_compatible": True})
+    rtx.write(contract={"gpu": "", "compute_capability": ""})
     with rtx.open() as runner:
         assert runner.info.device == "NVIDIA Any"
 
@@ -704,7 +705,7 @@ def test_an_rtx_engine_built_without_gpu_runs_on_those_listed(rtx, capability):
 @pytest.mark.parametrize("capability", ["7.0", "7.5", "9.0", "10.0"])
 def test_an_rtx_engine_built_without_gpu_runs_on_no_other(rtx, capability):
     rtx.patch.setattr(trt, "nvidia_gpus", lambda: (Gpu("NVIDIA Any", capability),))
-    rtx.write(contract={"gpu": "", "compute_capability": "", "hardware_compatible": True})
+    rtx.write(contract={"gpu": "", "compute_capability": ""})
     rtx.refused("NVIDIA Any", capability, "8.0, 8.6, 8.9, 12.0, 12.1")
 
 

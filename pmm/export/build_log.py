@@ -1,0 +1,66 @@
+"""All that the builder of engines says, in a file beside the engine, as it comes: also of a build that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pmm.errors import UserError
+from pmm.files import cannot_write, output_file
+from pmm.runtime.flavors import first_line
+
+
+def log_path(engine: Path) -> Path:
+    """`best.plan` -> `best.plan.log`."""
+    return engine.with_name(engine.name + ".log")
+
+
+class BuildLog:
+    """Messages to a file, in place of an earlier build's, and to stderr if asked."""
+
+    def __init__(self, path: Path, show: bool) -> None:
+        self.path, self._show = path, show
+        self.serious: list[str] = []
+        """Warnings and errors, a line each."""
+        # a line at a time, in place: it is read most where the library ended the process
+        self._file = path.open("w", buffering=1, errors="backslashreplace")
+
+    def write(self, level: str, message: str) -> None:
+        """Add a message; a disk that is full costs the rest of the log, and a warning."""
+        if level in ("WARNING", "ERROR", "INTERNAL_ERROR"):
+            self.serious.append(first_line(message))
+        line = f"[{level}] {message.rstrip()}"
+        if self._show:
+            print(line, file=sys.stderr)
+        try:
+            if not self._file.closed:
+                self._file.write(line + "\n")
+        except OSError as error:
+            print(f"warning: {self.path} ends early: {error.strerror or error}", file=sys.stderr)
+            self.close()
+
+    def close(self) -> None:
+        """Lines that come later are not kept."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def build_log(engine: Path, *, show: bool) -> Iterator[BuildLog]:
+    """The log of the build of `engine`; an error on the way names it.
+
+    Raises UserError if it cannot be written.
+    """
+    path = output_file(log_path(engine))
+    try:
+        log = BuildLog(path, show)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield log
+    except UserError as error:
+        raise type(error)(f"{error}; the builder's log is {path}") from error
+    finally:
+        log.close()

@@ -1,0 +1,251 @@
+"""The calls of the builder: a parsed network, a configuration, the bytes of an engine. Loads no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmm import cli
+from pmm.errors import Unavailable, UserError
+from pmm.export.build_log import BuildLog
+from pmm.export.engine_precision import network_precision
+from pmm.export.precision import Found
+from pmm.export.recipe import EngineOptions
+from pmm.files import output_file, write_file
+from pmm.machine import Gpu
+from pmm.manifest import BatchProfile, BatchProfiles
+from pmm.onnx_file import OnnxFile
+from pmm.runtime.flavors import error_logger, started
+from pmm.runtime.tf32 import TF32_ON, has_tf32
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine, and what went into it."""
+
+    engine: bytes
+    found: Found
+    """Precision of the parsed network."""
+    batch: BatchProfiles
+    flags: tuple[str, ...]
+
+
+def build(
+    trt: Any,
+    flavor: str,
+    file: OnnxFile,
+    options: EngineOptions,
+    log: BuildLog,
+    *,
+    gpu: Gpu | None = None,
+    asked: str | None = None,
+) -> Built:
+    """Build `file` with the module `trt` of `flavor`.
+
+    Args:
+        log: gets all that the builder says.
+        gpu: the one that the builder measures on, if there is one; it is this thread's current GPU.
+        asked: the precision that the network must have; None for any.
+
+    Raises:
+        UserError: what is asked for is not in the file, this version or this GPU, or the library refuses.
+    """
+    name, logger = f"{file.path}: {flavor} {trt.__version__}", error_logger(trt, log.write)
+    level = _compatibility_level(trt, flavor, options, gpu, name)
+    builder = started(trt.Builder, logger, name)
+    # always so from TensorRT 11 on, which ignores the flag
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    # from the bytes that were hashed, unless weights lie in files beside it, which only the path finds
+    parsed = parser.parse(file.content) if not file.external else parser.parse_from_file(str(file.path))
+    if not parsed:
+        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        said = " ".join((reasons or logger.take()).split())
+        raise UserError(f"{name} does not parse it ({said[:300]})")
+    found = network_precision(trt, network)
+    if asked:
+        found.check(asked, f"{file.path}: as {flavor} parsed it")
+    if options.tf32:
+        _check_tf32(file.path, found, gpu)
+
+    config = builder.create_builder_config()
+    batch, told = _set_profiles(builder, network, config, options, name)
+    # TF32 is on by default in TensorRT; an fp32 engine must be fp32
+    (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector; costs nothing at run time
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, max(1, int(options.workspace * 2**30)))
+    if options.opt_level is not None:
+        config.builder_optimization_level = options.opt_level
+    if level is not None:
+        config.hardware_compatibility_level = level
+    with _timing_cache(config, options.timing_cache, name), cli.deferred_interrupt() as release:
+        with _progress(trt, config, release, show=not options.verbose):
+            engine = builder.build_serialized_network(network, config)
+        release()
+        if engine is None:
+            raise _refused(name, logger, log.serious, options, batch)
+    return Built(bytes(engine), found, batch, (*told, *_flags(trt, config)))
+
+
+def _compatibility_level(trt: Any, flavor: str, options: EngineOptions, gpu: Gpu | None, name: str) -> Any:
+    """The member of HardwareCompatibilityLevel; None for what the library does by itself.
+
+    Least compute capabilities: NvInfer.h, HardwareCompatibilityLevel.
+    """
+    word, levels = options.hardware_compatibility, trt.HardwareCompatibilityLevel
+    if word == "none":
+        return None
+    flag = f"--hardware-compatibility {word}"
+    if flavor == "rtx":
+        raise UserError(f"{name}: {flag} is for TensorRT; TensorRT-RTX compiles its engines for the GPU that they meet")
+    if not hasattr(levels, word.replace("-", "_").upper()):
+        raise UserError(f"{name} has no {flag}: TensorRT has it from 10.9 on; give none or ampere-plus")
+    least = (8, 0) if word == "ampere-plus" else (7, 5)
+    if gpu and tuple(map(int, gpu.compute_capability.split("."))) < least:
+        raise Unavailable(
+            f"{name}: {flag} needs a GPU of compute capability {least[0]}.{least[1]} or more to build on, and "
+            f"{gpu.name} has {gpu.compute_capability}"
+        )
+    return getattr(levels, word.replace("-", "_").upper())
+
+
+def _check_tf32(path: Path, found: Found, gpu: Gpu | None) -> None:
+    if found.precision != "fp32":
+        raise UserError(f"{path}: --tf32 is for the products of an fp32 file, and this one holds {found.precision}")
+    if gpu and not has_tf32(gpu):
+        raise Unavailable(f"{path}: --tf32: {gpu.name} has no TF32; build without it")
+
+
+def _flags(trt: Any, config: Any) -> Iterator[str]:
+    """What shapes the build, read back from the configuration."""
+    yield TF32_ON if config.get_flag(trt.BuilderFlag.TF32) else "TF32 off"
+    yield f"workspace {config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) / 2**30:.3g} GiB"
+    yield f"optimization level {config.builder_optimization_level}"
+    yield f"hardware compatibility {str(config.hardware_compatibility_level).rpartition('.')[2]}"
+
+
+def _set_profiles(
+    builder: Any, network: Any, config: Any, options: EngineOptions, name: str
+) -> tuple[BatchProfiles, list[str]]:
+    """The optimisation profiles over the batch of every input, and how they read back.
+
+    Raises UserError for other dynamic dimensions, and for batches that a file of a static batch does not take.
+    """
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in map(network.get_input, range(network.num_inputs))}
+    for tensor, shape in shapes.items():
+        if not shape or min(shape[1:], default=1) < 1:
+            raise UserError(f"{name}: input {tensor} is {shape}; only the batch may be dynamic")
+    batch, told = _batch(options, {shape[0] for shape in shapes.values()}, name), []
+    for at, wanted in enumerate(batch.profiles):
+        profile = builder.create_optimization_profile()
+        for tensor, shape in shapes.items():
+            profile.set_shape(tensor, *[(size, *shape[1:]) for size in (wanted.least, wanted.best, wanted.most)])
+            sizes = " ".join(str(given[0]) for given in profile.get_shape(tensor))
+            told.append(f"{tensor}: batch {sizes}")
+        if config.add_optimization_profile(profile) != at:
+            raise UserError(f"{name} refuses the batch profile {wanted}")
+    return batch, told
+
+
+def _batch(options: EngineOptions, first: set[int], name: str) -> BatchProfiles:
+    """The profiles asked for; of a file of a static batch, that batch alone. `first`: first sizes of its inputs."""
+    static = first - {-1}
+    if not static:
+        return options.profiles
+    if len(first) > 1:
+        raise UserError(f"{name}: its inputs have batches of {', '.join(map(str, sorted(first)))}; expected one")
+    size = static.pop()
+    try:
+        only = BatchProfiles((BatchProfile(least=size, best=size, most=size),))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    if options.batch and options.profiles != only:
+        raise UserError(
+            f"{name}: a file of static batch {size} takes {size} images and no other number, and --batch is "
+            f"{options.profiles}; leave --batch out, or export the file without --static-batch"
+        )
+    return only
+
+
+@contextlib.contextmanager
+def _timing_cache(config: Any, path: Path | None, name: str) -> Iterator[None]:
+    """Measured kernel times of earlier builds, read from `path` if it is there, and written back."""
+    if path is None:
+        yield
+        return
+    output_file(path)  # before minutes of building
+    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise UserError(f"{path}: not a timing cache of {name} on this GPU; remove it or give another --timing-cache")
+    yield
+    filled = config.get_timing_cache()
+    if filled is not None:
+        write_file(path, bytes(filled.serialize()))
+
+
+@contextlib.contextmanager
+def _progress(trt: Any, config: Any, release: Callable[[], None], *, show: bool = True) -> Iterator[None]:
+    """A progress bar over the phases of the build, which may take many minutes, and a way out: Ctrl-C ends it.
+
+    An exception does not get through the library, so `release`, which raises a Ctrl-C that was held back, is only
+    asked here; the caller calls it again.
+    """
+    from tqdm import tqdm
+
+    with tqdm(desc="building the engine", unit="step", leave=False, disable=None if show else True) as bar:
+
+        class Monitor(trt.IProgressMonitor):
+            def __init__(self) -> None:
+                trt.IProgressMonitor.__init__(self)
+
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                bar.total = (bar.total or 0) + num_steps
+                bar.set_postfix_str(phase_name, refresh=True)
+
+            def phase_finish(self, phase_name: str) -> None:
+                bar.refresh()
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                bar.update()
+                try:
+                    release()
+                except KeyboardInterrupt:
+                    return False
+                return True
+
+        monitor = Monitor()
+        config.progress_monitor = monitor
+        yield
+
+
+_NO_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|could not be allocated|User allocator error|Device memory is insuff"
+)
+_REQUESTED = re.compile(r"(?:Requested size was|GPU memory \(|error allocating|requested size of) ?(\d+)")
+
+
+def _refused(name: str, logger: Any, serious: list[str], options: EngineOptions, batch: BatchProfiles) -> UserError:
+    """Of a build that gave nothing: what the library said and, where it lacked memory, what to change.
+
+    A lack of memory is told by warnings and errors of the allocators; the last error is then that a layer has no
+    implementation ("Could not find any implementation for node ..."), which reads as if it were not supported.
+    """
+    if lacked := [line for line in serious if _NO_MEMORY.search(line)]:
+        sizes = [int(found[1]) for found in map(_REQUESTED.search, lacked) if found]
+        asked = f"; {max(sizes) / 2**30:.2f} GiB were asked for at once" if sizes else ""
+        logger.errors.insert(0, lacked[0])
+        return UserError(
+            f"{name} built no engine: out of GPU memory{asked} ({logger.take()}); free memory on the "
+            f"GPU, give kernels less scratch with --workspace GIB, or build for less than {batch.most} images (--batch)"
+        )
+    if options.workspace is not None and any("insufficient workspace" in line for line in serious):
+        return UserError(
+            f"{name} built no engine: --workspace {options.workspace} is too small for a kernel ({logger.take()}); "
+            "give more, or leave it out"
+        )
+    return UserError(f"{name} built no engine ({logger.take()})")
