@@ -18,6 +18,7 @@ from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import UserError
 from pmm.manifest import EmbeddingContract, Manifest
 from pmm.runtime.fork import around_forks, keep_for_ever
+from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
 
 Embeddings = npt.NDArray[np.float32]
 R = TypeVar("R", bound="Runner")
@@ -91,6 +92,13 @@ class Runner(ABC):
         Raises UserError for images of another type or size.
         """
 
+    def embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
+        """As a call, but the embeddings stay on the GPU: float32 [B, D] there, complete, and the caller's to keep.
+
+        Raises UserError for a runner that does not work on a GPU.
+        """
+        raise UserError(f"{self.info.backend} leaves no embeddings on a GPU: it runs on {self.info.device}; call it")
+
     @abstractmethod
     def bind(self, images: Crops) -> Step:
         """A step that runs on `images` already in place."""
@@ -106,10 +114,15 @@ class Runner(ABC):
     ) -> None:
         self.close()
 
-    def check(self, images: Crops) -> None:
-        """Raises UserError if `images` are not uint8 [B, H, W, 3] crops of the model's size."""
+    def check(self, images: Crops | GpuArray) -> None:
+        """Raises UserError if `images` are not uint8 [B, H, W, 3] crops of the model's size, where this runner is."""
+        if is_on_gpu(images) and not isinstance(images, GpuArray):
+            raise UserError(
+                f"the images lie on a GPU, and this runner takes them in host memory (it runs on {self.info.device}): "
+                "copy them, as with .cpu().numpy() in torch"
+            )
         expected = (self.preprocessing.height, self.preprocessing.width, 3)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+        if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[1:] != expected:
             raise UserError(
                 f"images are {images.dtype} {list(images.shape)}; expected uint8 [B, {', '.join(map(str, expected))}]"
             )
@@ -153,6 +166,19 @@ def open_runner(artifact: str | Path, device: str = "auto", threads: int = 0) ->
         f"{artifact}: no runner for '{suffix}' files; expected a checkpoint (.pth), an AOTInductor package "
         f"({PACKAGE_SUFFIX}), an ONNX file (.onnx) or an engine ({', '.join(ENGINE_SUFFIXES)})"
     )
+
+
+def in_runs(run: Callable[[Crops], Embeddings], images: Crops, batch: int | None) -> Embeddings:
+    """`run` on any number of images, of a file that may take `batch` of them only.
+
+    Those go in runs of `batch`; the last is filled up with black images, whose embeddings are dropped.
+    """
+    if batch is None:
+        return run(images)
+    runs = max(1, -(-len(images) // batch))
+    filled = np.zeros((runs * batch, *images.shape[1:]), images.dtype)
+    filled[: len(images)] = images
+    return np.concatenate([run(filled[k : k + batch]) for k in range(0, len(filled), batch)])[: len(images)]
 
 
 def _of_this_process(made: T) -> T:

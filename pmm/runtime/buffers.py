@@ -1,18 +1,10 @@
-"""Device memory and a stream, from whichever CUDA library is here.
-
-The order of choice: torch where it has CUDA (a process that trains or evaluates has it loaded), else pycuda, else
-cuda-python. Importing torch costs seconds, also on a machine that could serve with pycuda: to start fast there, leave
-torch out of the serving environment. All three use the GPU's primary context, as TensorRT does, on the first GPU that
-CUDA_VISIBLE_DEVICES leaves visible.
-"""
+"""What an engine needs of a CUDA library: device memory, a stream, copies. The libraries are in `cuda_libraries`."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,10 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pmm.errors import Unavailable, UserError
-
-GPU = 0
-NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for work on the default stream
+from pmm.runtime import driver
 
 
 @dataclass
@@ -37,7 +26,7 @@ class Buffer:
 
 
 class Device(ABC):
-    """The GPU as one thread sees it: its own stream, and the buffers it allocated.
+    """A GPU with a stream of its own, and the buffers that were allocated for it; for one thread at a time.
 
     Everything but `active` and `close` is called inside `with device.active()`. Copies are asynchronous on `stream`:
     the arrays must stay as they are until `synchronize` returns. Every method raises UserError if CUDA refuses.
@@ -46,8 +35,10 @@ class Device(ABC):
     library: ClassVar[str]
     name: str
     """Library and version, as pycuda 2026.1."""
+    index: int
+    """Of the GPU, among those that CUDA_VISIBLE_DEVICES leaves visible."""
     stream: int
-    """The stream's handle (CUstream)."""
+    """The stream's handle (CUstream), which no other `Device` has."""
 
     @abstractmethod
     def active(self) -> AbstractContextManager[None]:
@@ -56,6 +47,10 @@ class Device(ABC):
     @abstractmethod
     def allocate(self, nbytes: int) -> Buffer:
         """`nbytes` of device memory, aligned to 256 bytes or more; its content is undefined."""
+
+    @abstractmethod
+    def allocate_output(self, nbytes: int) -> Buffer:
+        """As `allocate`, but the memory is its owner's: it lives until that is gone, also after `close`."""
 
     @abstractmethod
     def host_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -68,6 +63,12 @@ class Device(ABC):
     def download(self, buffer: Buffer, array: npt.NDArray[Any]) -> None:
         """Copy the start of `buffer` into a contiguous array."""
         self._copy(buffer, _bytes_of(buffer, array), to_device=False)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy on the GPU, from pointer to pointer."""
+        pointers = ctypes.c_uint64(target), ctypes.c_uint64(source)
+        size, stream = ctypes.c_size_t(nbytes), ctypes.c_void_p(self.stream)
+        driver.call(driver.libcuda(), "cuMemcpyDtoDAsync_v2", *pointers, size, stream)
 
     @abstractmethod
     def _copy(self, buffer: Buffer, content: npt.NDArray[np.uint8], *, to_device: bool) -> None: ...
@@ -85,254 +86,8 @@ class Device(ABC):
         """Free the buffers and the stream; any thread may do so, once nothing runs on the stream."""
 
 
-def open_device() -> Device:
-    """The GPU through the first library that works, in the order of the module's docstring, for the calling thread.
-
-    Raises Unavailable saying what to install, and why each library was refused.
-    """
-    refused = []
-    for kind in (TorchDevice, PycudaDevice, CudaPythonDevice):
-        try:
-            return kind()
-        except Exception as error:  # each library has its own exception types
-            refused.append(f"{kind.library}: {_first_line(error)}")
-    raise Unavailable(
-        "running an engine needs torch with CUDA, pycuda or cuda-python: pip install pycuda (needs the CUDA toolkit) "
-        f"or cuda-python; {'; '.join(refused)}"
-    )
-
-
-class TorchDevice(Device):
-    """Tensors of torch are the buffers."""
-
-    library = "torch"
-
-    def __init__(self) -> None:
-        self._torch = importlib.import_module("torch")
-        if not self._torch.cuda.is_available():
-            raise UserError("no CUDA device, or a build without CUDA")
-        self.name = f"torch {str(self._torch.__version__).split('+')[0]}"
-        with self._reported("Stream"):
-            self._stream: Any = self._torch.cuda.Stream(device=GPU)
-        self.stream = int(self._stream.cuda_stream)
-        self._buffers: list[Buffer] = []
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        # the stream is made current too: torch's allocator then knows where the memory is used
-        with self._torch.cuda.device(GPU), self._torch.cuda.stream(self._stream):
-            yield
-
-    def allocate(self, nbytes: int) -> Buffer:
-        with self._reported(f"allocation of {nbytes} bytes"):
-            memory = self._torch.empty(nbytes, dtype=self._torch.uint8, device=f"cuda:{GPU}")
-        self._buffers.append(Buffer(int(memory.data_ptr()), nbytes, memory))
-        return self._buffers[-1]
-
-    def host_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        with self._reported(f"page-locked allocation of {nbytes} bytes"):
-            memory = self._torch.empty(nbytes, dtype=self._torch.uint8, pin_memory=True)
-        return memory.numpy().view(dtype).reshape(shape)
-
-    def _copy(self, buffer: Buffer, content: npt.NDArray[np.uint8], *, to_device: bool) -> None:
-        there, here = buffer.owner[: content.nbytes], self._torch.from_numpy(content)
-        with self._reported("copy"):
-            if to_device:
-                there.copy_(here, non_blocking=True)
-            else:
-                here.copy_(there, non_blocking=True)
-
-    def synchronize(self) -> None:
-        with self._reported("synchronize"):
-            self._stream.synchronize()
-
-    def elapsed_ms(self, work: Callable[[], None]) -> float:
-        with self._reported("Event"):
-            begin, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record(self._stream)
-        work()
-        with self._reported("Event"):
-            end.record(self._stream)
-            end.synchronize()
-            return float(begin.elapsed_time(end))
-
-    def close(self) -> None:
-        for buffer in self._buffers:
-            buffer.owner = None
-        self._buffers.clear()
-
-    def _reported(self, call: str) -> AbstractContextManager[None]:
-        return _reported(self.name, call, RuntimeError)
-
-
-class PycudaDevice(Device):
-    """pycuda on the primary context, as its `autoprimaryctx` has it, but active only while it is used.
-
-    `autoprimaryctx` leaves the context on the stack of the thread that imports it first, and pycuda aborts the process
-    if a thread ends so; it also lets CUDA_DEVICE choose another GPU than TensorRT's. `autoinit` makes a second context,
-    which TensorRT and torch do not share.
-    """
-
-    library = "pycuda"
-
-    def __init__(self) -> None:
-        self._cuda = importlib.import_module("pycuda.driver")
-        self.name = f"pycuda {importlib.import_module('pycuda').VERSION_TEXT}"
-        with self._reported("primary context"):
-            self._cuda.init()
-            self._context: Any = self._cuda.Device(GPU).retain_primary_context()
-        with self.active(), self._reported("Stream"):
-            self._stream: Any = self._cuda.Stream(NON_BLOCKING)
-        self.stream = int(self._stream.handle)
-        self._buffers: list[Buffer] = []
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        with self._reported("context push"):
-            self._context.push()
-        try:
-            yield
-        finally:
-            self._context.pop()
-
-    def allocate(self, nbytes: int) -> Buffer:
-        with self._reported(f"allocation of {nbytes} bytes"):
-            memory = self._cuda.mem_alloc(nbytes)
-        self._buffers.append(Buffer(int(memory), nbytes, memory))
-        return self._buffers[-1]
-
-    def host_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        with self._reported(f"page-locked allocation of {list(shape)}"):
-            return self._cuda.pagelocked_empty(shape, dtype)
-
-    def _copy(self, buffer: Buffer, content: npt.NDArray[np.uint8], *, to_device: bool) -> None:
-        with self._reported("copy"):
-            if to_device:
-                self._cuda.memcpy_htod_async(buffer.pointer, content, self._stream)
-            else:
-                self._cuda.memcpy_dtoh_async(content, buffer.pointer, self._stream)
-
-    def synchronize(self) -> None:
-        with self._reported("synchronize"):
-            self._stream.synchronize()
-
-    def elapsed_ms(self, work: Callable[[], None]) -> float:
-        with self._reported("Event"):
-            begin, end = self._cuda.Event(), self._cuda.Event()
-            begin.record(self._stream)
-        work()
-        with self._reported("Event"):
-            end.record(self._stream)
-            end.synchronize()
-            return float(end.time_since(begin))
-
-    def close(self) -> None:
-        if self._stream is None:
-            return
-        # pycuda frees only where the context is active
-        with self.active(), self._reported("free"):
-            for buffer in self._buffers:
-                buffer.owner.free()
-                buffer.owner = None
-            self._buffers.clear()
-            self._stream = None
-
-    def _reported(self, call: str) -> AbstractContextManager[None]:
-        return _reported(self.name, call, self._cuda.Error)
-
-
-class CudaPythonDevice(Device):
-    """NVIDIA's cuda-python: the CUDA runtime's functions, each of which returns its error code first."""
-
-    library = "cuda-python"
-
-    def __init__(self) -> None:
-        self._cuda = importlib.import_module("cuda.bindings.runtime")
-        self.name = f"cuda-python {importlib.import_module('cuda.bindings').__version__}"
-        self._buffers: list[Buffer] = []
-        self._host: list[int] = []
-        with self.active():
-            self.stream = int(self._call("cudaStreamCreateWithFlags", NON_BLOCKING))
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        before = self._call("cudaGetDevice")
-        self._call("cudaSetDevice", GPU)
-        try:
-            yield
-        finally:
-            if before != GPU:
-                self._call("cudaSetDevice", before)
-
-    def allocate(self, nbytes: int) -> Buffer:
-        pointer = int(self._call("cudaMalloc", nbytes))
-        self._buffers.append(Buffer(pointer, nbytes, None))
-        return self._buffers[-1]
-
-    def host_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self._host.append(int(self._call("cudaMallocHost", nbytes)))
-        content = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self._host[-1]))
-        return content.view(dtype).reshape(shape)
-
-    def _copy(self, buffer: Buffer, content: npt.NDArray[np.uint8], *, to_device: bool) -> None:
-        kinds, here, there = self._cuda.cudaMemcpyKind, content.ctypes.data, buffer.pointer
-        if to_device:
-            self._call("cudaMemcpyAsync", there, here, content.nbytes, kinds.cudaMemcpyHostToDevice, self.stream)
-        else:
-            self._call("cudaMemcpyAsync", here, there, content.nbytes, kinds.cudaMemcpyDeviceToHost, self.stream)
-
-    def synchronize(self) -> None:
-        self._call("cudaStreamSynchronize", self.stream)
-
-    def elapsed_ms(self, work: Callable[[], None]) -> float:
-        events: list[Any] = []
-        try:
-            for _ in range(2):
-                events.append(self._call("cudaEventCreate"))
-            self._call("cudaEventRecord", events[0], self.stream)
-            work()
-            self._call("cudaEventRecord", events[1], self.stream)
-            self._call("cudaEventSynchronize", events[1])
-            return float(self._call("cudaEventElapsedTime", *events))
-        finally:
-            for event in events:
-                self._cuda.cudaEventDestroy(event)  # what it returns would hide what went wrong before
-
-    def close(self) -> None:
-        if not self.stream:
-            return
-        with self.active():
-            while self._buffers:
-                self._call("cudaFree", self._buffers.pop().pointer)
-            while self._host:
-                self._call("cudaFreeHost", self._host.pop())
-            stream, self.stream = self.stream, 0
-            self._call("cudaStreamDestroy", stream)
-
-    def _call(self, name: str, *args: Any) -> Any:
-        """The function's result, without its error code. Raises UserError if that is not success."""
-        code, *results = getattr(self._cuda, name)(*args)
-        if int(code) != 0:
-            raise UserError(f"{self.name}: {name} failed ({self._cuda.cudaGetErrorName(code)[1].decode()})")
-        return results[0] if results else None
-
-
 def _bytes_of(buffer: Buffer, array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """A view of `array`; a copy past the end of device memory would go unnoticed."""
     if not array.flags.c_contiguous or array.nbytes > buffer.nbytes:
         raise ValueError(f"{array.nbytes} bytes (contiguous: {array.flags.c_contiguous}) for {buffer.nbytes} bytes")
     return array.reshape(-1).view(np.uint8)
-
-
-@contextlib.contextmanager
-def _reported(library: str, call: str, kind: type[Exception]) -> Iterator[None]:
-    try:
-        yield
-    except kind as error:
-        raise UserError(f"{library}: {call} failed ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -6,8 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from pmm.errors import UserError
-from pmm.machine import cuda_library
+from pmm.runtime.driver import DriverError, call, libcuda
 
 GRAPHS_KEPT = 16
 """Batch sizes whose graphs a runner keeps: each holds memory on the GPU."""
@@ -24,10 +23,6 @@ def bucket(count: int, most: int) -> int:
     return min(padded, most)
 
 
-class GraphError(UserError):
-    """The driver refused to capture, instantiate or launch."""
-
-
 class Graph:
     """Captured work, ready to launch."""
 
@@ -35,16 +30,16 @@ class Graph:
         self._driver, self._executable, self._stream = driver, executable, stream
 
     def launch(self) -> None:
-        """Enqueue the captured work on the stream it was captured on. Raises GraphError."""
+        """Enqueue the captured work on the stream it was captured on. Raises DriverError."""
         if not self._executable:
-            raise GraphError("this CUDA graph was closed")
-        _call(self._driver, "cuGraphLaunch", self._executable, ctypes.c_void_p(self._stream))
+            raise DriverError("this CUDA graph was closed")
+        call(self._driver, "cuGraphLaunch", self._executable, ctypes.c_void_p(self._stream))
 
     def close(self) -> None:
         """Free it; once nothing runs on the stream."""
         executable, self._executable = self._executable, ctypes.c_void_p()
         if executable:
-            _call(self._driver, "cuGraphExecDestroy", executable)
+            call(self._driver, "cuGraphExecDestroy", executable)
 
 
 def capture(stream: int, work: Callable[[], None], driver: Any = None) -> Graph:
@@ -56,11 +51,11 @@ def capture(stream: int, work: Callable[[], None], driver: Any = None) -> Graph:
         driver: the CUDA driver's library (default: the one of this machine).
 
     Raises:
-        GraphError: the driver or `work` failed; the stream is usable as before.
+        DriverError: the driver or `work` failed; the stream is usable as before.
     """
-    driver = driver or _libcuda()
+    driver = driver or libcuda()
     handle, graph = ctypes.c_void_p(stream), ctypes.c_void_p()
-    _call(driver, "cuStreamBeginCapture_v2", handle, THREAD_LOCAL)
+    call(driver, "cuStreamBeginCapture_v2", handle, THREAD_LOCAL)
     try:
         work()
     except BaseException as error:
@@ -68,13 +63,13 @@ def capture(stream: int, work: Callable[[], None], driver: Any = None) -> Graph:
         driver.cuStreamEndCapture(handle, ctypes.byref(graph))
         _destroy(driver, graph)
         if isinstance(error, Exception):
-            raise GraphError(f"the work to capture failed ({error})") from error
+            raise DriverError(f"the work to capture failed ({error})") from error
         raise
     try:
-        _call(driver, "cuStreamEndCapture", handle, ctypes.byref(graph))
+        call(driver, "cuStreamEndCapture", handle, ctypes.byref(graph))
         executable = ctypes.c_void_p()
         flags = ctypes.c_ulonglong(0)
-        _call(driver, "cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
+        call(driver, "cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
     finally:
         _destroy(driver, graph)
     return Graph(driver, executable, stream)
@@ -83,22 +78,4 @@ def capture(stream: int, work: Callable[[], None], driver: Any = None) -> Graph:
 def _destroy(driver: Any, graph: ctypes.c_void_p) -> None:
     """The recording; an instantiated graph lives on without it."""
     if graph:
-        _call(driver, "cuGraphDestroy", graph)
-
-
-def _call(driver: Any, name: str, *args: Any) -> None:
-    try:
-        code = getattr(driver, name)(*args)
-    except AttributeError as error:
-        raise GraphError(f"{name}: this NVIDIA driver is too old for CUDA graphs") from error
-    if code != 0:
-        text = ctypes.c_char_p()
-        known = driver.cuGetErrorName(code, ctypes.byref(text)) == 0 and text.value is not None
-        raise GraphError(f"{name} failed ({text.value.decode() if known and text.value else f'CUDA error {code}'})")
-
-
-def _libcuda() -> Any:
-    library = cuda_library()
-    if library is None:
-        raise GraphError("no NVIDIA driver here")
-    return library
+        call(driver, "cuGraphDestroy", graph)

@@ -1,9 +1,10 @@
-"""What one thread runs an engine with: a stream, buffers, execution contexts and CUDA graphs."""
+"""What a run of an engine needs for itself: a stream, buffers, execution contexts and CUDA graphs."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,16 @@ from pmm.manifest import BatchProfiles, EmbeddingContract, InputContract
 from pmm.runtime import cuda_graph
 from pmm.runtime.base import Embeddings
 from pmm.runtime.buffers import Buffer, Device
-from pmm.runtime.cuda_graph import GRAPHS_KEPT
+from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
+from pmm.runtime.driver import DriverError
+from pmm.runtime.gpu_array import GpuArray, gpu_array
 
 T = TypeVar("T")
 
 
 @dataclass
 class Loaded:
-    """A deserialised engine, shared by the lanes of all threads."""
+    """A deserialised engine, shared by all lanes."""
 
     path: Path
     trt: Any
@@ -34,8 +37,8 @@ class Loaded:
     engine: Any
     graphs: Literal["captured", "own", "off"]
     """CUDA graphs: captured by us, by the library itself, or none."""
-    config: Any
-    """For "own": the runtime configuration that contexts are made with."""
+    context_options: Callable[[], Any] | None
+    """For TensorRT-RTX: makes the runtime configuration of one context."""
     batch: BatchProfiles
     image_shape: tuple[int, int, int]
     given: InputContract
@@ -56,7 +59,8 @@ class Loaded:
         return done
 
     def _failed(self, call: str, reason: str) -> UserError:
-        return UserError(f"{self.path}: {self.library}: {call} failed ({reason})")
+        advice = "; free GPU memory, or build it for fewer images (--batch)" if "memory" in reason.lower() else ""
+        return UserError(f"{self.path}: {self.library}: {call} failed ({reason}){advice}")
 
 
 class _Ready(NamedTuple):
@@ -68,7 +72,7 @@ class _Ready(NamedTuple):
 
 
 class Lane:
-    """What one thread runs with: stream, buffers for the largest batch, and contexts.
+    """What one run at a time runs with: stream, buffers for the largest batch, and contexts. Any thread may use it.
 
     A CUDA graph is valid only while the context it was captured from stays as it was. So each kept batch size has its
     own context; they run one after the other, so one block of working memory serves them all. Without graphs of ours
@@ -77,6 +81,8 @@ class Lane:
 
     def __init__(self, loaded: Loaded, device: Device) -> None:
         self._loaded, self._device = loaded, device
+        # decided once: another lane may find that graphs fail while this one makes a context
+        self._captures = loaded.graphs == "captured"
         self._ready: OrderedDict[int, _Ready] = OrderedDict()
         self._memory: Buffer | None = None
         self._resident: object = None
@@ -91,14 +97,38 @@ class Lane:
             device.close()
             raise
 
-    def run(self, images: npt.NDArray[Any], embeddings: Embeddings) -> None:
-        """images [B, ...] as the graph takes them -> embeddings [B, D], written in place; B at most `most`."""
+    def active(self) -> AbstractContextManager[None]:
+        """As `Device.active`."""
+        return self._device.active()
+
+    def placed(self, images: Any) -> GpuArray:
+        """Images that lie on the GPU, as `pmm.runtime.gpu_array`, for a run of this lane."""
         with self._device.active():
-            ready = self._upload(images)
-            self._enqueue(ready)
-            self._device.download(self._output, self._embeddings[: len(images)])
-            self._device.synchronize()
-            embeddings[:] = self._embeddings[: len(images)]
+            return gpu_array(images, self._device.stream)
+
+    def new_embeddings(self, count: int) -> GpuArray:
+        """Memory for embeddings float32 [count, D] on the GPU, which is the caller's to keep."""
+        shape = (count, self._loaded.returned.dim)
+        with self._device.active():
+            buffer = self._device.allocate_output(max(1, 4 * count * shape[1]))
+        return GpuArray(buffer.pointer, shape, np.dtype(np.float32), self._device.index, buffer.owner)
+
+    def run(self, images: npt.NDArray[Any] | GpuArray, embeddings: Embeddings | GpuArray) -> None:
+        """images [B, ...] as the graph takes them -> embeddings [B, D], written in place; B at most `most`.
+
+        With CUDA graphs they run as the next larger of a few batch sizes, each of which is captured once.
+        """
+        count = images.shape[0]
+        padded = count if self._loaded.graphs == "off" else bucket(count, self._loaded.batch.most)
+        with self._device.active():
+            self._enqueue(self._upload(images, padded))
+            if isinstance(embeddings, GpuArray):
+                self._device.copy(embeddings.pointer, self._output.pointer, embeddings.nbytes)
+                self._device.synchronize()
+            else:
+                self._device.download(self._output, self._embeddings[:count])
+                self._device.synchronize()
+                embeddings[:] = self._embeddings[:count]
 
     def step(self, images: npt.NDArray[Any]) -> None:
         """Run on `images`, which stay on the GPU from one step to the next; returns when the result is there."""
@@ -153,26 +183,29 @@ class Lane:
     def _there(self, images: npt.NDArray[Any]) -> _Ready:
         if self._resident is images:
             return self._prepared(len(images))
-        ready = self._upload(images)
+        ready = self._upload(images, len(images))
         self._resident = images
         return ready
 
-    def _upload(self, images: npt.NDArray[Any]) -> _Ready:
+    def _upload(self, images: npt.NDArray[Any] | GpuArray, padded: int) -> _Ready:
         # runs that were enqueued use the graphs, and their upload the page-locked images, until they are done
         self._device.synchronize()
-        ready = self._prepared(len(images))
+        ready = self._prepared(padded)
         self._resident = None
-        self._images[: len(images)] = images
-        batch = self._runs_as(len(images))
-        self._images[len(images) : batch] = 0
-        self._device.upload(self._input, self._images[:batch])
+        if isinstance(images, GpuArray):
+            self._device.copy(self._input.pointer, images.pointer, images.nbytes)
+        else:
+            batch = self._runs_as(padded)
+            self._images[: len(images)] = images
+            self._images[len(images) : batch] = 0
+            self._device.upload(self._input, self._images[:batch])
         return ready
 
     def _runs_as(self, count: int) -> int:
         return self._loaded.batch.runs_as(count)[1]
 
     def _enqueue(self, ready: _Ready) -> None:
-        if ready.graph is not None and self._loaded.graphs == "captured":
+        if ready.graph is not None:
             ready.graph.launch()
         else:
             self._execute(ready.context)
@@ -183,13 +216,12 @@ class Lane:
     def _prepared(self, count: int) -> _Ready:
         profile, batch = self._loaded.batch.runs_as(count)
         if batch not in self._ready:
-            captured = self._loaded.graphs == "captured"
-            spare = self._drop_oldest(down_to=GRAPHS_KEPT - 1 if captured else 0)
+            spare = self._drop_oldest(down_to=GRAPHS_KEPT - 1 if self._captures else 0)
             context = self._new_context() if spare is None else spare.context
             if spare is None or spare.profile != profile:
                 self._set_profile(context, profile)
             self._set_batch(context, batch)
-            self._ready[batch] = _Ready(context, profile, self._captured(context) if captured else None)
+            self._ready[batch] = _Ready(context, profile, self._captured(context))
         self._ready.move_to_end(batch)
         return self._ready[batch]
 
@@ -204,12 +236,12 @@ class Lane:
 
     def _new_context(self) -> Any:
         loaded, create = self._loaded, self._loaded.engine.create_execution_context
-        if loaded.graphs == "captured":
+        if self._captures:
             create = partial(create, loaded.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        elif loaded.config is not None:
-            create = partial(create, loaded.config)
+        elif loaded.context_options is not None:
+            create = partial(create, loaded.context_options())
         context = loaded.checked("create_execution_context", create)
-        if loaded.graphs == "captured":
+        if self._captures:
             self._lend_memory(context)
         return context
 
@@ -243,11 +275,13 @@ class Lane:
             loaded.checked(f"set_tensor_address {name}", partial(context.set_tensor_address, name, pointer))
 
     def _captured(self, context: Any) -> cuda_graph.Graph | None:
+        if not self._captures or self._loaded.graphs == "off":
+            return None
         # the first run after a change of shape updates the context on the way, which must not be captured
         self._execute(context)
         self._device.synchronize()
         try:
             return cuda_graph.capture(self._device.stream, lambda: self._execute(context))
-        except cuda_graph.GraphError as error:
+        except DriverError as error:
             self._loaded.graphs_failed(str(error))
             return None

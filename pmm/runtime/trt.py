@@ -2,78 +2,103 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pmm.data.crops import Crops
-from pmm.errors import Unavailable, UserError
+from pmm.errors import UserError
 from pmm.files import existing_file
-from pmm.machine import Gpu, nvidia_gpus
-from pmm.manifest import EngineContract, Manifest, read_manifest
+from pmm.machine import gpu_at
+from pmm.manifest import EngineContract, read_manifest
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
-from pmm.runtime.buffers import open_device
+from pmm.runtime.cuda_libraries import open_device
+from pmm.runtime.engine_origin import REBUILD, check_origin, chosen_gpu, engine_manifest, engine_precision
 from pmm.runtime.flavors import (
-    RTX_CAPABILITIES,
     error_logger,
     library_name,
     load_flavor,
     started,
-    this_platform,
 )
-from pmm.runtime.fork import refuse_parents_gpu
+from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
 from pmm.runtime.lane import Lane, Loaded
-from pmm.runtime.tf32 import TF32_ON, has_tf32
+from pmm.runtime.lane_pool import LanePool
+from pmm.runtime.rtx_cache import RuntimeCache, cache_file
 
-REBUILD = "build it here from its ONNX file with: python export/to_trt.py"
+T = TypeVar("T")
+
+CONTEXTS = 4
+"""Runs of one engine at a time; more fill the GPU no better, and each holds memory there."""
 
 
 class TrtRunner(Runner):
-    """An engine. Each thread that calls it gets its own stream, buffers and execution contexts (a `Lane`).
+    """An engine. Any thread may call it: a run takes a stream, buffers and contexts (a `Lane`) out of a small pool.
 
-    More images than the engine's largest batch go in several runs; fewer than its smallest are padded. `close` is for
-    when no call is under way.
+    More images than the engine's largest batch go in several runs; fewer than its smallest are padded. Images may be in
+    host memory or on the GPU (torch's CUDA tensors, or what has DLPack or the CUDA array interface).
     """
 
-    def __init__(self, path: str | Path, device: str = "cuda", *, cuda_graph: bool = True, warn: bool = True) -> None:
-        """Open `path`; `warn` about embeddings that were never verified.
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "cuda",
+        *,
+        cuda_graph: bool = True,
+        contexts: int = CONTEXTS,
+        eager: bool = False,
+        warn: bool = True,
+    ) -> None:
+        """Open `path`. Nothing of TensorRT is touched before the file is known to be ours and built for this machine.
 
-        Nothing of TensorRT is touched before the file is known to be ours and built for this machine. Raises UserError
-        if it is not, was changed, or does not hold what its manifest promises.
+        Args:
+            device: cuda, cuda:N (counted as they are visible), or auto: the first GPU.
+            cuda_graph: capture the work of each batch size once, and replay it with one launch.
+            contexts: most runs at a time; further callers wait.
+            eager: let TensorRT-RTX compile the kernels of a new batch size before its first run, not beside the runs.
+            warn: about embeddings that were never verified.
+
+        Raises:
+            UserError: the file is not ours, was changed, cannot run here, or does not hold what its manifest promises.
         """
         self._path = existing_file(path, "an engine written by export/to_trt.py")
         content = self._path.read_bytes()
-        self.manifest, contract = _promised(self._path, read_manifest(self._path, hashlib.sha256(content).hexdigest()))
-        gpu = _gpu(self._path, device)
+        self.manifest, contract = engine_manifest(
+            self._path, read_manifest(self._path, hashlib.sha256(content).hexdigest())
+        )
+        self._index, gpu = chosen_gpu(self._path, device)
         trt = load_flavor(contract.flavor)
-        _check_origin(self._path, contract, str(trt.__version__), gpu)
+        check_origin(self._path, contract, str(trt.__version__), gpu)
         if warn:
             warn_if_unverified(self._path, self.manifest)
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
         self._batch = contract.batch
 
-        self._lanes: dict[threading.Thread, Lane] = {}
         self._lock = threading.Lock()
         self._loaded: Loaded | None = None
         self._runtime: Any = None
-        first = open_device()
+        self._cache: RuntimeCache | None = None
+        self._pool: LanePool | None = None
+        first = open_device(self._index)
         try:
             with first.active():
-                loaded = self._loaded = self._load(trt, contract, content, cuda_graph)
+                loaded = self._loaded = self._load(trt, contract, content, cuda_graph, eager)
                 self.info = RunnerInfo(
                     backend=library_name(contract.flavor),
                     device=gpu.name,
-                    precision=_precision(self.manifest, contract, gpu),
+                    precision=engine_precision(self.manifest, contract, gpu),
                     provider=f"{loaded.library} (buffers: {first.name}, {'' if self.cuda_graph else 'no '}CUDA graph)",
                 )
-            lane = self._lanes[threading.current_thread()] = Lane(loaded, first)
+            lane = Lane(loaded, first)
+            self._pool = LanePool(self._path, max(1, contexts), lambda: Lane(loaded, open_device(self._index)), lane)
             # one run now: `info` then says what was found, and the first call is as fast as the others
             lane.step(np.zeros((contract.batch.best, *loaded.image_shape), loaded.given.dtype))
         except BaseException:
@@ -86,13 +111,20 @@ class TrtRunner(Runner):
         """Runs are CUDA graphs: ours for TensorRT, its own for TensorRT-RTX."""
         return self._loaded is not None and self._loaded.graphs != "off"
 
-    def __call__(self, images: Crops) -> Embeddings:
-        self.check(images)
-        lane, most = self._lane(), self._batch.most
-        embeddings = np.empty((len(images), self.embedding.dim), np.float32)
-        for start in range(0, len(images), most):
-            chunk = slice(start, start + most)
-            lane.run(self.manifest.input.feed(images[chunk], self.preprocessing), embeddings[chunk])
+    def __call__(self, images: Crops | CudaArray) -> Embeddings:
+        with self._lanes.lane() as lane:
+            placed = self._checked(lane, images)
+            embeddings = np.empty((placed.shape[0], self.embedding.dim), np.float32)
+            for start, stop in self._runs(placed):
+                lane.run(self._fed(placed, start, stop), embeddings[start:stop])
+        return embeddings
+
+    def embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
+        with self._lanes.lane() as lane:
+            placed = self._checked(lane, images)
+            embeddings = lane.new_embeddings(placed.shape[0])
+            for start, stop in self._runs(placed):
+                lane.run(self._fed(placed, start, stop), embeddings.rows(start, stop))
         return embeddings
 
     def bind(self, images: Crops) -> Step:
@@ -104,36 +136,59 @@ class TrtRunner(Runner):
         self.check(images)
         if not 1 <= len(images) <= self._batch.most:
             raise UserError(f"{self._path}: cannot bind {len(images)} images; one run takes 1 to {self._batch.most}")
-        fed = self.manifest.input.feed(images, self.preprocessing).copy()
-        self._lane().step(fed)
-        return LaneStep(self._lane, fed)
+        step = LaneStep(self._lanes, self.manifest.input.feed(images, self.preprocessing).copy())
+        step()
+        return step
 
     def inspect(self) -> str:
         """What the engine inspector says of the engine's layers, as JSON."""
-        return self._lane().inspect(self._batch.best)
+        with self._lanes.lane() as lane:
+            return lane.inspect(self._batch.best)
 
     def close(self) -> None:
-        """Free everything on the GPU. May be called again; runs after it raise UserError."""
-        with self._lock:
-            while self._lanes:
-                self._lanes.popitem()[1].close()
-            # contexts went first, then the engine, then the runtime that made it
-            self._loaded = self._runtime = None
+        """Free everything on the GPU, after the runs under way. May be called again; runs after it raise UserError."""
+        if self._pool is not None:
+            if self._cache is not None:
+                with contextlib.suppress(UserError), self._pool.lane() as lane, lane.active():
+                    self._cache.save()
+            self._pool.close()
+        # contexts went first, then what they were made with, the engine, and the runtime that made it
+        self._cache = self._loaded = self._runtime = None
 
-    def _lane(self) -> Lane:
-        thread = threading.current_thread()
-        lane = self._lanes.get(thread)
-        if lane is None:
-            with self._lock:
-                if self._loaded is None:
-                    raise UserError(f"{self._path}: this runner was closed; open it again")
-                # threads come and go; what the gone ones held is of no use
-                for gone in [other for other in self._lanes if not other.is_alive()]:
-                    self._lanes.pop(gone).close()
-                lane = self._lanes[thread] = Lane(self._loaded, open_device())
-        return lane
+    @property
+    def _lanes(self) -> LanePool:
+        assert self._pool is not None
+        return self._pool
 
-    def _load(self, trt: Any, contract: EngineContract, content: bytes, cuda_graph: bool) -> Loaded:
+    def _runs(self, images: Crops | GpuArray) -> Iterator[tuple[int, int]]:
+        count, most = images.shape[0], self._batch.most
+        return ((start, min(start + most, count)) for start in range(0, count, most))
+
+    def _fed(self, images: Crops | GpuArray, start: int, stop: int) -> npt.NDArray[Any] | GpuArray:
+        if isinstance(images, GpuArray):
+            return images.rows(start, stop)
+        return self.manifest.input.feed(images[start:stop], self.preprocessing)
+
+    def _checked(self, lane: Lane, images: Crops | CudaArray) -> Crops | GpuArray:
+        """The images, where they lie. Raises UserError for ones that the engine does not take from there."""
+        if not is_on_gpu(images):
+            self.check(images)  # type: ignore[arg-type]
+            return images  # type: ignore[return-value]
+        placed, takes = lane.placed(images), self.manifest.input
+        if placed.device != self._index:
+            raise UserError(
+                f"the images lie on cuda:{placed.device}, and this runner is on cuda:{self._index}; open it there "
+                "(device=), or move them"
+            )
+        self.check(placed)
+        if takes.dtype != "uint8" or takes.colour != "rgb":
+            raise UserError(
+                f"{self._path}: takes {takes.dtype} {takes.colour.upper()} images, to which images on a GPU are not "
+                "converted; export it with --input uint8 --input-colour rgb, or give them in host memory"
+            )
+        return placed
+
+    def _load(self, trt: Any, contract: EngineContract, content: bytes, cuda_graph: bool, eager: bool) -> Loaded:
         """Deserialise `content` and check it against the manifest."""
         logger, library = error_logger(trt), f"{library_name(contract.flavor)} {trt.__version__}"
         self._runtime = started(trt.Runtime, logger, f"{self._path}: {library}")
@@ -146,22 +201,38 @@ class TrtRunner(Runner):
                 reason += f"; {validity}, diagnostics {diagnostics}"
             raise UserError(f"{self._path}: {library} cannot load it ({reason}); {REBUILD}")
         self._check_interface(trt, engine)
-        config = _graph_config(trt, engine) if cuda_graph else None
-        ours: Literal["captured", "off"] = "captured" if cuda_graph and contract.flavor == "tensorrt" else "off"
+        graphs: Literal["captured", "own", "off"] = "captured" if cuda_graph else "off"
+        options = None
+        if contract.flavor == "rtx":
+            graphs = "own" if cuda_graph and _capturing(trt) else "off"
+            options = partial(self._rtx_options, trt, engine, graphs == "own", eager)
+            place = cache_file(self.manifest.sha256, str(trt.__version__), gpu_at(self._index).compute_capability)
+            self._cache = RuntimeCache(options(), place)
         return Loaded(
             path=self._path,
             trt=trt,
             library=library,
             logger=logger,
             engine=engine,
-            graphs=ours if config is None else "own",
-            config=config,
+            graphs=graphs,
+            context_options=options,
             batch=contract.batch,
             image_shape=self.manifest.input.shape(self.preprocessing),
             given=self.manifest.input,
             returned=self.embedding,
             graphs_failed=self._without_graphs,
         )
+
+    def _rtx_options(self, trt: Any, engine: Any, cuda_graph: bool, eager: bool) -> Any:
+        """How TensorRT-RTX runs a context; it captures by itself, as it knows when its kernels are final."""
+        config = engine.create_runtime_config()
+        if cuda_graph:
+            config.cuda_graph_strategy = _capturing(trt)
+        if eager:
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        if self._cache is not None:
+            config.set_runtime_cache(self._cache.shared)
+        return config
 
     def _without_graphs(self, reason: str) -> None:
         with self._lock:
@@ -198,84 +269,36 @@ class TrtRunner(Runner):
 
 
 class LaneStep(Step):
-    """A run on the lane of the calling thread: `wait` waits for what the same thread enqueued."""
+    """A run on a lane of the pool: on the one that has the images, while nobody else needs it."""
 
-    def __init__(self, lane: Callable[[], Lane], images: npt.NDArray[Any]) -> None:
-        super().__init__(lambda: lane().step(images))
-        self._lane, self._images = lane, images
+    def __init__(self, lanes: LanePool, images: npt.NDArray[Any]) -> None:
+        super().__init__(lambda: self._on(lambda lane: lane.step(images)))
+        self._lanes, self._images = lanes, images
+        self._last: Lane | None = None
 
     def enqueue(self) -> None:
-        self._lane().enqueue(self._images)
+        self._on(lambda lane: lane.enqueue(self._images))
 
     def wait(self) -> None:
-        self._lane().wait()
+        self._lanes.check_open()
+        if self._last is not None:
+            self._last.wait()
 
     def device_ms(self) -> float:
-        return self._lane().device_ms(self._images)
+        return self._on(lambda lane: lane.device_ms(self._images))
 
     def transfers_ms(self) -> tuple[float, float]:
-        return self._lane().transfers_ms(self._images)
+        return self._on(lambda lane: lane.transfers_ms(self._images))
+
+    def _on(self, work: Callable[[Lane], T]) -> T:
+        with self._lanes.lane(self._last) as lane:
+            self._last = lane
+            return work(lane)
 
 
-def _precision(manifest: Manifest, contract: EngineContract, gpu: Gpu) -> str:
-    """In which the engine runs: fp32 with leave to use TF32 is tf32, if the GPU has it."""
-    found = manifest.precision_found
-    return "tf32" if found == "fp32" and TF32_ON in contract.flags and has_tf32(gpu) else found
-
-
-def _graph_config(trt: Any, engine: Any) -> Any:
-    """TensorRT-RTX captures by itself, as it knows when its kernels are final: the config for that, else None."""
-    if not hasattr(trt, "CudaGraphStrategy"):
-        return None
-    wanted = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    config = engine.create_runtime_config()
-    config.cuda_graph_strategy = wanted
-    return config if config.cuda_graph_strategy == wanted else None
-
-
-def _promised(path: Path, manifest: Manifest | None) -> tuple[Manifest, EngineContract]:
-    if manifest is None:
-        raise UserError(
-            f"{path}: no manifest beside it ({path.name}.json); an engine is executable code, so only one with its "
-            f"manifest is opened; {REBUILD}"
-        )
-    if manifest.engine is None:
-        raise UserError(f"{path}: its manifest describes no engine; {REBUILD}")
-    return manifest, manifest.engine
-
-
-def _gpu(path: Path, device: str) -> Gpu:
-    """The GPU that runs it: the first visible one."""
-    if device == "cpu":
-        raise Unavailable(f"{path}: engines run on NVIDIA GPUs only; run its ONNX file on the CPU")
-    if device not in ("auto", "cuda"):
-        raise UserError(f"unknown device '{device}'; known for engines: auto, cuda")
-    refuse_parents_gpu()
-    gpus = nvidia_gpus()
-    if not gpus:
-        raise Unavailable(f"{path}: engines run on NVIDIA GPUs only, and the CUDA driver sees none here")
-    return gpus[0]
-
-
-def _check_origin(path: Path, contract: EngineContract, version: str, gpu: Gpu) -> None:
-    """Raises UserError naming all in which this machine differs from where the engine can run."""
-    differs = []
-    if version != contract.version:
-        differs.append(f"{library_name(contract.flavor)} is {version} here, it was built with {contract.version}")
-    if this_platform() != contract.platform:
-        differs.append(f"this is {this_platform()}, it was built for {contract.platform}")
-    here = f"{gpu.name} (compute capability {gpu.compute_capability})"
-    portable = contract.portable
-    if not portable and gpu.compute_capability != contract.compute_capability:
-        differs.append(f"the GPU is {here}, it was built for {contract.gpu} ({contract.compute_capability})")
-    # a portable engine of TensorRT itself says on loading whether this GPU will do
-    if portable and contract.flavor == "rtx" and gpu.compute_capability not in RTX_CAPABILITIES:
-        differs.append(f"the GPU is {here}, TensorRT-RTX runs on compute capability {', '.join(RTX_CAPABILITIES)}")
-    if contract.hardware_compatibility == "none" and not portable and not differs and gpu.name != contract.gpu:
-        # of the same machine code; kernels were chosen by times measured there (TensorRT logs the same warning)
-        logging.getLogger("pmm").warning("%s: built on %s; on this %s it may be slower", path, contract.gpu, gpu.name)
-    if differs:
-        raise UserError(f"{path}: this engine cannot run here: {'; '.join(differs)}; {REBUILD}")
+def _capturing(trt: Any) -> Any:
+    """None for a release that has no CUDA graphs of its own."""
+    return trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if hasattr(trt, "CudaGraphStrategy") else None
 
 
 def _listed(tensors: set[str]) -> str:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from pmm import machine as hardware
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.errors import UserError
@@ -15,7 +16,7 @@ from pmm.export.trt import build_engine, choose_flavor, describe_engine
 from pmm.machine import Gpu
 from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
-from pmm.runtime import cuda_graph, flavors
+from pmm.runtime import driver, engine_origin, flavors
 from pmm.runtime import trt as runtime
 from pmm.runtime.base import open_runner
 from tests.runtime.standin import LISTS, HostDevice, Libcuda, World
@@ -28,18 +29,19 @@ NEWEST = "tensorrt-11.4.0.106"
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, tmp_path_factory):
     """A machine with a GPU and one version of TensorRT, or TensorRT-RTX."""
 
     def of(version, **kind):
         world = World()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         module, flavor = Whole(version, world, **kind), "rtx" if "rtx" in version else "tensorrt"
         monkeypatch.setitem(sys.modules, flavors.FLAVORS[flavor], module)
-        for each in (runtime, flavors):
+        for each in (hardware, engine_origin, flavors):
             monkeypatch.setattr(each, "nvidia_gpus", lambda: (GPU,))
-        monkeypatch.setattr(runtime, "open_device", lambda: HostDevice(world))
-        driver = Libcuda(world)
-        monkeypatch.setattr(cuda_graph, "_libcuda", lambda: driver)
+        monkeypatch.setattr(runtime, "open_device", lambda index: HostDevice(world, index))
+        libcuda = Libcuda(world)
+        monkeypatch.setattr(driver, "cuda_library", lambda: libcuda)
         return world, flavor
 
     return of
@@ -95,7 +97,7 @@ def test_an_engine_whose_inspector_says_another_precision_is_refused(
     file = read_onnx(shared.onnx(Recipe(precision=asked)))
     with pytest.raises(UserError, match=rf"asked for {asked}, but the engine inspector finds .*{lies}"):
         build_engine(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]  # why it was refused
 
 
 @pytest.mark.parametrize("inspector", ["nothing", "names"])
@@ -115,7 +117,7 @@ def test_a_builder_that_cannot_start_is_one_line_with_its_reason(machine, shared
         build_engine(read_onnx(shared.onnx()), tmp_path / "m.plan")
     for fact in ("tensorrt 11.4.0", "driver version is insufficient", "CUDA 12.2", "update the driver"):
         assert fact in str(caught.value)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]  # why it was refused
 
 
 @pytest.mark.parametrize(("driver", "package"), [("13.0", "tensorrt-cu13"), ("12.8", "tensorrt-cu12")])

@@ -32,6 +32,8 @@ class World:
 
     def __init__(self):
         self.memory: dict[int, np.ndarray] = {}
+        self.device_of: dict[int, int] = {}
+        """Pointer -> index of its GPU, where that is not 0."""
         self.streams: dict[int, Stream] = {}
         self.graphs: dict[int, list] = {}
         self.executables: dict[int, list] = {}
@@ -54,10 +56,41 @@ class World:
             return True
         return False
 
+    def new_memory(self, nbytes: int) -> np.ndarray:
+        memory = np.full(nbytes, 0xA5, np.uint8)  # nothing may rely on zeros
+        self.memory[memory.ctypes.data] = memory
+        return memory
+
     def at(self, pointer: int, nbytes: int) -> int:
-        assert pointer in self.memory, f"{pointer:#x} is no device memory (any more)"
-        assert nbytes <= self.memory[pointer].nbytes, "reaches past the end of device memory"
+        start = max((start for start in self.memory if start <= pointer), default=0)
+        assert start, f"{pointer:#x} is no device memory (any more)"
+        assert pointer + nbytes <= start + self.memory[start].nbytes, "reaches past the end of device memory"
         return pointer
+
+
+class OnGpu:
+    """Someone's array on the GPU of `world`, with one of the two protocols; its content comes with `stream`."""
+
+    def __init__(self, world: World, content: np.ndarray, protocol: str, index: int = 0, version: int = 3):
+        self.world, self.index, self.version, self.content = world, index, version, content
+        memory = world.new_memory(content.nbytes)
+        self.array = memory.view(content.dtype).reshape(content.shape)
+        world.device_of[memory.ctypes.data] = index
+        self.stream = next(world.handles)
+        world.streams[self.stream] = Stream()
+        world.streams[self.stream].add(lambda: np.copyto(self.array, content))
+        if protocol == "dlpack":
+            self.__dlpack_device__ = lambda: (2, index)
+            self.__dlpack__ = self._dlpack
+        else:
+            self.__cuda_array_interface__ = self.array.__array_interface__ | {
+                "version": version, **({"stream": self.stream} if version >= 3 else {})
+            }  # fmt: skip
+
+    def _dlpack(self, *, stream):
+        """The consumer's stream waits for the producer's (the array API's `__dlpack__`)."""
+        self.world.streams[stream].add(self.world.streams[self.stream].run)
+        return self.array.__dlpack__()
 
 
 class Stream:
@@ -80,8 +113,8 @@ class HostDevice(Device):
 
     library, name = "host", "host 1.0"
 
-    def __init__(self, world: World):
-        self.world, self.stream, self.closed = world, next(world.handles), False
+    def __init__(self, world: World, index: int = 0):
+        self.world, self.index, self.stream, self.closed = world, index, next(world.handles), False
         world.streams[self.stream] = Stream()
         self.pointers, self.depth = [], threading.local()
 
@@ -101,9 +134,16 @@ class HostDevice(Device):
         self._used()
         if self.world.fails("allocate"):
             raise UserError("host 1.0: out of memory")
-        memory = np.full(nbytes, 0xA5, np.uint8)  # nothing may rely on zeros
-        self.world.memory[memory.ctypes.data] = memory
+        memory = self.world.new_memory(nbytes)
         self.pointers.append(memory.ctypes.data)
+        return Buffer(memory.ctypes.data, nbytes, memory)
+
+    def allocate_output(self, nbytes):
+        self._used()
+        if self.world.fails("allocate_output"):
+            raise UserError("host 1.0: out of memory")
+        memory = self.world.new_memory(nbytes)
+        weakref.finalize(memory, self.world.memory.pop, memory.ctypes.data)
         return Buffer(memory.ctypes.data, nbytes, memory)
 
     def host_array(self, shape, dtype):
@@ -120,6 +160,14 @@ class HostDevice(Device):
             self.world.clock += count / 1000
             self.world.at(there, count)
             ctypes.memmove(*((there, here) if to_device else (here, there)), count)
+
+        self.world.streams[self.stream].add(copy)
+
+    def copy(self, target, source, nbytes):
+        self._used()
+
+        def copy():
+            ctypes.memmove(self.world.at(target, nbytes), self.world.at(source, nbytes), nbytes)
 
         self.world.streams[self.stream].add(copy)
 
@@ -159,6 +207,34 @@ class Libcuda:
     def _stream(self, handle) -> Stream:
         assert isinstance(handle, ctypes.c_void_p), "a plain int would be cut to 32 bits"
         return self.world.streams[handle.value]
+
+    def cuStreamCreate(self, stream, flags):  # noqa: N802
+        assert flags.value == 1, "waits for work on the default stream"
+        if code := self._enter("cuStreamCreate"):
+            return code
+        stream._obj.value = next(self.world.handles)
+        self.world.streams[stream._obj.value] = Stream()
+        return 0
+
+    def cuStreamDestroy_v2(self, stream):  # noqa: N802
+        del self.world.streams[stream.value]
+        return self._enter("cuStreamDestroy_v2")
+
+    def cuStreamSynchronize(self, stream):  # noqa: N802
+        if stream.value in self.world.streams:  # else one of the default streams
+            self._stream(stream).run()
+        return self._enter("cuStreamSynchronize")
+
+    def cuPointerGetAttribute(self, value, attribute, pointer):  # noqa: N802
+        assert attribute == 9
+        assert isinstance(pointer, ctypes.c_uint64)
+        value._obj.value = self.world.device_of.get(pointer.value, 0)
+        return self._enter("cuPointerGetAttribute")
+
+    def cuMemcpyDtoDAsync_v2(self, target, source, nbytes, stream):  # noqa: N802
+        assert isinstance(nbytes, ctypes.c_size_t)
+        self._stream(stream).add(lambda: ctypes.memmove(target.value, source.value, nbytes.value))
+        return self._enter("cuMemcpyDtoDAsync_v2")
 
     def cuStreamBeginCapture_v2(self, stream, mode):  # noqa: N802
         assert mode == 1, "the capture must not forbid other threads to allocate"
@@ -393,7 +469,7 @@ class _Context(Listed):
         assert own or how is strategies.USER_MANAGED, how
         self._engine, self._plan, self._how = engine, engine._plan, how
         self._memory = None if not own else 0
-        self._thread, self._profile, self._batch = threading.get_ident(), None, None
+        self._use, self._profile, self._batch = threading.Lock(), None, None
         self._addresses, self._changes, self._fresh = {}, 0, True
         self._world.contexts.add(self)
 
@@ -403,9 +479,18 @@ class _Context(Listed):
             self._lend(value, WORKING_MEMORY)
 
     def _changed(self):
-        assert threading.get_ident() == self._thread, "one context, two threads"
-        self._changes += 1
-        self._fresh = True
+        with self._alone():
+            self._changes += 1
+            self._fresh = True
+
+    @contextlib.contextmanager
+    def _alone(self):
+        """A context serves any thread, but one at a time (NvInferRuntime.h of IExecutionContext)."""
+        assert self._use.acquire(blocking=False), "one context, two threads at a time"
+        try:
+            yield
+        finally:
+            self._use.release()
 
     def _lend(self, pointer, size):
         assert self._how is self._module.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -457,7 +542,10 @@ class _Context(Listed):
         return True
 
     def execute_async_v3(self, handle):
-        assert threading.get_ident() == self._thread, "one context, two threads"
+        with self._alone():
+            return self._execute(handle)
+
+    def _execute(self, handle):
         if self._world.fails("execute_async_v3"):
             return False
         assert self._memory is not None, "no working memory"
@@ -467,6 +555,10 @@ class _Context(Listed):
         if stream.captured is not None and self._fresh:
             stream.spoilt = True  # the deferred work of a change of shape cannot be captured
         self._fresh = False
+        cache = getattr(self._how, "_cache", None)
+        if cache is not None and batch not in cache._kernels:
+            self._world.calls.append("compile")
+            cache._kernels.add(batch)
         source, target = self._addresses[given["name"]], self._addresses[returned["name"]]
         context = weakref.ref(self)
 
@@ -488,7 +580,35 @@ class _Context(Listed):
 
 
 class _RuntimeConfig(Listed):
-    cuda_graph_strategy = None
+    cuda_graph_strategy = dynamic_shapes_kernel_specialization_strategy = _cache = None
+
+    def create_runtime_cache(self):
+        return self._module._make("IRuntimeCache")
+
+    def set_runtime_cache(self, cache):
+        self._cache = cache
+        return True
+
+
+class _RuntimeCache(Listed):
+    """What was compiled, of this version: others are rejected, and the cache stays as it was (docstring of the
+    wheel's IRuntimeCache.deserialize)."""
+
+    def __init__(self):
+        self._kernels = set()
+
+    def deserialize(self, blob):
+        try:
+            values = json.loads(bytes(blob))
+        except ValueError:
+            return False
+        if values["version"] != self._module.__version__:
+            return False
+        self._kernels |= set(values["kernels"])
+        return True
+
+    def serialize(self):
+        return json.dumps({"version": self._module.__version__, "kernels": sorted(self._kernels)}).encode()
 
 
 def embed(images: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -506,6 +626,7 @@ class Module:
         "EngineInspector": _Inspector,
         "IExecutionContext": _Context,
         "IRuntimeConfig": _RuntimeConfig,
+        "IRuntimeCache": _RuntimeCache,
     }
 
     def __init__(self, name: str, world: World):

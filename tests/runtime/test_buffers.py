@@ -15,14 +15,15 @@ import pytest
 import torch
 
 from pmm.errors import Unavailable, UserError
-from pmm.runtime import buffers
-from pmm.runtime.buffers import CudaPythonDevice, PycudaDevice, TorchDevice, open_device
+from pmm.runtime import cuda_libraries, driver
+from pmm.runtime.cuda_libraries import CudaPythonDevice, PycudaDevice, TorchDevice, open_device
+from tests.runtime.standin import Libcuda, World
 
 HANDLE = 0x7F1234567890
 
 
 class FakeTorch(ModuleType):
-    """Tensors on "cuda" are the CPU's."""
+    """Tensors on "cuda" are the CPU's. `Stream` hands out the same 32 in turn (c10/cuda/CUDAStream.cpp)."""
 
     def __init__(self, available=True):
         super().__init__("torch")
@@ -30,7 +31,9 @@ class FakeTorch(ModuleType):
         self.__version__ = "9.9.1+cu130"
         self.cuda = SimpleNamespace(
             is_available=lambda: available,
-            Stream=self._stream,
+            Stream=self._pooled,
+            ExternalStream=self._stream,
+            default_stream=lambda device: SimpleNamespace(cuda_stream=0, device=device),
             stream=self._inside("stream"),
             device=self._inside("device"),
             Event=self._event,
@@ -41,16 +44,24 @@ class FakeTorch(ModuleType):
         if name in self.failing:
             raise RuntimeError(f"CUDA error: no {name}\nmore lines")
 
-    def _stream(self, device):
+    def _pooled(self, device):
+        self.streams = getattr(self, "streams", 0) + 1
+        return self._stream(HANDLE + self.streams % 32, device)
+
+    def _stream(self, handle, device):
         self._enter("Stream", device)
-        return SimpleNamespace(cuda_stream=HANDLE, synchronize=lambda: self._enter("synchronize"))
+        return SimpleNamespace(
+            cuda_stream=handle,
+            synchronize=lambda: self._enter("synchronize"),
+            wait_stream=lambda other: self._enter("wait", other.cuda_stream),
+        )
 
     def _event(self, *, enable_timing):
         assert enable_timing
         self._enter("Event")
 
         def record(stream):
-            assert stream.cuda_stream == HANDLE
+            assert stream.cuda_stream in self.opened
             self._enter("record")
             event.at = self.now
 
@@ -75,7 +86,7 @@ class FakeTorch(ModuleType):
 
         return inside
 
-    def empty(self, size, *, dtype, device="cpu", pin_memory=False):
+    def empty(self, size, *, dtype=torch.uint8, device="cpu", pin_memory=False):
         self._enter("empty", size, device, pin_memory)
         return torch.empty(size, dtype=dtype)
 
@@ -279,12 +290,16 @@ def libraries(monkeypatch, tmp_path):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('pycuda.{name} was imported')")
 
     def install(*names, torch_available=True):
+        world = World()
+        cuda = Libcuda(world)
+        monkeypatch.setattr(driver, "cuda_library", lambda: cuda)
         for module in ("torch", "pycuda", "pycuda.driver", "pycuda.autoinit", "cuda.bindings", "cuda.bindings.runtime"):
             monkeypatch.setitem(sys.modules, module, None)
         monkeypatch.delitem(sys.modules, "pycuda.autoinit")
         found = {}
         if "torch" in names:
             found["torch"] = FakeTorch(torch_available)
+            found["torch"].opened, found["torch"].driver = world.streams, cuda
             monkeypatch.setitem(sys.modules, "torch", found["torch"])
         if "pycuda" in names:
             found["pycuda"], package = FakePycuda(), ModuleType("pycuda")
@@ -322,7 +337,8 @@ def test_order_of_choice(libraries, installed, chosen):
     device = open_device()
     assert type(device) is KINDS[chosen]
     assert device.name == NAMES[chosen]
-    assert device.stream == HANDLE
+    assert device.index == 0
+    assert device.stream
 
 
 def test_torch_without_cuda_is_passed_over(libraries):
@@ -431,6 +447,7 @@ def test_another_thread_may_use_and_close_it(opened):
 FAILURES = [
     ("torch", "Stream", lambda d, b, a: TorchDevice()),
     ("torch", "empty", lambda d, b, a: d.allocate(8)),
+    ("torch", "wait", lambda d, b, a: d.allocate(8)),
     ("torch", "empty", lambda d, b, a: d.host_array((8,), np.uint8)),
     ("torch", "synchronize", lambda d, b, a: d.synchronize()),
     ("torch", "Event", lambda d, b, a: d.elapsed_ms(lambda: None)),
@@ -488,18 +505,63 @@ def test_every_refusal_of_cuda_is_one_line(libraries, library, call, use):
 # --- what each must take care of
 
 
-def test_torch_works_on_its_stream_and_the_first_gpu(libraries):
+@pytest.mark.parametrize("index", [0, 2])
+def test_torch_works_on_a_stream_of_its_own(libraries, index):
     fake = libraries("torch")["torch"]
-    device = open_device()
+    device = open_device(index)
     with device.active():
         device.allocate(8)
         device.host_array((8,), np.uint8)
-    assert ("empty", 8, "cuda:0", False) in fake.calls
-    assert ("empty", 8, "cpu", True) in fake.calls
-    names = [call[0] for call in fake.calls]
-    assert names == ["Stream", "device in", "stream in", "empty", "empty", "stream out", "device out"]
-    assert fake.calls[0] == ("Stream", 0)
-    assert fake.calls[1] == ("device in", 0)
+    # the memory is the default stream's, and ours waits for what that may still do there
+    memory = ("empty", 8, f"cuda:{index}", False)
+    on_default = [("stream in", 0), memory, ("stream out", 0), ("wait", 0), ("empty", 8, "cpu", True)]
+    opening = [("device in", index), ("empty", 1, f"cuda:{index}", False), ("Stream", index), ("device out", index)]
+    own = [("stream in", device.stream), *on_default, ("stream out", device.stream)]
+    calls = [(name, getattr(what, "cuda_stream", what), *rest) for name, what, *rest in fake.calls]
+    assert calls == [*opening, ("device in", index), *own, ("device out", index)]
+    device.close()
+    device.close()
+    assert not fake.opened
+
+
+def test_no_two_have_one_stream(libraries):
+    """A capture on it would record the work of both."""
+    libraries("torch")
+    assert len({open_device().stream for _ in range(40)}) == 40
+
+
+@pytest.mark.parametrize("call", ["cuStreamCreate", "cuStreamDestroy_v2"])
+def test_a_stream_that_the_driver_refuses_is_one_line(libraries, call):
+    fake = libraries("torch")["torch"]
+    fake.driver.codes[call] = 2
+    with pytest.raises(UserError, match=rf"{call} failed .CUDA_ERROR_OUT_OF_MEMORY"):
+        TorchDevice().close()
+
+
+def test_an_output_lives_as_long_as_its_owner(opened):
+    device, fake = opened
+    with device.active():
+        output = device.allocate_output(16)
+        assert output.nbytes == 16
+    device.close()
+    held = getattr(fake, "memory", {output.pointer: None})
+    assert output.pointer in held
+    (ctypes.c_char * 16).from_address(output.pointer)[:] = bytes(range(16))
+    work = threading.Thread(target=output.__dict__.pop, args=("owner",))
+    work.start()
+    work.join()
+    assert not getattr(fake, "memory", None)
+
+
+@pytest.mark.parametrize("library", KINDS)
+def test_another_gpu_than_the_first(libraries, library):
+    fake = libraries(library)[library]
+    device = open_device(3)
+    assert device.index == 3
+    with device.active():
+        device.allocate(8)
+    asked = {"torch": ("device in", 3), "pycuda": ("retain", 3), "cuda-python": ("cudaSetDevice", 3)}
+    assert asked[library] in fake.calls
 
 
 def test_torch_gives_its_memory_back(libraries):
@@ -541,7 +603,7 @@ def test_cuda_python_puts_the_programs_device_back(libraries):
     assert ("cudaStreamCreateWithFlags", 1) in fake.calls
 
 
-SOURCE = Path(buffers.__file__).read_text()
+SOURCE = Path(cuda_libraries.__file__).read_text()
 CUDA_NAMES = sorted(set(re.findall(r"\bcuda[A-Z]\w+", SOURCE)))
 
 

@@ -5,8 +5,8 @@ import ctypes
 import numpy as np
 import pytest
 
-from pmm.runtime import buffers
-from pmm.runtime.cuda_graph import GRAPHS_KEPT, GraphError, bucket, capture
+from pmm.runtime.cuda_graph import GRAPHS_KEPT, DriverError, bucket, capture
+from pmm.runtime.cuda_libraries import CudaPythonDevice, PycudaDevice, TorchDevice
 from tests.runtime.standin import INVALIDATED, OUT_OF_MEMORY, HostDevice, Libcuda, World
 
 STEPS = ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
@@ -50,14 +50,14 @@ def test_captured_work_is_run_by_launching_only(world, device, driver):
     graph.close()
     assert not world.graphs
     assert not world.executables
-    with pytest.raises(GraphError, match="closed"):
+    with pytest.raises(DriverError, match="closed"):
         graph.launch()
 
 
 @pytest.mark.parametrize("call", STEPS)
 def test_a_failing_step_is_named_and_leaves_the_stream_usable(world, device, driver, call):
     driver.codes[call] = INVALIDATED
-    with pytest.raises(GraphError, match=f"{call} failed .CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"):
+    with pytest.raises(DriverError, match=f"{call} failed .CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"):
         capture(device.stream, lambda: None, driver)
     assert world.streams[device.stream].captured is None
     assert not world.graphs
@@ -71,7 +71,7 @@ def test_failing_work_ends_the_capture(world, device, driver, error):
     def work():
         raise error
 
-    with pytest.raises(GraphError if isinstance(error, Exception) else KeyboardInterrupt) as caught:
+    with pytest.raises(DriverError if isinstance(error, Exception) else KeyboardInterrupt) as caught:
         capture(device.stream, work, driver)
     assert world.streams[device.stream].captured is None
     assert not world.graphs
@@ -83,19 +83,19 @@ def test_failing_work_ends_the_capture(world, device, driver, error):
 def test_a_failing_launch_is_named(device, driver, code, text):
     graph = capture(device.stream, lambda: None, driver)
     driver.codes["cuGraphLaunch"] = code
-    with pytest.raises(GraphError, match=f"cuGraphLaunch failed .{text}"):
+    with pytest.raises(DriverError, match=f"cuGraphLaunch failed .{text}"):
         graph.launch()
 
 
 def test_a_failing_free_is_named(device, driver):
     graph = capture(device.stream, lambda: None, driver)
     driver.codes["cuGraphExecDestroy"] = OUT_OF_MEMORY
-    with pytest.raises(GraphError, match="cuGraphExecDestroy"):
+    with pytest.raises(DriverError, match="cuGraphExecDestroy"):
         graph.close()
 
 
 def test_an_old_driver(device):
-    with pytest.raises(GraphError, match="too old"):
+    with pytest.raises(DriverError, match="too old"):
         capture(device.stream, lambda: None, object())
 
 
@@ -104,12 +104,12 @@ def test_no_driver(device, monkeypatch):
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    with pytest.raises(GraphError, match="no NVIDIA driver"):
+    with pytest.raises(DriverError, match="no NVIDIA driver"):
         capture(device.stream, lambda: None)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", [buffers.TorchDevice, buffers.PycudaDevice, buffers.CudaPythonDevice])
+@pytest.mark.parametrize("kind", [TorchDevice, PycudaDevice, CudaPythonDevice])
 def test_a_copy_is_replayed_on_the_gpu(kind):
     pytest.importorskip({"cuda-python": "cuda.bindings.runtime"}.get(kind.library, kind.library))
     device = kind()
@@ -132,7 +132,7 @@ def test_a_copy_is_replayed_on_the_gpu(kind):
             device.synchronize()
             assert (target == value).all()
         # a capture that must fail leaves the stream usable
-        with pytest.raises(GraphError):
+        with pytest.raises(DriverError):
             capture(device.stream, device.synchronize)
         work()
         device.synchronize()

@@ -1,5 +1,6 @@
 """The TensorRT runner against a stand-in of four versions (see standin.py); none of it needs a GPU."""
 
+import ctypes
 import dataclasses
 import gc
 import hashlib
@@ -11,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 
+from pmm import machine as hardware
 from pmm.data.crops import Preprocessing
 from pmm.errors import Unavailable, UserError
 from pmm.machine import Gpu
@@ -23,9 +25,10 @@ from pmm.manifest import (
     Manifest,
     manifest_path,
 )
-from pmm.runtime import cuda_graph, flavors, lane, trt
+from pmm.runtime import driver, engine_origin, flavors, lane, trt
 from pmm.runtime.base import open_runner
-from tests.runtime.standin import INVALIDATED, LISTS, HostDevice, Libcuda, Module, World, embed
+from pmm.runtime.cuda_graph import bucket
+from tests.runtime.standin import INVALIDATED, LISTS, HostDevice, Libcuda, Module, OnGpu, World, embed
 
 SIZE = Preprocessing(height=8, width=4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 BATCH = BatchProfile(least=2, best=3, most=6)
@@ -46,14 +49,17 @@ class Machine:
         self.flavor = "rtx" if "rtx" in version else "tensorrt"
         self.devices = []
         monkeypatch.setitem(sys.modules, flavors.FLAVORS[self.flavor], self.module)
-        monkeypatch.setattr(trt, "nvidia_gpus", lambda: (GPU,))
+        self.gpus = (GPU,)
+        for module in (hardware, engine_origin):
+            monkeypatch.setattr(module, "nvidia_gpus", lambda: self.gpus)
         monkeypatch.setattr(trt, "open_device", self.open_device)
-        monkeypatch.setattr(cuda_graph, "_libcuda", lambda: self.cuda)
+        monkeypatch.setattr(driver, "cuda_library", lambda: self.cuda)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         self.path = tmp_path / "model.plan"
         self.write()
 
-    def open_device(self):
-        self.devices.append(HostDevice(self.world))
+    def open_device(self, index=0):
+        self.devices.append(HostDevice(self.world, index))
         return self.devices[-1]
 
     def write(self, contract=None, given=None, content=None, beside=True, parity=None, **plan):
@@ -260,7 +266,7 @@ def test_a_bound_step_runs_without_uploading(machine):
         uploads = []
         upload = device.upload
         machine.patch.setattr(device, "upload", lambda buffer, array: uploads.append(1) or upload(buffer, array))
-        output = runner._lanes[threading.current_thread()]._output
+        output = the_lane(runner)._output
         expected = machine.expected(crops(3, seed=4))
         for _ in range(2):
             output.owner[:] = 0
@@ -287,14 +293,22 @@ def test_bound_images_are_a_copy(plain):
         images[:] = 0
         runner(crops(2, seed=2))
         step()
-        output = runner._lanes[threading.current_thread()]._output
+        output = the_lane(runner)._output
         assert np.array_equal(output.owner[: expected.nbytes].view(np.float32).reshape(2, DIM), expected)
+
+
+def the_lane(runner):
+    (lane,) = runner._lanes._idle
+    return lane
 
 
 def left_by(machine, count):
     """What is on the GPU after a step."""
-    (lane,) = machine.runner._lanes.values()
-    return lane._output.owner[: count * DIM * 4].view(np.float32).reshape(count, DIM)
+    return left_on(machine.runner, count)
+
+
+def left_on(runner, count):
+    return the_lane(runner)._output.owner[: count * DIM * 4].view(np.float32).reshape(count, DIM)
 
 
 @pytest.fixture
@@ -362,7 +376,7 @@ def test_transfers_bring_the_images_that_they_time(running):
     step = running.runner.bind(crops(3, seed=3))
     running.runner(crops(6, seed=6))
     step.transfers_ms()
-    (lane,) = running.runner._lanes.values()
+    lane = the_lane(running.runner)
     images = crops(3, seed=3)
     assert np.array_equal(lane._input.owner[: images.nbytes], images.reshape(-1))
     step()
@@ -383,19 +397,19 @@ def test_transfers_bring_the_images_that_they_time(running):
         ("fp16", ("TF32 on",), "8.9", "fp16"),
     ],
 )
-def test_tf32_is_what_an_fp32_engine_with_leave_for_it_runs_in(machine, found, flags, capability, runs):
-    machine.patch.setattr(trt, "nvidia_gpus", lambda: (Gpu(GPU.name, capability),))
-    manifest = machine.write(contract={"flags": flags, "compute_capability": capability})
+def test_tf32_is_what_an_fp32_engine_with_leave_for_it_runs_in(plain, found, flags, capability, runs):
+    plain.gpus = (Gpu(GPU.name, capability),)
+    manifest = plain.write(contract={"flags": flags, "compute_capability": capability})
     told = dataclasses.replace(manifest, precision=found, precision_found=found)
-    manifest_path(machine.path).write_text(told.to_json())
-    with machine.open() as runner:
+    manifest_path(plain.path).write_text(told.to_json())
+    with plain.open() as runner:
         assert runner.info.precision == runs
 
 
 # --- threads
 
 
-def test_threads_have_their_own_lanes(machine):
+def test_threads_share_a_few_lanes(machine):
     with machine.open() as runner:
         together, wrong = threading.Barrier(4), []
 
@@ -415,31 +429,84 @@ def test_threads_have_their_own_lanes(machine):
         for thread in threads:
             thread.join()
         assert not wrong
-        assert len(machine.devices) == 5
+        assert len(machine.devices) <= 4
     assert machine.nothing_left()
 
 
-def test_a_runner_opened_in_a_thread_uses_its_lane_there(machine):
+def in_a_thread(work):
+    """What `work()` returns, or the text of its UserError."""
     found = []
 
-    def work():
-        with machine.open() as runner:
-            found.append(runner(crops(2)))
+    def run():
+        try:
+            found.append(work())
+        except UserError as error:
+            found.append(str(error))
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert np.array_equal(found[0], machine.expected(crops(2)))
-    assert len(machine.devices) == 1
+    return found[0]
 
 
-def test_what_a_gone_thread_held_is_freed(machine):
+def test_a_thread_per_request_takes_the_lane_that_is_there(machine):
     with machine.open() as runner:
-        for _ in range(5):
-            thread = threading.Thread(target=runner, args=(crops(2),))
+        for turn in range(5):
+            images = crops(2, seed=turn)
+            assert np.array_equal(in_a_thread(lambda images=images: runner(images)), machine.expected(images))
+    assert len(machine.devices) == 1
+    assert machine.world.calls.count("create_execution_context") == len({2, 3} if machine.flavor != "rtx" else {1})
+
+
+@pytest.mark.parametrize("contexts", [1, 3])
+def test_no_more_runs_at_a_time_than_contexts(plain, contexts):
+    """Runs that all wait inside: as many as contexts are there, the others outside."""
+    inside, most, go = [], [], threading.Event()
+    run = lane.Lane.run
+
+    def slow(self, *args):
+        inside.append(self)
+        most.append(len(inside))
+        go.wait(20)
+        run(self, *args)
+        inside.remove(self)
+
+    with plain.open(contexts=contexts) as runner:
+        plain.patch.setattr(lane.Lane, "run", slow)
+        threads = [threading.Thread(target=runner, args=(crops(2),)) for _ in range(5)]
+        for thread in threads:
             thread.start()
+        while len(inside) < contexts:
+            threading.Event().wait(0.001)
+        assert len(plain.devices) == contexts
+        go.set()
+        for thread in threads:
             thread.join()
-        assert sum(not device.closed for device in machine.devices) == 2
+    assert max(most) == contexts
+    assert plain.nothing_left()
+
+
+def test_closing_waits_for_the_run_under_way(plain):
+    started, go = threading.Event(), threading.Event()
+    run, found = lane.Lane.run, []
+
+    def slow(self, *args):
+        started.set()
+        go.wait(20)
+        run(self, *args)
+
+    runner = plain.open()
+    plain.patch.setattr(lane.Lane, "run", slow)
+    calls = threading.Thread(target=lambda: found.append(runner(crops(2))))
+    closes = threading.Thread(target=runner.close)
+    calls.start()
+    started.wait(20)
+    closes.start()
+    go.set()
+    calls.join()
+    closes.join()
+    assert np.array_equal(found[0], plain.expected(crops(2)))
+    assert plain.nothing_left()
 
 
 # --- CUDA graphs
@@ -466,7 +533,8 @@ def test_the_least_recently_used_graph_goes(version, tmp_path, monkeypatch):
     machine = Machine(version, tmp_path, monkeypatch)
     monkeypatch.setattr(lane, "GRAPHS_KEPT", 2)
     with machine.open() as runner:
-        for count, captured in [(3, 1), (4, 2), (3, 2), (5, 3), (3, 3), (4, 4), (4, 4), (5, 5)]:
+        plain_sizes = [(4, 2), (2, 3), (1, 3), (4, 3), (6, 4), (5, 4), (4, 4), (2, 5), (2, 5), (6, 6)]
+        for count, captured in plain_sizes:
             assert np.array_equal(runner(crops(count)), machine.expected(crops(count)))
             assert machine.world.calls.count("cuGraphInstantiateWithFlags") == captured
             assert len(machine.world.executables) <= 2
@@ -496,7 +564,24 @@ def test_a_capture_that_fails_later_turns_all_graphs_off(plain):
         for count in [5, 3, 4, 5, 3]:
             assert np.array_equal(runner(crops(count)), plain.expected(crops(count)))
         assert "no CUDA graph: " in runner.info.provider
-        assert plain.world.calls.count("cuGraphLaunch") == 1
+        # on opening, and the size that was captured then; no other is tried again
+        assert plain.world.calls.count("cuGraphLaunch") == 3
+        assert plain.world.calls.count("cuStreamBeginCapture_v2") == 2
+    assert plain.nothing_left()
+
+
+def test_graphs_that_fail_elsewhere_leave_no_context_without_memory(plain):
+    """Another lane finds that graphs fail while this one makes a context."""
+    with plain.open() as runner:
+        lend = lane.Lane._lend_memory
+
+        def fail_meanwhile(self, context):
+            runner._without_graphs("told elsewhere")
+            lend(self, context)
+
+        plain.patch.setattr(lane.Lane, "_lend_memory", fail_meanwhile)
+        for count in (5, 2, 3):
+            assert np.array_equal(runner(crops(count)), plain.expected(crops(count)))
     assert plain.nothing_left()
 
 
@@ -513,15 +598,54 @@ def test_a_failing_launch_on_opening_leaves_nothing(plain):
 
 
 def test_rtx_captures_by_itself(rtx):
+    strategies = rtx.module.CudaGraphStrategy
     with rtx.open() as runner:
         runner(crops(3))
-        strategy = rtx.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        assert [config.cuda_graph_strategy for config in rtx.world.configs] == [strategy]
         (context,) = rtx.world.contexts
-        assert context._how is rtx.world.configs[0]
+        assert context._how.cuda_graph_strategy == strategies.WHOLE_GRAPH_CAPTURE
+        assert runner.cuda_graph
         assert not [call for call in rtx.world.calls if call.startswith("cu")]
-    with rtx.open(cuda_graph=False):
-        assert len(rtx.world.configs) == 1
+    del context
+    with rtx.open(cuda_graph=False) as runner:
+        (context,) = rtx.world.contexts
+        assert context._how.cuda_graph_strategy != strategies.WHOLE_GRAPH_CAPTURE
+        assert not runner.cuda_graph
+
+
+def compiled(rtx, **options):
+    """Kernels that were compiled in a run of one and of three images, after opening."""
+    before = rtx.world.calls.count("compile")
+    with rtx.open(**options) as runner:
+        runner(crops(1))
+        runner(crops(6))
+    return rtx.world.calls.count("compile") - before
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_rtx_compiles_once_for_all_processes(rtx, cuda_graph):
+    assert compiled(rtx, cuda_graph=cuda_graph) == 3
+    assert compiled(rtx, cuda_graph=cuda_graph) == 0
+    (kept,) = (rtx.path.parent / "cache").rglob("*.cache")
+    for content in (b"no cache", b""):
+        kept.write_bytes(content)
+        assert compiled(rtx) == 3
+    # of another version: not taken, and replaced
+    kept.write_text(json.dumps({"version": "0.9", "kernels": [1, 3, 6]}))
+    assert compiled(rtx) == 3
+    assert compiled(rtx) == 0
+
+
+def test_a_cache_that_cannot_be_kept_is_no_error(rtx):
+    (rtx.path.parent / "cache").write_text("a file where the folder should be")
+    assert compiled(rtx) == compiled(rtx) == 3
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_rtx_compiles_before_the_run_where_asked(rtx, eager):
+    with rtx.open(eager=eager):
+        (context,) = rtx.world.contexts
+        strategy = context._how.dynamic_shapes_kernel_specialization_strategy
+        assert (strategy == rtx.module.DynamicShapesKernelSpecializationStrategy.EAGER) == eager
 
 
 def test_an_rtx_without_a_strategy_runs_without_graphs(rtx):
@@ -530,6 +654,131 @@ def test_an_rtx_without_a_strategy_runs_without_graphs(rtx):
         assert not runner.cuda_graph
         assert runner.info.provider.endswith("no CUDA graph)")
         assert np.array_equal(runner(crops(4)), rtx.expected(crops(4)))
+
+
+# --- batches
+
+
+def write_profiles(machine, *sizes):
+    machine.write(
+        contract={"batch": BatchProfiles(tuple(BatchProfile(least=a, best=b, most=c) for a, b, c in sizes))},
+        batches=[list(size) for size in sizes],
+    )
+
+
+def test_batches_of_any_size_run_as_few_captured_ones(plain):
+    """A tracker's: 1 to 40 crops at random."""
+    write_profiles(plain, (1, 8, 48))
+    sizes = np.random.default_rng(0).integers(1, 41, 300).tolist()
+    with plain.open() as runner:
+        for turn, count in enumerate(sizes):
+            images = crops(count, seed=turn % 7)
+            assert np.array_equal(runner(images), plain.expected(images))
+        captured = {bucket(count, 48) for count in [8, *sizes]}
+        assert plain.world.calls.count("cuGraphInstantiateWithFlags") == len(captured) <= lane.GRAPHS_KEPT
+        # each is launched, but for the warm-up and the capture of its size
+        assert plain.world.calls.count("cuGraphLaunch") == len(sizes) + 1
+        assert plain.world.calls.count("execute_async_v3") == 2 * len(captured)
+
+
+def test_without_graphs_no_image_is_added(plain):
+    write_profiles(plain, (1, 8, 48))
+    with plain.open(cuda_graph=False) as runner:
+        shapes = []
+        context = plain.module._classes["IExecutionContext"]
+        real = context.set_input_shape
+        plain.patch.setattr(context, "set_input_shape", lambda *given: shapes.append(given[2][0]) or real(*given))
+        for count in (3, 7, 17):
+            runner(crops(count))
+        assert shapes == [3, 7, 17]
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_a_batch_runs_in_the_profile_that_is_made_for_it(machine, cuda_graph):
+    write_profiles(machine, (1, 1, 1), (2, 4, 6), (8, 8, 12))
+    chosen = []
+    context = machine.module._classes["IExecutionContext"]
+    real = context.set_optimization_profile_async
+    machine.patch.setattr(
+        context, "set_optimization_profile_async", lambda *given: chosen.append(given[1]) or real(*given)
+    )
+    with machine.open(cuda_graph=cuda_graph) as runner:
+        for count in (1, 4, 6, 7, 12, 1, 30):
+            assert np.array_equal(runner(crops(count)), machine.expected(crops(count)))
+        step = runner.bind(crops(5))
+        step()
+        assert np.array_equal(left_on(runner, 5), machine.expected(crops(5)))
+        assert set(chosen) == {0, 1, 2}
+        before = len(chosen)
+        runner(crops(4))
+        runner(crops(4))
+        assert len(chosen) - before <= 1
+    assert machine.nothing_left()
+
+
+# --- images on the GPU
+
+
+PROTOCOLS = ["dlpack", "interface"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_images_on_the_gpu_do_not_go_through_the_host(machine, protocol, cuda_graph):
+    with machine.open(cuda_graph=cuda_graph) as runner:
+        machine.patch.setattr(HostDevice, "upload", lambda *_: pytest.fail("went up from the host"))
+        assert runner(OnGpu(machine.world, crops(0), protocol)).shape == (0, DIM)
+        for count in (1, 3, 4, 6, 7, 15):
+            images = crops(count, seed=count)
+            there = OnGpu(machine.world, images, protocol)
+            assert np.array_equal(runner(there), machine.expected(images))
+        machine.patch.setattr(HostDevice, "download", lambda *_: pytest.fail("came down to the host"))
+        images = crops(9, seed=9)
+        embeddings = runner.embed_on_gpu(OnGpu(machine.world, images, protocol))
+        assert (embeddings.shape, embeddings.dtype, embeddings.device) == ((9, DIM), np.float32, 0)
+    held = {**embeddings.__cuda_array_interface__, "version": 3}
+    found = np.asarray(type("Host", (), {"__array_interface__": held})())
+    assert np.array_equal(found, machine.expected(images))
+
+
+def test_images_in_host_memory_may_leave_their_embeddings_there(plain):
+    with plain.open() as runner:
+        embeddings = runner.embed_on_gpu(crops(7, seed=1))
+        assert np.array_equal(runner(crops(3)), plain.expected(crops(3)))
+        content = ctypes.string_at(embeddings.pointer, embeddings.nbytes)
+    assert np.array_equal(np.frombuffer(content, np.float32).reshape(7, DIM), plain.expected(crops(7, seed=1)))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_images_on_the_gpu_are_checked(plain, protocol):
+    def refused(content, *expected, index=0):
+        with pytest.raises(UserError) as caught:
+            runner(OnGpu(plain.world, content, protocol, index))
+        for part in expected:
+            assert part in str(caught.value)
+
+    with plain.open() as runner:
+        refused(crops(2), "cuda:1", "cuda:0", index=1)
+        refused(crops(2).astype(np.float32), "float32", "uint8 [B, 8, 4, 3]")
+        refused(np.zeros((2, 3, 8, 4), np.uint8), "[2, 3, 8, 4]", "uint8 [B, 8, 4, 3]")
+    for contract in (InputContract.of("float", "rgb"), InputContract.of("uint8", "bgr")):
+        plain.write(given=contract)
+        with plain.open() as runner:
+            refused(crops(2), contract.dtype, contract.colour.upper(), "--input uint8")
+
+
+def test_the_gpu_that_is_asked_for(machine):
+    machine.gpus = (Gpu("NVIDIA Other", "7.0"), GPU)
+    machine.refused("NVIDIA Other")
+    with machine.open(device="cuda:1") as runner:
+        assert runner.info.device == GPU.name
+        assert np.array_equal(runner(crops(2)), machine.expected(crops(2)))
+        images = crops(2, seed=5)
+        assert np.array_equal(runner(OnGpu(machine.world, images, "dlpack", 1)), machine.expected(images))
+    assert [device.index for device in machine.devices] == [1]
+    for device, expected in (("cuda:2", "2 visible"), ("cuda:x", "cuda:N"), ("gpu", "cuda:N")):
+        with pytest.raises(UserError, match=expected):
+            machine.open(device=device)
 
 
 # --- what the library refuses
@@ -569,21 +818,12 @@ def test_memory_that_is_not_there(machine):
 
 
 def test_memory_that_is_not_there_for_another_thread(machine):
-    with machine.open() as runner:
+    with machine.open() as runner, runner._lanes.lane():
         machine.world.failing.add("allocate")
-        raised = []
-
-        def work():
-            try:
-                runner(crops(2))
-            except UserError as error:
-                raised.append(str(error))
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        assert raised == ["host 1.0: out of memory"]
+        assert in_a_thread(lambda: runner(crops(2))) == "host 1.0: out of memory"
         assert [device.closed for device in machine.devices] == [False, True]
+        # the next one that asks gets its own
+        assert np.array_equal(in_a_thread(lambda: runner(crops(2))), machine.expected(crops(2)))
 
 
 def test_a_file_that_is_no_engine(machine):
@@ -646,9 +886,9 @@ def test_a_missing_engine(machine):
 def test_the_bytes_that_were_hashed_are_the_ones_that_run(plain):
     """An engine that is replaced while it is opened is not run."""
 
-    def swap_and_open():
+    def swap_and_open(index):
         plain.path.write_bytes(b"evil")
-        return plain.open_device()
+        return plain.open_device(index)
 
     plain.patch.setattr(trt, "open_device", swap_and_open)
     with plain.open() as runner:
@@ -667,36 +907,37 @@ def test_another_platform(machine):
     machine.refused("windows-amd64", flavors.this_platform(), "to_trt.py")
 
 
-def test_another_compute_capability(machine):
-    machine.write(contract={"compute_capability": "8.6"})
-    machine.refused(GPU.name, GPU.compute_capability, "8.6", "to_trt.py")
+def test_another_compute_capability(plain):
+    plain.write(contract={"compute_capability": "8.6"})
+    plain.refused(GPU.name, GPU.compute_capability, "8.6", "to_trt.py")
 
 
-def test_another_gpu_of_the_same_compute_capability_runs_it_with_a_warning(machine, caplog):
-    machine.write(contract={"gpu": "NVIDIA Other"})
-    with caplog.at_level(logging.WARNING, "pmm"), machine.open() as runner:
-        assert np.array_equal(runner(crops(2)), machine.expected(crops(2)))
+def test_another_gpu_of_the_same_compute_capability_runs_it_with_a_warning(plain, caplog):
+    plain.write(contract={"gpu": "NVIDIA Other"})
+    with caplog.at_level(logging.WARNING, "pmm"), plain.open() as runner:
+        assert np.array_equal(runner(crops(2)), plain.expected(crops(2)))
     (record,) = caplog.records
     assert "NVIDIA Other" in record.getMessage()
     assert GPU.name in record.getMessage()
 
 
-def test_all_that_differs_is_named(machine):
+def test_all_that_differs_is_named(plain):
     gpu = {"gpu": "NVIDIA Other", "compute_capability": "8.0"}
-    machine.write(contract={"version": "9.1.2", "platform": "windows-amd64", **gpu})
-    machine.refused("9.1.2", "windows-amd64", "NVIDIA Other")
+    plain.write(contract={"version": "9.1.2", "platform": "windows-amd64", **gpu})
+    plain.refused("9.1.2", "windows-amd64", "NVIDIA Other")
 
 
 def test_a_hardware_compatible_engine_runs_on_another_gpu(machine):
-    other = {"gpu": "NVIDIA Other", "compute_capability": "8.0", "hardware_compatibility": "ampere-plus"}
-    machine.write(contract=other)
+    machine.write(
+        contract={"gpu": "NVIDIA Other", "compute_capability": "8.0", "hardware_compatibility": "ampere-plus"}
+    )
     with machine.open() as runner:
         assert np.array_equal(runner(crops(2)), machine.expected(crops(2)))
 
 
 @pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "12.0", "12.1"])
 def test_an_rtx_engine_built_without_gpu_runs_on_those_listed(rtx, capability):
-    rtx.patch.setattr(trt, "nvidia_gpus", lambda: (Gpu("NVIDIA Any", capability),))
+    rtx.gpus = (Gpu("NVIDIA Any", capability),)
     rtx.write(contract={"gpu": "", "compute_capability": ""})
     with rtx.open() as runner:
         assert runner.info.device == "NVIDIA Any"
@@ -704,7 +945,7 @@ def test_an_rtx_engine_built_without_gpu_runs_on_those_listed(rtx, capability):
 
 @pytest.mark.parametrize("capability", ["7.0", "7.5", "9.0", "10.0"])
 def test_an_rtx_engine_built_without_gpu_runs_on_no_other(rtx, capability):
-    rtx.patch.setattr(trt, "nvidia_gpus", lambda: (Gpu("NVIDIA Any", capability),))
+    rtx.gpus = (Gpu("NVIDIA Any", capability),)
     rtx.write(contract={"gpu": "", "compute_capability": ""})
     rtx.refused("NVIDIA Any", capability, "8.0, 8.6, 8.9, 12.0, 12.1")
 
@@ -715,7 +956,7 @@ def test_a_tensorrt_engine_without_gpu_in_its_manifest_runs_nowhere(plain):
 
 
 def test_no_gpu(machine):
-    machine.patch.setattr(trt, "nvidia_gpus", lambda: ())
+    machine.gpus = ()
     machine.refused("NVIDIA GPUs only", "sees none", kind=Unavailable)
 
 
