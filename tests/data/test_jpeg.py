@@ -1,13 +1,14 @@
 """Plain JPEG files have the bits of PIL; all that is not plain, or not whole, is left to PIL."""
 
 import io
+from unittest import mock
 
 import numpy as np
 import pytest
 import simplejpeg
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from pmm.data.crops import load_crop
 from pmm.data.jpeg import decoded
@@ -25,7 +26,8 @@ def noise(height=20, width=10, seed=0, *, smooth=False):
 
 def encoded(image, **options):
     file = io.BytesIO()
-    image.save(file, "JPEG", **options)
+    with mock.patch.object(ImageFile, "MAXBLOCK", 2**20):  # PIL's buffer is too small for noise with restart markers
+        image.save(file, "JPEG", **options)
     return file.getvalue()
 
 
