@@ -1,6 +1,6 @@
 """Build a TensorRT or TensorRT-RTX engine from a checkpoint (by way of a verified ONNX file) or from an ONNX file.
 
-python export/to_trt.py CKPT_OR_ONNX [-o FILE.plan] [--precision fp16] [--batch 1 8 64]
+python export/to_trt.py CKPT_OR_ONNX [-o FILE.plan] [--precision fp16] [--batch 1 8 64] [--device cuda:N]
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Annotated
 import tyro
 
 from pmm import cli
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 from pmm.export.recipe import EngineOptions, Recipe, Verification
 from pmm.files import existing_file, output_file
 from pmm.kernels import describe_build
 from pmm.runtime.base import ENGINE_SUFFIXES
+from pmm.runtime.flavors import gpu_for, gpu_here, library_name
 
 PROG = "to_trt.py"
 
@@ -33,6 +34,8 @@ class Command:
     engine: EngineOptions = field(default_factory=EngineOptions)
     recipe: Recipe = field(default_factory=Recipe)
     verification: Verification = field(default_factory=Verification)
+    profile_layers: bool = False
+    """Time each layer on the GPU here: a table, and beside the engine a file as best.plan.layers.json."""
     no_manifest: bool = False
     """Take an ONNX file that is not ours: no precision is asked for, nothing verified, and no runner here opens it."""
 
@@ -69,16 +72,28 @@ def main() -> None:
             f"file's types; export the ONNX file with --precision {command.recipe.precision}"
         )
     flavor, _ = choose_flavor(command.engine.flavor, onnx_file, command.engine.device)
+    if command.profile_layers and not gpu_for(flavor, command.engine.device):
+        raise Unavailable(f"--profile-layers runs the engine, and no GPU here runs those of {library_name(flavor)}")
     engine = dataclasses.replace(command.engine, flavor=flavor)
     gate = engine_gate(file, model if ours else None, command.verification, flavor, engine.device)
-    print(describe_engine(build_engine(file, out, engine, gate=gate), engine.device))
+    artifact = build_engine(file, out, engine, gate=gate)
+    print(describe_engine(artifact, engine.device))
     print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
+    if command.profile_layers:
+        from pmm.export.layer_profile import layers_path, profile_layers, table
+
+        print(table(profile_layers(artifact, engine.device)))
+        print(f"layers: {layers_path(out)}")
 
 
 def _refuse_flags(command: Command, checkpoint: bool) -> None:
     """What is decided in the ONNX file cannot be asked of the engine; what is unknown cannot be asked at all."""
     if checkpoint and command.no_manifest:
         raise UserError("--no-manifest is for ONNX files that are not ours; a checkpoint's always get one")
+    if command.profile_layers and command.no_manifest:
+        raise UserError("--profile-layers opens the engine, and no runner here opens one of --no-manifest")
+    if command.profile_layers and not gpu_here(command.engine.device):
+        raise Unavailable("--profile-layers runs the engine, and no NVIDIA GPU is visible here; leave the flag out")
     if command.recipe.target == "cpu":
         raise UserError("--target cpu is for ONNX Runtime; TensorRT wants the other file: leave the flag out")
     flags = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Recipe)}

@@ -83,11 +83,42 @@ def inspected(inspector_json: str) -> Inspection:
 
     Raises UserError for an answer that is no such JSON.
     """
+    told = [layer.types for _, layer in _layers(inspector_json)]
+    return Inspection(frozenset().union(*told), sum(not types for types in told))
+
+
+class Layer(NamedTuple):
+    """What the engine inspector tells of one layer; empty where it does not."""
+
+    type: str
+    format: str
+    """Layout and type of its outputs."""
+    types: frozenset[str]
+    """As in `Inspection`."""
+
+
+def layers_of(inspector_json: str) -> dict[str, Layer]:
+    """The layers by name. Raises UserError as `inspected`."""
+    return dict(_layers(inspector_json))
+
+
+def _layers(inspector_json: str) -> list[tuple[str, Layer]]:
     try:
-        told = [_types(layer) for layer in json.loads(inspector_json)["Layers"]]
+        return [_layer(layer) for layer in json.loads(inspector_json)["Layers"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the engine inspector's answer is not understood ({type(error).__name__})") from error
-    return Inspection(frozenset().union(*told), sum(not types for types in told))
+
+
+def _layer(layer: Any) -> tuple[str, Layer]:
+    if isinstance(layer, str):
+        return layer, Layer("", "", frozenset())
+    types = frozenset(_types(layer))
+    formats = [" ".join(filter(None, map(tensor.get, _FORMATS))) for tensor in layer.get("Outputs", [])]
+    return layer.get("Name", ""), Layer(layer.get("LayerType", ""), ", ".join(dict.fromkeys(formats)), types)
+
+
+_DATATYPES = ("Format/Datatype", "Datatype", "DataType")
+_FORMATS = ("Format", *_DATATYPES)
 
 
 _WORDS = {"float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16",
@@ -98,13 +129,11 @@ _KERNEL = re.compile(rf"(?<![a-z0-9])({'|'.join(_OPERANDS)})(?={'|'.join(_OPERAN
 
 
 def _types(layer: Any) -> set[str]:
-    """Of one layer; empty where only its name is told."""
-    if isinstance(layer, str):
-        return set()
+    """Of one layer."""
     # what Myelin compiled as a whole shows its outer tensors only
     opaque = layer.get("LayerType") == "Myelin" or "ForeignNode" in layer.get("Name", "")
     tensors = [] if opaque else [*layer.get("Inputs", []), *layer.get("Outputs", [])]
-    told = [tensor.get(key, "") for tensor in tensors for key in ("Format/Datatype", "Datatype", "DataType")]
+    told = [tensor.get(key, "") for tensor in tensors for key in _DATATYPES]
     weights = layer.get("Weights", {})
     told.append(weights.get("Type", "") if isinstance(weights, dict) and weights.get("Count", 1) else "")
     types = {_WORDS[word] for text in told for word in re.findall(r"[a-z0-9]+", text.lower()) if word in _WORDS}

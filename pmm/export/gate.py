@@ -6,7 +6,7 @@ Loads no torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -52,11 +52,14 @@ class Gate:
             expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-12)
         return cls(crops, expected.astype(np.float32))
 
-    def check(self, candidate: Embed, precision: str, name: str, ran_on: str) -> dict[str, Any]:
+    def check(
+        self, candidate: Embed, precision: str, name: str, ran_on: str, batches: Sequence[int] = ()
+    ) -> dict[str, Any]:
         """Run `candidate` in batches of 1, 3 and N - 4, rows alone, and all at once; the figures for the manifest.
 
         Args:
             name, ran_on: of the file and of what executed it, for the message and the manifest.
+            batches: further ones, of crops that are taken in turn: those that other kernels run in.
 
         Raises:
             ParityFailed: the worst row's cosine with the expected one is too low for `precision`, its length is
@@ -69,7 +72,10 @@ class Gate:
         alone = [count - 1, count // 2]
         rows[alone] = np.concatenate([candidate(self.crops[index : index + 1]) for index in alone])
         parity = numeric_parity(self.expected, rows)
-        batched = numeric_parity(rows, candidate(self.crops))
+        turns = [np.arange(size) % count for size in (count, *batches)]
+        together, which = np.concatenate([candidate(self.crops[turn]) for turn in turns]), np.concatenate(turns)
+        batched = numeric_parity(rows[which], together)
+        batched = dataclasses.replace(batched, worst_row=int(which[batched.worst_row]))
         least = {self.against: MIN_COSINE[precision],
                  "the same row's in another batch": min(MIN_BATCH_COSINE, MIN_COSINE[precision])}  # fmt: skip
         for figures, (against, allowed) in zip((parity, batched), least.items(), strict=True):
@@ -86,7 +92,7 @@ class Gate:
         return {
             **dataclasses.asdict(parity),
             "against": self.against,
-            "batches": [b - a for a, b in pairwise(bounds)],
+            "batches": [*(b - a for a, b in pairwise(bounds)), *batches],
             "batch_min_cosine": batched.min_cosine,
             "least_allowed": MIN_COSINE[precision],
             "ran_on": ran_on,

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from pmm.runtime.flavors import (
     load_flavor,
     this_platform,
 )
+from pmm.runtime.gpu_context import current_gpu
 from pmm.runtime.tf32 import TF32_ON
 
 Flavor = Literal["tensorrt", "rtx"]
@@ -102,7 +103,7 @@ def build_engine(
                     beside.write_text(
                         dataclasses.replace(manifest, sha256=hashlib.sha256(built.engine).hexdigest()).to_json()
                     )
-                    draft.manifest = _prove(draft.path, manifest, gate, str(out), options.device)
+                    draft.manifest = _prove(draft.path, manifest, gate, str(out), options.device, log.write)
                 finally:
                     beside.unlink(missing_ok=True)
     return Artifact(out, draft.manifest)
@@ -143,8 +144,6 @@ def describe_engine(artifact: Artifact, device: str = "auto") -> str:
 @contextlib.contextmanager
 def _current(device: str) -> Iterator[Gpu | None]:
     """The GPU that `device` names, made the one that builders, which are told none, build for."""
-    from pmm.runtime.gpu_context import current_gpu
-
     index, gpu = cuda_index(device), gpu_here(device)
     with current_gpu(index) if index is not None else contextlib.nullcontext():
         yield gpu
@@ -156,17 +155,20 @@ def _sizes(batch: BatchProfiles) -> str:
     return f"batch {batch.least} to {batch.most} (best {batch.best})"
 
 
-def _prove(path: Path, manifest: Manifest, gate: Gate | None, name: str, device: str) -> Manifest:
+def _prove(
+    path: Path, manifest: Manifest, gate: Gate | None, name: str, device: str, log: Callable[[str, str], None]
+) -> Manifest:
     """The manifest with what can only be known where the engine runs: its inspected precision and its embeddings."""
     from pmm.runtime.trt import TrtRunner
 
-    with TrtRunner(path, device, warn=False) as runner:
+    with TrtRunner(path, device, warn=False, log=log) as runner:
         engine = manifest.engine
         assert engine is not None
         if inspected(runner.inspect()).confirms(manifest.precision, name, tf32=TF32_ON in engine.flags):
             engine = dataclasses.replace(engine, precision_read_from="parsed network and engine inspector")
         precision = "tf32" if runner.info.precision == "tf32" else manifest.precision
-        parity = gate.check(runner, precision, name, runner.info.provider) if gate else None
+        best = [profile.best for profile in engine.batch.profiles]  # each has kernels of its own
+        parity = gate.check(runner, precision, name, runner.info.provider, best) if gate else None
     return dataclasses.replace(manifest, engine=engine, parity=parity)
 
 

@@ -56,6 +56,7 @@ class TrtRunner(Runner):
         contexts: int = CONTEXTS,
         eager: bool = False,
         warn: bool = True,
+        log: Callable[[str, str], None] | None = None,
     ) -> None:
         """Open `path`. Nothing of TensorRT is touched before the file is known to be ours and built for this machine.
 
@@ -65,6 +66,7 @@ class TrtRunner(Runner):
             contexts: most runs at a time; further callers wait.
             eager: let TensorRT-RTX compile the kernels of a new batch size before its first run, not beside the runs.
             warn: about embeddings that were never verified.
+            log: gets the level and the text of all that the library says.
 
         Raises:
             UserError: the file is not ours, was changed, cannot run here, or does not hold what its manifest promises.
@@ -90,7 +92,7 @@ class TrtRunner(Runner):
         first = open_device(self._index)
         try:
             with first.active():
-                loaded = self._loaded = self._load(trt, contract, content, cuda_graph, eager)
+                loaded = self._loaded = self._load(trt, contract, content, error_logger(trt, log), cuda_graph, eager)
                 self.info = RunnerInfo(
                     backend=library_name(contract.flavor),
                     device=gpu.name,
@@ -140,10 +142,17 @@ class TrtRunner(Runner):
         step()
         return step
 
-    def inspect(self) -> str:
-        """What the engine inspector says of the engine's layers, as JSON."""
+    def inspect(self, batch: int | None = None) -> str:
+        """What the engine inspector says of the engine's layers, as JSON, at a batch size (default: the best)."""
         with self._lanes.lane() as lane:
-            return lane.inspect(self._batch.best)
+            return lane.inspect(batch or self._batch.best)
+
+    def layer_times(self, batch: int, runs: int) -> dict[str, float]:
+        """Layer -> median ms of `runs` runs of `batch` images of noise, without CUDA graph."""
+        size = self.preprocessing
+        noise = np.random.default_rng(0).integers(0, 256, (batch, size.height, size.width, 3), dtype=np.uint8)
+        with self._lanes.lane() as lane:
+            return lane.layer_times(self._fed(noise, 0, batch), runs)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Free everything on the GPU, after the runs under way. May be called again; runs after it raise UserError."""
@@ -188,9 +197,11 @@ class TrtRunner(Runner):
             )
         return placed
 
-    def _load(self, trt: Any, contract: EngineContract, content: bytes, cuda_graph: bool, eager: bool) -> Loaded:
+    def _load(
+        self, trt: Any, contract: EngineContract, content: bytes, logger: Any, cuda_graph: bool, eager: bool
+    ) -> Loaded:
         """Deserialise `content` and check it against the manifest."""
-        logger, library = error_logger(trt), f"{library_name(contract.flavor)} {trt.__version__}"
+        library = f"{library_name(contract.flavor)} {trt.__version__}"
         self._runtime = started(trt.Runtime, logger, f"{self._path}: {library}")
         self._runtime.engine_host_code_allowed = False
         engine = self._runtime.deserialize_cuda_engine(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 
 import pytest
 
@@ -32,3 +33,42 @@ def traced_once(monkeypatch):
         return onnx.ModelProto.FromString(_TRACED[key])
 
     monkeypatch.setattr(module, "to_onnx", to_onnx)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path_factory):
+    """A machine with GPUs and one version of TensorRT, or TensorRT-RTX: its world, where what is opened on the GPUs is
+    counted, and the flavor."""
+    from pmm import machine as hardware
+    from pmm.runtime import driver, engine_origin, flavors
+    from pmm.runtime import trt as runtime
+    from tests.export.whole import GPU, Whole
+    from tests.runtime.standin import HostDevice, World
+
+    def of(version, gpus=(GPU,), **kind):
+        world, opened = World(), []
+        world.opened = opened
+        module, flavor = Whole(version, world, **kind), "rtx" if "rtx" in version else "tensorrt"
+        monkeypatch.setitem(sys.modules, flavors.FLAVORS[flavor], module)
+        for each in (hardware, flavors, engine_origin):
+            monkeypatch.setattr(each, "nvidia_gpus", lambda: gpus)
+        monkeypatch.setattr(runtime, "open_device", lambda index: opened.append(index) or HostDevice(world, index))
+        monkeypatch.setattr(driver, "cuda_library", lambda: module.driver)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return world, flavor
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def gate(trained, people):
+    """The checkpoint's embeddings of some crops."""
+    from pmm.data.crops import load_crops
+    from pmm.data.readers import read_dataset
+    from pmm.export.gate import Gate
+    from pmm.runtime.base import open_runner
+
+    split = read_dataset("synthetic", people)
+    crops = load_crops([sample.path for sample in split.query[::9]], 128, 64)
+    with open_runner(trained) as runner:
+        return Gate(crops, runner(crops))

@@ -55,7 +55,8 @@ def _wide(value):
 def _narrow(value, api):
     if isinstance(value, type) and value.__module__.startswith("tensorrt"):
         # what our code subclasses stays a class
-        return value if value.__name__ in ("ILogger", "IProgressMonitor") else Narrow(value, api, value.__name__)
+        ours = value.__name__ in ("ILogger", "IProgressMonitor", "IProfiler")
+        return value if ours else Narrow(value, api, value.__name__)
     kind = type(value)
     if kind.__module__.startswith("tensorrt") and kind.__name__ in api and not isinstance(value, enum.Enum):
         is_enum = api[kind.__name__][:1] == ["ENUM"]

@@ -39,6 +39,20 @@ def test_rows_that_depend_on_their_batch():
         Gate.of(exact, CROPS, PLAIN).check(last_row_wrong, "fp32", "x", "")
 
 
+@pytest.mark.parametrize("size", [8, 50])
+def test_batches_that_other_kernels_run_in(size):
+    def wrong(images):
+        rows = exact(images)
+        rows[-1, :6] *= -1 if len(images) == size else 1
+        return rows
+
+    gate = Gate.of(exact, CROPS, PLAIN)
+    assert gate.check(wrong, "fp32", "x", "")["batches"] == [1, 3, 16]
+    assert gate.check(exact, "fp32", "x", "", [8, 50])["batches"] == [1, 3, 16, 8, 50]
+    with pytest.raises(ParityFailed, match=rf"row {(size - 1) % 20} has .* with the same row's in another batch"):
+        gate.check(wrong, "fp32", "x", "", [8, 50])
+
+
 @pytest.mark.parametrize("size", [1, 3, 16])
 def test_a_batch_size_that_goes_wrong(size):
     def wrong(images):

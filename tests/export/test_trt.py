@@ -431,7 +431,7 @@ class Engine:
     inspector = json.dumps({"Layers": [{"Inputs": [{"Format/Datatype": "Float"}], "Outputs": []}]})
     precision = "fp32"
 
-    def __init__(self, path, device="auto", warn=True):
+    def __init__(self, path, device="auto", warn=True, log=None):
         assert read_manifest(path, sha256(path)) is not None, "opened without its manifest"
         self.info = type("Info", (), {"provider": "a runtime", "precision": self.precision})
         Engine.opened = path

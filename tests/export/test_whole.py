@@ -1,58 +1,22 @@
 """Build, inspect, gate, run: joined, as a machine with a GPU joins them, in four versions and every precision."""
 
 import json
-import sys
 
 import pytest
 
-from pmm import machine as hardware
-from pmm.data.crops import load_crops
-from pmm.data.readers import read_dataset
 from pmm.errors import UserError
 from pmm.export.engine_precision import inspected
-from pmm.export.gate import Gate
 from pmm.export.recipe import EngineOptions, Recipe
 from pmm.export.trt import build_engine, choose_flavor, describe_engine
 from pmm.machine import Gpu
 from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
-from pmm.runtime import driver, engine_origin, flavors
-from pmm.runtime import trt as runtime
+from pmm.runtime import flavors
 from pmm.runtime.base import open_runner
-from tests.runtime.standin import LISTS, HostDevice, Libcuda, World
+from tests.runtime.standin import LISTS
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
-from tests.export.whole import Whole
-
-GPU = Gpu("NVIDIA Standin 6000", "8.9")
-NEWEST = "tensorrt-11.4.0.106"
-
-
-@pytest.fixture
-def machine(monkeypatch, tmp_path_factory):
-    """A machine with a GPU and one version of TensorRT, or TensorRT-RTX."""
-
-    def of(version, **kind):
-        world = World()
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        module, flavor = Whole(version, world, **kind), "rtx" if "rtx" in version else "tensorrt"
-        monkeypatch.setitem(sys.modules, flavors.FLAVORS[flavor], module)
-        for each in (hardware, engine_origin, flavors):
-            monkeypatch.setattr(each, "nvidia_gpus", lambda: (GPU,))
-        monkeypatch.setattr(runtime, "open_device", lambda index: HostDevice(world, index))
-        libcuda = Libcuda(world)
-        monkeypatch.setattr(driver, "cuda_library", lambda: libcuda)
-        return world, flavor
-
-    return of
-
-
-@pytest.fixture(scope="module")
-def gate(trained, people):
-    split = read_dataset("synthetic", people)
-    crops = load_crops([sample.path for sample in split.query[::9]], 128, 64)
-    with open_runner(trained) as runner:
-        return Gate(crops, runner(crops))
+from tests.export.whole import NEWEST
 
 
 @pytest.mark.parametrize(

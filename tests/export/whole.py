@@ -5,6 +5,7 @@ The engine's layers are those of the parsed network; its numbers are ONNX Runtim
 """
 
 import base64
+import ctypes
 import json
 
 import numpy as np
@@ -12,29 +13,71 @@ import onnx
 import tensorrt_rtx
 
 from pmm.export.emulate import emulated
+from pmm.export.recipe import EngineOptions, Recipe
+from pmm.export.trt import build_engine
+from pmm.machine import Gpu
+from pmm.onnx_file import read_onnx
 from pmm.runtime.ort import open_session
 from tests.export.narrow import Narrow
-from tests.runtime.standin import LISTS, Module, World, refused_by_the_driver
+from tests.runtime.standin import LISTS, Libcuda, Module, World, refused_by_the_driver
 
 _RUN_TIME = ("Runtime", "ExecutionContextAllocationStrategy", "CudaGraphStrategy", "EngineValidity")
+DEATHS = {
+    # github.com/NVIDIA/TensorRT/issues/4258, trtexec of TensorRT 10.3; the last line says nothing of memory
+    "GPU memory, 10.3": (
+        ("ERROR", "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)"),
+        ("WARNING", "Requested amount of GPU memory (15485030400 bytes) could not be allocated. There may not be "
+                    "enough free memory for allocation to succeed."),
+        ("ERROR", "Error Code: 9: Skipping tactic 0x0000000000000000 due to exception [tunable_graph.cpp:create:117] "
+                  "autotuning: User allocator error allocating 15485030400-byte buffer"),
+        ("ERROR", "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation "
+                  "for node {ForeignNode[a...b]}.)"),
+    ),
+    # as logs of 10.9 and later have it
+    "GPU memory, 10.9": (
+        ("ERROR", "[virtualMemoryBuffer.cpp::nvinfer1::StdVirtualMemoryBufferImpl::resizePhysical::154] Error Code 2: "
+                  "OutOfMemory (Requested size was 2833252352 bytes.)"),
+        ("WARNING", "UNSUPPORTED_STATE: Skipping tactic 28 due to insufficient memory on requested size of 2833252352 "
+                    "detected for tactic 0x0000000204040736."),
+        ("ERROR", "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation "
+                  "for node conv1 + relu.)"),
+    ),
+    "workspace": (
+        ("ERROR", "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation "
+                  "for node conv1 due to insufficient workspace. See verbose log for requested sizes.)"),
+    ),
+    "another reason": (("ERROR", "Error Code 4: Internal Error (a reason)\nand more of it"),),
+}  # fmt: skip
+"""What a builder says before it gives no engine: severity and text."""
+GPU = Gpu("NVIDIA Standin 6000", "8.9")
+NEWEST = "tensorrt-11.4.0.106"
 _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8"}
+
+
+def built(shared, path, precision="fp16", gate=None, **options):
+    """The artifact of an engine of one of the shared ONNX files."""
+    options = EngineOptions(**{"batch": ((1, 4, 8),), **options})
+    return build_engine(read_onnx(shared.onnx(Recipe(precision=precision))), path, options, gate=gate)
 
 
 class Whole(Narrow):
     """Plays `import tensorrt`, of the version `name` (a key of LISTS), for builder and runner."""
 
-    def __init__(self, name: str, world: World, inspector: str = "whole", lies: str = ""):
+    def __init__(self, name: str, world: World, inspector: str = "whole", lies: str = "", dies: str = ""):
         """`inspector`: how much the engine inspector tells (see standin.py). `lies`: the precision that the builder
-        really takes, whatever the network says."""
+        really takes, whatever the network says. `dies`: of what, a key of DEATHS."""
         listed = json.loads(LISTS[name].read_text())
         runtime = Module(name, world)
         for kind in runtime._classes.values():
             kind._module = self
         runtime._classes["ICudaEngine"] = type("ICudaEngine", (_RunsTheFile, runtime._classes["ICudaEngine"]), {})
+        runtime._classes["IExecutionContext"] = type(
+            "IExecutionContext", (_Profiled, runtime._classes["IExecutionContext"]), {}
+        )
         super().__init__(tensorrt_rtx, listed["api"], "")
         self.__dict__.update(
             _runtime=runtime, _world=world, _make=runtime._make, __version__=listed["version"],
-            _inspector=inspector, _lies=lies, _parsed=[],
+            _inspector=inspector, _lies=lies, _dies=dies, _parsed=[], driver=Driver(world),
         )  # fmt: skip
 
     def __getattr__(self, name):
@@ -46,7 +89,7 @@ class Whole(Narrow):
     def _builder(self, logger):
         if self._world.fails("Builder"):
             refused_by_the_driver(self, logger)
-        return _Builds(self, super().__getattr__("Builder")(logger))
+        return _Builds(self, super().__getattr__("Builder")(logger), logger)
 
     def _parser(self, network, logger):
         return _Parses(self, super().__getattr__("OnnxParser")(network, logger))
@@ -69,13 +112,20 @@ class _Parses(_Passes):
 
 
 class _Builds(_Passes):
+    def __init__(self, whole, real, logger):
+        super().__init__(whole, real)
+        self.logger, self.profiles = logger, []
+        self.gpu = whole.driver.current()  # TensorRT builds for the GPU that is current where the builder is made
+
     def create_optimization_profile(self):
-        self.profile = self.real.create_optimization_profile()
-        return self.profile
+        self.profiles.append(self.real.create_optimization_profile())
+        return self.profiles[-1]
 
     def build_serialized_network(self, network, config):
         real, whole = tensorrt_rtx, self.whole
-        if whole._world.fails("build_serialized_network"):
+        if whole._dies:
+            for severity, text in DEATHS[whole._dies]:
+                self.logger.log(getattr(real.ILogger.Severity, severity), text)
             return None
         built = self.real.build_serialized_network(network, config)
         assert built is not None
@@ -88,7 +138,8 @@ class _Builds(_Passes):
         told = ["int8" if quantised else kinds[layer.get_output(0).dtype] for layer in products]
         plan = {
             "seed": 0,
-            "batches": [[shape[0] for shape in self.profile.get_shape(given.name)]],
+            "batches": [[shape[0] for shape in profile.get_shape(given.name)] for profile in self.profiles],
+            "gpu": self.gpu,
             "input": _tensor(given),
             "outputs": [_tensor(returned)],
             "layers": [whole._lies or ("tf32" if tf32 and kind == "fp32" else kind) for kind in told],
@@ -101,6 +152,71 @@ class _Builds(_Passes):
 def _tensor(tensor):
     dtype = {tensorrt_rtx.uint8: "uint8", tensorrt_rtx.float32: "float32"}[tensor.dtype]
     return {"name": tensor.name, "dtype": dtype, "shape": list(tensor.shape)[1:]}
+
+
+class Driver(Libcuda):
+    """With the functions that make a GPU's primary context the thread's."""
+
+    def __init__(self, world, gpus=2):
+        super().__init__(world)
+        self.stack, self.gpus = [], gpus
+
+    def current(self):
+        """The GPU that CUDA's runtime takes: that of the context on top, else the first."""
+        return self.stack[-1] if self.stack else 0
+
+    def cuInit(self, flags):  # noqa: N802
+        return self._enter("cuInit")
+
+    def cuDeviceGet(self, device, index):  # noqa: N802
+        device._obj.value = index
+        return 0 if index < self.gpus else 101
+
+    def cuDevicePrimaryCtxRetain(self, context, device):  # noqa: N802
+        context._obj.value = 0x7F00000000 + device.value
+        return self._enter("cuDevicePrimaryCtxRetain")
+
+    def cuCtxPushCurrent_v2(self, context):  # noqa: N802
+        assert isinstance(context, ctypes.c_void_p), "a plain int would be cut to 32 bits"
+        self.stack.append(context.value - 0x7F00000000)
+        return self._enter("cuCtxPushCurrent_v2")
+
+    def cuCtxPopCurrent_v2(self, context):  # noqa: N802
+        context._obj.value = 0x7F00000000 + self.stack.pop()
+        return self._enter("cuCtxPopCurrent_v2")
+
+
+class _Profiled:
+    """A context that calls a profiler as NvInferRuntime.h says: once per layer and run, by enqueue itself, which then
+    waits for the run, or if told so by report_to_profiler, on the stream of the enqueue before."""
+
+    profiler, enqueue_emits_profile, _timed = None, True, None
+
+    def execute_async_v3(self, handle):
+        stream = self._world.streams[handle]
+        done = super().execute_async_v3(handle)
+        if done and self.profiler is not None and stream.captured is None:
+            self._timed = handle
+            if self.enqueue_emits_profile:
+                stream.run()
+                self._report()
+        return done
+
+    def report_to_profiler(self):
+        if self.enqueue_emits_profile:
+            return True
+        if self.profiler is None or self._timed is None or self._world.fails("report_to_profiler"):
+            return False
+        assert not self._world.streams[self._timed].waiting, "the run is not done"
+        self._report()
+        return True
+
+    def _report(self):
+        assert isinstance(self.profiler, tensorrt_rtx.IProfiler)
+        self._runs = getattr(self, "_runs", 0) + 1
+        slow = 100.0 if self._runs <= 2 else 1.0 + self._runs % 2 / 100  # the first runs, as ever
+        for at, _ in enumerate(self._plan["layers"]):
+            self.profiler.report_layer_time(f"conv{at}", slow * (1 + at) / 100)
 
 
 class _RunsTheFile:

@@ -14,18 +14,20 @@ FILES = [*sorted((ROOT / "pmm" / "runtime").glob("*.py")), *sorted((ROOT / "pmm"
 
 def unguarded(source: str) -> list[str]:
     """Chains `trt.X.Y` (also `self.trt.X`) that some version lacks, outside of any function or `if` with
-    `hasattr(..., "name that is missing")`."""
+    `hasattr(..., "name that is missing")`; in a function for TensorRT-RTX, those that its versions lack."""
     found = []
 
-    def visit(node: ast.AST, guarded: frozenset[str]) -> None:
+    def visit(node: ast.AST, guarded: frozenset[str], versions: str = "") -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.If | ast.IfExp):
             guarded |= _guards(node)
+        if isinstance(node, ast.FunctionDef) and "_rtx_" in node.name:
+            versions = "tensorrt_rtx"
         chain = _chain(node)
-        if chain and not (lacking := _lacking(chain)) <= guarded:
+        if chain and not (lacking := _lacking(chain, versions)) <= guarded:
             found.append(f"trt.{'.'.join(chain)} (line {node.lineno}): {sorted(lacking)}")
         if not chain:  # the inner part of a chain is the same chain, shorter
             for child in ast.iter_child_nodes(node):
-                visit(child, guarded)
+                visit(child, guarded, versions)
 
     visit(ast.parse(source), frozenset())
     return found
@@ -46,10 +48,11 @@ def _chain(node: ast.AST) -> list[str]:
     return names if is_module else []
 
 
-def _lacking(chain: list[str]) -> set[str]:
-    """The names of the chain that some version does not have. Deeper than two the lists do not reach."""
+def _lacking(chain: list[str], versions: str) -> set[str]:
+    """The names of the chain that some version, of those whose name begins with `versions`, does not have. Deeper than
+    two the lists do not reach."""
     lacking = set()
-    for api in APIS.values():
+    for api in (api for name, api in APIS.items() if name.startswith(versions)):
         if chain[0].startswith("__"):
             continue
         if chain[0] not in api:
@@ -87,6 +90,8 @@ def test_the_runner_names_something():
         "def f():\n    return trt.CudaGraphStrategy.DISABLED",  # RTX only
         "if hasattr(trt, 'EngineStat'):\n    x = 1\ntrt.EngineStat",
         "if hasattr(trt, 'EngineStat'):\n    trt.CudaGraphStrategy",
+        "def _rtx_options():\n    return trt.BuilderFlag.FP16",
+        "def options():\n    return trt.CudaGraphStrategy.DISABLED",
     ],
 )
 def test_the_scan_finds(source):
@@ -102,6 +107,7 @@ def test_the_scan_finds(source):
         "trt.ILogger.Severity.ERROR",
         "if hasattr(trt, 'CudaGraphStrategy'):\n    trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
         "def f():\n    if not hasattr(trt, 'EngineStat'):\n        return\n    x(trt.EngineStat.TOTAL_WEIGHTS_SIZE)",
+        "def _rtx_options():\n    if eager:\n        return trt.CudaGraphStrategy.DISABLED",
         "x = trt.BuilderFlag.FP16 if hasattr(trt.BuilderFlag, 'FP16') else None",
     ],
 )

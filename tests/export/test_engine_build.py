@@ -1,0 +1,144 @@
+"""What is asked of the builder, what it is told, and what is said of a build that fails: see whole.py."""
+
+import json
+import sys
+
+import pytest
+
+from pmm import machine as hardware
+from pmm.errors import Unavailable, UserError
+from pmm.export.gate import Gate
+from pmm.export.recipe import EngineOptions
+from pmm.export.trt import describe_engine
+from pmm.machine import Gpu
+from pmm.parity.numeric import numeric_parity
+from pmm.runtime import engine_origin, flavors
+from pmm.runtime.base import open_runner
+from tests.runtime.standin import LISTS
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
+from tests.export.narrow import Narrow
+from tests.export.whole import DEATHS, NEWEST, built
+
+
+@pytest.mark.parametrize("version", sorted(LISTS))
+def test_several_profiles_are_built_proved_and_run(machine, shared, gate, tmp_path, version):
+    world, flavor = machine(version)
+    batch = ((2, 8, 16), (1, 1, 1))  # in any order
+    artifact = built(shared, tmp_path / "m.plan", gate=gate, batch=batch, flavor=flavor)
+    assert str(artifact.manifest.engine.batch) == "1 1 1, 2 8 16"
+    assert {"images: batch 1 1 1", "images: batch 2 8 16"} <= set(artifact.manifest.engine.flags)
+    assert "batch profiles 1 1 1, 2 8 16" in describe_engine(artifact)
+    assert set(artifact.manifest.parity["batches"]) >= {1, 8}
+    with open_runner(artifact.path) as runner:
+        for count in (1, 2, 16, 17):
+            assert numeric_parity(gate.expected[:count], runner(gate.crops[:count])).min_cosine > 0.999
+    assert {context._profile for context in world.contexts} <= {0, 1}
+
+
+def test_each_profile_is_proved_at_its_best_batch(machine, shared, gate, tmp_path, monkeypatch):
+    machine(NEWEST)
+    asked = []
+    monkeypatch.setattr(Gate, "check", lambda self, *args: asked.append(args[-1]))
+    built(shared, tmp_path / "m.plan", gate=gate, batch=((1, 1, 1), (1, 4, 8), (1, 6, 8)))
+    assert asked == [[1, 4, 6]]
+
+
+@pytest.mark.parametrize("version", sorted(LISTS))
+def test_all_that_the_builder_and_the_runtime_say_is_in_the_log(machine, shared, tmp_path, version, capfd):
+    _, flavor = machine(version)
+    plan, log = tmp_path / "m.plan", tmp_path / "m.plan.log"
+    log.write_text("of an earlier build")
+    built(shared, plan, flavor=flavor)
+    text = log.read_text()
+    assert "of an earlier build" not in text
+    for level in ("VERBOSE", "INFO"):
+        assert f"\n[{level}] " in text
+    assert "[VERBOSE]" not in capfd.readouterr().err
+    built(shared, plan, flavor=flavor, verbose=True)
+    said = capfd.readouterr().err
+    assert all(line in said for line in log.read_text().splitlines() if line.startswith("["))
+    assert "building the engine" not in said  # a progress bar between the lines
+
+
+@pytest.mark.parametrize(
+    ("dies", "facts"),
+    [
+        (
+            "GPU memory, 10.3",
+            ("out of GPU memory", "14.42 GiB", "(out of memory)", "--workspace", "8 images", "--batch"),
+        ),
+        ("GPU memory, 10.9", ("out of GPU memory", "2.64 GiB", "OutOfMemory", "--workspace", "--batch")),
+        ("workspace", ("--workspace 0.25 is too small", "node conv1 due to insufficient workspace", "give more")),
+        ("another reason", ("built no engine (Error Code 4: Internal Error (a reason))",)),
+    ],
+)
+def test_a_build_that_fails_is_one_line_with_its_reason_and_the_way_out(machine, shared, tmp_path, dies, facts):
+    machine(NEWEST, dies=dies)
+    with pytest.raises(UserError) as caught:
+        built(shared, tmp_path / "m.plan", workspace=0.25)
+    message = str(caught.value)
+    assert "\n" not in message
+    for fact in (*facts, f"log is {tmp_path / 'm.plan.log'}"):
+        assert fact in message
+    assert DEATHS[dies][-1][1] in (tmp_path / "m.plan.log").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]
+
+
+def test_a_log_that_cannot_be_written_is_said_before_the_build(machine, shared, tmp_path):
+    machine(NEWEST)
+    (tmp_path / "m.plan.log").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*m\.plan\.log: it is a folder"):
+        built(shared, tmp_path / "m.plan")
+
+
+COMPATIBILITY = [
+    ("ampere-plus", "tensorrt-10.0.1", "8.9", ""),
+    ("same-compute-capability", "tensorrt-10.16.1.11", "8.9", ""),
+    ("same-compute-capability", NEWEST, "7.5", ""),
+    ("same-compute-capability", "tensorrt-10.0.1", "8.9", "has no --hardware-compatibility same-compute-capability"),
+    ("ampere-plus", NEWEST, "7.5", "compute capability 8.0 or more"),
+    ("ampere-plus", "tensorrt_rtx-1.7.1.116", "8.9", "is for TensorRT; TensorRT-RTX"),
+]
+
+
+@pytest.mark.parametrize(("asked", "version", "capability", "refused"), COMPATIBILITY)
+def test_what_an_engine_is_compatible_with(
+    machine, shared, tmp_path, caplog, monkeypatch, asked, version, capability, refused
+):
+    _, flavor = machine(version, gpus=(Gpu("NVIDIA One", capability),))
+    told, plain = {}, Narrow.__setattr__
+    monkeypatch.setattr(Narrow, "__setattr__", lambda self, *pair: (told.update([pair]), plain(self, *pair))[1])
+    if refused:
+        with pytest.raises(UserError, match=refused):
+            built(shared, tmp_path / "m.plan", hardware_compatibility=asked, flavor=flavor)
+        return
+    artifact = built(shared, tmp_path / "m.plan", hardware_compatibility=asked, flavor=flavor)
+    assert told["hardware_compatibility_level"].name == asked.replace("-", "_").upper()
+    assert artifact.manifest.engine.hardware_compatibility == asked
+    monkeypatch.setattr(engine_origin, "nvidia_gpus", lambda: (Gpu("NVIDIA Other", capability),))
+    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("NVIDIA Other", capability),))
+    caplog.clear()
+    with open_runner(artifact.path):
+        assert "NVIDIA Other" not in caplog.text  # it was built for it
+
+
+@pytest.mark.parametrize("version", [NEWEST, "tensorrt_rtx-1.7.1.116"])
+def test_an_engine_is_built_for_and_proved_on_the_gpu_asked_for(machine, shared, gate, tmp_path, version):
+    two = (Gpu("NVIDIA One", "8.0"), Gpu("NVIDIA Two", "8.9"))
+    world, flavor = machine(version, gpus=two)
+    first = built(shared, tmp_path / "a.plan", gate=gate, flavor=flavor)
+    second = built(shared, tmp_path / "b.plan", gate=gate, flavor=flavor, device="cuda:1")
+    assert (first.manifest.engine.gpu, second.manifest.engine.gpu) == ("NVIDIA One", "NVIDIA Two")
+    assert (first.manifest.engine.compute_capability, second.manifest.engine.compute_capability) == ("8.0", "8.9")
+    assert [json.loads(made.path.read_bytes())["gpu"] for made in (first, second)] == [0, 1]
+    assert world.opened == [0, 1]
+    assert not sys.modules[flavors.FLAVORS[flavor]].driver.stack  # as it was before
+    with pytest.raises(Unavailable, match=r"no GPU 2 here: 2 visible \(0 NVIDIA One, 1 NVIDIA Two\)"):
+        built(shared, tmp_path / "c.plan", flavor=flavor, device="cuda:2")
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "cuda:x"])
+def test_a_device_that_builds_no_engine(device):
+    with pytest.raises(UserError, match=device):
+        EngineOptions(device=device)
