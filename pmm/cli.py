@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from pmm.errors import UserError
-from pmm.machine import settle_threads
+from pmm.scheduling import settle_threads, take_short_turns
 
 T = TypeVar("T")
 
@@ -67,9 +67,10 @@ def parse_args(
 def run(main: Callable[[], int | None], *, prog: str) -> None:
     """Call `main` and exit: UserError and OSError are one line and 1, Ctrl-C is 130; the rest is a bug, and shown.
 
-    Before that, says how torch's threads shall wait, for `main` to load it (see `pmm.machine.settle_threads`).
+    Before that, says how torch's threads shall wait, for `main` to load it (see `pmm.scheduling`).
     """
     settle_threads()
+    take_short_turns()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show costs no results
     try:

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import sys
-from collections.abc import MutableMapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -180,24 +179,7 @@ def compute_threads() -> int:
     """Threads for a library that computes: one for each physical core that this process may run on, or fewer if its
     quota is less. By themselves such libraries ask for no quota, and more threads than that stand still for most of
     each period, those too that others wait for."""
-    return min(_physical_cores(), quota_cores() or sys.maxsize)
-
-
-def settle_threads(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Say in the environment how the threads of torch shall wait and, below a quota, how many there shall be; what the
-    user has said there stays. For this process and those that it starts, before torch is loaded: OpenMP reads it then.
-    """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
-        environment["GOMP_SPINCOUNT"] = SPINS
-    if compute_threads() < _physical_cores():
-        environment.setdefault("OMP_NUM_THREADS", str(compute_threads()))
-
-
-SPINS = "20000"
-"""Looks for the next piece of work before a thread of OpenMP sleeps. libgomp's own number, 300,000, is milliseconds, in
-which the processes beside us do not get the core. How long a look takes, and a thread to wake, depends on the
-processor: 1,000 cost nothing on one, and made a quiet step half as slow again on another, where 20,000 cost 4 % and
-saved 39 % beside others."""
+    return min(physical_cores(), quota_cores() or sys.maxsize)
 
 
 def _own_cores() -> set[int]:
@@ -205,8 +187,8 @@ def _own_cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def _physical_cores() -> int:
-    """As `_own_cores`, but two that are one in hardware count once, as far as the system tells."""
+def physical_cores() -> int:
+    """Cores that this process may run on, but two that are one in hardware count once, as far as the system tells."""
     return len({_siblings(core) for core in _own_cores()})
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pmm import machine
 from pmm.errors import Unavailable, UserError
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -59,39 +59,6 @@ def test_cores_that_may_be_used(cores, own, quota, usable):
 def test_a_thread_for_each_core_of_the_hardware_or_as_the_quota_says(cores, own, quota, pairs, threads):
     cores(own, quota, pairs)
     assert machine.compute_threads() == threads
-
-
-@pytest.mark.parametrize(
-    ("quota", "pairs", "given", "settled"),
-    [
-        (None, None, {}, {"GOMP_SPINCOUNT": machine.SPINS}),
-        (16.0, None, {}, {"GOMP_SPINCOUNT": machine.SPINS}),
-        (6.0, 4, {}, {"GOMP_SPINCOUNT": machine.SPINS}),  # torch takes four by itself
-        (2.0, None, {}, {"GOMP_SPINCOUNT": machine.SPINS, "OMP_NUM_THREADS": "2"}),
-        (2.0, None, {"OMP_NUM_THREADS": "5"}, {"GOMP_SPINCOUNT": machine.SPINS, "OMP_NUM_THREADS": "5"}),
-        (None, None, {"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
-        (None, None, {"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
-    ],
-)
-def test_what_is_said_of_threads_in_the_environment(cores, quota, pairs, given, settled):
-    cores(8, quota, pairs)
-    machine.settle_threads(given)
-    assert given == settled
-
-
-def test_a_command_says_it_before_torch_is_loaded(monkeypatch):
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    script = (
-        "import os, sys\n"
-        "from pmm import cli\n"
-        "def main():\n"
-        "    assert 'torch' not in sys.modules\n"
-        "    print(os.environ['GOMP_SPINCOUNT'], os.environ.get('OMP_NUM_THREADS'))\n"
-        "cli.run(main, prog='prog')"
-    )
-    assert run_python("-c", script).stdout.split()[0] == machine.SPINS
-    assert run_python("-c", script, GOMP_SPINCOUNT="5", OMP_NUM_THREADS="3").stdout.split() == ["5", "3"]
 
 
 @pytest.mark.parametrize(
