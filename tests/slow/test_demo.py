@@ -88,6 +88,9 @@ def test_accuracy_and_parity(report):
         if results[name]["precision"] == "fp32":
             assert abs(results[name]["map_delta"]) <= 0.001
             assert results[name]["min_cosine"] >= 0.9999
+    # of the file itself: what test-full asks over the same crops
+    assert abs(results["ort-cpu fp32"]["map_delta"]) <= 0.0005
+    assert results["ort-cpu fp32"]["min_cosine"] >= 0.999999
     assert results["tensorrt-rtx int8"]["artifact"]
     assert report["gates"]["failures"] == []
 
