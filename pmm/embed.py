@@ -27,10 +27,9 @@ from pmm.machine import cuda_index, usable_cores
 from pmm.metrics import RankingResult, counting_threads, evaluate_distances, evaluate_ranking
 from pmm.reranking import Reranking, check_memory, reranked
 from pmm.runtime.base import Embeddings, Runner, open_runner
+from pmm.runtime.memory import batch_fits
 
 PROG = "pmm.embed"
-OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "unable to allocate", "bad_alloc")
-"""Words of what torch, ONNX Runtime and numpy raise where memory is short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,16 +157,8 @@ def embed_files(
 
 def _run(runner: Runner, crops: Crops) -> Embeddings:
     """Raises UserError for a batch that is too large for the memory."""
-    try:
+    with batch_fits(len(crops)):
         return runner(crops)
-    except Exception as error:  # each library has a type of its own
-        said = str(error).lower()
-        if isinstance(error, UserError) or not any(words in said for words in OUT_OF_MEMORY):
-            raise
-        first = str(error).strip().splitlines()[0][:160]
-        raise UserError(
-            f"{len(crops)} images at once need too much memory ({first}); use a smaller --batch-size"
-        ) from error
 
 
 def embed_samples(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pmm
+from pmm.cuda_versions import misfits, side_by_side
 from pmm.kernels import build_info
 from pmm.machine import clashing_wheels, driver_version, installed_version, nvidia_gpus, usable_cores
 
@@ -38,6 +39,7 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
         "compute_capabilities": [gpu.compute_capability for gpu in nvidia_gpus()],
         "driver": nvidia_driver(),
         "driver_cuda": driver_version(),
+        "cuda": side_by_side(),
         "os": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version for name in LIBRARIES if (version := installed_version(name))},
@@ -48,7 +50,7 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
 
 def problems() -> list[str]:
     """What is known to break on this machine."""
-    return [found] if (found := clashing_wheels()) else []
+    return [*([found] if (found := clashing_wheels()) else []), *(misfit.text for misfit in misfits())]
 
 
 def nvidia_driver() -> str:

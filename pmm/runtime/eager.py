@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pmm.cuda_versions import advice
 from pmm.data.crops import Preprocessing, preprocessing_of
 from pmm.errors import Unavailable
 from pmm.machine import cuda_index, gpu_at
@@ -79,7 +80,8 @@ def torch_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if usable else "cpu")
     if index is not None and not usable:
-        raise Unavailable(f"--device {name}: torch sees no usable CUDA GPU; use --device cpu, or check the driver")
+        why = advice("torch")
+        raise Unavailable(f"--device {name}: torch sees no usable CUDA GPU; use --device cpu, or check the driver{why}")
     if index:
         gpu_at(index)
     return torch.device(name)

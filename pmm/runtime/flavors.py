@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pmm.cuda_versions import advice
 from pmm.errors import UserError
 from pmm.machine import Gpu, cuda_index, driver_version, gpu_at, nvidia_gpus
 
@@ -97,14 +98,14 @@ def error_logger(trt: Any, write: Callable[[str, str], None] | None = None) -> A
 
 
 def started(make: Callable[[Any], T], logger: Any, name: str) -> T:
-    """A Builder or Runtime, `make(logger)`. Raises UserError where the library cannot start: there, its binding raises
-    TypeError."""
+    """A Builder or Runtime, `make(logger)`; `name` ends in the library's name and version. Raises UserError where the
+    library cannot start: there, its binding raises TypeError."""
     try:
         return make(logger)
     except TypeError as error:
         driver = driver_version()
         serves = f"the driver serves CUDA {driver}" if driver else "no NVIDIA driver is here"
-        raise UserError(
-            f"{name} cannot start here ({logger.take(error)}); {serves}: update the driver, or install the release for "
-            "its CUDA version"
-        ) from error
+        library = name.rpartition(": ")[2].partition(" ")[0]
+        mend = advice(library_name(library) if library in FLAVORS else library)
+        mend = mend or ": update the driver, or install the release for its CUDA version"
+        raise UserError(f"{name} cannot start here ({logger.take(error)}); {serves}{mend}") from error

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import io
 import logging
+import re
 import sys
 import threading
 from collections import Counter
@@ -14,21 +15,32 @@ from typing import Any
 
 import numpy as np
 
+from pmm.cuda_versions import advice
 from pmm.data.crops import Crops
 from pmm.errors import Unavailable, UserError
-from pmm.machine import clashing_wheels, compute_threads, driver_version, nvidia_gpus
+from pmm.machine import clashing_wheels, compute_threads, cuda_index, driver_version, gpu_at, nvidia_gpus
 from pmm.manifest import Manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
-from pmm.runtime.cuda_graph import GRAPHS_KEPT
+from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.fork import refuse_parents_gpu
+from pmm.runtime.memory import batch_fits, reason
 from pmm.runtime.placed import NO_GRAPH, Placed, PlacedStep
 from pmm.runtime.tf32 import has_tf32
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 COMPUTED = {("fp16", "cpu"): "fp32", ("int8", "cuda"): "fp32"}
 """Precision of the file and device, where ONNX Runtime has no products in it: what it computes them in."""
+SEARCH = "HEURISTIC"
+"""How cuDNN's convolutions are chosen. ONNX Runtime's own setting, EXHAUSTIVE, searches long, and again whenever a
+batch has another size than the one before it; with HEURISTIC cuDNN says at once what it expects to be fastest. Batches
+of changing sizes are what is served, and a bench times what is served, so it is one setting for all runs."""
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
+_CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d")
+
+
+class CudaFailure(UserError):  # noqa: N818 - as ONNX Runtime words it
+    """A CUDA library refused to work for ONNX Runtime: an old driver, a cuDNN for another CUDA, a full GPU."""
 
 
 class OrtRunner(Runner):
@@ -47,10 +59,11 @@ class OrtRunner(Runner):
         """Open `path`.
 
         Args:
-            device: cpu, cuda, or auto: the GPU where ONNX Runtime can use one.
+            device: cpu, cuda, cuda:N, or auto: the GPU where ONNX Runtime can use one.
             threads: CPU threads (0: as many as cores, or as a quota of CPU time allows).
             tf32: let the products of an fp32 file run in TF32.
-            cuda_graph: capture the work of each batch size once, and replay it with one launch.
+            cuda_graph: capture the work of a few batch sizes once, and replay it with one launch; a call runs as the
+                next larger of them.
             warn: about embeddings that were never verified.
 
         Raises:
@@ -64,40 +77,52 @@ class OrtRunner(Runner):
         device = "cpu" if auto and for_cpus else _resolved(device)
         _check_request(str(path), device, holds, tf32, cuda_graph)
         # from the bytes that were hashed: the file cannot change in between
-        self.session = open_session(file.content, str(path), device, threads, tf32=tf32, cuda_graph=cuda_graph)
-        if auto and device == "cuda" and (why := _fell_back(self.session)):
+        options: dict[str, Any] = {"threads": threads, "tf32": tf32, "cuda_graph": cuda_graph}
+        why = ""
+        try:
+            self.session = open_session(file.content, str(path), device, **options)
+            why = _fell_back(self.session) if auto and device != "cpu" else ""
+        except CudaFailure as error:
+            if not auto:
+                raise
+            why = str(error)
+        if why:
             logging.getLogger("pmm").warning("%s: runs on the CPU: %s", path, why)
             device = "cpu"
             _check_request(str(path), device, holds, tf32, cuda_graph)
+            self.session = open_session(file.content, str(path), device, **options)
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
         _check_interface(self.session, self.manifest, str(path))
         if warn:
             warn_if_unverified(Path(path), self.manifest)
         self.cuda_graph = cuda_graph
-        self._on_gpu, self._lock = device == "cuda", threading.Lock()
+        self._gpu, self._lock = cuda_index(device), threading.Lock()
+        kind = "cpu" if self._gpu is None else "cuda"
         self._kept: dict[int, Placed] = {}
         evidence = _evidence(self.session, device, str(path))
         if cuda_graph:
             self._capture_one(str(path))
         self.info = RunnerInfo(
-            backend=f"ort-{device}",
-            device=nvidia_gpus()[0].name if device == "cuda" else "cpu",
-            precision="tf32" if tf32 else COMPUTED.get((holds, device), holds),
-            provider=f"onnxruntime {_import().__version__} {evidence}{', CUDA graph' if cuda_graph else ''}",
+            backend=f"ort-{kind}",
+            device="cpu" if self._gpu is None else gpu_at(self._gpu).name,
+            precision="tf32" if tf32 else COMPUTED.get((holds, kind), holds),
+            provider=f"onnxruntime {_import().__version__} {evidence}"
+            f"{'' if self._gpu is None else f', cuDNN {SEARCH}'}{', CUDA graph' if cuda_graph else ''}",
         )
 
     def __call__(self, images: Crops) -> Embeddings:
         self.check(images)
         feed = self.manifest.input.feed(images, self.preprocessing)
         if not self.cuda_graph:
-            return self.session.run([self.embedding.name], {self.manifest.input.name: feed})[0]
+            with batch_fits(len(feed)):
+                return self.session.run([self.embedding.name], {self.manifest.input.name: feed})[0]
         if not len(feed):
             return np.empty((0, self.embedding.dim), np.float32)
-        with self._lock:
-            placed = self._placed(feed.shape)
+        with self._lock, batch_fits(len(feed)):
+            placed = self._placed((bucket(len(feed), sys.maxsize), *feed.shape[1:]))
             placed.upload(feed)
             placed.run()
-            return placed.download()
+            return placed.download()[: len(feed)]
 
     def bind(self, images: Crops) -> Step:
         """As `Runner.bind`; on a GPU the step has the images there, and leaves the embeddings there.
@@ -106,10 +131,10 @@ class OrtRunner(Runner):
         """
         self.check(images)
         feed = self.manifest.input.feed(images, self.preprocessing)
-        if self._on_gpu:
+        if self._gpu is not None:
             if not len(feed):
                 raise UserError("cannot bind 0 images; a run on a GPU takes 1 or more")
-            with self._lock:
+            with self._lock, batch_fits(len(feed)):
                 return PlacedStep(self._placed(feed.shape), feed.copy(), self._lock)
         binding = self.session.io_binding()
         binding.bind_cpu_input(self.manifest.input.name, feed)
@@ -128,7 +153,7 @@ class OrtRunner(Runner):
         if batch in self._kept:
             return self._kept[batch]
         graph = batch if self.cuda_graph and len(self._kept) < GRAPHS_KEPT else NO_GRAPH
-        placed = Placed(self.session, self.manifest.input, self.embedding, shape, graph)
+        placed = Placed(self.session, self.manifest.input, self.embedding, shape, graph, self._gpu or 0)
         if graph != NO_GRAPH:
             self._kept[batch] = placed
         return placed
@@ -138,7 +163,7 @@ class OrtRunner(Runner):
         try:
             self(np.zeros((1, self.preprocessing.height, self.preprocessing.width, 3), np.uint8))
         except Exception as error:  # ORT raises its own exception types
-            raise UserError(f"{name}: ONNX Runtime cannot run it as a CUDA graph ({_reason(error)})") from error
+            raise UserError(f"{name}: ONNX Runtime cannot run it as a CUDA graph ({reason(error)})") from error
 
 
 def open_session(
@@ -155,14 +180,15 @@ def open_session(
 
     Args:
         name: of the file, for messages.
-        device: cpu or cuda.
+        device: cpu, cuda or cuda:N.
         optimise: let ONNX Runtime rewrite the graph.
         tf32, cuda_graph: as `OrtRunner` has them, on cuda.
 
     Raises:
         UserError: ONNX Runtime is missing or installed twice, or refuses the graph.
+        CudaFailure: CUDA refused.
     """
-    ort = _import()
+    ort, gpu = _import(), cuda_index(device)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or compute_threads()
     options.log_severity_level = 4  # its errors reach the user as ours
@@ -172,15 +198,23 @@ def open_session(
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # TF32 is on by default in ONNX Runtime; fp32 must be fp32
-    on_gpu = {"use_tf32": int(tf32), "enable_cuda_graph": int(cuda_graph)}
-    provider = (PROVIDERS[device], on_gpu if device == "cuda" else {})
-    if device == "cuda":
+    on_gpu = {
+        "device_id": gpu,
+        "use_tf32": int(tf32),
+        "enable_cuda_graph": int(cuda_graph),
+        "cudnn_conv_algo_search": SEARCH,
+    }
+    provider = (PROVIDERS["cpu"], {}) if gpu is None else (PROVIDERS["cuda"], on_gpu)
+    if gpu is not None:
         _preload(ort)
     try:
         # without the fallback: it would print, go on with the CPU, and do so again in the middle of the runs
         return ort.InferenceSession(content, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # ORT raises its own exception types, one per kind of bad file
-        raise UserError(f"{name}: ONNX Runtime cannot load it ({_reason(error)})") from error
+        said = f"{name}: ONNX Runtime cannot load it ({reason(error)})"
+        if gpu is not None and _CUDA_FAILURE.search(str(error)):
+            raise CudaFailure(said + advice("onnxruntime-gpu")) from error
+        raise UserError(said) from error
 
 
 def _preload(ort: Any) -> None:
@@ -206,9 +240,15 @@ def _fell_back(session: Any) -> str:
     version = getattr(ort, "cuda_version", "") or ""
     return (
         f"ONNX Runtime fell back to {first}{said}; this one is built for CUDA {version or 'of another version'} and "
-        f"cuDNN 9, the driver serves CUDA {driver_version() or 'of no version'}: pip install "
-        '"onnxruntime-gpu[cuda,cudnn]"'
+        f"cuDNN 9, the driver serves CUDA {driver_version() or 'of no version'}{_mend(said, version)}"
     )
+
+
+def _mend(said: str, version: str) -> str:
+    """What to install where the loader said this: cuDNN if that is missing, else what fits the driver and torch."""
+    if "cudnn" in said.partition(":")[0]:
+        return f"; no cuDNN 9 is here: pip install nvidia-cudnn-cu{version.partition('.')[0] or 13}"
+    return advice("onnxruntime-gpu") or ': pip install "onnxruntime-gpu[cuda,cudnn]"'
 
 
 def _import() -> Any:
@@ -226,17 +266,18 @@ def _import() -> Any:
 
 def _resolved(device: str) -> str:
     """Turn "auto" into "cuda" where a GPU and the provider are, else "cpu". Raises UserError for what cannot be had."""
+    index = cuda_index(device)
     if device != "cpu":
         refuse_parents_gpu()
     providers = _import().get_available_providers()  # what was compiled: necessary, not sufficient
     usable = bool(nvidia_gpus()) and PROVIDERS["cuda"] in providers
     if device == "auto":
         return "cuda" if usable else "cpu"
-    if device not in PROVIDERS:
-        raise UserError(f"unknown device '{device}'; known: auto, {', '.join(PROVIDERS)}")
-    if device == "cuda" and not usable:
+    if index is not None and not usable:
         lacking = "no NVIDIA GPU is visible" if not nvidia_gpus() else "this ONNX Runtime has no CUDA provider"
-        raise Unavailable(f"--device cuda: {lacking}; use --device cpu, or install onnxruntime-gpu and a driver")
+        raise Unavailable(f"--device {device}: {lacking}; use --device cpu, or install onnxruntime-gpu and a driver")
+    if index is not None:
+        gpu_at(index)
     return device
 
 
@@ -251,8 +292,8 @@ def _check_request(name: str, device: str, holds: str, tf32: bool, cuda_graph: b
         raise Unavailable(f"{name}: {'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing")
     if tf32 and holds != "fp32":
         raise UserError(f"{name}: TF32 is for the products of an fp32 file, and this one holds {holds}")
-    if tf32 and not has_tf32(nvidia_gpus()[0]):
-        raise Unavailable(f"{name}: {nvidia_gpus()[0].name} has no TF32; run it in fp32")
+    if tf32 and not has_tf32(gpu := gpu_at(cuda_index(device) or 0)):
+        raise Unavailable(f"{name}: {gpu.name} has no TF32; run it in fp32")
 
 
 def _evidence(session: Any, device: str, name: str) -> str:
@@ -260,8 +301,8 @@ def _evidence(session: Any, device: str, name: str) -> str:
 
     Raises UserError if it is not the one asked for: ONNX Runtime falls back without a word.
     """
-    wanted = PROVIDERS[device]
-    if device == "cuda" and (why := _fell_back(session)):
+    wanted = PROVIDERS["cpu" if device == "cpu" else "cuda"]
+    if device != "cpu" and (why := _fell_back(session)):
         raise UserError(f"{name}: asked for {wanted}, but {why}; refusing to run")
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return wanted
@@ -272,10 +313,6 @@ def _evidence(session: Any, device: str, name: str) -> str:
         where = ", ".join(f"{count} on {provider}" for provider, count in elsewhere.items())
         raise UserError(f"{name}: asked for {wanted}, but convolutions or matrix products run elsewhere: {where}")
     return f"{wanted} ({sum(provider == wanted for provider, _ in placed)} of {len(placed)} operators)"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
 
 
 def _check_interface(session: Any, manifest: Manifest, name: str) -> None:

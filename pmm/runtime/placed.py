@@ -14,7 +14,6 @@ from pmm.runtime.base import Embeddings, Step
 
 NO_GRAPH = -1
 """ONNX Runtime's graph number for a run that is neither captured nor replayed."""
-_ON_GPU = ("cuda", 0)
 
 
 class Placed:
@@ -25,15 +24,22 @@ class Placed:
     """
 
     def __init__(
-        self, session: Any, given: InputContract, returned: EmbeddingContract, shape: tuple[int, ...], graph: int
+        self,
+        session: Any,
+        given: InputContract,
+        returned: EmbeddingContract,
+        shape: tuple[int, ...],
+        graph: int,
+        gpu: int = 0,
     ) -> None:
-        """For images of `shape` [B, ...], as the graph takes them."""
+        """For images of `shape` [B, ...], as the graph takes them, on the GPU that the session runs on."""
         import onnxruntime as ort
 
         self._session = session
-        kind = np.dtype(given.dtype).type
-        self._images = ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, *_ON_GPU)
-        self._embeddings = ort.OrtValue.ortvalue_from_shape_and_type([shape[0], returned.dim], np.float32, *_ON_GPU)
+        self._shape, kind = shape, np.dtype(given.dtype).type
+        place = ort.OrtValue.ortvalue_from_shape_and_type
+        self._images = place(shape, kind, "cuda", gpu)
+        self._embeddings = place([shape[0], returned.dim], np.float32, "cuda", gpu)
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(given.name, self._images)
         self._binding.bind_ortvalue_output(returned.name, self._embeddings)
@@ -45,7 +51,11 @@ class Placed:
         """Whose images are there; None: of nobody who will ask."""
 
     def upload(self, images: npt.NDArray[Any]) -> None:
-        """Copy `images` to the GPU; returns when they are there. Runs that were enqueued keep theirs."""
+        """Copy `images` to the GPU, and black ones where there are fewer than its batch; returns when they are there.
+        Runs that were enqueued keep theirs."""
+        if len(images) < self._shape[0]:
+            few, images = images, np.zeros(self._shape, images.dtype)
+            images[: len(few)] = few
         self.wait()
         self.holds = None
         self._copy(images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from pmm.errors import Unavailable, UserError
 from pmm.machine import gpu_at, quota_cores
 from pmm.manifest import EmbeddingContract
 from pmm.runtime.base import Embeddings, Runner, Step
-from pmm.runtime.cuda_graph import GRAPHS_KEPT
+from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
+from pmm.runtime.memory import batch_fits
 from pmm.runtime.tf32 import has_tf32
 
 WARM_UPS = 3
@@ -60,7 +62,8 @@ class TorchRunner(Runner):
         if not len(images):
             return np.empty((0, self.embedding.dim), np.float32)
         run = self._replay if self._cuda_graph else self._forward
-        return run(self._placed(images)).float().cpu().numpy()
+        with batch_fits(len(images)):
+            return run(self._placed(images)).float().cpu().numpy()
 
     def bind(self, images: Crops) -> Step:
         """As `Runner.bind`. Raises UserError for no images."""
@@ -96,13 +99,17 @@ class TorchRunner(Runner):
 
     def _replay(self, images: Tensor) -> Tensor:
         # the buffers of a captured run are one for all threads; what leaves is a copy
+        count = len(images)
+        batch = bucket(count, sys.maxsize)
         with self._lock:
-            captured = self._captured.pop(len(images), None) or CapturedRun(self._forward, images)
-            self._captured[len(images)] = captured  # now the last to be dropped
+            captured = self._captured.pop(batch, None)
+            if captured is None:
+                captured = CapturedRun(self._forward, images.new_zeros(batch, *images.shape[1:]))
+            self._captured[batch] = captured  # now the last to be dropped
             while len(self._captured) > GRAPHS_KEPT:
                 del self._captured[next(iter(self._captured))]
-            captured.images.copy_(images)
-            return captured.replay().clone()
+            captured.images[:count].copy_(images)  # the other rows are images of runs before, or black
+            return captured.replay()[:count].clone()
 
 
 class CapturedRun:

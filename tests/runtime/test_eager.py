@@ -21,6 +21,7 @@ from pmm.manifest import EmbeddingContract
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime import eager, torch_runner
 from pmm.runtime.base import open_runner
+from pmm.runtime.cuda_graph import bucket
 from pmm.runtime.eager import EagerRunner
 from pmm.runtime.torch_runner import WARM_UPS, CudaStep, TorchRunner, tf32_allowed
 
@@ -304,15 +305,15 @@ def gpus(monkeypatch):
     return Gpus(monkeypatch)
 
 
-def test_a_graph_is_captured_per_batch_size_and_replayed_on_new_images(gpus):
+def test_a_graph_is_captured_per_bucket_and_replayed_on_new_images(gpus):
     runner = OnGpu(gpus, cuda_graph=True)
-    given = [pixels(count, seed) for seed, count in enumerate((3, 3, 5, 3))]
+    given = [pixels(count, seed) for seed, count in enumerate((3, 4, 5, 3))]
     found = [runner(images) for images in given]
     for images, embeddings in zip(given, found, strict=True):
         assert np.array_equal(embeddings, sums(images))
     assert (gpus.captures, gpus.launches) == (2, 4)
     # warmed up, captured, replayed; and the size that is known only replayed
-    assert runner.runs == [3] * (WARM_UPS + 2) + [3] + [5] * (WARM_UPS + 2) + [3]
+    assert runner.runs == [4] * (WARM_UPS + 2) + [4] + [8] * (WARM_UPS + 2) + [4]
     assert runner(pixels(0)).shape == (0, 2)
     runner.close()
     runner(pixels(3))
@@ -322,11 +323,48 @@ def test_a_graph_is_captured_per_batch_size_and_replayed_on_new_images(gpus):
 def test_graphs_of_the_least_recently_used_sizes_are_dropped(gpus, monkeypatch):
     monkeypatch.setattr(torch_runner, "GRAPHS_KEPT", 2)
     runner = OnGpu(gpus, cuda_graph=True)
-    for count in (1, 2, 1, 3, 1):
+    for count in (1, 2, 1, 3, 1):  # as 1, 2, 1, 4, 1
         assert np.array_equal(runner(pixels(count)), sums(pixels(count)))
     assert gpus.captures == 3
     runner(pixels(2))
     assert gpus.captures == 4
+
+
+def test_batches_of_any_size_are_few_captures(gpus):
+    """A tracker's: 1 to 40 crops at random, for ever."""
+    runner = OnGpu(gpus, cuda_graph=True)
+    sizes = np.random.default_rng(0).integers(1, 41, 1000).tolist()
+    for seed, count in enumerate(sizes):
+        images = pixels(count, seed)
+        assert np.array_equal(runner(images), sums(images))
+    assert gpus.captures == len({bucket(count, 999) for count in range(1, 41)}) == 9
+    step = runner.bind(pixels(5))
+    assert step._embeddings.shape == (5, 2), "a step is timed at its own size"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_batch_too_large_for_the_gpu_is_one_line(gpus, error, cuda_graph):
+    runner = OnGpu(gpus, cuda_graph=cuda_graph)
+
+    def full(images):
+        raise error
+
+    runner._run = full
+    with pytest.raises(
+        UserError, match=r"^7 images at once need too much memory \(CUDA .*smaller --batch-size"
+    ) as said:
+        runner(pixels(7))
+    assert "\n" not in str(said.value)
+    error = ValueError("something else")
+    with pytest.raises(ValueError, match="something else"):
+        runner(pixels(7))
 
 
 def test_threads_share_a_graph_but_not_their_embeddings(gpus):

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from pmm import cuda_versions, machine
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.errors import Unavailable, UserError
@@ -25,7 +26,7 @@ from pmm.runtime.tf32 import has_tf32
 
 CUDA = "CUDAExecutionProvider"
 AMPERE, TURING = Gpu("NVIDIA Standin A1", "8.0"), Gpu("NVIDIA Standin T1", "7.5")
-OPEN = ort.open_session
+OPEN, PLACE = ort.open_session, onnxruntime.OrtValue.ortvalue_from_shape_and_type
 
 
 class Binding:
@@ -82,26 +83,32 @@ class Session:
 
 class StandIn:
     def __init__(self, monkeypatch):
-        self.patch, self.waiting, self.calls, self.opened = monkeypatch, [], [], []
+        self.patch, self.waiting, self.calls, self.opened, self.places = monkeypatch, [], [], [], []
         self.refuses, self.cuda_graph = "", False
         self.is_a(AMPERE)
         monkeypatch.setattr(ort, "_evidence", lambda session, device, name: f"{CUDA} (all operators)")
         monkeypatch.setattr(ort, "open_session", self.open)
         monkeypatch.setattr(ort, "_resolved", lambda device: device)
-        monkeypatch.setattr(placed, "_ON_GPU", ("cpu", 0))
+        monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", self.place)
         # from a GPU it is a copy
         view = onnxruntime.OrtValue.numpy
         monkeypatch.setattr(onnxruntime.OrtValue, "numpy", lambda value: view(value).copy())
         update = onnxruntime.OrtValue.update_inplace
         monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", lambda value, data: update(self.idle(value), data))
 
-    def is_a(self, model):
-        self.patch.setattr(ort, "nvidia_gpus", lambda: (model,))
+    def is_a(self, *models):
+        for module in (ort, machine):
+            self.patch.setattr(module, "nvidia_gpus", lambda: models)
+
+    def place(self, shape, kind, device, index):
+        assert device == "cuda"
+        self.places.append(index)
+        return PLACE(shape, kind, "cpu", 0)
 
     def open(self, content, name, device, threads, **options):
         if device == "cpu":
             return OPEN(content, name, device, threads)
-        self.opened.append(options)
+        self.opened.append((device, options))
         self.cuda_graph = options["cuda_graph"]
         return Session(self, OPEN(content, name, "cpu", threads))
 
@@ -162,10 +169,10 @@ def test_a_result_does_not_change_with_later_calls(gpu, path, crops):
         assert np.array_equal(first, before)
 
 
-def test_one_graph_per_batch_size_and_the_first_on_opening(gpu, path, crops):
+def test_one_graph_per_bucket_and_the_first_on_opening(gpu, path, crops):
     with OrtRunner(path, "cuda", cuda_graph=True) as runner:
         assert [call for call in gpu.calls if call != "inputs"] == [1]
-        for count in (4, 4, 2, 4):
+        for count in (4, 3, 2, 4):
             runner(crops[:count])
         assert [call for call in gpu.calls if call != "inputs"] == [1, 4, 4, 2, 4]
 
@@ -173,11 +180,92 @@ def test_one_graph_per_batch_size_and_the_first_on_opening(gpu, path, crops):
 def test_graphs_are_not_kept_without_end(gpu, path, crops, expected, monkeypatch):
     monkeypatch.setattr(ort, "GRAPHS_KEPT", 2)
     with OrtRunner(path, "cuda", cuda_graph=True) as runner:
-        for count in (3, 5, 6, 5, 3, 1):
+        for count in (3, 5, 6, 9, 3, 1):
             assert same(runner(crops[:count]), expected[:count])
         assert len(runner._kept) == 2
         runner.bind(crops[:7])()
-        assert [call for call in gpu.calls if call != "inputs"] == [1, 3, -1, -1, -1, 3, 1, -1]
+        assert [call for call in gpu.calls if call != "inputs"] == [1, 4, -1, -1, -1, 4, 1, -1]
+
+
+def test_batches_of_any_size_are_few_captures(gpu, path, crops, expected):
+    with OrtRunner(path, "cuda", cuda_graph=True) as runner:
+        for count in np.random.default_rng(0).integers(1, 11, 40).tolist():
+            assert same(runner(crops[:count]), expected[:count])
+        assert sorted(runner._kept) == [1, 2, 4, 8, 12]
+        gpu.calls.clear()
+        step = runner.bind(crops[:5])
+        step()
+        assert left_by(step).shape[0] == 5, "a step is timed at its own size"
+
+
+# ONNX Runtime's own words, of github.com/microsoft/onnxruntime issues 22702, 21684, 25609 and onnxruntime/mobius 316
+CALL = (
+    "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:114 std::conditional_t<THRW, void, "
+    "onnxruntime::common::Status> onnxruntime::CudaCall(ERRTYPE, const char*, const char*, SUCCTYPE, int) [with "
+    "ERRTYPE = cudaError; bool THRW = true] "
+)
+AT = " ; GPU=0 ; hostname=private-name ; file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=336 ; expr="  # noqa: E501
+OLD_DRIVER = f"{CALL}CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version{AT}cudaSetDevice()"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Non-zero status code returned while running Conv node. Name:'Conv_111' Status Message: \n/onnxruntime_src/"
+        "onnxruntime/core/framework/bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) "
+        "Failed to allocate memory for requested buffer of size 939524096",
+        f"Non-zero status code returned while running Gemm node. Status Message: {CALL}CUBLAS failure 3: "
+        f"CUBLAS_STATUS_ALLOC_FAILED{AT}cublasCreate(&cublas_handle_);",
+        f"{CALL}CUDA failure 2: out of memory{AT}cudaMalloc((void**)&p, size);",
+    ],
+)
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_batch_too_large_for_the_gpu_is_one_line(gpu, path, crops, said, cuda_graph):
+    with OrtRunner(path, "cuda", cuda_graph=cuda_graph) as runner:
+
+        def full(*args):
+            raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {said}")
+
+        runner.session.run = runner.session.run_with_iobinding = full
+        with pytest.raises(
+            UserError, match=r"^7 images at once need too much memory \((Failed to|CU\w+ failure)"
+        ) as one:
+            runner(crops[:7])
+        assert "smaller --batch-size" in str(one.value)
+        assert "private-name" not in str(one.value)
+        assert "\n" not in str(one.value)
+
+
+@pytest.fixture
+def old_driver(monkeypatch, tmp_path):
+    """ONNX Runtime for CUDA 13 on a driver that serves 12.4: CUDA refuses when the session is made."""
+    real = onnxruntime.InferenceSession
+
+    def open_(content, options, providers, enable_fallback):
+        if providers[0][0] == CUDA:
+            raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {OLD_DRIVER}")
+        return real(content, options, providers=providers, enable_fallback=enable_fallback)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_)
+    monkeypatch.setattr(cuda_versions, "driver_version", lambda: "12.4")
+    for module in (ort, machine):
+        monkeypatch.setattr(module, "nvidia_gpus", lambda: (AMPERE,))
+    installed = cuda_versions.Built("onnxruntime-gpu", "1.31.1", "13.0")
+    monkeypatch.setattr(cuda_versions, "built_for", lambda: [installed])
+
+
+def test_a_driver_too_old_for_onnx_runtime_is_one_line_and_auto_goes_on_on_the_cpu(old_driver, path, crops, caplog):
+    facts = ("CUDA failure 35", "onnxruntime-gpu 1.31.1", "CUDA 13.0", "CUDA 12.4", "580", '"onnxruntime-gpu[cuda,cudnn]>=1.22,<1.27"')  # fmt: skip # noqa: E501
+    with pytest.raises(UserError) as caught:
+        OrtRunner(path, "cuda")
+    for fact in facts:
+        assert fact in str(caught.value)
+    assert "private-name" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with caplog.at_level("WARNING", "pmm"), OrtRunner(path, "auto") as runner:
+        assert runner.info.backend == "ort-cpu"
+        assert runner(crops[:2]).shape[0] == 2
+    assert all(fact in caplog.text for fact in facts)
 
 
 def test_threads_take_turns_with_the_graphs(gpu, path, crops, expected):
@@ -312,8 +400,23 @@ def test_what_runs_is_told(gpu, path):
         info = OrtRunner(path, "cuda", tf32=tf32, cuda_graph=cuda_graph).info
         assert (info.backend, info.device) == ("ort-cuda", AMPERE.name)
         assert info.precision == ("tf32" if tf32 else "fp32")
-        assert info.provider == version + (", CUDA graph" if cuda_graph else "")
-        assert gpu.opened[-1] == {"tf32": tf32, "cuda_graph": cuda_graph}
+        assert info.provider == version + ", cuDNN HEURISTIC" + (", CUDA graph" if cuda_graph else "")
+        assert gpu.opened[-1] == ("cuda", {"tf32": tf32, "cuda_graph": cuda_graph})
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_the_gpu_that_was_chosen(gpu, path, crops, expected, cuda_graph):
+    gpu.is_a(TURING, AMPERE)
+    with open_runner(path, "cuda:1") if not cuda_graph else OrtRunner(path, "cuda:1", cuda_graph=True) as runner:
+        assert (runner.info.backend, runner.info.device) == ("ort-cuda", AMPERE.name)
+        assert same(runner(crops[:3]), expected[:3])
+        step = runner.bind(crops[:4])
+        step()
+        assert same(left_by(step), expected[:4])
+    assert gpu.opened[-1][0] == "cuda:1"
+    assert set(gpu.places) == {1}
+    OrtRunner(path, "cuda:1", tf32=True)
+    refused(path, "NVIDIA Standin T1 has no TF32", Unavailable, "cuda:0", tf32=True)
 
 
 def test_the_provider_is_told_and_falls_back_to_nothing(monkeypatch):
@@ -323,14 +426,17 @@ def test_the_provider_is_told_and_falls_back_to_nothing(monkeypatch):
     OPEN(b"x", device="cuda", tf32=True)
     OPEN(b"x", device="cuda", cuda_graph=True)
     OPEN(b"x")
+    OPEN(b"x", device="cuda:2")
     providers = [options["providers"] for _, options in asked]
+    usual = {"device_id": 0, "use_tf32": 0, "enable_cuda_graph": 0, "cudnn_conv_algo_search": "HEURISTIC"}
     assert providers == [
-        [(CUDA, {"use_tf32": 0, "enable_cuda_graph": 0})],
-        [(CUDA, {"use_tf32": 1, "enable_cuda_graph": 0})],
-        [(CUDA, {"use_tf32": 0, "enable_cuda_graph": 1})],
+        [(CUDA, usual)],
+        [(CUDA, usual | {"use_tf32": 1})],
+        [(CUDA, usual | {"enable_cuda_graph": 1})],
         [("CPUExecutionProvider", {})],
+        [(CUDA, usual | {"device_id": 2})],
     ]
-    assert [options["enable_fallback"] for _, options in asked] == [0] * 4
+    assert [options["enable_fallback"] for _, options in asked] == [0] * 5
 
 
 def test_a_session_does_not_fall_back_while_it_runs(path):
@@ -345,7 +451,6 @@ def test_the_names_of_the_options_are_onnx_runtimes():
     for name in ("gpu_graph_id", "disable_synchronize_execution_providers"):
         assert name.encode() in library.read_bytes()
     assert onnxruntime_inference_collection._GRAPH_ANNOTATION_SKIP == placed.NO_GRAPH
-    assert placed._ON_GPU == ("cuda", 0)
 
 
 # --- what is refused
@@ -384,6 +489,7 @@ def test_a_graph_that_cannot_be_captured(gpu, path):
 
 def test_a_missing_library_and_gpu_are_unavailable(path, monkeypatch):
     monkeypatch.setattr(ort, "nvidia_gpus", tuple)
+    refused(path, "--device cuda:1: no NVIDIA GPU is visible", Unavailable, "cuda:1")
     refused(path, "no NVIDIA GPU is visible", Unavailable)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     refused(path, "pip install onnxruntime-gpu", Unavailable, "cpu")

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pmm import machine
+from pmm import cuda_versions, machine
 from pmm.checkpoint import load, load_model
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
@@ -176,6 +176,11 @@ def test_a_link_to_a_file_has_its_manifest_and_a_bare_copy_says_what_it_lacks(ar
     assert "copy.onnx: no manifest beside it, only the copy inside" in caplog.text
 
 
+def sees(monkeypatch, *gpus):
+    for module in (ort, machine):
+        monkeypatch.setattr(module, "nvidia_gpus", lambda: gpus)
+
+
 def test_cuda_is_used_or_refused_but_never_quietly_replaced(artifact, monkeypatch):
     import onnxruntime
 
@@ -185,7 +190,7 @@ def test_cuda_is_used_or_refused_but_never_quietly_replaced(artifact, monkeypatc
     with pytest.raises(UserError, match="--device cuda: no NVIDIA GPU is visible"):
         open_runner(artifact.path, "cuda")
     # a GPU that the driver sees but ONNX Runtime cannot use: it would go on with the CPU, with a warning in a log
-    monkeypatch.setattr(ort, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    sees(monkeypatch, Gpu("a GPU", "8.9"))
     with pytest.raises(UserError, match=r"fell back to CPUExecutionProvider|cannot load it"):
         open_runner(artifact.path, "cuda")
 
@@ -211,7 +216,7 @@ class Session:
 def test_a_provider_that_does_not_load_is_said_with_the_loaders_reason(artifact, monkeypatch, caplog):
     """ONNX Runtime itself, told of a GPU: it finds its CUDA libraries in the nvidia packages, without torch's help, and
     misses the driver alone."""
-    monkeypatch.setattr(ort, "nvidia_gpus", lambda: (Gpu("NVIDIA Standin A1", "8.0"),))
+    sees(monkeypatch, Gpu("NVIDIA Standin A1", "8.0"))
     with pytest.raises(UserError) as caught:
         open_runner(artifact.path, device="cuda")
     for fact in ("fell back to CPUExecutionProvider", "libcuda.so.1", "CUDA 13", "onnxruntime-gpu[cuda,cudnn]"):
@@ -220,6 +225,35 @@ def test_a_provider_that_does_not_load_is_said_with_the_loaders_reason(artifact,
         assert runner.info.backend == "ort-cpu"
     assert "runs on the CPU" in caplog.text
     assert "libcuda.so.1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("missing", "driver", "torch", "mend"),
+    [
+        # what the system's loader says: github.com/microsoft/onnxruntime issues 25609 and 21684
+        ("libcudnn.so.9", "13.0", "13.0", "no cuDNN 9 is here: pip install nvidia-cudnn-cu13"),
+        ("libcublasLt.so.13", "13.0", "12.8", 'pip install "onnxruntime-gpu[cuda,cudnn]>=1.22,<1.27"'),
+        ("libcublasLt.so.13", "12.4", "12.8", "update the NVIDIA driver to 580 or later, or pip install"),
+        ("libcublasLt.so.13", "13.0", "13.0", 'pip install "onnxruntime-gpu[cuda,cudnn]"'),
+    ],
+)
+def test_what_a_provider_that_does_not_load_needs(monkeypatch, missing, driver, torch, mend):
+    built = cuda_versions.Built
+    installed = [built("torch", "2.11.0", torch), built("onnxruntime-gpu", "1.31.1", "13.0")]
+    monkeypatch.setattr(cuda_versions, "built_for", lambda: installed)
+    for module in (cuda_versions, ort):
+        monkeypatch.setattr(module, "driver_version", lambda: driver)
+
+    def load(path):
+        raise OSError(f"{missing}: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(ort.ctypes, "CDLL", load)
+    fallen = type("Fallen", (), {"get_providers": lambda self: ["CPUExecutionProvider"]})()
+    with pytest.raises(UserError) as caught:
+        ort._evidence(fallen, "cuda:1", "x.onnx")
+    for fact in ("fell back", missing, "built for CUDA 13.0", f"serves CUDA {driver}", mend):
+        assert fact in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_for_cpus_runs_on_one_beside_a_gpu(shared, monkeypatch):

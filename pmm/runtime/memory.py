@@ -1,0 +1,42 @@
+"""What libraries say where memory is short, as one line: each has an exception and words of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from pmm.errors import UserError
+
+_FULL = (
+    "out of memory",
+    "failed to allocate memory",
+    "unable to allocate",
+    "bad_alloc",
+    "alloc_failed",
+    "allocation_failed",
+)
+_OWN_WORDS = re.compile(r"(?:(?:CUDA|CUDNN|CUBLAS) failure \d|Failed to allocate ).*?(?= ; GPU=|$)")
+
+
+@contextlib.contextmanager
+def batch_fits(count: int) -> Iterator[None]:
+    """Raises UserError where the memory, of a GPU or the host, is too small for a run of `count` images."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not any(words in str(error).lower() for words in _FULL):
+            raise
+        raise UserError(
+            f"{count} images at once need too much memory ({reason(error)}); use a smaller --batch-size, or give the "
+            "runner fewer"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library said, at most 200 characters. Of ONNX Runtime's errors on a GPU, without the
+    C++ signatures before it and the host's name behind it."""
+    first = (str(error).strip().splitlines() or ["no reason given"])[0]
+    return (_OWN_WORDS.findall(str(error)) or [first])[0][:200]
