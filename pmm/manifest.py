@@ -32,7 +32,7 @@ class InputContract:
     """What the graph takes. The caller resizes: bilinear with antialiasing, as PIL's; see `pmm.data.crops`.
 
     uint8 NHWC crops are normalised inside the graph; float32 NCHW crops are normalised by the caller, and are what the
-    torch model takes.
+    torch model takes. Raises UserError for an impossible batch.
     """
 
     name: str = "images"
@@ -41,17 +41,30 @@ class InputContract:
     colour: Literal["rgb", "bgr"] = "rgb"
     normalised_by: Literal["graph", "caller"] = "graph"
     interpolation: str = "bilinear, antialiased"
+    batch: int | None = None
+    """Images per run, if the file takes no other number; None if any number will do."""
+
+    def __post_init__(self) -> None:
+        if self.batch is not None and not 1 <= self.batch <= MOST_IMAGES:
+            raise UserError(f"a static batch of {self.batch} images; expected 1 to {MOST_IMAGES}")
 
     @classmethod
-    def of(cls, kind: Literal["uint8", "float"], colour: Literal["rgb", "bgr"]) -> InputContract:
-        """`kind` and `colour` as the export's --input and --input-colour name them."""
+    def of(
+        cls, kind: Literal["uint8", "float"], colour: Literal["rgb", "bgr"], batch: int | None = None
+    ) -> InputContract:
+        """`kind`, `colour` and `batch` as the export's --input, --input-colour and --static-batch name them."""
         if kind == "uint8":
-            return cls(colour=colour)
-        return cls(dtype="float32", layout="NCHW", normalised_by="caller", colour=colour)
+            return cls(colour=colour, batch=batch)
+        return cls(dtype="float32", layout="NCHW", normalised_by="caller", colour=colour, batch=batch)
 
     def shape(self, size: Preprocessing) -> tuple[int, int, int]:
         """One image's shape: (H, W, 3) or (3, H, W)."""
         return (size.height, size.width, 3) if self.layout == "NHWC" else (3, size.height, size.width)
+
+    def check_batch(self, images: int, name: str | Path) -> None:
+        """Raises UserError if the file `name`, of a static batch, does not take so many images in one run."""
+        if self.batch not in (None, images):
+            raise UserError(f"{name}: {images} images for one run; its static batch is {self.batch}, give as many")
 
     def feed(self, crops: Crops, size: Preprocessing) -> npt.NDArray[Any]:
         """uint8 RGB crops [B, H, W, 3] -> the contiguous array that the graph takes."""

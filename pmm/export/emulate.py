@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pmm.manifest import Manifest
+
 if TYPE_CHECKING:
     import onnx
 
@@ -22,7 +24,7 @@ def emulated(proto: onnx.ModelProto) -> onnx.ModelProto:
     from onnx import TensorProto, helper
 
     half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    types = _types(proto)
+    types = tensor_types(proto)
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     nodes = list(copy.graph.node)
@@ -46,7 +48,14 @@ def emulated(proto: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _types(proto: onnx.ModelProto) -> dict[str, int]:
+def half_type(manifest: Manifest) -> str:
+    """fp16 or bf16 if the file's trunk has floats of that type, else nothing."""
+    held = (manifest.quantization or {}).get("fallback", manifest.precision)
+    return held if held in ("fp16", "bf16") else ""
+
+
+def tensor_types(proto: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every tensor by its name, as onnx.TensorProto names them."""
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(proto)

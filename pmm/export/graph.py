@@ -19,7 +19,8 @@ from pmm.runtime.torch_graph import quiet
 if TYPE_CHECKING:
     import onnx
 
-IR_VERSION = 10
+IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 10, 21: 10, 22: 10}
+"""Of the file's format, per opset: what readers of that age know (onnx.helper.OP_SET_ID_VERSION_MAP)."""
 _TRUNK_TYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
@@ -74,11 +75,13 @@ def deployed_graph(
 
 
 def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputContract, opset: int) -> onnx.ModelProto:
-    """Trace `graph` with a dynamic batch, and check the result in full. The same graph gives the same bytes."""
+    """Trace `graph`, with a dynamic batch or that of `input`, and check the result in full. The same graph gives the
+    same bytes."""
     import onnx
 
-    # a batch of 2: torch.export would take a batch of 1 for a constant
-    example = torch.zeros(2, *input.shape(preprocessing), dtype=getattr(torch, input.dtype))
+    image = input.shape(preprocessing)
+    # a batch of 2: torch.export would take a batch of 1 for a constant; expanded: no memory for a large one
+    example = torch.zeros(1, *image, dtype=getattr(torch, input.dtype)).expand(input.batch or 2, *image)
     with quiet():
         program = torch.onnx.export(
             graph,
@@ -87,18 +90,42 @@ def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputCont
             opset_version=opset,
             input_names=[input.name],
             output_names=[graph.embedding.name],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=None if input.batch else ({0: torch.export.Dim("batch")},),
             external_data=False,
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     proto = program.model_proto
-    proto.ir_version = IR_VERSION
+    if opset == 17:
+        _to_opset_17(proto)
+    proto.ir_version = IR_VERSION[opset]
     _strip_traces(proto)
     onnx.checker.check_model(proto, full_check=True)
-    _check_interface(proto, list(example.shape[1:]), graph.embedding.dim)
+    _check_interface(proto, input.batch, list(image), graph.embedding.dim, opset)
     return proto
+
+
+def _to_opset_17(proto: onnx.ModelProto) -> None:
+    """From 18, the oldest that torch writes. Of the operators in our graphs only the reductions are others there: they
+    have their axes as an attribute, which became an input (onnx's own converter leaves `noop_with_empty_axes`, which
+    opset 17 does not know)."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type.startswith("Reduce"):
+            axes = numpy_helper.to_array(constants[node.input.pop(1)])
+            kept = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("axes", axes.tolist())])
+    used = {name for node in proto.graph.node for name in node.input}
+    unused = [tensor for name, tensor in constants.items() if name not in used]
+    for tensor in unused:
+        proto.graph.initializer.remove(tensor)
+    del proto.opset_import[:]
+    proto.opset_import.append(onnx.helper.make_opsetid("", 17))
 
 
 def _reverse_channels(trunk: nn.Module, preprocessing: Preprocessing) -> Preprocessing:
@@ -113,14 +140,16 @@ def _reverse_channels(trunk: nn.Module, preprocessing: Preprocessing) -> Preproc
     )  # fmt: skip
 
 
-def _check_interface(proto: onnx.ModelProto, image: list[int], dim: int) -> None:
+def _check_interface(proto: onnx.ModelProto, batch: int | None, image: list[int], dim: int, opset: int) -> None:
     dims = {value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
             for value in (*proto.graph.input, *proto.graph.output)}  # fmt: skip
     images, embeddings = dims.get("images", []), dims.get("embeddings", [])
     if images[1:] != image or embeddings[1:] != [dim]:
         raise RuntimeError(f"unexpected interface of the exported graph: {dims}")
-    if not isinstance(images[0], str) or images[0] != embeddings[0]:
-        raise RuntimeError(f"the exported batch dimension is not symbolic: {dims}")
+    if images[0] != embeddings[0] or (images[0] != batch if batch else not isinstance(images[0], str)):
+        raise RuntimeError(f"the exported batch dimension is not {batch or 'symbolic'}: {dims}")
+    if [(entry.domain, entry.version) for entry in proto.opset_import] != [("", opset)]:
+        raise RuntimeError(f"asked for opset {opset}, torch wrote {proto.opset_import}")
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:

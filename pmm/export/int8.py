@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 BATCH = 8
 PROBES = 16
+"""Images to calibrate on at a time, and to measure the cost of layers on, where the batch is not static."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class _Target:
 
 
 _TARGETS = {
-    # TensorRT fuses Q/DQ pairs at the inputs of each convolution and each residual Add, and refuses an int32 bias. The
-    # weights are stored in 8 bits behind a Dequantize alone: a third of the file, and the same engine, as Q/DQ on fp32
+    # TensorRT fuses Q/DQ pairs at the inputs of each convolution and at the shortcut of each residual Add (see
+    # `_main_inputs`), and refuses an int32 bias. The weights are stored in 8 bits behind a Dequantize alone: a third of
+    # the file, and the same engine, as Q/DQ on fp32
     "tensorrt": _Target(
         ("Conv", "Add"),
         True,
@@ -80,6 +83,7 @@ class Quantizer:
         from tqdm import tqdm
 
         self.proto, self.target = proto, _TARGETS[target]
+        self._main = _main_inputs(proto) if self.target.inputs_only else {}
         batches = iter(tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None))
         reader = type("Batches", (), {"get_next": lambda self: next(({input: b} for b in batches), None)})()
         with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -124,6 +128,7 @@ class Quantizer:
             quantizer.quantize_model()
             quantizer.model.topological_sort()
         done = quantizer.model.model
+        self._leave_main_inputs(done.graph)
         # the quantizer stamps its own, newer, format
         done.ir_version = self.proto.ir_version
         del done.opset_import[:], done.metadata_props[:]
@@ -133,10 +138,12 @@ class Quantizer:
         return done
 
     def _excluded(self, layer: str) -> Iterator[onnx.NodeProto]:
-        """The convolution `layer` and, where a target quantises outputs too, all back to what computes its input."""
+        """The convolution `layer` and the sum that it is fused with or, where a target quantises outputs too, all back
+        to what computes its input."""
         makers = {name: node for node in self.proto.graph.node for name in node.output}
         node = next(n for n in self.proto.graph.node if n.op_type == "Conv" and _layer(n) == layer)
         yield node
+        yield from (add for add in self.proto.graph.node if self._main.get(add.name) == node.output[0])
         while not self.target.inputs_only and (node := makers.get(node.input[0])) is not None:
             if node.op_type not in self.target.operators:
                 return
@@ -144,19 +151,52 @@ class Quantizer:
             if node.op_type in ("Conv", "Add"):
                 return
 
+    def _leave_main_inputs(self, graph: onnx.GraphProto) -> None:
+        """Take the Q/DQ pairs between a residual Add and its main input out again."""
+        makers = {name: node for node in graph.node for name in node.output}
+        for node in [node for node in graph.node if node.name in self._main]:
+            for place, name in enumerate(node.input):
+                back = makers[name]
+                if back.op_type == "DequantizeLinear" and makers[back.input[0]].input[0] == self._main[node.name]:
+                    node.input[place] = self._main[node.name]
+                    graph.node.remove(makers[back.input[0]])
+                    graph.node.remove(back)
+        used = {name for node in graph.node for name in node.input}
+        for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+            graph.initializer.remove(tensor)
+
+
+def _main_inputs(proto: onnx.ModelProto) -> dict[str, str]:
+    """The residual Adds by name, and of each the input that is not the shortcut: what a convolution gives whose own
+    input nothing else reads (a shortcut's convolution reads where the ways part).
+
+    NVIDIA's advice on placing Q/DQ (TensorRT's documentation, "Explicit Quantization"; modelopt.onnx does the same) is
+    to quantise the shortcut only: the convolution, the Add and the Relu then become one kernel with 8 bits in and out,
+    while a pair on the main input parts the Add from its convolution.
+    """
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    readers = Counter(name for node in proto.graph.node for name in node.input)
+    found: dict[str, str] = {}
+    for add in (node for node in proto.graph.node if node.op_type == "Add"):
+        for name in add.input:
+            maker = makers.get(name)
+            if maker is not None and maker.op_type == "Conv" and readers[maker.input[0]] == 1:
+                found.setdefault(add.name, name)
+    return found
+
 
 def _layer(convolution: onnx.NodeProto) -> str:
     return convolution.input[1].removesuffix(".weight")
 
 
 def quantised_until(
-    quantizer: Quantizer, passes: Callable[[onnx.ModelProto], None], probes: npt.NDArray[Any]
+    quantizer: Quantizer, passes: Callable[[onnx.ModelProto], None], probes: Sequence[npt.NDArray[Any]]
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The quantised graph and the layers that had to stay in fp32 for it to pass, most costly first.
 
     Args:
         passes: raises ParityFailed for a graph whose embeddings moved too far.
-        probes: a few of the calibration images; what each layer costs is measured on them.
+        probes: a few of the batches calibrated on; what each layer costs is measured on them.
 
     Raises:
         ParityFailed: it does not pass with most of the multiplications in int8.
@@ -178,7 +218,7 @@ def quantised_until(
         keep = ranked[: len(keep) + max(1, len(keep) // 2)]
 
 
-def _by_cost(quantizer: Quantizer, probes: npt.NDArray[Any]) -> list[str]:
+def _by_cost(quantizer: Quantizer, probes: Sequence[npt.NDArray[Any]]) -> list[str]:
     """The layers, from the one whose return to fp32 mends the embeddings most."""
     from tqdm import tqdm
 
@@ -195,10 +235,10 @@ def _by_cost(quantizer: Quantizer, probes: npt.NDArray[Any]) -> list[str]:
     return sorted(layers, key=lambda layer: left[layer])
 
 
-def _embeddings(proto: onnx.ModelProto, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def _embeddings(proto: onnx.ModelProto, batches: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
     session = open_session(proto.SerializeToString())
     name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: images[k : k + BATCH]})[0] for k in range(0, len(images), BATCH)])
+    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
 
 
 @contextlib.contextmanager

@@ -8,18 +8,21 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pmm.config import Config
 from pmm.data.crops import Crops, load_crops, preprocessing_of
 from pmm.errors import UserError
 from pmm.export.calibration import calibration_files
-from pmm.export.emulate import emulated
+from pmm.export.emulate import emulated, half_type
+from pmm.export.fallback import fp16_between
 from pmm.export.gate import Gate
 from pmm.export.int8 import BATCH, PROBES, Quantizer, quantised_until
 from pmm.export.precision import found_precision
-from pmm.export.recipe import OPSET, Recipe, Verification
+from pmm.export.recipe import Recipe, Verification
 from pmm.export.reference import checkpoint_gate, in_memory
 from pmm.files import sha256
-from pmm.manifest import Artifact, EmbeddingContract, InputContract, Manifest, drafted, read_manifest
+from pmm.manifest import Artifact, EmbeddingContract, Manifest, drafted, read_manifest
 from pmm.onnx_file import embed_manifest, is_onnx
 from pmm.runs import with_located_data
 from pmm.runtime.ort import OrtRunner
@@ -34,8 +37,9 @@ def export_onnx(
 ) -> Artifact:
     """Write the deployed graph of `checkpoint` to `out` as `recipe` says, and its manifest beside it.
 
-    The batch is dynamic, batch-norm folded. The file gets its name only after its precision was read back from it and,
-    unless told not to verify, its embeddings of real crops equalled the fp32 checkpoint's.
+    The batch is dynamic unless `recipe` has a static one, batch-norm is folded. The file gets its name only after its
+    precision was read back from it and, unless told not to verify, its embeddings of real crops equalled the fp32
+    checkpoint's.
 
     Raises:
         UserError: a bad checkpoint, no crops to verify or calibrate on, another precision in the file than asked for,
@@ -61,13 +65,13 @@ def export_onnx(
         checkpoint_sha256=digest,
         method=config.model.method,
         preprocessing=preprocessing_of(config),
-        input=_input(recipe),
+        input=recipe.contract,
         embedding=_embedding(model, recipe),
         precision=recipe.precision,
         precision_found=found.precision,
         precision_share=found.share,
         macs=found.total,
-        opset=OPSET[recipe.precision],
+        opset=recipe.onnx_opset,
         quantization=quantization,
         versions={**_versions(), "pmm kernels in training": state["versions"].get("pmm kernels", "unknown")},
     )
@@ -114,10 +118,11 @@ def describe(artifact: Artifact) -> str:
     manifest, size = artifact.manifest, artifact.path.stat().st_size / 1e6
     shares = ", ".join(f"{share:.2%} {name}" for name, share in manifest.precision_share.items())
     line = f"{artifact.path}: {manifest.precision_found} ({shares} of {manifest.macs / 1e9:.2f} GMAC), "
+    line += f"batch {manifest.input.batch}, " if manifest.input.batch else ""
     line += f"opset {manifest.opset}, {size:.1f} MB, "
-    kept = (manifest.quantization or {}).get("kept_in_fp32", [])
-    if kept:
-        line += f"kept in fp32: {', '.join(kept)}; "
+    for fallback in ("fp16", "fp32"):
+        if kept := (manifest.quantization or {}).get(f"kept_in_{fallback}"):
+            line += f"kept in {fallback}: {', '.join(kept)}; "
     if manifest.parity is None:
         return line + "parity NOT verified (--no-verify)"
     rows, cosine, centred = (manifest.parity[key] for key in ("rows", "min_cosine", "centred_min_cosine"))
@@ -133,22 +138,29 @@ def _build(
     """The graph that `recipe` asks for and, for int8, how it was quantised."""
     from pmm.export.graph import deployed_graph, to_onnx
 
-    size, contract = preprocessing_of(config), _input(recipe)
+    size, contract = preprocessing_of(config), recipe.contract
     graph = deployed_graph(model, size, contract, _embedding(model, recipe), recipe.precision)
-    proto = to_onnx(graph, size, contract, OPSET[recipe.precision])
+    proto = to_onnx(graph, size, contract, recipe.onnx_opset)
     if calibration is None:
         return proto, None
-    feeds = [contract.feed(calibration[k : k + BATCH], size) for k in range(0, len(calibration), BATCH)]
+    batch, crops = contract.batch or BATCH, calibration
+    if contract.batch:  # filled up with crops that are there already: the extremes stay what they are
+        crops = np.resize(crops, (-(-len(crops) // batch) * batch, *crops.shape[1:]))
+    feeds = [contract.feed(crops[k : k + batch], size) for k in range(0, len(crops), batch)]
     quantizer = Quantizer(proto, recipe.target, feeds, contract.name)
+
+    def finished(candidate: onnx.ModelProto) -> onnx.ModelProto:
+        return fp16_between(candidate) if recipe.int8_fallback == "fp16" else candidate
 
     def passes(candidate: onnx.ModelProto) -> None:
         if gate:
-            gate.check(in_memory(candidate, contract, size), recipe.precision, name, "ONNX Runtime")
+            gate.check(in_memory(finished(candidate), contract, size), recipe.precision, name, "ONNX Runtime")
 
-    proto, kept = quantised_until(quantizer, passes, contract.feed(calibration[:PROBES], size))
+    quantised, kept = quantised_until(quantizer, passes, feeds[: max(1, PROBES // batch)])
     pixels = hashlib.sha256(calibration.tobytes()).hexdigest()
-    return proto, {
+    return finished(quantised), {
         "target": recipe.target,
+        "fallback": recipe.int8_fallback,
         "calibration": {
             "of": _calibrated_on(recipe),
             "asked": recipe.calibration_images,
@@ -156,7 +168,7 @@ def _build(
             "pixels_sha256": pixels,
             "method": "minmax",
         },
-        "kept_in_fp32": kept,
+        f"kept_in_{recipe.int8_fallback}": kept,
     }
 
 
@@ -166,9 +178,9 @@ def _verify(gate: Gate, path: Path, proto: onnx.ModelProto, manifest: Manifest, 
     if precision != "bf16":  # which ONNX Runtime does not run on a CPU
         with OrtRunner(path, warn=False) as runner:
             parity = gate.check(runner, precision, name, runner.info.provider)
-    if precision in ("fp16", "bf16"):
+    if half := half_type(manifest):
         candidate = in_memory(emulated(proto), manifest.input, manifest.preprocessing, optimise=False)
-        parity = gate.check(candidate, precision, name, f"fp32 arithmetic, every tensor rounded to {precision}")
+        parity = gate.check(candidate, precision, name, f"fp32 arithmetic, every tensor rounded to {half}")
     return parity
 
 
@@ -183,10 +195,6 @@ def _calibration_crops(config: Config, recipe: Recipe) -> Crops:
             raise
         raise UserError(f"no crops to calibrate on ({error}); give --calibration-root DIR") from error
     return load_crops(files, config.data.height, config.data.width)
-
-
-def _input(recipe: Recipe) -> InputContract:
-    return InputContract.of(recipe.input, recipe.input_colour)
 
 
 def _embedding(model: torch.nn.Module, recipe: Recipe) -> EmbeddingContract:
@@ -209,7 +217,8 @@ def _as_asked(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
 
     return (
         manifest.precision == recipe.precision
-        and manifest.input == _input(recipe)
+        and manifest.opset == recipe.onnx_opset
+        and manifest.input == recipe.contract
         and manifest.embedding == _embedding(load_model(checkpoint), recipe)
         and (recipe.precision != "int8" or _same_quantization(manifest.quantization or {}, recipe))
     )
@@ -217,8 +226,8 @@ def _as_asked(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
 
 def _same_quantization(quantization: dict[str, Any], recipe: Recipe) -> bool:
     calibration = quantization.get("calibration", {})
-    found = quantization.get("target"), calibration.get("of"), calibration.get("asked")
-    return found == (recipe.target, _calibrated_on(recipe), recipe.calibration_images)
+    found = *(quantization.get(key) for key in ("target", "fallback")), calibration.get("of"), calibration.get("asked")
+    return found == (recipe.target, recipe.int8_fallback, _calibrated_on(recipe), recipe.calibration_images)
 
 
 def _calibrated_on(recipe: Recipe) -> str:

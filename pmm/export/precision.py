@@ -55,7 +55,7 @@ def tally(products: Iterable[tuple[str, int]]) -> Found:
 
 
 def found_precision(proto: onnx.ModelProto) -> Found:
-    """Count the convolutions and matrix products of `proto` for a batch of one.
+    """Count the convolutions and matrix products of `proto` for one image.
 
     A product is int8 if both its inputs are dequantised 8-bit tensors, else of the type of its weights.
     """
@@ -63,7 +63,8 @@ def found_precision(proto: onnx.ModelProto) -> Found:
 
     single = onnx.ModelProto()
     single.CopyFrom(proto)
-    single.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    images = single.graph.input[0].type.tensor_type.shape.dim[0]
+    batch = images.dim_value = images.dim_value or 1  # a static one is part of what follows
     del single.graph.value_info[:]  # recorded with a symbolic batch
     for output in single.graph.output:
         output.type.tensor_type.shape.Clear()
@@ -76,7 +77,9 @@ def found_precision(proto: onnx.ModelProto) -> Found:
         types[tensor.name], shapes[tensor.name] = tensor.data_type, list(tensor.dims)
     makers = {output: node for node in inferred.graph.node for output in node.output}
     return tally(
-        (_type(node, makers, types), _macs(node, shapes)) for node in inferred.graph.node if node.op_type in PRODUCTS
+        (_type(node, makers, types), _macs(node, shapes) // batch)
+        for node in inferred.graph.node
+        if node.op_type in PRODUCTS
     )
 
 

@@ -10,12 +10,15 @@ import tyro
 
 from pmm.errors import UserError
 from pmm.machine import cuda_index
-from pmm.manifest import BatchProfile, BatchProfiles, HardwareCompatibility
+from pmm.manifest import BatchProfile, BatchProfiles, HardwareCompatibility, InputContract
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 OPSET = {"fp32": 20, "fp16": 20, "bf16": 22, "int8": 20}
-"""Below 22 the checker and ONNX Runtime call a bf16 convolution invalid."""
+OPSETS = (17, 22)
+"""The oldest and the newest that a file can be written in."""
+LEAST_OPSET = {"fp32": 17, "fp16": 17, "bf16": 22, "int8": 17, "int8-fp16": 19}
+"""By onnx.defs: convolutions and pooling take bf16 from 22 on, QuantizeLinear and DequantizeLinear fp16 from 19 on."""
 
 MIN_COSINE = {"fp32": 0.99999, "tf32": 0.9999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
 """Least cosine of the worst row with the fp32 checkpoint's, for an export to get its name; TF32 rounds as fp16 does."""
@@ -42,6 +45,8 @@ class Recipe:
     """For int8: a data set, whose training part is used, or one folder of crops (default: the data trained on)."""
     calibration_images: int = 512
     """For int8: how many crops to calibrate on."""
+    int8_fallback: Literal["fp16", "fp32"] = "fp32"
+    """For int8 on TensorRT: the type of all that is not in 8 bits, but for the heads, which stay in fp32."""
     input: Literal["uint8", "float"] = "uint8"
     """uint8 NHWC, normalised inside the graph, or float32 NCHW, normalised by the caller as the torch model's input."""
     input_colour: Literal["rgb", "bgr"] = "rgb"
@@ -50,11 +55,16 @@ class Recipe:
     """Embeddings of length 1, to compare by cosine; those of a checkpoint with metric cosine always have it."""
     flip_tta: bool = False
     """The mean of the embeddings of the crop and its mirror image; twice the work."""
+    static_batch: int | None = None
+    """Write a file that takes this many images per run and no other number, for converters and runtimes that want all
+    sizes known (default: any number)."""
+    opset: int | None = None
+    """ONNX operator set, 17 to 22; older ones for older readers (default: 20, and 22 for bf16)."""
 
     def __post_init__(self) -> None:
         plain = Recipe.__dataclass_fields__
         if self.precision != "int8":
-            for name in ("target", "calibration_root", "calibration_images"):
+            for name in ("target", "calibration_root", "calibration_images", "int8_fallback"):
                 if getattr(self, name) != plain[name].default:
                     flag = "--" + name.replace("_", "-")
                     raise UserError(f"{flag} is for --precision int8 only, and the precision is {self.precision}")
@@ -63,11 +73,35 @@ class Recipe:
                 f"--calibration-images is {self.calibration_images}; at least {LEAST_CALIBRATION_CROPS} are needed"
             )
 
+        if self.int8_fallback == "fp16" and self.target == "cpu":
+            raise UserError("--int8-fallback fp16 is for TensorRT, and --target is cpu: ONNX Runtime has no fp16 there")
+        if self.opset is not None and not OPSETS[0] <= self.opset <= OPSETS[1]:
+            raise UserError(f"--opset is {self.opset}; expected {OPSETS[0]} to {OPSETS[1]}")
+        kind = "int8-fp16" if self.int8_fallback == "fp16" else self.precision
+        if self.onnx_opset < LEAST_OPSET[kind]:
+            what = "--int8-fallback fp16" if kind == "int8-fp16" else f"--precision {kind}"
+            raise UserError(f"--opset is {self.opset}, and {what} needs at least {LEAST_OPSET[kind]}")
+        try:
+            _ = self.contract
+        except UserError as error:
+            raise UserError(f"--static-batch: {error}") from None
+
+    @property
+    def onnx_opset(self) -> int:
+        """The operator set of the file."""
+        return OPSET[self.precision] if self.opset is None else self.opset
+
+    @property
+    def contract(self) -> InputContract:
+        """What the file takes."""
+        return InputContract.of(self.input, self.input_colour, self.static_batch)
+
     @property
     def suffix(self) -> str:
-        """For file names: -fp16, -int8-cpu, ...; nothing for fp32."""
+        """For file names: -fp16, -int8-cpu, -int8-fp16, ...; nothing for fp32."""
         target = "-cpu" if self.target == "cpu" else ""
-        return "" if self.precision == "fp32" else f"-{self.precision}{target}"
+        fallback = "-fp16" if self.int8_fallback == "fp16" else ""
+        return "" if self.precision == "fp32" else f"-{self.precision}{target}{fallback}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmm.config import Config
-from pmm.data.crops import Preprocessing, preprocessing_of
+from pmm.data.crops import Crops, Preprocessing, preprocessing_of
 from pmm.data.readers import DEFAULT_LAYOUT
 from pmm.errors import UserError
-from pmm.export.emulate import emulated
+from pmm.export.emulate import emulated, half_type
 from pmm.export.gate import Embed, Gate, verification_crops
 from pmm.export.recipe import Verification
 from pmm.manifest import EmbeddingContract, InputContract
 from pmm.onnx_file import OnnxFile
 from pmm.runs import with_located_data
+from pmm.runtime.base import Embeddings, in_runs
 from pmm.runtime.flavors import gpu_for
 from pmm.runtime.ort import open_session
 
@@ -72,7 +73,7 @@ def engine_gate(
         )
     dataset = verification.verify_dataset or DEFAULT_LAYOUT
     crops = verification_crops(dataset, verification.verify_root, manifest.preprocessing)
-    half = manifest.precision in ("fp16", "bf16")
+    half = half_type(manifest)
     graph = emulated(file.proto) if half else file.proto
     expected = in_memory(graph, manifest.input, manifest.preprocessing, optimise=not half)(crops)
     return Gate(crops, expected, f"the verified ONNX file's ({file.sha256[:12]})")
@@ -81,4 +82,8 @@ def engine_gate(
 def in_memory(proto: onnx.ModelProto, contract: InputContract, size: Preprocessing, *, optimise: bool = True) -> Embed:
     """Crops [N, H, W, 3] -> embeddings [N, D] through ONNX Runtime on the CPU, for a graph without a file."""
     session = open_session(proto.SerializeToString(), optimise=optimise)
-    return lambda crops: session.run(None, {contract.name: contract.feed(crops, size)})[0]
+
+    def run(crops: Crops) -> Embeddings:
+        return session.run(None, {contract.name: contract.feed(crops, size)})[0]
+
+    return lambda crops: in_runs(run, crops, contract.batch)

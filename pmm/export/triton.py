@@ -115,6 +115,11 @@ def write_model_repository(
     names = _names([(path, backend) for path, backend, *_ in opened], name)
     models = []
     for model_name, (path, backend, content, manifest) in zip(names, opened, strict=True):
+        if manifest.input.batch:
+            raise UserError(
+                f"{path}: its batch is static ({manifest.input.batch}), and a server gathers batches of many sizes; "
+                "export it without --static-batch"
+            )
         most = _largest_batch(path, manifest, serving.max_batch)
         config = model_config(model_name, backend, manifest, most, serving)
         models.append(TritonModel(path, model_name, backend, content, manifest, most, config))

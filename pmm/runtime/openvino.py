@@ -16,7 +16,7 @@ from pmm.errors import Unavailable, UserError
 from pmm.machine import compute_threads, int8_overflows
 from pmm.manifest import Manifest
 from pmm.onnx_file import read_onnx
-from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
+from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, in_runs, warn_if_unverified
 from pmm.runtime.fork import around_forks, keep_for_ever
 
 PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
@@ -43,7 +43,7 @@ class OvRunner(Runner):
             Unavailable: OpenVINO is missing, or the CPU has no bf16 instructions.
         """
         file = read_onnx(path)
-        self.manifest = file.manifest
+        self._path, self.manifest = path, file.manifest
         precision = precision or self.manifest.precision_found
         _check_request(str(path), precision, self.manifest)
         openvino = _import()
@@ -72,7 +72,8 @@ class OvRunner(Runner):
         # one run now: OpenVINO chooses the last kernels then, and its graph tells the sizes
         image = np.zeros((1, self.preprocessing.height, self.preprocessing.width, 3), np.uint8)
         self(image)
-        evidence = _evidence(self._compiled.get_runtime_model(), precision, self.manifest.macs, str(path))
+        macs = self.manifest.macs * (self.manifest.input.batch or 1)
+        evidence = _evidence(self._compiled.get_runtime_model(), precision, macs, str(path))
         self.info = RunnerInfo(
             backend="openvino",
             device="cpu",
@@ -84,6 +85,9 @@ class OvRunner(Runner):
         self.check(images)
         if not len(images):  # which OpenVINO refuses
             return np.empty((0, self.embedding.dim), np.float32)
+        return in_runs(self._run, images, self.manifest.input.batch)
+
+    def _run(self, images: Crops) -> Embeddings:
         if not hasattr(self._requests, "own"):
             self._requests.own = self._compiled.create_infer_request()
         request, given = self._requests.own, self._given(images)
@@ -92,10 +96,11 @@ class OvRunner(Runner):
         return request.get_output_tensor().data.copy()
 
     def bind(self, images: Crops) -> Step:
-        """As `Runner.bind`. Raises UserError for no images."""
+        """As `Runner.bind`. Raises UserError for no images, and for another number than a static batch."""
         self.check(images)
         if not len(images):
             raise UserError("cannot bind 0 images; OpenVINO takes 1 or more")
+        self.manifest.input.check_batch(len(images), self._path)
         request, given = self._compiled.create_infer_request(), self._given(images.copy())
 
         def step() -> None:
@@ -167,7 +172,7 @@ def _evidence(graph: Any, asked: str, macs: int, name: str) -> str:
     """How much of the compiled graph runs in the precision asked for, read back from the graph.
 
     Args:
-        macs: multiply-accumulates of one image, all of which must be found again.
+        macs: multiply-accumulates of one image, or of a static batch, all of which must be found again.
 
     Raises:
         UserError: for int8 and bf16 not even half of them run so or, for fp32, not all.
@@ -193,18 +198,19 @@ def _evidence(graph: Any, asked: str, macs: int, name: str) -> str:
 def _check_interface(compiled: Any, manifest: Manifest, name: str) -> None:
     """The graph takes and gives what the manifest promises."""
     ports = (*compiled.inputs, *compiled.outputs)
-    found = {port.get_any_name(): [port.get_element_type().to_dtype().name, *_image_shape(port)] for port in ports}
+    found = {port.get_any_name(): [port.get_element_type().to_dtype().name, *_shape(port)] for port in ports}
     given, returned = manifest.input, manifest.embedding
+    batch = str(given.batch or "any")
     promised = {
-        given.name: [given.dtype, *map(str, given.shape(manifest.preprocessing))],
-        returned.name: [returned.dtype, str(returned.dim)],
+        given.name: [given.dtype, batch, *map(str, given.shape(manifest.preprocessing))],
+        returned.name: [returned.dtype, batch, str(returned.dim)],
     }
     if found != promised:
-        raise UserError(f"{name}: takes and gives {found} per image, its manifest promises {promised}")
+        raise UserError(f"{name}: takes and gives {found}, its manifest promises {promised}")
 
 
-def _image_shape(port: Any) -> list[str]:
-    return [size.to_string() for size in port.get_partial_shape()][1:]
+def _shape(port: Any) -> list[str]:
+    return ["any" if size.is_dynamic else size.to_string() for size in port.get_partial_shape()]
 
 
 def _reason(error: Exception) -> str:

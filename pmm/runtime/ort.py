@@ -21,7 +21,7 @@ from pmm.errors import Unavailable, UserError
 from pmm.machine import clashing_wheels, compute_threads, cuda_index, driver_version, gpu_at, nvidia_gpus
 from pmm.manifest import Manifest
 from pmm.onnx_file import read_onnx
-from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
+from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, in_runs, warn_if_unverified
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.memory import batch_fits, reason
@@ -71,7 +71,7 @@ class OrtRunner(Runner):
             Unavailable: ONNX Runtime, the device, or what was asked of it is missing here.
         """
         file = read_onnx(path)
-        self.manifest = file.manifest
+        self._path, self.manifest = path, file.manifest
         holds, auto = self.manifest.precision_found, device == "auto"
         for_cpus = (self.manifest.quantization or {}).get("target") == "cpu"
         device = "cpu" if auto and for_cpus else _resolved(device)
@@ -112,6 +112,9 @@ class OrtRunner(Runner):
 
     def __call__(self, images: Crops) -> Embeddings:
         self.check(images)
+        return in_runs(self._run, images, self.manifest.input.batch)
+
+    def _run(self, images: Crops) -> Embeddings:
         feed = self.manifest.input.feed(images, self.preprocessing)
         if not self.cuda_graph:
             with batch_fits(len(feed)):
@@ -127,9 +130,10 @@ class OrtRunner(Runner):
     def bind(self, images: Crops) -> Step:
         """As `Runner.bind`; on a GPU the step has the images there, and leaves the embeddings there.
 
-        Raises UserError for no images on a GPU.
+        Raises UserError for no images on a GPU, and for another number than a static batch.
         """
         self.check(images)
+        self.manifest.input.check_batch(len(images), self._path)
         feed = self.manifest.input.feed(images, self.preprocessing)
         if self._gpu is not None:
             if not len(feed):
@@ -316,10 +320,13 @@ def _evidence(session: Any, device: str, name: str) -> str:
 
 
 def _check_interface(session: Any, manifest: Manifest, name: str) -> None:
-    found = {value.name: list(value.shape)[1:] for value in (*session.get_inputs(), *session.get_outputs())}
+    values = (*session.get_inputs(), *session.get_outputs())
+    # a dynamic size is a name
+    found = {v.name: ["any" if isinstance(v.shape[0], str) else v.shape[0], *v.shape[1:]] for v in values if v.shape}
+    batch = manifest.input.batch or "any"
     promised = {
-        manifest.input.name: list(manifest.input.shape(manifest.preprocessing)),
-        manifest.embedding.name: [manifest.embedding.dim],
+        manifest.input.name: [batch, *manifest.input.shape(manifest.preprocessing)],
+        manifest.embedding.name: [batch, manifest.embedding.dim],
     }
     if found != promised:
-        raise UserError(f"{name}: takes and gives {found} per image, its manifest promises {promised}")
+        raise UserError(f"{name}: takes and gives {found}, its manifest promises {promised}")

@@ -133,9 +133,10 @@ class TrtRunner(Runner):
         """As `Runner.bind`; the step has the images on the GPU, and leaves the embeddings there.
 
         A call between two steps uses the same buffers: the next step then uploads its images again. Raises UserError
-        for more images than one run takes.
+        for more images than one run takes, and for another number than a static batch.
         """
         self.check(images)
+        self.manifest.input.check_batch(len(images), self._path)
         if not 1 <= len(images) <= self._batch.most:
             raise UserError(f"{self._path}: cannot bind {len(images)} images; one run takes 1 to {self._batch.most}")
         step = LaneStep(self._lanes, self.manifest.input.feed(images, self.preprocessing).copy())
@@ -256,15 +257,15 @@ class TrtRunner(Runner):
     def _check_interface(self, trt: Any, engine: Any) -> None:
         """The engine takes and returns what the manifest promises, at the batch sizes it promises."""
         given, image_shape = self.manifest.input, self.manifest.input.shape(self.preprocessing)
-        types = {trt.uint8: "uint8", trt.float32: "float32"}
+        types, batch = {trt.uint8: "uint8", trt.float32: "float32"}, given.batch or -1
         found = set()
         for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
             mode = "takes" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "returns"
             kind = engine.get_tensor_dtype(name)
             found.add(f"{mode} {types.get(kind, kind)} {name} {list(engine.get_tensor_shape(name))}")
         promised = {
-            f"takes {given.dtype} {given.name} {[-1, *image_shape]}",
-            f"returns {self.embedding.dtype} {self.embedding.name} {[-1, self.embedding.dim]}",
+            f"takes {given.dtype} {given.name} {[batch, *image_shape]}",
+            f"returns {self.embedding.dtype} {self.embedding.name} {[batch, self.embedding.dim]}",
         }
         if found != promised:
             raise UserError(f"{self._path}: it {_listed(found)}; its manifest promises that it {_listed(promised)}")

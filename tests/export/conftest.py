@@ -72,3 +72,26 @@ def gate(trained, people):
     crops = load_crops([sample.path for sample in split.query[::9]], 128, 64)
     with open_runner(trained) as runner:
         return Gate(crops, runner(crops))
+
+
+@pytest.fixture(scope="module")
+def brittle(trained, tmp_path_factory):
+    """The same function in fp32, but one channel between two convolutions is a thousand times the others: in 8 bits
+    those others are lost. (ReLU lets a positive factor through.)"""
+    import torch
+
+    from pmm import checkpoint
+
+    state = checkpoint.load(trained)
+    weights = state["model"]
+    name = next(
+        key.removesuffix(".conv1.weight") for key in weights if "layer3" in key and key.endswith("conv1.weight")
+    )
+    norm = f"{name}.bn1"
+    loudest = int(weights[f"{norm}.weight"].abs().argmax())
+    for key in (f"{norm}.weight", f"{norm}.bias"):
+        weights[key][loudest] *= 1000
+    weights[f"{name}.conv2.weight"][:, loudest] /= 1000
+    path = tmp_path_factory.mktemp("brittle") / "model.pth"
+    torch.save(state, path)
+    return path, name.removeprefix("backbone.")

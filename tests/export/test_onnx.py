@@ -254,7 +254,10 @@ def test_another_calibration_is_another_export(trained, tmp_path):
     out, asked = tmp_path / "model.onnx", Recipe(precision="int8", calibration_images=64)
     export_onnx(trained, out, asked, Verification(no_verify=True))
     refuse_others(out, trained, asked)
-    for other in ({"calibration_images": 40}, {"target": "cpu"}, {"calibration_root": str(tmp_path)}):
+    for other in (
+        {"calibration_images": 40}, {"target": "cpu"}, {"calibration_root": str(tmp_path)},
+        {"int8_fallback": "fp16"}, {"opset": 21}, {"static_batch": 2},
+    ):  # fmt: skip
         with pytest.raises(UserError, match=r"model.onnx is another export of this checkpoint"):
             refuse_others(out, trained, dataclasses.replace(asked, **other))
 

@@ -45,9 +45,13 @@ def crops(people):
 
 NETWORKS = ("pmm", "baseline")
 """One method of each network at test time; those of all others are pmm's."""
-PLAIN = [Recipe(precision=p) for p in ("fp32", "fp16", "bf16", "int8")] + [Recipe(precision="int8", target="cpu")]
+PLAIN = [
+    *(Recipe(precision=p) for p in ("fp32", "fp16", "bf16", "int8")),
+    Recipe(precision="int8", target="cpu"),
+    Recipe(precision="int8", int8_fallback="fp16"),
+]
 OPTIONS = {"input": ("uint8", "float"), "input_colour": ("rgb", "bgr"), "flip_tta": (False, True),
-           "normalize": (False, True)}  # fmt: skip
+           "normalize": (False, True), "static_batch": (None, 3)}  # fmt: skip
 EVERY = [
     dataclasses.replace(plain, **dict(zip(OPTIONS, values, strict=True)))
     for plain in PLAIN
@@ -60,19 +64,21 @@ def of(network, precision, target="tensorrt", **options):
 
 
 EACH = [
-    of("pmm", "fp32", input="float", flip_tta=True),
+    of("pmm", "fp32", input="float", flip_tta=True, static_batch=3),
     of("baseline", "fp16", input_colour="bgr", normalize=True),
-    of("pmm", "bf16", input="float", input_colour="bgr"),
+    of("pmm", "bf16", input="float", input_colour="bgr", static_batch=3),
     of("baseline", "int8", input="float", flip_tta=True, normalize=True),
     of("pmm", "int8", "cpu", normalize=True),
+    of("baseline", "int8", int8_fallback="fp16", normalize=True, static_batch=3),
 ]
 """Every precision, and every option, once."""
 REST = [
     of("baseline", "fp32", input_colour="bgr", normalize=True),
-    of("pmm", "fp16", input="float", flip_tta=True),
+    of("pmm", "fp16", input="float", flip_tta=True, static_batch=3),
     of("baseline", "bf16", flip_tta=True, normalize=True),
-    of("pmm", "int8", input_colour="bgr"),
-    of("baseline", "int8", "cpu", input="float", input_colour="bgr", flip_tta=True),
+    of("pmm", "int8", input_colour="bgr", static_batch=3),
+    of("baseline", "int8", "cpu", input="float", input_colour="bgr", flip_tta=True, static_batch=3),
+    of("pmm", "int8", int8_fallback="fp16", input="float", input_colour="bgr", flip_tta=True),
 ]
 """Their opposites: with them, every pair of a network, a precision and options."""
 SEEN = {*EACH, *REST}
@@ -92,8 +98,8 @@ CASES = [
 def described(value):
     if not isinstance(value, Recipe):
         return value
-    flags = "-flip" * value.flip_tta + "-norm" * value.normalize
-    return f"{value.precision}-{value.target}-{value.input}-{value.input_colour}{flags}"
+    flags = "-flip" * value.flip_tta + "-norm" * value.normalize + "-static" * bool(value.static_batch)
+    return f"{value.precision}-{value.int8_fallback}-{value.target}-{value.input}-{value.input_colour}{flags}"
 
 
 @pytest.mark.slow
@@ -111,7 +117,11 @@ def test_networks_are_those_of_all_methods():
 
 def test_every_pair_of_a_network_a_precision_and_options_is_exported():
     def facts(method, recipe):
-        return (method, (recipe.precision, recipe.target), *(getattr(recipe, name) for name in OPTIONS))
+        return (
+            method,
+            (recipe.precision, recipe.target, recipe.int8_fallback),
+            *(getattr(recipe, name) for name in OPTIONS),
+        )
 
     def pairs(cases):
         return {pair for case in cases for pair in itertools.combinations(enumerate(facts(*case)), 2)}
@@ -158,7 +168,7 @@ def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, m
     artifact = export_onnx(source, tmp_path / "model.onnx", recipe)
     manifest = artifact.manifest
     assert manifest.precision_found == manifest.precision == recipe.precision
-    kept = (manifest.quantization or {}).get("kept_in_fp32", [])
+    kept = (manifest.quantization or {}).get(f"kept_in_{recipe.int8_fallback}", [])
     may_keep = FIRST_LAYERS if recipe.target == "cpu" and method == "bdb" else set()
     assert set(kept) <= may_keep
     assert kept or manifest.precision_share[recipe.precision] > 0.98

@@ -379,7 +379,7 @@ class _Engine(Listed):
         return getattr(self._module, self._tensor(name)["dtype"])
 
     def get_tensor_shape(self, name):
-        return Dims([-1, *self._tensor(name)["shape"]])
+        return Dims([self._plan.get("static", -1), *self._tensor(name)["shape"]])
 
     def get_tensor_profile_shape(self, name, index):
         assert name == self._plan["input"]["name"]

@@ -377,10 +377,10 @@ def test_a_file_that_openvino_does_not_take(files, monkeypatch):
 @pytest.mark.parametrize(
     ("part", "field", "value", "said"),
     [
-        ("preprocessing", "height", 256, "['uint8', '256', '64', '3']"),
+        ("preprocessing", "height", 256, "['uint8', 'any', '256', '64', '3']"),
         ("input", "name", "pixels", "pixels"),
-        ("input", "dtype", "float32", "['float32', '128', '64', '3']"),
-        ("embedding", "dim", 7, "['float32', '7']"),
+        ("input", "dtype", "float32", "['float32', 'any', '128', '64', '3']"),
+        ("embedding", "dim", 7, "['float32', 'any', '7']"),
         ("embedding", "name", "features", "features"),
     ],
 )

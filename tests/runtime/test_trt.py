@@ -180,6 +180,21 @@ def test_every_batch_size_gives_the_rows_of_the_images(machine, cuda_graph):
     assert machine.nothing_left()
 
 
+def test_an_engine_of_a_static_batch_takes_any_number_of_images(machine):
+    """Its first size is that number, not -1 (NvInferRuntime.h, ICudaEngine::getTensorShape)."""
+    profile = BatchProfile(least=4, best=4, most=4)
+    kind = {"given": InputContract(batch=4), "contract": {"batch": BatchProfiles((profile,))}, "batches": [[4, 4, 4]]}
+    machine.write(**kind, static=4)
+    with machine.open() as runner:
+        for count in (1, 4, 7):
+            assert np.array_equal(runner(crops(count)), machine.expected(crops(count)))
+        runner.bind(crops(4))()
+        with pytest.raises(UserError, match=r"model\.plan: 3 images for one run; its static batch is 4"):
+            runner.bind(crops(3))
+    machine.write(**kind)  # an engine that takes any, under this manifest
+    machine.refused("images [-1, 8, 4, 3]", "promises", "images [4, 8, 4, 3]", touched=True)
+
+
 @pytest.mark.parametrize("kind", ["uint8", "float"])
 @pytest.mark.parametrize("colour", ["rgb", "bgr"])
 def test_the_engine_gets_what_it_was_exported_for(plain, kind, colour):
@@ -1003,13 +1018,29 @@ def test_close_frees_everything_and_may_be_repeated(machine):
     assert not runner.cuda_graph
 
 
+def test_the_library_has_one_logger_and_each_runner_hears_it(machine, tmp_path):
+    """Of two, it would use the first for both."""
+    with machine.open(), machine.open() as second:
+        machine.world.failing.add("set_input_shape")
+        with pytest.raises(UserError, match=r"set_input_shape .* failed \(.* is outside the profile\)"):
+            second(crops(5))
+    assert len({id(runtime._logger) for runtime in machine.world.runtimes}) == 1
+    first, later = [], []
+    kept = [flavors.error_logger(machine.module, lambda *said: first.append(said))]
+    kept.append(flavors.error_logger(machine.module, lambda *said: later.append(said)))
+    kept[0].native.log(machine.module.ILogger.Severity.INFO, "one")
+    del kept[0]
+    kept[0].native.log(machine.module.ILogger.Severity.INFO, "two")
+    assert (first, later) == ([("INFO", "one")], [("INFO", "one"), ("INFO", "two")])
+
+
 def test_the_logger_keeps_every_error_until_it_is_told(machine):
     logger = flavors.error_logger(machine.module)
     severity = machine.module.ILogger.Severity
-    assert isinstance(logger, machine.module.ILogger)
+    assert isinstance(logger.native, machine.module.ILogger)
     assert logger.take() == "no reason given"
     for kind, text in ((severity.ERROR, "one\ntwo"), (severity.WARNING, "careful"), (severity.ERROR, ""),
                        (severity.INTERNAL_ERROR, " three "), (severity.ERROR, "one")):  # fmt: skip
-        logger.log(kind, text)
+        logger.native.log(kind, text)
     assert logger.take() == "one; three"
     assert logger.take("nothing") == "nothing"

@@ -1,0 +1,85 @@
+"""An int8 file whose other steps are in fp16: faster on a GPU, where a strongly typed engine keeps the file's types.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pmm.export.emulate import tensor_types
+
+if TYPE_CHECKING:
+    import onnx
+
+_STEPS = ("QuantizeLinear", "DequantizeLinear")
+_FOLLOWING = ("Relu", "MaxPool", "Add")
+"""Steps of the trunk between convolutions, in the type of what they are given."""
+
+
+def fp16_between(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the quantised graph `proto` with the trunk's floats in fp16; what comes before and after stays in fp32.
+
+    The trunk is as in an fp16 export: the convolutions and what lies between them. Its weights stay in 8 bits; scales
+    become fp16, which QuantizeLinear and DequantizeLinear take from opset 19 on.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    nodes, types = list(copy.graph.node), tensor_types(proto)
+    stored = {tensor.name: tensor for tensor in copy.graph.initializer}
+    trunk = _trunk(nodes)
+    half = {name for node in nodes if id(node) in trunk for name in node.output if types.get(name) == TensorProto.FLOAT}
+    made: set[str] = set()
+    del copy.graph.node[:], copy.graph.value_info[:]
+    for node in nodes:
+        inside = id(node) in trunk
+        for place, name in enumerate(node.input):
+            if types.get(name) != TensorProto.FLOAT or (name in half) == inside:
+                continue
+            other = f"{name}/{'fp16' if inside else 'fp32'}"
+            if other not in made and name in stored:
+                values = numpy_helper.to_array(stored[name]).astype(np.float16)
+                if node.op_type in _STEPS:
+                    values = np.maximum(values, np.finfo(np.float16).smallest_subnormal)  # a scale of 0 is refused
+                copy.graph.initializer.append(numpy_helper.from_array(values, other))
+            elif other not in made:
+                kind = TensorProto.FLOAT16 if inside else TensorProto.FLOAT
+                copy.graph.node.append(helper.make_node("Cast", [name], [other], name=other, to=kind))
+            made.add(other)
+            node.input[place] = other
+        copy.graph.node.append(node)
+    used = {name for node in copy.graph.node for name in node.input}
+    for name in stored.keys() - used:
+        copy.graph.initializer.remove(stored[name])
+    onnx.checker.check_model(copy, full_check=True)
+    return copy
+
+
+def _trunk(nodes: list[onnx.NodeProto]) -> set[int]:
+    """The ids of the convolutions, of what lies between them, and of the Q/DQ pairs there, in the graph's order."""
+    makers = {name: node for node in nodes for name in node.output}
+
+    def given(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """What computes the inputs of `node`, seen through the steps to 8 bits and back."""
+        found = []
+        for name in node.input:
+            maker = makers.get(name)
+            while maker is not None and maker.op_type in _STEPS:
+                maker = makers.get(maker.input[0])
+            found += [maker] if maker is not None else []
+        return found
+
+    trunk: set[int] = set()
+    for node in nodes:
+        follows = node.op_type in _FOLLOWING and any(id(maker) in trunk for maker in given(node))
+        # a QuantizeLinear takes the type of what it is given
+        inside = node.op_type == "QuantizeLinear" and id(makers.get(node.input[0])) in trunk
+        if node.op_type == "Conv" or follows or inside:
+            trunk.add(id(node))
+    back = {name: id(node) for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    return trunk | {back[name] for node in nodes if id(node) in trunk for name in node.input if name in back}

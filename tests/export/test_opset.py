@@ -1,0 +1,135 @@
+"""Every opset from 17 to 22: the file is valid, holds the same function, and TensorRT-RTX builds it."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+
+from pmm.data.crops import load_crops
+from pmm.data.readers import read_dataset
+from pmm.errors import UserError
+from pmm.export.emulate import emulated, half_type
+from pmm.export.graph import IR_VERSION, _to_opset_17
+from pmm.export.recipe import LEAST_OPSET, OPSET, OPSETS, EngineOptions, Recipe
+from pmm.export.reference import in_memory
+from pmm.export.trt import build_engine
+from pmm.onnx_file import read_onnx
+from tests.conftest import assert_one_line_error, run_here
+
+KINDS = {
+    "fp32": Recipe(),
+    "fp16": Recipe(precision="fp16"),
+    "bf16": Recipe(precision="bf16"),
+    "int8": Recipe(precision="int8"),
+    "int8-fp16": Recipe(precision="int8", int8_fallback="fp16"),
+}
+QUICK = [("fp32", 17), ("int8", 18), ("int8-fp16", 19), ("fp16", 21)]
+"""Each opset and each kind once: bf16 has only its default."""
+EVERY = [(kind, opset) for kind in KINDS for opset in range(LEAST_OPSET[kind], OPSETS[1] + 1)]
+
+
+@pytest.fixture(scope="module")
+def crops(people):
+    return load_crops([s.path for s in read_dataset("synthetic", people).query[:5]], 128, 64)
+
+
+def test_each_opset_and_each_kind_is_tried():
+    assert {opset for _, opset in QUICK} | set(OPSET.values()) == set(range(OPSETS[0], OPSETS[1] + 1))
+    assert {kind for kind, _ in QUICK} == {*KINDS} - {"bf16"}
+
+
+def embedded(file, crops):
+    half = half_type(file.manifest)
+    proto = emulated(file.proto) if half else file.proto
+    return in_memory(proto, file.manifest.input, file.manifest.preprocessing, optimise=not half)(crops)
+
+
+@pytest.mark.parametrize(
+    ("kind", "opset"), [c if c in QUICK else pytest.param(*c, marks=pytest.mark.slow) for c in EVERY]
+)
+def test_a_file_of_every_opset_is_the_same_function(shared, crops, kind, opset, tmp_path):
+    default = read_onnx(shared.onnx(KINDS[kind]))
+    file = read_onnx(shared.onnx(dataclasses.replace(KINDS[kind], opset=opset)))
+    onnx.checker.check_model(file.proto, full_check=True)
+    assert [(entry.domain, entry.version) for entry in file.proto.opset_import] == [("", opset)]
+    assert file.manifest.opset == opset
+    known = onnx.helper.find_min_ir_version_for(file.proto.opset_import)
+    assert file.proto.ir_version == IR_VERSION[opset] >= known
+    assert opset == 20 or file.proto.ir_version == known
+    expected, found = embedded(default, crops), embedded(file, crops)
+    # the same operators on the same weights
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert file.manifest.precision_share == default.manifest.precision_share
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
+    engine = build_engine(file, tmp_path / "model.plan", EngineOptions(flavor="rtx")).manifest
+    assert engine.precision_share == pytest.approx(file.manifest.precision_share)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("kind", "opset"), EVERY)
+def test_so_is_one_of_a_static_batch(shared, crops, kind, opset, batch):
+    default = read_onnx(shared.onnx(KINDS[kind]))
+    recipe = dataclasses.replace(KINDS[kind], opset=opset, static_batch=batch)
+    file = read_onnx(shared.onnx(recipe))
+    assert (file.manifest.opset, file.manifest.input.batch) == (opset, batch)
+    expected, found = embedded(default, crops), embedded(file, crops)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("operator", "types", "least"),
+    [
+        ("Conv", "tensor(bfloat16)", LEAST_OPSET["bf16"]),
+        ("MaxPool", "tensor(bfloat16)", LEAST_OPSET["bf16"]),
+        ("QuantizeLinear", "tensor(float16)", LEAST_OPSET["int8-fp16"]),
+        ("DequantizeLinear", "tensor(float16)", LEAST_OPSET["int8-fp16"]),
+    ],
+)
+def test_the_least_opsets_are_those_of_onnx(operator, types, least):
+    def takes(opset):
+        return any(types in c.allowed_type_strs for c in onnx.defs.get_schema(operator, opset).type_constraints)
+
+    assert [opset for opset in range(OPSETS[0], OPSETS[1] + 1) if takes(opset)] == list(range(least, OPSETS[1] + 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        ({"opset": 16}, "--opset is 16; expected 17 to 22"),
+        ({"opset": 23}, "--opset is 23; expected 17 to 22"),
+        ({"precision": "bf16", "opset": 21}, "--opset is 21, and --precision bf16 needs at least 22"),
+        ({"precision": "int8", "int8_fallback": "fp16", "opset": 18}, "is 18, and --int8-fallback fp16 .* least 19"),
+    ],
+)
+def test_what_an_opset_cannot_hold_is_one_line_with_the_least_that_can(options, facts):
+    with pytest.raises(UserError, match=facts):
+        Recipe(**options)
+
+
+def test_the_commands_say_so(trained, tmp_path):
+    for script in ("export/to_onnx.py", "export/to_trt.py"):
+        done = run_here(script, trained, "-o", tmp_path / "model.onnx", "--opset", "17", "--precision", "bf16")
+        assert_one_line_error(done, "--opset is 17", "at least 22")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reduction_over_several_axes_becomes_that_of_opset_17():
+    axes = onnx.numpy_helper.from_array(np.array([2, 3]), "axes")
+    nodes = [
+        onnx.helper.make_node("ReduceMean", ["x", "axes"], ["m"], keepdims=0, noop_with_empty_axes=0),
+        onnx.helper.make_node("Relu", ["m"], ["y"]),
+    ]
+    given, returned = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", [2, 3, 4, 5]), ("y", [2, 3]))
+    )
+    graph = onnx.helper.make_graph(nodes, "g", [given], [returned], [axes])
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    _to_opset_17(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    assert not proto.graph.initializer
+    images = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    found = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": images})[0]
+    np.testing.assert_allclose(found, np.maximum(images.mean((2, 3)), 0), rtol=1e-5)

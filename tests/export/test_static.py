@@ -1,0 +1,152 @@
+"""Files of a static batch: the same embeddings as a file of any batch, in every runner and for any number of images."""
+
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from pmm.data.crops import load_crops
+from pmm.data.readers import read_dataset
+from pmm.errors import UserError
+from pmm.export.emulate import emulated, half_type
+from pmm.export.onnx import describe
+from pmm.export.precision import found_precision
+from pmm.export.recipe import EngineOptions, Recipe
+from pmm.export.reference import in_memory
+from pmm.export.triton import Serving, write_model_repository
+from pmm.export.trt import build_engine
+from pmm.manifest import Artifact, BatchProfile, BatchProfiles, InputContract, read_manifest
+from pmm.onnx_file import read_onnx
+from pmm.runtime.openvino import OvRunner
+from pmm.runtime.ort import OrtRunner, open_session
+from pmm.runtime.ort import _check_interface as check_interface
+from tests.conftest import assert_one_line_error, run_here
+
+BATCH = 3
+KINDS = {
+    "fp32": Recipe(),
+    "fp16": Recipe(precision="fp16"),
+    "bf16": Recipe(precision="bf16"),
+    "int8": Recipe(precision="int8"),
+    "int8-fp16": Recipe(precision="int8", int8_fallback="fp16"),
+    "int8-cpu": Recipe(precision="int8", target="cpu"),
+    "flip": Recipe(flip_tta=True, normalize=True, input="float"),
+}
+QUICK = ("fp32", "int8")
+
+
+@pytest.fixture(scope="module")
+def crops(people):
+    return load_crops([s.path for s in read_dataset("synthetic", people).query[:7]], 128, 64)
+
+
+def static(recipe, batch=BATCH):
+    return dataclasses.replace(recipe, static_batch=batch)
+
+
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+def test_it_has_the_embeddings_of_the_file_of_any_batch_to_the_bit(shared, crops, kind, tmp_path):
+    files = [read_onnx(shared.onnx(recipe)) for recipe in (KINDS[kind], static(KINDS[kind]))]
+    graph, manifest = files[1].proto.graph, files[1].manifest
+    for value in (*graph.input, *graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_value == BATCH
+    assert "Shape" not in {node.op_type for node in graph.node}
+    assert (manifest.input.batch, files[0].manifest.input.batch) == (BATCH, None)
+    assert f", batch {BATCH}, " in describe(Artifact(files[1].path, manifest))
+    assert manifest.macs == files[0].manifest.macs == found_precision(files[1].proto).total
+    assert manifest.precision_share == files[0].manifest.precision_share
+    assert manifest.parity["rows"] == 64
+
+    half = half_type(manifest)  # ONNX Runtime runs no bf16 on CPUs, and of fp16 not the rounding
+    runs = [
+        in_memory(emulated(f.proto) if half else f.proto, f.manifest.input, manifest.preprocessing, optimise=not half)
+        for f in files
+    ]
+    in_batches = np.concatenate([runs[0](np.resize(crops, (9, *crops.shape[1:]))[k : k + BATCH]) for k in (0, 3, 6)])
+    assert np.array_equal(runs[1](crops), in_batches[: len(crops)])
+
+    if KINDS[kind].target == "cpu":
+        return
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
+    engine = build_engine(files[1], tmp_path / "model.plan", EngineOptions(flavor="rtx")).manifest
+    only = BatchProfile(least=BATCH, best=BATCH, most=BATCH)
+    assert engine.engine.batch == BatchProfiles((only,))
+    assert engine.precision_share == pytest.approx(manifest.precision_share)
+
+
+@pytest.mark.parametrize("runner", [OrtRunner, OvRunner])
+def test_a_runner_takes_any_number_of_images(shared, crops, runner):
+    with runner(shared.onnx(static(Recipe()))) as fixed, runner(shared.onnx()) as dynamic:
+        for count in (0, 1, 3, 7):
+            found = fixed(crops[:count])
+            assert found.shape == (count, 384)
+            np.testing.assert_allclose(found, dynamic(crops[:count]), rtol=1e-4, atol=1e-5)
+        fixed.bind(crops[:3])()
+        with pytest.raises(UserError, match=r"model\.onnx: 2 images for one run; its static batch is 3"):
+            fixed.bind(crops[:2])
+
+
+@pytest.mark.slow
+def test_openvino_finds_all_the_multiplications_of_a_static_int8_file(shared, crops):
+    recipe = static(KINDS["int8-cpu"])
+    with OvRunner(shared.onnx(recipe)) as runner, OrtRunner(shared.onnx(recipe)) as reference:
+        assert runner.info.precision == "int8"
+        assert runner(crops).shape == reference(crops).shape
+
+
+def test_a_manifest_of_another_batch_is_refused(shared):
+    fixed, dynamic = (read_onnx(shared.onnx(recipe)) for recipe in (static(Recipe()), Recipe()))
+    for file, batch, found in ((fixed, None, "[3, 128"), (fixed, 4, "[3, 128"), (dynamic, 3, "['any', 128")):
+        manifest = dataclasses.replace(file.manifest, input=InputContract(batch=batch))
+        with pytest.raises(UserError, match="x: takes and gives") as caught:
+            check_interface(open_session(file.content), manifest, "x")
+        assert found in str(caught.value)
+        assert f"promises {{'images': [{batch or repr('any')}, 128" in str(caught.value)
+
+
+def test_onnx_runtime_itself_names_both_batches(shared, crops):
+    """Without a runner of ours."""
+    session = open_session(read_onnx(shared.onnx(static(Recipe()))).content)
+    with pytest.raises(Exception, match=r"Got: 2 Expected: 3"):
+        session.run(None, {"images": crops[:2]})
+
+
+@pytest.mark.parametrize("batch", [0, -4, 4097])
+def test_an_impossible_batch_is_one_line(batch):
+    with pytest.raises(UserError, match=rf"^--static-batch: .* {batch} images; expected 1 to 4096$"):
+        Recipe(static_batch=batch)
+
+
+def test_the_commands_take_it_and_say_it(trained, shared, tmp_path):
+    for script in ("export/to_onnx.py", "export/to_trt.py"):
+        done = run_here(script, trained, "-o", tmp_path / "model.onnx", "--static-batch", "0")
+        assert_one_line_error(done, "--static-batch", "1 to 4096")
+    assert not list(tmp_path.iterdir())
+    file = shared.onnx(static(Recipe()))
+    done = run_here("export/to_trt.py", file, "-o", tmp_path / "model.plan", "--static-batch", "3")
+    assert_one_line_error(done, "--static-batch: decided in the ONNX file")
+    told = json.loads(run_here("-m", "pmm.info", file, "--json").stdout)
+    assert told["file"]["manifest"]["input"]["batch"] == BATCH
+    with pytest.raises(UserError, match=r"model\.onnx: its batch is static \(3\).*without --static-batch"):
+        write_model_repository([file], tmp_path / "models", serving=Serving())
+    assert not list(tmp_path.iterdir())
+
+
+def test_crops_are_calibrated_on_as_often_as_a_batch_needs_and_no_others(shared):
+    """Black ones, to fill the last batch up, would widen the ranges: the scales are those of any batch."""
+    scales = []
+    for recipe in (KINDS["int8"], static(KINDS["int8"], 5)):
+        proto = read_onnx(shared.onnx(recipe)).proto
+        scales.append({t.name: onnx.numpy_helper.to_array(t).tolist() for t in proto.graph.initializer
+                       if t.name.endswith("_scale")})  # fmt: skip
+    assert len(scales[0]) > 20
+    assert list(scales[0].values()) == list(scales[1].values())
+
+
+def test_a_file_of_one_image(shared, crops):
+    file = shared.onnx(static(Recipe(), 1))
+    assert read_manifest(file, read_onnx(file).sha256).input.batch == 1
+    with OrtRunner(file) as fixed, OrtRunner(shared.onnx()) as dynamic:
+        assert np.array_equal(fixed(crops[:2]), np.concatenate([dynamic(crops[k : k + 1]) for k in range(2)]))
