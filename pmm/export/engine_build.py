@@ -19,7 +19,7 @@ from pmm.files import output_file, write_file
 from pmm.machine import Gpu
 from pmm.manifest import BatchProfile, BatchProfiles
 from pmm.onnx_file import OnnxFile
-from pmm.runtime.flavors import error_logger, started
+from pmm.runtime.flavors import Listener, error_logger, started
 from pmm.runtime.tf32 import TF32_ON, has_tf32
 
 
@@ -56,10 +56,12 @@ def build(
     """
     name, logger = f"{file.path}: {flavor} {trt.__version__}", error_logger(trt, log.write)
     level = _compatibility_level(trt, flavor, options, gpu, name)
+    if options.timing_cache is not None and flavor == "rtx":  # its operations are no-ops there (pyCore.cpp)
+        raise UserError(f"{name}: --timing-cache is for TensorRT; TensorRT-RTX measures no kernels when it builds")
     builder = started(trt.Builder, logger, name)
     # always so from TensorRT 11 on, which ignores the flag
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, logger.native)
     # from the bytes that were hashed, unless weights lie in files beside it, which only the path finds
     parsed = parser.parse(file.content) if not file.external else parser.parse_from_file(str(file.path))
     if not parsed:
@@ -229,7 +231,9 @@ _NO_MEMORY = re.compile(
 _REQUESTED = re.compile(r"(?:Requested size was|GPU memory \(|error allocating|requested size of) ?(\d+)")
 
 
-def _refused(name: str, logger: Any, serious: list[str], options: EngineOptions, batch: BatchProfiles) -> UserError:
+def _refused(
+    name: str, logger: Listener, serious: list[str], options: EngineOptions, batch: BatchProfiles
+) -> UserError:
     """Of a build that gave nothing: what the library said and, where it lacked memory, what to change.
 
     A lack of memory is told by warnings and errors of the allocators; the last error is then that a layer has no

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import platform
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,6 +22,8 @@ RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 Turing, 7.5, has to be built for it alone, which is not done here)."""
 MOST_SAID = 500
 """Characters of a library's errors that a message quotes."""
+MOST_ERRORS = 100
+"""Of the errors that a listener keeps until it is asked: the first."""
 
 
 def load_flavor(flavor: str) -> Any:
@@ -67,41 +71,73 @@ def first_line(message: str) -> str:
     return (message.strip().splitlines() or [""])[0]
 
 
-def error_logger(trt: Any, write: Callable[[str, str], None] | None = None) -> Any:
-    """An ILogger of module `trt` that keeps the errors, a line each, and is silent otherwise.
+class Listener:
+    """What a library says, from now on: the errors, a line each."""
+
+    def __init__(self, native: Any, write: Callable[[str, str], None] | None) -> None:
+        self.native, self._write = native, write
+        """`native`: the ILogger that the library is given."""
+        self.errors: list[str] = []
+
+    def hear(self, level: str, message: str) -> None:
+        """A message, and how serious it is."""
+        if self._write is not None:
+            self._write(level, message)
+        if level in ("ERROR", "INTERNAL_ERROR") and len(self.errors) < MOST_ERRORS:
+            self.errors.append(first_line(message))
+
+    def take(self, otherwise: object = "no reason given") -> str:
+        """What was logged since the last call, as one line: the first is often the cause of the others."""
+        said = "; ".join(dict.fromkeys(filter(None, self.errors)))[:MOST_SAID] or str(otherwise)
+        self.errors.clear()
+        return said
+
+
+def error_logger(trt: Any, write: Callable[[str, str], None] | None = None) -> Listener:
+    """A listener to the module `trt`.
+
+    Of the loggers that builders and runtimes are given, the library uses the first for all of them, until all are
+    gone (github.com/NVIDIA/TensorRT/issues/1475). So there is one, for as long as the process lives, and listeners.
 
     Args:
         write: gets the level and the text of every message, from the most serious to the most verbose.
     """
+    with _LOCK:
+        native = _NATIVE.get(trt) or _NATIVE.setdefault(trt, _native(trt.ILogger))
+        listener = Listener(native, write)
+        heard = [reference for reference in native.listeners if reference() is not None]
+        native.listeners = [*heard, weakref.ref(listener)]
+    return listener
 
-    class Logger(trt.ILogger):
-        """What the library says on the way (progress, warnings) is not for the user, unless asked."""
+
+_NATIVE: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def _native(base: Any) -> Any:
+    class Logger(base):
+        """Tells the listeners."""
 
         def __init__(self) -> None:
             # pybind11 wants the base's own constructor called, not super()'s
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
+            base.__init__(self)
+            self.listeners: list[weakref.ref[Listener]] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if write is not None:
-                write(severity.name, message)
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(first_line(message))
-
-        def take(self, otherwise: object = "no reason given") -> str:
-            """What was logged since the last call, as one line: the first is often the cause of the others."""
-            said = "; ".join(dict.fromkeys(filter(None, self.errors)))[:MOST_SAID] or str(otherwise)
-            self.errors.clear()
-            return said
+            for reference in self.listeners:
+                if (listener := reference()) is not None:
+                    listener.hear(severity.name, message)
 
     return Logger()
 
 
-def started(make: Callable[[Any], T], logger: Any, name: str) -> T:
-    """A Builder or Runtime, `make(logger)`; `name` ends in the library's name and version. Raises UserError where the
-    library cannot start: there, its binding raises TypeError."""
+def started(make: Callable[[Any], T], logger: Listener, name: str) -> T:
+    """A Builder or Runtime, `make(logger.native)`; `name` ends in the library's name and version.
+
+    Raises UserError where the library cannot start: there, its binding raises TypeError.
+    """
     try:
-        return make(logger)
+        return make(logger.native)
     except TypeError as error:
         driver = driver_version()
         serves = f"the driver serves CUDA {driver}" if driver else "no NVIDIA driver is here"

@@ -61,6 +61,13 @@ def test_all_that_the_builder_and_the_runtime_say_is_in_the_log(machine, shared,
     assert "building the engine" not in said  # a progress bar between the lines
 
 
+def test_a_build_beside_an_open_runner_hears_its_own_messages(machine, shared, tmp_path):
+    machine(NEWEST)
+    with open_runner(built(shared, tmp_path / "a.plan").path):
+        built(shared, tmp_path / "b.plan")
+        assert "[VERBOSE]" in (tmp_path / "b.plan.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("dies", "facts"),
     [

@@ -101,6 +101,7 @@ def test_the_builder_uses_no_name_that_a_version_lacks(files, version, tmp_path,
     for precision in ("fp32", "int8"):
         engine = build_engine(read_onnx(files[precision]), tmp_path / f"{precision}.plan", options)
         assert engine.manifest.precision_found == precision
+        assert options.timing_cache.stat().st_size > 0  # which the next build takes up
     with pytest.raises(AttributeError, match="IBuilderConfig has no int8_calibrator"):
         _ = narrow(rtx, "tensorrt-11.4.0.106").Builder(_logger()).create_builder_config().int8_calibrator
 
@@ -121,14 +122,12 @@ def test_options_are_in_the_manifest_and_in_the_key(files, tmp_path):
     plain = build_engine(file, plan, EngineOptions(flavor="rtx")).manifest.engine
     again = build_engine(file, plan, EngineOptions(flavor="rtx")).manifest.engine
     assert plain.key == again.key
-    options = EngineOptions(
-        flavor="rtx", batch=((1, 2, 4),), workspace=1.5, opt_level=1, timing_cache=tmp_path / "times.cache"
-    )
+    options = EngineOptions(flavor="rtx", batch=((1, 2, 4),), workspace=1.5, opt_level=1)
     other = build_engine(file, plan, options).manifest.engine
     assert other.key != plain.key
     assert {"workspace 1.5 GiB", "optimization level 1", "images: batch 1 2 4"} <= set(other.flags)
-    assert (tmp_path / "times.cache").stat().st_size > 0
-    build_engine(file, plan, options)  # and the cache is taken up
+    with pytest.raises(UserError, match="--timing-cache is for TensorRT; TensorRT-RTX measures no kernels"):
+        build_engine(file, plan, EngineOptions(flavor="rtx", timing_cache=tmp_path / "times.cache"))
 
 
 def test_tf32_is_asked_for_and_said(files, tmp_path):
@@ -305,9 +304,22 @@ def test_a_file_that_is_not_ours_is_explained_and_built_if_asked(tmp_path):
     foreign(path, height="h")
     done = run_here("export/to_trt.py", path, "--no-manifest", "--flavor", "rtx")
     assert_one_line_error(done, "input x is (-1, 3, -1, 8); only the batch may be dynamic")
-    foreign(path, batch=2)
-    done = run_here("export/to_trt.py", path, "--no-manifest", "--flavor", "rtx")
-    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_of_a_static_batch_is_built_for_that_batch_alone(tmp_path):
+    path, plan = foreign(tmp_path / "x.onnx", batch=2), tmp_path / "x.plan"
+    command = ("export/to_trt.py", path, "--no-manifest", "--flavor", "rtx")
+    for batch in ((), ("--batch", "2", "2", "2")):
+        plan.unlink(missing_ok=True)
+        done = run_here(*command, *batch)
+        assert done.returncode == 0, done.stderr
+        assert plan.stat().st_size > 1000
+    done = run_here(*command, "--batch", "1", "2", "4")
+    assert_one_line_error(done, "static batch 2", "--batch is 1 2 4", "--static-batch")
+    done = run_here(*command, "--batch", "2", "2", "2", "--batch", "1", "2", "4")
+    assert_one_line_error(done, "--batch: batch profile")
+    foreign(path, batch=5000)
+    assert_one_line_error(run_here(*command), "batch profile 5000 5000 5000", "4096")
 
 
 def test_weights_beside_a_foreign_file(tmp_path):

@@ -87,6 +87,8 @@ class Whole(Narrow):
         return {"Builder": self._builder, "OnnxParser": self._parser}.get(name, real)
 
     def _builder(self, logger):
+        for runtime in self._world.runtimes:
+            assert runtime._logger is logger, "the library goes on with the logger of an object that is there"
         if self._world.fails("Builder"):
             refused_by_the_driver(self, logger)
         return _Builds(self, super().__getattr__("Builder")(logger), logger)
@@ -139,6 +141,7 @@ class _Builds(_Passes):
         plan = {
             "seed": 0,
             "batches": [[shape[0] for shape in profile.get_shape(given.name)] for profile in self.profiles],
+            "static": given.shape[0],
             "gpu": self.gpu,
             "input": _tensor(given),
             "outputs": [_tensor(returned)],

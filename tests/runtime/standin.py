@@ -335,7 +335,10 @@ class _Runtime(Listed):
         assert getattr(logger, "_constructed", True)
         if self._world.fails("Runtime"):
             refused_by_the_driver(self._module, logger)
-        self._logger, self.engine_host_code_allowed = logger, False
+        self.engine_host_code_allowed, others = False, self._world.runtimes
+        self._logger = others[0]._logger if others else logger
+        if self._logger is not logger:  # github.com/NVIDIA/TensorRT/issues/1475
+            self._logger.log(self._module.ILogger.Severity.WARNING, "The logger passed into createInferRuntime differs")
         self._world.runtimes.append(self)
 
     def deserialize_cuda_engine(self, content):
