@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pmm
 from pmm import cli
@@ -22,7 +22,7 @@ from pmm.data.samples import Split
 from pmm.data.splits import distractors
 from pmm.environment import describe_environment
 from pmm.errors import UserError
-from pmm.machine import usable_cores
+from pmm.machine import cuda_index, gpu_at, usable_cores
 from pmm.prepare import HOW_DRAWN, settled, training_data
 from pmm.runs import RUNS
 
@@ -60,8 +60,8 @@ class Options:
     """Identities to draw per split, if the people have to be drawn."""
     synthetic_seed: int = DataConfig.synthetic_seed
     """Seed of the drawing, if the people have to be drawn."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train and evaluate."""
+    device: str = "auto"
+    """Where to train and evaluate: auto, cpu, cuda, or cuda:N for the GPU of that number."""
     jobs: int = 1
     """Runs at once; each gets its share of the cores."""
     runs: Path = RUNS / "ablation"
@@ -83,6 +83,8 @@ class Ablation:
             ("--jobs", options.jobs, 1),
         ):
             cli.numbers(str(value), flag=flag, least=least)
+        if (number := cuda_index(options.device)) is not None:
+            gpu_at(number)
         if options.compare_presets and options.preset != Options.preset:
             raise UserError("--preset and --compare-presets both say which presets; leave one of them out")
         presets = cli.names(options.compare_presets or options.preset, flag="--compare-presets")

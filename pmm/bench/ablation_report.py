@@ -18,6 +18,7 @@ from pmm.bench.pages.wording import between, escape, how_many, number, percent, 
 from pmm.bench.steps import without_places
 from pmm.config import SYNTHETIC, fast_mode
 from pmm.environment import describe_environment
+from pmm.machine import cuda_index
 
 SCHEMA = "pmm-ablation-1"
 METRICS = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
@@ -34,7 +35,8 @@ def default_out(ablation: Ablation) -> Path:
     if fast_mode():
         return ablation.options.runs / "ablation.json"
     facts = describe_environment()
-    machine = slug(facts["gpus"][0]) if facts["gpus"] else f"{slug(facts['cpu'])}-{facts['cores']}-cores"
+    gpus = _gpus(facts, ablation.options.device)
+    machine = slug(gpus[0]) if gpus else f"{slug(facts['cpu'])}-{facts['cores']}-cores"
     presets = list(dict.fromkeys(row.preset for row in ablation.rows.values()))
     dataset = next(iter(ablation.configs.values())).data.dataset
     which = "" if dataset == SYNTHETIC else f"-{slug(dataset)}"
@@ -144,9 +146,18 @@ def on_whom(found: Report) -> str:
     return f"{recipe}; test part of {kind}: {data['queries']:,} queries, {how_many(data['gallery'], 'gallery crop')}"
 
 
+def _gpus(environment: Mapping[str, Any], device: str) -> list[str]:
+    """Names of the GPUs, or of the one that `device` says by its number."""
+    at, gpus = cuda_index(device), environment["gpus"]
+    return gpus if at is None else gpus[at : at + 1]
+
+
 def _on_what(found: Report) -> str:
     data, environment, seeds = found["data"], found["environment"], found["seeds"]
-    where = ", ".join(environment["gpus"]) or f"{environment['cpu']}, {how_many(environment['cores'], 'core')}"
+    where = (
+        ", ".join(_gpus(environment, found["device"]))
+        or f"{environment['cpu']}, {how_many(environment['cores'], 'core')}"
+    )
     return (
         f"{escape(on_whom(found))} of {data['test_identities']} people; trained on "
         f"{data['train_identities']} others. Seed{'s' * bool(seeds[1:])} {seeds[0]}"

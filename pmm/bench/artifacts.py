@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pmm.bench.schema import EMBED_BATCH
 from pmm.config import Config
 from pmm.errors import Unavailable, UserError
 from pmm.export.onnx import verified_onnx
@@ -13,7 +15,7 @@ from pmm.export.recipe import EngineOptions, Precision, Recipe, Verification
 from pmm.export.reference import engine_gate
 from pmm.export.trt import build_engine
 from pmm.files import sha256
-from pmm.machine import driver_version, nvidia_gpus
+from pmm.machine import cuda_index, driver_version, gpu_at, nvidia_gpus
 from pmm.manifest import Artifact, read_manifest
 from pmm.onnx_file import OnnxFile, read_onnx
 from pmm.runs import located
@@ -41,9 +43,9 @@ def make_artifact(
     kind: str,
     precision: str,
     stored: Precision,
-    device: Literal["cpu", "cuda"],
+    device: str,
     flavor: str,
-    largest_batch: int,
+    batches: Sequence[int],
     checkpoint: str,
     folder: str,
     dataset: str,
@@ -54,8 +56,9 @@ def make_artifact(
     Args:
         kind: package, onnx or engine.
         stored: precision of the ONNX file, where `precision` is a way to run it.
+        device: cpu, cuda or cuda:N.
         flavor: of an engine: tensorrt or rtx.
-        largest_batch: that an engine must take.
+        batches: that will be timed; an engine gets an optimisation profile for each.
         folder: of the artifacts; their names begin with the checkpoint's hash.
         dataset, root: data set to verify on, and to calibrate on if the checkpoint's own is gone.
 
@@ -63,6 +66,7 @@ def make_artifact(
         UserError: as the exports do.
     """
     source, begin = Path(checkpoint), time.perf_counter()
+    processor: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
     stem = Path(folder) / sha256(source)[:12]
     before = {path: path.stat().st_mtime_ns for path in Path(folder).glob("*")}
     verification = Verification(verify_root=root, verify_dataset=dataset)
@@ -70,19 +74,24 @@ def make_artifact(
         from pmm.export.aoti import verified_aoti
 
         made = verified_aoti(
-            source, stem.with_name(f"{stem.name}-{device}-{precision}{PACKAGE_SUFFIX}"), precision, device, verification
+            source,
+            stem.with_name(f"{stem.name}-{processor}-{precision}{PACKAGE_SUFFIX}"),
+            precision,
+            device,
+            verification,
         )
     else:
-        target: Literal["tensorrt", "cpu"] = "tensorrt" if device == "cuda" else "cpu"
+        target: Literal["tensorrt", "cpu"] = "tensorrt" if processor == "cuda" else "cpu"
         made = _onnx(source, stem, stored, target, verification)
         if kind == "engine":
-            plain = EngineOptions().profiles
             options = EngineOptions(
-                batch=((1, plain.best, max(plain.most, largest_batch)),),
+                batch=profiles_for(batches),
+                device=device if nvidia_gpus() else "auto",
                 flavor=flavor,  # type: ignore[arg-type]
                 tf32=precision == "tf32",
             )
-            out = stem.with_name(f"{stem.name}-{flavor}-{precision}-{options.profiles.most}.plan")
+            bests = "_".join(str(profile.best) for profile in options.profiles.profiles)
+            out = stem.with_name(f"{stem.name}-{flavor}-{precision}-{bests}-{options.profiles.most}.plan")
             made = _engine(source, made.path, out, options, verification)
     new = before.get(made.path) != made.path.stat().st_mtime_ns
     return {
@@ -90,6 +99,13 @@ def make_artifact(
         "build_s": time.perf_counter() - begin if new else None,
         "macs": made.manifest.macs,
     }
+
+
+def profiles_for(batches: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Least, best and most images of the optimisation profiles in which `batches` are timed, each in the one that it is
+    the best of. All take smaller batches too, and the last those in which crops are embedded: accuracy uses them."""
+    sizes = sorted(set(batches))
+    return tuple((1, size, size if size != sizes[-1] else max(size, EMBED_BATCH)) for size in sizes)
 
 
 def _onnx(
@@ -117,20 +133,22 @@ def _engine(
         trt = load_flavor(options.flavor)
     except UserError as error:  # the bindings are installed, what they load is not
         raise Unavailable(str(error)) from error
-    if kept := _kept(out, file, str(trt.__version__)):
+    if kept := _kept(out, file, str(trt.__version__), options):
         return kept
-    gate = engine_gate(file, checkpoint, verification, options.flavor)
+    gate = engine_gate(file, checkpoint, verification, options.flavor, options.device)
     return build_engine(file, out, options, gate=gate)
 
 
-def _kept(engine: Path, file: OnnxFile, version: str) -> Artifact | None:
-    """The engine that an earlier run built of this file with this library on this machine, if it is whole."""
+def _kept(engine: Path, file: OnnxFile, version: str, options: EngineOptions) -> Artifact | None:
+    """The engine that an earlier run built of this file with this library, for this GPU and batches, if it is whole."""
     try:
         manifest = read_manifest(engine, sha256(engine)) if engine.is_file() else None
     except UserError:  # damaged: made anew
         return None
     if manifest is None or manifest.engine is None:
         return None
-    gpu = nvidia_gpus()[0].name if nvidia_gpus() else ""
-    found = (manifest.engine.onnx_sha256, manifest.engine.version, manifest.engine.gpu, manifest.engine.driver)
-    return Artifact(engine, manifest) if found == (file.sha256, version, gpu, driver_version()) else None
+    gpu = gpu_at(cuda_index(options.device) or 0).name if nvidia_gpus() else ""
+    made = manifest.engine
+    found = (made.onnx_sha256, made.version, made.gpu, made.driver, made.batch)
+    wanted = (file.sha256, version, gpu, driver_version(), options.profiles)
+    return Artifact(engine, manifest) if found == wanted else None

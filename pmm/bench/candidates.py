@@ -10,7 +10,7 @@ from typing import Literal
 
 from pmm.errors import UserError
 from pmm.files import sha256
-from pmm.machine import clashing_wheels, nvidia_gpus
+from pmm.machine import clashing_wheels, cuda_index, gpu_at, nvidia_gpus
 from pmm.manifest import PRECISIONS, Manifest, read_manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.base import ENGINE_SUFFIXES, PACKAGE_SUFFIX
@@ -72,6 +72,8 @@ class Candidate:
     backend: str
     precision: str
     device: Device
+    gpu: int = 0
+    """Its number, on cuda."""
     cuda_graph: bool | None = None
     """None without a GPU: there is no such thing."""
     artifact: Path | None = None
@@ -82,6 +84,11 @@ class Candidate:
         """Unique in a run: "ort-cpu int8", "tensorrt fp16 graph", "ort-cpu fp32 model.onnx"."""
         parts = [self.backend, self.precision, "graph" if self.cuda_graph else "", self.artifact and self.artifact.name]
         return " ".join(str(part) for part in parts if part)
+
+    @property
+    def place(self) -> str:
+        """Where it runs, as runners are told: cpu, cuda or cuda:N."""
+        return f"{self.device}:{self.gpu}" if self.gpu else self.device
 
     @property
     def runs(self) -> Kind:
@@ -104,8 +111,8 @@ class Candidate:
         backend = BACKENDS[self.backend]
         if self.device == "cuda" and not nvidia_gpus() and not self.builds_without_gpu:
             return "no NVIDIA GPU here"
-        if self.backend == "tensorrt-rtx" and nvidia_gpus():
-            capability = nvidia_gpus()[0].compute_capability
+        if self.backend == "tensorrt-rtx" and (gpus := nvidia_gpus()):
+            capability = gpus[self.gpu].compute_capability
             if capability not in RTX_CAPABILITIES:
                 return f"TensorRT-RTX does not run on compute capability {capability}"
         if self.precision not in backend.precisions.get(self.device, ()):
@@ -139,26 +146,28 @@ def chosen(
     Args:
         backends: names, or "auto" (those that fit this machine best) or "all".
         precisions: names, or "auto" (fp32, int8 and, on a GPU, fp16) or "all".
-        device: where torch, torch-compile and aoti run: cpu, cuda, or auto (the GPU where there is one).
+        device: where torch, torch-compile and aoti run: cpu, cuda, cuda:N, or auto (the GPU where there is one); N is
+            for the other backends, too.
         cuda_graph: on, off, or both, on a GPU.
 
     Raises:
         UserError: an unknown backend, precision, device or choice of graphs, or one without a partner.
     """
     gpu = bool(nvidia_gpus())
-    where = _device(device)
+    where, number = _device(device), cuda_index(device) or 0
     auto = ["torch", "ort-cuda", "tensorrt"] if gpu else ["torch", "ort-cpu", "openvino"]
     names = _expanded(backends, list(BACKENDS), auto, "backend")
     kinds = _expanded(precisions, list(PRECISIONS), ["fp32", "fp16", "int8"] if gpu else ["fp32", "int8"], "precision")
     if cuda_graph not in ("on", "off", "both"):
         raise UserError(f"--cuda-graph is '{cuda_graph}'; expected on, off or both")
     graphs = {"on": [True], "off": [False], "both": [False, True]}[cuda_graph]
-    found = [Candidate(backend="torch", precision="fp32", device=where, cuda_graph=False if where == "cuda" else None)]
+    graph_of_reference = False if where == "cuda" else None
+    found = [Candidate(backend="torch", precision="fp32", device=where, gpu=number, cuda_graph=graph_of_reference)]
     for name in names:
         devices = BACKENDS[name].precisions
         on: Device = where if where in devices else next(iter(devices))
         found += [
-            Candidate(backend=name, precision=precision, device=on, cuda_graph=graph)
+            Candidate(backend=name, precision=precision, device=on, gpu=number if on == "cuda" else 0, cuda_graph=graph)
             for precision in kinds
             if precision in devices[on]
             for graph in (graphs if on == "cuda" and gpu else [None])
@@ -173,17 +182,18 @@ def chosen(
 
 
 def given(
-    artifacts: Sequence[Path], backends: Sequence[str] = (), *, cuda_graph: str = "both"
+    artifacts: Sequence[Path], backends: Sequence[str] = (), *, device: str = "auto", cuda_graph: str = "both"
 ) -> list[tuple[Candidate, Manifest]]:
     """A candidate for each of the user's files: in the `backends` that run such a file, or else in the natural one;
-    with CUDA graphs on a GPU, unless `cuda_graph` is off.
+    with CUDA graphs on a GPU, that of `device` if it is one, unless `cuda_graph` is off.
 
     Raises UserError for a file that is not ours or was changed.
     """
-    return [pair for path in artifacts for pair in _of_file(path, backends, cuda_graph != "off")]
+    number = cuda_index(device) or 0
+    return [pair for path in artifacts for pair in _of_file(path, backends, number, cuda_graph != "off")]
 
 
-def _of_file(path: Path, backends: Sequence[str], graphs: bool) -> Iterator[tuple[Candidate, Manifest]]:
+def _of_file(path: Path, backends: Sequence[str], number: int, graphs: bool) -> Iterator[tuple[Candidate, Manifest]]:
     kind, manifest = kind_of(path), manifest_of(path)
     gpu = bool(nvidia_gpus())
     if kind == "engine":
@@ -204,7 +214,9 @@ def _of_file(path: Path, backends: Sequence[str], graphs: bool) -> Iterator[tupl
         in_tf32 = manifest.engine is not None and TF32_ON in manifest.engine.flags
         precision = "tf32" if in_tf32 else manifest.precision
         graph = graphs if on == "cuda" and gpu else None
-        yield Candidate(backend=name, precision=precision, device=on, cuda_graph=graph, artifact=path), manifest
+        at = number if on == "cuda" else 0
+        candidate = Candidate(backend=name, precision=precision, device=on, gpu=at, cuda_graph=graph, artifact=path)
+        yield candidate, manifest
 
 
 def kind_of(path: Path) -> Kind:
@@ -232,15 +244,12 @@ def manifest_of(path: Path) -> Manifest:
 
 
 def _device(name: str) -> Device:
-    if name == "auto":
-        return "cuda" if nvidia_gpus() else "cpu"
-    if name == "cuda" and not nvidia_gpus():
-        raise UserError("--device cuda: no NVIDIA GPU is visible; use --device cpu, or check the driver")
-    if name == "cpu":
-        return "cpu"
-    if name == "cuda":
-        return "cuda"
-    raise UserError(f"unknown device '{name}'; known: auto, cpu, cuda")
+    """Raises UserError for a word that is none, Unavailable for a GPU that is not there."""
+    number = cuda_index(name)
+    if number is None:
+        return "cuda" if name == "auto" and nvidia_gpus() else "cpu"
+    gpu_at(number)
+    return "cuda"
 
 
 def _expanded(given: Sequence[str], known: Sequence[str], auto: Sequence[str], what: str) -> list[str]:

@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from pmm.bench.accuracy import Judge, Reference
-from pmm.bench.candidates import REFERENCE
+from pmm.bench.candidates import REFERENCE, Candidate
 from pmm.bench.examiner import BUILDER, Examiner
 from pmm.bench.gates import NOT_TIMED, failures
-from pmm.bench.pool import Crew
+from pmm.bench.pool import Crew, WorkerFailed
 from pmm.bench.request import Request
-from pmm.bench.schema import SCHEMA, BenchReport, CheckpointFacts, DatasetFacts, Method, Result, Timing
+from pmm.bench.schema import SCHEMA, BenchReport, CheckpointFacts, DatasetFacts, Method, Result, Timing, Tracker
 from pmm.bench.timing import time_batch
+from pmm.bench.tracking import SIZES
 from pmm.bench.unfinished import Unfinished
 from pmm.data.readers import read_dataset
 from pmm.data.splits import distractors
@@ -33,6 +35,8 @@ OPENING_S = 8.0
 """Guess, for the time left: seconds to make, open and embed with one backend."""
 EXTRAS_S = 1.0
 """Most seconds each for throughput, device times and end to end, per backend and batch."""
+TRACKER_S = {"cpu": 0.8, "cuda": 5.0}
+"""Most seconds for the calls of a tracker, per backend; the whole takes up to three times as long."""
 
 
 class Bench:
@@ -113,6 +117,10 @@ class Bench:
                 self._kept.keep_timings(batch, timings, files)
             for name, timing in timings.items():
                 self._change(name, batches=(*self._results[name].batches, timing))
+        for candidate in self.request.candidates:
+            result = self._results[candidate.name]
+            if result.status == "ok" and result.tracker is None:
+                self._try(candidate.name, partial(self._ask_tracker, candidate))
         for name in self._results:
             if name in self._crew and name != REFERENCE:
                 self._crew.end(name)  # the GPU's rate is measured on a GPU that is free
@@ -182,7 +190,7 @@ class Bench:
         return {
             "checkpoint": self._facts["sha256"],
             "crops": crops.hexdigest(),
-            "device of torch": self.request.candidates[0].device,
+            "device of torch": self.request.candidates[0].place,
             "plan": dataclasses.asdict(self.request.options.plan),
             **{name: machine[name] for name in ("pmm", "commit", "cpu", "threads", "gpus", "driver", "versions")},
         }
@@ -190,6 +198,25 @@ class Bench:
     def _ask_memory(self, name: str) -> None:
         self._change(name, **self._crew[name].ask("memory"))
         self._kept.keep_result(dataclasses.replace(self._results[name], batches=()))
+
+    def _ask_tracker(self, candidate: Candidate) -> None:
+        self._bar.set_description_str(f"a tracker's calls: {candidate.name}")
+        self._examiner.open(candidate)
+        worker, budget = self._crew[candidate.name], self.request.options.plan.budget
+        paths, seconds = [str(path) for path in self._paths(SIZES[1])], min(TRACKER_S[candidate.device], budget / 5)
+        try:
+            self._change(candidate.name, tracker=Tracker(**worker.ask("track", paths=paths, seconds=seconds)))
+        except WorkerFailed as error:
+            if not worker.alive:
+                raise
+            notes = (*self._results[candidate.name].notes, f"calls of a tracker {NOT_TIMED}: {error}")
+            self._change(candidate.name, notes=notes)
+            return
+        self._kept.keep_result(dataclasses.replace(self._results[candidate.name], batches=()))
+
+    def _paths(self, count: int) -> list[Path]:
+        """Of so many crops of the test part, again from the first if there are fewer."""
+        return [self.judge.samples[index % len(self.judge.samples)].path for index in range(count)]
 
     def _ask_matrix_rate(self) -> None:
         self._examiner.open(self.request.candidates[0])
@@ -209,7 +236,7 @@ class Bench:
 
         timed = time_batch(
             workers,
-            [self.judge.samples[index % len(self.judge.samples)].path for index in range(batch)],
+            self._paths(batch),
             self.request.options.plan,
             reference=REFERENCE,
             extras_s=min(EXTRAS_S, budget / 5),

@@ -47,7 +47,8 @@ def open_candidate(
         return OvRunner(artifact, threads, precision=precision, warn=False)
     from pmm.runtime.trt import TrtRunner
 
-    return TrtRunner(artifact, device, cuda_graph=graph, warn=False)
+    # eager: what is timed are the kernels that a service has in the end, not those that TensorRT-RTX begins with
+    return TrtRunner(artifact, device, cuda_graph=graph, eager=True, warn=False)
 
 
 def _torch(checkpoint: Path, compiled: bool, precision: str, device: str, graph: bool, threads: int) -> Runner:

@@ -36,7 +36,7 @@ class Options:
     root: str = ""
     """Folder of the data set (default: the one the checkpoint was trained on)."""
     device: str = "auto"
-    """Where torch, torch-compile and aoti run: cpu, cuda, or auto."""
+    """Where torch, torch-compile and aoti run: cpu, cuda, or auto; cuda:N is a GPU by its number, for all backends."""
     cuda_graph: str = "both"
     """Replay runs as CUDA graphs, on a GPU: on, off, or both, side by side."""
     out: Path | None = None
@@ -124,7 +124,7 @@ def subjects(files: Sequence[Path], options: Options) -> tuple[Path, tuple[Candi
     artifacts = [path for path, kind in kinds.items() if kind != "checkpoint"]
     if len(checkpoints) > 1:
         raise UserError(f"{len(checkpoints)} checkpoints given; the bench compares the artifacts of one with it")
-    found = given(artifacts, backends, cuda_graph=options.cuda_graph)
+    found = given(artifacts, backends, device=options.device, cuda_graph=options.cuda_graph)
     checkpoint = checkpoints[0] if checkpoints else _checkpoint_of(found) if found else newest_run()
     _one_origin(found, checkpoint)
     candidates = exports if backends or precisions or not artifacts else exports[:1]

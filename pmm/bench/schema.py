@@ -15,6 +15,8 @@ from pmm.errors import UserError
 from pmm.typed import built
 
 SCHEMA = "pmm-bench-2"
+EMBED_BATCH = 64
+"""Crops per call where accuracy is measured."""
 
 Interval = tuple[float, float]
 
@@ -70,6 +72,24 @@ class Timing:
     """Median of the part of it before inference: read, decode, resize."""
     flags: tuple[str, ...]
     """Why these figures are not to be trusted: drift, noise, no steady state."""
+    profile: int | None = None
+    """Of an engine: the batch that the optimisation profile in which this ran is made for; None elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracker:
+    """The load of a tracker: calls of a number of crops that changes from one to the next, from and to host memory."""
+
+    least: int
+    most: int
+    """The crops of a call are drawn evenly from `least` to `most`."""
+    calls: int
+    mean_ms: float
+    p99_ms: float | None
+    """Nearest rank; None for fewer than 100 calls."""
+    images_per_s: float
+    in_order_images_per_s: float
+    """Of the same calls in order of their size: what the change from call to call costs is the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +160,8 @@ class Result:
     backend: str
     device: str
     """cpu or cuda."""
+    gpu: str = ""
+    """Name of the GPU that it ran on."""
     precision: str
     cuda_graph: bool | None
     """Runs are replayed CUDA graphs; None where there is no such thing."""
@@ -210,6 +232,7 @@ class Result:
     """Those that lost most AP, the worst first."""
     thresholds: Thresholds | None = None
     batches: tuple[Timing, ...] = ()
+    tracker: Tracker | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,7 @@ def time_batch(
             **_percentiles(samples),
             speedup=_speedup(base, latency, plan.block) if base and name != reference else None,
             in_flight=IN_FLIGHT[device],
+            profile=warm["profile"],
             flags=stability_flags(
                 samples, latency.turns_s, block=plan.block, steady=warm["steady"], warmup_s=warm["warmup_s"]
             ),

@@ -22,14 +22,16 @@ from typing import Any
 import numpy as np
 
 from pmm.bench.latency import Clock, LatencyPlan, run_turn, throughput, warm_up
+from pmm.bench.schema import EMBED_BATCH
+from pmm.bench.tracking import track
 from pmm.data.crops import Crops, iter_crops, load_crops
 from pmm.errors import Unavailable, UserError
 from pmm.files import replacing
 from pmm.machine import gpu_memory_of
+from pmm.manifest import Manifest
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import Embeddings, Runner, Step
 
-EMBED_BATCH = 64
 PR_SET_PDEATHSIG = 1
 """prctl: what a process gets when its parent is gone."""
 SMALL_BATCHES = (1, 3, 7, 1, 32)
@@ -127,15 +129,19 @@ class Session:
         return _apart(self._embedded(crops)[: len(small)], small)
 
     def bind(self, paths: list[str], plan: dict[str, Any]) -> dict[str, Any]:
-        """Bind the crops of `paths` as one batch and warm up until steady; how long one run takes, ms, and how far an
-        embedding in this batch is from the same crop's in a batch of 64, as accuracy is measured."""
+        """Bind the crops of `paths` as one batch and warm up until steady; how long one run takes, ms, what an engine's
+        profile for it is made for, and how far an embedding in this batch is from the same crop's in a batch of 64, as
+        accuracy is measured."""
         batch, chosen = len(paths), LatencyPlan(**plan)
         crops = self._crops(paths)
         apart = _apart(self._in_full_batches(crops), self._embedded(crops))
         step = self._steps[batch] = self._runner.bind(crops)
         seconds, steady, run_ms = warm_up(step, chosen, self._clock)
         self._check_graph()
-        return {"warmup_s": seconds, "steady": steady, "run_ms": run_ms, **apart}
+        manifest: Manifest | None = getattr(self._runner, "manifest", None)
+        engine = manifest and manifest.engine
+        profile = engine.batch.profiles[engine.batch.runs_as(batch)[0]].best if engine else None
+        return {"warmup_s": seconds, "steady": steady, "run_ms": run_ms, "profile": profile, **apart}
 
     def turn(self, batch: int, plan: dict[str, Any]) -> list[float]:
         """One block of samples, ms."""
@@ -170,6 +176,12 @@ class Session:
         once()
         found = _repeated(once, seconds)
         return {"end_to_end_ms": _median([whole for whole, _ in found]), "decode_ms": _median([d for _, d in found])}
+
+    def track(self, paths: list[str], seconds: float) -> dict[str, int | float | None]:
+        """Calls of 1 to 40 of the crops of `paths`, as a tracker makes them; see `pmm.bench.schema.Tracker`."""
+        found = track(self._runner, self._crops(paths), seconds, self._clock)
+        self._check_graph()
+        return found
 
     def matrix_rate(self) -> dict[str, float]:
         """Rate of the GPU's matrix product per precision, TFLOP/s."""

@@ -17,8 +17,11 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
+from pmm import machine
 from pmm.bench import opening, worker
 from pmm.data.crops import Crops, Preprocessing
+from pmm.errors import UserError
+from pmm.machine import Gpu
 from pmm.runtime import ort
 from pmm.runtime.base import Embeddings, Runner, Step
 
@@ -90,6 +93,12 @@ def hang_if_many(crops: Crops) -> Crops:
     return crops
 
 
+def refuse_forty(crops: Crops) -> Crops:
+    if len(crops) == 40:
+        raise UserError("no forty crops")
+    return crops
+
+
 def crash(_: Any = None) -> Any:
     print("about to crash", flush=True)
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -121,6 +130,7 @@ FAULTS: dict[str, Callable[[Runner], Runner]] = {
     "off-by-one-crop": lambda inner: Faulty(inner, before=lambda crops: np.roll(crops, 1, axis=2)),
     "doubled-normalisation": NormalisedTwice,
     "fp16-overflow": lambda inner: Faulty(inner, after=overflowing),
+    "refuses-forty": lambda inner: Faulty(inner, before=refuse_forty),
     "hangs": lambda inner: Faulty(inner, before=hang_if_many),
     "crashes": lambda inner: Faulty(inner, after=crash),
     "crashes-when-timed": lambda inner: Faulty(inner, step=crash),
@@ -134,7 +144,8 @@ def open_faulty(artifact: Path, **candidate: Any) -> Runner:
     """As `open_candidate`, with the fault that the artifact's name asks for."""
     if artifact.stem == "falls-back":
         # a GPU that the driver shows and ONNX Runtime cannot use: it takes the CPU without a word
-        with patch.object(ort, "nvidia_gpus", lambda: ("a GPU",)):
+        gpus = (Gpu("a GPU", "9.0"),)
+        with patch.object(ort, "nvidia_gpus", lambda: gpus), patch.object(machine, "nvidia_gpus", lambda: gpus):
             return open_candidate(artifact, **candidate)
     return FAULTS.get(artifact.stem, lambda inner: inner)(open_candidate(artifact, **candidate))
 

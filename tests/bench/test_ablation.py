@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pmm import machine
 from pmm.bench import ablation, ablation_report, ablation_runs
 from pmm.bench.ablation import Ablation, Options
 from pmm.bench.ablation_rows import Row, against_of, named, parse_row, rows_of
@@ -27,6 +28,7 @@ from pmm.config import preset
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.errors import UserError
 from pmm.files import claimed
+from pmm.machine import Gpu
 from pmm.models.registry import METHODS, build_model
 from pmm.train import parse
 from tests.bench.planted_runs import RunHere
@@ -314,6 +316,18 @@ def test_a_damaged_run_is_not_taken_for_finished(planted, lost):
     (planted.runs / "pmm-1" / lost).write_text("[")
     assert planted().returncode == 0
     assert [call[:3] for call in planted.calls] == [["pmm-1", "train", True], ["pmm-1", "evaluate", False]]
+
+
+def test_a_gpu_is_named_by_its_number(monkeypatch):
+    with pytest.raises(UserError, match="no NVIDIA GPU is visible"):
+        Ablation(Options(device="cuda:1"))
+    with pytest.raises(UserError, match="unknown device 'gpu'"):
+        Ablation(Options(device="gpu"))
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: (Gpu("A", "8.9"), Gpu("B", "8.9")))
+    shared = Ablation(Options(device="cuda:1"))._shared("")
+    assert shared[shared.index("--device") + 1] == "cuda:1"
+    two = {"gpus": ["A", "B"]}
+    assert [ablation_report._gpus(two, device) for device in ("cuda:1", "cuda", "auto")] == [["B"], ["A"], ["A", "B"]]
 
 
 def test_a_run_that_was_made_otherwise_is_refused_and_kept(planted, monkeypatch, tmp_path):

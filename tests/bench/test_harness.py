@@ -1,7 +1,6 @@
 """Runs of the bench on a small model, in processes and with workers that live in the test's, and what they leave."""
 
 import json
-import shutil
 
 import pytest
 
@@ -11,13 +10,10 @@ from pmm.bench.schema import read_report
 from pmm.checkpoint import load
 from pmm.config import Config
 from pmm.environment import describe_environment
-from pmm.export import onnx
 from pmm.export.recipe import Recipe
-from pmm.files import sha256
 from pmm.kernels import build_info, describe_build
-from pmm.manifest import Artifact, manifest_path, read_manifest
 from pmm.models.registry import build_model
-from tests.bench.workers import WorkerHere, fewer, workers_here
+from tests.bench.workers import WorkerHere, exported_before, fewer, workers_here
 from tests.conftest import run_here, run_python
 
 SCRIPT = "bench/run.py"
@@ -27,18 +23,7 @@ WORKERS = {"torch fp32": WorkerProcess, "ort-cpu fp32": WorkerProcess}
 
 @pytest.fixture(scope="module")
 def exports(shared):
-    """Exports take a shared file of the same recipe; (recipe, what to verify on) of each is noted in the list."""
-    asked, files = [], {recipe: shared.onnx(recipe) for recipe in (Recipe(), Recipe(precision="int8", target="cpu"))}
-
-    def export(checkpoint, out, recipe, verification):
-        asked.append((recipe, verification))
-        source = files[recipe]
-        shutil.copyfile(source, out)
-        shutil.copyfile(manifest_path(source), manifest_path(out))
-        return Artifact(out, read_manifest(out, sha256(out)))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx, "export_onnx", export)
+    with exported_before(shared, (Recipe(), Recipe(precision="int8", target="cpu"))) as asked:
         yield asked
 
 

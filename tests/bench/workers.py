@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,11 @@ from pmm.bench import harness, pool
 from pmm.bench.latency import Clock
 from pmm.bench.pages import pictures, report
 from pmm.bench.worker import Session
+from pmm.export import onnx
+from pmm.export.recipe import Recipe, Verification
+from pmm.files import sha256
+from pmm.manifest import Artifact, manifest_path, read_manifest
+from tests.store import Shared
 
 
 class WorkerHere:
@@ -61,6 +68,26 @@ def workers_here(start: Callable[..., Any] = WorkerHere, *, pages: bool = False)
             patch.setattr(report, "write_reports", lambda *args: None)
             patch.setattr(pictures, "pictures", lambda *args: None)
         yield patch
+
+
+@contextmanager
+def exported_before(shared: Shared, recipes: Iterable[Recipe]) -> Iterator[list[tuple[Recipe, Verification]]]:
+    """Exports take a shared file of the same recipe, one of `recipes`; the list notes what each was asked for."""
+    asked: list[tuple[Recipe, Verification]] = []
+    files = {recipe: shared.onnx(recipe) for recipe in recipes}
+
+    def export(checkpoint: Path, out: Path, recipe: Recipe, verification: Verification) -> Artifact:
+        asked.append((recipe, verification))
+        source = files[dataclasses.replace(recipe, calibration_root="")]
+        shutil.copyfile(source, out)
+        shutil.copyfile(manifest_path(source), manifest_path(out))
+        manifest = read_manifest(out, sha256(out))
+        assert manifest is not None
+        return Artifact(out, manifest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "export_onnx", export)
+        yield asked
 
 
 def fewer(people: Path, folder: Path, ids: int = 4) -> Path:

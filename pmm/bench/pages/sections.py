@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pmm.bench.pages.accuracy_tables import accuracy_table, camera_table, lost_table, threshold_table
 from pmm.bench.pages.reading import batch_sizes, flagged, ran, shown_batches
 from pmm.bench.pages.tables import UNSTEADY, Table, results_table
-from pmm.bench.pages.timing_tables import costs_table, timing_table
+from pmm.bench.pages.timing_tables import costs_table, timing_table, tracker_table
 from pmm.bench.pages.wording import number, one_in, one_line, percent, threshold
 from pmm.bench.schema import BenchReport, Result
 from pmm.kernels import describe_build
@@ -148,11 +148,14 @@ def timing(report: BenchReport) -> Section | None:
              table=timing_table(report, batch), collapsed=index > 0)
         for index, batch in enumerate(sizes)
     ]  # fmt: skip
+    if any(result.tracker for result in ran(report)):
+        parts.append(Part(title="A tracker's calls", table=tracker_table(report)))
     if ran(report):
         parts.append(Part(title="Until the first answer", table=costs_table(report)))
     if not parts:
         return None
     gpu = any(r.device == "cuda" for r in ran(report))
+    one = next((result.tracker for result in ran(report) if result.tracker), None)
     terms = [
         ("p50, p90, p95, p99", "so many of 100 calls take no longer; - where there are too few samples to say"),
         *([("work, copies", "by the GPU's own clock; copying images in and embeddings out is not in p50")] * gpu),
@@ -160,6 +163,8 @@ def timing(report: BenchReport) -> Section | None:
          "the share before inference"),
         ("in flight", "calls submitted before the first must be done, for images/s"),
         *([("of the GPU's rate", "share of the matrix products per second that this GPU was seen to do")] * gpu),
+        *([("a tracker's calls", f"of {one.least} to {one.most} crops at random, from and to host memory; in order: "
+            "images/s of the same calls in order of their size: few differ from the one before")] if one else []),
         ("build, load, first call", "export or compile ahead of time (- where an earlier file served); open the file; "
          "the first call with all that starts up then"),
         ("memory", "of the whole worker process, at its highest"),
@@ -234,7 +239,8 @@ def facts(report: BenchReport) -> list[tuple[str, str]]:
          f"{checkpoint.embedding_dim} numbers per embedding, crops of {checkpoint.height}x{checkpoint.width}"),
         ("data", f"{data.name}, digest {data.digest}"),
         ("CPU", f"{machine.get('cpu')}, {machine.get('cores')} cores, {report.method.threads} threads used"),
-        ("GPU", ", ".join(map(str, machine.get("gpus") or ())) or "none"),
+        ("GPU", ", ".join(dict.fromkeys(r.gpu for r in report.results if r.gpu) or map(str, machine.get("gpus") or ()))
+         or "none"),
         ("driver", ", ".join(str(part) for part in driver if part)),
         ("system", f"{machine.get('os')}, Python {machine.get('python')}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),

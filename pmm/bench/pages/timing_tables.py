@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pmm.bench.pages.reading import ran, timing_at
 from pmm.bench.pages.tables import Cell, Column, Figures, Table, lines, marked, table_of, timed
 from pmm.bench.pages.wording import NONE, between, count, number, one_line, percent, seconds, size
-from pmm.bench.schema import BenchReport, Interval, Result, Timing
+from pmm.bench.schema import BenchReport, Interval, Result, Timing, Tracker
 
 
 def timing_table(report: BenchReport, batch: int) -> Table:
@@ -43,8 +45,25 @@ def timing_table(report: BenchReport, batch: int) -> Table:
         ),
         (Column("of the GPU's rate", "", many), used),
         (Column("samples", "warm-up"), timed(batch, _effort)),
+        (Column("profile", "made for"), timed(batch, lambda t: count(t.profile))),
     ]
     return table_of(report, [r for r in ran(report) if timing_at(r, batch)], columns)
+
+
+def tracker_table(report: BenchReport) -> Table:
+    """Calls of a number of crops that changes from one to the next."""
+
+    def figure(of: Callable[[Tracker], str]) -> Figures:
+        return lambda result: NONE if result.tracker is None else of(result.tracker)
+
+    columns: list[tuple[Column, Figures]] = [
+        (Column("mean ms"), figure(lambda t: number(t.mean_ms))),
+        (Column("p99 ms"), figure(lambda t: number(t.p99_ms))),
+        (Column("images/s"), figure(lambda t: number(t.images_per_s))),
+        (Column("in order"), figure(lambda t: number(t.in_order_images_per_s))),
+        (Column("calls"), figure(lambda t: count(t.calls))),
+    ]
+    return table_of(report, [result for result in ran(report) if result.tracker], columns)
 
 
 def costs_table(report: BenchReport) -> Table:

@@ -1,0 +1,188 @@
+"""The bench on engines: built, judged and timed with TensorRT whole (tests/export/whole.py), in each version."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pmm import machine as hardware
+from pmm.bench import artifacts, candidates
+from pmm.bench.artifacts import profiles_for
+from pmm.bench.schema import read_report
+from pmm.bench.worker import Session
+from pmm.errors import Unavailable
+from pmm.export.recipe import MIN_COSINE, EngineOptions, Recipe
+from pmm.export.trt import build_engine
+from pmm.machine import Gpu
+from pmm.onnx_file import read_onnx
+from pmm.runtime import driver, engine_origin, flavors
+from pmm.runtime import trt as runtime
+from tests.bench.workers import exported_before, fewer, workers_here
+from tests.conftest import run_here
+from tests.runtime.standin import LISTS, HostDevice, World
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
+from tests.export.whole import Whole
+
+GPUS = (Gpu("NVIDIA Standin 6000", "8.9"), Gpu("NVIDIA Standin 4000", "8.6"))
+VERSIONS = sorted(LISTS)
+NEWEST, RTX = VERSIONS[-2:]
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+ONCE = set(zip([*VERSIONS, NEWEST], PRECISIONS, strict=True))
+
+
+class _Noted:
+    """A context that notes the batches that it runs, each with the best batch of the profile it is in."""
+
+    def _execute(self, handle):
+        self._ran.add((self._batch, self._plan["batches"][self._profile][1]))
+        return super()._execute(handle)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with two GPUs and one version of TensorRT, or TensorRT-RTX; torch sees no GPU, and runs on the CPU."""
+
+    def of(version):
+        world = World()
+        world.ran = set()
+        module, flavor = Whole(version, world), "rtx" if "rtx" in version else "tensorrt"
+        classes = module._runtime._classes
+        context = type("IExecutionContext", (_Noted, classes["IExecutionContext"]), {"_ran": world.ran})
+        monkeypatch.setitem(classes, "IExecutionContext", context)
+        monkeypatch.setitem(sys.modules, flavors.FLAVORS[flavor], module)
+        for each in (hardware, flavors, engine_origin, candidates, artifacts):
+            monkeypatch.setattr(each, "nvidia_gpus", lambda: GPUS)
+        monkeypatch.setattr(candidates, "find_spec", lambda name: object())
+        monkeypatch.setattr(runtime, "open_device", lambda index=0: HostDevice(world, index))
+        monkeypatch.setattr(driver, "cuda_library", lambda: module.driver)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return world, "tensorrt-rtx" if flavor == "rtx" else flavor
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def few(people, tmp_path_factory):
+    return fewer(people, tmp_path_factory.mktemp("few") / "people", ids=2)
+
+
+@pytest.fixture
+def bench(trained, shared, few, tmp_path):
+    """Runs bench/run.py in this process on exports that are there; returns the report."""
+
+    def run(*words, precision="fp32", out="report"):
+        recipe = Recipe(precision="fp32" if precision == "tf32" else precision)
+        words += ("--precisions", precision, "--root", few, "--device", "cpu", "--out", tmp_path / out)
+        with workers_here(), exported_before(shared, [recipe]):
+            done = run_here("bench/run.py", trained, *words, "--seconds", "0.05", "--samples", "10", PMM_FAST="1")
+        assert done.returncode == 0, done.stderr + done.stdout
+        return read_report(tmp_path / out / "report.json")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("version", "precision"),
+    [
+        # each version and each precision; in test-full, each with each
+        pytest.param(version, precision, marks=[] if (version, precision) in ONCE else pytest.mark.full)
+        for version in VERSIONS
+        for precision in PRECISIONS
+    ],
+)
+def test_an_engine_is_built_judged_and_timed(machine, bench, version, precision):
+    world, backend = machine(version)
+    report = bench("--backends", backend, "--batches", "1,3", "--cuda-graph", "on", precision=precision)
+    found = report.result(f"{backend} {precision} graph")
+    assert (found.status, found.reason, found.notes, report.gates.failures) == ("ok", "", (), ())
+    assert (found.device, found.gpu, found.precision) == ("cuda", GPUS[0].name, precision)
+    number = version.split("-")[1]
+    assert found.provider == f"{backend} {number} (buffers: host 1.0, CUDA graph)"
+    assert MIN_COSINE[precision] <= found.min_cosine
+    assert MIN_COSINE[precision] <= found.batch_min_cosine
+    assert None not in (found.mAP, found.map_delta, found.build_s, found.tracker)
+    for timing in found.batches:
+        assert timing.device_ms == pytest.approx(1.0)  # the stand-in's GPU takes 1 ms a run
+        assert timing.upload_ms == pytest.approx(timing.batch * 128 * 64 * 3 / 1000)
+        assert timing.in_flight == 8
+    # each in the profile that is made for it, whatever else ran
+    assert [(timing.batch, timing.profile) for timing in found.batches] == [(1, 1), (3, 3)]
+    assert {best for batch, best in world.ran if batch == 1} == {1}
+    assert {best for batch, best in world.ran if batch != 1} == {3}
+    assert max(world.ran)[0] == 64
+
+
+@pytest.mark.parametrize(
+    ("batches", "profiles"),
+    [
+        ([1, 8], ((1, 1, 1), (1, 8, 64))),
+        ([8, 1, 8], ((1, 1, 1), (1, 8, 64))),
+        ([256], ((1, 256, 256),)),
+        ([1, 32, 128], ((1, 1, 1), (1, 32, 32), (1, 128, 128))),
+    ],
+)
+def test_each_batch_has_a_profile_and_none_is_too_large(batches, profiles):
+    assert profiles_for(batches) == profiles
+    found = EngineOptions(batch=profiles).profiles
+    assert {batch: found.profiles[found.runs_as(batch)[0]].best for batch in batches} == {b: b for b in batches}
+    assert all(found.runs_as(count)[1] == count for count in (*range(1, 41), 64))
+
+
+def test_an_engine_is_kept_for_the_same_batches_and_the_same_gpu(machine, trained, shared, few, tmp_path, monkeypatch):
+    machine(NEWEST)
+    monkeypatch.setattr(artifacts, "engine_gate", lambda *args: None)  # its proof takes most of the time
+
+    def made(batches, device="cuda"):
+        with exported_before(shared, [Recipe()]):
+            return artifacts.make_artifact(
+                kind="engine", precision="fp32", stored="fp32", device=device, flavor="tensorrt", batches=batches,
+                checkpoint=str(trained), folder=str(tmp_path), dataset="synthetic", root=str(few),
+            )  # fmt: skip
+
+    first, again, other = made([1, 3]), made([1, 3]), made([1, 3, 64])
+    assert (first["path"], first["build_s"] is None, again["build_s"]) == (again["path"], False, None)
+    assert (other["path"] == first["path"], other["build_s"] is None) == (False, False)
+    assert made([1, 3])["build_s"] is None
+    file, version = read_onnx(shared.onnx()), NEWEST.split("-")[1]
+    other_batches = EngineOptions(batch=profiles_for([3]), flavor="tensorrt")
+    assert artifacts._kept(Path(first["path"]), file, version, other_batches) is None
+    assert made([1, 3], device="cuda:1")["build_s"] is not None
+    Path(first["path"]).write_bytes(b"damaged")
+    assert made([1, 3])["build_s"] is not None
+
+
+def test_rtx_runs_with_kernels_that_are_final(machine, shared, tmp_path):
+    world, _ = machine(RTX)
+    build_engine(read_onnx(shared.onnx()), tmp_path / "m.plan", EngineOptions(flavor="rtx", batch=((1, 4, 8),)))
+    world.configs.clear()
+    for graph in (False, True):
+        session = Session(lambda done: None)
+        session.open(
+            str(tmp_path / "m.plan"), backend="tensorrt-rtx", precision="fp32", device="cuda", cuda_graph=graph,
+            threads=1,
+        )  # fmt: skip
+    strategies = {config.dynamic_shapes_kernel_specialization_strategy.name for config in world.configs}
+    assert strategies == {"EAGER"}
+    assert {config.cuda_graph_strategy is None for config in world.configs} == {True, False}
+
+
+def test_a_gpu_by_its_number_is_the_one_that_is_built_for_and_opened(machine, shared, tmp_path, monkeypatch):
+    machine(NEWEST)
+    found = candidates.chosen(["tensorrt", "ort-cpu"], ["fp32"], device="cuda:1", cuda_graph="on")
+    assert [(c.backend, c.device, c.place) for c in found] == [
+        ("torch", "cuda", "cuda:1"), ("tensorrt", "cuda", "cuda:1"), ("ort-cpu", "cpu", "cpu")
+    ]  # fmt: skip
+    build_engine(read_onnx(shared.onnx()), tmp_path / "m.plan", EngineOptions(device="cuda:1", batch=((1, 4, 8),)))
+    ((given, _),) = candidates.given([tmp_path / "m.plan"], device="cuda:1")
+    session = Session(lambda done: None)
+    opened = session.open(
+        str(given.artifact), backend="tensorrt", precision="fp32", device=given.place, cuda_graph=True, threads=1
+    )
+    assert opened["device"] == GPUS[1].name
+    with pytest.raises(Unavailable, match=r"no GPU 2 here: 2 visible \(0 NVIDIA Standin 6000, 1 NVIDIA Standin 4000\)"):
+        candidates.chosen(["tensorrt"], ["fp32"], device="cuda:2")
+    rtx = candidates.Candidate(backend="tensorrt-rtx", precision="fp32", device="cuda", gpu=1)
+    assert rtx.why_not() == ""
+    monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (GPUS[0], Gpu("Tesla T4", "7.5")))
+    assert "does not run on compute capability 7.5" in rtx.why_not()
