@@ -40,7 +40,8 @@ def main() -> None:
     """Entry point."""
     command = cli.parse(Command, prog=PROG, description=__doc__ or "")
 
-    from pmm.export.triton import Serving, write_model_repository
+    from pmm.export.triton import write_model_repository
+    from pmm.export.triton_config import Serving
 
     serving = Serving(max_batch=command.max_batch, queue_delay_us=command.queue_delay_us, instances=command.instances)
     written = write_model_repository(

@@ -1,13 +1,12 @@
 """Artifacts -> a model repository for Triton Inference Server: one folder per model, loaded by the server as it lies.
 
-Fields and rules are those of Triton's model configuration (protobuf ModelConfig), model repository and batcher guides.
+Rules are those of Triton's model repository guide; what the server is told of each model: `pmm.export.triton_config`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -15,10 +14,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pmm.errors import UserError
-from pmm.export.pbtxt import Bare, Value, text_format
+from pmm.export.triton_config import Serving, model_config
 from pmm.files import cannot_write, existing_file, make_folder
 from pmm.manifest import Artifact, Manifest, manifest_path, read_manifest
 from pmm.onnx_file import read_onnx
@@ -27,33 +27,10 @@ from pmm.runtime.base import ENGINE_SUFFIXES
 CONFIG, VERSION = "config.pbtxt", "1"
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 SUFFIXES = {"onnxruntime": "-onnx", "tensorrt": "-trt"}
-TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 # All that a model folder of ours can hold; a folder that holds more is not ours to replace.
 OURS = {CONFIG, VERSION} | {f"{VERSION}/{file}{end}" for file in FILES.values() for end in ("", ".json")}
-ONNX_BEST, ONNX_MOST = 8, 64
-INT32_MAX = 2**31 - 1
+ONNX_MOST = 64
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Serving:
-    """How the server runs each model. Raises UserError for a number that Triton cannot take."""
-
-    max_batch: int | None = None
-    """Most images per call (default: an engine's own, 64 for an ONNX file)."""
-    queue_delay_us: int = 500
-    """Longest wait for others to share a batch with, in microseconds."""
-    instances: int = 1
-    """Copies of the model: per GPU, or in all on a server without one."""
-
-    def __post_init__(self) -> None:
-        for flag, value, least in (
-            ("--max-batch", 1 if self.max_batch is None else self.max_batch, 1),
-            ("--queue-delay-us", self.queue_delay_us, 0),
-            ("--instances", self.instances, 1),
-        ):
-            if not least <= value <= INT32_MAX:
-                raise UserError(f"{flag} {value}: expected a whole number from {least} to {INT32_MAX}")
 
 
 @dataclass(frozen=True)
@@ -129,74 +106,6 @@ def write_model_repository(
     return [(_write(model, repository.resolve(), repository / model.name), model) for model in models]
 
 
-def model_config(name: str, backend: str, manifest: Manifest, most: int, serving: Serving) -> str:
-    """The text of config.pbtxt; the same arguments give the same text.
-
-    Raises UserError if the manifest's types have no counterpart in Triton.
-    """
-    engine, input_, embedding = manifest.engine, manifest.input, manifest.embedding
-    best = min(engine.batch.best if engine else ONNX_BEST, most)
-    # ONNX Runtime has no bf16 convolution on the CPU: with KIND_GPU the server names what is missing
-    anywhere = engine is None and manifest.precision_found != "bf16"
-    config: dict[str, Value] = {
-        "name": name,
-        "backend": backend,
-        "max_batch_size": most,
-        "input": {
-            "name": input_.name,
-            "data_type": Bare(_type(input_.dtype, name)),
-            "format": Bare(f"FORMAT_{input_.layout}"),
-            "dims": list(input_.shape(manifest.preprocessing)),
-        },
-        "output": {
-            "name": embedding.name,
-            "data_type": Bare(_type(embedding.dtype, name)),
-            "dims": [embedding.dim],
-        },
-        "instance_group": {"count": serving.instances, "kind": Bare("KIND_AUTO" if anywhere else "KIND_GPU")},
-        "dynamic_batching": {
-            # the batcher never goes beyond the largest preferred size: without `most`, `best` would be the limit
-            "preferred_batch_size": sorted({best, most}),
-            "max_queue_delay_microseconds": serving.queue_delay_us,
-        },
-    }
-    if backend == "onnxruntime":
-        # on by default in ONNX Runtime; the parity figures were measured without. Not read on a server without a GPU
-        cuda: Value = {"name": "cuda", "parameters": {"key": "use_tf32", "value": "0"}}
-        config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": cuda}}
-    contract = _contract(manifest)
-    config["parameters"] = [{"key": key, "value": {"string_value": contract[key]}} for key in contract]
-    return text_format(config)
-
-
-def _contract(manifest: Manifest) -> dict[str, str]:
-    """What a client must know and the configuration has no field for; it reads them from the server."""
-    size, embedding, engine = manifest.preprocessing, manifest.embedding, manifest.engine
-    contract = {
-        "sha256": manifest.sha256,
-        "checkpoint_sha256": manifest.checkpoint_sha256,
-        "method": manifest.method,
-        "precision": manifest.precision_found,
-        "colour": manifest.input.colour,
-        "interpolation": manifest.input.interpolation,
-        "normalised_by": manifest.input.normalised_by,
-        "mean": json.dumps(size.mean),
-        "std": json.dumps(size.std),
-        "metric": embedding.metric,
-        "embedding_normalised": json.dumps(embedding.normalised),
-    }
-    if engine is not None:
-        contract |= {
-            "tensorrt_version": engine.version,
-            "platform": engine.platform,
-            "gpu": engine.gpu,
-            "compute_capability": engine.compute_capability,
-            "hardware_compatibility": engine.hardware_compatibility,
-        }
-    # prefixed: the backends read parameters of their own from the same table
-    return {f"pmm_{key}": value for key, value in contract.items()}
-
-
 def _open(path: Path) -> tuple[str, bytes, Manifest]:
     """Backend, content, and a manifest that holds the content's hash. Raises UserError."""
     suffix = path.suffix.lower()
@@ -224,6 +133,12 @@ def _open(path: Path) -> tuple[str, bytes, Manifest]:
             f"{path}: takes batches of {batch.least} to {batch.most}, and a server must take a single image; "
             f"build it again with --batch 1 {batch.best} {batch.most}"
         )
+    for before, after in pairwise(batch.profiles):
+        if after.least > before.most + 1:
+            raise UserError(
+                f"{path}: no profile takes {before.most + 1} images, and a server pads no batch; build it again with "
+                f"--batch {before} --batch {before.most + 1} {after.best} {after.most}"
+            )
     return "tensorrt", content, manifest
 
 
@@ -322,9 +237,3 @@ def _outside(repository: Path) -> Path:
     beside = repository.parent
     same_disk = beside.stat().st_dev == repository.stat().st_dev  # a rename cannot cross disks
     return beside if same_disk and os.access(beside, os.W_OK) else repository
-
-
-def _type(dtype: str, name: str) -> str:
-    if dtype not in TYPES:
-        raise UserError(f"model '{name}': its manifest says type '{dtype}'; expected {' or '.join(TYPES)}")
-    return TYPES[dtype]

@@ -15,7 +15,8 @@ from pmm.export.onnx import describe
 from pmm.export.precision import found_precision
 from pmm.export.recipe import EngineOptions, Recipe
 from pmm.export.reference import in_memory
-from pmm.export.triton import Serving, write_model_repository
+from pmm.export.triton import write_model_repository
+from pmm.export.triton_config import Serving
 from pmm.export.trt import build_engine
 from pmm.manifest import Artifact, BatchProfile, BatchProfiles, InputContract, read_manifest
 from pmm.onnx_file import read_onnx

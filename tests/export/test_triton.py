@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pmm.data.crops import Preprocessing
 from pmm.errors import UserError
 from pmm.export import triton as module
-from pmm.export.triton import Serving, model_config, write_model_repository
+from pmm.export.triton import write_model_repository
+from pmm.export.triton_config import Serving, model_config
 from pmm.files import sha256
 from pmm.manifest import (
     BatchProfile,
@@ -80,11 +81,11 @@ def make_onnx(path: Path, kind="uint8", *, beside=True, inside=False, **changes)
     return path
 
 
-def make_engine(path: Path, content=b"engine", flavor="tensorrt", batch=(1, 4, 16), **changes) -> Path:
+def make_engine(path: Path, content=b"engine", flavor="tensorrt", batch=(1, 4, 16), more=(), **changes) -> Path:
     engine = EngineContract(
         flavor=flavor,
         version="10.13.3",
-        batch=BatchProfiles((BatchProfile(least=batch[0], best=batch[1], most=batch[2]),)),
+        batch=BatchProfiles(tuple(BatchProfile(least=a, best=b, most=c) for a, b, c in (batch, *more))),
         onnx_sha256="0" * 64,
         platform="linux-x86_64",
         gpu="NVIDIA L4",
@@ -145,6 +146,18 @@ def contract(digest: str, **changes) -> dict[str, str]:
 NO_TF32 = {"execution_accelerators": {"gpu_execution_accelerator": [{"name": "cuda", "parameters": {"use_tf32": "0"}}]}}
 
 
+HEURISTIC = {"cudnn_conv_algo_search": "1"}
+
+
+def warm_up(*batches, data_type="TYPE_UINT8", dims=("6", "4", "3")):
+    black = {"data_type": data_type, "dims": list(dims), "zero_data": True}
+    return [{"name": f"batch {batch}", "batch_size": batch, "inputs": {"images": black}} for batch in batches]
+
+
+def graphs(*ranges):
+    return [{"batch_size": most, "graph_lower_bound": {"batch_size": least}} for least, most in ranges]
+
+
 def test_an_onnx_file_with_uint8_input(tmp_path):
     source = make_onnx(tmp_path / "pmm.onnx")
     done = run_here("export/to_triton.py", source, "--repo", tmp_path / "models")
@@ -161,7 +174,8 @@ def test_an_onnx_file_with_uint8_input(tmp_path):
         "instance_group": [{"count": 1}],  # KIND_AUTO is 0, and so not listed
         "dynamic_batching": {"preferred_batch_size": [8, 64], "max_queue_delay_microseconds": "500"},
         "optimization": NO_TF32,
-        "parameters": contract(sha256(source)),
+        "model_warmup": warm_up(1, 8, 64),
+        "parameters": contract(sha256(source), **HEURISTIC),
     }
     assert "kind: KIND_AUTO\n" in (folder / "config.pbtxt").read_text()
     assert sorted(tree(folder)) == ["1/model.onnx", "1/model.onnx.json", "config.pbtxt"]
@@ -198,8 +212,10 @@ def test_an_onnx_file_with_float_input_and_every_flag(tmp_path):
         "instance_group": [{"count": 3}],
         "dynamic_batching": {"preferred_batch_size": [6]},  # a delay of 0 is not listed
         "optimization": NO_TF32,
+        "model_warmup": warm_up(1, 6, data_type="TYPE_FP32", dims=["3", "6", "4"]),
         "parameters": contract(
             sha256(source),
+            **HEURISTIC,
             pmm_colour="bgr",
             pmm_normalised_by="caller",
             pmm_metric="cosine",
@@ -224,6 +240,10 @@ def test_an_engine(tmp_path, suffix):
         "output": [{"name": "embeddings", "data_type": "TYPE_FP32", "dims": ["5"]}],
         "instance_group": [{"count": 1, "kind": "KIND_GPU"}],
         "dynamic_batching": {"preferred_batch_size": [4, 16], "max_queue_delay_microseconds": "500"},
+        "optimization": {
+            "cuda": {"graphs": True, "graph_spec": graphs((1, 1), (2, 2), (3, 4), (5, 8), (9, 12), (13, 16))}
+        },
+        "model_warmup": warm_up(1, 4, 16),
         "parameters": contract(
             sha256(source),
             pmm_precision="fp16",
@@ -246,6 +266,33 @@ def test_an_engine_may_be_served_with_smaller_batches(tmp_path, asked, preferred
     config = parse(model.config)
     assert config.max_batch_size == asked
     assert list(config.dynamic_batching.preferred_batch_size) == preferred
+
+
+@pytest.mark.parametrize("batch", [(1, 1, 1), (1, 4, 16), (1, 7, 10), (1, 8, 64), (1, 65, 100), (1, 96, 256)])
+def test_every_batch_up_to_64_and_those_that_the_batcher_prefers_run_as_one_graph(tmp_path, batch):
+    """By the rules of ValidateGraphSpec and FindClosestCudaGraph in the backend's instance_state.cc."""
+    source = make_engine(tmp_path / "pmm.plan", batch=batch)
+    [(_, model)] = write_model_repository([source], tmp_path / "models")
+    config = parse(model.config)
+    specs = [(spec.graph_lower_bound.batch_size, spec.batch_size) for spec in config.optimization.cuda.graph_spec]
+    assert all(1 <= least <= most <= config.max_batch_size for least, most in specs)
+    assert len(specs) <= 14
+    for size in (*range(1, min(batch[2], 64) + 1), *config.dynamic_batching.preferred_batch_size):
+        assert sum(least <= size <= most for least, most in specs) == 1
+    assert [warm.batch_size for warm in config.model_warmup] == sorted(set(batch))
+
+
+def test_an_engine_of_several_profiles_is_served_with_all_of_them(tmp_path):
+    """Triton's model configuration: without `profile`, an instance has the first one alone."""
+    source = make_engine(tmp_path / "pmm.plan", batch=(1, 1, 4), more=[(1, 8, 64)])
+    [(_, model)] = write_model_repository([source], tmp_path / "models")
+    config = as_dict(model.config)
+    assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU", "profile": ["0", "1"]}]
+    assert config["model_warmup"] == warm_up(1, 8, 64)
+    assert config["max_batch_size"] == 64
+    gap = make_engine(tmp_path / "gap.plan", batch=(1, 1, 1), more=[(4, 8, 64)])
+    with pytest.raises(UserError, match=r"gap.plan: no profile takes 2 images.*--batch 1 1 1 --batch 2 8 64"):
+        write_model_repository([gap], tmp_path / "models")
 
 
 def test_bf16_needs_a_gpu(tmp_path):
