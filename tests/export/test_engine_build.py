@@ -2,15 +2,18 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from pmm import machine as hardware
 from pmm.errors import Unavailable, UserError
+from pmm.export.build_log import BuildLog
 from pmm.export.gate import Gate
-from pmm.export.recipe import EngineOptions
-from pmm.export.trt import describe_engine
+from pmm.export.recipe import EngineOptions, Recipe
+from pmm.export.trt import build_engine, describe_engine
 from pmm.machine import Gpu
+from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
 from pmm.runtime import engine_origin, flavors
 from pmm.runtime.base import open_runner
@@ -97,6 +100,29 @@ def test_a_log_that_cannot_be_written_is_said_before_the_build(machine, shared, 
     (tmp_path / "m.plan.log").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*m\.plan\.log: it is a folder"):
         built(shared, tmp_path / "m.plan")
+
+
+def test_a_full_disk_costs_the_rest_of_the_log_alone(capsys):
+    log = BuildLog(Path("/dev/full"), False)
+    for at in range(3):
+        log.write("INFO", f"line {at}")
+    assert capsys.readouterr().err.count("warning: /dev/full ends early: No space left on device") == 1
+
+
+@pytest.mark.parametrize("version", [NEWEST, "tensorrt_rtx-1.7.1.116"])
+def test_an_engine_of_a_static_batch_is_built_proved_and_run(machine, shared, gate, tmp_path, version):
+    _, flavor = machine(version)
+    file = read_onnx(shared.onnx(Recipe(precision="fp16", static_batch=4)))
+    for batch in ((), ((4, 4, 4),)):
+        options = EngineOptions(flavor=flavor, batch=batch)
+        artifact = build_engine(file, tmp_path / "m.plan", options, gate=gate)
+        assert str(artifact.manifest.engine.batch) == "4 4 4"
+        assert artifact.manifest.parity["rows"] == len(gate.crops)
+    with open_runner(artifact.path) as runner:
+        assert numeric_parity(gate.expected[:7], runner(gate.crops[:7])).min_cosine > 0.999
+    with pytest.raises(UserError, match=r"static batch 4 takes 4 images .* --batch is 1 8 64; leave --batch out"):
+        build_engine(file, tmp_path / "n.plan", EngineOptions(flavor=flavor, batch=((1, 8, 64),)))
+    assert {path.name for path in tmp_path.iterdir()} == {"m.plan", "m.plan.json", "m.plan.log", "n.plan.log"}
 
 
 COMPATIBILITY = [

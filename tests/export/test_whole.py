@@ -81,6 +81,7 @@ def test_a_builder_that_cannot_start_is_one_line_with_its_reason(machine, shared
         build_engine(read_onnx(shared.onnx()), tmp_path / "m.plan")
     for fact in ("tensorrt 11.4.0", "driver version is insufficient", "CUDA 12.2", "update the driver"):
         assert fact in str(caught.value)
+    assert "[ERROR] CUDA initialization failure" in (tmp_path / "m.plan.log").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]  # why it was refused
 
 

@@ -7,6 +7,7 @@ The engine's layers are those of the parsed network; its numbers are ONNX Runtim
 import base64
 import ctypes
 import json
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 import onnx
@@ -78,6 +79,7 @@ class Whole(Narrow):
         self.__dict__.update(
             _runtime=runtime, _world=world, _make=runtime._make, __version__=listed["version"],
             _inspector=inspector, _lies=lies, _dies=dies, _parsed=[], driver=Driver(world),
+            __spec__=ModuleSpec("tensorrt", None),  # torch, where it is imported later, looks whether it could be
         )  # fmt: skip
 
     def __getattr__(self, name):

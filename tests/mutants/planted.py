@@ -12,8 +12,8 @@ import tomllib
 
 LISTS = Path(__file__).with_name("planted")
 AREAS = (
-    "calibration", "commands", "files", "gates", "losses", "manifest", "metrics", "ops", "parity", "precision", "ranks",
-    "readers", "reranking", "resume", "sampler", "statistics",
+    "calibration", "commands", "engines", "files", "gates", "losses", "manifest", "metrics", "ops", "parity",
+    "precision", "ranks", "readers", "reranking", "resume", "sampler", "statistics",
 )  # fmt: skip
 
 
