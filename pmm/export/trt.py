@@ -23,9 +23,9 @@ from pmm.export.engine_precision import inspected
 from pmm.export.gate import Gate
 from pmm.export.precision import Found
 from pmm.export.recipe import EngineOptions
-from pmm.files import write_file
+from pmm.files import sha256, write_file
 from pmm.machine import Gpu, cuda_index, driver_version
-from pmm.manifest import Artifact, BatchProfiles, EngineContract, Manifest, drafted, manifest_path
+from pmm.manifest import Artifact, BatchProfiles, Draft, EngineContract, Manifest, drafted, manifest_path
 from pmm.onnx_file import OnnxFile
 from pmm.runtime.flavors import (
     FLAVORS,
@@ -97,15 +97,8 @@ def build_engine(
         with drafted(out, manifest) as draft:
             draft.path.write_bytes(built.engine)
             if gpu_for(flavor, options.device):
-                # the engine's file is opened as a user's would be, so it needs its manifest for the moment
-                beside = manifest_path(draft.path)
-                try:
-                    beside.write_text(
-                        dataclasses.replace(manifest, sha256=hashlib.sha256(built.engine).hexdigest()).to_json()
-                    )
+                with _openable(draft, out):
                     draft.manifest = _prove(draft.path, manifest, gate, str(out), options.device, log.write)
-                finally:
-                    beside.unlink(missing_ok=True)
     return Artifact(out, draft.manifest)
 
 
@@ -147,6 +140,20 @@ def _current(device: str) -> Iterator[Gpu | None]:
     index, gpu = cuda_index(device), gpu_here(device)
     with current_gpu(index) if index is not None else contextlib.nullcontext():
         yield gpu
+
+
+@contextlib.contextmanager
+def _openable(draft: Draft, out: Path) -> Iterator[None]:
+    """The draft's file with its manifest beside it, for the moment, so that it can be opened as a user's would be; in
+    errors it has the name that it is to get."""
+    beside = manifest_path(draft.path)
+    try:
+        beside.write_text(dataclasses.replace(draft.manifest, sha256=sha256(draft.path)).to_json())
+        yield
+    except UserError as error:
+        raise type(error)(str(error).replace(str(draft.path), str(out))) from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _sizes(batch: BatchProfiles) -> str:

@@ -41,6 +41,7 @@ def test_several_profiles_are_built_proved_and_run(machine, shared, gate, tmp_pa
 
 def test_each_profile_is_proved_at_its_best_batch(machine, shared, gate, tmp_path, monkeypatch):
     machine(NEWEST)
+    shared.onnx(Recipe(precision="fp16"))  # whose export has a gate too
     asked = []
     monkeypatch.setattr(Gate, "check", lambda self, *args: asked.append(args[-1]))
     built(shared, tmp_path / "m.plan", gate=gate, batch=((1, 1, 1), (1, 4, 8), (1, 6, 8)))
@@ -92,6 +93,15 @@ def test_a_build_that_fails_is_one_line_with_its_reason_and_the_way_out(machine,
     for fact in (*facts, f"log is {tmp_path / 'm.plan.log'}"):
         assert fact in message
     assert DEATHS[dies][-1][1] in (tmp_path / "m.plan.log").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]
+
+
+def test_an_engine_that_does_not_open_is_called_by_its_own_name(machine, shared, tmp_path):
+    """It is opened before it has it."""
+    world, _ = machine(NEWEST)
+    world.failing.add("create_execution_context")
+    with pytest.raises(UserError, match=r"^\S+/m\.plan: tensorrt .*create_execution_context failed"):
+        built(shared, tmp_path / "m.plan")
     assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]
 
 
