@@ -20,16 +20,22 @@ from pmm.machine import gpu_at, quota_cores
 from pmm.manifest import EmbeddingContract
 from pmm.runtime.base import Embeddings, Runner, Step
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
+from pmm.runtime.gpu_array import CudaArray, GpuArray, gpu_array, is_on_gpu
 from pmm.runtime.memory import batch_fits
 from pmm.runtime.tf32 import has_tf32
 
 WARM_UPS = 3
 """Runs before a capture: libraries choose their kernels and reserve their memory, neither of which can be captured."""
+LEGACY_STREAM = 1
+"""DLPack's name for CUDA's default stream, which torch calls 0."""
 _TF32 = threading.RLock()
 
 
 class TorchRunner(Runner):
-    """Images go to the device, `_run` makes embeddings of them there, and those come back. Subclasses set `info`."""
+    """Images go to the device, `_run` makes embeddings of them there, and those come back. Subclasses set `info`.
+
+    On a GPU, images may lie there already: torch's CUDA tensors, or what has DLPack or the CUDA array interface.
+    """
 
     def __init__(
         self,
@@ -57,13 +63,59 @@ class TorchRunner(Runner):
         self._captured.clear()
         self._give_back_threads()
 
-    def __call__(self, images: Crops) -> Embeddings:
-        self.check(images)
-        if not len(images):
-            return np.empty((0, self.embedding.dim), np.float32)
+    def __call__(self, images: Crops | CudaArray) -> Embeddings:
+        return self._embedded(images, lambda found: found.float().cpu()).numpy()
+
+    def embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
+        if self.device.type != "cuda":
+            return super().embed_on_gpu(images)
+
+        def complete(found: Tensor) -> Tensor:
+            found = found.float().contiguous()
+            torch.cuda.current_stream(self.device).synchronize()
+            return found
+
+        found = self._embedded(images, complete)
+        return GpuArray(found.data_ptr(), tuple(found.shape), np.dtype(np.float32), self._index(), found)
+
+    def _embedded(self, images: Crops | CudaArray, after: Callable[[Tensor], Tensor]) -> Tensor:
+        """The embeddings [B, D], and what `after` makes of them while running out of memory is still ours to say."""
+        placed = self._taken(images)
+        if not len(placed):
+            return torch.empty(0, self.embedding.dim, device="cpu")
         run = self._replay if self._cuda_graph else self._forward
-        with batch_fits(len(images)):
-            return run(self._placed(images)).float().cpu().numpy()
+        with batch_fits(len(placed)):
+            return after(run(placed))
+
+    def _taken(self, images: Crops | CudaArray) -> Tensor:
+        """uint8 images [B, H, W, 3] on the device. Raises UserError for others, and for ones on another GPU."""
+        if not is_on_gpu(images):
+            self.check(images)  # type: ignore[arg-type]
+            return self._placed(images)  # type: ignore[arg-type]
+        if self.device.type != "cuda":
+            raise UserError(
+                "the images lie on a GPU, and this runner is on the CPU: copy them, as with .cpu().numpy() in torch"
+            )
+        if isinstance(images, Tensor):
+            given, index = images, images.device.index
+        else:
+            with torch.cuda.device(self.device):
+                stream = torch.cuda.current_stream(self.device).cuda_stream or LEGACY_STREAM
+                array = gpu_array(images, stream)
+                given, index = _shared(array), array.device
+        if index != self._index():
+            raise UserError(
+                f"the images lie on cuda:{index}, and this runner is on cuda:{self._index()}; open it there (device=), "
+                "or move them"
+            )
+        if given.dtype != torch.uint8:
+            raise UserError(f"the images on the GPU are {given.dtype}; expected uint8 [B, H, W, 3]")
+        self.check(GpuArray(given.data_ptr(), tuple(given.shape), np.dtype(np.uint8), index, given))
+        return given
+
+    def _index(self) -> int:
+        """Of the GPU."""
+        return torch.cuda.current_device() if self.device.index is None else self.device.index
 
     def bind(self, images: Crops) -> Step:
         """As `Runner.bind`. Raises UserError for no images."""
@@ -110,6 +162,11 @@ class TorchRunner(Runner):
                 del self._captured[next(iter(self._captured))]
             captured.images[:count].copy_(images)  # the other rows are images of runs before, or black
             return captured.replay()[:count].clone()
+
+
+def _shared(array: GpuArray) -> Tensor:
+    """The same memory as a tensor."""
+    return torch.as_tensor(array)
 
 
 class CapturedRun:

@@ -19,11 +19,13 @@ from pmm.export.recipe import MIN_COSINE
 from pmm.machine import Gpu, nvidia_gpus
 from pmm.manifest import EmbeddingContract
 from pmm.parity.numeric import numeric_parity
-from pmm.runtime import eager, torch_runner
-from pmm.runtime.base import open_runner
+from pmm.runtime import driver, eager, torch_runner
+from pmm.runtime.base import RunnerInfo, open_runner
 from pmm.runtime.cuda_graph import bucket
 from pmm.runtime.eager import EagerRunner
 from pmm.runtime.torch_runner import WARM_UPS, CudaStep, TorchRunner, tf32_allowed
+from tests.runtime.standin import Libcuda, Stream, World
+from tests.runtime.standin import OnGpu as Theirs
 
 SIZE = Preprocessing(height=4, width=2, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 CPU = torch.device("cpu")
@@ -222,8 +224,13 @@ class Gpus:
         fake = self
 
         class Stream:
+            cuda_stream = 7
+
             def __init__(self, device=None):
                 self.device = device or fake.current
+
+            def synchronize(self):
+                fake.synchronized += 1
 
             def wait_stream(self, other):
                 pass
@@ -273,6 +280,7 @@ class Gpus:
             "graph": graph,
             "stream": lambda stream: contextlib.nullcontext(),
             "device": device,
+            "current_device": lambda: 0,
             "current_stream": Stream,
             "synchronize": lambda device=None: setattr(fake, "synchronized", fake.synchronized + 1),
         }.items():
@@ -367,6 +375,68 @@ def test_a_batch_too_large_for_the_gpu_is_one_line(gpus, error, cuda_graph):
         runner(pixels(7))
 
 
+class CudaTensor(torch.Tensor):
+    """One of torch's, on its first GPU."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # what is made of it is a plain tensor
+    device = torch.device("cuda", 0)
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+
+@pytest.fixture
+def world(gpus, monkeypatch):
+    """Where arrays of others come complete with a stream, ours being number 7."""
+    world = World()
+    cuda = Libcuda(world)
+    monkeypatch.setattr(driver, "cuda_library", lambda: cuda)
+    world.streams[7] = Stream()
+
+    def shared(array):
+        world.streams[7].run()  # what our stream does comes after
+        host = type("Host", (), {"__array_interface__": {**array.__cuda_array_interface__, "version": 3}})()
+        return torch.from_numpy(np.array(host))
+
+    monkeypatch.setattr(torch_runner, "_shared", shared)
+    return world
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("kind", ["torch", "dlpack", "interface"])
+def test_images_that_are_on_the_gpu_stay_there(gpus, world, kind, cuda_graph):
+    runner = OnGpu(gpus, cuda_graph=cuda_graph)
+    runner._placed = lambda images: pytest.fail("a way through the host")
+    for count in (3, 5, 4):
+        images = pixels(count, count)
+        given = torch.from_numpy(images).as_subclass(CudaTensor) if kind == "torch" else Theirs(world, images, kind)
+        assert np.array_equal(runner(given), sums(images))
+        waits = gpus.synchronized
+        there = runner.embed_on_gpu(given)
+        assert (there.shape, there.dtype, there.device) == ((count, 2), np.float32, 0)
+        assert gpus.synchronized > waits, "not complete"
+        assert np.array_equal(there.owner.numpy(), sums(images))
+    none = torch.from_numpy(pixels(0)).as_subclass(CudaTensor)
+    assert runner(none).shape == runner.embed_on_gpu(none).shape == (0, 2)
+
+
+def test_images_on_a_gpu_that_cannot_be_taken(gpus, world):
+    runner, images = OnGpu(gpus), pixels(2)
+    for content, index, said in (
+        (images, 1, r"lie on cuda:1, and this runner is on cuda:0"),
+        (images.astype(np.float32), 0, r"torch.float32; expected uint8 \[B, H, W, 3\]"),
+        (images[:, :2], 0, r"\[2, 2, 2, 3\]; expected uint8 \[B, 4, 2, 3\]"),
+    ):
+        with pytest.raises(UserError, match=said):
+            runner(Theirs(world, np.ascontiguousarray(content), "dlpack", index))
+    with pytest.raises(UserError, match=r"this runner is on the CPU: copy them"):
+        Sums()(Theirs(world, images, "dlpack"))
+    cpu = Sums()
+    cpu.info = RunnerInfo(backend="torch", device="cpu", precision="fp32", provider="torch")
+    with pytest.raises(UserError, match=r"torch leaves no embeddings on a GPU: it runs on cpu"):
+        cpu.embed_on_gpu(images)
+
+
 def test_threads_share_a_graph_but_not_their_embeddings(gpus):
     runner = OnGpu(gpus, cuda_graph=True)
     barrier = threading.Barrier(4)
@@ -438,6 +508,9 @@ def test_the_reference_on_a_gpu_is_the_reference(trained, crops, tf32_state):
     with open_runner(trained, "cpu") as reference, EagerRunner.open(trained, "cuda") as runner:
         assert (runner.info.device, runner.info.precision) == (nvidia_gpus()[0].name, "fp32")
         assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE["fp32"]
+        there = torch.from_numpy(crops).cuda()
+        assert np.array_equal(runner(there), runner(crops))
+        assert np.array_equal(torch.as_tensor(runner.embed_on_gpu(there)).cpu().numpy(), runner(crops))
         assert all(0 < ms < 10_000 for ms in synchronised(runner.bind(crops[:8])))
     with EagerRunner.open(trained, "cuda", tf32=True) as runner, open_runner(trained, "cuda") as exact:
         assert runner.info.precision == "tf32"
