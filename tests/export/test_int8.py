@@ -1,5 +1,6 @@
 """int8: what it is calibrated on, the recipes, and the layers that must stay in fp32."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -8,15 +9,19 @@ import pytest
 import torch
 
 from pmm import checkpoint
-from pmm.data.crops import load_crops
+from pmm.config import preset
+from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.errors import UserError
 from pmm.export import gate
 from pmm.export.calibration import calibration_files
 from pmm.export.gate import ParityFailed
-from pmm.export.int8 import Quantizer, quantised_until
+from pmm.export.graph import deployed_graph, to_onnx
+from pmm.export.int8 import Quantizer, _main_inputs, quantised_until
 from pmm.export.onnx import describe, export_onnx
 from pmm.export.recipe import Recipe, Verification
+from pmm.manifest import EmbeddingContract, InputContract
+from pmm.models.registry import build_model
 from pmm.onnx_file import read_onnx
 from tests.conftest import assert_one_line_error, run_here
 from tests.data import trees
@@ -246,3 +251,17 @@ def test_folders_far_above_say_nothing_of_the_crops(tmp_path):
     assert len(calibration_files(root, "folder", 64)) == 40
     with pytest.raises(UserError, match="lies in 'test'"):
         calibration_files(trees.folders(tmp_path / "mine" / "test" / "people", names), "folder", 64)
+
+
+@pytest.mark.slow
+def test_every_sum_of_a_resnet_50_has_its_main_input():
+    """Which the last of a block's three convolutions gives, with and without a convolution in the shortcut."""
+    base = preset("paper")
+    config = dataclasses.replace(base, model=dataclasses.replace(base.model, num_classes=2, weights="none"))
+    model, size = build_model(config).eval(), dataclasses.replace(preprocessing_of(base), height=64, width=32)
+    graph = deployed_graph(model, size, InputContract(), EmbeddingContract.of(model), "fp32")
+    proto = to_onnx(graph, size, InputContract(), 20)
+    found, makers = _main_inputs(proto), {name: node for node in proto.graph.node for name in node.output}
+    assert set(found) == {node.name for node in proto.graph.node if node.op_type == "Add"}
+    assert len(found) == 17  # 3 + 4 + 6 + 3, and the part-based head's own block
+    assert all(makers[name].input[1].endswith("conv3.weight") for name in found.values())
