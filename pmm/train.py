@@ -183,6 +183,7 @@ def train(
     """
     if FIRST:
         _check_folder(out, resume)
+    from pmm.cuda_versions import advice
     from pmm.machine import nvidia_gpus
     from pmm.processes import joined
     from pmm.progress import warn
@@ -193,7 +194,8 @@ def train(
         _check_kernels(device)
     with joined(torch_device(device)) as (processes, own):
         if device == "auto" and own.type == "cpu" and processes.main and nvidia_gpus():
-            warn("torch cannot use the NVIDIA GPU that is here, so this trains on the CPU; see python -m pmm.info")
+            why = advice("torch") or "; see python -m pmm.info"
+            warn(f"torch cannot use the NVIDIA GPU that is here, so this trains on the CPU{why}")
         out = Path(processes.told(str(out)))
         given = processes.together(lambda: config if resume else settled(config))
         config, split = processes.together(lambda: training_data(given))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import io
 import logging
-import re
 import sys
 import threading
 from collections import Counter
@@ -18,17 +14,18 @@ import numpy as np
 from pmm.cuda_versions import advice
 from pmm.data.crops import Crops
 from pmm.errors import Unavailable, UserError
-from pmm.machine import clashing_wheels, compute_threads, cuda_index, driver_version, gpu_at, nvidia_gpus
+from pmm.machine import clashing_wheels, compute_threads, cuda_index, gpu_at, nvidia_gpus
 from pmm.manifest import Manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, in_runs, warn_if_unverified
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.memory import batch_fits, reason
+from pmm.runtime.ort_cuda import CUDA, CUDA_FAILURE, CudaFailure, fell_back, preload
 from pmm.runtime.placed import NO_GRAPH, Placed, PlacedStep
 from pmm.runtime.tf32 import has_tf32
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": CUDA}
 COMPUTED = {("fp16", "cpu"): "fp32", ("int8", "cuda"): "fp32"}
 """Precision of the file and device, where ONNX Runtime has no products in it: what it computes them in."""
 SEARCH = "HEURISTIC"
@@ -36,11 +33,6 @@ SEARCH = "HEURISTIC"
 batch has another size than the one before it; with HEURISTIC cuDNN says at once what it expects to be fastest. Batches
 of changing sizes are what is served, and a bench times what is served, so it is one setting for all runs."""
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
-_CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d")
-
-
-class CudaFailure(UserError):  # noqa: N818 - as ONNX Runtime words it
-    """A CUDA library refused to work for ONNX Runtime: an old driver, a cuDNN for another CUDA, a full GPU."""
 
 
 class OrtRunner(Runner):
@@ -81,7 +73,7 @@ class OrtRunner(Runner):
         why = ""
         try:
             self.session = open_session(file.content, str(path), device, **options)
-            why = _fell_back(self.session) if auto and device != "cpu" else ""
+            why = fell_back(_import(), self.session) if auto and device != "cpu" else ""
         except CudaFailure as error:
             if not auto:
                 raise
@@ -210,49 +202,15 @@ def open_session(
     }
     provider = (PROVIDERS["cpu"], {}) if gpu is None else (PROVIDERS["cuda"], on_gpu)
     if gpu is not None:
-        _preload(ort)
+        preload(ort)
     try:
         # without the fallback: it would print, go on with the CPU, and do so again in the middle of the runs
         return ort.InferenceSession(content, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # ORT raises its own exception types, one per kind of bad file
         said = f"{name}: ONNX Runtime cannot load it ({reason(error)})"
-        if gpu is not None and _CUDA_FAILURE.search(str(error)):
+        if gpu is not None and CUDA_FAILURE.search(str(error)):
             raise CudaFailure(said + advice("onnxruntime-gpu")) from error
         raise UserError(said) from error
-
-
-def _preload(ort: Any) -> None:
-    """Find the CUDA libraries in the nvidia packages: the provider knows no place to look for them, and only a process
-    that has imported torch has them already."""
-    if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; `_fell_back` says it
-            ort.preload_dlls()
-
-
-def _fell_back(session: Any) -> str:
-    """Where ONNX Runtime runs instead of on the GPU, the reason of the system's loader, and what to do; empty if it
-    runs there."""
-    first = session.get_providers()[0]
-    if first == PROVIDERS["cuda"]:
-        return ""
-    ort, said = _import(), ""
-    name = "onnxruntime_providers_cuda.dll" if sys.platform == "win32" else "libonnxruntime_providers_cuda.so"
-    try:  # only now: loaded before ONNX Runtime does it, the library would not find its host
-        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / name))
-    except OSError as error:
-        said = f" ({error})"
-    version = getattr(ort, "cuda_version", "") or ""
-    return (
-        f"ONNX Runtime fell back to {first}{said}; this one is built for CUDA {version or 'of another version'} and "
-        f"cuDNN 9, the driver serves CUDA {driver_version() or 'of no version'}{_mend(said, version)}"
-    )
-
-
-def _mend(said: str, version: str) -> str:
-    """What to install where the loader said this: cuDNN if that is missing, else what fits the driver and torch."""
-    if "cudnn" in said.partition(":")[0]:
-        return f"; no cuDNN 9 is here: pip install nvidia-cudnn-cu{version.partition('.')[0] or 13}"
-    return advice("onnxruntime-gpu") or ': pip install "onnxruntime-gpu[cuda,cudnn]"'
 
 
 def _import() -> Any:
@@ -306,7 +264,7 @@ def _evidence(session: Any, device: str, name: str) -> str:
     Raises UserError if it is not the one asked for: ONNX Runtime falls back without a word.
     """
     wanted = PROVIDERS["cpu" if device == "cpu" else "cuda"]
-    if device != "cpu" and (why := _fell_back(session)):
+    if device != "cpu" and (why := fell_back(_import(), session)):
         raise UserError(f"{name}: asked for {wanted}, but {why}; refusing to run")
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return wanted

@@ -18,7 +18,7 @@ from pmm.machine import Gpu, nvidia_gpus
 from pmm.manifest import Artifact, manifest_path
 from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
-from pmm.runtime import ort
+from pmm.runtime import ort, ort_cuda
 from pmm.runtime.base import open_runner
 from pmm.runtime.flavors import FLAVORS, RTX_CAPABILITIES
 from pmm.runtime.tf32 import has_tf32
@@ -241,13 +241,13 @@ def test_what_a_provider_that_does_not_load_needs(monkeypatch, missing, driver, 
     built = cuda_versions.Built
     installed = [built("torch", "2.11.0", torch), built("onnxruntime-gpu", "1.31.1", "13.0")]
     monkeypatch.setattr(cuda_versions, "built_for", lambda: installed)
-    for module in (cuda_versions, ort):
+    for module in (cuda_versions, ort_cuda):
         monkeypatch.setattr(module, "driver_version", lambda: driver)
 
     def load(path):
         raise OSError(f"{missing}: cannot open shared object file: No such file or directory")
 
-    monkeypatch.setattr(ort.ctypes, "CDLL", load)
+    monkeypatch.setattr(ort_cuda.ctypes, "CDLL", load)
     fallen = type("Fallen", (), {"get_providers": lambda self: ["CPUExecutionProvider"]})()
     with pytest.raises(UserError) as caught:
         ort._evidence(fallen, "cuda:1", "x.onnx")
