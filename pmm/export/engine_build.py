@@ -44,7 +44,7 @@ def build(
     gpu: Gpu | None = None,
     asked: str | None = None,
 ) -> Built:
-    """Build `file` with the module `trt` of `flavor`.
+    """Build `file` with the module `trt` of `flavor`, for options that `check_options` lets pass.
 
     Args:
         log: gets all that the builder says.
@@ -52,12 +52,9 @@ def build(
         asked: the precision that the network must have; None for any.
 
     Raises:
-        UserError: what is asked for is not in the file, this version or this GPU, or the library refuses.
+        UserError: what is asked for is not in the file or this GPU, or the library refuses.
     """
     name, logger = f"{file.path}: {flavor} {trt.__version__}", error_logger(trt, log.write)
-    level = _compatibility_level(trt, flavor, options, gpu, name)
-    if options.timing_cache is not None and flavor == "rtx":  # its operations are no-ops there (pyCore.cpp)
-        raise UserError(f"{name}: --timing-cache is for TensorRT; TensorRT-RTX measures no kernels when it builds")
     builder = started(trt.Builder, logger, name)
     # always so from TensorRT 11 on, which ignores the flag
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -83,29 +80,31 @@ def build(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, max(1, int(options.workspace * 2**30)))
     if options.opt_level is not None:
         config.builder_optimization_level = options.opt_level
-    if level is not None:
-        config.hardware_compatibility_level = level
+    if options.hardware_compatibility != "none":  # TensorRT-RTX has neither the setter nor the getter
+        config.hardware_compatibility_level = _level(trt, options)
     with _timing_cache(config, options.timing_cache, name), cli.deferred_interrupt() as release:
         with _progress(trt, config, release, show=not options.verbose):
             engine = builder.build_serialized_network(network, config)
         release()
         if engine is None:
             raise _refused(name, logger, log.serious, options, batch)
-    return Built(bytes(engine), found, batch, (*told, *_flags(trt, config)))
+    return Built(bytes(engine), found, batch, (*told, *_flags(trt, config, options)))
 
 
-def _compatibility_level(trt: Any, flavor: str, options: EngineOptions, gpu: Gpu | None, name: str) -> Any:
-    """The member of HardwareCompatibilityLevel; None for what the library does by itself.
+def check_options(trt: Any, flavor: str, options: EngineOptions, gpu: Gpu | None) -> None:
+    """Raises UserError for what this library, version or GPU does not have.
 
     Least compute capabilities: NvInfer.h, HardwareCompatibilityLevel.
     """
-    word, levels = options.hardware_compatibility, trt.HardwareCompatibilityLevel
+    name, word = f"{flavor} {trt.__version__}", options.hardware_compatibility
+    if options.timing_cache is not None and flavor == "rtx":  # its operations are no-ops there (pyCore.cpp)
+        raise UserError(f"{name}: --timing-cache is for TensorRT; TensorRT-RTX measures no kernels when it builds")
     if word == "none":
-        return None
+        return
     flag = f"--hardware-compatibility {word}"
     if flavor == "rtx":
         raise UserError(f"{name}: {flag} is for TensorRT; TensorRT-RTX compiles its engines for the GPU that they meet")
-    if not hasattr(levels, word.replace("-", "_").upper()):
+    if _level(trt, options) is None:
         raise UserError(f"{name} has no {flag}: TensorRT has it from 10.9 on; give none or ampere-plus")
     least = (8, 0) if word == "ampere-plus" else (7, 5)
     if gpu and tuple(map(int, gpu.compute_capability.split("."))) < least:
@@ -113,7 +112,11 @@ def _compatibility_level(trt: Any, flavor: str, options: EngineOptions, gpu: Gpu
             f"{name}: {flag} needs a GPU of compute capability {least[0]}.{least[1]} or more to build on, and "
             f"{gpu.name} has {gpu.compute_capability}"
         )
-    return getattr(levels, word.replace("-", "_").upper())
+
+
+def _level(trt: Any, options: EngineOptions) -> Any:
+    """The member of HardwareCompatibilityLevel; None for one that this version does not have."""
+    return getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.replace("-", "_").upper(), None)
 
 
 def _check_tf32(path: Path, found: Found, gpu: Gpu | None) -> None:
@@ -123,12 +126,13 @@ def _check_tf32(path: Path, found: Found, gpu: Gpu | None) -> None:
         raise Unavailable(f"{path}: --tf32: {gpu.name} has no TF32; build without it")
 
 
-def _flags(trt: Any, config: Any) -> Iterator[str]:
+def _flags(trt: Any, config: Any, options: EngineOptions) -> Iterator[str]:
     """What shapes the build, read back from the configuration."""
     yield TF32_ON if config.get_flag(trt.BuilderFlag.TF32) else "TF32 off"
     yield f"workspace {config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) / 2**30:.3g} GiB"
     yield f"optimization level {config.builder_optimization_level}"
-    yield f"hardware compatibility {str(config.hardware_compatibility_level).rpartition('.')[2]}"
+    if options.hardware_compatibility != "none":
+        yield f"hardware compatibility {str(config.hardware_compatibility_level).rpartition('.')[2]}"
 
 
 def _set_profiles(

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pmm.errors import UserError
 from pmm.export.build_log import build_log
-from pmm.export.engine_build import Built, build
+from pmm.export.engine_build import Built, build, check_options
 from pmm.export.engine_precision import inspected
 from pmm.export.gate import Gate
 from pmm.export.precision import Found
@@ -91,6 +91,7 @@ def build_engine(
     if (source.quantization or {}).get("target", "tensorrt") != "tensorrt":
         raise UserError(f"{file.path}: quantised for CPUs; TensorRT wants another file: export with --target tensorrt")
     flavor, trt = choose_flavor(options.flavor, file.path, options.device)
+    check_options(trt, flavor, options, gpu_here(options.device))
     with build_log(out, show=options.verbose) as log, _current(options.device) as gpu:
         built = build(trt, flavor, file, options, log, gpu=gpu, asked=source.precision)
         manifest = _manifest(source, file, built, flavor, str(trt.__version__), options, gpu)
@@ -108,6 +109,7 @@ def build_foreign_engine(file: OnnxFile, out: Path, options: EngineOptions) -> t
     Returns the builder's name and version, and the precision found. Raises UserError as `build_engine`.
     """
     flavor, trt = choose_flavor(options.flavor, file.path, options.device)
+    check_options(trt, flavor, options, gpu_here(options.device))
     with build_log(out, show=options.verbose) as log, _current(options.device) as gpu:
         built = build(trt, flavor, file, options, log, gpu=gpu)
     write_file(out, built.engine)

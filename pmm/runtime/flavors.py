@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pmm.cuda_versions import advice
-from pmm.errors import UserError
+from pmm.errors import Unavailable, UserError
 from pmm.machine import Gpu, cuda_index, driver_version, gpu_at, nvidia_gpus
 
 T = TypeVar("T")
@@ -47,6 +47,10 @@ def install_tensorrt() -> str:
 def gpu_here(device: str = "auto") -> Gpu | None:
     """The GPU that `device` names ("auto": the first; None without one). Raises Unavailable if that is not here."""
     index, gpus = cuda_index(device), nvidia_gpus()
+    if index is not None and not gpus:
+        raise Unavailable(
+            f"--device {device}: no NVIDIA GPU is visible; without the flag, --flavor rtx builds anywhere"
+        )
     return gpu_at(index) if index is not None else next(iter(gpus), None)
 
 

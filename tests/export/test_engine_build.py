@@ -155,10 +155,12 @@ def test_what_an_engine_is_compatible_with(
     if refused:
         with pytest.raises(UserError, match=refused):
             built(shared, tmp_path / "m.plan", hardware_compatibility=asked, flavor=flavor)
+        assert not list(tmp_path.iterdir())  # no log either: nothing was asked of the builder
         return
     artifact = built(shared, tmp_path / "m.plan", hardware_compatibility=asked, flavor=flavor)
     assert told["hardware_compatibility_level"].name == asked.replace("-", "_").upper()
     assert artifact.manifest.engine.hardware_compatibility == asked
+    assert any(flag.startswith("hardware compatibility ") for flag in artifact.manifest.engine.flags)
     monkeypatch.setattr(engine_origin, "nvidia_gpus", lambda: (Gpu("NVIDIA Other", capability),))
     monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("NVIDIA Other", capability),))
     caplog.clear()
@@ -177,6 +179,10 @@ def test_an_engine_is_built_for_and_proved_on_the_gpu_asked_for(machine, shared,
     assert [json.loads(made.path.read_bytes())["gpu"] for made in (first, second)] == [0, 1]
     assert world.opened == [0, 1]
     assert not sys.modules[flavors.FLAVORS[flavor]].driver.stack  # as it was before
+    machine(version, gpus=())
+    with pytest.raises(Unavailable, match=r"--device cuda:0: no NVIDIA GPU is visible; .*--flavor rtx"):
+        built(shared, tmp_path / "c.plan", flavor=flavor, device="cuda:0")
+    machine(version, gpus=two)
     with pytest.raises(Unavailable, match=r"no GPU 2 here: 2 visible \(0 NVIDIA One, 1 NVIDIA Two\)"):
         built(shared, tmp_path / "c.plan", flavor=flavor, device="cuda:2")
 

@@ -126,6 +126,8 @@ def test_options_are_in_the_manifest_and_in_the_key(files, tmp_path):
     other = build_engine(file, plan, options).manifest.engine
     assert other.key != plain.key
     assert {"workspace 1.5 GiB", "optimization level 1", "images: batch 1 2 4"} <= set(other.flags)
+    for level in ("WARNING", "ERROR"):  # TensorRT-RTX warns of calls that it does not have
+        assert f"{level}] " not in plan.with_name("m.plan.log").read_text()
     with pytest.raises(UserError, match="--timing-cache is for TensorRT; TensorRT-RTX measures no kernels"):
         build_engine(file, plan, EngineOptions(flavor="rtx", timing_cache=tmp_path / "times.cache"))
 
@@ -360,14 +362,14 @@ def test_the_builder_is_told_what_the_manifest_says(files, tmp_path, monkeypatch
     plain = Narrow.__setattr__
     monkeypatch.setattr(Narrow, "__setattr__", lambda self, *pair: (told.update([pair]), plain(self, *pair))[1])
 
-    def spy(trt, config):
+    def spy(trt, config, options):
         seen.update(
             tf32=config.get_flag(rtx.BuilderFlag.TF32),
             workspace=config.get_memory_pool_limit(rtx.MemoryPoolType.WORKSPACE),
             level=config.builder_optimization_level,
             verbosity=config.profiling_verbosity,
         )
-        return original(trt, config)
+        return original(trt, config, options)
 
     monkeypatch.setattr(engine_build, "_flags", spy)
     monkeypatch.setattr(module, "choose_flavor", lambda flavor, file, device: ("tensorrt", names))
