@@ -51,6 +51,7 @@ def test_the_machine_alone():
     assert here["versions"]["torch"] == metadata.version("torch")
     assert here["cores"] == len(os.sched_getaffinity(0))
     assert len(here["gpus"]) == len(here["compute_capabilities"])
+    assert here["cuda"].keys() >= {"driver", "torch"}
     assert here["commit"]
     done = run_here("-m", "pmm.info")
     lines = done.stdout.splitlines()
@@ -58,6 +59,7 @@ def test_the_machine_alone():
     assert len({len(line) - len(line.lstrip()) for line in lines[1:]}) == 1
     assert values(done.stdout, "environment")["python"] == platform.python_version()
     assert "versions.numpy" in values(done.stdout, "environment")
+    assert values(done.stdout, "environment")["cuda.torch"] == here["cuda"]["torch"]
 
 
 def test_the_kernels_are_facts_in_json_and_one_line_in_text(built_with):
