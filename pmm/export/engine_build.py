@@ -232,6 +232,7 @@ def _progress(trt: Any, config: Any, release: Callable[[], None], *, show: bool 
 _NO_MEMORY = re.compile(
     r"out of memory|OutOfMemory|could not be allocated|User allocator error|Device memory is insuff"
 )
+_NO_KERNEL = "Could not find any implementation"
 _REQUESTED = re.compile(r"(?:Requested size was|GPU memory \(|error allocating|requested size of) ?(\d+)")
 
 
@@ -241,9 +242,11 @@ def _refused(
     """Of a build that gave nothing: what the library said and, where it lacked memory, what to change.
 
     A lack of memory is told by warnings and errors of the allocators; the last error is then that a layer has no
-    implementation ("Could not find any implementation for node ..."), which reads as if it were not supported.
+    implementation ("Could not find any implementation for node ..."), which reads as if it were not supported. Kernels
+    may lack memory in a build that fails for another reason, too.
     """
-    if lacked := [line for line in serious if _NO_MEMORY.search(line)]:
+    lacked = [line for line in serious if _NO_MEMORY.search(line)]
+    if lacked and (serious[-1] in lacked or any(_NO_KERNEL in line for line in serious)):
         sizes = [int(found[1]) for found in map(_REQUESTED.search, lacked) if found]
         asked = f"; {max(sizes) / 2**30:.2f} GiB were asked for at once" if sizes else ""
         logger.errors.insert(0, lacked[0])

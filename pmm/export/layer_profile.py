@@ -53,7 +53,7 @@ def profile_layers(artifact: Artifact, device: str = "auto", runs: int = RUNS) -
     """
     contract, rows = artifact.manifest.engine, []
     assert contract is not None
-    with TrtRunner(artifact.path, device, warn=False) as runner:
+    with TrtRunner(artifact.path, device, cuda_graph=False, warn=False) as runner:
         for profile in contract.batch.profiles:
             layers = layers_of(runner.inspect(profile.best))
             rows += _rows(runner.layer_times(profile.best, runs), layers, profile.best)

@@ -81,6 +81,7 @@ def test_a_build_beside_an_open_runner_hears_its_own_messages(machine, shared, t
         ),
         ("GPU memory, 10.9", ("out of GPU memory", "2.64 GiB", "OutOfMemory", "--workspace", "--batch")),
         ("workspace", ("--workspace 0.25 is too small", "node conv1 due to insufficient workspace", "give more")),
+        ("another reason, with little memory", ("built no engine (Error Code 4: Internal Error (a reason))",)),
         ("another reason", ("built no engine (Error Code 4: Internal Error (a reason))",)),
     ],
 )

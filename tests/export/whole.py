@@ -43,6 +43,12 @@ DEATHS = {
         ("ERROR", "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation "
                   "for node conv1 + relu.)"),
     ),
+    "another reason, with little memory": (
+        ("WARNING", "Tactic Device request: 414MB Available: 216MB. Device memory is insufficient to use tactic."),
+        ("WARNING", "UNSUPPORTED_STATE: Skipping tactic 0 due to insufficient memory on requested size of 434110464 "
+                    "detected for tactic 0x0000000000000000."),
+        ("ERROR", "Error Code 4: Internal Error (a reason)"),
+    ),
     "workspace": (
         ("ERROR", "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation "
                   "for node conv1 due to insufficient workspace. See verbose log for requested sizes.)"),
