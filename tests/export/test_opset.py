@@ -74,8 +74,9 @@ def test_so_is_one_of_a_static_batch(shared, crops, kind, opset, batch):
     recipe = dataclasses.replace(KINDS[kind], opset=opset, static_batch=batch)
     file = read_onnx(shared.onnx(recipe))
     assert (file.manifest.opset, file.manifest.input.batch) == (opset, batch)
-    expected, found = embedded(default, crops), embedded(file, crops)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    # kernels differ per batch size, and rounding to half then by more than a trifle
+    expected = np.concatenate([embedded(default, crops[k : k + batch]) for k in range(0, 3, batch)])
+    np.testing.assert_allclose(embedded(file, crops[:3]), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
