@@ -16,7 +16,9 @@ _FULL = (
     "alloc_failed",
     "allocation_failed",
 )
-_OWN_WORDS = re.compile(r"(?:(?:CUDA|CUDNN|CUBLAS) failure \d|Failed to allocate ).*?(?= ; GPU=|$)")
+_OWN_WORDS = re.compile(
+    r"(?:(?:CUDA|CUDNN|CUBLAS) failure \d|Failed to allocate |cuDNN is not available).*?(?= ; GPU=|$)"
+)
 
 
 @contextlib.contextmanager

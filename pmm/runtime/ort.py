@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from pmm.cuda_versions import advice
 from pmm.data.crops import Crops
 from pmm.errors import Unavailable, UserError
 from pmm.machine import clashing_wheels, compute_threads, cuda_index, gpu_at, nvidia_gpus
@@ -21,7 +20,7 @@ from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, in_runs, warn
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.memory import batch_fits, reason
-from pmm.runtime.ort_cuda import CUDA, CUDA_FAILURE, CudaFailure, fell_back, preload
+from pmm.runtime.ort_cuda import CUDA, CUDA_FAILURE, CudaFailure, fell_back, mend, preload
 from pmm.runtime.placed import NO_GRAPH, Placed, PlacedStep
 from pmm.runtime.tf32 import has_tf32
 
@@ -64,6 +63,7 @@ class OrtRunner(Runner):
         """
         file = read_onnx(path)
         self._path, self.manifest = path, file.manifest
+        self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
         holds, auto = self.manifest.precision_found, device == "auto"
         for_cpus = (self.manifest.quantization or {}).get("target") == "cpu"
         device = "cpu" if auto and for_cpus else _resolved(device)
@@ -74,6 +74,8 @@ class OrtRunner(Runner):
         try:
             self.session = open_session(file.content, str(path), device, **options)
             why = fell_back(_import(), self.session) if auto and device != "cpu" else ""
+            if device != "cpu" and not why and not cuda_graph:
+                self._run_one(str(path))
         except CudaFailure as error:
             if not auto:
                 raise
@@ -83,7 +85,6 @@ class OrtRunner(Runner):
             device = "cpu"
             _check_request(str(path), device, holds, tf32, cuda_graph)
             self.session = open_session(file.content, str(path), device, **options)
-        self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
         _check_interface(self.session, self.manifest, str(path))
         if warn:
             warn_if_unverified(Path(path), self.manifest)
@@ -154,6 +155,18 @@ class OrtRunner(Runner):
             self._kept[batch] = placed
         return placed
 
+    def _run_one(self, name: str) -> None:
+        """A run of the fewest images now: whether cuDNN is there, and for this CUDA, shows only then."""
+        given = self.manifest.input
+        black = np.zeros((given.batch or 1, *given.shape(self.preprocessing)), given.dtype)
+        try:
+            self.session.run([self.embedding.name], {given.name: black})
+        except Exception as error:  # ORT raises its own exception types
+            if not CUDA_FAILURE.search(str(error)):
+                raise UserError(f"{name}: ONNX Runtime cannot run it ({reason(error)})") from error
+            said = f"{name}: ONNX Runtime cannot run it on the GPU ({reason(error)})"
+            raise CudaFailure(said + mend(_import(), reason(error))) from error
+
     def _capture_one(self, name: str) -> None:
         """A run of one image now: whether the graph can be captured shows only then."""
         try:
@@ -209,7 +222,7 @@ def open_session(
     except Exception as error:  # ORT raises its own exception types, one per kind of bad file
         said = f"{name}: ONNX Runtime cannot load it ({reason(error)})"
         if gpu is not None and CUDA_FAILURE.search(str(error)):
-            raise CudaFailure(said + advice("onnxruntime-gpu")) from error
+            raise CudaFailure(said + mend(ort, reason(error))) from error
         raise UserError(said) from error
 
 

@@ -16,7 +16,7 @@ from pmm.errors import UserError
 from pmm.machine import driver_version
 
 CUDA = "CUDAExecutionProvider"
-CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d")
+CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d|cuDNN is not available")
 """In the text of an error: CUDA, and not the file, is to blame."""
 
 
@@ -47,12 +47,15 @@ def fell_back(ort: Any, session: Any) -> str:
     version = getattr(ort, "cuda_version", "") or ""
     return (
         f"ONNX Runtime fell back to {first}{said}; this one is built for CUDA {version or 'of another version'} and "
-        f"cuDNN 9, the driver serves CUDA {driver_version() or 'of no version'}{_mend(said, version)}"
+        f"cuDNN 9, the driver serves CUDA {driver_version() or 'of no version'}"
+        + (mend(ort, said) or ': pip install "onnxruntime-gpu[cuda,cudnn]"')
     )
 
 
-def _mend(said: str, version: str) -> str:
-    """What to install where the loader said this: cuDNN if that is missing, else what fits the driver and torch."""
-    if "cudnn" in said.partition(":")[0]:
-        return f"; no cuDNN 9 is here: pip install nvidia-cudnn-cu{version.partition('.')[0] or 13}"
-    return advice("onnxruntime-gpu") or ': pip install "onnxruntime-gpu[cuda,cudnn]"'
+def mend(ort: Any, said: str) -> str:
+    """What to install where the loader, or ONNX Runtime, said this: cuDNN if that is missing (some releases link it,
+    others load it when it is used), else what fits the driver and torch; empty if that is not known."""
+    if said.lstrip(" (").lower().startswith(("libcudnn", "cudnn")) and " failure " not in said:
+        major = str(getattr(ort, "cuda_version", "") or 13).partition(".")[0]
+        return f"; no cuDNN 9 is here: pip install nvidia-cudnn-cu{major}"
+    return advice("onnxruntime-gpu")

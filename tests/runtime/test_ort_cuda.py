@@ -254,6 +254,30 @@ def old_driver(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_versions, "built_for", lambda: [installed])
 
 
+# of libonnxruntime_providers_cuda.so 1.31.1, which loads cuDNN when it is used
+NO_CUDNN = (
+    "Non-zero status code returned while running Conv node. Name:'node_conv2d' Status Message: cuDNN is not available. "
+    "Install cuDNN, update the system library search path, or set enable_cudnn=0 to force native CUDA paths where "
+    "available."
+)
+
+
+def test_no_cudnn_is_one_line_and_auto_goes_on_on_the_cpu(gpu, path, crops, expected, caplog, monkeypatch):
+    def refuse(self, names, feeds):
+        raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {NO_CUDNN}")
+
+    monkeypatch.setattr(Session, "run", refuse)
+    monkeypatch.setattr(ort, "fell_back", lambda library, session: "")
+    said = r"cannot run it on the GPU \(cuDNN is not available.*\); no cuDNN 9 is here: pip install nvidia-cudnn-cu13$"
+    refused(path, said)
+    monkeypatch.setattr(ort, "_resolved", lambda device: "cuda")
+    with caplog.at_level("WARNING", "pmm"), OrtRunner(path, "auto") as runner:
+        assert runner.info.backend == "ort-cpu"
+        assert same(runner(crops[:2]), expected[:2])
+    assert "runs on the CPU" in caplog.text
+    assert "pip install nvidia-cudnn-cu13" in caplog.text
+
+
 def test_a_driver_too_old_for_onnx_runtime_is_one_line_and_auto_goes_on_on_the_cpu(old_driver, path, crops, caplog):
     facts = ("CUDA failure 35", "onnxruntime-gpu 1.31.1", "CUDA 13.0", "CUDA 12.4", "580", '"onnxruntime-gpu[cuda,cudnn]>=1.22,<1.27"')  # fmt: skip # noqa: E501
     with pytest.raises(UserError) as caught:
