@@ -16,8 +16,9 @@ help:
 	@echo "make test-slow  the rest of what each change must pass"
 	@echo "make test-full  exhaustive: every combination, long searches for counterexamples, foreign clients; an hour"
 	@echo "make mutants    plant faults, one at a time, and see that tests notice each; half an hour, goes on if interrupted"
-	@echo "make gpu        what only a machine with an NVIDIA GPU can prove, step by step, into bench/results/; again, it"
-	@echo "                runs what failed or changed; PYTHON=python3 takes a python that has torch, and installs nothing;"
+	@echo "make gpu        what only a machine with an NVIDIA GPU can prove, step by step, and one table of all figures, into"
+	@echo "                bench/results/; again, it runs what failed or changed; DEVICE=cuda:1 is another GPU;"
+	@echo "                PYTHON=python3 takes a python that has torch, and installs nothing;"
 	@echo "                ONLY='tests training' leaves out the other steps, AGAIN=tests repeats one that passed"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      the environment alone ($(VENV)/)"
@@ -73,7 +74,7 @@ $(CLIENTS)/plain/.installed: constraints.txt
 gpu:
 	@PYTHONPATH=. python3 bench/gpu.py --check
 	$(if $(filter $(VENV)/%,$(PYTHON)),@$(MAKE) --no-print-directory setup)
-	PYTHONPATH=. $(PYTHON) bench/gpu.py $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again $(AGAIN))
+	PYTHONPATH=. $(PYTHON) bench/gpu.py $(if $(DEVICE),--device $(DEVICE)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again $(AGAIN))
 
 lint: setup
 	$(PYTHON) -m ruff check .

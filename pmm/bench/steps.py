@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +23,10 @@ from typing import Literal
 
 from pmm.files import make_folder, sha256, write_file
 
-Status = Literal["passed", "failed", "timed out", "not present", "not run"]
+Status = Literal["passed", "failed", "timed out", "not proved", "not run"]
+"""not proved: this machine cannot run it. not run: for something that went wrong before it."""
 LAST_LINES = 20
+NVCC, TOOLKIT = "nvcc", Path("/usr/local/cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +41,17 @@ class Step:
     needs: tuple[str, ...] = ()
     """Python packages or programs; "a|b" is either."""
     optional: bool = False
-    """Without what it needs it is not present, and that is no failure."""
+    """Without what it needs it is not proved, and that is no failure."""
+    ruled_out: str = ""
+    """Why this machine cannot run it, whatever is installed; that is no failure either."""
     uses: tuple[str, ...] = ()
     """Files of earlier steps; if one changes, the step runs again."""
+    takes: tuple[str, ...] = ()
+    """Files of earlier steps that it does without where they are not there; else as `uses`."""
     makes: tuple[str, ...] = ()
     """Files that are there afterwards; if one is lost or changes, the step runs again."""
+    keeps: tuple[str, ...] = ()
+    """Names in its own folder that the next attempt of the same step finds: what is made once, checked on each use."""
     limit_s: int = 600
     """For all its commands together."""
 
@@ -66,10 +74,12 @@ class Outcome:
     seconds: float = 0.0
     note: str = ""
     log: Path | None = None
+    excused: bool = False
+    """Not proved, and that is no failure."""
 
     @property
     def fine(self) -> bool:
-        return self.status == "passed" or (self.status == "not present" and self.step.optional)
+        return self.status == "passed" or self.excused
 
 
 def run_steps(
@@ -81,34 +91,54 @@ def run_steps(
     again: Collection[str] = (),
     started: Callable[[Step], None],
     finished: Callable[[Outcome], None],
-) -> list[Outcome]:
+) -> Iterator[Outcome]:
     """Run `steps` in `root`; logs and stamps go to `folder`. After a failure, only what uses its files is left out.
 
     A step that passed is kept while `depends` (plain values: the sources, the versions of libraries), its command
     lines and its files are the same, and its name is not in `again`. `finished` is told of a step that ran or is not
-    present before that is remembered.
+    proved before that is remembered. Yields what became of each.
     """
     outcomes: list[Outcome] = []
     for step in steps:
-        if failed := [o.step.name for o in outcomes if not o.fine and set(o.step.makes) & set(step.uses)]:
-            outcome = Outcome(step=step, status="not run", note=f"without {', '.join(failed)}")
-        elif without := step.missing():
-            outcome = Outcome(step=step, status="not present", note=f"without {', '.join(without)}")
-        elif absent := [path for path in step.uses if not (root / path).exists()]:
-            outcome = Outcome(step=step, status="not run", note=f"{', '.join(absent)} was not made")
-        elif step.name not in again and (kept := _kept(step, folder, root, depends)):
-            outcomes.append(kept)
-            continue
-        else:
+        if (outcome := _left_out(step, outcomes, root)) is None:
+            if step.name not in again and (kept := _kept(step, folder, root, depends)):
+                outcomes.append(kept)
+                yield kept
+                continue
             started(step)
-            outcome = _run(step, folder, root)
+            outcome = _run(step, folder, root, depends)
         if outcome.status != "not run":
             finished(outcome)
         if outcome.status == "passed":
             stamp = {**_state(step, root, depends), "seconds": outcome.seconds, "finished": time.strftime("%F %R")}
             write_file(_stamp(step, folder), json.dumps(stamp, indent=1) + "\n")
         outcomes.append(outcome)
-    return outcomes
+        yield outcome
+
+
+def standing(step: Step, folder: Path, root: Path, depends: object) -> Outcome:
+    """What is known of a step that is not run now: how it passed before, or that it is ruled out, or nothing."""
+    if step.ruled_out:
+        return Outcome(step=step, status="not proved", note=step.ruled_out, excused=True)
+    return _kept(step, folder, root, depends) or Outcome(step=step, status="not run", note="not reached", excused=True)
+
+
+def _left_out(step: Step, before: Iterable[Outcome], root: Path) -> Outcome | None:
+    """Why a step is not run at all; None if it can be."""
+    makers = [o for o in before if o.status != "passed" and set(o.step.makes) & set(step.uses)]
+    names = ", ".join(o.step.name for o in makers)
+    if failed := [o for o in makers if not o.fine]:
+        return Outcome(step=step, status="not run", note=f"without {', '.join(o.step.name for o in failed)}")
+    if step.ruled_out:
+        return Outcome(step=step, status="not proved", note=step.ruled_out, excused=True)
+    if makers:
+        return Outcome(step=step, status="not proved", note=f"without {names} ({makers[0].note})", excused=True)
+    if without := step.missing():
+        note = f"without {', '.join(without)}"
+        return Outcome(step=step, status="not proved", note=note, excused=step.optional)
+    if absent := [path for path in step.uses if not (root / path).exists()]:
+        return Outcome(step=step, status="not run", note=f"{', '.join(absent)} was not made")
+    return None
 
 
 def last_lines(log: Path, root: Path) -> list[str]:
@@ -153,11 +183,10 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _run(step: Step, folder: Path, root: Path) -> Outcome:
-    """Its own folder is emptied first: nothing of an attempt that failed gets into the next."""
+def _run(step: Step, folder: Path, root: Path, depends: object) -> Outcome:
+    """Its own folder is emptied first, but for what it keeps: nothing else of an attempt gets into the next."""
     _stamp(step, folder).unlink(missing_ok=True)
-    shutil.rmtree(folder / step.name, ignore_errors=True)
-    make_folder(folder / step.name)
+    _empty(step, folder, _key(step, depends))
     log, begin = folder / f"{step.name}.log", time.monotonic()
     env = environment(root, step.env)
     status: Status = "passed"
@@ -203,8 +232,23 @@ def _kept(step: Step, folder: Path, root: Path, depends: object) -> Outcome | No
 def _state(step: Step, root: Path, depends: object) -> dict[str, object]:
     """All that the outcome depends on. Raises OSError if a file is not there."""
     files = {path: sha256(root / path) for path in (*step.uses, *step.makes)}
+    files |= {path: sha256(root / path) if (root / path).exists() else "" for path in step.takes}
+    return {"key": _key(step, depends), "files": files}
+
+
+def _key(step: Step, depends: object) -> str:
     text = json.dumps([depends, step.lines(), step.limit_s])
-    return {"key": hashlib.sha256(text.encode()).hexdigest(), "files": files}
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _empty(step: Step, folder: Path, key: str) -> None:
+    """The step's own folder, but for what it keeps from an attempt with the same `key`."""
+    own, attempt = make_folder(folder / step.name), folder / f"{step.name}.attempt"
+    same = attempt.is_file() and attempt.read_text() == key
+    for path in own.iterdir():
+        if not (same and path.name in step.keeps):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    write_file(attempt, key)
 
 
 def _stamp(step: Step, folder: Path) -> Path:
@@ -212,4 +256,9 @@ def _stamp(step: Step, folder: Path) -> Path:
 
 
 def _present(need: str) -> bool:
+    if need == NVCC:  # where setup.py looks for it: in the toolkit that is named, or else in the usual one or on PATH
+        named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        folder = Path(named) if named else TOOLKIT
+        if named or folder.exists():
+            return (folder / "bin" / NVCC).exists()
     return bool(shutil.which(need) or find_spec(need))

@@ -59,14 +59,14 @@ def bench_step(
 
     Raises UserError without compiled kernels for `device`, or for a batch that is not identities times images.
     """
-    config = _config(batch, "resnet10" if fast else "resnet50", amp)
+    config = step_config(batch, "resnet10" if fast else "resnet50", amp)
     require_kernels(device)
     torch.set_num_threads(threads)
     be_deterministic(device)
     torch.manual_seed(0)
     trainee = make_trainee(build_model(config), config, device, 1)
     model = trainee.model
-    crops = _crops(config, device)
+    crops = random_crops(config, device)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         proofs = _proofs(model, crops, preprocessing_of(config))
     for name, proof in proofs.items():
@@ -204,7 +204,7 @@ class _Way(nn.Module):
         return self.way(self.model, images, pids, generator)  # type: ignore[arg-type]
 
 
-def _config(
+def step_config(
     batch: int, backbone: Literal["resnet50", "resnet10"], amp: Literal["off", "bf16", "fp16"] = "off"
 ) -> Config:
     paper = preset("paper")
@@ -215,7 +215,7 @@ def _config(
     return dataclasses.replace(paper, model=model, recipe=dataclasses.replace(paper.recipe, batch_size=batch, amp=amp))
 
 
-def _crops(config: Config, device: torch.device) -> TrainBatch:
+def random_crops(config: Config, device: torch.device) -> TrainBatch:
     """Random crops; each identity has a base that its images share."""
     recipe, shape = config.recipe, (config.data.height, config.data.width, 3)
     generator = torch.Generator().manual_seed(1)

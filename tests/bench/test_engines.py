@@ -1,11 +1,9 @@
 """The bench on engines: built, judged and timed with TensorRT whole (tests/export/whole.py), in each version."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from pmm import machine as hardware
 from pmm.bench import artifacts, candidates
 from pmm.bench.artifacts import profiles_for
 from pmm.bench.schema import read_report
@@ -15,51 +13,17 @@ from pmm.export.recipe import MIN_COSINE, EngineOptions, Recipe
 from pmm.export.trt import build_engine
 from pmm.machine import Gpu
 from pmm.onnx_file import read_onnx
-from pmm.runtime import driver, engine_origin, flavors
-from pmm.runtime import trt as runtime
+from tests.bench.conftest import GPUS
 from tests.bench.workers import exported_before, fewer, workers_here
 from tests.conftest import run_here
-from tests.runtime.standin import LISTS, HostDevice, World
+from tests.runtime.standin import LISTS
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
-from tests.export.whole import Whole
 
-GPUS = (Gpu("NVIDIA Standin 6000", "8.9"), Gpu("NVIDIA Standin 4000", "8.6"))
 VERSIONS = sorted(LISTS)
 NEWEST, RTX = VERSIONS[-2:]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 ONCE = set(zip([*VERSIONS, NEWEST], PRECISIONS, strict=True))
-
-
-class _Noted:
-    """A context that notes the batches that it runs, each with the best batch of the profile it is in."""
-
-    def _execute(self, handle):
-        self._ran.add((self._batch, self._plan["batches"][self._profile][1]))
-        return super()._execute(handle)
-
-
-@pytest.fixture
-def machine(monkeypatch, tmp_path):
-    """A machine with two GPUs and one version of TensorRT, or TensorRT-RTX; torch sees no GPU, and runs on the CPU."""
-
-    def of(version):
-        world = World()
-        world.ran = set()
-        module, flavor = Whole(version, world), "rtx" if "rtx" in version else "tensorrt"
-        classes = module._runtime._classes
-        context = type("IExecutionContext", (_Noted, classes["IExecutionContext"]), {"_ran": world.ran})
-        monkeypatch.setitem(classes, "IExecutionContext", context)
-        monkeypatch.setitem(sys.modules, flavors.FLAVORS[flavor], module)
-        for each in (hardware, flavors, engine_origin, candidates, artifacts):
-            monkeypatch.setattr(each, "nvidia_gpus", lambda: GPUS)
-        monkeypatch.setattr(candidates, "find_spec", lambda name: object())
-        monkeypatch.setattr(runtime, "open_device", lambda index=0: HostDevice(world, index))
-        monkeypatch.setattr(driver, "cuda_library", lambda: module.driver)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        return world, "tensorrt-rtx" if flavor == "rtx" else flavor
-
-    return of
 
 
 @pytest.fixture(scope="module")

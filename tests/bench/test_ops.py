@@ -176,7 +176,7 @@ def test_only_ours_runs_our_kernels(monkeypatch):
         raise AssertionError("a kernel was asked for")
 
     monkeypatch.setattr(_extension, "kernels", forbidden)
-    model = build_model(training_step._config(8, "resnet10")).train()
+    model = build_model(training_step.step_config(8, "resnet10")).train()
     images, pids = torch.randn(8, 3, 192, 64), torch.arange(8) // 4
     for name, way in training_step.WAYS.items():
         if name == "ours":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pmm.bench import steps
 from pmm.bench.steps import Step, last_lines, run_steps
 
 
@@ -122,13 +123,72 @@ def test_what_is_not_there_did_not_pass(run):
     either = python("either", "print(1)", needs=("no_such_package|json",))
     waits = python("waits", "print(1)", uses=("never-made",))
     found = run(absent, optional, either, waits)
-    assert [outcome.status for outcome in found.values()] == ["not present", "not present", "passed", "not run"]
+    assert [outcome.status for outcome in found.values()] == ["not proved", "not proved", "passed", "not run"]
     assert [outcome.fine for outcome in found.values()] == [False, True, True, False]
     assert found["absent"].note == "without no-such-program"
     assert found["optional"].note == "without no_such_package|no-such-program"
     assert found["waits"].note == "never-made was not made"
     assert run.started == ["either"]
-    assert run.finished == [("absent", "not present"), ("optional", "not present"), ("either", "passed")]
+    assert run.finished == [("absent", "not proved"), ("optional", "not proved"), ("either", "passed")]
+
+
+def test_what_a_machine_rules_out_is_not_proved_nor_is_what_needs_it(run, tmp_path):
+    (tmp_path / "library").touch()  # of another build
+    ruled_out = python("ruled-out", "print(1)", ruled_out="this card has no such thing", makes=("it",))
+    builds = python("builds", "print(1)", needs=("no-such-program",), optional=True, makes=("library",))
+    uses, takes = python("uses", "print(1)", uses=("library",)), python("takes", "print(1)", takes=("library",))
+    after = python("after", "print(1)", uses=("it",))
+    found = run(ruled_out, builds, uses, takes, after)
+    assert [outcome.status for outcome in found.values()] == ["not proved"] * 3 + ["passed", "not proved"]
+    assert all(outcome.fine for outcome in found.values())
+    assert found["ruled-out"].note == "this card has no such thing"
+    assert found["uses"].note == "without builds (without no-such-program)"
+    assert found["after"].note == "without ruled-out (this card has no such thing)"
+    assert run.started == ["takes"]
+
+
+def test_what_a_step_takes_counts_where_it_is(run, tmp_path):
+    step = python("takes", "print(1)", takes=("library",))
+    for content in (None, "1", "2"):
+        if content:
+            (tmp_path / "library").write_text(content)
+        run(step)
+        assert run.started == ["takes"]
+        run(step)
+        assert run.started == []
+
+
+def test_what_a_step_keeps_is_there_in_the_next_attempt_of_the_same_step_alone(run, tmp_path):
+    code = "import os; os.mkdir('runs/card/slow/other'); os.makedirs('runs/card/slow/artifacts/x'); open('mended')"
+
+    def slow(code, **fields):
+        return python("slow", code, keeps=("artifacts",), **fields)
+
+    assert run(slow(code))["slow"].status == "failed"
+    assert (tmp_path / "runs/card/slow/artifacts/x").is_dir()
+    (tmp_path / "mended").touch()
+    found = run(slow(code))["slow"]
+    assert (found.status, "FileExistsError" in found.log.read_text()) == ("failed", True)
+    assert (tmp_path / "runs/card/slow/other").is_dir(), "made by this attempt: the first one's was in the way of none"
+    assert run(slow(code + "#"))["slow"].status == "passed", "of other command lines nothing is kept"
+    assert run(slow(code + "#"), depends="other sources")["slow"].status == "passed", "nor of other sources"
+
+
+@pytest.mark.parametrize(
+    ("home", "path", "there"),
+    [("toolkit", "", True), ("elsewhere", "toolkit/bin", False), ("", "toolkit/bin", True), ("", "", False)],
+)
+def test_nvcc_is_looked_for_where_the_build_looks(tmp_path, monkeypatch, home, path, there):
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch(mode=0o755)
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    if home:
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path / home))
+    monkeypatch.setenv("PATH", str(tmp_path / path) if path else "")
+    monkeypatch.setattr(steps, "TOOLKIT", tmp_path / "usual")
+    assert (Step(name="x", commands=(), needs=("nvcc",)).missing() == []) == there
 
 
 def test_a_step_that_makes_nothing_failed(run):
@@ -147,7 +207,7 @@ def test_a_step_whose_result_could_not_be_written_runs_again(tmp_path):
     def run(finished):
         started = []
         arguments = {"root": tmp_path, "depends": 1, "started": started.append, "finished": finished}
-        run_steps([WRITES], tmp_path / "runs", **arguments)
+        list(run_steps([WRITES], tmp_path / "runs", **arguments))
         return started
 
     def full_disk(outcome):

@@ -23,6 +23,7 @@ from pmm.bench.schema import (
     Result,
     Thresholds,
     Timing,
+    Tracker,
 )
 
 HOSTILE = "no <script>alert(1)</script> | engine & \x1b[31m`driver`\nsecond line"
@@ -38,7 +39,7 @@ VERSIONS = {"torch": "2.14.1", "numpy": "2.2.0", "onnx": "1.22.0", "onnxruntime-
 
 
 def timing(batch: int, p50: float, *, reference: float | None = None, samples: int = 400, cuda: bool = False,
-           flags: tuple[str, ...] = (), seed: int = 0) -> Timing:  # fmt: skip
+           flags: tuple[str, ...] = (), seed: int = 0, profile: int | None = None) -> Timing:  # fmt: skip
     """One batch size: `p50` is that of the call, `reference` the p50 of the reference."""
     generator = np.random.default_rng(seed + batch)
     taken = p50 * (0.985 + generator.gamma(1.5, 0.012, samples))
@@ -75,6 +76,7 @@ def timing(batch: int, p50: float, *, reference: float | None = None, samples: i
         end_to_end_ms=at[0] + 2.1 * batch,
         decode_ms=2.0 * batch,
         flags=flags,
+        profile=profile,
     )
 
 
@@ -89,7 +91,8 @@ def ran(name: str, p50: float = 10.0, *, device: str = "cpu", batches: Sequence[
     grows = 0.55 if cuda else 0.93
     timed = tuple(
         timing(b, p50 * b**grows, reference=None if own or reference is None else reference * b**grows, cuda=cuda,
-               flags=(flags or {}).get(b, ()), seed=seed, samples=samples)
+               flags=(flags or {}).get(b, ()), seed=seed, samples=samples,
+               profile=b if backend == "tensorrt" else None)
         for b in batches
     )  # fmt: skip
     spread = {"fp32": 1e-4, "tf32": 2e-4, "fp16": 4e-4, "bf16": 0.0015}.get(precision, 0.0035)
@@ -99,6 +102,16 @@ def ran(name: str, p50: float = 10.0, *, device: str = "cpu", batches: Sequence[
         "backend": backend,
         "device": device,
         "precision": precision,
+        "gpu": "NVIDIA H200" if cuda else "",
+        "tracker": Tracker(
+            least=1,
+            most=40,
+            calls=200,
+            mean_ms=2.5 * p50,
+            p99_ms=4.1 * p50,
+            images_per_s=8200 / p50,
+            in_order_images_per_s=8321 / p50,
+        ),
         "cuda_graph": "graph" in rest if cuda else None,
         "status": "ok",
         "reason": "",

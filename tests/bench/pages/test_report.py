@@ -16,6 +16,7 @@ from PIL import Image
 from pmm.bench.pages.pictures import Pictures, worst_pictures
 from pmm.bench.pages.plots import plots
 from pmm.bench.pages.report import markdown, table, write_reports
+from pmm.bench.pages.sections import facts
 from pmm.bench.pages.styles import styles_of
 from pmm.bench.pages.verdict import verdict
 from pmm.bench.schema import BenchReport, GateFailure, Gates, Result, read_report
@@ -260,6 +261,15 @@ def test_terminal_table() -> None:
     failed = table(int8_lost()).splitlines()
     assert failed[-2] == "gate --max-map-drop: ort-cpu int8: mAP fell by 1.20 points, at most 0.5 are allowed"
     assert all(len(line) < 160 for line in table(gpu_machine()).splitlines())
+
+
+def test_a_trackers_calls_the_profile_and_the_gpu_are_told(large: Written) -> None:
+    for text in (large.page, large.text):
+        for said in ("A tracker's calls", "in order", "1 to 40 crops at random", "profile", "11,245"):
+            assert said.replace("'", "&#39;") in text or said in text, said
+    one_of_two = report_of(TORCH, ran("tensorrt fp16", device="cuda", gpu="B"), gpus=("A", "B"))
+    assert dict(facts(one_of_two))["GPU"] == "B"
+    assert "tracker" not in markdown(report_of(dataclasses.replace(TORCH, tracker=None)))
 
 
 def test_loss_of_accuracy_is_called_a_loss(lossy: Written) -> None:

@@ -1,0 +1,101 @@
+"""One of the checks of `make gpu`, alone: what it found is printed, and written as JSON.
+
+PYTHONPATH=. python bench/gpu_check.py CHECK [FILE ...] --out FILE.json
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from pmm import cli
+from pmm.config import fast_mode
+from pmm.errors import UserError
+from pmm.files import output_file, write_file
+
+PROG = "bench/gpu_check.py"
+SCHEMA = "pmm-gpu-check-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`python bench/gpu_check.py ...`"""
+
+    check: tyro.conf.Positional[Literal["libraries", "throughput", "resume", "distributed", "engine"]]
+    """libraries: each library's CUDA; throughput: of training steps; resume: a run goes on to the bit; distributed: one
+    process by NCCL; engine: an ENGINE and its CHECKPOINT."""
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """For engine: the engine, and the checkpoint that it came from."""
+    device: str = "cuda"
+    """Where: cpu, cuda, or cuda:N for the GPU of that number."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """For throughput: mixed precision."""
+    steps: int = 200
+    """For throughput: how many."""
+    out: Path
+    """JSON file to write."""
+
+
+def main() -> None:
+    """Entry point."""
+    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    out = output_file(command.out)
+    if len(command.files) != (2 if command.check == "engine" else 0):
+        raise UserError("engine takes two files, ENGINE and CHECKPOINT; the other checks take none")
+    found = {"schema": SCHEMA, "check": command.check, "found": _check(command)}
+    write_file(out, json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found["found"], indent=1))
+
+
+def _check(command: Command) -> dict[str, Any]:
+    """Raises UserError if what was found is not as it should be."""
+    if command.check == "libraries":
+        from pmm.bench.gpu_libraries import cuda_majors
+
+        return cuda_majors()
+    if command.check == "engine":
+        engine, checkpoint = command.files
+        return _engine(engine, checkpoint, command.device)
+    from pmm.bench import gpu_training
+    from pmm.runtime.eager import torch_device
+
+    device, fast = torch_device(command.device), fast_mode()
+    if command.check == "throughput":
+        return gpu_training.throughput(device, command.amp, steps=command.steps, fast=fast)
+    if command.check == "resume":
+        with tempfile.TemporaryDirectory() as folder:
+            words = () if fast else ("--batch-size", "32")
+            found = gpu_training.resumed(command.device, Path(folder), "tiny" if fast else "paper", words)
+    else:
+        found = gpu_training.distributed(device, fast=fast)
+    if not found["same bits"]:
+        raise UserError(f"{command.check}: the weights are not the same to the bit: {found}")
+    return found
+
+
+def _engine(engine: Path, checkpoint: Path, device: str) -> dict[str, Any]:
+    import torch
+
+    from pmm.bench.gpu_engine import crops_and_truth, engine_figures
+    from pmm.runtime.trt import TrtRunner
+
+    where = device if device != "cuda" else "cuda:0"
+    crops, expected = crops_and_truth(checkpoint)
+    with TrtRunner(engine, device, eager=True) as runner:
+        return engine_figures(
+            runner,
+            crops,
+            expected,
+            to_gpu=lambda images: torch.from_numpy(images).to(where),
+            from_gpu=lambda array: torch.as_tensor(array, device=where).cpu().numpy(),
+            seconds=0.05 if fast_mode() else 2.0,
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main, prog=PROG)
