@@ -219,8 +219,10 @@ class Bench:
         return [self.judge.samples[index % len(self.judge.samples)].path for index in range(count)]
 
     def _ask_matrix_rate(self) -> None:
-        self._examiner.open(self.request.candidates[0])
-        self._matrix = self._crew[REFERENCE].ask("matrix_rate")
+        reference = self.request.candidates[0]
+        self._examiner.open(reference)
+        device = reference.place if reference.gpu else "cuda:0"
+        self._matrix = self._crew[REFERENCE].ask("matrix_rate", device=device)
 
     def _time(self, names: Sequence[str], batch: int) -> dict[str, Timing]:
         """All of `names` at one batch size, side by side."""

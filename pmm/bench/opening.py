@@ -71,15 +71,16 @@ def _torch(checkpoint: Path, compiled: bool, precision: str, device: str, graph:
     return GraphRunner(module, size, where, precision=precision, threads=threads, compiled=compiled, cuda_graph=graph)
 
 
-def matrix_tflops() -> dict[str, float]:
-    """Rate of torch's product of two square matrices on the GPU, per precision, TFLOP/s: what a network's share is of.
+def matrix_tflops(device: str) -> dict[str, float]:
+    """Rate of torch's product of two square matrices on the GPU `device`, per precision, TFLOP/s.
 
-    Median of 20 by the GPU's own clock.
+    It is what a network's rate is a share of. Median of 20 by the GPU's own clock.
     """
     import statistics
 
     import torch
 
+    torch.cuda.set_device(device)
     found = {}
     kinds: dict[str, Any] = {
         "fp32": torch.float32,
@@ -89,8 +90,8 @@ def matrix_tflops() -> dict[str, float]:
     }
     for name, kind in kinds.items():
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        a = torch.randn(MATRIX, MATRIX, device="cuda", dtype=kind)
-        b = torch.randn(MATRIX, MATRIX, device="cuda", dtype=kind)
+        a = torch.randn(MATRIX, MATRIX, device=device, dtype=kind)
+        b = torch.randn(MATRIX, MATRIX, device=device, dtype=kind)
         times: list[float] = []
         begin = time.perf_counter()
         while len(times) < 25 and time.perf_counter() - begin < 5:

@@ -183,11 +183,11 @@ class Session:
         self._check_graph()
         return found
 
-    def matrix_rate(self) -> dict[str, float]:
+    def matrix_rate(self, device: str) -> dict[str, float]:
         """Rate of the GPU's matrix product per precision, TFLOP/s."""
         from pmm.bench.opening import matrix_tflops
 
-        return matrix_tflops()
+        return matrix_tflops(device)
 
     def memory(self) -> dict[str, int | None]:
         """Most host memory that this process held, and what it holds on the GPU, bytes."""

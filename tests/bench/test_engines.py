@@ -1,11 +1,14 @@
 """The bench on engines: built, judged and timed with TensorRT whole (tests/export/whole.py), in each version."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pmm.bench import artifacts, candidates
 from pmm.bench.artifacts import profiles_for
+from pmm.bench.candidates import REFERENCE
+from pmm.bench.harness import Bench
 from pmm.bench.schema import read_report
 from pmm.bench.worker import Session
 from pmm.errors import Unavailable
@@ -150,3 +153,14 @@ def test_a_gpu_by_its_number_is_the_one_that_is_built_for_and_opened(machine, sh
     assert rtx.why_not() == ""
     monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (GPUS[0], Gpu("Tesla T4", "7.5")))
     assert "does not run on compute capability 7.5" in rtx.why_not()
+
+
+def test_the_rate_of_matrix_products_is_that_gpus(machine):
+    machine(NEWEST)
+    for device, asked in (("cuda:1", "cuda:1"), ("cuda", "cuda:0")):
+        run = Bench.__new__(Bench)
+        run.request = SimpleNamespace(candidates=candidates.chosen(["torch"], ["fp32"], device=device))
+        run._examiner = SimpleNamespace(open=lambda candidate: None)
+        run._crew = {REFERENCE: SimpleNamespace(ask=lambda do, **words: words)}
+        run._ask_matrix_rate()
+        assert run._matrix == {"device": asked}

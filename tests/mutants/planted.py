@@ -12,7 +12,7 @@ import tomllib
 
 LISTS = Path(__file__).with_name("planted")
 AREAS = (
-    "calibration", "commands", "engines", "files", "gates", "gpus", "losses", "manifest", "metrics", "ops", "parity",
+    "bench", "calibration", "commands", "engines", "files", "gates", "gpus", "losses", "manifest", "metrics", "ops", "parity",
     "precision", "ranks", "readers", "reranking", "resume", "sampler", "statistics",
 )  # fmt: skip
 
