@@ -12,8 +12,8 @@ import tomllib
 
 LISTS = Path(__file__).with_name("planted")
 AREAS = (
-    "bench", "calibration", "commands", "engines", "files", "gates", "gpus", "losses", "manifest", "metrics", "ops", "parity",
-    "precision", "ranks", "readers", "reranking", "resume", "sampler", "statistics",
+    "bench", "calibration", "commands", "engines", "files", "gates", "gpus", "losses", "manifest", "metrics", "ops",
+    "parity", "precision", "ranks", "readers", "reranking", "resume", "sampler", "statistics",
 )  # fmt: skip
 
 
