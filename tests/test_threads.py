@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pmm.runtime.openvino
-import pmm.runtime.ort
+import pmm.runtime.ort_session
 import pmm.trainer
 from pmm.errors import UserError
 from pmm.runtime import torch_runner
@@ -17,7 +17,7 @@ def one_core(monkeypatch):
     """A quota of one core."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch_runner, "quota_cores", lambda: 1)
-    for module in (pmm.runtime.ort, pmm.runtime.openvino):
+    for module in (pmm.runtime.ort_session, pmm.runtime.openvino):
         monkeypatch.setattr(module, "compute_threads", lambda: 1)
 
 

@@ -22,7 +22,7 @@ from pmm.export.gate import ParityFailed
 from pmm.export.precision import found_precision
 from pmm.export.recipe import MIN_SHARE
 from pmm.parity.numeric import numeric_parity
-from pmm.runtime.ort import open_session
+from pmm.runtime.ort_session import open_session
 
 if TYPE_CHECKING:
     import onnx

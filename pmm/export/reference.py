@@ -20,7 +20,7 @@ from pmm.onnx_file import OnnxFile
 from pmm.runs import with_located_data
 from pmm.runtime.base import Embeddings, in_runs
 from pmm.runtime.flavors import gpu_for
-from pmm.runtime.ort import open_session
+from pmm.runtime.ort_session import open_session
 
 if TYPE_CHECKING:
     import onnx

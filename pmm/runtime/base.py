@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import UserError
-from pmm.manifest import EmbeddingContract, Manifest
+from pmm.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.runtime.fork import around_forks, keep_for_ever
 from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
 
@@ -166,6 +166,22 @@ def open_runner(artifact: str | Path, device: str = "auto", threads: int = 0) ->
         f"{artifact}: no runner for '{suffix}' files; expected a checkpoint (.pth), an AOTInductor package "
         f"({PACKAGE_SUFFIX}), an ONNX file (.onnx) or an engine ({', '.join(ENGINE_SUFFIXES)})"
     )
+
+
+def check_on_gpu(runner: Runner, images: GpuArray, index: int, takes: InputContract | None = None) -> None:
+    """Raises UserError for images on another GPU than `index`, of another type or size, or to be converted for a file
+    that `takes` others."""
+    if images.device != index:
+        raise UserError(
+            f"the images lie on cuda:{images.device}, and this runner is on cuda:{index}; open it there (device=), or "
+            "move them"
+        )
+    runner.check(images)
+    if takes is not None and (takes.dtype, takes.colour) != ("uint8", "rgb"):
+        raise UserError(
+            f"the file takes {takes.dtype} {takes.colour.upper()} images, to which images on a GPU are not converted; "
+            "export it with --input uint8 --input-colour rgb, or give them in host memory"
+        )
 
 
 def in_runs(run: Callable[[Crops], Embeddings], images: Crops, batch: int | None) -> Embeddings:

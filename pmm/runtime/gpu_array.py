@@ -16,6 +16,9 @@ import numpy as np
 from pmm.errors import UserError
 from pmm.runtime import driver
 
+DEFAULT_STREAM = 1
+"""Handle of the stream that most work is enqueued on that names no other (CU_STREAM_LEGACY)."""
+
 
 class CudaArray(Protocol):
     """What may be given where images on a GPU are taken: anything that has one of the two protocols."""
@@ -126,14 +129,13 @@ def _from_interface(array: Any) -> GpuArray:
     if pointer:  # 0 for an array of no elements
         driver.call(cuda, "cuPointerGetAttribute", ctypes.byref(index), _DEVICE_ORDINAL, ctypes.c_uint64(pointer))
     # before version 3 nothing is said: the default stream is waited for. From then on, None is for complete arrays.
-    stream = interface.get("stream") if interface["version"] >= 3 else _LEGACY_STREAM
+    stream = interface.get("stream") if interface["version"] >= 3 else DEFAULT_STREAM
     if stream is not None:
         driver.call(cuda, "cuStreamSynchronize", ctypes.c_void_p(stream))
     return GpuArray(pointer, shape, dtype, index.value, array)
 
 
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-_LEGACY_STREAM = 1  # CU_STREAM_LEGACY
 
 
 def _refuse_gaps(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:

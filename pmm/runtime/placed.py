@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.manifest import EmbeddingContract, InputContract
+from pmm.runtime import driver
 from pmm.runtime.base import Embeddings, Step
+from pmm.runtime.gpu_array import DEFAULT_STREAM, GpuArray
 
 NO_GRAPH = -1
 """ONNX Runtime's graph number for a run that is neither captured nor replayed."""
@@ -35,7 +38,7 @@ class Placed:
         """For images of `shape` [B, ...], as the graph takes them, on the GPU that the session runs on."""
         import onnxruntime as ort
 
-        self._session = session
+        self._session, self._gpu = session, gpu
         self._shape, kind = shape, np.dtype(given.dtype).type
         place = ort.OrtValue.ortvalue_from_shape_and_type
         self._images = place(shape, kind, "cuda", gpu)
@@ -59,6 +62,22 @@ class Placed:
         self.wait()
         self.holds = None
         self._copy(images)
+
+    def take(self, images: GpuArray) -> None:
+        """As `upload`, of images that are on the GPU; where there are fewer than its batch, the others stay."""
+        self.wait()
+        self.holds = None
+        _copy_on_gpu(self._images.data_ptr(), images.pointer, images.nbytes)
+
+    def hand_out(self, count: int) -> GpuArray:
+        """A copy of the first `count` embeddings, on the GPU."""
+        import onnxruntime as ort
+
+        shape, gpu = (count, self._embeddings.shape()[1]), self._gpu
+        kept = ort.OrtValue.ortvalue_from_shape_and_type([max(1, count), shape[1]], np.float32, "cuda", gpu)
+        found = GpuArray(kept.data_ptr(), shape, np.dtype(np.float32), gpu, kept)
+        _copy_on_gpu(found.pointer, self._embeddings.data_ptr(), found.nbytes)
+        return found
 
     def run(self) -> None:
         """Returns when the embeddings are complete."""
@@ -89,6 +108,13 @@ class Placed:
     def _copy(self, images: npt.NDArray[Any]) -> None:
         self._images.update_inplace(images)
         self._binding.synchronize_inputs()
+
+
+def _copy_on_gpu(target: int, source: int, nbytes: int) -> None:
+    """Returns when it is done; the GPU's context is this thread's."""
+    cuda = driver.libcuda()
+    driver.call(cuda, "cuMemcpyDtoD_v2", ctypes.c_uint64(target), ctypes.c_uint64(source), ctypes.c_size_t(nbytes))
+    driver.call(cuda, "cuStreamSynchronize", ctypes.c_void_p(DEFAULT_STREAM))
 
 
 class PlacedStep(Step):

@@ -18,16 +18,14 @@ from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import Unavailable, UserError
 from pmm.machine import gpu_at, quota_cores
 from pmm.manifest import EmbeddingContract
-from pmm.runtime.base import Embeddings, Runner, Step
+from pmm.runtime.base import Embeddings, Runner, Step, check_on_gpu
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
-from pmm.runtime.gpu_array import CudaArray, GpuArray, gpu_array, is_on_gpu
+from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu
 from pmm.runtime.memory import batch_fits
 from pmm.runtime.tf32 import has_tf32
 
 WARM_UPS = 3
 """Runs before a capture: libraries choose their kernels and reserve their memory, neither of which can be captured."""
-LEGACY_STREAM = 1
-"""DLPack's name for CUDA's default stream, which torch calls 0."""
 _TF32 = threading.RLock()
 
 
@@ -100,17 +98,14 @@ class TorchRunner(Runner):
             given, index = images, images.device.index
         else:
             with torch.cuda.device(self.device):
-                stream = torch.cuda.current_stream(self.device).cuda_stream or LEGACY_STREAM
+                stream = torch.cuda.current_stream(self.device).cuda_stream or DEFAULT_STREAM
                 array = gpu_array(images, stream)
                 given, index = _shared(array), array.device
-        if index != self._index():
-            raise UserError(
-                f"the images lie on cuda:{index}, and this runner is on cuda:{self._index()}; open it there (device=), "
-                "or move them"
-            )
         if given.dtype != torch.uint8:
             raise UserError(f"the images on the GPU are {given.dtype}; expected uint8 [B, H, W, 3]")
-        self.check(GpuArray(given.data_ptr(), tuple(given.shape), np.dtype(np.uint8), index, given))
+        check_on_gpu(
+            self, GpuArray(given.data_ptr(), tuple(given.shape), np.dtype(np.uint8), index, given), self._index()
+        )
         return given
 
     def _index(self) -> int:

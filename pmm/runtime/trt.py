@@ -20,7 +20,7 @@ from pmm.errors import UserError
 from pmm.files import existing_file
 from pmm.machine import gpu_at
 from pmm.manifest import EngineContract, read_manifest
-from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, warn_if_unverified
+from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, check_on_gpu, warn_if_unverified
 from pmm.runtime.cuda_libraries import open_device
 from pmm.runtime.engine_origin import REBUILD, check_origin, chosen_gpu, engine_manifest, engine_precision
 from pmm.runtime.flavors import (
@@ -184,18 +184,8 @@ class TrtRunner(Runner):
         if not is_on_gpu(images):
             self.check(images)  # type: ignore[arg-type]
             return images  # type: ignore[return-value]
-        placed, takes = lane.placed(images), self.manifest.input
-        if placed.device != self._index:
-            raise UserError(
-                f"the images lie on cuda:{placed.device}, and this runner is on cuda:{self._index}; open it there "
-                "(device=), or move them"
-            )
-        self.check(placed)
-        if takes.dtype != "uint8" or takes.colour != "rgb":
-            raise UserError(
-                f"{self._path}: takes {takes.dtype} {takes.colour.upper()} images, to which images on a GPU are not "
-                "converted; export it with --input uint8 --input-colour rgb, or give them in host memory"
-            )
+        placed = lane.placed(images)
+        check_on_gpu(self, placed, self._index, self.manifest.input)
         return placed
 
     def _load(

@@ -22,7 +22,7 @@ from pmm.bench import opening, worker
 from pmm.data.crops import Crops, Preprocessing
 from pmm.errors import UserError
 from pmm.machine import Gpu
-from pmm.runtime import ort
+from pmm.runtime import ort_session
 from pmm.runtime.base import Embeddings, Runner, Step
 
 SLEEP_S = 0.004
@@ -145,7 +145,7 @@ def open_faulty(artifact: Path, **candidate: Any) -> Runner:
     if artifact.stem == "falls-back":
         # a GPU that the driver shows and ONNX Runtime cannot use: it takes the CPU without a word
         gpus = (Gpu("a GPU", "9.0"),)
-        with patch.object(ort, "nvidia_gpus", lambda: gpus), patch.object(machine, "nvidia_gpus", lambda: gpus):
+        with patch.object(ort_session, "nvidia_gpus", lambda: gpus), patch.object(machine, "nvidia_gpus", lambda: gpus):
             return open_candidate(artifact, **candidate)
     return FAULTS.get(artifact.stem, lambda inner: inner)(open_candidate(artifact, **candidate))
 

@@ -21,8 +21,7 @@ from pmm.export.trt import build_engine
 from pmm.manifest import Artifact, BatchProfile, BatchProfiles, InputContract, read_manifest
 from pmm.onnx_file import read_onnx
 from pmm.runtime.openvino import OvRunner
-from pmm.runtime.ort import OrtRunner, open_session
-from pmm.runtime.ort import _check_interface as check_interface
+from pmm.runtime.ort import OrtRunner, check_interface, open_session
 from tests.conftest import assert_one_line_error, run_here
 
 BATCH = 3

@@ -5,7 +5,6 @@ The engine's layers are those of the parsed network; its numbers are ONNX Runtim
 """
 
 import base64
-import ctypes
 import json
 from importlib.machinery import ModuleSpec
 
@@ -18,9 +17,9 @@ from pmm.export.recipe import EngineOptions, Recipe
 from pmm.export.trt import build_engine
 from pmm.machine import Gpu
 from pmm.onnx_file import read_onnx
-from pmm.runtime.ort import open_session
+from pmm.runtime.ort_session import open_session
 from tests.export.narrow import Narrow
-from tests.runtime.standin import LISTS, Libcuda, Module, World, refused_by_the_driver
+from tests.runtime.standin import LISTS, Driver, Module, World, refused_by_the_driver
 
 _RUN_TIME = ("Runtime", "ExecutionContextAllocationStrategy", "CudaGraphStrategy", "EngineValidity")
 DEATHS = {
@@ -163,38 +162,6 @@ class _Builds(_Passes):
 def _tensor(tensor):
     dtype = {tensorrt_rtx.uint8: "uint8", tensorrt_rtx.float32: "float32"}[tensor.dtype]
     return {"name": tensor.name, "dtype": dtype, "shape": list(tensor.shape)[1:]}
-
-
-class Driver(Libcuda):
-    """With the functions that make a GPU's primary context the thread's."""
-
-    def __init__(self, world, gpus=2):
-        super().__init__(world)
-        self.stack, self.gpus = [], gpus
-
-    def current(self):
-        """The GPU that CUDA's runtime takes: that of the context on top, else the first."""
-        return self.stack[-1] if self.stack else 0
-
-    def cuInit(self, flags):  # noqa: N802
-        return self._enter("cuInit")
-
-    def cuDeviceGet(self, device, index):  # noqa: N802
-        device._obj.value = index
-        return 0 if index < self.gpus else 101
-
-    def cuDevicePrimaryCtxRetain(self, context, device):  # noqa: N802
-        context._obj.value = 0x7F00000000 + device.value
-        return self._enter("cuDevicePrimaryCtxRetain")
-
-    def cuCtxPushCurrent_v2(self, context):  # noqa: N802
-        assert isinstance(context, ctypes.c_void_p), "a plain int would be cut to 32 bits"
-        self.stack.append(context.value - 0x7F00000000)
-        return self._enter("cuCtxPushCurrent_v2")
-
-    def cuCtxPopCurrent_v2(self, context):  # noqa: N802
-        context._obj.value = 0x7F00000000 + self.stack.pop()
-        return self._enter("cuCtxPopCurrent_v2")
 
 
 class _Profiled:

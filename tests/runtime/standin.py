@@ -35,6 +35,7 @@ class World:
         self.device_of: dict[int, int] = {}
         """Pointer -> index of its GPU, where that is not 0."""
         self.streams: dict[int, Stream] = {}
+        self.default_stream = Stream()
         self.graphs: dict[int, list] = {}
         self.executables: dict[int, list] = {}
         self.calls: list[str] = []
@@ -55,6 +56,9 @@ class World:
             self.failing.remove(call)
             return True
         return False
+
+    def stream(self, handle: int) -> Stream:
+        return self.default_stream if handle == 1 else self.streams[handle]
 
     def new_memory(self, nbytes: int) -> np.ndarray:
         memory = np.full(nbytes, 0xA5, np.uint8)  # nothing may rely on zeros
@@ -89,7 +93,7 @@ class OnGpu:
 
     def _dlpack(self, *, stream):
         """The consumer's stream waits for the producer's (the array API's `__dlpack__`)."""
-        self.world.streams[stream].add(self.world.streams[self.stream].run)
+        self.world.stream(stream).add(self.world.streams[self.stream].run)
         return self.array.__dlpack__()
 
 
@@ -221,8 +225,7 @@ class Libcuda:
         return self._enter("cuStreamDestroy_v2")
 
     def cuStreamSynchronize(self, stream):  # noqa: N802
-        if stream.value in self.world.streams:  # else one of the default streams
-            self._stream(stream).run()
+        self.world.stream(stream.value).run()
         return self._enter("cuStreamSynchronize")
 
     def cuPointerGetAttribute(self, value, attribute, pointer):  # noqa: N802
@@ -235,6 +238,12 @@ class Libcuda:
         assert isinstance(nbytes, ctypes.c_size_t)
         self._stream(stream).add(lambda: ctypes.memmove(target.value, source.value, nbytes.value))
         return self._enter("cuMemcpyDtoDAsync_v2")
+
+    def cuMemcpyDtoD_v2(self, target, source, nbytes):  # noqa: N802
+        assert isinstance(nbytes, ctypes.c_size_t)
+        # no wait in it: "for transfers from device to device memory, no host-side synchronization is performed"
+        self.world.default_stream.add(lambda: ctypes.memmove(target.value, source.value, nbytes.value))
+        return self._enter("cuMemcpyDtoD_v2")
 
     def cuStreamBeginCapture_v2(self, stream, mode):  # noqa: N802
         assert mode == 1, "the capture must not forbid other threads to allocate"
@@ -292,6 +301,38 @@ class Libcuda:
             return 1
         text._obj.value = names[code]
         return 0
+
+
+class Driver(Libcuda):
+    """With the functions that make a GPU's primary context the thread's."""
+
+    def __init__(self, world, gpus=2):
+        super().__init__(world)
+        self.stack, self.gpus = [], gpus
+
+    def current(self):
+        """The GPU that CUDA's runtime takes: that of the context on top, else the first."""
+        return self.stack[-1] if self.stack else 0
+
+    def cuInit(self, flags):  # noqa: N802
+        return self._enter("cuInit")
+
+    def cuDeviceGet(self, device, index):  # noqa: N802
+        device._obj.value = index
+        return 0 if index < self.gpus else 101
+
+    def cuDevicePrimaryCtxRetain(self, context, device):  # noqa: N802
+        context._obj.value = 0x7F00000000 + device.value
+        return self._enter("cuDevicePrimaryCtxRetain")
+
+    def cuCtxPushCurrent_v2(self, context):  # noqa: N802
+        assert isinstance(context, ctypes.c_void_p), "a plain int would be cut to 32 bits"
+        self.stack.append(context.value - 0x7F00000000)
+        return self._enter("cuCtxPushCurrent_v2")
+
+    def cuCtxPopCurrent_v2(self, context):  # noqa: N802
+        context._obj.value = 0x7F00000000 + self.stack.pop()
+        return self._enter("cuCtxPopCurrent_v2")
 
 
 class Listed:

@@ -4,6 +4,7 @@ The stand-in runs what was enqueued when it is waited for, not before, and repla
 captured with: a missing wait or a graph of another place gives wrong numbers, or an AssertionError.
 """
 
+import ctypes
 import sys
 import threading
 from pathlib import Path
@@ -19,10 +20,11 @@ from pmm.errors import Unavailable, UserError
 from pmm.export.recipe import MIN_COSINE, Recipe
 from pmm.machine import Gpu, nvidia_gpus
 from pmm.parity.numeric import numeric_parity
-from pmm.runtime import ort, placed
+from pmm.runtime import driver, ort, ort_session, placed
 from pmm.runtime.base import open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.runtime.tf32 import has_tf32
+from tests.runtime.standin import Driver, OnGpu, World
 
 CUDA = "CUDAExecutionProvider"
 AMPERE, TURING = Gpu("NVIDIA Standin A1", "8.0"), Gpu("NVIDIA Standin T1", "7.5")
@@ -86,9 +88,9 @@ class StandIn:
         self.patch, self.waiting, self.calls, self.opened, self.places = monkeypatch, [], [], [], []
         self.refuses, self.cuda_graph = "", False
         self.is_a(AMPERE)
-        monkeypatch.setattr(ort, "_evidence", lambda session, device, name: f"{CUDA} (all operators)")
+        monkeypatch.setattr(ort, "evidence_of", lambda session, device, name: f"{CUDA} (all operators)")
         monkeypatch.setattr(ort, "open_session", self.open)
-        monkeypatch.setattr(ort, "_resolved", lambda device: device)
+        monkeypatch.setattr(ort, "resolved_device", lambda device: device)
         monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", self.place)
         # from a GPU it is a copy
         view = onnxruntime.OrtValue.numpy
@@ -97,7 +99,7 @@ class StandIn:
         monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", lambda value, data: update(self.idle(value), data))
 
     def is_a(self, *models):
-        for module in (ort, machine):
+        for module in (ort_session, machine):
             self.patch.setattr(module, "nvidia_gpus", lambda: models)
 
     def place(self, shape, kind, device, index):
@@ -248,7 +250,7 @@ def old_driver(monkeypatch, tmp_path):
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_)
     monkeypatch.setattr(cuda_versions, "driver_version", lambda: "12.4")
-    for module in (ort, machine):
+    for module in (ort_session, machine):
         monkeypatch.setattr(module, "nvidia_gpus", lambda: (AMPERE,))
     installed = cuda_versions.Built("onnxruntime-gpu", "1.31.1", "13.0")
     monkeypatch.setattr(cuda_versions, "built_for", lambda: [installed])
@@ -267,10 +269,11 @@ def test_no_cudnn_is_one_line_and_auto_goes_on_on_the_cpu(gpu, path, crops, expe
         raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {NO_CUDNN}")
 
     monkeypatch.setattr(Session, "run", refuse)
-    monkeypatch.setattr(ort, "fell_back", lambda library, session: "")
+    for module in (ort, ort_session):
+        monkeypatch.setattr(module, "fell_back", lambda library, session: "")
     said = r"cannot run it on the GPU \(cuDNN is not available.*\); no cuDNN 9 is here: pip install nvidia-cudnn-cu13$"
     refused(path, said)
-    monkeypatch.setattr(ort, "_resolved", lambda device: "cuda")
+    monkeypatch.setattr(ort, "resolved_device", lambda device: "cuda")
     with caplog.at_level("WARNING", "pmm"), OrtRunner(path, "auto") as runner:
         assert runner.info.backend == "ort-cpu"
         assert same(runner(crops[:2]), expected[:2])
@@ -310,6 +313,60 @@ def test_threads_take_turns_with_the_graphs(gpu, path, crops, expected):
         for thread in threads:
             thread.join()
         assert not wrong
+
+
+# --- images on the GPU
+
+
+@pytest.fixture
+def world(gpu, monkeypatch):
+    """Memory of the stand-in's GPUs, and their driver."""
+    gpu.is_a(AMPERE, AMPERE)
+    world = World()
+    cuda = Driver(world)
+    monkeypatch.setattr(driver, "cuda_library", lambda: cuda)
+    return world
+
+
+def content_of(found):
+    return np.frombuffer(ctypes.string_at(found.pointer, found.nbytes), found.dtype).reshape(found.shape)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("protocol", ["dlpack", "interface"])
+def test_images_on_the_gpu_do_not_go_through_the_host(gpu, world, path, crops, expected, cuda_graph, protocol):
+    with OrtRunner(path, "cuda", cuda_graph=cuda_graph) as runner:
+        gpu.patch.setattr(placed.Placed, "upload", lambda *_: pytest.fail("went up from the host"))
+        for count in (1, 5, 3, 10):
+            assert same(runner(OnGpu(world, crops[:count], protocol)), expected[:count])
+        assert runner(OnGpu(world, crops[:0], protocol)).shape == (0, expected.shape[1])
+        gpu.patch.setattr(placed.Placed, "download", lambda *_: pytest.fail("came down to the host"))
+        found = runner.embed_on_gpu(OnGpu(world, crops[:3], protocol))
+        runner.embed_on_gpu(OnGpu(world, crops[3:6], protocol))
+    assert (found.shape, found.device) == ((3, expected.shape[1]), 0)
+    assert same(content_of(found), expected[:3])
+
+
+def test_images_in_host_memory_may_leave_their_embeddings_on_the_gpu(gpu, world, path, crops, expected):
+    with OrtRunner(path, "cuda:1", cuda_graph=True) as runner:
+        found = runner.embed_on_gpu(crops[:5])
+        assert runner.embed_on_gpu(crops[:0]).shape == (0, expected.shape[1])
+    assert found.device == 1
+    assert same(content_of(found), expected[:5])
+    with OrtRunner(path, "cpu") as runner, pytest.raises(UserError, match="runs on cpu"):
+        runner.embed_on_gpu(crops[:5])
+
+
+def test_images_that_this_gpu_does_not_take(gpu, world, path, crops):
+    with OrtRunner(path, "cuda:1") as runner:
+        for given, facts in (
+            (OnGpu(world, crops[:2], "dlpack", 0), r"cuda:0.*cuda:1"),
+            (OnGpu(world, crops[:2].astype(np.float32), "dlpack", 1), r"float32 .*expected uint8 \[B, 128, 64, 3\]"),
+        ):
+            with pytest.raises(UserError, match=facts):
+                runner(given)
+    with OrtRunner(path, "cpu") as runner, pytest.raises(UserError, match="lie on a GPU"):
+        runner(OnGpu(world, crops[:2], "dlpack"))
 
 
 # --- binding
@@ -512,7 +569,7 @@ def test_a_graph_that_cannot_be_captured(gpu, path):
 
 
 def test_a_missing_library_and_gpu_are_unavailable(path, monkeypatch):
-    monkeypatch.setattr(ort, "nvidia_gpus", tuple)
+    monkeypatch.setattr(ort_session, "nvidia_gpus", tuple)
     refused(path, "--device cuda:1: no NVIDIA GPU is visible", Unavailable, "cuda:1")
     refused(path, "no NVIDIA GPU is visible", Unavailable)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -18,7 +18,7 @@ from pmm.machine import Gpu, nvidia_gpus
 from pmm.manifest import Artifact, manifest_path
 from pmm.onnx_file import read_onnx
 from pmm.parity.numeric import numeric_parity
-from pmm.runtime import ort, ort_cuda
+from pmm.runtime import ort_cuda, ort_session
 from pmm.runtime.base import open_runner
 from pmm.runtime.flavors import FLAVORS, RTX_CAPABILITIES
 from pmm.runtime.tf32 import has_tf32
@@ -153,7 +153,7 @@ def test_a_manifest_of_another_size_is_refused(artifact, tmp_path):
         open_runner(tmp_path / "model.onnx")
     taller = dataclasses.replace(artifact.manifest.preprocessing, height=256)
     with open_runner(artifact.path) as runner, pytest.raises(UserError, match=r"x: takes and gives .*promises"):
-        ort._check_interface(runner.session, dataclasses.replace(artifact.manifest, preprocessing=taller), "x")
+        ort_session.check_interface(runner.session, dataclasses.replace(artifact.manifest, preprocessing=taller), "x")
 
 
 @pytest.mark.parametrize(("name", "key", "value"), [("input", "colour", "bgr"), ("embedding", "metric", "cosine")])
@@ -177,7 +177,7 @@ def test_a_link_to_a_file_has_its_manifest_and_a_bare_copy_says_what_it_lacks(ar
 
 
 def sees(monkeypatch, *gpus):
-    for module in (ort, machine):
+    for module in (ort_session, machine):
         monkeypatch.setattr(module, "nvidia_gpus", lambda: gpus)
 
 
@@ -250,7 +250,7 @@ def test_what_a_provider_that_does_not_load_needs(monkeypatch, missing, driver, 
     monkeypatch.setattr(ort_cuda.ctypes, "CDLL", load)
     fallen = type("Fallen", (), {"get_providers": lambda self: ["CPUExecutionProvider"]})()
     with pytest.raises(UserError) as caught:
-        ort._evidence(fallen, "cuda:1", "x.onnx")
+        ort_session.evidence_of(fallen, "cuda:1", "x.onnx")
     for fact in ("fell back", missing, "built for CUDA 13.0", f"serves CUDA {driver}", mend):
         assert fact in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -258,7 +258,7 @@ def test_what_a_provider_that_does_not_load_needs(monkeypatch, missing, driver, 
 
 def test_a_file_for_cpus_runs_on_one_beside_a_gpu(shared, monkeypatch):
     """On a GPU ONNX Runtime would compute it in fp32."""
-    monkeypatch.setattr(ort, "nvidia_gpus", lambda: (Gpu("NVIDIA Standin A1", "8.0"),))
+    monkeypatch.setattr(ort_session, "nvidia_gpus", lambda: (Gpu("NVIDIA Standin A1", "8.0"),))
     with open_runner(shared.onnx(Recipe(precision="int8", target="cpu"))) as runner:
         assert (runner.info.backend, runner.info.precision) == ("ort-cpu", "int8")
 
@@ -267,14 +267,15 @@ def test_the_strongest_evidence_of_the_provider_is_asked_for():
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     # shapes are computed on the CPU by design
     assert (
-        ort._evidence(Session((cuda, ["Conv", "Relu"]), (cpu, ["Shape"])), "cuda", "x") == f"{cuda} (2 of 3 operators)"
+        ort_session.evidence_of(Session((cuda, ["Conv", "Relu"]), (cpu, ["Shape"])), "cuda", "x")
+        == f"{cuda} (2 of 3 operators)"
     )
     with pytest.raises(UserError, match=r"asked for CUDA.*run elsewhere: 2 on CPUExecutionProvider"):
-        ort._evidence(Session((cuda, ["Conv", "Gemm"]), (cpu, ["Conv", "MatMul"])), "cuda", "x")
+        ort_session.evidence_of(Session((cuda, ["Conv", "Gemm"]), (cpu, ["Conv", "MatMul"])), "cuda", "x")
     old = type("Old", (), {"get_providers": lambda self: [cpu]})()  # before 1.24: only the weaker evidence
-    assert ort._evidence(old, "cpu", "x") == cpu
+    assert ort_session.evidence_of(old, "cpu", "x") == cpu
     with pytest.raises(UserError, match="fell back to CPUExecutionProvider"):
-        ort._evidence(old, "cuda", "x")
+        ort_session.evidence_of(old, "cuda", "x")
 
 
 def test_the_runner_says_how_many_operators_run_where(artifact):
