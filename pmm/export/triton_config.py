@@ -90,8 +90,8 @@ def model_config(name: str, backend: str, manifest: Manifest, most: int, serving
     config["model_warmup"] = [_warm_up(batch, manifest, name) for batch in sorted(warm)]
     parameters = _contract(manifest)
     if backend == "onnxruntime":
-        # of cuDNN's convolutions, 1 is HEURISTIC: see pmm.runtime.ort_session.SEARCH. Where there are parameters at all, the
-        # backend takes it from here alone, and would take EXHAUSTIVE
+        # of cuDNN's convolutions, 1 is HEURISTIC: see pmm.runtime.ort_session.SEARCH. Where there are parameters at
+        # all, the backend takes it from here alone, and would take EXHAUSTIVE
         parameters["cudnn_conv_algo_search"] = "1"
     config["parameters"] = [{"key": key, "value": {"string_value": value}} for key, value in parameters.items()]
     return text_format(config)

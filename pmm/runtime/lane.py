@@ -94,6 +94,10 @@ class Lane:
                 self._embeddings: Any = device.host_array((most, dim), np.float32)
                 self._input = device.allocate(self._images.nbytes)
                 self._output = device.allocate(self._embeddings.nbytes)
+        except UserError as error:
+            device.close()
+            advice = f"free GPU memory, build it for less than {most} images (--batch), or let fewer runs go at a time"
+            raise UserError(f"{loaded.path}: {error}; {advice}") from error
         except BaseException:
             device.close()
             raise

@@ -829,13 +829,13 @@ def test_a_driver_that_is_too_old_is_named_with_all_that_was_logged(machine, mon
 
 def test_memory_that_is_not_there(machine):
     machine.world.failing.add("allocate")
-    machine.refused("out of memory", touched=True)
+    machine.refused("model.plan", "out of memory", "less than 6 images (--batch)", touched=True)
 
 
 def test_memory_that_is_not_there_for_another_thread(machine):
     with machine.open() as runner, runner._lanes.lane():
         machine.world.failing.add("allocate")
-        assert in_a_thread(lambda: runner(crops(2))) == "host 1.0: out of memory"
+        assert "host 1.0: out of memory; free GPU memory" in in_a_thread(lambda: runner(crops(2)))
         assert [device.closed for device in machine.devices] == [False, True]
         # the next one that asks gets its own
         assert np.array_equal(in_a_thread(lambda: runner(crops(2))), machine.expected(crops(2)))
