@@ -51,7 +51,9 @@ def throughput(device: torch.device, amp: Literal["off", "bf16", "fp16"], *, ste
     images = config.recipe.batch_size * steps
     found = {"batch": config.recipe.batch_size, "steps": steps, "images/s": images / seconds,
              "ms per step": 1000 * seconds / steps, "loss": float(losses["loss"])}  # fmt: skip
-    return found | (_profiled(step) if device.type == "cuda" else {})
+    if device.type != "cuda":
+        return found
+    return found | {"TF32 in convolutions": torch.backends.cudnn.allow_tf32} | _profiled(step)
 
 
 def busy(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:

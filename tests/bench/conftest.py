@@ -26,13 +26,13 @@ class _Noted:
 def machine(monkeypatch, tmp_path):
     """A machine with two GPUs and one version of TensorRT, or TensorRT-RTX; torch sees no GPU, and runs on the CPU."""
 
-    def of(version):
+    def of(version, **kind):
         pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
         from tests.export.whole import Whole
 
         world = World()
         world.ran = set()
-        module, flavor = Whole(version, world), "rtx" if "rtx" in version else "tensorrt"
+        module, flavor = Whole(version, world, **kind), "rtx" if "rtx" in version else "tensorrt"
         classes = module._runtime._classes
         context = type("IExecutionContext", (_Noted, classes["IExecutionContext"]), {"_ran": world.ran})
         monkeypatch.setitem(classes, "IExecutionContext", context)

@@ -1,5 +1,6 @@
 """The bench on engines: built, judged and timed with TensorRT whole (tests/export/whole.py), in each version."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,13 +39,13 @@ def few(people, tmp_path_factory):
 def bench(trained, shared, few, tmp_path):
     """Runs bench/run.py in this process on exports that are there; returns the report."""
 
-    def run(*words, precision="fp32", out="report"):
+    def run(*words, precision="fp32", code=0):
         recipe = Recipe(precision="fp32" if precision == "tf32" else precision)
-        words += ("--precisions", precision, "--root", few, "--device", "cpu", "--out", tmp_path / out)
+        words += ("--precisions", precision, "--root", few, "--device", "cpu", "--out", tmp_path / "report")
         with workers_here(), exported_before(shared, [recipe]):
             done = run_here("bench/run.py", trained, *words, "--seconds", "0.05", "--samples", "10", PMM_FAST="1")
-        assert done.returncode == 0, done.stderr + done.stdout
-        return read_report(tmp_path / out / "report.json")
+        assert done.returncode == code, done.stderr + done.stdout
+        return read_report(tmp_path / "report" / "report.json")
 
     return run
 
@@ -78,6 +79,33 @@ def test_an_engine_is_built_judged_and_timed(machine, bench, version, precision)
     assert {best for batch, best in world.ran if batch == 1} == {1}
     assert {best for batch, best in world.ran if batch != 1} == {3}
     assert max(world.ran)[0] == 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ({"lies": "fp32"}, "asked for fp16, but the engine inspector finds .*fp32"),
+        ({"dies": "GPU memory, 10.9"}, "memory"),
+    ],
+)
+def test_an_engine_that_is_refused_or_not_built_costs_the_others_nothing(machine, bench, kind, reason):
+    machine(NEWEST, **kind)
+    report = bench("--backends", "tensorrt", "--batches", "1", "--cuda-graph", "on", precision="fp16", code=1)
+    torch, engine = report.results
+    assert (torch.status, len(torch.batches), engine.status) == ("ok", 1, "failed")
+    assert re.search(reason, engine.reason)
+    assert [failure.result for failure in report.gates.failures] == [engine.name]
+
+
+@pytest.mark.parametrize("inspector", ["nothing", "names"])
+def test_an_inspector_that_tells_nothing_leaves_an_engine_that_is_timed(machine, bench, inspector):
+    machine(NEWEST, inspector=inspector)
+    report = bench("--backends", "tensorrt", "--batches", "1", "--cuda-graph", "both", precision="fp16")
+    assert [(result.status, result.precision) for result in report.results[1:]] == [("ok", "fp16")] * 2
+    off, on = report.results[1:]
+    assert (off.cuda_graph, on.cuda_graph) == (False, True)
+    assert off.artifact == on.artifact
+    assert "no CUDA graph" in off.provider
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,16 @@ def test_steps_can_be_chosen_and_repeated(fake):
     assert_one_line_error(unknown, "unknown step frist; known: first, second, third")
 
 
+def test_another_gpu_gives_its_name_to_folder_and_results(fake, monkeypatch):
+    (fake / "mended").touch()
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: (Gpu("A", "8.6"), CARD))
+    done = run_here("bench/gpu.py", "--device", "cuda:1")
+    assert (done.returncode, done.stdout.splitlines()[0].partition(":")[0]) == (0, CARD.name)
+    assert table_of(fake)
+    assert_one_line_error(run_here("bench/gpu.py", "--device", "cuda:2"), "no GPU 2 here: 2 visible")
+    assert_one_line_error(run_here("bench/gpu.py", "--device", "cpu"), "--device is cpu; expected cuda or cuda:N")
+
+
 def test_what_is_needed_and_missing_is_not_proved(fake, monkeypatch):
     needs = Step(name="needs", commands=(("python", "-c", ""),), needs=("no-such-program",))
     monkeypatch.setattr(gpu_steps, "gpu_steps", lambda found, index: [needs])
