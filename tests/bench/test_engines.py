@@ -97,7 +97,7 @@ def test_an_engine_that_is_refused_or_not_built_costs_the_others_nothing(machine
     assert [failure.result for failure in report.gates.failures] == [engine.name]
 
 
-@pytest.mark.parametrize("inspector", ["nothing", "names"])
+@pytest.mark.parametrize("inspector", ["nothing", pytest.param("names", marks=pytest.mark.slow)])
 def test_an_inspector_that_tells_nothing_leaves_an_engine_that_is_timed(machine, bench, inspector):
     machine(NEWEST, inspector=inspector)
     report = bench("--backends", "tensorrt", "--batches", "1", "--cuda-graph", "both", precision="fp16")
