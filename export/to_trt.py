@@ -13,8 +13,8 @@ from typing import Annotated
 import tyro
 
 from pmm import cli
-from pmm.errors import Unavailable, UserError
-from pmm.export.recipe import EngineOptions, Recipe, Verification
+from pmm.errors import Unavailable
+from pmm.export.recipe import EngineOptions, Recipe, Verification, check_kept, check_request
 from pmm.files import existing_file, output_file
 from pmm.kernels import describe_build
 from pmm.runtime.base import ENGINE_SUFFIXES
@@ -47,7 +47,11 @@ def main() -> None:
     ours = model.suffix.lower() != ".onnx"
     stem = model.stem + command.recipe.suffix if ours else model.stem
     out = output_file(command.output or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
-    _refuse_flags(command, ours)
+    check_request(
+        ours, command.recipe, cli.given_flags(), profile_layers=command.profile_layers, no_manifest=command.no_manifest
+    )
+    if command.profile_layers and not gpu_here(command.engine.device):
+        raise Unavailable("--profile-layers runs the engine, and no NVIDIA GPU is visible here; leave the flag out")
     onnx_file = output_file(out.with_suffix(".onnx")) if ours else model
     if ours:
         from pmm.export.onnx import describe, export_onnx, refuse_others, verified_onnx
@@ -66,40 +70,20 @@ def main() -> None:
         builder, found = build_foreign_engine(file, out, command.engine)
         print(f"{out}: {builder} engine, {found.precision}, without a manifest: its embeddings are for you to verify")
         return
-    if "--precision" in cli.given_flags() and file.manifest.precision != command.recipe.precision:
-        raise UserError(
-            f"{onnx_file} holds {file.manifest.precision}, asked for {command.recipe.precision}: an engine keeps the "
-            f"file's types; export the ONNX file with --precision {command.recipe.precision}"
-        )
-    flavor, _ = choose_flavor(command.engine.flavor, onnx_file, command.engine.device)
+    if "--precision" in cli.given_flags():
+        check_kept(onnx_file, file.manifest.precision, command.recipe.precision)
+    flavor = choose_flavor(command.engine.flavor, onnx_file, command.engine.device)[0]
     if command.profile_layers and not gpu_for(flavor, command.engine.device):
         raise Unavailable(f"--profile-layers runs the engine, and no GPU here runs those of {library_name(flavor)}")
     engine = dataclasses.replace(command.engine, flavor=flavor)
     gate = engine_gate(file, model if ours else None, command.verification, flavor, engine.device)
-    artifact = build_engine(file, out, engine, gate=gate)
-    print(describe_engine(artifact, engine.device))
+    print(describe_engine(artifact := build_engine(file, out, engine, gate=gate), engine.device))
     print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
     if command.profile_layers:
         from pmm.export.layer_profile import layers_path, profile_layers, table
 
         print(table(profile_layers(artifact, engine.device)))
         print(f"layers: {layers_path(out)}")
-
-
-def _refuse_flags(command: Command, checkpoint: bool) -> None:
-    """What is decided in the ONNX file cannot be asked of the engine; what is unknown cannot be asked at all."""
-    if checkpoint and command.no_manifest:
-        raise UserError("--no-manifest is for ONNX files that are not ours; a checkpoint's always get one")
-    if command.profile_layers and command.no_manifest:
-        raise UserError("--profile-layers opens the engine, and no runner here opens one of --no-manifest")
-    if command.profile_layers and not gpu_here(command.engine.device):
-        raise Unavailable("--profile-layers runs the engine, and no NVIDIA GPU is visible here; leave the flag out")
-    if command.recipe.target == "cpu":
-        raise UserError("--target cpu is for ONNX Runtime; TensorRT wants the other file: leave the flag out")
-    flags = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Recipe)}
-    given = sorted((flags if command.no_manifest else flags - {"--precision"}) & cli.given_flags())
-    if given and not checkpoint:
-        raise UserError(f"{', '.join(given)}: decided in the ONNX file; give a checkpoint, or export the file anew")
 
 
 if __name__ == "__main__":

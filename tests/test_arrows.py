@@ -17,9 +17,11 @@ ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
-    "cli": {"errors", "machine"},
+    "cli": {"errors", "scheduling"},
     "cgroup": set(),
-    "machine": {"cgroup"},
+    "machine": {"cgroup", "errors"},
+    "scheduling": {"machine"},
+    "cuda_versions": {"machine"},
     "kernels": set(),
     "typed": set(),
     "runs": {"errors", "config"},
@@ -40,11 +42,11 @@ ALLOWED = {
     "checkpoint": DATA | {"models", "kernels", "foreign", "torch_file", "trainee"},
     "manifest": {"data", "errors", "files", "typed"},
     "onnx_file": {"errors", "files", "manifest"},
-    "runtime": {"data", "errors", "files", "checkpoint", "manifest", "onnx_file", "machine"},
+    "runtime": {"data", "errors", "files", "checkpoint", "manifest", "onnx_file", "machine", "cuda_versions"},
     "embed": DATA | {"distances", "metrics", "reranking", "runtime", "index"},
     "index": {"data", "distances", "errors", "files", "manifest", "nearest", "runtime", "typed"},
     "search": DATA | {"embed", "index", "runtime", "visualize.lists"},
-    "environment": {"kernels", "machine"},
+    "environment": {"cuda_versions", "kernels", "machine"},
     "info": {
         "errors",
         "files",
@@ -75,7 +77,8 @@ ALLOWED = {
         "visualize.mixing",
         "journal",
     },
-    "train": DATA | {"models", "prepare", "progress", "kernels", "ops", "processes", "runtime", "trainer"},
+    "train": DATA
+    | {"cuda_versions", "models", "prepare", "progress", "kernels", "ops", "processes", "runtime", "trainer"},
     "evaluate": DATA | {"embed", "manifest", "metrics", "reranking", "runtime"},
     "visualize": DATA | {"checkpoint", "embed", "metrics", "models", "ops", "parity", "runtime"},
     "visualize.style": set(),
@@ -85,6 +88,7 @@ ALLOWED = {
     "export": DATA | {"manifest", "onnx_file", "parity", "runtime", "checkpoint", "models"},
     "bench": DATA
     | {
+        "cuda_versions",
         "export",
         "engine",
         "environment",
@@ -116,6 +120,7 @@ WITH_TORCH = (
     "ops", "models", "losses", "processes", "progress", "trainee", "engine", "trainer", "torch_file", "foreign",
     "runtime/eager", "runtime/torch_", "runtime/aoti", "data/batches", "data/loader", "data/sampler", "export/fold",
     "export/graph", "visualize/cam", "visualize/mixing", "bench/mix", "bench/training_step", "bench/untrained",
+    "bench/gpu_training",
 )  # fmt: skip
 
 SOURCES = sorted((ROOT / "pmm").rglob("*.py"))

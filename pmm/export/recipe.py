@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -163,3 +164,34 @@ class EngineOptions:
             return BatchProfiles(in_order) if in_order else BatchProfiles()
         except UserError as error:
             raise UserError(f"--batch: {error}") from error
+
+
+def check_request(
+    checkpoint: bool, recipe: Recipe, given: AbstractSet[str], *, profile_layers: bool, no_manifest: bool
+) -> None:
+    """Raises UserError for flags of `export/to_trt.py` that do not go together: what is decided in the ONNX file cannot
+    be asked of the engine, and what is unknown cannot be asked at all.
+
+    Args:
+        checkpoint: the model is one, and no ONNX file.
+        given: flags of the command line, as --precision.
+    """
+    if checkpoint and no_manifest:
+        raise UserError("--no-manifest is for ONNX files that are not ours; a checkpoint's always get one")
+    if profile_layers and no_manifest:
+        raise UserError("--profile-layers opens the engine, and no runner here opens one of --no-manifest")
+    if recipe.target == "cpu":
+        raise UserError("--target cpu is for ONNX Runtime; TensorRT wants the other file: leave the flag out")
+    flags = {"--" + each.name.replace("_", "-") for each in fields(Recipe)}
+    decided = sorted((flags if no_manifest else flags - {"--precision"}) & given)
+    if decided and not checkpoint:
+        raise UserError(f"{', '.join(decided)}: decided in the ONNX file; give a checkpoint, or export the file anew")
+
+
+def check_kept(file: Path, holds: str, asked: str) -> None:
+    """Raises UserError if an ONNX file `holds` another precision than is `asked` of the engine."""
+    if holds != asked:
+        raise UserError(
+            f"{file} holds {holds}, asked for {asked}: an engine keeps the file's types; export the ONNX file with "
+            f"--precision {asked}"
+        )
