@@ -59,8 +59,9 @@ def _check(command: Command) -> dict[str, Any]:
 
         return cuda_majors()
     if command.check == "engine":
-        engine, checkpoint = command.files
-        return _engine(engine, checkpoint, command.device)
+        from pmm.bench.gpu_engine import check_engine
+
+        return check_engine(*command.files, command.device)
     from pmm.bench import gpu_training
     from pmm.runtime.eager import torch_device
 
@@ -76,25 +77,6 @@ def _check(command: Command) -> dict[str, Any]:
     if not found["same bits"]:
         raise UserError(f"{command.check}: the weights are not the same to the bit: {found}")
     return found
-
-
-def _engine(engine: Path, checkpoint: Path, device: str) -> dict[str, Any]:
-    import torch
-
-    from pmm.bench.gpu_engine import crops_and_truth, engine_figures
-    from pmm.runtime.trt import TrtRunner
-
-    where = device if device != "cuda" else "cuda:0"
-    crops, expected = crops_and_truth(checkpoint)
-    with TrtRunner(engine, device, eager=True) as runner:
-        return engine_figures(
-            runner,
-            crops,
-            expected,
-            to_gpu=lambda images: torch.from_numpy(images).to(where),
-            from_gpu=lambda array: torch.as_tensor(array, device=where).cpu().numpy(),
-            seconds=0.05 if fast_mode() else 2.0,
-        )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pmm.bench.tracking import SIZES, track
+from pmm.config import fast_mode
 from pmm.data.crops import Crops, load_crops
 from pmm.data.readers import read_dataset
 from pmm.errors import UserError
@@ -123,3 +124,20 @@ def _rate(call: Callable[[], object], images: int, seconds: float) -> float:
         call()
         calls += 1
     return images * calls / (time.perf_counter() - begin)
+
+
+def check_engine(engine: Path, checkpoint: Path, device: str) -> dict[str, Any]:
+    """`engine_figures` of the files, with images that torch has on the GPU. Raises UserError as that does."""
+    import torch
+
+    where = device if device != "cuda" else "cuda:0"
+    crops, expected = crops_and_truth(checkpoint)
+    with TrtRunner(engine, device, eager=True) as runner:
+        return engine_figures(
+            runner,
+            crops,
+            expected,
+            to_gpu=lambda images: torch.from_numpy(images).to(where),
+            from_gpu=lambda array: torch.as_tensor(array, device=where).cpu().numpy(),
+            seconds=0.05 if fast_mode() else 2.0,
+        )
