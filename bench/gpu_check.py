@@ -61,7 +61,8 @@ def _check(command: Command) -> dict[str, Any]:
     if command.check == "engine":
         from pmm.bench.gpu_engine import check_engine
 
-        return check_engine(*command.files, command.device)
+        engine, checkpoint = command.files
+        return check_engine(engine, checkpoint, command.device)
     from pmm.bench import gpu_training
     from pmm.runtime.eager import torch_device
 

@@ -82,8 +82,7 @@ def main() -> int:
             batches=batches, dtypes=dtypes, layouts=layouts, competitors=competitors, plan=plan, **where
         )
     write_file(out, json.dumps(report, indent=1) + "\n")
-    print(markdown(report))
-    print(f"report: {out}")
+    print(f"{markdown(report)}\nreport: {out}")
     return 0 if report["equal"] else 1
 
 
