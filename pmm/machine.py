@@ -79,6 +79,7 @@ def _attribute(cuda: Any, which: int, device: ctypes.c_int) -> int:
     return value.value if cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device) == 0 else 0
 
 
+@cache
 def cuda_library() -> Any:
     """The CUDA driver's library, through ctypes; None without a driver."""
     try:
