@@ -45,7 +45,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard cpp_ext/*
 
 demo: setup
 	$(PYTHON) -m pmm.train --preset tiny --root $(DEMO)/data --out $(DEMO) $$(test -e $(DEMO)/last.pth && echo --resume)
-	$(PYTHON) -m pmm.evaluate $(DEMO)/best.pth --dataset synthetic --root $(DEMO)/data --json $(DEMO)/evaluation.json
+	$(PYTHON) -m pmm evaluate $(DEMO)/best.pth --dataset synthetic --root $(DEMO)/data --json $(DEMO)/evaluation.json
 	$(PYTHON) export/to_onnx.py $(DEMO)/best.pth -o $(DEMO)/model.onnx
 	$(PYTHON) export/to_trt.py $(DEMO)/best.pth -o $(DEMO)/model.plan
 	$(PYTHON) bench/run.py $(DEMO)/best.pth --backends all --out $(DEMO)/report
@@ -72,9 +72,9 @@ $(CLIENTS)/plain/.installed: constraints.txt
 	@touch $@
 
 gpu:
-	@PYTHONPATH=. python3 bench/gpu.py --check
+	@PYTHONPATH=. python3 -m bench.lab.gpu --check
 	$(if $(filter $(VENV)/%,$(PYTHON)),@$(MAKE) --no-print-directory setup)
-	PYTHONPATH=. $(PYTHON) bench/gpu.py $(if $(DEVICE),--device $(DEVICE)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again $(AGAIN))
+	PYTHONPATH=. $(PYTHON) -m bench.lab.gpu $(if $(DEVICE),--device $(DEVICE)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again $(AGAIN))
 
 lint: setup
 	$(PYTHON) -m ruff check .

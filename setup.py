@@ -34,8 +34,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # a build front end does not
-from pmm.kernels import sources_digest  # noqa: E402
-from pmm.machine import nvidia_gpus  # noqa: E402
+from pmm.utils.build_info import sources_digest  # noqa: E402
+from pmm.utils.hardware import nvidia_gpus  # noqa: E402
 
 SOURCES = ROOT / "cpp_ext"
 TORCH = [2, 11]  # the oldest that has the stable ABI used here
@@ -244,7 +244,7 @@ def build_library(target, objects):
 
 
 def write_facts(path, cuda):
-    """What this build is, as a header: the library embeds it, and pmm/kernels.py reads it there."""
+    """What this build is, as a header: the library embeds it, and pmm/utils/build_info.py reads it there."""
     version = output_of([*compiler(), "--version"]).stdout.strip() or compiler()[0]
     facts = {
         "compiler": version.splitlines()[0],

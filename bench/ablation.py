@@ -14,13 +14,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pmm import cli
-from pmm.bench.ablation import Ablation, Options
-from pmm.bench.ablation_report import default_out, markdown, progress, report
-from pmm.bench.ablation_runs import Outcome
-from pmm.bench.pages.ablation_plot import plot
-from pmm.errors import UserError
-from pmm.files import claimed, output_file, write_file
+from pmm.ablation.plot import plot
+from pmm.ablation.report import default_out, markdown, progress, report
+from pmm.ablation.runs import Outcome
+from pmm.ablation.study import Ablation, Options
+from pmm.utils import command_line
+from pmm.utils.errors import UserError
+from pmm.utils.files import claimed, output_file, write_file
 
 PROG = "bench/ablation.py"
 
@@ -36,7 +36,7 @@ class Command:
 
 def main() -> int:
     """Entry point; 1 if a run failed."""
-    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
     ablation = Ablation(command.options)
     out = output_file(command.out or default_out(ablation), suffixes=(".json",))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: its runs end too
@@ -48,7 +48,7 @@ def main() -> int:
             outcomes = ablation.measure(finished)
         except KeyboardInterrupt:
             print(f"\n{PROG}: interrupted; {ablation.kept()}; the same command goes on", file=sys.stderr)
-            return cli.INTERRUPTED
+            return command_line.INTERRUPTED
     found = report(ablation, outcomes, shlex.join(["python", PROG, *sys.argv[1:]]))
     table = markdown(found)
     write_file(out, json.dumps(found, indent=1) + "\n")
@@ -69,4 +69,4 @@ def finished(outcome: Outcome, left: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, prog=PROG)
+    command_line.run(main, prog=PROG)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import tyro
 
-from pmm import cli
 from pmm.bench.comparison import compare, hardware
 from pmm.bench.schema import read_report
-from pmm.errors import UserError
-from pmm.files import existing_file
+from pmm.utils import command_line
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file
 
 PROG = "bench/compare.py"
 MARKS = {"worse": "WORSE ", "better": "better", "same": "same  ", "unknown": "?     "}
@@ -38,7 +38,7 @@ class Command:
 
 def main() -> int:
     """Entry point."""
-    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
     for flag, value in (("--max-slowdown", command.max_slowdown), ("--max-map-drop", command.max_map_drop)):
         if not 0 <= value <= 1:
             raise UserError(f"{flag} is {value}; expected a fraction from 0 to 1")
@@ -57,4 +57,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, prog=PROG)
+    command_line.run(main, prog=PROG)

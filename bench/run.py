@@ -14,15 +14,15 @@ from pathlib import Path
 
 import tyro
 
-from pmm import cli
 from pmm.bench.gates import GateFlags
 from pmm.bench.harness import Bench
 from pmm.bench.pages.pictures import pictures
 from pmm.bench.pages.report import table, write_reports
 from pmm.bench.request import Options, requested
-from pmm.bench.unfinished import clear
-from pmm.files import claimed, write_file
-from pmm.kernels import describe_build
+from pmm.bench.resume_store import clear
+from pmm.utils import command_line
+from pmm.utils.build_info import describe_build
+from pmm.utils.files import claimed, write_file
 
 PROG = "bench/run.py"
 
@@ -39,7 +39,7 @@ class Command:
 
 def main() -> int:
     """Entry point."""
-    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: workers end too
     request = requested(command.files, command.options, command.gates.parsed())
     with claimed(request.out):
@@ -61,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, prog=PROG)
+    command_line.run(main, prog=PROG)

@@ -55,5 +55,5 @@ STABLE_TORCH_LIBRARY_IMPL(pmm_kernels, CPU, m) {
   m.impl("mixed_cam", TORCH_BOX(&pmm::mixed_cam));
 }
 
-// Read from the file by pmm/kernels.py, which must not load torch for it. setup.py writes PMM_BUILT, a text of JSON.
+// Read from the file by pmm/utils/build_info.py, which must not load torch for it. setup.py writes PMM_BUILT, a text of JSON.
 extern "C" __attribute__((used, visibility("default"))) const char pmm_kernels_built[] = "pmm kernels built " PMM_BUILT;

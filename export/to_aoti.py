@@ -11,14 +11,14 @@ from typing import Annotated
 
 import tyro
 
-from pmm import cli
-from pmm.errors import UserError
 from pmm.export.aoti import PackagePrecision
-from pmm.export.recipe import Verification
-from pmm.files import existing_file, output_file
-from pmm.kernels import describe_build
-from pmm.machine import cuda_index
+from pmm.export.options import Verification
 from pmm.runtime.base import PACKAGE_SUFFIX
+from pmm.utils import command_line
+from pmm.utils.build_info import describe_build
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file, output_file
+from pmm.utils.hardware import cuda_index
 
 PROG = "to_aoti.py"
 
@@ -28,7 +28,7 @@ class Command:
     """`python export/to_aoti.py CKPT [-o FILE.pt2]`"""
 
     checkpoint: tyro.conf.Positional[Path]
-    """Checkpoint written by pmm.train."""
+    """Checkpoint written by pmm train."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File to write (default: beside the checkpoint, as best-cpu.pt2 or best-cuda-fp16.pt2)."""
     precision: PackagePrecision = "fp32"
@@ -40,11 +40,11 @@ class Command:
 
 def main() -> None:
     """Entry point."""
-    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
     if command.device == "auto":
         raise UserError("--device auto: a package is for one kind of processor; name it: cpu, cuda or cuda:N")
     kind = "cpu" if cuda_index(command.device) is None else "cuda"
-    checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm.train")
+    checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
     precision = "" if command.precision == "fp32" else f"-{command.precision}"
     beside = checkpoint.with_name(f"{checkpoint.stem}-{kind}{precision}{PACKAGE_SUFFIX}")
     out = output_file(command.output or beside, checkpoint, suffixes=(PACKAGE_SUFFIX,))
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, prog=PROG)
+    command_line.run(main, prog=PROG)

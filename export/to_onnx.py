@@ -11,10 +11,10 @@ from typing import Annotated
 
 import tyro
 
-from pmm import cli
-from pmm.export.recipe import Recipe, Verification
-from pmm.files import existing_file, output_file
-from pmm.kernels import describe_build
+from pmm.export.options import Recipe, Verification
+from pmm.utils import command_line
+from pmm.utils.build_info import describe_build
+from pmm.utils.files import existing_file, output_file
 
 PROG = "to_onnx.py"
 
@@ -24,7 +24,7 @@ class Command:
     """`python export/to_onnx.py CKPT [-o FILE.onnx]`"""
 
     checkpoint: tyro.conf.Positional[Path]
-    """Checkpoint written by pmm.train."""
+    """Checkpoint written by pmm train."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File to write (default: beside the checkpoint, as best.onnx, best-fp16.onnx, best-int8-cpu.onnx)."""
     recipe: Recipe = field(default_factory=Recipe)
@@ -33,8 +33,8 @@ class Command:
 
 def main() -> None:
     """Entry point."""
-    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
-    checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm.train")
+    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
     beside = checkpoint.with_name(f"{checkpoint.stem}{command.recipe.suffix}.onnx")
     out = output_file(command.output or beside, checkpoint, suffixes=(".onnx",))
 
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, prog=PROG)
+    command_line.run(main, prog=PROG)

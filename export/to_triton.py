@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from pmm import cli
+from pmm.utils import command_line
 
 PROG = "to_triton.py"
 
@@ -38,7 +38,7 @@ class Command:
 
 def main() -> None:
     """Entry point."""
-    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
 
     from pmm.export.triton import write_model_repository
     from pmm.export.triton_config import Serving
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, prog=PROG)
+    command_line.run(main, prog=PROG)

@@ -12,13 +12,13 @@ from typing import Annotated
 
 import tyro
 
-from pmm import cli
-from pmm.errors import Unavailable
-from pmm.export.recipe import EngineOptions, Recipe, Verification, check_kept, check_request
-from pmm.files import existing_file, output_file
-from pmm.kernels import describe_build
+from pmm.export.options import EngineOptions, Recipe, Verification, check_kept, check_request
 from pmm.runtime.base import ENGINE_SUFFIXES
-from pmm.runtime.flavors import gpu_for, gpu_here, library_name
+from pmm.runtime.trt_variant import gpu_for, gpu_here, library_name
+from pmm.utils import command_line
+from pmm.utils.build_info import describe_build
+from pmm.utils.errors import Unavailable
+from pmm.utils.files import existing_file, output_file
 
 PROG = "to_trt.py"
 
@@ -28,7 +28,7 @@ class Command:
     """`python export/to_trt.py CKPT_OR_ONNX [-o FILE.plan]`"""
 
     model: tyro.conf.Positional[Path]
-    """Checkpoint written by pmm.train, or ONNX file written by export/to_onnx.py (then no torch is needed)."""
+    """Checkpoint written by pmm train, or ONNX file written by export/to_onnx.py (then no torch is needed)."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File to write (default: beside the model, as best.plan or best-fp16.plan); the ONNX file lies beside it."""
     engine: EngineOptions = field(default_factory=EngineOptions)
@@ -42,13 +42,17 @@ class Command:
 
 def main() -> None:
     """Entry point."""
-    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
-    model = existing_file(command.model, "a checkpoint written by pmm.train, or an ONNX file")
+    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    model = existing_file(command.model, "a checkpoint written by pmm train, or an ONNX file")
     ours = model.suffix.lower() != ".onnx"
     stem = model.stem + command.recipe.suffix if ours else model.stem
     out = output_file(command.output or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
     check_request(
-        ours, command.recipe, cli.given_flags(), profile_layers=command.profile_layers, no_manifest=command.no_manifest
+        ours,
+        command.recipe,
+        command_line.given_flags(),
+        profile_layers=command.profile_layers,
+        no_manifest=command.no_manifest,
     )
     if command.profile_layers and not gpu_here(command.engine.device):
         raise Unavailable("--profile-layers runs the engine, and no NVIDIA GPU is visible here; leave the flag out")
@@ -61,16 +65,16 @@ def main() -> None:
         unasked = command.verification in (Verification(), Verification(no_verify=True))
         export = verified_onnx if unasked else export_onnx
         print(describe(export(model, onnx_file, command.recipe, command.verification)))
+    from pmm.artifacts.onnx_file import read_onnx
     from pmm.export.reference import engine_gate
     from pmm.export.trt import build_engine, build_foreign_engine, choose_flavor, describe_engine
-    from pmm.onnx_file import read_onnx
 
     file = read_onnx(onnx_file, external_data=command.no_manifest)
     if command.no_manifest:
         builder, found = build_foreign_engine(file, out, command.engine)
         print(f"{out}: {builder} engine, {found.precision}, without a manifest: its embeddings are for you to verify")
         return
-    if "--precision" in cli.given_flags():
+    if "--precision" in command_line.given_flags():
         check_kept(onnx_file, file.manifest.precision, command.recipe.precision)
     flavor = choose_flavor(command.engine.flavor, onnx_file, command.engine.device)[0]
     if command.profile_layers and not gpu_for(flavor, command.engine.device):
@@ -87,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, prog=PROG)
+    command_line.run(main, prog=PROG)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 SYNTHETIC = "synthetic"
 MOST_SIDE = 4096

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pmm import cli
 from pmm.config import Config, preset
 from pmm.data.synthetic.dataset import draw_dataset
+from pmm.utils import command_line
 from tests.store import Shared, Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from pmm.machine import nvidia_gpus
+    from pmm.utils.hardware import nvidia_gpus
 
     first = {name: place for place, name in enumerate(LONGEST)}  # so that two processes end at about one time
     items.sort(key=lambda item: first.get(item.path.relative_to(ROOT / "tests").as_posix(), len(first)))
@@ -109,15 +109,15 @@ def exported(shared: Shared) -> Path:
 @pytest.fixture
 def built_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Call it with the facts that compiled kernels shall embed, or without any for kernels that are not compiled."""
-    from pmm import kernels
     from pmm.ops import _extension
+    from pmm.utils import build_info
 
     def pretend(**facts: object) -> None:
         library = tmp_path / "pretended.so"
         if facts:
             library.write_bytes(b"\x7fELF\0pmm kernels built " + json.dumps(facts).encode() + b"\0more")
-        monkeypatch.setattr(kernels, "LIBRARY", library)
-        monkeypatch.setattr(kernels, "SOURCES", tmp_path / "no sources")  # as installed from a wheel
+        monkeypatch.setattr(build_info, "LIBRARY", library)
+        monkeypatch.setattr(build_info, "SOURCES", tmp_path / "no sources")  # as installed from a wheel
         _extension.missing.cache_clear()
 
     yield pretend
@@ -174,7 +174,7 @@ def run_here(*args: str | Path, cwd: Path | None = None, **env: str) -> subproce
             with _own_settings():
                 if module:
                     found = importlib.import_module(target)
-                    cli.run(found.main, prog=found.PROG)
+                    command_line.run(found.main, prog=found.PROG)
                 else:
                     runpy.run_path(str(ROOT / target), run_name="__main__")
         except SystemExit as stop:

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pmm.config import Config
-from pmm.export.recipe import EngineOptions, Recipe, Verification
+from pmm.export.options import EngineOptions, Recipe, Verification
 
 
 class Store:
@@ -63,7 +63,7 @@ class Shared:
 
     def run(self, method: str = "pmm") -> Path:
         """best.pth of a short run, with all that a run leaves beside it."""
-        from pmm.train import train
+        from pmm.commands.train import train
 
         config = dataclasses.replace(self._config, model=dataclasses.replace(self._config.model, method=method))
         return self._store.get(f"run-{method}", lambda home: train(config, out=home, device="cpu")) / "best.pth"
@@ -88,8 +88,8 @@ class Shared:
 
     def engine(self, recipe: Recipe | None = None) -> Path:
         """A TensorRT-RTX engine (model.plan) of the run's best.pth, built and not run."""
+        from pmm.artifacts.onnx_file import read_onnx
         from pmm.export.trt import build_engine
-        from pmm.onnx_file import read_onnx
 
         source = self.onnx(recipe)
         make = lambda home: build_engine(read_onnx(source), home / "model.plan", EngineOptions(flavor="rtx"))  # noqa: E731

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from pmm.config import PRESETS, Config, ModelConfig, RecipeConfig, preset
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 
 @pytest.mark.parametrize("name", PRESETS)

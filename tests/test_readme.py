@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmm.manifest import manifest_path
-from pmm.train import parse
+from pmm.artifacts.manifest import manifest_path
+from pmm.commands.train import parse
 from tests.conftest import ROOT
 from tests.forks import run_forked
 
@@ -191,7 +191,7 @@ def test_every_other_command_runs_as_it_stands(tmp_path, people):
         if re.search(
             "--preset (paper|strong)", command
         ):  # wants ImageNet weights and 32 identities: its flags are tried
-            parse(shlex.split(command.split("pmm.train", 1)[1]))
+            parse(shlex.split(command.split("pmm train", 1)[1]))
             continue
         # a user's data and the run on it: here, the people and the run of the commands before
         command = command.replace("/path/to/market1501", str(people)).replace("runs/market/", "runs/first/")

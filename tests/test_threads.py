@@ -5,11 +5,11 @@ import torch
 
 import pmm.runtime.openvino
 import pmm.runtime.ort_session
-import pmm.trainer
-from pmm.errors import UserError
+import pmm.training.trainer
+from pmm.commands.train import _again, parse, train
 from pmm.runtime import torch_runner
 from pmm.runtime.base import open_runner
-from pmm.train import _again, parse, train
+from pmm.utils.errors import UserError
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def trained_with(small_config, tmp_path, monkeypatch):
             train(small_config, out=tmp_path / "run", device="cpu", **options)
         return found.pop()
 
-    monkeypatch.setattr(pmm.trainer, "Trainer", stop)
+    monkeypatch.setattr(pmm.training.trainer, "Trainer", stop)
     return start
 
 

@@ -12,14 +12,14 @@ import numpy as np
 from pmm.bench.schema import Camera, LostQuery, OperatingPoint, Thresholds
 from pmm.data.samples import Split, camids_of, pids_of
 from pmm.data.splits import matchable, unrankable
-from pmm.errors import UserError
-from pmm.metrics import RankingResult, evaluate_ranking
-from pmm.parity.labels import Embedded, Labels
-from pmm.parity.numeric import numeric_parity
-from pmm.parity.ranking import first_items, ranking_parity
-from pmm.parity.retrieval import retrieval_parity
-from pmm.parity.thresholds import Verification, decision_flips, verification
+from pmm.evaluation.metrics import RankingResult, evaluate_ranking
+from pmm.evaluation.parity.labels import Embedded, Labels
+from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.evaluation.parity.ranking import first_items, ranking_parity
+from pmm.evaluation.parity.retrieval import retrieval_parity
+from pmm.evaluation.parity.thresholds import Verification, decision_flips, verification
 from pmm.runtime.base import Embeddings
+from pmm.utils.errors import UserError
 
 WORST_QUERIES = 5
 LARGEST = 1e15

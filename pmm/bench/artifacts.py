@@ -7,25 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pmm.artifacts.manifest import Artifact, read_manifest
+from pmm.artifacts.onnx_file import OnnxFile, read_onnx
+from pmm.artifacts.runs import located
 from pmm.bench.schema import EMBED_BATCH
 from pmm.config import Config
-from pmm.errors import Unavailable, UserError
 from pmm.export.onnx import verified_onnx
-from pmm.export.recipe import EngineOptions, Precision, Recipe, Verification
+from pmm.export.options import EngineOptions, Precision, Recipe, Verification
 from pmm.export.reference import engine_gate
 from pmm.export.trt import build_engine
-from pmm.files import sha256
-from pmm.machine import cuda_index, driver_version, gpu_at, nvidia_gpus
-from pmm.manifest import Artifact, read_manifest
-from pmm.onnx_file import OnnxFile, read_onnx
-from pmm.runs import located
 from pmm.runtime.base import PACKAGE_SUFFIX
-from pmm.runtime.flavors import load_flavor
+from pmm.runtime.trt_variant import load_flavor
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.files import sha256
+from pmm.utils.hardware import cuda_index, driver_version, gpu_at, nvidia_gpus
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """What the report says of a checkpoint, and its configuration. Raises UserError as `pmm.checkpoint.load`."""
-    from pmm.checkpoint import load, restore_model
+    """What the report says of a checkpoint, and its configuration. Raises UserError as `pmm.artifacts.checkpoint.load`."""
+    from pmm.artifacts.checkpoint import load, restore_model
 
     state = load(path)
     model, config = restore_model(state, path)
@@ -119,7 +119,7 @@ def _onnx(
 
 def _elsewhere(checkpoint: Path, verification: Verification) -> str:
     """The data set to calibrate on, if the checkpoint's own is not where it was."""
-    from pmm.checkpoint import load
+    from pmm.artifacts.checkpoint import load
 
     root = located(Config.from_dict(load(checkpoint)["config"]).data.root, checkpoint)
     return "" if root and Path(root).is_dir() else verification.verify_root

@@ -8,14 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from pmm.errors import UserError
-from pmm.files import sha256
-from pmm.machine import clashing_wheels, cuda_index, gpu_at, nvidia_gpus
-from pmm.manifest import PRECISIONS, Manifest, read_manifest
-from pmm.onnx_file import read_onnx
+from pmm.artifacts.manifest import PRECISIONS, Manifest, read_manifest
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.runtime.base import ENGINE_SUFFIXES, PACKAGE_SUFFIX
-from pmm.runtime.flavors import FLAVORS, RTX_CAPABILITIES
 from pmm.runtime.tf32 import TF32_ON
+from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES
+from pmm.utils.errors import UserError
+from pmm.utils.files import sha256
+from pmm.utils.hardware import clashing_wheels, cuda_index, gpu_at, nvidia_gpus
 
 Device = Literal["cpu", "cuda"]
 Kind = Literal["checkpoint", "package", "onnx", "engine"]

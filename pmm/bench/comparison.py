@@ -10,8 +10,8 @@ import numpy as np
 
 from pmm.bench.schema import BenchReport, Result, Timing
 from pmm.bench.statistics import percentile
-from pmm.errors import UserError
-from pmm.parity.retrieval import paired_bootstrap
+from pmm.evaluation.parity.retrieval import paired_bootstrap
+from pmm.utils.errors import UserError
 
 RESAMPLES = 2000
 LEAST_TURNS = 6

@@ -12,14 +12,14 @@ import numpy as np
 
 from pmm.bench.accuracy import Judge, Reference
 from pmm.bench.candidates import REFERENCE, Candidate
-from pmm.bench.pool import Crew, file_name
 from pmm.bench.request import Request
+from pmm.bench.resume_store import Unfinished
 from pmm.bench.schema import Result
-from pmm.bench.unfinished import Unfinished
-from pmm.errors import Unavailable, UserError
+from pmm.bench.workers import Crew, file_name
 from pmm.export.calibration import evenly
-from pmm.files import make_folder, sha256
 from pmm.runtime.base import Embeddings
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.files import make_folder, sha256
 
 BUILDER = "builder"
 BUILDING = 12.0

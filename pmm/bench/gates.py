@@ -7,10 +7,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pmm.artifacts.manifest import PRECISIONS
 from pmm.bench.schema import GateFailure, Gates, Result
-from pmm.errors import UserError
-from pmm.export.recipe import MAX_LENGTH_ERROR, MIN_COSINE
-from pmm.manifest import PRECISIONS
+from pmm.export.options import MAX_LENGTH_ERROR, MIN_COSINE
+from pmm.utils.errors import UserError
 
 OFF = "off"
 NOT_TIMED = "could not be timed"

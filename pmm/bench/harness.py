@@ -13,23 +13,23 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from pmm.artifacts.runs import located
 from pmm.bench.accuracy import Judge, Reference
 from pmm.bench.candidates import REFERENCE, Candidate
 from pmm.bench.examiner import BUILDER, Examiner
 from pmm.bench.gates import NOT_TIMED, failures
-from pmm.bench.pool import Crew, WorkerFailed
 from pmm.bench.request import Request
+from pmm.bench.resume_store import Unfinished
 from pmm.bench.schema import SCHEMA, BenchReport, CheckpointFacts, DatasetFacts, Method, Result, Timing, Tracker
 from pmm.bench.timing import time_batch
 from pmm.bench.tracking import SIZES
-from pmm.bench.unfinished import Unfinished
+from pmm.bench.workers import Crew, WorkerFailed
 from pmm.data.readers import read_dataset
 from pmm.data.splits import distractors
-from pmm.environment import describe_environment
-from pmm.errors import UserError
-from pmm.files import make_folder, sha256
-from pmm.machine import usable_cores
-from pmm.runs import located
+from pmm.utils.environment import describe_environment
+from pmm.utils.errors import UserError
+from pmm.utils.files import make_folder, sha256
+from pmm.utils.hardware import usable_cores
 
 OPENING_S = 8.0
 """Guess, for the time left: seconds to make, open and embed with one backend."""

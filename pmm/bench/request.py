@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmm import cli
+from pmm.artifacts.manifest import MOST_IMAGES, Manifest
+from pmm.artifacts.runs import RUNS, newest_run
 from pmm.bench.candidates import Candidate, chosen, given, kind_of
 from pmm.bench.latency import LatencyPlan
-from pmm.bench.pool import file_name
 from pmm.bench.schema import SCHEMA, Gates
+from pmm.bench.workers import file_name
 from pmm.config import fast_mode
-from pmm.errors import UserError
-from pmm.files import existing_file, sha256
-from pmm.manifest import MOST_IMAGES, Manifest
-from pmm.runs import RUNS, newest_run
+from pmm.utils import command_line
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file, sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def requested(files: Sequence[Path], options: Options, gates: Gates) -> Request:
 
     Raises UserError for what does not exist, does not fit together or is not known, before anything is measured.
     """
-    batches = cli.numbers(options.batches, flag="--batches")
+    batches = command_line.numbers(options.batches, flag="--batches")
     if max(batches) > MOST_IMAGES:
         raise UserError(f"--batches: {max(batches)} images per call; at most {MOST_IMAGES} are possible")
     checkpoint, candidates, asked = subjects(files, options)
@@ -98,7 +98,7 @@ def requested(files: Sequence[Path], options: Options, gates: Gates) -> Request:
         checkpoint=checkpoint,
         candidates=candidates,
         asked=asked,
-        any_precision="all" in cli.names(options.precisions or "auto", flag="--precisions"),
+        any_precision="all" in command_line.names(options.precisions or "auto", flag="--precisions"),
         batches=tuple(batches),
         gates=gates,
         out=out,
@@ -116,8 +116,8 @@ def subjects(files: Sequence[Path], options: Options) -> tuple[Path, tuple[Candi
     Raises:
         UserError: a missing or foreign file, several checkpoints, artifacts of different checkpoints, or as `chosen`.
     """
-    backends = cli.names(options.backends, flag="--backends") if options.backends else []
-    precisions = cli.names(options.precisions, flag="--precisions") if options.precisions else []
+    backends = command_line.names(options.backends, flag="--backends") if options.backends else []
+    precisions = command_line.names(options.precisions, flag="--precisions") if options.precisions else []
     exports = chosen(backends or ["auto"], precisions or ["auto"], device=options.device, cuda_graph=options.cuda_graph)
     kinds = {existing_file(path, "a checkpoint or an artifact exported from one"): kind_of(path) for path in files}
     checkpoints = [path for path, kind in kinds.items() if kind == "checkpoint"]

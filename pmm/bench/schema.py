@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pmm.errors import UserError
-from pmm.typed import built
+from pmm.utils.errors import UserError
+from pmm.utils.from_dict import built
 
 SCHEMA = "pmm-bench-2"
 EMBED_BATCH = 64
@@ -317,7 +317,7 @@ class BenchReport:
     checkpoint: CheckpointFacts
     dataset: DatasetFacts
     environment: dict[str, Any]
-    """See `pmm.environment.describe_environment`."""
+    """See `pmm.utils.environment.describe_environment`."""
     method: Method
     reference: str
     """Name of the result that the others are compared with."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pmm.bench.latency import Clock, LatencyPlan, interleave
-from pmm.bench.pool import WorkerFailed, WorkerProcess
 from pmm.bench.schema import Estimate, Timing
 from pmm.bench.statistics import Latency, median_ratio, percentile, percentile_interval, stability_flags
+from pmm.bench.workers import WorkerFailed, WorkerProcess
 
 BLOCK_MS = 400.0
 """A block of the slowest backend takes no longer, if it holds more than one sample."""

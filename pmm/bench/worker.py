@@ -1,4 +1,4 @@
-"""The child's side of `pmm.bench.pool`: one backend in a process of its own, which does what it is told, line by line.
+"""The child's side of `pmm.bench.workers`: one backend in a process of its own, which does what it is told, line by line.
 
 Requests and answers are JSON. Whatever libraries print goes to the log, never between the answers.
 """
@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 
+from pmm.artifacts.manifest import Manifest
 from pmm.bench.latency import Clock, LatencyPlan, run_turn, throughput, warm_up
 from pmm.bench.schema import EMBED_BATCH
 from pmm.bench.tracking import track
 from pmm.data.crops import Crops, iter_crops, load_crops
-from pmm.errors import Unavailable, UserError
-from pmm.files import replacing
-from pmm.machine import gpu_memory_of
-from pmm.manifest import Manifest
-from pmm.parity.numeric import numeric_parity
+from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.runtime.base import Embeddings, Runner, Step
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.files import replacing
+from pmm.utils.hardware import gpu_memory_of
 
 PR_SET_PDEATHSIG = 1
 """prctl: what a process gets when its parent is gone."""
@@ -79,7 +79,7 @@ class Session:
 
     def open(self, artifact: str, **candidate: Any) -> dict[str, Any]:
         """Open the runner and run it once. The answer is what really runs."""
-        from pmm.bench.opening import open_candidate, preload
+        from pmm.bench.runner_factory import open_candidate, preload
 
         preload(candidate["backend"])
         begin = time.perf_counter()
@@ -185,7 +185,7 @@ class Session:
 
     def matrix_rate(self, device: str) -> dict[str, float]:
         """Rate of the GPU's matrix product per precision, TFLOP/s."""
-        from pmm.bench.opening import matrix_tflops
+        from pmm.bench.runner_factory import matrix_tflops
 
         return matrix_tflops(device)
 

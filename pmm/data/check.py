@@ -1,6 +1,6 @@
 """The doctor of data sets: what is there, what is wrong with it, and whether it can be used.
 
-python -m pmm.data.check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]
+pmm check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from pmm import cli
 from pmm.data.counts import Counts, Figure, beside_published, cameras_of, counts_of
 from pmm.data.findings import Finding, find
 from pmm.data.images import Facts, examine_all
 from pmm.data.readers import scan
 from pmm.data.scan import Scan, shown
-from pmm.files import output_file, write_file
-from pmm.machine import usable_cores
+from pmm.utils import command_line
+from pmm.utils.files import output_file, write_file
+from pmm.utils.hardware import usable_cores
 
-PROG = "pmm.data.check"
+PROG = "pmm check"
 SCHEMA = 1
 EXAMPLES = 3
 LONGEST_EXAMPLE = 200
@@ -30,7 +30,7 @@ LONGEST_EXAMPLE = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """`python -m pmm.data.check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]`"""
+    """`pmm check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]`"""
 
     dataset: str
     """Data set: synthetic, market1501, dukemtmc-reid, cuhk03-np-labeled, cuhk03-np-detected, msmt17-v1, msmt17-v2, or
@@ -73,8 +73,8 @@ class Report:
 
 def main() -> int:
     """Entry point: 0 if the data set is usable."""
-    command = cli.parse(Command, prog=PROG, description=__doc__ or "")
-    cli.threads(command.threads)
+    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command_line.threads(command.threads)
     if command.json:
         output_file(command.json)
     report = check(command.dataset, command.root, threads=command.threads, label=PROG)
@@ -204,4 +204,4 @@ def _plural(count: int, noun: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, prog=PROG)
+    command_line.run(main, prog=PROG)

@@ -2,7 +2,7 @@
 
 Everything that evaluates, exports, verifies or serves goes through here, so that no two paths resize differently.
 PIL says what a crop is. What is faster with the same bits does most of it: `pmm.data.jpeg`, and where torch is loaded
-`pmm.data.by_torch`.
+`pmm.data.resize_torch`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pmm.config import Config
-from pmm.data import by_torch, jpeg
-from pmm.errors import UserError
-from pmm.machine import usable_cores
+from pmm.data import jpeg, resize_torch
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import usable_cores
 
 Crops = npt.NDArray[np.uint8]
 
@@ -113,8 +113,8 @@ def _resized(image: Image.Image | Crops, height: int, width: int) -> Crops:
     size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
     if size == (width, height):
         return np.asarray(image)
-    if by_torch.enlarges(size, (width, height)):
-        return by_torch.enlarged(np.array(image), height, width)
+    if resize_torch.enlarges(size, (width, height)):
+        return resize_torch.enlarged(np.array(image), height, width)
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 

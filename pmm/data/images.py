@@ -11,8 +11,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from pmm.data.crops import load_crop
-from pmm.errors import UserError
-from pmm.files import sha256
+from pmm.utils.errors import UserError
+from pmm.utils.files import sha256
 
 EXIF_ORIENTATION = 0x0112
 AT_ONCE = 1024

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pmm.config import SYNTHETIC
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 MSMT17_LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")

@@ -32,7 +32,7 @@ from pmm.data.batches import TrainBatch
 from pmm.data.crops import Crops, load_crop
 from pmm.data.sampler import PKSampler
 from pmm.data.samples import Sample, class_indices
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 AUGMENT = 3  # a stream of the run's seed, see pmm.data.sampler
 PREFETCH = 2  # batches that each worker is ahead

@@ -11,7 +11,7 @@ from pmm.data.market import scan_market
 from pmm.data.msmt17 import scan_msmt17
 from pmm.data.samples import Split
 from pmm.data.scan import IMAGE_SUFFIXES, Problem, Scan, is_folder, shown
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 __all__ = ["DEFAULT_LAYOUT", "IMAGE_SUFFIXES", "read_dataset", "scan"]
 
@@ -55,7 +55,7 @@ def _first_of(problems: list[Problem]) -> str:
     more = [f"{alike} more like this"] if alike else []
     if others:
         more.append(f"{others} other problem{'s' if others > 1 else ''}")
-    return f"{first} (and {' and '.join(more)}; python -m pmm.data.check lists all)" if more else str(first)
+    return f"{first} (and {' and '.join(more)}; pmm check lists all)" if more else str(first)
 
 
 def _locate(layout: Layout, root: Path) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 ORDER = 2  # a stream of the run's seed (1 holds out the validation identities, 3 augments, 4 draws the partners)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pmm.data.crops import load_crop
 from pmm.data.samples import UNKNOWN_CAMERA, Sample, Split
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 QUERY_CAMERA, GALLERY_CAMERA = 0, 1
 """Stand in for unknown cameras: with two different ones, evaluation removes no crop as one of the query's camera."""

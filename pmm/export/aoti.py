@@ -13,15 +13,15 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from pmm.artifacts.manifest import Artifact, EmbeddingContract, InputContract, Manifest, drafted, manifest_path
+from pmm.artifacts.runs import with_located_data
 from pmm.data.crops import preprocessing_of
-from pmm.errors import UserError
+from pmm.export.options import Precision, Verification
 from pmm.export.precision import Found, tally
-from pmm.export.recipe import Precision, Verification
 from pmm.export.reference import checkpoint_gate
-from pmm.files import sha256
-from pmm.manifest import Artifact, EmbeddingContract, InputContract, Manifest, drafted, manifest_path
-from pmm.runs import with_located_data
 from pmm.runtime.base import PACKAGE_SUFFIX
+from pmm.utils.errors import UserError
+from pmm.utils.files import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ def export_aoti(
 
     import torch
 
-    from pmm.checkpoint import load, restore_model, versions
+    from pmm.artifacts.checkpoint import load, restore_model, versions
     from pmm.export.graph import deployed_graph
     from pmm.runtime.aoti import AotiRunner, this_machine
     from pmm.runtime.eager import torch_device
@@ -217,7 +217,7 @@ def _know_this_cpu() -> None:
 
 def _same(manifest: Manifest, checkpoint: Path, precision: str, device: str) -> bool:
     """Was the file made by this version of us, from this checkpoint, in this precision, for this machine?"""
-    from pmm.checkpoint import versions
+    from pmm.artifacts.checkpoint import versions
     from pmm.runtime.aoti import this_machine
     from pmm.runtime.eager import torch_device
 

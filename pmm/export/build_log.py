@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pmm.errors import UserError
-from pmm.files import cannot_write, output_file
-from pmm.runtime.flavors import first_line
+from pmm.runtime.trt_variant import first_line
+from pmm.utils.errors import UserError
+from pmm.utils.files import cannot_write, output_file
 
 
 def log_path(engine: Path) -> Path:

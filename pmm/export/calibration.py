@@ -9,8 +9,8 @@ import numpy as np
 
 from pmm.data.folders import POOL, form_of
 from pmm.data.readers import IMAGE_SUFFIXES, read_dataset
-from pmm.errors import UserError
-from pmm.export.recipe import LEAST_CALIBRATION_CROPS
+from pmm.export.options import LEAST_CALIBRATION_CROPS
+from pmm.utils.errors import UserError
 
 JUDGED_BY = ("query", "gallery", "test", "probe", "bounding_box_test")
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pmm import cli
-from pmm.errors import Unavailable, UserError
+from pmm.artifacts.manifest import BatchProfile, BatchProfiles
+from pmm.artifacts.onnx_file import OnnxFile
 from pmm.export.build_log import BuildLog
 from pmm.export.engine_precision import network_precision
+from pmm.export.options import EngineOptions
 from pmm.export.precision import Found
-from pmm.export.recipe import EngineOptions
-from pmm.files import output_file, write_file
-from pmm.machine import Gpu
-from pmm.manifest import BatchProfile, BatchProfiles
-from pmm.onnx_file import OnnxFile
-from pmm.runtime.flavors import Listener, error_logger, started
 from pmm.runtime.tf32 import TF32_ON, has_tf32
+from pmm.runtime.trt_variant import Listener, error_logger, started
+from pmm.utils import command_line
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.files import output_file, write_file
+from pmm.utils.hardware import Gpu
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def build(
         config.builder_optimization_level = options.opt_level
     if options.hardware_compatibility != "none":  # TensorRT-RTX has neither the setter nor the getter
         config.hardware_compatibility_level = _level(trt, options)
-    with _timing_cache(config, options.timing_cache, name), cli.deferred_interrupt() as release:
+    with _timing_cache(config, options.timing_cache, name), command_line.deferred_interrupt() as release:
         with _progress(trt, config, release, show=not options.verbose):
             engine = builder.build_serialized_network(network, config)
         release()

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any, NamedTuple
 
-from pmm.errors import UserError
 from pmm.export.precision import Found, tally
+from pmm.utils.errors import UserError
 
 
 def network_precision(trt: Any, network: Any) -> Found:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pmm.export.emulate import tensor_types
+from pmm.export.emulate_half import tensor_types
 
 if TYPE_CHECKING:
     import onnx

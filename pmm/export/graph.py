@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.data.crops import Preprocessing
-from pmm.export.fold import fold_batch_norms
-from pmm.export.recipe import Precision
-from pmm.manifest import EmbeddingContract, InputContract
+from pmm.export.fold_batchnorm import fold_batch_norms
+from pmm.export.options import Precision
 from pmm.models.output import Deployed, UnitLength
 from pmm.models.registry import deployed
 from pmm.runtime.eager import Normalise

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.export.gate import ParityFailed
+from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.options import MIN_SHARE
+from pmm.export.parity_check import ParityFailed
 from pmm.export.precision import found_precision
-from pmm.export.recipe import MIN_SHARE
-from pmm.parity.numeric import numeric_parity
 from pmm.runtime.ort_session import open_session
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class _Target:
     operators: tuple[str, ...]
     symmetric: bool
     """Signed activations with zero point 0, as TensorRT demands; else unsigned ones, which CPUs multiply faster, and
-    weights of 7 bits, whose sums no CPU cuts off (see pmm.machine.int8_overflows): the file is right on all of them."""
+    weights of 7 bits, whose sums no CPU cuts off (see pmm.utils.hardware.int8_overflows): the file is right on all of them."""
     options: dict[str, Any]
 
     @property

@@ -10,11 +10,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmm.errors import UserError
+from pmm.artifacts.manifest import Artifact
 from pmm.export.engine_precision import Layer, layers_of
-from pmm.files import write_file
-from pmm.manifest import Artifact
 from pmm.runtime.trt import TrtRunner
+from pmm.utils.errors import UserError
+from pmm.utils.files import write_file
 
 RUNS = 50
 SHOWN = 20

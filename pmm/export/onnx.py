@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pmm.artifacts.manifest import Artifact, EmbeddingContract, Manifest, drafted, read_manifest
+from pmm.artifacts.onnx_file import embed_manifest, is_onnx
+from pmm.artifacts.runs import with_located_data
 from pmm.config import Config
 from pmm.data.crops import Crops, load_crops, preprocessing_of
-from pmm.errors import UserError
 from pmm.export.calibration import calibration_files
-from pmm.export.emulate import emulated, half_type
+from pmm.export.emulate_half import emulated, half_type
 from pmm.export.fallback import fp16_between
-from pmm.export.gate import Gate
 from pmm.export.int8 import BATCH, PROBES, Quantizer, quantised_until
+from pmm.export.options import Recipe, Verification
+from pmm.export.parity_check import Gate
 from pmm.export.precision import found_precision
-from pmm.export.recipe import Recipe, Verification
 from pmm.export.reference import checkpoint_gate, in_memory
-from pmm.files import sha256
-from pmm.manifest import Artifact, EmbeddingContract, Manifest, drafted, read_manifest
-from pmm.onnx_file import embed_manifest, is_onnx
-from pmm.runs import with_located_data
 from pmm.runtime.ort import OrtRunner
+from pmm.utils.errors import UserError
+from pmm.utils.files import sha256
 
 if TYPE_CHECKING:
     import onnx
@@ -47,7 +47,7 @@ def export_onnx(
     """
     recipe, verification = recipe or Recipe(), verification or Verification()
 
-    from pmm.checkpoint import load, restore_model
+    from pmm.artifacts.checkpoint import load, restore_model
 
     digest = sha256(checkpoint)
     state = load(checkpoint)
@@ -213,7 +213,7 @@ def _same_recipe(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
 
 def _as_asked(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
     """Does the manifest of an export of this checkpoint say what `recipe` says?"""
-    from pmm.checkpoint import load_model
+    from pmm.artifacts.checkpoint import load_model
 
     return (
         manifest.precision == recipe.precision
@@ -240,7 +240,7 @@ def _versions() -> dict[str, str]:
     import onnxruntime
     import onnxscript
 
-    from pmm.checkpoint import versions
+    from pmm.artifacts.checkpoint import versions
 
     libraries = (onnx, onnxscript, onnxruntime)
     return {**versions(), **{library.__name__: library.__version__ for library in libraries}}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from pmm.errors import UserError
-from pmm.export.recipe import MIN_SHARE
+from pmm.export.options import MIN_SHARE
+from pmm.utils.errors import UserError
 
 if TYPE_CHECKING:
     import onnx

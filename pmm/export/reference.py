@@ -8,19 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pmm.artifacts.manifest import EmbeddingContract, InputContract
+from pmm.artifacts.onnx_file import OnnxFile
+from pmm.artifacts.runs import with_located_data
 from pmm.config import Config
 from pmm.data.crops import Crops, Preprocessing, preprocessing_of
 from pmm.data.readers import DEFAULT_LAYOUT
-from pmm.errors import UserError
-from pmm.export.emulate import emulated, half_type
-from pmm.export.gate import Embed, Gate, verification_crops
-from pmm.export.recipe import Verification
-from pmm.manifest import EmbeddingContract, InputContract
-from pmm.onnx_file import OnnxFile
-from pmm.runs import with_located_data
+from pmm.export.emulate_half import emulated, half_type
+from pmm.export.options import Verification
+from pmm.export.parity_check import Embed, Gate, verification_crops
 from pmm.runtime.base import Embeddings, in_runs
-from pmm.runtime.flavors import gpu_for
 from pmm.runtime.ort_session import open_session
+from pmm.runtime.trt_variant import gpu_for
+from pmm.utils.errors import UserError
 
 if TYPE_CHECKING:
     import onnx
@@ -62,7 +62,7 @@ def engine_gate(
         return None
     manifest = file.manifest
     if checkpoint:
-        from pmm.checkpoint import load, restore_model
+        from pmm.artifacts.checkpoint import load, restore_model
 
         model, config = restore_model(load(checkpoint), checkpoint)
         return checkpoint_gate(model, with_located_data(config, checkpoint), manifest.embedding, verification)

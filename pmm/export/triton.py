@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pmm.errors import UserError
+from pmm.artifacts.manifest import Artifact, Manifest, manifest_path, read_manifest
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.triton_config import Serving, model_config
-from pmm.files import cannot_write, existing_file, make_folder
-from pmm.manifest import Artifact, Manifest, manifest_path, read_manifest
-from pmm.onnx_file import read_onnx
 from pmm.runtime.base import ENGINE_SUFFIXES
+from pmm.utils.errors import UserError
+from pmm.utils.files import cannot_write, existing_file, make_folder
 
 CONFIG, VERSION = "config.pbtxt", "1"
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}

@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pmm.errors import UserError
+from pmm.artifacts.manifest import Manifest
 from pmm.export.pbtxt import Bare, Value, text_format
-from pmm.manifest import Manifest
 from pmm.runtime.cuda_graph import bucket
+from pmm.utils.errors import UserError
 
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 ONNX_BEST = 8

@@ -16,18 +16,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pmm.errors import UserError
+from pmm.artifacts.manifest import Artifact, BatchProfiles, Draft, EngineContract, Manifest, drafted, manifest_path
+from pmm.artifacts.onnx_file import OnnxFile
 from pmm.export.build_log import build_log
 from pmm.export.engine_build import Built, build, check_options
 from pmm.export.engine_precision import inspected
-from pmm.export.gate import Gate
+from pmm.export.options import EngineOptions
+from pmm.export.parity_check import Gate
 from pmm.export.precision import Found
-from pmm.export.recipe import EngineOptions
-from pmm.files import sha256, write_file
-from pmm.machine import Gpu, cuda_index, driver_version
-from pmm.manifest import Artifact, BatchProfiles, Draft, EngineContract, Manifest, drafted, manifest_path
-from pmm.onnx_file import OnnxFile
-from pmm.runtime.flavors import (
+from pmm.runtime.gpu_context import current_gpu
+from pmm.runtime.tf32 import TF32_ON
+from pmm.runtime.trt_variant import (
     FLAVORS,
     RTX_CAPABILITIES,
     gpu_for,
@@ -36,8 +35,9 @@ from pmm.runtime.flavors import (
     load_flavor,
     this_platform,
 )
-from pmm.runtime.gpu_context import current_gpu
-from pmm.runtime.tf32 import TF32_ON
+from pmm.utils.errors import UserError
+from pmm.utils.files import sha256, write_file
+from pmm.utils.hardware import Gpu, cuda_index, driver_version
 
 Flavor = Literal["tensorrt", "rtx"]
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.models.resnet import BasicBlock
 
+from pmm.artifacts.torch_file import read_torch_file
 from pmm.config import ModelConfig
-from pmm.errors import UserError
-from pmm.torch_file import read_torch_file
+from pmm.utils.errors import UserError
 
 STRIDE = 16
 """Pixels of the image per cell of the map, rounded up at the edge."""

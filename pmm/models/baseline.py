@@ -25,7 +25,7 @@ class Baseline(nn.Module):
     def forward(
         self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor | TrainOutput:
-        """As `pmm.models.two_maps.TwoMaps.forward`; neither the identities nor `generator` change anything here."""
+        """As `pmm.models.multi_branch.TwoMaps.forward`; neither the identities nor `generator` change anything here."""
         (head,) = self.stages
         average = self.backbone(images).mean((2, 3))
         if pids is None:

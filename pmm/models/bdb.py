@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pmm.config import ModelConfig
+from pmm.models.multi_branch import TwoMaps
 from pmm.models.output import TrainOutput
-from pmm.models.two_maps import TwoMaps
 
 HEIGHT_RATIO = 0.33
 WIDTH_RATIO = 1.0

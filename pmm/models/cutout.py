@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pmm.config import ModelConfig
 from pmm.models.bdb import drop_mask
+from pmm.models.multi_branch import TwoMaps
 from pmm.models.output import TrainOutput
-from pmm.models.two_maps import TwoMaps
 
 
 class CutoutBatch(TwoMaps):

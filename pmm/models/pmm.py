@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pmm.config import ModelConfig
+from pmm.models.multi_branch import TwoMaps
 from pmm.models.output import Mix, MixedLabels, TrainOutput
-from pmm.models.two_maps import TwoMaps
 from pmm.ops import hard_mix_max_pool, mixed_cam, sample_partners
 from pmm.ops.mixed_cam import cam
 

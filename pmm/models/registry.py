@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from pmm.config import Config
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ReidModel(Protocol):
-    """What every method offers; see `pmm.models.two_maps.TwoMaps` for shapes."""
+    """What every method offers; see `pmm.models.multi_branch.TwoMaps` for shapes."""
 
     embedding_dim: int
     normalised: bool
@@ -76,7 +76,7 @@ def method_of(config: Config) -> Method:
 def refuse_unread(config: Config, flags: Iterable[str]) -> None:
     """Raise UserError for an unknown method, and for a flag of a mix that the method of `config` never reads.
 
-    `flags` as `pmm.cli.given_flags` returns them.
+    `flags` as `pmm.utils.command_line.given_flags` returns them.
     """
     method = method_of(config)
     for flag in sorted(flags):

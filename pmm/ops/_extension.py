@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pmm.kernels import LIBRARY, not_built
+from pmm.utils.build_info import LIBRARY, not_built
 
 
 def kernels(device: torch.device) -> Any | None:

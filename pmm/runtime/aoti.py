@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pmm.errors import Unavailable, UserError
-from pmm.files import existing_file
-from pmm.machine import cuda_index, gpu_at
-from pmm.manifest import Manifest, PackageContract, read_manifest
+from pmm.artifacts.manifest import Manifest, PackageContract, read_manifest
 from pmm.runtime.base import PACKAGE_SUFFIX, RunnerInfo, warn_if_unverified
-from pmm.runtime.flavors import this_platform
 from pmm.runtime.torch_graph import quiet
 from pmm.runtime.torch_runner import TorchRunner
+from pmm.runtime.trt_variant import this_platform
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.files import existing_file
+from pmm.utils.hardware import cuda_index, gpu_at
 
 METADATA_KEY = "pmm_manifest"
 REBUILD = "build it here from its checkpoint with: python export/to_aoti.py"

@@ -14,11 +14,11 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.data.crops import Crops, Preprocessing
-from pmm.errors import UserError
-from pmm.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.runtime.fork import around_forks, keep_for_ever
 from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
+from pmm.utils.errors import UserError
 
 Embeddings = npt.NDArray[np.float32]
 R = TypeVar("R", bound="Runner")
@@ -159,7 +159,7 @@ def open_runner(artifact: str | Path, device: str = "auto", threads: int = 0) ->
         return TrtRunner(artifact, device)
     if suffix in (".tar", ".pt"):
         raise UserError(
-            f"{artifact}: not a file of ours; python -m pmm.checkpoint import {artifact} -o FILE.pth takes the PMM "
+            f"{artifact}: not a file of ours; pmm import {artifact} -o FILE.pth takes the PMM "
             "authors' checkpoints, and says what others are"
         )
     raise UserError(

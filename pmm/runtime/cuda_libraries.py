@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.errors import Unavailable, UserError
 from pmm.runtime import driver
 from pmm.runtime.buffers import Buffer, Device
+from pmm.utils.errors import Unavailable, UserError
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for work on the default stream
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from pmm.errors import UserError
-from pmm.machine import cuda_library
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import cuda_library
 
 
 class DriverError(UserError):

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pmm.cuda_versions import advice
+from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.crops import Preprocessing, preprocessing_of
-from pmm.errors import Unavailable
-from pmm.machine import cuda_index, gpu_at
-from pmm.manifest import EmbeddingContract
 from pmm.runtime.base import RunnerInfo
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.torch_runner import TorchRunner
+from pmm.utils.cuda_versions import advice
+from pmm.utils.errors import Unavailable
+from pmm.utils.hardware import cuda_index, gpu_at
 
 
 class Normalise(nn.Module):
@@ -60,8 +60,8 @@ class EagerRunner(TorchRunner):
 
     @classmethod
     def open(cls, checkpoint: str | Path, device: str = "cpu", threads: int = 0, *, tf32: bool = False) -> EagerRunner:
-        """From a checkpoint file. Raises UserError as `pmm.checkpoint.load`, and for TF32 where there is none."""
-        from pmm.checkpoint import load, restore_model
+        """From a checkpoint file. Raises UserError as `pmm.artifacts.checkpoint.load`, and for TF32 where there is none."""
+        from pmm.artifacts.checkpoint import load, restore_model
 
         model, config = restore_model(load(checkpoint), checkpoint)
         return cls(model, preprocessing_of(config), torch_device(device), threads, tf32=tf32)

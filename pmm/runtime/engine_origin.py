@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pmm.errors import Unavailable, UserError
-from pmm.machine import Gpu, cuda_index, gpu_at, nvidia_gpus
-from pmm.manifest import EngineContract, Manifest
-from pmm.runtime.flavors import RTX_CAPABILITIES, library_name, this_platform
+from pmm.artifacts.manifest import EngineContract, Manifest
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.tf32 import TF32_ON, has_tf32
+from pmm.runtime.trt_variant import RTX_CAPABILITIES, library_name, this_platform
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.hardware import Gpu, cuda_index, gpu_at, nvidia_gpus
 
 REBUILD = "build it here from its ONNX file with: python export/to_trt.py"
 

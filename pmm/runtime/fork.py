@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pmm.errors import UserError
-from pmm.machine import nvidia_gpus
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import nvidia_gpus
 
 _THREADED = ("onnxruntime", "openvino")
 """Libraries whose destructors wait for their threads: ONNX Runtime has one as soon as it is imported."""

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pmm.errors import UserError
 from pmm.runtime import driver
+from pmm.utils.errors import UserError
 
 DEFAULT_STREAM = 1
 """Handle of the stream that most work is enqueued on that names no other (CU_STREAM_LEGACY)."""

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 _FULL = (
     "out of memory",

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import Crops
-from pmm.errors import Unavailable, UserError
-from pmm.machine import compute_threads, int8_overflows
-from pmm.manifest import Manifest
-from pmm.onnx_file import read_onnx
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, in_runs, warn_if_unverified
 from pmm.runtime.fork import around_forks, keep_for_ever
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.hardware import compute_threads, int8_overflows
 
 PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
 """OpenVINO's names -> ours."""

@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import Crops
-from pmm.errors import UserError
-from pmm.machine import cuda_index, gpu_at
-from pmm.onnx_file import read_onnx
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, check_on_gpu, in_runs, warn_if_unverified
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu
+from pmm.runtime.gpu_binding import NO_GRAPH, Placed, PlacedStep
 from pmm.runtime.gpu_context import current_gpu
 from pmm.runtime.memory import batch_fits, reason
 from pmm.runtime.ort_cuda import CUDA_FAILURE, CudaFailure, fell_back, mend
@@ -32,7 +31,8 @@ from pmm.runtime.ort_session import (
     open_session,
     resolved_device,
 )
-from pmm.runtime.placed import NO_GRAPH, Placed, PlacedStep
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import cuda_index, gpu_at
 
 T = TypeVar("T")
 

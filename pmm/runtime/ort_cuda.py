@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pmm.cuda_versions import advice
-from pmm.errors import UserError
-from pmm.machine import driver_version
+from pmm.utils.cuda_versions import advice
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import driver_version
 
 CUDA = "CUDAExecutionProvider"
 CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d|cuDNN is not available")

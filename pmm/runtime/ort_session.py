@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from pmm.errors import Unavailable, UserError
-from pmm.machine import clashing_wheels, compute_threads, cuda_index, gpu_at, nvidia_gpus
-from pmm.manifest import Manifest
+from pmm.artifacts.manifest import Manifest
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.memory import reason
 from pmm.runtime.ort_cuda import CUDA, CUDA_FAILURE, CudaFailure, fell_back, mend, preload
 from pmm.runtime.tf32 import has_tf32
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.hardware import clashing_wheels, compute_threads, cuda_index, gpu_at, nvidia_gpus
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": CUDA}
 COMPUTED = {("fp16", "cpu"): "fp32", ("int8", "cuda"): "fp32"}
@@ -50,7 +50,7 @@ def open_session(
     options.intra_op_num_threads = threads or compute_threads()
     options.log_severity_level = 4  # its errors reach the user as ours
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # where 8-bit products are summed in 16 bits (see pmm.machine.int8_overflows), exact sums: a few percent slower
+    # where 8-bit products are summed in 16 bits (see pmm.utils.hardware.int8_overflows), exact sums: a few percent slower
     options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pmm.errors import UserError
-from pmm.files import make_folder, write_file
+from pmm.utils.errors import UserError
+from pmm.utils.files import make_folder, write_file
 
 
 class RuntimeCache:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pmm.machine import Gpu
+from pmm.utils.hardware import Gpu
 
 FIRST_CAPABILITY = 8.0
 """Compute capability of the first GPUs that have it (Ampere)."""

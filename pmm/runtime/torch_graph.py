@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.crops import Preprocessing
-from pmm.errors import Unavailable, UserError
-from pmm.manifest import EmbeddingContract
 from pmm.runtime.base import RunnerInfo
 from pmm.runtime.torch_runner import TorchRunner
+from pmm.utils.errors import Unavailable, UserError
 
 TYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision -> type of the trunk's weights: TF32 is a way to compute with fp32 ones."""

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.crops import Crops, Preprocessing
-from pmm.errors import Unavailable, UserError
-from pmm.machine import gpu_at, quota_cores
-from pmm.manifest import EmbeddingContract
 from pmm.runtime.base import Embeddings, Runner, Step, check_on_gpu
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu
 from pmm.runtime.memory import batch_fits
 from pmm.runtime.tf32 import has_tf32
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.hardware import gpu_at, quota_cores
 
 WARM_UPS = 3
 """Runs before a capture: libraries choose their kernels and reserve their memory, neither of which can be captured."""

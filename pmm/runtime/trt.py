@@ -15,24 +15,24 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pmm.artifacts.manifest import EngineContract, read_manifest
 from pmm.data.crops import Crops
-from pmm.errors import UserError
-from pmm.files import existing_file
-from pmm.machine import gpu_at
-from pmm.manifest import EngineContract, read_manifest
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, check_on_gpu, warn_if_unverified
+from pmm.runtime.context_pool import LanePool
 from pmm.runtime.cuda_libraries import open_device
 from pmm.runtime.engine_origin import REBUILD, check_origin, chosen_gpu, engine_manifest, engine_precision
-from pmm.runtime.flavors import (
+from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
+from pmm.runtime.rtx_cache import RuntimeCache, cache_file
+from pmm.runtime.thread_context import Lane, Loaded
+from pmm.runtime.trt_variant import (
     error_logger,
     library_name,
     load_flavor,
     started,
 )
-from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
-from pmm.runtime.lane import Lane, Loaded
-from pmm.runtime.lane_pool import LanePool
-from pmm.runtime.rtx_cache import RuntimeCache, cache_file
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file
+from pmm.utils.hardware import gpu_at
 
 T = TypeVar("T")
 

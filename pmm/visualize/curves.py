@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from pmm.errors import UserError
-from pmm.files import existing_file
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file
 from pmm.visualize.style import LINES, PLOT_FAINT, PLOT_INK, plot_style, shortened
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def read_run(folder: Path) -> Run:
     """The run in `folder`. Raises UserError if there is none, or its metrics cannot be read."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run; expected the folder of one, as runs/NAME")
-    path = existing_file(folder / METRICS, "the metrics of a run of pmm.train")
+    path = existing_file(folder / METRICS, "the metrics of a run of pmm train")
     found: dict[str, list[tuple[int, float]]] = {}
     lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
@@ -58,12 +58,12 @@ def read_run(folder: Path) -> Run:
         except (ValueError, TypeError, KeyError, AttributeError):
             if number == len(lines) > 1:  # a run that is writing, or was killed while it did
                 break
-            raise UserError(f"{path}, line {number}: not the figures of an epoch, as pmm.train writes them") from None
+            raise UserError(f"{path}, line {number}: not the figures of an epoch, as pmm train writes them") from None
         for key, value in values.items():
             if math.isfinite(value):
                 found.setdefault(key, []).append((epoch, value))
     if "loss" not in found:
-        raise UserError(f"{path} has no epoch yet; expected the metrics of a run of pmm.train")
+        raise UserError(f"{path} has no epoch yet; expected the metrics of a run of pmm train")
     curves = {key: (tuple(x for x, _ in points), tuple(y for _, y in points)) for key, points in found.items()}
     return Run(name=folder.resolve().name, curves=curves)
 

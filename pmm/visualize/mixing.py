@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from pmm.data.crops import Crops, Preprocessing
-from pmm.errors import UserError
 from pmm.models.backbone import STRIDE
 from pmm.models.output import Mix
 from pmm.models.pmm import PMM
 from pmm.ops.block_ranking import block_ranks, block_scores, clamped, grid
+from pmm.utils.errors import UserError
 from pmm.visualize.cam import SCALE_WORDS, as_at_test, to_model
 from pmm.visualize.heat import heated, resized, scale
 from pmm.visualize.sheet import HEIGHT, Group, Panel, sheet, text_size

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pmm.artifacts.runs import located
 from pmm.config import Config
 from pmm.data.crops import Crops, load_crops
 from pmm.data.readers import read_dataset
 from pmm.data.samples import Sample, Split, class_indices
 from pmm.data.splits import split_validation
-from pmm.errors import UserError
-from pmm.runs import located
+from pmm.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,14 @@ from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.samples import Sample
 from pmm.data.splits import matchable
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 from pmm.visualize.curves import METRICS, Run, curves_picture, read_run
 from pmm.visualize.people import People, name_of, people_of, pick
 from pmm.visualize.sheet import HEIGHT
 from pmm.visualize.style import shortened
 
 if TYPE_CHECKING:
-    from pmm.parity.labels import Embedded
+    from pmm.evaluation.parity.labels import Embedded
     from pmm.runtime.eager import EagerRunner
     from pmm.visualize.cam import View
     from pmm.visualize.ranked import Scores
@@ -84,7 +84,7 @@ class Pictures:
     @cached_property
     def subjects(self) -> list[Subject]:
         """What is compared, the checkpoint itself last."""
-        from pmm.checkpoint import load, restore_model
+        from pmm.artifacts.checkpoint import load, restore_model
         from pmm.data.crops import preprocessing_of
         from pmm.runtime.eager import EagerRunner, torch_device
 
@@ -177,8 +177,8 @@ class Pictures:
 
     def _ranking(self, subject: Subject, title: str) -> tuple[Embedded, Scores]:
         """Embeddings of the test people, and the average precision of each query."""
-        from pmm.embed import embed_samples, rank_split
-        from pmm.parity.labels import Embedded
+        from pmm.evaluation.parity.labels import Embedded
+        from pmm.gallery.embed import embed_samples, rank_split
 
         split, batch = self.subjects[-1].people.test, self.options.batch_size
         query, gallery = (

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pmm.data.samples import Split, camids_of, pids_of
-from pmm.parity.labels import Embedded, Ints, Labels
-from pmm.parity.ranking import first_items
+from pmm.evaluation.parity.labels import Embedded, Ints, Labels
+from pmm.evaluation.parity.ranking import first_items
 from pmm.visualize.lists import compared_lists, ranked_lists
 
 Scores = npt.NDArray[np.float64]

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from pmm import machine as hardware
 from pmm.bench import artifacts, candidates
-from pmm.machine import Gpu
-from pmm.runtime import driver, engine_origin, flavors
+from pmm.runtime import driver, engine_origin, trt_variant
 from pmm.runtime import trt as runtime
+from pmm.utils import hardware
+from pmm.utils.hardware import Gpu
 from tests.runtime.standin import HostDevice, World
 
 GPUS = (Gpu("NVIDIA Standin 6000", "8.9"), Gpu("NVIDIA Standin 4000", "8.6"))
@@ -36,8 +36,8 @@ def machine(monkeypatch, tmp_path):
         classes = module._runtime._classes
         context = type("IExecutionContext", (_Noted, classes["IExecutionContext"]), {"_ran": world.ran})
         monkeypatch.setitem(classes, "IExecutionContext", context)
-        monkeypatch.setitem(sys.modules, flavors.FLAVORS[flavor], module)
-        for each in (hardware, flavors, engine_origin, candidates, artifacts):
+        monkeypatch.setitem(sys.modules, trt_variant.FLAVORS[flavor], module)
+        for each in (hardware, trt_variant, engine_origin, candidates, artifacts):
             monkeypatch.setattr(each, "nvidia_gpus", lambda: GPUS)
         monkeypatch.setattr(candidates, "find_spec", lambda name: object())
         monkeypatch.setattr(runtime, "open_device", lambda index=0: HostDevice(world, index))

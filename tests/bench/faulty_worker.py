@@ -17,13 +17,13 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from pmm import machine
-from pmm.bench import opening, worker
+from pmm.bench import runner_factory, worker
 from pmm.data.crops import Crops, Preprocessing
-from pmm.errors import UserError
-from pmm.machine import Gpu
 from pmm.runtime import ort_session
 from pmm.runtime.base import Embeddings, Runner, Step
+from pmm.utils import hardware
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import Gpu
 
 SLEEP_S = 0.004
 now, sleep = time.perf_counter, time.sleep  # a test may give others
@@ -145,13 +145,16 @@ def open_faulty(artifact: Path, **candidate: Any) -> Runner:
     if artifact.stem == "falls-back":
         # a GPU that the driver shows and ONNX Runtime cannot use: it takes the CPU without a word
         gpus = (Gpu("a GPU", "9.0"),)
-        with patch.object(ort_session, "nvidia_gpus", lambda: gpus), patch.object(machine, "nvidia_gpus", lambda: gpus):
+        with (
+            patch.object(ort_session, "nvidia_gpus", lambda: gpus),
+            patch.object(hardware, "nvidia_gpus", lambda: gpus),
+        ):
             return open_candidate(artifact, **candidate)
     return FAULTS.get(artifact.stem, lambda inner: inner)(open_candidate(artifact, **candidate))
 
 
-open_candidate = opening.open_candidate
+open_candidate = runner_factory.open_candidate
 
 if __name__ == "__main__":
-    opening.open_candidate = open_faulty
+    runner_factory.open_candidate = open_faulty
     worker.serve()

@@ -20,7 +20,7 @@ from pmm.bench.schema import (
     Timing,
     read_report,
 )
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 
 MACHINE = {"cpu": "a CPU", "threads": 2, "gpus": []}

@@ -6,17 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.bench import artifacts, candidates
 from pmm.bench.artifacts import profiles_for
 from pmm.bench.candidates import REFERENCE
 from pmm.bench.harness import Bench
 from pmm.bench.schema import read_report
 from pmm.bench.worker import Session
-from pmm.errors import Unavailable
-from pmm.export.recipe import MIN_COSINE, EngineOptions, Recipe
+from pmm.export.options import MIN_COSINE, EngineOptions, Recipe
 from pmm.export.trt import build_engine
-from pmm.machine import Gpu
-from pmm.onnx_file import read_onnx
+from pmm.utils.errors import Unavailable
+from pmm.utils.hardware import Gpu
 from tests.bench.conftest import GPUS
 from tests.bench.workers import exported_before, fewer, workers_here
 from tests.conftest import run_here

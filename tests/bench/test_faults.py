@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pmm.bench import candidates, opening, pool
-from pmm.bench.pool import WorkerProcess
+from pmm.artifacts.manifest import manifest_path
+from pmm.bench import candidates, runner_factory, workers
 from pmm.bench.request import Options
 from pmm.bench.schema import BenchReport, Timing, read_report
 from pmm.bench.timing import time_batch
-from pmm.export.recipe import Recipe
-from pmm.machine import Gpu
-from pmm.manifest import manifest_path
+from pmm.bench.workers import WorkerProcess
+from pmm.export.options import Recipe
+from pmm.utils.hardware import Gpu
 from tests.bench import faulty_worker
 from tests.bench.faulty_worker import SLEEP_S
 from tests.bench.test_latency import Clock
@@ -64,8 +64,8 @@ def bench(out: Path, *args: str | Path, way: str = "here", **env: str) -> Found:
         return (WorkerHere if here else FaultyProcess)(name, log, **given)
 
     with workers_here(start) as patch:
-        patch.setattr(pool, "COMMAND", FAULTY)
-        patch.setattr(opening, "open_candidate", faulty_worker.open_faulty)
+        patch.setattr(workers, "COMMAND", FAULTY)
+        patch.setattr(runner_factory, "open_candidate", faulty_worker.open_faulty)
         done = run_here("bench/run.py", *args, "--out", out, **env)
     assert "Traceback" not in done.stderr, done.stderr
     return Found(read_report(out / "report.json"), done.returncode, done.stdout + done.stderr)
@@ -110,7 +110,7 @@ def timed(exported: Path, people: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(WorkerHere, "clock", clock)
     monkeypatch.setattr(faulty_worker, "now", clock)
     monkeypatch.setattr(faulty_worker, "sleep", lambda seconds: clock.step("", seconds)())
-    monkeypatch.setattr(opening, "open_candidate", faulty_worker.open_faulty)
+    monkeypatch.setattr(runner_factory, "open_candidate", faulty_worker.open_faulty)
     workers = {}
     for file in named(exported, tmp_path, "sleeps", "drifts", "noisy"):
         worker = WorkerHere(file.stem, tmp_path / f"{file.stem}.log", threads=1, timeout=60.0)

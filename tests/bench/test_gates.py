@@ -4,7 +4,7 @@ import pytest
 
 from pmm.bench.gates import GateFlags, failures
 from pmm.bench.schema import Gates, Result, Timing
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 OK = Result(
     name="ort-cpu fp32", backend="ort-cpu", device="cpu", precision="fp32", cuda_graph=None, status="ok", reason="",

@@ -4,15 +4,15 @@ import json
 
 import pytest
 
+from pmm.artifacts.checkpoint import load
 from pmm.bench import harness
-from pmm.bench.pool import WorkerProcess
 from pmm.bench.schema import read_report
-from pmm.checkpoint import load
+from pmm.bench.workers import WorkerProcess
 from pmm.config import Config
-from pmm.environment import describe_environment
-from pmm.export.recipe import Recipe
-from pmm.kernels import build_info, describe_build
+from pmm.export.options import Recipe
 from pmm.models.registry import build_model
+from pmm.utils.build_info import build_info, describe_build
+from pmm.utils.environment import describe_environment
 from tests.bench.workers import WorkerHere, exported_before, fewer, workers_here
 from tests.conftest import run_here, run_python
 
@@ -96,7 +96,7 @@ def test_report_json_has_what_others_rely_on(bench_run, trained):
 def test_mean_average_precision_is_the_evaluations(bench_run, trained, people, tmp_path):
     out, _ = bench_run
     done = run_here(
-        "-m", "pmm.evaluate", trained, "--dataset", "market1501", "--root", people, "--json", tmp_path / "e.json"
+        "-m", "pmm", "evaluate", trained, "--dataset", "market1501", "--root", people, "--json", tmp_path / "e.json"
     )
     assert done.returncode == 0, done.stderr
     evaluation = json.loads((tmp_path / "e.json").read_text())

@@ -12,22 +12,22 @@ from pathlib import Path
 import onnx
 import pytest
 
+from pmm.artifacts.checkpoint import load, save
+from pmm.artifacts.manifest import manifest_path
 from pmm.bench import candidates
 from pmm.bench.artifacts import describe_checkpoint
 from pmm.bench.candidates import BACKENDS, chosen
 from pmm.bench.examiner import Examiner
-from pmm.bench.pool import WorkerFailed
 from pmm.bench.request import Options, subjects
-from pmm.checkpoint import load, save
-from pmm.errors import UserError
-from pmm.export.recipe import Recipe
-from pmm.files import claimed
-from pmm.machine import Gpu
-from pmm.manifest import manifest_path
-from tests.bench.test_steps import alive
+from pmm.bench.workers import WorkerFailed
+from pmm.export.options import Recipe
+from pmm.utils.errors import UserError
+from pmm.utils.files import claimed
+from pmm.utils.hardware import Gpu
 from tests.bench.workers import WorkerHere, fewer, workers_here
 from tests.conftest import ROOT, assert_one_line_error, run_here
 from tests.data import trees
+from tests.utils.test_task_runner import alive
 
 SCRIPT = "bench/run.py"
 

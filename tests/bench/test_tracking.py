@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pmm.bench import opening
+from pmm.bench import runner_factory
 from pmm.bench.schema import Tracker, read_report
 from pmm.bench.tracking import track
 from tests.bench import faulty_worker
@@ -62,7 +62,7 @@ def test_a_slow_runner_gets_fewer_calls_and_the_same_ones_both_times():
 
 
 def test_a_runner_that_refuses_a_size_is_told_of_and_the_others_go_on(trained, exported, people, tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "open_candidate", faulty_worker.open_faulty)
+    monkeypatch.setattr(runner_factory, "open_candidate", faulty_worker.open_faulty)
     file = tmp_path / "refuses-forty.onnx"
     file.write_bytes(exported.read_bytes())
     words = ("--batches", "1", "--seconds", "0.2", "--root", fewer(people, tmp_path / "people"))

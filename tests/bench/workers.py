@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from pmm.bench import harness, pool
+from pmm.artifacts.manifest import Artifact, manifest_path, read_manifest
+from pmm.bench import harness, workers
 from pmm.bench.latency import Clock
 from pmm.bench.pages import pictures, report
 from pmm.bench.worker import Session
 from pmm.export import onnx
-from pmm.export.recipe import Recipe, Verification
-from pmm.files import sha256
-from pmm.manifest import Artifact, manifest_path, read_manifest
+from pmm.export.options import Recipe, Verification
+from pmm.utils.files import sha256
 from tests.store import Shared
 
 
@@ -49,7 +49,7 @@ class WorkerHere:
         self._progress = progress
         with self.log.open("a") as log, redirect_stdout(log), redirect_stderr(log):
             message = self._session.answer(do, json.loads(json.dumps(arguments)))
-        return pool.told(json.loads(json.dumps(message)))
+        return workers.told(json.loads(json.dumps(message)))
 
     def close(self, *, at_once: bool = False) -> None:
         """Forget the runner."""
@@ -62,7 +62,7 @@ def workers_here(start: Callable[..., Any] = WorkerHere, *, pages: bool = False)
     """The bench starts its workers by `start`, gives each one thread and, unless asked for `pages`, writes report.json
     alone; ends with what the yielded patch has set."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "WorkerProcess", start)
+        patch.setattr(workers, "WorkerProcess", start)
         patch.setattr(harness, "usable_cores", lambda: 1)
         if not pages:
             patch.setattr(report, "write_reports", lambda *args: None)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pmm.data.crops import load_crops
-from pmm.export.recipe import Recipe
-from pmm.parity.numeric import numeric_parity
+from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.options import Recipe
 from pmm.runtime.base import open_runner
 from tests.conftest import ROOT
 

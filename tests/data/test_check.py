@@ -347,7 +347,7 @@ def test_an_image_that_goes_away_is_a_fault(tmp_path, monkeypatch):
 
 
 def run(*args):
-    return run_here("-m", "pmm.data.check", *args)
+    return run_here("-m", "pmm", "check", *args)
 
 
 def test_exit_codes(root):
@@ -394,7 +394,7 @@ def test_errors_are_one_line(root, tmp_path):
 
 
 def test_it_runs_without_torch(root):
-    done = run_without_torch("-m", "pmm.data.check", "--dataset", "synthetic", "--root", root)
+    done = run_without_torch("-m", "pmm", "check", "--dataset", "synthetic", "--root", root)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "usable"), done.stderr
 
 

@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from pmm.config import preset
 from pmm.data.crops import CHUNK, iter_crops, load_crop, load_crops, preprocessing_of
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 
 def save(image, path, **options):

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from pmm.data.crops import load_crop
 from pmm.data.jpeg import decoded
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 from tests.conftest import examples
 
 

@@ -13,7 +13,7 @@ from pmm.data.crops import load_crop
 from pmm.data.loader import TrainSet, train_batches
 from pmm.data.readers import read_dataset
 from pmm.data.samples import class_indices
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.data.plain_augmentation import PREPROCESSING, reference
 

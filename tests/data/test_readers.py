@@ -13,8 +13,8 @@ from pmm.data.layouts import ALIASES, LAYOUTS
 from pmm.data.readers import read_dataset, scan
 from pmm.data.samples import class_indices
 from pmm.data.scan import shown
-from pmm.errors import UserError
-from pmm.prepare import settled, training_data
+from pmm.training.data_setup import settled, training_data
+from pmm.utils.errors import UserError
 from tests.data import trees
 
 MARKET_LIKE = {
@@ -282,7 +282,7 @@ def test_the_first_problem_is_told_and_the_others_counted(tmp_path):
     (tmp_path / "query" / "x.jpg").mkdir()
     message = refusal("market1501", tmp_path)
     assert "/a.jpg: no identity" in message
-    assert message.endswith("(and 2 more like this and 1 other problem; python -m pmm.data.check lists all)")
+    assert message.endswith("(and 2 more like this and 1 other problem; pmm check lists all)")
 
 
 def test_hidden_files_and_what_is_no_image_are_skipped(tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.data.sampler import PKSampler
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 from tests.conftest import examples
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from pmm.data.samples import UNKNOWN_CAMERA, Sample
 from pmm.data.splits import distractors, draw_queries, matchable, split_validation, unrankable
-from pmm.errors import UserError
-from pmm.metrics import evaluate_ranking
+from pmm.evaluation.metrics import evaluate_ranking
+from pmm.utils.errors import UserError
 
 
 def crops(pids, cameras, each):

@@ -19,7 +19,7 @@ from pmm.data.synthetic.dataset import draw_dataset
 from pmm.data.synthetic.draw import draw_crop, draw_junk
 from pmm.data.synthetic.figure import Pose, draw_person
 from pmm.data.synthetic.identity import CLUES, Identity, sample_identities
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 from tests.conftest import IDS
 
 SEED = 7

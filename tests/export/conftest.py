@@ -39,9 +39,9 @@ def traced_once(monkeypatch):
 def machine(monkeypatch, tmp_path_factory):
     """A machine with GPUs and one version of TensorRT, or TensorRT-RTX: its world, where what is opened on the GPUs is
     counted, and the flavor."""
-    from pmm import machine as hardware
-    from pmm.runtime import driver, engine_origin, flavors
+    from pmm.runtime import driver, engine_origin, trt_variant
     from pmm.runtime import trt as runtime
+    from pmm.utils import hardware
     from tests.export.whole import GPU, Whole
     from tests.runtime.standin import HostDevice, World
 
@@ -49,8 +49,8 @@ def machine(monkeypatch, tmp_path_factory):
         world, opened = World(), []
         world.opened = opened
         module, flavor = Whole(version, world, **kind), "rtx" if "rtx" in version else "tensorrt"
-        monkeypatch.setitem(sys.modules, flavors.FLAVORS[flavor], module)
-        for each in (hardware, flavors, engine_origin):
+        monkeypatch.setitem(sys.modules, trt_variant.FLAVORS[flavor], module)
+        for each in (hardware, trt_variant, engine_origin):
             monkeypatch.setattr(each, "nvidia_gpus", lambda: gpus)
         monkeypatch.setattr(runtime, "open_device", lambda index: opened.append(index) or HostDevice(world, index))
         monkeypatch.setattr(driver, "cuda_library", lambda: module.driver)
@@ -65,7 +65,7 @@ def gate(trained, people):
     """The checkpoint's embeddings of some crops."""
     from pmm.data.crops import load_crops
     from pmm.data.readers import read_dataset
-    from pmm.export.gate import Gate
+    from pmm.export.parity_check import Gate
     from pmm.runtime.base import open_runner
 
     split = read_dataset("synthetic", people)
@@ -80,7 +80,7 @@ def brittle(trained, tmp_path_factory):
     those others are lost. (ReLU lets a positive factor through.)"""
     import torch
 
-    from pmm import checkpoint
+    from pmm.artifacts import checkpoint
 
     state = checkpoint.load(trained)
     weights = state["model"]

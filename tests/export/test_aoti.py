@@ -8,22 +8,22 @@ import tempfile
 import pytest
 import torch
 
-from pmm.checkpoint import load, restore_model
+from pmm.artifacts.checkpoint import load, restore_model
+from pmm.artifacts.manifest import Artifact, EmbeddingContract, InputContract, Manifest, manifest_path
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import preprocessing_of
-from pmm.errors import Unavailable, UserError
 from pmm.export import aoti as module
-from pmm.export import gate
 from pmm.export import graph as graph_module
+from pmm.export import parity_check
 from pmm.export.aoti import describe, export_aoti, exported_precision, verified_aoti
 from pmm.export.graph import deployed_graph
-from pmm.export.recipe import MIN_COSINE, Recipe, Verification
-from pmm.files import sha256
-from pmm.kernels import describe_build
-from pmm.manifest import Artifact, EmbeddingContract, InputContract, Manifest, manifest_path
-from pmm.onnx_file import read_onnx
+from pmm.export.options import MIN_COSINE, Recipe, Verification
 from pmm.runtime import aoti as runtime
 from pmm.runtime import torch_runner
 from pmm.runtime.aoti import AotiRunner, this_machine
+from pmm.utils.build_info import describe_build
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, run_here, run_python
 from tests.runtime.small import small_graph
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, built, tmp_path
 
 
 def test_a_verified_package_is_used_again_and_only_then(trained, package, built, tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "VERIFY_CROPS", 16)
+    monkeypatch.setattr(parity_check, "VERIFY_CROPS", 16)
     out = tmp_path / "m.pt2"
     export_aoti(trained, out, verification=Verification(no_verify=True))
     first = verified_aoti(trained, out)

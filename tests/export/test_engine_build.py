@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from pmm import machine as hardware
-from pmm.errors import Unavailable, UserError
+from pmm.artifacts.onnx_file import read_onnx
+from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.build_log import BuildLog
-from pmm.export.gate import Gate
-from pmm.export.recipe import EngineOptions, Recipe
+from pmm.export.options import EngineOptions, Recipe
+from pmm.export.parity_check import Gate
 from pmm.export.trt import build_engine, describe_engine
-from pmm.machine import Gpu
-from pmm.onnx_file import read_onnx
-from pmm.parity.numeric import numeric_parity
-from pmm.runtime import engine_origin, flavors
+from pmm.runtime import engine_origin, trt_variant
 from pmm.runtime.base import open_runner
+from pmm.utils import hardware
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.hardware import Gpu
 from tests.runtime.standin import LISTS
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
@@ -179,7 +179,7 @@ def test_an_engine_is_built_for_and_proved_on_the_gpu_asked_for(machine, shared,
     assert (first.manifest.engine.compute_capability, second.manifest.engine.compute_capability) == ("8.0", "8.9")
     assert [json.loads(made.path.read_bytes())["gpu"] for made in (first, second)] == [0, 1]
     assert world.opened == [0, 1]
-    assert not sys.modules[flavors.FLAVORS[flavor]].driver.stack  # as it was before
+    assert not sys.modules[trt_variant.FLAVORS[flavor]].driver.stack  # as it was before
     machine(version, gpus=())
     with pytest.raises(Unavailable, match=r"--device cuda:0: no NVIDIA GPU is visible; .*--flavor rtx"):
         built(shared, tmp_path / "c.plan", flavor=flavor, device="cuda:0")

@@ -5,20 +5,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
-from pmm.errors import UserError
-from pmm.export.emulate import emulated, half_type, tensor_types
+from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.emulate_half import emulated, half_type, tensor_types
 from pmm.export.engine_precision import network_precision
 from pmm.export.fallback import fp16_between
 from pmm.export.onnx import describe, export_onnx
+from pmm.export.options import EngineOptions, Recipe
 from pmm.export.precision import found_precision
-from pmm.export.recipe import EngineOptions, Recipe
 from pmm.export.reference import in_memory
 from pmm.export.trt import build_engine
-from pmm.onnx_file import read_onnx
-from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
+from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 
 HALF = Recipe(precision="int8", int8_fallback="fp16")

@@ -8,21 +8,21 @@ import onnx
 import pytest
 import torch
 
-from pmm import checkpoint
+from pmm.artifacts import checkpoint
+from pmm.artifacts.manifest import EmbeddingContract, InputContract
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.config import preset
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
-from pmm.errors import UserError
-from pmm.export import gate
+from pmm.export import parity_check
 from pmm.export.calibration import calibration_files
-from pmm.export.gate import ParityFailed
 from pmm.export.graph import deployed_graph, to_onnx
 from pmm.export.int8 import Quantizer, _main_inputs, quantised_until
 from pmm.export.onnx import describe, export_onnx
-from pmm.export.recipe import Recipe, Verification
-from pmm.manifest import EmbeddingContract, InputContract
+from pmm.export.options import Recipe, Verification
+from pmm.export.parity_check import ParityFailed
 from pmm.models.registry import build_model
-from pmm.onnx_file import read_onnx
+from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 from tests.data import trees
 
@@ -174,7 +174,7 @@ def test_a_quantised_file_is_used_again_only_for_the_same_calibration(trained, p
     from pmm.export import onnx as module
 
     out, made = tmp_path / "m.onnx", []
-    monkeypatch.setattr(gate, "VERIFY_CROPS", 16)
+    monkeypatch.setattr(parity_check, "VERIFY_CROPS", 16)
     original = module.export_onnx
     monkeypatch.setattr(module, "export_onnx", lambda *args: made.append(args[2]) or original(*args))
     mine = Recipe(precision="int8", calibration_images=40)

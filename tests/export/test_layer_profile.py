@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from pmm.errors import UserError
 from pmm.export.layer_profile import LayerTime, profile_layers, table
+from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 from tests.runtime.standin import LISTS
 
@@ -58,9 +58,9 @@ def test_layers_whose_times_the_library_does_not_tell(machine, shared, tmp_path)
 
 
 def test_without_a_gpu_it_is_said_before_the_build(exported, tmp_path, monkeypatch):
-    from pmm.runtime import flavors
+    from pmm.runtime import trt_variant
 
-    monkeypatch.setattr(flavors, "nvidia_gpus", tuple)
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", tuple)
     command = ("export/to_trt.py", exported, "-o", tmp_path / "m.plan", "--profile-layers")
     assert_one_line_error(run_here(*command), "--profile-layers runs the engine", "no NVIDIA GPU")
     assert_one_line_error(run_here(*command, "--no-manifest"), "--profile-layers opens the engine", "--no-manifest")

@@ -5,19 +5,19 @@ import onnx
 import pytest
 import torch
 
-from pmm.checkpoint import load, restore_model, save
+from pmm.artifacts.checkpoint import load, restore_model, save
+from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest, manifest_path, read_manifest
 from pmm.config import Config
 from pmm.data.crops import preprocessing_of
-from pmm.errors import UserError
 from pmm.export import onnx as module
-from pmm.export.fold import fold_batch_norms
+from pmm.export.fold_batchnorm import fold_batch_norms
 from pmm.export.graph import deployed_graph
 from pmm.export.onnx import describe, export_onnx, refuse_others, verified_onnx
+from pmm.export.options import Recipe, Verification
 from pmm.export.precision import found_precision
-from pmm.export.recipe import Recipe, Verification
-from pmm.files import sha256
-from pmm.kernels import build_version, describe_build
-from pmm.manifest import EmbeddingContract, InputContract, Manifest, manifest_path, read_manifest
+from pmm.utils.build_info import build_version, describe_build
+from pmm.utils.errors import UserError
+from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, run_here
 
 traced_once = pytest.mark.usefixtures("traced_once")
@@ -166,7 +166,7 @@ def test_the_checkpoint_is_never_the_output(trained, tmp_path):
     assert_one_line_error(
         run_here("export/to_trt.py", checkpoint, "-o", tmp_path / "m.onnx"), "ends in .plan or .engine"
     )
-    command = ("-m", "pmm.evaluate", checkpoint, "--dataset", "synthetic", "--root", tmp_path, "--json", checkpoint)
+    command = ("-m", "pmm", "evaluate", checkpoint, "--dataset", "synthetic", "--root", tmp_path, "--json", checkpoint)
     assert_one_line_error(run_here(*command), "is the file to read; give another name")
     assert checkpoint.read_bytes() == trained.read_bytes()
 

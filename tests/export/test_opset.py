@@ -6,15 +6,15 @@ import numpy as np
 import onnx
 import pytest
 
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
-from pmm.errors import UserError
-from pmm.export.emulate import emulated, half_type
+from pmm.export.emulate_half import emulated, half_type
 from pmm.export.graph import IR_VERSION, _to_opset_17
-from pmm.export.recipe import LEAST_OPSET, OPSET, OPSETS, EngineOptions, Recipe
+from pmm.export.options import LEAST_OPSET, OPSET, OPSETS, EngineOptions, Recipe
 from pmm.export.reference import in_memory
 from pmm.export.trt import build_engine
-from pmm.onnx_file import read_onnx
+from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 
 KINDS = {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pmm.errors import UserError
 from pmm.export.precision import Found, found_precision
+from pmm.utils.errors import UserError
 
 
 def graph(nodes, weights):

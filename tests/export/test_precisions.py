@@ -9,25 +9,25 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from pmm import checkpoint
+from pmm.artifacts import checkpoint
+from pmm.artifacts.manifest import EmbeddingContract, InputContract
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.config import preset
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
-from pmm.errors import UserError
+from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export import graph as graph_module
-from pmm.export.emulate import emulated
+from pmm.export.emulate_half import emulated
 from pmm.export.graph import deployed_graph
 from pmm.export.onnx import export_onnx
+from pmm.export.options import OPSET, Recipe, Verification
 from pmm.export.precision import found_precision
-from pmm.export.recipe import OPSET, Recipe, Verification
 from pmm.export.reference import in_memory
 from pmm.export.trt import build_engine
-from pmm.manifest import EmbeddingContract, InputContract
 from pmm.models.registry import METHODS, build_model
-from pmm.onnx_file import read_onnx
-from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
-from pmm.trainee import make_trainee
+from pmm.training.state import make_trainee
+from pmm.utils.errors import UserError
 
 CONTRACT = InputContract.of("uint8", "rgb")
 LEAST = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.98, "int8": 0.9}

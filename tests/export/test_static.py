@@ -6,22 +6,22 @@ import json
 import numpy as np
 import pytest
 
+from pmm.artifacts.manifest import Artifact, BatchProfile, BatchProfiles, InputContract, read_manifest
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
-from pmm.errors import UserError
 from pmm.export import onnx as module
-from pmm.export.emulate import emulated, half_type
+from pmm.export.emulate_half import emulated, half_type
 from pmm.export.onnx import describe
+from pmm.export.options import EngineOptions, Recipe
 from pmm.export.precision import found_precision
-from pmm.export.recipe import EngineOptions, Recipe
 from pmm.export.reference import in_memory
 from pmm.export.triton import write_model_repository
 from pmm.export.triton_config import Serving
 from pmm.export.trt import build_engine
-from pmm.manifest import Artifact, BatchProfile, BatchProfiles, InputContract, read_manifest
-from pmm.onnx_file import read_onnx
 from pmm.runtime.openvino import OvRunner
 from pmm.runtime.ort import OrtRunner, check_interface, open_session
+from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 
 BATCH = 3
@@ -127,7 +127,7 @@ def test_the_commands_take_it_and_say_it(trained, shared, tmp_path):
     file = shared.onnx(static(Recipe()))
     done = run_here("export/to_trt.py", file, "-o", tmp_path / "model.plan", "--static-batch", "3")
     assert_one_line_error(done, "--static-batch: decided in the ONNX file")
-    told = json.loads(run_here("-m", "pmm.info", file, "--json").stdout)
+    told = json.loads(run_here("-m", "pmm", "info", file, "--json").stdout)
     assert told["file"]["manifest"]["input"]["batch"] == BATCH
     with pytest.raises(UserError, match=r"model\.onnx: its batch is static \(3\).*without --static-batch"):
         write_model_repository([file], tmp_path / "models", serving=Serving())

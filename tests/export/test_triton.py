@@ -9,13 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.data.crops import Preprocessing
-from pmm.errors import UserError
-from pmm.export import triton as module
-from pmm.export.triton import write_model_repository
-from pmm.export.triton_config import Serving, model_config
-from pmm.files import sha256
-from pmm.manifest import (
+from pmm.artifacts.manifest import (
     BatchProfile,
     BatchProfiles,
     EmbeddingContract,
@@ -25,6 +19,12 @@ from pmm.manifest import (
     manifest_path,
     read_manifest,
 )
+from pmm.data.crops import Preprocessing
+from pmm.export import triton as module
+from pmm.export.triton import write_model_repository
+from pmm.export.triton_config import Serving, model_config
+from pmm.utils.errors import UserError
+from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, examples, run_here
 
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")

@@ -13,18 +13,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pmm.errors import Unavailable, UserError
+from pmm.artifacts.manifest import BatchProfile, BatchProfiles, manifest_path, read_manifest
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.export import engine_build
 from pmm.export import trt as module
 from pmm.export.engine_precision import network_precision
-from pmm.export.gate import Gate, ParityFailed
-from pmm.export.recipe import MIN_COSINE, EngineOptions, Recipe, Verification
+from pmm.export.options import MIN_COSINE, EngineOptions, Recipe, Verification
+from pmm.export.parity_check import Gate, ParityFailed
 from pmm.export.trt import build_engine, choose_flavor, describe_engine
-from pmm.files import sha256
-from pmm.machine import Gpu
-from pmm.manifest import BatchProfile, BatchProfiles, manifest_path, read_manifest
-from pmm.onnx_file import read_onnx
-from pmm.runtime import flavors
+from pmm.runtime import trt_variant
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.files import sha256
+from pmm.utils.hardware import Gpu
 from tests.conftest import assert_one_line_error, run_here, run_without_torch
 from tests.export.narrow import LISTS, Narrow, narrow
 
@@ -158,7 +158,7 @@ def test_tf32_is_for_fp32_files(files, precision, tmp_path):
 
 @pytest.mark.parametrize(("capability", "has"), [("7.5", False), ("8.0", True), ("12.0", True)])
 def test_tf32_needs_a_gpu_that_has_it_if_one_is_here(files, tmp_path, monkeypatch, with_gpu, capability, has):
-    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("a GPU", capability),))
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", capability),))
     file, options = read_onnx(files["fp32"]), EngineOptions(flavor="rtx", tf32=True)
     if has:
         assert "TF32 on" in build_engine(file, tmp_path / "m.plan", options).manifest.engine.flags
@@ -230,7 +230,7 @@ def test_impossible_options(trained, tmp_path, options, said):
 
 
 def test_without_a_builder_it_says_what_to_install_and_where_the_onnx_file_is(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(flavors, "FLAVORS", {"rtx": "tensorrt_rtx_none", "tensorrt": "tensorrt_none"})
+    monkeypatch.setattr(trt_variant, "FLAVORS", {"rtx": "tensorrt_rtx_none", "tensorrt": "tensorrt_none"})
     expected = (
         r"no engine builder here: tensorrt_rtx_none is missing here \(No module named .*\): pip install tensorrt-rtx"
     )
@@ -241,10 +241,10 @@ def test_without_a_builder_it_says_what_to_install_and_where_the_onnx_file_is(fi
 
 def test_tensorrt_is_preferred_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(module, "load_flavor", lambda flavor: flavor.upper())
-    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     assert choose_flavor("auto", Path("x.onnx")) == ("tensorrt", "TENSORRT")
     assert choose_flavor("rtx", Path("x.onnx")) == ("rtx", "RTX")
-    monkeypatch.setattr(flavors, "nvidia_gpus", tuple)
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", tuple)
     assert choose_flavor("auto", Path("x.onnx")) == ("rtx", "RTX")
     with pytest.raises(UserError, match=r"TensorRT builds engines only on a machine with an NVIDIA GPU.*--flavor rtx"):
         choose_flavor("tensorrt", Path("x.onnx"))
@@ -253,8 +253,8 @@ def test_tensorrt_is_preferred_where_there_is_a_gpu(monkeypatch):
 def test_a_builder_that_is_installed_but_broken_is_told(tmp_path, monkeypatch, capsys):
     (tmp_path / "broken_tensorrt.py").write_text("raise OSError('libnvinfer.so.11: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(flavors.FLAVORS, "tensorrt", "broken_tensorrt")
-    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    monkeypatch.setitem(trt_variant.FLAVORS, "tensorrt", "broken_tensorrt")
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     assert choose_flavor("auto", Path("x.onnx"))[0] == "rtx"
     assert "warning: broken_tensorrt is missing here (libnvinfer.so.11: " in capsys.readouterr().err
     with pytest.raises(UserError, match=r"no engine builder here: .*libnvinfer\.so\.11.*; the ONNX file is x\.onnx"):
@@ -265,7 +265,7 @@ def test_where_the_gpu_does_not_run_rtx_engines_they_are_built_as_without_one(fi
     """On an H100, say: NVIDIA's own library refuses the engine there."""
     from pmm.export import reference
 
-    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
     file = read_onnx(files["fp32"])
     assert reference.engine_gate(file, None, Verification(), "rtx") is None  # which asks for no crops either
     artifact = build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
@@ -467,7 +467,7 @@ class Engine:
 def with_gpu(monkeypatch):
     import pmm.runtime.trt as runtime
 
-    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     monkeypatch.setattr(runtime, "TrtRunner", Engine)
 
 
@@ -510,7 +510,7 @@ def test_an_engine_that_runs_in_tf32_is_judged_as_one(files, tmp_path, with_gpu,
 def test_where_there_is_a_gpu_an_engine_needs_crops_to_be_judged_by(files, people, monkeypatch, tmp_path):
     from pmm.export import reference
 
-    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     file = read_onnx(files["bf16"])
     unverified = dataclasses.replace(file, found=dataclasses.replace(file.manifest, parity=None))
     with pytest.raises(UserError, match="its own embeddings were never verified against the checkpoint"):
@@ -529,7 +529,7 @@ def test_the_reference_of_an_engine_from_a_checkpoint_is_the_checkpoint(files, t
     from pmm.export import reference
     from pmm.runtime.base import open_runner
 
-    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     gate = reference.engine_gate(read_onnx(files["int8"]), trained, Verification(), "rtx")
     with open_runner(trained) as runner:
         np.testing.assert_allclose(gate.expected, runner(gate.crops), rtol=1e-4, atol=1e-4)

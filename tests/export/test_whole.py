@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from pmm.errors import UserError
+from pmm.artifacts.onnx_file import read_onnx
+from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.engine_precision import inspected
-from pmm.export.recipe import EngineOptions, Recipe
+from pmm.export.options import EngineOptions, Recipe
 from pmm.export.trt import build_engine, choose_flavor, describe_engine
-from pmm.machine import Gpu
-from pmm.onnx_file import read_onnx
-from pmm.parity.numeric import numeric_parity
-from pmm.runtime import flavors
+from pmm.runtime import trt_variant
 from pmm.runtime.base import open_runner
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import Gpu
 from tests.runtime.standin import LISTS
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
@@ -76,7 +76,7 @@ def test_an_inspector_that_can_tell_nothing_leaves_an_engine_and_a_note(machine,
 def test_a_builder_that_cannot_start_is_one_line_with_its_reason(machine, shared, tmp_path, monkeypatch):
     world, _ = machine(NEWEST)
     world.failing.add("Builder")
-    monkeypatch.setattr(flavors, "driver_version", lambda: "12.2")
+    monkeypatch.setattr(trt_variant, "driver_version", lambda: "12.2")
     with pytest.raises(UserError) as caught:
         build_engine(read_onnx(shared.onnx()), tmp_path / "m.plan")
     for fact in ("tensorrt 11.4.0", "driver version is insufficient", "CUDA 12.2", "update the driver"):
@@ -87,9 +87,9 @@ def test_a_builder_that_cannot_start_is_one_line_with_its_reason(machine, shared
 
 @pytest.mark.parametrize(("driver", "package"), [("13.0", "tensorrt-cu13"), ("12.8", "tensorrt-cu12")])
 def test_a_gpu_that_runs_no_rtx_engine_gets_none_unasked(monkeypatch, tmp_path, driver, package):
-    monkeypatch.setitem(flavors.FLAVORS, "tensorrt", "tensorrt_that_is_missing")
-    monkeypatch.setattr(flavors, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
-    monkeypatch.setattr(flavors, "driver_version", lambda: driver)
+    monkeypatch.setitem(trt_variant.FLAVORS, "tensorrt", "tensorrt_that_is_missing")
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
+    monkeypatch.setattr(trt_variant, "driver_version", lambda: driver)
     with pytest.raises(UserError, match=rf"NVIDIA H100 .*pip install {package}.*--flavor rtx.*model\.onnx"):
         choose_flavor("auto", tmp_path / "model.onnx")
     assert choose_flavor("rtx", tmp_path / "model.onnx")[0] == "rtx"

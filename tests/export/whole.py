@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import tensorrt_rtx
 
-from pmm.export.emulate import emulated
-from pmm.export.recipe import EngineOptions, Recipe
+from pmm.artifacts.onnx_file import read_onnx
+from pmm.export.emulate_half import emulated
+from pmm.export.options import EngineOptions, Recipe
 from pmm.export.trt import build_engine
-from pmm.machine import Gpu
-from pmm.onnx_file import read_onnx
 from pmm.runtime.ort_session import open_session
+from pmm.utils.hardware import Gpu
 from tests.export.narrow import Narrow
 from tests.runtime.standin import LISTS, Driver, Module, World, refused_by_the_driver
 

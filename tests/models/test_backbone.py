@@ -3,8 +3,8 @@ import torch
 from torchvision.models import resnet50
 
 from pmm.config import ModelConfig
-from pmm.errors import UserError
 from pmm.models.backbone import load_weights, resnet10_backbone, resnet50_backbone
+from pmm.utils.errors import UserError
 
 
 def test_resnet50_is_torchvisions_without_the_last_stride(tmp_path):

@@ -7,12 +7,12 @@ import shutil
 import pytest
 import torch
 
-from pmm.checkpoint import load
+from pmm.artifacts.checkpoint import load
+from pmm.commands.train import train
 from pmm.config import PRESETS, Config, ModelConfig, preset
-from pmm.errors import UserError
-from pmm.losses import reid_losses
 from pmm.models.registry import METHODS, build_model, deployed, method_of, refuse_unread
-from pmm.train import train
+from pmm.training.losses import reid_losses
+from pmm.utils.errors import UserError
 from tests.conftest import ROOT, run_here
 
 pytestmark = pytest.mark.parametrize("method", METHODS)
@@ -136,10 +136,10 @@ def test_it_takes_every_preset(method, name):
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(method, shared, tmp_path, monkeypatch):
     """In make test, test_train.py shows it of pmm, with all that a loader of several processes adds."""
-    import pmm.trainer
+    import pmm.training.trainer
 
     whole = shared.run(method)
-    original = pmm.trainer.train_step
+    original = pmm.training.trainer.train_step
 
     def stops_in_the_second(*args, epoch, step, **kwargs):
         if (epoch, step) == (2, 1):
@@ -148,7 +148,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(method, shared
 
     config, out = Config.from_dict(load(whole)["config"]), tmp_path / "run"
     assert config.model.method == method
-    monkeypatch.setattr(pmm.trainer, "train_step", stops_in_the_second)
+    monkeypatch.setattr(pmm.training.trainer, "train_step", stops_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         train(config, out=out, device="cpu", save_minutes=1e-9)
     state = load(out / "last.pth")
@@ -165,9 +165,9 @@ def test_the_commands_take_its_runs(method, shared, people, tmp_path):
     run = shutil.copytree(best.parent, tmp_path / "run", copy_function=shutil.copyfile)
     again = run_here("-m", "pmm.train", "--out", run, "--resume", "--device", "cpu")
     assert "the run is finished (2 epochs)" in again.stdout, again.stderr
-    done = run_here("-m", "pmm.evaluate", best, "--dataset", "synthetic", "--root", people)
+    done = run_here("-m", "pmm", "evaluate", best, "--dataset", "synthetic", "--root", people)
     assert "mAP" in done.stdout, done.stderr
-    done = run_here("-m", "pmm.info", best, "--json")
+    done = run_here("-m", "pmm", "info", best, "--json")
     assert json.loads(done.stdout)["file"]["method"] == method, done.stderr
     done = run_here("export/to_onnx.py", best, "-o", tmp_path / "best.onnx")
     assert done.returncode == 0, done.stderr

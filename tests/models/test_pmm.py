@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from pmm.config import preset
-from pmm.errors import UserError
 from pmm.models.registry import build_model, deployed
+from pmm.utils.errors import UserError
 
 
 def config_of(name, method="pmm", **model):

@@ -9,23 +9,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pmm.checkpoint import load, load_model
+from pmm.artifacts.checkpoint import load, load_model
+from pmm.artifacts.manifest import Artifact, EmbeddingContract, InputContract, manifest_path
+from pmm.artifacts.onnx_file import read_onnx
+from pmm.commands.train import train
 from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
+from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.graph import deployed_graph
 from pmm.export.onnx import export_onnx, verified_onnx
-from pmm.export.recipe import Recipe, Verification
-from pmm.losses import reid_losses
-from pmm.manifest import Artifact, EmbeddingContract, InputContract, manifest_path
+from pmm.export.options import Recipe, Verification
 from pmm.models.registry import METHODS, build_model, deployed
 from pmm.models.stages import Head
-from pmm.onnx_file import read_onnx
 from pmm.ops.mixed_cam import cam
-from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
-from pmm.train import train
-from pmm.trainee import learning_rate
+from pmm.training.losses import reid_losses
+from pmm.training.state import learning_rate
 from tests.conftest import run_here
 
 PIDS = torch.tensor([0, 0, 1, 1, 3, 3])
@@ -266,13 +266,15 @@ def test_the_commands_rank_it_by_cosine(strong, people, tmp_path):
     results = []
     for flags in ([], ["--metric", "euclidean"], ["--flip-test"]):
         out = tmp_path / "evaluation.json"
-        done = run_here("-m", "pmm.evaluate", strong, "--dataset", "synthetic", "--root", people, "--json", out, *flags)
+        done = run_here(
+            "-m", "pmm", "evaluate", strong, "--dataset", "synthetic", "--root", people, "--json", out, *flags
+        )
         assert done.returncode == 0, done.stderr
         results.append(json.loads(out.read_text()))
     assert [result["metric"] for result in results] == ["cosine", "euclidean", "cosine"]
     assert results[0]["mAP"] == pytest.approx(results[1]["mAP"], abs=1e-6)
     assert results[2]["mAP"] != results[0]["mAP"]
-    done = run_here("-m", "pmm.info", strong, "--json")
+    done = run_here("-m", "pmm", "info", strong, "--json")
     assert json.loads(done.stdout)["file"]["metric"] == "cosine"
     assert load_model(strong).normalised
 

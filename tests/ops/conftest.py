@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmm import kernels
 from pmm.ops import _extension
+from pmm.utils import build_info
 
 PLACES = ["reference", "compiled", pytest.param("cuda", marks=pytest.mark.gpu)]
 if "PMM_TEST_KERNELS" in os.environ:
     PLACES = ["emulated"]
 elif "PMM_TEST_LIBRARY" in os.environ:
     PLACES = ["sanitized"]
-REPEATED = ("reference",) if kernels.build_info()["compiled"] else ()
+REPEATED = ("reference",) if build_info.build_info()["compiled"] else ()
 ONE_PLACE = [pytest.param(place, marks=pytest.mark.full) if place in REPEATED else place for place in PLACES]
 
 
@@ -38,9 +38,9 @@ def place(request):
             patch.setattr(_extension, "kernels", lambda device: emulated)
         else:
             if request.param == "sanitized":
-                for module in (kernels, _extension):
+                for module in (build_info, _extension):
                     patch.setattr(module, "LIBRARY", Path(os.environ["PMM_TEST_LIBRARY"]))
-            if not kernels.build_info()["compiled"] and not shutil.which("g++"):
+            if not build_info.build_info()["compiled"] and not shutil.which("g++"):
                 pytest.skip("no C++ compiler here, so no compiled kernels")
             patch.setenv("PMM_REQUIRE_EXT", "1")
         yield request.param

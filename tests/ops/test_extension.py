@@ -8,8 +8,8 @@ import subprocess
 import pytest
 import torch
 
-from pmm import kernels as facts
 from pmm.ops import _extension, hard_mix
+from pmm.utils import build_info as facts
 from tests.conftest import ROOT
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from setuptools import Distribution
 
-from pmm import machine
+from pmm.utils import hardware
 from tests.conftest import ROOT, run_python
 
 VARIABLES = (
@@ -111,7 +111,7 @@ def toolkit(folder):
 
 
 def gpus(*capabilities):
-    return lambda: [machine.Gpu("a card", capability) for capability in capabilities]
+    return lambda: [hardware.Gpu("a card", capability) for capability in capabilities]
 
 
 def test_a_compile_that_fails_names_its_source_and_leaves_no_library(setup_py, build, tmp_path):

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pmm.errors import UserError
 from pmm.runtime.base import Runner, open_runner
+from pmm.utils.errors import UserError
 
 PATIENCE = 60  # seconds
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 128, 64, 3), np.uint8)

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.export.graph import DeployedGraph
-from pmm.manifest import EmbeddingContract, InputContract
 from pmm.models.output import Deployed
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pmm.errors import UserError
 from pmm.runtime.buffers import Buffer, Device
+from pmm.utils.errors import UserError
 
 LISTS = {path.stem: path for path in sorted((Path(__file__).parent / "tensorrt_api").glob("*.json"))}
 WORKING_MEMORY = 1000

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from pmm import machine
+from pmm.artifacts.manifest import manifest_path
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
-from pmm.errors import Unavailable, UserError
+from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.aoti import export_aoti
-from pmm.export.recipe import MIN_COSINE, Verification
-from pmm.files import sha256
-from pmm.machine import nvidia_gpus
-from pmm.manifest import manifest_path
-from pmm.parity.numeric import numeric_parity
+from pmm.export.options import MIN_COSINE, Verification
 from pmm.runtime import aoti
 from pmm.runtime.aoti import AotiRunner, check_origin, this_machine
 from pmm.runtime.base import open_runner
+from pmm.utils import hardware
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.files import sha256
+from pmm.utils.hardware import nvidia_gpus
 from tests.conftest import assert_one_line_error, run_here, run_python, run_without_torch
 
 BATCHES = (1, 3, 64, 37, 2, 15, 16)
@@ -245,8 +245,8 @@ def test_devices_are_the_packages_or_refused(package, unloaded, monkeypatch):
 
 def test_a_package_is_loaded_on_the_gpu_that_was_chosen(package, monkeypatch):
     """`device_index` as torch/_inductor/__init__.py has it: -1 is the process's own."""
-    here = [machine.Gpu("NVIDIA One", "8.0"), machine.Gpu("NVIDIA Two", "9.0")]
-    monkeypatch.setattr(machine, "nvidia_gpus", lambda: tuple(here))
+    here = [hardware.Gpu("NVIDIA One", "8.0"), hardware.Gpu("NVIDIA Two", "9.0")]
+    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: tuple(here))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     contract = this_machine(torch.device("cuda", 1))
     assert (contract.device, contract.gpu, contract.compute_capability) == ("cuda", "NVIDIA Two", "9.0")
@@ -321,20 +321,20 @@ def test_running_it_needs_no_compiler_and_leaves_nothing_behind(package, tmp_pat
 
 
 def test_it_is_described_without_torch_and_never_loaded(package, copy):
-    done = run_without_torch("-m", "pmm.info", package, "--json")
+    done = run_without_torch("-m", "pmm", "info", package, "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)["file"]
     assert (facts["kind"], facts["ours"]) == ("AOTInductor package", "yes")
     assert facts["manifest"]["package"]["torch"] == torch.__version__
     assert facts["manifest"]["parity"]["min_cosine"] > 0.99999
     copy.write_bytes(b"changed")
-    assert_one_line_error(run_here("-m", "pmm.info", copy), "the file was changed or replaced")
+    assert_one_line_error(run_here("-m", "pmm", "info", copy), "the file was changed or replaced")
     manifest_path(copy).unlink()
-    done = run_here("-m", "pmm.info", copy, "--json")
+    done = run_here("-m", "pmm", "info", copy, "--json")
     assert json.loads(done.stdout)["file"]["ours"] == "no: no manifest beside it (model.pt2.json)"
-    assert_one_line_error(run_here("-m", "pmm.info", copy.with_name("none.pt2")), "none.pt2 does not exist")
+    assert_one_line_error(run_here("-m", "pmm", "info", copy.with_name("none.pt2")), "none.pt2 does not exist")
     copy.write_bytes(b"")
-    assert_one_line_error(run_here("-m", "pmm.info", copy), "model.pt2: an empty file")
+    assert_one_line_error(run_here("-m", "pmm", "info", copy), "model.pt2: an empty file")
 
 
 @pytest.mark.gpu

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from pmm.errors import Unavailable, UserError
 from pmm.runtime import cuda_libraries, driver
 from pmm.runtime.cuda_libraries import CudaPythonDevice, PycudaDevice, TorchDevice, open_device
+from pmm.utils.errors import Unavailable, UserError
 from tests.runtime.standin import Libcuda, World
 
 HANDLE = 0x7F1234567890

@@ -5,10 +5,10 @@ import ctypes
 import numpy as np
 import pytest
 
-from pmm import machine
 from pmm.runtime import driver as cuda_driver
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, DriverError, bucket, capture
 from pmm.runtime.cuda_libraries import CudaPythonDevice, PycudaDevice, TorchDevice
+from pmm.utils import hardware
 from tests.runtime.standin import INVALIDATED, OUT_OF_MEMORY, HostDevice, Libcuda, World
 
 STEPS = ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
@@ -106,7 +106,7 @@ def test_no_driver(device, monkeypatch):
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    monkeypatch.setattr(cuda_driver, "cuda_library", machine.cuda_library.__wrapped__)  # without what it has kept
+    monkeypatch.setattr(cuda_driver, "cuda_library", hardware.cuda_library.__wrapped__)  # without what it has kept
     with pytest.raises(DriverError, match="no NVIDIA driver"):
         capture(device.stream, lambda: None)
 

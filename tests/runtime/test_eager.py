@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from pmm import machine
-from pmm.checkpoint import load, restore_model
+from pmm.artifacts.checkpoint import load, restore_model
+from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.crops import Preprocessing, load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
-from pmm.errors import Unavailable, UserError
-from pmm.export.recipe import MIN_COSINE
-from pmm.machine import Gpu, nvidia_gpus
-from pmm.manifest import EmbeddingContract
-from pmm.parity.numeric import numeric_parity
+from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.options import MIN_COSINE
 from pmm.runtime import driver, eager, torch_runner
 from pmm.runtime.base import RunnerInfo, open_runner
 from pmm.runtime.cuda_graph import bucket
 from pmm.runtime.eager import EagerRunner
 from pmm.runtime.torch_runner import WARM_UPS, CudaStep, TorchRunner, tf32_allowed
+from pmm.utils import hardware
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.hardware import Gpu, nvidia_gpus
 from tests.runtime.standin import Libcuda, Stream, World
 from tests.runtime.standin import OnGpu as Theirs
 
@@ -185,7 +185,7 @@ def test_what_a_cpu_has_not_is_refused(trained, monkeypatch):
     with pytest.raises(Unavailable, match="a CUDA graph was asked for, and a CPU has no such thing"):
         Sums(cuda_graph=True)
     assert torch.get_num_threads() == before, "a runner that could not be opened changed the process"
-    monkeypatch.setattr(machine, "nvidia_gpus", lambda: (Gpu("an old GPU", "7.5"), Gpu("a new GPU", "8.0")))
+    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("an old GPU", "7.5"), Gpu("a new GPU", "8.0")))
     for device in (torch.device("cuda"), torch.device("cuda", 0)):
         with pytest.raises(Unavailable, match="an old GPU has no TF32; run it in fp32"):
             torch_runner.check_modes(device, tf32=True)
@@ -204,7 +204,7 @@ def test_devices_are_resolved_or_refused(monkeypatch):
         eager.torch_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert eager.torch_device("auto") == eager.torch_device("cuda") == torch.device("cuda")
-    monkeypatch.setattr(machine, "nvidia_gpus", lambda: (Gpu("one", "8.0"), Gpu("two", "9.0")))
+    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("one", "8.0"), Gpu("two", "9.0")))
     assert eager.torch_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(Unavailable, match=r"no GPU 2 .*0 one, 1 two"):
         eager.torch_device("cuda:2")

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from pmm.checkpoint import load, restore_model
+from pmm.artifacts.checkpoint import load, restore_model
+from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
-from pmm.errors import Unavailable, UserError
+from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.graph import deployed_graph
-from pmm.export.recipe import MIN_COSINE
-from pmm.machine import nvidia_gpus
-from pmm.manifest import EmbeddingContract, InputContract
-from pmm.parity.numeric import numeric_parity
+from pmm.export.options import MIN_COSINE
 from pmm.runtime.base import open_runner
 from pmm.runtime.torch_graph import GraphRunner, build_failed, main_type
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.hardware import nvidia_gpus
 from tests.runtime.small import small_graph
 
 BATCHES = (1, 3, 64, 37, 2, 15, 16)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from pmm.errors import UserError
-from pmm.machine import Gpu
 from pmm.runtime import fork
 from pmm.runtime.base import open_runner
 from pmm.runtime.eager import torch_device
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import Gpu
 from tests.conftest import run_python
 
 

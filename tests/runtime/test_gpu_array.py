@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pmm.errors import UserError
 from pmm.runtime import driver
 from pmm.runtime.gpu_array import GpuArray, gpu_array, is_on_gpu
+from pmm.utils.errors import UserError
 from tests.conftest import examples
 from tests.runtime.standin import HostDevice, Libcuda, OnGpu, World
 

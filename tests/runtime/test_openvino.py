@@ -14,17 +14,17 @@ import numpy as np
 import onnx
 import pytest
 
+from pmm.artifacts.manifest import manifest_path
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
-from pmm.errors import Unavailable, UserError
-from pmm.export.recipe import MIN_COSINE, Recipe
-from pmm.machine import int8_overflows
-from pmm.manifest import manifest_path
-from pmm.onnx_file import read_onnx
-from pmm.parity.numeric import numeric_parity
+from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.options import MIN_COSINE, Recipe
 from pmm.runtime import openvino as module
 from pmm.runtime.base import open_runner
 from pmm.runtime.openvino import OvRunner
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.hardware import int8_overflows
 from tests.conftest import run_python
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed (pip install openvino)")

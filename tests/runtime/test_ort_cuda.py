@@ -13,17 +13,17 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from pmm import cuda_versions, machine
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
-from pmm.errors import Unavailable, UserError
-from pmm.export.recipe import MIN_COSINE, Recipe
-from pmm.machine import Gpu, nvidia_gpus
-from pmm.parity.numeric import numeric_parity
-from pmm.runtime import driver, ort, ort_session, placed
+from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.options import MIN_COSINE, Recipe
+from pmm.runtime import driver, gpu_binding, ort, ort_session
 from pmm.runtime.base import open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.runtime.tf32 import has_tf32
+from pmm.utils import cuda_versions, hardware
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.hardware import Gpu, nvidia_gpus
 from tests.runtime.standin import Driver, OnGpu, World
 
 CUDA = "CUDAExecutionProvider"
@@ -99,7 +99,7 @@ class StandIn:
         monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", lambda value, data: update(self.idle(value), data))
 
     def is_a(self, *models):
-        for module in (ort_session, machine):
+        for module in (ort_session, hardware):
             self.patch.setattr(module, "nvidia_gpus", lambda: models)
 
     def place(self, shape, kind, device, index):
@@ -250,7 +250,7 @@ def old_driver(monkeypatch, tmp_path):
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_)
     monkeypatch.setattr(cuda_versions, "driver_version", lambda: "12.4")
-    for module in (ort_session, machine):
+    for module in (ort_session, hardware):
         monkeypatch.setattr(module, "nvidia_gpus", lambda: (AMPERE,))
     installed = cuda_versions.Built("onnxruntime-gpu", "1.31.1", "13.0")
     monkeypatch.setattr(cuda_versions, "built_for", lambda: [installed])
@@ -336,11 +336,11 @@ def content_of(found):
 @pytest.mark.parametrize("protocol", ["dlpack", "interface"])
 def test_images_on_the_gpu_do_not_go_through_the_host(gpu, world, path, crops, expected, cuda_graph, protocol):
     with OrtRunner(path, "cuda", cuda_graph=cuda_graph) as runner:
-        gpu.patch.setattr(placed.Placed, "upload", lambda *_: pytest.fail("went up from the host"))
+        gpu.patch.setattr(gpu_binding.Placed, "upload", lambda *_: pytest.fail("went up from the host"))
         for count in (1, 5, 3, 10):
             assert same(runner(OnGpu(world, crops[:count], protocol)), expected[:count])
         assert runner(OnGpu(world, crops[:0], protocol)).shape == (0, expected.shape[1])
-        gpu.patch.setattr(placed.Placed, "download", lambda *_: pytest.fail("came down to the host"))
+        gpu.patch.setattr(gpu_binding.Placed, "download", lambda *_: pytest.fail("came down to the host"))
         found = runner.embed_on_gpu(OnGpu(world, crops[:3], protocol))
         runner.embed_on_gpu(OnGpu(world, crops[3:6], protocol))
     assert (found.shape, found.device) == ((3, expected.shape[1]), 0)
@@ -425,7 +425,7 @@ def test_what_is_enqueued_is_waited_for(gpu, path, crops, expected, cuda_graph):
 
 def test_transfers_are_timed(gpu, path, crops, expected, monkeypatch):
     now = iter([1.0, 1.25, 1.375])
-    monkeypatch.setattr(placed.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(gpu_binding.time, "perf_counter", lambda: next(now))
     with OrtRunner(path, "cuda", cuda_graph=True) as runner:
         step = runner.bind(crops[:4])
         step.enqueue()
@@ -531,7 +531,7 @@ def test_the_names_of_the_options_are_onnx_runtimes():
     (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("onnxruntime_pybind11_state*")
     for name in ("gpu_graph_id", "disable_synchronize_execution_providers"):
         assert name.encode() in library.read_bytes()
-    assert onnxruntime_inference_collection._GRAPH_ANNOTATION_SKIP == placed.NO_GRAPH
+    assert onnxruntime_inference_collection._GRAPH_ANNOTATION_SKIP == gpu_binding.NO_GRAPH
 
 
 # --- what is refused

@@ -7,21 +7,21 @@ import shutil
 import numpy as np
 import pytest
 
-from pmm import cuda_versions, machine
-from pmm.checkpoint import load, load_model
+from pmm.artifacts.checkpoint import load, load_model
+from pmm.artifacts.manifest import Artifact, manifest_path
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
-from pmm.embed import embed_samples, rank_split
-from pmm.errors import UserError
-from pmm.export.recipe import MIN_COSINE, Recipe, Verification
-from pmm.machine import Gpu, nvidia_gpus
-from pmm.manifest import Artifact, manifest_path
-from pmm.onnx_file import read_onnx
-from pmm.parity.numeric import numeric_parity
+from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.options import MIN_COSINE, Recipe, Verification
+from pmm.gallery.embed import embed_samples, rank_split
 from pmm.runtime import ort_cuda, ort_session
 from pmm.runtime.base import open_runner
-from pmm.runtime.flavors import FLAVORS, RTX_CAPABILITIES
 from pmm.runtime.tf32 import has_tf32
+from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES
+from pmm.utils import cuda_versions, hardware
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import Gpu, nvidia_gpus
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_link_to_a_file_has_its_manifest_and_a_bare_copy_says_what_it_lacks(ar
 
 
 def sees(monkeypatch, *gpus):
-    for module in (ort_session, machine):
+    for module in (ort_session, hardware):
         monkeypatch.setattr(module, "nvidia_gpus", lambda: gpus)
 
 
@@ -284,12 +284,12 @@ def test_the_runner_says_how_many_operators_run_where(artifact):
 
 
 def test_both_wheels_of_onnx_runtime_are_refused(artifact, monkeypatch):
-    monkeypatch.setattr(machine, "installed_version", lambda name: "1.0")
+    monkeypatch.setattr(hardware, "installed_version", lambda name: "1.0")
     with pytest.raises(UserError, match="onnxruntime and onnxruntime-gpu are both installed"):
         open_runner(artifact.path)
     monkeypatch.undo()
-    assert machine.installed_version("numpy")
-    assert not machine.installed_version("no-such-distribution")
+    assert hardware.installed_version("numpy")
+    assert not hardware.installed_version("no-such-distribution")
 
 
 def test_an_unverified_file_is_said_to_be_one(artifact, tmp_path, caplog):
@@ -319,7 +319,7 @@ def test_onnx_runtime_on_a_gpu(trained, shared, crops, precision):
 @pytest.mark.parametrize("flavor", ["tensorrt", "rtx"])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16", "int8"])
 def test_an_engine_on_a_gpu(trained, shared, crops, tmp_path, flavor, precision):
-    from pmm.export.recipe import EngineOptions
+    from pmm.export.options import EngineOptions
     from pmm.export.reference import engine_gate
     from pmm.export.trt import build_engine
 

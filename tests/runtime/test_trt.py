@@ -12,11 +12,7 @@ import threading
 import numpy as np
 import pytest
 
-from pmm import machine as hardware
-from pmm.data.crops import Preprocessing
-from pmm.errors import Unavailable, UserError
-from pmm.machine import Gpu
-from pmm.manifest import (
+from pmm.artifacts.manifest import (
     BatchProfile,
     BatchProfiles,
     EmbeddingContract,
@@ -25,9 +21,13 @@ from pmm.manifest import (
     Manifest,
     manifest_path,
 )
-from pmm.runtime import driver, engine_origin, flavors, lane, trt
+from pmm.data.crops import Preprocessing
+from pmm.runtime import driver, engine_origin, thread_context, trt, trt_variant
 from pmm.runtime.base import open_runner
 from pmm.runtime.cuda_graph import bucket
+from pmm.utils import hardware
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.hardware import Gpu
 from tests.runtime.standin import INVALIDATED, LISTS, HostDevice, Libcuda, Module, OnGpu, World, embed
 
 SIZE = Preprocessing(height=8, width=4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
@@ -48,7 +48,7 @@ class Machine:
         self.module, self.cuda = Module(version, self.world), Libcuda(self.world)
         self.flavor = "rtx" if "rtx" in version else "tensorrt"
         self.devices = []
-        monkeypatch.setitem(sys.modules, flavors.FLAVORS[self.flavor], self.module)
+        monkeypatch.setitem(sys.modules, trt_variant.FLAVORS[self.flavor], self.module)
         self.gpus = (GPU,)
         for module in (hardware, engine_origin):
             monkeypatch.setattr(module, "nvidia_gpus", lambda: self.gpus)
@@ -79,7 +79,7 @@ class Machine:
             "version": self.module.__version__,
             "batch": BatchProfiles((BATCH,)),
             "onnx_sha256": "0" * 64,
-            "platform": flavors.this_platform(),
+            "platform": trt_variant.this_platform(),
             "gpu": GPU.name,
             "compute_capability": GPU.compute_capability,
             "hardware_compatibility": "none",
@@ -360,7 +360,7 @@ def test_runs_that_were_enqueued_keep_their_images(running):
 
 
 def test_a_graph_is_not_freed_before_it_has_run(running):
-    running.patch.setattr(lane, "GRAPHS_KEPT", 1)
+    running.patch.setattr(thread_context, "GRAPHS_KEPT", 1)
     steps = [running.runner.bind(crops(count, seed=count)) for count in (4, 5, 6)]
     for step in steps * 2:
         step.enqueue()
@@ -477,7 +477,7 @@ def test_a_thread_per_request_takes_the_lane_that_is_there(machine):
 def test_no_more_runs_at_a_time_than_contexts(plain, contexts):
     """Runs that all wait inside: as many as contexts are there, the others outside."""
     inside, most, go = [], [], threading.Event()
-    run = lane.Lane.run
+    run = thread_context.Lane.run
 
     def slow(self, *args):
         inside.append(self)
@@ -487,7 +487,7 @@ def test_no_more_runs_at_a_time_than_contexts(plain, contexts):
         inside.remove(self)
 
     with plain.open(contexts=contexts) as runner:
-        plain.patch.setattr(lane.Lane, "run", slow)
+        plain.patch.setattr(thread_context.Lane, "run", slow)
         threads = [threading.Thread(target=runner, args=(crops(2),)) for _ in range(5)]
         for thread in threads:
             thread.start()
@@ -503,7 +503,7 @@ def test_no_more_runs_at_a_time_than_contexts(plain, contexts):
 
 def test_closing_waits_for_the_run_under_way(plain):
     started, go = threading.Event(), threading.Event()
-    run, found = lane.Lane.run, []
+    run, found = thread_context.Lane.run, []
 
     def slow(self, *args):
         started.set()
@@ -511,7 +511,7 @@ def test_closing_waits_for_the_run_under_way(plain):
         run(self, *args)
 
     runner = plain.open()
-    plain.patch.setattr(lane.Lane, "run", slow)
+    plain.patch.setattr(thread_context.Lane, "run", slow)
     calls = threading.Thread(target=lambda: found.append(runner(crops(2))))
     closes = threading.Thread(target=runner.close)
     calls.start()
@@ -546,7 +546,7 @@ def test_one_graph_per_batch_size(version, tmp_path, monkeypatch):
 @pytest.mark.parametrize("version", PLAIN)
 def test_the_least_recently_used_graph_goes(version, tmp_path, monkeypatch):
     machine = Machine(version, tmp_path, monkeypatch)
-    monkeypatch.setattr(lane, "GRAPHS_KEPT", 2)
+    monkeypatch.setattr(thread_context, "GRAPHS_KEPT", 2)
     with machine.open() as runner:
         plain_sizes = [(4, 2), (2, 3), (1, 3), (4, 3), (6, 4), (5, 4), (4, 4), (2, 5), (2, 5), (6, 6)]
         for count, captured in plain_sizes:
@@ -588,13 +588,13 @@ def test_a_capture_that_fails_later_turns_all_graphs_off(plain):
 def test_graphs_that_fail_elsewhere_leave_no_context_without_memory(plain):
     """Another lane finds that graphs fail while this one makes a context."""
     with plain.open() as runner:
-        lend = lane.Lane._lend_memory
+        lend = thread_context.Lane._lend_memory
 
         def fail_meanwhile(self, context):
             runner._without_graphs("told elsewhere")
             lend(self, context)
 
-        plain.patch.setattr(lane.Lane, "_lend_memory", fail_meanwhile)
+        plain.patch.setattr(thread_context.Lane, "_lend_memory", fail_meanwhile)
         for count in (5, 2, 3):
             assert np.array_equal(runner(crops(count)), plain.expected(crops(count)))
     assert plain.nothing_left()
@@ -690,7 +690,7 @@ def test_batches_of_any_size_run_as_few_captured_ones(plain):
             images = crops(count, seed=turn % 7)
             assert np.array_equal(runner(images), plain.expected(images))
         captured = {bucket(count, 48) for count in [8, *sizes]}
-        assert plain.world.calls.count("cuGraphInstantiateWithFlags") == len(captured) <= lane.GRAPHS_KEPT
+        assert plain.world.calls.count("cuGraphInstantiateWithFlags") == len(captured) <= thread_context.GRAPHS_KEPT
         # each is launched, but for the warm-up and the capture of its size
         assert plain.world.calls.count("cuGraphLaunch") == len(sizes) + 1
         assert plain.world.calls.count("execute_async_v3") == 2 * len(captured)
@@ -819,7 +819,7 @@ def test_undetermined_shapes_are_named(machine):
 
 
 def test_a_driver_that_is_too_old_is_named_with_all_that_was_logged(machine, monkeypatch):
-    monkeypatch.setattr(flavors, "driver_version", lambda: "12.2")
+    monkeypatch.setattr(trt_variant, "driver_version", lambda: "12.2")
     machine.world.failing.add("Runtime")
     machine.refused(
         str(machine.path), machine.module.__version__, "driver version is insufficient", "Error Code 3", "CUDA 12.2",
@@ -919,7 +919,7 @@ def test_another_version(machine, patch):
 
 def test_another_platform(machine):
     machine.write(contract={"platform": "windows-amd64"})
-    machine.refused("windows-amd64", flavors.this_platform(), "to_trt.py")
+    machine.refused("windows-amd64", trt_variant.this_platform(), "to_trt.py")
 
 
 def test_another_compute_capability(plain):
@@ -984,21 +984,21 @@ def test_an_unknown_device(machine):
 
 
 def test_a_missing_library(machine):
-    machine.patch.setitem(sys.modules, flavors.FLAVORS[machine.flavor], None)
-    machine.refused(f"pip install {flavors.library_name(machine.flavor)}")
+    machine.patch.setitem(sys.modules, trt_variant.FLAVORS[machine.flavor], None)
+    machine.refused(f"pip install {trt_variant.library_name(machine.flavor)}")
 
 
 def test_a_library_that_cannot_be_loaded(machine):
     def load(name):
         raise FileNotFoundError(f"libnvinfer.so of {name}")
 
-    machine.patch.setattr(flavors.importlib, "import_module", load)
+    machine.patch.setattr(trt_variant.importlib, "import_module", load)
     machine.refused("libnvinfer.so", "pip install")
 
 
 def test_an_unknown_flavor():
     with pytest.raises(UserError, match="known: tensorrt, rtx"):
-        flavors.load_flavor("tensorflow")
+        trt_variant.load_flavor("tensorflow")
 
 
 # --- closing
@@ -1026,8 +1026,8 @@ def test_the_library_has_one_logger_and_each_runner_hears_it(machine, tmp_path):
             second(crops(5))
     assert len({id(runtime._logger) for runtime in machine.world.runtimes}) == 1
     first, later = [], []
-    kept = [flavors.error_logger(machine.module, lambda *said: first.append(said))]
-    kept.append(flavors.error_logger(machine.module, lambda *said: later.append(said)))
+    kept = [trt_variant.error_logger(machine.module, lambda *said: first.append(said))]
+    kept.append(trt_variant.error_logger(machine.module, lambda *said: later.append(said)))
     kept[0].native.log(machine.module.ILogger.Severity.INFO, "one")
     del kept[0]
     kept[0].native.log(machine.module.ILogger.Severity.INFO, "two")
@@ -1035,7 +1035,7 @@ def test_the_library_has_one_logger_and_each_runner_hears_it(machine, tmp_path):
 
 
 def test_the_logger_keeps_every_error_until_it_is_told(machine):
-    logger = flavors.error_logger(machine.module)
+    logger = trt_variant.error_logger(machine.module)
     severity = machine.module.ILogger.Severity
     assert isinstance(logger.native, machine.module.ILogger)
     assert logger.take() == "no reason given"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmm import kernels
+from pmm.utils import build_info
 from tests.conftest import ROOT, run_python
 
 pytestmark = [
@@ -37,11 +37,11 @@ def test_the_library_with_cuda_loads_and_has_every_kernel(tmp_path, monkeypatch)
     assert time.monotonic() - began < 240
     library = tmp_path / "lib/pmm/_C.so"
 
-    monkeypatch.setattr(kernels, "LIBRARY", library)
-    found = kernels.build_info()
+    monkeypatch.setattr(build_info, "LIBRARY", library)
+    found = build_info.build_info()
     assert found["cuda"]
     assert found["architectures"] == ["9.0"]
-    assert found["sources"] == kernels.sources_digest(ROOT / "cpp_ext")
+    assert found["sources"] == build_info.sources_digest(ROOT / "cpp_ext")
     assert f"CUDA {found['cuda']} in " in done.stdout
 
     done = run_python("-c", REGISTERED, library, *OPS)

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from pmm.checkpoint import load, restore_model
+from pmm.artifacts.checkpoint import load, restore_model
 from pmm.config import preset
 from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
-from pmm.embed import embed_samples, rank_split
+from pmm.evaluation.metrics import evaluate_ranking
+from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.graph import deployed_graph
 from pmm.export.onnx import export_onnx
-from pmm.export.recipe import Recipe
-from pmm.metrics import evaluate_ranking
+from pmm.export.options import Recipe
+from pmm.gallery.embed import embed_samples, rank_split
 from pmm.models.registry import build_model
-from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
 from pmm.runtime.eager import EagerRunner
 from tests.conftest import ROOT, run_python

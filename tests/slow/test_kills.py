@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pmm.bench.kills import summary
+from bench.lab.crash_resume import summary
 from tests.conftest import run_python
 
 pytestmark = pytest.mark.slow
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
     ids=["6 kills", "20 kills"],
 )
 def test_kills(tmp_path, kills, epochs, least):
-    done = run_python("bench/kills.py", "--kills", str(kills), "--out", tmp_path / "kills", "--epochs", str(epochs))
+    done = run_python("-m", "bench.lab.crash_resume", "--kills", str(kills), "--out", tmp_path / "kills", "--epochs", str(epochs))
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "kills" / "kills.json").read_text())
     assert len(report["kills"]) == kills

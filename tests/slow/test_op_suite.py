@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pmm.config import preset
-from pmm.kernels import build_info
 from pmm.models.registry import build_model
+from pmm.utils.build_info import build_info
 from tests.conftest import ROOT, run_python
 from tests.ops.emulated import SANITIZERS, build, under_sanitizers
 from tests.ops.problems import digest_of_sums

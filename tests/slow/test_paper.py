@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 import torch
 
-from pmm import checkpoint
-from pmm.bench.untrained import untrained_checkpoint
+from bench.lab.random_checkpoint import untrained_checkpoint
+from pmm.artifacts import checkpoint
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.data.samples import class_indices
 from pmm.data.synthetic.dataset import draw_dataset
-from pmm.embed import embed_crops
-from pmm.engine import train_step
+from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.calibration import evenly
-from pmm.export.emulate import emulated
+from pmm.export.emulate_half import emulated
 from pmm.export.onnx import export_onnx
-from pmm.export.recipe import EngineOptions, Recipe, Verification
+from pmm.export.options import EngineOptions, Recipe, Verification
 from pmm.export.reference import in_memory
 from pmm.export.trt import build_engine
+from pmm.gallery.embed import embed_crops
 from pmm.models.registry import build_model
-from pmm.onnx_file import read_onnx
-from pmm.parity.numeric import numeric_parity
 from pmm.runtime.base import open_runner
-from pmm.trainee import make_trainee
+from pmm.training.state import make_trainee
+from pmm.training.step import train_step
 
 
 @pytest.fixture(scope="module")

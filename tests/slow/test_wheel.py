@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 MIX = """
 import json, torch, pmm.ops
-from pmm.kernels import LIBRARY, build_info
+from pmm.utils.build_info import LIBRARY, build_info
 def is_loaded():
     return str(LIBRARY) in open("/proc/self/maps").read()
 loaded = [is_loaded()]

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 from pmm.visualize.curves import MOST_RUNS, Panels, curves_picture, read_run
 from pmm.visualize.style import LINES
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG, Layout, ranked_lists
 
 BLUE = (30, 60, 200)

@@ -10,10 +10,10 @@ from PIL import Image
 
 from pmm.config import preset
 from pmm.data.crops import preprocessing_of
-from pmm.errors import UserError
 from pmm.models.pmm import PMM
 from pmm.models.registry import build_model
 from pmm.ops import hard_mix
+from pmm.utils.errors import UserError
 from pmm.visualize import mixing
 from pmm.visualize.cam import to_model
 from pmm.visualize.heat import heated, resized

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.checkpoint import load
+from pmm.artifacts.checkpoint import load
 from pmm.config import Config
 from pmm.data.crops import load_crop
 from pmm.data.readers import read_dataset
 from pmm.data.samples import Sample
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 from pmm.visualize.people import name_of, people_of, pick
 
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from pmm.data.samples import Sample, Split
-from pmm.errors import UserError
-from pmm.metrics import evaluate_ranking
-from pmm.parity.labels import Embedded
+from pmm.evaluation.metrics import evaluate_ranking
+from pmm.evaluation.parity.labels import Embedded
+from pmm.utils.errors import UserError
 from pmm.visualize import ranked
 from pmm.visualize.lists import RIGHT, WRONG
 from pmm.visualize.ranked import compared_picture, ranked_picture, rows, spread

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pmm.bench.pages.reading import ran, reference_of
+from pmm.bench.pages.format import NONE, between, cosine, count, one_in, one_line, percent, points, small, threshold
+from pmm.bench.pages.queries import ran, reference_of
 from pmm.bench.pages.tables import Cell, Column, Figures, Table, both, but_reference, lines, loss, table_of
-from pmm.bench.pages.wording import NONE, between, cosine, count, one_in, one_line, percent, points, small, threshold
 from pmm.bench.schema import BenchReport, Interval, LostQuery, OperatingPoint, Result
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pmm.bench.pages.reading import batch_sizes, ran, reference_of
-from pmm.bench.pages.wording import number, one_line, percent
+from pmm.bench.pages.format import number, one_line, percent
+from pmm.bench.pages.queries import batch_sizes, ran, reference_of
 from pmm.bench.schema import BenchReport, Gates
 
 ASKED = "every backend that is asked for by name runs, and none goes wrong"

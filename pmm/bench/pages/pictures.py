@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmm.bench.pages.wording import one_line, percent
+from pmm.bench.pages.format import one_line, percent
 from pmm.bench.schema import BenchReport, LostQuery
-from pmm.errors import UserError
+from pmm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pmm.bench.pages.reading import SAME_RANKING, batch_sizes, ran, reference_of, shipping, timing_at
+from pmm.bench.pages.format import number, one_line
+from pmm.bench.pages.queries import SAME_RANKING, batch_sizes, ran, reference_of, shipping, timing_at
 from pmm.bench.pages.styles import GROUND, legend_entries, styles_of
-from pmm.bench.pages.wording import number, one_line
 from pmm.bench.schema import BenchReport, Interval, Result, Timing
 from pmm.visualize.style import PLOT_FAINT, PLOT_INK, plot_style, shortened
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmm.bench.pages import sections
+from pmm.bench.pages.format import NONE, cosine, escape, number, one_line, points
 from pmm.bench.pages.gate_list import Gate, counted
 from pmm.bench.pages.pictures import Pictures
 from pmm.bench.pages.plots import data_uri, plots
-from pmm.bench.pages.reading import flagged, missing, ran, reference_of, shown_batches, speedup, timing_at
+from pmm.bench.pages.queries import flagged, missing, ran, reference_of, shown_batches, speedup, timing_at
 from pmm.bench.pages.sections import Section
 from pmm.bench.pages.tables import UNSTEADY, Table, flips
 from pmm.bench.pages.verdict import verdict
-from pmm.bench.pages.wording import NONE, cosine, escape, number, one_line, points
 from pmm.bench.schema import BenchReport, Result
-from pmm.files import write_file
+from pmm.utils.files import write_file
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pmm.bench.pages.accuracy_tables import accuracy_table, camera_table, lost_table, threshold_table
-from pmm.bench.pages.reading import batch_sizes, flagged, ran, shown_batches
+from pmm.bench.pages.format import number, one_in, one_line, percent, threshold
+from pmm.bench.pages.queries import batch_sizes, flagged, ran, shown_batches
 from pmm.bench.pages.tables import UNSTEADY, Table, results_table
 from pmm.bench.pages.timing_tables import costs_table, timing_table, tracker_table
-from pmm.bench.pages.wording import number, one_in, one_line, percent, threshold
 from pmm.bench.schema import BenchReport, Result
-from pmm.kernels import describe_build
+from pmm.utils.build_info import describe_build
 
 FLAGS = {
     "drifts": "calls became slower or faster while they were measured: the machine grew warm, or changed its clock",

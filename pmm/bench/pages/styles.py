@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pmm.bench.pages.wording import device_of
+from pmm.bench.pages.format import device_of
 from pmm.bench.schema import Result
 
 # Legible on white and on near-black.

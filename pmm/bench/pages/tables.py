@@ -6,7 +6,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pmm.bench.pages.reading import (
+from pmm.bench.pages.format import (
+    NONE,
+    between,
+    cosine,
+    count,
+    device_of,
+    number,
+    one_line,
+    percent,
+    points,
+    times,
+)
+from pmm.bench.pages.queries import (
     SAME_RANKING,
     best_throughput,
     failed_gates,
@@ -18,18 +30,6 @@ from pmm.bench.pages.reading import (
     shown_batches,
     speedup,
     timing_at,
-)
-from pmm.bench.pages.wording import (
-    NONE,
-    between,
-    cosine,
-    count,
-    device_of,
-    number,
-    one_line,
-    percent,
-    points,
-    times,
 )
 from pmm.bench.schema import BenchReport, Interval, Result, Timing
 

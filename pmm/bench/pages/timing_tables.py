@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pmm.bench.pages.reading import ran, timing_at
+from pmm.bench.pages.format import NONE, between, count, number, one_line, percent, seconds, size
+from pmm.bench.pages.queries import ran, timing_at
 from pmm.bench.pages.tables import Cell, Column, Figures, Table, lines, marked, table_of, timed
-from pmm.bench.pages.wording import NONE, between, count, number, one_line, percent, seconds, size
 from pmm.bench.schema import BenchReport, Interval, Result, Timing, Tracker
 
 

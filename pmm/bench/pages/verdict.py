@@ -5,8 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pmm.bench.pages.format import (
+    NONE,
+    between,
+    count,
+    number,
+    one_line,
+    percent,
+    points,
+    spoken,
+    times,
+)
 from pmm.bench.pages.gate_list import Gate, gates
-from pmm.bench.pages.reading import (
+from pmm.bench.pages.queries import (
     SAME_RANKING,
     batch_sizes,
     best_throughput,
@@ -18,17 +29,6 @@ from pmm.bench.pages.reading import (
     shipping,
     speedup,
     timing_at,
-)
-from pmm.bench.pages.wording import (
-    NONE,
-    between,
-    count,
-    number,
-    one_line,
-    percent,
-    points,
-    spoken,
-    times,
 )
 from pmm.bench.schema import BenchReport, Estimate, Result
 

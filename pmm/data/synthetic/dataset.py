@@ -22,9 +22,9 @@ from PIL import Image
 from pmm.data.synthetic.camera import Camera, sample_cameras
 from pmm.data.synthetic.draw import draw_crop, draw_junk
 from pmm.data.synthetic.identity import Identity, sample_identities
-from pmm.errors import UserError
-from pmm.files import cannot_write, make_folder
-from pmm.machine import usable_cores
+from pmm.utils.errors import UserError
+from pmm.utils.files import cannot_write, make_folder
+from pmm.utils.hardware import usable_cores
 
 FORMAT = 1
 """Raised whenever the same arguments draw other pictures."""

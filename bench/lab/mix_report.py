@@ -1,0 +1,115 @@
+"""The report of `bench.lab.mix_kernels`: what can be asked for, its common entries and its tables. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+from pmm.bench.latency import LatencyPlan
+from pmm.bench.statistics import Latency, Ratio
+from pmm.utils.build_info import build_info
+from pmm.utils.environment import describe_environment
+from pmm.utils.errors import UserError
+
+SCHEMA = "pmm-ops-bench-1"
+AUTHORS, EAGER, COMPILED, OURS = "authors", "eager", "compiled", "ours"
+KERNELS, COPY = "kernels", "copy"
+COMPETITORS = (AUTHORS, EAGER, COMPILED, OURS)
+DTYPES = ("float32", "float16", "bfloat16")
+LAYOUTS = ("nchw", "channels_last")
+PHASES = ("forward", "backward", "both")
+NONE = "-"
+
+
+def check_names(flag: str, given: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    """`given`. Raises UserError for a name that is not known."""
+    if unknown := [name for name in given if name not in known]:
+        raise UserError(f"{flag}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    return given
+
+
+def heading(device: str, threads: int, plan: LatencyPlan) -> dict[str, Any]:
+    """What every report of this bench starts with."""
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": describe_environment(threads),
+        "build": build_info(),
+        "device": device,
+        "plan": asdict(plan),
+        # torch's own switch: with it every output of torch has the big pages that our CPU kernels ask for
+        "big_pages_for_all": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
+    }
+
+
+def timing(latency: Latency) -> dict[str, Any]:
+    """Median and raw samples, ms."""
+    return {"p50_ms": latency.p50, "samples_ms": [round(value, 4) for value in latency.samples_ms]}
+
+
+def interval(ratio: Ratio) -> dict[str, Any]:
+    """A ratio of medians with its 95 % interval, or null where there were too few rounds for one."""
+    return {"ratio": ratio.value, "interval": list(ratio.interval) if ratio.interval else None}
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as tables."""
+    if "step" in report:
+        return "\n".join(_step_table(report))
+    size = "x".join(str(report["maps"][key]) for key in ("channels", "height", "width"))
+    lines = [
+        f"Maps of {size} on {report['device']}, {report['environment']['threads']} CPU threads; medians in ms, "
+        "ratios with 95 % intervals (from 6 rounds on).",
+        "Share of copy: of the bandwidth of y.copy_(x), counting only what must be moved "
+        "(mix: 2 maps each way; mix+pool: 1).",
+    ]
+    for op in report["settings"][0]["ops"]:
+        lines += ["", *_op_table(report["settings"], op)]
+    return "\n".join(lines)
+
+
+def _op_table(settings: Sequence[Mapping[str, Any]], op: str) -> Iterable[str]:
+    names = [row["name"] for row in settings[0]["ops"][op]["rows"] if row["name"] not in (KERNELS, COPY)]
+    others = [name for name in names if name != OURS]
+    heads = [f"{op}: forward / backward / both", *names, *(f"{name} / ours, both" for name in others)]
+    yield _line([*heads, "share of copy: ours", "kernels alone"])
+    yield "|---|" + "---:|" * (len(heads) + 1)
+    for setting in settings:
+        result = setting["ops"][op]
+        rows = {row["name"]: row for row in result["rows"]}
+        both = {ratio["of"]: _ratio(ratio) for ratio in result["ratios"] if ratio["phase"] == "both"}
+        shares = {(share["name"], share["phase"]): f"{share['ratio']:.0%}" for share in result["shares"]}
+        cells = [f"{setting['batch']} {setting['dtype']} {setting['layout']}"]
+        cells += [_times(rows[name]) for name in names]
+        cells += [both.get(name, NONE) for name in others]
+        cells += [" / ".join(shares.get((name, p), NONE) for p in ("forward", "backward")) for name in (OURS, KERNELS)]
+        yield _line(cells)
+
+
+def _step_table(report: Mapping[str, Any]) -> Iterable[str]:
+    step = report["step"]
+    ratios = {(ratio["of"], ratio["over"]): _ratio(ratio) for ratio in report["ratios"]}
+    bases = list(dict.fromkeys(ratio["over"] for ratio in report["ratios"]))
+    yield _line([f"training step of {step['preset']}, batch {step['batch']}", "ms", *(f"times {b}" for b in bases)])
+    yield "|---|---:|" + "---:|" * len(bases)
+    for row in report["rows"]:
+        timed = f"{row['step']['p50_ms']:.0f}" if row["status"] == "timed" else row["status"]
+        yield _line([row["name"], timed, *(ratios.get((row["name"], base), NONE) for base in bases)])
+
+
+def _times(row: Mapping[str, Any]) -> str:
+    if row["status"] != "timed":
+        return row["status"]
+    return " / ".join(f"{row[phase]['p50_ms']:.1f}" for phase in PHASES)
+
+
+def _ratio(entry: Mapping[str, Any]) -> str:
+    value, bounds = entry["ratio"], entry["interval"]
+    return f"{value:.2f}x ({bounds[0]:.2f}-{bounds[1]:.2f})" if bounds else f"{value:.2f}x"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

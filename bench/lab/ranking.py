@@ -1,0 +1,276 @@
+"""Time evaluation at the size of Market-1501 beside its matrix product, and see what memory MSMT17's size takes.
+
+python -m bench.lab.ranking [--memory-limit 2GB] [--rerank] [--out FILE.json]
+
+Evaluation at the size of real data sets: what ranking takes beyond the matrix product, and its memory.
+
+Embeddings are made up: as a trained network's are and, to see the worst, uniformly random in every dimension.
+A result is compared with a brute-force one in float64 before anything is timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.lab.mix_report import interval
+from pmm.bench.latency import LatencyPlan, measure
+from pmm.bench.statistics import median_ratio, stability_flags
+from pmm.config import fast_mode
+from pmm.evaluation.distances import squared_distances
+from pmm.evaluation.metrics import RankingResult, evaluate_distances, evaluate_ranking
+from pmm.evaluation.reranking import reranked
+from pmm.utils import command_line
+from pmm.utils.environment import describe_environment
+from pmm.utils.files import output_file, write_file
+
+SCHEMA = "pmm-ranking-bench-1"
+PRODUCT = "query @ gallery.T"
+KINDS = ("as a trained network's", "uniformly random")
+CHECKED = 48
+"""Queries whose result is compared with brute force."""
+AGREEMENT = 1e-9
+
+LATENT, NOISE = 24, np.float32(0.6)
+"""Dimensions of the made-up embeddings, and noise beside centres of length 1 in each."""
+
+Singles = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class Size(NamedTuple):
+    """Of a data set's test part."""
+
+    name: str
+    queries: int
+    gallery: int
+    identities: int
+    distractors: int
+    cameras: int
+
+
+MARKET = Size("Market-1501", 3_368, 15_913, 750, 2_798, 6)
+MSMT17 = Size("MSMT17", 11_659, 82_161, 3_060, 0, 15)
+
+
+class People(NamedTuple):
+    """Made-up embeddings [Q, D] and [G, D], pids and cameras."""
+
+    query: Singles
+    gallery: Singles
+    query_pids: Ints
+    gallery_pids: Ints
+    query_camids: Ints
+    gallery_camids: Ints
+
+    @property
+    def labels(self) -> tuple[Ints, ...]:
+        """What follows the embeddings in `evaluate_ranking`."""
+        return self[2:]
+
+
+def made_up(size: Size, dim: int, kind: str = KINDS[0], seed: int = 0) -> People:
+    """Embeddings of `size`.
+
+    As a trained network's: clusters and noise in the few dimensions that it tells apart (the demo's embeddings, 384
+    numbers long, vary in about 21), spread over all and set to 0 below it. Or `kind` "uniformly random".
+    """
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((size.identities + 1, LATENT), np.float32)
+    spread = rng.standard_normal((LATENT, dim), np.float32) / np.float32(LATENT**0.5)
+    query_pids, gallery_pids = (rng.integers(1, size.identities + 1, n) for n in (size.queries, size.gallery))
+    gallery_pids[: size.distractors] = 0
+
+    def embeddings(pids: Ints) -> Singles:
+        rows = rng.random((len(pids), dim), np.float32)
+        for start in range(0, len(pids) if kind == KINDS[0] else 0, 4096):
+            mine = pids[start : start + 4096, None]
+            anyone = rng.standard_normal((len(mine), LATENT), np.float32)
+            noise = NOISE * rng.standard_normal((len(mine), LATENT), np.float32)
+            place = (np.where(mine > 0, centres[mine[:, 0]], anyone) + noise) @ spread
+            place += np.float32(0.1) * rng.standard_normal(place.shape, np.float32)
+            rows[start : start + 4096] = place.clip(min=0)
+        return rows
+
+    query, gallery = embeddings(query_pids), embeddings(gallery_pids)
+    query_camids, gallery_camids = (rng.integers(0, size.cameras, n) for n in (size.queries, size.gallery))
+    return People(query, gallery, query_pids, gallery_pids, query_camids, gallery_camids)
+
+
+def bench_market(plan: LatencyPlan, *, size: Size = MARKET, dim: int = 1536) -> dict[str, Any]:
+    """Evaluation beside the one matrix product that it is built on, in turns; times in ms."""
+    settings = []
+    for kind in KINDS:
+        people = made_up(size, dim, kind)
+        result = evaluate_ranking(*people)
+        wrong = _disagreement(people, result)
+        rows: list[dict[str, Any]] = []
+        if wrong <= AGREEMENT:
+
+            def product(people: People = people) -> None:
+                people.query @ people.gallery.T  # its memory, too, is new each time
+
+            def evaluation(people: People = people) -> None:
+                evaluate_ranking(*people)
+
+            times = measure({PRODUCT: product, "evaluation": evaluation}, plan)
+            rows = [
+                {
+                    "name": name,
+                    "ms": found.p50,
+                    "samples_ms": [round(value, 1) for value in found.samples_ms],
+                    **interval(median_ratio(found, times[PRODUCT], block=plan.block)),
+                    "flags": list(stability_flags(found.samples_ms, found.turns_s, block=plan.block)),
+                }
+                for name, found in times.items()
+            ]
+        settings.append({"embeddings": kind, "mAP": result.mAP, "off_by": wrong, "rows": rows})
+    return {"size": size._asdict(), "dim": dim, "settings": settings}
+
+
+def bench_memory(
+    *, memory_limit: int, rerank: bool, label: str = "", size: Size = MSMT17, dim: int = 1536
+) -> dict[str, Any]:
+    """Evaluation, and with `rerank` re-ranking, under `memory_limit`: seconds, and the most memory above the
+    embeddings."""
+    people = made_up(size, dim)
+    rows: list[dict[str, Any]] = []
+    ways: dict[str, Callable[[], RankingResult]] = {
+        "evaluation": lambda: evaluate_ranking(*people, memory_limit=memory_limit)
+    }
+    if rerank:
+        ways["re-ranking and evaluation"] = lambda: evaluate_distances(
+            reranked(people.query, people.gallery, memory_limit=memory_limit, label=label),
+            *people.labels,
+            memory_limit=memory_limit,
+        )
+    for name, way in ways.items():
+        before = _reset_peak()
+        begin = time.perf_counter()
+        result = way()
+        seconds = time.perf_counter() - begin
+        peak = _memory("VmHWM")
+        above = None if before is None or peak is None else peak - before
+        rows.append({"name": name, "seconds": seconds, "mAP": result.mAP, "bytes_above": above})
+    return {"size": size._asdict(), "dim": dim, "memory_limit": memory_limit, "rows": rows}
+
+
+def report(market: Mapping[str, Any] | None, msmt17: Mapping[str, Any] | None, plan: LatencyPlan) -> dict[str, Any]:
+    """Both, with the machine; see `SCHEMA`."""
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": describe_environment(),
+        "plan": dataclasses.asdict(plan),
+        "market": market,
+        "msmt17": msmt17,
+    }
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The report as tables."""
+    lines = []
+    if market := found["market"]:
+        size = "{queries:,} x {gallery:,}".format(**market["size"])
+        lines += [f"| {size} x {market['dim']:,} | ms | times {PRODUCT} |", "|---|---:|---:|"]
+        for setting in market["settings"]:
+            for row in setting["rows"]:
+                bounds = "({:.2f}-{:.2f})".format(*row["interval"]) if row["interval"] else ""
+                lines.append(
+                    f"| {row['name']}, {setting['embeddings']} | {row['ms']:.0f} | {row['ratio']:.2f} {bounds} |"
+                )
+            if not setting["rows"]:
+                lines.append(f"| {setting['embeddings']} | wrong by {setting['off_by']:.1g}, not timed | |")
+    if msmt17 := found["msmt17"]:
+        size = "{queries:,} x {gallery:,}".format(**msmt17["size"])
+        limit = msmt17["memory_limit"] / 1e9
+        lines += ["", f"| {size} x {msmt17['dim']:,}, limit {limit:g} GB | s | most memory above the embeddings |"]
+        lines += ["|---|---:|---:|"]
+        for row in msmt17["rows"]:
+            above = "not known here" if row["bytes_above"] is None else f"{row['bytes_above'] / 1e9:.2f} GB"
+            lines.append(f"| {row['name']} | {row['seconds']:.0f} | {above} |")
+    return "\n".join(lines)
+
+
+def _disagreement(people: People, result: RankingResult) -> float:
+    """Largest difference of AP to brute force, over the first queries."""
+    gallery = people.gallery.astype(np.float64)
+    distances = squared_distances(people.query[:CHECKED], gallery)
+    worst = 0.0
+    for query, row in enumerate(distances):
+        same = people.gallery_pids == people.query_pids[query]
+        kept = ~(same & (people.gallery_camids == people.query_camids[query]))
+        order = np.argsort(row[kept], kind="stable")
+        ranks = np.flatnonzero(same[kept][order]) + 1
+        if len(ranks):
+            ap = (np.arange(1, len(ranks) + 1) / ranks).mean()
+            worst = max(worst, abs(float(ap - result.per_query_ap[query])))
+    return worst
+
+
+def _reset_peak() -> int | None:
+    """Forget the most memory that this process ever had; what it has now, in bytes. None where that cannot be had."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _memory("VmRSS")
+
+
+def _memory(name: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
+
+
+PROG = "bench.lab.ranking"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`python -m bench.lab.ranking ...`"""
+
+    rounds: int = 12
+    """Times that each way is timed at the size of Market-1501 (0: leave that out)."""
+    memory_limit: str = "2GB"
+    """Memory beyond the embeddings, at the size of MSMT17."""
+    rerank: bool = False
+    """Re-rank at the size of MSMT17 too: minutes."""
+    out: Path = Path("runs/ranking-bench/ranking.json")
+    """JSON file to write."""
+
+
+def main() -> int:
+    """Entry point; 1 if a result is wrong."""
+    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    limit = command_line.size(command.memory_limit, flag="--memory-limit")
+    rounds = command_line.numbers(str(command.rounds), flag="--rounds", least=0)[0]
+    out = output_file(command.out)
+
+    from pmm.bench.latency import LatencyPlan
+
+    plan = LatencyPlan(warmup=0, warmup_runs=1, samples=max(1, rounds), block=1, settle=0, lead=0, budget=600.0)
+    small = {"dim": 64} if fast_mode() else {}
+    sizes = [size._replace(queries=300, gallery=3000) if fast_mode() else size for size in (MARKET, MSMT17)]
+    market = bench_market(plan, size=sizes[0], **small) if rounds else None
+    msmt17 = bench_memory(memory_limit=limit, rerank=command.rerank, label=PROG, size=sizes[1], **small)
+    found = report(market, msmt17, plan)
+    write_file(out, json.dumps(found, indent=1) + "\n")
+    print(markdown(found))
+    print(f"report: {out}")
+    return int(any(setting["off_by"] > AGREEMENT for setting in (market or {"settings": []})["settings"]))
+
+
+if __name__ == "__main__":
+    command_line.run(main, prog=PROG)

@@ -1,0 +1,76 @@
+"""An ablation as a picture: per row the paired difference of every seed, their mean and its interval."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pmm.ablation.report import METRICS, Report, on_whom
+from pmm.bench.pages.format import points
+from pmm.bench.pages.plots import short
+from pmm.bench.pages.styles import GROUND, NEUTRAL
+from pmm.visualize.style import plot_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {"higher": "#17a077", "lower": "#cf4a3c"}
+"""By what an interval says; NEUTRAL where it says nothing."""
+MARKERS = {"higher": "^", "lower": "v"}
+LEAST_POINTS = 1.0
+"""What an axis shows to either side of 0 at least: noise must not look like a difference."""
+
+
+def plot(found: Report) -> bytes | None:
+    """A PNG with a panel per metric; None where nothing can be compared."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    rows = [row for row in found["rows"] if _of(row, next(iter(METRICS)))["per_seed"]]
+    if not rows:
+        return None
+    with matplotlib.rc_context(plot_style()):
+        figure = Figure(figsize=(10, 1.6 + 0.45 * len(rows)), layout="constrained")
+        panels = figure.subplots(1, len(METRICS), sharey=True)
+        for axes, (metric, name) in zip(panels, METRICS.items(), strict=True):
+            _panel(axes, [_of(row, metric) for row in rows])
+            axes.set_xlabel(f"{name} minus {short(found['against'])}'s, points")
+        panels[0].set_yticks(range(len(rows)), [short(row["name"]) for row in rows])
+        panels[0].set_ylim(len(rows) - 0.5, -0.5)
+        figure.suptitle(_title(found), fontsize=10.5, x=0.01, ha="left")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=160, facecolor=GROUND, metadata={"Software": None})
+    return drawn.getvalue()
+
+
+def _of(row: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
+    return row["metrics"][metric]["difference"] or {"per_seed": []}
+
+
+def _panel(axes: Axes, differences: Sequence[Mapping[str, Any]]) -> None:
+    """A line per row: the mark is the mean, the bar its interval, and the dots below are the seeds."""
+    shown = [-LEAST_POINTS, LEAST_POINTS]
+    for y, found in enumerate(differences):
+        colour = COLOURS.get(found["reading"], NEUTRAL)
+        seeds = [100 * value for value in found["per_seed"]]
+        ends = [100 * end for end in found["interval"] or ()]
+        shown += seeds + ends
+        axes.plot(ends, [y] * len(ends), color=colour, linewidth=4.5, alpha=0.45, solid_capstyle="butt")
+        axes.plot(seeds, [y + 0.24] * len(seeds), "o", markersize=4.5, markerfacecolor="none", markeredgecolor=colour)
+        axes.plot([100 * found["mean"]], [y], MARKERS.get(found["reading"], "D"), markersize=8, color=colour,
+                  markeredgecolor=GROUND, markeredgewidth=0.7)  # fmt: skip
+        axes.annotate(points(found["mean"]), (100 * found["mean"], y), (0, 6), textcoords="offset points",
+                      ha="center", va="bottom", fontsize=8.5)  # fmt: skip
+    axes.axvline(0, color=NEUTRAL, linewidth=1.2, zorder=0)
+    room = 0.08 * (max(shown) - min(shown))
+    axes.set_xlim(min(shown) - room, max(shown) + room)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+def _title(found: Report) -> str:
+    count = len(found["seeds"])
+    bar = "bar: its 95 % interval; grey: not told apart" if count > 1 else "no interval from one seed"
+    dots = f"dots: {count} seeds" if count > 1 else "dot: one seed"
+    return f"{on_whom(found)}\nMark: mean of the paired differences; {bar}; {dots}"

@@ -1,0 +1,219 @@
+"""What an ablation found, as plain values with all that is needed to do it again, and as Markdown tables."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from bench.lab.gpu import RESULTS, slug
+from pmm.ablation.runs import Outcome
+from pmm.ablation.statistics import difference, spread
+from pmm.ablation.study import HOME, Ablation
+from pmm.bench.pages.format import between, escape, how_many, number, percent, points
+from pmm.config import SYNTHETIC, fast_mode
+from pmm.utils.environment import describe_environment
+from pmm.utils.hardware import cuda_index
+from pmm.utils.task_runner import without_places
+
+SCHEMA = "pmm-ablation-1"
+METRICS = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
+"""Compared, the first first: key -> name. All are fractions, and higher is better."""
+COSTS = ("train_s", "images_per_s")
+
+Report = Mapping[str, Any]
+
+
+def default_out(ablation: Ablation) -> Path:
+    """bench/results/DATE-MACHINE-ablation.json, with the data set and the presets unless they are synthetic people and
+    tiny alone, and --against if given; with a number if another ablation lies there, so that one does not replace the
+    other. PMM_FAST=1 measures nothing that should lie there."""
+    if fast_mode():
+        return ablation.options.runs / "ablation.json"
+    facts = describe_environment()
+    gpus = _gpus(facts, ablation.options.device)
+    machine = slug(gpus[0]) if gpus else f"{slug(facts['cpu'])}-{facts['cores']}-cores"
+    presets = list(dict.fromkeys(row.preset for row in ablation.rows.values()))
+    dataset = next(iter(ablation.configs.values())).data.dataset
+    which = "" if dataset == SYNTHETIC else f"-{slug(dataset)}"
+    which += "" if presets == ["tiny"] else "".join(f"-{slug(name)}" for name in presets)
+    which += f"-against-{slug(ablation.against)}" if ablation.options.against else ""
+    stem = f"{datetime.now(timezone.utc):%Y-%m-%d}-{machine}-ablation{which}"
+    names = (f"{stem}{f'-{another}' if another > 1 else ''}.json" for another in itertools.count(1))
+    return next(RESULTS / name for name in names if _goes_on(RESULTS / name, ablation))
+
+
+def _goes_on(path: Path, ablation: Ablation) -> bool:
+    """Whether `path` is free, or holds a report of which all rows and seeds are among the ablation's."""
+    try:
+        found = json.loads(path.read_text())
+        rows, seeds = {row["name"] for row in found["rows"]}, set(found["seeds"])
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return rows <= set(ablation.rows) and seeds <= set(ablation.seeds)
+
+
+def progress(outcome: Outcome, left: int, seconds: float) -> str:
+    """A line about a run that ended: its figures or what went wrong, and what is left to do."""
+    found = outcome.figures
+    if found is None:
+        parts = [f"failed: {outcome.note}"]
+    else:
+        parts = [f"{name} {percent(getattr(found, key))}" for key, name in METRICS.items()]
+        parts.append(f"trained {found.train_s:.0f} s at {number(found.images_per_s)} images/s")
+    minutes, rest = divmod(round(seconds), 60)
+    clock = f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    return "  ".join([outcome.run.name, *parts, f"{left} left, {clock}" if left else "the last"])
+
+
+def report(ablation: Ablation, outcomes: Sequence[Outcome], command: str) -> Report:
+    """Every run's values and, per row, mean, spread and difference; see `SCHEMA`. Names no folder of this machine.
+
+    `command` is the command line that gave it.
+    """
+    found = {
+        "schema": SCHEMA,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "environment": describe_environment(ablation.threads),
+        "data": ablation.people() | {"crops": outcomes[0].run.facts["crops"]},
+        "sources": outcomes[0].run.facts["sources"],
+        "seeds": list(ablation.seeds),
+        "jobs": ablation.options.jobs,
+        "device": ablation.options.device,
+        "against": ablation.against,
+        "rows": [_row(name, ablation, outcomes) for name in ablation.rows],
+        "runs": [_run(outcome) for outcome in outcomes],
+    }
+    return json.loads(without_places(json.dumps(found, allow_nan=False), HOME))
+
+
+def _row(name: str, ablation: Ablation, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    row = ablation.rows[name]
+    compared = {}
+    for metric in METRICS:
+        mine, other = _by_seed(outcomes, name, metric), _by_seed(outcomes, ablation.against, metric)
+        found = None if name == ablation.against else asdict(difference(mine, other))
+        compared[metric] = {"spread": _spread(mine), "difference": found}
+    return {
+        "name": name,
+        "preset": row.preset,
+        "method": row.method,
+        "settings": dict(row.settings),
+        "config": {key: value for key, value in ablation.configs[name].to_dict().items() if key != "seed"},
+        "metrics": compared,
+        "costs": {cost: _spread(_by_seed(outcomes, name, cost)) for cost in COSTS},
+    }
+
+
+def _by_seed(outcomes: Sequence[Outcome], name: str, figure: str) -> dict[int, float]:
+    return {o.run.seed: getattr(o.figures, figure) for o in outcomes if o.run.row == name and o.figures}
+
+
+def _spread(values: Mapping[int, float]) -> dict[str, Any] | None:
+    found = spread(list(values.values()))
+    return asdict(found) if found else None
+
+
+def _run(outcome: Outcome) -> dict[str, Any]:
+    run = outcome.run
+    status = {"status": "finished" if outcome.figures else "failed", "note": outcome.note}
+    found = asdict(outcome.figures) if outcome.figures else {}
+    return {"row": run.row, "seed": run.seed, **status, **found, "commands": run.lines()}
+
+
+def markdown(found: Report) -> str:
+    """A table per metric, what the training took, and what the figures say and do not say."""
+    lines = [_on_what(found), ""]
+    for metric, name in METRICS.items():
+        lines += [*_table(found, metric, name), ""]
+    lines += [*_costs(found), "", *_notes(found)]
+    return "\n".join(lines)
+
+
+def on_whom(found: Report) -> str:
+    """The recipe and the people, in a line."""
+    data, epochs = found["data"], sorted({row["config"]["recipe"]["epochs"] for row in found["rows"]})
+    presets = list(dict.fromkeys(row["preset"] for row in found["rows"]))
+    kind = f"synthetic people drawn with seed {data['drawn']['seed']}" if data["drawn"] else data["dataset"]
+    recipe = f"Preset{'s' * bool(presets[1:])} {', '.join(presets)}, {' or '.join(map(str, epochs))} epochs"
+    return f"{recipe}; test part of {kind}: {data['queries']:,} queries, {how_many(data['gallery'], 'gallery crop')}"
+
+
+def _gpus(environment: Mapping[str, Any], device: str) -> list[str]:
+    """Names of the GPUs, or of the one that `device` says by its number."""
+    at, gpus = cuda_index(device), environment["gpus"]
+    return gpus if at is None else gpus[at : at + 1]
+
+
+def _on_what(found: Report) -> str:
+    data, environment, seeds = found["data"], found["environment"], found["seeds"]
+    where = (
+        ", ".join(_gpus(environment, found["device"]))
+        or f"{environment['cpu']}, {how_many(environment['cores'], 'core')}"
+    )
+    return (
+        f"{escape(on_whom(found))} of {data['test_identities']} people; trained on "
+        f"{data['train_identities']} others. Seed{'s' * bool(seeds[1:])} {seeds[0]}"
+        f"{f' to {seeds[-1]}' * bool(seeds[1:])}. {where}, {how_many(found['jobs'], 'run')} at once with "
+        f"{how_many(environment['threads'], 'thread')} each; {found['created'][:10]}, commit {environment['commit']}."
+    )
+
+
+def _table(found: Report, metric: str, name: str) -> Iterator[str]:
+    against = escape(found["against"])
+    yield f"| {name}, % | runs | mean | sd | least to most | minus {against}, points (95 %) | so it is |"
+    yield "|---|---:|---:|---:|---:|---:|---|"
+    for row in found["rows"]:
+        value = row["metrics"][metric]
+        cells = [escape(row["name"]), *_spread_cells(value["spread"])]
+        yield f"| {' | '.join([*cells, *_difference_cells(value['difference'], len(found['seeds']))])} |"
+
+
+def _spread_cells(value: Mapping[str, Any] | None) -> list[str]:
+    if value is None:
+        return ["0", "", "", ""]
+    mean, low, high = (f"{100 * value[key]:.1f}" for key in ("mean", "min", "max"))
+    return [str(value["n"]), mean, "" if value["sd"] is None else f"{100 * value['sd']:.2f}", f"{low} to {high}"]
+
+
+def _difference_cells(value: Mapping[str, Any] | None, seeds: int) -> list[str]:
+    if value is None:
+        return ["", "the reference"]
+    pairs = len(value["seeds"])
+    bounds = between(value["interval"], points)
+    said = value["reading"] + (f" ({pairs} of {seeds} pairs)" if 0 < pairs < seeds else "")
+    return ["" if value["mean"] is None else points(value["mean"]) + (f" ({bounds})" if bounds else ""), said]
+
+
+def _costs(found: Report) -> Iterator[str]:
+    yield "| training | seconds, mean | sd | images/s, mean | sd |"
+    yield "|---|---:|---:|---:|---:|"
+    for row in found["rows"]:
+        cells = [escape(row["name"])]
+        for cost in COSTS:
+            value = row["costs"][cost]
+            cells += ["" if value is None or value[key] is None else number(value[key]) for key in ("mean", "sd")]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _notes(found: Report) -> Iterator[str]:
+    others = len(found["rows"]) - 1
+    if others and len(found["seeds"]) > 1:
+        yield (
+            "- The differences are paired: one seed gives every row the same order of the data, the same held-out "
+            "people and the same start of the trunk. An interval says where the mean difference over all seeds lies, "
+            "on these people and with this recipe; it says nothing of other people. One that spans 0 reads "
+            '"not told apart", which is not "equal".'
+        )
+        count = others * len(METRICS)
+        yield f"- Each interval alone misses in one of 20 cases: of these {count}, {count / 20:.1f} on average."
+    for run in found["runs"]:
+        if run["status"] == "failed":
+            yield f"- Failed: {escape(run['row'])}, seed {run['seed']}: {escape(run['note'])}"

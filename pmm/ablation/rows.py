@@ -1,0 +1,140 @@
+"""Which trainings are compared: `[PRESET/]METHOD[:KEY=VALUE ...]`, as pmm, pmm:k=0 or tiny/bdb:lr=0.002:block=2x1."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pmm.config import Config, preset
+from pmm.utils.errors import UserError
+
+DEFAULT_ROWS = "baseline,bdb,cutout-batch,cutmix,a-cutmix,pmm:k=0,pmm"
+"""pmm:k=0: three heads and no mixing."""
+BASELINE = "baseline"
+NOT_A_ROWS = (
+    "out", "resume", "device", "preset", "method", "dataset", "root", "synthetic-ids", "synthetic-seed", "seed", "help",
+)  # fmt: skip
+"""Flags of pmm train that are the same for all rows, or have a place of their own in a row."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A preset, a method, and values of the configuration that differ from the preset's."""
+
+    preset: str
+    method: str
+    settings: tuple[tuple[str, str], ...] = ()
+    """Flags of pmm train without their dashes, and values."""
+
+    @property
+    def short(self) -> str:
+        """Without the preset."""
+        return ":".join([self.method, *(f"{key}={value}" for key, value in self.settings)])
+
+    @property
+    def full(self) -> str:
+        return f"{self.preset}/{self.short}"
+
+    @property
+    def folder(self) -> str:
+        """Path of its runs, but for the seed."""
+        return f"{_safe(self.preset)}/{_safe(self.short)}"
+
+    def words(self) -> list[str]:
+        """Its part of pmm train's command line."""
+        given = (word for key, value in self.settings for word in (f"--{key}", *_values(value)))
+        return ["--preset", self.preset, "--method", self.method, *given]
+
+
+def parse_row(text: str, default_preset: str) -> Row:
+    """Raises UserError if `text` is not written as a row, or its preset is not known."""
+    match = re.fullmatch(r"(?:([^/:=\s]+)/)?([^/:=\s]+)((?::[\w-]+=[^:\s]+)*)", text)
+    if match is None:
+        raise UserError(f"row '{text}': expected [PRESET/]METHOD[:KEY=VALUE...], as pmm, pmm:k=0 or tiny/bdb:lr=0.002")
+    settings = [tuple(part.split("=", 1)) for part in match[3].split(":")[1:]]
+    row = Row(match[1] or default_preset, match[2], tuple((key.replace("_", "-"), value) for key, value in settings))
+    if own := [key for key, _ in row.settings if key in NOT_A_ROWS]:
+        raise UserError(f"row '{text}': {own[0]} is no value of a row; all rows share it, or it is a flag of its own")
+    preset(row.preset)
+    return row
+
+
+def rows_of(methods: Sequence[str], presets: Sequence[str]) -> list[Row]:
+    """The rows of `methods`; with several `presets` each of them in each preset.
+
+    Raises UserError for a row that is none, that names a preset beside several, or that is there twice.
+    """
+    if len(presets) > 1 and (named := [text for text in methods if "/" in text]):
+        raise UserError(f"row '{named[0]}' names a preset, and --compare-presets gives others; leave one of them out")
+    rows = [parse_row(text, name) for text in methods for name in presets]
+    if twice := [row for index, row in enumerate(rows) if row.folder in {other.folder for other in rows[:index]}]:
+        raise UserError(f"row '{twice[0].short}' is there twice in preset {twice[0].preset}; give each row once")
+    return rows
+
+
+def named(rows: Sequence[Row]) -> dict[str, Row]:
+    """Name -> row, in order; the preset is part of a name only where there are several."""
+    several = len({row.preset for row in rows}) > 1
+    return {row.full if several else row.short: row for row in rows}
+
+
+def chosen(text: str, names: dict[str, Row], *, flag: str) -> str:
+    """The name that `text` means, with its preset or without it. Raises UserError naming the known ones."""
+    found = [name for name, row in names.items() if text in (name, row.full)]
+    if not found:
+        raise UserError(f"{flag} is '{text}', which is no row here; rows: {', '.join(names)}")
+    return found[0]
+
+
+def against_of(text: str, names: dict[str, Row]) -> str:
+    """The row that differences are taken to: the one asked for, else baseline, else the first."""
+    return (
+        chosen(text, names, flag="--against") if text else next((n for n in names if n == BASELINE), next(iter(names)))
+    )
+
+
+def config_of(row: Row, shared: Sequence[str]) -> Config:
+    """The configuration that pmm train makes of the row and of the flags that all rows share.
+
+    Raises UserError for a key or a value that it does not take.
+    """
+    from pmm.commands.train import parse  # what lists rows without training them needs no package of ours
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse([*shared, *row.words()]).config
+    except SystemExit:
+        raise UserError(f"row '{row.full}': {said.getvalue().strip()}") from None
+    except UserError as error:
+        raise UserError(f"row '{row.full}': {error}") from None
+
+
+def check_models(rows: Sequence[Row], configs: Sequence[Config]) -> None:
+    """Build every network once, before hours of work.
+
+    Raises UserError for an unknown method, or sizes that do not fit.
+    """
+    import torch
+
+    from pmm.models.registry import build_model
+
+    for row, config in zip(rows, configs, strict=True):
+        try:
+            with torch.device("meta"):
+                build_model(dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2)))
+        except UserError as error:
+            raise UserError(f"row '{row.full}': {error}") from None
+
+
+def _values(value: str) -> list[str]:
+    """2x1 -> 2 and 1: a flag that takes two numbers."""
+    return value.split("x") if re.fullmatch(r"\d+x\d+", value) else [value]
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.=-]", "-", name.replace(":", "-"))

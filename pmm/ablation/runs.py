@@ -1,0 +1,225 @@
+"""Trainings, each with its evaluation, in processes of their own: a finished one is kept, a started one goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pmm.utils import command_line
+from pmm.utils.files import make_folder, write_file
+from pmm.utils.task_runner import end_group, environment, last_lines, start_group
+
+STAMP, EVALUATION, METRICS, LOG = "stamp.json", "evaluation.json", "metrics.jsonl", "log.txt"
+POLL_S = 0.1
+
+State = Literal["finished", "started", "new"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training and the evaluation of its best checkpoint."""
+
+    row: str
+    """Name of the row it belongs to."""
+    seed: int
+    folder: Path
+    train: tuple[str, ...]
+    """Command line that trains from scratch into `folder`; --resume behind it makes it go on."""
+    evaluate: tuple[str, ...]
+    """Command line that writes the figures of `folder`/best.pth to `folder`/evaluation.json."""
+    facts: Mapping[str, Any]
+    """All that the figures depend on, as plain values."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}, seed {self.seed}"
+
+    def lines(self) -> list[str]:
+        """Its command lines, as one would type them."""
+        return [shlex.join(self.train), shlex.join(self.evaluate)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a finished run found: of the evaluation fractions, of the training all epochs together."""
+
+    mAP: float  # noqa: N815
+    rank1: float
+    mINP: float  # noqa: N815
+    epochs: int
+    train_s: float
+    """Seconds in epochs: without start, validation and checkpoints."""
+    images_per_s: float
+    """Images in training divided by `train_s`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a run."""
+
+    run: Run
+    figures: Figures | None
+    note: str = ""
+    """Why there are no figures, one line."""
+    kept: bool = False
+    """Finished by an earlier call."""
+
+
+def state(run: Run) -> State:
+    """How far the run is. What lies in its folder counts only if its stamp is there; see `changes`."""
+    if not (run.folder / STAMP).exists():
+        return "new"
+    return "finished" if figures(run) else "started"
+
+
+def changes(run: Run) -> list[str]:
+    """What was otherwise when the run in the folder was made; empty if nothing was, or nothing is there."""
+    if not run.folder.exists() or not any(path.name != ".lock" for path in run.folder.iterdir()):
+        return []
+    try:
+        before = _flat(json.loads((run.folder / STAMP).read_text()))
+    except (OSError, ValueError, AttributeError):
+        return ["it was made by other means"]
+    now = _flat(_plain(run.facts))
+    return [
+        f"{key} was {before.get(key)}, is {now.get(key)}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+
+
+def forget(run: Run) -> None:
+    """Empty the folder of a run that shall be made anew."""
+    shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def figures(run: Run) -> Figures | None:
+    """None if the run is not finished."""
+    try:
+        found = json.loads((run.folder / EVALUATION).read_text())
+        epochs = [json.loads(line) for line in (run.folder / METRICS).read_text().splitlines()]
+        seconds = math.fsum(epoch["seconds"] for epoch in epochs)
+        images = math.fsum(epoch["images_per_s"] * epoch["seconds"] for epoch in epochs)
+        result = Figures(
+            **{name: float(found[name]) for name in ("mAP", "rank1", "mINP")},
+            epochs=len(epochs),
+            train_s=seconds,
+            images_per_s=images / seconds,
+        )
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
+        return None
+    return result if all(map(math.isfinite, vars(result).values())) else None
+
+
+def run_all(
+    runs: Sequence[Run],
+    *,
+    root: Path,
+    jobs: int = 1,
+    env: Mapping[str, str] | None = None,
+    finished: Callable[[Outcome, int, float], None] = lambda outcome, left, seconds: None,
+) -> list[Outcome]:
+    """Do what is still to be done of `runs`, in their order, `jobs` at once; a failure does not stop the others.
+
+    `finished` is told each outcome, how many runs are left and for about how many seconds. Processes import our
+    packages from `root`. An interrupt ends them all; what was trained until then is kept.
+    """
+    outcomes = {id(run): Outcome(run=run, figures=figures(run), kept=True) for run in runs if state(run) == "finished"}
+    waiting = [run for run in runs if id(run) not in outcomes]
+    active: list[_Job] = []
+    took: list[float] = []
+    try:
+        with command_line.deferred_interrupt() as pause:
+            while waiting or active:
+                pause()
+                while waiting and len(active) < jobs:
+                    active.append(_Job(waiting.pop(0), root, env or {}))
+                time.sleep(POLL_S)
+                for job in active[:]:
+                    if (outcome := job.advance()) is None:
+                        continue
+                    active.remove(job)
+                    outcomes[id(job.run)] = outcome
+                    took.append(job.seconds)
+                    left = len(waiting) + len(active)
+                    finished(outcome, left, _seconds_left(took, [other.seconds for other in active], waiting, jobs))
+    finally:
+        for job in active:
+            job.end()
+    return [outcomes[id(run)] for run in runs]
+
+
+class _Job:
+    """A run under way: its command lines one after another, all they say in one log."""
+
+    def __init__(self, run: Run, root: Path, env: Mapping[str, str]) -> None:
+        self.run, self._root, self._env = run, root, environment(root, env)
+        self._begin = time.monotonic()
+        going_on = state(run) == "started" and (run.folder / "last.pth").exists()
+        make_folder(run.folder)
+        (run.folder / EVALUATION).unlink(missing_ok=True)
+        if not (run.folder / STAMP).exists():
+            write_file(run.folder / STAMP, json.dumps(_plain(run.facts), indent=1) + "\n")
+        self._log = run.folder / LOG
+        self._waiting = [(*run.train, *["--resume"] * going_on), run.evaluate]
+        self._next("a" if going_on else "w")
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self._begin
+
+    def advance(self) -> Outcome | None:
+        """What became of the run; None while it goes on."""
+        if (code := self._process.poll()) is None:
+            return None
+        end_group(self._process)
+        if code:
+            return Outcome(run=self.run, figures=None, note=self._why(code))
+        if self._waiting:
+            self._next("a")
+            return None
+        found = figures(self.run)
+        return Outcome(run=self.run, figures=found, note="" if found else "it ended well and left no figures")
+
+    def end(self) -> None:
+        """Leave nothing running."""
+        end_group(self._process)
+
+    def _next(self, mode: str) -> None:
+        command = self._waiting.pop(0)
+        with self._log.open(mode) as output:
+            print(f"$ {shlex.join(command)}", file=output, flush=True)
+            self._process: subprocess.Popen[bytes] = start_group(command, Path.cwd(), self._env, output)
+
+    def _why(self, code: int) -> str:
+        said = [line for line in last_lines(self._log, self._root) if not line.startswith("$ ")]
+        how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{how}{': ' if said else ''}{said[-1] if said else ''}; {os.path.relpath(self._log)} says all"
+
+
+def _seconds_left(took: Sequence[float], active: Sequence[float], waiting: Sequence[Run], jobs: int) -> float:
+    """By the mean of the runs that ended."""
+    mean = sum(took) / len(took)
+    return (sum(max(0.0, mean - seconds) for seconds in active) + mean * len(waiting)) / jobs
+
+
+def _plain(facts: Mapping[str, Any]) -> Any:
+    """As they come back from a file: tuples are lists."""
+    return json.loads(json.dumps(facts))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

@@ -1,0 +1,228 @@
+"""The ablation: methods, or presets, on the same people over several seeds, each training in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pmm
+from pmm.ablation.rows import DEFAULT_ROWS, Row, against_of, check_models, chosen, config_of, named, rows_of
+from pmm.ablation.runs import EVALUATION, Outcome, Run, changes, forget, run_all, state
+from pmm.artifacts.runs import RUNS
+from pmm.bench.pages.format import how_many
+from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
+from pmm.data.readers import read_dataset
+from pmm.data.samples import Split
+from pmm.data.splits import distractors
+from pmm.training.data_setup import HOW_DRAWN, settled, training_data
+from pmm.utils import command_line
+from pmm.utils.environment import describe_environment
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import cuda_index, gpu_at, usable_cores
+from pmm.utils.task_runner import digest
+
+HOME = Path(pmm.__file__).resolve().parents[1]
+TRAIN = ("python", "-m", "pmm.train")
+EVALUATE = ("python", "-m", "pmm", "evaluate")
+LIBRARIES = ("torch", "torchvision", "numpy", "pillow")
+FAST_SEEDS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is compared, and how much of the machine that may take."""
+
+    methods: str = ""
+    """Rows, as METHOD, METHOD:KEY=VALUE:... (flags of pmm train) or PRESET/METHOD, with commas between (default: all
+    methods of the paper's tables and pmm:k=0, which does not mix; with --compare-presets: pmm)."""
+    preset: str = "tiny"
+    """Preset of the rows that name none."""
+    compare_presets: str = ""
+    """Presets with commas between, as tiny,paper: each of --methods is trained with each of them."""
+    against: str = ""
+    """Row that the others are compared with (default: baseline if it is there, else the first)."""
+    seeds: int = 5
+    """Seeds per row. One seed gives all rows the same order of the data and the same start of the trunk."""
+    first_seed: int = 0
+    """The first of these seeds; the others follow it."""
+    epochs: int = 0
+    """Epochs of each run (0: the preset's, on synthetic people at most 60)."""
+    dataset: str = SYNTHETIC
+    """Data set, as for pmm train."""
+    root: str = ""
+    """Folder of the data set; synthetic people are drawn there, once, if it is empty."""
+    synthetic_ids: int = DataConfig.synthetic_ids
+    """Identities to draw per split, if the people have to be drawn."""
+    synthetic_seed: int = DataConfig.synthetic_seed
+    """Seed of the drawing, if the people have to be drawn."""
+    device: str = "auto"
+    """Where to train and evaluate: auto, cpu, cuda, or cuda:N for the GPU of that number."""
+    jobs: int = 1
+    """Runs at once; each gets its share of the cores."""
+    runs: Path = RUNS / "ablation"
+    """Folder of the runs. Finished ones are kept, and a started one goes on."""
+    again: str = ""
+    """Rows to run anew, with commas between, or all."""
+
+
+class Ablation:
+    """The rows and their runs, checked before anything is drawn or trained."""
+
+    def __init__(self, options: Options) -> None:
+        """Raises UserError for an option that cannot be used, naming it."""
+        self.options = options
+        for flag, value, least in (
+            ("--seeds", options.seeds, 1),
+            ("--first-seed", options.first_seed, 0),
+            ("--epochs", options.epochs, 0),
+            ("--jobs", options.jobs, 1),
+        ):
+            command_line.numbers(str(value), flag=flag, least=least)
+        if (number := cuda_index(options.device)) is not None:
+            gpu_at(number)
+        if options.compare_presets and options.preset != Options.preset:
+            raise UserError("--preset and --compare-presets both say which presets; leave one of them out")
+        presets = command_line.names(options.compare_presets or options.preset, flag="--compare-presets")
+        methods = command_line.names(
+            options.methods or ("pmm" if options.compare_presets else DEFAULT_ROWS), flag="--methods"
+        )
+        self.rows: dict[str, Row] = named(rows_of(methods, presets))
+        self.against = against_of(options.against, self.rows)
+        again = command_line.names(options.again, flag="--again") if options.again else []
+        self._again = set(self.rows) if again == ["all"] else {chosen(a, self.rows, flag="--again") for a in again}
+        words = self._shared(options.root)
+        for key in HOW_DRAWN:  # a flag says which people are to be there
+            if (value := getattr(options, key)) != getattr(DataConfig(), key):
+                words += [f"--{key.replace('_', '-')}", str(value)]
+        self.configs = {name: config_of(row, words) for name, row in self.rows.items()}
+        seeds = min(options.seeds, FAST_SEEDS) if fast_mode() else options.seeds
+        self.seeds = range(options.first_seed, options.first_seed + seeds)
+        self.threads = max(1, usable_cores() // options.jobs)
+
+    def check_models(self) -> None:
+        """Raises UserError for a method that is not known, or sizes that do not fit. Loads torch."""
+        check_models(list(self.rows.values()), list(self.configs.values()))
+
+    @cached_property
+    def data(self) -> tuple[Config, Split]:
+        """The people of all runs, drawn if they are not there: where and how, and their split.
+
+        Raises UserError if they cannot be read, or others are there than were asked for.
+        """
+        config, _ = training_data(settled(next(iter(self.configs.values()))))
+        return config, read_dataset(config.data.dataset, config.data.root)
+
+    @cached_property
+    def all_runs(self) -> list[Run]:
+        """Seed by seed, so that an interrupted ablation has pairs, and a machine that slows down slows all rows."""
+        crops = [sample.path for part in (self._split.train, self._split.query, self._split.gallery) for sample in part]
+        machine = describe_environment(self.threads)
+        facts = {
+            "crops": digest(Path(self._root), crops)[:12],
+            "device": self.options.device,
+            **{key: machine[key] for key in ("python", "cpu", "threads", "gpus", "driver", "kernels")},
+            "versions": {name: version for name, version in machine["versions"].items() if name in LIBRARIES},
+            "sources": _sources()[:12],
+        }
+        return [self._run(name, seed, facts) for seed in self.seeds for name in self.rows]
+
+    def refuse_others(self) -> None:
+        """Forget the runs that shall be made anew. Raises UserError if a run was made otherwise than this one would be:
+        figures of two kinds must not stand in one table."""
+        again = [run for run in self.all_runs if run.row in self._again]
+        if others := [(run, found) for run in self.all_runs if run not in again and (found := changes(run))]:
+            run, found = others[0]
+            more = f" (and {len(others) - 1} more)" if others[1:] else ""
+            raise UserError(
+                f"{run.folder}{more} cannot be taken: {'; '.join(found)}. Make them anew with --again all, or keep "
+                "them and give another --runs"
+            )
+        for run in again:
+            forget(run)
+
+    def measure(self, finished: Callable[[Outcome, int, float], None]) -> list[Outcome]:
+        """Run what is not finished; see `pmm.ablation.runs.run_all`."""
+        env = {"OMP_NUM_THREADS": str(self.threads)}
+        return run_all(self.all_runs, root=HOME, jobs=self.options.jobs, env=env, finished=finished)
+
+    def people(self) -> dict[str, Any]:
+        """What all runs see, as plain values; `drawn` tells how synthetic people were drawn (None: they were not)."""
+        config, split = self.data
+        try:
+            drawn = json.loads((Path(config.data.root) / "synthetic.json").read_text())
+        except (OSError, ValueError):
+            drawn = None
+        return {
+            "dataset": config.data.dataset,
+            "root": config.data.root,
+            "drawn": drawn if isinstance(drawn, dict) and "seed" in drawn else None,
+            "train_crops": len(split.train),
+            "train_identities": len({sample.pid for sample in split.train}),
+            "test_identities": len({sample.pid for sample in split.query}),
+            "queries": len(split.query),
+            "gallery": len(split.gallery),
+            "distractors": distractors(split.query, split.gallery),
+        }
+
+    def describe(self) -> str:
+        """What will run, where, and on whom."""
+        people, options, count = self.people(), self.options, len(self.all_runs)
+        drawn = f"synthetic people, drawn with seed {people['drawn']['seed']}" if people["drawn"] else people["dataset"]
+        epochs = " or ".join(map(str, sorted({config.recipe.epochs for config in self.configs.values()})))
+        return (
+            f"rows: {', '.join(self.rows)}; compared with {self.against}\n"
+            f"data: {people['root']}: {drawn}; {people['train_identities']} identities to train on, "
+            f"{people['test_identities']} others to test on\n"
+            f"runs: {count} of {epochs} epochs, {options.jobs} at once with {how_many(self.threads, 'thread')} each, "
+            f"in {options.runs}; {self.kept()}"
+        )
+
+    def kept(self) -> str:
+        """How many runs are finished by now."""
+        done = sum(state(run) == "finished" for run in self.all_runs)
+        return f"{done} of {len(self.all_runs)} are finished and kept"
+
+    @property
+    def _split(self) -> Split:
+        return self.data[1]
+
+    @property
+    def _root(self) -> str:
+        return self.data[0].data.root
+
+    def _shared(self, root: str) -> list[str]:
+        """The flags of pmm train that all rows share."""
+        options = self.options
+        words = ["--dataset", options.dataset, "--device", options.device]
+        words += ["--root", root] if root else []
+        return words + (["--epochs", str(options.epochs)] if options.epochs else [])
+
+    def _run(self, name: str, seed: int, facts: Mapping[str, Any]) -> Run:
+        row, config, options, people = self.rows[name], self.configs[name], self.options, self.data[0].data
+        drawn = {key: getattr(people, key) for key in ("dataset", "root", "synthetic_ids", "synthetic_seed")}
+        config = dataclasses.replace(config, seed=seed, data=dataclasses.replace(config.data, **drawn))
+        folder = options.runs / f"{row.folder}-{seed}"
+        return Run(
+            row=name,
+            seed=seed,
+            folder=folder,
+            train=(*TRAIN, *self._shared(self._root), *row.words(), "--seed", str(seed), "--out", str(folder)),
+            evaluate=(
+                *(*EVALUATE, str(folder / "best.pth"), "--dataset", options.dataset, "--root", self._root),
+                *("--device", options.device, "--threads", str(self.threads), "--json", str(folder / EVALUATION)),
+            ),
+            facts={"config": config.to_dict(), **facts},
+        )
+
+
+def _sources() -> str:
+    """Digest of what trains and evaluates; the bench, the ablation itself and the exports are none of it."""
+    package = Path(pmm.__file__).resolve().parent
+    others = ("bench", "export", "ablation")
+    files = (path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] not in others)
+    return digest(package, files)

@@ -1,0 +1,321 @@
+"""What an artifact promises, as JSON beside it (and inside an ONNX file), and the check that it still holds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.data.crops import Crops, Preprocessing
+from pmm.utils.errors import UserError
+from pmm.utils.files import replacing, sha256
+from pmm.utils.from_dict import built
+
+FORMAT = "pmm-manifest-2"
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
+"""Which other GPUs TensorRT was asked to build an engine for."""
+MOST_IMAGES = 4096
+"""Per run of an engine: a runner keeps buffers for so many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputContract:
+    """What the graph takes. The caller resizes: bilinear with antialiasing, as PIL's; see `pmm.data.crops`.
+
+    uint8 NHWC crops are normalised inside the graph; float32 NCHW crops are normalised by the caller, and are what the
+    torch model takes. Raises UserError for an impossible batch.
+    """
+
+    name: str = "images"
+    dtype: Literal["uint8", "float32"] = "uint8"
+    layout: Literal["NHWC", "NCHW"] = "NHWC"
+    colour: Literal["rgb", "bgr"] = "rgb"
+    normalised_by: Literal["graph", "caller"] = "graph"
+    interpolation: str = "bilinear, antialiased"
+    batch: int | None = None
+    """Images per run, if the file takes no other number; None if any number will do."""
+
+    def __post_init__(self) -> None:
+        if self.batch is not None and not 1 <= self.batch <= MOST_IMAGES:
+            raise UserError(f"a static batch of {self.batch} images; expected 1 to {MOST_IMAGES}")
+
+    @classmethod
+    def of(
+        cls, kind: Literal["uint8", "float"], colour: Literal["rgb", "bgr"], batch: int | None = None
+    ) -> InputContract:
+        """`kind`, `colour` and `batch` as the export's --input, --input-colour and --static-batch name them."""
+        if kind == "uint8":
+            return cls(colour=colour, batch=batch)
+        return cls(dtype="float32", layout="NCHW", normalised_by="caller", colour=colour, batch=batch)
+
+    def shape(self, size: Preprocessing) -> tuple[int, int, int]:
+        """One image's shape: (H, W, 3) or (3, H, W)."""
+        return (size.height, size.width, 3) if self.layout == "NHWC" else (3, size.height, size.width)
+
+    def check_batch(self, images: int, name: str | Path) -> None:
+        """Raises UserError if the file `name`, of a static batch, does not take so many images in one run."""
+        if self.batch not in (None, images):
+            raise UserError(f"{name}: {images} images for one run; its static batch is {self.batch}, give as many")
+
+    def feed(self, crops: Crops, size: Preprocessing) -> npt.NDArray[Any]:
+        """uint8 RGB crops [B, H, W, 3] -> the contiguous array that the graph takes."""
+        images = crops if self.dtype == "uint8" else size.normalise(crops)
+        if self.colour == "bgr":
+            images = np.flip(images, self.layout.index("C"))
+        return np.ascontiguousarray(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingContract:
+    """What the graph returns: float32 [batch, dim]."""
+
+    dim: int
+    name: str = "embeddings"
+    dtype: str = "float32"
+    normalised: bool = False
+    """Each row has length 1."""
+    flip_tta: bool = False
+    """The mean of the crop's embedding and its mirror image's."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+
+    @classmethod
+    def of(cls, model: Any, *, normalised: bool = False, flip_tta: bool = False) -> EmbeddingContract:
+        """Of what `model` returns; with `normalised` at length 1 even if its own embeddings are not."""
+        normalised = normalised or bool(model.normalised)
+        metric: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
+        return cls(dim=int(model.embedding_dim), normalised=normalised, flip_tta=flip_tta, metric=metric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchProfile:
+    """The batches that an optimisation profile is for. Raises UserError unless 1 <= least <= best <= most."""
+
+    least: int = 1
+    best: int = 8
+    most: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.best <= self.most <= MOST_IMAGES:
+            raise UserError(f"batch profile {self}: expected 1 <= least <= best <= most (<= {MOST_IMAGES}), as 1 8 64")
+
+    def __str__(self) -> str:
+        return f"{self.least} {self.best} {self.most}"
+
+
+@dataclass(frozen=True)
+class BatchProfiles:
+    """The optimisation profiles of an engine, in order of size. Raises UserError for ones without an order."""
+
+    profiles: tuple[BatchProfile, ...] = (BatchProfile(),)
+
+    def __post_init__(self) -> None:
+        if not self.profiles:
+            raise UserError("an engine needs a batch profile, as 1 8 64")
+        for before, after in zip(self.profiles, self.profiles[1:], strict=False):
+            if not (before.best < after.best and before.most <= after.most and before.least <= after.least):
+                raise UserError(
+                    f"batch profile {after} after {before}: expected each to be for larger batches than the one before "
+                    "(best grows, least and most do not shrink), as 1 1 1 and 1 8 64"
+                )
+
+    @property
+    def least(self) -> int:
+        """The smallest batch that any of them takes."""
+        return self.profiles[0].least
+
+    @property
+    def most(self) -> int:
+        """The largest batch that any of them takes."""
+        return self.profiles[-1].most
+
+    @property
+    def best(self) -> int:
+        """The batch that the one for the largest batches is optimised for."""
+        return self.profiles[-1].best
+
+    def runs_as(self, count: int) -> tuple[int, int]:
+        """The profile (its index) in which `count` images run, and the batch they run as: at least `count`, more only
+        where no profile takes so few. Of several profiles, the one whose best batch is nearest, as a ratio.
+
+        Raises ValueError for more images than `most`.
+        """
+        fitting = [(max(count, p.least), at) for at, p in enumerate(self.profiles) if count <= p.most]
+        if not fitting:
+            raise ValueError(f"{count} images; the largest profile takes {self.most}")
+        batch = min(fitting)[0]
+        return min((abs(math.log(self.profiles[at].best / batch)), at) for padded, at in fitting if padded == batch)[
+            1
+        ], batch
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.profiles))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineContract:
+    """What an engine was built with, and so where it can run."""
+
+    flavor: Literal["tensorrt", "rtx"]
+    version: str
+    """Of the builder; the runtime must be the same."""
+    batch: BatchProfiles
+    onnx_sha256: str
+    platform: str
+    """Operating system and processor, as linux-x86_64."""
+    gpu: str
+    """Name of the GPU it was built on; empty for TensorRT-RTX without one."""
+    compute_capability: str
+    """Of that GPU, as 8.9; empty without one."""
+    hardware_compatibility: HardwareCompatibility
+    """What it was asked for, of TensorRT; TensorRT-RTX compiles its engines for the GPU that they meet."""
+    driver: str
+    """Highest CUDA version of the driver, as 13.0; empty without one."""
+    flags: tuple[str, ...]
+    """What else shaped the build, by name."""
+    precision_read_from: Literal["parsed network", "parsed network and engine inspector"]
+    """The shares are the parsed network's; the inspector tells which types are in the engine."""
+    key: str
+    """Digest of all that determines the engine: ONNX file, builder, driver, GPU, flags, batch."""
+
+    @property
+    def portable(self) -> bool:
+        """It runs on GPUs of other compute capabilities than that of the one it was built on."""
+        return self.flavor == "rtx" or self.hardware_compatibility == "ampere-plus"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageContract:
+    """What an AOTInductor package was built with, and so where it can run: it holds code for one kind of processor."""
+
+    device: Literal["cpu", "cuda"]
+    torch: str
+    """Version of the builder; the runtime must be the same."""
+    platform: str
+    """Operating system and processor, as linux-x86_64."""
+    instructions: tuple[str, ...]
+    """Instruction sets of the CPU it was built on; the CPU must have all of them."""
+    gpu: str
+    """Name of the GPU it was built on; empty for the CPU."""
+    compute_capability: str
+    """Of that GPU, as 8.9; the GPU must have the same. Empty for the CPU."""
+    precision_read_from: Literal["exported graph"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The contract of one artifact. Numbers, strings and plain nested tables only."""
+
+    checkpoint_sha256: str
+    """The checkpoint it came from."""
+    method: str
+    preprocessing: Preprocessing
+    """Size in pixels, and the statistics that normalise a crop."""
+    input: InputContract
+    embedding: EmbeddingContract
+    precision: str
+    """Asked for: fp32, tf32, fp16, bf16 or int8."""
+    precision_found: str
+    """Read back from the file: the type in which most multiplications are done."""
+    precision_share: dict[str, float]
+    """Share of the multiply-accumulates per type, read back from the file."""
+    macs: int
+    """Multiply-accumulates of convolutions and matrix products, for one image."""
+    opset: int
+    """0 if it is no ONNX file, nor made from one."""
+    versions: dict[str, str]
+    """Versions of the libraries that made it."""
+    sha256: str = ""
+    """Of the artifact. The copy inside an ONNX file has neither it nor `parity`: same checkpoint, same bytes."""
+    parity: dict[str, Any] | None = None
+    """Figures against the fp32 torch checkpoint, measured at export on real crops; None if not verified."""
+    quantization: dict[str, Any] | None = None
+    """For int8: target, calibration, and the layers that were kept in higher precision."""
+    engine: EngineContract | None = None
+    """For an engine only."""
+    package: PackageContract | None = None
+    """For an AOTInductor package only."""
+    format: str = FORMAT
+
+    def __post_init__(self) -> None:
+        for field in ("precision", "precision_found"):
+            if getattr(self, field) not in PRECISIONS:
+                raise ValueError(f"{field} is {getattr(self, field)[:60]!r}; expected one of {', '.join(PRECISIONS)}")
+
+    def to_json(self) -> str:
+        """The same text for the same contract."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Manifest:
+        """Raises UserError if `text` is not a manifest of this format."""
+        try:
+            values = json.loads(text)
+            if values["format"] != FORMAT:
+                raise UserError(f"{source}: manifest format {values['format']!r}; this version reads {FORMAT!r}")
+            return built(cls, values)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{source}: not a manifest of ours ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file and what it promises."""
+
+    path: Path
+    manifest: Manifest
+
+
+def manifest_path(artifact: Path) -> Path:
+    """`model.onnx` -> `model.onnx.json`; of a link, beside the file it leads to."""
+    place = artifact.resolve() if artifact.is_symlink() else artifact
+    return place.with_name(place.name + ".json")
+
+
+@dataclass
+class Draft:
+    """An artifact that has not got its name yet."""
+
+    path: Path
+    manifest: Manifest
+
+
+@contextlib.contextmanager
+def drafted(path: Path, manifest: Manifest) -> Iterator[Draft]:
+    """Yield a draft to write to `draft.path`; `draft.manifest` may still be changed.
+
+    On success the file and its manifest (with the file's hash) get their names one right after the other, else neither
+    does. Raises UserError as `pmm.utils.files.replacing`.
+    """
+    with replacing(manifest_path(path)) as temporary_manifest, replacing(path) as temporary:
+        draft = Draft(temporary, manifest)
+        yield draft
+        draft.manifest = dataclasses.replace(draft.manifest, sha256=sha256(temporary))
+        temporary_manifest.write_text(draft.manifest.to_json())
+
+
+def read_manifest(artifact: Path, digest: str) -> Manifest | None:
+    """The manifest beside `artifact` (None if there is none), checked against the file's `digest`.
+
+    Raises UserError if the manifest is damaged or belongs to another file.
+    """
+    path = manifest_path(artifact)
+    if not path.exists():
+        path = artifact.with_name(artifact.name + ".json")  # of a link to a file without one
+    if not path.exists():
+        return None
+    manifest = Manifest.from_json(path.read_text(errors="replace"), str(path))
+    if manifest.sha256 != digest:
+        raise UserError(
+            f"{artifact}: its sha256 {digest[:12]}... is not the manifest's {manifest.sha256[:12]}...; "
+            "the file was changed or replaced after the export; export it again"
+        )
+    return manifest

@@ -1,0 +1,162 @@
+"""ONNX files from outside: read once, hashed, checked for escapes, and with their manifest. Loads no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
+
+from pmm.artifacts.manifest import Manifest, read_manifest
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file
+
+if TYPE_CHECKING:
+    import onnx
+
+METADATA_KEY = "pmm_manifest"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file as it was hashed: what is run or parsed cannot change after the check."""
+
+    path: Path
+    content: bytes
+    proto: onnx.ModelProto
+    sha256: str
+    found: Manifest | None
+    """The manifest beside the file, else the copy inside it; None if the file is not ours."""
+    external: bool
+    """Weights lie in other files beside it."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Raises UserError if the file is not ours."""
+        if self.found is None:
+            raise UserError(
+                f"{self.path}: not an ONNX file of ours: no manifest beside it or inside says what to feed it; "
+                "export it with export/to_onnx.py (export/to_trt.py --no-manifest builds an engine all the same)"
+            )
+        return self.found
+
+
+def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
+    """Read an ONNX file without touching what it refers to.
+
+    Args:
+        external_data: allow weights in other files, as long as those lie beside the file.
+
+    Raises:
+        UserError: no ONNX, external data that is not allowed, or a manifest that is damaged or of another file.
+    """
+    path = existing_file(path, "an ONNX file written by export/to_onnx.py")
+    content = path.read_bytes()
+    proto = _parsed(content, path)
+    external = _check_external_data(path, proto, external_data)
+    digest = hashlib.sha256(content).hexdigest()
+    return OnnxFile(path, content, proto, digest, _manifest(path, proto, digest), external)
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether the file, ours or not, can be read as ONNX at all."""
+    try:
+        _parsed(path.read_bytes(), path)
+        return True
+    except UserError:
+        return False
+
+
+def _parsed(content: bytes, path: Path) -> onnx.ModelProto:
+    import onnx
+
+    try:
+        proto = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's own exception type depends on its version
+        raise UserError(f"{path}: truncated, or not an ONNX file") from error
+    if not proto.graph.node:
+        raise UserError(f"{path}: truncated, or not an ONNX file (no operators in it)")
+    return proto
+
+
+def embed_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:
+    """Put `manifest` into the file's metadata, so that a copied file keeps its contract."""
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, manifest.to_json()
+
+
+def _manifest(path: Path, proto: onnx.ModelProto, digest: str) -> Manifest | None:
+    """The manifest beside the file, which must promise what the hashed copy inside does; else that copy."""
+    beside, inside = read_manifest(path, digest), _embedded(path, proto)
+    if beside and inside:
+        for field in dataclasses.fields(Manifest):
+            values = getattr(beside, field.name), getattr(inside, field.name)
+            if field.name not in ("sha256", "parity") and values[0] != values[1]:
+                raise UserError(
+                    f"{path}: the manifest beside it says {field.name} {str(values[0])[:80]}, the copy inside it "
+                    f"{str(values[1])[:80]}; the manifest was changed, export the file again"
+                )
+    return beside or inside
+
+
+def _embedded(path: Path, proto: onnx.ModelProto) -> Manifest | None:
+    inside = {entry.key: entry.value for entry in proto.metadata_props}
+    return Manifest.from_json(inside[METADATA_KEY], str(path)) if METADATA_KEY in inside else None
+
+
+def _check_external_data(path: Path, proto: onnx.ModelProto, allowed: bool) -> bool:
+    """Before ONNX Runtime or TensorRT sees the file: each would open what it names. True if it names anything."""
+    import onnx
+
+    external = False
+    functions = (tensor for function in proto.functions for tensor in _attributes(function.node))
+    for tensor in (*_tensors(proto.graph), *functions):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        location = locations[0] if locations else ""
+        # of several, each library takes the one it likes
+        reason = _escapes(path.parent, location) or ("named more than once" if len(locations) > 1 else "")
+        if reason:
+            raise UserError(f"{path}: refused, its weights lie in {location!r}, {reason}; expected a file beside it")
+        if not allowed:
+            raise UserError(f"{path}: its weights lie in another file ({location!r}); files of ours hold their weights")
+        external = True
+    return external
+
+
+def _escapes(folder: Path, location: str) -> str:
+    """Why `location` is not a plain file below `folder`; empty if it is one."""
+    if not location or PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor:
+        return "an absolute path"
+    parts = PureWindowsPath(location).parts
+    if ".." in parts:
+        return "a path with '..'"
+    if "\\" in location:  # a folder's end or a part of a name, depending on the system
+        return "a path with a backslash"
+    place = folder
+    for part in parts:
+        place = place / part
+        if place.is_symlink():
+            return "a symbolic link"
+    return ""
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph: initialisers, attributes, and those of the graphs inside its nodes."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _attributes(graph.node)
+
+
+def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)

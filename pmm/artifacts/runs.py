@@ -1,0 +1,60 @@
+"""Where runs lie, and what a command that was given nothing falls back to."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from pmm.config import Config, fast_mode
+from pmm.utils.errors import UserError
+
+RUNS = Path("runs")
+
+
+def newest_run(name: str = "best.pth") -> Path:
+    """The newest file `name` in a run under runs/. Raises UserError if there is none."""
+    found = sorted(RUNS.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"no {name} under {RUNS}/; train first (python -m pmm.train), or give a file")
+    return found[-1]
+
+
+def with_located_data(config: Config, checkpoint: Path) -> Config:
+    """`config` of `checkpoint`, its data folder as `located` finds it."""
+    root = located(config.data.root, checkpoint)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+
+
+def located(root: str, checkpoint: Path) -> str:
+    """The data folder that a checkpoint names; if that is relative to where it was trained, seen from the checkpoint.
+
+    `root` as it is if it cannot be found.
+    """
+    if root and not Path(root).is_absolute() and not Path(root).is_dir():
+        for folder in Path(checkpoint).resolve().parents:
+            if (folder / root).is_dir():
+                return str(folder / root)
+    return root
+
+
+def synthetic_root(config: Config) -> Path:
+    """Where the synthetic people of a configuration without a root are."""
+    suffix = "-fast" if fast_mode() else ""
+    return RUNS / f"people-{config.data.synthetic_ids}-{config.data.synthetic_seed}{suffix}"
+
+
+def refuse_changes(out: Path, saved: Config, asked: Config) -> None:
+    """Raise UserError if the run in `out` would go on with other values than it was started with, naming them.
+
+    The number of workers may change: the batches do not depend on it. So may the data's folder if it is no longer
+    where it was, or the same one.
+    """
+    may_change = ["data.workers:"]
+    before = Path(located(saved.data.root, out / "last.pth"))
+    if not before.is_dir() or before.resolve() == Path(asked.data.root).resolve():
+        may_change.append("data.root:")
+    changed = [line for line in saved.differences(asked) if not line.startswith(tuple(may_change))]
+    if changed:
+        raise UserError(
+            f"{out} was started with other values ({'; '.join(changed)}); resume with the values and the data it had"
+        )

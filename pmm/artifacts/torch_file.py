@@ -1,0 +1,71 @@
+"""Reading what torch.save wrote, without running anything that is in the file."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file
+
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [
+    # training scripts store a rank-1 as they computed it; numpy 2 moved the function, files know it by either name
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.bool_, np.int32, np.int64, np.float32, np.float64)),
+]
+
+
+def read_torch_file(path: str | Path, expected: str) -> Any:
+    """What `torch.save` wrote to `path`, in its zip format or the older pickle, on the CPU: tensors, containers, plain
+    values and numpy scalars.
+
+    Raises UserError, which says that `expected` was, if the file is missing, truncated, of another kind, or asks for
+    anything that could run code (naming it).
+    """
+    path = existing_file(path, expected)
+    with path.open("rb") as file:
+        start = file.read(512)
+    kind = _other_kind(path, start)
+    if kind:
+        raise UserError(f"{path}: {kind}; expected {expected}")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
+            warnings.simplefilter("ignore")  # torch guesses aloud at foreign formats; the lines below say it
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch reports a bad file with RuntimeError, UnpicklingError, EOFError, KeyError, ...
+        raise UserError(f"{path}: {_refusal(str(error), start)}; expected {expected}") from error
+
+
+def _other_kind(path: Path, start: bytes) -> str | None:
+    """Why a file that begins with `start` cannot be torch's, or None if it may be."""
+    if start[:2] == b"PK" or start[:1] == b"\x80":  # a zip archive, or a pickle as torch once wrote
+        return None
+    suffix = path.suffix.lower()
+    if start[:4] in (b"ftrt", b"ptrt") or suffix in (".plan", ".engine"):
+        return "a TensorRT engine, or a damaged one, not a checkpoint"
+    if suffix == ".onnx" or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b":", b"B")):
+        return "an ONNX file, or a damaged one, not a checkpoint"
+    if start[257:262] == b"ustar" or start[:2] == b"\x1f\x8b":
+        return "a packed archive (.tar or .gz), not a checkpoint: unpack it and give the file inside"
+    return "truncated, or not a checkpoint"
+
+
+def _refusal(reason: str, start: bytes) -> str:
+    """torch's page-long explanation as one clause."""
+    wanted = re.search(r"GLOBAL (\S+)", reason)
+    if wanted:
+        return f"refused, the file holds more than plain tensors and could run code (it asks for {wanted[1]})"
+    if "Weights only" in reason:
+        return "refused, the file holds more than plain tensors and could run code"
+    if "TorchScript" in reason:
+        return "a TorchScript program, not a checkpoint"
+    line = re.split(r"\. |\n", reason.strip() or "no reason given")[0][:160]
+    return f"truncated, or not a checkpoint ({'a zip archive, but ' if start[:2] == b'PK' else ''}{line})"

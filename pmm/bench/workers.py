@@ -1,0 +1,197 @@
+"""Workers: one process per backend, asked one thing at a time, so that none disturbs or takes down another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pmm
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.files import make_folder
+
+COMMAND = (sys.executable, "-m", "pmm.bench.worker")
+LAST_WORDS = 200  # characters
+
+
+class WorkerFailed(UserError):  # noqa: N818 - a state to report
+    """A worker refused, crashed, or did not answer. The others are not touched."""
+
+
+class CannotRun(WorkerFailed, Unavailable):
+    """A worker's answer: this machine cannot do that."""
+
+
+class WorkerProcess:
+    """A child process that runs `pmm.bench.worker`."""
+
+    def __init__(self, name: str, log: Path, *, threads: int, timeout: float) -> None:
+        """
+        Args:
+            name: for messages.
+            log: file that gets what the worker and its libraries say.
+            threads: CPU threads that the backend may use.
+            timeout: seconds of silence after which a request counts as hung, and the worker is ended.
+        """
+        self.name, self.log, self.timeout = name, log, timeout
+        make_folder(log.parent)
+        home = str(Path(pmm.__file__).parents[1])
+        path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
+        with log.open("wb") as said:
+            self._process = subprocess.Popen(
+                COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
+                start_new_session=True,  # Ctrl-C is for the parent, who then ends the workers
+            )
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._stdout, selectors.EVENT_READ)
+        self._pending = b""
+
+    def ask(
+        self,
+        do: str,
+        /,
+        *,
+        progress: Callable[[float], None] = lambda done: None,
+        patience: float = 1.0,
+        **arguments: Any,
+    ) -> Any:
+        """Have the worker do `do`, and return its answer; `progress` is told what it says on the way.
+
+        It may be silent for `patience` times the timeout.
+
+        Raises WorkerFailed with one line; CannotRun if nothing went wrong.
+        """
+        try:
+            self._stdin.write(json.dumps({"do": do, "with": arguments}).encode() + b"\n")
+            self._stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise self._died(do) from None
+        while True:
+            message = json.loads(self._line(do, patience * self.timeout))
+            if "progress" not in message:
+                return told(message)
+            progress(message["progress"])
+
+    @property
+    def alive(self) -> bool:
+        """It still answers: an error was its answer, not its end."""
+        return self._process.poll() is None
+
+    def close(self, *, at_once: bool = False) -> None:
+        """End the worker, asking first unless `at_once`."""
+        if at_once and self.alive:
+            self._kill()
+        with contextlib.suppress(OSError):  # what could not be written to a dead worker
+            self._stdin.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        self._stdout.close()
+        self._selector.close()
+
+    @property
+    def _stdin(self) -> Any:
+        return self._process.stdin
+
+    @property
+    def _stdout(self) -> Any:
+        return self._process.stdout
+
+    def _line(self, do: str, timeout: float) -> bytes:
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._pending:
+            if not self._selector.select(max(0.0, deadline - time.monotonic())):
+                self._kill()
+                raise WorkerFailed(f"no sign of life for {timeout:g} s while it should {_spoken(do)}; it was ended")
+            block = os.read(self._stdout.fileno(), 1 << 16)
+            if not block:
+                raise self._died(do)
+            self._pending += block
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line
+
+    def _died(self, do: str) -> WorkerFailed:
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            code = self._process.returncode
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        words = self._last_words()
+        return WorkerFailed(
+            f"crashed ({how}) while it should {_spoken(do)}{f'; it last said: {words}' if words else ''}"
+        )
+
+    def _last_words(self) -> str:
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:LAST_WORDS] if lines else ""
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # with what it started itself: compilers
+        self._process.wait()
+
+
+def told(message: Mapping[str, Any]) -> Any:
+    """What a worker's answer holds. Raises WorkerFailed or CannotRun if that is an error."""
+    if "error" in message:
+        raise (CannotRun if message["kind"] == "unavailable" else WorkerFailed)(message["error"])
+    return message["answer"]
+
+
+def _spoken(do: str) -> str:
+    return do.replace("_", " ")
+
+
+class Crew:
+    """The workers of a run: one that makes artifacts, and one per candidate. Use as a context manager."""
+
+    def __init__(self, logs: Path, *, threads: int, timeout: float) -> None:
+        """Arguments as `WorkerProcess`; `logs` is a folder."""
+        self.threads, self._logs, self._timeout = threads, logs, timeout
+        self._workers: dict[str, WorkerProcess] = {}
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers.values():
+            worker.close(at_once=error is not None)
+
+    def __getitem__(self, name: str) -> WorkerProcess:
+        """The worker of that name, started if it is not there (any more)."""
+        worker = self._workers.get(name)
+        if worker is None or not worker.alive:
+            log = self._logs / f"{file_name(name)}.log"
+            worker = self._workers[name] = WorkerProcess(name, log, threads=self.threads, timeout=self._timeout)
+        return worker
+
+    def __contains__(self, name: str) -> bool:
+        """Is there a living worker of that name?"""
+        return name in self._workers and self._workers[name].alive
+
+    def end(self, name: str) -> None:
+        """End the worker of that name, if there is one."""
+        if name in self._workers:
+            self._workers.pop(name).close()
+
+
+def file_name(name: str) -> str:
+    """A result's name as part of a file's."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)

@@ -1,0 +1,188 @@
+"""Evaluate a checkpoint or any artifact on a data set: mAP, CMC, mINP.
+
+pmm evaluate FILE --dataset NAME --root DIR [--rerank] [--flip-test] [--metric M] [--ap DEFINITION] ...
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from pmm.artifacts.manifest import manifest_path
+from pmm.data.layouts import layout_of
+from pmm.data.readers import read_dataset
+from pmm.data.samples import Split
+from pmm.data.splits import unrankable
+from pmm.evaluation.metrics import RankingResult
+from pmm.evaluation.reranking import Reranking
+from pmm.gallery.embed import Ranking, embed_samples, rank_split
+from pmm.utils import command_line
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file, output_file, sha256, write_file
+from pmm.utils.hardware import cuda_index
+
+if TYPE_CHECKING:
+    from pmm.runtime.base import Runner
+
+PROG = "pmm evaluate"
+CMC_RANKS = (1, 5, 10, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`pmm evaluate FILE --dataset NAME --root DIR`"""
+
+    artifact: tyro.conf.Positional[Path]
+    """Checkpoint (.pth), package (.pt2), exported ONNX file (.onnx) or engine (.plan, .engine)."""
+    dataset: str
+    """Name of the data set, or folder for one folder per identity (pmm check lists and checks them)."""
+    root: Path
+    """Folder of the data set."""
+    json: Path | None = None
+    """Also write the figures to this file."""
+    per_query: Path | None = None
+    """Also write a line per query to this file (.csv): AP, rank of the first match."""
+    metric: Literal["auto", "euclidean", "cosine"] = "auto"
+    """How embeddings are compared (auto: as the artifact says)."""
+    ap: Literal["standard", "trapezoid", "truncated50"] = "standard"
+    """Average precision: standard (over the whole list), trapezoid (Market-1501's Matlab code) or truncated50 (the PMM
+    authors' code)."""
+    rerank: bool = False
+    """Rank by k-reciprocal neighbours (Zhong et al., 2017)."""
+    k1: int = 20
+    """Neighbours for --rerank."""
+    k2: int = 6
+    """Nearest items that --rerank averages over."""
+    rerank_lambda: float = 0.3
+    """Share of the original distance with --rerank."""
+    flip_test: bool = False
+    """Embed each crop and its mirror image, and take the mean."""
+    memory_limit: str = "2GB"
+    """Memory that ranking may take beyond the embeddings, as 500MB or 2GB."""
+    threads: int = 0
+    """CPU threads of the backend and of ranking (0: their defaults)."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
+    """Images at once."""
+
+
+def main() -> None:
+    """Entry point."""
+    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    if command.batch_size < 1:
+        raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
+    command_line.threads(command.threads)
+    cuda_index(command.device)
+    limit = command_line.size(command.memory_limit, flag="--memory-limit")
+    reranking = Reranking(k1=command.k1, k2=command.k2, weight=command.rerank_lambda) if command.rerank else None
+    idle = {"--k1", "--k2", "--rerank-lambda"} & command_line.given_flags()
+    if idle and not command.rerank:
+        raise UserError(f"{', '.join(sorted(idle))} without --rerank changes nothing; add --rerank")
+    artifact = existing_file(command.artifact, "a checkpoint or an exported file")
+    if command.json and command.per_query and command.json.resolve() == command.per_query.resolve():
+        raise UserError(f"--json and --per-query are both {command.json}; give two files")
+    for path, suffixes in ((command.json, ()), (command.per_query, (".csv",))):
+        if path:
+            output_file(path, artifact, manifest_path(artifact), suffixes=suffixes)
+    split = read_dataset(command.dataset, command.root)
+    if why := unrankable(split.query, split.gallery):
+        raise UserError(f"{command.root}: {why}; pmm check says more")
+    for note in split.notes:
+        print(f"note: {note}")
+
+    from pmm.runtime.base import open_runner
+
+    digest = sha256(artifact) if command.json else ""  # now: it may be trained on while this takes its time
+    with open_runner(artifact, command.device, command.threads) as runner:
+        ranking = Ranking(
+            metric=runner.embedding.metric if command.metric == "auto" else command.metric,
+            ap=command.ap,
+            reranking=reranking,
+            memory_limit=limit,
+            threads=command.threads,
+        )
+        ranking.check(split, runner.embedding.dim)
+        query, gallery = (
+            embed_samples(runner, samples, batch_size=command.batch_size, label=name, flip=command.flip_test)
+            for name, samples in (("query", split.query), ("gallery", split.gallery))
+        )
+        how = _how(command, runner, ranking)
+    result = rank_split(split, query, gallery, ranking, label="re-ranking" if reranking else "")
+    print(f"{artifact} on {command.root}: {len(query)} queries, {len(gallery)} gallery crops")
+    print(_in_words(how))
+    print(describe(result), flush=True)  # before a disk can be full
+    if command.json:
+        found = {**figures(result), **how, **_what(command, digest, split)}
+        write_file(command.json, json.dumps(found, indent=2) + "\n")
+    if command.per_query:
+        write_file(command.per_query, _lines(split, result))
+
+
+def figures(result: RankingResult) -> dict[str, float | int]:
+    """The printed figures as plain numbers (fractions)."""
+    cmc = {f"rank{rank}": float(result.cmc[rank - 1]) for rank in CMC_RANKS}
+    return {"mAP": result.mAP, **cmc, "mINP": result.mINP, "skipped_queries": result.skipped}
+
+
+def describe(result: RankingResult) -> str:
+    """One line: mAP, CMC and mINP in percent, skipped queries."""
+    cmc = "  ".join(f"rank-{rank} {result.cmc[rank - 1]:.1%}" for rank in CMC_RANKS)
+    return f"mAP {result.mAP:.1%}  {cmc}  mINP {result.mINP:.1%}  ({result.skipped} queries without a match skipped)"
+
+
+def _how(command: Command, runner: Runner, ranking: Ranking) -> dict[str, Any]:
+    """What the figures depend on, beside the artifact and the data."""
+    return {
+        "backend": runner.info.backend,
+        "precision": runner.info.precision,
+        "metric": ranking.metric,
+        "ap": ranking.ap,
+        "reranking": dataclasses.asdict(ranking.reranking) if ranking.reranking else None,
+        "flip_test": command.flip_test or runner.embedding.flip_tta,
+    }
+
+
+def _what(command: Command, digest: str, split: Split) -> dict[str, Any]:
+    """The artifact and the data, and what had to be assumed of them."""
+    return {
+        "artifact": str(command.artifact),
+        "artifact_sha256": digest,
+        "dataset": layout_of(command.dataset).name,
+        "root": str(command.root),
+        "queries": len(split.query),
+        "gallery": len(split.gallery),
+        "notes": list(split.notes),
+    }
+
+
+def _in_words(how: dict[str, Any]) -> str:
+    words = [f"{how['backend']} {how['precision']}", f"metric {how['metric']}", f"ap {how['ap']}"]
+    if how["flip_test"]:
+        words.append("flip test")
+    if rerank := how["reranking"]:
+        words.append(f"re-ranked (k1 {rerank['k1']}, k2 {rerank['k2']}, lambda {rerank['weight']})")
+    return ", ".join(words)
+
+
+def _lines(split: Split, result: RankingResult) -> str:
+    """CSV: a line per query; no AP and no first match for a skipped one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("query", "pid", "camid", "AP", "INP", "first_match_rank"))
+    rows = zip(split.query, result.per_query_ap, result.per_query_inp, result.first_rank.tolist(), strict=True)
+    for sample, ap, inp, first in rows:
+        found = (f"{ap:.6f}", f"{inp:.6f}", first) if first else ("", "", "")
+        writer.writerow((sample.path, sample.pid, sample.camid, *found))
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    command_line.run(main, prog=PROG)

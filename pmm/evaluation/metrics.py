@@ -1,0 +1,227 @@
+"""Ranking metrics of re-identification: mAP, CMC, mINP. The ranks of the relevant items are counted, not sorted out.
+
+Exact, in blocks that keep to a memory limit, and the same for any limit and any number of threads. Loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.evaluation.distances import (
+    MEMORY_LIMIT,
+    Blocks,
+    Distances,
+    Doubles,
+    EmbeddingDistances,
+    Floats,
+    Ints,
+    Rows,
+    Singles,
+)
+from pmm.evaluation.ranks import Labels, relevant_ranks
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import usable_cores
+
+MOST_THREADS = 4
+
+
+@dataclass(frozen=True)
+class RankingResult:
+    """What `evaluate_ranking` found; fractions in 0..1."""
+
+    mAP: float  # noqa: N815
+    """Mean over the evaluable queries of the average precision."""
+    mINP: float  # noqa: N815
+    """Mean of R / (rank of the last of R relevant items)."""
+    cmc: npt.NDArray[np.float64]
+    """cmc[r - 1]: share of queries with a relevant item among the first r [max_rank]."""
+    per_query_ap: npt.NDArray[np.float64]
+    """Average precision per query [Q]; NaN for a skipped one."""
+    per_query_inp: npt.NDArray[np.float64]
+    """R / (rank of the last of R relevant items) per query [Q]; NaN for a skipped one."""
+    first_rank: Ints
+    """Rank (from 1) of each query's first relevant item [Q]; 0 for a skipped one."""
+    skipped: int
+    """Queries without any relevant item in the gallery."""
+
+    @property
+    def rank1(self) -> float:
+        """Share of queries whose first item is relevant."""
+        return float(self.cmc[0])
+
+
+def evaluate_ranking(
+    query: Any,
+    gallery: Any,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    *,
+    metric: str = "euclidean",
+    ap: str = "standard",
+    max_rank: int = 50,
+    memory_limit: int = MEMORY_LIMIT,
+    threads: int = 0,
+) -> RankingResult:
+    """Rank the gallery for each query and score it by the single-gallery-shot protocol of Market-1501.
+
+    Gallery items of the query's identity AND camera are removed; distractors stay as wrong matches; queries without any
+    relevant item are skipped and counted. Ties go to the lower gallery index. Distances are those of `pmm.evaluation.distances`.
+
+    Args:
+        query, gallery: embeddings [Q, D] and [G, D], numpy or torch.
+        query_pids, gallery_pids, query_camids, gallery_camids: [Q] or [G] integers.
+        metric: "euclidean" or "cosine".
+        ap: "standard": AP = (1/R) sum_i i/r_i over the whole list, with r_1 < ... < r_R the ranks of the R relevant
+            items. "trapezoid" (Market-1501's Matlab code): the mean of precision before and after each hit.
+            "truncated50" (the PMM authors' code): hits after rank 50 count 0, divided by all R.
+        max_rank: length of the CMC curve.
+        memory_limit: bytes to keep to, beyond the embeddings.
+        threads: that count ranks (0: as many as there are cores). BLAS decides on its own for the matrix product.
+
+    Raises:
+        UserError: shapes that do not fit, NaN or Inf among the embeddings, an unknown metric or ap, no evaluable query,
+            a memory limit too small for one query.
+    """
+    labels = Labels.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    check_choices(ap, max_rank)
+    embeddings = [_floats(values) for values in (query, gallery)]
+    for name, rows, count in zip(("query", "gallery"), embeddings, labels.shape, strict=True):
+        if rows.ndim != 2 or len(rows) != count:
+            raise UserError(f"{name}: embeddings {list(rows.shape)}, pids [{count}]; expected [N, D], [N]")
+    threads = counting_threads(threads)
+    blocks = Blocks.within(memory_limit, labels.shape, embeddings[0].shape[1], threads, pairs=labels.most_pairs)
+    sides = []
+    for name, rows in zip(("query", "gallery"), embeddings, strict=True):
+        try:
+            sides.append(Rows(rows, metric=metric, scratch=blocks.scratch))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    return _evaluate(EmbeddingDistances(*sides), labels, blocks, ap=ap, max_rank=max_rank, threads=threads)
+
+
+def evaluate_distances(
+    distances: Distances | Floats,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    *,
+    ap: str = "standard",
+    max_rank: int = 50,
+    memory_limit: int = MEMORY_LIMIT,
+    threads: int = 0,
+) -> RankingResult:
+    """As `evaluate_ranking`, from distances [Q, G]: a matrix, or what makes them in blocks (`pmm.evaluation.reranking`).
+
+    Raises UserError as `evaluate_ranking`, for NaN or Inf among the distances of a matrix too.
+    """
+    labels = Labels.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    check_choices(ap, max_rank)
+    given: Distances = distances if isinstance(distances, Distances) else _Matrix(_floats(distances))
+    if given.shape != labels.shape:
+        raise UserError(f"distances are {list(given.shape)}; expected {list(labels.shape)} by the pids")
+    threads = counting_threads(threads)
+    blocks = Blocks.within(memory_limit, labels.shape, given.dim, threads, pairs=labels.most_pairs, beside=given.held)
+    return _evaluate(given, labels, blocks, ap=ap, max_rank=max_rank, threads=threads)
+
+
+def counting_threads(asked: int) -> int:
+    """How many threads count ranks, if 0 is one for each core: beyond a few they wait for each other."""
+    return min(asked or usable_cores(), MOST_THREADS)
+
+
+def check_choices(ap: str, max_rank: int = 1) -> None:
+    """Raises UserError for an unknown definition of AP, or a curve without a rank."""
+    if ap not in AP_DEFINITIONS:
+        raise UserError(f"unknown ap '{ap}'; known: {', '.join(AP_DEFINITIONS)}")
+    if max_rank < 1:
+        raise UserError(f"max_rank is {max_rank}; it must be at least 1")
+
+
+def _evaluate(
+    distances: Distances, labels: Labels, blocks: Blocks, *, ap: str, max_rank: int, threads: int
+) -> RankingResult:
+    queries = distances.shape[0]
+    totals, counts = np.zeros(queries), np.zeros(queries, np.int64)
+    first_rank, last_rank = np.zeros(queries, np.int64), np.zeros(queries, np.int64)
+    for query, rank in relevant_ranks(distances, labels, blocks, threads):
+        if not len(query):
+            continue
+        starts = np.flatnonzero(np.diff(query, prepend=-1))
+        some, found = query[starts], np.diff(starts, append=len(query))
+        hits = np.arange(len(query)) - np.repeat(starts, found) + 1
+        totals[some] = np.add.reduceat(AP_DEFINITIONS[ap](hits, rank), starts)
+        counts[some], first_rank[some], last_rank[some] = found, rank[starts], rank[starts + found - 1]
+    with np.errstate(invalid="ignore"):
+        per_query_ap, inverse_penalty = totals / counts, counts / last_rank  # NaN for a skipped one
+    evaluated = first_rank > 0
+    if not evaluated.any():
+        raise UserError("no query has a relevant gallery item (same identity, another camera); nothing to evaluate")
+    hits = np.bincount(first_rank[evaluated].clip(max=max_rank + 1), minlength=max_rank + 2)[1:-1]
+    return RankingResult(
+        mAP=float(per_query_ap[evaluated].mean()),
+        mINP=float(inverse_penalty[evaluated].mean()),
+        cmc=hits.cumsum() / evaluated.sum(),
+        per_query_ap=per_query_ap,
+        per_query_inp=inverse_penalty,
+        first_rank=first_rank,
+        skipped=int(queries - evaluated.sum()),
+    )
+
+
+class _Matrix:
+    """Given distances [Q, G]."""
+
+    def __init__(self, matrix: Floats) -> None:
+        if matrix.ndim != 2:
+            raise UserError(f"distances are {list(matrix.shape)}; expected [Q, G]")
+        self.matrix, self.shape, self.dim, self.held = matrix, matrix.shape, 0, 0
+
+    def about(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+        return self.closely(rows)
+
+    def closely(self, rows: slice) -> tuple[Doubles, Doubles]:
+        found = self.matrix[rows].astype(np.float64)
+        if not np.isfinite(found).all():
+            bad = rows.start + int((~np.isfinite(found).all(1)).argmax())
+            raise UserError(f"distances hold NaN or Inf, first those of query {bad}")
+        return found, np.zeros(len(found))
+
+    def exact(self, queries: Ints, items: Ints) -> Doubles:
+        return self.matrix[queries, items].astype(np.float64)
+
+
+def _standard(hits: Ints, ranks: Ints) -> Doubles:
+    return hits / ranks
+
+
+def _trapezoid(hits: Ints, ranks: Ints) -> Doubles:
+    before = np.where(ranks == 1, 1.0, (hits - 1) / np.maximum(ranks - 1, 1))
+    return (hits / ranks + before) / 2
+
+
+def _truncated50(hits: Ints, ranks: Ints) -> Doubles:
+    return np.where(ranks <= 50, hits / ranks, 0)
+
+
+AP_DEFINITIONS: dict[str, Callable[[Ints, Ints], Doubles]] = {
+    "standard": _standard,
+    "trapezoid": _trapezoid,
+    "truncated50": _truncated50,
+}
+
+
+def _floats(values: Any) -> Floats:
+    """A float array of numpy's or torch's, or numbers; no copy of floats of float64 or less."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
+    values = np.asarray(values)
+    return values if values.dtype.kind == "f" and values.dtype.itemsize <= 8 else values.astype(np.float64)

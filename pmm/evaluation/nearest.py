@@ -1,0 +1,117 @@
+"""The gallery items nearest to each query, exactly, and the same for any block. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from pmm.evaluation.distances import Blocks, Distances, Doubles, Floats, Ints
+
+MOST_OPEN = 256
+"""Items per query that float32 may leave open; beyond it a block is made in float64."""
+PAIRS_AT_ONCE = 1 << 18
+NONE = np.empty(0, np.int64)
+
+
+class Nearest(NamedTuple):
+    """What is near each query, the nearest first, ties by gallery index; and how far the farthest is."""
+
+    items: Ints
+    """Gallery indices [Q, k]; -1 where there are no more."""
+    distances: Doubles
+    """Exact ones [Q, k]; infinite where there are no more."""
+    farthest: Doubles
+    """Largest distance, exact [Q]; 0 if it was not asked for."""
+
+
+def nearest(
+    distances: Distances,
+    k: int,
+    blocks: Blocks,
+    *,
+    threads: int = 1,
+    excluded: Callable[[slice], tuple[Ints, Ints]] | None = None,
+    farthest: bool = False,
+    label: str = "",
+) -> Nearest:
+    """The k nearest items of each query.
+
+    Args:
+        k: at least 1, at most the size of the gallery.
+        excluded: of a block of queries, the pairs that count for nothing: queries, from the block's first, and items.
+        farthest: find the largest distances too.
+        label: of a progress bar, if any.
+    """
+    from tqdm import tqdm
+
+    queries, gallery = distances.shape
+    found = Nearest(np.full((queries, k), -1), np.full((queries, k), np.inf), np.zeros(queries))
+    buffer = np.empty((min(blocks.queries, queries), gallery), np.float32)
+    bar = tqdm(total=queries, desc=label, unit="row", leave=False, disable=None if label else True)
+    with bar, ThreadPoolExecutor(threads) as pool:
+        for rows in blocks.cut(queries):
+            count = rows.stop - rows.start
+            pairs = excluded(rows) if excluded else (NONE, NONE)
+            lists = _candidates(pool, k, farthest, pairs, *distances.about(rows, buffer[:count]))
+            if sum(map(len, lists[0])) + sum(map(len, lists[1])) > count * max(8 * k, MOST_OPEN):
+                # an untrained network's, say: too close together for float32
+                lists = _candidates(pool, k, farthest, pairs, *distances.closely(rows))
+            for some, put in zip(lists, (_put_nearest, _put_farthest), strict=True):
+                start = 0
+                while start < count:
+                    sizes = np.cumsum([len(items) for items in some[start:]])
+                    stop = start + max(1, int(np.searchsorted(sizes, PAIRS_AT_ONCE)))
+                    _measure(distances, rows.start + start, some[start:stop], found, put)
+                    start = stop
+            bar.update(count)
+    return found
+
+
+def _candidates(
+    pool: ThreadPoolExecutor, k: int, farthest: bool, excluded: tuple[Ints, Ints], about: Floats, errors: Doubles
+) -> tuple[Sequence[Ints], Sequence[Ints]]:
+    """Per row of distances [q, G], ascending: the items that may be among the k nearest, and those that may be the
+    farthest."""
+    about[excluded] = np.inf
+
+    def search(row: Floats, error: float) -> tuple[Ints, Ints]:
+        margin = row.dtype.type(2 * error)
+        last = np.partition(row, k - 1)[k - 1]
+        if np.isinf(last):
+            last = row.max(initial=-np.inf, where=row < np.inf)
+        near = np.flatnonzero(row <= last + margin)
+        if not farthest:
+            return near, NONE
+        far = row.max()
+        if np.isinf(far):
+            far = row.max(initial=-np.inf, where=row < np.inf)
+        return near, np.flatnonzero((row >= far - margin) & (row < np.inf))
+
+    near, far = zip(*pool.map(search, about, errors), strict=True)
+    return near, far
+
+
+def _measure(
+    distances: Distances,
+    first: int,
+    lists: Sequence[Ints],
+    found: Nearest,
+    put: Callable[[Nearest, int, Ints, Doubles], None],
+) -> None:
+    """Put the exact distances of each query, from `first` on, to its list of items where they belong."""
+    sizes = np.array([len(items) for items in lists])
+    exact = distances.exact(np.repeat(np.arange(len(lists)), sizes) + first, np.concatenate(lists))
+    for query, (items, values) in enumerate(zip(lists, np.split(exact, sizes.cumsum()[:-1]), strict=True), first):
+        put(found, query, items, values)
+
+
+def _put_nearest(found: Nearest, query: int, items: Ints, values: Doubles) -> None:
+    order = np.argsort(values, kind="stable")[: found.items.shape[1]]
+    found.items[query, : len(order)], found.distances[query, : len(order)] = items[order], values[order]
+
+
+def _put_farthest(found: Nearest, query: int, items: Ints, values: Doubles) -> None:
+    found.farthest[query] = values.max(initial=0)

@@ -1,0 +1,247 @@
+"""k-reciprocal re-ranking (Zhong, Zheng, Cao, Li; CVPR 2017) in bounded memory: nothing of size N x N is ever held.
+
+Query and gallery together are the N items. Each item's k-reciprocal neighbours, sparse, are found block by block; only
+a block of the final distances is in memory. Exact as `pmm.evaluation.distances` is: the same for any block. Loads no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.evaluation.distances import (
+    MEMORY_LIMIT,
+    Blocks,
+    Distances,
+    Doubles,
+    EmbeddingDistances,
+    Floats,
+    Ints,
+    Rows,
+    Singles,
+    megabytes,
+)
+from pmm.evaluation.nearest import nearest
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import usable_cores
+
+Items = npt.NDArray[np.int32]
+
+ROWS_AT_ONCE = 256
+COMPARED_AT_ONCE = 1 << 23
+BYTES_PER_NUMBER = 48
+"""Of a sparse number, while it is put where it belongs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reranking:
+    """The parameters of the published method."""
+
+    k1: int = 20
+    """Neighbours among which reciprocal ones are sought."""
+    k2: int = 6
+    """Nearest items, itself included, over which an item's neighbourhood is averaged (1: not at all)."""
+    weight: float = 0.3
+    """Of the original distance in the final one (lambda of the paper)."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values without a meaning."""
+        if self.k1 < 1 or self.k2 < 1 or not 0 <= self.weight <= 1:
+            raise UserError(
+                f"re-ranking with k1 {self.k1}, k2 {self.k2}, lambda {self.weight}; "
+                "expected k1 >= 1, k2 >= 1 and lambda in 0..1"
+            )
+
+
+class Sparse(NamedTuple):
+    """Rows of numbers that are mostly zero."""
+
+    starts: Ints
+    """Of each row in the other two, and the end of the last [N + 1]."""
+    columns: npt.NDArray[np.int32]
+    """Ascending in a row."""
+    values: Doubles
+
+
+def reranked(
+    query: Floats,
+    gallery: Floats,
+    *,
+    metric: str = "euclidean",
+    parameters: Reranking | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    threads: int = 0,
+    label: str = "",
+) -> Reranked:
+    """Re-ranked distances between embeddings [Q, D] and [G, D], for `pmm.evaluation.metrics.evaluate_distances`.
+
+    Args:
+        parameters: default: k1 20, k2 6, lambda 0.3.
+        memory_limit: bytes to keep to, beyond the embeddings.
+        threads: that look for neighbours (0: one for each core).
+        label: of a progress bar, if any.
+
+    Raises:
+        UserError: embeddings that do not fit each other, NaN or Inf, a memory limit that is too small.
+    """
+    chosen = parameters or Reranking()
+    threads = threads or usable_cores()
+    blocks = check_memory(len(query) + len(gallery), query.shape[1], chosen, memory_limit, threads)
+    k, held = _kept(len(query) + len(gallery), chosen)
+    sides = [Rows(rows, metric=metric, scratch=blocks.scratch) for rows in (query, gallery)]
+    between = EmbeddingDistances(*sides)  # the first to say that dimensions differ
+    everything = Rows(query, gallery, metric=metric, scratch=blocks.scratch)
+    distances = EmbeddingDistances(everything, everything)
+    near = nearest(distances, k, blocks, threads=threads, farthest=True, label=label)
+    neighbours = near.items.astype(np.int32)
+    weights = _reciprocal_weights(distances, neighbours[:, : chosen.k1 + 1], near.farthest, chosen.k1)
+    allowed = (memory_limit - held) // BYTES_PER_NUMBER
+    weights = _averaged(weights, neighbours[:, : chosen.k2], allowed, memory_limit)
+    return Reranked(between, weights, near.farthest[: len(query)], chosen.weight)
+
+
+def check_memory(count: int, dim: int, parameters: Reranking, memory_limit: int, threads: int) -> Blocks:
+    """The blocks of distances between N items that keep to `memory_limit` bytes.
+
+    Raises UserError if that is too little to find neighbours. What their weights take is known only then.
+    """
+    return Blocks.within(memory_limit, (count, count), dim, threads, beside=_kept(count, parameters)[1])
+
+
+def _kept(count: int, parameters: Reranking) -> tuple[int, int]:
+    """Neighbours of each of N items, and the bytes of all of them."""
+    k = min(max(parameters.k1 + 1, parameters.k2), count)
+    return k, count * (16 + 24 * k)
+
+
+class Reranked:
+    """(1 - lambda) times the Jaccard distance of two items' neighbourhoods, plus lambda times their distance as a share
+    of the query's largest."""
+
+    def __init__(self, between: EmbeddingDistances, weights: Sparse, farthest: Doubles, share: float) -> None:
+        self._between, self._share = between, share
+        self.shape, self.dim = between.shape, between.dim
+        self._scales = np.divide(share, farthest, out=np.zeros(len(farthest)), where=farthest > 0)
+        queries = self.shape[0]
+        self._query = Sparse(weights.starts[: queries + 1], weights.columns, weights.values)
+        self._by_column = _transposed(weights, queries)
+        self.held = sum(array.nbytes for array in (*weights, *self._by_column))
+
+    def about(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+        return self._with_jaccard(rows, *self._between.about(rows, out))
+
+    def closely(self, rows: slice) -> tuple[Doubles, Doubles]:
+        return self._with_jaccard(rows, *self._between.closely(rows))
+
+    def _with_jaccard(self, rows: slice, found: Any, errors: Doubles) -> tuple[Any, Doubles]:
+        for query, row in zip(range(rows.start, rows.stop), found, strict=True):
+            row *= row.dtype.type(self._scales[query])
+            row += ((1 - self._share) * self._jaccard(query)).astype(row.dtype)
+        # the last: rounding of numbers up to about 1
+        return found, errors * self._scales[rows] * (1 + 1e-6) + 8 * np.finfo(found.dtype).eps
+
+    def exact(self, queries: Ints, items: Ints) -> Doubles:
+        found = self._between.exact(queries, items) * self._scales[queries]
+        for query in np.unique(queries):
+            mine = queries == query
+            found[mine] += ((1 - self._share) * self._jaccard(query))[items[mine]]
+        return found
+
+    def _jaccard(self, query: int) -> Doubles:
+        """Of one query to the gallery [G]: 1 - (sum of minima) / (sum of maxima). Each item's weights sum up to 1."""
+        mine = slice(*self._query.starts[query : query + 2])
+        columns, weights = self._query.columns[mine], self._query.values[mine]
+        by_column = self._by_column
+        place, counts = _ragged(by_column.starts, columns)
+        minima = np.minimum(np.repeat(weights, counts), by_column.values[place])
+        shared = np.bincount(by_column.columns[place], minima, minlength=self.shape[1])
+        return 1 - shared / (2 - shared)
+
+
+def _reciprocal_weights(distances: Distances, nearest: Items, farthest: Doubles, k1: int) -> Sparse:
+    """Of each item its k-reciprocal neighbours, expanded by theirs, weighted by exp(-distance) and summing up to 1."""
+    count, k = nearest.shape
+    half = min(k, int(np.around(k1 / 2)) + 1)
+    mutual, half_mutual = np.empty((count, k), bool), np.empty((count, half), bool)
+    at_once = max(1, min(ROWS_AT_ONCE, COMPARED_AT_ONCE // (k * k * half)))
+    pieces = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
+    for rows in pieces:
+        mine, own = nearest[rows], np.arange(rows.start, rows.stop)[:, None, None]
+        mutual[rows] = (nearest[mine] == own).any(2)
+        half_mutual[rows] = (nearest[mine[:, :half], :half] == own).any(2)
+    found = []
+    for rows in pieces:
+        mine, reciprocal = nearest[rows], mutual[rows]
+        theirs, expanding = nearest[mine, :half], half_mutual[mine]  # [n, k, half]
+        shared = (theirs[..., None] == mine[:, None, None, :]) & reciprocal[:, None, None, :]
+        enough = 3 * (shared.any(3) & expanding).sum(2) > 2 * expanding.sum(2)
+        expanding &= (enough & reciprocal)[:, :, None]
+        members = np.hstack(
+            [np.where(reciprocal, mine, count), np.where(expanding, theirs, count).reshape(len(mine), k * half)]
+        )
+        members.sort(1)
+        kept = members < count
+        kept[:, 1:] &= members[:, 1:] != members[:, :-1]
+        sizes = kept.sum(1)
+        items, columns = np.repeat(np.arange(rows.start, rows.stop), sizes), members[kept]
+        shares = np.divide(
+            distances.exact(items, columns), farthest[items], out=np.zeros(len(items)), where=farthest[items] > 0
+        )
+        weights = np.exp(-shares)
+        totals = np.bincount(items - rows.start, weights, minlength=len(mine))
+        found.append((sizes, columns.astype(np.int32), weights / totals[items - rows.start]))
+    return _joined(found)
+
+
+def _averaged(weights: Sparse, nearest: Items, allowed: int, limit: int) -> Sparse:
+    """The mean of the weights of each item's k2 nearest [N, k2].
+
+    Raises UserError if that is more than `allowed` numbers, saying what `limit` of bytes would do.
+    """
+    count, k2 = nearest.shape
+    found, total = [], 0
+    for start in range(0, count, ROWS_AT_ONCE):
+        mine = nearest[start : start + ROWS_AT_ONCE]
+        place, sizes = _ragged(weights.starts, mine.reshape(-1))
+        own = np.repeat(np.repeat(np.arange(len(mine)), k2), sizes)
+        keys = own * count + weights.columns[place]
+        order = np.argsort(keys, kind="stable")  # of one column, the nearest item's comes first
+        first = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        total += len(first)
+        if total <= allowed:
+            values = np.add.reduceat(weights.values[place][order], first) / k2
+            items, columns = np.divmod(keys[order][first], count)
+            found.append((np.bincount(items, minlength=len(mine)), columns.astype(np.int32), values))
+    if total > allowed:
+        least = limit + (total - allowed) * BYTES_PER_NUMBER
+        raise UserError(
+            f"a memory limit of {limit / 1e6:g}MB is too small to re-rank {count:,} items; the least that works is "
+            f"{megabytes(least)}"
+        )
+    return _joined(found)
+
+
+def _joined(rows: list[tuple[Ints, Items, Doubles]]) -> Sparse:
+    """Of pieces: sizes of rows, columns and values."""
+    sizes, columns, values = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
+    return Sparse(np.concatenate([[0], sizes.cumsum()]), columns, values)
+
+
+def _transposed(weights: Sparse, first: int) -> Sparse:
+    """The rows from `first` on, by column: row numbers, counted from `first`, are the columns of the result."""
+    begin, count = weights.starts[first], len(weights.starts) - 1
+    columns = weights.columns[begin:]
+    rows = np.repeat(np.arange(count - first, dtype=np.int32), np.diff(weights.starts[first:]))
+    order = np.argsort(columns, kind="stable")
+    starts = np.concatenate([[0], np.bincount(columns, minlength=count).cumsum()])
+    return Sparse(starts, rows[order], weights.values[begin:][order])
+
+
+def _ragged(starts: Ints, rows: npt.NDArray[np.integer[Any]]) -> tuple[Ints, Ints]:
+    """Where the numbers of the named rows lie, one row after another, and how many each has."""
+    begin = starts[rows]
+    sizes = starts[rows + 1] - begin
+    return np.arange(sizes.sum()) + np.repeat(begin - (sizes.cumsum() - sizes), sizes), sizes

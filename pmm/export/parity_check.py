@@ -1,0 +1,120 @@
+"""The parity gate: an artifact gets its name only if its embeddings of real crops are the checkpoint's.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pmm.artifacts.manifest import EmbeddingContract
+from pmm.data.crops import Crops, Preprocessing, load_crops
+from pmm.data.readers import read_dataset
+from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.calibration import evenly
+from pmm.export.options import LEAST_VERIFICATION_CROPS, MAX_LENGTH_ERROR, MIN_COSINE
+from pmm.runtime.base import Embeddings
+from pmm.utils.errors import UserError
+
+VERIFY_CROPS = 64
+MIN_BATCH_COSINE = 0.999
+"""Least cosine of a row with itself in another batch: kernels differ per batch size, rows must not."""
+
+Embed = Callable[[Crops], Embeddings]
+
+
+class ParityFailed(UserError):  # noqa: N818 - a verdict
+    """The embeddings moved, or depend on the batch."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Crops [N, H, W, 3] and what they must become, [N, D]."""
+
+    crops: Crops
+    expected: Embeddings
+    against: str = "the torch checkpoint's"
+    """Whose embeddings those are."""
+
+    @classmethod
+    def of(cls, reference: Embed, crops: Crops, embedding: EmbeddingContract) -> Gate:
+        """`reference` maps crops to plain embeddings; mirroring and length are applied here as `embedding` says."""
+        expected = np.asarray(reference(crops), np.float64)
+        if embedding.flip_tta:
+            expected = (expected + reference(np.ascontiguousarray(crops[:, :, ::-1]))) / 2
+        if embedding.normalised:
+            expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-12)
+        return cls(crops, expected.astype(np.float32))
+
+    def check(
+        self, candidate: Embed, precision: str, name: str, ran_on: str, batches: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """Run `candidate` in batches of 1, 3 and N - 4, rows alone, and all at once; the figures for the manifest.
+
+        Args:
+            name, ran_on: of the file and of what executed it, for the message and the manifest.
+            batches: further ones, of crops that are taken in turn: those that other kernels run in.
+
+        Raises:
+            ParityFailed: the worst row's cosine with the expected one is too low for `precision`, its length is
+                another, or a row alone is not the row in its batch.
+            UserError: NaN or Inf in the embeddings.
+        """
+        count = len(self.crops)
+        bounds = [0, 1, 4, count] if count > 4 else [0, count]
+        rows = np.concatenate([candidate(self.crops[a:b]) for a, b in pairwise(bounds)])
+        alone = [count - 1, count // 2]
+        rows[alone] = np.concatenate([candidate(self.crops[index : index + 1]) for index in alone])
+        parity = numeric_parity(self.expected, rows)
+        turns = [np.arange(size) % count for size in (count, *batches)]
+        together, which = np.concatenate([candidate(self.crops[turn]) for turn in turns]), np.concatenate(turns)
+        batched = numeric_parity(rows[which], together)
+        batched = dataclasses.replace(batched, worst_row=int(which[batched.worst_row]))
+        least = {self.against: MIN_COSINE[precision],
+                 "the same row's in another batch": min(MIN_BATCH_COSINE, MIN_COSINE[precision])}  # fmt: skip
+        for figures, (against, allowed) in zip((parity, batched), least.items(), strict=True):
+            if figures.min_cosine < allowed:
+                raise ParityFailed(
+                    f"{name}: parity failed: row {figures.worst_row} has cosine {figures.min_cosine:.7f} with "
+                    f"{against}, the least allowed for {precision} is {allowed}; nothing was written"
+                )
+            if figures.max_length_error > MAX_LENGTH_ERROR[precision]:
+                raise ParityFailed(
+                    f"{name}: parity failed: a row's length differs by {figures.max_length_error:.1%} from {against}, "
+                    f"the most allowed for {precision} is {MAX_LENGTH_ERROR[precision]:.2%}; nothing was written"
+                )
+        return {
+            **dataclasses.asdict(parity),
+            "against": self.against,
+            "batches": [*(b - a for a, b in pairwise(bounds)), *batches],
+            "batch_min_cosine": batched.min_cosine,
+            "least_allowed": MIN_COSINE[precision],
+            "ran_on": ran_on,
+        }
+
+
+def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
+    """Real test crops [N, H, W, 3], evenly over query and gallery of the data set at `root`.
+
+    Raises UserError if there are none to be had.
+    """
+    try:
+        if not root:
+            raise UserError("no data set is named")
+        split = read_dataset(dataset, root)
+        samples = (*split.query, *split.gallery)
+        if len(samples) < LEAST_VERIFICATION_CROPS:
+            raise UserError(f"{root} has {len(samples)} of them, at least {LEAST_VERIFICATION_CROPS} are needed")
+    except UserError as error:
+        raise UserError(
+            f"no crops to verify on ({error}); give --verify-root DIR, or --no-verify (and --verify-dataset NAME where "
+            "the layout is another)"
+        ) from error
+    chosen = [samples[index].path for index in evenly(len(samples), VERIFY_CROPS)]
+    return load_crops(chosen, size.height, size.width)

@@ -1,0 +1,194 @@
+"""A gallery on disk: the embeddings of a folder of crops, what made them, and exact search among them.
+
+Loads no torch. The file is an .npz of plain arrays, without pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.artifacts.manifest import EmbeddingContract
+from pmm.data.crops import Preprocessing
+from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, Rows
+from pmm.evaluation.nearest import nearest
+from pmm.runtime.base import Embeddings
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file, replacing
+from pmm.utils.from_dict import built
+
+FORMAT = "pmm-index-1"
+MEMBERS = ("contract", "embeddings", "paths")
+
+
+class Neighbours(NamedTuple):
+    """The nearest items of one query [K] or of several [Q, K], nearest first."""
+
+    indices: npt.NDArray[np.int64]
+    """Rows of the index."""
+    distances: npt.NDArray[np.float64]
+    """Euclidean distance or, if the contract's metric is cosine, 1 - cosine similarity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexContract:
+    """What made the embeddings, and so what a query's embedding must be made by."""
+
+    checkpoint_sha256: str
+    artifact_sha256: str
+    """Of the file that ran: the checkpoint itself, an ONNX file or an engine."""
+    precision: str
+    """Really used: fp32, tf32, fp16, bf16 or int8."""
+    embedding: EmbeddingContract
+    preprocessing: Preprocessing
+
+    def differences(self, other: IndexContract) -> list[str]:
+        """`name mine, not theirs`: what keeps embeddings of `other` from being compared with these."""
+        found = []
+        if self.checkpoint_sha256 != other.checkpoint_sha256:
+            found.append(f"checkpoint {self.checkpoint_sha256[:12]}..., not {other.checkpoint_sha256[:12]}...")
+        for mine, theirs in ((self.embedding, other.embedding), (self.preprocessing, other.preprocessing)):
+            names = [field.name for field in dataclasses.fields(mine)]
+            pairs = [(name, getattr(mine, name), getattr(theirs, name, None)) for name in names]
+            found += [f"{name} {value}, not {its}" for name, value, its in pairs if value != its]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Index:
+    """Embeddings float32 [N, D], N >= 1, of the images at `paths`.
+
+    Raises UserError if they do not fit the contract or each other, or are NaN or Inf (naming the first files).
+    """
+
+    embeddings: Embeddings
+    paths: tuple[str, ...]
+    """Relative to `folder`, with / between."""
+    folder: str
+    contract: IndexContract
+
+    def __post_init__(self) -> None:
+        shape, dim = self.embeddings.shape, self.contract.embedding.dim
+        if self.embeddings.dtype != np.float32 or shape != (len(self.paths), dim) or not self.paths or dim < 1:
+            raise UserError(
+                f"embeddings are {self.embeddings.dtype} {list(shape)} for {len(self.paths)} images; "
+                f"expected float32 [{max(1, len(self.paths))}, {dim}]"
+            )
+        self._refuse(~np.isfinite(self.embeddings).all(1), "hold NaN or Inf; the model or the backend is broken")
+        if self.contract.embedding.metric == "cosine":
+            self._refuse(~self.embeddings.any(1), "are all zero and have no direction to compare by cosine")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def file(self, index: int) -> Path:
+        """Where the image of row `index` was when the index was made."""
+        return Path(self.folder) / self.paths[index]
+
+    def nearest(self, query: npt.NDArray[np.floating[Any]], top: int) -> Neighbours:
+        """The `top` items nearest to each query ([D] or [Q, D]), all if there are fewer; ties go to the lower index.
+
+        Exact, and the same for any number of queries at once (`pmm.evaluation.nearest`). Memory stays bounded however large the
+        gallery. Raises UserError for a query of another dimension, NaN or Inf in it, or top < 1.
+        """
+        if top < 1:
+            raise UserError(f"top is {top}; it must be at least 1")
+        dim, metric = self.embeddings.shape[1], self.contract.embedding.metric
+        if query.ndim not in (1, 2) or query.shape[-1] != dim:
+            raise UserError(f"query embeddings are {list(query.shape)}; expected [{dim}] or [Q, {dim}]")
+        if not np.isfinite(query).all():
+            raise UserError("the query's embedding holds NaN or Inf; the model or the backend is broken")
+        queries = np.atleast_2d(query)
+        if metric == "cosine" and not queries.any(1).all():
+            raise UserError("the query's embedding is all zero and has no direction to compare by cosine")
+        between = EmbeddingDistances(Rows(queries, metric=metric), self._rows)
+        blocks = Blocks.within(MEMORY_LIMIT, between.shape, dim, 1)
+        indices, halves, _ = nearest(between, min(top, len(self)), blocks)
+        distances = halves if metric == "cosine" else np.sqrt(2 * halves * between.factor)
+        return Neighbours(indices[0], distances[0]) if query.ndim == 1 else Neighbours(indices, distances)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows(self.embeddings, metric=self.contract.embedding.metric)
+
+    def _refuse(self, bad: Any, reason: str) -> None:
+        """Raise UserError naming the first files of the rows where `bad` [N] is true, if any."""
+        rows = np.flatnonzero(bad)
+        if len(rows):
+            names = ", ".join(self.paths[row] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+            raise UserError(f"{len(rows)} of {len(self)} embeddings {reason}: {names}")
+
+    def save(self, path: str | Path) -> None:
+        """Write the index whole or not at all; equal content gives equal bytes. Raises UserError for a full disk."""
+        header = {"format": FORMAT, "folder": self.folder, **dataclasses.asdict(self.contract)}
+        arrays = {
+            "contract": np.array(json.dumps(header, sort_keys=True)),
+            "embeddings": np.ascontiguousarray(self.embeddings, "<f4"),
+            "paths": np.array(self.paths),
+        }
+        with replacing(Path(path)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name in MEMBERS:
+                # np.savez would write the time of day into the file
+                entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+                with archive.open(entry, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, arrays[name], version=(1, 0), allow_pickle=False)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Index:
+        """Read what `save` wrote; no code inside the file is run, and no more memory is taken than the file is long.
+
+        Raises UserError if the file is missing, damaged, or no index of this format.
+        """
+        path = existing_file(path, "an index written by pmm embed")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                found = {name: _member(archive, f"{name}.npy") for name in MEMBERS}
+            header = dict(json.loads(str(found["contract"])))
+            if (form := header.pop("format")) != FORMAT:
+                raise UserError(f"format {form!r}; this version reads {FORMAT!r}")
+            folder = header.pop("folder")
+            if found["paths"].ndim != 1 or found["paths"].dtype.kind != "U" or not isinstance(folder, str):
+                raise ValueError("its paths are no texts")
+            return cls(
+                embeddings=found["embeddings"],
+                paths=tuple(found["paths"].tolist()),
+                folder=folder,
+                contract=built(IndexContract, header),
+            )
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except Exception as error:  # zipfile, numpy and json raise a dozen types on a file made to harm
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise UserError(f"{path}: damaged, or not an index written by pmm embed ({reason})") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    """One array. What is stored as it is cannot unpack into more than the file holds."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    with archive.open(info) as member:
+        return _array(member, info.file_size, name)
+
+
+def _array(member: IO[bytes], size: int, name: str) -> npt.NDArray[Any]:
+    if np.lib.format.read_magic(member) != (1, 0):
+        raise ValueError(f"{name} is of another version")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+    if fortran or dtype.kind not in "fU" or dtype.byteorder == ">":
+        raise ValueError(f"{name} holds {dtype}, which is not plain numbers or texts")
+    content = member.read()  # to the end, where zipfile checks the checksum
+    count = 1
+    for length in shape:
+        count *= length
+    if min(shape, default=0) < 0 or count * dtype.itemsize != len(content) or member.tell() != size:
+        raise ValueError(f"{name} is not as long as it says")
+    return np.frombuffer(content, dtype).reshape(shape)

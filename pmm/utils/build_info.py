@@ -1,0 +1,71 @@
+"""The compiled kernels of the mix (cpp_ext/): where they lie and what they were built with. Loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+LIBRARY = PACKAGE / "_C.so"
+SOURCES = PACKAGE.parent / "cpp_ext"
+"""Beside the package in a source tree; not there where it was installed from a wheel."""
+_FACTS = re.compile(rb"pmm kernels built (\{[^\0]*\})\0")
+
+
+def build_info() -> dict[str, Any]:
+    """`compiled` (bool) and, of compiled kernels, `compiler`, `cuda` (toolkit version or None), `architectures` (GPU
+    compute capabilities) and `sources` (the first digits of the sources' SHA-256).
+
+    Kernels that were built from other sources than those beside the package do not count; `stale` is then true.
+    """
+    try:
+        found = _FACTS.search(LIBRARY.read_bytes())
+    except OSError:
+        found = None
+    facts = {"compiled": True, **json.loads(found[1])} if found else {"compiled": False}
+    if found and (SOURCES / "kernels.h").exists() and facts["sources"] != sources_digest(SOURCES):
+        return {"compiled": False, "stale": True}
+    return facts
+
+
+def sources_digest(folder: Path) -> str:
+    """The first digits of the SHA-256 of the sources in `folder`; what `build_info` calls `sources`."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".cu")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def describe_build(facts: dict[str, Any] | None = None) -> str:
+    """One line for people: which kernels the mix runs on; `facts` as `build_info` gives them (default: those here)."""
+    facts = build_info() if facts is None else facts
+    if not facts["compiled"]:
+        return f"plain torch (the kernels are {'of other sources' if facts.get('stale') else 'not compiled'})"
+    gpu = f"CUDA {facts['cuda']} for {' '.join(facts['architectures'])}" if facts["cuda"] else "no CUDA"
+    return f"compiled ({facts['compiler']}; {gpu}; sources {facts['sources']})"
+
+
+def build_version() -> str:
+    """As a version among those of libraries: sources, compiler and CUDA toolkit; "none" without compiled kernels."""
+    facts = build_info()
+    if not facts["compiled"]:
+        return "none"
+    return f"{facts['sources']}, {facts['compiler']}, {'CUDA ' + facts['cuda'] if facts['cuda'] else 'no CUDA'}"
+
+
+def not_built(device: str) -> str | None:
+    """Why no kernels are built for a type of device ("cpu", "cuda"); None if some are."""
+    facts = build_info()
+    if device not in ("cpu", "cuda"):
+        return f"there are no kernels for {device}"
+    rebuild = "run make setup, or pip install --no-build-isolation -e ."
+    if facts.get("stale"):
+        return f"the kernels were built from other sources than cpp_ext/ has now; {rebuild}"
+    if not facts["compiled"]:
+        return f"the kernels are not compiled; {rebuild}"
+    if device == "cuda" and not facts["cuda"]:
+        return "the kernels were built without CUDA; rebuild with PMM_BUILD_CUDA=1"
+    return None

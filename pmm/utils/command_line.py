@@ -1,0 +1,215 @@
+"""Command lines from dataclasses, and where an error becomes one line and an exit code. Loads no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+from pmm.utils.errors import UserError
+from pmm.utils.scheduling import settle_threads, take_short_turns
+
+T = TypeVar("T")
+
+INTERRUPTED = 130
+MOST_THREADS = 1024
+"""Far above it, libraries end the process without a word."""
+
+
+def parse(command: type[T], *, prog: str, description: str) -> T:
+    """Parse `sys.argv` into the dataclass `command`.
+
+    A wrong command line is one line on stderr, with the known flags if a flag is unknown, and exit code 2.
+    """
+    return parse_args(command, sys.argv[1:], prog=prog, description=description)
+
+
+def parse_args(
+    command: type[T],
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: T | None = None,
+    partial: bool = False,
+) -> T:
+    """As `parse`, from `args`; `partial=True` ignores flags that `command` does not have, and `--help`."""
+    import tyro
+
+    if not partial:
+        _refuse_unknown_flags(command, args, prog)
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    options: dict[str, Any] = {"prog": prog, "description": description, "config": config, "add_help": not partial}
+    if default is not None:
+        options["default"] = default
+    errors = io.StringIO()
+    width = os.environ.get("COLUMNS")
+    try:
+        with contextlib.redirect_stderr(errors), _columns(width if "--help" in args or "-h" in args else "1000"):
+            if partial:
+                return tyro.cli(command, args=list(args), return_unknown_args=True, **options)[0]
+            return tyro.cli(command, args=list(args), **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        print(f"{prog}: error: {_one_line(errors.getvalue())}; see {prog} --help", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run(main: Callable[[], int | None], *, prog: str) -> None:
+    """Call `main` and exit: UserError and OSError are one line and 1, Ctrl-C is 130; the rest is a bug, and shown.
+
+    Before that, says how torch's threads shall wait, for `main` to load it (see `pmm.utils.scheduling`).
+    """
+    settle_threads()
+    take_short_turns()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show costs no results
+    try:
+        code = main()
+    except UserError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # `... | head`: the reader has gone, nothing left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:  # a folder without permission, a full disk: the user's machine, not our bug
+        print(f"{prog}: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    raise SystemExit(code or 0)
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the yielded function is called, which then raises KeyboardInterrupt; a second one is let
+    through at once.
+
+    Raised wherever it falls, an interrupt can land in a destructor or a fork hook, where Python drops it and goes on.
+    """
+    with held_signals(signal.SIGINT) as held:
+
+        def release() -> None:
+            if held():
+                raise KeyboardInterrupt
+
+        yield release
+        release()
+
+
+@contextlib.contextmanager
+def held_signals(*numbers: int) -> Iterator[Callable[[], int]]:
+    """Hold the signals `numbers` back; the yielded function tells which came first, 0 for none. A second Ctrl-C is let
+    through at once."""
+    # those that are ignored stay so, as a shell starts its background jobs
+    taken = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        taken = []
+    came: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = [(number, signal.signal(number, hold)) for number in taken]
+    try:
+        yield lambda: came[0] if came else 0
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def given_flags(args: Sequence[str] | None = None) -> set[str]:
+    """The --flags of `args` (default: of this command line), without their values."""
+    args = sys.argv[1:] if args is None else args
+    return {arg.split("=", 1)[0].replace("_", "-") for arg in args if arg.startswith("--")}
+
+
+def numbers(text: str, *, flag: str, least: int = 1) -> list[int]:
+    """`1,8` -> [1, 8]. Raises UserError for an empty list, a non-number or a number below `least`."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(re.fullmatch(r"-?\d+", part) for part in parts) or min(map(int, parts)) < least:
+        raise UserError(f"{flag} is '{text}'; expected whole numbers of at least {least} with commas between, as 1,8")
+    return sorted(set(map(int, parts)))
+
+
+def threads(count: int) -> int:
+    """`--threads`, 0 for the default. Raises UserError for a number that no machine has use for."""
+    if not 0 <= count <= MOST_THREADS:
+        raise UserError(f"--threads is {count}; it must be at least 0 (the default) and at most {MOST_THREADS}")
+    return count
+
+
+def names(text: str, *, flag: str) -> list[str]:
+    """`a,b` -> ["a", "b"]. Raises UserError for an empty list."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise UserError(f"{flag} is '{text}'; expected names with commas between")
+    return list(dict.fromkeys(found))
+
+
+def size(text: str, *, flag: str) -> int:
+    """`500MB` -> 500,000,000 bytes; B, kB, MB, GB and TB, of 1000 each. Raises UserError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UserError(f"{flag} is '{text}'; expected a size as 500MB or 2GB")
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
+
+
+@contextlib.contextmanager
+def _columns(width: str | None) -> Any:
+    """The parser wraps its messages to the terminal; ours are unwrapped again, so give it room."""
+    before = os.environ.get("COLUMNS")
+    try:
+        if width is not None:
+            os.environ["COLUMNS"] = width
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _refuse_unknown_flags(command: type, args: Sequence[str], prog: str) -> None:
+    """The parser would first complain of a missing argument, and lists two of the known flags at most."""
+    known = [*_flags(command), "--help"]
+    given = [arg.split("=", 1)[0] for arg in args if arg.startswith("--")]
+    unknown = [flag for flag in given if flag.replace("_", "-") not in known]
+    if unknown:
+        print(f"{prog}: error: unknown flag {', '.join(unknown)}; known flags: {', '.join(known)}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _one_line(box: str) -> str:
+    """The first paragraph inside the parser's box-drawn message."""
+    lines: list[str] = []
+    for line in box.splitlines():
+        text = line.strip(" │╭╮╰╯─")
+        if not text and lines and "─" in line:
+            break
+        if text and not line.startswith("╭"):
+            lines.append(text)
+    return re.sub(r"\s+\.$", "", " ".join(lines)) or "wrong command line"
+
+
+def _flags(command: type) -> list[str]:
+    flags: list[str] = []
+    for f in dataclasses.fields(command):
+        inner = f.default_factory if f.default_factory is not dataclasses.MISSING else None
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            flags += _flags(inner)
+        elif "Positional" not in str(f.type):
+            flags.append("--" + f.name.replace("_", "-"))
+    return flags

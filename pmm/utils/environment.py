@@ -1,0 +1,94 @@
+"""What a figure was measured on, and what a bug report has to say: a number without a machine is decoration.
+
+Names no host, no user and no folder, so that it can be published.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pmm
+from pmm.utils.build_info import build_info
+from pmm.utils.cuda_versions import misfits, side_by_side
+from pmm.utils.hardware import clashing_wheels, driver_version, installed_version, nvidia_gpus, usable_cores
+
+LIBRARIES = (
+    "torch", "torchvision", "numpy", "pillow", "simplejpeg", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
+    "tensorrt", "tensorrt-rtx", "pycuda", "openvino",
+)  # fmt: skip
+
+
+def describe_environment(threads: int | None = None) -> dict[str, Any]:
+    """CPU, cores, GPUs, operating system, library versions, compiled kernels and the commit of this code, as plain
+    values.
+
+    `threads` are those that were used for what is described, if any.
+    """
+    return {
+        "pmm": pmm.__version__,
+        "commit": _commit(),
+        "cpu": _cpu_name(),
+        "cores": usable_cores(),
+        **({} if threads is None else {"threads": threads}),
+        "gpus": [gpu.name for gpu in nvidia_gpus()],
+        "compute_capabilities": [gpu.compute_capability for gpu in nvidia_gpus()],
+        "driver": nvidia_driver(),
+        "driver_cuda": driver_version(),
+        "cuda": side_by_side(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in LIBRARIES if (version := installed_version(name))},
+        "kernels": build_info(),
+        "problems": problems(),
+    }
+
+
+def problems() -> list[str]:
+    """What is known to break on this machine."""
+    return [*([found] if (found := clashing_wheels()) else []), *(misfit.text for misfit in misfits())]
+
+
+def nvidia_driver() -> str:
+    """The NVIDIA driver's own version, as 580.65.06; empty without one."""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+    except OSError:
+        return ""
+    version = ctypes.create_string_buffer(80)  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
+    if nvml.nvmlInit_v2() != 0:
+        return ""
+    try:
+        return version.value.decode() if nvml.nvmlSystemGetDriverVersion(version, len(version)) == 0 else ""
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Short commit of the source tree this package lies in, "+" if files differ from it; None if installed alone."""
+    here = Path(__file__).resolve().parents[2]
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,181 @@
+"""Files that are whole or not there: atomic writes, and one writer per output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from pmm.utils.errors import UserError
+
+_LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _drop_locks() -> None:
+    """In a forked child: it would keep the lock for as long as it outlives the process that holds it."""
+    for lock in list(_LOCKS):
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`, else removed.
+
+    A reader sees the old file or the new one, never a part; a full disk leaves the old one intact. Of a symbolic link
+    the file it leads to is replaced. Raises UserError if the folder cannot be written, the disk is full, or `path` is
+    no regular file.
+    """
+    path = _replaceable(Path(path))
+    make_folder(path.parent)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` as `replacing` does."""
+    with replacing(path) as temporary:
+        # names on disk that are no UTF-8 are written as the bytes that they are
+        temporary.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` and its parents. Raises UserError if that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return path
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """One line for an output path that is not writable or a disk that is full."""
+    return UserError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged")
+
+
+def sweep(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a writer of `names` in `folder` left half-written when it was killed."""
+    for name in names:
+        for temporary in folder.glob(f".{name}.*"):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process. Raises UserError if another process writes there."""
+    with locked(folder / ".lock", wait=False):
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock file `path`; if another process holds it, wait for it, or raise UserError."""
+    import fcntl
+
+    make_folder(path.parent)
+    try:
+        lock = path.open("w")
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+    _LOCKS.add(lock)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(f"{path.parent} is in use by another process; wait for it, or use another folder") from None
+        except OSError as error:  # not every file system has locks
+            raise UserError(
+                f"{path.parent} cannot be locked ({error.strerror}); use a folder on another disk"
+            ) from error
+        yield
+
+
+def output_file(path: Path, *keep: Path, suffixes: tuple[str, ...] = ()) -> Path:
+    """`path`, checked before hours of work are put into it: its folder can be written, it is none of the files to
+    `keep`, and it ends in one of `suffixes` if any are given.
+
+    Raises UserError.
+    """
+    target = os.path.realpath(path)
+    if any(target == os.path.realpath(file) for file in keep):
+        raise UserError(f"{path} is the file to read; give another name to write to")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"cannot write {path}: expected a name that ends in {' or '.join(suffixes)}")
+    folder = make_folder(_replaceable(path).parent)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return path
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _replaceable(path: Path) -> Path:
+    """The file that `path` leads to. Raises UserError if it is there and no regular file, or one of an open stream,
+    which would not be written to but replaced."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
+    folders = {str(target.parent), os.path.realpath(path.parent)}
+    if (target.exists() and not target.is_file()) or any(f == "/dev" or f"{f}/".startswith("/proc/") for f in folders):
+        raise UserError(f"cannot write {path}: it is a device or a pipe; give the name of a file")
+    return target
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def existing_file(path: str | Path, what: str) -> Path:
+    """`path` as a Path. Raises UserError if it is not a readable file."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected {what}")
+    if not path.exists():
+        raise UserError(f"{path} does not exist; expected {what}")
+    if not path.is_file():
+        raise UserError(f"{path} is a device or a pipe; expected {what}")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be read (no permission); expected {what}")
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

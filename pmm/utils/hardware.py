@@ -1,0 +1,200 @@
+"""What this machine has: NVIDIA GPUs, asked of the driver (TensorRT may crash without one), and CPU cores."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pmm.utils.cgroup import cpu_quota
+from pmm.utils.errors import Unavailable, UserError
+
+
+class Gpu(NamedTuple):
+    """An NVIDIA GPU."""
+
+    name: str
+    compute_capability: str
+    """Major and minor, as 8.9."""
+
+
+@cache
+def nvidia_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that the CUDA driver sees; empty without a driver or a GPU."""
+    cuda = cuda_library()
+    count = ctypes.c_int()
+    if cuda is None or cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return ()
+    found = []
+    for index in range(count.value):
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
+        if cuda.cuDeviceGet(ctypes.byref(device), index) == 0 and cuda.cuDeviceGetName(name, 128, device) == 0:
+            capability = ".".join(str(_attribute(cuda, which, device)) for which in _CAPABILITY)
+            found.append(Gpu(name.value.decode(), capability))
+    return tuple(found)
+
+
+def cuda_index(device: str) -> int | None:
+    """Which GPU "cuda" (the first) or "cuda:N" names, counted as CUDA_VISIBLE_DEVICES leaves them visible; None for
+    "auto" and "cpu". Raises UserError for any other word."""
+    if device in ("auto", "cpu"):
+        return None
+    found = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", device)
+    if not found:
+        raise UserError(f"unknown device '{device}'; known: auto, cpu, cuda, cuda:N (N: 0 for the first GPU)")
+    return int(found[1] or 0)
+
+
+def gpu_at(index: int) -> Gpu:
+    """The GPU of that index. Raises Unavailable saying which are there if it is not."""
+    gpus = nvidia_gpus()
+    if index < len(gpus):
+        return gpus[index]
+    if not gpus:
+        raise Unavailable("no NVIDIA GPU is visible; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES")
+    names = ", ".join(f"{place} {gpu.name}" for place, gpu in enumerate(gpus))
+    raise Unavailable(f"no GPU {index} here: {len(gpus)} visible ({names}); see CUDA_VISIBLE_DEVICES")
+
+
+@cache
+def driver_version() -> str:
+    """The highest CUDA version that the driver serves, as 13.0; empty without a driver."""
+    cuda, version = cuda_library(), ctypes.c_int()
+    if cuda is None or cuda.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return ""
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+
+
+def _attribute(cuda: Any, which: int, device: ctypes.c_int) -> int:
+    value = ctypes.c_int()
+    return value.value if cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device) == 0 else 0
+
+
+@cache
+def cuda_library() -> Any:
+    """The CUDA driver's library, through ctypes; None without a driver."""
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+
+
+def gpu_memory_of(process: int) -> int | None:
+    """GPU memory, in bytes, that a process holds on all GPUs; None where the driver does not tell."""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        list_processes = nvml.nvmlDeviceGetComputeRunningProcesses_v3
+    except (OSError, AttributeError):
+        return None
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    try:
+        found, gpus = None, ctypes.c_uint()
+        nvml.nvmlDeviceGetCount_v2(ctypes.byref(gpus))
+        for index in range(gpus.value):
+            device, count = ctypes.c_void_p(), ctypes.c_uint(_MOST_PROCESSES)
+            processes = (_NvmlProcess * _MOST_PROCESSES)()
+            if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) != 0:
+                continue
+            if list_processes(device, ctypes.byref(count), processes) != 0:
+                continue
+            for entry in processes[: count.value]:
+                if entry.pid == process and entry.memory != _NOT_TOLD:
+                    found = (found or 0) + entry.memory
+        return found
+    finally:
+        nvml.nvmlShutdown()
+
+
+class _NvmlProcess(ctypes.Structure):
+    """nvmlProcessInfo_t."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("memory", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
+
+
+_MOST_PROCESSES = 256
+_NOT_TOLD = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
+
+
+@cache
+def int8_overflows() -> bool:
+    """True for an x86 CPU without VNNI or AMX, which sums pairs of 8-bit products in 16 bits: with weights beyond 7
+    bits the largest sums are cut off. Only Linux tells; False elsewhere."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].partition("\n")[0].split())
+    except OSError:
+        return False
+    return "sse2" in flags and not any("vnni" in flag or flag == "amx_int8" for flag in flags)
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed package; None if it is not there."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def clashing_wheels() -> str:
+    """What is wrong with the packages of ONNX Runtime, and what to do; empty if nothing is."""
+    if all(installed_version(name) for name in ("onnxruntime", "onnxruntime-gpu")):
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "pip uninstall both, then install one"
+        )
+    return ""
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: those that it may run on or, if that is less, its groups' quota of time."""
+    quota = quota_cores()
+    return len(_own_cores()) if quota is None else min(len(_own_cores()), quota)
+
+
+@cache
+def quota_cores() -> int | None:
+    """The quota of CPU time of this process's control groups, in whole cores; None without one.
+
+    A part of a core counts as one, as it does for Java and Go: two threads in 1.5 cores' time do half as much again as
+    one, though both pause in each period; and half a core has to be enough for one.
+    """
+    quota = cpu_quota()
+    return None if quota is None else math.ceil(quota)
+
+
+def compute_threads() -> int:
+    """Threads for a library that computes: one for each physical core that this process may run on, or fewer if its
+    quota is less. By themselves such libraries ask for no quota, and more threads than that stand still for most of
+    each period, those too that others wait for."""
+    return min(physical_cores(), quota_cores() or sys.maxsize)
+
+
+def _own_cores() -> set[int]:
+    """Numbers of the cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def physical_cores() -> int:
+    """Cores that this process may run on, but two that are one in hardware count once, as far as the system tells."""
+    return len({_siblings(core) for core in _own_cores()})
+
+
+def _siblings(core: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(core)

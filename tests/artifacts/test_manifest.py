@@ -1,0 +1,140 @@
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pmm.artifacts.manifest import (
+    BatchProfile,
+    BatchProfiles,
+    EmbeddingContract,
+    EngineContract,
+    InputContract,
+    Manifest,
+)
+from pmm.data.crops import Preprocessing
+from pmm.utils.errors import UserError
+
+ENGINE = EngineContract(
+    flavor="tensorrt",
+    version="11.4.0",
+    batch=BatchProfiles((BatchProfile(least=1, best=4, most=16),)),
+    onnx_sha256="0" * 64,
+    platform="linux-x86_64",
+    gpu="a GPU",
+    compute_capability="8.9",
+    hardware_compatibility="none",
+    driver="13.0",
+    flags=("no TF32",),
+    precision_read_from="parsed network",
+    key="k",
+)
+MANIFEST = Manifest(
+    checkpoint_sha256="1" * 64,
+    method="pmm",
+    preprocessing=Preprocessing(height=8, width=4, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
+    input=InputContract.of("float", "bgr"),
+    embedding=EmbeddingContract(dim=12, normalised=True, metric="cosine"),
+    precision="int8",
+    precision_found="int8",
+    precision_share={"int8": 0.9, "fp32": 0.1},
+    macs=123,
+    opset=20,
+    versions={"torch": "2"},
+    parity={"rows": 64, "min_cosine": 0.99},
+    quantization={"target": "tensorrt", "kept_in_fp32": []},
+    engine=ENGINE,
+)
+
+
+@pytest.mark.parametrize("manifest", [MANIFEST, dataclasses.replace(MANIFEST, engine=None, parity=None)])
+def test_what_is_written_is_read(manifest):
+    assert Manifest.from_json(manifest.to_json(), "x") == manifest
+
+
+def test_impossible_manifests_are_one_line():
+    for text in ("", "{", "[]", "3", "null", "{}", "[" * 100_000):
+        with pytest.raises(UserError, match="x: not a manifest of ours") as error:
+            Manifest.from_json(text, "x")
+        assert "\n" not in str(error.value)
+
+
+def leaves(table, path=()):
+    for key, value in table.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+
+
+ANYTHING = st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.lists(st.integers()), st.none())
+
+
+@given(st.sampled_from(list(leaves(json.loads(MANIFEST.to_json())))), ANYTHING)
+def test_any_value_anywhere_is_kept_as_it_is_or_refused(path, value):
+    values = json.loads(MANIFEST.to_json())
+    table = values
+    for key in path[:-1]:
+        table = table[key]
+    table[path[-1]] = value
+    text = json.dumps(values)
+    try:
+        manifest = Manifest.from_json(text, "x")
+    except UserError:
+        return
+    assert json.loads(manifest.to_json()) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v.pop("macs"), "no field macs"),
+        (lambda v: v.update(extra=1), "unknown field extra"),
+        (lambda v: v["engine"].pop("gpu"), "no field engine.gpu"),
+        (lambda v: v["engine"]["batch"]["profiles"][0].update(best=9, most=8), "batch profile 1 9 8"),
+        (lambda v: v["input"].update(layout="NCWH"), "input.layout is 'NCWH'"),
+        (lambda v: v["embedding"].update(dim=True), "embedding.dim is 'True'; expected int"),
+        (lambda v: v["preprocessing"].update(std=[1, 1]), "preprocessing.std"),
+        (lambda v: v["preprocessing"].update(std=[1, 1, 0]), "impossible preprocessing"),
+        (lambda v: v["preprocessing"].update(mean=[1, 1, float("nan")]), "preprocessing.mean"),
+        (lambda v: v["preprocessing"].update(height=0), "impossible preprocessing"),
+        (lambda v: v["versions"].update(torch=2), "versions.torch is '2'"),
+        (lambda v: v.update(precision="fp8"), "precision is 'fp8'; expected one of fp32, tf32"),
+        (lambda v: v.update(precision_found="fp64"), "precision_found is 'fp64'"),
+    ],
+)
+def test_the_field_that_is_wrong_is_named(change, said):
+    values = json.loads(MANIFEST.to_json())
+    change(values)
+    with pytest.raises(UserError) as error:
+        Manifest.from_json(json.dumps(values), "x")
+    assert said in str(error.value)
+
+
+def profiles(*sizes):
+    return BatchProfiles(tuple(BatchProfile(least=a, best=b, most=c) for a, b, c in sizes))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "runs"),
+    [
+        ([(2, 3, 6)], {1: (0, 2), 2: (0, 2), 6: (0, 6)}),
+        ([(1, 1, 1), (1, 8, 16), (16, 64, 64)], {1: (0, 1), 2: (1, 2), 16: (1, 16), 17: (2, 17), 64: (2, 64)}),
+        ([(1, 1, 1), (8, 8, 8)], {1: (0, 1), 2: (1, 8), 8: (1, 8)}),
+        ([(1, 2, 32), (1, 32, 64)], {1: (0, 1), 7: (0, 7), 9: (1, 9), 33: (1, 33)}),
+    ],
+)
+def test_images_run_in_the_profile_that_is_nearest(sizes, runs):
+    batch = profiles(*sizes)
+    assert {count: batch.runs_as(count) for count in runs} == runs
+    assert (batch.least, batch.most) == (sizes[0][0], sizes[-1][2])
+    with pytest.raises(ValueError, match=str(batch.most)):
+        batch.runs_as(batch.most + 1)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[], [(1, 8, 64), (1, 8, 64)], [(1, 8, 64), (1, 1, 1)], [(2, 4, 8), (1, 8, 16)], [(1, 8, 64), (1, 9, 32)]]
+)
+def test_profiles_that_overlap_in_nonsense(sizes):
+    with pytest.raises(UserError, match="batch profile"):
+        profiles(*sizes)

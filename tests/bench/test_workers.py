@@ -1,0 +1,157 @@
+"""The parent's side of a worker, against small programs that misbehave."""
+
+import os
+import signal
+import sys
+import textwrap
+import time
+from unittest.mock import Mock
+
+import pytest
+
+from pmm.bench import workers
+from pmm.bench.worker import Session
+from pmm.bench.workers import CannotRun, Crew, WorkerFailed, WorkerProcess
+from pmm.utils.errors import Unavailable, UserError
+from tests.utils.test_task_runner import alive
+
+SKELETON = """
+import json, os, signal, sys, time
+def say(**message):
+    print(json.dumps(message), flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    do, given = request["do"], request["with"]
+"""
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """A worker that runs SKELETON with a body of its own."""
+    started = []
+
+    def start(body, timeout=5.0):
+        script = tmp_path / "worker.py"
+        script.write_text(SKELETON + textwrap.indent(textwrap.dedent(body), "    "))
+        monkeypatch.setattr(workers, "COMMAND", (sys.executable, str(script)))
+        started.append(WorkerProcess("w", tmp_path / "logs" / "w.log", threads=3, timeout=timeout))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.close()
+
+
+def test_answers_and_progress(worker):
+    process = worker("say(progress=0.5); say(progress=1.0); say(answer=[do, given, os.environ['OMP_NUM_THREADS']])")
+    seen = []
+    assert process.ask("embed", progress=seen.append, a=1) == ["embed", {"a": 1}, "3"]
+    assert seen == [0.5, 1.0]
+    assert process.ask("again") == ["again", {}, "3"]
+    assert process.alive
+
+
+def test_errors_are_answers_and_the_worker_lives_on(worker):
+    process = worker("say(error='no GPU', kind='unavailable') if do == 'open' else say(error='bad', kind='failed')")
+    with pytest.raises(CannotRun, match="no GPU"):
+        process.ask("open")
+    with pytest.raises(WorkerFailed, match="bad"):
+        process.ask("embed")
+    assert process.alive
+
+
+def test_what_goes_wrong_in_a_session_is_an_answer_in_one_line(monkeypatch, capsys):
+    def raising(error):
+        monkeypatch.setattr(Session, "memory", Mock(side_effect=error))
+        return Session(print).answer("memory", {})
+
+    assert raising(Unavailable("no GPU")) == {"error": "no GPU", "kind": "unavailable"}
+    assert raising(UserError("bad\nand more")) == {"error": "bad", "kind": "failed"}
+    assert raising(KeyError("key")) == {"error": "KeyError: 'key'", "kind": "failed"}
+    assert "Traceback" in capsys.readouterr().err, "for the log"
+
+
+def test_a_worker_that_hangs_is_ended_with_what_it_started(worker):
+    process = worker(
+        """
+        if do == 'open':
+            import subprocess
+            child = subprocess.Popen(['sleep', '600'])
+            say(answer=child.pid)
+        else:
+            time.sleep(600)
+        """
+    )
+    child = process.ask("open")
+    process.timeout = 0.3
+    with pytest.raises(
+        WorkerFailed, match=r"no sign of life for 0\.3 s while it should compare batch sizes; it was ended"
+    ):
+        process.ask("compare_batch_sizes")
+    assert not process.alive
+    for _ in range(100):
+        if not alive(child):
+            break
+        time.sleep(0.05)
+    assert not alive(child), "its child goes on"
+
+
+def test_patience_is_a_multiple_of_the_timeout(worker):
+    process = worker("do == 'make' and time.sleep(0.4); say(answer=do)")
+    process.ask("open")
+    process.timeout = 0.1
+    assert process.ask("make", patience=50.0) == "make"
+    with pytest.raises(WorkerFailed, match=r"no sign of life for 0\.2 s while it should make"):
+        process.ask("make", patience=2.0)
+
+
+def test_progress_is_a_sign_of_life(worker):
+    body = "[(time.sleep(0.2), say(progress=k)) for k in range(5 * (do == 'embed'))]; say(answer='done')"
+    process = worker(body)
+    process.ask("open")
+    process.timeout = 0.8
+    assert process.ask("embed") == "done"
+
+
+def test_a_crash_names_the_signal_and_the_last_words(worker):
+    process = worker("print('first', file=sys.stderr); print('last words\\n', file=sys.stderr); "
+                     "sys.stderr.flush(); os.kill(os.getpid(), signal.SIGSEGV)")  # fmt: skip
+    with pytest.raises(WorkerFailed, match=r"crashed \(SIGSEGV\) while it should open; it last said: last words$"):
+        process.ask("open")
+    assert not process.alive
+    with pytest.raises(WorkerFailed, match=r"crashed \(SIGSEGV\)"):
+        process.ask("embed")
+
+
+def test_a_worker_that_just_ends_is_reported(worker):
+    process = worker("sys.exit(3)")
+    with pytest.raises(WorkerFailed, match=r"crashed \(exit code 3\) while it should open$"):
+        process.ask("open")
+
+
+def test_closing_ends_it_even_if_it_does_not_listen(worker):
+    process = worker("signal.signal(signal.SIGTERM, signal.SIG_IGN); say(answer=1); time.sleep(600)")
+    process.ask("open")
+    begin = time.monotonic()
+    process.close(at_once=True)
+    assert time.monotonic() - begin < 3
+    with pytest.raises(ProcessLookupError):
+        os.kill(process._process.pid, 0)
+
+
+def test_the_crew_starts_workers_when_they_are_asked_for(worker, tmp_path):
+    worker("say(answer=os.getpid())").close()
+    with Crew(tmp_path / "crew", threads=1, timeout=5.0) as crew:
+        assert "a" not in crew
+        first = crew["a"].ask("open")
+        assert "a" in crew
+        assert crew["a"].ask("open") == first
+        assert crew["b"].ask("open") != first
+        os.kill(first, signal.SIGKILL)
+        crew["b"].ask("open")
+        time.sleep(0.2)
+        assert "a" not in crew
+        assert crew["a"].ask("open") != first  # a new one
+        crew.end("a")
+        assert "a" not in crew
+    assert sorted(path.name for path in (tmp_path / "crew").iterdir()) == ["a.log", "b.log"]

@@ -1,0 +1,185 @@
+"""pmm evaluate: the figures of any artifact, and what they depend on."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pmm.artifacts.manifest import manifest_path
+from pmm.data.readers import read_dataset
+from pmm.data.samples import camids_of, pids_of
+from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
+from pmm.evaluation.reranking import Reranking, reranked
+from pmm.export.options import Recipe
+from pmm.gallery.embed import embed_samples
+from pmm.runtime.base import open_runner
+from pmm.runtime.ort import OrtRunner
+from pmm.utils.files import sha256
+from tests.conftest import assert_one_line_error, run_here, run_python, run_without_torch
+
+
+def png(path, rng):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (32, 16, 3), np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def split(people):
+    return read_dataset("market1501", people)
+
+
+@pytest.fixture(scope="module")
+def embedded(trained, split):
+    with open_runner(trained) as runner:
+        parts = [embed_samples(runner, part) for part in (split.query, split.gallery)]
+        mirrored = [embed_samples(runner, part, flip=True) for part in (split.query, split.gallery)]
+    return parts, mirrored
+
+
+def labels_of(split):
+    return pids_of(split.query), pids_of(split.gallery), camids_of(split.query), camids_of(split.gallery)
+
+
+def evaluate(file, people, *args):
+    return run_here("-m", "pmm", "evaluate", file, "--dataset", "market1501", "--root", people, *args)
+
+
+def figures(done, path):
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text())
+
+
+def test_any_artifact_gives_the_figures_of_the_checkpoint(trained, exported, people, tmp_path, embedded, split):
+    expected = evaluate_ranking(*embedded[0], *labels_of(split))
+    found = figures(evaluate(trained, people, "--json", tmp_path / "a.json"), tmp_path / "a.json")
+    assert found["mAP"] == expected.mAP
+    assert (found["backend"], found["metric"], found["ap"]) == ("torch", "euclidean", "standard")
+    assert (found["artifact"], found["artifact_sha256"]) == (str(trained), sha256(trained))
+    assert (found["dataset"], found["root"], found["notes"]) == ("market1501", str(people), [])
+    assert (found["queries"], found["gallery"]) == (len(split.query), len(split.gallery))
+    done = run_without_torch(
+        "-m", "pmm", "evaluate", exported, "--dataset", "market1501", "--root", people, "--json", tmp_path / "b.json"
+    )
+    found = figures(done, tmp_path / "b.json")
+    assert found["mAP"] == pytest.approx(expected.mAP, abs=1e-3)
+    assert found["backend"] == "ort-cpu"
+
+
+def test_every_choice_reaches_the_figures(trained, people, tmp_path, embedded, split):
+    out, labels = tmp_path / "a.json", labels_of(split)
+    done = evaluate(trained, people, "--metric", "cosine", "--ap", "trapezoid", "--flip-test", "--json", out)
+    expected = evaluate_ranking(*embedded[1], *labels, metric="cosine", ap="trapezoid")
+    assert figures(done, out)["mAP"] == expected.mAP
+    assert "metric cosine, ap trapezoid, flip test" in done.stdout
+    done = evaluate(trained, people, "--rerank", "--k1", "7", "--k2", "3", "--rerank-lambda", "0.5", "--json", out)
+    chosen = Reranking(k1=7, k2=3, weight=0.5)
+    expected = evaluate_distances(reranked(*embedded[0], parameters=chosen), *labels)
+    found = figures(done, out)
+    assert found["mAP"] == expected.mAP != evaluate_ranking(*embedded[0], *labels).mAP
+    assert found["reranking"] == {"k1": 7, "k2": 3, "weight": 0.5}
+    assert "re-ranked (k1 7, k2 3, lambda 0.5)" in done.stdout
+
+
+def test_a_flip_test_is_the_mean_of_both(trained, split):
+    with open_runner(trained) as runner:
+        plain = embed_samples(runner, split.query[:3])
+        found = embed_samples(runner, split.query[:3], flip=True)
+        from pmm.data.crops import load_crops
+
+        size = runner.preprocessing
+        crops = load_crops([s.path for s in split.query[:3]], size.height, size.width)
+        mirrored = runner(np.ascontiguousarray(crops[:, :, ::-1]))
+    np.testing.assert_allclose(found, (plain + mirrored) / 2, rtol=1e-6)
+
+
+def test_a_line_per_query(trained, people, tmp_path, embedded, split):
+    out = tmp_path / "queries.csv"
+    assert evaluate(trained, people, "--per-query", out).returncode == 0
+    rows = list(csv.DictReader(out.open()))
+    expected = evaluate_ranking(*embedded[0], *labels_of(split))
+    assert [row["query"] for row in rows] == [str(sample.path) for sample in split.query]
+    np.testing.assert_allclose([float(row["AP"]) for row in rows], expected.per_query_ap, atol=1e-6)
+    assert [int(row["first_match_rank"]) for row in rows] == expected.first_rank.tolist()
+
+
+def test_a_folder_of_crops_without_cameras_says_what_that_means(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        for number in range(3):
+            png(tmp_path / "crops" / name / f"{number}.png", rng)
+    of = ("-m", "pmm", "evaluate", trained, "--dataset", "folder", "--root")
+    done = run_here(*of, tmp_path / "crops", "--json", tmp_path / "a.json")
+    assert done.returncode == 0, done.stderr
+    assert "note: no file name tells a camera" in done.stdout
+    assert "2 queries, 4 gallery crops" in done.stdout
+    assert any(note.startswith("no file name tells a camera") for note in figures(done, tmp_path / "a.json")["notes"])
+    assert_one_line_error(
+        run_here(*of, tmp_path), "are of one identity, so that any order is right; is the root too high"
+    )
+
+
+def test_what_is_read_is_not_written_to_and_nothing_is_made_for_a_file_that_is_not_there(exported, people, tmp_path):
+    for out in (exported, manifest_path(exported)):
+        assert_one_line_error(evaluate(exported, people, "--json", out), f"{out} is the file to read; give another")
+    both = ("--json", tmp_path / "both.csv", "--per-query", tmp_path / "both.csv")
+    assert_one_line_error(evaluate(exported, people, *both), "--json and --per-query are both")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "both.csv")
+    both = ("--json", tmp_path / "both.csv", "--per-query", tmp_path / "link.csv")
+    assert_one_line_error(evaluate(exported, people, *both), "--json and --per-query are both")
+    (tmp_path / "link.csv").unlink()
+    assert_one_line_error(evaluate(tmp_path / "none.pth", people, "--json", tmp_path / "new/o.json"), "does not exist")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_gives_nan_is_named_with_the_crop(exported, people, split, monkeypatch):
+    run = OrtRunner.__call__
+    monkeypatch.setattr(OrtRunner, "__call__", lambda self, images: np.full_like(run(self, images), np.nan))
+    done = evaluate(exported, people)
+    count, first = len(split.query), split.query[0].path
+    assert_one_line_error(done, f"{count} of {count} embeddings of query hold NaN or Inf, the first that of {first};")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+def test_figures_are_not_lost_over_a_name_that_the_terminal_cannot_show(exported, people, tmp_path, encoding):
+    root = tmp_path / os.fsdecode("Zürich caf".encode() + b"\xe9")
+    root.symlink_to(people)
+    of = ("-m", "pmm", "evaluate", exported, "--dataset", "market1501", "--root", root)
+    files = ("--json", tmp_path / "a.json", "--per-query", tmp_path / "a.csv")
+    done = run_python(*of, *files, PYTHONIOENCODING=encoding)
+    assert figures(done, tmp_path / "a.json")["root"] == str(root)
+    assert "mAP" in done.stdout
+    assert b"caf\xe9/query/" in (tmp_path / "a.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("--memory-limit", "much"), "--memory-limit is 'much'; expected a size as 500MB or 2GB"),
+        (("--memory-limit", "1kB"), "the least that works is 1MB"),
+        (("--rerank", "--memory-limit", "1kB"), "the least that works is"),
+        (("--k1", "3"), "--k1 without --rerank changes nothing"),
+        (("--rerank", "--k2", "0"), "k2 >= 1"),
+        (("--per-query", "a.txt"), "expected a name that ends in .csv"),
+        (("--threads", "-1"), "--threads is -1"),
+        (("--threads", "100000000"), "--threads is 100000000; it must be at least 0 (the default) and at most 1024"),
+    ],
+)
+def test_bad_options_are_one_line(trained, people, args, text):
+    assert_one_line_error(evaluate(trained, people, *args), text)
+
+
+def test_a_data_set_without_matches_is_refused_before_a_model_is_loaded(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, name in (("bounding_box_train", "0001_c1_1"), ("query", "0002_c1_1"), ("bounding_box_test", "0002_c1_2")):
+        png(tmp_path / part / f"{name}.png", rng)
+    (tmp_path / "no model.pth").write_bytes(b"")
+    done = run_here("-m", "pmm", "evaluate", tmp_path / "no model.pth", "--dataset", "market1501", "--root", tmp_path)
+    assert_one_line_error(done, "no query has a gallery crop of its identity from another camera")
+
+
+def test_a_file_that_averages_with_the_mirror_image_already(shared, people):
+    path = shared.onnx(Recipe(flip_tta=True), verify=False)
+    assert_one_line_error(evaluate(path, people, "--flip-test"), "averages with the mirror image already")

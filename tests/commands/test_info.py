@@ -1,0 +1,237 @@
+"""pmm info says what a file is and what the machine has, without telling whose machine it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import pmm
+from pmm.artifacts.manifest import BatchProfile, BatchProfiles, EngineContract, manifest_path, read_manifest
+from pmm.commands import info
+from pmm.export.onnx import export_onnx
+from pmm.utils import environment, hardware
+from pmm.utils.build_info import build_version
+from pmm.utils.files import sha256
+from tests.conftest import assert_one_line_error, run_here, run_python
+
+
+@pytest.fixture(scope="module")
+def artifact(trained, tmp_path_factory):
+    return export_onnx(trained, tmp_path_factory.mktemp("artifact") / "model.onnx").path
+
+
+def ask(*args, **env):
+    done = run_here("-m", "pmm", "info", *args, "--json", **env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def values(text, part="file"):
+    """key -> value of one part of the aligned text."""
+    block = next(block for block in text.split("\n\n") if block.startswith(f"{part}:"))
+    lines = [line.split(maxsplit=1) for line in block.strip().splitlines()[1:]]
+    return {line[0]: line[1] for line in lines}
+
+
+def test_the_machine_alone():
+    facts = ask()
+    assert list(facts) == ["environment"]
+    here = facts["environment"]
+    assert here["pmm"] == pmm.__version__
+    assert here["python"] == platform.python_version()
+    assert here["versions"]["numpy"] == np.__version__
+    assert here["versions"]["torch"] == metadata.version("torch")
+    assert here["cores"] == len(os.sched_getaffinity(0))
+    assert len(here["gpus"]) == len(here["compute_capabilities"])
+    assert here["cuda"].keys() >= {"driver", "torch"}
+    assert here["commit"]
+    done = run_here("-m", "pmm", "info")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "environment:"
+    assert len({len(line) - len(line.lstrip()) for line in lines[1:]}) == 1
+    assert values(done.stdout, "environment")["python"] == platform.python_version()
+    assert "versions.numpy" in values(done.stdout, "environment")
+    assert values(done.stdout, "environment")["cuda.torch"] == here["cuda"]["torch"]
+
+
+def test_the_kernels_are_facts_in_json_and_one_line_in_text(built_with):
+    facts = {"compiler": "g++ 12.2.0", "cuda": "13.0", "architectures": ["9.0"], "sources": "0123456789ab"}
+    built_with(**facts)
+    assert ask()["environment"]["kernels"] == {"compiled": True, **facts}
+    printed = values(run_here("-m", "pmm", "info").stdout, "environment")
+    assert printed["kernels"] == "compiled (g++ 12.2.0; CUDA 13.0 for 9.0; sources 0123456789ab)"
+    assert not [key for key in printed if key.startswith("kernels.")]
+
+
+def test_a_checkpoint(trained, small_config):
+    facts = ask(trained)["file"]
+    assert facts["kind"] == "checkpoint"
+    assert (facts["method"], facts["backbone"], facts["backbone_weights"]) == ("pmm", "resnet10", "none")
+    assert facts["crop"] == {"height": 128, "width": 64}
+    assert facts["embedding_dim"] == 384
+    assert facts["epoch"] in (1, 2)
+    assert facts["epochs"] == small_config.recipe.epochs == 2
+    assert 0 < facts["best_held_out_mAP"] <= 1
+    assert facts["trained_on"]["dataset"] == "synthetic"
+    assert facts["trained_on"]["identities"] == 9  # of twelve, a quarter is held out
+    assert not facts["resumable"]
+    assert facts["made_with"]["pmm"] == pmm.__version__
+    assert facts["made_with"]["pmm kernels"] == build_version()
+    assert facts["sha256"] == sha256(trained)
+    assert ask(trained.with_name("last.pth"))["file"]["resumable"]
+
+    import torch
+
+    state = torch.load(trained, weights_only=True)["model"]
+    running = ("running_mean", "running_var", "num_batches_tracked")
+    assert facts["parameters"] == sum(v.numel() for key, v in state.items() if not key.endswith(running))
+
+
+def test_an_onnx_file_of_ours(trained, artifact):
+    facts = ask(artifact)["file"]
+    assert (facts["kind"], facts["ours"]) == ("ONNX file", "yes")
+    assert facts["inputs"] == ["uint8 images [batch, 128, 64, 3]"]
+    assert facts["outputs"] == ["float32 embeddings [batch, 384]"]
+    assert facts["operators"]["Conv"] == sum(node.op_type == "Conv" for node in onnx.load(artifact).graph.node) > 5
+    assert facts["manifest"]["checkpoint_sha256"] == sha256(trained)
+    assert facts["manifest"]["precision_found"] == "fp32"
+    assert facts["manifest"]["parity"]["min_cosine"] > 0.9999
+    printed = values(run_here("-m", "pmm", "info", artifact).stdout)
+    assert printed["manifest.embedding.dim"] == "384"
+    assert printed["manifest.embedding.flip_tta"] == "no"
+    assert float(printed["manifest.parity.min_cosine"]) == facts["manifest"]["parity"]["min_cosine"]
+    assert "engine" not in facts["manifest"]
+
+
+def test_a_copied_onnx_file_says_that_nothing_was_verified(artifact, tmp_path):
+    copy = shutil.copy(artifact, tmp_path / "copy.onnx")
+    assert ask(copy)["file"]["manifest"]["parity"] == "not verified"
+
+
+def foreign(path: Path, domain: str = "") -> Path:
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Relu", ["y"], ["z\x1b[31m"])],
+        "graph",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, ["n", 3])],
+        [helper.make_tensor_value_info("z\x1b[31m", onnx.TensorProto.FLOAT16, ["n", None])],
+    )
+    model = helper.make_model(graph, producer_name="another tool", opset_imports=[helper.make_opsetid(domain, 13)])
+    onnx.save(model, path)
+    return path
+
+
+def test_an_onnx_file_of_others(tmp_path):
+    facts = ask(foreign(tmp_path / "other.onnx"))["file"]
+    assert facts["ours"].startswith("no: no manifest")
+    assert facts["producer"] == "another tool"
+    assert facts["inputs"] == ["float16 x [n, 3]"]
+    assert facts["outputs"] == [r"float16 z\x1b[31m [n, ?]"], "a name must not reach the terminal as a command"
+    assert facts["operators"] == {"Relu": 2}
+    assert facts["opsets"] == {"ai.onnx": 13}
+    assert "manifest" not in facts
+
+
+def test_an_engine_is_described_by_its_manifest_and_never_loaded(artifact, tmp_path):
+    engine = tmp_path / "model.plan"
+    engine.write_bytes(b"no engine at all, which nobody may notice by loading it")
+    facts = ask(engine)["file"]
+    assert facts["kind"] == "engine"
+    assert facts["ours"] == "no: no manifest beside it (model.plan.json)"
+    contract = EngineContract(
+        flavor="rtx", version="1.7.1", batch=BatchProfiles((BatchProfile(most=16),)), onnx_sha256="0" * 64,
+        platform="linux-x86_64", gpu="", compute_capability="", hardware_compatibility="none", driver="",
+        flags=("tf32 off",), precision_read_from="parsed network", key="k",
+    )  # fmt: skip
+    manifest = read_manifest(artifact, sha256(artifact))
+    assert manifest
+    manifest = dataclasses.replace(manifest, engine=contract, sha256=sha256(engine))
+    manifest_path(engine).write_text(manifest.to_json())
+    facts = ask(engine)["file"]
+    assert facts["ours"] == "yes"
+    assert facts["manifest"]["engine"]["version"] == "1.7.1"
+    assert values(run_here("-m", "pmm", "info", engine).stdout)["manifest.engine.batch.profiles.1.most"] == "16"
+    engine.write_bytes(b"another one")
+    assert_one_line_error(run_here("-m", "pmm", "info", engine), "the file was changed or replaced")
+
+
+def test_an_index_without_the_folder_it_was_made_of(artifact, people, tmp_path):
+    out = tmp_path / "index.npz"
+    assert run_here("-m", "pmm", "embed", artifact, people / "query", "-o", out).returncode == 0
+    facts = ask(out)["file"]
+    assert (facts["kind"], facts["dimensions"], facts["precision"]) == ("index", 384, "fp32")
+    assert facts["images"] == len(list((people / "query").glob("*.jpg")))
+    assert facts["artifact_sha256"] == sha256(artifact)
+    assert facts["embedding"]["metric"] == "euclidean"
+    assert str(people) not in run_here("-m", "pmm", "info", out).stdout
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".onnx", ".npz", ".plan", ".engine"])
+def test_damaged_missing_and_empty_files_are_one_line(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    assert_one_line_error(run_here("-m", "pmm", "info", path), f"model{suffix} does not exist")
+    path.write_bytes(b"")
+    assert_one_line_error(run_here("-m", "pmm", "info", path), f"model{suffix}: an empty file")
+    path.write_bytes(b"\x80\x05damaged" * 9)
+    if suffix in (".plan", ".engine"):
+        manifest_path(path).write_text("{")
+    done = run_here("-m", "pmm", "info", path)
+    assert_one_line_error(done, f"model{suffix}")
+    assert not done.stdout
+
+
+def test_unknown_kinds_and_flags_are_one_line(tmp_path):
+    assert_one_line_error(run_here("-m", "pmm", "info", tmp_path / "a.txt"), "known: .pth, .onnx, .plan, .engine, .npz")
+    assert_one_line_error(run_here("-m", "pmm", "info", "--jsn"), "unknown flag --jsn")
+
+
+def test_nothing_says_whose_machine_it_is(trained, tmp_path, monkeypatch):
+    """A home, a host and a user with names that nothing else has."""
+    home = tmp_path / "home" / "zaphod"
+    home.mkdir(parents=True)
+    system, _, *rest = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((system, "heartofgold", *rest)))
+    monkeypatch.setattr(platform, "_uname_cache", None)
+    monkeypatch.setattr(platform, "_platform_cache", {})
+    assert platform.node() == "heartofgold"
+    checkpoint = shutil.copy(trained, home / "best.pth")
+    monkeypatch.setitem(info.KINDS, ".pth", lambda path: {"kind": "checkpoint", "told": [f"found in {path}"]})
+    for flags in ((), ("--json",)):
+        done = run_here("-m", "pmm", "info", checkpoint, *flags, HOME=str(home), USER="zaphod")
+        assert "found in ~/best.pth" in done.stdout, done.stderr
+        assert "zaphod" not in done.stdout
+        assert "heartofgold" not in done.stdout
+
+
+def test_two_onnxruntimes_are_told(monkeypatch):
+    assert not environment.problems() or "both installed" in environment.problems()[0]
+    monkeypatch.setattr(hardware, "installed_version", lambda name: "1.22.0")
+    assert "onnxruntime and onnxruntime-gpu are both installed" in ask()["environment"]["problems"][0]
+    monkeypatch.setattr(hardware, "installed_version", lambda name: "1.22.0" if name == "onnxruntime" else None)
+    assert ask()["environment"]["problems"] == []
+
+
+def test_values_print_as_what_they_are():
+    facts = {
+        "part": {"zero": 0, "no": False, "unknown": None, "none": [], "text": "", "list": [1, 2], "nan": float("nan")}
+    }
+    printed = values("\n".join(info.aligned(info._plain(facts))), "part")
+    assert printed == {
+        "zero": "0", "no": "no", "unknown": "unknown", "none": "none", "text": "none", "list": "1, 2", "nan": "nan",
+    }  # fmt: skip
+
+
+def test_torch_is_loaded_for_a_checkpoint_only(artifact, trained):
+    for file, loaded in ((artifact, "False"), (trained, "True")):
+        script = "import sys; from pmm import info; info.main(); print('torch' in sys.modules)"
+        done = run_python("-c", script, file)
+        assert done.stdout.splitlines()[-1] == loaded, done.stderr

@@ -1,0 +1,185 @@
+import errno
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pmm.utils.errors import UserError
+from pmm.utils.files import claimed, existing_file, output_file, replacing, sha256, write_file
+
+
+def test_write_replaces_whole(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    write_file(path, "one")
+    write_file(path, b"two")
+    assert path.read_text() == "two"
+    assert os.listdir(path.parent) == ["file.txt"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def test_content_and_name_are_on_disk_in_this_order(tmp_path, monkeypatch):
+    """A power cut leaves the old file or the new one: not a name without content, not a rename that is forgotten."""
+    path, done, fsync, rename = tmp_path / "file.txt", [], os.fsync, Path.replace
+
+    def synced(handle):
+        found = os.fstat(handle)
+        done.append("folder synced" if stat.S_ISDIR(found.st_mode) else f"{found.st_size} bytes synced")
+        fsync(handle)
+
+    def renamed(source, target):
+        assert source.parent == path.parent  # a rename does not cross disks
+        done.append("renamed")
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_file(path, "twelve bytes")
+    assert done == ["12 bytes synced", "renamed", "folder synced"]
+
+
+def test_of_a_link_the_file_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    real, link = tmp_path / "there" / "real.json", tmp_path / "link.json"
+    link.symlink_to(real)
+    for content in ("one", "two"):  # the link leads to nothing at first
+        assert output_file(link) == link
+        write_file(link, content)
+        assert (link.is_symlink(), real.read_text()) == (True, content)
+    with pytest.raises(UserError, match="is the file to read"):
+        output_file(link, real)
+    assert sorted(os.listdir(tmp_path)) == ["link.json", "there"]
+
+
+def test_devices_pipes_and_open_streams_are_refused_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "out").symlink_to("/dev/null")
+    before = os.stat("/dev/null").st_rdev
+    for path in (tmp_path / "pipe", tmp_path / "out", "/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        for write in (output_file, lambda path: write_file(path, "x")):
+            with pytest.raises(UserError, match=r"it is a device or a pipe; give the name of a file"):
+                write(Path(path))
+    assert os.stat("/dev/null").st_rdev == before
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_names_that_are_no_utf8_are_written_as_their_bytes(tmp_path):
+    write_file(tmp_path / "list.csv", "caf\udce9,1\n")
+    assert (tmp_path / "list.csv").read_bytes() == b"caf\xe9,1\n"
+
+
+def test_failure_keeps_the_old_file_and_leaves_nothing(tmp_path):
+    path = tmp_path / "file.txt"
+    write_file(path, "old")
+
+    def half():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_full_disk_keeps_the_old_file(tmp_path):
+    path = tmp_path / "file.bin"
+    write_file(path, b"old")
+    script = (
+        "import resource, sys\nfrom pathlib import Path\n"
+        "from pmm.utils.files import write_file\nfrom pmm.utils.errors import UserError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_file(Path(sys.argv[1]), bytes(5000))\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert "cannot write" in done.stdout, done.stderr
+    assert "unchanged" in done.stdout
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_unwritable_places_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_file(tmp_path / "file" / "below", "x")
+    with pytest.raises(UserError, match="it is a folder"):
+        write_file(tmp_path, "x")
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from pmm.utils.files import claimed; from pmm.utils.errors import UserError\n"
+        "try:\n  with claimed(Path(sys.argv[1])): print('got it')\n"
+        "except UserError as error: print(error)\n"
+    )
+
+    def other():
+        return subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True).stdout
+
+    with claimed(tmp_path):
+        assert "in use by another process" in other()
+    assert "got it" in other()
+
+
+def test_a_disk_without_locks_is_not_taken_for_another_writer(tmp_path, monkeypatch):
+    import fcntl
+
+    def none(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with (
+        pytest.raises(UserError, match=r"cannot be locked \(No locks .*\); use a folder on"),
+        claimed(tmp_path),
+    ):
+        pass
+
+
+def test_existing_file(tmp_path):
+    with pytest.raises(UserError, match=r"does not exist; expected a checkpoint"):
+        existing_file(tmp_path / "no.pth", "a checkpoint")
+    with pytest.raises(UserError, match="is a folder; expected a checkpoint"):
+        existing_file(tmp_path, "a checkpoint")
+
+
+def test_sha256(tmp_path):
+    write_file(tmp_path / "x", b"abc")
+    assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_name_with_another_ending_is_refused(tmp_path):
+    assert output_file(tmp_path / "a.PLAN", suffixes=(".plan", ".engine")) == tmp_path / "a.PLAN"
+    with pytest.raises(UserError, match=r"a\.json: expected a name that ends in \.plan or \.engine"):
+        output_file(tmp_path / "a.json", suffixes=(".plan", ".engine"))
+
+
+def _begin_and_stay(begun):
+    begun.set()
+    time.sleep(20)
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    with claimed(tmp_path):
+        child = fork.Process(target=_begin_and_stay, args=(begun,))
+        child.start()
+        assert begun.wait(20)
+    try:
+        with claimed(tmp_path):  # at once, though the child goes on
+            assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()

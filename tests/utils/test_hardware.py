@@ -1,0 +1,119 @@
+import runpy
+import sys
+from functools import partial
+
+import pytest
+
+from pmm.utils import hardware
+from pmm.utils.errors import Unavailable, UserError
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "overflows"),
+    [
+        ("flags\t\t: fpu sse2 avx2 fma", True),
+        ("flags\t\t: fpu sse2 avx2 avx512f avx512bw", True),
+        ("model name\t: x\nflags\t\t: fpu sse2 avx2 avx512_vnni\nbugs\t\t: spectre", False),
+        ("flags\t\t: sse2 avx_vnni", False),
+        ("flags\t\t: sse2 amx_int8", False),
+        ("Features\t: fp asimd asimddp", False),
+        (None, False),
+    ],
+)
+def test_where_sums_of_int8_products_overflow(tmp_path, monkeypatch, cpuinfo, overflows):
+    path = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        path.write_text(f"processor\t: 0\n{cpuinfo}\n\nprocessor\t: 1\n{cpuinfo}\n")
+    monkeypatch.setattr(hardware, "Path", lambda name: path)
+    assert hardware.int8_overflows.__wrapped__() is overflows
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Call it with the cores that this process may run on, its quota, and which cores are one in hardware."""
+
+    def pretend(own, quota=None, pairs=None):
+        monkeypatch.setattr(hardware, "_own_cores", lambda: set(range(own)))
+        monkeypatch.setattr(hardware, "_siblings", lambda core: str(core % pairs if pairs else core))
+        monkeypatch.setattr(hardware, "cpu_quota", lambda: quota)
+        hardware.quota_cores.cache_clear()
+
+    yield pretend
+    hardware.quota_cores.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("own", "quota", "usable"),
+    [(8, None, 8), (8, 16.0, 8), (8, 2.0, 2), (8, 1.5, 2), (8, 1.01, 2), (8, 1.0, 1), (8, 0.5, 1), (8, 0.01, 1)],
+)
+def test_cores_that_may_be_used(cores, own, quota, usable):
+    cores(own, quota)
+    assert hardware.usable_cores() == usable
+
+
+@pytest.mark.parametrize(
+    ("own", "quota", "pairs", "threads"),
+    [(8, None, None, 8), (8, None, 4, 4), (8, 6.0, 4, 4), (8, 3.0, 4, 3), (8, 0.5, 4, 1), (1, None, 4, 1)],
+)
+def test_a_thread_for_each_core_of_the_hardware_or_as_the_quota_says(cores, own, quota, pairs, threads):
+    cores(own, quota, pairs)
+    assert hardware.compute_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("device", "index"), [("auto", None), ("cpu", None), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("cuda:12", 12)]
+)
+def test_which_gpu_a_device_names(device, index):
+    assert hardware.cuda_index(device) == index
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1 ", "cuda:1.0", "cuda:²", "cpu:0"])
+def test_a_word_that_names_no_device(device):
+    with pytest.raises(UserError, match=r"auto, cpu, cuda, cuda:N") as error:
+        hardware.cuda_index(device)
+    assert f"'{device}'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pmm embed no.pth no -o no.npz",
+        "pmm search no.npz --query no.png --artifact no.pth",
+        "pmm evaluate no.pth --dataset synthetic --root no",
+        "pmm.visualize no.pth",
+        "pmm train",
+        "bench/ops.py",
+        "export/to_aoti.py no.pth",
+    ],
+)
+def test_each_command_refuses_a_device_that_no_word_names(command, monkeypatch, capsys):
+    """Before it looks at any file."""
+    name, *args = command.split()
+    monkeypatch.setattr(sys, "argv", [name, *args, "--device", "gpu:1"])
+    if name.endswith(".py"):
+        run = partial(runpy.run_path, str(ROOT / name))
+    else:
+        run = partial(runpy.run_module, name, alter_sys=True)
+    with pytest.raises(SystemExit) as stop:
+        run(run_name="__main__")
+    assert stop.value.code == 1
+    assert "unknown device 'gpu:1'; known: auto, cpu, cuda, cuda:N" in capsys.readouterr().err
+
+
+def test_a_package_is_for_one_kind_of_processor(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["to_aoti.py", "no.pth", "--device", "auto"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "export/to_aoti.py"), run_name="__main__")
+    assert "--device auto: " in capsys.readouterr().err
+
+
+def test_the_gpu_of_an_index_or_which_there_are(monkeypatch):
+    two = (hardware.Gpu("NVIDIA T4", "7.5"), hardware.Gpu("NVIDIA L4", "8.9"))
+    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: two)
+    assert [hardware.gpu_at(0), hardware.gpu_at(1)] == list(two)
+    with pytest.raises(Unavailable, match=r"no GPU 2 .*2 visible \(0 NVIDIA T4, 1 NVIDIA L4\)"):
+        hardware.gpu_at(2)
+    monkeypatch.setattr(hardware, "nvidia_gpus", tuple)
+    with pytest.raises(Unavailable, match="no NVIDIA GPU is visible"):
+        hardware.gpu_at(0)
