@@ -1,48 +1,7 @@
-"""Export a checkpoint to ONNX, with its manifest, proved against the checkpoint on real crops.
+"""`python export/to_onnx.py`, which is `pmm export onnx`."""
 
-python export/to_onnx.py CKPT [-o FILE.onnx] [--precision fp32|fp16|bf16|int8]
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
-from pmm.export.options import Recipe, Verification
+from pmm.commands.export_onnx import main
 from pmm.utils import command_line
-from pmm.utils.build_info import describe_build
-from pmm.utils.files import existing_file, output_file
-
-PROG = "to_onnx.py"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """`python export/to_onnx.py CKPT [-o FILE.onnx]`"""
-
-    checkpoint: tyro.conf.Positional[Path]
-    """Checkpoint written by pmm train."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """File to write (default: beside the checkpoint, as best.onnx, best-fp16.onnx, best-int8-cpu.onnx)."""
-    recipe: Recipe = field(default_factory=Recipe)
-    verification: Verification = field(default_factory=Verification)
-
-
-def main() -> None:
-    """Entry point."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
-    checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
-    beside = checkpoint.with_name(f"{checkpoint.stem}{command.recipe.suffix}.onnx")
-    out = output_file(command.output or beside, checkpoint, suffixes=(".onnx",))
-
-    from pmm.export.onnx import describe, export_onnx
-
-    print(describe(export_onnx(checkpoint, out, command.recipe, command.verification)))
-    print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
-
 
 if __name__ == "__main__":
-    command_line.run(main, prog=PROG)
+    command_line.run(main, prog="to_onnx.py")

@@ -1,63 +1,7 @@
-"""Write ONNX files and TensorRT engines into a Triton Inference Server model repository.
+"""`python export/to_triton.py`, which is `pmm export triton`."""
 
-python export/to_triton.py MODEL... --repo DIR [--name NAME]
-"""
-
-from __future__ import annotations
-
-import shlex
-from dataclasses import dataclass
-from pathlib import Path
-
-import tyro
-
+from pmm.commands.export_triton import main
 from pmm.utils import command_line
 
-PROG = "to_triton.py"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """`python export/to_triton.py MODEL... --repo DIR`"""
-
-    models: tyro.conf.Positional[tuple[Path, ...]]
-    """ONNX files (.onnx) and TensorRT engines (.plan) with their manifests."""
-    repo: Path
-    """Model repository: the folder that the server is started with."""
-    name: str = ""
-    """Name of the model (default: the file's); of an ONNX file and an engine together, NAME-onnx and NAME-trt."""
-    max_batch: int | None = None
-    """Most images per call (default: an engine's own, 64 for an ONNX file)."""
-    queue_delay_us: int = 500
-    """Longest wait for other requests to share a batch with, in microseconds."""
-    instances: int = 1
-    """Copies of each model: per GPU, or in all on a server without one."""
-    overwrite: bool = False
-    """Replace model folders that this script wrote before."""
-
-
-def main() -> None:
-    """Entry point."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
-
-    from pmm.export.triton import write_model_repository
-    from pmm.export.triton_config import Serving
-
-    serving = Serving(max_batch=command.max_batch, queue_delay_us=command.queue_delay_us, instances=command.instances)
-    written = write_model_repository(
-        command.models, command.repo, name=command.name, serving=serving, overwrite=command.overwrite
-    )
-    for artifact, model in written:
-        print(model.describe(artifact.path.parents[1]))
-    folder = shlex.quote(str(command.repo.resolve()))
-    print(f"serve: tritonserver --model-repository={folder}")
-    print(
-        f"in a container: docker run --rm --gpus all -p 8000:8000 -p 8001:8001 -v {folder}:/models TRITON_IMAGE "
-        "tritonserver --model-repository=/models"
-    )
-    for version in sorted({model.manifest.engine.version for _, model in written if model.manifest.engine}):
-        print(f"note: the engine loads only in a server whose TensorRT is {version}, the version that built it")
-
-
 if __name__ == "__main__":
-    command_line.run(main, prog=PROG)
+    command_line.run(main, prog="to_triton.py")

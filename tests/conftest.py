@@ -173,8 +173,8 @@ def run_here(*args: str | Path, cwd: Path | None = None, **env: str) -> subproce
         try:
             with _own_settings():
                 if module:
-                    found = importlib.import_module(target)
-                    command_line.run(found.main, prog=found.PROG)
+                    found = importlib.import_module("pmm.__main__" if target == "pmm" else target)
+                    found.main() if target == "pmm" else command_line.run(found.main, prog=found.PROG)
                 else:
                     runpy.run_path(str(ROOT / target), run_name="__main__")
         except SystemExit as stop:

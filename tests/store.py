@@ -63,7 +63,7 @@ class Shared:
 
     def run(self, method: str = "pmm") -> Path:
         """best.pth of a short run, with all that a run leaves beside it."""
-        from pmm.commands.train import train
+        from pmm.training.launch import train
 
         config = dataclasses.replace(self._config, model=dataclasses.replace(self._config.model, method=method))
         return self._store.get(f"run-{method}", lambda home: train(config, out=home, device="cpu")) / "best.pth"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pmm.artifacts.manifest import manifest_path
-from pmm.commands.train import parse
+from pmm.training.flags import parse
 from tests.conftest import ROOT
 from tests.forks import run_forked
 

@@ -6,9 +6,11 @@ import torch
 import pmm.runtime.openvino
 import pmm.runtime.ort_session
 import pmm.training.trainer
-from pmm.commands.train import _again, parse, train
+from pmm.commands.train import _again
 from pmm.runtime import torch_runner
 from pmm.runtime.base import open_runner
+from pmm.training.flags import parse
+from pmm.training.launch import train
 from pmm.utils.errors import UserError
 
 

@@ -119,7 +119,7 @@ def _train(out: Path, args: tuple[str, ...], kill: _Kill | None = None) -> float
     log.write_text("")
     # forked from a process that has loaded torch and trained nothing: a start of Python would take longer than the run
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pmm train", "pmm.training.trainer"])
+    context.set_forkserver_preload(["pmm.commands.train", "pmm.training.trainer"])
     process = context.Process(target=_run, args=([*args, "--out", str(out)], log))
     process.start()
     pid, ready = process.pid, 0.0
@@ -141,7 +141,7 @@ def _train(out: Path, args: tuple[str, ...], kill: _Kill | None = None) -> float
 
 def _run(args: list[str], log: Path) -> None:
     """`python -m pmm.train ARGS`, in a session of its own."""
-    from pmm.commands import train
+    from pmm import train
     from pmm.utils import command_line
 
     multiprocessing.set_start_method(None, force=True)  # the default again, for the processes that load images
@@ -203,9 +203,9 @@ class Command:
     """Folder of the runs and of kills.json; it must not hold any yet."""
 
 
-def main() -> int:
+def main(prog: str) -> int:
     """Entry point; 1 if a run ended with other bits, or a checkpoint could not be read."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
     for flag in ("kills", "ids", "epochs"):
         command_line.numbers(str(getattr(command, flag)), flag=f"--{flag}")
     if any(command.out.glob("*")):

@@ -179,9 +179,9 @@ class Command:
     """JSON file to write (default: export.json in the work folder)."""
 
 
-def main() -> None:
+def main(prog: str) -> None:
     """Entry point."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
     batches = command_line.numbers(command.batches, flag="--batches")
     out = output_file(command.out or make_folder(command.work) / "export.json")
 

@@ -41,9 +41,9 @@ class Command:
     """JSON file to write."""
 
 
-def main() -> None:
+def main(prog: str) -> None:
     """Entry point."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
     out = output_file(command.out)
     if len(command.files) != (2 if command.check == "engine" else 0):
         raise UserError("engine takes two files, ENGINE and CHECKPOINT; the other checks take none")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from bench.lab.gpu import ROOT, folder_of
+from bench.lab.gpu_table import ROOT, folder_of
 from pmm.ablation.rows import DEFAULT_ROWS
 from pmm.runtime.trt_variant import RTX_CAPABILITIES
 from pmm.utils.build_info import LIBRARY

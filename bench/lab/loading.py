@@ -263,9 +263,9 @@ class Command:
     """JSON file to write."""
 
 
-def main() -> int:
+def main(prog: str) -> int:
     """Entry point; 1 if the crops of one way are wrong."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
     workers = command_line.numbers(str(command.workers), flag="--workers", least=0)[0] or usable_cores()
     batches = command_line.numbers(str(command.batches), flag="--batches", least=0)[0] or (
         workers if fast_mode() else 0

@@ -276,9 +276,9 @@ class Command:
     """JSON file to write (default: ops.json or step.json in runs/ops-bench)."""
 
 
-def main() -> int:
+def main(prog: str) -> int:
     """Entry point; 1 if something that was measured is not equal."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
     batches = command_line.numbers(command.batches, flag="--batches")
     dtypes = check_names("--dtypes", command_line.names(command.dtypes, flag="--dtypes"), DTYPES)
     layouts = check_names("--layouts", command_line.names(command.layouts, flag="--layouts"), LAYOUTS)

@@ -251,9 +251,9 @@ class Command:
     """JSON file to write."""
 
 
-def main() -> int:
+def main(prog: str) -> int:
     """Entry point; 1 if a result is wrong."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
     limit = command_line.size(command.memory_limit, flag="--memory-limit")
     rounds = command_line.numbers(str(command.rounds), flag="--rounds", least=0)[0]
     out = output_file(command.out)
@@ -264,7 +264,7 @@ def main() -> int:
     small = {"dim": 64} if fast_mode() else {}
     sizes = [size._replace(queries=300, gallery=3000) if fast_mode() else size for size in (MARKET, MSMT17)]
     market = bench_market(plan, size=sizes[0], **small) if rounds else None
-    msmt17 = bench_memory(memory_limit=limit, rerank=command.rerank, label=PROG, size=sizes[1], **small)
+    msmt17 = bench_memory(memory_limit=limit, rerank=command.rerank, label=prog, size=sizes[1], **small)
     found = report(market, msmt17, plan)
     write_file(out, json.dumps(found, indent=1) + "\n")
     print(markdown(found))

@@ -10,17 +10,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bench.lab.gpu import RESULTS, slug
 from pmm.ablation.runs import Outcome
 from pmm.ablation.statistics import difference, spread
 from pmm.ablation.study import HOME, Ablation
 from pmm.bench.pages.format import between, escape, how_many, number, percent, points
 from pmm.config import SYNTHETIC, fast_mode
-from pmm.utils.environment import describe_environment
+from pmm.utils.environment import describe_environment, slug
 from pmm.utils.hardware import cuda_index
 from pmm.utils.task_runner import without_places
 
 SCHEMA = "pmm-ablation-1"
+RESULTS = Path("bench") / "results"
 METRICS = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
 """Compared, the first first: key -> name. All are fractions, and higher is better."""
 COSTS = ("train_s", "images_per_s")

@@ -102,7 +102,7 @@ def config_of(row: Row, shared: Sequence[str]) -> Config:
 
     Raises UserError for a key or a value that it does not take.
     """
-    from pmm.commands.train import parse  # what lists rows without training them needs no package of ours
+    from pmm.training.flags import parse  # what lists rows without training them needs no package of ours
 
     said = io.StringIO()
     try:

@@ -1,9 +1,4 @@
-"""Checkpoints: one file of plain tensors and plain types that carries its configuration.
-
-pmm import FILE.pth.tar -o CKPT.pth [--dataset NAME --root DIR] [--height H --width W]
-
-Turns a checkpoint of the PMM authors' public code, or of BDB's, into one of ours, for every later command.
-"""
+"""Checkpoints: one file of plain tensors and plain types that carries its configuration."""
 
 from __future__ import annotations
 
@@ -12,28 +7,20 @@ import io
 import platform
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 import pmm
 from pmm.config import Config, DataConfig, preset
-from pmm.data.layouts import layout_of
-from pmm.data.readers import DEFAULT_LAYOUT, read_dataset
-from pmm.data.samples import class_indices
-from pmm.utils import command_line
 from pmm.utils.build_info import build_version
 from pmm.utils.errors import UserError
-from pmm.utils.files import existing_file, output_file, sha256, write_file
+from pmm.utils.files import sha256, write_file
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pmm.training.state import Trainee
 
-PROG = "pmm import"
 FORMAT = "pmm-checkpoint-1"
 KEYS = ("format", "model", "config", "epoch", "optimizer", "scheduler", "scaler", "rng", "progress", "best", "versions")
 
@@ -86,7 +73,7 @@ def load(path: str | Path) -> dict[str, Any]:
         keys = ", ".join(map(str, list(checkpoint)[:5])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         known, advice = describe(checkpoint), "expected one written by pmm train"
         if method_of(checkpoint):
-            advice = f"first turn it into one: python -m {PROG} import {shlex.quote(str(path))} -o CKPT.pth"
+            advice = f"first turn it into one: pmm import {shlex.quote(str(path))} -o CKPT.pth"
         raise UserError(f"{path}: not a PMM checkpoint (it holds: {keys}); {known or advice}")
     if checkpoint["format"] != FORMAT:
         raise UserError(f"{path}: format {checkpoint['format']!r}; this version reads {FORMAT!r}")
@@ -230,49 +217,3 @@ def import_foreign(source: Path, out: Path, data: DataConfig, *, identities: int
     if identities not in (None, found.num_classes):
         notes = (*notes, f"the data set has {identities} identities for training: it was trained on another")
     return "; ".join((line, *notes))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """`pmm import FILE -o CKPT.pth`"""
-
-    action: tyro.conf.Positional[Literal["import"]]
-    """What to do."""
-    file: tyro.conf.Positional[Path]
-    """Checkpoint of the PMM authors' code or of BDB's (.pth.tar)."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """Checkpoint to write (.pth)."""
-    dataset: str = DEFAULT_LAYOUT
-    """Data set that it was trained on."""
-    root: Path | None = None
-    """Folder of the data set (without one, later commands ask for the crops they need)."""
-    height: int = 384
-    """Height in pixels of the crops it was trained on."""
-    width: int = 128
-    """Width in pixels of the crops it was trained on."""
-
-
-def main() -> None:
-    """Entry point."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
-    existing_file(command.file, "a checkpoint to import (.pth.tar)")
-    output_file(command.out, command.file, suffixes=(".pth",))
-    layout_of(command.dataset)  # a wrong name or folder would be noticed only by later commands
-    train = read_dataset(command.dataset, command.root).train if command.root else ()
-    data = dataclasses.replace(
-        preset("paper").data,
-        dataset=command.dataset,
-        root=str(command.root or ""),
-        height=command.height,
-        width=command.width,
-    )
-    print(import_foreign(command.file, command.out, data, identities=len(class_indices(train)) or None))
-    out = shlex.quote(str(command.out))
-    print(
-        f"{out} is written; next: pmm evaluate {out} --dataset {command.dataset} "
-        f"--root {shlex.quote(str(command.root)) if command.root else 'DIR'}"
-    )
-
-
-if __name__ == "__main__":
-    command_line.run(main, prog=PROG)

@@ -38,7 +38,7 @@ class OnnxFile:
         if self.found is None:
             raise UserError(
                 f"{self.path}: not an ONNX file of ours: no manifest beside it or inside says what to feed it; "
-                "export it with export/to_onnx.py (export/to_trt.py --no-manifest builds an engine all the same)"
+                "export it with pmm export onnx (pmm export trt --no-manifest builds an engine all the same)"
             )
         return self.found
 
@@ -52,7 +52,7 @@ def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
     Raises:
         UserError: no ONNX, external data that is not allowed, or a manifest that is damaged or of another file.
     """
-    path = existing_file(path, "an ONNX file written by export/to_onnx.py")
+    path = existing_file(path, "an ONNX file written by pmm export onnx")
     content = path.read_bytes()
     proto = _parsed(content, path)
     external = _check_external_data(path, proto, external_data)

@@ -93,9 +93,7 @@ def _accuracy(before: Result, after: Result, allowed: float) -> Change:
     both = zip(after.per_query_ap, before.per_query_ap, strict=False)
     pairs = [(a, b) for a, b in both if a is not None and b is not None]
     if before.mAP is None or after.mAP is None or not pairs or counts[0] != counts[1]:
-        raise UserError(
-            f"{before.name}: mAP or per_query_ap is incomplete in a report; measure again with bench/run.py"
-        )
+        raise UserError(f"{before.name}: mAP or per_query_ap is incomplete in a report; measure again with pmm bench")
     deltas = np.array([[a - b for a, b in pairs]])
     ((low, high),) = paired_bootstrap(deltas)
     change = f"{100 * (after.mAP - before.mAP):+.2f} points, {100 * low:+.2f} to {100 * high:+.2f}"

@@ -174,7 +174,7 @@ def _checkpoint_of(found: Sequence[tuple[Candidate, Manifest]]) -> Path:
             return path
     raise UserError(
         f"{candidate.artifact}: the checkpoint it was exported from ({manifest.checkpoint_sha256[:12]}...) is neither "
-        f"beside it nor under {RUNS}/; give it too: bench/run.py CKPT {candidate.artifact}"
+        f"beside it nor under {RUNS}/; give it too: pmm bench CKPT {candidate.artifact}"
     )
 
 

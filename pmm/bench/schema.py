@@ -338,11 +338,11 @@ def read_report(path: Path) -> BenchReport:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a report of bench/run.py ({type(error).__name__})") from error
+        raise UserError(f"{path}: not a report of pmm bench ({type(error).__name__})") from error
     found = values.get("schema") if isinstance(values, dict) else None
     if found != SCHEMA:
         raise UserError(f"{path}: schema {found!r}; this version reads {SCHEMA!r}: measure again")
     try:
         return built(BenchReport, values)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a report of bench/run.py ({error})") from error
+        raise UserError(f"{path}: not a report of pmm bench ({error})") from error

@@ -22,7 +22,8 @@ from pmm.data.samples import Split
 from pmm.data.splits import unrankable
 from pmm.evaluation.metrics import RankingResult
 from pmm.evaluation.reranking import Reranking
-from pmm.gallery.embed import Ranking, embed_samples, rank_split
+from pmm.gallery.embed import embed_samples
+from pmm.gallery.ranking import Ranking, rank_split
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, sha256, write_file
@@ -31,12 +32,11 @@ from pmm.utils.hardware import cuda_index
 if TYPE_CHECKING:
     from pmm.runtime.base import Runner
 
-PROG = "pmm evaluate"
 CMC_RANKS = (1, 5, 10, 20)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class EvaluateCommand:
     """`pmm evaluate FILE --dataset NAME --root DIR`"""
 
     artifact: tyro.conf.Positional[Path]
@@ -74,9 +74,9 @@ class Command:
     """Images at once."""
 
 
-def main() -> None:
+def main(prog: str) -> None:
     """Entry point."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(EvaluateCommand, prog=prog, description=__doc__ or "")
     if command.batch_size < 1:
         raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
     command_line.threads(command.threads)
@@ -138,7 +138,7 @@ def describe(result: RankingResult) -> str:
     return f"mAP {result.mAP:.1%}  {cmc}  mINP {result.mINP:.1%}  ({result.skipped} queries without a match skipped)"
 
 
-def _how(command: Command, runner: Runner, ranking: Ranking) -> dict[str, Any]:
+def _how(command: EvaluateCommand, runner: Runner, ranking: Ranking) -> dict[str, Any]:
     """What the figures depend on, beside the artifact and the data."""
     return {
         "backend": runner.info.backend,
@@ -150,7 +150,7 @@ def _how(command: Command, runner: Runner, ranking: Ranking) -> dict[str, Any]:
     }
 
 
-def _what(command: Command, digest: str, split: Split) -> dict[str, Any]:
+def _what(command: EvaluateCommand, digest: str, split: Split) -> dict[str, Any]:
     """The artifact and the data, and what had to be assumed of them."""
     return {
         "artifact": str(command.artifact),
@@ -182,7 +182,3 @@ def _lines(split: Split, result: RankingResult) -> str:
         found = (f"{ap:.6f}", f"{inp:.6f}", first) if first else ("", "", "")
         writer.writerow((sample.path, sample.pid, sample.camid, *found))
     return text.getvalue()
-
-
-if __name__ == "__main__":
-    command_line.run(main, prog=PROG)

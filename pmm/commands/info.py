@@ -29,11 +29,9 @@ from pmm.utils.files import existing_file, sha256
 if TYPE_CHECKING:
     import onnx
 
-PROG = "pmm info"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class InfoCommand:
     """`pmm info [FILE] [--json]`"""
 
     file: tyro.conf.Positional[Path | None] = None
@@ -43,9 +41,9 @@ class Command:
     """Print JSON."""
 
 
-def main() -> None:
+def main(prog: str) -> None:
     """Entry point."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(InfoCommand, prog=prog, description=__doc__ or "")
     facts = {"file": describe_file(command.file)} if command.file else {}
     facts["environment"] = describe_environment()
     if not command.json:
@@ -201,7 +199,3 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, ", ".join(map(str, value)) or "none"
     else:
         yield prefix, {"None": "unknown", "": "none", "True": "yes", "False": "no"}.get(str(value), str(value))
-
-
-if __name__ == "__main__":
-    command_line.run(main, prog=PROG)

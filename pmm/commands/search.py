@@ -21,12 +21,11 @@ from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, replacing
 from pmm.utils.hardware import cuda_index
 
-PROG = "pmm search"
 PICTURED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class SearchCommand:
     """`pmm search INDEX.npz --query IMG --artifact ARTIFACT --top 10 [--picture OUT.png]`"""
 
     index: tyro.conf.Positional[Path]
@@ -46,9 +45,9 @@ class Command:
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
 
 
-def main() -> None:
+def main(prog: str) -> None:
     """Entry point."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(SearchCommand, prog=prog, description=__doc__ or "")
     if command.top < 1:
         raise UserError(f"--top is {command.top}; it must be at least 1")
     cuda_index(command.device)
@@ -65,16 +64,16 @@ def main() -> None:
     found = index.nearest(query, command.top)
     picture = draw(command, index, found) if command.picture else None
     if note:
-        print(f"{PROG}: note: {note}", file=sys.stderr)
+        print(f"{prog}: note: {note}", file=sys.stderr)
     if command.picture and picture:
         with replacing(command.picture) as temporary:
             picture.save(temporary)
         if len(found.indices) > PICTURED:
-            print(f"{PROG}: note: {command.picture} shows the first {PICTURED}", file=sys.stderr)
+            print(f"{prog}: note: {command.picture} shows the first {PICTURED}", file=sys.stderr)
     print(table(index, found))
 
 
-def check_fits(indexed: IndexContract, asked: IndexContract, command: Command) -> str:
+def check_fits(indexed: IndexContract, asked: IndexContract, command: SearchCommand) -> str:
     """What the user should know about comparing embeddings of two files; empty if it is the same file.
 
     Raises UserError if they cannot be compared.
@@ -109,7 +108,7 @@ def measures_of(index: Index, found: Neighbours) -> list[str]:
     return [f"{1 - distance if cosine else distance:.4f}" for distance in found.distances.tolist()]
 
 
-def draw(command: Command, index: Index, found: Neighbours) -> Image.Image:
+def draw(command: SearchCommand, index: Index, found: Neighbours) -> Image.Image:
     """The query and its first results, their distances below. Raises UserError if a crop is missing or unreadable."""
     from pmm.visualize.lists import ranked_lists
 
@@ -131,7 +130,3 @@ def draw(command: Command, index: Index, found: Neighbours) -> Image.Image:
 def _on_one_line(path: str) -> str:
     """A name with a line break or a terminal's control code in it would break the table."""
     return path if path.isprintable() else path.encode("unicode_escape").decode()
-
-
-if __name__ == "__main__":
-    command_line.run(main, prog=PROG)

@@ -24,13 +24,12 @@ from pmm.visualize.curves import read_run
 from pmm.visualize.pictures import PICTURES, NotThere, Options, Pictures
 from pmm.visualize.sheet import HEIGHT
 
-PROG = "pmm visualize"
 CROPS, HEIGHTS = (1, 100), (64, 1024)
 """Within these, a picture can be read and be held in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class VisualizeCommand:
     """`pmm visualize CKPT.pth`"""
 
     checkpoint: tyro.conf.Positional[Path | None] = None
@@ -60,9 +59,9 @@ class Command:
     """Images at once."""
 
 
-def main() -> None:
+def main(prog: str) -> None:
     """Entry point."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
+    command = command_line.parse(VisualizeCommand, prog=prog, description=__doc__ or "")
     wanted = _checked(command)
     checkpoint = existing_file(command.checkpoint or newest_run(), "a checkpoint (.pth)")
     out = command.out or checkpoint.parent / "pictures"
@@ -92,7 +91,7 @@ def main() -> None:
         except NotThere as reason:
             if "--what" in given:
                 raise
-            print(f"{PROG}: note: no {file.name}: {reason}", file=sys.stderr)
+            print(f"{prog}: note: no {file.name}: {reason}", file=sys.stderr)
             continue
         with replacing(file) as temporary:
             picture.save(temporary, optimize=True)
@@ -102,7 +101,7 @@ def main() -> None:
         raise UserError("nothing was drawn")
 
 
-def _checked(command: Command) -> list[str]:
+def _checked(command: VisualizeCommand) -> list[str]:
     """The names of the pictures. Raises UserError for values that no file is needed to see the fault of."""
     wanted = command_line.names(command.what, flag="--what")
     unknown = [name for name in wanted if name not in PICTURES]
@@ -116,7 +115,3 @@ def _checked(command: Command) -> list[str]:
             raise UserError(f"{flag} is {value}; it must be at least {least}")
     cuda_index(command.device)
     return wanted
-
-
-if __name__ == "__main__":
-    command_line.run(main, prog=PROG)

@@ -1,12 +1,8 @@
-"""The doctor of data sets: what is there, what is wrong with it, and whether it can be used.
-
-pmm check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]
-"""
+"""The doctor of data sets: what is there, what is wrong with it, and whether it can be used. Loads no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,31 +14,11 @@ from pmm.data.findings import Finding, find
 from pmm.data.images import Facts, examine_all
 from pmm.data.readers import scan
 from pmm.data.scan import Scan, shown
-from pmm.utils import command_line
-from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import usable_cores
 
-PROG = "pmm check"
 SCHEMA = 1
 EXAMPLES = 3
 LONGEST_EXAMPLE = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """`pmm check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]`"""
-
-    dataset: str
-    """Data set: synthetic, market1501, dukemtmc-reid, cuhk03-np-labeled, cuhk03-np-detected, msmt17-v1, msmt17-v2, or
-    folder (one folder of crops per identity)."""
-    root: Path
-    """Folder that holds the data set, or the one it lies in under its usual name."""
-    json: Path | None = None
-    """Also write everything, with every file it is about, to this file."""
-    strict: bool = False
-    """Warnings too make the exit code 1."""
-    threads: int = 0
-    """Threads that read images (0: one per core)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +45,6 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return dataclasses.asdict(self) | {"published": [figure._asdict() for figure in self.published]}
-
-
-def main() -> int:
-    """Entry point: 0 if the data set is usable."""
-    command = command_line.parse(Command, prog=PROG, description=__doc__ or "")
-    command_line.threads(command.threads)
-    if command.json:
-        output_file(command.json)
-    report = check(command.dataset, command.root, threads=command.threads, label=PROG)
-    print("\n".join(lines(report)))
-    if command.json:
-        write_file(command.json, json.dumps(report.to_dict(), indent=2) + "\n")
-    return int(not report.usable or (command.strict and bool(report.of_level("warning"))))
 
 
 def check(dataset: str, root: str | Path, *, threads: int = 0, label: str = "") -> Report:
@@ -201,7 +164,3 @@ def _line(finding: Finding, width: int) -> str:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-if __name__ == "__main__":
-    command_line.run(main, prog=PROG)

@@ -169,7 +169,7 @@ class EngineOptions:
 def check_request(
     checkpoint: bool, recipe: Recipe, given: AbstractSet[str], *, profile_layers: bool, no_manifest: bool
 ) -> None:
-    """Raises UserError for flags of `export/to_trt.py` that do not go together: what is decided in the ONNX file cannot
+    """Raises UserError for flags of `pmm export trt` that do not go together: what is decided in the ONNX file cannot
     be asked of the engine, and what is unknown cannot be asked at all.
 
     Args:

@@ -116,16 +116,16 @@ def _open(path: Path) -> tuple[str, bytes, Manifest]:
     if suffix not in ENGINE_SUFFIXES:
         raise UserError(
             f"{path}: Triton serves ONNX files (.onnx) and TensorRT engines ({', '.join(ENGINE_SUFFIXES)}); "
-            "export the checkpoint with export/to_onnx.py or export/to_trt.py"
+            "export the checkpoint with pmm export onnx or pmm export trt"
         )
-    content = existing_file(path, "an engine written by export/to_trt.py").read_bytes()
+    content = existing_file(path, "an engine written by pmm export trt").read_bytes()
     manifest = read_manifest(path, hashlib.sha256(content).hexdigest())
     if manifest is None or manifest.engine is None:
         raise UserError(f"{path}: no engine's manifest beside it, so it is not known what it takes; copy it along")
     if manifest.engine.flavor != "tensorrt":
         raise UserError(
             f"{path}: a TensorRT-RTX engine, which Triton's tensorrt backend cannot load; give the ONNX file instead, "
-            "or build one with export/to_trt.py --flavor tensorrt"
+            "or build one with pmm export trt --flavor tensorrt"
         )
     batch = manifest.engine.batch
     if batch.least > 1:

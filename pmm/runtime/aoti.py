@@ -24,7 +24,7 @@ from pmm.utils.files import existing_file
 from pmm.utils.hardware import cuda_index, gpu_at
 
 METADATA_KEY = "pmm_manifest"
-REBUILD = "build it here from its checkpoint with: python export/to_aoti.py"
+REBUILD = "build it here from its checkpoint with: pmm export aoti"
 
 
 class AotiRunner(TorchRunner):
@@ -54,7 +54,7 @@ class AotiRunner(TorchRunner):
                 manifest promises.
             Unavailable: no GPU here, or no CUDA graph on a CPU.
         """
-        self._path = existing_file(path, "a package written by export/to_aoti.py")
+        self._path = existing_file(path, "a package written by pmm export aoti")
         content = self._path.read_bytes()
         self.manifest, contract = promised(self._path, content)
         place = _place(self._path, contract, device)

@@ -12,7 +12,7 @@ from pmm.runtime.trt_variant import RTX_CAPABILITIES, library_name, this_platfor
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.hardware import Gpu, cuda_index, gpu_at, nvidia_gpus
 
-REBUILD = "build it here from its ONNX file with: python export/to_trt.py"
+REBUILD = "build it here from its ONNX file with: pmm export trt"
 
 
 def engine_manifest(path: Path, manifest: Manifest | None) -> tuple[Manifest, EngineContract]:

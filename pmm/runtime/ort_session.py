@@ -110,7 +110,7 @@ def check_request(name: str, device: str, holds: str, tf32: bool, cuda_graph: bo
     if holds == "bf16" and device == "cpu":
         raise Unavailable(
             f"{name}: ONNX Runtime has no bf16 convolution for CPUs; use a GPU, build an engine "
-            "(export/to_trt.py), or export another precision"
+            "(pmm export trt), or export another precision"
         )
     if device == "cpu" and (tf32 or cuda_graph):
         raise Unavailable(f"{name}: {'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing")

@@ -71,7 +71,7 @@ class TrtRunner(Runner):
         Raises:
             UserError: the file is not ours, was changed, cannot run here, or does not hold what its manifest promises.
         """
-        self._path = existing_file(path, "an engine written by export/to_trt.py")
+        self._path = existing_file(path, "an engine written by pmm export trt")
         content = self._path.read_bytes()
         self.manifest, contract = engine_manifest(
             self._path, read_manifest(self._path, hashlib.sha256(content).hexdigest())

@@ -73,14 +73,14 @@ def refuse_other_people(data: DataConfig, asked: Iterable[str]) -> None:
 
 def _drawn(data: DataConfig, root: Path) -> DataConfig:
     """Draw the people if they are not there. Raises UserError for others than values tell that are no defaults."""
-    from pmm.commands.synthetic import draw
+    from pmm.data.synthetic.dataset import draw_people
 
     if _missing(root):
         if root.resolve() == Path.cwd():
             raise UserError(f"{root} is the current folder; give --root a folder of its own to draw people into")
         with locked(root.with_name(f".{root.name}.lock"), wait=True):  # two runs may want to draw the same people
             if _missing(root):
-                draw(root, ids=data.synthetic_ids, seed=data.synthetic_seed)
+                draw_people(root, ids=data.synthetic_ids, seed=data.synthetic_seed)
     refuse_other_people(data, (key for key in HOW_DRAWN if getattr(data, key) != getattr(DataConfig(), key)))
     return dataclasses.replace(data, **_how_drawn(root))  # type: ignore[arg-type]
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pmm.training.flags import PROG
 from pmm.utils.errors import UserError
 
 MOST_WAITING = 1 / 3
 """Share of an epoch that may go in waiting for data before a run warns of it."""
 
-PROG = "pmm train"
 
 T = TypeVar("T")
 

@@ -17,7 +17,8 @@ from pmm.data.batches import TrainBatch, to_images
 from pmm.data.crops import Crops, Preprocessing, load_crops, preprocessing_of
 from pmm.data.samples import Split
 from pmm.evaluation.metrics import RankingResult
-from pmm.gallery.embed import Embeddings, embed_crops, rank_split
+from pmm.gallery.embed import Embeddings, embed_crops
+from pmm.gallery.ranking import rank_split
 from pmm.runtime.eager import EagerRunner
 from pmm.training.distributed import ALONE, Processes
 from pmm.training.losses import reid_losses

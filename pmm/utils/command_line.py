@@ -64,8 +64,8 @@ def parse_args(
         raise SystemExit(2) from None
 
 
-def run(main: Callable[[], int | None], *, prog: str) -> None:
-    """Call `main` and exit: UserError and OSError are one line and 1, Ctrl-C is 130; the rest is a bug, and shown.
+def run(main: Callable[[str], int | None], *, prog: str) -> None:
+    """Call `main` with the name it is known by, `prog`, and exit: UserError and OSError are one line and 1, Ctrl-C is 130; the rest is a bug, and shown.
 
     Before that, says how torch's threads shall wait, for `main` to load it (see `pmm.utils.scheduling`).
     """
@@ -74,7 +74,7 @@ def run(main: Callable[[], int | None], *, prog: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show costs no results
     try:
-        code = main()
+        code = main(prog)
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

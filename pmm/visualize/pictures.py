@@ -178,7 +178,8 @@ class Pictures:
     def _ranking(self, subject: Subject, title: str) -> tuple[Embedded, Scores]:
         """Embeddings of the test people, and the average precision of each query."""
         from pmm.evaluation.parity.labels import Embedded
-        from pmm.gallery.embed import embed_samples, rank_split
+        from pmm.gallery.embed import embed_samples
+        from pmm.gallery.ranking import rank_split
 
         split, batch = self.subjects[-1].people.test, self.options.batch_size
         query, gallery = (

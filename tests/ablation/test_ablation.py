@@ -23,10 +23,10 @@ from pmm.ablation import report as reporting
 from pmm.ablation.rows import Row, against_of, named, parse_row, rows_of
 from pmm.ablation.runs import Run, figures, run_all
 from pmm.ablation.study import Ablation, Options
-from pmm.commands.train import parse
 from pmm.config import preset
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.models.registry import METHODS, build_model
+from pmm.training.flags import parse
 from pmm.utils import hardware
 from pmm.utils.errors import UserError
 from pmm.utils.files import claimed
@@ -35,7 +35,7 @@ from tests.ablation.planted_runs import RunHere
 from tests.conftest import ROOT, assert_one_line_error, run_here
 from tests.utils.test_task_runner import alive
 
-SCRIPT, PLANTED = "bench/ablation.py", ROOT / "tests" / "bench" / "planted_runs.py"
+SCRIPT, PLANTED = "bench/ablation.py", ROOT / "tests" / "ablation" / "planted_runs.py"
 SOURCES = functools.cache(study._sources)  # they may be worked on meanwhile
 config_of = functools.cache(study.config_of)
 PLANTED_MAP = {  # of five seeds each
@@ -201,7 +201,7 @@ def test_from_runs_to_a_report(planted, people):
     assert (found["data"]["train_identities"], found["data"]["queries"]) == (12, 72)
     assert found["environment"]["commit"]
     assert found["environment"]["threads"] == 8
-    assert found["command"].startswith("python bench/ablation.py --root")
+    assert found["command"].startswith("pmm ablation --root")
     assert str(ROOT) not in planted.out.read_text()
 
     assert "drawn with seed 7" in done.stdout
@@ -370,12 +370,12 @@ def test_a_row_can_be_run_again(planted):
 
 
 def test_the_sources_that_count(tmp_path, monkeypatch):
-    for name in ("__init__.py", "train.py", "models/pmm.py", "bench/ablation.py", "export/onnx.py"):
+    for name in ("__init__.py", "train.py", "models/pmm.py", "ablation/study.py", "export/onnx.py"):
         (tmp_path / "pmm" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pmm" / name).write_text("1")
     monkeypatch.setattr(study.pmm, "__file__", str(tmp_path / "pmm" / "__init__.py"))
     first = study._sources()
-    for name in ("bench/ablation.py", "export/onnx.py"):
+    for name in ("ablation/study.py", "export/onnx.py"):
         (tmp_path / "pmm" / name).write_text("2")
         assert study._sources() == first
     for name in ("train.py", "models/pmm.py"):

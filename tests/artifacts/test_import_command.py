@@ -1,9 +1,7 @@
 """`pmm import`: what it says, and the files that it refuses without running what is in them."""
 
 import os
-import runpy
 import shutil
-import sys
 import tarfile
 import zipfile
 
@@ -49,16 +47,6 @@ def test_the_command_says_what_was_read_and_what_is_next(file, people, tmp_path)
     assert (data["height"], data["width"], data["dataset"], data["root"]) == (384, 128, "synthetic", str(people))
 
 
-def test_it_runs_as_a_module(file, tmp_path, monkeypatch, capsys):
-    """Which is there twice then, once as `__main__`: what one has made, the other must know."""
-    out = tmp_path / "ckpt.pth"
-    monkeypatch.setattr(sys, "argv", ["pmm.artifacts.checkpoint", "import", str(file), "-o", str(out)])
-    with pytest.warns(RuntimeWarning, match="found in sys.modules"), pytest.raises(SystemExit) as stop:
-        runpy.run_module("pmm.artifacts.checkpoint", run_name="__main__", alter_sys=True)
-    assert stop.value.code == 0, capsys.readouterr().err
-    assert load(out)["config"]["model"]["num_classes"] == 5
-
-
 def test_later_commands_point_here(file, tmp_path):
     bare = tmp_path / "theirs.pth"
     torch.save(HOLLOW["bdb"], bare)
@@ -71,20 +59,19 @@ def test_later_commands_point_here(file, tmp_path):
 def test_a_wrong_command_line_needs_no_torch(file, tmp_path):
     out = tmp_path / "ckpt.pth"
     wrong = (
-        (["import", tmp_path / "no.pth", "-o", out], "does not exist; expected a checkpoint to import"),
-        (["import", file, "-o", file], "is the file to read; give another name to write to"),
-        (["import", file, "-o", tmp_path / "x.pth.tar"], "x.pth.tar: expected a name that ends in .pth"),
-        (["import", file], "--out"),
-        (["export", file, "-o", out], "import"),
-        (["import", file, "-o", out, "--heigth", "3"], "unknown flag --heigth"),
-        (["import", file, "-o", out, "--height", "0"], "height and width is 0x128; it must be positive"),
-        (["import", file, "-o", out, "--height", "100000000"], "it must be positive and at most 4096"),
-        (["import", file, "-o", out, "--dataset", "mars"], "unknown data set 'mars'"),
-        (["import", file, "-o", out, "--root", tmp_path / "no"], "is not a folder"),
+        ([tmp_path / "no.pth", "-o", out], "does not exist; expected a checkpoint to import"),
+        ([file, "-o", file], "is the file to read; give another name to write to"),
+        ([file, "-o", tmp_path / "x.pth.tar"], "x.pth.tar: expected a name that ends in .pth"),
+        ([file], "--out"),
+        ([file, "-o", out, "--heigth", "3"], "unknown flag --heigth"),
+        ([file, "-o", out, "--height", "0"], "height and width is 0x128; it must be positive"),
+        ([file, "-o", out, "--height", "100000000"], "it must be positive and at most 4096"),
+        ([file, "-o", out, "--dataset", "mars"], "unknown data set 'mars'"),
+        ([file, "-o", out, "--root", tmp_path / "no"], "is not a folder"),
     )
     answers = run_all_without_torch(*(("-m", "pmm", "import", *args) for args, _ in wrong))
     for done, (_, text) in zip(answers, wrong, strict=True):
-        assert_one_line_error(done, "pmm.artifacts.checkpoint: error: ", text)
+        assert_one_line_error(done, "pmm import: error: ", text)
     assert not out.exists()
 
 

@@ -37,7 +37,7 @@ def few(people, tmp_path_factory):
 
 @pytest.fixture
 def bench(trained, shared, few, tmp_path):
-    """Runs bench/run.py in this process on exports that are there; returns the report."""
+    """Runs pmm bench in this process on exports that are there; returns the report."""
 
     def run(*words, precision="fp32", code=0):
         recipe = Recipe(precision="fp32" if precision == "tf32" else precision)

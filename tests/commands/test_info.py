@@ -232,6 +232,6 @@ def test_values_print_as_what_they_are():
 
 def test_torch_is_loaded_for_a_checkpoint_only(artifact, trained):
     for file, loaded in ((artifact, "False"), (trained, "True")):
-        script = "import sys; from pmm import info; info.main(); print('torch' in sys.modules)"
+        script = "import sys; from pmm.commands import info; info.main('pmm info'); print('torch' in sys.modules)"
         done = run_python("-c", script, file)
         assert done.stdout.splitlines()[-1] == loaded, done.stderr

@@ -423,7 +423,7 @@ def test_no_repository(tmp_path):
 
 def test_a_checkpoint(tmp_path):
     (tmp_path / "best.pth").write_bytes(b"weights")
-    refused(tmp_path, tmp_path / "best.pth", expected=("best.pth", "export/to_onnx.py"))
+    refused(tmp_path, tmp_path / "best.pth", expected=("best.pth", "pmm export onnx"))
 
 
 @pytest.mark.parametrize("file", ["none.onnx", "none.plan"])
@@ -432,7 +432,7 @@ def test_a_file_that_is_not_there(tmp_path, file):
 
 
 def test_files_without_a_manifest(tmp_path):
-    refused(tmp_path, make_onnx(tmp_path / "a.onnx", beside=False), expected=("a.onnx", "export/to_onnx.py"))
+    refused(tmp_path, make_onnx(tmp_path / "a.onnx", beside=False), expected=("a.onnx", "pmm export onnx"))
     (tmp_path / "a.plan").write_bytes(b"engine")
     refused(tmp_path, tmp_path / "a.plan", expected=("a.plan", "manifest"))
 

@@ -295,7 +295,7 @@ def foreign(path, *, batch="n", height=8, external=None):
 
 def test_a_file_that_is_not_ours_is_explained_and_built_if_asked(tmp_path):
     path, plan = foreign(tmp_path / "x.onnx"), tmp_path / "x.plan"
-    assert_one_line_error(run_here("export/to_trt.py", path), "not an ONNX file of ours", "export/to_onnx.py")
+    assert_one_line_error(run_here("export/to_trt.py", path), "not an ONNX file of ours", "pmm export onnx")
     assert not plan.exists()
     manifest_path(plan).write_text("of an engine that was here before")
     done = run_here("export/to_trt.py", path, "--no-manifest", "--flavor", "rtx")

@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from bench.lab import gpu, gpu_steps
+from bench.lab import gpu, gpu_steps, gpu_table
 from pmm.ablation.study import Ablation
-from pmm.commands.train import parse
 from pmm.models.registry import METHODS
+from pmm.training.flags import parse
 from pmm.utils import command_line, hardware
 from pmm.utils import task_runner as steps_module
 from pmm.utils.build_info import build_info
@@ -31,7 +31,8 @@ def listed(*folders):
 
 
 def test_without_a_gpu_it_is_one_line_and_nothing_is_written(monkeypatch):
-    monkeypatch.setattr(hardware, "nvidia_gpus", tuple)
+    for module in (hardware, gpu):
+        monkeypatch.setattr(module, "nvidia_gpus", tuple)
     before = listed("runs", "bench/results")
     for flags in ((), ("--check",), ("--again", "ops")):
         done = run_here("-m", "bench.lab.gpu", *flags)
@@ -43,8 +44,8 @@ def test_without_a_gpu_it_is_one_line_and_nothing_is_written(monkeypatch):
 def test_the_command_itself_needs_no_package():
     script = (
         "import sys; sys.path.insert(0, '.')\n"
-        "from pmm import machine; hardware.nvidia_gpus = tuple\n"
-        "import runpy; runpy.run_path('bench/gpu.py', run_name='__main__')"
+        "from pmm.utils import hardware; hardware.nvidia_gpus = tuple\n"
+        "import runpy; runpy.run_module('bench.lab.gpu', run_name='__main__')"
     )
     done = run_python("-S", "-c", script)  # without site-packages
     assert_one_line_error(done, "sees no NVIDIA GPU")
@@ -69,7 +70,7 @@ def collected(*commands):
 
 def out_of(name):
     """The folder of a step."""
-    return f"{gpu.folder_of(CARD).relative_to(ROOT).as_posix()}/{name}"
+    return f"{gpu_table.folder_of(CARD).relative_to(ROOT).as_posix()}/{name}"
 
 
 def words_of(command):
@@ -200,8 +201,11 @@ def test_another_gpu_is_the_only_one_that_its_steps_see(monkeypatch):
 def test_missing_packages_are_one_line():
     steps = [dataclasses.replace(STEPS["tests"], needs=("json", "no_pytest")), STEPS["build"]]
     steps[1] = dataclasses.replace(steps[1], needs=("no_pytest", "no_a|no_b"))
-    assert gpu.packages(steps) == "packages: no_pytest is missing: no tests, build; no_a or no_b is missing: no build"
-    assert gpu.packages([dataclasses.replace(steps[0], needs=())]) == "packages: nothing is missing"
+    assert (
+        gpu_table.packages(steps)
+        == "packages: no_pytest is missing: no tests, build; no_a or no_b is missing: no build"
+    )
+    assert gpu_table.packages([dataclasses.replace(steps[0], needs=())]) == "packages: nothing is missing"
 
 
 def test_the_sources_count_and_not_what_lies_beside_them(tmp_path, monkeypatch):
@@ -209,15 +213,15 @@ def test_the_sources_count_and_not_what_lies_beside_them(tmp_path, monkeypatch):
     for name in ("setup.py", "pmm/a.py", "cpp_ext/cuda/b.cu", "bench/results/r.json", "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
-    first = gpu.dependencies()
+    first = gpu_table.dependencies()
     assert json.loads(json.dumps(first)) == first
     for name in ("bench/results/r.json", "README.md"):
         (tmp_path / name).write_text("2")
-        assert gpu.dependencies() == first
+        assert gpu_table.dependencies() == first
     for name in ("setup.py", "pmm/a.py", "cpp_ext/cuda/b.cu"):
-        before = gpu.dependencies()
+        before = gpu_table.dependencies()
         (tmp_path / name).write_text("2")
-        assert gpu.dependencies() != before
+        assert gpu_table.dependencies() != before
 
 
 FOUND = json.dumps({"schema": "pmm-gpu-check-1", "found": {"ms": 12.345, "same bits": True, "why": "a | b"}})
@@ -248,7 +252,7 @@ def fake(tmp_path, monkeypatch):
         Step(name="third", commands=((*python, ""),), needs=("no-such-program",), optional=True),
     ]
     for name in ("ROOT", "RESULTS"):
-        monkeypatch.setattr(gpu, name, tmp_path / ("results" if name == "RESULTS" else ""))
+        monkeypatch.setattr(gpu_table, name, tmp_path / ("results" if name == "RESULTS" else ""))
 
     (tmp_path / "setup.py").touch()
     monkeypatch.setattr(gpu_steps, "gpu_steps", lambda found, index: steps)
@@ -341,7 +345,9 @@ def test_another_gpu_gives_its_name_to_folder_and_results(fake, monkeypatch):
     assert (done.returncode, done.stdout.splitlines()[0].partition(":")[0]) == (0, CARD.name)
     assert table_of(fake)
     assert_one_line_error(run_here("-m", "bench.lab.gpu", "--device", "cuda:2"), "no GPU 2 here: 2 visible")
-    assert_one_line_error(run_here("-m", "bench.lab.gpu", "--device", "cpu"), "--device is cpu; expected cuda or cuda:N")
+    assert_one_line_error(
+        run_here("-m", "bench.lab.gpu", "--device", "cpu"), "--device is cpu; expected cuda or cuda:N"
+    )
 
 
 def test_what_is_needed_and_missing_is_not_proved(fake, monkeypatch):
@@ -353,7 +359,7 @@ def test_what_is_needed_and_missing_is_not_proved(fake, monkeypatch):
 
 
 def test_a_failure_leaves_no_result(fake):
-    assert gpu.write_result(Outcome(step=STEPS["build"], status="failed"), CARD) is None
+    assert gpu_table.write_result(Outcome(step=STEPS["build"], status="failed"), CARD) is None
     assert not (fake / "results").exists()
 
 

@@ -25,7 +25,7 @@ SCRIPT = ("-m", "bench.lab.gpu_check")
 
 def checked(tmp_path, *words, **env):
     """What a check finds on this machine's CPU."""
-    done = run_here(SCRIPT, *words, "--device", "cpu", "--out", tmp_path / "found.json", PMM_FAST="1", **env)
+    done = run_here(*SCRIPT, *words, "--device", "cpu", "--out", tmp_path / "found.json", PMM_FAST="1", **env)
     assert done.returncode == 0, done.stderr
     values = json.loads((tmp_path / "found.json").read_text())
     assert values["schema"] == "pmm-gpu-check-1"
@@ -68,7 +68,7 @@ def test_a_run_is_interrupted_and_goes_on_to_the_bit(tmp_path):
 
 def test_a_difference_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_training, "resumed", lambda *args: {"same bits": False, "largest difference": 1e-3})
-    done = run_here(SCRIPT, "resume", "--device", "cpu", "--out", tmp_path / "found.json", PMM_FAST="1")
+    done = run_here(*SCRIPT, "resume", "--device", "cpu", "--out", tmp_path / "found.json", PMM_FAST="1")
     assert_one_line_error(done, "not the same to the bit", "0.001")
     assert not (tmp_path / "found.json").exists()
 
@@ -88,7 +88,7 @@ def test_what_the_files_say_of_cuda_is_what_the_libraries_say(monkeypatch):
 
 def test_files_are_given_to_the_check_that_takes_them(tmp_path):
     for words in (("engine", "a.plan"), ("libraries", "a.plan")):
-        assert_one_line_error(run_here(SCRIPT, *words, "--out", tmp_path / "x.json"), "ENGINE and CHECKPOINT")
+        assert_one_line_error(run_here(*SCRIPT, *words, "--out", tmp_path / "x.json"), "ENGINE and CHECKPOINT")
 
 
 def host(array):

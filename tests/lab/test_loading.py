@@ -20,7 +20,18 @@ def one_setting(monkeypatch):
 
 def test_every_way_is_timed_and_compared_with_the_bare_loop(people, tmp_path, one_setting):
     out = tmp_path / "loading.json"
-    done = run_here("-m", "bench.lab.loading", "--data", people / "query", "--workers", "2", "--batches", "3", "--out", out, PMM_FAST="1"
+    done = run_here(
+        "-m",
+        "bench.lab.loading",
+        "--data",
+        people / "query",
+        "--workers",
+        "2",
+        "--batches",
+        "3",
+        "--out",
+        out,
+        PMM_FAST="1",
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pmm.artifacts.checkpoint import load
-from pmm.commands.train import train
 from pmm.config import PRESETS, Config, ModelConfig, preset
 from pmm.models.registry import METHODS, build_model, deployed, method_of, refuse_unread
+from pmm.training.launch import train
 from pmm.training.losses import reid_losses
 from pmm.utils.errors import UserError
 from tests.conftest import ROOT, run_here

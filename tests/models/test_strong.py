@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from pmm.artifacts.checkpoint import load, load_model
 from pmm.artifacts.manifest import Artifact, EmbeddingContract, InputContract, manifest_path
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.commands.train import train
 from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
@@ -24,6 +23,7 @@ from pmm.models.registry import METHODS, build_model, deployed
 from pmm.models.stages import Head
 from pmm.ops.mixed_cam import cam
 from pmm.runtime.base import open_runner
+from pmm.training.launch import train
 from pmm.training.losses import reid_losses
 from pmm.training.state import learning_rate
 from tests.conftest import run_here

@@ -205,7 +205,7 @@ def test_files_that_are_no_packages_of_ours_are_refused(copy, unloaded):
 def test_a_package_for_another_machine_is_refused(package, unloaded, monkeypatch, here, said):
     real = this_machine(CPU)
     monkeypatch.setattr(aoti, "this_machine", lambda device: dataclasses.replace(real, **here))
-    with pytest.raises(UserError, match=f"this package cannot run here: {said}.*export/to_aoti.py"):
+    with pytest.raises(UserError, match=f"this package cannot run here: {said}.*pmm export aoti"):
         open_runner(package)
 
 

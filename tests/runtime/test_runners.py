@@ -14,7 +14,8 @@ from pmm.data.crops import load_crops, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import MIN_COSINE, Recipe, Verification
-from pmm.gallery.embed import embed_samples, rank_split
+from pmm.gallery.embed import embed_samples
+from pmm.gallery.ranking import rank_split
 from pmm.runtime import ort_cuda, ort_session
 from pmm.runtime.base import open_runner
 from pmm.runtime.tf32 import has_tf32

@@ -20,7 +20,8 @@ from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.graph import deployed_graph
 from pmm.export.onnx import export_onnx
 from pmm.export.options import Recipe
-from pmm.gallery.embed import embed_samples, rank_split
+from pmm.gallery.embed import embed_samples
+from pmm.gallery.ranking import rank_split
 from pmm.models.registry import build_model
 from pmm.runtime.base import open_runner
 from pmm.runtime.eager import EagerRunner

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.slow
     ids=["6 kills", "20 kills"],
 )
 def test_kills(tmp_path, kills, epochs, least):
-    done = run_python("-m", "bench.lab.crash_resume", "--kills", str(kills), "--out", tmp_path / "kills", "--epochs", str(epochs))
+    done = run_python(
+        "-m", "bench.lab.crash_resume", "--kills", str(kills), "--out", tmp_path / "kills", "--epochs", str(epochs)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "kills" / "kills.json").read_text())
     assert len(report["kills"]) == kills

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from pmm import train
 from pmm.artifacts.checkpoint import load
-from pmm.commands import train
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model

@@ -16,9 +16,11 @@ import torch
 
 from pmm.artifacts import checkpoint
 from pmm.artifacts.checkpoint import load
-from pmm.commands.train import _again, parse, train
+from pmm.commands.train import _again
 from pmm.config import Config, preset
 from pmm.ops._extension import missing
+from pmm.training.flags import parse
+from pmm.training.launch import train
 from pmm.training.run_logger import Journal
 from pmm.training.state import learning_rate
 from pmm.training.step import collapsed

@@ -76,10 +76,10 @@ def test_sizes():
 
 
 def test_run_turns_errors_into_one_line_and_a_code(capsys):
-    def fails():
+    def fails(prog):
         raise UserError("the folder is missing")
 
-    def interrupted():
+    def interrupted(prog):
         raise KeyboardInterrupt
 
     for main, code, text in ((fails, 1, "prog: error: the folder is missing\n"), (interrupted, 130, "interrupted")):
@@ -88,7 +88,7 @@ def test_run_turns_errors_into_one_line_and_a_code(capsys):
         assert stop.value.code == code
         assert text in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        command_line.run(lambda: None, prog="prog")
+        command_line.run(lambda prog: None, prog="prog")
     assert stop.value.code == 0
 
 
@@ -144,7 +144,7 @@ def test_an_interrupt_is_held_back_until_it_can_be_taken(interruptible):
 
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
-        command_line.run(lambda: 1 // 0, prog="prog")
+        command_line.run(lambda prog: 1 // 0, prog="prog")
 
 
 COMMANDS = (

@@ -34,11 +34,11 @@ def test_a_command_says_it_before_torch_is_loaded(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     script = (
         "import os, sys\n"
-        "from pmm import cli\n"
-        "def main():\n"
+        "from pmm.utils import command_line\n"
+        "def main(prog):\n"
         "    assert 'torch' not in sys.modules\n"
         "    print(os.environ['GOMP_SPINCOUNT'], os.environ.get('OMP_NUM_THREADS'))\n"
-        "cli.run(main, prog='prog')"
+        "command_line.run(main, prog='prog')"
     )
     assert run_python("-c", script).stdout.split()[0] == scheduling.SPINS
     assert run_python("-c", script, GOMP_SPINCOUNT="5", OMP_NUM_THREADS="3").stdout.split() == ["5", "3"]
@@ -57,14 +57,14 @@ def slice_of(pid):
 def test_a_command_and_what_it_starts_run_in_short_turns(nice):
     script = (
         "import os, subprocess, sys\n"
-        "from pmm import cli\n"
-        "def main():\n"
+        "from pmm.utils import command_line\n"
+        "def main(prog):\n"
         "    held = subprocess.Popen(['sleep', '60'])\n"
         "    print(held.pid, flush=True)\n"
         "    sys.stdin.readline()\n"
         "    held.kill()\n"
         f"os.nice({nice})\n"
-        "cli.run(main, prog='prog')"
+        "command_line.run(main, prog='prog')"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     before = slice_of(0)

@@ -19,6 +19,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from pmm.config import fast_mode
 from pmm.data.synthetic.camera import Camera, sample_cameras
 from pmm.data.synthetic.draw import draw_crop, draw_junk
 from pmm.data.synthetic.identity import Identity, sample_identities
@@ -26,6 +27,7 @@ from pmm.utils.errors import UserError
 from pmm.utils.files import cannot_write, make_folder
 from pmm.utils.hardware import usable_cores
 
+FAST_IDS = 12
 FORMAT = 1
 """Raised whenever the same arguments draw other pictures."""
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
@@ -240,3 +242,20 @@ def _draw(world: _World, crop: _Crop) -> np.ndarray:
 
 def _generator(seed: int, kind: str, person: int, camera: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, _KINDS.index(kind), person, camera, index])
+
+
+def draw_people(out: Path, *, ids: int, seed: int, cameras: int = 6, workers: int = 0) -> None:
+    """Draw with a progress bar; at most a few identities if PMM_FAST=1."""
+    from tqdm import tqdm
+
+    if fast_mode():
+        ids = min(ids, FAST_IDS)
+    with tqdm(desc=f"drawing synthetic people into {out}", unit="img", leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        drawn = draw_dataset(out, ids=ids, seed=seed, cameras=cameras, workers=workers or None, progress=progress)
+    counts = ", ".join(f"{count} {name}" for name, count in drawn["counts"].items())
+    print(f"{out}: {ids} + {ids} synthetic identities, seed {seed} ({counts})")

@@ -1,0 +1,66 @@
+"""Compare methods, or presets, over several seeds: mean, spread, and paired differences with 95 % intervals.
+
+pmm ablation [--methods pmm,bdb,pmm:k=0] [--compare-presets tiny,paper] [--seeds 5] [--jobs N] ...
+
+Writes a JSON file, and a table (.md) and a plot (.png) beside it. After an interruption the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pmm.ablation.plot import plot
+from pmm.ablation.report import default_out, markdown, progress, report
+from pmm.ablation.runs import Outcome
+from pmm.ablation.study import Ablation, Options
+from pmm.utils import command_line
+from pmm.utils.errors import UserError
+from pmm.utils.files import claimed, output_file, write_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationCommand:
+    """`pmm ablation ...`"""
+
+    options: Options = field(default_factory=Options)
+    out: Path | None = None
+    """JSON file to write (default: DATE-MACHINE-ablation.json in bench/results)."""
+
+
+def main(prog: str) -> int:
+    """Entry point; 1 if a run failed."""
+    command = command_line.parse(AblationCommand, prog=prog, description=__doc__ or "")
+    ablation = Ablation(command.options)
+    out = output_file(command.out or default_out(ablation), suffixes=(".json",))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: its runs end too
+    with claimed(command.options.runs):
+        ablation.check_models()
+        ablation.refuse_others()
+        print(ablation.describe(), flush=True)
+        try:
+            outcomes = ablation.measure(finished)
+        except KeyboardInterrupt:
+            print(f"\n{prog}: interrupted; {ablation.kept()}; the same command goes on", file=sys.stderr)
+            return command_line.INTERRUPTED
+    found = report(ablation, outcomes, shlex.join(["pmm", "ablation", *sys.argv[1:]]))
+    table = markdown(found)
+    write_file(out, json.dumps(found, indent=1) + "\n")
+    write_file(out.with_suffix(".md"), table + "\n")
+    out.with_suffix(".png").unlink(missing_ok=True)  # of another report, if nothing can be compared in this one
+    if picture := plot(found):
+        write_file(out.with_suffix(".png"), picture)
+    print(f"\n{table}\nreport: {out}")
+    if failed := [outcome.run.name for outcome in outcomes if outcome.figures is None]:
+        raise UserError(
+            f"{len(failed)} of {len(outcomes)} runs failed ({'; '.join(failed)}); the same command tries again"
+        )
+    return 0
+
+
+def finished(outcome: Outcome, left: int, seconds: float) -> None:
+    print(progress(outcome, left, seconds), flush=True)

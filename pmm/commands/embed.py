@@ -1,0 +1,62 @@
+"""Embed every image of a folder into an index, for `pmm search`. Loads no torch for an ONNX file or an engine.
+
+pmm embed ARTIFACT FOLDER -o OUT.npz
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pmm.gallery.embed import contract_of, embed_folder, images_below
+from pmm.runtime.base import open_runner
+from pmm.utils import command_line
+from pmm.utils.errors import UserError
+from pmm.utils.files import output_file
+from pmm.utils.hardware import cuda_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedCommand:
+    """`pmm embed ARTIFACT FOLDER -o OUT.npz`"""
+
+    artifact: tyro.conf.Positional[Path]
+    """Checkpoint (.pth), exported ONNX file (.onnx) or engine (.plan, .engine)."""
+    folder: tyro.conf.Positional[Path]
+    """Folder of crops: every image in it and below it, but for hidden ones."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The index to write (.npz), for pmm search."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
+    """Images at once."""
+    threads: int = 0
+    """CPU threads of the backend (0: its default)."""
+
+
+def main(prog: str) -> None:
+    """Entry point."""
+    command = command_line.parse(EmbedCommand, prog=prog, description=__doc__ or "")
+    if command.batch_size < 1:
+        raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
+    command_line.threads(command.threads)
+    cuda_index(command.device)
+    if command.out.suffix.lower() != ".npz":
+        raise UserError(f"--out is {command.out}; give the index a name that ends in .npz")
+    images_below(command.folder)  # before a model is loaded for nothing
+    output_file(command.out, command.artifact)
+    with open_runner(command.artifact, command.device, command.threads) as runner:
+        contract = contract_of(command.artifact, runner)
+        begin = time.perf_counter()
+        index = embed_folder(runner, contract, command.folder, batch_size=command.batch_size, label=prog)
+        seconds = time.perf_counter() - begin
+    index.save(command.out)
+    info = runner.info
+    print(
+        f"{command.out}: {len(index)} images, {index.embeddings.shape[1]} dimensions, {len(index) / seconds:.0f} "
+        f"images/s with reading, {info.backend} in {info.precision} on {info.device} ({info.provider})"
+    )

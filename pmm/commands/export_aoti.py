@@ -1,0 +1,53 @@
+"""Compile a checkpoint to an AOTInductor package, with its manifest, proved against the checkpoint on real crops.
+
+pmm export aoti CKPT [-o FILE.pt2] [--precision fp32|tf32|fp16|bf16] [--device cpu|cuda|cuda:N]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pmm.export.aoti import PackagePrecision
+from pmm.export.options import Verification
+from pmm.runtime.base import PACKAGE_SUFFIX
+from pmm.utils import command_line
+from pmm.utils.build_info import describe_build
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file, output_file
+from pmm.utils.hardware import cuda_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportAotiCommand:
+    """`pmm export aoti CKPT [-o FILE.pt2]`"""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Checkpoint written by pmm train."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """File to write (default: beside the checkpoint, as best-cpu.pt2 or best-cuda-fp16.pt2)."""
+    precision: PackagePrecision = "fp32"
+    """Of the trunk; the heads and the output are fp32 in every file. tf32 is for GPUs."""
+    device: str = "cpu"
+    """Where it will run, cpu, cuda or cuda:N: on processors like this one only."""
+    verification: Verification = field(default_factory=Verification)
+
+
+def main(prog: str) -> None:
+    """Entry point."""
+    command = command_line.parse(ExportAotiCommand, prog=prog, description=__doc__ or "")
+    if command.device == "auto":
+        raise UserError("--device auto: a package is for one kind of processor; name it: cpu, cuda or cuda:N")
+    kind = "cpu" if cuda_index(command.device) is None else "cuda"
+    checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
+    precision = "" if command.precision == "fp32" else f"-{command.precision}"
+    beside = checkpoint.with_name(f"{checkpoint.stem}-{kind}{precision}{PACKAGE_SUFFIX}")
+    out = output_file(command.output or beside, checkpoint, suffixes=(PACKAGE_SUFFIX,))
+
+    from pmm.export.aoti import describe, export_aoti
+
+    print(describe(export_aoti(checkpoint, out, command.precision, command.device, command.verification)))
+    print(f"kernels of the mix here (training only, never in the file): {describe_build()}")

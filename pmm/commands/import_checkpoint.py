@@ -1,0 +1,62 @@
+"""Turn a checkpoint of the PMM authors' public code, or of BDB's, into one of ours, for every later command.
+
+pmm import FILE.pth.tar -o CKPT.pth [--dataset NAME --root DIR] [--height H --width W]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pmm.artifacts.checkpoint import import_foreign
+from pmm.config import preset
+from pmm.data.layouts import layout_of
+from pmm.data.readers import DEFAULT_LAYOUT, read_dataset
+from pmm.data.samples import class_indices
+from pmm.utils import command_line
+from pmm.utils.files import existing_file, output_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportCommand:
+    """`pmm import FILE -o CKPT.pth`"""
+
+    file: tyro.conf.Positional[Path]
+    """Checkpoint of the PMM authors' code or of BDB's (.pth.tar)."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Checkpoint to write (.pth)."""
+    dataset: str = DEFAULT_LAYOUT
+    """Data set that it was trained on."""
+    root: Path | None = None
+    """Folder of the data set (without one, later commands ask for the crops they need)."""
+    height: int = 384
+    """Height in pixels of the crops it was trained on."""
+    width: int = 128
+    """Width in pixels of the crops it was trained on."""
+
+
+def main(prog: str) -> None:
+    """Entry point."""
+    command = command_line.parse(ImportCommand, prog=prog, description=__doc__ or "")
+    existing_file(command.file, "a checkpoint to import (.pth.tar)")
+    output_file(command.out, command.file, suffixes=(".pth",))
+    layout_of(command.dataset)  # a wrong name or folder would be noticed only by later commands
+    train = read_dataset(command.dataset, command.root).train if command.root else ()
+    data = dataclasses.replace(
+        preset("paper").data,
+        dataset=command.dataset,
+        root=str(command.root or ""),
+        height=command.height,
+        width=command.width,
+    )
+    print(import_foreign(command.file, command.out, data, identities=len(class_indices(train)) or None))
+    out = shlex.quote(str(command.out))
+    print(
+        f"{out} is written; next: pmm evaluate {out} --dataset {command.dataset} "
+        f"--root {shlex.quote(str(command.root)) if command.root else 'DIR'}"
+    )

@@ -1,0 +1,124 @@
+"""The flags of a training run: where it lies, and its whole configuration. Loads no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pmm.artifacts.runs import RUNS, newest_run, refuse_changes, with_located_data
+from pmm.config import SYNTHETIC, Config, fast_mode, preset
+from pmm.models.registry import refuse_unread
+from pmm.training.data_setup import refuse_other_people
+from pmm.utils import command_line
+from pmm.utils.errors import UserError
+from pmm.utils.hardware import cuda_index
+
+PROG = "pmm train"
+SYNTHETIC_EPOCHS = 60
+FAST_EPOCHS = 3  # after fewer, int8 moves the embeddings of a hardly trained network beyond the gates
+SAVE_MINUTES = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and from what a run starts; the rest of its command line is its `Config`."""
+
+    out: Path | None = None
+    """Folder of the run (default: a new one under runs/)."""
+    resume: bool = False
+    """Go on from OUT/last.pth (without --out: the newest run under runs/)."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda, or cuda:N for the GPU of that number (with torchrun: each process its own)."""
+    save_minutes: float = SAVE_MINUTES
+    """Minutes after which last.pth is written within an epoch too; it is at the end of each."""
+    skip_bad_images: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping at the first."""
+    threads: int = 0
+    """CPU threads of each process (0: torch's default, a quota of CPU time at most)."""
+
+    def __post_init__(self) -> None:
+        command_line.threads(self.threads)
+        if not self.save_minutes > 0:
+            raise UserError(f"--save-minutes is {self.save_minutes}; it must be more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(Place):
+    """The whole command line."""
+
+    config: Config = field(default_factory=Config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choices(Place):
+    """What must be known before the defaults of the other flags are."""
+
+    preset: str = ""
+    dataset: str = SYNTHETIC
+    help: Annotated[bool, tyro.conf.arg(aliases=["-h"])] = False
+
+
+def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> TrainCommand:
+    """The command line as a `TrainCommand`; defaults come from the preset, or from the run to resume.
+
+    Raises UserError for an unknown preset or method, a flag that the method does not read, or a resumed run that is not
+    there or has other values.
+    """
+    first = command_line.parse_args(_Choices, args, prog=prog, description="", partial=True)
+    out = first.out
+    if first.resume and not first.help:
+        out = out or newest_run("last.pth").parent
+        saved = saved_config(out)
+        config = with_located_data(saved, out / "last.pth")
+    else:
+        config = preset(first.preset or _default_preset(first.device))
+        most = FAST_EPOCHS if fast_mode() else SYNTHETIC_EPOCHS if first.dataset == SYNTHETIC else config.recipe.epochs
+        recipe = dataclasses.replace(config.recipe, epochs=min(most, config.recipe.epochs))
+        config = dataclasses.replace(config, recipe=recipe)
+    default = TrainCommand(out=out, config=config)
+    command = command_line.parse_args(TrainCommand, args, prog=prog, description=description, default=default)
+    cuda_index(command.device)
+    given = command_line.given_flags(args)
+    refuse_unread(command.config, given)
+    _refuse_unscheduled(command.config, given)
+    if command.resume:
+        refuse_changes(out or RUNS, saved, command.config)
+    refuse_other_people(command.config.data, {flag.removeprefix("--").replace("-", "_") for flag in given})
+    return command
+
+
+def saved_config(out: Path) -> Config:
+    """The configuration of the run in `out`. Raises UserError if there is none."""
+    path = out / "config.json"
+    try:
+        return Config.from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{out} holds no run to resume ({path.name} is missing); start without --resume") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error})") from error
+
+
+def new_run(command: TrainCommand) -> Path:
+    """A folder of its own under runs/, named after the preset, the data and the time."""
+    return RUNS / f"{command.config.preset}-{command.config.data.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _default_preset(device: str) -> str:
+    from pmm.utils.hardware import nvidia_gpus
+
+    return "paper" if device != "cpu" and nvidia_gpus() else "tiny"
+
+
+def _refuse_unscheduled(config: Config, flags: set[str]) -> None:
+    if config.recipe.schedule == "paper" and (idle := sorted({"--warmup", "--flat"} & flags)):
+        raise UserError(
+            f"{' and '.join(idle)} would change nothing: the steps of --schedule paper are fixed; leave it out, or add "
+            "--schedule flat-cosine"
+        )
