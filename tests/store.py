@@ -89,10 +89,10 @@ class Shared:
     def engine(self, recipe: Recipe | None = None) -> Path:
         """A TensorRT-RTX engine (model.plan) of the run's best.pth, built and not run."""
         from pmm.artifacts.onnx_file import read_onnx
-        from pmm.export.trt import build_engine
+        from pmm.export.trt import engine_from_onnx
 
         source = self.onnx(recipe)
-        make = lambda home: build_engine(read_onnx(source), home / "model.plan", EngineOptions(flavor="rtx"))  # noqa: E731
+        make = lambda home: engine_from_onnx(read_onnx(source), home / "model.plan", EngineOptions(flavor="rtx"))  # noqa: E731
         return self._store.get(f"engine{_options(recipe or Recipe())}", make) / "model.plan"
 
 

@@ -23,15 +23,16 @@ from pmm.artifacts.manifest import Artifact
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.config import Config, fast_mode, preset
-from pmm.data.crops import Crops, load_crops
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import Crops
 from pmm.data.readers import read_dataset
+from pmm.data.samples import evenly
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.calibration import evenly
 from pmm.export.emulate_half import emulated
 from pmm.export.onnx import export_onnx
 from pmm.export.options import EngineOptions, Recipe, Verification
 from pmm.export.reference import in_memory
-from pmm.export.trt import build_engine
+from pmm.export.trt import engine_from_onnx
 from pmm.gallery.embed import embed_crops
 from pmm.runtime.base import Embeddings, open_runner
 from pmm.utils import command_line
@@ -129,7 +130,7 @@ def _engine(artifact: Artifact) -> dict[str, Any]:
     """Seconds and size of an engine build; nothing where there is no builder, or the file is made for CPUs."""
     file, out = read_onnx(artifact.path), artifact.path.with_suffix(".plan")
     try:
-        engine, seconds = _timed(partial(build_engine, file, out, EngineOptions()))
+        engine, seconds = _timed(partial(engine_from_onnx, file, out, EngineOptions()))
     except UserError as error:
         return {"no_engine": str(error)}
     contract = engine.manifest.engine

@@ -15,7 +15,7 @@ from pmm.config import Config
 from pmm.export.onnx import verified_onnx
 from pmm.export.options import EngineOptions, Precision, Recipe, Verification
 from pmm.export.reference import engine_gate
-from pmm.export.trt import build_engine
+from pmm.export.trt import engine_from_onnx
 from pmm.runtime.base import PACKAGE_SUFFIX
 from pmm.runtime.trt_variant import load_flavor
 from pmm.utils.errors import Unavailable, UserError
@@ -136,7 +136,7 @@ def _engine(
     if kept := _kept(out, file, str(trt.__version__), options):
         return kept
     gate = engine_gate(file, checkpoint, verification, options.flavor, options.device)
-    return build_engine(file, out, options, gate=gate)
+    return engine_from_onnx(file, out, options, gate=gate)
 
 
 def _kept(engine: Path, file: OnnxFile, version: str, options: EngineOptions) -> Artifact | None:

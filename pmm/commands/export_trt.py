@@ -5,14 +5,13 @@ pmm export trt CKPT_OR_ONNX [-o FILE.plan] [--precision fp16] [--batch 1 8 64] [
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from pmm.export.options import EngineOptions, Recipe, Verification, check_kept, check_request
+from pmm.export.options import EngineOptions, Recipe, Verification, check_request
 from pmm.runtime.base import ENGINE_SUFFIXES
 from pmm.runtime.trt_variant import gpu_for, gpu_here, library_name
 from pmm.utils import command_line
@@ -45,41 +44,35 @@ def main(prog: str) -> None:
     ours = model.suffix.lower() != ".onnx"
     stem = model.stem + command.recipe.suffix if ours else model.stem
     out = output_file(command.output or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
-    check_request(
-        ours,
-        command.recipe,
-        command_line.given_flags(),
-        profile_layers=command.profile_layers,
-        no_manifest=command.no_manifest,
-    )
+    given = command_line.given_flags()
+    check_request(ours, command.recipe, given, profile_layers=command.profile_layers, no_manifest=command.no_manifest)
     if command.profile_layers and not gpu_here(command.engine.device):
         raise Unavailable("--profile-layers runs the engine, and no NVIDIA GPU is visible here; leave the flag out")
-    onnx_file = output_file(out.with_suffix(".onnx")) if ours else model
-    if ours:
-        from pmm.export.onnx import describe, export_onnx, refuse_others, verified_onnx
-
-        refuse_others(onnx_file, model, command.recipe)
-        # asked for other crops: a file verified on its own does not do
-        unasked = command.verification in (Verification(), Verification(no_verify=True))
-        export = verified_onnx if unasked else export_onnx
-        print(describe(export(model, onnx_file, command.recipe, command.verification)))
-    from pmm.artifacts.onnx_file import read_onnx
-    from pmm.export.reference import engine_gate
-    from pmm.export.trt import build_engine, build_foreign_engine, choose_flavor, describe_engine
-
-    file = read_onnx(onnx_file, external_data=command.no_manifest)
     if command.no_manifest:
-        builder, found = build_foreign_engine(file, out, command.engine)
+        from pmm.artifacts.onnx_file import read_onnx
+        from pmm.export.trt import build_foreign_engine
+
+        builder, found = build_foreign_engine(read_onnx(model, external_data=True), out, command.engine)
         print(f"{out}: {builder} engine, {found.precision}, without a manifest: its embeddings are for you to verify")
         return
-    if "--precision" in command_line.given_flags():
-        check_kept(onnx_file, file.manifest.precision, command.recipe.precision)
-    flavor = choose_flavor(command.engine.flavor, onnx_file, command.engine.device)[0]
-    if command.profile_layers and not gpu_for(flavor, command.engine.device):
-        raise Unavailable(f"--profile-layers runs the engine, and no GPU here runs those of {library_name(flavor)}")
-    engine = dataclasses.replace(command.engine, flavor=flavor)
-    gate = engine_gate(file, model if ours else None, command.verification, flavor, engine.device)
-    print(describe_engine(artifact := build_engine(file, out, engine, gate=gate), engine.device))
+    from pmm.export.engine import build_engine
+    from pmm.export.onnx import describe
+    from pmm.export.trt import choose_flavor, describe_engine
+
+    engine = command.engine
+    if command.profile_layers:
+        flavor, _ = choose_flavor(engine.flavor, model, engine.device)
+        if not gpu_for(flavor, engine.device):
+            raise Unavailable(f"--profile-layers runs the engine, and no GPU here runs those of {library_name(flavor)}")
+    artifact = build_engine(
+        model,
+        out,
+        engine,
+        recipe=command.recipe if ours or "--precision" in given else None,
+        verification=command.verification,
+        exported=lambda made: print(describe(made)),
+    )
+    print(describe_engine(artifact, engine.device))
     print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
     if command.profile_layers:
         from pmm.export.layer_profile import layers_path, profile_layers, table

@@ -75,7 +75,7 @@ def choose_flavor(flavor: Literal[Flavor, "auto"], onnx_file: Path, device: str 
     raise UserError(f"no engine builder here: {', or '.join(why for _, why in missing)}; the ONNX file is {onnx_file}")
 
 
-def build_engine(
+def engine_from_onnx(
     file: OnnxFile, out: Path, options: EngineOptions | None = None, *, gate: Gate | None = None
 ) -> Artifact:
     """Build an engine from an exported ONNX file and write its manifest.
@@ -106,7 +106,7 @@ def build_engine(
 def build_foreign_engine(file: OnnxFile, out: Path, options: EngineOptions) -> tuple[str, Found]:
     """Build an engine from an ONNX file that is not ours: no manifest, so no runner of ours opens it.
 
-    Returns the builder's name and version, and the precision found. Raises UserError as `build_engine`.
+    Returns the builder's name and version, and the precision found. Raises UserError as `engine_from_onnx`.
     """
     flavor, trt = choose_flavor(options.flavor, file.path, options.device)
     check_options(trt, flavor, options, gpu_here(options.device))

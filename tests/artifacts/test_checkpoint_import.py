@@ -18,7 +18,8 @@ from pmm.artifacts.checkpoint_import import convert, describe, method_of
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.torch_file import read_torch_file
 from pmm.config import preset
-from pmm.data.crops import load_crops, preprocessing_of
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.export.graph import deployed_graph
 from pmm.runtime.base import open_runner

@@ -13,7 +13,7 @@ from pmm.artifacts.manifest import (
     InputContract,
     Manifest,
 )
-from pmm.data.crops import Preprocessing
+from pmm.data.preprocessing import Preprocessing
 from pmm.utils.errors import UserError
 
 ENGINE = EngineContract(

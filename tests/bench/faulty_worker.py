@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pmm.bench import runner_factory, worker
-from pmm.data.crops import Crops, Preprocessing
+from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.runtime import ort_session
 from pmm.runtime.base import Embeddings, Runner, Step
 from pmm.utils import hardware

@@ -14,7 +14,7 @@ from pmm.bench.harness import Bench
 from pmm.bench.schema import read_report
 from pmm.bench.worker import Session
 from pmm.export.options import MIN_COSINE, EngineOptions, Recipe
-from pmm.export.trt import build_engine
+from pmm.export.trt import engine_from_onnx
 from pmm.utils.errors import Unavailable
 from pmm.utils.hardware import Gpu
 from tests.bench.conftest import GPUS
@@ -149,7 +149,7 @@ def test_an_engine_is_kept_for_the_same_batches_and_the_same_gpu(machine, traine
 
 def test_rtx_runs_with_kernels_that_are_final(machine, shared, tmp_path):
     world, _ = machine(RTX)
-    build_engine(read_onnx(shared.onnx()), tmp_path / "m.plan", EngineOptions(flavor="rtx", batch=((1, 4, 8),)))
+    engine_from_onnx(read_onnx(shared.onnx()), tmp_path / "m.plan", EngineOptions(flavor="rtx", batch=((1, 4, 8),)))
     world.configs.clear()
     for graph in (False, True):
         session = Session(lambda done: None)
@@ -168,7 +168,7 @@ def test_a_gpu_by_its_number_is_the_one_that_is_built_for_and_opened(machine, sh
     assert [(c.backend, c.device, c.place) for c in found] == [
         ("torch", "cuda", "cuda:1"), ("tensorrt", "cuda", "cuda:1"), ("ort-cpu", "cpu", "cpu")
     ]  # fmt: skip
-    build_engine(read_onnx(shared.onnx()), tmp_path / "m.plan", EngineOptions(device="cuda:1", batch=((1, 4, 8),)))
+    engine_from_onnx(read_onnx(shared.onnx()), tmp_path / "m.plan", EngineOptions(device="cuda:1", batch=((1, 4, 8),)))
     ((given, _),) = candidates.given([tmp_path / "m.plan"], device="cuda:1")
     session = Session(lambda done: None)
     opened = session.open(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pmm.config import preset
-from pmm.data.crops import preprocessing_of
+from pmm.data.preprocessing import preprocessing_of
 
 PREPROCESSING = preprocessing_of(preset("tiny"))
 

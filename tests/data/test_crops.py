@@ -8,7 +8,8 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from pmm.config import preset
-from pmm.data.crops import CHUNK, iter_crops, load_crop, load_crops, preprocessing_of
+from pmm.data.crops import CHUNK, iter_crops, load_crop, load_crops
+from pmm.data.preprocessing import preprocessing_of
 from pmm.utils.errors import UserError
 
 

@@ -11,7 +11,7 @@ import torch
 from pmm.artifacts.checkpoint import load, restore_model
 from pmm.artifacts.manifest import Artifact, EmbeddingContract, InputContract, Manifest, manifest_path
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.data.crops import preprocessing_of
+from pmm.data.preprocessing import preprocessing_of
 from pmm.export import aoti as module
 from pmm.export import graph as graph_module
 from pmm.export import parity_check

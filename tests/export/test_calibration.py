@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pmm.export.calibration import evenly
+from pmm.data.samples import evenly
 from pmm.export.int8 import Quantizer
 
 

@@ -11,7 +11,7 @@ from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.build_log import BuildLog
 from pmm.export.options import EngineOptions, Recipe
 from pmm.export.parity_check import Gate
-from pmm.export.trt import build_engine, describe_engine
+from pmm.export.trt import describe_engine, engine_from_onnx
 from pmm.runtime import engine_origin, trt_variant
 from pmm.runtime.base import open_runner
 from pmm.utils import hardware
@@ -126,13 +126,13 @@ def test_an_engine_of_a_static_batch_is_built_proved_and_run(machine, shared, ga
     file = read_onnx(shared.onnx(Recipe(precision="fp16", static_batch=4)))
     for batch in ((), ((4, 4, 4),)):
         options = EngineOptions(flavor=flavor, batch=batch)
-        artifact = build_engine(file, tmp_path / "m.plan", options, gate=gate)
+        artifact = engine_from_onnx(file, tmp_path / "m.plan", options, gate=gate)
         assert str(artifact.manifest.engine.batch) == "4 4 4"
         assert artifact.manifest.parity["rows"] == len(gate.crops)
     with open_runner(artifact.path) as runner:
         assert numeric_parity(gate.expected[:7], runner(gate.crops[:7])).min_cosine > 0.999
     with pytest.raises(UserError, match=r"static batch 4 takes 4 images .* --batch is 1 8 64; leave --batch out"):
-        build_engine(file, tmp_path / "n.plan", EngineOptions(flavor=flavor, batch=((1, 8, 64),)))
+        engine_from_onnx(file, tmp_path / "n.plan", EngineOptions(flavor=flavor, batch=((1, 8, 64),)))
     assert {path.name for path in tmp_path.iterdir()} == {"m.plan", "m.plan.json", "m.plan.log", "n.plan.log"}
 
 

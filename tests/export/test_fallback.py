@@ -16,7 +16,7 @@ from pmm.export.onnx import describe, export_onnx
 from pmm.export.options import EngineOptions, Recipe
 from pmm.export.precision import found_precision
 from pmm.export.reference import in_memory
-from pmm.export.trt import build_engine
+from pmm.export.trt import engine_from_onnx
 from pmm.runtime.base import open_runner
 from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
@@ -81,7 +81,7 @@ def test_it_computes_what_the_file_in_fp32_does(file, plain, crops, trained):
 
 def test_tensorrt_parses_and_builds_it_in_those_types(file, tmp_path):
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
-    engine = build_engine(file, tmp_path / "model.plan", EngineOptions(flavor="rtx")).manifest
+    engine = engine_from_onnx(file, tmp_path / "model.plan", EngineOptions(flavor="rtx")).manifest
     assert engine.precision_found == "int8"
     assert engine.precision_share == pytest.approx(file.manifest.precision_share)
     logger = trt.Logger(trt.Logger.ERROR)
@@ -168,5 +168,5 @@ def test_the_layers_that_were_kept_are_named_in_fp16(brittle, tmp_path):
     assert share["fp16"] > 0.01
     assert share["int8"] > 0.5
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
-    engine = build_engine(read_onnx(artifact.path), tmp_path / "m.plan", EngineOptions(flavor="rtx")).manifest
+    engine = engine_from_onnx(read_onnx(artifact.path), tmp_path / "m.plan", EngineOptions(flavor="rtx")).manifest
     assert engine.precision_share == pytest.approx(share)

@@ -8,7 +8,7 @@ import torch
 from pmm.artifacts.checkpoint import load, restore_model, save
 from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest, manifest_path, read_manifest
 from pmm.config import Config
-from pmm.data.crops import preprocessing_of
+from pmm.data.preprocessing import preprocessing_of
 from pmm.export import onnx as module
 from pmm.export.fold_batchnorm import fold_batch_norms
 from pmm.export.graph import deployed_graph

@@ -13,7 +13,7 @@ from pmm.export.emulate_half import emulated, half_type
 from pmm.export.graph import IR_VERSION, _to_opset_17
 from pmm.export.options import LEAST_OPSET, OPSET, OPSETS, EngineOptions, Recipe
 from pmm.export.reference import in_memory
-from pmm.export.trt import build_engine
+from pmm.export.trt import engine_from_onnx
 from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 
@@ -62,7 +62,7 @@ def test_a_file_of_every_opset_is_the_same_function(shared, crops, kind, opset, 
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     assert file.manifest.precision_share == default.manifest.precision_share
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
-    engine = build_engine(file, tmp_path / "model.plan", EngineOptions(flavor="rtx")).manifest
+    engine = engine_from_onnx(file, tmp_path / "model.plan", EngineOptions(flavor="rtx")).manifest
     assert engine.precision_share == pytest.approx(file.manifest.precision_share)
 
 

@@ -13,7 +13,8 @@ from pmm.artifacts import checkpoint
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.config import preset
-from pmm.data.crops import load_crops, preprocessing_of
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export import graph as graph_module
@@ -23,7 +24,7 @@ from pmm.export.onnx import export_onnx
 from pmm.export.options import OPSET, Recipe, Verification
 from pmm.export.precision import found_precision
 from pmm.export.reference import in_memory
-from pmm.export.trt import build_engine
+from pmm.export.trt import engine_from_onnx
 from pmm.models.registry import METHODS, build_model
 from pmm.runtime.base import open_runner
 from pmm.training.state import make_trainee
@@ -196,9 +197,9 @@ def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, m
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
     if recipe.target == "cpu":
         with pytest.raises(UserError, match="quantised for CPUs"):
-            build_engine(read_onnx(artifact.path), tmp_path / "model.plan")
+            engine_from_onnx(read_onnx(artifact.path), tmp_path / "model.plan")
         return
-    engine = build_engine(read_onnx(artifact.path), tmp_path / "model.plan").manifest
+    engine = engine_from_onnx(read_onnx(artifact.path), tmp_path / "model.plan").manifest
     assert engine.precision_found == recipe.precision
     assert engine.precision_share[recipe.precision] == pytest.approx(manifest.precision_share[recipe.precision])
 
@@ -322,7 +323,7 @@ def test_macs_and_types_are_read_from_the_file(model, proto):
 
 
 def test_colours_and_mirror_images_are_what_they_say(model, crops):
-    from pmm.data.crops import Preprocessing
+    from pmm.data.preprocessing import Preprocessing
 
     size = Preprocessing(height=2, width=3, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     pixels = np.arange(36, dtype=np.uint8).reshape(2, 2, 3, 3)

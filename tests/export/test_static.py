@@ -18,7 +18,7 @@ from pmm.export.precision import found_precision
 from pmm.export.reference import in_memory
 from pmm.export.triton import write_model_repository
 from pmm.export.triton_config import Serving
-from pmm.export.trt import build_engine
+from pmm.export.trt import engine_from_onnx
 from pmm.runtime.openvino import OvRunner
 from pmm.runtime.ort import OrtRunner, check_interface, open_session
 from pmm.utils.errors import UserError
@@ -70,7 +70,7 @@ def test_it_has_the_embeddings_of_the_file_of_any_batch_to_the_bit(shared, crops
     if KINDS[kind].target == "cpu":
         return
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
-    engine = build_engine(files[1], tmp_path / "model.plan", EngineOptions(flavor="rtx")).manifest
+    engine = engine_from_onnx(files[1], tmp_path / "model.plan", EngineOptions(flavor="rtx")).manifest
     only = BatchProfile(least=BATCH, best=BATCH, most=BATCH)
     assert engine.engine.batch == BatchProfiles((only,))
     assert engine.precision_share == pytest.approx(manifest.precision_share)

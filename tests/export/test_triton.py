@@ -19,7 +19,7 @@ from pmm.artifacts.manifest import (
     manifest_path,
     read_manifest,
 )
-from pmm.data.crops import Preprocessing
+from pmm.data.preprocessing import Preprocessing
 from pmm.export import triton as module
 from pmm.export.triton import write_model_repository
 from pmm.export.triton_config import Serving, model_config

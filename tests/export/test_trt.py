@@ -20,7 +20,7 @@ from pmm.export import trt as module
 from pmm.export.engine_precision import network_precision
 from pmm.export.options import MIN_COSINE, EngineOptions, Recipe, Verification
 from pmm.export.parity_check import Gate, ParityFailed
-from pmm.export.trt import build_engine, choose_flavor, describe_engine
+from pmm.export.trt import choose_flavor, describe_engine, engine_from_onnx
 from pmm.runtime import trt_variant
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.files import sha256
@@ -88,7 +88,7 @@ def test_a_manifest_that_lies_about_the_precision_is_found_out(files, tmp_path):
     file = read_onnx(files["fp32"])
     lying = dataclasses.replace(file, found=dataclasses.replace(file.manifest, precision="fp16"))
     with pytest.raises(UserError, match=r"as rtx parsed it: asked for fp16, but its multiplications are 100\.0% fp32"):
-        build_engine(lying, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
+        engine_from_onnx(lying, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
     assert left(tmp_path) == {"m.plan.log"}
 
 
@@ -99,7 +99,7 @@ def test_the_builder_uses_no_name_that_a_version_lacks(files, version, tmp_path,
     monkeypatch.setattr(module, "choose_flavor", lambda flavor, file, device: ("tensorrt", seen))
     options = EngineOptions(workspace=0.5, opt_level=2, timing_cache=tmp_path / "times.cache")
     for precision in ("fp32", "int8"):
-        engine = build_engine(read_onnx(files[precision]), tmp_path / f"{precision}.plan", options)
+        engine = engine_from_onnx(read_onnx(files[precision]), tmp_path / f"{precision}.plan", options)
         assert engine.manifest.precision_found == precision
         assert options.timing_cache.stat().st_size > 0  # which the next build takes up
     with pytest.raises(AttributeError, match="IBuilderConfig has no int8_calibrator"):
@@ -119,23 +119,23 @@ def _logger():
 
 def test_options_are_in_the_manifest_and_in_the_key(files, tmp_path):
     file, plan = read_onnx(files["fp32"]), tmp_path / "m.plan"
-    plain = build_engine(file, plan, EngineOptions(flavor="rtx")).manifest.engine
-    again = build_engine(file, plan, EngineOptions(flavor="rtx")).manifest.engine
+    plain = engine_from_onnx(file, plan, EngineOptions(flavor="rtx")).manifest.engine
+    again = engine_from_onnx(file, plan, EngineOptions(flavor="rtx")).manifest.engine
     assert plain.key == again.key
     options = EngineOptions(flavor="rtx", batch=((1, 2, 4),), workspace=1.5, opt_level=1)
-    other = build_engine(file, plan, options).manifest.engine
+    other = engine_from_onnx(file, plan, options).manifest.engine
     assert other.key != plain.key
     assert {"workspace 1.5 GiB", "optimization level 1", "images: batch 1 2 4"} <= set(other.flags)
     for level in ("WARNING", "ERROR"):  # TensorRT-RTX warns of calls that it does not have
         assert f"{level}] " not in plan.with_name("m.plan.log").read_text()
     with pytest.raises(UserError, match="--timing-cache is for TensorRT; TensorRT-RTX measures no kernels"):
-        build_engine(file, plan, EngineOptions(flavor="rtx", timing_cache=tmp_path / "times.cache"))
+        engine_from_onnx(file, plan, EngineOptions(flavor="rtx", timing_cache=tmp_path / "times.cache"))
 
 
 def test_tf32_is_asked_for_and_said(files, tmp_path):
     file = read_onnx(files["fp32"])
-    plain = build_engine(file, tmp_path / "a.plan", EngineOptions(flavor="rtx"))
-    fast = build_engine(file, tmp_path / "b.plan", EngineOptions(flavor="rtx", tf32=True))
+    plain = engine_from_onnx(file, tmp_path / "a.plan", EngineOptions(flavor="rtx"))
+    fast = engine_from_onnx(file, tmp_path / "b.plan", EngineOptions(flavor="rtx", tf32=True))
     assert "TF32 on" in fast.manifest.engine.flags
     assert "TF32 off" in plain.manifest.engine.flags
     assert fast.manifest.engine.key != plain.manifest.engine.key
@@ -152,7 +152,7 @@ def test_tf32_is_asked_for_and_said(files, tmp_path):
 def test_tf32_is_for_fp32_files(files, precision, tmp_path):
     said = f"model.onnx: --tf32 is for the products of an fp32 file, and this one holds {precision}"
     with pytest.raises(UserError, match=said):
-        build_engine(read_onnx(files[precision]), tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True))
+        engine_from_onnx(read_onnx(files[precision]), tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True))
     assert left(tmp_path) == {"m.plan.log"}
 
 
@@ -161,11 +161,11 @@ def test_tf32_needs_a_gpu_that_has_it_if_one_is_here(files, tmp_path, monkeypatc
     monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", capability),))
     file, options = read_onnx(files["fp32"]), EngineOptions(flavor="rtx", tf32=True)
     if has:
-        assert "TF32 on" in build_engine(file, tmp_path / "m.plan", options).manifest.engine.flags
+        assert "TF32 on" in engine_from_onnx(file, tmp_path / "m.plan", options).manifest.engine.flags
         return
     with pytest.raises(Unavailable, match=r"model\.onnx: --tf32: a GPU has no TF32; build without it"):
-        build_engine(file, tmp_path / "m.plan", options)
-    build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
+        engine_from_onnx(file, tmp_path / "m.plan", options)
+    engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
 
 
 class Caching:
@@ -235,7 +235,7 @@ def test_without_a_builder_it_says_what_to_install_and_where_the_onnx_file_is(fi
         r"no engine builder here: tensorrt_rtx_none is missing here \(No module named .*\): pip install tensorrt-rtx"
     )
     with pytest.raises(UserError, match=expected + r".*; the ONNX file is .*model\.onnx"):
-        build_engine(read_onnx(files["fp32"]), tmp_path / "model.plan", EngineOptions(flavor="rtx"))
+        engine_from_onnx(read_onnx(files["fp32"]), tmp_path / "model.plan", EngineOptions(flavor="rtx"))
     assert not list(tmp_path.iterdir())
 
 
@@ -268,7 +268,7 @@ def test_where_the_gpu_does_not_run_rtx_engines_they_are_built_as_without_one(fi
     monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
     file = read_onnx(files["fp32"])
     assert reference.engine_gate(file, None, Verification(), "rtx") is None  # which asks for no crops either
-    artifact = build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
+    artifact = engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
     assert artifact.manifest.parity is None
     assert artifact.manifest.engine.precision_read_from == "parsed network"
     assert "built on NVIDIA H100, NOT run here: its embeddings are not verified" in describe_engine(artifact)
@@ -341,7 +341,7 @@ def test_a_file_the_parser_refuses(files, tmp_path):
     proto.graph.node[5].op_type = "NoSuchOperator"
     broken = dataclasses.replace(file, content=proto.SerializeToString())
     with pytest.raises(UserError, match=r"model\.onnx: rtx 1\S+ does not parse it") as error:
-        build_engine(broken, tmp_path / "x.plan", EngineOptions(flavor="rtx"))
+        engine_from_onnx(broken, tmp_path / "x.plan", EngineOptions(flavor="rtx"))
     assert "\n" not in str(error.value)
     assert left(tmp_path) == {"x.plan.log"}
 
@@ -376,7 +376,7 @@ def test_the_builder_is_told_what_the_manifest_says(files, tmp_path, monkeypatch
     options = EngineOptions(
         workspace=0.25, opt_level=4, hardware_compatibility="ampere-plus", batch=((2, 3, 5),), tf32=tf32
     )
-    engine = build_engine(read_onnx(files["fp32"]), tmp_path / "m.plan", options).manifest.engine
+    engine = engine_from_onnx(read_onnx(files["fp32"]), tmp_path / "m.plan", options).manifest.engine
     assert seen == {
         "tf32": tf32,
         "workspace": 2**28,
@@ -422,13 +422,13 @@ def test_the_command_hands_the_checkpoint_to_the_gate(files, trained, people, tm
 
     asked, given = [], []
     monkeypatch.setattr(reference, "engine_gate", lambda *args: asked.append(args) or "the gate")
-    original = module.build_engine
+    original = module.engine_from_onnx
 
     def build(file, out, options, *, gate):
         given.append(gate)
         return original(file, out, options)
 
-    monkeypatch.setattr(module, "build_engine", build)
+    monkeypatch.setattr(module, "engine_from_onnx", build)
     run_here("export/to_trt.py", trained, "-o", tmp_path / "a.plan")
     run_here("export/to_trt.py", files["fp16"], "-o", tmp_path / "b.plan", "--verify-root", people)
     assert given == ["the gate", "the gate"]
@@ -476,7 +476,7 @@ def test_where_there_is_a_gpu_the_engine_itself_is_inspected_and_judged(files, t
     crops = np.random.default_rng(0).integers(0, 256, (8, 128, 64, 3), dtype=np.uint8)
     right = crops.reshape(8, -1)[:, :384].astype(np.float32)
     options = EngineOptions(flavor="rtx")
-    artifact = build_engine(file, plan, options, gate=Gate(crops, right))
+    artifact = engine_from_onnx(file, plan, options, gate=Gate(crops, right))
     assert artifact.manifest.engine.precision_read_from == "parsed network and engine inspector"
     assert artifact.manifest.parity["ran_on"] == "a runtime"
     assert artifact.manifest.engine.gpu == "a GPU"
@@ -484,11 +484,11 @@ def test_where_there_is_a_gpu_the_engine_itself_is_inspected_and_judged(files, t
     assert left(tmp_path) == {"m.plan", "m.plan.json", "m.plan.log"}
     before = plan.read_bytes()
     with pytest.raises(ParityFailed):
-        build_engine(file, plan, options, gate=Gate(crops, right[::-1]))
+        engine_from_onnx(file, plan, options, gate=Gate(crops, right[::-1]))
     assert plan.read_bytes() == before
     monkeypatch.setattr(Engine, "inspector", Engine.inspector.replace("Float", "Half"))
     with pytest.raises(UserError, match="asked for fp32, but the engine inspector finds fp16 in the engine"):
-        build_engine(file, tmp_path / "n.plan", options, gate=Gate(crops, right))
+        engine_from_onnx(file, tmp_path / "n.plan", options, gate=Gate(crops, right))
     assert left(tmp_path) == {"m.plan", "m.plan.json", "m.plan.log", "n.plan.log"}
 
 
@@ -498,13 +498,15 @@ def test_an_engine_that_runs_in_tf32_is_judged_as_one(files, tmp_path, with_gpu,
     rounded = right * np.float32(1.0015)  # further off than fp32 may be, not than TF32
     file, gate = read_onnx(files["fp32"]), Gate(crops, rounded)
     with pytest.raises(ParityFailed, match=r"the most allowed for fp32 is 0\.01%"):
-        build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"), gate=gate)
+        engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"), gate=gate)
     monkeypatch.setattr(Engine, "precision", "tf32")
-    parity = build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True), gate=gate).manifest.parity
+    parity = engine_from_onnx(
+        file, tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True), gate=gate
+    ).manifest.parity
     assert parity["least_allowed"] == MIN_COSINE["tf32"] < MIN_COSINE["fp32"]
     far = Gate(crops, right * np.float32(1.003))
     with pytest.raises(ParityFailed, match=r"the most allowed for tf32 is 0\.20%"):
-        build_engine(file, tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True), gate=far)
+        engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True), gate=far)
 
 
 def test_where_there_is_a_gpu_an_engine_needs_crops_to_be_judged_by(files, people, monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.engine_precision import inspected
 from pmm.export.options import EngineOptions, Recipe
-from pmm.export.trt import build_engine, choose_flavor, describe_engine
+from pmm.export.trt import choose_flavor, describe_engine, engine_from_onnx
 from pmm.runtime import trt_variant
 from pmm.runtime.base import open_runner
 from pmm.utils.errors import UserError
@@ -32,7 +32,7 @@ def test_an_engine_is_built_inspected_judged_and_run(machine, shared, gate, tmp_
     _, flavor = machine(version)
     file = read_onnx(shared.onnx(Recipe(precision="fp32" if precision == "tf32" else precision)))
     options = EngineOptions(flavor=flavor, batch=((1, 4, 8),), tf32=precision == "tf32")
-    artifact = build_engine(file, tmp_path / "m.plan", options, gate=gate)
+    artifact = engine_from_onnx(file, tmp_path / "m.plan", options, gate=gate)
     assert artifact.manifest.engine.precision_read_from == "parsed network and engine inspector"
     assert artifact.manifest.engine.flavor == flavor
     assert artifact.manifest.parity["rows"] == len(gate.crops)
@@ -60,7 +60,7 @@ def test_an_engine_whose_inspector_says_another_precision_is_refused(
     machine(NEWEST, lies=lies, inspector=inspector)
     file = read_onnx(shared.onnx(Recipe(precision=asked)))
     with pytest.raises(UserError, match=rf"asked for {asked}, but the engine inspector finds .*{lies}"):
-        build_engine(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
+        engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
     assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]  # why it was refused
 
 
@@ -68,7 +68,7 @@ def test_an_engine_whose_inspector_says_another_precision_is_refused(
 def test_an_inspector_that_can_tell_nothing_leaves_an_engine_and_a_note(machine, shared, gate, tmp_path, inspector):
     machine(NEWEST, inspector=inspector)
     file = read_onnx(shared.onnx(Recipe(precision="fp16")))
-    artifact = build_engine(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
+    artifact = engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
     assert artifact.manifest.engine.precision_read_from == "parsed network"
     assert "the engine inspector does not tell it" in describe_engine(artifact)
 
@@ -78,7 +78,7 @@ def test_a_builder_that_cannot_start_is_one_line_with_its_reason(machine, shared
     world.failing.add("Builder")
     monkeypatch.setattr(trt_variant, "driver_version", lambda: "12.2")
     with pytest.raises(UserError) as caught:
-        build_engine(read_onnx(shared.onnx()), tmp_path / "m.plan")
+        engine_from_onnx(read_onnx(shared.onnx()), tmp_path / "m.plan")
     for fact in ("tensorrt 11.4.0", "driver version is insufficient", "CUDA 12.2", "update the driver"):
         assert fact in str(caught.value)
     assert "[ERROR] CUDA initialization failure" in (tmp_path / "m.plan.log").read_text()

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import pmm.evaluation.distances
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.config import preset
-from pmm.data.crops import preprocessing_of
+from pmm.data.preprocessing import preprocessing_of
 from pmm.gallery.index import Index, IndexContract
 from pmm.utils.errors import UserError
 from tests.conftest import ROOT, examples

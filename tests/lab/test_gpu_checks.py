@@ -13,7 +13,7 @@ from bench.lab.gpu_figures import figures, said
 from bench.lab.gpu_training import busy
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.options import EngineOptions
-from pmm.export.trt import build_engine
+from pmm.export.trt import engine_from_onnx
 from pmm.runtime.trt import TrtRunner
 from pmm.utils.errors import UserError
 from tests.bench.pages.sample_reports import gpu_machine
@@ -100,7 +100,7 @@ def opened(machine, trained, shared, tmp_path, version):
     world, _ = machine(version)
     flavor = "rtx" if "rtx" in version else "tensorrt"
     options = EngineOptions(batch=((1, 8, 64),), flavor=flavor)
-    artifact = build_engine(read_onnx(shared.onnx()), tmp_path / "m.plan", options)
+    artifact = engine_from_onnx(read_onnx(shared.onnx()), tmp_path / "m.plan", options)
     return world, TrtRunner(artifact.path, warn=False), *crops_and_truth(trained)
 
 

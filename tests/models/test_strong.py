@@ -172,7 +172,7 @@ def test_the_contract_says_what_the_model_does():
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_the_graph_brings_embeddings_to_length_1_once(metric, normalise, flip):
     """Again only after the mean with the mirror image, which is shorter."""
-    from pmm.data.crops import Preprocessing
+    from pmm.data.preprocessing import Preprocessing
 
     model = settled(model_of(metric=metric))
     size = Preprocessing(height=128, width=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))

@@ -12,7 +12,8 @@ import torch
 
 from pmm.artifacts.checkpoint import load, restore_model
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.crops import Preprocessing, load_crops, preprocessing_of
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import Preprocessing, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import MIN_COSINE

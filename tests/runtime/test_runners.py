@@ -10,7 +10,8 @@ import pytest
 from pmm.artifacts.checkpoint import load, load_model
 from pmm.artifacts.manifest import Artifact, manifest_path
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.data.crops import load_crops, preprocessing_of
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import MIN_COSINE, Recipe, Verification
@@ -322,7 +323,7 @@ def test_onnx_runtime_on_a_gpu(trained, shared, crops, precision):
 def test_an_engine_on_a_gpu(trained, shared, crops, tmp_path, flavor, precision):
     from pmm.export.options import EngineOptions
     from pmm.export.reference import engine_gate
-    from pmm.export.trt import build_engine
+    from pmm.export.trt import engine_from_onnx
 
     pytest.importorskip(FLAVORS[flavor], reason=f"{FLAVORS[flavor]} is not installed")
     if flavor == "rtx" and nvidia_gpus()[0].compute_capability not in RTX_CAPABILITIES:
@@ -333,7 +334,7 @@ def test_an_engine_on_a_gpu(trained, shared, crops, tmp_path, flavor, precision)
     recipe = Recipe(precision="fp32" if tf32 else precision)
     file = read_onnx(shared.onnx(recipe))
     gate = engine_gate(file, trained, Verification(), flavor)
-    engine = build_engine(file, tmp_path / "model.plan", EngineOptions(flavor=flavor, tf32=tf32), gate=gate)
+    engine = engine_from_onnx(file, tmp_path / "model.plan", EngineOptions(flavor=flavor, tf32=tf32), gate=gate)
     assert engine.manifest.engine.precision_read_from == "parsed network and engine inspector"
     with open_runner(trained) as reference, open_runner(engine.path, "cuda") as runner:
         assert runner.info.precision == precision

@@ -21,7 +21,7 @@ from pmm.artifacts.manifest import (
     Manifest,
     manifest_path,
 )
-from pmm.data.crops import Preprocessing
+from pmm.data.preprocessing import Preprocessing
 from pmm.runtime import driver, engine_origin, thread_context, trt, trt_variant
 from pmm.runtime.base import open_runner
 from pmm.runtime.cuda_graph import bucket

@@ -12,7 +12,8 @@ import torch
 
 from pmm.artifacts.checkpoint import load, restore_model
 from pmm.config import preset
-from pmm.data.crops import load_crops, preprocessing_of
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
 from pmm.evaluation.metrics import evaluate_ranking

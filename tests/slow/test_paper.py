@@ -13,15 +13,14 @@ from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
-from pmm.data.samples import class_indices
+from pmm.data.samples import class_indices, evenly
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.calibration import evenly
 from pmm.export.emulate_half import emulated
 from pmm.export.onnx import export_onnx
 from pmm.export.options import EngineOptions, Recipe, Verification
 from pmm.export.reference import in_memory
-from pmm.export.trt import build_engine
+from pmm.export.trt import engine_from_onnx
 from pmm.gallery.embed import embed_crops
 from pmm.models.registry import build_model
 from pmm.runtime.base import open_runner
@@ -125,6 +124,6 @@ def test_paper_in_every_precision(untrained, crops, expected, precision, least, 
     cosine = numeric_parity(expected - mean, found - mean).min_cosine
     print(f"paper {precision}: min cosine without the mean {cosine:.7f}")
     assert cosine >= least
-    engine = build_engine(file, tmp_path / "paper.plan", EngineOptions(flavor="rtx")).manifest
+    engine = engine_from_onnx(file, tmp_path / "paper.plan", EngineOptions(flavor="rtx")).manifest
     assert engine.precision_share[precision] > 0.99
     assert engine.macs == manifest.macs

@@ -102,7 +102,7 @@ def _changed(config, **recipe):
 
 
 def _preprocessing(config):
-    from pmm.data.crops import preprocessing_of
+    from pmm.data.preprocessing import preprocessing_of
 
     return preprocessing_of(config)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pmm.config import preset
-from pmm.data.crops import preprocessing_of
+from pmm.data.preprocessing import preprocessing_of
 from pmm.models.backbone import build_backbone
 from pmm.models.registry import METHODS, build_model
 from pmm.models.stages import Head

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pmm.config import preset
-from pmm.data.crops import preprocessing_of
+from pmm.data.preprocessing import preprocessing_of
 from pmm.models.pmm import PMM
 from pmm.models.registry import build_model
 from pmm.ops import hard_mix

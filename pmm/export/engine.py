@@ -1,0 +1,71 @@
+"""Checkpoint or ONNX file -> TensorRT or TensorRT-RTX engine, each step proved. Loads torch for a checkpoint only."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from pmm.artifacts.manifest import Artifact
+from pmm.artifacts.onnx_file import read_onnx
+from pmm.export.options import EngineOptions, Recipe, Verification, check_kept
+from pmm.export.reference import engine_gate
+from pmm.export.trt import choose_flavor, engine_from_onnx
+from pmm.utils.files import existing_file, output_file
+
+
+def build_engine(
+    model: str | Path,
+    out: str | Path,
+    options: EngineOptions | None = None,
+    *,
+    recipe: Recipe | None = None,
+    verification: Verification | None = None,
+    exported: Callable[[Artifact], None] | None = None,
+) -> Artifact:
+    """Build the engine `out` (.plan) from a checkpoint, by way of a verified ONNX file beside `out`, or an ONNX file.
+
+    TensorRT builds on a machine with an NVIDIA GPU only; TensorRT-RTX builds anywhere, and its engines run on GPUs of
+    compute capability 7.5 and more. Where a GPU runs the engine, its embeddings of real crops are compared with the
+    checkpoint's before it gets its name.
+
+    Args:
+        model: a checkpoint, or an ONNX file written by `pmm.export_onnx` (then no torch is needed).
+        options: batch sizes, builder, GPU.
+        recipe: precision and inputs of the ONNX file to export; of an ONNX file that is there, what it must hold.
+        verification: the crops to compare on (default: test crops of the data set that the checkpoint names).
+        exported: called with the ONNX file that was exported from a checkpoint, before the engine is built.
+
+    Raises:
+        UserError: no builder for this machine, crops or files that are not there, another precision in the engine than
+            asked for, or embeddings that moved (then no engine is left).
+
+    Example:
+        >>> artifact = pmm.build_engine("best.onnx", "best.plan", pmm.EngineOptions(batch=((1, 8, 64),), flavor="rtx"))
+        >>> artifact.manifest.precision_found
+        'fp32'
+    """
+    options, verification = options or EngineOptions(), verification or Verification()
+    source, target = existing_file(model, "a checkpoint written by pmm train, or an ONNX file"), Path(out)
+    checkpoint = source if source.suffix.lower() != ".onnx" else None
+    onnx = source
+    if checkpoint:
+        onnx = output_file(target.with_suffix(".onnx"))
+        made = _onnx(checkpoint, onnx, recipe or Recipe(), verification)
+        if exported:
+            exported(made)
+    file = read_onnx(onnx)
+    if recipe:
+        check_kept(onnx, file.manifest.precision, recipe.precision)
+    options = dataclasses.replace(options, flavor=choose_flavor(options.flavor, onnx, options.device)[0])
+    gate = engine_gate(file, checkpoint, verification, options.flavor, options.device)
+    return engine_from_onnx(file, target, options, gate=gate)
+
+
+def _onnx(checkpoint: Path, out: Path, recipe: Recipe, verification: Verification) -> Artifact:
+    from pmm.export.onnx import export_onnx, refuse_others, verified_onnx
+
+    refuse_others(out, checkpoint, recipe)
+    # asked for other crops: a file verified on its own does not do
+    unasked = verification in (Verification(), Verification(no_verify=True))
+    return (verified_onnx if unasked else export_onnx)(checkpoint, out, recipe, verification)
