@@ -15,10 +15,11 @@ import numpy as np
 from pmm.artifacts.runs import located
 from pmm.bench.tracking import SIZES, track
 from pmm.config import fast_mode
-from pmm.data.crops import Crops, load_crops
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import Crops
 from pmm.data.readers import read_dataset
+from pmm.data.samples import evenly
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.calibration import evenly
 from pmm.export.options import MIN_COSINE
 from pmm.runtime.base import Embeddings, open_runner
 from pmm.runtime.trt import TrtRunner

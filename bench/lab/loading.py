@@ -34,8 +34,9 @@ from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import Latency, median_ratio, stability_flags
 from pmm.config import Config, fast_mode, preset
 from pmm.data.batches import to_images
-from pmm.data.crops import Crops, iter_crops, preprocessing_of
+from pmm.data.crops import iter_crops
 from pmm.data.loader import TrainLoader, train_batches
+from pmm.data.preprocessing import Crops, preprocessing_of
 from pmm.data.samples import Sample
 from pmm.gallery.embed import images_below
 from pmm.utils import command_line

@@ -9,9 +9,10 @@ import torch
 
 from pmm.artifacts import checkpoint
 from pmm.config import Config
-from pmm.data.crops import load_crops, preprocessing_of
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
-from pmm.export.calibration import evenly
+from pmm.data.samples import evenly
 from pmm.models.registry import build_model
 from pmm.training.state import make_trainee
 from pmm.utils.errors import UserError

@@ -23,7 +23,7 @@ from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import Latency, median_ratio
 from pmm.config import Config, fast_mode, preset
 from pmm.data.batches import TrainBatch, to_images
-from pmm.data.crops import Preprocessing, preprocessing_of
+from pmm.data.preprocessing import Preprocessing, preprocessing_of
 from pmm.models.output import TrainOutput
 from pmm.models.pmm import PMM
 from pmm.models.registry import build_model

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pmm.data.crops import Crops, Preprocessing
+from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.utils.errors import UserError
 from pmm.utils.files import replacing, sha256
 from pmm.utils.from_dict import built

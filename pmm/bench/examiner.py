@@ -16,7 +16,7 @@ from pmm.bench.request import Request
 from pmm.bench.resume_store import Unfinished
 from pmm.bench.schema import Result
 from pmm.bench.workers import Crew, file_name
-from pmm.export.calibration import evenly
+from pmm.data.samples import evenly
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.files import make_folder, sha256

@@ -54,7 +54,7 @@ def open_candidate(
 def _torch(checkpoint: Path, compiled: bool, precision: str, device: str, graph: bool, threads: int) -> Runner:
     """The checkpoint as it is, in fp32 and tf32; compiled, in half precision or as a CUDA graph the deployed graph."""
     from pmm.artifacts.checkpoint import load, restore_model
-    from pmm.data.crops import preprocessing_of
+    from pmm.data.preprocessing import preprocessing_of
     from pmm.runtime.eager import EagerRunner, torch_device
 
     model, config = restore_model(load(checkpoint), checkpoint)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pmm.bench.latency import Clock
 from pmm.bench.statistics import percentile
-from pmm.data.crops import Crops
+from pmm.data.preprocessing import Crops
 from pmm.runtime.base import Runner
 
 SIZES = (1, 40)

@@ -25,7 +25,8 @@ from pmm.artifacts.manifest import Manifest
 from pmm.bench.latency import Clock, LatencyPlan, run_turn, throughput, warm_up
 from pmm.bench.schema import EMBED_BATCH
 from pmm.bench.tracking import track
-from pmm.data.crops import Crops, iter_crops, load_crops
+from pmm.data.crops import iter_crops, load_crops
+from pmm.data.preprocessing import Crops
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.runtime.base import Embeddings, Runner, Step
 from pmm.utils.errors import Unavailable, UserError

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.config import RecipeConfig
-from pmm.data.crops import Crops
+from pmm.data.preprocessing import Crops
 
 
 class Augmentation(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmm.data.crops import Preprocessing
+from pmm.data.preprocessing import Preprocessing
 
 
 class TrainBatch(NamedTuple):

@@ -1,4 +1,4 @@
-"""The preprocessing contract: an image file -> the uint8 crop a deployed graph takes, and its normalisation.
+"""An image file -> the uint8 crop that a deployed graph takes.
 
 Everything that evaluates, exports, verifies or serves goes through here, so that no two paths resize differently.
 PIL says what a crop is. What is faster with the same bits does most of it: `pmm.data.jpeg`, and where torch is loaded
@@ -12,20 +12,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from pmm.config import Config
 from pmm.data import jpeg, resize_torch
+from pmm.data.preprocessing import Crops
 from pmm.utils.errors import UserError
 from pmm.utils.hardware import usable_cores
-
-Crops = npt.NDArray[np.uint8]
 
 MOST_BYTES = 256 << 20
 """Of a file that is read at all."""
@@ -33,32 +29,6 @@ AHEAD = 2
 """Batches that are loaded while the reader has one."""
 CHUNK = 8
 """Images that a thread loads in a row: handing over each one alone would take a tenth of its time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """Size in pixels, and per-channel statistics (RGB, of pixels in 0..1). Bilinear resize; no crop, no padding."""
-
-    height: int
-    width: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        if min(self.height, self.width) < 1 or min(self.std) <= 0:
-            raise ValueError(f"impossible preprocessing: {self.height}x{self.width}, std {self.std}")
-
-    def normalise(self, crops: Crops) -> npt.NDArray[np.float32]:
-        """uint8 RGB [B, H, W, 3] -> float32 [B, 3, H, W]: (x / 255 - mean) / std."""
-        scale = 1 / (255 * np.asarray(self.std, np.float32))
-        offset = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray((crops * scale - offset).transpose(0, 3, 1, 2), dtype=np.float32)
-
-
-def preprocessing_of(config: Config) -> Preprocessing:
-    """The preprocessing contract that a run's configuration states."""
-    data = config.data
-    return Preprocessing(height=data.height, width=data.width, mean=data.mean, std=data.std)
 
 
 def load_crop(path: str | Path, height: int, width: int) -> Crops:

@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from pmm.config import Config
 from pmm.data.augmentation import Augmentation, draw_augmentation, shift_into
 from pmm.data.batches import TrainBatch
-from pmm.data.crops import Crops, load_crop
+from pmm.data.crops import load_crop
+from pmm.data.preprocessing import Crops
 from pmm.data.sampler import PKSampler
 from pmm.data.samples import Sample, class_indices
 from pmm.utils.errors import UserError

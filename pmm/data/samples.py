@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -47,3 +48,8 @@ def camids_of(samples: tuple[Sample, ...]) -> npt.NDArray[np.int64]:
 def class_indices(samples: tuple[Sample, ...]) -> dict[int, int]:
     """Training label of each identity: its place in sorted order."""
     return {pid: index for index, pid in enumerate(sorted({sample.pid for sample in samples}))}
+
+
+def evenly(count: int, chosen: int) -> Sequence[int]:
+    """At most `chosen` of `count` indices, from the first to the last."""
+    return np.linspace(0, count - 1, min(chosen, count)).astype(int).tolist()

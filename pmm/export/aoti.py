@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pmm.artifacts.manifest import Artifact, EmbeddingContract, InputContract, Manifest, drafted, manifest_path
 from pmm.artifacts.runs import with_located_data
-from pmm.data.crops import preprocessing_of
+from pmm.data.preprocessing import preprocessing_of
 from pmm.export.options import Precision, Verification
 from pmm.export.precision import Found, tally
 from pmm.export.reference import checkpoint_gate

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from pmm.data.folders import POOL, form_of
 from pmm.data.readers import IMAGE_SUFFIXES, read_dataset
+from pmm.data.samples import evenly
 from pmm.export.options import LEAST_CALIBRATION_CROPS
 from pmm.utils.errors import UserError
 
@@ -42,11 +41,6 @@ def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]
             "several hundred are better"
         )
     return [files[index] for index in evenly(len(files), images)]
-
-
-def evenly(count: int, chosen: int) -> Sequence[int]:
-    """At most `chosen` of `count` indices, from the first to the last."""
-    return np.linspace(0, count - 1, min(chosen, count)).astype(int).tolist()
 
 
 def _refuse_test_crops(folder: Path, files: Sequence[Path]) -> None:

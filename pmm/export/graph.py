@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
-from pmm.data.crops import Preprocessing
+from pmm.data.preprocessing import Preprocessing
 from pmm.export.fold_batchnorm import fold_batch_norms
 from pmm.export.options import Precision
 from pmm.models.output import Deployed, UnitLength

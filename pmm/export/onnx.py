@@ -14,7 +14,8 @@ from pmm.artifacts.manifest import Artifact, EmbeddingContract, Manifest, drafte
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
 from pmm.artifacts.runs import with_located_data
 from pmm.config import Config
-from pmm.data.crops import Crops, load_crops, preprocessing_of
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import Crops, preprocessing_of
 from pmm.export.calibration import calibration_files
 from pmm.export.emulate_half import emulated, half_type
 from pmm.export.fallback import fp16_between

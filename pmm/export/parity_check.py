@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.crops import Crops, Preprocessing, load_crops
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.data.readers import read_dataset
+from pmm.data.samples import evenly
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.calibration import evenly
 from pmm.export.options import LEAST_VERIFICATION_CROPS, MAX_LENGTH_ERROR, MIN_COSINE
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import UserError

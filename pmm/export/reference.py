@@ -12,7 +12,7 @@ from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import OnnxFile
 from pmm.artifacts.runs import with_located_data
 from pmm.config import Config
-from pmm.data.crops import Crops, Preprocessing, preprocessing_of
+from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
 from pmm.data.readers import DEFAULT_LAYOUT
 from pmm.export.emulate_half import emulated, half_type
 from pmm.export.options import Verification

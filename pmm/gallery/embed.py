@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pmm.data.crops import Crops, iter_crops
+from pmm.data.crops import iter_crops
+from pmm.data.preprocessing import Crops
 from pmm.data.readers import IMAGE_SUFFIXES
 from pmm.data.samples import Sample
 from pmm.gallery.index import Index, IndexContract

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.crops import Preprocessing
+from pmm.data.preprocessing import Preprocessing
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, Rows
 from pmm.evaluation.nearest import nearest
 from pmm.runtime.base import Embeddings

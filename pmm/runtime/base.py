@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
-from pmm.data.crops import Crops, Preprocessing
+from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.runtime.fork import around_forks, keep_for_ever
 from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
 from pmm.utils.errors import UserError

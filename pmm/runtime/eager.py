@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.crops import Preprocessing, preprocessing_of
+from pmm.data.preprocessing import Preprocessing, preprocessing_of
 from pmm.runtime.base import RunnerInfo
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.torch_runner import TorchRunner

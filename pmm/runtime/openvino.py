@@ -13,7 +13,7 @@ import numpy as np
 
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.data.crops import Crops
+from pmm.data.preprocessing import Crops
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, in_runs, warn_if_unverified
 from pmm.runtime.fork import around_forks, keep_for_ever
 from pmm.utils.errors import Unavailable, UserError

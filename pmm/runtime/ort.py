@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.data.crops import Crops
+from pmm.data.preprocessing import Crops
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, check_on_gpu, in_runs, warn_if_unverified
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu

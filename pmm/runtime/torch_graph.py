@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.crops import Preprocessing
+from pmm.data.preprocessing import Preprocessing
 from pmm.runtime.base import RunnerInfo
 from pmm.runtime.torch_runner import TorchRunner
 from pmm.utils.errors import Unavailable, UserError

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.crops import Crops, Preprocessing
+from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.runtime.base import Embeddings, Runner, Step, check_on_gpu
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.artifacts.manifest import EngineContract, read_manifest
-from pmm.data.crops import Crops
+from pmm.data.preprocessing import Crops
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, check_on_gpu, warn_if_unverified
 from pmm.runtime.context_pool import LanePool
 from pmm.runtime.cuda_libraries import open_device

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pmm.config import Config
 from pmm.data.batches import TrainBatch, to_images
-from pmm.data.crops import Crops, Preprocessing, load_crops, preprocessing_of
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
 from pmm.data.samples import Split
 from pmm.evaluation.metrics import RankingResult
 from pmm.gallery.embed import Embeddings, embed_crops

@@ -17,8 +17,9 @@ from pmm.artifacts import checkpoint
 from pmm.artifacts.runs import refuse_changes
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
-from pmm.data.crops import load_crops, preprocessing_of
+from pmm.data.crops import load_crops
 from pmm.data.loader import LOST_WORKER, train_batches
+from pmm.data.preprocessing import preprocessing_of
 from pmm.data.samples import Split, class_indices
 from pmm.data.splits import without_unreadable
 from pmm.models.backbone import load_weights

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pmm.data.crops import Crops, Preprocessing
+from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.models.backbone import STRIDE
 from pmm.ops.mixed_cam import cam
 from pmm.runtime.eager import Normalise

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pmm.data.crops import Crops
+from pmm.data.preprocessing import Crops
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from pmm.data.crops import Crops, Preprocessing
+from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.models.backbone import STRIDE
 from pmm.models.output import Mix
 from pmm.models.pmm import PMM

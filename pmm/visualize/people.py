@@ -11,7 +11,8 @@ import numpy as np
 
 from pmm.artifacts.runs import located
 from pmm.config import Config
-from pmm.data.crops import Crops, load_crops
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import Crops
 from pmm.data.readers import read_dataset
 from pmm.data.samples import Sample, Split, class_indices
 from pmm.data.splits import split_validation

@@ -85,7 +85,7 @@ class Pictures:
     def subjects(self) -> list[Subject]:
         """What is compared, the checkpoint itself last."""
         from pmm.artifacts.checkpoint import load, restore_model
-        from pmm.data.crops import preprocessing_of
+        from pmm.data.preprocessing import preprocessing_of
         from pmm.runtime.eager import EagerRunner, torch_device
 
         device, found = torch_device(self.options.device), []
