@@ -90,7 +90,7 @@ def refuse_unread(config: Config, flags: Iterable[str]) -> None:
 
 
 def build_model(config: Config) -> nn.Module:
-    """The model of `config`, randomly initialised (see `pmm.models.backbone.load_weights` for pretrained trunks).
+    """The model of `config`, randomly initialised (see `pmm.artifacts.pretrained.load_weights` for pretrained trunks).
 
     Raises UserError for an unknown method or, where it mixes blocks, blocks and k that do not fit the feature map.
     """

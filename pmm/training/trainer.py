@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pmm.artifacts import checkpoint
+from pmm.artifacts.pretrained import load_weights
 from pmm.artifacts.runs import refuse_changes
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
@@ -22,7 +23,6 @@ from pmm.data.loader import LOST_WORKER, train_batches
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.samples import Split, class_indices
 from pmm.data.splits import without_unreadable
-from pmm.models.backbone import load_weights
 from pmm.models.registry import build_model, method_of
 from pmm.training.distributed import LOST_PEER, PEER_ENDED, Processes
 from pmm.training.progress import (
