@@ -1,3 +1,71 @@
-"""PMM: person re-identification from training to production, with proof."""
+"""PMM: person re-identification from training to production, with proof.
+
+    import pmm
+
+    model = pmm.load_model("best.pth")  # torch: normalised images [N, 3, H, W] -> embeddings [N, D]
+    with pmm.open_runner("best.onnx") as runner:  # any backend: uint8 RGB crops [N, H, W, 3] -> embeddings [N, D]
+        embeddings = runner(pmm.load_crops(["a.jpg", "b.jpg"], 128, 64))
+
+What is named here is loaded when it is first used: importing pmm loads neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pmm import ops as ops
+    from pmm.artifacts.checkpoint import load_model as load_model
+    from pmm.artifacts.manifest import Artifact as Artifact
+    from pmm.data.crops import load_crops as load_crops
+    from pmm.evaluation.metrics import evaluate_ranking as evaluate_ranking
+    from pmm.export.engine import build_engine as build_engine
+    from pmm.export.onnx import export_onnx as export_onnx
+    from pmm.export.options import EngineOptions as EngineOptions
+    from pmm.export.options import Recipe as Recipe
+    from pmm.export.options import Verification as Verification
+    from pmm.gallery.embed import embed as embed
+    from pmm.gallery.index import Index as Index
+    from pmm.gallery.search import search as search
+    from pmm.runtime.base import Runner as Runner
+    from pmm.runtime.open import open_runner as open_runner
+    from pmm.utils.errors import UserError as UserError
+
+_HOMES = {
+    "Artifact": "pmm.artifacts.manifest",
+    "EngineOptions": "pmm.export.options",
+    "Index": "pmm.gallery.index",
+    "Recipe": "pmm.export.options",
+    "Runner": "pmm.runtime.base",
+    "UserError": "pmm.utils.errors",
+    "Verification": "pmm.export.options",
+    "build_engine": "pmm.export.engine",
+    "embed": "pmm.gallery.embed",
+    "evaluate_ranking": "pmm.evaluation.metrics",
+    "export_onnx": "pmm.export.onnx",
+    "load_crops": "pmm.data.crops",
+    "load_model": "pmm.artifacts.checkpoint",
+    "open_runner": "pmm.runtime.open",
+    "ops": "pmm",
+    "search": "pmm.gallery.search",
+}
+"""Name -> module that holds it."""
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pmm' has no attribute '{name}'; it has {', '.join(__all__)}")
+    home = _HOMES[name]
+    if home == __name__:
+        return importlib.import_module(f"{home}.{name}")
+    found = globals()[name] = getattr(importlib.import_module(home), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

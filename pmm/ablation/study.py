@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pmm
 from pmm.ablation.rows import DEFAULT_ROWS, Row, against_of, check_models, chosen, config_of, named, rows_of
 from pmm.ablation.runs import EVALUATION, Outcome, Run, changes, forget, run_all, state
 from pmm.artifacts.runs import RUNS
@@ -26,7 +25,7 @@ from pmm.utils.errors import UserError
 from pmm.utils.hardware import cuda_index, gpu_at, usable_cores
 from pmm.utils.task_runner import digest
 
-HOME = Path(pmm.__file__).resolve().parents[1]
+HOME = Path(__file__).resolve().parents[2]
 TRAIN = ("python", "-m", "pmm.train")
 EVALUATE = ("python", "-m", "pmm", "evaluate")
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow")
@@ -222,7 +221,7 @@ class Ablation:
 
 def _sources() -> str:
     """Digest of what trains and evaluates; the bench, the ablation itself and the exports are none of it."""
-    package = Path(pmm.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     others = ("bench", "export", "ablation")
     files = (path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] not in others)
     return digest(package, files)

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pmm
 from pmm.config import Config, DataConfig, preset
 from pmm.utils.build_info import build_version
 from pmm.utils.errors import UserError
 from pmm.utils.files import sha256, write_file
+from pmm.utils.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
     import torchvision
 
     return {
-        "pmm": pmm.__version__,
+        "pmm": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),

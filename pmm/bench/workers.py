@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pmm
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.files import make_folder
 
@@ -44,7 +43,7 @@ class WorkerProcess:
         """
         self.name, self.log, self.timeout = name, log, timeout
         make_folder(log.parent)
-        home = str(Path(pmm.__file__).parents[1])
+        home = str(Path(__file__).parents[2])
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
         with log.open("wb") as said:
             self._process = subprocess.Popen(

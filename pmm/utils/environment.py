@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pmm
 from pmm.utils.build_info import build_info
 from pmm.utils.cuda_versions import misfits, side_by_side
 from pmm.utils.hardware import clashing_wheels, driver_version, installed_version, nvidia_gpus, usable_cores
+from pmm.utils.version import __version__
 
 LIBRARIES = (
     "torch", "torchvision", "numpy", "pillow", "simplejpeg", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
@@ -31,7 +31,7 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
     `threads` are those that were used for what is described, if any.
     """
     return {
-        "pmm": pmm.__version__,
+        "pmm": __version__,
         "commit": _commit(),
         "cpu": _cpu_name(),
         "cores": usable_cores(),
