@@ -34,8 +34,8 @@ settings.load_profile("test")
 
 LONGEST = (
     "slow/test_demo.py", "test_readme.py", "slow/test_paper.py", "export/test_aoti.py", "models/test_methods.py",
-    "export/test_precisions.py", "export/test_whole.py", "test_train.py", "bench/test_harness.py",
-    "bench/test_faults.py", "runtime/test_eager_graph.py", "test_foreign.py", "export/test_int8.py",
+    "export/test_precisions.py", "export/test_whole.py", "training/test_train.py", "bench/test_harness.py",
+    "bench/test_faults.py", "runtime/test_eager_graph.py", "artifacts/test_checkpoint_import.py", "export/test_int8.py",
 )  # fmt: skip
 
 

@@ -88,6 +88,12 @@ def evaluate_ranking(
     Raises:
         UserError: shapes that do not fit, NaN or Inf among the embeddings, an unknown metric or ap, no evaluable query,
             a memory limit too small for one query.
+
+    Example:
+        >>> query, gallery = np.float32([[0, 1], [1, 0]]), np.float32([[0, 2], [1, 1], [3, 0]])
+        >>> found = pmm.evaluate_ranking(query, gallery, [7, 8], [7, 8, 8], [1, 1], [2, 2, 2])
+        >>> found.mAP, found.cmc[0]
+        (1.0, 1.0)
     """
     labels = Labels.of(query_pids, gallery_pids, query_camids, gallery_camids)
     check_choices(ap, max_rank)

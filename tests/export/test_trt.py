@@ -418,17 +418,17 @@ def test_ctrl_c_ends_a_build(files, tmp_path, monkeypatch):
 @traced_once
 def test_the_command_hands_the_checkpoint_to_the_gate(files, trained, people, tmp_path, monkeypatch):
     """The script's own wiring: what the engine is judged by."""
-    from pmm.export import reference
+    from pmm.export import engine
 
     asked, given = [], []
-    monkeypatch.setattr(reference, "engine_gate", lambda *args: asked.append(args) or "the gate")
-    original = module.engine_from_onnx
+    monkeypatch.setattr(engine, "engine_gate", lambda *args: asked.append(args) or "the gate")
+    original = engine.engine_from_onnx
 
     def build(file, out, options, *, gate):
         given.append(gate)
         return original(file, out, options)
 
-    monkeypatch.setattr(module, "engine_from_onnx", build)
+    monkeypatch.setattr(engine, "engine_from_onnx", build)
     run_here("export/to_trt.py", trained, "-o", tmp_path / "a.plan")
     run_here("export/to_trt.py", files["fp16"], "-o", tmp_path / "b.plan", "--verify-root", people)
     assert given == ["the gate", "the gate"]
