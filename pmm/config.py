@@ -6,9 +6,10 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from pmm.utils.errors import UserError
+from pmm.utils.from_dict import from_dict
 
 SYNTHETIC = "synthetic"
 MOST_SIDE = 4096
@@ -218,7 +219,10 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """Inverse of `to_dict`. Raises UserError for an unknown key (naming the known ones) or a wrong type."""
-        return _build(cls, values, where="config")
+        try:
+            return from_dict(cls, values, "config")
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def lines(self) -> list[str]:
         """Every value, a line per section."""
@@ -295,38 +299,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-T = TypeVar("T")
-
-
-def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{where} is {values!r}; it must be a table of keys")
-    hints = get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise UserError(f"{where}: unknown key {', '.join(map(repr, unknown))}; known keys: {', '.join(known)}")
-    default = cls()
-    built = {}
-    for key, value in values.items():
-        model = getattr(default, key)
-        if dataclasses.is_dataclass(model):
-            built[key] = _build(type(model), value, f"{where}.{key}")
-            continue
-        built[key] = _typed(value, model, f"{where}.{key}")
-        if get_origin(hints[key]) is Literal and value not in get_args(hints[key]):
-            raise UserError(f"{where}.{key} is {value!r}; it must be one of {', '.join(get_args(hints[key]))}")
-    return cls(**built)
-
-
-def _typed(value: Any, model: Any, where: str) -> Any:
-    """`value` in the type of `model`; whole numbers pass for floats, lists for tuples. Raises UserError."""
-    if isinstance(model, tuple) and isinstance(value, list | tuple) and len(value) == len(model):
-        return tuple(_typed(v, m, where) for v, m in zip(value, model, strict=True))
-    if isinstance(model, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(model):
-        raise UserError(f"{where} is {value!r}; it must be {type(model).__name__}")
-    return value

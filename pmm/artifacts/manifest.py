@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.utils.errors import UserError
 from pmm.utils.files import replacing, sha256
-from pmm.utils.from_dict import built
+from pmm.utils.from_dict import from_dict
 
 FORMAT = "pmm-manifest-2"
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
@@ -261,7 +261,7 @@ class Manifest:
             values = json.loads(text)
             if values["format"] != FORMAT:
                 raise UserError(f"{source}: manifest format {values['format']!r}; this version reads {FORMAT!r}")
-            return built(cls, values)
+            return from_dict(cls, values)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{source}: not a manifest of ours ({type(error).__name__}: {error})") from error
 

@@ -14,7 +14,7 @@ from pmm.bench.schema import SCHEMA, Result, Timing
 from pmm.bench.workers import file_name
 from pmm.utils.errors import UserError
 from pmm.utils.files import make_folder, write_file
-from pmm.utils.from_dict import built
+from pmm.utils.from_dict import from_dict
 
 FOLDER = "unfinished"
 
@@ -52,7 +52,7 @@ class Unfinished:
     def result(self, name: str) -> Result | None:
         """What was kept of a backend that was measured, but for its timings."""
         with contextlib.suppress(OSError, ValueError):
-            return built(Result, json.loads(self._of(name).read_text()))
+            return from_dict(Result, json.loads(self._of(name).read_text()))
         return None
 
     def keep_result(self, result: Result) -> None:
@@ -65,7 +65,7 @@ class Unfinished:
         with contextlib.suppress(OSError, ValueError, KeyError):
             values = json.loads(self.path(f"batch-{batch}.json").read_text())
             if values["files"] == dict(files):
-                return {name: built(Timing, each) for name, each in values["timings"].items()}
+                return {name: from_dict(Timing, each) for name, each in values["timings"].items()}
         return {}
 
     def keep_timings(self, batch: int, timings: Mapping[str, Timing], files: Mapping[str, str]) -> None:

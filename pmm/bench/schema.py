@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pmm.utils.errors import UserError
-from pmm.utils.from_dict import built
+from pmm.utils.from_dict import from_dict
 
 SCHEMA = "pmm-bench-2"
 EMBED_BATCH = 64
@@ -343,6 +343,6 @@ def read_report(path: Path) -> BenchReport:
     if found != SCHEMA:
         raise UserError(f"{path}: schema {found!r}; this version reads {SCHEMA!r}: measure again")
     try:
-        return built(BenchReport, values)
+        return from_dict(BenchReport, values)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not a report of pmm bench ({error})") from error

@@ -23,7 +23,7 @@ from pmm.evaluation.nearest import nearest
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, replacing
-from pmm.utils.from_dict import built
+from pmm.utils.from_dict import from_dict
 
 FORMAT = "pmm-index-1"
 MEMBERS = ("contract", "embeddings", "paths")
@@ -161,7 +161,7 @@ class Index:
                 embeddings=found["embeddings"],
                 paths=tuple(found["paths"].tolist()),
                 folder=folder,
-                contract=built(IndexContract, header),
+                contract=from_dict(IndexContract, header),
             )
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
