@@ -291,7 +291,7 @@ def extensions():
 if __name__ == "__main__":  # for build front ends, too: they execute this file under that name
     setup(
         packages=find_packages(include=["pmm", "pmm.*"]),
-        package_data={"pmm.bench.pages": ["*.html.j2"]},
+        package_data={"pmm": ["py.typed", "*.txt"], "pmm.bench.pages": ["*.html.j2"]},
         ext_modules=extensions(),
         cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
     )
