@@ -20,7 +20,7 @@ help:
 	@echo "                bench/results/; again, it runs what failed or changed; DEVICE=cuda:1 is another GPU;"
 	@echo "                PYTHON=python3 takes a python that has torch, and installs nothing;"
 	@echo "                ONLY='tests training' leaves out the other steps, AGAIN=tests repeats one that passed"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy and the walls between the packages (import-linter)"
 	@echo "make setup      the environment alone ($(VENV)/)"
 	@echo "make clients    environments of programs that read our files without us ($(CLIENTS)/), for make test-full"
 	@echo "make clean      remove build products and caches (keeps $(VENV)/ and runs/)"
@@ -80,6 +80,7 @@ lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
