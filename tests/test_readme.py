@@ -191,14 +191,15 @@ def test_every_other_command_runs_as_it_stands(tmp_path, people):
         if re.search(
             "--preset (paper|strong)", command
         ):  # wants ImageNet weights and 32 identities: its flags are tried
-            parse(shlex.split(command.split("pmm train", 1)[1]))
+            parse(shlex.split(command.split("pmm.train", 1)[1]))
             continue
         # a user's data and the run on it: here, the people and the run of the commands before
         command = command.replace("/path/to/market1501", str(people)).replace("runs/market/", "runs/first/")
         command = command.replace("/path/to/person.jpg", str(next((people / "query").iterdir())))
         if ran:
-            python, *words = shlex.split(command)
-            assert python == "python"
+            program, *words = shlex.split(command)
+            assert program in ("python", "pmm")
+            words = words if program == "python" else ["-m", "pmm", *words]
             done = run_forked(words, copy, env, tmp_path / "log")
         else:
             done = subprocess.run(command, shell=True, cwd=copy, env=env, capture_output=True, text=True, timeout=300)

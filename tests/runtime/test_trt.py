@@ -843,7 +843,7 @@ def test_memory_that_is_not_there_for_another_thread(machine):
 
 def test_a_file_that_is_no_engine(machine):
     machine.write(content=b"not an engine")
-    expected = ["magicTag does not match", "to_trt.py"] + (["INVALID", "5"] if machine.flavor == "rtx" else [])
+    expected = ["magicTag does not match", "pmm export trt"] + (["INVALID", "5"] if machine.flavor == "rtx" else [])
     machine.refused(*expected, touched=True)
 
 
@@ -914,17 +914,17 @@ def test_the_bytes_that_were_hashed_are_the_ones_that_run(plain):
 def test_another_version(machine, patch):
     version = f"{machine.module.__version__}.1" if patch else "9.1.2"
     machine.write(contract={"version": version})
-    machine.refused(f"built with {version}", machine.module.__version__, "to_trt.py")
+    machine.refused(f"built with {version}", machine.module.__version__, "pmm export trt")
 
 
 def test_another_platform(machine):
     machine.write(contract={"platform": "windows-amd64"})
-    machine.refused("windows-amd64", trt_variant.this_platform(), "to_trt.py")
+    machine.refused("windows-amd64", trt_variant.this_platform(), "pmm export trt")
 
 
 def test_another_compute_capability(plain):
     plain.write(contract={"compute_capability": "8.6"})
-    plain.refused(GPU.name, GPU.compute_capability, "8.6", "to_trt.py")
+    plain.refused(GPU.name, GPU.compute_capability, "8.6", "pmm export trt")
 
 
 def test_another_gpu_of_the_same_compute_capability_runs_it_with_a_warning(plain, caplog):
