@@ -1,4 +1,4 @@
-"""What import-linter (`make lint`) cannot see: names in strings, late imports of heavy libraries, what importing costs."""
+"""What import-linter (`make lint`) cannot see: names in strings, late imports of heavy libraries, and costs."""
 
 import ast
 import re
@@ -150,7 +150,7 @@ def test_an_onnx_file_is_run_without_torch(trained, people, tmp_path):
     artifact = export_onnx(trained, tmp_path / "model.onnx")
     script = (
         "import sys; sys.modules['torch'] = None; from pathlib import Path\n"
-        "from pmm.runtime.base import open_runner; from pmm.data.readers import read_dataset\n"
+        "from pmm.runtime.open import open_runner; from pmm.data.readers import read_dataset\n"
         "from pmm.gallery.embed import embed_samples\n"
         "with open_runner(sys.argv[1]) as runner:\n"
         "    print(embed_samples(runner, read_dataset('synthetic', sys.argv[2]).query[:3]).shape)"
