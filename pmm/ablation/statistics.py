@@ -73,40 +73,11 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     """
     if len(values) < 2 or max(values) - min(values) <= SAME:
         return None
+    from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats has it too, and takes a second to load
+
     mean = statistics.fmean(values)
-    reach = t_quantile((1 + CONFIDENCE) / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    reach = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean - reach, mean + reach
-
-
-def t_quantile(probability: float, freedom: int) -> float:
-    """The value below which Student's t with `freedom` (1, 2, ...) degrees of freedom lies with `probability`.
-
-    The distribution function is a finite sum of powers of cos(atan(t / sqrt(freedom))); it is inverted by bisection, to
-    the last bits. Raises ValueError for a probability outside 0..1, both excluded, or no degree of freedom.
-    """
-    if not 0 < probability < 1 or freedom < 1:
-        raise ValueError(f"no quantile at {probability} with {freedom} degrees of freedom")
-    if probability < 0.5:
-        return -t_quantile(1 - probability, freedom)
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        if _between(middle, freedom) < 2 * probability - 1:
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(freedom) * math.tan((low + high) / 2)
-
-
-def _between(angle: float, freedom: int) -> float:
-    """P(|T| < sqrt(freedom) tan(angle)): Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for power in range(1 + odd, freedom, 2):
-        total += term
-        term *= cosine * cosine * power / (power + 1)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
 def _reading(values: Sequence[float], interval: Interval | None) -> str:

@@ -165,10 +165,8 @@ def _interval_ranks(n: int, percent: float) -> tuple[int, int] | None:
     The percentile lies below the sample of rank r with the probability that fewer than r of n samples lie below it,
     which is binomial (David & Nagaraja, Order Statistics, 7.1).
     """
+    from scipy.special import bdtrik  # what scipy.stats.binom.ppf rounds up; that takes a second to load
+
     share = percent / 100
-    below = np.arange(1, n + 1)
-    steps = np.log((n + 1 - below) / below * (share / (1 - share)))  # in logarithms, as (1 - share)**n may underflow
-    mass = np.exp(n * math.log1p(-share) + np.concatenate([[0.0], np.cumsum(steps)]))
-    low = int(np.searchsorted(np.cumsum(mass), TAIL, side="right"))
-    high = n + 1 - int(np.searchsorted(np.cumsum(mass[::-1]), TAIL, side="right"))
+    low, high = math.ceil(bdtrik(TAIL, n, share)), n + 1 - math.ceil(bdtrik(TAIL, n, 1 - share))
     return (low, high) if low >= 1 and high <= n else None
