@@ -5,17 +5,22 @@ Names no host, no user and no folder, so that it can be published.
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from pmm.utils.build_info import build_info
 from pmm.utils.cuda_versions import misfits, side_by_side
-from pmm.utils.hardware import clashing_wheels, driver_version, installed_version, nvidia_gpus, usable_cores
+from pmm.utils.hardware import (
+    clashing_wheels,
+    driver_version,
+    installed_version,
+    nvidia_driver,
+    nvidia_gpus,
+    usable_cores,
+)
 from pmm.utils.version import __version__
 
 LIBRARIES = (
@@ -52,21 +57,6 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
 def problems() -> list[str]:
     """What is known to break on this machine."""
     return [*([found] if (found := clashing_wheels()) else []), *(misfit.text for misfit in misfits())]
-
-
-def nvidia_driver() -> str:
-    """The NVIDIA driver's own version, as 580.65.06; empty without one."""
-    try:
-        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-    except OSError:
-        return ""
-    version = ctypes.create_string_buffer(80)  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
-    if nvml.nvmlInit_v2() != 0:
-        return ""
-    try:
-        return version.value.decode() if nvml.nvmlSystemGetDriverVersion(version, len(version)) == 0 else ""
-    finally:
-        nvml.nvmlShutdown()
 
 
 def _cpu_name() -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pmm.utils.cgroup import cpu_quota
 from pmm.utils.errors import Unavailable, UserError
+
+T = TypeVar("T")
 
 
 class Gpu(NamedTuple):
@@ -88,46 +92,42 @@ def cuda_library() -> Any:
         return None
 
 
+def nvidia_driver() -> str:
+    """The NVIDIA driver's own version, as 580.65.06; empty without one."""
+    return _asked_of_nvml(lambda nvml: str(nvml.nvmlSystemGetDriverVersion())) or ""
+
+
 def gpu_memory_of(process: int) -> int | None:
     """GPU memory, in bytes, that a process holds on all GPUs; None where the driver does not tell."""
+
+    def held(nvml: Any) -> int | None:
+        found = []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            with contextlib.suppress(nvml.NVMLError):  # this GPU does not tell
+                entries = nvml.nvmlDeviceGetComputeRunningProcesses_v3(nvml.nvmlDeviceGetHandleByIndex(index))
+                found += [entry.usedGpuMemory for entry in entries if entry.pid == process]
+        told = [memory for memory in found if memory is not None]
+        return sum(told) if told else None
+
+    return _asked_of_nvml(held)
+
+
+def _asked_of_nvml(question: Callable[[Any], T]) -> T | None:
+    """What `question` finds by nvidia-ml-py's module; None without that package, a driver, or an answer of it."""
     try:
-        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-        list_processes = nvml.nvmlDeviceGetComputeRunningProcesses_v3
-    except (OSError, AttributeError):
-        return None
-    if nvml.nvmlInit_v2() != 0:
+        import pynvml
+    except ImportError:  # as where the kernels are built
         return None
     try:
-        found, gpus = None, ctypes.c_uint()
-        nvml.nvmlDeviceGetCount_v2(ctypes.byref(gpus))
-        for index in range(gpus.value):
-            device, count = ctypes.c_void_p(), ctypes.c_uint(_MOST_PROCESSES)
-            processes = (_NvmlProcess * _MOST_PROCESSES)()
-            if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) != 0:
-                continue
-            if list_processes(device, ctypes.byref(count), processes) != 0:
-                continue
-            for entry in processes[: count.value]:
-                if entry.pid == process and entry.memory != _NOT_TOLD:
-                    found = (found or 0) + entry.memory
-        return found
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return question(pynvml)
+    except pynvml.NVMLError:
+        return None
     finally:
-        nvml.nvmlShutdown()
-
-
-class _NvmlProcess(ctypes.Structure):
-    """nvmlProcessInfo_t."""
-
-    _fields_ = (
-        ("pid", ctypes.c_uint),
-        ("memory", ctypes.c_ulonglong),
-        ("gpu_instance", ctypes.c_uint),
-        ("compute_instance", ctypes.c_uint),
-    )
-
-
-_MOST_PROCESSES = 256
-_NOT_TOLD = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
+        pynvml.nvmlShutdown()
 
 
 @cache

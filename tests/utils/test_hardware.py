@@ -1,3 +1,7 @@
+import sys
+from types import SimpleNamespace
+
+import pynvml
 import pytest
 
 from pmm.utils import hardware
@@ -103,3 +107,68 @@ def test_the_gpu_of_an_index_or_which_there_are(monkeypatch):
     monkeypatch.setattr(hardware, "nvidia_gpus", tuple)
     with pytest.raises(Unavailable, match="no NVIDIA GPU is visible"):
         hardware.gpu_at(0)
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """Call it with what each GPU answers, pairs of process and bytes or an error: nvidia-ml-py's functions do so too, and
+    none is asked before nvmlInit or after nvmlShutdown."""
+    sessions = []
+
+    def pretend(*gpus, driver="580.65.06", start=None):
+        def answer(value):
+            assert sessions == ["open"]
+            if isinstance(value, Exception):
+                raise value
+            return value
+
+        def begin():
+            if start:
+                raise start
+            sessions.append("open")
+
+        def processes(index):
+            found = answer(gpus[index])
+            return [SimpleNamespace(pid=process, usedGpuMemory=memory) for process, memory in found]
+
+        for name, function in {
+            "nvmlInit": begin,
+            "nvmlShutdown": lambda: sessions.remove("open"),
+            "nvmlSystemGetDriverVersion": lambda: answer(driver),
+            "nvmlDeviceGetCount": lambda: answer(len(gpus)),
+            "nvmlDeviceGetHandleByIndex": answer,
+            "nvmlDeviceGetComputeRunningProcesses_v3": processes,
+        }.items():
+            monkeypatch.setattr(pynvml, name, function)
+
+    yield pretend
+    assert not sessions
+
+
+def test_memory_that_a_process_holds_on_all_gpus(nvml):
+    nvml([(1, 100), (2, 2**33)], [], [(2, 5), (3, 7)])
+    assert [hardware.gpu_memory_of(process) for process in (1, 2, 3, 4)] == [100, 2**33 + 5, 7, None]
+    assert hardware.nvidia_driver() == "580.65.06"
+
+
+def test_memory_that_a_gpu_does_not_tell_does_not_count(nvml):
+    for untold in ([(1, None)], pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)):
+        nvml(untold, [(1, 100)])
+        assert hardware.gpu_memory_of(1) == 100
+        nvml(untold)
+        assert hardware.gpu_memory_of(1) is None
+
+
+@pytest.mark.parametrize("error", ["NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_DRIVER_NOT_LOADED"])
+def test_nothing_is_told_without_a_driver(nvml, error):
+    nvml([(1, 100)], start=pynvml.NVMLError(getattr(pynvml, error)))
+    assert (hardware.gpu_memory_of(1), hardware.nvidia_driver()) == (None, "")
+
+
+def test_nothing_is_told_by_an_old_driver_or_without_nvidia_ml_py(nvml, monkeypatch):
+    old = pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+    nvml(old, driver=old)
+    assert (hardware.gpu_memory_of(1), hardware.nvidia_driver()) == (None, "")
+    nvml([(1, 100)])
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert (hardware.gpu_memory_of(1), hardware.nvidia_driver()) == (None, "")
