@@ -8,7 +8,7 @@ import pmm.runtime.ort_session
 import pmm.training.trainer
 from pmm.commands.train import _again
 from pmm.runtime import torch_runner
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.training.flags import parse
 from pmm.training.launch import train
 from pmm.utils.errors import UserError
@@ -76,10 +76,10 @@ def test_the_flag_of_training():
 def test_runners_keep_to_the_quota(trained, exported, one_core):
     before = torch.get_num_threads()
     for asked, threads in ((0, 1), (2, 2)):
-        with open_runner(trained, "cpu", asked):
+        with open_runner(trained, device="cpu", threads=asked):
             assert torch.get_num_threads() == threads
         assert torch.get_num_threads() == before
-        session = open_runner(exported, "cpu", asked).session
+        session = open_runner(exported, device="cpu", threads=asked).session
         assert session.get_session_options().intra_op_num_threads == threads
 
 

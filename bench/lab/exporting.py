@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from pmm.artifacts.manifest import Artifact
+from pmm.artifacts.artifact import Artifact
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.config import Config, fast_mode, preset
@@ -34,7 +34,8 @@ from pmm.export.options import EngineOptions, Recipe, Verification
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.gallery.embed import embed_crops
-from pmm.runtime.base import Embeddings, open_runner
+from pmm.runtime.base import Embeddings
+from pmm.runtime.open import open_runner
 from pmm.utils import command_line
 from pmm.utils.build_info import describe_build
 from pmm.utils.environment import describe_environment
@@ -66,7 +67,7 @@ def bench_export(
     samples = (*split.query, *split.gallery)
     paths = [samples[index].path for index in evenly(len(samples), CROPS)]
     crops = load_crops(paths, config.data.height, config.data.width)
-    with open_runner(checkpoint, "cpu") as reference:
+    with open_runner(checkpoint, device="cpu") as reference:
         expected = embed_crops(reference, crops, batch_size=16)
     rows, files = [], {}
     for name, recipe in RECIPES.items():
@@ -114,7 +115,7 @@ def _facts(artifact: Artifact, expected: Embeddings, crops: Crops) -> dict[str, 
         )
         found = np.concatenate([embed(crops[k : k + 16]) for k in range(0, len(crops), 16)])
     else:
-        with open_runner(artifact.path, "cpu") as runner:
+        with open_runner(artifact.path, device="cpu") as runner:
             found = embed_crops(runner, crops, batch_size=16)
     mean = expected.mean(0)
     return {
@@ -145,7 +146,9 @@ def _engine(artifact: Artifact) -> dict[str, Any]:
 
 def _latency(files: dict[str, Artifact], crops: Crops, batch: int, plan: LatencyPlan) -> list[dict[str, Any]]:
     """What ONNX Runtime runs on this CPU, interleaved, against fp32."""
-    runners = {name: open_runner(file.path, "cpu") for name, file in files.items() if file.manifest.precision != "bf16"}
+    runners = {
+        name: open_runner(file.path, device="cpu") for name, file in files.items() if file.manifest.precision != "bf16"
+    }
     images = np.resize(crops, (batch, *crops.shape[1:]))  # again from the first, if there are fewer
     measured = measure({name: runner.bind(images) for name, runner in runners.items()}, plan, seed=batch)
     fp32 = measured["fp32"].p50

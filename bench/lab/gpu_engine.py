@@ -21,7 +21,8 @@ from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import MIN_COSINE
-from pmm.runtime.base import Embeddings, open_runner
+from pmm.runtime.base import Embeddings
+from pmm.runtime.open import open_runner
 from pmm.runtime.trt import TrtRunner
 from pmm.utils.errors import UserError
 
@@ -44,7 +45,7 @@ def crops_and_truth(checkpoint: Path) -> tuple[Crops, Embeddings]:
     split = read_dataset(data.dataset, located(data.root, checkpoint))
     samples = (*split.query, *split.gallery)
     paths = [samples[index].path for index in evenly(len(samples), CROPS)]
-    with open_runner(checkpoint, "cpu") as truth:
+    with open_runner(checkpoint, device="cpu") as truth:
         crops = load_crops(paths, data.height, data.width)
         return crops, truth(crops)
 

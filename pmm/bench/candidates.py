@@ -6,63 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
-from pmm.artifacts.manifest import PRECISIONS, Manifest, read_manifest
+from pmm.artifacts.artifact import read_manifest
+from pmm.artifacts.kinds import NAMES, Kind, kind_of
+from pmm.artifacts.manifest import PRECISIONS, Manifest
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.runtime.base import ENGINE_SUFFIXES, PACKAGE_SUFFIX
+from pmm.runtime.open import BACKENDS, Device, backends_for
 from pmm.runtime.tf32 import TF32_ON
 from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES
 from pmm.utils.errors import UserError
+from pmm.utils.extras import install_command
 from pmm.utils.files import sha256
 from pmm.utils.hardware import clashing_wheels, cuda_index, gpu_at, nvidia_gpus
-
-Device = Literal["cpu", "cuda"]
-Kind = Literal["checkpoint", "package", "onnx", "engine"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backend:
-    """What executes a model."""
-
-    runs: Kind
-    library: str
-    """Module that must be importable."""
-    install: str
-    precisions: dict[Device, tuple[str, ...]]
-    """Per device; the others it has not, or not worth the name: ONNX Runtime computes fp16 in fp32 on a CPU."""
-
-
-_TORCH: dict[Device, tuple[str, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")}
-BACKENDS = {
-    "torch": Backend(runs="checkpoint", library="torch", install="torch", precisions=_TORCH),
-    "torch-compile": Backend(runs="checkpoint", library="torch", install="torch", precisions=_TORCH),
-    "aoti": Backend(runs="package", library="torch", install="torch", precisions=_TORCH),
-    "ort-cpu": Backend(
-        runs="onnx", library="onnxruntime", install="onnxruntime-gpu", precisions={"cpu": ("fp32", "int8")}
-    ),
-    "ort-cuda": Backend(
-        runs="onnx",
-        library="onnxruntime",
-        install="onnxruntime-gpu",
-        precisions={"cuda": ("fp32", "tf32", "fp16", "bf16")},
-    ),
-    "tensorrt": Backend(
-        runs="engine",
-        library="tensorrt",
-        install="tensorrt",
-        precisions={"cuda": ("fp32", "tf32", "fp16", "bf16", "int8")},
-    ),
-    "tensorrt-rtx": Backend(
-        runs="engine",
-        library="tensorrt_rtx",
-        install="tensorrt-rtx",
-        precisions={"cuda": ("fp32", "tf32", "fp16", "bf16", "int8")},
-    ),
-    "openvino": Backend(
-        runs="onnx", library="openvino", install="openvino", precisions={"cpu": ("fp32", "bf16", "int8")}
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +73,7 @@ class Candidate:
         if self.precision not in backend.precisions.get(self.device, ()):
             return f"{self.backend} does not compute in {self.precision} on {self.device}"
         if not find_spec(backend.library):
-            return f"not installed: pip install {backend.install}"
+            return f"not installed: {install_command(backend.library)}"
         if backend.library == "onnxruntime" and (clash := clashing_wheels()):
             return clash
         return ""
@@ -194,7 +149,7 @@ def given(
 
 
 def _of_file(path: Path, backends: Sequence[str], number: int, graphs: bool) -> Iterator[tuple[Candidate, Manifest]]:
-    kind, manifest = kind_of(path), manifest_of(path)
+    kind, manifest = measurable(path), manifest_of(path)
     gpu = bool(nvidia_gpus())
     if kind == "engine":
         assert manifest.engine is not None
@@ -219,26 +174,21 @@ def _of_file(path: Path, backends: Sequence[str], number: int, graphs: bool) -> 
         yield candidate, manifest
 
 
-def kind_of(path: Path) -> Kind:
-    """By the suffix. Raises UserError for another one."""
-    suffix = path.suffix.lower()
-    if suffix in ENGINE_SUFFIXES:
-        return "engine"
-    kinds: dict[str, Kind] = {".pth": "checkpoint", ".onnx": "onnx", PACKAGE_SUFFIX: "package"}
-    if suffix not in kinds:
-        raise UserError(
-            f"{path}: cannot be measured; expected a checkpoint (.pth), an ONNX file (.onnx), an AOTInductor package "
-            f"({PACKAGE_SUFFIX}) or an engine ({', '.join(ENGINE_SUFFIXES)})"
-        )
-    return kinds[suffix]
+def measurable(path: Path) -> Kind:
+    """The kind of a file. Raises UserError for one that no backend runs, and as `pmm.artifacts.kinds.kind_of`."""
+    kind = kind_of(path)
+    if not backends_for(kind):
+        raise UserError(f"{path} is {NAMES[kind]}, which cannot be measured; expected a checkpoint or an exported file")
+    return kind
 
 
 def manifest_of(path: Path) -> Manifest:
     """Of an artifact. Raises UserError if it is not ours or was changed."""
-    if kind_of(path) == "onnx":
+    kind = measurable(path)
+    if kind == "onnx":
         return read_onnx(path).manifest
     manifest = read_manifest(path, sha256(path))
-    if manifest is None or (kind_of(path) == "engine" and manifest.engine is None):
+    if manifest is None or (kind == "engine" and manifest.engine is None):
         raise UserError(f"{path}: not an artifact of ours: no manifest beside it says what to feed it; export it again")
     return manifest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pmm.artifacts.manifest import MOST_IMAGES, Manifest
 from pmm.artifacts.runs import RUNS, newest_run
-from pmm.bench.candidates import Candidate, chosen, given, kind_of
+from pmm.bench.candidates import Candidate, chosen, given, measurable
 from pmm.bench.latency import LatencyPlan
 from pmm.bench.schema import SCHEMA, Gates
 from pmm.bench.workers import file_name
@@ -119,9 +119,9 @@ def subjects(files: Sequence[Path], options: Options) -> tuple[Path, tuple[Candi
     backends = command_line.names(options.backends, flag="--backends") if options.backends else []
     precisions = command_line.names(options.precisions, flag="--precisions") if options.precisions else []
     exports = chosen(backends or ["auto"], precisions or ["auto"], device=options.device, cuda_graph=options.cuda_graph)
-    kinds = {existing_file(path, "a checkpoint or an artifact exported from one"): kind_of(path) for path in files}
-    checkpoints = [path for path, kind in kinds.items() if kind == "checkpoint"]
-    artifacts = [path for path, kind in kinds.items() if kind != "checkpoint"]
+    kinds = {existing_file(path, "a checkpoint or an artifact exported from one"): measurable(path) for path in files}
+    checkpoints = [path for path, kind in kinds.items() if kind in ("checkpoint", "torch")]
+    artifacts = [path for path in kinds if path not in checkpoints]
     if len(checkpoints) > 1:
         raise UserError(f"{len(checkpoints)} checkpoints given; the bench compares the artifacts of one with it")
     found = given(artifacts, backends, device=options.device, cuda_graph=options.cuda_graph)

@@ -2,73 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pmm.bench.candidates import BACKENDS
 from pmm.runtime.base import Runner
-from pmm.utils.errors import Unavailable
-
-if TYPE_CHECKING:
-    from pmm.export.options import Precision
+from pmm.runtime.open import BACKENDS, RunOptions
 
 MATRIX = 8192
 """Rows and columns of the square matrices whose product is timed."""
-
-
-def preload(backend: str) -> None:
-    """Import the backend's library, so that opening a file is timed without it. Raises Unavailable if it cannot."""
-    try:
-        importlib.import_module(BACKENDS[backend].library)
-    except (ImportError, OSError) as error:
-        raise Unavailable(f"{BACKENDS[backend].library} cannot be imported here ({error})") from error
 
 
 def open_candidate(
     artifact: Path, *, backend: str, precision: str, device: str, cuda_graph: bool | None, threads: int
 ) -> Runner:
     """The runner of one candidate. Raises UserError as the runners do."""
-    graph = bool(cuda_graph)
-    if backend in ("torch", "torch-compile"):
-        return _torch(artifact, backend == "torch-compile", precision, device, graph, threads)
-    if backend == "aoti":
-        from pmm.runtime.aoti import AotiRunner
-
-        return AotiRunner(artifact, device, threads, cuda_graph=graph, warn=False)
-    if backend in ("ort-cpu", "ort-cuda"):
-        from pmm.runtime.ort import OrtRunner
-
-        return OrtRunner(artifact, device, threads, tf32=precision == "tf32", cuda_graph=graph, warn=False)
-    if backend == "openvino":
-        from pmm.runtime.openvino import OvRunner
-
-        return OvRunner(artifact, threads, precision=precision, warn=False)
-    from pmm.runtime.trt import TrtRunner
-
     # eager: what is timed are the kernels that a service has in the end, not those that TensorRT-RTX begins with
-    return TrtRunner(artifact, device, cuda_graph=graph, eager=True, warn=False)
-
-
-def _torch(checkpoint: Path, compiled: bool, precision: str, device: str, graph: bool, threads: int) -> Runner:
-    """The checkpoint as it is, in fp32 and tf32; compiled, in half precision or as a CUDA graph the deployed graph."""
-    from pmm.artifacts.checkpoint import load, restore_model
-    from pmm.data.preprocessing import preprocessing_of
-    from pmm.runtime.eager import EagerRunner, torch_device
-
-    model, config = restore_model(load(checkpoint), checkpoint)
-    size, where = preprocessing_of(config), torch_device(device)
-    if precision in ("fp32", "tf32") and not compiled and not graph:
-        return EagerRunner(model, size, where, threads, tf32=precision == "tf32")
-
-    from pmm.artifacts.manifest import EmbeddingContract, InputContract
-    from pmm.export.graph import deployed_graph
-    from pmm.runtime.torch_graph import GraphRunner
-
-    stored: Precision = "fp32" if precision == "tf32" else precision  # type: ignore[assignment]
-    module = deployed_graph(model, size, InputContract(), EmbeddingContract.of(model), stored)
-    return GraphRunner(module, size, where, precision=precision, threads=threads, compiled=compiled, cuda_graph=graph)
+    options = RunOptions(
+        device=device, threads=threads, precision=precision, cuda_graph=bool(cuda_graph), eager=True, warn=False
+    )
+    return BACKENDS[backend].open(artifact, options)
 
 
 def matrix_tflops(device: str) -> dict[str, float]:

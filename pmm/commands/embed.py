@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from pmm.gallery.embed import contract_of, embed_folder, images_below
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.files import output_file
@@ -49,7 +49,7 @@ def main(prog: str) -> None:
         raise UserError(f"--out is {command.out}; give the index a name that ends in .npz")
     images_below(command.folder)  # before a model is loaded for nothing
     output_file(command.out, command.artifact)
-    with open_runner(command.artifact, command.device, command.threads) as runner:
+    with open_runner(command.artifact, device=command.device, threads=command.threads) as runner:
         contract = contract_of(command.artifact, runner)
         begin = time.perf_counter()
         index = embed_folder(runner, contract, command.folder, batch_size=command.batch_size, label=prog)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pmm.artifacts.manifest import manifest_path
+from pmm.artifacts.artifact import manifest_path
 from pmm.data.layouts import layout_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import Split
@@ -98,10 +98,10 @@ def main(prog: str) -> None:
     for note in split.notes:
         print(f"note: {note}")
 
-    from pmm.runtime.base import open_runner
+    from pmm.runtime.open import open_runner
 
     digest = sha256(artifact) if command.json else ""  # now: it may be trained on while this takes its time
-    with open_runner(artifact, command.device, command.threads) as runner:
+    with open_runner(artifact, device=command.device, threads=command.threads) as runner:
         ranking = Ranking(
             metric=runner.embedding.metric if command.metric == "auto" else command.metric,
             ap=command.ap,

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import tyro
 
+from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.export.aoti import PackagePrecision
 from pmm.export.options import Verification
-from pmm.runtime.base import PACKAGE_SUFFIX
 from pmm.utils import command_line
 from pmm.utils.build_info import describe_build
 from pmm.utils.errors import UserError

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import tyro
 
+from pmm.artifacts.kinds import ENGINE_SUFFIXES
 from pmm.export.options import EngineOptions, Recipe, Verification, check_request
-from pmm.runtime.base import ENGINE_SUFFIXES
 from pmm.runtime.trt_variant import gpu_for, gpu_here, library_name
 from pmm.utils import command_line
 from pmm.utils.build_info import describe_build

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from pmm.artifacts.manifest import Manifest, read_manifest
+from pmm.artifacts.artifact import read_manifest
+from pmm.artifacts.kinds import ENGINE_SUFFIXES, PACKAGE_SUFFIX
+from pmm.artifacts.manifest import Manifest
 from pmm.config import SYNTHETIC
-from pmm.runtime.base import ENGINE_SUFFIXES, PACKAGE_SUFFIX
 from pmm.utils import command_line
 from pmm.utils.build_info import describe_build
 from pmm.utils.environment import describe_environment

@@ -15,7 +15,7 @@ from PIL import Image
 from pmm.data.crops import load_crops
 from pmm.gallery.embed import contract_of
 from pmm.gallery.index import Index, IndexContract, Neighbours
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, replacing
@@ -57,7 +57,7 @@ def main(prog: str) -> None:
             raise UserError(f"--picture is {command.picture}; give it a name that ends in .png")
         output_file(command.picture, command.query, command.index, command.artifact)
     index = Index.load(command.index)
-    with open_runner(command.artifact, command.device) as runner:
+    with open_runner(command.artifact, device=command.device) as runner:
         note = check_fits(index.contract, contract_of(command.artifact, runner), command)
         size = runner.preprocessing
         query = runner(load_crops([command.query], size.height, size.width))[0]

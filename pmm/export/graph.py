@@ -1,19 +1,14 @@
-"""The deployed graph as a torch module and as ONNX: input contract, trunk in its precision, tail in fp32."""
+"""The deployed graph (`pmm.runtime.deployed_graph`) as ONNX."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
-from pmm.artifacts.manifest import EmbeddingContract, InputContract
+from pmm.artifacts.manifest import InputContract
 from pmm.data.preprocessing import Preprocessing
-from pmm.export.fold_batchnorm import fold_batch_norms
-from pmm.export.options import Precision
-from pmm.models.output import Deployed, UnitLength
-from pmm.models.registry import deployed
-from pmm.runtime.eager import Normalise
+from pmm.runtime.deployed_graph import DeployedGraph
 from pmm.runtime.torch_graph import quiet
 
 if TYPE_CHECKING:
@@ -21,57 +16,6 @@ if TYPE_CHECKING:
 
 IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 10, 21: 10, 22: 10}
 """Of the file's format, per opset: what readers of that age know (onnx.helper.OP_SET_ID_VERSION_MAP)."""
-_TRUNK_TYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
-
-
-class DeployedGraph(nn.Module):
-    """images as `input` says -> embeddings float32 [N, D] as `embedding` says.
-
-    The trunk has its batch-norms folded in fp32 and is then cast; pooling, heads and normalisation stay in fp32, where
-    neither a sum over the map nor the norm of a long embedding overflows.
-    """
-
-    def __init__(
-        self,
-        network: Deployed,
-        preprocessing: Preprocessing,
-        input: InputContract,
-        embedding: EmbeddingContract,
-        precision: Precision,
-    ) -> None:
-        super().__init__()
-        fold_batch_norms(network)
-        if input.colour == "bgr":
-            preprocessing = _reverse_channels(network.trunk, preprocessing)
-        self.normalise = Normalise(preprocessing) if input.normalised_by == "graph" else nn.Identity()
-        self.dtype = _TRUNK_TYPE[precision]
-        self.trunk, self.tail, self.finish = network.trunk.to(self.dtype), network.tail, network.finish
-        self.embedding = embedding
-        # the mean of two embeddings of length 1 is shorter
-        again = embedding.normalised and (embedding.flip_tta or not network.normalised)
-        self.returned = UnitLength() if again else nn.Identity()
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.normalise(images)
-        if self.embedding.flip_tta:
-            x = torch.cat([x, x.flip(3)])
-        found = self.finish(self.tail(*(maps.float() for maps in self.trunk(x.to(self.dtype)))))
-        if self.embedding.flip_tta:
-            found = found.view(2, -1, self.embedding.dim).mean(0)
-        return self.returned(found)
-
-
-def deployed_graph(
-    model: nn.Module,
-    preprocessing: Preprocessing,
-    input: InputContract,
-    embedding: EmbeddingContract,
-    precision: Precision,
-) -> DeployedGraph:
-    """The module that `to_onnx` writes, of a copy of `model`. For int8 it is fp32: the file is quantised afterwards."""
-    return DeployedGraph(deployed(model), preprocessing, input, embedding, precision).eval()
 
 
 def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputContract, opset: int) -> onnx.ModelProto:
@@ -126,18 +70,6 @@ def _to_opset_17(proto: onnx.ModelProto) -> None:
         proto.graph.initializer.remove(tensor)
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", 17))
-
-
-def _reverse_channels(trunk: nn.Module, preprocessing: Preprocessing) -> Preprocessing:
-    """Make the first convolution, and the statistics, take BGR: no channel is moved when the graph runs."""
-    first = next(m for m in trunk.modules() if isinstance(m, nn.Conv2d))
-    if first.in_channels != 3:
-        raise ValueError(f"the trunk's first convolution takes {first.in_channels} channels, not a colour image's 3")
-    first.weight = nn.Parameter(first.weight.detach().flip(1).contiguous(), requires_grad=False)
-    return Preprocessing(
-        height=preprocessing.height, width=preprocessing.width,
-        mean=preprocessing.mean[::-1], std=preprocessing.std[::-1],
-    )  # fmt: skip
 
 
 def _check_interface(proto: onnx.ModelProto, batch: int | None, image: list[int], dim: int, opset: int) -> None:

@@ -24,8 +24,6 @@ Embeddings = npt.NDArray[np.float32]
 R = TypeVar("R", bound="Runner")
 S = TypeVar("S", bound="Step")
 T = TypeVar("T", bound="Runner | Step")
-ENGINE_SUFFIXES = (".plan", ".engine")
-PACKAGE_SUFFIX = ".pt2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,46 +124,6 @@ class Runner(ABC):
             raise UserError(
                 f"images are {images.dtype} {list(images.shape)}; expected uint8 [B, {', '.join(map(str, expected))}]"
             )
-
-
-def open_runner(artifact: str | Path, device: str = "auto", threads: int = 0) -> Runner:
-    """Open a checkpoint (.pth, torch), an AOTInductor package (.pt2, torch), an ONNX file (.onnx, ONNX Runtime) or an
-    engine (.plan, TensorRT).
-
-    Args:
-        artifact: the file.
-        device: "cpu", "cuda", or "auto": the GPU where there is one that the backend can use.
-        threads: CPU threads of the backend (0: its default).
-
-    Raises:
-        UserError: an unknown kind of file, one that fails its checks, a missing library or device.
-    """
-    suffix = Path(artifact).suffix.lower()
-    if suffix == ".pth":
-        from pmm.runtime.eager import EagerRunner
-
-        return EagerRunner.open(artifact, device, threads)
-    if suffix == PACKAGE_SUFFIX:
-        from pmm.runtime.aoti import AotiRunner
-
-        return AotiRunner(artifact, device, threads)
-    if suffix == ".onnx":
-        from pmm.runtime.ort import OrtRunner
-
-        return OrtRunner(artifact, device, threads)
-    if suffix in ENGINE_SUFFIXES:
-        from pmm.runtime.trt import TrtRunner
-
-        return TrtRunner(artifact, device)
-    if suffix in (".tar", ".pt"):
-        raise UserError(
-            f"{artifact}: not a file of ours; pmm import {artifact} -o FILE.pth takes the PMM "
-            "authors' checkpoints, and says what others are"
-        )
-    raise UserError(
-        f"{artifact}: no runner for '{suffix}' files; expected a checkpoint (.pth), an AOTInductor package "
-        f"({PACKAGE_SUFFIX}), an ONNX file (.onnx) or an engine ({', '.join(ENGINE_SUFFIXES)})"
-    )
 
 
 def check_on_gpu(runner: Runner, images: GpuArray, index: int, takes: InputContract | None = None) -> None:

@@ -17,6 +17,7 @@ from pmm.data.preprocessing import Crops
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, in_runs, warn_if_unverified
 from pmm.runtime.fork import around_forks, keep_for_ever
 from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.extras import install_command
 from pmm.utils.hardware import compute_threads, int8_overflows
 
 PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
@@ -124,7 +125,7 @@ def _import() -> Any:
     try:
         import openvino
     except (ImportError, OSError) as error:  # OSError: the package is there, a library that it loads is not
-        raise Unavailable(f"OpenVINO is missing here ({_reason(error)}): pip install openvino") from error
+        raise Unavailable(f"OpenVINO is missing here ({_reason(error)}): {install_command('openvino')}") from error
     return openvino
 
 

@@ -8,28 +8,28 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.preprocessing import Preprocessing
+from pmm.artifacts.manifest import EmbeddingContract, InputContract
+from pmm.data.preprocessing import Preprocessing, preprocessing_of
 from pmm.runtime.base import RunnerInfo
+from pmm.runtime.deployed_graph import TRUNK_TYPES, DeployedGraph, deployed_graph
+from pmm.runtime.eager import torch_device
 from pmm.runtime.torch_runner import TorchRunner
 from pmm.utils.errors import Unavailable, UserError
 
-TYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Precision -> type of the trunk's weights: TF32 is a way to compute with fp32 ones."""
-
 
 class GraphRunner(TorchRunner):
-    """A `pmm.export.graph.DeployedGraph` behind the runner contract."""
+    """The deployed graph behind the runner contract."""
 
     def __init__(
         self,
-        graph: nn.Module,
+        graph: DeployedGraph,
         preprocessing: Preprocessing,
         device: torch.device,
         precision: str = "fp32",
@@ -53,10 +53,10 @@ class GraphRunner(TorchRunner):
             Unavailable: no C++ compiler, or no TF32 or CUDA graph on this device.
         """
         found = main_type(graph)
-        if TYPES.get(precision) != found:
+        if precision == "int8" or TRUNK_TYPES.get(precision) != found:
             raise ValueError(f"asked for {precision}, but the trunk's weights are {found}")
-        embedding: EmbeddingContract = graph.embedding  # type: ignore[assignment]
-        super().__init__(preprocessing, embedding, device, threads, tf32=precision == "tf32", cuda_graph=cuda_graph)
+        tf32 = precision == "tf32"
+        super().__init__(preprocessing, graph.embedding, device, threads, tf32=tf32, cuda_graph=cuda_graph)
         self.compilations = 0
         """Graphs that inductor has compiled so far."""
         # crops come with their channels last; weights that do too are not rearranged at every run
@@ -75,6 +75,25 @@ class GraphRunner(TorchRunner):
             precision=precision,
             provider=f"torch {torch.__version__} {how}{', CUDA graph' if cuda_graph else ''})",
         )
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str | Path,
+        device: str = "cpu",
+        precision: str = "fp32",
+        threads: int = 0,
+        *,
+        compiled: bool = False,
+        cuda_graph: bool = False,
+    ) -> GraphRunner:
+        """Of a checkpoint file. Raises UserError as `pmm.artifacts.checkpoint.load`, and as the constructor."""
+        from pmm.artifacts.checkpoint import load, restore_model
+
+        model, config = restore_model(load(checkpoint), checkpoint)
+        size, embedding = preprocessing_of(config), EmbeddingContract.of(model)
+        graph = deployed_graph(model, size, InputContract(), embedding, precision)
+        return cls(graph, size, torch_device(device), precision, threads, compiled=compiled, cuda_graph=cuda_graph)
 
     def _run(self, images: Tensor) -> Tensor:
         return self._module(images)

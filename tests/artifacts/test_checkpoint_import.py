@@ -21,8 +21,8 @@ from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
-from pmm.export.graph import deployed_graph
-from pmm.runtime.base import open_runner
+from pmm.runtime.deployed_graph import deployed_graph
+from pmm.runtime.open import open_runner
 from pmm.training.state import make_trainee
 from pmm.utils.errors import UserError
 from tests.authors import authors_network, hollow
@@ -366,5 +366,5 @@ def test_every_later_command_takes_it(network, people, tmp_path):
     assert done.returncode == 0, done.stderr
     crops = load_crops([sample.path for sample in read_dataset("synthetic", people).query[:4]], 128, 64)
     images = torch.from_numpy(preprocessing_of(preset("paper")).normalise(crops))
-    with torch.inference_mode(), open_runner(onnx, "cpu") as runner:
+    with torch.inference_mode(), open_runner(onnx, device="cpu") as runner:
         assert relative_error(net(images), torch.from_numpy(runner(crops))) <= 1e-5

@@ -12,8 +12,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.checkpoint import load, save
-from pmm.artifacts.manifest import manifest_path
 from pmm.bench import candidates
 from pmm.bench.artifacts import describe_checkpoint
 from pmm.bench.candidates import BACKENDS, chosen
@@ -153,7 +153,11 @@ def test_bad_input_is_one_line(trained, exported, tmp_path, people):
     (tmp_path / "model.engine").write_bytes(b"x")
     refused(trained, tmp_path / "model.engine", expected=["model.engine: not an artifact of ours"])
     (tmp_path / "weights.bin").write_bytes(b"x")
-    refused(trained, tmp_path / "weights.bin", expected=["weights.bin: cannot be measured; expected a checkpoint"])
+    refused(
+        trained,
+        tmp_path / "weights.bin",
+        expected=["weights.bin: neither its content nor its name", "expected a checkpoint"],
+    )
     (tmp_path / "bad.onnx").write_bytes(b"x")
     refused(trained, tmp_path / "bad.onnx", expected=["bad.onnx: truncated, or not an ONNX file"])
 
@@ -223,8 +227,8 @@ def test_ctrl_c_keeps_what_is_finished(trained, exported, people, tmp_path):
     (scripted / "checkpoint.json").write_text(json.dumps(describe_checkpoint(trained)))
     words = ("--batches", "1", "--root", fewer(people, tmp_path / "people"), "--out", out, "--samples")
     driver = (
-        "import runpy, sys; from pmm.bench import harness, pool\n"
-        f"pool.COMMAND = (sys.executable, {str(ROOT / 'tests' / 'bench' / 'scripted_worker.py')!r})\n"
+        "import runpy, sys; from pmm.bench import harness, workers\n"
+        f"workers.COMMAND = (sys.executable, {str(ROOT / 'tests' / 'bench' / 'scripted_worker.py')!r})\n"
         "harness.usable_cores = lambda: 1\n"
         f"sys.argv = sys.argv[1:]; runpy.run_path({SCRIPT!r}, run_name='__main__')"
     )

@@ -10,7 +10,7 @@ import pytest
 from pmm.data.crops import load_crops
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import Recipe
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.full

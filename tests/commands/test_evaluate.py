@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm.artifacts.manifest import manifest_path
+from pmm.artifacts.artifact import manifest_path
 from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
 from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
 from pmm.evaluation.reranking import Reranking, reranked
 from pmm.export.options import Recipe
 from pmm.gallery.embed import embed_samples
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, run_here, run_python, run_without_torch

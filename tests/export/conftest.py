@@ -66,7 +66,7 @@ def gate(trained, people):
     from pmm.data.crops import load_crops
     from pmm.data.readers import read_dataset
     from pmm.export.parity_check import Gate
-    from pmm.runtime.base import open_runner
+    from pmm.runtime.open import open_runner
 
     split = read_dataset("synthetic", people)
     crops = load_crops([sample.path for sample in split.query[::9]], 128, 64)

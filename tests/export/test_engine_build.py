@@ -13,7 +13,7 @@ from pmm.export.options import EngineOptions, Recipe
 from pmm.export.parity_check import Gate
 from pmm.export.trt import describe_engine, engine_from_onnx
 from pmm.runtime import engine_origin, trt_variant
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.utils import hardware
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.hardware import Gpu

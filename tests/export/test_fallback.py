@@ -17,7 +17,7 @@ from pmm.export.options import EngineOptions, Recipe
 from pmm.export.precision import found_precision
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 

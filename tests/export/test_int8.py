@@ -17,12 +17,13 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.export import parity_check
 from pmm.export.calibration import calibration_files
-from pmm.export.graph import deployed_graph, to_onnx
+from pmm.export.graph import to_onnx
 from pmm.export.int8 import Quantizer, _main_inputs, quantised_until
 from pmm.export.onnx import describe, export_onnx
 from pmm.export.options import Recipe, Verification
 from pmm.export.parity_check import ParityFailed
 from pmm.models.registry import build_model
+from pmm.runtime.deployed_graph import deployed_graph
 from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 from tests.data import trees

@@ -19,14 +19,14 @@ from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export import graph as graph_module
 from pmm.export.emulate_half import emulated
-from pmm.export.graph import deployed_graph
 from pmm.export.onnx import export_onnx
 from pmm.export.options import OPSET, Recipe, Verification
 from pmm.export.precision import found_precision
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.models.registry import METHODS, build_model
-from pmm.runtime.base import open_runner
+from pmm.runtime.deployed_graph import deployed_graph
+from pmm.runtime.open import open_runner
 from pmm.training.state import make_trainee
 from pmm.utils.errors import UserError
 

@@ -10,7 +10,7 @@ from pmm.export.engine_precision import inspected
 from pmm.export.options import EngineOptions, Recipe
 from pmm.export.trt import choose_flavor, describe_engine, engine_from_onnx
 from pmm.runtime import trt_variant
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.utils.errors import UserError
 from pmm.utils.hardware import Gpu
 from tests.runtime.standin import LISTS

@@ -16,7 +16,7 @@ from PIL import Image
 from pmm.data.crops import load_crop, load_crops
 from pmm.gallery.embed import contract_of, embed_files, embed_folder, images_below
 from pmm.gallery.index import Index
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import UserError
 from pmm.utils.files import sha256

@@ -9,20 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pmm.artifacts.artifact import Artifact, manifest_path
 from pmm.artifacts.checkpoint import load, load_model
-from pmm.artifacts.manifest import Artifact, EmbeddingContract, InputContract, manifest_path
+from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.graph import deployed_graph
 from pmm.export.onnx import export_onnx, verified_onnx
 from pmm.export.options import Recipe, Verification
 from pmm.models.registry import METHODS, build_model, deployed
 from pmm.models.stages import Head
 from pmm.ops.mixed_cam import cam
-from pmm.runtime.base import open_runner
+from pmm.runtime.deployed_graph import deployed_graph
+from pmm.runtime.open import open_runner
 from pmm.training.launch import train
 from pmm.training.losses import reid_losses
 from pmm.training.state import learning_rate

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pmm.runtime.base import Runner, open_runner
+from pmm.runtime.base import Runner
+from pmm.runtime.open import open_runner
 from pmm.utils.errors import UserError
 
 PATIENCE = 60  # seconds
@@ -27,7 +28,7 @@ def opened() -> Runner:
         from pmm.runtime.openvino import OvRunner
 
         return OvRunner(Path(sys.argv[2]), threads=2)
-    return open_runner(sys.argv[2], "cpu", threads=2)
+    return open_runner(sys.argv[2], device="cpu", threads=2)
 
 
 def forked(name: str, work: Callable[[], object], leave: Callable[[int], object] = os._exit) -> None:

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
-from pmm.export.graph import DeployedGraph
 from pmm.models.output import Deployed
+from pmm.runtime.deployed_graph import DeployedGraph
 
 
 class Trunk(nn.Module):

@@ -18,9 +18,10 @@ from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import MIN_COSINE
 from pmm.runtime import driver, eager, torch_runner
-from pmm.runtime.base import RunnerInfo, open_runner
+from pmm.runtime.base import RunnerInfo
 from pmm.runtime.cuda_graph import bucket
 from pmm.runtime.eager import EagerRunner
+from pmm.runtime.open import open_runner
 from pmm.runtime.torch_runner import WARM_UPS, CudaStep, TorchRunner, tf32_allowed
 from pmm.utils import hardware
 from pmm.utils.errors import Unavailable, UserError
@@ -506,14 +507,14 @@ def synchronised(step):
 
 @pytest.mark.gpu
 def test_the_reference_on_a_gpu_is_the_reference(trained, crops, tf32_state):
-    with open_runner(trained, "cpu") as reference, EagerRunner.open(trained, "cuda") as runner:
+    with open_runner(trained, device="cpu") as reference, EagerRunner.open(trained, "cuda") as runner:
         assert (runner.info.device, runner.info.precision) == (nvidia_gpus()[0].name, "fp32")
         assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE["fp32"]
         there = torch.from_numpy(crops).cuda()
         assert np.array_equal(runner(there), runner(crops))
         assert np.array_equal(torch.as_tensor(runner.embed_on_gpu(there)).cpu().numpy(), runner(crops))
         assert all(0 < ms < 10_000 for ms in synchronised(runner.bind(crops[:8])))
-    with EagerRunner.open(trained, "cuda", tf32=True) as runner, open_runner(trained, "cuda") as exact:
+    with EagerRunner.open(trained, "cuda", tf32=True) as runner, open_runner(trained, device="cuda") as exact:
         assert runner.info.precision == "tf32"
         expected, found = exact(crops), runner(crops)
         assert numeric_parity(expected, found).min_cosine > MIN_COSINE["tf32"]

@@ -13,9 +13,9 @@ from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.graph import deployed_graph
 from pmm.export.options import MIN_COSINE
-from pmm.runtime.base import open_runner
+from pmm.runtime.deployed_graph import deployed_graph
+from pmm.runtime.open import open_runner
 from pmm.runtime.torch_graph import GraphRunner, build_failed, main_type
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.hardware import nvidia_gpus
@@ -34,7 +34,7 @@ def crops(people):
 
 @pytest.fixture(scope="module")
 def expected(trained, crops):
-    with open_runner(trained, "cpu") as reference:
+    with open_runner(trained, device="cpu") as reference:
         return reference(crops)
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from pmm.runtime import fork
-from pmm.runtime.base import open_runner
 from pmm.runtime.eager import torch_device
+from pmm.runtime.open import open_runner
 from pmm.utils.errors import UserError
 from pmm.utils.hardware import Gpu
 from tests.conftest import run_python
@@ -45,6 +45,6 @@ def test_a_gpu_that_a_parent_has_used_is_refused(exported, monkeypatch):
         with pytest.raises(UserError, match="fork"):
             torch_device(device)
         with pytest.raises(UserError, match="fork"):
-            open_runner(exported, device)
+            open_runner(exported, device=device)
     assert torch_device("cpu").type == "cpu"
-    assert open_runner(exported, "cpu").info.device == "cpu"
+    assert open_runner(exported, device="cpu").info.device == "cpu"

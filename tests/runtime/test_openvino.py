@@ -14,14 +14,14 @@ import numpy as np
 import onnx
 import pytest
 
-from pmm.artifacts.manifest import manifest_path
+from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import MIN_COSINE, Recipe
 from pmm.runtime import openvino as module
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.runtime.openvino import OvRunner
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.hardware import int8_overflows

@@ -18,7 +18,7 @@ from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import MIN_COSINE, Recipe
 from pmm.runtime import driver, gpu_binding, ort, ort_session
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.runtime.tf32 import has_tf32
 from pmm.utils import cuda_versions, hardware
@@ -140,7 +140,7 @@ def crops(people):
 
 @pytest.fixture(scope="module")
 def expected(path, crops):
-    with open_runner(path, "cpu") as runner:
+    with open_runner(path, device="cpu") as runner:
         return runner(crops)
 
 
@@ -488,7 +488,7 @@ def test_what_runs_is_told(gpu, path):
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_the_gpu_that_was_chosen(gpu, path, crops, expected, cuda_graph):
     gpu.is_a(TURING, AMPERE)
-    with open_runner(path, "cuda:1") if not cuda_graph else OrtRunner(path, "cuda:1", cuda_graph=True) as runner:
+    with open_runner(path, device="cuda:1") if not cuda_graph else OrtRunner(path, "cuda:1", cuda_graph=True) as runner:
         assert (runner.info.backend, runner.info.device) == ("ort-cuda", AMPERE.name)
         assert same(runner(crops[:3]), expected[:3])
         step = runner.bind(crops[:4])
@@ -591,7 +591,7 @@ def test_on_a_gpu(trained, shared, crops, precision, cuda_graph):
     path = shared.onnx(Recipe(precision=stored))
     least = MIN_COSINE[precision]
     with (
-        open_runner(trained, "cpu") as reference,
+        open_runner(trained, device="cpu") as reference,
         OrtRunner(path, "cuda", tf32=precision == "tf32", cuda_graph=cuda_graph) as runner,
     ):
         assert runner.info.precision == precision

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
+from pmm.artifacts.artifact import Artifact, manifest_path
 from pmm.artifacts.checkpoint import load, load_model
-from pmm.artifacts.manifest import Artifact, manifest_path
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
@@ -18,7 +18,7 @@ from pmm.export.options import MIN_COSINE, Recipe, Verification
 from pmm.gallery.embed import embed_samples
 from pmm.gallery.ranking import rank_split
 from pmm.runtime import ort_cuda, ort_session
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.runtime.tf32 import has_tf32
 from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES
 from pmm.utils import cuda_versions, hardware
@@ -124,7 +124,10 @@ def test_foreign_files_are_refused(artifact, tmp_path):
     (tmp_path / "model.onnx.json").write_text("{")
     with pytest.raises(UserError, match="not a manifest of ours"):
         open_runner(tmp_path / "model.onnx")
-    with pytest.raises(UserError, match=r"no runner for '\.xyz' files"):
+    (tmp_path / "model.xyz").write_bytes(b"not onnx")
+    with pytest.raises(
+        UserError, match=r"model.xyz: neither its content nor its name .* expected .*\.pth.*\.onnx.*\.plan"
+    ):
         open_runner(tmp_path / "model.xyz")
     with pytest.raises(UserError, match="does not exist"):
         open_runner(tmp_path / "missing.onnx")
@@ -141,9 +144,9 @@ def test_threads_are_given_back(trained):
 
 def test_devices_are_resolved_or_refused(artifact):
     with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
-        open_runner(artifact.path, "gpu")
+        open_runner(artifact.path, device="gpu")
     if not nvidia_gpus():
-        assert open_runner(artifact.path, "auto").info.device == "cpu"
+        assert open_runner(artifact.path, device="auto").info.device == "cpu"
 
 
 def test_a_manifest_of_another_size_is_refused(artifact, tmp_path):
@@ -187,14 +190,14 @@ def test_cuda_is_used_or_refused_but_never_quietly_replaced(artifact, monkeypatc
     import onnxruntime
 
     if nvidia_gpus() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        assert open_runner(artifact.path, "cuda").info.backend == "ort-cuda"
+        assert open_runner(artifact.path, device="cuda").info.backend == "ort-cuda"
         return
     with pytest.raises(UserError, match="--device cuda: no NVIDIA GPU is visible"):
-        open_runner(artifact.path, "cuda")
+        open_runner(artifact.path, device="cuda")
     # a GPU that the driver sees but ONNX Runtime cannot use: it would go on with the CPU, with a warning in a log
     sees(monkeypatch, Gpu("a GPU", "8.9"))
     with pytest.raises(UserError, match=r"fell back to CPUExecutionProvider|cannot load it"):
-        open_runner(artifact.path, "cuda")
+        open_runner(artifact.path, device="cuda")
 
 
 class Session:
@@ -311,7 +314,7 @@ def test_onnx_runtime_on_a_gpu(trained, shared, crops, precision):
     if "CUDAExecutionProvider" not in pytest.importorskip("onnxruntime").get_available_providers():
         pytest.skip("the ONNX Runtime that is installed is for CPUs: pip install onnxruntime-gpu")
     path = shared.onnx(Recipe(precision=precision))
-    with open_runner(trained) as reference, open_runner(path, "cuda") as runner:
+    with open_runner(trained) as reference, open_runner(path, device="cuda") as runner:
         assert runner.info.backend == "ort-cuda"
         assert "CUDAExecutionProvider" in runner.info.provider
         assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE[precision]
@@ -336,7 +339,7 @@ def test_an_engine_on_a_gpu(trained, shared, crops, tmp_path, flavor, precision)
     gate = engine_gate(file, trained, Verification(), flavor)
     engine = engine_from_onnx(file, tmp_path / "model.plan", EngineOptions(flavor=flavor, tf32=tf32), gate=gate)
     assert engine.manifest.engine.precision_read_from == "parsed network and engine inspector"
-    with open_runner(trained) as reference, open_runner(engine.path, "cuda") as runner:
+    with open_runner(trained) as reference, open_runner(engine.path, device="cuda") as runner:
         assert runner.info.precision == precision
         assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE[precision]
         step, before = runner.bind(crops[:4]), runner(crops[:4])

@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 
+from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.manifest import (
     BatchProfile,
     BatchProfiles,
@@ -19,12 +20,11 @@ from pmm.artifacts.manifest import (
     EngineContract,
     InputContract,
     Manifest,
-    manifest_path,
 )
 from pmm.data.preprocessing import Preprocessing
 from pmm.runtime import driver, engine_origin, thread_context, trt, trt_variant
-from pmm.runtime.base import open_runner
 from pmm.runtime.cuda_graph import bucket
+from pmm.runtime.open import open_runner
 from pmm.utils import hardware
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.hardware import Gpu
@@ -237,7 +237,7 @@ def test_what_runs_is_told(machine):
 
 
 def test_open_runner_takes_engines(plain):
-    with open_runner(plain.path, "cuda") as runner:
+    with open_runner(plain.path, device="cuda") as runner:
         assert np.array_equal(runner(crops(2)), plain.expected(crops(2)))
 
 

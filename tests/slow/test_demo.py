@@ -18,14 +18,14 @@ from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
 from pmm.evaluation.metrics import evaluate_ranking
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.graph import deployed_graph
 from pmm.export.onnx import export_onnx
 from pmm.export.options import Recipe
 from pmm.gallery.embed import embed_samples
 from pmm.gallery.ranking import rank_split
 from pmm.models.registry import build_model
-from pmm.runtime.base import open_runner
+from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.eager import EagerRunner
+from pmm.runtime.open import open_runner
 from tests.conftest import ROOT, run_python
 from tests.data.histogram_matchers import MATCHERS, histogram_features
 

@@ -23,7 +23,7 @@ from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.gallery.embed import embed_crops
 from pmm.models.registry import build_model
-from pmm.runtime.base import open_runner
+from pmm.runtime.open import open_runner
 from pmm.training.state import make_trainee
 from pmm.training.step import train_step
 

@@ -1,0 +1,133 @@
+"""What a file is, told by its content and not by its name. Loads neither torch nor onnx, and runs nothing of the file.
+
+Only what a reader is chosen by: the reader then checks the file.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import zipfile
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from pmm.utils.errors import UserError
+from pmm.utils.files import existing_file
+
+Kind = Literal["checkpoint", "torch", "program", "onnx", "engine", "package", "index"]
+
+NAMES: dict[Kind, str] = {
+    "checkpoint": "a checkpoint",
+    "torch": "a file of torch, but no checkpoint of ours",
+    "program": "a program of torch (TorchScript, or of torch.export)",
+    "onnx": "an ONNX file",
+    "engine": "a TensorRT engine",
+    "package": "an AOTInductor package",
+    "index": "an index",
+}
+ENGINE_SUFFIXES = (".plan", ".engine")
+PACKAGE_SUFFIX = ".pt2"
+SUFFIXES: dict[str, Kind] = {
+    **dict.fromkeys((".pth", ".pt", ".tar"), "checkpoint"),
+    ".onnx": "onnx",
+    **dict.fromkeys(ENGINE_SUFFIXES, "engine"),
+    PACKAGE_SUFFIX: "package",
+    ".npz": "index",
+}
+"""What a name promises."""
+KNOWN = (
+    "a checkpoint (.pth, .pt), an ONNX file (.onnx), a TensorRT engine (.plan, .engine), an AOTInductor package (.pt2) "
+    "or an index (.npz)"
+)
+FORMAT_MARK = b"pmm-checkpoint-"
+"""In each checkpoint of ours: see `pmm.artifacts.checkpoint.FORMAT`."""
+_ENGINE_MAGIC = (b"ptrt", b"ftrt", b"vtrt")  # TensorRT's two, and TensorRT-RTX's
+_LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER, behind the pickle's protocol
+_SEARCHED = 1 << 20  # bytes of a pickle; the format is the first entry of ours
+
+
+def kind_of(path: str | Path) -> Kind:
+    """What the file at `path` is: by its content or, where that tells nothing (a damaged file, say), by its suffix.
+
+    Where the two disagree the content decides, and one line (logger "pmm") says so.
+
+    Raises UserError if the file is missing, or neither tells.
+    """
+    path = existing_file(path, KNOWN)
+    promised, found = SUFFIXES.get(path.suffix.lower()), kind_of_content(path)
+    if found is None:
+        if promised is None:
+            raise UserError(f"{path}: neither its content nor its name tells what it is; expected {KNOWN}")
+        return promised
+    of_torch = ("checkpoint", "torch", "program")
+    if promised not in (None, found) and not (promised in of_torch and found in of_torch):
+        _say_once(f"{path}: its name ends in {path.suffix}, but it is {NAMES[found]}, and taken as that")
+    return found
+
+
+def kind_of_content(path: Path) -> Kind | None:
+    """What the content of the file at `path` tells alone; None if nothing."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        if head.startswith(_ENGINE_MAGIC):
+            return "engine"
+        if head.startswith(b"PK\x03\x04"):
+            return _kind_of_zip(file)
+        if head[:1] == b"\x80" and head[2:15] == _LEGACY_TORCH:
+            return "checkpoint" if FORMAT_MARK in file.read(_SEARCHED) else "torch"
+        return "onnx" if _is_onnx(file, path.stat().st_size) else None
+
+
+def _kind_of_zip(file: BinaryIO) -> Kind | None:
+    """By the names of its members, as torch.save, torch.jit, torch.export, AOTInductor and `Index.save` write them."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if any("/data/aotinductor/" in name for name in names):
+                return "package"
+            if any(name.endswith(("/constants.pkl", "/models/model.json")) for name in names):
+                return "program"
+            for name in names:
+                if name.endswith("/data.pkl"):
+                    with archive.open(name) as pickle:
+                        return "checkpoint" if FORMAT_MARK in pickle.read(_SEARCHED) else "torch"
+            return "index" if {"contract.npy", "embeddings.npy", "paths.npy"} <= set(names) else None
+    except Exception:  # zipfile raises a dozen types on a file made to harm; whoever reads it says what is wrong
+        return None
+
+
+def _is_onnx(file: BinaryIO, size: int) -> bool:
+    """Whether it begins as an onnx.ModelProto: the version of its format (field 1), some short fields, and a graph
+    (field 7) that ends within the file."""
+    file.seek(0)
+    if file.read(1) != b"\x08":
+        return False
+    file.seek(0)
+    for _ in range(32):
+        tag = _varint(file)
+        if tag in (0x08, 0x28):  # ir_version and model_version
+            _varint(file)
+            continue
+        end = _varint(file) + file.tell()
+        if tag == 0x3A:
+            return end <= size
+        if tag not in (0x12, 0x1A, 0x22, 0x32, 0x42) or end > size:  # producer, domain, doc_string, opset_import
+            return False
+        file.seek(end)
+    return False
+
+
+def _varint(file: BinaryIO) -> int:
+    """Protocol buffers' number of 7 bits a byte; 0 at the end of the file."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = (file.read(1) or b"\0")[0]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+    return value
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    logging.getLogger("pmm").warning(line)

@@ -1,0 +1,84 @@
+"""The deployed graph as a torch module: input contract, trunk in its precision, tail in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pmm.artifacts.manifest import EmbeddingContract, InputContract
+from pmm.data.preprocessing import Preprocessing
+from pmm.models.fold_batchnorm import fold_batch_norms
+from pmm.models.output import Deployed, UnitLength
+from pmm.models.registry import deployed
+from pmm.runtime.eager import Normalise
+
+TRUNK_TYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+}
+"""Precision -> type of the trunk's weights: TF32 is a way to compute with fp32 ones; files are quantised afterwards."""
+
+
+class DeployedGraph(nn.Module):
+    """images as `input` says -> embeddings float32 [N, D] as `embedding` says.
+
+    The trunk has its batch-norms folded in fp32 and is then cast; pooling, heads and normalisation stay in fp32, where
+    neither a sum over the map nor the norm of a long embedding overflows.
+    """
+
+    def __init__(
+        self,
+        network: Deployed,
+        preprocessing: Preprocessing,
+        input: InputContract,
+        embedding: EmbeddingContract,
+        precision: str,
+    ) -> None:
+        super().__init__()
+        fold_batch_norms(network)
+        if input.colour == "bgr":
+            preprocessing = _reverse_channels(network.trunk, preprocessing)
+        self.normalise = Normalise(preprocessing) if input.normalised_by == "graph" else nn.Identity()
+        self.dtype = TRUNK_TYPES[precision]
+        self.trunk, self.tail, self.finish = network.trunk.to(self.dtype), network.tail, network.finish
+        self.embedding = embedding
+        # the mean of two embeddings of length 1 is shorter
+        again = embedding.normalised and (embedding.flip_tta or not network.normalised)
+        self.returned = UnitLength() if again else nn.Identity()
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.normalise(images)
+        if self.embedding.flip_tta:
+            x = torch.cat([x, x.flip(3)])
+        found = self.finish(self.tail(*(maps.float() for maps in self.trunk(x.to(self.dtype)))))
+        if self.embedding.flip_tta:
+            found = found.view(2, -1, self.embedding.dim).mean(0)
+        return self.returned(found)
+
+
+def deployed_graph(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    input: InputContract,
+    embedding: EmbeddingContract,
+    precision: str,
+) -> DeployedGraph:
+    """The module that `to_onnx` writes, of a copy of `model`. For int8 it is fp32: the file is quantised afterwards."""
+    return DeployedGraph(deployed(model), preprocessing, input, embedding, precision).eval()
+
+
+def _reverse_channels(trunk: nn.Module, preprocessing: Preprocessing) -> Preprocessing:
+    """Make the first convolution, and the statistics, take BGR: no channel is moved when the graph runs."""
+    first = next(m for m in trunk.modules() if isinstance(m, nn.Conv2d))
+    if first.in_channels != 3:
+        raise ValueError(f"the trunk's first convolution takes {first.in_channels} channels, not a colour image's 3")
+    first.weight = nn.Parameter(first.weight.detach().flip(1).contiguous(), requires_grad=False)
+    return Preprocessing(
+        height=preprocessing.height, width=preprocessing.width,
+        mean=preprocessing.mean[::-1], std=preprocessing.std[::-1],
+    )  # fmt: skip

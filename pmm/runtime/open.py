@@ -1,0 +1,209 @@
+"""Every backend: which files it runs, where, in which precisions, and how it opens one. Loads none before that."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pmm.artifacts.artifact import read_manifest
+from pmm.artifacts.kinds import NAMES, Kind, kind_of
+from pmm.runtime.base import Runner
+from pmm.runtime.trt_variant import library_name
+from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.extras import install_command
+from pmm.utils.files import sha256
+from pmm.utils.hardware import cuda_index
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a file is to be run."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: the GPU where there is one that the backend can use."""
+    threads: int = 0
+    """CPU threads (0: the backend's default)."""
+    precision: str = ""
+    """To compute in, where a file leaves a choice (see `open_runner`). Empty: as the file is."""
+    cuda_graph: bool | None = None
+    """Replay runs as CUDA graphs (default: TensorRT does, the others do not)."""
+    eager: bool = False
+    """Let TensorRT-RTX compile the kernels of a new batch size before its first run, not beside the runs."""
+    warn: bool = True
+    """About embeddings that were never verified."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What executes a model."""
+
+    runs: Kind
+    library: str
+    """Module that must be importable."""
+    precisions: dict[Device, tuple[str, ...]]
+    """Per device; the others it has not, or not worth the name: ONNX Runtime computes fp16 in fp32 on a CPU."""
+    open: Callable[[Path, RunOptions], Runner]
+
+    def load_library(self) -> None:
+        """Import it. Raises Unavailable, which says how to install it."""
+        try:
+            importlib.import_module(self.library)
+        except (ImportError, OSError) as error:  # OSError: the package is there, a library that it loads is not
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise Unavailable(
+                f"{self.library} cannot be imported here ({reason}): {install_command(self.library)}"
+            ) from error
+
+
+def open_runner(
+    artifact: str | Path,
+    backend: str = "auto",
+    *,
+    device: str = "auto",
+    threads: int = 0,
+    precision: str = "",
+    cuda_graph: bool | None = None,
+) -> Runner:
+    """Open a checkpoint, an ONNX file, an AOTInductor package or an engine, whatever its name ends in.
+
+    Args:
+        artifact: the file.
+        backend: a name of `BACKENDS`; onnxruntime, which is ort-cuda or ort-cpu, as `device` says; or auto: torch for a
+            checkpoint, onnxruntime for an ONNX file, and the only one there is for the others.
+        device: cpu, cuda, cuda:N, or auto: the GPU where there is one that the backend can use.
+        threads: CPU threads of the backend (0: its default).
+        precision: to compute in, where the file leaves a choice: fp32, tf32, fp16 or bf16 for a checkpoint, tf32 or
+            bf16 for an fp32 ONNX file. Empty: as the file is.
+        cuda_graph: replay runs as CUDA graphs (default: TensorRT does, the others do not).
+
+    Raises:
+        UserError: the file fails its checks, or the backend is unknown or for other files (naming those for this one).
+        Unavailable: a library or a device is missing here.
+
+    Example:
+        >>> with pmm.open_runner("best.onnx", device="cpu") as runner:
+        ...     size = runner.preprocessing
+        ...     crops = pmm.load_crops(["query.jpg"], size.height, size.width)  # uint8 RGB [1, H, W, 3]
+        ...     embeddings = runner(crops)
+        >>> embeddings.shape == (1, runner.embedding.dim), runner.info.backend, runner.info.precision
+        (True, 'ort-cpu', 'fp32')
+    """
+    cuda_index(device)  # an unknown word is said before the file is read
+    path = Path(artifact)
+    name, device = _chosen(path, backend, device)
+    able = sorted({each for precisions in BACKENDS[name].precisions.values() for each in precisions})
+    if precision not in ("", *able):
+        raise UserError(f"{name} does not compute in {precision}; it does in {', '.join(able)}")
+    if BACKENDS[name].library == "torch":  # the others say it where they are opened
+        BACKENDS[name].load_library()
+    options = RunOptions(device=device, threads=threads, precision=precision, cuda_graph=cuda_graph)
+    runner = BACKENDS[name].open(path, options)
+    if precision not in ("", runner.info.precision):
+        runner.close()
+        raise UserError(f"{path}: asked for {precision}, but {runner.info.provider} runs it in {runner.info.precision}")
+    return runner
+
+
+def _chosen(path: Path, backend: str, device: str) -> tuple[str, str]:
+    """The backend for a file, and the device it is told. Raises UserError where `backend` will not do."""
+    if backend not in ("auto", ONNXRUNTIME, *BACKENDS):
+        raise UserError(f"unknown backend '{backend}'; known: auto, {ONNXRUNTIME}, {', '.join(BACKENDS)}")
+    kind = kind_of(path)
+    able = backends_for(kind)
+    if not able:
+        raise UserError(f"{path} is {NAMES[kind]}, which no backend runs; expected what pmm train or pmm export wrote")
+    if backend == "auto" or (backend == ONNXRUNTIME and kind == "onnx"):
+        return able[0], device  # ONNX Runtime's takes the device that there is, an engine's the library that built it
+    if kind == "engine" and backend in able:
+        manifest = read_manifest(path, sha256(path))
+        if manifest and manifest.engine:
+            able = [library_name(manifest.engine.flavor)]
+    if backend not in able:
+        raise UserError(f"{path} is {NAMES[kind]}, which {backend} does not run; it runs with {', '.join(able)}")
+    devices = BACKENDS[backend].precisions
+    if device == "auto":
+        return backend, device if len(devices) > 1 else next(iter(devices))
+    place: Device = "cpu" if device == "cpu" else "cuda"
+    others = [name for name in able if place in BACKENDS[name].precisions]
+    if place not in devices and others:
+        raise UserError(f"{backend} does not run on --device {device}; {', '.join(others)} would run {path} there")
+    return backend, device
+
+
+def backends_for(kind: Kind) -> list[str]:
+    """Those that run such a file, the usual one first."""
+    kind = "checkpoint" if kind == "torch" else kind  # one of others: reading it says what to do with it
+    return [name for name, backend in BACKENDS.items() if backend.runs == kind]
+
+
+def _torch(path: Path, options: RunOptions, *, compiled: bool = False) -> Runner:
+    """The checkpoint as it is, in fp32 and tf32; compiled, in half precision or as a CUDA graph the deployed graph."""
+    precision = options.precision or "fp32"
+    if precision in ("fp32", "tf32") and not compiled and not options.cuda_graph:
+        from pmm.runtime.eager import EagerRunner
+
+        return EagerRunner.open(path, options.device, options.threads, tf32=precision == "tf32")
+    from pmm.runtime.torch_graph import GraphRunner
+
+    return GraphRunner.open(
+        path, options.device, precision, options.threads, compiled=compiled, cuda_graph=bool(options.cuda_graph)
+    )
+
+
+def _aoti(path: Path, options: RunOptions) -> Runner:
+    from pmm.runtime.aoti import AotiRunner
+
+    return AotiRunner(path, options.device, options.threads, cuda_graph=bool(options.cuda_graph), warn=options.warn)
+
+
+def _onnxruntime(path: Path, options: RunOptions) -> Runner:
+    from pmm.runtime.ort import OrtRunner
+
+    return OrtRunner(
+        path,
+        options.device,
+        options.threads,
+        tf32=options.precision == "tf32",
+        cuda_graph=bool(options.cuda_graph),
+        warn=options.warn,
+    )
+
+
+def _openvino(path: Path, options: RunOptions) -> Runner:
+    from pmm.runtime.openvino import OvRunner
+
+    return OvRunner(path, options.threads, precision=options.precision or None, warn=options.warn)
+
+
+def _engine(path: Path, options: RunOptions) -> Runner:
+    from pmm.runtime.trt import TrtRunner
+
+    graphs = options.cuda_graph is not False
+    return TrtRunner(path, options.device, cuda_graph=graphs, eager=options.eager, warn=options.warn)
+
+
+_TORCH: dict[Device, tuple[str, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")}
+_ENGINE: dict[Device, tuple[str, ...]] = {"cuda": ("fp32", "tf32", "fp16", "bf16", "int8")}
+BACKENDS = {
+    "torch": Backend("checkpoint", "torch", _TORCH, _torch),
+    "torch-compile": Backend("checkpoint", "torch", _TORCH, partial(_torch, compiled=True)),
+    "aoti": Backend("package", "torch", _TORCH, _aoti),
+    "ort-cpu": Backend("onnx", "onnxruntime", {"cpu": ("fp32", "int8")}, _onnxruntime),
+    "ort-cuda": Backend("onnx", "onnxruntime", {"cuda": ("fp32", "tf32", "fp16", "bf16")}, _onnxruntime),
+    "tensorrt": Backend("engine", "tensorrt", _ENGINE, _engine),
+    "tensorrt-rtx": Backend("engine", "tensorrt_rtx", _ENGINE, _engine),
+    "openvino": Backend("onnx", "openvino", {"cpu": ("fp32", "bf16", "int8")}, _openvino),
+}
+ONNXRUNTIME = "onnxruntime"
+"""Also a name: ort-cuda or ort-cpu, as the device is."""
+BACKEND_HELP = (
+    f"What runs it: auto, or for a checkpoint {' or '.join(backends_for('checkpoint'))}, for an ONNX file "
+    f"{ONNXRUNTIME} ({' or '.join(backends_for('onnx')[:2])}) or openvino, for a package aoti, for an engine "
+    f"{' or '.join(backends_for('engine'))}."
+)
