@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmm.artifacts.manifest import manifest_path
+from pmm.artifacts.artifact import manifest_path
 from pmm.training.flags import parse
 from tests.conftest import ROOT
 from tests.forks import run_forked

@@ -14,6 +14,7 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly
 from pmm.models.registry import build_model
+from pmm.training.resume import snapshot
 from pmm.training.state import make_trainee
 from pmm.utils.errors import UserError
 
@@ -41,5 +42,5 @@ def untrained_checkpoint(config: Config, root: Path, out: Path) -> Path:
     with torch.no_grad():
         for start in range(0, len(crops), BATCH):
             trainee.model(torch.from_numpy(size.normalise(crops[start : start + BATCH])))
-    checkpoint.save(out, checkpoint.snapshot(trainee, config, 0, -1.0))
+    checkpoint.save(out, snapshot(trainee, config, 0, -1.0))
     return out

@@ -1,11 +1,8 @@
-"""Checkpoints of other code bases: those of the PMM authors and of BDB are converted, some others named.
-
-BDB is the Batch DropBlock Network (Dai et al., ICCV 2019), on whose code the PMM authors built theirs; both save
-`{"state_dict": ..., "epoch": ...}`.
-"""
+"""Checkpoints of the PMM authors' code and of BDB's -> checkpoints of ours, weight by weight."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,59 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmm.config import Config, ModelConfig
+from pmm.artifacts.checkpoint import FORMAT, KEYS, save, versions
+from pmm.artifacts.known_checkpoints import BRANCHES, CODE, SHARED, describe, method_of, state_dict_of
+from pmm.artifacts.torch_file import read_torch_file
+from pmm.config import Config, DataConfig, ModelConfig, preset
 from pmm.models.registry import build_model
 from pmm.utils.errors import UserError
+from pmm.utils.files import sha256
 
 EXPECTED = "a checkpoint of the PMM authors' code or of BDB's"
-CODE = {"pmm": "the PMM authors' code", "bdb": "the BDB code"}
-"""Method -> who writes such checkpoints."""
 COUNTER = ".num_batches_tracked"
 SHOWN = 3
 
-_SHARED = {
-    "backbone.0.": "backbone.trunk.conv1.",
-    "backbone.1.": "backbone.trunk.bn1.",
-    "backbone.4.": "backbone.trunk.layer1.",
-    "backbone.5.": "backbone.trunk.layer2.",
-    "backbone.6.": "backbone.trunk.layer3.",
-    "res_part.": "backbone.layer4.",
-    "global_reduction.0.": "stages.0.reduction.",
-    "global_reduction.1.": "stages.0.bn.",
-    "global_softmax.": "stages.0.classifier.",
-    "res_part2.": "bottleneck.",
-}
-
-
-def _branch(number: str, stage: int) -> dict[str, str]:
-    ours = f"stages.{stage}."
-    return {
-        f"reduction{number}.0.": f"{ours}reduction.",
-        f"reduction{number}.1.": f"{ours}bn.",
-        f"softmax{number}.": f"{ours}classifier.",
-    }
-
-
-_BRANCHES = {"pmm": _branch("1", 1) | _branch("2", 2), "bdb": _branch("", 1)}
 _CONVOLUTION = "global_reduction.0.weight"  # 1x1, where ours is linear
-_ELSEWHERE = "its network is not one of ours: train one (python -m pmm.train)"
-_OTHERS = (
-    # name, patterns that some key matches each, what to do
-    (
-        "the bare weights of a model of ours",
-        (r"backbone\.trunk\.", r"stages\.0\."),
-        "give the checkpoint that they come from, as it is",
-    ),
-    ("a fast-reid checkpoint", (r"heads\.|pixel_mean$",), _ELSEWHERE),
-    ("a TransReID or CLIP-ReID checkpoint", (r"base\.(blocks|cls_token|patch_embed)|image_encoder\.",), _ELSEWHERE),
-    ("an OSNet checkpoint of torchreid", (r"conv2\.0\.conv2a\.",), _ELSEWHERE),
-    ("a torchreid checkpoint", (r"layer4\.", r"classifier\."), _ELSEWHERE),
-    (
-        "a ResNet-50 of torchvision",
-        (r"conv1\.weight$", r"layer3\.5\.conv3\."),
-        "start a training from its bare state dict (python -m pmm.train --weights FILE)",
-    ),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +46,55 @@ class Converted:
     """What was not taken over as it was."""
 
 
-def method_of(content: Any) -> str | None:
-    """The method of ours whose weights `content`, as torch.load returns it, holds in the authors' names; else None."""
-    keys = _state_dict(content)
-    if not _some(keys, r"(res_part2?|global_reduction|global_softmax)\."):
-        return None
-    return max(_BRANCHES, key=lambda method: _count(keys, _BRANCHES[method]))
+def import_checkpoint(source: Path, out: Path, data: DataConfig, *, identities: int | None = None) -> str:
+    """Write the checkpoint `source` of the PMM authors' code, or of BDB's, as one of ours to `out`.
 
+    Args:
+        source: what their training script saved, or the bare state dict.
+        out: file to write.
+        data: crop size and data set of the new configuration; the rest is preset paper's, and the file's shapes.
+        identities: that the data set has for training, if it is at hand.
 
-def describe(content: Any) -> str | None:
-    """`what it is; what to do with it` for a checkpoint of another known code base; None for all others."""
-    keys = _state_dict(content)
-    for name, patterns, advice in _OTHERS:
-        if all(_some(keys, pattern) for pattern in patterns):
-            return f"{name}; {advice}"
-    return None
+    Returns:
+        One line: what was read.
+
+    Raises:
+        UserError: another kind of file, weights that are not exactly those of the network (`convert`), or
+            crops too small for it.
+    """
+    content = read_torch_file(source, EXPECTED)
+    if isinstance(content, dict) and str(content.get("format", "")).startswith("pmm-checkpoint"):
+        raise UserError(f"{source}: a checkpoint of ours, nothing to import; every command takes it as it is")
+    found = convert(content, source)
+    base = preset("paper")
+    model = dataclasses.replace(
+        base.model,
+        method=found.method,
+        weights="none",
+        num_classes=found.num_classes,
+        feature_dim=found.feature_dim,
+    )
+    config = dataclasses.replace(base, data=data, model=model)
+    with torch.device("meta"):
+        build_model(config)  # a crop size that the network does not take would be refused by every later command
+    code = CODE[found.method]
+    checkpoint = {
+        **dict.fromkeys(KEYS),
+        "format": FORMAT,
+        "model": found.model,
+        "config": config.to_dict(),
+        "epoch": found.epoch or 0,
+        "best": -1.0,
+        # ours did not train it: nothing may later say so
+        "versions": {**versions(), "pmm kernels": f"none, imported from {code}", "imported": sha256(source)},
+    }
+    save(out, checkpoint)
+    epoch = "an unknown epoch" if found.epoch is None else f"epoch {found.epoch}"
+    line = f"{source}: {found.method} of {code}, {found.num_classes} identities, {epoch}, {found.tensors} tensors"
+    notes = found.notes
+    if identities not in (None, found.num_classes):
+        notes = (*notes, f"the data set has {identities} identities for training: it was trained on another")
+    return "; ".join((line, *notes))
 
 
 def convert(content: Any, source: str | Path) -> Converted:
@@ -117,7 +108,7 @@ def convert(content: Any, source: str | Path) -> Converted:
     if method is None:
         what = describe(content) or f"nothing known (it holds: {_held(content)}); expected {EXPECTED}"
         raise UserError(f"{source}: {what}")
-    given = _state_dict(content)
+    given = state_dict_of(content)
     others = [key for key, value in given.items() if not isinstance(value, Tensor)]
     if others:
         raise UserError(f"{source}: no tensor at {_first(others)} of its state dict; expected {EXPECTED}")
@@ -149,21 +140,10 @@ def convert(content: Any, source: str | Path) -> Converted:
     )
 
 
-def _state_dict(content: Any) -> dict[str, Any]:
-    """The state dict in `content`, bare or below a key, without DataParallel's prefix; empty if there is none."""
-    if not isinstance(content, Mapping):
-        return {}
-    inner = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
-    if not all(isinstance(key, str) for key in inner):
-        return {}
-    prefix = "module." if inner and all(key.startswith("module.") for key in inner) else ""
-    return {key.removeprefix(prefix): value for key, value in inner.items()}
-
-
 def _identities(given: Mapping[str, Tensor], method: str, source: str | Path) -> int:
     """Rows of the classifiers. Raises UserError if each is whole, but they are not of one size."""
     found = {}
-    for prefix in [p for p in (_SHARED | _BRANCHES[method]) if "softmax" in p]:
+    for prefix in [p for p in (SHARED | BRANCHES[method]) if "softmax" in p]:
         weight, bias = (given.get(f"{prefix}{name}") for name in ("weight", "bias"))
         if weight is not None and bias is not None and weight.dim() == 2 and weight.shape[:1] == bias.shape:
             found[prefix.removesuffix(".")] = len(bias)
@@ -185,7 +165,7 @@ def _expected(method: str, num_classes: int, feature_dim: int) -> dict[str, tupl
     config = ModelConfig(method=method, weights="none", num_classes=num_classes, feature_dim=feature_dim)
     with torch.device("meta"):
         state = build_model(Config(model=config)).state_dict()
-    prefixes = {ours: theirs for theirs, ours in (_SHARED | _BRANCHES[method]).items()}
+    prefixes = {ours: theirs for theirs, ours in (SHARED | BRANCHES[method]).items()}
     found = {}
     for key, value in state.items():
         ours = next(prefix for prefix in prefixes if key.startswith(prefix))
@@ -229,21 +209,13 @@ def _plain(value: Tensor, key: str, source: str | Path) -> Tensor:
 
 
 def _held(content: Any) -> str:
-    keys = list(_state_dict(content) or content) if isinstance(content, Mapping) else []
+    keys = list(state_dict_of(content) or content) if isinstance(content, Mapping) else []
     return _first(keys) if keys else type(content).__name__
 
 
 def _first(keys: Iterable[Any]) -> str:
     keys = list(map(str, keys))
     return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
-
-
-def _some(keys: Iterable[str], pattern: str) -> bool:
-    return any(re.match(pattern, key) for key in keys)
-
-
-def _count(keys: Iterable[str], prefixes: Iterable[str]) -> int:
-    return sum(key.startswith(tuple(prefixes)) for key in keys)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -1,25 +1,25 @@
-"""What an artifact promises, as JSON beside it (and inside an ONNX file), and the check that it still holds."""
+"""What an artifact promises: the contract that is JSON beside it, and inside an ONNX file or a package."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.utils.errors import UserError
-from pmm.utils.files import replacing, sha256
 from pmm.utils.from_dict import from_dict
 
 FORMAT = "pmm-manifest-2"
+METADATA_KEY = "pmm_manifest"
+"""Of the copy that lies in an ONNX file's or a package's own metadata."""
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
 """Which other GPUs TensorRT was asked to build an engine for."""
@@ -164,6 +164,10 @@ class BatchProfiles:
 class EngineContract:
     """What an engine was built with, and so where it can run."""
 
+    kind: ClassVar[str] = "engine"
+    rebuild: ClassVar[str] = "build it here from its ONNX file with: pmm export trt"
+    instructions: ClassVar[tuple[str, ...]] = ()
+
     flavor: Literal["tensorrt", "rtx"]
     version: str
     """Of the builder; the runtime must be the same."""
@@ -187,6 +191,11 @@ class EngineContract:
     """Digest of all that determines the engine: ONNX file, builder, driver, GPU, flags, batch."""
 
     @property
+    def library(self) -> str:
+        """What builds and runs it, by the name under which it is installed."""
+        return "tensorrt" if self.flavor == "tensorrt" else "tensorrt-rtx"
+
+    @property
     def portable(self) -> bool:
         """It runs on GPUs of other compute capabilities than that of the one it was built on."""
         return self.flavor == "rtx" or self.hardware_compatibility == "ampere-plus"
@@ -195,6 +204,10 @@ class EngineContract:
 @dataclass(frozen=True, kw_only=True)
 class PackageContract:
     """What an AOTInductor package was built with, and so where it can run: it holds code for one kind of processor."""
+
+    kind: ClassVar[str] = "package"
+    rebuild: ClassVar[str] = "build it here from its checkpoint with: pmm export aoti"
+    library: ClassVar[str] = "torch"
 
     device: Literal["cpu", "cuda"]
     torch: str
@@ -208,6 +221,11 @@ class PackageContract:
     compute_capability: str
     """Of that GPU, as 8.9; the GPU must have the same. Empty for the CPU."""
     precision_read_from: Literal["exported graph"]
+
+    @property
+    def version(self) -> str:
+        """Of the library."""
+        return self.torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +268,28 @@ class Manifest:
             if getattr(self, field) not in PRECISIONS:
                 raise ValueError(f"{field} is {getattr(self, field)[:60]!r}; expected one of {', '.join(PRECISIONS)}")
 
+    @property
+    def native(self) -> EngineContract | PackageContract | None:
+        """The part about native code, if the artifact is some."""
+        return self.engine or self.package
+
+    def made_from(self, checkpoint_sha256: str, versions: Mapping[str, str]) -> bool:
+        """Whether this checkpoint gave it, by these versions of libraries (among others)."""
+        return self.checkpoint_sha256 == checkpoint_sha256 and versions.items() <= self.versions.items()
+
+    def check_copy(self, copy: Manifest, path: Path) -> None:
+        """Raises UserError unless `copy`, which lies in the file `path` and is hashed with it, promises the same.
+
+        Native code checks no sizes: fed with crops of another size it would read what is not its own.
+        """
+        for field in dataclasses.fields(self):
+            beside, inside = getattr(self, field.name), getattr(copy, field.name)
+            if field.name not in ("sha256", "parity") and beside != inside:
+                raise UserError(
+                    f"{path}: the manifest beside it says {field.name} {str(beside)[:80]}, the copy inside it "
+                    f"{str(inside)[:80]}; the manifest was changed, export the file again"
+                )
+
     def to_json(self) -> str:
         """The same text for the same contract."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
@@ -264,58 +304,3 @@ class Manifest:
             return from_dict(cls, values)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{source}: not a manifest of ours ({type(error).__name__}: {error})") from error
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """An exported file and what it promises."""
-
-    path: Path
-    manifest: Manifest
-
-
-def manifest_path(artifact: Path) -> Path:
-    """`model.onnx` -> `model.onnx.json`; of a link, beside the file it leads to."""
-    place = artifact.resolve() if artifact.is_symlink() else artifact
-    return place.with_name(place.name + ".json")
-
-
-@dataclass
-class Draft:
-    """An artifact that has not got its name yet."""
-
-    path: Path
-    manifest: Manifest
-
-
-@contextlib.contextmanager
-def drafted(path: Path, manifest: Manifest) -> Iterator[Draft]:
-    """Yield a draft to write to `draft.path`; `draft.manifest` may still be changed.
-
-    On success the file and its manifest (with the file's hash) get their names one right after the other, else neither
-    does. Raises UserError as `pmm.utils.files.replacing`.
-    """
-    with replacing(manifest_path(path)) as temporary_manifest, replacing(path) as temporary:
-        draft = Draft(temporary, manifest)
-        yield draft
-        draft.manifest = dataclasses.replace(draft.manifest, sha256=sha256(temporary))
-        temporary_manifest.write_text(draft.manifest.to_json())
-
-
-def read_manifest(artifact: Path, digest: str) -> Manifest | None:
-    """The manifest beside `artifact` (None if there is none), checked against the file's `digest`.
-
-    Raises UserError if the manifest is damaged or belongs to another file.
-    """
-    path = manifest_path(artifact)
-    if not path.exists():
-        path = artifact.with_name(artifact.name + ".json")  # of a link to a file without one
-    if not path.exists():
-        return None
-    manifest = Manifest.from_json(path.read_text(errors="replace"), str(path))
-    if manifest.sha256 != digest:
-        raise UserError(
-            f"{artifact}: its sha256 {digest[:12]}... is not the manifest's {manifest.sha256[:12]}...; "
-            "the file was changed or replaced after the export; export it again"
-        )
-    return manifest

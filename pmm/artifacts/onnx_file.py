@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from pmm.artifacts.manifest import Manifest, read_manifest
+from pmm.artifacts.artifact import read_manifest
+from pmm.artifacts.manifest import METADATA_KEY, Manifest
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file
 
 if TYPE_CHECKING:
     import onnx
-
-METADATA_KEY = "pmm_manifest"
 
 
 @dataclass(frozen=True)
@@ -91,13 +89,7 @@ def _manifest(path: Path, proto: onnx.ModelProto, digest: str) -> Manifest | Non
     """The manifest beside the file, which must promise what the hashed copy inside does; else that copy."""
     beside, inside = read_manifest(path, digest), _embedded(path, proto)
     if beside and inside:
-        for field in dataclasses.fields(Manifest):
-            values = getattr(beside, field.name), getattr(inside, field.name)
-            if field.name not in ("sha256", "parity") and values[0] != values[1]:
-                raise UserError(
-                    f"{path}: the manifest beside it says {field.name} {str(values[0])[:80]}, the copy inside it "
-                    f"{str(values[1])[:80]}; the manifest was changed, export the file again"
-                )
+        beside.check_copy(inside, path)
     return beside or inside
 
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pmm.artifacts.manifest import Artifact, read_manifest
-from pmm.artifacts.onnx_file import OnnxFile, read_onnx
+from pmm.artifacts.artifact import Artifact, reusable
+from pmm.artifacts.kinds import PACKAGE_SUFFIX
+from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.artifacts.runs import located
 from pmm.bench.schema import EMBED_BATCH
 from pmm.config import Config
@@ -16,7 +18,6 @@ from pmm.export.onnx import verified_onnx
 from pmm.export.options import EngineOptions, Precision, Recipe, Verification
 from pmm.export.reference import engine_gate
 from pmm.export.trt import engine_from_onnx
-from pmm.runtime.base import PACKAGE_SUFFIX
 from pmm.runtime.trt_variant import load_flavor
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.files import sha256
@@ -133,22 +134,16 @@ def _engine(
         trt = load_flavor(options.flavor)
     except UserError as error:  # the bindings are installed, what they load is not
         raise Unavailable(str(error)) from error
-    if kept := _kept(out, file, str(trt.__version__), options):
-        return kept
+
+    def fits(manifest: Manifest) -> bool:
+        if manifest.engine is None:
+            return False
+        gpu = gpu_at(cuda_index(options.device) or 0).name if nvidia_gpus() else ""
+        wanted = (file.sha256, str(trt.__version__), gpu, driver_version(), options.profiles)
+        made = manifest.engine
+        return (made.onnx_sha256, made.version, made.gpu, made.driver, made.batch) == wanted
+
+    if made := reusable(out, fits):
+        return made
     gate = engine_gate(file, checkpoint, verification, options.flavor, options.device)
     return engine_from_onnx(file, out, options, gate=gate)
-
-
-def _kept(engine: Path, file: OnnxFile, version: str, options: EngineOptions) -> Artifact | None:
-    """The engine that an earlier run built of this file with this library, for this GPU and batches, if it is whole."""
-    try:
-        manifest = read_manifest(engine, sha256(engine)) if engine.is_file() else None
-    except UserError:  # damaged: made anew
-        return None
-    if manifest is None or manifest.engine is None:
-        return None
-    gpu = gpu_at(cuda_index(options.device) or 0).name if nvidia_gpus() else ""
-    made = manifest.engine
-    found = (made.onnx_sha256, made.version, made.gpu, made.driver, made.batch)
-    wanted = (file.sha256, version, gpu, driver_version(), options.profiles)
-    return Artifact(engine, manifest) if found == wanted else None

@@ -13,7 +13,6 @@ from typing import Annotated
 
 import tyro
 
-from pmm.artifacts.checkpoint import import_foreign
 from pmm.config import preset
 from pmm.data.layouts import layout_of
 from pmm.data.readers import DEFAULT_LAYOUT, read_dataset
@@ -54,7 +53,10 @@ def main(prog: str) -> None:
         height=command.height,
         width=command.width,
     )
-    print(import_foreign(command.file, command.out, data, identities=len(class_indices(train)) or None))
+
+    from pmm.artifacts.checkpoint_import import import_checkpoint
+
+    print(import_checkpoint(command.file, command.out, data, identities=len(class_indices(train)) or None))
     out = shlex.quote(str(command.out))
     print(
         f"{out} is written; next: pmm evaluate {out} --dataset {command.dataset} "

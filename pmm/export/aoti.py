@@ -13,13 +13,15 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from pmm.artifacts.manifest import Artifact, EmbeddingContract, InputContract, Manifest, drafted, manifest_path
+from pmm.artifacts.artifact import Artifact, drafted, reusable
+from pmm.artifacts.kinds import PACKAGE_SUFFIX
+from pmm.artifacts.manifest import METADATA_KEY, EmbeddingContract, InputContract, Manifest, PackageContract
+from pmm.artifacts.native_file import read_native
 from pmm.artifacts.runs import with_located_data
 from pmm.data.preprocessing import preprocessing_of
 from pmm.export.options import Precision, Verification
 from pmm.export.precision import Found, tally
 from pmm.export.reference import checkpoint_gate
-from pmm.runtime.base import PACKAGE_SUFFIX
 from pmm.utils.errors import UserError
 from pmm.utils.files import sha256
 
@@ -66,8 +68,8 @@ def export_aoti(
     import torch
 
     from pmm.artifacts.checkpoint import load, restore_model, versions
-    from pmm.export.graph import deployed_graph
     from pmm.runtime.aoti import AotiRunner, this_machine
+    from pmm.runtime.deployed_graph import deployed_graph
     from pmm.runtime.eager import torch_device
     from pmm.runtime.torch_runner import check_modes, tf32_allowed
 
@@ -106,16 +108,10 @@ def export_aoti(
             _build(program, manifest, draft.path)
         if sha256(checkpoint) != digest:
             raise UserError(f"{checkpoint} changed during the export (is it still being trained?); export it again")
-        # opened as a user would open it, so it needs its manifest for the moment
-        beside = manifest_path(draft.path)
-        try:
-            beside.write_text(dataclasses.replace(manifest, sha256=sha256(draft.path)).to_json())
-            with AotiRunner(draft.path, device, warn=False) as runner:
-                if gate:
-                    parity = gate.check(runner, precision, str(out), runner.info.provider)
-                    draft.manifest = dataclasses.replace(manifest, parity=parity)
-        finally:
-            beside.unlink(missing_ok=True)
+        with draft.openable(), AotiRunner(draft.path, device, warn=False) as runner:
+            if gate:
+                parity = gate.check(runner, precision, str(out), runner.info.provider)
+                draft.manifest = dataclasses.replace(manifest, parity=parity)
     return Artifact(out, draft.manifest)
 
 
@@ -127,13 +123,17 @@ def verified_aoti(
     verification: Verification | None = None,
 ) -> Artifact:
     """`out`, if it is whole, verified, and what `export_aoti` would make here; else exported by it."""
-    from pmm.runtime.aoti import promised
+    from pmm.artifacts.checkpoint import versions
+    from pmm.runtime.aoti import this_machine
+    from pmm.runtime.eager import torch_device
 
-    with contextlib.suppress(UserError):  # a damaged file is made anew
-        manifest = promised(out, out.read_bytes())[0] if out.is_file() else None
-        if manifest and manifest.parity and _same(manifest, checkpoint, precision, device):
-            return Artifact(out, manifest)
-    return export_aoti(checkpoint, out, precision, device, verification)
+    def fits(manifest: Manifest) -> bool:
+        made = manifest.made_from(sha256(checkpoint), versions()) and manifest.package == this_machine(place)
+        return made and manifest.parity is not None and manifest.precision == precision
+
+    place = torch_device(device)
+    made = reusable(out, fits, read=lambda path: read_native(path, PackageContract).manifest)
+    return made or export_aoti(checkpoint, out, precision, device, verification)
 
 
 def describe(artifact: Artifact) -> str:
@@ -185,7 +185,6 @@ def _build(program: ExportedProgram, manifest: Manifest, out: Path) -> None:
     import torch
     from torch._inductor.utils import fresh_cache
 
-    from pmm.runtime.aoti import METADATA_KEY
     from pmm.runtime.torch_graph import build_failed, quiet
 
     known = torch._inductor.list_options()
@@ -213,17 +212,3 @@ def _know_this_cpu() -> None:
         from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
         valid_vec_isa_list()
-
-
-def _same(manifest: Manifest, checkpoint: Path, precision: str, device: str) -> bool:
-    """Was the file made by this version of us, from this checkpoint, in this precision, for this machine?"""
-    from pmm.artifacts.checkpoint import versions
-    from pmm.runtime.aoti import this_machine
-    from pmm.runtime.eager import torch_device
-
-    return (
-        manifest.checkpoint_sha256 == sha256(checkpoint)
-        and versions().items() <= manifest.versions.items()
-        and manifest.precision == precision
-        and manifest.package == this_machine(torch_device(device))
-    )

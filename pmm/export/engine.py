@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from pmm.artifacts.manifest import Artifact
+from pmm.artifacts.artifact import Artifact
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.options import EngineOptions, Recipe, Verification, check_kept
 from pmm.export.reference import engine_gate

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmm.artifacts.manifest import Artifact
+from pmm.artifacts.artifact import Artifact
 from pmm.export.engine_precision import Layer, layers_of
 from pmm.runtime.trt import TrtRunner
 from pmm.utils.errors import UserError

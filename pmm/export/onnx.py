@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pmm.artifacts.manifest import Artifact, EmbeddingContract, Manifest, drafted, read_manifest
+from pmm.artifacts.artifact import Artifact, beside, drafted, reusable
+from pmm.artifacts.manifest import EmbeddingContract, Manifest
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
 from pmm.artifacts.runs import with_located_data
 from pmm.config import Config
@@ -89,11 +89,13 @@ def verified_onnx(
 ) -> Artifact:
     """`out`, if it is whole, verified, and what `recipe` makes of this checkpoint; else exported by `export_onnx`."""
     recipe = recipe or Recipe()
-    with contextlib.suppress(UserError):  # a damaged file is made anew
-        manifest = read_manifest(out, sha256(out)) if out.is_file() else None
-        if manifest and manifest.parity and _same_recipe(manifest, checkpoint, recipe):
-            return Artifact(out, manifest)
-    return export_onnx(checkpoint, out, recipe, verification)
+
+    def fits(manifest: Manifest) -> bool:
+        made = manifest.made_from(sha256(checkpoint), _versions()) and manifest.parity is not None
+        # what a folder of crops holds now may be something else
+        return made and not recipe.calibration_root and _as_asked(manifest, checkpoint, recipe)
+
+    return reusable(out, fits) or export_onnx(checkpoint, out, recipe, verification)
 
 
 def refuse_others(out: Path, checkpoint: Path, recipe: Recipe) -> None:
@@ -103,7 +105,7 @@ def refuse_others(out: Path, checkpoint: Path, recipe: Recipe) -> None:
         return
     advice = "give -o another name, or move it away"
     try:
-        manifest = read_manifest(out, sha256(out))
+        manifest = beside(out)
     except UserError as error:
         if not is_onnx(out):
             return  # a damaged file is made anew
@@ -137,7 +139,8 @@ def _build(
     model: torch.nn.Module, config: Config, recipe: Recipe, calibration: Crops | None, gate: Gate | None, name: str
 ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
     """The graph that `recipe` asks for and, for int8, how it was quantised."""
-    from pmm.export.graph import deployed_graph, to_onnx
+    from pmm.export.graph import to_onnx
+    from pmm.runtime.deployed_graph import deployed_graph
 
     size, contract = preprocessing_of(config), recipe.contract
     graph = deployed_graph(model, size, contract, _embedding(model, recipe), recipe.precision)
@@ -200,16 +203,6 @@ def _calibration_crops(config: Config, recipe: Recipe) -> Crops:
 
 def _embedding(model: torch.nn.Module, recipe: Recipe) -> EmbeddingContract:
     return EmbeddingContract.of(model, normalised=recipe.normalize, flip_tta=recipe.flip_tta)
-
-
-def _same_recipe(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
-    """Was the file made by this version of us, from this checkpoint, as `recipe` says?"""
-    return (
-        manifest.checkpoint_sha256 == sha256(checkpoint)
-        and _versions().items() <= manifest.versions.items()
-        and not recipe.calibration_root  # what it holds now may be something else
-        and _as_asked(manifest, checkpoint, recipe)
-    )
 
 
 def _as_asked(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:

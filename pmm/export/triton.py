@@ -6,7 +6,6 @@ Rules are those of Triton's model repository guide; what the server is told of e
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 import shutil
@@ -17,12 +16,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pmm.artifacts.manifest import Artifact, Manifest, manifest_path, read_manifest
+from pmm.artifacts.artifact import Artifact, manifest_path
+from pmm.artifacts.kinds import ENGINE_SUFFIXES
+from pmm.artifacts.manifest import EngineContract, Manifest
+from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.triton_config import Serving, model_config
-from pmm.runtime.base import ENGINE_SUFFIXES
 from pmm.utils.errors import UserError
-from pmm.utils.files import cannot_write, existing_file, make_folder
+from pmm.utils.files import cannot_write, make_folder
 
 CONFIG, VERSION = "config.pbtxt", "1"
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
@@ -118,16 +119,13 @@ def _open(path: Path) -> tuple[str, bytes, Manifest]:
             f"{path}: Triton serves ONNX files (.onnx) and TensorRT engines ({', '.join(ENGINE_SUFFIXES)}); "
             "export the checkpoint with pmm export onnx or pmm export trt"
         )
-    content = existing_file(path, "an engine written by pmm export trt").read_bytes()
-    manifest = read_manifest(path, hashlib.sha256(content).hexdigest())
-    if manifest is None or manifest.engine is None:
-        raise UserError(f"{path}: no engine's manifest beside it, so it is not known what it takes; copy it along")
-    if manifest.engine.flavor != "tensorrt":
+    engine = read_native(path, EngineContract)
+    if engine.contract.flavor != "tensorrt":
         raise UserError(
             f"{path}: a TensorRT-RTX engine, which Triton's tensorrt backend cannot load; give the ONNX file instead, "
             "or build one with pmm export trt --flavor tensorrt"
         )
-    batch = manifest.engine.batch
+    batch = engine.contract.batch
     if batch.least > 1:
         raise UserError(
             f"{path}: takes batches of {batch.least} to {batch.most}, and a server must take a single image; "
@@ -139,7 +137,7 @@ def _open(path: Path) -> tuple[str, bytes, Manifest]:
                 f"{path}: no profile takes {before.most + 1} images, and a server pads no batch; build it again with "
                 f"--batch {before} --batch {before.most + 1} {after.best} {after.most}"
             )
-    return "tensorrt", content, manifest
+    return "tensorrt", engine.content, engine.manifest
 
 
 def _largest_batch(path: Path, manifest: Manifest, asked: int | None) -> int:

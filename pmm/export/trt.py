@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pmm.artifacts.manifest import Artifact, BatchProfiles, Draft, EngineContract, Manifest, drafted, manifest_path
+from pmm.artifacts.artifact import Artifact, drafted, manifest_path
+from pmm.artifacts.manifest import BatchProfiles, EngineContract, Manifest
 from pmm.artifacts.onnx_file import OnnxFile
 from pmm.export.build_log import build_log
 from pmm.export.engine_build import Built, build, check_options
@@ -36,7 +37,7 @@ from pmm.runtime.trt_variant import (
     this_platform,
 )
 from pmm.utils.errors import UserError
-from pmm.utils.files import sha256, write_file
+from pmm.utils.files import write_file
 from pmm.utils.hardware import Gpu, cuda_index, driver_version
 
 Flavor = Literal["tensorrt", "rtx"]
@@ -98,7 +99,7 @@ def engine_from_onnx(
         with drafted(out, manifest) as draft:
             draft.path.write_bytes(built.engine)
             if gpu_for(flavor, options.device):
-                with _openable(draft, out):
+                with draft.openable():
                     draft.manifest = _prove(draft.path, manifest, gate, str(out), options.device, log.write)
     return Artifact(out, draft.manifest)
 
@@ -142,20 +143,6 @@ def _current(device: str) -> Iterator[Gpu | None]:
     index, gpu = cuda_index(device), gpu_here(device)
     with current_gpu(index) if index is not None else contextlib.nullcontext():
         yield gpu
-
-
-@contextlib.contextmanager
-def _openable(draft: Draft, out: Path) -> Iterator[None]:
-    """The draft's file with its manifest beside it, for the moment, so that it can be opened as a user's would be; in
-    errors it has the name that it is to get."""
-    beside = manifest_path(draft.path)
-    try:
-        beside.write_text(dataclasses.replace(draft.manifest, sha256=sha256(draft.path)).to_json())
-        yield
-    except UserError as error:
-        raise type(error)(str(error).replace(str(draft.path), str(out))) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _sizes(batch: BatchProfiles) -> str:

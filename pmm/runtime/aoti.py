@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import io
-import json
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pmm.artifacts.manifest import Manifest, PackageContract, read_manifest
-from pmm.runtime.base import PACKAGE_SUFFIX, RunnerInfo, warn_if_unverified
+from pmm.artifacts.kinds import PACKAGE_SUFFIX
+from pmm.artifacts.manifest import PackageContract
+from pmm.artifacts.native_file import check_origin, read_native
+from pmm.runtime.base import RunnerInfo, warn_if_unverified
 from pmm.runtime.torch_graph import quiet
 from pmm.runtime.torch_runner import TorchRunner
 from pmm.runtime.trt_variant import this_platform
 from pmm.utils.errors import Unavailable, UserError
-from pmm.utils.files import existing_file
 from pmm.utils.hardware import cuda_index, gpu_at
-
-METADATA_KEY = "pmm_manifest"
-REBUILD = "build it here from its checkpoint with: pmm export aoti"
 
 
 class AotiRunner(TorchRunner):
@@ -54,11 +47,10 @@ class AotiRunner(TorchRunner):
                 manifest promises.
             Unavailable: no GPU here, or no CUDA graph on a CPU.
         """
-        self._path = existing_file(path, "a package written by pmm export aoti")
-        content = self._path.read_bytes()
-        self.manifest, contract = promised(self._path, content)
+        file = read_native(path, PackageContract)
+        self._path, self.manifest, contract = file.path, file.manifest, file.contract
         place = _place(self._path, contract, device)
-        check_origin(self._path, contract, this_machine(place))
+        check_origin(self._path, contract, this_machine(place), (contract.compute_capability,))
         if warn:
             warn_if_unverified(self._path, self.manifest)
         found = self.manifest.precision_found
@@ -67,7 +59,7 @@ class AotiRunner(TorchRunner):
             tf32=found == "tf32", cuda_graph=cuda_graph,
         )  # fmt: skip
         try:
-            self._package = _loaded(self._path, content, place, cuda_graph)
+            self._package = _loaded(self._path, file.content, place, cuda_graph)
             self._check_interface()
         except BaseException:
             self.close()
@@ -112,69 +104,16 @@ def this_machine(device: torch.device) -> PackageContract:
     )
 
 
-def promised(path: Path, content: bytes) -> tuple[Manifest, PackageContract]:
-    """The manifest beside a package, which must be of this `content` and promise what the copy inside does.
-
-    Native code checks no sizes: fed with crops of another size it would read what is not its own. Raises UserError.
-    """
-    manifest = read_manifest(path, hashlib.sha256(content).hexdigest())
-    if manifest is None:
-        raise UserError(
-            f"{path}: no manifest beside it ({path.name}.json); a package is executable code, so only one with its "
-            f"manifest is opened; {REBUILD}"
-        )
-    if manifest.package is None:
-        raise UserError(f"{path}: its manifest describes no package; {REBUILD}")
-    inside = _embedded(path, content)
-    for field in dataclasses.fields(Manifest):
-        values = getattr(manifest, field.name), getattr(inside, field.name)
-        if field.name not in ("sha256", "parity") and values[0] != values[1]:
-            raise UserError(
-                f"{path}: the manifest beside it says {field.name} {str(values[0])[:80]}, the copy inside it "
-                f"{str(values[1])[:80]}; the manifest was changed; {REBUILD}"
-            )
-    return manifest, manifest.package
-
-
-def check_origin(path: Path, contract: PackageContract, here: PackageContract) -> None:
-    """Raises UserError naming all in which this machine differs from where the package can run."""
-    differs = []
-    if contract.torch != here.torch:
-        differs.append(f"torch is {here.torch} here, it was built with {contract.torch}")
-    if contract.platform != here.platform:
-        differs.append(f"this is {here.platform}, it was built for {contract.platform}")
-    lacking = sorted(set(contract.instructions) - set(here.instructions))
-    if lacking:
-        differs.append(f"this CPU has no {', '.join(lacking)}, which it may use")
-    if contract.compute_capability != here.compute_capability:
-        differs.append(
-            f"the GPU is {here.gpu} (compute capability {here.compute_capability}), it was built for {contract.gpu} "
-            f"({contract.compute_capability})"
-        )
-    if differs:
-        raise UserError(f"{path}: this package cannot run here: {'; '.join(differs)}; {REBUILD}")
-
-
 def _place(path: Path, contract: PackageContract, device: str) -> torch.device:
     """The device to run it on, of the kind that it was built for."""
     index = cuda_index(device)
     if device != "auto" and contract.device != ("cpu" if index is None else "cuda"):
-        raise UserError(f"{path}: built for {contract.device}, and asked to run on {device}; {REBUILD}")
+        raise UserError(f"{path}: built for {contract.device}, and asked to run on {device}; {PackageContract.rebuild}")
     if contract.device == "cuda" and not torch.cuda.is_available():
         raise Unavailable(f"{path}: built for {contract.gpu}, and torch sees no usable CUDA GPU here")
     if index is not None:
         gpu_at(index)
     return torch.device(contract.device) if index is None else torch.device(contract.device, index)
-
-
-def _embedded(path: Path, content: bytes) -> Manifest:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("wrapper_metadata.json"))
-            text = json.loads(archive.read(name))[METADATA_KEY]
-    except (zipfile.BadZipFile, StopIteration, ValueError, KeyError) as error:
-        raise UserError(f"{path}: truncated, or not a package of ours (no manifest inside); {REBUILD}") from error
-    return Manifest.from_json(text, f"{path}: inside")
 
 
 def _loaded(path: Path, content: bytes, place: torch.device, cuda_graph: bool) -> Any:
@@ -188,4 +127,4 @@ def _loaded(path: Path, content: bytes, place: torch.device, cuda_graph: bool) -
             return torch._inductor.aoti_load_package(str(copy), run_single_threaded=cuda_graph, device_index=index)
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
-            raise UserError(f"{path}: torch cannot load it ({reason}); {REBUILD}") from error
+            raise UserError(f"{path}: torch cannot load it ({reason}); {PackageContract.rebuild}") from error

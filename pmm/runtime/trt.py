@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -15,12 +14,13 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pmm.artifacts.manifest import EngineContract, read_manifest
+from pmm.artifacts.manifest import EngineContract
+from pmm.artifacts.native_file import read_native
 from pmm.data.preprocessing import Crops
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, check_on_gpu, warn_if_unverified
 from pmm.runtime.context_pool import LanePool
 from pmm.runtime.cuda_libraries import open_device
-from pmm.runtime.engine_origin import REBUILD, check_origin, chosen_gpu, engine_manifest, engine_precision
+from pmm.runtime.engine_origin import check_engine, chosen_gpu, engine_precision
 from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
 from pmm.runtime.rtx_cache import RuntimeCache, cache_file
 from pmm.runtime.thread_context import Lane, Loaded
@@ -31,7 +31,6 @@ from pmm.runtime.trt_variant import (
     started,
 )
 from pmm.utils.errors import UserError
-from pmm.utils.files import existing_file
 from pmm.utils.hardware import gpu_at
 
 T = TypeVar("T")
@@ -71,14 +70,11 @@ class TrtRunner(Runner):
         Raises:
             UserError: the file is not ours, was changed, cannot run here, or does not hold what its manifest promises.
         """
-        self._path = existing_file(path, "an engine written by pmm export trt")
-        content = self._path.read_bytes()
-        self.manifest, contract = engine_manifest(
-            self._path, read_manifest(self._path, hashlib.sha256(content).hexdigest())
-        )
+        file = read_native(path, EngineContract)
+        self._path, self.manifest, contract = file.path, file.manifest, file.contract
         self._index, gpu = chosen_gpu(self._path, device)
         trt = load_flavor(contract.flavor)
-        check_origin(self._path, contract, str(trt.__version__), gpu)
+        check_engine(self._path, contract, str(trt.__version__), gpu)
         if warn:
             warn_if_unverified(self._path, self.manifest)
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
@@ -92,7 +88,9 @@ class TrtRunner(Runner):
         first = open_device(self._index)
         try:
             with first.active():
-                loaded = self._loaded = self._load(trt, contract, content, error_logger(trt, log), cuda_graph, eager)
+                loaded = self._loaded = self._load(
+                    trt, contract, file.content, error_logger(trt, log), cuda_graph, eager
+                )
                 self.info = RunnerInfo(
                     backend=library_name(contract.flavor),
                     device=gpu.name,
@@ -201,7 +199,7 @@ class TrtRunner(Runner):
             if hasattr(self._runtime, "get_engine_validity"):
                 validity, diagnostics = self._runtime.get_engine_validity(content)
                 reason += f"; {validity}, diagnostics {diagnostics}"
-            raise UserError(f"{self._path}: {library} cannot load it ({reason}); {REBUILD}")
+            raise UserError(f"{self._path}: {library} cannot load it ({reason}); {contract.rebuild}")
         self._check_interface(trt, engine)
         graphs: Literal["captured", "own", "off"] = "captured" if cuda_graph else "off"
         options = None

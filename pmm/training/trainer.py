@@ -36,6 +36,7 @@ from pmm.training.progress import (
     not_finite,
     warn,
 )
+from pmm.training.resume import restore_training, snapshot
 from pmm.training.run_logger import Journal, journal
 from pmm.training.state import check_device, make_trainee
 from pmm.training.step import Validation, be_deterministic, collapsed, train_step
@@ -94,7 +95,7 @@ class Trainer:
         state = self.processes.together(self._last)
         with self._explained():
             self._ready()
-            self.processes.together(lambda: checkpoint.restore_training(state, self.trainee))
+            self.processes.together(lambda: restore_training(state, self.trainee))
         self.processes.together(self._begin)
         self.finished, self.best, self.done = state["epoch"], state["best"], state["progress"] or {}
         self.batches.skipped |= self.done.get("skipped", {})
@@ -269,7 +270,7 @@ class Trainer:
         if not self.processes.main:
             return
         progress = {"world": self.processes.world, **self.done}
-        state = checkpoint.snapshot(self.trainee, self.config, self.finished, self.best, progress)
+        state = snapshot(self.trainee, self.config, self.finished, self.best, progress)
         if is_best:
             checkpoint.save(self.out / "best.pth", checkpoint.for_deployment(state))
         if log:

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.models import resnet18, resnet50
 
-from pmm.artifacts.checkpoint import KEYS, import_foreign, load, load_model, restore_model, restore_training
-from pmm.artifacts.checkpoint_import import convert, describe, method_of
+from pmm.artifacts.checkpoint import KEYS, load, load_model, restore_model
+from pmm.artifacts.checkpoint_import import convert, import_checkpoint
+from pmm.artifacts.known_checkpoints import describe, method_of
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.torch_file import read_torch_file
 from pmm.config import preset
@@ -23,6 +24,7 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
+from pmm.training.resume import restore_training
 from pmm.training.state import make_trainee
 from pmm.utils.errors import UserError
 from tests.authors import authors_network, hollow
@@ -41,7 +43,7 @@ def saved(path, state, epoch=400, **options):
 
 
 def imported(source, tmp_path):
-    line = import_foreign(source, tmp_path / "ours.pth", DATA)
+    line = import_checkpoint(source, tmp_path / "ours.pth", DATA)
     return line, tmp_path / "ours.pth"
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pmm.artifacts.manifest import manifest_path
+from pmm.artifacts.artifact import manifest_path
 from pmm.bench import candidates, runner_factory, workers
 from pmm.bench.request import Options
 from pmm.bench.schema import BenchReport, Timing, read_report

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pmm.artifacts.manifest import Artifact, manifest_path, read_manifest
+from pmm.artifacts.artifact import Artifact, manifest_path, read_manifest
 from pmm.bench import harness, workers
 from pmm.bench.latency import Clock
 from pmm.bench.pages import pictures, report

@@ -15,7 +15,8 @@ import onnx
 import pytest
 
 import pmm
-from pmm.artifacts.manifest import BatchProfile, BatchProfiles, EngineContract, manifest_path, read_manifest
+from pmm.artifacts.artifact import manifest_path, read_manifest
+from pmm.artifacts.manifest import BatchProfile, BatchProfiles, EngineContract
 from pmm.commands import info
 from pmm.export.onnx import export_onnx
 from pmm.utils import environment, hardware

@@ -5,16 +5,17 @@ import onnx
 import pytest
 import torch
 
+from pmm.artifacts.artifact import manifest_path, read_manifest
 from pmm.artifacts.checkpoint import load, restore_model, save
-from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest, manifest_path, read_manifest
+from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.config import Config
 from pmm.data.preprocessing import preprocessing_of
 from pmm.export import onnx as module
-from pmm.export.fold_batchnorm import fold_batch_norms
-from pmm.export.graph import deployed_graph
 from pmm.export.onnx import describe, export_onnx, refuse_others, verified_onnx
 from pmm.export.options import Recipe, Verification
 from pmm.export.precision import found_precision
+from pmm.models.fold_batchnorm import fold_batch_norms
+from pmm.runtime.deployed_graph import deployed_graph
 from pmm.utils.build_info import build_version, describe_build
 from pmm.utils.errors import UserError
 from pmm.utils.files import sha256
@@ -124,9 +125,9 @@ def test_embeddings_that_moved_leave_no_file(trained, tmp_path, monkeypatch):
 
 @traced_once
 def test_another_precision_than_asked_for_leaves_no_file(trained, tmp_path, monkeypatch):
-    from pmm.export import graph
+    from pmm.runtime.deployed_graph import TRUNK_TYPES
 
-    monkeypatch.setitem(graph._TRUNK_TYPE, "fp16", torch.float32)
+    monkeypatch.setitem(TRUNK_TYPES, "fp16", torch.float32)
     with pytest.raises(UserError, match=r"asked for fp16, but its multiplications are 100\.0% fp32"):
         export_onnx(trained, tmp_path / "model.onnx", Recipe(precision="fp16"))
     assert not list(tmp_path.iterdir())

@@ -27,6 +27,7 @@ from pmm.export.trt import engine_from_onnx
 from pmm.models.registry import METHODS, build_model
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
+from pmm.training.resume import snapshot
 from pmm.training.state import make_trainee
 from pmm.utils.errors import UserError
 
@@ -153,7 +154,7 @@ def stepped(store, people):
                 module.momentum = 1 - 0.9**20  # as after 20 steps
         with torch.no_grad():
             trainee.model(images)
-        checkpoint.save(folder / "model.pth", checkpoint.snapshot(trainee, config, 1, -1.0))
+        checkpoint.save(folder / "model.pth", snapshot(trainee, config, 1, -1.0))
 
     return lambda method: store.get(f"stepped-{method}", lambda folder: make(method, folder)) / "model.pth"
 

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from pmm.artifacts.manifest import Artifact, BatchProfile, BatchProfiles, InputContract, read_manifest
+from pmm.artifacts.artifact import Artifact, read_manifest
+from pmm.artifacts.manifest import BatchProfile, BatchProfiles, InputContract
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset

@@ -9,6 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmm.artifacts.artifact import manifest_path, read_manifest
 from pmm.artifacts.manifest import (
     BatchProfile,
     BatchProfiles,
@@ -16,8 +17,6 @@ from pmm.artifacts.manifest import (
     EngineContract,
     InputContract,
     Manifest,
-    manifest_path,
-    read_manifest,
 )
 from pmm.data.preprocessing import Preprocessing
 from pmm.export import triton as module
@@ -440,7 +439,7 @@ def test_files_without_a_manifest(tmp_path):
 def test_an_engine_with_the_manifest_of_an_onnx_file(tmp_path):
     (tmp_path / "a.plan").write_bytes(b"engine")
     write_manifest(tmp_path / "a.plan", make_manifest())
-    refused(tmp_path, tmp_path / "a.plan", expected=("a.plan", "no engine's manifest"))
+    refused(tmp_path, tmp_path / "a.plan", expected=("a.plan", "no manifest beside it", "copy it along"))
 
 
 @pytest.mark.parametrize("make", [make_onnx, make_engine])

@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pmm.artifacts.manifest import BatchProfile, BatchProfiles, manifest_path, read_manifest
+from pmm.artifacts.artifact import manifest_path, read_manifest
+from pmm.artifacts.manifest import BatchProfile, BatchProfiles
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export import engine_build
 from pmm.export import trt as module
@@ -529,7 +530,7 @@ def test_where_there_is_a_gpu_an_engine_needs_crops_to_be_judged_by(files, peopl
 
 def test_the_reference_of_an_engine_from_a_checkpoint_is_the_checkpoint(files, trained, people, monkeypatch):
     from pmm.export import reference
-    from pmm.runtime.base import open_runner
+    from pmm.runtime.open import open_runner
 
     monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     gate = reference.engine_gate(read_onnx(files["int8"]), trained, Verification(), "rtx")

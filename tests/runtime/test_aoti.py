@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from pmm.artifacts.manifest import manifest_path
+from pmm.artifacts.artifact import manifest_path
+from pmm.artifacts.native_file import NativeFile, check_origin
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.aoti import export_aoti
 from pmm.export.options import MIN_COSINE, Verification
 from pmm.runtime import aoti
-from pmm.runtime.aoti import AotiRunner, check_origin, this_machine
-from pmm.runtime.base import open_runner
+from pmm.runtime.aoti import AotiRunner, this_machine
+from pmm.runtime.open import open_runner
 from pmm.utils import hardware
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.files import sha256
@@ -44,7 +45,7 @@ def crops(people):
 
 @pytest.fixture(scope="module")
 def expected(trained, crops):
-    with open_runner(trained, "cpu") as reference:
+    with open_runner(trained, device="cpu") as reference:
         return reference(crops)
 
 
@@ -89,7 +90,7 @@ def test_it_gives_the_checkpoints_embeddings_at_every_batch_size(package, crops,
     "precision", [pytest.param("fp16", marks=pytest.mark.full), pytest.param("bf16", marks=pytest.mark.slow)]
 )
 def test_half_precision(shared, crops, expected, precision):
-    with open_runner(shared.package(precision), "cpu") as runner:
+    with open_runner(shared.package(precision), device="cpu") as runner:
         assert runner.info.precision == precision
         check(runner, crops, expected, precision)
         assert numeric_parity(expected, runner(crops)).min_cosine < 1 - 1e-8, "fp32 in disguise"
@@ -155,7 +156,7 @@ def test_a_package_without_its_manifest_is_refused(copy, unloaded):
     with pytest.raises(UserError, match="its manifest describes no package"):
         open_runner(copy)
     manifest_path(copy).unlink()
-    with pytest.raises(UserError, match=r"no manifest beside it \(model\.pt2\.json\); a package is executable code"):
+    with pytest.raises(UserError, match=r"no manifest beside it \(model\.pt2\.json\); this package is executable code"):
         open_runner(copy)
     with pytest.raises(UserError, match=r"gone\.pt2 does not exist"):
         open_runner(copy.with_name("gone.pt2"))
@@ -211,12 +212,12 @@ def test_a_package_for_another_machine_is_refused(package, unloaded, monkeypatch
 
 def test_all_differences_are_named_and_a_better_cpu_is_none(package):
     here = this_machine(CPU)
-    check_origin(package, here, dataclasses.replace(here, instructions=(*here.instructions, "amx_tile")))
+    check_origin(package, here, dataclasses.replace(here, instructions=(*here.instructions, "amx_tile")), ("",))
     other = dataclasses.replace(here, torch="9.9", gpu="a GPU", compute_capability="9.0")
     built = dataclasses.replace(here, gpu="another", compute_capability="8.9")
-    with pytest.raises(UserError, match=r"torch is 9\.9 .*; the GPU is a GPU \(compute .* 9\.0\), .*another \(8\.9\)"):
-        check_origin(package, built, other)
-    check_origin(package, dataclasses.replace(other, gpu="another of its kind"), other)
+    with pytest.raises(UserError, match=r"torch is 9\.9 .*; the GPU is a GPU \(compute .* 9\.0\), .*another .*8\.9;"):
+        check_origin(package, built, other, ("8.9",))
+    check_origin(package, dataclasses.replace(other, gpu="another of its kind"), other, ("9.0",))
 
 
 def test_this_machine_is_described_as_it_is():
@@ -229,18 +230,18 @@ def test_this_machine_is_described_as_it_is():
 def test_devices_are_the_packages_or_refused(package, unloaded, monkeypatch):
     for device in ("cuda", "cuda:1"):
         with pytest.raises(UserError, match=f"built for cpu, and asked to run on {device}; build it here"):
-            open_runner(package, device)
+            open_runner(package, device=device)
     with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
-        open_runner(package, "gpu")
+        open_runner(package, device="gpu")
     with pytest.raises(Unavailable, match="a CUDA graph was asked for, and a CPU has no such thing"):
         AotiRunner(package, cuda_graph=True)
     contract = dataclasses.replace(this_machine(CPU), device="cuda", gpu="a GPU", compute_capability="9.0")
-    monkeypatch.setattr(aoti, "promised", lambda path, content: (None, contract))
+    monkeypatch.setattr(aoti, "read_native", lambda path, kind: NativeFile(package, b"", None, contract))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Unavailable, match="built for a GPU, and torch sees no usable CUDA GPU here"):
         open_runner(package)
     with pytest.raises(UserError, match="built for cuda, and asked to run on cpu"):
-        open_runner(package, "cpu")
+        open_runner(package, device="cpu")
 
 
 def test_a_package_is_loaded_on_the_gpu_that_was_chosen(package, monkeypatch):
@@ -309,7 +310,7 @@ def test_an_unverified_package_is_said_to_be_one(copy, caplog):
 
 def test_running_it_needs_no_compiler_and_leaves_nothing_behind(package, tmp_path):
     script = (
-        "import sys; import numpy as np; from pmm.runtime.base import open_runner\n"
+        "import sys; import numpy as np; from pmm.runtime.open import open_runner\n"
         "with open_runner(sys.argv[1]) as runner:\n"
         "    print(runner(np.zeros((3, 128, 64, 3), np.uint8)).shape)"
     )
@@ -351,4 +352,4 @@ def test_a_package_on_a_gpu(trained, crops, expected, tmp_path, precision):
             found = step._embeddings.float().cpu().numpy()
             assert numeric_parity(expected[:8], found).min_cosine > MIN_COSINE[precision]
     with pytest.raises(UserError, match="built for cuda, and asked to run on cpu"):
-        open_runner(artifact.path, "cpu")
+        open_runner(artifact.path, device="cpu")

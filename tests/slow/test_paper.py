@@ -24,6 +24,7 @@ from pmm.export.trt import engine_from_onnx
 from pmm.gallery.embed import embed_crops
 from pmm.models.registry import build_model
 from pmm.runtime.open import open_runner
+from pmm.training.resume import snapshot
 from pmm.training.state import make_trainee
 from pmm.training.step import train_step
 
@@ -54,7 +55,7 @@ def stepped(config, people, tmp_path_factory):
     assert all(not torch.equal(value, before[name]) for name, value in trainee.model.named_parameters())
     assert len(class_indices(samples)) == 12
     path = tmp_path_factory.mktemp("paper") / "paper.pth"
-    checkpoint.save(path, checkpoint.snapshot(trainee, config, 1, -1.0))
+    checkpoint.save(path, snapshot(trainee, config, 1, -1.0))
     return path
 
 

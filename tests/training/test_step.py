@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import pmm.training.step
-from pmm.artifacts.checkpoint import restore_training, snapshot
 from pmm.config import RecipeConfig
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
+from pmm.training.resume import restore_training, snapshot
 from pmm.training.state import check_device, make_trainee
 from pmm.training.step import train_step
 from pmm.utils.errors import UserError

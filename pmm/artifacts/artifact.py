@@ -1,0 +1,104 @@
+"""An exported file and the manifest beside it: written together, read together, used again while they are right."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmm.artifacts.manifest import Manifest
+from pmm.utils.errors import UserError
+from pmm.utils.files import replacing, sha256
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file and what it promises."""
+
+    path: Path
+    manifest: Manifest
+
+
+def manifest_path(artifact: Path) -> Path:
+    """`model.onnx` -> `model.onnx.json`; of a link, beside the file it leads to."""
+    place = artifact.resolve() if artifact.is_symlink() else artifact
+    return place.with_name(place.name + ".json")
+
+
+def read_manifest(artifact: Path, digest: str) -> Manifest | None:
+    """The manifest beside `artifact` (None if there is none), checked against the file's `digest`.
+
+    Raises UserError if the manifest is damaged or belongs to another file.
+    """
+    path = manifest_path(artifact)
+    if not path.exists():
+        path = artifact.with_name(artifact.name + ".json")  # of a link to a file without one
+    if not path.exists():
+        return None
+    manifest = Manifest.from_json(path.read_text(errors="replace"), str(path))
+    if manifest.sha256 != digest:
+        raise UserError(
+            f"{artifact}: its sha256 {digest[:12]}... is not the manifest's {manifest.sha256[:12]}...; "
+            "the file was changed or replaced after the export; export it again"
+        )
+    return manifest
+
+
+def beside(path: Path) -> Manifest | None:
+    """`read_manifest` of the file as it is now."""
+    return read_manifest(path, sha256(path))
+
+
+def reusable(
+    path: Path, fits: Callable[[Manifest], bool], read: Callable[[Path], Manifest | None] = beside
+) -> Artifact | None:
+    """What an earlier export left at `path`, if it is whole and what is wanted now; None if it is to be made anew.
+
+    `fits` says so of its manifest, and `read` reads that.
+    """
+    with contextlib.suppress(UserError):  # of a damaged file
+        manifest = read(path) if path.is_file() else None
+        if manifest and fits(manifest):
+            return Artifact(path, manifest)
+    return None
+
+
+@dataclass
+class Draft:
+    """An artifact that has not got its name yet: it lies at `path`, and will at `out`."""
+
+    path: Path
+    out: Path
+    manifest: Manifest
+
+    @contextlib.contextmanager
+    def openable(self) -> Iterator[None]:
+        """With its manifest beside it for the moment, so that it can be opened as a user's would be; in errors it has
+        the name that it is to get."""
+        beside = manifest_path(self.path)
+        try:
+            beside.write_text(self._sealed().to_json())
+            yield
+        except UserError as error:
+            raise type(error)(str(error).replace(str(self.path), str(self.out))) from error
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _sealed(self) -> Manifest:
+        return dataclasses.replace(self.manifest, sha256=sha256(self.path))
+
+
+@contextlib.contextmanager
+def drafted(path: Path, manifest: Manifest) -> Iterator[Draft]:
+    """Yield a draft to write to `draft.path`; `draft.manifest` may still be changed.
+
+    On success the file and its manifest (with the file's hash) get their names one right after the other, else neither
+    does. Raises UserError as `pmm.utils.files.replacing`.
+    """
+    with replacing(manifest_path(path)) as temporary_manifest, replacing(path) as temporary:
+        draft = Draft(temporary, path, manifest)
+        yield draft
+        draft.manifest = draft._sealed()
+        temporary_manifest.write_text(draft.manifest.to_json())

@@ -1,0 +1,90 @@
+"""Checkpoints of other code bases, told by the names of their weights: those that can be imported, and some others.
+
+BDB is the Batch DropBlock Network (Dai et al., ICCV 2019), on whose code the PMM authors built theirs; both save
+`{"state_dict": ..., "epoch": ...}`. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+CODE = {"pmm": "the PMM authors' code", "bdb": "the BDB code"}
+"""Method -> who writes such checkpoints."""
+SHARED = {
+    "backbone.0.": "backbone.trunk.conv1.",
+    "backbone.1.": "backbone.trunk.bn1.",
+    "backbone.4.": "backbone.trunk.layer1.",
+    "backbone.5.": "backbone.trunk.layer2.",
+    "backbone.6.": "backbone.trunk.layer3.",
+    "res_part.": "backbone.layer4.",
+    "global_reduction.0.": "stages.0.reduction.",
+    "global_reduction.1.": "stages.0.bn.",
+    "global_softmax.": "stages.0.classifier.",
+    "res_part2.": "bottleneck.",
+}
+"""Prefix of the authors' keys -> of ours, in every method."""
+
+
+def _branch(number: str, stage: int) -> dict[str, str]:
+    ours = f"stages.{stage}."
+    return {
+        f"reduction{number}.0.": f"{ours}reduction.",
+        f"reduction{number}.1.": f"{ours}bn.",
+        f"softmax{number}.": f"{ours}classifier.",
+    }
+
+
+BRANCHES = {"pmm": _branch("1", 1) | _branch("2", 2), "bdb": _branch("", 1)}
+"""Method -> the further prefixes."""
+_ELSEWHERE = "its network is not one of ours: train one (python -m pmm.train)"
+_OTHERS = (
+    # name, patterns that some key matches each, what to do
+    (
+        "the bare weights of a model of ours",
+        (r"backbone\.trunk\.", r"stages\.0\."),
+        "give the checkpoint that they come from, as it is",
+    ),
+    ("a fast-reid checkpoint", (r"heads\.|pixel_mean$",), _ELSEWHERE),
+    ("a TransReID or CLIP-ReID checkpoint", (r"base\.(blocks|cls_token|patch_embed)|image_encoder\.",), _ELSEWHERE),
+    ("an OSNet checkpoint of torchreid", (r"conv2\.0\.conv2a\.",), _ELSEWHERE),
+    ("a torchreid checkpoint", (r"layer4\.", r"classifier\."), _ELSEWHERE),
+    (
+        "a ResNet-50 of torchvision",
+        (r"conv1\.weight$", r"layer3\.5\.conv3\."),
+        "start a training from its bare state dict (python -m pmm.train --weights FILE)",
+    ),
+)
+
+
+def method_of(content: Any) -> str | None:
+    """The method of ours whose weights `content`, as torch.load returns it, holds in the authors' names; else None."""
+    keys = state_dict_of(content)
+    if not _some(keys, r"(res_part2?|global_reduction|global_softmax)\."):
+        return None
+    return max(BRANCHES, key=lambda method: sum(key.startswith(tuple(BRANCHES[method])) for key in keys))
+
+
+def describe(content: Any) -> str | None:
+    """`what it is; what to do with it` for a checkpoint of another known code base; None for all others."""
+    keys = state_dict_of(content)
+    for name, patterns, advice in _OTHERS:
+        if all(_some(keys, pattern) for pattern in patterns):
+            return f"{name}; {advice}"
+    return None
+
+
+def state_dict_of(content: Any) -> dict[str, Any]:
+    """The state dict in `content`, bare or below a key, without DataParallel's prefix; empty if there is none."""
+    if not isinstance(content, Mapping):
+        return {}
+    inner = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
+    if not all(isinstance(key, str) for key in inner):
+        return {}
+    prefix = "module." if inner and all(key.startswith("module.") for key in inner) else ""
+    return {key.removeprefix(prefix): value for key, value in inner.items()}
+
+
+def _some(keys: Iterable[str], pattern: str) -> bool:
+    return any(re.match(pattern, key) for key in keys)
