@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.kinds import NAMES, Kind, kind_of
 from pmm.artifacts.manifest import PRECISIONS, Manifest
-from pmm.artifacts.onnx_file import read_onnx
+from pmm.artifacts.origin import manifest_of
 from pmm.runtime.open import BACKENDS, Device, backends_for
 from pmm.runtime.tf32 import TF32_ON
 from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES
 from pmm.utils.errors import UserError
 from pmm.utils.extras import install_command
-from pmm.utils.files import sha256
 from pmm.utils.hardware import clashing_wheels, cuda_index, gpu_at, nvidia_gpus
 
 
@@ -180,17 +178,6 @@ def measurable(path: Path) -> Kind:
     if not backends_for(kind):
         raise UserError(f"{path} is {NAMES[kind]}, which cannot be measured; expected a checkpoint or an exported file")
     return kind
-
-
-def manifest_of(path: Path) -> Manifest:
-    """Of an artifact. Raises UserError if it is not ours or was changed."""
-    kind = measurable(path)
-    if kind == "onnx":
-        return read_onnx(path).manifest
-    manifest = read_manifest(path, sha256(path))
-    if manifest is None or (kind == "engine" and manifest.engine is None):
-        raise UserError(f"{path}: not an artifact of ours: no manifest beside it says what to feed it; export it again")
-    return manifest
 
 
 def _device(name: str) -> Device:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pmm.artifacts.manifest import MOST_IMAGES, Manifest
+from pmm.artifacts.origin import checkpoint_of
 from pmm.artifacts.runs import RUNS, newest_run
 from pmm.bench.candidates import Candidate, chosen, given, measurable
 from pmm.bench.latency import LatencyPlan
@@ -167,11 +167,9 @@ def _checkpoint_of(found: Sequence[tuple[Candidate, Manifest]]) -> Path:
     """Where the checkpoint lies that the first artifact came from: beside it, or in a run."""
     candidate, manifest = found[0]
     assert candidate.artifact is not None
-    beside = candidate.artifact.resolve().parent
-    places = [*beside.glob("*.pth"), *beside.parent.glob("*.pth"), *RUNS.glob("*/*.pth")]
-    for path in dict.fromkeys(places):
-        if path.is_file() and os.access(path, os.R_OK) and sha256(path) == manifest.checkpoint_sha256:
-            return path
+    checkpoint = checkpoint_of(candidate.artifact, manifest)
+    if checkpoint is not None:
+        return checkpoint
     raise UserError(
         f"{candidate.artifact}: the checkpoint it was exported from ({manifest.checkpoint_sha256[:12]}...) is neither "
         f"beside it nor under {RUNS}/; give it too: pmm bench CKPT {candidate.artifact}"

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from pmm.gallery.embed import contract_of, embed_folder, images_below
-from pmm.runtime.open import open_runner
+from pmm.runtime.open import BACKEND_HELP, open_runner
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.files import output_file
@@ -25,11 +25,12 @@ class EmbedCommand:
     """`pmm embed ARTIFACT FOLDER -o OUT.npz`"""
 
     artifact: tyro.conf.Positional[Path]
-    """Checkpoint (.pth), exported ONNX file (.onnx) or engine (.plan, .engine)."""
+    """Checkpoint, exported ONNX file, package or engine."""
     folder: tyro.conf.Positional[Path]
     """Folder of crops: every image in it and below it, but for hidden ones."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The index to write (.npz), for pmm search."""
+    backend: Annotated[str, tyro.conf.arg(help=BACKEND_HELP)] = "auto"
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
@@ -45,11 +46,9 @@ def main(prog: str) -> None:
         raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
     command_line.threads(command.threads)
     cuda_index(command.device)
-    if command.out.suffix.lower() != ".npz":
-        raise UserError(f"--out is {command.out}; give the index a name that ends in .npz")
     images_below(command.folder)  # before a model is loaded for nothing
-    output_file(command.out, command.artifact)
-    with open_runner(command.artifact, device=command.device, threads=command.threads) as runner:
+    output_file(command.out, command.artifact, suffixes=(".npz",))
+    with open_runner(command.artifact, command.backend, device=command.device, threads=command.threads) as runner:
         contract = contract_of(command.artifact, runner)
         begin = time.perf_counter()
         index = embed_folder(runner, contract, command.folder, batch_size=command.batch_size, label=prog)

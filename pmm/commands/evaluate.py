@@ -1,13 +1,11 @@
 """Evaluate a checkpoint or any artifact on a data set: mAP, CMC, mINP.
 
-pmm evaluate FILE --dataset NAME --root DIR [--rerank] [--flip-test] [--metric M] [--ap DEFINITION] ...
+pmm evaluate FILE [--dataset NAME --root DIR] [--rerank] [--flip-test] [--metric M] [--ap DEFINITION] ...
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pmm.artifacts.artifact import manifest_path
+from pmm.artifacts.origin import DataSet, trained_on
 from pmm.data.layouts import layout_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import Split
 from pmm.data.splits import unrankable
-from pmm.evaluation.metrics import RankingResult
 from pmm.evaluation.reranking import Reranking
 from pmm.gallery.embed import embed_samples
-from pmm.gallery.ranking import Ranking, rank_split
+from pmm.gallery.ranking import Ranking, describe, figures, per_query_csv, rank_split
+from pmm.runtime.open import BACKEND_HELP, open_runner
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, sha256, write_file
@@ -32,19 +31,18 @@ from pmm.utils.hardware import cuda_index
 if TYPE_CHECKING:
     from pmm.runtime.base import Runner
 
-CMC_RANKS = (1, 5, 10, 20)
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """`pmm evaluate FILE --dataset NAME --root DIR`"""
+    """`pmm evaluate FILE`"""
 
     artifact: tyro.conf.Positional[Path]
-    """Checkpoint (.pth), package (.pt2), exported ONNX file (.onnx) or engine (.plan, .engine)."""
-    dataset: str
-    """Name of the data set, or folder for one folder per identity (pmm check lists and checks them)."""
-    root: Path
-    """Folder of the data set."""
+    """Checkpoint, exported ONNX file, package or engine."""
+    dataset: str = ""
+    """Name of the data set, or folder for one folder per identity; pmm check lists and checks them (default: the one
+    that the checkpoint was trained on)."""
+    root: str = ""
+    """Folder of the data set (default: the one that the checkpoint was trained on)."""
     json: Path | None = None
     """Also write the figures to this file."""
     per_query: Path | None = None
@@ -68,6 +66,7 @@ class EvaluateCommand:
     """Memory that ranking may take beyond the embeddings, as 500MB or 2GB."""
     threads: int = 0
     """CPU threads of the backend and of ranking (0: their defaults)."""
+    backend: Annotated[str, tyro.conf.arg(help=BACKEND_HELP)] = "auto"
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
@@ -92,16 +91,15 @@ def main(prog: str) -> None:
     for path, suffixes in ((command.json, ()), (command.per_query, (".csv",))):
         if path:
             output_file(path, artifact, manifest_path(artifact), suffixes=suffixes)
-    split = read_dataset(command.dataset, command.root)
+    data = _data_set(command)
+    split = read_dataset(data.name, data.root)
     if why := unrankable(split.query, split.gallery):
-        raise UserError(f"{command.root}: {why}; pmm check says more")
+        raise UserError(f"{data.root}: {why}; pmm check says more")
     for note in split.notes:
         print(f"note: {note}")
 
-    from pmm.runtime.open import open_runner
-
     digest = sha256(artifact) if command.json else ""  # now: it may be trained on while this takes its time
-    with open_runner(artifact, device=command.device, threads=command.threads) as runner:
+    with open_runner(artifact, command.backend, device=command.device, threads=command.threads) as runner:
         ranking = Ranking(
             metric=runner.embedding.metric if command.metric == "auto" else command.metric,
             ap=command.ap,
@@ -116,26 +114,33 @@ def main(prog: str) -> None:
         )
         how = _how(command, runner, ranking)
     result = rank_split(split, query, gallery, ranking, label="re-ranking" if reranking else "")
-    print(f"{artifact} on {command.root}: {len(query)} queries, {len(gallery)} gallery crops")
+    print(f"{artifact} on {data.root}: {len(query)} queries, {len(gallery)} gallery crops")
     print(_in_words(how))
     print(describe(result), flush=True)  # before a disk can be full
     if command.json:
-        found = {**figures(result), **how, **_what(command, digest, split)}
+        found = {**figures(result), **how, **_what(artifact, digest, data, split)}
         write_file(command.json, json.dumps(found, indent=2) + "\n")
     if command.per_query:
-        write_file(command.per_query, _lines(split, result))
+        write_file(command.per_query, per_query_csv(split, result))
 
 
-def figures(result: RankingResult) -> dict[str, float | int]:
-    """The printed figures as plain numbers (fractions)."""
-    cmc = {f"rank{rank}": float(result.cmc[rank - 1]) for rank in CMC_RANKS}
-    return {"mAP": result.mAP, **cmc, "mINP": result.mINP, "skipped_queries": result.skipped}
-
-
-def describe(result: RankingResult) -> str:
-    """One line: mAP, CMC and mINP in percent, skipped queries."""
-    cmc = "  ".join(f"rank-{rank} {result.cmc[rank - 1]:.1%}" for rank in CMC_RANKS)
-    return f"mAP {result.mAP:.1%}  {cmc}  mINP {result.mINP:.1%}  ({result.skipped} queries without a match skipped)"
+def _data_set(command: EvaluateCommand) -> DataSet:
+    """The one asked for; what is not said is as the checkpoint says. Raises UserError if that is of no help."""
+    if command.dataset and command.root:
+        return DataSet(command.dataset, command.root)
+    if command.dataset:
+        layout_of(command.dataset)
+    found = trained_on(command.artifact)
+    if command.dataset and layout_of(command.dataset) != layout_of(found.name):
+        raise UserError(
+            f"--dataset {command.dataset} without --root: {command.artifact} was trained on {found.name}; give the "
+            "folder, --root DIR"
+        )
+    data = DataSet(found.name, command.root or found.root)
+    if not command.root and not Path(data.root).exists():
+        raise UserError(f"{command.artifact} was trained on {data.name} in {data.root}, which is gone; give --root DIR")
+    print(f"data set: {data.name}, as the checkpoint says")
+    return data
 
 
 def _how(command: EvaluateCommand, runner: Runner, ranking: Ranking) -> dict[str, Any]:
@@ -150,13 +155,13 @@ def _how(command: EvaluateCommand, runner: Runner, ranking: Ranking) -> dict[str
     }
 
 
-def _what(command: EvaluateCommand, digest: str, split: Split) -> dict[str, Any]:
+def _what(artifact: Path, digest: str, data: DataSet, split: Split) -> dict[str, Any]:
     """The artifact and the data, and what had to be assumed of them."""
     return {
-        "artifact": str(command.artifact),
+        "artifact": str(artifact),
         "artifact_sha256": digest,
-        "dataset": layout_of(command.dataset).name,
-        "root": str(command.root),
+        "dataset": layout_of(data.name).name,
+        "root": data.root,
         "queries": len(split.query),
         "gallery": len(split.gallery),
         "notes": list(split.notes),
@@ -170,15 +175,3 @@ def _in_words(how: dict[str, Any]) -> str:
     if rerank := how["reranking"]:
         words.append(f"re-ranked (k1 {rerank['k1']}, k2 {rerank['k2']}, lambda {rerank['weight']})")
     return ", ".join(words)
-
-
-def _lines(split: Split, result: RankingResult) -> str:
-    """CSV: a line per query; no AP and no first match for a skipped one."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("query", "pid", "camid", "AP", "INP", "first_match_rank"))
-    rows = zip(split.query, result.per_query_ap, result.per_query_inp, result.first_rank.tolist(), strict=True)
-    for sample, ap, inp, first in rows:
-        found = (f"{ap:.6f}", f"{inp:.6f}", first) if first else ("", "", "")
-        writer.writerow((sample.path, sample.pid, sample.camid, *found))
-    return text.getvalue()

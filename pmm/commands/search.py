@@ -8,20 +8,17 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
-from PIL import Image
 
-from pmm.data.crops import load_crops
-from pmm.gallery.embed import contract_of
-from pmm.gallery.index import Index, IndexContract, Neighbours
-from pmm.runtime.open import open_runner
+from pmm.gallery.index import Index, Neighbours
+from pmm.gallery.search import nearest_to, table
+from pmm.runtime.open import BACKEND_HELP, open_runner
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, replacing
 from pmm.utils.hardware import cuda_index
-
-PICTURED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +30,14 @@ class SearchCommand:
     query: Path
     """Image to look for."""
     artifact: Path
-    """What embeds the query: the checkpoint, ONNX file or engine that made the index, or another file made from the
-    same checkpoint."""
+    """What embeds the query: the file that made the index, or another one of the same checkpoint."""
     top: int = 10
     """How many to list."""
     picture: Path | None = None
     """Also draw the first results (20 at most) to this file (.png)."""
     folder: Path | None = None
     """For the picture: where the indexed crops are now, if they have moved."""
+    backend: Annotated[str, tyro.conf.arg(help=BACKEND_HELP)] = "auto"
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
 
@@ -53,80 +50,23 @@ def main(prog: str) -> None:
     cuda_index(command.device)
     existing_file(command.query, "an image to look for")
     if command.picture:
-        if command.picture.suffix.lower() != ".png":
-            raise UserError(f"--picture is {command.picture}; give it a name that ends in .png")
-        output_file(command.picture, command.query, command.index, command.artifact)
+        output_file(command.picture, command.query, command.index, command.artifact, suffixes=(".png",))
     index = Index.load(command.index)
-    with open_runner(command.artifact, device=command.device) as runner:
-        note = check_fits(index.contract, contract_of(command.artifact, runner), command)
-        size = runner.preprocessing
-        query = runner(load_crops([command.query], size.height, size.width))[0]
-    found = index.nearest(query, command.top)
-    picture = draw(command, index, found) if command.picture else None
+    with open_runner(command.artifact, command.backend, device=command.device) as runner:
+        several, note = nearest_to([command.query], index, runner, command.artifact, command.top)
+    found = Neighbours(several.indices[0], several.distances[0])
     if note:
         print(f"{prog}: note: {note}", file=sys.stderr)
-    if command.picture and picture:
-        with replacing(command.picture) as temporary:
-            picture.save(temporary)
-        if len(found.indices) > PICTURED:
-            print(f"{prog}: note: {command.picture} shows the first {PICTURED}", file=sys.stderr)
+    if command.picture:
+        _draw(command, command.picture, index, found, prog)
     print(table(index, found))
 
 
-def check_fits(indexed: IndexContract, asked: IndexContract, command: SearchCommand) -> str:
-    """What the user should know about comparing embeddings of two files; empty if it is the same file.
+def _draw(command: SearchCommand, out: Path, index: Index, found: Neighbours, prog: str) -> None:
+    from pmm.visualize.neighbours import MOST, draw_neighbours
 
-    Raises UserError if they cannot be compared.
-    """
-    differences = indexed.differences(asked)
-    if differences:
-        raise UserError(
-            f"{command.artifact} does not fit {command.index}, embeddings of different models are not comparable "
-            f"(the index has {'; '.join(differences)}); use the artifact that made the index, or embed the folder again"
-        )
-    if indexed.precision != asked.precision:
-        return f"the index was made in {indexed.precision}, the query in {asked.precision}; distances differ a little"
-    if indexed.artifact_sha256 != asked.artifact_sha256:
-        return "the index was made by another file of the same checkpoint; distances may differ in the last digits"
-    return ""
-
-
-def table(index: Index, found: Neighbours) -> str:
-    """A line per result: rank, distance (for a cosine contract the similarity), path; in columns."""
-    measures, wide = measures_of(index, found), len(str(len(found.indices)))
-    lines = zip(measures, found.indices.tolist(), strict=True)
-    longest = max(map(len, measures))
-    return "\n".join(
-        f"{rank:>{wide}}  {measure:>{longest}}  {_on_one_line(index.paths[row])}"
-        for rank, (measure, row) in enumerate(lines, start=1)
-    )
-
-
-def measures_of(index: Index, found: Neighbours) -> list[str]:
-    """The distances as printed: Euclidean, or cosine similarity."""
-    cosine = index.contract.embedding.metric == "cosine"
-    return [f"{1 - distance if cosine else distance:.4f}" for distance in found.distances.tolist()]
-
-
-def draw(command: SearchCommand, index: Index, found: Neighbours) -> Image.Image:
-    """The query and its first results, their distances below. Raises UserError if a crop is missing or unreadable."""
-    from pmm.visualize.lists import ranked_lists
-
-    folder = command.folder or Path(index.folder)
-    crops = [folder / index.paths[row] for row in found.indices[:PICTURED].tolist()]
-    gone = [crop for crop in crops if not crop.is_file()]
-    if gone:
-        raise UserError(
-            f"cannot draw {command.picture}: {len(gone)} of {len(crops)} crops are missing, the first is {gone[0]}; "
-            "give --folder DIR if they have moved"
-        )
-    words = "cosine similarity" if index.contract.embedding.metric == "cosine" else "distance"
-    captions = [measures_of(index, found)[:PICTURED]]
-    return ranked_lists(
-        [command.query], [[(crop, None) for crop in crops]], height=192, captions=captions, measure=words
-    )
-
-
-def _on_one_line(path: str) -> str:
-    """A name with a line break or a terminal's control code in it would break the table."""
-    return path if path.isprintable() else path.encode("unicode_escape").decode()
+    picture = draw_neighbours(command.query, index, found, command.folder)
+    with replacing(out) as temporary:
+        picture.save(temporary)
+    if len(found.indices) > MOST:
+        print(f"{prog}: note: {out} shows the first {MOST}", file=sys.stderr)

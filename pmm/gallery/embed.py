@@ -1,4 +1,4 @@
-"""Crops on disk -> embeddings, the same way for every backend: a checkpoint, an ONNX file or an engine. Loads no torch."""
+"""Crops on disk -> embeddings, the same way for every backend. Loads no torch for an ONNX file or an engine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,39 @@ from pmm.data.samples import Sample
 from pmm.gallery.index import Index, IndexContract
 from pmm.runtime.base import Embeddings, Runner
 from pmm.runtime.memory import batch_fits
+from pmm.runtime.open import open_runner
 from pmm.utils.errors import UserError
 from pmm.utils.files import sha256
+
+
+def embed(
+    artifact: str | Path,
+    folder: str | Path,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    batch_size: int = 64,
+    threads: int = 0,
+) -> Index:
+    """Embed every image in `folder` and below it, for `pmm.search`.
+
+    Args:
+        artifact: checkpoint, ONNX file, AOTInductor package or engine.
+        backend, device, threads: as `pmm.open_runner`.
+        batch_size: images at once.
+
+    Raises:
+        UserError: as `pmm.open_runner`, or a folder without images, a bad image, NaN or Inf among the embeddings.
+
+    Example:
+        >>> index = pmm.embed("best.onnx", "crops")
+        >>> index.save("gallery.npz")
+        >>> index.embeddings.shape == (len(index), index.contract.embedding.dim)
+        True
+    """
+    images_below(Path(folder))  # before a model is loaded for nothing
+    with open_runner(artifact, backend, device=device, threads=threads) as runner:
+        return embed_folder(runner, contract_of(Path(artifact), runner), Path(folder), batch_size=batch_size)
 
 
 def embed_folder(
@@ -82,6 +113,8 @@ def embed_files(
     """
     from tqdm import tqdm
 
+    if batch_size < 1:
+        raise UserError(f"a batch of {batch_size} images; expected at least 1")
     if flip and runner.embedding.flip_tta:
         raise UserError("the file averages with the mirror image already (--flip-tta at export); leave --flip-test out")
     size = runner.preprocessing

@@ -96,8 +96,8 @@ class Index:
     def nearest(self, query: npt.NDArray[np.floating[Any]], top: int) -> Neighbours:
         """The `top` items nearest to each query ([D] or [Q, D]), all if there are fewer; ties go to the lower index.
 
-        Exact, and the same for any number of queries at once (`pmm.evaluation.nearest`). Memory stays bounded however large the
-        gallery. Raises UserError for a query of another dimension, NaN or Inf in it, or top < 1.
+        Exact, and the same for any number of queries at once (`pmm.evaluation.nearest`). Memory stays bounded however
+        large the gallery. Raises UserError for a query of another dimension, NaN or Inf in it, or top < 1.
         """
         if top < 1:
             raise UserError(f"top is {top}; it must be at least 1")

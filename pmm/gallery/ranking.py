@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,9 @@ from pmm.evaluation.metrics import RankingResult, counting_threads, evaluate_dis
 from pmm.evaluation.reranking import Reranking, check_memory, reranked
 from pmm.runtime.base import Embeddings
 from pmm.utils.hardware import usable_cores
+
+CMC_RANKS = (1, 5, 10, 20)
+"""That are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,3 +53,27 @@ def rank_split(
         threads=how.threads, label=label,
     )  # fmt: skip
     return evaluate_distances(distances, *labels, **options)
+
+
+def figures(result: RankingResult) -> dict[str, float | int]:
+    """The printed figures as plain numbers (fractions)."""
+    cmc = {f"rank{rank}": float(result.cmc[rank - 1]) for rank in CMC_RANKS}
+    return {"mAP": result.mAP, **cmc, "mINP": result.mINP, "skipped_queries": result.skipped}
+
+
+def describe(result: RankingResult) -> str:
+    """One line: mAP, CMC and mINP in percent, skipped queries."""
+    cmc = "  ".join(f"rank-{rank} {result.cmc[rank - 1]:.1%}" for rank in CMC_RANKS)
+    return f"mAP {result.mAP:.1%}  {cmc}  mINP {result.mINP:.1%}  ({result.skipped} queries without a match skipped)"
+
+
+def per_query_csv(split: Split, result: RankingResult) -> str:
+    """A line per query; no AP and no first match for a skipped one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("query", "pid", "camid", "AP", "INP", "first_match_rank"))
+    rows = zip(split.query, result.per_query_ap, result.per_query_inp, result.first_rank.tolist(), strict=True)
+    for sample, ap, inp, first in rows:
+        found = (f"{ap:.6f}", f"{inp:.6f}", first) if first else ("", "", "")
+        writer.writerow((sample.path, sample.pid, sample.camid, *found))
+    return text.getvalue()

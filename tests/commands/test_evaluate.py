@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pmm.artifacts.artifact import manifest_path
+from pmm.artifacts.checkpoint import load, save
 from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
 from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
@@ -66,6 +68,49 @@ def test_any_artifact_gives_the_figures_of_the_checkpoint(trained, exported, peo
     found = figures(done, tmp_path / "b.json")
     assert found["mAP"] == pytest.approx(expected.mAP, abs=1e-3)
     assert found["backend"] == "ort-cpu"
+
+
+def test_a_checkpoint_names_its_data_set(trained, exported, people, tmp_path, embedded, split, monkeypatch):
+    expected = evaluate_ranking(*embedded[0], *labels_of(split)).mAP
+    out = tmp_path / "a.json"
+    found = figures(run_here("-m", "pmm", "evaluate", trained, "--json", out), out)
+    assert (found["mAP"], found["dataset"], found["root"]) == (expected, "synthetic", str(people))
+    moved = tmp_path / "moved"
+    moved.symlink_to(people)
+    done = run_here("-m", "pmm", "evaluate", trained, "--root", moved, "--json", out)
+    assert (figures(done, out)["mAP"], figures(done, out)["root"]) == (expected, str(moved))
+    assert "data set: synthetic, as the checkpoint says" in done.stdout
+    assert figures(run_here("-m", "pmm", "evaluate", trained, "--dataset", "synthetic", "--json", out), out)
+    done = run_here("-m", "pmm", "evaluate", trained, "--dataset", "market1501")
+    assert_one_line_error(done, "--dataset market1501 without --root", "trained on synthetic", "--root DIR")
+    done = run_here("-m", "pmm", "evaluate", trained, "--dataset", "marked1501")
+    assert_one_line_error(done, "unknown data set 'marked1501'", "market1501")
+    # an exported file: its checkpoint does, if it is at hand
+    done = run_here("-m", "pmm", "evaluate", exported, cwd=tmp_path)
+    assert_one_line_error(done, "model.onnx: the checkpoint that it came from", "--dataset NAME and --root DIR")
+    for ending in ("", ".json"):
+        shutil.copy(f"{exported}{ending}", tmp_path / f"model.onnx{ending}")
+    shutil.copy(trained, tmp_path / "weights")
+    done = run_here("-m", "pmm", "evaluate", tmp_path / "model.onnx", "--json", out)
+    assert figures(done, out)["mAP"] == pytest.approx(expected, abs=1e-3)
+    state = load(trained)
+    for root, text in ((str(tmp_path / "gone"), "which is gone; give --root DIR"), ("", "does not say where its data")):
+        state["config"]["data"]["root"] = root
+        save(tmp_path / "other.pth", state)
+        assert_one_line_error(run_here("-m", "pmm", "evaluate", tmp_path / "other.pth"), text)
+
+
+def test_a_backend_is_chosen_by_name(trained, exported, people, tmp_path):
+    pytest.importorskip("openvino")
+    out = tmp_path / "a.json"
+    found = {name: figures(evaluate(exported, people, "--backend", name, "--json", out), out) for name in
+             ("openvino", "onnxruntime")}  # fmt: skip
+    assert {name: each["backend"] for name, each in found.items()} == {"openvino": "openvino", "onnxruntime": "ort-cpu"}
+    assert found["openvino"]["mAP"] == pytest.approx(found["onnxruntime"]["mAP"], abs=1e-3)
+    done = evaluate(trained, people, "--backend", "openvino")
+    assert_one_line_error(done, "best.pth is a checkpoint, which openvino does not run", "torch, torch-compile")
+    done = evaluate(exported, people, "--backend", "ort-cpu", "--device", "cuda")
+    assert_one_line_error(done, "ort-cpu does not run on --device cuda; ort-cuda would run")
 
 
 def test_every_choice_reaches_the_figures(trained, people, tmp_path, embedded, split):

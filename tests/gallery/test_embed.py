@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from pmm.data.crops import load_crop, load_crops
+from pmm.gallery import embed as gallery
 from pmm.gallery.embed import contract_of, embed_files, embed_folder, images_below
 from pmm.gallery.index import Index
-from pmm.runtime.open import open_runner
+from pmm.runtime.open import BACKENDS, open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import UserError
 from pmm.utils.files import sha256
@@ -65,6 +66,24 @@ def test_torch_and_onnx_runtime_write_the_same_index(trained, artifact, crops, t
     with open_runner(artifact) as runner:
         straight = runner(load_crops([crops / path for path in index.paths], 128, 64))
     np.testing.assert_allclose(index.embeddings, straight, rtol=1e-5, atol=1e-5)
+
+
+def test_a_backend_is_chosen_by_name_and_the_function_makes_what_the_command_writes(artifact, crops, tmp_path):
+    pytest.importorskip("openvino")
+    done = embed(artifact, crops, tmp_path / "out.npz", "--backend", "openvino")
+    assert "openvino in fp32 on cpu" in done.stdout, done.stderr
+    index = gallery.embed(artifact, crops, backend="openvino", batch_size=64)
+    index.save(tmp_path / "same.npz")
+    assert (tmp_path / "same.npz").read_bytes() == (tmp_path / "out.npz").read_bytes()
+    other = gallery.embed(artifact, str(crops), device="cpu", threads=1)
+    np.testing.assert_allclose(index.embeddings, other.embeddings, rtol=1e-4, atol=1e-4)
+    assert (index.paths, index.contract) == (other.paths, other.contract)
+    with pytest.raises(UserError, match="a batch of 0 images"):
+        gallery.embed(artifact, crops, batch_size=0)
+    done = embed(artifact, crops, tmp_path / "out.npz", "--backend", "torch-compile")
+    assert_one_line_error(done, "model.onnx is an ONNX file, which torch-compile does not run", "ort-cpu", "openvino")
+    done = embed(artifact, crops, tmp_path / "out.npz", "--backend", "torchscript")
+    assert_one_line_error(done, "unknown backend 'torchscript'", *BACKENDS)
 
 
 def test_the_same_folder_gives_the_same_bytes(artifact, crops, tmp_path):
@@ -229,7 +248,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_index(artifact, crops, tmp_pa
 
 
 def test_wrong_use_is_one_line_before_any_work(artifact, crops, tmp_path, monkeypatch):
-    monkeypatch.setattr("pmm.gallery.embed.open_runner", lambda *_: pytest.fail("a model was opened for nothing"))
+    monkeypatch.setattr(
+        "pmm.commands.embed.open_runner", lambda *_, **__: pytest.fail("a model was opened for nothing")
+    )
     empty = tmp_path / "empty"
     empty.mkdir()
     out = tmp_path / "out.npz"
@@ -246,6 +267,8 @@ def test_wrong_use_is_one_line_before_any_work(artifact, crops, tmp_path, monkey
 
 
 def test_an_artifact_of_no_known_kind_is_one_line(crops, tmp_path):
-    assert_one_line_error(embed(tmp_path / "model.bin", crops, tmp_path / "out.npz"), "no runner for '.bin' files")
+    (tmp_path / "model.bin").write_bytes(b"bytes")
+    done = embed(tmp_path / "model.bin", crops, tmp_path / "out.npz")
+    assert_one_line_error(done, "model.bin: neither its content nor its name", ".pth", ".onnx", ".plan", ".pt2")
     assert_one_line_error(embed(tmp_path / "none.onnx", crops, tmp_path / "out.npz"), "none.onnx does not exist")
     assert not (tmp_path / "out.npz").exists()

@@ -12,6 +12,8 @@ from PIL import Image
 
 from pmm.export.options import Recipe
 from pmm.gallery.index import Index
+from pmm.gallery.search import search as find
+from pmm.utils.errors import UserError
 from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG
 from tests.conftest import assert_one_line_error, run_here
 
@@ -75,6 +77,32 @@ def test_torch_and_onnx_list_the_same_and_the_difference_is_told(indices, artifa
     assert [row[2] for row in rows(plain)] == [row[2] for row in rows(torch)]
     assert torch.stderr.count("\n") == 1, torch.stderr
     assert "note: the index was made by another file of the same checkpoint" in torch.stderr
+
+
+def test_the_function_finds_what_the_command_lists(indices, artifacts, crops, query, caplog):
+    index = Index.load(indices["onnx"])
+    listed = [path for _, _, path in rows(search(indices["onnx"], query, artifacts["onnx"], "--top", "4"))]
+    found = find(indices["onnx"], query, artifacts["onnx"], top=4, device="cpu")
+    assert [index.paths[row] for row in found.indices] == listed
+    assert (found.indices.shape, found.distances.dtype) == ((4,), np.float64)
+    other = sorted(crops.glob("*.jpg"))[3]
+    several = find(index, [str(query), other], str(artifacts["onnx"]), top=4, device="cpu")
+    np.testing.assert_array_equal(several.indices[0], found.indices)
+    assert index.file(several.indices[1, 0]) == other
+    assert not caplog.records
+    find(index, [query], artifacts["torch"], top=4, device="cpu")
+    assert "best.pth: the index was made by another file of the same checkpoint" in caplog.text
+    with pytest.raises(UserError, match=r"best.pth does not fit the index, .* metric cosine, not euclidean"):
+        find(indices["cosine"], query, artifacts["torch"], device="cpu")
+
+
+def test_a_backend_is_chosen_by_name(indices, artifacts, query):
+    pytest.importorskip("openvino")
+    plain = search(indices["onnx"], query, artifacts["onnx"], "--top", "8")
+    other = search(indices["onnx"], query, artifacts["onnx"], "--top", "8", "--backend", "openvino")
+    assert [row[2] for row in rows(other)] == [row[2] for row in rows(plain)]
+    done = search(indices["onnx"], query, artifacts["torch"], "--backend", "openvino")
+    assert_one_line_error(done, "best.pth is a checkpoint, which openvino does not run", "torch, torch-compile")
 
 
 def test_top_beyond_the_gallery_is_all_of_it(indices, artifacts, crops, query):

@@ -1,0 +1,69 @@
+"""Where a file comes from: its manifest, the checkpoint it was exported from, and the data that one was trained on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from pmm.artifacts.artifact import read_manifest
+from pmm.artifacts.checkpoint import load
+from pmm.artifacts.kinds import kind_of, kind_of_content
+from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.onnx_file import read_onnx
+from pmm.artifacts.runs import RUNS, located
+from pmm.config import Config
+from pmm.utils.errors import UserError
+from pmm.utils.files import sha256
+
+ADVICE = "give --dataset NAME and --root DIR"
+
+
+class DataSet(NamedTuple):
+    """A data set on disk."""
+
+    name: str
+    """Its layout, as pmm check lists them, or a folder."""
+    root: str
+
+
+def manifest_of(path: Path) -> Manifest:
+    """Of an exported file. Raises UserError if it is not ours or was changed."""
+    kind = kind_of(path)
+    if kind == "onnx":
+        return read_onnx(path).manifest
+    manifest = read_manifest(path, sha256(path))
+    if manifest is None or (kind == "engine" and manifest.engine is None):
+        raise UserError(f"{path}: not an artifact of ours: no manifest beside it says what to feed it; export it again")
+    return manifest
+
+
+def checkpoint_of(artifact: Path, manifest: Manifest) -> Path | None:
+    """The checkpoint that an exported file came from: beside it, one folder up, or in a run. None if it is nowhere."""
+    beside = artifact.resolve().parent
+    for path in dict.fromkeys([*beside.glob("*"), *beside.parent.glob("*"), *RUNS.glob("*/*")]):
+        usable = path.is_file() and os.access(path, os.R_OK) and kind_of_content(path) == "checkpoint"
+        if usable and sha256(path) == manifest.checkpoint_sha256:
+            return path
+    return None
+
+
+def trained_on(path: Path) -> DataSet:
+    """The data set that a checkpoint, or the one that an exported file came from, was trained on.
+
+    Raises UserError if nothing says so, or it is no longer there.
+    """
+    checkpoint = path if kind_of(path) in ("checkpoint", "torch") else checkpoint_of(path, manifest_of(path))
+    if checkpoint is None:
+        raise UserError(
+            f"{path}: the checkpoint that it came from, which names a data set, is neither beside it nor under "
+            f"{RUNS}/; {ADVICE}"
+        )
+    try:
+        data = Config.from_dict(load(checkpoint)["config"]).data
+    except ImportError as error:
+        raise UserError(f"{checkpoint} names a data set, and torch is needed to read it; {ADVICE}") from error
+    root = located(data.root, checkpoint)
+    if not root:
+        raise UserError(f"{checkpoint} does not say where its data are; {ADVICE}")
+    return DataSet(data.dataset, root)
