@@ -63,10 +63,12 @@ class Shared:
 
     def run(self, method: str = "pmm") -> Path:
         """best.pth of a short run, with all that a run leaves beside it."""
+        from pmm.training.flags import TrainOptions
         from pmm.training.launch import train
 
         config = dataclasses.replace(self._config, model=dataclasses.replace(self._config.model, method=method))
-        return self._store.get(f"run-{method}", lambda home: train(config, out=home, device="cpu")) / "best.pth"
+        on_cpu = TrainOptions(device="cpu")
+        return self._store.get(f"run-{method}", lambda home: train(config, home, on_cpu)) / "best.pth"
 
     def onnx(self, recipe: Recipe | None = None, *, method: str = "pmm", verify: bool = True) -> Path:
         """The ONNX file (model.onnx) of that run's best.pth, with its manifest beside it."""

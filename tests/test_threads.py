@@ -9,7 +9,7 @@ import pmm.training.trainer
 from pmm.commands.train import _again
 from pmm.runtime import torch_runner
 from pmm.runtime.open import open_runner
-from pmm.training.flags import parse
+from pmm.training.flags import TrainOptions, parse
 from pmm.training.launch import train
 from pmm.utils.errors import UserError
 
@@ -37,7 +37,7 @@ def trained_with(small_config, tmp_path, monkeypatch):
 
     def start(**options):
         with pytest.raises(Stopped):
-            train(small_config, out=tmp_path / "run", device="cpu", **options)
+            train(small_config, tmp_path / "run", TrainOptions(device="cpu", **options))
         return found.pop()
 
     monkeypatch.setattr(pmm.training.trainer, "Trainer", stop)

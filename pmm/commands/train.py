@@ -30,15 +30,7 @@ def main(prog: str) -> int:
     out = command.out or new_run(command)
     go_on = f"go on with: {_again(command, out)} --resume"
     try:
-        train(
-            command.config,
-            out=out,
-            device=command.device,
-            resume=command.resume,
-            save_minutes=command.save_minutes,
-            skip_bad_images=command.skip_bad_images,
-            threads=command.threads,
-        )
+        train(command.config, out, command)
     except Stopped as stop:
         name = "Ctrl-C" if stop.number == signal.SIGINT else signal.Signals(stop.number).name
         if is_first():

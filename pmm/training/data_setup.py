@@ -34,8 +34,6 @@ def settled(config: Config) -> Config:
     if model.weights == "auto":
         pretrained = model.backbone == "resnet50" and data.dataset != SYNTHETIC
         model = dataclasses.replace(model, weights="imagenet" if pretrained else "none")
-        if model.backbone == "resnet50" and not pretrained:
-            print("synthetic people: the trunk starts from random weights (--weights imagenet starts from ImageNet's)")
     return dataclasses.replace(config, data=data, model=model)
 
 

@@ -27,11 +27,9 @@ SAVE_MINUTES = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where and from what a run starts; the rest of its command line is its `Config`."""
+class TrainOptions:
+    """What training needs besides a `Config` and a folder: whether it goes on, and on what it runs."""
 
-    out: Path | None = None
-    """Folder of the run (default: a new one under runs/)."""
     resume: bool = False
     """Go on from OUT/last.pth (without --out: the newest run under runs/)."""
     device: str = "auto"
@@ -50,14 +48,22 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(Place):
+class _Place(TrainOptions):
+    """What follows no preset; the rest of the command line is the `Config`."""
+
+    out: Path | None = None
+    """Folder of the run (default: a new one under runs/)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(_Place):
     """The whole command line."""
 
     config: Config = field(default_factory=Config)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Choices(Place):
+class _Choices(_Place):
     """What must be known before the defaults of the other flags are."""
 
     preset: str = ""

@@ -8,23 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pmm.config import Config
-from pmm.data.samples import Split
 from pmm.models.registry import method_of
 from pmm.training.data_setup import settled, training_data
-from pmm.training.flags import SAVE_MINUTES
+from pmm.training.flags import TrainOptions
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.files import claimed
-
-if TYPE_CHECKING:
-    import torch
-
-    from pmm.training.distributed import Processes
 
 
 def is_first() -> bool:
@@ -32,16 +24,7 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def train(
-    config: Config,
-    *,
-    out: Path,
-    device: str = "auto",
-    resume: bool = False,
-    save_minutes: float = SAVE_MINUTES,
-    skip_bad_images: bool = False,
-    threads: int = 0,
-) -> Path:
+def train(config: Config, out: Path, options: TrainOptions) -> Path:
     """Train as `config` says and write checkpoints, metrics and TensorBoard logs to `out`; returns out/best.pth.
 
     The processes that torchrun started train together. Ctrl-C and SIGTERM save the run and raise Stopped. Raises
@@ -49,56 +32,28 @@ def train(
     no compiled kernels for the device.
     """
     if is_first():
-        _check_folder(out, resume)
+        _check_folder(out, options.resume)
     from pmm.runtime.eager import torch_device
     from pmm.runtime.torch_runner import set_threads
     from pmm.training.distributed import joined
-    from pmm.training.progress import warn
-    from pmm.utils.cuda_versions import advice
-    from pmm.utils.hardware import nvidia_gpus
-
-    if method_of(config).mixes_cells:
-        _check_kernels(device)
-    with joined(torch_device(device)) as (processes, own):
-        if device == "auto" and own.type == "cpu" and processes.main and nvidia_gpus():
-            why = advice("torch") or "; see pmm info"
-            warn(f"torch cannot use the NVIDIA GPU that is here, so this trains on the CPU{why}")
-        out = Path(processes.told(str(out)))
-        given = processes.together(lambda: config if resume else settled(config))
-        config, split = processes.together(lambda: training_data(given))
-        with contextlib.ExitStack() as stack:
-            stack.callback(set_threads(threads))
-            processes.together(lambda: stack.enter_context(claimed(out)) if processes.main else None)
-            # again: drawing people takes a while
-            processes.together(lambda: _check_folder(out, resume) if processes.main else None)
-            signalled = stack.enter_context(command_line.held_signals(signal.SIGINT, signal.SIGTERM))
-            return _run(config, split, out, own, processes, resume, signalled, save_minutes, skip_bad_images)
-
-
-def _run(
-    config: Config,
-    split: Split,
-    out: Path,
-    device: torch.device,
-    processes: Processes,
-    resume: bool,
-    signalled: Callable[[], int],
-    save_minutes: float,
-    skip_bad_images: bool,
-) -> Path:
     from pmm.training.trainer import Trainer
 
-    trainer = processes.together(
-        lambda: Trainer(
-            config, split, out, device, processes, save_minutes=save_minutes, skip_bad_images=skip_bad_images
-        )
-    )
-    trainer.resume() if resume else trainer.start()
-    if trainer.finished >= config.recipe.epochs:
-        print(f"{out}: the run is finished ({trainer.finished} epochs); nothing to do")
-        return out / "best.pth"
-    trainer.say_start()
-    return trainer.run(signalled)
+    if method_of(config).mixes_cells:
+        _check_kernels(options.device)
+    with joined(torch_device(options.device)) as (processes, device):
+        if options.device == "auto" and device.type == "cpu" and processes.main:
+            _warn_of_unused_gpu()
+        out = Path(processes.told(str(out)))
+        given = processes.together(lambda: config if options.resume else settled(config))
+        config, split = processes.together(lambda: training_data(given))
+        with contextlib.ExitStack() as stack:
+            stack.callback(set_threads(options.threads))
+            processes.together(lambda: stack.enter_context(claimed(out)) if processes.main else None)
+            # again: drawing people takes a while
+            processes.together(lambda: _check_folder(out, options.resume) if processes.main else None)
+            signalled = stack.enter_context(command_line.held_signals(signal.SIGINT, signal.SIGTERM))
+            trainer = processes.together(lambda: Trainer(config, split, out, device, processes, options))
+            return trainer.run(signalled)
 
 
 def _check_folder(out: Path, resume: bool) -> None:
@@ -122,3 +77,13 @@ def _check_kernels(device: str) -> None:
         kernels(torch_device(device))
     except RuntimeError as error:
         raise UserError(str(error)) from error
+
+
+def _warn_of_unused_gpu() -> None:
+    from pmm.training.progress import warn
+    from pmm.utils.cuda_versions import advice
+    from pmm.utils.hardware import nvidia_gpus
+
+    if nvidia_gpus():
+        why = advice("torch") or "; see pmm info"
+        warn(f"torch cannot use the NVIDIA GPU that is here, so this trains on the CPU{why}")

@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pmm.training.flags import PROG
-from pmm.utils.errors import UserError
 
 MOST_WAITING = 1 / 3
 """Share of an epoch that may go in waiting for data before a run warns of it."""
@@ -186,12 +185,3 @@ class LossWatch:
             return None
         losses, batch, step = self._last
         return {name: float(value) for name, value in losses.items()}, batch, step
-
-
-def not_finite(label: str, step: int, losses: Mapping[str, float], lr: float, where: str, advice: str) -> UserError:
-    """One line for a loss that is NaN or Inf; `advice` as `RecipeConfig.gentler` gives it."""
-    parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items() if name != "loss")
-    return UserError(
-        f"{label}, step {step}: the loss is {losses['loss']} ({parts}; lr {lr:.2g}); the batch's files are in {where}; "
-        f"{advice}, then start again; the last checkpoint is from before this step"
-    )

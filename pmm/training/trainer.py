@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,36 +19,26 @@ from pmm.artifacts.runs import refuse_changes
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
 from pmm.data.crops import load_crops
-from pmm.data.loader import LOST_WORKER, train_batches
+from pmm.data.loader import train_batches
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.samples import Split, class_indices
 from pmm.data.splits import without_unreadable
-from pmm.models.registry import build_model, method_of
-from pmm.training.distributed import LOST_PEER, PEER_ENDED, Processes
-from pmm.training.progress import (
-    PROG,
-    LossWatch,
-    Meter,
-    advice_on_data,
-    epoch_line,
-    mean_of_records,
-    mean_of_states,
-    not_finite,
-    warn,
-)
+from pmm.models.registry import build_model
+from pmm.training.announce import Announcer
+from pmm.training.distributed import Processes
+from pmm.training.failures import explained, not_finite
+from pmm.training.flags import TrainOptions
+from pmm.training.progress import LossWatch, Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.resume import restore_training, snapshot
 from pmm.training.run_logger import Journal, journal
 from pmm.training.state import check_device, make_trainee
-from pmm.training.step import Validation, be_deterministic, collapsed, train_step
-from pmm.utils.build_info import describe_build
+from pmm.training.step import Validation, be_deterministic, train_step
 from pmm.utils.errors import Stopped, UserError
 from pmm.utils.files import sweep, write_file
-from pmm.utils.hardware import usable_cores
 from pmm.visualize.mixing import has_hard_mix, mix_picture
 
 GO, SAVE, STOP, FAIL = range(4)
 """What is to be done before the next step; of several wishes the largest."""
-BAD_BATCH = "bad-batch.json"
 PICTURES, SHOWN = 10, 16
 """Pictures of the mix in a run, and the identities in each."""
 
@@ -63,43 +53,66 @@ class Trainer:
         out: Path,
         device: torch.device,
         processes: Processes,
-        *,
-        save_minutes: float,
-        skip_bad_images: bool,
+        options: TrainOptions,
     ) -> None:
         """Raises UserError for a batch that the data or the processes do not make, or weights that do not fit."""
         self.config, self.split, self.out, self.device, self.processes = config, split, out, device, processes
-        self.save_seconds, self.skip_bad_images = 60 * save_minutes, skip_bad_images
+        self.options = options
         check_device(config, device)
         be_deterministic(device)
         torch.manual_seed(config.seed)
         self.batches, self.sampler = train_batches(
-            split.train, config, rank=processes.rank, world=processes.world, skip_bad=skip_bad_images
+            split.train, config, rank=processes.rank, world=processes.world, skip_bad=options.skip_bad_images
         )
         self.model = build_model(config)
         self.finished, self.best = 0, -1.0
         self.done: Mapping[str, Any] = {}
-        self.warned, self.named = False, set[int]()
+        self.announcer = Announcer(config, split, out)
         self.saved_at = time.monotonic()
 
-    def start(self) -> None:
+    def run(self, signalled: Callable[[], int]) -> Path:
+        """Train to the end, from the beginning or from last.pth as the options say; returns out/best.pth.
+
+        `signalled` says which signal asks for an end, 0 for none: then the run is saved, and Stopped raised. Raises
+        UserError for weights that do not fit, a run of another configuration, a bad image, a loss that is not finite,
+        or a disk that is full; last.pth is then intact.
+        """
+        if self.options.resume:
+            self._resume()
+        else:
+            self._start()
+        epochs, best = self.config.recipe.epochs, self.out / "best.pth"
+        if self.finished >= epochs:
+            print(f"{self.out}: the run is finished ({self.finished} epochs); nothing to do")
+            return best
+        step = self.done.get("steps", 0)
+        self.announcer.start(self.model, self.device, self.processes.world, self.finished, step)
+        try:
+            with explained(self.out, self.processes.world):
+                self._run(signalled)
+        finally:
+            self.batches.close()
+        print(f"{self.out}: finished {epochs} epochs; best.pth and last.pth are ready")
+        return best
+
+    def _start(self) -> None:
         """From the beginning. Raises UserError for weights that do not fit, or a folder that cannot be written."""
         self.processes.together(lambda: load_weights(self.model.backbone, self.config.model))  # type: ignore[arg-type]
-        with self._explained():
+        with explained(self.out, self.processes.world):
             self._ready()
         self.processes.together(self._begin)
         self.processes.together(self._save)  # shows that there is room, and from here on a run can be resumed
 
-    def resume(self) -> None:
+    def _resume(self) -> None:
         """From last.pth. Raises UserError if it is of another configuration or nothing to resume from."""
         state = self.processes.together(self._last)
-        with self._explained():
+        with explained(self.out, self.processes.world):
             self._ready()
             self.processes.together(lambda: restore_training(state, self.trainee))
         self.processes.together(self._begin)
         self.finished, self.best, self.done = state["epoch"], state["best"], state["progress"] or {}
         self.batches.skipped |= self.done.get("skipped", {})
-        self.named |= set(self.batches.skipped)
+        self.announcer.named |= set(self.batches.skipped)
         before = self.done.get("world", self.processes.world)
         if before != self.processes.world and self.processes.main:
             warn(
@@ -107,19 +120,7 @@ class Trainer:
                 "statistics, partners and triplets are found in other parts of it"
             )
 
-    def run(self, signalled: Callable[[], int]) -> Path:
-        """Train to the end; returns out/best.pth.
-
-        `signalled` says which signal asks for an end, 0 for none: then the run is saved, and Stopped raised. Raises
-        UserError for a bad image, a loss that is not finite, or a disk that is full; last.pth is then intact.
-        """
-        try:
-            with self._explained():
-                return self._run(signalled)
-        finally:
-            self.batches.close()
-
-    def _run(self, signalled: Callable[[], int]) -> Path:
+    def _run(self, signalled: Callable[[], int]) -> None:
         recipe, validation = self.config.recipe, self._validation()
         with journal(self.out, self.finished) if self.processes.main else contextlib.nullcontext() as log:
             begin, first = time.perf_counter(), self.finished
@@ -143,43 +144,19 @@ class Trainer:
                 if log:
                     left = (time.perf_counter() - begin) / (epoch - first) * (recipe.epochs - epoch)
                     print(epoch_line(label, record, len(self.sampler), left), flush=True)
-                    self._warn(record, skipped, epoch - first)
+                    self.announcer.warn(record, skipped, epoch - first)
                     self._show(log, epoch)
-        print(f"{self.out}: finished {recipe.epochs} epochs; best.pth and last.pth are ready")
-        return self.out / "best.pth"
 
     def _validation(self) -> Validation | None:
         """The held-out identities, without those of their images that are to be left out; None without any."""
         split = self.split
-        if self.skip_bad_images:
+        if self.options.skip_bad_images:
             split, bad = without_unreadable(split)
             if bad and self.processes.main:
                 warn(f"{len(bad)} held-out images skipped; {'; '.join(bad[:3])}")
         if not split.query:
             return None
         return self.processes.together(lambda: Validation(split, preprocessing_of(self.config), self.processes))
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """A UserError for what torch raises where a user, not a programmer, can do something."""
-        try:
-            yield
-        except RuntimeError as error:
-            if said := self._said(error):
-                raise UserError(said) from error
-            raise
-
-    def _said(self, error: RuntimeError) -> str:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        if isinstance(error, torch.OutOfMemoryError):
-            again = "go on with --resume" if (self.out / "last.pth").exists() else "start again"
-            advice = "or start a new run with --accumulate 2, --amp bf16 or a smaller --batch-size"
-            return f"the GPU's memory is full ({text[:200]}); free some of it and {again}, {advice}"
-        if LOST_WORKER in text:
-            return f"a process that loads images has ended ({text}), as when memory runs out; use fewer --workers"
-        if self.processes.world > 1 and any(word in str(error) for word in LOST_PEER):
-            return PEER_ENDED
-        return ""
 
     def _last(self) -> dict[str, Any]:
         state = checkpoint.load(self.out / "last.pth")
@@ -231,7 +208,7 @@ class Trainer:
         lost = watch.bad()
         number = signalled()
         word = FAIL if lost or isinstance(batch, UserError) else STOP if number else GO
-        if word == GO and batch is not None and time.monotonic() > self.saved_at + self.save_seconds:
+        if word == GO and batch is not None and time.monotonic() > self.saved_at + 60 * self.options.save_minutes:
             word = SAVE
         word = self.processes.agree(word)
         if word == FAIL:
@@ -258,7 +235,7 @@ class Trainer:
             files = [str(self.split.train[index].path) for index in indices.tolist()]
             finite = {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
             report = {"epoch": self.finished + 1, "step": step, "lr": meter.lr, "losses": finite, "files": files}
-            path = self.out / (BAD_BATCH if self.processes.main else f"bad-batch-{self.processes.rank}.json")
+            path = self.out / ("bad-batch.json" if self.processes.main else f"bad-batch-{self.processes.rank}.json")
             write_file(path, json.dumps(report, indent=1, allow_nan=False) + "\n")  # JSON has no word for NaN
             raise not_finite(label, step, losses, meter.lr, str(path), self.config.recipe.gentler)
         if isinstance(batch, UserError):
@@ -288,44 +265,3 @@ class Trainer:
             crops = load_crops([sample.path for sample in some[:SHOWN]], size.height, size.width)
             labels = [index[sample.pid] for sample in some[:SHOWN]]
             log.show("mix", mix_picture(self.model, crops, labels, size, rows=4, seed=epoch, height=128), epoch)
-
-    def _warn(self, record: Mapping[str, Any], bad: Mapping[int, str], since_start: int) -> None:
-        """Say once what slows the run down, and whenever more images were skipped or the features are one point."""
-        recipe = self.config.recipe
-        advice = advice_on_data(record, self.config.data.workers, usable_cores())
-        if advice and since_start > 1 and not self.warned:  # in the first the workers start
-            warn(advice)
-            self.warned = True
-        if new := [why for index, why in bad.items() if index not in self.named]:
-            warn(f"{len(bad)} images skipped so far; {'; '.join(new[:3])}")
-            self.named |= set(bad)
-        if record["epoch"] > recipe.epochs * recipe.warmup and collapsed(record, self.config.model.num_classes):
-            what = "the features have collapsed to one point (triplet ln 2, cross-entropy ln K)"
-            warn(f"{what}: {recipe.gentler}, then start again")
-
-    def say_start(self) -> None:
-        """What is trained, on what, with which values, and from where on."""
-        config, model = self.config, self.config.model
-        parameters = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
-        world = f" x {self.processes.world} processes" if self.processes.world > 1 else ""
-        print(f"{PROG}: {model.method} on {model.backbone} ({parameters:.2f} M parameters), {self.device}{world}")
-        if method_of(config).mixes_cells:
-            print(f"kernels of the mix: {describe_kernels(self.device)}")
-        held_out = len({sample.pid for sample in self.split.query})
-        trained = f"{len(self.split.train)} crops of {model.num_classes} identities"
-        print(f"data: {config.data.root}: {trained}, {held_out} more held out to choose best.pth")
-        for note in self.split.notes:
-            print(f"note: {note}")
-        print("\n".join(f"config: {line}" for line in config.lines()))
-        step = f", step {self.done['steps'] + 1}" if self.done.get("steps") else ""
-        begun = self.finished or step
-        start = f"goes on from epoch {self.finished + 1}{step}" if begun else "from scratch"
-        print(f"run: {self.out} ({start}, {config.recipe.epochs} epochs)", flush=True)
-
-
-def describe_kernels(device: torch.device) -> str:
-    """What the mix runs on `device` and, where that is plain torch, why."""
-    from pmm.ops._extension import missing
-
-    reason = missing(device.type)
-    return describe_build() if reason is None else f"plain torch on {device.type}: {reason}"

@@ -10,6 +10,7 @@ import torch
 from pmm.artifacts.checkpoint import load
 from pmm.config import PRESETS, Config, ModelConfig, preset
 from pmm.models.registry import METHODS, build_model, deployed, method_of, refuse_unread
+from pmm.training.flags import TrainOptions
 from pmm.training.launch import train
 from pmm.training.losses import reid_losses
 from pmm.utils.errors import UserError
@@ -150,11 +151,11 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(method, shared
     assert config.model.method == method
     monkeypatch.setattr(pmm.training.trainer, "train_step", stops_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        train(config, out=out, device="cpu", save_minutes=1e-9)
+        train(config, out, TrainOptions(device="cpu", save_minutes=1e-9))
     state = load(out / "last.pth")
     assert (state["epoch"], state["progress"]["steps"]) == (1, 1)
     monkeypatch.undo()
-    train(config, out=out, device="cpu", resume=True)
+    train(config, out, TrainOptions(device="cpu", resume=True))
     found, expected = (load(path)["model"] for path in (out / "last.pth", whole.with_name("last.pth")))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found)

@@ -24,6 +24,7 @@ from pmm.models.stages import Head
 from pmm.ops.mixed_cam import cam
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
+from pmm.training.flags import TrainOptions
 from pmm.training.launch import train
 from pmm.training.losses import reid_losses
 from pmm.training.state import learning_rate
@@ -199,7 +200,7 @@ def strong(store, small_config):
     base = preset("tiny-strong")
     recipe = dataclasses.replace(base.recipe, epochs=2, batch_size=12, val_every=1)
     config = dataclasses.replace(base, data=small_config.data, recipe=recipe)
-    return store.get("run-strong", lambda home: train(config, out=home, device="cpu")) / "best.pth"
+    return store.get("run-strong", lambda home: train(config, home, TrainOptions(device="cpu"))) / "best.pth"
 
 
 @pytest.fixture(scope="module")

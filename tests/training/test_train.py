@@ -19,16 +19,17 @@ from pmm.artifacts.checkpoint import load
 from pmm.commands.train import _again
 from pmm.config import Config, preset
 from pmm.ops._extension import missing
-from pmm.training.flags import parse
+from pmm.training.announce import describe_kernels
+from pmm.training.flags import TrainOptions, parse
 from pmm.training.launch import train
 from pmm.training.run_logger import Journal
 from pmm.training.state import learning_rate
 from pmm.training.step import collapsed
-from pmm.training.trainer import describe_kernels
 from pmm.utils.errors import Stopped, UserError
 from pmm.utils.files import claimed
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 
+ON_CPU, RESUMED = TrainOptions(device="cpu"), TrainOptions(device="cpu", resume=True)
 TIMES = ("seconds", "data_seconds", "step_seconds", "images_per_s", "memory_gb")
 CPU_BUILD = {"compiler": "g++ 12.2.0", "cuda": None, "architectures": [], "sources": "0123456789ab"}
 
@@ -49,7 +50,7 @@ def same(a, b):
 
 def test_another_seed_gives_other_bits(small_config, trained, tmp_path):
     """That the same gives the same, the runs below show that are stopped and resumed."""
-    other = train(dataclasses.replace(small_config, seed=1), out=tmp_path / "other", device="cpu")
+    other = train(dataclasses.replace(small_config, seed=1), tmp_path / "other", ON_CPU)
     assert not same(weights(other), weights(trained))
 
 
@@ -75,7 +76,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(Stopped, match=r"epoch 2/2, after step 1 of 3") as stop:
-            train(small_config, out=out, device="cpu")
+            train(small_config, out, ON_CPU)
     finally:
         signal.signal(signal.SIGINT, before[0])
     assert stop.value.number == number
@@ -84,7 +85,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert (state["epoch"], state["progress"]["steps"], len(calls)) == (1, 1, 4)
     (out / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text() + '{"epoch": 2, "unfinished": true}\n')
     config = dataclasses.replace(load_config(out), data=dataclasses.replace(small_config.data, workers=1))
-    train(config, out=out, device="cpu", resume=True)
+    train(config, out, RESUMED)
     assert len(calls) == 6
     for name in ("best.pth", "last.pth"):
         assert same(weights(out / name), weights(trained.with_name(name)))
@@ -101,7 +102,7 @@ def test_a_run_resumes_only_on_its_own_data(trained, people, tmp_path):
     config = load_config(out)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
     with pytest.raises(UserError, match=r"num_classes is 9, but .* has 8 training identities"):
-        train(config, out=out, device="cpu", resume=True)
+        train(config, out, RESUMED)
 
 
 def test_a_kill_between_the_files_of_an_epoch_loses_nothing(small_config, trained, tmp_path, monkeypatch):
@@ -117,10 +118,10 @@ def test_a_kill_between_the_files_of_an_epoch_loses_nothing(small_config, traine
 
     monkeypatch.setattr(checkpoint, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(small_config, out=out, device="cpu")
+        train(small_config, out, ON_CPU)
     assert saved[:3] == [("last.pth", 0, 0), ("best.pth", 1, 0), ("last.pth", 1, 1)]
     monkeypatch.setattr(checkpoint, "save", original)
-    train(load_config(out), out=out, device="cpu", resume=True)
+    train(load_config(out), out, RESUMED)
     for name in ("best.pth", "last.pth"):
         assert same(weights(out / name), weights(trained.with_name(name)))
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
@@ -130,7 +131,7 @@ def test_what_was_best_before_an_interruption_stays_the_best(trained, tmp_path):
     out = shutil.copytree(trained.parent, tmp_path / "run", copy_function=shutil.copyfile)
     before, state = (out / "best.pth").read_bytes(), load(out / "last.pth")
     torch.save({**state, "epoch": 1, "best": 2.0}, out / "last.pth")  # no later epoch is as good
-    train(load_config(out), out=out, device="cpu", resume=True)
+    train(load_config(out), out, RESUMED)
     assert load(out / "last.pth")["epoch"] == 2
     assert load(out / "last.pth")["best"] == 2.0
     assert (out / "best.pth").read_bytes() == before
@@ -143,7 +144,7 @@ def test_best_is_no_state_to_resume_from(small_config, trained, tmp_path):
     state["epoch"] = 1
     torch.save(state, out / "last.pth")
     with pytest.raises(UserError, match=r"no state to resume from"):
-        train(Config.from_dict(state["config"]), out=out, device="cpu", resume=True)
+        train(Config.from_dict(state["config"]), out, RESUMED)
 
 
 def test_two_runs_may_want_the_same_people(tmp_path):
@@ -199,7 +200,7 @@ def test_what_a_run_leaves(trained):
 
 def test_without_validation_best_is_last(small_config, tmp_path):
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, val_identities=0.0))
-    best = train(config, out=tmp_path / "run", device="cpu")
+    best = train(config, tmp_path / "run", ON_CPU)
     assert same(weights(best), weights(best.with_name("last.pth")))
     assert load(best)["epoch"] == 2
 
@@ -401,7 +402,7 @@ def test_collapse_is_noticed():
 def test_a_loss_that_is_not_finite_stops(small_config, tmp_path):
     config = dataclasses.replace(small_config, recipe=dataclasses.replace(small_config.recipe, lr=1e30, warmup=0.0))
     with pytest.raises(UserError, match=r"epoch 1/2, step \d: the loss is (nan|inf).*lower --lr") as raised:
-        train(config, out=tmp_path / "run", device="cpu")
+        train(config, tmp_path / "run", ON_CPU)
     report = json.loads((tmp_path / "run" / "bad-batch.json").read_text())
     assert f"step {report['step']}:" in str(raised.value)
     assert len(set(report["files"])) == 12
@@ -462,7 +463,7 @@ def test_a_gpu_that_torch_cannot_use_is_told(small_config, tmp_path, monkeypatch
         pytest.skip("torch can use the GPU here")
     monkeypatch.setattr("pmm.utils.hardware.nvidia_gpus", lambda: ("a GPU",))
     monkeypatch.setattr("pmm.training.trainer.Trainer.run", lambda self, signalled: None)
-    train(small_config, out=tmp_path / "run", device="auto")
+    train(small_config, tmp_path / "run", TrainOptions(device="auto"))
     assert "warning: torch cannot use the NVIDIA GPU that is here, so this trains on the CPU" in capsys.readouterr().err
 
 
@@ -486,7 +487,7 @@ def test_a_worker_that_dies_is_one_line(small_config, tmp_path, monkeypatch):
     others = set(multiprocessing.active_children())
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=2))
     with pytest.raises(UserError, match=r"a process that loads images has ended .*use fewer --workers"):
-        train(config, out=tmp_path / "run", device="cpu")
+        train(config, tmp_path / "run", ON_CPU)
     assert not set(multiprocessing.active_children()) - others  # the other worker has ended too
     assert load(tmp_path / "run" / "last.pth")["epoch"] == 0
 
@@ -500,19 +501,19 @@ def test_a_gpu_that_is_full_is_one_line(small_config, tmp_path, monkeypatch):
         r"memory is full \(CUDA out of memory. Tried .*\); free some of it and go on with --resume, or start a new"
     )
     with pytest.raises(UserError, match=expected) as told:
-        train(small_config, out=tmp_path / "run", device="cpu")
+        train(small_config, tmp_path / "run", ON_CPU)
     assert "\n" not in str(told.value)
     with monkeypatch.context() as patch:
         patch.setattr("pmm.training.trainer.make_trainee", full)
         with pytest.raises(UserError, match=r"memory is full .*; free some of it and start again, or start a new run"):
-            train(small_config, out=tmp_path / "never begun", device="cpu")
+            train(small_config, tmp_path / "never begun", ON_CPU)
 
     def broken(*args, **kwargs):
         raise RuntimeError("the size of tensor a")
 
     monkeypatch.setattr("pmm.training.trainer.train_step", broken)
     with pytest.raises(RuntimeError, match="tensor a"):  # a bug stays one
-        train(small_config, out=tmp_path / "other", device="cpu")
+        train(small_config, tmp_path / "other", ON_CPU)
 
 
 def test_a_log_on_a_full_disk_is_named(tmp_path):
@@ -535,7 +536,7 @@ def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, m
     monkeypatch.setattr(pmm.training.trainer, "Meter", Starved)
     recipe = dataclasses.replace(small_config.recipe, epochs=3)
     data = dataclasses.replace(small_config.data, val_identities=0.0)  # four batches, not three
-    train(dataclasses.replace(small_config, recipe=recipe, data=data), out=tmp_path / "run", device="cpu")
+    train(dataclasses.replace(small_config, recipe=recipe, data=data), tmp_path / "run", ON_CPU)
     done = capsys.readouterr()
     assert done.out.count("  data 150 ms  step 225 ms  ") == 3
     assert done.err.count("pmm train: warning: 40% of the epoch was waiting for images") == 1
@@ -544,7 +545,7 @@ def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, m
 
 def test_a_run_in_use_is_refused(small_config, tmp_path):
     with claimed(tmp_path / "run"), pytest.raises(UserError, match="in use by another process"):
-        train(small_config, out=tmp_path / "run", device="cpu")
+        train(small_config, tmp_path / "run", ON_CPU)
     assert not (tmp_path / "run" / "last.pth").exists()
 
 
@@ -554,7 +555,8 @@ def test_half_written_files_of_a_killed_run_are_swept(small_config, tmp_path):
     for name in (".last.pth.abc.pth", ".metrics.jsonl.x.jsonl"):
         (out / name).write_bytes(b"half")
     (out / "mine.txt").write_text("kept")
-    train(dataclasses.replace(small_config, recipe=dataclasses.replace(small_config.recipe, epochs=1)), out=out)
+    recipe = dataclasses.replace(small_config.recipe, epochs=1)
+    train(dataclasses.replace(small_config, recipe=recipe), out, TrainOptions())
     assert {path.name for path in out.glob(".*")} == {".lock"}
     assert (out / "mine.txt").read_text() == "kept"
 
@@ -568,7 +570,7 @@ def test_a_compiled_run_learns_what_an_eager_one_does(small_config, tmp_path):
     ends = []
     for name, compiled in ("eager", False), ("compiled", True):
         recipe = dataclasses.replace(small_config.recipe, lr=1e-5, compile=compiled)
-        best = train(dataclasses.replace(small_config, recipe=recipe), out=tmp_path / name, device="cpu")
+        best = train(dataclasses.replace(small_config, recipe=recipe), tmp_path / name, ON_CPU)
         lines = best.with_name("metrics.jsonl").read_text().splitlines()
         ends.append(([json.loads(line) for line in lines], load(best.with_name("last.pth"))))
     (records, eager), (compiled_records, compiled) = ends

@@ -1,0 +1,41 @@
+import dataclasses
+
+import pytest
+import torch
+
+from pmm.config import Config, preset
+from pmm.data.samples import Split
+from pmm.training.announce import Announcer
+
+CPU = torch.device("cpu")
+NOTE = "note: synthetic people: the trunk starts from random weights (--weights imagenet"
+
+
+def config_of(dataset: str, backbone: str, weights: str) -> Config:
+    base = preset("tiny")
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, dataset=dataset),
+        model=dataclasses.replace(base.model, backbone=backbone, weights=weights),
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "backbone", "weights", "epoch", "noted"),
+    [
+        ("synthetic", "resnet50", "none", 0, True),
+        ("synthetic", "resnet50", "none", 1, False),
+        ("synthetic", "resnet50", "imagenet", 0, False),
+        ("synthetic", "resnet10", "none", 0, False),
+        ("market1501", "resnet50", "none", 0, False),
+    ],
+)
+def test_random_weights_that_could_be_others_are_noted_once(capsys, tmp_path, dataset, backbone, weights, epoch, noted):
+    split = Split(train=(), query=(), gallery=(), notes=("a note of the reader",))
+    announcer = Announcer(config_of(dataset, backbone, weights), split, tmp_path)
+    announcer.start(torch.nn.Linear(1000, 1000), CPU, world=2, epoch=epoch, step=0)
+    said = capsys.readouterr().out
+    assert (NOTE in said) is noted
+    assert "note: a note of the reader\n" in said
+    assert f"on {backbone} (1.00 M parameters), cpu x 2 processes\n" in said
+    assert ("from scratch" if epoch == 0 else "goes on from epoch 2,") in said
