@@ -19,7 +19,7 @@ Kind = Literal["checkpoint", "torch", "program", "onnx", "engine", "package", "i
 NAMES: dict[Kind, str] = {
     "checkpoint": "a checkpoint",
     "torch": "a file of torch, but no checkpoint of ours",
-    "program": "a program of torch (TorchScript, or of torch.export)",
+    "program": "a program of torch (TorchScript or torch.export)",
     "onnx": "an ONNX file",
     "engine": "a TensorRT engine",
     "package": "an AOTInductor package",
@@ -98,22 +98,21 @@ def _kind_of_zip(file: BinaryIO) -> Kind | None:
 
 def _is_onnx(file: BinaryIO, size: int) -> bool:
     """Whether it begins as an onnx.ModelProto: the version of its format (field 1), some short fields, and a graph
-    (field 7) that ends within the file."""
+    (field 7), or as much of that as a truncated file has."""
     file.seek(0)
-    if file.read(1) != b"\x08":
+    if _varint(file) != 0x08 or not 3 <= _varint(file) <= 32:
         return False
-    file.seek(0)
-    for _ in range(32):
+    for count in range(16):
         tag = _varint(file)
-        if tag in (0x08, 0x28):  # ir_version and model_version
-            _varint(file)
-            continue
-        end = _varint(file) + file.tell()
         if tag == 0x3A:
-            return end <= size
-        if tag not in (0x12, 0x1A, 0x22, 0x32, 0x42) or end > size:  # producer, domain, doc_string, opset_import
-            return False
-        file.seek(end)
+            return True
+        if tag not in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x42):  # producer, domain, model_version, doc_string, opset_import
+            return count > 0 and file.tell() == size
+        length = _varint(file)
+        if tag != 0x28:
+            if file.tell() + length > size:
+                return True
+            file.seek(length, 1)
     return False
 
 

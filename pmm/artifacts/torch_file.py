@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pmm.artifacts.kinds import NAMES, SUFFIXES, kind_of_content
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file
 
@@ -46,13 +47,15 @@ def read_torch_file(path: str | Path, expected: str) -> Any:
 
 def _other_kind(path: Path, start: bytes) -> str | None:
     """Why a file that begins with `start` cannot be torch's, or None if it may be."""
+    found, promised = kind_of_content(path), SUFFIXES.get(path.suffix.lower(), "checkpoint")
+    if found in ("checkpoint", "torch"):
+        return None
+    if found:
+        return f"{NAMES[found]}, or a damaged one, not a checkpoint"
     if start[:2] == b"PK" or start[:1] == b"\x80":  # a zip archive, or a pickle as torch once wrote
         return None
-    suffix = path.suffix.lower()
-    if start[:4] in (b"ftrt", b"ptrt") or suffix in (".plan", ".engine"):
-        return "a TensorRT engine, or a damaged one, not a checkpoint"
-    if suffix == ".onnx" or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b":", b"B")):
-        return "an ONNX file, or a damaged one, not a checkpoint"
+    if promised != "checkpoint":
+        return f"{NAMES[promised]}, or a damaged one, not a checkpoint"
     if start[257:262] == b"ustar" or start[:2] == b"\x1f\x8b":
         return "a packed archive (.tar or .gz), not a checkpoint: unpack it and give the file inside"
     return "truncated, or not a checkpoint"
@@ -65,7 +68,5 @@ def _refusal(reason: str, start: bytes) -> str:
         return f"refused, the file holds more than plain tensors and could run code (it asks for {wanted[1]})"
     if "Weights only" in reason:
         return "refused, the file holds more than plain tensors and could run code"
-    if "TorchScript" in reason:
-        return "a TorchScript program, not a checkpoint"
     line = re.split(r"\. |\n", reason.strip() or "no reason given")[0][:160]
     return f"truncated, or not a checkpoint ({'a zip archive, but ' if start[:2] == b'PK' else ''}{line})"

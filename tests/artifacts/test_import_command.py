@@ -164,7 +164,7 @@ def test_other_files_are_named(file, tmp_path):
         (packed, "a packed archive (.tar or .gz), not a checkpoint: unpack it and give the file inside"),
         (written("f.pth.tar.gz", b"\x1f\x8b\x08\x00"), "a packed archive"),
         (zipped, "truncated, or not a checkpoint (a zip archive, but "),
-        (tmp_path / "script.pth", "a TorchScript program, not a checkpoint"),
+        (tmp_path / "script.pth", "a program of torch (TorchScript"),
         (written("model.onnx", b"\x08\x0a\x12\x07pytorch"), "an ONNX file"),
         (written("onnx.pth", b"\x08\x0a\x12\x07pytorch"), "an ONNX file"),
         (written("model.plan", b"ftrt1234"), "a TensorRT engine"),
