@@ -22,7 +22,7 @@ from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, R
 from pmm.evaluation.nearest import nearest
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import UserError
-from pmm.utils.files import existing_file, replacing
+from pmm.utils.files import existing_file, replacing, sha256
 from pmm.utils.from_dict import from_dict
 
 FORMAT = "pmm-index-1"
@@ -168,6 +168,18 @@ class Index:
         except Exception as error:  # zipfile, numpy and json raise a dozen types on a file made to harm
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise UserError(f"{path}: damaged, or not an index written by pmm embed ({reason})") from error
+
+
+def describe_index(path: Path) -> dict[str, Any]:
+    """What the index at `path` holds, as plain values. Raises UserError as `Index.load`."""
+    index = Index.load(path)
+    return {
+        "kind": "index",
+        "sha256": sha256(path),
+        "images": len(index),
+        "dimensions": index.embeddings.shape[1],
+        **dataclasses.asdict(index.contract),
+    }
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:

@@ -15,12 +15,13 @@ import onnx
 import pytest
 
 import pmm
+from pmm.artifacts import describe
 from pmm.artifacts.artifact import manifest_path, read_manifest
 from pmm.artifacts.manifest import BatchProfile, BatchProfiles, EngineContract
-from pmm.commands import info
 from pmm.export.onnx import export_onnx
 from pmm.utils import environment, hardware
 from pmm.utils.build_info import build_version
+from pmm.utils.facts import aligned, plain
 from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, run_here, run_python
 
@@ -191,7 +192,10 @@ def test_damaged_missing_and_empty_files_are_one_line(tmp_path, suffix):
 
 
 def test_unknown_kinds_and_flags_are_one_line(tmp_path):
-    assert_one_line_error(run_here("-m", "pmm", "info", tmp_path / "a.txt"), "known: .pth, .onnx, .plan, .engine, .npz")
+    assert_one_line_error(run_here("-m", "pmm", "info", tmp_path / "a.txt"), "a.txt does not exist", ".pth", ".npz")
+    (tmp_path / "a.txt").write_text("text")
+    done = run_here("-m", "pmm", "info", tmp_path / "a.txt")
+    assert_one_line_error(done, "neither its content nor its name", ".pth", ".onnx", ".plan, .engine", ".pt2", ".npz")
     assert_one_line_error(run_here("-m", "pmm", "info", "--jsn"), "unknown flag --jsn")
 
 
@@ -205,7 +209,9 @@ def test_nothing_says_whose_machine_it_is(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(platform, "_platform_cache", {})
     assert platform.node() == "heartofgold"
     checkpoint = shutil.copy(trained, home / "best.pth")
-    monkeypatch.setitem(info.KINDS, ".pth", lambda path: {"kind": "checkpoint", "told": [f"found in {path}"]})
+    monkeypatch.setitem(
+        describe.DESCRIBE, "checkpoint", lambda path: {"kind": "checkpoint", "told": [f"found in {path}"]}
+    )
     for flags in ((), ("--json",)):
         done = run_here("-m", "pmm", "info", checkpoint, *flags, HOME=str(home), USER="zaphod")
         assert "found in ~/best.pth" in done.stdout, done.stderr
@@ -222,10 +228,10 @@ def test_two_onnxruntimes_are_told(monkeypatch):
 
 
 def test_values_print_as_what_they_are():
-    facts = {
+    told = {
         "part": {"zero": 0, "no": False, "unknown": None, "none": [], "text": "", "list": [1, 2], "nan": float("nan")}
     }
-    printed = values("\n".join(info.aligned(info._plain(facts))), "part")
+    printed = values("\n".join(aligned(plain(told))), "part")
     assert printed == {
         "zero": "0", "no": "no", "unknown": "unknown", "none": "none", "text": "none", "list": "1, 2", "nan": "nan",
     }  # fmt: skip

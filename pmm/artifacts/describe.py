@@ -1,0 +1,112 @@
+"""What is told of a file: a checkpoint and an ONNX file are read, of native code its manifest alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pmm.artifacts.artifact import read_manifest
+from pmm.artifacts.kinds import KNOWN, NAMES, Kind
+from pmm.artifacts.manifest import Manifest
+from pmm.config import SYNTHETIC
+from pmm.utils.errors import UserError
+from pmm.utils.files import sha256
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def describe_artifact(path: Path, kind: Kind) -> dict[str, Any]:
+    """What the file at `path` is, as plain values. Raises UserError if it is damaged, or none that is read here."""
+    if kind not in DESCRIBE:
+        raise UserError(f"{path} is {NAMES[kind]}, which nothing here reads; expected {KNOWN}")
+    return DESCRIBE[kind](path)
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from pmm.artifacts.checkpoint import load, restore_model
+
+    state = load(path)
+    model, config = restore_model(state, path)
+    weights, data, best = config.model.weights, config.data, state["best"]
+    drawn = {"drawn_ids": data.synthetic_ids, "drawn_seed": data.synthetic_seed} if data.dataset == SYNTHETIC else {}
+    return {
+        "kind": "checkpoint",
+        "format": state["format"],
+        "sha256": sha256(path),
+        "method": config.model.method,
+        "backbone": config.model.backbone,
+        "backbone_weights": weights if weights in ("auto", "imagenet", "none") else Path(weights).name,
+        "crop": {"height": data.height, "width": data.width},
+        "embedding_dim": model.embedding_dim,
+        "metric": config.model.metric,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_on": {"dataset": data.dataset, "identities": config.model.num_classes, **drawn},
+        "epoch": state["epoch"],
+        "epochs": None if "imported" in state["versions"] else config.recipe.epochs,
+        # a run that holds no identities out has nothing to choose its best epoch by
+        "best_held_out_mAP": best if isinstance(best, float) and best >= 0 else None,
+        "resumable": isinstance(state["optimizer"], dict),
+        "preset": config.preset,
+        "seed": config.seed,
+        "made_with": state["versions"],
+    }
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    from pmm.artifacts.onnx_file import read_onnx
+
+    file = read_onnx(path, external_data=True)
+    graph = file.proto.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return {
+        "kind": "ONNX file",
+        "ours": "yes" if file.found else "no: no manifest beside it or inside",
+        "sha256": file.sha256,
+        "inputs": [_tensor(value) for value in graph.input if value.name not in constants],
+        "outputs": [_tensor(value) for value in graph.output],
+        "opsets": {entry.domain or "ai.onnx": entry.version for entry in file.proto.opset_import},
+        "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
+        **({"manifest": _manifest(file.found)} if file.found else {"producer": file.proto.producer_name}),
+    }
+
+
+def _tensor(value: onnx.ValueInfoProto) -> str:
+    """`float32 images [batch, 3, 128, 64]`."""
+    import onnx
+
+    kind, sizes = value.type.tensor_type, value.type.tensor_type.shape.dim
+    try:
+        name = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    except KeyError:  # a sequence, a map, or a type that numpy does not have
+        name = f"type {kind.elem_type}"
+    shape = [size.dim_param or (str(size.dim_value) if size.HasField("dim_value") else "?") for size in sizes]
+    return f"{name} {value.name} [{', '.join(shape)}]"
+
+
+def _executable(kind: str, path: Path) -> dict[str, Any]:
+    """From its manifest alone: it is executable code, and is not loaded to be looked at."""
+    digest = sha256(path)
+    manifest = read_manifest(path, digest)
+    facts = {"kind": kind, "ours": "yes" if manifest else f"no: no manifest beside it ({path.name}.json)"}
+    return {**facts, "sha256": digest, **({"manifest": _manifest(manifest)} if manifest else {})}
+
+
+def _manifest(manifest: Manifest) -> dict[str, Any]:
+    """Without what only other kinds of artifact have; its own hash was said above."""
+    facts = {key: value for key, value in dataclasses.asdict(manifest).items() if value is not None}
+    facts.pop("sha256")
+    return {**facts, "parity": manifest.parity or "not verified"}
+
+
+DESCRIBE: dict[Kind, Callable[[Path], dict[str, Any]]] = {
+    "checkpoint": _checkpoint,
+    "torch": _checkpoint,  # of others: reading it says what to do with it
+    "onnx": _onnx,
+    "engine": partial(_executable, "engine"),
+    "package": partial(_executable, "AOTInductor package"),
+}

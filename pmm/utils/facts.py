@@ -1,0 +1,44 @@
+"""Nested facts as plain values for JSON, or as aligned lines of text, which tell nobody whose machine it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON values; texts without the home folder in them, and without what would upset a terminal."""
+    if isinstance(value, dict):
+        return {plain(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    home = str(Path.home())
+    text = str(value).replace(home, "~") if len(home) > 1 else str(value)
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def aligned(facts: dict[str, Any]) -> Iterator[str]:
+    """A line per value, nested tables as a.b, a blank line between the parts."""
+    for title, part in facts.items():
+        lines = dict(_flat(part))
+        wide = max(map(len, lines))
+        yield f"{title}:"
+        yield from (f"  {key:<{wide}}  {value}" for key, value in lines.items())
+        if title != list(facts)[-1]:
+            yield ""
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        yield from _flat({str(at): item for at, item in enumerate(value, 1)}, prefix)
+    elif isinstance(value, list | dict):
+        yield prefix, ", ".join(map(str, value)) or "none"
+    else:
+        yield prefix, {"None": "unknown", "": "none", "True": "yes", "False": "no"}.get(str(value), str(value))
