@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from pmm.config import preset
 from pmm.data.crops import CHUNK, iter_crops, load_crop, load_crops
-from pmm.data.preprocessing import preprocessing_of
 from pmm.utils.errors import UserError
 
 
@@ -151,16 +149,6 @@ def test_damaged_exif_is_one_line_or_read(tmp_path):
         (tmp_path / "b.jpg").write_bytes(content)
         with contextlib.suppress(UserError):  # refused is as good as read; anything else fails the test
             assert load_crop(tmp_path / "b.jpg", 8, 8).shape == (8, 8, 3)
-
-
-def test_normalisation_by_hand():
-    preprocessing = preprocessing_of(preset("tiny"))
-    crops = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
-    expected = (crops.astype(np.float64) / 255 - preprocessing.mean) / preprocessing.std
-    found = preprocessing.normalise(crops)
-    assert found.shape == (2, 3, 5, 4)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2), atol=2e-6)
 
 
 def test_batches_keep_the_order(tmp_path):

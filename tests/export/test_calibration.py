@@ -1,19 +1,10 @@
-"""Which crops are calibrated on, and what becomes of a channel that is louder than the others."""
+"""What becomes of a channel that is louder than the others."""
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pmm.data.samples import evenly
 from pmm.export.int8 import Quantizer
-
-
-def test_crops_are_taken_evenly_from_the_first_to_the_last():
-    assert list(evenly(10, 4)) == [0, 3, 6, 9]
-    assert list(evenly(3, 512)) == [0, 1, 2]
-    chosen = np.array(evenly(12_936, 512))
-    assert (chosen[0], chosen[-1], len(set(chosen))) == (0, 12_935, 512)
-    assert set(np.diff(chosen)) == {25, 26}
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "cpu"])

@@ -433,13 +433,13 @@ def test_a_file_that_is_not_there(tmp_path, file):
 def test_files_without_a_manifest(tmp_path):
     refused(tmp_path, make_onnx(tmp_path / "a.onnx", beside=False), expected=("a.onnx", "pmm export onnx"))
     (tmp_path / "a.plan").write_bytes(b"engine")
-    refused(tmp_path, tmp_path / "a.plan", expected=("a.plan", "manifest"))
+    refused(tmp_path, tmp_path / "a.plan", expected=("a.plan", "no manifest beside it (a.plan.json)", "copy it along"))
 
 
 def test_an_engine_with_the_manifest_of_an_onnx_file(tmp_path):
     (tmp_path / "a.plan").write_bytes(b"engine")
     write_manifest(tmp_path / "a.plan", make_manifest())
-    refused(tmp_path, tmp_path / "a.plan", expected=("a.plan", "no manifest beside it", "copy it along"))
+    refused(tmp_path, tmp_path / "a.plan", expected=("a.plan", "its manifest describes no engine"))
 
 
 @pytest.mark.parametrize("make", [make_onnx, make_engine])

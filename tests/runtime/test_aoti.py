@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pmm.artifacts.artifact import manifest_path
-from pmm.artifacts.native_file import NativeFile, check_origin
+from pmm.artifacts.native_file import NativeFile
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
@@ -208,16 +208,6 @@ def test_a_package_for_another_machine_is_refused(package, unloaded, monkeypatch
     monkeypatch.setattr(aoti, "this_machine", lambda device: dataclasses.replace(real, **here))
     with pytest.raises(UserError, match=f"this package cannot run here: {said}.*pmm export aoti"):
         open_runner(package)
-
-
-def test_all_differences_are_named_and_a_better_cpu_is_none(package):
-    here = this_machine(CPU)
-    check_origin(package, here, dataclasses.replace(here, instructions=(*here.instructions, "amx_tile")), ("",))
-    other = dataclasses.replace(here, torch="9.9", gpu="a GPU", compute_capability="9.0")
-    built = dataclasses.replace(here, gpu="another", compute_capability="8.9")
-    with pytest.raises(UserError, match=r"torch is 9\.9 .*; the GPU is a GPU \(compute .* 9\.0\), .*another .*8\.9;"):
-        check_origin(package, built, other, ("8.9",))
-    check_origin(package, dataclasses.replace(other, gpu="another of its kind"), other, ("9.0",))
 
 
 def test_this_machine_is_described_as_it_is():

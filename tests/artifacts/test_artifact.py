@@ -1,0 +1,51 @@
+"""A file and its manifest get their names together, and are used again only while they are right."""
+
+import dataclasses
+
+import pytest
+
+from pmm.artifacts.artifact import Artifact, drafted, manifest_path, read_manifest, reusable
+from pmm.utils.errors import UserError
+from pmm.utils.files import sha256
+from tests.artifacts.test_manifest import MANIFEST
+
+
+@pytest.fixture
+def written(tmp_path):
+    with drafted(tmp_path / "model.onnx", MANIFEST) as draft:
+        draft.path.write_bytes(b"content")
+    return Artifact(tmp_path / "model.onnx", draft.manifest)
+
+
+def test_what_is_written_is_read_with_the_hash_of_the_file(written):
+    digest = sha256(written.path)
+    assert read_manifest(written.path, digest) == written.manifest == dataclasses.replace(MANIFEST, sha256=digest)
+    with pytest.raises(UserError, match=r"model\.onnx: its sha256 0000.* is not the manifest's"):
+        read_manifest(written.path, "0" * 64)
+    manifest_path(written.path).unlink()
+    assert read_manifest(written.path, digest) is None
+
+
+def test_a_draft_can_be_opened_under_the_name_it_will_have(tmp_path):
+    out = tmp_path / "model.plan"
+
+    def open_and_fail():
+        with drafted(out, MANIFEST) as draft:
+            draft.path.write_bytes(b"content")
+            with draft.openable():
+                assert read_manifest(draft.path, sha256(draft.path)).method == MANIFEST.method
+                raise UserError(f"{draft.path}: broken")
+
+    with pytest.raises(UserError, match=f"^{out}: broken$"):
+        open_and_fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_used_again_while_it_is_whole_and_fits(written):
+    assert reusable(written.path, lambda manifest: manifest == written.manifest) == written
+    assert reusable(written.path, lambda manifest: False) is None
+    assert reusable(written.path.with_name("none.onnx"), lambda manifest: True) is None
+    written.path.write_bytes(b"damaged")
+    assert reusable(written.path, lambda manifest: True) is None
+    manifest_path(written.path).unlink()
+    assert reusable(written.path, lambda manifest: True) is None
