@@ -25,6 +25,8 @@ NAMES: dict[Kind, str] = {
     "package": "an AOTInductor package",
     "index": "an index",
 }
+RUNNABLE: tuple[Kind, ...] = ("checkpoint", "onnx", "package", "engine")
+"""What a backend can run."""
 ENGINE_SUFFIXES = (".plan", ".engine")
 PACKAGE_SUFFIX = ".pt2"
 SUFFIXES: dict[str, Kind] = {
@@ -63,6 +65,20 @@ def kind_of(path: str | Path) -> Kind:
     if promised not in (None, found) and not (promised in of_torch and found in of_torch):
         _say_once(f"{path}: its name ends in {path.suffix}, but it is {NAMES[found]}, and taken as that")
     return found
+
+
+def kind_among(path: str | Path, *expected: Kind) -> Kind:
+    """As `kind_of`, of a file that has to be one of those `expected`; a file of torch counts as the checkpoint that it
+    was meant to be, as reading it says what to do with it.
+
+    Raises UserError for others too.
+    """
+    kind = kind_of(path)
+    if kind == "torch" and "checkpoint" in expected:
+        return "checkpoint"
+    if kind not in expected:
+        raise UserError(f"{path} is {NAMES[kind]}; expected {' or '.join(NAMES[each] for each in expected)}")
+    return kind
 
 
 def kind_of_content(path: Path) -> Kind | None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from pmm.artifacts.kinds import NAMES, Kind, kind_of
+from pmm.artifacts.kinds import Kind, kind_of
 from pmm.artifacts.manifest import PRECISIONS, Manifest
 from pmm.artifacts.origin import manifest_of
-from pmm.runtime.open import BACKENDS, Device, backends_for
+from pmm.runtime.open import BACKENDS, Device
 from pmm.runtime.tf32 import TF32_ON
 from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES
 from pmm.utils.errors import UserError
@@ -147,7 +147,7 @@ def given(
 
 
 def _of_file(path: Path, backends: Sequence[str], number: int, graphs: bool) -> Iterator[tuple[Candidate, Manifest]]:
-    kind, manifest = measurable(path), manifest_of(path)
+    kind, manifest = kind_of(path), manifest_of(path)
     gpu = bool(nvidia_gpus())
     if kind == "engine":
         assert manifest.engine is not None
@@ -170,14 +170,6 @@ def _of_file(path: Path, backends: Sequence[str], number: int, graphs: bool) -> 
         at = number if on == "cuda" else 0
         candidate = Candidate(backend=name, precision=precision, device=on, gpu=at, cuda_graph=graph, artifact=path)
         yield candidate, manifest
-
-
-def measurable(path: Path) -> Kind:
-    """The kind of a file. Raises UserError for one that no backend runs, and as `pmm.artifacts.kinds.kind_of`."""
-    kind = kind_of(path)
-    if not backends_for(kind):
-        raise UserError(f"{path} is {NAMES[kind]}, which cannot be measured; expected a checkpoint or an exported file")
-    return kind
 
 
 def _device(name: str) -> Device:

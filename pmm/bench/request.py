@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pmm.artifacts.kinds import RUNNABLE, kind_among
 from pmm.artifacts.manifest import MOST_IMAGES, Manifest
 from pmm.artifacts.origin import checkpoint_of
 from pmm.artifacts.runs import RUNS, newest_run
-from pmm.bench.candidates import Candidate, chosen, given, measurable
+from pmm.bench.candidates import Candidate, chosen, given
 from pmm.bench.latency import LatencyPlan
 from pmm.bench.schema import SCHEMA, Gates
 from pmm.bench.workers import file_name
 from pmm.config import fast_mode
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
-from pmm.utils.files import existing_file, sha256
+from pmm.utils.files import sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +120,9 @@ def subjects(files: Sequence[Path], options: Options) -> tuple[Path, tuple[Candi
     backends = command_line.names(options.backends, flag="--backends") if options.backends else []
     precisions = command_line.names(options.precisions, flag="--precisions") if options.precisions else []
     exports = chosen(backends or ["auto"], precisions or ["auto"], device=options.device, cuda_graph=options.cuda_graph)
-    kinds = {existing_file(path, "a checkpoint or an artifact exported from one"): measurable(path) for path in files}
-    checkpoints = [path for path, kind in kinds.items() if kind in ("checkpoint", "torch")]
-    artifacts = [path for path in kinds if path not in checkpoints]
+    kinds = {path: kind_among(path, *RUNNABLE) for path in files}
+    checkpoints = [path for path, kind in kinds.items() if kind == "checkpoint"]
+    artifacts = [path for path, kind in kinds.items() if kind != "checkpoint"]
     if len(checkpoints) > 1:
         raise UserError(f"{len(checkpoints)} checkpoints given; the bench compares the artifacts of one with it")
     found = given(artifacts, backends, device=options.device, cuda_graph=options.cuda_graph)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from pmm.artifacts.kinds import ENGINE_SUFFIXES
+from pmm.artifacts.kinds import ENGINE_SUFFIXES, kind_among
 from pmm.export.options import EngineOptions, Recipe, Verification, check_request
 from pmm.runtime.trt_variant import gpu_for, gpu_here, library_name
 from pmm.utils import command_line
@@ -41,7 +41,7 @@ def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ExportTrtCommand, prog=prog, description=__doc__ or "")
     model = existing_file(command.model, "a checkpoint written by pmm train, or an ONNX file")
-    ours = model.suffix.lower() != ".onnx"
+    ours = kind_among(model, "checkpoint", "onnx") == "checkpoint"
     stem = model.stem + command.recipe.suffix if ours else model.stem
     out = output_file(command.output or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
     given = command_line.given_flags()

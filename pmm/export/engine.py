@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pmm.artifacts.artifact import Artifact
+from pmm.artifacts.kinds import kind_among
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.options import EngineOptions, Recipe, Verification, check_kept
 from pmm.export.reference import engine_gate
 from pmm.export.trt import choose_flavor, engine_from_onnx
-from pmm.utils.files import existing_file, output_file
+from pmm.utils.files import output_file
 
 
 def build_engine(
@@ -46,11 +47,11 @@ def build_engine(
         'fp32'
     """
     options, verification = options or EngineOptions(), verification or Verification()
-    source, target = existing_file(model, "a checkpoint written by pmm train, or an ONNX file"), Path(out)
-    checkpoint = source if source.suffix.lower() != ".onnx" else None
+    source, target = Path(model), Path(out)
+    checkpoint = source if kind_among(source, "checkpoint", "onnx") == "checkpoint" else None
     onnx = source
     if checkpoint:
-        onnx = output_file(target.with_suffix(".onnx"))
+        onnx = output_file(target.with_suffix(".onnx"), source)
         made = _onnx(checkpoint, onnx, recipe or Recipe(), verification)
         if exported:
             exported(made)

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pmm.artifacts.artifact import Artifact, manifest_path
-from pmm.artifacts.kinds import ENGINE_SUFFIXES
+from pmm.artifacts.kinds import NAMES, kind_of
 from pmm.artifacts.manifest import EngineContract, Manifest
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
@@ -109,14 +109,14 @@ def write_model_repository(
 
 def _open(path: Path) -> tuple[str, bytes, Manifest]:
     """Backend, content, and a manifest that holds the content's hash. Raises UserError."""
-    suffix = path.suffix.lower()
-    if suffix == ".onnx":
+    kind = kind_of(path)
+    if kind == "onnx":
         file = read_onnx(path)
         # the copy inside the file cannot hold the file's own hash
         return "onnxruntime", file.content, dataclasses.replace(file.manifest, sha256=file.sha256)
-    if suffix not in ENGINE_SUFFIXES:
+    if kind != "engine":
         raise UserError(
-            f"{path}: Triton serves ONNX files (.onnx) and TensorRT engines ({', '.join(ENGINE_SUFFIXES)}); "
+            f"{path} is {NAMES[kind]}; Triton serves ONNX files and TensorRT engines: "
             "export the checkpoint with pmm export onnx or pmm export trt"
         )
     engine = read_native(path, EngineContract)

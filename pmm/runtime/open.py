@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pmm.artifacts.artifact import read_manifest
-from pmm.artifacts.kinds import NAMES, Kind, kind_of
+from pmm.artifacts.kinds import NAMES, RUNNABLE, Kind, kind_among
 from pmm.runtime.base import Runner
 from pmm.runtime.trt_variant import library_name
 from pmm.utils.errors import Unavailable, UserError
@@ -75,7 +75,7 @@ def open_runner(
     Args:
         artifact: the file.
         backend: a name of `BACKENDS`; onnxruntime, which is ort-cuda or ort-cpu, as `device` says; or auto: torch for a
-            checkpoint, onnxruntime for an ONNX file, and the only one there is for the others.
+            checkpoint, onnxruntime for an ONNX file, aoti for a package, and for an engine the library that built it.
         device: cpu, cuda, cuda:N, or auto: the GPU where there is one that the backend can use.
         threads: CPU threads of the backend (0: its default).
         precision: to compute in, where the file leaves a choice: fp32, tf32, fp16 or bf16 for a checkpoint, tf32 or
@@ -97,9 +97,6 @@ def open_runner(
     cuda_index(device)  # an unknown word is said before the file is read
     path = Path(artifact)
     name, device = _chosen(path, backend, device)
-    able = sorted({each for precisions in BACKENDS[name].precisions.values() for each in precisions})
-    if precision not in ("", *able):
-        raise UserError(f"{name} does not compute in {precision}; it does in {', '.join(able)}")
     if BACKENDS[name].library == "torch":  # the others say it where they are opened
         BACKENDS[name].load_library()
     options = RunOptions(device=device, threads=threads, precision=precision, cuda_graph=cuda_graph)
@@ -114,10 +111,8 @@ def _chosen(path: Path, backend: str, device: str) -> tuple[str, str]:
     """The backend for a file, and the device it is told. Raises UserError where `backend` will not do."""
     if backend not in ("auto", ONNXRUNTIME, *BACKENDS):
         raise UserError(f"unknown backend '{backend}'; known: auto, {ONNXRUNTIME}, {', '.join(BACKENDS)}")
-    kind = kind_of(path)
+    kind = kind_among(path, *RUNNABLE)
     able = backends_for(kind)
-    if not able:
-        raise UserError(f"{path} is {NAMES[kind]}, which no backend runs; expected what pmm train or pmm export wrote")
     if backend == "auto" or (backend == ONNXRUNTIME and kind == "onnx"):
         return able[0], device  # ONNX Runtime's takes the device that there is, an engine's the library that built it
     if kind == "engine" and backend in able:
@@ -138,13 +133,14 @@ def _chosen(path: Path, backend: str, device: str) -> tuple[str, str]:
 
 def backends_for(kind: Kind) -> list[str]:
     """Those that run such a file, the usual one first."""
-    kind = "checkpoint" if kind == "torch" else kind  # one of others: reading it says what to do with it
     return [name for name, backend in BACKENDS.items() if backend.runs == kind]
 
 
 def _torch(path: Path, options: RunOptions, *, compiled: bool = False) -> Runner:
     """The checkpoint as it is, in fp32 and tf32; compiled, in half precision or as a CUDA graph the deployed graph."""
     precision = options.precision or "fp32"
+    if precision not in (known := sorted({*_TORCH["cpu"], *_TORCH["cuda"]})):
+        raise UserError(f"torch does not compute in {precision}; it does in {', '.join(known)}")
     if precision in ("fp32", "tf32") and not compiled and not options.cuda_graph:
         from pmm.runtime.eager import EagerRunner
 
