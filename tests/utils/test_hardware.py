@@ -111,7 +111,7 @@ def test_the_gpu_of_an_index_or_which_there_are(monkeypatch):
 
 @pytest.fixture
 def nvml(monkeypatch):
-    """Call it with what each GPU answers, pairs of process and bytes or an error: nvidia-ml-py's functions do so too, and
+    """Call it with what each GPU answers, pairs of process and bytes or an error: so do nvidia-ml-py's functions, and
     none is asked before nvmlInit or after nvmlShutdown."""
     sessions = []
 
