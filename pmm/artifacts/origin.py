@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.checkpoint import load
-from pmm.artifacts.kinds import kind_of, kind_of_content
-from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.kinds import NAMES, kind_of, kind_of_content
+from pmm.artifacts.manifest import EngineContract, Manifest, PackageContract
+from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.artifacts.runs import RUNS, located
 from pmm.config import Config
@@ -32,10 +32,11 @@ def manifest_of(path: Path) -> Manifest:
     kind = kind_of(path)
     if kind == "onnx":
         return read_onnx(path).manifest
-    manifest = read_manifest(path, sha256(path))
-    if manifest is None or (kind == "engine" and manifest.engine is None):
-        raise UserError(f"{path}: not an artifact of ours: no manifest beside it says what to feed it; export it again")
-    return manifest
+    if kind == "engine":
+        return read_native(path, EngineContract).manifest
+    if kind == "package":
+        return read_native(path, PackageContract).manifest
+    raise UserError(f"{path} is {NAMES[kind]}; expected a file that was exported from a checkpoint")
 
 
 def checkpoint_of(artifact: Path, manifest: Manifest) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from pmm.config import Config, fast_mode
+from pmm.config import Config
 from pmm.utils.errors import UserError
 
 RUNS = Path("runs")
@@ -35,26 +35,3 @@ def located(root: str, checkpoint: Path) -> str:
             if (folder / root).is_dir():
                 return str(folder / root)
     return root
-
-
-def synthetic_root(config: Config) -> Path:
-    """Where the synthetic people of a configuration without a root are."""
-    suffix = "-fast" if fast_mode() else ""
-    return RUNS / f"people-{config.data.synthetic_ids}-{config.data.synthetic_seed}{suffix}"
-
-
-def refuse_changes(out: Path, saved: Config, asked: Config) -> None:
-    """Raise UserError if the run in `out` would go on with other values than it was started with, naming them.
-
-    The number of workers may change: the batches do not depend on it. So may the data's folder if it is no longer
-    where it was, or the same one.
-    """
-    may_change = ["data.workers:"]
-    before = Path(located(saved.data.root, out / "last.pth"))
-    if not before.is_dir() or before.resolve() == Path(asked.data.root).resolve():
-        may_change.append("data.root:")
-    changed = [line for line in saved.differences(asked) if not line.startswith(tuple(may_change))]
-    if changed:
-        raise UserError(
-            f"{out} was started with other values ({'; '.join(changed)}); resume with the values and the data it had"
-        )

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from pmm.artifacts.runs import synthetic_root
+from pmm.artifacts.runs import RUNS, located
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
 from pmm.data.layouts import layout_of
 from pmm.data.readers import read_dataset
@@ -28,7 +28,9 @@ def settled(config: Config) -> Config:
     data, model = config.data, config.model
     data = dataclasses.replace(data, dataset=layout_of(data.dataset).name)
     if data.dataset == SYNTHETIC and not data.root:
-        data = dataclasses.replace(data, root=str(synthetic_root(config)))
+        suffix = "-fast" if fast_mode() else ""
+        drawn = RUNS / f"people-{data.synthetic_ids}-{data.synthetic_seed}{suffix}"
+        data = dataclasses.replace(data, root=str(drawn))
     elif not data.root:
         raise UserError(f"--dataset {data.dataset} needs --root DIR, the folder that holds it")
     if model.weights == "auto":
@@ -67,6 +69,23 @@ def refuse_other_people(data: DataConfig, asked: Iterable[str]) -> None:
             raise UserError(
                 f"{data.root} holds people drawn with {key}={there[key]}, not {getattr(data, key)}; give another --root"
             )
+
+
+def refuse_changes(out: Path, saved: Config, asked: Config) -> None:
+    """Raise UserError if the run in `out` would go on with other values than it was started with, naming them.
+
+    The number of workers may change: the batches do not depend on it. So may the data's folder if it is no longer
+    where it was, or the same one.
+    """
+    may_change = ["data.workers:"]
+    before = Path(located(saved.data.root, out / "last.pth"))
+    if not before.is_dir() or before.resolve() == Path(asked.data.root).resolve():
+        may_change.append("data.root:")
+    changed = [line for line in saved.differences(asked) if not line.startswith(tuple(may_change))]
+    if changed:
+        raise UserError(
+            f"{out} was started with other values ({'; '.join(changed)}); resume with the values and the data it had"
+        )
 
 
 def _drawn(data: DataConfig, root: Path) -> DataConfig:

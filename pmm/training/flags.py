@@ -12,10 +12,10 @@ from typing import Annotated
 
 import tyro
 
-from pmm.artifacts.runs import RUNS, newest_run, refuse_changes, with_located_data
+from pmm.artifacts.runs import RUNS, newest_run, with_located_data
 from pmm.config import SYNTHETIC, Config, fast_mode, preset
 from pmm.models.registry import refuse_unread
-from pmm.training.data_setup import refuse_other_people
+from pmm.training.data_setup import refuse_changes, refuse_other_people
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.hardware import cuda_index

@@ -15,7 +15,6 @@ import torch
 
 from pmm.artifacts import checkpoint
 from pmm.artifacts.pretrained import load_weights
-from pmm.artifacts.runs import refuse_changes
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
 from pmm.data.crops import load_crops
@@ -25,6 +24,7 @@ from pmm.data.samples import Split, class_indices
 from pmm.data.splits import without_unreadable
 from pmm.models.registry import build_model
 from pmm.training.announce import Announcer
+from pmm.training.data_setup import refuse_changes
 from pmm.training.distributed import Processes
 from pmm.training.failures import explained, not_finite
 from pmm.training.flags import TrainOptions

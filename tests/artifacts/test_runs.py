@@ -1,10 +1,4 @@
-import dataclasses
-
-import pytest
-
-from pmm.artifacts.runs import located, refuse_changes
-from pmm.config import preset
-from pmm.utils.errors import UserError
+from pmm.artifacts.runs import located
 
 
 def test_a_relative_root_is_found_from_the_checkpoint(tmp_path, monkeypatch):
@@ -20,20 +14,3 @@ def test_a_relative_root_is_found_from_the_checkpoint(tmp_path, monkeypatch):
     # what is there, seen from here, is meant
     (elsewhere / "runs" / "demo" / "data").mkdir(parents=True)
     assert located("runs/demo/data", checkpoint) == "runs/demo/data"
-
-
-def test_a_run_goes_on_where_its_data_were_moved_but_not_with_others(tmp_path, monkeypatch):
-    def config(root):
-        return dataclasses.replace(preset("tiny"), data=dataclasses.replace(preset("tiny").data, root=str(root)))
-
-    run = tmp_path / "runs" / "first"
-    (tmp_path / "data").mkdir()
-    monkeypatch.chdir(tmp_path)
-    refuse_changes(run, config("data"), config(tmp_path / "data"))  # the same folder
-    with pytest.raises(UserError, match=r"data.root: data -> .*other"):
-        refuse_changes(run, config("data"), config(tmp_path / "other"))
-    (tmp_path / "data").rename(tmp_path / "other")
-    refuse_changes(run, config("data"), config(tmp_path / "other"))
-    longer = dataclasses.replace(config("other"), recipe=dataclasses.replace(preset("tiny").recipe, epochs=9))
-    with pytest.raises(UserError, match=r"\(recipe.epochs: "):
-        refuse_changes(run, config("data"), longer)

@@ -151,7 +151,7 @@ def test_bad_input_is_one_line(trained, exported, tmp_path, people):
     shutil.copyfile(trained, tmp_path / "second.pth")
     refused(trained, tmp_path / "second.pth", expected=["2 checkpoints given; the bench compares the artifacts of one"])
     (tmp_path / "model.engine").write_bytes(b"x")
-    refused(trained, tmp_path / "model.engine", expected=["model.engine: not an artifact of ours"])
+    refused(trained, tmp_path / "model.engine", expected=["model.engine: no manifest beside it (model.engine.json)"])
     (tmp_path / "weights.bin").write_bytes(b"x")
     refused(
         trained,
