@@ -35,7 +35,7 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {name_of(path): path for path in SOURCES}
+MODULES = {name_of(path): path for path in [*SOURCES, *(ROOT / "bench" / "lab").glob("*.py")]}
 
 
 def nodes(path: Path, on_import: bool = False) -> list[ast.AST]:
@@ -67,7 +67,7 @@ def imported(path: Path, on_import: bool = False) -> set[str]:
 def named(path: Path) -> set[str]:
     """What strings name as modules: `importlib` imports some of them."""
     strings = {node.value for node in nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    return {match[1] for text in strings if (match := re.fullmatch(r"(pmm(?:\.\w+)+)(:\w+)?", text))}
+    return {match[1] for text in strings if (match := re.fullmatch(r"((?:pmm|bench)(?:\.\w+)+)(:\w+)?", text))}
 
 
 def module_in(name: str) -> str | None:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.lab.mix_kernels import name_of, require_kernels, stopwatch
 from bench.lab.mix_report import AUTHORS, EAGER, OURS, heading, interval, timing
+from bench.lab.mix_timing import name_of, require_kernels, stopwatch
 from bench.lab.mix_variants import authors_mix, eager_cam, eager_mix
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import Latency, median_ratio
