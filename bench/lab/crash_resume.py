@@ -186,7 +186,7 @@ PROG = "bench.lab.crash_resume"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class CrashResumeCommand:
     """`python -m bench.lab.crash_resume ...`"""
 
     kills: int = 20
@@ -205,7 +205,7 @@ class Command:
 
 def main(prog: str) -> int:
     """Entry point; 1 if a run ended with other bits, or a checkpoint could not be read."""
-    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
+    command = command_line.parse(CrashResumeCommand, prog=prog, description=__doc__ or "")
     for flag in ("kills", "ids", "epochs"):
         command_line.numbers(str(getattr(command, flag)), flag=f"--{flag}")
     if any(command.out.glob("*")):

@@ -168,7 +168,7 @@ PROG = "bench.lab.exporting"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class ExportingCommand:
     """`python -m bench.lab.exporting [CKPT]`"""
 
     checkpoint: tyro.conf.Positional[Path | None] = None
@@ -185,7 +185,7 @@ class Command:
 
 def main(prog: str) -> None:
     """Entry point."""
-    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
+    command = command_line.parse(ExportingCommand, prog=prog, description=__doc__ or "")
     batches = command_line.numbers(command.batches, flag="--batches")
     out = output_file(command.out or make_folder(command.work) / "export.json")
 

@@ -23,7 +23,7 @@ SCHEMA = "pmm-gpu-check-1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class GpuCheckCommand:
     """`python -m bench.lab.gpu_check ...`"""
 
     check: tyro.conf.Positional[Literal["libraries", "throughput", "resume", "distributed", "engine"]]
@@ -43,7 +43,7 @@ class Command:
 
 def main(prog: str) -> None:
     """Entry point."""
-    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
+    command = command_line.parse(GpuCheckCommand, prog=prog, description=__doc__ or "")
     out = output_file(command.out)
     if len(command.files) != (2 if command.check == "engine" else 0):
         raise UserError("engine takes two files, ENGINE and CHECKPOINT; the other checks take none")
@@ -52,7 +52,7 @@ def main(prog: str) -> None:
     print(json.dumps(found["found"], indent=1))
 
 
-def _check(command: Command) -> dict[str, Any]:
+def _check(command: GpuCheckCommand) -> dict[str, Any]:
     """Raises UserError if what was found is not as it should be."""
     if command.check == "libraries":
         from bench.lab.gpu_libraries import cuda_majors

@@ -249,7 +249,7 @@ WORK = Path("runs/loading-bench")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class LoadingCommand:
     """`python -m bench.lab.loading ...`"""
 
     data: Path | None = None
@@ -266,7 +266,7 @@ class Command:
 
 def main(prog: str) -> int:
     """Entry point; 1 if the crops of one way are wrong."""
-    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
+    command = command_line.parse(LoadingCommand, prog=prog, description=__doc__ or "")
     workers = command_line.numbers(str(command.workers), flag="--workers", least=0)[0] or usable_cores()
     batches = command_line.numbers(str(command.batches), flag="--batches", least=0)[0] or (
         workers if fast_mode() else 0

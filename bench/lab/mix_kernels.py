@@ -23,7 +23,7 @@ WORK = Path("runs/ops-bench")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class MixKernelsCommand:
     """`python -m bench.lab.mix_kernels ...`"""
 
     batches: str = "32,64,128"
@@ -54,7 +54,7 @@ class Command:
 
 def main(prog: str) -> int:
     """Entry point; 1 if something that was measured is not equal."""
-    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
+    command = command_line.parse(MixKernelsCommand, prog=prog, description=__doc__ or "")
     batches = command_line.numbers(command.batches, flag="--batches")
     dtypes = check_names("--dtypes", command_line.names(command.dtypes, flag="--dtypes"), DTYPES)
     layouts = check_names("--layouts", command_line.names(command.layouts, flag="--layouts"), LAYOUTS)

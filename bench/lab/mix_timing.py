@@ -26,7 +26,7 @@ LEAST = {"mix": {"forward": 2, "backward": 2}, "mix+pool": {"forward": 1, "backw
 
 
 @dataclass(frozen=True)
-class Run:
+class Competitor:
     """A competitor's steps by phase; if it takes no part, why. `wrong` tells a false result from a missing one."""
 
     name: str
@@ -136,7 +136,7 @@ def _measured(case: Case, op: str, names: Sequence[str], plan: LatencyPlan) -> d
     }
 
 
-def _row(run: Run, found: Mapping[tuple[str, str], Latency]) -> dict[str, Any]:
+def _row(run: Competitor, found: Mapping[tuple[str, str], Latency]) -> dict[str, Any]:
     phases = {phase: timing(found[run.name, phase]) for phase in run.steps}
     return {"name": run.name, "status": run.status, "proof": run.proof, "reason": run.reason, **phases}
 
@@ -161,7 +161,7 @@ def _shares(found: Mapping[tuple[str, str], Latency], op: str, block: int) -> li
     ]  # fmt: skip
 
 
-def _competitor(name: str, op: str, case: Case) -> Run:
+def _competitor(name: str, op: str, case: Case) -> Competitor:
     """The steps of `name`, after its proof."""
     try:
         mixer = MIXERS[op][name]()
@@ -170,9 +170,9 @@ def _competitor(name: str, op: str, case: Case) -> Run:
     except Exception as error:  # a compiler that is missing or fails, whatever it raises: the row says so
         if name != COMPILED:
             raise
-        return Run(name, {}, reason=f"{type(error).__name__}: {error}".strip().splitlines()[0][:300])
+        return Competitor(name, {}, reason=f"{type(error).__name__}: {error}".strip().splitlines()[0][:300])
     if fault:
-        return Run(name, {}, reason=fault, wrong=True)
+        return Competitor(name, {}, reason=fault, wrong=True)
 
     def forward() -> Tensor:
         return mixer(case.x, case.cam, case.partner)
@@ -183,10 +183,10 @@ def _competitor(name: str, op: str, case: Case) -> Run:
     def both() -> object:
         return torch.autograd.grad(forward(), case.x, case.dy[1])
 
-    return Run(name, {"forward": forward, "backward": backward, "both": both}, proof)
+    return Competitor(name, {"forward": forward, "backward": backward, "both": both}, proof)
 
 
-def _raw_kernels(case: Case, op: str) -> Run:
+def _raw_kernels(case: Case, op: str) -> Competitor:
     """The compiled kernels alone, on memory that is there already."""
     kernels = require_kernels(case.x.device)
     x, dy = case.x.detach(), case.dy[1]
@@ -209,10 +209,10 @@ def _raw_kernels(case: Case, op: str) -> Run:
     forward()
     backward()
     if not (torch.equal(replaced, case.replaced) and same_bits(output, case.output) and torch.equal(dx, case.dx[1])):
-        return Run(KERNELS, {}, reason="a kernel's result is not the definition's", wrong=True)
-    return Run(KERNELS, {"forward": forward, "backward": backward}, PROVED)
+        return Competitor(KERNELS, {}, reason="a kernel's result is not the definition's", wrong=True)
+    return Competitor(KERNELS, {"forward": forward, "backward": backward}, PROVED)
 
 
-def _copy(case: Case) -> Run:
+def _copy(case: Case) -> Competitor:
     x, y = case.x.detach(), torch.empty_like(case.x)
-    return Run(COPY, {"forward": lambda: y.detach().copy_(x)})
+    return Competitor(COPY, {"forward": lambda: y.detach().copy_(x)})

@@ -238,7 +238,7 @@ PROG = "bench.lab.ranking"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class RankingCommand:
     """`python -m bench.lab.ranking ...`"""
 
     rounds: int = 12
@@ -253,7 +253,7 @@ class Command:
 
 def main(prog: str) -> int:
     """Entry point; 1 if a result is wrong."""
-    command = command_line.parse(Command, prog=prog, description=__doc__ or "")
+    command = command_line.parse(RankingCommand, prog=prog, description=__doc__ or "")
     limit = command_line.size(command.memory_limit, flag="--memory-limit")
     rounds = command_line.numbers(str(command.rounds), flag="--rounds", least=0)[0]
     out = output_file(command.out)

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-import importlib.util
+import importlib
 import json
 import re
+import runpy
 import subprocess
 import sys
 
@@ -31,8 +32,7 @@ def listed(*folders):
 
 
 def test_without_a_gpu_it_is_one_line_and_nothing_is_written(monkeypatch):
-    for module in (hardware, gpu):
-        monkeypatch.setattr(module, "nvidia_gpus", tuple)
+    see(monkeypatch)
     before = listed("runs", "bench/results")
     for flags in ((), ("--check",), ("--again", "ops")):
         done = run_here("-m", "bench.lab.gpu", *flags)
@@ -51,12 +51,12 @@ def test_the_command_itself_needs_no_package():
     assert_one_line_error(done, "sees no NVIDIA GPU")
 
 
-def imported(script):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def parsed(words):
+    """The command line `SCRIPT ...` or `-m MODULE ...`, by the flags of the module that it runs."""
+    target, *rest = words[1:] if words[0] == "-m" else words
+    main = importlib.import_module(target).main if words[0] == "-m" else runpy.run_path(str(ROOT / target))["main"]
+    (flags,) = (kind for name, kind in vars(sys.modules[main.__module__]).items() if name.endswith("Command"))
+    return command_line.parse_args(flags, rest, prog=target, description="")
 
 
 @functools.cache
@@ -96,8 +96,8 @@ def test_every_command_line_parses(name, command):
     if words[:2] == ["-m", "pmm.train"]:
         config = parse(words[2:]).config
         assert (config.preset, config.data.dataset, config.model.weights) == ("paper", "synthetic", "auto")
-    elif words[:2] == ["-m", "pmm", "info"]:
-        assert words[2:] == [f"{out_of(name)}/model.plan"]
+    elif words[:3] == ["-m", "pmm", "info"]:
+        assert words[3:] == [f"{out_of(name)}/model.plan"]
     elif words[0] == "-c":
         compile(words[1], name, "exec")
     elif words[0] == "setup.py":
@@ -108,7 +108,7 @@ def test_every_command_line_parses(name, command):
         where = list(dict.fromkeys(words_of(command) for _, command in COMMANDS if "pytest" in command))
         chosen_by(collected(*where)[where.index(words_of(command))], words)
     else:
-        command_line.parse_args(imported(ROOT / words[0]).Command, words[1:], prog=words[0], description="")
+        parsed(words)
 
 
 @pytest.mark.slow
@@ -143,10 +143,8 @@ def test_the_ablation_takes_every_method_at_full_size_and_a_seed_more_with_each_
     monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (CARD,))
     found = []
     for step in (step for name, step in STEPS.items() if name.startswith("ablation-")):
-        ((_, script, *words),) = step.commands
-        found.append(
-            command_line.parse_args(imported(ROOT / script).Command, words, prog=script, description="").options
-        )
+        ((_, *words),) = step.commands
+        found.append(parsed(words).options)
     assert [options.seeds for options in found] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert len({dataclasses.replace(each, seeds=1, methods="") for each in found}) == 1  # each goes on from the last
     assert all(whole.methods.startswith(half.methods) for half, whole in zip(found[::2], found[1::2], strict=True))
@@ -183,10 +181,10 @@ def test_every_precision_has_an_engine_and_a_bench_of_its_own():
             assert STEPS[name].optional
             assert ("tensorrt_rtx" if "rtx" in name else "tensorrt") in STEPS[name].needs
         build, show, check = STEPS[f"engine-{precision}"].commands
-        parsed = command_line.parse_args(imported(ROOT / build[1]).Command, build[2:], prog="", description="")
-        assert (parsed.engine.flavor, parsed.engine.tf32) == ("tensorrt", precision == "tf32")
-        assert parsed.recipe.precision == ("fp32" if precision == "tf32" else precision)
-        assert show[-1] == str(parsed.output) == check[check.index("engine") + 1]
+        command = parsed(build[1:])
+        assert (command.engine.flavor, command.engine.tf32) == ("tensorrt", precision == "tf32")
+        assert command.recipe.precision == ("fp32" if precision == "tf32" else precision)
+        assert show[-1] == str(command.output) == check[check.index("engine") + 1]
         assert STEPS[f"bench-tensorrt-{precision}"].keeps == ("artifacts",)
 
 
@@ -209,7 +207,7 @@ def test_missing_packages_are_one_line():
 
 
 def test_the_sources_count_and_not_what_lies_beside_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_table, "ROOT", tmp_path)
     for name in ("setup.py", "pmm/a.py", "cpp_ext/cuda/b.cu", "bench/results/r.json", "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
@@ -222,6 +220,12 @@ def test_the_sources_count_and_not_what_lies_beside_them(tmp_path, monkeypatch):
         before = gpu_table.dependencies()
         (tmp_path / name).write_text("2")
         assert gpu_table.dependencies() != before
+
+
+def see(monkeypatch, *cards):
+    """The GPUs of this machine."""
+    for module in (hardware, gpu):
+        monkeypatch.setattr(module, "nvidia_gpus", lambda: cards)
 
 
 FOUND = json.dumps({"schema": "pmm-gpu-check-1", "found": {"ms": 12.345, "same bits": True, "why": "a | b"}})
@@ -251,12 +255,12 @@ def fake(tmp_path, monkeypatch):
         Step(name="second", commands=((*python, "print('the reason'); open('mended')"),), uses=("a.json",)),
         Step(name="third", commands=((*python, ""),), needs=("no-such-program",), optional=True),
     ]
-    for name in ("ROOT", "RESULTS"):
-        monkeypatch.setattr(gpu_table, name, tmp_path / ("results" if name == "RESULTS" else ""))
-
+    monkeypatch.setattr(gpu_table, "RESULTS", tmp_path / "results")
+    for module in (gpu_table, gpu):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "setup.py").touch()
-    monkeypatch.setattr(gpu_steps, "gpu_steps", lambda found, index: steps)
-    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (CARD,))
+    monkeypatch.setattr(gpu, "gpu_steps", lambda found, index=None: steps)
+    see(monkeypatch, CARD)
     return tmp_path
 
 
@@ -291,7 +295,7 @@ def test_from_a_failure_to_results_named_after_the_card(fake):
     assert first["environment"]["kernels"] == build_info()
     assert "driver" in first["environment"]
     assert first["environment"]["commit"]
-    assert first["commands"] == gpu_steps.gpu_steps(CARD, None)[0].lines()
+    assert first["commands"] == gpu.gpu_steps(CARD)[0].lines()
     assert (first["status"], second["status"], set(found)) == ("passed", "passed", {"first", "second"})
     assert "the reason" in second["said"]
 
@@ -340,7 +344,7 @@ def test_steps_can_be_chosen_and_repeated(fake):
 
 def test_another_gpu_gives_its_name_to_folder_and_results(fake, monkeypatch):
     (fake / "mended").touch()
-    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("A", "8.6"), CARD))
+    see(monkeypatch, Gpu("A", "8.6"), CARD)
     done = run_here("-m", "bench.lab.gpu", "--device", "cuda:1")
     assert (done.returncode, done.stdout.splitlines()[0].partition(":")[0]) == (0, CARD.name)
     assert table_of(fake)
@@ -352,7 +356,7 @@ def test_another_gpu_gives_its_name_to_folder_and_results(fake, monkeypatch):
 
 def test_what_is_needed_and_missing_is_not_proved(fake, monkeypatch):
     needs = Step(name="needs", commands=(("python", "-c", ""),), needs=("no-such-program",))
-    monkeypatch.setattr(gpu_steps, "gpu_steps", lambda found, index: [needs])
+    monkeypatch.setattr(gpu, "gpu_steps", lambda found, index: [needs])
     assert_one_line_error(run_here("-m", "bench.lab.gpu"), "not proved: needs")
     assert table_of(fake) == [("needs", "not proved", "", "without no-such-program")]
     assert not list((fake / "results").glob("*.json"))

@@ -1,0 +1,3 @@
+from tests.bench.conftest import machine
+
+__all__ = ["machine"]
