@@ -29,6 +29,6 @@ def plot_style() -> dict[Any, Any]:
     }  # fmt: skip
 
 
-def shortened(name: str, most: int = 26) -> str:
-    """A name that leaves room for the picture; cut in the middle, since names differ at their ends."""
-    return name if len(name) <= most else f"{name[: most // 2]}\u2026{name[-(most // 2 - 1) :]}"
+def shortened(name: str) -> str:
+    """A name that leaves room for the picture, 26 characters; cut in the middle, since names differ at their ends."""
+    return name if len(name) <= 26 else f"{name[:13]}\u2026{name[-12:]}"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LEAST_LOSS = 0.01
 """Of a query's average precision, to be worth a picture: below it the lists look the same."""
+QUERIES, ITEMS, HEIGHT = 5, 5, 128
+"""Of a picture: queries, items in each list, and the height of a crop in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +46,19 @@ def pictures(report: BenchReport, judge: Judge, reference: Reference) -> Picture
         return Pictures()
 
 
-def worst_pictures(report: BenchReport, *, queries: int = 5) -> dict[str, Image.Image]:
+def worst_pictures(report: BenchReport) -> dict[str, Image.Image]:
     """`worst_picture` of every result with a query that lost a point or more. Raises UserError if a crop cannot be
     read."""
     found = {}
     for result in report.results:
         lost = tuple(q for q in result.worst_queries if q.ap_reference - q.ap >= LEAST_LOSS)
         if lost:
-            found[result.name] = worst_picture(result.name, lost[:queries], report.reference)
+            found[result.name] = worst_picture(result.name, lost[:QUERIES], report.reference)
     return found
 
 
-def worst_picture(
-    name: str, lost: Sequence[LostQuery], reference: str, *, items: int = 5, height: int = 128
-) -> Image.Image:
-    """One line per query in `lost`: its crop, the reference's first `items`, and those of the result `name`.
+def worst_picture(name: str, lost: Sequence[LostQuery], reference: str) -> Image.Image:
+    """One line per query in `lost`: its crop, what ranks first with the reference, and with the result `name`.
 
     Raises ValueError if there is none, UserError if a crop cannot be read.
     """
@@ -66,14 +66,14 @@ def worst_picture(
 
     return compared_lists(
         [Path(q.path) for q in lost],
-        [_row(q.first_reference, q.right_reference, items) for q in lost],
-        [_row(q.first, q.right, items) for q in lost],
+        [_row(q.first_reference, q.right_reference) for q in lost],
+        [_row(q.first, q.right) for q in lost],
         heads=(one_line(reference), one_line(name)),
         titles=[f"AP {percent(q.ap_reference)} -> {percent(q.ap)}   (person {q.pid}, camera {q.camid})" for q in lost],
-        height=height,
+        height=HEIGHT,
     )
 
 
-def _row(paths: tuple[str, ...], right: tuple[bool, ...], items: int) -> list[tuple[Path, bool | None]]:
+def _row(paths: tuple[str, ...], right: tuple[bool, ...]) -> list[tuple[Path, bool | None]]:
     row: list[tuple[Path, bool | None]] = [(Path(path), judged) for path, judged in zip(paths, right, strict=True)]
-    return row[:items]
+    return row[:ITEMS]

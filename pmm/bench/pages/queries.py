@@ -35,12 +35,10 @@ def batch_sizes(report: BenchReport) -> list[int]:
     return sorted({t.batch for r in report.results if r.status == "ok" for t in r.batches})
 
 
-def shown_batches(report: BenchReport, most: int = 4) -> list[int]:
-    """The batch sizes that a table has room for: all, or the smallest, the largest and some between."""
+def shown_batches(report: BenchReport) -> list[int]:
+    """The batch sizes that a table has room for: all, or the smallest, the largest and two between."""
     sizes = batch_sizes(report)
-    if len(sizes) <= most:
-        return sizes
-    return [sizes[round(i * (len(sizes) - 1) / (most - 1))] for i in range(most)]
+    return sizes if len(sizes) <= 4 else [sizes[round(third * (len(sizes) - 1) / 3)] for third in range(4)]
 
 
 def timing_at(result: Result, batch: int) -> Timing | None:

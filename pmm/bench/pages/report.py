@@ -76,7 +76,7 @@ def html(report: BenchReport, pictures: Pictures) -> str:
         plots=drawn,
         accuracy=accuracy,
         thresholds=thresholds,
-        deploy=sections.to_deploy(report, best) if best else "",
+        deploy=sections.to_deploy(best) if best else "",
         lost=lost,
         worst=[(one_line(name), _embedded(picture)) for name, picture in pictures.worst.items()],
         timing=timing,
@@ -133,7 +133,7 @@ def markdown(report: BenchReport) -> str:
     parts.append(_bullets([": ".join(each) for each in _absent(report)]))
     parts += _section(sections.accuracy(report))
     parts += _section(sections.thresholds(report))
-    parts += [escape(sections.to_deploy(report, best))] if best else []
+    parts += [escape(sections.to_deploy(best))] if best else []
     parts += _section(sections.lost(report))
     parts += _section(sections.timing(report))
     careful = sections.careful(report)

@@ -250,7 +250,7 @@ def facts(report: BenchReport) -> list[tuple[str, str]]:
     return [(what, one_line(value)) for what, value in found if value]
 
 
-def to_deploy(report: BenchReport, result: Result) -> str:
+def to_deploy(result: Result) -> str:
     """The threshold to deploy with `result`, as a sentence; empty without one."""
     usable = [p for p in (result.thresholds.points if result.thresholds else ()) if p.threshold is not None]
     if not usable:
