@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -373,7 +374,7 @@ def test_the_sources_that_count(tmp_path, monkeypatch):
     for name in ("__init__.py", "train.py", "models/pmm.py", "ablation/study.py", "export/onnx.py"):
         (tmp_path / "pmm" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pmm" / name).write_text("1")
-    monkeypatch.setattr(study.pmm, "__file__", str(tmp_path / "pmm" / "__init__.py"))
+    monkeypatch.setattr(study, "__file__", str(tmp_path / "pmm" / "ablation" / "study.py"))
     first = study._sources()
     for name in ("ablation/study.py", "export/onnx.py"):
         (tmp_path / "pmm" / name).write_text("2")
@@ -436,11 +437,11 @@ def test_an_interrupt_leaves_no_children_and_the_same_command_goes_on(planted, p
     planted.plan["pmm-0"]["hang"] = True
     (tmp_path / "plan.json").write_text(json.dumps(planted.plan))
     driver = (
-        f"import sys; from pmm.bench import ablation; plan = {str(tmp_path / 'plan.json')!r}\n"
-        f"ablation.TRAIN = ('python', {str(PLANTED)!r}, plan, 'train')\n"
-        f"ablation.EVALUATE = ('python', {str(PLANTED)!r}, plan, 'evaluate')\n"
-        "ablation.usable_cores = lambda: 8; study.Ablation.check_models = lambda self: None\n"
-        f"ablation._sources = lambda: {SOURCES()!r}\n"
+        f"import sys; from pmm.ablation import study; plan = {str(tmp_path / 'plan.json')!r}\n"
+        f"study.TRAIN = ('python', {str(PLANTED)!r}, plan, 'train')\n"
+        f"study.EVALUATE = ('python', {str(PLANTED)!r}, plan, 'evaluate')\n"
+        "study.usable_cores = lambda: 8; study.Ablation.check_models = lambda self: None\n"
+        f"study._sources = lambda: {SOURCES()!r}\n"
         f"import runpy; sys.argv = sys.argv[1:]; runpy.run_path({SCRIPT!r}, run_name='__main__')"
     )
     words = ("--methods", "bdb,pmm,pmm:k=0", "--seeds", "1", "--jobs", "2")
@@ -489,7 +490,7 @@ def test_the_default_file_is_named_after_day_machine_and_what_is_compared(monkey
 
     def name(**options):
         found = reporting.default_out(Ablation(Options(**{"methods": "pmm,bdb", **options})))
-        assert found.parent == ROOT / "bench" / "results"
+        assert found.parent == Path("bench", "results")
         return re.sub(r"^\d{4}-\d\d-\d\d-", "", found.name)
 
     assert name() == "amd-epyc-2-cores-ablation.json"
