@@ -62,7 +62,7 @@ MARKET = Size("Market-1501", 3_368, 15_913, 750, 2_798, 6)
 MSMT17 = Size("MSMT17", 11_659, 82_161, 3_060, 0, 15)
 
 
-class People(NamedTuple):
+class MadeUpPeople(NamedTuple):
     """Made-up embeddings [Q, D] and [G, D], pids and cameras."""
 
     query: Singles
@@ -78,7 +78,7 @@ class People(NamedTuple):
         return self[2:]
 
 
-def made_up(size: Size, dim: int, kind: str = KINDS[0]) -> People:
+def made_up(size: Size, dim: int, kind: str = KINDS[0]) -> MadeUpPeople:
     """Embeddings of `size`.
 
     As a trained network's: clusters and noise in the few dimensions that it tells apart (the demo's embeddings, 384
@@ -103,7 +103,7 @@ def made_up(size: Size, dim: int, kind: str = KINDS[0]) -> People:
 
     query, gallery = embeddings(query_pids), embeddings(gallery_pids)
     query_camids, gallery_camids = (rng.integers(0, size.cameras, n) for n in (size.queries, size.gallery))
-    return People(query, gallery, query_pids, gallery_pids, query_camids, gallery_camids)
+    return MadeUpPeople(query, gallery, query_pids, gallery_pids, query_camids, gallery_camids)
 
 
 def bench_market(plan: LatencyPlan, *, size: Size = MARKET, dim: int = 1536) -> dict[str, Any]:
@@ -116,10 +116,10 @@ def bench_market(plan: LatencyPlan, *, size: Size = MARKET, dim: int = 1536) -> 
         rows: list[dict[str, Any]] = []
         if wrong <= AGREEMENT:
 
-            def product(people: People = people) -> None:
+            def product(people: MadeUpPeople = people) -> None:
                 people.query @ people.gallery.T  # its memory, too, is new each time
 
-            def evaluation(people: People = people) -> None:
+            def evaluation(people: MadeUpPeople = people) -> None:
                 evaluate_ranking(*people)
 
             times = measure({PRODUCT: product, "evaluation": evaluation}, plan)
@@ -201,7 +201,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _disagreement(people: People, result: RankingResult) -> float:
+def _disagreement(people: MadeUpPeople, result: RankingResult) -> float:
     """Largest difference of AP to brute force, over the first queries."""
     gallery = people.gallery.astype(np.float64)
     distances = squared_distances(people.query[:CHECKED], gallery)

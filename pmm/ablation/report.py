@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pmm.ablation.runs import Outcome
+from pmm.ablation.runs import RunOutcome
 from pmm.ablation.statistics import difference, spread
 from pmm.ablation.study import HOME, Ablation
 from pmm.bench.pages.format import between, escape, how_many, number, percent, points
@@ -59,7 +59,7 @@ def _goes_on(path: Path, ablation: Ablation) -> bool:
     return rows <= set(ablation.rows) and seeds <= set(ablation.seeds)
 
 
-def progress(outcome: Outcome, left: int, seconds: float) -> str:
+def progress(outcome: RunOutcome, left: int, seconds: float) -> str:
     """A line about a run that ended: its figures or what went wrong, and what is left to do."""
     found = outcome.figures
     if found is None:
@@ -72,7 +72,7 @@ def progress(outcome: Outcome, left: int, seconds: float) -> str:
     return "  ".join([outcome.run.name, *parts, f"{left} left, {clock}" if left else "the last"])
 
 
-def report(ablation: Ablation, outcomes: Sequence[Outcome], command: str) -> Report:
+def report(ablation: Ablation, outcomes: Sequence[RunOutcome], command: str) -> Report:
     """Every run's values and, per row, mean, spread and difference; see `SCHEMA`. Names no folder of this machine.
 
     `command` is the command line that gave it.
@@ -94,7 +94,7 @@ def report(ablation: Ablation, outcomes: Sequence[Outcome], command: str) -> Rep
     return json.loads(without_places(json.dumps(found, allow_nan=False), HOME))
 
 
-def _row(name: str, ablation: Ablation, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _row(name: str, ablation: Ablation, outcomes: Sequence[RunOutcome]) -> dict[str, Any]:
     row = ablation.rows[name]
     compared = {}
     for metric in METRICS:
@@ -112,7 +112,7 @@ def _row(name: str, ablation: Ablation, outcomes: Sequence[Outcome]) -> dict[str
     }
 
 
-def _by_seed(outcomes: Sequence[Outcome], name: str, figure: str) -> dict[int, float]:
+def _by_seed(outcomes: Sequence[RunOutcome], name: str, figure: str) -> dict[int, float]:
     return {o.run.seed: getattr(o.figures, figure) for o in outcomes if o.run.row == name and o.figures}
 
 
@@ -121,7 +121,7 @@ def _spread(values: Mapping[int, float]) -> dict[str, Any] | None:
     return asdict(found) if found else None
 
 
-def _run(outcome: Outcome) -> dict[str, Any]:
+def _run(outcome: RunOutcome) -> dict[str, Any]:
     run = outcome.run
     status = {"status": "finished" if outcome.figures else "failed", "note": outcome.note}
     found = asdict(outcome.figures) if outcome.figures else {}

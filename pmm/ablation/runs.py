@@ -25,7 +25,7 @@ State = Literal["finished", "started", "new"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class AblationRun:
     """One training and the evaluation of its best checkpoint."""
 
     row: str
@@ -63,10 +63,10 @@ class Figures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunOutcome:
     """What became of a run."""
 
-    run: Run
+    run: AblationRun
     figures: Figures | None
     note: str = ""
     """Why there are no figures, one line."""
@@ -74,14 +74,14 @@ class Outcome:
     """Finished by an earlier call."""
 
 
-def state(run: Run) -> State:
+def state(run: AblationRun) -> State:
     """How far the run is. What lies in its folder counts only if its stamp is there; see `changes`."""
     if not (run.folder / STAMP).exists():
         return "new"
     return "finished" if figures(run) else "started"
 
 
-def changes(run: Run) -> list[str]:
+def changes(run: AblationRun) -> list[str]:
     """What was otherwise when the run in the folder was made; empty if nothing was, or nothing is there."""
     if not run.folder.exists() or not any(path.name != ".lock" for path in run.folder.iterdir()):
         return []
@@ -97,12 +97,12 @@ def changes(run: Run) -> list[str]:
     ]
 
 
-def forget(run: Run) -> None:
+def forget(run: AblationRun) -> None:
     """Empty the folder of a run that shall be made anew."""
     shutil.rmtree(run.folder, ignore_errors=True)
 
 
-def figures(run: Run) -> Figures | None:
+def figures(run: AblationRun) -> Figures | None:
     """None if the run is not finished."""
     try:
         found = json.loads((run.folder / EVALUATION).read_text())
@@ -121,19 +121,21 @@ def figures(run: Run) -> Figures | None:
 
 
 def run_all(
-    runs: Sequence[Run],
+    runs: Sequence[AblationRun],
     *,
     root: Path,
     jobs: int = 1,
     env: Mapping[str, str] | None = None,
-    finished: Callable[[Outcome, int, float], None] = lambda outcome, left, seconds: None,
-) -> list[Outcome]:
+    finished: Callable[[RunOutcome, int, float], None] = lambda outcome, left, seconds: None,
+) -> list[RunOutcome]:
     """Do what is still to be done of `runs`, in their order, `jobs` at once; a failure does not stop the others.
 
     `finished` is told each outcome, how many runs are left and for about how many seconds. Processes import our
     packages from `root`. An interrupt ends them all; what was trained until then is kept.
     """
-    outcomes = {id(run): Outcome(run=run, figures=figures(run), kept=True) for run in runs if state(run) == "finished"}
+    outcomes = {
+        id(run): RunOutcome(run=run, figures=figures(run), kept=True) for run in runs if state(run) == "finished"
+    }
     waiting = [run for run in runs if id(run) not in outcomes]
     active: list[_Job] = []
     took: list[float] = []
@@ -161,7 +163,7 @@ def run_all(
 class _Job:
     """A run under way: its command lines one after another, all they say in one log."""
 
-    def __init__(self, run: Run, root: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, run: AblationRun, root: Path, env: Mapping[str, str]) -> None:
         self.run, self._root, self._env = run, root, environment(root, env)
         self._begin = time.monotonic()
         going_on = state(run) == "started" and (run.folder / "last.pth").exists()
@@ -178,18 +180,18 @@ class _Job:
         """Since it was started."""
         return time.monotonic() - self._begin
 
-    def advance(self) -> Outcome | None:
+    def advance(self) -> RunOutcome | None:
         """What became of the run; None while it goes on."""
         if (code := self._process.poll()) is None:
             return None
         end_group(self._process)
         if code:
-            return Outcome(run=self.run, figures=None, note=self._why(code))
+            return RunOutcome(run=self.run, figures=None, note=self._why(code))
         if self._waiting:
             self._next("a")
             return None
         found = figures(self.run)
-        return Outcome(run=self.run, figures=found, note="" if found else "it ended well and left no figures")
+        return RunOutcome(run=self.run, figures=found, note="" if found else "it ended well and left no figures")
 
     def end(self) -> None:
         """Leave nothing running."""
@@ -207,7 +209,7 @@ class _Job:
         return f"{how}{': ' if said else ''}{said[-1] if said else ''}; {os.path.relpath(self._log)} says all"
 
 
-def _seconds_left(took: Sequence[float], active: Sequence[float], waiting: Sequence[Run], jobs: int) -> float:
+def _seconds_left(took: Sequence[float], active: Sequence[float], waiting: Sequence[AblationRun], jobs: int) -> float:
     """By the mean of the runs that ended."""
     mean = sum(took) / len(took)
     return (sum(max(0.0, mean - seconds) for seconds in active) + mean * len(waiting)) / jobs

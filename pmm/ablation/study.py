@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm.ablation.rows import DEFAULT_ROWS, Row, against_of, check_models, chosen, config_of, named, rows_of
-from pmm.ablation.runs import EVALUATION, Outcome, Run, changes, forget, run_all, state
+from pmm.ablation.runs import EVALUATION, AblationRun, RunOutcome, changes, forget, run_all, state
 from pmm.artifacts.runs import RUNS
 from pmm.bench.pages.format import how_many
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
@@ -33,7 +33,7 @@ FAST_SEEDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class AblationOptions:
     """What is compared, and how much of the machine that may take."""
 
     methods: str = ""
@@ -72,7 +72,7 @@ class Options:
 class Ablation:
     """The rows and their runs, checked before anything is drawn or trained."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: AblationOptions) -> None:
         """Raises UserError for an option that cannot be used, naming it."""
         self.options = options
         for flag, value, least in (
@@ -84,7 +84,7 @@ class Ablation:
             command_line.numbers(str(value), flag=flag, least=least)
         if (number := cuda_index(options.device)) is not None:
             gpu_at(number)
-        if options.compare_presets and options.preset != Options.preset:
+        if options.compare_presets and options.preset != AblationOptions.preset:
             raise UserError("--preset and --compare-presets both say which presets; leave one of them out")
         presets = command_line.names(options.compare_presets or options.preset, flag="--compare-presets")
         methods = command_line.names(
@@ -117,7 +117,7 @@ class Ablation:
         return config, read_dataset(config.data.dataset, config.data.root)
 
     @cached_property
-    def all_runs(self) -> list[Run]:
+    def all_runs(self) -> list[AblationRun]:
         """Seed by seed, so that an interrupted ablation has pairs, and a machine that slows down slows all rows."""
         crops = [sample.path for part in (self._split.train, self._split.query, self._split.gallery) for sample in part]
         machine = describe_environment(self.threads)
@@ -144,7 +144,7 @@ class Ablation:
         for run in again:
             forget(run)
 
-    def measure(self, finished: Callable[[Outcome, int, float], None]) -> list[Outcome]:
+    def measure(self, finished: Callable[[RunOutcome, int, float], None]) -> list[RunOutcome]:
         """Run what is not finished; see `pmm.ablation.runs.run_all`."""
         env = {"OMP_NUM_THREADS": str(self.threads)}
         return run_all(self.all_runs, root=HOME, jobs=self.options.jobs, env=env, finished=finished)
@@ -201,12 +201,12 @@ class Ablation:
         words += ["--root", root] if root else []
         return words + (["--epochs", str(options.epochs)] if options.epochs else [])
 
-    def _run(self, name: str, seed: int, facts: Mapping[str, Any]) -> Run:
+    def _run(self, name: str, seed: int, facts: Mapping[str, Any]) -> AblationRun:
         row, config, options, people = self.rows[name], self.configs[name], self.options, self.data[0].data
         drawn = {key: getattr(people, key) for key in ("dataset", "root", "synthetic_ids", "synthetic_seed")}
         config = dataclasses.replace(config, seed=seed, data=dataclasses.replace(config.data, **drawn))
         folder = options.runs / f"{row.folder}-{seed}"
-        return Run(
+        return AblationRun(
             row=name,
             seed=seed,
             folder=folder,

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pmm.ablation.plot import plot
 from pmm.ablation.report import default_out, markdown, progress, report
-from pmm.ablation.runs import Outcome
-from pmm.ablation.study import Ablation, Options
+from pmm.ablation.runs import RunOutcome
+from pmm.ablation.study import Ablation, AblationOptions
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.files import claimed, output_file, write_file
@@ -27,7 +27,7 @@ from pmm.utils.files import claimed, output_file, write_file
 class AblationCommand:
     """`pmm ablation ...`"""
 
-    options: Options = field(default_factory=Options)
+    options: AblationOptions = field(default_factory=AblationOptions)
     out: Path | None = None
     """JSON file to write (default: DATE-MACHINE-ablation.json in bench/results)."""
 
@@ -62,5 +62,5 @@ def main(prog: str) -> int:
     return 0
 
 
-def finished(outcome: Outcome, left: int, seconds: float) -> None:
+def finished(outcome: RunOutcome, left: int, seconds: float) -> None:
     print(progress(outcome, left, seconds), flush=True)

@@ -21,7 +21,7 @@ from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, replacing
 from pmm.utils.hardware import cuda_index
 from pmm.visualize.curves import read_run
-from pmm.visualize.pictures import PICTURES, NotThere, Options, Pictures
+from pmm.visualize.pictures import PICTURES, NotThere, PictureOptions, Pictures
 from pmm.visualize.sheet import HEIGHT
 
 CROPS, HEIGHTS = (1, 100), (64, 1024)
@@ -73,7 +73,7 @@ def main(prog: str) -> None:
     more_runs = [read_run(folder) for folder in command.runs]
     files = {name: output_file(out / f"{name}.png") for name in wanted}
     given = command_line.given_flags()
-    options = Options(
+    options = PictureOptions(
         crops=command.crops,
         exactly="--crops" in given,
         split=command.split,

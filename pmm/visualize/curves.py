@@ -29,7 +29,7 @@ _FEW = 25  # epochs up to which each is a dot
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class LoggedRun:
     """The curves of a run: per figure the epochs at which it was taken, and its values."""
 
     name: str
@@ -41,7 +41,7 @@ class Run:
         return sorted(found, key=lambda key: int(key.removeprefix(loss)))
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> LoggedRun:
     """The run in `folder`. Raises UserError if there is none, or its metrics cannot be read."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run; expected the folder of one, as runs/NAME")
@@ -65,10 +65,10 @@ def read_run(folder: Path) -> Run:
     if "loss" not in found:
         raise UserError(f"{path} has no epoch yet; expected the metrics of a run of pmm train")
     curves = {key: (tuple(x for x, _ in points), tuple(y for _, y in points)) for key, points in found.items()}
-    return Run(name=folder.resolve().name, curves=curves)
+    return LoggedRun(name=folder.resolve().name, curves=curves)
 
 
-def curves_picture(runs: Sequence[Run]) -> Image.Image:
+def curves_picture(runs: Sequence[LoggedRun]) -> Image.Image:
     """Cross-entropy and triplet loss per stage, mAP and rank-1 on the held-out identities if any run has them, and the
     learning rate. An RGB picture.
 
@@ -100,7 +100,7 @@ def curves_picture(runs: Sequence[Run]) -> Image.Image:
 class Panels:
     """Each method fills one panel."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[LoggedRun]) -> None:
         self.runs = _distinct(runs)
         self.few = max(len(run.curves["loss"][0]) for run in runs) <= _FEW
 
@@ -168,7 +168,15 @@ class Panels:
         return LINES[number] if len(self.runs) > 1 else PLOT_INK
 
     def _line(
-        self, axes: Axes, run: Run, key: str, colour: str, stroke: str, *, percent: bool = False, width: float = 1.6
+        self,
+        axes: Axes,
+        run: LoggedRun,
+        key: str,
+        colour: str,
+        stroke: str,
+        *,
+        percent: bool = False,
+        width: float = 1.6,
     ) -> None:
         epochs, values = run.curves[key]
         shown = [100 * value for value in values] if percent else list(values)
@@ -183,10 +191,10 @@ def _whole_epochs(axes: Axes) -> None:
         axes.set_xlabel("epoch")
 
 
-def _distinct(runs: Sequence[Run]) -> list[Run]:
+def _distinct(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
     """With names that fit; runs of one name get a number."""
     names = [shortened(run.name) for run in runs]
     numbered = [
         name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)
     ]
-    return [Run(name=name, curves=run.curves) for name, run in zip(numbered, runs, strict=True)]
+    return [LoggedRun(name=name, curves=run.curves) for name, run in zip(numbered, runs, strict=True)]

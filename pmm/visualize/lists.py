@@ -20,7 +20,7 @@ _SMOOTH = 4  # marks are drawn this many times too large and shrunk: PIL does no
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ListLayout:
     """Where things lie in the picture of `ranked_lists`; all lengths in pixels, derived from the crop height."""
 
     height: int
@@ -104,7 +104,7 @@ def ranked_lists(
         raise ValueError(f"expected no titles or one per query, got {len(titles)} for {len(queries)} queries")
     if captions and [len(texts) for texts in captions] != [len(row) for row in rows]:
         raise ValueError("expected no captions or one per crop of every row")
-    layout = Layout(height=height, titled=bool(titles), captioned=bool(captions))
+    layout = ListLayout(height=height, titled=bool(titles), captioned=bool(captions))
     ranks = max(len(row) for row in rows)
     picture = Image.new("RGB", layout.size(len(queries), ranks), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(layout.text)
@@ -133,7 +133,7 @@ def ranked_lists(
     return picture
 
 
-def _paste(picture: Image.Image, path: Path, x: int, y: int, layout: Layout) -> None:
+def _paste(picture: Image.Image, path: Path, x: int, y: int, layout: ListLayout) -> None:
     picture.paste(Image.fromarray(load_crop(path, layout.height, layout.width)), (x, y))
 
 
@@ -187,7 +187,7 @@ def _mark(picture: Image.Image, right_edge: int, bottom: int, size: int, right: 
 
 def _legend(
     picture: Image.Image,
-    layout: Layout,
+    layout: ListLayout,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     kinds: Sequence[bool | None],
     measure: str,
@@ -231,7 +231,7 @@ def compared_lists(
         raise ValueError(f"expected two lists per query: {len(queries)} queries, {len(before)} and {len(after)} lists")
     if titles and len(titles) != len(queries):
         raise ValueError(f"expected no titles or one per query, got {len(titles)} for {len(queries)} queries")
-    layout = Layout(height=height, titled=bool(titles))
+    layout = ListLayout(height=height, titled=bool(titles))
     first, second = (max(len(row) for row in rows) for rows in (before, after))
     apart, top = 4 * layout.gap, 2 * layout.text  # between the two lists; for their names
     wide, high = layout.size(len(queries), first + second)

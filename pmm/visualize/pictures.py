@@ -16,7 +16,7 @@ from pmm.data.crops import load_crops
 from pmm.data.samples import Sample
 from pmm.data.splits import matchable
 from pmm.utils.errors import UserError
-from pmm.visualize.curves import METRICS, Run, curves_picture, read_run
+from pmm.visualize.curves import METRICS, LoggedRun, curves_picture, read_run
 from pmm.visualize.people import People, name_of, people_of, pick
 from pmm.visualize.sheet import HEIGHT
 from pmm.visualize.style import shortened
@@ -42,7 +42,7 @@ class NotThere(UserError):  # noqa: N818 - a state to report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class PictureOptions:
     """How pictures are drawn; see the command line."""
 
     crops: int = 5
@@ -69,7 +69,9 @@ class Subject:
 class Pictures:
     """Draws a checkpoint, at the right of `against` if there is one."""
 
-    def __init__(self, checkpoint: Path, against: Path | None, options: Options, more_runs: Sequence[Run] = ()) -> None:
+    def __init__(
+        self, checkpoint: Path, against: Path | None, options: PictureOptions, more_runs: Sequence[LoggedRun] = ()
+    ) -> None:
         """`more_runs` are drawn with the checkpoints' own curves."""
         self.sources = [path for path in (against, checkpoint) if path is not None]
         self.options, self.more_runs = options, more_runs

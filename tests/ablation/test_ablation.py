@@ -22,8 +22,8 @@ from PIL import Image
 from pmm.ablation import plot, runs, study
 from pmm.ablation import report as reporting
 from pmm.ablation.rows import Row, against_of, named, parse_row, rows_of
-from pmm.ablation.runs import Run, figures, run_all
-from pmm.ablation.study import Ablation, Options
+from pmm.ablation.runs import AblationRun, figures, run_all
+from pmm.ablation.study import Ablation, AblationOptions
 from pmm.config import preset
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.models.registry import METHODS, build_model
@@ -99,7 +99,7 @@ def test_rows_of_several_presets_carry_them_in_their_names():
 )
 def test_a_mistake_is_told_before_anything_is_done(options, said):
     with pytest.raises(UserError, match=re.escape(said)) as error:
-        Ablation(Options(**{"methods": "pmm", **options}))
+        Ablation(AblationOptions(**{"methods": "pmm", **options}))
     assert "\n" not in str(error.value)
 
 
@@ -321,11 +321,11 @@ def test_a_damaged_run_is_not_taken_for_finished(planted, lost):
 
 def test_a_gpu_is_named_by_its_number(monkeypatch):
     with pytest.raises(UserError, match="no NVIDIA GPU is visible"):
-        Ablation(Options(device="cuda:1"))
+        Ablation(AblationOptions(device="cuda:1"))
     with pytest.raises(UserError, match="unknown device 'gpu'"):
-        Ablation(Options(device="gpu"))
+        Ablation(AblationOptions(device="gpu"))
     monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("A", "8.9"), Gpu("B", "8.9")))
-    shared = Ablation(Options(device="cuda:1"))._shared("")
+    shared = Ablation(AblationOptions(device="cuda:1"))._shared("")
     assert shared[shared.index("--device") + 1] == "cuda:1"
     two = {"gpus": ["A", "B"]}
     assert [reporting._gpus(two, device) for device in ("cuda:1", "cuda", "auto")] == [["B"], ["A"], ["A", "B"]]
@@ -417,7 +417,7 @@ def test_as_many_at_once_as_asked_for_and_no_more(tmp_path, monkeypatch):
         "os.remove(f'{os.getpid()}.on')"
     )
     words = {"train": ("python", "-c", code), "evaluate": ("python", "-c", "")}
-    runs = [Run(row="r", seed=seed, folder=tmp_path / str(seed), facts={}, **words) for seed in range(4)]
+    runs = [AblationRun(row="r", seed=seed, folder=tmp_path / str(seed), facts={}, **words) for seed in range(4)]
     monkeypatch.chdir(tmp_path)
     outcomes = run_all(runs, root=ROOT, jobs=2)
     assert all(outcome.figures is None for outcome in outcomes)
@@ -426,7 +426,7 @@ def test_as_many_at_once_as_asked_for_and_no_more(tmp_path, monkeypatch):
 
 def test_a_process_that_is_killed_is_told(tmp_path):
     kill = ("python", "-c", "import os; print('so far', flush=True); os.kill(os.getpid(), 9)")
-    run = Run(row="r", seed=0, folder=tmp_path / "r-0", train=kill, evaluate=(), facts={"a": 1})
+    run = AblationRun(row="r", seed=0, folder=tmp_path / "r-0", train=kill, evaluate=(), facts={"a": 1})
     (outcome,) = run_all([run], root=ROOT)
     assert outcome.note.startswith("ended by signal 9: so far; ")
     assert figures(run) is None
@@ -475,7 +475,7 @@ def test_an_interrupt_leaves_no_children_and_the_same_command_goes_on(planted, p
 
 
 def figures_of(folder):
-    return figures(Run(row="", seed=0, folder=folder, train=(), evaluate=(), facts={}))
+    return figures(AblationRun(row="", seed=0, folder=folder, train=(), evaluate=(), facts={}))
 
 
 def test_two_ablations_do_not_write_into_one_folder(planted, tmp_path):
@@ -489,7 +489,7 @@ def test_the_default_file_is_named_after_day_machine_and_what_is_compared(monkey
     monkeypatch.delenv("PMM_FAST", raising=False)
 
     def name(**options):
-        found = reporting.default_out(Ablation(Options(**{"methods": "pmm,bdb", **options})))
+        found = reporting.default_out(Ablation(AblationOptions(**{"methods": "pmm,bdb", **options})))
         assert found.parent == Path("bench", "results")
         return re.sub(r"^\d{4}-\d\d-\d\d-", "", found.name)
 
@@ -500,20 +500,20 @@ def test_the_default_file_is_named_after_day_machine_and_what_is_compared(monkey
     assert name(preset="paper") == "nvidia-h200-ablation-paper.json"
     assert name(dataset="market1501", root="/data") == "nvidia-h200-ablation-market1501.json"
     monkeypatch.setattr(reporting, "RESULTS", tmp_path)
-    first = reporting.default_out(Ablation(Options(methods="pmm,bdb", seeds=2)))
+    first = reporting.default_out(Ablation(AblationOptions(methods="pmm,bdb", seeds=2)))
     first.write_text(json.dumps({"rows": [{"name": "pmm"}, {"name": "bdb"}], "seeds": [0, 1]}))
-    more = reporting.default_out(Ablation(Options(methods="pmm,bdb,baseline", seeds=3)))
+    more = reporting.default_out(Ablation(AblationOptions(methods="pmm,bdb,baseline", seeds=3)))
     assert more == first  # which goes on from it
     for other in ({"methods": "pmm,cutmix", "seeds": 2}, {"methods": "pmm,bdb", "seeds": 1}):
-        assert reporting.default_out(Ablation(Options(**other))).name == f"{first.stem}-2.json"
+        assert reporting.default_out(Ablation(AblationOptions(**other))).name == f"{first.stem}-2.json"
     monkeypatch.setenv("PMM_FAST", "1")
-    fast = Ablation(Options(methods="pmm", runs=tmp_path))
+    fast = Ablation(AblationOptions(methods="pmm", runs=tmp_path))
     assert reporting.default_out(fast) == tmp_path / "ablation.json"
     assert (list(fast.seeds), fast.configs["pmm"].recipe.epochs) == ([0, 1], 3)
 
 
 def test_the_default_rows_are_those_of_the_tables_and_no_mixing():
-    found = Ablation(Options())
+    found = Ablation(AblationOptions())
     assert list(found.rows) == ["baseline", "bdb", "cutout-batch", "cutmix", "a-cutmix", "pmm:k=0", "pmm"]
     assert found.against == "baseline"
     assert list(found.seeds) == [0, 1, 2, 3, 4]

@@ -13,7 +13,7 @@ from pmm.config import Config
 from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
 from pmm.visualize import cam
-from pmm.visualize.pictures import Options, Pictures
+from pmm.visualize.pictures import PictureOptions, Pictures
 from tests.conftest import assert_one_line_error, run_here
 from tests.without_torch import run_all_without_torch
 
@@ -79,10 +79,10 @@ def test_another_checkpoint_stands_beside(run, bdb):
 
 def test_two_checkpoints_of_one_method_are_told_apart(run):
     last = run.with_name("last.pth")
-    pictures = Pictures(run, last, Options(device="cpu"))
+    pictures = Pictures(run, last, PictureOptions(device="cpu"))
     assert pictures.titles == ["pmm (last.pth)", "pmm (best.pth)"]
     elsewhere = shutil.copytree(run.parent, run.parent.with_name("second")) / "best.pth"
-    assert Pictures(run, elsewhere, Options(device="cpu")).titles == ["pmm (second)", "pmm (first)"]
+    assert Pictures(run, elsewhere, PictureOptions(device="cpu")).titles == ["pmm (second)", "pmm (first)"]
 
 
 def test_training_crops_explain_the_true_identity_and_test_crops_the_answer(run, bdb, monkeypatch):
@@ -90,7 +90,7 @@ def test_training_crops_explain_the_true_identity_and_test_crops_the_answer(run,
     draw_cam = cam.cam_picture
     monkeypatch.setattr(cam, "cam_picture", lambda *args, **how: shown.append((args, how)) or draw_cam(*args, **how))
     for split in ("train", "test"):
-        Pictures(run, bdb, Options(device="cpu", crops=3, split=split)).draw("cam")
+        Pictures(run, bdb, PictureOptions(device="cpu", crops=3, split=split)).draw("cam")
     ((names, views), how), ((test_names, test_views), test_how) = shown
     assert how["true"]
     assert not test_how["true"]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pmm.utils.errors import UserError
-from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG, Layout, ranked_lists
+from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG, ListLayout, ranked_lists
 
 BLUE = (30, 60, 200)
 WHITE = (255, 255, 255)
@@ -22,7 +22,7 @@ def crop(tmp_path: Path) -> Path:
     return path
 
 
-def frame_colours(picture: Image.Image, layout: Layout, line: int, rank: int) -> set[tuple[int, ...]]:
+def frame_colours(picture: Image.Image, layout: ListLayout, line: int, rank: int) -> set[tuple[int, ...]]:
     """All colours within the frame around one crop."""
     x, y = layout.cell(line, rank)
     box = (x - layout.frame, y - layout.frame, x + layout.width + layout.frame, y + layout.height + layout.frame)
@@ -37,7 +37,7 @@ def frame_colours(picture: Image.Image, layout: Layout, line: int, rank: int) ->
 def test_frames_tell_query_right_and_wrong(crop: Path, height: int, titles: tuple[str, ...]) -> None:
     rows = [[(crop, True), (crop, False), (crop, True)], [(crop, False)]]
     picture = ranked_lists([crop, crop], rows, height=height, titles=titles)
-    layout = Layout(height=height, titled=bool(titles))
+    layout = ListLayout(height=height, titled=bool(titles))
     assert picture.mode == "RGB"
     assert picture.size == layout.size(2, 3)
     for line, row in enumerate(rows):
@@ -50,7 +50,7 @@ def test_frames_tell_query_right_and_wrong(crop: Path, height: int, titles: tupl
 
 def test_crops_are_whole_but_for_the_mark(crop: Path) -> None:
     picture = ranked_lists([crop], [[(crop, True), (crop, False)]])
-    layout = Layout(height=128, titled=False)
+    layout = ListLayout(height=128, titled=False)
     assert layout.width == 64
     for rank in (0, 1, 2):
         x, y = layout.cell(0, rank)
@@ -81,7 +81,7 @@ def test_numbers_titles_and_legend_leave_ink(crop: Path) -> None:
     plain = ranked_lists([crop], [[(crop, True)]])
     titled = ranked_lists([crop], [[(crop, True)]], titles=["AP 80 %"])
     assert titled.height > plain.height
-    layout = Layout(height=128, titled=True)
+    layout = ListLayout(height=128, titled=True)
     top = np.asarray(titled.crop((0, 0, titled.width, layout.header)).convert("L"))
     title = np.asarray(titled.crop((0, layout.header, titled.width, layout.cell(0, 1)[1] - layout.frame)).convert("L"))
     bottom = np.asarray(titled.crop((0, titled.height - layout.swatch - layout.gap, *titled.size)).convert("L"))
@@ -91,11 +91,11 @@ def test_numbers_titles_and_legend_leave_ink(crop: Path) -> None:
 
 
 def test_an_empty_list_is_drawn(crop: Path) -> None:
-    assert ranked_lists([crop], [[]]).width >= Layout(height=128, titled=False).size(1, 0)[0]
+    assert ranked_lists([crop], [[]]).width >= ListLayout(height=128, titled=False).size(1, 0)[0]
 
 
 def test_a_list_nobody_judged_has_grey_frames_no_marks_and_numbers_below(crop: Path) -> None:
-    layout = Layout(height=128, titled=False, captioned=True)
+    layout = ListLayout(height=128, titled=False, captioned=True)
     picture = ranked_lists([crop, crop], [[(crop, None)] * 2] * 2, captions=[["0.12", ""], ["3.45", "6.78"]])
     assert picture.size == layout.size(2, 2)
     pixels = np.asarray(picture)
@@ -116,7 +116,7 @@ def test_a_list_nobody_judged_has_grey_frames_no_marks_and_numbers_below(crop: P
 
 def test_one_judged_crop_brings_back_the_whole_legend(crop: Path) -> None:
     mixed = np.asarray(ranked_lists([crop], [[(crop, None), (crop, True)]]))
-    legend = mixed[-Layout(height=128, titled=False).swatch - 8 :]
+    legend = mixed[-ListLayout(height=128, titled=False).swatch - 8 :]
     for colour in (RIGHT, WRONG, UNJUDGED):
         assert (legend == colour).all(axis=2).any()
 

@@ -17,7 +17,7 @@ STATUSES: tuple[Status, ...] = ("failed", "passed", "not judged", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class GateLine:
     """One bound: what it asks, and who does not keep it."""
 
     flag: str
@@ -28,7 +28,7 @@ class Gate:
     """One line each: result and what was found."""
 
 
-def gates(report: BenchReport) -> list[Gate]:
+def gates(report: BenchReport) -> list[GateLine]:
     """Every gate, the failed ones first, those that are off last."""
     bounds = _bounds(report.gates, batch_sizes(report))
     # of who was asked for, the report knows only those that were missed; a gate of a name unknown here must not vanish
@@ -38,11 +38,11 @@ def gates(report: BenchReport) -> list[Gate]:
     for flag, asks in bounds.items():
         failures = tuple(f"{one_line(f.result)}: {one_line(f.said)}" for f in report.gates.failures if f.gate == flag)
         status: Status = "failed" if failures else "off" if asks is None else "passed" if judged else "not judged"
-        found.append(Gate(flag=flag, asks=asks or "", status=status, failures=failures))
+        found.append(GateLine(flag=flag, asks=asks or "", status=status, failures=failures))
     return sorted(found, key=lambda gate: STATUSES.index(gate.status))
 
 
-def counted(found: tuple[Gate, ...]) -> str:
+def counted(found: tuple[GateLine, ...]) -> str:
     """How many failed, passed and are off, in words."""
     counts = {status: sum(gate.status == status for gate in found) for status in STATUSES}
     return ", ".join(f"{n} {status}" for status, n in counts.items() if n)

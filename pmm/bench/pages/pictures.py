@@ -25,7 +25,7 @@ QUERIES, ITEMS, HEIGHT = 5, 5, 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class ReportPictures:
     """What a report shows besides its plots."""
 
     ranked: Image.Image | None = None
@@ -34,16 +34,16 @@ class Pictures:
     """Name of a result -> its queries that lost most, as `worst_picture` draws them."""
 
 
-def pictures(report: BenchReport, judge: Judge, reference: Reference) -> Pictures:
+def pictures(report: BenchReport, judge: Judge, reference: Reference) -> ReportPictures:
     """All that a report shows; none if a crop cannot be read any more: figures must not be lost over a picture."""
     from pmm.visualize.ranked import ranked_picture
 
     try:
         ranked = ranked_picture(judge.split, reference.embedded, reference.ranking.per_query_ap)
-        return Pictures(ranked=ranked, worst=worst_pictures(report))
+        return ReportPictures(ranked=ranked, worst=worst_pictures(report))
     except UserError as error:
         logging.getLogger("pmm").warning("the report is without pictures of people: %s", error)
-        return Pictures()
+        return ReportPictures()
 
 
 def worst_pictures(report: BenchReport) -> dict[str, Image.Image]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pmm.bench.pages import sections
 from pmm.bench.pages.format import NONE, cosine, escape, number, one_line, points
-from pmm.bench.pages.gate_list import Gate, counted
-from pmm.bench.pages.pictures import Pictures
+from pmm.bench.pages.gate_list import GateLine, counted
+from pmm.bench.pages.pictures import ReportPictures
 from pmm.bench.pages.plots import data_uri, plots
 from pmm.bench.pages.queries import flagged, missing, ran, reference_of, shown_batches, speedup, timing_at
 from pmm.bench.pages.sections import Section
@@ -27,7 +27,7 @@ SYNTHETIC_NOTE = "The people in this data set are synthetic (drawn by a program)
 UNTIMED = "No backend gave a latency, so there is nothing to plot."
 
 
-def write_reports(report: BenchReport, out: Path, pictures: Pictures) -> None:
+def write_reports(report: BenchReport, out: Path, pictures: ReportPictures) -> None:
     """Write report.json, report.md, report.html and, if there is such a picture, ranked-lists.png into `out`.
 
     Raises ValueError, with nothing written, if a figure is not finite; UserError if `out` cannot be written.
@@ -40,7 +40,7 @@ def write_reports(report: BenchReport, out: Path, pictures: Pictures) -> None:
         write_file(out / "ranked-lists.png", _encoded(pictures.ranked, "PNG"))
 
 
-def html(report: BenchReport, pictures: Pictures) -> str:
+def html(report: BenchReport, pictures: ReportPictures) -> str:
     """The report as one HTML page that refers to nothing outside itself."""
     import jinja2
 
@@ -186,7 +186,7 @@ def _aligned(rows: list[list[str]], left: Collection[int] = (0,)) -> list[str]:
     return lines
 
 
-def _gate(gate: Gate) -> str:
+def _gate(gate: GateLine) -> str:
     asks = f" ({escape(gate.asks)})" if gate.asks else ""
     return "\n".join(
         [f"- {gate.status}: {escape(gate.flag)}{asks}", *(f"  - {escape(line)}" for line in gate.failures)]

@@ -16,7 +16,7 @@ from pmm.bench.pages.format import (
     spoken,
     times,
 )
-from pmm.bench.pages.gate_list import Gate, gates
+from pmm.bench.pages.gate_list import GateLine, gates
 from pmm.bench.pages.queries import (
     SAME_RANKING,
     batch_sizes,
@@ -39,7 +39,7 @@ Tone = Literal["good", "mixed", "bad"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class KeyFigure:
     """One number of the result that may ship, large."""
 
     value: str
@@ -61,8 +61,8 @@ class Verdict:
     tone: Tone
     ships: str | None
     """Name of the fastest result that may ship."""
-    figures: tuple[Figure, ...]
-    gates: tuple[Gate, ...]
+    figures: tuple[KeyFigure, ...]
+    gates: tuple[GateLine, ...]
 
 
 def verdict(report: BenchReport) -> Verdict:
@@ -235,7 +235,7 @@ def _why_absent(report: BenchReport) -> str:
     return f"{verb} ({one_line(found.reason or 'no reason given').rstrip('.')})"
 
 
-def _figures(report: BenchReport, best: Result) -> tuple[Figure, ...]:
+def _figures(report: BenchReport, best: Result) -> tuple[KeyFigure, ...]:
     """The numbers that decide, of the result that may ship."""
     figures = []
     batches = batch_sizes(report)
@@ -243,14 +243,14 @@ def _figures(report: BenchReport, best: Result) -> tuple[Figure, ...]:
     found = speedup(report, best, batches[0]) if batches else None
     if found:
         means = f"as fast as {report.reference}, batch {batches[0]}"
-        figures.append(Figure(value=times(found.value), means=means, sure=between(found.interval, times)))
+        figures.append(KeyFigure(value=times(found.value), means=means, sure=between(found.interval, times)))
     change = f"points of mAP against {report.reference}"
-    figures.append(Figure(value=points(best.map_delta), means=change, sure=between(best.map_delta_interval, points)))
+    figures.append(KeyFigure(value=points(best.map_delta), means=change, sure=between(best.map_delta_interval, points)))
     if mine:
         images = "one image" if mine.batch == 1 else f"{mine.batch} images"
         slow = "" if mine.p95_ms is None else f"95 of 100 calls within {number(mine.p95_ms)} ms"
-        figures.append(Figure(value=f"{number(mine.p50_ms)} ms", means=f"for {images}, typically", sure=slow))
+        figures.append(KeyFigure(value=f"{number(mine.p50_ms)} ms", means=f"for {images}, typically", sure=slow))
     if most := best_throughput(best):
         means = "images per second at best"
-        figures.append(Figure(value=number(most.images_per_s), means=means, sure=f"batch {most.batch}"))
+        figures.append(KeyFigure(value=number(most.images_per_s), means=means, sure=f"batch {most.batch}"))
     return tuple(figure for figure in figures if figure.value != NONE)

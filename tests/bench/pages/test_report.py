@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pmm.bench.pages.pictures import Pictures, worst_pictures
+from pmm.bench.pages.pictures import ReportPictures, worst_pictures
 from pmm.bench.pages.plots import plots
 from pmm.bench.pages.report import markdown, table, write_reports
 from pmm.bench.pages.sections import facts
 from pmm.bench.pages.styles import styles_of
 from pmm.bench.pages.verdict import verdict
 from pmm.bench.schema import BenchReport, GateFailure, Gates, Result, read_report
-from pmm.visualize.lists import RIGHT, WRONG, Layout, compared_lists
+from pmm.visualize.lists import RIGHT, WRONG, ListLayout, compared_lists
 from tests.bench.pages.sample_reports import (
     GATES,
     REFERENCE,
@@ -37,7 +37,7 @@ from tests.bench.pages.sample_reports import (
 )
 
 OFF = Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None, max_length_error={})
-NO_PICTURES = Pictures()
+NO_PICTURES = ReportPictures()
 WHITE = Image.new("RGB", (90, 60), "white")
 TORCH = ran(REFERENCE, 18.0)
 ORT = ran("ort-cpu fp32")
@@ -86,7 +86,7 @@ class Written:
     """What a reader of the page sees, in one line."""
 
 
-def written(report: BenchReport, out: Path, pictures: Pictures = NO_PICTURES) -> Written:
+def written(report: BenchReport, out: Path, pictures: ReportPictures = NO_PICTURES) -> Written:
     write_reports(report, out, pictures)
     page = (out / "report.html").read_text(encoding="utf-8")
     shown = " ".join(Page(page).text.split())
@@ -98,7 +98,7 @@ def lossy(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """int8 lost accuracy; with all pictures."""
     crops = sorted(str(path) for path in (people / "bounding_box_test").glob("0*.jpg"))[:9]
     report = int8_lost(crops)
-    pictures = Pictures(ranked=WHITE, worst=worst_pictures(report))
+    pictures = ReportPictures(ranked=WHITE, worst=worst_pictures(report))
     return written(report, tmp_path_factory.mktemp("lossy") / "new" / "folder", pictures)
 
 
@@ -186,7 +186,7 @@ def test_compared_lists_frame_what_is_right_and_wrong(people: Path) -> None:
     crops = sorted((people / "bounding_box_test").glob("*.jpg"))[:7]
     right, wrong = [(crop, True) for crop in crops[1:4]], [(crop, False) for crop in crops[4:7]]
     picture = compared_lists(crops[:1], [right], [wrong], heads=("before", "after"), titles=("AP",), height=64)
-    layout = Layout(height=64, titled=True)
+    layout = ListLayout(height=64, titled=True)
     assert picture.width > layout.size(1, 6)[0], "the two lists stand apart"
     between, bottom = layout.cell(0, 4)[0], picture.height - layout.swatch - 3 * layout.gap
     assert {RIGHT} == colours(picture.crop((0, 0, between, bottom))) & {RIGHT, WRONG}
