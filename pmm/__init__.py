@@ -18,8 +18,8 @@ from pmm.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from pmm import ops as ops
-    from pmm.artifacts.checkpoint import load_model as load_model
     from pmm.artifacts.artifact import Artifact as Artifact
+    from pmm.artifacts.checkpoint import load_model as load_model
     from pmm.data.crops import load_crops as load_crops
     from pmm.evaluation.metrics import evaluate_ranking as evaluate_ranking
     from pmm.export.engine import build_engine as build_engine

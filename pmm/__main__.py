@@ -1,4 +1,4 @@
-"""`pmm COMMAND ...`, or `python -m pmm COMMAND ...`: every command of the toolkit. Loads no more than the command does."""
+"""`pmm COMMAND ...`, or `python -m pmm COMMAND ...`: every command. Loads no more than the command does."""
 
 from __future__ import annotations
 

@@ -110,5 +110,10 @@ def load_model(path: str | Path) -> nn.Module:
     It maps normalised float32 images [N, 3, H, W] to embeddings [N, D], of length 1 if its `normalised` says so.
 
     Raises UserError as `load`.
+
+    Example:
+        >>> model = pmm.load_model("best.pth")
+        >>> model.training, model.embedding_dim
+        (False, 384)
     """
     return restore_model(load(path), path)[0]

@@ -25,7 +25,7 @@ from pmm.utils.hardware import cuda_index, driver_version, gpu_at, nvidia_gpus
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """What the report says of a checkpoint, and its configuration. Raises UserError as `pmm.artifacts.checkpoint.load`."""
+    """What the report says of a checkpoint, and its configuration. Raises UserError as `checkpoint.load`."""
     from pmm.artifacts.checkpoint import load, restore_model
 
     state = load(path)

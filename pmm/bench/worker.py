@@ -1,4 +1,4 @@
-"""The child's side of `pmm.bench.workers`: one backend in a process of its own, which does what it is told, line by line.
+"""The child's side of `pmm.bench.workers`: one backend in a process of its own, told line by line what to do.
 
 Requests and answers are JSON. Whatever libraries print goes to the log, never between the answers.
 """

@@ -90,7 +90,7 @@ def _resized(image: Image.Image | Crops, height: int, width: int) -> Crops:
 
 
 def iter_crops(
-    paths: Sequence[Path], height: int, width: int, batch_size: int, threads: int | None = None
+    paths: Sequence[str | Path], height: int, width: int, batch_size: int, threads: int | None = None
 ) -> Iterator[Crops]:
     """Batches uint8 [B, height, width, 3] in the order of `paths`, decoded up to two batches ahead by `threads` threads
     (default: one for each core this process may use).
@@ -110,8 +110,14 @@ def iter_crops(
             yield _loaded(*ahead.popleft())
 
 
-def load_crops(paths: Sequence[Path], height: int, width: int, threads: int | None = None) -> Crops:
-    """All of `paths` as one array uint8 [N, height, width, 3]; `threads` and errors as in `iter_crops`."""
+def load_crops(paths: Sequence[str | Path], height: int, width: int, threads: int | None = None) -> Crops:
+    """All of `paths` as one array uint8 RGB [N, height, width, 3]; `threads` and errors as in `iter_crops`.
+
+    Example:
+        >>> crops = pmm.load_crops(["query.jpg", "query.jpg"], 128, 64)
+        >>> crops.shape, crops.dtype.name
+        ((2, 128, 64, 3), 'uint8')
+    """
     crops = np.empty((len(paths), height, width, 3), np.uint8)
     with _threads(threads) as pool:
         return _loaded(crops, _submit(pool, paths, crops))
@@ -127,13 +133,13 @@ def _threads(threads: int | None) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ThreadPoolExecutor, paths: Sequence[Path], crops: Crops) -> list[Future[None]]:
+def _submit(pool: ThreadPoolExecutor, paths: Sequence[str | Path], crops: Crops) -> list[Future[None]]:
     """Let `pool` load `paths` into `crops`."""
     starts = range(0, len(paths), CHUNK)
     return [pool.submit(_load_into, crops[k : k + CHUNK], paths[k : k + CHUNK]) for k in starts]
 
 
-def _load_into(crops: Crops, paths: Sequence[Path]) -> None:
+def _load_into(crops: Crops, paths: Sequence[str | Path]) -> None:
     for place, path in enumerate(paths):
         crops[place] = load_crop(path, *crops.shape[1:3])
 

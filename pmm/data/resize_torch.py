@@ -20,7 +20,7 @@ FACTORS = (1, 2, 3, 4)
 two neighbours, which is far from a tie or is one, and at a tie both have rounded the weights to the same side.
 """
 PROVED = ("AVX2", "AVX512")
-"""Instructions with which torch is fast, and PIL's equal for every pair of neighbours (tests/data/test_resize_torch.py)."""
+"""Instructions with which torch is fast, and PIL's equal for every pair of neighbours (its test tries all)."""
 
 
 def enlarges(size: tuple[int, int], target: tuple[int, int]) -> bool:

@@ -72,7 +72,8 @@ def evaluate_ranking(
     """Rank the gallery for each query and score it by the single-gallery-shot protocol of Market-1501.
 
     Gallery items of the query's identity AND camera are removed; distractors stay as wrong matches; queries without any
-    relevant item are skipped and counted. Ties go to the lower gallery index. Distances are those of `pmm.evaluation.distances`.
+    relevant item are skipped and counted. Ties go to the lower gallery index. Distances are those of
+    `pmm.evaluation.distances`.
 
     Args:
         query, gallery: embeddings [Q, D] and [G, D], numpy or torch.
@@ -92,8 +93,8 @@ def evaluate_ranking(
     Example:
         >>> query, gallery = np.float32([[0, 1], [1, 0]]), np.float32([[0, 2], [1, 1], [3, 0]])
         >>> found = pmm.evaluate_ranking(query, gallery, [7, 8], [7, 8, 8], [1, 1], [2, 2, 2])
-        >>> found.mAP, found.cmc[0]
-        (1.0, 1.0)
+        >>> found.mAP, found.skipped
+        (1.0, 0)
     """
     labels = Labels.of(query_pids, gallery_pids, query_camids, gallery_camids)
     check_choices(ap, max_rank)
@@ -124,7 +125,7 @@ def evaluate_distances(
     memory_limit: int = MEMORY_LIMIT,
     threads: int = 0,
 ) -> RankingResult:
-    """As `evaluate_ranking`, from distances [Q, G]: a matrix, or what makes them in blocks (`pmm.evaluation.reranking`).
+    """As `evaluate_ranking`, from distances [Q, G]: a matrix, or what makes them in blocks (see `reranking`).
 
     Raises UserError as `evaluate_ranking`, for NaN or Inf among the distances of a matrix too.
     """

@@ -1,7 +1,7 @@
 """k-reciprocal re-ranking (Zhong, Zheng, Cao, Li; CVPR 2017) in bounded memory: nothing of size N x N is ever held.
 
 Query and gallery together are the N items. Each item's k-reciprocal neighbours, sparse, are found block by block; only
-a block of the final distances is in memory. Exact as `pmm.evaluation.distances` is: the same for any block. Loads no torch.
+a block of the final distances is in memory. Exact as the distances are: the same for any block. Loads no torch.
 """
 
 from __future__ import annotations

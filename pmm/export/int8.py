@@ -39,7 +39,7 @@ class _Target:
     operators: tuple[str, ...]
     symmetric: bool
     """Signed activations with zero point 0, as TensorRT demands; else unsigned ones, which CPUs multiply faster, and
-    weights of 7 bits, whose sums no CPU cuts off (see pmm.utils.hardware.int8_overflows): the file is right on all of them."""
+    weights of 7 bits, whose sums no CPU cuts off (see hardware.int8_overflows): the file is right on all of them."""
     options: dict[str, Any]
 
     @property

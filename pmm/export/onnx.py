@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 
 def export_onnx(
-    checkpoint: Path, out: Path, recipe: Recipe | None = None, verification: Verification | None = None
+    checkpoint: str | Path,
+    out: str | Path,
+    recipe: Recipe | None = None,
+    verification: Verification | None = None,
 ) -> Artifact:
     """Write the deployed graph of `checkpoint` to `out` as `recipe` says, and its manifest beside it.
 
@@ -45,7 +48,13 @@ def export_onnx(
     Raises:
         UserError: a bad checkpoint, no crops to verify or calibrate on, another precision in the file than asked for,
             or embeddings that moved (then no file is left).
+
+    Example:
+        >>> artifact = pmm.export_onnx("best.pth", "best-fp16.onnx", pmm.Recipe(precision="fp16"))
+        >>> artifact.manifest.precision_found, artifact.manifest.parity["min_cosine"] > 0.999
+        ('fp16', True)
     """
+    checkpoint, out = Path(checkpoint), Path(out)
     recipe, verification = recipe or Recipe(), verification or Verification()
 
     from pmm.artifacts.checkpoint import load, restore_model

@@ -50,7 +50,7 @@ def open_session(
     options.intra_op_num_threads = threads or compute_threads()
     options.log_severity_level = 4  # its errors reach the user as ours
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # where 8-bit products are summed in 16 bits (see pmm.utils.hardware.int8_overflows), exact sums: a few percent slower
+    # where 8-bit products are summed in 16 bits (see hardware.int8_overflows), exact sums: a few percent slower
     options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
