@@ -1,6 +1,7 @@
 """What import-linter (`make lint`) cannot see: names in strings, late imports of heavy libraries, and costs."""
 
 import ast
+import functools
 import re
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path): path for path in [*SOURCES, *(ROOT / "bench" / "lab").glob("*.py")]}
 
 
+@functools.cache
 def nodes(path: Path, on_import: bool = False) -> list[ast.AST]:
     """Of a file, without `if TYPE_CHECKING`; `on_import`: what runs then, so nothing within functions."""
     waiting, found = [ast.parse(path.read_text())], []

@@ -114,7 +114,8 @@ def test_unwritable_places_are_one_line(tmp_path):
 
 def test_a_folder_has_one_writer(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from pmm.utils.files import claimed; from pmm.utils.errors import UserError\n"
+        "import sys; from pathlib import Path\n"
+        "from pmm.utils.errors import UserError; from pmm.utils.files import claimed\n"
         "try:\n  with claimed(Path(sys.argv[1])): print('got it')\n"
         "except UserError as error: print(error)\n"
     )
