@@ -287,7 +287,7 @@ def test_a_second_run_of_many_processes_is_refused_in_one_line(trained, people, 
     again = torchrun(*FLAGS, "--root", people, "--out", out, "--epochs", "2")
     _, error = again.communicate(timeout=400)
     assert again.returncode != 0
-    assert error.count("pmm train: error: ") == 1
+    assert error.count("pmm.train: error: ") == 1
     assert "holds a run; add --resume" in error
 
 
@@ -301,7 +301,7 @@ def test_what_one_process_meets_ends_all_with_one_line(people, tmp_path):
     run = torchrun(*FLAGS, "--root", tmp_path / "people", "--out", tmp_path / "run", "--epochs", "3")
     _, error = run.communicate(timeout=400)
     assert run.returncode != 0
-    assert error.count("pmm train: error: ") == 1
+    assert error.count("pmm.train: error: ") == 1
     assert "not a readable image" in error
 
 
