@@ -167,7 +167,7 @@ def _bench_steps(gpu: Gpu, out: str) -> list[Step]:
                     name=name,
                     commands=(("python", "bench/run.py", *words, "--out", f"{out}/{name}"),),
                     env=PLAIN,
-                    needs=(*EXPORT, "jinja2", "matplotlib", *filter(None, [library])),
+                    needs=(*EXPORT, "scipy", "jinja2", "matplotlib", *filter(None, [library])),
                     optional=bool(library),
                     ruled_out=_ruled_out(gpu, library) or (_too_old(gpu, precisions) if on_gpu else ""),
                     uses=(best,),
@@ -240,7 +240,7 @@ def _ablation_steps(gpu: Gpu, out: str) -> list[Step]:
                     name=name,
                     commands=((*compare, *words, "--out", f"{out}/{name}/ablation.json"),),
                     env=PLAIN,
-                    needs=(*TRAINING, "tensorboard", "matplotlib"),
+                    needs=(*TRAINING, "scipy", "tensorboard", "matplotlib"),
                     takes=(KERNELS,),
                     makes=(f"{out}/{name}/ablation.json",),
                 )
