@@ -16,15 +16,9 @@ from pmm.artifacts.artifact import manifest_path
 from pmm.training.flags import parse
 from tests.conftest import ROOT
 from tests.forks import run_forked
+from tests.readme import README, commands, is_too_large, on_fixtures
 
-README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
-
-
-def commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def test_the_two_commands_come_first_and_their_targets_exist():
@@ -188,14 +182,10 @@ def test_every_other_command_runs_as_it_stands(tmp_path, people):
     for command in commands():
         if command.startswith("make "):
             continue
-        if re.search(
-            "--preset (paper|strong)", command
-        ):  # wants ImageNet weights and 32 identities: its flags are tried
+        if is_too_large(command):
             parse(shlex.split(command.split("pmm.train", 1)[1]))
             continue
-        # a user's data and the run on it: here, the people and the run of the commands before
-        command = command.replace("/path/to/market1501", str(people)).replace("runs/market/", "runs/first/")
-        command = command.replace("/path/to/person.jpg", str(next((people / "query").iterdir())))
+        command = on_fixtures(command, people)
         if ran:
             program, *words = shlex.split(command)
             assert program in ("python", "pmm")

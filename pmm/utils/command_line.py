@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from pmm.utils.errors import UserError
+from pmm.utils.extras import missing_library
 from pmm.utils.scheduling import settle_threads, take_short_turns
 
 T = TypeVar("T")
@@ -65,7 +66,10 @@ def parse_args(
 
 
 def run(main: Callable[[str], int | None], *, prog: str) -> None:
-    """Call `main` with the name it is known by, `prog`, and exit: UserError and OSError are one line and 1, Ctrl-C is 130; the rest is a bug, and shown.
+    """Call `main` with the name it is known by, `prog`, and exit.
+
+    UserError, OSError and a library that is not installed are one line and 1, Ctrl-C is 130; the rest is a bug, and
+    shown.
 
     Before that, says how torch's threads shall wait, for `main` to load it (see `pmm.utils.scheduling`).
     """
@@ -77,6 +81,11 @@ def run(main: Callable[[str], int | None], *, prog: str) -> None:
         code = main(prog)
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except ModuleNotFoundError as error:
+        if not (line := missing_library(error)):
+            raise
+        print(f"{prog}: error: {line}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

@@ -15,10 +15,10 @@ EXTRAS = {
     "cuda": "cuda-python",
     "faiss": "faiss-cpu",
 }
-"""Module -> package, of libraries that `pip install pmm-reid` leaves out."""
+"""Module -> package, of the libraries that the package itself does not ask for."""
 RENAMED = {"PIL": "pillow", "pynvml": "nvidia-ml-py", "torch": "torch torchvision"}
-"""Module -> package, where the name is another; torchvision has to fit torch."""
-OURS = {"pmm", "bench", "export", "tests"}
+"""Module -> package, where the names differ; torch and torchvision must fit each other."""
+OURS = ("pmm", "bench", "export", "tests")
 
 
 def install_command(module: str) -> str:
@@ -27,16 +27,18 @@ def install_command(module: str) -> str:
         major = driver_version().partition(".")[0]
         return f"pip install tensorrt-cu{major}" if major in ("12", "13") else "pip install tensorrt"
     if module == "onnxruntime":
-        return 'pip install onnxruntime (for NVIDIA GPUs "onnxruntime-gpu[cuda,cudnn]" in its place)'
+        return 'pip install onnxruntime, or for NVIDIA GPUs "onnxruntime-gpu[cuda,cudnn]" in its place'
     return f"pip install {EXTRAS.get(module) or RENAMED.get(module, module)}"
 
 
-def missing_library(error: ImportError) -> str:
-    """Which library is not installed and what to install, in one line; empty where `error` has another cause."""
-    module = (error.name or "").partition(".")[0]
-    if not isinstance(error, ModuleNotFoundError) or module in {"", *OURS, *sys.stdlib_module_names}:
+def missing_library(error: ModuleNotFoundError) -> str:
+    """Which library is missing and what to install, in one line; empty for a module of Python or of this project."""
+    name = error.name or ""
+    module = name.partition(".")[0]
+    if not module or module in OURS or module in sys.stdlib_module_names:
         return ""
-    if find_spec(module):  # it is there, and lacks a part
-        return ""
-    everything = "" if module in EXTRAS else "; pip install pmm-reid installs all that the package needs"
+    if sys.modules.get(module) or find_spec(module):
+        package = RENAMED.get(module, module)
+        return f"the {module} that is installed has no {name}: pip install --upgrade {package}"
+    everything = "" if module in EXTRAS else ", or pip install pmm-reid for all that the package can need"
     return f"{module} is not installed: {install_command(module)}{everything}"
