@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ class BuildLog:
             if not self._file.closed:
                 self._file.write(line + "\n")
         except OSError as error:
-            print(f"warning: {self.path} ends early: {error.strerror or error}", file=sys.stderr)
+            logging.getLogger("pmm").warning("%s ends early: %s", self.path, error.strerror or error)
             self.close()
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,7 +71,7 @@ def choose_flavor(flavor: Literal[Flavor, "auto"], onnx_file: Path, device: str 
             )
         for other, why in missing:
             if find_spec(FLAVORS[other]):  # installed, and broken: else nobody expects it
-                print(f"warning: {why}; {library_name(name)} builds the engine instead", file=sys.stderr)
+                logging.getLogger("pmm").warning("%s; %s builds the engine instead", why, library_name(name))
         return name, module
     raise UserError(f"no engine builder here: {', or '.join(why for _, why in missing)}; the ONNX file is {onnx_file}")
 

@@ -12,7 +12,7 @@ from torch import nn
 from pmm.config import SYNTHETIC, Config
 from pmm.data.samples import Split
 from pmm.models.registry import method_of
-from pmm.training.progress import PROG, advice_on_data, warn
+from pmm.training.progress import advice_on_data, warn
 from pmm.training.step import collapsed
 from pmm.utils.build_info import describe_build
 from pmm.utils.hardware import usable_cores
@@ -32,10 +32,7 @@ class Announcer:
         config, split = self._config, self._split
         parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         processes = f" x {world} processes" if world > 1 else ""
-        print(
-            f"{PROG}: {config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), "
-            f"{device}{processes}"
-        )
+        print(f"{config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), {device}{processes}")
         if method_of(config).mixes_cells:
             print(f"kernels of the mix: {describe_kernels(device)}")
         held_out = len({sample.pid for sample in split.query})

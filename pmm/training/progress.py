@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import time
@@ -11,8 +12,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-from pmm.training.flags import PROG
 
 MOST_WAITING = 1 / 3
 """Share of an epoch that may go in waiting for data before a run warns of it."""
@@ -150,8 +149,8 @@ def advice_on_data(record: Mapping[str, float], workers: int, cores: int) -> str
 
 
 def warn(text: str) -> None:
-    """One line on stderr, as all commands put it."""
-    print(f"{PROG}: warning: {text}", file=sys.stderr)
+    """Logger "pmm": a command puts it on stderr, as one line."""
+    logging.getLogger("pmm").warning("%s", text)
 
 
 class LossWatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import re
 import signal
@@ -78,7 +79,8 @@ def run(main: Callable[[str], int | None], *, prog: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show costs no results
     try:
-        code = main(prog)
+        with _warnings_of(prog):
+            code = main(prog)
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -97,6 +99,19 @@ def run(main: Callable[[str], int | None], *, prog: str) -> None:
         print(f"{prog}: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
     raise SystemExit(code or 0)
+
+
+@contextlib.contextmanager
+def _warnings_of(prog: str) -> Iterator[None]:
+    """What the package warns of is a line on stderr that begins as errors do."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{prog}: warning: %(message)s"))
+    logger = logging.getLogger("pmm")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextlib.contextmanager

@@ -113,11 +113,11 @@ def test_a_log_that_cannot_be_written_is_said_before_the_build(machine, shared, 
         built(shared, tmp_path / "m.plan")
 
 
-def test_a_full_disk_costs_the_rest_of_the_log_alone(capsys):
+def test_a_full_disk_costs_the_rest_of_the_log_alone(caplog):
     log = BuildLog(Path("/dev/full"), False)
     for at in range(3):
         log.write("INFO", f"line {at}")
-    assert capsys.readouterr().err.count("warning: /dev/full ends early: No space left on device") == 1
+    assert caplog.text.count("/dev/full ends early: No space left on device") == 1
 
 
 @pytest.mark.parametrize("version", [NEWEST, "tensorrt_rtx-1.7.1.116"])

@@ -251,13 +251,13 @@ def test_tensorrt_is_preferred_where_there_is_a_gpu(monkeypatch):
         choose_flavor("tensorrt", Path("x.onnx"))
 
 
-def test_a_builder_that_is_installed_but_broken_is_told(tmp_path, monkeypatch, capsys):
+def test_a_builder_that_is_installed_but_broken_is_told(tmp_path, monkeypatch, caplog):
     (tmp_path / "broken_tensorrt.py").write_text("raise OSError('libnvinfer.so.11: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(trt_variant.FLAVORS, "tensorrt", "broken_tensorrt")
     monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     assert choose_flavor("auto", Path("x.onnx"))[0] == "rtx"
-    assert "warning: broken_tensorrt is missing here (libnvinfer.so.11: " in capsys.readouterr().err
+    assert "broken_tensorrt is missing here (libnvinfer.so.11: " in caplog.text
     with pytest.raises(UserError, match=r"no engine builder here: .*libnvinfer\.so\.11.*; the ONNX file is x\.onnx"):
         choose_flavor("tensorrt", Path("x.onnx"))
 

@@ -458,13 +458,13 @@ def test_the_first_process_of_each_machine_says_what_is_wrong(tmp_path, rank, lo
     assert ("holds no run to resume" in done.stderr) is speaks
 
 
-def test_a_gpu_that_torch_cannot_use_is_told(small_config, tmp_path, monkeypatch, capsys):
+def test_a_gpu_that_torch_cannot_use_is_told(small_config, tmp_path, monkeypatch, caplog):
     if torch.cuda.is_available():
         pytest.skip("torch can use the GPU here")
     monkeypatch.setattr("pmm.utils.hardware.nvidia_gpus", lambda: ("a GPU",))
     monkeypatch.setattr("pmm.training.trainer.Trainer.run", lambda self, signalled: None)
     train(small_config, tmp_path / "run", TrainOptions(device="auto"))
-    assert "warning: torch cannot use the NVIDIA GPU that is here, so this trains on the CPU" in capsys.readouterr().err
+    assert "torch cannot use the NVIDIA GPU that is here, so this trains on the CPU" in caplog.text
 
 
 def test_people_are_not_drawn_into_the_current_folder(tmp_path):
@@ -526,7 +526,7 @@ def test_a_log_on_a_full_disk_is_named(tmp_path):
         log.write({"epoch": 1})
 
 
-def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, monkeypatch, capsys):
+def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, monkeypatch, capsys, caplog):
     import pmm.training.trainer
 
     class Starved(pmm.training.trainer.Meter):
@@ -539,7 +539,7 @@ def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, m
     train(dataclasses.replace(small_config, recipe=recipe, data=data), tmp_path / "run", ON_CPU)
     done = capsys.readouterr()
     assert done.out.count("  data 150 ms  step 225 ms  ") == 3
-    assert done.err.count("pmm train: warning: 40% of the epoch was waiting for images") == 1
+    assert caplog.text.count("40% of the epoch was waiting for images") == 1
     assert done.out.count("config: recipe: epochs=3, batch_size=12,") == 1
 
 

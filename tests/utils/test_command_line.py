@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 import signal
 
 import pytest
@@ -90,6 +91,16 @@ def test_run_turns_errors_into_one_line_and_a_code(capsys):
     with pytest.raises(SystemExit) as stop:
         command_line.run(lambda prog: None, prog="prog")
     assert stop.value.code == 0
+
+
+def test_what_the_package_warns_of_is_a_line_of_the_command(capsys):
+    def warns(prog):
+        logging.getLogger("pmm").warning("%s is odd", "a file")
+
+    for prog in ("pmm embed", "to_trt.py"):
+        with pytest.raises(SystemExit):
+            command_line.run(warns, prog=prog)
+        assert capsys.readouterr().err == f"{prog}: warning: a file is odd\n"
 
 
 @pytest.fixture
