@@ -63,12 +63,27 @@ test-full: setup clients
 mutants: setup
 	$(PYTHON) -m tests.mutants
 
-clients: $(CLIENTS)/plain/.installed
+clients: $(addprefix $(CLIENTS)/,plain/.installed serving/.installed lowest/.installed)
 
 # Neither torch nor this package: what a service has that only runs our ONNX files.
 $(CLIENTS)/plain/.installed: constraints.txt
 	python3 -m venv $(CLIENTS)/plain
 	$(CLIENTS)/plain/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt numpy pillow onnxruntime openvino
+	@touch $@
+
+# What a service has that runs this package without torch; the tests add the wheel.
+$(CLIENTS)/serving/.installed: pmm/serving-requirements.txt constraints.txt
+	python3 -m venv $(CLIENTS)/serving
+	$(CLIENTS)/serving/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r pmm/serving-requirements.txt
+	@touch $@
+
+# The lowest versions that pyproject.toml allows, in the oldest Python where that is here; the tests add the wheel.
+OLDEST = $(shell for python in python3.10 "$$(pyenv prefix 3.10 2>/dev/null)/bin/python" python3; do "$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
+$(CLIENTS)/lowest/.installed: pyproject.toml
+	$(OLDEST) -m venv --clear $(CLIENTS)/lowest
+	python3 -m venv $(CLIENTS)/uv
+	$(CLIENTS)/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(CLIENTS)/uv/bin/uv pip install --quiet --python $(CLIENTS)/lowest --resolution lowest-direct --extra openvino --extra rtx -r pyproject.toml
 	@touch $@
 
 gpu:

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +32,7 @@ def run(program, *words):
     else:
         assert words[0] == "-c"
         sys.argv = ["-c", *words[2:]]
-        exec(words[1])
+        exec(words[1], {"__name__": "__main__"})
 
 said = []
 for words in json.loads(sys.argv[1]):
@@ -72,6 +71,13 @@ def _build(home: Path) -> None:
     shutil.rmtree(work)
 
 
+def _installed(name: str) -> metadata.Distribution:
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:  # ONNX Runtime has another name where it serves GPUs
+        return metadata.distribution(f"{name}-gpu")
+
+
 class Environment:
     """A virtual environment, for commands that run outside the clone."""
 
@@ -79,9 +85,9 @@ class Environment:
         self.folder, self.python = folder, folder / "bin" / "python"
 
     @classmethod
-    def with_wheel(cls, folder: Path, wheel: Path) -> "Environment":
-        """One that has the wheel and no other package yet."""
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    def with_wheel(cls, folder: Path, wheel: Path, python: str | Path = sys.executable) -> "Environment":
+        """One of that `python` that has the wheel and no other package yet."""
+        subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
         made = cls(folder)
         pip = [*PIP, "--python", made.python, "install", "--quiet", "--no-deps", "--no-index"]
         subprocess.run([*pip, wheel], check=True)
@@ -90,12 +96,11 @@ class Environment:
     @property
     def packages(self) -> Path:
         """Its site-packages."""
-        return Path(sysconfig.get_path("purelib", vars={"base": str(self.folder)}))
+        return next(self.folder.glob("lib/python3.*/site-packages"))
 
-    def add_all(self) -> None:
-        """All packages of the tests' environment, without this clone: .pth files that lie there are not followed."""
-        found = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
-        (self.packages / "tests.pth").write_text("\n".join(found))
+    def add_all(self, other: Path = Path(sys.prefix)) -> None:
+        """All packages of another environment (default: the tests'), but this clone: .pth files in it do not count."""
+        (self.packages / "other.pth").write_text(str(Environment(other).packages))
 
     def add(self, requirements: Iterable[str]) -> list[str]:
         """Of those packages, what `pip install REQUIREMENTS` would install. Returns their names."""
@@ -105,7 +110,7 @@ class Environment:
             name = canonicalize_name(wanted.name)
             if name in added or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
                 continue
-            package = added[name] = metadata.distribution(name)
+            package = added[name] = _installed(name)
             assert package.version in wanted.specifier, f"{name} {package.version}, and {wanted} is wanted"
             waiting += map(Requirement, package.requires or ())
             for top in {file.parts[0] for file in package.files or () if file.parts[0] != ".."}:

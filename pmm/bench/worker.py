@@ -31,6 +31,7 @@ from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.runtime.base import Embeddings, Runner, Step
 from pmm.runtime.open import BACKENDS
 from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.extras import missing_library
 from pmm.utils.files import replacing
 from pmm.utils.hardware import gpu_memory_of
 
@@ -64,7 +65,8 @@ class Session:
             return {"error": str(error), "kind": "unavailable"}
         except Exception as error:  # of whatever kind: the parent reports it, and the other backends go on
             traceback.print_exc()
-            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            plain = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            said = missing_library(error) or plain
             return {"error": said.strip().split("\n")[0], "kind": "failed"}
 
     def describe(self, checkpoint: str) -> dict[str, Any]:

@@ -31,9 +31,12 @@ def install_command(module: str) -> str:
     return f"pip install {EXTRAS.get(module) or RENAMED.get(module, module)}"
 
 
-def missing_library(error: ModuleNotFoundError) -> str:
-    """Which library is missing and what to install, in one line; empty for a module of Python or of this project."""
-    name = error.name or ""
+def missing_library(error: Exception) -> str:
+    """Which library is missing and what to install, in one line; empty where `error` says of none.
+
+    A module of Python or of this project that is missing is a bug.
+    """
+    name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     module = name.partition(".")[0]
     if not module or module in OURS or module in sys.stdlib_module_names:
         return ""
