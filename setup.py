@@ -11,7 +11,7 @@ build that was begun and fails is an error, and installs nothing.
     CXXFLAGS, LDFLAGS          more flags to compile the C++ sources, and to link
     CUDA_HOME, CUDA_PATH       another CUDA toolkit than the one found: this one or none
 
-Imported (tests/ops/test_setup.py does), it builds nothing: each decision is a function of the environment and of what
+Imported (tests/test_setup.py does), it builds nothing: each decision is a function of the environment and of what
 `output_of` hears from the compilers.
 """
 

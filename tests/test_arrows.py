@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pmm.__main__ import COMMANDS
 from tests.conftest import ROOT
 
 HEAVY = (
@@ -131,6 +132,39 @@ def test_the_ground_floor_is_small_and_package_inits_are_empty():
     for path in SOURCES:
         if path.name == "__init__.py" and path.parent not in (ROOT / "pmm", ROOT / "pmm" / "ops"):
             assert path.read_text() == "", path
+
+
+MODULE_NAME = re.compile(r"(?<![\w./-])((?:pmm|bench\.lab|tests)\.[A-Za-z]\w*(?:\.\w+)*)")
+FILE_NAME = re.compile(r"(?<![\w./-])((?:pmm|bench|export|tests|cpp_ext)/[\w./-]*\.(?:py|cpp|cu|h|toml|json|j2|txt))\b")
+COMMAND_NAME = re.compile(r"(?<![\w.-])pmm ([a-z]+)")
+MADE_UP = {"pmm.plan", "pmm.nothing", "pmm.not_there", "bench/results/DATE-MACHINE-ablation.json"}
+PROSE = {"kernels", "loads"}
+"""What follows "pmm" besides commands."""
+
+
+def texts() -> list[Path]:
+    """Whatever names modules, files and commands, but for tests of made-up trees."""
+    kinds = (".py", ".toml", ".h", ".cpp", ".cu", ".j2")
+    folders = ("pmm", "bench", "export", "tests", "cpp_ext")
+    found = [path for name in folders for path in (ROOT / name).rglob("*") if path.suffix in kinds]
+    found += [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml", "setup.py")]
+    return sorted({*found} - {ROOT / "tests/mutants/test_planted.py", ROOT / "tests/lab/test_gpu.py"})
+
+
+def test_modules_files_and_commands_that_texts_name_exist():
+    for path in texts():
+        text = path.read_text()
+        for name in {*MODULE_NAME.findall(text)} - MADE_UP:
+            words = name.split(".")
+            homes = [ROOT.joinpath(*words[:count]) for count in range(len(words), 0, -1)]
+            home = next(each for each in homes if each.is_dir() or each.with_suffix(".py").is_file())
+            inside = words[len(home.relative_to(ROOT).parts) :]
+            source = home / "__init__.py" if home.is_dir() else home.with_suffix(".py")
+            assert not inside or re.search(rf"\b{inside[0]}\b", source.read_text()), f"{path}: {name}"
+        for name in {*FILE_NAME.findall(text)} - MADE_UP:
+            assert any((folder / name).is_file() for folder in (ROOT, ROOT / "tests", ROOT / "pmm")), f"{path}: {name}"
+        if "tests" not in path.parts:
+            assert {*COMMAND_NAME.findall(text)} <= {name.split()[0] for name in COMMANDS} | PROSE, path
 
 
 def test_scripts_are_thin_and_shadow_no_library():

@@ -1,4 +1,4 @@
-"""bench/loading.py: what is timed loads the same crops as PIL does, and what does not is named instead."""
+"""bench.lab.loading: what is timed loads the same crops as PIL does, and what does not is named instead."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""bench/ranking.py: the result is compared with brute force before anything is timed."""
+"""bench.lab.ranking: the result is compared with brute force before anything is timed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""bench/ops.py: its figures are of proved competitors, and what is wrong is refused."""
+"""bench.lab.mix_kernels: its figures are of proved competitors, and what is wrong is refused."""
 
 import json
 

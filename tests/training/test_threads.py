@@ -1,14 +1,11 @@
-"""How many threads torch, ONNX Runtime and OpenVINO get: as asked for, or as many as a quota of CPU time allows."""
+"""How many threads training gets: as asked for, or as many as a quota of CPU time allows."""
 
 import pytest
 import torch
 
-import pmm.runtime.openvino
-import pmm.runtime.ort_session
 import pmm.training.trainer
 from pmm.commands.train import _again
 from pmm.runtime import torch_runner
-from pmm.runtime.open import open_runner
 from pmm.training.flags import TrainOptions, parse
 from pmm.training.launch import train
 from pmm.utils.errors import UserError
@@ -19,8 +16,6 @@ def one_core(monkeypatch):
     """A quota of one core."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch_runner, "quota_cores", lambda: 1)
-    for module in (pmm.runtime.ort_session, pmm.runtime.openvino):
-        monkeypatch.setattr(module, "compute_threads", lambda: 1)
 
 
 @pytest.fixture
@@ -71,20 +66,3 @@ def test_the_flag_of_training():
     for bad in ("-1", "100000"):
         with pytest.raises(UserError, match=f"--threads is {bad}"):
             parse(["--preset", "tiny", "--threads", bad])
-
-
-def test_runners_keep_to_the_quota(trained, exported, one_core):
-    before = torch.get_num_threads()
-    for asked, threads in ((0, 1), (2, 2)):
-        with open_runner(trained, device="cpu", threads=asked):
-            assert torch.get_num_threads() == threads
-        assert torch.get_num_threads() == before
-        session = open_runner(exported, device="cpu", threads=asked).session
-        assert session.get_session_options().intra_op_num_threads == threads
-
-
-def test_openvino_keeps_to_the_quota(exported, one_core):
-    pytest.importorskip("openvino", reason="OpenVINO is not installed (pip install openvino)")
-    for asked, threads in ((0, 1), (2, 2)):
-        runner = pmm.runtime.openvino.OvRunner(exported, asked)
-        assert runner._compiled.get_property("INFERENCE_NUM_THREADS") == threads
