@@ -22,7 +22,7 @@ help:
 	@echo "                ONLY='tests training' leaves out the other steps, AGAIN=tests repeats one that passed"
 	@echo "make lint       ruff, mypy and the walls between the packages (import-linter)"
 	@echo "make setup      the environment alone ($(VENV)/)"
-	@echo "make clients    environments of programs that read our files without us ($(CLIENTS)/), for make test-full"
+	@echo "make clients    other environments, for make test-full ($(CLIENTS)/): without us, without torch, the lowest versions"
 	@echo "make clean      remove build products and caches (keeps $(VENV)/ and runs/)"
 
 setup: $(VENV)/.installed
