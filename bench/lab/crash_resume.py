@@ -17,14 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pmm.config import DataConfig
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.utils import command_line
-from pmm.utils.environment import describe_environment
+from pmm.utils.environment import report_header
 from pmm.utils.errors import UserError
 from pmm.utils.files import make_folder, write_file
 
@@ -87,9 +86,7 @@ def kill_and_resume(
         )
         said(f"{run.name}: finished, {'the same bits' if equal else 'OTHER BITS'}")
     return {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": describe_environment(),
+        **report_header(SCHEMA),
         "training": {"preset": "tiny", "ids": ids, "epochs": epochs, "workers": workers, "seconds": seconds},
         "seconds": round(time.monotonic() - begin, 1),
         "runs": runs,

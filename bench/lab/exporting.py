@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from pmm.runtime.base import Embeddings
 from pmm.runtime.open import open_runner
 from pmm.utils import command_line
 from pmm.utils.build_info import describe_build
-from pmm.utils.environment import describe_environment
+from pmm.utils.environment import report_header
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, make_folder, output_file, write_file
 from pmm.utils.hardware import usable_cores
@@ -76,15 +75,13 @@ def bench_export(
         files[name] = artifact
         rows.append({"name": name, "export_s": seconds, **_facts(artifact, expected, crops), **_engine(artifact)})
     return {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **report_header(SCHEMA, usable_cores()),
         "model": {
             "method": config.model.method,
             "backbone": config.model.backbone,
             "height": config.data.height,
             "width": config.data.width,
         },
-        "environment": describe_environment(usable_cores()),
         "exports": rows,
         "latency": [row for batch in batches for row in _latency(files, crops, batch, plan)],
     }

@@ -21,7 +21,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from pmm.data.preprocessing import Crops, preprocessing_of
 from pmm.data.samples import Sample
 from pmm.gallery.embed import images_below
 from pmm.utils import command_line
-from pmm.utils.environment import describe_environment
+from pmm.utils.environment import report_header
 from pmm.utils.errors import UserError
 from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import usable_cores
@@ -67,9 +66,7 @@ def bench_loading(folders: Mapping[str, Path], *, workers: int, batches: int, pl
     """
     files = {kind: images_below(folder) for kind, folder in folders.items()}
     return {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": describe_environment(),
+        **report_header(SCHEMA),
         "plan": dataclasses.asdict(plan),
         "workers": workers,
         "settings": [

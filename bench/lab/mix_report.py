@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from typing import Any
 
 from pmm.bench.latency import LatencyPlan
 from pmm.bench.statistics import Latency, Ratio
 from pmm.utils.build_info import build_info
-from pmm.utils.environment import describe_environment
+from pmm.utils.environment import report_header
 from pmm.utils.errors import UserError
 
 SCHEMA = "pmm-ops-bench-1"
@@ -34,9 +33,7 @@ def check_names(flag: str, given: Sequence[str], known: Sequence[str]) -> Sequen
 def heading(device: str, threads: int, plan: LatencyPlan) -> dict[str, Any]:
     """What every report of this bench starts with."""
     return {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": describe_environment(threads),
+        **report_header(SCHEMA, threads),
         "build": build_info(),
         "device": device,
         "plan": asdict(plan),

@@ -15,7 +15,6 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from pmm.evaluation.distances import squared_distances
 from pmm.evaluation.metrics import RankingResult, evaluate_distances, evaluate_ranking
 from pmm.evaluation.reranking import reranked
 from pmm.utils import command_line
-from pmm.utils.environment import describe_environment
+from pmm.utils.environment import report_header
 from pmm.utils.files import output_file, write_file
 
 SCHEMA = "pmm-ranking-bench-1"
@@ -167,9 +166,7 @@ def bench_memory(
 def report(market: Mapping[str, Any] | None, msmt17: Mapping[str, Any] | None, plan: LatencyPlan) -> dict[str, Any]:
     """Both, with the machine; see `SCHEMA`."""
     return {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": describe_environment(),
+        **report_header(SCHEMA),
         "plan": dataclasses.asdict(plan),
         "market": market,
         "msmt17": msmt17,

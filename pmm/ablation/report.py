@@ -15,7 +15,7 @@ from pmm.ablation.statistics import difference, spread
 from pmm.ablation.study import HOME, Ablation
 from pmm.bench.pages.format import between, escape, how_many, number, percent, points
 from pmm.config import SYNTHETIC, fast_mode
-from pmm.utils.environment import describe_environment, slug
+from pmm.utils.environment import describe_environment, report_header, slug
 from pmm.utils.hardware import cuda_index
 from pmm.utils.task_runner import without_places
 
@@ -78,10 +78,8 @@ def report(ablation: Ablation, outcomes: Sequence[RunOutcome], command: str) -> 
     `command` is the command line that gave it.
     """
     found = {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **report_header(SCHEMA, ablation.threads),
         "command": command,
-        "environment": describe_environment(ablation.threads),
         "data": ablation.people() | {"crops": outcomes[0].run.facts["crops"]},
         "sources": outcomes[0].run.facts["sources"],
         "seeds": list(ablation.seeds),

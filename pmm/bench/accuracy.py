@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from pmm.bench.schema import Camera, LostQuery, OperatingPoint, Thresholds
-from pmm.data.samples import Split, camids_of, pids_of
+from pmm.data.samples import Split
 from pmm.data.splits import matchable, unrankable
 from pmm.evaluation.metrics import RankingResult, evaluate_ranking
-from pmm.evaluation.parity.labels import Embedded, Labels
+from pmm.evaluation.parity.labels import Embedded
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.evaluation.parity.ranking import first_items, ranking_parity
 from pmm.evaluation.parity.retrieval import retrieval_parity
 from pmm.evaluation.parity.thresholds import Verification, decision_flips, verification
+from pmm.gallery.ranking import labels_of
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import UserError
 
@@ -43,12 +44,7 @@ class Judge:
         """Raises UserError if no query has a relevant gallery item: nothing could be measured."""
         self.split = split
         self.samples = (*split.query, *split.gallery)
-        self.labels = Labels(
-            query_pids=pids_of(split.query),
-            gallery_pids=pids_of(split.gallery),
-            query_camids=camids_of(split.query),
-            gallery_camids=camids_of(split.gallery),
-        )
+        self.labels = labels_of(split)
         self.evaluable = sum(matchable(split.query, split.gallery))
         if why := unrankable(split.query, split.gallery):
             raise UserError(f"the data set cannot be ranked: {why}")

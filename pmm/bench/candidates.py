@@ -11,8 +11,7 @@ from pmm.artifacts.kinds import Kind, kind_of
 from pmm.artifacts.manifest import PRECISIONS, Manifest
 from pmm.artifacts.origin import manifest_of
 from pmm.runtime.open import BACKENDS, Device
-from pmm.runtime.tf32 import TF32_ON
-from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES
+from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES, TF32_ON
 from pmm.utils.errors import UserError
 from pmm.utils.extras import install_command
 from pmm.utils.hardware import clashing_wheels, cuda_index, gpu_at, nvidia_gpus

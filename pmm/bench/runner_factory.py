@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from pmm.runtime.base import Runner
 from pmm.runtime.open import BACKENDS, RunOptions
@@ -33,18 +32,14 @@ def matrix_tflops(device: str) -> dict[str, float]:
 
     import torch
 
+    from pmm.runtime.deployed_graph import TRUNK_TYPES
+
     torch.cuda.set_device(device)
-    found = {}
-    kinds: dict[str, Any] = {
-        "fp32": torch.float32,
-        "tf32": torch.float32,
-        "fp16": torch.float16,
-        "bf16": torch.bfloat16,
-    }
-    for name, kind in kinds.items():
+    found: dict[str, float] = {}
+    for name in ("fp32", "tf32", "fp16", "bf16"):
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        a = torch.randn(MATRIX, MATRIX, device=device, dtype=kind)
-        b = torch.randn(MATRIX, MATRIX, device=device, dtype=kind)
+        a = torch.randn(MATRIX, MATRIX, device=device, dtype=TRUNK_TYPES[name])
+        b = torch.randn(MATRIX, MATRIX, device=device, dtype=TRUNK_TYPES[name])
         times: list[float] = []
         begin = time.perf_counter()
         while len(times) < 25 and time.perf_counter() - begin < 5:

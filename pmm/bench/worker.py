@@ -256,10 +256,11 @@ def _apart(expected: Embeddings, found: Embeddings) -> dict[str, float]:
     return {"least_cosine": parity.min_cosine, "length_error": parity.max_length_error}
 
 
-def _repeated(call: Callable[[], Any], seconds: float, least: int = 3, most: int = 50) -> list[Any]:
+def _repeated(call: Callable[[], Any], seconds: float) -> list[Any]:
+    """What 3 to 50 calls within `seconds` give; one None is the last."""
     found: list[Any] = []
     begin = time.perf_counter()
-    while len(found) < least or (len(found) < most and time.perf_counter() - begin < seconds):
+    while len(found) < 3 or (len(found) < 50 and time.perf_counter() - begin < seconds):
         found.append(call())
         if found[-1] is None:
             break

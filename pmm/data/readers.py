@@ -10,10 +10,8 @@ from pmm.data.layouts import Layout, layout_of, lookalikes, named_by
 from pmm.data.market import scan_market
 from pmm.data.msmt17 import scan_msmt17
 from pmm.data.samples import Split
-from pmm.data.scan import IMAGE_SUFFIXES, Problem, Scan, is_folder, shown
+from pmm.data.scan import Problem, Scan, is_folder, shown
 from pmm.utils.errors import UserError
-
-__all__ = ["DEFAULT_LAYOUT", "IMAGE_SUFFIXES", "read_dataset", "scan"]
 
 DEFAULT_LAYOUT = "market1501"
 """Of a root that nothing else says the layout of."""

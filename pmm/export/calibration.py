@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm.data.folders import POOL, form_of
-from pmm.data.readers import IMAGE_SUFFIXES, read_dataset
+from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly
+from pmm.data.scan import IMAGE_SUFFIXES
 from pmm.export.options import LEAST_CALIBRATION_CROPS
 from pmm.utils.errors import UserError
 

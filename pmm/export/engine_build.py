@@ -15,8 +15,7 @@ from pmm.export.build_log import BuildLog
 from pmm.export.engine_precision import network_precision
 from pmm.export.options import EngineOptions
 from pmm.export.precision import Found
-from pmm.runtime.tf32 import TF32_ON, has_tf32
-from pmm.runtime.trt_variant import Listener, error_logger, started
+from pmm.runtime.trt_variant import TF32_ON, Listener, error_logger, started
 from pmm.utils import command_line
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.files import output_file, write_file
@@ -122,7 +121,7 @@ def _level(trt: Any, options: EngineOptions) -> Any:
 def _check_tf32(path: Path, found: Found, gpu: Gpu | None) -> None:
     if found.precision != "fp32":
         raise UserError(f"{path}: --tf32 is for the products of an fp32 file, and this one holds {found.precision}")
-    if gpu and not has_tf32(gpu):
+    if gpu and not gpu.has_tf32:
         raise Unavailable(f"{path}: --tf32: {gpu.name} has no TF32; build without it")
 
 

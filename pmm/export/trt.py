@@ -25,11 +25,11 @@ from pmm.export.engine_precision import inspected
 from pmm.export.options import EngineOptions
 from pmm.export.parity_check import Gate
 from pmm.export.precision import Found
-from pmm.runtime.gpu_context import current_gpu
-from pmm.runtime.tf32 import TF32_ON
+from pmm.runtime.driver import current_gpu
 from pmm.runtime.trt_variant import (
     FLAVORS,
     RTX_CAPABILITIES,
+    TF32_ON,
     gpu_for,
     gpu_here,
     library_name,

@@ -10,8 +10,8 @@ import numpy as np
 
 from pmm.data.crops import iter_crops
 from pmm.data.preprocessing import Crops
-from pmm.data.readers import IMAGE_SUFFIXES
 from pmm.data.samples import Sample
+from pmm.data.scan import IMAGE_SUFFIXES
 from pmm.gallery.index import Index, IndexContract
 from pmm.runtime.base import Embeddings, Runner
 from pmm.runtime.memory import batch_fits

@@ -21,7 +21,7 @@ from pmm.data.preprocessing import Preprocessing
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, Rows
 from pmm.evaluation.nearest import nearest
 from pmm.runtime.base import Embeddings
-from pmm.utils.errors import UserError
+from pmm.utils.errors import UserError, reason_of
 from pmm.utils.files import existing_file, replacing, sha256
 from pmm.utils.from_dict import from_dict
 
@@ -166,8 +166,7 @@ class Index:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         except Exception as error:  # zipfile, numpy and json raise a dozen types on a file made to harm
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            raise UserError(f"{path}: damaged, or not an index written by pmm embed ({reason})") from error
+            raise UserError(f"{path}: damaged, or not an index written by pmm embed ({reason_of(error)})") from error
 
 
 def describe_index(path: Path) -> dict[str, Any]:

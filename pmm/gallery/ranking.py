@@ -10,6 +10,7 @@ from typing import Any
 from pmm.data.samples import Split, camids_of, pids_of
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks
 from pmm.evaluation.metrics import RankingResult, counting_threads, evaluate_distances, evaluate_ranking
+from pmm.evaluation.parity.labels import Labels
 from pmm.evaluation.reranking import Reranking, check_memory, reranked
 from pmm.runtime.base import Embeddings
 from pmm.utils.hardware import usable_cores
@@ -36,6 +37,16 @@ class Ranking:
             check_memory(queries + gallery, dim, self.reranking, self.memory_limit, self.threads or usable_cores())
         else:
             Blocks.within(self.memory_limit, (queries, gallery), dim, counting_threads(self.threads))
+
+
+def labels_of(split: Split) -> Labels:
+    """Identities and cameras of a split's query and gallery."""
+    return Labels(
+        query_pids=pids_of(split.query),
+        gallery_pids=pids_of(split.gallery),
+        query_camids=camids_of(split.query),
+        gallery_camids=camids_of(split.gallery),
+    )
 
 
 def rank_split(

@@ -16,7 +16,7 @@ from pmm.runtime.base import RunnerInfo, warn_if_unverified
 from pmm.runtime.torch_graph import quiet
 from pmm.runtime.torch_runner import TorchRunner
 from pmm.runtime.trt_variant import this_platform
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import Unavailable, UserError, reason_of
 from pmm.utils.hardware import cuda_index, gpu_at
 
 
@@ -126,5 +126,4 @@ def _loaded(path: Path, content: bytes, place: torch.device, cuda_graph: bool) -
             index = -1 if place.index is None else place.index
             return torch._inductor.aoti_load_package(str(copy), run_single_threaded=cuda_graph, device_index=index)
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
-            raise UserError(f"{path}: torch cannot load it ({reason}); {PackageContract.rebuild}") from error
+            raise UserError(f"{path}: torch cannot load it ({reason_of(error)}); {PackageContract.rebuild}") from error

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pmm.runtime import driver
 from pmm.runtime.buffers import Buffer, Device
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import Unavailable, UserError, reason_of
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for work on the default stream
 
@@ -34,7 +34,7 @@ def open_device(index: int = 0) -> Device:
         try:
             return kind(index)
         except Exception as error:  # each library has its own exception types
-            refused.append(f"{kind.library}: {_first_line(error)}")
+            refused.append(f"{kind.library}: {reason_of(error)}")
     raise Unavailable(
         "running an engine needs torch with CUDA, pycuda or cuda-python: pip install pycuda (needs the CUDA toolkit) "
         f"or cuda-python; {'; '.join(refused)}"
@@ -297,8 +297,4 @@ def _reported(library: str, call: str, kind: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kind as error:
-        raise UserError(f"{library}: {call} failed ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{library}: {call} failed ({reason_of(error)})") from error

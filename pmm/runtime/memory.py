@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import UserError, reason_of
 
 _FULL = (
     "out of memory",
@@ -40,5 +40,4 @@ def batch_fits(count: int) -> Iterator[None]:
 def reason(error: Exception) -> str:
     """The first line of what a library said, at most 200 characters. Of ONNX Runtime's errors on a GPU, without the
     C++ signatures before it and the host's name behind it."""
-    first = (str(error).strip().splitlines() or ["no reason given"])[0]
-    return (_OWN_WORDS.findall(str(error)) or [first])[0][:200]
+    return (_OWN_WORDS.findall(str(error)) or [reason_of(error)])[0][:200]

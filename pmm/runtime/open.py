@@ -13,7 +13,7 @@ from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.kinds import NAMES, RUNNABLE, Kind, kind_among
 from pmm.runtime.base import Runner
 from pmm.runtime.trt_variant import library_name
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import Unavailable, UserError, reason_of
 from pmm.utils.extras import install_command
 from pmm.utils.files import sha256
 from pmm.utils.hardware import cuda_index
@@ -55,9 +55,8 @@ class Backend:
         try:
             importlib.import_module(self.library)
         except (ImportError, OSError) as error:  # OSError: the package is there, a library that it loads is not
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise Unavailable(
-                f"{self.library} cannot be imported here ({reason}): {install_command(self.library)}"
+                f"{self.library} cannot be imported here ({reason_of(error)}): {install_command(self.library)}"
             ) from error
 
 
@@ -196,6 +195,8 @@ BACKENDS = {
     "tensorrt-rtx": Backend("engine", "tensorrt_rtx", _ENGINE, _engine),
     "openvino": Backend("onnx", "openvino", {"cpu": ("fp32", "bf16", "int8")}, _openvino),
 }
+"""Name -> backend, those for one kind of file in the order of preference. What to install for a library is in
+`pmm.utils.extras`; the bench's reports have a name and a colour for each (`pmm.bench.pages`)."""
 ONNXRUNTIME = "onnxruntime"
 """Also a name: ort-cuda or ort-cpu, as the device is."""
 BACKEND_HELP = (

@@ -16,9 +16,9 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.preprocessing import Crops
 from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, check_on_gpu, in_runs, warn_if_unverified
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
+from pmm.runtime.driver import current_gpu
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu
 from pmm.runtime.gpu_binding import NO_GRAPH, Placed, PlacedStep
-from pmm.runtime.gpu_context import current_gpu
 from pmm.runtime.memory import batch_fits, reason
 from pmm.runtime.ort_cuda import CUDA_FAILURE, CudaFailure, fell_back, mend
 from pmm.runtime.ort_session import (

@@ -9,7 +9,6 @@ from pmm.artifacts.manifest import Manifest
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.memory import reason
 from pmm.runtime.ort_cuda import CUDA, CUDA_FAILURE, CudaFailure, fell_back, mend, preload
-from pmm.runtime.tf32 import has_tf32
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.hardware import clashing_wheels, compute_threads, cuda_index, gpu_at, nvidia_gpus
 
@@ -116,7 +115,7 @@ def check_request(name: str, device: str, holds: str, tf32: bool, cuda_graph: bo
         raise Unavailable(f"{name}: {'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing")
     if tf32 and holds != "fp32":
         raise UserError(f"{name}: TF32 is for the products of an fp32 file, and this one holds {holds}")
-    if tf32 and not has_tf32(gpu := gpu_at(cuda_index(device) or 0)):
+    if tf32 and not (gpu := gpu_at(cuda_index(device) or 0)).has_tf32:
         raise Unavailable(f"{name}: {gpu.name} has no TF32; run it in fp32")
 
 

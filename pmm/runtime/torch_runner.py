@@ -20,7 +20,6 @@ from pmm.runtime.base import Embeddings, Runner, Step, check_on_gpu
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu
 from pmm.runtime.memory import batch_fits
-from pmm.runtime.tf32 import has_tf32
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.hardware import gpu_at, quota_cores
 
@@ -239,7 +238,7 @@ def check_modes(device: torch.device, *, tf32: bool = False, cuda_graph: bool = 
     """Raises Unavailable for TF32 or CUDA graphs where there is no such thing."""
     if device.type == "cpu" and (tf32 or cuda_graph):
         raise Unavailable(f"{'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing")
-    if tf32 and not has_tf32(gpu := gpu_at(device.index or 0)):
+    if tf32 and not (gpu := gpu_at(device.index or 0)).has_tf32:
         raise Unavailable(f"{gpu.name} has no TF32; run it in fp32")
 
 

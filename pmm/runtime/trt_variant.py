@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pmm.utils.cuda_versions import advice
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import Unavailable, UserError, reason_of
+from pmm.utils.extras import install_command
 from pmm.utils.hardware import Gpu, cuda_index, driver_version, gpu_at, nvidia_gpus
 
 T = TypeVar("T")
@@ -20,6 +21,8 @@ FLAVORS = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities of the GPUs that a portable TensorRT-RTX engine runs on (NVIDIA's "CPU-only AOT" page; one for
 Turing, 7.5, has to be built for it alone, which is not done here)."""
+TF32_ON = "TF32 on"
+"""Among an engine's flags, if it may use TF32."""
 MOST_SAID = 500
 """Characters of a library's errors that a message quotes."""
 MOST_ERRORS = 100
@@ -33,15 +36,8 @@ def load_flavor(flavor: str) -> Any:
     try:
         return importlib.import_module(FLAVORS[flavor])
     except (ImportError, OSError) as error:  # OSError: the bindings are there, the library they load is not
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        install = install_tensorrt() if flavor == "tensorrt" else f"pip install {library_name(flavor)}"
-        raise UserError(f"{FLAVORS[flavor]} is missing here ({reason}): {install}") from error
-
-
-def install_tensorrt() -> str:
-    """The command that installs TensorRT for the driver here: its wheels are for one major version of CUDA each."""
-    major = driver_version().partition(".")[0]
-    return f"pip install tensorrt-cu{major}" if major in ("12", "13") else "pip install tensorrt"
+        library = FLAVORS[flavor]
+        raise UserError(f"{library} is missing here ({reason_of(error)}): {install_command(library)}") from error
 
 
 def gpu_here(device: str = "auto") -> Gpu | None:

@@ -18,8 +18,9 @@ from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
 from pmm.data.samples import Split
 from pmm.evaluation.metrics import RankingResult
-from pmm.gallery.embed import Embeddings, embed_crops
+from pmm.gallery.embed import embed_crops
 from pmm.gallery.ranking import rank_split
+from pmm.runtime.base import Embeddings
 from pmm.runtime.eager import EagerRunner
 from pmm.training.distributed import ALONE, Processes
 from pmm.training.losses import reid_losses

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
         "kernels": build_info(),
         "problems": problems(),
     }
+
+
+def report_header(schema: str, threads: int | None = None) -> dict[str, Any]:
+    """What a report of `schema` begins with: when, and `describe_environment`."""
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"schema": schema, "created": created, "environment": describe_environment(threads)}
 
 
 def problems() -> list[str]:

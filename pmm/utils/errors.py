@@ -15,3 +15,8 @@ class Stopped(Exception):  # noqa: N818 - a state to report
     def __init__(self, number: int, where: str) -> None:
         super().__init__(where)
         self.number, self.where = number, where
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what a library said, at most 200 characters; the kind of error if it said nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -27,6 +27,12 @@ class Gpu(NamedTuple):
     compute_capability: str
     """Major and minor, as 8.9."""
 
+    @property
+    def has_tf32(self) -> bool:
+        """Products of fp32 numbers with 10 bits of mantissa, added up in fp32: since Ampere. Where not, libraries that
+        are allowed them compute in fp32, without a word."""
+        return float(self.compute_capability) >= 8.0
+
 
 @cache
 def nvidia_gpus() -> tuple[Gpu, ...]:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pmm.data.samples import Split, camids_of, pids_of
-from pmm.evaluation.parity.labels import Embedded, Ints, Labels
+from pmm.data.samples import Split
+from pmm.evaluation.parity.labels import Embedded, Ints
 from pmm.evaluation.parity.ranking import first_items
+from pmm.gallery.ranking import labels_of
 from pmm.visualize.lists import compared_lists, ranked_lists
 
 Scores = npt.NDArray[np.float64]
@@ -67,13 +68,7 @@ def spread(scores: Scores, count: int, ends: float = ENDS) -> Ints:
 
 def rows(split: Split, embedded: Embedded, queries: Ints, items: int) -> list[list[tuple[Path, bool | None]]]:
     """What ranks first for some queries, without junk: path, and whether it is the same person."""
-    labels = Labels(
-        query_pids=pids_of(split.query),
-        gallery_pids=pids_of(split.gallery),
-        query_camids=camids_of(split.query),
-        gallery_camids=camids_of(split.gallery),
-    )
-    found = first_items(embedded, labels, queries, items)
+    found = first_items(embedded, labels_of(split), queries, items)
     return [
         [(split.gallery[item].path, split.gallery[item].pid == split.query[query].pid) for item in row if item >= 0]
         for query, row in zip(queries.tolist(), found.tolist(), strict=True)

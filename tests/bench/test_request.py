@@ -16,11 +16,12 @@ from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.checkpoint import load, save
 from pmm.bench import candidates
 from pmm.bench.artifacts import describe_checkpoint
-from pmm.bench.candidates import BACKENDS, chosen
+from pmm.bench.candidates import chosen
 from pmm.bench.examiner import Examiner
 from pmm.bench.request import Options, subjects
 from pmm.bench.workers import WorkerFailed
 from pmm.export.options import Recipe
+from pmm.runtime.open import BACKENDS
 from pmm.utils.errors import UserError
 from pmm.utils.files import claimed
 from pmm.utils.hardware import Gpu

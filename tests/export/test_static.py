@@ -21,7 +21,8 @@ from pmm.export.triton import write_model_repository
 from pmm.export.triton_config import Serving
 from pmm.export.trt import engine_from_onnx
 from pmm.runtime.openvino import OvRunner
-from pmm.runtime.ort import OrtRunner, check_interface, open_session
+from pmm.runtime.ort import OrtRunner
+from pmm.runtime.ort_session import check_interface, open_session
 from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 

@@ -1,6 +1,7 @@
 """Build, inspect, gate, run: joined, as a machine with a GPU joins them, in four versions and every precision."""
 
 import json
+import sys
 
 import pytest
 
@@ -11,6 +12,7 @@ from pmm.export.options import EngineOptions, Recipe
 from pmm.export.trt import choose_flavor, describe_engine, engine_from_onnx
 from pmm.runtime import trt_variant
 from pmm.runtime.open import open_runner
+from pmm.utils import extras
 from pmm.utils.errors import UserError
 from pmm.utils.hardware import Gpu
 from tests.runtime.standin import LISTS
@@ -87,9 +89,9 @@ def test_a_builder_that_cannot_start_is_one_line_with_its_reason(machine, shared
 
 @pytest.mark.parametrize(("driver", "package"), [("13.0", "tensorrt-cu13"), ("12.8", "tensorrt-cu12")])
 def test_a_gpu_that_runs_no_rtx_engine_gets_none_unasked(monkeypatch, tmp_path, driver, package):
-    monkeypatch.setitem(trt_variant.FLAVORS, "tensorrt", "tensorrt_that_is_missing")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
-    monkeypatch.setattr(trt_variant, "driver_version", lambda: driver)
+    monkeypatch.setattr(extras, "driver_version", lambda: driver)
     with pytest.raises(UserError, match=rf"NVIDIA H100 .*pip install {package}.*--flavor rtx.*model\.onnx"):
         choose_flavor("auto", tmp_path / "model.onnx")
     assert choose_flavor("rtx", tmp_path / "model.onnx")[0] == "rtx"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pmm.runtime import driver as cuda_driver
-from pmm.runtime.cuda_graph import GRAPHS_KEPT, DriverError, bucket, capture
+from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket, capture
 from pmm.runtime.cuda_libraries import CudaPythonDevice, PycudaDevice, TorchDevice
+from pmm.runtime.driver import DriverError
 from pmm.utils import hardware
 from tests.runtime.standin import INVALIDATED, OUT_OF_MEMORY, HostDevice, Libcuda, World
 

@@ -20,7 +20,6 @@ from pmm.export.options import MIN_COSINE, Recipe
 from pmm.runtime import driver, gpu_binding, ort, ort_session
 from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
-from pmm.runtime.tf32 import has_tf32
 from pmm.utils import cuda_versions, hardware
 from pmm.utils.errors import Unavailable, UserError
 from pmm.utils.hardware import Gpu, nvidia_gpus
@@ -554,7 +553,7 @@ def test_tf32_needs_a_gpu_that_has_it(gpu, path):
     gpu.is_a(TURING)
     refused(path, "NVIDIA Standin T1 has no TF32; run it in fp32", Unavailable, tf32=True)
     assert OrtRunner(path, "cuda").info.precision == "fp32"
-    assert [has_tf32(Gpu("x", capability)) for capability in ("7.5", "8.0", "8.9", "12.0")] == [False, True, True, True]
+    assert [Gpu("x", capability).has_tf32 for capability in ("7.5", "8.0", "8.9", "12.0")] == [False, True, True, True]
 
 
 def test_a_cpu_has_neither(path):
@@ -585,7 +584,7 @@ def test_a_missing_library_and_gpu_are_unavailable(path, monkeypatch):
 def test_on_a_gpu(trained, shared, crops, precision, cuda_graph):
     if CUDA not in onnxruntime.get_available_providers():
         pytest.skip("the ONNX Runtime that is installed is for CPUs: pip install onnxruntime-gpu")
-    if precision == "tf32" and not has_tf32(nvidia_gpus()[0]):
+    if precision == "tf32" and not nvidia_gpus()[0].has_tf32:
         pytest.skip(f"{nvidia_gpus()[0].name} has no TF32")
     stored = "fp32" if precision == "tf32" else precision
     path = shared.onnx(Recipe(precision=stored))

@@ -19,7 +19,6 @@ from pmm.gallery.embed import embed_samples
 from pmm.gallery.ranking import rank_split
 from pmm.runtime import ort_cuda, ort_session
 from pmm.runtime.open import open_runner
-from pmm.runtime.tf32 import has_tf32
 from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES
 from pmm.utils import cuda_versions, hardware
 from pmm.utils.errors import UserError
@@ -332,7 +331,7 @@ def test_an_engine_on_a_gpu(trained, shared, crops, tmp_path, flavor, precision)
     if flavor == "rtx" and nvidia_gpus()[0].compute_capability not in RTX_CAPABILITIES:
         pytest.skip(f"TensorRT-RTX does not run on {nvidia_gpus()[0]}")
     tf32 = precision == "tf32"
-    if tf32 and not has_tf32(nvidia_gpus()[0]):
+    if tf32 and not nvidia_gpus()[0].has_tf32:
         pytest.skip(f"{nvidia_gpus()[0]} has no TF32")
     recipe = Recipe(precision="fp32" if tf32 else precision)
     file = read_onnx(shared.onnx(recipe))
