@@ -13,6 +13,7 @@ from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.artifacts.runs import RUNS, located
 from pmm.config import Config
+from pmm.data.layouts import layout_of
 from pmm.utils.errors import UserError
 from pmm.utils.files import sha256
 
@@ -47,6 +48,26 @@ def checkpoint_of(artifact: Path, manifest: Manifest) -> Path | None:
         if usable and sha256(path) == manifest.checkpoint_sha256:
             return path
     return None
+
+
+def data_set_for(path: Path, name: str = "", root: str = "") -> DataSet:
+    """The data set to judge a checkpoint or an exported file on: the one that was asked for by `name` and `root`; what
+    is empty is as the checkpoint says.
+
+    Raises UserError for an unknown name, or if what the checkpoint says is of no help.
+    """
+    if name and root:
+        return DataSet(name, root)
+    if name:
+        layout_of(name)
+    found = trained_on(path)
+    if name and layout_of(name) != layout_of(found.name):
+        raise UserError(
+            f"--dataset {name} without --root: {path} was trained on {found.name}; give the folder, --root DIR"
+        )
+    if not root and not Path(found.root).exists():
+        raise UserError(f"{path} was trained on {found.name} in {found.root}, which is gone; give --root DIR")
+    return DataSet(found.name, root or found.root)
 
 
 def trained_on(path: Path) -> DataSet:

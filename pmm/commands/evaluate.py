@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pmm.artifacts.artifact import manifest_path
-from pmm.artifacts.origin import DataSet, trained_on
+from pmm.artifacts.origin import DataSet, data_set_for
 from pmm.data.layouts import layout_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import Split
@@ -91,7 +91,9 @@ def main(prog: str) -> None:
     for path, suffixes in ((command.json, ()), (command.per_query, (".csv",))):
         if path:
             output_file(path, artifact, manifest_path(artifact), suffixes=suffixes)
-    data = _data_set(command)
+    data = data_set_for(artifact, command.dataset, command.root)
+    if not (command.dataset and command.root):
+        print(f"data set: {data.name}, as the checkpoint says")
     split = read_dataset(data.name, data.root)
     if why := unrankable(split.query, split.gallery):
         raise UserError(f"{data.root}: {why}; pmm check says more")
@@ -122,25 +124,6 @@ def main(prog: str) -> None:
         write_file(command.json, json.dumps(found, indent=2) + "\n")
     if command.per_query:
         write_file(command.per_query, per_query_csv(split, result))
-
-
-def _data_set(command: EvaluateCommand) -> DataSet:
-    """The one asked for; what is not said is as the checkpoint says. Raises UserError if that is of no help."""
-    if command.dataset and command.root:
-        return DataSet(command.dataset, command.root)
-    if command.dataset:
-        layout_of(command.dataset)
-    found = trained_on(command.artifact)
-    if command.dataset and layout_of(command.dataset) != layout_of(found.name):
-        raise UserError(
-            f"--dataset {command.dataset} without --root: {command.artifact} was trained on {found.name}; give the "
-            "folder, --root DIR"
-        )
-    data = DataSet(found.name, command.root or found.root)
-    if not command.root and not Path(data.root).exists():
-        raise UserError(f"{command.artifact} was trained on {data.name} in {data.root}, which is gone; give --root DIR")
-    print(f"data set: {data.name}, as the checkpoint says")
-    return data
 
 
 def _how(command: EvaluateCommand, runner: Runner, ranking: Ranking) -> dict[str, Any]:

@@ -8,12 +8,10 @@ Without arguments: preset paper where an NVIDIA GPU is at hand, else tiny, on sy
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
-from pathlib import Path
 
-from pmm.training.flags import SAVE_MINUTES, TrainCommand, new_run, parse
+from pmm.training.flags import new_run, parse, resume_command
 from pmm.training.launch import is_first, train
 from pmm.utils import command_line
 from pmm.utils.errors import Stopped, UserError
@@ -28,7 +26,7 @@ def main(prog: str) -> int:
             return 1
         raise
     out = command.out or new_run(command)
-    go_on = f"go on with: {_again(command, out)} --resume"
+    go_on = f"go on with: {resume_command(command, out)} --resume"
     try:
         train(command.config, out, command)
     except Stopped as stop:
@@ -42,22 +40,3 @@ def main(prog: str) -> int:
         print(f"\n{prog}: interrupted; {go_on}", file=sys.stderr)
         return command_line.INTERRUPTED
     return 0
-
-
-def _again(command: TrainCommand, out: Path) -> str:
-    """The command line that this one was, as far as going on needs it: the configuration is with the run."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    start = "python" if world == 1 else f"torchrun --nproc-per-node {here}"
-    if world > here:
-        start = f"(on each machine, as before) torchrun --nnodes {-(-world // here)} ... --nproc-per-node {here}"
-    flags = ["--out", str(out)]
-    if command.device != "auto":
-        flags += ["--device", command.device]
-    if command.save_minutes != SAVE_MINUTES:
-        flags += ["--save-minutes", f"{command.save_minutes:g}"]
-    if command.skip_bad_images:
-        flags += ["--skip-bad-images"]
-    if command.threads:
-        flags += ["--threads", str(command.threads)]
-    return f"{start} -m pmm.train {shlex.join(flags)}"

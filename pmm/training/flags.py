@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -114,6 +116,25 @@ def saved_config(out: Path) -> Config:
 def new_run(command: TrainCommand) -> Path:
     """A folder of its own under runs/, named after the preset, the data and the time."""
     return RUNS / f"{command.config.preset}-{command.config.data.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def resume_command(command: TrainCommand, out: Path) -> str:
+    """What `command` was, to go on with (add --resume): without the configuration, which is with the run."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    start = "python" if world == 1 else f"torchrun --nproc-per-node {here}"
+    if world > here:
+        start = f"(on each machine, as before) torchrun --nnodes {-(-world // here)} ... --nproc-per-node {here}"
+    flags = ["--out", str(out)]
+    if command.device != "auto":
+        flags += ["--device", command.device]
+    if command.save_minutes != SAVE_MINUTES:
+        flags += ["--save-minutes", f"{command.save_minutes:g}"]
+    if command.skip_bad_images:
+        flags += ["--skip-bad-images"]
+    if command.threads:
+        flags += ["--threads", str(command.threads)]
+    return f"{start} -m pmm.train {shlex.join(flags)}"
 
 
 def _default_preset(device: str) -> str:

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import pmm.training.trainer
-from pmm.commands.train import _again
 from pmm.runtime import torch_runner
-from pmm.training.flags import TrainOptions, parse
+from pmm.training.flags import TrainOptions, parse, resume_command
 from pmm.training.launch import train
 from pmm.utils.errors import UserError
 
@@ -62,7 +61,7 @@ def test_the_flag_of_training():
     command = parse(["--preset", "tiny", "--out", "run", "--threads", "3"])
     assert command.threads == 3
     assert parse(["--preset", "tiny"]).threads == 0
-    assert _again(command, command.out) == "python -m pmm.train --out run --threads 3"
+    assert resume_command(command, command.out) == "python -m pmm.train --out run --threads 3"
     for bad in ("-1", "100000"):
         with pytest.raises(UserError, match=f"--threads is {bad}"):
             parse(["--preset", "tiny", "--threads", bad])

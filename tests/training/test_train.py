@@ -16,11 +16,10 @@ import torch
 
 from pmm.artifacts import checkpoint
 from pmm.artifacts.checkpoint import load
-from pmm.commands.train import _again
 from pmm.config import Config, preset
 from pmm.ops._extension import missing
 from pmm.training.announce import describe_kernels
-from pmm.training.flags import TrainOptions, parse
+from pmm.training.flags import TrainOptions, parse, resume_command
 from pmm.training.launch import train
 from pmm.training.run_logger import Journal
 from pmm.training.state import learning_rate
@@ -441,12 +440,14 @@ def test_bad_images_are_skipped_counted_and_named(people, tmp_path):
 def test_what_going_on_needs_is_said(people, monkeypatch):
     flags = ["--root", str(people), "--out", "a run", "--device", "cpu", "--save-minutes", "2", "--skip-bad-images"]
     command = parse(["--preset", "tiny", *flags])
-    line = _again(command, command.out)
+    line = resume_command(command, command.out)
     assert line == "python -m pmm.train --out 'a run' --device cpu --save-minutes 2 --skip-bad-images"
-    assert _again(parse(["--preset", "tiny"]), Path("run")) == "python -m pmm.train --out run"
+    assert resume_command(parse(["--preset", "tiny"]), Path("run")) == "python -m pmm.train --out run"
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert "on each machine, as before) torchrun --nnodes 2 ... --nproc-per-node 8 -m" in _again(command, command.out)
+    assert "on each machine, as before) torchrun --nnodes 2 ... --nproc-per-node 8 -m" in resume_command(
+        command, command.out
+    )
 
 
 @pytest.mark.parametrize(("rank", "local_rank", "speaks"), [(0, 0, True), (3, 3, False), (8, 0, True), (9, 1, False)])
