@@ -151,16 +151,21 @@ def texts() -> list[Path]:
     return sorted({*found} - {ROOT / "tests/mutants/test_planted.py", ROOT / "tests/lab/test_gpu.py"})
 
 
+@functools.cache
+def is_module_or_inside(name: str) -> bool:
+    words = name.split(".")
+    homes = [ROOT.joinpath(*words[:count]) for count in range(len(words), 0, -1)]
+    home = next(each for each in homes if each.is_dir() or each.with_suffix(".py").is_file())
+    inside = words[len(home.relative_to(ROOT).parts) :]
+    source = home / "__init__.py" if home.is_dir() else home.with_suffix(".py")
+    return not inside or re.search(rf"\b{inside[0]}\b", source.read_text()) is not None
+
+
 def test_modules_files_and_commands_that_texts_name_exist():
     for path in texts():
         text = path.read_text()
         for name in {*MODULE_NAME.findall(text)} - MADE_UP:
-            words = name.split(".")
-            homes = [ROOT.joinpath(*words[:count]) for count in range(len(words), 0, -1)]
-            home = next(each for each in homes if each.is_dir() or each.with_suffix(".py").is_file())
-            inside = words[len(home.relative_to(ROOT).parts) :]
-            source = home / "__init__.py" if home.is_dir() else home.with_suffix(".py")
-            assert not inside or re.search(rf"\b{inside[0]}\b", source.read_text()), f"{path}: {name}"
+            assert is_module_or_inside(name), f"{path}: {name}"
         for name in {*FILE_NAME.findall(text)} - MADE_UP:
             assert any((folder / name).is_file() for folder in (ROOT, ROOT / "tests", ROOT / "pmm")), f"{path}: {name}"
         if "tests" not in path.parts:

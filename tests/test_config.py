@@ -1,9 +1,13 @@
 import json
+import re
 
 import pytest
 
 from pmm.config import PRESETS, Config, ModelConfig, RecipeConfig, preset
+from pmm.data.layouts import LAYOUTS
+from pmm.models.registry import METHODS
 from pmm.utils.errors import UserError
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -21,6 +25,12 @@ def test_paper_preset_is_the_published_recipe():
     assert (config.model.block, config.model.k, config.model.on_empty) == ((3, 2), 3, "first")
     assert (config.recipe.weight_decay, config.recipe.label_smoothing) == (5e-4, 0.1)
     assert (config.recipe.cutout, config.recipe.cutout_size, config.recipe.flip) == (0.5, (64, 64), 0.5)
+
+
+def test_the_help_names_every_data_set_and_method():
+    said = (ROOT / "pmm" / "config.py").read_text()  # the docstrings of its fields are the help
+    for name in (*LAYOUTS, *METHODS):
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", said), name
 
 
 def test_unknown_keys_are_refused_and_the_known_ones_named():

@@ -1,4 +1,7 @@
-"""Bounds that a backend must keep to be shipped, and what broke them."""
+"""Bounds that a backend must keep to be shipped, and what broke them.
+
+A gate is a field of `pmm.bench.schema.Gates`, its flag and its check here, and a line of `pmm.bench.pages.gate_list`.
+"""
 
 from __future__ import annotations
 

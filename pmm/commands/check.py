@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from pmm.data.check import check, lines
+from pmm.data.layouts import LAYOUTS
 from pmm.utils import command_line
 from pmm.utils.files import output_file, write_file
 
@@ -18,9 +22,9 @@ from pmm.utils.files import output_file, write_file
 class CheckCommand:
     """`pmm check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]`"""
 
-    dataset: str
-    """Data set: synthetic, market1501, dukemtmc-reid, cuhk03-np-labeled, cuhk03-np-detected, msmt17-v1, msmt17-v2, or
-    folder (one folder of crops per identity)."""
+    dataset: Annotated[
+        str, tyro.conf.arg(help=f"Data set: {', '.join(LAYOUTS)}; folder is one folder of crops per identity.")
+    ]
     root: Path
     """Folder that holds the data set, or the one it lies in under its usual name."""
     json: Path | None = None

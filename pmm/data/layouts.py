@@ -123,6 +123,8 @@ _LAYOUTS = (
     Layout(name=SYNTHETIC, kind="market", example="0002_c1s1_000451_03.jpg"),
 )
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
+"""Name -> data set. A new one is an entry above and a word in the help of `pmm.config`; a new kind of layout also needs
+a scanner (`pmm.data.readers`)."""
 ALIASES: dict[str, str] = {alias: layout.name for layout in _LAYOUTS for alias in layout.aliases}
 
 

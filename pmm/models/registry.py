@@ -64,6 +64,8 @@ METHODS: dict[str, Method] = {
     "cutmix": Method(network="pmm.models.cutmix:CutMix", mixes_cells=True),
     "a-cutmix": Method(network="pmm.models.a_cutmix:ACutMix", reads=(*_BLOCKS, "direction"), mixes_cells=True),
 }
+"""Name -> method. A new one is a class with the interface of `ReidModel` and a line here, and a word in the help of
+`pmm.config`; `tests/models/test_methods.py` then tries it."""
 
 
 def method_of(config: Config) -> Method:
