@@ -9,8 +9,7 @@ from pathlib import Path
 from pmm.artifacts.manifest import EngineContract, Manifest
 from pmm.artifacts.native_file import check_origin
 from pmm.runtime.fork import refuse_parents_gpu
-from pmm.runtime.tf32 import TF32_ON, has_tf32
-from pmm.runtime.trt_variant import RTX_CAPABILITIES, this_platform
+from pmm.runtime.trt_variant import RTX_CAPABILITIES, TF32_ON, this_platform
 from pmm.utils.errors import Unavailable
 from pmm.utils.hardware import Gpu, cuda_index, gpu_at, nvidia_gpus
 
@@ -43,4 +42,4 @@ def check_engine(path: Path, contract: EngineContract, version: str, gpu: Gpu) -
 def engine_precision(manifest: Manifest, contract: EngineContract, gpu: Gpu) -> str:
     """In which the engine runs: fp32 with leave to use TF32 is tf32, if the GPU has it."""
     found = manifest.precision_found
-    return "tf32" if found == "fp32" and TF32_ON in contract.flags and has_tf32(gpu) else found
+    return "tf32" if found == "fp32" and TF32_ON in contract.flags and gpu.has_tf32 else found
