@@ -147,7 +147,7 @@ def texts() -> list[Path]:
     kinds = (".py", ".toml", ".h", ".cpp", ".cu", ".j2")
     folders = ("pmm", "bench", "export", "tests", "cpp_ext")
     found = [path for name in folders for path in (ROOT / name).rglob("*") if path.suffix in kinds]
-    found += [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml", "setup.py")]
+    found += [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "setup.py")]
     return sorted({*found} - {ROOT / "tests/mutants/test_planted.py", ROOT / "tests/lab/test_gpu.py"})
 
 
