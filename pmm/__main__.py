@@ -34,7 +34,7 @@ COMMANDS = {
 def main() -> None:
     """Entry point of the console script: the command that the first words name runs, with the rest as its own."""
     words = sys.argv[1:]
-    if not words or words[0] in ("--help", "-h"):
+    if not words or words[0] in ("--help", "-h", "help"):
         print(_help())
         raise SystemExit(0)
     if words == ["--version"]:
@@ -65,9 +65,13 @@ def _refuse(words: list[str]) -> None:
     if inside and words[1:] in (["--help"], ["-h"]):
         print(_help(group))
         raise SystemExit(0)
+    known = f"known: {', '.join(inside or COMMANDS)}"
+    if inside and not words[1:]:
+        print(f"{PROG}: error: {PROG} {words[0]} needs another word; {known}. See {PROG} --help", file=sys.stderr)
+        raise SystemExit(2)
     given = " ".join(words[:2]) if inside else words[0]
     close = difflib.get_close_matches(given, inside or COMMANDS, n=1)
-    advice = f"did you mean {PROG} {close[0]}?" if close else f"known: {', '.join(inside or COMMANDS)}"
+    advice = f"did you mean {PROG} {close[0]}?" if close else f"{known}."
     print(f"{PROG}: error: unknown command '{given}'; {advice} See {PROG} --help", file=sys.stderr)
     raise SystemExit(2)
 

@@ -1,0 +1,56 @@
+"""`pmm` itself: it lists its commands, hands the rest of the line to one, and refuses what is none."""
+
+import importlib
+
+import pytest
+
+import pmm
+from pmm.__main__ import COMMANDS
+from tests.conftest import run_here
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("help",)])
+def test_it_lists_every_command(words):
+    done = run_here("-m", "pmm", *words)
+    assert done.returncode == 0
+    assert all(f"pmm {name} " in done.stdout for name in COMMANDS)
+
+
+def test_help_of_a_group_lists_that_alone():
+    shown = run_here("-m", "pmm", "export", "--help").stdout
+    listed = [name for name in COMMANDS if f"pmm {name} " in shown]
+    assert listed == [name for name in COMMANDS if name.startswith("export ")]
+
+
+def test_its_version():
+    assert run_here("-m", "pmm", "--version").stdout == f"{pmm.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        (("evalute", "x.pth"), ("'evalute'", "pmm evaluate?")),
+        (("nothing",), ("'nothing'", "train, evaluate")),
+        (("export",), ("pmm export needs", "export onnx, export trt, export aoti, export triton")),
+        (("export", "onxn", "x.pth"), ("'export onxn'", "pmm export onnx?")),
+        (("--jobs", "3"), ("'--jobs'",)),
+    ],
+)
+def test_what_is_no_command_is_one_line(words, facts):
+    done = run_here("-m", "pmm", *words)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("pmm: error: ")
+    assert all(fact in line for fact in facts), line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_is_there_and_says_who_it_is(name):
+    module, _ = COMMANDS[name]
+    assert f"\npmm {name} " in importlib.import_module(f"pmm.commands.{module}").__doc__ or name in (
+        "train",
+        "synthetic",
+    )
+    done = run_here("-m", "pmm", *name.split(), "--no-such-flag")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"pmm {name}: error: unknown flag --no-such-flag")
