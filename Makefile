@@ -78,7 +78,7 @@ $(CLIENTS)/serving/.installed: pmm/serving-requirements.txt constraints.txt
 	@touch $@
 
 # The lowest versions that pyproject.toml allows, in the oldest Python where that is here; the tests add the wheel.
-OLDEST = $(shell for python in python3.10 "$$(pyenv prefix 3.10 2>/dev/null)/bin/python" python3; do "$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
+OLDEST = $(shell for python in python3.11 "$$(pyenv prefix 3.11 2>/dev/null)/bin/python" python3; do "$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 $(CLIENTS)/lowest/.installed: pyproject.toml
 	$(OLDEST) -m venv --clear $(CLIENTS)/lowest
 	python3 -m venv $(CLIENTS)/uv

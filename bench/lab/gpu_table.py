@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def write_result(outcome: Outcome, gpu: Gpu) -> Path | None:
     """What a step found, with all that is needed to do it again, as DATE-CARD-STEP.json; only of one that passed."""
     if outcome.status != "passed":
         return None
-    step, now = outcome.step, datetime.now(timezone.utc)
+    step, now = outcome.step, datetime.now(UTC)
     made = [path for path in step.makes if path.endswith((".json", ".jsonl"))]
     result = {
         "schema": SCHEMA,
@@ -72,7 +72,7 @@ def write_result(outcome: Outcome, gpu: Gpu) -> Path | None:
 
 def write_table(outcomes: Sequence[Outcome], gpu: Gpu) -> Path:
     """`table` of all figures, as DATE-CARD.md in bench/results."""
-    path = make_folder(RESULTS) / f"{datetime.now(timezone.utc):%Y-%m-%d}-{slug(gpu.name)}.md"
+    path = make_folder(RESULTS) / f"{datetime.now(UTC):%Y-%m-%d}-{slug(gpu.name)}.md"
     write_file(path, table(outcomes, gpu) + "\n")
     return path
 

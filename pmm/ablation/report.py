@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def default_out(ablation: Ablation) -> Path:
     which = "" if dataset == SYNTHETIC else f"-{slug(dataset)}"
     which += "" if presets == ["tiny"] else "".join(f"-{slug(name)}" for name in presets)
     which += f"-against-{slug(ablation.against)}" if ablation.options.against else ""
-    stem = f"{datetime.now(timezone.utc):%Y-%m-%d}-{machine}-ablation{which}"
+    stem = f"{datetime.now(UTC):%Y-%m-%d}-{machine}-ablation{which}"
     names = (f"{stem}{f'-{another}' if another > 1 else ''}.json" for another in itertools.count(1))
     return next(RESULTS / name for name in names if _goes_on(RESULTS / name, ablation))
 

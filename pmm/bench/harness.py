@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ class Bench:
         )
         return BenchReport(
             schema=SCHEMA,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=time.perf_counter() - self._begin,
             checkpoint=CheckpointFacts(
                 path=str(request.checkpoint),

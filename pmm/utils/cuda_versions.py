@@ -22,7 +22,7 @@ _CUDA = re.compile(r"^cuda(?:_version)?\b[^=\n]*=\s*['\"](\d[\d.]*)", re.MULTILI
 _ENGINES = ("tensorrt", "tensorrt-rtx")
 _INSTALL = {
     # 1.19 to 1.26 are built for CUDA 12, those from 1.27 on for CUDA 13; what 1.27 asks for is not on the registry
-    ("onnxruntime-gpu", 12): '"onnxruntime-gpu[cuda,cudnn]>=1.22,<1.27"',
+    ("onnxruntime-gpu", 12): '"onnxruntime-gpu[cuda,cudnn]>=1.23,<1.27"',
     ("onnxruntime-gpu", 13): '"onnxruntime-gpu[cuda,cudnn]>=1.28"',
     ("torch", 13): "torch torchvision",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
 
 def report_header(schema: str, threads: int | None = None) -> dict[str, Any]:
     """What a report of `schema` begins with: when, and `describe_environment`."""
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     return {"schema": schema, "created": created, "environment": describe_environment(threads)}
 
 

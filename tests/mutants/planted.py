@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import tomllib
 
 LISTS = Path(__file__).with_name("planted")
 AREAS = (

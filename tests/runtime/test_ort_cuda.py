@@ -281,7 +281,7 @@ def test_no_cudnn_is_one_line_and_auto_goes_on_on_the_cpu(gpu, path, crops, expe
 
 
 def test_a_driver_too_old_for_onnx_runtime_is_one_line_and_auto_goes_on_on_the_cpu(old_driver, path, crops, caplog):
-    facts = ("CUDA failure 35", "onnxruntime-gpu 1.31.1", "CUDA 13.0", "CUDA 12.4", "580", '"onnxruntime-gpu[cuda,cudnn]>=1.22,<1.27"')  # fmt: skip # noqa: E501
+    facts = ("CUDA failure 35", "onnxruntime-gpu 1.31.1", "CUDA 13.0", "CUDA 12.4", "580", '"onnxruntime-gpu[cuda,cudnn]>=1.23,<1.27"')  # fmt: skip # noqa: E501
     with pytest.raises(UserError) as caught:
         OrtRunner(path, "cuda")
     for fact in facts:

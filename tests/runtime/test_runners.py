@@ -236,7 +236,7 @@ def test_a_provider_that_does_not_load_is_said_with_the_loaders_reason(artifact,
     [
         # what the system's loader says: github.com/microsoft/onnxruntime issues 25609 and 21684
         ("libcudnn.so.9", "13.0", "13.0", "no cuDNN 9 is here: pip install nvidia-cudnn-cu13"),
-        ("libcublasLt.so.13", "13.0", "12.8", 'pip install "onnxruntime-gpu[cuda,cudnn]>=1.22,<1.27"'),
+        ("libcublasLt.so.13", "13.0", "12.8", 'pip install "onnxruntime-gpu[cuda,cudnn]>=1.23,<1.27"'),
         ("libcublasLt.so.13", "12.4", "12.8", "update the NVIDIA driver to 580 or later, or pip install"),
         ("libcublasLt.so.13", "13.0", "13.0", 'pip install "onnxruntime-gpu[cuda,cudnn]"'),
     ],

@@ -96,7 +96,12 @@ def test_every_command_of_the_readme_works_from_the_wheel(environment, people, t
         if re.match(LONG, f"pmm {name}") or not any(line.startswith(f"pmm {name} ") for line in run)
     ]
     helps = [["pmm", *name.split(), "--help"] for name in explained]
-    said = environment.run_all([*shown, *tried, *helps], tmp_path, "torch, torchvision, onnxscript, onnx, tyro, matplotlib.figure", PMM_FAST="1")
+    said = environment.run_all(
+        [*shown, *tried, *helps],
+        tmp_path,
+        "torch, torchvision, onnxscript, onnx, tyro, matplotlib.figure",
+        PMM_FAST="1",
+    )
     for command in long:
         known = said[-len(helps) + explained.index(command.split()[1])]
         assert set(re.findall(r" (--[a-z0-9-]+)", command)) <= set(re.findall(r"--[a-z0-9-]+", known)), command

@@ -106,7 +106,7 @@ def test_a_driver_too_old_for_some(here):
         "CUDA 12.4 at most",
         "driver to 580 or later",
         "pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-libs tensorrt-cu13-bindings && ",
-        '&& pip install "onnxruntime-gpu[cuda,cudnn]>=1.22,<1.27" tensorrt-cu12',
+        '&& pip install "onnxruntime-gpu[cuda,cudnn]>=1.23,<1.27" tensorrt-cu12',
     ):
         assert fact in misfit.text
     assert "torch" not in misfit.text
@@ -129,7 +129,7 @@ def test_a_torch_too_new_for_the_driver_is_got_elsewhere(here):
 @pytest.mark.parametrize(
     ("torch", "ort", "mend"),
     [
-        ("12.8", "13.0", 'pip install "onnxruntime-gpu[cuda,cudnn]>=1.22,<1.27"'),
+        ("12.8", "13.0", 'pip install "onnxruntime-gpu[cuda,cudnn]>=1.23,<1.27"'),
         ("13.0", "12.6", 'pip install "onnxruntime-gpu[cuda,cudnn]>=1.28"'),
     ],
 )

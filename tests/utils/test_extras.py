@@ -3,9 +3,9 @@
 import ast
 import re
 import sys
+import tomllib
 
 import pytest
-import tomllib
 
 from pmm.utils import command_line, extras
 from tests.conftest import ROOT
