@@ -180,7 +180,7 @@ def test_every_other_command_runs_as_it_stands(tmp_path, people):
     env = {**os.environ, "PMM_FAST": "1", "PYTHONPATH": str(copy), "PATH": path}
     ran = 0
     for command in commands():
-        if command.startswith("make "):
+        if command.startswith(("make ", "pip ")):
             continue
         if is_too_large(command):
             parse(shlex.split(command.split("pmm.train", 1)[1]))

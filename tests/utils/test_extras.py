@@ -9,6 +9,7 @@ import pytest
 
 from pmm.utils import command_line, extras
 from tests.conftest import ROOT
+from tests.readme import README, commands
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
@@ -62,6 +63,15 @@ def test_what_serves_has_the_bounds_of_the_package_and_no_torch():
         assert line == names(declared)[name]
     gpu = re.search(r"onnxruntime-gpu\[cuda,cudnn\]>=([\d.]+),<", SERVING)[1]
     assert names(declared)["onnxruntime-gpu"] == f"onnxruntime-gpu>={gpu}"
+
+
+def test_what_the_readme_and_make_install_exists():
+    told = README + (ROOT / "Makefile").read_text()
+    asked = re.findall(r"(?:pmm[-_]reid[^\s\"]*|\.)\[([\w,]+)\]", told)
+    assert {name for names in asked for name in names.split(",")} <= set(OPTIONAL)
+    for command in commands():
+        if command.startswith("pip ") and "requirements" in command:
+            assert f"#   {command}\n" in SERVING
 
 
 @pytest.mark.parametrize(
