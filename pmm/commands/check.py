@@ -16,6 +16,7 @@ from pmm.data.check import check, lines
 from pmm.data.layouts import LAYOUTS
 from pmm.utils import command_line
 from pmm.utils.files import output_file, write_file
+from pmm.utils.hardware import check_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class CheckCommand:
 def main(prog: str) -> int:
     """Entry point: 0 if the data set is usable."""
     command = command_line.parse(CheckCommand, prog=prog, description=__doc__ or "")
-    command_line.threads(command.threads)
+    check_threads(command.threads)
     if command.json:
         output_file(command.json)
     report = check(command.dataset, command.root, threads=command.threads, label=prog)

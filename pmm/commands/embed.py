@@ -17,7 +17,7 @@ from pmm.runtime.open import BACKEND_HELP, open_runner
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.files import output_file
-from pmm.utils.hardware import cuda_index
+from pmm.utils.hardware import check_threads, cuda_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def main(prog: str) -> None:
     command = command_line.parse(EmbedCommand, prog=prog, description=__doc__ or "")
     if command.batch_size < 1:
         raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
-    command_line.threads(command.threads)
+    check_threads(command.threads)
     cuda_index(command.device)
     images_below(command.folder)  # before a model is loaded for nothing
     output_file(command.out, command.artifact, suffixes=(".npz",))

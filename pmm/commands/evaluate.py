@@ -26,7 +26,7 @@ from pmm.runtime.open import BACKEND_HELP, open_runner
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, sha256, write_file
-from pmm.utils.hardware import cuda_index
+from pmm.utils.hardware import check_threads, cuda_index
 
 if TYPE_CHECKING:
     from pmm.runtime.base import Runner
@@ -78,7 +78,7 @@ def main(prog: str) -> None:
     command = command_line.parse(EvaluateCommand, prog=prog, description=__doc__ or "")
     if command.batch_size < 1:
         raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
-    command_line.threads(command.threads)
+    check_threads(command.threads)
     cuda_index(command.device)
     limit = command_line.size(command.memory_limit, flag="--memory-limit")
     reranking = Reranking(k1=command.k1, k2=command.k2, weight=command.rerank_lambda) if command.rerank else None

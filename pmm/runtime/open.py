@@ -16,7 +16,7 @@ from pmm.runtime.trt_variant import library_name
 from pmm.utils.errors import Unavailable, UserError, reason_of
 from pmm.utils.extras import install_command
 from pmm.utils.files import sha256
-from pmm.utils.hardware import cuda_index
+from pmm.utils.hardware import check_threads, cuda_index
 
 Device = Literal["cpu", "cuda"]
 
@@ -94,6 +94,7 @@ def open_runner(
         (True, 'ort-cpu', 'fp32')
     """
     cuda_index(device)  # an unknown word is said before the file is read
+    check_threads(threads)
     path = Path(artifact)
     name, device = _chosen(path, backend, device)
     if BACKENDS[name].library == "torch":  # the others say it where they are opened

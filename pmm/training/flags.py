@@ -20,7 +20,7 @@ from pmm.models.registry import refuse_unread
 from pmm.training.data_setup import refuse_changes, refuse_other_people
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
-from pmm.utils.hardware import cuda_index
+from pmm.utils.hardware import check_threads, cuda_index
 
 PROG = "pmm train"
 SYNTHETIC_EPOCHS = 60
@@ -44,7 +44,7 @@ class TrainOptions:
     """CPU threads of each process (0: torch's default, a quota of CPU time at most)."""
 
     def __post_init__(self) -> None:
-        command_line.threads(self.threads)
+        check_threads(self.threads)
         if not self.save_minutes > 0:
             raise UserError(f"--save-minutes is {self.save_minutes}; it must be more than 0")
 

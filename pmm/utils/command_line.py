@@ -22,8 +22,6 @@ from pmm.utils.scheduling import settle_threads, take_short_turns
 T = TypeVar("T")
 
 INTERRUPTED = 130
-MOST_THREADS = 1024
-"""Far above it, libraries end the process without a word."""
 
 
 def parse(command: type[T], *, prog: str, description: str) -> T:
@@ -166,13 +164,6 @@ def numbers(text: str, *, flag: str, least: int = 1) -> list[int]:
     if not parts or not all(re.fullmatch(r"-?\d+", part) for part in parts) or min(map(int, parts)) < least:
         raise UserError(f"{flag} is '{text}'; expected whole numbers of at least {least} with commas between, as 1,8")
     return sorted(set(map(int, parts)))
-
-
-def threads(count: int) -> int:
-    """`--threads`, 0 for the default. Raises UserError for a number that no machine has use for."""
-    if not 0 <= count <= MOST_THREADS:
-        raise UserError(f"--threads is {count}; it must be at least 0 (the default) and at most {MOST_THREADS}")
-    return count
 
 
 def names(text: str, *, flag: str) -> list[str]:

@@ -20,6 +20,10 @@ from pmm.utils.errors import Unavailable, UserError
 T = TypeVar("T")
 
 
+MOST_THREADS = 1024
+"""Far above it, libraries end the process without a word, or take all of the memory."""
+
+
 class Gpu(NamedTuple):
     """An NVIDIA GPU."""
 
@@ -70,6 +74,12 @@ def gpu_at(index: int) -> Gpu:
         raise Unavailable("no NVIDIA GPU is visible; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES")
     names = ", ".join(f"{place} {gpu.name}" for place, gpu in enumerate(gpus))
     raise Unavailable(f"no GPU {index} here: {len(gpus)} visible ({names}); see CUDA_VISIBLE_DEVICES")
+
+
+def check_threads(count: int) -> None:
+    """Of CPU threads, 0 for the default. Raises UserError for a number that no machine has use for."""
+    if not 0 <= count <= MOST_THREADS:
+        raise UserError(f"--threads is {count}; it must be at least 0 (the default) and at most {MOST_THREADS}")
 
 
 @cache

@@ -202,3 +202,9 @@ def test_one_table_serves_the_help_the_bench_and_opening():
         assert name in backends_for(backend.runs)
     assert ONNXRUNTIME in BACKEND_HELP
     assert RunOptions().device == "auto"
+
+
+@pytest.mark.parametrize("threads", [-1, 1025, 10**7])
+def test_threads_that_no_machine_has_use_for(exported, threads):
+    with pytest.raises(UserError, match=rf"--threads is {threads}; .*at least 0 .* at most 1024"):
+        open_runner(exported, threads=threads)
