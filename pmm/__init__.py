@@ -12,7 +12,7 @@ What is named here is loaded when it is first used: importing pmm loads neither 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pmm.utils.version import __version__ as __version__
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pmm.artifacts.artifact import Artifact as Artifact
     from pmm.artifacts.checkpoint import load_model as load_model
     from pmm.data.crops import load_crops as load_crops
+    from pmm.evaluation.metrics import RankingResult as RankingResult
     from pmm.evaluation.metrics import evaluate_ranking as evaluate_ranking
     from pmm.export.engine import build_engine as build_engine
     from pmm.export.onnx import export_onnx as export_onnx
@@ -29,17 +30,22 @@ if TYPE_CHECKING:
     from pmm.export.options import Verification as Verification
     from pmm.gallery.embed import embed as embed
     from pmm.gallery.index import Index as Index
+    from pmm.gallery.index import Neighbours as Neighbours
     from pmm.gallery.search import search as search
     from pmm.runtime.base import Runner as Runner
     from pmm.runtime.open import open_runner as open_runner
+    from pmm.utils.errors import Unavailable as Unavailable
     from pmm.utils.errors import UserError as UserError
 
 _HOMES = {
     "Artifact": "pmm.artifacts.artifact",
     "EngineOptions": "pmm.export.options",
     "Index": "pmm.gallery.index",
+    "Neighbours": "pmm.gallery.index",
+    "RankingResult": "pmm.evaluation.metrics",
     "Recipe": "pmm.export.options",
     "Runner": "pmm.runtime.base",
+    "Unavailable": "pmm.utils.errors",
     "UserError": "pmm.utils.errors",
     "Verification": "pmm.export.options",
     "build_engine": "pmm.export.engine",
@@ -57,15 +63,17 @@ _HOMES = {
 __all__ = [*sorted(_HOMES), "__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pmm' has no attribute '{name}'; it has {', '.join(__all__)}")
-    home = _HOMES[name]
-    if home == __name__:
-        return importlib.import_module(f"{home}.{name}")
-    found = globals()[name] = getattr(importlib.import_module(home), name)
-    return found
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'pmm' has no attribute '{name}'; it has {', '.join(__all__)}")
+        home = _HOMES[name]
+        if home == __name__:
+            return importlib.import_module(f"{home}.{name}")
+        found = globals()[name] = getattr(importlib.import_module(home), name)
+        return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -6,8 +6,8 @@ import difflib
 import importlib
 import sys
 
-import pmm
 from pmm.utils import command_line
+from pmm.utils.version import __version__
 
 PROG = "pmm"
 COMMANDS = {
@@ -34,46 +34,44 @@ COMMANDS = {
 def main() -> None:
     """Entry point of the console script: the command that the first words name runs, with the rest as its own."""
     words = sys.argv[1:]
-    if not words or words[0] in ("--help", "-h", "help"):
-        print(_help())
-        raise SystemExit(0)
-    if words == ["--version"]:
-        print(pmm.__version__)
-        raise SystemExit(0)
-    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
-    if name not in COMMANDS:
-        _refuse(words)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    name = next((" ".join(words[:count]) for count in (2, 1) if " ".join(words[:count]) in COMMANDS), "")
+    if not name:
+        command_line.run(lambda prog: _without_command(words), prog=PROG)
     module, _ = COMMANDS[name]
-    prog = f"{PROG} {name}"
-    sys.argv = [prog, *words[len(name.split()) :]]
-    command_line.run(lambda prog: importlib.import_module(f"pmm.commands.{module}").main(prog), prog=prog)
+    sys.argv = [f"{PROG} {name}", *words[len(name.split()) :]]
+    command_line.run(lambda prog: importlib.import_module(f"pmm.commands.{module}").main(prog), prog=sys.argv[0])
 
 
-def _help(group: str = "") -> str:
-    listed = {name: what for name, (_, what) in COMMANDS.items() if name.startswith(group)}
-    wide = max(map(len, listed))
-    lines = [f"  {PROG} {name:<{wide}}  {what}" for name, what in listed.items()]
+def _without_command(words: list[str]) -> int:
+    """Print what there is, and return 0; or say in one line on stderr why `words` are no command, and return 2."""
+    if words == ["--version"]:
+        print(__version__)
+        return 0
+    group = [name for name in COMMANDS if words and name.startswith(f"{words[0]} ")]
+    asked = words[1:] if group else words
+    if asked in ([], ["--help"], ["-h"]) and (asked or not words):
+        print(_help(group or list(COMMANDS)))
+        return 0
+    known = f"known: {', '.join(group or COMMANDS)}"
+    if not asked:
+        said = f"{words[0]} takes one more word; {known}"
+    else:
+        ends = {name.split()[-1]: name for name in group} or {name: name for name in COMMANDS}
+        close = difflib.get_close_matches(asked[0].lower(), ends, n=1)
+        advice = f"did you mean {PROG} {ends[close[0]]}?" if close else known
+        said = f"unknown command '{' '.join(words[: 1 + bool(group)])}'; {advice}"
+    print(f"{PROG}: error: {said}; see {PROG} --help", file=sys.stderr)
+    return 2
+
+
+def _help(names: list[str]) -> str:
+    wide = max(map(len, names))
+    lines = [f"  {PROG} {name:<{wide}}  {COMMANDS[name][1]}" for name in names]
     return "\n".join(
         (f"usage: {PROG} COMMAND ...", "", *lines, "", f"{PROG} COMMAND --help says what a command takes.")
     )
-
-
-def _refuse(words: list[str]) -> None:
-    """One line on stderr and exit code 2; for `pmm export --help`, the commands that begin so, and 0."""
-    group = f"{words[0]} "
-    inside = [name for name in COMMANDS if name.startswith(group)]
-    if inside and words[1:] in (["--help"], ["-h"]):
-        print(_help(group))
-        raise SystemExit(0)
-    known = f"known: {', '.join(inside or COMMANDS)}"
-    if inside and not words[1:]:
-        print(f"{PROG}: error: {PROG} {words[0]} needs another word; {known}. See {PROG} --help", file=sys.stderr)
-        raise SystemExit(2)
-    given = " ".join(words[:2]) if inside else words[0]
-    close = difflib.get_close_matches(given, inside or COMMANDS, n=1)
-    advice = f"did you mean {PROG} {close[0]}?" if close else f"{known}."
-    print(f"{PROG}: error: unknown command '{given}'; {advice} See {PROG} --help", file=sys.stderr)
-    raise SystemExit(2)
 
 
 if __name__ == "__main__":

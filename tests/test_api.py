@@ -60,3 +60,22 @@ def test_a_name_loads_no_more_than_it_needs():
     script = "import sys, pmm; pmm.{}; print({{'torch', 'onnx', 'onnxruntime', 'tensorrt'}} & set(sys.modules))"
     for name in ("evaluate_ranking", "open_runner", "search", "build_engine"):
         assert run_python("-c", script.format(name), **os.environ).stdout.strip() == "set()", name
+
+
+def test_no_function_replaces_what_it_reads_or_what_is_something_else(folder, tmp_path):
+    for name in ("best.pth", "best.onnx"):
+        shutil.copy(folder / name, tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    checkpoint, onnx = tmp_path / "best.pth", tmp_path / "best.onnx"
+    for call in (
+        lambda: pmm.export_onnx(checkpoint, checkpoint),
+        lambda: pmm.export_onnx(checkpoint, tmp_path / "x.txt"),
+        lambda: pmm.build_engine(checkpoint, checkpoint),
+        lambda: pmm.build_engine(onnx, onnx),
+        lambda: pmm.build_engine(onnx, tmp_path / "x.txt"),
+        lambda: pmm.embed(folder / "best.onnx", folder / "crops").save(checkpoint),
+        lambda: pmm.Verification(no_verify=True, verify_root="x"),
+    ):
+        with pytest.raises(pmm.UserError, match=r"another name|ends in|--no-verify"):
+            call()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

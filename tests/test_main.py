@@ -1,6 +1,8 @@
 """`pmm` itself: it lists its commands, hands the rest of the line to one, and refuses what is none."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +24,17 @@ def test_help_of_a_group_lists_that_alone():
     assert listed == [name for name in COMMANDS if name.startswith("export ")]
 
 
+def test_help_may_come_first():
+    assert run_here("-m", "pmm", "help", "export", "onnx").stdout.startswith("usage: pmm export onnx ")
+
+
+def test_a_reader_that_has_gone_and_a_full_disk_are_no_bugs():
+    for sink, said in ((">/dev/full", "pmm: error: "), ("| head -c 1", "")):
+        done = subprocess.run(["sh", "-c", f"{sys.executable} -m pmm {sink}"], capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+        assert done.stderr.startswith(said)
+
+
 def test_its_version():
     assert run_here("-m", "pmm", "--version").stdout == f"{pmm.__version__}\n"
 
@@ -31,8 +44,10 @@ def test_its_version():
     [
         (("evalute", "x.pth"), ("'evalute'", "pmm evaluate?")),
         (("nothing",), ("'nothing'", "train, evaluate")),
-        (("export",), ("pmm export needs", "export onnx, export trt, export aoti, export triton")),
+        (("export",), ("export takes one more word", "export onnx, export trt, export aoti, export triton")),
         (("export", "onxn", "x.pth"), ("'export onxn'", "pmm export onnx?")),
+        (("export", "engine"), ("'export engine'", "export onnx, export trt, export aoti, export triton")),
+        (("BENCH",), ("pmm bench?",)),
         (("--jobs", "3"), ("'--jobs'",)),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -37,10 +38,13 @@ SUFFIXES: dict[str, Kind] = {
     ".npz": "index",
 }
 """What a name promises."""
-KNOWN = (
-    "a checkpoint (.pth, .pt), an ONNX file (.onnx), a TensorRT engine (.plan, .engine), an AOTInductor package (.pt2) "
-    "or an index (.npz)"
-)
+DESCRIBED: dict[Kind, str] = {
+    "checkpoint": "a checkpoint (.pth, .pt)",
+    "onnx": "an ONNX file (.onnx)",
+    "engine": "a TensorRT engine (.plan, .engine)",
+    "package": "an AOTInductor package (.pt2)",
+    "index": "an index (.npz)",
+}
 FORMAT_MARK = b"pmm-checkpoint-"
 """In each checkpoint of ours: see `pmm.artifacts.checkpoint.FORMAT`."""
 _ENGINE_MAGIC = (b"ptrt", b"ftrt", b"vtrt")  # TensorRT's two, and TensorRT-RTX's
@@ -48,18 +52,30 @@ _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC
 _SEARCHED = 1 << 20  # bytes of a pickle; the format is the first entry of ours
 
 
-def kind_of(path: str | Path) -> Kind:
+def either(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+KNOWN = either(list(DESCRIBED.values()))
+
+
+def kind_of(path: str | Path, *expected: Kind) -> Kind:
     """What the file at `path` is: by its content or, where that tells nothing (a damaged file, say), by its suffix.
 
     Where the two disagree the content decides, and one line (logger "pmm") says so.
 
+    Args:
+        expected: kinds that a message names (default: all).
+
     Raises UserError if the file is missing, or neither tells.
     """
-    path = existing_file(path, KNOWN)
+    known = either([DESCRIBED[each] for each in expected or DESCRIBED])
+    path = existing_file(path, known)
     promised, found = SUFFIXES.get(path.suffix.lower()), kind_of_content(path)
     if found is None:
         if promised is None:
-            raise UserError(f"{path}: neither its content nor its name tells what it is; expected {KNOWN}")
+            raise UserError(f"{path}: neither its content nor its name tells what it is; expected {known}")
         return promised
     of_torch = ("checkpoint", "torch", "program")
     if promised not in (None, found) and not (promised in of_torch and found in of_torch):
@@ -73,11 +89,11 @@ def kind_among(path: str | Path, *expected: Kind) -> Kind:
 
     Raises UserError for others too.
     """
-    kind = kind_of(path)
+    kind = kind_of(path, *expected)
     if kind == "torch" and "checkpoint" in expected:
         return "checkpoint"
     if kind not in expected:
-        raise UserError(f"{path} is {NAMES[kind]}; expected {' or '.join(NAMES[each] for each in expected)}")
+        raise UserError(f"{path} is {NAMES[kind]}; expected {either([NAMES[each] for each in expected])}")
     return kind
 
 

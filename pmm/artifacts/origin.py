@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pmm.artifacts.checkpoint import load
-from pmm.artifacts.kinds import NAMES, kind_of, kind_of_content
+from pmm.artifacts.kinds import NAMES, RUNNABLE, kind_of, kind_of_content
 from pmm.artifacts.manifest import EngineContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
@@ -30,7 +30,7 @@ class DataSet(NamedTuple):
 
 def manifest_of(path: Path) -> Manifest:
     """Of an exported file. Raises UserError if it is not ours or was changed."""
-    kind = kind_of(path)
+    kind = kind_of(path, *RUNNABLE)
     if kind == "onnx":
         return read_onnx(path).manifest
     if kind == "engine":
@@ -75,7 +75,7 @@ def trained_on(path: Path) -> DataSet:
 
     Raises UserError if nothing says so, or it is no longer there.
     """
-    checkpoint = path if kind_of(path) in ("checkpoint", "torch") else checkpoint_of(path, manifest_of(path))
+    checkpoint = path if kind_of(path, *RUNNABLE) in ("checkpoint", "torch") else checkpoint_of(path, manifest_of(path))
     if checkpoint is None:
         raise UserError(
             f"{path}: the checkpoint that it came from, which names a data set, is neither beside it nor under "

@@ -23,7 +23,7 @@ from pmm.export.options import Precision, Verification
 from pmm.export.precision import Found, tally
 from pmm.export.reference import checkpoint_gate
 from pmm.utils.errors import UserError
-from pmm.utils.files import sha256
+from pmm.utils.files import output_file, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,7 @@ def export_aoti(
         Unavailable: no C++ compiler, no GPU, or none with TF32.
     """
     verification = verification or Verification()
+    output_file(out, checkpoint, suffixes=(PACKAGE_SUFFIX,))
     if precision not in get_args(PackagePrecision):
         raise UserError(f"no package in {precision}; known: {', '.join(get_args(PackagePrecision))}")
 

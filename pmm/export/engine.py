@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pmm.artifacts.artifact import Artifact
-from pmm.artifacts.kinds import kind_among
+from pmm.artifacts.kinds import ENGINE_SUFFIXES, kind_among
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.options import EngineOptions, Recipe, Verification, check_kept
 from pmm.export.reference import engine_gate
@@ -47,7 +47,8 @@ def build_engine(
         'fp32'
     """
     options, verification = options or EngineOptions(), verification or Verification()
-    source, target = Path(model), Path(out)
+    source = Path(model)
+    target = output_file(Path(out), source, suffixes=ENGINE_SUFFIXES)
     checkpoint = source if kind_among(source, "checkpoint", "onnx") == "checkpoint" else None
     onnx = source
     if checkpoint:

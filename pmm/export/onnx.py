@@ -26,7 +26,7 @@ from pmm.export.precision import found_precision
 from pmm.export.reference import checkpoint_gate, in_memory
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import UserError
-from pmm.utils.files import sha256
+from pmm.utils.files import output_file, sha256
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +54,8 @@ def export_onnx(
         >>> artifact.manifest.precision_found, artifact.manifest.parity["min_cosine"] > 0.999
         ('fp16', True)
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    checkpoint = Path(checkpoint)
+    out = output_file(Path(out), checkpoint, suffixes=(".onnx",))
     recipe, verification = recipe or Recipe(), verification or Verification()
 
     from pmm.artifacts.checkpoint import load, restore_model

@@ -116,6 +116,10 @@ class Verification:
     no_verify: bool = False
     """Export without the parity check; the manifest says so, and runners warn."""
 
+    def __post_init__(self) -> None:
+        if self.no_verify and (self.verify_root or self.verify_dataset):
+            raise UserError("--no-verify compares nothing, so --verify-root and --verify-dataset do not go with it")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:

@@ -109,7 +109,7 @@ def write_model_repository(
 
 def _open(path: Path) -> tuple[str, bytes, Manifest]:
     """Backend, content, and a manifest that holds the content's hash. Raises UserError."""
-    kind = kind_of(path)
+    kind = kind_of(path, "onnx", "engine")
     if kind == "onnx":
         file = read_onnx(path)
         # the copy inside the file cannot hold the file's own hash

@@ -16,13 +16,14 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pmm.artifacts.kinds import NAMES, kind_of_content
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.preprocessing import Preprocessing
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, Rows
 from pmm.evaluation.nearest import nearest
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import UserError, reason_of
-from pmm.utils.files import existing_file, replacing, sha256
+from pmm.utils.files import existing_file, output_file, replacing, sha256
 from pmm.utils.from_dict import from_dict
 
 FORMAT = "pmm-index-1"
@@ -127,14 +128,20 @@ class Index:
             raise UserError(f"{len(rows)} of {len(self)} embeddings {reason}: {names}")
 
     def save(self, path: str | Path) -> None:
-        """Write the index whole or not at all; equal content gives equal bytes. Raises UserError for a full disk."""
+        """Write the index whole or not at all; equal content gives equal bytes.
+
+        Raises UserError for a full disk, or another kind of file at `path`.
+        """
+        target = output_file(Path(path))
+        if target.is_file() and (kind := kind_of_content(target)) not in (None, "index"):
+            raise UserError(f"{path} is {NAMES[kind]}; give the index another name")
         header = {"format": FORMAT, "folder": self.folder, **dataclasses.asdict(self.contract)}
         arrays = {
             "contract": np.array(json.dumps(header, sort_keys=True)),
             "embeddings": np.ascontiguousarray(self.embeddings, "<f4"),
             "paths": np.array(self.paths),
         }
-        with replacing(Path(path)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        with replacing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name in MEMBERS:
                 # np.savez would write the time of day into the file
                 entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
