@@ -60,7 +60,16 @@ def data_set_for(path: Path, name: str = "", root: str = "") -> DataSet:
         return DataSet(name, root)
     if name:
         layout_of(name)
-    found = trained_on(path)
+    return instead_of(trained_on(path), path, name, root)
+
+
+def instead_of(found: DataSet, path: Path, name: str, root: str) -> DataSet:
+    """The data set `name` at `root`, where each that is empty is as of the one `found` that `path` was trained on.
+
+    Raises UserError for another data set without a root, or if the one that was found is gone.
+    """
+    if name and root:
+        return DataSet(name, root)
     if name and layout_of(name) != layout_of(found.name):
         raise UserError(
             f"--dataset {name} without --root: {path} was trained on {found.name}; give the folder, --root DIR"

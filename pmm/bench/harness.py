@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from pmm.artifacts.origin import DataSet, instead_of
 from pmm.artifacts.runs import located
 from pmm.bench.accuracy import Judge, Reference
 from pmm.bench.candidates import REFERENCE, Candidate
@@ -63,10 +64,11 @@ class Bench:
             logs = make_folder(request.out / "logs")
             self._crew = stack.enter_context(Crew(logs, threads=self._threads, timeout=request.options.timeout))
             self._facts = self._crew[BUILDER].ask("describe", checkpoint=str(request.checkpoint))
-            self._dataset = request.options.dataset or self._facts["config"]["data"]["dataset"]
-            self._root = request.options.root or located(self._facts["config"]["data"]["root"], request.checkpoint)
-            if not self._root:
+            data, asked = self._facts["config"]["data"], request.options
+            if not (data["root"] or asked.root):
                 raise UserError(f"{request.checkpoint} does not say where its data are; give --root DIR")
+            trained = DataSet(data["dataset"], located(data["root"], request.checkpoint))
+            self._dataset, self._root = instead_of(trained, request.checkpoint, asked.dataset, asked.root)
             split = read_dataset(self._dataset, self._root)
             for note in split.notes:
                 print(f"note: {note}")

@@ -41,7 +41,8 @@ class Options:
     cuda_graph: str = "both"
     """Replay runs as CUDA graphs, on a GPU: on, off, or both, side by side."""
     out: Path | None = None
-    """Folder of the report and of the files made for it (default: report/ beside the checkpoint)."""
+    """Folder of the report and of the files made for it (default: beside the checkpoint report/, or report-NAME/ of
+    files that are given)."""
     resume: bool = False
     """Go on with an interrupted run: what it finished is not measured again."""
     samples: int = 400
@@ -93,7 +94,9 @@ def requested(files: Sequence[Path], options: Options, gates: Gates) -> Request:
     if max(batches) > MOST_IMAGES:
         raise UserError(f"--batches: {max(batches)} images per call; at most {MOST_IMAGES} are possible")
     checkpoint, candidates, asked = subjects(files, options)
-    out = options.out or checkpoint.parent / "report"
+    ours = [candidate.artifact.stem for candidate in candidates if candidate.artifact]
+    # a report of files that were given leaves the one of all backends where it is
+    out = options.out or checkpoint.parent / "-".join(("report", *ours))
     _refuse_older(out)
     return Request(
         checkpoint=checkpoint,

@@ -120,7 +120,8 @@ def _chosen(path: Path, backend: str, device: str) -> tuple[str, str]:
         if manifest and manifest.engine:
             able = [library_name(manifest.engine.flavor)]
     if backend not in able:
-        raise UserError(f"{path} is {NAMES[kind]}, which {backend} does not run; it runs with {', '.join(able)}")
+        what = f"an engine of {able[0]}" if kind == "engine" and len(able) == 1 else NAMES[kind]
+        raise UserError(f"{path} is {what}, which {backend} does not run; it runs with {', '.join(able)}")
     devices = BACKENDS[backend].precisions
     if device == "auto":
         return backend, device if len(devices) > 1 else next(iter(devices))

@@ -18,7 +18,8 @@ from pmm.bench import candidates
 from pmm.bench.artifacts import describe_checkpoint
 from pmm.bench.candidates import chosen
 from pmm.bench.examiner import Examiner
-from pmm.bench.request import Options, subjects
+from pmm.bench.gates import GateFlags
+from pmm.bench.request import Options, requested, subjects
 from pmm.bench.workers import WorkerFailed
 from pmm.export.options import Recipe
 from pmm.runtime.open import BACKENDS
@@ -198,6 +199,16 @@ def test_data_without_matches_is_one_line(trained, people, tmp_path):
     with workers_here():
         done = run_here(SCRIPT, trained, "--root", tmp_path, "--out", tmp_path / "report")
     assert_one_line_error(done, "not the layout of synthetic")
+    with workers_here():
+        done = run_here(SCRIPT, trained, "--dataset", "market1501", "--out", tmp_path / "report")
+    assert_one_line_error(done, "--dataset market1501 without --root", "give the folder, --root DIR")
+
+
+def test_a_report_of_files_that_are_given_has_a_folder_of_its_own(trained, exported):
+    alone, beside = (
+        requested(files, Options(), GateFlags().parsed()).out for files in ([trained], [trained, exported])
+    )
+    assert (alone, beside) == (trained.parent / "report", trained.parent / "report-model")
 
 
 def test_a_checkpoint_that_is_none_is_one_line(tmp_path):

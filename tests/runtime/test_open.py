@@ -161,7 +161,9 @@ def test_a_backend_on_a_device_that_it_does_not_have(exported, tmp_path):
 
 def test_an_engine_of_the_other_library(tmp_path):
     engine = make_engine(tmp_path / "m.plan")
-    with pytest.raises(UserError, match=r"m.plan is a TensorRT engine, which tensorrt-rtx does not run; .* tensorrt$"):
+    with pytest.raises(
+        UserError, match=r"m.plan is an engine of tensorrt, which tensorrt-rtx does not run; .* tensorrt$"
+    ):
         open_runner(engine, "tensorrt-rtx")
     if not nvidia_gpus():
         for backend in ("auto", "tensorrt"):
