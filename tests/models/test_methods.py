@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 import torch
@@ -159,20 +158,6 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(method, shared
     found, expected = (load(path)["model"] for path in (out / "last.pth", whole.with_name("last.pth")))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found)
-
-
-def test_the_commands_take_its_runs(method, shared, people, tmp_path):
-    best = shared.run(method)
-    run = shutil.copytree(best.parent, tmp_path / "run", copy_function=shutil.copyfile)
-    again = run_here("-m", "pmm.train", "--out", run, "--resume", "--device", "cpu")
-    assert "the run is finished (2 epochs)" in again.stdout, again.stderr
-    done = run_here("-m", "pmm", "evaluate", best, "--dataset", "synthetic", "--root", people)
-    assert "mAP" in done.stdout, done.stderr
-    done = run_here("-m", "pmm", "info", best, "--json")
-    assert json.loads(done.stdout)["file"]["method"] == method, done.stderr
-    done = run_here("export/to_onnx.py", best, "-o", tmp_path / "best.onnx")
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split("min cosine ")[1].split()[0]) >= 0.99999
 
 
 def test_the_readme_has_its_command(method):

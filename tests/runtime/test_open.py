@@ -77,7 +77,6 @@ def test_the_same_embeddings_from_every_backend_and_every_name(trained, exported
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_compiled_torch_is_opened_from_a_checkpoint(trained, crops):
     with open_runner(trained, "torch-compile", device="cpu") as runner, open_runner(trained, device="cpu") as plain:
         assert (runner.info.backend, runner.info.precision) == ("torch-compile", "fp32")
