@@ -66,7 +66,7 @@ def data_set_for(path: Path, name: str = "", root: str = "") -> DataSet:
 def instead_of(found: DataSet, path: Path, name: str, root: str) -> DataSet:
     """The data set `name` at `root`, where each that is empty is as of the one `found` that `path` was trained on.
 
-    Raises UserError for another data set without a root, or if the one that was found is gone.
+    Raises UserError for another data set without a root, or if the one that was found is gone or nowhere.
     """
     if name and root:
         return DataSet(name, root)
@@ -74,15 +74,18 @@ def instead_of(found: DataSet, path: Path, name: str, root: str) -> DataSet:
         raise UserError(
             f"--dataset {name} without --root: {path} was trained on {found.name}; give the folder, --root DIR"
         )
+    if not (root or found.root):
+        raise UserError(f"{path} does not say where its data are; give --root DIR")
     if not root and not Path(found.root).exists():
         raise UserError(f"{path} was trained on {found.name} in {found.root}, which is gone; give --root DIR")
     return DataSet(found.name, root or found.root)
 
 
 def trained_on(path: Path) -> DataSet:
-    """The data set that a checkpoint, or the one that an exported file came from, was trained on.
+    """The data set that a checkpoint, or the one that an exported file came from, was trained on; without a root if it
+    does not say where that is.
 
-    Raises UserError if nothing says so, or it is no longer there.
+    Raises UserError if nothing says what it was.
     """
     checkpoint = path if kind_of(path, *RUNNABLE) in ("checkpoint", "torch") else checkpoint_of(path, manifest_of(path))
     if checkpoint is None:
@@ -94,7 +97,4 @@ def trained_on(path: Path) -> DataSet:
         data = Config.from_dict(load(checkpoint)["config"]).data
     except ImportError as error:
         raise UserError(f"{checkpoint} names a data set, and torch is needed to read it; {ADVICE}") from error
-    root = located(data.root, checkpoint)
-    if not root:
-        raise UserError(f"{checkpoint} does not say where its data are; {ADVICE}")
-    return DataSet(data.dataset, root)
+    return DataSet(data.dataset, located(data.root, checkpoint))

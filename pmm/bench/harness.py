@@ -65,8 +65,6 @@ class Bench:
             self._crew = stack.enter_context(Crew(logs, threads=self._threads, timeout=request.options.timeout))
             self._facts = self._crew[BUILDER].ask("describe", checkpoint=str(request.checkpoint))
             data, asked = self._facts["config"]["data"], request.options
-            if not (data["root"] or asked.root):
-                raise UserError(f"{request.checkpoint} does not say where its data are; give --root DIR")
             trained = DataSet(data["dataset"], located(data["root"], request.checkpoint))
             self._dataset, self._root = instead_of(trained, request.checkpoint, asked.dataset, asked.root)
             split = read_dataset(self._dataset, self._root)

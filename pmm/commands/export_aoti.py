@@ -17,7 +17,7 @@ from pmm.export.options import Verification
 from pmm.utils import command_line
 from pmm.utils.build_info import describe_build
 from pmm.utils.errors import UserError
-from pmm.utils.files import existing_file, output_file
+from pmm.utils.files import existing_file
 from pmm.utils.hardware import cuda_index
 
 
@@ -45,7 +45,7 @@ def main(prog: str) -> None:
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
     precision = "" if command.precision == "fp32" else f"-{command.precision}"
     beside = checkpoint.with_name(f"{checkpoint.stem}-{kind}{precision}{PACKAGE_SUFFIX}")
-    out = output_file(command.output or beside, checkpoint, suffixes=(PACKAGE_SUFFIX,))
+    out = command.output or beside
 
     from pmm.export.aoti import describe, export_aoti
 

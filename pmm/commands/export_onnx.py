@@ -14,7 +14,7 @@ import tyro
 from pmm.export.options import Recipe, Verification
 from pmm.utils import command_line
 from pmm.utils.build_info import describe_build
-from pmm.utils.files import existing_file, output_file
+from pmm.utils.files import existing_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,8 @@ def main(prog: str) -> None:
     command = command_line.parse(ExportOnnxCommand, prog=prog, description=__doc__ or "")
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
     beside = checkpoint.with_name(f"{checkpoint.stem}{command.recipe.suffix}.onnx")
-    out = output_file(command.output or beside, checkpoint, suffixes=(".onnx",))
 
     from pmm.export.onnx import describe, export_onnx
 
-    print(describe(export_onnx(checkpoint, out, command.recipe, command.verification)))
+    print(describe(export_onnx(checkpoint, command.output or beside, command.recipe, command.verification)))
     print(f"kernels of the mix here (training only, never in the file): {describe_build()}")

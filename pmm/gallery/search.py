@@ -11,6 +11,7 @@ from pmm.gallery.index import Index, IndexContract, Neighbours
 from pmm.runtime.base import Runner
 from pmm.runtime.open import open_runner
 from pmm.utils.errors import UserError
+from pmm.utils.facts import printable
 
 
 def search(
@@ -85,7 +86,7 @@ def table(index: Index, found: Neighbours) -> str:
     lines = zip(measures, found.indices.tolist(), strict=True)
     longest = max(map(len, measures))
     return "\n".join(
-        f"{rank:>{wide}}  {measure:>{longest}}  {_on_one_line(index.paths[row])}"
+        f"{rank:>{wide}}  {measure:>{longest}}  {printable(index.paths[row])}"
         for rank, (measure, row) in enumerate(lines, start=1)
     )
 
@@ -94,8 +95,3 @@ def measures_of(index: Index, found: Neighbours) -> list[str]:
     """The distances [K] as printed: Euclidean, or cosine similarity."""
     cosine = index.contract.embedding.metric == "cosine"
     return [f"{1 - distance if cosine else distance:.4f}" for distance in found.distances.tolist()]
-
-
-def _on_one_line(path: str) -> str:
-    """A name with a line break or a terminal's control code in it would break the table."""
-    return path if path.isprintable() else path.encode("unicode_escape").decode()

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pmm.artifacts.artifact import read_manifest
+from pmm.artifacts.artifact import beside
 from pmm.artifacts.kinds import NAMES, RUNNABLE, Kind, kind_among
 from pmm.runtime.base import Runner
 from pmm.runtime.trt_variant import library_name
 from pmm.utils.errors import Unavailable, UserError, reason_of
 from pmm.utils.extras import install_command
-from pmm.utils.files import sha256
 from pmm.utils.hardware import check_threads, cuda_index
 
 Device = Literal["cpu", "cuda"]
@@ -116,7 +115,7 @@ def _chosen(path: Path, backend: str, device: str) -> tuple[str, str]:
     if backend == "auto" or (backend == ONNXRUNTIME and kind == "onnx"):
         return able[0], device  # ONNX Runtime's takes the device that there is, an engine's the library that built it
     if kind == "engine" and backend in able:
-        manifest = read_manifest(path, sha256(path))
+        manifest = beside(path)
         if manifest and manifest.engine:
             able = [library_name(manifest.engine.flavor)]
     if backend not in able:

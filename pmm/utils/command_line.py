@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pmm.utils.errors import UserError
 from pmm.utils.extras import missing_library
@@ -64,7 +64,7 @@ def parse_args(
         raise SystemExit(2) from None
 
 
-def run(main: Callable[[str], int | None], *, prog: str) -> None:
+def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
     """Call `main` with the name it is known by, `prog`, and exit.
 
     UserError, OSError and a library that is not installed are one line and 1, Ctrl-C is 130; the rest is a bug, and

@@ -18,6 +18,11 @@ def plain(value: Any) -> Any:
         return value
     home = str(Path.home())
     text = str(value).replace(home, "~") if len(home) > 1 else str(value)
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """`text` on one line: with a line break or a terminal's control code in it, it would break a table."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
