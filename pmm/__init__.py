@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from pmm.export.engine import build_engine as build_engine
     from pmm.export.onnx import export_onnx as export_onnx
     from pmm.export.options import EngineOptions as EngineOptions
-    from pmm.export.options import Recipe as Recipe
-    from pmm.export.options import Verification as Verification
+    from pmm.export.options import ExportOptions as ExportOptions
+    from pmm.export.options import VerifyOptions as VerifyOptions
     from pmm.gallery.embed import embed as embed
     from pmm.gallery.index import Index as Index
     from pmm.gallery.index import Neighbours as Neighbours
     from pmm.gallery.search import search as search
     from pmm.runtime.base import Runner as Runner
     from pmm.runtime.open import open_runner as open_runner
-    from pmm.utils.errors import Unavailable as Unavailable
+    from pmm.utils.errors import BackendUnavailable as BackendUnavailable
     from pmm.utils.errors import UserError as UserError
 
 _HOMES = {
@@ -43,11 +43,11 @@ _HOMES = {
     "Index": "pmm.gallery.index",
     "Neighbours": "pmm.gallery.index",
     "RankingResult": "pmm.evaluation.metrics",
-    "Recipe": "pmm.export.options",
+    "ExportOptions": "pmm.export.options",
     "Runner": "pmm.runtime.base",
-    "Unavailable": "pmm.utils.errors",
+    "BackendUnavailable": "pmm.utils.errors",
     "UserError": "pmm.utils.errors",
-    "Verification": "pmm.export.options",
+    "VerifyOptions": "pmm.export.options",
     "build_engine": "pmm.export.engine",
     "embed": "pmm.gallery.embed",
     "evaluate_ranking": "pmm.evaluation.metrics",

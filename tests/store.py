@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pmm.config import Config
-from pmm.export.options import EngineOptions, Recipe, Verification
+from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions
 
 
 class Store:
@@ -70,12 +70,12 @@ class Shared:
         on_cpu = TrainOptions(device="cpu")
         return self._store.get(f"run-{method}", lambda home: train(config, home, on_cpu)) / "best.pth"
 
-    def onnx(self, recipe: Recipe | None = None, *, method: str = "pmm", verify: bool = True) -> Path:
+    def onnx(self, recipe: ExportOptions | None = None, *, method: str = "pmm", verify: bool = True) -> Path:
         """The ONNX file (model.onnx) of that run's best.pth, with its manifest beside it."""
         from pmm.export.onnx import export_onnx
 
-        recipe, checkpoint = recipe or Recipe(), self.run(method)
-        verification = Verification(no_verify=not verify)
+        recipe, checkpoint = recipe or ExportOptions(), self.run(method)
+        verification = VerifyOptions(no_verify=not verify)
         name = f"onnx-{method}{_options(recipe)}{'' if verify else '-unverified'}"
         make = lambda home: export_onnx(checkpoint, home / "model.onnx", recipe, verification)  # noqa: E731
         return self._store.get(name, make) / "model.onnx"
@@ -88,18 +88,18 @@ class Shared:
         make = lambda home: export_aoti(checkpoint, home / "model.pt2", precision, "cpu")  # noqa: E731
         return self._store.get(f"package-{precision}", make) / "model.pt2"
 
-    def engine(self, recipe: Recipe | None = None) -> Path:
+    def engine(self, recipe: ExportOptions | None = None) -> Path:
         """A TensorRT-RTX engine (model.plan) of the run's best.pth, built and not run."""
         from pmm.artifacts.onnx_file import read_onnx
         from pmm.export.trt import engine_from_onnx
 
         source = self.onnx(recipe)
         make = lambda home: engine_from_onnx(read_onnx(source), home / "model.plan", EngineOptions(flavor="rtx"))  # noqa: E731
-        return self._store.get(f"engine{_options(recipe or Recipe())}", make) / "model.plan"
+        return self._store.get(f"engine{_options(recipe or ExportOptions())}", make) / "model.plan"
 
 
-def _options(recipe: Recipe) -> str:
+def _options(recipe: ExportOptions) -> str:
     """What of `recipe` is no default, for a name."""
     given = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-    plain = dataclasses.asdict(Recipe())
+    plain = dataclasses.asdict(ExportOptions())
     return "".join(f"-{name}={value}".replace(os.sep, "_") for name, value in given.items() if value != plain[name])

@@ -74,7 +74,7 @@ def test_no_function_replaces_what_it_reads_or_what_is_something_else(folder, tm
         lambda: pmm.build_engine(onnx, onnx),
         lambda: pmm.build_engine(onnx, tmp_path / "x.txt"),
         lambda: pmm.embed(folder / "best.onnx", folder / "crops").save(checkpoint),
-        lambda: pmm.Verification(no_verify=True, verify_root="x"),
+        lambda: pmm.VerifyOptions(no_verify=True, verify_root="x"),
     ):
         with pytest.raises(pmm.UserError, match=r"another name|ends in|--no-verify"):
             call()

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from pmm.config import PRESETS, Config, ModelConfig, RecipeConfig, preset
-from pmm.data.layouts import LAYOUTS
+from pmm.data.layouts import DATASETS
 from pmm.models.registry import METHODS
 from pmm.utils.errors import UserError
 from tests.conftest import ROOT
@@ -29,7 +29,7 @@ def test_paper_preset_is_the_published_recipe():
 
 def test_the_help_names_every_data_set_and_method():
     said = (ROOT / "pmm" / "config.py").read_text()  # the docstrings of its fields are the help
-    for name in (*LAYOUTS, *METHODS):
+    for name in (*DATASETS, *METHODS):
         assert re.search(rf"(?<![\w-]){name}(?![\w-])", said), name
 
 

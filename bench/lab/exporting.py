@@ -29,7 +29,7 @@ from pmm.data.samples import evenly
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.emulate_half import emulated
 from pmm.export.onnx import export_onnx
-from pmm.export.options import EngineOptions, Recipe, Verification
+from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.gallery.embed import embed_crops
@@ -44,11 +44,11 @@ from pmm.utils.hardware import usable_cores
 
 SCHEMA = "pmm-export-bench-1"
 RECIPES = {
-    "fp32": Recipe(),
-    "fp16": Recipe(precision="fp16"),
-    "bf16": Recipe(precision="bf16"),
-    "int8 tensorrt": Recipe(precision="int8"),
-    "int8 cpu": Recipe(precision="int8", target="cpu"),
+    "fp32": ExportOptions(),
+    "fp16": ExportOptions(precision="fp16"),
+    "bf16": ExportOptions(precision="bf16"),
+    "int8 tensorrt": ExportOptions(precision="int8"),
+    "int8 cpu": ExportOptions(precision="int8", target="cpu"),
 }
 CROPS = 96
 
@@ -71,7 +71,7 @@ def bench_export(
     rows, files = [], {}
     for name, recipe in RECIPES.items():
         out = make_folder(folder) / f"{recipe.precision}-{recipe.target}.onnx"
-        artifact, seconds = _timed(partial(export_onnx, checkpoint, out, recipe, Verification(verify_root=str(root))))
+        artifact, seconds = _timed(partial(export_onnx, checkpoint, out, recipe, VerifyOptions(verify_root=str(root))))
         files[name] = artifact
         rows.append({"name": name, "export_s": seconds, **_facts(artifact, expected, crops), **_engine(artifact)})
     return {

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pmm.artifacts.runs import located
+from pmm.artifacts.runs import resolve_data_root
 from pmm.bench.tracking import SIZES, track
 from pmm.config import fast_mode
 from pmm.data.crops import load_crops
@@ -42,7 +42,7 @@ def crops_and_truth(checkpoint: Path) -> tuple[Crops, Embeddings]:
     from pmm.config import Config
 
     data = Config.from_dict(load(checkpoint)["config"]).data
-    split = read_dataset(data.dataset, located(data.root, checkpoint))
+    split = read_dataset(data.dataset, resolve_data_root(data.root, checkpoint))
     samples = (*split.query, *split.gallery)
     paths = [samples[index].path for index in evenly(len(samples), CROPS)]
     with open_runner(checkpoint, device="cpu") as truth:

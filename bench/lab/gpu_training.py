@@ -21,7 +21,7 @@ from torch import nn
 from bench.lab.training_step import random_crops, step_config
 from pmm.config import Config, preset
 from pmm.models.registry import build_model
-from pmm.training.state import Trainee, make_trainee
+from pmm.training.state import TrainState, make_train_state
 from pmm.training.step import be_deterministic, train_step
 from pmm.utils.errors import UserError
 
@@ -122,12 +122,12 @@ def distributed(device: torch.device, *, fast: bool) -> dict[str, Any]:
     return {"backend": f"{backend} {version}".strip(), "same bits": same, "all-reduce": total.tolist() == [*range(8)]}
 
 
-def _trainee(device: torch.device, amp: Literal["off", "bf16", "fp16"], fast: bool) -> tuple[Trainee, Any, Config]:
+def _trainee(device: torch.device, amp: Literal["off", "bf16", "fp16"], fast: bool) -> tuple[TrainState, Any, Config]:
     batch = 8 if fast else preset("paper").recipe.batch_size
     config = step_config(batch, "resnet10" if fast else "resnet50", amp)
     be_deterministic(device)
     torch.manual_seed(0)
-    return make_trainee(build_model(config), config, device, 1), random_crops(config, device), config
+    return make_train_state(build_model(config), config, device, 1), random_crops(config, device), config
 
 
 def _profiled(step: partial[Any]) -> dict[str, Any]:

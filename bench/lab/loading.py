@@ -32,7 +32,7 @@ from bench.lab.mix_report import interval
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import Latency, median_ratio, stability_flags
 from pmm.config import Config, fast_mode, preset
-from pmm.data.batches import to_images
+from pmm.data.batches import normalize_batch
 from pmm.data.crops import iter_crops
 from pmm.data.loader import TrainLoader, train_batches
 from pmm.data.preprocessing import Crops, preprocessing_of
@@ -47,7 +47,7 @@ from pmm.utils.hardware import usable_cores
 SCHEMA = "pmm-loading-bench-2"
 PRESETS = ("paper", "tiny")
 BARE, KEPT = "bare PIL", "bare PIL, pixels in numpy"
-LOADER, IMAGES, THREADS = "training loader", "training loader and to_images", "iter_crops"
+LOADER, IMAGES, THREADS = "training loader", "training loader and normalize_batch", "iter_crops"
 EVALUATED = 64  # crops in a batch of iter_crops, as in pmm embed
 HEIGHTS, SHAPES = (110, 290), (0.33, 0.5)  # of crops of any size: pixels, and width by height
 PASS = 1024  # crops, at least, in a pass: in a shorter one beginning and end count
@@ -189,7 +189,7 @@ def _ours(loader: TrainLoader, paths: Sequence[Path], config: Config) -> dict[st
 
     def images() -> None:
         for batch in _read(loader):
-            to_images(batch, preprocessing, cpu)
+            normalize_batch(batch, preprocessing, cpu)
 
     def threads() -> None:
         for _ in iter_crops(paths, preprocessing.height, preprocessing.width, EVALUATED, config.data.workers):

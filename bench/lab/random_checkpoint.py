@@ -15,7 +15,7 @@ from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly
 from pmm.models.registry import build_model
 from pmm.training.resume import snapshot
-from pmm.training.state import make_trainee
+from pmm.training.state import make_train_state
 from pmm.utils.errors import UserError
 
 CROPS = 256
@@ -37,7 +37,7 @@ def untrained_checkpoint(config: Config, root: Path, out: Path) -> Path:
     model_config = dataclasses.replace(config.model, weights="none", num_classes=len({s.pid for s in train}))
     config = dataclasses.replace(config, model=model_config, data=dataclasses.replace(config.data, root=str(root)))
     torch.manual_seed(0)
-    trainee = make_trainee(build_model(config), config, torch.device("cpu"), 1)
+    trainee = make_train_state(build_model(config), config, torch.device("cpu"), 1)
     size = preprocessing_of(config)
     with torch.no_grad():
         for start in range(0, len(crops), BATCH):

@@ -22,14 +22,14 @@ from bench.lab.mix_variants import authors_mix, eager_cam, eager_mix
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import Latency, median_ratio
 from pmm.config import Config, fast_mode, preset
-from pmm.data.batches import TrainBatch, to_images
+from pmm.data.batches import TrainBatch, normalize_batch
 from pmm.data.preprocessing import Preprocessing, preprocessing_of
 from pmm.models.output import TrainOutput
 from pmm.models.pmm import PMM
 from pmm.models.registry import build_model
 from pmm.ops import sample_partners
 from pmm.training.losses import reid_losses
-from pmm.training.state import make_trainee
+from pmm.training.state import make_train_state
 from pmm.training.step import be_deterministic, train_step
 from pmm.utils.errors import UserError
 
@@ -64,7 +64,7 @@ def bench_step(
     torch.set_num_threads(threads)
     be_deterministic(device)
     torch.manual_seed(0)
-    trainee = make_trainee(build_model(config), config, device, 1)
+    trainee = make_train_state(build_model(config), config, device, 1)
     model = trainee.model
     crops = random_crops(config, device)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
@@ -245,7 +245,7 @@ def _proofs(model: nn.Module, crops: TrainBatch, preprocessing: Preprocessing) -
 def _loss_and_gradient(
     model: nn.Module, forward: Forward, crops: TrainBatch, preprocessing: Preprocessing
 ) -> tuple[float, Tensor]:
-    images = to_images(crops, preprocessing, crops.crops.device)
+    images = normalize_batch(crops, preprocessing, crops.crops.device)
     generator = torch.Generator(images.device).manual_seed(2)
     output = _Way(model, forward).train()(images, crops.labels, generator)
     loss = torch.stack(list(reid_losses(output, crops.labels, label_smoothing=0.1).values())).sum()

@@ -16,9 +16,9 @@ from pmm.artifacts.runs import RUNS
 from pmm.bench.pages.format import how_many
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
 from pmm.data.readers import read_dataset
-from pmm.data.samples import Split
+from pmm.data.samples import ReidDataset
 from pmm.data.splits import distractors
-from pmm.training.data_setup import HOW_DRAWN, settled, training_data
+from pmm.training.data_setup import HOW_DRAWN, resolve_config, training_data
 from pmm.utils import command_line
 from pmm.utils.environment import describe_environment
 from pmm.utils.errors import UserError
@@ -108,12 +108,12 @@ class Ablation:
         check_models(list(self.rows.values()), list(self.configs.values()))
 
     @cached_property
-    def data(self) -> tuple[Config, Split]:
+    def data(self) -> tuple[Config, ReidDataset]:
         """The people of all runs, drawn if they are not there: where and how, and their split.
 
         Raises UserError if they cannot be read, or others are there than were asked for.
         """
-        config, _ = training_data(settled(next(iter(self.configs.values()))))
+        config, _ = training_data(resolve_config(next(iter(self.configs.values()))))
         return config, read_dataset(config.data.dataset, config.data.root)
 
     @cached_property
@@ -130,7 +130,7 @@ class Ablation:
         }
         return [self._run(name, seed, facts) for seed in self.seeds for name in self.rows]
 
-    def refuse_others(self) -> None:
+    def check_overwrite(self) -> None:
         """Forget the runs that shall be made anew. Raises UserError if a run was made otherwise than this one would be:
         figures of two kinds must not stand in one table."""
         again = [run for run in self.all_runs if run.row in self._again]
@@ -187,7 +187,7 @@ class Ablation:
         return f"{done} of {len(self.all_runs)} are finished and kept"
 
     @property
-    def _split(self) -> Split:
+    def _split(self) -> ReidDataset:
         return self.data[1]
 
     @property

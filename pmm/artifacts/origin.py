@@ -11,9 +11,9 @@ from pmm.artifacts.kinds import NAMES, RUNNABLE, kind_of, kind_of_content
 from pmm.artifacts.manifest import EngineContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.artifacts.runs import RUNS, located
+from pmm.artifacts.runs import RUNS, resolve_data_root
 from pmm.config import Config
-from pmm.data.layouts import layout_of
+from pmm.data.layouts import dataset_spec
 from pmm.utils.errors import UserError
 from pmm.utils.files import sha256
 
@@ -59,7 +59,7 @@ def data_set_for(path: Path, name: str = "", root: str = "") -> DataSet:
     if name and root:
         return DataSet(name, root)
     if name:
-        layout_of(name)
+        dataset_spec(name)
     return instead_of(trained_on(path), path, name, root)
 
 
@@ -70,7 +70,7 @@ def instead_of(found: DataSet, path: Path, name: str, root: str) -> DataSet:
     """
     if name and root:
         return DataSet(name, root)
-    if name and layout_of(name) != layout_of(found.name):
+    if name and dataset_spec(name) != dataset_spec(found.name):
         raise UserError(
             f"--dataset {name} without --root: {path} was trained on {found.name}; give the folder, --root DIR"
         )
@@ -97,4 +97,4 @@ def trained_on(path: Path) -> DataSet:
         data = Config.from_dict(load(checkpoint)["config"]).data
     except ImportError as error:
         raise UserError(f"{checkpoint} names a data set, and torch is needed to read it; {ADVICE}") from error
-    return DataSet(data.dataset, located(data.root, checkpoint))
+    return DataSet(data.dataset, resolve_data_root(data.root, checkpoint))

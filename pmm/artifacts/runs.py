@@ -19,13 +19,13 @@ def newest_run(name: str = "best.pth") -> Path:
     return found[-1]
 
 
-def with_located_data(config: Config, checkpoint: Path) -> Config:
-    """`config` of `checkpoint`, its data folder as `located` finds it."""
-    root = located(config.data.root, checkpoint)
+def with_resolved_data_root(config: Config, checkpoint: Path) -> Config:
+    """`config` of `checkpoint`, its data folder as `resolve_data_root` finds it."""
+    root = resolve_data_root(config.data.root, checkpoint)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
 
 
-def located(root: str, checkpoint: Path) -> str:
+def resolve_data_root(root: str, checkpoint: Path) -> str:
     """The data folder that a checkpoint names; if that is relative to where it was trained, seen from the checkpoint.
 
     `root` as it is if it cannot be found.

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pmm.bench.schema import Camera, LostQuery, OperatingPoint, Thresholds
-from pmm.data.samples import Split
+from pmm.data.samples import ReidDataset
 from pmm.data.splits import matchable, unrankable
 from pmm.evaluation.metrics import RankingResult, evaluate_ranking
-from pmm.evaluation.parity.labels import Embedded
+from pmm.evaluation.parity.labels import QueryGallery
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.evaluation.parity.ranking import first_items, ranking_parity
 from pmm.evaluation.parity.retrieval import retrieval_parity
@@ -32,15 +32,15 @@ FIRST_ITEMS = 5
 class Reference:
     """What the others are compared with: its embeddings, and all that follows from them alone."""
 
-    embedded: Embedded
+    embedded: QueryGallery
     ranking: RankingResult
     verification: Verification
 
 
-class Judge:
+class AccuracyEvaluator:
     """Judges embeddings of one data set."""
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: ReidDataset) -> None:
         """Raises UserError if no query has a relevant gallery item: nothing could be measured."""
         self.split = split
         self.samples = (*split.query, *split.gallery)
@@ -49,7 +49,7 @@ class Judge:
         if why := unrankable(split.query, split.gallery):
             raise UserError(f"the data set cannot be ranked: {why}")
 
-    def embedded(self, embeddings: Embeddings) -> Embedded:
+    def embedded(self, embeddings: Embeddings) -> QueryGallery:
         """Query [Q, D] and gallery [G, D] of embeddings [Q + G, D] in that order. Raises UserError for NaN or Inf."""
         bad = np.flatnonzero(~(abs(embeddings) < LARGEST).all(1))
         if len(bad):
@@ -57,13 +57,13 @@ class Judge:
             what = f"NaN, Inf or numbers of {LARGEST:g} and more"
             raise UserError(f"{len(bad)} of {len(embeddings)} embeddings hold {what}, the first is that of {first}")
         count = len(self.split.query)
-        return Embedded(embeddings[:count], embeddings[count:])
+        return QueryGallery(embeddings[:count], embeddings[count:])
 
-    def reference(self, embedded: Embedded) -> Reference:
+    def reference(self, embedded: QueryGallery) -> Reference:
         """All that the others are compared with."""
         return Reference(embedded, self._ranking(embedded), verification(embedded, self.labels))
 
-    def figures(self, candidate: Embedded, reference: Reference) -> dict[str, Any]:
+    def figures(self, candidate: QueryGallery, reference: Reference) -> dict[str, Any]:
         """Fields of a `Result`: the three tiers of parity, per camera, thresholds, and the queries that lost most."""
         itself = candidate is reference.embedded
         ranking = reference.ranking if itself else self._ranking(candidate)
@@ -93,7 +93,7 @@ class Judge:
             "thresholds": self._thresholds(candidate, reference, checked),
         }
 
-    def _ranking(self, embedded: Embedded) -> RankingResult:
+    def _ranking(self, embedded: QueryGallery) -> RankingResult:
         labels = self.labels
         return evaluate_ranking(
             embedded.query,
@@ -104,7 +104,7 @@ class Judge:
             labels.gallery_camids,
         )
 
-    def _numeric(self, candidate: Embedded, reference: Embedded) -> dict[str, Any]:
+    def _numeric(self, candidate: QueryGallery, reference: QueryGallery) -> dict[str, Any]:
         parity = numeric_parity(np.concatenate(reference), np.concatenate(candidate))
         return {
             "min_cosine": parity.min_cosine,
@@ -116,7 +116,7 @@ class Judge:
         }
 
     def _lost(
-        self, candidate: Embedded, reference: Reference, ranking: RankingResult, queries: Any
+        self, candidate: QueryGallery, reference: Reference, ranking: RankingResult, queries: Any
     ) -> tuple[LostQuery, ...]:
         split, pids = self.split, self.labels.gallery_pids
         lists = [first_items(each, self.labels, queries, FIRST_ITEMS) for each in (reference.embedded, candidate)]
@@ -139,7 +139,7 @@ class Judge:
             )
         return tuple(lost)
 
-    def _thresholds(self, candidate: Embedded, reference: Reference, found: Verification) -> Thresholds:
+    def _thresholds(self, candidate: QueryGallery, reference: Reference, found: Verification) -> Thresholds:
         flips = decision_flips(
             reference.embedded, candidate, self.labels, [point.threshold for point in reference.verification.points]
         )

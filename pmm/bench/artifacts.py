@@ -11,15 +11,15 @@ from pmm.artifacts.artifact import Artifact, reusable
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.artifacts.runs import located
+from pmm.artifacts.runs import resolve_data_root
 from pmm.bench.schema import EMBED_BATCH
 from pmm.config import Config
-from pmm.export.onnx import verified_onnx
-from pmm.export.options import EngineOptions, Precision, Recipe, Verification
+from pmm.export.onnx import export_onnx_cached
+from pmm.export.options import EngineOptions, ExportOptions, Precision, VerifyOptions
 from pmm.export.reference import engine_gate
 from pmm.export.trt import engine_from_onnx
 from pmm.runtime.trt_variant import load_flavor
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import sha256
 from pmm.utils.hardware import cuda_index, driver_version, gpu_at, nvidia_gpus
 
@@ -70,7 +70,7 @@ def make_artifact(
     processor: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
     stem = Path(folder) / sha256(source)[:12]
     before = {path: path.stat().st_mtime_ns for path in Path(folder).glob("*")}
-    verification = Verification(verify_root=root, verify_dataset=dataset)
+    verification = VerifyOptions(verify_root=root, verify_dataset=dataset)
     if kind == "package":
         from pmm.export.aoti import verified_aoti
 
@@ -110,30 +110,32 @@ def profiles_for(batches: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
 
 
 def _onnx(
-    checkpoint: Path, stem: Path, precision: Precision, target: Literal["tensorrt", "cpu"], verification: Verification
+    checkpoint: Path, stem: Path, precision: Precision, target: Literal["tensorrt", "cpu"], verification: VerifyOptions
 ) -> Artifact:
-    recipe = Recipe(precision=precision)
+    recipe = ExportOptions(precision=precision)
     if precision == "int8":
-        recipe = Recipe(precision=precision, target=target, calibration_root=_elsewhere(checkpoint, verification))
-    return verified_onnx(checkpoint, stem.with_name(f"{stem.name}{recipe.suffix}.onnx"), recipe, verification)
+        recipe = ExportOptions(
+            precision=precision, target=target, calibration_root=_elsewhere(checkpoint, verification)
+        )
+    return export_onnx_cached(checkpoint, stem.with_name(f"{stem.name}{recipe.suffix}.onnx"), recipe, verification)
 
 
-def _elsewhere(checkpoint: Path, verification: Verification) -> str:
+def _elsewhere(checkpoint: Path, verification: VerifyOptions) -> str:
     """The data set to calibrate on, if the checkpoint's own is not where it was."""
     from pmm.artifacts.checkpoint import load
 
-    root = located(Config.from_dict(load(checkpoint)["config"]).data.root, checkpoint)
+    root = resolve_data_root(Config.from_dict(load(checkpoint)["config"]).data.root, checkpoint)
     return "" if root and Path(root).is_dir() else verification.verify_root
 
 
 def _engine(
-    checkpoint: Path, onnx_file: Path, out: Path, options: EngineOptions, verification: Verification
+    checkpoint: Path, onnx_file: Path, out: Path, options: EngineOptions, verification: VerifyOptions
 ) -> Artifact:
     file = read_onnx(onnx_file)
     try:
         trt = load_flavor(options.flavor)
     except UserError as error:  # the bindings are installed, what they load is not
-        raise Unavailable(str(error)) from error
+        raise BackendUnavailable(str(error)) from error
 
     def fits(manifest: Manifest) -> bool:
         if manifest.engine is None:

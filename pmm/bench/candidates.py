@@ -172,7 +172,7 @@ def _of_file(path: Path, backends: Sequence[str], number: int, graphs: bool) -> 
 
 
 def _device(name: str) -> Device:
-    """Raises UserError for a word that is none, Unavailable for a GPU that is not there."""
+    """Raises UserError for a word that is none, BackendUnavailable for a GPU that is not there."""
     number = cuda_index(name)
     if number is None:
         return "cuda" if name == "auto" and nvidia_gpus() else "cpu"

@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pmm.bench.accuracy import Judge, Reference
+from pmm.bench.accuracy import AccuracyEvaluator, Reference
 from pmm.bench.candidates import REFERENCE, Candidate
 from pmm.bench.request import Request
 from pmm.bench.resume_store import Unfinished
 from pmm.bench.schema import Result
-from pmm.bench.workers import Crew, file_name
+from pmm.bench.workers import WorkerPool, file_name
 from pmm.data.samples import evenly
 from pmm.runtime.base import Embeddings
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import make_folder, sha256
 
 BUILDER = "builder"
@@ -28,7 +28,7 @@ CHECKED_CROPS = 64
 """How many crops are embedded in small batches, too."""
 
 
-class Examiner:
+class CandidateEvaluator:
     """Examines the candidates of one request, the reference first."""
 
     macs: int | None = None
@@ -37,8 +37,8 @@ class Examiner:
     def __init__(
         self,
         request: Request,
-        crew: Crew,
-        judge: Judge,
+        crew: WorkerPool,
+        judge: AccuracyEvaluator,
         kept: Unfinished,
         dataset: str,
         root: str,
@@ -70,7 +70,7 @@ class Examiner:
         )
         try:
             if reason := candidate.why_not():
-                raise Unavailable(reason)
+                raise BackendUnavailable(reason)
             result = self._made(candidate, plain)
             kept = self._kept.result(candidate.name)
             if kept and kept.artifact_sha256 == result.artifact_sha256:
@@ -80,7 +80,9 @@ class Examiner:
             result = self._judged(candidate, result)
         except UserError as error:
             self._crew.end(candidate.name)
-            status: Literal["failed", "unavailable"] = "unavailable" if isinstance(error, Unavailable) else "failed"
+            status: Literal["failed", "unavailable"] = (
+                "unavailable" if isinstance(error, BackendUnavailable) else "failed"
+            )
             return dataclasses.replace(plain, status=status, reason=str(error))
         self._kept.keep_result(result)
         return result

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from pmm.artifacts.origin import DataSet, instead_of
-from pmm.artifacts.runs import located
-from pmm.bench.accuracy import Judge, Reference
+from pmm.artifacts.runs import resolve_data_root
+from pmm.bench.accuracy import AccuracyEvaluator, Reference
 from pmm.bench.candidates import REFERENCE, Candidate
-from pmm.bench.examiner import BUILDER, Examiner
+from pmm.bench.examiner import BUILDER, CandidateEvaluator
 from pmm.bench.gates import NOT_TIMED, failures
 from pmm.bench.request import Request
 from pmm.bench.resume_store import Unfinished
 from pmm.bench.schema import SCHEMA, BenchReport, CheckpointFacts, DatasetFacts, Method, Result, Timing, Tracker
 from pmm.bench.timing import time_batch
 from pmm.bench.tracking import SIZES
-from pmm.bench.workers import Crew, WorkerFailed
+from pmm.bench.workers import WorkerFailed, WorkerPool
 from pmm.data.readers import read_dataset
 from pmm.data.splits import distractors
 from pmm.utils.environment import describe_environment
@@ -46,7 +46,7 @@ class Bench:
     Artifacts are made in OUT/artifacts and kept there. What is finished is kept in OUT/unfinished.
     """
 
-    judge: Judge
+    judge: AccuracyEvaluator
 
     def __init__(self, request: Request) -> None:
         self.request, self._begin = request, time.perf_counter()
@@ -62,21 +62,23 @@ class Bench:
         request = self.request
         with ExitStack() as stack:
             logs = make_folder(request.out / "logs")
-            self._crew = stack.enter_context(Crew(logs, threads=self._threads, timeout=request.options.timeout))
+            self._crew = stack.enter_context(WorkerPool(logs, threads=self._threads, timeout=request.options.timeout))
             self._facts = self._crew[BUILDER].ask("describe", checkpoint=str(request.checkpoint))
             data, asked = self._facts["config"]["data"], request.options
-            trained = DataSet(data["dataset"], located(data["root"], request.checkpoint))
+            trained = DataSet(data["dataset"], resolve_data_root(data["root"], request.checkpoint))
             self._dataset, self._root = instead_of(trained, request.checkpoint, asked.dataset, asked.root)
             split = read_dataset(self._dataset, self._root)
             for note in split.notes:
                 print(f"note: {note}")
-            self.judge = Judge(split)
+            self.judge = AccuracyEvaluator(split)
             self._kept = Unfinished(request.out, self._depends_on, resume=request.options.resume)
             seconds = len(request.candidates) * (OPENING_S + len(request.batches) * request.options.plan.budget)
             form = "{desc:<40.40} {percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left"
             self._bar = stack.enter_context(tqdm(total=seconds, bar_format=form, leave=False, disable=None))
             say = self._bar.set_description_str
-            self._examiner = Examiner(request, self._crew, self.judge, self._kept, self._dataset, self._root, say)
+            self._examiner = CandidateEvaluator(
+                request, self._crew, self.judge, self._kept, self._dataset, self._root, say
+            )
             self._stack = stack.pop_all()
         return self
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pmm.bench.statistics import Latency
-from pmm.runtime.base import Step
+from pmm.runtime.base import BoundRun
 
 STEADY = 0.05
 """Warm-up goes on while the median of its last third is further than this from that of the third before, relatively."""
@@ -156,7 +156,9 @@ def warm_up(step: Callable[[], object], plan: LatencyPlan, clock: Clock = time.p
         next_look = min(1.2 * spent, plan.warmup_limit)  # not after each run: there may be many thousands
 
 
-def throughput(step: Step, *, batch: int, in_flight: int, seconds: float, clock: Clock = time.perf_counter) -> float:
+def throughput(
+    step: BoundRun, *, batch: int, in_flight: int, seconds: float, clock: Clock = time.perf_counter
+) -> float:
     """Images per second of wall time, `batch` per call: up to `in_flight` calls are submitted, then waited for, and so
     on for `seconds`. The first group is not counted. A group ends early when the time is over: slow calls are few.
     """
@@ -169,7 +171,7 @@ def throughput(step: Step, *, batch: int, in_flight: int, seconds: float, clock:
     return batch * calls / (end - begin)
 
 
-def _submit(step: Step, most: int, until: float, clock: Clock) -> int:
+def _submit(step: BoundRun, most: int, until: float, clock: Clock) -> int:
     """Submit calls, at least one and at most `most` before the time `until`, and wait for them; returns how many."""
     calls = 0
     while not calls or (calls < most and clock() < until):

@@ -28,9 +28,9 @@ from pmm.bench.tracking import track
 from pmm.data.crops import iter_crops, load_crops
 from pmm.data.preprocessing import Crops
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.runtime.base import Embeddings, Runner, Step
+from pmm.runtime.base import BoundRun, Embeddings, Runner
 from pmm.runtime.open import BACKENDS
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.extras import missing_library
 from pmm.utils.files import replacing
 from pmm.utils.hardware import gpu_memory_of
@@ -48,7 +48,7 @@ class Session:
         """`tell` is told the share of a request that is done; steps are timed by `clock`."""
         self._tell, self._clock = tell, clock
         self._opened: Runner | None = None
-        self._steps: dict[int, Step] = {}
+        self._steps: dict[int, BoundRun] = {}
         self._graph = False
 
     @property
@@ -61,7 +61,7 @@ class Session:
         """The message that answers a request: what the method `do` returns, or in one line what went wrong."""
         try:
             return {"answer": getattr(self, do)(**arguments)}
-        except Unavailable as error:
+        except BackendUnavailable as error:
             return {"error": str(error), "kind": "unavailable"}
         except Exception as error:  # of whatever kind: the parent reports it, and the other backends go on
             traceback.print_exc()

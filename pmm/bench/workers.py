@@ -15,18 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import make_folder
 
 COMMAND = (sys.executable, "-m", "pmm.bench.worker")
 LAST_WORDS = 200  # characters
 
 
-class WorkerFailed(UserError):  # noqa: N818 - a state to report
+class WorkerFailed(UserError):
     """A worker refused, crashed, or did not answer. The others are not touched."""
 
 
-class CannotRun(WorkerFailed, Unavailable):
+class CannotRun(WorkerFailed, BackendUnavailable):
     """A worker's answer: this machine cannot do that."""
 
 
@@ -156,7 +156,7 @@ def _spoken(do: str) -> str:
     return do.replace("_", " ")
 
 
-class Crew:
+class WorkerPool:
     """The workers of a run: one that makes artifacts, and one per candidate. Use as a context manager."""
 
     def __init__(self, logs: Path, *, threads: int, timeout: float) -> None:
@@ -164,7 +164,7 @@ class Crew:
         self.threads, self._logs, self._timeout = threads, logs, timeout
         self._workers: dict[str, WorkerProcess] = {}
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(

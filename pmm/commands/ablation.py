@@ -40,7 +40,7 @@ def main(prog: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: its runs end too
     with claimed(command.options.runs):
         ablation.check_models()
-        ablation.refuse_others()
+        ablation.check_overwrite()
         print(ablation.describe(), flush=True)
         try:
             outcomes = ablation.measure(finished)

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from pmm.data.check import check, lines
-from pmm.data.layouts import LAYOUTS
+from pmm.data.layouts import DATASETS
 from pmm.utils import command_line
 from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import check_threads
@@ -24,7 +24,7 @@ class CheckCommand:
     """`pmm check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]`"""
 
     dataset: Annotated[
-        str, tyro.conf.arg(help=f"Data set: {', '.join(LAYOUTS)}; folder is one folder of crops per identity.")
+        str, tyro.conf.arg(help=f"Data set: {', '.join(DATASETS)}; folder is one folder of crops per identity.")
     ]
     root: Path
     """Folder that holds the data set, or the one it lies in under its usual name."""

@@ -15,9 +15,9 @@ import tyro
 
 from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.origin import DataSet, data_set_for
-from pmm.data.layouts import layout_of
+from pmm.data.layouts import dataset_spec
 from pmm.data.readers import read_dataset
-from pmm.data.samples import Split
+from pmm.data.samples import ReidDataset
 from pmm.data.splits import unrankable
 from pmm.evaluation.reranking import Reranking
 from pmm.gallery.embed import embed_samples
@@ -138,12 +138,12 @@ def _how(command: EvaluateCommand, runner: Runner, ranking: Ranking) -> dict[str
     }
 
 
-def _what(artifact: Path, digest: str, data: DataSet, split: Split) -> dict[str, Any]:
+def _what(artifact: Path, digest: str, data: DataSet, split: ReidDataset) -> dict[str, Any]:
     """The artifact and the data, and what had to be assumed of them."""
     return {
         "artifact": str(artifact),
         "artifact_sha256": digest,
-        "dataset": layout_of(data.name).name,
+        "dataset": dataset_spec(data.name).name,
         "root": data.root,
         "queries": len(split.query),
         "gallery": len(split.gallery),

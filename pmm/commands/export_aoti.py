@@ -13,7 +13,7 @@ import tyro
 
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.export.aoti import PackagePrecision
-from pmm.export.options import Verification
+from pmm.export.options import VerifyOptions
 from pmm.utils import command_line
 from pmm.utils.build_info import describe_build
 from pmm.utils.errors import UserError
@@ -33,7 +33,7 @@ class ExportAotiCommand:
     """Of the trunk; the heads and the output are fp32 in every file. tf32 is for GPUs."""
     device: str = "cpu"
     """Where it will run, cpu, cuda or cuda:N: on processors like this one only."""
-    verification: Verification = field(default_factory=Verification)
+    verification: VerifyOptions = field(default_factory=VerifyOptions)
 
 
 def main(prog: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from pmm.export.options import Recipe, Verification
+from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.utils import command_line
 from pmm.utils.build_info import describe_build
 from pmm.utils.files import existing_file
@@ -25,8 +25,8 @@ class ExportOnnxCommand:
     """Checkpoint written by pmm train."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File to write (default: beside the checkpoint, as best.onnx, best-fp16.onnx, best-int8-cpu.onnx)."""
-    recipe: Recipe = field(default_factory=Recipe)
-    verification: Verification = field(default_factory=Verification)
+    recipe: ExportOptions = field(default_factory=ExportOptions)
+    verification: VerifyOptions = field(default_factory=VerifyOptions)
 
 
 def main(prog: str) -> None:

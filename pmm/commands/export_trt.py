@@ -12,11 +12,11 @@ from typing import Annotated
 import tyro
 
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, kind_among
-from pmm.export.options import EngineOptions, Recipe, Verification, check_request
+from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_request
 from pmm.runtime.trt_variant import gpu_for, gpu_here, library_name
 from pmm.utils import command_line
 from pmm.utils.build_info import describe_build
-from pmm.utils.errors import Unavailable
+from pmm.utils.errors import BackendUnavailable
 from pmm.utils.files import existing_file, output_file
 
 
@@ -29,8 +29,8 @@ class ExportTrtCommand:
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File to write (default: beside the model, as best.plan or best-fp16.plan); the ONNX file lies beside it."""
     engine: EngineOptions = field(default_factory=EngineOptions)
-    recipe: Recipe = field(default_factory=Recipe)
-    verification: Verification = field(default_factory=Verification)
+    recipe: ExportOptions = field(default_factory=ExportOptions)
+    verification: VerifyOptions = field(default_factory=VerifyOptions)
     profile_layers: bool = False
     """Time each layer on the GPU here: a table, and beside the engine a file as best.plan.layers.json."""
     no_manifest: bool = False
@@ -47,7 +47,9 @@ def main(prog: str) -> None:
     given = command_line.given_flags()
     check_request(ours, command.recipe, given, profile_layers=command.profile_layers, no_manifest=command.no_manifest)
     if command.profile_layers and not gpu_here(command.engine.device):
-        raise Unavailable("--profile-layers runs the engine, and no NVIDIA GPU is visible here; leave the flag out")
+        raise BackendUnavailable(
+            "--profile-layers runs the engine, and no NVIDIA GPU is visible here; leave the flag out"
+        )
     if command.no_manifest:
         from pmm.artifacts.onnx_file import read_onnx
         from pmm.export.trt import build_foreign_engine
@@ -63,7 +65,9 @@ def main(prog: str) -> None:
     if command.profile_layers:
         flavor, _ = choose_flavor(engine.flavor, model, engine.device)
         if not gpu_for(flavor, engine.device):
-            raise Unavailable(f"--profile-layers runs the engine, and no GPU here runs those of {library_name(flavor)}")
+            raise BackendUnavailable(
+                f"--profile-layers runs the engine, and no GPU here runs those of {library_name(flavor)}"
+            )
     artifact = build_engine(
         model,
         out,

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from pmm.config import preset
-from pmm.data.layouts import layout_of
+from pmm.data.layouts import dataset_spec
 from pmm.data.readers import DEFAULT_LAYOUT, read_dataset
 from pmm.data.samples import class_indices
 from pmm.utils import command_line
@@ -44,7 +44,7 @@ def main(prog: str) -> None:
     command = command_line.parse(ImportCommand, prog=prog, description=__doc__ or "")
     existing_file(command.file, "a checkpoint to import (.pth.tar)")
     output_file(command.out, command.file, suffixes=(".pth",))
-    layout_of(command.dataset)  # a wrong name or folder would be noticed only by later commands
+    dataset_spec(command.dataset)  # a wrong name or folder would be noticed only by later commands
     train = read_dataset(command.dataset, command.root).train if command.root else ()
     data = dataclasses.replace(
         preset("paper").data,

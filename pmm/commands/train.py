@@ -14,7 +14,7 @@ import sys
 from pmm.training.flags import new_run, parse, resume_command
 from pmm.training.launch import is_first, train
 from pmm.utils import command_line
-from pmm.utils.errors import Stopped, UserError
+from pmm.utils.errors import TrainingInterrupted, UserError
 
 
 def main(prog: str) -> int:
@@ -29,7 +29,7 @@ def main(prog: str) -> int:
     go_on = f"go on with: {resume_command(command, out)} --resume"
     try:
         train(command.config, out, command)
-    except Stopped as stop:
+    except TrainingInterrupted as stop:
         name = "Ctrl-C" if stop.number == signal.SIGINT else signal.Signals(stop.number).name
         if is_first():
             print(f"\n{prog}: stopped by {name}; {stop.where}: saved; {go_on}", file=sys.stderr)

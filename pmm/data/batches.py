@@ -17,7 +17,7 @@ from pmm.data.preprocessing import Preprocessing
 class TrainBatch(NamedTuple):
     """crops uint8 [B, H, W, 3], shifted; mirrored bool [B]; cutouts int64 [B, 4] (top, left, bottom, right of what is
     mirrored where it is; all 0 for none); labels int64 [B] (class indices); camids int64 [B]; indices int64 [B] of the
-    samples. See `to_images`.
+    samples. See `normalize_batch`.
     """
 
     crops: Tensor
@@ -28,7 +28,7 @@ class TrainBatch(NamedTuple):
     indices: Tensor
 
 
-def to_images(batch: TrainBatch, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+def normalize_batch(batch: TrainBatch, preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """float32 [B, 3, H, W] on `device`, channels_last: the crops mirrored and normalised, then zeros for Cutout."""
     make = _to_images_on_cpu if device.type == "cpu" else _to_images_at_once
     return make(batch, *_scale_and_offset(preprocessing, device), device).permute(0, 3, 1, 2)

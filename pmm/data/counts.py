@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pmm.data.layouts import LAYOUTS, Published
+from pmm.data.layouts import DATASETS, Published
 from pmm.data.samples import DISTRACTOR
 from pmm.data.scan import Scan
 
@@ -65,7 +65,7 @@ def counted_as(scan: Scan) -> list[str]:
     """Names of the data sets whose published counts these are, every one of them."""
     return [
         name
-        for name, layout in LAYOUTS.items()
+        for name, layout in DATASETS.items()
         if layout.published and all(figure.found == figure.published for figure in _figures(scan, layout.published))
     ]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pmm.data.layouts import MARKET_FOLDERS, Layout
+from pmm.data.layouts import MARKET_FOLDERS, DatasetSpec
 from pmm.data.samples import JUNK, UNKNOWN_CAMERA, Sample
 from pmm.data.scan import Scan, is_folder, is_image_name, is_text, shown, skip, sound
 from pmm.data.splits import GALLERY_CAMERA, QUERY_CAMERA, draw_queries, with_cameras
@@ -67,7 +67,7 @@ def looks_like_folders(root: Path) -> bool:
     return False
 
 
-def scan_folders(layout: Layout, root: Path) -> Scan:
+def scan_folders(layout: DatasetSpec, root: Path) -> Scan:
     """The crops below each identity folder, however deep, by identity and path.
 
     Identities are numbered from 1 in the order of their folders' names over all parts, but for junk, the folder `-1`.

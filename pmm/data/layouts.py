@@ -29,7 +29,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class DatasetSpec:
     """A data set by name: the places below a root where it is looked for, first match wins, and what marks them."""
 
     name: str
@@ -68,8 +68,8 @@ class Layout:
         return f"the folders {', '.join(self.folders)}{lists}"
 
 
-_LAYOUTS = (
-    Layout(
+_SPECS = (
+    DatasetSpec(
         name="market1501",
         kind="market",
         places=("", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15"),
@@ -77,7 +77,7 @@ _LAYOUTS = (
         aliases=("market",),
         published=Published(train=12_936, query=3_368, gallery=15_913, train_ids=751, test_ids=750, cameras=6),
     ),
-    Layout(
+    DatasetSpec(
         name="dukemtmc-reid",
         kind="market",
         places=("", "dukemtmc-reid", "DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID"),
@@ -85,7 +85,7 @@ _LAYOUTS = (
         aliases=("dukemtmc",),
         published=Published(train=16_522, query=2_228, gallery=17_661, train_ids=702, test_ids=702, cameras=8),
     ),
-    Layout(
+    DatasetSpec(
         name="cuhk03-np-labeled",
         kind="market",
         places=("", "cuhk03-np/labeled", "labeled", "cuhk03-np-labeled", "cuhk-label"),
@@ -93,7 +93,7 @@ _LAYOUTS = (
         aliases=("cuhk-label",),
         published=Published(train=7_368, query=1_400, gallery=5_328, train_ids=767, test_ids=700, cameras=2),
     ),
-    Layout(
+    DatasetSpec(
         name="cuhk03-np-detected",
         kind="market",
         places=("", "cuhk03-np/detected", "detected", "cuhk03-np-detected", "cuhk-detect"),
@@ -101,7 +101,7 @@ _LAYOUTS = (
         aliases=("cuhk-detect",),
         published=Published(train=7_365, query=1_400, gallery=5_332, train_ids=767, test_ids=700, cameras=2),
     ),
-    Layout(
+    DatasetSpec(
         name="msmt17-v1",
         kind="msmt17",
         places=("", "msmt17-v1", "MSMT17_V1", "msmt17/MSMT17_V1"),
@@ -110,7 +110,7 @@ _LAYOUTS = (
         example="0000_000_01_0303morning_0015_0.jpg",
         published=Published(train=32_621, query=11_659, gallery=82_161, train_ids=1_041, test_ids=3_060, cameras=15),
     ),
-    Layout(
+    DatasetSpec(
         name="msmt17-v2",
         kind="msmt17",
         places=("", "msmt17-v2", "MSMT17_V2", "msmt17/MSMT17_V2"),
@@ -119,20 +119,20 @@ _LAYOUTS = (
         example="0000_000_01_0303morning_0015_0.jpg",
         published=Published(train=32_621, query=11_659, gallery=82_161, train_ids=1_041, test_ids=3_060, cameras=15),
     ),
-    Layout(name="folder", kind="folder", folders=()),
-    Layout(name=SYNTHETIC, kind="market", example="0002_c1s1_000451_03.jpg"),
+    DatasetSpec(name="folder", kind="folder", folders=()),
+    DatasetSpec(name=SYNTHETIC, kind="market", example="0002_c1s1_000451_03.jpg"),
 )
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
+DATASETS: dict[str, DatasetSpec] = {layout.name: layout for layout in _SPECS}
 """Name -> data set. A new one is an entry above and a word in the help of `pmm.config`; a new kind of layout also needs
 a scanner (`pmm.data.readers`)."""
-ALIASES: dict[str, str] = {alias: layout.name for layout in _LAYOUTS for alias in layout.aliases}
+ALIASES: dict[str, str] = {alias: layout.name for layout in _SPECS for alias in layout.aliases}
 
 
-def layout_of(name: str) -> Layout:
+def dataset_spec(name: str) -> DatasetSpec:
     """The layout of the data set `name`, or of the one it is an alias of. Raises UserError naming the known ones."""
-    layout = LAYOUTS.get(ALIASES.get(name, name))
+    layout = DATASETS.get(ALIASES.get(name, name))
     if layout is None:
-        raise UserError(f"unknown data set '{name}'; known: {', '.join(LAYOUTS)}")
+        raise UserError(f"unknown data set '{name}'; known: {', '.join(DATASETS)}")
     return layout
 
 
@@ -140,11 +140,11 @@ def named_by(folder: Path) -> list[str]:
     """Names of the data sets that usually lie in a folder of that name."""
     name = folder.name.casefold()
     return [
-        n for n, layout in LAYOUTS.items() if name in {Path(place).name.casefold() for place in layout.places if place}
+        n for n, layout in DATASETS.items() if name in {Path(place).name.casefold() for place in layout.places if place}
     ]
 
 
 def lookalikes(root: Path) -> list[str]:
     """Names of the data sets that are at `root` or in one of their places below it; trees of synthetic people look as
     Market-1501 does and are not told apart."""
-    return [name for name, layout in LAYOUTS.items() if name != SYNTHETIC and layout.place_below(root)]
+    return [name for name, layout in DATASETS.items() if name != SYNTHETIC and layout.place_below(root)]

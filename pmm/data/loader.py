@@ -4,7 +4,7 @@ Every random choice comes from a generator seeded by (seed, epoch) or (seed, epo
 epoch do not depend on the number of workers nor on the epochs before it: a resumed run sees what the uninterrupted one
 would have. What happens to a crop depends on its position alone, whoever loads it and with whichever others.
 
-Workers send uint8 crops, a quarter of what the network takes; `pmm.data.batches.to_images` does the rest on the
+Workers send uint8 crops, a quarter of what the network takes; `pmm.data.batches.normalize_batch` does the rest on the
 training device.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pmm.data.layouts import Layout
+from pmm.data.layouts import DatasetSpec
 from pmm.data.samples import JUNK, Sample
 from pmm.data.scan import Scan, images_in, refuse_one_stem
 
@@ -20,7 +20,7 @@ def parse_name(name: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2]) - 1
 
 
-def scan_market(layout: Layout, folder: Path) -> Scan:
+def scan_market(layout: DatasetSpec, folder: Path) -> Scan:
     """The crops in the three folders, in the order of their names."""
     scan = Scan(layout, folder, f"folders {', '.join(layout.folders)}")
     scan.train, scan.query, scan.gallery = (_scan_part(folder / part, scan) for part in layout.folders)

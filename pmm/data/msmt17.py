@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pmm.data.layouts import Layout
+from pmm.data.layouts import DatasetSpec
 from pmm.data.samples import Sample
 from pmm.data.scan import Scan, fault_of, is_image_name, shown
 
@@ -41,7 +41,7 @@ def leaves_folder(path: str) -> bool:
     return any(part in ("", ".", "..") for part in path.split("/"))
 
 
-def scan_msmt17(layout: Layout, folder: Path) -> Scan:
+def scan_msmt17(layout: DatasetSpec, folder: Path) -> Scan:
     """The crops that the lists name, in their order."""
     scan = Scan(layout, folder, f"folders {', '.join(layout.folders)}; {', '.join(layout.lists)}")
     train, test = (_Images(folder / name, scan) for name in layout.folders)

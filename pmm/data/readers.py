@@ -1,4 +1,4 @@
-"""Data sets on disk -> `Split`. Loads no torch."""
+"""Data sets on disk -> `ReidDataset`. Loads no torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from pmm.data.folders import PARTS, form_of, looks_like_folders, scan_folders
-from pmm.data.layouts import Layout, layout_of, lookalikes, named_by
+from pmm.data.layouts import DatasetSpec, dataset_spec, lookalikes, named_by
 from pmm.data.market import scan_market
 from pmm.data.msmt17 import scan_msmt17
-from pmm.data.samples import Split
+from pmm.data.samples import ReidDataset
 from pmm.data.scan import Problem, Scan, is_folder, shown
 from pmm.utils.errors import UserError
 
@@ -21,7 +21,7 @@ DEPTH, MOST_CHILDREN = 3, 20
 _SCANNERS = {"market": scan_market, "msmt17": scan_msmt17, "folder": scan_folders}
 
 
-def read_dataset(name: str, root: str | Path) -> Split:
+def read_dataset(name: str, root: str | Path) -> ReidDataset:
     """The data set `name` under `root`: junk dropped, distractors kept, cameras of named data sets zero-based.
 
     Synthetic people are on disk as Market-1501 and are read by the same code. Raises UserError for an unknown name, a
@@ -30,7 +30,7 @@ def read_dataset(name: str, root: str | Path) -> Split:
     found = scan(name, root)
     if found.problems:
         raise UserError(_first_of(found.problems))
-    return Split(**found.people(), notes=tuple(found.notes))
+    return ReidDataset(**found.people(), notes=tuple(found.notes))
 
 
 def scan(name: str, root: str | Path) -> Scan:
@@ -38,7 +38,7 @@ def scan(name: str, root: str | Path) -> Scan:
 
     Raises UserError for an unknown name, a missing folder, or another layout.
     """
-    layout = layout_of(name)
+    layout = dataset_spec(name)
     place = _locate(layout, Path(root))
     found = _SCANNERS[layout.kind](layout, place)
     if layout.places != ("",) and (others := _anothers(layout, place)):
@@ -56,7 +56,7 @@ def _first_of(problems: list[Problem]) -> str:
     return f"{first} (and {' and '.join(more)}; pmm check lists all)" if more else str(first)
 
 
-def _locate(layout: Layout, root: Path) -> Path:
+def _locate(layout: DatasetSpec, root: Path) -> Path:
     if not root.is_dir():
         archive = root.is_file() and root.suffix.lower() in ARCHIVES
         what = (
@@ -78,14 +78,14 @@ def _locate(layout: Layout, root: Path) -> Path:
     )
 
 
-def _place(layout: Layout, root: Path) -> Path | None:
+def _place(layout: DatasetSpec, root: Path) -> Path | None:
     """Where `layout` is, at `root` or in one of its places below it."""
     if layout.kind == "folder":  # any tree is folders in folders: the other layouts go first
         return root if not lookalikes(root) and form_of(root) else None
     return layout.place_below(root)
 
 
-def _advice(layout: Layout, root: Path, archives: list[str]) -> str:
+def _advice(layout: DatasetSpec, root: Path, archives: list[str]) -> str:
     """What to do about a `root` that has not the `layout`, in words; empty if nothing is known."""
     if elsewhere := _elsewhere(layout, root):
         return f"it is in {shown(elsewhere)}: give that as root"
@@ -98,7 +98,7 @@ def _advice(layout: Layout, root: Path, archives: list[str]) -> str:
     return f"unpack {archives[0]}, and give the folder" if archives else ""
 
 
-def _elsewhere(layout: Layout, root: Path) -> Path | None:
+def _elsewhere(layout: DatasetSpec, root: Path) -> Path | None:
     """The folder above `root`, or one of those below it, that has the `layout`."""
     if layout.kind == "folder":  # which nearly every folder has
         return None
@@ -109,7 +109,7 @@ def _elsewhere(layout: Layout, root: Path) -> Path | None:
     return next((folder for folder in found if layout.is_at(folder) and not _anothers(layout, folder)), None)
 
 
-def _anothers(layout: Layout, folder: Path) -> list[str]:
+def _anothers(layout: DatasetSpec, folder: Path) -> list[str]:
     """The data sets that `folder` is named after, if `layout` is none of them."""
     names = named_by(folder)
     return [] if layout.name in names else names
@@ -123,7 +123,7 @@ def _folders_in(folder: Path) -> list[Path]:
         return []
 
 
-def _capitalised(layout: Layout, root: Path) -> str:
+def _capitalised(layout: DatasetSpec, root: Path) -> str:
     """Which folders of `root` are those of the layout but for their capital letters, and what to call them."""
     names = layout.folders or PARTS
     there = {path.name for path in _folders_in(root)}
@@ -131,7 +131,7 @@ def _capitalised(layout: Layout, root: Path) -> str:
     return ", ".join(f"{shown(root / name)} to {wanted}" for name, wanted in pairs if wanted not in there)
 
 
-def _lacking(layout: Layout, root: Path) -> str:
+def _lacking(layout: DatasetSpec, root: Path) -> str:
     """What the place that comes nearest to `layout` lacks, if any has a part of it."""
     missing = {place: layout.missing_in(root / place) for place in layout.places if (root / place).is_dir()}
     place = min(missing, key=lambda place: len(missing[place]), default="")

@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Split:
+class ReidDataset:
     """A data set: training crops, queries and the gallery they are searched in, and what a reader had to assume."""
 
     train: tuple[Sample, ...]

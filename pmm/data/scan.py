@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from pmm.data.layouts import Layout
+from pmm.data.layouts import DatasetSpec
 from pmm.data.samples import JUNK, Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
 class Scan:
     """A data set as found in `folder`: crops of each part, junk among them, and what was wrong or had to be assumed."""
 
-    layout: Layout
+    layout: DatasetSpec
     folder: Path
     form: str
     """What the folder looks like, in words."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from pmm.data.crops import load_crop
-from pmm.data.samples import UNKNOWN_CAMERA, Sample, Split
+from pmm.data.samples import UNKNOWN_CAMERA, ReidDataset, Sample
 from pmm.utils.errors import UserError
 
 QUERY_CAMERA, GALLERY_CAMERA = 0, 1
@@ -30,7 +30,7 @@ def draw_queries(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], tuple[S
     return with_cameras(query, QUERY_CAMERA), with_cameras(gallery, GALLERY_CAMERA)
 
 
-def without_unreadable(split: Split) -> tuple[Split, list[str]]:
+def without_unreadable(split: ReidDataset) -> tuple[ReidDataset, list[str]]:
     """`split` without the queries and gallery crops that cannot be read, and why each cannot."""
     bad: dict[Sample, str] = {}
     for sample in (*split.query, *split.gallery):
@@ -47,7 +47,7 @@ def with_cameras(samples: Iterable[Sample], camid: int) -> tuple[Sample, ...]:
     return tuple(s._replace(camid=camid) if s.camid == UNKNOWN_CAMERA else s for s in samples)
 
 
-def split_validation(train: tuple[Sample, ...], share: float, seed: int) -> Split:
+def split_validation(train: tuple[Sample, ...], share: float, seed: int) -> ReidDataset:
     """Hold `share` of the training identities out: the rest is train, the others' crops are split by `draw_queries`.
 
     With share 0 query and gallery are empty. Raises UserError if no query would have a match.
@@ -55,14 +55,14 @@ def split_validation(train: tuple[Sample, ...], share: float, seed: int) -> Spli
     pids = sorted({sample.pid for sample in train})
     held = set(np.random.default_rng([seed, 1]).permutation(pids)[: round(share * len(pids))].tolist())
     if not held:
-        return Split(train=train, query=(), gallery=())
+        return ReidDataset(train=train, query=(), gallery=())
     query, gallery = draw_queries(sample for sample in train if sample.pid in held)
     if not any(matchable(query, gallery)):
         raise UserError(
             f"val_identities={share} holds out {len(held)} identities, but none has crops of two cameras to match (or "
             "two crops, where cameras are unknown); use --val-identities 0 or a larger share"
         )
-    return Split(train=tuple(s for s in train if s.pid not in held), query=query, gallery=gallery)
+    return ReidDataset(train=tuple(s for s in train if s.pid not in held), query=query, gallery=gallery)
 
 
 def matchable(query: Iterable[Sample], gallery: Iterable[Sample]) -> list[bool]:

@@ -117,7 +117,7 @@ def squared_distances(query: Floats, gallery: Floats) -> Doubles:
     return np.einsum("qd,qd->q", query, query)[:, None] + squares - 2 * (query @ gallery.T)
 
 
-class Rows:
+class EmbeddingMatrix:
     """Embeddings [N, D], in one or several arrays one after another, as a metric compares them."""
 
     def __init__(self, *parts: Floats, metric: str = "euclidean", scratch: int = 1 << 26) -> None:
@@ -211,7 +211,7 @@ class Rows:
 class EmbeddingDistances:
     """Distances between embeddings."""
 
-    def __init__(self, query: Rows, gallery: Rows) -> None:
+    def __init__(self, query: EmbeddingMatrix, gallery: EmbeddingMatrix) -> None:
         """Raises UserError if their dimensions differ."""
         if query.dim != gallery.dim:
             raise UserError(

@@ -18,9 +18,9 @@ from pmm.evaluation.distances import (
     Distances,
     Doubles,
     EmbeddingDistances,
+    EmbeddingMatrix,
     Floats,
     Ints,
-    Rows,
     Singles,
 )
 from pmm.evaluation.ranks import Labels, relevant_ranks
@@ -107,7 +107,7 @@ def evaluate_ranking(
     sides = []
     for name, rows in zip(("query", "gallery"), embeddings, strict=True):
         try:
-            sides.append(Rows(rows, metric=metric, scratch=blocks.scratch))
+            sides.append(EmbeddingMatrix(rows, metric=metric, scratch=blocks.scratch))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     return _evaluate(EmbeddingDistances(*sides), labels, blocks, ap=ap, max_rank=max_rank, threads=threads)

@@ -18,9 +18,9 @@ from pmm.evaluation.distances import (
     Distances,
     Doubles,
     EmbeddingDistances,
+    EmbeddingMatrix,
     Floats,
     Ints,
-    Rows,
     Singles,
     megabytes,
 )
@@ -91,9 +91,9 @@ def reranked(
     threads = threads or usable_cores()
     blocks = check_memory(len(query) + len(gallery), query.shape[1], chosen, memory_limit, threads)
     k, held = _kept(len(query) + len(gallery), chosen)
-    sides = [Rows(rows, metric=metric, scratch=blocks.scratch) for rows in (query, gallery)]
+    sides = [EmbeddingMatrix(rows, metric=metric, scratch=blocks.scratch) for rows in (query, gallery)]
     between = EmbeddingDistances(*sides)  # the first to say that dimensions differ
-    everything = Rows(query, gallery, metric=metric, scratch=blocks.scratch)
+    everything = EmbeddingMatrix(query, gallery, metric=metric, scratch=blocks.scratch)
     distances = EmbeddingDistances(everything, everything)
     near = nearest(distances, k, blocks, threads=threads, farthest=True, label=label)
     neighbours = near.items.astype(np.int32)

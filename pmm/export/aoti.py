@@ -17,9 +17,9 @@ from pmm.artifacts.artifact import Artifact, drafted, reusable
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.artifacts.manifest import METADATA_KEY, EmbeddingContract, InputContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
-from pmm.artifacts.runs import with_located_data
+from pmm.artifacts.runs import with_resolved_data_root
 from pmm.data.preprocessing import preprocessing_of
-from pmm.export.options import Precision, Verification
+from pmm.export.options import Precision, VerifyOptions
 from pmm.export.precision import Found, tally
 from pmm.export.reference import checkpoint_gate
 from pmm.utils.errors import UserError
@@ -45,7 +45,7 @@ def export_aoti(
     out: Path,
     precision: str = "fp32",
     device: str = "cpu",
-    verification: Verification | None = None,
+    verification: VerifyOptions | None = None,
 ) -> Artifact:
     """Compile the deployed graph of `checkpoint` into `out`, and write its manifest beside it.
 
@@ -59,9 +59,9 @@ def export_aoti(
     Raises:
         UserError: a bad checkpoint, no crops to verify on, a graph that torch cannot compile, or embeddings that moved
             (then no file is left).
-        Unavailable: no C++ compiler, no GPU, or none with TF32.
+        BackendUnavailable: no C++ compiler, no GPU, or none with TF32.
     """
-    verification = verification or Verification()
+    verification = verification or VerifyOptions()
     output_file(out, checkpoint, suffixes=(PACKAGE_SUFFIX,))
     if precision not in get_args(PackagePrecision):
         raise UserError(f"no package in {precision}; known: {', '.join(get_args(PackagePrecision))}")
@@ -80,7 +80,7 @@ def export_aoti(
     state = load(checkpoint)
     model, config = restore_model(state, checkpoint)
     size, embedding = preprocessing_of(config), EmbeddingContract.of(model)
-    gate = checkpoint_gate(model, with_located_data(config, checkpoint), embedding, verification)
+    gate = checkpoint_gate(model, with_resolved_data_root(config, checkpoint), embedding, verification)
 
     stored: Precision = "fp32" if precision == "tf32" else precision  # type: ignore[assignment]
     graph = deployed_graph(model, size, InputContract(), embedding, stored)
@@ -121,7 +121,7 @@ def verified_aoti(
     out: Path,
     precision: str = "fp32",
     device: str = "cpu",
-    verification: Verification | None = None,
+    verification: VerifyOptions | None = None,
 ) -> Artifact:
     """`out`, if it is whole, verified, and what `export_aoti` would make here; else exported by it."""
     from pmm.artifacts.checkpoint import versions

@@ -9,7 +9,7 @@ from pathlib import Path
 from pmm.artifacts.artifact import Artifact
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, kind_among
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.export.options import EngineOptions, Recipe, Verification, check_kept
+from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_kept
 from pmm.export.reference import engine_gate
 from pmm.export.trt import choose_flavor, engine_from_onnx
 from pmm.utils.files import output_file
@@ -20,8 +20,8 @@ def build_engine(
     out: str | Path,
     options: EngineOptions | None = None,
     *,
-    recipe: Recipe | None = None,
-    verification: Verification | None = None,
+    recipe: ExportOptions | None = None,
+    verification: VerifyOptions | None = None,
     exported: Callable[[Artifact], None] | None = None,
 ) -> Artifact:
     """Build the engine `out` (.plan) from a checkpoint, by way of a verified ONNX file beside `out`, or an ONNX file.
@@ -46,14 +46,14 @@ def build_engine(
         >>> artifact.manifest.precision_found
         'fp32'
     """
-    options, verification = options or EngineOptions(), verification or Verification()
+    options, verification = options or EngineOptions(), verification or VerifyOptions()
     source = Path(model)
     target = output_file(Path(out), source, suffixes=ENGINE_SUFFIXES)
     checkpoint = source if kind_among(source, "checkpoint", "onnx") == "checkpoint" else None
     onnx = source
     if checkpoint:
         onnx = output_file(target.with_suffix(".onnx"), source)
-        made = _onnx(checkpoint, onnx, recipe or Recipe(), verification)
+        made = _onnx(checkpoint, onnx, recipe or ExportOptions(), verification)
         if exported:
             exported(made)
     file = read_onnx(onnx)
@@ -64,10 +64,10 @@ def build_engine(
     return engine_from_onnx(file, target, options, gate=gate)
 
 
-def _onnx(checkpoint: Path, out: Path, recipe: Recipe, verification: Verification) -> Artifact:
-    from pmm.export.onnx import export_onnx, refuse_others, verified_onnx
+def _onnx(checkpoint: Path, out: Path, recipe: ExportOptions, verification: VerifyOptions) -> Artifact:
+    from pmm.export.onnx import check_overwrite, export_onnx, export_onnx_cached
 
-    refuse_others(out, checkpoint, recipe)
+    check_overwrite(out, checkpoint, recipe)
     # asked for other crops: a file verified on its own does not do
-    unasked = verification in (Verification(), Verification(no_verify=True))
-    return (verified_onnx if unasked else export_onnx)(checkpoint, out, recipe, verification)
+    unasked = verification in (VerifyOptions(), VerifyOptions(no_verify=True))
+    return (export_onnx_cached if unasked else export_onnx)(checkpoint, out, recipe, verification)

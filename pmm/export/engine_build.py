@@ -17,7 +17,7 @@ from pmm.export.options import EngineOptions
 from pmm.export.precision import Found
 from pmm.runtime.trt_variant import TF32_ON, Listener, error_logger, started
 from pmm.utils import command_line
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import Gpu
 
@@ -107,7 +107,7 @@ def check_options(trt: Any, flavor: str, options: EngineOptions, gpu: Gpu | None
         raise UserError(f"{name} has no {flag}: TensorRT has it from 10.9 on; give none or ampere-plus")
     least = (8, 0) if word == "ampere-plus" else (7, 5)
     if gpu and tuple(map(int, gpu.compute_capability.split("."))) < least:
-        raise Unavailable(
+        raise BackendUnavailable(
             f"{name}: {flag} needs a GPU of compute capability {least[0]}.{least[1]} or more to build on, and "
             f"{gpu.name} has {gpu.compute_capability}"
         )
@@ -122,7 +122,7 @@ def _check_tf32(path: Path, found: Found, gpu: Gpu | None) -> None:
     if found.precision != "fp32":
         raise UserError(f"{path}: --tf32 is for the products of an fp32 file, and this one holds {found.precision}")
     if gpu and not gpu.has_tf32:
-        raise Unavailable(f"{path}: --tf32: {gpu.name} has no TF32; build without it")
+        raise BackendUnavailable(f"{path}: --tf32: {gpu.name} has no TF32; build without it")
 
 
 def _flags(trt: Any, config: Any, options: EngineOptions) -> Iterator[str]:

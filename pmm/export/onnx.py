@@ -12,7 +12,7 @@ import numpy as np
 from pmm.artifacts.artifact import Artifact, beside, drafted, reusable
 from pmm.artifacts.manifest import EmbeddingContract, Manifest
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
-from pmm.artifacts.runs import with_located_data
+from pmm.artifacts.runs import with_resolved_data_root
 from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops, preprocessing_of
@@ -20,8 +20,8 @@ from pmm.export.calibration import calibration_files
 from pmm.export.emulate_half import emulated, half_type
 from pmm.export.fallback import fp16_between
 from pmm.export.int8 import BATCH, PROBES, Quantizer, quantised_until
-from pmm.export.options import Recipe, Verification
-from pmm.export.parity_check import Gate
+from pmm.export.options import ExportOptions, VerifyOptions
+from pmm.export.parity_check import ParityCheck
 from pmm.export.precision import found_precision
 from pmm.export.reference import checkpoint_gate, in_memory
 from pmm.runtime.ort import OrtRunner
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 def export_onnx(
     checkpoint: str | Path,
     out: str | Path,
-    recipe: Recipe | None = None,
-    verification: Verification | None = None,
+    recipe: ExportOptions | None = None,
+    verification: VerifyOptions | None = None,
 ) -> Artifact:
     """Write the deployed graph of `checkpoint` to `out` as `recipe` says, and its manifest beside it.
 
@@ -50,20 +50,20 @@ def export_onnx(
             or embeddings that moved (then no file is left).
 
     Example:
-        >>> artifact = pmm.export_onnx("best.pth", "best-fp16.onnx", pmm.Recipe(precision="fp16"))
+        >>> artifact = pmm.export_onnx("best.pth", "best-fp16.onnx", pmm.ExportOptions(precision="fp16"))
         >>> artifact.manifest.precision_found, artifact.manifest.parity["min_cosine"] > 0.999
         ('fp16', True)
     """
     checkpoint = Path(checkpoint)
     out = output_file(Path(out), checkpoint, suffixes=(".onnx",))
-    recipe, verification = recipe or Recipe(), verification or Verification()
+    recipe, verification = recipe or ExportOptions(), verification or VerifyOptions()
 
     from pmm.artifacts.checkpoint import load, restore_model
 
     digest = sha256(checkpoint)
     state = load(checkpoint)
     model, config = restore_model(state, checkpoint)
-    config = with_located_data(config, checkpoint)
+    config = with_resolved_data_root(config, checkpoint)
     # everything that can be refused is, before the work begins
     gate = checkpoint_gate(model, config, _embedding(model, recipe), verification)
     calibration = _calibration_crops(config, recipe) if recipe.precision == "int8" else None
@@ -94,11 +94,11 @@ def export_onnx(
     return Artifact(out, draft.manifest)
 
 
-def verified_onnx(
-    checkpoint: Path, out: Path, recipe: Recipe | None = None, verification: Verification | None = None
+def export_onnx_cached(
+    checkpoint: Path, out: Path, recipe: ExportOptions | None = None, verification: VerifyOptions | None = None
 ) -> Artifact:
     """`out`, if it is whole, verified, and what `recipe` makes of this checkpoint; else exported by `export_onnx`."""
-    recipe = recipe or Recipe()
+    recipe = recipe or ExportOptions()
 
     def fits(manifest: Manifest) -> bool:
         made = manifest.made_from(sha256(checkpoint), _versions()) and manifest.parity is not None
@@ -108,7 +108,7 @@ def verified_onnx(
     return reusable(out, fits) or export_onnx(checkpoint, out, recipe, verification)
 
 
-def refuse_others(out: Path, checkpoint: Path, recipe: Recipe) -> None:
+def check_overwrite(out: Path, checkpoint: Path, recipe: ExportOptions) -> None:
     """Raise UserError if `out`, a name that nobody gave, is a file that is not ours, or another export of `checkpoint`:
     the user's, and not to be replaced in passing."""
     if not out.is_file():
@@ -146,7 +146,12 @@ def describe(artifact: Artifact) -> str:
 
 
 def _build(
-    model: torch.nn.Module, config: Config, recipe: Recipe, calibration: Crops | None, gate: Gate | None, name: str
+    model: torch.nn.Module,
+    config: Config,
+    recipe: ExportOptions,
+    calibration: Crops | None,
+    gate: ParityCheck | None,
+    name: str,
 ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
     """The graph that `recipe` asks for and, for int8, how it was quantised."""
     from pmm.export.graph import to_onnx
@@ -186,7 +191,7 @@ def _build(
     }
 
 
-def _verify(gate: Gate, path: Path, proto: onnx.ModelProto, manifest: Manifest, name: str) -> dict[str, Any]:
+def _verify(gate: ParityCheck, path: Path, proto: onnx.ModelProto, manifest: Manifest, name: str) -> dict[str, Any]:
     """The gate's figures for the written file: as ONNX Runtime runs it and, for half precision, more strictly."""
     precision, parity = manifest.precision, {}
     if precision != "bf16":  # which ONNX Runtime does not run on a CPU
@@ -198,7 +203,7 @@ def _verify(gate: Gate, path: Path, proto: onnx.ModelProto, manifest: Manifest, 
     return parity
 
 
-def _calibration_crops(config: Config, recipe: Recipe) -> Crops:
+def _calibration_crops(config: Config, recipe: ExportOptions) -> Crops:
     root = recipe.calibration_root or config.data.root
     try:
         if not root:
@@ -211,11 +216,11 @@ def _calibration_crops(config: Config, recipe: Recipe) -> Crops:
     return load_crops(files, config.data.height, config.data.width)
 
 
-def _embedding(model: torch.nn.Module, recipe: Recipe) -> EmbeddingContract:
+def _embedding(model: torch.nn.Module, recipe: ExportOptions) -> EmbeddingContract:
     return EmbeddingContract.of(model, normalised=recipe.normalize, flip_tta=recipe.flip_tta)
 
 
-def _as_asked(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
+def _as_asked(manifest: Manifest, checkpoint: Path, recipe: ExportOptions) -> bool:
     """Does the manifest of an export of this checkpoint say what `recipe` says?"""
     from pmm.artifacts.checkpoint import load_model
 
@@ -228,13 +233,13 @@ def _as_asked(manifest: Manifest, checkpoint: Path, recipe: Recipe) -> bool:
     )
 
 
-def _same_quantization(quantization: dict[str, Any], recipe: Recipe) -> bool:
+def _same_quantization(quantization: dict[str, Any], recipe: ExportOptions) -> bool:
     calibration = quantization.get("calibration", {})
     found = *(quantization.get(key) for key in ("target", "fallback")), calibration.get("of"), calibration.get("asked")
     return found == (recipe.target, recipe.int8_fallback, _calibrated_on(recipe), recipe.calibration_images)
 
 
-def _calibrated_on(recipe: Recipe) -> str:
+def _calibrated_on(recipe: ExportOptions) -> str:
     """No path: two exports of one checkpoint are byte-equal wherever the crops lie."""
     return "a folder that was given" if recipe.calibration_root else "the training set of the checkpoint"
 

@@ -35,7 +35,7 @@ MIN_SHARE = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.99, "int8": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ExportOptions:
     """The deployed graph: its precision, and what goes in and comes out."""
 
     precision: Precision = "fp32"
@@ -63,7 +63,7 @@ class Recipe:
     """ONNX operator set, 17 to 22; older ones for older readers (default: 20, and 22 for bf16)."""
 
     def __post_init__(self) -> None:
-        plain = Recipe.__dataclass_fields__
+        plain = ExportOptions.__dataclass_fields__
         if self.precision != "int8":
             for name in ("target", "calibration_root", "calibration_images", "int8_fallback"):
                 if getattr(self, name) != plain[name].default:
@@ -106,7 +106,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verification:
+class VerifyOptions:
     """What the embeddings are proved on."""
 
     verify_root: str = ""
@@ -171,7 +171,7 @@ class EngineOptions:
 
 
 def check_request(
-    checkpoint: bool, recipe: Recipe, given: AbstractSet[str], *, profile_layers: bool, no_manifest: bool
+    checkpoint: bool, recipe: ExportOptions, given: AbstractSet[str], *, profile_layers: bool, no_manifest: bool
 ) -> None:
     """Raises UserError for flags of `pmm export trt` that do not go together: what is decided in the ONNX file cannot
     be asked of the engine, and what is unknown cannot be asked at all.
@@ -186,7 +186,7 @@ def check_request(
         raise UserError("--profile-layers opens the engine, and no runner here opens one of --no-manifest")
     if recipe.target == "cpu":
         raise UserError("--target cpu is for ONNX Runtime; TensorRT wants the other file: leave the flag out")
-    flags = {"--" + each.name.replace("_", "-") for each in fields(Recipe)}
+    flags = {"--" + each.name.replace("_", "-") for each in fields(ExportOptions)}
     decided = sorted((flags if no_manifest else flags - {"--precision"}) & given)
     if decided and not checkpoint:
         raise UserError(f"{', '.join(decided)}: decided in the ONNX file; give a checkpoint, or export the file anew")

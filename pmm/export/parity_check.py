@@ -30,12 +30,12 @@ MIN_BATCH_COSINE = 0.999
 Embed = Callable[[Crops], Embeddings]
 
 
-class ParityFailed(UserError):  # noqa: N818 - a verdict
+class ParityFailed(UserError):
     """The embeddings moved, or depend on the batch."""
 
 
 @dataclass(frozen=True)
-class Gate:
+class ParityCheck:
     """Crops [N, H, W, 3] and what they must become, [N, D]."""
 
     crops: Crops
@@ -44,7 +44,7 @@ class Gate:
     """Whose embeddings those are."""
 
     @classmethod
-    def of(cls, reference: Embed, crops: Crops, embedding: EmbeddingContract) -> Gate:
+    def of(cls, reference: Embed, crops: Crops, embedding: EmbeddingContract) -> ParityCheck:
         """`reference` maps crops to plain embeddings; mirroring and length are applied here as `embedding` says."""
         expected = np.asarray(reference(crops), np.float64)
         if embedding.flip_tta:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import OnnxFile
-from pmm.artifacts.runs import with_located_data
+from pmm.artifacts.runs import with_resolved_data_root
 from pmm.config import Config
 from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
 from pmm.data.readers import DEFAULT_LAYOUT
 from pmm.export.emulate_half import emulated, half_type
-from pmm.export.options import Verification
-from pmm.export.parity_check import Embed, Gate, verification_crops
+from pmm.export.options import VerifyOptions
+from pmm.export.parity_check import Embed, ParityCheck, verification_crops
 from pmm.runtime.base import Embeddings, in_runs
 from pmm.runtime.ort_session import open_session
 from pmm.runtime.trt_variant import gpu_for
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def checkpoint_gate(
-    model: torch.nn.Module, config: Config, embedding: EmbeddingContract, verification: Verification
-) -> Gate | None:
+    model: torch.nn.Module, config: Config, embedding: EmbeddingContract, verification: VerifyOptions
+) -> ParityCheck | None:
     """The gate of a checkpoint's exports, or None if they are not to be verified.
 
     Raises UserError if there are no crops to verify on.
@@ -42,12 +42,12 @@ def checkpoint_gate(
     size = preprocessing_of(config)
     dataset = verification.verify_dataset or config.data.dataset
     crops = verification_crops(dataset, verification.verify_root or config.data.root, size)
-    return Gate.of(EagerRunner(model, size, torch_device("cpu")), crops, embedding)
+    return ParityCheck.of(EagerRunner(model, size, torch_device("cpu")), crops, embedding)
 
 
 def engine_gate(
-    file: OnnxFile, checkpoint: Path | None, verification: Verification, flavor: str, device: str = "auto"
-) -> Gate | None:
+    file: OnnxFile, checkpoint: Path | None, verification: VerifyOptions, flavor: str, device: str = "auto"
+) -> ParityCheck | None:
     """The gate of an engine of `flavor` built from `file`: against `checkpoint`, or else the ONNX file on the CPU.
 
     None if the GPU that `device` names does not run such engines, or it is not to be verified.
@@ -65,7 +65,7 @@ def engine_gate(
         from pmm.artifacts.checkpoint import load, restore_model
 
         model, config = restore_model(load(checkpoint), checkpoint)
-        return checkpoint_gate(model, with_located_data(config, checkpoint), manifest.embedding, verification)
+        return checkpoint_gate(model, with_resolved_data_root(config, checkpoint), manifest.embedding, verification)
     if manifest.parity is None:
         raise UserError(
             f"{file.path}: its own embeddings were never verified against the checkpoint (or its manifest was not "
@@ -76,7 +76,7 @@ def engine_gate(
     half = half_type(manifest)
     graph = emulated(file.proto) if half else file.proto
     expected = in_memory(graph, manifest.input, manifest.preprocessing, optimise=not half)(crops)
-    return Gate(crops, expected, f"the verified ONNX file's ({file.sha256[:12]})")
+    return ParityCheck(crops, expected, f"the verified ONNX file's ({file.sha256[:12]})")
 
 
 def in_memory(proto: onnx.ModelProto, contract: InputContract, size: Preprocessing, *, optimise: bool = True) -> Embed:

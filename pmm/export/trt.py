@@ -23,7 +23,7 @@ from pmm.export.build_log import build_log
 from pmm.export.engine_build import Built, build, check_options
 from pmm.export.engine_precision import inspected
 from pmm.export.options import EngineOptions
-from pmm.export.parity_check import Gate
+from pmm.export.parity_check import ParityCheck
 from pmm.export.precision import Found
 from pmm.runtime.driver import current_gpu
 from pmm.runtime.trt_variant import (
@@ -77,7 +77,7 @@ def choose_flavor(flavor: Literal[Flavor, "auto"], onnx_file: Path, device: str 
 
 
 def engine_from_onnx(
-    file: OnnxFile, out: Path, options: EngineOptions | None = None, *, gate: Gate | None = None
+    file: OnnxFile, out: Path, options: EngineOptions | None = None, *, gate: ParityCheck | None = None
 ) -> Artifact:
     """Build an engine from an exported ONNX file and write its manifest.
 
@@ -152,7 +152,7 @@ def _sizes(batch: BatchProfiles) -> str:
 
 
 def _prove(
-    path: Path, manifest: Manifest, gate: Gate | None, name: str, device: str, log: Callable[[str, str], None]
+    path: Path, manifest: Manifest, gate: ParityCheck | None, name: str, device: str, log: Callable[[str, str], None]
 ) -> Manifest:
     """The manifest with what can only be known where the engine runs: its inspected precision and its embeddings."""
     from pmm.runtime.trt import TrtRunner

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pmm.artifacts.kinds import NAMES, kind_of_content
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.preprocessing import Preprocessing
-from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, Rows
+from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import UserError, reason_of
@@ -110,15 +110,15 @@ class Index:
         queries = np.atleast_2d(query)
         if metric == "cosine" and not queries.any(1).all():
             raise UserError("the query's embedding is all zero and has no direction to compare by cosine")
-        between = EmbeddingDistances(Rows(queries, metric=metric), self._rows)
+        between = EmbeddingDistances(EmbeddingMatrix(queries, metric=metric), self._rows)
         blocks = Blocks.within(MEMORY_LIMIT, between.shape, dim, 1)
         indices, halves, _ = nearest(between, min(top, len(self)), blocks)
         distances = halves if metric == "cosine" else np.sqrt(2 * halves * between.factor)
         return Neighbours(indices[0], distances[0]) if query.ndim == 1 else Neighbours(indices, distances)
 
     @cached_property
-    def _rows(self) -> Rows:
-        return Rows(self.embeddings, metric=self.contract.embedding.metric)
+    def _rows(self) -> EmbeddingMatrix:
+        return EmbeddingMatrix(self.embeddings, metric=self.contract.embedding.metric)
 
     def _refuse(self, bad: Any, reason: str) -> None:
         """Raise UserError naming the first files of the rows where `bad` [N] is true, if any."""

@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from pmm.data.samples import Split, camids_of, pids_of
+from pmm.data.samples import ReidDataset, camids_of, pids_of
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks
 from pmm.evaluation.metrics import RankingResult, counting_threads, evaluate_distances, evaluate_ranking
 from pmm.evaluation.parity.labels import Labels
@@ -30,7 +30,7 @@ class Ranking:
     """Bytes beyond the embeddings."""
     threads: int = 0
 
-    def check(self, split: Split, dim: int) -> None:
+    def check(self, split: ReidDataset, dim: int) -> None:
         """Raise UserError if the memory limit is too small: before hours of embedding."""
         queries, gallery = len(split.query), len(split.gallery)
         if self.reranking:
@@ -39,7 +39,7 @@ class Ranking:
             Blocks.within(self.memory_limit, (queries, gallery), dim, counting_threads(self.threads))
 
 
-def labels_of(split: Split) -> Labels:
+def labels_of(split: ReidDataset) -> Labels:
     """Identities and cameras of a split's query and gallery."""
     return Labels(
         query_pids=pids_of(split.query),
@@ -50,7 +50,7 @@ def labels_of(split: Split) -> Labels:
 
 
 def rank_split(
-    split: Split, query: Embeddings, gallery: Embeddings, ranking: Ranking | None = None, *, label: str = ""
+    split: ReidDataset, query: Embeddings, gallery: Embeddings, ranking: Ranking | None = None, *, label: str = ""
 ) -> RankingResult:
     """`evaluate_ranking` of a split's embeddings (by default: standard AP, Euclidean distance); with a `label`, a
     progress bar of that name for re-ranking."""
@@ -78,7 +78,7 @@ def describe(result: RankingResult) -> str:
     return f"mAP {result.mAP:.1%}  {cmc}  mINP {result.mINP:.1%}  ({result.skipped} queries without a match skipped)"
 
 
-def per_query_csv(split: Split, result: RankingResult) -> str:
+def per_query_csv(split: ReidDataset, result: RankingResult) -> str:
     """A line per query; no AP and no first match for a skipped one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import Deployed, TrainOutput, UnitLength
+from pmm.models.output import InferenceModel, TrainOutput, UnitLength
 from pmm.models.stages import Head
 
 
@@ -25,7 +25,7 @@ class Baseline(nn.Module):
     def forward(
         self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor | TrainOutput:
-        """As `pmm.models.multi_branch.TwoMaps.forward`; neither the identities nor `generator` change anything here."""
+        """As `pmm.models.multi_branch.MultiBranchNet.forward`; identities and `generator` change nothing here."""
         (head,) = self.stages
         average = self.backbone(images).mean((2, 3))
         if pids is None:
@@ -33,10 +33,10 @@ class Baseline(nn.Module):
         feature, logits = head(average)
         return TrainOutput((feature,), (logits,))
 
-    def deployed(self) -> Deployed:
+    def deployed(self) -> InferenceModel:
         """The test-time network: the classifier is left out."""
         (head,) = self.stages
-        return Deployed(_Map(self.backbone), _Tail(head), normalised=self.normalised)  # type: ignore[arg-type]
+        return InferenceModel(_Map(self.backbone), _Tail(head), normalised=self.normalised)  # type: ignore[arg-type]
 
 
 class _Map(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pmm.config import ModelConfig
-from pmm.models.multi_branch import TwoMaps
+from pmm.models.multi_branch import MultiBranchNet
 from pmm.models.output import TrainOutput
 
 HEIGHT_RATIO = 0.33
@@ -14,7 +14,7 @@ WIDTH_RATIO = 1.0
 """Share of the map's rows and columns that is dropped, as the authors have it for people."""
 
 
-class BDB(TwoMaps):
+class BDB(MultiBranchNet):
     """Two branches on one trunk. F1 = trunk; X = extra bottleneck of F1.
 
     The global branch pools F1 by average. In training, the other pools by maximum what is left of X after one

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from pmm.config import ModelConfig
-from pmm.models.multi_branch import TwoMaps
+from pmm.models.multi_branch import MultiBranchNet
 from pmm.models.output import MixedLabels, TrainOutput
 from pmm.ops import hard_mix_select, sample_partners
 
 
-class CutMix(TwoMaps):
+class CutMix(MultiBranchNet):
     """PMM's three stages, each mix replaced by CutMix: in training, stages II and III pool X with a box of the partner.
 
     Each stage draws its own partners (of another identity, our reading) and its own box, the same for the whole batch;

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from pmm.config import ModelConfig
 from pmm.models.bdb import drop_mask
-from pmm.models.multi_branch import TwoMaps
+from pmm.models.multi_branch import MultiBranchNet
 from pmm.models.output import TrainOutput
 
 
-class CutoutBatch(TwoMaps):
+class CutoutBatch(MultiBranchNet):
     """In training, stages II and III pool what is left of X after a rectangle of BDB's size is set to zero.
 
     Each stage draws its own, the same for the whole batch; at test both pool X itself.

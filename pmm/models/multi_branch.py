@@ -10,11 +10,11 @@ from torchvision.models.resnet import Bottleneck
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import Deployed, MixedLabels, TrainOutput, UnitLength
+from pmm.models.output import InferenceModel, MixedLabels, TrainOutput, UnitLength
 from pmm.models.stages import Head
 
 
-class TwoMaps(nn.Module):
+class MultiBranchNet(nn.Module):
     """F1 = trunk, X = extra bottleneck of F1. The first stage pools F1 by average, the others X by maximum.
 
     What the other stages see of X in training is what tells the methods apart: see `train_stages`.
@@ -62,10 +62,10 @@ class TwoMaps(nn.Module):
         outputs = [head(vector) for head, vector in zip(self.stages, pooled, strict=True)]
         return TrainOutput(tuple(f for f, _ in outputs), tuple(z for _, z in outputs), mixed)
 
-    def deployed(self) -> Deployed:
+    def deployed(self) -> InferenceModel:
         """The test-time network: all stages but the first read the same vector, so their reductions are one layer."""
         maps, tail = _Maps(self.backbone, self.bottleneck), _Tail(*self.stages)
-        return Deployed(maps, tail, normalised=self.normalised)
+        return InferenceModel(maps, tail, normalised=self.normalised)
 
 
 class _Maps(nn.Module):

@@ -46,7 +46,7 @@ class Mix(NamedTuple):
     """Global maxima of the mixed map [N, C]."""
 
 
-class Deployed(nn.Module):
+class InferenceModel(nn.Module):
     """A test-time network in two parts, so that an export can run the expensive one in another precision.
 
     `trunk` maps normalised images [N, 3, H, W] to a tuple of maps; `tail` pools them into features [N, D] and `finish`

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from pmm.config import ModelConfig
-from pmm.models.multi_branch import TwoMaps
+from pmm.models.multi_branch import MultiBranchNet
 from pmm.models.output import Mix, MixedLabels, TrainOutput
 from pmm.ops import hard_mix_max_pool, mixed_cam, sample_partners
 from pmm.ops.mixed_cam import cam
 
 
-class PMM(TwoMaps):
+class PMM(MultiBranchNet):
     """Three stages on one trunk. F1 = trunk; X = extra bottleneck of F1.
 
     Stage I pools F1 by average. In training, stage II pools Hard-Mix(X, CAM(F1, z1)) by maximum and stage III

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from pmm.models.output import Deployed, TrainOutput
+    from pmm.models.output import InferenceModel, TrainOutput
 
 
 class ReidModel(Protocol):
-    """What every method offers; see `pmm.models.multi_branch.TwoMaps` for shapes."""
+    """What every method offers; see `pmm.models.multi_branch.MultiBranchNet` for shapes."""
 
     embedding_dim: int
     normalised: bool
@@ -28,7 +28,7 @@ class ReidModel(Protocol):
         self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor | TrainOutput: ...
 
-    def deployed(self) -> Deployed: ...
+    def deployed(self) -> InferenceModel: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def build_model(config: Config) -> nn.Module:
     return method.build(config)
 
 
-def deployed(model: nn.Module) -> Deployed:
+def deployed(model: nn.Module) -> InferenceModel:
     """The model's test-time network for export, in eval mode; its weights are copies."""
     return cast("ReidModel", copy.deepcopy(model).cpu().eval()).deployed().eval()
 

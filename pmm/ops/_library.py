@@ -46,7 +46,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def layout_of(x: Tensor) -> torch.memory_format:
+def dataset_spec(x: Tensor) -> torch.memory_format:
     """channels_last for channels_last input, else contiguous: the layout of every map an op returns."""
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return torch.channels_last
@@ -60,7 +60,7 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 
 def dense(x: Tensor) -> Tensor:
     """x in the layout that its outputs have; a copy only of what is neither contiguous nor channels_last."""
-    return x.contiguous(memory_format=layout_of(x))
+    return x.contiguous(memory_format=dataset_spec(x))
 
 
 def refuse_tangent(name: str, x: Tensor) -> None:

@@ -21,10 +21,10 @@ from pmm.ops._library import (
     check_partner,
     check_partner_range,
     check_range,
+    dataset_spec,
     define,
     dense,
     differentiable,
-    layout_of,
     memory_format,
     refuse_tangent,
 )
@@ -192,7 +192,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     _, replaced, cell = output
     ctx.mark_non_differentiable(replaced, cell)
     ctx.save_for_backward(cell, replaced, inputs[2])
-    ctx.channels_last = layout_of(inputs[0]) == torch.channels_last
+    ctx.channels_last = dataset_spec(inputs[0]) == torch.channels_last
 
 
 def _backward(ctx: Any, dy: Tensor, _replaced: None, _cell: None) -> tuple[Tensor | None, ...]:
@@ -205,7 +205,7 @@ def _save_unpool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _save_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:])
-    ctx.channels_last = layout_of(inputs[0]) == torch.channels_last
+    ctx.channels_last = dataset_spec(inputs[0]) == torch.channels_last
 
 
 differentiable(_hard_mix_max_pool, _backward, _save)

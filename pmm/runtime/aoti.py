@@ -16,7 +16,7 @@ from pmm.runtime.base import RunnerInfo, warn_if_unverified
 from pmm.runtime.torch_graph import quiet
 from pmm.runtime.torch_runner import TorchRunner
 from pmm.runtime.trt_variant import this_platform
-from pmm.utils.errors import Unavailable, UserError, reason_of
+from pmm.utils.errors import BackendUnavailable, UserError, reason_of
 from pmm.utils.hardware import cuda_index, gpu_at
 
 
@@ -45,7 +45,7 @@ class AotiRunner(TorchRunner):
         Raises:
             UserError: the file is not ours, was changed, was built for another machine, or does not hold what its
                 manifest promises.
-            Unavailable: no GPU here, or no CUDA graph on a CPU.
+            BackendUnavailable: no GPU here, or no CUDA graph on a CPU.
         """
         file = read_native(path, PackageContract)
         self._path, self.manifest, contract = file.path, file.manifest, file.contract
@@ -110,7 +110,7 @@ def _place(path: Path, contract: PackageContract, device: str) -> torch.device:
     if device != "auto" and contract.device != ("cpu" if index is None else "cuda"):
         raise UserError(f"{path}: built for {contract.device}, and asked to run on {device}; {PackageContract.rebuild}")
     if contract.device == "cuda" and not torch.cuda.is_available():
-        raise Unavailable(f"{path}: built for {contract.gpu}, and torch sees no usable CUDA GPU here")
+        raise BackendUnavailable(f"{path}: built for {contract.gpu}, and torch sees no usable CUDA GPU here")
     if index is not None:
         gpu_at(index)
     return torch.device(contract.device) if index is None else torch.device(contract.device, index)

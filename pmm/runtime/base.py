@@ -22,8 +22,8 @@ from pmm.utils.errors import UserError
 
 Embeddings = npt.NDArray[np.float32]
 R = TypeVar("R", bound="Runner")
-S = TypeVar("S", bound="Step")
-T = TypeVar("T", bound="Runner | Step")
+S = TypeVar("S", bound="BoundRun")
+T = TypeVar("T", bound="Runner | BoundRun")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class RunnerInfo:
     """The library and version that executes, and its provider if it has several."""
 
 
-class Step:
+class BoundRun:
     """A run on images that are already where the backend wants them, for timing."""
 
     def __new__(cls: type[S], *_: Any, **__: Any) -> S:
@@ -98,7 +98,7 @@ class Runner(ABC):
         raise UserError(f"{self.info.backend} leaves no embeddings on a GPU: it runs on {self.info.device}; call it")
 
     @abstractmethod
-    def bind(self, images: Crops) -> Step:
+    def bind(self, images: Crops) -> BoundRun:
         """A step that runs on `images` already in place."""
 
     def close(self) -> None:  # noqa: B027 - most runners hold nothing that the garbage collector does not free
@@ -167,7 +167,7 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
     )
 
 
-class _ParentsStep(Step):
+class _ParentsBoundRun(BoundRun):
     """What a step becomes in a forked child."""
 
     __call__ = enqueue = wait = device_ms = transfers_ms = _refuse
@@ -182,10 +182,10 @@ class _ParentsRunner(Runner):
 def _leave_to_parent() -> None:
     for made in list(_MADE):
         keep_for_ever(made)
-        made.__class__ = _ParentsRunner if isinstance(made, Runner) else _ParentsStep
+        made.__class__ = _ParentsRunner if isinstance(made, Runner) else _ParentsBoundRun
 
 
-_MADE: weakref.WeakSet[Runner | Step] = weakref.WeakSet()
+_MADE: weakref.WeakSet[Runner | BoundRun] = weakref.WeakSet()
 around_forks(in_child=_leave_to_parent)
 
 

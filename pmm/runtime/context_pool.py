@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pmm.runtime.thread_context import Lane
+from pmm.runtime.thread_context import ThreadContext
 from pmm.utils.errors import UserError
 
 
-class LanePool:
+class ContextPool:
     """At most so many lanes; whoever wants one more waits."""
 
-    def __init__(self, path: Path, most: int, make: Callable[[], Lane], first: Lane) -> None:
+    def __init__(self, path: Path, most: int, make: Callable[[], ThreadContext], first: ThreadContext) -> None:
         """`path`: of the engine, for messages. `make` opens a lane; it may run in several threads at a time."""
         self._path, self._most, self._make = path, most, make
         self._idle = [first]
@@ -22,7 +22,7 @@ class LanePool:
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def lane(self, wanted: Lane | None = None) -> Iterator[Lane]:
+    def lane(self, wanted: ThreadContext | None = None) -> Iterator[ThreadContext]:
         """A lane for the calling thread alone: `wanted` if it is idle, else the one used last.
 
         Raises UserError if the pool was closed or no lane can be opened.
@@ -50,7 +50,7 @@ class LanePool:
                 self._idle.pop().close()
             self._changed.notify_all()
 
-    def _taken(self, wanted: Lane | None) -> Lane:
+    def _taken(self, wanted: ThreadContext | None) -> ThreadContext:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._idle or self._count < self._most)
             self.check_open()

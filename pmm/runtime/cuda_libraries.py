@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pmm.runtime import driver
 from pmm.runtime.buffers import Buffer, Device
-from pmm.utils.errors import Unavailable, UserError, reason_of
+from pmm.utils.errors import BackendUnavailable, UserError, reason_of
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for work on the default stream
 
@@ -27,7 +27,7 @@ NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for work on the defaul
 def open_device(index: int = 0) -> Device:
     """GPU `index` through the first library that works, in the order of the module's docstring.
 
-    Raises Unavailable saying what to install, and why each library was refused.
+    Raises BackendUnavailable saying what to install, and why each library was refused.
     """
     refused = []
     for kind in (TorchDevice, PycudaDevice, CudaPythonDevice):
@@ -35,7 +35,7 @@ def open_device(index: int = 0) -> Device:
             return kind(index)
         except Exception as error:  # each library has its own exception types
             refused.append(f"{kind.library}: {reason_of(error)}")
-    raise Unavailable(
+    raise BackendUnavailable(
         "running an engine needs torch with CUDA, pycuda or cuda-python: pip install pycuda (needs the CUDA toolkit) "
         f"or cuda-python; {'; '.join(refused)}"
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.data.preprocessing import Preprocessing
 from pmm.models.fold_batchnorm import fold_batch_norms
-from pmm.models.output import Deployed, UnitLength
+from pmm.models.output import InferenceModel, UnitLength
 from pmm.models.registry import deployed
 from pmm.runtime.eager import Normalise
 
@@ -31,7 +31,7 @@ class DeployedGraph(nn.Module):
 
     def __init__(
         self,
-        network: Deployed,
+        network: InferenceModel,
         preprocessing: Preprocessing,
         input: InputContract,
         embedding: EmbeddingContract,

@@ -13,7 +13,7 @@ from pmm.runtime.base import RunnerInfo
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.torch_runner import TorchRunner
 from pmm.utils.cuda_versions import advice
-from pmm.utils.errors import Unavailable
+from pmm.utils.errors import BackendUnavailable
 from pmm.utils.hardware import cuda_index, gpu_at
 
 
@@ -47,7 +47,7 @@ class EagerRunner(TorchRunner):
         *,
         tf32: bool = False,
     ) -> None:
-        """Raises Unavailable for TF32 where there is no such thing."""
+        """Raises BackendUnavailable for TF32 where there is no such thing."""
         super().__init__(preprocessing, EmbeddingContract.of(model), device, threads, tf32=tf32)
         self.model = model.to(device).eval()
         self.normalise = Normalise(preprocessing).to(device)
@@ -71,8 +71,8 @@ class EagerRunner(TorchRunner):
 
 
 def torch_device(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:N" as a torch device. Raises Unavailable if torch cannot use CUDA, or that GPU is
-    not there."""
+    """ "auto", "cpu", "cuda" or "cuda:N" as a torch device. Raises BackendUnavailable if torch cannot use CUDA, or
+    that GPU is not there."""
     index = cuda_index(name)
     if name != "cpu":
         refuse_parents_gpu()
@@ -81,7 +81,9 @@ def torch_device(name: str) -> torch.device:
         return torch.device("cuda" if usable else "cpu")
     if index is not None and not usable:
         why = advice("torch")
-        raise Unavailable(f"--device {name}: torch sees no usable CUDA GPU; use --device cpu, or check the driver{why}")
+        raise BackendUnavailable(
+            f"--device {name}: torch sees no usable CUDA GPU; use --device cpu, or check the driver{why}"
+        )
     if index:
         gpu_at(index)
     return torch.device(name)

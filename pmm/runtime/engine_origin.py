@@ -10,18 +10,18 @@ from pmm.artifacts.manifest import EngineContract, Manifest
 from pmm.artifacts.native_file import check_origin
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.trt_variant import RTX_CAPABILITIES, TF32_ON, this_platform
-from pmm.utils.errors import Unavailable
+from pmm.utils.errors import BackendUnavailable
 from pmm.utils.hardware import Gpu, cuda_index, gpu_at, nvidia_gpus
 
 
 def chosen_gpu(path: Path, device: str) -> tuple[int, Gpu]:
     """The GPU that runs it, and its index; "auto" is the first one."""
     if device == "cpu":
-        raise Unavailable(f"{path}: engines run on NVIDIA GPUs only; run its ONNX file on the CPU")
+        raise BackendUnavailable(f"{path}: engines run on NVIDIA GPUs only; run its ONNX file on the CPU")
     index = cuda_index(device) or 0
     refuse_parents_gpu()
     if not nvidia_gpus():
-        raise Unavailable(f"{path}: engines run on NVIDIA GPUs only, and the CUDA driver sees none here")
+        raise BackendUnavailable(f"{path}: engines run on NVIDIA GPUs only, and the CUDA driver sees none here")
     return index, gpu_at(index)
 
 

@@ -12,18 +12,18 @@ import numpy.typing as npt
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.runtime import driver
-from pmm.runtime.base import Embeddings, Step
+from pmm.runtime.base import BoundRun, Embeddings
 from pmm.runtime.gpu_array import DEFAULT_STREAM, GpuArray
 
 NO_GRAPH = -1
 """ONNX Runtime's graph number for a run that is neither captured nor replayed."""
 
 
-class Placed:
+class GpuBinding:
     """Where a session reads images and leaves embeddings.
 
     A CUDA graph is replayed on the addresses that it was captured with: `graph`, its number in the session, is for one
-    `Placed` only.
+    `GpuBinding` only.
     """
 
     def __init__(
@@ -117,13 +117,13 @@ def _copy_on_gpu(target: int, source: int, nbytes: int) -> None:
     driver.call(cuda, "cuStreamSynchronize", ctypes.c_void_p(DEFAULT_STREAM))
 
 
-class PlacedStep(Step):
+class GpuBoundRun(BoundRun):
     """A run on images that stay on the GPU; if another call puts its own there, the next run brings them back.
 
     ONNX Runtime lends no events of its stream: what a run takes by the GPU's own clock is not known.
     """
 
-    def __init__(self, placed: Placed, images: npt.NDArray[Any], lock: threading.Lock) -> None:
+    def __init__(self, placed: GpuBinding, images: npt.NDArray[Any], lock: threading.Lock) -> None:
         super().__init__(placed.run)
         self._placed, self._images, self._lock = placed, images, lock
 
@@ -142,7 +142,7 @@ class PlacedStep(Step):
         with self._lock:
             return self._there().transfers_ms(self._images)
 
-    def _there(self) -> Placed:
+    def _there(self) -> GpuBinding:
         if self._placed.holds is not self:
             self._placed.upload(self._images)
             self._placed.holds = self

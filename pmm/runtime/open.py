@@ -13,7 +13,7 @@ from pmm.artifacts.artifact import beside
 from pmm.artifacts.kinds import NAMES, RUNNABLE, Kind, kind_among
 from pmm.runtime.base import Runner
 from pmm.runtime.trt_variant import library_name
-from pmm.utils.errors import Unavailable, UserError, reason_of
+from pmm.utils.errors import BackendUnavailable, UserError, reason_of
 from pmm.utils.extras import install_command
 from pmm.utils.hardware import check_threads, cuda_index
 
@@ -50,11 +50,11 @@ class Backend:
     open: Callable[[Path, RunOptions], Runner]
 
     def load_library(self) -> None:
-        """Import it. Raises Unavailable, which says how to install it."""
+        """Import it. Raises BackendUnavailable, which says how to install it."""
         try:
             importlib.import_module(self.library)
         except (ImportError, OSError) as error:  # OSError: the package is there, a library that it loads is not
-            raise Unavailable(
+            raise BackendUnavailable(
                 f"{self.library} cannot be imported here ({reason_of(error)}): {install_command(self.library)}"
             ) from error
 
@@ -82,7 +82,7 @@ def open_runner(
 
     Raises:
         UserError: the file fails its checks, or the backend is unknown or for other files (naming those for this one).
-        Unavailable: a library or a device is missing here.
+        BackendUnavailable: a library or a device is missing here.
 
     Example:
         >>> with pmm.open_runner("best.onnx", device="cpu") as runner:
@@ -172,9 +172,9 @@ def _onnxruntime(path: Path, options: RunOptions) -> Runner:
 
 
 def _openvino(path: Path, options: RunOptions) -> Runner:
-    from pmm.runtime.openvino import OvRunner
+    from pmm.runtime.openvino import OpenVinoRunner
 
-    return OvRunner(path, options.threads, precision=options.precision or None, warn=options.warn)
+    return OpenVinoRunner(path, options.threads, precision=options.precision or None, warn=options.warn)
 
 
 def _engine(path: Path, options: RunOptions) -> Runner:

@@ -14,9 +14,9 @@ import numpy as np
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.preprocessing import Crops
-from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, in_runs, warn_if_unverified
+from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, in_runs, warn_if_unverified
 from pmm.runtime.fork import around_forks, keep_for_ever
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.extras import install_command
 from pmm.utils.hardware import compute_threads, int8_overflows
 
@@ -28,7 +28,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # for the layers that a
 _PRODUCTS = ("Convolution", "FullyConnected")
 
 
-class OvRunner(Runner):
+class OpenVinoRunner(Runner):
     """An exported ONNX file in OpenVINO. Each thread that calls it gets its own inference request."""
 
     def __init__(self, path: str | Path, threads: int = 0, *, precision: str | None = None, warn: bool = True) -> None:
@@ -41,7 +41,7 @@ class OvRunner(Runner):
 
         Raises:
             UserError: the file is not ours, was changed, cannot run here, or would run in another precision.
-            Unavailable: OpenVINO is missing, or the CPU has no bf16 instructions.
+            BackendUnavailable: OpenVINO is missing, or the CPU has no bf16 instructions.
         """
         file = read_onnx(path)
         self._path, self.manifest = path, file.manifest
@@ -51,7 +51,7 @@ class OvRunner(Runner):
         core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             # asked for all the same, OpenVINO would go on in fp32
-            raise Unavailable(f"{path}: this CPU has no bf16 instructions (AVX512-BF16 or AMX); run it in fp32")
+            raise BackendUnavailable(f"{path}: this CPU has no bf16 instructions (AVX512-BF16 or AMX); run it in fp32")
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -96,7 +96,7 @@ class OvRunner(Runner):
         request.infer()
         return request.get_output_tensor().data.copy()
 
-    def bind(self, images: Crops) -> Step:
+    def bind(self, images: Crops) -> BoundRun:
         """As `Runner.bind`. Raises UserError for no images, and for another number than a static batch."""
         self.check(images)
         if not len(images):
@@ -108,7 +108,7 @@ class OvRunner(Runner):
             request.set_input_tensor(given)
             request.infer()
 
-        return Step(step)
+        return BoundRun(step)
 
     def _given(self, images: Crops) -> Any:
         """The tensor that the graph takes: on the images themselves where nothing is to convert.
@@ -125,7 +125,9 @@ def _import() -> Any:
     try:
         import openvino
     except (ImportError, OSError) as error:  # OSError: the package is there, a library that it loads is not
-        raise Unavailable(f"OpenVINO is missing here ({_reason(error)}): {install_command('openvino')}") from error
+        raise BackendUnavailable(
+            f"OpenVINO is missing here ({_reason(error)}): {install_command('openvino')}"
+        ) from error
     return openvino
 
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.preprocessing import Crops
-from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, check_on_gpu, in_runs, warn_if_unverified
+from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, check_on_gpu, in_runs, warn_if_unverified
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.driver import current_gpu
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu
-from pmm.runtime.gpu_binding import NO_GRAPH, Placed, PlacedStep
+from pmm.runtime.gpu_binding import NO_GRAPH, GpuBinding, GpuBoundRun
 from pmm.runtime.memory import batch_fits, reason
 from pmm.runtime.ort_cuda import CUDA_FAILURE, CudaFailure, fell_back, mend
 from pmm.runtime.ort_session import (
@@ -62,7 +62,7 @@ class OrtRunner(Runner):
 
         Raises:
             UserError: the file is not ours, was changed, cannot run here, or the device is not really used.
-            Unavailable: ONNX Runtime, the device, or what was asked of it is missing here.
+            BackendUnavailable: ONNX Runtime, the device, or what was asked of it is missing here.
         """
         file = read_onnx(path)
         self._path, self.manifest = path, file.manifest
@@ -94,7 +94,7 @@ class OrtRunner(Runner):
         self.cuda_graph = cuda_graph
         self._gpu, self._lock = cuda_index(device), threading.Lock()
         kind = "cpu" if self._gpu is None else "cuda"
-        self._kept: dict[int, Placed] = {}
+        self._kept: dict[int, GpuBinding] = {}
         evidence = evidence_of(self.session, device, str(path))
         if cuda_graph:
             self._capture_one(str(path))
@@ -117,7 +117,7 @@ class OrtRunner(Runner):
             return super().embed_on_gpu(images)
         return self._run_there(images, lambda placed, count: placed.hand_out(count))
 
-    def _run_there(self, images: Crops | CudaArray, finish: Callable[[Placed, int], T]) -> T:
+    def _run_there(self, images: Crops | CudaArray, finish: Callable[[GpuBinding, int], T]) -> T:
         """One run in memory of the GPU, and what `finish` takes from it: the place, and the number of images."""
         assert self._gpu is not None
         with current_gpu(self._gpu), self._lock:
@@ -150,7 +150,7 @@ class OrtRunner(Runner):
             placed.run()
             return placed.download()[: len(feed)]
 
-    def bind(self, images: Crops) -> Step:
+    def bind(self, images: Crops) -> BoundRun:
         """As `Runner.bind`; on a GPU the step has the images there, and leaves the embeddings there.
 
         Raises UserError for no images on a GPU, and for another number than a static batch.
@@ -162,7 +162,7 @@ class OrtRunner(Runner):
             if not len(feed):
                 raise UserError("cannot bind 0 images; a run on a GPU takes 1 or more")
             with self._lock, batch_fits(len(feed)):
-                return PlacedStep(self._placed(feed.shape), feed.copy(), self._lock)
+                return GpuBoundRun(self._placed(feed.shape), feed.copy(), self._lock)
         binding = self.session.io_binding()
         binding.bind_cpu_input(self.manifest.input.name, feed)
         binding.bind_output(self.embedding.name, "cpu")
@@ -171,16 +171,16 @@ class OrtRunner(Runner):
             self.session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
-        return Step(step)
+        return BoundRun(step)
 
-    def _placed(self, shape: tuple[int, ...]) -> Placed:
+    def _placed(self, shape: tuple[int, ...]) -> GpuBinding:
         """With CUDA graphs, the one place for images of this shape, up to a number of them: ONNX Runtime lets go of no
         graph. Else a new one."""
         batch = shape[0]
         if batch in self._kept:
             return self._kept[batch]
         graph = batch if self.cuda_graph and len(self._kept) < GRAPHS_KEPT else NO_GRAPH
-        placed = Placed(self.session, self.manifest.input, self.embedding, shape, graph, self._gpu or 0)
+        placed = GpuBinding(self.session, self.manifest.input, self.embedding, shape, graph, self._gpu or 0)
         if graph != NO_GRAPH:
             self._kept[batch] = placed
         return placed

@@ -20,7 +20,7 @@ CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d|cuDNN is not availa
 """In the text of an error: CUDA, and not the file, is to blame."""
 
 
-class CudaFailure(UserError):  # noqa: N818 - as ONNX Runtime words it
+class CudaFailure(UserError):
     """A CUDA library refused to work for ONNX Runtime: an old driver, a cuDNN for another CUDA, a full GPU."""
 
 

@@ -9,7 +9,7 @@ from pmm.artifacts.manifest import Manifest
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.runtime.memory import reason
 from pmm.runtime.ort_cuda import CUDA, CUDA_FAILURE, CudaFailure, fell_back, mend, preload
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import clashing_wheels, compute_threads, cuda_index, gpu_at, nvidia_gpus
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": CUDA}
@@ -78,7 +78,7 @@ def onnx_runtime() -> Any:
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise Unavailable(
+        raise BackendUnavailable(
             "running ONNX files needs ONNX Runtime: pip install onnxruntime-gpu (or onnxruntime)"
         ) from error
     if clash := clashing_wheels():
@@ -98,7 +98,9 @@ def resolved_device(device: str) -> str:
         return "cuda" if usable else "cpu"
     if index is not None and not usable:
         lacking = "no NVIDIA GPU is visible" if not nvidia_gpus() else "this ONNX Runtime has no CUDA provider"
-        raise Unavailable(f"--device {device}: {lacking}; use --device cpu, or install onnxruntime-gpu and a driver")
+        raise BackendUnavailable(
+            f"--device {device}: {lacking}; use --device cpu, or install onnxruntime-gpu and a driver"
+        )
     if index is not None:
         gpu_at(index)
     return device
@@ -107,16 +109,18 @@ def resolved_device(device: str) -> str:
 def check_request(name: str, device: str, holds: str, tf32: bool, cuda_graph: bool) -> None:
     """Raises UserError for what cannot be had of a file that `holds` this precision, on this device."""
     if holds == "bf16" and device == "cpu":
-        raise Unavailable(
+        raise BackendUnavailable(
             f"{name}: ONNX Runtime has no bf16 convolution for CPUs; use a GPU, build an engine "
             "(pmm export trt), or export another precision"
         )
     if device == "cpu" and (tf32 or cuda_graph):
-        raise Unavailable(f"{name}: {'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing")
+        raise BackendUnavailable(
+            f"{name}: {'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing"
+        )
     if tf32 and holds != "fp32":
         raise UserError(f"{name}: TF32 is for the products of an fp32 file, and this one holds {holds}")
     if tf32 and not (gpu := gpu_at(cuda_index(device) or 0)).has_tf32:
-        raise Unavailable(f"{name}: {gpu.name} has no TF32; run it in fp32")
+        raise BackendUnavailable(f"{name}: {gpu.name} has no TF32; run it in fp32")
 
 
 def evidence_of(session: Any, device: str, name: str) -> str:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Loaded:
+class EngineHandle:
     """A deserialised engine, shared by all lanes."""
 
     path: Path
@@ -72,7 +72,7 @@ class _Ready(NamedTuple):
     graph: cuda_graph.Graph | None
 
 
-class Lane:
+class ThreadContext:
     """What one run at a time runs with: stream, buffers for the largest batch, and contexts. Any thread may use it.
 
     A CUDA graph is valid only while the context it was captured from stays as it was. So each kept batch size has its
@@ -80,7 +80,7 @@ class Lane:
     one context changes its shape as needed.
     """
 
-    def __init__(self, loaded: Loaded, device: Device) -> None:
+    def __init__(self, loaded: EngineHandle, device: Device) -> None:
         self._loaded, self._device = loaded, device
         # decided once: another lane may find that graphs fail while this one makes a context
         self._captures = loaded.graphs == "captured"

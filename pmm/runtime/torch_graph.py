@@ -21,7 +21,7 @@ from pmm.runtime.base import RunnerInfo
 from pmm.runtime.deployed_graph import TRUNK_TYPES, DeployedGraph, deployed_graph
 from pmm.runtime.eager import torch_device
 from pmm.runtime.torch_runner import TorchRunner
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 
 
 class GraphRunner(TorchRunner):
@@ -50,7 +50,7 @@ class GraphRunner(TorchRunner):
         Raises:
             ValueError: the trunk has another type.
             UserError: inductor cannot compile it, or does not.
-            Unavailable: no C++ compiler, or no TF32 or CUDA graph on this device.
+            BackendUnavailable: no C++ compiler, or no TF32 or CUDA graph on this device.
         """
         found = main_type(graph)
         if precision == "int8" or TRUNK_TYPES.get(precision) != found:
@@ -154,7 +154,9 @@ def build_failed(what: str, error: Exception) -> UserError:
         error = error.inner_exception
     reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:300]
     if "C++ compiler" in reason:
-        return Unavailable(f"{what} needs a C++ compiler and found none; install g++, or name one in CXX ({reason})")
+        return BackendUnavailable(
+            f"{what} needs a C++ compiler and found none; install g++, or name one in CXX ({reason})"
+        )
     return UserError(f"{what} failed ({reason})")
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.preprocessing import Crops, Preprocessing
-from pmm.runtime.base import Embeddings, Runner, Step, check_on_gpu
+from pmm.runtime.base import BoundRun, Embeddings, Runner, check_on_gpu
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu
 from pmm.runtime.memory import batch_fits
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import gpu_at, quota_cores
 
 WARM_UPS = 3
@@ -44,7 +44,7 @@ class TorchRunner(Runner):
         tf32: bool = False,
         cuda_graph: bool = False,
     ) -> None:
-        """Raises Unavailable for TF32 or CUDA graphs where there is no such thing."""
+        """Raises BackendUnavailable for TF32 or CUDA graphs where there is no such thing."""
         check_modes(device, tf32=tf32, cuda_graph=cuda_graph)
         self.preprocessing, self.embedding, self.device = preprocessing, embedding, device
         self._tf32, self._cuda_graph = tf32, cuda_graph
@@ -111,7 +111,7 @@ class TorchRunner(Runner):
         """Of the GPU."""
         return torch.cuda.current_device() if self.device.index is None else self.device.index
 
-    def bind(self, images: Crops) -> Step:
+    def bind(self, images: Crops) -> BoundRun:
         """As `Runner.bind`. Raises UserError for no images."""
         self.check(images)
         if not len(images):
@@ -122,9 +122,9 @@ class TorchRunner(Runner):
             self._forward(placed)
 
         if self.device.type != "cuda":
-            return Step(step)
+            return BoundRun(step)
         launch = CapturedRun(self._forward, placed).replay if self._cuda_graph else partial(self._forward, placed)
-        return CudaStep(launch, placed)
+        return CudaBoundRun(launch, placed)
 
     def device_name(self) -> str:
         """cpu or the GPU's name."""
@@ -185,7 +185,7 @@ class CapturedRun:
         return self._embeddings
 
 
-class CudaStep(Step):
+class CudaBoundRun(BoundRun):
     """A run on a GPU, on the current stream of the thread that uses it."""
 
     def __init__(self, launch: Callable[[], Tensor], placed: Tensor) -> None:
@@ -235,11 +235,11 @@ def set_threads(asked: int) -> Callable[[], None]:
 
 
 def check_modes(device: torch.device, *, tf32: bool = False, cuda_graph: bool = False) -> None:
-    """Raises Unavailable for TF32 or CUDA graphs where there is no such thing."""
+    """Raises BackendUnavailable for TF32 or CUDA graphs where there is no such thing."""
     if device.type == "cpu" and (tf32 or cuda_graph):
-        raise Unavailable(f"{'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing")
+        raise BackendUnavailable(f"{'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing")
     if tf32 and not (gpu := gpu_at(device.index or 0)).has_tf32:
-        raise Unavailable(f"{gpu.name} has no TF32; run it in fp32")
+        raise BackendUnavailable(f"{gpu.name} has no TF32; run it in fp32")
 
 
 def _has_tf32(device: torch.device) -> bool:

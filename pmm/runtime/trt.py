@@ -17,13 +17,13 @@ import numpy.typing as npt
 from pmm.artifacts.manifest import EngineContract
 from pmm.artifacts.native_file import read_native
 from pmm.data.preprocessing import Crops
-from pmm.runtime.base import Embeddings, Runner, RunnerInfo, Step, check_on_gpu, warn_if_unverified
-from pmm.runtime.context_pool import LanePool
+from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, check_on_gpu, warn_if_unverified
+from pmm.runtime.context_pool import ContextPool
 from pmm.runtime.cuda_libraries import open_device
 from pmm.runtime.engine_origin import check_engine, chosen_gpu, engine_precision
 from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
 from pmm.runtime.rtx_cache import RuntimeCache, cache_file
-from pmm.runtime.thread_context import Lane, Loaded
+from pmm.runtime.thread_context import EngineHandle, ThreadContext
 from pmm.runtime.trt_variant import (
     error_logger,
     library_name,
@@ -40,7 +40,7 @@ CONTEXTS = 4
 
 
 class TrtRunner(Runner):
-    """An engine. Any thread may call it: a run takes a stream, buffers and contexts (a `Lane`) out of a small pool.
+    """An engine. Any thread may call it: a run takes a `ThreadContext` (stream, buffers, contexts) out of a small pool.
 
     More images than the engine's largest batch go in several runs; fewer than its smallest are padded. Images may be in
     host memory or on the GPU (torch's CUDA tensors, or what has DLPack or the CUDA array interface).
@@ -81,10 +81,10 @@ class TrtRunner(Runner):
         self._batch = contract.batch
 
         self._lock = threading.Lock()
-        self._loaded: Loaded | None = None
+        self._loaded: EngineHandle | None = None
         self._runtime: Any = None
         self._cache: RuntimeCache | None = None
-        self._pool: LanePool | None = None
+        self._pool: ContextPool | None = None
         first = open_device(self._index)
         try:
             with first.active():
@@ -97,8 +97,10 @@ class TrtRunner(Runner):
                     precision=engine_precision(self.manifest, contract, gpu),
                     provider=f"{loaded.library} (buffers: {first.name}, {'' if self.cuda_graph else 'no '}CUDA graph)",
                 )
-            lane = Lane(loaded, first)
-            self._pool = LanePool(self._path, max(1, contexts), lambda: Lane(loaded, open_device(self._index)), lane)
+            lane = ThreadContext(loaded, first)
+            self._pool = ContextPool(
+                self._path, max(1, contexts), lambda: ThreadContext(loaded, open_device(self._index)), lane
+            )
             # one run now: `info` then says what was found, and the first call is as fast as the others
             lane.step(np.zeros((contract.batch.best, *loaded.image_shape), loaded.given.dtype))
         except BaseException:
@@ -127,7 +129,7 @@ class TrtRunner(Runner):
                 lane.run(self._fed(placed, start, stop), embeddings.rows(start, stop))
         return embeddings
 
-    def bind(self, images: Crops) -> Step:
+    def bind(self, images: Crops) -> BoundRun:
         """As `Runner.bind`; the step has the images on the GPU, and leaves the embeddings there.
 
         A call between two steps uses the same buffers: the next step then uploads its images again. Raises UserError
@@ -137,7 +139,7 @@ class TrtRunner(Runner):
         self.manifest.input.check_batch(len(images), self._path)
         if not 1 <= len(images) <= self._batch.most:
             raise UserError(f"{self._path}: cannot bind {len(images)} images; one run takes 1 to {self._batch.most}")
-        step = LaneStep(self._lanes, self.manifest.input.feed(images, self.preprocessing).copy())
+        step = EngineBoundRun(self._lanes, self.manifest.input.feed(images, self.preprocessing).copy())
         step()
         return step
 
@@ -164,7 +166,7 @@ class TrtRunner(Runner):
         self._cache = self._loaded = self._runtime = None
 
     @property
-    def _lanes(self) -> LanePool:
+    def _lanes(self) -> ContextPool:
         assert self._pool is not None
         return self._pool
 
@@ -177,7 +179,7 @@ class TrtRunner(Runner):
             return images.rows(start, stop)
         return self.manifest.input.feed(images[start:stop], self.preprocessing)
 
-    def _checked(self, lane: Lane, images: Crops | CudaArray) -> Crops | GpuArray:
+    def _checked(self, lane: ThreadContext, images: Crops | CudaArray) -> Crops | GpuArray:
         """The images, where they lie. Raises UserError for ones that the engine does not take from there."""
         if not is_on_gpu(images):
             self.check(images)  # type: ignore[arg-type]
@@ -188,7 +190,7 @@ class TrtRunner(Runner):
 
     def _load(
         self, trt: Any, contract: EngineContract, content: bytes, logger: Any, cuda_graph: bool, eager: bool
-    ) -> Loaded:
+    ) -> EngineHandle:
         """Deserialise `content` and check it against the manifest."""
         library = f"{library_name(contract.flavor)} {trt.__version__}"
         self._runtime = started(trt.Runtime, logger, f"{self._path}: {library}")
@@ -208,7 +210,7 @@ class TrtRunner(Runner):
             options = partial(self._rtx_options, trt, engine, graphs == "own", eager)
             place = cache_file(self.manifest.sha256, str(trt.__version__), gpu_at(self._index).compute_capability)
             self._cache = RuntimeCache(options(), place)
-        return Loaded(
+        return EngineHandle(
             path=self._path,
             trt=trt,
             library=library,
@@ -268,13 +270,13 @@ class TrtRunner(Runner):
             )
 
 
-class LaneStep(Step):
+class EngineBoundRun(BoundRun):
     """A run on a lane of the pool: on the one that has the images, while nobody else needs it."""
 
-    def __init__(self, lanes: LanePool, images: npt.NDArray[Any]) -> None:
+    def __init__(self, lanes: ContextPool, images: npt.NDArray[Any]) -> None:
         super().__init__(lambda: self._on(lambda lane: lane.step(images)))
         self._lanes, self._images = lanes, images
-        self._last: Lane | None = None
+        self._last: ThreadContext | None = None
 
     def enqueue(self) -> None:
         self._on(lambda lane: lane.enqueue(self._images))
@@ -290,7 +292,7 @@ class LaneStep(Step):
     def transfers_ms(self) -> tuple[float, float]:
         return self._on(lambda lane: lane.transfers_ms(self._images))
 
-    def _on(self, work: Callable[[Lane], T]) -> T:
+    def _on(self, work: Callable[[ThreadContext], T]) -> T:
         with self._lanes.lane(self._last) as lane:
             self._last = lane
             return work(lane)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pmm.utils.cuda_versions import advice
-from pmm.utils.errors import Unavailable, UserError, reason_of
+from pmm.utils.errors import BackendUnavailable, UserError, reason_of
 from pmm.utils.extras import install_command
 from pmm.utils.hardware import Gpu, cuda_index, driver_version, gpu_at, nvidia_gpus
 
@@ -41,17 +41,17 @@ def load_flavor(flavor: str) -> Any:
 
 
 def gpu_here(device: str = "auto") -> Gpu | None:
-    """The GPU that `device` names ("auto": the first; None without one). Raises Unavailable if that is not here."""
+    """The GPU that `device` names ("auto": the first; None without one). Raises BackendUnavailable if it is not."""
     index, gpus = cuda_index(device), nvidia_gpus()
     if index is not None and not gpus:
-        raise Unavailable(
+        raise BackendUnavailable(
             f"--device {device}: no NVIDIA GPU is visible; without the flag, --flavor rtx builds anywhere"
         )
     return gpu_at(index) if index is not None else next(iter(gpus), None)
 
 
 def gpu_for(flavor: str, device: str = "auto") -> Gpu | None:
-    """The GPU that `device` names, if it runs engines of `flavor`. Raises Unavailable as `gpu_here`."""
+    """The GPU that `device` names, if it runs engines of `flavor`. Raises BackendUnavailable as `gpu_here`."""
     gpu = gpu_here(device)
     return gpu if gpu and (flavor != "rtx" or gpu.compute_capability in RTX_CAPABILITIES) else None
 

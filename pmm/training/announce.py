@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pmm.config import SYNTHETIC, Config
-from pmm.data.samples import Split
+from pmm.data.samples import ReidDataset
 from pmm.models.registry import method_of
 from pmm.training.progress import advice_on_data, warn
 from pmm.training.step import collapsed
@@ -21,7 +21,7 @@ from pmm.utils.hardware import usable_cores
 class Announcer:
     """Speaks for the run in `out`: plain lines on stdout, warnings on stderr."""
 
-    def __init__(self, config: Config, split: Split, out: Path) -> None:
+    def __init__(self, config: Config, split: ReidDataset, out: Path) -> None:
         self._config, self._split, self._out = config, split, out
         self._warned = False
         self.named: set[int] = set()

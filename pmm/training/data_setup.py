@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from pmm.artifacts.runs import RUNS, located
+from pmm.artifacts.runs import RUNS, resolve_data_root
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
-from pmm.data.layouts import layout_of
+from pmm.data.layouts import dataset_spec
 from pmm.data.readers import read_dataset
-from pmm.data.samples import Split, class_indices
+from pmm.data.samples import ReidDataset, class_indices
 from pmm.data.splits import split_validation
 from pmm.utils.errors import UserError
 from pmm.utils.files import locked
@@ -20,13 +20,13 @@ HOW_DRAWN = ("synthetic_ids", "synthetic_seed")
 """Keys of the configuration that synthetic people follow from."""
 
 
-def settled(config: Config) -> Config:
+def resolve_config(config: Config) -> Config:
     """`config` with the values that depend on the data set filled in, and the data set's own name for an alias.
 
     Raises UserError for an unknown data set, or one other than the synthetic people without a root.
     """
     data, model = config.data, config.model
-    data = dataclasses.replace(data, dataset=layout_of(data.dataset).name)
+    data = dataclasses.replace(data, dataset=dataset_spec(data.dataset).name)
     if data.dataset == SYNTHETIC and not data.root:
         suffix = "-fast" if fast_mode() else ""
         drawn = RUNS / f"people-{data.synthetic_ids}-{data.synthetic_seed}{suffix}"
@@ -39,7 +39,7 @@ def settled(config: Config) -> Config:
     return dataclasses.replace(config, data=data, model=model)
 
 
-def training_data(config: Config) -> tuple[Config, Split]:
+def training_data(config: Config) -> tuple[Config, ReidDataset]:
     """Training crops, and held-out query and gallery; synthetic people are drawn first if they are not there.
 
     The configuration comes back with what the data say: the number of classes, and how synthetic people were drawn.
@@ -78,7 +78,7 @@ def refuse_changes(out: Path, saved: Config, asked: Config) -> None:
     where it was, or the same one.
     """
     may_change = ["data.workers:"]
-    before = Path(located(saved.data.root, out / "last.pth"))
+    before = Path(resolve_data_root(saved.data.root, out / "last.pth"))
     if not before.is_dir() or before.resolve() == Path(asked.data.root).resolve():
         may_change.append("data.root:")
     changed = [line for line in saved.differences(asked) if not line.startswith(tuple(may_change))]

@@ -109,7 +109,7 @@ def _peers() -> Iterator[None]:
         raise
 
 
-ALONE = Processes()
+SINGLE = Processes()
 
 
 class _Rows(torch.autograd.Function):
@@ -128,7 +128,7 @@ class _Rows(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
+def init_distributed(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """This process among those of the run, and its own device of `device`'s type; all but the first print nothing.
 
     Raises UserError if a process has no GPU of its own, or several are to share the one that `device` names.
@@ -136,7 +136,7 @@ def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if device.index is not None:
             torch.cuda.set_device(device)  # page-locked memory, and what else asks for no GPU by name, is of this one
-        yield ALONE, device
+        yield SINGLE, device
         return
     if device.index is not None:
         raise UserError(

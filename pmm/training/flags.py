@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from pmm.artifacts.runs import RUNS, newest_run, with_located_data
+from pmm.artifacts.runs import RUNS, newest_run, with_resolved_data_root
 from pmm.config import SYNTHETIC, Config, fast_mode, preset
 from pmm.models.registry import refuse_unread
 from pmm.training.data_setup import refuse_changes, refuse_other_people
@@ -84,7 +84,7 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
     if first.resume and not first.help:
         out = out or newest_run("last.pth").parent
         saved = saved_config(out)
-        config = with_located_data(saved, out / "last.pth")
+        config = with_resolved_data_root(saved, out / "last.pth")
     else:
         config = preset(first.preset or _default_preset(first.device))
         most = FAST_EPOCHS if fast_mode() else SYNTHETIC_EPOCHS if first.dataset == SYNTHETIC else config.recipe.epochs

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pmm.config import Config
 from pmm.models.registry import method_of
-from pmm.training.data_setup import settled, training_data
+from pmm.training.data_setup import resolve_config, training_data
 from pmm.training.flags import TrainOptions
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
@@ -27,24 +27,24 @@ def is_first() -> bool:
 def train(config: Config, out: Path, options: TrainOptions) -> Path:
     """Train as `config` says and write checkpoints, metrics and TensorBoard logs to `out`; returns out/best.pth.
 
-    The processes that torchrun started train together. Ctrl-C and SIGTERM save the run and raise Stopped. Raises
-    UserError for data, weights or an output folder that cannot be used, and under PMM_REQUIRE_EXT=1 where the mix has
-    no compiled kernels for the device.
+    The processes that torchrun started train together. Ctrl-C and SIGTERM save the run and raise TrainingInterrupted.
+    Raises UserError for data, weights or an output folder that cannot be used, and under PMM_REQUIRE_EXT=1 where the
+    mix has no compiled kernels for the device.
     """
     if is_first():
         _check_folder(out, options.resume)
     from pmm.runtime.eager import torch_device
     from pmm.runtime.torch_runner import set_threads
-    from pmm.training.distributed import joined
+    from pmm.training.distributed import init_distributed
     from pmm.training.trainer import Trainer
 
     if method_of(config).mixes_cells:
         _check_kernels(options.device)
-    with joined(torch_device(options.device)) as (processes, device):
+    with init_distributed(torch_device(options.device)) as (processes, device):
         if options.device == "auto" and device.type == "cpu" and processes.main:
             _warn_of_unused_gpu()
         out = Path(processes.told(str(out)))
-        given = processes.together(lambda: config if options.resume else settled(config))
+        given = processes.together(lambda: config if options.resume else resolve_config(config))
         config, split = processes.together(lambda: training_data(given))
         with contextlib.ExitStack() as stack:
             stack.callback(set_threads(options.threads))

@@ -9,12 +9,12 @@ import torch
 
 from pmm.artifacts.checkpoint import FORMAT, versions
 from pmm.config import Config
-from pmm.training.state import Trainee
+from pmm.training.state import TrainState
 from pmm.utils.errors import UserError
 
 
 def snapshot(
-    trainee: Trainee, config: Config, epoch: int, best: float, progress: Mapping[str, Any] | None = None
+    trainee: TrainState, config: Config, epoch: int, best: float, progress: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """A training run after `epoch` epochs, as `save` writes it and `restore_training` takes it up.
 
@@ -37,7 +37,7 @@ def snapshot(
     }
 
 
-def restore_training(state: dict[str, Any], trainee: Trainee) -> None:
+def restore_training(state: dict[str, Any], trainee: TrainState) -> None:
     """Bring all that a step changes, and the random number generators, to where `state` was taken.
 
     Raises UserError if `state` cannot be resumed from (a best.pth or an imported one, say).

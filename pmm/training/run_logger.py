@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NAME = "metrics.jsonl"
 
 
-class Journal:
+class RunLogger:
     """A line per epoch in metrics.jsonl, the same as curves, and pictures."""
 
     def __init__(self, path: Path, log: IO[str], board: SummaryWriter) -> None:
@@ -42,7 +42,7 @@ class Journal:
 
 
 @contextlib.contextmanager
-def journal(out: Path, epochs: int) -> Iterator[Journal]:
+def journal(out: Path, epochs: int) -> Iterator[RunLogger]:
     """That of the run in `out`, which goes on after `epochs`: what was written of later ones is dropped.
 
     Raises UserError if it cannot be written.
@@ -58,7 +58,7 @@ def journal(out: Path, epochs: int) -> Iterator[Journal]:
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
-        yield Journal(path, log, board)
+        yield RunLogger(path, log, board)
     finally:
         for part in (board, log):
             with contextlib.suppress(OSError):

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from pmm.config import Config, RecipeConfig
-from pmm.training.distributed import ALONE, Processes
+from pmm.training.distributed import SINGLE, Processes
 from pmm.utils.errors import UserError
 
 PAPER_EPOCHS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainee:
+class TrainState:
     """A model in training and all that a step changes."""
 
     model: nn.Module
@@ -45,9 +45,9 @@ def check_device(config: Config, device: torch.device) -> None:
         raise UserError("--sync-bn works on GPUs only; leave it out")
 
 
-def make_trainee(
-    model: nn.Module, config: Config, device: torch.device, steps_per_epoch: int, processes: Processes = ALONE
-) -> Trainee:
+def make_train_state(
+    model: nn.Module, config: Config, device: torch.device, steps_per_epoch: int, processes: Processes = SINGLE
+) -> TrainState:
     """`model` on `device` with optimizer and schedule, ready for `pmm.training.step.train_step`."""
     recipe = config.recipe
     if recipe.sync_bn:
@@ -74,7 +74,7 @@ def make_trainee(
         # a partner is drawn by the generator that an uncompiled step draws it with
         network = torch.compile(network, options={"fallback_random": True})
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
-    return Trainee(
+    return TrainState(
         model=model,
         network=network,
         optimizer=optimizer,

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from pmm.config import Config
-from pmm.data.batches import TrainBatch, to_images
+from pmm.data.batches import TrainBatch, normalize_batch
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
-from pmm.data.samples import Split
+from pmm.data.samples import ReidDataset
 from pmm.evaluation.metrics import RankingResult
 from pmm.gallery.embed import embed_crops
 from pmm.gallery.ranking import rank_split
 from pmm.runtime.base import Embeddings
 from pmm.runtime.eager import EagerRunner
-from pmm.training.distributed import ALONE, Processes
+from pmm.training.distributed import SINGLE, Processes
 from pmm.training.losses import reid_losses
-from pmm.training.state import Trainee
+from pmm.training.state import TrainState
 from pmm.utils.errors import UserError
 
 PARTNERS = 4  # a stream of the run's seed, see pmm.data.sampler
@@ -41,11 +41,11 @@ def be_deterministic(device: torch.device) -> None:
 
 
 def train_step(
-    trainee: Trainee,
+    trainee: TrainState,
     batch: TrainBatch,
     config: Config,
     device: torch.device,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
     *,
     epoch: int = 0,
     step: int = 0,
@@ -57,7 +57,7 @@ def train_step(
     `found` is given the losses as soon as they are known, before the (last) backward.
     """
     recipe, parts = config.recipe, config.recipe.accumulate
-    images = to_images(batch, preprocessing_of(config), device)
+    images = normalize_batch(batch, preprocessing_of(config), device)
     labels = batch.labels.to(device, non_blocking=True)
     trainee.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
@@ -105,7 +105,7 @@ def collapsed(losses: Mapping[str, float], num_classes: int) -> bool:
 class Validation:
     """The held-out identities, decoded once; each process has its share of the crops."""
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, processes: Processes = ALONE) -> None:
+    def __init__(self, split: ReidDataset, preprocessing: Preprocessing, processes: Processes = SINGLE) -> None:
         self.split, self.preprocessing, self.processes = split, preprocessing, processes
         paths = [sample.path for sample in (*split.query, *split.gallery)]
         mine = paths[processes.rank :: processes.world]

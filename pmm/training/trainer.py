@@ -20,7 +20,7 @@ from pmm.data.batches import TrainBatch
 from pmm.data.crops import load_crops
 from pmm.data.loader import train_batches
 from pmm.data.preprocessing import preprocessing_of
-from pmm.data.samples import Split, class_indices
+from pmm.data.samples import ReidDataset, class_indices
 from pmm.data.splits import without_unreadable
 from pmm.models.registry import build_model
 from pmm.training.announce import Announcer
@@ -30,10 +30,10 @@ from pmm.training.failures import explained, not_finite
 from pmm.training.flags import TrainOptions
 from pmm.training.progress import LossWatch, Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.resume import restore_training, snapshot
-from pmm.training.run_logger import Journal, journal
-from pmm.training.state import check_device, make_trainee
+from pmm.training.run_logger import RunLogger, journal
+from pmm.training.state import check_device, make_train_state
 from pmm.training.step import Validation, be_deterministic, train_step
-from pmm.utils.errors import Stopped, UserError
+from pmm.utils.errors import TrainingInterrupted, UserError
 from pmm.utils.files import sweep, write_file
 from pmm.visualize.mixing import has_hard_mix, mix_picture
 
@@ -49,7 +49,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        split: Split,
+        split: ReidDataset,
         out: Path,
         device: torch.device,
         processes: Processes,
@@ -73,9 +73,9 @@ class Trainer:
     def run(self, signalled: Callable[[], int]) -> Path:
         """Train to the end, from the beginning or from last.pth as the options say; returns out/best.pth.
 
-        `signalled` says which signal asks for an end, 0 for none: then the run is saved, and Stopped raised. Raises
-        UserError for weights that do not fit, a run of another configuration, a bad image, a loss that is not finite,
-        or a disk that is full; last.pth is then intact.
+        `signalled` says which signal asks for an end, 0 for none: the run is then saved, TrainingInterrupted raised.
+        Raises UserError for weights that do not fit, a run of another configuration, a bad image, a loss that is not
+        finite, or a disk that is full; last.pth is then intact.
         """
         if self.options.resume:
             self._resume()
@@ -170,7 +170,7 @@ class Trainer:
             write_file(self.out / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
 
     def _ready(self) -> None:
-        self.trainee = make_trainee(self.model, self.config, self.device, len(self.sampler), self.processes)
+        self.trainee = make_train_state(self.model, self.config, self.device, len(self.sampler), self.processes)
         self.model = self.trainee.model
 
     def _epoch(self, epoch: int, label: str, signalled: Callable[[], int]) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class Trainer:
             self.processes.together(self._save)
         if word == STOP:
             where = f"{label}, after step {meter.steps} of {len(self.sampler)}"
-            raise Stopped(self.processes.agree(number), where)
+            raise TrainingInterrupted(self.processes.agree(number), where)
 
     def _skipped(self) -> dict[int, str]:
         """Of the training images that any process could not read so far: index and why; in the first process."""
@@ -254,7 +254,7 @@ class Trainer:
             log()
         checkpoint.save(self.out / "last.pth", state)
 
-    def _show(self, log: Journal, epoch: int) -> None:
+    def _show(self, log: RunLogger, epoch: int) -> None:
         """A few times in a run, what the mix does to a few training crops."""
         epochs, size = self.config.recipe.epochs, preprocessing_of(self.config)
         if not has_hard_mix(self.model) or epoch not in {1 + (epochs - 1) * n // PICTURES for n in range(PICTURES + 1)}:

@@ -1,15 +1,111 @@
-"""What a user's mistake raises; command lines print its text as one line and exit with 1."""
+"""Errors that are the user's to mend: kinds with their facts. Command lines print one as a line and exit with 1.
+
+The line is made from the facts, `PATH: problem; expected THIS; do THAT`, so tests assert the facts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
-    """What was wrong, what was expected and what to do, in one line."""
+    """What was wrong, what was expected and what to do next, in one line.
+
+    Args:
+        problem: what was wrong, without the path.
+        path: the file or folder it is about.
+        expected: what would have been right.
+        hint: what to do next, as a command or a flag that exists.
+
+    Example:
+        >>> str(UserError("it is empty", path="crops", expected="images", hint="run pmm synthetic"))
+        'crops: it is empty; expected images; run pmm synthetic'
+    """
+
+    def __init__(self, problem: str, *, path: str | Path | None = None, expected: str = "", hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem, self.expected, self.hint = problem, expected, hint
+        self.path = None if path is None else Path(path)
+
+    def __str__(self) -> str:
+        place = "" if self.path is None else f"{self.path}: "
+        expected = self.expected and f"expected {self.expected}"
+        return place + "; ".join(part for part in (self.problem, expected, self.hint) if part)
+
+    def __reduce__(self) -> tuple[object, ...]:  # a subclass is not made from `args` alone
+        return _remade, (type(self), self.__dict__, self.args)
 
 
-class Unavailable(UserError):  # noqa: N818 - a state to report
-    """This machine cannot do what was asked for: no GPU, no such instructions, a library that is not installed."""
+class InvalidValue(UserError):
+    """A flag or an argument has a value that it cannot have.
+
+    Args:
+        name: the flag (`--threads`) or the argument (`batch_size`).
+        value: what it was.
+        expected: what it can be; or `choices`, the words to choose from, of which the nearest is suggested.
+
+    Example:
+        >>> str(InvalidValue("--threads", -1, "0 or more"))
+        '--threads is -1; expected 0 or more'
+        >>> str(InvalidValue("backend", "onxruntime", choices=["auto", "onnxruntime"]))
+        "backend is 'onxruntime'; expected auto or onnxruntime; did you mean onnxruntime?"
+    """
+
+    def __init__(
+        self, name: str, value: object, expected: str = "", *, choices: Iterable[str] = (), hint: str = ""
+    ) -> None:
+        self.name, self.value, self.choices = name, value, tuple(choices)
+        if self.choices:
+            expected = expected or one_of(self.choices)
+            nearest = difflib.get_close_matches(str(value), self.choices, n=1)
+            hint = hint or (f"did you mean {nearest[0]}?" if nearest else "")
+        shown = f"'{value}'" if isinstance(value, str) else value
+        super().__init__(f"{name} is {shown}", expected=expected, hint=hint)
 
 
-class Stopped(Exception):  # noqa: N818 - a state to report
+class ConflictingOptions(UserError):
+    """Options that cannot be together, or one that would change nothing here; `options` names them."""
+
+    def __init__(self, problem: str, *options: str, expected: str = "", hint: str = "") -> None:
+        super().__init__(problem, expected=expected, hint=hint)
+        self.options = options
+
+
+class InvalidFile(UserError):
+    """The file or folder `path` is missing, damaged or of another kind, or holds what cannot be used."""
+
+
+class CannotWrite(UserError):
+    """The file or folder `path` cannot be written, or would replace what is to be kept."""
+
+
+class InvalidInput(UserError):
+    """Arrays, boxes or embeddings from the caller that cannot be used; `index` says which of several, from 0."""
+
+    def __init__(self, problem: str, *, index: int | None = None, expected: str = "", hint: str = "") -> None:
+        super().__init__(problem, expected=expected, hint=hint)
+        self.index = index
+
+
+class OutOfMemory(UserError):
+    """What was asked for does not fit the memory that there is, or that was allowed."""
+
+
+class BackendUnavailable(UserError):
+    """This machine cannot do what was asked for: no GPU, no such instructions, a library that does not work."""
+
+
+class MissingLibrary(BackendUnavailable):
+    """The module `library` cannot be imported; the hint is the command that installs it."""
+
+    def __init__(self, library: str, problem: str, *, hint: str) -> None:
+        super().__init__(problem, hint=hint)
+        self.library = library
+
+
+class TrainingInterrupted(Exception):
     """A run was told to end by signal `number`, and is saved `where` it was."""
 
     def __init__(self, number: int, where: str) -> None:
@@ -17,6 +113,19 @@ class Stopped(Exception):  # noqa: N818 - a state to report
         self.number, self.where = number, where
 
 
+def one_of(words: Iterable[str]) -> str:
+    """`a, b or c`."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def reason_of(error: Exception) -> str:
     """The first line of what a library said, at most 200 characters; the kind of error if it said nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _remade(kind: type[UserError], facts: dict[str, object], args: tuple[object, ...]) -> UserError:
+    """An error that went from one process to another: all its facts, whatever its constructor takes."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pmm.utils.cgroup import cpu_quota
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 
 T = TypeVar("T")
 
@@ -66,14 +66,16 @@ def cuda_index(device: str) -> int | None:
 
 
 def gpu_at(index: int) -> Gpu:
-    """The GPU of that index. Raises Unavailable saying which are there if it is not."""
+    """The GPU of that index. Raises BackendUnavailable saying which are there if it is not."""
     gpus = nvidia_gpus()
     if index < len(gpus):
         return gpus[index]
     if not gpus:
-        raise Unavailable("no NVIDIA GPU is visible; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES")
+        raise BackendUnavailable(
+            "no NVIDIA GPU is visible; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
     names = ", ".join(f"{place} {gpu.name}" for place, gpu in enumerate(gpus))
-    raise Unavailable(f"no GPU {index} here: {len(gpus)} visible ({names}); see CUDA_VISIBLE_DEVICES")
+    raise BackendUnavailable(f"no GPU {index} here: {len(gpus)} visible ({names}); see CUDA_VISIBLE_DEVICES")
 
 
 def check_threads(count: int) -> None:

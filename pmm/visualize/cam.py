@@ -73,8 +73,8 @@ def stage_cams(model: Any, images: Tensor, classes: Tensor | None = None) -> lis
     """Grad-CAM of each stage at test time, on the map that the stage pools: F1, then X.
 
     Args:
-        model: a trunk `backbone`, heads `stages` and, if there are several, a `bottleneck` (see `TwoMaps`); it is left
-            as it was.
+        model: a trunk `backbone`, heads `stages` and, if there are several, a `bottleneck` (see `MultiBranchNet`); it
+            is left as it was.
         images: normalised [N, 3, H, W], on the model's device.
         classes: training labels to explain [N]; by default each stage's own answer, the largest of its logits.
     """

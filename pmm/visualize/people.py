@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pmm.artifacts.runs import located
+from pmm.artifacts.runs import resolve_data_root
 from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops
 from pmm.data.readers import read_dataset
-from pmm.data.samples import Sample, Split, class_indices
+from pmm.data.samples import ReidDataset, Sample, class_indices
 from pmm.data.splits import split_validation
 from pmm.utils.errors import UserError
 
@@ -23,7 +23,7 @@ from pmm.utils.errors import UserError
 class People:
     """A checkpoint's data set."""
 
-    test: Split
+    test: ReidDataset
     trained: tuple[Sample, ...]
     """The crops that it was trained on; none if they cannot be told."""
     why_none: str = ""
@@ -54,7 +54,7 @@ def people_of(config: Config, checkpoint: Path, root: Path | None = None) -> Peo
     Raises UserError if it is not there, saying where it was looked for, or cannot be read.
     """
     data = config.data
-    place = root or Path(located(data.root, checkpoint))
+    place = root or Path(resolve_data_root(data.root, checkpoint))
     if root is None and not (data.root and place.is_dir()):
         where = f"{data.root} is no folder" if data.root else "it does not say where"
         if data.root and not Path(data.root).is_absolute():

@@ -22,7 +22,7 @@ from pmm.visualize.sheet import HEIGHT
 from pmm.visualize.style import shortened
 
 if TYPE_CHECKING:
-    from pmm.evaluation.parity.labels import Embedded
+    from pmm.evaluation.parity.labels import QueryGallery
     from pmm.runtime.eager import EagerRunner
     from pmm.visualize.cam import View
     from pmm.visualize.ranked import Scores
@@ -37,7 +37,7 @@ MIX_BATCH = 16
 """Crops that partners are drawn from, where fewer are shown."""
 
 
-class NotThere(UserError):  # noqa: N818 - a state to report
+class NotThere(UserError):
     """This checkpoint has nothing that such a picture could show."""
 
 
@@ -177,9 +177,9 @@ class Pictures:
         first, second = self.titles
         return compared_picture(split, found[0], found[1], heads=(first, second), queries=queries)
 
-    def _ranking(self, subject: Subject, title: str) -> tuple[Embedded, Scores]:
+    def _ranking(self, subject: Subject, title: str) -> tuple[QueryGallery, Scores]:
         """Embeddings of the test people, and the average precision of each query."""
-        from pmm.evaluation.parity.labels import Embedded
+        from pmm.evaluation.parity.labels import QueryGallery
         from pmm.gallery.embed import embed_samples
         from pmm.gallery.ranking import rank_split
 
@@ -188,7 +188,7 @@ class Pictures:
             embed_samples(subject.runner, samples, batch_size=batch, label=f"{title}, {name}")
             for name, samples in (("query", split.query), ("gallery", split.gallery))
         )
-        return Embedded(query, gallery), rank_split(split, query, gallery).per_query_ap
+        return QueryGallery(query, gallery), rank_split(split, query, gallery).per_query_ap
 
     def _curves(self) -> Image.Image:
         folders = list(dict.fromkeys(path.resolve().parent for path in self.sources))

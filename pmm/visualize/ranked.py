@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pmm.data.samples import Split
-from pmm.evaluation.parity.labels import Embedded, Ints
+from pmm.data.samples import ReidDataset
+from pmm.evaluation.parity.labels import Ints, QueryGallery
 from pmm.evaluation.parity.ranking import first_items
 from pmm.gallery.ranking import labels_of
 from pmm.visualize.lists import compared_lists, ranked_lists
@@ -21,7 +21,7 @@ ENDS = 0.05
 
 
 def ranked_picture(
-    split: Split, embedded: Embedded, scores: Scores, *, queries: int = 6, items: int = 9
+    split: ReidDataset, embedded: QueryGallery, scores: Scores, *, queries: int = 6, items: int = 9
 ) -> Image.Image:
     """A few queries from the hardest to the easiest, with what ranks first for them.
 
@@ -34,9 +34,9 @@ def ranked_picture(
 
 
 def compared_picture(
-    split: Split,
-    before: tuple[Embedded, Scores],
-    after: tuple[Embedded, Scores],
+    split: ReidDataset,
+    before: tuple[QueryGallery, Scores],
+    after: tuple[QueryGallery, Scores],
     *,
     heads: tuple[str, str],
     queries: int = 6,
@@ -66,7 +66,7 @@ def spread(scores: Scores, count: int, ends: float = ENDS) -> Ints:
     return order[np.linspace(ends * last, (1 - ends) * last, min(count, len(order))).round().astype(int)]
 
 
-def rows(split: Split, embedded: Embedded, queries: Ints, items: int) -> list[list[tuple[Path, bool | None]]]:
+def rows(split: ReidDataset, embedded: QueryGallery, queries: Ints, items: int) -> list[list[tuple[Path, bool | None]]]:
     """What ranks first for some queries, without junk: path, and whether it is the same person."""
     found = first_items(embedded, labels_of(split), queries, items)
     return [
@@ -75,5 +75,5 @@ def rows(split: Split, embedded: Embedded, queries: Ints, items: int) -> list[li
     ]
 
 
-def _paths(split: Split, queries: Sequence[int] | Ints) -> list[Path]:
+def _paths(split: ReidDataset, queries: Sequence[int] | Ints) -> list[Path]:
     return [split.query[query].path for query in queries]

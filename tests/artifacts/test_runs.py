@@ -1,4 +1,4 @@
-from pmm.artifacts.runs import located
+from pmm.artifacts.runs import resolve_data_root
 
 
 def test_a_relative_root_is_found_from_the_checkpoint(tmp_path, monkeypatch):
@@ -7,10 +7,10 @@ def test_a_relative_root_is_found_from_the_checkpoint(tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    assert located("runs/demo/data", checkpoint) == str(tmp_path / "work" / "runs" / "demo" / "data")
-    assert located("runs/other", checkpoint) == "runs/other"
-    assert located("", checkpoint) == ""
-    assert located(str(tmp_path / "none"), checkpoint) == str(tmp_path / "none")
+    assert resolve_data_root("runs/demo/data", checkpoint) == str(tmp_path / "work" / "runs" / "demo" / "data")
+    assert resolve_data_root("runs/other", checkpoint) == "runs/other"
+    assert resolve_data_root("", checkpoint) == ""
+    assert resolve_data_root(str(tmp_path / "none"), checkpoint) == str(tmp_path / "none")
     # what is there, seen from here, is meant
     (elsewhere / "runs" / "demo" / "data").mkdir(parents=True)
-    assert located("runs/demo/data", checkpoint) == "runs/demo/data"
+    assert resolve_data_root("runs/demo/data", checkpoint) == "runs/demo/data"

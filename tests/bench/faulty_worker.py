@@ -20,7 +20,7 @@ from PIL import Image
 from pmm.bench import runner_factory, worker
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.runtime import ort_session
-from pmm.runtime.base import Embeddings, Runner, Step
+from pmm.runtime.base import BoundRun, Embeddings, Runner
 from pmm.utils import hardware
 from pmm.utils.errors import UserError
 from pmm.utils.hardware import Gpu
@@ -45,8 +45,8 @@ class Faulty(Runner):
     def __call__(self, images: Crops) -> Embeddings:
         return self.after(self.inner(np.ascontiguousarray(self.before(images))))
 
-    def bind(self, images: Crops) -> Step:
-        return Step(self.step) if self.step else self.inner.bind(images)
+    def bind(self, images: Crops) -> BoundRun:
+        return BoundRun(self.step) if self.step else self.inner.bind(images)
 
 
 class NormalisedTwice(Faulty):

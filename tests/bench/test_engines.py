@@ -14,9 +14,9 @@ from pmm.bench.candidates import REFERENCE
 from pmm.bench.harness import Bench
 from pmm.bench.schema import read_report
 from pmm.bench.worker import Session
-from pmm.export.options import MIN_COSINE, EngineOptions, Recipe
+from pmm.export.options import MIN_COSINE, EngineOptions, ExportOptions
 from pmm.export.trt import engine_from_onnx
-from pmm.utils.errors import Unavailable
+from pmm.utils.errors import BackendUnavailable
 from pmm.utils.hardware import Gpu
 from tests.bench.conftest import GPUS
 from tests.bench.workers import exported_before, fewer, workers_here
@@ -41,7 +41,7 @@ def bench(trained, shared, few, tmp_path):
     """Runs pmm bench in this process on exports that are there; returns the report."""
 
     def run(*words, precision="fp32", code=0):
-        recipe = Recipe(precision="fp32" if precision == "tf32" else precision)
+        recipe = ExportOptions(precision="fp32" if precision == "tf32" else precision)
         words += ("--precisions", precision, "--root", few, "--device", "cpu", "--out", tmp_path / "report")
         with workers_here(), exported_before(shared, [recipe]):
             done = run_here("bench/run.py", trained, *words, "--seconds", "0.05", "--samples", "10", PMM_FAST="1")
@@ -130,7 +130,7 @@ def test_an_engine_is_kept_for_the_same_batches_and_the_same_gpu(machine, traine
     monkeypatch.setattr(artifacts, "engine_gate", lambda *args: None)  # its proof takes most of the time
 
     def made(batches, device="cuda"):
-        with exported_before(shared, [Recipe()]):
+        with exported_before(shared, [ExportOptions()]):
             return artifacts.make_artifact(
                 kind="engine", precision="fp32", stored="fp32", device=device, flavor="tensorrt", batches=batches,
                 checkpoint=str(trained), folder=str(tmp_path), dataset="synthetic", root=str(few),
@@ -178,7 +178,9 @@ def test_a_gpu_by_its_number_is_the_one_that_is_built_for_and_opened(machine, sh
         str(given.artifact), backend="tensorrt", precision="fp32", device=given.place, cuda_graph=True, threads=1
     )
     assert opened["device"] == GPUS[1].name
-    with pytest.raises(Unavailable, match=r"no GPU 2 here: 2 visible \(0 NVIDIA Standin 6000, 1 NVIDIA Standin 4000\)"):
+    with pytest.raises(
+        BackendUnavailable, match=r"no GPU 2 here: 2 visible \(0 NVIDIA Standin 6000, 1 NVIDIA Standin 4000\)"
+    ):
         candidates.chosen(["tensorrt"], ["fp32"], device="cuda:2")
     rtx = candidates.Candidate(backend="tensorrt-rtx", precision="fp32", device="cuda", gpu=1)
     assert rtx.why_not() == ""

@@ -15,7 +15,7 @@ from pmm.bench.request import Options
 from pmm.bench.schema import BenchReport, Timing, read_report
 from pmm.bench.timing import time_batch
 from pmm.bench.workers import WorkerProcess
-from pmm.export.options import Recipe
+from pmm.export.options import ExportOptions
 from pmm.utils.hardware import Gpu
 from tests.bench import faulty_worker
 from tests.bench.faulty_worker import SLEEP_S
@@ -86,7 +86,7 @@ def accuracy(
         exported, folder, "whole", "wrong-row", "swapped-channels", "other-resize", "off-by-one-crop", "fp16-overflow",
         "hangs", "crashes", "crashes-when-timed", "wrong-when-timed", "twice-as-long", "longer-if-few", "sleeps",
     )  # fmt: skip
-    files += named(shared.onnx(Recipe(input="float")), folder, "doubled-normalisation", "whole-floats")
+    files += named(shared.onnx(ExportOptions(input="float")), folder, "doubled-normalisation", "whole-floats")
     root = fewer(people, folder / "people")
     words = ("--batches", "2", "--seconds", "0.2", "--timeout", "60", "--root", root)
     return bench(folder / "report", trained, *files, *words, way=request.param, PMM_FAST="1")

@@ -9,7 +9,7 @@ from pmm.bench import harness
 from pmm.bench.schema import read_report
 from pmm.bench.workers import WorkerProcess
 from pmm.config import Config
-from pmm.export.options import Recipe
+from pmm.export.options import ExportOptions
 from pmm.models.registry import build_model
 from pmm.utils.build_info import build_info, describe_build
 from pmm.utils.environment import describe_environment
@@ -23,7 +23,7 @@ WORKERS = {"torch fp32": WorkerProcess, "ort-cpu fp32": WorkerProcess}
 
 @pytest.fixture(scope="module")
 def exports(shared):
-    with exported_before(shared, (Recipe(), Recipe(precision="int8", target="cpu"))) as asked:
+    with exported_before(shared, (ExportOptions(), ExportOptions(precision="int8", target="cpu"))) as asked:
         yield asked
 
 

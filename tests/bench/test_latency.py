@@ -5,7 +5,7 @@ from itertools import chain, repeat
 import pytest
 
 from pmm.bench.latency import LatencyPlan, interleave, measure, run_turn, throughput, warm_up
-from pmm.runtime.base import Step
+from pmm.runtime.base import BoundRun
 
 
 class Clock:
@@ -260,7 +260,7 @@ def test_steady_is_told_from_medians_of_the_last_thirds():
     assert warmed([2.0] * 5 + [1.0, 9.0, 1.0, 9.0, 2.0, 2.0], warmup_runs=11) == (11, False)
 
 
-class Device(Step):
+class Device(BoundRun):
     """Calls are submitted in 1/16 s each, and executed one after another in `seconds` each."""
 
     def __init__(self, clock, seconds):
@@ -300,7 +300,7 @@ def test_throughput_does_not_count_its_start():
 def test_slow_calls_are_not_submitted_beyond_the_time():
     """A CPU's: submitting one is running it."""
     clock = Clock()
-    step = Step(clock.step("a", 2.0))
+    step = BoundRun(clock.step("a", 2.0))
     assert throughput(step, batch=3, in_flight=16, seconds=5.0, clock=clock) == pytest.approx(3 / 2.0)
     assert len(clock.log) == 3 + 3
     clock.log.clear()

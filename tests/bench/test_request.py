@@ -17,11 +17,11 @@ from pmm.artifacts.checkpoint import load, save
 from pmm.bench import candidates
 from pmm.bench.artifacts import describe_checkpoint
 from pmm.bench.candidates import chosen
-from pmm.bench.examiner import Examiner
+from pmm.bench.examiner import CandidateEvaluator
 from pmm.bench.gates import GateFlags
 from pmm.bench.request import Options, requested, subjects
 from pmm.bench.workers import WorkerFailed
-from pmm.export.options import Recipe
+from pmm.export.options import ExportOptions
 from pmm.runtime.open import BACKENDS
 from pmm.utils.errors import UserError
 from pmm.utils.files import claimed
@@ -111,7 +111,7 @@ def test_what_onnx_runtime_would_compute_in_fp32_is_not_measured_as_something_el
 ):
     if with_gpu:  # an int8 file's products are fp32 there: it runs on the CPU
         monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (Gpu("a GPU", "9.0"),))
-    file = shared.onnx(Recipe(precision=precision))
+    file = shared.onnx(ExportOptions(precision=precision))
     ((candidate, _),) = candidates.given([file])
     assert (candidate.backend, candidate.precision, candidate.device) == ("ort-cpu", precision, "cpu")
     assert candidate.why_not() == said
@@ -303,7 +303,7 @@ def test_crops_of_another_layout_are_verified_on_and_judged(trained, tmp_path):
 def test_a_checkpoint_that_changes_meanwhile_is_not_judged(trained, people, tmp_path, monkeypatch):
     copy = tmp_path / "last.pth"
     shutil.copy(trained, copy)
-    made = Examiner.examine
+    made = CandidateEvaluator.examine
 
     def examine(self, candidate):
         result = made(self, candidate)
@@ -311,7 +311,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_not_judged(trained, people, tmp_
         save(copy, state | {"epoch": state["epoch"] + 1})
         return result
 
-    monkeypatch.setattr(Examiner, "examine", examine)
+    monkeypatch.setattr(CandidateEvaluator, "examine", examine)
     root = fewer(people, tmp_path / "people")
     words = (SCRIPT, copy, "--root", root, "--backends", "torch", "--out", tmp_path / "report")
     with workers_here():

@@ -11,8 +11,8 @@ import pytest
 
 from pmm.bench import workers
 from pmm.bench.worker import Session
-from pmm.bench.workers import CannotRun, Crew, WorkerFailed, WorkerProcess
-from pmm.utils.errors import Unavailable, UserError
+from pmm.bench.workers import CannotRun, WorkerFailed, WorkerPool, WorkerProcess
+from pmm.utils.errors import BackendUnavailable, UserError
 from tests.utils.test_task_runner import alive
 
 SKELETON = """
@@ -65,7 +65,7 @@ def test_what_goes_wrong_in_a_session_is_an_answer_in_one_line(monkeypatch, caps
         monkeypatch.setattr(Session, "memory", Mock(side_effect=error))
         return Session(print).answer("memory", {})
 
-    assert raising(Unavailable("no GPU")) == {"error": "no GPU", "kind": "unavailable"}
+    assert raising(BackendUnavailable("no GPU")) == {"error": "no GPU", "kind": "unavailable"}
     assert raising(UserError("bad\nand more")) == {"error": "bad", "kind": "failed"}
     assert raising(KeyError("key")) == {"error": "KeyError: 'key'", "kind": "failed"}
     assert "Traceback" in capsys.readouterr().err, "for the log"
@@ -141,7 +141,7 @@ def test_closing_ends_it_even_if_it_does_not_listen(worker):
 
 def test_the_crew_starts_workers_when_they_are_asked_for(worker, tmp_path):
     worker("say(answer=os.getpid())").close()
-    with Crew(tmp_path / "crew", threads=1, timeout=5.0) as crew:
+    with WorkerPool(tmp_path / "crew", threads=1, timeout=5.0) as crew:
         assert "a" not in crew
         first = crew["a"].ask("open")
         assert "a" in crew

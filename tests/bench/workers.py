@@ -19,7 +19,7 @@ from pmm.bench.latency import Clock
 from pmm.bench.pages import pictures, report
 from pmm.bench.worker import Session
 from pmm.export import onnx
-from pmm.export.options import Recipe, Verification
+from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.utils.files import sha256
 from tests.store import Shared
 
@@ -71,12 +71,14 @@ def workers_here(start: Callable[..., Any] = WorkerHere, *, pages: bool = False)
 
 
 @contextmanager
-def exported_before(shared: Shared, recipes: Iterable[Recipe]) -> Iterator[list[tuple[Recipe, Verification]]]:
+def exported_before(
+    shared: Shared, recipes: Iterable[ExportOptions]
+) -> Iterator[list[tuple[ExportOptions, VerifyOptions]]]:
     """Exports take a shared file of the same recipe, one of `recipes`; the list notes what each was asked for."""
-    asked: list[tuple[Recipe, Verification]] = []
+    asked: list[tuple[ExportOptions, VerifyOptions]] = []
     files = {recipe: shared.onnx(recipe) for recipe in recipes}
 
-    def export(checkpoint: Path, out: Path, recipe: Recipe, verification: Verification) -> Artifact:
+    def export(checkpoint: Path, out: Path, recipe: ExportOptions, verification: VerifyOptions) -> Artifact:
         asked.append((recipe, verification))
         source = files[dataclasses.replace(recipe, calibration_root="")]
         shutil.copyfile(source, out)

@@ -9,17 +9,17 @@ import pytest
 
 from pmm.data.crops import load_crops
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.options import Recipe
+from pmm.export.options import ExportOptions
 from pmm.runtime.open import open_runner
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.full
 CLIENT = Path(__file__).with_name("plain_client.py")
 RECIPES = (
-    Recipe(),
-    Recipe(input="float", input_colour="bgr", normalize=True, flip_tta=True),
-    Recipe(precision="fp16"),
-    Recipe(precision="int8", target="cpu"),
+    ExportOptions(),
+    ExportOptions(input="float", input_colour="bgr", normalize=True, flip_tta=True),
+    ExportOptions(precision="fp16"),
+    ExportOptions(precision="int8", target="cpu"),
 )
 
 

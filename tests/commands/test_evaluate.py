@@ -15,7 +15,7 @@ from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
 from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
 from pmm.evaluation.reranking import Reranking, reranked
-from pmm.export.options import Recipe
+from pmm.export.options import ExportOptions
 from pmm.gallery.embed import embed_samples
 from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
@@ -226,5 +226,5 @@ def test_a_data_set_without_matches_is_refused_before_a_model_is_loaded(tmp_path
 
 
 def test_a_file_that_averages_with_the_mirror_image_already(shared, people):
-    path = shared.onnx(Recipe(flip_tta=True), verify=False)
+    path = shared.onnx(ExportOptions(flip_tta=True), verify=False)
     assert_one_line_error(evaluate(path, people, "--flip-test"), "averages with the mirror image already")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pmm.config import RecipeConfig
 from pmm.data.augmentation import draw_augmentation, shift_into
-from pmm.data.batches import TrainBatch, _scale_and_offset, _to_images_at_once, to_images
+from pmm.data.batches import TrainBatch, _scale_and_offset, _to_images_at_once, normalize_batch
 from tests.conftest import examples
 from tests.data.plain_augmentation import PREPROCESSING, reference
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 CROP = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)
 
 
-def augmented(crops, recipe, rng, make=to_images, device=CPU):
+def augmented(crops, recipe, rng, make=normalize_batch, device=CPU):
     """As `reference` [B, 3, H, W], by the functions of the loader."""
     how = draw_augmentation(recipe, *crops.shape[1:3], len(crops), rng)
     out = np.full_like(crops, 77)
@@ -34,11 +34,11 @@ def augmented(crops, recipe, rng, make=to_images, device=CPU):
 
 
 def at_once(batch, preprocessing, device):
-    """`to_images` as on a GPU."""
+    """`normalize_batch` as on a GPU."""
     return _to_images_at_once(batch, *_scale_and_offset(preprocessing, device), device).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("make", [to_images, at_once])
+@pytest.mark.parametrize("make", [normalize_batch, at_once])
 @examples(150)
 @given(
     size=st.tuples(st.integers(1, 14), st.integers(1, 14)),
@@ -64,7 +64,7 @@ def test_images_are_float_channels_last_and_the_batch_is_not_changed():
     zeros = torch.zeros(2, dtype=torch.int64)
     cutouts = torch.tensor([[0, 0, 0, 0], [2, 1, 5, 4]])
     batch = TrainBatch(crops.clone(), torch.tensor([False, True]), cutouts, zeros, zeros, zeros)
-    images = to_images(batch, PREPROCESSING, CPU)
+    images = normalize_batch(batch, PREPROCESSING, CPU)
     assert (images.shape, images.dtype) == ((2, 3, 12, 8), torch.float32)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch.crops, crops)
@@ -79,7 +79,7 @@ def test_the_number_of_threads_is_as_before():
     )
     torch.set_num_threads(3)
     try:
-        to_images(batch, PREPROCESSING, CPU)
+        normalize_batch(batch, PREPROCESSING, CPU)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

@@ -301,10 +301,10 @@ def test_folders_of_ones_own(tmp_path):
 
 
 def test_published_counts(root, monkeypatch):
-    market = layouts.LAYOUTS["market1501"]
+    market = layouts.DATASETS["market1501"]
     trees.draw(root / "bounding_box_test" / "0009_c1s1_1.jpg")  # nobody asks for 9: counted by nobody
     true = layouts.Published(train=4, query=2, gallery=5, train_ids=2, test_ids=2, cameras=2)
-    monkeypatch.setitem(layouts.LAYOUTS, "market1501", check.dataclasses.replace(market, published=true))
+    monkeypatch.setitem(layouts.DATASETS, "market1501", check.dataclasses.replace(market, published=true))
     report = the_doctor(root, "market1501")
     assert report.findings == ()
     assert lines(report)[3:8] == [
@@ -332,7 +332,7 @@ def test_published_counts_of_every_data_set():
         "msmt17-v1": (32_621, 11_659, 82_161, 1_041, 3_060, 15),
         "msmt17-v2": (32_621, 11_659, 82_161, 1_041, 3_060, 15),
     }
-    given = {name: layout.published for name, layout in layouts.LAYOUTS.items() if layout.published}
+    given = {name: layout.published for name, layout in layouts.DATASETS.items() if layout.published}
     assert {name: tuple(vars(published).values()) for name, published in given.items()} == table
 
 
@@ -371,7 +371,7 @@ def test_json_has_everything(root, tmp_path):
     assert (report["usable"], report["verdict"]) == (False, "NOT usable: 1 problem")
     assert (report["width"], report["height"], report["cameras"]) == ([16] * 3, [32] * 3, 2)
     assert report["published"][0] == {"key": "train", "words": "train images", "found": 4, "published": 12_936}
-    assert {figure["key"] for figure in report["published"]} == set(vars(layouts.LAYOUTS["market1501"].published))
+    assert {figure["key"] for figure in report["published"]} == set(vars(layouts.DATASETS["market1501"].published))
     assert report["findings"][0] == {
         "level": "problem",
         "kind": "refused",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pmm.data.batches import TrainBatch, to_images
+from pmm.data.batches import TrainBatch, normalize_batch
 from pmm.data.crops import load_crop
 from pmm.data.loader import TrainSet, train_batches
 from pmm.data.readers import read_dataset
@@ -86,7 +86,7 @@ def test_batches_are_those_of_the_files(small_config, people):
     sampler.epoch = 3
     labels = class_indices(samples)
     for number, (keys, batch) in enumerate(zip(list(sampler), loader, strict=True)):
-        images = to_images(batch, PREPROCESSING, torch.device("cpu"))
+        images = normalize_batch(batch, PREPROCESSING, torch.device("cpu"))
         rng = np.random.default_rng([5, 3, 3, number])
         crops = np.stack([load_crop(samples[index].path, 128, 64) for index, _, _ in keys])
         np.testing.assert_allclose(images.numpy(), reference(crops, config.recipe, rng), rtol=0, atol=1e-6)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pmm.config import preset
 from pmm.data import folders, market, msmt17
 from pmm.data.crops import load_crop
-from pmm.data.layouts import ALIASES, LAYOUTS
+from pmm.data.layouts import ALIASES, DATASETS
 from pmm.data.readers import read_dataset, scan
 from pmm.data.samples import class_indices
 from pmm.data.scan import shown
-from pmm.training.data_setup import settled, training_data
+from pmm.training.data_setup import resolve_config, training_data
 from pmm.utils.errors import UserError
 from tests.data import trees
 
@@ -107,7 +107,7 @@ def test_aliases(tmp_path, alias, name):
     tree(name, tmp_path)
     assert read_dataset(alias, tmp_path) == read_dataset(name, tmp_path)
     assert scan(alias, tmp_path).layout.name == name
-    assert set(ALIASES.values()) < set(LAYOUTS)
+    assert set(ALIASES.values()) < set(DATASETS)
 
 
 def test_synthetic_people_are_read_by_the_same_reader(people):
@@ -540,7 +540,7 @@ def test_what_is_wrong_with_folders(tmp_path):
 def test_training_without_a_train_folder_and_with_an_alias(tmp_path):
     def config(dataset, root):
         base = preset("tiny")
-        return settled(type(base)(data=type(base.data)(dataset=dataset, root=str(root), val_identities=0.5)))
+        return resolve_config(type(base)(data=type(base.data)(dataset=dataset, root=str(root), val_identities=0.5)))
 
     assert config("market", tmp_path).data.dataset == "market1501"
     with pytest.raises(UserError, match="unknown data set 'markt'"):

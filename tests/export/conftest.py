@@ -65,13 +65,13 @@ def gate(trained, people):
     """The checkpoint's embeddings of some crops."""
     from pmm.data.crops import load_crops
     from pmm.data.readers import read_dataset
-    from pmm.export.parity_check import Gate
+    from pmm.export.parity_check import ParityCheck
     from pmm.runtime.open import open_runner
 
     split = read_dataset("synthetic", people)
     crops = load_crops([sample.path for sample in split.query[::9]], 128, 64)
     with open_runner(trained) as runner:
-        return Gate(crops, runner(crops))
+        return ParityCheck(crops, runner(crops))
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.export import aoti as module
 from pmm.export import parity_check
 from pmm.export.aoti import describe, export_aoti, exported_precision, verified_aoti
-from pmm.export.options import MIN_COSINE, Recipe, Verification
+from pmm.export.options import MIN_COSINE, ExportOptions, VerifyOptions
 from pmm.runtime import aoti as runtime
 from pmm.runtime import torch_runner
 from pmm.runtime.aoti import AotiRunner, this_machine
 from pmm.runtime.deployed_graph import TRUNK_TYPES, deployed_graph
 from pmm.utils.build_info import describe_build
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, run_here, run_python
 from tests.runtime.small import small_graph
@@ -87,7 +87,7 @@ def test_the_manifest_says_what_is_in_the_file(trained, package):
 def test_multiplications_are_counted_as_in_the_onnx_file(shared, program):
     for precision in ("fp32", "bf16"):
         found = exported_precision(program(precision))
-        file = read_onnx(shared.onnx(Recipe(precision=precision))).manifest
+        file = read_onnx(shared.onnx(ExportOptions(precision=precision))).manifest
         assert found.total == file.macs
         assert found.share == file.precision_share
         assert found.precision == precision
@@ -145,8 +145,8 @@ def test_what_cannot_be_had_is_refused_before_the_work(trained, built, tmp_path,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for precision, device, kind, said in (
         ("int8", "cpu", UserError, "no package in int8; known: fp32, tf32, fp16, bf16"),
-        ("tf32", "cpu", Unavailable, "TF32 was asked for, and a CPU has no such thing"),
-        ("fp32", "cuda", Unavailable, "torch sees no usable CUDA GPU"),
+        ("tf32", "cpu", BackendUnavailable, "TF32 was asked for, and a CPU has no such thing"),
+        ("fp32", "cuda", BackendUnavailable, "torch sees no usable CUDA GPU"),
         ("fp32", "tpu", UserError, "unknown device 'tpu'"),
     ):
         with pytest.raises(kind, match=said):
@@ -161,7 +161,7 @@ def test_what_cannot_be_had_is_refused_before_the_work(trained, built, tmp_path,
 
 
 def test_an_unverified_package_was_at_least_loaded(trained, built, tmp_path, monkeypatch):
-    unverified = Verification(no_verify=True)
+    unverified = VerifyOptions(no_verify=True)
     made = export_aoti(trained, tmp_path / "m.pt2", verification=unverified)
     assert made.manifest.parity is None
     assert describe(made).endswith("parity NOT verified (--no-verify)")
@@ -206,7 +206,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, built, tmp_path
 def test_a_verified_package_is_used_again_and_only_then(trained, package, built, tmp_path, monkeypatch):
     monkeypatch.setattr(parity_check, "VERIFY_CROPS", 16)
     out = tmp_path / "m.pt2"
-    export_aoti(trained, out, verification=Verification(no_verify=True))
+    export_aoti(trained, out, verification=VerifyOptions(no_verify=True))
     first = verified_aoti(trained, out)
     assert first.manifest.parity is not None
     built.clear()

@@ -9,13 +9,13 @@ import pytest
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.build_log import BuildLog
-from pmm.export.options import EngineOptions, Recipe
-from pmm.export.parity_check import Gate
+from pmm.export.options import EngineOptions, ExportOptions
+from pmm.export.parity_check import ParityCheck
 from pmm.export.trt import describe_engine, engine_from_onnx
 from pmm.runtime import engine_origin, trt_variant
 from pmm.runtime.open import open_runner
 from pmm.utils import hardware
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import Gpu
 from tests.runtime.standin import LISTS
 
@@ -41,9 +41,9 @@ def test_several_profiles_are_built_proved_and_run(machine, shared, gate, tmp_pa
 
 def test_each_profile_is_proved_at_its_best_batch(machine, shared, gate, tmp_path, monkeypatch):
     machine(NEWEST)
-    shared.onnx(Recipe(precision="fp16"))  # whose export has a gate too
+    shared.onnx(ExportOptions(precision="fp16"))  # whose export has a gate too
     asked = []
-    monkeypatch.setattr(Gate, "check", lambda self, *args: asked.append(args[-1]))
+    monkeypatch.setattr(ParityCheck, "check", lambda self, *args: asked.append(args[-1]))
     built(shared, tmp_path / "m.plan", gate=gate, batch=((1, 1, 1), (1, 4, 8), (1, 6, 8)))
     assert asked == [[1, 4, 6]]
 
@@ -123,7 +123,7 @@ def test_a_full_disk_costs_the_rest_of_the_log_alone(caplog):
 @pytest.mark.parametrize("version", [NEWEST, "tensorrt_rtx-1.7.1.116"])
 def test_an_engine_of_a_static_batch_is_built_proved_and_run(machine, shared, gate, tmp_path, version):
     _, flavor = machine(version)
-    file = read_onnx(shared.onnx(Recipe(precision="fp16", static_batch=4)))
+    file = read_onnx(shared.onnx(ExportOptions(precision="fp16", static_batch=4)))
     for batch in ((), ((4, 4, 4),)):
         options = EngineOptions(flavor=flavor, batch=batch)
         artifact = engine_from_onnx(file, tmp_path / "m.plan", options, gate=gate)
@@ -181,10 +181,10 @@ def test_an_engine_is_built_for_and_proved_on_the_gpu_asked_for(machine, shared,
     assert world.opened == [0, 1]
     assert not sys.modules[trt_variant.FLAVORS[flavor]].driver.stack  # as it was before
     machine(version, gpus=())
-    with pytest.raises(Unavailable, match=r"--device cuda:0: no NVIDIA GPU is visible; .*--flavor rtx"):
+    with pytest.raises(BackendUnavailable, match=r"--device cuda:0: no NVIDIA GPU is visible; .*--flavor rtx"):
         built(shared, tmp_path / "c.plan", flavor=flavor, device="cuda:0")
     machine(version, gpus=two)
-    with pytest.raises(Unavailable, match=r"no GPU 2 here: 2 visible \(0 NVIDIA One, 1 NVIDIA Two\)"):
+    with pytest.raises(BackendUnavailable, match=r"no GPU 2 here: 2 visible \(0 NVIDIA One, 1 NVIDIA Two\)"):
         built(shared, tmp_path / "c.plan", flavor=flavor, device="cuda:2")
 
 

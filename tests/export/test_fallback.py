@@ -13,7 +13,7 @@ from pmm.export.emulate_half import emulated, half_type, tensor_types
 from pmm.export.engine_precision import network_precision
 from pmm.export.fallback import fp16_between
 from pmm.export.onnx import describe, export_onnx
-from pmm.export.options import EngineOptions, Recipe
+from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.precision import found_precision
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
@@ -21,7 +21,7 @@ from pmm.runtime.open import open_runner
 from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 
-HALF = Recipe(precision="int8", int8_fallback="fp16")
+HALF = ExportOptions(precision="int8", int8_fallback="fp16")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def file(shared):
 
 @pytest.fixture(scope="module")
 def plain(shared):
-    return read_onnx(shared.onnx(Recipe(precision="int8")))
+    return read_onnx(shared.onnx(ExportOptions(precision="int8")))
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +149,10 @@ def test_a_scale_below_what_fp16_holds_does_not_become_0():
 
 def test_it_is_for_int8_on_tensorrt(trained, tmp_path):
     with pytest.raises(UserError, match="--int8-fallback is for --precision int8 only"):
-        Recipe(precision="fp16", int8_fallback="fp16")
+        ExportOptions(precision="fp16", int8_fallback="fp16")
     with pytest.raises(UserError, match="--int8-fallback fp16 is for TensorRT, and --target is cpu"):
-        Recipe(precision="int8", target="cpu", int8_fallback="fp16")
-    assert (HALF.suffix, Recipe(precision="int8").suffix) == ("-int8-fp16", "-int8")
+        ExportOptions(precision="int8", target="cpu", int8_fallback="fp16")
+    assert (HALF.suffix, ExportOptions(precision="int8").suffix) == ("-int8-fp16", "-int8")
     done = run_here("export/to_onnx.py", trained, "--precision", "int8", "--target", "cpu", "--int8-fallback", "fp16")
     assert_one_line_error(done, "--int8-fallback fp16", "--target is cpu")
 

@@ -20,7 +20,7 @@ from pmm.export.calibration import calibration_files
 from pmm.export.graph import to_onnx
 from pmm.export.int8 import Quantizer, _main_inputs, quantised_until
 from pmm.export.onnx import describe, export_onnx
-from pmm.export.options import Recipe, Verification
+from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.models.registry import build_model
 from pmm.runtime.deployed_graph import deployed_graph
@@ -159,7 +159,7 @@ def test_of_a_residual_sum_the_shortcut_alone_is_in_8_bits(fp32, train_crops):
 
 
 def test_the_manifest_says_how_it_was_calibrated(trained, tmp_path):
-    recipe = Recipe(precision="int8", calibration_images=48)
+    recipe = ExportOptions(precision="int8", calibration_images=48)
     manifest = export_onnx(trained, tmp_path / "m.onnx", recipe).manifest
     quantization = manifest.quantization
     assert quantization["target"] == "tensorrt"
@@ -167,8 +167,8 @@ def test_the_manifest_says_how_it_was_calibrated(trained, tmp_path):
     calibration = quantization["calibration"]
     assert (calibration["asked"], calibration["images"], calibration["method"]) == (48, 48, "minmax")
     assert calibration["of"] == "the training set of the checkpoint"
-    fewer = Recipe(precision="int8", calibration_images=40)
-    other = export_onnx(trained, tmp_path / "n.onnx", fewer, Verification(no_verify=True)).manifest
+    fewer = ExportOptions(precision="int8", calibration_images=40)
+    other = export_onnx(trained, tmp_path / "n.onnx", fewer, VerifyOptions(no_verify=True)).manifest
     assert other.quantization["calibration"]["pixels_sha256"] != calibration["pixels_sha256"]
 
 
@@ -179,13 +179,13 @@ def test_a_quantised_file_is_used_again_only_for_the_same_calibration(trained, p
     monkeypatch.setattr(parity_check, "VERIFY_CROPS", 16)
     original = module.export_onnx
     monkeypatch.setattr(module, "export_onnx", lambda *args: made.append(args[2]) or original(*args))
-    mine = Recipe(precision="int8", calibration_images=40)
-    given = Recipe(precision="int8", calibration_images=40, calibration_root=str(people))
-    cpu = Recipe(precision="int8", calibration_images=40, target="cpu")
-    fewer = Recipe(precision="int8", calibration_images=36)
-    for recipe in (mine, mine, given, given, mine, cpu, fewer, Recipe(), Recipe()):  # in this order
-        module.verified_onnx(trained, out, recipe)
-    assert made == [mine, given, given, mine, cpu, fewer, Recipe()]
+    mine = ExportOptions(precision="int8", calibration_images=40)
+    given = ExportOptions(precision="int8", calibration_images=40, calibration_root=str(people))
+    cpu = ExportOptions(precision="int8", calibration_images=40, target="cpu")
+    fewer = ExportOptions(precision="int8", calibration_images=36)
+    for recipe in (mine, mine, given, given, mine, cpu, fewer, ExportOptions(), ExportOptions()):  # in this order
+        module.export_onnx_cached(trained, out, recipe)
+    assert made == [mine, given, given, mine, cpu, fewer, ExportOptions()]
 
 
 def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, tmp_path, monkeypatch):
@@ -208,8 +208,8 @@ def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, tmp_path, monke
 @pytest.mark.parametrize("target", ["cpu", pytest.param("tensorrt", marks=pytest.mark.slow)])
 def test_the_layer_that_costs_most_is_kept_in_fp32_and_named(brittle, target, tmp_path):
     path, block = brittle
-    recipe = Recipe(precision="int8", target=target, calibration_images=64)
-    blind = export_onnx(path, tmp_path / "b.onnx", recipe, Verification(no_verify=True))
+    recipe = ExportOptions(precision="int8", target=target, calibration_images=64)
+    blind = export_onnx(path, tmp_path / "b.onnx", recipe, VerifyOptions(no_verify=True))
     assert blind.manifest.quantization["kept_in_fp32"] == []
     artifact = export_onnx(path, tmp_path / "m.onnx", recipe)
     kept = artifact.manifest.quantization["kept_in_fp32"]

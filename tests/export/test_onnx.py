@@ -11,8 +11,8 @@ from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.config import Config
 from pmm.data.preprocessing import preprocessing_of
 from pmm.export import onnx as module
-from pmm.export.onnx import describe, export_onnx, refuse_others, verified_onnx
-from pmm.export.options import Recipe, Verification
+from pmm.export.onnx import check_overwrite, describe, export_onnx, export_onnx_cached
+from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.precision import found_precision
 from pmm.models.fold_batchnorm import fold_batch_norms
 from pmm.runtime.deployed_graph import deployed_graph
@@ -93,7 +93,7 @@ def test_the_manifest_names_the_kernels_here_and_those_of_the_training(trained, 
     built_with()
     made = export_onnx(tmp_path / "old.pth", tmp_path / "model.onnx").manifest
     assert (made.versions["pmm kernels"], made.versions["pmm kernels in training"]) == ("none", "unknown")
-    kept = verified_onnx(tmp_path / "old.pth", tmp_path / "model.onnx")
+    kept = export_onnx_cached(tmp_path / "old.pth", tmp_path / "model.onnx")
     assert kept.manifest == made
 
 
@@ -129,7 +129,7 @@ def test_another_precision_than_asked_for_leaves_no_file(trained, tmp_path, monk
 
     monkeypatch.setitem(TRUNK_TYPES, "fp16", torch.float32)
     with pytest.raises(UserError, match=r"asked for fp16, but its multiplications are 100\.0% fp32"):
-        export_onnx(trained, tmp_path / "model.onnx", Recipe(precision="fp16"))
+        export_onnx(trained, tmp_path / "model.onnx", ExportOptions(precision="fp16"))
     assert not list(tmp_path.iterdir())
 
 
@@ -142,10 +142,10 @@ def test_no_crops_is_refused_unless_asked_for(trained, tmp_path, people):
     done = run_here("export/to_onnx.py", tmp_path / "moved.pth", "-o", out)
     assert_one_line_error(done, "no crops to verify on", "--verify-root DIR, or --no-verify")
     assert not out.exists()
-    unverified = export_onnx(tmp_path / "moved.pth", out, verification=Verification(no_verify=True))
+    unverified = export_onnx(tmp_path / "moved.pth", out, verification=VerifyOptions(no_verify=True))
     assert unverified.manifest.parity is None
     assert "parity NOT verified" in describe(unverified)
-    verified = export_onnx(tmp_path / "moved.pth", out, verification=Verification(verify_root=str(people)))
+    verified = export_onnx(tmp_path / "moved.pth", out, verification=VerifyOptions(verify_root=str(people)))
     assert verified.manifest.parity["rows"] == 64
 
 
@@ -175,22 +175,22 @@ def test_the_checkpoint_is_never_the_output(trained, tmp_path):
 @traced_once
 def test_a_verified_export_is_used_again_and_only_then(trained, tmp_path):
     out = tmp_path / "model.onnx"
-    export_onnx(trained, out, verification=Verification(no_verify=True))
-    first = verified_onnx(trained, out)
+    export_onnx(trained, out, verification=VerifyOptions(no_verify=True))
+    first = export_onnx_cached(trained, out)
     assert first.manifest.parity is not None
     written = out.stat().st_mtime_ns
-    assert verified_onnx(trained, out) == first
+    assert export_onnx_cached(trained, out) == first
     assert out.stat().st_mtime_ns == written
     out.write_bytes(b"damaged")
-    assert verified_onnx(trained, out).manifest.sha256 == first.manifest.sha256
-    unit = Recipe(normalize=True)
-    assert verified_onnx(trained, out, unit).manifest.embedding.normalised
+    assert export_onnx_cached(trained, out).manifest.sha256 == first.manifest.sha256
+    unit = ExportOptions(normalize=True)
+    assert export_onnx_cached(trained, out, unit).manifest.embedding.normalised
     text = manifest_path(out).read_text().replace('"onnx": "', '"onnx": "0.')
     manifest_path(out).write_text(text)
     written = out.stat().st_mtime_ns
-    verified_onnx(trained, out, unit)
+    export_onnx_cached(trained, out, unit)
     assert out.stat().st_mtime_ns != written, "a file that another version made was used again"
-    assert verified_onnx(trained, out, Recipe(precision="fp16")).manifest.precision_found == "fp16"
+    assert export_onnx_cached(trained, out, ExportOptions(precision="fp16")).manifest.precision_found == "fp16"
 
 
 def test_folding_keeps_the_function_and_refuses_leftovers():
@@ -219,10 +219,10 @@ def test_exporting_does_not_change_the_model(trained):
 def test_through_a_link_the_artifact_it_leads_to_is_replaced_with_its_manifest(trained, tmp_path):
     (tmp_path / "store").mkdir()
     real, link = tmp_path / "store" / "model.onnx", tmp_path / "current.onnx"
-    unverified = Verification(no_verify=True)
+    unverified = VerifyOptions(no_verify=True)
     export_onnx(trained, real, verification=unverified)
     link.symlink_to(real)
-    export_onnx(trained, link, Recipe(normalize=True), unverified)
+    export_onnx(trained, link, ExportOptions(normalize=True), unverified)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["current.onnx"]
     for path in (real, link):
         assert read_manifest(path, sha256(path)).embedding.normalised
@@ -230,37 +230,37 @@ def test_through_a_link_the_artifact_it_leads_to_is_replaced_with_its_manifest(t
 
 @traced_once
 def test_what_the_user_has_is_not_replaced_in_passing(trained, tmp_path):
-    out, unverified = tmp_path / "model.onnx", Verification(no_verify=True)
-    refuse_others(out, trained, Recipe())
+    out, unverified = tmp_path / "model.onnx", VerifyOptions(no_verify=True)
+    check_overwrite(out, trained, ExportOptions())
     out.write_bytes(b"mine")
     with pytest.raises(UserError, match=r"model.onnx is there, and no export of ours; give -o another name"):
-        refuse_others(out, trained, Recipe())
+        check_overwrite(out, trained, ExportOptions())
     assert_one_line_error(run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan"), "no export of ours")
     assert out.read_bytes() == b"mine"
-    export_onnx(trained, out, Recipe(normalize=True), unverified)
-    refuse_others(out, trained, Recipe(normalize=True))
+    export_onnx(trained, out, ExportOptions(normalize=True), unverified)
+    check_overwrite(out, trained, ExportOptions(normalize=True))
     with pytest.raises(UserError, match=r"model.onnx is another export of this checkpoint; build from that file, or"):
-        refuse_others(out, trained, Recipe())
+        check_overwrite(out, trained, ExportOptions())
     graph = onnx.load(out)
     graph.doc_string = "simplified"
     onnx.save(graph, out)
     with pytest.raises(UserError, match=r"model.onnx is there, and was changed since it was exported \("):
-        refuse_others(out, trained, Recipe(normalize=True))
+        check_overwrite(out, trained, ExportOptions(normalize=True))
     out.write_bytes(out.read_bytes()[:-9])  # damaged: made anew
-    refuse_others(out, trained, Recipe())
+    check_overwrite(out, trained, ExportOptions())
 
 
 @traced_once
 def test_another_calibration_is_another_export(trained, tmp_path):
-    out, asked = tmp_path / "model.onnx", Recipe(precision="int8", calibration_images=64)
-    export_onnx(trained, out, asked, Verification(no_verify=True))
-    refuse_others(out, trained, asked)
+    out, asked = tmp_path / "model.onnx", ExportOptions(precision="int8", calibration_images=64)
+    export_onnx(trained, out, asked, VerifyOptions(no_verify=True))
+    check_overwrite(out, trained, asked)
     for other in (
         {"calibration_images": 40}, {"target": "cpu"}, {"calibration_root": str(tmp_path)},
         {"int8_fallback": "fp16"}, {"opset": 21}, {"static_batch": 2},
     ):  # fmt: skip
         with pytest.raises(UserError, match=r"model.onnx is another export of this checkpoint"):
-            refuse_others(out, trained, dataclasses.replace(asked, **other))
+            check_overwrite(out, trained, dataclasses.replace(asked, **other))
 
 
 @traced_once

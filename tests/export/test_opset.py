@@ -11,18 +11,18 @@ from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.export.emulate_half import emulated, half_type
 from pmm.export.graph import IR_VERSION, _to_opset_17
-from pmm.export.options import LEAST_OPSET, OPSET, OPSETS, EngineOptions, Recipe
+from pmm.export.options import LEAST_OPSET, OPSET, OPSETS, EngineOptions, ExportOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.utils.errors import UserError
 from tests.conftest import assert_one_line_error, run_here
 
 KINDS = {
-    "fp32": Recipe(),
-    "fp16": Recipe(precision="fp16"),
-    "bf16": Recipe(precision="bf16"),
-    "int8": Recipe(precision="int8"),
-    "int8-fp16": Recipe(precision="int8", int8_fallback="fp16"),
+    "fp32": ExportOptions(),
+    "fp16": ExportOptions(precision="fp16"),
+    "bf16": ExportOptions(precision="bf16"),
+    "int8": ExportOptions(precision="int8"),
+    "int8-fp16": ExportOptions(precision="int8", int8_fallback="fp16"),
 }
 QUICK = [("fp32", 17), ("int8", 18), ("int8-fp16", 19), ("fp16", 21)]
 """Each opset and each kind once: bf16 has only its default."""
@@ -106,7 +106,7 @@ def test_the_least_opsets_are_those_of_onnx(operator, types, least):
 )
 def test_what_an_opset_cannot_hold_is_one_line_with_the_least_that_can(options, facts):
     with pytest.raises(UserError, match=facts):
-        Recipe(**options)
+        ExportOptions(**options)
 
 
 def test_the_commands_say_so(trained, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.export.parity_check import Gate, ParityFailed
+from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.utils.errors import UserError
 
 CROPS = np.random.default_rng(0).integers(0, 256, (20, 2, 2, 3), dtype=np.uint8)
@@ -22,7 +22,7 @@ def test_an_equal_runner_passes_and_its_figures_say_how_it_was_asked():
         seen.append(len(images))
         return exact(images)
 
-    figures = Gate.of(exact, CROPS, PLAIN).check(counting, "fp32", "x", "a backend")
+    figures = ParityCheck.of(exact, CROPS, PLAIN).check(counting, "fp32", "x", "a backend")
     assert figures["min_cosine"] == figures["batch_min_cosine"] == 1.0
     assert (figures["rows"], figures["batches"], figures["ran_on"]) == (20, [1, 3, 16], "a backend")
     assert seen == [1, 3, 16, 1, 1, 20]
@@ -36,7 +36,7 @@ def test_rows_that_depend_on_their_batch():
         return rows
 
     with pytest.raises(ParityFailed, match=r"row 19 has cosine -?0\.\d+ with the same row's in another batch"):
-        Gate.of(exact, CROPS, PLAIN).check(last_row_wrong, "fp32", "x", "")
+        ParityCheck.of(exact, CROPS, PLAIN).check(last_row_wrong, "fp32", "x", "")
 
 
 @pytest.mark.parametrize("size", [8, 50])
@@ -46,7 +46,7 @@ def test_batches_that_other_kernels_run_in(size):
         rows[-1, :6] *= -1 if len(images) == size else 1
         return rows
 
-    gate = Gate.of(exact, CROPS, PLAIN)
+    gate = ParityCheck.of(exact, CROPS, PLAIN)
     assert gate.check(wrong, "fp32", "x", "")["batches"] == [1, 3, 16]
     assert gate.check(exact, "fp32", "x", "", [8, 50])["batches"] == [1, 3, 16, 8, 50]
     with pytest.raises(ParityFailed, match=rf"row {(size - 1) % 20} has .* with the same row's in another batch"):
@@ -59,13 +59,13 @@ def test_a_batch_size_that_goes_wrong(size):
         return exact(images) * ([-1] + [1] * 11 if len(images) == size else 1)
 
     with pytest.raises(ParityFailed, match=r"with the torch checkpoint's, the least allowed for fp16 is 0\.9999"):
-        Gate.of(exact, CROPS, PLAIN).check(wrong, "fp16", "x", "")
+        ParityCheck.of(exact, CROPS, PLAIN).check(wrong, "fp16", "x", "")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("factor", [10.0, 0.85, 1.2])
 def test_lengths_count_as_distances_are_euclidean(precision, factor):
-    gate = Gate.of(exact, CROPS, PLAIN)
+    gate = ParityCheck.of(exact, CROPS, PLAIN)
     with pytest.raises(ParityFailed, match="a row's length differs by"):
         gate.check(lambda images: exact(images) * np.float32(factor), precision, "x", "")
     some = lambda images: exact(images) * np.where(exact(images)[:, :1] > 128, np.float32(factor), 1)  # noqa: E731
@@ -76,7 +76,7 @@ def test_lengths_count_as_distances_are_euclidean(precision, factor):
 def test_what_a_row_is_without_the_mean_is_told():
     offset = np.float32(10_000)  # all rows nearly alike, as a random network's
     noise = np.random.default_rng(2).normal(size=12).astype(np.float32) * 60
-    figures = Gate.of(lambda images: exact(images) + offset, CROPS, PLAIN).check(
+    figures = ParityCheck.of(lambda images: exact(images) + offset, CROPS, PLAIN).check(
         lambda images: exact(images) + offset + noise * np.sign(exact(images)[:, :1] - 128), "bf16", "x", ""
     )
     assert figures["min_cosine"] > 0.9999
@@ -84,7 +84,7 @@ def test_what_a_row_is_without_the_mean_is_told():
 
 
 def test_every_precision_has_its_own_least_cosine():
-    gate = Gate.of(exact, CROPS, PLAIN)
+    gate = ParityCheck.of(exact, CROPS, PLAIN)
     noise = np.random.default_rng(1).normal(size=(256, 12)) * 2
 
     def noisy(images):
@@ -98,9 +98,9 @@ def test_every_precision_has_its_own_least_cosine():
 
 
 def test_mirrors_and_lengths_are_in_the_reference():
-    mirrored = Gate.of(exact, CROPS, EmbeddingContract(dim=12, flip_tta=True)).expected
+    mirrored = ParityCheck.of(exact, CROPS, EmbeddingContract(dim=12, flip_tta=True)).expected
     np.testing.assert_allclose(mirrored, (exact(CROPS) + exact(CROPS[:, :, ::-1])) / 2)
-    unit = Gate.of(exact, CROPS, EmbeddingContract(dim=12, normalised=True)).expected
+    unit = ParityCheck.of(exact, CROPS, EmbeddingContract(dim=12, normalised=True)).expected
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)
 
 
@@ -111,9 +111,9 @@ def test_nan_is_no_embedding():
         return rows
 
     with pytest.raises(UserError, match="candidate embeddings hold NaN or Inf"):
-        Gate.of(exact, CROPS, PLAIN).check(holes, "int8", "x", "")
+        ParityCheck.of(exact, CROPS, PLAIN).check(holes, "int8", "x", "")
 
 
 def test_few_crops_are_enough_to_be_judged():
     for count in (1, 2, 4, 5):
-        assert Gate.of(exact, CROPS[:count], PLAIN).check(exact, "fp32", "x", "")["rows"] == count
+        assert ParityCheck.of(exact, CROPS[:count], PLAIN).check(exact, "fp32", "x", "")["rows"] == count

@@ -20,7 +20,7 @@ from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export import graph as graph_module
 from pmm.export.emulate_half import emulated
 from pmm.export.onnx import export_onnx
-from pmm.export.options import OPSET, Recipe, Verification
+from pmm.export.options import OPSET, ExportOptions, VerifyOptions
 from pmm.export.precision import found_precision
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
@@ -28,7 +28,7 @@ from pmm.models.registry import METHODS, build_model
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
 from pmm.training.resume import snapshot
-from pmm.training.state import make_trainee
+from pmm.training.state import make_train_state
 from pmm.utils.errors import UserError
 
 CONTRACT = InputContract.of("uint8", "rgb")
@@ -48,9 +48,9 @@ def crops(people):
 NETWORKS = ("pmm", "baseline")
 """One method of each network at test time; those of all others are pmm's."""
 PLAIN = [
-    *(Recipe(precision=p) for p in ("fp32", "fp16", "bf16", "int8")),
-    Recipe(precision="int8", target="cpu"),
-    Recipe(precision="int8", int8_fallback="fp16"),
+    *(ExportOptions(precision=p) for p in ("fp32", "fp16", "bf16", "int8")),
+    ExportOptions(precision="int8", target="cpu"),
+    ExportOptions(precision="int8", int8_fallback="fp16"),
 ]
 OPTIONS = {"input": ("uint8", "float"), "input_colour": ("rgb", "bgr"), "flip_tta": (False, True),
            "normalize": (False, True), "static_batch": (None, 3)}  # fmt: skip
@@ -62,7 +62,7 @@ EVERY = [
 
 
 def of(network, precision, target="tensorrt", **options):
-    return network, Recipe(precision=precision, target=target, **options)
+    return network, ExportOptions(precision=precision, target=target, **options)
 
 
 EACH = [
@@ -98,7 +98,7 @@ CASES = [
 
 
 def described(value):
-    if not isinstance(value, Recipe):
+    if not isinstance(value, ExportOptions):
         return value
     flags = "-flip" * value.flip_tta + "-norm" * value.normalize + "-static" * bool(value.static_batch)
     return f"{value.precision}-{value.int8_fallback}-{value.target}-{value.input}-{value.input_colour}{flags}"
@@ -146,7 +146,7 @@ def stepped(store, people):
             model=dataclasses.replace(base.model, method=method, num_classes=12),
         )
         torch.manual_seed(0)
-        trainee = make_trainee(build_model(config), config, torch.device("cpu"), 1)
+        trainee = make_train_state(build_model(config), config, torch.device("cpu"), 1)
         train = load_crops([s.path for s in read_dataset("synthetic", people).train], 128, 64)
         images = torch.from_numpy(preprocessing_of(config).normalise(train))
         for module in trainee.model.modules():
@@ -207,12 +207,15 @@ def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, m
 
 @pytest.mark.parametrize(
     "recipe",
-    [Recipe(precision="int8", target="cpu"), pytest.param(Recipe(precision="fp16"), marks=pytest.mark.slow)],
+    [
+        ExportOptions(precision="int8", target="cpu"),
+        pytest.param(ExportOptions(precision="fp16"), marks=pytest.mark.slow),
+    ],
     ids=described,
 )
 def test_two_exports_are_byte_equal_in_other_precisions_too(trained, shared, recipe, tmp_path):
     """Of two processes, where two run the tests."""
-    again = export_onnx(trained, tmp_path / "b.onnx", recipe, Verification(no_verify=True))
+    again = export_onnx(trained, tmp_path / "b.onnx", recipe, VerifyOptions(no_verify=True))
     assert again.path.read_bytes() == shared.onnx(recipe).read_bytes()
 
 
@@ -225,7 +228,7 @@ def model(trained):
 @pytest.fixture
 def proto(shared):
     """Call it with a precision for the graph of `trained`, the caller's own."""
-    return lambda precision: read_onnx(shared.onnx(Recipe(precision=precision))).proto
+    return lambda precision: read_onnx(shared.onnx(ExportOptions(precision=precision))).proto
 
 
 def build(model, precision, **embedding):
@@ -293,7 +296,7 @@ def test_an_export_that_overflows_is_refused_though_onnx_runtime_would_not_see_i
 
     monkeypatch.setattr(module, "OrtRunner", Hiding)
     with pytest.raises(UserError, match="NaN or Inf"), np.errstate(all="ignore"):
-        export_onnx(trained, tmp_path / "model.onnx", Recipe(precision="fp16"))
+        export_onnx(trained, tmp_path / "model.onnx", ExportOptions(precision="fp16"))
     assert checked
     assert not list(tmp_path.iterdir())
 
@@ -338,7 +341,9 @@ def test_colours_and_mirror_images_are_what_they_say(model, crops):
 
 
 def test_a_bgr_file_differs_from_an_rgb_one_only_in_its_first_weights(trained, exported, tmp_path):
-    bgr = export_onnx(trained, tmp_path / "bgr.onnx", Recipe(input_colour="bgr"), Verification(no_verify=True)).path
+    bgr = export_onnx(
+        trained, tmp_path / "bgr.onnx", ExportOptions(input_colour="bgr"), VerifyOptions(no_verify=True)
+    ).path
     protos = [read_onnx(path).proto for path in (exported, bgr)]
     assert [n.op_type for n in protos[0].graph.node] == [n.op_type for n in protos[1].graph.node]
     weights = [{t.name: onnx.numpy_helper.to_array(t) for t in p.graph.initializer} for p in protos]

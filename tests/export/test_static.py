@@ -14,13 +14,13 @@ from pmm.data.readers import read_dataset
 from pmm.export import onnx as module
 from pmm.export.emulate_half import emulated, half_type
 from pmm.export.onnx import describe
-from pmm.export.options import EngineOptions, Recipe
+from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.precision import found_precision
 from pmm.export.reference import in_memory
 from pmm.export.triton import write_model_repository
 from pmm.export.triton_config import Serving
 from pmm.export.trt import engine_from_onnx
-from pmm.runtime.openvino import OvRunner
+from pmm.runtime.openvino import OpenVinoRunner
 from pmm.runtime.ort import OrtRunner
 from pmm.runtime.ort_session import check_interface, open_session
 from pmm.utils.errors import UserError
@@ -28,13 +28,13 @@ from tests.conftest import assert_one_line_error, run_here
 
 BATCH = 3
 KINDS = {
-    "fp32": Recipe(),
-    "fp16": Recipe(precision="fp16"),
-    "bf16": Recipe(precision="bf16"),
-    "int8": Recipe(precision="int8"),
-    "int8-fp16": Recipe(precision="int8", int8_fallback="fp16"),
-    "int8-cpu": Recipe(precision="int8", target="cpu"),
-    "flip": Recipe(flip_tta=True, normalize=True, input="float"),
+    "fp32": ExportOptions(),
+    "fp16": ExportOptions(precision="fp16"),
+    "bf16": ExportOptions(precision="bf16"),
+    "int8": ExportOptions(precision="int8"),
+    "int8-fp16": ExportOptions(precision="int8", int8_fallback="fp16"),
+    "int8-cpu": ExportOptions(precision="int8", target="cpu"),
+    "flip": ExportOptions(flip_tta=True, normalize=True, input="float"),
 }
 QUICK = ("fp32", "int8")
 
@@ -78,9 +78,9 @@ def test_it_has_the_embeddings_of_the_file_of_any_batch_to_the_bit(shared, crops
     assert engine.precision_share == pytest.approx(manifest.precision_share)
 
 
-@pytest.mark.parametrize("runner", [OrtRunner, OvRunner])
+@pytest.mark.parametrize("runner", [OrtRunner, OpenVinoRunner])
 def test_a_runner_takes_any_number_of_images(shared, crops, runner):
-    with runner(shared.onnx(static(Recipe()))) as fixed, runner(shared.onnx()) as dynamic:
+    with runner(shared.onnx(static(ExportOptions()))) as fixed, runner(shared.onnx()) as dynamic:
         for count in (0, 1, 3, 7):
             found = fixed(crops[:count])
             assert found.shape == (count, 384)
@@ -93,13 +93,13 @@ def test_a_runner_takes_any_number_of_images(shared, crops, runner):
 @pytest.mark.slow
 def test_openvino_finds_all_the_multiplications_of_a_static_int8_file(shared, crops):
     recipe = static(KINDS["int8-cpu"])
-    with OvRunner(shared.onnx(recipe)) as runner, OrtRunner(shared.onnx(recipe)) as reference:
+    with OpenVinoRunner(shared.onnx(recipe)) as runner, OrtRunner(shared.onnx(recipe)) as reference:
         assert runner.info.precision == "int8"
         assert runner(crops).shape == reference(crops).shape
 
 
 def test_a_manifest_of_another_batch_is_refused(shared):
-    fixed, dynamic = (read_onnx(shared.onnx(recipe)) for recipe in (static(Recipe()), Recipe()))
+    fixed, dynamic = (read_onnx(shared.onnx(recipe)) for recipe in (static(ExportOptions()), ExportOptions()))
     for file, batch, found in ((fixed, None, "[3, 128"), (fixed, 4, "[3, 128"), (dynamic, 3, "['any', 128")):
         manifest = dataclasses.replace(file.manifest, input=InputContract(batch=batch))
         with pytest.raises(UserError, match="x: takes and gives") as caught:
@@ -110,7 +110,7 @@ def test_a_manifest_of_another_batch_is_refused(shared):
 
 def test_onnx_runtime_itself_names_both_batches(shared, crops):
     """Without a runner of ours."""
-    session = open_session(read_onnx(shared.onnx(static(Recipe()))).content)
+    session = open_session(read_onnx(shared.onnx(static(ExportOptions()))).content)
     with pytest.raises(Exception, match=r"Got: 2 Expected: 3"):
         session.run(None, {"images": crops[:2]})
 
@@ -118,7 +118,7 @@ def test_onnx_runtime_itself_names_both_batches(shared, crops):
 @pytest.mark.parametrize("batch", [0, -4, 4097])
 def test_an_impossible_batch_is_one_line(batch):
     with pytest.raises(UserError, match=rf"^--static-batch: .* {batch} images; expected 1 to 4096$"):
-        Recipe(static_batch=batch)
+        ExportOptions(static_batch=batch)
 
 
 def test_the_commands_take_it_and_say_it(trained, shared, tmp_path):
@@ -126,7 +126,7 @@ def test_the_commands_take_it_and_say_it(trained, shared, tmp_path):
         done = run_here(script, trained, "-o", tmp_path / "model.onnx", "--static-batch", "0")
         assert_one_line_error(done, "--static-batch", "1 to 4096")
     assert not list(tmp_path.iterdir())
-    file = shared.onnx(static(Recipe()))
+    file = shared.onnx(static(ExportOptions()))
     done = run_here("export/to_trt.py", file, "-o", tmp_path / "model.plan", "--static-batch", "3")
     assert_one_line_error(done, "--static-batch: decided in the ONNX file")
     told = json.loads(run_here("-m", "pmm", "info", file, "--json").stdout)
@@ -145,7 +145,7 @@ def test_crops_are_calibrated_on_as_often_as_a_batch_needs_and_no_others(trained
         raise UserError("seen")
 
     monkeypatch.setattr(module, "Quantizer", stop)
-    recipe = Recipe(precision="int8", calibration_images=40, static_batch=7)
+    recipe = ExportOptions(precision="int8", calibration_images=40, static_batch=7)
     with pytest.raises(UserError, match="seen"):
         module.export_onnx(trained, tmp_path / "model.onnx", recipe)
     assert [len(batch) for batch in seen] == [7] * 6
@@ -155,7 +155,7 @@ def test_crops_are_calibrated_on_as_often_as_a_batch_needs_and_no_others(trained
 
 
 def test_a_file_of_one_image(shared, crops):
-    file = shared.onnx(static(Recipe(), 1))
+    file = shared.onnx(static(ExportOptions(), 1))
     assert read_manifest(file, read_onnx(file).sha256).input.batch == 1
     with OrtRunner(file) as fixed, OrtRunner(shared.onnx()) as dynamic:
         assert np.array_equal(fixed(crops[:2]), np.concatenate([dynamic(crops[k : k + 1]) for k in range(2)]))

@@ -20,11 +20,11 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.export import engine_build
 from pmm.export import trt as module
 from pmm.export.engine_precision import network_precision
-from pmm.export.options import MIN_COSINE, EngineOptions, Recipe, Verification
-from pmm.export.parity_check import Gate, ParityFailed
+from pmm.export.options import MIN_COSINE, EngineOptions, ExportOptions, VerifyOptions
+from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.trt import choose_flavor, describe_engine, engine_from_onnx
 from pmm.runtime import trt_variant
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import sha256
 from pmm.utils.hardware import Gpu
 from tests.conftest import assert_one_line_error, run_here, run_without_torch
@@ -43,7 +43,7 @@ def left(folder):
 @pytest.fixture(scope="module")
 def files(shared):
     """The four precisions as ONNX files; read only."""
-    return {p: shared.onnx(Recipe(precision=p)) for p in ("fp32", "fp16", "bf16", "int8")}
+    return {p: shared.onnx(ExportOptions(precision=p)) for p in ("fp32", "fp16", "bf16", "int8")}
 
 
 @traced_once
@@ -166,7 +166,7 @@ def test_tf32_needs_a_gpu_that_has_it_if_one_is_here(files, tmp_path, monkeypatc
     if has:
         assert "TF32 on" in engine_from_onnx(file, tmp_path / "m.plan", options).manifest.engine.flags
         return
-    with pytest.raises(Unavailable, match=r"model\.onnx: --tf32: a GPU has no TF32; build without it"):
+    with pytest.raises(BackendUnavailable, match=r"model\.onnx: --tf32: a GPU has no TF32; build without it"):
         engine_from_onnx(file, tmp_path / "m.plan", options)
     engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
 
@@ -268,7 +268,7 @@ def test_where_the_gpu_does_not_run_rtx_engines_they_are_built_as_without_one(fi
 
     monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
     file = read_onnx(files["fp32"])
-    assert reference.engine_gate(file, None, Verification(), "rtx") is None  # which asks for no crops either
+    assert reference.engine_gate(file, None, VerifyOptions(), "rtx") is None  # which asks for no crops either
     artifact = engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
     assert artifact.manifest.parity is None
     assert artifact.manifest.engine.precision_read_from == "parsed network"
@@ -437,7 +437,7 @@ def test_the_command_hands_the_checkpoint_to_the_gate(files, trained, people, tm
         ("a.onnx", trained),
         ("model.onnx", None),
     ]
-    assert asked[1][2:] == (Verification(verify_root=str(people)), "rtx", "auto")
+    assert asked[1][2:] == (VerifyOptions(verify_root=str(people)), "rtx", "auto")
 
 
 class Engine:
@@ -477,7 +477,7 @@ def test_where_there_is_a_gpu_the_engine_itself_is_inspected_and_judged(files, t
     crops = np.random.default_rng(0).integers(0, 256, (8, 128, 64, 3), dtype=np.uint8)
     right = crops.reshape(8, -1)[:, :384].astype(np.float32)
     options = EngineOptions(flavor="rtx")
-    artifact = engine_from_onnx(file, plan, options, gate=Gate(crops, right))
+    artifact = engine_from_onnx(file, plan, options, gate=ParityCheck(crops, right))
     assert artifact.manifest.engine.precision_read_from == "parsed network and engine inspector"
     assert artifact.manifest.parity["ran_on"] == "a runtime"
     assert artifact.manifest.engine.gpu == "a GPU"
@@ -485,11 +485,11 @@ def test_where_there_is_a_gpu_the_engine_itself_is_inspected_and_judged(files, t
     assert left(tmp_path) == {"m.plan", "m.plan.json", "m.plan.log"}
     before = plan.read_bytes()
     with pytest.raises(ParityFailed):
-        engine_from_onnx(file, plan, options, gate=Gate(crops, right[::-1]))
+        engine_from_onnx(file, plan, options, gate=ParityCheck(crops, right[::-1]))
     assert plan.read_bytes() == before
     monkeypatch.setattr(Engine, "inspector", Engine.inspector.replace("Float", "Half"))
     with pytest.raises(UserError, match="asked for fp32, but the engine inspector finds fp16 in the engine"):
-        engine_from_onnx(file, tmp_path / "n.plan", options, gate=Gate(crops, right))
+        engine_from_onnx(file, tmp_path / "n.plan", options, gate=ParityCheck(crops, right))
     assert left(tmp_path) == {"m.plan", "m.plan.json", "m.plan.log", "n.plan.log"}
 
 
@@ -497,7 +497,7 @@ def test_an_engine_that_runs_in_tf32_is_judged_as_one(files, tmp_path, with_gpu,
     crops = np.random.default_rng(0).integers(0, 256, (8, 128, 64, 3), dtype=np.uint8)
     right = crops.reshape(8, -1)[:, :384].astype(np.float32)
     rounded = right * np.float32(1.0015)  # further off than fp32 may be, not than TF32
-    file, gate = read_onnx(files["fp32"]), Gate(crops, rounded)
+    file, gate = read_onnx(files["fp32"]), ParityCheck(crops, rounded)
     with pytest.raises(ParityFailed, match=r"the most allowed for fp32 is 0\.01%"):
         engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(flavor="rtx"), gate=gate)
     monkeypatch.setattr(Engine, "precision", "tf32")
@@ -505,7 +505,7 @@ def test_an_engine_that_runs_in_tf32_is_judged_as_one(files, tmp_path, with_gpu,
         file, tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True), gate=gate
     ).manifest.parity
     assert parity["least_allowed"] == MIN_COSINE["tf32"] < MIN_COSINE["fp32"]
-    far = Gate(crops, right * np.float32(1.003))
+    far = ParityCheck(crops, right * np.float32(1.003))
     with pytest.raises(ParityFailed, match=r"the most allowed for tf32 is 0\.20%"):
         engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(flavor="rtx", tf32=True), gate=far)
 
@@ -517,13 +517,13 @@ def test_where_there_is_a_gpu_an_engine_needs_crops_to_be_judged_by(files, peopl
     file = read_onnx(files["bf16"])
     unverified = dataclasses.replace(file, found=dataclasses.replace(file.manifest, parity=None))
     with pytest.raises(UserError, match="its own embeddings were never verified against the checkpoint"):
-        reference.engine_gate(unverified, None, Verification(verify_root=str(people)), "rtx")
+        reference.engine_gate(unverified, None, VerifyOptions(verify_root=str(people)), "rtx")
     with pytest.raises(UserError, match="no crops to verify on"):
-        reference.engine_gate(file, None, Verification(), "rtx")
+        reference.engine_gate(file, None, VerifyOptions(), "rtx")
     with pytest.raises(UserError, match="--verify-root /nonexistent is not a folder"):
-        reference.engine_gate(file, None, Verification(verify_root="/nonexistent"), "rtx")
-    assert reference.engine_gate(file, None, Verification(no_verify=True), "rtx") is None
-    gate = reference.engine_gate(file, None, Verification(verify_root=str(people)), "rtx")
+        reference.engine_gate(file, None, VerifyOptions(verify_root="/nonexistent"), "rtx")
+    assert reference.engine_gate(file, None, VerifyOptions(no_verify=True), "rtx") is None
+    gate = reference.engine_gate(file, None, VerifyOptions(verify_root=str(people)), "rtx")
     assert gate.expected.shape == (64, 384)
     assert gate.against == f"the verified ONNX file's ({file.sha256[:12]})"
 
@@ -533,7 +533,7 @@ def test_the_reference_of_an_engine_from_a_checkpoint_is_the_checkpoint(files, t
     from pmm.runtime.open import open_runner
 
     monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
-    gate = reference.engine_gate(read_onnx(files["int8"]), trained, Verification(), "rtx")
+    gate = reference.engine_gate(read_onnx(files["int8"]), trained, VerifyOptions(), "rtx")
     with open_runner(trained) as runner:
         np.testing.assert_allclose(gate.expected, runner(gate.crops), rtol=1e-4, atol=1e-4)
 

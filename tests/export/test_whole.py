@@ -8,7 +8,7 @@ import pytest
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.engine_precision import inspected
-from pmm.export.options import EngineOptions, Recipe
+from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.trt import choose_flavor, describe_engine, engine_from_onnx
 from pmm.runtime import trt_variant
 from pmm.runtime.open import open_runner
@@ -32,7 +32,7 @@ from tests.export.whole import NEWEST
 )
 def test_an_engine_is_built_inspected_judged_and_run(machine, shared, gate, tmp_path, version, precision):
     _, flavor = machine(version)
-    file = read_onnx(shared.onnx(Recipe(precision="fp32" if precision == "tf32" else precision)))
+    file = read_onnx(shared.onnx(ExportOptions(precision="fp32" if precision == "tf32" else precision)))
     options = EngineOptions(flavor=flavor, batch=((1, 4, 8),), tf32=precision == "tf32")
     artifact = engine_from_onnx(file, tmp_path / "m.plan", options, gate=gate)
     assert artifact.manifest.engine.precision_read_from == "parsed network and engine inspector"
@@ -60,7 +60,7 @@ def test_an_engine_whose_inspector_says_another_precision_is_refused(
     machine, shared, gate, tmp_path, asked, lies, inspector
 ):
     machine(NEWEST, lies=lies, inspector=inspector)
-    file = read_onnx(shared.onnx(Recipe(precision=asked)))
+    file = read_onnx(shared.onnx(ExportOptions(precision=asked)))
     with pytest.raises(UserError, match=rf"asked for {asked}, but the engine inspector finds .*{lies}"):
         engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
     assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]  # why it was refused
@@ -69,7 +69,7 @@ def test_an_engine_whose_inspector_says_another_precision_is_refused(
 @pytest.mark.parametrize("inspector", ["nothing", "names"])
 def test_an_inspector_that_can_tell_nothing_leaves_an_engine_and_a_note(machine, shared, gate, tmp_path, inspector):
     machine(NEWEST, inspector=inspector)
-    file = read_onnx(shared.onnx(Recipe(precision="fp16")))
+    file = read_onnx(shared.onnx(ExportOptions(precision="fp16")))
     artifact = engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
     assert artifact.manifest.engine.precision_read_from == "parsed network"
     assert "the engine inspector does not tell it" in describe_engine(artifact)

@@ -14,7 +14,7 @@ import tensorrt_rtx
 
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.emulate_half import emulated
-from pmm.export.options import EngineOptions, Recipe
+from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.trt import engine_from_onnx
 from pmm.runtime.ort_session import open_session
 from pmm.utils.hardware import Gpu
@@ -63,7 +63,7 @@ _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int
 def built(shared, path, precision="fp16", gate=None, **options):
     """The artifact of an engine of one of the shared ONNX files."""
     options = EngineOptions(**{"batch": ((1, 4, 8),), **options})
-    return engine_from_onnx(read_onnx(shared.onnx(Recipe(precision=precision))), path, options, gate=gate)
+    return engine_from_onnx(read_onnx(shared.onnx(ExportOptions(precision=precision))), path, options, gate=gate)
 
 
 class Whole(Narrow):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm.export.options import Recipe
+from pmm.export.options import ExportOptions
 from pmm.gallery.index import Index
 from pmm.gallery.search import search as find
 from pmm.utils.errors import UserError
@@ -26,7 +26,7 @@ def crops(people):
 @pytest.fixture(scope="module")
 def artifacts(trained, exported, shared):
     """The same checkpoint three ways."""
-    return {"torch": trained, "onnx": exported, "cosine": shared.onnx(Recipe(normalize=True), verify=False)}
+    return {"torch": trained, "onnx": exported, "cosine": shared.onnx(ExportOptions(normalize=True), verify=False)}
 
 
 @pytest.fixture(scope="module")

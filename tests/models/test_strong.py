@@ -17,8 +17,8 @@ from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.onnx import export_onnx, verified_onnx
-from pmm.export.options import Recipe, Verification
+from pmm.export.onnx import export_onnx, export_onnx_cached
+from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.models.registry import METHODS, build_model, deployed
 from pmm.models.stages import Head
 from pmm.ops.mixed_cam import cam
@@ -215,19 +215,22 @@ def crops(people):
 
 
 RECIPES = [
-    Recipe(),
+    ExportOptions(),
     *(
         pytest.param(recipe, marks=pytest.mark.slow)
-        for recipe in (Recipe(normalize=True, flip_tta=True), Recipe(precision="int8", target="cpu"))
+        for recipe in (ExportOptions(normalize=True, flip_tta=True), ExportOptions(precision="int8", target="cpu"))
     ),
-    *(pytest.param(Recipe(precision=precision), marks=pytest.mark.full) for precision in ("fp16", "bf16", "int8")),
+    *(
+        pytest.param(ExportOptions(precision=precision), marks=pytest.mark.full)
+        for precision in ("fp16", "bf16", "int8")
+    ),
 ]
 """Its own is the end of the graph, which is fp32 in every precision: of those, pmm.export has its own tests."""
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: f"{r.precision}-{r.target}{'-flip' * r.flip_tta}")
 def test_every_export_of_it_is_proved_and_has_length_1(strong, exported, crops, tmp_path, recipe):
-    path = exported if recipe == Recipe() else export_onnx(strong, tmp_path / "model.onnx", recipe).path
+    path = exported if recipe == ExportOptions() else export_onnx(strong, tmp_path / "model.onnx", recipe).path
     artifact = Artifact(path, read_onnx(path).manifest)
     embedding = artifact.manifest.embedding
     assert (embedding.normalised, embedding.metric) == (True, "cosine")
@@ -251,11 +254,11 @@ def test_normalize_changes_nothing_of_it(strong, exported, tmp_path):
     for path, copy in ((exported, taken), (manifest_path(exported), manifest_path(taken))):
         shutil.copyfile(path, copy)
     before = taken.stat().st_mtime_ns
-    found = verified_onnx(strong, taken)
-    assert verified_onnx(strong, taken, Recipe(normalize=True)) == found
+    found = export_onnx_cached(strong, taken)
+    assert export_onnx_cached(strong, taken, ExportOptions(normalize=True)) == found
     assert found.manifest.parity
     assert taken.stat().st_mtime_ns == before
-    again = export_onnx(strong, tmp_path / "again.onnx", Recipe(normalize=True), Verification(no_verify=True))
+    again = export_onnx(strong, tmp_path / "again.onnx", ExportOptions(normalize=True), VerifyOptions(no_verify=True))
     assert again.path.read_bytes() == exported.read_bytes()
 
 

@@ -10,7 +10,7 @@ from pmm.ops import mixed_cam
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INF, NAN = float("inf"), float("nan")
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
+DATASETS = (torch.contiguous_format, torch.channels_last)
 ONE_DTYPE = [dtype if dtype == torch.float32 else pytest.param(dtype, marks=pytest.mark.full) for dtype in DTYPES]
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 """Those of `torch.library.opcheck` that take milliseconds; the other traces the op, whatever its dtype and kernel."""
@@ -46,7 +46,7 @@ def digest_of_sums(device):
     """The SHA-256 of sums over many channels and of several gradients: float addition shows in which order they ran."""
     digest, generator = hashlib.sha256(), torch.Generator().manual_seed(0)
     for dtype in DTYPES:
-        for layout in LAYOUTS:
+        for layout in DATASETS:
             x = torch.randn(4, 300, 13, 9, generator=generator).to(dtype).contiguous(memory_format=layout).to(device)
             replaced = (torch.rand(4, 13, 9, generator=generator) < 0.3).to(device)
             weights = torch.randn(4, 300, generator=generator).to(device)

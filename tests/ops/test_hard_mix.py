@@ -8,7 +8,7 @@ from pmm.ops.block_ranking import block_ranks, block_scores
 from pmm.ops.hard_mix import _reference
 from tests.conftest import examples
 from tests.ops.conftest import ONE_PLACE
-from tests.ops.problems import DTYPES, INF, LAYOUTS, NAN, ONE_DTYPE, OPCHECKS, moved, problems
+from tests.ops.problems import DATASETS, DTYPES, INF, NAN, ONE_DTYPE, OPCHECKS, moved, problems
 from tests.ops.reference import adjoint_by_hand, mixed_by_hand, ranks_by_hand, replaced_by_hand, scores_by_hand
 
 
@@ -74,7 +74,7 @@ def test_paper_setting_replaces_three_of_thirty_two_blocks(device):
     assert 18 / (24 * 8) == 0.09375
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
 def test_bit_equal_to_the_reference_in_the_paper_setting(device, dtype, layout):
@@ -159,7 +159,7 @@ def test_sums_are_rounded_as_torch_rounds_them(device, dtype):
     torch.testing.assert_close(dx[0].cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_each_value_of_two_bytes_is_read_right(device, dtype, layout):
     """Beside nothing, and beside another one."""
@@ -186,7 +186,7 @@ def test_empty_batches_and_channels(device, shape):
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 3, 2), pytest.param((4, 2, 3, 3), marks=pytest.mark.full)])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
 def test_gradcheck_and_gradgradcheck(device, layout, shape):
     n, _, h, w = shape
@@ -224,7 +224,7 @@ def test_opcheck_of_the_traced_op(device, dtype):
     opcheck(device, dtype, "test_aot_dispatch_dynamic")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 def test_two_runs_are_bit_equal_and_deterministic_mode_is_fine(device, layout):
     x = torch.randn(8, 16, 24, 8, device=device).contiguous(memory_format=layout).requires_grad_()
     cam, partner = torch.rand(8, 24, 8, device=device), torch.tensor([1, 1, 1, 1, 0, 0, 0, 0], device=device)

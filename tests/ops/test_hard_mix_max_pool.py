@@ -9,7 +9,7 @@ from pmm.ops import hard_mix, hard_mix_max_pool
 from pmm.ops.hard_mix_max_pool import _reference, _unpool_reference
 from tests.conftest import examples
 from tests.ops.conftest import ONE_PLACE
-from tests.ops.problems import DTYPES, INF, LAYOUTS, NAN, ONE_DTYPE, OPCHECKS, moved, problems
+from tests.ops.problems import DATASETS, DTYPES, INF, NAN, ONE_DTYPE, OPCHECKS, moved, problems
 
 
 def composed(x, cam, partner, block, k, on_empty):
@@ -42,7 +42,7 @@ def awkward_maps(draw):
     x = torch.tensor(some)[torch.randint(0, len(some), shape, generator=generator)].to(draw(st.sampled_from(DTYPES)))
     replaced = torch.rand(shape[0], *shape[2:], generator=generator) < 0.3
     partner = torch.randint(0, shape[0], shape[:1], generator=generator)
-    return x.contiguous(memory_format=draw(st.sampled_from(LAYOUTS))), replaced, partner
+    return x.contiguous(memory_format=draw(st.sampled_from(DATASETS))), replaced, partner
 
 
 @examples(120)
@@ -65,7 +65,7 @@ def test_ties_zeros_and_nan_as_in_torchs_max_pool(device, maps):
     assert torch.equal(dx.cpu(), _unpool_reference(dy, expected[2], replaced, partner, layout))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("cells", [(180, 190), (1, 70_000)])
 @pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
 def test_planes_of_more_cells_than_a_short_integer_counts(device, cells, layout):
@@ -91,7 +91,7 @@ def test_ties_go_to_the_first_cell_and_nan_wins(device):
     assert hard_mix_max_pool(y, cam, partner, (1, 1), 0)[0].isnan().all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_both_zeros_are_equal_and_the_first_is_taken(device, dtype, layout):
     zeros = torch.tensor([[-0.0] * 40 + [0.0] * 40, [0.0] * 40 + [-0.0] * 40], dtype=dtype)
@@ -142,7 +142,7 @@ def test_backward_is_bit_equal_on_many_threads_when_all_take_from_one_sample(dev
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 3, 2), pytest.param((4, 2, 3, 3), marks=pytest.mark.full)])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("place", ONE_PLACE, indirect=True)
 def test_gradcheck_and_gradgradcheck(device, layout, shape):
     n, _, h, w = shape

@@ -7,7 +7,7 @@ import torch
 
 from pmm.ops import hard_mix, hard_mix_max_pool, mixed_cam
 from pmm.ops.mixed_cam import cam as cam_of
-from tests.ops.problems import DTYPES, LAYOUTS, digest_of_sums
+from tests.ops.problems import DATASETS, DTYPES, digest_of_sums
 from tests.ops.reference import adjoint_by_hand, mixed_by_hand, replaced_by_hand
 
 
@@ -25,7 +25,7 @@ def test_strided_input(device):
     torch.testing.assert_close(mixed_cam(x, partner, replaced, weights), of_the_mixed)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_memory_that_starts_anywhere(device, dtype, layout):
     """Neither the map nor the cells lie where a vector could be read whole."""
@@ -96,7 +96,7 @@ def gathered(x, cam, partner):
     return torch.ops.pmm.hard_mix_gather(x, cell, replaced, partner), replaced
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("mix", [hard_mix, hard_mix_max_pool, gathered])
 def test_the_gradient_has_the_layout_of_the_map_also_that_of_a_sum(device, mix, layout):
     x = torch.randn(3, 4, 6, 4, device=device).contiguous(memory_format=layout).requires_grad_()

@@ -4,7 +4,7 @@ import torch
 from pmm.ops import mixed_cam
 from pmm.ops.mixed_cam import cam
 from tests.ops.conftest import ONE_PLACE
-from tests.ops.problems import DTYPES, LAYOUTS, ONE_DTYPE, OPCHECKS
+from tests.ops.problems import DATASETS, DTYPES, ONE_DTYPE, OPCHECKS
 
 
 def problem(device, dtype=torch.float32, shape=(4, 6, 5, 3), layout=torch.contiguous_format):
@@ -19,7 +19,7 @@ def expected(x, partner, replaced, weights):
     return (mixed * weights.double()[:, :, None, None]).sum(1).clamp(min=0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_is_the_cam_of_the_mixed_map(device, place, dtype, layout):
     arguments = problem(device, dtype, layout=layout)
@@ -32,14 +32,14 @@ def test_is_the_cam_of_the_mixed_map(device, place, dtype, layout):
         assert torch.equal(found, of_the_map)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_cam_of_a_map_is_that_of_one_where_nothing_is_replaced(device, dtype, layout):
     x, partner, replaced, weights = problem(device, dtype, layout=layout)
     assert torch.equal(cam(x, weights), mixed_cam(x, partner, replaced & False, weights))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("shape", [(3, 700, 24, 8), (2, 130, 17, 19), (5, 64, 1, 1), (1, 3, 40, 30), (2, 9, 1, 300)])
 def test_long_sums_and_odd_shapes(device, shape, layout):
     """In float32 no cell is further off than a blocked sum of its terms may be."""
@@ -49,7 +49,7 @@ def test_long_sums_and_odd_shapes(device, shape, layout):
     assert ((found - expected(*arguments)).abs() <= 3e-6 * scale).all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 def test_a_long_sum_of_positive_terms_is_exact_to_a_few_bits(device, layout):
     """One term after another would be three times as far off."""
     x, partner, replaced, weights = problem(device, torch.float32, (2, 8192, 4, 4), layout)
@@ -57,7 +57,7 @@ def test_a_long_sum_of_positive_terms_is_exact_to_a_few_bits(device, layout):
     torch.testing.assert_close(mixed_cam(*arguments).double(), expected(*arguments), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DATASETS)
 @pytest.mark.parametrize("place_in_map", [0, 255, 256, 700, 1199])
 def test_one_cell_of_many_is_taken_from_the_partner(device, layout, place_in_map):
     x, partner, replaced, weights = problem(device, torch.float32, (2, 3, 40, 30), layout)

@@ -25,9 +25,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (20, 128, 64, 3), np.uint8)
 
 def opened() -> Runner:
     if sys.argv[1] == "openvino":
-        from pmm.runtime.openvino import OvRunner
+        from pmm.runtime.openvino import OpenVinoRunner
 
-        return OvRunner(Path(sys.argv[2]), threads=2)
+        return OpenVinoRunner(Path(sys.argv[2]), threads=2)
     return open_runner(sys.argv[2], device="cpu", threads=2)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
-from pmm.models.output import Deployed
+from pmm.models.output import InferenceModel
 from pmm.runtime.deployed_graph import DeployedGraph
 
 
@@ -29,5 +29,5 @@ class Tail(nn.Module):
 def small_graph(size):
     """For crops of `size` (a Preprocessing); the same weights each time."""
     torch.manual_seed(0)
-    network = Deployed(Trunk(), Tail(), normalised=False)
+    network = InferenceModel(Trunk(), Tail(), normalised=False)
     return DeployedGraph(network, size, InputContract(), EmbeddingContract(dim=384), "fp32").eval()

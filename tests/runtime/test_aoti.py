@@ -17,12 +17,12 @@ from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.aoti import export_aoti
-from pmm.export.options import MIN_COSINE, Verification
+from pmm.export.options import MIN_COSINE, VerifyOptions
 from pmm.runtime import aoti
 from pmm.runtime.aoti import AotiRunner, this_machine
 from pmm.runtime.open import open_runner
 from pmm.utils import hardware
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import sha256
 from pmm.utils.hardware import nvidia_gpus
 from tests.conftest import assert_one_line_error, run_here, run_python, run_without_torch
@@ -223,12 +223,12 @@ def test_devices_are_the_packages_or_refused(package, unloaded, monkeypatch):
             open_runner(package, device=device)
     with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
         open_runner(package, device="gpu")
-    with pytest.raises(Unavailable, match="a CUDA graph was asked for, and a CPU has no such thing"):
+    with pytest.raises(BackendUnavailable, match="a CUDA graph was asked for, and a CPU has no such thing"):
         AotiRunner(package, cuda_graph=True)
     contract = dataclasses.replace(this_machine(CPU), device="cuda", gpu="a GPU", compute_capability="9.0")
     monkeypatch.setattr(aoti, "read_native", lambda path, kind: NativeFile(package, b"", None, contract))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(Unavailable, match="built for a GPU, and torch sees no usable CUDA GPU here"):
+    with pytest.raises(BackendUnavailable, match="built for a GPU, and torch sees no usable CUDA GPU here"):
         open_runner(package)
     with pytest.raises(UserError, match="built for cuda, and asked to run on cpu"):
         open_runner(package, device="cpu")
@@ -248,7 +248,7 @@ def test_a_package_is_loaded_on_the_gpu_that_was_chosen(package, monkeypatch):
         place = aoti._place(package, contract, device)
         aoti._loaded(package, b"", place, cuda_graph=False)
     assert [options["device_index"] for options in asked] == [-1, 0, 1]
-    with pytest.raises(Unavailable, match="no GPU 2"):
+    with pytest.raises(BackendUnavailable, match="no GPU 2"):
         aoti._place(package, contract, "cuda:2")
 
 
@@ -331,7 +331,7 @@ def test_it_is_described_without_torch_and_never_loaded(package, copy):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 def test_a_package_on_a_gpu(trained, crops, expected, tmp_path, precision):
-    artifact = export_aoti(trained, tmp_path / "model.pt2", precision, "cuda", Verification())
+    artifact = export_aoti(trained, tmp_path / "model.pt2", precision, "cuda", VerifyOptions())
     assert artifact.manifest.package.gpu == nvidia_gpus()[0].name
     for cuda_graph in (False, True):
         with AotiRunner(artifact.path, "cuda", cuda_graph=cuda_graph) as runner:

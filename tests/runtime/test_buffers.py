@@ -16,7 +16,7 @@ import torch
 
 from pmm.runtime import cuda_libraries, driver
 from pmm.runtime.cuda_libraries import CudaPythonDevice, PycudaDevice, TorchDevice, open_device
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from tests.runtime.standin import Libcuda, World
 
 HANDLE = 0x7F1234567890
@@ -354,7 +354,7 @@ def test_a_library_that_fails_is_passed_over(libraries):
 def test_none_is_one_line_with_the_reasons(libraries):
     found = libraries("torch", "pycuda", torch_available=False)
     found["pycuda"].failing.add("retain")
-    with pytest.raises(Unavailable, match=r"pip install pycuda .* or cuda-python") as caught:
+    with pytest.raises(BackendUnavailable, match=r"pip install pycuda .* or cuda-python") as caught:
         open_device()
     text = str(caught.value)
     assert len(text.splitlines()) == 1

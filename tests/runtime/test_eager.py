@@ -22,9 +22,9 @@ from pmm.runtime.base import RunnerInfo
 from pmm.runtime.cuda_graph import bucket
 from pmm.runtime.eager import EagerRunner
 from pmm.runtime.open import open_runner
-from pmm.runtime.torch_runner import WARM_UPS, CudaStep, TorchRunner, tf32_allowed
+from pmm.runtime.torch_runner import WARM_UPS, CudaBoundRun, TorchRunner, tf32_allowed
 from pmm.utils import hardware
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import Gpu, nvidia_gpus
 from tests.runtime.standin import Libcuda, Stream, World
 from tests.runtime.standin import OnGpu as Theirs
@@ -182,14 +182,14 @@ def test_a_cpu_leaves_the_settings_alone(trained, crops, tf32_state):
 
 def test_what_a_cpu_has_not_is_refused(trained, monkeypatch):
     before = torch.get_num_threads()
-    with pytest.raises(Unavailable, match="TF32 was asked for, and a CPU has no such thing"):
+    with pytest.raises(BackendUnavailable, match="TF32 was asked for, and a CPU has no such thing"):
         EagerRunner.open(trained, "cpu", before + 1, tf32=True)
-    with pytest.raises(Unavailable, match="a CUDA graph was asked for, and a CPU has no such thing"):
+    with pytest.raises(BackendUnavailable, match="a CUDA graph was asked for, and a CPU has no such thing"):
         Sums(cuda_graph=True)
     assert torch.get_num_threads() == before, "a runner that could not be opened changed the process"
     monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("an old GPU", "7.5"), Gpu("a new GPU", "8.0")))
     for device in (torch.device("cuda"), torch.device("cuda", 0)):
-        with pytest.raises(Unavailable, match="an old GPU has no TF32; run it in fp32"):
+        with pytest.raises(BackendUnavailable, match="an old GPU has no TF32; run it in fp32"):
             torch_runner.check_modes(device, tf32=True)
     torch_runner.check_modes(torch.device("cuda"), cuda_graph=True)
     torch_runner.check_modes(torch.device("cuda", 1), tf32=True)
@@ -198,9 +198,9 @@ def test_what_a_cpu_has_not_is_refused(trained, monkeypatch):
 def test_devices_are_resolved_or_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert eager.torch_device("auto") == eager.torch_device("cpu") == CPU
-    with pytest.raises(Unavailable, match="--device cuda: torch sees no usable CUDA GPU"):
+    with pytest.raises(BackendUnavailable, match="--device cuda: torch sees no usable CUDA GPU"):
         eager.torch_device("cuda")
-    with pytest.raises(Unavailable, match="--device cuda:1: torch sees no usable CUDA GPU"):
+    with pytest.raises(BackendUnavailable, match="--device cuda:1: torch sees no usable CUDA GPU"):
         eager.torch_device("cuda:1")
     with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
         eager.torch_device("gpu")
@@ -208,7 +208,7 @@ def test_devices_are_resolved_or_refused(monkeypatch):
     assert eager.torch_device("auto") == eager.torch_device("cuda") == torch.device("cuda")
     monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("one", "8.0"), Gpu("two", "9.0")))
     assert eager.torch_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(Unavailable, match=r"no GPU 2 .*0 one, 1 two"):
+    with pytest.raises(BackendUnavailable, match=r"no GPU 2 .*0 one, 1 two"):
         eager.torch_device("cuda:2")
 
 
@@ -456,7 +456,7 @@ def test_threads_share_a_graph_but_not_their_embeddings(gpus):
 def test_a_step_on_a_gpu_launches_waits_and_is_timed_apart(gpus, cuda_graph):
     runner = OnGpu(gpus, cuda_graph=cuda_graph)
     step = runner.bind(pixels(3))
-    assert isinstance(step, CudaStep)
+    assert isinstance(step, CudaBoundRun)
     runs, waits, launches = len(runner.runs), gpus.synchronized, gpus.launches
     step.enqueue()
     assert (len(runner.runs), gpus.synchronized, gpus.launches) == (runs + 1, waits, launches + cuda_graph)
@@ -476,7 +476,7 @@ def test_the_times_of_a_step_are_of_the_run_and_of_each_copy(gpus):
         gpus.clock += busy["run"]
         return out
 
-    step = CudaStep(launch, placed)
+    step = CudaBoundRun(launch, placed)
     waits = gpus.synchronized
     assert step.device_ms() == 4.0
     assert gpus.synchronized == waits + 2, "from an idle GPU, and once at the end"

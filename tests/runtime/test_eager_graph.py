@@ -17,7 +17,7 @@ from pmm.export.options import MIN_COSINE
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
 from pmm.runtime.torch_graph import GraphRunner, build_failed, main_type
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import nvidia_gpus
 from tests.runtime.small import small_graph
 
@@ -134,9 +134,9 @@ def test_the_trunk_must_be_in_the_precision_asked_for(graph):
 
 
 def test_a_cpu_has_neither_tf32_nor_cuda_graphs(graph):
-    with pytest.raises(Unavailable, match="TF32 was asked for"):
+    with pytest.raises(BackendUnavailable, match="TF32 was asked for"):
         opened(graph(), "tf32")
-    with pytest.raises(Unavailable, match="a CUDA graph was asked for"):
+    with pytest.raises(BackendUnavailable, match="a CUDA graph was asked for"):
         opened(graph(), cuda_graph=True)
 
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_compiled_is_one_line_and_never_run_eagerly(graph, monkey
     broken = torch._inductor.exc.InvalidCxxCompiler()
     monkeypatch.setattr(torch._dynamo, "lookup_backend", fails(broken))
     with pytest.raises(
-        Unavailable, match=r"torch\.compile needs a C\+\+ compiler and found none; install g\+\+"
+        BackendUnavailable, match=r"torch\.compile needs a C\+\+ compiler and found none; install g\+\+"
     ) as error:
         opened(graph(), compiled=True, threads=before + 1)
     assert "\n" not in str(error.value)

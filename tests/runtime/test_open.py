@@ -13,11 +13,11 @@ from pmm.data.crops import load_crops
 from pmm.runtime.aoti import AotiRunner
 from pmm.runtime.eager import EagerRunner
 from pmm.runtime.open import BACKEND_HELP, BACKENDS, ONNXRUNTIME, RunOptions, backends_for, open_runner
-from pmm.runtime.openvino import OvRunner
+from pmm.runtime.openvino import OpenVinoRunner
 from pmm.runtime.ort import OrtRunner
 from pmm.runtime.torch_graph import GraphRunner
 from pmm.runtime.trt import TrtRunner
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import nvidia_gpus
 from tests.export.test_triton import make_engine
 
@@ -27,7 +27,7 @@ def crops(people):
     return load_crops(sorted((people / "query").glob("*.jpg"))[:5], 128, 64)
 
 
-class Asked(Exception):  # noqa: N818 - how a runner tells what it was asked for
+class Asked(Exception):
     pass
 
 
@@ -41,7 +41,7 @@ def ask(monkeypatch):
 
         monkeypatch.setattr(kind, "__init__", init)
 
-    for kind in (AotiRunner, OrtRunner, OvRunner, TrtRunner):
+    for kind in (AotiRunner, OrtRunner, OpenVinoRunner, TrtRunner):
         record(kind, 1)
     for kind in (EagerRunner, GraphRunner):
         record(kind, 2)
@@ -108,7 +108,7 @@ def test_what_is_asked_for_reaches_the_runner(trained, exported, tmp_path, ask):
     fast = {"tf32": True, "cuda_graph": True, "warn": True}
     assert ask(exported, "ort-cuda", precision="tf32", cuda_graph=True) == (OrtRunner, ("cuda", 0), fast)
     assert ask(exported, "openvino", threads=2, precision="bf16") == (
-        OvRunner,
+        OpenVinoRunner,
         (2,),
         {"precision": "bf16", "warn": True},
     )
@@ -167,7 +167,7 @@ def test_an_engine_of_the_other_library(tmp_path):
         open_runner(engine, "tensorrt-rtx")
     if not nvidia_gpus():
         for backend in ("auto", "tensorrt"):
-            with pytest.raises(Unavailable, match="engines run on NVIDIA GPUs only"):
+            with pytest.raises(BackendUnavailable, match="engines run on NVIDIA GPUs only"):
                 open_runner(engine, backend)
 
 
@@ -182,16 +182,18 @@ def test_files_that_nothing_runs(tmp_path):
 
 def test_a_library_that_is_missing_is_named_with_its_install_command(trained, exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(Unavailable, match=r"OpenVINO is missing here .*: pip install .*openvino"):
+    with pytest.raises(BackendUnavailable, match=r"OpenVINO is missing here .*: pip install .*openvino"):
         open_runner(exported, "openvino")
     for name in ("torch", "onnxruntime"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
-            with pytest.raises(Unavailable, match=f"pip install .*{name}"):
+            with pytest.raises(BackendUnavailable, match=f"pip install .*{name}"):
                 open_runner(trained if name == "torch" else exported)
     for backend in BACKENDS.values():
         monkeypatch.setitem(sys.modules, backend.library, None)
-        with pytest.raises(Unavailable, match=rf"{backend.library} cannot be imported here \(.*\): pip install "):
+        with pytest.raises(
+            BackendUnavailable, match=rf"{backend.library} cannot be imported here \(.*\): pip install "
+        ):
             backend.load_library()
 
 

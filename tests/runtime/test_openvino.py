@@ -19,11 +19,11 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.options import MIN_COSINE, Recipe
+from pmm.export.options import MIN_COSINE, ExportOptions
 from pmm.runtime import openvino as module
 from pmm.runtime.open import open_runner
-from pmm.runtime.openvino import OvRunner
-from pmm.utils.errors import Unavailable, UserError
+from pmm.runtime.openvino import OpenVinoRunner
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import int8_overflows
 from tests.conftest import run_python
 
@@ -33,7 +33,7 @@ bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 instruction
 PRECISIONS = ["fp32", pytest.param("bf16", marks=bf16), "int8"]
 
 
-CPU_INT8 = Recipe(precision="int8", target="cpu")
+CPU_INT8 = ExportOptions(precision="int8", target="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,12 @@ def expected(trained, crops):
 
 
 def opened(files, precision, **options):
-    return OvRunner(files["int8" if precision == "int8" else "fp32"], precision=precision, **options)
+    return OpenVinoRunner(files["int8" if precision == "int8" else "fp32"], precision=precision, **options)
 
 
 def refused(files, *said, kind=UserError, file="fp32", **options):
     with pytest.raises(kind) as caught:
-        OvRunner(files[file], **options)
+        OpenVinoRunner(files[file], **options)
     assert len(str(caught.value).splitlines()) == 1
     for text in said:
         assert text in str(caught.value)
@@ -104,9 +104,9 @@ def test_bf16_rounds(files, crops, expected):
 @pytest.mark.parametrize(
     "recipe",
     [
-        Recipe(input="float", input_colour="bgr", flip_tta=True, normalize=True),
-        Recipe(precision="int8", target="tensorrt"),
-        pytest.param(Recipe(precision="int8", target="cpu", flip_tta=True), marks=pytest.mark.slow),
+        ExportOptions(input="float", input_colour="bgr", flip_tta=True, normalize=True),
+        ExportOptions(precision="int8", target="tensorrt"),
+        pytest.param(ExportOptions(precision="int8", target="cpu", flip_tta=True), marks=pytest.mark.slow),
     ],
     ids=["float flip", "int8 for TensorRT", "int8 flip"],
 )
@@ -115,7 +115,7 @@ def test_every_kind_of_file_runs_as_in_onnx_runtime(shared, crops, recipe):
     if recipe.target == "tensorrt" and recipe.precision == "int8" and int8_overflows():
         refused({"int8": path}, "this CPU has no VNNI", file="int8")
         return
-    with open_runner(path) as reference, OvRunner(path) as runner:
+    with open_runner(path) as reference, OpenVinoRunner(path) as runner:
         assert runner.info.precision == recipe.precision
         assert numeric_parity(reference(crops), runner(crops)).min_cosine > MIN_COSINE[recipe.precision]
 
@@ -123,7 +123,7 @@ def test_every_kind_of_file_runs_as_in_onnx_runtime(shared, crops, recipe):
 def test_weights_that_overflow_here_are_refused(shared, files, monkeypatch):
     monkeypatch.setattr(module, "int8_overflows", lambda: True)
     said = "quantised for TensorRT, with weights of 8 bits; this CPU has no VNNI, and OpenVINO's sums of them would"
-    refused({"int8": shared.onnx(Recipe(precision="int8"))}, said, "export it with --target cpu", file="int8")
+    refused({"int8": shared.onnx(ExportOptions(precision="int8"))}, said, "export it with --target cpu", file="int8")
     with opened(files, "int8") as runner:
         assert runner.info.precision == "int8"
 
@@ -211,7 +211,7 @@ def test_what_runs_is_told(files, precision):
 
 
 def test_the_files_own_precision_is_the_default(files):
-    assert [OvRunner(files[name]).info.precision for name in ("fp32", "int8")] == ["fp32", "int8"]
+    assert [OpenVinoRunner(files[name]).info.precision for name in ("fp32", "int8")] == ["fp32", "int8"]
 
 
 @bf16
@@ -304,7 +304,7 @@ def test_impossible_requests(files, shared):
     for precision in ("fp32", "bf16"):
         said = f"OpenVINO runs {precision} from a file in fp32, and this one holds int8"
         refused(files, said, file="int8", precision=precision)
-    half = shared.onnx(Recipe(precision="fp16"))
+    half = shared.onnx(ExportOptions(precision="fp16"))
     refused({"fp32": half}, "cannot run in fp16")
     refused({"fp32": half}, "this one holds fp16", precision="fp32")
     refused(files, "OpenVINO cannot load it (Wrong value for property key INFERENCE_NUM_THREADS", threads=-1)
@@ -317,7 +317,7 @@ def test_bf16_needs_instructions(files, monkeypatch):
             return ["FP32", "INT8", "BIN"]
 
     monkeypatch.setattr(module, "_core", Core)
-    refused(files, "this CPU has no bf16 instructions", kind=Unavailable, precision="bf16")
+    refused(files, "this CPU has no bf16 instructions", kind=BackendUnavailable, precision="bf16")
 
 
 @pytest.mark.parametrize("problem", [None, OSError("libopenvino.so.2640: cannot open\nmore")])
@@ -333,34 +333,34 @@ def test_a_missing_library(files, monkeypatch, problem):
 
         monkeypatch.delitem(sys.modules, "openvino")
         monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    refused(files, "OpenVINO is missing here", "pip install openvino", kind=Unavailable)
+    refused(files, "OpenVINO is missing here", "pip install openvino", kind=BackendUnavailable)
 
 
 def test_foreign_and_changed_files(files, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"not onnx")
     with pytest.raises(UserError, match="truncated, or not an ONNX file"):
-        OvRunner(tmp_path / "bad.onnx")
+        OpenVinoRunner(tmp_path / "bad.onnx")
     with pytest.raises(UserError, match="does not exist"):
-        OvRunner(tmp_path / "missing.onnx")
+        OpenVinoRunner(tmp_path / "missing.onnx")
     foreign = onnx.load(files["fp32"])
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
     with pytest.raises(UserError, match="not an ONNX file of ours"):
-        OvRunner(tmp_path / "foreign.onnx")
+        OpenVinoRunner(tmp_path / "foreign.onnx")
     for path in (files["fp32"], manifest_path(files["fp32"])):
         shutil.copyfile(path, tmp_path / path.name)
     content = bytearray((tmp_path / "model.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(UserError, match=r"its sha256 .* is not the manifest's"):
-        OvRunner(tmp_path / "model.onnx")
+        OpenVinoRunner(tmp_path / "model.onnx")
 
 
 def test_the_bytes_that_were_hashed_are_the_ones_that_run(files, crops, expected, tmp_path, monkeypatch):
     path, real = tmp_path / "m.onnx", module._check_request
     shutil.copyfile(files["fp32"], path)
     monkeypatch.setattr(module, "_check_request", lambda *args: (path.write_bytes(b"evil"), real(*args)))
-    with OvRunner(path) as runner:
+    with OpenVinoRunner(path) as runner:
         np.testing.assert_allclose(runner(crops), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -401,10 +401,10 @@ def test_the_interface_is_checked_on_opening(files, monkeypatch):
 
 def test_an_unverified_file_is_said_to_be_one(files, unverified, caplog):
     with caplog.at_level(logging.WARNING, "pmm"):
-        OvRunner(files["fp32"])
-        OvRunner(unverified, warn=False)
+        OpenVinoRunner(files["fp32"])
+        OpenVinoRunner(unverified, warn=False)
         assert "verified" not in caplog.text
-        OvRunner(unverified)
+        OpenVinoRunner(unverified)
     assert "unverified.onnx: its embeddings were never verified" in caplog.text
 
 
@@ -414,9 +414,9 @@ def test_signals_are_heard_after_runners_were_closed(files, closing):
     """Handlers run on a stack that OpenVINO lends; see `_core`."""
     script = (
         "import faulthandler, os, signal, sys, threading, time; faulthandler.enable()\n"
-        "from pmm.runtime.openvino import OvRunner\n"
+        "from pmm.runtime.openvino import OpenVinoRunner\n"
         "signal.signal(signal.SIGUSR1, lambda *args: print('heard'))\n"
-        f"first, second = opened = [OvRunner(sys.argv[1]) for _ in range(2)]\n"
+        f"first, second = opened = [OpenVinoRunner(sys.argv[1]) for _ in range(2)]\n"
         f"{'opened.clear()' if 'del' in closing else 'del first, second'}\n"
         f"{closing}\n"
         "time.sleep(0.5)\n"
@@ -429,9 +429,9 @@ def test_signals_are_heard_after_runners_were_closed(files, closing):
 def test_it_needs_no_torch_and_the_library_is_not_taken_for_this_module(files):
     script = (
         "import sys; sys.modules['torch'] = None; import numpy as np\n"
-        "from pmm.runtime.openvino import OvRunner\n"
+        "from pmm.runtime.openvino import OpenVinoRunner\n"
         "assert 'openvino' not in sys.modules\n"
-        "with OvRunner(sys.argv[1]) as runner:\n"
+        "with OpenVinoRunner(sys.argv[1]) as runner:\n"
         "    print(runner(np.zeros((2, 128, 64, 3), np.uint8)).shape)"
     )
     done = run_python("-c", script, files["fp32"])

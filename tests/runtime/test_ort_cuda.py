@@ -16,12 +16,12 @@ import pytest
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.options import MIN_COSINE, Recipe
+from pmm.export.options import MIN_COSINE, ExportOptions
 from pmm.runtime import driver, gpu_binding, ort, ort_session
 from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.utils import cuda_versions, hardware
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import Gpu, nvidia_gpus
 from tests.runtime.standin import Driver, OnGpu, World
 
@@ -335,11 +335,11 @@ def content_of(found):
 @pytest.mark.parametrize("protocol", ["dlpack", "interface"])
 def test_images_on_the_gpu_do_not_go_through_the_host(gpu, world, path, crops, expected, cuda_graph, protocol):
     with OrtRunner(path, "cuda", cuda_graph=cuda_graph) as runner:
-        gpu.patch.setattr(gpu_binding.Placed, "upload", lambda *_: pytest.fail("went up from the host"))
+        gpu.patch.setattr(gpu_binding.GpuBinding, "upload", lambda *_: pytest.fail("went up from the host"))
         for count in (1, 5, 3, 10):
             assert same(runner(OnGpu(world, crops[:count], protocol)), expected[:count])
         assert runner(OnGpu(world, crops[:0], protocol)).shape == (0, expected.shape[1])
-        gpu.patch.setattr(gpu_binding.Placed, "download", lambda *_: pytest.fail("came down to the host"))
+        gpu.patch.setattr(gpu_binding.GpuBinding, "download", lambda *_: pytest.fail("came down to the host"))
         found = runner.embed_on_gpu(OnGpu(world, crops[:3], protocol))
         runner.embed_on_gpu(OnGpu(world, crops[3:6], protocol))
     assert (found.shape, found.device) == ((3, expected.shape[1]), 0)
@@ -496,7 +496,7 @@ def test_the_gpu_that_was_chosen(gpu, path, crops, expected, cuda_graph):
     assert gpu.opened[-1][0] == "cuda:1"
     assert set(gpu.places) == {1}
     OrtRunner(path, "cuda:1", tf32=True)
-    refused(path, "NVIDIA Standin T1 has no TF32", Unavailable, "cuda:0", tf32=True)
+    refused(path, "NVIDIA Standin T1 has no TF32", BackendUnavailable, "cuda:0", tf32=True)
 
 
 def test_the_provider_is_told_and_falls_back_to_nothing(monkeypatch):
@@ -544,21 +544,21 @@ def refused(path, said, kind=UserError, device="cuda", **options):
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_tf32_is_for_fp32_files(gpu, shared, precision):
-    path = shared.onnx(Recipe(precision=precision))
+    path = shared.onnx(ExportOptions(precision=precision))
     refused(path, f"TF32 is for the products of an fp32 file, and this one holds {precision}", tf32=True)
     assert not gpu.opened
 
 
 def test_tf32_needs_a_gpu_that_has_it(gpu, path):
     gpu.is_a(TURING)
-    refused(path, "NVIDIA Standin T1 has no TF32; run it in fp32", Unavailable, tf32=True)
+    refused(path, "NVIDIA Standin T1 has no TF32; run it in fp32", BackendUnavailable, tf32=True)
     assert OrtRunner(path, "cuda").info.precision == "fp32"
     assert [Gpu("x", capability).has_tf32 for capability in ("7.5", "8.0", "8.9", "12.0")] == [False, True, True, True]
 
 
 def test_a_cpu_has_neither(path):
-    refused(path, "TF32 was asked for, and a CPU has no such thing", Unavailable, "cpu", tf32=True)
-    refused(path, "a CUDA graph was asked for, and a CPU has no such thing", Unavailable, "cpu", cuda_graph=True)
+    refused(path, "TF32 was asked for, and a CPU has no such thing", BackendUnavailable, "cpu", tf32=True)
+    refused(path, "a CUDA graph was asked for, and a CPU has no such thing", BackendUnavailable, "cpu", cuda_graph=True)
 
 
 def test_a_graph_that_cannot_be_captured(gpu, path):
@@ -569,10 +569,10 @@ def test_a_graph_that_cannot_be_captured(gpu, path):
 
 def test_a_missing_library_and_gpu_are_unavailable(path, monkeypatch):
     monkeypatch.setattr(ort_session, "nvidia_gpus", tuple)
-    refused(path, "--device cuda:1: no NVIDIA GPU is visible", Unavailable, "cuda:1")
-    refused(path, "no NVIDIA GPU is visible", Unavailable)
+    refused(path, "--device cuda:1: no NVIDIA GPU is visible", BackendUnavailable, "cuda:1")
+    refused(path, "no NVIDIA GPU is visible", BackendUnavailable)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    refused(path, "pip install onnxruntime-gpu", Unavailable, "cpu")
+    refused(path, "pip install onnxruntime-gpu", BackendUnavailable, "cpu")
 
 
 # --- on a GPU
@@ -587,7 +587,7 @@ def test_on_a_gpu(trained, shared, crops, precision, cuda_graph):
     if precision == "tf32" and not nvidia_gpus()[0].has_tf32:
         pytest.skip(f"{nvidia_gpus()[0].name} has no TF32")
     stored = "fp32" if precision == "tf32" else precision
-    path = shared.onnx(Recipe(precision=stored))
+    path = shared.onnx(ExportOptions(precision=stored))
     least = MIN_COSINE[precision]
     with (
         open_runner(trained, device="cpu") as reference,

@@ -14,7 +14,7 @@ from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.options import MIN_COSINE, Recipe, Verification
+from pmm.export.options import MIN_COSINE, ExportOptions, VerifyOptions
 from pmm.gallery.embed import embed_samples
 from pmm.gallery.ranking import rank_split
 from pmm.runtime import ort_cuda, ort_session
@@ -263,7 +263,7 @@ def test_what_a_provider_that_does_not_load_needs(monkeypatch, missing, driver, 
 def test_a_file_for_cpus_runs_on_one_beside_a_gpu(shared, monkeypatch):
     """On a GPU ONNX Runtime would compute it in fp32."""
     monkeypatch.setattr(ort_session, "nvidia_gpus", lambda: (Gpu("NVIDIA Standin A1", "8.0"),))
-    with open_runner(shared.onnx(Recipe(precision="int8", target="cpu"))) as runner:
+    with open_runner(shared.onnx(ExportOptions(precision="int8", target="cpu"))) as runner:
         assert (runner.info.backend, runner.info.precision) == ("ort-cpu", "int8")
 
 
@@ -312,7 +312,7 @@ def test_an_unverified_file_is_said_to_be_one(artifact, tmp_path, caplog):
 def test_onnx_runtime_on_a_gpu(trained, shared, crops, precision):
     if "CUDAExecutionProvider" not in pytest.importorskip("onnxruntime").get_available_providers():
         pytest.skip("the ONNX Runtime that is installed is for CPUs: pip install onnxruntime-gpu")
-    path = shared.onnx(Recipe(precision=precision))
+    path = shared.onnx(ExportOptions(precision=precision))
     with open_runner(trained) as reference, open_runner(path, device="cuda") as runner:
         assert runner.info.backend == "ort-cuda"
         assert "CUDAExecutionProvider" in runner.info.provider
@@ -333,9 +333,9 @@ def test_an_engine_on_a_gpu(trained, shared, crops, tmp_path, flavor, precision)
     tf32 = precision == "tf32"
     if tf32 and not nvidia_gpus()[0].has_tf32:
         pytest.skip(f"{nvidia_gpus()[0]} has no TF32")
-    recipe = Recipe(precision="fp32" if tf32 else precision)
+    recipe = ExportOptions(precision="fp32" if tf32 else precision)
     file = read_onnx(shared.onnx(recipe))
-    gate = engine_gate(file, trained, Verification(), flavor)
+    gate = engine_gate(file, trained, VerifyOptions(), flavor)
     engine = engine_from_onnx(file, tmp_path / "model.plan", EngineOptions(flavor=flavor, tf32=tf32), gate=gate)
     assert engine.manifest.engine.precision_read_from == "parsed network and engine inspector"
     with open_runner(trained) as reference, open_runner(engine.path, device="cuda") as runner:

@@ -29,5 +29,5 @@ def test_runners_keep_to_the_quota(trained, exported):
 def test_openvino_keeps_to_the_quota(exported):
     pytest.importorskip("openvino", reason="OpenVINO is not installed (pip install openvino)")
     for asked, threads in ((0, 1), (2, 2)):
-        runner = openvino.OvRunner(exported, asked)
+        runner = openvino.OpenVinoRunner(exported, asked)
         assert runner._compiled.get_property("INFERENCE_NUM_THREADS") == threads

@@ -26,7 +26,7 @@ from pmm.runtime import driver, engine_origin, thread_context, trt, trt_variant
 from pmm.runtime.cuda_graph import bucket
 from pmm.runtime.open import open_runner
 from pmm.utils import hardware
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import Gpu
 from tests.runtime.standin import INVALIDATED, LISTS, HostDevice, Libcuda, Module, OnGpu, World, embed
 
@@ -477,7 +477,7 @@ def test_a_thread_per_request_takes_the_lane_that_is_there(machine):
 def test_no_more_runs_at_a_time_than_contexts(plain, contexts):
     """Runs that all wait inside: as many as contexts are there, the others outside."""
     inside, most, go = [], [], threading.Event()
-    run = thread_context.Lane.run
+    run = thread_context.ThreadContext.run
 
     def slow(self, *args):
         inside.append(self)
@@ -487,7 +487,7 @@ def test_no_more_runs_at_a_time_than_contexts(plain, contexts):
         inside.remove(self)
 
     with plain.open(contexts=contexts) as runner:
-        plain.patch.setattr(thread_context.Lane, "run", slow)
+        plain.patch.setattr(thread_context.ThreadContext, "run", slow)
         threads = [threading.Thread(target=runner, args=(crops(2),)) for _ in range(5)]
         for thread in threads:
             thread.start()
@@ -503,7 +503,7 @@ def test_no_more_runs_at_a_time_than_contexts(plain, contexts):
 
 def test_closing_waits_for_the_run_under_way(plain):
     started, go = threading.Event(), threading.Event()
-    run, found = thread_context.Lane.run, []
+    run, found = thread_context.ThreadContext.run, []
 
     def slow(self, *args):
         started.set()
@@ -511,7 +511,7 @@ def test_closing_waits_for_the_run_under_way(plain):
         run(self, *args)
 
     runner = plain.open()
-    plain.patch.setattr(thread_context.Lane, "run", slow)
+    plain.patch.setattr(thread_context.ThreadContext, "run", slow)
     calls = threading.Thread(target=lambda: found.append(runner(crops(2))))
     closes = threading.Thread(target=runner.close)
     calls.start()
@@ -588,13 +588,13 @@ def test_a_capture_that_fails_later_turns_all_graphs_off(plain):
 def test_graphs_that_fail_elsewhere_leave_no_context_without_memory(plain):
     """Another lane finds that graphs fail while this one makes a context."""
     with plain.open() as runner:
-        lend = thread_context.Lane._lend_memory
+        lend = thread_context.ThreadContext._lend_memory
 
         def fail_meanwhile(self, context):
             runner._without_graphs("told elsewhere")
             lend(self, context)
 
-        plain.patch.setattr(thread_context.Lane, "_lend_memory", fail_meanwhile)
+        plain.patch.setattr(thread_context.ThreadContext, "_lend_memory", fail_meanwhile)
         for count in (5, 2, 3):
             assert np.array_equal(runner(crops(count)), plain.expected(crops(count)))
     assert plain.nothing_left()
@@ -972,11 +972,11 @@ def test_a_tensorrt_engine_without_gpu_in_its_manifest_runs_nowhere(plain):
 
 def test_no_gpu(machine):
     machine.gpus = ()
-    machine.refused("NVIDIA GPUs only", "sees none", kind=Unavailable)
+    machine.refused("NVIDIA GPUs only", "sees none", kind=BackendUnavailable)
 
 
 def test_the_cpu(machine):
-    machine.refused("NVIDIA GPUs only", device="cpu", kind=Unavailable)
+    machine.refused("NVIDIA GPUs only", device="cpu", kind=BackendUnavailable)
 
 
 def test_an_unknown_device(machine):

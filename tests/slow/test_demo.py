@@ -19,7 +19,7 @@ from pmm.data.samples import camids_of, pids_of
 from pmm.evaluation.metrics import evaluate_ranking
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.onnx import export_onnx
-from pmm.export.options import Recipe
+from pmm.export.options import ExportOptions
 from pmm.gallery.embed import embed_samples
 from pmm.gallery.ranking import rank_split
 from pmm.models.registry import build_model
@@ -108,13 +108,13 @@ def fp32(demo, split):
 @pytest.mark.parametrize(
     ("recipe", "least_cosine", "most_drop"),
     [
-        pytest.param(Recipe(), 0.999999, 0.0005, marks=full),
-        pytest.param(Recipe(precision="fp16"), 0.9999, 0.001, marks=full),
-        pytest.param(Recipe(precision="bf16"), 0.999, 0.005, marks=full),
-        pytest.param(Recipe(precision="int8"), 0.98, 0.005, marks=slow),
-        pytest.param(Recipe(precision="int8", target="cpu"), 0.98, 0.005, marks=slow),
+        pytest.param(ExportOptions(), 0.999999, 0.0005, marks=full),
+        pytest.param(ExportOptions(precision="fp16"), 0.9999, 0.001, marks=full),
+        pytest.param(ExportOptions(precision="bf16"), 0.999, 0.005, marks=full),
+        pytest.param(ExportOptions(precision="int8"), 0.98, 0.005, marks=slow),
+        pytest.param(ExportOptions(precision="int8", target="cpu"), 0.98, 0.005, marks=slow),
     ],
-    ids=lambda value: f"{value.precision}-{value.target}" if isinstance(value, Recipe) else str(value),
+    ids=lambda value: f"{value.precision}-{value.target}" if isinstance(value, ExportOptions) else str(value),
 )
 def test_every_precision_keeps_the_ranking(demo, split, fp32, tmp_path, recipe, least_cosine, most_drop):
     """Over all 4,200 test crops. ONNX Runtime runs no bf16 on CPUs: there, the torch module that was exported."""

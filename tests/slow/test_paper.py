@@ -18,14 +18,14 @@ from pmm.data.synthetic.dataset import draw_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.emulate_half import emulated
 from pmm.export.onnx import export_onnx
-from pmm.export.options import EngineOptions, Recipe, Verification
+from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.gallery.embed import embed_crops
 from pmm.models.registry import build_model
 from pmm.runtime.open import open_runner
 from pmm.training.resume import snapshot
-from pmm.training.state import make_trainee
+from pmm.training.state import make_train_state
 from pmm.training.step import train_step
 
 
@@ -46,7 +46,7 @@ def stepped(config, people, tmp_path_factory):
     torch.manual_seed(0)
     samples = read_dataset("synthetic", people).train
     batches, sampler = train_batches(samples, config)
-    trainee = make_trainee(build_model(config), config, torch.device("cpu"), len(sampler))
+    trainee = make_train_state(build_model(config), config, torch.device("cpu"), len(sampler))
     before = {name: value.clone() for name, value in trainee.model.named_parameters()}
     trainee.model.train()
     for batch in batches:
@@ -114,8 +114,8 @@ def test_paper_in_every_precision(untrained, crops, expected, precision, least, 
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
     checkpoint_file, root = untrained
     calibration = {"calibration_root": str(root), "calibration_images": 64} if precision == "int8" else {}
-    recipe = Recipe(precision=precision, **calibration)
-    artifact = export_onnx(checkpoint_file, tmp_path / "paper.onnx", recipe, Verification(verify_root=str(root)))
+    recipe = ExportOptions(precision=precision, **calibration)
+    artifact = export_onnx(checkpoint_file, tmp_path / "paper.onnx", recipe, VerifyOptions(verify_root=str(root)))
     manifest, file = artifact.manifest, read_onnx(artifact.path)
     half = precision in ("fp16", "bf16")
     graph = emulated(file.proto) if half else file.proto

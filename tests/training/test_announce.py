@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pmm.config import Config, preset
-from pmm.data.samples import Split
+from pmm.data.samples import ReidDataset
 from pmm.training.announce import Announcer
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def config_of(dataset: str, backbone: str, weights: str) -> Config:
     ],
 )
 def test_random_weights_that_could_be_others_are_noted_once(capsys, tmp_path, dataset, backbone, weights, epoch, noted):
-    split = Split(train=(), query=(), gallery=(), notes=("a note of the reader",))
+    split = ReidDataset(train=(), query=(), gallery=(), notes=("a note of the reader",))
     announcer = Announcer(config_of(dataset, backbone, weights), split, tmp_path)
     announcer.start(torch.nn.Linear(1000, 1000), CPU, world=2, epoch=epoch, step=0)
     said = capsys.readouterr().out

@@ -21,8 +21,8 @@ from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
 from pmm.models.stages import Head
-from pmm.training.distributed import ALONE, Processes, joined
-from pmm.training.state import make_trainee
+from pmm.training.distributed import SINGLE, Processes, init_distributed
+from pmm.training.state import make_train_state
 from pmm.training.step import Validation, train_step
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
@@ -44,7 +44,7 @@ def started(rank, port, config, out):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     torch.set_num_threads(1)
-    with joined(CPU) as (processes, device):
+    with init_distributed(CPU) as (processes, device):
         found = {"said": _said(processes)}
         for name, recipe in (("gathered", GATHERED), ("apart", APART)):
             found[name] = _stepped(_changed(config, **recipe), processes)
@@ -121,7 +121,7 @@ def _stepped(config, processes):
     )
     sampler.epoch = 1
     batch = next(iter(loader))
-    trainee = make_trainee(build_model(config), config, CPU, 10, processes)
+    trainee = make_train_state(build_model(config), config, CPU, 10, processes)
     trainee.model.eval()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pmm.models.pmm.sample_partners", _half_by_half)
@@ -168,7 +168,7 @@ def test_rows_of_all_and_their_gradients(both):
 @pytest.mark.parametrize(("way", "alone"), [("gathered", {"accumulate": 1}), ("apart", {"accumulate": 2})])
 def test_two_processes_take_the_step_of_one(both, config, way, alone):
     """Triplets of all against one process's whole batch; triplets of each against one process's batch in two parts."""
-    expected = _stepped(_changed(config, **alone), ALONE)
+    expected = _stepped(_changed(config, **alone), SINGLE)
     first, second = (found[way] for found in both)
     assert torch.equal(torch.cat([first["indices"], second["indices"]]), expected["indices"])
     for name, loss in expected["losses"].items():
@@ -203,13 +203,13 @@ def test_held_out_people_are_shared_out(both, config):
 
 def test_one_process_needs_no_torchrun(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined(CPU) as (processes, device):
+    with init_distributed(CPU) as (processes, device):
         assert (processes, device) == (Processes(), CPU)
         assert (processes.agree(2), processes.gathered("a"), processes.told("b")) == (2, ["a"], "b")
         with pytest.raises(UserError, match="as it was"):
             processes.together(_fails)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"WORLD_SIZE is set without RANK.*torchrun"), joined(CPU):
+    with pytest.raises(UserError, match=r"WORLD_SIZE is set without RANK.*torchrun"), init_distributed(CPU):
         pass
 
 
@@ -218,12 +218,12 @@ def test_one_of_several_gpus_is_for_one_process(monkeypatch):
     own = []
     monkeypatch.setattr(torch.cuda, "set_device", own.append)
     for device in (torch.device("cuda"), torch.device("cuda", 1)):
-        with joined(device) as (processes, found):
+        with init_distributed(device) as (processes, found):
             assert (processes, found) == (Processes(), device)
     assert own == [torch.device("cuda", 1)], "what asks for no GPU by name would be on the first one"
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"--device cuda:1 .*--device cuda,.*CUDA_VISIBLE_DEVICES"):
-        joined(torch.device("cuda", 1)).__enter__()
+        init_distributed(torch.device("cuda", 1)).__enter__()
 
 
 def _fails():

@@ -11,7 +11,7 @@ from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
 from pmm.training.resume import restore_training, snapshot
-from pmm.training.state import check_device, make_trainee
+from pmm.training.state import check_device, make_train_state
 from pmm.training.step import train_step
 from pmm.utils.errors import UserError
 
@@ -41,7 +41,7 @@ def changed(config, **recipe):
 
 def trainee_of(config):
     torch.manual_seed(0)
-    trainee = make_trainee(build_model(config), config, CPU, 10)
+    trainee = make_train_state(build_model(config), config, CPU, 10)
     trainee.model.train()
     return trainee
 
@@ -184,7 +184,7 @@ def test_parts_and_processes_that_cannot_share_a_batch():
 def test_what_only_gpus_do(half_config):
     with pytest.raises(UserError, match="--sync-bn works on GPUs only"):
         check_device(changed(half_config, sync_bn=True), CPU)
-    trainee = make_trainee(build_model(changed(half_config)), changed(half_config, sync_bn=True), CPU, 1)
+    trainee = make_train_state(build_model(changed(half_config)), changed(half_config, sync_bn=True), CPU, 1)
     norms = [m for m in trainee.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert norms
     assert all(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
@@ -197,7 +197,7 @@ def test_what_only_gpus_do(half_config):
 def test_a_step_on_a_gpu_waits_for_nothing(half_config, batch, amp):
     device = torch.device("cuda")
     config = changed(half_config, batch_size=16, amp=amp, clip_norm=1.0)
-    trainee = make_trainee(build_model(config), config, device, 10)
+    trainee = make_train_state(build_model(config), config, device, 10)
     trainee.model.train()
     pinned = type(batch)(*(part.pin_memory() for part in batch))
     for step in range(2):

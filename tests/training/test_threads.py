@@ -22,15 +22,15 @@ def trained_with(small_config, tmp_path, monkeypatch):
     """Call it with options of `train`: the threads that torch has when the model is made."""
     found = []
 
-    class Stopped(Exception):  # noqa: N818
+    class Ended(Exception):
         pass
 
     def stop(*_, **__):
         found.append(torch.get_num_threads())
-        raise Stopped
+        raise Ended
 
     def start(**options):
-        with pytest.raises(Stopped):
+        with pytest.raises(Ended):
             train(small_config, tmp_path / "run", TrainOptions(device="cpu", **options))
         return found.pop()
 

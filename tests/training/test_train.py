@@ -21,10 +21,10 @@ from pmm.ops._extension import missing
 from pmm.training.announce import describe_kernels
 from pmm.training.flags import TrainOptions, parse, resume_command
 from pmm.training.launch import train
-from pmm.training.run_logger import Journal
+from pmm.training.run_logger import RunLogger
 from pmm.training.state import learning_rate
 from pmm.training.step import collapsed
-from pmm.utils.errors import Stopped, UserError
+from pmm.utils.errors import TrainingInterrupted, UserError
 from pmm.utils.files import claimed
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 
@@ -74,7 +74,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(Stopped, match=r"epoch 2/2, after step 1 of 3") as stop:
+        with pytest.raises(TrainingInterrupted, match=r"epoch 2/2, after step 1 of 3") as stop:
             train(small_config, out, ON_CPU)
     finally:
         signal.signal(signal.SIGINT, before[0])
@@ -505,7 +505,7 @@ def test_a_gpu_that_is_full_is_one_line(small_config, tmp_path, monkeypatch):
         train(small_config, tmp_path / "run", ON_CPU)
     assert "\n" not in str(told.value)
     with monkeypatch.context() as patch:
-        patch.setattr("pmm.training.trainer.make_trainee", full)
+        patch.setattr("pmm.training.trainer.make_train_state", full)
         with pytest.raises(UserError, match=r"memory is full .*; free some of it and start again, or start a new run"):
             train(small_config, tmp_path / "never begun", ON_CPU)
 
@@ -522,7 +522,7 @@ def test_a_log_on_a_full_disk_is_named(tmp_path):
         def write(self, text):
             raise OSError(28, "No space left on device")
 
-    log = Journal(tmp_path / "metrics.jsonl", Full(), None)
+    log = RunLogger(tmp_path / "metrics.jsonl", Full(), None)
     with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left on device"):
         log.write({"epoch": 1})
 

@@ -7,7 +7,7 @@ import pytest
 from pmm.runtime import eager, trt_variant
 from pmm.utils import cuda_versions, environment
 from pmm.utils.cuda_versions import Built, advice, built_for, misfits, side_by_side
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import Gpu
 
 # as torch 2.14.1 and onnxruntime-gpu 1.31.1 have them
@@ -159,12 +159,12 @@ def test_a_torch_without_cuda_beside_a_gpu(here, monkeypatch):
     assert misfit.text.endswith("a GPU is here: pip uninstall -y torch torchvision && pip install torch torchvision")
     monkeypatch.setattr(eager.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(eager, "refuse_parents_gpu", lambda: None)
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(BackendUnavailable) as caught:
         eager.torch_device("cuda:1")
     assert misfit.text in str(caught.value)
     here.driver("13.0")
     assert misfits() == []
-    with pytest.raises(Unavailable, match=r"check the driver$"):
+    with pytest.raises(BackendUnavailable, match=r"check the driver$"):
         eager.torch_device("cuda")
 
 

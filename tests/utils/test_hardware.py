@@ -5,7 +5,7 @@ import pynvml
 import pytest
 
 from pmm.utils import hardware
-from pmm.utils.errors import Unavailable, UserError
+from pmm.utils.errors import BackendUnavailable, UserError
 from tests.conftest import assert_one_line_error, run_here
 
 
@@ -102,10 +102,10 @@ def test_the_gpu_of_an_index_or_which_there_are(monkeypatch):
     two = (hardware.Gpu("NVIDIA T4", "7.5"), hardware.Gpu("NVIDIA L4", "8.9"))
     monkeypatch.setattr(hardware, "nvidia_gpus", lambda: two)
     assert [hardware.gpu_at(0), hardware.gpu_at(1)] == list(two)
-    with pytest.raises(Unavailable, match=r"no GPU 2 .*2 visible \(0 NVIDIA T4, 1 NVIDIA L4\)"):
+    with pytest.raises(BackendUnavailable, match=r"no GPU 2 .*2 visible \(0 NVIDIA T4, 1 NVIDIA L4\)"):
         hardware.gpu_at(2)
     monkeypatch.setattr(hardware, "nvidia_gpus", tuple)
-    with pytest.raises(Unavailable, match="no NVIDIA GPU is visible"):
+    with pytest.raises(BackendUnavailable, match="no NVIDIA GPU is visible"):
         hardware.gpu_at(0)
 
 

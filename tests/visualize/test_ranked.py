@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm.data.samples import Sample, Split
+from pmm.data.samples import ReidDataset, Sample
 from pmm.evaluation.metrics import evaluate_ranking
-from pmm.evaluation.parity.labels import Embedded
+from pmm.evaluation.parity.labels import QueryGallery
 from pmm.utils.errors import UserError
 from pmm.visualize import ranked
 from pmm.visualize.lists import RIGHT, WRONG
@@ -31,7 +31,7 @@ def split(tmp_path):
         return Sample(path, pid, camid)
 
     gallery = [(1, 0), (1, 1), (2, 1), (0, 2), (2, 2)]
-    return Split(
+    return ReidDataset(
         train=(),
         query=(sample(10, 1, 0), sample(11, 2, 0)),
         gallery=tuple(sample(i, *who) for i, who in enumerate(gallery)),
@@ -43,8 +43,8 @@ def place(*values):
 
 
 # on a line: the first query at 0, the second at 10
-GOOD = Embedded(place(0, 10), place(0.1, 1, 9, 5, 11.5))
-BAD = Embedded(place(0, 10), place(0.1, 8, 1, 3, 2))
+GOOD = QueryGallery(place(0, 10), place(0.1, 1, 9, 5, 11.5))
+BAD = QueryGallery(place(0, 10), place(0.1, 8, 1, 3, 2))
 
 
 def scores(split, embedded):

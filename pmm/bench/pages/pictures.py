@@ -15,7 +15,7 @@ from pmm.utils.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pmm.bench.accuracy import Judge, Reference
+    from pmm.bench.accuracy import AccuracyEvaluator, Reference
 
 
 LEAST_LOSS = 0.01
@@ -34,7 +34,7 @@ class ReportPictures:
     """Name of a result -> its queries that lost most, as `worst_picture` draws them."""
 
 
-def pictures(report: BenchReport, judge: Judge, reference: Reference) -> ReportPictures:
+def pictures(report: BenchReport, judge: AccuracyEvaluator, reference: Reference) -> ReportPictures:
     """All that a report shows; none if a crop cannot be read any more: figures must not be lost over a picture."""
     from pmm.visualize.ranked import ranked_picture
 

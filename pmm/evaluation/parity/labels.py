@@ -17,7 +17,7 @@ Bools = npt.NDArray[np.bool_]
 ALL = slice(None)
 
 
-class Embedded(NamedTuple):
+class QueryGallery(NamedTuple):
     """What one backend made of a data set's query and gallery."""
 
     query: Floats
@@ -71,7 +71,7 @@ class Labels:
         here = self.query_camids[queries, None] == self.gallery_camids[gallery]
         return Masks(same & ~here, same & here)
 
-    def check(self, embedded: Embedded, name: str) -> None:
+    def check(self, embedded: QueryGallery, name: str) -> None:
         """Raise UserError, saying it is `name`, if embeddings do not fit the labels or hold NaN or Inf."""
         shapes = [np.shape(rows) for rows in embedded]
         expected = [(len(pids), *shapes[0][1:]) for pids in (self.query_pids, self.gallery_pids)]
@@ -81,7 +81,7 @@ class Labels:
                 f"parity: {name} embeddings of query and gallery are {found}; "
                 f"expected [{len(self.query_pids)}, D], [{len(self.gallery_pids)}, D]"
             )
-        for part, rows in zip(Embedded._fields, embedded, strict=True):
+        for part, rows in zip(QueryGallery._fields, embedded, strict=True):
             bad = np.flatnonzero(~np.isfinite(rows).all(1))
             if len(bad):
                 raise UserError(

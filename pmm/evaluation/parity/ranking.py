@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, Rows
+from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import Nearest, nearest
-from pmm.evaluation.parity.labels import Embedded, Floats, Ints, Labels
+from pmm.evaluation.parity.labels import Floats, Ints, Labels, QueryGallery
 from pmm.utils.errors import UserError
 
 OVERLAP_ITEMS = 10
@@ -34,7 +34,7 @@ class RankingParity:
     """Mean of `kendall_tau_b` over the reference's first 50 items."""
 
 
-def ranking_parity(reference: Embedded, candidate: Embedded, labels: Labels) -> RankingParity:
+def ranking_parity(reference: QueryGallery, candidate: QueryGallery, labels: Labels) -> RankingParity:
     """Compare rankings by Euclidean distance, without junk, ties by gallery index, as `evaluate_ranking` has them.
 
     Only a block of queries' distances is in memory, and one side's gallery in float64.
@@ -72,7 +72,7 @@ def ranking_parity(reference: Embedded, candidate: Embedded, labels: Labels) -> 
     )
 
 
-def first_items(embedded: Embedded, labels: Labels, queries: Sequence[int] | Ints, count: int) -> Ints:
+def first_items(embedded: QueryGallery, labels: Labels, queries: Sequence[int] | Ints, count: int) -> Ints:
     """Gallery indices [n, count] that rank first for n of the queries, without junk; -1 where there are no more."""
     items = _Ranked.of(embedded, labels, np.asarray(queries, np.int64), count, "given").near.items
     return np.pad(items, ((0, 0), (0, count - items.shape[1])), constant_values=-1)
@@ -99,10 +99,12 @@ class _Ranked(NamedTuple):
     near: Nearest
 
     @classmethod
-    def of(cls, embedded: Embedded, labels: Labels, queries: Ints, count: int, name: str) -> _Ranked:
+    def of(cls, embedded: QueryGallery, labels: Labels, queries: Ints, count: int, name: str) -> _Ranked:
         """Raises UserError, saying it is `name`, for embeddings that do not fit the labels."""
         labels.check(embedded, name)
-        distances = EmbeddingDistances(Rows(np.asarray(embedded.query)[queries]), Rows(np.asarray(embedded.gallery)))
+        distances = EmbeddingDistances(
+            EmbeddingMatrix(np.asarray(embedded.query)[queries]), EmbeddingMatrix(np.asarray(embedded.gallery))
+        )
         blocks = Blocks.within(MEMORY_LIMIT, distances.shape, distances.dim, 1)
 
         def junk(rows: slice) -> tuple[Ints, Ints]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distances import squared_distances
-from pmm.evaluation.parity.labels import Bools, Embedded, Floats, Ints, Labels, Masks
+from pmm.evaluation.parity.labels import Bools, Floats, Ints, Labels, Masks, QueryGallery
 from pmm.utils.errors import UserError
 
 ONE_IN = (100, 1_000, 10_000)
@@ -70,7 +70,7 @@ class Flips(NamedTuple):
     """Newly."""
 
 
-def verification(embedded: Embedded, labels: Labels) -> Verification:
+def verification(embedded: QueryGallery, labels: Labels) -> Verification:
     """Equal error rate, and the thresholds of 1e-2, 1e-3 and 1e-4 false positives.
 
     Raises UserError for shapes that do not fit, NaN or Inf, or where there are no pairs of one person or of two.
@@ -112,7 +112,7 @@ def verification(embedded: Embedded, labels: Labels) -> Verification:
 
 
 def decision_flips(
-    reference: Embedded, candidate: Embedded, labels: Labels, thresholds: Sequence[float | None]
+    reference: QueryGallery, candidate: QueryGallery, labels: Labels, thresholds: Sequence[float | None]
 ) -> tuple[Flips | None, ...]:
     """At each of `thresholds`, pairs that only the candidate accepts and pairs that only it rejects; None at None.
 
@@ -149,7 +149,7 @@ class _Step(NamedTuple):
     """Pairs up to that one [2]."""
 
 
-def _steps(embedded: Embedded, labels: Labels, upper: Ints, tests: Sequence[_Test]) -> list[_Step]:
+def _steps(embedded: QueryGallery, labels: Labels, upper: Ints, tests: Sequence[_Test]) -> list[_Step]:
     """Where each test turns true. `upper` counts pairs by the upper half of their keys [2, 2^15]."""
     filled = np.flatnonzero(upper.any(0))
     # per test: the bin in which it turns true, and the filled one below, which may hold the distance before
@@ -172,7 +172,7 @@ def _steps(embedded: Embedded, labels: Labels, upper: Ints, tests: Sequence[_Tes
     return steps
 
 
-def _keys(embedded: Embedded, labels: Labels) -> Iterator[npt.NDArray[np.uint32]]:
+def _keys(embedded: QueryGallery, labels: Labels) -> Iterator[npt.NDArray[np.uint32]]:
     """Bits of the distances of a block's pairs [N], which sort as the distances do; the sign bit is set for pairs of
     one person."""
     for masks, (distances,) in _blocks(labels, embedded):
@@ -185,7 +185,7 @@ def _distance(key: int) -> float:
     return float(np.uint32(key).view(np.float32)) if key >= 0 else -1.0
 
 
-def _blocks(labels: Labels, *sides: Embedded) -> Iterator[tuple[Masks, list[npt.NDArray[np.float32]]]]:
+def _blocks(labels: Labels, *sides: QueryGallery) -> Iterator[tuple[Masks, list[npt.NDArray[np.float32]]]]:
     """Block by block, who the pairs are and how far apart by each side's embeddings [q, g]."""
     for first in range(0, len(labels.gallery_pids), GALLERY_AT_ONCE):
         columns = slice(first, first + GALLERY_AT_ONCE)

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from pmm.evaluation.parity.labels import Embedded, Labels
+from pmm.evaluation.parity.labels import Labels, QueryGallery
 
 
 def labels_of(query_pids, gallery_pids, query_camids, gallery_camids):
@@ -24,8 +24,10 @@ def problems(draw):
     high, dim = draw(st.sampled_from([1, 2, 4, 20])), draw(st.integers(1, 3))
     people, cameras = draw(st.integers(1, 5)), draw(st.integers(1, 3))
     changed = draw(st.sampled_from([0.0, 0.1, 1.0]))
-    reference = Embedded(*(rng.integers(0, high + 1, (rows, dim)).astype(np.float32) for rows in (queries, gallery)))
-    candidate = Embedded(
+    reference = QueryGallery(
+        *(rng.integers(0, high + 1, (rows, dim)).astype(np.float32) for rows in (queries, gallery))
+    )
+    candidate = QueryGallery(
         *(np.where(rng.random(x.shape) < changed, rng.integers(0, high + 1, x.shape), x) for x in reference)
     )
     labels = labels_of(
@@ -51,25 +53,25 @@ def people(queries=60, gallery=300, dim=16, identities=20, noise=1.0, seed=0):
         (centres[pids] + noise * rng.normal(size=(len(pids), dim))).astype(np.float32)
         for pids in (labels.query_pids, labels.gallery_pids)
     ]
-    return Embedded(*rows), labels
+    return QueryGallery(*rows), labels
 
 
 def off_by(embedded, size, seed=1):
     """The same embeddings with noise of that size."""
     rng = np.random.default_rng(seed)
-    return Embedded(*((rows + size * rng.normal(size=rows.shape)).astype(np.float32) for rows in embedded))
+    return QueryGallery(*((rows + size * rng.normal(size=rows.shape)).astype(np.float32) for rows in embedded))
 
 
 def turned(embedded, seed=2):
     """The same embeddings in a rotated space."""
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(embedded.query.shape[1],) * 2))
-    return Embedded(*(rows.astype(np.float64) @ turn for rows in embedded))
+    return QueryGallery(*(rows.astype(np.float64) @ turn for rows in embedded))
 
 
 def shuffled(embedded, seed=3):
     """The same embeddings with their dimensions in another order."""
     order = np.random.default_rng(seed).permutation(embedded.query.shape[1])
-    return Embedded(*(rows[:, order] for rows in embedded))
+    return QueryGallery(*(rows[:, order] for rows in embedded))
 
 
 def square(embedded, q, g):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pmm.evaluation.parity.labels import Embedded
+from pmm.evaluation.parity.labels import QueryGallery
 from pmm.utils.errors import UserError
 from tests.evaluation.parity.problems import labels_of
 
@@ -44,6 +44,6 @@ def test_labels_that_are_refused(arguments, text):
 )
 def test_embeddings_that_do_not_fit(query, gallery, text):
     labels = labels_of([1], [1, 2], [0], [1, 1])
-    labels.check(Embedded(np.zeros((1, 3)), np.zeros((2, 3))), "its")
+    labels.check(QueryGallery(np.zeros((1, 3)), np.zeros((2, 3))), "its")
     with pytest.raises(UserError, match=text):
-        labels.check(Embedded(query, gallery), "its")
+        labels.check(QueryGallery(query, gallery), "its")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pmm.evaluation import distances
 from pmm.evaluation.metrics import evaluate_ranking
 from pmm.evaluation.parity import ranking
-from pmm.evaluation.parity.labels import Embedded
+from pmm.evaluation.parity.labels import QueryGallery
 from pmm.evaluation.parity.ranking import first_items, kendall_tau_b, ranking_parity
 from pmm.utils.errors import UserError
 from tests.conftest import examples
@@ -99,8 +99,8 @@ def test_identical_embeddings_rank_identically(problem):
 def test_by_hand():
     # the reference ranks items 0, 1, 2, the candidate 1, 0, 2; item 3, the nearest to the query at 0, is junk
     labels = labels_of([5], [5, 0, 6, 5], [0], [1, 1, 0, 0])
-    reference = Embedded(np.array([[0.0]]), np.array([[1.0], [2.0], [3.0], [0.5]]))
-    candidate = Embedded(np.array([[0.0]]), np.array([[2.0], [1.0], [3.0], [0.5]]))
+    reference = QueryGallery(np.array([[0.0]]), np.array([[1.0], [2.0], [3.0], [0.5]]))
+    candidate = QueryGallery(np.array([[0.0]]), np.array([[2.0], [1.0], [3.0], [0.5]]))
     found = ranking_parity(reference, candidate, labels)
     assert (found.rank1_lost, found.rank1_gained, found.top1_changed, found.queries) == (1, 0, 1, 1)
     assert found.top10_overlap == 1.0
@@ -112,12 +112,12 @@ def test_by_hand():
 def test_overlap_is_of_ten_and_order_of_fifty():
     distance = np.arange(1.0, 61)[:, None]
     labels = labels_of([1], [1] * 60, [0], [1] * 60)
-    reference = Embedded(np.zeros((1, 1)), distance)
+    reference = QueryGallery(np.zeros((1, 1)), distance)
 
     def swapped(i, j):
         order = np.arange(60)
         order[[i, j]] = order[[j, i]]
-        return ranking_parity(reference, Embedded(np.zeros((1, 1)), distance[order]), labels)
+        return ranking_parity(reference, QueryGallery(np.zeros((1, 1)), distance[order]), labels)
 
     assert swapped(9, 10).top10_overlap == 0.9
     assert swapped(8, 9).top10_overlap == 1.0
@@ -129,8 +129,8 @@ def test_overlap_is_of_ten_and_order_of_fifty():
 def test_a_first_item_may_change_and_stay_right():
     labels = labels_of([1], [1, 1], [0], [1, 1])
     found = ranking_parity(
-        Embedded(np.zeros((1, 1)), np.array([[1.0], [2.0]])),
-        Embedded(np.zeros((1, 1)), np.array([[2.0], [1.0]])),
+        QueryGallery(np.zeros((1, 1)), np.array([[1.0], [2.0]])),
+        QueryGallery(np.zeros((1, 1)), np.array([[2.0], [1.0]])),
         labels,
     )
     assert (found.top1_changed, found.rank1_lost, found.rank1_gained, found.kendall_tau) == (1, 0, 0, -1.0)
@@ -190,6 +190,6 @@ def test_blocks_change_nothing(monkeypatch, at_once):
 def test_what_does_not_fit_is_named():
     reference, labels = people()
     with pytest.raises(UserError, match="candidate embeddings of query and gallery"):
-        ranking_parity(reference, Embedded(reference.query[1:], reference.gallery), labels)
+        ranking_parity(reference, QueryGallery(reference.query[1:], reference.gallery), labels)
     with pytest.raises(UserError, match="reference embeddings of query and gallery"):
-        ranking_parity(Embedded(reference.query[1:], reference.gallery), reference, labels)
+        ranking_parity(QueryGallery(reference.query[1:], reference.gallery), reference, labels)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.evaluation.parity import thresholds
-from pmm.evaluation.parity.labels import Embedded
+from pmm.evaluation.parity.labels import QueryGallery
 from pmm.evaluation.parity.thresholds import Flips, decision_flips, verification
 from pmm.utils.errors import UserError
 from tests.conftest import examples
@@ -107,7 +107,7 @@ def test_equals_the_definitions(problem, one_in, least, block):
 def test_real_values_with_the_rates_of_the_report():
     """40 x 300 pairs: enough for 1e-2 and 1e-3, not for 1e-4. Whole numbers up to 2^18 are exact on the grid."""
     embedded, labels = people(queries=40, noise=1.5)
-    whole = Embedded(*(np.rint(rows * 2**14) for rows in embedded))
+    whole = QueryGallery(*(np.rint(rows * 2**14) for rows in embedded))
     found = verification(whole, labels)
     check(found, whole, labels, (100, 1_000, 10_000), 10)
     assert found.points[1].threshold is not None
@@ -123,7 +123,7 @@ def test_by_hand():
     labels = labels_of([1], [1, 1, 2, 0, 3, 2, 1], [0], [1, 2, 0, 0, 1, 2, 0])
     gallery = np.array([[1.0], [3.0], [2.0], [4.0], [5.0], [6.0], [0.0]])
     with mock.patch.multiple(thresholds, ONE_IN=(2, 4, 100), LEAST_ACCEPTED=1):
-        found = verification(Embedded(np.zeros((1, 1)), gallery), labels)
+        found = verification(QueryGallery(np.zeros((1, 1)), gallery), labels)
     assert (found.genuine, found.impostor) == (2, 4)
     # at 2: 1/4 of two people accepted, 1/2 of one rejected; at 3: 1/4 and 0. Both are 1/4 apart: the farther
     assert (found.eer_threshold, found.eer) == (3.0, 1 / 8)
@@ -137,7 +137,7 @@ def test_thresholds_need_ten_pairs_to_accept():
     def found(impostors):
         labels = labels_of([1], [1] + [2] * impostors, [0], [1] * (impostors + 1))
         gallery = np.arange(impostors + 1.0)[:, None]
-        return verification(Embedded(np.zeros((1, 1)), gallery), labels).points
+        return verification(QueryGallery(np.zeros((1, 1)), gallery), labels).points
 
     assert [point.threshold for point in found(999)] == [None, None, None]
     few = found(1000)
@@ -150,7 +150,7 @@ def test_thresholds_need_ten_pairs_to_accept():
 def test_too_many_at_distance_zero():
     labels = labels_of([1], [1, 2, 2, 2], [0], [1] * 4)
     with mock.patch.multiple(thresholds, ONE_IN=(3,), LEAST_ACCEPTED=1):
-        found = verification(Embedded(np.ones((1, 2)), np.ones((4, 2))), labels)
+        found = verification(QueryGallery(np.ones((1, 2)), np.ones((4, 2))), labels)
     assert (found.points[0].threshold, found.points[0].tpr) == (-1.0, 0.0)
     assert (found.eer, found.eer_threshold) == (0.5, 0.0)
 
@@ -158,15 +158,15 @@ def test_too_many_at_distance_zero():
 def test_perfect_separation_and_its_reverse():
     labels = labels_of([1], [1, 1, 2, 2], [0], [1] * 4)
     gallery = np.array([[1.0], [2.0], [5.0], [6.0]])
-    assert verification(Embedded(np.zeros((1, 1)), gallery), labels).eer == 0.0
-    assert verification(Embedded(np.zeros((1, 1)), gallery), labels).eer_threshold == 2.0
-    assert verification(Embedded(np.zeros((1, 1)), gallery[::-1]), labels).eer == 1.0
+    assert verification(QueryGallery(np.zeros((1, 1)), gallery), labels).eer == 0.0
+    assert verification(QueryGallery(np.zeros((1, 1)), gallery), labels).eer_threshold == 2.0
+    assert verification(QueryGallery(np.zeros((1, 1)), gallery[::-1]), labels).eer == 1.0
 
 
 def test_flips_by_hand():
     labels = labels_of([1], [1, 2, 3, 1, 1], [0], [1, 1, 1, 1, 0])
-    before = Embedded(np.zeros((1, 1)), np.array([[1.0], [2.0], [3.0], [2.0], [9.0]]))
-    after = Embedded(np.zeros((1, 1)), np.array([[2.5], [2.0], [1.5], [2.0], [0.0]]))  # the last one is junk
+    before = QueryGallery(np.zeros((1, 1)), np.array([[1.0], [2.0], [3.0], [2.0], [9.0]]))
+    after = QueryGallery(np.zeros((1, 1)), np.array([[2.5], [2.0], [1.5], [2.0], [0.0]]))  # the last one is junk
     assert decision_flips(before, after, labels, [2.0, None, 2.5, 0.5]) == (
         Flips(accepted=1, rejected=1), None, Flips(accepted=1, rejected=0), Flips(accepted=0, rejected=0),
     )  # fmt: skip
@@ -240,13 +240,13 @@ def test_zero_rows_and_equal_rows():
     assert (thresholds._exact(np.zeros((2, 5))) == 0).all()
     rows = np.repeat(np.random.default_rng(0).normal(size=(1, 300)), 9, axis=0)
     labels = labels_of([1, 1], [1] + [2] * 6, [0, 0], [1] * 7)
-    found = verification(Embedded(rows[:2], rows[2:]), labels)
+    found = verification(QueryGallery(rows[:2], rows[2:]), labels)
     assert found.eer_threshold == 0.0
 
 
 def test_what_does_not_fit_is_named():
     embedded, labels = people(queries=40)
-    wrong = Embedded(embedded.query[1:], embedded.gallery)
+    wrong = QueryGallery(embedded.query[1:], embedded.gallery)
     with pytest.raises(UserError, match="embeddings of query and gallery are"):
         verification(wrong, labels)
     with pytest.raises(UserError, match="reference embeddings"):
