@@ -1,6 +1,6 @@
 """Distances from queries to a gallery: block by block, and the same however the blocks are cut. Loads no torch.
 
-The distance of a pair is half its squared Euclidean distance; for cosine that of the two at length 1, which is 1 - cos.
+The distance of a pair is half its squared Euclidean distance; for cosine that of the two at norm 1, which is 1 - cos.
 Many at once are a matrix product in float32, whose last digits depend on the block and on BLAS. So such a block comes
 with a bound on its error (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), and pairs that it leaves open
 are measured one by one in float64, by their differences: a function of the pair alone, and 0 for equal ones.
@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput, InvalidValue, OutOfMemory
 
 Floats = npt.NDArray[np.floating[Any]]
 Singles = npt.NDArray[np.float32]
@@ -25,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 
 METRICS = ("euclidean", "cosine")
 MEMORY_LIMIT = 2 << 30
-"""Bytes beyond the embeddings that an evaluation may take if nothing else is asked for."""
+"""Bytes beyond the embeddings that an evaluation takes by default."""
 MOST_QUERIES = 1024
 """In a block: a larger one is no faster."""
 MOST_ROWS = 4096
@@ -44,20 +44,20 @@ class Distances(Protocol):
     shape: tuple[int, int]
     dim: int
     """Of the embeddings that they are made of."""
-    held: int
-    """Bytes that are kept beside these."""
+    resident_bytes: int
+    """Memory that stays taken beyond the embeddings."""
 
-    def about(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+    def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
         """Distances of the queries `rows` [q, G], less perhaps a constant for each query, so to be compared with each
         other only; and by how much each query's are wrong at most [q].
 
         They may be in `out` [q, G], and the caller may write into them.
         """
 
-    def closely(self, rows: slice) -> tuple[Doubles, Doubles]:
-        """As `about`, in float64: slower, for what `about` leaves open too often."""
+    def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
+        """As `approximate`, in float64: slower, for what `approximate` leaves open too often."""
 
-    def exact(self, queries: Ints, items: Ints) -> Doubles:
+    def exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
         """Of pairs [P] of a query and a gallery item: each a function of its pair alone."""
 
 
@@ -72,26 +72,27 @@ class Blocks:
 
     @classmethod
     def within(
-        cls, limit: int, shape: tuple[int, int], dim: int, threads: int, *, pairs: int = 0, beside: int = 0
+        cls, limit: int, shape: tuple[int, int], dim: int, threads: int, *, pairs: int = 0, reserved_bytes: int = 0
     ) -> Blocks:
         """Blocks of distances of `shape` [Q, G] that keep to `limit` bytes.
 
         Args:
             pairs: gallery items of a query's pid, at most.
-            beside: bytes of the limit that something else takes.
+            reserved_bytes: of the limit, what something else takes.
 
-        Raises UserError if that is too little for one query, saying the least that works.
+        Raises OutOfMemory if the rest is too little for one query; the least that works is `expected`.
         """
         queries, gallery = shape
-        fixed = beside + 64 * (queries + gallery) + 80 * gallery * threads
+        fixed = reserved_bytes + 64 * (queries + gallery) + 80 * gallery * threads
         # float32, float64, whether it is near and, piece by piece, what that is made of
         row = (13 * gallery + 100 * pairs) * threads + 32 * min(gallery, MOST_ROWS)
         least_scratch = 32 * 64 * max(1, dim)
         least = fixed + row + least_scratch
         if limit < least:
-            raise UserError(
+            raise OutOfMemory(
                 f"a memory limit of {limit / 1e6:g}MB is too small for {queries:,} queries against {gallery:,} "
-                f"gallery crops of {dim} dimensions; the least that works is {megabytes(least)}"
+                f"gallery crops of {dim} dimensions",
+                expected=f"at least {megabytes(least)}",
             )
         scratch = min(1 << 26, max(least_scratch, (limit - fixed) // 4))
         most = max(1, (limit - fixed - scratch) // row)
@@ -118,78 +119,86 @@ def squared_distances(query: Floats, gallery: Floats) -> Doubles:
 
 
 class EmbeddingMatrix:
-    """Embeddings [N, D], in one or several arrays one after another, as a metric compares them."""
+    """Embeddings [N, D], in one or several arrays one after another, as a metric compares them; `name` is what errors
+    call them."""
 
-    def __init__(self, *parts: Floats, metric: str = "euclidean", scratch: int = 1 << 26) -> None:
-        """Raises UserError for an unknown metric, NaN or Inf, and a row without direction where that is compared."""
+    def __init__(
+        self, *parts: Floats, metric: str = "euclidean", scratch: int = 1 << 26, name: str = "embeddings"
+    ) -> None:
+        """Raises InvalidValue for an unknown metric; InvalidInput, its `index` the first bad row, for NaN or Inf, and
+        for rows that are all zero where the metric is cosine."""
         if metric not in METRICS:
-            raise UserError(f"unknown metric '{metric}'; known: {', '.join(METRICS)}")
+            raise InvalidValue("metric", metric, choices=METRICS)
         self.parts, self.metric, self.dim = parts, metric, parts[0].shape[1]
         self.starts = np.cumsum([0, *map(len, parts)]).tolist()
         self.chunk = min(MOST_ROWS, max(1, scratch // (32 * max(1, self.dim))))
         """Rows that are in memory in float64 at once."""
-        lengths, largest = np.zeros(len(self)), np.zeros(len(self))
+        norms, largest = np.zeros(len(self)), np.zeros(len(self))
         precise = np.float64 if metric == "cosine" else np.float32  # else they are for bounds, which have room
-        for place, rows in self._pieces(slice(0, len(self))):
+        for place, rows in self._chunks(slice(0, len(self))):
             largest[place] = np.maximum(rows.max(1, initial=0), -rows.min(1, initial=0))
             with np.errstate(over="ignore", invalid="ignore"):
-                lengths[place] = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=precise, casting="same_kind"))
+                norms[place] = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=precise, casting="same_kind"))
         if not np.isfinite(largest).all():
             bad = np.flatnonzero(~np.isfinite(largest))
-            raise UserError(f"{len(bad)} of {len(self)} embeddings hold NaN or Inf, the first is row {bad[0]}")
+            raise InvalidInput(
+                f"{name}: {len(bad)} of {len(self)} rows hold NaN or Inf, the first is row {bad[0]}", index=int(bad[0])
+            )
         if metric == "cosine" and not largest.all():
-            raise UserError(f"embedding {int((largest == 0).argmax())} is all zero; it has no direction for cosine")
+            row = int((largest == 0).argmax())
+            raise InvalidInput(f"{name}: row {row} is all zero; it has no direction to compare by cosine", index=row)
         top = float(largest.max(initial=0))
-        self.single = all(part.dtype.itemsize <= 4 for part in parts) and (
+        self.fits_float32 = all(part.dtype.itemsize <= 4 for part in parts) and (
             top == 0 or SINGLE_RANGE[0] < (largest.min() if metric == "cosine" else top) <= top < SINGLE_RANGE[1]
         )
         """Whether products may be made in float32."""
         self.exponent = int(np.frexp(top)[1])
         """Of the largest number: where float32 will not do, all are scaled by it, so that squares stay in range."""
-        self.inverse = 1 / lengths if metric == "cosine" and self.single else None
-        self.lengths = np.ones(len(self)) if metric == "cosine" else lengths
+        self.inverse_norms = 1 / norms if metric == "cosine" and self.fits_float32 else None
+        self.norms = np.ones(len(self)) if metric == "cosine" else norms
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def singles(self, rows: slice) -> Iterator[tuple[slice, Singles]]:
+    def float32_rows(self, rows: slice) -> Iterator[tuple[slice, Singles]]:
         """The rows in float32, and where they lie: as they are if possible, else a copy chunk by chunk."""
-        for place, found in self._pieces(rows, whole=self.inverse is None and self.parts[0].dtype == np.float32):
-            if self.inverse is not None:
-                yield place, (found * self.inverse[place, None]).astype(np.float32)
+        views = self.inverse_norms is None and self.parts[0].dtype == np.float32
+        for place, chunk in self._chunks(rows, whole=views):
+            if self.inverse_norms is not None:
+                yield place, (chunk * self.inverse_norms[place, None]).astype(np.float32)
             else:
-                yield place, found.astype(np.float32, copy=False)
+                yield place, chunk.astype(np.float32, copy=False)
 
-    def doubles(self, rows: slice, exponent: int) -> Iterator[tuple[slice, Doubles]]:
+    def float64_rows(self, rows: slice, exponent: int) -> Iterator[tuple[slice, Doubles]]:
         """The rows in float64, chunk by chunk, and where they lie; `exponent` as `take` has it."""
-        for place, found in self._pieces(rows):
-            yield place, self._double(found, exponent)
+        for place, chunk in self._chunks(rows):
+            yield place, self._float64(chunk, exponent)
 
     def take(self, indices: Ints, exponent: int) -> Doubles:
-        """Rows [n, D] in float64, as they are compared, times 2^-exponent unless they are at length 1."""
-        return self._double(self._rows(indices), exponent)
+        """Rows [n, D] in float64, as they are compared, times 2^-exponent unless they are at norm 1."""
+        return self._float64(self._rows(indices), exponent)
 
-    def pick(self, indices: Ints, exponent: int) -> Floats:
+    def take_views(self, indices: Ints, exponent: int) -> Floats:
         """As `take`, but as they are if these are the numbers that are compared."""
         rows = self._rows(indices)
-        return rows if self.metric == "euclidean" and not exponent else self._double(rows, exponent)
+        return rows if self.metric == "euclidean" and not exponent else self._float64(rows, exponent)
 
     def _rows(self, indices: Ints) -> Floats:
         if len(self.parts) == 1:
             return self.parts[0].take(indices, axis=0)
         part = np.searchsorted(self.starts, indices, side="right") - 1
-        found = np.empty((len(indices), self.dim), np.result_type(*self.parts))
+        rows = np.empty((len(indices), self.dim), np.result_type(*self.parts))
         for number in np.unique(part):
-            here = part == number
-            found[here] = self.parts[number][indices[here] - self.starts[number]]
-        return found
+            in_part = part == number
+            rows[in_part] = self.parts[number][indices[in_part] - self.starts[number]]
+        return rows
 
-    def originals(self) -> Ints:
+    def first_equal_rows(self) -> Ints:
         """For each row the first that is equal to it [N]."""
         seen: dict[bytes, int] = {}
         return np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(r for p in self.parts for r in p)])
 
-    def _double(self, rows: Floats, exponent: int) -> Doubles:
+    def _float64(self, rows: Floats, exponent: int) -> Doubles:
         wide = rows.astype(np.float64)
         if exponent:
             wide *= np.ldexp(1.0, -exponent)
@@ -198,7 +207,7 @@ class EmbeddingMatrix:
             wide /= np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
         return wide
 
-    def _pieces(self, rows: slice, *, whole: bool = False) -> Iterator[tuple[slice, Floats]]:
+    def _chunks(self, rows: slice, *, whole: bool = False) -> Iterator[tuple[slice, Floats]]:
         """Views of the rows, each in one part and, unless `whole`, of one chunk; and where they lie."""
         for part, start in zip(self.parts, self.starts, strict=False):
             first, last = max(rows.start, start), min(rows.stop, start + len(part))
@@ -212,81 +221,82 @@ class EmbeddingDistances:
     """Distances between embeddings."""
 
     def __init__(self, query: EmbeddingMatrix, gallery: EmbeddingMatrix) -> None:
-        """Raises UserError if their dimensions differ."""
+        """Raises InvalidInput if their dimensions differ."""
         if query.dim != gallery.dim:
-            raise UserError(
-                f"query embeddings have {query.dim} dimensions, gallery embeddings {gallery.dim}; "
-                "both must come from one model"
+            raise InvalidInput(
+                f"query embeddings have {query.dim} dimensions, gallery embeddings {gallery.dim}",
+                expected="both from one model",
             )
         self.query, self.gallery = query, gallery
-        self.shape, self.dim, self.held = (len(query), len(gallery)), query.dim, 0
-        self.single = query.single and gallery.single
-        """Whether `about` is made in float32."""
-        self._exponent = 0 if self.single else max(query.exponent, gallery.exponent)
+        self.shape, self.dim, self.resident_bytes = (len(query), len(gallery)), query.dim, 0
+        self.fits_float32 = query.fits_float32 and gallery.fits_float32
+        """Whether `approximate` works in float32."""
+        self._exponent = 0 if self.fits_float32 else max(query.exponent, gallery.exponent)
         with np.errstate(over="ignore"):
             self.factor = 1.0 if query.metric == "cosine" else float(np.ldexp(1.0, 2 * self._exponent))
         """What all distances are to be multiplied by."""
-        self._half_squares = (gallery.lengths**2 / 2).astype(np.float32)
+        self._half_squares = (gallery.norms**2 / 2).astype(np.float32)
 
-    def about(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
-        if not self.single:
-            return self.closely(rows)
-        for place, queries in self.query.singles(rows):
-            mine = slice(place.start - rows.start, place.stop - rows.start)
-            for column, items in self.gallery.singles(slice(0, len(self.gallery))):
-                np.matmul(queries, items.T, out=out[mine, column])
+    def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+        if not self.fits_float32:
+            return self.float64(rows)
+        for place, queries in self.query.float32_rows(rows):
+            out_rows = slice(place.start - rows.start, place.stop - rows.start)
+            for column, items in self.gallery.float32_rows(slice(0, len(self.gallery))):
+                np.matmul(queries, items.T, out=out[out_rows, column])
         np.subtract(self._half_squares, out, out=out)
-        longest = self.gallery.lengths.max(initial=0)
-        return out, _error_bound(self.query.lengths[rows], longest, self.dim, np.float32)
+        longest = self.gallery.norms.max(initial=0)
+        return out, _error_bound(self.query.norms[rows], longest, self.dim, np.float32)
 
-    def closely(self, rows: slice) -> tuple[Doubles, Doubles]:
+    def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
         queries = self.query.take(np.arange(rows.start, rows.stop), self._exponent) - self._centre
-        mine, out, longest = _halves(queries), np.empty((len(queries), len(self.gallery))), 0.0
-        for place, items in self.gallery.doubles(slice(0, len(self.gallery)), self._exponent):
+        query_halves, out, longest = _halves(queries), np.empty((len(queries), len(self.gallery))), 0.0
+        for place, items in self.gallery.float64_rows(slice(0, len(self.gallery)), self._exponent):
             items -= self._centre
-            theirs = _halves(items)
-            out[:, place] = (mine[:, None] + theirs) - queries @ items.T
-            longest = max(longest, float(np.sqrt(2 * theirs.max())))
-        return out, _error_bound(np.sqrt(2 * mine), longest, self.dim, np.float64)
+            item_halves = _halves(items)
+            out[:, place] = (query_halves[:, None] + item_halves) - queries @ items.T
+            longest = max(longest, float(np.sqrt(2 * item_halves.max())))
+        return out, _error_bound(np.sqrt(2 * query_halves), longest, self.dim, np.float64)
 
-    def exact(self, queries: Ints, items: Ints) -> Doubles:
+    def exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
         if len(items) > MANY_PAIRS:  # perhaps of items that are all equal: one of them is enough
-            codes, places = np.unique(queries * len(self.gallery) + self._originals[items], return_inverse=True)
+            codes, places = np.unique(queries * len(self.gallery) + self._first_equal[items], return_inverse=True)
             if 2 * len(codes) < len(items):
-                return self._exact(*np.divmod(codes, len(self.gallery)))[places]
-        return self._exact(queries, items)
+                return self._exact_pairs(*np.divmod(codes, len(self.gallery)))[places]
+        return self._exact_pairs(queries, items)
 
-    def _exact(self, queries: Ints, items: Ints) -> Doubles:
-        out, gaps = np.empty(len(items)), np.empty((min(len(items), PAIRS_AT_ONCE), self.dim))
+    def _exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
+        out, buffer = np.empty(len(items)), np.empty((min(len(items), PAIRS_AT_ONCE), self.dim))
         for start in range(0, len(items), PAIRS_AT_ONCE):
             some = slice(start, start + PAIRS_AT_ONCE)
-            own, places = np.unique(queries[some], return_inverse=True)
-            mine = gaps[: len(places)]
-            gallery, query = self.gallery.pick(items[some], self._exponent), self.query.pick(own, self._exponent)
-            np.subtract(gallery, query[places], out=mine, dtype=np.float64)
-            out[some] = _halves(mine)
+            rows, places = np.unique(queries[some], return_inverse=True)
+            gaps = buffer[: len(places)]
+            gallery = self.gallery.take_views(items[some], self._exponent)
+            query = self.query.take_views(rows, self._exponent)
+            np.subtract(gallery, query[places], out=gaps, dtype=np.float64)
+            out[some] = _halves(gaps)
         return out
 
     @cached_property  # two threads that ask at once find the same
     def _centre(self) -> Doubles:
         """About the middle of the gallery [D]: from there, embeddings that are close together are short."""
         total = np.zeros(self.dim)
-        for _, items in self.gallery.doubles(slice(0, len(self.gallery)), self._exponent):
+        for _, items in self.gallery.float64_rows(slice(0, len(self.gallery)), self._exponent):
             total += items.sum(0)
         return total / max(1, len(self.gallery))
 
     @cached_property
-    def _originals(self) -> Ints:
-        return self.gallery.originals()
+    def _first_equal(self) -> Ints:
+        return self.gallery.first_equal_rows()
 
 
 def _halves(rows: Doubles) -> Doubles:
-    """Half the squared length of each row [N, D]: a function of the row alone."""
+    """Half the squared norm of each row [N, D]: a function of the row alone."""
     return np.einsum("nd,nd->n", rows, rows) / 2
 
 
-def _error_bound(mine: Doubles, longest: float, dim: int, dtype: type) -> Doubles:
-    """Of |q|^2 / 2 + |g|^2 / 2 - q.g in `dtype`, for queries of the lengths `mine` and a gallery up to `longest`: the
-    product's gamma_D |q| |g|, and the rounding of what goes into it and comes out of it."""
-    unit, slack = np.finfo(dtype).eps / 2, 1 + 1e-3  # lengths may be made in float32
-    return (1.01 * (dim + 8) * unit * longest * mine + 8 * unit * (mine + longest) ** 2) * slack**2
+def _error_bound(norms: Doubles, longest: float, dim: int, dtype: type) -> Doubles:
+    """Of |q|^2 / 2 + |g|^2 / 2 - q.g in `dtype`, for queries of these `norms` and a gallery of norms up to `longest`:
+    the product's gamma_D |q| |g|, and the rounding of what goes into it and comes out of it."""
+    unit, slack = np.finfo(dtype).eps / 2, 1 + 1e-3  # norms may be computed in float32
+    return (1.01 * (dim + 8) * unit * longest * norms + 8 * unit * (norms + longest) ** 2) * slack**2

@@ -23,8 +23,8 @@ from pmm.evaluation.distances import (
     Ints,
     Singles,
 )
-from pmm.evaluation.ranks import Labels, relevant_ranks
-from pmm.utils.errors import UserError
+from pmm.evaluation.ranks import PidIndex, relevant_ranks
+from pmm.utils.errors import InvalidInput, InvalidValue
 from pmm.utils.hardware import usable_cores
 
 MOST_THREADS = 4
@@ -32,7 +32,7 @@ MOST_THREADS = 4
 
 @dataclass(frozen=True)
 class RankingResult:
-    """What `evaluate_ranking` found; fractions in 0..1."""
+    """The metrics of `evaluate_ranking`; fractions in 0..1."""
 
     mAP: float  # noqa: N815
     """Mean over the evaluable queries of the average precision."""
@@ -84,33 +84,32 @@ def evaluate_ranking(
             "truncated50" (the PMM authors' code): hits after rank 50 count 0, divided by all R.
         max_rank: length of the CMC curve.
         memory_limit: bytes to keep to, beyond the embeddings.
-        threads: that count ranks (0: as many as there are cores). BLAS decides on its own for the matrix product.
+        threads: that count ranks (0: as many as there are cores, 4 at most).
 
     Raises:
-        UserError: shapes that do not fit, NaN or Inf among the embeddings, an unknown metric or ap, no evaluable query,
-            a memory limit too small for one query.
+        InvalidInput: shapes that do not fit, NaN or Inf among the embeddings, no evaluable query.
+        InvalidValue: an unknown metric or ap, max_rank < 1.
+        OutOfMemory: a memory limit too small for one query; the least that works is its `expected`.
 
     Example:
         >>> query, gallery = np.float32([[0, 1], [1, 0]]), np.float32([[0, 2], [1, 1], [3, 0]])
-        >>> found = pmm.evaluate_ranking(query, gallery, [7, 8], [7, 8, 8], [1, 1], [2, 2, 2])
-        >>> found.mAP, found.skipped
+        >>> result = pmm.evaluate_ranking(query, gallery, [7, 8], [7, 8, 8], [1, 1], [2, 2, 2])
+        >>> result.mAP, result.skipped
         (1.0, 0)
     """
-    labels = Labels.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    index = PidIndex.of(query_pids, gallery_pids, query_camids, gallery_camids)
     check_choices(ap, max_rank)
     embeddings = [_floats(values) for values in (query, gallery)]
-    for name, rows, count in zip(("query", "gallery"), embeddings, labels.shape, strict=True):
+    for name, rows, count in zip(("query", "gallery"), embeddings, index.shape, strict=True):
         if rows.ndim != 2 or len(rows) != count:
-            raise UserError(f"{name}: embeddings {list(rows.shape)}, pids [{count}]; expected [N, D], [N]")
+            raise InvalidInput(f"{name}: embeddings {list(rows.shape)}, pids [{count}]", expected="[N, D], [N]")
     threads = counting_threads(threads)
-    blocks = Blocks.within(memory_limit, labels.shape, embeddings[0].shape[1], threads, pairs=labels.most_pairs)
-    sides = []
-    for name, rows in zip(("query", "gallery"), embeddings, strict=True):
-        try:
-            sides.append(EmbeddingMatrix(rows, metric=metric, scratch=blocks.scratch))
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-    return _evaluate(EmbeddingDistances(*sides), labels, blocks, ap=ap, max_rank=max_rank, threads=threads)
+    blocks = Blocks.within(memory_limit, index.shape, embeddings[0].shape[1], threads, pairs=index.most_pairs)
+    sides = [
+        EmbeddingMatrix(rows, metric=metric, scratch=blocks.scratch, name=f"{name} embeddings")
+        for name, rows in zip(("query", "gallery"), embeddings, strict=True)
+    ]
+    return _evaluate(EmbeddingDistances(*sides), index, blocks, ap=ap, max_rank=max_rank, threads=threads)
 
 
 def evaluate_distances(
@@ -127,50 +126,53 @@ def evaluate_distances(
 ) -> RankingResult:
     """As `evaluate_ranking`, from distances [Q, G]: a matrix, or what makes them in blocks (see `reranking`).
 
-    Raises UserError as `evaluate_ranking`, for NaN or Inf among the distances of a matrix too.
+    Raises the errors of `evaluate_ranking`, for NaN or Inf among the distances of a matrix too.
     """
-    labels = Labels.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    index = PidIndex.of(query_pids, gallery_pids, query_camids, gallery_camids)
     check_choices(ap, max_rank)
-    given: Distances = distances if isinstance(distances, Distances) else _Matrix(_floats(distances))
-    if given.shape != labels.shape:
-        raise UserError(f"distances are {list(given.shape)}; expected {list(labels.shape)} by the pids")
+    source: Distances = distances if isinstance(distances, Distances) else _Matrix(_floats(distances))
+    if source.shape != index.shape:
+        raise InvalidInput(f"distances are {list(source.shape)}", expected=f"{list(index.shape)} by the pids")
     threads = counting_threads(threads)
-    blocks = Blocks.within(memory_limit, labels.shape, given.dim, threads, pairs=labels.most_pairs, beside=given.held)
-    return _evaluate(given, labels, blocks, ap=ap, max_rank=max_rank, threads=threads)
+    blocks = Blocks.within(
+        memory_limit, index.shape, source.dim, threads, pairs=index.most_pairs, reserved_bytes=source.resident_bytes
+    )
+    return _evaluate(source, index, blocks, ap=ap, max_rank=max_rank, threads=threads)
 
 
-def counting_threads(asked: int) -> int:
+def counting_threads(threads: int) -> int:
     """How many threads count ranks, if 0 is one for each core: beyond a few they wait for each other."""
-    return min(asked or usable_cores(), MOST_THREADS)
+    return min(threads or usable_cores(), MOST_THREADS)
 
 
 def check_choices(ap: str, max_rank: int = 1) -> None:
-    """Raises UserError for an unknown definition of AP, or a curve without a rank."""
+    """Raises InvalidValue for an unknown definition of AP, or a curve without a rank."""
     if ap not in AP_DEFINITIONS:
-        raise UserError(f"unknown ap '{ap}'; known: {', '.join(AP_DEFINITIONS)}")
+        raise InvalidValue("ap", ap, choices=AP_DEFINITIONS)
     if max_rank < 1:
-        raise UserError(f"max_rank is {max_rank}; it must be at least 1")
+        raise InvalidValue("max_rank", max_rank, "at least 1")
 
 
 def _evaluate(
-    distances: Distances, labels: Labels, blocks: Blocks, *, ap: str, max_rank: int, threads: int
+    distances: Distances, index: PidIndex, blocks: Blocks, *, ap: str, max_rank: int, threads: int
 ) -> RankingResult:
     queries = distances.shape[0]
     totals, counts = np.zeros(queries), np.zeros(queries, np.int64)
     first_rank, last_rank = np.zeros(queries, np.int64), np.zeros(queries, np.int64)
-    for query, rank in relevant_ranks(distances, labels, blocks, threads):
+    for query, rank in relevant_ranks(distances, index, blocks, threads):
         if not len(query):
             continue
         starts = np.flatnonzero(np.diff(query, prepend=-1))
-        some, found = query[starts], np.diff(starts, append=len(query))
-        hits = np.arange(len(query)) - np.repeat(starts, found) + 1
-        totals[some] = np.add.reduceat(AP_DEFINITIONS[ap](hits, rank), starts)
-        counts[some], first_rank[some], last_rank[some] = found, rank[starts], rank[starts + found - 1]
+        evaluable, relevant = query[starts], np.diff(starts, append=len(query))
+        hits = np.arange(len(query)) - np.repeat(starts, relevant) + 1
+        totals[evaluable] = np.add.reduceat(AP_DEFINITIONS[ap](hits, rank), starts)
+        counts[evaluable] = relevant
+        first_rank[evaluable], last_rank[evaluable] = rank[starts], rank[starts + relevant - 1]
     with np.errstate(invalid="ignore"):
         per_query_ap, inverse_penalty = totals / counts, counts / last_rank  # NaN for a skipped one
     evaluated = first_rank > 0
     if not evaluated.any():
-        raise UserError("no query has a relevant gallery item (same identity, another camera); nothing to evaluate")
+        raise InvalidInput("no query has a relevant gallery item (same identity, another camera); nothing to evaluate")
     hits = np.bincount(first_rank[evaluated].clip(max=max_rank + 1), minlength=max_rank + 2)[1:-1]
     return RankingResult(
         mAP=float(per_query_ap[evaluated].mean()),
@@ -184,24 +186,24 @@ def _evaluate(
 
 
 class _Matrix:
-    """Given distances [Q, G]."""
+    """Distances [Q, G] of the caller."""
 
     def __init__(self, matrix: Floats) -> None:
         if matrix.ndim != 2:
-            raise UserError(f"distances are {list(matrix.shape)}; expected [Q, G]")
-        self.matrix, self.shape, self.dim, self.held = matrix, matrix.shape, 0, 0
+            raise InvalidInput(f"distances are {list(matrix.shape)}", expected="[Q, G]")
+        self.matrix, self.shape, self.dim, self.resident_bytes = matrix, matrix.shape, 0, 0
 
-    def about(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
-        return self.closely(rows)
+    def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+        return self.float64(rows)
 
-    def closely(self, rows: slice) -> tuple[Doubles, Doubles]:
-        found = self.matrix[rows].astype(np.float64)
-        if not np.isfinite(found).all():
-            bad = rows.start + int((~np.isfinite(found).all(1)).argmax())
-            raise UserError(f"distances hold NaN or Inf, first those of query {bad}")
-        return found, np.zeros(len(found))
+    def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
+        block = self.matrix[rows].astype(np.float64)
+        if not np.isfinite(block).all():
+            bad = rows.start + int((~np.isfinite(block).all(1)).argmax())
+            raise InvalidInput(f"distances hold NaN or Inf, first those of query {bad}", index=bad)
+        return block, np.zeros(len(block))
 
-    def exact(self, queries: Ints, items: Ints) -> Doubles:
+    def exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
         return self.matrix[queries, items].astype(np.float64)
 
 

@@ -24,7 +24,7 @@ class Nearest(NamedTuple):
     distances: Doubles
     """Exact ones [Q, k]; infinite where there are no more."""
     farthest: Doubles
-    """Largest distance, exact [Q]; 0 if it was not asked for."""
+    """Largest distance, exact [Q]; 0 unless `farthest=True`."""
 
 
 def nearest(
@@ -48,34 +48,34 @@ def nearest(
     from tqdm import tqdm
 
     queries, gallery = distances.shape
-    found = Nearest(np.full((queries, k), -1), np.full((queries, k), np.inf), np.zeros(queries))
+    result = Nearest(np.full((queries, k), -1), np.full((queries, k), np.inf), np.zeros(queries))
     buffer = np.empty((min(blocks.queries, queries), gallery), np.float32)
     bar = tqdm(total=queries, desc=label, unit="row", leave=False, disable=None if label else True)
     with bar, ThreadPoolExecutor(threads) as pool:
         for rows in blocks.cut(queries):
             count = rows.stop - rows.start
             pairs = excluded(rows) if excluded else (NONE, NONE)
-            lists = _candidates(pool, k, farthest, pairs, *distances.about(rows, buffer[:count]))
+            lists = _candidates(pool, k, farthest, pairs, *distances.approximate(rows, buffer[:count]))
             if sum(map(len, lists[0])) + sum(map(len, lists[1])) > count * max(8 * k, MOST_OPEN):
                 # an untrained network's, say: too close together for float32
-                lists = _candidates(pool, k, farthest, pairs, *distances.closely(rows))
-            for some, put in zip(lists, (_put_nearest, _put_farthest), strict=True):
+                lists = _candidates(pool, k, farthest, pairs, *distances.float64(rows))
+            for per_query, put in zip(lists, (_put_nearest, _put_farthest), strict=True):
                 start = 0
                 while start < count:
-                    sizes = np.cumsum([len(items) for items in some[start:]])
+                    sizes = np.cumsum([len(items) for items in per_query[start:]])
                     stop = start + max(1, int(np.searchsorted(sizes, PAIRS_AT_ONCE)))
-                    _measure(distances, rows.start + start, some[start:stop], found, put)
+                    _measure(distances, rows.start + start, per_query[start:stop], result, put)
                     start = stop
             bar.update(count)
-    return found
+    return result
 
 
 def _candidates(
-    pool: ThreadPoolExecutor, k: int, farthest: bool, excluded: tuple[Ints, Ints], about: Floats, errors: Doubles
+    pool: ThreadPoolExecutor, k: int, farthest: bool, excluded: tuple[Ints, Ints], block: Floats, errors: Doubles
 ) -> tuple[Sequence[Ints], Sequence[Ints]]:
-    """Per row of distances [q, G], ascending: the items that may be among the k nearest, and those that may be the
-    farthest."""
-    about[excluded] = np.inf
+    """Per row of a `block` of distances [q, G], ascending: the items that may be among the k nearest, and those that
+    may be the farthest."""
+    block[excluded] = np.inf
 
     def search(row: Floats, error: float) -> tuple[Ints, Ints]:
         margin = row.dtype.type(2 * error)
@@ -90,7 +90,7 @@ def _candidates(
             far = row.max(initial=-np.inf, where=row < np.inf)
         return near, np.flatnonzero((row >= far - margin) & (row < np.inf))
 
-    near, far = zip(*pool.map(search, about, errors), strict=True)
+    near, far = zip(*pool.map(search, block, errors), strict=True)
     return near, far
 
 
@@ -98,20 +98,20 @@ def _measure(
     distances: Distances,
     first: int,
     lists: Sequence[Ints],
-    found: Nearest,
+    result: Nearest,
     put: Callable[[Nearest, int, Ints, Doubles], None],
 ) -> None:
     """Put the exact distances of each query, from `first` on, to its list of items where they belong."""
     sizes = np.array([len(items) for items in lists])
-    exact = distances.exact(np.repeat(np.arange(len(lists)), sizes) + first, np.concatenate(lists))
+    exact = distances.exact_pairs(np.repeat(np.arange(len(lists)), sizes) + first, np.concatenate(lists))
     for query, (items, values) in enumerate(zip(lists, np.split(exact, sizes.cumsum()[:-1]), strict=True), first):
-        put(found, query, items, values)
+        put(result, query, items, values)
 
 
-def _put_nearest(found: Nearest, query: int, items: Ints, values: Doubles) -> None:
-    order = np.argsort(values, kind="stable")[: found.items.shape[1]]
-    found.items[query, : len(order)], found.distances[query, : len(order)] = items[order], values[order]
+def _put_nearest(result: Nearest, query: int, items: Ints, values: Doubles) -> None:
+    order = np.argsort(values, kind="stable")[: result.items.shape[1]]
+    result.items[query, : len(order)], result.distances[query, : len(order)] = items[order], values[order]
 
 
-def _put_farthest(found: Nearest, query: int, items: Ints, values: Doubles) -> None:
-    found.farthest[query] = values.max(initial=0)
+def _put_farthest(result: Nearest, query: int, items: Ints, values: Doubles) -> None:
+    result.farthest[query] = values.max(initial=0)

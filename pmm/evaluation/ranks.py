@@ -13,7 +13,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from pmm.evaluation.distances import Blocks, Distances, Doubles, Floats, Ints, Singles
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput
 
 FEW_ITEMS = 128
 """Gallery items per relevant one up to which sorting each into its place is quicker than counting for each."""
@@ -31,8 +31,8 @@ class Ranks(NamedTuple):
     """From 1, in the gallery without junk [T]."""
 
 
-class Labels(NamedTuple):
-    """Who is where, and the gallery in the order of its pids."""
+class PidIndex(NamedTuple):
+    """Where in the gallery each query's pid is, and the cameras of all."""
 
     query_camids: Ints
     gallery_camids: Ints
@@ -54,12 +54,12 @@ class Labels(NamedTuple):
         return int((self.last - self.first).max(initial=0))
 
     @classmethod
-    def of(cls, query_pids: Any, gallery_pids: Any, query_camids: Any, gallery_camids: Any) -> Labels:
-        """Raises UserError for shapes that do not fit."""
+    def of(cls, query_pids: Any, gallery_pids: Any, query_camids: Any, gallery_camids: Any) -> PidIndex:
+        """Raises InvalidInput for shapes that do not fit."""
         q_pids, g_pids, q_cams, g_cams = map(_integers, (query_pids, gallery_pids, query_camids, gallery_camids))
         for name, pids, camids in (("query", q_pids, q_cams), ("gallery", g_pids, g_cams)):
             if pids.ndim != 1 or camids.shape != pids.shape:
-                raise UserError(f"{name}: pids {list(pids.shape)}, camids {list(camids.shape)}; expected [N], [N]")
+                raise InvalidInput(f"{name}: pids {list(pids.shape)}, camids {list(camids.shape)}", expected="[N], [N]")
         by_pid = np.argsort(g_pids, kind="stable")
         ordered = g_pids[by_pid]
         return cls(q_cams, g_cams, by_pid, np.searchsorted(ordered, q_pids), np.searchsorted(ordered, q_pids, "right"))
@@ -74,7 +74,7 @@ class Labels(NamedTuple):
         return query, item, self.query_camids[rows][query] == self.gallery_camids[item]
 
 
-def relevant_ranks(distances: Distances, labels: Labels, blocks: Blocks, threads: int) -> Iterator[Ranks]:
+def relevant_ranks(distances: Distances, index: PidIndex, blocks: Blocks, threads: int) -> Iterator[Ranks]:
     """Ranks of all relevant items, block by block of queries; ties go to the lower gallery index.
 
     An item's rank is one more than the number of items before it. Each of `threads` threads does whole blocks, its
@@ -82,35 +82,37 @@ def relevant_ranks(distances: Distances, labels: Labels, blocks: Blocks, threads
     """
     queries, gallery = distances.shape
     buffers = threading.local()
-    closely = threading.Event()
+    use_float64 = threading.Event()
 
-    def ranked(rows: slice) -> Ranks:
-        if not hasattr(buffers, "mine"):  # new memory costs as much as what is written there
-            buffers.mine = np.empty((min(blocks.queries, queries), gallery), np.float32)
-        return _ranked(distances, labels, rows, buffers.mine, closely)
+    def block_ranks(rows: slice) -> Ranks:
+        if not hasattr(buffers, "block"):  # new memory costs as much as what is written there
+            buffers.block = np.empty((min(blocks.queries, queries), gallery), np.float32)
+        return _block_ranks(distances, index, rows, buffers.block, use_float64)
 
     waiting: deque[Future[Ranks]] = deque()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for rows in blocks.cut(queries, threads):
-            waiting.append(pool.submit(ranked, rows))
+            waiting.append(pool.submit(block_ranks, rows))
             if len(waiting) > threads:
                 yield waiting.popleft().result()
         for done in waiting:
             yield done.result()
 
 
-def _ranked(distances: Distances, labels: Labels, rows: slice, buffer: Singles, closely: threading.Event) -> Ranks:
-    """Ranks of the queries `rows`. Sets `closely`, and heeds it, if float32 leaves so much open that float64 is the
+def _block_ranks(
+    distances: Distances, index: PidIndex, rows: slice, buffer: Singles, use_float64: threading.Event
+) -> Ranks:
+    """Ranks of the queries `rows`. Sets `use_float64`, and heeds it, if float32 leaves so much open that float64 is the
     quicker way: embeddings of an untrained network, say, are close together."""
-    pairs = labels.pairs(rows)
-    if not closely.is_set():
-        found, errors = distances.about(rows, buffer[: rows.stop - rows.start])
-        most = found.size // MOST_OPEN if found.dtype == np.float32 else found.size
-        if (ranks := _Block(found, errors, *pairs).ranks(distances, rows.start, most)) is not None:
+    pairs = index.pairs(rows)
+    if not use_float64.is_set():
+        block, errors = distances.approximate(rows, buffer[: rows.stop - rows.start])
+        most = block.size // MOST_OPEN if block.dtype == np.float32 else block.size
+        if (ranks := _Block(block, errors, *pairs).ranks(distances, rows.start, most)) is not None:
             return ranks
-        closely.set()
-    found, errors = distances.closely(rows)
-    ranks = _Block(found, errors, *pairs).ranks(distances, rows.start, found.size)
+        use_float64.set()
+    block, errors = distances.float64(rows)
+    ranks = _Block(block, errors, *pairs).ranks(distances, rows.start, block.size)
     assert ranks is not None
     return ranks
 
@@ -159,9 +161,9 @@ class _Block:
                     near[query], counts[query] = False, 0
             if not counts[rows].any():
                 continue
-            some = self._place(rank, rows, near[rows], counts[rows] > 0)
-            waiting.append(some)
-            left_open += len(some.query) - int(relevant[np.unique(some.query)].sum())
+            open_pairs = self._place(rank, rows, near[rows], counts[rows] > 0)
+            waiting.append(open_pairs)
+            left_open += len(open_pairs.query) - int(relevant[np.unique(open_pairs.query)].sum())
             if left_open > most_open:
                 return None
             if sum(len(each.query) for each in waiting) > PAIRS_AT_ONCE:
@@ -172,17 +174,17 @@ class _Block:
 
     def _count(self, rank: Ints, query: int, near: npt.NDArray[np.bool_]) -> bool:
         """Rank the relevant items of `query` by passing over its `near` items for each, if none of them is open."""
-        mine = slice(self.bounds[query], self.bounds[query + 1])
+        relevant = slice(self.bounds[query], self.bounds[query + 1])
         values = self.distances[query][near]
-        some = np.empty(len(values), bool)
-        upto = np.array([np.count_nonzero(np.less_equal(values, bound, out=some)) for bound in self.high[mine]])
-        nearer = np.array([np.count_nonzero(np.less(values, bound, out=some)) for bound in self.low[mine]])
+        mask = np.empty(len(values), bool)
+        upto = np.array([np.count_nonzero(np.less_equal(values, bound, out=mask)) for bound in self.high[relevant]])
+        nearer = np.array([np.count_nonzero(np.less(values, bound, out=mask)) for bound in self.low[relevant]])
         certain = bool((upto == nearer + 1).all())
         if certain:
-            rank[mine] = upto
+            rank[relevant] = upto
         return certain
 
-    def _place(self, rank: Ints, rows: slice, near: npt.NDArray[np.bool_], waits: npt.NDArray[np.bool_]) -> _Pairs:
+    def _place(self, rank: Ints, rows: slice, near: npt.NDArray[np.bool_], unranked: npt.NDArray[np.bool_]) -> _Pairs:
         """Rank the relevant items of the queries `rows` that have none yet [r] among their `near` items [r, G]. Where
         an item lies within another's bounds: say how many come before the relevant ones, and return the items within
         any bounds."""
@@ -190,21 +192,21 @@ class _Block:
         query, item = np.divmod(flat, near.shape[1])
         values = self.distances[rows].reshape(-1)[flat]
         start, stop = self.bounds[rows.start], self.bounds[rows.stop]
-        own = self.query[start:stop] - rows.start
+        row = self.query[start:stop] - rows.start
         items = _in_order(query, values)
         # of each item, how many of the bounds it has reached, and how many it is beyond
-        reached = np.searchsorted(_in_order(own, self.low[start:stop]), items, "right")
-        beyond = np.searchsorted(_in_order(own, self.high[start:stop]), items, "left")
+        reached = np.searchsorted(_in_order(row, self.low[start:stop]), items, "right")
+        beyond = np.searchsorted(_in_order(row, self.high[start:stop]), items, "left")
         inside = reached > beyond
-        before = np.concatenate([[0], np.bincount(beyond[~inside], minlength=len(own))]).cumsum()
-        begins = (self.bounds[rows] - start)[own]
+        before = np.concatenate([[0], np.bincount(beyond[~inside], minlength=len(row))]).cumsum()
+        begins = (self.bounds[rows] - start)[row]
         before = before[1:] - before[begins]
         query, item = query[inside], item[inside]
         relevant = np.diff(self.bounds[rows.start : rows.stop + 1])
         is_open = np.bincount(query, minlength=len(near)) > relevant
-        within = np.where(is_open[own], 0, np.arange(len(own)) - begins)
-        mine = waits[own]
-        rank[start:stop][mine] = (before + within + 1)[mine]
+        within = np.where(is_open[row], 0, np.arange(len(row)) - begins)
+        placed = unranked[row]
+        rank[start:stop][placed] = (before + within + 1)[placed]
         left = is_open[query]
         return _Pairs(query[left] + rows.start, item[left])
 
@@ -213,14 +215,14 @@ class _Block:
         if not any(len(each.query) for each in waiting):
             return
         query, items = map(np.concatenate, zip(*waiting, strict=True))
-        exact = distances.exact(query + first, items) if self.errors.any() else self.distances[query, items]
+        exact = distances.exact_pairs(query + first, items) if self.errors.any() else self.distances[query, items]
         place = np.empty(len(items), np.int64)
         place[np.lexsort((exact, query))] = np.arange(len(items))  # stable: ties go to the lower index
         place -= np.searchsorted(query, query)
         relevant = np.flatnonzero(np.isin(self.query, query))
         gallery = self.distances.shape[1]
-        own = np.searchsorted(query * gallery + items, self.query[relevant] * gallery + self.item[relevant])
-        rank[relevant] += place[own]
+        pair = np.searchsorted(query * gallery + items, self.query[relevant] * gallery + self.item[relevant])
+        rank[relevant] += place[pair]
 
 
 def _cut(counts: Ints, most: int) -> Iterator[slice]:

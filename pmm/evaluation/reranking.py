@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking (Zhong, Zheng, Cao, Li; CVPR 2017) in bounded memory: nothing of size N x N is ever held.
+"""k-reciprocal re-ranking (Zhong, Zheng, Cao, Li; CVPR 2017) in bounded memory: nothing of size N x N is stored.
 
 Query and gallery together are the N items. Each item's k-reciprocal neighbours, sparse, are found block by block; only
 a block of the final distances is in memory. Exact as the distances are: the same for any block. Loads no torch.
@@ -25,7 +25,7 @@ from pmm.evaluation.distances import (
     megabytes,
 )
 from pmm.evaluation.nearest import nearest
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidValue, OutOfMemory
 from pmm.utils.hardware import usable_cores
 
 Items = npt.NDArray[np.int32]
@@ -48,12 +48,12 @@ class Reranking:
     """Of the original distance in the final one (lambda of the paper)."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for values without a meaning."""
-        if self.k1 < 1 or self.k2 < 1 or not 0 <= self.weight <= 1:
-            raise UserError(
-                f"re-ranking with k1 {self.k1}, k2 {self.k2}, lambda {self.weight}; "
-                "expected k1 >= 1, k2 >= 1 and lambda in 0..1"
-            )
+        """Raises InvalidValue, naming the flag of `pmm evaluate`, for a value that is out of range."""
+        for flag, value in (("--k1", self.k1), ("--k2", self.k2)):
+            if value < 1:
+                raise InvalidValue(flag, value, "at least 1")
+        if not 0 <= self.weight <= 1:
+            raise InvalidValue("--rerank-lambda", self.weight, "a number from 0 to 1")
 
 
 class Sparse(NamedTuple):
@@ -85,34 +85,39 @@ def reranked(
         label: of a progress bar, if any.
 
     Raises:
-        UserError: embeddings that do not fit each other, NaN or Inf, a memory limit that is too small.
+        InvalidInput: embeddings that do not fit each other, NaN or Inf.
+        OutOfMemory: a memory limit that is too small; the least that works is its `expected`.
     """
-    chosen = parameters or Reranking()
+    parameters = parameters or Reranking()
     threads = threads or usable_cores()
-    blocks = check_memory(len(query) + len(gallery), query.shape[1], chosen, memory_limit, threads)
-    k, held = _kept(len(query) + len(gallery), chosen)
-    sides = [EmbeddingMatrix(rows, metric=metric, scratch=blocks.scratch) for rows in (query, gallery)]
+    blocks = check_memory(len(query) + len(gallery), query.shape[1], parameters, memory_limit, threads)
+    k, neighbour_bytes = _neighbour_memory(len(query) + len(gallery), parameters)
+    sides = [
+        EmbeddingMatrix(rows, metric=metric, scratch=blocks.scratch, name=f"{name} embeddings")
+        for name, rows in (("query", query), ("gallery", gallery))
+    ]
     between = EmbeddingDistances(*sides)  # the first to say that dimensions differ
-    everything = EmbeddingMatrix(query, gallery, metric=metric, scratch=blocks.scratch)
-    distances = EmbeddingDistances(everything, everything)
-    near = nearest(distances, k, blocks, threads=threads, farthest=True, label=label)
-    neighbours = near.items.astype(np.int32)
-    weights = _reciprocal_weights(distances, neighbours[:, : chosen.k1 + 1], near.farthest, chosen.k1)
-    allowed = (memory_limit - held) // BYTES_PER_NUMBER
-    weights = _averaged(weights, neighbours[:, : chosen.k2], allowed, memory_limit)
-    return Reranked(between, weights, near.farthest[: len(query)], chosen.weight)
+    items = EmbeddingMatrix(query, gallery, metric=metric, scratch=blocks.scratch)
+    distances = EmbeddingDistances(items, items)
+    ranking = nearest(distances, k, blocks, threads=threads, farthest=True, label=label)
+    neighbours = ranking.items.astype(np.int32)
+    weights = _reciprocal_weights(distances, neighbours[:, : parameters.k1 + 1], ranking.farthest, parameters.k1)
+    allowed = (memory_limit - neighbour_bytes) // BYTES_PER_NUMBER
+    weights = _averaged(weights, neighbours[:, : parameters.k2], allowed, memory_limit)
+    return Reranked(between, weights, ranking.farthest[: len(query)], parameters.weight)
 
 
 def check_memory(count: int, dim: int, parameters: Reranking, memory_limit: int, threads: int) -> Blocks:
     """The blocks of distances between N items that keep to `memory_limit` bytes.
 
-    Raises UserError if that is too little to find neighbours. What their weights take is known only then.
+    Raises OutOfMemory if that is too little to find neighbours. What their weights take is known only then.
     """
-    return Blocks.within(memory_limit, (count, count), dim, threads, beside=_kept(count, parameters)[1])
+    reserved_bytes = _neighbour_memory(count, parameters)[1]
+    return Blocks.within(memory_limit, (count, count), dim, threads, reserved_bytes=reserved_bytes)
 
 
-def _kept(count: int, parameters: Reranking) -> tuple[int, int]:
-    """Neighbours of each of N items, and the bytes of all of them."""
+def _neighbour_memory(count: int, parameters: Reranking) -> tuple[int, int]:
+    """How many neighbours of each of N items are stored, and the bytes of all of them."""
     k = min(max(parameters.k1 + 1, parameters.k2), count)
     return k, count * (16 + 24 * k)
 
@@ -128,32 +133,32 @@ class Reranked:
         queries = self.shape[0]
         self._query = Sparse(weights.starts[: queries + 1], weights.columns, weights.values)
         self._by_column = _transposed(weights, queries)
-        self.held = sum(array.nbytes for array in (*weights, *self._by_column))
+        self.resident_bytes = sum(array.nbytes for array in (*weights, *self._by_column))
 
-    def about(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
-        return self._with_jaccard(rows, *self._between.about(rows, out))
+    def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+        return self._with_jaccard(rows, *self._between.approximate(rows, out))
 
-    def closely(self, rows: slice) -> tuple[Doubles, Doubles]:
-        return self._with_jaccard(rows, *self._between.closely(rows))
+    def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
+        return self._with_jaccard(rows, *self._between.float64(rows))
 
-    def _with_jaccard(self, rows: slice, found: Any, errors: Doubles) -> tuple[Any, Doubles]:
-        for query, row in zip(range(rows.start, rows.stop), found, strict=True):
+    def _with_jaccard(self, rows: slice, block: Any, errors: Doubles) -> tuple[Any, Doubles]:
+        for query, row in zip(range(rows.start, rows.stop), block, strict=True):
             row *= row.dtype.type(self._scales[query])
             row += ((1 - self._share) * self._jaccard(query)).astype(row.dtype)
         # the last: rounding of numbers up to about 1
-        return found, errors * self._scales[rows] * (1 + 1e-6) + 8 * np.finfo(found.dtype).eps
+        return block, errors * self._scales[rows] * (1 + 1e-6) + 8 * np.finfo(block.dtype).eps
 
-    def exact(self, queries: Ints, items: Ints) -> Doubles:
-        found = self._between.exact(queries, items) * self._scales[queries]
+    def exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
+        out = self._between.exact_pairs(queries, items) * self._scales[queries]
         for query in np.unique(queries):
-            mine = queries == query
-            found[mine] += ((1 - self._share) * self._jaccard(query))[items[mine]]
-        return found
+            pairs = queries == query
+            out[pairs] += ((1 - self._share) * self._jaccard(query))[items[pairs]]
+        return out
 
     def _jaccard(self, query: int) -> Doubles:
         """Of one query to the gallery [G]: 1 - (sum of minima) / (sum of maxima). Each item's weights sum up to 1."""
-        mine = slice(*self._query.starts[query : query + 2])
-        columns, weights = self._query.columns[mine], self._query.values[mine]
+        row = slice(*self._query.starts[query : query + 2])
+        columns, weights = self._query.columns[row], self._query.values[row]
         by_column = self._by_column
         place, counts = _ragged(by_column.starts, columns)
         minima = np.minimum(np.repeat(weights, counts), by_column.values[place])
@@ -169,59 +174,58 @@ def _reciprocal_weights(distances: Distances, nearest: Items, farthest: Doubles,
     at_once = max(1, min(ROWS_AT_ONCE, COMPARED_AT_ONCE // (k * k * half)))
     pieces = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
     for rows in pieces:
-        mine, own = nearest[rows], np.arange(rows.start, rows.stop)[:, None, None]
-        mutual[rows] = (nearest[mine] == own).any(2)
-        half_mutual[rows] = (nearest[mine[:, :half], :half] == own).any(2)
-    found = []
+        neighbours, item = nearest[rows], np.arange(rows.start, rows.stop)[:, None, None]
+        mutual[rows] = (nearest[neighbours] == item).any(2)
+        half_mutual[rows] = (nearest[neighbours[:, :half], :half] == item).any(2)
+    parts = []
     for rows in pieces:
-        mine, reciprocal = nearest[rows], mutual[rows]
-        theirs, expanding = nearest[mine, :half], half_mutual[mine]  # [n, k, half]
-        shared = (theirs[..., None] == mine[:, None, None, :]) & reciprocal[:, None, None, :]
+        neighbours, reciprocal = nearest[rows], mutual[rows]
+        second, expanding = nearest[neighbours, :half], half_mutual[neighbours]  # neighbours' neighbours [n, k, half]
+        shared = (second[..., None] == neighbours[:, None, None, :]) & reciprocal[:, None, None, :]
         enough = 3 * (shared.any(3) & expanding).sum(2) > 2 * expanding.sum(2)
         expanding &= (enough & reciprocal)[:, :, None]
-        members = np.hstack(
-            [np.where(reciprocal, mine, count), np.where(expanding, theirs, count).reshape(len(mine), k * half)]
-        )
+        second_members = np.where(expanding, second, count).reshape(len(neighbours), k * half)
+        members = np.hstack([np.where(reciprocal, neighbours, count), second_members])
         members.sort(1)
-        kept = members < count
-        kept[:, 1:] &= members[:, 1:] != members[:, :-1]
-        sizes = kept.sum(1)
-        items, columns = np.repeat(np.arange(rows.start, rows.stop), sizes), members[kept]
+        unique = members < count
+        unique[:, 1:] &= members[:, 1:] != members[:, :-1]
+        sizes = unique.sum(1)
+        items, columns = np.repeat(np.arange(rows.start, rows.stop), sizes), members[unique]
         shares = np.divide(
-            distances.exact(items, columns), farthest[items], out=np.zeros(len(items)), where=farthest[items] > 0
+            distances.exact_pairs(items, columns), farthest[items], out=np.zeros(len(items)), where=farthest[items] > 0
         )
         weights = np.exp(-shares)
-        totals = np.bincount(items - rows.start, weights, minlength=len(mine))
-        found.append((sizes, columns.astype(np.int32), weights / totals[items - rows.start]))
-    return _joined(found)
+        totals = np.bincount(items - rows.start, weights, minlength=len(neighbours))
+        parts.append((sizes, columns.astype(np.int32), weights / totals[items - rows.start]))
+    return _joined(parts)
 
 
 def _averaged(weights: Sparse, nearest: Items, allowed: int, limit: int) -> Sparse:
     """The mean of the weights of each item's k2 nearest [N, k2].
 
-    Raises UserError if that is more than `allowed` numbers, saying what `limit` of bytes would do.
+    Raises OutOfMemory if that is more than `allowed` numbers; the `limit` of bytes that works is `expected`.
     """
     count, k2 = nearest.shape
-    found, total = [], 0
+    parts, total = [], 0
     for start in range(0, count, ROWS_AT_ONCE):
-        mine = nearest[start : start + ROWS_AT_ONCE]
-        place, sizes = _ragged(weights.starts, mine.reshape(-1))
-        own = np.repeat(np.repeat(np.arange(len(mine)), k2), sizes)
-        keys = own * count + weights.columns[place]
+        neighbours = nearest[start : start + ROWS_AT_ONCE]
+        place, sizes = _ragged(weights.starts, neighbours.reshape(-1))
+        rows = np.repeat(np.repeat(np.arange(len(neighbours)), k2), sizes)
+        keys = rows * count + weights.columns[place]
         order = np.argsort(keys, kind="stable")  # of one column, the nearest item's comes first
         first = np.flatnonzero(np.diff(keys[order], prepend=-1))
         total += len(first)
         if total <= allowed:
             values = np.add.reduceat(weights.values[place][order], first) / k2
             items, columns = np.divmod(keys[order][first], count)
-            found.append((np.bincount(items, minlength=len(mine)), columns.astype(np.int32), values))
+            parts.append((np.bincount(items, minlength=len(neighbours)), columns.astype(np.int32), values))
     if total > allowed:
         least = limit + (total - allowed) * BYTES_PER_NUMBER
-        raise UserError(
-            f"a memory limit of {limit / 1e6:g}MB is too small to re-rank {count:,} items; the least that works is "
-            f"{megabytes(least)}"
+        raise OutOfMemory(
+            f"a memory limit of {limit / 1e6:g}MB is too small to re-rank {count:,} items",
+            expected=f"at least {megabytes(least)}",
         )
-    return _joined(found)
+    return _joined(parts)
 
 
 def _joined(rows: list[tuple[Ints, Items, Doubles]]) -> Sparse:

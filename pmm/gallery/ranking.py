@@ -31,7 +31,7 @@ class Ranking:
     threads: int = 0
 
     def check(self, split: ReidDataset, dim: int) -> None:
-        """Raise UserError if the memory limit is too small: before hours of embedding."""
+        """Raise OutOfMemory if the memory limit is too small: before hours of embedding."""
         queries, gallery = len(split.query), len(split.gallery)
         if self.reranking:
             check_memory(queries + gallery, dim, self.reranking, self.memory_limit, self.threads or usable_cores())
@@ -40,7 +40,7 @@ class Ranking:
 
 
 def labels_of(split: ReidDataset) -> Labels:
-    """Identities and cameras of a split's query and gallery."""
+    """Identities and cameras of a split's query and gallery, by the names that `evaluate_ranking` takes them by."""
     return Labels(
         query_pids=pids_of(split.query),
         gallery_pids=pids_of(split.gallery),
@@ -54,16 +54,13 @@ def rank_split(
 ) -> RankingResult:
     """`evaluate_ranking` of a split's embeddings (by default: standard AP, Euclidean distance); with a `label`, a
     progress bar of that name for re-ranking."""
-    how = ranking or Ranking()
-    labels = pids_of(split.query), pids_of(split.gallery), camids_of(split.query), camids_of(split.gallery)
-    options: dict[str, Any] = {"ap": how.ap, "memory_limit": how.memory_limit, "threads": how.threads}
-    if how.reranking is None:
-        return evaluate_ranking(query, gallery, *labels, metric=how.metric, **options)
-    distances = reranked(
-        query, gallery, metric=how.metric, parameters=how.reranking, memory_limit=how.memory_limit,
-        threads=how.threads, label=label,
-    )  # fmt: skip
-    return evaluate_distances(distances, *labels, **options)
+    ranking = ranking or Ranking()
+    memory: dict[str, Any] = {"memory_limit": ranking.memory_limit, "threads": ranking.threads}
+    options = {**vars(labels_of(split)), "ap": ranking.ap, **memory}
+    if ranking.reranking is None:
+        return evaluate_ranking(query, gallery, metric=ranking.metric, **options)
+    distances = reranked(query, gallery, metric=ranking.metric, parameters=ranking.reranking, label=label, **memory)
+    return evaluate_distances(distances, **options)
 
 
 def figures(result: RankingResult) -> dict[str, float | int]:
@@ -85,6 +82,6 @@ def per_query_csv(split: ReidDataset, result: RankingResult) -> str:
     writer.writerow(("query", "pid", "camid", "AP", "INP", "first_match_rank"))
     rows = zip(split.query, result.per_query_ap, result.per_query_inp, result.first_rank.tolist(), strict=True)
     for sample, ap, inp, first in rows:
-        found = (f"{ap:.6f}", f"{inp:.6f}", first) if first else ("", "", "")
-        writer.writerow((sample.path, sample.pid, sample.camid, *found))
+        scores = (f"{ap:.6f}", f"{inp:.6f}", first) if first else ("", "", "")
+        writer.writerow((sample.path, sample.pid, sample.camid, *scores))
     return text.getvalue()

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from pmm.evaluation import distances, ranks
 from pmm.evaluation.distances import Blocks
 from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput, InvalidValue, OutOfMemory
 from tests.conftest import examples
+from tests.refusals import refuses
 
 
 def by_hand(q, g, q_pids, g_pids, q_cams, g_cams, ap="standard"):
@@ -146,15 +147,15 @@ def test_features_equal_the_definitions(problem):
 
 
 def test_float32_settles_what_it_can_and_float64_the_rest(monkeypatch):
-    closely = []
-    original = distances.EmbeddingDistances.closely
+    blocks = []
+    original = distances.EmbeddingDistances.float64
     monkeypatch.setattr(
-        distances.EmbeddingDistances, "closely", lambda self, rows: closely.append(rows) or original(self, rows)
+        distances.EmbeddingDistances, "float64", lambda self, rows: blocks.append(rows) or original(self, rows)
     )
     evaluate_ranking(*people())
-    assert not closely
+    assert not blocks
     evaluate_ranking(*close_together())
-    assert closely
+    assert blocks
 
 
 @pytest.mark.parametrize("make", [people, close_together])
@@ -199,7 +200,7 @@ def test_cosine_ranks_by_angle():
     labels = [1], [2, 1], [0], [1, 1]
     assert evaluate_ranking([[1.0, 0.0]], gallery, *labels, metric="cosine").first_rank.tolist() == [1]
     assert evaluate_ranking([[1.0, 0.0]], gallery, *labels).first_rank.tolist() == [2]
-    with pytest.raises(UserError, match="gallery: embedding 1 is all zero"):
+    with refuses(InvalidInput, "gallery", "all zero", "cosine", index=1):
         evaluate_ranking([[1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]], *labels, metric="cosine")
 
 
@@ -226,18 +227,16 @@ def test_half_floats():
 def test_a_memory_limit_is_kept_to_or_refused():
     problem = people(queries=100, gallery=20_000, dim=8)  # all distances at once would be twice the limit
     expected = evaluate_ranking(*problem)
-    with pytest.raises(
-        UserError, match=r"limit of 0\.001MB is too small for 100 queries against 20,000 gallery"
-    ) as told:
+    with refuses(OutOfMemory, "0.001MB", "100 queries", "20,000 gallery") as refusal:
         evaluate_ranking(*problem, memory_limit=1000, threads=1)
-    least = int(str(told.value).split()[-1].removesuffix("MB")) * 10**6
+    least = int(refusal.value.expected.removeprefix("at least ").removesuffix("MB")) * 10**6
     tracemalloc.start()
     found = evaluate_ranking(*problem, memory_limit=least, threads=1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak <= least
     np.testing.assert_array_equal(found.per_query_ap, expected.per_query_ap)
-    with pytest.raises(UserError, match="least that works"):
+    with refuses(OutOfMemory, "100 queries", expected=refusal.value.expected):
         evaluate_ranking(*problem, memory_limit=least - 10**6, threads=1)
 
 
@@ -245,35 +244,39 @@ GOOD = ([[0.0, 1.0]], [[0.0, 1.0]], [1], [1], [0], [1])
 
 
 @pytest.mark.parametrize(
-    ("position", "value", "text"),
+    ("position", "value", "facts"),
     [
-        (0, [[0.0, float("nan")]], "query: 1 of 1 embeddings hold NaN or Inf, the first is row 0"),
-        (1, [[0.0, float("inf")]], "gallery: 1 of 1"),
-        (1, [[0.0]], "query embeddings have 2 dimensions, gallery embeddings 1"),
-        (0, [[0.0, 1.0], [1.0, 0.0]], r"query: embeddings \[2, 2\], pids \[1\]"),
-        (0, [0.0, 1.0], "query: embeddings"),
-        (2, [1, 2], r"query: pids \[2\], camids \[1\]"),
-        (5, [0], "no query has a relevant gallery item"),
-        (3, [2], "no query has a relevant gallery item"),
+        (0, [[0.0, float("nan")]], ("query", "1 of 1", "NaN or Inf", "row 0")),
+        (1, [[0.0, float("inf")]], ("gallery", "1 of 1", "NaN or Inf")),
+        (1, [[0.0]], ("2 dimensions", "gallery embeddings 1")),
+        (0, [[0.0, 1.0], [1.0, 0.0]], ("query", "embeddings [2, 2]", "pids [1]")),
+        (0, [0.0, 1.0], ("query", "embeddings [2]")),
+        (2, [1, 2], ("query", "pids [2]", "camids [1]")),
+        (5, [0], ("no query", "relevant")),
+        (3, [2], ("no query", "relevant")),
     ],
 )
-def test_bad_input_is_one_line(position, value, text):
+def test_bad_input_is_one_line(position, value, facts):
     arguments = list(GOOD)
     arguments[position] = value
-    with pytest.raises(UserError, match=text):
+    with refuses(InvalidInput, *facts):
         evaluate_ranking(*arguments)
 
 
-@pytest.mark.parametrize("option", [{"ap": "mine"}, {"metric": "hamming"}, {"max_rank": 0}])
-def test_unknown_options(option):
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [({"ap": "mine"}, "trapezoid"), ({"metric": "hamming"}, "euclidean or cosine"), ({"max_rank": 0}, "at least 1")],
+)
+def test_unknown_options(option, expected):
+    ((name, value),) = option.items()
+    with refuses(InvalidValue, name=name, value=value, expected=expected):
         evaluate_ranking(*GOOD, **option)
 
 
 @pytest.mark.parametrize(
-    ("matrix", "text"),
-    [([[0.0, 1.0]], r"distances are \[1, 2\]; expected \[1, 1\]"), ([[np.nan]], "NaN or Inf"), ([0.0], r"\[Q, G\]")],
+    ("matrix", "facts"),
+    [([[0.0, 1.0]], ("[1, 2]", "[1, 1]")), ([[np.nan]], ("NaN or Inf", "query 0")), ([0.0], ("[1]", "[Q, G]"))],
 )
-def test_bad_distances(matrix, text):
-    with pytest.raises(UserError, match=text):
+def test_bad_distances(matrix, facts):
+    with refuses(InvalidInput, *facts):
         evaluate_distances(matrix, *GOOD[2:])

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,8 +9,9 @@ from pmm.evaluation import distances, reranking
 from pmm.evaluation.distances import Blocks
 from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
 from pmm.evaluation.reranking import Reranking, reranked
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput, InvalidValue, OutOfMemory
 from tests.conftest import examples
+from tests.refusals import refuses
 
 
 def by_hand(query, gallery, k1=20, k2=6, weight=0.3):
@@ -52,7 +55,7 @@ def problem(seed=0, queries=12, gallery=60, dim=8, people=6, noise=0.7, dtype=np
 
 def whole(found):
     queries, items = np.divmod(np.arange(found.shape[0] * found.shape[1]), found.shape[1])
-    return found.exact(queries, items).reshape(found.shape)
+    return found.exact_pairs(queries, items).reshape(found.shape)
 
 
 @pytest.mark.parametrize("k1", [4, 5, 6, 7, 9])
@@ -102,14 +105,14 @@ def test_quick_distances_are_wrong_by_what_they_say_at_most(dtype):
     query, gallery, *_ = problem(queries=40, gallery=200, dim=64, dtype=dtype)
     found = reranked(query, gallery)
     exact = whole(found)[3:31]
-    about, errors = found.about(slice(3, 31), np.empty((28, 200), np.float32))
-    assert (np.ptp(about - exact, axis=1) <= 2 * errors).all()  # each query's may lack a constant
+    block, errors = found.approximate(slice(3, 31), np.empty((28, 200), np.float32))
+    assert (np.ptp(block - exact, axis=1) <= 2 * errors).all()  # each query's may lack a constant
     assert errors.max() < 1e-4
-    about, errors = found.closely(slice(3, 31))
-    assert (np.ptp(about - exact, axis=1) <= 2 * errors).all()
+    block, errors = found.float64(slice(3, 31))
+    assert (np.ptp(block - exact, axis=1) <= 2 * errors).all()
     assert errors.max() < 1e-12
     pairs = np.array([0, 0, 7, 39]), np.array([5, 199, 0, 3])
-    assert (found.exact(*pairs) == whole(found)[pairs]).all()
+    assert (found.exact_pairs(*pairs) == whole(found)[pairs]).all()
 
 
 def test_one_result_for_any_block_and_any_number_of_threads(monkeypatch):
@@ -135,9 +138,9 @@ def test_items_that_float32_cannot_tell_apart_are_told_apart(monkeypatch):
     rng = np.random.default_rng(0)
     query, gallery = (1 + 1e-6 * rng.normal(size=(n, 16)).astype(np.float32) for n in (10, 400))
     calls = []
-    original = distances.EmbeddingDistances.closely
+    original = distances.EmbeddingDistances.float64
     monkeypatch.setattr(
-        distances.EmbeddingDistances, "closely", lambda self, rows: calls.append(rows) or original(self, rows)
+        distances.EmbeddingDistances, "float64", lambda self, rows: calls.append(rows) or original(self, rows)
     )
     found = reranked(query, gallery)
     assert calls, "no block was made in float64"
@@ -152,26 +155,36 @@ def test_everything_in_one_place():
 
 def test_memory_limits():
     query, gallery, *_ = problem(queries=30, gallery=3000, dim=2)
-    with pytest.raises(UserError, match=r"memory limit of 0\.001MB is too small .*; the least that works is \d+MB"):
+    with refuses(OutOfMemory, "0.001MB", expected="at least ") as refusal:
         reranked(query, gallery, memory_limit=1000)
-    with pytest.raises(UserError, match="is too small to re-rank 3,030 items; the least that works is") as told:
+    assert re.fullmatch(r"at least \d+MB", refusal.value.expected)
+    with refuses(OutOfMemory, "4MB", "re-rank 3,030 items") as refusal:
         reranked(query, gallery, memory_limit=4_000_000)
-    least = int(str(told.value).split()[-1].removesuffix("MB")) * 10**6
-    assert reranked(query, gallery, memory_limit=least).held < least
-    with pytest.raises(UserError, match="least that works"):
+    least = int(refusal.value.expected.removeprefix("at least ").removesuffix("MB")) * 10**6
+    assert reranked(query, gallery, memory_limit=least).resident_bytes < least
+    with refuses(OutOfMemory, "re-rank 3,030 items", expected=refusal.value.expected):
         reranked(query, gallery, memory_limit=least - 10**6)
 
 
-@pytest.mark.parametrize("wrong", [{"k1": 0}, {"k2": 0}, {"weight": -0.1}, {"weight": 1.1}])
-def test_parameters_without_a_meaning(wrong):
-    with pytest.raises(UserError, match="k1 >= 1"):
+@pytest.mark.parametrize(
+    ("wrong", "flag"),
+    [
+        ({"k1": 0}, "--k1"),
+        ({"k2": 0}, "--k2"),
+        ({"weight": -0.1}, "--rerank-lambda"),
+        ({"weight": 1.1}, "--rerank-lambda"),
+        ({"weight": float("nan")}, "--rerank-lambda"),
+    ],
+)
+def test_parameters_out_of_range(wrong, flag):
+    with refuses(InvalidValue, *wrong.values(), name=flag):
         Reranking(**wrong)
 
 
 def test_bad_embeddings():
     query, gallery, *_ = problem()
-    with pytest.raises(UserError, match="8 dimensions, gallery embeddings 7"):
+    with refuses(InvalidInput, "8 dimensions", "gallery embeddings 7"):
         reranked(query, gallery[:, :7])
     gallery[3, 2] = np.nan
-    with pytest.raises(UserError, match="NaN or Inf"):
+    with refuses(InvalidInput, "gallery", "NaN or Inf", index=3):
         reranked(query, gallery)

@@ -1,4 +1,4 @@
-"""What two backends are compared on: embeddings of queries and gallery, and who and where is on each crop."""
+"""What two backends are compared on: embeddings of queries and gallery, and identity and camera of each crop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -18,7 +18,7 @@ ALL = slice(None)
 
 
 class QueryGallery(NamedTuple):
-    """What one backend made of a data set's query and gallery."""
+    """One backend's embeddings of a data set's query and gallery."""
 
     query: Floats
     """Embeddings [Q, D]."""
@@ -27,12 +27,12 @@ class QueryGallery(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What some queries [q] and gallery items [g] are to each other; pairs that are neither show two people."""
+    """Which pairs of queries [q] and gallery items [g] are relevant or junk; all others show two identities."""
 
     relevant: Bools
-    """One person, two cameras [q, g]."""
+    """One identity, two cameras [q, g]."""
     junk: Bools
-    """One person, one camera [q, g]: such pairs count for nothing."""
+    """One identity, one camera [q, g]: such pairs are left out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +43,7 @@ class Labels:
     junk in this field; pmm.data.readers drops them, and here they are refused: as any other pid they would count as
     distractors.
 
-    Raises UserError for shapes that do not fit, an empty part, and pid -1.
+    Raises InvalidInput for shapes that do not fit, an empty part, and pid -1.
     """
 
     query_pids: Ints
@@ -59,32 +59,38 @@ class Labels:
         for name in ("query", "gallery"):
             pids, camids = getattr(self, f"{name}_pids"), getattr(self, f"{name}_camids")
             if pids.ndim != 1 or pids.shape != camids.shape or not len(pids):
-                raise UserError(
-                    f"{name}: pids {list(pids.shape)}, camids {list(camids.shape)}; expected [N], [N], N >= 1"
+                raise InvalidInput(
+                    f"{name}: pids {list(pids.shape)}, camids {list(camids.shape)}", expected="[N], [N], N >= 1"
                 )
             if (pids == -1).any():
-                raise UserError(f"{name}: item {int((pids == -1).argmax())} has pid -1 (junk); leave such crops out")
+                junk = int((pids == -1).argmax())
+                raise InvalidInput(f"{name}: item {junk} has pid -1 (junk)", index=junk, hint="leave such crops out")
 
     def masks(self, queries: slice | Ints, gallery: slice = ALL) -> Masks:
         """Of the named queries with the named part of the gallery."""
         same = self.query_pids[queries, None] == self.gallery_pids[gallery]
-        here = self.query_camids[queries, None] == self.gallery_camids[gallery]
-        return Masks(same & ~here, same & here)
+        same_camera = self.query_camids[queries, None] == self.gallery_camids[gallery]
+        return Masks(same & ~same_camera, same & same_camera)
 
-    def check(self, embedded: QueryGallery, name: str) -> None:
-        """Raise UserError, saying it is `name`, if embeddings do not fit the labels or hold NaN or Inf."""
+    def check(self, embedded: QueryGallery, name: str = "") -> None:
+        """Raise InvalidInput if embeddings, called `name` (reference, say), do not fit the labels or hold NaN or
+        Inf."""
+        name = f"{name} embeddings".strip()
         shapes = [np.shape(rows) for rows in embedded]
         expected = [(len(pids), *shapes[0][1:]) for pids in (self.query_pids, self.gallery_pids)]
         if shapes != expected or len(shapes[0]) != 2:
-            found = ", ".join(str(list(shape)) for shape in shapes)
-            raise UserError(
-                f"parity: {name} embeddings of query and gallery are {found}; "
-                f"expected [{len(self.query_pids)}, D], [{len(self.gallery_pids)}, D]"
+            raise InvalidInput(
+                f"{name} of query and gallery are {', '.join(str(list(shape)) for shape in shapes)}",
+                expected=f"[{len(self.query_pids)}, D], [{len(self.gallery_pids)}, D]",
             )
         for part, rows in zip(QueryGallery._fields, embedded, strict=True):
-            bad = np.flatnonzero(~np.isfinite(rows).all(1))
-            if len(bad):
-                raise UserError(
-                    f"parity: {len(bad)} of {len(rows)} {name} embeddings of the {part} hold NaN or Inf, "
-                    f"the first is row {bad[0]}"
-                )
+            check_finite(rows, f"{name} of the {part}")
+
+
+def check_finite(rows: Floats, name: str) -> None:
+    """Raise InvalidInput, its `index` the first bad row, if the rows [N, D] called `name` hold NaN or Inf."""
+    bad = np.flatnonzero(~np.isfinite(rows).all(1))
+    if len(bad):
+        raise InvalidInput(
+            f"{name}: {len(bad)} of {len(rows)} rows hold NaN or Inf, the first is row {bad[0]}", index=int(bad[0])
+        )

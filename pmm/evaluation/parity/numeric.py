@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pmm.utils.errors import UserError
-
-Floats = npt.NDArray[np.floating[Any]]
+from pmm.evaluation.parity.labels import Floats, check_finite
+from pmm.utils.errors import InvalidInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,7 @@ class NumericParity:
     centred_min_cosine: float
     """Of the worst row, without the reference's mean row: what is left where all embeddings are almost alike."""
     max_length_error: float
-    """Largest relative difference of a row's length, which a cosine does not see and a Euclidean ranking does."""
+    """Largest relative difference of a row's norm, which a cosine does not see and a Euclidean ranking does."""
     max_abs: float
     """Largest absolute difference of any number."""
 
@@ -36,22 +34,19 @@ class NumericParity:
 def numeric_parity(reference: Floats, candidate: Floats) -> NumericParity:
     """Compare embeddings [N, D] row by row, in float64. A row that is all zero on both sides counts as equal.
 
-    Raises UserError for different shapes, no rows, or NaN or Inf on either side.
+    Raises InvalidInput for different shapes, no rows, or NaN or Inf on either side.
     """
     reference, candidate = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
     if reference.shape != candidate.shape or reference.ndim != 2 or not len(reference):
-        raise UserError(
-            f"parity: reference is {list(reference.shape)}, candidate {list(candidate.shape)}; expected equal [N, D]"
+        raise InvalidInput(
+            f"reference embeddings are {list(reference.shape)}, candidate embeddings {list(candidate.shape)}",
+            expected="equal [N, D], N >= 1",
         )
     for name, rows in (("reference", reference), ("candidate", candidate)):
-        bad = np.flatnonzero(~np.isfinite(rows).all(1))
-        if len(bad):
-            raise UserError(
-                f"parity: {len(bad)} of {len(rows)} {name} embeddings hold NaN or Inf, the first is row {bad[0]}"
-            )
+        check_finite(rows, f"parity: {name} embeddings")
     cosine, mean = _cosine(reference, candidate), reference.mean(0)
-    lengths = np.linalg.norm(reference, axis=1)
-    length_error = np.abs(np.linalg.norm(candidate, axis=1) - lengths) / np.where(lengths > 0, lengths, 1)
+    norms = np.linalg.norm(reference, axis=1)
+    norm_error = np.abs(np.linalg.norm(candidate, axis=1) - norms) / np.where(norms > 0, norms, 1)
     return NumericParity(
         rows=len(cosine),
         min_cosine=float(cosine.min()),
@@ -60,7 +55,7 @@ def numeric_parity(reference: Floats, candidate: Floats) -> NumericParity:
         median_cosine=float(np.median(cosine)),
         mean_cosine=float(cosine.mean()),
         centred_min_cosine=float(_cosine(reference - mean, candidate - mean).min()),
-        max_length_error=float(length_error.max()),
+        max_length_error=float(norm_error.max()),
         max_abs=float(np.abs(reference - candidate).max()),
     )
 

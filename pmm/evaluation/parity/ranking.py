@@ -1,4 +1,4 @@
-"""Do two backends rank a gallery alike? First items that turned, overlap of the first ten, order of the first fifty."""
+"""Do two backends rank a gallery alike? Rank-1 lost and gained, overlap of the top 10, order of the top 50."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import Nearest, nearest
 from pmm.evaluation.parity.labels import Floats, Ints, Labels, QueryGallery
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput
 
 OVERLAP_ITEMS = 10
 ORDER_ITEMS = 50
@@ -40,10 +40,10 @@ def ranking_parity(reference: QueryGallery, candidate: QueryGallery, labels: Lab
     Only a block of queries' distances is in memory, and one side's gallery in float64.
 
     Raises:
-        UserError: shapes that do not fit, NaN or Inf, no query with a relevant gallery item.
+        InvalidInput: shapes that do not fit, NaN or Inf, no query with a relevant gallery item.
     """
     before, after = (
-        _Ranked.of(embedded, labels, np.arange(len(labels.query_pids)), count, name)
+        _NearestItems.of(embedded, labels, np.arange(len(labels.query_pids)), count, name)
         for name, embedded, count in (("reference", reference, ORDER_ITEMS), ("candidate", candidate, OVERLAP_ITEMS))
     )
     evaluable = np.concatenate(
@@ -52,16 +52,18 @@ def ranking_parity(reference: QueryGallery, candidate: QueryGallery, labels: Lab
     lost = gained = changed = 0
     overlaps, taus = [], []
     for query in np.flatnonzero(evaluable).tolist():
-        items, distances = before.first(query)
-        found, _ = after.first(query)
-        right_before, right = (labels.gallery_pids[each[0]] == labels.query_pids[query] for each in (items, found))
+        items, distances = before.of_query(query)
+        candidate_items, _ = after.of_query(query)
+        right_before, right = (
+            labels.gallery_pids[each[0]] == labels.query_pids[query] for each in (items, candidate_items)
+        )
         lost += int(right_before and not right)
         gained += int(right and not right_before)
-        changed += int(items[0] != found[0])
-        overlaps.append(len(np.intersect1d(items[:OVERLAP_ITEMS], found)) / len(found))
-        taus.append(kendall_tau_b(distances, after.distances.exact(np.full(len(items), query), items)))
+        changed += int(items[0] != candidate_items[0])
+        overlaps.append(len(np.intersect1d(items[:OVERLAP_ITEMS], candidate_items)) / len(candidate_items))
+        taus.append(kendall_tau_b(distances, after.distances.exact_pairs(np.full(len(items), query), items)))
     if not overlaps:
-        raise UserError("no query has a relevant gallery item (same identity, another camera); nothing to rank")
+        raise InvalidInput("no query has a relevant gallery item (same identity, another camera); nothing to rank")
     return RankingParity(
         queries=len(overlaps),
         rank1_lost=lost,
@@ -74,7 +76,7 @@ def ranking_parity(reference: QueryGallery, candidate: QueryGallery, labels: Lab
 
 def first_items(embedded: QueryGallery, labels: Labels, queries: Sequence[int] | Ints, count: int) -> Ints:
     """Gallery indices [n, count] that rank first for n of the queries, without junk; -1 where there are no more."""
-    items = _Ranked.of(embedded, labels, np.asarray(queries, np.int64), count, "given").near.items
+    items = _NearestItems.of(embedded, labels, np.asarray(queries, np.int64), count).nearest.items
     return np.pad(items, ((0, 0), (0, count - items.shape[1])), constant_values=-1)
 
 
@@ -91,16 +93,16 @@ def kendall_tau_b(a: Floats, b: Floats) -> float:
     return float((x * y).sum() / np.sqrt(float(untied[0]) * untied[1]))
 
 
-class _Ranked(NamedTuple):
+class _NearestItems(NamedTuple):
     """Distances of some queries, and the first items without junk, by the distances that `evaluate_ranking` ranks by:
     what it calls first is first here."""
 
     distances: EmbeddingDistances
-    near: Nearest
+    nearest: Nearest
 
     @classmethod
-    def of(cls, embedded: QueryGallery, labels: Labels, queries: Ints, count: int, name: str) -> _Ranked:
-        """Raises UserError, saying it is `name`, for embeddings that do not fit the labels."""
+    def of(cls, embedded: QueryGallery, labels: Labels, queries: Ints, count: int, name: str = "") -> _NearestItems:
+        """Raises InvalidInput as `Labels.check`."""
         labels.check(embedded, name)
         distances = EmbeddingDistances(
             EmbeddingMatrix(np.asarray(embedded.query)[queries]), EmbeddingMatrix(np.asarray(embedded.gallery))
@@ -113,7 +115,7 @@ class _Ranked(NamedTuple):
 
         return cls(distances, nearest(distances, min(count, distances.shape[1]), blocks, excluded=junk))
 
-    def first(self, query: int) -> tuple[Ints, Floats]:
+    def of_query(self, query: int) -> tuple[Ints, Floats]:
         """Gallery items [n] and their distances."""
-        there = self.near.items[query] >= 0
-        return self.near.items[query][there], self.near.distances[query][there]
+        listed = self.nearest.items[query] >= 0
+        return self.nearest.items[query][listed], self.nearest.distances[query][listed]

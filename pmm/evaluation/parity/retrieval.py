@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pmm.evaluation.metrics import RankingResult
 from pmm.evaluation.parity.labels import Labels
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput
 
 DRAWS_AT_ONCE = 1 << 20
 """Queries that the bootstrap draws at once: 8 MiB."""
@@ -62,16 +62,17 @@ def retrieval_parity(
     The bootstrap draws evaluable queries with replacement, for both sides the same ones, so that what makes a query
     hard for both cancels (Efron & Tibshirani, An Introduction to the Bootstrap, 13.3).
 
-    Raises UserError if the two did not evaluate the same queries, those of `labels`.
+    Raises InvalidInput if the two did not evaluate the same queries, those of `labels`.
     """
     evaluated = np.isfinite(reference.per_query_ap)
     if not len(evaluated) == len(candidate.per_query_ap) == len(labels.query_camids):
-        raise UserError(
-            f"parity: the reference ranked {len(evaluated)} queries, the candidate {len(candidate.per_query_ap)}, "
-            f"and there are labels of {len(labels.query_camids)}; expected the same ones"
+        raise InvalidInput(
+            f"the reference ranked {len(evaluated)} queries, the candidate {len(candidate.per_query_ap)}, "
+            f"and the labels have {len(labels.query_camids)}",
+            expected="the same queries",
         )
     if (evaluated != np.isfinite(candidate.per_query_ap)).any():
-        raise UserError("parity: reference and candidate skipped different queries; rank both with the same labels")
+        raise InvalidInput("reference and candidate skipped different queries", hint="rank both with the same labels")
     ap_deltas = candidate.per_query_ap - reference.per_query_ap
     rank1_deltas = (candidate.first_rank == 1).astype(float) - (reference.first_rank == 1)
     minp_deltas = candidate.per_query_inp - reference.per_query_inp
@@ -83,13 +84,13 @@ def retrieval_parity(
     )
     cameras = []
     for camid in np.unique(labels.query_camids[evaluated]):
-        here = evaluated & (labels.query_camids == camid)
+        of_camera = evaluated & (labels.query_camids == camid)
         cameras.append(
             CameraParity(
                 camid=int(camid),
-                queries=int(here.sum()),
-                mAP=float(candidate.per_query_ap[here].mean()),
-                map_delta=float(ap_deltas[here].mean()),
+                queries=int(of_camera.sum()),
+                mAP=float(candidate.per_query_ap[of_camera].mean()),
+                map_delta=float(ap_deltas[of_camera].mean()),
             )
         )
     return RetrievalParity(
@@ -113,6 +114,6 @@ def paired_bootstrap(
     at_once = max(1, DRAWS_AT_ONCE // count)
     for start in range(0, resamples, at_once):
         drawn = rng.integers(0, count, (min(at_once, resamples - start), count))
-        for row, found in zip(deltas, means, strict=True):
-            found[start : start + len(drawn)] = row[drawn].mean(1)
+        for row, row_means in zip(deltas, means, strict=True):
+            row_means[start : start + len(drawn)] = row[drawn].mean(1)
     return np.percentile(means, [2.5, 97.5], axis=1).T
