@@ -11,7 +11,7 @@ from typing import Any
 
 from pmm.data.counts import Counts, Figure, beside_published, cameras_of, counts_of
 from pmm.data.findings import Finding, find
-from pmm.data.images import Facts, examine_all
+from pmm.data.images import ImageFacts, inspect_images
 from pmm.data.readers import scan
 from pmm.data.scan import Scan, shown
 from pmm.utils.hardware import usable_cores
@@ -57,7 +57,7 @@ def check(dataset: str, root: str | Path, *, threads: int = 0, label: str = "") 
     found = scan(dataset, root)
     paths = list(dict.fromkeys(sample.path for part in found.people().values() for sample in part))
     with tqdm(total=len(paths), desc=label, unit="img", leave=False, disable=None if label else True) as bar:
-        facts = dict(zip(paths, examine_all(paths, threads or usable_cores(), bar.update), strict=True))
+        facts = dict(zip(paths, inspect_images(paths, threads or usable_cores(), bar.update), strict=True))
     return _report(found, facts)
 
 
@@ -69,7 +69,7 @@ def lines(report: Report) -> list[str]:
     return [*said, *([""] if report.findings else []), report.verdict]
 
 
-def _report(found: Scan, facts: dict[Path, Facts]) -> Report:
+def _report(found: Scan, facts: dict[Path, ImageFacts]) -> Report:
     findings = find(found, facts)
     good = [fact for fact in facts.values() if not fact.fault]
     problems, warnings = (sum(f.level == level for f in findings) for level in ("problem", "warning"))

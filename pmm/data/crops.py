@@ -1,8 +1,7 @@
-"""An image file -> the uint8 crop that a deployed graph takes.
+"""Image files and arrays -> the uint8 crops that a deployed graph takes.
 
 Everything that evaluates, exports, verifies or serves goes through here, so that no two paths resize differently.
-PIL says what a crop is. What is faster with the same bits does most of it: `pmm.data.jpeg`, and where torch is loaded
-`pmm.data.resize_torch`.
+PIL says what a resize is; `pmm.data.resize_torch` does some of it faster, with the same bits, where torch is loaded.
 """
 
 from __future__ import annotations
@@ -12,81 +11,96 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+import numpy.typing as npt
+from PIL import Image
 
-from pmm.data import jpeg, resize_torch
-from pmm.data.preprocessing import Crops
-from pmm.utils.errors import UserError
+from pmm.data import resize_torch
+from pmm.data.images import read_image, to_rgb
+from pmm.data.preprocessing import Crops, Preprocessing
+from pmm.utils.errors import InvalidInput, InvalidValue, reason_of
 from pmm.utils.hardware import usable_cores
 
-MOST_BYTES = 256 << 20
-"""Of a file that is read at all."""
-AHEAD = 2
+CropSource: TypeAlias = str | Path | Image.Image | npt.NDArray[Any]
+"""A file, or pixels in memory."""
+FloatRange: TypeAlias = Literal[1, 255]
+LOOK_AHEAD = 2
 """Batches that are loaded while the reader has one."""
 CHUNK = 8
-"""Images that a thread loads in a row: handing over each one alone would take a tenth of its time."""
+"""Crops that a thread loads in a row: handing over each one alone would take a tenth of its time."""
 
 
-def load_crop(path: str | Path, height: int, width: int) -> Crops:
-    """The image at `path` as uint8 RGB [height, width, 3]: EXIF-rotated upright, converted to RGB, resized bilinearly.
+@overload
+def load_crops(
+    crops: CropSource | Sequence[CropSource],
+    height: Preprocessing,
+    *,
+    threads: int | None = None,
+    float_range: FloatRange | None = None,
+) -> Crops: ...
 
-    Raises UserError naming the file if it cannot be read or decoded.
+
+@overload
+def load_crops(
+    crops: CropSource | Sequence[CropSource],
+    height: int,
+    width: int,
+    threads: int | None = None,
+    *,
+    float_range: FloatRange | None = None,
+) -> Crops: ...
+
+
+def load_crops(
+    crops: CropSource | Sequence[CropSource],
+    height: int | Preprocessing,
+    width: int | None = None,
+    threads: int | None = None,
+    *,
+    float_range: FloatRange | None = None,
+) -> Crops:
+    """Crops of any size as one array uint8 RGB [N, height, width, 3], resized as for training.
+
+    Args:
+        crops: a path, an array or a PIL image, or a list of them in any mix. Arrays are RGB: uint8 [h, w, 3], grey
+            [h, w] or [h, w, 1], or RGBA [h, w, 4], whose alpha is dropped, as in files. They may have any strides, and
+            be read-only. An array [N, h, w, C] is N crops. Colours of OpenCV are swapped by `pmm.crop_boxes`.
+        height, width: of the result, in pixels; or `runner.preprocessing` instead of both.
+        threads: that read and resize (default: one for each core this process may use).
+        float_range: what white is in float arrays, 1 or 255. There is no default: a guess would be wrong in silence.
+
+    Raises:
+        InvalidFile: the first file that cannot be read.
+        InvalidInput: no crops; or the first array of another shape or type, without pixels, of floats without
+            `float_range`, or with values beyond it (its `index`).
+
+    Example:
+        >>> crops = pmm.load_crops(["query.jpg", np.zeros((90, 40, 3), np.uint8)], 128, 64)
+        >>> crops.shape, crops.dtype.name
+        ((2, 128, 64, 3), 'uint8')
     """
-    try:
-        content = _read(path)
-        if (pixels := jpeg.decoded(content)) is not None:
-            return _resized(pixels, height, width)
-        with _opened(content) as image:
-            return _resized(_to_rgb(_upright(image)), height, width)
-    except Exception as error:  # decoders and EXIF parsers raise anything on a file made to harm
-        reason = str(error).replace(str(path), "file") or type(error).__name__
-        raise UserError(f"{path}: not a readable image ({reason}); replace or remove it") from error
-
-
-def _read(path: str | Path) -> bytes:
-    """At once: PIL would ask for a few bytes at a time, and threads for the interpreter after each."""
-    with open(path, "rb", buffering=0) as file:
-        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
-            raise ValueError(f"{size / 1e6:,.0f} MB are no crop of a person")
-        return file.readall()
-
-
-def _opened(content: bytes) -> Image.Image:
-    try:
-        return Image.open(BytesIO(content))
-    except UnidentifiedImageError:
-        raise ValueError("cannot identify image file") from None  # without the address of the memory it lies in
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """As `ImageOps.exif_transpose`, which copies what is upright already."""
-    image.load()  # first, as it does: a file may state its orientation after its pixels
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB. 16-bit grey is scaled, where PIL would clip it to white; other deep images have no known scale."""
-    if image.mode.startswith("I;16"):
-        deep = np.asarray(image, np.uint16)
-        return Image.fromarray(np.rint(deep / 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range; convert it to 8 bits")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
-
-
-def _resized(image: Image.Image | Crops, height: int, width: int) -> Crops:
-    size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
-    if size == (width, height):
-        return np.asarray(image)
-    if resize_torch.enlarges(size, (width, height)):
-        return resize_torch.enlarged(np.array(image), height, width)
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    if isinstance(height, Preprocessing):
+        size = height.height, height.width
+    elif width is None or min(height, width) < 1:
+        raise InvalidValue(
+            "height, width", f"{height}, {width}", "pixels, 1 or more each, or runner.preprocessing alone"
+        )
+    else:
+        size = height, width
+    if float_range not in (None, 1, 255):
+        raise InvalidValue("float_range", float_range, "1 or 255")
+    sources = _as_list(crops)
+    if not sources:
+        raise InvalidInput("there are no crops", expected="1 or more", hint="skip frames without people")
+    loaded = np.empty((len(sources), *size, 3), np.uint8)
+    if len(sources) <= CHUNK:
+        _load_into(loaded, sources, 0, float_range)
+        return loaded
+    with _thread_pool(threads) as pool:
+        return _complete(loaded, _submit(pool, sources, loaded, float_range))
 
 
 def iter_crops(
@@ -95,36 +109,113 @@ def iter_crops(
     """Batches uint8 [B, height, width, 3] in the order of `paths`, decoded up to two batches ahead by `threads` threads
     (default: one for each core this process may use).
 
-    Raises UserError naming the first file that cannot be read, in place of its batch. Whichever way it ends, closed
+    Raises InvalidFile for the first file that cannot be read, in place of its batch. Whichever way it ends, closed
     early too, its threads have ended before.
     """
     ahead: deque[tuple[Crops, list[Future[None]]]] = deque()
-    with _threads(threads) as pool:
+    with _thread_pool(threads) as pool:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
             crops = np.empty((len(batch), height, width, 3), np.uint8)
             ahead.append((crops, _submit(pool, batch, crops)))
-            if len(ahead) > AHEAD:
-                yield _loaded(*ahead.popleft())
+            if len(ahead) > LOOK_AHEAD:
+                yield _complete(*ahead.popleft())
         while ahead:
-            yield _loaded(*ahead.popleft())
+            yield _complete(*ahead.popleft())
 
 
-def load_crops(paths: Sequence[str | Path], height: int, width: int, threads: int | None = None) -> Crops:
-    """All of `paths` as one array uint8 RGB [N, height, width, 3]; `threads` and errors as in `iter_crops`.
+def load_crop(path: str | Path, height: int, width: int) -> Crops:
+    """The image at `path` as uint8 RGB [height, width, 3]: upright, converted to RGB, resized bilinearly.
 
-    Example:
-        >>> crops = pmm.load_crops(["query.jpg", "query.jpg"], 128, 64)
-        >>> crops.shape, crops.dtype.name
-        ((2, 128, 64, 3), 'uint8')
+    Raises InvalidFile if it cannot be read or decoded.
     """
-    crops = np.empty((len(paths), height, width, 3), np.uint8)
-    with _threads(threads) as pool:
-        return _loaded(crops, _submit(pool, paths, crops))
+    return _resize(read_image(path), height, width)
+
+
+def check_pixels(
+    pixels: object, name: str, *, index: int | None = None, float_range: FloatRange | None = None
+) -> Crops:
+    """`pixels` as uint8 [h, w, C] with 1, 3 or 4 channels; a view of them unless they are floats.
+
+    Raises InvalidInput, with `index`, for what is no such array and for values beyond `float_range`.
+    """
+    if pixels is None:
+        raise InvalidInput(f"{name} is None", index=index, hint="the video ended, or the image could not be read")
+    try:
+        array = np.asarray(pixels)
+    except Exception as error:  # arrays on a GPU refuse in their own ways
+        raise InvalidInput(f"{name} is no array of numpy ({reason_of(error)})", index=index) from error
+    shape = list(array.shape)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        channels_first = len(shape) == 3 and shape[0] in (1, 3, 4)
+        raise InvalidInput(
+            f"{name} is {f'{array.dtype} {shape}' if array.dtype != object else f'a {type(pixels).__name__}'}",
+            index=index,
+            expected="uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]",
+            hint="put the channels last, as by transpose(1, 2, 0)" if channels_first else "",
+        )
+    if not array.size:
+        raise InvalidInput(f"{name} has no pixels: it is {shape}", index=index)
+    if array.dtype.kind == "f" and float_range:
+        if not (array.min() >= 0 and array.max() <= float_range):  # NaN is neither
+            worst = f"{array.min():g} to {array.max():g}"
+            raise InvalidInput(f"{name} holds values of {worst}", index=index, expected=f"0 to {float_range}, no NaN")
+        return np.rint(array * np.float32(255 / float_range)).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise InvalidInput(
+            f"{name} is {array.dtype}",
+            index=index,
+            expected="uint8",
+            hint="floats need pmm.load_crops(..., float_range=1) or 255: what white is"
+            if array.dtype.kind == "f"
+            else "",
+        )
+    return array
+
+
+def _as_list(crops: CropSource | Sequence[CropSource]) -> Sequence[CropSource]:
+    if isinstance(crops, str | os.PathLike | Image.Image):
+        return [crops]
+    if isinstance(crops, Sequence):
+        return crops
+    return list(crops) if np.ndim(crops) == 4 else [crops]
+
+
+def _load_into(loaded: Crops, sources: Sequence[CropSource], first: int, float_range: FloatRange | None) -> None:
+    """Fill `loaded` from `sources`; `first` is the number of the first of them, for messages."""
+    height, width = loaded.shape[1:3]
+    for place, source in enumerate(sources):
+        if isinstance(source, str | os.PathLike):
+            loaded[place] = load_crop(source, height, width)
+        else:
+            loaded[place] = _resize(_rgb(source, first + place, float_range), height, width)
+
+
+def _rgb(source: Image.Image | npt.NDArray[Any], index: int, float_range: FloatRange | None) -> Image.Image | Crops:
+    """Pixels in memory, as `read_image` leaves those of a file. Raises InvalidInput with their number."""
+    if isinstance(source, Image.Image):
+        try:
+            return to_rgb(source)
+        except Exception as error:  # a decoder that has waited until now
+            raise InvalidInput(f"crop {index} is not a readable image ({reason_of(error)})", index=index) from error
+    pixels = check_pixels(source, f"crop {index}", index=index, float_range=float_range)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., :3])
+
+
+def _resize(image: Image.Image | Crops, height: int, width: int) -> Crops:
+    size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+    if size == (width, height):
+        return np.asarray(image)
+    if resize_torch.can_enlarge(size, (width, height)):
+        return resize_torch.enlarge(np.array(image), height, width)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 @contextmanager
-def _threads(threads: int | None) -> Iterator[ThreadPoolExecutor]:
+def _thread_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
     """A pool whose waiting work is dropped at the end, for an error or a reader that has gone."""
     pool = ThreadPoolExecutor(threads or usable_cores())
     try:
@@ -133,18 +224,15 @@ def _threads(threads: int | None) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ThreadPoolExecutor, paths: Sequence[str | Path], crops: Crops) -> list[Future[None]]:
-    """Let `pool` load `paths` into `crops`."""
-    starts = range(0, len(paths), CHUNK)
-    return [pool.submit(_load_into, crops[k : k + CHUNK], paths[k : k + CHUNK]) for k in starts]
+def _submit(
+    pool: ThreadPoolExecutor, sources: Sequence[CropSource], loaded: Crops, float_range: FloatRange | None = None
+) -> list[Future[None]]:
+    """Let `pool` fill `loaded` from `sources`."""
+    starts = range(0, len(sources), CHUNK)
+    return [pool.submit(_load_into, loaded[k : k + CHUNK], sources[k : k + CHUNK], k, float_range) for k in starts]
 
 
-def _load_into(crops: Crops, paths: Sequence[str | Path]) -> None:
-    for place, path in enumerate(paths):
-        crops[place] = load_crop(path, *crops.shape[1:3])
-
-
-def _loaded(crops: Crops, parts: list[Future[None]]) -> Crops:
+def _complete(loaded: Crops, parts: list[Future[None]]) -> Crops:
     for part in parts:
         part.result()
-    return crops
+    return loaded

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pmm.data.counts import beside_published, counted_as, has_distractors
-from pmm.data.images import Facts
+from pmm.data.images import ImageFacts
 from pmm.data.samples import DISTRACTOR, Sample
 from pmm.data.scan import Problem, Scan, shown
 from pmm.data.splits import matchable, unrankable
@@ -37,7 +37,7 @@ class _Copy(NamedTuple):
     sample: Sample
 
 
-def find(scan: Scan, facts: Mapping[Path, Facts]) -> list[Finding]:
+def find(scan: Scan, facts: Mapping[Path, ImageFacts]) -> list[Finding]:
     """Everything found in `scan` and in the `facts` about each of its files but junk: problems, warnings, notes."""
     good = {path: fact for path, fact in facts.items() if not fact.fault}
     findings = [
@@ -70,7 +70,7 @@ def _refused(scan: Scan) -> Iterator[Finding]:
             yield Finding("problem", "refused", kind, len(places), about)
 
 
-def _unreadable(scan: Scan, facts: Mapping[Path, Facts]) -> Iterator[Finding]:
+def _unreadable(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
     bad = [f"{_inside(scan, path)} ({fact.fault})" for path, fact in facts.items() if fact.fault]
     yield Finding("problem", "unreadable", "image that cannot be read; replace or remove it", len(bad), tuple(bad))
 
@@ -91,7 +91,7 @@ def _queries(scan: Scan) -> Iterator[Finding]:
             yield Finding("problem", "one-identity-test", why, 1)
 
 
-def _copies(scan: Scan, facts: Mapping[Path, Facts]) -> Iterator[Finding]:
+def _copies(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
     """Files of the same content; each set of them counts once, as the worst thing it is."""
     copies: dict[bytes, list[_Copy]] = defaultdict(list)
     for part, samples in scan.people().items():
@@ -171,7 +171,7 @@ def _published(scan: Scan) -> Iterator[Finding]:
     yield Finding("warning", "published", text, len(off), off)
 
 
-def _sizes(scan: Scan, facts: Mapping[Path, Facts]) -> Iterator[Finding]:
+def _sizes(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
     odd = tuple(
         f"{_inside(scan, path)} ({fact.width}x{fact.height})"
         for path, fact in facts.items()
@@ -183,7 +183,7 @@ def _sizes(scan: Scan, facts: Mapping[Path, Facts]) -> Iterator[Finding]:
     yield Finding("warning", "size", f"{text} more than twice as wide as high)", len(odd), odd)
 
 
-def _pixels(scan: Scan, facts: Mapping[Path, Facts]) -> Iterator[Finding]:
+def _pixels(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
     modes: dict[str, list[Path]] = defaultdict(list)
     for path, fact in facts.items():
         if fact.mode:

@@ -8,7 +8,7 @@ from PIL import Image
 from pmm.data import check, counts, images, layouts
 from pmm.data.check import lines
 from pmm.data.folders import NO_CAMERAS, NO_TRAIN, SHARED
-from pmm.data.images import examine
+from pmm.data.images import inspect_image
 from tests.conftest import assert_one_line_error, run_here, run_without_torch
 from tests.data import trees
 
@@ -337,13 +337,13 @@ def test_published_counts_of_every_data_set():
 
 
 def test_an_image_that_goes_away_is_a_fault(tmp_path, monkeypatch):
-    assert "No such file" in examine(tmp_path / "gone.jpg").fault
+    assert "No such file" in inspect_image(tmp_path / "gone.jpg").fault
 
     def gone(path):
         raise FileNotFoundError(2, "No such file", str(path))
 
     monkeypatch.setattr(images, "sha256", gone)
-    assert examine(trees.draw(tmp_path / "going.jpg")).fault == "No such file"
+    assert inspect_image(trees.draw(tmp_path / "going.jpg")).fault == "No such file"
 
 
 def run(*args):

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from pmm.data.crops import CHUNK, iter_crops, load_crop, load_crops
-from pmm.utils.errors import UserError
+from pmm.data.preprocessing import Preprocessing
+from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, UserError
+from tests.conftest import examples
+from tests.refusals import refuses
 
 
 def save(image, path, **options):
@@ -111,17 +116,17 @@ def test_bad_files_are_named(tmp_path):
     )
     (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:700])
     for name in ("empty.jpg", "text.jpg", "cut.jpg", "missing.jpg"):
-        with pytest.raises(UserError, match=f"{name}: not a readable image") as error:
+        hint = "check the path" if name == "missing.jpg" else "replace or remove"
+        with refuses(InvalidFile, f"{name}: not a readable image", path=tmp_path / name, hint=hint):
             load_crop(tmp_path / name, 8, 4)
-        assert "\n" not in str(error.value)
 
 
 def test_a_file_of_no_image_is_said_without_addresses_and_a_huge_one_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "a.jpg").write_text("hello")
-    with pytest.raises(UserError, match=r"a\.jpg: not a readable image \(cannot identify image file\); replace"):
+    with refuses(InvalidFile, "(cannot identify image file)", path=tmp_path / "a.jpg"):
         load_crop(tmp_path / "a.jpg", 8, 4)
-    monkeypatch.setattr("pmm.data.crops.MOST_BYTES", 4)
-    with pytest.raises(UserError, match="MB are no crop of a person"):
+    monkeypatch.setattr("pmm.data.images.MAX_BYTES", 4)
+    with refuses(InvalidFile, "MB", path=tmp_path / "a.jpg"):
         load_crop(tmp_path / "a.jpg", 8, 4)
 
 
@@ -130,7 +135,7 @@ def test_16_bit_grey_is_scaled_and_unknown_ranges_are_refused(tmp_path):
     path = save(Image.fromarray(ramp), tmp_path / "deep.png")
     assert np.abs(load_crop(path, 8, 8)[..., 0].astype(int) - ramp / 257).max() <= 1
     path = save(Image.fromarray(ramp.astype(np.float32)), tmp_path / "float.tiff")
-    with pytest.raises(UserError, match="mode F have no known range"):
+    with refuses(InvalidFile, "mode F", "range", path=path):
         load_crop(path, 8, 8)
 
 
@@ -157,7 +162,6 @@ def test_batches_keep_the_order(tmp_path):
     assert [len(b) for b in batches] == [4, 4, 3]
     assert np.concatenate(batches)[:, 0, 0, 0].tolist() == list(range(11))
     assert load_crops(paths[:3], 8, 4).shape == (3, 8, 4, 3)
-    assert load_crops([], 8, 4).shape == (0, 8, 4, 3)
 
 
 @pytest.fixture
@@ -168,7 +172,7 @@ def calls(monkeypatch):
     def load(path, height, width):
         asked.append(path.name)
         if path.stem.startswith("bad"):
-            raise UserError(f"{path} is bad")
+            raise InvalidFile("bad", path=path)
         return np.zeros((height, width, 3), np.uint8)
 
     monkeypatch.setattr("pmm.data.crops.load_crop", load)
@@ -178,9 +182,9 @@ def calls(monkeypatch):
 def test_the_look_ahead_is_bounded_and_a_reader_that_goes_leaves_no_thread(calls, monkeypatch):
     before, submit, begun = set(threading.enumerate()), ThreadPoolExecutor.submit, []
 
-    def counted(pool, work, crops, paths):
+    def counted(pool, work, crops, paths, *more):
         begun.extend(paths)
-        return submit(pool, work, crops, paths)
+        return submit(pool, work, crops, paths, *more)
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", counted)
     batches = iter_crops([Path(str(n)) for n in range(1000)], 8, 4, batch_size=10, threads=3)
@@ -200,9 +204,9 @@ def test_the_first_bad_file_is_named_and_no_thread_is_left(calls):
     paths[33], paths[34] = Path("bad1"), Path("bad2")
     batches = iter_crops(paths, 8, 4, batch_size=8, threads=2)
     assert [len(next(batches)) for _ in range(4)] == [8] * 4
-    with pytest.raises(UserError, match="bad1"):
+    with refuses(InvalidFile, path="bad1"):
         next(batches)
-    with pytest.raises(UserError, match="bad1"):
+    with refuses(InvalidFile, path="bad1"):
         load_crops(paths, 8, 4)
     assert set(threading.enumerate()) == before
 
@@ -214,7 +218,7 @@ def test_an_error_drops_the_files_that_wait(monkeypatch):
     def load(path, height, width):
         asked.append(path.name)
         if path.name == "0":
-            raise UserError("bad")
+            raise InvalidFile("bad", path=path)
         ending.wait(60)
         return np.zeros((height, width, 3), np.uint8)
 
@@ -225,7 +229,7 @@ def test_an_error_drops_the_files_that_wait(monkeypatch):
 
     monkeypatch.setattr("pmm.data.crops.load_crop", load)
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
-    with pytest.raises(UserError, match="bad"):
+    with refuses(InvalidFile, path="0"):
         load_crops([Path(str(n)) for n in range(20 * CHUNK)], 8, 4, threads=2)
     assert len(asked) <= 3 * CHUNK
 
@@ -245,3 +249,121 @@ def test_as_many_threads_as_cores(monkeypatch, threads, expected):
     monkeypatch.setattr("pmm.data.crops.usable_cores", lambda: 5)
     load_crops([Path(str(n)) for n in range(CHUNK * expected * 3)], 8, 4, threads)
     assert len(names) == expected
+
+
+# --- pixels in memory
+
+
+def variants(pixels, draw):
+    """`pixels` in another memory layout, read-only or not, and as grey in one of its two shapes."""
+    if pixels.shape[2] == 1 and draw(st.booleans()):
+        pixels = pixels[..., 0]
+    layout = draw(st.sampled_from(["as it is", "Fortran", "strided", "reversed"]))
+    if layout == "Fortran":
+        pixels = np.asfortranarray(pixels)
+    elif layout == "strided":
+        wide = np.zeros((pixels.shape[0] * 2, pixels.shape[1] + 3, *pixels.shape[2:]), np.uint8)
+        wide[::2, 1:-2] = pixels
+        pixels = wide[::2, 1:-2]
+    elif layout == "reversed":
+        pixels = pixels[::-1, ::-1].copy()[::-1, ::-1]
+    pixels.flags.writeable = draw(st.booleans()) and pixels.flags.writeable
+    return pixels
+
+
+@st.composite
+def crops_in_memory(draw):
+    """(An array, its pixels as a mode of PIL): of any size up to a few times that of a crop."""
+    height, width = draw(st.integers(1, 70)), draw(st.integers(1, 40))
+    if draw(st.booleans()):  # sizes that are enlarged by whole factors, or left as they are
+        height, width = draw(st.sampled_from([8, 16, 32])), draw(st.sampled_from([4, 8, 16]))
+    channels = draw(st.sampled_from([1, 3, 4]))
+    pixels = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    return variants(pixels, draw), image
+
+
+@examples(200)
+@given(several=st.lists(crops_in_memory(), min_size=1, max_size=10))
+def test_arrays_are_resized_to_the_bits_of_their_files(tmp_path_factory, several):
+    home = tmp_path_factory.mktemp("files")
+    paths = [save(image, home / f"{n}.png") for n, (_, image) in enumerate(several)]
+    arrays = [array for array, _ in several]
+    before = [array.copy() for array in arrays]
+    expected = np.stack([load_crop(path, 32, 16) for path in paths])
+    assert np.array_equal(load_crops(arrays, 32, 16), expected)
+    assert np.array_equal(load_crops(tuple(arrays), 32, 16, 1), expected)
+    mixed = [path if n % 3 == 0 else arrays[n] if n % 3 == 1 else several[n][1] for n, path in enumerate(paths)]
+    assert np.array_equal(load_crops(mixed, Preprocessing(height=32, width=16, mean=(0,) * 3, std=(1,) * 3)), expected)
+    assert all(np.array_equal(*pair) for pair in zip(arrays, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("white", [1, 255])
+def test_floats_whose_range_is_stated_are_the_same_pixels(dtype, white):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(load_crops([(levels / 255 * white).astype(dtype), levels], 8, 8, float_range=white)[0],
+                          load_crops(levels, 8, 8)[0])  # fmt: skip
+
+
+def test_one_crop_or_a_batch_of_them_is_no_list(tmp_path):
+    path = save(noise(), tmp_path / "a.png")
+    pixels = np.asarray(noise())
+    expected = load_crop(path, 16, 8)[None]
+    for one in (path, str(path), pixels, noise(), [path], [pixels]):
+        assert np.array_equal(load_crops(one, 16, 8), expected)
+    assert np.array_equal(
+        load_crops(np.stack([pixels, pixels[::-1]]), 16, 8), load_crops([pixels, pixels[::-1]], 16, 8)
+    )
+
+
+def test_more_crops_than_a_thread_takes_keep_their_order():
+    crops = [np.full((9, 5), n, np.uint8) for n in range(3 * CHUNK + 1)]
+    assert load_crops(crops, 8, 4, threads=2)[:, 0, 0, 0].tolist() == list(range(3 * CHUNK + 1))
+
+
+GOOD = np.zeros((6, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("bad", "facts"),
+    [
+        (np.zeros((6, 4, 2), np.uint8), ["[6, 4, 2]", "[h, w, 3]"]),
+        (np.zeros((3, 6, 5), np.uint8), ["[3, 6, 5]", "transpose(1, 2, 0)"]),
+        (np.zeros((2, 6, 4, 3), np.uint8), ["[2, 6, 4, 3]"]),
+        (np.zeros((0, 4, 3), np.uint8), ["no pixels", "[0, 4, 3]"]),
+        (np.zeros((6, 0), np.uint8), ["no pixels", "[6, 0]"]),
+        (np.zeros((6, 4, 3), np.uint16), ["uint16", "expected uint8"]),
+        (np.zeros((6, 4, 3), bool), ["bool", "expected uint8"]),
+        (np.zeros((6, 4, 3), np.float32), ["float32", "float_range=1"]),
+        (None, ["is None", "image could not be read"]),
+        ({"a": 1}, ["a dict"]),
+        (Image.new("F", (4, 6)), ["mode F"]),
+    ],
+)
+@pytest.mark.parametrize("index", [0, 9])
+def test_what_is_no_crop_is_refused_by_its_number(bad, facts, index):
+    crops = [GOOD] * index + [bad] + [GOOD, bad] * 5
+    with refuses(InvalidInput, f"crop {index} ", *facts, index=index):
+        load_crops(crops, 8, 4)
+
+
+@pytest.mark.parametrize(("value", "white"), [(1.01, 1), (-0.01, 1), (255.5, 255), (np.nan, 255), (np.inf, 1)])
+def test_floats_out_of_their_range_are_refused_by_number(value, white):
+    crop = np.ones((6, 4, 3), np.float32)
+    crop[5, 3, 2] = value
+    with refuses(InvalidInput, "crop 1 ", f"0 to {white}", value, index=1):
+        load_crops([np.zeros_like(crop), crop], 8, 4, float_range=white)
+
+
+def test_nothing_a_missing_file_and_a_size_that_is_none(tmp_path):
+    for nothing in ([], (), np.zeros((0, 6, 4, 3), np.uint8)):
+        with refuses(InvalidInput, "no crops"):
+            load_crops(nothing, 8, 4)
+    with refuses(InvalidFile, path="none.jpg"):  # and not one called "n"
+        load_crops("none.jpg", 8, 4)
+    with refuses(InvalidValue, "float_range", "1 or 255", value=2):
+        load_crops(GOOD, 8, 4, float_range=2)
+    for size in ((8,), (0, 4), (8, -1)):
+        with refuses(InvalidValue, "height, width", "runner.preprocessing"):
+            load_crops(GOOD, *size)

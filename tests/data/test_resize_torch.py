@@ -13,7 +13,7 @@ from PIL import Image
 
 from pmm.data import resize_torch
 from pmm.data.crops import load_crop
-from pmm.data.resize_torch import FACTORS, PROVED, enlarged, enlarges
+from pmm.data.resize_torch import FACTORS, PROVED, can_enlarge, enlarge
 from tests.conftest import ROOT, examples
 
 FAST = torch.backends.cpu.get_cpu_capability() in PROVED
@@ -32,9 +32,9 @@ def test_every_pair_of_neighbours(factor, count):
     first, second = np.meshgrid(*2 * [np.arange(256, dtype=np.uint8)])
     columns = [(first if place % 2 else second).ravel() for place in range(count)]
     rows = np.repeat(np.stack(columns, 1)[..., None], 3, 2)
-    assert np.array_equal(enlarged(rows, len(rows), factor * count), by_pil(rows, len(rows), factor * count))
+    assert np.array_equal(enlarge(rows, len(rows), factor * count), by_pil(rows, len(rows), factor * count))
     rows = np.ascontiguousarray(rows.swapaxes(0, 1))
-    assert np.array_equal(enlarged(rows, factor * count, 256**2), by_pil(rows, factor * count, 256**2))
+    assert np.array_equal(enlarge(rows, factor * count, 256**2), by_pil(rows, factor * count, 256**2))
 
 
 @needs_fast
@@ -49,26 +49,26 @@ def test_noise_of_any_size(size, factors, levels, seed):
     values = np.linspace(0, 255, levels).astype(np.uint8)
     pixels = np.random.default_rng(seed).choice(values, (*size, 3))
     height, width = size[0] * factors[0], size[1] * factors[1]
-    found = enlarged(pixels, height, width)
+    found = enlarge(pixels, height, width)
     assert np.array_equal(found, by_pil(pixels, height, width))
     assert size == (height, width) or found.flags.c_contiguous  # planes would take longer to copy than to make
 
 
 def test_only_what_is_proved_is_left_to_torch(monkeypatch):
-    assert enlarges((64, 128), (128, 384)) == FAST
-    assert enlarges((64, 128), (256, 128)) == FAST
+    assert can_enlarge((64, 128), (128, 384)) == FAST
+    assert can_enlarge((64, 128), (256, 128)) == FAST
     for target in ((128, 383), (127, 384), (320, 384), (32, 128), (64, 64), (96, 128)):
-        assert not enlarges((64, 128), target)
+        assert not can_enlarge((64, 128), target)
     zeros = lambda pixels, height, width: np.zeros((height, width, 3), np.uint8)  # noqa: E731
     for place, name, other in (
         (torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT"),
-        (resize_torch, "enlarged", zeros),
+        (resize_torch, "enlarge", zeros),
     ):
         resize_torch._equals_pil.cache_clear()
         try:
             with monkeypatch.context() as patch:
                 patch.setattr(place, name, other)
-                assert not enlarges((64, 128), (128, 384))
+                assert not can_enlarge((64, 128), (128, 384))
         finally:
             resize_torch._equals_pil.cache_clear()
 
@@ -76,7 +76,7 @@ def test_only_what_is_proved_is_left_to_torch(monkeypatch):
 def test_most_other_factors_differ():
     """Why there are FACTORS at all. If torch has learnt better, they may go."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert not np.array_equal(enlarged(pixels, 100, 100), by_pil(pixels, 100, 100))
+    assert not np.array_equal(enlarge(pixels, 100, 100), by_pil(pixels, 100, 100))
 
 
 SCRIPT = """
@@ -91,7 +91,7 @@ from pmm.data import resize_torch
 from pmm.data.crops import load_crop
 expected = Image.open(sys.argv[1]).resize((30, 24), Image.Resampling.BILINEAR)
 assert np.array_equal(load_crop(sys.argv[1], 24, 30), np.asarray(expected))
-print("torch" in sys.modules, resize_torch.enlarges((10, 8), (30, 24)))
+print("torch" in sys.modules, resize_torch.can_enlarge((10, 8), (30, 24)))
 """
 
 
@@ -118,6 +118,6 @@ def test_crops_are_enlarged_by_torch(tmp_path, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     asked = []
-    monkeypatch.setattr(resize_torch, "enlarged", lambda *given: asked.append(given[1:]) or enlarged(*given))
+    monkeypatch.setattr(resize_torch, "enlarge", lambda *given: asked.append(given[1:]) or enlarge(*given))
     load_crop(tmp_path / "a.png", 24, 30)
     assert asked[-1] == (24, 30)
