@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bench.lab.training_step import random_crops, step_config
-from pmm.config import Config, preset
+from pmm.config import preset
 from pmm.models.registry import build_model
 from pmm.training.state import TrainState, make_train_state
 from pmm.training.step import be_deterministic, train_step
@@ -38,8 +38,8 @@ WAIT_S = 240.0
 def throughput(device: torch.device, amp: Literal["off", "bf16", "fp16"], *, steps: int, fast: bool) -> dict[str, Any]:
     """Images/s over `steps` steps of preset paper on crops in place, the share of the time in which the GPU works, and
     the kernels that take most of it. `fast`: a small trunk and batch, to see that it works."""
-    trainee, crops, config = _trainee(device, amp, fast)
-    step = partial(train_step, trainee, crops, config, device)
+    state, crops = _train_state(device, amp, fast)
+    step = partial(train_step, state, crops)
     for index in range(min(steps, 10)):  # not counted: the first choose their kernels
         step(step=index)
     _wait(device)
@@ -48,8 +48,9 @@ def throughput(device: torch.device, amp: Literal["off", "bf16", "fp16"], *, ste
         losses = step(step=index)
     _wait(device)
     seconds = time.perf_counter() - begin
-    images = config.recipe.batch_size * steps
-    found = {"batch": config.recipe.batch_size, "steps": steps, "images/s": images / seconds,
+    batch = state.config.recipe.batch_size
+    images = batch * steps
+    found = {"batch": batch, "steps": steps, "images/s": images / seconds,
              "ms per step": 1000 * seconds / steps, "loss": float(losses["loss"])}  # fmt: skip
     if device.type != "cuda":
         return found
@@ -95,8 +96,8 @@ def resumed(device: str, folder: Path, preset_name: str, words: Sequence[str] = 
 def distributed(device: torch.device, *, fast: bool) -> dict[str, Any]:
     """Three steps by DistributedDataParallel, in a group of one process, against three without; to the bit."""
     backend = "nccl" if device.type == "cuda" else "gloo"
-    alone, crops, config = _trainee(device, "off", fast)
-    together, _, _ = _trainee(device, "off", fast)
+    alone, crops = _train_state(device, "off", fast)
+    together, _ = _train_state(device, "off", fast)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -111,8 +112,7 @@ def distributed(device: torch.device, *, fast: bool) -> dict[str, Any]:
         )
         together = dataclasses.replace(together, network=network)
         losses = [
-            [float(train_step(trainee, crops, config, device, step=step)["loss"]) for step in range(3)]
-            for trainee in (alone, together)
+            [float(train_step(state, crops, step=step)["loss"]) for step in range(3)] for state in (alone, together)
         ]
     finally:
         dist.destroy_process_group()
@@ -122,12 +122,12 @@ def distributed(device: torch.device, *, fast: bool) -> dict[str, Any]:
     return {"backend": f"{backend} {version}".strip(), "same bits": same, "all-reduce": total.tolist() == [*range(8)]}
 
 
-def _trainee(device: torch.device, amp: Literal["off", "bf16", "fp16"], fast: bool) -> tuple[TrainState, Any, Config]:
+def _train_state(device: torch.device, amp: Literal["off", "bf16", "fp16"], fast: bool) -> tuple[TrainState, Any]:
     batch = 8 if fast else preset("paper").recipe.batch_size
     config = step_config(batch, "resnet10" if fast else "resnet50", amp)
     be_deterministic(device)
     torch.manual_seed(0)
-    return make_train_state(build_model(config), config, device, 1), random_crops(config, device), config
+    return make_train_state(build_model(config), config, device, 1), random_crops(config, device)
 
 
 def _profiled(step: partial[Any]) -> dict[str, Any]:

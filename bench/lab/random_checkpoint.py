@@ -14,8 +14,7 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly
 from pmm.models.registry import build_model
-from pmm.training.resume import snapshot
-from pmm.training.state import make_train_state
+from pmm.training.state import make_train_state, snapshot
 from pmm.utils.errors import UserError
 
 CROPS = 256
@@ -37,10 +36,10 @@ def untrained_checkpoint(config: Config, root: Path, out: Path) -> Path:
     model_config = dataclasses.replace(config.model, weights="none", num_classes=len({s.pid for s in train}))
     config = dataclasses.replace(config, model=model_config, data=dataclasses.replace(config.data, root=str(root)))
     torch.manual_seed(0)
-    trainee = make_train_state(build_model(config), config, torch.device("cpu"), 1)
+    state = make_train_state(build_model(config), config, torch.device("cpu"), 1)
     size = preprocessing_of(config)
     with torch.no_grad():
         for start in range(0, len(crops), BATCH):
-            trainee.model(torch.from_numpy(size.normalise(crops[start : start + BATCH])))
-    checkpoint.save(out, snapshot(trainee, config, 0, -1.0))
+            state.model(torch.from_numpy(size.normalise(crops[start : start + BATCH])))
+    checkpoint.save(out, snapshot(state, 0, -1.0))
     return out

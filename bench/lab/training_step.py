@@ -64,8 +64,8 @@ def bench_step(
     torch.set_num_threads(threads)
     be_deterministic(device)
     torch.manual_seed(0)
-    trainee = make_train_state(build_model(config), config, device, 1)
-    model = trainee.model
+    state = make_train_state(build_model(config), config, device, 1)
+    model = state.model
     crops = random_crops(config, device)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         proofs = _proofs(model, crops, preprocessing_of(config))
@@ -73,7 +73,7 @@ def bench_step(
         if not proof.equal:
             print(f"step: {name} computes something else: {proof}", file=sys.stderr)
     steps = {
-        name: partial(train_step, dataclasses.replace(trainee, network=_Way(model, forward)), crops, config, device)
+        name: partial(train_step, dataclasses.replace(state, network=_Way(model, forward)), crops)
         for name, forward in WAYS.items()
         if proofs[name].equal
     }

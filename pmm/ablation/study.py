@@ -18,7 +18,7 @@ from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
 from pmm.data.splits import distractors
-from pmm.training.data_setup import HOW_DRAWN, resolve_config, training_data
+from pmm.training.data_setup import SYNTHETIC_KEYS, resolve_config, training_data
 from pmm.utils import command_line
 from pmm.utils.environment import describe_environment
 from pmm.utils.errors import UserError
@@ -95,7 +95,7 @@ class Ablation:
         again = command_line.names(options.again, flag="--again") if options.again else []
         self._again = set(self.rows) if again == ["all"] else {chosen(a, self.rows, flag="--again") for a in again}
         words = self._shared(options.root)
-        for key in HOW_DRAWN:  # a flag says which people are to be there
+        for key in SYNTHETIC_KEYS:  # a flag says which people are to be there
             if (value := getattr(options, key)) != getattr(DataConfig(), key):
                 words += [f"--{key.replace('_', '-')}", str(value)]
         self.configs = {name: config_of(row, words) for name, row in self.rows.items()}

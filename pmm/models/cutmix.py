@@ -39,7 +39,7 @@ def _mixed(x: Tensor, pids: Tensor, generator: torch.Generator | None) -> tuple[
 
 def mixed_labels(pids: Tensor, partner: Tensor, taken: Tensor) -> MixedLabels:
     """The labels of maps whose cells `taken` [N, H, W] are the partner's: shares by true area."""
-    return MixedLabels(other=pids[partner], own=1 - taken.flatten(1).float().mean(1))
+    return MixedLabels(partner_pids=pids[partner], anchor_share=1 - taken.flatten(1).float().mean(1))
 
 
 def random_box(height: int, width: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 
 class MixedLabels(NamedTuple):
-    """Whom the maps of a stage show: the anchor by the share `own` [N] float, `other` [N] (class index) by the rest."""
+    """The two identities in each map of a stage: the anchor by `anchor_share` [N] float, its partner by the rest."""
 
-    other: Tensor
-    own: Tensor
+    partner_pids: Tensor
+    """Class index [N] of the partner."""
+    anchor_share: Tensor
 
 
 class TrainOutput(NamedTuple):

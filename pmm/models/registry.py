@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from pmm.config import Config
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidValue
 
 if TYPE_CHECKING:
     import torch
@@ -33,19 +33,19 @@ class ReidModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to train. Sampler and recipe are the configuration's; how labels are mixed is in the model's output."""
+    """A way to train: its network, which also says how labels are mixed; sampler and recipe are the same for all."""
 
     network: str
     """Module and class of the model."""
-    reads: tuple[str, ...] = ()
-    """The keys of the configuration that say how it mixes; other methods do not read them."""
-    mixes_cells: bool = False
-    """Does its mix run on the kernels of `pmm.ops`?"""
+    config_keys: tuple[str, ...] = ()
+    """Keys of the configuration that only this and similar methods use."""
+    uses_kernels: bool = False
+    """Whether its mix runs on the kernels of `pmm.ops`."""
 
     @property
     def ranks_blocks(self) -> bool:
-        """Does it mix the blocks of the map that a CAM ranks first?"""
-        return "block" in self.reads
+        """Whether it mixes the blocks of the map that a CAM ranks first."""
+        return "block" in self.config_keys
 
     def build(self, config: Config) -> nn.Module:
         """Its model, randomly initialised."""
@@ -56,45 +56,44 @@ class Method:
 _BLOCKS = ("block", "k", "on_empty")
 
 METHODS: dict[str, Method] = {
-    "pmm": Method(network="pmm.models.pmm:PMM", reads=_BLOCKS, mixes_cells=True),
+    "pmm": Method(network="pmm.models.pmm:PMM", config_keys=_BLOCKS, uses_kernels=True),
     "baseline": Method(network="pmm.models.baseline:Baseline"),
     "bdb": Method(network="pmm.models.bdb:BDB"),
     "cutout-batch": Method(network="pmm.models.cutout:CutoutBatch"),
     "cutout-sample": Method(network="pmm.models.cutout:CutoutSample"),
-    "cutmix": Method(network="pmm.models.cutmix:CutMix", mixes_cells=True),
-    "a-cutmix": Method(network="pmm.models.a_cutmix:ACutMix", reads=(*_BLOCKS, "direction"), mixes_cells=True),
+    "cutmix": Method(network="pmm.models.cutmix:CutMix", uses_kernels=True),
+    "a-cutmix": Method(network="pmm.models.a_cutmix:ACutMix", config_keys=(*_BLOCKS, "direction"), uses_kernels=True),
 }
 """Name -> method. A new one is a class with the interface of `ReidModel` and a line here, and a word in the help of
 `pmm.config`; `tests/models/test_methods.py` then tries it."""
 
 
 def method_of(config: Config) -> Method:
-    """The method of `config`. Raises UserError naming the known ones."""
+    """The method of `config`. Raises InvalidValue for an unknown one."""
     if config.model.method not in METHODS:
-        raise UserError(f"unknown method '{config.model.method}'; known methods: {', '.join(METHODS)}")
+        raise InvalidValue("--method", config.model.method, choices=METHODS)
     return METHODS[config.model.method]
 
 
-def refuse_unread(config: Config, flags: Iterable[str]) -> None:
-    """Raise UserError for an unknown method, and for a flag of a mix that the method of `config` never reads.
+def check_method_flags(config: Config, flags: Iterable[str]) -> None:
+    """Raises InvalidValue for an unknown method, ConflictingOptions for a flag that the method does not use.
 
     `flags` as `pmm.utils.command_line.given_flags` returns them.
     """
     method = method_of(config)
     for flag in sorted(flags):
         key = flag.removeprefix("--").replace("-", "_")
-        readers = [name for name, other in METHODS.items() if key in other.reads]
-        if readers and key not in method.reads:
-            raise UserError(
-                f"{flag} says nothing to method {config.model.method}, only to {' and '.join(readers)}; "
-                "leave it out, or choose another --method"
-            )
+        users = [name for name, other in METHODS.items() if key in other.config_keys]
+        if users and key not in method.config_keys:
+            problem = f"{flag} would change nothing with --method {config.model.method}"
+            hint = f"leave it out, or use --method {' or '.join(users)}"
+            raise ConflictingOptions(problem, flag, "--method", hint=hint)
 
 
 def build_model(config: Config) -> nn.Module:
-    """The model of `config`, randomly initialised (see `pmm.artifacts.pretrained.load_weights` for pretrained trunks).
+    """The model of `config`, randomly initialised (see `pmm.artifacts.pretrained.load_weights` for pretrained weights).
 
-    Raises UserError for an unknown method or, where it mixes blocks, blocks and k that do not fit the feature map.
+    Raises InvalidValue for an unknown method, or a k larger than the number of blocks of the feature map.
     """
     method = method_of(config)
     if method.ranks_blocks:
@@ -114,7 +113,6 @@ def _check_mix_fits(config: Config) -> None:
     height, width = -(-config.data.height // STRIDE), -(-config.data.width // STRIDE)
     rows, columns = grid(height, width, config.model.block)
     if config.model.k > rows * columns:
-        raise UserError(
-            f"config: k is {config.model.k}, but the {height}x{width} map of {config.data.height}x{config.data.width} "
-            f"crops has only {rows * columns} blocks of {config.model.block[0]}x{config.model.block[1]}"
-        )
+        crops, block = f"{config.data.height}x{config.data.width}", f"{config.model.block[0]}x{config.model.block[1]}"
+        expected = f"{rows * columns} at most, the {block} blocks of the {height}x{width} map of {crops} crops"
+        raise InvalidValue("--k", config.model.k, expected)

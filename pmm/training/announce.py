@@ -1,4 +1,4 @@
-"""What a training run says at its start, and what it warns of later."""
+"""What a training run prints at its start, and its warnings."""
 
 from __future__ import annotations
 
@@ -19,58 +19,59 @@ from pmm.utils.hardware import usable_cores
 
 
 class Announcer:
-    """Speaks for the run in `out`: plain lines on stdout, warnings on stderr."""
+    """Prints for the run in `out`: lines on stdout, warnings on stderr."""
 
     def __init__(self, config: Config, split: ReidDataset, out: Path) -> None:
         self._config, self._split, self._out = config, split, out
-        self._warned = False
-        self.named: set[int] = set()
-        """Skipped images that were told of."""
+        self._advised = False
+        self.reported: set[int] = set()
+        """Indices of the skipped images that warnings have counted."""
 
     def start(self, model: nn.Module, device: torch.device, world: int, epoch: int, step: int) -> None:
-        """What is trained, on what, with which values, and from where on: `epoch` and `step` are done."""
+        """Model, device, data, configuration, and where the run starts: after `epoch` and `step`."""
         config, split = self._config, self._split
         parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         processes = f" x {world} processes" if world > 1 else ""
         print(f"{config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), {device}{processes}")
-        if method_of(config).mixes_cells:
+        if method_of(config).uses_kernels:
             print(f"kernels of the mix: {describe_kernels(device)}")
         held_out = len({sample.pid for sample in split.query})
-        trained = f"{len(split.train)} crops of {config.model.num_classes} identities"
-        print(f"data: {config.data.root}: {trained}, {held_out} more held out to choose best.pth")
-        for note in (*split.notes, *self._notes(begun=bool(epoch or step))):
+        train = f"{len(split.train)} crops of {config.model.num_classes} identities"
+        print(f"data: {config.data.root}: {train}, {held_out} more held out to choose best.pth")
+        for note in (*split.notes, *self._notes(resumed=bool(epoch or step))):
             print(f"note: {note}")
         print("\n".join(f"config: {line}" for line in config.lines()))
-        from_where = f"goes on from epoch {epoch + 1}{f', step {step + 1}' if step else ''}"
-        start = from_where if epoch or step else "from scratch"
+        resumed = f"resumed at epoch {epoch + 1}{f', step {step + 1}' if step else ''}"
+        start = resumed if epoch or step else "from scratch"
         print(f"run: {self._out} ({start}, {config.recipe.epochs} epochs)", flush=True)
 
-    def _notes(self, begun: bool) -> list[str]:
+    def _notes(self, resumed: bool) -> list[str]:
         data, model = self._config.data, self._config.model
-        if begun or (data.dataset, model.backbone, model.weights) != (SYNTHETIC, "resnet50", "none"):
+        if resumed or (data.dataset, model.backbone, model.weights) != (SYNTHETIC, "resnet50", "none"):
             return []
-        return ["synthetic people: the trunk starts from random weights (--weights imagenet starts from ImageNet's)"]
+        default = "the backbone starts from random weights, the default for synthetic data"
+        return [f"{default}; --weights imagenet starts from ImageNet's"]
 
     def warn(self, record: Mapping[str, Any], skipped: Mapping[int, str], since_start: int) -> None:
-        """Of what slows the run down, of more `skipped` images (why, by index), and of features that are one point.
+        """Warn of slow loading, of newly `skipped` images (index to reason), and of features that have collapsed.
 
-        `record` is of an epoch, the `since_start`-th since the run was started.
+        `record` is that of the `since_start`-th epoch since this process started.
         """
         recipe = self._config.recipe
         advice = advice_on_data(record, self._config.data.workers, usable_cores())
-        if advice and since_start > 1 and not self._warned:  # in the first the workers start
+        if advice and since_start > 1 and not self._advised:  # during the first epoch the workers start
             warn(advice)
-            self._warned = True
-        if new := [why for index, why in skipped.items() if index not in self.named]:
+            self._advised = True
+        if new := [reason for index, reason in skipped.items() if index not in self.reported]:
             warn(f"{len(skipped)} images skipped so far; {'; '.join(new[:3])}")
-            self.named |= set(skipped)
+            self.reported |= set(skipped)
         if record["epoch"] > recipe.epochs * recipe.warmup and collapsed(record, self._config.model.num_classes):
-            what = "the features have collapsed to one point (triplet ln 2, cross-entropy ln K)"
-            warn(f"{what}: {recipe.gentler}, then start again")
+            problem = "the features have collapsed to one point (triplet loss ln 2, cross-entropy ln K)"
+            warn(f"{problem}; {recipe.gentler}, then start again")
 
 
 def describe_kernels(device: torch.device) -> str:
-    """What the mix runs on `device` and, where that is plain torch, why."""
+    """Which kernels the mix uses on `device`; where it uses plain torch, why."""
     from pmm.ops._extension import missing
 
     reason = missing(device.type)

@@ -1,47 +1,84 @@
-"""What is said of a training run that cannot go on."""
+"""What ends a training run early: a loss that is not finite, a full GPU, a lost process."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pmm.data.loader import LOST_WORKER
 from pmm.training.distributed import LOST_PEER, PEER_ENDED
-from pmm.utils.errors import UserError
+from pmm.utils.errors import OutOfMemory, UserError
 
 
 @contextlib.contextmanager
-def explained(out: Path, world: int) -> Iterator[None]:
-    """A UserError for what torch raises in the run in `out`, of `world` processes, where a user, not a programmer, can
-    do something."""
+def explain_errors(out: Path, world: int) -> Iterator[None]:
+    """Raises a UserError for those of torch's errors that a user, not a programmer, can do something about.
+
+    `out` is the run's folder, `world` the number of its processes.
+    """
     try:
         yield
     except RuntimeError as error:
-        if said := _said(error, out, world):
-            raise UserError(said) from error
+        if explanation := _explanation(error, out, world):
+            raise explanation from error
         raise
 
 
-def _said(error: RuntimeError, out: Path, world: int) -> str:
+def _explanation(error: RuntimeError, out: Path, world: int) -> UserError | None:
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if isinstance(error, torch.OutOfMemoryError):
         again = "go on with --resume" if (out / "last.pth").exists() else "start again"
-        advice = "or start a new run with --accumulate 2, --amp bf16 or a smaller --batch-size"
-        return f"the GPU's memory is full ({text[:200]}); free some of it and {again}, {advice}"
+        other = "or start a new run with --accumulate 2, --amp bf16 or a smaller --batch-size"
+        hint = f"free some of it and {again}, {other}"
+        return OutOfMemory(f"the GPU's memory is full ({text[:200]})", hint=hint)
     if LOST_WORKER in text:
-        return f"a process that loads images has ended ({text}), as when memory runs out; use fewer --workers"
+        problem = f"a process that loads images has ended ({text}), probably because memory ran out"
+        return UserError(problem, hint="use fewer --workers")
     if world > 1 and any(word in str(error) for word in LOST_PEER):
-        return PEER_ENDED
-    return ""
+        return UserError(PEER_ENDED)
+    return None
 
 
-def not_finite(label: str, step: int, losses: Mapping[str, float], lr: float, where: str, advice: str) -> UserError:
-    """One line for a loss that is NaN or Inf; `advice` as `RecipeConfig.gentler` gives it."""
+def not_finite(label: str, step: int, losses: Mapping[str, float], lr: float, report: Path, advice: str) -> UserError:
+    """The error for a loss that is NaN or Inf; `report` lists the batch's files, `advice` is `RecipeConfig.gentler`."""
     parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items() if name != "loss")
     return UserError(
-        f"{label}, step {step}: the loss is {losses['loss']} ({parts}; lr {lr:.2g}); the batch's files are in {where}; "
-        f"{advice}, then start again; the last checkpoint is from before this step"
+        f"{label}, step {step}: the loss is {losses['loss']} ({parts}; lr {lr:.2g})",
+        hint=f"{advice}, then start again; {report} lists the batch's files; last.pth is from before this step",
     )
+
+
+class LossWatch:
+    """Checks the loss of a step when the next one is about to begin, while a GPU still works on the step's backward."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._last: tuple[dict[str, Tensor], Any, int] | None = None
+        self._loss: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    def watch(self, losses: Mapping[str, Tensor], batch: Any, step: int) -> None:
+        """Remember a step's losses (detached, from before backward), and `batch`, which tells of which images."""
+        self._last = dict(losses), batch, step
+        self._loss = losses["loss"]
+        if self.device.type == "cuda":
+            self._loss = torch.empty((), dtype=self._loss.dtype, pin_memory=True)
+            self._loss.copy_(losses["loss"], non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(self.device))
+
+    def not_finite(self) -> tuple[dict[str, float], Any, int] | None:
+        """The last step's losses, batch and number if its loss is NaN or Inf."""
+        if self._last is None or self._loss is None:
+            return None
+        if self._copied is not None:
+            self._copied.synchronize()
+        if bool(torch.isfinite(self._loss)):
+            return None
+        losses, batch, step = self._last
+        return {name: float(value) for name, value in losses.items()}, batch, step

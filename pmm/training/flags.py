@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from pmm.artifacts.runs import RUNS, newest_run, with_resolved_data_root
 from pmm.config import SYNTHETIC, Config, fast_mode, preset
-from pmm.models.registry import refuse_unread
-from pmm.training.data_setup import refuse_changes, refuse_other_people
+from pmm.models.registry import check_method_flags
+from pmm.training.data_setup import check_synthetic, check_unchanged
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.errors import UserError
 from pmm.utils.hardware import check_threads, cuda_index
 
@@ -70,7 +69,7 @@ class _Choices(_Place):
 
     preset: str = ""
     dataset: str = SYNTHETIC
-    help: Annotated[bool, tyro.conf.arg(aliases=["-h"])] = False
+    help: Annotated[bool, Arg(short="-h")] = False
 
 
 def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> TrainCommand:
@@ -94,11 +93,11 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
     command = command_line.parse_args(TrainCommand, args, prog=prog, description=description, default=default)
     cuda_index(command.device)
     given = command_line.given_flags(args)
-    refuse_unread(command.config, given)
+    check_method_flags(command.config, given)
     _refuse_unscheduled(command.config, given)
     if command.resume:
-        refuse_changes(out or RUNS, saved, command.config)
-    refuse_other_people(command.config.data, {flag.removeprefix("--").replace("-", "_") for flag in given})
+        check_unchanged(out or RUNS, saved, command.config)
+    check_synthetic(command.config.data, {flag.removeprefix("--").replace("-", "_") for flag in given})
     return command
 
 

@@ -1,4 +1,4 @@
-"""Train: from a configuration to a run on disk, in one process or in those that torchrun has started.
+"""Train: from a configuration to a run on disk, in one process or in those that torchrun started.
 
 Loads torch only when it trains.
 """
@@ -15,21 +15,21 @@ from pmm.models.registry import method_of
 from pmm.training.data_setup import resolve_config, training_data
 from pmm.training.flags import TrainOptions
 from pmm.utils import command_line
-from pmm.utils.errors import UserError
+from pmm.utils.errors import BackendUnavailable, CannotWrite, InvalidFile
 from pmm.utils.files import claimed
 
 
 def is_first() -> bool:
-    """Not one of the other processes that torchrun has started."""
+    """Whether this is the first, or only, process of the run."""
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def train(config: Config, out: Path, options: TrainOptions) -> Path:
     """Train as `config` says and write checkpoints, metrics and TensorBoard logs to `out`; returns out/best.pth.
 
-    The processes that torchrun started train together. Ctrl-C and SIGTERM save the run and raise TrainingInterrupted.
-    Raises UserError for data, weights or an output folder that cannot be used, and under PMM_REQUIRE_EXT=1 where the
-    mix has no compiled kernels for the device.
+    Processes that torchrun started train one model. Ctrl-C and SIGTERM save the run and raise TrainingInterrupted.
+    Raises UserError for data, weights or an output folder that cannot be used, and with PMM_REQUIRE_EXT=1 if the mix
+    has no compiled kernels for the device.
     """
     if is_first():
         _check_folder(out, options.resume)
@@ -38,36 +38,37 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
     from pmm.training.distributed import init_distributed
     from pmm.training.trainer import Trainer
 
-    if method_of(config).mixes_cells:
+    if method_of(config).uses_kernels:
         _check_kernels(options.device)
     with init_distributed(torch_device(options.device)) as (processes, device):
         if options.device == "auto" and device.type == "cpu" and processes.main:
             _warn_of_unused_gpu()
-        out = Path(processes.told(str(out)))
-        given = processes.together(lambda: config if options.resume else resolve_config(config))
-        config, split = processes.together(lambda: training_data(given))
+        out = Path(processes.broadcast(str(out)))
+        resolved = processes.run_on_all(lambda: config if options.resume else resolve_config(config))
+        config, split = processes.run_on_all(lambda: training_data(resolved))
         with contextlib.ExitStack() as stack:
             stack.callback(set_threads(options.threads))
-            processes.together(lambda: stack.enter_context(claimed(out)) if processes.main else None)
-            # again: drawing people takes a while
-            processes.together(lambda: _check_folder(out, options.resume) if processes.main else None)
-            signalled = stack.enter_context(command_line.held_signals(signal.SIGINT, signal.SIGTERM))
-            trainer = processes.together(lambda: Trainer(config, split, out, device, processes, options))
-            return trainer.run(signalled)
+            processes.run_on_all(lambda: stack.enter_context(claimed(out)) if processes.main else None)
+            # again: drawing synthetic crops takes a while
+            processes.run_on_all(lambda: _check_folder(out, options.resume) if processes.main else None)
+            pending_signal = stack.enter_context(command_line.held_signals(signal.SIGINT, signal.SIGTERM))
+            trainer = processes.run_on_all(lambda: Trainer(config, split, out, device, processes, options))
+            return trainer.run(pending_signal)
 
 
 def _check_folder(out: Path, resume: bool) -> None:
     has_run = (out / "last.pth").exists()
     if has_run and not resume:
-        raise UserError(f"{out} holds a run; add --resume to go on with it, or choose another --out")
+        raise CannotWrite("it holds a run", path=out, hint="continue it with --resume, or choose another --out")
     if (out / "best.pth").exists() and not has_run:
-        raise UserError(f"{out} holds best.pth of a run whose last.pth is gone; move it away, or choose another --out")
+        hint = "move best.pth away, or choose another --out"
+        raise CannotWrite("it holds best.pth of a run without last.pth", path=out, hint=hint)
     if resume and not has_run:
-        raise UserError(f"{out} holds no last.pth to resume from; start without --resume")
+        raise InvalidFile("it holds no last.pth to resume from", path=out, hint="start without --resume")
 
 
 def _check_kernels(device: str) -> None:
-    """Before hours of work: the ops themselves would refuse PMM_REQUIRE_EXT=1 in the middle of it."""
+    """At once: the ops themselves would raise their error in the first step."""
     if os.environ.get("PMM_REQUIRE_EXT") != "1":
         return
     from pmm.ops._extension import kernels
@@ -76,7 +77,7 @@ def _check_kernels(device: str) -> None:
     try:
         kernels(torch_device(device))
     except RuntimeError as error:
-        raise UserError(str(error)) from error
+        raise BackendUnavailable(str(error)) from error
 
 
 def _warn_of_unused_gpu() -> None:
@@ -85,5 +86,5 @@ def _warn_of_unused_gpu() -> None:
     from pmm.utils.hardware import nvidia_gpus
 
     if nvidia_gpus():
-        why = advice("torch") or "; see pmm info"
-        warn(f"torch cannot use the NVIDIA GPU that is here, so this trains on the CPU{why}")
+        reason = advice("torch") or "; see pmm info"
+        warn(f"torch cannot use this machine's NVIDIA GPU, so training runs on the CPU{reason}")

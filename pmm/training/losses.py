@@ -11,13 +11,13 @@ from torch import Tensor
 from pmm.models.output import MixedLabels, TrainOutput
 
 
-def pairwise_distances(features: Tensor, others: Tensor | None = None) -> Tensor:
-    """Euclidean distances [N, M] of features [N, F] to others [M, F] (None: each other): sqrt(clamp(d2, 1e-12)), in at
-    least float32."""
+def pairwise_distances(features: Tensor, candidates: Tensor | None = None) -> Tensor:
+    """Euclidean distances [N, M] of features [N, F] to candidates [M, F] (None: each other): sqrt(clamp(d2, 1e-12)),
+    in at least float32."""
     with torch.autocast(features.device.type, enabled=False):
         wide = _wide(features)
-        beside = wide if others is None else _wide(others)
-        d2 = wide.square().sum(1)[:, None] + beside.square().sum(1)[None, :] - 2 * wide @ beside.T
+        columns = wide if candidates is None else _wide(candidates)
+        d2 = wide.square().sum(1)[:, None] + columns.square().sum(1)[None, :] - 2 * wide @ columns.T
         return d2.clamp(min=1e-12).sqrt()
 
 
@@ -26,18 +26,18 @@ def _wide(features: Tensor) -> Tensor:
 
 
 def batch_hard_triplet(
-    features: Tensor, pids: Tensor, others: Tensor | None = None, other_pids: Tensor | None = None
+    features: Tensor, pids: Tensor, candidates: Tensor | None = None, candidate_pids: Tensor | None = None
 ) -> Tensor:
     """Mean of softplus(hardest positive - hardest negative) over anchors [N, F]; the anchor is among its positives.
 
-    Positives and negatives are found among others [M, F] with other_pids [M], which hold the anchors too (None: the
+    Positives and negatives come from candidates [M, F] with candidate_pids [M], which include the anchors (None: the
     anchors alone).
 
     Soft-margin batch-hard triplet loss of Hermans, Beyer, Leibe (2017), on unnormalised features. An anchor without any
-    negative in the batch has no triplet: `inf` distance to its nearest negative, loss 0.
+    negative in the batch has no triplet: distance `inf` to its nearest negative, loss 0.
     """
-    distances = pairwise_distances(features, others)
-    same = pids[:, None] == (pids if other_pids is None else other_pids)[None, :]
+    distances = pairwise_distances(features, candidates)
+    same = pids[:, None] == (pids if candidate_pids is None else candidate_pids)[None, :]
     hardest_positive = distances.masked_fill(~same, -torch.inf).amax(1)
     hardest_negative = distances.masked_fill(same, torch.inf).amin(1)
     return F.softplus(hardest_positive - hardest_negative).mean()
@@ -48,32 +48,31 @@ def cross_entropy(logits: Tensor, pids: Tensor, mixed: MixedLabels | None, *, la
     wide = _wide(logits)
     if mixed is None:
         return F.cross_entropy(wide, pids, label_smoothing=label_smoothing)
-    own, other = (
+    anchor, partner = (
         F.cross_entropy(wide, labels, label_smoothing=label_smoothing, reduction="none")
-        for labels in (pids, mixed.other)
+        for labels in (pids, mixed.partner_pids)
     )
-    return (mixed.own * own + (1 - mixed.own) * other).mean()
+    return (mixed.anchor_share * anchor + (1 - mixed.anchor_share) * partner).mean()
 
 
 def reid_losses(
-    output: TrainOutput, pids: Tensor, *, label_smoothing: float, rows: Callable[[Tensor], Tensor] | None = None
+    output: TrainOutput, pids: Tensor, *, label_smoothing: float, gather_rows: Callable[[Tensor], Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Scalars `triplet1`, `cross_entropy1`, `triplet2`, ... per stage; their sum is the training loss.
 
-    Where a stage's labels are mixed its cross-entropy is; the triplet loss keeps the anchors' labels. `rows` turns rows
-    of this process's part of a batch into those of the whole batch, in which the triplets are then found
-    (`pmm.training.distributed.Processes.rows`).
+    Mixed labels change a stage's cross-entropy; the triplet loss keeps the anchors' labels. With `gather_rows`
+    (`pmm.training.distributed.Processes.gather_rows`) triplets are searched in the batch of all processes.
     """
     losses = {}
     mixed = output.mixed or (None,) * len(output.features)
-    others: tuple[Tensor | None, ...] = (None,) * len(output.features)
-    other_pids = None
-    if rows is not None:  # in one go: processes must agree on the order of what they exchange
-        together = rows(torch.cat([_wide(feature) for feature in output.features], 1))
-        others = together.split([feature.shape[1] for feature in output.features], 1)
-        other_pids = rows(pids)
-    stages = zip(output.features, output.logits, mixed, others, strict=True)
-    for stage, (feature, logits, mix, beside) in enumerate(stages, start=1):
-        losses[f"triplet{stage}"] = batch_hard_triplet(feature, pids, beside, other_pids)
+    candidates: tuple[Tensor | None, ...] = (None,) * len(output.features)
+    candidate_pids = None
+    if gather_rows is not None:  # one exchange for all stages: processes must exchange in the same order
+        gathered = gather_rows(torch.cat([_wide(feature) for feature in output.features], 1))
+        candidates = gathered.split([feature.shape[1] for feature in output.features], 1)
+        candidate_pids = gather_rows(pids)
+    stages = zip(output.features, output.logits, mixed, candidates, strict=True)
+    for stage, (feature, logits, mix, rows) in enumerate(stages, start=1):
+        losses[f"triplet{stage}"] = batch_hard_triplet(feature, pids, rows, candidate_pids)
         losses[f"cross_entropy{stage}"] = cross_entropy(logits, pids, mix, label_smoothing=label_smoothing)
     return losses

@@ -1,4 +1,4 @@
-"""What an epoch of training has done so far, and what is said of it: on the terminal and as plain values."""
+"""The progress of an epoch of training: sums over its steps, its line on the terminal, its record."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 MOST_WAITING = 1 / 3
-"""Share of an epoch that may go in waiting for data before a run warns of it."""
-
+"""A run warns if a larger share of an epoch was spent waiting for data."""
 
 T = TypeVar("T")
 
@@ -23,15 +22,16 @@ T = TypeVar("T")
 class Meter:
     """Sums over the steps of one epoch of one process: losses, images, and the time spent for data and for steps."""
 
-    def __init__(self, device: torch.device, done: Mapping[str, Any] | None = None) -> None:
-        """`done`: what `state` said when the epoch was interrupted."""
-        self.device, done = device, done or {}
-        self.steps, self.images = int(done.get("steps", 0)), int(done.get("images", 0))
-        self.totals: dict[str, Tensor] = {name: value.to(device) for name, value in done.get("totals", {}).items()}
-        self.data_seconds, self._earlier = float(done.get("data_seconds", 0.0)), float(done.get("seconds", 0.0))
+    def __init__(self, device: torch.device, state: Mapping[str, Any] | None = None) -> None:
+        """`state`: of the meter when the epoch was interrupted."""
+        self.device, state = device, state or {}
+        self.steps, self.images = int(state.get("steps", 0)), int(state.get("images", 0))
+        self.totals: dict[str, Tensor] = {name: value.to(device) for name, value in state.get("totals", {}).items()}
+        self.data_seconds = float(state.get("data_seconds", 0.0))
+        self._earlier_seconds = float(state.get("seconds", 0.0))
         self.lr = 0.0
         self._begin = time.perf_counter()
-        self._stepped: torch.cuda.Event | None = None
+        self._step_done: torch.cuda.Event | None = None
 
     def state(self) -> dict[str, Any]:
         """All of it as plain values and tensors on the CPU."""
@@ -45,16 +45,16 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Since the epoch began, without what lies between an interruption and going on."""
-        return self._earlier + time.perf_counter() - self._begin
+        """Since the epoch began, without the time between an interruption and its resumption."""
+        return self._earlier_seconds + time.perf_counter() - self._begin
 
     def batches(self, source: Iterable[T], label: str, total: int) -> Iterator[T]:
-        """The batches of `source` under a progress bar, the wait for each counted."""
+        """The batches of `source`, with a progress bar; counts the time spent waiting for each."""
         with tqdm(initial=self.steps, total=total, desc=label, unit="batch", leave=False, disable=None) as bar:
             waiting = time.perf_counter()
             for batch in source:
-                # a GPU that is still at the step before is not kept waiting: that costs nothing
-                if self._stepped is None or self._stepped.query():
+                # while the GPU still works on the last step, waiting costs nothing
+                if self._step_done is None or self._step_done.query():
                     self.data_seconds += time.perf_counter() - waiting
                 yield batch
                 if not bar.disable:
@@ -63,16 +63,16 @@ class Meter:
                 waiting = time.perf_counter()
 
     def step(self, losses: Mapping[str, Tensor], images: int, lr: float) -> None:
-        """Count a step. Nothing waits for the device."""
+        """Add a step, without waiting for the device."""
         for name, value in losses.items():
             self.totals[name] = self.totals.get(name, 0) + value
         self.steps, self.images, self.lr = self.steps + 1, self.images + images, lr
         if self.device.type == "cuda":
-            self._stepped = torch.cuda.Event()
-            self._stepped.record(torch.cuda.current_stream(self.device))
+            self._step_done = torch.cuda.Event()
+            self._step_done.record(torch.cuda.current_stream(self.device))
 
     def record(self) -> dict[str, Any]:
-        """Mean losses, learning rate, seconds (in all, waiting for data, in steps), images/s, peak memory in GB."""
+        """Mean losses, learning rate, seconds (total, waiting for data, in steps), images/s, peak memory in GB."""
         means = {name: float(total) / self.steps for name, total in self.totals.items()}
         seconds = self.seconds
         return means | {
@@ -91,7 +91,7 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes this process has held so far: torch's of a GPU, all of its own on a CPU."""
+    """Largest number of bytes in use so far: by torch on a GPU, by the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -99,7 +99,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def mean_of_records(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One record for the processes of a run: images/s add up, memory is the most, the rest is the mean."""
+    """The records of all processes as one: the sum of images/s, the largest memory, the mean of all else."""
     whole = list(records)
     merged = {key: sum(record[key] for record in whole) / len(whole) for key in whole[0]}
     merged["images_per_s"] = sum(record["images_per_s"] for record in whole)
@@ -108,7 +108,7 @@ def mean_of_records(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def mean_of_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One `Meter.state` for the processes of a run, from which each of them goes on: the means."""
+    """The `Meter.state` of all processes as one, their mean, from which each of them resumes."""
     whole = list(states)
     totals = {name: sum(state["totals"][name] for state in whole) / len(whole) for name in whole[0]["totals"]}
     rest = {key: sum(state[key] for state in whole) / len(whole) for key in whole[0] if key != "totals"}
@@ -133,54 +133,21 @@ def epoch_line(label: str, record: Mapping[str, Any], steps: int, seconds_left: 
 
 
 def advice_on_data(record: Mapping[str, float], workers: int, cores: int) -> str:
-    """What to do if more than a third of an epoch went in waiting for data, in one line; empty if not.
+    """What to do if more than a third of an epoch was spent waiting for data, in one line; else empty.
 
-    `record` is `Meter.record`'s; `workers` load on a machine of `cores`.
+    `record` as from `Meter.record`; `workers` processes load images on a machine of `cores`.
     """
     waited = record["data_seconds"] / record["seconds"]
     if waited <= MOST_WAITING:
         return ""
     if workers < cores:
-        return f"{waited:.0%} of the epoch was waiting for images: start runs with --workers {cores}, one for each core"
+        return f"{waited:.0%} of the epoch was spent waiting for images; use --workers {cores}, one for each core"
     return (
-        f"{waited:.0%} of the epoch was waiting for images, though --workers {workers} keeps all {cores} cores busy: "
-        "more cores or a faster disk would help"
+        f"{waited:.0%} of the epoch was spent waiting for images although --workers {workers} keeps all {cores} cores "
+        "busy; use more cores or a faster disk"
     )
 
 
 def warn(text: str) -> None:
-    """Logger "pmm": a command puts it on stderr, as one line."""
+    """To logger "pmm", which a command prints on stderr as one line."""
     logging.getLogger("pmm").warning("%s", text)
-
-
-class LossWatch:
-    """Looks whether each loss is finite when the next step is about to begin, while a GPU still works at the rest of
-    the one before: the losses are to be noted before backward.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._last: tuple[dict[str, Tensor], Any, int] | None = None
-        self._host: Tensor | None = None
-        self._there: torch.cuda.Event | None = None
-
-    def note(self, losses: Mapping[str, Tensor], batch: Any, step: int) -> None:
-        """Remember a step's losses, detached, and whatever tells of which images they are."""
-        self._last = dict(losses), batch, step
-        self._host = losses["loss"]
-        if self.device.type == "cuda":
-            self._host = torch.empty((), dtype=self._host.dtype, pin_memory=True)
-            self._host.copy_(losses["loss"], non_blocking=True)
-            self._there = torch.cuda.Event()
-            self._there.record(torch.cuda.current_stream(self.device))
-
-    def bad(self) -> tuple[dict[str, float], Any, int] | None:
-        """The last step's losses, batch and number if its loss is NaN or Inf."""
-        if self._last is None or self._host is None:
-            return None
-        if self._there is not None:
-            self._there.synchronize()
-        if bool(torch.isfinite(self._host)):
-            return None
-        losses, batch, step = self._last
-        return {name: float(value) for name, value in losses.items()}, batch, step

@@ -1,4 +1,4 @@
-"""What a training run writes beside its checkpoints: metrics.jsonl, and TensorBoard's curves and pictures."""
+"""The log of a training run: metrics.jsonl, and TensorBoard's curves and pictures."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pmm.utils.files import cannot_write, write_file
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-NAME = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
 class RunLogger:
-    """A line per epoch in metrics.jsonl, the same as curves, and pictures."""
+    """Writes a line per epoch to metrics.jsonl, the same values as curves, and pictures."""
 
     def __init__(self, path: Path, log: IO[str], board: SummaryWriter) -> None:
         self._path, self._log, self._board = path, log, board
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add an epoch's record. Raises UserError if the disk is full."""
+        """Add an epoch's record. Raises CannotWrite if the disk is full."""
         try:
             self._log.write(json.dumps(record) + "\n")
             self._log.flush()
@@ -35,21 +35,21 @@ class RunLogger:
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
-    def show(self, name: str, picture: Image.Image, epoch: int) -> None:
+    def add_picture(self, name: str, picture: Image.Image, epoch: int) -> None:
         """Add an RGB picture."""
-        with contextlib.suppress(OSError):  # a disk that is full ends the run where something would be lost
+        with contextlib.suppress(OSError):  # a full disk ends the run where a checkpoint or a record would be lost
             self._board.add_image(name, np.asarray(picture), epoch, dataformats="HWC")
 
 
 @contextlib.contextmanager
-def journal(out: Path, epochs: int) -> Iterator[RunLogger]:
-    """That of the run in `out`, which goes on after `epochs`: what was written of later ones is dropped.
+def open_run_logger(out: Path, epochs: int) -> Iterator[RunLogger]:
+    """The logger of the run in `out`, which continues after `epochs`: records of later epochs are dropped.
 
-    Raises UserError if it cannot be written.
+    Raises CannotWrite if the log cannot be written.
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    path = out / NAME
+    path = out / METRICS
     lines = path.read_text().splitlines(keepends=True)[:epochs] if path.exists() and epochs else []
     write_file(path, "".join(lines))
     try:

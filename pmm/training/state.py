@@ -1,27 +1,31 @@
-"""A model in training and all that a step changes: optimizer, learning rate, scaler, and how the network is called."""
+"""A model in training and all that a step changes or needs; to a checkpoint and back, to the bit."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from pmm.artifacts.checkpoint import FORMAT, versions
 from pmm.config import Config, RecipeConfig
 from pmm.training.distributed import SINGLE, Processes
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile
 
 PAPER_EPOCHS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """A model in training and all that a step changes."""
+    """A model in training, and all that a step changes or needs."""
 
+    config: Config
+    device: torch.device
+    processes: Processes
     model: nn.Module
     """Holds the weights."""
     network: Callable[..., Any]
@@ -29,9 +33,9 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler
-    """Of the gradients in fp16; else switched off."""
-    unsynchronised: Callable[[], contextlib.AbstractContextManager[Any]]
-    """Within it, gradients stay with each process."""
+    """Of the loss in fp16; else switched off."""
+    no_sync: Callable[[], contextlib.AbstractContextManager[Any]]
+    """Within it, processes do not average their gradients."""
 
     @property
     def lr(self) -> float:
@@ -40,9 +44,9 @@ class TrainState:
 
 
 def check_device(config: Config, device: torch.device) -> None:
-    """Raise UserError for what torch cannot do on `device`."""
+    """Raises ConflictingOptions for what torch cannot do on `device`."""
     if config.recipe.sync_bn and device.type != "cuda":
-        raise UserError("--sync-bn works on GPUs only; leave it out")
+        raise ConflictingOptions(f"--sync-bn works on GPUs only, not on {device}", "--sync-bn", hint="leave it out")
 
 
 def make_train_state(
@@ -59,29 +63,74 @@ def make_train_state(
         optimizer, lambda step: learning_rate(recipe, min(step, last), steps_per_epoch)
     )
     network: Any = model
-    unsynchronised: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     if processes.world > 1:
         devices = [device] if device.type == "cuda" else None
         network = nn.parallel.DistributedDataParallel(
             model,
             device_ids=devices,
             gradient_as_bucket_view=True,
-            # else gradients are bundled anew after the first step, a resumed run's too: other sums of the same numbers
+            # else torch bundles gradients anew after the first step of a run or of a resumed run: sums in another order
             find_unused_parameters=device.type == "cpu",
         )
-        unsynchronised = network.no_sync
+        no_sync = network.no_sync
     if recipe.compile:
-        # a partner is drawn by the generator that an uncompiled step draws it with
+        # a compiled step draws partners with the generator of an uncompiled one
         network = torch.compile(network, options={"fallback_random": True})
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
     return TrainState(
+        config=config,
+        device=device,
+        processes=processes,
         model=model,
         network=network,
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=scaler,
-        unsynchronised=unsynchronised,
+        no_sync=no_sync,
     )
+
+
+def snapshot(state: TrainState, epoch: int, best: float, progress: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A run after `epoch` epochs, the content of a checkpoint (`restore_training` is its inverse).
+
+    `best` is the best mAP on the held-out identities so far; `progress` is `Meter.state` of an epoch that has begun.
+    """
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    schedule = {key: value for key, value in state.scheduler.state_dict().items() if key != "lr_lambdas"}
+    return {
+        "format": FORMAT,
+        "model": {key: value.cpu().contiguous() for key, value in state.model.state_dict().items()},
+        "config": state.config.to_dict(),
+        "epoch": epoch,
+        "optimizer": state.optimizer.state_dict(),
+        "scheduler": schedule,
+        "scaler": state.scaler.state_dict(),
+        "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
+        "progress": dict(progress) if progress else None,
+        "best": best,
+        "versions": versions(),
+    }
+
+
+def restore_training(saved: dict[str, Any], state: TrainState) -> None:
+    """Set all that a step changes, and the random number generators, to what was `saved` (see `snapshot`).
+
+    Raises InvalidFile if a run cannot be resumed from it (a best.pth, or a checkpoint that was imported).
+    """
+    if not all(isinstance(saved[key], dict) for key in ("model", "optimizer", "scheduler", "rng")):
+        raise InvalidFile(
+            "it has weights but no state of the optimizer, like a best.pth or an imported checkpoint",
+            path="last.pth",
+            hint="start a new run",
+        )
+    state.model.load_state_dict(saved["model"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.scheduler.load_state_dict({**saved["scheduler"], "lr_lambdas": [None]})
+    state.scaler.load_state_dict(saved["scaler"] or {})
+    torch.set_rng_state(saved["rng"]["torch"])
+    for index, cuda in enumerate(saved["rng"]["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda, index)
 
 
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pmm.config import Config
 from pmm.data.batches import TrainBatch, normalize_batch
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
@@ -41,47 +40,45 @@ def be_deterministic(device: torch.device) -> None:
 
 
 def train_step(
-    trainee: TrainState,
+    state: TrainState,
     batch: TrainBatch,
-    config: Config,
-    device: torch.device,
-    processes: Processes = SINGLE,
     *,
     epoch: int = 0,
     step: int = 0,
-    found: Callable[[dict[str, Tensor]], object] = lambda losses: None,
+    on_losses: Callable[[dict[str, Tensor]], object] = lambda losses: None,
 ) -> dict[str, Tensor]:
-    """One step on this process's share of a batch: the losses by name and their sum as "loss", scalars on `device`.
+    """One step on this process's share of a batch: the losses by name and their sum as "loss", scalars on the device.
 
-    What is random in it is drawn from (seed, epoch, step, share), so that it does not depend on the steps before.
-    `found` is given the losses as soon as they are known, before the (last) backward.
+    All random numbers of a step follow from (seed, epoch, step, share), so that they do not depend on earlier steps.
+    `on_losses` is called with the losses as soon as they are known, before the last backward.
     """
+    config, device, processes = state.config, state.device, state.processes
     recipe, parts = config.recipe, config.recipe.accumulate
     images = normalize_batch(batch, preprocessing_of(config), device)
     labels = batch.labels.to(device, non_blocking=True)
-    trainee.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for part, (some, pids) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
         _seed(config.seed, PARTNERS, epoch, step, processes.rank * parts + part)
-        with trainee.unsynchronised() if part + 1 < parts else contextlib.nullcontext():
+        with state.no_sync() if part + 1 < parts else contextlib.nullcontext():
             with torch.autocast(device.type, HALF.get(recipe.amp), enabled=recipe.amp in HALF):
-                output = trainee.network(some, pids)
-            rows = processes.rows if recipe.gather else None
-            losses = reid_losses(output, pids, label_smoothing=recipe.label_smoothing, rows=rows)
+                output = state.network(some, pids)
+            gather_rows = processes.gather_rows if recipe.gather else None
+            losses = reid_losses(output, pids, label_smoothing=recipe.label_smoothing, gather_rows=gather_rows)
             losses["loss"] = torch.stack(list(losses.values())).sum()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / parts
             if part + 1 == parts:
-                found(sums)
-            trainee.scaler.scale(losses["loss"] / parts).backward()
+                on_losses(sums)
+            state.scaler.scale(losses["loss"] / parts).backward()
     if recipe.clip_norm:
-        trainee.scaler.unscale_(trainee.optimizer)
-        nn.utils.clip_grad_norm_(trainee.model.parameters(), recipe.clip_norm)
-    trainee.scaler.step(trainee.optimizer)
-    trainee.scaler.update()
-    with warnings.catch_warnings():  # a step that the scaler left out is none for the optimizer, but one in time
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    with warnings.catch_warnings():  # where the scaler skips the optimizer's step, the schedule goes on
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-        trainee.scheduler.step()
+        state.scheduler.step()
     return sums
 
 
@@ -92,8 +89,7 @@ def _seed(*stream: int) -> None:
 def collapsed(losses: Mapping[str, float], num_classes: int) -> bool:
     """True if every stage's features are one point: triplet stuck at ln 2 and cross-entropy at ln K.
 
-    The hardest positive of an anchor is at least as far as its hardest negative where they are all in one place, so
-    what little is left of distances shows above ln 2.
+    The hardest positive is at least as far as the hardest negative there, so what distance is left adds to ln 2.
     """
     triplets = [value for name, value in losses.items() if name.startswith("triplet")]
     entropies = [value for name, value in losses.items() if name.startswith("cross_entropy")]
@@ -103,30 +99,31 @@ def collapsed(losses: Mapping[str, float], num_classes: int) -> bool:
 
 
 class Validation:
-    """The held-out identities, decoded once; each process has its share of the crops."""
+    """The held-out identities, decoded once; each process embeds its share of the crops."""
 
     def __init__(self, split: ReidDataset, preprocessing: Preprocessing, processes: Processes = SINGLE) -> None:
         self.split, self.preprocessing, self.processes = split, preprocessing, processes
         paths = [sample.path for sample in (*split.query, *split.gallery)]
-        mine = paths[processes.rank :: processes.world]
-        self.crops: Crops = load_crops(mine, preprocessing.height, preprocessing.width)
+        share = paths[processes.rank :: processes.world]
+        none = np.empty((0, preprocessing.height, preprocessing.width, 3), np.uint8)  # more processes than crops
+        self.crops: Crops = load_crops(share, preprocessing) if share else none
 
     def evaluate(self, model: nn.Module, device: torch.device) -> RankingResult | None:
         """Ranking metrics of `model` on the held-out identities; None in all processes but the first.
 
         Raises UserError in the first for embeddings that are not finite.
         """
-        self.processes.align(model)
+        self.processes.broadcast_buffers(model)
         runner = EagerRunner(model, self.preprocessing, device)
-        mine = embed_crops(runner, self.crops) if len(self.crops) else np.empty((0, runner.embedding.dim), np.float32)
-        shares = self.processes.gathered(mine)
-        return self.processes.together(lambda: self._ranked(shares) if self.processes.main else None)
+        share = embed_crops(runner, self.crops) if len(self.crops) else np.empty((0, runner.embedding.dim), np.float32)
+        shares = self.processes.gather(share)
+        return self.processes.run_on_all(lambda: self._rank(shares) if self.processes.main else None)
 
-    def _ranked(self, shares: Sequence[Embeddings]) -> RankingResult:
+    def _rank(self, shares: Sequence[Embeddings]) -> RankingResult:
         embeddings = np.empty((sum(map(len, shares)), shares[0].shape[1]), np.float32)
         for rank, share in enumerate(shares):
             embeddings[rank :: self.processes.world] = share
         if not np.isfinite(embeddings).all():
-            raise UserError("validation: the embeddings hold NaN or Inf: start again with a lower --lr")
+            raise UserError("validation: the embeddings contain NaN or Inf", hint="start again with a lower --lr")
         queries = len(self.split.query)
         return rank_split(self.split, embeddings[:queries], embeddings[queries:])

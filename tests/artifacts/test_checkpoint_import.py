@@ -24,8 +24,7 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
-from pmm.training.resume import restore_training
-from pmm.training.state import make_train_state
+from pmm.training.state import make_train_state, restore_training
 from pmm.utils.errors import UserError
 from tests.authors import authors_network, hollow
 from tests.conftest import assert_one_line_error, examples, run_here
@@ -127,9 +126,9 @@ def test_the_checkpoint_is_one_of_ours(network, restored):
 
 def test_a_run_cannot_be_resumed_from_it(restored, checkpoint, tmp_path):
     state, model, config = restored
-    trainee = make_train_state(copy.deepcopy(model), config, torch.device("cpu"), 1)
+    train_state = make_train_state(copy.deepcopy(model), config, torch.device("cpu"), 1)
     with pytest.raises(UserError, match=r"no state to resume from \(is it best.pth, or imported\?\); start a new run"):
-        restore_training(state, trainee)
+        restore_training(state, train_state)
     shutil.copy(checkpoint, tmp_path / "last.pth")
     assert_one_line_error(run_here("-m", "pmm.train", "--out", tmp_path, "--resume"), "no run to resume")
 

@@ -8,12 +8,13 @@ import torch
 
 from pmm.artifacts.checkpoint import load
 from pmm.config import PRESETS, Config, ModelConfig, preset
-from pmm.models.registry import METHODS, build_model, deployed, method_of, refuse_unread
+from pmm.models.registry import METHODS, build_model, check_method_flags, deployed, method_of
 from pmm.training.flags import TrainOptions
 from pmm.training.launch import train
 from pmm.training.losses import reid_losses
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidValue
 from tests.conftest import ROOT, run_here
+from tests.refusals import refuses
 
 pytestmark = pytest.mark.parametrize("method", METHODS)
 
@@ -33,24 +34,25 @@ def model_of(method, name="tiny", **model):
 
 
 def test_every_key_it_reads_is_one_of_the_configuration(method):
-    assert set(METHODS[method].reads) <= {field.name for field in dataclasses.fields(ModelConfig)}
+    assert set(METHODS[method].config_keys) <= {field.name for field in dataclasses.fields(ModelConfig)}
 
 
 def test_a_flag_that_it_does_not_read_is_refused(method):
     config = config_of(method)
     flags = {"--block", "--k", "--on-empty", "--direction"}
-    read = {"--" + key.replace("_", "-") for key in METHODS[method].reads}
+    read = {"--" + key.replace("_", "-") for key in METHODS[method].config_keys}
     assert read <= flags
-    refuse_unread(config, read | {"--epochs", "--method"})
+    check_method_flags(config, read | {"--epochs", "--method"})
     for flag in flags - read:
-        with pytest.raises(UserError, match=rf"^{flag} says nothing to method {method}, only to .*; leave it out"):
-            refuse_unread(config, {flag})
+        users = [name for name in METHODS if flag[2:].replace("-", "_") in METHODS[name].config_keys]
+        with refuses(ConflictingOptions, *users, options=(flag, "--method"), problem=method, hint="leave it out"):
+            check_method_flags(config, {flag})
 
 
 def test_blocks_must_fit_the_map_if_it_ranks_them(method):
     config = config_of(method, k=9, block=(1, 1))  # on a 4x2 map
     if METHODS[method].ranks_blocks:
-        with pytest.raises(UserError, match=r"k is 9, but the 4x2 map of 64x32 crops has only 8 blocks of 1x1"):
+        with refuses(InvalidValue, "8 at most", "1x1", "4x2", "64x32", name="--k", value=9):
             build_model(config)
     else:
         assert build_model(config)
@@ -85,18 +87,18 @@ def test_the_same_generator_gives_the_same_output(method):
 def test_mixed_labels_are_of_another_identity_and_their_shares_are_shares(method):
     mixed = [m for m in model_of(method)(torch.randn(IMAGES), PIDS).mixed if m is not None]
     for labels in mixed:
-        assert labels.other.dtype == torch.int64
-        assert (labels.other != PIDS).all()
-        assert set(labels.other.tolist()) <= set(PIDS.tolist())
-        assert labels.own.shape == (6,)
-        assert 0 <= labels.own.min() <= labels.own.max() <= 1
+        assert labels.partner_pids.dtype == torch.int64
+        assert (labels.partner_pids != PIDS).all()
+        assert set(labels.partner_pids.tolist()) <= set(PIDS.tolist())
+        assert labels.anchor_share.shape == (6,)
+        assert 0 <= labels.anchor_share.min() <= labels.anchor_share.max() <= 1
 
 
 def test_a_batch_of_one_identity_is_mixed_with_itself_alone(method):
     model = model_of(method)
     output = model(torch.randn(IMAGES), torch.zeros(6, dtype=torch.int64))
     assert all(f.isfinite().all() for f in output.features)
-    assert all((labels.other == 0).all() for labels in output.mixed if labels is not None)
+    assert all((labels.partner_pids == 0).all() for labels in output.mixed if labels is not None)
 
 
 def test_at_test_nothing_is_random_and_no_sample_sees_another(method):

@@ -152,10 +152,10 @@ def test_labels_have_the_true_shares(height, width, seed):
     taken = torch.rand(4, height, width, generator=generator) < 0.4
     pids, partner = torch.tensor([5, 6, 6, 7]), torch.tensor([3, 0, 3, 1])
     labels = mixed_labels(pids, partner, taken)
-    assert labels.other.tolist() == [7, 5, 7, 6]
+    assert labels.partner_pids.tolist() == [7, 5, 7, 6]
     cells = height * width
     own = [1 - sum(map(bool, sample.flatten())) / cells for sample in taken]
-    assert labels.own.tolist() == pytest.approx(own, abs=1e-6)
+    assert labels.anchor_share.tolist() == pytest.approx(own, abs=1e-6)
 
 
 def test_cutmix_pastes_the_partners_box_and_nothing_else_changes(monkeypatch):
@@ -174,8 +174,8 @@ def test_cutmix_pastes_the_partners_box_and_nothing_else_changes(monkeypatch):
                 mixed[n, :, h, w] = x[partner[n], :, h, w]
         assert torch.equal(seen[stage], largest(mixed))
         assert (PIDS[partner] != PIDS).all()
-        assert torch.equal(output.mixed[stage].other, PIDS[partner])
-        torch.testing.assert_close(output.mixed[stage].own, torch.full((6,), 1 - box.sum().item() / 32))
+        assert torch.equal(output.mixed[stage].partner_pids, PIDS[partner])
+        torch.testing.assert_close(output.mixed[stage].anchor_share, torch.full((6,), 1 - box.sum().item() / 32))
     assert 0 < boxes[0].sum() < 32
     assert not torch.equal(boxes[0], boxes[1])
     assert not torch.equal(partners[0], partners[1])
@@ -222,8 +222,8 @@ def test_a_cutmix_moves_attentive_blocks_one_way_or_the_other(direction, k, monk
             own.append({"replace": 1 - k / 32, "paste": k / 32 if k else 1.0}[direction])
         assert torch.equal(seen[stage], largest(mixed))
         assert (PIDS[partner] != PIDS).all()
-        assert torch.equal(output.mixed[stage].other, PIDS[partner])
-        assert output.mixed[stage].own.tolist() == pytest.approx(own)
+        assert torch.equal(output.mixed[stage].partner_pids, PIDS[partner])
+        assert output.mixed[stage].anchor_share.tolist() == pytest.approx(own)
     assert output.mixed[0] is None
 
 
@@ -233,7 +233,7 @@ def test_a_sample_without_attention_is_not_mixed(direction, monkeypatch):
     monkeypatch.setattr(pmm_module, "cam", lambda maps, weights: torch.zeros(6, 8, 4, dtype=torch.float64))
     seen, _, _, output = attentive(model, f1, x, average, monkeypatch)
     assert torch.equal(seen[1], largest(x))
-    assert output.mixed[1].own.tolist() == [1] * 6
+    assert output.mixed[1].anchor_share.tolist() == [1] * 6
 
 
 def test_a_cutmix_replaces_as_pmm_does_and_only_its_labels_differ():
@@ -253,7 +253,9 @@ def test_a_cutmix_pasted_lets_no_nan_through_from_what_is_covered():
     assert pooled[0].isnan().all()
     assert pooled[1].isfinite().all()
     assert taken.sum((1, 2)).tolist() == [30, 30]
-    assert a_cutmix.mixed_labels(torch.tensor([0, 1]), torch.tensor([1, 0]), taken).own.tolist() == [2 / 32] * 2
+    assert (
+        a_cutmix.mixed_labels(torch.tensor([0, 1]), torch.tensor([1, 0]), taken).anchor_share.tolist() == [2 / 32] * 2
+    )
 
 
 def test_pmm_with_k_0_is_three_heads_without_mixing(monkeypatch):

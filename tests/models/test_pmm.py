@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from pmm.config import preset
-from pmm.models.registry import build_model, deployed
-from pmm.utils.errors import UserError
+from pmm.models.registry import METHODS, build_model, deployed
+from pmm.utils.errors import InvalidValue
+from tests.refusals import refuses
 
 
 def config_of(name, method="pmm", **model):
@@ -89,7 +90,7 @@ def test_forward_touches_no_gradient_and_the_same_generator_gives_the_same_mix()
 
 
 def test_unknown_method_and_blocks_that_do_not_fit():
-    with pytest.raises(UserError, match="unknown method 'pmn'; known methods: "):
+    with refuses(InvalidValue, *METHODS, name="--method", value="pmn", hint="did you mean pmm?"):
         build_model(config_of("tiny", "pmn", num_classes=4))
-    with pytest.raises(UserError, match=r"the 8x4 map of 128x64 crops has only 32 blocks of 1x1"):
+    with refuses(InvalidValue, "32 at most", "1x1", "8x4", "128x64", name="--k", value=33):
         build_model(config_of("tiny", num_classes=4, k=33))

@@ -24,8 +24,7 @@ from pmm.export.trt import engine_from_onnx
 from pmm.gallery.embed import embed_crops
 from pmm.models.registry import build_model
 from pmm.runtime.open import open_runner
-from pmm.training.resume import snapshot
-from pmm.training.state import make_train_state
+from pmm.training.state import make_train_state, snapshot
 from pmm.training.step import train_step
 
 
@@ -46,16 +45,16 @@ def stepped(config, people, tmp_path_factory):
     torch.manual_seed(0)
     samples = read_dataset("synthetic", people).train
     batches, sampler = train_batches(samples, config)
-    trainee = make_train_state(build_model(config), config, torch.device("cpu"), len(sampler))
-    before = {name: value.clone() for name, value in trainee.model.named_parameters()}
-    trainee.model.train()
+    state = make_train_state(build_model(config), config, torch.device("cpu"), len(sampler))
+    before = {name: value.clone() for name, value in state.model.named_parameters()}
+    state.model.train()
     for batch in batches:
-        assert np.isfinite(train_step(trainee, batch, config, torch.device("cpu"))["loss"])
+        assert np.isfinite(train_step(state, batch)["loss"])
     assert len(sampler) == 3
-    assert all(not torch.equal(value, before[name]) for name, value in trainee.model.named_parameters())
+    assert all(not torch.equal(value, before[name]) for name, value in state.model.named_parameters())
     assert len(class_indices(samples)) == 12
     path = tmp_path_factory.mktemp("paper") / "paper.pth"
-    checkpoint.save(path, snapshot(trainee, config, 1, -1.0))
+    checkpoint.save(path, snapshot(state, 1, -1.0))
     return path
 
 

@@ -8,7 +8,7 @@ from pmm.data.samples import ReidDataset
 from pmm.training.announce import Announcer
 
 CPU = torch.device("cpu")
-NOTE = "note: synthetic people: the trunk starts from random weights (--weights imagenet"
+NOTE = "note: the backbone starts from random weights, "
 
 
 def config_of(dataset: str, backbone: str, weights: str) -> Config:
@@ -34,8 +34,8 @@ def test_random_weights_that_could_be_others_are_noted_once(capsys, tmp_path, da
     split = ReidDataset(train=(), query=(), gallery=(), notes=("a note of the reader",))
     announcer = Announcer(config_of(dataset, backbone, weights), split, tmp_path)
     announcer.start(torch.nn.Linear(1000, 1000), CPU, world=2, epoch=epoch, step=0)
-    said = capsys.readouterr().out
-    assert (NOTE in said) is noted
-    assert "note: a note of the reader\n" in said
-    assert f"on {backbone} (1.00 M parameters), cpu x 2 processes\n" in said
-    assert ("from scratch" if epoch == 0 else "goes on from epoch 2,") in said
+    out = capsys.readouterr().out
+    assert (NOTE in out and "--weights imagenet" in out) is noted
+    assert "note: a note of the reader\n" in out
+    assert f"on {backbone} (1.00 M parameters), cpu x 2 processes\n" in out
+    assert ("from scratch" if epoch == 0 else "resumed at epoch 2,") in out

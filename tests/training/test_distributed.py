@@ -25,9 +25,10 @@ from pmm.training.distributed import SINGLE, Processes, init_distributed
 from pmm.training.state import make_train_state
 from pmm.training.step import Validation, train_step
 from pmm.utils import command_line
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, InvalidValue, UserError
 from tests.conftest import ROOT
 from tests.forks import FORKS
+from tests.refusals import refuses
 
 CPU = torch.device("cpu")
 GATHERED, APART = {"gather": True}, {"gather": False}
@@ -45,7 +46,7 @@ def started(rank, port, config, out):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     torch.set_num_threads(1)
     with init_distributed(CPU) as (processes, device):
-        found = {"said": _said(processes)}
+        found = {"exchanged": _exchanged(processes)}
         for name, recipe in (("gathered", GATHERED), ("apart", APART)):
             found[name] = _stepped(_changed(config, **recipe), processes)
         found["cam_weights"] = _cam_weights(slice(8 * rank, 8 * rank + 8), nn.SyncBatchNorm.convert_sync_batchnorm)
@@ -61,30 +62,33 @@ def started(rank, port, config, out):
         torch.save(found, out / f"{rank}.pt")
 
 
-def _said(processes):
+def _exchanged(processes):
     rows = torch.arange(4.0).view(2, 2).add(10 * processes.rank).requires_grad_()
-    everything = processes.rows(rows)
+    everything = processes.gather_rows(rows)
     (everything * (1 + processes.rank) * torch.arange(8.0).view(4, 2)).sum().backward()
 
     def fails():
         if processes.rank == 1:
-            raise UserError("no data here")
+            raise InvalidFile("it is empty", path="crops", expected="images", hint="run pmm synthetic")
         return "fine"
 
-    error = None
+    refusal, exit_code = None, None
     try:
-        processes.together(fails)
-    except (UserError, SystemExit) as raised:
-        error = f"{type(raised).__name__}: {raised}"
+        processes.run_on_all(fails)
+    except UserError as error:
+        refusal = (type(error).__name__, str(error), str(error.path), error.hint)
+    except SystemExit as error:
+        exit_code = error.code
     return {
         "rank": processes.rank,
-        "agreed": processes.agree(3 - processes.rank),
-        "gathered": processes.gathered({"rank": processes.rank}),
-        "told": processes.told(f"from {processes.rank}"),
-        "together": processes.together(lambda: processes.rank),
+        "all_reduce_max": processes.all_reduce_max(3 - processes.rank),
+        "gather": processes.gather({"rank": processes.rank}),
+        "broadcast": processes.broadcast(f"from {processes.rank}"),
+        "run_on_all": processes.run_on_all(lambda: processes.rank),
         "rows": everything.detach(),
         "gradient": rows.grad,
-        "error": error,
+        "refusal": refusal,
+        "exit_code": exit_code,
     }
 
 
@@ -121,13 +125,13 @@ def _stepped(config, processes):
     )
     sampler.epoch = 1
     batch = next(iter(loader))
-    trainee = make_train_state(build_model(config), config, CPU, 10, processes)
-    trainee.model.eval()
+    state = make_train_state(build_model(config), config, CPU, 10, processes)
+    state.model.eval()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pmm.models.pmm.sample_partners", _half_by_half)
-        losses = train_step(trainee, batch, config, CPU, processes)
-    gradients = {name: value.grad.clone() for name, value in trainee.model.named_parameters()}
-    weights = {name: value.detach().clone() for name, value in trainee.model.named_parameters()}
+        losses = train_step(state, batch)
+    gradients = {name: value.grad.clone() for name, value in state.model.named_parameters()}
+    weights = {name: value.detach().clone() for name, value in state.model.named_parameters()}
     return {"losses": losses, "gradients": gradients, "weights": weights, "indices": batch.indices}
 
 
@@ -143,20 +147,25 @@ def both(config, tmp_path_factory):
     return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
 
 
-def test_what_they_tell_each_other(both):
-    first, second = (found["said"] for found in both)
+def test_what_they_exchange(both):
+    first, second = (found["exchanged"] for found in both)
     assert (first["rank"], second["rank"]) == (0, 1)
-    assert first["agreed"] == second["agreed"] == 3
-    assert first["gathered"] == [{"rank": 0}, {"rank": 1}]
-    assert second["gathered"] == []
-    assert first["told"] == second["told"] == "from 0"
-    assert (first["together"], second["together"]) == (0, 1)
-    assert first["error"] == "UserError: process 1: no data here"
-    assert second["error"] == "SystemExit: 1"
+    assert first["all_reduce_max"] == second["all_reduce_max"] == 3
+    assert first["gather"] == [{"rank": 0}, {"rank": 1}]
+    assert second["gather"] == []
+    assert first["broadcast"] == second["broadcast"] == "from 0"
+    assert (first["run_on_all"], second["run_on_all"]) == (0, 1)
+
+
+def test_the_first_process_raises_the_error_of_another_with_its_kind_and_facts(both):
+    first, second = (found["exchanged"] for found in both)
+    line = "crops: it is empty (in process 1); expected images; run pmm synthetic"
+    assert first["refusal"] == ("InvalidFile", line, "crops", "run pmm synthetic")
+    assert (first["exit_code"], second["exit_code"], second["refusal"]) == (None, 1, None)
 
 
 def test_rows_of_all_and_their_gradients(both):
-    first, second = (found["said"] for found in both)
+    first, second = (found["exchanged"] for found in both)
     everything = torch.tensor([[0.0, 1.0], [2.0, 3.0], [10.0, 11.0], [12.0, 13.0]])
     assert torch.equal(first["rows"], everything)
     assert torch.equal(second["rows"], everything)
@@ -205,24 +214,24 @@ def test_one_process_needs_no_torchrun(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with init_distributed(CPU) as (processes, device):
         assert (processes, device) == (Processes(), CPU)
-        assert (processes.agree(2), processes.gathered("a"), processes.told("b")) == (2, ["a"], "b")
-        with pytest.raises(UserError, match="as it was"):
-            processes.together(_fails)
+        assert (processes.all_reduce_max(2), processes.gather("a"), processes.broadcast("b")) == (2, ["a"], "b")
+        with pytest.raises(UserError, match=r"^as it was$"):
+            processes.run_on_all(_fails)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"WORLD_SIZE is set without RANK.*torchrun"), init_distributed(CPU):
+    with refuses(UserError, "WORLD_SIZE", "RANK", hint="torchrun"), init_distributed(CPU):
         pass
 
 
 def test_one_of_several_gpus_is_for_one_process(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    own = []
-    monkeypatch.setattr(torch.cuda, "set_device", own.append)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for device in (torch.device("cuda"), torch.device("cuda", 1)):
         with init_distributed(device) as (processes, found):
             assert (processes, found) == (Processes(), device)
-    assert own == [torch.device("cuda", 1)], "what asks for no GPU by name would be on the first one"
+    assert chosen == [torch.device("cuda", 1)], "what names no GPU would use the first one"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"--device cuda:1 .*--device cuda,.*CUDA_VISIBLE_DEVICES"):
+    with refuses(InvalidValue, name="--device", value="cuda:1", expected="cuda with", hint="CUDA_VISIBLE_DEVICES"):
         init_distributed(torch.device("cuda", 1)).__enter__()
 
 
@@ -288,7 +297,7 @@ def test_a_second_run_of_many_processes_is_refused_in_one_line(trained, people, 
     _, error = again.communicate(timeout=400)
     assert again.returncode != 0
     assert error.count("pmm.train: error: ") == 1
-    assert "holds a run; add --resume" in error
+    assert all(fact in error for fact in (f"{out}: ", "--resume", "--out"))
 
 
 @pytest.mark.slow
@@ -302,7 +311,7 @@ def test_what_one_process_meets_ends_all_with_one_line(people, tmp_path):
     _, error = run.communicate(timeout=400)
     assert run.returncode != 0
     assert error.count("pmm.train: error: ") == 1
-    assert "not a readable image" in error
+    assert str(tmp_path / "people" / "bounding_box_train") in error
 
 
 def interrupted(out, args):

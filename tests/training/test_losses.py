@@ -67,14 +67,14 @@ def entropy_by_hand(logits, label, smoothing):
 def test_mixed_labels_weigh_the_cross_entropies_of_both_identities(smoothing):
     torch.manual_seed(0)
     logits, pids = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 0, 3, 4])
-    mixed = MixedLabels(other=torch.tensor([3, 4, 0, 0]), own=torch.tensor([1.0, 0.0, 0.25, 0.7]))
+    mixed = MixedLabels(partner_pids=torch.tensor([3, 4, 0, 0]), anchor_share=torch.tensor([1.0, 0.0, 0.25, 0.7]))
     expected = [
         own * entropy_by_hand(z, y, smoothing) + (1 - own) * entropy_by_hand(z, other, smoothing)
         for z, y, other, own in zip(logits.tolist(), pids.tolist(), *(part.tolist() for part in mixed), strict=True)
     ]
     found = cross_entropy(logits, pids, mixed, label_smoothing=smoothing)
     assert found.item() == pytest.approx(sum(expected) / 4, rel=1e-6)
-    whole = MixedLabels(mixed.other, torch.ones(4))
+    whole = MixedLabels(mixed.partner_pids, torch.ones(4))
     alone = cross_entropy(logits, pids, None, label_smoothing=smoothing)
     torch.testing.assert_close(cross_entropy(logits, pids, whole, label_smoothing=smoothing), alone)
 
@@ -82,7 +82,7 @@ def test_mixed_labels_weigh_the_cross_entropies_of_both_identities(smoothing):
 def test_only_the_cross_entropy_of_the_stage_that_mixes_is_mixed():
     torch.manual_seed(0)
     features, logits, pids = torch.randn(3, 4), torch.randn(3, 5), torch.tensor([0, 0, 1])
-    mixed = MixedLabels(other=torch.tensor([1, 1, 0]), own=torch.tensor([0.5, 0.25, 0.0]))
+    mixed = MixedLabels(partner_pids=torch.tensor([1, 1, 0]), anchor_share=torch.tensor([0.5, 0.25, 0.0]))
     plain = reid_losses(TrainOutput((features,) * 2, (logits,) * 2), pids, label_smoothing=0.1)
     found = reid_losses(TrainOutput((features,) * 2, (logits,) * 2, (None, mixed)), pids, label_smoothing=0.1)
     assert {name for name in plain if not torch.equal(plain[name], found[name])} == {"cross_entropy2"}
@@ -93,7 +93,9 @@ def test_only_the_cross_entropy_of_the_stage_that_mixes_is_mixed():
 def test_gradcheck_of_mixed_labels():
     torch.manual_seed(0)
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    mixed = MixedLabels(other=torch.tensor([1, 1, 0]), own=torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64))
+    mixed = MixedLabels(
+        partner_pids=torch.tensor([1, 1, 0]), anchor_share=torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64)
+    )
     assert gradcheck(lambda z: cross_entropy(z, torch.tensor([0, 0, 3]), mixed, label_smoothing=0.1), logits)
 
 

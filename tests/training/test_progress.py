@@ -3,7 +3,8 @@ import time
 import pytest
 import torch
 
-from pmm.training.progress import LossWatch, Meter, advice_on_data, epoch_line, mean_of_records
+from pmm.training.failures import LossWatch
+from pmm.training.progress import Meter, advice_on_data, epoch_line, mean_of_records
 
 CPU = torch.device("cpu")
 
@@ -62,11 +63,11 @@ def test_several_processes_make_one_record():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_not_finite_is_kept_with_its_batch(value):
     watch = LossWatch(CPU)
-    assert watch.bad() is None
-    watch.note(losses(1.0), "good", 1)
-    assert watch.bad() is None
-    watch.note(losses(value), "bad", 2)
-    found, batch, step = watch.bad()
+    assert watch.not_finite() is None
+    watch.watch(losses(1.0), "good", 1)
+    assert watch.not_finite() is None
+    watch.watch(losses(value), "bad", 2)
+    found, batch, step = watch.not_finite()
     assert (batch, step) == ("bad", 2)
     assert not torch.tensor(found["loss"]).isfinite()
 
@@ -91,9 +92,9 @@ def test_waiting_for_data_is_noticed():
         return advice_on_data({"data_seconds": waited, "step_seconds": 9 - waited, "seconds": 9.0}, workers, cores)
 
     assert advice(3.0, 1, 8) == ""
-    assert (
-        advice(4.5, 1, 8) == "50% of the epoch was waiting for images: start runs with --workers 8, one for each core"
-    )
+    slow = advice(4.5, 1, 8)
+    assert slow.startswith("50% ")
+    assert "use --workers 8" in slow
     busy = advice(4.5, 8, 8)
     assert "--workers 8 keeps all 8 cores busy" in busy
-    assert "\n" not in busy
+    assert "\n" not in slow + busy

@@ -10,10 +10,10 @@ from pmm.config import RecipeConfig
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
-from pmm.training.resume import restore_training, snapshot
-from pmm.training.state import check_device, make_train_state
+from pmm.training.state import check_device, make_train_state, restore_training, snapshot
 from pmm.training.step import train_step
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, UserError
+from tests.refusals import refuses
 
 CPU = torch.device("cpu")
 
@@ -39,25 +39,25 @@ def changed(config, **recipe):
     return dataclasses.replace(config, model=model, recipe=dataclasses.replace(config.recipe, **recipe))
 
 
-def trainee_of(config):
+def state_of(config):
     torch.manual_seed(0)
-    trainee = make_train_state(build_model(config), config, CPU, 10)
-    trainee.model.train()
-    return trainee
+    state = make_train_state(build_model(config), config, CPU, 10)
+    state.model.train()
+    return state
 
 
-def scaled_by(trainee, scale):
-    trainee.scaler.load_state_dict({**trainee.scaler.state_dict(), "scale": scale})
+def scaled_by(state, scale):
+    state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": scale})
 
 
-def gradient(trainee):
-    return torch.cat([p.grad.flatten() for p in trainee.model.parameters()])
+def gradient(state):
+    return torch.cat([p.grad.flatten() for p in state.model.parameters()])
 
 
 def stepped(config, batch, **where):
-    trainee = trainee_of(config)
-    losses = train_step(trainee, batch, config, CPU, **where)
-    return losses, gradient(trainee), trainee
+    state = state_of(config)
+    losses = train_step(state, batch, **where)
+    return losses, gradient(state), state
 
 
 def test_what_is_random_follows_from_epoch_and_step(half_config, batch):
@@ -72,18 +72,16 @@ def test_what_is_random_follows_from_epoch_and_step(half_config, batch):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_the_losses_are_told_before_the_last_backward(half_config, batch, parts):
+def test_the_losses_are_known_before_the_last_backward(half_config, batch, parts):
     """So that a GPU is still at work while they are looked at."""
     config = changed(half_config, batch_size=16, accumulate=parts)
-    trainee = trainee_of(config)
-    steps, told = [], []
-    for parameter in trainee.model.parameters():
+    state = state_of(config)
+    steps, seen = [], []
+    for parameter in state.model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda parameter: steps.append("backward"))
-    losses = train_step(
-        trainee, batch, config, CPU, found=lambda losses: (steps.append("told"), told.append(dict(losses)))
-    )
-    assert told == [losses]
-    before = steps.index("told")
+    losses = train_step(state, batch, on_losses=lambda losses: (steps.append("losses"), seen.append(dict(losses))))
+    assert seen == [losses]
+    before = steps.index("losses")
     assert steps[before + 1 :] == ["backward"] * ((len(steps) - 1) // parts)
     assert not any(value.requires_grad for value in losses.values())
 
@@ -100,37 +98,37 @@ def test_mixed_precision_is_near_fp32_and_computes_in_half(small_config, people,
     batch = first_batch(small_config, people)
     exact, expected, _ = stepped(changed(small_config, batch_size=16), batch)
     config = changed(small_config, batch_size=16, amp=amp)
-    trainee = trainee_of(config)
+    state = state_of(config)
     types = set()
-    trainee.model.backbone.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
+    state.model.backbone.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
     if amp == "fp16":
-        scaled_by(trainee, 1.0)
-    losses = train_step(trainee, batch, config, CPU)
+        scaled_by(state, 1.0)
+    losses = train_step(state, batch)
     assert types == {{"bf16": torch.bfloat16, "fp16": torch.float16}[amp]}
     assert all(value.dtype == torch.float32 for value in losses.values())
     assert float(losses["loss"]) == pytest.approx(float(exact["loss"]), rel=0.02)
-    cosine = torch.nn.functional.cosine_similarity(gradient(trainee), expected, 0)
+    cosine = torch.nn.functional.cosine_similarity(gradient(state), expected, 0)
     assert cosine > (0.6 if amp == "bf16" else 0.9)  # rounding chooses other blocks and triplets here and there
-    assert trainee.scaler.is_enabled() == (amp == "fp16")
+    assert state.scaler.is_enabled() == (amp == "fp16")
 
 
 def test_a_step_that_overflows_in_fp16_is_left_out(half_config, batch):
     config = changed(half_config, batch_size=16, amp="fp16")
-    trainee = trainee_of(config)
-    scaled_by(trainee, 2.0**60)
-    before = {name: value.clone() for name, value in trainee.model.named_parameters()}
-    train_step(trainee, batch, config, CPU)
-    assert all(torch.equal(value, before[name]) for name, value in trainee.model.named_parameters())
-    assert trainee.scaler.get_scale() == 2.0**59
-    assert trainee.scheduler.last_epoch == 1  # time goes on
+    state = state_of(config)
+    scaled_by(state, 2.0**60)
+    before = {name: value.clone() for name, value in state.model.named_parameters()}
+    train_step(state, batch)
+    assert all(torch.equal(value, before[name]) for name, value in state.model.named_parameters())
+    assert state.scaler.get_scale() == 2.0**59
+    assert state.scheduler.last_epoch == 1  # time goes on
 
 
 def test_a_resumed_run_scales_its_loss_as_before(half_config):
     config = changed(half_config, amp="fp16")
-    trainee, resumed = trainee_of(config), trainee_of(config)
-    scaled_by(trainee, 2.0**9)
-    restore_training(snapshot(trainee, config, 1, -1.0), resumed)
-    assert resumed.scaler.state_dict() == trainee.scaler.state_dict()
+    state, resumed = state_of(config), state_of(config)
+    scaled_by(state, 2.0**9)
+    restore_training(snapshot(state, 1, -1.0), resumed)
+    assert resumed.scaler.state_dict() == state.scaler.state_dict()
     assert resumed.scaler.get_scale() == 2.0**9
 
 
@@ -142,11 +140,11 @@ def test_parts_are_whole_identities_with_batches_of_their_own(half_config, batch
     means, gradients, original = [], [], pmm.training.step._seed
     for half in range(2):
         part = type(batch)(*(value[8 * half : 8 * half + 8] for value in batch))
-        trainee = trainee_of(single)
+        state = state_of(single)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pmm.training.step, "_seed", lambda *stream, half=half: original(*stream[:-1], half))
-            means.append(train_step(trainee, part, single, CPU)["loss"])
-        gradients.append(gradient(trainee))
+            means.append(train_step(state, part)["loss"])
+        gradients.append(gradient(state))
     torch.testing.assert_close(losses["loss"], sum(means) / 2)
     expected = sum(gradients) / 2
     assert (found - expected).norm() <= 1e-5 * expected.norm()
@@ -159,10 +157,10 @@ def test_long_gradients_are_clipped(half_config, batch):
     assert clipped.norm() == pytest.approx(0.5, rel=1e-3)
     torch.testing.assert_close(clipped / clipped.norm(), free / free.norm(), rtol=1e-3, atol=1e-6)
     config = changed(half_config, batch_size=16, clip_norm=0.5, amp="fp16")
-    trainee = trainee_of(config)
-    scaled_by(trainee, 256.0)
-    train_step(trainee, batch, config, CPU)
-    assert gradient(trainee).norm() == pytest.approx(0.5, rel=1e-2)  # of the gradient, not of the scaled one
+    state = state_of(config)
+    scaled_by(state, 256.0)
+    train_step(state, batch)
+    assert gradient(state).norm() == pytest.approx(0.5, rel=1e-2)  # of the gradient, not of the scaled one
 
 
 def test_parts_and_processes_that_cannot_share_a_batch():
@@ -182,14 +180,14 @@ def test_parts_and_processes_that_cannot_share_a_batch():
 
 
 def test_what_only_gpus_do(half_config):
-    with pytest.raises(UserError, match="--sync-bn works on GPUs only"):
+    with refuses(ConflictingOptions, "cpu", options=("--sync-bn",), hint="leave it out"):
         check_device(changed(half_config, sync_bn=True), CPU)
-    trainee = make_train_state(build_model(changed(half_config)), changed(half_config, sync_bn=True), CPU, 1)
-    norms = [m for m in trainee.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    state = make_train_state(build_model(changed(half_config)), changed(half_config, sync_bn=True), CPU, 1)
+    norms = [m for m in state.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert norms
     assert all(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
     plain = build_model(changed(half_config))
-    plain.load_state_dict(trainee.model.state_dict())  # a checkpoint of it is like any other
+    plain.load_state_dict(state.model.state_dict())  # a checkpoint of it is like any other
 
 
 @pytest.mark.gpu
@@ -197,14 +195,14 @@ def test_what_only_gpus_do(half_config):
 def test_a_step_on_a_gpu_waits_for_nothing(half_config, batch, amp):
     device = torch.device("cuda")
     config = changed(half_config, batch_size=16, amp=amp, clip_norm=1.0)
-    trainee = make_train_state(build_model(config), config, device, 10)
-    trainee.model.train()
+    state = make_train_state(build_model(config), config, device, 10)
+    state.model.train()
     pinned = type(batch)(*(part.pin_memory() for part in batch))
     for step in range(2):
-        train_step(trainee, pinned, config, device, step=step)
+        train_step(state, pinned, step=step)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses = train_step(trainee, pinned, config, device, step=2)
+        losses = train_step(state, pinned, step=2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert losses["loss"].isfinite()

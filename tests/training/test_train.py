@@ -24,9 +24,10 @@ from pmm.training.launch import train
 from pmm.training.run_logger import RunLogger
 from pmm.training.state import learning_rate
 from pmm.training.step import collapsed
-from pmm.utils.errors import TrainingInterrupted, UserError
+from pmm.utils.errors import InvalidFile, InvalidValue, OutOfMemory, TrainingInterrupted, UserError
 from pmm.utils.files import claimed
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
+from tests.refusals import refuses
 
 ON_CPU, RESUMED = TrainOptions(device="cpu"), TrainOptions(device="cpu", resume=True)
 TIMES = ("seconds", "data_seconds", "step_seconds", "images_per_s", "memory_gb")
@@ -100,7 +101,7 @@ def test_a_run_resumes_only_on_its_own_data(trained, people, tmp_path):
         path.unlink()
     config = load_config(out)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
-    with pytest.raises(UserError, match=r"num_classes is 9, but .* has 8 training identities"):
+    with refuses(InvalidValue, root, name="model.num_classes", value=9, expected="8"):
         train(config, out, RESUMED)
 
 
@@ -142,7 +143,7 @@ def test_best_is_no_state_to_resume_from(small_config, trained, tmp_path):
     state = load(trained)
     state["epoch"] = 1
     torch.save(state, out / "last.pth")
-    with pytest.raises(UserError, match=r"no state to resume from"):
+    with refuses(InvalidFile, "best.pth", path="last.pth", hint="start a new run"):
         train(Config.from_dict(state["config"]), out, RESUMED)
 
 
@@ -208,7 +209,7 @@ def test_a_run_is_not_overwritten_and_a_finished_one_says_so(trained, people, tm
     out = shutil.copytree(trained.parent, tmp_path / "run", copy_function=shutil.copyfile)
     before = weights(trained)
     again = run_here("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", out)
-    assert_one_line_error(again, "holds a run; add --resume")
+    assert_one_line_error(again, f"{out}: ", "--resume", "--out")
     done = run_here("-m", "pmm.train", "--out", out, "--resume")
     assert done.returncode == 0, done.stderr
     assert "the run is finished (2 epochs)" in done.stdout
@@ -222,22 +223,20 @@ def test_a_run_is_not_overwritten_and_a_finished_one_says_so(trained, people, tm
 def test_bad_input_is_one_line(people, tmp_path):
     def refused(*args, expected):
         done = run_here("-m", "pmm.train", "--preset", "tiny", "--out", tmp_path / "run", *args)
-        assert_one_line_error(done, *expected)
+        assert_one_line_error(done, *map(str, expected))
 
-    refused("--dataset", "market1501", expected=["--dataset market1501 needs --root"])
-    refused("--dataset", "market1501", "--root", tmp_path / "none", expected=["is not a folder"])
-    refused("--dataset", "cuhk", "--root", people, expected=["unknown data set 'cuhk'"])
+    refused("--dataset", "market1501", expected=["--dataset market1501", "--root DIR"])
+    refused("--dataset", "market1501", "--root", tmp_path / "none", expected=[f"{tmp_path / 'none'}: ", "market1501"])
+    refused("--dataset", "cuhk", "--root", people, expected=["--dataset", "'cuhk'", "cuhk03-np-labeled"])
     refused("--root", people, "--batch-size", "64", expected=["a batch needs 16 identities", "has 11"])
     refused("--root", people, "--batch-size", "30", expected=["batch_size is 30", "multiple of images_per_id=4"])
     refused("--root", people, "--weights", "imagenet", expected=["resnet10 trunk has no such weights"])
-    refused("--root", people, "--k", "40", expected=["the 8x4 map of 128x64 crops has only 32 blocks"])
+    refused("--root", people, "--k", "40", expected=["--k is 40", "32 at most", "128x64"])
     refused("--root", people, "--preset", "huge", expected=["unknown preset 'huge'; known presets: paper, tiny"])
-    refused("--root", people, "--method", "pmn", expected=["unknown method 'pmn'; known methods: pmm, baseline, bdb, "])
-    refused("--root", people, "--method", "bdb", "--k", "2", expected=["--k says nothing to method bdb, only to pmm"])
-    refused(
-        "--root", people, "--direction", "paste", expected=["--direction says nothing to method pmm, only to a-cut"]
-    )
-    refused("--root", people, "--method", "a-cutmix", "--k=33", expected=["k is 33, but the 8x4 map of 128x64 crops"])
+    refused("--root", people, "--method", "pmn", expected=["--method is 'pmn'", "pmm, baseline, bdb, "])
+    refused("--root", people, "--method", "bdb", "--k", "2", expected=["--k ", "--method bdb", "--method pmm or "])
+    refused("--root", people, "--direction", "paste", expected=["--direction ", "--method pmm", "--method a-cutmix"])
+    refused("--root", people, "--method", "a-cutmix", "--k=33", expected=["--k is 33", "32 at most"])
     refused(
         "--root",
         people,
@@ -248,11 +247,11 @@ def test_bad_input_is_one_line(people, tmp_path):
         expected=["invalid choice 'up' for argument '--direction'"],
     )
     refused("--root", people, "--seed", "-1", expected=["seed is -1; it must be at least 0"])
-    refused("--root", people, "--num-classes", "777", expected=["num_classes is 777", "has 11 training identities"])
+    refused("--root", people, "--num-classes", "777", expected=["num_classes is 777", "11, ", people])
     refused("--root", people, "--seed", str(1 << 64), expected=["it must be at least 0 and below 2**64"])
-    refused("--root", people, "--synthetic-ids", "50", expected=["drawn with synthetic_ids=12, not 50"])
-    refused("--root", people, "--synthetic-ids", "200", expected=["drawn with synthetic_ids=12, not 200"])
-    refused("--root", people, "--synthetic-seed", "0", expected=["drawn with synthetic_seed=7, not 0"])
+    refused("--root", people, "--synthetic-ids", "50", expected=["synthetic_ids is 50", "12", people, "--root"])
+    refused("--root", people, "--synthetic-ids", "200", expected=["synthetic_ids is 200", "12", people, "--root"])
+    refused("--root", people, "--synthetic-seed", "0", expected=["synthetic_seed is 0", "7", people, "--root"])
     refused(
         "--preset", "paper", "--warmup", "0.4", expected=["--warmup would change nothing", "--schedule flat-cosine"]
     )
@@ -400,7 +399,9 @@ def test_collapse_is_noticed():
 
 def test_a_loss_that_is_not_finite_stops(small_config, tmp_path):
     config = dataclasses.replace(small_config, recipe=dataclasses.replace(small_config.recipe, lr=1e30, warmup=0.0))
-    with pytest.raises(UserError, match=r"epoch 1/2, step \d: the loss is (nan|inf).*lower --lr") as raised:
+    with refuses(
+        UserError, "epoch 1/2, step ", "the loss is ", tmp_path / "run" / "bad-batch.json", hint="--lr"
+    ) as raised:
         train(config, tmp_path / "run", ON_CPU)
     report = json.loads((tmp_path / "run" / "bad-batch.json").read_text())
     assert f"step {report['step']}:" in str(raised.value)
@@ -424,7 +425,7 @@ def test_bad_images_are_skipped_counted_and_named(people, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "held-out images skipped; " in done.stderr
     assert "images skipped so far; " in done.stderr
-    assert "not a readable image" in done.stderr
+    assert str(root / "bounding_box_train") in done.stderr
     counts = [json.loads(line)["skipped_images"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert counts == sorted(counts)
     state = load(tmp_path / "run" / "last.pth")
@@ -465,13 +466,14 @@ def test_a_gpu_that_torch_cannot_use_is_told(small_config, tmp_path, monkeypatch
     monkeypatch.setattr("pmm.utils.hardware.nvidia_gpus", lambda: ("a GPU",))
     monkeypatch.setattr("pmm.training.trainer.Trainer.run", lambda self, signalled: None)
     train(small_config, tmp_path / "run", TrainOptions(device="auto"))
-    assert "torch cannot use the NVIDIA GPU that is here, so this trains on the CPU" in caplog.text
+    assert "NVIDIA GPU" in caplog.text
+    assert "training runs on the CPU" in caplog.text
 
 
 def test_people_are_not_drawn_into_the_current_folder(tmp_path):
     """It could not be put in place at once."""
     done = run_here("-m", "pmm.train", "--preset", "tiny", "--root", ".", "--out", tmp_path / "run", cwd=tmp_path)
-    assert_one_line_error(done, ". is the current folder; give --root a folder of its own")
+    assert_one_line_error(done, "--root is '.'", "the current one")
 
 
 def test_a_worker_that_dies_is_one_line(small_config, tmp_path, monkeypatch):
@@ -487,7 +489,7 @@ def test_a_worker_that_dies_is_one_line(small_config, tmp_path, monkeypatch):
     monkeypatch.setattr(pmm.training.trainer, "train_step", kills_a_worker)
     others = set(multiprocessing.active_children())
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=2))
-    with pytest.raises(UserError, match=r"a process that loads images has ended .*use fewer --workers"):
+    with refuses(UserError, "DataLoader worker", hint="--workers"):
         train(config, tmp_path / "run", ON_CPU)
     assert not set(multiprocessing.active_children()) - others  # the other worker has ended too
     assert load(tmp_path / "run" / "last.pth")["epoch"] == 0
@@ -498,16 +500,13 @@ def test_a_gpu_that_is_full_is_one_line(small_config, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore")
 
     monkeypatch.setattr("pmm.training.trainer.train_step", full)
-    expected = (
-        r"memory is full \(CUDA out of memory. Tried .*\); free some of it and go on with --resume, or start a new"
-    )
-    with pytest.raises(UserError, match=expected) as told:
+    with refuses(OutOfMemory, "Tried to allocate 20 GiB", "--accumulate 2", "--amp bf16", hint="--resume"):
         train(small_config, tmp_path / "run", ON_CPU)
-    assert "\n" not in str(told.value)
     with monkeypatch.context() as patch:
         patch.setattr("pmm.training.trainer.make_train_state", full)
-        with pytest.raises(UserError, match=r"memory is full .*; free some of it and start again, or start a new run"):
+        with refuses(OutOfMemory, "Tried to allocate 20 GiB", hint="start again") as never_begun:
             train(small_config, tmp_path / "never begun", ON_CPU)
+    assert "--resume" not in str(never_begun.value)
 
     def broken(*args, **kwargs):
         raise RuntimeError("the size of tensor a")
@@ -523,7 +522,7 @@ def test_a_log_on_a_full_disk_is_named(tmp_path):
             raise OSError(28, "No space left on device")
 
     log = RunLogger(tmp_path / "metrics.jsonl", Full(), None)
-    with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left on device"):
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot write: No space left on device"):
         log.write({"epoch": 1})
 
 
@@ -540,7 +539,7 @@ def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, m
     train(dataclasses.replace(small_config, recipe=recipe, data=data), tmp_path / "run", ON_CPU)
     done = capsys.readouterr()
     assert done.out.count("  data 150 ms  step 225 ms  ") == 3
-    assert caplog.text.count("40% of the epoch was waiting for images") == 1
+    assert caplog.text.count("40% of the epoch was spent waiting for images") == 1
     assert done.out.count("config: recipe: epochs=3, batch_size=12,") == 1
 
 
@@ -591,5 +590,5 @@ def test_a_compiled_run_learns_what_an_eager_one_does(small_config, tmp_path):
 def test_a_model_without_its_last_checkpoint_is_not_overwritten(people, tmp_path):
     (tmp_path / "best.pth").write_bytes(b"mine")
     done = run_here("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", tmp_path)
-    assert_one_line_error(done, "holds best.pth of a run whose last.pth is gone")
+    assert_one_line_error(done, f"{tmp_path}: ", "best.pth", "last.pth", "--out")
     assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
