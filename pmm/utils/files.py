@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import CannotWrite, InvalidFile, one_of
 
 _LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 
@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`, else removed.
 
     A reader sees the old file or the new one, never a part; a full disk leaves the old one intact. Of a symbolic link
-    the file it leads to is replaced. Raises UserError if the folder cannot be written, the disk is full, or `path` is
+    the file it leads to is replaced. Raises CannotWrite if the folder cannot be written, the disk is full, or `path` is
     no regular file.
     """
     path = _replaceable(Path(path))
@@ -63,7 +63,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Create `path` and its parents. Raises UserError if that is not possible."""
+    """Create `path` and its parents. Raises CannotWrite if that is not possible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,9 +71,10 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """One line for an output path that is not writable or a disk that is full."""
-    return UserError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged")
+def cannot_write(path: Path, error: OSError) -> CannotWrite:
+    """For an output path that is not writable or a disk that is full."""
+    reason = f"cannot write: {error.strerror or error}"
+    return CannotWrite(reason, path=path, hint="earlier files are unchanged")
 
 
 def sweep(folder: Path, names: Iterable[str]) -> None:
@@ -85,14 +86,14 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process. Raises UserError if another process writes there."""
+    """Hold `folder` for this process. Raises CannotWrite if another process writes there."""
     with locked(folder / ".lock", wait=False):
         yield
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock file `path`; if another process holds it, wait for it, or raise UserError."""
+    """Hold the lock file `path`; if another process holds it, wait for it, or raise CannotWrite."""
     import fcntl
 
     make_folder(path.parent)
@@ -105,25 +106,28 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise UserError(f"{path.parent} is in use by another process; wait for it, or use another folder") from None
+            raise CannotWrite(
+                "it is in use by another process", path=path.parent, hint="wait for it, or use another folder"
+            ) from None
         except OSError as error:  # not every file system has locks
-            raise UserError(
-                f"{path.parent} cannot be locked ({error.strerror}); use a folder on another disk"
+            raise CannotWrite(
+                f"it cannot be locked ({error.strerror})", path=path.parent, hint="use a folder on another disk"
             ) from error
         yield
 
 
 def output_file(path: Path, *keep: Path, suffixes: tuple[str, ...] = ()) -> Path:
     """`path`, checked before hours of work are put into it: its folder can be written, it is none of the files to
-    `keep`, and it ends in one of `suffixes` if any are given.
+    `keep`, and its name ends in one of `suffixes`, if any.
 
-    Raises UserError.
+    Raises CannotWrite.
     """
     target = os.path.realpath(path)
     if any(target == os.path.realpath(file) for file in keep):
-        raise UserError(f"{path} is the file to read; give another name to write to")
+        raise CannotWrite("it is the file to read", path=path, hint="give another name to write to")
     if suffixes and path.suffix.lower() not in suffixes:
-        raise UserError(f"cannot write {path}: expected a name that ends in {' or '.join(suffixes)}")
+        ending = f"its name ends in {path.suffix}" if path.suffix else "its name has no ending"
+        raise CannotWrite(ending, path=path, expected=f"a name that ends in {one_of(suffixes)}")
     folder = make_folder(_replaceable(path).parent)
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -133,14 +137,14 @@ def output_file(path: Path, *keep: Path, suffixes: tuple[str, ...] = ()) -> Path
 
 
 def _replaceable(path: Path) -> Path:
-    """The file that `path` leads to. Raises UserError if it is there and no regular file, or one of an open stream,
+    """The file that `path` leads to. Raises CannotWrite if it exists and is no regular file, or one of an open stream,
     which would not be written to but replaced."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
+        raise CannotWrite("it is a folder", path=path, hint="give the name of a file")
     folders = {str(target.parent), os.path.realpath(path.parent)}
     if (target.exists() and not target.is_file()) or any(f == "/dev" or f"{f}/".startswith("/proc/") for f in folders):
-        raise UserError(f"cannot write {path}: it is a device or a pipe; give the name of a file")
+        raise CannotWrite("it is a device or a pipe", path=path, hint="give the name of a file")
     return target
 
 
@@ -153,18 +157,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def existing_file(path: str | Path, what: str) -> Path:
-    """`path` as a Path. Raises UserError if it is not a readable file."""
+def existing_file(path: str | Path, expected: str) -> Path:
+    """`path` as a Path. Raises InvalidFile, with what was `expected`, if it is not a readable file."""
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder; expected {what}")
-    if not path.exists():
-        raise UserError(f"{path} does not exist; expected {what}")
-    if not path.is_file():
-        raise UserError(f"{path} is a device or a pipe; expected {what}")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path} cannot be read (no permission); expected {what}")
-    return path
+        problem = "it is a folder"
+    elif not path.exists():
+        problem = "it does not exist"
+    elif not path.is_file():
+        problem = "it is a device or a pipe"
+    elif not os.access(path, os.R_OK):
+        problem = "it cannot be read (no permission)"
+    else:
+        return path
+    raise InvalidFile(problem, path=path, expected=expected)
 
 
 def _umask() -> int:

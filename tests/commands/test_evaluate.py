@@ -168,7 +168,7 @@ def test_a_folder_of_crops_without_cameras_says_what_that_means(trained, tmp_pat
 
 def test_what_is_read_is_not_written_to_and_nothing_is_made_for_a_file_that_is_not_there(exported, people, tmp_path):
     for out in (exported, manifest_path(exported)):
-        assert_one_line_error(evaluate(exported, people, "--json", out), f"{out} is the file to read; give another")
+        assert_one_line_error(evaluate(exported, people, "--json", out), f"{out}: it is the file to read; give another")
     both = ("--json", tmp_path / "both.csv", "--per-query", tmp_path / "both.csv")
     assert_one_line_error(evaluate(exported, people, *both), "--json and --per-query are both")
     (tmp_path / "link.csv").symlink_to(tmp_path / "both.csv")

@@ -180,7 +180,7 @@ def test_an_index_without_the_folder_it_was_made_of(artifact, people, tmp_path):
 @pytest.mark.parametrize("suffix", [".pth", ".onnx", ".npz", ".plan", ".engine"])
 def test_damaged_missing_and_empty_files_are_one_line(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"
-    assert_one_line_error(run_here("-m", "pmm", "info", path), f"model{suffix} does not exist")
+    assert_one_line_error(run_here("-m", "pmm", "info", path), f"model{suffix}: it does not exist")
     path.write_bytes(b"")
     assert_one_line_error(run_here("-m", "pmm", "info", path), f"model{suffix}: an empty file")
     path.write_bytes(b"\x80\x05damaged" * 9)
@@ -192,7 +192,7 @@ def test_damaged_missing_and_empty_files_are_one_line(tmp_path, suffix):
 
 
 def test_unknown_kinds_and_flags_are_one_line(tmp_path):
-    assert_one_line_error(run_here("-m", "pmm", "info", tmp_path / "a.txt"), "a.txt does not exist", ".pth", ".npz")
+    assert_one_line_error(run_here("-m", "pmm", "info", tmp_path / "a.txt"), "a.txt: it does not exist", ".pth", ".npz")
     (tmp_path / "a.txt").write_text("text")
     done = run_here("-m", "pmm", "info", tmp_path / "a.txt")
     assert_one_line_error(done, "neither its content nor its name", ".pth", ".onnx", ".plan, .engine", ".pt2", ".npz")

@@ -148,10 +148,10 @@ def test_mistakes_are_one_line(run, tmp_path):
         ([run, "--crops", "99", "--what", "lists"], "only 72 queries with a match in the gallery"),
         ([run, "--runs", tmp_path / "none"], "none: no such run"),
         ([run, "--against", run], "is the checkpoint itself"),
-        ([run, "--against", tmp_path / "other.pth"], "other.pth does not exist"),
+        ([run, "--against", tmp_path / "other.pth"], "other.pth: it does not exist"),
         ([run, "--out", garbage], "cannot write"),
         ([run, "--root", tmp_path / "gone"], "gone is not a folder"),
-        ([tmp_path / "no.pth"], "no.pth does not exist; expected a checkpoint"),
+        ([tmp_path / "no.pth"], "no.pth: it does not exist; expected a checkpoint"),
         ([tmp_path], "is a folder; expected a checkpoint"),
         ([garbage, "--what", "cam"], "garbage.pth: truncated, or not a checkpoint"),
     ):

@@ -158,7 +158,7 @@ def test_a_package_without_its_manifest_is_refused(copy, unloaded):
     manifest_path(copy).unlink()
     with pytest.raises(UserError, match=r"no manifest beside it \(model\.pt2\.json\); this package is executable code"):
         open_runner(copy)
-    with pytest.raises(UserError, match=r"gone\.pt2 does not exist"):
+    with pytest.raises(UserError, match=r"gone\.pt2: it does not exist"):
         open_runner(copy.with_name("gone.pt2"))
 
 
@@ -323,7 +323,7 @@ def test_it_is_described_without_torch_and_never_loaded(package, copy):
     manifest_path(copy).unlink()
     done = run_here("-m", "pmm", "info", copy, "--json")
     assert json.loads(done.stdout)["file"]["ours"] == "no: no manifest beside it (model.pt2.json)"
-    assert_one_line_error(run_here("-m", "pmm", "info", copy.with_name("none.pt2")), "none.pt2 does not exist")
+    assert_one_line_error(run_here("-m", "pmm", "info", copy.with_name("none.pt2")), "none.pt2: it does not exist")
     copy.write_bytes(b"")
     assert_one_line_error(run_here("-m", "pmm", "info", copy), "model.pt2: an empty file")
 

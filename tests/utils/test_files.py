@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import CannotWrite, InvalidFile
 from pmm.utils.files import claimed, existing_file, output_file, replacing, sha256, write_file
+from tests.refusals import refuses
 
 
 def test_write_replaces_whole(tmp_path):
@@ -50,7 +51,7 @@ def test_of_a_link_the_file_it_leads_to_is_replaced(tmp_path):
         assert output_file(link) == link
         write_file(link, content)
         assert (link.is_symlink(), real.read_text()) == (True, content)
-    with pytest.raises(UserError, match="is the file to read"):
+    with refuses(CannotWrite, "file to read", path=link):
         output_file(link, real)
     assert sorted(os.listdir(tmp_path)) == ["link.json", "there"]
 
@@ -61,7 +62,7 @@ def test_devices_pipes_and_open_streams_are_refused_not_replaced(tmp_path):
     before = os.stat("/dev/null").st_rdev
     for path in (tmp_path / "pipe", tmp_path / "out", "/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
         for write in (output_file, lambda path: write_file(path, "x")):
-            with pytest.raises(UserError, match=r"it is a device or a pipe; give the name of a file"):
+            with refuses(CannotWrite, "device or a pipe", path=path):
                 write(Path(path))
     assert os.stat("/dev/null").st_rdev == before
     assert (tmp_path / "pipe").is_fifo()
@@ -92,13 +93,14 @@ def test_full_disk_keeps_the_old_file(tmp_path):
     write_file(path, b"old")
     script = (
         "import resource, sys\nfrom pathlib import Path\n"
-        "from pmm.utils.files import write_file\nfrom pmm.utils.errors import UserError\n"
+        "from pmm.utils.files import write_file\nfrom pmm.utils.errors import CannotWrite\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_file(Path(sys.argv[1]), bytes(5000))\n"
-        "except UserError as error: print(error)\n"
+        "except CannotWrite as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
-    assert "cannot write" in done.stdout, done.stderr
+    assert done.stdout.startswith(f"{path}: "), done.stderr
+    assert "File too large" in done.stdout
     assert "unchanged" in done.stdout
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file.bin"]
@@ -106,25 +108,25 @@ def test_full_disk_keeps_the_old_file(tmp_path):
 
 def test_unwritable_places_are_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
+    with refuses(CannotWrite, "File exists", path=tmp_path / "file"):
         write_file(tmp_path / "file" / "below", "x")
-    with pytest.raises(UserError, match="it is a folder"):
+    with refuses(CannotWrite, "folder", path=tmp_path, hint="name of a file"):
         write_file(tmp_path, "x")
 
 
 def test_a_folder_has_one_writer(tmp_path):
     script = (
         "import sys; from pathlib import Path\n"
-        "from pmm.utils.errors import UserError; from pmm.utils.files import claimed\n"
+        "from pmm.utils.errors import CannotWrite; from pmm.utils.files import claimed\n"
         "try:\n  with claimed(Path(sys.argv[1])): print('got it')\n"
-        "except UserError as error: print(error)\n"
+        "except CannotWrite as error: print(error)\n"
     )
 
     def other():
         return subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True).stdout
 
     with claimed(tmp_path):
-        assert "in use by another process" in other()
+        assert other().startswith(f"{tmp_path}: it is in use by another process")
     assert "got it" in other()
 
 
@@ -136,16 +138,16 @@ def test_a_disk_without_locks_is_not_taken_for_another_writer(tmp_path, monkeypa
 
     monkeypatch.setattr(fcntl, "flock", none)
     with (
-        pytest.raises(UserError, match=r"cannot be locked \(No locks .*\); use a folder on"),
+        refuses(CannotWrite, "locked", "No locks available", path=tmp_path, hint="another disk"),
         claimed(tmp_path),
     ):
         pass
 
 
 def test_existing_file(tmp_path):
-    with pytest.raises(UserError, match=r"does not exist; expected a checkpoint"):
+    with refuses(InvalidFile, "does not exist", path=tmp_path / "no.pth", expected="a checkpoint"):
         existing_file(tmp_path / "no.pth", "a checkpoint")
-    with pytest.raises(UserError, match="is a folder; expected a checkpoint"):
+    with refuses(InvalidFile, "folder", path=tmp_path, expected="a checkpoint"):
         existing_file(tmp_path, "a checkpoint")
 
 
@@ -162,8 +164,9 @@ def umask():
 
 def test_a_name_with_another_ending_is_refused(tmp_path):
     assert output_file(tmp_path / "a.PLAN", suffixes=(".plan", ".engine")) == tmp_path / "a.PLAN"
-    with pytest.raises(UserError, match=r"a\.json: expected a name that ends in \.plan or \.engine"):
-        output_file(tmp_path / "a.json", suffixes=(".plan", ".engine"))
+    for name in ("a.json", "a"):
+        with refuses(CannotWrite, path=tmp_path / name, expected=".plan or .engine"):
+            output_file(tmp_path / name, suffixes=(".plan", ".engine"))
 
 
 def _begin_and_stay(begun):

@@ -79,7 +79,7 @@ def test_a_line_that_is_no_epoch_is_named(tmp_path, bad):
 def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such run; expected the folder of one, as runs/NAME"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"metrics\.jsonl does not exist; expected the metrics of a run"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: it does not exist; expected the metrics of a run"):
         read_run(tmp_path)
     with pytest.raises(UserError, match="has no epoch yet"):
         read_run(write(tmp_path / "empty", []))
