@@ -1,4 +1,4 @@
-"""Trunks: an image [N, 3, H, W] to the feature map F1 [N, C, H/16, W/16], with stride 1 in the last stage."""
+"""Backbones: an image [N, 3, H, W] to the feature map F1 [N, C, H/16, W/16], with stride 1 in the last stage."""
 
 from __future__ import annotations
 
@@ -65,5 +65,5 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {"resnet50": resnet50_backbone, "
 
 
 def build_backbone(name: str) -> Backbone:
-    """The trunk of that name, randomly initialised."""
+    """The backbone of that name, randomly initialised."""
     return BACKBONES[name]()

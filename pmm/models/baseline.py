@@ -1,4 +1,4 @@
-"""The baseline: a trunk, its average and one head, which is PMM's stage I alone."""
+"""The baseline: a backbone, its average and one head, which is PMM's stage I alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import InferenceModel, TrainOutput, UnitLength
+from pmm.models.output import InferenceModel, L2Normalize, TrainOutput
 from pmm.models.stages import Head
 
 
 class Baseline(nn.Module):
-    """The average of F1 = trunk through one head; nothing in it is random."""
+    """The average of F1 = backbone through one head; nothing in it is random."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -20,26 +20,26 @@ class Baseline(nn.Module):
         dim, neck = config.feature_dim, config.neck == "bn"
         self.stages = nn.ModuleList([Head(self.backbone.channels, dim, config.num_classes, fan="fan_in", neck=neck)])
         self.embedding_dim, self.normalised = dim, config.metric == "cosine"
-        self.finish = UnitLength() if self.normalised else nn.Identity()
+        self.l2_normalize = L2Normalize() if self.normalised else nn.Identity()
 
     def forward(
         self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor | TrainOutput:
-        """As `pmm.models.multi_branch.MultiBranchNet.forward`; identities and `generator` change nothing here."""
+        """As `pmm.models.multi_branch.MultiBranchNet.forward`; `pids` only choose training, `generator` is not used."""
         (head,) = self.stages
         average = self.backbone(images).mean((2, 3))
         if pids is None:
-            return self.finish(head.feature(average))  # type: ignore[operator]
+            return self.l2_normalize(head.feature(average))  # type: ignore[operator]
         feature, logits = head(average)
         return TrainOutput((feature,), (logits,))
 
     def deployed(self) -> InferenceModel:
         """The test-time network: the classifier is left out."""
         (head,) = self.stages
-        return InferenceModel(_Map(self.backbone), _Tail(head), normalised=self.normalised)  # type: ignore[arg-type]
+        return InferenceModel(_OneMap(self.backbone), _AverageTail(head), normalised=self.normalised)  # type: ignore[arg-type]
 
 
-class _Map(nn.Module):
+class _OneMap(nn.Module):
     """images -> (F1,)."""
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -50,7 +50,7 @@ class _Map(nn.Module):
         return (self.backbone(images),)
 
 
-class _Tail(nn.Module):
+class _AverageTail(nn.Module):
     """F1 -> the embedding."""
 
     def __init__(self, head: Head) -> None:

@@ -1,4 +1,4 @@
-"""What all methods but the baseline share: two maps of one trunk, a head per stage, and the test-time network."""
+"""Shared by all methods but the baseline: two maps of one backbone, a head per stage, and the test-time network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torchvision.models.resnet import Bottleneck
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import InferenceModel, MixedLabels, TrainOutput, UnitLength
+from pmm.models.output import InferenceModel, L2Normalize, MixedLabels, TrainOutput
 from pmm.models.stages import Head
 
 
 class MultiBranchNet(nn.Module):
-    """F1 = trunk, X = extra bottleneck of F1. The first stage pools F1 by average, the others X by maximum.
+    """F1 = backbone, X = extra bottleneck of F1. The first stage pools F1 by average, the others X by maximum.
 
-    What the other stages see of X in training is what tells the methods apart: see `train_stages`.
+    Methods differ in how the other stages see X in training: see `train_stages`.
     """
 
     def __init__(self, config: ModelConfig, feature_dims: Sequence[int]) -> None:
@@ -31,15 +31,15 @@ class MultiBranchNet(nn.Module):
             for stage, dim in enumerate(feature_dims)
         )
         self.embedding_dim, self.normalised = sum(feature_dims), config.metric == "cosine"
-        self.finish = UnitLength() if self.normalised else nn.Identity()
+        self.l2_normalize = L2Normalize() if self.normalised else nn.Identity()
 
     def forward(
         self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor | TrainOutput:
         """images [N, 3, H, W], normalised.
 
-        Without `pids`: the embedding [N, embedding_dim], of X as it is; of length 1 if `normalised`. With `pids` [N]
-        (class indices): features and logits of the stages as in training; `generator` draws what is random in it.
+        Without `pids`: the embedding [N, embedding_dim], of norm 1 if `normalised`. With `pids` [N] (class indices):
+        features and logits of the stages as in training; `generator` draws all random numbers of the method.
         """
         f1 = self.backbone(images)
         x = self.bottleneck(f1)
@@ -49,7 +49,7 @@ class MultiBranchNet(nn.Module):
         first, *others = self.stages
         largest = x.amax((2, 3))
         features = [first.feature(average), *(head.feature(largest) for head in others)]  # type: ignore[operator]
-        return self.finish(torch.cat(features, 1))
+        return self.l2_normalize(torch.cat(features, 1))
 
     def train_stages(
         self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None
@@ -64,11 +64,11 @@ class MultiBranchNet(nn.Module):
 
     def deployed(self) -> InferenceModel:
         """The test-time network: all stages but the first read the same vector, so their reductions are one layer."""
-        maps, tail = _Maps(self.backbone, self.bottleneck), _Tail(*self.stages)
+        maps, tail = _TwoMaps(self.backbone, self.bottleneck), _StagesTail(*self.stages)
         return InferenceModel(maps, tail, normalised=self.normalised)
 
 
-class _Maps(nn.Module):
+class _TwoMaps(nn.Module):
     """images -> (F1, X)."""
 
     def __init__(self, backbone: nn.Module, bottleneck: nn.Module) -> None:
@@ -80,7 +80,7 @@ class _Maps(nn.Module):
         return f1, self.bottleneck(f1)
 
 
-class _Tail(nn.Module):
+class _StagesTail(nn.Module):
     """(F1, X) -> the embedding of all stages."""
 
     def __init__(self, first: Head, *others: Head) -> None:

@@ -1,4 +1,4 @@
-"""What a model returns in training, and what it leaves for deployment."""
+"""A model's output in training, and the network that is deployed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class MixedLabels(NamedTuple):
 
 
 class TrainOutput(NamedTuple):
-    """Per stage: the features [N, F] the triplet loss sees, the identity logits [N, K] and how its labels are mixed.
+    """Per stage: the features [N, F] for the triplet loss, the identity logits [N, K] and how its labels are mixed.
 
-    None for a stage whose label is the anchor's alone; `mixed` may be empty if that holds for all.
+    `mixed` is None for a stage whose labels are the anchors', and may be empty if that holds for all.
     """
 
     features: tuple[Tensor, ...]
@@ -27,39 +27,39 @@ class TrainOutput(NamedTuple):
     mixed: tuple[MixedLabels | None, ...] = ()
 
 
-class UnitLength(nn.Module):
-    """Embeddings [N, D] to length 1, in which the Euclidean ranking is the cosine's; an embedding of zeros stays."""
+class L2Normalize(nn.Module):
+    """Embeddings [N, D] to norm 1, so that Euclidean ranking is cosine ranking; an embedding of zeros stays."""
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return F.normalize(embeddings)
 
 
 class Mix(NamedTuple):
-    """One Hard-Mix of a batch: what guided it, what it took from whom, and what the stage after it sees."""
+    """One Hard-Mix of a batch."""
 
     cam: Tensor
-    """Class activation map of the stage before [N, h, w], float32."""
+    """Class activation map of the previous stage [N, h, w], float32, which selects the cells."""
     partner: Tensor
     """Index of each sample's partner [N]."""
     replaced: Tensor
     """Cells taken from the partner [N, h, w] bool."""
     pooled: Tensor
-    """Global maxima of the mixed map [N, C]."""
+    """Global maxima of the mixed map [N, C], which the next stage sees."""
 
 
 class InferenceModel(nn.Module):
     """A test-time network in two parts, so that an export can run the expensive one in another precision.
 
-    `trunk` maps normalised images [N, 3, H, W] to a tuple of maps; `tail` pools them into features [N, D] and `finish`
-    makes the embedding of those, bringing it to length 1 if `normalised`; both always run in fp32.
+    `trunk` maps normalised images [N, 3, H, W] to a tuple of maps; `tail` pools them into features [N, D], and
+    `l2_normalize` makes embeddings of those, of norm 1 if `normalised` (else it is the identity); both run in fp32.
     """
 
     def __init__(self, trunk: nn.Module, tail: nn.Module, *, normalised: bool) -> None:
         super().__init__()
         self.trunk = trunk
         self.tail = tail
-        self.finish = UnitLength() if normalised else nn.Identity()
+        self.l2_normalize = L2Normalize() if normalised else nn.Identity()
         self.normalised = normalised
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.finish(self.tail(*self.trunk(images)))
+        return self.l2_normalize(self.tail(*self.trunk(images)))

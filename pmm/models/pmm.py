@@ -13,7 +13,7 @@ from pmm.ops.mixed_cam import cam
 
 
 class PMM(MultiBranchNet):
-    """Three stages on one trunk. F1 = trunk; X = extra bottleneck of F1.
+    """Three stages on one backbone. F1 = backbone; X = extra bottleneck of F1.
 
     Stage I pools F1 by average. In training, stage II pools Hard-Mix(X, CAM(F1, z1)) by maximum and stage III
     Hard-Mix(X, CAM(X2, z2)), each with freshly drawn partners; at test both pool X itself.
@@ -26,7 +26,7 @@ class PMM(MultiBranchNet):
     def train_stages(
         self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None
     ) -> TrainOutput:
-        """Mixed; `generator` draws the partners."""
+        """With the mixes; `generator` draws the partners."""
         mixes = self.mixes(f1, x, average, pids, generator)
         labels = (self.labels(pids, mix.partner, mix.replaced) for mix in mixes)
         return self.heads(average, *(mix.pooled for mix in mixes), mixed=(None, *labels))
@@ -34,7 +34,7 @@ class PMM(MultiBranchNet):
     def mixes(
         self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None
     ) -> tuple[Mix, Mix]:
-        """The Hard-Mixes of X before stages II and III, from what `train_stages` takes."""
+        """The Hard-Mixes of X before stages II and III; arguments as in `train_stages`."""
         head1, head2, _ = self.stages
         cells = f1.shape[2] * f1.shape[3]
 

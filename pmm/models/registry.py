@@ -1,4 +1,4 @@
-"""The methods that can be trained, by name. Loads no torch until a model is built: command lines are checked before."""
+"""The methods that can be trained, by name. Loads no torch until a model is built, so that flags are checked fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ReidModel(Protocol):
-    """What every method offers; see `pmm.models.multi_branch.MultiBranchNet` for shapes."""
+    """The interface of every method's model; see `pmm.models.multi_branch.MultiBranchNet` for shapes."""
 
     embedding_dim: int
     normalised: bool
@@ -58,11 +58,11 @@ _BLOCKS = ("block", "k", "on_empty")
 METHODS: dict[str, Method] = {
     "pmm": Method(network="pmm.models.pmm:PMM", config_keys=_BLOCKS, uses_kernels=True),
     "baseline": Method(network="pmm.models.baseline:Baseline"),
-    "bdb": Method(network="pmm.models.bdb:BDB"),
-    "cutout-batch": Method(network="pmm.models.cutout:CutoutBatch"),
-    "cutout-sample": Method(network="pmm.models.cutout:CutoutSample"),
+    "bdb": Method(network="pmm.models.drop_block:BDB"),
+    "cutout-batch": Method(network="pmm.models.drop_block:CutoutBatch"),
+    "cutout-sample": Method(network="pmm.models.drop_block:CutoutSample"),
     "cutmix": Method(network="pmm.models.cutmix:CutMix", uses_kernels=True),
-    "a-cutmix": Method(network="pmm.models.a_cutmix:ACutMix", config_keys=(*_BLOCKS, "direction"), uses_kernels=True),
+    "a-cutmix": Method(network="pmm.models.cutmix:ACutMix", config_keys=(*_BLOCKS, "direction"), uses_kernels=True),
 }
 """Name -> method. A new one is a class with the interface of `ReidModel` and a line here, and a word in the help of
 `pmm.config`; `tests/models/test_methods.py` then tries it."""

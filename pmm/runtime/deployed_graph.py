@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.data.preprocessing import Preprocessing
 from pmm.models.fold_batchnorm import fold_batch_norms
-from pmm.models.output import InferenceModel, UnitLength
+from pmm.models.output import InferenceModel, L2Normalize
 from pmm.models.registry import deployed
 from pmm.runtime.eager import Normalise
 
@@ -43,11 +43,11 @@ class DeployedGraph(nn.Module):
             preprocessing = _reverse_channels(network.trunk, preprocessing)
         self.normalise = Normalise(preprocessing) if input.normalised_by == "graph" else nn.Identity()
         self.dtype = TRUNK_TYPES[precision]
-        self.trunk, self.tail, self.finish = network.trunk.to(self.dtype), network.tail, network.finish
+        self.trunk, self.tail, self.l2_normalize = network.trunk.to(self.dtype), network.tail, network.l2_normalize
         self.embedding = embedding
         # the mean of two embeddings of length 1 is shorter
         again = embedding.normalised and (embedding.flip_tta or not network.normalised)
-        self.returned = UnitLength() if again else nn.Identity()
+        self.returned = L2Normalize() if again else nn.Identity()
         for parameter in self.parameters():
             parameter.requires_grad_(False)
 
@@ -55,7 +55,7 @@ class DeployedGraph(nn.Module):
         x = self.normalise(images)
         if self.embedding.flip_tta:
             x = torch.cat([x, x.flip(3)])
-        found = self.finish(self.tail(*(maps.float() for maps in self.trunk(x.to(self.dtype)))))
+        found = self.l2_normalize(self.tail(*(maps.float() for maps in self.trunk(x.to(self.dtype)))))
         if self.embedding.flip_tta:
             found = found.view(2, -1, self.embedding.dim).mean(0)
         return self.returned(found)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.config import preset
-from pmm.models import a_cutmix, cutmix, cutout
+from pmm.models import cutmix, drop_block
 from pmm.models import pmm as pmm_module
-from pmm.models.bdb import drop_mask
 from pmm.models.cutmix import mixed_labels, random_box
+from pmm.models.drop_block import drop_mask
 from pmm.models.registry import build_model
 from pmm.ops import hard_mix_select
 
@@ -85,7 +85,7 @@ def test_the_baseline_of_the_paper_has_512_dimensions_and_pmms_first_head():
 @pytest.mark.parametrize("method", ["cutout-batch", "cutout-sample"])
 def test_cutout_zeroes_a_rectangle_in_each_of_two_stages(method, monkeypatch):
     model, (f1, x, average) = model_of(method), maps()
-    seen, drawn = seen_by(model, monkeypatch), drawing(monkeypatch, cutout, "drop_mask")
+    seen, drawn = seen_by(model, monkeypatch), drawing(monkeypatch, drop_block, "drop_mask")
     model.train_stages(f1, x, average, PIDS, torch.Generator().manual_seed(0))
     assert torch.equal(seen[0], average)
     assert len(drawn) == 2
@@ -107,7 +107,7 @@ def test_cutout_zeroes_a_rectangle_in_each_of_two_stages(method, monkeypatch):
 def test_cutout_lets_no_nan_through_from_what_it_zeroes(monkeypatch):
     model, (f1, x, average) = model_of("cutout-sample"), maps()
     masks = drop_mask(8, 4, CPU, None, 6)
-    monkeypatch.setattr(cutout, "drop_mask", lambda *args: masks)
+    monkeypatch.setattr(drop_block, "drop_mask", lambda *args: masks)
     x = x.masked_fill(masks[:, None], torch.nan).requires_grad_()
     output = model.train_stages(f1, x, average, PIDS, None)
     assert all(z.isfinite().all() for z in output.logits)
@@ -253,9 +253,7 @@ def test_a_cutmix_pasted_lets_no_nan_through_from_what_is_covered():
     assert pooled[0].isnan().all()
     assert pooled[1].isfinite().all()
     assert taken.sum((1, 2)).tolist() == [30, 30]
-    assert (
-        a_cutmix.mixed_labels(torch.tensor([0, 1]), torch.tensor([1, 0]), taken).anchor_share.tolist() == [2 / 32] * 2
-    )
+    assert cutmix.mixed_labels(torch.tensor([0, 1]), torch.tensor([1, 0]), taken).anchor_share.tolist() == [2 / 32] * 2
 
 
 def test_pmm_with_k_0_is_three_heads_without_mixing(monkeypatch):

@@ -188,9 +188,9 @@ def test_the_graph_brings_embeddings_to_length_1_once(metric, normalise, flip):
         if metric == "cosine" or normalise:
             expected = expected / expected.norm(dim=1, keepdim=True)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    from pmm.models.output import UnitLength
+    from pmm.models.output import L2Normalize
 
-    steps = sum(isinstance(module, UnitLength) for module in graph.modules())
+    steps = sum(isinstance(module, L2Normalize) for module in graph.modules())
     assert steps == {("cosine", True): 2, ("cosine", False): 1}.get((metric, flip), int(normalise))
 
 
