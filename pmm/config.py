@@ -6,8 +6,9 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pmm.utils.arguments import Arg
 from pmm.utils.errors import UserError
 from pmm.utils.from_dict import from_dict
 
@@ -32,16 +33,16 @@ def _require(condition: bool, key: str, value: object, expected: str) -> None:
 class DataConfig:
     """Which people, and the size and scale in which the network sees them."""
 
-    dataset: str = SYNTHETIC
-    """Data set: synthetic (drawn if not there), market1501, dukemtmc-reid, cuhk03-np-labeled, cuhk03-np-detected,
+    dataset: Annotated[str, Arg("NAME")] = SYNTHETIC
+    """Data set: synthetic (drawn the first time), market1501, dukemtmc-reid, cuhk03-np-labeled, cuhk03-np-detected,
     msmt17-v1, msmt17-v2, or folder (one folder of crops per identity)."""
-    root: str = ""
-    """Folder that holds the data set, or the one it lies in under its usual name; for synthetic people
-    runs/people-IDS-SEED if not given."""
+    root: Annotated[str, Arg("DIR")] = ""
+    """Folder of the data set, or the folder that has it under its usual name (default: runs/people-IDS-SEED for
+    synthetic identities)."""
     synthetic_ids: int = 200
-    """Identities to draw per split, if the synthetic people have to be drawn."""
+    """Identities per split, where synthetic ones are drawn."""
     synthetic_seed: int = 0
-    """Seed of the drawing, if the synthetic people have to be drawn."""
+    """Seed of the drawing, where synthetic identities are drawn."""
     height: int = 384
     """Crop height in pixels."""
     width: int = 128
@@ -51,9 +52,9 @@ class DataConfig:
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation per RGB channel, of pixels in 0..1."""
     val_identities: float = 0.0
-    """Share of the training identities held out to choose best.pth (0: best is last)."""
+    """Share of the training identities that is held out to choose best.pth; with 0, best.pth is last.pth."""
     workers: int = 4
-    """Processes that load training images (0: load in the training process)."""
+    """Processes that load training images; 0 loads them in the training process."""
 
     def __post_init__(self) -> None:
         fits = min(self.height, self.width) > 0 and max(self.height, self.width) <= MOST_SIDE
@@ -67,31 +68,31 @@ class DataConfig:
 class ModelConfig:
     """The network and the mix. Sizes that follow from the backbone or the data are not repeated here."""
 
-    method: str = "pmm"
+    method: Annotated[str, Arg("NAME")] = "pmm"
     """Method: pmm, baseline (stage I alone), bdb (Batch DropBlock), cutout-batch, cutout-sample (rectangles of zeros in
     place of the mix), cutmix (a rectangle of the partner, labels mixed) or a-cutmix (pmm's blocks, labels mixed)."""
     backbone: Literal["resnet50", "resnet10"] = "resnet50"
-    """Trunk: resnet50, or resnet10 (small: widths 16 to 128, for CPUs)."""
+    """Backbone: resnet50, or resnet10 (16 to 128 channels wide, for CPUs)."""
     weights: str = "auto"
-    """Start of the trunk: imagenet, none, a FILE with a ResNet-50 state dict, or auto (imagenet for resnet50 on real
-    people, none on synthetic ones and for resnet10)."""
+    """Initial weights of the backbone: imagenet, none, a FILE with a ResNet-50 state dict, or auto (none for resnet10
+    and on synthetic identities, else imagenet)."""
     feature_dim: int = 512
-    """Dimension of each stage's feature; the embedding has three of them (baseline: one)."""
+    """Dimension of each stage's feature; the embedding is three of them (one for baseline)."""
     num_classes: int = 0
-    """Training identities; 0: taken from the data."""
+    """Training identities; 0 takes their number from the data."""
     neck: Literal["none", "bn"] = "none"
     """Heads: the paper's, or BN-necks (the triplet loss sees the feature before the batch-norm, a classifier without a
     bias and the embedding the one after it)."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
-    """How embeddings are compared: as they are, or by cosine (the model and every export give them length 1)."""
+    """How embeddings are compared: as they are, or by cosine (the model and every export normalise them to norm 1)."""
     block: tuple[int, int] = (3, 2)
-    """Height and width, in cells of the feature map, of the blocks that are ranked (pmm, a-cutmix)."""
+    """For pmm and a-cutmix: height and width of the blocks that are ranked, in cells of the feature map."""
     k: int = 3
-    """Blocks that are mixed per sample (pmm, a-cutmix; 0: three heads, no mixing)."""
+    """For pmm and a-cutmix: blocks that are mixed per sample; 0 trains three heads without mixing."""
     on_empty: Literal["first", "skip"] = "first"
-    """Samples whose CAM is empty: mix the first k blocks, or none (skip) (pmm, a-cutmix)."""
+    """For pmm and a-cutmix: samples with an empty CAM have their first k blocks mixed, or none (skip)."""
     direction: Literal["replace", "paste"] = "replace"
-    """Attentive blocks: overwrite them with the partner's, or paste them into the partner's map (a-cutmix)."""
+    """For a-cutmix: replace the attentive blocks by the partner's, or paste them into the partner's map."""
 
     def __post_init__(self) -> None:
         _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "in 1..65536")
@@ -105,19 +106,19 @@ class RecipeConfig:
     """How the network is trained (the defaults are the paper's)."""
 
     epochs: int = 400
-    """Epochs; each visits every identity once."""
+    """Number of epochs; each visits every identity once."""
     batch_size: int = 128
-    """Images per batch: identities times images_per_id."""
+    """Images per batch: identities times --images-per-id."""
     images_per_id: int = 4
     """Images of one identity in a batch."""
     schedule: Literal["paper", "flat-cosine"] = "paper"
-    """Learning rate: the paper's steps (stretched if epochs differ from 400), or warm-up, flat, cosine."""
+    """Learning rate: the paper's steps (stretched to --epochs), or a warm-up, then flat, then a cosine."""
     lr: float = 1e-3
     """Highest learning rate."""
     warmup: float = 0.125
-    """Share of the iterations with a rising learning rate (flat-cosine)."""
+    """For flat-cosine: share of the iterations in which the learning rate rises."""
     flat: float = 0.5
-    """Share of the iterations after which the learning rate falls (flat-cosine)."""
+    """For flat-cosine: share of the iterations after which the learning rate falls."""
     weight_decay: float = 5e-4
     """Weight decay of Adam."""
     label_smoothing: float = 0.1
@@ -131,20 +132,20 @@ class RecipeConfig:
     cutout_size: tuple[int, int] = (64, 64)
     """Height and width of the Cutout rectangle, in pixels."""
     val_every: int = 1
-    """Epochs between two looks at the held-out identities."""
+    """Epochs between two evaluations on the held-out identities."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Forward and backward in mixed precision: bf16, or fp16 with a scaled loss; CAMs and losses stay in fp32."""
     compile: bool = False
     """Compile the network with torch.compile (the first steps take minutes)."""
     accumulate: int = 1
-    """Parts that a batch is cut into where memory is short, whole identities each, one forward and backward after the
-    other; batch statistics, triplets and partners stay within a part."""
+    """Parts that a batch is split into to save memory: whole identities, each part with its own forward and backward
+    pass; batch statistics, triplets and partners stay within a part."""
     clip_norm: float = 0.0
-    """Longest gradient (2-norm over all weights); a longer one is scaled down (0: as long as it is)."""
+    """Largest 2-norm of the gradient over all weights; a larger one is scaled down to it. 0 means no limit."""
     gather: bool = False
-    """With several processes: find the triplets in the batch of all, not in each one's share."""
+    """With several processes: find the triplets in the whole batch, not in the share of each process."""
     sync_bn: bool = False
-    """With several GPUs: batch-norm statistics over the batch of all."""
+    """With several GPUs: batch-norm statistics over the whole batch."""
 
     def __post_init__(self) -> None:
         _require(self.val_every > 0, "val_every", self.val_every, "at least 1")
@@ -201,10 +202,9 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    preset: str = "paper"
-    """The set of defaults the other values started from: paper, strong (today's recipe), or for CPUs tiny or
-    tiny-strong."""
+    recipe: Annotated[RecipeConfig, Arg(group="training")] = field(default_factory=RecipeConfig)
+    preset: Annotated[str, Arg("NAME")] = "paper"
+    """Set of defaults of the other flags: paper, strong (a current recipe), or tiny and tiny-strong for CPUs."""
     seed: int = 0
     """Seed of the weights, the order of the data, the augmentation and the partners."""
 

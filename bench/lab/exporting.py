@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import tyro
 
 from pmm.artifacts.artifact import Artifact
 from pmm.artifacts.onnx_file import read_onnx
@@ -36,6 +35,7 @@ from pmm.gallery.embed import embed_crops
 from pmm.runtime.base import Embeddings
 from pmm.runtime.open import open_runner
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
 from pmm.utils.environment import report_header
 from pmm.utils.errors import UserError
@@ -168,7 +168,7 @@ PROG = "bench.lab.exporting"
 class ExportingCommand:
     """`python -m bench.lab.exporting [CKPT]`"""
 
-    checkpoint: tyro.conf.Positional[Path | None] = None
+    checkpoint: Annotated[Path | None, Arg("CKPT", positional=True)] = None
     """Checkpoint (default: preset paper with random weights, its batch-norm statistics from 256 crops)."""
     root: Path = Path("runs/demo/data")
     """Data set to verify and calibrate on."""

@@ -9,12 +9,11 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import tyro
+from typing import Annotated, Any, Literal
 
 from pmm.config import fast_mode
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.errors import UserError
 from pmm.utils.files import output_file, write_file
 
@@ -26,10 +25,12 @@ SCHEMA = "pmm-gpu-check-1"
 class GpuCheckCommand:
     """`python -m bench.lab.gpu_check ...`"""
 
-    check: tyro.conf.Positional[Literal["libraries", "throughput", "resume", "distributed", "engine"]]
+    check: Annotated[
+        Literal["libraries", "throughput", "resume", "distributed", "engine"], Arg("CHECK", positional=True)
+    ]
     """libraries: each library's CUDA; throughput: of training steps; resume: a run goes on to the bit; distributed: one
     process by NCCL; engine: an ENGINE and its CHECKPOINT."""
-    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    files: Annotated[tuple[Path, ...], Arg("FILE", positional=True)] = ()
     """For engine: the engine, and the checkpoint that it came from."""
     device: str = "cuda"
     """Where: cpu, cuda, or cuda:N for the GPU of that number."""

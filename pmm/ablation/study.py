@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pmm.ablation.rows import DEFAULT_ROWS, Row, against_of, check_models, chosen, config_of, named, rows_of
 from pmm.ablation.runs import EVALUATION, AblationRun, RunOutcome, changes, forget, run_all, state
-from pmm.artifacts.runs import RUNS
+from pmm.artifacts.origin import RUNS
 from pmm.bench.pages.format import how_many
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
 from pmm.data.readers import read_dataset
@@ -20,6 +20,7 @@ from pmm.data.samples import ReidDataset
 from pmm.data.splits import distractors
 from pmm.training.data_setup import SYNTHETIC_KEYS, resolve_config, training_data
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.environment import describe_environment
 from pmm.utils.errors import UserError
 from pmm.utils.hardware import cuda_index, gpu_at, usable_cores
@@ -36,37 +37,37 @@ FAST_SEEDS = 2
 class AblationOptions:
     """What is compared, and how much of the machine that may take."""
 
-    methods: str = ""
-    """Rows, as METHOD, METHOD:KEY=VALUE:... (flags of pmm train) or PRESET/METHOD, with commas between (default: all
-    methods of the paper's tables and pmm:k=0, which does not mix; with --compare-presets: pmm)."""
-    preset: str = "tiny"
+    methods: Annotated[str, Arg("ROWS", group="rows")] = ""
+    """Rows with commas between, each a METHOD, METHOD:KEY=VALUE:... with flags of pmm train, or PRESET/METHOD (default:
+    all methods of the paper's tables and pmm:k=0, which does not mix; with --compare-presets: pmm)."""
+    preset: Annotated[str, Arg("NAME", group="rows")] = "tiny"
     """Preset of the rows that name none."""
-    compare_presets: str = ""
-    """Presets with commas between, as tiny,paper: each of --methods is trained with each of them."""
-    against: str = ""
-    """Row that the others are compared with (default: baseline if it is there, else the first)."""
-    seeds: int = 5
-    """Seeds per row. One seed gives all rows the same order of the data and the same start of the trunk."""
-    first_seed: int = 0
+    compare_presets: Annotated[str, Arg("NAMES", group="rows")] = ""
+    """Presets with commas between, as tiny,paper: each of --methods is trained with each preset."""
+    against: Annotated[str, Arg("ROW", group="rows")] = ""
+    """Row that the others are compared with (default: baseline if it is a row, else the first row)."""
+    seeds: Annotated[int, Arg(group="rows")] = 5
+    """Seeds per row. The same seed gives all rows the same order of the data and the same initial backbone."""
+    first_seed: Annotated[int, Arg(group="rows")] = 0
     """The first of these seeds; the others follow it."""
-    epochs: int = 0
-    """Epochs of each run (0: the preset's, on synthetic people at most 60)."""
-    dataset: str = SYNTHETIC
+    epochs: Annotated[int, Arg(group="rows")] = 0
+    """Epochs of each run (default: those of the preset; on synthetic identities 60 at most)."""
+    dataset: Annotated[str, Arg("NAME", group="data")] = SYNTHETIC
     """Data set, as for pmm train."""
-    root: str = ""
-    """Folder of the data set; synthetic people are drawn there, once, if it is empty."""
-    synthetic_ids: int = DataConfig.synthetic_ids
-    """Identities to draw per split, if the people have to be drawn."""
-    synthetic_seed: int = DataConfig.synthetic_seed
-    """Seed of the drawing, if the people have to be drawn."""
+    root: Annotated[str, Arg("DIR", group="data")] = ""
+    """Folder of the data set; synthetic identities are drawn into it if it is empty."""
+    synthetic_ids: Annotated[int, Arg(group="data")] = DataConfig.synthetic_ids
+    """Identities per split, where synthetic ones are drawn."""
+    synthetic_seed: Annotated[int, Arg(group="data")] = DataConfig.synthetic_seed
+    """Seed of the drawing, where synthetic identities are drawn."""
     device: str = "auto"
     """Where to train and evaluate: auto, cpu, cuda, or cuda:N for the GPU of that number."""
     jobs: int = 1
-    """Runs at once; each gets its share of the cores."""
-    runs: Path = RUNS / "ablation"
-    """Folder of the runs. Finished ones are kept, and a started one goes on."""
-    again: str = ""
-    """Rows to run anew, with commas between, or all."""
+    """Runs in parallel, which share the cores."""
+    runs: Annotated[Path, Arg("DIR")] = RUNS / "ablation"
+    """Folder of the runs. Finished runs are kept, and interrupted ones continue."""
+    again: Annotated[str, Arg("ROWS")] = ""
+    """Rows to run again from scratch, with commas between, or all."""
 
 
 class Ablation:

@@ -2,7 +2,7 @@
 
 pmm ablation [--methods pmm,bdb,pmm:k=0] [--compare-presets tiny,paper] [--seeds 5] [--jobs N] ...
 
-Writes a JSON file, and a table (.md) and a plot (.png) beside it. After an interruption the same command goes on.
+Writes a JSON file, and a table (.md) and a plot (.png) beside it. After an interruption, the same command continues.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from pmm.ablation.plot import plot
 from pmm.ablation.report import default_out, markdown, progress, report
 from pmm.ablation.runs import RunOutcome
 from pmm.ablation.study import Ablation, AblationOptions
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.errors import UserError
 from pmm.utils.files import claimed, output_file, write_file
 
@@ -28,7 +30,7 @@ class AblationCommand:
     """`pmm ablation ...`"""
 
     options: AblationOptions = field(default_factory=AblationOptions)
-    out: Path | None = None
+    out: Annotated[Path | None, Arg("FILE.json", short="-o")] = None
     """JSON file to write (default: DATE-MACHINE-ablation.json in bench/results)."""
 
 

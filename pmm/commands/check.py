@@ -1,4 +1,4 @@
-"""The doctor of data sets: what is there, what is wrong with it, and whether it can be used.
+"""Check a data set: its counts, what is wrong with it, and whether it can be used.
 
 pmm check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]
 """
@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from pmm.data.check import check, lines
-from pmm.data.layouts import DATASETS
+from pmm.data.dataset_specs import DATASETS
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import check_threads
 
@@ -24,16 +23,16 @@ class CheckCommand:
     """`pmm check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]`"""
 
     dataset: Annotated[
-        str, tyro.conf.arg(help=f"Data set: {', '.join(DATASETS)}; folder is one folder of crops per identity.")
+        str, Arg("NAME", help=f"Data set: {', '.join(DATASETS)}; folder means one folder of crops per identity.")
     ]
-    root: Path
-    """Folder that holds the data set, or the one it lies in under its usual name."""
-    json: Path | None = None
-    """Also write everything, with every file it is about, to this file."""
+    root: Annotated[Path, Arg("DIR")]
+    """Folder of the data set, or the folder that has it under its usual name."""
+    json: Annotated[Path | None, Arg("FILE")] = None
+    """Also write all findings, with the files of each, to this file."""
     strict: bool = False
-    """Warnings too make the exit code 1."""
+    """Exit with code 1 for warnings too."""
     threads: int = 0
-    """Threads that read images (0: one per core)."""
+    """Threads that read images (default: one per core)."""
 
 
 def main(prog: str) -> int:

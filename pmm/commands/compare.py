@@ -1,20 +1,20 @@
-"""Compare two reports of pmm bench: what got slower or less accurate, beyond noise?
+"""Compare two reports of pmm bench: what became slower or less accurate, beyond noise?
 
 pmm compare OLD.json NEW.json [--max-slowdown 0.05] [--max-map-drop 0.001]
 
-Exit code 1 if anything did: a gate for continuous integration.
+The exit code is 1 if anything did: a gate for continuous integration.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import tyro
+from typing import Annotated
 
 from pmm.bench.comparison import compare, hardware
 from pmm.bench.schema import read_report
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file
 
@@ -25,14 +25,14 @@ MARKS = {"worse": "WORSE ", "better": "better", "same": "same  ", "unknown": "? 
 class CompareCommand:
     """`pmm compare OLD.json NEW.json`"""
 
-    old: tyro.conf.Positional[Path]
-    """report.json of before."""
-    new: tyro.conf.Positional[Path]
-    """report.json of now."""
+    old: Annotated[Path, Arg("OLD.json", positional=True)]
+    """The earlier report.json."""
+    new: Annotated[Path, Arg("NEW.json", positional=True)]
+    """The later report.json."""
     max_slowdown: float = 0.05
-    """Longer medians are allowed up to this share."""
+    """Largest share by which a median latency may grow."""
     max_map_drop: float = 0.001
-    """A fall of mAP is allowed up to this, as a fraction."""
+    """Most that mAP may fall, as a fraction."""
 
 
 def main(prog: str) -> int:
@@ -44,12 +44,12 @@ def main(prog: str) -> int:
     old, new = (read_report(existing_file(path, "a report.json")) for path in (command.old, command.new))
     changes = compare(old, new, max_slowdown=command.max_slowdown, max_map_drop=command.max_map_drop)
     if hardware(old) != hardware(new):
-        print(f"other hardware: {hardware(old)} -> {hardware(new)}; speed-ups over the reference are compared instead")
+        print(f"different hardware: {hardware(old)} -> {hardware(new)}; speedups are compared instead of latencies")
     width = max(len(f"{change.result}, {change.figure}") for change in changes)
     for change in changes:
-        print(f"{MARKS[change.kind]}  {f'{change.result}, {change.figure}':<{width}}  {change.said}")
+        print(f"{MARKS[change.kind]}  {f'{change.result}, {change.figure}':<{width}}  {change.summary}")
     worse = sum(change.kind == "worse" for change in changes)
     unknown = sum(change.kind == "unknown" for change in changes)
-    said = f"{worse} of {len(changes)} figures are worse" if worse else f"nothing of {len(changes)} figures is worse"
-    print(f"{said}; {unknown} could not be judged" if unknown else said)
+    total = f"{worse or 'none'} of {len(changes)} figures {'is' if worse == 1 else 'are'} worse"
+    print(f"{total}; {unknown} could not be judged" if unknown else total)
     return 1 if worse else 0

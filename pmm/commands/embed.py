@@ -1,6 +1,6 @@
 """Embed every image of a folder into an index, for `pmm search`. Loads no torch for an ONNX file or an engine.
 
-pmm embed ARTIFACT FOLDER -o OUT.npz
+pmm embed ARTIFACT FOLDER -o OUT.npz [--backend NAME] [--device cuda:N]
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from pmm.gallery.embed import contract_of, embed_folder, images_below
 from pmm.runtime.open import BACKEND_HELP, open_runner
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.errors import UserError
 from pmm.utils.files import output_file
 from pmm.utils.hardware import check_threads, cuda_index
@@ -24,19 +23,19 @@ from pmm.utils.hardware import check_threads, cuda_index
 class EmbedCommand:
     """`pmm embed ARTIFACT FOLDER -o OUT.npz`"""
 
-    artifact: tyro.conf.Positional[Path]
-    """Checkpoint, exported ONNX file, package or engine."""
-    folder: tyro.conf.Positional[Path]
-    """Folder of crops: every image in it and below it, but for hidden ones."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """The index to write (.npz), for pmm search."""
-    backend: Annotated[str, tyro.conf.arg(help=BACKEND_HELP)] = "auto"
+    artifact: Annotated[Path, Arg("ARTIFACT", positional=True)]
+    """Checkpoint, ONNX file, AOTInductor package or engine."""
+    folder: Annotated[Path, Arg("FOLDER", positional=True)]
+    """Folder of crops: every image in it and in its subfolders, hidden ones apart."""
+    out: Annotated[Path, Arg("OUT.npz", short="-o")]
+    """Index to write (.npz), for pmm search."""
+    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP)] = "auto"
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
-    """Images at once."""
+    batch_size: Annotated[int, Arg(short="-b")] = 64
+    """Images per call."""
     threads: int = 0
-    """CPU threads of the backend (0: its default)."""
+    """CPU threads of the backend (default: its own choice)."""
 
 
 def main(prog: str) -> None:

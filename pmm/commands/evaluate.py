@@ -1,6 +1,6 @@
 """Evaluate a checkpoint or any artifact on a data set: mAP, CMC, mINP.
 
-pmm evaluate FILE [--dataset NAME --root DIR] [--rerank] [--flip-test] [--metric M] [--ap DEFINITION] ...
+pmm evaluate ARTIFACT [--dataset NAME --root DIR] [--rerank] [--flip-test] [--json FILE] ...
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
 from pmm.artifacts.artifact import manifest_path
-from pmm.artifacts.origin import DataSet, data_set_for
-from pmm.data.layouts import dataset_spec
+from pmm.artifacts.origin import DatasetLocation, resolve_dataset
+from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
 from pmm.data.splits import unrankable
@@ -24,6 +22,7 @@ from pmm.gallery.embed import embed_samples
 from pmm.gallery.ranking import Ranking, describe, figures, per_query_csv, rank_split
 from pmm.runtime.open import BACKEND_HELP, open_runner
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, sha256, write_file
 from pmm.utils.hardware import check_threads, cuda_index
@@ -34,43 +33,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """`pmm evaluate FILE`"""
+    """`pmm evaluate ARTIFACT`"""
 
-    artifact: tyro.conf.Positional[Path]
-    """Checkpoint, exported ONNX file, package or engine."""
-    dataset: str = ""
-    """Name of the data set, or folder for one folder per identity; pmm check lists and checks them (default: the one
-    that the checkpoint was trained on)."""
-    root: str = ""
+    artifact: Annotated[Path, Arg("ARTIFACT", positional=True)]
+    """Checkpoint, ONNX file, AOTInductor package or engine."""
+    dataset: Annotated[str, Arg("NAME", group="data")] = ""
+    """Data set: market1501, ..., or folder for one folder of crops per identity; pmm check --help lists them (default:
+    the one that the checkpoint was trained on)."""
+    root: Annotated[str, Arg("DIR", group="data")] = ""
     """Folder of the data set (default: the one that the checkpoint was trained on)."""
-    json: Path | None = None
+    json: Annotated[Path | None, Arg("FILE")] = None
     """Also write the figures to this file."""
-    per_query: Path | None = None
-    """Also write a line per query to this file (.csv): AP, rank of the first match."""
+    per_query: Annotated[Path | None, Arg("FILE.csv")] = None
+    """Also write a line per query to this file: its AP and the rank of its first match."""
     metric: Literal["auto", "euclidean", "cosine"] = "auto"
-    """How embeddings are compared (auto: as the artifact says)."""
+    """How embeddings are compared; auto is the metric that the model was trained for."""
     ap: Literal["standard", "trapezoid", "truncated50"] = "standard"
-    """Average precision: standard (over the whole list), trapezoid (Market-1501's Matlab code) or truncated50 (the PMM
-    authors' code)."""
-    rerank: bool = False
-    """Rank by k-reciprocal neighbours (Zhong et al., 2017)."""
-    k1: int = 20
-    """Neighbours for --rerank."""
-    k2: int = 6
-    """Nearest items that --rerank averages over."""
-    rerank_lambda: float = 0.3
-    """Share of the original distance with --rerank."""
+    """Average precision: standard (over the whole ranking), trapezoid (as Market-1501's Matlab code) or truncated50 (as
+    the PMM authors' code)."""
+    rerank: Annotated[bool, Arg(group="re-ranking")] = False
+    """Re-rank with k-reciprocal neighbours (Zhong et al., 2017)."""
+    k1: Annotated[int, Arg(group="re-ranking")] = 20
+    """Neighbours that are looked at for each item."""
+    k2: Annotated[int, Arg(group="re-ranking")] = 6
+    """Nearest neighbours whose sets are averaged."""
+    rerank_lambda: Annotated[float, Arg(group="re-ranking")] = 0.3
+    """Share of the original distance in the final one."""
     flip_test: bool = False
-    """Embed each crop and its mirror image, and take the mean."""
-    memory_limit: str = "2GB"
-    """Memory that ranking may take beyond the embeddings, as 500MB or 2GB."""
+    """Use the mean of the embeddings of each crop and of its mirror image."""
+    memory_limit: Annotated[str, Arg("SIZE")] = "2GB"
+    """Memory that ranking may use beside the embeddings, as 500MB or 2GB."""
     threads: int = 0
-    """CPU threads of the backend and of ranking (0: their defaults)."""
-    backend: Annotated[str, tyro.conf.arg(help=BACKEND_HELP)] = "auto"
+    """CPU threads of the backend and of the ranking (default: their own choice)."""
+    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP)] = "auto"
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
-    """Images at once."""
+    batch_size: Annotated[int, Arg(short="-b")] = 64
+    """Images per call."""
 
 
 def main(prog: str) -> None:
@@ -91,7 +90,7 @@ def main(prog: str) -> None:
     for path, suffixes in ((command.json, ()), (command.per_query, (".csv",))):
         if path:
             output_file(path, artifact, manifest_path(artifact), suffixes=suffixes)
-    data = data_set_for(artifact, command.dataset, command.root)
+    data = resolve_dataset(artifact, command.dataset, command.root)
     if not (command.dataset and command.root):
         print(f"data set: {data.name}, as the checkpoint says")
     split = read_dataset(data.name, data.root)
@@ -138,7 +137,7 @@ def _how(command: EvaluateCommand, runner: Runner, ranking: Ranking) -> dict[str
     }
 
 
-def _what(artifact: Path, digest: str, data: DataSet, split: ReidDataset) -> dict[str, Any]:
+def _what(artifact: Path, digest: str, data: DatasetLocation, split: ReidDataset) -> dict[str, Any]:
     """The artifact and the data, and what had to be assumed of them."""
     return {
         "artifact": str(artifact),

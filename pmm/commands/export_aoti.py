@@ -1,4 +1,4 @@
-"""Compile a checkpoint to an AOTInductor package, with its manifest, proved against the checkpoint on real crops.
+"""Compile a checkpoint to an AOTInductor package, with a manifest, and verify it against the checkpoint on real crops.
 
 pmm export aoti CKPT [-o FILE.pt2] [--precision fp32|tf32|fp16|bf16] [--device cpu|cuda|cuda:N]
 """
@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.export.aoti import PackagePrecision
 from pmm.export.options import VerifyOptions
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file
@@ -25,14 +24,14 @@ from pmm.utils.hardware import cuda_index
 class ExportAotiCommand:
     """`pmm export aoti CKPT [-o FILE.pt2]`"""
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[Path, Arg("CKPT", positional=True)]
     """Checkpoint written by pmm train."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    out: Annotated[Path | None, Arg("FILE.pt2", short="-o")] = None
     """File to write (default: beside the checkpoint, as best-cpu.pt2 or best-cuda-fp16.pt2)."""
     precision: PackagePrecision = "fp32"
-    """Of the trunk; the heads and the output are fp32 in every file. tf32 is for GPUs."""
+    """Precision of the backbone; the heads and the output are fp32 in every file. tf32 is for GPUs."""
     device: str = "cpu"
-    """Where it will run, cpu, cuda or cuda:N: on processors like this one only."""
+    """Processor to compile for: cpu, cuda or cuda:N; the package runs only on processors like it."""
     verification: VerifyOptions = field(default_factory=VerifyOptions)
 
 
@@ -45,7 +44,7 @@ def main(prog: str) -> None:
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
     precision = "" if command.precision == "fp32" else f"-{command.precision}"
     beside = checkpoint.with_name(f"{checkpoint.stem}-{kind}{precision}{PACKAGE_SUFFIX}")
-    out = command.output or beside
+    out = command.out or beside
 
     from pmm.export.aoti import describe, export_aoti
 

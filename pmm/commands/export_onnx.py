@@ -1,4 +1,4 @@
-"""Export a checkpoint to ONNX, with its manifest, proved against the checkpoint on real crops.
+"""Export a checkpoint to ONNX, with a manifest, and verify the file against the checkpoint on real crops.
 
 pmm export onnx CKPT [-o FILE.onnx] [--precision fp32|fp16|bf16|int8]
 """
@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
 from pmm.utils.files import existing_file
 
@@ -21,11 +20,11 @@ from pmm.utils.files import existing_file
 class ExportOnnxCommand:
     """`pmm export onnx CKPT [-o FILE.onnx]`"""
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[Path, Arg("CKPT", positional=True)]
     """Checkpoint written by pmm train."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """File to write (default: beside the checkpoint, as best.onnx, best-fp16.onnx, best-int8-cpu.onnx)."""
-    recipe: ExportOptions = field(default_factory=ExportOptions)
+    out: Annotated[Path | None, Arg("FILE.onnx", short="-o")] = None
+    """File to write (default: beside the checkpoint, as best.onnx, best-fp16.onnx or best-int8-cpu.onnx)."""
+    onnx: Annotated[ExportOptions, Arg(group="ONNX file")] = field(default_factory=ExportOptions)
     verification: VerifyOptions = field(default_factory=VerifyOptions)
 
 
@@ -33,9 +32,9 @@ def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ExportOnnxCommand, prog=prog, description=__doc__ or "")
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
-    beside = checkpoint.with_name(f"{checkpoint.stem}{command.recipe.suffix}.onnx")
+    beside = checkpoint.with_name(f"{checkpoint.stem}{command.onnx.suffix}.onnx")
 
     from pmm.export.onnx import describe, export_onnx
 
-    print(describe(export_onnx(checkpoint, command.output or beside, command.recipe, command.verification)))
+    print(describe(export_onnx(checkpoint, command.out or beside, command.onnx, command.verification)))
     print(f"kernels of the mix here (training only, never in the file): {describe_build()}")

@@ -8,30 +8,30 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-
-import tyro
+from typing import Annotated
 
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportTritonCommand:
     """`pmm export triton MODEL... --repo DIR`"""
 
-    models: tyro.conf.Positional[tuple[Path, ...]]
-    """ONNX files (.onnx) and TensorRT engines (.plan) with their manifests."""
-    repo: Path
+    models: Annotated[tuple[Path, ...], Arg("MODEL", positional=True)]
+    """ONNX files (.onnx) and TensorRT engines (.plan), with their manifests."""
+    repo: Annotated[Path, Arg("DIR")]
     """Model repository: the folder that the server is started with."""
     name: str = ""
-    """Name of the model (default: the file's); of an ONNX file and an engine together, NAME-onnx and NAME-trt."""
+    """Name of the model (default: the file's); with an ONNX file and an engine, NAME-onnx and NAME-trt."""
     max_batch: int | None = None
-    """Most images per call (default: an engine's own, 64 for an ONNX file)."""
+    """Most images per call (default: an engine's own limit; 64 for an ONNX file)."""
     queue_delay_us: int = 500
     """Longest wait for other requests to share a batch with, in microseconds."""
     instances: int = 1
-    """Copies of each model: per GPU, or in all on a server without one."""
+    """Copies of each model, per GPU or per server without one."""
     overwrite: bool = False
-    """Replace model folders that this script wrote before."""
+    """Replace model folders that pmm export triton wrote before."""
 
 
 def main(prog: str) -> None:

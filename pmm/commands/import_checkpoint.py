@@ -1,4 +1,4 @@
-"""Turn a checkpoint of the PMM authors' public code, or of BDB's, into one of ours, for every later command.
+"""Convert a checkpoint of the PMM authors' public code, or of BDB's, to a checkpoint for all other commands.
 
 pmm import FILE.pth.tar -o CKPT.pth [--dataset NAME --root DIR] [--height H --width W]
 """
@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from pmm.config import preset
-from pmm.data.layouts import dataset_spec
+from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import DEFAULT_LAYOUT, read_dataset
 from pmm.data.samples import class_indices
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.files import existing_file, output_file
 
 
@@ -25,14 +24,14 @@ from pmm.utils.files import existing_file, output_file
 class ImportCommand:
     """`pmm import FILE -o CKPT.pth`"""
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[Path, Arg("FILE", positional=True)]
     """Checkpoint of the PMM authors' code or of BDB's (.pth.tar)."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    out: Annotated[Path, Arg("CKPT.pth", short="-o")]
     """Checkpoint to write (.pth)."""
-    dataset: str = DEFAULT_LAYOUT
+    dataset: Annotated[str, Arg("NAME")] = DEFAULT_LAYOUT
     """Data set that it was trained on."""
-    root: Path | None = None
-    """Folder of the data set (without one, later commands ask for the crops they need)."""
+    root: Annotated[Path | None, Arg("DIR")] = None
+    """Folder of the data set (default: none, and later commands need --root)."""
     height: int = 384
     """Height in pixels of the crops it was trained on."""
     width: int = 128

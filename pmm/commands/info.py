@@ -1,4 +1,4 @@
-"""What a file is (checkpoint, ONNX file, engine, index, package), what this machine has: what goes into a bug report.
+"""What a file is (checkpoint, ONNX file, engine, package or index) and what this machine has: facts for a bug report.
 
 pmm info [FILE] [--json]
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import tyro
+from typing import Annotated, Any
 
 from pmm.artifacts.describe import describe_artifact
 from pmm.artifacts.kinds import KNOWN, kind_of
 from pmm.gallery.index import describe_index
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
 from pmm.utils.environment import describe_environment
 from pmm.utils.errors import UserError
@@ -27,10 +26,10 @@ from pmm.utils.files import existing_file
 class InfoCommand:
     """`pmm info [FILE] [--json]`"""
 
-    file: tyro.conf.Positional[Path | None] = None
+    file: Annotated[Path | None, Arg("FILE", positional=True)] = None
     """Checkpoint, ONNX file, engine, AOTInductor package or index; without one, this machine."""
     json: bool = False
-    """Print JSON."""
+    """Print the facts as JSON."""
 
 
 def main(prog: str) -> None:

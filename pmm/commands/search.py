@@ -1,6 +1,6 @@
 """Find the crops of an index that are most like one image. Loads no torch for an ONNX file or an engine.
 
-pmm search INDEX.npz --query IMG --artifact ARTIFACT --top 10 [--picture OUT.png]
+pmm search INDEX.npz --query IMAGE --artifact ARTIFACT [--top 10] [--picture OUT.png]
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from pmm.gallery.index import Index, Neighbours
 from pmm.gallery.search import nearest_to, table
 from pmm.runtime.open import BACKEND_HELP, open_runner
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, replacing
 from pmm.utils.hardware import cuda_index
@@ -23,21 +22,21 @@ from pmm.utils.hardware import cuda_index
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCommand:
-    """`pmm search INDEX.npz --query IMG --artifact ARTIFACT --top 10 [--picture OUT.png]`"""
+    """`pmm search INDEX.npz --query IMAGE --artifact ARTIFACT`"""
 
-    index: tyro.conf.Positional[Path]
+    index: Annotated[Path, Arg("INDEX.npz", positional=True)]
     """Index written by pmm embed (.npz)."""
-    query: Path
+    query: Annotated[Path, Arg("IMAGE")]
     """Image to look for."""
-    artifact: Path
-    """What embeds the query: the file that made the index, or another one of the same checkpoint."""
+    artifact: Annotated[Path, Arg("ARTIFACT")]
+    """Model that embeds the query: the file that made the index, or another one of the same checkpoint."""
     top: int = 10
-    """How many to list."""
-    picture: Path | None = None
+    """How many crops to list."""
+    picture: Annotated[Path | None, Arg("OUT.png")] = None
     """Also draw the first results (20 at most) to this file (.png)."""
-    folder: Path | None = None
-    """For the picture: where the indexed crops are now, if they have moved."""
-    backend: Annotated[str, tyro.conf.arg(help=BACKEND_HELP)] = "auto"
+    folder: Annotated[Path | None, Arg("FOLDER")] = None
+    """For --picture: folder of the indexed crops (default: the one that was embedded)."""
+    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP)] = "auto"
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
 

@@ -1,4 +1,7 @@
-"""Draw a reproducible data set of synthetic people in Market-1501 layout."""
+"""Draw a reproducible data set of synthetic identities, in the layout of Market-1501.
+
+pmm synthetic --out DIR [--ids N] [--cameras N] [--seed N]
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from pmm.config import DataConfig
 from pmm.data.synthetic.dataset import draw_people
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticCommand:
     """`pmm synthetic --out DIR --ids N --seed S`"""
 
-    out: Path
-    """Folder to write; must not hold anything yet."""
+    out: Annotated[Path, Arg("DIR", short="-o")]
+    """Folder to write; it must be new or empty."""
     ids: int = DataConfig.synthetic_ids
-    """Identities of the training split, and as many others for the test split."""
+    """Identities of the training split, and as many other ones for the test split."""
     seed: int = DataConfig.synthetic_seed
-    """Seed of everything that is drawn."""
+    """Seed of the drawing."""
     cameras: int = 6
-    """Cameras."""
-    workers: Annotated[int, tyro.conf.arg(help_behavior_hint="(default: every core)")] = 0
-    """Processes that draw (0: one per core); the result does not depend on it."""
+    """Cameras that see the identities."""
+    workers: int = 0
+    """Processes that draw (default: one per core); the result does not depend on their number."""
 
 
 def main(prog: str) -> None:

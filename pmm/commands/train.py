@@ -1,8 +1,9 @@
-"""Train a re-identification model on people on disk.
+"""Train a re-identification model.
 
-python -m pmm.train [--preset NAME] [--method NAME] [--dataset market1501 --root DIR] [--out DIR] [--resume] ...
+pmm train [--preset NAME] [--method NAME] [--dataset market1501 --root DIR] [--out DIR] [--resume] ...
 
-Without arguments: preset paper where an NVIDIA GPU is at hand, else tiny, on synthetic people (drawn if not there).
+Without arguments: preset paper on a machine with an NVIDIA GPU, else tiny, on synthetic identities, which are drawn the
+first time.
 """
 
 from __future__ import annotations

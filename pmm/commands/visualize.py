@@ -1,9 +1,9 @@
 """Draw what a trained model does, as PNG files.
 
-pmm visualize CKPT.pth [--what cam,mix,lists,curves] [--against OTHER.pth] [--out DIR] [--crops N] ...
+pmm visualize [CKPT] [--what cam,mix,lists,curves] [--against OTHER.pth] [--out DIR] ...
 
-cam: where each stage looks (Grad-CAM). mix: the blocks that Hard-Mix ranks first, before and after. lists: queries and
-what the gallery gives, right and wrong. curves: how the run went.
+cam: where each stage looks (Grad-CAM). mix: the blocks that Hard-Mix ranks first, before and after the mix. lists:
+queries and the first crops of their rankings, right or wrong. curves: loss, learning rate and mAP over the epochs.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from pmm.artifacts.runs import newest_run
+from pmm.artifacts.origin import newest_run
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, replacing
 from pmm.utils.hardware import cuda_index
@@ -30,33 +29,33 @@ CROPS, HEIGHTS = (1, 100), (64, 1024)
 
 @dataclass(frozen=True, kw_only=True)
 class VisualizeCommand:
-    """`pmm visualize CKPT.pth`"""
+    """`pmm visualize [CKPT]`"""
 
-    checkpoint: tyro.conf.Positional[Path | None] = None
-    """Checkpoint (.pth); without one, best.pth of the newest run under runs/."""
-    what: str = ",".join(PICTURES)
-    """Pictures to draw, with commas between: cam, mix, lists, curves."""
-    against: Path | None = None
-    """Another checkpoint, a baseline say: cam, lists and curves show it at the left of CKPT."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Folder of the pictures (default: pictures/ beside CKPT; with --against, pictures-against-NAME/)."""
+    checkpoint: Annotated[Path | None, Arg("CKPT", positional=True)] = None
+    """Checkpoint (default: best.pth of the newest run under runs/)."""
+    what: Annotated[str, Arg("NAMES")] = ",".join(PICTURES)
+    """Pictures to draw, with commas between."""
+    against: Annotated[Path | None, Arg("CKPT")] = None
+    """Another checkpoint, such as a baseline, for comparison: cam, lists and curves show it to the left of CKPT."""
+    out: Annotated[Path | None, Arg("DIR", short="-o")] = None
+    """Folder of the pictures (default: pictures/ beside CKPT, or pictures-against-NAME/ with --against)."""
     crops: int = 5
-    """Rows of cam, mix and lists: crops, or queries."""
+    """Rows of cam, mix and lists."""
     split: Literal["test", "train"] = "test"
-    """Whose crops cam shows: test people, new to the classifier, each stage's own answer explained; or train, the true
-    identity explained."""
-    root: Path | None = None
-    """Folder of the data set, if it is not where it was in training."""
-    runs: tuple[Path, ...] = ()
-    """More runs for curves (their folders)."""
+    """Crops that cam shows: of test identities, which the classifier does not know (the map explains what each stage
+    predicts), or of training identities (the map explains the true one)."""
+    root: Annotated[Path | None, Arg("DIR")] = None
+    """Folder of the data set (default: the one that the checkpoint was trained on)."""
+    runs: Annotated[tuple[Path, ...], Arg("DIR ...")] = ()
+    """Folders of more runs for curves."""
     seed: int = 0
-    """Draws crops and partners: another one, other crops."""
+    """Seed of the choice of crops and partners."""
     height: int = HEIGHT
-    """Height of a crop in cam and mix, in pixels."""
+    """Height in pixels of a crop in cam and mix."""
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 64
-    """Images at once."""
+    batch_size: Annotated[int, Arg(short="-b")] = 64
+    """Images per call."""
 
 
 def main(prog: str) -> None:

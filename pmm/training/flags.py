@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pmm.artifacts.runs import RUNS, newest_run, with_resolved_data_root
+from pmm.artifacts.origin import RUNS, newest_run, with_resolved_data_root
 from pmm.config import SYNTHETIC, Config, fast_mode, preset
 from pmm.models.registry import check_method_flags
 from pmm.training.data_setup import check_synthetic, check_unchanged
@@ -32,15 +32,15 @@ class TrainOptions:
     """What training needs besides a `Config` and a folder: whether it goes on, and on what it runs."""
 
     resume: bool = False
-    """Go on from OUT/last.pth (without --out: the newest run under runs/)."""
+    """Continue the run in --out from its last.pth (without --out: the newest run under runs/)."""
     device: str = "auto"
-    """Where to train: auto, cpu, cuda, or cuda:N for the GPU of that number (with torchrun: each process its own)."""
+    """Where to train: auto, cpu, cuda, or cuda:N for the GPU of that number (torchrun gives each process its own)."""
     save_minutes: float = SAVE_MINUTES
-    """Minutes after which last.pth is written within an epoch too; it is at the end of each."""
+    """Minutes between two writes of last.pth within an epoch; it is also written at the end of each epoch."""
     skip_bad_images: bool = False
-    """Leave out images that cannot be read, and count them, instead of stopping at the first."""
+    """Skip and count images that cannot be read, instead of stopping at the first."""
     threads: int = 0
-    """CPU threads of each process (0: torch's default, a quota of CPU time at most)."""
+    """CPU threads of each process (default: torch's choice, at most the quota of CPU time)."""
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
@@ -52,7 +52,7 @@ class TrainOptions:
 class _Place(TrainOptions):
     """What follows no preset; the rest of the command line is the `Config`."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, Arg("DIR", short="-o")] = None
     """Folder of the run (default: a new one under runs/)."""
 
 
@@ -60,7 +60,7 @@ class _Place(TrainOptions):
 class TrainCommand(_Place):
     """The whole command line."""
 
-    config: Config = field(default_factory=Config)
+    config: Annotated[Config, Arg(group="options")] = field(default_factory=Config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
+from pmm.utils.arguments import arguments, build, read_words
 from pmm.utils.errors import UserError
 from pmm.utils.extras import missing_library
+from pmm.utils.help_text import help_text
 from pmm.utils.scheduling import settle_threads, take_short_turns
 
 T = TypeVar("T")
@@ -25,10 +27,7 @@ INTERRUPTED = 130
 
 
 def parse(command: type[T], *, prog: str, description: str) -> T:
-    """Parse `sys.argv` into the dataclass `command`.
-
-    A wrong command line is one line on stderr, with the known flags if a flag is unknown, and exit code 2.
-    """
+    """Parse `sys.argv` into the dataclass `command`; see `parse_args`."""
     return parse_args(command, sys.argv[1:], prog=prog, description=description)
 
 
@@ -41,27 +40,22 @@ def parse_args(
     default: T | None = None,
     partial: bool = False,
 ) -> T:
-    """As `parse`, from `args`; `partial=True` ignores flags that `command` does not have, and `--help`."""
-    import tyro
+    """The command line `args` as the dataclass `command`, whose fields `default` fills where no flag does.
 
-    if not partial:
-        _refuse_unknown_flags(command, args, prog)
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    options: dict[str, Any] = {"prog": prog, "description": description, "config": config, "add_help": not partial}
-    if default is not None:
-        options["default"] = default
-    errors = io.StringIO()
-    width = os.environ.get("COLUMNS")
+    `--help` prints the help, which `description` heads, and exits. A wrong command line is one line on stderr and exit
+    code 2. `partial=True` passes over arguments that `command` does not have, and over `--help`.
+    """
+    known = arguments(command, default)
+    if not partial and {"-h", "--help"} & set(args):
+        width = shutil.get_terminal_size().columns
+        print(help_text(known, prog=prog, description=description, width=width))
+        raise SystemExit(0)
     try:
-        with contextlib.redirect_stderr(errors), _columns(width if "--help" in args or "-h" in args else "1000"):
-            if partial:
-                return tyro.cli(command, args=list(args), return_unknown_args=True, **options)[0]
-            return tyro.cli(command, args=list(args), **options)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        print(f"{prog}: error: {_one_line(errors.getvalue())}; see {prog} --help", file=sys.stderr)
+        values = read_words(known, args, partial=partial)
+    except UserError as error:
+        print(f"{prog}: error: {error}; see {prog} --help", file=sys.stderr)
         raise SystemExit(2) from None
+    return build(command, values, default)
 
 
 def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
@@ -180,51 +174,3 @@ def size(text: str, *, flag: str) -> int:
     if match is None:
         raise UserError(f"{flag} is '{text}'; expected a size as 500MB or 2GB")
     return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
-
-
-@contextlib.contextmanager
-def _columns(width: str | None) -> Any:
-    """The parser wraps its messages to the terminal; ours are unwrapped again, so give it room."""
-    before = os.environ.get("COLUMNS")
-    try:
-        if width is not None:
-            os.environ["COLUMNS"] = width
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("COLUMNS", None)
-        else:
-            os.environ["COLUMNS"] = before
-
-
-def _refuse_unknown_flags(command: type, args: Sequence[str], prog: str) -> None:
-    """The parser would first complain of a missing argument, and lists two of the known flags at most."""
-    known = [*_flags(command), "--help"]
-    given = [arg.split("=", 1)[0] for arg in args if arg.startswith("--")]
-    unknown = [flag for flag in given if flag.replace("_", "-") not in known]
-    if unknown:
-        print(f"{prog}: error: unknown flag {', '.join(unknown)}; known flags: {', '.join(known)}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _one_line(box: str) -> str:
-    """The first paragraph inside the parser's box-drawn message."""
-    lines: list[str] = []
-    for line in box.splitlines():
-        text = line.strip(" │╭╮╰╯─")
-        if not text and lines and "─" in line:
-            break
-        if text and not line.startswith("╭"):
-            lines.append(text)
-    return re.sub(r"\s+\.$", "", " ".join(lines)) or "wrong command line"
-
-
-def _flags(command: type) -> list[str]:
-    flags: list[str] = []
-    for f in dataclasses.fields(command):
-        inner = f.default_factory if f.default_factory is not dataclasses.MISSING else None
-        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            flags += _flags(inner)
-        elif "Positional" not in str(f.type):
-            flags.append("--" + f.name.replace("_", "-"))
-    return flags
