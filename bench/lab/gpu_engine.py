@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pmm.artifacts.runs import resolve_data_root
+from pmm.artifacts.origin import resolve_data_root
 from pmm.bench.tracking import SIZES, track
 from pmm.config import fast_mode
 from pmm.data.crops import load_crops

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pmm.artifacts.manifest import Manifest
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.files import replacing, sha256
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported file and what it promises."""
+    """An exported file and its manifest."""
 
     path: Path
     manifest: Manifest
@@ -23,41 +23,38 @@ class Artifact:
 
 def manifest_path(artifact: Path) -> Path:
     """`model.onnx` -> `model.onnx.json`; of a link, beside the file it leads to."""
-    place = artifact.resolve() if artifact.is_symlink() else artifact
-    return place.with_name(place.name + ".json")
+    target = artifact.resolve() if artifact.is_symlink() else artifact
+    return target.with_name(target.name + ".json")
 
 
-def read_manifest(artifact: Path, digest: str) -> Manifest | None:
-    """The manifest beside `artifact` (None if there is none), checked against the file's `digest`.
+def read_manifest(artifact: Path, digest: str = "") -> Manifest | None:
+    """The manifest beside `artifact` (None without one), checked against the file's SHA-256 `digest` (default: of the
+    file as it is now).
 
-    Raises UserError if the manifest is damaged or belongs to another file.
+    Raises InvalidFile if the manifest is damaged or belongs to another file.
     """
     path = manifest_path(artifact)
     if not path.exists():
         path = artifact.with_name(artifact.name + ".json")  # of a link to a file without one
     if not path.exists():
         return None
-    manifest = Manifest.from_json(path.read_text(errors="replace"), str(path))
+    manifest = Manifest.from_json(path.read_text(errors="replace"), path)
+    digest = digest or sha256(artifact)
     if manifest.sha256 != digest:
-        raise UserError(
-            f"{artifact}: its sha256 {digest[:12]}... is not the manifest's {manifest.sha256[:12]}...; "
-            "the file was changed or replaced after the export; export it again"
+        raise InvalidFile(
+            f"its sha256 {digest[:12]}... is not the manifest's {manifest.sha256[:12]}...: "
+            "the file was changed or replaced after the export",
+            path=artifact,
+            hint="export it again",
         )
     return manifest
 
 
-def beside(path: Path) -> Manifest | None:
-    """`read_manifest` of the file as it is now."""
-    return read_manifest(path, sha256(path))
-
-
 def reusable(
-    path: Path, fits: Callable[[Manifest], bool], read: Callable[[Path], Manifest | None] = beside
+    path: Path, fits: Callable[[Manifest], bool], read: Callable[[Path], Manifest | None] = read_manifest
 ) -> Artifact | None:
-    """What an earlier export left at `path`, if it is whole and what is wanted now; None if it is to be made anew.
-
-    `fits` says so of its manifest, and `read` reads that.
-    """
+    """The artifact of an earlier export at `path` if it is whole and its manifest, as `read` reads it, `fits`; else
+    None."""
     with contextlib.suppress(UserError):  # of a damaged file
         manifest = read(path) if path.is_file() else None
         if manifest and fits(manifest):
@@ -67,7 +64,7 @@ def reusable(
 
 @dataclass
 class Draft:
-    """An artifact that has not got its name yet: it lies at `path`, and will at `out`."""
+    """An artifact before it gets its name: it is at `path`, and will be at `out`."""
 
     path: Path
     out: Path
@@ -75,16 +72,19 @@ class Draft:
 
     @contextlib.contextmanager
     def openable(self) -> Iterator[None]:
-        """With its manifest beside it for the moment, so that it can be opened as a user's would be; in errors it has
-        the name that it is to get."""
-        beside = manifest_path(self.path)
+        """With its manifest beside it for the moment, so that it can be opened as a user's would be; errors name
+        `out`."""
+        temporary_manifest = manifest_path(self.path)
         try:
-            beside.write_text(self._sealed().to_json())
+            temporary_manifest.write_text(self._sealed().to_json())
             yield
         except UserError as error:
-            raise type(error)(str(error).replace(str(self.path), str(self.out))) from error
+            for fact in ("problem", "expected", "hint"):
+                setattr(error, fact, getattr(error, fact).replace(str(self.path), str(self.out)))
+            error.path = self.out if error.path == self.path else error.path
+            raise
         finally:
-            beside.unlink(missing_ok=True)
+            temporary_manifest.unlink(missing_ok=True)
 
     def _sealed(self) -> Manifest:
         return dataclasses.replace(self.manifest, sha256=sha256(self.path))
@@ -95,7 +95,7 @@ def drafted(path: Path, manifest: Manifest) -> Iterator[Draft]:
     """Yield a draft to write to `draft.path`; `draft.manifest` may still be changed.
 
     On success the file and its manifest (with the file's hash) get their names one right after the other, else neither
-    does. Raises UserError as `pmm.utils.files.replacing`.
+    does. Raises CannotWrite as `pmm.utils.files.replacing`.
     """
     with replacing(manifest_path(path)) as temporary_manifest, replacing(path) as temporary:
         draft = Draft(temporary, path, manifest)

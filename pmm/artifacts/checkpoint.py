@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from pmm.artifacts.known_checkpoints import describe, method_of
 from pmm.config import Config
 from pmm.utils.build_info import build_version
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.files import write_file
 from pmm.utils.version import __version__
 
 if TYPE_CHECKING:
-    from torch import nn
+    from pmm.models.output import ReidModel
 
 FORMAT = "pmm-checkpoint-1"
 KEYS = ("format", "model", "config", "epoch", "optimizer", "scheduler", "scaler", "rng", "progress", "best", "versions")
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all (temporary file, fsync, rename).
 
-    Raises UserError if the disk is full or the path not writable; the old file is then intact.
+    Raises CannotWrite if the disk is full or the path not writable; the old file is then intact.
     """
     import torch
 
@@ -58,43 +58,51 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of ours on the CPU; code inside the file is never run.
+    """Read a checkpoint of pmm train on the CPU; code inside the file is never run.
 
-    Raises UserError if the file is missing, truncated, of another format, or a pickle that carries code.
+    Raises InvalidFile if the file is missing, truncated, of another format, or a pickle that carries code.
     """
     from pmm.artifacts.torch_file import read_torch_file
 
     checkpoint = read_torch_file(path, "a checkpoint written by pmm train")
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
         keys = ", ".join(map(str, list(checkpoint)[:5])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        known, advice = describe(checkpoint), "expected one written by pmm train"
-        if method_of(checkpoint):
-            advice = f"first turn it into one: pmm import {shlex.quote(str(path))} -o CKPT.pth"
-        raise UserError(f"{path}: not a PMM checkpoint (it holds: {keys}); {known or advice}")
+        hint = describe(checkpoint) or ""
+        if not hint and method_of(checkpoint):
+            hint = f"first turn it into one: pmm import {shlex.quote(str(path))} -o CKPT.pth"
+        raise InvalidFile(
+            f"not a PMM checkpoint (it holds: {keys})",
+            path=path,
+            expected="" if hint else "one written by pmm train",
+            hint=hint,
+        )
     if checkpoint["format"] != FORMAT:
-        raise UserError(f"{path}: format {checkpoint['format']!r}; this version reads {FORMAT!r}")
+        raise InvalidFile(
+            f"its format is {checkpoint['format']!r}", path=path, expected=f"{FORMAT!r}, which this version reads"
+        )
     checkpoint.setdefault("progress", None)  # files from before epochs could be interrupted have none
     missing = [key for key in KEYS if key not in checkpoint]
     if missing:
-        raise UserError(f"{path}: incomplete checkpoint, without {', '.join(missing)}")
+        raise InvalidFile(f"incomplete checkpoint, without {', '.join(missing)}", path=path)
     return checkpoint
 
 
-def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[nn.Module, Config]:
-    """The trained model in eval mode and its configuration. Raises UserError if the weights do not fit key for key."""
+def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidModel, Config]:
+    """The trained model in eval mode and its configuration. Raises InvalidFile, of the path `source`, if the weights
+    do not fit key for key."""
     from pmm.models.registry import build_model
 
     try:
         config = Config.from_dict(checkpoint["config"])
         model = build_model(config)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise InvalidFile(str(error), path=source) from error
     try:
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines()[:3]]
-        raise UserError(
-            f"{source}: the weights do not fit the checkpoint's own configuration ({' '.join(lines)[:300]})"
+        raise InvalidFile(
+            f"the weights do not fit the checkpoint's own configuration ({' '.join(lines)[:300]})", path=source
         ) from error
     return model.eval(), config
 
@@ -104,12 +112,12 @@ def for_deployment(state: dict[str, Any]) -> dict[str, Any]:
     return state | dict.fromkeys(("optimizer", "scheduler", "scaler", "rng", "progress"))
 
 
-def load_model(path: str | Path) -> nn.Module:
+def load_model(path: str | Path) -> ReidModel:
     """The model of a checkpoint in eval mode, on the CPU.
 
-    It maps normalised float32 images [N, 3, H, W] to embeddings [N, D], of length 1 if its `normalised` says so.
+    It maps normalised float32 images [N, 3, H, W] to embeddings [N, D], of norm 1 if its `normalised` says so.
 
-    Raises UserError as `load`.
+    Raises InvalidFile as `load`.
 
     Example:
         >>> model = pmm.load_model("best.pth")

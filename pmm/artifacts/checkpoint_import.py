@@ -1,4 +1,4 @@
-"""Checkpoints of the PMM authors' code and of BDB's -> checkpoints of ours, weight by weight."""
+"""Checkpoints of the PMM authors' code and of BDB's -> checkpoints of pmm, weight by weight."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pmm.artifacts.known_checkpoints import BRANCHES, CODE, SHARED, describe, me
 from pmm.artifacts.torch_file import read_torch_file
 from pmm.config import Config, DataConfig, ModelConfig, preset
 from pmm.models.registry import build_model
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
 
 EXPECTED = "a checkpoint of the PMM authors' code or of BDB's"
 COUNTER = ".num_batches_tracked"
 SHOWN = 3
 
-_CONVOLUTION = "global_reduction.0.weight"  # 1x1, where ours is linear
+_CONVOLUTION = "global_reduction.0.weight"  # 1x1, where pmm's is linear
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converted:
-    """A foreign checkpoint in our terms."""
+class ConvertedCheckpoint:
+    """A checkpoint of other code by pmm's names."""
 
     method: str
     num_classes: int
@@ -39,15 +39,15 @@ class Converted:
     epoch: int | None
     """Epochs trained, if the file says so."""
     model: dict[str, Tensor]
-    """State dict of our model, float32, each tensor with its own storage."""
+    """State dict of pmm's model, float32, each tensor with its own storage."""
     tensors: int
     """Tensors that were read."""
     notes: tuple[str, ...]
-    """What was not taken over as it was."""
+    """What was changed."""
 
 
 def import_checkpoint(source: Path, out: Path, data: DataConfig, *, identities: int | None = None) -> str:
-    """Write the checkpoint `source` of the PMM authors' code, or of BDB's, as one of ours to `out`.
+    """Write the checkpoint `source` of the PMM authors' code, or of BDB's, as one of pmm to `out`.
 
     Args:
         source: what their training script saved, or the bare state dict.
@@ -59,156 +59,160 @@ def import_checkpoint(source: Path, out: Path, data: DataConfig, *, identities: 
         One line: what was read.
 
     Raises:
-        UserError: another kind of file, weights that are not exactly those of the network (`convert`), or
-            crops too small for it.
+        InvalidFile: another kind of file, or weights that are not exactly those of the network (`convert`).
+        UserError: crops too small for it.
     """
     content = read_torch_file(source, EXPECTED)
     if isinstance(content, dict) and str(content.get("format", "")).startswith("pmm-checkpoint"):
-        raise UserError(f"{source}: a checkpoint of ours, nothing to import; every command takes it as it is")
-    found = convert(content, source)
+        raise InvalidFile(
+            "already a PMM checkpoint, nothing to import", path=source, hint="every command takes it as it is"
+        )
+    converted = convert(content, source)
     base = preset("paper")
     model = dataclasses.replace(
         base.model,
-        method=found.method,
+        method=converted.method,
         weights="none",
-        num_classes=found.num_classes,
-        feature_dim=found.feature_dim,
+        num_classes=converted.num_classes,
+        feature_dim=converted.feature_dim,
     )
     config = dataclasses.replace(base, data=data, model=model)
     with torch.device("meta"):
         build_model(config)  # a crop size that the network does not take would be refused by every later command
-    code = CODE[found.method]
+    code = CODE[converted.method]
     checkpoint = {
         **dict.fromkeys(KEYS),
         "format": FORMAT,
-        "model": found.model,
+        "model": converted.model,
         "config": config.to_dict(),
-        "epoch": found.epoch or 0,
+        "epoch": converted.epoch or 0,
         "best": -1.0,
-        # ours did not train it: nothing may later say so
+        # not trained by these versions: nothing may later say so
         "versions": {**versions(), "pmm kernels": f"none, imported from {code}", "imported": sha256(source)},
     }
     save(out, checkpoint)
-    epoch = "an unknown epoch" if found.epoch is None else f"epoch {found.epoch}"
-    line = f"{source}: {found.method} of {code}, {found.num_classes} identities, {epoch}, {found.tensors} tensors"
-    notes = found.notes
-    if identities not in (None, found.num_classes):
+    epoch = "an unknown epoch" if converted.epoch is None else f"epoch {converted.epoch}"
+    classes = converted.num_classes
+    line = f"{source}: {converted.method} of {code}, {classes} identities, {epoch}, {converted.tensors} tensors"
+    notes = converted.notes
+    if identities not in (None, classes):
         notes = (*notes, f"the data set has {identities} identities for training: it was trained on another")
     return "; ".join((line, *notes))
 
 
-def convert(content: Any, source: str | Path) -> Converted:
-    """The checkpoint `content`, as torch.load returns it, in our names.
+def convert(content: Any, source: str | Path) -> ConvertedCheckpoint:
+    """The checkpoint `content`, as torch.load returns it, by pmm's names.
 
-    Raises UserError naming `source`, and the keys in question, for a checkpoint of another code base; keys that are
-    missing, unknown or of another shape; classifiers that disagree about the number of identities; weights that are
-    no floating-point numbers, NaN or Inf.
+    Raises InvalidFile of the path `source`, naming the keys in question, for a checkpoint of another code base; keys
+    that are missing, unknown or of another shape; classifiers that disagree about the number of identities; weights
+    that are no floating-point numbers, NaN or Inf.
     """
     method = method_of(content)
     if method is None:
-        what = describe(content) or f"nothing known (it holds: {_held(content)}); expected {EXPECTED}"
-        raise UserError(f"{source}: {what}")
-    given = state_dict_of(content)
-    others = [key for key, value in given.items() if not isinstance(value, Tensor)]
-    if others:
-        raise UserError(f"{source}: no tensor at {_first(others)} of its state dict; expected {EXPECTED}")
-    num_classes, feature_dim = _identities(given, method, source), _vote(given, r"global_reduction\.", 1 << 16, 512)
+        if foreign := describe(content):
+            raise InvalidFile(foreign, path=source)
+        raise InvalidFile(f"unknown checkpoint (it holds: {_summary(content)})", path=source, expected=EXPECTED)
+    state = state_dict_of(content)
+    if no_tensors := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise InvalidFile(f"no tensor at {_first(no_tensors)} of its state dict", path=source, expected=EXPECTED)
+    num_classes, feature_dim = _identities(state, method, source), _vote(state, r"global_reduction\.", 1 << 16, 512)
     expected = _expected(method, num_classes, feature_dim)
-    _account(given, dict(expected.values()), method, source)
+    _check_keys(state, dict(expected.values()), method, source)
     model, notes = {}, []
-    for ours, (theirs, shape) in expected.items():
-        if theirs in given:
-            model[ours] = _plain(given[theirs], theirs, source)
-        else:  # a counter; the others are accounted for
-            model[ours] = torch.zeros(shape, dtype=torch.int64)
-        if theirs == _CONVOLUTION:
-            model[ours] = model[ours].flatten(1)
-    kinds = Counter(_short(value.dtype) for value in given.values() if value.is_floating_point())
+    for key, (source_key, shape) in expected.items():
+        if source_key in state:
+            model[key] = _to_float32(state[source_key], source_key, source)
+        else:  # a counter; all other keys are present
+            model[key] = torch.zeros(shape, dtype=torch.int64)
+        if source_key == _CONVOLUTION:
+            model[key] = model[key].flatten(1)
+    kinds = Counter(_short(value.dtype) for value in state.values() if value.is_floating_point())
     notes += [f"{count} tensors converted from {kind} to float32" for kind, count in kinds.items() if kind != "float32"]
-    absent = len(expected) - len(given)
+    absent = len(expected) - len(state)
     if absent:
         notes.append(f"{absent} {COUNTER.removeprefix('.')} missing (torch before 0.4.1 wrote none): set to 0")
     epoch = content.get("epoch")
-    return Converted(
+    return ConvertedCheckpoint(
         method=method,
         num_classes=num_classes,
         feature_dim=feature_dim,
         epoch=int(epoch) if isinstance(epoch, int | np.integer) and epoch >= 0 else None,
         model=model,
-        tensors=len(given),
+        tensors=len(state),
         notes=tuple(notes),
     )
 
 
-def _identities(given: Mapping[str, Tensor], method: str, source: str | Path) -> int:
-    """Rows of the classifiers. Raises UserError if each is whole, but they are not of one size."""
-    found = {}
+def _identities(state: Mapping[str, Tensor], method: str, source: str | Path) -> int:
+    """Rows of the classifiers. Raises InvalidFile if each is whole, but they are not of one size."""
+    sizes = {}
     for prefix in [p for p in (SHARED | BRANCHES[method]) if "softmax" in p]:
-        weight, bias = (given.get(f"{prefix}{name}") for name in ("weight", "bias"))
+        weight, bias = (state.get(f"{prefix}{name}") for name in ("weight", "bias"))
         if weight is not None and bias is not None and weight.dim() == 2 and weight.shape[:1] == bias.shape:
-            found[prefix.removesuffix(".")] = len(bias)
-    if len(set(found.values())) > 1:
-        sizes = ", ".join(f"{name} {size}" for name, size in found.items())
-        raise UserError(f"{source}: its classifiers tell apart different numbers of identities ({sizes})")
-    return _vote(given, r"(global_)?softmax\d?\.", 1 << 24, 1)
+            sizes[prefix.removesuffix(".")] = len(bias)
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InvalidFile(f"its classifiers have different numbers of identities ({listed})", path=source)
+    return _vote(state, r"(global_)?softmax\d?\.", 1 << 24, 1)
 
 
-def _vote(given: Mapping[str, Tensor], pattern: str, most: int, default: int) -> int:
-    """What most keys that match `pattern` say about their number of rows: a single misshapen one is then named."""
-    rows = (len(value) for key, value in given.items() if re.match(pattern, key) and value.dim())
+def _vote(state: Mapping[str, Tensor], pattern: str, most: int, default: int) -> int:
+    """The number of rows of most keys that match `pattern`: a single misshapen one is then named."""
+    rows = (len(value) for key, value in state.items() if re.match(pattern, key) and value.dim())
     counted = Counter(count for count in rows if 0 < count <= most)
     return counted.most_common(1)[0][0] if counted else default
 
 
 def _expected(method: str, num_classes: int, feature_dim: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Key of our state dict -> the authors' key and shape."""
+    """Key of pmm's state dict -> the authors' key and shape."""
     config = ModelConfig(method=method, weights="none", num_classes=num_classes, feature_dim=feature_dim)
     with torch.device("meta"):
         state = build_model(Config(model=config)).state_dict()
-    prefixes = {ours: theirs for theirs, ours in (SHARED | BRANCHES[method]).items()}
-    found = {}
+    prefixes = {prefix: source_prefix for source_prefix, prefix in (SHARED | BRANCHES[method]).items()}
+    source_keys = {}
     for key, value in state.items():
-        ours = next(prefix for prefix in prefixes if key.startswith(prefix))
-        theirs = prefixes[ours] + key.removeprefix(ours)
-        found[key] = theirs, (*value.shape, 1, 1) if theirs == _CONVOLUTION else tuple(value.shape)
-    return found
+        prefix = next(prefix for prefix in prefixes if key.startswith(prefix))
+        source_key = prefixes[prefix] + key.removeprefix(prefix)
+        source_keys[key] = source_key, (*value.shape, 1, 1) if source_key == _CONVOLUTION else tuple(value.shape)
+    return source_keys
 
 
-def _account(
-    given: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], method: str, source: str | Path
+def _check_keys(
+    state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], method: str, source: str | Path
 ) -> None:
-    """Raises UserError unless every key is there and known, in its shape; batch-norm's counters may be missing."""
-    missing = [key for key in expected if key not in given and not key.endswith(COUNTER)]
-    unknown = [key for key in given if key not in expected]
+    """Raises InvalidFile unless every key is present and known, in its shape; batch-norm's counters may be missing."""
+    missing = [key for key in expected if key not in state and not key.endswith(COUNTER)]
+    unknown = [key for key in state if key not in expected]
     shapes = [
-        f"{key} {list(given[key].shape)} instead of {list(shape)}"
+        f"{key} {list(state[key].shape)} instead of {list(shape)}"
         for key, shape in expected.items()
-        if key in given and given[key].shape != shape
+        if key in state and state[key].shape != shape
     ]
-    found = (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
-    parts = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in found if keys]
+    problems = (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+    parts = [f"{len(keys)} {problem} ({_first(keys)})" for problem, keys in problems if keys]
     if parts:
-        raise UserError(
-            f"{source}: not a whole checkpoint of {CODE[method]}: {', '.join(parts)} among its keys; "
-            "expected the file as their training script saves it"
+        raise InvalidFile(
+            f"not a whole checkpoint of {CODE[method]}: {', '.join(parts)} among its keys",
+            path=source,
+            expected="the file as their training script saves it",
         )
 
 
-def _plain(value: Tensor, key: str, source: str | Path) -> Tensor:
+def _to_float32(value: Tensor, key: str, source: str | Path) -> Tensor:
     """`value` in a storage of its own: float32, or int64 for one of batch-norm's counters.
 
-    Raises UserError for weights in other numbers than floating-point ones, and for NaN and Inf, naming the key.
+    Raises InvalidFile for weights in other numbers than floating-point ones, and for NaN and Inf, naming the key.
     """
     counter = key.endswith(COUNTER)
     if value.layout != torch.strided or not (value.is_floating_point() or counter):
-        raise UserError(f"{source}: {key} is {_short(value.dtype)}; expected plain floating-point weights")
+        raise InvalidFile(f"{key} is {_short(value.dtype)}", path=source, expected="plain floating-point weights")
     plain = value.detach().to(torch.float64 if counter else torch.float32)
     if not plain.isfinite().all():
-        raise UserError(f"{source}: {key} holds NaN or Inf: the training had diverged, or the file is damaged")
+        raise InvalidFile(f"{key} holds NaN or Inf: the training diverged, or the file is damaged", path=source)
     return plain.to(torch.int64 if counter else torch.float32).clone(memory_format=torch.contiguous_format)
 
 
-def _held(content: Any) -> str:
+def _summary(content: Any) -> str:
     keys = list(state_dict_of(content) or content) if isinstance(content, Mapping) else []
     return _first(keys) if keys else type(content).__name__
 

@@ -1,4 +1,4 @@
-"""What is told of a file: a checkpoint and an ONNX file are read, of native code its manifest alone."""
+"""What pmm info prints of a file: checkpoints and ONNX files are read, of native code the manifest alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.kinds import KNOWN, NAMES, Kind
 from pmm.artifacts.manifest import Manifest
 from pmm.config import SYNTHETIC
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def describe_artifact(path: Path, kind: Kind) -> dict[str, Any]:
-    """What the file at `path` is, as plain values. Raises UserError if it is damaged, or none that is read here."""
+    """What the file at `path` is, as plain values. Raises InvalidFile if it is damaged, or of a kind not read here."""
     if kind not in DESCRIBE:
-        raise UserError(f"{path} is {NAMES[kind]}, which nothing here reads; expected {KNOWN}")
+        raise InvalidFile(f"it is {NAMES[kind]}, which no command reads", path=path, expected=KNOWN)
     return DESCRIBE[kind](path)
 
 
@@ -65,13 +65,17 @@ def _onnx(path: Path) -> dict[str, Any]:
     constants = {tensor.name for tensor in graph.initializer}
     return {
         "kind": "ONNX file",
-        "ours": "yes" if file.found else "no: no manifest beside it or inside",
+        "ours": "yes" if file.stored_manifest else "no: no manifest beside it or inside",
         "sha256": file.sha256,
         "inputs": [_tensor(value) for value in graph.input if value.name not in constants],
         "outputs": [_tensor(value) for value in graph.output],
         "opsets": {entry.domain or "ai.onnx": entry.version for entry in file.proto.opset_import},
         "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
-        **({"manifest": _manifest(file.found)} if file.found else {"producer": file.proto.producer_name}),
+        **(
+            {"manifest": _manifest(file.stored_manifest)}
+            if file.stored_manifest
+            else {"producer": file.proto.producer_name}
+        ),
     }
 
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 import functools
 import logging
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, one_of
 from pmm.utils.files import existing_file
 
 Kind = Literal["checkpoint", "torch", "program", "onnx", "engine", "package", "index"]
 
 NAMES: dict[Kind, str] = {
     "checkpoint": "a checkpoint",
-    "torch": "a file of torch, but no checkpoint of ours",
+    "torch": "a file of torch, but no checkpoint of pmm",
     "program": "a program of torch (TorchScript or torch.export)",
     "onnx": "an ONNX file",
     "engine": "a TensorRT engine",
@@ -37,7 +36,7 @@ SUFFIXES: dict[str, Kind] = {
     PACKAGE_SUFFIX: "package",
     ".npz": "index",
 }
-"""What a name promises."""
+"""What the ending of a name declares."""
 DESCRIBED: dict[Kind, str] = {
     "checkpoint": "a checkpoint (.pth, .pt)",
     "onnx": "an ONNX file (.onnx)",
@@ -46,18 +45,13 @@ DESCRIBED: dict[Kind, str] = {
     "index": "an index (.npz)",
 }
 FORMAT_MARK = b"pmm-checkpoint-"
-"""In each checkpoint of ours: see `pmm.artifacts.checkpoint.FORMAT`."""
+"""In each checkpoint of pmm: see `pmm.artifacts.checkpoint.FORMAT`."""
 _ENGINE_MAGIC = (b"ptrt", b"ftrt", b"vtrt")  # TensorRT's two, and TensorRT-RTX's
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER, behind the pickle's protocol
 _SEARCHED = 1 << 20  # bytes of a pickle; the format is the first entry of ours
 
 
-def either(names: Sequence[str]) -> str:
-    """`a, b or c`."""
-    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-KNOWN = either(list(DESCRIBED.values()))
+KNOWN = one_of(DESCRIBED.values())
 
 
 def kind_of(path: str | Path, *expected: Kind) -> Kind:
@@ -68,32 +62,32 @@ def kind_of(path: str | Path, *expected: Kind) -> Kind:
     Args:
         expected: kinds that a message names (default: all).
 
-    Raises UserError if the file is missing, or neither tells.
+    Raises InvalidFile if the file is missing, or neither tells.
     """
-    known = either([DESCRIBED[each] for each in expected or DESCRIBED])
+    known = one_of(DESCRIBED[each] for each in expected or DESCRIBED)
     path = existing_file(path, known)
-    promised, found = SUFFIXES.get(path.suffix.lower()), kind_of_content(path)
-    if found is None:
-        if promised is None:
-            raise UserError(f"{path}: neither its content nor its name tells what it is; expected {known}")
-        return promised
+    declared, kind = SUFFIXES.get(path.suffix.lower()), kind_of_content(path)
+    if kind is None:
+        if declared is None:
+            raise InvalidFile("neither its content nor its name tells what it is", path=path, expected=known)
+        return declared
     of_torch = ("checkpoint", "torch", "program")
-    if promised not in (None, found) and not (promised in of_torch and found in of_torch):
-        _say_once(f"{path}: its name ends in {path.suffix}, but it is {NAMES[found]}, and taken as that")
-    return found
+    if declared not in (None, kind) and not (declared in of_torch and kind in of_torch):
+        _warn_once(f"{path}: its name ends in {path.suffix}, but it is {NAMES[kind]}, and taken as that")
+    return kind
 
 
 def kind_among(path: str | Path, *expected: Kind) -> Kind:
     """As `kind_of`, of a file that has to be one of those `expected`; a file of torch counts as the checkpoint that it
     was meant to be, as reading it says what to do with it.
 
-    Raises UserError for others too.
+    Raises InvalidFile for other kinds too.
     """
     kind = kind_of(path, *expected)
     if kind == "torch" and "checkpoint" in expected:
         return "checkpoint"
     if kind not in expected:
-        raise UserError(f"{path} is {NAMES[kind]}; expected {either([NAMES[each] for each in expected])}")
+        raise InvalidFile(f"it is {NAMES[kind]}", path=path, expected=one_of(NAMES[each] for each in expected))
     return kind
 
 
@@ -160,5 +154,5 @@ def _varint(file: BinaryIO) -> int:
 
 
 @functools.cache
-def _say_once(line: str) -> None:
+def _warn_once(line: str) -> None:
     logging.getLogger("pmm").warning(line)

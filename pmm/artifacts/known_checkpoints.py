@@ -24,44 +24,44 @@ SHARED = {
     "global_softmax.": "stages.0.classifier.",
     "res_part2.": "bottleneck.",
 }
-"""Prefix of the authors' keys -> of ours, in every method."""
+"""Prefix of the authors' keys -> of pmm's, in every method."""
 
 
 def _branch(number: str, stage: int) -> dict[str, str]:
-    ours = f"stages.{stage}."
+    prefix = f"stages.{stage}."
     return {
-        f"reduction{number}.0.": f"{ours}reduction.",
-        f"reduction{number}.1.": f"{ours}bn.",
-        f"softmax{number}.": f"{ours}classifier.",
+        f"reduction{number}.0.": f"{prefix}reduction.",
+        f"reduction{number}.1.": f"{prefix}bn.",
+        f"softmax{number}.": f"{prefix}classifier.",
     }
 
 
 BRANCHES = {"pmm": _branch("1", 1) | _branch("2", 2), "bdb": _branch("", 1)}
 """Method -> the further prefixes."""
-_ELSEWHERE = "its network is not one of ours: train one (python -m pmm.train)"
-_OTHERS = (
+_TRAIN = "its network is none of pmm's: train one (pmm train)"
+_FOREIGN = (
     # name, patterns that some key matches each, what to do
     (
-        "the bare weights of a model of ours",
+        "the bare weights of a pmm model",
         (r"backbone\.trunk\.", r"stages\.0\."),
         "give the checkpoint that they come from, as it is",
     ),
-    ("a fast-reid checkpoint", (r"heads\.|pixel_mean$",), _ELSEWHERE),
-    ("a TransReID or CLIP-ReID checkpoint", (r"base\.(blocks|cls_token|patch_embed)|image_encoder\.",), _ELSEWHERE),
-    ("an OSNet checkpoint of torchreid", (r"conv2\.0\.conv2a\.",), _ELSEWHERE),
-    ("a torchreid checkpoint", (r"layer4\.", r"classifier\."), _ELSEWHERE),
+    ("a fast-reid checkpoint", (r"heads\.|pixel_mean$",), _TRAIN),
+    ("a TransReID or CLIP-ReID checkpoint", (r"base\.(blocks|cls_token|patch_embed)|image_encoder\.",), _TRAIN),
+    ("an OSNet checkpoint of torchreid", (r"conv2\.0\.conv2a\.",), _TRAIN),
+    ("a torchreid checkpoint", (r"layer4\.", r"classifier\."), _TRAIN),
     (
         "a ResNet-50 of torchvision",
         (r"conv1\.weight$", r"layer3\.5\.conv3\."),
-        "start a training from its bare state dict (python -m pmm.train --weights FILE)",
+        "start a training from its bare state dict (pmm train --weights FILE)",
     ),
 )
 
 
 def method_of(content: Any) -> str | None:
-    """The method of ours whose weights `content`, as torch.load returns it, holds in the authors' names; else None."""
+    """The method whose weights `content`, as torch.load returns it, holds by the authors' names; else None."""
     keys = state_dict_of(content)
-    if not _some(keys, r"(res_part2?|global_reduction|global_softmax)\."):
+    if not _any_match(keys, r"(res_part2?|global_reduction|global_softmax)\."):
         return None
     return max(BRANCHES, key=lambda method: sum(key.startswith(tuple(BRANCHES[method])) for key in keys))
 
@@ -69,8 +69,8 @@ def method_of(content: Any) -> str | None:
 def describe(content: Any) -> str | None:
     """`what it is; what to do with it` for a checkpoint of another known code base; None for all others."""
     keys = state_dict_of(content)
-    for name, patterns, advice in _OTHERS:
-        if all(_some(keys, pattern) for pattern in patterns):
+    for name, patterns, advice in _FOREIGN:
+        if all(_any_match(keys, pattern) for pattern in patterns):
             return f"{name}; {advice}"
     return None
 
@@ -86,5 +86,5 @@ def state_dict_of(content: Any) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in inner.items()}
 
 
-def _some(keys: Iterable[str], pattern: str) -> bool:
+def _any_match(keys: Iterable[str], pattern: str) -> bool:
     return any(re.match(pattern, key) for key in keys)

@@ -1,4 +1,4 @@
-"""What an artifact promises: the contract that is JSON beside it, and inside an ONNX file or a package."""
+"""The contract of an artifact: JSON beside the file, and a copy inside an ONNX file or a package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.data.preprocessing import Crops, Preprocessing
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue, UserError
 from pmm.utils.from_dict import from_dict
 
 FORMAT = "pmm-manifest-2"
@@ -32,7 +32,7 @@ class InputContract:
     """What the graph takes. The caller resizes: bilinear with antialiasing, as PIL's; see `pmm.data.crops`.
 
     uint8 NHWC crops are normalised inside the graph; float32 NCHW crops are normalised by the caller, and are what the
-    torch model takes. Raises UserError for an impossible batch.
+    torch model takes. Raises InvalidValue for an impossible batch.
     """
 
     name: str = "images"
@@ -46,7 +46,7 @@ class InputContract:
 
     def __post_init__(self) -> None:
         if self.batch is not None and not 1 <= self.batch <= MOST_IMAGES:
-            raise UserError(f"a static batch of {self.batch} images; expected 1 to {MOST_IMAGES}")
+            raise InvalidValue("--static-batch", self.batch, f"1 to {MOST_IMAGES}")
 
     @classmethod
     def of(
@@ -62,9 +62,11 @@ class InputContract:
         return (size.height, size.width, 3) if self.layout == "NHWC" else (3, size.height, size.width)
 
     def check_batch(self, images: int, name: str | Path) -> None:
-        """Raises UserError if the file `name`, of a static batch, does not take so many images in one run."""
+        """Raises InvalidInput if the file `name`, of a static batch, does not take so many images in one run."""
         if self.batch not in (None, images):
-            raise UserError(f"{name}: {images} images for one run; its static batch is {self.batch}, give as many")
+            raise InvalidInput(
+                f"{name}: {images} images for one run; its static batch is {self.batch}", hint=f"give {self.batch}"
+            )
 
     def feed(self, crops: Crops, size: Preprocessing) -> npt.NDArray[Any]:
         """uint8 RGB crops [B, H, W, 3] -> the contiguous array that the graph takes."""
@@ -82,14 +84,14 @@ class EmbeddingContract:
     name: str = "embeddings"
     dtype: str = "float32"
     normalised: bool = False
-    """Each row has length 1."""
+    """Each row has norm 1."""
     flip_tta: bool = False
     """The mean of the crop's embedding and its mirror image's."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
 
     @classmethod
     def of(cls, model: Any, *, normalised: bool = False, flip_tta: bool = False) -> EmbeddingContract:
-        """Of what `model` returns; with `normalised` at length 1 even if its own embeddings are not."""
+        """Of what `model` returns; with `normalised` at norm 1 even if its own embeddings are not."""
         normalised = normalised or bool(model.normalised)
         metric: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
         return cls(dim=int(model.embedding_dim), normalised=normalised, flip_tta=flip_tta, metric=metric)
@@ -97,7 +99,7 @@ class EmbeddingContract:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchProfile:
-    """The batches that an optimisation profile is for. Raises UserError unless 1 <= least <= best <= most."""
+    """The batches that an optimisation profile is for. Raises InvalidValue unless 1 <= least <= best <= most."""
 
     least: int = 1
     best: int = 8
@@ -105,7 +107,8 @@ class BatchProfile:
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.best <= self.most <= MOST_IMAGES:
-            raise UserError(f"batch profile {self}: expected 1 <= least <= best <= most (<= {MOST_IMAGES}), as 1 8 64")
+            expected = f"1 <= least <= best <= most <= {MOST_IMAGES}, as 1 8 64"
+            raise InvalidValue("--batch", str(self), expected)
 
     def __str__(self) -> str:
         return f"{self.least} {self.best} {self.most}"
@@ -113,18 +116,21 @@ class BatchProfile:
 
 @dataclass(frozen=True)
 class BatchProfiles:
-    """The optimisation profiles of an engine, in order of size. Raises UserError for ones without an order."""
+    """The optimisation profiles of an engine, in order of size. Raises InvalidValue without one, ConflictingOptions for
+    ones without an order."""
 
     profiles: tuple[BatchProfile, ...] = (BatchProfile(),)
 
     def __post_init__(self) -> None:
         if not self.profiles:
-            raise UserError("an engine needs a batch profile, as 1 8 64")
+            raise InvalidValue("--batch", "", "a batch profile, as 1 8 64")
         for before, after in zip(self.profiles, self.profiles[1:], strict=False):
             if not (before.best < after.best and before.most <= after.most and before.least <= after.least):
-                raise UserError(
-                    f"batch profile {after} after {before}: expected each to be for larger batches than the one before "
-                    "(best grows, least and most do not shrink), as 1 1 1 and 1 8 64"
+                raise ConflictingOptions(
+                    f"--batch {after} after {before}",
+                    "--batch",
+                    expected="each for larger batches than the one before (best grows, least and most do not shrink), "
+                    "as 1 1 1 and 1 8 64",
                 )
 
     @property
@@ -180,15 +186,13 @@ class EngineContract:
     compute_capability: str
     """Of that GPU, as 8.9; empty without one."""
     hardware_compatibility: HardwareCompatibility
-    """What it was asked for, of TensorRT; TensorRT-RTX compiles its engines for the GPU that they meet."""
+    """As TensorRT built it; TensorRT-RTX compiles its engines for the GPU that runs them."""
     driver: str
     """Highest CUDA version of the driver, as 13.0; empty without one."""
     flags: tuple[str, ...]
     """What else shaped the build, by name."""
     precision_read_from: Literal["parsed network", "parsed network and engine inspector"]
     """The shares are the parsed network's; the inspector tells which types are in the engine."""
-    key: str
-    """Digest of all that determines the engine: ONNX file, builder, driver, GPU, flags, batch."""
 
     @property
     def library(self) -> str:
@@ -240,7 +244,7 @@ class Manifest:
     input: InputContract
     embedding: EmbeddingContract
     precision: str
-    """Asked for: fp32, tf32, fp16, bf16 or int8."""
+    """As --precision set it: fp32, tf32, fp16, bf16 or int8."""
     precision_found: str
     """Read back from the file: the type in which most multiplications are done."""
     precision_share: dict[str, float]
@@ -278,16 +282,18 @@ class Manifest:
         return self.checkpoint_sha256 == checkpoint_sha256 and versions.items() <= self.versions.items()
 
     def check_copy(self, copy: Manifest, path: Path) -> None:
-        """Raises UserError unless `copy`, which lies in the file `path` and is hashed with it, promises the same.
+        """Raises InvalidFile unless `copy`, which lies in the file `path` and is hashed with it, says the same.
 
         Native code checks no sizes: fed with crops of another size it would read what is not its own.
         """
         for field in dataclasses.fields(self):
             beside, inside = getattr(self, field.name), getattr(copy, field.name)
             if field.name not in ("sha256", "parity") and beside != inside:
-                raise UserError(
-                    f"{path}: the manifest beside it says {field.name} {str(beside)[:80]}, the copy inside it "
-                    f"{str(inside)[:80]}; the manifest was changed, export the file again"
+                raise InvalidFile(
+                    f"the manifest beside it says {field.name} {str(beside)[:80]}, the copy inside it "
+                    f"{str(inside)[:80]}: the manifest was changed",
+                    path=path,
+                    hint="export the file again",
                 )
 
     def to_json(self) -> str:
@@ -295,12 +301,19 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> Manifest:
-        """Raises UserError if `text` is not a manifest of this format."""
+    def from_json(cls, text: str, source: str | Path) -> Manifest:
+        """Raises InvalidFile, of the path `source`, if `text` is not a manifest of this format."""
         try:
             values = json.loads(text)
             if values["format"] != FORMAT:
-                raise UserError(f"{source}: manifest format {values['format']!r}; this version reads {FORMAT!r}")
+                problem = f"manifest format {values['format']!r}"
+                expected = f"{FORMAT!r}, which this version reads"
+                raise InvalidFile(problem, path=source, expected=expected, hint="export the file again")
+            if isinstance(values.get("engine"), dict):
+                values["engine"].pop("key", None)  # of earlier versions; nothing reads it
             return from_dict(cls, values)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{source}: not a manifest of ours ({type(error).__name__}: {error})") from error
+        except InvalidFile:
+            raise
+        except (UserError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"invalid manifest ({type(error).__name__}: {error})"
+            raise InvalidFile(reason, path=source, hint="export the file again") from error

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.manifest import METADATA_KEY, EngineContract, Manifest, PackageContract
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.utils.files import existing_file
 
 C = TypeVar("C", EngineContract, PackageContract)
@@ -33,46 +33,48 @@ class NativeFile(Generic[C]):
 def read_native(path: str | Path, contract: type[C]) -> NativeFile[C]:
     """Read an engine or a package, as `contract` says, without loading anything of it.
 
-    Raises UserError: no such file, no manifest beside it or one that is of another file, of another kind of artifact,
-    or promises something else than the copy inside a package.
+    Raises InvalidFile: no such file, no manifest beside it or one that is of another file, of another kind of artifact,
+    or says something else than the copy inside a package.
     """
     path = existing_file(path, f"a file that {contract.rebuild.partition(': ')[2]} wrote")
     content = path.read_bytes()
     manifest = read_manifest(path, hashlib.sha256(content).hexdigest())
     if manifest is None:
-        raise UserError(
-            f"{path}: no manifest beside it ({path.name}.json); this {contract.kind} is executable code, so it is only "
-            f"opened with its manifest: copy it along, or {contract.rebuild}"
+        raise InvalidFile(
+            f"no manifest beside it ({path.name}.json); this {contract.kind} is executable code, so it is only opened "
+            "with its manifest",
+            path=path,
+            hint=f"copy the manifest too, or {contract.rebuild}",
         )
-    found = manifest.native
-    if not isinstance(found, contract):
-        raise UserError(f"{path}: its manifest describes no {contract.kind}; {contract.rebuild}")
+    native = manifest.native
+    if not isinstance(native, contract):
+        raise InvalidFile(f"its manifest describes no {contract.kind}", path=path, hint=contract.rebuild)
     if contract is PackageContract:
         manifest.check_copy(_copy_inside(path, content), path)
-    return NativeFile(path, content, manifest, found)
+    return NativeFile(path, content, manifest, native)
 
 
-def check_origin(path: Path, built: C, here: C, capabilities: Sequence[str]) -> None:
-    """Raises UserError naming all in which this machine differs from where native code can run.
+def check_origin(path: Path, built: C, current: C, capabilities: Sequence[str]) -> None:
+    """Raises InvalidFile naming all in which this machine differs from where native code can run.
 
     Args:
-        built, here: what it was built with, and what it would be built with on this machine.
+        built, current: what it was built with, and what it would be built with on this machine.
         capabilities: compute capabilities of the GPUs that run it; none if only its library knows.
     """
     differs = []
-    if here.version != built.version:
-        differs.append(f"{built.library} is {here.version} here, it was built with {built.version}")
-    if here.platform != built.platform:
-        differs.append(f"this is {here.platform}, it was built for {built.platform}")
-    if lacking := sorted(set(built.instructions) - set(here.instructions)):
-        differs.append(f"this CPU has no {', '.join(lacking)}, which it may use")
-    if capabilities and here.compute_capability not in capabilities:
+    if current.version != built.version:
+        differs.append(f"{built.library} is {current.version} here, it was built with {built.version}")
+    if current.platform != built.platform:
+        differs.append(f"this is {current.platform}, it was built for {built.platform}")
+    if missing := sorted(set(built.instructions) - set(current.instructions)):
+        differs.append(f"this CPU has no {', '.join(missing)}, which it may use")
+    if capabilities and current.compute_capability not in capabilities:
         differs.append(
-            f"the GPU is {here.gpu} (compute capability {here.compute_capability}), it was built on "
+            f"the GPU is {current.gpu} (compute capability {current.compute_capability}), it was built on "
             f"{built.gpu or 'no GPU'} for compute capability {', '.join(capabilities)}"
         )
     if differs:
-        raise UserError(f"{path}: this {built.kind} cannot run here: {'; '.join(differs)}; {built.rebuild}")
+        raise InvalidFile(f"this {built.kind} cannot run here: {'; '.join(differs)}", path=path, hint=built.rebuild)
 
 
 def _copy_inside(path: Path, content: bytes) -> Manifest:
@@ -82,7 +84,9 @@ def _copy_inside(path: Path, content: bytes) -> Manifest:
             name = next(name for name in archive.namelist() if name.endswith("wrapper_metadata.json"))
             text = json.loads(archive.read(name))[METADATA_KEY]
     except (zipfile.BadZipFile, StopIteration, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: truncated, or not a package of ours (no manifest inside); {PackageContract.rebuild}"
+        raise InvalidFile(
+            "truncated, or not a package of pmm export aoti (no manifest inside)",
+            path=path,
+            hint=PackageContract.rebuild,
         ) from error
-    return Manifest.from_json(text, f"{path}: inside")
+    return Manifest.from_json(text, path)

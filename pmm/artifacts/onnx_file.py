@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.manifest import METADATA_KEY, Manifest
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.files import existing_file
 
 if TYPE_CHECKING:
@@ -25,20 +25,21 @@ class OnnxFile:
     content: bytes
     proto: onnx.ModelProto
     sha256: str
-    found: Manifest | None
-    """The manifest beside the file, else the copy inside it; None if the file is not ours."""
+    stored_manifest: Manifest | None
+    """The manifest beside the file, else the copy inside it; None if the file is not one of pmm export onnx."""
     external: bool
     """Weights lie in other files beside it."""
 
     @property
     def manifest(self) -> Manifest:
-        """Raises UserError if the file is not ours."""
-        if self.found is None:
-            raise UserError(
-                f"{self.path}: not an ONNX file of ours: no manifest beside it or inside says what to feed it; "
-                "export it with pmm export onnx (pmm export trt --no-manifest builds an engine all the same)"
+        """Raises InvalidFile without one."""
+        if self.stored_manifest is None:
+            raise InvalidFile(
+                "an ONNX file without a manifest, beside it or inside, that says what to feed it",
+                path=self.path,
+                hint="export it with pmm export onnx (pmm export trt --no-manifest builds an engine all the same)",
             )
-        return self.found
+        return self.stored_manifest
 
 
 def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
@@ -48,7 +49,7 @@ def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
         external_data: allow weights in other files, as long as those lie beside the file.
 
     Raises:
-        UserError: no ONNX, external data that is not allowed, or a manifest that is damaged or of another file.
+        InvalidFile: no ONNX, external data that is not allowed, or a manifest that is damaged or of another file.
     """
     path = existing_file(path, "an ONNX file written by pmm export onnx")
     content = path.read_bytes()
@@ -59,7 +60,7 @@ def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
 
 
 def is_onnx(path: Path) -> bool:
-    """Whether the file, ours or not, can be read as ONNX at all."""
+    """Whether the file, with a manifest or not, can be read as ONNX at all."""
     try:
         _parsed(path.read_bytes(), path)
         return True
@@ -73,9 +74,9 @@ def _parsed(content: bytes, path: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own exception type depends on its version
-        raise UserError(f"{path}: truncated, or not an ONNX file") from error
+        raise InvalidFile("truncated, or not an ONNX file", path=path) from error
     if not proto.graph.node:
-        raise UserError(f"{path}: truncated, or not an ONNX file (no operators in it)")
+        raise InvalidFile("truncated, or not an ONNX file (it has no operators)", path=path)
     return proto
 
 
@@ -86,7 +87,7 @@ def embed_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:
 
 
 def _manifest(path: Path, proto: onnx.ModelProto, digest: str) -> Manifest | None:
-    """The manifest beside the file, which must promise what the hashed copy inside does; else that copy."""
+    """The manifest beside the file, which must say what the hashed copy inside says; else that copy."""
     beside, inside = read_manifest(path, digest), _embedded(path, proto)
     if beside and inside:
         beside.check_copy(inside, path)
@@ -95,7 +96,7 @@ def _manifest(path: Path, proto: onnx.ModelProto, digest: str) -> Manifest | Non
 
 def _embedded(path: Path, proto: onnx.ModelProto) -> Manifest | None:
     inside = {entry.key: entry.value for entry in proto.metadata_props}
-    return Manifest.from_json(inside[METADATA_KEY], str(path)) if METADATA_KEY in inside else None
+    return Manifest.from_json(inside[METADATA_KEY], path) if METADATA_KEY in inside else None
 
 
 def _check_external_data(path: Path, proto: onnx.ModelProto, allowed: bool) -> bool:
@@ -112,9 +113,11 @@ def _check_external_data(path: Path, proto: onnx.ModelProto, allowed: bool) -> b
         # of several, each library takes the one it likes
         reason = _escapes(path.parent, location) or ("named more than once" if len(locations) > 1 else "")
         if reason:
-            raise UserError(f"{path}: refused, its weights lie in {location!r}, {reason}; expected a file beside it")
+            problem = f"refused, its weights lie in {location!r}, {reason}"
+            raise InvalidFile(problem, path=path, expected="a file beside it")
         if not allowed:
-            raise UserError(f"{path}: its weights lie in another file ({location!r}); files of ours hold their weights")
+            problem = f"its weights lie in another file ({location!r})"
+            raise InvalidFile(problem, path=path, expected="the weights inside, as pmm export onnx writes them")
         external = True
     return external
 
@@ -128,10 +131,10 @@ def _escapes(folder: Path, location: str) -> str:
         return "a path with '..'"
     if "\\" in location:  # a folder's end or a part of a name, depending on the system
         return "a path with a backslash"
-    place = folder
+    path = folder
     for part in parts:
-        place = place / part
-        if place.is_symlink():
+        path = path / part
+        if path.is_symlink():
             return "a symbolic link"
     return ""
 

@@ -1,7 +1,8 @@
-"""Where a file comes from: its manifest, the checkpoint it was exported from, and the data that one was trained on."""
+"""Where a file comes from: its run, its manifest, the checkpoint that it was exported from, and that one's data set."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -11,25 +12,51 @@ from pmm.artifacts.kinds import NAMES, RUNNABLE, kind_of, kind_of_content
 from pmm.artifacts.manifest import EngineContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.artifacts.runs import RUNS, resolve_data_root
 from pmm.config import Config
-from pmm.data.layouts import dataset_spec
-from pmm.utils.errors import UserError
+from pmm.data.dataset_specs import dataset_spec
+from pmm.utils.errors import ConflictingOptions, InvalidFile
 from pmm.utils.files import sha256
 
-ADVICE = "give --dataset NAME and --root DIR"
+RUNS = Path("runs")
+HINT = "give --dataset NAME and --root DIR"
 
 
-class DataSet(NamedTuple):
+class DatasetLocation(NamedTuple):
     """A data set on disk."""
 
     name: str
-    """Its layout, as pmm check lists them, or a folder."""
+    """As pmm check lists them, or a folder."""
     root: str
 
 
+def newest_run(name: str = "best.pth", *, hint: str = "train first (pmm train), or name a file") -> Path:
+    """The newest file `name` in a run under runs/. Raises InvalidFile with `hint` if there is none."""
+    files = sorted(RUNS.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise InvalidFile(f"it holds no run with {name}", path=RUNS, hint=hint)
+    return files[-1]
+
+
+def with_resolved_data_root(config: Config, checkpoint: Path) -> Config:
+    """`config` of `checkpoint`, its data folder as `resolve_data_root` finds it."""
+    root = resolve_data_root(config.data.root, checkpoint)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+
+
+def resolve_data_root(root: str, checkpoint: Path) -> str:
+    """The data folder that a checkpoint names; if that is relative to where it was trained, seen from the checkpoint.
+
+    `root` as it is if it cannot be found.
+    """
+    if root and not Path(root).is_absolute() and not Path(root).is_dir():
+        for folder in Path(checkpoint).resolve().parents:
+            if (folder / root).is_dir():
+                return str(folder / root)
+    return root
+
+
 def manifest_of(path: Path) -> Manifest:
-    """Of an exported file. Raises UserError if it is not ours or was changed."""
+    """Of an exported file. Raises InvalidFile if it has none or was changed."""
     kind = kind_of(path, *RUNNABLE)
     if kind == "onnx":
         return read_onnx(path).manifest
@@ -37,64 +64,68 @@ def manifest_of(path: Path) -> Manifest:
         return read_native(path, EngineContract).manifest
     if kind == "package":
         return read_native(path, PackageContract).manifest
-    raise UserError(f"{path} is {NAMES[kind]}; expected a file that was exported from a checkpoint")
+    raise InvalidFile(f"it is {NAMES[kind]}", path=path, expected="a file that was exported from a checkpoint")
 
 
 def checkpoint_of(artifact: Path, manifest: Manifest) -> Path | None:
-    """The checkpoint that an exported file came from: beside it, one folder up, or in a run. None if it is nowhere."""
-    beside = artifact.resolve().parent
-    for path in dict.fromkeys([*beside.glob("*"), *beside.parent.glob("*"), *RUNS.glob("*/*")]):
+    """The checkpoint that an exported file came from: beside it, one folder up, or in a run; else None."""
+    folder = artifact.resolve().parent
+    for path in dict.fromkeys([*folder.glob("*"), *folder.parent.glob("*"), *RUNS.glob("*/*")]):
         usable = path.is_file() and os.access(path, os.R_OK) and kind_of_content(path) == "checkpoint"
         if usable and sha256(path) == manifest.checkpoint_sha256:
             return path
     return None
 
 
-def data_set_for(path: Path, name: str = "", root: str = "") -> DataSet:
-    """The data set to judge a checkpoint or an exported file on: the one that was asked for by `name` and `root`; what
-    is empty is as the checkpoint says.
+def resolve_dataset(path: Path, name: str = "", root: str = "") -> DatasetLocation:
+    """The data set to judge a checkpoint or an exported file on: `name` at `root`, each that is empty as the checkpoint
+    says.
 
-    Raises UserError for an unknown name, or if what the checkpoint says is of no help.
+    Raises InvalidValue for an unknown name, InvalidFile or ConflictingOptions if the checkpoint does not say enough.
     """
     if name and root:
-        return DataSet(name, root)
+        return DatasetLocation(name, root)
     if name:
         dataset_spec(name)
-    return instead_of(trained_on(path), path, name, root)
+    return override_dataset(training_dataset(path), path, name, root)
 
 
-def instead_of(found: DataSet, path: Path, name: str, root: str) -> DataSet:
-    """The data set `name` at `root`, where each that is empty is as of the one `found` that `path` was trained on.
+def override_dataset(trained: DatasetLocation, path: Path, name: str, root: str) -> DatasetLocation:
+    """The data set `name` at `root`, each that is empty as of the one that `path` was `trained` on.
 
-    Raises UserError for another data set without a root, or if the one that was found is gone or nowhere.
+    Raises ConflictingOptions for another data set without a root, InvalidFile if the folder of `trained` is unknown or
+    gone.
     """
     if name and root:
-        return DataSet(name, root)
-    if name and dataset_spec(name) != dataset_spec(found.name):
-        raise UserError(
-            f"--dataset {name} without --root: {path} was trained on {found.name}; give the folder, --root DIR"
+        return DatasetLocation(name, root)
+    if name and dataset_spec(name) != dataset_spec(trained.name):
+        raise ConflictingOptions(
+            f"--dataset {name} without --root: {path} was trained on {trained.name}",
+            "--dataset",
+            "--root",
+            hint="give the folder, --root DIR",
         )
-    if not (root or found.root):
-        raise UserError(f"{path} does not say where its data are; give --root DIR")
-    if not root and not Path(found.root).exists():
-        raise UserError(f"{path} was trained on {found.name} in {found.root}, which is gone; give --root DIR")
-    return DataSet(found.name, root or found.root)
+    if not (root or trained.root):
+        raise InvalidFile("it does not say where its data are", path=path, hint="give --root DIR")
+    if not root and not Path(trained.root).exists():
+        problem = f"it was trained on {trained.name} in {trained.root}, which is gone"
+        raise InvalidFile(problem, path=path, hint="give --root DIR")
+    return DatasetLocation(trained.name, root or trained.root)
 
 
-def trained_on(path: Path) -> DataSet:
+def training_dataset(path: Path) -> DatasetLocation:
     """The data set that a checkpoint, or the one that an exported file came from, was trained on; without a root if it
     does not say where that is.
 
-    Raises UserError if nothing says what it was.
+    Raises InvalidFile if nothing says what it was.
     """
     checkpoint = path if kind_of(path, *RUNNABLE) in ("checkpoint", "torch") else checkpoint_of(path, manifest_of(path))
     if checkpoint is None:
-        raise UserError(
-            f"{path}: the checkpoint that it came from, which names a data set, is neither beside it nor under "
-            f"{RUNS}/; {ADVICE}"
-        )
+        problem = f"its checkpoint, which names a data set, is neither beside it nor under {RUNS}/"
+        raise InvalidFile(problem, path=path, hint=HINT)
     try:
         data = Config.from_dict(load(checkpoint)["config"]).data
     except ImportError as error:
-        raise UserError(f"{checkpoint} names a data set, and torch is needed to read it; {ADVICE}") from error
-    return DataSet(data.dataset, resolve_data_root(data.root, checkpoint))
+        problem = "it names a data set, and torch is needed to read it"
+        raise InvalidFile(problem, path=checkpoint, hint=HINT) from error
+    return DatasetLocation(data.dataset, resolve_data_root(data.root, checkpoint))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pmm.artifacts.kinds import NAMES, SUFFIXES, kind_of_content
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.utils.files import existing_file
 
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -28,34 +28,34 @@ def read_torch_file(path: str | Path, expected: str) -> Any:
     """What `torch.save` wrote to `path`, in its zip format or the older pickle, on the CPU: tensors, containers, plain
     values and numpy scalars.
 
-    Raises UserError, which says that `expected` was, if the file is missing, truncated, of another kind, or asks for
+    Raises InvalidFile, with what was `expected`, if the file is missing, truncated, of another kind, or asks for
     anything that could run code (naming it).
     """
     path = existing_file(path, expected)
     with path.open("rb") as file:
         start = file.read(512)
-    kind = _other_kind(path, start)
-    if kind:
-        raise UserError(f"{path}: {kind}; expected {expected}")
+    problem = _other_kind(path, start)
+    if problem:
+        raise InvalidFile(problem, path=path, expected=expected)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
             warnings.simplefilter("ignore")  # torch guesses aloud at foreign formats; the lines below say it
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports a bad file with RuntimeError, UnpicklingError, EOFError, KeyError, ...
-        raise UserError(f"{path}: {_refusal(str(error), start)}; expected {expected}") from error
+        raise InvalidFile(_refusal(str(error), start), path=path, expected=expected) from error
 
 
 def _other_kind(path: Path, start: bytes) -> str | None:
     """Why a file that begins with `start` cannot be torch's, or None if it may be."""
-    found, promised = kind_of_content(path), SUFFIXES.get(path.suffix.lower(), "checkpoint")
-    if found in ("checkpoint", "torch"):
+    kind, declared = kind_of_content(path), SUFFIXES.get(path.suffix.lower(), "checkpoint")
+    if kind in ("checkpoint", "torch"):
         return None
-    if found:
-        return f"{NAMES[found]}, or a damaged one, not a checkpoint"
-    if start[:2] == b"PK" or start[:1] == b"\x80":  # a zip archive, or a pickle as torch once wrote
+    if kind:
+        return f"{NAMES[kind]}, or a damaged one, not a checkpoint"
+    if start[:2] == b"PK" or start[:1] == b"\x80":  # a zip archive, or a pickle of old versions of torch
         return None
-    if promised != "checkpoint":
-        return f"{NAMES[promised]}, or a damaged one, not a checkpoint"
+    if declared != "checkpoint":
+        return f"{NAMES[declared]}, or a damaged one, not a checkpoint"
     if start[257:262] == b"ustar" or start[:2] == b"\x1f\x8b":
         return "a packed archive (.tar or .gz), not a checkpoint: unpack it and give the file inside"
     return "truncated, or not a checkpoint"
@@ -63,9 +63,9 @@ def _other_kind(path: Path, start: bytes) -> str | None:
 
 def _refusal(reason: str, start: bytes) -> str:
     """torch's page-long explanation as one clause."""
-    wanted = re.search(r"GLOBAL (\S+)", reason)
-    if wanted:
-        return f"refused, the file holds more than plain tensors and could run code (it asks for {wanted[1]})"
+    function = re.search(r"GLOBAL (\S+)", reason)
+    if function:
+        return f"refused, the file holds more than plain tensors and could run code (it asks for {function[1]})"
     if "Weights only" in reason:
         return "refused, the file holds more than plain tensors and could run code"
     line = re.split(r"\. |\n", reason.strip() or "no reason given")[0][:160]

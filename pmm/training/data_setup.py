@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from pmm.artifacts.runs import RUNS, resolve_data_root
+from pmm.artifacts.origin import RUNS, resolve_data_root
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
-from pmm.data.layouts import dataset_spec
+from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset, class_indices
 from pmm.data.splits import split_validation

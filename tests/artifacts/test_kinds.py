@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from pmm.artifacts import checkpoint
-from pmm.artifacts.kinds import FORMAT_MARK, KNOWN, SUFFIXES, kind_of, kind_of_content
+from pmm.artifacts.kinds import FORMAT_MARK, KNOWN, SUFFIXES, kind_among, kind_of, kind_of_content
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.config import preset
 from pmm.data.preprocessing import preprocessing_of
 from pmm.gallery.index import Index, IndexContract
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
+from tests.refusals import refuses
 
 AOTI = ("m.wrapper.cpp", "m.wrapper_metadata.json", "m.wrapper.so")
 ENGINES = (b"ptrt\0\0\0\0", b"ftrt\0\0\0\0", b"vtrt\0\0\0\0\2\0\0\0")
@@ -69,29 +70,32 @@ def test_every_kind_under_any_name(files, tmp_path, caplog):
             assert (kind_of_content(file), kind_of(file)) == (kind, kind), file
             shutil.copy(file, tmp_path / "renamed.bin")
             assert kind_of(tmp_path / "renamed.bin") == kind
-        assert not caplog.records, "a name that promises nothing is no contradiction"
+        assert not caplog.records, "a name that declares nothing is no contradiction"
         of_torch = ("checkpoint", "torch", "program")
         for kind, file in files:
-            for suffix, promised in SUFFIXES.items():
+            for suffix, declared in SUFFIXES.items():
                 renamed = shutil.copy(file, tmp_path / f"{file.name}{suffix}")
                 caplog.clear()
                 assert kind_of(renamed) == kind, renamed
                 assert kind_of(renamed) == kind
-                same = kind == promised or (kind in of_torch and promised in of_torch)
+                same = kind == declared or (kind in of_torch and declared in of_torch)
                 assert [str(renamed) in line for line in caplog.messages] == [True] * (not same), "said once"
 
 
 def test_where_the_content_tells_nothing_the_name_does(files, tmp_path):
-    for suffix, promised in SUFFIXES.items():
+    for suffix, declared in SUFFIXES.items():
         for content in (b"", b"text", b"PK\x03\x04cut", b"\x08", b"\x80\x02junk", b"\x08\x04\x12\xff\xff"):
             (tmp_path / f"file{suffix}").write_bytes(content)
             found = kind_of(tmp_path / f"file{suffix}")
-            assert found == ("onnx" if content.endswith(b"\xff") else promised)
+            assert found == ("onnx" if content.endswith(b"\xff") else declared)
     (tmp_path / "file.xyz").write_bytes(b"text")
-    with pytest.raises(UserError, match="neither its content nor its name tells what it is; expected a checkpoint"):
+    with refuses(InvalidFile, "neither", path=tmp_path / "file.xyz", expected=KNOWN):
         kind_of(tmp_path / "file.xyz")
-    with pytest.raises(UserError, match="does not exist; expected a checkpoint"):
+    with refuses(InvalidFile, "does not exist", path=tmp_path / "none.pth", expected=KNOWN):
         kind_of(tmp_path / "none.pth")
+    (tmp_path / "file.plan").write_bytes(ENGINES[0])
+    with refuses(InvalidFile, "TensorRT engine", path=tmp_path / "file.plan", expected="a checkpoint or an ONNX file"):
+        kind_among(tmp_path / "file.plan", "checkpoint", "onnx")
     assert all(suffix in KNOWN for suffix in SUFFIXES if suffix != ".tar")
     cut = dict(files)["onnx"].read_bytes()[:5000]
     (tmp_path / "cut").write_bytes(cut)

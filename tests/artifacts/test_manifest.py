@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.artifacts.manifest import (
+    FORMAT,
     BatchProfile,
     BatchProfiles,
     EmbeddingContract,
@@ -14,7 +15,8 @@ from pmm.artifacts.manifest import (
     Manifest,
 )
 from pmm.data.preprocessing import Preprocessing
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue
+from tests.refusals import refuses
 
 ENGINE = EngineContract(
     flavor="tensorrt",
@@ -28,7 +30,6 @@ ENGINE = EngineContract(
     driver="13.0",
     flags=("no TF32",),
     precision_read_from="parsed network",
-    key="k",
 )
 MANIFEST = Manifest(
     checkpoint_sha256="1" * 64,
@@ -53,11 +54,18 @@ def test_what_is_written_is_read(manifest):
     assert Manifest.from_json(manifest.to_json(), "x") == manifest
 
 
+def test_an_older_engine_manifest_is_read():
+    older = json.loads(MANIFEST.to_json())
+    older["engine"]["key"] = "0" * 64
+    assert Manifest.from_json(json.dumps(older), "x") == MANIFEST
+
+
 def test_impossible_manifests_are_one_line():
     for text in ("", "{", "[]", "3", "null", "{}", "[" * 100_000):
-        with pytest.raises(UserError, match="x: not a manifest of ours") as error:
+        with refuses(InvalidFile, "invalid manifest", path="x"):
             Manifest.from_json(text, "x")
-        assert "\n" not in str(error.value)
+    with refuses(InvalidFile, "pmm-manifest-1", path="x", expected=FORMAT):
+        Manifest.from_json(MANIFEST.to_json().replace(FORMAT, "pmm-manifest-1"), "x")
 
 
 def leaves(table, path=()):
@@ -80,18 +88,18 @@ def test_any_value_anywhere_is_kept_as_it_is_or_refused(path, value):
     text = json.dumps(values)
     try:
         manifest = Manifest.from_json(text, "x")
-    except UserError:
+    except InvalidFile:
         return
     assert json.loads(manifest.to_json()) == json.loads(text)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "fact"),
     [
         (lambda v: v.pop("macs"), "no field macs"),
         (lambda v: v.update(extra=1), "unknown field extra; known: checkpoint_sha256, "),
         (lambda v: v["engine"].pop("gpu"), "no field engine.gpu"),
-        (lambda v: v["engine"]["batch"]["profiles"][0].update(best=9, most=8), "batch profile 1 9 8"),
+        (lambda v: v["engine"]["batch"]["profiles"][0].update(best=9, most=8), "--batch is '1 9 8'"),
         (lambda v: v["input"].update(layout="NCWH"), "input.layout is 'NCWH'"),
         (lambda v: v["embedding"].update(dim=True), "embedding.dim is True; expected int"),
         (lambda v: v["preprocessing"].update(std=[1, 1]), "preprocessing.std"),
@@ -103,12 +111,11 @@ def test_any_value_anywhere_is_kept_as_it_is_or_refused(path, value):
         (lambda v: v.update(precision_found="fp64"), "precision_found is 'fp64'"),
     ],
 )
-def test_the_field_that_is_wrong_is_named(change, said):
+def test_the_field_that_is_wrong_is_named(change, fact):
     values = json.loads(MANIFEST.to_json())
     change(values)
-    with pytest.raises(UserError) as error:
+    with refuses(InvalidFile, "invalid manifest", fact, path="x"):
         Manifest.from_json(json.dumps(values), "x")
-    assert said in str(error.value)
 
 
 def profiles(*sizes):
@@ -133,8 +140,23 @@ def test_images_run_in_the_profile_that_is_nearest(sizes, runs):
 
 
 @pytest.mark.parametrize(
-    "sizes", [[], [(1, 8, 64), (1, 8, 64)], [(1, 8, 64), (1, 1, 1)], [(2, 4, 8), (1, 8, 16)], [(1, 8, 64), (1, 9, 32)]]
+    "sizes", [[(1, 8, 64), (1, 8, 64)], [(1, 8, 64), (1, 1, 1)], [(2, 4, 8), (1, 8, 16)], [(1, 8, 64), (1, 9, 32)]]
 )
 def test_profiles_that_overlap_in_nonsense(sizes):
-    with pytest.raises(UserError, match="batch profile"):
+    before, after = (" ".join(map(str, size)) for size in sizes)
+    with refuses(ConflictingOptions, f"{after} after {before}", options=("--batch",)):
         profiles(*sizes)
+
+
+def test_batches_that_cannot_be():
+    with refuses(InvalidValue, "a batch profile", name="--batch"):
+        profiles()
+    for size in ((0, 1, 1), (2, 1, 4), (1, 8, 4), (1, 8, 4097)):
+        with refuses(InvalidValue, "4096", name="--batch", value=" ".join(map(str, size))):
+            profiles(size)
+    for batch in (0, 4097):
+        with refuses(InvalidValue, "1 to 4096", name="--static-batch", value=batch):
+            InputContract.of("uint8", "rgb", batch)
+    InputContract().check_batch(7, "a.onnx")
+    with refuses(InvalidInput, "a.onnx", "7 images", "static batch is 4"):
+        InputContract.of("uint8", "rgb", 4).check_batch(7, "a.onnx")

@@ -3,12 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-import pytest
-
 from pmm.artifacts.manifest import PackageContract
 from pmm.artifacts.native_file import check_origin
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from tests.artifacts.test_manifest import ENGINE
+from tests.refusals import refuses
 
 PACKAGE = PackageContract(
     device="cpu",
@@ -32,16 +31,9 @@ def test_a_better_cpu_and_another_gpu_of_the_same_kind_will_do():
 
 def test_all_that_differs_is_named_with_the_way_out():
     here = dataclasses.replace(ON_GPU, torch="9.9", platform="linux-riscv64", instructions=("fma",), gpu="my GPU")
-    with pytest.raises(UserError) as error:
+    versions, gpus = ("torch is 9.9", "2.9"), ("my GPU", "capability 9.0", "a GPU", "capability 8.9")
+    facts = ("package", *versions, "linux-riscv64", "linux-x86_64", "no avx2", *gpus)
+    with refuses(InvalidFile, *facts, path=FILE, hint="pmm export aoti"):
         check_origin(FILE, dataclasses.replace(ON_GPU, compute_capability="8.9"), here, ("8.9",))
-    for fact in (
-        "model.bin: this package cannot run here", "torch is 9.9 here, it was built with 2.9",
-        "this is linux-riscv64, it was built for linux-x86_64", "this CPU has no avx2",
-        "the GPU is my GPU (compute capability 9.0), it was built on a GPU for compute capability 8.9",
-        "pmm export aoti",
-    ):  # fmt: skip
-        assert fact in str(error.value)
-    with pytest.raises(
-        UserError, match=r"engine cannot run here: tensorrt is 12\.0 here, .* 11\.4\.0; .*pmm export trt"
-    ):
+    with refuses(InvalidFile, "engine", "tensorrt is 12.0", "11.4.0", path=FILE, hint="pmm export trt"):
         check_origin(FILE, ENGINE, dataclasses.replace(ENGINE, version="12.0"), ("8.9",))

@@ -61,7 +61,7 @@ def test_a_wrong_command_line_needs_no_torch(file, tmp_path):
     wrong = (
         ([tmp_path / "no.pth", "-o", out], "does not exist; expected a checkpoint to import"),
         ([file, "-o", file], "is the file to read; give another name to write to"),
-        ([file, "-o", tmp_path / "x.pth.tar"], "x.pth.tar: expected a name that ends in .pth"),
+        ([file, "-o", tmp_path / "x.pth.tar"], "x.pth.tar: its name ends in .tar; expected a name that ends in .pth"),
         ([file], "--out"),
         ([file, "-o", out, "--heigth", "3"], "unknown flag --heigth"),
         ([file, "-o", out, "--height", "0"], "height and width is 0x128; it must be positive"),
@@ -97,13 +97,13 @@ def test_a_refused_file_leaves_what_was_there(tmp_path):
 
 def test_a_checkpoint_of_ours_has_nothing_to_import(trained, tmp_path):
     done = command(trained, "-o", tmp_path / "x.pth")
-    assert_one_line_error(done, "a checkpoint of ours, nothing to import; every command takes it as it is")
+    assert_one_line_error(done, "already a PMM checkpoint", "every command takes it as it is")
     assert not (tmp_path / "x.pth").exists()
 
 
 def test_crops_that_the_network_does_not_take_are_refused_at_once(file, tmp_path):
     done = command(file, "-o", tmp_path / "x.pth", "--height", "96", "--width", "32")
-    assert_one_line_error(done, "the 6x2 map of 96x32 crops has only 2 blocks of 3x2")
+    assert_one_line_error(done, "--k is 3", "2 at most", "3x2 blocks", "96x32 crops")
     assert not (tmp_path / "x.pth").exists()
 
 

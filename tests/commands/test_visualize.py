@@ -139,15 +139,15 @@ def test_mistakes_are_one_line(run, tmp_path):
     garbage = tmp_path / "garbage.pth"
     garbage.write_bytes(b"no checkpoint")
     for args, *expected in (
-        ([run, "--what", "cam,heat,mix"], "unknown picture 'heat'", "known: cam, mix, lists, curves"),
+        ([run, "--what", "cam,heat,mix"], "--what is 'heat'", "cam, mix, lists or curves"),
         ([run, "--what", ","], "--what"),
-        ([run, "--crops", "0"], "--crops is 0; it must be in 1..100"),
+        ([run, "--crops", "0"], "--crops is 0", "1 to 100"),
         ([run, "--seed", "-1"], "--seed is -1"),
         ([run, "--batch-size", "0"], "--batch-size is 0"),
         ([run, "--crops", "99", "--what", "cam"], "--crops is 99, but there are only 72 test crops; ask for that many"),
         ([run, "--crops", "99", "--what", "lists"], "only 72 queries with a match in the gallery"),
         ([run, "--runs", tmp_path / "none"], "none: no such run"),
-        ([run, "--against", run], "is the checkpoint itself"),
+        ([run, "--against", run], "--against", run, "another checkpoint"),
         ([run, "--against", tmp_path / "other.pth"], "other.pth: it does not exist"),
         ([run, "--out", garbage], "cannot write"),
         ([run, "--root", tmp_path / "gone"], "gone is not a folder"),
@@ -155,13 +155,13 @@ def test_mistakes_are_one_line(run, tmp_path):
         ([tmp_path], "is a folder; expected a checkpoint"),
         ([garbage, "--what", "cam"], "garbage.pth: truncated, or not a checkpoint"),
     ):
-        assert_one_line_error(draw(*args), *expected)
+        assert_one_line_error(draw(*args), *map(str, expected))
     assert not (run.parent / "pictures").exists() or not list((run.parent / "pictures").iterdir())
-    assert_one_line_error(run_here(*COMMAND, run, "--height", "9"), "--height is 9; it must be in 64..1024")
+    assert_one_line_error(run_here(*COMMAND, run, "--height", "9"), "--height is 9", "64 to 1024")
 
 
 def test_without_a_checkpoint_the_newest_run_is_drawn(run, tmp_path):
-    assert_one_line_error(draw("--what", "curves", cwd=tmp_path), "no best.pth under runs/")
+    assert_one_line_error(draw("--what", "curves", cwd=tmp_path), "runs: it holds no run with best.pth")
     shutil.copytree(run.parent, tmp_path / "runs" / "newest")
     done = draw("--what", "curves", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

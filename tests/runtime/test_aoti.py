@@ -183,7 +183,7 @@ def test_files_that_are_no_packages_of_ours_are_refused(copy, unloaded):
     for content in (b"no archive", b""):
         copy.write_bytes(content)
         manifest_path(copy).write_text(json.dumps({**manifest, "sha256": sha256(copy)}))
-        with pytest.raises(UserError, match="truncated, or not a package of ours") as error:
+        with pytest.raises(UserError, match="truncated, or not a package of pmm export aoti") as error:
             open_runner(copy)
         assert "\n" not in str(error.value)
     for entries in ({}, {"model/x.wrapper_metadata.json": "{}"}, {"model/x.wrapper_metadata.json": "{"}):
@@ -325,7 +325,7 @@ def test_it_is_described_without_torch_and_never_loaded(package, copy):
     assert json.loads(done.stdout)["file"]["ours"] == "no: no manifest beside it (model.pt2.json)"
     assert_one_line_error(run_here("-m", "pmm", "info", copy.with_name("none.pt2")), "none.pt2: it does not exist")
     copy.write_bytes(b"")
-    assert_one_line_error(run_here("-m", "pmm", "info", copy), "model.pt2: an empty file")
+    assert_one_line_error(run_here("-m", "pmm", "info", copy), "model.pt2: it is empty")
 
 
 @pytest.mark.gpu

@@ -173,7 +173,7 @@ def test_an_engine_of_the_other_library(tmp_path):
 
 def test_files_that_nothing_runs(tmp_path):
     np.savez(tmp_path / "index.npz", a=np.zeros(2))
-    with pytest.raises(UserError, match=r"index.npz is an index; expected a checkpoint, an ONNX file"):
+    with pytest.raises(UserError, match=r"index.npz: it is an index; expected a checkpoint, an ONNX file"):
         open_runner(tmp_path / "index.npz")
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "theirs.pt")
     with pytest.raises(UserError, match=r"theirs.pt: not a PMM checkpoint \(it holds: weight, bias\)"):

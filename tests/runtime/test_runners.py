@@ -114,14 +114,14 @@ def test_foreign_files_are_refused(artifact, tmp_path):
     model = onnx.load(artifact.path)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
-    with pytest.raises(UserError, match="not an ONNX file of ours"):
+    with pytest.raises(UserError, match="an ONNX file without a manifest"):
         open_runner(tmp_path / "foreign.onnx")
     shutil.copyfile(artifact.path, tmp_path / "model.onnx")
     (tmp_path / "model.onnx.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(UserError, match="manifest format 'other'"):
         open_runner(tmp_path / "model.onnx")
     (tmp_path / "model.onnx.json").write_text("{")
-    with pytest.raises(UserError, match="not a manifest of ours"):
+    with pytest.raises(UserError, match="invalid manifest"):
         open_runner(tmp_path / "model.onnx")
     (tmp_path / "model.xyz").write_bytes(b"not onnx")
     with pytest.raises(
@@ -324,7 +324,7 @@ def test_onnx_runtime_on_a_gpu(trained, shared, crops, precision):
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16", "int8"])
 def test_an_engine_on_a_gpu(trained, shared, crops, tmp_path, flavor, precision):
     from pmm.export.options import EngineOptions
-    from pmm.export.reference import engine_gate
+    from pmm.export.reference import engine_parity_check
     from pmm.export.trt import engine_from_onnx
 
     pytest.importorskip(FLAVORS[flavor], reason=f"{FLAVORS[flavor]} is not installed")
@@ -335,8 +335,8 @@ def test_an_engine_on_a_gpu(trained, shared, crops, tmp_path, flavor, precision)
         pytest.skip(f"{nvidia_gpus()[0]} has no TF32")
     recipe = ExportOptions(precision="fp32" if tf32 else precision)
     file = read_onnx(shared.onnx(recipe))
-    gate = engine_gate(file, trained, VerifyOptions(), flavor)
-    engine = engine_from_onnx(file, tmp_path / "model.plan", EngineOptions(flavor=flavor, tf32=tf32), gate=gate)
+    parity_check = engine_parity_check(file, trained, VerifyOptions(), flavor)
+    engine = engine_from_onnx(file, tmp_path / "model.plan", EngineOptions(flavor=flavor, tf32=tf32), parity_check=parity_check)
     assert engine.manifest.engine.precision_read_from == "parsed network and engine inspector"
     with open_runner(trained) as reference, open_runner(engine.path, device="cuda") as runner:
         assert runner.info.precision == precision
