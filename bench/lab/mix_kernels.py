@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.lab.mix_report import COMPETITORS, DATASETS, DTYPES, check_names, markdown
+from bench.lab.mix_report import COMPETITORS, LAYOUTS, DTYPES, check_names, markdown
 from pmm.config import fast_mode
 from pmm.utils import command_line
 from pmm.utils.errors import UserError
@@ -57,7 +57,7 @@ def main(prog: str) -> int:
     command = command_line.parse(MixKernelsCommand, prog=prog, description=__doc__ or "")
     batches = command_line.numbers(command.batches, flag="--batches")
     dtypes = check_names("--dtypes", command_line.names(command.dtypes, flag="--dtypes"), DTYPES)
-    layouts = check_names("--layouts", command_line.names(command.layouts, flag="--layouts"), DATASETS)
+    layouts = check_names("--layouts", command_line.names(command.layouts, flag="--layouts"), LAYOUTS)
     competitors = check_names(
         "--competitors", command_line.names(command.competitors, flag="--competitors"), COMPETITORS
     )

@@ -18,7 +18,7 @@ AUTHORS, EAGER, COMPILED, OURS = "authors", "eager", "compiled", "ours"
 KERNELS, COPY = "kernels", "copy"
 COMPETITORS = (AUTHORS, EAGER, COMPILED, OURS)
 DTYPES = ("float32", "float16", "bfloat16")
-DATASETS = ("nchw", "channels_last")
+LAYOUTS = ("nchw", "channels_last")
 PHASES = ("forward", "backward", "both")
 NONE = "-"
 

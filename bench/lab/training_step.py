@@ -224,7 +224,7 @@ def random_crops(config: Config, device: torch.device) -> TrainBatch:
     crops = (128 + 50 * images).clamp(0, 255).to(torch.uint8).flatten(0, 1)
     labels = torch.arange(recipe.ids_per_batch).repeat_interleave(recipe.images_per_id)
     none, zeros = torch.zeros(len(crops), dtype=torch.bool), torch.zeros_like(labels)
-    batch = TrainBatch(crops, none, zeros[:, None].repeat(1, 4), labels, zeros, torch.arange(len(crops)))
+    batch = TrainBatch(crops, none, zeros[:, None].repeat(1, 4), labels, torch.arange(len(crops)))
     return TrainBatch(*(part.to(device) for part in batch))
 
 

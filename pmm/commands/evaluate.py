@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,11 +20,11 @@ from pmm.data.samples import ReidDataset
 from pmm.data.splits import unrankable
 from pmm.evaluation.reranking import Reranking
 from pmm.gallery.embed import embed_samples
-from pmm.gallery.ranking import Ranking, describe, figures, per_query_csv, rank_split
+from pmm.gallery.ranking import RankingOptions, describe, figures, per_query_csv, rank_split
 from pmm.runtime.open import BACKEND_HELP, open_runner
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile
 from pmm.utils.files import existing_file, output_file, sha256, write_file
 from pmm.utils.hardware import check_threads, cuda_index
 
@@ -68,25 +69,25 @@ class EvaluateCommand:
     backend: Annotated[str, Arg("NAME", help=BACKEND_HELP)] = "auto"
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    batch_size: Annotated[int, Arg(short="-b")] = 64
+    batch_size: Annotated[int, Arg(short="-b", least=1)] = 64
     """Images per call."""
 
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(EvaluateCommand, prog=prog, description=__doc__ or "")
-    if command.batch_size < 1:
-        raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
     check_threads(command.threads)
     cuda_index(command.device)
     limit = command_line.size(command.memory_limit, flag="--memory-limit")
     reranking = Reranking(k1=command.k1, k2=command.k2, weight=command.rerank_lambda) if command.rerank else None
-    idle = {"--k1", "--k2", "--rerank-lambda"} & command_line.given_flags()
-    if idle and not command.rerank:
-        raise UserError(f"{', '.join(sorted(idle))} without --rerank changes nothing; add --rerank")
+    unused = {"--k1", "--k2", "--rerank-lambda"} & command_line.given_flags()
+    if unused and not command.rerank:
+        problem = f"{', '.join(sorted(unused))} without --rerank would change nothing"
+        raise ConflictingOptions(problem, *sorted(unused), hint="add --rerank")
     artifact = existing_file(command.artifact, "a checkpoint or an exported file")
     if command.json and command.per_query and command.json.resolve() == command.per_query.resolve():
-        raise UserError(f"--json and --per-query are both {command.json}; give two files")
+        problem = f"--json and --per-query are both {command.json}"
+        raise ConflictingOptions(problem, "--json", "--per-query", hint="name two files")
     for path, suffixes in ((command.json, ()), (command.per_query, (".csv",))):
         if path:
             output_file(path, artifact, manifest_path(artifact), suffixes=suffixes)
@@ -95,13 +96,17 @@ def main(prog: str) -> None:
         print(f"data set: {data.name}, as the checkpoint says")
     split = read_dataset(data.name, data.root)
     if why := unrankable(split.query, split.gallery):
-        raise UserError(f"{data.root}: {why}; pmm check says more")
+        raise InvalidFile(
+            why,
+            path=data.root,
+            hint=f"pmm check --dataset {data.name} --root {shlex.quote(data.root)} lists all problems",
+        )
     for note in split.notes:
         print(f"note: {note}")
 
     digest = sha256(artifact) if command.json else ""  # now: it may be trained on while this takes its time
     with open_runner(artifact, command.backend, device=command.device, threads=command.threads) as runner:
-        ranking = Ranking(
+        ranking = RankingOptions(
             metric=runner.embedding.metric if command.metric == "auto" else command.metric,
             ap=command.ap,
             reranking=reranking,
@@ -125,7 +130,7 @@ def main(prog: str) -> None:
         write_file(command.per_query, per_query_csv(split, result))
 
 
-def _how(command: EvaluateCommand, runner: Runner, ranking: Ranking) -> dict[str, Any]:
+def _how(command: EvaluateCommand, runner: Runner, ranking: RankingOptions) -> dict[str, Any]:
     """What the figures depend on, beside the artifact and the data."""
     return {
         "backend": runner.info.backend,

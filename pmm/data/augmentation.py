@@ -1,4 +1,4 @@
-"""What happens to training crops at random: flip, shift and Cutout."""
+"""Random augmentation of training crops: flip, shift and Cutout."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from pmm.data.preprocessing import Crops
 
 
 class Augmentation(NamedTuple):
-    """What happens to the crops of a batch. Of a crop's pixels [H, W], (top, left) .. (bottom, right) are cut out, the
-    ends excluded.
-    """
+    """The augmentation of the crops of a batch."""
 
     mirrored: npt.NDArray[np.bool_]
     """[B]"""
     down: npt.NDArray[np.int64]
-    """[B], row that comes to lie in row 0; negative: the first row is repeated above."""
+    """[B], the row that becomes row 0; negative: the first row is repeated above."""
     right: npt.NDArray[np.int64]
-    """[B], column that comes to lie in column 0 (of the mirrored crop)."""
+    """[B], the column (of the mirrored crop) that becomes column 0."""
     cutouts: npt.NDArray[np.int64]
-    """[B, 4]: top, left, bottom, right; all 0 for none."""
+    """[B, 4]: top, left, bottom, right of the pixels that are cut out, the ends excluded; all 0 for none."""
 
 
 def draw_augmentation(
     recipe: RecipeConfig, height: int, width: int, count: int, rng: np.random.Generator
 ) -> Augmentation:
-    """Random flip, shift and Cutout of `count` crops [height, width], drawn in this order, for all crops each.
+    """Random flip, shift and Cutout of `count` crops [height, width], drawn in this order, each for all crops.
 
-    One generator for the batch: to seed one for each crop would take a fifth of the time of decoding it, or more.
+    One generator for the batch: seeding one for each crop would take a fifth of the time of decoding it, or more.
     """
     mirrored = rng.random(count) < recipe.flip
     down, right = rng.integers(-recipe.shift, recipe.shift + 1, (2, count))

@@ -15,27 +15,28 @@ from pmm.data.preprocessing import Preprocessing
 
 
 class TrainBatch(NamedTuple):
-    """crops uint8 [B, H, W, 3], shifted; mirrored bool [B]; cutouts int64 [B, 4] (top, left, bottom, right of what is
-    mirrored where it is; all 0 for none); labels int64 [B] (class indices); camids int64 [B]; indices int64 [B] of the
-    samples. See `normalize_batch`.
-    """
+    """A batch of B crops; see `normalize_batch`."""
 
     crops: Tensor
+    """uint8 [B, H, W, 3], shifted."""
     mirrored: Tensor
+    """bool [B]: whether to mirror a crop."""
     cutouts: Tensor
+    """int64 [B, 4]: top, left, bottom, right of the (mirrored) crop; all 0 for none."""
     labels: Tensor
-    camids: Tensor
+    """int64 [B], class indices."""
     indices: Tensor
+    """int64 [B], of the samples."""
 
 
 def normalize_batch(batch: TrainBatch, preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """float32 [B, 3, H, W] on `device`, channels_last: the crops mirrored and normalised, then zeros for Cutout."""
-    make = _to_images_on_cpu if device.type == "cpu" else _to_images_at_once
-    return make(batch, *_scale_and_offset(preprocessing, device), device).permute(0, 3, 1, 2)
+    normalize = _normalize_by_crop if device.type == "cpu" else _normalize_at_once
+    return normalize(batch, *_scale_and_offset(preprocessing, device), device).permute(0, 3, 1, 2)
 
 
-def _to_images_at_once(batch: TrainBatch, scale: Tensor, offset: Tensor, device: torch.device) -> Tensor:
-    """[B, H, W, 3] by a few operators on all of it, which a GPU takes as long to start as to run."""
+def _normalize_at_once(batch: TrainBatch, scale: Tensor, offset: Tensor, device: torch.device) -> Tensor:
+    """[B, H, W, 3] by a few operators on the whole batch: a GPU needs as long to start one as to run it."""
     crops, mirrored = (part.to(device, non_blocking=True) for part in (batch.crops, batch.mirrored))
     crops = torch.where(mirrored[:, None, None, None], crops.flip(2), crops)
     images = (crops * scale).sub_(offset)
@@ -45,11 +46,11 @@ def _to_images_at_once(batch: TrainBatch, scale: Tensor, offset: Tensor, device:
     return images.masked_fill_(cut[..., None], 0)
 
 
-def _to_images_on_cpu(batch: TrainBatch, scale: Tensor, offset: Tensor, device: torch.device) -> Tensor:
-    """[B, H, W, 3] crop by crop, which stay in the CPU's caches meanwhile: a tenth of the time."""
+def _normalize_by_crop(batch: TrainBatch, scale: Tensor, offset: Tensor, device: torch.device) -> Tensor:
+    """[B, H, W, 3] crop by crop, in the caches of a CPU: a tenth of the time."""
     count, height, width, _ = batch.crops.shape
     images = torch.empty(batch.crops.shape, dtype=torch.float32)
-    rows = images.view(count, height, 3 * width)  # torch is many times as fast on long rows as on 3 channels
+    rows = images.view(count, height, 3 * width)  # torch is many times faster on long rows than on 3 channels
     scale, offset = scale.repeat(width), offset.repeat(width)
     mirrored, cutouts = batch.mirrored.tolist(), batch.cutouts.tolist()
     with _one_thread():
@@ -63,7 +64,7 @@ def _to_images_on_cpu(batch: TrainBatch, scale: Tensor, offset: Tensor, device: 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """torch on one thread: several would wait for each other where loading workers have the cores."""
+    """torch on one thread: several would wait for each other, because loading workers use the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

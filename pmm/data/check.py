@@ -1,4 +1,4 @@
-"""The doctor of data sets: what is there, what is wrong with it, and whether it can be used. Loads no torch."""
+"""The report of pmm check: what a data set holds, what is wrong with it, whether it is usable. Loads no torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from pmm.data.counts import Counts, Figure, beside_published, cameras_of, counts_of
+from pmm.data.counts import Counts, Figure, cameras_of, counts_of, published_figures
 from pmm.data.findings import Finding, find
 from pmm.data.images import ImageFacts, inspect_images
 from pmm.data.readers import scan
-from pmm.data.scan import Scan, shown
+from pmm.data.scan import Scan, printable
 from pmm.utils.hardware import usable_cores
 
 SCHEMA = 1
@@ -23,7 +23,7 @@ LONGEST_EXAMPLE = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that the doctor says. Sizes are least, median and largest in pixels, of images that can be read."""
+    """Sizes are smallest, median and largest in pixels, of the images that can be read."""
 
     schema: int
     dataset: str
@@ -48,25 +48,26 @@ class Report:
 
 
 def check(dataset: str, root: str | Path, *, threads: int = 0, label: str = "") -> Report:
-    """Examine every crop of the data set `dataset` under `root`; with a `label`, a progress bar of that name.
+    """Inspect every crop of the data set `dataset` under `root`; with a `label`, with a progress bar of that name.
 
-    Raises UserError for an unknown name, a missing folder or another layout; whatever else is wrong is in the report.
+    Raises InvalidValue for an unknown name, InvalidFile for a missing folder or another layout; all else that is wrong
+    is in the report.
     """
     from tqdm import tqdm
 
     found = scan(dataset, root)
-    paths = list(dict.fromkeys(sample.path for part in found.people().values() for sample in part))
+    paths = list(dict.fromkeys(sample.path for part in found.without_junk().values() for sample in part))
     with tqdm(total=len(paths), desc=label, unit="img", leave=False, disable=None if label else True) as bar:
         facts = dict(zip(paths, inspect_images(paths, threads or usable_cores(), bar.update), strict=True))
     return _report(found, facts)
 
 
 def lines(report: Report) -> list[str]:
-    """The report as it is printed; each finding is one line with three examples at most."""
-    said = [f"{report.dataset} in {report.folder}", report.layout, "", *_table(report), _totals(report), ""]
+    """The report in lines for the screen; each finding is one line with three examples at most."""
+    head = [f"{report.dataset} in {report.folder}", report.layout, "", *_table(report), _totals(report), ""]
     width = max((len(f"{finding.count:,}") for finding in report.findings), default=0)
-    said += [_line(finding, width) for finding in report.findings]
-    return [*said, *([""] if report.findings else []), report.verdict]
+    findings = [_line(finding, width) for finding in report.findings]
+    return [*head, *findings, *([""] if findings else []), report.verdict]
 
 
 def _report(found: Scan, facts: dict[Path, ImageFacts]) -> Report:
@@ -79,14 +80,14 @@ def _report(found: Scan, facts: dict[Path, ImageFacts]) -> Report:
         verdict = f"usable, {_plural(warnings, 'warning')}" if warnings else "usable"
     return Report(
         schema=SCHEMA,
-        dataset=found.layout.name,
-        folder=shown(found.folder),
-        layout=found.form,
+        dataset=found.spec.name,
+        folder=printable(found.folder),
+        layout=found.layout,
         parts=counts_of(found),
         cameras=cameras_of(found),
         width=_spread([fact.width for fact in good]),
         height=_spread([fact.height for fact in good]),
-        published=tuple(beside_published(found)),
+        published=tuple(published_figures(found)),
         findings=tuple(findings),
         usable=not problems,
         verdict=verdict,
@@ -98,7 +99,7 @@ def _spread(values: Sequence[int]) -> tuple[int, int, int] | None:
 
 
 def _table(report: Report) -> list[str]:
-    """Aligned columns; those of published counts only for data sets that have them."""
+    """Aligned columns; published counts only for data sets that have them."""
     figures = {figure.key: figure for figure in report.published}
     images_of = {name: figures.get(name) for name in report.parts}
     ids_of = {"train": figures.get("train_ids"), "query": figures.get("test_ids")}
@@ -112,9 +113,9 @@ def _table(report: Report) -> list[str]:
         row = [
             name,
             images,
-            _beside(images_of[name]),
+            _versus_published(images_of[name]),
             identities,
-            _beside(ids_of.get(name)),
+            _versus_published(ids_of.get(name)),
             cameras,
             junk,
             distractors,
@@ -131,7 +132,7 @@ def _table(report: Report) -> list[str]:
     return ["  ".join(row).rstrip() for row in aligned]
 
 
-def _beside(figure: Figure | None) -> str:
+def _versus_published(figure: Figure | None) -> str:
     if figure is None:
         return ""
     off = figure.found - figure.published

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pmm.data.layouts import DATASETS, Published
+from pmm.data.dataset_specs import DATASETS, Published
 from pmm.data.samples import DISTRACTOR
 from pmm.data.scan import Scan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Of one part. Images are those without junk, identities those without distractors too; unknown cameras are 0."""
+    """Counts of one part: images without junk, identities without distractors, 0 cameras if they are unknown."""
 
     images: int
     identities: int
@@ -22,7 +22,7 @@ class Counts:
 
 
 class Figure(NamedTuple):
-    """One published figure: its field in `Published`, what it is in words, what was found and what was published."""
+    """One count: its field in `Published`, its name in words, the count on disk and the published one."""
 
     key: str
     words: str
@@ -31,42 +31,41 @@ class Figure(NamedTuple):
 
 
 def has_distractors(scan: Scan) -> bool:
-    """Whether identity 0 means a distractor; elsewhere identities are numbered from 0, or by the reader."""
-    return scan.layout.kind == "market"
+    """Whether identity 0 is a distractor; other data sets have an identity 0, or are numbered by the reader."""
+    return scan.spec.kind == "market"
 
 
 def counts_of(scan: Scan) -> dict[str, Counts]:
     """Counts by part: train, query, gallery."""
     counts = {}
-    people = scan.people()
-    for name, part in scan.parts().items():
-        distractors = sum(s.pid == DISTRACTOR for s in people[name]) if has_distractors(scan) else 0
+    for name, part in scan.without_junk().items():
+        distractors = sum(s.pid == DISTRACTOR for s in part) if has_distractors(scan) else 0
         counts[name] = Counts(
-            images=len(people[name]),
-            identities=len({s.pid for s in people[name]}) - bool(distractors),
-            cameras=len({s.camid for s in people[name]}) if scan.cameras_known else 0,
-            junk=len(part) - len(people[name]),
+            images=len(part),
+            identities=len({s.pid for s in part}) - bool(distractors),
+            cameras=len({s.camid for s in part}) if scan.cameras_known else 0,
+            junk=len(scan.parts()[name]) - len(part),
             distractors=distractors,
         )
     return counts
 
 
 def cameras_of(scan: Scan) -> int:
-    """Different cameras of the whole data set; 0 if they are unknown."""
-    return len({s.camid for part in scan.people().values() for s in part}) if scan.cameras_known else 0
+    """Cameras of the whole data set; 0 if they are unknown."""
+    return len({s.camid for part in scan.without_junk().values() for s in part}) if scan.cameras_known else 0
 
 
-def beside_published(scan: Scan) -> list[Figure]:
-    """What was found and what was published, of data sets that have published counts."""
-    return _figures(scan, scan.layout.published) if scan.layout.published else []
+def published_figures(scan: Scan) -> list[Figure]:
+    """The counts on disk beside the published ones; empty for data sets without published counts."""
+    return _figures(scan, scan.spec.published) if scan.spec.published else []
 
 
-def counted_as(scan: Scan) -> list[str]:
-    """Names of the data sets whose published counts these are, every one of them."""
+def matching_counts(scan: Scan) -> list[str]:
+    """Names of the data sets whose published counts all equal those of `scan`."""
     return [
         name
-        for name, layout in DATASETS.items()
-        if layout.published and all(figure.found == figure.published for figure in _figures(scan, layout.published))
+        for name, spec in DATASETS.items()
+        if spec.published and all(figure.found == figure.published for figure in _figures(scan, spec.published))
     ]
 
 

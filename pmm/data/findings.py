@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pmm.data.counts import beside_published, counted_as, has_distractors
+from pmm.data.counts import has_distractors, matching_counts, published_figures
 from pmm.data.images import ImageFacts
 from pmm.data.samples import DISTRACTOR, Sample
-from pmm.data.scan import Problem, Scan, shown
+from pmm.data.scan import Problem, Scan, printable
 from pmm.data.splits import matchable, unrankable
 
 LEAST_SIDE, MOST_SIDE, MOST_WIDTH = 8, 4096, 2.0
@@ -20,9 +20,9 @@ LEAST_SIDE, MOST_SIDE, MOST_WIDTH = 8, 4096, 2.0
 
 @dataclass(frozen=True)
 class Finding:
-    """How bad it is, a stable name for programs, what was found, how often, and all that it is about: files, mostly.
+    """Its level, a stable name for programs, a text, how often it occurs, and the files (mostly) it is about.
 
-    A problem makes the data set unusable; with a warning, figures may not mean what they seem to.
+    A problem makes the data set unusable; a warning may make figures misleading.
     """
 
     level: Literal["problem", "warning", "note"]
@@ -38,7 +38,7 @@ class _Copy(NamedTuple):
 
 
 def find(scan: Scan, facts: Mapping[Path, ImageFacts]) -> list[Finding]:
-    """Everything found in `scan` and in the `facts` about each of its files but junk: problems, warnings, notes."""
+    """The findings on `scan` and on `facts`, those of its files but for junk: problems, warnings, notes."""
     good = {path: fact for path, fact in facts.items() if not fact.fault}
     findings = [
         *_refused(scan),
@@ -76,9 +76,9 @@ def _unreadable(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Findin
 
 
 def _queries(scan: Scan) -> Iterator[Finding]:
-    people = scan.people()
-    query = people["query"]
-    fine = matchable(query, people["gallery"])
+    parts = scan.without_junk()
+    query = parts["query"]
+    fine = matchable(query, parts["gallery"])
     skipped = [sample for sample, match in zip(query, fine, strict=True) if not match]
     match = "gallery crop of its identity" + (" from another camera" if scan.cameras_known else "")
     if query and len(skipped) == len(query):
@@ -87,14 +87,14 @@ def _queries(scan: Scan) -> Iterator[Finding]:
     else:
         text = f"query of {len(query):,} without a {match}; evaluation skips it"
         yield _about("warning", "no-match", text, scan, skipped)
-        if query and (why := unrankable(query, people["gallery"])):
+        if query and (why := unrankable(query, parts["gallery"])):
             yield Finding("problem", "one-identity-test", why, 1)
 
 
 def _copies(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
     """Files of the same content; each set of them counts once, as the worst thing it is."""
     copies: dict[bytes, list[_Copy]] = defaultdict(list)
-    for part, samples in scan.people().items():
+    for part, samples in scan.without_junk().items():
         for sample in samples:
             if sample.path in facts:
                 copies[facts[sample.path].digest].append(_Copy(part, sample))
@@ -104,9 +104,9 @@ def _copies(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
         if len(paths) > 1:
             kinds[_kind_of(same, scan)].append(" = ".join(_inside(scan, path) for path in paths))
     texts = {
-        "copies-train-test": "image in train and, byte for byte, in test; a model is judged on what it was trained on",
+        "copies-train-test": "image in train and, byte for byte, in test; a model is tested on what it was trained on",
         "copies-identities": "image under different identities; at most one can be right",
-        "copies-query-gallery": "image in query and, of another camera, in gallery; found without any skill",
+        "copies-query-gallery": "image in query and, of another camera, in gallery; a match without any skill",
         "copies": "image more than once, under one identity",
     }
     for kind, text in texts.items():
@@ -115,8 +115,8 @@ def _copies(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
 
 def _kind_of(same: list[_Copy], scan: Scan) -> str:
     parts = {copy.part for copy in same}
-    # where train and test share their people they share their files: nothing new in that
-    if "train" in parts and len(parts) > 1 and not scan.parts_share_people:
+    # where train and test share identities by construction, they share files
+    if "train" in parts and len(parts) > 1 and not scan.parts_share_identities:
         return "copies-train-test"
     if len({copy.sample.pid for copy in same}) > 1:
         return "copies-identities"
@@ -126,19 +126,19 @@ def _kind_of(same: list[_Copy], scan: Scan) -> str:
 
 
 def _overlap(scan: Scan) -> Iterator[Finding]:
-    if scan.layout.kind == "msmt17" or scan.parts_share_people:  # numbered anew in test, or the same on purpose
+    if scan.spec.kind == "msmt17" or scan.parts_share_identities:  # numbered anew in test, or the same on purpose
         return
-    people = scan.people()
-    test = {sample.pid for part in ("query", "gallery") for sample in people[part]}
-    first = {sample.pid: sample for sample in reversed(people["train"]) if sample.pid in test}
+    parts = scan.without_junk()
+    test = {sample.pid for part in ("query", "gallery") for sample in parts[part]}
+    first = {sample.pid: sample for sample in reversed(parts["train"]) if sample.pid in test}
     if has_distractors(scan):
         first.pop(DISTRACTOR, None)
-    text = "identity in train and in test; figures on people trained on come out high"
+    text = "identity in train and in test; figures on identities trained on are too high"
     yield _about("warning", "overlap", text, scan, [first[pid] for pid in sorted(first)])
 
 
 def _train(scan: Scan) -> Iterator[Finding]:
-    train = scan.people()["train"]
+    train = scan.without_junk()["train"]
     images = Counter(sample.pid for sample in train)
     cameras: dict[int, set[int]] = defaultdict(set)
     for sample in train:
@@ -158,15 +158,15 @@ def _train(scan: Scan) -> Iterator[Finding]:
 
 def _zeros(scan: Scan) -> Iterator[Finding]:
     for part in ("train", "query") if has_distractors(scan) else ():
-        zeros = [sample for sample in scan.people()[part] if sample.pid == DISTRACTOR]
+        zeros = [sample for sample in scan.without_junk()[part] if sample.pid == DISTRACTOR]
         text = f"distractor (identity 0) in {part}, where it counts as one identity"
         yield _about("warning", "distractors", text, scan, zeros)
 
 
 def _published(scan: Scan) -> Iterator[Finding]:
-    figures = beside_published(scan)
+    figures = published_figures(scan)
     off = tuple(f"{f.words} {f.found:,} ({f.published:,})" for f in figures if f.found != f.published)
-    others = " and ".join(counted_as(scan))
+    others = " and ".join(matching_counts(scan))
     text = "count that differs from the published one" + (f"; these are the counts of {others}" if others else "")
     yield Finding("warning", "published", text, len(off), off)
 
@@ -210,4 +210,4 @@ def _about(
 
 
 def _inside(scan: Scan, path: Path) -> str:
-    return shown(path.relative_to(scan.folder))
+    return printable(path.relative_to(scan.folder))

@@ -1,8 +1,8 @@
 """The loader of training batches.
 
 Every random choice comes from a generator seeded by (seed, epoch) or (seed, epoch, batch), so that the batches of an
-epoch do not depend on the number of workers nor on the epochs before it: a resumed run sees what the uninterrupted one
-would have. What happens to a crop depends on its position alone, whoever loads it and with whichever others.
+epoch depend neither on the number of workers nor on earlier epochs, and a resumed run sees those of an uninterrupted
+one. The augmentation of a crop depends on its position alone, not on the worker or process that loads it.
 
 Workers send uint8 crops, a quarter of what the network takes; `pmm.data.batches.normalize_batch` does the rest on the
 training device.
@@ -33,33 +33,32 @@ from pmm.data.crops import load_crop
 from pmm.data.preprocessing import Crops
 from pmm.data.sampler import PKSampler
 from pmm.data.samples import Sample, class_indices
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, OutOfMemory, UserError, reason_of
 
 AUGMENT = 3  # a stream of the run's seed, see pmm.data.sampler
 PREFETCH = 2  # batches that each worker is ahead
-LOST_WORKER = "DataLoader worker"  # begins what torch raises, wherever the process is, when a worker is gone
+LOST_WORKER = "DataLoader worker"  # start of torch's error, raised anywhere in the process, for a worker that died
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-class _Found(NamedTuple):
-    """A batch as a worker sends it: in numpy, as each tensor would be sent as an open file."""
+class _WorkerBatch(NamedTuple):
+    """A batch as a worker sends it: in numpy, because each tensor would be sent as an open file."""
 
     crops: Crops | int
     """The crops, or the number of the slot that holds them."""
     mirrored: npt.NDArray[np.bool_]
     cutouts: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
-    camids: npt.NDArray[np.int64]
     indices: npt.NDArray[np.int64]
     skipped: dict[int, str]
-    """Of the samples that could not be read: index and why."""
+    """The samples that could not be read, index to reason."""
 
 
 class TrainSet(Dataset[Any]):
-    """Augmented batches by a list of (sample index, epoch, position); a bad file comes as its error, not raised.
+    """Augmented batches by a list of (sample index, epoch, position); the error of a bad file is returned, not raised.
 
     `slots` uint8 [S, B, H, W, 3], if any, is shared memory: batch n of an epoch is written to slot n modulo S. With
-    `skip_bad` the next readable image of the identity takes the place of one that is not.
+    `skip_bad` the next readable image of the identity replaces an unreadable one.
     """
 
     def __init__(
@@ -72,9 +71,9 @@ class TrainSet(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, keys: list[tuple[int, int, int]]) -> _Found | UserError:
+    def __getitem__(self, keys: list[tuple[int, int, int]]) -> _WorkerBatch | UserError:
         height, width = self.config.data.height, self.config.data.width
-        how = self._draw(keys)
+        drawn = self._draw(keys)
         slot = 0
         if self.slots is None:
             crops = np.empty((len(keys), height, width, 3), np.uint8)
@@ -83,27 +82,26 @@ class TrainSet(Dataset[Any]):
             crops = self.slots[slot].numpy()
         skipped: dict[int, str] = {}
         indices = []
-        shifts = zip(how.down.tolist(), np.where(how.mirrored, -how.right, how.right).tolist(), strict=True)
-        for out, (asked, _, _), (down, right) in zip(crops, keys, shifts, strict=True):
+        shifts = zip(drawn.down.tolist(), np.where(drawn.mirrored, -drawn.right, drawn.right).tolist(), strict=True)
+        for out, (first, _, _), (down, right) in zip(crops, keys, shifts, strict=True):
             try:
-                index, crop = self._readable(asked, height, width, skipped)
+                index, crop = self._readable(first, height, width, skipped)
             except UserError as error:
-                return error  # a worker's exception would reach the user with the worker's traceback around it
+                return error  # an exception of a worker would reach the user with the worker's traceback
             indices.append(index)
             shift_into(out, crop, down, right)
-        return _Found(
+        return _WorkerBatch(
             crops if self.slots is None else slot,
-            how.mirrored,
-            how.cutouts,
+            drawn.mirrored,
+            drawn.cutouts,
             np.array([self.labels[index] for index in indices]),
-            np.array([self.samples[index].camid for index in indices]),
             np.array(indices),
             skipped,
         )
 
-    def _readable(self, asked: int, height: int, width: int, skipped: dict[int, str]) -> tuple[int, Crops]:
-        """The sample `asked` for, or with `skip_bad` the next of its identity that can be read."""
-        index = asked
+    def _readable(self, first: int, height: int, width: int, skipped: dict[int, str]) -> tuple[int, Crops]:
+        """The sample `first`, or with `skip_bad` the next of its identity that can be read."""
+        index = first
         while True:
             try:
                 return index, load_crop(self.samples[index].path, height, width)
@@ -111,28 +109,27 @@ class TrainSet(Dataset[Any]):
                 if not self.skip_bad:
                     raise
                 skipped[index] = str(error)
-            same = [other for other, label in enumerate(self.labels) if label == self.labels[asked]]
-            index = same[(same.index(index) + 1) % len(same)]
-            if index == asked:
-                raise UserError(f"no image of identity {self.samples[asked].pid} can be read: {skipped[asked]}")
+            same_identity = [other for other, label in enumerate(self.labels) if label == self.labels[first]]
+            index = same_identity[(same_identity.index(index) + 1) % len(same_identity)]
+            if index == first:
+                problem = f"no image of identity {self.samples[first].pid} can be read"
+                raise InvalidFile(problem, path=self.samples[first].path.parent, hint=skipped[first])
 
     def _draw(self, keys: list[tuple[int, int, int]]) -> Augmentation:
-        """Of `keys`, a part of one batch of the epoch, from what is drawn for all of it."""
+        """The augmentation of `keys`, a share of one batch, from what is drawn for the whole batch."""
         data, size = self.config.data, self.config.recipe.batch_size
         _, epoch, first = keys[0]
         rng = np.random.default_rng([self.config.seed, AUGMENT, epoch, first // size])
-        how = draw_augmentation(self.config.recipe, data.height, data.width, size, rng)
-        own = [position % size for _, _, position in keys]
-        return Augmentation(how.mirrored[own], how.down[own], how.right[own], how.cutouts[own])
+        whole = draw_augmentation(self.config.recipe, data.height, data.width, size, rng)
+        share = [position % size for _, _, position in keys]
+        return Augmentation(whole.mirrored[share], whole.down[share], whole.right[share], whole.cutouts[share])
 
 
 class TrainLoader:
     """The batches of an epoch, `TrainBatch`es or UserErrors in their place.
 
-    The crops of one are valid until the next is asked for.
-
-    Workers write crops to shared memory that is used again and again: the kernel takes longer to hand out new pages
-    than it takes to fill them, so that a batch sent as a new shared tensor costs a quarter of its decoding on top.
+    The crops of a batch are valid until the next batch is requested. Workers write crops to shared memory that is
+    reused: new pages take the kernel longer to provide than to fill, a quarter of the time of decoding.
     """
 
     def __init__(
@@ -143,23 +140,25 @@ class TrainLoader:
         shape = (recipe.batch_size // world, config.data.height, config.data.width, 3)
         self.slots = _shared(PREFETCH * workers + 1, shape) if workers else None
         self.ending = torch.zeros((), dtype=torch.bool).share_memory_()
-        """That this process is about to end, and its workers with it."""
+        """Whether this process is about to end, and its workers with it."""
         if workers:
-            atexit.register(self.ending.fill_, True)  # before multiprocessing ends the workers: the last comes first
+            atexit.register(
+                self.ending.fill_, True
+            )  # registered last, so called before multiprocessing ends the workers
         train_set = TrainSet(samples, config, self.slots, skip_bad=skip_bad)
         self.sampler = PKSampler(train_set.labels, recipe.ids_per_batch, recipe.images_per_id, config.seed, rank, world)
         self.skipped: dict[int, str] = {}
-        """Of the samples that could not be read so far: index and why."""
+        """The samples that could not be read so far, index to reason."""
         self.loader: DataLoader[Any] = DataLoader(
             train_set,
             sampler=self.sampler,
             batch_size=None,  # an item of the set is a batch
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             worker_init_fn=partial(_start_worker, self.ending),
             persistent_workers=workers > 0,
-            # its own: else each start of the workers would move the global generator, and a resumed run with it
+            # else each start of the workers would advance the global generator, and change a resumed run
             generator=torch.Generator().manual_seed(config.seed),
         )
         self.pinned = torch.cuda.is_available()
@@ -170,8 +169,8 @@ class TrainLoader:
     def close(self) -> None:
         """End the workers; a new epoch starts new ones.
 
-        Where an error's traceback holds a loader, Python finds it late and ends its queues before torch tells the
-        workers through them: 10 s go by for each.
+        A loader that an error's traceback refers to is collected late, its queues before its workers: torch then waits
+        10 s for each worker.
         """
         if (iterator := getattr(self.loader, "_iterator", None)) is not None:
             iterator._shutdown_workers()
@@ -179,28 +178,28 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[TrainBatch | UserError]:
         for batch in self.loader:
-            if isinstance(batch, _Found):
+            if isinstance(batch, _WorkerBatch):
                 self.skipped |= batch.skipped
                 yield self._batch(batch)
             else:
                 yield batch
 
-    def _batch(self, found: _Found) -> TrainBatch:
-        """Its crops are the slot itself, or pinned memory of their own: a GPU may still be copying when the next batch
-        is asked for. Until then no worker writes to the slot: asking for a batch lets the workers begin the one
+    def _batch(self, batch: _WorkerBatch) -> TrainBatch:
+        """Its crops are the slot itself, or a copy in pinned memory: a GPU may still read it when the next batch is
+        requested. Until then no worker writes to the slot, because a request lets the workers begin the batch that is
         PREFETCH * workers later, and there is one slot more than that.
         """
-        if isinstance(found.crops, int):
+        if isinstance(batch.crops, int):
             assert self.slots is not None
-            crops = self.slots[found.crops]
+            crops = self.slots[batch.crops]
             if self.pinned:
                 slot, crops = crops, torch.empty(crops.shape, dtype=crops.dtype, pin_memory=True)
                 crops.numpy()[:] = slot.numpy()  # torch's threads would spin on the cores that the workers need
         else:
-            crops = self._own(found.crops)
-        return TrainBatch(crops, *map(self._own, found[1:6]))
+            crops = self._tensor(batch.crops)
+        return TrainBatch(crops, *map(self._tensor, (batch.mirrored, batch.cutouts, batch.labels, batch.indices)))
 
-    def _own(self, values: npt.NDArray[Any]) -> Tensor:
+    def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(values)
         return tensor.pin_memory() if self.pinned else tensor
 
@@ -210,8 +209,8 @@ def train_batches(
 ) -> tuple[TrainLoader, PKSampler]:
     """The loader of `TrainBatch`es (or UserErrors in their place) and its sampler, whose `epoch` the caller sets.
 
-    Process `rank` of `world` gets its share of each batch. Raises UserError if there are fewer identities than a batch
-    needs, a batch that so many processes cannot share, or too little shared memory for the workers.
+    Process `rank` of `world` gets its share of each batch. Raises UserError for fewer identities than a batch needs, a
+    batch that so many processes cannot share, or too little shared memory for the workers.
     """
     loader = TrainLoader(samples, config, rank=rank, world=world, skip_bad=skip_bad)
     return loader, loader.sampler
@@ -223,26 +222,25 @@ def _shared(slots: int, shape: tuple[int, ...]) -> Tensor:
         return torch.empty((slots, *shape), dtype=torch.uint8).share_memory_()
     except RuntimeError as error:
         megabytes = slots * math.prod(shape) / 1e6
-        raise UserError(
-            f"the loading workers share {megabytes:.0f} MB, which are not to be had ({str(error).splitlines()[0]}); "
-            "use fewer --workers (0: none), or with Docker a larger --shm-size"
-        ) from error
+        problem = f"there is no shared memory of {megabytes:.0f} MB for the workers that load images"
+        hint = "use fewer --workers (0: none), or with Docker a larger --shm-size"
+        raise OutOfMemory(f"{problem} ({reason_of(error)})", hint=hint) from error
 
 
-def _as_it_is(found: Any) -> Any:
-    return found
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _start_worker(ending: Tensor, worker: int) -> None:
-    # a terminal sends Ctrl-C to every process: a worker that stopped by itself would look like one that died
+    # a terminal sends Ctrl-C to every process: a worker that it ends would look like one that died
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # likewise where all processes of a job are told to end: the run is saved first
+    # a scheduler sends SIGTERM to every process too: the run is saved first
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if ending else None)
     _keep_memory()
 
 
 def _keep_memory() -> None:
-    """Let glibc keep what an image took for the next one, not return it to the kernel: its pages cost faults again."""
+    """Let glibc keep an image's memory for the next image: pages that the kernel gets back cost page faults again."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most there is
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the maximum
         libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)

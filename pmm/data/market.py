@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pmm.data.layouts import DatasetSpec
+from pmm.data.dataset_specs import DatasetSpec
 from pmm.data.samples import JUNK, Sample
-from pmm.data.scan import Scan, images_in, refuse_one_stem
+from pmm.data.scan import Scan, check_unique_stems, images_in
 
 _NAME = re.compile(r"(-1|\d{1,9})_c(\d{1,4})(?!\d)", re.ASCII)
 
@@ -20,24 +20,24 @@ def parse_name(name: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2]) - 1
 
 
-def scan_market(layout: DatasetSpec, folder: Path) -> Scan:
-    """The crops in the three folders, in the order of their names."""
-    scan = Scan(layout, folder, f"folders {', '.join(layout.folders)}")
-    scan.train, scan.query, scan.gallery = (_scan_part(folder / part, scan) for part in layout.folders)
+def scan_market(spec: DatasetSpec, folder: Path) -> Scan:
+    """The crops in the three folders, sorted by name."""
+    scan = Scan(spec, folder, f"folders {', '.join(spec.folders)}")
+    scan.train, scan.query, scan.gallery = (_scan_part(folder / part, scan) for part in spec.folders)
     return scan
 
 
 def _scan_part(folder: Path, scan: Scan) -> tuple[Sample, ...]:
     names = images_in(folder, scan)
-    refuse_one_stem(names, folder, scan)
+    check_unique_stems(names, folder, scan)
     samples = []
-    expected = f"expected names like {scan.layout.example}"
+    expected = f"expected names like {scan.spec.example}"
     for name in names:
         parsed = parse_name(name)
         if parsed is None:
-            scan.refuse("no identity and camera in the name", expected, folder / name)
+            scan.add_problem("no identity and camera in the name", expected, folder / name)
         else:
             samples.append(Sample(folder / name, *parsed))
     if all(sample.pid == JUNK for sample in samples):
-        scan.refuse("holds no usable image", expected, folder)
+        scan.add_problem("holds no usable image", expected, folder)
     return tuple(samples)

@@ -1,6 +1,6 @@
-"""MSMT17: folders of crops and four lists of `path pid`, which are not trusted. Loads no torch.
+"""MSMT17: folders of crops and four lists of `path pid`, whose lines are all checked. Loads no torch.
 
-Train is list_train and list_val; its identities and those of test are both numbered from 0 and have nothing in common.
+Train is list_train and list_val; identities of train and of test are both numbered from 0, but are different people.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pmm.data.layouts import DatasetSpec
+from pmm.data.dataset_specs import DatasetSpec
 from pmm.data.samples import Sample
-from pmm.data.scan import Scan, fault_of, is_image_name, shown
+from pmm.data.scan import Scan, fault_of, is_image_name, printable
 
 _PID = re.compile(r"\d{1,9}", re.ASCII)
 _CAMERA = re.compile(r"\d{1,4}", re.ASCII)
@@ -28,7 +28,7 @@ def parse_camera(name: str) -> int | None:
 
 
 def parse_line(line: str) -> tuple[str, int] | None:
-    """Path and identity of a list's line, which may still be a path to anywhere; None if it is not `path pid`."""
+    """Path (which may still lead anywhere) and identity of a list's line; None if it is not `path pid`."""
     path, _, pid = line.strip().replace("\t", " ").rpartition(" ")
     path = path.rstrip().removeprefix("./")
     if not path.isprintable() or not is_image_name(path.rpartition("/")[2]) or not _PID.fullmatch(pid):
@@ -37,25 +37,25 @@ def parse_line(line: str) -> tuple[str, int] | None:
 
 
 def leaves_folder(path: str) -> bool:
-    """Whether a listed path is absolute or has parts, as `..`, that lead elsewhere than down."""
+    """Whether a listed path is absolute or has parts, such as `..`, that may lead out of its folder."""
     return any(part in ("", ".", "..") for part in path.split("/"))
 
 
-def scan_msmt17(layout: DatasetSpec, folder: Path) -> Scan:
+def scan_msmt17(spec: DatasetSpec, folder: Path) -> Scan:
     """The crops that the lists name, in their order."""
-    scan = Scan(layout, folder, f"folders {', '.join(layout.folders)}; {', '.join(layout.lists)}")
-    train, test = (_Images(folder / name, scan) for name in layout.folders)
-    of_train, of_val, of_query, of_gallery = (folder / name for name in layout.lists)
+    scan = Scan(spec, folder, f"folders {', '.join(spec.folders)}; {', '.join(spec.lists)}")
+    train, test = (_Images(folder / name, scan) for name in spec.folders)
+    of_train, of_val, of_query, of_gallery = (folder / name for name in spec.lists)
     scan.train = (*train.named_in(of_train), *train.named_in(of_val))
     scan.query, scan.gallery = tuple(test.named_in(of_query)), tuple(test.named_in(of_gallery))
     for part, lists in (("train", (of_train,)), ("query", (of_query,)), ("gallery", (of_gallery,))):
         if not scan.parts()[part]:
-            scan.refuse("names no usable image", f"expected lines like '0000/{layout.example} 0'", lists[0])
+            scan.add_problem("names no usable image", f"expected lines like '0000/{spec.example} 0'", lists[0])
     return scan
 
 
 class _Images:
-    """The crops below one folder. Each folder is listed once: 126,000 questions to the file system take minutes."""
+    """The crops below one folder. Each folder is listed once: 126,000 calls to the file system would take minutes."""
 
     def __init__(self, root: Path, scan: Scan) -> None:
         self.root, self.scan = root, scan
@@ -70,19 +70,19 @@ class _Images:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
                 line = raw.decode("utf-8", "surrogateescape")
-                self.scan.refuse("bytes that are no UTF-8", f"found {_quoted(line)}", file, number)
+                self.scan.add_problem("bytes that are no UTF-8", f"found {_quoted(line)}", file, number)
                 continue
             parsed = parse_line(line)
             if parsed is None:
-                self.scan.refuse("not a line of 'path pid'", f"found {_quoted(line)}", file, number)
+                self.scan.add_problem("not a line of 'path pid'", f"found {_quoted(line)}", file, number)
                 continue
             path, pid = parsed
             camid = parse_camera(path.rpartition("/")[2])
             if fault := self._fault(path, f"{file.name}:{number}"):
-                self.scan.refuse(*fault, file, number)
+                self.scan.add_problem(*fault, file, number)
             elif camid is None:
-                expected = f"expected its number from 01 in the third field, as in {self.scan.layout.example}"
-                self.scan.refuse("no camera in the name", f"found {_quoted(path)}, {expected}", file, number)
+                expected = f"expected its number from 01 in the third field, as in {self.scan.spec.example}"
+                self.scan.add_problem("no camera in the name", f"found {_quoted(path)}, {expected}", file, number)
             else:
                 yield Sample(self.root / path, pid, camid)
 
@@ -92,7 +92,7 @@ class _Images:
         if "\\" in path:
             return "a path with \\", f"found {quoted}, expected /"
         if leaves_folder(path):
-            return "a path that leaves the folder", f"found {quoted}, expected a path below {shown(self.root)}"
+            return "a path that leaves the folder", f"found {quoted}, expected a path below {printable(self.root)}"
         stem = os.path.splitext(path)[0]
         first, seen = self.named.setdefault(stem, (path, where))
         if seen != where:
@@ -105,10 +105,10 @@ class _Images:
         fault = self.faults[folder].get(name, "a file that is missing")
         if not fault:
             return None
-        own = f"{self.root.name}/"
-        if path.startswith(own) and (self.root / path.removeprefix(own)).is_file():
-            return "a path that is not relative to its folder", f"found {quoted}, expected it without {own}"
-        return fault, f"{quoted} is not in {shown(self.root)}; restore the file, or remove the line"
+        prefix = f"{self.root.name}/"
+        if path.startswith(prefix) and (self.root / path.removeprefix(prefix)).is_file():
+            return "a path that is not relative to its folder", f"found {quoted}, expected it without {prefix}"
+        return fault, f"{quoted} is not in {printable(self.root)}; restore the file, or remove the line"
 
     def _list(self, folder: str) -> dict[str, str | None]:
         try:
@@ -121,5 +121,5 @@ class _Images:
 
 
 def _quoted(text: str) -> str:
-    text = shown(text)
+    text = printable(text)
     return f"'{text if len(text) <= _LONGEST_QUOTE else text[: _LONGEST_QUOTE - 3] + '...'}'"

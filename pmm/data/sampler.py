@@ -16,9 +16,9 @@ ORDER = 2  # a stream of the run's seed (1 holds out the validation identities, 
 class PKSampler(Sampler[list[tuple[int, int, int]]]):
     """Batches of P identities x K images; each identity once per epoch, an incomplete last batch dropped.
 
-    Yields lists of (sample index, epoch, position in the epoch): of each batch the share of process `rank` of `world`,
-    so that all of them together see the batches that one alone would. `epoch` is which, `first` the batch to begin
-    with. Raises UserError if there are fewer identities than P.
+    Yields lists of (sample index, epoch, position in the epoch): the share that process `rank` of `world` has of each
+    batch, so that all processes together see the batches of a single one. `epoch` and `first`, the batch to begin with,
+    are set by the caller. Raises UserError if there are fewer identities than P.
     """
 
     def __init__(
@@ -31,9 +31,10 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
         self.rank, self.world = rank, world
         self.epoch = self.first = 0
         if len(self.of_label) < ids_per_batch:
-            found = len(self.of_label)
-            advice = f"use --batch-size {found * images_per_id} or less" if found > 1 else "training needs at least two"
-            raise UserError(f"a batch needs {ids_per_batch} identities, but the training split has {found}; {advice}")
+            count = len(self.of_label)
+            problem = f"a batch needs {ids_per_batch} identities, but the training split has {count}"
+            hint = f"use --batch-size {count * images_per_id} or less" if count > 1 else "training needs at least two"
+            raise UserError(problem, hint=hint)
 
     def __len__(self) -> int:
         return len(self.of_label) // self.ids_per_batch
@@ -44,9 +45,9 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
         for batch in range(len(self)):
             chosen: list[int] = []
             for label in labels[batch * self.ids_per_batch : (batch + 1) * self.ids_per_batch]:
-                own = self.of_label[int(label)]
-                picks = rng.choice(len(own), self.images_per_id, replace=len(own) < self.images_per_id)
-                chosen += [own[pick] for pick in picks]
+                indices = self.of_label[int(label)]
+                picks = rng.choice(len(indices), self.images_per_id, replace=len(indices) < self.images_per_id)
+                chosen += [indices[pick] for pick in picks]
             first, share = batch * len(chosen), len(chosen) // self.world
             keys = [(index, self.epoch, first + place) for place, index in enumerate(chosen)]
             if batch >= self.first:

@@ -1,4 +1,4 @@
-"""What a data set is made of. Loads no torch."""
+"""A data set in memory: its samples in three parts. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 JUNK = -1
-"""Identity of a crop that shows nobody in particular; dropped when a data set is read."""
+"""Identity of a crop without a usable person; dropped when a data set is read."""
 DISTRACTOR = 0
-"""Identity of the gallery's wrong matches for every query, in layouts like Market-1501's."""
+"""Identity of the gallery's wrong matches for every query, in data sets with the layout of Market-1501."""
 UNKNOWN_CAMERA = -1
 
 
@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class ReidDataset:
-    """A data set: training crops, queries and the gallery they are searched in, and what a reader had to assume."""
+    """A data set: training crops, queries and the gallery to search, and what its reader had to assume."""
 
     train: tuple[Sample, ...]
     query: tuple[Sample, ...]
@@ -46,7 +46,7 @@ def camids_of(samples: tuple[Sample, ...]) -> npt.NDArray[np.int64]:
 
 
 def class_indices(samples: tuple[Sample, ...]) -> dict[int, int]:
-    """Training label of each identity: its place in sorted order."""
+    """Training label of each identity: its index in sorted order."""
     return {pid: index for index, pid in enumerate(sorted({sample.pid for sample in samples}))}
 
 

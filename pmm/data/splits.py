@@ -1,4 +1,4 @@
-"""Queries and a gallery drawn from crops that nobody has split yet. Loads no torch."""
+"""Splits: queries and a gallery drawn from crops, held-out identities, what can be evaluated. Loads no torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 from pmm.data.crops import load_crop
 from pmm.data.samples import UNKNOWN_CAMERA, ReidDataset, Sample
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidValue, UserError
 
 QUERY_CAMERA, GALLERY_CAMERA = 0, 1
-"""Stand in for unknown cameras: with two different ones, evaluation removes no crop as one of the query's camera."""
+"""Placeholders for unknown cameras. They differ, so that evaluation removes no crop as one of the query's camera."""
 
 
 def draw_queries(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
@@ -48,9 +48,9 @@ def with_cameras(samples: Iterable[Sample], camid: int) -> tuple[Sample, ...]:
 
 
 def split_validation(train: tuple[Sample, ...], share: float, seed: int) -> ReidDataset:
-    """Hold `share` of the training identities out: the rest is train, the others' crops are split by `draw_queries`.
+    """Hold out `share` of the training identities, as query and gallery (see `draw_queries`); the rest is train.
 
-    With share 0 query and gallery are empty. Raises UserError if no query would have a match.
+    With share 0 query and gallery are empty. Raises InvalidValue if no query would have a match.
     """
     pids = sorted({sample.pid for sample in train})
     held = set(np.random.default_rng([seed, 1]).permutation(pids)[: round(share * len(pids))].tolist())
@@ -58,10 +58,9 @@ def split_validation(train: tuple[Sample, ...], share: float, seed: int) -> Reid
         return ReidDataset(train=train, query=(), gallery=())
     query, gallery = draw_queries(sample for sample in train if sample.pid in held)
     if not any(matchable(query, gallery)):
-        raise UserError(
-            f"val_identities={share} holds out {len(held)} identities, but none has crops of two cameras to match (or "
-            "two crops, where cameras are unknown); use --val-identities 0 or a larger share"
-        )
+        problem = f"none of the {len(held)} identities that it holds out has crops of two cameras to match"
+        hint = f"{problem} (or two crops, where cameras are unknown)"
+        raise InvalidValue("--val-identities", share, "0 or a larger share", hint=hint)
     return ReidDataset(train=tuple(s for s in train if s.pid not in held), query=query, gallery=gallery)
 
 
@@ -74,16 +73,16 @@ def matchable(query: Iterable[Sample], gallery: Iterable[Sample]) -> list[bool]:
 
 
 def unrankable(query: Iterable[Sample], gallery: Iterable[Sample]) -> str:
-    """Why figures of such a ranking would mean nothing; empty if they mean something."""
+    """Why metrics of this ranking would be meaningless; empty if they are not."""
     query, gallery = tuple(query), tuple(gallery)
     if not any(matchable(query, gallery)):
         return "no query has a gallery crop of its identity from another camera; nothing to evaluate"
     if len({sample.pid for sample in (*query, *gallery)}) == 1:
-        return "all queries and gallery crops are of one identity, so that any order is right; is the root too high?"
+        return "all queries and gallery crops are of one identity, so any order is right; is the root too high?"
     return ""
 
 
 def distractors(query: Iterable[Sample], gallery: Iterable[Sample]) -> int:
-    """How many crops of a gallery are of people who are no query."""
-    asked = {sample.pid for sample in query}
-    return sum(sample.pid not in asked for sample in gallery)
+    """Number of gallery crops whose identity has no query."""
+    pids = {sample.pid for sample in query}
+    return sum(sample.pid not in pids for sample in gallery)

@@ -46,7 +46,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def dataset_spec(x: Tensor) -> torch.memory_format:
+def format_of(x: Tensor) -> torch.memory_format:
     """channels_last for channels_last input, else contiguous: the layout of every map an op returns."""
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return torch.channels_last
@@ -60,10 +60,10 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 
 def dense(x: Tensor) -> Tensor:
     """x in the layout that its outputs have; a copy only of what is neither contiguous nor channels_last."""
-    return x.contiguous(memory_format=dataset_spec(x))
+    return x.contiguous(memory_format=format_of(x))
 
 
-def refuse_tangent(name: str, x: Tensor) -> None:
+def check_no_tangent(name: str, x: Tensor) -> None:
     """Custom ops have no forward-mode derivative, and torch would silently take it for zero."""
     if not torch.compiler.is_compiling() and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
         raise NotImplementedError(f"{name}: no forward-mode derivative; use reverse mode (torch.autograd.grad)")

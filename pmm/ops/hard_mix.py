@@ -16,14 +16,14 @@ from pmm.ops._library import (
     accumulator,
     check_cells,
     check_features,
+    check_no_tangent,
     check_partner,
     check_partner_range,
-    dataset_spec,
     define,
     dense,
     differentiable,
+    format_of,
     memory_format,
-    refuse_tangent,
 )
 from pmm.ops.block_ranking import check_mix, rank_on, replaced_cells
 
@@ -57,7 +57,7 @@ def hard_mix(
 
     Equivalent to: `torch.where(replaced[:, None], x[partner], x)`.
     """
-    refuse_tangent("hard_mix", x)
+    check_no_tangent("hard_mix", x)
     return _hard_mix(x, cam.detach(), partner, list(block), k, on_empty)
 
 
@@ -77,14 +77,14 @@ def hard_mix_select(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
 
     Equivalent to: `torch.where(replaced[:, None], x[partner], x)`.
     """
-    refuse_tangent("hard_mix_select", x)
+    check_no_tangent("hard_mix_select", x)
     return _select(x, replaced, partner)
 
 
 def select(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     """Reference select [N, C, H, W] in the layout of x."""
     mixed = torch.where(replaced[:, None], x.index_select(0, partner), x)
-    return mixed.contiguous(memory_format=dataset_spec(x))
+    return mixed.contiguous(memory_format=format_of(x))
 
 
 def _reference(
@@ -98,7 +98,7 @@ def _reference(
 
 def _fake(x: Tensor, cam: Tensor, partner: Tensor, block: list[int], k: int, on_empty: str) -> tuple[Tensor, Tensor]:
     check_mix("hard_mix", x, cam, partner, block, k, on_empty)
-    return torch.empty_like(x, memory_format=dataset_spec(x)), torch.empty_like(
+    return torch.empty_like(x, memory_format=format_of(x)), torch.empty_like(
         cam, dtype=torch.bool, memory_format=torch.contiguous_format
     )
 
@@ -126,13 +126,13 @@ def _adjoint_reference(dy: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     wide = dy.to(accumulator(dy.dtype))
     mask = replaced[:, None]
     dx = torch.where(mask, 0, wide).index_add_(0, partner, torch.where(mask, wide, 0))
-    return dx.to(dy.dtype).contiguous(memory_format=dataset_spec(dy))
+    return dx.to(dy.dtype).contiguous(memory_format=format_of(dy))
 
 
 def _like_first(name: str) -> Any:
     def fake(x: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
         _check_select(name, x, replaced, partner)
-        return torch.empty_like(x, memory_format=dataset_spec(x))
+        return torch.empty_like(x, memory_format=format_of(x))
 
     return fake
 
@@ -179,12 +179,12 @@ _adjoint = define(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], inputs[2])
-    ctx.channels_last = dataset_spec(inputs[0]) == torch.channels_last
+    ctx.channels_last = format_of(inputs[0]) == torch.channels_last
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:])
-    ctx.channels_last = dataset_spec(inputs[0]) == torch.channels_last
+    ctx.channels_last = format_of(inputs[0]) == torch.channels_last
 
 
 def _transposed(op: Any, ctx: Any, gradient: Tensor) -> Tensor:

@@ -18,15 +18,15 @@ from pmm.ops._library import (
     check_cells,
     check_device,
     check_features,
+    check_no_tangent,
     check_partner,
     check_partner_range,
     check_range,
-    dataset_spec,
     define,
     dense,
     differentiable,
+    format_of,
     memory_format,
-    refuse_tangent,
 )
 from pmm.ops.block_ranking import check_mix, rank_on, replaced_cells
 from pmm.ops.hard_mix import select
@@ -50,7 +50,7 @@ def hard_mix_max_pool(
 
     Equivalent to: `mixed, replaced = hard_mix(...); F.adaptive_max_pool2d(mixed, 1).flatten(1), replaced`.
     """
-    refuse_tangent("hard_mix_max_pool", x)
+    check_no_tangent("hard_mix_max_pool", x)
     pooled, replaced, _ = _hard_mix_max_pool(x, cam.detach(), partner, list(block), k, on_empty)
     return pooled, replaced
 
@@ -93,8 +93,8 @@ def _compiled(
 
 def _source(cell: Tensor, replaced: Tensor, partner: Tensor) -> Tensor:
     """The sample [N, C] that each maximum was read from."""
-    own = torch.arange(len(partner), device=partner.device)[:, None]
-    return torch.where(replaced.flatten(1).gather(1, cell), partner[:, None], own)
+    itself = torch.arange(len(partner), device=partner.device)[:, None]
+    return torch.where(replaced.flatten(1).gather(1, cell), partner[:, None], itself)
 
 
 def _check_read(name: str, maps: Tensor, cell: Tensor, replaced: Tensor, partner: Tensor) -> None:
@@ -192,7 +192,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     _, replaced, cell = output
     ctx.mark_non_differentiable(replaced, cell)
     ctx.save_for_backward(cell, replaced, inputs[2])
-    ctx.channels_last = dataset_spec(inputs[0]) == torch.channels_last
+    ctx.channels_last = format_of(inputs[0]) == torch.channels_last
 
 
 def _backward(ctx: Any, dy: Tensor, _replaced: None, _cell: None) -> tuple[Tensor | None, ...]:
@@ -205,7 +205,7 @@ def _save_unpool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _save_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:])
-    ctx.channels_last = dataset_spec(inputs[0]) == torch.channels_last
+    ctx.channels_last = format_of(inputs[0]) == torch.channels_last
 
 
 differentiable(_hard_mix_max_pool, _backward, _save)

@@ -70,10 +70,10 @@ def _cam_fake(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def _cam_compiled(kernels: Any, x: Tensor, weights: Tensor) -> Tensor:
-    found = _cam_fake(x, weights)
-    nobody = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    _run(kernels, x, nobody, torch.zeros_like(found, dtype=torch.bool), weights, found)
-    return found
+    output = _cam_fake(x, weights)
+    partner = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    _run(kernels, x, partner, torch.zeros_like(output, dtype=torch.bool), weights, output)
+    return output
 
 
 def _reference(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tensor:
@@ -88,14 +88,14 @@ def _fake(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tens
 
 
 def _compiled(kernels: Any, x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> Tensor:
-    found = _fake(x, partner, replaced, weights)
+    output = _fake(x, partner, replaced, weights)
     check_partner_range("mixed_cam", partner)
-    _run(kernels, x, partner.contiguous(), replaced.contiguous(), weights, found)
-    return found
+    _run(kernels, x, partner.contiguous(), replaced.contiguous(), weights, output)
+    return output
 
 
-def _run(kernels: Any, x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor, found: Tensor) -> None:
-    kernels.mixed_cam(dense(x), replaced, partner, weights.to(found.dtype).contiguous(), found)
+def _run(kernels: Any, x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor, output: Tensor) -> None:
+    kernels.mixed_cam(dense(x), replaced, partner, weights.to(output.dtype).contiguous(), output)
 
 
 def _check(x: Tensor, partner: Tensor, replaced: Tensor, weights: Tensor) -> None:

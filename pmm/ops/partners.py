@@ -19,9 +19,9 @@ def sample_partners(pids: Tensor, generator: torch.Generator | None = None) -> T
     if pids.dim() != 1:
         raise ValueError(f"sample_partners: pids is {list(pids.shape)}; it must be [N]")
     n = len(pids)
-    own = torch.arange(n, device=pids.device)
+    itself = torch.arange(n, device=pids.device)
     if n == 0:
-        return own
+        return itself
     other = pids[:, None] != pids[None, :]
     count = other.sum(1)
     # not torch.rand: given a generator, or None for one, the compiler has no form of it for an N that changes
@@ -29,4 +29,4 @@ def sample_partners(pids: Tensor, generator: torch.Generator | None = None) -> T
     chosen = (share * count).long() + 1
     # the chosen-th other identity's entry is where the running count first reaches it
     partner = (other.cumsum(1) >= chosen[:, None]).to(torch.int8).argmax(1)
-    return torch.where(count > 0, partner, own)
+    return torch.where(count > 0, partner, itself)

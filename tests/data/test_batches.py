@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pmm.config import RecipeConfig
 from pmm.data.augmentation import draw_augmentation, shift_into
-from pmm.data.batches import TrainBatch, _scale_and_offset, _to_images_at_once, normalize_batch
+from pmm.data.batches import TrainBatch, _normalize_at_once, _scale_and_offset, normalize_batch
 from tests.conftest import examples
 from tests.data.plain_augmentation import PREPROCESSING, reference
 
@@ -27,7 +27,6 @@ def augmented(crops, recipe, rng, make=normalize_batch, device=CPU):
         mirrored=torch.from_numpy(how.mirrored),
         cutouts=torch.from_numpy(how.cutouts),
         labels=nothing,
-        camids=nothing,
         indices=nothing,
     )
     return make(batch, PREPROCESSING, device)
@@ -35,7 +34,7 @@ def augmented(crops, recipe, rng, make=normalize_batch, device=CPU):
 
 def at_once(batch, preprocessing, device):
     """`normalize_batch` as on a GPU."""
-    return _to_images_at_once(batch, *_scale_and_offset(preprocessing, device), device).permute(0, 3, 1, 2)
+    return _normalize_at_once(batch, *_scale_and_offset(preprocessing, device), device).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("make", [normalize_batch, at_once])
@@ -63,7 +62,7 @@ def test_images_are_float_channels_last_and_the_batch_is_not_changed():
     crops = torch.from_numpy(np.stack([CROP, CROP]))
     zeros = torch.zeros(2, dtype=torch.int64)
     cutouts = torch.tensor([[0, 0, 0, 0], [2, 1, 5, 4]])
-    batch = TrainBatch(crops.clone(), torch.tensor([False, True]), cutouts, zeros, zeros, zeros)
+    batch = TrainBatch(crops.clone(), torch.tensor([False, True]), cutouts, zeros, zeros)
     images = normalize_batch(batch, PREPROCESSING, CPU)
     assert (images.shape, images.dtype) == ((2, 3, 12, 8), torch.float32)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -74,9 +73,7 @@ def test_images_are_float_channels_last_and_the_batch_is_not_changed():
 
 def test_the_number_of_threads_is_as_before():
     before, zeros = torch.get_num_threads(), torch.zeros(1, dtype=torch.int64)
-    batch = TrainBatch(
-        torch.from_numpy(CROP[None]), zeros.bool(), torch.zeros(1, 4, dtype=torch.int64), zeros, zeros, zeros
-    )
+    batch = TrainBatch(torch.from_numpy(CROP[None]), zeros.bool(), torch.zeros(1, 4, dtype=torch.int64), zeros, zeros)
     torch.set_num_threads(3)
     try:
         normalize_batch(batch, PREPROCESSING, CPU)

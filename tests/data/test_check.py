@@ -5,7 +5,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from pmm.data import check, counts, images, layouts
+from pmm.data import check, counts, dataset_specs, images
 from pmm.data.check import lines
 from pmm.data.folders import NO_CAMERAS, NO_TRAIN, SHARED
 from pmm.data.images import inspect_image
@@ -25,7 +25,7 @@ def root(tmp_path):
     return trees.three_folders(tmp_path / "data", HEALTHY)
 
 
-def the_doctor(root, dataset="synthetic"):
+def report_of(root, dataset="synthetic"):
     """The report, which is the same for one thread and for more."""
     report = check.check(dataset, root, threads=2)
     assert report == check.check(dataset, root, threads=1)
@@ -34,7 +34,7 @@ def the_doctor(root, dataset="synthetic"):
 
 def finding(root, kind, dataset="synthetic"):
     """The one finding of `kind`, the only one there is but for notes; and its line."""
-    report = the_doctor(root, dataset)
+    report = report_of(root, dataset)
     (found,) = [f for f in report.findings if f.kind == kind]
     assert {f.kind for f in report.findings if f.level != "note"} <= {kind}
     (line,) = [line for line in lines(report) if found.text in line]
@@ -44,7 +44,7 @@ def finding(root, kind, dataset="synthetic"):
 
 
 def test_nothing_is_wrong(root):
-    report = the_doctor(root)
+    report = report_of(root)
     assert report.findings == ()
     assert (report.usable, report.verdict, report.cameras) == (True, "usable", 2)
     assert (report.width, report.height) == ((16, 16, 16), (32, 32, 32))
@@ -81,7 +81,7 @@ def test_unreadable_images(root, content, reason):
 
 def test_junk_is_not_opened(root):
     (root / "bounding_box_test/-1_c1s1_1.jpg").write_bytes(b"")
-    assert the_doctor(root).verdict == "usable"
+    assert report_of(root).verdict == "usable"
 
 
 def test_an_image_that_training_refuses_is_unreadable(root):
@@ -112,7 +112,7 @@ def test_copies(root, source, target, kind):
     copy(root, source, target)
     found, line = finding(root, kind)
     assert (found.level, found.count, found.about) == ("warning", 1, (f"{source} = {target}",))
-    assert the_doctor(root).verdict == "usable, 1 warning"
+    assert report_of(root).verdict == "usable, 1 warning"
     assert line.endswith(f": {source} = {target}")
 
 
@@ -127,12 +127,12 @@ def test_many_copies_stay_one_short_line(root):
 
 def test_msmt17_numbers_its_test_people_anew(tmp_path):
     root = trees.msmt17(tmp_path)
-    kinds = {f.kind for f in the_doctor(root, "msmt17-v1").findings}
+    kinds = {f.kind for f in report_of(root, "msmt17-v1").findings}
     assert "overlap" not in kinds
     assert "distractors" not in kinds
-    assert the_doctor(root, "msmt17-v1").parts["query"].identities == 2
+    assert report_of(root, "msmt17-v1").parts["query"].identities == 2
     copy(root, f"train/{trees.MSMT17['train'][0]}", f"test/{trees.MSMT17['query'][0]}")
-    report = the_doctor(root, "msmt17-v1")
+    report = report_of(root, "msmt17-v1")
     assert [f.about for f in report.findings if f.kind == "copies-train-test"] == [
         (f"train/{trees.MSMT17['train'][0]} = test/{trees.MSMT17['query'][0]}",)
     ]
@@ -147,7 +147,7 @@ def test_odd_modes_are_notes(root, mode, name, said):
     found, line = finding(root, "mode")
     assert (found.level, found.about) == ("note", (f"bounding_box_train/0003_c1s1_{name}",))
     assert f"not 8-bit RGB but {said}; converted" in line
-    assert the_doctor(root).verdict == "usable"
+    assert report_of(root).verdict == "usable"
 
 
 def test_16_bits_and_rotation_are_notes(root):
@@ -162,7 +162,7 @@ def test_16_bits_and_rotation_are_notes(root):
     assert (found.level, found.about) == ("note", ("bounding_box_train/0003_c1s1_9.jpg",))
     exif[0x0112] = 1
     trees.draw(root / "bounding_box_train" / "0003_c1s1_9.jpg", exif=exif)
-    assert the_doctor(root).findings == ()
+    assert report_of(root).findings == ()
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_extreme_sizes(root, size, odd):
         found, _ = finding(root, "size")
         assert found.about == (f"bounding_box_train/0003_c1s1_9.jpg ({size[0]}x{size[1]})",)
         assert found.level == "warning"
-    report = the_doctor(root)
+    report = report_of(root)
     assert report.usable
     assert report.width == (min(16, size[0]), 16, max(16, size[0]))
     assert report.height == (min(32, size[1]), 32, max(32, size[1]))
@@ -237,7 +237,7 @@ def test_what_the_reader_refuses_is_listed_in_full(root):
     for name in "abcde":
         trees.draw(root / "query" / f"{name}.jpg")
     (root / "query" / "0001_c1s1_7.jpg").symlink_to("nowhere")
-    report = the_doctor(root)
+    report = report_of(root)
     assert report.verdict == "NOT usable: 2 problems"
     (names,) = [f for f in report.findings if "no identity" in f.text]
     assert names.about == tuple(f"query/{name}.jpg" for name in "abcde")
@@ -252,7 +252,7 @@ def test_lines_of_lists_are_named(tmp_path):
     root = trees.msmt17(tmp_path)
     with (root / "list_query.txt").open("a") as file:
         file.write("nonsense\n../x.jpg 1\nagain\n")
-    said = lines(the_doctor(root, "msmt17-v1"))
+    said = lines(report_of(root, "msmt17-v1"))
     assert (
         "problem  2 x not a line of 'path pid': list_query.txt:3 (found 'nonsense'), list_query.txt:5 (found 'again')"
     ) in said
@@ -276,7 +276,7 @@ def test_folders_of_ones_own(tmp_path):
     copy(pool, "ann/0.jpg", "ann/9.jpg")
     found, _ = finding(pool, "copies-query-gallery", "folder")
     assert found.about == ("ann/0.jpg = ann/9.jpg",)
-    report = the_doctor(pool, "folder")
+    report = report_of(pool, "folder")
     assert {f.text for f in report.findings if f.level == "note"} >= {NO_CAMERAS, SHARED}
     assert (report.cameras, report.parts["train"].cameras) == (0, 0)
     assert any(line.startswith("cameras unknown; ") for line in lines(report))
@@ -284,7 +284,7 @@ def test_folders_of_ones_own(tmp_path):
 
     test = trees.folders(tmp_path / "test", ["train/9/c1.jpg", "train/9/c2.jpg", "test/8/c1.jpg", "test/-1/c1.jpg"])
     trees.folders(test, ["test/8/c1_2.jpg", "test/8/c2.jpg", "test/8/c2_2.jpg", "test/-1/c1_2.jpg"])
-    report = the_doctor(test, "folder")
+    report = report_of(test, "folder")
     assert {name: (part.images, part.junk) for name, part in report.parts.items()} == {
         "train": (2, 0),
         "query": (2, 0),
@@ -293,7 +293,7 @@ def test_folders_of_ones_own(tmp_path):
     assert report.layout == "one folder per identity in train, test"
 
     given = trees.folders(tmp_path / "given", ["query/ann/c1.jpg", "gallery/ann/c2.jpg", "gallery/cat/c2.jpg"])
-    report = the_doctor(given, "folder")
+    report = report_of(given, "folder")
     assert [(f.level, f.text) for f in report.findings] == [("note", NO_TRAIN)]
     assert report.verdict == "usable"
     trees.folders(given, ["train/ann/c1.jpg", "train/ann/c2.jpg", "train/bob/c1.jpg", "train/bob/c2.jpg"])
@@ -301,11 +301,11 @@ def test_folders_of_ones_own(tmp_path):
 
 
 def test_published_counts(root, monkeypatch):
-    market = layouts.DATASETS["market1501"]
+    market = dataset_specs.DATASETS["market1501"]
     trees.draw(root / "bounding_box_test" / "0009_c1s1_1.jpg")  # nobody asks for 9: counted by nobody
-    true = layouts.Published(train=4, query=2, gallery=5, train_ids=2, test_ids=2, cameras=2)
-    monkeypatch.setitem(layouts.DATASETS, "market1501", check.dataclasses.replace(market, published=true))
-    report = the_doctor(root, "market1501")
+    true = dataset_specs.Published(train=4, query=2, gallery=5, train_ids=2, test_ids=2, cameras=2)
+    monkeypatch.setitem(dataset_specs.DATASETS, "market1501", check.dataclasses.replace(market, published=true))
+    report = report_of(root, "market1501")
     assert report.findings == ()
     assert lines(report)[3:8] == [
         "         images  published     identities  published     cameras  junk  distractors",
@@ -320,7 +320,7 @@ def test_published_counts(root, monkeypatch):
     found, line = finding(root, "published", "market1501")
     assert (found.level, found.count) == ("warning", 2)
     assert line.endswith("count that differs from the published one: query images 3 (2), cameras 3 (2)")
-    assert [row.split()[2:4] for row in lines(the_doctor(root, "market1501"))[5:6]] == [["+1", "(2)"]]
+    assert [row.split()[2:4] for row in lines(report_of(root, "market1501"))[5:6]] == [["+1", "(2)"]]
 
 
 def test_published_counts_of_every_data_set():
@@ -332,7 +332,7 @@ def test_published_counts_of_every_data_set():
         "msmt17-v1": (32_621, 11_659, 82_161, 1_041, 3_060, 15),
         "msmt17-v2": (32_621, 11_659, 82_161, 1_041, 3_060, 15),
     }
-    given = {name: layout.published for name, layout in layouts.DATASETS.items() if layout.published}
+    given = {name: layout.published for name, layout in dataset_specs.DATASETS.items() if layout.published}
     assert {name: tuple(vars(published).values()) for name, published in given.items()} == table
 
 
@@ -371,7 +371,9 @@ def test_json_has_everything(root, tmp_path):
     assert (report["usable"], report["verdict"]) == (False, "NOT usable: 1 problem")
     assert (report["width"], report["height"], report["cameras"]) == ([16] * 3, [32] * 3, 2)
     assert report["published"][0] == {"key": "train", "words": "train images", "found": 4, "published": 12_936}
-    assert {figure["key"] for figure in report["published"]} == set(vars(layouts.DATASETS["market1501"].published))
+    assert {figure["key"] for figure in report["published"]} == set(
+        vars(dataset_specs.DATASETS["market1501"].published)
+    )
     assert report["findings"][0] == {
         "level": "problem",
         "kind": "refused",
@@ -383,12 +385,12 @@ def test_json_has_everything(root, tmp_path):
 
 def test_errors_are_one_line(root, tmp_path):
     assert_one_line_error(
-        run("--dataset", "market", "--root", tmp_path / "no"), "is not a folder; expected the root of"
+        run("--dataset", "market", "--root", tmp_path / "no"), f"{tmp_path / 'no'}: ", "folder", "market1501"
     )
     assert_one_line_error(
-        run("--dataset", "msmt17-v1", "--root", root), "has not the layout of msmt17-v1", "list_train"
+        run("--dataset", "msmt17-v1", "--root", root), f"{root}: ", "layout of msmt17-v1", "list_train"
     )
-    assert_one_line_error(run("--dataset", "mars", "--root", root), "unknown data set 'mars'")
+    assert_one_line_error(run("--dataset", "mars", "--root", root), "--dataset is 'mars'", "market1501")
     assert_one_line_error(run("--dataset", "market", "--root", root, "--threads", "-1"), "--threads is -1")
     assert_one_line_error(run("--dataset", "market", "--root", root, "--json", tmp_path), "it is a folder")
 
@@ -399,12 +401,12 @@ def test_it_runs_without_torch(root):
 
 
 def test_synthetic_people_are_healthy(people):
-    report = the_doctor(people)
+    report = report_of(people)
     assert report.usable
     assert report.parts == counts.counts_of(check.scan("synthetic", people))
 
 
 def test_people_in_train_and_among_the_queries_alone(root):
     trees.draw(root / "query" / "0003_c1s1_1.jpg")
-    (overlap,) = [f for f in the_doctor(root).findings if f.kind == "overlap"]
+    (overlap,) = [f for f in report_of(root).findings if f.kind == "overlap"]
     assert overlap.about == ("bounding_box_train/0003_c1s1_1.jpg",)

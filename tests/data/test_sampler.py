@@ -1,12 +1,12 @@
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.data.sampler import PKSampler
 from pmm.utils.errors import UserError
 from tests.conftest import examples
+from tests.refusals import refuses
 
 
 @examples(60)
@@ -16,7 +16,8 @@ from tests.conftest import examples
 def test_batches_are_p_by_k(counts, p, k, seed):
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     if len(counts) < p:
-        with pytest.raises(UserError, match=f"a batch needs {p} identities"):
+        hint = f"--batch-size {len(counts) * k} or less" if len(counts) > 1 else "at least two"
+        with refuses(UserError, f"needs {p} identities", f"has {len(counts)}", hint=hint):
             PKSampler(labels, p, k, seed)
         return
     sampler = PKSampler(labels, p, k, seed)

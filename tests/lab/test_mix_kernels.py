@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from bench.lab import mix_variants, training_step
 from bench.lab.mix_reference import FORMATS, Maps, clear, clear_cams, defined_adjoint, defined_cells, make_case
-from bench.lab.mix_report import DATASETS, DTYPES, PHASES
+from bench.lab.mix_report import DTYPES, LAYOUTS, PHASES
 from bench.lab.mix_variants import BLOCK, MIXERS, ON_EMPTY, K, authors_mix, eager_mix
 from pmm.models.registry import build_model
 from pmm.models.stages import Head
@@ -186,7 +186,7 @@ def test_only_ours_runs_our_kernels(monkeypatch):
             way(model, images, pids, None)
 
 
-@pytest.mark.parametrize("layout", DATASETS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_competitors_keep_the_layout(layout):
     """One that does not would pay for it in what follows, and its own reads would be scattered."""
     x = torch.randn(3, 4, 24, 8).contiguous(memory_format=FORMATS[layout])
@@ -223,7 +223,7 @@ def test_the_authors_procedure_is_the_reference(shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", DATASETS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_truth_is_the_references(dtype, layout):
     case = make_case(5, dtype, layout, Maps(channels=3), torch.device("cpu"))
     assert case.x.is_contiguous(memory_format=FORMATS[layout])

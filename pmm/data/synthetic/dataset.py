@@ -23,7 +23,7 @@ from pmm.config import fast_mode
 from pmm.data.synthetic.camera import Camera, sample_cameras
 from pmm.data.synthetic.draw import draw_crop, draw_junk
 from pmm.data.synthetic.identity import Identity, sample_identities
-from pmm.utils.errors import UserError
+from pmm.utils.errors import CannotWrite, InvalidValue
 from pmm.utils.files import cannot_write, make_folder
 from pmm.utils.hardware import usable_cores
 
@@ -45,12 +45,12 @@ _KINDS = ("world", TRAIN, QUERY, GALLERY, "distractor", "junk", "cameras")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Crop:
+class _CropFile:
     """One file to write."""
 
     kind: str
     person: int
-    """Index into the people of the crop's kind; for junk and distractors, not the pid."""
+    """Index into the identities of the crop's kind; for junk and distractors, not the pid."""
     camera: int
     """Zero-based, as everywhere but in file names."""
     index: int
@@ -86,7 +86,7 @@ def draw_dataset(
     `workers` processes draw (default: one per CPU core; 1 draws in this process). `progress(done, total)` is called in
     this process with numbers of crops. `out` appears complete or not at all.
 
-    Raises UserError if a number is out of range or `out` already holds something.
+    Raises InvalidValue for a number out of range, CannotWrite if `out` is not empty or cannot be written.
     """
     out = Path(out)
     _check(out, ids=ids, seed=seed, cameras=cameras, workers=workers)
@@ -124,18 +124,16 @@ def draw_dataset(
 
 def _check(out: Path, *, ids: int, seed: int, cameras: int, workers: int | None) -> None:
     if not 2 <= ids <= MAX_IDS:
-        raise UserError(f"ids is {ids}; expected 2 to {MAX_IDS}; give another number of train identities")
+        raise InvalidValue("ids", ids, f"2 to {MAX_IDS} train identities")
     if seed < 0:
-        raise UserError(f"seed is {seed}; expected 0 or more; give another seed")
+        raise InvalidValue("seed", seed, "0 or more")
     if not 2 <= cameras <= MAX_CAMERAS:
-        raise UserError(
-            f"cameras is {cameras}; expected 2 to {MAX_CAMERAS}; a match is across cameras, so one is too few"
-        )
+        raise InvalidValue("cameras", cameras, f"2 to {MAX_CAMERAS}", hint="a match needs two cameras")
     if workers is not None and workers < 1:
-        raise UserError(f"workers is {workers}; expected 1 or more; leave it out for one per CPU core")
+        raise InvalidValue("workers", workers, "1 or more", hint="leave it out for one per CPU core")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"{out} already exists and is not empty; expected a new folder; delete it or choose another one"
+        raise CannotWrite(
+            "it exists and is not empty", path=out, expected="a new folder", hint="delete it or choose another one"
         )
 
 
@@ -150,7 +148,7 @@ def _create_world(*, ids: int, seed: int, cameras: int) -> _World:
     return _World(seed=seed, cameras=views, train=train, test=test, distractors=distractors)
 
 
-def _plan(world: _World) -> list[_Crop]:
+def _plan(world: _World) -> list[_CropFile]:
     """All files of the data set, in a fixed order."""
     crops = []
     for camera in range(len(world.cameras)):
@@ -171,16 +169,22 @@ def _plan(world: _World) -> list[_Crop]:
     return crops
 
 
-def _crop(kind: str, folder: str, person: int, camera: int, index: int, *, pid: int, frame: int | None = None) -> _Crop:
+def _crop(
+    kind: str, folder: str, person: int, camera: int, index: int, *, pid: int, frame: int | None = None
+) -> _CropFile:
     """`frame` (six digits) makes the name unique within its folder, pid and camera."""
     name = "-1" if pid < 0 else f"{pid:04d}"
     frame = pid * 100 + index if frame is None else frame
     file = f"{folder}/{name}_c{camera + 1}s1_{frame:06d}_{index:02d}.jpg"
-    return _Crop(kind=kind, person=person, camera=camera, index=index, file=file)
+    return _CropFile(kind=kind, person=person, camera=camera, index=index, file=file)
 
 
 def _draw_all(
-    world: _World, crops: Sequence[_Crop], folder: Path, workers: int, progress: Callable[[int, int], None] | None
+    world: _World,
+    crops: Sequence[_CropFile],
+    folder: Path,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     chunks = [crops[start : start + _CHUNK] for start in range(0, len(crops), _CHUNK)]
     done = 0
@@ -188,9 +192,9 @@ def _draw_all(
         for number in (_draw_chunk(world, folder, chunk) for chunk in chunks):
             done = _report(done + number, len(crops), progress)
         return
-    with ProcessPoolExecutor(min(workers, len(chunks)), initializer=_keep, initargs=(world, folder)) as pool:
+    with ProcessPoolExecutor(min(workers, len(chunks)), initializer=_start_worker, initargs=(world, folder)) as pool:
         try:
-            for future in as_completed([pool.submit(_draw_kept, chunk) for chunk in chunks]):
+            for future in as_completed([pool.submit(_draw_in_worker, chunk) for chunk in chunks]):
                 done = _report(done + future.result(), len(crops), progress)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # else an interrupt would first draw all that is queued
@@ -204,20 +208,20 @@ def _report(done: int, total: int, progress: Callable[[int, int], None] | None) 
 
 
 # A worker process receives the world once, not with every chunk.
-_kept: tuple[_World, Path] | None = None
+_worker_task: tuple[_World, Path] | None = None
 
 
-def _keep(world: _World, folder: Path) -> None:
-    global _kept
-    _kept = (world, folder)
+def _start_worker(world: _World, folder: Path) -> None:
+    global _worker_task
+    _worker_task = (world, folder)
 
 
-def _draw_kept(crops: Sequence[_Crop]) -> int:
-    assert _kept is not None
-    return _draw_chunk(*_kept, crops)
+def _draw_in_worker(crops: Sequence[_CropFile]) -> int:
+    assert _worker_task is not None
+    return _draw_chunk(*_worker_task, crops)
 
 
-def _draw_chunk(world: _World, folder: Path, crops: Iterable[_Crop]) -> int:
+def _draw_chunk(world: _World, folder: Path, crops: Iterable[_CropFile]) -> int:
     """Draw and write some crops; return how many."""
     number = 0
     for crop in crops:
@@ -228,7 +232,7 @@ def _draw_chunk(world: _World, folder: Path, crops: Iterable[_Crop]) -> int:
     return number
 
 
-def _draw(world: _World, crop: _Crop) -> np.ndarray:
+def _draw(world: _World, crop: _CropFile) -> np.ndarray:
     rng = _generator(world.seed, crop.kind, crop.person, crop.camera, crop.index)
     camera = world.cameras[crop.camera]
     # Passers-by of the test are people of the test: no test appearance is ever seen in training.
@@ -250,7 +254,7 @@ def draw_people(out: Path, *, ids: int, seed: int, cameras: int = 6, workers: in
 
     if fast_mode():
         ids = min(ids, FAST_IDS)
-    with tqdm(desc=f"drawing synthetic people into {out}", unit="img", leave=False, disable=None) as bar:
+    with tqdm(desc=f"drawing synthetic identities into {out}", unit="img", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

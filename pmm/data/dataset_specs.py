@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pmm.config import SYNTHETIC
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidValue
 
 MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 MSMT17_LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
@@ -15,9 +15,9 @@ MSMT17_LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_galler
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Counts that a data set's authors give: images per part without junk, identities of train and of query, cameras.
+    """Counts by a data set's authors: images per part without junk, identities of train and of query, cameras.
 
-    Test identities are those with a query: galleries hold others too, which nobody asks for.
+    Test identities are those of the queries: galleries have more.
     """
 
     train: int
@@ -30,7 +30,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """A data set by name: the places below a root where it is looked for, first match wins, and what marks them."""
+    """A data set by name: the places below a root to look for it, of which the first match counts, and its layout."""
 
     name: str
     kind: Literal["market", "msmt17", "folder"]
@@ -39,7 +39,7 @@ class DatasetSpec:
     """Folders of images: train, query and gallery; of MSMT17, train and test."""
     lists: tuple[str, ...] = ()
     example: str = ""
-    """What a file name looks like."""
+    """A file name."""
     aliases: tuple[str, ...] = ()
     published: Published | None = None
 
@@ -122,29 +122,29 @@ _SPECS = (
     DatasetSpec(name="folder", kind="folder", folders=()),
     DatasetSpec(name=SYNTHETIC, kind="market", example="0002_c1s1_000451_03.jpg"),
 )
-DATASETS: dict[str, DatasetSpec] = {layout.name: layout for layout in _SPECS}
-"""Name -> data set. A new one is an entry above and a word in the help of `pmm.config`; a new kind of layout also needs
-a scanner (`pmm.data.readers`)."""
-ALIASES: dict[str, str] = {alias: layout.name for layout in _SPECS for alias in layout.aliases}
+DATASETS: dict[str, DatasetSpec] = {spec.name: spec for spec in _SPECS}
+"""Name -> data set. A new one is an entry above and a word in the help of `pmm.config`; a new layout also needs a
+scanner (`pmm.data.readers`)."""
+ALIASES: dict[str, str] = {alias: spec.name for spec in _SPECS for alias in spec.aliases}
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """The layout of the data set `name`, or of the one it is an alias of. Raises UserError naming the known ones."""
-    layout = DATASETS.get(ALIASES.get(name, name))
-    if layout is None:
-        raise UserError(f"unknown data set '{name}'; known: {', '.join(DATASETS)}")
-    return layout
+    """The data set with this name or alias. Raises InvalidValue for an unknown one."""
+    spec = DATASETS.get(ALIASES.get(name, name))
+    if spec is None:
+        raise InvalidValue("--dataset", name, choices=DATASETS)
+    return spec
 
 
-def named_by(folder: Path) -> list[str]:
+def names_for_folder(folder: Path) -> list[str]:
     """Names of the data sets that usually lie in a folder of that name."""
     name = folder.name.casefold()
     return [
-        n for n, layout in DATASETS.items() if name in {Path(place).name.casefold() for place in layout.places if place}
+        n for n, spec in DATASETS.items() if name in {Path(place).name.casefold() for place in spec.places if place}
     ]
 
 
-def lookalikes(root: Path) -> list[str]:
-    """Names of the data sets that are at `root` or in one of their places below it; trees of synthetic people look as
-    Market-1501 does and are not told apart."""
-    return [name for name, layout in DATASETS.items() if name != SYNTHETIC and layout.place_below(root)]
+def names_at(root: Path) -> list[str]:
+    """Names of the data sets that are at `root` or in one of their places below it; but for the synthetic one, which
+    looks like Market-1501."""
+    return [name for name, spec in DATASETS.items() if name != SYNTHETIC and spec.place_below(root)]
