@@ -1,9 +1,11 @@
-"""Command lines from dataclasses: a field is a flag, its default the flag's, its docstring the help. Loads no torch."""
+"""Command lines from dataclasses, by argparse: a field is a flag, its default the flag's, its docstring the help."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +31,7 @@ class Arg:
         positional: without a flag, as `metavar` in help and messages.
         help: the help, where the field has no docstring.
         group: where help lists it (default: options, and the field's name for a dataclass in the dataclass).
+        least, most: bounds of a number.
     """
 
     metavar: str = ""
@@ -36,6 +39,8 @@ class Arg:
     positional: bool = False
     help: str = ""
     group: str = ""
+    least: float | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,6 @@ class Argument:
         """Whether any number of words may follow the flag."""
         return self.repeatable and get_origin(get_args(self.kind)[0]) is not tuple
 
-    def value(self, words: Sequence[str]) -> Any:
-        """`words`, which are as many as `kinds`, as a value. Raises InvalidValue."""
-        values = tuple(_typed(word, kind, self.flag) for word, kind in zip(words, self.kinds, strict=True))
-        return True if not values else values if len(values) > 1 else values[0]
-
 
 def arguments(command: type, default: Any = None, path: tuple[str, ...] = (), group: str = "options") -> list[Argument]:
     """The arguments of the dataclass `command`; a `default`, one of its instances, goes before the fields' own."""
@@ -108,28 +108,29 @@ def read_words(known: Sequence[Argument], words: Sequence[str], *, partial: bool
 
     Raises UserError for an unknown flag, a missing or a surplus argument, or a value that its type does not have.
     """
-    flags = {flag: argument for argument in known if not argument.arg.positional for flag in _spellings(argument)}
-    given, loose = _split(flags, words)
-    unknown = [flag for flag, _ in given if flag not in flags]
-    if unknown and not partial:
-        raise UserError("; ".join(_unknown(flag, flags) for flag in dict.fromkeys(unknown)))
-    values: dict[tuple[str, ...], Any] = {}
-    for flag, following in given:
-        if flag in flags:
-            _take(flags[flag], following, values)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    by_flag = {argument.flag: argument for argument in known}
     for argument in known:
-        if argument.arg.positional:
-            count = len(loose) if argument.any_number else 1
-            if loose[:count]:
-                _take(argument, loose[:count], values)
-            loose = loose[count:]
-    missing = [argument.flag for argument in known if argument.required and argument.path not in values]
+        parser.add_argument(*_names(argument), **_settings(argument))
+    dashed = [re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in words]
+    try:
+        chosen, surplus = (parser.parse_known_args if partial else parser.parse_known_intermixed_args)(dashed)
+    except argparse.ArgumentError as error:  # a wrong number of values: the rest is left to `_typed`
+        argument = by_flag[str(error.argument_name).rpartition("/")[2]]
+        needs = ("no value", "a value", *(f"{count} values" for count in range(2, 9)))[len(argument.kinds)]
+        raise UserError(
+            f"{argument.flag} takes {needs}", hint=argument.arg.metavar and f"as {argument.arg.metavar}"
+        ) from None
+    # None or [], and not the default of `Argument`: those that are not there
+    values = {by_flag[flag].path: _tuples(value) for flag, value in vars(chosen).items() if value not in (None, [])}
     if partial:
         return values
-    if missing:
+    if unknown := [word.partition("=")[0] for word in surplus if re.match(r"-[^\d.]", word)]:
+        raise UserError("; ".join(_unknown(flag, by_flag) for flag in dict.fromkeys(unknown)))
+    if missing := [argument.flag for argument in known if argument.required and argument.path not in values]:
         raise UserError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
-    if loose:
-        raise UserError(f"unexpected argument{'s' * (len(loose) > 1)} {' '.join(map(repr, loose))}")
+    if surplus:
+        raise UserError(f"unexpected argument{'s' * (len(surplus) > 1)} {' '.join(map(repr, surplus))}")
     return values
 
 
@@ -151,59 +152,47 @@ def build(
     return command(**chosen)
 
 
-def _spellings(argument: Argument) -> Iterable[str]:
-    return (argument.arg.short, argument.flag) if argument.arg.short else (argument.flag,)
+def _names(argument: Argument) -> list[str]:
+    return [argument.flag] if argument.arg.positional else [*filter(None, [argument.arg.short]), argument.flag]
 
 
-def _split(flags: Mapping[str, Argument], words: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """Each flag of `words` with the words that are its own, and the words of no flag."""
-    given: list[tuple[str, list[str]]] = []
-    loose: list[str] = []
-    room: float = 0  # how many more words the last flag takes
-    for place, word in enumerate(words):
-        if word == "--":
-            return given, loose + list(words[place + 1 :])
-        if re.match(r"-[^\d.]", word):
-            flag, equals, value = word.partition("=")
-            flag = flag.replace("_", "-") if flag.startswith("--") else flag
-            given.append((flag, [value] if equals else []))
-            argument = flags.get(flag)
-            room = 0 if argument is None else math.inf if argument.any_number else len(argument.kinds)
-            room -= bool(equals)
-        elif room > 0:
-            given[-1][1].append(word)
-            room -= 1
-        else:
-            loose.append(word)
-    return given, loose
+def _settings(argument: Argument) -> dict[str, Any]:
+    """What argparse is to do with an argument; whether it is missing is not left to it."""
+    if not argument.kinds:
+        return {"dest": argument.flag, "action": "store_true", "default": None}
+    settings: dict[str, Any] = {"type": functools.partial(_typed, argument)}
+    if not argument.arg.positional:
+        settings["dest"] = argument.flag
+    if argument.any_number:
+        return settings | {"nargs": "*" if argument.arg.positional else "+", "action": "extend"}
+    if len(argument.kinds) > 1:
+        settings["nargs"] = len(argument.kinds)
+    elif argument.arg.positional:
+        settings["nargs"] = "?"
+    return settings | ({"action": "append"} if argument.repeatable else {})
 
 
-def _take(argument: Argument, words: Sequence[str], values: dict[tuple[str, ...], Any]) -> None:
-    """Put the value that `words` are into `values`; that of a flag which may be repeated is added to those before."""
-    width = len(argument.kinds)
-    if argument.any_number and words:
-        values[argument.path] = values.get(argument.path, ()) + tuple(argument.value([word]) for word in words)
-        return
-    if len(words) != width:
-        needs = ("no value", "a value", *(f"{count} values" for count in range(2, width + 1)))[width]
-        raise UserError(
-            f"{argument.flag} takes {needs}{f', as {argument.arg.metavar}' if argument.arg.metavar else ''}"
-        )
-    value = argument.value(words)
-    values[argument.path] = (*values.get(argument.path, ()), value) if argument.repeatable else value
-
-
-def _typed(word: str, kind: Any, flag: str) -> Any:
+def _typed(argument: Argument, word: str) -> Any:
+    """A word of the value. Raises InvalidValue."""
+    kind = argument.kinds[0]
     if get_origin(kind) is Literal:
         if word not in get_args(kind):
-            raise InvalidValue(flag, word, choices=get_args(kind))
+            raise InvalidValue(argument.flag, word, choices=get_args(kind))
         return word
     try:
         if (kind is Path and not word) or (kind is float and not math.isfinite(float(word))):
             raise ValueError
-        return kind(word)
+        value = kind(word)
     except ValueError:
-        raise InvalidValue(flag, word, EXPECTED[kind]) from None
+        raise InvalidValue(argument.flag, word, EXPECTED[kind]) from None
+    least, most = argument.arg.least, argument.arg.most
+    if (least is not None and value < least) or (most is not None and value > most):
+        raise InvalidValue(argument.flag, value, f"{least:g} or more" if most is None else f"{least:g} to {most:g}")
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _unknown(flag: str, flags: Iterable[str]) -> str:
