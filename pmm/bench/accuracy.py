@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pmm.bench.schema import Camera, LostQuery, OperatingPoint, Thresholds
+from pmm.bench.schema import CameraResult, LostQuery, OperatingPoint, Thresholds
 from pmm.data.samples import ReidDataset
-from pmm.data.splits import matchable, unrankable
+from pmm.data.splits import matchable
 from pmm.evaluation.metrics import RankingResult, evaluate_ranking
 from pmm.evaluation.parity.labels import QueryGallery
 from pmm.evaluation.parity.numeric import numeric_parity
@@ -20,7 +20,7 @@ from pmm.evaluation.parity.retrieval import retrieval_parity
 from pmm.evaluation.parity.thresholds import Verification, decision_flips, verification
 from pmm.gallery.ranking import labels_of
 from pmm.runtime.base import Embeddings
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput
 
 WORST_QUERIES = 5
 LARGEST = 1e15
@@ -30,7 +30,7 @@ FIRST_ITEMS = 5
 
 @dataclass(frozen=True)
 class Reference:
-    """What the others are compared with: its embeddings, and all that follows from them alone."""
+    """The backend that the others are compared with: its embeddings, and all that follows from them alone."""
 
     embedded: QueryGallery
     ranking: RankingResult
@@ -38,24 +38,21 @@ class Reference:
 
 
 class AccuracyEvaluator:
-    """Judges embeddings of one data set."""
+    """Accuracy of embeddings of one data set."""
 
     def __init__(self, split: ReidDataset) -> None:
-        """Raises UserError if no query has a relevant gallery item: nothing could be measured."""
         self.split = split
         self.samples = (*split.query, *split.gallery)
         self.labels = labels_of(split)
         self.evaluable = sum(matchable(split.query, split.gallery))
-        if why := unrankable(split.query, split.gallery):
-            raise UserError(f"the data set cannot be ranked: {why}")
 
-    def embedded(self, embeddings: Embeddings) -> QueryGallery:
-        """Query [Q, D] and gallery [G, D] of embeddings [Q + G, D] in that order. Raises UserError for NaN or Inf."""
+    def split_embeddings(self, embeddings: Embeddings) -> QueryGallery:
+        """Query [Q, D] and gallery [G, D] of embeddings [Q + G, D] in that order. Raises InvalidInput for NaN, Inf."""
         bad = np.flatnonzero(~(abs(embeddings) < LARGEST).all(1))
         if len(bad):
-            first = self.samples[bad[0]].path.name
-            what = f"NaN, Inf or numbers of {LARGEST:g} and more"
-            raise UserError(f"{len(bad)} of {len(embeddings)} embeddings hold {what}, the first is that of {first}")
+            problem = f"{len(bad)} of {len(embeddings)} embeddings contain NaN, Inf or numbers of {LARGEST:g} and more"
+            first = int(bad[0])
+            raise InvalidInput(f"{problem}, the first that of {self.samples[first].path.name}", index=first)
         count = len(self.split.query)
         return QueryGallery(embeddings[:count], embeddings[count:])
 
@@ -65,9 +62,9 @@ class AccuracyEvaluator:
 
     def figures(self, candidate: QueryGallery, reference: Reference) -> dict[str, Any]:
         """Fields of a `Result`: the three tiers of parity, per camera, thresholds, and the queries that lost most."""
-        itself = candidate is reference.embedded
-        ranking = reference.ranking if itself else self._ranking(candidate)
-        checked = reference.verification if itself else verification(candidate, self.labels)
+        is_reference = candidate is reference.embedded
+        ranking = reference.ranking if is_reference else self._ranking(candidate)
+        verified = reference.verification if is_reference else verification(candidate, self.labels)
         order = ranking_parity(reference.embedded, candidate, self.labels)
         retrieval = retrieval_parity(reference.ranking, ranking, self.labels)
         return {
@@ -81,30 +78,22 @@ class AccuracyEvaluator:
             "rank1_delta_interval": retrieval.rank1_delta.interval,
             "minp_delta": retrieval.minp_delta.value,
             "minp_delta_interval": retrieval.minp_delta.interval,
-            **self._numeric(candidate, reference.embedded),
+            **self._numeric_fields(candidate, reference.embedded),
             "rank1_lost": order.rank1_lost,
             "rank1_gained": order.rank1_gained,
             "top1_changed": order.top1_changed,
             "top10_overlap": order.top10_overlap,
             "kendall_tau": order.kendall_tau,
             "per_query_ap": tuple(round(ap, 6) if math.isfinite(ap) else None for ap in ranking.per_query_ap.tolist()),
-            "cameras": tuple(Camera(**dataclasses.asdict(row)) for row in retrieval.cameras),
-            "worst_queries": self._lost(candidate, reference, ranking, retrieval.worst(WORST_QUERIES)),
-            "thresholds": self._thresholds(candidate, reference, checked),
+            "cameras": tuple(CameraResult(**dataclasses.asdict(row)) for row in retrieval.cameras),
+            "worst_queries": self._worst_queries(candidate, reference, ranking, retrieval.worst(WORST_QUERIES)),
+            "thresholds": self._thresholds(candidate, reference, verified),
         }
 
     def _ranking(self, embedded: QueryGallery) -> RankingResult:
-        labels = self.labels
-        return evaluate_ranking(
-            embedded.query,
-            embedded.gallery,
-            labels.query_pids,
-            labels.gallery_pids,
-            labels.query_camids,
-            labels.gallery_camids,
-        )
+        return evaluate_ranking(*embedded, **vars(self.labels))
 
-    def _numeric(self, candidate: QueryGallery, reference: QueryGallery) -> dict[str, Any]:
+    def _numeric_fields(self, candidate: QueryGallery, reference: QueryGallery) -> dict[str, Any]:
         parity = numeric_parity(np.concatenate(reference), np.concatenate(candidate))
         return {
             "min_cosine": parity.min_cosine,
@@ -115,7 +104,7 @@ class AccuracyEvaluator:
             "max_length_error": parity.max_length_error,
         }
 
-    def _lost(
+    def _worst_queries(
         self, candidate: QueryGallery, reference: Reference, ranking: RankingResult, queries: Any
     ) -> tuple[LostQuery, ...]:
         split, pids = self.split, self.labels.gallery_pids
@@ -139,15 +128,15 @@ class AccuracyEvaluator:
             )
         return tuple(lost)
 
-    def _thresholds(self, candidate: QueryGallery, reference: Reference, found: Verification) -> Thresholds:
+    def _thresholds(self, candidate: QueryGallery, reference: Reference, verified: Verification) -> Thresholds:
         flips = decision_flips(
             reference.embedded, candidate, self.labels, [point.threshold for point in reference.verification.points]
         )
         return Thresholds(
-            genuine=found.genuine,
-            impostor=found.impostor,
-            eer=found.eer,
-            eer_threshold=found.eer_threshold,
+            genuine=verified.genuine,
+            impostor=verified.impostor,
+            eer=verified.eer,
+            eer_threshold=verified.eer_threshold,
             points=tuple(
                 OperatingPoint(
                     fpr=point.fpr,
@@ -157,6 +146,6 @@ class AccuracyEvaluator:
                     newly_accepted=flip and flip.accepted,
                     newly_rejected=flip and flip.rejected,
                 )
-                for point, flip in zip(found.points, flips, strict=True)
+                for point, flip in zip(verified.points, flips, strict=True)
             ),
         )

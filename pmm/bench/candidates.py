@@ -12,7 +12,7 @@ from pmm.artifacts.manifest import PRECISIONS, Manifest
 from pmm.artifacts.origin import manifest_of
 from pmm.runtime.open import BACKENDS, Device
 from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES, TF32_ON
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidValue, one_of
 from pmm.utils.extras import install_command
 from pmm.utils.hardware import clashing_wheels, cuda_index, gpu_at, nvidia_gpus
 
@@ -38,17 +38,17 @@ class Candidate:
         return " ".join(str(part) for part in parts if part)
 
     @property
-    def place(self) -> str:
+    def device_name(self) -> str:
         """Where it runs, as runners are told: cpu, cuda or cuda:N."""
         return f"{self.device}:{self.gpu}" if self.gpu else self.device
 
     @property
-    def runs(self) -> Kind:
+    def file_kind(self) -> Kind:
         """What kind of file it runs."""
         return BACKENDS[self.backend].runs
 
     @property
-    def stored(self) -> str:
+    def file_precision(self) -> str:
         """Precision of the file: TF32 is a way to run one in fp32, as bf16 is in OpenVINO."""
         in_fp32 = self.precision == "tf32" or (self.backend, self.precision) == ("openvino", "bf16")
         return "fp32" if in_fp32 else self.precision
@@ -58,7 +58,7 @@ class Candidate:
         """Of an engine's builder: tensorrt or rtx."""
         return next(flavor for flavor, library in FLAVORS.items() if library == BACKENDS[self.backend].library)
 
-    def why_not(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why this machine cannot run it, in a few words; empty if it can."""
         backend = BACKENDS[self.backend]
         if self.device == "cuda" and not nvidia_gpus() and not self.builds_without_gpu:
@@ -80,7 +80,7 @@ class Candidate:
         """Its engine can be built, though not run, where there is no GPU."""
         return self.backend == "tensorrt-rtx"
 
-    def cannot_run(self) -> str:
+    def cannot_run_reason(self) -> str:
         """Why its file, once built, cannot run here; empty if it can."""
         if self.device == "cuda" and not nvidia_gpus():
             return "engine built, but there is no NVIDIA GPU here to run it on"
@@ -90,7 +90,7 @@ class Candidate:
 REFERENCE = "torch fp32"
 
 
-def chosen(
+def export_candidates(
     backends: Sequence[str], precisions: Sequence[str], *, device: str = "auto", cuda_graph: str = "both"
 ) -> list[Candidate]:
     """The candidates that `--backends` and `--precisions` name; the reference, torch in fp32, always comes first.
@@ -103,43 +103,52 @@ def chosen(
         cuda_graph: on, off, or both, on a GPU.
 
     Raises:
-        UserError: an unknown backend, precision, device or choice of graphs, or one without a partner.
+        InvalidValue: an unknown backend, precision, device or choice of graphs.
+        ConflictingOptions: no backend runs in one of the precisions, or one in none of them.
     """
     gpu = bool(nvidia_gpus())
     where, number = _device(device), cuda_index(device) or 0
     auto = ["torch", "ort-cuda", "tensorrt"] if gpu else ["torch", "ort-cpu", "openvino"]
-    names = _expanded(backends, list(BACKENDS), auto, "backend")
-    kinds = _expanded(precisions, list(PRECISIONS), ["fp32", "fp16", "int8"] if gpu else ["fp32", "int8"], "precision")
+    names = _expanded(backends, list(BACKENDS), auto, "--backends")
+    usual = ["fp32", "fp16", "int8"] if gpu else ["fp32", "int8"]
+    kinds = _expanded(precisions, list(PRECISIONS), usual, "--precisions")
     if cuda_graph not in ("on", "off", "both"):
-        raise UserError(f"--cuda-graph is '{cuda_graph}'; expected on, off or both")
+        raise InvalidValue("--cuda-graph", cuda_graph, choices=("on", "off", "both"))
     graphs = {"on": [True], "off": [False], "both": [False, True]}[cuda_graph]
     graph_of_reference = False if where == "cuda" else None
-    found = [Candidate(backend="torch", precision="fp32", device=where, gpu=number, cuda_graph=graph_of_reference)]
+    candidates = [Candidate(backend="torch", precision="fp32", device=where, gpu=number, cuda_graph=graph_of_reference)]
     for name in names:
         devices = BACKENDS[name].precisions
         on: Device = where if where in devices else next(iter(devices))
-        found += [
+        candidates += [
             Candidate(backend=name, precision=precision, device=on, gpu=number if on == "cuda" else 0, cuda_graph=graph)
             for precision in kinds
             if precision in devices[on]
             for graph in (graphs if on == "cuda" and gpu else [None])
         ]
-    for name in (name for name in backends if name in BACKENDS and name not in {c.backend for c in found}):
-        has = ", ".join(next(iter(BACKENDS[name].precisions.values())))
-        raise UserError(f"{name} runs none of {', '.join(kinds)}; it runs {has}")
-    for precision in (p for p in precisions if p in PRECISIONS and p not in {c.precision for c in found}):
-        able = [name for name, backend in BACKENDS.items() if any(precision in d for d in backend.precisions.values())]
-        raise UserError(f"none of {', '.join(names)} runs {precision} here; those that have it: {', '.join(able)}")
-    return list(dict.fromkeys(found))
+    for name in (name for name in backends if name in BACKENDS and name not in {c.backend for c in candidates}):
+        usable = one_of(next(iter(BACKENDS[name].precisions.values())))
+        problem = f"{name} does not run in {one_of(kinds)}"
+        raise ConflictingOptions(problem, "--backends", "--precisions", expected=f"--precisions {usable}")
+    for precision in (p for p in precisions if p in PRECISIONS and p not in {c.precision for c in candidates}):
+        usable = one_of(
+            f"{name} on {device}"
+            for name, backend in BACKENDS.items()
+            for device, supported in backend.precisions.items()
+            if precision in supported
+        )
+        problem = f"{one_of(names)} does not run in {precision} on this device"
+        raise ConflictingOptions(problem, "--backends", "--precisions", expected=usable)
+    return list(dict.fromkeys(candidates))
 
 
-def given(
+def artifact_candidates(
     artifacts: Sequence[Path], backends: Sequence[str] = (), *, device: str = "auto", cuda_graph: str = "both"
 ) -> list[tuple[Candidate, Manifest]]:
     """A candidate for each of the user's files: in the `backends` that run such a file, or else in the natural one;
     with CUDA graphs on a GPU, that of `device` if it is one, unless `cuda_graph` is off.
 
-    Raises UserError for a file that is not ours or was changed.
+    Raises InvalidFile for a file that pmm did not export, or that was changed since.
     """
     number = cuda_index(device) or 0
     return [pair for path in artifacts for pair in _of_file(path, backends, number, cuda_graph != "off")]
@@ -172,7 +181,7 @@ def _of_file(path: Path, backends: Sequence[str], number: int, graphs: bool) -> 
 
 
 def _device(name: str) -> Device:
-    """Raises UserError for a word that is none, BackendUnavailable for a GPU that is not there."""
+    """Raises InvalidValue for an unknown device, BackendUnavailable for a GPU that is not there."""
     number = cuda_index(name)
     if number is None:
         return "cuda" if name == "auto" and nvidia_gpus() else "cpu"
@@ -180,9 +189,10 @@ def _device(name: str) -> Device:
     return "cuda"
 
 
-def _expanded(given: Sequence[str], known: Sequence[str], auto: Sequence[str], what: str) -> list[str]:
-    unknown = [name for name in given if name not in (*known, "auto", "all")]
+def _expanded(words: Sequence[str], known: Sequence[str], auto: Sequence[str], flag: str) -> list[str]:
+    """The names that `words` stand for, each once."""
+    unknown = [word for word in words if word not in (*known, "auto", "all")]
     if unknown:
-        raise UserError(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}, auto, all")
-    words = {"all": known, "auto": auto}
-    return list(dict.fromkeys(name for word in given for name in words.get(word, [word])))
+        raise InvalidValue(flag, ", ".join(unknown), choices=(*known, "auto", "all"))
+    groups = {"all": known, "auto": auto}
+    return list(dict.fromkeys(name for word in words for name in groups.get(word, [word])))

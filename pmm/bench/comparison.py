@@ -1,4 +1,4 @@
-"""Two reports of the bench: what got slower or less accurate beyond noise."""
+"""Compare two reports of the bench: which backend became slower or less accurate, beyond noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from pmm.bench.schema import BenchReport, Result, Timing
 from pmm.bench.statistics import percentile
 from pmm.evaluation.parity.retrieval import paired_bootstrap
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile
 
 RESAMPLES = 2000
 LEAST_TURNS = 6
@@ -28,7 +28,7 @@ class Change:
     figure: str
     """mAP, p50 at batch 8, status, ..."""
     kind: Kind
-    said: str
+    summary: str
     """Before, after and the interval of the change, one line."""
 
 
@@ -43,15 +43,14 @@ def compare(old: BenchReport, new: BenchReport, *, max_slowdown: float, max_map_
         max_map_drop: as a fraction.
 
     Raises:
-        UserError: the reports were measured on other crops, have no backend in common, or were edited.
+        ConflictingOptions: the reports were measured on different crops, or have no backend in common.
+        InvalidFile: a report lacks figures.
     """
     if old.dataset.digest != new.dataset.digest:
-        raise UserError(
-            f"measured on other crops ({old.dataset.name}, {old.dataset.queries} queries; {new.dataset.name}, "
-            f"{new.dataset.queries} queries): the two cannot be compared"
-        )
+        crops = [f"{report.dataset.queries} queries of {report.dataset.name}" for report in (old, new)]
+        raise ConflictingOptions(f"the reports were measured on different crops: {' and '.join(crops)}", "OLD", "NEW")
     if not {r.name for r in old.results} & {r.name for r in new.results}:
-        raise UserError(f"no backend in common: {_names(old)} and {_names(new)}")
+        raise ConflictingOptions(f"the reports have no backend in common: {_names(old)}; {_names(new)}", "OLD", "NEW")
     absolute = hardware(old) == hardware(new)
     changes: list[Change] = []
     for before in old.results:
@@ -67,12 +66,12 @@ def compare(old: BenchReport, new: BenchReport, *, max_slowdown: float, max_map_
             elif before.name != old.reference:
                 changes.append(_speedup(before.name, timing, now, max_slowdown))
     if not changes:
-        raise UserError("no backend was measured in both reports; nothing to compare")
+        raise ConflictingOptions("no backend was measured in both reports", "OLD", "NEW")
     return changes
 
 
 def hardware(report: BenchReport) -> dict[str, object]:
-    """What latencies depend on, besides the software."""
+    """The hardware that latencies depend on."""
     return {name: report.environment.get(name) for name in ("cpu", "threads", "gpus")}
 
 
@@ -80,12 +79,12 @@ def _status(before: Result, after: Result | None) -> Iterator[Change]:
     now = "not measured" if after is None else after.status
     if before.status == "ok" and now != "ok":
         reason = f" ({after.reason})" if after and after.reason else ""
-        yield Change(result=before.name, figure="status", kind="worse", said=f"was ok, now {now}{reason}")
+        yield Change(result=before.name, figure="status", kind="worse", summary=f"was ok, now {now}{reason}")
     elif before.status != "ok" and now == "ok":
-        yield Change(result=before.name, figure="status", kind="better", said=f"was {before.status}, now ok")
+        yield Change(result=before.name, figure="status", kind="better", summary=f"was {before.status}, now ok")
     elif after and "failed" in (before.status, now):
-        said = f"was {before.status}, now {now} ({after.reason or before.reason})"
-        yield Change(result=before.name, figure="status", kind="unknown", said=said)
+        summary = f"was {before.status}, now {now} ({after.reason or before.reason})"
+        yield Change(result=before.name, figure="status", kind="unknown", summary=summary)
 
 
 def _accuracy(before: Result, after: Result, allowed: float) -> Change:
@@ -93,45 +92,46 @@ def _accuracy(before: Result, after: Result, allowed: float) -> Change:
     both = zip(after.per_query_ap, before.per_query_ap, strict=False)
     pairs = [(a, b) for a, b in both if a is not None and b is not None]
     if before.mAP is None or after.mAP is None or not pairs or counts[0] != counts[1]:
-        raise UserError(f"{before.name}: mAP or per_query_ap is incomplete in a report; measure again with pmm bench")
+        problem = f"mAP or per_query_ap of {before.name} is incomplete in one of the reports"
+        raise InvalidFile(problem, hint="measure again with pmm bench")
     deltas = np.array([[a - b for a, b in pairs]])
     ((low, high),) = paired_bootstrap(deltas)
     change = f"{100 * (after.mAP - before.mAP):+.2f} points, {100 * low:+.2f} to {100 * high:+.2f}"
-    said = f"{before.mAP:.2%} -> {after.mAP:.2%} ({change})"
+    summary = f"{before.mAP:.2%} -> {after.mAP:.2%} ({change})"
     kind: Kind = "worse" if high < -allowed else "better" if low > allowed else "same"
-    return Change(result=before.name, figure="mAP", kind=kind, said=said)
+    return Change(result=before.name, figure="mAP", kind=kind, summary=summary)
 
 
 def _latency(name: str, before: Timing, after: Timing | None, allowed: float) -> Change:
     figure = f"p50 at batch {before.batch}"
     if after is None:
-        return Change(result=name, figure=figure, kind="worse", said=f"{before.p50_ms:.3g} ms -> not measured")
-    said = f"{before.p50_ms:.3g} -> {after.p50_ms:.3g} ms"
+        return Change(result=name, figure=figure, kind="worse", summary=f"{before.p50_ms:.3g} ms -> not measured")
+    summary = f"{before.p50_ms:.3g} -> {after.p50_ms:.3g} ms"
     interval = _ratio_interval(before, after)
     if interval is None:
-        return Change(result=name, figure=figure, kind="unknown", said=f"{said}: too few samples to tell")
+        return Change(result=name, figure=figure, kind="unknown", summary=f"{summary}: too few samples for an interval")
     low, high = interval
-    said += f" ({after.p50_ms / before.p50_ms:.2f}x, {low:.2f} to {high:.2f})"
+    summary += f" ({after.p50_ms / before.p50_ms:.2f}x, {low:.2f} to {high:.2f})"
     if before.flags or after.flags:
         flags = "; ".join(dict.fromkeys((*before.flags, *after.flags)))
-        return Change(result=name, figure=figure, kind="unknown", said=f"{said}: not to be trusted ({flags})")
+        return Change(result=name, figure=figure, kind="unknown", summary=f"{summary}: unreliable ({flags})")
     kind: Kind = "worse" if low > 1 + allowed else "better" if high < 1 / (1 + allowed) else "same"
-    return Change(result=name, figure=figure, kind=kind, said=said)
+    return Change(result=name, figure=figure, kind=kind, summary=summary)
 
 
 def _speedup(name: str, before: Timing, after: Timing | None, allowed: float) -> Change:
-    """Times as fast as the reference of the same report: what is left of the change if the machines differ."""
-    figure = f"speed-up at batch {before.batch}"
+    """Speedup over the reference of the same report: comparable even if the machines differ."""
+    figure = f"speedup at batch {before.batch}"
     if after is None:
-        return Change(result=name, figure=figure, kind="worse", said="was measured, now it is not")
+        return Change(result=name, figure=figure, kind="worse", summary="was measured, now not measured")
     was, now = before.speedup, after.speedup
     if was is None or now is None or was.interval is None or now.interval is None:
-        return Change(result=name, figure=figure, kind="unknown", said="too few samples to tell")
-    said = f"{was.value:.2f}x -> {now.value:.2f}x of the reference, on other hardware"
-    # both intervals at once: wider than 95 % of the ratio, so that a change is called one with care
+        return Change(result=name, figure=figure, kind="unknown", summary="too few samples for an interval")
+    summary = f"{was.value:.2f}x -> {now.value:.2f}x over the reference, on different hardware"
+    # both intervals at once: wider than the 95 % interval of the ratio, so that few changes are called one wrongly
     low, high = now.interval[0] / was.interval[1], now.interval[1] / was.interval[0]
     kind: Kind = "worse" if high < 1 / (1 + allowed) else "better" if low > 1 + allowed else "same"
-    return Change(result=name, figure=figure, kind=kind, said=said)
+    return Change(result=name, figure=figure, kind=kind, summary=summary)
 
 
 def _ratio_interval(before: Timing, after: Timing) -> tuple[float, float] | None:

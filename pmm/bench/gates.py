@@ -1,4 +1,4 @@
-"""Bounds that a backend must keep to be shipped, and what broke them.
+"""Gates: bounds that a backend must keep to be shipped, and the results that fail them.
 
 A gate is a field of `pmm.bench.schema.Gates`, its flag and its check here, and a line of `pmm.bench.pages.gate_list`.
 """
@@ -9,39 +9,51 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from pmm.artifacts.manifest import PRECISIONS
 from pmm.bench.schema import GateFailure, Gates, Result
 from pmm.export.options import MAX_LENGTH_ERROR, MIN_COSINE
-from pmm.utils.errors import UserError
+from pmm.utils.arguments import Arg
+from pmm.utils.errors import InvalidValue, one_of
 
 OFF = "off"
 NOT_TIMED = "could not be timed"
 """Part of a note that fails."""
+MIN_COSINES, MAX_NORM_ERRORS = (
+    ",".join(f"{precision}={bound:g}" for precision, bound in bounds.items())
+    for bounds in (MIN_COSINE, MAX_LENGTH_ERROR)
+)
+COSINE_HELP = (
+    "Least cosine of an embedding with torch's, for all precisions, or for some, as fp16=0.999,int8=0.97 (default: "
+    f"{MIN_COSINES.replace(',', ', ')})."
+)
+NORM_HELP = (
+    "Largest relative difference of an embedding's norm from torch's, as thresholds are distances (default: "
+    f"{MAX_NORM_ERRORS.replace(',', ', ')})."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateFlags:
-    """What a backend must keep, as typed: a number, or "off"."""
+    """Bounds for every backend, as typed: a number, or "off"."""
 
-    max_map_drop: str = "0.005"
-    """Gate: most that mAP may fall, as a fraction; or off."""
-    max_rank1_flips: str = "0.02"
-    """Gate: largest share of queries whose first item may turn from right to wrong or back; or off."""
-    min_cosine: str = ",".join(f"{precision}={least:g}" for precision, least in MIN_COSINE.items())
-    """Gate: least cosine of an embedding with torch's, for all precisions or for some; or off."""
-    max_length_error: str = ",".join(f"{precision}={most:g}" for precision, most in MAX_LENGTH_ERROR.items())
-    """Gate: largest relative difference of an embedding's length from torch's, as thresholds are distances; or off."""
-    max_p95_ms: str = OFF
-    """Gate: largest p95 latency at the smallest batch, ms; or off."""
+    max_map_drop: Annotated[str, Arg("X")] = "0.005"
+    """Most that mAP may fall, as a fraction."""
+    max_rank1_flips: Annotated[str, Arg("X")] = "0.02"
+    """Largest share of queries whose first gallery crop turns from right to wrong or back."""
+    min_cosine: Annotated[str, Arg("X", help=COSINE_HELP)] = MIN_COSINES
+    max_norm_error: Annotated[str, Arg("X", help=NORM_HELP)] = MAX_NORM_ERRORS
+    max_p95_ms: Annotated[str, Arg("X")] = OFF
+    """Largest p95 latency at the smallest batch, in ms."""
 
     def parsed(self) -> Gates:
-        """The bounds. Raises UserError for what is no number, or out of range."""
+        """The bounds. Raises InvalidValue for one that is not a number, or out of range."""
         return Gates(
             max_map_drop=_bound(self.max_map_drop, "--max-map-drop", 0, 1),
             max_rank1_flips=_bound(self.max_rank1_flips, "--max-rank1-flips", 0, 1),
             min_cosine=_per_precision(self.min_cosine, "--min-cosine", MIN_COSINE, -1, 1),
-            max_length_error=_per_precision(self.max_length_error, "--max-length-error", MAX_LENGTH_ERROR, 0, math.inf),
+            max_length_error=_per_precision(self.max_norm_error, "--max-norm-error", MAX_LENGTH_ERROR, 0, math.inf),
             max_p95_ms=_bound(self.max_p95_ms, "--max-p95-ms", 0, math.inf),
         )
 
@@ -52,27 +64,27 @@ def failures(
     *,
     reference: str,
     queries: int,
-    asked: Collection[str],
+    required: Collection[str],
     any_precision: bool = False,
 ) -> Iterator[GateFailure]:
-    """What does not keep `gates`, a line each. A figure that a gate needs and that was not measured fails it.
+    """Every gate that a result fails. A figure that a gate needs and that was not measured fails it.
 
     Args:
-        reference: name of the result that the others are compared with.
-        queries: evaluable ones.
-        asked: backends that were asked for by name; one that cannot run here fails, while among "all" it is left out.
-        any_precision: of those, one precision that runs is enough.
+        reference: name of the result that the others are compared with; of the gates only --batches applies to it.
+        queries: how many queries have a relevant gallery item.
+        required: backends that fail if this machine cannot run them; others are left out then.
+        any_precision: of a required backend, one precision that runs is enough.
     """
     running = {result.backend for result in results if result.status == "ok"} if any_precision else set()
-    missed = set(asked) - running
+    missed = set(required) - running
     for result in results:
         if result.status == "failed" or (result.status == "unavailable" and result.backend in missed):
-            said = f"{result.status}: {result.reason}; none of its gates could be measured"
+            said = f"{result.status}: {result.reason}; none of its figures could be measured"
             yield GateFailure(result=result.name, gate="--backends", said=said)
-        elif result.status == "ok" and result.name != reference:
-            yield from _broken(result, gates, queries)
         elif result.status == "ok":
             yield from _untimed(result)
+            if result.name != reference:
+                yield from _failures_of(result, gates, queries)
 
 
 def _untimed(result: Result) -> Iterator[GateFailure]:
@@ -81,68 +93,63 @@ def _untimed(result: Result) -> Iterator[GateFailure]:
             yield GateFailure(result=result.name, gate="--batches", said=note)
 
 
-def _broken(result: Result, gates: Gates, queries: int) -> Iterator[GateFailure]:
+def _failures_of(result: Result, gates: Gates, queries: int) -> Iterator[GateFailure]:
     def failure(gate: str, said: str) -> GateFailure:
         return GateFailure(result=result.name, gate=gate, said=said)
 
-    yield from _untimed(result)
     if (most := gates.max_map_drop) is not None:
         delta = result.map_delta
         if delta is None:
             yield failure("--max-map-drop", "its mAP could not be compared")
         elif -delta > most:
-            yield failure(
-                "--max-map-drop", f"mAP fell by {-100 * delta:.2f} points, at most {100 * most:g} are allowed"
-            )
+            drop = f"mAP fell by {-100 * delta:.2f} points"
+            yield failure("--max-map-drop", f"{drop}; at most {100 * most:g} is allowed")
     if (most := gates.max_rank1_flips) is not None:
         if result.rank1_lost is None or result.rank1_gained is None:
             yield failure("--max-rank1-flips", "its rank-1 flips were not counted")
         elif (flips := result.rank1_lost + result.rank1_gained) > most * queries:
             share = f"{flips} of {queries} queries ({flips / queries:.2%})"
-            yield failure("--max-rank1-flips", f"rank-1 flipped for {share}, at most {most:.2%} are allowed")
+            yield failure("--max-rank1-flips", f"rank-1 flipped for {share}; at most {most:.2%} is allowed")
     least = gates.min_cosine.get(result.precision)
     if least is not None:
         kinds = {"the reference's": result.min_cosine, "the same crop's in another batch": result.batch_min_cosine}
-        for against, found in kinds.items():
-            if found is None:
-                yield failure("--min-cosine", f"its cosine with {against} was not measured")
-            elif found < least:
+        for against, cosine in kinds.items():
+            if cosine is None:
+                yield failure("--min-cosine", f"the cosine of its embeddings with {against} was not measured")
+            elif cosine < least:
                 worst = f" ({result.worst_crop})" if result.worst_crop and against == "the reference's" else ""
-                yield failure(
-                    "--min-cosine",
-                    f"the worst embedding has cosine {found:.6f} with {against}{worst}, at least {least:g} is asked "
-                    f"for {result.precision}",
-                )
-    longest = (gates.max_length_error or {}).get(result.precision)
-    if longest is not None:
+                low = f"the worst embedding{worst} has cosine {cosine:.6f} with {against}"
+                yield failure("--min-cosine", f"{low}; at least {least:g} is required for {result.precision}")
+    most = (gates.max_length_error or {}).get(result.precision)
+    if most is not None:
         if result.max_length_error is None:
-            yield failure("--max-length-error", "its embeddings' lengths were not compared")
-        elif result.max_length_error > longest:
-            found_length = f"a length differs by {result.max_length_error:.2%} from the reference's or in another batch"
-            yield failure(
-                "--max-length-error", f"{found_length}, at most {longest:.2%} is allowed for {result.precision}"
+            yield failure("--max-norm-error", "the norms of its embeddings were not compared")
+        elif result.max_length_error > most:
+            differs = (
+                f"a norm differs by {result.max_length_error:.2%} from the reference's or from that in another batch"
             )
+            yield failure("--max-norm-error", f"{differs}; at most {most:.2%} is allowed for {result.precision}")
     if (most := gates.max_p95_ms) is not None:
         timing = min(result.batches, key=lambda timing: timing.batch, default=None)
         if timing is None or timing.p95_ms is None:
-            yield failure("--max-p95-ms", "p95 was not measured (too few samples: give more --samples or --seconds)")
+            yield failure("--max-p95-ms", "p95 was not measured: too few samples; raise --samples or --seconds")
         elif timing.p95_ms > most:
             slow = f"p95 at batch {timing.batch} is {timing.p95_ms:.3g} ms"
-            yield failure("--max-p95-ms", f"{slow}, at most {most:g} ms are allowed")
+            yield failure("--max-p95-ms", f"{slow}; at most {most:g} ms is allowed")
 
 
 def _per_precision(text: str, flag: str, defaults: Mapping[str, float], least: float, most: float) -> dict[str, float]:
     """`0.99` for all precisions, `int8=0.97,fp16=0.999` for some; the others keep their defaults."""
     if text == OFF:
         return {}
-    found = dict(defaults)
+    bounds = dict(defaults)
     for part in text.split(","):
         precision, separator, value = (word.strip() for word in part.rpartition("="))
         if separator and precision not in PRECISIONS:
-            raise UserError(f"{flag}: unknown precision '{precision}'; known: {', '.join(PRECISIONS)}")
+            raise InvalidValue(flag, text, f"PRECISION=NUMBER with a precision of {one_of(PRECISIONS)}")
         bound = _number(value, flag, least, most)
-        found |= {precision: bound} if separator else dict.fromkeys(PRECISIONS, bound)
-    return found
+        bounds |= {precision: bound} if separator else dict.fromkeys(PRECISIONS, bound)
+    return bounds
 
 
 def _bound(text: str, flag: str, least: float, most: float) -> float | None:
@@ -150,8 +157,8 @@ def _bound(text: str, flag: str, least: float, most: float) -> float | None:
 
 
 def _number(text: str, flag: str, least: float, most: float) -> float:
-    found = float(text) if re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", text) else math.nan
-    if not least <= found <= most or math.isinf(found):
+    number = float(text) if re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", text) else math.nan
+    if not least <= number <= most or math.isinf(number):
         bounds = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
-        raise UserError(f"{flag} is '{text}'; expected a number {bounds}, or {OFF}")
-    return found
+        raise InvalidValue(flag, text, f"a number {bounds}, or {OFF}")
+    return number

@@ -1,4 +1,4 @@
-"""Every backend on the same people, each in a process of its own: accuracy first, then latency side by side."""
+"""Every backend on the same crops, each in its own process: accuracy first, then latency side by side."""
 
 from __future__ import annotations
 
@@ -13,26 +13,34 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pmm.artifacts.origin import DataSet, instead_of
-from pmm.artifacts.runs import resolve_data_root
+from pmm.artifacts.origin import DatasetLocation, override_dataset, resolve_data_root
 from pmm.bench.accuracy import AccuracyEvaluator, Reference
+from pmm.bench.candidate_evaluator import BUILDER, CandidateEvaluator
 from pmm.bench.candidates import REFERENCE, Candidate
-from pmm.bench.examiner import BUILDER, CandidateEvaluator
 from pmm.bench.gates import NOT_TIMED, failures
 from pmm.bench.request import Request
-from pmm.bench.resume_store import Unfinished
-from pmm.bench.schema import SCHEMA, BenchReport, CheckpointFacts, DatasetFacts, Method, Result, Timing, Tracker
+from pmm.bench.resume_store import ResumeStore
+from pmm.bench.schema import (
+    SCHEMA,
+    BenchReport,
+    CheckpointFacts,
+    DatasetFacts,
+    MeasurementMethod,
+    Result,
+    Timing,
+    Tracker,
+)
 from pmm.bench.timing import time_batch
 from pmm.bench.tracking import SIZES
 from pmm.bench.workers import WorkerFailed, WorkerPool
 from pmm.data.readers import read_dataset
-from pmm.data.splits import distractors
+from pmm.data.splits import distractors, unrankable
 from pmm.utils.environment import describe_environment
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.files import make_folder, sha256
 from pmm.utils.hardware import usable_cores
 
-OPENING_S = 8.0
+OPEN_S = 8.0
 """Guess, for the time left: seconds to make, open and embed with one backend."""
 EXTRAS_S = 1.0
 """Most seconds each for throughput, device times and end to end, per backend and batch."""
@@ -43,10 +51,11 @@ TRACKER_S = {"cpu": 0.8, "cuda": 5.0}
 class Bench:
     """One run. Use as a context manager: it ends its workers.
 
-    Artifacts are made in OUT/artifacts and kept there. What is finished is kept in OUT/unfinished.
+    Artifacts are exported to OUT/artifacts and stay there; finished results are in OUT/unfinished until the report is
+    written.
     """
 
-    judge: AccuracyEvaluator
+    accuracy: AccuracyEvaluator
 
     def __init__(self, request: Request) -> None:
         self.request, self._begin = request, time.perf_counter()
@@ -62,22 +71,31 @@ class Bench:
         request = self.request
         with ExitStack() as stack:
             logs = make_folder(request.out / "logs")
-            self._crew = stack.enter_context(WorkerPool(logs, threads=self._threads, timeout=request.options.timeout))
-            self._facts = self._crew[BUILDER].ask("describe", checkpoint=str(request.checkpoint))
-            data, asked = self._facts["config"]["data"], request.options
-            trained = DataSet(data["dataset"], resolve_data_root(data["root"], request.checkpoint))
-            self._dataset, self._root = instead_of(trained, request.checkpoint, asked.dataset, asked.root)
+            self._workers = stack.enter_context(
+                WorkerPool(logs, threads=self._threads, timeout=request.options.timeout)
+            )
+            self._facts = self._workers[BUILDER].call("describe", checkpoint=str(request.checkpoint))
+            data, options = self._facts["config"]["data"], request.options
+            trained = DatasetLocation(data["dataset"], resolve_data_root(data["root"], request.checkpoint))
+            self._dataset, self._root = override_dataset(trained, request.checkpoint, options.dataset, options.root)
             split = read_dataset(self._dataset, self._root)
             for note in split.notes:
                 print(f"note: {note}")
-            self.judge = AccuracyEvaluator(split)
-            self._kept = Unfinished(request.out, self._depends_on, resume=request.options.resume)
-            seconds = len(request.candidates) * (OPENING_S + len(request.batches) * request.options.plan.budget)
+            if why := unrankable(split.query, split.gallery):
+                raise InvalidFile(f"it cannot be ranked: {why}", path=self._root, hint="pmm check has the details")
+            self.accuracy = AccuracyEvaluator(split)
+            self._resume_store = ResumeStore(request.out, self._conditions, resume=request.options.resume)
+            seconds = len(request.candidates) * (OPEN_S + len(request.batches) * request.options.plan.budget)
             form = "{desc:<40.40} {percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left"
             self._bar = stack.enter_context(tqdm(total=seconds, bar_format=form, leave=False, disable=None))
-            say = self._bar.set_description_str
-            self._examiner = CandidateEvaluator(
-                request, self._crew, self.judge, self._kept, self._dataset, self._root, say
+            self._evaluator = CandidateEvaluator(
+                request,
+                self._workers,
+                self.accuracy,
+                self._resume_store,
+                self._dataset,
+                self._root,
+                on_progress=self._bar.set_description_str,
             )
             self._stack = stack.pop_all()
         return self
@@ -86,60 +104,61 @@ class Bench:
         self._stack.__exit__(*error)
 
     def measure_accuracy(self) -> None:
-        """Make, open and embed with every candidate, the reference first, and judge it.
+        """Export, open and embed with every candidate, the reference first, and measure its accuracy.
 
         Raises UserError if the reference cannot be measured, or the checkpoint is no longer the same.
         """
         for candidate in self.request.candidates:
             self._bar.set_description_str(candidate.name)
-            result = self._results[candidate.name] = self._examiner.examine(candidate)
-            self._same_checkpoint()
+            result = self._results[candidate.name] = self._evaluator.evaluate(candidate)
+            self._check_checkpoint()
             if candidate.name == REFERENCE and result.status != "ok":
                 raise UserError(f"the reference, {REFERENCE}, cannot be measured: {result.reason}")
             if result.status != "unavailable":  # the table lists those, by reason
-                said = result.reason or f"mAP {result.mAP:.1%}"
-                self._bar.write(f"{candidate.name}: {result.status}: {said}", file=sys.stderr)
+                summary = result.reason or f"mAP {result.mAP:.1%}"
+                self._bar.write(f"{candidate.name}: {result.status}: {summary}", file=sys.stderr)
             # one that cannot run here will not be timed either
-            self._bar.update(OPENING_S if result.status == "ok" else self._bar.total / len(self.request.candidates))
-        self._crew.end(BUILDER)
+            self._bar.update(OPEN_S if result.status == "ok" else self._bar.total / len(self.request.candidates))
+        self._workers.end(BUILDER)
 
-    def _same_checkpoint(self) -> None:
+    def _check_checkpoint(self) -> None:
         path = self.request.checkpoint
         if not path.is_file() or sha256(path) != self._facts["sha256"]:
-            raise UserError(f"{path} changed during the bench (is it still being trained?); bench a copy of it")
+            problem = "it changed during the bench (is it still being trained?)"
+            raise InvalidFile(problem, path=path, hint="bench a copy of it")
 
     def measure_latency(self) -> None:
         """Time all that ran, side by side, batch by batch."""
         for batch in self.request.batches:
             names = [name for name, result in self._results.items() if result.status == "ok"]
             files = {name: str(self._results[name].artifact_sha256) for name in names}
-            timings = self._kept.timings(batch, files)
+            timings = self._resume_store.timings(batch, files)
             if set(timings) != set(names):
-                timings = self._time(names, batch)
-                self._kept.keep_timings(batch, timings, files)
+                timings = self._time_batch(names, batch)
+                self._resume_store.store_timings(batch, timings, files)
             for name, timing in timings.items():
-                self._change(name, batches=(*self._results[name].batches, timing))
+                self._update(name, batches=(*self._results[name].batches, timing))
         for candidate in self.request.candidates:
             result = self._results[candidate.name]
             if result.status == "ok" and result.tracker is None:
-                self._try(candidate.name, partial(self._ask_tracker, candidate))
+                self._guarded(candidate.name, partial(self._measure_tracker_load, candidate))
         for name in self._results:
-            if name in self._crew and name != REFERENCE:
-                self._crew.end(name)  # the GPU's rate is measured on a GPU that is free
+            if name in self._workers and name != REFERENCE:
+                self._workers.end(name)  # the GPU's rate is measured on a GPU that is free
         if self.request.candidates[0].device == "cuda":
-            self._try(REFERENCE, self._ask_matrix_rate)
+            self._guarded(REFERENCE, self._measure_matrix_rate)
 
     def report(self) -> BenchReport:
-        """All of it, judged by the gates."""
-        request, split, config = self.request, self.judge.split, self._facts["config"]
+        """All results, and the gates that they fail."""
+        request, split, config = self.request, self.accuracy.split, self._facts["config"]
         results = tuple(self._results[candidate.name] for candidate in request.candidates)
-        queries = self.judge.evaluable
+        queries = self.accuracy.evaluable
         broken = failures(
             results,
             request.gates,
             reference=REFERENCE,
             queries=queries,
-            asked=request.asked,
+            required=request.required,
             any_precision=request.any_precision,
         )
         return BenchReport(
@@ -160,17 +179,17 @@ class Bench:
                 gallery=len(split.gallery),
                 distractors=distractors(split.query, split.gallery),
                 identities=len({sample.pid for sample in split.query}),
-                cameras=len({sample.camid for sample in self.judge.samples}),
-                digest=self._depends_on["crops"],
+                cameras=len({sample.camid for sample in self.accuracy.samples}),
+                digest=self._conditions["crops"],
             ),
             environment=describe_environment(self._threads),
-            method=Method(
+            method=MeasurementMethod(
                 samples=request.options.plan.samples,
                 seconds=request.options.plan.budget,
                 block=request.options.plan.block,
                 threads=self._threads,
                 matrix_tflops=self._matrix,
-                gflop_per_image=None if self._examiner.macs is None else 2 * self._examiner.macs / 1e9,
+                gflop_per_image=None if self._evaluator.macs is None else 2 * self._evaluator.macs / 1e9,
             ),
             reference=REFERENCE,
             results=results,
@@ -179,59 +198,62 @@ class Bench:
 
     @property
     def reference(self) -> Reference:
-        """What the others were compared with."""
-        return self._examiner.reference
+        """The backend that the others were compared with."""
+        return self._evaluator.reference
 
     @cached_property
-    def _depends_on(self) -> dict[str, Any]:
-        """What the figures depend on: a run that is resumed must have the same."""
+    def _conditions(self) -> dict[str, Any]:
+        """All that the figures depend on: a run that is resumed must have the same."""
         crops = hashlib.sha256()
-        for sample in self.judge.samples:
+        for sample in self.accuracy.samples:
             crops.update(f"{sample.path.name} {sample.pid} {sample.camid} {sha256(sample.path)}\n".encode())
         machine = describe_environment(self._threads)
         return {
             "checkpoint": self._facts["sha256"],
             "crops": crops.hexdigest(),
-            "device of torch": self.request.candidates[0].place,
+            "device of torch": self.request.candidates[0].device_name,
             "plan": dataclasses.asdict(self.request.options.plan),
             **{name: machine[name] for name in ("pmm", "commit", "cpu", "threads", "gpus", "driver", "versions")},
         }
 
-    def _ask_memory(self, name: str) -> None:
-        self._change(name, **self._crew[name].ask("memory"))
-        self._kept.keep_result(dataclasses.replace(self._results[name], batches=()))
+    def _measure_memory(self, name: str) -> None:
+        self._update(name, **self._workers[name].call("memory"))
+        self._resume_store.store_result(dataclasses.replace(self._results[name], batches=()))
 
-    def _ask_tracker(self, candidate: Candidate) -> None:
-        self._bar.set_description_str(f"a tracker's calls: {candidate.name}")
-        self._examiner.open(candidate)
-        worker, budget = self._crew[candidate.name], self.request.options.plan.budget
-        paths, seconds = [str(path) for path in self._paths(SIZES[1])], min(TRACKER_S[candidate.device], budget / 5)
+    def _measure_tracker_load(self, candidate: Candidate) -> None:
+        self._bar.set_description_str(f"tracker load: {candidate.name}")
+        self._evaluator.open(candidate)
+        worker, budget = self._workers[candidate.name], self.request.options.plan.budget
+        paths, seconds = (
+            [str(path) for path in self._crop_paths(SIZES[1])],
+            min(TRACKER_S[candidate.device], budget / 5),
+        )
         try:
-            self._change(candidate.name, tracker=Tracker(**worker.ask("track", paths=paths, seconds=seconds)))
+            self._update(candidate.name, tracker=Tracker(**worker.call("track", paths=paths, seconds=seconds)))
         except WorkerFailed as error:
             if not worker.alive:
                 raise
-            notes = (*self._results[candidate.name].notes, f"calls of a tracker {NOT_TIMED}: {error}")
-            self._change(candidate.name, notes=notes)
+            notes = (*self._results[candidate.name].notes, f"the tracker load {NOT_TIMED}: {error}")
+            self._update(candidate.name, notes=notes)
             return
-        self._kept.keep_result(dataclasses.replace(self._results[candidate.name], batches=()))
+        self._resume_store.store_result(dataclasses.replace(self._results[candidate.name], batches=()))
 
-    def _paths(self, count: int) -> list[Path]:
-        """Of so many crops of the test part, again from the first if there are fewer."""
-        return [self.judge.samples[index % len(self.judge.samples)].path for index in range(count)]
+    def _crop_paths(self, count: int) -> list[Path]:
+        """Paths of `count` crops of the test part, from the first again if there are fewer."""
+        return [self.accuracy.samples[index % len(self.accuracy.samples)].path for index in range(count)]
 
-    def _ask_matrix_rate(self) -> None:
+    def _measure_matrix_rate(self) -> None:
         reference = self.request.candidates[0]
-        self._examiner.open(reference)
-        device = reference.place if reference.gpu else "cuda:0"
-        self._matrix = self._crew[REFERENCE].ask("matrix_rate", device=device)
+        self._evaluator.open(reference)
+        device = reference.device_name if reference.gpu else "cuda:0"
+        self._matrix = self._workers[REFERENCE].call("matrix_rate", device=device)
 
-    def _time(self, names: Sequence[str], batch: int) -> dict[str, Timing]:
+    def _time_batch(self, names: Sequence[str], batch: int) -> dict[str, Timing]:
         """All of `names` at one batch size, side by side."""
         for candidate in self.request.candidates:
             if candidate.name in names:
-                self._try(candidate.name, partial(self._examiner.open, candidate))
-        workers = {name: (self._crew[name], self._results[name].device) for name in names if name in self._crew}
+                self._guarded(candidate.name, partial(self._evaluator.open, candidate))
+        workers = {name: (self._workers[name], self._results[name].device) for name in names if name in self._workers}
         budget = self.request.options.plan.budget
 
         def advance(name: str, share: float) -> None:
@@ -240,36 +262,36 @@ class Bench:
 
         timed = time_batch(
             workers,
-            self._paths(batch),
+            self._crop_paths(batch),
             self.request.options.plan,
             reference=REFERENCE,
             extras_s=min(EXTRAS_S, budget / 5),
             advance=advance,
         )
         for name, reason in timed.refused.items():
-            self._change(name, notes=(*self._results[name].notes, f"batch {batch} {NOT_TIMED}: {reason}"))
-        for name, reason in timed.died.items():
-            self._fail(name, f"while batch {batch} was timed: {reason}")
-        for name, least in timed.least_cosine.items():
+            self._update(name, notes=(*self._results[name].notes, f"batch {batch} {NOT_TIMED}: {reason}"))
+        for name, reason in timed.crashed.items():
+            self._mark_failed(name, f"while batch {batch} was timed: {reason}")
+        for name, least in timed.min_cosine.items():
             before = self._results[name].batch_min_cosine
-            self._change(name, batch_min_cosine=least if before is None else min(least, before))
-        for name, error in timed.length_error.items():
-            self._change(name, max_length_error=max(error, self._results[name].max_length_error or 0.0))
+            self._update(name, batch_min_cosine=least if before is None else min(least, before))
+        for name, error in timed.norm_error.items():
+            self._update(name, max_length_error=max(error, self._results[name].max_length_error or 0.0))
         for name in timed.timings:
-            self._try(name, partial(self._ask_memory, name))
+            self._guarded(name, partial(self._measure_memory, name))
         return timed.timings
 
-    def _try(self, name: str, work: Callable[[], object]) -> None:
-        """Do `work` of one backend; what goes wrong there is its result, and costs the others nothing."""
+    def _guarded(self, name: str, work: Callable[[], object]) -> None:
+        """Do `work` of one backend; an error is that backend's result, and does not stop the others."""
         try:
             work()
         except UserError as error:
-            self._fail(name, str(error))
+            self._mark_failed(name, str(error))
 
-    def _fail(self, name: str, reason: str) -> None:
-        self._crew.end(name)
-        self._change(name, status="failed", reason=reason)
+    def _mark_failed(self, name: str, reason: str) -> None:
+        self._workers.end(name)
+        self._update(name, status="failed", reason=reason)
         self._bar.write(f"{name}: failed: {reason}", file=sys.stderr)
 
-    def _change(self, name: str, **fields: Any) -> None:
+    def _update(self, name: str, **fields: Any) -> None:
         self._results[name] = dataclasses.replace(self._results[name], **fields)

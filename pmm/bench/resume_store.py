@@ -1,4 +1,4 @@
-"""What a run has found so far, on disk: an interrupted one goes on from there with --resume."""
+"""Finished results of a bench run on disk, from which an interrupted run goes on with --resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from pmm.bench.schema import SCHEMA, Result, Timing
 from pmm.bench.workers import file_name
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.utils.files import make_folder, write_file
 from pmm.utils.from_dict import from_dict
 
@@ -20,21 +20,21 @@ FOLDER = "unfinished"
 
 
 def clear(out: Path) -> None:
-    """The report in `out` is written: nothing of this is needed any more."""
+    """Remove the stored results: the report in `out` is written."""
     shutil.rmtree(out / FOLDER, ignore_errors=True)
 
 
-class Unfinished:
+class ResumeStore:
     """Results and timings of the run that writes to `out`, under `out`/unfinished until it is done."""
 
     def __init__(self, out: Path, facts: Mapping[str, Any], *, resume: bool) -> None:
         """
         Args:
             facts: all that the figures depend on, as plain values.
-            resume: keep what an interrupted run of the same facts found; else begin anew.
+            resume: keep the results of an interrupted run of the same facts; else begin anew.
 
         Raises:
-            UserError: there is nothing to resume, or it was measured under other facts.
+            InvalidFile: there is nothing to resume, or it was measured with other facts.
         """
         self._folder = out / FOLDER
         now = json.loads(json.dumps({"schema": SCHEMA, **facts}))
@@ -46,21 +46,21 @@ class Unfinished:
         write_file(self._folder / "facts.json", json.dumps(now, indent=1))
 
     def path(self, name: str) -> Path:
-        """Of a file of the run."""
+        """Path of a file of the run."""
         return self._folder / name
 
     def result(self, name: str) -> Result | None:
-        """What was kept of a backend that was measured, but for its timings."""
+        """The stored result of that name, without timings; None if there is none."""
         with contextlib.suppress(OSError, ValueError):
-            return from_dict(Result, json.loads(self._of(name).read_text()))
+            return from_dict(Result, json.loads(self._result_path(name).read_text()))
         return None
 
-    def keep_result(self, result: Result) -> None:
-        """Keep what was measured of a backend."""
-        write_file(self._of(result.name), json.dumps(asdict(result)))
+    def store_result(self, result: Result) -> None:
+        """Store a result, without timings."""
+        write_file(self._result_path(result.name), json.dumps(asdict(result)))
 
     def timings(self, batch: int, files: Mapping[str, str]) -> dict[str, Timing]:
-        """Those of one batch size, all measured side by side; empty if they are still to be measured, or were of
+        """The stored timings of one batch size, all measured side by side; empty if there are none, or they are of
         other files than `files` (name of the result -> sha256)."""
         with contextlib.suppress(OSError, ValueError, KeyError):
             values = json.loads(self.path(f"batch-{batch}.json").read_text())
@@ -68,20 +68,22 @@ class Unfinished:
                 return {name: from_dict(Timing, each) for name, each in values["timings"].items()}
         return {}
 
-    def keep_timings(self, batch: int, timings: Mapping[str, Timing], files: Mapping[str, str]) -> None:
-        """Keep what was measured at one batch size."""
+    def store_timings(self, batch: int, timings: Mapping[str, Timing], files: Mapping[str, str]) -> None:
+        """Store the timings of one batch size."""
         values = {"files": dict(files), "timings": {name: asdict(timing) for name, timing in timings.items()}}
         write_file(self.path(f"batch-{batch}.json"), json.dumps(values))
 
-    def _of(self, name: str) -> Path:
+    def _result_path(self, name: str) -> Path:
         return self.path(file_name(name) + ".json")
 
     def _check(self, facts: dict[str, Any]) -> None:
         try:
             before = json.loads(self.path("facts.json").read_text())
         except (OSError, ValueError):
-            raise UserError(f"{self._folder.parent} holds no interrupted run; leave --resume out") from None
+            problem = "it holds no interrupted run"
+            raise InvalidFile(problem, path=self._folder.parent, hint="leave --resume out") from None
         differing = [key for key in {**before, **facts} if before.get(key) != facts.get(key)]
         if differing:
-            said = "; ".join(f"{key} was {before.get(key)}, is {facts.get(key)}" for key in differing)
-            raise UserError(f"{self._folder.parent}: cannot resume, what was measured was something else: {said}")
+            changes = "; ".join(f"{key} was {before.get(key)}, is now {facts.get(key)}" for key in differing)
+            problem = f"the interrupted run cannot be resumed: {changes}"
+            raise InvalidFile(problem, path=self._folder.parent, hint="leave --resume out to measure anew")

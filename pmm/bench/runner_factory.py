@@ -1,4 +1,4 @@
-"""A candidate's runner. Runs in a worker: only what the backend needs is imported."""
+"""Open a candidate's runner. Runs in a worker, which imports only the libraries of one backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def open_candidate(
     artifact: Path, *, backend: str, precision: str, device: str, cuda_graph: bool | None, threads: int
 ) -> Runner:
     """The runner of one candidate. Raises UserError as the runners do."""
-    # eager: what is timed are the kernels that a service has in the end, not those that TensorRT-RTX begins with
+    # eager: the final kernels are timed, not those that TensorRT-RTX begins with
     options = RunOptions(
         device=device, threads=threads, precision=precision, cuda_graph=bool(cuda_graph), eager=True, warn=False
     )
@@ -24,9 +24,8 @@ def open_candidate(
 
 
 def matrix_tflops(device: str) -> dict[str, float]:
-    """Rate of torch's product of two square matrices on the GPU `device`, per precision, TFLOP/s.
-
-    It is what a network's rate is a share of. Median of 20 by the GPU's own clock.
+    """TFLOP/s of torch's product of two square matrices on the GPU `device`, per precision, as the rate that a
+    network's is compared with. Median of 20 by the GPU's clock.
     """
     import statistics
 
@@ -35,7 +34,7 @@ def matrix_tflops(device: str) -> dict[str, float]:
     from pmm.runtime.deployed_graph import TRUNK_TYPES
 
     torch.cuda.set_device(device)
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for name in ("fp32", "tf32", "fp16", "bf16"):
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
         a = torch.randn(MATRIX, MATRIX, device=device, dtype=TRUNK_TYPES[name])
@@ -49,5 +48,5 @@ def matrix_tflops(device: str) -> dict[str, float]:
             end.record()
             end.synchronize()
             times.append(start.elapsed_time(end))
-        found[name] = 2 * MATRIX**3 / (statistics.median(times[5:] or times) * 1e9)
-    return found
+        rates[name] = 2 * MATRIX**3 / (statistics.median(times[5:] or times) * 1e9)
+    return rates

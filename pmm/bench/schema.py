@@ -1,7 +1,7 @@
-"""What a bench run found: the schema of report.json, field by field.
+"""The report of a bench run: the schema of report.json, field by field.
 
 Fractions are in 0..1, latencies in ms, memory and sizes in bytes, times in s. An interval is [low, high], at 95 %. None
-(null) is a figure that was not measured, or cannot be told from so few samples.
+(null) is a figure that was not measured, or has too few samples.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.utils.from_dict import from_dict
 
 SCHEMA = "pmm-bench-2"
@@ -23,7 +23,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure and how sure it is."""
+    """A figure and its 95 % interval."""
 
     value: float
     interval: Interval | None
@@ -55,7 +55,7 @@ class Timing:
     p99_ms: float | None
     p99_interval_ms: Interval | None
     speedup: Estimate | None
-    """Times as fast as the reference at this batch: the ratio of the medians, paired over rounds."""
+    """Speedup over the reference at this batch: the ratio of the medians, paired over rounds."""
     images_per_s: float
     """Throughput, measured: calls submitted without waiting for the one before, where the backend can."""
     in_flight: int
@@ -73,7 +73,7 @@ class Timing:
     flags: tuple[str, ...]
     """Why these figures are not to be trusted: drift, noise, no steady state."""
     profile: int | None = None
-    """Of an engine: the batch that the optimisation profile in which this ran is made for; None elsewhere."""
+    """Of an engine: the batch that the optimisation profile of these calls is made for; None elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +89,16 @@ class Tracker:
     """Nearest rank; None for fewer than 100 calls."""
     images_per_s: float
     in_order_images_per_s: float
-    """Of the same calls in order of their size: what the change from call to call costs is the rest."""
+    """Of the same calls in order of their size; `images_per_s` is lower by the cost of changing sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Camera:
-    """The queries of one camera."""
+class CameraResult:
+    """mAP over the queries of one camera."""
 
     camid: int
     queries: int
-    """Evaluable ones."""
+    """Those with a relevant gallery item."""
     mAP: float  # noqa: N815
     map_delta: float
 
@@ -117,36 +117,36 @@ class LostQuery:
     first: tuple[str, ...]
     """The same of this backend."""
     right_reference: tuple[bool, ...]
-    """Which of `first_reference` show the query's person."""
+    """Which of `first_reference` show the query's identity."""
     right: tuple[bool, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """Accept a pair as one person where its distance is at most the threshold."""
+    """Accept a pair of crops as one identity where their distance is at most the threshold."""
 
     fpr: float
-    """Share of the pairs of two people that are accepted (the aim)."""
+    """False-positive rate: the target share of pairs of different identities that are accepted."""
     threshold: float | None
-    """Of Euclidean distance; None: too few pairs of two people to set it."""
+    """Of the Euclidean distance; None: too few pairs of different identities to set it."""
     tpr: float | None
-    """Share of the pairs of one person that are accepted."""
+    """True-positive rate: the share of pairs of the same identity that are accepted."""
     flips: int | None
-    """Pairs decided otherwise than by the reference, both at the reference's threshold."""
+    """Verification flips: pairs that the reference decides differently, both at the reference's threshold."""
     newly_accepted: int | None
     newly_rejected: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Verification: is this pair of crops one person? Every query with every gallery crop that counts for it."""
+    """Verification: do two crops show the same identity? Of every query with every gallery crop that counts for it."""
 
     genuine: int
-    """Pairs of one person."""
+    """Pairs of the same identity."""
     impostor: int
-    """Pairs of two people."""
+    """Pairs of different identities."""
     eer: float
-    """Equal error rate: the share of wrong decisions where both kinds of error are as frequent."""
+    """Equal error rate: the false-positive rate at the threshold at which it equals the false-negative rate."""
     eer_threshold: float
     points: tuple[OperatingPoint, ...]
 
@@ -156,7 +156,7 @@ class Result:
     """One backend in one precision. Every figure of accuracy is None where the backend could not run."""
 
     name: str
-    """Unique in the report: backend and precision, as typed, and what else tells it apart."""
+    """Unique in the report: backend, precision and, where needed, "graph" or the file."""
     backend: str
     device: str
     """cpu or cuda."""
@@ -164,17 +164,17 @@ class Result:
     """Name of the GPU that it ran on."""
     precision: str
     cuda_graph: bool | None
-    """Runs are replayed CUDA graphs; None where there is no such thing."""
+    """Calls are replayed CUDA graphs; None without a GPU."""
     status: Literal["ok", "failed", "unavailable"]
-    """unavailable: this machine cannot run it. failed: it could, and went wrong."""
+    """unavailable: this machine cannot run it. failed: it ended with an error."""
     reason: str
-    """Of a failure or absence, one line."""
+    """Why it failed or is unavailable, one line."""
     notes: tuple[str, ...] = ()
-    """What else went wrong or differs: a batch size that could not be timed, embeddings of length 1."""
+    """Exceptions: a batch size that could not be timed, embeddings that are L2-normalised."""
     provider: str = ""
-    """The library and version that executed, and where."""
+    """Library, version and device of the calls."""
     artifact: str | None = None
-    """Path of the file that ran (or was built)."""
+    """Path of the file."""
     artifact_sha256: str | None = None
     artifact_bytes: int | None = None
     build_s: float | None = None
@@ -184,9 +184,9 @@ class Result:
     first_inference_s: float | None = None
     """The first call, batch 1; what compiles or tunes itself already on opening is in `load_s`."""
     peak_memory: int | None = None
-    """Of the worker process in host memory, over the whole run."""
+    """Peak host memory of the worker process."""
     gpu_memory: int | None = None
-    """Held on the GPU by the worker process at the end."""
+    """GPU memory of the worker process at the end."""
 
     mAP: float | None = None  # noqa: N815
     rank1: float | None = None
@@ -211,23 +211,23 @@ class Result:
     max_abs: float | None = None
     """Largest absolute difference of an element."""
     max_length_error: float | None = None
-    """Largest relative difference of a row's length from the reference's, or of a crop's own in another batch."""
+    """Largest relative difference of an embedding's norm from the reference's, or from that in another batch."""
     batch_min_cosine: float | None = None
     """Of crops embedded alone and in batches of 1, odd and ragged sizes, with the same crops in batches of 64."""
 
     rank1_lost: int | None = None
-    """Queries whose first item is right with the reference, and wrong here."""
+    """Queries whose first gallery crop is right with the reference, and wrong here."""
     rank1_gained: int | None = None
     top1_changed: int | None = None
-    """Queries whose first item is another crop, right or wrong."""
+    """Queries whose first gallery crop is another one than the reference's, right or wrong."""
     top10_overlap: float | None = None
-    """Mean share of the reference's first ten items among this backend's first ten."""
+    """Mean share of the reference's first ten crops among this backend's first ten."""
     kendall_tau: float | None = None
-    """Mean rank correlation over the reference's first 50 items: 1 is the same order, -1 the reverse."""
+    """Mean rank correlation over the reference's first 50 crops: 1 is the same order, -1 the reverse."""
 
     per_query_ap: tuple[float | None, ...] = ()
     """Average precision of each query, in the data set's order; None for a skipped one."""
-    cameras: tuple[Camera, ...] = ()
+    cameras: tuple[CameraResult, ...] = ()
     worst_queries: tuple[LostQuery, ...] = ()
     """Those that lost most AP, the worst first."""
     thresholds: Thresholds | None = None
@@ -237,29 +237,29 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class GateFailure:
-    """A bound that was not kept, or whose figure could not be measured."""
+    """A gate that a result fails, or whose figure could not be measured."""
 
     result: str
     """Name of the result."""
     gate: str
     """The flag, as --max-map-drop."""
     said: str
-    """What was found and what is allowed, one line."""
+    """The figure and the bound, one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gates:
-    """The bounds that were applied. None is off."""
+    """The bounds of the run. None is off."""
 
     max_map_drop: float | None
     max_rank1_flips: float | None
-    """Share of the queries whose first item turned from right to wrong or back."""
+    """Share of the queries whose first gallery crop turned from right to wrong or back."""
     min_cosine: dict[str, float]
     """Per precision."""
     max_p95_ms: float | None
     """At the smallest batch."""
     max_length_error: dict[str, float] | None = None
-    """Per precision; of an embedding's length, relative."""
+    """Per precision; of an embedding's norm, relative."""
     failures: tuple[GateFailure, ...] = ()
 
 
@@ -286,11 +286,11 @@ class DatasetFacts:
     identities: int
     cameras: int
     digest: str
-    """Of names and contents of query and gallery, to tell two data sets apart."""
+    """Of names and contents of query and gallery: equal for the same data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class MeasurementMethod:
     """How latency was measured."""
 
     samples: int
@@ -318,14 +318,14 @@ class BenchReport:
     dataset: DatasetFacts
     environment: dict[str, Any]
     """See `pmm.utils.environment.describe_environment`."""
-    method: Method
+    method: MeasurementMethod
     reference: str
     """Name of the result that the others are compared with."""
     results: tuple[Result, ...]
     gates: Gates
 
     def to_json(self) -> str:
-        """Figures that are not finite raise ValueError: JSON has no word for them."""
+        """Raises ValueError for a figure that is not finite, which JSON has no number for."""
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
     def result(self, name: str) -> Result | None:
@@ -334,15 +334,18 @@ class BenchReport:
 
 
 def read_report(path: Path) -> BenchReport:
-    """report.json as `BenchReport`. Raises UserError for a file that is none, or one of another schema."""
+    """report.json as `BenchReport`. Raises InvalidFile for a file that is no such report, or of another schema."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a report of pmm bench ({type(error).__name__})") from error
-    found = values.get("schema") if isinstance(values, dict) else None
-    if found != SCHEMA:
-        raise UserError(f"{path}: schema {found!r}; this version reads {SCHEMA!r}: measure again")
+        problem = f"it is not a report of pmm bench ({type(error).__name__})"
+        raise InvalidFile(problem, path=path, expected="a report.json") from error
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        problem = f"its schema is {schema!r}" if schema else "it is not a report of pmm bench"
+        raise InvalidFile(problem, path=path, expected=f"schema {SCHEMA!r}", hint="measure again with pmm bench")
     try:
         return from_dict(BenchReport, values)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a report of pmm bench ({error})") from error
+        problem = f"it is not a report of pmm bench ({error})"
+        raise InvalidFile(problem, path=path, expected="a report.json") from error

@@ -1,4 +1,4 @@
-"""All backends at one batch size: warmed up, then told in turn, in random order, to run a block each."""
+"""Time all backends at one batch size: warm them up, then run blocks of calls of each in turn, in random order."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ TAILS = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True)
-class Timed:
-    """What came of it, per name."""
+class BatchTimings:
+    """Timings and failures at one batch size, by name of the result."""
 
     timings: dict[str, Timing]
     refused: dict[str, str]
-    """Could not run at this batch size, and why; the worker lives on."""
-    died: dict[str, str]
-    """The worker is gone."""
-    least_cosine: dict[str, float]
-    """Of an embedding in this batch with the same crop's in a batch of 64."""
-    length_error: dict[str, float]
-    """Largest relative difference of their lengths."""
+    """Why the backend could not run at this batch size; its worker is still alive."""
+    crashed: dict[str, str]
+    """Why the worker ended."""
+    min_cosine: dict[str, float]
+    """Least cosine of an embedding in this batch with the same crop's in a batch of 64."""
+    norm_error: dict[str, float]
+    """Largest relative difference of their norms."""
 
 
 def time_batch(
@@ -46,50 +46,50 @@ def time_batch(
     extras_s: float,
     advance: Callable[[str, float], None],
     clock: Clock = time.perf_counter,
-) -> Timed:
+) -> BatchTimings:
     """Time one batch, the images of `paths`, on all `workers`.
 
     Args:
         workers: worker and its device, cpu or cuda, per name.
-        reference: name of the one that speed-ups are against.
+        reference: name of the result that speedups are relative to.
         extras_s: seconds each for throughput, device times and end to end.
-        advance: told who has done something, and the share of its work that this was.
-        clock: says when turns begin, and when a worker's time is over.
+        advance: called with a name and the share of its work that is done.
+        clock: of the beginnings of turns and the time budgets.
     """
     batch, files = len(paths), [str(path) for path in paths]
     refused: dict[str, str] = {}
-    died: dict[str, str] = {}
+    crashed: dict[str, str] = {}
     bound: dict[str, dict[str, Any]] = {}
     for name, (worker, _) in workers.items():
         try:
-            bound[name] = worker.ask("bind", paths=files, plan=dataclasses.asdict(plan))
+            bound[name] = worker.call("bind", paths=files, plan=dataclasses.asdict(plan))
         except WorkerFailed as error:
-            (refused if worker.alive else died)[name] = str(error)
+            (refused if worker.alive else crashed)[name] = str(error)
         advance(name, 0.2)
     if not bound:
-        return Timed({}, refused, died, {}, {})
+        return BatchTimings({}, refused, crashed, {}, {})
     slowest = max(each["run_ms"] for each in bound.values())
     plan = dataclasses.replace(plan, block=max(1, min(plan.block, int(BLOCK_MS / slowest))))
-    told = dataclasses.asdict(plan)
+    settings = dataclasses.asdict(plan)
 
     def turn(name: str) -> list[float]:
         advance(name, 0.5 * plan.block / plan.samples)
-        return workers[name][0].ask("turn", batch=batch, plan=told)
+        return workers[name][0].call("turn", batch=batch, plan=settings)
 
     turns = {name: partial(turn, name) for name in bound}
-    found = interleave(turns, plan, seed=batch, clock=clock, drop=WorkerFailed)
-    died |= {name: str(error) for name, error in found.failures.items()}
-    base, timings = found.latencies.get(reference), {}
-    for name, latency in found.latencies.items():
+    interleaved = interleave(turns, plan, seed=batch, clock=clock, drop=WorkerFailed)
+    crashed |= {name: str(error) for name, error in interleaved.failures.items()}
+    base, timings = interleaved.latencies.get(reference), {}
+    for name, latency in interleaved.latencies.items():
         worker, device = workers[name]
         try:
             extra = {
-                "images_per_s": worker.ask("push", batch=batch, in_flight=IN_FLIGHT[device], seconds=extras_s),
-                **worker.ask("device_times", batch=batch, seconds=extras_s),
-                **worker.ask("end_to_end", paths=files, seconds=extras_s),
+                "images_per_s": worker.call("throughput", batch=batch, in_flight=IN_FLIGHT[device], seconds=extras_s),
+                **worker.call("device_times", batch=batch, seconds=extras_s),
+                **worker.call("end_to_end", paths=files, seconds=extras_s),
             }
         except WorkerFailed as error:
-            died[name] = str(error)
+            crashed[name] = str(error)
             continue
         warm, samples = bound[name], tuple(round(value, 4) for value in latency.samples_ms)
         timings[name] = Timing(
@@ -109,21 +109,20 @@ def time_batch(
             **extra,
         )
         advance(name, 0.3)
-    least_cosine, length_error = (
-        {name: each[figure] for name, each in bound.items()} for figure in ("least_cosine", "length_error")
+    min_cosine, norm_error = (
+        {name: each[figure] for name, each in bound.items()} for figure in ("min_cosine", "norm_error")
     )
-    return Timed(timings, refused, died, least_cosine, length_error)
+    return BatchTimings(timings, refused, crashed, min_cosine, norm_error)
 
 
 def _percentiles(samples: Sequence[float]) -> dict[str, Any]:
     """The fields p50_ms, p50_interval_ms, ...: those without an interval are None, but for the median."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for percent in TAILS:
-        interval = percentile_interval(samples, percent)
-        found[f"p{percent}_interval_ms"] = interval
-        told = interval is not None or percent == 50
-        found[f"p{percent}_ms"] = percentile(samples, percent) if told else None
-    return found
+        interval = fields[f"p{percent}_interval_ms"] = percentile_interval(samples, percent)
+        enough = interval is not None or percent == 50
+        fields[f"p{percent}_ms"] = percentile(samples, percent) if enough else None
+    return fields
 
 
 def _speedup(reference: Latency, latency: Latency, block: int) -> Estimate:

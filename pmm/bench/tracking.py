@@ -1,4 +1,4 @@
-"""The load of a tracker: as many crops as there are people in the frame, which is another number in each frame."""
+"""The load of a tracker: each call has as many crops as its video frame has people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pmm.data.preprocessing import Crops
 from pmm.runtime.base import Runner
 
 SIZES = (1, 40)
-"""The least and the most crops of a call."""
+"""The fewest and the most crops of a call."""
 CALLS = 200
 ENOUGH_FOR_P99 = 100
 
@@ -20,10 +20,10 @@ ENOUGH_FOR_P99 = 100
 def track(
     runner: Runner, crops: Crops, seconds: float, clock: Clock = time.perf_counter
 ) -> dict[str, int | float | None]:
-    """Calls of 1 to 40 of `crops`, drawn evenly, always the same; then the same calls in order of their size.
+    """Time calls of 1 to 40 of `crops`, in random order from a fixed seed, then the same calls in order of their size.
 
-    The fields of `pmm.bench.schema.Tracker`. Each size is run once beforehand. At most `seconds` for that, as long for
-    the calls, and as long as those took for the second time: a slow runner gets fewer calls, the same both times.
+    Each size is run once beforehand, in at most `seconds`. The random calls take at most `seconds` as well: a slow
+    runner gets fewer of them, and the same ones in order. Returns the fields of `pmm.bench.schema.Tracker`.
     """
     least, most = SIZES
     _timed(runner, crops, range(most, least - 1, -1), seconds, clock)
@@ -44,14 +44,14 @@ def track(
 
 
 def _timed(runner: Runner, crops: Crops, sizes: Sequence[int], seconds: float, clock: Clock) -> list[float]:
-    """Seconds of each call, one at least; no more calls after `seconds`."""
-    found: list[float] = []
+    """Seconds of each call, at least one; no more calls after `seconds`."""
+    taken: list[float] = []
     begin = clock()
     for size in sizes:
         start = clock()
         runner(crops[:size])
         now = clock()
-        found.append(now - start)
+        taken.append(now - start)
         if now - begin >= seconds:
             break
-    return found
+    return taken

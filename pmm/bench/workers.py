@@ -1,4 +1,4 @@
-"""Workers: one process per backend, asked one thing at a time, so that none disturbs or takes down another."""
+"""Workers: one process per backend, with one request at a time, so that none disturbs or takes down another."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import make_folder
 
 COMMAND = (sys.executable, "-m", "pmm.bench.worker")
-LAST_WORDS = 200  # characters
+LAST_LINE = 200  # characters of the log's last line in a message
 
 
 class WorkerFailed(UserError):
-    """A worker refused, crashed, or did not answer. The others are not touched."""
+    """A worker's answer is an error, or it crashed, or it did not respond."""
 
 
 class CannotRun(WorkerFailed, BackendUnavailable):
-    """A worker's answer: this machine cannot do that."""
+    """A worker's answer is that this machine cannot run the backend."""
 
 
 class WorkerProcess:
@@ -37,20 +37,20 @@ class WorkerProcess:
         """
         Args:
             name: for messages.
-            log: file that gets what the worker and its libraries say.
+            log: file for the output of the worker and its libraries.
             threads: CPU threads that the backend may use.
-            timeout: seconds of silence after which a request counts as hung, and the worker is ended.
+            timeout: seconds without a response after which a request counts as hung, and the worker is ended.
         """
         self.name, self.log, self.timeout = name, log, timeout
         make_folder(log.parent)
         home = str(Path(__file__).parents[2])
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
-        with log.open("wb") as said:
+        with log.open("wb") as output:
             self._process = subprocess.Popen(
                 COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=output,
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
                 start_new_session=True,  # Ctrl-C is for the parent, who then ends the workers
             )
@@ -58,39 +58,43 @@ class WorkerProcess:
         self._selector.register(self._stdout, selectors.EVENT_READ)
         self._pending = b""
 
-    def ask(
+    def call(
         self,
-        do: str,
+        method: str,
         /,
         *,
         progress: Callable[[float], None] = lambda done: None,
         patience: float = 1.0,
         **arguments: Any,
     ) -> Any:
-        """Have the worker do `do`, and return its answer; `progress` is told what it says on the way.
+        """What `WorkerSession`'s `method` returns for `arguments`, plain JSON values.
 
-        It may be silent for `patience` times the timeout.
+        Args:
+            progress: called with the share that is done, as the worker reports it.
+            patience: times the timeout that the worker may take to respond.
 
-        Raises WorkerFailed with one line; CannotRun if nothing went wrong.
+        Raises:
+            CannotRun: this machine cannot run the backend.
+            WorkerFailed: any other error, a crash, or no response.
         """
         try:
-            self._stdin.write(json.dumps({"do": do, "with": arguments}).encode() + b"\n")
+            self._stdin.write(json.dumps({"method": method, "arguments": arguments}).encode() + b"\n")
             self._stdin.flush()
         except (BrokenPipeError, ValueError):
-            raise self._died(do) from None
+            raise self._crashed(method) from None
         while True:
-            message = json.loads(self._line(do, patience * self.timeout))
+            message = json.loads(self._line(method, patience * self.timeout))
             if "progress" not in message:
-                return told(message)
+                return read_answer(message)
             progress(message["progress"])
 
     @property
     def alive(self) -> bool:
-        """It still answers: an error was its answer, not its end."""
+        """The process is running: an error was an answer, not its end."""
         return self._process.poll() is None
 
     def close(self, *, at_once: bool = False) -> None:
-        """End the worker, asking first unless `at_once`."""
+        """End the worker: by closing its input, or by SIGKILL if `at_once` or if it does not end."""
         if at_once and self.alive:
             self._kill()
         with contextlib.suppress(OSError):  # what could not be written to a dead worker
@@ -110,50 +114,42 @@ class WorkerProcess:
     def _stdout(self) -> Any:
         return self._process.stdout
 
-    def _line(self, do: str, timeout: float) -> bytes:
+    def _line(self, method: str, timeout: float) -> bytes:
         deadline = time.monotonic() + timeout
         while b"\n" not in self._pending:
             if not self._selector.select(max(0.0, deadline - time.monotonic())):
                 self._kill()
-                raise WorkerFailed(f"no sign of life for {timeout:g} s while it should {_spoken(do)}; it was ended")
+                problem = f"no response to '{method}' for {timeout:g} s, and it was ended"
+                raise WorkerFailed(problem, hint="if it only needs longer, raise --timeout")
             block = os.read(self._stdout.fileno(), 1 << 16)
             if not block:
-                raise self._died(do)
+                raise self._crashed(method)
             self._pending += block
         line, _, self._pending = self._pending.partition(b"\n")
         return line
 
-    def _died(self, do: str) -> WorkerFailed:
+    def _crashed(self, method: str) -> WorkerFailed:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._kill()
             code = self._process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        words = self._last_words()
-        return WorkerFailed(
-            f"crashed ({how}) while it should {_spoken(do)}{f'; it last said: {words}' if words else ''}"
-        )
-
-    def _last_words(self) -> str:
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1][:LAST_WORDS] if lines else ""
+        last = f"; its last output: {lines[-1][:LAST_LINE]}" if lines else ""
+        return WorkerFailed(f"crashed ({how}) in '{method}'{last}", hint=f"its log is {self.log}")
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # with what it started itself: compilers
+            os.killpg(self._process.pid, signal.SIGKILL)  # and its own child processes: compilers
         self._process.wait()
 
 
-def told(message: Mapping[str, Any]) -> Any:
-    """What a worker's answer holds. Raises WorkerFailed or CannotRun if that is an error."""
+def read_answer(message: Mapping[str, Any]) -> Any:
+    """The value in a worker's answer. Raises WorkerFailed or CannotRun if it is an error."""
     if "error" in message:
         raise (CannotRun if message["kind"] == "unavailable" else WorkerFailed)(message["error"])
     return message["answer"]
-
-
-def _spoken(do: str) -> str:
-    return do.replace("_", " ")
 
 
 class WorkerPool:
@@ -174,7 +170,7 @@ class WorkerPool:
             worker.close(at_once=error is not None)
 
     def __getitem__(self, name: str) -> WorkerProcess:
-        """The worker of that name, started if it is not there (any more)."""
+        """The worker of that name, started if there is none or it has ended."""
         worker = self._workers.get(name)
         if worker is None or not worker.alive:
             log = self._logs / f"{file_name(name)}.log"
@@ -182,7 +178,7 @@ class WorkerPool:
         return worker
 
     def __contains__(self, name: str) -> bool:
-        """Is there a living worker of that name?"""
+        """Whether a worker of that name is running."""
         return name in self._workers and self._workers[name].alive
 
     def end(self, name: str) -> None:

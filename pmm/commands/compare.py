@@ -15,7 +15,6 @@ from pmm.bench.comparison import compare, hardware
 from pmm.bench.schema import read_report
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file
 
 MARKS = {"worse": "WORSE ", "better": "better", "same": "same  ", "unknown": "?     "}
@@ -29,18 +28,15 @@ class CompareCommand:
     """The earlier report.json."""
     new: Annotated[Path, Arg("NEW.json", positional=True)]
     """The later report.json."""
-    max_slowdown: float = 0.05
+    max_slowdown: Annotated[float, Arg(least=0, most=1)] = 0.05
     """Largest share by which a median latency may grow."""
-    max_map_drop: float = 0.001
+    max_map_drop: Annotated[float, Arg(least=0, most=1)] = 0.001
     """Most that mAP may fall, as a fraction."""
 
 
 def main(prog: str) -> int:
     """Entry point."""
     command = command_line.parse(CompareCommand, prog=prog, description=__doc__ or "")
-    for flag, value in (("--max-slowdown", command.max_slowdown), ("--max-map-drop", command.max_map_drop)):
-        if not 0 <= value <= 1:
-            raise UserError(f"{flag} is {value}; expected a fraction from 0 to 1")
     old, new = (read_report(existing_file(path, "a report.json")) for path in (command.old, command.new))
     changes = compare(old, new, max_slowdown=command.max_slowdown, max_map_drop=command.max_map_drop)
     if hardware(old) != hardware(new):

@@ -13,7 +13,7 @@ from pmm.bench.artifacts import profiles_for
 from pmm.bench.candidates import REFERENCE
 from pmm.bench.harness import Bench
 from pmm.bench.schema import read_report
-from pmm.bench.worker import Session
+from pmm.bench.worker import WorkerSession
 from pmm.export.options import MIN_COSINE, EngineOptions, ExportOptions
 from pmm.export.trt import engine_from_onnx
 from pmm.utils.errors import BackendUnavailable
@@ -21,6 +21,7 @@ from pmm.utils.hardware import Gpu
 from tests.bench.conftest import GPUS
 from tests.bench.workers import exported_before, fewer, workers_here
 from tests.conftest import run_here
+from tests.refusals import refuses
 from tests.runtime.standin import LISTS
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
@@ -85,7 +86,7 @@ def test_an_engine_is_built_judged_and_timed(machine, bench, version, precision)
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ({"lies": "fp32"}, "asked for fp16, but the engine inspector finds .*fp32"),
+        ({"lies": "fp32"}, "fp16.* the engine inspector .*fp32"),
         ({"dies": "GPU memory, 10.9"}, "memory"),
     ],
 )
@@ -127,7 +128,7 @@ def test_each_batch_has_a_profile_and_none_is_too_large(batches, profiles):
 
 def test_an_engine_is_kept_for_the_same_batches_and_the_same_gpu(machine, trained, shared, few, tmp_path, monkeypatch):
     machine(NEWEST)
-    monkeypatch.setattr(artifacts, "engine_gate", lambda *args: None)  # its proof takes most of the time
+    monkeypatch.setattr(artifacts, "engine_parity_check", lambda *args: None)  # its proof takes most of the time
 
     def made(batches, device="cuda"):
         with exported_before(shared, [ExportOptions()]):
@@ -155,7 +156,7 @@ def test_rtx_runs_with_kernels_that_are_final(machine, shared, tmp_path):
     engine_from_onnx(read_onnx(shared.onnx()), tmp_path / "m.plan", EngineOptions(flavor="rtx", batch=((1, 4, 8),)))
     world.configs.clear()
     for graph in (False, True):
-        session = Session(lambda done: None)
+        session = WorkerSession(lambda done: None)
         session.open(
             str(tmp_path / "m.plan"), backend="tensorrt-rtx", precision="fp32", device="cuda", cuda_graph=graph,
             threads=1,
@@ -167,33 +168,31 @@ def test_rtx_runs_with_kernels_that_are_final(machine, shared, tmp_path):
 
 def test_a_gpu_by_its_number_is_the_one_that_is_built_for_and_opened(machine, shared, tmp_path, monkeypatch):
     machine(NEWEST)
-    found = candidates.chosen(["tensorrt", "ort-cpu"], ["fp32"], device="cuda:1", cuda_graph="on")
-    assert [(c.backend, c.device, c.place) for c in found] == [
+    found = candidates.export_candidates(["tensorrt", "ort-cpu"], ["fp32"], device="cuda:1", cuda_graph="on")
+    assert [(c.backend, c.device, c.device_name) for c in found] == [
         ("torch", "cuda", "cuda:1"), ("tensorrt", "cuda", "cuda:1"), ("ort-cpu", "cpu", "cpu")
     ]  # fmt: skip
     engine_from_onnx(read_onnx(shared.onnx()), tmp_path / "m.plan", EngineOptions(device="cuda:1", batch=((1, 4, 8),)))
-    ((given, _),) = candidates.given([tmp_path / "m.plan"], device="cuda:1")
-    session = Session(lambda done: None)
+    ((given, _),) = candidates.artifact_candidates([tmp_path / "m.plan"], device="cuda:1")
+    session = WorkerSession(lambda done: None)
     opened = session.open(
-        str(given.artifact), backend="tensorrt", precision="fp32", device=given.place, cuda_graph=True, threads=1
+        str(given.artifact), backend="tensorrt", precision="fp32", device=given.device_name, cuda_graph=True, threads=1
     )
     assert opened["device"] == GPUS[1].name
-    with pytest.raises(
-        BackendUnavailable, match=r"no GPU 2 here: 2 visible \(0 NVIDIA Standin 6000, 1 NVIDIA Standin 4000\)"
-    ):
-        candidates.chosen(["tensorrt"], ["fp32"], device="cuda:2")
+    with refuses(BackendUnavailable, "2", "0 NVIDIA Standin 6000, 1 NVIDIA Standin 4000", "CUDA_VISIBLE_DEVICES"):
+        candidates.export_candidates(["tensorrt"], ["fp32"], device="cuda:2")
     rtx = candidates.Candidate(backend="tensorrt-rtx", precision="fp32", device="cuda", gpu=1)
-    assert rtx.why_not() == ""
+    assert rtx.unavailable_reason() == ""
     monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (GPUS[0], Gpu("Tesla T4", "7.5")))
-    assert "does not run on compute capability 7.5" in rtx.why_not()
+    assert "does not run on compute capability 7.5" in rtx.unavailable_reason()
 
 
 def test_the_rate_of_matrix_products_is_that_gpus(machine):
     machine(NEWEST)
     for device, asked in (("cuda:1", "cuda:1"), ("cuda", "cuda:0")):
         run = Bench.__new__(Bench)
-        run.request = SimpleNamespace(candidates=candidates.chosen(["torch"], ["fp32"], device=device))
-        run._examiner = SimpleNamespace(open=lambda candidate: None)
-        run._crew = {REFERENCE: SimpleNamespace(ask=lambda do, **words: words)}
-        run._ask_matrix_rate()
+        run.request = SimpleNamespace(candidates=candidates.export_candidates(["torch"], ["fp32"], device=device))
+        run._evaluator = SimpleNamespace(open=lambda candidate: None)
+        run._workers = {REFERENCE: SimpleNamespace(call=lambda method, **words: words)}
+        run._measure_matrix_rate()
         assert run._matrix == {"device": asked}

@@ -39,12 +39,12 @@ class Found(NamedTuple):
 
 
 class FaultyProcess(WorkerProcess):
-    """What hangs for ever is found to after a second, though it may load for longer."""
+    """A worker that hangs is ended after a second, though it may load for longer."""
 
-    def ask(self, do: str, /, **given: Any) -> Any:
-        if do == "embed" and self.name.endswith("hangs.onnx"):
+    def call(self, method: str, /, **arguments: Any) -> Any:
+        if method == "embed" and self.name.endswith("hangs.onnx"):
             self.timeout = 1.0
-        return super().ask(do, **given)
+        return super().call(method, **arguments)
 
 
 def named(source: Path, folder: Path, *names: str) -> list[Path]:
@@ -115,7 +115,7 @@ def timed(exported: Path, people: Path, tmp_path: Path, monkeypatch: pytest.Monk
     for file in named(exported, tmp_path, "sleeps", "drifts", "noisy"):
         worker = WorkerHere(file.stem, tmp_path / f"{file.stem}.log", threads=1, timeout=60.0)
         ort = {"backend": "ort-cpu", "precision": "fp32", "device": "cpu", "cuda_graph": None, "threads": 1}
-        worker.ask("open", artifact=str(file), **ort)
+        worker.call("open", artifact=str(file), **ort)
         workers[file.stem] = (worker, "cpu")
     found = time_batch(
         workers,
@@ -126,7 +126,7 @@ def timed(exported: Path, people: Path, tmp_path: Path, monkeypatch: pytest.Monk
         advance=lambda name, share: None,
         clock=clock,
     )
-    assert not found.refused | found.died
+    assert not found.refused | found.crashed
     return found.timings
 
 
@@ -156,13 +156,12 @@ def test_the_crop_that_moved_is_named(accuracy: Found) -> None:
     assert result.median_cosine > 0.9999  # one row in 64 only
 
 
-def test_embeddings_of_another_length_are_caught(accuracy: Found) -> None:
+def test_embeddings_of_another_norm_are_caught(accuracy: Found) -> None:
     """They rank as before, and every threshold is wrong."""
     for name in ("twice-as-long.onnx", "longer-if-few.onnx"):
         caught = failures_of(accuracy, name)
-        assert set(caught) == {"--max-length-error"}
-        said = "differs by 100.00% from the reference's or in another batch, at most 0.01% is allowed for fp32"
-        assert said in caught["--max-length-error"]
+        assert set(caught) == {"--max-norm-error"}
+        assert all(fact in caught["--max-norm-error"] for fact in ("norm", "100.00%", "0.01%", "fp32"))
 
 
 def test_an_overflow_is_caught(accuracy: Found) -> None:
@@ -179,13 +178,12 @@ def test_whole_artifacts_pass(accuracy: Found) -> None:
 
 def test_a_backend_that_hangs_is_ended_and_the_others_go_on(accuracy: Found) -> None:
     said = failures_of(accuracy, "hangs.onnx")["--backends"]
-    assert "no sign of life for 1 s while it should embed; it was ended" in said
+    assert [fact for fact in ("no response", "'embed'", "1 s", "--timeout") if fact not in said] == []
 
 
 def test_a_native_crash_is_reported_and_the_others_go_on(accuracy: Found) -> None:
     said = failures_of(accuracy, "crashes.onnx")["--backends"]
-    assert "SIGSEGV" in said
-    assert "about to crash" in said
+    assert [fact for fact in ("SIGSEGV", "about to crash", "crashes.onnx.log") if fact not in said] == []
 
 
 def test_a_crash_while_timed_costs_the_others_nothing(accuracy: Found) -> None:

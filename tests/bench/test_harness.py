@@ -169,7 +169,7 @@ def test_environment_is_plain():
 
 
 def test_an_interrupted_run_goes_on_where_it_was(trained, exported, people, tmp_path, monkeypatch):
-    out, asked, really_time = tmp_path / "report", [], harness.time_batch
+    out, calls, really_time = tmp_path / "report", [], harness.time_batch
     command = (SCRIPT, trained, exported, "--batches", "1,2", "--seconds", "0.2", "--out", out)
     command += ("--root", fewer(people, tmp_path / "people"))
 
@@ -179,9 +179,9 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, exported, people, tmp_
         return really_time(workers, paths, *args, **options)
 
     class Noted(WorkerHere):
-        def ask(self, do, /, **arguments):
-            asked.append((self.name, do))
-            return super().ask(do, **arguments)
+        def call(self, method, /, **arguments):
+            calls.append((self.name, method))
+            return super().call(method, **arguments)
 
     with workers_here() as patch:
         patch.setattr(harness, "time_batch", interrupted)
@@ -193,10 +193,9 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, exported, people, tmp_
     with workers_here(Noted):
         done = run_here(*command, "--resume", PMM_FAST="1")
     assert done.returncode == 0, done.stderr
-    did = {do for name, do in asked if name != "builder"}
-    assert "turn" in did
-    assert "embed" not in did
-    assert "compare_batch_sizes" not in did
+    called = {method for name, method in calls if name != "builder"}
+    assert "turn" in called
+    assert not called & {"embed", "compare_batch_sizes"}
     report = read_report(out / "report.json")
     assert [[timing.batch for timing in result.batches] for result in report.results] == [[1, 2], [1, 2]]
     kept = report.results[1].batches[0].samples_ms

@@ -75,4 +75,4 @@ def test_a_runner_that_refuses_a_size_is_told_of_and_the_others_go_on(trained, e
     assert (refusing.status, refusing.tracker) == ("ok", None)
     (failure,) = report.gates.failures
     assert (failure.result, failure.gate) == (refusing.name, "--batches")
-    assert "calls of a tracker could not be timed: no forty crops" in failure.said
+    assert "the tracker load could not be timed: no forty crops" in failure.said

@@ -1,4 +1,4 @@
-"""Workers of the bench that live in the process of the test: they answer at once, and torch is imported once."""
+"""Workers of the bench in the process of the test: they answer at once, and torch is imported once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pmm.artifacts.artifact import Artifact, manifest_path, read_manifest
 from pmm.bench import harness, workers
 from pmm.bench.latency import Clock
 from pmm.bench.pages import pictures, report
-from pmm.bench.worker import Session
+from pmm.bench.worker import WorkerSession
 from pmm.export import onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.utils.files import sha256
@@ -25,7 +25,7 @@ from tests.store import Shared
 
 
 class WorkerHere:
-    """Asked as a `WorkerProcess` is; its session, its messages and what they mean are the bench's own."""
+    """Called as a `WorkerProcess` is; its session and its messages are the bench's."""
 
     clock: Clock = staticmethod(time.perf_counter)
 
@@ -34,22 +34,22 @@ class WorkerHere:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
         self._progress: Callable[[float], None] = lambda done: None
-        self._session = Session(lambda done: self._progress(done), self.clock)
+        self._session = WorkerSession(lambda done: self._progress(done), self.clock)
 
-    def ask(
+    def call(
         self,
-        do: str,
+        method: str,
         /,
         *,
         progress: Callable[[float], None] = lambda done: None,
         patience: float = 1.0,
         **arguments: Any,
     ) -> Any:
-        """What `WorkerProcess.ask` returns or raises."""
+        """As `WorkerProcess.call`."""
         self._progress = progress
         with self.log.open("a") as log, redirect_stdout(log), redirect_stderr(log):
-            message = self._session.answer(do, json.loads(json.dumps(arguments)))
-        return workers.told(json.loads(json.dumps(message)))
+            message = self._session.answer(method, json.loads(json.dumps(arguments)))
+        return workers.read_answer(json.loads(json.dumps(message)))
 
     def close(self, *, at_once: bool = False) -> None:
         """Forget the runner."""

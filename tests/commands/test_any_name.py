@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from pmm.artifacts.artifact import manifest_path
-from pmm.bench.request import Options, subjects
+from pmm.bench.request import Options, resolve_inputs
 from tests.conftest import assert_one_line_error, run_here, run_python
 
 
@@ -57,8 +57,8 @@ def test_what_takes_either_tells_them_apart(home, tmp_path):
     done("export", "triton", home / "served.bin", "--repo", tmp_path / "repo")
     assert (tmp_path / "repo/served/1/model.onnx").exists()
     ended = run_here("-m", "pmm", "export", "triton", home / "weights", "--repo", tmp_path / "repo")
-    assert_one_line_error(ended, "weights is a checkpoint", "pmm export onnx")
-    checkpoint, candidates, _ = subjects([home / "model.pt", home / "served.bin"], Options())
+    assert_one_line_error(ended, "weights: it is a checkpoint", "pmm export onnx")
+    checkpoint, candidates, _ = resolve_inputs([home / "model.pt", home / "served.bin"], Options())
     assert checkpoint == home / "model.pt"
     assert [candidate.backend for candidate in candidates] == ["torch", "ort-cpu"]
 

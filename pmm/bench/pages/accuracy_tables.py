@@ -1,4 +1,4 @@
-"""Tables of a bench report about accuracy: three tiers, cameras, thresholds, and the queries that lost."""
+"""Tables of a bench report about accuracy: three tiers, cameras, thresholds, and the queries with the largest loss."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from pmm.bench.pages.format import NONE, between, cosine, count, one_in, one_line, percent, points, small, threshold
 from pmm.bench.pages.queries import ran, reference_of
-from pmm.bench.pages.tables import Cell, Column, Figures, Table, both, but_reference, lines, loss, table_of
+from pmm.bench.pages.tables import Cell, Column, Figures, Table, both, but_reference, lines, loss_tone, table_of
 from pmm.bench.schema import BenchReport, Interval, LostQuery, OperatingPoint, Result
 
 
 def accuracy_table(report: BenchReport) -> Table:
-    """Three tiers: the numbers, the order, the people found."""
+    """Three tiers: the embeddings, the ranking, the identities found."""
     reference = reference_of(report)
 
     def others(figures: Figures) -> Figures:
@@ -24,35 +24,35 @@ def accuracy_table(report: BenchReport) -> Table:
         return NONE if result.kendall_tau is None else f"{result.kendall_tau:.4f}"
 
     def share(get: Callable[[Result], tuple[float | None, float | None, Interval | None]]) -> Figures:
-        """A share of the queries, its difference to the reference, and the range of that."""
+        """A share of the queries, its difference from the reference's, and the interval of that."""
 
         def found(result: Result) -> Cell:
             value, delta, interval = get(result)
             if result is reference or delta is None:
                 return Cell(percent(value))
-            return Cell(percent(value), lines(points(delta), between(interval, points)), loss(delta, interval))
+            return Cell(percent(value), lines(points(delta), between(interval, points)), loss_tone(delta, interval))
 
         return found
 
-    numbers, order, people = "1. the same numbers?", "2. the same order?", "3. the same people found?"
+    numbers, order, retrieval = "1. Same embeddings?", "2. Same ranking?", "3. Same identities found?"
     columns: list[tuple[Column, Figures]] = [
         (Column("worst cosine", "1 %, median", numbers), others(worst)),
-        (Column("largest change", "", numbers), others(lambda r: small(r.max_abs))),
-        (Column("length change", "", numbers), others(lambda r: small(r.max_length_error))),
-        (Column("alone or in a batch", "cosine", numbers), lambda r: cosine(r.batch_min_cosine)),
-        (Column("first item changed", "queries", order), others(lambda r: count(r.top1_changed))),
-        (Column("first ten shared", "", order), others(lambda r: percent(r.top10_overlap, 2))),
-        (Column("order kept", "tau", order), others(tau)),
+        (Column("largest difference", "", numbers), others(lambda r: small(r.max_abs))),
+        (Column("norm error", "", numbers), others(lambda r: small(r.max_length_error))),
+        (Column("worst cosine across batch sizes", "", numbers), lambda r: cosine(r.batch_min_cosine)),
+        (Column("first crop changed", "queries", order), others(lambda r: count(r.top1_changed))),
+        (Column("top-10 overlap", "", order), others(lambda r: percent(r.top10_overlap, 2))),
+        (Column("Kendall's tau", "", order), others(tau)),
         (
-            Column("mAP", "difference, range", people),
+            Column("mAP", "difference, interval", retrieval),
             share(lambda r: (r.mAP, r.map_delta, r.map_delta_interval)),
         ),
         (
-            Column("rank-1", "difference, range", people),
+            Column("rank-1", "difference, interval", retrieval),
             share(lambda r: (r.rank1, r.rank1_delta, r.rank1_delta_interval)),
         ),
         (
-            Column("mINP", "difference, range", people),
+            Column("mINP", "difference, interval", retrieval),
             share(lambda r: (r.mINP, r.minp_delta, r.minp_delta_interval)),
         ),
     ]
@@ -71,7 +71,7 @@ def camera_table(report: BenchReport) -> Table | None:
             camera = next((c for c in result.cameras if c.camid == camid), None)
             if camera is None or result is reference:
                 return NONE if camera is None else percent(camera.mAP)
-            return Cell(points(camera.map_delta), percent(camera.mAP), loss(camera.map_delta))
+            return Cell(points(camera.map_delta), percent(camera.mAP), loss_tone(camera.map_delta))
 
         return found
 
@@ -80,7 +80,7 @@ def camera_table(report: BenchReport) -> Table | None:
 
 
 def threshold_table(report: BenchReport) -> Table | None:
-    """Equal error rate, and at every operating point what is found and where to cut. None without thresholds."""
+    """Equal error rate, and the true-positive rate and threshold at every operating point. None without thresholds."""
     results = [r for r in ran(report) if r.thresholds]
     rates = sorted({p.fpr for r in results if r.thresholds for p in r.thresholds.points}, reverse=True)
     if not results:
@@ -98,29 +98,29 @@ def threshold_table(report: BenchReport) -> Table | None:
         parts = both(count(point.newly_accepted), count(point.newly_rejected)) if point.flips else ""
         return Cell(count(point.flips), parts)
 
-    equal = "both errors equal"
+    equal = "equal error rate"
     columns: list[tuple[Column, Figures]] = [
-        (Column("errors", "EER", equal), lambda r: percent(r.thresholds.eer if r.thresholds else None, 2)),
+        (Column("EER", "", equal), lambda r: percent(r.thresholds.eer if r.thresholds else None, 2)),
         (Column("threshold", "", equal), lambda r: threshold(r.thresholds.eer_threshold if r.thresholds else None)),
     ]
     for rate in rates:
-        group = f"false matches: {one_in(rate)}"
+        group = f"false accepts: {one_in(rate)}"
         columns += [
-            (Column("found", "TPR", group), at(rate, lambda p: percent(p.tpr, 2))),
+            (Column("accepted", "TPR", group), at(rate, lambda p: percent(p.tpr, 2))),
             (Column("threshold", "", group), at(rate, lambda p: threshold(p.threshold))),
-            (Column("flips", "accepted / rejected", group), but_reference(report, at(rate, flip))),
+            (Column("verification flips", "accepted / rejected", group), but_reference(report, at(rate, flip))),
         ]
     return table_of(report, results, columns)
 
 
 def lost_table(report: BenchReport) -> Table | None:
-    """The queries that lost most, per result. None if nothing lost."""
+    """The queries with the largest loss_tone, per result. None if no query has one."""
     rows = [
         tuple(map(Cell, (one_line(result.name), one_line(q.path), str(q.pid), str(q.camid), *_both_ap(q))))
         for result in ran(report)
         for q in result.worst_queries
     ]
-    heads = ("result", "query", "person", "camera", "AP before", "AP here")
+    heads = ("result", "query", "identity", "camera", "AP of the reference", "AP")
     return Table(tuple(Column(head, words=head == "query") for head in heads), tuple(rows)) if rows else None
 
 

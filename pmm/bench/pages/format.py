@@ -1,4 +1,4 @@
-"""How the bench's reports write figures and what they call backends."""
+"""How the bench's reports write figures and the names of backends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pmm.bench.schema import Interval, Result
 
 NONE = "-"
-SPOKEN = {
+DISPLAY_NAMES = {
     "torch-compile": "torch.compile",
     "aoti": "AOTInductor",
     "ort-cpu": "ONNX Runtime",
@@ -20,14 +20,15 @@ SPOKEN = {
 }
 
 
-def spoken(result: Result) -> str:
-    """As a sentence says it: "TensorRT fp16 on GPU (CUDA graph)"."""
+def display_name(result: Result) -> str:
+    """A result's name in a sentence: "TensorRT fp16 on GPU (CUDA graph)"."""
     rest = result.name.removeprefix(result.backend).strip().removeprefix(result.precision).strip()
-    said = f"{SPOKEN.get(result.backend, result.backend)} {result.precision} on {device_of(result.device)}"
-    return one_line(f"{said} ({'CUDA graph' if rest == 'graph' else rest})" if rest else said)
+    backend = DISPLAY_NAMES.get(result.backend, result.backend)
+    name = f"{backend} {result.precision} on {device_label(result.device)}"
+    return one_line(f"{name} ({'CUDA graph' if rest == 'graph' else rest})" if rest else name)
 
 
-def device_of(device: str) -> str:
+def device_label(device: str) -> str:
     return {"cpu": "CPU", "cuda": "GPU"}.get(device, device)
 
 
@@ -57,12 +58,12 @@ def number(value: float | None) -> str:
 
 
 def small(value: float | None) -> str:
-    """Two significant digits of what is next to nothing: 0.00021 or 1.3e-07."""
+    """Two significant digits of a figure near zero: 0.00021 or 1.3e-07."""
     return NONE if value is None else f"{value:.2g}"
 
 
 def threshold(value: float | None) -> str:
-    """Four significant digits: what one types into a configuration."""
+    """Four significant digits, for a configuration."""
     return NONE if value is None else f"{value:#.4g}"
 
 
@@ -87,22 +88,22 @@ def seconds(value: float | None) -> str:
 
 
 def times(value: float | None) -> str:
-    """How many times as fast: "1.83x"."""
+    """A speedup: "1.83x"."""
     return NONE if value is None else f"{number(value)}x"
 
 
-def between(interval: Interval | None, say: Callable[[float], str]) -> str:
+def between(interval: Interval | None, text: Callable[[float], str]) -> str:
     """An interval, "-0.09 to +0.05"; empty if there is none."""
-    return "" if interval is None else f"{say(interval[0])} to {say(interval[1])}"
+    return "" if interval is None else f"{text(interval[0])} to {text(interval[1])}"
 
 
 def one_in(share: float) -> str:
-    """A small share as people say it: 0.001 is "1 in 1,000"."""
+    """A small share as a ratio: 0.001 is "1 in 1,000"."""
     return f"1 in {1 / share:,.0f}" if 0 < share < 1 else percent(share)
 
 
 def one_line(text: object) -> str:
-    """Without line breaks and what cannot be printed, which a terminal would obey."""
+    """`text` without line breaks and control characters, which a terminal would obey."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 

@@ -1,4 +1,4 @@
-"""Pictures of ranked lists for a bench report: what the reference finds, and the queries that a backend lost."""
+"""Pictures of ranked lists for a bench report: of the reference, and of each backend's largest losses."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 
 LEAST_LOSS = 0.01
-"""Of a query's average precision, to be worth a picture: below it the lists look the same."""
+"""Loss of average precision from which a query has a picture: below it the lists look the same."""
 QUERIES, ITEMS, HEIGHT = 5, 5, 128
 """Of a picture: queries, items in each list, and the height of a crop in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPictures:
-    """What a report shows besides its plots."""
+    """Pictures of a report, besides its plots."""
 
     ranked: Image.Image | None = None
-    """What the reference finds."""
+    """Ranked lists of the reference."""
     worst: Mapping[str, Image.Image] = field(default_factory=dict)
-    """Name of a result -> its queries that lost most, as `worst_picture` draws them."""
+    """Name of a result -> its queries with the largest loss, by `worst_picture`."""
 
 
-def pictures(report: BenchReport, judge: AccuracyEvaluator, reference: Reference) -> ReportPictures:
-    """All that a report shows; none if a crop cannot be read any more: figures must not be lost over a picture."""
+def pictures(report: BenchReport, accuracy: AccuracyEvaluator, reference: Reference) -> ReportPictures:
+    """All pictures of a report; none if a crop can no longer be read: that must not prevent the report."""
     from pmm.visualize.ranked import ranked_picture
 
     try:
-        ranked = ranked_picture(judge.split, reference.embedded, reference.ranking.per_query_ap)
+        ranked = ranked_picture(accuracy.split, reference.embedded, reference.ranking.per_query_ap)
         return ReportPictures(ranked=ranked, worst=worst_pictures(report))
     except UserError as error:
-        logging.getLogger("pmm").warning("the report is without pictures of people: %s", error)
+        logging.getLogger("pmm").warning("the report has no pictures of ranked lists: %s", error)
         return ReportPictures()
 
 
@@ -58,7 +58,7 @@ def worst_pictures(report: BenchReport) -> dict[str, Image.Image]:
 
 
 def worst_picture(name: str, lost: Sequence[LostQuery], reference: str) -> Image.Image:
-    """One line per query in `lost`: its crop, what ranks first with the reference, and with the result `name`.
+    """One line per query in `lost`: its crop, the first crops of the reference, and those of the result `name`.
 
     Raises ValueError if there is none, UserError if a crop cannot be read.
     """
@@ -69,7 +69,9 @@ def worst_picture(name: str, lost: Sequence[LostQuery], reference: str) -> Image
         [_row(q.first_reference, q.right_reference) for q in lost],
         [_row(q.first, q.right) for q in lost],
         heads=(one_line(reference), one_line(name)),
-        titles=[f"AP {percent(q.ap_reference)} -> {percent(q.ap)}   (person {q.pid}, camera {q.camid})" for q in lost],
+        titles=[
+            f"AP {percent(q.ap_reference)} -> {percent(q.ap)}   (identity {q.pid}, camera {q.camid})" for q in lost
+        ],
         height=HEIGHT,
     )
 

@@ -30,7 +30,7 @@ _DRAWN_SAMPLES = 150  # dots per strip; the boxes use all samples
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A picture for a light and for a dark page, as data URIs, and what it shows in words."""
+    """A picture for a light and for a dark page, as data URIs, with title and caption."""
 
     title: str
     caption: str
@@ -40,7 +40,7 @@ class Plot:
 
 @dataclass(frozen=True, kw_only=True)
 class Plots:
-    """Those that cannot be drawn are not there: without two timed results, without a latency, with one batch size."""
+    """The plots that can be drawn: some need two timed results, or two batch sizes."""
 
     trade_off: Plot | None
     spread: tuple[Plot, ...]
@@ -48,27 +48,27 @@ class Plots:
 
 
 def plots(report: BenchReport) -> Plots:
-    """What the figures look like."""
+    """All plots of a report."""
     drawing = _Drawing(report)
     spread = [
-        _plot(f"Batch {batch}: how the time of a call varies", _SPREAD, drawing.spread(batch), drawing.strips(batch))
+        _plot(f"Batch {batch}: distribution of call times", _SPREAD, drawing.spread(batch), drawing.strips(batch))
         for batch in drawing.batches
     ]
     trade_off, sweep = None, []
     if len(drawing.dots()) > 1:
         trade_off = _plot("Accuracy against latency", drawing.trade_off_caption(), drawing.trade_off, drawing.single)
     if len(drawing.batches) > 1:
-        rate = "Images per second by batch size, calls not waiting for each other. Higher is better."
-        sweep.append(_plot("What larger batches bring", rate, drawing.throughput, drawing.single))
+        rate = "Images per second by batch size, with calls that need not wait for each other. Higher is better."
+        sweep.append(_plot("Throughput by batch size", rate, drawing.throughput, drawing.single))
         cost = "Median time of a call by batch size. Lower is better."
-        sweep.append(_plot("What larger batches cost", cost, drawing.latency, drawing.single))
+        sweep.append(_plot("Latency by batch size", cost, drawing.latency, drawing.single))
     return Plots(trade_off=trade_off, spread=tuple(spread), sweep=tuple(sweep))
 
 
 _SPREAD = (
-    f"Fastest on top. Every dot is one call (at most {_DRAWN_SAMPLES} drawn); the box holds the middle half of all, "
-    "the thick line in it is the median, which stands on the right too, in ms. The further apart, the less "
-    "predictable; a second panel shows the same calls against each one's own median."
+    f"The fastest is on top. Every dot is one call (at most {_DRAWN_SAMPLES} are drawn), the box is the middle half of "
+    "all calls, and the thick line is the median, with its ms on the right. The wider, the less predictable. A second "
+    "panel, if there is one, shows the same calls in % of the backend's median."
 )
 
 
@@ -99,12 +99,12 @@ class _Drawing:
         return found
 
     def trade_off_caption(self) -> str:
-        gate = "" if self._gate() is None else " The dotted line is the gate: whoever lies below it may not ship."
+        gate = "" if self._gate() is None else " A backend below the dotted line, the gate, may not ship."
         return (
-            f"Up and to the left is better: more accurate, faster. Median time of a call at batch {self.batches[0]}. "
-            f"Bars: where the true value lies with 95 % confidence (of mAP: its difference to "
-            f"{self.report.reference}). The shaded band is the reference's mAP, 0.1 points up and down.{gate}"
-            f"{' The ring is what the verdict names.' * bool(shipping(self.report))}"
+            f"Higher is more accurate, further left is faster (median time of a call at batch {self.batches[0]}). "
+            f"Bars are 95 % confidence intervals, for mAP of its difference from {self.report.reference}. The shaded "
+            f"band is the reference's mAP, 0.1 points up and down.{gate}"
+            f"{' The ring marks the backend of the verdict.' * bool(shipping(self.report))}"
         )
 
     def trade_off(self, figure: Figure) -> None:
@@ -145,7 +145,7 @@ class _Drawing:
         self._legend(figure)
 
     def _gate(self) -> float | None:
-        """The bound of mAP, unless so far down that the axis would end in showing nothing else."""
+        """The bound of mAP, unless it is so low that the axis would show little else."""
         drop = self.report.gates.max_map_drop
         return drop if drop is not None and drop <= _GATE_SHOWN else None
 
@@ -162,13 +162,13 @@ class _Drawing:
             self._strips(panels[0], samples, timed)
             _latency_axis(panels[0], ends, span=1.12, narrow=wide)
             panels[0].set_xlabel("ms")
-            if wide:  # over such a range a box is a line: the spread gets an axis of its own
+            if wide:  # over such a range a box is a line: the spread gets its own axis
                 shares = [100 * taken / t.p50_ms for taken, (_, t) in zip(samples, timed, strict=True)]
                 low = min(float(np.quantile(share, 0.01)) for share in shares)
                 high = max(float(np.quantile(share, 0.98)) for share in shares)
                 self._strips(panels[1], [np.clip(share, low, high) for share in shares], timed)
                 panels[1].set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-                panels[1].set_xlabel("% of its own median")
+                panels[1].set_xlabel("% of the median")
             panels[0].set_yticks(range(len(timed)), [short(r.name) + " !" * bool(t.flags) for r, t in timed])
             beside = panels[-1].secondary_yaxis("right")
             beside.set_yticks(range(len(timed)), [number(t.p50_ms) for _, t in timed])
@@ -188,11 +188,11 @@ class _Drawing:
         generator = np.random.default_rng(0)  # the scatter across a strip means nothing, but must not change per run
         line = {"color": rcParams["text.color"], "linewidth": 0.9}
         for row, (taken, (result, _)) in enumerate(zip(samples, timed, strict=True)):
-            kept = np.linspace(0, taken.size - 1, min(taken.size, _DRAWN_SAMPLES)).round().astype(int)
-            across = row + generator.uniform(-0.28, 0.28, kept.size)
+            drawn = np.linspace(0, taken.size - 1, min(taken.size, _DRAWN_SAMPLES)).round().astype(int)
+            across = row + generator.uniform(-0.28, 0.28, drawn.size)
             colour = self.styles[result.name].colour
             # as pixels: thousands of dots as vectors would make a page of megabytes
-            axes.plot(taken[kept], across, ".", color=colour, markersize=3.2, alpha=0.6, rasterized=True)
+            axes.plot(taken[drawn], across, ".", color=colour, markersize=3.2, alpha=0.6, rasterized=True)
             axes.boxplot(taken, positions=[row], widths=0.62, orientation="horizontal", showfliers=False,
                          showcaps=False, manage_ticks=False, medianprops={**line, "linewidth": 2.2},
                          boxprops=line, whiskerprops=line)  # fmt: skip
@@ -235,7 +235,7 @@ class _Drawing:
             for text, look in group:
                 line = {"color": look, "linewidth": 5} if isinstance(look, str) else look.dot(7)
                 handles.append(Line2D([], [], label=short(text), **line))
-            # every kind begins a column of its own
+            # every kind begins a column
             handles += [Line2D([], [], linestyle="none", label=" ") for _ in range(-len(group) % rows)]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) // rows, columnspacing=1.4,
                       handlelength=1.2, handletextpad=0.6)  # fmt: skip

@@ -1,11 +1,11 @@
-"""What is asked of a `BenchReport` again and again: who ran, in which order, how fast, and whether it ranks alike."""
+"""Queries on a `BenchReport`: which results ran, in which order, how fast, and which rank like the reference."""
 
 from __future__ import annotations
 
 from pmm.bench.schema import BenchReport, Estimate, Result, Timing
 
-# A backend "ranks as the reference does" while mAP and rank-1 differ by no more than this (0.1 points).
 SAME_RANKING = 0.001
+"""A backend "ranks like the reference" if mAP and rank-1 differ by no more than this (0.1 points)."""
 
 
 def ran(report: BenchReport) -> list[Result]:
@@ -26,8 +26,8 @@ def missing(report: BenchReport) -> list[Result]:
 
 def reference_of(report: BenchReport) -> Result | None:
     """The result that the others are compared with, if it ran."""
-    found = report.result(report.reference)
-    return found if found is not None and found.status == "ok" else None
+    reference = report.result(report.reference)
+    return reference if reference is not None and reference.status == "ok" else None
 
 
 def batch_sizes(report: BenchReport) -> list[int]:
@@ -46,12 +46,12 @@ def timing_at(result: Result, batch: int) -> Timing | None:
 
 
 def speedup(report: BenchReport, result: Result, batch: int) -> Estimate | None:
-    """Times as fast as the reference at `batch`; without an interval where the report has none."""
+    """Speedup over the reference at `batch`; without an interval where the report has none."""
     reference = reference_of(report)
-    mine, theirs = timing_at(result, batch), timing_at(reference, batch) if reference else None
-    if mine is None or theirs is None or result is reference:
+    timing, base = timing_at(result, batch), timing_at(reference, batch) if reference else None
+    if timing is None or base is None or result is reference:
         return None
-    return mine.speedup or (Estimate(value=theirs.p50_ms / mine.p50_ms, interval=None) if mine.p50_ms else None)
+    return timing.speedup or (Estimate(value=base.p50_ms / timing.p50_ms, interval=None) if timing.p50_ms else None)
 
 
 def best_throughput(result: Result) -> Timing | None:
@@ -72,7 +72,7 @@ def failed_gates(report: BenchReport, result: Result) -> list[str]:
 
 
 def may_ship(report: BenchReport, result: Result) -> bool:
-    """It ran and fails no gate. Where no gate judges mAP, it must rank as the reference does."""
+    """It ran and fails no gate. Without a gate on mAP, it must rank like the reference."""
     if result.status != "ok" or failed_gates(report, result):
         return False
     return report.gates.max_map_drop is not None or ranks_alike(result)
@@ -84,5 +84,5 @@ def shipping(report: BenchReport) -> list[Result]:
 
 
 def flagged(report: BenchReport) -> list[tuple[Result, Timing]]:
-    """Latencies that are not to be trusted."""
+    """Unreliable latencies."""
     return [(r, t) for r in ran(report) for t in r.batches if t.flags]

@@ -1,4 +1,4 @@
-"""A bench result as people read it: a table for the terminal, report.json, report.md, a self-contained report.html."""
+"""The files of a bench report: report.json, report.md, a self-contained report.html; and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from pmm.bench.pages import sections
 from pmm.bench.pages.format import NONE, cosine, escape, number, one_line, points
-from pmm.bench.pages.gate_list import GateLine, counted
+from pmm.bench.pages.gate_list import GateLine, count_by_status
 from pmm.bench.pages.pictures import ReportPictures
 from pmm.bench.pages.plots import data_uri, plots
 from pmm.bench.pages.queries import flagged, missing, ran, reference_of, shown_batches, speedup, timing_at
 from pmm.bench.pages.sections import Section
-from pmm.bench.pages.tables import UNSTEADY, Table, flips
+from pmm.bench.pages.tables import UNSTEADY, Table, rank1_flips
 from pmm.bench.pages.verdict import verdict
 from pmm.bench.schema import BenchReport, Result
 from pmm.utils.files import write_file
@@ -22,9 +22,14 @@ from pmm.utils.files import write_file
 if TYPE_CHECKING:
     from PIL import Image
 
-TITLE = "Does the ranking survive export, and how fast is it?"
-SYNTHETIC_NOTE = "The people in this data set are synthetic (drawn by a program): no figure here is about real people."
-UNTIMED = "No backend gave a latency, so there is nothing to plot."
+TITLE = "Which backends keep the accuracy, and how fast are they?"
+SYNTHETIC_NOTE = "The crops of this data set are synthetic (drawn by a program): no figure here is about real people."
+METHOD = "How it was measured"
+UNRELIABLE = (
+    f"These latencies are unreliable, and marked with {UNSTEADY} in the tables; on an idle machine the comparison may "
+    "have another result."
+)
+UNTIMED = "No backend was timed, so there is nothing to plot."
 
 
 def write_reports(report: BenchReport, out: Path, pictures: ReportPictures) -> None:
@@ -32,8 +37,8 @@ def write_reports(report: BenchReport, out: Path, pictures: ReportPictures) -> N
 
     Raises ValueError, with nothing written, if a figure is not finite; UserError if `out` cannot be written.
     """
-    write_file(out / "report.json", report.to_json())  # first: what follows can be made from it again
-    # "replace": a path with bytes that are no text must not cost the whole report
+    write_file(out / "report.json", report.to_json())  # first: the other files can be made from it
+    # "replace": a path with bytes that are no text must not prevent the whole report
     write_file(out / "report.md", markdown(report).encode("utf-8", "replace"))
     write_file(out / "report.html", html(report, pictures).encode("utf-8", "replace"))
     if pictures.ranked is not None:
@@ -41,7 +46,7 @@ def write_reports(report: BenchReport, out: Path, pictures: ReportPictures) -> N
 
 
 def html(report: BenchReport, pictures: ReportPictures) -> str:
-    """The report as one HTML page that refers to nothing outside itself."""
+    """The report as one HTML page without links to other files."""
     import jinja2
 
     # autoescape=True, not select_autoescape: that one goes by the file name, and .j2 is not on its list
@@ -53,25 +58,25 @@ def html(report: BenchReport, pictures: ReportPictures) -> str:
         # a figure and its percent sign stay in one line
         finalize=lambda value: value.replace(" %", "\u00a0%") if isinstance(value, str) else value,
     )
-    said, drawn = verdict(report), plots(report)
-    best = report.result(said.ships) if said.ships else None
-    found = sections.results(report)
+    summary, drawn = verdict(report), plots(report)
+    best = report.result(summary.ships) if summary.ships else None
+    results = sections.results(report)
     chapters = [sections.accuracy(report), sections.thresholds(report), sections.lost(report), sections.timing(report)]
     accuracy, thresholds, lost, timing = chapters
-    careful = sections.careful(report)
-    contents = [(section.anchor, section.title.split(":")[0]) for section in [found, *chapters] if section]
+    caveats = sections.caveats(report)
+    contents = [(section.anchor, section.title.split(":")[0]) for section in [results, *chapters] if section]
     contents[1:1] = [("plots", "Plots")] if drawn.spread else []
-    contents += [("careful", "Figures to be careful with")] if careful.lines or careful.notes else []
-    contents += [("measured", "How it was measured"), ("environment", "Environment")]
+    contents += [("caveats", sections.CAVEATS)] if caveats.lines or caveats.notes else []
+    contents += [("method", METHOD), ("environment", "Environment")]
     return environment.get_template("report.html.j2").render(
         report=report,
         title=TITLE,
-        verdict=said,
-        gates_in_short=counted(said.gates),
+        verdict=summary,
+        gates_summary=count_by_status(summary.gates),
         notes=_notes(report),
         contents=contents,
         untimed=UNTIMED,
-        results=found,
+        results=results,
         absent=_absent(report),
         plots=drawn,
         accuracy=accuracy,
@@ -80,9 +85,12 @@ def html(report: BenchReport, pictures: ReportPictures) -> str:
         lost=lost,
         worst=[(one_line(name), _embedded(picture)) for name, picture in pictures.worst.items()],
         timing=timing,
-        careful=careful,
+        caveats=caveats,
+        caveats_title=sections.CAVEATS,
+        unreliable=UNRELIABLE,
         ranked=None if pictures.ranked is None else _embedded(pictures.ranked),
-        measured=sections.measured(report),
+        method_title=METHOD,
+        method=sections.method(report),
         facts=sections.facts(report),
     )
 
@@ -90,57 +98,58 @@ def html(report: BenchReport, pictures: ReportPictures) -> str:
 def table(report: BenchReport) -> str:
     """The table for the terminal, in Markdown, the fastest first: mAP in %, its change in points, latency in ms.
 
-    Then a line per latency that is not to be trusted, per backend that failed or could not run, and per failed gate.
+    Then a line per unreliable latency, per backend that failed or is unavailable, and per failed gate.
     """
     reference, batches = reference_of(report), shown_batches(report)
     first = batches[0] if batches else 0
-    rows = [["result", "mAP %", "change [95 %]", "lost+gained", "cosine", *(f"ms @{b}" for b in batches)]]
-    rows[0] += [f"times @{first}", "images/s"]
+    rows = [["result", "mAP %", "change [95 %]", "rank-1 -/+", "cosine", *(f"ms @{b}" for b in batches)]]
+    rows[0] += [f"speedup @{first}", "images/s"]
     for result in ran(report):
-        own = result is reference
-        found = speedup(report, result, first)
+        estimate = speedup(report, result, first)
         row = [one_line(result.name), NONE if result.mAP is None else f"{100 * result.mAP:.1f}"]
-        row += (
-            [NONE, NONE, NONE]
-            if own
-            else [_change(result), flips(result).replace(" / ", "+"), cosine(result.min_cosine)]
-        )
+        if result is reference:
+            row += [NONE, NONE, NONE]
+        else:
+            row += [_change(result), rank1_flips(result).replace(" ", ""), cosine(result.min_cosine)]
         row += [_latency(result, batch) for batch in batches]
         most = max((t.images_per_s for t in result.batches), default=None)
-        row += [NONE if found is None else number(found.value), number(most)]
+        row += [NONE if estimate is None else number(estimate.value), number(most)]
         rows.append(row)
     lines = _aligned(rows) if len(rows) > 1 else ["no backend could be measured"]
     if batches:
-        lines += ["", f"ms: p50/p95 of a call at a batch size; times: as fast as {one_line(report.reference)}"]
+        lines += [
+            "",
+            f"rank-1 -/+: queries lost/gained; ms: p50/p95 of a call; speedup: over {one_line(report.reference)}",
+        ]
     for result, timing in flagged(report):
         lines.append(f"{UNSTEADY} {one_line(result.name)}, batch {timing.batch}: {one_line('; '.join(timing.flags))}")
-    lines += [f"note {note}" for note in sections.careful(report).notes]
+    lines += [f"note {note}" for note in sections.caveats(report).notes]
     lines += [f"- {names}: {status}: {reason}" for names, status, reason in _absent(report)]
     lines += [f"gate {one_line(f.gate)}: {one_line(f.result)}: {one_line(f.said)}" for f in report.gates.failures]
     return "\n".join(lines)
 
 
 def markdown(report: BenchReport) -> str:
-    """The report as Markdown: all that the HTML page says, without its pictures."""
-    said = verdict(report)
-    best = report.result(said.ships) if said.ships else None
-    parts = [f"# {TITLE}", f"**{escape(said.headline)}**", f"**{escape(said.failing)}**" if said.failing else ""]
-    parts += [_bullets(said.sentences)]
-    parts += [f"## Gates: {counted(said.gates)}", "\n".join(map(_gate, said.gates))]
+    """The report as Markdown: the text and tables of the HTML page, without its pictures."""
+    summary = verdict(report)
+    best = report.result(summary.ships) if summary.ships else None
+    parts = [f"# {TITLE}", f"**{escape(summary.headline)}**"]
+    parts += [f"**{escape(summary.failing)}**" if summary.failing else "", _bullets(summary.details)]
+    parts += [f"## Gates: {count_by_status(summary.gates)}", "\n".join(map(_gate, summary.gates))]
     parts += map(escape, _notes(report))
-    found = sections.results(report)
-    parts += _section(found) if found.parts else [f"## {found.title}", "no backend could be measured"]
+    results = sections.results(report)
+    parts += _section(results) if results.parts else [f"## {results.title}", "no backend could be measured"]
     parts.append(_bullets([": ".join(each) for each in _absent(report)]))
     parts += _section(sections.accuracy(report))
     parts += _section(sections.thresholds(report))
     parts += [escape(sections.to_deploy(best))] if best else []
     parts += _section(sections.lost(report))
     parts += _section(sections.timing(report))
-    careful = sections.careful(report)
-    if careful.lines or careful.notes:
-        parts += ["## Figures to be careful with", _bullets([*careful.notes, *careful.lines])]
-        parts.append(_bullets([f"{word}: {meaning}" for word, meaning in careful.meanings]))
-    parts += ["## How it was measured", _bullets(sections.measured(report))]
+    caveats = sections.caveats(report)
+    if caveats.lines or caveats.notes:
+        parts += [f"## {sections.CAVEATS}", _bullets(caveats.notes), UNRELIABLE if caveats.lines else ""]
+        parts += [_bullets(caveats.lines), _bullets([f"{word}: {meaning}" for word, meaning in caveats.meanings])]
+    parts += [f"## {METHOD}", _bullets(sections.method(report))]
     parts += ["## Environment", _bullets([f"{key}: {value}" for key, value in sections.facts(report)])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -156,20 +165,20 @@ def _section(section: Section | None) -> list[str]:
 
 
 def _markdown_table(table: Table) -> list[str]:
-    """The table; one per group of columns where it has any, since Markdown knows no heads over heads."""
+    """The table; one per group of columns if it has groups, as Markdown has a single row of heads."""
     groups = dict.fromkeys(column.group for column in table.columns[1:])
-    found = []
+    parts = []
     for group in groups:
-        kept = [0, *(i for i, column in enumerate(table.columns) if i and column.group == group)]
-        columns = [table.columns[i] for i in kept]
-        rows = [[_said(column.head, column.sub) for column in columns]]
-        rows += [[_said(row[i].text, row[i].sub) for i in kept] for row in table.rows]
-        found += [f"**{escape(group)}**"] if group else []
-        found.append("\n".join(_aligned(rows, left={i for i, column in enumerate(columns) if column.words} | {0})))
-    return found
+        indices = [0, *(i for i, column in enumerate(table.columns) if i and column.group == group)]
+        columns = [table.columns[i] for i in indices]
+        rows = [[_cell(column.head, column.sub) for column in columns]]
+        rows += [[_cell(row[i].text, row[i].sub) for i in indices] for row in table.rows]
+        parts += [f"**{escape(group)}**"] if group else []
+        parts.append("\n".join(_aligned(rows, left={i for i, column in enumerate(columns) if column.words} | {0})))
+    return parts
 
 
-def _said(text: str, sub: str) -> str:
+def _cell(text: str, sub: str) -> str:
     return escape(text + (f" ({sub})" if sub else "").replace("\n", ", "))
 
 
@@ -187,9 +196,9 @@ def _aligned(rows: list[list[str]], left: Collection[int] = (0,)) -> list[str]:
 
 
 def _gate(gate: GateLine) -> str:
-    asks = f" ({escape(gate.asks)})" if gate.asks else ""
+    requirement = f" ({escape(gate.requirement)})" if gate.requirement else ""
     return "\n".join(
-        [f"- {gate.status}: {escape(gate.flag)}{asks}", *(f"  - {escape(line)}" for line in gate.failures)]
+        [f"- {gate.status}: {escape(gate.flag)}{requirement}", *(f"  - {escape(line)}" for line in gate.failures)]
     )
 
 
@@ -198,8 +207,8 @@ def _bullets(lines: list[str] | tuple[str, ...]) -> str:
 
 
 def _change(result: Result) -> str:
-    sure = result.map_delta_interval
-    return points(result.map_delta) + (f" [{points(sure[0])}, {points(sure[1])}]" if sure else "")
+    interval = result.map_delta_interval
+    return points(result.map_delta) + (f" [{points(interval[0])}, {points(interval[1])}]" if interval else "")
 
 
 def _latency(result: Result, batch: int) -> str:
@@ -211,24 +220,24 @@ def _latency(result: Result, batch: int) -> str:
 
 
 def _absent(report: BenchReport) -> list[tuple[str, str, str]]:
-    """Who failed or could not run, and why, those with one reason together: (names, status, reason)."""
-    found: dict[tuple[str, str], list[Result]] = {}
+    """Results that failed or are unavailable, grouped by reason: (names, status, reason)."""
+    groups: dict[tuple[str, str], list[Result]] = {}
     for result in missing(report):
-        found.setdefault((result.status, one_line(result.reason or "no reason given")), []).append(result)
-    return [(_together(results), status, reason) for (status, reason), results in found.items()]
+        groups.setdefault((result.status, one_line(result.reason or "no reason given")), []).append(result)
+    return [(_names(results), status, reason) for (status, reason), results in groups.items()]
 
 
-def _together(results: Sequence[Result]) -> str:
-    """Names, a backend's own only once: ort-cuda fp32, fp16; tensorrt fp32."""
-    found: dict[str, list[str]] = {}
+def _names(results: Sequence[Result]) -> str:
+    """Names of results, with each backend once: ort-cuda fp32, fp16; tensorrt fp32."""
+    backends: dict[str, list[str]] = {}
     for result in results:
         rest = one_line(result.name.removeprefix(result.backend)).strip()
-        found.setdefault(one_line(result.backend), []).append(rest)
-    return "; ".join(f"{backend} {', '.join(rest)}" for backend, rest in found.items())
+        backends.setdefault(one_line(result.backend), []).append(rest)
+    return "; ".join(f"{backend} {', '.join(rest)}" for backend, rest in backends.items())
 
 
 def _notes(report: BenchReport) -> list[str]:
-    """What to know before any figure is believed."""
+    """What limits all figures: synthetic data, known problems of the machine."""
     problems = [f"This machine: {one_line(problem)}" for problem in report.environment.get("problems") or ()]
     return [*([SYNTHETIC_NOTE] if report.dataset.name == "synthetic" else []), *problems]
 

@@ -1,4 +1,4 @@
-"""How a result looks in every plot: its backend is a colour, its precision a marker."""
+"""The style of a result in every plot: a colour for its backend, a marker for its precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pmm.bench.pages.format import device_of
+from pmm.bench.pages.format import device_label
 from pmm.bench.schema import Result
 
 # Legible on white and on near-black.
@@ -25,7 +25,7 @@ MARKERS = {"fp32": "o", "tf32": "D", "fp16": "s", "bf16": "^", "int8": "X"}
 OTHER_PRECISION = "P"
 NEUTRAL = "#8b929c"
 GROUND = "#fffffe"
-"""Of the page, as an edge between dots that overlap; a dark page has another in its place."""
+"""Colour of the page, as an edge between dots that overlap; replaced for a dark page."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Style:
     colour: str
     marker: str
     fill: str = "full"
-    """As matplotlib's fillstyle: results alike in colour and marker differ in it."""
+    """As matplotlib's fillstyle: it differs between results of one colour and marker."""
 
     def dot(self, size: float) -> dict[str, Any]:
         """Arguments of a plot without a line."""
-        size *= {"X": 1.2, "^": 1.1, "D": 0.85}.get(self.marker, 1)  # they look as large as the others then
+        size *= {"X": 1.2, "^": 1.1, "D": 0.85}.get(self.marker, 1)  # so that all look equally large
         look = {"color": self.colour, "marker": self.marker, "markersize": size, "linestyle": "none"}
         if self.fill == "full":
             return {**look, "markeredgecolor": GROUND, "markeredgewidth": 0.7}
@@ -55,9 +55,9 @@ def styles_of(results: Sequence[Result]) -> dict[str, Style]:
     for result in sorted(results, key=lambda r: r.name):
         key = (result.backend, result.device)
         if key not in colours:
-            own = COLOURS.get(result.backend)
-            # a backend on both devices is two things to a reader
-            colours[key] = own if own and own not in colours.values() else spare.pop(0) if spare else NEUTRAL
+            usual = COLOURS.get(result.backend)
+            # a backend on both devices has two colours
+            colours[key] = usual if usual and usual not in colours.values() else spare.pop(0) if spare else NEUTRAL
         marker = MARKERS.get(result.precision, OTHER_PRECISION)
         same = sum((s.colour, s.marker) == (colours[key], marker) for s in found.values())
         found[result.name] = Style(colours[key], marker, FILLS[same % len(FILLS)])
@@ -65,16 +65,16 @@ def styles_of(results: Sequence[Result]) -> dict[str, Style]:
 
 
 Entry = tuple[str, Style | str]
-"""Of a legend: text, and a style, or a colour alone."""
+"""An entry of a legend: text, and a style or a colour alone."""
 
 
 def legend_entries(results: Sequence[Result], styles: dict[str, Style]) -> list[list[Entry]]:
-    """Backends by colour; precisions by marker; what differs in its filling only."""
+    """Backends by colour; precisions by marker; results that differ in the filling only."""
     ordered = sorted(results, key=lambda r: r.name)
     colours = {(r.backend, r.device): styles[r.name].colour for r in ordered}
     names = [backend for backend, _ in colours]
     backends: list[Entry] = [
-        (f"{backend} on {device_of(device)}" if names.count(backend) > 1 else backend, colour)
+        (f"{backend} on {device_label(device)}" if names.count(backend) > 1 else backend, colour)
         for (backend, device), colour in colours.items()
     ]
     used = {r.precision: styles[r.name].marker for r in results}

@@ -1,5 +1,4 @@
-"""Tables of a bench report, as values: the page and the Markdown show the same cells. Here: what they are made of, and
-the table of results."""
+"""Tables of a bench report, as values that the page and the Markdown share: their parts, and the table of results."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from pmm.bench.pages.format import (
     between,
     cosine,
     count,
-    device_of,
+    device_label,
     number,
     one_line,
     percent,
@@ -34,16 +33,16 @@ from pmm.bench.pages.queries import (
 from pmm.bench.schema import BenchReport, Interval, Result, Timing
 
 UNSTEADY = "!"
-"""Behind a latency that is not to be trusted."""
+"""After an unreliable latency."""
 
 
 @dataclass(frozen=True)
 class Cell:
     text: str
     sub: str = ""
-    """In small letters below, in lines of its own: an interval, a unit."""
+    """In small letters below: an interval, a unit."""
     tone: str = ""
-    """good, mixed or bad, where the figure is a judgement; best, where it names what the verdict names."""
+    """good, mixed or bad for a judgement; best for the result of the verdict."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,13 @@ class Column:
     head: str
     sub: str = ""
     group: str = ""
-    """What it stands under, with its neighbours of the same group."""
+    """Title above it and its neighbours of the same group."""
     words: bool = False
     """Text, to be aligned left."""
 
 
 Figures = Callable[[Result], str | Cell]
-"""What stands in a column, per result."""
+"""The cell of a column, per result."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,10 @@ class Table:
 def table_of(
     report: BenchReport, results: Sequence[Result], columns: Iterable[tuple[Column, Figures]], *, keep: int = 0
 ) -> Table:
-    """A row per result, without the columns in which nothing stands; the first `keep` stay in any case."""
+    """A row per result, without empty columns; the first `keep` stay in any case."""
     heads, filled = [Column("result")], []
     for index, (column, figures) in enumerate(columns):
-        cells = [found if isinstance(found, Cell) else Cell(found) for found in map(figures, results)]
+        cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in map(figures, results)]
         if index < keep or any(cell.text != NONE for cell in cells):
             heads.append(column)
             filled.append(cells)
@@ -94,19 +93,19 @@ def table_of(
 
 
 def but_reference(report: BenchReport, figures: Figures) -> Figures:
-    """`figures` of a comparison: there is none of the reference with itself."""
+    """`figures` of a comparison with the reference, which has none with itself."""
     reference = reference_of(report)
     return lambda result: NONE if result is reference else figures(result)
 
 
 def results_table(report: BenchReport) -> Table:
-    """One row per result that ran: may it ship, mAP, what changed, latency, speed."""
+    """One row per result that ran: whether it may ship, mAP and its change, latency, speed."""
     batches = shown_batches(report)
     first = batches[0] if batches else 0
 
     def change(result: Result) -> Cell:
         interval = result.map_delta_interval
-        return Cell(points(result.map_delta), between(interval, points), loss(result.map_delta, interval))
+        return Cell(points(result.map_delta), between(interval, points), loss_tone(result.map_delta, interval))
 
     def speed(result: Result) -> str | Cell:
         found = speedup(report, result, first)
@@ -121,27 +120,27 @@ def results_table(report: BenchReport) -> Table:
         return Cell(marked(timing), slow, "mixed" if timing.flags else "")
 
     columns: list[tuple[Column, Figures]] = [
-        (Column("may ship?", words=True), lambda r: standing(report, r)),
+        (Column("may ship?", words=True), lambda r: ship_status(report, r)),
         (Column("mAP"), lambda r: percent(r.mAP)),
         (Column("difference", "points"), but_reference(report, change)),
-        (Column("first answer", "lost / gained"), but_reference(report, flips)),
+        (Column("rank-1", "lost / gained"), but_reference(report, rank1_flips)),
         (Column("worst cosine"), but_reference(report, lambda r: cosine(r.min_cosine))),
         *((Column(f"batch {batch}", "p50, p95 ms"), timed(batch, latency)) for batch in batches),
-        (Column("times as fast", f"batch {first}"), but_reference(report, speed)),
-        (Column("images/s", "most"), most),
+        (Column("speedup", f"batch {first}"), but_reference(report, speed)),
+        (Column("images/s", "highest"), most),
     ]
     return table_of(report, ran(report), columns, keep=2)
 
 
-def standing(report: BenchReport, result: Result) -> Cell:
-    """May it ship, in a word."""
+def ship_status(report: BenchReport, result: Result) -> Cell:
+    """Whether the result may ship, in a word."""
     if failed := failed_gates(report, result):
         return Cell("fails", ", ".join(map(one_line, failed)), "bad")
     if result is reference_of(report):
         return Cell("reference")
     if may_ship(report, result):
-        return Cell("may ship", "", "good") if ranks_alike(result) else Cell("may ship", "ranks otherwise", "mixed")
-    return Cell("no", "ranks otherwise", "mixed")
+        return Cell("may ship", "", "good") if ranks_alike(result) else Cell("may ship", "different ranking", "mixed")
+    return Cell("no", "different ranking", "mixed")
 
 
 def timed(batch: int, figures: Callable[[Timing], str | Cell]) -> Figures:
@@ -155,17 +154,17 @@ def timed(batch: int, figures: Callable[[Timing], str | Cell]) -> Figures:
 
 
 def marked(timing: Timing) -> str:
-    """The median, with a mark if it is not to be trusted."""
+    """The median, with a mark if it is unreliable."""
     return f"{number(timing.p50_ms)} {UNSTEADY}" if timing.flags else number(timing.p50_ms)
 
 
-def flips(result: Result) -> str:
-    """First answers that turned wrong, and that turned right."""
+def rank1_flips(result: Result) -> str:
+    """Queries whose first crop turned wrong, and whose first crop turned right."""
     return both(count(result.rank1_lost), count(result.rank1_gained))
 
 
-def loss(delta: float | None, interval: Interval | None = None) -> str:
-    """Tone of a difference: bad for a loss, mixed for one that may be chance."""
+def loss_tone(delta: float | None, interval: Interval | None = None) -> str:
+    """Tone of a difference: bad for a loss_tone, mixed for one that may be random."""
     if delta is None or delta >= -SAME_RANKING:
         return ""
     return "mixed" if interval and interval[1] >= 0 else "bad"
@@ -176,12 +175,12 @@ def both(first: str, second: str) -> str:
 
 
 def lines(*texts: str) -> str:
-    """What there is of `texts`, one below the other."""
+    """The `texts` that are not empty, one below the other."""
     return "\n".join(text for text in texts if text not in ("", NONE))
 
 
 def _name(report: BenchReport, result: Result) -> Cell:
     words = ["reference"] if result is reference_of(report) else []
     if len({r.device for r in ran(report)}) > 1:
-        words.append(device_of(result.device))
+        words.append(device_label(result.device))
     return Cell(one_line(result.name), ", ".join(words), "best" if result in shipping(report)[:1] else "")

@@ -11,14 +11,14 @@ import numpy as np
 from pmm.bench.schema import (
     SCHEMA,
     BenchReport,
-    Camera,
+    CameraResult,
     CheckpointFacts,
     DatasetFacts,
     Estimate,
     GateFailure,
     Gates,
     LostQuery,
-    Method,
+    MeasurementMethod,
     OperatingPoint,
     Result,
     Thresholds,
@@ -147,7 +147,7 @@ def ran(name: str, p50: float = 10.0, *, device: str = "cpu", batches: Sequence[
         "top10_overlap": 1 - loss - min(0.1, 12 * moved),
         "kendall_tau": 1 - 3 * loss - min(0.1, 20 * moved),
         "cameras": tuple(
-            Camera(camid=c, queries=50, mAP=0.70 + 0.01 * c - loss, map_delta=-loss * (0.5 + c / 6))
+            CameraResult(camid=c, queries=50, mAP=0.70 + 0.01 * c - loss, map_delta=-loss * (0.5 + c / 6))
             for c in range(1, 7)
         ),
         "worst_queries": (),
@@ -205,7 +205,7 @@ def lost(paths: Sequence[str], count: int = 3) -> tuple[LostQuery, ...]:
 
 
 def dropped(result: Result) -> GateFailure:
-    said = f"mAP fell by {-100 * (result.map_delta or 0):.2f} points, at most 0.5 are allowed"
+    said = f"mAP fell by {-100 * (result.map_delta or 0):.2f} points; at most 0.5 is allowed"
     return GateFailure(result=result.name, gate="--max-map-drop", said=said)
 
 
@@ -224,7 +224,7 @@ def report_of(*results: Result, gates: Gates = GATES, gpus: Sequence[str] = (), 
                         "os": "Linux-6.1-x86_64", "python": "3.11.9", "versions": dict(VERSIONS), "problems": [],
                         "kernels": {"compiled": True, "compiler": "g++ 12.2.0", "cuda": None, "architectures": [],
                                     "sources": "0123456789ab"}},
-        "method": Method(samples=400, seconds=20.0, block=10, threads=2,
+        "method": MeasurementMethod(samples=400, seconds=20.0, block=10, threads=2,
                          matrix_tflops={"fp32": 49.1, "tf32": 341.0, "fp16": 688.0, "bf16": 702.0} if gpus else {},
                          gflop_per_image=6.94 if gpus else 0.31),
         "reference": REFERENCE,
@@ -276,7 +276,7 @@ def gpu_machine(paths: Sequence[str] = ()) -> BenchReport:
         )  # fmt: skip
     failures = [dropped(r) for r in results if "int8" in r.name]
     failures.append(
-        GateFailure(result="ort-cpu int8", gate="--min-cosine", said="cosine 0.940000, at least 0.97 is asked")
+        GateFailure(result="ort-cpu int8", gate="--min-cosine", said="cosine 0.940000; at least 0.97 is required")
     )
     gone = absent("tensorrt-rtx fp16", reason="TensorRT-RTX does not run on compute capability 9.0")
     broken = absent("openvino fp32", "failed", "RuntimeError: out of memory", device="cpu")
@@ -290,7 +290,7 @@ def int8_lost(paths: Sequence[str] = ()) -> BenchReport:
     said = (
         dropped(bad),
         GateFailure(
-            result=bad.name, gate="--min-cosine", said="cosine 0.940000 with the reference's, at least 0.97 is asked"
+            result=bad.name, gate="--min-cosine", said="cosine 0.940000 with the reference's; at least 0.97 is required"
         ),
     )
     gates = Gates(**{**vars(GATES), "failures": said})
@@ -301,7 +301,7 @@ def crashed() -> BenchReport:
     """One backend died, and left what it said."""
     died = absent("openvino fp32", "failed", "the process died (signal 11)", device="cpu")
     said = GateFailure(
-        result=died.name, gate="--backends", said=f"failed: {died.reason}; none of its gates could be measured"
+        result=died.name, gate="--backends", said=f"failed: {died.reason}; none of its figures could be measured"
     )
     gates = Gates(**{**vars(GATES), "failures": (said,)})
     return report_of(ran(REFERENCE, 18.0), ran("ort-cpu fp32", 9.8), died, gates=gates)
