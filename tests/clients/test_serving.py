@@ -107,4 +107,4 @@ def test_the_wheel_finds_its_list_before_anything_else_is_installed(store, tmp_p
     done = environment.run("python", "-c", "import pmm; print(pmm.__path__[0])", cwd=tmp_path)
     assert (Path(done.stdout.strip()) / REQUIREMENTS.name).read_text() == REQUIREMENTS.read_text()
     assert Path(done.stdout.strip()).is_relative_to(tmp_path)
-    assert_one_line_error(environment.run("pmm", "info", cwd=tmp_path), "pip install tyro")
+    assert_one_line_error(environment.run("pmm", "info", cwd=tmp_path), "pip install numpy")

@@ -99,7 +99,7 @@ def test_every_command_of_the_readme_works_from_the_wheel(environment, people, t
     said = environment.run_all(
         [*shown, *tried, *helps],
         tmp_path,
-        "torch, torchvision, onnxscript, onnx, tyro, matplotlib.figure",
+        "torch, torchvision, onnxscript, onnx, matplotlib.figure",
         PMM_FAST="1",
     )
     for command in long:
