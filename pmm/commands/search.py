@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 from pmm.gallery.index import Index, Neighbours
-from pmm.gallery.search import nearest_to, table
-from pmm.runtime.open import BACKEND_HELP, open_runner
+from pmm.gallery.search import search, table
+from pmm.runtime.open import BACKEND_HELP
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import UserError
 from pmm.utils.files import existing_file, output_file, replacing
 from pmm.utils.hardware import cuda_index
 
@@ -30,7 +29,7 @@ class SearchCommand:
     """Image to look for."""
     artifact: Annotated[Path, Arg("ARTIFACT")]
     """Model that embeds the query: the file that made the index, or another one of the same checkpoint."""
-    top: int = 10
+    top: Annotated[int, Arg(least=1)] = 10
     """How many crops to list."""
     picture: Annotated[Path | None, Arg("OUT.png")] = None
     """Also draw the first results (20 at most) to this file (.png)."""
@@ -44,28 +43,24 @@ class SearchCommand:
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(SearchCommand, prog=prog, description=__doc__ or "")
-    if command.top < 1:
-        raise UserError(f"--top is {command.top}; it must be at least 1")
     cuda_index(command.device)
     existing_file(command.query, "an image to look for")
     if command.picture:
         output_file(command.picture, command.query, command.index, command.artifact, suffixes=(".png",))
     index = Index.load(command.index)
-    with open_runner(command.artifact, command.backend, device=command.device) as runner:
-        several, note = nearest_to([command.query], index, runner, command.artifact, command.top)
-    found = Neighbours(several.indices[0], several.distances[0])
-    if note:
-        print(f"{prog}: note: {note}", file=sys.stderr)
+    neighbours = search(
+        index, command.query, command.artifact, top=command.top, backend=command.backend, device=command.device
+    )
     if command.picture:
-        _draw(command, command.picture, index, found, prog)
-    print(table(index, found))
+        _draw(command, command.picture, index, neighbours, prog)
+    print(table(index, neighbours))
 
 
-def _draw(command: SearchCommand, out: Path, index: Index, found: Neighbours, prog: str) -> None:
-    from pmm.visualize.neighbours import MOST, draw_neighbours
+def _draw(command: SearchCommand, out: Path, index: Index, neighbours: Neighbours, prog: str) -> None:
+    from pmm.visualize.ranked import MOST_NEIGHBOURS, neighbours_picture
 
-    picture = draw_neighbours(command.query, index, found, command.folder)
+    picture = neighbours_picture(command.query, index, neighbours, command.folder)
     with replacing(out) as temporary:
         picture.save(temporary)
-    if len(found.indices) > MOST:
-        print(f"{prog}: note: {out} shows the first {MOST}", file=sys.stderr)
+    if len(neighbours.indices) > MOST_NEIGHBOURS:
+        print(f"{prog}: note: {out} shows the first {MOST_NEIGHBOURS}", file=sys.stderr)

@@ -22,12 +22,14 @@ from pmm.data.preprocessing import Preprocessing
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.runtime.base import Embeddings
-from pmm.utils.errors import UserError, reason_of
+from pmm.utils.errors import CannotWrite, InvalidFile, InvalidInput, InvalidValue, UserError, reason_of
 from pmm.utils.files import existing_file, output_file, replacing, sha256
 from pmm.utils.from_dict import from_dict
 
 FORMAT = "pmm-index-1"
 MEMBERS = ("contract", "embeddings", "paths")
+BROKEN = "the model or the backend is broken"
+REMAKE = "make it again with pmm embed"
 
 
 class Neighbours(NamedTuple):
@@ -41,33 +43,34 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class IndexContract:
-    """What made the embeddings, and so what a query's embedding must be made by."""
+    """What made the embeddings, and so what has to make a query's embedding."""
 
     checkpoint_sha256: str
     artifact_sha256: str
     """Of the file that ran: the checkpoint itself, an ONNX file or an engine."""
     precision: str
-    """Really used: fp32, tf32, fp16, bf16 or int8."""
+    """It ran in: fp32, tf32, fp16, bf16 or int8."""
     embedding: EmbeddingContract
     preprocessing: Preprocessing
 
     def differences(self, other: IndexContract) -> list[str]:
-        """`name mine, not theirs`: what keeps embeddings of `other` from being compared with these."""
-        found = []
+        """`metric cosine, not euclidean`: what keeps embeddings of `other` from being compared with these."""
+        differences = []
         if self.checkpoint_sha256 != other.checkpoint_sha256:
-            found.append(f"checkpoint {self.checkpoint_sha256[:12]}..., not {other.checkpoint_sha256[:12]}...")
-        for mine, theirs in ((self.embedding, other.embedding), (self.preprocessing, other.preprocessing)):
-            names = [field.name for field in dataclasses.fields(mine)]
-            pairs = [(name, getattr(mine, name), getattr(theirs, name, None)) for name in names]
-            found += [f"{name} {value}, not {its}" for name, value, its in pairs if value != its]
-        return found
+            differences.append(f"checkpoint {self.checkpoint_sha256[:12]}..., not {other.checkpoint_sha256[:12]}...")
+        for part, other_part in ((self.embedding, other.embedding), (self.preprocessing, other.preprocessing)):
+            for field in dataclasses.fields(part):
+                value, other_value = getattr(part, field.name), getattr(other_part, field.name, None)
+                if value != other_value:
+                    differences.append(f"{field.name} {value}, not {other_value}")
+        return differences
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Index:
     """Embeddings float32 [N, D], N >= 1, of the images at `paths`.
 
-    Raises UserError if they do not fit the contract or each other, or are NaN or Inf (naming the first files).
+    Raises InvalidInput if they do not fit the contract or each other, or are NaN or Inf (naming the first files).
     """
 
     embeddings: Embeddings
@@ -79,11 +82,11 @@ class Index:
     def __post_init__(self) -> None:
         shape, dim = self.embeddings.shape, self.contract.embedding.dim
         if self.embeddings.dtype != np.float32 or shape != (len(self.paths), dim) or not self.paths or dim < 1:
-            raise UserError(
-                f"embeddings are {self.embeddings.dtype} {list(shape)} for {len(self.paths)} images; "
-                f"expected float32 [{max(1, len(self.paths))}, {dim}]"
+            raise InvalidInput(
+                f"embeddings are {self.embeddings.dtype} {list(shape)} for {len(self.paths)} images",
+                expected=f"float32 [{max(1, len(self.paths))}, {dim}]",
             )
-        self._refuse(~np.isfinite(self.embeddings).all(1), "hold NaN or Inf; the model or the backend is broken")
+        self._refuse(~np.isfinite(self.embeddings).all(1), "hold NaN or Inf", BROKEN)
         if self.contract.embedding.metric == "cosine":
             self._refuse(~self.embeddings.any(1), "are all zero and have no direction to compare by cosine")
 
@@ -98,43 +101,43 @@ class Index:
         """The `top` items nearest to each query ([D] or [Q, D]), all if there are fewer; ties go to the lower index.
 
         Exact, and the same for any number of queries at once (`pmm.evaluation.nearest`). Memory stays bounded however
-        large the gallery. Raises UserError for a query of another dimension, NaN or Inf in it, or top < 1.
+        large the gallery. Raises InvalidInput for a query of another dimension, NaN or Inf in it, or all zero where the
+        metric is cosine; InvalidValue for top < 1.
         """
         if top < 1:
-            raise UserError(f"top is {top}; it must be at least 1")
+            raise InvalidValue("top", top, "at least 1")
         dim, metric = self.embeddings.shape[1], self.contract.embedding.metric
         if query.ndim not in (1, 2) or query.shape[-1] != dim:
-            raise UserError(f"query embeddings are {list(query.shape)}; expected [{dim}] or [Q, {dim}]")
+            raise InvalidInput(f"query embeddings are {list(query.shape)}", expected=f"[{dim}] or [Q, {dim}]")
         if not np.isfinite(query).all():
-            raise UserError("the query's embedding holds NaN or Inf; the model or the backend is broken")
-        queries = np.atleast_2d(query)
-        if metric == "cosine" and not queries.any(1).all():
-            raise UserError("the query's embedding is all zero and has no direction to compare by cosine")
-        between = EmbeddingDistances(EmbeddingMatrix(queries, metric=metric), self._rows)
+            raise InvalidInput("the query's embedding holds NaN or Inf", hint=BROKEN)
+        queries = EmbeddingMatrix(np.atleast_2d(query), metric=metric, name="query embeddings")
+        between = EmbeddingDistances(queries, self._matrix)
         blocks = Blocks.within(MEMORY_LIMIT, between.shape, dim, 1)
         indices, halves, _ = nearest(between, min(top, len(self)), blocks)
         distances = halves if metric == "cosine" else np.sqrt(2 * halves * between.factor)
         return Neighbours(indices[0], distances[0]) if query.ndim == 1 else Neighbours(indices, distances)
 
     @cached_property
-    def _rows(self) -> EmbeddingMatrix:
+    def _matrix(self) -> EmbeddingMatrix:
         return EmbeddingMatrix(self.embeddings, metric=self.contract.embedding.metric)
 
-    def _refuse(self, bad: Any, reason: str) -> None:
-        """Raise UserError naming the first files of the rows where `bad` [N] is true, if any."""
+    def _refuse(self, bad: Any, problem: str, hint: str = "") -> None:
+        """Raise InvalidInput naming the first files of the rows where `bad` [N] is true, if any."""
         rows = np.flatnonzero(bad)
         if len(rows):
             names = ", ".join(self.paths[row] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
-            raise UserError(f"{len(rows)} of {len(self)} embeddings {reason}: {names}")
+            problem = f"{len(rows)} of {len(self)} embeddings {problem}: {names}"
+            raise InvalidInput(problem, index=int(rows[0]), hint=hint)
 
     def save(self, path: str | Path) -> None:
         """Write the index whole or not at all; equal content gives equal bytes.
 
-        Raises UserError for a full disk, or another kind of file at `path`.
+        Raises CannotWrite for a full disk, or another kind of file at `path`.
         """
         target = output_file(Path(path))
         if target.is_file() and (kind := kind_of_content(target)) not in (None, "index"):
-            raise UserError(f"{path} is {NAMES[kind]}; give the index another name")
+            raise CannotWrite(f"it is {NAMES[kind]}", path=path, hint="give the index another name")
         header = {"format": FORMAT, "folder": self.folder, **dataclasses.asdict(self.contract)}
         arrays = {
             "contract": np.array(json.dumps(header, sort_keys=True)),
@@ -152,32 +155,36 @@ class Index:
     def load(cls, path: str | Path) -> Index:
         """Read what `save` wrote; no code inside the file is run, and no more memory is taken than the file is long.
 
-        Raises UserError if the file is missing, damaged, or no index of this format.
+        Raises InvalidFile if the file is missing, damaged, or no index of this format.
         """
         path = existing_file(path, "an index written by pmm embed")
         try:
             with zipfile.ZipFile(path) as archive:
-                found = {name: _member(archive, f"{name}.npy") for name in MEMBERS}
-            header = dict(json.loads(str(found["contract"])))
+                arrays = {name: _member(archive, f"{name}.npy") for name in MEMBERS}
+            header = dict(json.loads(str(arrays["contract"])))
             if (form := header.pop("format")) != FORMAT:
-                raise UserError(f"format {form!r}; this version reads {FORMAT!r}")
+                expected = f"{FORMAT!r}, which this version reads"
+                raise InvalidFile(f"its format is {form!r}", path=path, expected=expected, hint=REMAKE)
             folder = header.pop("folder")
-            if found["paths"].ndim != 1 or found["paths"].dtype.kind != "U" or not isinstance(folder, str):
+            if arrays["paths"].ndim != 1 or arrays["paths"].dtype.kind != "U" or not isinstance(folder, str):
                 raise ValueError("its paths are no texts")
             return cls(
-                embeddings=found["embeddings"],
-                paths=tuple(found["paths"].tolist()),
+                embeddings=arrays["embeddings"],
+                paths=tuple(arrays["paths"].tolist()),
                 folder=folder,
                 contract=from_dict(IndexContract, header),
             )
+        except InvalidFile:
+            raise
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise InvalidFile(str(error), path=path, hint=REMAKE) from error
         except Exception as error:  # zipfile, numpy and json raise a dozen types on a file made to harm
-            raise UserError(f"{path}: damaged, or not an index written by pmm embed ({reason_of(error)})") from error
+            problem = f"damaged, or not an index written by pmm embed ({reason_of(error)})"
+            raise InvalidFile(problem, path=path, hint=REMAKE) from error
 
 
 def describe_index(path: Path) -> dict[str, Any]:
-    """What the index at `path` holds, as plain values. Raises UserError as `Index.load`."""
+    """What the index at `path` holds, as plain values. Raises InvalidFile as `Index.load`."""
     index = Index.load(path)
     return {
         "kind": "index",

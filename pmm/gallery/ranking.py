@@ -20,7 +20,7 @@ CMC_RANKS = (1, 5, 10, 20)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
+class RankingOptions:
     """How embeddings are ranked and scored; see `pmm.evaluation.metrics`."""
 
     metric: str = "euclidean"
@@ -50,17 +50,22 @@ def labels_of(split: ReidDataset) -> Labels:
 
 
 def rank_split(
-    split: ReidDataset, query: Embeddings, gallery: Embeddings, ranking: Ranking | None = None, *, label: str = ""
+    split: ReidDataset,
+    query: Embeddings,
+    gallery: Embeddings,
+    options: RankingOptions | None = None,
+    *,
+    label: str = "",
 ) -> RankingResult:
     """`evaluate_ranking` of a split's embeddings (by default: standard AP, Euclidean distance); with a `label`, a
     progress bar of that name for re-ranking."""
-    ranking = ranking or Ranking()
-    memory: dict[str, Any] = {"memory_limit": ranking.memory_limit, "threads": ranking.threads}
-    options = {**vars(labels_of(split)), "ap": ranking.ap, **memory}
-    if ranking.reranking is None:
-        return evaluate_ranking(query, gallery, metric=ranking.metric, **options)
-    distances = reranked(query, gallery, metric=ranking.metric, parameters=ranking.reranking, label=label, **memory)
-    return evaluate_distances(distances, **options)
+    options = options or RankingOptions()
+    limits: dict[str, Any] = {"memory_limit": options.memory_limit, "threads": options.threads}
+    arguments = {**vars(labels_of(split)), "ap": options.ap, **limits}
+    if options.reranking is None:
+        return evaluate_ranking(query, gallery, metric=options.metric, **arguments)
+    distances = reranked(query, gallery, metric=options.metric, parameters=options.reranking, label=label, **limits)
+    return evaluate_distances(distances, **arguments)
 
 
 def figures(result: RankingResult) -> dict[str, float | int]:

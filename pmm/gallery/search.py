@@ -8,9 +8,8 @@ from pathlib import Path
 
 from pmm.gallery.embed import contract_of, embed_files
 from pmm.gallery.index import Index, IndexContract, Neighbours
-from pmm.runtime.base import Runner
 from pmm.runtime.open import open_runner
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.utils.facts import printable
 
 
@@ -28,8 +27,8 @@ def search(
     Args:
         index: what `pmm.embed` made, or the file that it was saved to.
         query: an image file, or several of them.
-        artifact: what embeds the query: the file that made the index, or another file of the same checkpoint. Where
-            that rounds otherwise, one line (logger "pmm") says so.
+        artifact: what embeds the query: the file that made the index, or another file of the same checkpoint. If that
+            rounds differently, one line (logger "pmm") says so.
         top: how many, or all if there are fewer.
         backend, device: as `pmm.open_runner`.
 
@@ -37,53 +36,51 @@ def search(
         Rows of the index and distances: [K] each for one image, [Q, K] for several.
 
     Raises:
-        UserError: embeddings of another model than the index holds, a bad image, top < 1, or as `pmm.open_runner` and
-            `Index.load`.
+        InvalidFile: an artifact of another model than the index, a bad image, or as `Index.load`.
+        InvalidValue: top < 1.
+        UserError: as `pmm.open_runner`.
 
     Example:
         >>> index = pmm.embed("best.onnx", "crops")
-        >>> found = pmm.search(index, "query.jpg", "best.onnx", top=3)
-        >>> [index.file(row).exists() for row in found.indices]
+        >>> neighbours = pmm.search(index, "query.jpg", "best.onnx", top=3)
+        >>> [index.file(row).exists() for row in neighbours.indices]
         [True, True, True]
     """
-    opened = index if isinstance(index, Index) else Index.load(index)
-    one = isinstance(query, str | Path)
-    files = [Path(query)] if one else [Path(each) for each in query]  # type: ignore[arg-type, union-attr]
+    index = index if isinstance(index, Index) else Index.load(index)
+    single = isinstance(query, str | Path)
+    files = [Path(query)] if single else [Path(each) for each in query]  # type: ignore[arg-type, union-attr]
     with open_runner(artifact, backend, device=device) as runner:
-        found, note = nearest_to(files, opened, runner, Path(artifact), top)
-    if note:
-        logging.getLogger("pmm").warning("%s: %s", artifact, note)
-    return Neighbours(found.indices[0], found.distances[0]) if one else found
+        check_comparable(index.contract, contract_of(Path(artifact), runner), Path(artifact))
+        neighbours = index.nearest(embed_files(runner, files), top)
+    return Neighbours(neighbours.indices[0], neighbours.distances[0]) if single else neighbours
 
 
-def nearest_to(files: Sequence[Path], index: Index, runner: Runner, artifact: Path, top: int) -> tuple[Neighbours, str]:
-    """As `search`, of an `artifact` that is open as `runner`, for several images; and what the user should know."""
-    note = check_comparable(index.contract, contract_of(artifact, runner), artifact)
-    return index.nearest(embed_files(runner, files), top), note
+def check_comparable(indexed: IndexContract, query: IndexContract, artifact: Path) -> None:
+    """Warn (logger "pmm") if embeddings of the query's `artifact` round differently from the index's.
 
-
-def check_comparable(indexed: IndexContract, asked: IndexContract, artifact: Path) -> str:
-    """What the user should know about comparing embeddings of two files; empty if it is the same file.
-
-    Raises UserError if they cannot be compared.
+    Raises InvalidFile if they cannot be compared.
     """
-    differences = indexed.differences(asked)
+    differences = indexed.differences(query)
     if differences:
-        raise UserError(
-            f"{artifact} does not fit the index, embeddings of different models are not comparable (the index has "
-            f"{'; '.join(differences)}); use the artifact that made the index, or embed the folder again"
+        raise InvalidFile(
+            "it does not fit the index: embeddings of different models are not comparable (the index has "
+            f"{'; '.join(differences)})",
+            path=artifact,
+            hint="use the artifact that made the index, or embed the folder again",
         )
-    if indexed.precision != asked.precision:
-        return f"the index was made in {indexed.precision}, the query in {asked.precision}; distances differ a little"
-    if indexed.artifact_sha256 != asked.artifact_sha256:
-        return "the index was made by another file of the same checkpoint; distances may differ in the last digits"
-    return ""
+    log = logging.getLogger("pmm")
+    if indexed.precision != query.precision:
+        precisions = f"the index was made in {indexed.precision}, the query in {query.precision}"
+        log.warning("%s: %s; distances differ a little", artifact, precisions)
+    elif indexed.artifact_sha256 != query.artifact_sha256:
+        note = "the index was made by another file of the same checkpoint; distances may differ in the last digits"
+        log.warning("%s: %s", artifact, note)
 
 
-def table(index: Index, found: Neighbours) -> str:
+def table(index: Index, neighbours: Neighbours) -> str:
     """A line per result of one query [K]: rank, distance (for a cosine contract the similarity), path; in columns."""
-    measures, wide = measures_of(index, found), len(str(len(found.indices)))
-    lines = zip(measures, found.indices.tolist(), strict=True)
+    measures, wide = measures_of(index, neighbours), len(str(len(neighbours.indices)))
+    lines = zip(measures, neighbours.indices.tolist(), strict=True)
     longest = max(map(len, measures))
     return "\n".join(
         f"{rank:>{wide}}  {measure:>{longest}}  {printable(index.paths[row])}"
@@ -91,7 +88,7 @@ def table(index: Index, found: Neighbours) -> str:
     )
 
 
-def measures_of(index: Index, found: Neighbours) -> list[str]:
+def measures_of(index: Index, neighbours: Neighbours) -> list[str]:
     """The distances [K] as printed: Euclidean, or cosine similarity."""
     cosine = index.contract.embedding.metric == "cosine"
-    return [f"{1 - distance if cosine else distance:.4f}" for distance in found.distances.tolist()]
+    return [f"{1 - distance if cosine else distance:.4f}" for distance in neighbours.distances.tolist()]

@@ -7,7 +7,6 @@ import errno
 import io
 import os
 import pickle
-import re
 import subprocess
 import sys
 import time
@@ -26,8 +25,9 @@ from pmm.artifacts.manifest import EmbeddingContract
 from pmm.config import preset
 from pmm.data.preprocessing import preprocessing_of
 from pmm.gallery.index import Index, IndexContract
-from pmm.utils.errors import UserError
+from pmm.utils.errors import CannotWrite, InvalidFile, InvalidInput, InvalidValue
 from tests.conftest import ROOT, examples
+from tests.refusals import refuses
 
 
 def contract(dim: int, metric: str = "euclidean") -> IndexContract:
@@ -153,26 +153,26 @@ def test_nearest_far_from_the_origin(chunk, monkeypatch):
 
 
 def test_bad_queries_are_refused(index):
-    with pytest.raises(UserError, match=r"query embeddings are \[5\]; expected \[4\] or \[Q, 4\]"):
+    with refuses(InvalidInput, "query", "[5]", expected="[4] or [Q, 4]"):
         index.nearest(np.zeros(5), 1)
-    with pytest.raises(UserError, match="NaN"):
+    with refuses(InvalidInput, "query", "NaN", hint="backend"):
         index.nearest(np.array([0, np.nan, 0, 0]), 1)
-    with pytest.raises(UserError, match="top is 0"):
+    with refuses(InvalidValue, name="top", value=0, expected="at least 1"):
         index.nearest(np.zeros(4), 0)
-    with pytest.raises(UserError, match="no direction"):
-        index_of(np.ones((2, 4)), "cosine").nearest(np.zeros(4), 1)
+    with refuses(InvalidInput, "query", "all zero", "cosine", index=1):
+        index_of(np.ones((2, 4)), "cosine").nearest(np.array([np.ones(4), np.zeros(4)]), 1)
 
 
 def test_embeddings_that_cannot_be_compared_are_refused_by_name():
     embeddings = np.ones((6, 3))
     embeddings[1, 2], embeddings[3:, 0] = np.inf, np.nan
-    with pytest.raises(UserError, match=r"4 of 6 embeddings hold NaN or Inf.*: 001.jpg, 003.jpg, 004.jpg, \.\.\.$"):
+    with refuses(InvalidInput, "4 of 6", "NaN", "001.jpg, 003.jpg, 004.jpg, ...", index=1, hint="backend"):
         index_of(embeddings)
-    with pytest.raises(UserError, match=r"1 of 2 embeddings are all zero.*: 001.jpg$"):
+    with refuses(InvalidInput, "1 of 2", "all zero", "cosine", ": 001.jpg", index=1):
         index_of(np.array([[1.0, 0], [0, 0]]), "cosine")
-    with pytest.raises(UserError, match=r"float32 \[2, 3\] for 1 images; expected float32 \[1, 3\]"):
+    with refuses(InvalidInput, "float32 [2, 3]", "1 images", expected="float32 [1, 3]"):
         index_of(np.ones((2, 3)), paths=("a",))
-    with pytest.raises(UserError, match=r"float32 \[0, 3\] for 0 images"):
+    with refuses(InvalidInput, "float32 [0, 3]", "0 images"):
         index_of(np.ones((0, 3)))
 
 
@@ -223,7 +223,7 @@ def reworded(members: dict[str, bytes], before: str, after: str) -> dict[str, by
 
 BAD = {
     "no item named 'paths.npy'": lambda p: p.pop("paths.npy"),
-    "format 'pmm-index-9'; this version reads 'pmm-index-1'": lambda p: p.update(reworded(p, "index-1", "index-9")),
+    "format is 'pmm-index-9'; expected 'pmm-index-1'": lambda p: p.update(reworded(p, "index-1", "index-9")),
     "unknown field precise": lambda p: p.update(reworded(p, '"precision"', '"precise"')),
     "embedding.metric is 'taxi'; expected one of euclidean, cosine": lambda p: p.update(
         reworded(p, "euclidean", "taxi")
@@ -256,15 +256,14 @@ def test_damage_of_every_kind_is_one_line(index, tmp_path, monkeypatch, reason):
     members = parts(index, tmp_path)
     assert Index.load(written(tmp_path / "good.npz", members)).paths == index.paths
     BAD[reason](members)
-    with pytest.raises(UserError, match=r"bad\.npz: .*" + re.escape(reason)) as error:
+    with refuses(InvalidFile, reason, path=tmp_path / "bad.npz", hint="pmm embed"):
         Index.load(written(tmp_path / "bad.npz", members))
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "exploded").exists()
 
 
 def test_a_compressed_file_could_be_a_bomb(index, tmp_path):
     path = written(tmp_path / "bad.npz", parts(index, tmp_path), zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match=r"contract\.npy is compressed"):
+    with refuses(InvalidFile, "contract.npy", "compressed", path=path):
         Index.load(path)
 
 
@@ -274,16 +273,16 @@ def test_truncated_flipped_and_foreign_files_are_one_line(index, tmp_path):
     bad = tmp_path / "bad.npz"
     for length in [0, 1, 30, len(whole) // 2, len(whole) - 1]:
         bad.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"bad\.npz: damaged, or not an index"):
+        with refuses(InvalidFile, "damaged, or not an index", path=bad):
             Index.load(bad)
     place = whole.index(index.embeddings.tobytes()) + 5
     bad.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    with pytest.raises(UserError, match="CRC"):
+    with refuses(InvalidFile, "CRC", path=bad):
         Index.load(bad)
     np.savez(bad, x=np.ones(3))
-    with pytest.raises(UserError, match="not an index"):
+    with refuses(InvalidFile, "not an index", "contract.npy", path=bad):
         Index.load(bad)
-    with pytest.raises(UserError, match="does not exist; expected an index"):
+    with refuses(InvalidFile, "does not exist", path=tmp_path / "none.npz", expected="an index"):
         Index.load(tmp_path / "none.npz")
 
 
@@ -293,14 +292,14 @@ def test_full_disk_keeps_the_old_file(index, tmp_path):
     old = path.read_bytes()
     script = (
         "import resource, sys; import numpy as np, dataclasses\n"
-        "from pmm.gallery.index import Index; from pmm.utils.errors import UserError\n"
+        "from pmm.gallery.index import Index; from pmm.utils.errors import CannotWrite\n"
         "index = Index.load(sys.argv[1]); many = np.ones((5000, 4), np.float32)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: dataclasses.replace(index, embeddings=many, paths=('x',) * 5000).save(sys.argv[1])\n"
-        "except UserError as error: print(error)\n"
+        "except CannotWrite as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, cwd=ROOT)
-    assert "cannot write" in done.stdout, done.stderr
+    assert done.stdout.startswith(f"{path}: cannot write: File too large"), done.stderr
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["a.npz"]
 
@@ -319,7 +318,7 @@ def test_no_space_at_any_write_keeps_the_old_file(index, tmp_path, monkeypatch, 
         return write(self, data)
 
     monkeypatch.setattr(zipfile._ZipWriteFile, "write", full)  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="No space left on device; what was there before is unchanged"):
+    with refuses(CannotWrite, "No space left on device", path=path, hint="unchanged"):
         dataclasses.replace(index, folder="/elsewhere").save(path)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["a.npz"]

@@ -13,9 +13,10 @@ from PIL import Image
 from pmm.export.options import ExportOptions
 from pmm.gallery.index import Index
 from pmm.gallery.search import search as find
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG
 from tests.conftest import assert_one_line_error, run_here
+from tests.refusals import refuses
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,8 @@ def test_torch_and_onnx_list_the_same_and_the_difference_is_told(indices, artifa
     plain, torch = (search(indices["onnx"], query, artifacts[name], "--top", "8") for name in ("onnx", "torch"))
     assert [row[2] for row in rows(plain)] == [row[2] for row in rows(torch)]
     assert torch.stderr.count("\n") == 1, torch.stderr
-    assert "note: the index was made by another file of the same checkpoint" in torch.stderr
+    assert "pmm search: warning: " in torch.stderr
+    assert "best.pth: the index was made by another file of the same checkpoint" in torch.stderr
 
 
 def test_the_function_finds_what_the_command_lists(indices, artifacts, crops, query, caplog):
@@ -94,7 +96,7 @@ def test_the_function_finds_what_the_command_lists(indices, artifacts, crops, qu
     assert not caplog.records
     find(index, [query], artifacts["torch"], top=4, device="cpu")
     assert "best.pth: the index was made by another file of the same checkpoint" in caplog.text
-    with pytest.raises(UserError, match=r"best.pth does not fit the index, .* metric cosine, not euclidean"):
+    with refuses(InvalidFile, "does not fit the index", "metric cosine, not euclidean", path=artifacts["torch"]):
         find(indices["cosine"], query, artifacts["torch"], device="cpu")
 
 
@@ -120,17 +122,19 @@ def changed(index, folder, **values):
 
 def test_another_model_is_refused(indices, artifacts, query, tmp_path):
     done = search(changed(indices["onnx"], tmp_path, checkpoint_sha256="f" * 64), query, artifacts["onnx"])
-    assert_one_line_error(done, "model.onnx does not fit", "not comparable", "checkpoint ffffffffffff..., not ")
+    assert_one_line_error(done, "model.onnx: it does not fit", "not comparable", "checkpoint ffffffffffff..., not ")
     assert not done.stdout
     done = search(indices["cosine"], query, artifacts["onnx"], "--picture", tmp_path / "a.png")
-    assert_one_line_error(done, "the index has normalised True, not False; metric cosine, not euclidean")
+    assert_one_line_error(
+        done, "the index has normalised True, not False; metric cosine, not euclidean", "embed the folder"
+    )
     assert not (tmp_path / "a.png").exists()
 
 
 def test_another_precision_is_told(indices, artifacts, query, tmp_path):
     done = search(changed(indices["onnx"], tmp_path, precision="fp16"), query, artifacts["onnx"], "--top", "1")
     assert rows(done)[0][2] == query.name
-    assert "note: the index was made in fp16, the query in fp32" in done.stderr
+    assert "model.onnx: the index was made in fp16, the query in fp32" in done.stderr
 
 
 def test_the_picture_shows_the_list_without_verdicts(indices, artifacts, query, crops, tmp_path):
@@ -171,10 +175,12 @@ def test_wrong_use_is_one_line(indices, artifacts, query, tmp_path):
     empty = tmp_path / "empty.jpg"
     empty.write_bytes(b"")
     assert_one_line_error(search(index, empty, artifact), "empty.jpg: not a readable image")
-    assert_one_line_error(search(index, tmp_path / "none.jpg", artifact), "none.jpg does not exist")
+    assert_one_line_error(search(index, tmp_path / "none.jpg", artifact), "none.jpg: it does not exist")
     assert_one_line_error(search(index, query, artifact, "--top", "0"), "--top is 0")
     assert_one_line_error(search(index, query, artifact, "--picture", tmp_path / "a.jpg"), "ends in .png")
-    assert_one_line_error(search(tmp_path / "none.npz", query, artifact), "none.npz does not exist; expected an index")
+    assert_one_line_error(
+        search(tmp_path / "none.npz", query, artifact), "none.npz: it does not exist; expected an index"
+    )
     assert_one_line_error(search(artifact, query, artifact), "model.onnx: damaged, or not an index")
     own = tmp_path / "query.png"
     Image.open(query).save(own)
