@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidValue, UserError, one_of
 from pmm.utils.from_dict import from_dict
 
 SYNTHETIC = "synthetic"
@@ -26,7 +26,7 @@ def fast_mode() -> bool:
 
 def _require(condition: bool, key: str, value: object, expected: str) -> None:
     if not condition:
-        raise UserError(f"config: {key} is {value}; it must be {expected}")
+        raise InvalidValue("--" + key.replace("_", "-"), value, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +57,10 @@ class DataConfig:
     """Processes that load training images; 0 loads them in the training process."""
 
     def __post_init__(self) -> None:
-        fits = min(self.height, self.width) > 0 and max(self.height, self.width) <= MOST_SIDE
-        _require(fits, "height and width", f"{self.height}x{self.width}", f"positive and at most {MOST_SIDE}")
-        _require(min(self.std) > 0, "std", self.std, "positive")
-        _require(0 <= self.val_identities < 1, "val_identities", self.val_identities, "in [0, 1)")
+        for name in ("height", "width"):
+            _require(0 < getattr(self, name) <= MOST_SIDE, name, getattr(self, name), f"1 to {MOST_SIDE} pixels")
+        _require(min(self.std) > 0, "std", self.std, "positive numbers")
+        _require(0 <= self.val_identities < 1, "val_identities", self.val_identities, "0 or more, below 1")
         _require(self.workers >= 0, "workers", self.workers, "at least 0")
 
 
@@ -95,8 +95,8 @@ class ModelConfig:
     """For a-cutmix: replace the attentive blocks by the partner's, or paste them into the partner's map."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "in 1..65536")
-        _require(0 <= self.num_classes <= 1 << 24, "num_classes", self.num_classes, "a number of identities")
+        _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "1 to 65536")
+        _require(0 <= self.num_classes <= 1 << 24, "num_classes", self.num_classes, "the number of identities")
         _require(min(self.block) > 0, "block", self.block, "two positive numbers")
         _require(self.k >= 0, "k", self.k, "at least 0")
 
@@ -150,17 +150,24 @@ class RecipeConfig:
     def __post_init__(self) -> None:
         _require(self.val_every > 0, "val_every", self.val_every, "at least 1")
         _require(self.epochs > 0, "epochs", self.epochs, "at least 1")
-        _require(self.images_per_id > 1, "images_per_id", self.images_per_id, "at least 2 (triplets need a positive)")
+        _require(
+            self.images_per_id > 1, "images_per_id", self.images_per_id, "at least 2, for triplets need a positive"
+        )
         _require(
             self.batch_size >= 2 * self.images_per_id and self.batch_size % self.images_per_id == 0,
             "batch_size",
             self.batch_size,
-            f"a multiple of images_per_id={self.images_per_id} with at least two identities",
+            f"a multiple of --images-per-id {self.images_per_id} with at least two identities",
         )
-        _require(self.lr > 0, "lr", self.lr, "positive")
-        _require(0 <= self.warmup <= self.flat <= 1, "warmup and flat", (self.warmup, self.flat), "0<=warmup<=flat<=1")
+        _require(self.lr > 0, "lr", self.lr, "a positive number")
+        _require(
+            0 <= self.warmup <= self.flat <= 1,
+            "warmup and --flat",
+            (self.warmup, self.flat),
+            "0 <= warmup <= flat <= 1",
+        )
         for name in ("flip", "cutout", "label_smoothing"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
         _require(min(self.cutout_size) > 0, "cutout_size", self.cutout_size, "two positive numbers")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         _require(self.shift >= 0, "shift", self.shift, "at least 0")
@@ -181,7 +188,7 @@ class RecipeConfig:
     def ids_per_part(self, world: int) -> int:
         """Identities in each of the parts that `world` processes cut a batch into.
 
-        Raises UserError, with the numbers that would do, if that leaves no whole identities or fewer than two.
+        Raises ConflictingOptions, with the numbers that would do, if that leaves no whole identities or fewer than two.
         """
         parts = world * self.accumulate
         if self.ids_per_batch % parts == 0 and self.ids_per_batch >= 2 * parts:
@@ -189,10 +196,13 @@ class RecipeConfig:
         fitting = [n for n in range(1, self.ids_per_batch // 2 + 1) if self.ids_per_batch % n == 0]
         cut = f"{world} process{'es' * (world > 1)} x accumulate={self.accumulate}"
         nearest = parts * max(2, -(-self.ids_per_batch // parts)) * self.images_per_id
-        raise UserError(
-            f"config: a batch of {self.batch_size} is {self.ids_per_batch} identities x {self.images_per_id} images, "
-            f"which {cut} cannot share in parts of two or more whole identities; processes x accumulate may be "
-            f"{', '.join(map(str, fitting))}, or use --batch-size {nearest}"
+        raise ConflictingOptions(
+            f"a batch of {self.batch_size} is {self.ids_per_batch} identities x {self.images_per_id} images, "
+            f"which {cut} cannot share in parts of two or more whole identities",
+            "--batch-size",
+            "--accumulate",
+            expected=f"processes x accumulate of {one_of(map(str, fitting))}",
+            hint=f"or use --batch-size {nearest}",
         )
 
 
@@ -282,9 +292,9 @@ PRESETS |= {
 
 
 def preset(name: str) -> Config:
-    """The named preset. Raises UserError naming the known ones."""
+    """The named preset. Raises InvalidValue naming the known ones."""
     if name not in PRESETS:
-        raise UserError(f"unknown preset '{name}'; known presets: {', '.join(PRESETS)}")
+        raise InvalidValue("--preset", name, choices=PRESETS)
     return PRESETS[name]
 
 

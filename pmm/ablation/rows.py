@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pmm.config import Config, preset
@@ -104,14 +103,8 @@ def config_of(row: Row, shared: Sequence[str]) -> Config:
     """
     from pmm.training.flags import parse  # what lists rows without training them needs no package of ours
 
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return parse([*shared, *row.words()]).config
-    except SystemExit:
-        raise UserError(f"row '{row.full}': {said.getvalue().strip()}") from None
-    except UserError as error:
-        raise UserError(f"row '{row.full}': {error}") from None
+    with _named(row):
+        return parse([*shared, *row.words()]).config
 
 
 def check_models(rows: Sequence[Row], configs: Sequence[Config]) -> None:
@@ -124,11 +117,18 @@ def check_models(rows: Sequence[Row], configs: Sequence[Config]) -> None:
     from pmm.models.registry import build_model
 
     for row, config in zip(rows, configs, strict=True):
-        try:
-            with torch.device("meta"):
-                build_model(dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2)))
-        except UserError as error:
-            raise UserError(f"row '{row.full}': {error}") from None
+        with _named(row), torch.device("meta"):
+            build_model(dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2)))
+
+
+@contextlib.contextmanager
+def _named(row: Row) -> Iterator[None]:
+    """An error within says which row it is about."""
+    try:
+        yield
+    except UserError as error:
+        error.problem = f"row '{row.full}': {error.problem}"
+        raise
 
 
 def _values(value: str) -> list[str]:

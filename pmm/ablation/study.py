@@ -22,7 +22,7 @@ from pmm.training.data_setup import SYNTHETIC_KEYS, resolve_config, training_dat
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.environment import describe_environment
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidValue, UserError
 from pmm.utils.hardware import cuda_index, gpu_at, usable_cores
 from pmm.utils.task_runner import digest
 
@@ -82,7 +82,8 @@ class Ablation:
             ("--epochs", options.epochs, 0),
             ("--jobs", options.jobs, 1),
         ):
-            command_line.numbers(str(value), flag=flag, least=least)
+            if value < least:
+                raise InvalidValue(flag, value, f"{least} or more")
         if (number := cuda_index(options.device)) is not None:
             gpu_at(number)
         if options.compare_presets and options.preset != AblationOptions.preset:

@@ -58,9 +58,8 @@ def main(prog: str) -> int:
         write_file(out.with_suffix(".png"), picture)
     print(f"\n{table}\nreport: {out}")
     if failed := [outcome.run.name for outcome in outcomes if outcome.figures is None]:
-        raise UserError(
-            f"{len(failed)} of {len(outcomes)} runs failed ({'; '.join(failed)}); the same command tries again"
-        )
+        problem = f"{len(failed)} of {len(outcomes)} runs failed: {'; '.join(failed)}"
+        raise UserError(problem, hint="the same command runs them again")
     return 0
 
 

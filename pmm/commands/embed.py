@@ -14,7 +14,6 @@ from pmm.gallery.embed import contract_of, embed_folder, images_below
 from pmm.runtime.open import BACKEND_HELP, open_runner
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import UserError
 from pmm.utils.files import output_file
 from pmm.utils.hardware import check_threads, cuda_index
 
@@ -32,7 +31,7 @@ class EmbedCommand:
     backend: Annotated[str, Arg("NAME", help=BACKEND_HELP)] = "auto"
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    batch_size: Annotated[int, Arg(short="-b")] = 64
+    batch_size: Annotated[int, Arg(short="-b", least=1)] = 64
     """Images per call."""
     threads: int = 0
     """CPU threads of the backend (default: its own choice)."""
@@ -41,16 +40,14 @@ class EmbedCommand:
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(EmbedCommand, prog=prog, description=__doc__ or "")
-    if command.batch_size < 1:
-        raise UserError(f"--batch-size is {command.batch_size}; it must be at least 1")
     check_threads(command.threads)
     cuda_index(command.device)
-    images_below(command.folder)  # before a model is loaded for nothing
+    files = images_below(command.folder)  # before a model is loaded for nothing
     output_file(command.out, command.artifact, suffixes=(".npz",))
     with open_runner(command.artifact, command.backend, device=command.device, threads=command.threads) as runner:
         contract = contract_of(command.artifact, runner)
         begin = time.perf_counter()
-        index = embed_folder(runner, contract, command.folder, batch_size=command.batch_size, label=prog)
+        index = embed_folder(runner, contract, command.folder, files, batch_size=command.batch_size, label=prog)
         seconds = time.perf_counter() - begin
     index.save(command.out)
     info = runner.info

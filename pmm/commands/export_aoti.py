@@ -15,7 +15,7 @@ from pmm.export.options import VerifyOptions
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidValue
 from pmm.utils.files import existing_file
 from pmm.utils.hardware import cuda_index
 
@@ -39,7 +39,7 @@ def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ExportAotiCommand, prog=prog, description=__doc__ or "")
     if command.device == "auto":
-        raise UserError("--device auto: a package is for one kind of processor; name it: cpu, cuda or cuda:N")
+        raise InvalidValue("--device", "auto", "cpu, cuda or cuda:N: a package is for one kind of processor")
     kind = "cpu" if cuda_index(command.device) is None else "cuda"
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
     precision = "" if command.precision == "fp32" else f"-{command.precision}"

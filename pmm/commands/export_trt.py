@@ -1,4 +1,4 @@
-"""Build a TensorRT or TensorRT-RTX engine from a checkpoint (by way of a verified ONNX file) or from an ONNX file.
+"""Build a TensorRT or TensorRT-RTX engine from a checkpoint (through a verified ONNX file) or from an ONNX file.
 
 pmm export trt CKPT_OR_ONNX [-o FILE.plan] [--precision fp16] [--batch 1 8 64] [--device cuda:N]
 """
@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, kind_among
-from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_request
+from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_flags
 from pmm.runtime.trt_variant import gpu_for, gpu_here, library_name
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
 from pmm.utils.errors import BackendUnavailable
 from pmm.utils.files import existing_file, output_file
@@ -24,17 +23,17 @@ from pmm.utils.files import existing_file, output_file
 class ExportTrtCommand:
     """`pmm export trt CKPT_OR_ONNX [-o FILE.plan]`"""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[Path, Arg("CKPT_OR_ONNX", positional=True)]
     """Checkpoint written by pmm train, or ONNX file written by pmm export onnx (then no torch is needed)."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """File to write (default: beside the model, as best.plan or best-fp16.plan); the ONNX file lies beside it."""
+    out: Annotated[Path | None, Arg("FILE.plan", short="-o")] = None
+    """Engine to write, with its ONNX file beside it (default: beside the model, as best.plan or best-fp16.plan)."""
     engine: EngineOptions = field(default_factory=EngineOptions)
-    recipe: ExportOptions = field(default_factory=ExportOptions)
+    onnx: Annotated[ExportOptions, Arg(group="ONNX file, of a checkpoint")] = field(default_factory=ExportOptions)
     verification: VerifyOptions = field(default_factory=VerifyOptions)
     profile_layers: bool = False
-    """Time each layer on the GPU here: a table, and beside the engine a file as best.plan.layers.json."""
+    """Time each layer on this machine's GPU: print a table, and write best.plan.layers.json beside the engine."""
     no_manifest: bool = False
-    """Take an ONNX file that is not ours: no precision is asked for, nothing verified, and no runner here opens it."""
+    """Build from an ONNX file that pmm did not write: nothing is verified, and pmm cannot open the engine."""
 
 
 def main(prog: str) -> None:
@@ -42,10 +41,10 @@ def main(prog: str) -> None:
     command = command_line.parse(ExportTrtCommand, prog=prog, description=__doc__ or "")
     model = existing_file(command.model, "a checkpoint written by pmm train, or an ONNX file")
     ours = kind_among(model, "checkpoint", "onnx") == "checkpoint"
-    stem = model.stem + command.recipe.suffix if ours else model.stem
-    out = output_file(command.output or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
+    stem = model.stem + command.onnx.suffix if ours else model.stem
+    out = output_file(command.out or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
     given = command_line.given_flags()
-    check_request(ours, command.recipe, given, profile_layers=command.profile_layers, no_manifest=command.no_manifest)
+    check_flags(ours, command.onnx, given, profile_layers=command.profile_layers, no_manifest=command.no_manifest)
     if command.profile_layers and not gpu_here(command.engine.device):
         raise BackendUnavailable(
             "--profile-layers runs the engine, and no NVIDIA GPU is visible here; leave the flag out"
@@ -72,7 +71,7 @@ def main(prog: str) -> None:
         model,
         out,
         engine,
-        recipe=command.recipe if ours or "--precision" in given else None,
+        export_options=command.onnx if ours or "--precision" in given else None,
         verification=command.verification,
         exported=lambda made: print(describe(made)),
     )

@@ -17,7 +17,7 @@ from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
 from pmm.utils.environment import describe_environment
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.utils.facts import aligned, plain
 from pmm.utils.files import existing_file
 
@@ -46,11 +46,11 @@ def main(prog: str) -> None:
 def describe_file(path: Path) -> dict[str, Any]:
     """What the file at `path` is, as plain values; its name alone, as folders name people.
 
-    Raises UserError if it is missing, damaged, or of no kind known here.
+    Raises InvalidFile if it is missing, damaged, or of no kind known here.
     """
     size = existing_file(path, KNOWN).stat().st_size
     if size == 0:
-        raise UserError(f"{path}: an empty file; expected {KNOWN}")
+        raise InvalidFile("it is empty", path=path, expected=KNOWN)
     kind = kind_of(path)
     facts = describe_index(path) if kind == "index" else describe_artifact(path, kind)
     return {"name": path.name, "size_mb": round(size / 1e6, 3), **facts}

@@ -16,15 +16,12 @@ from typing import Annotated, Literal
 from pmm.artifacts.origin import newest_run
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidValue, UserError
 from pmm.utils.files import existing_file, output_file, replacing
 from pmm.utils.hardware import cuda_index
 from pmm.visualize.curves import read_run
-from pmm.visualize.pictures import PICTURES, NotThere, PictureOptions, Pictures
+from pmm.visualize.pictures import PICTURES, NothingToDraw, PictureOptions, Pictures
 from pmm.visualize.sheet import HEIGHT
-
-CROPS, HEIGHTS = (1, 100), (64, 1024)
-"""Within these, a picture can be read and be held in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,7 @@ class VisualizeCommand:
     """Another checkpoint, such as a baseline, for comparison: cam, lists and curves show it to the left of CKPT."""
     out: Annotated[Path | None, Arg("DIR", short="-o")] = None
     """Folder of the pictures (default: pictures/ beside CKPT, or pictures-against-NAME/ with --against)."""
-    crops: int = 5
+    crops: Annotated[int, Arg(least=1, most=100)] = 5
     """Rows of cam, mix and lists."""
     split: Literal["test", "train"] = "test"
     """Crops that cam shows: of test identities, which the classifier does not know (the map explains what each stage
@@ -48,26 +45,32 @@ class VisualizeCommand:
     """Folder of the data set (default: the one that the checkpoint was trained on)."""
     runs: Annotated[tuple[Path, ...], Arg("DIR ...")] = ()
     """Folders of more runs for curves."""
-    seed: int = 0
+    seed: Annotated[int, Arg(least=0)] = 0
     """Seed of the choice of crops and partners."""
-    height: int = HEIGHT
+    height: Annotated[int, Arg(least=64, most=1024)] = HEIGHT
     """Height in pixels of a crop in cam and mix."""
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    batch_size: Annotated[int, Arg(short="-b")] = 64
+    batch_size: Annotated[int, Arg(short="-b", least=1)] = 64
     """Images per call."""
 
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(VisualizeCommand, prog=prog, description=__doc__ or "")
-    wanted = _checked(command)
+    cuda_index(command.device)
+    wanted = command_line.names(command.what, flag="--what")
+    for name in wanted:
+        if name not in PICTURES:
+            raise InvalidValue("--what", name, choices=PICTURES)
     checkpoint = existing_file(command.checkpoint or newest_run(), "a checkpoint (.pth)")
     out = command.out or checkpoint.parent / "pictures"
     if command.against:
         existing_file(command.against, "a checkpoint (.pth) to compare with")
         if command.against.resolve() == checkpoint.resolve():
-            raise UserError(f"--against {command.against} is the checkpoint itself; give another one")
+            raise ConflictingOptions(
+                f"--against {command.against} is CKPT itself", "--against", expected="another checkpoint"
+            )
         out = command.out or checkpoint.parent / f"pictures-against-{command.against.resolve().parent.name}"
     more_runs = [read_run(folder) for folder in command.runs]
     files = {name: output_file(out / f"{name}.png") for name in wanted}
@@ -87,7 +90,7 @@ def main(prog: str) -> None:
     for name, file in files.items():
         try:
             picture = pictures.draw(name)
-        except NotThere as reason:
+        except NothingToDraw as reason:
             if "--what" in given:
                 raise
             print(f"{prog}: note: no {file.name}: {reason}", file=sys.stderr)
@@ -97,20 +100,4 @@ def main(prog: str) -> None:
         drawn += 1
         print(f"{file}  {picture.width}x{picture.height}  {PICTURES[name]}", flush=True)
     if not drawn:
-        raise UserError("nothing was drawn")
-
-
-def _checked(command: VisualizeCommand) -> list[str]:
-    """The names of the pictures. Raises UserError for values that no file is needed to see the fault of."""
-    wanted = command_line.names(command.what, flag="--what")
-    unknown = [name for name in wanted if name not in PICTURES]
-    if unknown:
-        raise UserError(f"--what: unknown picture {', '.join(map(repr, unknown))}; known: {', '.join(PICTURES)}")
-    for flag, value, (low, high) in (("--crops", command.crops, CROPS), ("--height", command.height, HEIGHTS)):
-        if not low <= value <= high:
-            raise UserError(f"{flag} is {value}; it must be in {low}..{high}")
-    for flag, value, least in (("--batch-size", command.batch_size, 1), ("--seed", command.seed, 0)):
-        if value < least:
-            raise UserError(f"{flag} is {value}; it must be at least {least}")
-    cuda_index(command.device)
-    return wanted
+        raise UserError("no picture could be drawn", hint="see the notes above")

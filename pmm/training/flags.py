@@ -18,7 +18,7 @@ from pmm.models.registry import check_method_flags
 from pmm.training.data_setup import check_synthetic, check_unchanged
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.hardware import check_threads, cuda_index
 
 PROG = "pmm train"
@@ -45,7 +45,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         check_threads(self.threads)
         if not self.save_minutes > 0:
-            raise UserError(f"--save-minutes is {self.save_minutes}; it must be more than 0")
+            raise InvalidValue("--save-minutes", self.save_minutes, "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,10 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
     first = command_line.parse_args(_Choices, args, prog=prog, description="", partial=True)
     out = first.out
     if first.resume and not first.help:
-        out = out or newest_run("last.pth").parent
+        out = (
+            out
+            or newest_run("last.pth", hint="start without --resume, or name the folder of the run with --out").parent
+        )
         saved = saved_config(out)
         config = with_resolved_data_root(saved, out / "last.pth")
     else:
@@ -102,14 +105,15 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
 
 
 def saved_config(out: Path) -> Config:
-    """The configuration of the run in `out`. Raises UserError if there is none."""
+    """The configuration of the run in `out`. Raises InvalidFile if there is none."""
     path = out / "config.json"
     try:
         return Config.from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise UserError(f"{out} holds no run to resume ({path.name} is missing); start without --resume") from None
+        problem = f"it holds no run to resume ({path.name} is missing)"
+        raise InvalidFile(problem, path=out, hint="start without --resume, or name another folder with --out") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({error})") from error
+        raise InvalidFile(f"it cannot be read ({error})", path=path, expected="the configuration of a run") from error
 
 
 def new_run(command: TrainCommand) -> Path:
@@ -143,8 +147,6 @@ def _default_preset(device: str) -> str:
 
 
 def _refuse_unscheduled(config: Config, flags: set[str]) -> None:
-    if config.recipe.schedule == "paper" and (idle := sorted({"--warmup", "--flat"} & flags)):
-        raise UserError(
-            f"{' and '.join(idle)} would change nothing: the steps of --schedule paper are fixed; leave it out, or add "
-            "--schedule flat-cosine"
-        )
+    if config.recipe.schedule == "paper" and (unused := sorted({"--warmup", "--flat"} & flags)):
+        problem = f"{' and '.join(unused)} would change nothing: the steps of --schedule paper are fixed"
+        raise ConflictingOptions(problem, *unused, hint="leave it out, or add --schedule flat-cosine")

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 
 from pmm.utils.arguments import arguments, build, read_words
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidValue, UsageError, UserError
 from pmm.utils.extras import missing_library
 from pmm.utils.help_text import help_text
 from pmm.utils.scheduling import settle_threads, take_short_turns
@@ -42,8 +42,8 @@ def parse_args(
 ) -> T:
     """The command line `args` as the dataclass `command`, whose fields `default` fills where no flag does.
 
-    `--help` prints the help, which `description` heads, and exits. A wrong command line is one line on stderr and exit
-    code 2. `partial=True` passes over arguments that `command` does not have, and over `--help`.
+    `--help` prints the help, which `description` heads, and exits. `partial=True` passes over arguments that `command`
+    does not have, and over `--help`. Raises UsageError, and what the constructor of `command` raises.
     """
     known = arguments(command, default)
     if not partial and {"-h", "--help"} & set(args):
@@ -53,16 +53,15 @@ def parse_args(
     try:
         values = read_words(known, args, partial=partial)
     except UserError as error:
-        print(f"{prog}: error: {error}; see {prog} --help", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise UsageError(str(error), hint=f"see {prog} --help") from None
     return build(command, values, default)
 
 
 def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
     """Call `main` with the name it is known by, `prog`, and exit.
 
-    UserError, OSError and a library that is not installed are one line and 1, Ctrl-C is 130; the rest is a bug, and
-    shown.
+    UserError, OSError and a library that is not installed are one line and 1, a UsageError 2, Ctrl-C is 130; the rest
+    is a bug, and shown.
 
     Before that, says how torch's threads shall wait, for `main` to load it (see `pmm.utils.scheduling`).
     """
@@ -75,7 +74,7 @@ def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
             code = main(prog)
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
     except ModuleNotFoundError as error:
         if not (line := missing_library(error)):
             raise
@@ -153,24 +152,24 @@ def given_flags(args: Sequence[str] | None = None) -> set[str]:
 
 
 def numbers(text: str, *, flag: str, least: int = 1) -> list[int]:
-    """`1,8` -> [1, 8]. Raises UserError for an empty list, a non-number or a number below `least`."""
+    """`1,8` -> [1, 8]. Raises InvalidValue for an empty list, a non-number or a number below `least`."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(re.fullmatch(r"-?\d+", part) for part in parts) or min(map(int, parts)) < least:
-        raise UserError(f"{flag} is '{text}'; expected whole numbers of at least {least} with commas between, as 1,8")
+        raise InvalidValue(flag, text, f"whole numbers of at least {least} with commas between, as 1,8")
     return sorted(set(map(int, parts)))
 
 
 def names(text: str, *, flag: str) -> list[str]:
-    """`a,b` -> ["a", "b"]. Raises UserError for an empty list."""
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found:
-        raise UserError(f"{flag} is '{text}'; expected names with commas between")
-    return list(dict.fromkeys(found))
+    """`a,b` -> ["a", "b"]. Raises InvalidValue for an empty list."""
+    words = [part.strip() for part in text.split(",") if part.strip()]
+    if not words:
+        raise InvalidValue(flag, text, "names with commas between")
+    return list(dict.fromkeys(words))
 
 
 def size(text: str, *, flag: str) -> int:
-    """`500MB` -> 500,000,000 bytes; B, kB, MB, GB and TB, of 1000 each. Raises UserError."""
+    """`500MB` -> 500,000,000 bytes; B, kB, MB, GB and TB, of 1000 each. Raises InvalidValue."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b\s*", text, re.IGNORECASE)
     if match is None:
-        raise UserError(f"{flag} is '{text}'; expected a size as 500MB or 2GB")
+        raise InvalidValue(flag, text, "a size, as 500MB or 2GB")
     return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))

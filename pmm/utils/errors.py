@@ -38,6 +38,10 @@ class UserError(Exception):
         return _remade, (type(self), self.__dict__, self.args)
 
 
+class UsageError(UserError):
+    """A command line that does not fit the command, which exits with code 2."""
+
+
 class InvalidValue(UserError):
     """A flag or an argument has a value that it cannot have.
 
@@ -61,7 +65,7 @@ class InvalidValue(UserError):
             expected = expected or one_of(self.choices)
             nearest = difflib.get_close_matches(str(value), self.choices, n=1)
             hint = hint or (f"did you mean {nearest[0]}?" if nearest else "")
-        shown = f"'{value}'" if isinstance(value, str) else value
+        shown = value if not isinstance(value, str) else f"'{value}'" if value.isprintable() else repr(value)
         super().__init__(f"{name} is {shown}", expected=expected, hint=hint)
 
 

@@ -12,9 +12,10 @@ import torch
 from pmm.artifacts.checkpoint import load
 from pmm.data.readers import read_dataset
 from pmm.data.samples import class_indices
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from tests.authors import Authors, hollow
 from tests.conftest import assert_one_line_error, run_here
+from tests.refusals import refuses
 from tests.without_torch import run_all_without_torch
 
 HOLLOW = {method: hollow(method) for method in ("pmm", "bdb")}
@@ -51,8 +52,8 @@ def test_later_commands_point_here(file, tmp_path):
     bare = tmp_path / "theirs.pth"
     torch.save(HOLLOW["bdb"], bare)
     done = run_here("export/to_onnx.py", bare, "-o", tmp_path / "x.onnx")
-    assert_one_line_error(done, f"first turn it into one: pmm import {bare} -o CKPT.pth")
-    with pytest.raises(UserError, match=r"first turn it into one: pmm import .*400.pth.tar -o CKPT"):
+    assert_one_line_error(done, f"pmm import {bare} -o CKPT.pth")
+    with refuses(InvalidFile, path=file, hint=f"pmm import {file} -o CKPT"):
         load(file)
 
 
@@ -64,9 +65,9 @@ def test_a_wrong_command_line_needs_no_torch(file, tmp_path):
         ([file, "-o", tmp_path / "x.pth.tar"], "x.pth.tar: its name ends in .tar; expected a name that ends in .pth"),
         ([file], "--out"),
         ([file, "-o", out, "--heigth", "3"], "unknown flag --heigth"),
-        ([file, "-o", out, "--height", "0"], "height and width is 0x128; it must be positive"),
-        ([file, "-o", out, "--height", "100000000"], "it must be positive and at most 4096"),
-        ([file, "-o", out, "--dataset", "mars"], "unknown data set 'mars'"),
+        ([file, "-o", out, "--height", "0"], "--height is 0; expected 1 to 4096 pixels"),
+        ([file, "-o", out, "--height", "100000000"], "--height is 100000000; expected 1 to 4096 pixels"),
+        ([file, "-o", out, "--dataset", "mars"], "--dataset is 'mars'"),
         ([file, "-o", out, "--root", tmp_path / "no"], "is not a folder"),
     )
     answers = run_all_without_torch(*(("-m", "pmm", "import", *args) for args, _ in wrong))

@@ -152,7 +152,7 @@ def test_an_engine_is_described_by_its_manifest_and_never_loaded(artifact, tmp_p
     contract = EngineContract(
         flavor="rtx", version="1.7.1", batch=BatchProfiles((BatchProfile(most=16),)), onnx_sha256="0" * 64,
         platform="linux-x86_64", gpu="", compute_capability="", hardware_compatibility="none", driver="",
-        flags=("tf32 off",), precision_read_from="parsed network", key="k",
+        flags=("tf32 off",), precision_read_from="parsed network",
     )  # fmt: skip
     manifest = read_manifest(artifact, sha256(artifact))
     assert manifest
@@ -182,7 +182,7 @@ def test_damaged_missing_and_empty_files_are_one_line(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"
     assert_one_line_error(run_here("-m", "pmm", "info", path), f"model{suffix}: it does not exist")
     path.write_bytes(b"")
-    assert_one_line_error(run_here("-m", "pmm", "info", path), f"model{suffix}: an empty file")
+    assert_one_line_error(run_here("-m", "pmm", "info", path), f"model{suffix}: it is empty")
     path.write_bytes(b"\x80\x05damaged" * 9)
     if suffix in (".plan", ".engine"):
         manifest_path(path).write_text("{")

@@ -114,9 +114,9 @@ def test_what_a_checkpoint_has_not_is_a_note_unless_it_is_asked_for(bdb, tmp_pat
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cam.png", "lists.png"]
     notes = done.stderr.strip().splitlines()
-    assert f"note: no mix.png: {bdb} is bdb, which has no Hard-Mix" in notes[0]
-    assert "note: no curves.png: there is no metrics.jsonl beside" in notes[1]
-    assert_one_line_error(draw(bdb, "--what", "mix", "--out", tmp_path / "mix"), "bdb, which has no Hard-Mix")
+    assert all(fact in notes[0] for fact in ("note: no mix.png: ", str(bdb), "bdb has no Hard-Mix"))
+    assert all(fact in notes[1] for fact in ("note: no curves.png: ", str(bdb), "metrics.jsonl"))
+    assert_one_line_error(draw(bdb, "--what", "mix", "--out", tmp_path / "mix"), str(bdb), "bdb has no Hard-Mix")
     assert_one_line_error(draw(bdb, "--what", "curves", "--out", tmp_path / "c"), "metrics.jsonl", "--runs DIR")
 
 
@@ -124,7 +124,7 @@ def test_curves_need_neither_data_nor_model(run, trained, tmp_path):
     state = checkpoint.load(trained)
     state["config"]["data"]["root"] = "/nowhere"
     checkpoint.save(run, state)
-    assert_one_line_error(draw(run), "best.pth: its data are gone (/nowhere is no folder)", "--root DIR")
+    assert_one_line_error(draw(run), "best.pth: ", "/nowhere", "--root DIR")
     curves = ("-m", "pmm", "visualize", run, "--what", "curves")
     one, two = tmp_path / "one", tmp_path / "two"
     done = run_all_without_torch(
@@ -144,13 +144,13 @@ def test_mistakes_are_one_line(run, tmp_path):
         ([run, "--crops", "0"], "--crops is 0", "1 to 100"),
         ([run, "--seed", "-1"], "--seed is -1"),
         ([run, "--batch-size", "0"], "--batch-size is 0"),
-        ([run, "--crops", "99", "--what", "cam"], "--crops is 99, but there are only 72 test crops; ask for that many"),
-        ([run, "--crops", "99", "--what", "lists"], "only 72 queries with a match in the gallery"),
+        ([run, "--crops", "99", "--what", "cam"], "--crops is 99", "72 at most", "test crops"),
+        ([run, "--crops", "99", "--what", "lists"], "--crops is 99", "72 at most", "queries"),
         ([run, "--runs", tmp_path / "none"], "none: no such run"),
         ([run, "--against", run], "--against", run, "another checkpoint"),
         ([run, "--against", tmp_path / "other.pth"], "other.pth: it does not exist"),
         ([run, "--out", garbage], "cannot write"),
-        ([run, "--root", tmp_path / "gone"], "gone is not a folder"),
+        ([run, "--root", tmp_path / "gone"], tmp_path / "gone", "not a folder"),
         ([tmp_path / "no.pth"], "no.pth: it does not exist; expected a checkpoint"),
         ([tmp_path], "is a folder; expected a checkpoint"),
         ([garbage, "--what", "cam"], "garbage.pth: truncated, or not a checkpoint"),
