@@ -11,15 +11,14 @@ from pmm.artifacts.artifact import Artifact, reusable
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.artifacts.runs import resolve_data_root
+from pmm.artifacts.origin import resolve_data_root
 from pmm.bench.schema import EMBED_BATCH
 from pmm.config import Config
 from pmm.export.onnx import export_onnx_cached
 from pmm.export.options import EngineOptions, ExportOptions, Precision, VerifyOptions
-from pmm.export.reference import engine_gate
+from pmm.export.reference import engine_parity_check
 from pmm.export.trt import engine_from_onnx
 from pmm.runtime.trt_variant import load_flavor
-from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import sha256
 from pmm.utils.hardware import cuda_index, driver_version, gpu_at, nvidia_gpus
 
@@ -33,7 +32,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     return {
         "sha256": sha256(path),
         "epoch": state["epoch"],
-        "embedding_dim": int(model.embedding_dim),  # type: ignore[arg-type]
+        "embedding_dim": model.embedding_dim,
         "parameters_m": sum(p.numel() for p in model.parameters()) / 1e6,
         "config": config.to_dict(),
     }
@@ -72,9 +71,9 @@ def make_artifact(
     before = {path: path.stat().st_mtime_ns for path in Path(folder).glob("*")}
     verification = VerifyOptions(verify_root=root, verify_dataset=dataset)
     if kind == "package":
-        from pmm.export.aoti import verified_aoti
+        from pmm.export.aoti import export_aoti_cached
 
-        made = verified_aoti(
+        made = export_aoti_cached(
             source,
             stem.with_name(f"{stem.name}-{processor}-{precision}{PACKAGE_SUFFIX}"),
             precision,
@@ -132,10 +131,7 @@ def _engine(
     checkpoint: Path, onnx_file: Path, out: Path, options: EngineOptions, verification: VerifyOptions
 ) -> Artifact:
     file = read_onnx(onnx_file)
-    try:
-        trt = load_flavor(options.flavor)
-    except UserError as error:  # the bindings are installed, what they load is not
-        raise BackendUnavailable(str(error)) from error
+    trt = load_flavor(options.flavor)
 
     def fits(manifest: Manifest) -> bool:
         if manifest.engine is None:
@@ -147,5 +143,5 @@ def _engine(
 
     if made := reusable(out, fits):
         return made
-    gate = engine_gate(file, checkpoint, verification, options.flavor, options.device)
-    return engine_from_onnx(file, out, options, gate=gate)
+    parity_check = engine_parity_check(file, checkpoint, verification, options.flavor, options.device)
+    return engine_from_onnx(file, out, options, parity_check=parity_check)

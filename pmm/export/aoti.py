@@ -17,12 +17,12 @@ from pmm.artifacts.artifact import Artifact, drafted, reusable
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.artifacts.manifest import METADATA_KEY, EmbeddingContract, InputContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
-from pmm.artifacts.runs import with_resolved_data_root
+from pmm.artifacts.origin import with_resolved_data_root
 from pmm.data.preprocessing import preprocessing_of
 from pmm.export.options import Precision, VerifyOptions
-from pmm.export.precision import Found, tally
-from pmm.export.reference import checkpoint_gate
-from pmm.utils.errors import UserError
+from pmm.export.precision import GraphPrecision, tally
+from pmm.export.reference import changed_meanwhile, checkpoint_parity_check
+from pmm.utils.errors import InvalidValue
 from pmm.utils.files import output_file, sha256
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ PackagePrecision = Literal["fp32", "tf32", "fp16", "bf16"]
 
 _UNCOUNTED = ("conv1d", "conv3d", "convolution", "mm", "bmm", "addmm", "baddbmm", "matmul", "einsum")
 _OPTIONS = {
-    # as many threads as the runner is told to use, not as many as there were at the export
+    # as many threads as the runner sets, not as many as there were at the export
     "cpp.dynamic_threads": True,
     # a third of the file, and the names of this machine's folders
     "aot_inductor.enable_line_tables": False,
@@ -50,21 +50,24 @@ def export_aoti(
     """Compile the deployed graph of `checkpoint` into `out`, and write its manifest beside it.
 
     The batch is dynamic, batch-norm folded. The file gets its name only after its precision was read back from the
-    exported graph and, unless told not to verify, its embeddings of real crops equalled the fp32 checkpoint's.
+    exported graph and, unless `verification` switches it off, its embeddings of real crops equalled the fp32
+    checkpoint's.
 
     Args:
         precision: fp32, tf32 (on a GPU), fp16 or bf16.
         device: cpu, cuda or cuda:N: where it will run, on a machine like this one.
 
     Raises:
-        UserError: a bad checkpoint, no crops to verify on, a graph that torch cannot compile, or embeddings that moved
-            (then no file is left).
+        InvalidValue: another precision.
+        InvalidFile: a bad checkpoint, or no crops to verify on.
+        ParityFailed: the embeddings moved; no file is left.
+        UserError: torch cannot compile the graph.
         BackendUnavailable: no C++ compiler, no GPU, or none with TF32.
     """
     verification = verification or VerifyOptions()
     output_file(out, checkpoint, suffixes=(PACKAGE_SUFFIX,))
     if precision not in get_args(PackagePrecision):
-        raise UserError(f"no package in {precision}; known: {', '.join(get_args(PackagePrecision))}")
+        raise InvalidValue("--precision", precision, choices=get_args(PackagePrecision))
 
     import torch
 
@@ -74,22 +77,22 @@ def export_aoti(
     from pmm.runtime.eager import torch_device
     from pmm.runtime.torch_runner import check_modes, tf32_allowed
 
-    place = torch_device(device)
-    check_modes(place, tf32=precision == "tf32")
+    target = torch_device(device)
+    check_modes(target, tf32=precision == "tf32")
     digest = sha256(checkpoint)
     state = load(checkpoint)
     model, config = restore_model(state, checkpoint)
     size, embedding = preprocessing_of(config), EmbeddingContract.of(model)
-    gate = checkpoint_gate(model, with_resolved_data_root(config, checkpoint), embedding, verification)
+    parity_check = checkpoint_parity_check(model, with_resolved_data_root(config, checkpoint), embedding, verification)
 
     stored: Precision = "fp32" if precision == "tf32" else precision  # type: ignore[assignment]
     graph = deployed_graph(model, size, InputContract(), embedding, stored)
-    graph.to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    program = _exported(graph, torch.zeros(2, *InputContract().shape(size), dtype=torch.uint8, device=place))
-    found = exported_precision(program)
-    found.check(stored, str(out))
+    graph.to(device=target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    program = _exported(graph, torch.zeros(2, *InputContract().shape(size), dtype=torch.uint8, device=target))
+    measured = exported_precision(program)
+    measured.check(stored, out)
     if precision == "tf32":  # the graph is the same; the runner lets its fp32 products run in TF32
-        found = Found({"tf32": found.total})
+        measured = GraphPrecision({"tf32": measured.total})
     manifest = Manifest(
         checkpoint_sha256=digest,
         method=config.model.method,
@@ -97,26 +100,26 @@ def export_aoti(
         input=InputContract(),
         embedding=embedding,
         precision=precision,
-        precision_found=found.precision,
-        precision_share=found.share,
-        macs=found.total,
+        precision_found=measured.precision,
+        precision_share=measured.share,
+        macs=measured.total,
         opset=0,
-        package=this_machine(place),
+        package=this_machine(target),
         versions={**versions(), "pmm kernels in training": state["versions"].get("pmm kernels", "unknown")},
     )
     with drafted(out, manifest) as draft:
         with tf32_allowed(precision == "tf32"):
             _build(program, manifest, draft.path)
         if sha256(checkpoint) != digest:
-            raise UserError(f"{checkpoint} changed during the export (is it still being trained?); export it again")
+            raise changed_meanwhile(checkpoint)
         with draft.openable(), AotiRunner(draft.path, device, warn=False) as runner:
-            if gate:
-                parity = gate.check(runner, precision, str(out), runner.info.provider)
+            if parity_check:
+                parity = parity_check.check(runner, precision, str(out), runner.info.provider)
                 draft.manifest = dataclasses.replace(manifest, parity=parity)
     return Artifact(out, draft.manifest)
 
 
-def verified_aoti(
+def export_aoti_cached(
     checkpoint: Path,
     out: Path,
     precision: str = "fp32",
@@ -129,12 +132,12 @@ def verified_aoti(
     from pmm.runtime.eager import torch_device
 
     def fits(manifest: Manifest) -> bool:
-        made = manifest.made_from(sha256(checkpoint), versions()) and manifest.package == this_machine(place)
-        return made and manifest.parity is not None and manifest.precision == precision
+        same = manifest.made_from(sha256(checkpoint), versions()) and manifest.package == this_machine(target)
+        return same and manifest.parity is not None and manifest.precision == precision
 
-    place = torch_device(device)
-    made = reusable(out, fits, read=lambda path: read_native(path, PackageContract).manifest)
-    return made or export_aoti(checkpoint, out, precision, device, verification)
+    target = torch_device(device)
+    cached = reusable(out, fits, read=lambda path: read_native(path, PackageContract).manifest)
+    return cached or export_aoti(checkpoint, out, precision, device, verification)
 
 
 def describe(artifact: Artifact) -> str:
@@ -152,7 +155,7 @@ def describe(artifact: Artifact) -> str:
     return line + f"parity on {manifest.parity['rows']} crops: min cosine {manifest.parity['min_cosine']:.7f}"
 
 
-def exported_precision(program: ExportedProgram) -> Found:
+def exported_precision(program: ExportedProgram) -> GraphPrecision:
     """Count the convolutions and linear layers of an exported graph for one image, each of the type of its weights.
 
     Raises ValueError for other products, which would not be counted.
@@ -160,9 +163,9 @@ def exported_precision(program: ExportedProgram) -> Found:
     import torch
 
     aten, names = torch.ops.aten, {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-    counted, products = (aten.conv2d.default, aten.linear.default), []
+    products = []
     for node in program.graph.nodes:
-        if node.target in counted:
+        if node.target in (aten.conv2d.default, aten.linear.default):
             weight, output = node.args[1].meta["val"], node.meta["val"]
             # outputs of one image, times the length of the sum behind each
             products.append((names[weight.dtype], prod(output.shape[1:]) * prod(weight.shape[1:])))
@@ -188,15 +191,14 @@ def _build(program: ExportedProgram, manifest: Manifest, out: Path) -> None:
 
     from pmm.runtime.torch_graph import build_failed, quiet
 
-    known = torch._inductor.list_options()
-    options = {name: value for name, value in _OPTIONS.items() if name in known}
+    options = {name: value for name, value in _OPTIONS.items() if name in torch._inductor.list_options()}
     metadata = {METADATA_KEY: manifest.to_json()}
     with tempfile.TemporaryDirectory() as folder:
         # under its final name: the package repeats that of its file inside
         built = Path(folder) / f"model{PACKAGE_SUFFIX}"
         try:
             with quiet():
-                _know_this_cpu()
+                _detect_instructions()
             with quiet(), fresh_cache(dir=folder):
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(built), inductor_configs={**options, "aot_inductor.metadata": metadata}
@@ -206,9 +208,9 @@ def _build(program: ExportedProgram, manifest: Manifest, out: Path) -> None:
         shutil.copyfile(built, out)
 
 
-def _know_this_cpu() -> None:
-    """Which vector instructions the CPU and its compiler have, torch finds out by building for each of them: once, kept
-    in its cache for all that it compiles later, and not at every export in the one that is emptied."""
+def _detect_instructions() -> None:
+    """Torch tests by building which vector instructions the CPU and its compiler have. Do it now, with the lasting
+    cache: the one of an export is emptied."""
     with contextlib.suppress(ImportError):  # the name is torch's own business
         from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 

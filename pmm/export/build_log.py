@@ -1,4 +1,4 @@
-"""All that the builder of engines says, in a file beside the engine, as it comes: also of a build that fails."""
+"""The builder's messages in a file beside the engine, as they come: also those of a build that fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def log_path(engine: Path) -> Path:
 
 
 class BuildLog:
-    """Messages to a file, in place of an earlier build's, and to stderr if asked."""
+    """Messages to a file, in place of an earlier build's, and with `show` to stderr."""
 
     def __init__(self, path: Path, show: bool) -> None:
         self.path, self._show = path, show
@@ -50,9 +50,9 @@ class BuildLog:
 
 @contextlib.contextmanager
 def build_log(engine: Path, *, show: bool) -> Iterator[BuildLog]:
-    """The log of the build of `engine`; an error on the way names it.
+    """The log of the build of `engine`; an error of the build names it.
 
-    Raises UserError if it cannot be written.
+    Raises CannotWrite if it cannot be written.
     """
     path = output_file(log_path(engine))
     try:
@@ -62,6 +62,7 @@ def build_log(engine: Path, *, show: bool) -> Iterator[BuildLog]:
     try:
         yield log
     except UserError as error:
-        raise type(error)(f"{error}; the builder's log is {path}") from error
+        error.hint = "; ".join(part for part in (error.hint, f"the builder's log is {path}") if part)
+        raise
     finally:
         log.close()

@@ -9,8 +9,8 @@ from pathlib import Path
 from pmm.artifacts.artifact import Artifact
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, kind_among
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_kept
-from pmm.export.reference import engine_gate
+from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_same_precision
+from pmm.export.reference import engine_parity_check
 from pmm.export.trt import choose_flavor, engine_from_onnx
 from pmm.utils.files import output_file
 
@@ -20,7 +20,7 @@ def build_engine(
     out: str | Path,
     options: EngineOptions | None = None,
     *,
-    recipe: ExportOptions | None = None,
+    export_options: ExportOptions | None = None,
     verification: VerifyOptions | None = None,
     exported: Callable[[Artifact], None] | None = None,
 ) -> Artifact:
@@ -33,13 +33,14 @@ def build_engine(
     Args:
         model: a checkpoint, or an ONNX file written by `pmm.export_onnx` (then no torch is needed).
         options: batch sizes, builder, GPU.
-        recipe: precision and inputs of the ONNX file to export; of an ONNX file that is there, what it must hold.
+        export_options: precision and inputs of the ONNX file to export; of a `model` that is one, its precision.
         verification: the crops to compare on (default: test crops of the data set that the checkpoint names).
         exported: called with the ONNX file that was exported from a checkpoint, before the engine is built.
 
     Raises:
-        UserError: no builder for this machine, crops or files that are not there, another precision in the engine than
-            asked for, or embeddings that moved (then no engine is left).
+        InvalidFile: crops or files are missing, or the engine computes in another precision.
+        ParityFailed: the embeddings moved; no engine is left.
+        BackendUnavailable: no builder for this machine.
 
     Example:
         >>> artifact = pmm.build_engine("best.onnx", "best.plan", pmm.EngineOptions(batch=((1, 8, 64),), flavor="rtx"))
@@ -53,21 +54,21 @@ def build_engine(
     onnx = source
     if checkpoint:
         onnx = output_file(target.with_suffix(".onnx"), source)
-        made = _onnx(checkpoint, onnx, recipe or ExportOptions(), verification)
+        artifact = _onnx(checkpoint, onnx, export_options or ExportOptions(), verification)
         if exported:
-            exported(made)
+            exported(artifact)
     file = read_onnx(onnx)
-    if recipe:
-        check_kept(onnx, file.manifest.precision, recipe.precision)
+    if export_options:
+        check_same_precision(onnx, file.manifest.precision, export_options.precision)
     options = dataclasses.replace(options, flavor=choose_flavor(options.flavor, onnx, options.device)[0])
-    gate = engine_gate(file, checkpoint, verification, options.flavor, options.device)
-    return engine_from_onnx(file, target, options, gate=gate)
+    parity_check = engine_parity_check(file, checkpoint, verification, options.flavor, options.device)
+    return engine_from_onnx(file, target, options, parity_check=parity_check)
 
 
-def _onnx(checkpoint: Path, out: Path, recipe: ExportOptions, verification: VerifyOptions) -> Artifact:
+def _onnx(checkpoint: Path, out: Path, export_options: ExportOptions, verification: VerifyOptions) -> Artifact:
     from pmm.export.onnx import check_overwrite, export_onnx, export_onnx_cached
 
-    check_overwrite(out, checkpoint, recipe)
-    # asked for other crops: a file verified on its own does not do
-    unasked = verification in (VerifyOptions(), VerifyOptions(no_verify=True))
-    return (export_onnx_cached if unasked else export_onnx)(checkpoint, out, recipe, verification)
+    check_overwrite(out, checkpoint, export_options)
+    # a cached file was verified on the crops of the checkpoint
+    usual_crops = verification in (VerifyOptions(), VerifyOptions(no_verify=True))
+    return (export_onnx_cached if usual_crops else export_onnx)(checkpoint, out, export_options, verification)

@@ -14,26 +14,33 @@ from pmm.artifacts.onnx_file import OnnxFile
 from pmm.export.build_log import BuildLog
 from pmm.export.engine_precision import network_precision
 from pmm.export.options import EngineOptions
-from pmm.export.precision import Found
-from pmm.runtime.trt_variant import TF32_ON, Listener, error_logger, started
+from pmm.export.precision import GraphPrecision
+from pmm.runtime.trt_variant import TF32_ON, Listener, error_logger, start
 from pmm.utils import command_line
-from pmm.utils.errors import BackendUnavailable, UserError
+from pmm.utils.errors import (
+    BackendUnavailable,
+    ConflictingOptions,
+    InvalidFile,
+    InvalidValue,
+    OutOfMemory,
+    UserError,
+)
 from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import Gpu
 
 
 @dataclass(frozen=True)
-class Built:
+class EngineBuild:
     """An engine, and what went into it."""
 
     engine: bytes
-    found: Found
-    """Precision of the parsed network."""
+    precision: GraphPrecision
+    """Of the parsed network."""
     batch: BatchProfiles
     flags: tuple[str, ...]
 
 
-def build(
+def build_network(
     trt: Any,
     flavor: str,
     file: OnnxFile,
@@ -41,20 +48,23 @@ def build(
     log: BuildLog,
     *,
     gpu: Gpu | None = None,
-    asked: str | None = None,
-) -> Built:
+    precision: str | None = None,
+) -> EngineBuild:
     """Build `file` with the module `trt` of `flavor`, for options that `check_options` lets pass.
 
     Args:
-        log: gets all that the builder says.
+        log: gets all messages of the builder.
         gpu: the one that the builder measures on, if there is one; it is this thread's current GPU.
-        asked: the precision that the network must have; None for any.
+        precision: that the network must have; None for any.
 
     Raises:
-        UserError: what is asked for is not in the file or this GPU, or the library refuses.
+        InvalidFile: the library does not parse the file, or the file does not have that precision or batch.
+        ConflictingOptions: the options do not fit the file.
+        BackendUnavailable: no TF32 on this GPU.
+        UserError: the library built no engine.
     """
     name, logger = f"{file.path}: {flavor} {trt.__version__}", error_logger(trt, log.write)
-    builder = started(trt.Builder, logger, name)
+    builder = start(trt.Builder, logger, name)
     # always so from TensorRT 11 on, which ignores the flag
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger.native)
@@ -62,16 +72,16 @@ def build(
     parsed = parser.parse(file.content) if not file.external else parser.parse_from_file(str(file.path))
     if not parsed:
         reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        said = " ".join((reasons or logger.take()).split())
-        raise UserError(f"{name} does not parse it ({said[:300]})")
-    found = network_precision(trt, network)
-    if asked:
-        found.check(asked, f"{file.path}: as {flavor} parsed it")
+        reason = " ".join((reasons or logger.take()).split())
+        raise InvalidFile(f"{flavor} {trt.__version__} does not parse it ({reason[:300]})", path=file.path)
+    parsed_precision = network_precision(trt, network)
+    if precision:
+        parsed_precision.check(precision, file.path, f"the network that {flavor} parsed")
     if options.tf32:
-        _check_tf32(file.path, found, gpu)
+        _check_tf32(file.path, parsed_precision, gpu)
 
     config = builder.create_builder_config()
-    batch, told = _set_profiles(builder, network, config, options, name)
+    batch, profiles = _set_profiles(builder, network, config, options, name)
     # TF32 is on by default in TensorRT; an fp32 engine must be fp32
     (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector; costs nothing at run time
@@ -87,29 +97,33 @@ def build(
         release()
         if engine is None:
             raise _refused(name, logger, log.serious, options, batch)
-    return Built(bytes(engine), found, batch, (*told, *_flags(trt, config, options)))
+    return EngineBuild(bytes(engine), parsed_precision, batch, (*profiles, *_flags(trt, config, options)))
 
 
 def check_options(trt: Any, flavor: str, options: EngineOptions, gpu: Gpu | None) -> None:
-    """Raises UserError for what this library, version or GPU does not have.
+    """Raises ConflictingOptions, InvalidValue or BackendUnavailable for what this library, version or GPU has not.
 
     Least compute capabilities: NvInfer.h, HardwareCompatibilityLevel.
     """
     name, word = f"{flavor} {trt.__version__}", options.hardware_compatibility
     if options.timing_cache is not None and flavor == "rtx":  # its operations are no-ops there (pyCore.cpp)
-        raise UserError(f"{name}: --timing-cache is for TensorRT; TensorRT-RTX measures no kernels when it builds")
+        problem = f"--timing-cache is for TensorRT, and this is {name}, which measures no kernels when it builds"
+        raise ConflictingOptions(problem, "--timing-cache", hint="leave the flag out")
     if word == "none":
         return
-    flag = f"--hardware-compatibility {word}"
+    flag = "--hardware-compatibility"
     if flavor == "rtx":
-        raise UserError(f"{name}: {flag} is for TensorRT; TensorRT-RTX compiles its engines for the GPU that they meet")
+        problem = (
+            f"{flag} {word} is for TensorRT, and this is {name}, which compiles its kernels on the GPU that runs them"
+        )
+        raise ConflictingOptions(problem, flag, hint="leave the flag out")
     if _level(trt, options) is None:
-        raise UserError(f"{name} has no {flag}: TensorRT has it from 10.9 on; give none or ampere-plus")
+        raise InvalidValue(flag, word, f"none or ampere-plus: this is {name}, and TensorRT has {word} from 10.9 on")
     least = (8, 0) if word == "ampere-plus" else (7, 5)
     if gpu and tuple(map(int, gpu.compute_capability.split("."))) < least:
         raise BackendUnavailable(
-            f"{name}: {flag} needs a GPU of compute capability {least[0]}.{least[1]} or more to build on, and "
-            f"{gpu.name} has {gpu.compute_capability}"
+            f"{flag} {word} with {name} needs a GPU of compute capability {least[0]}.{least[1]} or more to build on, "
+            f"and {gpu.name} has {gpu.compute_capability}"
         )
 
 
@@ -118,11 +132,12 @@ def _level(trt: Any, options: EngineOptions) -> Any:
     return getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.replace("-", "_").upper(), None)
 
 
-def _check_tf32(path: Path, found: Found, gpu: Gpu | None) -> None:
-    if found.precision != "fp32":
-        raise UserError(f"{path}: --tf32 is for the products of an fp32 file, and this one holds {found.precision}")
+def _check_tf32(path: Path, graph: GraphPrecision, gpu: Gpu | None) -> None:
+    if graph.precision != "fp32":
+        problem = f"--tf32 is for files in fp32, and {path} is in {graph.precision}"
+        raise ConflictingOptions(problem, "--tf32", hint="leave the flag out")
     if gpu and not gpu.has_tf32:
-        raise BackendUnavailable(f"{path}: --tf32: {gpu.name} has no TF32; build without it")
+        raise BackendUnavailable(f"--tf32: {gpu.name} has no TF32", path=path, hint="leave the flag out")
 
 
 def _flags(trt: Any, config: Any, options: EngineOptions) -> Iterator[str]:
@@ -137,56 +152,61 @@ def _flags(trt: Any, config: Any, options: EngineOptions) -> Iterator[str]:
 def _set_profiles(
     builder: Any, network: Any, config: Any, options: EngineOptions, name: str
 ) -> tuple[BatchProfiles, list[str]]:
-    """The optimisation profiles over the batch of every input, and how they read back.
+    """The optimisation profiles over the batch of every input, and as text, read back.
 
-    Raises UserError for other dynamic dimensions, and for batches that a file of a static batch does not take.
+    Raises InvalidFile for other dynamic dimensions, ConflictingOptions for batches that are not those of a file of a
+    static batch.
     """
     shapes = {tensor.name: tuple(tensor.shape) for tensor in map(network.get_input, range(network.num_inputs))}
     for tensor, shape in shapes.items():
         if not shape or min(shape[1:], default=1) < 1:
-            raise UserError(f"{name}: input {tensor} is {shape}; only the batch may be dynamic")
-    batch, told = _batch(options, {shape[0] for shape in shapes.values()}, name), []
+            raise InvalidFile(f"{name}: input {tensor} is {shape}; only the batch may be dynamic")
+    batch, texts = _batch(options, {shape[0] for shape in shapes.values()}, name), []
     for at, wanted in enumerate(batch.profiles):
         profile = builder.create_optimization_profile()
         for tensor, shape in shapes.items():
             profile.set_shape(tensor, *[(size, *shape[1:]) for size in (wanted.least, wanted.best, wanted.most)])
-            sizes = " ".join(str(given[0]) for given in profile.get_shape(tensor))
-            told.append(f"{tensor}: batch {sizes}")
+            sizes = " ".join(str(read_back[0]) for read_back in profile.get_shape(tensor))
+            texts.append(f"{tensor}: batch {sizes}")
         if config.add_optimization_profile(profile) != at:
             raise UserError(f"{name} refuses the batch profile {wanted}")
-    return batch, told
+    return batch, texts
 
 
 def _batch(options: EngineOptions, first: set[int], name: str) -> BatchProfiles:
-    """The profiles asked for; of a file of a static batch, that batch alone. `first`: first sizes of its inputs."""
+    """The profiles of `options`; of a file of a static batch, that batch alone. `first`: first sizes of its inputs."""
     static = first - {-1}
     if not static:
         return options.profiles
     if len(first) > 1:
-        raise UserError(f"{name}: its inputs have batches of {', '.join(map(str, sorted(first)))}; expected one")
+        sizes = ", ".join(map(str, sorted(first)))
+        raise InvalidFile(f"{name}: its inputs have batches of {sizes}", expected="the same batch for all inputs")
     size = static.pop()
     try:
         only = BatchProfiles((BatchProfile(least=size, best=size, most=size),))
     except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+        error.problem = f"{name}: {error.problem}"
+        raise
     if options.batch and options.profiles != only:
-        raise UserError(
-            f"{name}: a file of static batch {size} takes {size} images and no other number, and --batch is "
-            f"{options.profiles}; leave --batch out, or export the file without --static-batch"
+        raise ConflictingOptions(
+            f"{name}: the file has static batch {size}, and --batch is {options.profiles}",
+            "--batch",
+            hint="leave --batch out, or export the file without --static-batch",
         )
     return only
 
 
 @contextlib.contextmanager
 def _timing_cache(config: Any, path: Path | None, name: str) -> Iterator[None]:
-    """Measured kernel times of earlier builds, read from `path` if it is there, and written back."""
+    """Measured kernel times of earlier builds, read from `path` if it exists, and written back."""
     if path is None:
         yield
         return
     output_file(path)  # before minutes of building
     cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
-        raise UserError(f"{path}: not a timing cache of {name} on this GPU; remove it or give another --timing-cache")
+        hint = "remove it or give another --timing-cache"
+        raise InvalidFile(f"not a timing cache of {name} on this GPU", path=path, hint=hint)
     yield
     filled = config.get_timing_cache()
     if filled is not None:
@@ -197,8 +217,8 @@ def _timing_cache(config: Any, path: Path | None, name: str) -> Iterator[None]:
 def _progress(trt: Any, config: Any, release: Callable[[], None], *, show: bool = True) -> Iterator[None]:
     """A progress bar over the phases of the build, which may take many minutes, and a way out: Ctrl-C ends it.
 
-    An exception does not get through the library, so `release`, which raises a Ctrl-C that was held back, is only
-    asked here; the caller calls it again.
+    An exception does not get through the library, so a Ctrl-C that `release` raises here only ends the build; the
+    caller calls it again.
     """
     from tqdm import tqdm
 
@@ -238,24 +258,25 @@ _REQUESTED = re.compile(r"(?:Requested size was|GPU memory \(|error allocating|r
 def _refused(
     name: str, logger: Listener, serious: list[str], options: EngineOptions, batch: BatchProfiles
 ) -> UserError:
-    """Of a build that gave nothing: what the library said and, where it lacked memory, what to change.
+    """For a build that gave nothing: the library's errors and, where it lacked memory, what to change.
 
-    A lack of memory is told by warnings and errors of the allocators; the last error is then that a layer has no
+    A lack of memory shows in warnings and errors of the allocators; the last error is then that a layer has no
     implementation ("Could not find any implementation for node ..."), which reads as if it were not supported. Kernels
     may lack memory in a build that fails for another reason, too.
     """
     lacked = [line for line in serious if _NO_MEMORY.search(line)]
     if lacked and (serious[-1] in lacked or any(_NO_KERNEL in line for line in serious)):
-        sizes = [int(found[1]) for found in map(_REQUESTED.search, lacked) if found]
-        asked = f"; {max(sizes) / 2**30:.2f} GiB were asked for at once" if sizes else ""
+        sizes = [int(match[1]) for match in map(_REQUESTED.search, lacked) if match]
+        largest = f"; one allocation was of {max(sizes) / 2**30:.2f} GiB" if sizes else ""
         logger.errors.insert(0, lacked[0])
-        return UserError(
-            f"{name} built no engine: out of GPU memory{asked} ({logger.take()}); free memory on the "
-            f"GPU, give kernels less scratch with --workspace GIB, or build for less than {batch.most} images (--batch)"
+        return OutOfMemory(
+            f"{name} built no engine: out of GPU memory{largest} ({logger.take()})",
+            hint="free memory on the GPU, give kernels less scratch with --workspace GIB, or build for less than "
+            f"{batch.most} images (--batch)",
         )
     if options.workspace is not None and any("insufficient workspace" in line for line in serious):
         return UserError(
-            f"{name} built no engine: --workspace {options.workspace} is too small for a kernel ({logger.take()}); "
-            "give more, or leave it out"
+            f"{name} built no engine: --workspace {options.workspace} is too small for a kernel ({logger.take()})",
+            hint="give more, or leave the flag out",
         )
     return UserError(f"{name} built no engine ({logger.take()})")

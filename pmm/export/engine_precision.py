@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any, NamedTuple
 
-from pmm.export.precision import Found, tally
-from pmm.utils.errors import UserError
+from pmm.export.precision import GraphPrecision, tally
+from pmm.utils.errors import InvalidFile, UserError
 
 
-def network_precision(trt: Any, network: Any) -> Found:
+def network_precision(trt: Any, network: Any) -> GraphPrecision:
     """Multiply-accumulates per type of a parsed network; a strongly typed build keeps its types.
 
     A product whose two inputs come out of Dequantize layers is int8, else of the type it gives.
@@ -50,45 +50,45 @@ def _products(trt: Any, layers: list[Any], makers: dict[str, Any]) -> Iterator[t
 
 
 class Inspection(NamedTuple):
-    """What the engine inspector tells of the types in a built engine."""
+    """The types in a built engine, by the engine inspector."""
 
     types: frozenset[str]
     """Of all tensors, weights and kernels: fp32, tf32, fp16, bf16, int8."""
     silent: int
-    """Layers of which no type is told."""
+    """Layers without a type in the answer."""
 
-    def confirms(self, asked: str, name: str, *, tf32: bool = False) -> bool:
-        """True if the engine computes in `asked`; False if the inspector does not tell.
+    def confirms(self, precision: str, engine: str, *, tf32: bool = False) -> bool:
+        """True if the engine computes in `precision`; False if the inspector does not show it.
 
         Args:
             tf32: an fp32 engine may use TF32.
 
         Raises:
-            UserError: what it tells speaks against `asked`.
+            InvalidFile: the inspector shows another precision.
         """
-        lower = self.types & ({"fp16", "bf16", "int8"} | (set() if tf32 else {"tf32"})) if asked == "fp32" else None
-        if lower or (self.types and asked not in self.types and not self.silent):
-            found = ", ".join(sorted(self.types))
-            raise UserError(f"{name}: asked for {asked}, but the engine inspector finds {found} in the engine")
-        return asked in self.types
+        lower = self.types & ({"fp16", "bf16", "int8"} | (set() if tf32 else {"tf32"})) if precision == "fp32" else None
+        if lower or (self.types and precision not in self.types and not self.silent):
+            types = ", ".join(sorted(self.types))
+            raise InvalidFile(f"the engine inspector shows {types} in it", path=engine, expected=precision)
+        return precision in self.types
 
 
 def inspected(inspector_json: str) -> Inspection:
     """Read the engine inspector's JSON (detailed verbosity).
 
-    TensorRT 8.6 and 10 tell a tensor's type and layout together under "Format/Datatype", as "Channel major FP16 format
+    TensorRT 8.6 and 10 give a tensor's type and layout together under "Format/Datatype", as "Channel major FP16 format
     where channel % 8 == 0"; 11 splits them. Without an execution context whose shapes are set, both say "N/A due to
     dynamic shapes" there (NvInferRuntime.h, IEngineInspector), and some engines do so even with one; the type is then
     that of the weights, or part of the kernel's name (sm80_xmma_fprop_implicit_gemm_f16f16_...).
 
     Raises UserError for an answer that is no such JSON.
     """
-    told = [layer.types for _, layer in _layers(inspector_json)]
-    return Inspection(frozenset().union(*told), sum(not types for types in told))
+    types = [layer.types for _, layer in _layers(inspector_json)]
+    return Inspection(frozenset().union(*types), sum(not of_layer for of_layer in types))
 
 
 class Layer(NamedTuple):
-    """What the engine inspector tells of one layer; empty where it does not."""
+    """One layer by the engine inspector; empty where it says nothing."""
 
     type: str
     format: str
@@ -133,9 +133,9 @@ def _types(layer: Any) -> set[str]:
     # what Myelin compiled as a whole shows its outer tensors only
     opaque = layer.get("LayerType") == "Myelin" or "ForeignNode" in layer.get("Name", "")
     tensors = [] if opaque else [*layer.get("Inputs", []), *layer.get("Outputs", [])]
-    told = [tensor.get(key, "") for tensor in tensors for key in _DATATYPES]
+    texts = [tensor.get(key, "") for tensor in tensors for key in _DATATYPES]
     weights = layer.get("Weights", {})
-    told.append(weights.get("Type", "") if isinstance(weights, dict) and weights.get("Count", 1) else "")
-    types = {_WORDS[word] for text in told for word in re.findall(r"[a-z0-9]+", text.lower()) if word in _WORDS}
+    texts.append(weights.get("Type", "") if isinstance(weights, dict) and weights.get("Count", 1) else "")
+    types = {_WORDS[word] for text in texts for word in re.findall(r"[a-z0-9]+", text.lower()) if word in _WORDS}
     kernel = _KERNEL.search(str(layer.get("TacticName", "")).lower())
     return types | ({_OPERANDS[kernel[1]]} if kernel else set())

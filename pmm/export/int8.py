@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import MIN_SHARE
 from pmm.export.parity_check import ParityFailed
-from pmm.export.precision import found_precision
+from pmm.export.precision import onnx_precision
 from pmm.runtime.ort_session import open_session
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def quantised_until(
     failure = "too few layers can be quantised"
     while True:
         proto = quantizer.build(keep)
-        if found_precision(proto).share.get("int8", 0.0) < MIN_SHARE["int8"]:
+        if onnx_precision(proto).share.get("int8", 0.0) < MIN_SHARE["int8"]:
             kept = len(quantizer.kept_with(keep))
             raise ParityFailed(f"{failure}, with {kept} of {len(ranked)} layers kept in fp32")
         try:

@@ -29,7 +29,7 @@ class LayerTime:
 
     name: str
     type: str
-    """As the inspector names it; empty where it does not tell."""
+    """By the engine inspector; empty where it gives none."""
     precision: str
     """Types of its tensors, weights and kernel."""
     format: str
@@ -49,7 +49,7 @@ def layers_path(engine: Path) -> Path:
 def profile_layers(artifact: Artifact, device: str = "auto", runs: int = RUNS) -> list[LayerTime]:
     """Time the layers of an engine at the best batch of each of its profiles, and write them beside it as JSON.
 
-    Raises UserError if the engine does not run here, or tells no times.
+    Raises UserError if the engine does not run here, or its library reports no times.
     """
     contract, rows = artifact.manifest.engine, []
     assert contract is not None
@@ -59,8 +59,8 @@ def profile_layers(artifact: Artifact, device: str = "auto", runs: int = RUNS) -
             rows += _rows(runner.layer_times(profile.best, runs), layers, profile.best)
         info = runner.info
     if not rows:
-        raise UserError(f"{artifact.path}: {info.backend} {contract.version} tells no layer's time")
-    told = {
+        raise UserError(f"{info.backend} {contract.version} reports no layer's time", path=artifact.path)
+    profile_json = {
         "engine": artifact.path.name,
         "sha256": artifact.manifest.sha256,
         "backend": f"{info.backend} {contract.version}",
@@ -68,7 +68,7 @@ def profile_layers(artifact: Artifact, device: str = "auto", runs: int = RUNS) -
         "runs": runs,
         "layers": [dataclasses.asdict(row) for row in rows],
     }
-    write_file(layers_path(artifact.path), json.dumps(told, indent=2) + "\n")
+    write_file(layers_path(artifact.path), json.dumps(profile_json, indent=2) + "\n")
     return rows
 
 

@@ -1,16 +1,15 @@
-"""What an export is asked for. Loads no torch: command lines are checked before it is imported."""
+"""The options of exports, checked. Loads no torch: command lines are checked before it is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import tyro
-
-from pmm.artifacts.manifest import BatchProfile, BatchProfiles, HardwareCompatibility, InputContract
-from pmm.utils.errors import UserError
+from pmm.artifacts.manifest import MOST_IMAGES, BatchProfile, BatchProfiles, HardwareCompatibility, InputContract
+from pmm.utils.arguments import Arg
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UserError
 from pmm.utils.hardware import cuda_index
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -31,7 +30,7 @@ LEAST_CALIBRATION_CROPS = 32
 LEAST_VERIFICATION_CROPS = 16
 
 MIN_SHARE = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.99, "int8": 0.5}
-"""Least share of the multiply-accumulates in the precision asked for; int8 may keep sensitive layers in fp32."""
+"""Least share of the multiply-accumulates in the file's precision; int8 may keep sensitive layers in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,53 +38,50 @@ class ExportOptions:
     """The deployed graph: its precision, and what goes in and comes out."""
 
     precision: Precision = "fp32"
-    """Of the trunk; the heads, the normalisation, the input and the output are fp32 (or uint8) in every file."""
+    """Precision of the backbone; the heads, the normalisation, the output and a float input are fp32 in every file."""
     target: Literal["tensorrt", "cpu"] = "tensorrt"
-    """Where an int8 file will run: TensorRT and CPUs want different ones."""
-    calibration_root: str = ""
-    """For int8: a data set, whose training part is used, or one folder of crops (default: the data trained on)."""
+    """For int8: where the file will run; TensorRT and CPUs need different ones."""
+    calibration_root: Annotated[str, Arg("DIR")] = ""
+    """For int8: folder of a data set, whose training split is used, or of crops (default: the data set that the
+    checkpoint was trained on)."""
     calibration_images: int = 512
-    """For int8: how many crops to calibrate on."""
+    """For int8: number of crops to calibrate on."""
     int8_fallback: Literal["fp16", "fp32"] = "fp32"
-    """For int8 on TensorRT: the type of all that is not in 8 bits, but for the heads, which stay in fp32."""
+    """For int8 on TensorRT: precision of the layers that are not in int8; the heads are always in fp32."""
     input: Literal["uint8", "float"] = "uint8"
-    """uint8 NHWC, normalised inside the graph, or float32 NCHW, normalised by the caller as the torch model's input."""
+    """Input: uint8 NHWC, normalised in the graph, or float32 NCHW, normalised by the caller as for the torch model."""
     input_colour: Literal["rgb", "bgr"] = "rgb"
-    """Order of the input's channels."""
+    """Order of the input's colour channels."""
     normalize: bool = False
-    """Embeddings of length 1, to compare by cosine; those of a checkpoint with metric cosine always have it."""
+    """Normalise embeddings to norm 1, to compare by cosine; a checkpoint with metric cosine always does."""
     flip_tta: bool = False
-    """The mean of the embeddings of the crop and its mirror image; twice the work."""
+    """Output the mean of the embeddings of the crop and of its mirror image: twice the work."""
     static_batch: int | None = None
-    """Write a file that takes this many images per run and no other number, for converters and runtimes that want all
-    sizes known (default: any number)."""
+    """Number of images per call, fixed for converters and runtimes that need all sizes (default: any number)."""
     opset: int | None = None
-    """ONNX operator set, 17 to 22; older ones for older readers (default: 20, and 22 for bf16)."""
+    """ONNX operator set, 17 to 22; older runtimes need older ones (default: 20, and 22 for bf16)."""
 
     def __post_init__(self) -> None:
-        plain = ExportOptions.__dataclass_fields__
+        _check_choices(self)
         if self.precision != "int8":
             for name in ("target", "calibration_root", "calibration_images", "int8_fallback"):
-                if getattr(self, name) != plain[name].default:
-                    flag = "--" + name.replace("_", "-")
-                    raise UserError(f"{flag} is for --precision int8 only, and the precision is {self.precision}")
+                if getattr(self, name) != ExportOptions.__dataclass_fields__[name].default:
+                    problem = f"{_flag(name)} is for --precision int8 only, and the precision is {self.precision}"
+                    raise ConflictingOptions(problem, _flag(name), "--precision")
         if self.calibration_images < LEAST_CALIBRATION_CROPS:
-            raise UserError(
-                f"--calibration-images is {self.calibration_images}; at least {LEAST_CALIBRATION_CROPS} are needed"
-            )
-
+            raise InvalidValue("--calibration-images", self.calibration_images, f"at least {LEAST_CALIBRATION_CROPS}")
         if self.int8_fallback == "fp16" and self.target == "cpu":
-            raise UserError("--int8-fallback fp16 is for TensorRT, and --target is cpu: ONNX Runtime has no fp16 there")
+            problem = "--int8-fallback fp16 is for TensorRT, and --target is cpu: ONNX Runtime has no fp16 on CPUs"
+            raise ConflictingOptions(problem, "--int8-fallback", "--target")
         if self.opset is not None and not OPSETS[0] <= self.opset <= OPSETS[1]:
-            raise UserError(f"--opset is {self.opset}; expected {OPSETS[0]} to {OPSETS[1]}")
+            raise InvalidValue("--opset", self.opset, f"{OPSETS[0]} to {OPSETS[1]}")
         kind = "int8-fp16" if self.int8_fallback == "fp16" else self.precision
         if self.onnx_opset < LEAST_OPSET[kind]:
-            what = "--int8-fallback fp16" if kind == "int8-fp16" else f"--precision {kind}"
-            raise UserError(f"--opset is {self.opset}, and {what} needs at least {LEAST_OPSET[kind]}")
-        try:
-            _ = self.contract
-        except UserError as error:
-            raise UserError(f"--static-batch: {error}") from None
+            flag, value = ("--int8-fallback", "fp16") if kind == "int8-fp16" else ("--precision", kind)
+            problem = f"--opset is {self.opset}, and {flag} {value} needs at least {LEAST_OPSET[kind]}"
+            raise ConflictingOptions(problem, "--opset", flag)
+        if self.static_batch is not None and not 1 <= self.static_batch <= MOST_IMAGES:
+            raise InvalidValue("--static-batch", self.static_batch, f"1 to {MOST_IMAGES} images")
 
     @property
     def onnx_opset(self) -> int:
@@ -109,55 +105,61 @@ class ExportOptions:
 class VerifyOptions:
     """What the embeddings are proved on."""
 
-    verify_root: str = ""
-    """Data set whose test crops the parity check uses (default: the one trained on)."""
-    verify_dataset: str = ""
-    """Layout of --verify-root (default: that of the data set trained on; market1501 for an ONNX file)."""
+    verify_root: Annotated[str, Arg("DIR")] = ""
+    """Folder of the data set whose test crops the parity check uses (default: the one that the checkpoint was trained
+    on)."""
+    verify_dataset: Annotated[str, Arg("NAME")] = ""
+    """Data set in --verify-root (default: the one that the checkpoint was trained on; market1501 for an ONNX file)."""
     no_verify: bool = False
-    """Export without the parity check; the manifest says so, and runners warn."""
+    """Skip the parity check; the manifest records it, and runners warn."""
 
     def __post_init__(self) -> None:
         if self.no_verify and (self.verify_root or self.verify_dataset):
-            raise UserError("--no-verify compares nothing, so --verify-root and --verify-dataset do not go with it")
+            problem = "--no-verify compares nothing, so --verify-root and --verify-dataset would change nothing"
+            raise ConflictingOptions(problem, "--no-verify", "--verify-root", "--verify-dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """How an engine is built."""
 
-    batch: tyro.conf.UseAppendAction[tuple[tuple[int, int, int], ...]] = ()
-    """Least, best and most images per call that the engine is built for (default: 1 8 64). Repeated, as --batch 1 1 1
-    --batch 1 8 64, each is an optimisation profile with kernels of its own."""
+    batch: Annotated[tuple[tuple[int, int, int], ...], Arg("MIN BEST MAX")] = ()
+    """Least, best and most images per call (default: 1 8 64). Each --batch of several, as --batch 1 1 1 --batch 1 8 64,
+    is an optimisation profile with its own kernels."""
     flavor: Literal["auto", "tensorrt", "rtx"] = "auto"
-    """Builder: tensorrt (needs a GPU), rtx (TensorRT-RTX, builds anywhere), or auto (tensorrt where it can)."""
+    """Builder: tensorrt (needs a GPU), rtx (TensorRT-RTX, needs none), or auto (tensorrt on a machine with a GPU)."""
     device: str = "auto"
-    """GPU to build for, and to prove the engine on: cuda or cuda:N (default: the first, where one is)."""
+    """GPU to build for and to verify the engine on: cuda or cuda:N (default: the first, if there is a GPU)."""
     workspace: float | None = None
-    """Most GPU memory, in GiB, that a kernel may use for scratch (default: all of it)."""
+    """Most GPU memory in GiB that a kernel may use as workspace (default: all of it)."""
     opt_level: int | None = None
-    """How hard the builder tries, 0 to 5 (default: the builder's own)."""
-    timing_cache: Path | None = None
-    """File (.cache) of measured kernel times, read if there and written after the build; makes later builds faster."""
+    """Builder optimisation level, 0 to 5 (default: the builder's own)."""
+    timing_cache: Annotated[Path | None, Arg("FILE.cache")] = None
+    """File of measured kernel times that makes later builds faster: read if it exists, written after the build."""
     tf32: bool = False
     """Let fp32 convolutions and matrix products run in TF32: faster, with 10 bits of mantissa."""
     hardware_compatibility: HardwareCompatibility = "none"
-    """What a TensorRT engine runs on, at some cost: the GPU it was built on (and, with a warning, others of its compute
-    capability), any of its compute capability, or any from Ampere on. TensorRT-RTX engines are for all that it knows.
-    """
+    """GPUs that a TensorRT engine runs on, at some cost in speed: the model that it was built on (and, with a warning,
+    others of its compute capability), any of its compute capability, or any from Ampere on. A TensorRT-RTX engine runs
+    on all that TensorRT-RTX supports."""
     verbose: bool = False
-    """Print the builder's whole log as it comes; in any case it is written beside the engine, as best.plan.log."""
+    """Print the builder's whole log; it is always written beside the engine, as best.plan.log."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
+        if not isinstance(self.batch, tuple | list) or not all(map(_is_profile, self.batch)):
+            raise InvalidValue("--batch", self.batch, "least, best and most images of each profile, as ((1, 8, 64),)")
         _ = self.profiles
         if self.device == "cpu":
-            raise UserError("--device cpu: an engine is for a GPU; to build one without a GPU, leave the flag out")
+            hint = "to build an engine on a machine without a GPU, leave the flag out"
+            raise InvalidValue("--device", "cpu", "cuda or cuda:N: engines are for GPUs", hint=hint)
         cuda_index(self.device)
         if self.workspace is not None and not 0 < self.workspace < 1024:
-            raise UserError(f"--workspace is {self.workspace}; expected GiB, above 0")
+            raise InvalidValue("--workspace", self.workspace, "GiB, above 0 and below 1024")
         if self.timing_cache is not None and self.timing_cache.suffix != ".cache":
-            raise UserError(f"--timing-cache is {self.timing_cache}; it is written to: give it a name ending in .cache")
+            raise InvalidValue("--timing-cache", self.timing_cache, "a name that ends in .cache: it will be written to")
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
-            raise UserError(f"--opt-level is {self.opt_level}; expected 0 to 5")
+            raise InvalidValue("--opt-level", self.opt_level, "0 to 5")
 
     @property
     def profiles(self) -> BatchProfiles:
@@ -167,35 +169,52 @@ class EngineOptions:
             in_order = tuple(sorted(named, key=lambda profile: (profile.best, profile.most, profile.least)))
             return BatchProfiles(in_order) if in_order else BatchProfiles()
         except UserError as error:
-            raise UserError(f"--batch: {error}") from error
+            error.problem = f"--batch: {error.problem}"
+            raise
 
 
-def check_request(
-    checkpoint: bool, recipe: ExportOptions, given: AbstractSet[str], *, profile_layers: bool, no_manifest: bool
+def check_flags(
+    checkpoint: bool, options: ExportOptions, flags: AbstractSet[str], *, profile_layers: bool, no_manifest: bool
 ) -> None:
-    """Raises UserError for flags of `pmm export trt` that do not go together: what is decided in the ONNX file cannot
-    be asked of the engine, and what is unknown cannot be asked at all.
+    """Raises ConflictingOptions for flags of `pmm export trt` that do not go together: what the ONNX file decides
+    cannot be set for its engine.
 
     Args:
-        checkpoint: the model is one, and no ONNX file.
-        given: flags of the command line, as --precision.
+        checkpoint: the model is a checkpoint, and no ONNX file.
+        flags: those of the command line, as --precision.
     """
     if checkpoint and no_manifest:
-        raise UserError("--no-manifest is for ONNX files that are not ours; a checkpoint's always get one")
+        problem = "--no-manifest is for ONNX files that pmm did not write, and the model is a checkpoint"
+        raise ConflictingOptions(problem, "--no-manifest", hint="leave the flag out")
     if profile_layers and no_manifest:
-        raise UserError("--profile-layers opens the engine, and no runner here opens one of --no-manifest")
-    if recipe.target == "cpu":
-        raise UserError("--target cpu is for ONNX Runtime; TensorRT wants the other file: leave the flag out")
-    flags = {"--" + each.name.replace("_", "-") for each in fields(ExportOptions)}
-    decided = sorted((flags if no_manifest else flags - {"--precision"}) & given)
-    if decided and not checkpoint:
-        raise UserError(f"{', '.join(decided)}: decided in the ONNX file; give a checkpoint, or export the file anew")
+        problem = "--profile-layers opens the engine, and an engine without a manifest cannot be opened"
+        raise ConflictingOptions(problem, "--profile-layers", "--no-manifest")
+    if options.target == "cpu":
+        problem = "--target cpu is for ONNX Runtime, and an engine needs a file for TensorRT"
+        raise ConflictingOptions(problem, "--target", hint="leave the flag out")
+    of_file = {_flag(each.name) for each in fields(ExportOptions)} - (set() if no_manifest else {"--precision"})
+    if not checkpoint and (decided := sorted(of_file & flags)):
+        hint = "give the checkpoint, or export the ONNX file again with pmm export onnx"
+        raise ConflictingOptions(f"{', '.join(decided)}: the ONNX file decides that", *decided, hint=hint)
 
 
-def check_kept(file: Path, holds: str, asked: str) -> None:
-    """Raises UserError if an ONNX file `holds` another precision than is `asked` of the engine."""
-    if holds != asked:
-        raise UserError(
-            f"{file} holds {holds}, asked for {asked}: an engine keeps the file's types; export the ONNX file with "
-            f"--precision {asked}"
-        )
+def check_same_precision(file: Path, precision: str, wanted: str) -> None:
+    """Raises InvalidFile if an ONNX file is of another `precision` than the one `wanted` of its engine."""
+    if precision != wanted:
+        hint = f"an engine has the types of its file: pmm export onnx --precision {wanted}"
+        raise InvalidFile(f"it is in {precision}", path=file, expected=wanted, hint=hint)
+
+
+def _is_profile(sizes: object) -> bool:
+    return isinstance(sizes, tuple | list) and len(sizes) == 3 and all(isinstance(size, int) for size in sizes)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_choices(options: Any) -> None:
+    """Raises InvalidValue for a word that is none of its field's: Python checks no `Literal`."""
+    for name, kind in get_type_hints(type(options)).items():
+        if get_origin(kind) is Literal and getattr(options, name) not in get_args(kind):
+            raise InvalidValue(_flag(name), getattr(options, name), choices=get_args(kind))

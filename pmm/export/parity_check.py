@@ -1,4 +1,4 @@
-"""The parity gate: an artifact gets its name only if its embeddings of real crops are the checkpoint's.
+"""The parity check: an artifact gets its name only if its embeddings of real crops are the checkpoint's.
 
 Loads no torch.
 """
@@ -21,7 +21,7 @@ from pmm.data.samples import evenly
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import LEAST_VERIFICATION_CROPS, MAX_LENGTH_ERROR, MIN_COSINE
 from pmm.runtime.base import Embeddings
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, UserError
 
 VERIFY_CROPS = 64
 MIN_BATCH_COSINE = 0.999
@@ -41,7 +41,7 @@ class ParityCheck:
     crops: Crops
     expected: Embeddings
     against: str = "the torch checkpoint's"
-    """Whose embeddings those are."""
+    """Whose embeddings the expected ones are."""
 
     @classmethod
     def of(cls, reference: Embed, crops: Crops, embedding: EmbeddingContract) -> ParityCheck:
@@ -78,17 +78,21 @@ class ParityCheck:
         batched = numeric_parity(rows[which], together)
         batched = dataclasses.replace(batched, worst_row=int(which[batched.worst_row]))
         least = {self.against: MIN_COSINE[precision],
-                 "the same row's in another batch": min(MIN_BATCH_COSINE, MIN_COSINE[precision])}  # fmt: skip
+                 "that of the same row in another batch": min(MIN_BATCH_COSINE, MIN_COSINE[precision])}  # fmt: skip
         for figures, (against, allowed) in zip((parity, batched), least.items(), strict=True):
             if figures.min_cosine < allowed:
                 raise ParityFailed(
-                    f"{name}: parity failed: row {figures.worst_row} has cosine {figures.min_cosine:.7f} with "
-                    f"{against}, the least allowed for {precision} is {allowed}; nothing was written"
+                    f"parity failed: row {figures.worst_row} has cosine {figures.min_cosine:.7f} with {against}",
+                    path=name,
+                    expected=f"{allowed} or more for {precision}",
+                    hint="nothing was written",
                 )
             if figures.max_length_error > MAX_LENGTH_ERROR[precision]:
                 raise ParityFailed(
-                    f"{name}: parity failed: a row's length differs by {figures.max_length_error:.1%} from {against}, "
-                    f"the most allowed for {precision} is {MAX_LENGTH_ERROR[precision]:.2%}; nothing was written"
+                    f"parity failed: a row's norm differs by {figures.max_length_error:.1%} from {against}",
+                    path=name,
+                    expected=f"{MAX_LENGTH_ERROR[precision]:.2%} or less for {precision}",
+                    hint="nothing was written",
                 )
         return {
             **dataclasses.asdict(parity),
@@ -103,19 +107,18 @@ class ParityCheck:
 def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
     """Real test crops [N, H, W, 3], evenly over query and gallery of the data set at `root`.
 
-    Raises UserError if there are none to be had.
+    Raises InvalidFile if there are too few.
     """
     try:
         if not root:
-            raise UserError("no data set is named")
+            raise InvalidFile("no data set is named")
         split = read_dataset(dataset, root)
         samples = (*split.query, *split.gallery)
         if len(samples) < LEAST_VERIFICATION_CROPS:
-            raise UserError(f"{root} has {len(samples)} of them, at least {LEAST_VERIFICATION_CROPS} are needed")
+            enough = f"at least {LEAST_VERIFICATION_CROPS}"
+            raise InvalidFile(f"{len(samples)} test crops", path=root, expected=enough)
     except UserError as error:
-        raise UserError(
-            f"no crops to verify on ({error}); give --verify-root DIR, or --no-verify (and --verify-dataset NAME where "
-            "the layout is another)"
-        ) from error
+        hint = "give --verify-root DIR (with --verify-dataset NAME if its layout is another), or --no-verify"
+        raise InvalidFile(f"no crops to verify the export on ({error})", hint=hint) from error
     chosen = [samples[index].path for index in evenly(len(samples), VERIFY_CROPS)]
     return load_crops(chosen, size.height, size.width)

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmm.export.options import MIN_SHARE
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 
 if TYPE_CHECKING:
     import onnx
@@ -18,7 +19,7 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
-class Found:
+class GraphPrecision:
     """Multiply-accumulates of one image through a graph, per type."""
 
     macs: dict[str, int]
@@ -37,24 +38,27 @@ class Found:
         """The type of most multiplications."""
         return max(self.macs, key=lambda name: self.macs[name])
 
-    def check(self, asked: str, source: str) -> None:
-        """Raises UserError if too little is computed in the precision asked for."""
-        if self.share.get(asked, 0.0) < MIN_SHARE.get(asked, 1.0):
-            found = ", ".join(f"{share:.1%} {name}" for name, share in self.share.items())
-            raise UserError(f"{source}: asked for {asked}, but its multiplications are {found}")
+    def check(self, precision: str, file: str | Path, graph: str = "it") -> None:
+        """Raises InvalidFile if too little of the graph in `file` is computed in `precision`."""
+        least = MIN_SHARE.get(precision, 1.0)
+        if self.share.get(precision, 0.0) < least:
+            shares = ", ".join(f"{share:.1%} {name}" for name, share in self.share.items())
+            raise InvalidFile(
+                f"{graph} has {shares} of its MACs", path=file, expected=f"{least:.0%} or more in {precision}"
+            )
 
 
-def tally(products: Iterable[tuple[str, int]]) -> Found:
-    """Add up (type, multiply-accumulates). Raises UserError if there are none."""
+def tally(products: Iterable[tuple[str, int]]) -> GraphPrecision:
+    """Add up (type, multiply-accumulates). Raises InvalidFile if there are none."""
     macs: dict[str, int] = defaultdict(int)
     for name, count in products:
         macs[name] += count
     if not sum(macs.values()):
-        raise UserError("no convolution or matrix product with known sizes in the graph")
-    return Found(dict(macs))
+        raise InvalidFile("no convolution or matrix product with known sizes in the graph")
+    return GraphPrecision(dict(macs))
 
 
-def found_precision(proto: onnx.ModelProto) -> Found:
+def onnx_precision(proto: onnx.ModelProto) -> GraphPrecision:
     """Count the convolutions and matrix products of `proto` for one image.
 
     A product is int8 if both its inputs are dequantised 8-bit tensors, else of the type of its weights.

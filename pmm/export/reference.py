@@ -1,4 +1,5 @@
-"""What an export is compared with: the fp32 torch checkpoint, or the ONNX file that was itself compared with it.
+"""The embeddings to compare an export with: the fp32 torch checkpoint's, or those of an ONNX file that was itself
+compared with it.
 
 Loads torch only for a checkpoint.
 """
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import OnnxFile
-from pmm.artifacts.runs import with_resolved_data_root
+from pmm.artifacts.origin import with_resolved_data_root
 from pmm.config import Config
 from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
 from pmm.data.readers import DEFAULT_LAYOUT
@@ -20,19 +21,19 @@ from pmm.export.parity_check import Embed, ParityCheck, verification_crops
 from pmm.runtime.base import Embeddings, in_runs
 from pmm.runtime.ort_session import open_session
 from pmm.runtime.trt_variant import gpu_for
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
 
-def checkpoint_gate(
+def checkpoint_parity_check(
     model: torch.nn.Module, config: Config, embedding: EmbeddingContract, verification: VerifyOptions
 ) -> ParityCheck | None:
-    """The gate of a checkpoint's exports, or None if they are not to be verified.
+    """The parity check of a checkpoint's exports, or None if they are not to be verified.
 
-    Raises UserError if there are no crops to verify on.
+    Raises InvalidFile if there are no crops to verify on.
     """
     if verification.no_verify:
         return None
@@ -45,19 +46,20 @@ def checkpoint_gate(
     return ParityCheck.of(EagerRunner(model, size, torch_device("cpu")), crops, embedding)
 
 
-def engine_gate(
+def engine_parity_check(
     file: OnnxFile, checkpoint: Path | None, verification: VerifyOptions, flavor: str, device: str = "auto"
 ) -> ParityCheck | None:
-    """The gate of an engine of `flavor` built from `file`: against `checkpoint`, or else the ONNX file on the CPU.
+    """The parity check of an engine of `flavor` built from `file`: against `checkpoint`, or else the file on the CPU.
 
     None if the GPU that `device` names does not run such engines, or it is not to be verified.
 
     Raises:
-        UserError: there is a GPU to run the engine on, but no crops to verify it with, or `file` itself was never
+        InvalidFile: there is a GPU to run the engine on, but no crops to verify it with, or `file` itself was never
             verified.
     """
     if verification.verify_root and not Path(verification.verify_root).is_dir():
-        raise UserError(f"--verify-root {verification.verify_root} is not a folder; expected the root of a data set")
+        hint = "give another --verify-root DIR"
+        raise InvalidFile("not a folder", path=verification.verify_root, expected="a data set's root", hint=hint)
     if verification.no_verify or not gpu_for(flavor, device):
         return None
     manifest = file.manifest
@@ -65,18 +67,24 @@ def engine_gate(
         from pmm.artifacts.checkpoint import load, restore_model
 
         model, config = restore_model(load(checkpoint), checkpoint)
-        return checkpoint_gate(model, with_resolved_data_root(config, checkpoint), manifest.embedding, verification)
-    if manifest.parity is None:
-        raise UserError(
-            f"{file.path}: its own embeddings were never verified against the checkpoint (or its manifest was not "
-            "copied along), so an engine cannot be verified against them; give the checkpoint, or --no-verify"
+        return checkpoint_parity_check(
+            model, with_resolved_data_root(config, checkpoint), manifest.embedding, verification
         )
+    if manifest.parity is None:
+        problem = "its embeddings were not verified against the checkpoint, or its manifest is not beside it"
+        hint = "build the engine from the checkpoint, or with --no-verify"
+        raise InvalidFile(problem, path=file.path, expected="a verified file to compare the engine with", hint=hint)
     dataset = verification.verify_dataset or DEFAULT_LAYOUT
     crops = verification_crops(dataset, verification.verify_root, manifest.preprocessing)
     half = half_type(manifest)
     graph = emulated(file.proto) if half else file.proto
     expected = in_memory(graph, manifest.input, manifest.preprocessing, optimise=not half)(crops)
     return ParityCheck(crops, expected, f"the verified ONNX file's ({file.sha256[:12]})")
+
+
+def changed_meanwhile(checkpoint: Path) -> InvalidFile:
+    """The error for a checkpoint that another process wrote while it was exported."""
+    return InvalidFile("it changed during the export: is it still being trained?", path=checkpoint, hint="export again")
 
 
 def in_memory(proto: onnx.ModelProto, contract: InputContract, size: Preprocessing, *, optimise: bool = True) -> Embed:

@@ -1,6 +1,6 @@
 """Artifacts -> a model repository for Triton Inference Server: one folder per model, loaded by the server as it lies.
 
-Rules are those of Triton's model repository guide; what the server is told of each model: `pmm.export.triton_config`.
+Rules are those of Triton's model repository guide; each model's configuration: `pmm.export.triton_config`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pmm.artifacts.manifest import EngineContract, Manifest
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.triton_config import Serving, model_config
-from pmm.utils.errors import UserError
+from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.files import cannot_write, make_folder
 
 CONFIG, VERSION = "config.pbtxt", "1"
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 SUFFIXES = {"onnxruntime": "-onnx", "tensorrt": "-trt"}
-# All that a model folder of ours can hold; a folder that holds more is not ours to replace.
+# All files of a model folder that was written here; a folder with others is not replaced.
 OURS = {CONFIG, VERSION} | {f"{VERSION}/{file}{end}" for file in FILES.values() for end in ("", ".json")}
 ONNX_MOST = 64
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -79,24 +79,28 @@ def write_model_repository(
         overwrite: replace model folders that this function wrote.
 
     Returns:
-        The copies, and what was written about them, in the order of `artifacts`.
+        The copies, and the models as written, in the order of `artifacts`.
 
     Raises:
-        UserError: an artifact that is not ours, was changed or cannot be served, a name that is taken, no space.
+        InvalidFile: an artifact that is not ours, was changed or cannot be served.
+        InvalidValue, ConflictingOptions: no artifact, a name that is none, or that several models would have.
+        CannotWrite: a folder that exists, or no space.
     """
     serving = serving or Serving()
     if not artifacts:
-        raise UserError("no model given; expected ONNX files (.onnx) or TensorRT engines (.plan)")
+        raise InvalidValue("artifacts", [], "ONNX files (.onnx) or TensorRT engines (.plan)")
     if name and not NAME.fullmatch(name):
-        raise UserError(f"--name {name!r}: expected letters, digits, '_', '-' and '.', beginning with none of '-.'")
+        raise InvalidValue("--name", name, "letters, digits, '_', '-' and '.', beginning with none of '-.'")
     opened = [(Path(path), *_open(Path(path))) for path in artifacts]
     names = _names([(path, backend) for path, backend, *_ in opened], name)
     models = []
     for model_name, (path, backend, content, manifest) in zip(names, opened, strict=True):
         if manifest.input.batch:
-            raise UserError(
-                f"{path}: its batch is static ({manifest.input.batch}), and a server gathers batches of many sizes; "
-                "export it without --static-batch"
+            raise InvalidFile(
+                f"its batch is static ({manifest.input.batch})",
+                path=path,
+                expected="a dynamic one, as a server gathers batches of many sizes",
+                hint="export it without --static-batch",
             )
         most = _largest_batch(path, manifest, serving.max_batch)
         config = model_config(model_name, backend, manifest, most, serving)
@@ -108,54 +112,47 @@ def write_model_repository(
 
 
 def _open(path: Path) -> tuple[str, bytes, Manifest]:
-    """Backend, content, and a manifest that holds the content's hash. Raises UserError."""
+    """Backend, content, and a manifest that holds the content's hash. Raises InvalidFile."""
     kind = kind_of(path, "onnx", "engine")
     if kind == "onnx":
         file = read_onnx(path)
         # the copy inside the file cannot hold the file's own hash
         return "onnxruntime", file.content, dataclasses.replace(file.manifest, sha256=file.sha256)
     if kind != "engine":
-        raise UserError(
-            f"{path} is {NAMES[kind]}; Triton serves ONNX files and TensorRT engines: "
-            "export the checkpoint with pmm export onnx or pmm export trt"
-        )
+        hint = "export the checkpoint with pmm export onnx or pmm export trt"
+        raise InvalidFile(NAMES[kind], path=path, expected="an ONNX file or a TensorRT engine", hint=hint)
     engine = read_native(path, EngineContract)
     if engine.contract.flavor != "tensorrt":
-        raise UserError(
-            f"{path}: a TensorRT-RTX engine, which Triton's tensorrt backend cannot load; give the ONNX file instead, "
-            "or build one with pmm export trt --flavor tensorrt"
-        )
+        problem = "a TensorRT-RTX engine, which Triton's tensorrt backend cannot load"
+        hint = "give the ONNX file instead, or build one with pmm export trt --flavor tensorrt"
+        raise InvalidFile(problem, path=path, hint=hint)
     batch = engine.contract.batch
     if batch.least > 1:
-        raise UserError(
-            f"{path}: takes batches of {batch.least} to {batch.most}, and a server must take a single image; "
-            f"build it again with --batch 1 {batch.best} {batch.most}"
-        )
+        problem = f"it takes batches of {batch.least} to {batch.most}"
+        hint = f"build it again with --batch 1 {batch.best} {batch.most}"
+        raise InvalidFile(problem, path=path, expected="batches from 1, as a request can have one image", hint=hint)
     for before, after in pairwise(batch.profiles):
         if after.least > before.most + 1:
-            raise UserError(
-                f"{path}: no profile takes {before.most + 1} images, and a server pads no batch; build it again with "
-                f"--batch {before} --batch {before.most + 1} {after.best} {after.most}"
-            )
+            problem = f"no profile takes {before.most + 1} images, and a server pads no batch"
+            hint = f"build it again with --batch {before} --batch {before.most + 1} {after.best} {after.most}"
+            raise InvalidFile(problem, path=path, hint=hint)
     return "tensorrt", engine.content, engine.manifest
 
 
-def _largest_batch(path: Path, manifest: Manifest, asked: int | None) -> int:
+def _largest_batch(path: Path, manifest: Manifest, limit: int | None) -> int:
     if manifest.engine is None:
-        return ONNX_MOST if asked is None else asked
+        return ONNX_MOST if limit is None else limit
     most = manifest.engine.batch.most
-    if asked is not None and asked > most:
-        raise UserError(
-            f"{path}: --max-batch {asked}, but the engine is built for at most {most}; give less, or build it again "
-            f"with --batch 1 {manifest.engine.batch.best} {asked}"
-        )
-    return most if asked is None else asked
+    if limit is not None and limit > most:
+        hint = f"or build the engine again with --batch 1 {manifest.engine.batch.best} {limit}"
+        raise InvalidValue("--max-batch", limit, f"at most {most}, for which {path} is built", hint=hint)
+    return most if limit is None else limit
 
 
 def _names(files: Sequence[tuple[Path, str]], name: str) -> list[str]:
     """One name per (file, backend): `name` or the file's, with -onnx or -trt only where two would be the same.
 
-    Raises UserError if that does not tell them apart.
+    Raises ConflictingOptions where two have the same name even so.
     """
     plain = [name or _clean(path.stem) for path, _ in files]
     shared = {each for each, count in Counter(plain).items() if count > 1}
@@ -165,7 +162,8 @@ def _names(files: Sequence[tuple[Path, str]], name: str) -> list[str]:
     for each, count in Counter(names).items():
         if count > 1:
             same = ", ".join(str(path) for (path, _), other in zip(files, names, strict=True) if other == each)
-            raise UserError(f"{same} would all be model '{each}'; write them one at a time, each with its own --name")
+            problem = f"{same} would all be model '{each}'"
+            raise ConflictingOptions(problem, "--name", hint="write them one at a time, each with its own --name")
     return names
 
 
@@ -175,20 +173,21 @@ def _clean(stem: str) -> str:
 
 
 def _check_place(folder: Path, overwrite: bool) -> None:
-    """Raises UserError if a model cannot be put at `folder`."""
+    """Raises CannotWrite if a model cannot be put at `folder`."""
     if not os.path.lexists(folder):
         return
     if not overwrite:
-        raise UserError(f"{folder} exists; give --overwrite to replace it, or another --name")
+        raise CannotWrite("it exists", path=folder, hint="give --overwrite to replace it, or another --name")
     if folder.is_symlink() or not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; move it away or give another --name")
+        raise CannotWrite("it is not a folder", path=folder, hint="move it away or give another --name")
     for inside in folder.rglob("*"):
         if inside.relative_to(folder).as_posix() not in OURS:
-            raise UserError(f"{inside} was not written by this export; not replacing {folder}, move it away")
+            problem = "pmm export triton did not write all of it, and does not replace it"
+            raise CannotWrite(problem, path=folder, hint=f"move {inside} away")
 
 
 def _write(model: TritonModel, repository: Path, shown: Path) -> Artifact:
-    """Put `model` into `repository` by renaming. Raises UserError naming `shown`, with the old folder back in place."""
+    """Put `model` into `repository` by renaming. Raises CannotWrite naming `shown`; the old folder is then in place."""
     target = repository / model.name
     try:
         scratch = Path(tempfile.mkdtemp(dir=_outside(repository), prefix=f".{model.name}."))

@@ -7,13 +7,13 @@ its backends.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from pmm.artifacts.manifest import Manifest
-from pmm.export.pbtxt import Bare, Value, text_format
 from pmm.runtime.cuda_graph import bucket
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, InvalidValue
 
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 ONNX_BEST = 8
@@ -22,9 +22,20 @@ GRAPHS_TO = 64
 INT32_MAX = 2**31 - 1
 
 
+@dataclass(frozen=True)
+class Bare:
+    """A word of the configuration language, written without quotes."""
+
+    word: str
+
+
+Value = str | int | Bare | Mapping[str, "Value"] | Sequence["Value"]
+"""A field in protobuf's text format, which is written here: no protobuf is needed to export."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """How the server runs each model. Raises UserError for a number that Triton cannot take."""
+    """How the server runs each model. Raises InvalidValue for a number that Triton cannot take."""
 
     max_batch: int | None = None
     """Most images per call (default: an engine's own, 64 for an ONNX file)."""
@@ -40,13 +51,13 @@ class Serving:
             ("--instances", self.instances, 1),
         ):
             if not least <= value <= INT32_MAX:
-                raise UserError(f"{flag} {value}: expected a whole number from {least} to {INT32_MAX}")
+                raise InvalidValue(flag, value, f"a whole number from {least} to {INT32_MAX}")
 
 
 def model_config(name: str, backend: str, manifest: Manifest, most: int, serving: Serving) -> str:
     """The text of config.pbtxt; the same arguments give the same text.
 
-    Raises UserError if the manifest's types have no counterpart in Triton.
+    Raises InvalidFile if the manifest's types have no counterpart in Triton.
     """
     engine, input_, embedding = manifest.engine, manifest.input, manifest.embedding
     best = min(engine.batch.best if engine else ONNX_BEST, most)
@@ -99,7 +110,7 @@ def model_config(name: str, backend: str, manifest: Manifest, most: int, serving
 
 def _graphs(best: int, most: int) -> list[Value]:
     """The batch sizes that the server captures as CUDA graphs: those of our own runner, each for all batches down to
-    the size before it (the rows that are too many hold what was there, and no row changes another's embedding)."""
+    the size before it (surplus rows hold earlier images, and no row changes another's embedding)."""
     sizes = sorted({bucket(count, most) for count in range(1, min(most, GRAPHS_TO) + 1)} | {best, most})
     return [
         {"batch_size": size, "graph_lower_bound": {"batch_size": size if size > GRAPHS_TO else before + 1}}
@@ -119,7 +130,7 @@ def _warm_up(batch: int, manifest: Manifest, name: str) -> Value:
 
 
 def _contract(manifest: Manifest) -> dict[str, str]:
-    """What a client must know and the configuration has no field for; it reads them from the server."""
+    """Facts for clients that the configuration has no field for; they read them from the server."""
     size, embedding, engine = manifest.preprocessing, manifest.embedding, manifest.engine
     contract = {
         "sha256": manifest.sha256,
@@ -148,5 +159,26 @@ def _contract(manifest: Manifest) -> dict[str, str]:
 
 def _type(dtype: str, name: str) -> str:
     if dtype not in TYPES:
-        raise UserError(f"model '{name}': its manifest says type '{dtype}'; expected {' or '.join(TYPES)}")
+        raise InvalidFile(f"model '{name}': its manifest has type '{dtype}'", expected=" or ".join(TYPES))
     return TYPES[dtype]
+
+
+def text_format(message: Mapping[str, Value], indent: str = "") -> str:
+    """Protobuf text format, one field per line; a list is a repeated field."""
+    lines = []
+    for key, value in message.items():
+        for each in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
+            if isinstance(each, Mapping):
+                lines.append(f"{indent}{key} {{\n{text_format(each, indent + '  ')}{indent}}}\n")
+            elif isinstance(each, Bare):
+                lines.append(f"{indent}{key}: {each.word}\n")
+            else:
+                lines.append(f"{indent}{key}: {_quoted(each) if isinstance(each, str) else each}\n")
+    return "".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """A string literal in printable ASCII: every other byte of the UTF-8 text as three octal digits."""
+    # "replace": JSON can hold half a surrogate pair, protobuf strings cannot
+    content = text.encode("utf-8", "replace")
+    return '"' + "".join(chr(x) if 32 <= x < 127 and x not in b'"\\' else f"\\{x:03o}" for x in content) + '"'

@@ -1,4 +1,4 @@
-"""Lanes that are checked out for a run and given back: a server with a thread per request makes few of them."""
+"""Thread contexts that are borrowed for a run: a server with a thread per request makes few of them."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pmm.runtime.base import closed_runner
 from pmm.runtime.thread_context import ThreadContext
-from pmm.utils.errors import UserError
 
 
 class ContextPool:
-    """At most so many lanes; whoever wants one more waits."""
+    """At most `most` contexts; a thread that needs one more waits."""
 
     def __init__(self, path: Path, most: int, make: Callable[[], ThreadContext], first: ThreadContext) -> None:
-        """`path`: of the engine, for messages. `make` opens a lane; it may run in several threads at a time."""
+        """`path`: of the engine, for messages. `make` opens a context; it may run in several threads at a time."""
         self._path, self._most, self._make = path, most, make
         self._idle = [first]
         self._count, self._closed = 1, False
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def lane(self, wanted: ThreadContext | None = None) -> Iterator[ThreadContext]:
-        """A lane for the calling thread alone: `wanted` if it is idle, else the one used last.
+    def borrow(self, preferred: ThreadContext | None = None) -> Iterator[ThreadContext]:
+        """A context for the calling thread alone: `preferred` if it is idle, else the one used last.
 
-        Raises UserError if the pool was closed or no lane can be opened.
+        Raises UserError if the pool was closed or no context can be opened.
         """
-        lane = self._taken(wanted)
+        context = self._take(preferred)
         try:
-            yield lane
+            yield context
         finally:
             with self._changed:
-                self._idle.append(lane)
+                self._idle.append(context)
                 self._changed.notify()
 
     def check_open(self) -> None:
         """Raises UserError if the pool was closed."""
         if self._closed:
-            raise UserError(f"{self._path}: this runner was closed; open it again")
+            raise closed_runner(self._path)
 
     def close(self) -> None:
-        """Close every lane, once it is given back. May be called again."""
+        """Close every context, once it is back. May be called again."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: len(self._idle) == self._count)
@@ -50,12 +50,12 @@ class ContextPool:
                 self._idle.pop().close()
             self._changed.notify_all()
 
-    def _taken(self, wanted: ThreadContext | None) -> ThreadContext:
+    def _take(self, preferred: ThreadContext | None) -> ThreadContext:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._idle or self._count < self._most)
             self.check_open()
             if self._idle:
-                return self._idle.pop(self._idle.index(wanted) if wanted in self._idle else -1)
+                return self._idle.pop(self._idle.index(preferred) if preferred in self._idle else -1)
             self._count += 1
         try:
             return self._make()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pmm.artifacts.artifact import beside
+from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.kinds import NAMES, RUNNABLE, Kind, kind_among
 from pmm.runtime.base import Runner
 from pmm.runtime.trt_variant import library_name
-from pmm.utils.errors import BackendUnavailable, UserError, reason_of
-from pmm.utils.extras import install_command
+from pmm.utils.errors import UserError
+from pmm.utils.extras import import_library
 from pmm.utils.hardware import check_threads, cuda_index
 
 Device = Literal["cpu", "cuda"]
@@ -50,13 +49,8 @@ class Backend:
     open: Callable[[Path, RunOptions], Runner]
 
     def load_library(self) -> None:
-        """Import it. Raises BackendUnavailable, which says how to install it."""
-        try:
-            importlib.import_module(self.library)
-        except (ImportError, OSError) as error:  # OSError: the package is there, a library that it loads is not
-            raise BackendUnavailable(
-                f"{self.library} cannot be imported here ({reason_of(error)}): {install_command(self.library)}"
-            ) from error
+        """Import it. Raises MissingLibrary, which says how to install it."""
+        import_library(self.library)
 
 
 def open_runner(
@@ -115,7 +109,7 @@ def _chosen(path: Path, backend: str, device: str) -> tuple[str, str]:
     if backend == "auto" or (backend == ONNXRUNTIME and kind == "onnx"):
         return able[0], device  # ONNX Runtime's takes the device that there is, an engine's the library that built it
     if kind == "engine" and backend in able:
-        manifest = beside(path)
+        manifest = read_manifest(path)
         if manifest and manifest.engine:
             able = [library_name(manifest.engine.flavor)]
     if backend not in able:

@@ -1,17 +1,25 @@
-"""TensorRT and TensorRT-RTX have one Python API: the module is a parameter ("flavor") of builder and runner."""
+"""TensorRT and TensorRT-RTX, two libraries ("flavors") with one Python API: loading and starting one, the GPUs that its
+engines run on, its messages, its profiler.
+"""
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
+import logging
 import platform
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
+from pmm.artifacts.manifest import EngineContract, Manifest
+from pmm.artifacts.native_file import check_origin
+from pmm.runtime.fork import refuse_parents_gpu
 from pmm.utils.cuda_versions import advice
-from pmm.utils.errors import BackendUnavailable, UserError, reason_of
-from pmm.utils.extras import install_command
+from pmm.utils.errors import BackendUnavailable, InvalidValue, UserError
+from pmm.utils.extras import import_library
 from pmm.utils.hardware import Gpu, cuda_index, driver_version, gpu_at, nvidia_gpus
 
 T = TypeVar("T")
@@ -23,30 +31,27 @@ RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 Turing, 7.5, has to be built for it alone, which is not done here)."""
 TF32_ON = "TF32 on"
 """Among an engine's flags, if it may use TF32."""
-MOST_SAID = 500
+MESSAGE_LENGTH = 500
 """Characters of a library's errors that a message quotes."""
 MOST_ERRORS = 100
-"""Of the errors that a listener keeps until it is asked: the first."""
+"""Of the errors that a listener keeps: the first."""
+WARM_UP = 3
+"""Runs before those that `layer_times` counts."""
 
 
 def load_flavor(flavor: str) -> Any:
-    """The module of `flavor`. Raises UserError saying what to install if it is missing or unusable."""
+    """The module of `flavor`. Raises MissingLibrary saying what to install, InvalidValue for another word."""
     if flavor not in FLAVORS:
-        raise UserError(f"unknown engine flavor '{flavor}'; known: {', '.join(FLAVORS)}")
-    try:
-        return importlib.import_module(FLAVORS[flavor])
-    except (ImportError, OSError) as error:  # OSError: the bindings are there, the library they load is not
-        library = FLAVORS[flavor]
-        raise UserError(f"{library} is missing here ({reason_of(error)}): {install_command(library)}") from error
+        raise InvalidValue("flavor", flavor, choices=FLAVORS)
+    return import_library(FLAVORS[flavor])
 
 
 def gpu_here(device: str = "auto") -> Gpu | None:
-    """The GPU that `device` names ("auto": the first; None without one). Raises BackendUnavailable if it is not."""
+    """The GPU that `device` names ("auto": the first; None without one). Raises BackendUnavailable if it is missing."""
     index, gpus = cuda_index(device), nvidia_gpus()
     if index is not None and not gpus:
-        raise BackendUnavailable(
-            f"--device {device}: no NVIDIA GPU is visible; without the flag, --flavor rtx builds anywhere"
-        )
+        hint = "without the flag, --flavor rtx builds anywhere"
+        raise BackendUnavailable(f"--device {device}: no NVIDIA GPU is visible", hint=hint)
     return gpu_at(index) if index is not None else next(iter(gpus), None)
 
 
@@ -54,6 +59,39 @@ def gpu_for(flavor: str, device: str = "auto") -> Gpu | None:
     """The GPU that `device` names, if it runs engines of `flavor`. Raises BackendUnavailable as `gpu_here`."""
     gpu = gpu_here(device)
     return gpu if gpu and (flavor != "rtx" or gpu.compute_capability in RTX_CAPABILITIES) else None
+
+
+def chosen_gpu(path: Path, device: str) -> tuple[int, Gpu]:
+    """The GPU that is to run the engine, and its index; "auto" is the first one. Raises BackendUnavailable."""
+    hint = "run its ONNX file on the CPU"
+    if device == "cpu":
+        raise BackendUnavailable("engines run on NVIDIA GPUs only", path=path, hint=hint)
+    index = cuda_index(device) or 0
+    refuse_parents_gpu()
+    if not nvidia_gpus():
+        problem = "engines run on NVIDIA GPUs only, and the CUDA driver sees none"
+        raise BackendUnavailable(problem, path=path, hint=hint)
+    return index, gpu_at(index)
+
+
+def check_engine(path: Path, contract: EngineContract, version: str, gpu: Gpu) -> None:
+    """Raises InvalidFile naming every difference between this machine, whose library is of `version`, and those that
+    can run the engine."""
+    here = dataclasses.replace(
+        contract, version=version, platform=this_platform(), gpu=gpu.name, compute_capability=gpu.compute_capability
+    )
+    # TensorRT itself checks on loading whether this GPU runs a portable engine of its own
+    capabilities = () if contract.portable else (contract.compute_capability,)
+    check_origin(path, contract, here, RTX_CAPABILITIES if contract.flavor == "rtx" else capabilities)
+    if contract.hardware_compatibility == "none" and not contract.portable and gpu.name != contract.gpu:
+        # the same machine code; kernels were chosen by times on the other GPU (TensorRT logs the same warning)
+        logging.getLogger("pmm").warning("%s: built on %s; on this %s it may be slower", path, contract.gpu, gpu.name)
+
+
+def engine_precision(manifest: Manifest, contract: EngineContract, gpu: Gpu) -> str:
+    """In which the engine runs: an fp32 engine that may use TF32 runs in tf32, if the GPU has it."""
+    precision = manifest.precision_found
+    return "tf32" if precision == "fp32" and TF32_ON in contract.flags and gpu.has_tf32 else precision
 
 
 def library_name(flavor: str) -> str:
@@ -72,32 +110,32 @@ def first_line(message: str) -> str:
 
 
 class Listener:
-    """What a library says, from now on: the errors, a line each."""
+    """A library's messages from now on: the errors, a line each."""
 
     def __init__(self, native: Any, write: Callable[[str, str], None] | None) -> None:
         self.native, self._write = native, write
-        """`native`: the ILogger that the library is given."""
+        """`native`: the ILogger to pass to the library."""
         self.errors: list[str] = []
 
-    def hear(self, level: str, message: str) -> None:
-        """A message, and how serious it is."""
+    def add(self, level: str, message: str) -> None:
+        """Take a message and its level of severity."""
         if self._write is not None:
             self._write(level, message)
         if level in ("ERROR", "INTERNAL_ERROR") and len(self.errors) < MOST_ERRORS:
             self.errors.append(first_line(message))
 
     def take(self, otherwise: object = "no reason given") -> str:
-        """What was logged since the last call, as one line: the first is often the cause of the others."""
-        said = "; ".join(dict.fromkeys(filter(None, self.errors)))[:MOST_SAID] or str(otherwise)
+        """The errors since the last call as one line: the first is often the cause of the others."""
+        line = "; ".join(dict.fromkeys(filter(None, self.errors)))[:MESSAGE_LENGTH] or str(otherwise)
         self.errors.clear()
-        return said
+        return line
 
 
 def error_logger(trt: Any, write: Callable[[str, str], None] | None = None) -> Listener:
     """A listener to the module `trt`.
 
-    Of the loggers that builders and runtimes are given, the library uses the first for all of them, until all are
-    gone (github.com/NVIDIA/TensorRT/issues/1475). So there is one, for as long as the process lives, and listeners.
+    The library uses the logger of the first builder or runtime for all of them, until all are gone
+    (github.com/NVIDIA/TensorRT/issues/1475). So the process has one logger, which passes messages on to listeners.
 
     Args:
         write: gets the level and the text of every message, from the most serious to the most verbose.
@@ -105,8 +143,8 @@ def error_logger(trt: Any, write: Callable[[str, str], None] | None = None) -> L
     with _LOCK:
         native = _NATIVE.get(trt) or _NATIVE.setdefault(trt, _native(trt.ILogger))
         listener = Listener(native, write)
-        heard = [reference for reference in native.listeners if reference() is not None]
-        native.listeners = [*heard, weakref.ref(listener)]
+        alive = [reference for reference in native.listeners if reference() is not None]
+        native.listeners = [*alive, weakref.ref(listener)]
     return listener
 
 
@@ -116,7 +154,7 @@ _LOCK = threading.Lock()
 
 def _native(base: Any) -> Any:
     class Logger(base):
-        """Tells the listeners."""
+        """Passes messages on to the listeners."""
 
         def __init__(self) -> None:
             # pybind11 wants the base's own constructor called, not super()'s
@@ -126,22 +164,57 @@ def _native(base: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             for reference in self.listeners:
                 if (listener := reference()) is not None:
-                    listener.hear(severity.name, message)
+                    listener.add(severity.name, message)
 
     return Logger()
 
 
-def started(make: Callable[[Any], T], logger: Listener, name: str) -> T:
+def start(make: Callable[[Any], T], logger: Listener, name: str) -> T:
     """A Builder or Runtime, `make(logger.native)`; `name` ends in the library's name and version.
 
-    Raises UserError where the library cannot start: there, its binding raises TypeError.
+    Raises UserError where the library cannot start: its binding then raises TypeError.
     """
     try:
         return make(logger.native)
     except TypeError as error:
         driver = driver_version()
-        serves = f"the driver serves CUDA {driver}" if driver else "no NVIDIA driver is here"
+        serves = f"the driver serves CUDA {driver}" if driver else "this machine has no NVIDIA driver"
         library = name.rpartition(": ")[2].partition(" ")[0]
-        mend = advice(library_name(library) if library in FLAVORS else library)
-        mend = mend or ": update the driver, or install the release for its CUDA version"
-        raise UserError(f"{name} cannot start here ({logger.take(error)}); {serves}{mend}") from error
+        hint = advice(library_name(library) if library in FLAVORS else library)
+        hint = hint or "update the driver, or install the release for its CUDA version"
+        raise UserError(f"{name} cannot start ({logger.take(error)}); {serves}", hint=hint) from error
+
+
+def layer_times(
+    trt: Any, context: Any, run: Callable[[], None], report: Callable[[], None], runs: int
+) -> dict[str, float]:
+    """Layer -> median ms of `runs` runs, in the order of the library's reports.
+
+    The library's profiler is called once per layer and run. Nothing is reported of runs that were captured as a CUDA
+    graph without a profiler (NvInferRuntime.h, IExecutionContext::reportToProfiler).
+
+    Args:
+        context: an execution context whose shapes are set.
+        run: executes it, and returns when the work is done.
+        report: calls `context.report_to_profiler`, or raises.
+    """
+
+    class Profiler(trt.IProfiler):
+        def __init__(self) -> None:
+            # pybind11 wants the base's own constructor called, not super()'s
+            trt.IProfiler.__init__(self)
+            self.times: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times[layer_name] = self.times.get(layer_name, 0.0) + ms
+
+    profiler = Profiler()
+    context.profiler = profiler
+    context.enqueue_emits_profile = False  # else the library waits for each run
+    reports: list[dict[str, float]] = []
+    for _ in range(WARM_UP + runs):
+        profiler.times = {}
+        run()
+        report()
+        reports.append(profiler.times)
+    return {name: median(times.get(name, 0.0) for times in reports[WARM_UP:]) for name in reports[-1]}

@@ -107,8 +107,8 @@ def misfits() -> list[Misfit]:
 
 
 def advice(name: str) -> str:
-    """ "; " and what keeps the library of that name from the GPU here; empty if nothing is known to."""
-    return "".join(f"; {misfit.text}" for misfit in misfits() if name in misfit.names)
+    """What keeps the library of that name from the GPU here, and what to do; empty if nothing is known to."""
+    return "; ".join(misfit.text for misfit in misfits() if name in misfit.names)
 
 
 def command(names: Sequence[str], major: int) -> str:

@@ -1,10 +1,13 @@
-"""What to install for a library that is missing. Loads nothing."""
+"""Optional libraries: imported when they are needed, and what to install for one that is missing. Loads nothing."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from importlib.util import find_spec
+from typing import Any
 
+from pmm.utils.errors import MissingLibrary, reason_of
 from pmm.utils.hardware import driver_version
 
 EXTRAS = {
@@ -19,6 +22,15 @@ EXTRAS = {
 RENAMED = {"PIL": "pillow", "pynvml": "nvidia-ml-py", "torch": "torch torchvision"}
 """Module -> package, where the names differ; torch and torchvision must fit each other."""
 OURS = ("pmm", "bench", "export", "tests")
+
+
+def import_library(module: str) -> Any:
+    """The module of that name. Raises MissingLibrary with the reason and the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: the package is there, a library that it loads is not
+        problem = f"{module} cannot be imported ({reason_of(error)})"
+        raise MissingLibrary(module, problem, hint=install_command(module)) from error
 
 
 def install_command(module: str) -> str:

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from pmm.bench import artifacts, candidates
-from pmm.runtime import driver, engine_origin, trt_variant
+from pmm.runtime import driver, trt_variant
 from pmm.runtime import trt as runtime
 from pmm.utils import hardware
 from pmm.utils.hardware import Gpu
@@ -37,7 +37,7 @@ def machine(monkeypatch, tmp_path):
         context = type("IExecutionContext", (_Noted, classes["IExecutionContext"]), {"_ran": world.ran})
         monkeypatch.setitem(classes, "IExecutionContext", context)
         monkeypatch.setitem(sys.modules, trt_variant.FLAVORS[flavor], module)
-        for each in (hardware, trt_variant, engine_origin, candidates, artifacts):
+        for each in (hardware, trt_variant, candidates, artifacts):
             monkeypatch.setattr(each, "nvidia_gpus", lambda: GPUS)
         monkeypatch.setattr(candidates, "find_spec", lambda name: object())
         monkeypatch.setattr(runtime, "open_device", lambda index=0: HostDevice(world, index))

@@ -39,7 +39,7 @@ def traced_once(monkeypatch):
 def machine(monkeypatch, tmp_path_factory):
     """A machine with GPUs and one version of TensorRT, or TensorRT-RTX: its world, where what is opened on the GPUs is
     counted, and the flavor."""
-    from pmm.runtime import driver, engine_origin, trt_variant
+    from pmm.runtime import driver, trt_variant
     from pmm.runtime import trt as runtime
     from pmm.utils import hardware
     from tests.export.whole import GPU, Whole
@@ -50,7 +50,7 @@ def machine(monkeypatch, tmp_path_factory):
         world.opened = opened
         module, flavor = Whole(version, world, **kind), "rtx" if "rtx" in version else "tensorrt"
         monkeypatch.setitem(sys.modules, trt_variant.FLAVORS[flavor], module)
-        for each in (hardware, trt_variant, engine_origin):
+        for each in (hardware, trt_variant):
             monkeypatch.setattr(each, "nvidia_gpus", lambda: gpus)
         monkeypatch.setattr(runtime, "open_device", lambda index: opened.append(index) or HostDevice(world, index))
         monkeypatch.setattr(driver, "cuda_library", lambda: module.driver)
@@ -61,7 +61,7 @@ def machine(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def gate(trained, people):
+def parity_check(trained, people):
     """The checkpoint's embeddings of some crops."""
     from pmm.data.crops import load_crops
     from pmm.data.readers import read_dataset

@@ -16,16 +16,18 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.preprocessing import preprocessing_of
 from pmm.export import aoti as module
 from pmm.export import parity_check
-from pmm.export.aoti import describe, export_aoti, exported_precision, verified_aoti
+from pmm.export.aoti import describe, export_aoti, export_aoti_cached, exported_precision
 from pmm.export.options import MIN_COSINE, ExportOptions, VerifyOptions
+from pmm.export.parity_check import ParityFailed
 from pmm.runtime import aoti as runtime
 from pmm.runtime import torch_runner
 from pmm.runtime.aoti import AotiRunner, this_machine
 from pmm.runtime.deployed_graph import TRUNK_TYPES, deployed_graph
 from pmm.utils.build_info import describe_build
-from pmm.utils.errors import BackendUnavailable, UserError
+from pmm.utils.errors import BackendUnavailable, InvalidFile, InvalidValue, UserError
 from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, run_here, run_python
+from tests.refusals import refuses
 from tests.runtime.small import small_graph
 
 CPU = torch.device("cpu")
@@ -128,14 +130,14 @@ def test_embeddings_that_moved_leave_no_file(trained, built, tmp_path, monkeypat
         return found
 
     monkeypatch.setattr(AotiRunner, "_run", moved)
-    with pytest.raises(UserError, match=r"m\.pt2: parity failed: row \d+ has cosine 0\.\d+ .* nothing was written"):
+    with refuses(ParityFailed, "has cosine 0.", "for fp32", "nothing was written", path=tmp_path / "m.pt2"):
         export_aoti(trained, tmp_path / "m.pt2")
     assert not list(tmp_path.iterdir())
 
 
 def test_another_precision_than_asked_for_leaves_no_file(trained, built, tmp_path, monkeypatch):
     monkeypatch.setitem(TRUNK_TYPES, "fp16", torch.float32)
-    with pytest.raises(UserError, match=r"asked for fp16, but its multiplications are 100\.0% fp32"):
+    with refuses(InvalidFile, "100.0% fp32", "in fp16", path=tmp_path / "m.pt2"):
         export_aoti(trained, tmp_path / "m.pt2", "fp16")
     assert not built
     assert not list(tmp_path.iterdir())
@@ -143,18 +145,19 @@ def test_another_precision_than_asked_for_leaves_no_file(trained, built, tmp_pat
 
 def test_what_cannot_be_had_is_refused_before_the_work(trained, built, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for precision, device, kind, said in (
-        ("int8", "cpu", UserError, "no package in int8; known: fp32, tf32, fp16, bf16"),
-        ("tf32", "cpu", BackendUnavailable, "TF32 was asked for, and a CPU has no such thing"),
-        ("fp32", "cuda", BackendUnavailable, "torch sees no usable CUDA GPU"),
-        ("fp32", "tpu", UserError, "unknown device 'tpu'"),
+    for precision, device, kind, facts in (
+        ("int8", "cpu", InvalidValue, ("--precision is 'int8'", "fp32, tf32, fp16 or bf16")),
+        ("tf32", "cpu", BackendUnavailable, ("TF32", "CPU")),
+        ("fp32", "cuda", BackendUnavailable, ("--device cuda", "torch")),
     ):
-        with pytest.raises(kind, match=said):
+        with refuses(kind, *facts):
             export_aoti(trained, tmp_path / "m.pt2", precision, device)
+    with pytest.raises(UserError, match="'tpu'"):
+        export_aoti(trained, tmp_path / "m.pt2", device="tpu")
     state = load(trained)
     state["config"]["data"]["root"] = str(tmp_path / "gone")
     torch.save(state, tmp_path / "moved.pth")
-    with pytest.raises(UserError, match=r"no crops to verify on .* --verify-root DIR, or --no-verify"):
+    with refuses(InvalidFile, "to verify", "--verify-root DIR", hint="--no-verify"):
         export_aoti(tmp_path / "moved.pth", tmp_path / "m.pt2")
     assert not built
     assert [path.name for path in tmp_path.iterdir()] == ["moved.pth"]
@@ -198,7 +201,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_noticed(trained, built, tmp_path
         checkpoint.write_bytes(trained.read_bytes() + b"more")
 
     monkeypatch.setattr(module, "_build", slow)
-    with pytest.raises(UserError, match=r"best\.pth changed during the export"):
+    with refuses(InvalidFile, "changed", path=checkpoint):
         export_aoti(checkpoint, tmp_path / "m.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
 
@@ -207,28 +210,28 @@ def test_a_verified_package_is_used_again_and_only_then(trained, package, built,
     monkeypatch.setattr(parity_check, "VERIFY_CROPS", 16)
     out = tmp_path / "m.pt2"
     export_aoti(trained, out, verification=VerifyOptions(no_verify=True))
-    first = verified_aoti(trained, out)
+    first = export_aoti_cached(trained, out)
     assert first.manifest.parity is not None
     built.clear()
-    kept = verified_aoti(trained, out)
+    kept = export_aoti_cached(trained, out)
     assert kept == first
     assert not built
     for changes in ({"torch": "9.9"}, {"instructions": ()}, {"gpu": "another"}):
         real = this_machine(CPU)
         with monkeypatch.context() as patch:
             patch.setattr(runtime, "this_machine", lambda place, c=changes, r=real: dataclasses.replace(r, **c))
-            verified_aoti(trained, out)
+            export_aoti_cached(trained, out)
         assert len(built) == 1, f"made on a machine with other {changes}, and used again"
-        verified_aoti(trained, out)
+        export_aoti_cached(trained, out)
         built.clear()
     out.write_bytes(b"damaged")
-    assert verified_aoti(trained, out).manifest.sha256 == package.manifest.sha256
+    assert export_aoti_cached(trained, out).manifest.sha256 == package.manifest.sha256
     assert built
     for changes in ({"checkpoint_sha256": "0" * 64}, {"precision": "bf16"}, {"versions": {}}, {"parity": None}):
         other = dataclasses.replace(kept.manifest, **changes)
         manifest_path(out).write_text(other.to_json())
         built[:] = [other]  # the copy inside
-        verified_aoti(trained, out)
+        export_aoti_cached(trained, out)
         assert len(built) == 2, f"made with other {changes}, and used again"
 
 
@@ -263,7 +266,7 @@ def test_the_command(trained, built, tmp_path):
         ((checkpoint, "-o", checkpoint), "is the file to read; give another name"),
         ((checkpoint, "-o", tmp_path / "m.onnx"), "expected a name that ends in .pt2"),
         ((checkpoint, "--precision", "int8"), "int8"),
-        ((tmp_path / "none.pth",), "none.pth does not exist"),
+        ((tmp_path / "none.pth",), "none.pth: it does not exist"),
     ):
         assert_one_line_error(run_here("export/to_aoti.py", *args), said)
     checkpoint.write_bytes(trained.read_bytes()[:1000])

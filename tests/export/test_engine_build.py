@@ -12,39 +12,40 @@ from pmm.export.build_log import BuildLog
 from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.parity_check import ParityCheck
 from pmm.export.trt import describe_engine, engine_from_onnx
-from pmm.runtime import engine_origin, trt_variant
+from pmm.runtime import trt_variant
 from pmm.runtime.open import open_runner
 from pmm.utils import hardware
-from pmm.utils.errors import BackendUnavailable, UserError
+from pmm.utils.errors import BackendUnavailable, ConflictingOptions, InvalidValue, UserError
 from pmm.utils.hardware import Gpu
 from tests.runtime.standin import LISTS
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
 from tests.export.narrow import Narrow
 from tests.export.whole import DEATHS, NEWEST, built
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize("version", sorted(LISTS))
-def test_several_profiles_are_built_proved_and_run(machine, shared, gate, tmp_path, version):
+def test_several_profiles_are_built_proved_and_run(machine, shared, parity_check, tmp_path, version):
     world, flavor = machine(version)
     batch = ((2, 8, 16), (1, 1, 1))  # in any order
-    artifact = built(shared, tmp_path / "m.plan", gate=gate, batch=batch, flavor=flavor)
+    artifact = built(shared, tmp_path / "m.plan", parity_check=parity_check, batch=batch, flavor=flavor)
     assert str(artifact.manifest.engine.batch) == "1 1 1, 2 8 16"
     assert {"images: batch 1 1 1", "images: batch 2 8 16"} <= set(artifact.manifest.engine.flags)
     assert "batch profiles 1 1 1, 2 8 16" in describe_engine(artifact)
     assert set(artifact.manifest.parity["batches"]) >= {1, 8}
     with open_runner(artifact.path) as runner:
         for count in (1, 2, 16, 17):
-            assert numeric_parity(gate.expected[:count], runner(gate.crops[:count])).min_cosine > 0.999
+            assert numeric_parity(parity_check.expected[:count], runner(parity_check.crops[:count])).min_cosine > 0.999
     assert {context._profile for context in world.contexts} <= {0, 1}
 
 
-def test_each_profile_is_proved_at_its_best_batch(machine, shared, gate, tmp_path, monkeypatch):
+def test_each_profile_is_proved_at_its_best_batch(machine, shared, parity_check, tmp_path, monkeypatch):
     machine(NEWEST)
-    shared.onnx(ExportOptions(precision="fp16"))  # whose export has a gate too
+    shared.onnx(ExportOptions(precision="fp16"))  # whose export has a parity check too
     asked = []
     monkeypatch.setattr(ParityCheck, "check", lambda self, *args: asked.append(args[-1]))
-    built(shared, tmp_path / "m.plan", gate=gate, batch=((1, 1, 1), (1, 4, 8), (1, 6, 8)))
+    built(shared, tmp_path / "m.plan", parity_check=parity_check, batch=((1, 1, 1), (1, 4, 8), (1, 6, 8)))
     assert asked == [[1, 4, 6]]
 
 
@@ -91,7 +92,7 @@ def test_a_build_that_fails_is_one_line_with_its_reason_and_the_way_out(machine,
         built(shared, tmp_path / "m.plan", workspace=0.25)
     message = str(caught.value)
     assert "\n" not in message
-    for fact in (*facts, f"log is {tmp_path / 'm.plan.log'}"):
+    for fact in (*facts, str(tmp_path / "m.plan.log")):
         assert fact in message
     assert DEATHS[dies][-1][1] in (tmp_path / "m.plan.log").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]
@@ -109,7 +110,7 @@ def test_an_engine_that_does_not_open_is_called_by_its_own_name(machine, shared,
 def test_a_log_that_cannot_be_written_is_said_before_the_build(machine, shared, tmp_path):
     machine(NEWEST)
     (tmp_path / "m.plan.log").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*m\.plan\.log: it is a folder"):
+    with pytest.raises(UserError, match=r"m\.plan\.log: it is a folder"):
         built(shared, tmp_path / "m.plan")
 
 
@@ -121,28 +122,33 @@ def test_a_full_disk_costs_the_rest_of_the_log_alone(caplog):
 
 
 @pytest.mark.parametrize("version", [NEWEST, "tensorrt_rtx-1.7.1.116"])
-def test_an_engine_of_a_static_batch_is_built_proved_and_run(machine, shared, gate, tmp_path, version):
+def test_an_engine_of_a_static_batch_is_built_proved_and_run(machine, shared, parity_check, tmp_path, version):
     _, flavor = machine(version)
     file = read_onnx(shared.onnx(ExportOptions(precision="fp16", static_batch=4)))
     for batch in ((), ((4, 4, 4),)):
         options = EngineOptions(flavor=flavor, batch=batch)
-        artifact = engine_from_onnx(file, tmp_path / "m.plan", options, gate=gate)
+        artifact = engine_from_onnx(file, tmp_path / "m.plan", options, parity_check=parity_check)
         assert str(artifact.manifest.engine.batch) == "4 4 4"
-        assert artifact.manifest.parity["rows"] == len(gate.crops)
+        assert artifact.manifest.parity["rows"] == len(parity_check.crops)
     with open_runner(artifact.path) as runner:
-        assert numeric_parity(gate.expected[:7], runner(gate.crops[:7])).min_cosine > 0.999
-    with pytest.raises(UserError, match=r"static batch 4 takes 4 images .* --batch is 1 8 64; leave --batch out"):
+        assert numeric_parity(parity_check.expected[:7], runner(parity_check.crops[:7])).min_cosine > 0.999
+    with refuses(ConflictingOptions, "static batch 4", "1 8 64", "--static-batch", options=("--batch",)):
         engine_from_onnx(file, tmp_path / "n.plan", EngineOptions(flavor=flavor, batch=((1, 8, 64),)))
     assert {path.name for path in tmp_path.iterdir()} == {"m.plan", "m.plan.json", "m.plan.log", "n.plan.log"}
 
 
+FACTS = {
+    InvalidValue: ("same-compute-capability", "tensorrt 10.0.1", "10.9"),
+    BackendUnavailable: ("compute capability 8.0 or more", "NVIDIA One", "7.5"),
+    ConflictingOptions: ("ampere-plus", "rtx 1.7.1"),
+}
 COMPATIBILITY = [
-    ("ampere-plus", "tensorrt-10.0.1", "8.9", ""),
-    ("same-compute-capability", "tensorrt-10.16.1.11", "8.9", ""),
-    ("same-compute-capability", NEWEST, "7.5", ""),
-    ("same-compute-capability", "tensorrt-10.0.1", "8.9", "has no --hardware-compatibility same-compute-capability"),
-    ("ampere-plus", NEWEST, "7.5", "compute capability 8.0 or more"),
-    ("ampere-plus", "tensorrt_rtx-1.7.1.116", "8.9", "is for TensorRT; TensorRT-RTX"),
+    ("ampere-plus", "tensorrt-10.0.1", "8.9", None),
+    ("same-compute-capability", "tensorrt-10.16.1.11", "8.9", None),
+    ("same-compute-capability", NEWEST, "7.5", None),
+    ("same-compute-capability", "tensorrt-10.0.1", "8.9", InvalidValue),
+    ("ampere-plus", NEWEST, "7.5", BackendUnavailable),
+    ("ampere-plus", "tensorrt_rtx-1.7.1.116", "8.9", ConflictingOptions),
 ]
 
 
@@ -154,7 +160,7 @@ def test_what_an_engine_is_compatible_with(
     told, plain = {}, Narrow.__setattr__
     monkeypatch.setattr(Narrow, "__setattr__", lambda self, *pair: (told.update([pair]), plain(self, *pair))[1])
     if refused:
-        with pytest.raises(UserError, match=refused):
+        with refuses(refused, "--hardware-compatibility", *FACTS[refused]):
             built(shared, tmp_path / "m.plan", hardware_compatibility=asked, flavor=flavor)
         assert not list(tmp_path.iterdir())  # no log either: nothing was asked of the builder
         return
@@ -162,7 +168,7 @@ def test_what_an_engine_is_compatible_with(
     assert told["hardware_compatibility_level"].name == asked.replace("-", "_").upper()
     assert artifact.manifest.engine.hardware_compatibility == asked
     assert any(flag.startswith("hardware compatibility ") for flag in artifact.manifest.engine.flags)
-    monkeypatch.setattr(engine_origin, "nvidia_gpus", lambda: (Gpu("NVIDIA Other", capability),))
+    monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("NVIDIA Other", capability),))
     monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("NVIDIA Other", capability),))
     caplog.clear()
     with open_runner(artifact.path):
@@ -170,21 +176,21 @@ def test_what_an_engine_is_compatible_with(
 
 
 @pytest.mark.parametrize("version", [NEWEST, "tensorrt_rtx-1.7.1.116"])
-def test_an_engine_is_built_for_and_proved_on_the_gpu_asked_for(machine, shared, gate, tmp_path, version):
+def test_an_engine_is_built_for_and_proved_on_the_gpu_asked_for(machine, shared, parity_check, tmp_path, version):
     two = (Gpu("NVIDIA One", "8.0"), Gpu("NVIDIA Two", "8.9"))
     world, flavor = machine(version, gpus=two)
-    first = built(shared, tmp_path / "a.plan", gate=gate, flavor=flavor)
-    second = built(shared, tmp_path / "b.plan", gate=gate, flavor=flavor, device="cuda:1")
+    first = built(shared, tmp_path / "a.plan", parity_check=parity_check, flavor=flavor)
+    second = built(shared, tmp_path / "b.plan", parity_check=parity_check, flavor=flavor, device="cuda:1")
     assert (first.manifest.engine.gpu, second.manifest.engine.gpu) == ("NVIDIA One", "NVIDIA Two")
     assert (first.manifest.engine.compute_capability, second.manifest.engine.compute_capability) == ("8.0", "8.9")
     assert [json.loads(made.path.read_bytes())["gpu"] for made in (first, second)] == [0, 1]
     assert world.opened == [0, 1]
     assert not sys.modules[trt_variant.FLAVORS[flavor]].driver.stack  # as it was before
     machine(version, gpus=())
-    with pytest.raises(BackendUnavailable, match=r"--device cuda:0: no NVIDIA GPU is visible; .*--flavor rtx"):
+    with refuses(BackendUnavailable, "--device cuda:0", "no NVIDIA GPU", "--flavor rtx"):
         built(shared, tmp_path / "c.plan", flavor=flavor, device="cuda:0")
     machine(version, gpus=two)
-    with pytest.raises(BackendUnavailable, match=r"no GPU 2 here: 2 visible \(0 NVIDIA One, 1 NVIDIA Two\)"):
+    with refuses(BackendUnavailable, "GPU 2", "0 NVIDIA One, 1 NVIDIA Two"):
         built(shared, tmp_path / "c.plan", flavor=flavor, device="cuda:2")
 
 

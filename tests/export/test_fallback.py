@@ -12,14 +12,15 @@ from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.emulate_half import emulated, half_type, tensor_types
 from pmm.export.engine_precision import network_precision
 from pmm.export.fallback import fp16_between
-from pmm.export.onnx import describe, export_onnx
+from pmm.export.onnx import _int8_hint, describe, export_onnx
 from pmm.export.options import EngineOptions, ExportOptions
-from pmm.export.precision import found_precision
+from pmm.export.precision import onnx_precision
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.runtime.open import open_runner
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions
 from tests.conftest import assert_one_line_error, run_here
+from tests.refusals import refuses
 
 HALF = ExportOptions(precision="int8", int8_fallback="fp16")
 
@@ -132,8 +133,8 @@ def quantised(scale, keep):
 def test_a_layer_that_is_not_in_8_bits_is_in_fp16():
     proto = quantised(0.01, keep=True)
     half = fp16_between(proto)
-    assert found_precision(proto).macs == {"int8": 4 * 16 * 3, "fp32": 2 * 16 * 4}
-    assert found_precision(half).macs == {"int8": 4 * 16 * 3, "fp16": 2 * 16 * 4}
+    assert onnx_precision(proto).macs == {"int8": 4 * 16 * 3, "fp32": 2 * 16 * 4}
+    assert onnx_precision(half).macs == {"int8": 4 * 16 * 3, "fp16": 2 * 16 * 4}
     images = np.random.default_rng(1).standard_normal((2, 3, 4, 4)).astype(np.float32)
     rows = [onnx.reference.ReferenceEvaluator(p).run(None, {"x": images})[0] for p in (proto, half)]
     np.testing.assert_allclose(rows[1], rows[0], rtol=5e-3, atol=5e-3)
@@ -148,13 +149,20 @@ def test_a_scale_below_what_fp16_holds_does_not_become_0():
 
 
 def test_it_is_for_int8_on_tensorrt(trained, tmp_path):
-    with pytest.raises(UserError, match="--int8-fallback is for --precision int8 only"):
+    with refuses(ConflictingOptions, "fp16", options=("--int8-fallback", "--precision")):
         ExportOptions(precision="fp16", int8_fallback="fp16")
-    with pytest.raises(UserError, match="--int8-fallback fp16 is for TensorRT, and --target is cpu"):
+    with refuses(ConflictingOptions, "fp16", "cpu", options=("--int8-fallback", "--target")):
         ExportOptions(precision="int8", target="cpu", int8_fallback="fp16")
     assert (HALF.suffix, ExportOptions(precision="int8").suffix) == ("-int8-fp16", "-int8")
     done = run_here("export/to_onnx.py", trained, "--precision", "int8", "--target", "cpu", "--int8-fallback", "fp16")
     assert_one_line_error(done, "--int8-fallback fp16", "--target is cpu")
+
+
+@pytest.mark.parametrize(("version", "named"), [("1.29.0", True), ("1.30.0", False), ("2.0.1", False)])
+def test_an_onnx_runtime_that_computes_it_wrongly_is_named(monkeypatch, version, named):
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    assert (">=1.30" in _int8_hint(HALF)) is (version in _int8_hint(HALF)) is named
+    assert not _int8_hint(ExportOptions(precision="int8"))
 
 
 @pytest.mark.slow

@@ -13,13 +13,15 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.export import onnx as module
 from pmm.export.onnx import check_overwrite, describe, export_onnx, export_onnx_cached
 from pmm.export.options import ExportOptions, VerifyOptions
-from pmm.export.precision import found_precision
+from pmm.export.parity_check import ParityFailed
+from pmm.export.precision import onnx_precision
 from pmm.models.fold_batchnorm import fold_batch_norms
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.utils.build_info import build_version, describe_build
-from pmm.utils.errors import UserError
+from pmm.utils.errors import CannotWrite, InvalidFile
 from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, run_here
+from tests.refusals import refuses
 
 traced_once = pytest.mark.usefixtures("traced_once")
 
@@ -53,7 +55,7 @@ def test_the_graph_is_folded_merged_and_clean(graph):
     # uint8 is cast before it is transposed: TensorRT's Transpose takes no uint8
     first = {name: operators.index(name) for name in ("Cast", "Transpose")}
     assert first["Cast"] < first["Transpose"]
-    assert found_precision(graph).share == {"fp32": 1.0}
+    assert onnx_precision(graph).share == {"fp32": 1.0}
     text = str(graph)
     assert "stack_trace" not in text
     assert "/site-packages/" not in text
@@ -118,7 +120,7 @@ def test_embeddings_that_moved_leave_no_file(trained, tmp_path, monkeypatch):
         return proto, quantization
 
     monkeypatch.setattr(module, "_build", broken)
-    with pytest.raises(UserError, match=r"parity failed: row \d+ has cosine 0\.\d+ .* nothing was written"):
+    with refuses(ParityFailed, "has cosine 0.", "for fp32", "nothing was written", path=tmp_path / "model.onnx"):
         export_onnx(trained, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -128,7 +130,7 @@ def test_another_precision_than_asked_for_leaves_no_file(trained, tmp_path, monk
     from pmm.runtime.deployed_graph import TRUNK_TYPES
 
     monkeypatch.setitem(TRUNK_TYPES, "fp16", torch.float32)
-    with pytest.raises(UserError, match=r"asked for fp16, but its multiplications are 100\.0% fp32"):
+    with refuses(InvalidFile, "100.0% fp32", "in fp16", path=tmp_path / "model.onnx"):
         export_onnx(trained, tmp_path / "model.onnx", ExportOptions(precision="fp16"))
     assert not list(tmp_path.iterdir())
 
@@ -140,7 +142,7 @@ def test_no_crops_is_refused_unless_asked_for(trained, tmp_path, people):
     torch.save(state, tmp_path / "moved.pth")
     out = tmp_path / "model.onnx"
     done = run_here("export/to_onnx.py", tmp_path / "moved.pth", "-o", out)
-    assert_one_line_error(done, "no crops to verify on", "--verify-root DIR, or --no-verify")
+    assert_one_line_error(done, "to verify", "--verify-root DIR", "--no-verify")
     assert not out.exists()
     unverified = export_onnx(tmp_path / "moved.pth", out, verification=VerifyOptions(no_verify=True))
     assert unverified.manifest.parity is None
@@ -153,7 +155,7 @@ def test_commands_name_the_file_they_cannot_use(tmp_path, trained):
     (tmp_path / "bad.pth").write_bytes(trained.read_bytes()[:1000])
     for script in ("export/to_onnx.py", "export/to_trt.py"):
         assert_one_line_error(run_here(script, tmp_path / "bad.pth"), "bad.pth: truncated, or not a checkpoint")
-        assert_one_line_error(run_here(script, tmp_path / "none.pth"), "none.pth does not exist")
+        assert_one_line_error(run_here(script, tmp_path / "none.pth"), "none.pth: it does not exist")
     assert {p.name for p in tmp_path.iterdir()} == {"bad.pth"}
     (tmp_path / "file").write_text("")
     assert_one_line_error(run_here("export/to_onnx.py", trained, "-o", tmp_path / "file" / "x.onnx"), "cannot write")
@@ -233,18 +235,18 @@ def test_what_the_user_has_is_not_replaced_in_passing(trained, tmp_path):
     out, unverified = tmp_path / "model.onnx", VerifyOptions(no_verify=True)
     check_overwrite(out, trained, ExportOptions())
     out.write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"model.onnx is there, and no export of ours; give -o another name"):
+    with refuses(CannotWrite, "pmm did not export", path=out, hint="-o"):
         check_overwrite(out, trained, ExportOptions())
-    assert_one_line_error(run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan"), "no export of ours")
+    assert_one_line_error(run_here("export/to_trt.py", trained, "-o", tmp_path / "model.plan"), str(out), "-o")
     assert out.read_bytes() == b"mine"
     export_onnx(trained, out, ExportOptions(normalize=True), unverified)
     check_overwrite(out, trained, ExportOptions(normalize=True))
-    with pytest.raises(UserError, match=r"model.onnx is another export of this checkpoint; build from that file, or"):
+    with refuses(CannotWrite, "another export", path=out, hint="build from that file"):
         check_overwrite(out, trained, ExportOptions())
     graph = onnx.load(out)
     graph.doc_string = "simplified"
     onnx.save(graph, out)
-    with pytest.raises(UserError, match=r"model.onnx is there, and was changed since it was exported \("):
+    with refuses(CannotWrite, "changed", path=out, hint="-o"):
         check_overwrite(out, trained, ExportOptions(normalize=True))
     out.write_bytes(out.read_bytes()[:-9])  # damaged: made anew
     check_overwrite(out, trained, ExportOptions())
@@ -259,7 +261,7 @@ def test_another_calibration_is_another_export(trained, tmp_path):
         {"calibration_images": 40}, {"target": "cpu"}, {"calibration_root": str(tmp_path)},
         {"int8_fallback": "fp16"}, {"opset": 21}, {"static_batch": 2},
     ):  # fmt: skip
-        with pytest.raises(UserError, match=r"model.onnx is another export of this checkpoint"):
+        with refuses(CannotWrite, "another export", path=out):
             check_overwrite(out, trained, dataclasses.replace(asked, **other))
 
 

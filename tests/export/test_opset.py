@@ -14,8 +14,9 @@ from pmm.export.graph import IR_VERSION, _to_opset_17
 from pmm.export.options import LEAST_OPSET, OPSET, OPSETS, EngineOptions, ExportOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidValue
 from tests.conftest import assert_one_line_error, run_here
+from tests.refusals import refuses
 
 KINDS = {
     "fp32": ExportOptions(),
@@ -71,8 +72,8 @@ def test_a_file_of_every_opset_is_the_same_function(shared, crops, kind, opset, 
 @pytest.mark.parametrize(("kind", "opset"), EVERY)
 def test_so_is_one_of_a_static_batch(shared, crops, kind, opset, batch):
     default = read_onnx(shared.onnx(KINDS[kind]))
-    recipe = dataclasses.replace(KINDS[kind], opset=opset, static_batch=batch)
-    file = read_onnx(shared.onnx(recipe))
+    options = dataclasses.replace(KINDS[kind], opset=opset, static_batch=batch)
+    file = read_onnx(shared.onnx(options))
     assert (file.manifest.opset, file.manifest.input.batch) == (opset, batch)
     # kernels differ per batch size, and rounding to half then by more than a trifle
     expected = np.concatenate([embedded(default, crops[k : k + batch]) for k in range(0, 3, batch)])
@@ -96,17 +97,37 @@ def test_the_least_opsets_are_those_of_onnx(operator, types, least):
 
 
 @pytest.mark.parametrize(
-    ("options", "facts"),
+    ("options", "kind", "facts"),
     [
-        ({"opset": 16}, "--opset is 16; expected 17 to 22"),
-        ({"opset": 23}, "--opset is 23; expected 17 to 22"),
-        ({"precision": "bf16", "opset": 21}, "--opset is 21, and --precision bf16 needs at least 22"),
-        ({"precision": "int8", "int8_fallback": "fp16", "opset": 18}, "is 18, and --int8-fallback fp16 .* least 19"),
+        ({"opset": 16}, InvalidValue, ("--opset is 16", "17 to 22")),
+        ({"opset": 23}, InvalidValue, ("--opset is 23", "17 to 22")),
+        ({"precision": "bf16", "opset": 21}, ConflictingOptions, ("--opset is 21", "--precision bf16", "22")),
+        (
+            {"precision": "int8", "int8_fallback": "fp16", "opset": 18},
+            ConflictingOptions,
+            ("--opset is 18", "--int8-fallback fp16", "19"),
+        ),
     ],
 )
-def test_what_an_opset_cannot_hold_is_one_line_with_the_least_that_can(options, facts):
-    with pytest.raises(UserError, match=facts):
+def test_what_an_opset_cannot_hold_is_one_line_with_the_least_that_can(options, kind, facts):
+    with refuses(kind, *facts):
         ExportOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "expected"),
+    [
+        (lambda: ExportOptions(precision="fp8"), "--precision", "fp32, fp16, bf16 or int8"),
+        (lambda: ExportOptions(precision="int8", target="gpu"), "--target", "tensorrt or cpu"),
+        (lambda: EngineOptions(flavor="trt"), "--flavor", "auto, tensorrt or rtx"),
+        (lambda: EngineOptions(batch=(1, 8, 64)), "--batch", "((1, 8, 64),)"),
+        (lambda: EngineOptions(batch=((1, 8),)), "--batch", "((1, 8, 64),)"),
+        (lambda: EngineOptions(batch=8), "--batch", "((1, 8, 64),)"),
+    ],
+)
+def test_a_word_or_a_shape_that_is_none_is_refused_with_those_that_are(options, name, expected):
+    with refuses(InvalidValue, name=name, expected=expected):
+        options()
 
 
 def test_the_commands_say_so(trained, tmp_path):

@@ -21,15 +21,15 @@ from pmm.export import graph as graph_module
 from pmm.export.emulate_half import emulated
 from pmm.export.onnx import export_onnx
 from pmm.export.options import OPSET, ExportOptions, VerifyOptions
-from pmm.export.precision import found_precision
+from pmm.export.precision import onnx_precision
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.models.registry import METHODS, build_model
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
-from pmm.training.resume import snapshot
-from pmm.training.state import make_train_state
-from pmm.utils.errors import UserError
+from pmm.training.state import make_train_state, snapshot
+from pmm.utils.errors import BackendUnavailable, InvalidFile, UserError
+from tests.refusals import refuses
 
 CONTRACT = InputContract.of("uint8", "rgb")
 LEAST = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.98, "int8": 0.9}
@@ -89,10 +89,10 @@ CASES = [
     *(pytest.param(*case, marks=pytest.mark.slow) for case in REST),
     *(pytest.param(*case, marks=pytest.mark.full) for case in itertools.product(NETWORKS, EVERY) if case not in SEEN),
     *(
-        pytest.param(method, recipe, marks=pytest.mark.full)
+        pytest.param(method, options, marks=pytest.mark.full)
         for method in METHODS
         if method not in NETWORKS
-        for recipe in (*PLAIN, EVERY[-1], of("", "fp16", input="float", input_colour="bgr", flip_tta=True)[1])
+        for options in (*PLAIN, EVERY[-1], of("", "fp16", input="float", input_colour="bgr", flip_tta=True)[1])
     ),
 ]
 
@@ -118,11 +118,11 @@ def test_networks_are_those_of_all_methods():
 
 
 def test_every_pair_of_a_network_a_precision_and_options_is_exported():
-    def facts(method, recipe):
+    def facts(method, options):
         return (
             method,
-            (recipe.precision, recipe.target, recipe.int8_fallback),
-            *(getattr(recipe, name) for name in OPTIONS),
+            (options.precision, options.target, options.int8_fallback),
+            *(getattr(options, name) for name in OPTIONS),
         )
 
     def pairs(cases):
@@ -146,15 +146,15 @@ def stepped(store, people):
             model=dataclasses.replace(base.model, method=method, num_classes=12),
         )
         torch.manual_seed(0)
-        trainee = make_train_state(build_model(config), config, torch.device("cpu"), 1)
+        state = make_train_state(build_model(config), config, torch.device("cpu"), 1)
         train = load_crops([s.path for s in read_dataset("synthetic", people).train], 128, 64)
         images = torch.from_numpy(preprocessing_of(config).normalise(train))
-        for module in trainee.model.modules():
+        for module in state.model.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.momentum = 1 - 0.9**20  # as after 20 steps
         with torch.no_grad():
-            trainee.model(images)
-        checkpoint.save(folder / "model.pth", snapshot(trainee, config, 1, -1.0))
+            state.model(images)
+        checkpoint.save(folder / "model.pth", snapshot(state, 1, -1.0))
 
     return lambda method: store.get(f"stepped-{method}", lambda folder: make(method, folder)) / "model.pth"
 
@@ -164,59 +164,59 @@ def centred_cosine(expected, found):
     return numeric_parity(expected - mean, found - mean).min_cosine
 
 
-@pytest.mark.parametrize(("method", "recipe"), CASES, ids=described)
-def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, method, recipe, crops, tmp_path):
+@pytest.mark.parametrize(("method", "options"), CASES, ids=described)
+def test_every_precision_of_every_method_is_exported_proved_and_built(stepped, method, options, crops, tmp_path):
     source = stepped(method)
-    artifact = export_onnx(source, tmp_path / "model.onnx", recipe)
+    artifact = export_onnx(source, tmp_path / "model.onnx", options)
     manifest = artifact.manifest
-    assert manifest.precision_found == manifest.precision == recipe.precision
-    kept = (manifest.quantization or {}).get(f"kept_in_{recipe.int8_fallback}", [])
-    may_keep = FIRST_LAYERS if recipe.target == "cpu" and method == "bdb" else set()
+    assert manifest.precision_found == manifest.precision == options.precision
+    kept = (manifest.quantization or {}).get(f"kept_in_{options.int8_fallback}", [])
+    may_keep = FIRST_LAYERS if options.target == "cpu" and method == "bdb" else set()
     assert set(kept) <= may_keep
-    assert kept or manifest.precision_share[recipe.precision] > 0.98
-    assert manifest.opset == OPSET[recipe.precision]
+    assert kept or manifest.precision_share[options.precision] > 0.98
+    assert manifest.opset == OPSET[options.precision]
     assert manifest.parity["rows"] == 64
     with open_runner(source) as reference:
         expected = reference(crops)
-        if recipe.flip_tta:
+        if options.flip_tta:
             expected = (expected + reference(np.ascontiguousarray(crops[:, :, ::-1]))) / 2
-        if recipe.normalize:
+        if options.normalize:
             expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    if recipe.precision == "bf16":
-        with pytest.raises(UserError, match="ONNX Runtime has no bf16 convolution for CPUs"):
+    if options.precision == "bf16":
+        with refuses(BackendUnavailable, "bf16", artifact.path, "pmm export trt"):
             open_runner(artifact.path)
         proto = emulated(read_onnx(artifact.path).proto)
         found = in_memory(proto, manifest.input, manifest.preprocessing, optimise=False)(crops)
     else:
         with open_runner(artifact.path) as runner:
             # ONNX Runtime has no fp16 products for CPUs, and computes them in fp32
-            assert runner.info.precision == {"fp16": "fp32"}.get(recipe.precision, recipe.precision)
+            assert runner.info.precision == {"fp16": "fp32"}.get(options.precision, options.precision)
             found = runner(crops)
-    assert centred_cosine(expected, found) > LEAST[recipe.precision]
-    if recipe.normalize:
+    assert centred_cosine(expected, found) > LEAST[options.precision]
+    if options.normalize:
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
-    if recipe.target == "cpu":
-        with pytest.raises(UserError, match="quantised for CPUs"):
+    if options.target == "cpu":
+        with refuses(InvalidFile, "CPUs", path=artifact.path, hint="--target tensorrt"):
             engine_from_onnx(read_onnx(artifact.path), tmp_path / "model.plan")
         return
     engine = engine_from_onnx(read_onnx(artifact.path), tmp_path / "model.plan").manifest
-    assert engine.precision_found == recipe.precision
-    assert engine.precision_share[recipe.precision] == pytest.approx(manifest.precision_share[recipe.precision])
+    assert engine.precision_found == options.precision
+    assert engine.precision_share[options.precision] == pytest.approx(manifest.precision_share[options.precision])
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    "options",
     [
         ExportOptions(precision="int8", target="cpu"),
         pytest.param(ExportOptions(precision="fp16"), marks=pytest.mark.slow),
     ],
     ids=described,
 )
-def test_two_exports_are_byte_equal_in_other_precisions_too(trained, shared, recipe, tmp_path):
+def test_two_exports_are_byte_equal_in_other_precisions_too(trained, shared, options, tmp_path):
     """Of two processes, where two run the tests."""
-    again = export_onnx(trained, tmp_path / "b.onnx", recipe, VerifyOptions(no_verify=True))
-    assert again.path.read_bytes() == shared.onnx(recipe).read_bytes()
+    again = export_onnx(trained, tmp_path / "b.onnx", options, VerifyOptions(no_verify=True))
+    assert again.path.read_bytes() == shared.onnx(options).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -315,15 +315,15 @@ def test_a_tail_in_fp32_neither_overflows_nor_divides_by_zero(model, crops):
 
 def test_macs_and_types_are_read_from_the_file(model, proto):
     plain = proto("fp32")
-    found = found_precision(plain)
+    found = onnx_precision(plain)
     # the first convolution, 3x3 from 3 to 16 channels with stride 2, and the heads, counted by hand
     first, heads = 64 * 32 * 16 * 3 * 9, 128 * 128 + 128 * 256
     assert found.total > first + heads
-    assert found_precision(proto("fp16")).macs["fp32"] == heads
-    assert found_precision(traced(model, "fp32", flip_tta=True)).total == 2 * found.total
+    assert onnx_precision(proto("fp16")).macs["fp32"] == heads
+    assert onnx_precision(traced(model, "fp32", flip_tta=True)).total == 2 * found.total
     for node in [n for n in plain.graph.node if n.op_type == "Conv"][1:]:
         plain.graph.node.remove(node)
-    assert found_precision(plain).total == first  # of what comes after the gap, sizes are unknown
+    assert onnx_precision(plain).total == first  # of what comes after the gap, sizes are unknown
 
 
 def test_colours_and_mirror_images_are_what_they_say(model, crops):

@@ -15,7 +15,7 @@ from pmm.export import onnx as module
 from pmm.export.emulate_half import emulated, half_type
 from pmm.export.onnx import describe
 from pmm.export.options import EngineOptions, ExportOptions
-from pmm.export.precision import found_precision
+from pmm.export.precision import onnx_precision
 from pmm.export.reference import in_memory
 from pmm.export.triton import write_model_repository
 from pmm.export.triton_config import Serving
@@ -23,8 +23,9 @@ from pmm.export.trt import engine_from_onnx
 from pmm.runtime.openvino import OpenVinoRunner
 from pmm.runtime.ort import OrtRunner
 from pmm.runtime.ort_session import check_interface, open_session
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, InvalidValue, UserError
 from tests.conftest import assert_one_line_error, run_here
+from tests.refusals import refuses
 
 BATCH = 3
 KINDS = {
@@ -44,20 +45,20 @@ def crops(people):
     return load_crops([s.path for s in read_dataset("synthetic", people).query[:7]], 128, 64)
 
 
-def static(recipe, batch=BATCH):
-    return dataclasses.replace(recipe, static_batch=batch)
+def static(options, batch=BATCH):
+    return dataclasses.replace(options, static_batch=batch)
 
 
 @pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def test_it_has_the_embeddings_of_the_file_of_any_batch_to_the_bit(shared, crops, kind, tmp_path):
-    files = [read_onnx(shared.onnx(recipe)) for recipe in (KINDS[kind], static(KINDS[kind]))]
+    files = [read_onnx(shared.onnx(options)) for options in (KINDS[kind], static(KINDS[kind]))]
     graph, manifest = files[1].proto.graph, files[1].manifest
     for value in (*graph.input, *graph.output):
         assert value.type.tensor_type.shape.dim[0].dim_value == BATCH
     assert "Shape" not in {node.op_type for node in graph.node}
     assert (manifest.input.batch, files[0].manifest.input.batch) == (BATCH, None)
     assert f", batch {BATCH}, " in describe(Artifact(files[1].path, manifest))
-    assert manifest.macs == files[0].manifest.macs == found_precision(files[1].proto).total
+    assert manifest.macs == files[0].manifest.macs == onnx_precision(files[1].proto).total
     assert manifest.precision_share == files[0].manifest.precision_share
     assert manifest.parity["rows"] == 64
 
@@ -86,26 +87,24 @@ def test_a_runner_takes_any_number_of_images(shared, crops, runner):
             assert found.shape == (count, 384)
             np.testing.assert_allclose(found, dynamic(crops[:count]), rtol=1e-4, atol=1e-5)
         fixed.bind(crops[:3])()
-        with pytest.raises(UserError, match=r"model\.onnx: 2 images for one run; its static batch is 3"):
+        with pytest.raises(UserError, match=r"model\.onnx: 2 images.* static batch .*3"):
             fixed.bind(crops[:2])
 
 
 @pytest.mark.slow
 def test_openvino_finds_all_the_multiplications_of_a_static_int8_file(shared, crops):
-    recipe = static(KINDS["int8-cpu"])
-    with OpenVinoRunner(shared.onnx(recipe)) as runner, OrtRunner(shared.onnx(recipe)) as reference:
+    options = static(KINDS["int8-cpu"])
+    with OpenVinoRunner(shared.onnx(options)) as runner, OrtRunner(shared.onnx(options)) as reference:
         assert runner.info.precision == "int8"
         assert runner(crops).shape == reference(crops).shape
 
 
 def test_a_manifest_of_another_batch_is_refused(shared):
-    fixed, dynamic = (read_onnx(shared.onnx(recipe)) for recipe in (static(ExportOptions()), ExportOptions()))
+    fixed, dynamic = (read_onnx(shared.onnx(options)) for options in (static(ExportOptions()), ExportOptions()))
     for file, batch, found in ((fixed, None, "[3, 128"), (fixed, 4, "[3, 128"), (dynamic, 3, "['any', 128")):
         manifest = dataclasses.replace(file.manifest, input=InputContract(batch=batch))
-        with pytest.raises(UserError, match="x: takes and gives") as caught:
+        with refuses(InvalidFile, found, path="x", expected=f"{{'images': [{batch or repr('any')}, 128"):
             check_interface(open_session(file.content), manifest, "x")
-        assert found in str(caught.value)
-        assert f"promises {{'images': [{batch or repr('any')}, 128" in str(caught.value)
 
 
 def test_onnx_runtime_itself_names_both_batches(shared, crops):
@@ -117,7 +116,7 @@ def test_onnx_runtime_itself_names_both_batches(shared, crops):
 
 @pytest.mark.parametrize("batch", [0, -4, 4097])
 def test_an_impossible_batch_is_one_line(batch):
-    with pytest.raises(UserError, match=rf"^--static-batch: .* {batch} images; expected 1 to 4096$"):
+    with refuses(InvalidValue, name="--static-batch", value=batch, expected="1 to 4096"):
         ExportOptions(static_batch=batch)
 
 
@@ -128,10 +127,10 @@ def test_the_commands_take_it_and_say_it(trained, shared, tmp_path):
     assert not list(tmp_path.iterdir())
     file = shared.onnx(static(ExportOptions()))
     done = run_here("export/to_trt.py", file, "-o", tmp_path / "model.plan", "--static-batch", "3")
-    assert_one_line_error(done, "--static-batch: decided in the ONNX file")
+    assert_one_line_error(done, "--static-batch", "the ONNX file")
     told = json.loads(run_here("-m", "pmm", "info", file, "--json").stdout)
     assert told["file"]["manifest"]["input"]["batch"] == BATCH
-    with pytest.raises(UserError, match=r"model\.onnx: its batch is static \(3\).*without --static-batch"):
+    with refuses(InvalidFile, "static (3)", path=file, hint="--static-batch"):
         write_model_repository([file], tmp_path / "models", serving=Serving())
     assert not list(tmp_path.iterdir())
 
@@ -145,9 +144,9 @@ def test_crops_are_calibrated_on_as_often_as_a_batch_needs_and_no_others(trained
         raise UserError("seen")
 
     monkeypatch.setattr(module, "Quantizer", stop)
-    recipe = ExportOptions(precision="int8", calibration_images=40, static_batch=7)
+    options = ExportOptions(precision="int8", calibration_images=40, static_batch=7)
     with pytest.raises(UserError, match="seen"):
-        module.export_onnx(trained, tmp_path / "model.onnx", recipe)
+        module.export_onnx(trained, tmp_path / "model.onnx", options)
     assert [len(batch) for batch in seen] == [7] * 6
     rows = np.concatenate(seen)
     assert np.array_equal(rows[40:], rows[:2])

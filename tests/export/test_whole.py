@@ -1,4 +1,4 @@
-"""Build, inspect, gate, run: joined, as a machine with a GPU joins them, in four versions and every precision."""
+"""Build, inspect, compare, run: joined, as a machine with a GPU joins them, in four versions and every precision."""
 
 import json
 import sys
@@ -13,12 +13,13 @@ from pmm.export.trt import choose_flavor, describe_engine, engine_from_onnx
 from pmm.runtime import trt_variant
 from pmm.runtime.open import open_runner
 from pmm.utils import extras
-from pmm.utils.errors import UserError
+from pmm.utils.errors import BackendUnavailable, InvalidFile, UserError
 from pmm.utils.hardware import Gpu
 from tests.runtime.standin import LISTS
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
 from tests.export.whole import NEWEST
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize(
@@ -30,18 +31,20 @@ from tests.export.whole import NEWEST
         for precision in ("fp32", "tf32", "fp16", "bf16", "int8")
     ],
 )
-def test_an_engine_is_built_inspected_judged_and_run(machine, shared, gate, tmp_path, version, precision):
+def test_an_engine_is_built_inspected_judged_and_run(machine, shared, parity_check, tmp_path, version, precision):
     _, flavor = machine(version)
     file = read_onnx(shared.onnx(ExportOptions(precision="fp32" if precision == "tf32" else precision)))
     options = EngineOptions(flavor=flavor, batch=((1, 4, 8),), tf32=precision == "tf32")
-    artifact = engine_from_onnx(file, tmp_path / "m.plan", options, gate=gate)
+    artifact = engine_from_onnx(file, tmp_path / "m.plan", options, parity_check=parity_check)
     assert artifact.manifest.engine.precision_read_from == "parsed network and engine inspector"
     assert artifact.manifest.engine.flavor == flavor
-    assert artifact.manifest.parity["rows"] == len(gate.crops)
+    assert artifact.manifest.parity["rows"] == len(parity_check.crops)
     with open_runner(artifact.path) as runner:
         assert runner.info.precision == precision
-        found = runner(gate.crops)
-    assert numeric_parity(gate.expected, found).min_cosine == pytest.approx(artifact.manifest.parity["min_cosine"])
+        found = runner(parity_check.crops)
+    assert numeric_parity(parity_check.expected, found).min_cosine == pytest.approx(
+        artifact.manifest.parity["min_cosine"]
+    )
 
 
 LIES = [("fp32", "fp16"), ("fp32", "tf32"), ("fp16", "fp32"), ("bf16", "fp16"), ("int8", "fp32"), ("int8", "fp16")]
@@ -57,22 +60,24 @@ LIES = [("fp32", "fp16"), ("fp32", "tf32"), ("fp16", "fp32"), ("bf16", "fp16"), 
     ],
 )
 def test_an_engine_whose_inspector_says_another_precision_is_refused(
-    machine, shared, gate, tmp_path, asked, lies, inspector
+    machine, shared, parity_check, tmp_path, asked, lies, inspector
 ):
     machine(NEWEST, lies=lies, inspector=inspector)
     file = read_onnx(shared.onnx(ExportOptions(precision=asked)))
-    with pytest.raises(UserError, match=rf"asked for {asked}, but the engine inspector finds .*{lies}"):
-        engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
+    with refuses(InvalidFile, "inspector", lies, path=tmp_path / "m.plan", expected=asked):
+        engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), parity_check=parity_check)
     assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]  # why it was refused
 
 
 @pytest.mark.parametrize("inspector", ["nothing", "names"])
-def test_an_inspector_that_can_tell_nothing_leaves_an_engine_and_a_note(machine, shared, gate, tmp_path, inspector):
+def test_an_inspector_that_can_tell_nothing_leaves_an_engine_and_a_note(
+    machine, shared, parity_check, tmp_path, inspector
+):
     machine(NEWEST, inspector=inspector)
     file = read_onnx(shared.onnx(ExportOptions(precision="fp16")))
-    artifact = engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), gate=gate)
+    artifact = engine_from_onnx(file, tmp_path / "m.plan", EngineOptions(batch=((1, 4, 8),)), parity_check=parity_check)
     assert artifact.manifest.engine.precision_read_from == "parsed network"
-    assert "the engine inspector does not tell it" in describe_engine(artifact)
+    assert "the engine inspector does not show it" in describe_engine(artifact)
 
 
 def test_a_builder_that_cannot_start_is_one_line_with_its_reason(machine, shared, tmp_path, monkeypatch):
@@ -92,7 +97,7 @@ def test_a_gpu_that_runs_no_rtx_engine_gets_none_unasked(monkeypatch, tmp_path, 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("NVIDIA H100", "9.0"),))
     monkeypatch.setattr(extras, "driver_version", lambda: driver)
-    with pytest.raises(UserError, match=rf"NVIDIA H100 .*pip install {package}.*--flavor rtx.*model\.onnx"):
+    with refuses(BackendUnavailable, "NVIDIA H100", f"pip install {package}", "--flavor rtx", tmp_path / "model.onnx"):
         choose_flavor("auto", tmp_path / "model.onnx")
     assert choose_flavor("rtx", tmp_path / "model.onnx")[0] == "rtx"
 
@@ -137,12 +142,12 @@ def test_what_is_told_decides_and_what_is_not_told_does_not():
     assert not of("Float", silent=1).confirms("fp16", "x")
     assert not of(silent=2).confirms("int8", "x")
     for found, asked in ((of("Float"), "int8"), (of("Float", "Half", silent=3), "fp32"), (of("Int8"), "bf16")):
-        with pytest.raises(UserError, match=f"x: asked for {asked}"):
+        with refuses(InvalidFile, path="x", expected=asked):
             found.confirms(asked, "x")
     tf32 = inspected(layers({"TacticName": "gemm_tf32f32_tf32f32_f32", "Weights": {"Type": "Float", "Count": 1}}))
     assert tf32.confirms("fp32", "x", tf32=True)
-    with pytest.raises(UserError, match="tf32"):
+    with refuses(InvalidFile, "tf32", path="x", expected="fp32"):
         tf32.confirms("fp32", "x")
     for text in ("[]", "{", "{}", '{"Layers": 1}', '{"Layers": [{"Inputs": ["x"]}]}'):
-        with pytest.raises(UserError, match="inspector's answer is not understood"):
+        with refuses(UserError, "inspector"):
             inspected(text)

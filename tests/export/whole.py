@@ -60,10 +60,12 @@ NEWEST = "tensorrt-11.4.0.106"
 _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8"}
 
 
-def built(shared, path, precision="fp16", gate=None, **options):
+def built(shared, path, precision="fp16", parity_check=None, **options):
     """The artifact of an engine of one of the shared ONNX files."""
     options = EngineOptions(**{"batch": ((1, 4, 8),), **options})
-    return engine_from_onnx(read_onnx(shared.onnx(ExportOptions(precision=precision))), path, options, gate=gate)
+    return engine_from_onnx(
+        read_onnx(shared.onnx(ExportOptions(precision=precision))), path, options, parity_check=parity_check
+    )
 
 
 class Whole(Narrow):

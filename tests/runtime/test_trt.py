@@ -22,7 +22,7 @@ from pmm.artifacts.manifest import (
     Manifest,
 )
 from pmm.data.preprocessing import Preprocessing
-from pmm.runtime import driver, engine_origin, thread_context, trt, trt_variant
+from pmm.runtime import driver, thread_context, trt, trt_variant
 from pmm.runtime.cuda_graph import bucket
 from pmm.runtime.open import open_runner
 from pmm.utils import hardware
@@ -50,7 +50,7 @@ class Machine:
         self.devices = []
         monkeypatch.setitem(sys.modules, trt_variant.FLAVORS[self.flavor], self.module)
         self.gpus = (GPU,)
-        for module in (hardware, engine_origin):
+        for module in (hardware, trt_variant):
             monkeypatch.setattr(module, "nvidia_gpus", lambda: self.gpus)
         monkeypatch.setattr(trt, "open_device", self.open_device)
         monkeypatch.setattr(driver, "cuda_library", lambda: self.cuda)
@@ -86,7 +86,6 @@ class Machine:
             "driver": "13.0",
             "flags": (),
             "precision_read_from": "parsed network",
-            "key": "k",
         }
         manifest = Manifest(
             checkpoint_sha256="1" * 64,
@@ -281,7 +280,7 @@ def test_a_bound_step_runs_without_uploading(machine):
         uploads = []
         upload = device.upload
         machine.patch.setattr(device, "upload", lambda buffer, array: uploads.append(1) or upload(buffer, array))
-        output = the_lane(runner)._output
+        output = the_context(runner)._output
         expected = machine.expected(crops(3, seed=4))
         for _ in range(2):
             output.owner[:] = 0
@@ -308,13 +307,13 @@ def test_bound_images_are_a_copy(plain):
         images[:] = 0
         runner(crops(2, seed=2))
         step()
-        output = the_lane(runner)._output
+        output = the_context(runner)._output
         assert np.array_equal(output.owner[: expected.nbytes].view(np.float32).reshape(2, DIM), expected)
 
 
-def the_lane(runner):
-    (lane,) = runner._lanes._idle
-    return lane
+def the_context(runner):
+    (context,) = runner._contexts._idle
+    return context
 
 
 def left_by(machine, count):
@@ -323,7 +322,7 @@ def left_by(machine, count):
 
 
 def left_on(runner, count):
-    return the_lane(runner)._output.owner[: count * DIM * 4].view(np.float32).reshape(count, DIM)
+    return the_context(runner)._output.owner[: count * DIM * 4].view(np.float32).reshape(count, DIM)
 
 
 @pytest.fixture
@@ -391,9 +390,9 @@ def test_transfers_bring_the_images_that_they_time(running):
     step = running.runner.bind(crops(3, seed=3))
     running.runner(crops(6, seed=6))
     step.transfers_ms()
-    lane = the_lane(running.runner)
+    context = the_context(running.runner)
     images = crops(3, seed=3)
-    assert np.array_equal(lane._input.owner[: images.nbytes], images.reshape(-1))
+    assert np.array_equal(context._input.owner[: images.nbytes], images.reshape(-1))
     step()
     assert np.array_equal(left_by(running, 3), running.expected(crops(3, seed=3)))
 
@@ -424,7 +423,7 @@ def test_tf32_is_what_an_fp32_engine_with_leave_for_it_runs_in(plain, found, fla
 # --- threads
 
 
-def test_threads_share_a_few_lanes(machine):
+def test_threads_share_a_few_contexts(machine):
     with machine.open() as runner:
         together, wrong = threading.Barrier(4), []
 
@@ -464,7 +463,7 @@ def in_a_thread(work):
     return found[0]
 
 
-def test_a_thread_per_request_takes_the_lane_that_is_there(machine):
+def test_a_thread_per_request_takes_the_context_that_is_idle(machine):
     with machine.open() as runner:
         for turn in range(5):
             images = crops(2, seed=turn)
@@ -538,7 +537,7 @@ def test_one_graph_per_batch_size(version, tmp_path, monkeypatch):
         assert calls.count("cuGraphLaunch") == 7  # and one on opening
         assert calls.count("execute_async_v3") == 6  # to warm up and to capture, per size
         assert calls.count("create_execution_context") == 3
-        # the contexts of a lane share their working memory: input, output, and that
+        # the execution contexts of one share their working memory: input, output, and that
         assert calls.count("allocate") == 3
     assert machine.nothing_left()
 
@@ -586,7 +585,7 @@ def test_a_capture_that_fails_later_turns_all_graphs_off(plain):
 
 
 def test_graphs_that_fail_elsewhere_leave_no_context_without_memory(plain):
-    """Another lane finds that graphs fail while this one makes a context."""
+    """Another context finds that graphs fail while this one makes a context."""
     with plain.open() as runner:
         lend = thread_context.ThreadContext._lend_memory
 
@@ -833,7 +832,7 @@ def test_memory_that_is_not_there(machine):
 
 
 def test_memory_that_is_not_there_for_another_thread(machine):
-    with machine.open() as runner, runner._lanes.lane():
+    with machine.open() as runner, runner._contexts.borrow():
         machine.world.failing.add("allocate")
         assert "host 1.0: out of memory; free GPU memory" in in_a_thread(lambda: runner(crops(2)))
         assert [device.closed for device in machine.devices] == [False, True]
