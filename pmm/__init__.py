@@ -4,7 +4,8 @@
 
     model = pmm.load_model("best.pth")  # torch: normalised images [N, 3, H, W] -> embeddings [N, D]
     with pmm.open_runner("best.onnx") as runner:  # any backend: uint8 RGB crops [N, H, W, 3] -> embeddings [N, D]
-        embeddings = runner(pmm.load_crops(["a.jpg", "b.jpg"], 128, 64))
+        embeddings = runner(pmm.load_crops(["a.jpg", "b.jpg"], runner.preprocessing))
+        embeddings = runner(pmm.crop_boxes(frame, boxes, colour="bgr"))  # of a frame of OpenCV and a detector's boxes
 
 What is named here is loaded when it is first used: importing pmm loads neither torch nor numpy.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pmm.artifacts.artifact import Artifact as Artifact
     from pmm.artifacts.checkpoint import load_model as load_model
     from pmm.data.crops import load_crops as load_crops
+    from pmm.data.frames import crop_boxes as crop_boxes
     from pmm.evaluation.metrics import RankingResult as RankingResult
     from pmm.evaluation.metrics import evaluate_ranking as evaluate_ranking
     from pmm.export.engine import build_engine as build_engine
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pmm.export.options import EngineOptions as EngineOptions
     from pmm.export.options import ExportOptions as ExportOptions
     from pmm.export.options import VerifyOptions as VerifyOptions
+    from pmm.export.parity_check import ParityFailed as ParityFailed
     from pmm.gallery.embed import embed as embed
     from pmm.gallery.index import Index as Index
     from pmm.gallery.index import Neighbours as Neighbours
@@ -35,20 +38,32 @@ if TYPE_CHECKING:
     from pmm.runtime.base import Runner as Runner
     from pmm.runtime.open import open_runner as open_runner
     from pmm.utils.errors import BackendUnavailable as BackendUnavailable
+    from pmm.utils.errors import InvalidFile as InvalidFile
+    from pmm.utils.errors import InvalidInput as InvalidInput
+    from pmm.utils.errors import InvalidValue as InvalidValue
+    from pmm.utils.errors import MissingLibrary as MissingLibrary
+    from pmm.utils.errors import OutOfMemory as OutOfMemory
     from pmm.utils.errors import UserError as UserError
 
 _HOMES = {
     "Artifact": "pmm.artifacts.artifact",
-    "EngineOptions": "pmm.export.options",
-    "Index": "pmm.gallery.index",
-    "Neighbours": "pmm.gallery.index",
-    "RankingResult": "pmm.evaluation.metrics",
-    "ExportOptions": "pmm.export.options",
-    "Runner": "pmm.runtime.base",
     "BackendUnavailable": "pmm.utils.errors",
+    "EngineOptions": "pmm.export.options",
+    "ExportOptions": "pmm.export.options",
+    "Index": "pmm.gallery.index",
+    "InvalidFile": "pmm.utils.errors",
+    "InvalidInput": "pmm.utils.errors",
+    "InvalidValue": "pmm.utils.errors",
+    "MissingLibrary": "pmm.utils.errors",
+    "Neighbours": "pmm.gallery.index",
+    "OutOfMemory": "pmm.utils.errors",
+    "ParityFailed": "pmm.export.parity_check",
+    "RankingResult": "pmm.evaluation.metrics",
+    "Runner": "pmm.runtime.base",
     "UserError": "pmm.utils.errors",
     "VerifyOptions": "pmm.export.options",
     "build_engine": "pmm.export.engine",
+    "crop_boxes": "pmm.data.frames",
     "embed": "pmm.gallery.embed",
     "evaluate_ranking": "pmm.evaluation.metrics",
     "export_onnx": "pmm.export.onnx",
@@ -71,8 +86,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         home = _HOMES[name]
         if home == __name__:
             return importlib.import_module(f"{home}.{name}")
-        found = globals()[name] = getattr(importlib.import_module(home), name)
-        return found
+        value = globals()[name] = getattr(importlib.import_module(home), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -14,9 +14,8 @@ from pmm.data.samples import Sample
 from pmm.data.scan import IMAGE_SUFFIXES
 from pmm.gallery.index import Index, IndexContract
 from pmm.runtime.base import Embeddings, Runner
-from pmm.runtime.memory import batch_fits
 from pmm.runtime.open import open_runner
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UserError, one_of
 from pmm.utils.files import sha256
 
 
@@ -37,7 +36,8 @@ def embed(
         batch_size: images at once.
 
     Raises:
-        UserError: as `pmm.open_runner`, or a folder without images, a bad image, NaN or Inf among the embeddings.
+        InvalidFile: a folder without images, or a bad image.
+        UserError: as `pmm.open_runner`, or NaN or Inf among the embeddings.
 
     Example:
         >>> index = pmm.embed("best.onnx", "crops")
@@ -45,20 +45,25 @@ def embed(
         >>> index.embeddings.shape == (len(index), index.contract.embedding.dim)
         True
     """
-    images_below(Path(folder))  # before a model is loaded for nothing
+    files = images_below(Path(folder))  # before a model is loaded for nothing
     with open_runner(artifact, backend, device=device, threads=threads) as runner:
-        return embed_folder(runner, contract_of(Path(artifact), runner), Path(folder), batch_size=batch_size)
+        return embed_folder(runner, contract_of(Path(artifact), runner), Path(folder), files, batch_size=batch_size)
 
 
 def embed_folder(
-    runner: Runner, contract: IndexContract, folder: Path, *, batch_size: int = 64, label: str = ""
+    runner: Runner,
+    contract: IndexContract,
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    batch_size: int = 64,
+    label: str = "",
 ) -> Index:
-    """Every image below `folder`, embedded; with a `label`, a progress bar of that name.
+    """The index of `files`, which are `images_below(folder)`; with a `label`, a progress bar of that name.
 
-    Only the embeddings stay in memory. Raises UserError for a folder without images, a bad image (naming it), or NaN
-    or Inf among the embeddings (naming the first files).
+    Only the embeddings stay in memory. Raises InvalidFile for a bad image, UserError for NaN or Inf among the
+    embeddings, naming the first files.
     """
-    files = images_below(folder)
     embeddings = embed_files(runner, files, batch_size=batch_size, label=label)
     paths = tuple(file.relative_to(folder).as_posix() for file in files)
     return Index(embeddings=embeddings, paths=paths, folder=str(folder.resolve()), contract=contract)
@@ -80,27 +85,27 @@ def contract_of(artifact: Path, runner: Runner) -> IndexContract:
 def images_below(folder: Path) -> list[Path]:
     """Every image in `folder` and below it, in the order of its path; hidden files and folders are left out.
 
-    Folders that are symbolic links are not entered: they may lead round in a circle. Raises UserError if there is no
+    Folders that are symbolic links are not entered: they may lead round in a circle. Raises InvalidFile if there is no
     image, or a folder that cannot be read.
     """
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: {error.strerror}; expected a folder of images") from error
+        raise InvalidFile(str(error.strerror), path=error.filename, expected="a folder of images") from error
 
-    found = []
+    files = []
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
+        files += [
             Path(place, name)
             for name in names
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         ]
-    if not found:
-        raise UserError(f"{folder} holds no image; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    for file in found:
+    if not files:
+        raise InvalidFile("it holds no image", path=folder, expected=f"files ending in {one_of(IMAGE_SUFFIXES)}")
+    for file in files:
         if file.exists() and not file.is_file():  # a pipe would be waited on for ever
-            raise UserError(f"{file}: not a readable image (it is no regular file); replace or remove it")
-    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+            raise InvalidFile("it is no regular file", path=file, expected="an image", hint="replace or remove it")
+    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
 
 
 def embed_files(
@@ -108,35 +113,32 @@ def embed_files(
 ) -> Embeddings:
     """Embeddings [N, D] of image files, in order, batch by batch; with a `label`, a progress bar of that name.
 
-    With `flip` the mean of each crop's and its mirror image's, at length 1 if the runner's are. Raises UserError for a
-    runner that takes that mean by itself.
+    With `flip` the mean of each crop's and its mirror image's, at length 1 if the runner's are. Raises InvalidFile for
+    the first that cannot be read, ConflictingOptions for a `flip` that the file of the runner does by itself.
     """
     from tqdm import tqdm
 
     if batch_size < 1:
-        raise UserError(f"a batch of {batch_size} images; expected at least 1")
+        raise InvalidValue("batch_size", batch_size, "1 or more")
     if flip and runner.embedding.flip_tta:
-        raise UserError("the file averages with the mirror image already (--flip-tta at export); leave --flip-test out")
+        raise ConflictingOptions(
+            "the file averages with the mirror image already (exported with --flip-tta)", "--flip-test", "--flip-tta",
+            hint="leave --flip-test out",
+        )  # fmt: skip
     size = runner.preprocessing
     embeddings = np.empty((len(files), runner.embedding.dim), np.float32)
     done = 0
     with tqdm(total=len(files), desc=label, unit="img", leave=False, disable=None if label else True) as bar:
         for crops in iter_crops(files, size.height, size.width, batch_size):
-            found = _run(runner, crops)
+            batch = runner(crops)
             if flip:
-                found = (found + _run(runner, np.ascontiguousarray(crops[:, :, ::-1]))) / np.float32(2)
+                batch = (batch + runner(np.ascontiguousarray(crops[:, :, ::-1]))) / np.float32(2)
                 if runner.embedding.normalised:
-                    found /= np.linalg.norm(found, axis=1, keepdims=True)
-            embeddings[done : done + len(crops)] = found
+                    batch /= np.linalg.norm(batch, axis=1, keepdims=True)
+            embeddings[done : done + len(crops)] = batch
             done += len(crops)
             bar.update(len(crops))
     return embeddings
-
-
-def _run(runner: Runner, crops: Crops) -> Embeddings:
-    """Raises UserError for a batch that is too large for the memory."""
-    with batch_fits(len(crops)):
-        return runner(crops)
 
 
 def embed_samples(
@@ -149,11 +151,14 @@ def embed_samples(
     if len(bad):
         many = f"{len(bad)} of {len(files)} embeddings{f' of {label}' if label else ''}"
         raise UserError(
-            f"{many} hold NaN or Inf, the first that of {files[bad[0]]}; the model or the backend is broken"
+            f"{many} hold NaN or Inf, the first that of {files[bad[0]]}", hint="the model or the backend is broken"
         )
     return embeddings
 
 
 def embed_crops(runner: Runner, crops: Crops, *, batch_size: int = 64) -> Embeddings:
-    """Embeddings [N, D] of crops already in memory [N, H, W, 3]."""
-    return np.concatenate([runner(crops[start : start + batch_size]) for start in range(0, len(crops), batch_size)])
+    """Embeddings [N, D] of crops in memory [N, H, W, 3], batch by batch."""
+    embeddings = np.empty((len(crops), runner.embedding.dim), np.float32)
+    for start in range(0, len(crops), batch_size):
+        embeddings[start : start + batch_size] = runner(crops[start : start + batch_size])
+    return embeddings

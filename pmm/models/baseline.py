@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import InferenceModel, L2Normalize, TrainOutput
+from pmm.models.output import InferenceModel, L2Normalize, ReidModel, TrainOutput
 from pmm.models.stages import Head
 
 
-class Baseline(nn.Module):
+class Baseline(ReidModel):
     """The average of F1 = backbone through one head; nothing in it is random."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -10,11 +10,11 @@ from torchvision.models.resnet import Bottleneck
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import InferenceModel, L2Normalize, MixedLabels, TrainOutput
+from pmm.models.output import InferenceModel, L2Normalize, MixedLabels, ReidModel, TrainOutput
 from pmm.models.stages import Head
 
 
-class MultiBranchNet(nn.Module):
+class MultiBranchNet(ReidModel):
     """F1 = backbone, X = extra bottleneck of F1. The first stage pools F1 by average, the others X by maximum.
 
     Methods differ in how the other stages see X in training: see `train_stages`.

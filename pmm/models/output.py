@@ -63,3 +63,16 @@ class InferenceModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.l2_normalize(self.tail(*self.trunk(images)))
+
+
+class ReidModel(nn.Module):
+    """What the model of every method is; see `pmm.models.multi_branch.MultiBranchNet.forward` for shapes."""
+
+    embedding_dim: int
+    """D of its embeddings [N, D]."""
+    normalised: bool
+    """Whether they have length 1."""
+
+    def deployed(self) -> InferenceModel:
+        """The test-time network, which shares its weights."""
+        raise NotImplementedError

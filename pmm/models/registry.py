@@ -6,29 +6,15 @@ import copy
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from pmm.config import Config
 from pmm.utils.errors import ConflictingOptions, InvalidValue
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from pmm.models.output import InferenceModel, TrainOutput
-
-
-class ReidModel(Protocol):
-    """The interface of every method's model; see `pmm.models.multi_branch.MultiBranchNet` for shapes."""
-
-    embedding_dim: int
-    normalised: bool
-
-    def forward(
-        self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor | TrainOutput: ...
-
-    def deployed(self) -> InferenceModel: ...
+    from pmm.models.output import InferenceModel, ReidModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +33,7 @@ class Method:
         """Whether it mixes the blocks of the map that a CAM ranks first."""
         return "block" in self.config_keys
 
-    def build(self, config: Config) -> nn.Module:
+    def build(self, config: Config) -> ReidModel:
         """Its model, randomly initialised."""
         module, name = self.network.split(":")
         return getattr(importlib.import_module(module), name)(config.model)
@@ -64,7 +50,7 @@ METHODS: dict[str, Method] = {
     "cutmix": Method(network="pmm.models.cutmix:CutMix", uses_kernels=True),
     "a-cutmix": Method(network="pmm.models.cutmix:ACutMix", config_keys=(*_BLOCKS, "direction"), uses_kernels=True),
 }
-"""Name -> method. A new one is a class with the interface of `ReidModel` and a line here, and a word in the help of
+"""Name -> method. A new one is a class derived from `pmm.models.output.ReidModel`, a line here, a word in the help of
 `pmm.config`; `tests/models/test_methods.py` then tries it."""
 
 
@@ -90,7 +76,7 @@ def check_method_flags(config: Config, flags: Iterable[str]) -> None:
             raise ConflictingOptions(problem, flag, "--method", hint=hint)
 
 
-def build_model(config: Config) -> nn.Module:
+def build_model(config: Config) -> ReidModel:
     """The model of `config`, randomly initialised (see `pmm.artifacts.pretrained.load_weights` for pretrained weights).
 
     Raises InvalidValue for an unknown method, or a k larger than the number of blocks of the feature map.

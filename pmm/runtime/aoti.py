@@ -12,7 +12,7 @@ from torch import Tensor
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.artifacts.manifest import PackageContract
 from pmm.artifacts.native_file import check_origin, read_native
-from pmm.runtime.base import RunnerInfo, warn_if_unverified
+from pmm.runtime.base import RunnerInfo, closed_runner, warn_if_unverified
 from pmm.runtime.torch_graph import quiet
 from pmm.runtime.torch_runner import TorchRunner
 from pmm.runtime.trt_variant import this_platform
@@ -71,14 +71,13 @@ class AotiRunner(TorchRunner):
             provider=f"torch {torch.__version__} AOTInductor{' (CUDA graph)' if cuda_graph else ''}",
         )
 
-    def close(self) -> None:
-        """Free the code and the weights; runs after it raise UserError."""
+    def _release(self) -> None:
         self._package = None
-        super().close()
+        super()._release()
 
     def _run(self, images: Tensor) -> Tensor:
         if self._package is None:
-            raise UserError(f"{self._path}: this runner was closed; open it again")
+            raise closed_runner(self._path)
         return self._package(images)
 
     def _check_interface(self) -> None:

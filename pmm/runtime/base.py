@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,8 @@ from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.runtime.fork import around_forks, keep_for_ever
 from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
-from pmm.utils.errors import UserError
+from pmm.runtime.memory import batch_fits
+from pmm.utils.errors import InvalidInput, UserError
 
 Embeddings = npt.NDArray[np.float32]
 R = TypeVar("R", bound="Runner")
@@ -28,7 +30,7 @@ T = TypeVar("T", bound="Runner | BoundRun")
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerInfo:
-    """What really runs: found, not asked for."""
+    """What really runs, as read back; not what was requested."""
 
     backend: str
     """torch, ort-cpu, ..."""
@@ -42,6 +44,9 @@ class RunnerInfo:
 
 class BoundRun:
     """A run on images that are already where the backend wants them, for timing."""
+
+    path: Path | None = None
+    """The runner's file, for messages."""
 
     def __new__(cls: type[S], *_: Any, **__: Any) -> S:
         return _of_this_process(super().__new__(cls))
@@ -71,7 +76,7 @@ class BoundRun:
 
 class Runner(ABC):
     """An opened model. Use as a context manager, in the process that opened it: after `os.fork` a child opens its own,
-    and the one that it has inherited raises UserError.
+    and the one that it has inherited raises UserError. So does one that was closed.
 
     Whatever the artifact itself takes (uint8 or float, RGB or BGR), a runner takes uint8 RGB crops.
     """
@@ -79,30 +84,85 @@ class Runner(ABC):
     info: RunnerInfo
     preprocessing: Preprocessing
     embedding: EmbeddingContract
+    accepts_gpu_arrays: bool = False
+    """Images may lie on its GPU, and embeddings may stay there."""
+    _path: Path | None = None
+    """The file, for messages."""
+    _closed = False
 
     def __new__(cls: type[R], *_: Any, **__: Any) -> R:
-        return _of_this_process(super().__new__(cls))
+        runner = _of_this_process(super().__new__(cls))
+        runner._bound_runs = weakref.WeakSet()
+        return runner
 
-    @abstractmethod
-    def __call__(self, images: Crops) -> Embeddings:
-        """images uint8 RGB [B, H, W, 3] at the size of `preprocessing` -> embeddings float32 [B, D].
+    _bound_runs: weakref.WeakSet[BoundRun]
 
-        Raises UserError for images of another type or size.
+    def __call__(self, images: Crops | CudaArray | Sequence[npt.NDArray[Any]]) -> Embeddings:
+        """Embeddings float32 [B, D] of B crops.
+
+        Args:
+            images: uint8 RGB [B, H, W, 3] at the size of `preprocessing`, in host memory or, for a runner that
+                `accepts_gpu_arrays`, on its GPU; or a list or tuple of crops of any size, which are resized as for
+                training: uint8 RGB [h, w, 3], grey [h, w] or RGBA [h, w, 4] (see `pmm.load_crops`, which reads files
+                and floats too).
+
+        Raises:
+            InvalidInput: images of another type or size, an empty list, or a crop that is none (its `index`).
+            OutOfMemory: too many images at once.
+            UserError: the runner was closed.
         """
+        images = self._ready(images)
+        with batch_fits(images):
+            return self._embed(images)
 
-    def embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
+    def embed_on_gpu(self, images: Crops | CudaArray | Sequence[npt.NDArray[Any]]) -> GpuArray:
         """As a call, but the embeddings stay on the GPU: float32 [B, D] there, complete, and the caller's to keep.
 
         Raises UserError for a runner that does not work on a GPU.
         """
-        raise UserError(f"{self.info.backend} leaves no embeddings on a GPU: it runs on {self.info.device}; call it")
+        if not self.accepts_gpu_arrays:
+            backend, device = self.info.backend, self.info.device
+            raise UserError(f"{backend} leaves no embeddings on a GPU: it runs on {device}", hint="call the runner")
+        images = self._ready(images)
+        with batch_fits(images):
+            return self._embed_on_gpu(images)
+
+    def bind(self, images: Crops) -> BoundRun:
+        """A run on a copy of `images` [B, H, W, 3], which is already where the backend wants it.
+
+        Raises UserError as a call, for no images, and for another number than a static batch.
+        """
+        self._check_open()
+        self.check(images)
+        if not len(images):
+            raise InvalidInput("cannot bind 0 images", expected="1 or more")
+        with batch_fits(images):
+            bound = self._bind(images)
+        bound.path = self._path
+        self._bound_runs.add(bound)
+        return bound
+
+    def close(self) -> None:
+        """Free what the runner holds, after the runs under way. May be called again; whatever runs later is refused."""
+        self._closed = True
+        for bound in list(self._bound_runs):
+            bound.__class__ = _ClosedBoundRun
+        self._release()
 
     @abstractmethod
-    def bind(self, images: Crops) -> BoundRun:
-        """A step that runs on `images` already in place."""
+    def _embed(self, images: Crops | CudaArray) -> Embeddings:
+        """`images` that were checked, or that lie on a GPU -> embeddings float32 [B, D]."""
 
-    def close(self) -> None:  # noqa: B027 - most runners hold nothing that the garbage collector does not free
-        """Free what the runner holds."""
+    def _embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
+        """As `_embed`, of a runner that `accepts_gpu_arrays`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _bind(self, images: Crops) -> BoundRun:
+        """As `bind`, for one or more images that were checked."""
+
+    def _release(self) -> None:  # noqa: B027 - most runners hold nothing that the garbage collector does not free
+        """Free what the runner holds; may be called again."""
 
     def __enter__(self: R) -> R:
         return self
@@ -112,33 +172,71 @@ class Runner(ABC):
     ) -> None:
         self.close()
 
-    def check(self, images: Crops | GpuArray) -> None:
-        """Raises UserError if `images` are not uint8 [B, H, W, 3] crops of the model's size, where this runner is."""
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed_runner(self._path)
+
+    def _ready(self, images: Crops | CudaArray | Sequence[npt.NDArray[Any]]) -> Crops | CudaArray:
+        """Crops of the model's size, or an array on a GPU, which is checked where its content is."""
+        self._check_open()
+        if isinstance(images, (list, tuple)):
+            return self._resized(images)
+        if not (self.accepts_gpu_arrays and is_on_gpu(images)):
+            self.check(images)
+        return images  # type: ignore[return-value]
+
+    def _resized(self, crops: Sequence[npt.NDArray[Any]]) -> Crops:
+        from pmm.data.crops import load_crops  # loads PIL, which crops of the model's size do without
+
+        for index, crop in enumerate(crops):
+            if isinstance(crop, (str, os.PathLike)):
+                raise InvalidInput(f"crop {index} is a path", index=index, expected="arrays", hint=READ_FILES)
+        return load_crops(crops, self.preprocessing)
+
+    def check(self, images: object) -> None:
+        """Raises InvalidInput unless `images` are crops uint8 [B, H, W, 3] of the model's size, where the runner is."""
         if is_on_gpu(images) and not isinstance(images, GpuArray):
-            raise UserError(
-                f"the images lie on a GPU, and this runner takes them in host memory (it runs on {self.info.device}): "
-                "copy them, as with .cpu().numpy() in torch"
+            raise InvalidInput(
+                f"the images lie on a GPU, and this runner takes them in host memory (it runs on {self.info.device})",
+                hint="copy them, as with .cpu().numpy() in torch",
             )
-        expected = (self.preprocessing.height, self.preprocessing.width, 3)
-        if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[1:] != expected:
-            raise UserError(
-                f"images are {images.dtype} {list(images.shape)}; expected uint8 [B, {', '.join(map(str, expected))}]"
+        size = (self.preprocessing.height, self.preprocessing.width, 3)
+        if not (
+            isinstance(images, (np.ndarray, GpuArray))
+            and images.dtype == np.uint8
+            and len(images.shape) == 4
+            and images.shape[1:] == size
+        ):
+            shape, kind = getattr(images, "shape", None), f"a {type(images).__name__}"
+            facts = kind if shape is None else f"{images.dtype} {list(shape)}"  # type: ignore[attr-defined]
+            raise InvalidInput(
+                f"the images are {facts}",
+                expected=f"uint8 [B, {', '.join(map(str, size))}] of numpy, or a list of crops of any size",
+                hint=READ_FILES if isinstance(images, (str, os.PathLike)) else "",
             )
 
 
-def check_on_gpu(runner: Runner, images: GpuArray, index: int, takes: InputContract | None = None) -> None:
-    """Raises UserError for images on another GPU than `index`, of another type or size, or to be converted for a file
-    that `takes` others."""
+READ_FILES = "read files by pmm.load_crops(paths, runner.preprocessing)"
+
+
+def closed_runner(path: Path | None) -> UserError:
+    """What every use of a runner that was closed raises."""
+    return UserError("this runner was closed", path=path, hint="open it again")
+
+
+def check_on_gpu(runner: Runner, images: GpuArray, index: int, contract: InputContract | None = None) -> None:
+    """Raises InvalidInput for images on another GPU than `index`, of another type or size, or that would have to be
+    converted for a file of this input `contract`."""
     if images.device != index:
-        raise UserError(
-            f"the images lie on cuda:{images.device}, and this runner is on cuda:{index}; open it there (device=), or "
-            "move them"
+        raise InvalidInput(
+            f"the images lie on cuda:{images.device}, and this runner is on cuda:{index}",
+            hint="open it there (device=), or move them",
         )
     runner.check(images)
-    if takes is not None and (takes.dtype, takes.colour) != ("uint8", "rgb"):
-        raise UserError(
-            f"the file takes {takes.dtype} {takes.colour.upper()} images, to which images on a GPU are not converted; "
-            "export it with --input uint8 --input-colour rgb, or give them in host memory"
+    if contract is not None and (contract.dtype, contract.colour) != ("uint8", "rgb"):
+        raise InvalidInput(
+            f"the file takes {contract.dtype} {contract.colour.upper()} images, and images on a GPU are not converted",
+            hint="export it with --input uint8 --input-colour rgb, or pass the images in host memory",
         )
 
 
@@ -155,9 +253,9 @@ def in_runs(run: Callable[[Crops], Embeddings], images: Crops, batch: int | None
     return np.concatenate([run(filled[k : k + batch]) for k in range(0, len(filled), batch)])[: len(images)]
 
 
-def _of_this_process(made: T) -> T:
-    _MADE.add(made)
-    return made
+def _of_this_process(instance: T) -> T:
+    _INSTANCES.add(instance)
+    return instance
 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:
@@ -167,8 +265,17 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
     )
 
 
+class _ClosedBoundRun(BoundRun):
+    """What a bound run becomes when its runner is closed."""
+
+    def _refuse(self) -> NoReturn:
+        raise closed_runner(self.path)
+
+    __call__ = enqueue = wait = device_ms = transfers_ms = _refuse
+
+
 class _ParentsBoundRun(BoundRun):
-    """What a step becomes in a forked child."""
+    """What a bound run becomes in a forked child."""
 
     __call__ = enqueue = wait = device_ms = transfers_ms = _refuse
 
@@ -176,16 +283,16 @@ class _ParentsBoundRun(BoundRun):
 class _ParentsRunner(Runner):
     """What a runner becomes in a forked child. Closing it does nothing: what it holds is the parent's to free."""
 
-    __call__ = bind = _refuse
+    __call__ = embed_on_gpu = bind = _refuse
 
 
 def _leave_to_parent() -> None:
-    for made in list(_MADE):
-        keep_for_ever(made)
-        made.__class__ = _ParentsRunner if isinstance(made, Runner) else _ParentsBoundRun
+    for instance in list(_INSTANCES):
+        keep_for_ever(instance)
+        instance.__class__ = _ParentsRunner if isinstance(instance, Runner) else _ParentsBoundRun
 
 
-_MADE: weakref.WeakSet[Runner | BoundRun] = weakref.WeakSet()
+_INSTANCES: weakref.WeakSet[Runner | BoundRun] = weakref.WeakSet()
 around_forks(in_child=_leave_to_parent)
 
 

@@ -64,7 +64,9 @@ class EagerRunner(TorchRunner):
         from pmm.artifacts.checkpoint import load, restore_model
 
         model, config = restore_model(load(checkpoint), checkpoint)
-        return cls(model, preprocessing_of(config), torch_device(device), threads, tf32=tf32)
+        runner = cls(model, preprocessing_of(config), torch_device(device), threads, tf32=tf32)
+        runner._path = Path(checkpoint)
+        return runner
 
     def _run(self, images: Tensor) -> Tensor:
         return self.model(self.normalise(images))
@@ -80,10 +82,8 @@ def torch_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if usable else "cpu")
     if index is not None and not usable:
-        why = advice("torch")
-        raise BackendUnavailable(
-            f"--device {name}: torch sees no usable CUDA GPU; use --device cpu, or check the driver{why}"
-        )
+        hint = advice("torch") or "check the driver"
+        raise BackendUnavailable(f"--device {name}: torch sees no usable CUDA GPU", hint=f"use --device cpu, or {hint}")
     if index:
         gpu_at(index)
     return torch.device(name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
-from pmm.utils.errors import UserError, reason_of
+from pmm.utils.errors import OutOfMemory, UserError, reason_of
 
 _FULL = (
     "out of memory",
@@ -22,8 +23,8 @@ _OWN_WORDS = re.compile(
 
 
 @contextlib.contextmanager
-def batch_fits(count: int) -> Iterator[None]:
-    """Raises UserError where the memory, of a GPU or the host, is too small for a run of `count` images."""
+def batch_fits(images: Any) -> Iterator[None]:
+    """Raises OutOfMemory where the memory, of a GPU or the host, is too small for a run of `images` [B, ...]."""
     try:
         yield
     except UserError:
@@ -31,9 +32,10 @@ def batch_fits(count: int) -> Iterator[None]:
     except Exception as error:
         if not any(words in str(error).lower() for words in _FULL):
             raise
-        raise UserError(
-            f"{count} images at once need too much memory ({reason(error)}); use a smaller --batch-size, or give the "
-            "runner fewer"
+        count = (images.shape if hasattr(images, "shape") else images.__cuda_array_interface__["shape"])[0]
+        raise OutOfMemory(
+            f"{count} images at once need too much memory ({reason(error)})",
+            hint="use a smaller --batch-size, or call the runner with fewer",
         ) from error
 
 

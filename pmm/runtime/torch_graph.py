@@ -93,7 +93,9 @@ class GraphRunner(TorchRunner):
         model, config = restore_model(load(checkpoint), checkpoint)
         size, embedding = preprocessing_of(config), EmbeddingContract.of(model)
         graph = deployed_graph(model, size, InputContract(), embedding, precision)
-        return cls(graph, size, torch_device(device), precision, threads, compiled=compiled, cuda_graph=cuda_graph)
+        runner = cls(graph, size, torch_device(device), precision, threads, compiled=compiled, cuda_graph=cuda_graph)
+        runner._path = Path(checkpoint)
+        return runner
 
     def _run(self, images: Tensor) -> Tensor:
         return self._module(images)

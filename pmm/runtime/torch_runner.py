@@ -19,8 +19,7 @@ from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.runtime.base import BoundRun, Embeddings, Runner, check_on_gpu
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu
-from pmm.runtime.memory import batch_fits
-from pmm.utils.errors import BackendUnavailable, UserError
+from pmm.utils.errors import BackendUnavailable, InvalidInput
 from pmm.utils.hardware import gpu_at, quota_cores
 
 WARM_UPS = 3
@@ -47,6 +46,7 @@ class TorchRunner(Runner):
         """Raises BackendUnavailable for TF32 or CUDA graphs where there is no such thing."""
         check_modes(device, tf32=tf32, cuda_graph=cuda_graph)
         self.preprocessing, self.embedding, self.device = preprocessing, embedding, device
+        self.accepts_gpu_arrays = device.type == "cuda"
         self._tf32, self._cuda_graph = tf32, cuda_graph
         self._captured: dict[int, CapturedRun] = {}
         self._lock = threading.Lock()
@@ -56,66 +56,50 @@ class TorchRunner(Runner):
     def _run(self, images: Tensor) -> Tensor:
         """uint8 images [B, H, W, 3] on the device -> embeddings [B, D] there."""
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._captured.clear()
         self._give_back_threads()
 
-    def __call__(self, images: Crops | CudaArray) -> Embeddings:
-        return self._embedded(images, lambda found: found.float().cpu()).numpy()
+    def _embed(self, images: Crops | CudaArray) -> Embeddings:
+        return self._run_on(images, lambda embeddings: embeddings.float().cpu()).numpy()
 
-    def embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
-        if self.device.type != "cuda":
-            return super().embed_on_gpu(images)
-
-        def complete(found: Tensor) -> Tensor:
-            found = found.float().contiguous()
+    def _embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
+        def complete(embeddings: Tensor) -> Tensor:
+            embeddings = embeddings.float().contiguous()
             torch.cuda.current_stream(self.device).synchronize()
-            return found
+            return embeddings
 
-        found = self._embedded(images, complete)
-        return GpuArray(found.data_ptr(), tuple(found.shape), np.dtype(np.float32), self._index(), found)
+        embeddings = self._run_on(images, complete)
+        shape = tuple(embeddings.shape)
+        return GpuArray(embeddings.data_ptr(), shape, np.dtype(np.float32), self._index(), embeddings)
 
-    def _embedded(self, images: Crops | CudaArray, after: Callable[[Tensor], Tensor]) -> Tensor:
-        """The embeddings [B, D], and what `after` makes of them while running out of memory is still ours to say."""
-        placed = self._taken(images)
+    def _run_on(self, images: Crops | CudaArray, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `finish` makes of the embeddings [B, D] on the device."""
+        placed = self._from_gpu(images) if is_on_gpu(images) else self._placed(images)  # type: ignore[arg-type]
         if not len(placed):
             return torch.empty(0, self.embedding.dim, device="cpu")
-        run = self._replay if self._cuda_graph else self._forward
-        with batch_fits(len(placed)):
-            return after(run(placed))
+        return finish(self._replay(placed) if self._cuda_graph else self._forward(placed))
 
-    def _taken(self, images: Crops | CudaArray) -> Tensor:
-        """uint8 images [B, H, W, 3] on the device. Raises UserError for others, and for ones on another GPU."""
-        if not is_on_gpu(images):
-            self.check(images)  # type: ignore[arg-type]
-            return self._placed(images)  # type: ignore[arg-type]
-        if self.device.type != "cuda":
-            raise UserError(
-                "the images lie on a GPU, and this runner is on the CPU: copy them, as with .cpu().numpy() in torch"
-            )
+    def _from_gpu(self, images: CudaArray) -> Tensor:
+        """The images [B, H, W, 3] on this GPU, sharing their memory. Raises InvalidInput for others."""
         if isinstance(images, Tensor):
-            given, index = images, images.device.index
+            tensor, index = images, images.device.index
         else:
             with torch.cuda.device(self.device):
                 stream = torch.cuda.current_stream(self.device).cuda_stream or DEFAULT_STREAM
                 array = gpu_array(images, stream)
-                given, index = _shared(array), array.device
-        if given.dtype != torch.uint8:
-            raise UserError(f"the images on the GPU are {given.dtype}; expected uint8 [B, H, W, 3]")
-        check_on_gpu(
-            self, GpuArray(given.data_ptr(), tuple(given.shape), np.dtype(np.uint8), index, given), self._index()
-        )
-        return given
+                tensor, index = _shared(array), array.device
+        if tensor.dtype != torch.uint8:
+            raise InvalidInput(f"the images on the GPU are {tensor.dtype}", expected="uint8 [B, H, W, 3]")
+        array = GpuArray(tensor.data_ptr(), tuple(tensor.shape), np.dtype(np.uint8), index, tensor)
+        check_on_gpu(self, array, self._index())
+        return tensor
 
     def _index(self) -> int:
         """Of the GPU."""
         return torch.cuda.current_device() if self.device.index is None else self.device.index
 
-    def bind(self, images: Crops) -> BoundRun:
-        """As `Runner.bind`. Raises UserError for no images."""
-        self.check(images)
-        if not len(images):
-            raise UserError("cannot bind 0 images; a run takes 1 or more")
+    def _bind(self, images: Crops) -> BoundRun:
         placed = self._placed(images.copy())
 
         def step() -> None:

@@ -115,8 +115,7 @@ class Validation:
         """
         self.processes.broadcast_buffers(model)
         runner = EagerRunner(model, self.preprocessing, device)
-        share = embed_crops(runner, self.crops) if len(self.crops) else np.empty((0, runner.embedding.dim), np.float32)
-        shares = self.processes.gather(share)
+        shares = self.processes.gather(embed_crops(runner, self.crops))
         return self.processes.run_on_all(lambda: self._rank(shares) if self.processes.main else None)
 
     def _rank(self, shares: Sequence[Embeddings]) -> RankingResult:

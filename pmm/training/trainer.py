@@ -63,7 +63,7 @@ class Trainer:
         self.batches, self.sampler = train_batches(
             split.train, config, rank=processes.rank, world=processes.world, skip_bad=options.skip_bad_images
         )
-        self.model = build_model(config)
+        self.model: torch.nn.Module = build_model(config)
         self.epochs_done, self.best = 0, -1.0
         self.progress: Mapping[str, Any] = {}
         """Of the epoch that was interrupted, `Meter.state` and more; see `_save_progress`."""

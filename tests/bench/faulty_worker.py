@@ -42,17 +42,17 @@ class Faulty(Runner):
         self.inner, self.before, self.after, self.step = inner, before, after, step
         self.info, self.preprocessing, self.embedding = inner.info, inner.preprocessing, inner.embedding
 
-    def __call__(self, images: Crops) -> Embeddings:
+    def _embed(self, images: Crops) -> Embeddings:
         return self.after(self.inner(np.ascontiguousarray(self.before(images))))
 
-    def bind(self, images: Crops) -> BoundRun:
+    def _bind(self, images: Crops) -> BoundRun:
         return BoundRun(self.step) if self.step else self.inner.bind(images)
 
 
 class NormalisedTwice(Faulty):
     """`inner`, which normalises its crops once more."""
 
-    def __call__(self, images: Crops) -> Embeddings:
+    def _embed(self, images: Crops) -> Embeddings:
         once = Preprocessing.normalise
 
         def twice(self: Preprocessing, crops: Crops) -> Any:

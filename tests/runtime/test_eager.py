@@ -24,8 +24,9 @@ from pmm.runtime.eager import EagerRunner
 from pmm.runtime.open import open_runner
 from pmm.runtime.torch_runner import WARM_UPS, CudaBoundRun, TorchRunner, tf32_allowed
 from pmm.utils import hardware
-from pmm.utils.errors import BackendUnavailable, UserError
+from pmm.utils.errors import BackendUnavailable, InvalidInput, OutOfMemory, UserError
 from pmm.utils.hardware import Gpu, nvidia_gpus
+from tests.refusals import refuses
 from tests.runtime.standin import Libcuda, Stream, World
 from tests.runtime.standin import OnGpu as Theirs
 
@@ -83,9 +84,9 @@ def test_images_of_any_number_and_memory_layout():
     before = len(runner.runs)
     assert runner(pixels(0)).shape == (0, 2)
     assert len(runner.runs) == before
-    with pytest.raises(UserError, match="cannot bind 0 images"):
+    with refuses(InvalidInput, "bind 0 images", "1 or more"):
         runner.bind(pixels(0))
-    with pytest.raises(UserError, match=r"expected uint8 \[B, 4, 2, 3\]"):
+    with refuses(InvalidInput, "[1, 2, 4, 3]", "expected uint8 [B, 4, 2, 3]"):
         runner.bind(np.zeros((1, 2, 4, 3), np.uint8))
 
 
@@ -326,8 +327,7 @@ def test_a_graph_is_captured_per_bucket_and_replayed_on_new_images(gpus):
     assert runner.runs == [4] * (WARM_UPS + 2) + [4] + [8] * (WARM_UPS + 2) + [4]
     assert runner(pixels(0)).shape == (0, 2)
     runner.close()
-    runner(pixels(3))
-    assert gpus.captures == 3, "graphs were kept after `close`"
+    assert not runner._captured, "graphs were kept after `close`"
 
 
 def test_graphs_of_the_least_recently_used_sizes_are_dropped(gpus, monkeypatch):
@@ -367,11 +367,8 @@ def test_a_batch_too_large_for_the_gpu_is_one_line(gpus, error, cuda_graph):
         raise error
 
     runner._run = full
-    with pytest.raises(
-        UserError, match=r"^7 images at once need too much memory \(CUDA .*smaller --batch-size"
-    ) as said:
+    with refuses(OutOfMemory, "7 images", "(CUDA ", hint="--batch-size"):
         runner(pixels(7))
-    assert "\n" not in str(said.value)
     error = ValueError("something else")
     with pytest.raises(ValueError, match="something else"):
         runner(pixels(7))
@@ -424,18 +421,18 @@ def test_images_that_are_on_the_gpu_stay_there(gpus, world, kind, cuda_graph):
 
 def test_images_on_a_gpu_that_cannot_be_taken(gpus, world):
     runner, images = OnGpu(gpus), pixels(2)
-    for content, index, said in (
-        (images, 1, r"lie on cuda:1, and this runner is on cuda:0"),
-        (images.astype(np.float32), 0, r"torch.float32; expected uint8 \[B, H, W, 3\]"),
-        (images[:, :2], 0, r"\[2, 2, 2, 3\]; expected uint8 \[B, 4, 2, 3\]"),
+    for content, index, facts in (
+        (images, 1, ("cuda:1", "cuda:0", "device=")),
+        (images.astype(np.float32), 0, ("torch.float32", "expected uint8 [B, H, W, 3]")),
+        (images[:, :2], 0, ("[2, 2, 2, 3]", "expected uint8 [B, 4, 2, 3]")),
     ):
-        with pytest.raises(UserError, match=said):
+        with refuses(InvalidInput, *facts):
             runner(Theirs(world, np.ascontiguousarray(content), "dlpack", index))
-    with pytest.raises(UserError, match=r"this runner is on the CPU: copy them"):
-        Sums()(Theirs(world, images, "dlpack"))
     cpu = Sums()
     cpu.info = RunnerInfo(backend="torch", device="cpu", precision="fp32", provider="torch")
-    with pytest.raises(UserError, match=r"torch leaves no embeddings on a GPU: it runs on cpu"):
+    with refuses(InvalidInput, "on a GPU", "runs on cpu", hint=".cpu().numpy()"):
+        cpu(Theirs(world, images, "dlpack"))
+    with refuses(UserError, "torch leaves no embeddings on a GPU", "runs on cpu"):
         cpu.embed_on_gpu(images)
 
 
