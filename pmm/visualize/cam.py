@@ -25,7 +25,7 @@ SCALE_WORDS = "0 to the largest of each map"
 
 
 class StageCam(NamedTuple):
-    """What one stage makes of a batch."""
+    """Grad-CAM of one stage on a batch."""
 
     cam: npt.NDArray[np.float32]
     """Grad-CAM [N, h, w] of `classes`."""
@@ -43,8 +43,8 @@ class View:
     crops: Crops
     """uint8 [N, H, W, 3], as this model sees them."""
     stages: Sequence[StageCam]
-    persons: Mapping[int, str] = field(default_factory=dict)
-    """What to call a training label."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """The name of a training label."""
     faces: Mapping[int, Crops] = field(default_factory=dict)
     """A crop of a training label, uint8 [H, W, 3]."""
 
@@ -73,19 +73,19 @@ def stage_cams(model: Any, images: Tensor, classes: Tensor | None = None) -> lis
     """Grad-CAM of each stage at test time, on the map that the stage pools: F1, then X.
 
     Args:
-        model: a trunk `backbone`, heads `stages` and, if there are several, a `bottleneck` (see `MultiBranchNet`); it
-            is left as it was.
+        model: a `backbone`, heads `stages` and, if there are several, a `bottleneck` (see `MultiBranchNet`); its
+            state is not changed.
         images: normalised [N, 3, H, W], on the model's device.
-        classes: training labels to explain [N]; by default each stage's own answer, the largest of its logits.
+        classes: training labels to explain [N] (default: what each stage predicts, the largest of its logits).
     """
     with as_at_test(model):
         f1 = model.backbone(images)
         first, *others = model.stages
-        found = [_stage_cam(first, f1, f1.mean((2, 3)), classes)]
+        cams = [_stage_cam(first, f1, f1.mean((2, 3)), classes)]
         if others:
             x = model.bottleneck(f1)
-            found += [_stage_cam(head, x, x.amax((2, 3)), classes) for head in others]
-    return found
+            cams += [_stage_cam(head, x, x.amax((2, 3)), classes) for head in others]
+    return cams
 
 
 def _stage_cam(head: Any, maps: Tensor, pooled: Tensor, classes: Tensor | None) -> StageCam:
@@ -93,15 +93,14 @@ def _stage_cam(head: Any, maps: Tensor, pooled: Tensor, classes: Tensor | None) 
     chosen = logits.argmax(1) if classes is None else classes
     weights = head.cam_weights(pooled, chosen, maps.shape[2] * maps.shape[3])
     share = logits.softmax(1).gather(1, chosen[:, None])[:, 0]
-    found = (cam(maps, weights).float(), chosen, share)
-    return StageCam(*(values.cpu().numpy() for values in found))
+    return StageCam(*(values.cpu().numpy() for values in (cam(maps, weights).float(), chosen, share)))
 
 
 def cam_picture(names: Sequence[str], views: Sequence[View], *, true: bool, height: int = HEIGHT) -> Image.Image:
     """A row per crop: the crop, then each view's stages, the map over the crop.
 
-    `names` is a line per crop. With `true` the maps explain the identity that the crop shows; else the stage's own
-    answer, of which a small crop stands beside the map. `height` is that of a crop in pixels.
+    `names` is a line per crop. With `true` the maps explain the identity of the crop; else the identity that the stage
+    predicts, with a small crop of it beside the map. `height` is that of a crop in pixels.
     """
     groups = [Group("", ("crop",))]
     groups += [Group(view.title, tuple(_head(stage) for stage in range(len(view.stages)))) for view in views]
@@ -119,29 +118,29 @@ def _head(stage: int) -> str:
 
 
 def _size(crops: Crops, height: int) -> tuple[int, int]:
-    """Width and height at which crops of this shape are drawn."""
+    """Width and height of crops of this shape in the picture."""
     return max(1, round(height * crops.shape[2] / crops.shape[1])), height
 
 
 def _panel(view: View, stage: StageCam, row: int, true: bool, height: int) -> Panel:
     label, share = int(stage.classes[row]), f"{stage.share[row]:.0%}"
     image = heated(view.crops[row], stage.cam[row], STRIDE, _size(view.crops, height))
-    empty = "" if stage.cam[row].any() else "no cell speaks for it"
+    empty = "" if stage.cam[row].any() else "no evidence in any cell"
     if true:
         return Panel(image, empty or share)
     face = view.faces.get(label)
     aside = None if face is None else resized(face, _size(face[None], height // 2))
-    return Panel(image, empty, aside, ("taken for", view.persons.get(label, f"label {label}"), share))
+    return Panel(image, empty, aside, ("predicted", view.names.get(label, f"label {label}"), share))
 
 
 def _notes(views: Sequence[View], true: bool) -> list[str]:
     if true:
         return [
-            "Training crops: each map shows which cells speak for the true identity (Grad-CAM); below it stands that "
-            "identity's softmax share."
+            "Training crops: each map shows the evidence for the true identity (Grad-CAM); below it is that identity's "
+            "softmax share."
         ]
-    beside = "; a crop of that person and the softmax share stand beside" if any(view.faces for view in views) else ""
+    beside = ", with a crop of it and its softmax share beside" if any(view.faces for view in views) else ""
     return [
-        "Test people are new to the classifier: each map shows which cells speak for the training identity that the "
-        f"stage takes them for (Grad-CAM){beside}."
+        "Test identities are new to the classifier: each map shows the evidence for the training identity that the "
+        f"stage predicts (Grad-CAM){beside}."
     ]

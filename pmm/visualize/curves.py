@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, InvalidValue
 from pmm.utils.files import existing_file
 from pmm.visualize.style import LINES, PLOT_FAINT, PLOT_INK, plot_style, shortened
 
@@ -30,23 +30,23 @@ _FEW = 25  # epochs up to which each is a dot
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedRun:
-    """The curves of a run: per figure the epochs at which it was taken, and its values."""
+    """The curves of a run: for each quantity its epochs and values."""
 
     name: str
     curves: Mapping[str, tuple[tuple[int, ...], tuple[float, ...]]]
 
     def stages(self, loss: str) -> list[str]:
-        """The figures of `loss`, a stage each."""
-        found = [key for key in self.curves if re.fullmatch(rf"{loss}\d+", key)]
-        return sorted(found, key=lambda key: int(key.removeprefix(loss)))
+        """The keys of `loss`, one per stage."""
+        keys = [key for key in self.curves if re.fullmatch(rf"{loss}\d+", key)]
+        return sorted(keys, key=lambda key: int(key.removeprefix(loss)))
 
 
 def read_run(folder: Path) -> LoggedRun:
-    """The run in `folder`. Raises UserError if there is none, or its metrics cannot be read."""
+    """The run in `folder`. Raises InvalidFile if there is none, or its metrics cannot be read."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such run; expected the folder of one, as runs/NAME")
+        raise InvalidFile("no such run", path=folder, expected="its folder, such as runs/NAME")
     path = existing_file(folder / METRICS, "the metrics of a run of pmm train")
-    found: dict[str, list[tuple[int, float]]] = {}
+    points_of: dict[str, list[tuple[int, float]]] = {}
     lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
@@ -58,13 +58,14 @@ def read_run(folder: Path) -> LoggedRun:
         except (ValueError, TypeError, KeyError, AttributeError):
             if number == len(lines) > 1:  # a run that is writing, or was killed while it did
                 break
-            raise UserError(f"{path}, line {number}: not the figures of an epoch, as pmm train writes them") from None
+            problem = f"line {number} is not the record of an epoch"
+            raise InvalidFile(problem, path=path, expected="the metrics of a run of pmm train") from None
         for key, value in values.items():
             if math.isfinite(value):
-                found.setdefault(key, []).append((epoch, value))
-    if "loss" not in found:
-        raise UserError(f"{path} has no epoch yet; expected the metrics of a run of pmm train")
-    curves = {key: (tuple(x for x, _ in points), tuple(y for _, y in points)) for key, points in found.items()}
+                points_of.setdefault(key, []).append((epoch, value))
+    if "loss" not in points_of:
+        raise InvalidFile("it has no epoch yet", path=path, expected="the metrics of a run of pmm train")
+    curves = {key: (tuple(x for x, _ in points), tuple(y for _, y in points)) for key, points in points_of.items()}
     return LoggedRun(name=folder.resolve().name, curves=curves)
 
 
@@ -72,14 +73,14 @@ def curves_picture(runs: Sequence[LoggedRun]) -> Image.Image:
     """Cross-entropy and triplet loss per stage, mAP and rank-1 on the held-out identities if any run has them, and the
     learning rate. An RGB picture.
 
-    One run's stages differ in colour; several runs do, and their stages in stroke. Raises UserError for more runs than
-    there are colours.
+    The stages of a single run differ in colour; several runs differ in colour, their stages in stroke. Raises
+    InvalidValue for more runs than there are colours.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     if len(runs) > MOST_RUNS:
-        raise UserError(f"{len(runs)} runs are too many for one picture; give {MOST_RUNS} at most")
+        raise InvalidValue("number of runs", len(runs), f"{MOST_RUNS} at most", hint="give fewer --runs")
     with matplotlib.rc_context(plot_style()):
         figure = Figure(figsize=(9, 6.4), layout="constrained")
         drawing = Panels(runs)

@@ -1,4 +1,4 @@
-"""Hard-Mix before and after: which blocks the maps rank first, and what comes in their place."""
+"""Hard-Mix before and after: the blocks that the maps rank first, and their replacements."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pmm.models.backbone import STRIDE
 from pmm.models.output import Mix
 from pmm.models.pmm import PMM
 from pmm.ops.block_ranking import block_ranks, block_scores, clamped, grid
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput
 from pmm.visualize.cam import SCALE_WORDS, as_at_test, to_model
 from pmm.visualize.heat import heated, resized, scale
 from pmm.visualize.sheet import HEIGHT, Group, Panel, sheet, text_size
 from pmm.visualize.style import INK
 
 LEAST_BLOCK = 22
-"""Height in pixels that a block is drawn in at least, so that its rank can be read."""
+"""Smallest height in pixels of a block in the picture, so that its rank is legible."""
 _GROUPS = (
     Group("", ("crop",)),
     Group("first mix, into stage II", ("CAM of stage I\non F1", "partner", "mixed\nstage II sees this")),
@@ -32,7 +32,7 @@ _GROUPS = (
 
 
 def has_hard_mix(model: nn.Module) -> bool:
-    """Whether `mix_picture` can draw it: a PMM, and none that was made another method of."""
+    """Whether `mix_picture` can draw it: a PMM, not a method derived from it."""
     return type(model) is PMM
 
 
@@ -49,8 +49,8 @@ def mix_picture(
 ) -> Image.Image:
     """Both Hard-Mixes of a batch, a line for each of its first crops.
 
-    The model is left as it was: mode, batch-norm's buffers, torch's generators. Its batch-norms use their running
-    statistics here, where training uses the batch's.
+    Mode and buffers of the model and torch's generators do not change. Batch-norms use their running statistics here,
+    in training those of the batch.
 
     Args:
         model: a PMM on any device, neither compiled nor wrapped.
@@ -66,11 +66,11 @@ def mix_picture(
         An RGB picture.
 
     Raises:
-        UserError: a model without a Hard-Mix.
+        InvalidInput: a model without a Hard-Mix.
         ValueError: no crop, or not as many labels and names.
     """
     if not has_hard_mix(model):
-        raise UserError(f"{type(model).__name__} has no Hard-Mix, so there is nothing to draw of it")
+        raise InvalidInput(f"model is {type(model).__name__}, which has no Hard-Mix", expected="PMM")
     model = cast(PMM, model)
     names = names or [f"label {label}" for label in labels]
     if not len(crops) == len(labels) == len(names) or not len(crops):

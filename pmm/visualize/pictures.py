@@ -1,4 +1,4 @@
-"""The pictures of one checkpoint, or of two side by side: what each needs is loaded when it is first asked for."""
+"""The pictures of one checkpoint, or of two side by side; each loads what it needs when it is drawn."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.samples import Sample
 from pmm.data.splits import matchable
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, InvalidValue, UserError
+from pmm.visualize.checkpoint_data import CheckpointData, checkpoint_data, name_of, pick
 from pmm.visualize.curves import METRICS, LoggedRun, curves_picture, read_run
-from pmm.visualize.people import People, name_of, people_of, pick
 from pmm.visualize.sheet import HEIGHT
 from pmm.visualize.style import shortened
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 PICTURES = {
     "cam": "where each stage looks",
     "mix": "Hard-Mix before and after, on training crops",
-    "lists": "what queries find, right and wrong",
+    "lists": "the first results of queries, right and wrong",
     "curves": "losses, held-out accuracy, learning rate",
 }
 MIX_BATCH = 16
 """Crops that partners are drawn from, where fewer are shown."""
 
 
-class NotThere(UserError):
-    """This checkpoint has nothing that such a picture could show."""
+class NothingToDraw(UserError):
+    """The checkpoint has nothing for this kind of picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class PictureOptions:
 
     crops: int = 5
     exactly: bool = False
-    """Fewer than `crops` is an error."""
+    """Whether fewer than `crops` is an error."""
     split: str = "test"
     root: Path | None = None
     seed: int = 0
@@ -63,21 +63,21 @@ class Subject:
     path: Path
     config: Config
     runner: EagerRunner
-    people: People
+    data: CheckpointData
 
 
 class Pictures:
-    """Draws a checkpoint, at the right of `against` if there is one."""
+    """Draws a checkpoint, with `against`, if any, to its left."""
 
     def __init__(
         self, checkpoint: Path, against: Path | None, options: PictureOptions, more_runs: Sequence[LoggedRun] = ()
     ) -> None:
-        """`more_runs` are drawn with the checkpoints' own curves."""
+        """`more_runs` are drawn with the curves of the checkpoints' runs."""
         self.sources = [path for path in (against, checkpoint) if path is not None]
         self.options, self.more_runs = options, more_runs
 
     def draw(self, name: str) -> Image.Image:
-        """The picture of that name in PICTURES. Raises UserError, as NotThere where there is nothing to draw."""
+        """The picture of that name in PICTURES. Raises UserError, NothingToDraw if there is nothing to show."""
         ways: dict[str, Callable[[], Image.Image]] = {
             "cam": self._cam, "mix": self._mix, "lists": self._lists, "curves": self._curves,
         }  # fmt: skip
@@ -85,22 +85,22 @@ class Pictures:
 
     @cached_property
     def subjects(self) -> list[Subject]:
-        """What is compared, the checkpoint itself last."""
+        """The checkpoints to compare, the main one last."""
         from pmm.artifacts.checkpoint import load, restore_model
         from pmm.data.preprocessing import preprocessing_of
         from pmm.runtime.eager import EagerRunner, torch_device
 
-        device, found = torch_device(self.options.device), []
+        device, subjects = torch_device(self.options.device), []
         for path in self.sources:
             model, config = restore_model(load(path), path)
-            people = people_of(config, path, self.options.root)
+            data = checkpoint_data(config, path, self.options.root)
             runner = EagerRunner(model, preprocessing_of(config), device)
-            found.append(Subject(path=path, config=config, runner=runner, people=people))
-        return found
+            subjects.append(Subject(path=path, config=config, runner=runner, data=data))
+        return subjects
 
     @property
     def titles(self) -> list[str]:
-        """What to call each: its method, and its run where two have one method."""
+        """The name of each: its method, and its run if two have the same method."""
         methods = [subject.config.model.method for subject in self.subjects]
         if len(set(methods)) == len(methods):
             return methods
@@ -112,10 +112,10 @@ class Pictures:
     def _cam(self) -> Image.Image:
         from pmm.visualize.cam import cam_picture
 
-        people, true = self.subjects[-1].people, self.options.split == "train"
-        if true and not people.trained:
-            raise NotThere(people.why_none)
-        chosen = self._pick(people.trained if true else people.test.query, f"{self.options.split} crops")
+        data, true = self.subjects[-1].data, self.options.split == "train"
+        if true and not data.trained:
+            raise NothingToDraw(data.unknown)
+        chosen = self._pick(data.trained if true else data.dataset.query, f"{self.options.split} crops")
         views = [
             self._view(subject, title, chosen, true) for subject, title in zip(self.subjects, self.titles, strict=True)
         ]
@@ -126,35 +126,36 @@ class Pictures:
 
         from pmm.visualize.cam import View, stage_cams, to_model
 
-        size, people, model = subject.runner.preprocessing, subject.people, subject.runner.model
+        size, data, model = subject.runner.preprocessing, subject.data, subject.runner.model
         crops = load_crops([sample.path for sample in chosen], size.height, size.width)
         images, classes = to_model(model, crops, size), None
         if true:
-            labels = people.labels
+            labels = data.labels
             unknown = [sample.pid for sample in chosen if sample.pid not in labels]
             if unknown:
-                raise UserError(f"{subject.path} was not trained on person {unknown[0]}; use --split test")
+                problem = f"it was not trained on person {unknown[0]}"
+                raise InvalidFile(problem, path=subject.path, hint="use --split test")
             classes = torch.tensor([labels[sample.pid] for sample in chosen], device=images.device)
         stages = stage_cams(model, images, classes)
         answers = sorted({int(label) for stage in stages for label in stage.classes})
-        if not people.trained:
-            logging.getLogger("pmm").warning("%s: training identities have no crop: %s", subject.path, people.why_none)
-        faces = {} if true else people.faces(size.height, size.width, answers)
-        return View(title=title, crops=crops, stages=stages, persons=people.persons(), faces=faces)
+        if not data.trained:
+            logging.getLogger("pmm").warning("%s: training identities without crops: %s", subject.path, data.unknown)
+        faces = {} if true else data.faces(size.height, size.width, answers)
+        return View(title=title, crops=crops, stages=stages, names=data.names(), faces=faces)
 
     def _mix(self) -> Image.Image:
         from pmm.visualize.mixing import has_hard_mix, mix_picture
 
         subject = self.subjects[-1]
-        people, runner = subject.people, subject.runner
+        data, runner = subject.data, subject.runner
         if not has_hard_mix(runner.model):
-            raise NotThere(f"{subject.path} is {subject.config.model.method}, which has no Hard-Mix")
-        if not people.trained:
-            raise NotThere(people.why_none)
-        rows = len(self._pick(people.trained, "training crops"))
-        batch = pick(people.trained, min(max(rows, MIX_BATCH), len(people.trained)), self.options.seed)
+            raise NothingToDraw(f"method {subject.config.model.method} has no Hard-Mix", path=subject.path)
+        if not data.trained:
+            raise NothingToDraw(data.unknown)
+        rows = len(self._pick(data.trained, "training crops"))
+        batch = pick(data.trained, min(max(rows, MIX_BATCH), len(data.trained)), self.options.seed)
         crops = load_crops([sample.path for sample in batch], runner.preprocessing.height, runner.preprocessing.width)
-        labels = [people.labels[sample.pid] for sample in batch]
+        labels = [data.labels[sample.pid] for sample in batch]
         return mix_picture(
             runner.model,
             crops,
@@ -169,21 +170,21 @@ class Pictures:
     def _lists(self) -> Image.Image:
         from pmm.visualize.ranked import compared_picture, ranked_picture
 
-        split = self.subjects[-1].people.test
+        split = self.subjects[-1].data.dataset
         queries = self._count(sum(matchable(split.query, split.gallery)), "queries with a match in the gallery")
-        found = [self._ranking(subject, title) for subject, title in zip(self.subjects, self.titles, strict=True)]
-        if len(found) == 1:
-            return ranked_picture(split, *found[0], queries=queries)
+        rankings = [self._ranking(subject, title) for subject, title in zip(self.subjects, self.titles, strict=True)]
+        if len(rankings) == 1:
+            return ranked_picture(split, *rankings[0], queries=queries)
         first, second = self.titles
-        return compared_picture(split, found[0], found[1], heads=(first, second), queries=queries)
+        return compared_picture(split, rankings[0], rankings[1], heads=(first, second), queries=queries)
 
     def _ranking(self, subject: Subject, title: str) -> tuple[QueryGallery, Scores]:
-        """Embeddings of the test people, and the average precision of each query."""
+        """Embeddings of queries and gallery, and the average precision of each query."""
         from pmm.evaluation.parity.labels import QueryGallery
         from pmm.gallery.embed import embed_samples
         from pmm.gallery.ranking import rank_split
 
-        split, batch = self.subjects[-1].people.test, self.options.batch_size
+        split, batch = self.subjects[-1].data.dataset, self.options.batch_size
         query, gallery = (
             embed_samples(subject.runner, samples, batch_size=batch, label=f"{title}, {name}")
             for name, samples in (("query", split.query), ("gallery", split.gallery))
@@ -194,17 +195,16 @@ class Pictures:
         folders = list(dict.fromkeys(path.resolve().parent for path in self.sources))
         runs = [read_run(folder) for folder in folders if (folder / METRICS).is_file()]
         if not runs and not self.more_runs:
-            raise NotThere(f"there is no {METRICS} beside {self.sources[-1]}; --runs DIR names runs that have one")
+            raise NothingToDraw(f"no {METRICS} beside it", path=self.sources[-1], hint="give --runs DIR, runs with one")
         return curves_picture([*runs, *self.more_runs])
 
     def _pick(self, samples: Sequence[Sample], what: str) -> list[Sample]:
         return pick(samples, self._count(len(samples), what), self.options.seed)
 
-    def _count(self, there: int, what: str) -> int:
-        """How many of those that are there to show. Raises UserError if more were asked for."""
-        asked = self.options.crops
-        if asked > there and self.options.exactly:
-            raise UserError(f"--crops is {asked}, but there are only {there} {what}; ask for that many at most")
-        if not there:
-            raise NotThere(f"there are no {what}")
-        return min(asked, there)
+    def _count(self, available: int, what: str) -> int:
+        """How many of the `available` ones to show. Raises InvalidValue if a flag wants more."""
+        if self.options.crops > available and self.options.exactly:
+            raise InvalidValue("--crops", self.options.crops, f"{available} at most, the number of {what}")
+        if not available:
+            raise NothingToDraw(f"there are no {what}")
+        return min(self.options.crops, available)

@@ -1,4 +1,4 @@
-"""Ranked lists of a whole test set: the queries to show, and what one model, or two, find for them. Loads no torch."""
+"""Ranked lists: of a test set by one model or by two, and of a search in an index. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from PIL import Image
 from pmm.data.samples import ReidDataset
 from pmm.evaluation.parity.labels import Ints, QueryGallery
 from pmm.evaluation.parity.ranking import first_items
+from pmm.gallery.index import Index, Neighbours
 from pmm.gallery.ranking import labels_of
+from pmm.gallery.search import measures_of
+from pmm.utils.errors import InvalidFile
 from pmm.visualize.lists import compared_lists, ranked_lists
 
 Scores = npt.NDArray[np.float64]
 ENDS = 0.05
-"""Share of the queries left out at each end: the very hardest and easiest say least of a model."""
+"""Share of the queries left out at each end: the hardest and the easiest say least about a model."""
+MOST_NEIGHBOURS = 20
+"""Results of a search in its picture."""
 
 
 def ranked_picture(
     split: ReidDataset, embedded: QueryGallery, scores: Scores, *, queries: int = 6, items: int = 9
 ) -> Image.Image:
-    """A few queries from the hardest to the easiest, with what ranks first for them.
+    """A few queries from the hardest to the easiest, with the first items of their rankings.
 
-    `scores` is the average precision of each query [Q], NaN for one without a match. Raises UserError if a crop cannot
-    be read.
+    `scores` is the average precision of each query [Q], NaN for one without a match. Raises InvalidFile if a crop
+    cannot be read.
     """
     chosen = spread(scores, queries)
     titles = [f"AP {scores[query]:.0%}" for query in chosen]
@@ -42,9 +47,9 @@ def compared_picture(
     queries: int = 6,
     items: int = 5,
 ) -> Image.Image:
-    """A few queries from the one that lost most to the one that gained most, with what two models rank first for them.
+    """A few queries from the one that lost most to the one that gained most, with the first items by two models.
 
-    Both models come with their average precision per query, as in `ranked_picture`. Raises UserError if a crop cannot
+    Both models come with their average precision per query, as in `ranked_picture`. Raises InvalidFile if a crop cannot
     be read.
     """
     (first, old), (second, new) = before, after
@@ -60,19 +65,35 @@ def compared_picture(
 
 
 def spread(scores: Scores, count: int, ends: float = ENDS) -> Ints:
-    """Up to `count` indices of `scores` [Q], evenly spread from the lowest to the highest; none of a NaN."""
+    """Up to `count` indices of `scores` [Q], evenly spread from the lowest to the highest; NaN left out."""
     order = np.argsort(scores, kind="stable")[: int(np.isfinite(scores).sum())]
     last = len(order) - 1
     return order[np.linspace(ends * last, (1 - ends) * last, min(count, len(order))).round().astype(int)]
 
 
 def rows(split: ReidDataset, embedded: QueryGallery, queries: Ints, items: int) -> list[list[tuple[Path, bool | None]]]:
-    """What ranks first for some queries, without junk: path, and whether it is the same person."""
-    found = first_items(embedded, labels_of(split), queries, items)
+    """The first items for some queries, without junk: path, and whether it is the same person."""
+    first = first_items(embedded, labels_of(split), queries, items)
     return [
         [(split.gallery[item].path, split.gallery[item].pid == split.query[query].pid) for item in row if item >= 0]
-        for query, row in zip(queries.tolist(), found.tolist(), strict=True)
+        for query, row in zip(queries.tolist(), first.tolist(), strict=True)
     ]
+
+
+def neighbours_picture(query: Path, index: Index, neighbours: Neighbours, folder: Path | None = None) -> Image.Image:
+    """The image `query` and its first `neighbours` [K] in a row, their distances below.
+
+    `folder` is where the indexed crops are now, if they were moved. Raises InvalidFile if one is missing or unreadable.
+    """
+    place = folder or Path(index.folder)
+    crops = [place / index.paths[row] for row in neighbours.indices[:MOST_NEIGHBOURS].tolist()]
+    missing = [crop for crop in crops if not crop.is_file()]
+    if missing:
+        problem = f"missing, as {len(missing)} of the {len(crops)} crops to draw"
+        raise InvalidFile(problem, path=missing[0], hint="give --folder DIR if they were moved")
+    measure = "cosine similarity" if index.contract.embedding.metric == "cosine" else "distance"
+    captions = [measures_of(index, neighbours)[:MOST_NEIGHBOURS]]
+    return ranked_lists([query], [[(crop, None) for crop in crops]], height=192, captions=captions, measure=measure)
 
 
 def _paths(split: ReidDataset, queries: Sequence[int] | Ints) -> list[Path]:

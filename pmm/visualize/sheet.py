@@ -42,7 +42,7 @@ def sheet(
     heads = [head for group in groups for head in group.heads]
     if not rows or any(len(row) != len(heads) for row in rows):
         raise ValueError(f"expected rows of {len(heads)} panels, got {[len(row) for row in rows]}")
-    layout = _Layout(groups, rows)
+    layout = _SheetLayout(groups, rows)
     lines = layout.wrapped(notes)
     height = layout.bottom + round(1.4 * layout.text * len(lines)) + (2 * layout.text if key else 0) + layout.gap
     picture = Image.new("RGB", (layout.width, height), "white")
@@ -67,7 +67,7 @@ def text_size(height: int) -> int:
     return max(12, height // 14)
 
 
-class _Layout:
+class _SheetLayout:
     """Where things lie, in pixels."""
 
     def __init__(self, groups: Sequence[Group], rows: Sequence[Sequence[Panel]]) -> None:
@@ -137,7 +137,7 @@ class _Pen:
         self.draw.text((x, y), text, colour, self.font, anchor="lm")
 
 
-def _draw_heads(pen: _Pen, layout: _Layout, groups: Sequence[Group]) -> None:
+def _draw_heads(pen: _Pen, layout: _SheetLayout, groups: Sequence[Group]) -> None:
     for group, (begin, end) in zip(groups, layout.spans, strict=True):
         if group.name:
             pen.write(begin, layout.group_line, group.name, INK)
@@ -149,7 +149,7 @@ def _draw_heads(pen: _Pen, layout: _Layout, groups: Sequence[Group]) -> None:
             pen.write(x, y, line, FAINT if number else INK)
 
 
-def _draw_panel(picture: Image.Image, pen: _Pen, layout: _Layout, x: int, y: int, panel: Panel) -> None:
+def _draw_panel(picture: Image.Image, pen: _Pen, layout: _SheetLayout, x: int, y: int, panel: Panel) -> None:
     picture.paste(panel.image, (x, y))
     end = y + panel.image.height
     if panel.below:

@@ -100,7 +100,7 @@ def test_training_crops_explain_the_true_identity_and_test_crops_the_answer(run,
         for stage in view.stages:
             # a label's person is the one that the crop's name says
             called = [name.split(",")[0] for name in names]
-            assert [view.persons[label] for label in stage.classes.tolist()] == called
+            assert [view.names[label] for label in stage.classes.tolist()] == called
         assert view.faces == {}
     pids = {sample.pid for sample in read_dataset("synthetic", checkpoint.load(run)["config"]["data"]["root"]).query}
     assert {int(name.split(",")[0].removeprefix("person ")) for name in test_names} <= pids

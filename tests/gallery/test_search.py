@@ -162,7 +162,7 @@ def test_missing_crops_are_one_line_and_a_moved_folder_can_be_named(indices, art
     dataclasses.replace(before, folder=str(tmp_path / "gone")).save(index)
     out = tmp_path / "a.png"
     done = search(index, query, artifacts["onnx"], "--picture", out)
-    assert_one_line_error(done, "10 of 10 crops are missing", str(tmp_path / "gone" / query.name), "--folder DIR")
+    assert_one_line_error(done, "10 of the 10 crops", str(tmp_path / "gone" / query.name), "--folder DIR")
     assert not done.stdout
     assert not out.exists()
     assert len(rows(search(index, query, artifacts["onnx"]))) == 10  # no picture, no need for them

@@ -92,16 +92,16 @@ def test_crops_become_the_images_of_evaluation():
     assert to_model(model_of("pmm").double(), crops[:, :, ::-1], size).dtype == torch.float64
 
 
-def view(title="pmm", faces=None, persons=None, cam=None):
+def view(title="pmm", faces=None, names=None, cam=None):
     cam = np.ones((1, 8, 4), np.float32) if cam is None else cam
     stage = StageCam(cam, np.array([3]), np.array([0.25], np.float32))
     crops = np.full((1, 128, 64, 3), (10, 200, 30), np.uint8)
-    return View(title=title, crops=crops, stages=[stage], persons=persons or {}, faces=faces or {})
+    return View(title=title, crops=crops, stages=[stage], names=names or {}, faces=faces or {})
 
 
 def test_the_identity_that_a_stage_takes_a_crop_for_stands_beside():
     face = np.full((128, 64, 3), (200, 20, 220), np.uint8)
-    with_face = cam_picture(["person 1"], [view(faces={3: face}, persons={3: "person 44"})], true=False, height=128)
+    with_face = cam_picture(["person 1"], [view(faces={3: face}, names={3: "person 44"})], true=False, height=128)
     pixels = np.asarray(with_face)
     assert (pixels == (200, 20, 220)).all(axis=2).sum() == 64 * 32
     assert (pixels == (10, 200, 30)).all(axis=2).sum() == 128 * 64

@@ -7,9 +7,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, InvalidValue
 from pmm.visualize.curves import MOST_RUNS, Panels, curves_picture, read_run
 from pmm.visualize.style import LINES
+from tests.refusals import refuses
 
 
 def records(epochs=4, stages=3, validation=True, shift=0.0):
@@ -70,21 +71,21 @@ NO_EPOCHS = (
 
 @pytest.mark.parametrize("bad", NO_EPOCHS)
 def test_a_line_that_is_no_epoch_is_named(tmp_path, bad):
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not the figures of an epoch"):
+    with refuses(InvalidFile, path=tmp_path / "run/metrics.jsonl", problem="line 2 "):
         read_run(write(tmp_path / "run", [records(1)[0], bad + "\n", records(3)[2]]))
-    with pytest.raises(UserError, match=r"line 1: not the figures"):
+    with refuses(InvalidFile, path=tmp_path / "alone/metrics.jsonl", problem="line 1 "):
         read_run(write(tmp_path / "alone", [bad + "\n"]))
 
 
 def test_what_is_no_run(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such run; expected the folder of one, as runs/NAME"):
+    with refuses(InvalidFile, path=tmp_path / "nowhere", problem="no such run", expected="runs/NAME"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"metrics\.jsonl: it does not exist; expected the metrics of a run"):
+    with refuses(InvalidFile, path=tmp_path / "metrics.jsonl", expected="the metrics of a run of pmm train"):
         read_run(tmp_path)
-    with pytest.raises(UserError, match="has no epoch yet"):
+    with refuses(InvalidFile, path=tmp_path / "empty/metrics.jsonl", problem="no epoch"):
         read_run(write(tmp_path / "empty", []))
     run = read_run(write(tmp_path / "run", records()))
-    with pytest.raises(UserError, match=f"{MOST_RUNS + 1} runs are too many"):
+    with refuses(InvalidValue, value=MOST_RUNS + 1, expected=f"{MOST_RUNS} at most", hint="--runs"):
         curves_picture([run] * (MOST_RUNS + 1))
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG, ListLayout, ranked_lists
+from tests.refusals import refuses
 
 BLUE = (30, 60, 200)
 WHITE = (255, 255, 255)
@@ -130,5 +131,5 @@ def test_bad_input(crop: Path, tmp_path: Path) -> None:
         ranked_lists([crop], [[]], titles=["a", "b"])
     with pytest.raises(ValueError, match="one per crop of every row"):
         ranked_lists([crop], [[(crop, None)]], captions=[["a", "b"]])
-    with pytest.raises(UserError, match=r"missing\.jpg"):
+    with refuses(InvalidFile, path=tmp_path / "missing.jpg"):
         ranked_lists([crop], [[(tmp_path / "missing.jpg", True)]])

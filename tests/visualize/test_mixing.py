@@ -13,11 +13,12 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.models.pmm import PMM
 from pmm.models.registry import build_model
 from pmm.ops import hard_mix
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput
 from pmm.visualize import mixing
 from pmm.visualize.cam import to_model
 from pmm.visualize.heat import heated, resized
 from pmm.visualize.mixing import LEAST_BLOCK, Drawn, has_hard_mix, mix_picture, mixes_of
+from tests.refusals import refuses
 from tests.visualize.untouched import untouched
 
 LABELS = [3, 3, 0, 0, 1, 4]
@@ -188,14 +189,14 @@ def test_bad_input():
     bdb = build_model(dataclasses.replace(config_of(), model=dataclasses.replace(config_of().model, method="bdb")))
     assert has_hard_mix(model)
     assert not has_hard_mix(bdb)
-    with pytest.raises(UserError, match="BDB has no Hard-Mix"):
+    with refuses(InvalidInput, "BDB", "Hard-Mix", expected="PMM"):
         mix_picture(bdb, crops, LABELS, size)
 
     class Other(PMM):
         """Another mix on the same three stages."""
 
     other = Other(config_of().model)
-    with pytest.raises(UserError, match="Other has no Hard-Mix"):
+    with refuses(InvalidInput, "Other", "Hard-Mix", expected="PMM"):
         mix_picture(other, crops, LABELS, size)
 
 

@@ -9,10 +9,11 @@ from PIL import Image
 from pmm.data.samples import ReidDataset, Sample
 from pmm.evaluation.metrics import evaluate_ranking
 from pmm.evaluation.parity.labels import QueryGallery
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile
 from pmm.visualize import ranked
 from pmm.visualize.lists import RIGHT, WRONG
 from pmm.visualize.ranked import compared_picture, ranked_picture, rows, spread
+from tests.refusals import refuses
 
 
 def test_queries_are_spread_over_the_scores():
@@ -90,5 +91,5 @@ def test_compared_queries_begin_with_the_one_that_lost_most(split, monkeypatch):
 
 def test_a_crop_that_is_gone_is_named(split):
     Path(split.gallery[1].path).unlink()
-    with pytest.raises(UserError, match=r"1\.png"):
+    with refuses(InvalidFile, path=split.gallery[1].path):
         ranked_picture(split, GOOD, scores(split, GOOD))
