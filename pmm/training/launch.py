@@ -86,5 +86,5 @@ def _warn_of_unused_gpu() -> None:
     from pmm.utils.hardware import nvidia_gpus
 
     if nvidia_gpus():
-        reason = advice("torch") or "; see pmm info"
-        warn(f"torch cannot use this machine's NVIDIA GPU, so training runs on the CPU{reason}")
+        reason = advice("torch") or "see pmm info"
+        warn(f"torch cannot use this machine's NVIDIA GPU, so training runs on the CPU; {reason}")
