@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pmm.models.output import ReidModel
 
 FORMAT = "pmm-checkpoint-1"
+EXPECTED = "a checkpoint written by pmm train"
 KEYS = ("format", "model", "config", "epoch", "optimizer", "scheduler", "scaler", "rng", "progress", "best", "versions")
 
 
@@ -64,22 +65,15 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     from pmm.artifacts.torch_file import read_torch_file
 
-    checkpoint = read_torch_file(path, "a checkpoint written by pmm train")
+    checkpoint = read_torch_file(path, EXPECTED)
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
         keys = ", ".join(map(str, list(checkpoint)[:5])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         hint = describe(checkpoint) or ""
         if not hint and method_of(checkpoint):
             hint = f"first turn it into one: pmm import {shlex.quote(str(path))} -o CKPT.pth"
-        raise InvalidFile(
-            f"not a PMM checkpoint (it holds: {keys})",
-            path=path,
-            expected="" if hint else "one written by pmm train",
-            hint=hint,
-        )
-    if checkpoint["format"] != FORMAT:
-        raise InvalidFile(
-            f"its format is {checkpoint['format']!r}", path=path, expected=f"{FORMAT!r}, which this version reads"
-        )
+        raise InvalidFile(f"not a PMM checkpoint (it holds: {keys})", path=path, expected=EXPECTED, hint=hint)
+    if (form := checkpoint["format"]) != FORMAT:
+        raise InvalidFile(f"its format is {form!r}", path=path, expected=f"{FORMAT!r}, which this version reads")
     checkpoint.setdefault("progress", None)  # files from before epochs could be interrupted have none
     missing = [key for key in KEYS if key not in checkpoint]
     if missing:

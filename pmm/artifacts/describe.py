@@ -61,21 +61,17 @@ def _onnx(path: Path) -> dict[str, Any]:
     from pmm.artifacts.onnx_file import read_onnx
 
     file = read_onnx(path, external_data=True)
-    graph = file.proto.graph
+    graph, manifest = file.proto.graph, file.stored_manifest
     constants = {tensor.name for tensor in graph.initializer}
     return {
         "kind": "ONNX file",
-        "ours": "yes" if file.stored_manifest else "no: no manifest beside it or inside",
+        "ours": "yes" if manifest else "no: no manifest beside it or inside",
         "sha256": file.sha256,
         "inputs": [_tensor(value) for value in graph.input if value.name not in constants],
         "outputs": [_tensor(value) for value in graph.output],
         "opsets": {entry.domain or "ai.onnx": entry.version for entry in file.proto.opset_import},
         "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
-        **(
-            {"manifest": _manifest(file.stored_manifest)}
-            if file.stored_manifest
-            else {"producer": file.proto.producer_name}
-        ),
+        **({"manifest": _manifest(manifest)} if manifest else {"producer": file.proto.producer_name}),
     }
 
 
@@ -101,7 +97,7 @@ def _executable(kind: str, path: Path) -> dict[str, Any]:
 
 
 def _manifest(manifest: Manifest) -> dict[str, Any]:
-    """Without what only other kinds of artifact have; its own hash was said above."""
+    """Without what only other kinds of artifact have, and without the hash, which is a fact of the file."""
     facts = {key: value for key, value in dataclasses.asdict(manifest).items() if value is not None}
     facts.pop("sha256")
     return {**facts, "parity": manifest.parity or "not verified"}
@@ -109,7 +105,7 @@ def _manifest(manifest: Manifest) -> dict[str, Any]:
 
 DESCRIBE: dict[Kind, Callable[[Path], dict[str, Any]]] = {
     "checkpoint": _checkpoint,
-    "torch": _checkpoint,  # of others: reading it says what to do with it
+    "torch": _checkpoint,  # of other code: reading it says what to do with it
     "onnx": _onnx,
     "engine": partial(_executable, "engine"),
     "package": partial(_executable, "AOTInductor package"),

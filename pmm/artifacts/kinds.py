@@ -1,4 +1,4 @@
-"""What a file is, told by its content and not by its name. Loads neither torch nor onnx, and runs nothing of the file.
+"""What a file is, by its content and not by its name. Loads neither torch nor onnx, and runs nothing of the file.
 
 Only what a reader is chosen by: the reader then checks the file.
 """
@@ -48,7 +48,7 @@ FORMAT_MARK = b"pmm-checkpoint-"
 """In each checkpoint of pmm: see `pmm.artifacts.checkpoint.FORMAT`."""
 _ENGINE_MAGIC = (b"ptrt", b"ftrt", b"vtrt")  # TensorRT's two, and TensorRT-RTX's
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER, behind the pickle's protocol
-_SEARCHED = 1 << 20  # bytes of a pickle; the format is the first entry of ours
+_SEARCHED = 1 << 20  # bytes of a pickle; the format is the first entry of a pmm checkpoint
 
 
 KNOWN = one_of(DESCRIBED.values())
@@ -118,7 +118,7 @@ def _kind_of_zip(file: BinaryIO) -> Kind | None:
                     with archive.open(name) as pickle:
                         return "checkpoint" if FORMAT_MARK in pickle.read(_SEARCHED) else "torch"
             return "index" if {"contract.npy", "embeddings.npy", "paths.npy"} <= set(names) else None
-    except Exception:  # zipfile raises a dozen types on a file made to harm; whoever reads it says what is wrong
+    except Exception:  # zipfile raises a dozen types on a malicious file; its reader says what is wrong
         return None
 
 

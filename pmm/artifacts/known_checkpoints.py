@@ -1,6 +1,6 @@
-"""Checkpoints of other code bases, told by the names of their weights: those that can be imported, and some others.
+"""Checkpoints of other code bases, known by the names of their weights: those that can be imported, and some more.
 
-BDB is the Batch DropBlock Network (Dai et al., ICCV 2019), on whose code the PMM authors built theirs; both save
+BDB is the Batch DropBlock Network (Dai et al., ICCV 2019), on which the PMM authors' code is built; both save
 `{"state_dict": ..., "epoch": ...}`. Loads no torch.
 """
 

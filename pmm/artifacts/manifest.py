@@ -19,10 +19,10 @@ from pmm.utils.from_dict import from_dict
 
 FORMAT = "pmm-manifest-2"
 METADATA_KEY = "pmm_manifest"
-"""Of the copy that lies in an ONNX file's or a package's own metadata."""
+"""Of the copy in the metadata of an ONNX file or a package."""
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
-"""Which other GPUs TensorRT was asked to build an engine for."""
+"""The other GPUs that TensorRT builds an engine for."""
 MOST_IMAGES = 4096
 """Per run of an engine: a runner keeps buffers for so many."""
 
@@ -260,7 +260,7 @@ class Manifest:
     parity: dict[str, Any] | None = None
     """Figures against the fp32 torch checkpoint, measured at export on real crops; None if not verified."""
     quantization: dict[str, Any] | None = None
-    """For int8: target, calibration, and the layers that were kept in higher precision."""
+    """For int8: target, calibration, and the layers in higher precision."""
     engine: EngineContract | None = None
     """For an engine only."""
     package: PackageContract | None = None
@@ -284,7 +284,7 @@ class Manifest:
     def check_copy(self, copy: Manifest, path: Path) -> None:
         """Raises InvalidFile unless `copy`, which lies in the file `path` and is hashed with it, says the same.
 
-        Native code checks no sizes: fed with crops of another size it would read what is not its own.
+        Native code checks no sizes: fed with crops of another size it would read memory beyond them.
         """
         for field in dataclasses.fields(self):
             beside, inside = getattr(self, field.name), getattr(copy, field.name)

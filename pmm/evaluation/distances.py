@@ -39,11 +39,11 @@ SINGLE_RANGE = (1e-12, 1e15)
 
 @runtime_checkable
 class Distances(Protocol):
-    """Distances [Q, G], perhaps times a common factor, that are made in blocks."""
+    """Distances [Q, G], perhaps times a common factor, computed in blocks."""
 
     shape: tuple[int, int]
     dim: int
-    """Of the embeddings that they are made of."""
+    """Of the embeddings."""
     resident_bytes: int
     """Memory that stays taken beyond the embeddings."""
 
@@ -84,7 +84,7 @@ class Blocks:
         """
         queries, gallery = shape
         fixed = reserved_bytes + 64 * (queries + gallery) + 80 * gallery * threads
-        # float32, float64, whether it is near and, piece by piece, what that is made of
+        # float32, float64, whether it is near, and the embeddings chunk by chunk
         row = (13 * gallery + 100 * pairs) * threads + 32 * min(gallery, MOST_ROWS)
         least_scratch = 32 * 64 * max(1, dim)
         least = fixed + row + least_scratch
@@ -151,7 +151,7 @@ class EmbeddingMatrix:
         self.fits_float32 = all(part.dtype.itemsize <= 4 for part in parts) and (
             top == 0 or SINGLE_RANGE[0] < (largest.min() if metric == "cosine" else top) <= top < SINGLE_RANGE[1]
         )
-        """Whether products may be made in float32."""
+        """Whether products may be computed in float32."""
         self.exponent = int(np.frexp(top)[1])
         """Of the largest number: where float32 will not do, all are scaled by it, so that squares stay in range."""
         self.inverse_norms = 1 / norms if metric == "cosine" and self.fits_float32 else None
@@ -279,7 +279,7 @@ class EmbeddingDistances:
 
     @cached_property  # two threads that ask at once find the same
     def _centre(self) -> Doubles:
-        """About the middle of the gallery [D]: from there, embeddings that are close together are short."""
+        """About the middle of the gallery [D]: seen from it, embeddings that are close together have small norms."""
         total = np.zeros(self.dim)
         for _, items in self.gallery.float64_rows(slice(0, len(self.gallery)), self._exponent):
             total += items.sum(0)

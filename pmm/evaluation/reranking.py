@@ -167,7 +167,7 @@ class Reranked:
 
 
 def _reciprocal_weights(distances: Distances, nearest: Items, farthest: Doubles, k1: int) -> Sparse:
-    """Of each item its k-reciprocal neighbours, expanded by theirs, weighted by exp(-distance) and summing up to 1."""
+    """Of each item its k-reciprocal neighbours and theirs, weighted by exp(-distance), the weights summing up to 1."""
     count, k = nearest.shape
     half = min(k, int(np.around(k1 / 2)) + 1)
     mutual, half_mutual = np.empty((count, k), bool), np.empty((count, half), bool)

@@ -178,7 +178,7 @@ class Index:
             raise
         except UserError as error:
             raise InvalidFile(str(error), path=path, hint=REMAKE) from error
-        except Exception as error:  # zipfile, numpy and json raise a dozen types on a file made to harm
+        except Exception as error:  # zipfile, numpy and json raise a dozen types on a malicious file
             problem = f"damaged, or not an index written by pmm embed ({reason_of(error)})"
             raise InvalidFile(problem, path=path, hint=REMAKE) from error
 

@@ -1,4 +1,4 @@
-"""Nested facts as plain values for JSON, or as aligned lines of text, which tell nobody whose machine it is."""
+"""Nested facts as plain values for JSON, or as aligned lines of text; without the home folder, which names the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, and one writer per output folder."""
+"""Atomic writes, which leave a whole file or none, and one writer per output folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 
 
 def _drop_locks() -> None:
-    """In a forked child: it would keep the lock for as long as it outlives the process that holds it."""
+    """In a forked child, which would keep the lock for as long as it outlives its parent."""
     for lock in list(_LOCKS):
         lock.close()
 
@@ -86,9 +86,20 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process. Raises CannotWrite if another process writes there."""
+    """Hold `folder` for this process; if it is new and stays empty, it is removed again.
+
+    Raises CannotWrite if another process writes there.
+    """
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
     with locked(folder / ".lock", wait=False):
-        yield
+        try:
+            yield
+        finally:
+            if new and os.listdir(folder) == [".lock"]:
+                (folder / ".lock").unlink()
+                with contextlib.suppress(OSError):  # a parent may hold more by now
+                    for each in new:
+                        each.rmdir()
 
 
 @contextlib.contextmanager
@@ -117,10 +128,10 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 
 def output_file(path: Path, *keep: Path, suffixes: tuple[str, ...] = ()) -> Path:
-    """`path`, checked before hours of work are put into it: its folder can be written, it is none of the files to
-    `keep`, and its name ends in one of `suffixes`, if any.
+    """`path`, checked before hours of work are put into it: its folder, or the one to make it in, can be written, it is
+    none of the files to `keep`, and its name ends in one of `suffixes`, if any.
 
-    Raises CannotWrite.
+    Makes no folder. Raises CannotWrite.
     """
     target = os.path.realpath(path)
     if any(target == os.path.realpath(file) for file in keep):
@@ -128,9 +139,9 @@ def output_file(path: Path, *keep: Path, suffixes: tuple[str, ...] = ()) -> Path
     if suffixes and path.suffix.lower() not in suffixes:
         ending = f"its name ends in {path.suffix}" if path.suffix else "its name has no ending"
         raise CannotWrite(ending, path=path, expected=f"a name that ends in {one_of(suffixes)}")
-    folder = make_folder(_replaceable(path).parent)
+    existing = next(folder for folder in _replaceable(path).parents if os.path.lexists(folder))
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=existing):
             return path
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -1,4 +1,4 @@
-"""Plain values -> frozen dataclasses, every type checked: what comes from outside is not trusted to be what it says."""
+"""Plain values of JSON -> frozen dataclasses, every type checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     """The dataclass `cls` from a table of plain values, as JSON has them; what has a default may be missing.
 
-    Whole numbers pass for floats, lists for tuples. `where` is the table's own name in errors.
+    Whole numbers pass for floats, lists for tuples. `where` is the name of the table in errors.
 
     Raises ValueError naming the field that is missing, unknown (and the known ones) or of another type.
     """
@@ -23,13 +23,13 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     hints, fields = get_type_hints(cls), dataclasses.fields(cls)  # type: ignore[arg-type]
     if unknown := [_path(where, key) for key in values if key not in {field.name for field in fields}]:
         raise ValueError(f"unknown field {', '.join(sorted(unknown))}; known: {', '.join(f.name for f in fields)}")
-    given = {}
+    arguments = {}
     for field in fields:
         if field.name in values:
-            given[field.name] = _value(hints[field.name], values[field.name], _path(where, field.name))
+            arguments[field.name] = _value(hints[field.name], values[field.name], _path(where, field.name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"no field {_path(where, field.name)}")
-    return cls(**given)
+    return cls(**arguments)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

@@ -48,7 +48,7 @@ def test_every_kind_of_field_is_built():
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "problem"),
     [
         (3, "t is 3; expected a table of fields"),
         ({}, "no field t.name"),
@@ -64,6 +64,6 @@ def test_every_kind_of_field_is_built():
         ({"name": "x" * 99, "kind": ["y" * 99]}, "t.kind is .{60}; expected one of a, b"),
     ],
 )
-def test_the_field_that_is_wrong_is_named(values, said):
-    with pytest.raises(ValueError, match=f"^{said}$"):
+def test_the_field_that_is_wrong_is_named(values, problem):
+    with pytest.raises(ValueError, match=f"^{problem}$"):
         from_dict(Outer, values, "t")
