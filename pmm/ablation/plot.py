@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pmm.ablation.report import METRICS, Report, on_whom
+from pmm.ablation.report import METRICS, Report, describe_data
 from pmm.bench.pages.format import points
 from pmm.bench.pages.plots import short
 from pmm.bench.pages.styles import GROUND, NEUTRAL
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"higher": "#17a077", "lower": "#cf4a3c"}
-"""By what an interval says; NEUTRAL where it says nothing."""
+"""By the reading of a difference; NEUTRAL for all others."""
 MARKERS = {"higher": "^", "lower": "v"}
 LEAST_POINTS = 1.0
-"""What an axis shows to either side of 0 at least: noise must not look like a difference."""
+"""The least range of an axis to either side of 0: noise must not look like a difference."""
 
 
 def plot(found: Report) -> bytes | None:
-    """A PNG with a panel per metric; None where nothing can be compared."""
+    """A PNG with a panel per metric; None if no rows can be compared."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -71,6 +71,6 @@ def _panel(axes: Axes, differences: Sequence[Mapping[str, Any]]) -> None:
 
 def _title(found: Report) -> str:
     count = len(found["seeds"])
-    bar = "bar: its 95 % interval; grey: not told apart" if count > 1 else "no interval from one seed"
+    bar = "bar: its 95 % interval; grey: no significant difference" if count > 1 else "no interval from one seed"
     dots = f"dots: {count} seeds" if count > 1 else "dot: one seed"
-    return f"{on_whom(found)}\nMark: mean of the paired differences; {bar}; {dots}"
+    return f"{describe_data(found)}\nMark: mean of the paired differences; {bar}; {dots}"

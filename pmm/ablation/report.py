@@ -1,4 +1,4 @@
-"""What an ablation found, as plain values with all that is needed to do it again, and as Markdown tables."""
+"""The report of an ablation: plain values with all that is needed to repeat it, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm.ablation.runs import RunOutcome
-from pmm.ablation.statistics import difference, spread
+from pmm.ablation.statistics import NOT_SIGNIFICANT, difference, spread
 from pmm.ablation.study import HOME, Ablation
 from pmm.bench.pages.format import between, escape, how_many, number, percent, points
 from pmm.config import SYNTHETIC, fast_mode
@@ -22,7 +22,7 @@ from pmm.utils.task_runner import without_places
 SCHEMA = "pmm-ablation-1"
 RESULTS = Path("bench") / "results"
 METRICS = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
-"""Compared, the first first: key -> name. All are fractions, and higher is better."""
+"""Key -> name of the compared figures, in order. All are fractions, and higher is better."""
 COSTS = ("train_s", "images_per_s")
 
 Report = Mapping[str, Any]
@@ -30,8 +30,8 @@ Report = Mapping[str, Any]
 
 def default_out(ablation: Ablation) -> Path:
     """bench/results/DATE-MACHINE-ablation.json, with the data set and the presets unless they are synthetic people and
-    tiny alone, and --against if given; with a number if another ablation lies there, so that one does not replace the
-    other. PMM_FAST=1 measures nothing that should lie there."""
+    tiny alone, and --against if given; with a number if a report of another ablation has that name, so that it is not
+    replaced. With PMM_FAST=1 it is in the folder of the runs: those figures are not to be published."""
     if fast_mode():
         return ablation.options.runs / "ablation.json"
     facts = describe_environment()
@@ -44,10 +44,10 @@ def default_out(ablation: Ablation) -> Path:
     which += f"-against-{slug(ablation.against)}" if ablation.options.against else ""
     stem = f"{datetime.now(UTC):%Y-%m-%d}-{machine}-ablation{which}"
     names = (f"{stem}{f'-{another}' if another > 1 else ''}.json" for another in itertools.count(1))
-    return next(RESULTS / name for name in names if _goes_on(RESULTS / name, ablation))
+    return next(RESULTS / name for name in names if _continues(RESULTS / name, ablation))
 
 
-def _goes_on(path: Path, ablation: Ablation) -> bool:
+def _continues(path: Path, ablation: Ablation) -> bool:
     """Whether `path` is free, or holds a report of which all rows and seeds are among the ablation's."""
     try:
         found = json.loads(path.read_text())
@@ -60,7 +60,7 @@ def _goes_on(path: Path, ablation: Ablation) -> bool:
 
 
 def progress(outcome: RunOutcome, left: int, seconds: float) -> str:
-    """A line about a run that ended: its figures or what went wrong, and what is left to do."""
+    """A line about a run that ended: its figures or its error, and the runs and the time that are left."""
     found = outcome.figures
     if found is None:
         parts = [f"failed: {outcome.note}"]
@@ -73,14 +73,14 @@ def progress(outcome: RunOutcome, left: int, seconds: float) -> str:
 
 
 def report(ablation: Ablation, outcomes: Sequence[RunOutcome], command: str) -> Report:
-    """Every run's values and, per row, mean, spread and difference; see `SCHEMA`. Names no folder of this machine.
+    """The values of every run and, per row, mean, spread and difference; see `SCHEMA`. Names no folder of this machine.
 
-    `command` is the command line that gave it.
+    `command` is the command line of the ablation.
     """
     found = {
         **report_header(SCHEMA, ablation.threads),
         "command": command,
-        "data": ablation.people() | {"crops": outcomes[0].run.facts["crops"]},
+        "data": ablation.data_facts() | {"crops": outcomes[0].run.facts["crops"]},
         "sources": outcomes[0].run.facts["sources"],
         "seeds": list(ablation.seeds),
         "jobs": ablation.options.jobs,
@@ -96,9 +96,9 @@ def _row(name: str, ablation: Ablation, outcomes: Sequence[RunOutcome]) -> dict[
     row = ablation.rows[name]
     compared = {}
     for metric in METRICS:
-        mine, other = _by_seed(outcomes, name, metric), _by_seed(outcomes, ablation.against, metric)
-        found = None if name == ablation.against else asdict(difference(mine, other))
-        compared[metric] = {"spread": _spread(mine), "difference": found}
+        values, base = _by_seed(outcomes, name, metric), _by_seed(outcomes, ablation.against, metric)
+        paired = None if name == ablation.against else asdict(difference(values, base))
+        compared[metric] = {"spread": _spread(values), "difference": paired}
     return {
         "name": name,
         "preset": row.preset,
@@ -127,38 +127,38 @@ def _run(outcome: RunOutcome) -> dict[str, Any]:
 
 
 def markdown(found: Report) -> str:
-    """A table per metric, what the training took, and what the figures say and do not say."""
-    lines = [_on_what(found), ""]
+    """A table per metric, the cost of training, and what the figures do and do not mean."""
+    lines = [_heading(found), ""]
     for metric, name in METRICS.items():
         lines += [*_table(found, metric, name), ""]
     lines += [*_costs(found), "", *_notes(found)]
     return "\n".join(lines)
 
 
-def on_whom(found: Report) -> str:
-    """The recipe and the people, in a line."""
+def describe_data(found: Report) -> str:
+    """The recipe and the data set, in a line."""
     data, epochs = found["data"], sorted({row["config"]["recipe"]["epochs"] for row in found["rows"]})
     presets = list(dict.fromkeys(row["preset"] for row in found["rows"]))
-    kind = f"synthetic people drawn with seed {data['drawn']['seed']}" if data["drawn"] else data["dataset"]
+    kind = f"synthetic identities drawn with seed {data['drawn']['seed']}" if data["drawn"] else data["dataset"]
     recipe = f"Preset{'s' * bool(presets[1:])} {', '.join(presets)}, {' or '.join(map(str, epochs))} epochs"
     return f"{recipe}; test part of {kind}: {data['queries']:,} queries, {how_many(data['gallery'], 'gallery crop')}"
 
 
 def _gpus(environment: Mapping[str, Any], device: str) -> list[str]:
-    """Names of the GPUs, or of the one that `device` says by its number."""
+    """Names of the GPUs, or of the one that `device` names by its number."""
     at, gpus = cuda_index(device), environment["gpus"]
     return gpus if at is None else gpus[at : at + 1]
 
 
-def _on_what(found: Report) -> str:
+def _heading(found: Report) -> str:
     data, environment, seeds = found["data"], found["environment"], found["seeds"]
     where = (
         ", ".join(_gpus(environment, found["device"]))
         or f"{environment['cpu']}, {how_many(environment['cores'], 'core')}"
     )
     return (
-        f"{escape(on_whom(found))} of {data['test_identities']} people; trained on "
-        f"{data['train_identities']} others. Seed{'s' * bool(seeds[1:])} {seeds[0]}"
+        f"{escape(describe_data(found))} of {data['test_identities']} identities; trained on "
+        f"{data['train_identities']} other identities. Seed{'s' * bool(seeds[1:])} {seeds[0]}"
         f"{f' to {seeds[-1]}' * bool(seeds[1:])}. {where}, {how_many(found['jobs'], 'run')} at once with "
         f"{how_many(environment['threads'], 'thread')} each; {found['created'][:10]}, commit {environment['commit']}."
     )
@@ -166,7 +166,7 @@ def _on_what(found: Report) -> str:
 
 def _table(found: Report, metric: str, name: str) -> Iterator[str]:
     against = escape(found["against"])
-    yield f"| {name}, % | runs | mean | sd | least to most | minus {against}, points (95 %) | so it is |"
+    yield f"| {name}, % | runs | mean | sd | min to max | minus {against}, points (95 % interval) | verdict |"
     yield "|---|---:|---:|---:|---:|---:|---|"
     for row in found["rows"]:
         value = row["metrics"][metric]
@@ -186,8 +186,8 @@ def _difference_cells(value: Mapping[str, Any] | None, seeds: int) -> list[str]:
         return ["", "the reference"]
     pairs = len(value["seeds"])
     bounds = between(value["interval"], points)
-    said = value["reading"] + (f" ({pairs} of {seeds} pairs)" if 0 < pairs < seeds else "")
-    return ["" if value["mean"] is None else points(value["mean"]) + (f" ({bounds})" if bounds else ""), said]
+    verdict = value["reading"] + (f" ({pairs} of {seeds} pairs)" if 0 < pairs < seeds else "")
+    return ["" if value["mean"] is None else points(value["mean"]) + (f" ({bounds})" if bounds else ""), verdict]
 
 
 def _costs(found: Report) -> Iterator[str]:
@@ -205,13 +205,13 @@ def _notes(found: Report) -> Iterator[str]:
     others = len(found["rows"]) - 1
     if others and len(found["seeds"]) > 1:
         yield (
-            "- The differences are paired: one seed gives every row the same order of the data, the same held-out "
-            "people and the same start of the trunk. An interval says where the mean difference over all seeds lies, "
-            "on these people and with this recipe; it says nothing of other people. One that spans 0 reads "
-            '"not told apart", which is not "equal".'
+            "- The differences are paired: with one seed, all rows have the same order of the data, the same held-out "
+            "identities and the same initial backbone. An interval is for the mean difference over all seeds, with "
+            "this data and this recipe; other data may give another difference. If it contains 0, there is "
+            f'"{NOT_SIGNIFICANT}", which does not mean that the rows are equal.'
         )
         count = others * len(METRICS)
-        yield f"- Each interval alone misses in one of 20 cases: of these {count}, {count / 20:.1f} on average."
+        yield f"- One in 20 such intervals misses the true difference: of these {count}, {count / 20:.1f} on average."
     for run in found["runs"]:
         if run["status"] == "failed":
             yield f"- Failed: {escape(run['row'])}, seed {run['seed']}: {escape(run['note'])}"

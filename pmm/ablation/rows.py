@@ -1,4 +1,4 @@
-"""Which trainings are compared: `[PRESET/]METHOD[:KEY=VALUE ...]`, as pmm, pmm:k=0 or tiny/bdb:lr=0.002:block=2x1."""
+"""The rows that are compared: `[PRESET/]METHOD[:KEY=VALUE ...]`, as pmm, pmm:k=0 or tiny/bdb:lr=0.002:block=2x1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pmm.config import Config, preset
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidValue, UserError
 
 DEFAULT_ROWS = "baseline,bdb,cutout-batch,cutmix,a-cutmix,pmm:k=0,pmm"
 """pmm:k=0: three heads and no mixing."""
@@ -17,7 +17,7 @@ BASELINE = "baseline"
 NOT_A_ROWS = (
     "out", "resume", "device", "preset", "method", "dataset", "root", "synthetic-ids", "synthetic-seed", "seed", "help",
 )  # fmt: skip
-"""Flags of pmm train that are the same for all rows, or have a place of their own in a row."""
+"""Flags of pmm train that are the same for all rows, or another part of a row."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,20 @@ class Row:
 
     def words(self) -> list[str]:
         """Its part of pmm train's command line."""
-        given = (word for key, value in self.settings for word in (f"--{key}", *_values(value)))
-        return ["--preset", self.preset, "--method", self.method, *given]
+        settings = (word for key, value in self.settings for word in (f"--{key}", *_values(value)))
+        return ["--preset", self.preset, "--method", self.method, *settings]
 
 
 def parse_row(text: str, default_preset: str) -> Row:
-    """Raises UserError if `text` is not written as a row, or its preset is not known."""
+    """The row that `text` describes. Raises InvalidValue if it is not one, or names an unknown preset."""
     match = re.fullmatch(r"(?:([^/:=\s]+)/)?([^/:=\s]+)((?::[\w-]+=[^:\s]+)*)", text)
     if match is None:
-        raise UserError(f"row '{text}': expected [PRESET/]METHOD[:KEY=VALUE...], as pmm, pmm:k=0 or tiny/bdb:lr=0.002")
+        raise InvalidValue("--methods", text, "[PRESET/]METHOD[:KEY=VALUE...], as pmm, pmm:k=0 or tiny/bdb:lr=0.002")
     settings = [tuple(part.split("=", 1)) for part in match[3].split(":")[1:]]
     row = Row(match[1] or default_preset, match[2], tuple((key.replace("_", "-"), value) for key, value in settings))
-    if own := [key for key, _ in row.settings if key in NOT_A_ROWS]:
-        raise UserError(f"row '{text}': {own[0]} is no value of a row; all rows share it, or it is a flag of its own")
+    if shared := [key for key, _ in row.settings if key in NOT_A_ROWS]:
+        hint = f"use --{shared[0]} if pmm ablation has it"
+        raise InvalidValue("--methods", text, f"rows without {shared[0]}, which is the same for all", hint=hint)
     preset(row.preset)
     return row
 
@@ -65,35 +66,36 @@ def parse_row(text: str, default_preset: str) -> Row:
 def rows_of(methods: Sequence[str], presets: Sequence[str]) -> list[Row]:
     """The rows of `methods`; with several `presets` each of them in each preset.
 
-    Raises UserError for a row that is none, that names a preset beside several, or that is there twice.
+    Raises:
+        InvalidValue: a text that is no row, or a row that is there twice.
+        ConflictingOptions: a row that names a preset, beside several `presets`.
     """
-    if len(presets) > 1 and (named := [text for text in methods if "/" in text]):
-        raise UserError(f"row '{named[0]}' names a preset, and --compare-presets gives others; leave one of them out")
+    if len(presets) > 1 and (with_preset := [text for text in methods if "/" in text]):
+        problem = f"row '{with_preset[0]}' of --methods names a preset, and --compare-presets does too"
+        raise ConflictingOptions(problem, "--methods", "--compare-presets", hint="leave one of them out")
     rows = [parse_row(text, name) for text in methods for name in presets]
     if twice := [row for index, row in enumerate(rows) if row.folder in {other.folder for other in rows[:index]}]:
-        raise UserError(f"row '{twice[0].short}' is there twice in preset {twice[0].preset}; give each row once")
+        raise InvalidValue("--methods", ",".join(methods), f"each row once; {twice[0].full} is in it twice")
     return rows
 
 
-def named(rows: Sequence[Row]) -> dict[str, Row]:
-    """Name -> row, in order; the preset is part of a name only where there are several."""
+def rows_by_name(rows: Sequence[Row]) -> dict[str, Row]:
+    """Name -> row, in order; the preset is part of a name only if there are several."""
     several = len({row.preset for row in rows}) > 1
     return {row.full if several else row.short: row for row in rows}
 
 
-def chosen(text: str, names: dict[str, Row], *, flag: str) -> str:
-    """The name that `text` means, with its preset or without it. Raises UserError naming the known ones."""
-    found = [name for name, row in names.items() if text in (name, row.full)]
-    if not found:
-        raise UserError(f"{flag} is '{text}', which is no row here; rows: {', '.join(names)}")
-    return found[0]
+def row_name(text: str, rows: dict[str, Row], *, flag: str) -> str:
+    """The name of the row that `text` means, with its preset or without. Raises InvalidValue if there is none."""
+    for name, row in rows.items():
+        if text in (name, row.full):
+            return name
+    raise InvalidValue(flag, text, choices=rows)
 
 
-def against_of(text: str, names: dict[str, Row]) -> str:
-    """The row that differences are taken to: the one asked for, else baseline, else the first."""
-    return (
-        chosen(text, names, flag="--against") if text else next((n for n in names if n == BASELINE), next(iter(names)))
-    )
+def resolve_against(text: str, rows: dict[str, Row]) -> str:
+    """The name of the row that the others are compared with: that of `text`, else baseline, else the first."""
+    return row_name(text, rows, flag="--against") if text else BASELINE if BASELINE in rows else next(iter(rows))
 
 
 def config_of(row: Row, shared: Sequence[str]) -> Config:

@@ -1,4 +1,4 @@
-"""Trainings, each with its evaluation, in processes of their own: a finished one is kept, a started one goes on."""
+"""Runs of an ablation, a training and its evaluation each, in processes: finished ones are kept, started ones go on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AblationRun:
     """One training and the evaluation of its best checkpoint."""
 
     row: str
-    """Name of the row it belongs to."""
+    """Name of its row."""
     seed: int
     folder: Path
     train: tuple[str, ...]
@@ -50,45 +50,43 @@ class AblationRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a finished run found: of the evaluation fractions, of the training all epochs together."""
+    """Figures of a finished run: fractions of the evaluation, totals of the training over all epochs."""
 
     mAP: float  # noqa: N815
     rank1: float
     mINP: float  # noqa: N815
     epochs: int
     train_s: float
-    """Seconds in epochs: without start, validation and checkpoints."""
+    """Seconds in epochs, without start-up, validation and checkpoints."""
     images_per_s: float
     """Images in training divided by `train_s`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """What became of a run."""
+    """A run that ended: its figures, or why it has none."""
 
     run: AblationRun
     figures: Figures | None
     note: str = ""
     """Why there are no figures, one line."""
-    kept: bool = False
-    """Finished by an earlier call."""
 
 
 def state(run: AblationRun) -> State:
-    """How far the run is. What lies in its folder counts only if its stamp is there; see `changes`."""
+    """How far the run is. Files in its folder count only beside its stamp; see `changes`."""
     if not (run.folder / STAMP).exists():
         return "new"
     return "finished" if figures(run) else "started"
 
 
 def changes(run: AblationRun) -> list[str]:
-    """What was otherwise when the run in the folder was made; empty if nothing was, or nothing is there."""
+    """Facts that differ from those of the run in the folder; empty if none does, or there is no run."""
     if not run.folder.exists() or not any(path.name != ".lock" for path in run.folder.iterdir()):
         return []
     try:
         before = _flat(json.loads((run.folder / STAMP).read_text()))
     except (OSError, ValueError, AttributeError):
-        return ["it was made by other means"]
+        return ["no settings are stored beside it"]
     now = _flat(_plain(run.facts))
     return [
         f"{key} was {before.get(key)}, is {now.get(key)}"
@@ -98,7 +96,7 @@ def changes(run: AblationRun) -> list[str]:
 
 
 def forget(run: AblationRun) -> None:
-    """Empty the folder of a run that shall be made anew."""
+    """Remove the folder of a run, to start it anew."""
     shutil.rmtree(run.folder, ignore_errors=True)
 
 
@@ -128,14 +126,12 @@ def run_all(
     env: Mapping[str, str] | None = None,
     finished: Callable[[RunOutcome, int, float], None] = lambda outcome, left, seconds: None,
 ) -> list[RunOutcome]:
-    """Do what is still to be done of `runs`, in their order, `jobs` at once; a failure does not stop the others.
+    """Run those of `runs` that are not finished, in their order, `jobs` at once; a failure does not stop the others.
 
-    `finished` is told each outcome, how many runs are left and for about how many seconds. Processes import our
-    packages from `root`. An interrupt ends them all; what was trained until then is kept.
+    `finished` is called with each outcome, how many runs are left and for about how many seconds. Processes import our
+    packages from `root`. An interrupt ends them all; their checkpoints remain, and the next call goes on from them.
     """
-    outcomes = {
-        id(run): RunOutcome(run=run, figures=figures(run), kept=True) for run in runs if state(run) == "finished"
-    }
+    outcomes = {id(run): RunOutcome(run=run, figures=figures(run)) for run in runs if state(run) == "finished"}
     waiting = [run for run in runs if id(run) not in outcomes]
     active: list[_Job] = []
     took: list[float] = []
@@ -161,27 +157,27 @@ def run_all(
 
 
 class _Job:
-    """A run under way: its command lines one after another, all they say in one log."""
+    """A run in progress: its command lines one after another, with their output in one log."""
 
     def __init__(self, run: AblationRun, root: Path, env: Mapping[str, str]) -> None:
         self.run, self._root, self._env = run, root, environment(root, env)
         self._begin = time.monotonic()
-        going_on = state(run) == "started" and (run.folder / "last.pth").exists()
+        resumed = state(run) == "started" and (run.folder / "last.pth").exists()
         make_folder(run.folder)
         (run.folder / EVALUATION).unlink(missing_ok=True)
         if not (run.folder / STAMP).exists():
             write_file(run.folder / STAMP, json.dumps(_plain(run.facts), indent=1) + "\n")
         self._log = run.folder / LOG
-        self._waiting = [(*run.train, *["--resume"] * going_on), run.evaluate]
-        self._next("a" if going_on else "w")
+        self._waiting = [(*run.train, *["--resume"] * resumed), run.evaluate]
+        self._next("a" if resumed else "w")
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """Since its start."""
         return time.monotonic() - self._begin
 
     def advance(self) -> RunOutcome | None:
-        """What became of the run; None while it goes on."""
+        """The outcome of the run; None while it goes on."""
         if (code := self._process.poll()) is None:
             return None
         end_group(self._process)
@@ -190,11 +186,11 @@ class _Job:
         if self._waiting:
             self._next("a")
             return None
-        found = figures(self.run)
-        return RunOutcome(run=self.run, figures=found, note="" if found else "it ended well and left no figures")
+        result = figures(self.run)
+        return RunOutcome(run=self.run, figures=result, note="" if result else "it ended without an error or figures")
 
     def end(self) -> None:
-        """Leave nothing running."""
+        """End its processes."""
         end_group(self._process)
 
     def _next(self, mode: str) -> None:
@@ -204,13 +200,13 @@ class _Job:
             self._process: subprocess.Popen[bytes] = start_group(command, Path.cwd(), self._env, output)
 
     def _why(self, code: int) -> str:
-        said = [line for line in last_lines(self._log, self._root) if not line.startswith("$ ")]
+        output = [line for line in last_lines(self._log, self._root) if not line.startswith("$ ")]
         how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-        return f"{how}{': ' if said else ''}{said[-1] if said else ''}; {os.path.relpath(self._log)} says all"
+        return f"{how}{': ' if output else ''}{output[-1] if output else ''}; its log is {os.path.relpath(self._log)}"
 
 
 def _seconds_left(took: Sequence[float], active: Sequence[float], waiting: Sequence[AblationRun], jobs: int) -> float:
-    """By the mean of the runs that ended."""
+    """Estimate by the mean time of the runs that ended."""
     mean = sum(took) / len(took)
     return (sum(max(0.0, mean - seconds) for seconds in active) + mean * len(waiting)) / jobs
 

@@ -1,4 +1,4 @@
-"""What a handful of runs per row say: mean and spread, and the difference of two rows that share their seeds."""
+"""Statistics of a few runs per row: mean and spread, and the difference of two rows over their common seeds."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pmm.bench.schema import Interval
 
 CONFIDENCE = 0.95
 SAME = 1e-12
-"""Differences that lie no further apart than this are equal: figures are fractions, rounded at 1e-16."""
-NOT_TOLD_APART = "not told apart"
+"""Differences within this are equal: figures are fractions, rounded at 1e-16."""
+NOT_SIGNIFICANT = "no significant difference"
 ONE_SEED = "one seed: no interval"
 NO_SPREAD = "no spread: no interval"
-NOTHING = "no seed in common"
+NO_COMMON_SEED = "no common seed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +25,22 @@ class Spread:
     n: int
     mean: float
     sd: float | None
-    """Standard deviation of the sample (n - 1 below the root); None for one seed."""
+    """Standard deviation of the sample (with n - 1); None for one seed."""
     min: float
     max: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Of one figure between a row and another, over the seeds that both finished."""
+    """Difference of one figure between two rows, over the seeds that both finished."""
 
     seeds: tuple[int, ...]
     per_seed: tuple[float, ...]
     mean: float | None
     interval: Interval | None
-    """Paired t-interval at 95 %; None where none can be given, and `reading` says why."""
+    """Paired t-interval at 95 %; None where there is none, for the reason in `reading`."""
     reading: str
-    """higher, lower, or why neither can be said."""
+    """higher, lower, no significant difference, or why there is no interval."""
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -60,16 +60,16 @@ def difference(row: Mapping[int, float], against: Mapping[int, float]) -> Differ
     seeds = tuple(sorted(row.keys() & against.keys()))
     values = tuple(row[seed] - against[seed] for seed in seeds)
     if not values:
-        return Difference(seeds=(), per_seed=(), mean=None, interval=None, reading=NOTHING)
+        return Difference(seeds=(), per_seed=(), mean=None, interval=None, reading=NO_COMMON_SEED)
     mean, interval = statistics.fmean(values), mean_interval(values)
     return Difference(seeds=seeds, per_seed=values, mean=mean, interval=interval, reading=_reading(values, interval))
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Where the mean of what `values` were drawn from lies, at 95 %.
+    """The 95 % confidence interval of the mean of the distribution that `values` were drawn from.
 
-    None for a single value, and for values that are all equal: their sd is 0 by the coarseness of the figure (a rank-1
-    of few queries, say), and an interval without width would claim to know.
+    None for a single value, and for values that are all equal: their sd is 0 because the figure is coarse (rank-1 of
+    few queries, for example), and an interval without width would claim certainty.
     """
     if len(values) < 2 or max(values) - min(values) <= SAME:
         return None
@@ -82,7 +82,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 def _reading(values: Sequence[float], interval: Interval | None) -> str:
     if interval is not None:
-        return NOT_TOLD_APART if interval[0] <= 0 <= interval[1] else "higher" if interval[0] > 0 else "lower"
+        return NOT_SIGNIFICANT if interval[0] <= 0 <= interval[1] else "higher" if interval[0] > 0 else "lower"
     if len(values) == 1:
         return ONE_SEED
-    return NOT_TOLD_APART if max(map(abs, values)) <= SAME else NO_SPREAD
+    return NOT_SIGNIFICANT if max(map(abs, values)) <= SAME else NO_SPREAD

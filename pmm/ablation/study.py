@@ -1,4 +1,4 @@
-"""The ablation: methods, or presets, on the same people over several seeds, each training in a process of its own."""
+"""The ablation: methods, or presets, on the same data over several seeds, each training in its own process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pmm.ablation.rows import DEFAULT_ROWS, Row, against_of, check_models, chosen, config_of, named, rows_of
+from pmm.ablation.rows import (
+    DEFAULT_ROWS,
+    Row,
+    check_models,
+    config_of,
+    resolve_against,
+    row_name,
+    rows_by_name,
+    rows_of,
+)
 from pmm.ablation.runs import EVALUATION, AblationRun, RunOutcome, changes, forget, run_all, state
 from pmm.artifacts.origin import RUNS
 from pmm.bench.pages.format import how_many
@@ -22,7 +31,7 @@ from pmm.training.data_setup import SYNTHETIC_KEYS, resolve_config, training_dat
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.environment import describe_environment
-from pmm.utils.errors import InvalidValue, UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.hardware import cuda_index, gpu_at, usable_cores
 from pmm.utils.task_runner import digest
 
@@ -71,10 +80,10 @@ class AblationOptions:
 
 
 class Ablation:
-    """The rows and their runs, checked before anything is drawn or trained."""
+    """The rows and their runs, checked before any data is drawn or any row trained."""
 
     def __init__(self, options: AblationOptions) -> None:
-        """Raises UserError for an option that cannot be used, naming it."""
+        """Raises InvalidValue or ConflictingOptions for options that cannot be used."""
         self.options = options
         for flag, value, least in (
             ("--seeds", options.seeds, 1),
@@ -87,15 +96,16 @@ class Ablation:
         if (number := cuda_index(options.device)) is not None:
             gpu_at(number)
         if options.compare_presets and options.preset != AblationOptions.preset:
-            raise UserError("--preset and --compare-presets both say which presets; leave one of them out")
+            problem = "--preset and --compare-presets both name presets"
+            raise ConflictingOptions(problem, "--preset", "--compare-presets", hint="leave one of them out")
         presets = command_line.names(options.compare_presets or options.preset, flag="--compare-presets")
         methods = command_line.names(
             options.methods or ("pmm" if options.compare_presets else DEFAULT_ROWS), flag="--methods"
         )
-        self.rows: dict[str, Row] = named(rows_of(methods, presets))
-        self.against = against_of(options.against, self.rows)
+        self.rows: dict[str, Row] = rows_by_name(rows_of(methods, presets))
+        self.against = resolve_against(options.against, self.rows)
         again = command_line.names(options.again, flag="--again") if options.again else []
-        self._again = set(self.rows) if again == ["all"] else {chosen(a, self.rows, flag="--again") for a in again}
+        self._again = set(self.rows) if again == ["all"] else {row_name(a, self.rows, flag="--again") for a in again}
         words = self._shared(options.root)
         for key in SYNTHETIC_KEYS:  # a flag says which people are to be there
             if (value := getattr(options, key)) != getattr(DataConfig(), key):
@@ -106,14 +116,14 @@ class Ablation:
         self.threads = max(1, usable_cores() // options.jobs)
 
     def check_models(self) -> None:
-        """Raises UserError for a method that is not known, or sizes that do not fit. Loads torch."""
+        """Raises UserError for an unknown method, or sizes that do not fit. Loads torch."""
         check_models(list(self.rows.values()), list(self.configs.values()))
 
     @cached_property
     def data(self) -> tuple[Config, ReidDataset]:
-        """The people of all runs, drawn if they are not there: where and how, and their split.
+        """The configuration and the data set of all runs; synthetic data is drawn if it does not exist.
 
-        Raises UserError if they cannot be read, or others are there than were asked for.
+        Raises UserError if it cannot be read, or was drawn with other options.
         """
         config, _ = training_data(resolve_config(next(iter(self.configs.values()))))
         return config, read_dataset(config.data.dataset, config.data.root)
@@ -133,26 +143,25 @@ class Ablation:
         return [self._run(name, seed, facts) for seed in self.seeds for name in self.rows]
 
     def check_overwrite(self) -> None:
-        """Forget the runs that shall be made anew. Raises UserError if a run was made otherwise than this one would be:
-        figures of two kinds must not stand in one table."""
+        """Remove the runs of --again. Raises InvalidFile if another run was made with other settings than this ablation
+        has: figures of two kinds must not be in one table."""
         again = [run for run in self.all_runs if run.row in self._again]
-        if others := [(run, found) for run in self.all_runs if run not in again and (found := changes(run))]:
-            run, found = others[0]
-            more = f" (and {len(others) - 1} more)" if others[1:] else ""
-            raise UserError(
-                f"{run.folder}{more} cannot be taken: {'; '.join(found)}. Make them anew with --again all, or keep "
-                "them and give another --runs"
-            )
+        if others := [(run, facts) for run in self.all_runs if run not in again and (facts := changes(run))]:
+            run, differences = others[0]
+            more = f" (and {len(others) - 1} more runs)" if others[1:] else ""
+            problem = f"the run has other settings: {', '.join(differences)}{more}"
+            hint = "run them anew with --again all, or choose another folder with --runs"
+            raise InvalidFile(problem, path=run.folder, hint=hint)
         for run in again:
             forget(run)
 
     def measure(self, finished: Callable[[RunOutcome, int, float], None]) -> list[RunOutcome]:
-        """Run what is not finished; see `pmm.ablation.runs.run_all`."""
+        """Do the runs that are not finished; see `pmm.ablation.runs.run_all`."""
         env = {"OMP_NUM_THREADS": str(self.threads)}
         return run_all(self.all_runs, root=HOME, jobs=self.options.jobs, env=env, finished=finished)
 
-    def people(self) -> dict[str, Any]:
-        """What all runs see, as plain values; `drawn` tells how synthetic people were drawn (None: they were not)."""
+    def data_facts(self) -> dict[str, Any]:
+        """The data of all runs, as plain values; `drawn` has the options of synthetic data (None: it is real)."""
         config, split = self.data
         try:
             drawn = json.loads((Path(config.data.root) / "synthetic.json").read_text())
@@ -171,22 +180,22 @@ class Ablation:
         }
 
     def describe(self) -> str:
-        """What will run, where, and on whom."""
-        people, options, count = self.people(), self.options, len(self.all_runs)
-        drawn = f"synthetic people, drawn with seed {people['drawn']['seed']}" if people["drawn"] else people["dataset"]
+        """The rows, the data and the runs, in three lines."""
+        data, options, count = self.data_facts(), self.options, len(self.all_runs)
+        drawn = f"synthetic identities, drawn with seed {data['drawn']['seed']}" if data["drawn"] else data["dataset"]
         epochs = " or ".join(map(str, sorted({config.recipe.epochs for config in self.configs.values()})))
         return (
             f"rows: {', '.join(self.rows)}; compared with {self.against}\n"
-            f"data: {people['root']}: {drawn}; {people['train_identities']} identities to train on, "
-            f"{people['test_identities']} others to test on\n"
+            f"data: {data['root']}: {drawn}; {data['train_identities']} identities to train on, "
+            f"{data['test_identities']} other identities to test on\n"
             f"runs: {count} of {epochs} epochs, {options.jobs} at once with {how_many(self.threads, 'thread')} each, "
-            f"in {options.runs}; {self.kept()}"
+            f"in {options.runs}; {self.finished_runs()}"
         )
 
-    def kept(self) -> str:
-        """How many runs are finished by now."""
+    def finished_runs(self) -> str:
+        """How many runs are finished."""
         done = sum(state(run) == "finished" for run in self.all_runs)
-        return f"{done} of {len(self.all_runs)} are finished and kept"
+        return f"{done} of {len(self.all_runs)} are finished"
 
     @property
     def _split(self) -> ReidDataset:
@@ -204,8 +213,8 @@ class Ablation:
         return words + (["--epochs", str(options.epochs)] if options.epochs else [])
 
     def _run(self, name: str, seed: int, facts: Mapping[str, Any]) -> AblationRun:
-        row, config, options, people = self.rows[name], self.configs[name], self.options, self.data[0].data
-        drawn = {key: getattr(people, key) for key in ("dataset", "root", "synthetic_ids", "synthetic_seed")}
+        row, config, options, data = self.rows[name], self.configs[name], self.options, self.data[0].data
+        drawn = {key: getattr(data, key) for key in ("dataset", "root", "synthetic_ids", "synthetic_seed")}
         config = dataclasses.replace(config, seed=seed, data=dataclasses.replace(config.data, **drawn))
         folder = options.runs / f"{row.folder}-{seed}"
         return AblationRun(
@@ -222,7 +231,7 @@ class Ablation:
 
 
 def _sources() -> str:
-    """Digest of what trains and evaluates; the bench, the ablation itself and the exports are none of it."""
+    """Digest of the sources that train and evaluate: all but the bench, the ablation and the exports."""
     package = Path(__file__).resolve().parents[1]
     others = ("bench", "export", "ablation")
     files = (path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] not in others)

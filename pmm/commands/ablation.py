@@ -47,7 +47,7 @@ def main(prog: str) -> int:
         try:
             outcomes = ablation.measure(finished)
         except KeyboardInterrupt:
-            print(f"\n{prog}: interrupted; {ablation.kept()}; the same command goes on", file=sys.stderr)
+            print(f"\n{prog}: interrupted; {ablation.finished_runs()}; the same command goes on", file=sys.stderr)
             return command_line.INTERRUPTED
     found = report(ablation, outcomes, shlex.join(["pmm", "ablation", *sys.argv[1:]]))
     table = markdown(found)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.ablation.statistics import (
+    NO_COMMON_SEED,
     NO_SPREAD,
-    NOT_TOLD_APART,
-    NOTHING,
+    NOT_SIGNIFICANT,
     ONE_SEED,
     difference,
     mean_interval,
@@ -80,20 +80,20 @@ def test_only_seeds_that_both_finished_are_compared():
     assert (found.seeds, found.per_seed, found.mean) == ((0, 2), (0.25, 0.5), 0.375)
     low, high = found.interval
     assert (low, high) == pytest.approx((0.375 - 12.7062047 * 0.125, 0.375 + 12.7062047 * 0.125))
-    assert found.reading == NOT_TOLD_APART
+    assert found.reading == NOT_SIGNIFICANT
 
 
 def test_what_has_no_interval_says_why():
     one = difference({3: 0.5}, {3: 0.25})
     assert (one.mean, one.interval, one.reading) == (0.25, None, ONE_SEED)
     none = difference({3: 0.5}, {4: 0.25})
-    assert (none.mean, none.interval, none.reading) == (None, None, NOTHING)
+    assert (none.mean, none.interval, none.reading) == (None, None, NO_COMMON_SEED)
     stuck = difference({0: 0.4, 1: 0.2, 2: 0.7}, {0: 0.3, 1: 0.1, 2: 0.6})  # 0.1 each, but for the last bits
     assert stuck.mean == pytest.approx(0.1)
     assert (stuck.interval, stuck.reading) == (None, NO_SPREAD)
     same = difference({0: 0.4, 1: 0.2}, {0: 0.4, 1: 0.2})
-    assert (same.mean, same.interval, same.reading) == (0, None, NOT_TOLD_APART)
-    assert difference({}, {}).reading == NOTHING
+    assert (same.mean, same.interval, same.reading) == (0, None, NOT_SIGNIFICANT)
+    assert difference({}, {}).reading == NO_COMMON_SEED
 
 
 @given(RUNS, RUNS)
@@ -102,15 +102,15 @@ def test_a_difference_is_what_it_says(row, against):
     assert set(found.seeds) == set(row) & set(against)
     assert back.per_seed == tuple(-value for value in found.per_seed)
     if found.interval is None:
-        assert found.reading in {ONE_SEED, NO_SPREAD, NOTHING, NOT_TOLD_APART}
+        assert found.reading in {ONE_SEED, NO_SPREAD, NO_COMMON_SEED, NOT_SIGNIFICANT}
         assert len(found.seeds) < 2 or max(found.per_seed) == pytest.approx(min(found.per_seed), abs=1e-11)
         return
     low, high = found.interval
     assert low < found.mean < high
     assert back.interval == pytest.approx((-high, -low))
-    expected = "higher" if low > 0 else "lower" if high < 0 else NOT_TOLD_APART
+    expected = "higher" if low > 0 else "lower" if high < 0 else NOT_SIGNIFICANT
     assert found.reading == expected
-    assert {found.reading, back.reading} in ({"higher", "lower"}, {NOT_TOLD_APART})
+    assert {found.reading, back.reading} in ({"higher", "lower"}, {NOT_SIGNIFICANT})
 
 
 def test_the_boundary_is_not_told_apart():
@@ -118,7 +118,7 @@ def test_the_boundary_is_not_told_apart():
     assert found[0] < 0 < found[1]
     reach = (found[1] - found[0]) / 2
     assert difference({0: reach, 1: 1 + reach}, {0: 0.0, 1: 0.0}).reading == "higher"
-    assert difference({0: reach - 0.6, 1: reach + 0.4}, {0: 0.0, 1: 0.0}).reading == NOT_TOLD_APART
+    assert difference({0: reach - 0.6, 1: reach + 0.4}, {0: 0.0, 1: 0.0}).reading == NOT_SIGNIFICANT
 
 
 @given(st.lists(FIGURES, min_size=1, max_size=12))
