@@ -55,11 +55,11 @@ def check(dataset: str, root: str | Path, *, threads: int = 0, label: str = "") 
     """
     from tqdm import tqdm
 
-    found = scan(dataset, root)
-    paths = list(dict.fromkeys(sample.path for part in found.without_junk().values() for sample in part))
+    scanned = scan(dataset, root)
+    paths = list(dict.fromkeys(sample.path for part in scanned.without_junk().values() for sample in part))
     with tqdm(total=len(paths), desc=label, unit="img", leave=False, disable=None if label else True) as bar:
         facts = dict(zip(paths, inspect_images(paths, threads or usable_cores(), bar.update), strict=True))
-    return _report(found, facts)
+    return _report(scanned, facts)
 
 
 def lines(report: Report) -> list[str]:
@@ -70,8 +70,8 @@ def lines(report: Report) -> list[str]:
     return [*head, *findings, *([""] if findings else []), report.verdict]
 
 
-def _report(found: Scan, facts: dict[Path, ImageFacts]) -> Report:
-    findings = find(found, facts)
+def _report(scanned: Scan, facts: dict[Path, ImageFacts]) -> Report:
+    findings = find(scanned, facts)
     good = [fact for fact in facts.values() if not fact.fault]
     problems, warnings = (sum(f.level == level for f in findings) for level in ("problem", "warning"))
     if problems:
@@ -80,14 +80,14 @@ def _report(found: Scan, facts: dict[Path, ImageFacts]) -> Report:
         verdict = f"usable, {_plural(warnings, 'warning')}" if warnings else "usable"
     return Report(
         schema=SCHEMA,
-        dataset=found.spec.name,
-        folder=printable(found.folder),
-        layout=found.layout,
-        parts=counts_of(found),
-        cameras=cameras_of(found),
+        dataset=scanned.spec.name,
+        folder=printable(scanned.folder),
+        layout=scanned.layout,
+        parts=counts_of(scanned),
+        cameras=cameras_of(scanned),
         width=_spread([fact.width for fact in good]),
         height=_spread([fact.height for fact in good]),
-        published=tuple(published_figures(found)),
+        published=tuple(published_figures(scanned)),
         findings=tuple(findings),
         usable=not problems,
         verdict=verdict,

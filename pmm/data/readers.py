@@ -27,10 +27,10 @@ def read_dataset(name: str, root: str | Path) -> ReidDataset:
     The synthetic data set has the layout of Market-1501 and is read by the same code. Raises InvalidValue for an
     unknown name, InvalidFile for a missing folder, another layout, and the first of the problems that `scan` lists.
     """
-    found = scan(name, root)
-    if found.problems:
-        raise _first_of(found.problems)
-    return ReidDataset(**found.without_junk(), notes=tuple(found.notes))
+    scanned = scan(name, root)
+    if scanned.problems:
+        raise _first_of(scanned.problems)
+    return ReidDataset(**scanned.without_junk(), notes=tuple(scanned.notes))
 
 
 def scan(name: str, root: str | Path) -> Scan:
@@ -40,12 +40,12 @@ def scan(name: str, root: str | Path) -> Scan:
     """
     spec = dataset_spec(name)
     place = _locate(spec, Path(root))
-    found = _SCANNERS[spec.kind](spec, place)
+    scanned = _SCANNERS[spec.kind](spec, place)
     if spec.places != ("",) and (others := _other_names(spec, place)):
-        found.notes.append(
+        scanned.notes.append(
             f"a folder named {printable(place.name)} usually holds {' or '.join(others)}, not {spec.name}"
         )
-    return found
+    return scanned
 
 
 def _first_of(problems: list[Problem]) -> InvalidFile:

@@ -53,15 +53,15 @@ def split_validation(train: tuple[Sample, ...], share: float, seed: int) -> Reid
     With share 0 query and gallery are empty. Raises InvalidValue if no query would have a match.
     """
     pids = sorted({sample.pid for sample in train})
-    held = set(np.random.default_rng([seed, 1]).permutation(pids)[: round(share * len(pids))].tolist())
-    if not held:
+    held_out = set(np.random.default_rng([seed, 1]).permutation(pids)[: round(share * len(pids))].tolist())
+    if not held_out:
         return ReidDataset(train=train, query=(), gallery=())
-    query, gallery = draw_queries(sample for sample in train if sample.pid in held)
+    query, gallery = draw_queries(sample for sample in train if sample.pid in held_out)
     if not any(matchable(query, gallery)):
-        problem = f"none of the {len(held)} identities that it holds out has crops of two cameras to match"
+        problem = f"none of the {len(held_out)} identities that it holds out has crops of two cameras to match"
         hint = f"{problem} (or two crops, where cameras are unknown)"
         raise InvalidValue("--val-identities", share, "0 or a larger share", hint=hint)
-    return ReidDataset(train=tuple(s for s in train if s.pid not in held), query=query, gallery=gallery)
+    return ReidDataset(train=tuple(s for s in train if s.pid not in held_out), query=query, gallery=gallery)
 
 
 def matchable(query: Iterable[Sample], gallery: Iterable[Sample]) -> list[bool]:

@@ -102,8 +102,8 @@ def check_range(name: str, key: str, indices: Tensor, count: int) -> None:
 def check_device(name: str, **tensors: Tensor) -> None:
     """All on one device. Raises ValueError."""
     if len({tensor.device for tensor in tensors.values()}) > 1:
-        given = ", ".join(f"{key} on {tensor.device}" for key, tensor in tensors.items())
-        raise ValueError(f"{name}: {given}; they must be on one device")
+        devices = ", ".join(f"{key} on {tensor.device}" for key, tensor in tensors.items())
+        raise ValueError(f"{name}: {devices}; they must be on one device")
 
 
 def check_cells(name: str, key: str, cells: Tensor, x: Tensor, dtypes: Sequence[torch.dtype]) -> None:

@@ -34,9 +34,9 @@ def block_scores(cam: Tensor, block: Sequence[int]) -> Tensor:
 def block_ranks(scores: Tensor) -> Tensor:
     """Rank of each block [N, B] int64: the number of blocks before it. Higher scores first, ties by id, NaN as -Inf."""
     scores = torch.where(scores.isnan(), float("-inf"), scores)
-    mine, other = scores[:, :, None], scores[:, None, :]
+    one, another = scores[:, :, None], scores[:, None, :]
     ids = torch.arange(scores.shape[1], device=scores.device)
-    before = (other > mine) | ((other == mine) & (ids[None, :] < ids[:, None]))
+    before = (another > one) | ((another == one) & (ids[None, :] < ids[:, None]))
     return before.sum(2)
 
 

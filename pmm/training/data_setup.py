@@ -104,8 +104,8 @@ def _draw_if_missing(data: DataConfig, root: Path) -> DataConfig:
 def _drawn_with(root: Path) -> dict[str, int]:
     """The values of SYNTHETIC_KEYS that the data set at `root` was drawn with; empty if unknown or missing."""
     try:
-        made = json.loads((root / "synthetic.json").read_text())
-        return {key: int(made[key.removeprefix("synthetic_")]) for key in SYNTHETIC_KEYS}
+        recorded = json.loads((root / "synthetic.json").read_text())
+        return {key: int(recorded[key.removeprefix("synthetic_")]) for key in SYNTHETIC_KEYS}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
