@@ -47,7 +47,7 @@ class ConvertedCheckpoint:
 
 
 def import_checkpoint(source: Path, out: Path, data: DataConfig, *, identities: int | None = None) -> str:
-    """Write the checkpoint `source` of the PMM authors' code, or of BDB's, as one of pmm to `out`.
+    """Write the checkpoint `source` of the PMM authors' code, or of BDB's, to `out`, as one of pmm's.
 
     Args:
         source: what their training script saved, or the bare state dict.

@@ -18,7 +18,7 @@ Kind = Literal["checkpoint", "torch", "program", "onnx", "engine", "package", "i
 
 NAMES: dict[Kind, str] = {
     "checkpoint": "a checkpoint",
-    "torch": "a file of torch, but no checkpoint of pmm",
+    "torch": "a file of torch, but no PMM checkpoint",
     "program": "a program of torch (TorchScript or torch.export)",
     "onnx": "an ONNX file",
     "engine": "a TensorRT engine",
@@ -45,10 +45,10 @@ DESCRIBED: dict[Kind, str] = {
     "index": "an index (.npz)",
 }
 FORMAT_MARK = b"pmm-checkpoint-"
-"""In each checkpoint of pmm: see `pmm.artifacts.checkpoint.FORMAT`."""
+"""In each PMM checkpoint: see `pmm.artifacts.checkpoint.FORMAT`."""
 _ENGINE_MAGIC = (b"ptrt", b"ftrt", b"vtrt")  # TensorRT's two, and TensorRT-RTX's
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER, behind the pickle's protocol
-_SEARCHED = 1 << 20  # bytes of a pickle; the format is the first entry of a pmm checkpoint
+_SEARCHED = 1 << 20  # bytes of a pickle; the format is the first entry of a PMM checkpoint
 
 
 KNOWN = one_of(DESCRIBED.values())

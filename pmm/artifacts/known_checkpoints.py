@@ -42,7 +42,7 @@ _TRAIN = "its network is none of pmm's: train one (pmm train)"
 _FOREIGN = (
     # name, patterns that some key matches each, what to do
     (
-        "the bare weights of a pmm model",
+        "the bare weights of a PMM model",
         (r"backbone\.trunk\.", r"stages\.0\."),
         "give the checkpoint that they come from, as it is",
     ),

@@ -306,7 +306,7 @@ OTHERS = {
     "TransReID or CLIP-ReID": {"base.cls_token": 0, "base.blocks.0.norm1.weight": 0, "classifier.weight": 0},
     "a TransReID or CLIP": {"image_encoder.conv1.weight": 0, "prompt_learner.cls_ctx": 0},
     "pmm train --weights FILE": RESNET | {"fc.weight": 0},
-    "the bare weights of a pmm model": {"backbone.trunk.conv1.weight": 0, "stages.0.bn.weight": 0},
+    "the bare weights of a PMM model": {"backbone.trunk.conv1.weight": 0, "stages.0.bn.weight": 0},
 }
 
 
