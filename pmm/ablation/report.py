@@ -17,7 +17,7 @@ from pmm.bench.pages.format import between, escape, how_many, number, percent, p
 from pmm.config import SYNTHETIC, fast_mode
 from pmm.utils.environment import describe_environment, report_header, slug
 from pmm.utils.hardware import cuda_index
-from pmm.utils.task_runner import without_places
+from pmm.utils.task_runner import strip_paths
 
 SCHEMA = "pmm-ablation-1"
 RESULTS = Path("bench") / "results"
@@ -89,7 +89,7 @@ def report(ablation: Ablation, outcomes: Sequence[RunOutcome], command: str) -> 
         "rows": [_row(name, ablation, outcomes) for name in ablation.rows],
         "runs": [_run(outcome) for outcome in outcomes],
     }
-    return json.loads(without_places(json.dumps(found, allow_nan=False), HOME))
+    return json.loads(strip_paths(json.dumps(found, allow_nan=False), HOME))
 
 
 def _row(name: str, ablation: Ablation, outcomes: Sequence[RunOutcome]) -> dict[str, Any]:

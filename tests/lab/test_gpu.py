@@ -1,4 +1,4 @@
-"""The list of steps of `make gpu` cannot rot, and without a GPU the command refuses and writes nothing."""
+"""The list of tasks of `make gpu` cannot rot, and without a GPU the command refuses and writes nothing."""
 
 import dataclasses
 import functools
@@ -11,20 +11,19 @@ import sys
 
 import pytest
 
-from bench.lab import gpu, gpu_steps, gpu_table
+from bench.lab import gpu, gpu_table, gpu_tasks
 from pmm.ablation.study import Ablation
 from pmm.models.registry import METHODS
 from pmm.training.flags import parse
-from pmm.utils import command_line, hardware
-from pmm.utils import task_runner as steps_module
+from pmm.utils import command_line, hardware, task_runner
 from pmm.utils.build_info import build_info
 from pmm.utils.hardware import Gpu
-from pmm.utils.task_runner import Outcome, Step
+from pmm.utils.task_runner import Task, TaskOutcome
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 
 CARD = Gpu("NVIDIA A10 (24 GB)", "8.6")
-STEPS = {step.name: step for step in gpu_steps.gpu_steps(CARD)}
-COMMANDS = [(step.name, command) for step in STEPS.values() for command in step.commands]
+TASKS = {task.name: task for task in gpu_tasks.gpu_tasks(CARD)}
+COMMANDS = [(task.name, command) for task in TASKS.values() for command in task.commands]
 
 
 def listed(*folders):
@@ -36,7 +35,7 @@ def test_without_a_gpu_it_is_one_line_and_nothing_is_written(monkeypatch):
     before = listed("runs", "bench/results")
     for flags in ((), ("--check",), ("--again", "ops")):
         done = run_here("-m", "bench.lab.gpu", *flags)
-        assert_one_line_error(done, "make gpu: error: the CUDA driver sees no NVIDIA GPU here")
+        assert_one_line_error(done, "make gpu: error: no NVIDIA GPU is visible", "CUDA_VISIBLE_DEVICES")
         assert (done.returncode, done.stdout) == (1, "")
     assert listed("runs", "bench/results") == before
 
@@ -48,7 +47,7 @@ def test_the_command_itself_needs_no_package():
         "import runpy; runpy.run_module('bench.lab.gpu', run_name='__main__')"
     )
     done = run_python("-S", "-c", script)  # without site-packages
-    assert_one_line_error(done, "sees no NVIDIA GPU")
+    assert_one_line_error(done, "no NVIDIA GPU")
 
 
 def parsed(words):
@@ -69,7 +68,7 @@ def collected(*commands):
 
 
 def out_of(name):
-    """The folder of a step."""
+    """The folder of a task."""
     return f"{gpu_table.folder_of(CARD).relative_to(ROOT).as_posix()}/{name}"
 
 
@@ -82,7 +81,7 @@ def words_of(command):
 def chosen_by(found, words):
     """Asserts that a command line of pytest chose the tests that it is for."""
     ours = ("hard_mix", "mixed_cam") if "--ignore" not in words else ("an_engine_on_a_gpu",)
-    tests = gpu_steps.SANITIZED.split(" or ") if "-k" in words else ours
+    tests = gpu_tasks.SANITIZED.split(" or ") if "-k" in words else ours
     assert [test for test in tests if test not in found] == [], found
 
 
@@ -120,30 +119,30 @@ def test_all_tests_are_collected():
 
 def test_steps_use_what_earlier_steps_make_and_write_into_their_own_folders():
     made = set()
-    for step in STEPS.values():
-        assert set(step.uses) | set(step.takes) <= made | {gpu_steps.KERNELS}, step.name
-        made |= set(step.makes)
-        own = [path for path in step.makes if path != gpu_steps.KERNELS]
-        assert all(path.startswith(f"{out_of(step.name)}/") for path in own), step.name
-        assert step.limit_s <= 600
+    for task in TASKS.values():
+        assert set(task.inputs) | set(task.optional_inputs) <= made | {gpu_tasks.KERNELS}, task.name
+        made |= set(task.outputs)
+        own = [path for path in task.outputs if path != gpu_tasks.KERNELS]
+        assert all(path.startswith(f"{out_of(task.name)}/") for path in own), task.name
+        assert task.limit_s <= 600
 
 
 def test_the_kernels_are_required_where_they_are_measured_and_taken_where_they_speed_up():
     for name in ("tests-ops", "memcheck", "racecheck", "ops-float32", "ops-step"):
-        assert STEPS[name].env["PMM_REQUIRE_EXT"] == "1"
-        assert gpu_steps.KERNELS in STEPS[name].uses
+        assert TASKS[name].env["PMM_REQUIRE_EXT"] == "1"
+        assert gpu_tasks.KERNELS in TASKS[name].inputs
     for name in ("tests", "throughput-bf16", "training", "ablation-1"):
-        assert "PMM_REQUIRE_EXT" not in STEPS[name].env
-        assert (STEPS[name].uses, STEPS[name].takes) == ((), (gpu_steps.KERNELS,))
-    assert STEPS["build"].env["TORCH_CUDA_ARCH_LIST"] == "8.6"
-    assert ("nvcc" in STEPS["build"].needs, STEPS["build"].optional) == (True, True)
+        assert "PMM_REQUIRE_EXT" not in TASKS[name].env
+        assert (TASKS[name].inputs, TASKS[name].optional_inputs) == ((), (gpu_tasks.KERNELS,))
+    assert TASKS["build"].env["TORCH_CUDA_ARCH_LIST"] == "8.6"
+    assert ("nvcc" in TASKS["build"].requires, TASKS["build"].optional) == (True, True)
 
 
 def test_the_ablation_takes_every_method_at_full_size_and_a_seed_more_with_each_step(monkeypatch):
     monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (CARD,))
     found = []
-    for step in (step for name, step in STEPS.items() if name.startswith("ablation-")):
-        ((_, *words),) = step.commands
+    for task in (task for name, task in TASKS.items() if name.startswith("ablation-")):
+        ((_, *words),) = task.commands
         found.append(parsed(words).options)
     assert [options.seeds for options in found] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert len({dataclasses.replace(each, seeds=1, methods="") for each in found}) == 1  # each goes on from the last
@@ -160,17 +159,17 @@ def test_the_ablation_takes_every_method_at_full_size_and_a_seed_more_with_each_
 
 
 def test_what_a_card_cannot_do_is_ruled_out_with_the_reason():
-    assert [step.name for step in STEPS.values() if step.ruled_out] == []
-    hopper = {step.name: step for step in gpu_steps.gpu_steps(Gpu("NVIDIA H200", "9.0"))}
-    ruled_out = {name for name, step in hopper.items() if step.ruled_out}
-    assert ruled_out == {name for name in STEPS if "-rtx-" in name}
-    assert len(ruled_out) == 10
-    assert "compute capability 9.0" in hopper["engine-rtx-fp16"].ruled_out
+    assert [task.name for task in TASKS.values() if task.unsupported] == []
+    hopper = {task.name: task for task in gpu_tasks.gpu_tasks(Gpu("NVIDIA H200", "9.0"))}
+    unsupported = {name for name, task in hopper.items() if task.unsupported}
+    assert unsupported == {name for name in TASKS if "-rtx-" in name}
+    assert len(unsupported) == 10
+    assert "compute capability 9.0" in hopper["engine-rtx-fp16"].unsupported
     assert hopper["bench-torch"].commands[0][2].startswith("runs/gpu/nvidia-h200/")
-    turing = {step.name: step for step in gpu_steps.gpu_steps(Gpu("Tesla T4", "7.5"))}
+    turing = {task.name: task for task in gpu_tasks.gpu_tasks(Gpu("Tesla T4", "7.5"))}
     for name in ("ops-bfloat16", "throughput-bf16", "bench-tensorrt-tf32", "engine-bf16", "bench-ort-cuda-bf16"):
-        assert "7.5" in turing[name].ruled_out
-    assert not turing["engine-fp16"].ruled_out
+        assert "7.5" in turing[name].unsupported
+    assert not turing["engine-fp16"].unsupported
     assert "fp16" in turing["training"].commands[0]
     assert "fp32,fp16" in turing["bench-torch"].commands[0]
 
@@ -178,32 +177,32 @@ def test_what_a_card_cannot_do_is_ruled_out_with_the_reason():
 def test_every_precision_has_an_engine_and_a_bench_of_its_own():
     for precision in ("fp32", "tf32", "fp16", "bf16", "int8"):
         for name in (f"engine-{precision}", f"engine-rtx-{precision}", f"bench-tensorrt-{precision}"):
-            assert STEPS[name].optional
-            assert ("tensorrt_rtx" if "rtx" in name else "tensorrt") in STEPS[name].needs
-        build, show, check = STEPS[f"engine-{precision}"].commands
+            assert TASKS[name].optional
+            assert ("tensorrt_rtx" if "rtx" in name else "tensorrt") in TASKS[name].requires
+        build, show, check = TASKS[f"engine-{precision}"].commands
         command = parsed(build[1:])
         assert (command.engine.flavor, command.engine.tf32) == ("tensorrt", precision == "tf32")
         assert command.recipe.precision == ("fp32" if precision == "tf32" else precision)
         assert show[-1] == str(command.output) == check[check.index("engine") + 1]
-        assert STEPS[f"bench-tensorrt-{precision}"].keeps == ("artifacts",)
+        assert TASKS[f"bench-tensorrt-{precision}"].kept_files == ("artifacts",)
 
 
 def test_another_gpu_is_the_only_one_that_its_steps_see(monkeypatch):
     for visible, seen in (("", "1"), ("3, 5", "5"), ("GPU-aa,GPU-bb", "GPU-bb")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        found = gpu_steps.gpu_steps(CARD, 1)
-        assert {step.env["CUDA_VISIBLE_DEVICES"] for step in found} == {seen}
-        assert "CUDA_VISIBLE_DEVICES" not in gpu_steps.gpu_steps(CARD)[0].env
+        found = gpu_tasks.gpu_tasks(CARD, 1)
+        assert {task.env["CUDA_VISIBLE_DEVICES"] for task in found} == {seen}
+        assert "CUDA_VISIBLE_DEVICES" not in gpu_tasks.gpu_tasks(CARD)[0].env
 
 
 def test_missing_packages_are_one_line():
-    steps = [dataclasses.replace(STEPS["tests"], needs=("json", "no_pytest")), STEPS["build"]]
-    steps[1] = dataclasses.replace(steps[1], needs=("no_pytest", "no_a|no_b"))
+    tasks = [dataclasses.replace(TASKS["tests"], requires=("json", "no_pytest")), TASKS["build"]]
+    tasks[1] = dataclasses.replace(tasks[1], requires=("no_pytest", "no_a|no_b"))
     assert (
-        gpu_table.packages(steps)
+        gpu_table.packages(tasks)
         == "packages: no_pytest is missing: no tests, build; no_a or no_b is missing: no build"
     )
-    assert gpu_table.packages([dataclasses.replace(steps[0], needs=())]) == "packages: nothing is missing"
+    assert gpu_table.packages([dataclasses.replace(tasks[0], requires=())]) == "packages: nothing is missing"
 
 
 def test_the_sources_count_and_not_what_lies_beside_them(tmp_path, monkeypatch):
@@ -233,40 +232,40 @@ EPOCHS = r'{"images_per_s": 10.0}\n{"images_per_s": 20.0}\n'
 
 
 def table_of(folder):
-    """The rows of the one table in bench/results: step, status, what and figures."""
+    """The rows of the one table in bench/results: task, status, what and figures."""
     ((path),) = (folder / "results").glob("*.md")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-nvidia-a10-24-gb\.md", path.name)
     head, rows = path.read_text().split("|---|---|---:|---|---|\n")
     assert head.startswith("NVIDIA A10 (24 GB) (compute capability 8.6), driver ")
     cells = [re.split(r"(?<!\\) ?\| ?", line) for line in rows.splitlines() if line.startswith("|")]
-    return [(step, status, what, figures) for _, step, status, _, what, figures, _ in cells]
+    return [(task, status, what, figures) for _, task, status, _, what, figures, _ in cells]
 
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """A repository with a card and three steps; the second fails until the file `mended` is there."""
+    """A repository with a card and three tasks; the second fails until the file `mended` is there."""
     python = ("python", "-c")
-    steps = [
-        Step(
+    tasks = [
+        Task(
             name="first",
             commands=((*python, f"open('a.json', 'w').write('{FOUND}'); open('b.jsonl', 'w').write('{EPOCHS}')"),),
-            makes=("a.json", "b.jsonl"),
+            outputs=("a.json", "b.jsonl"),
         ),
-        Step(name="second", commands=((*python, "print('the reason'); open('mended')"),), uses=("a.json",)),
-        Step(name="third", commands=((*python, ""),), needs=("no-such-program",), optional=True),
+        Task(name="second", commands=((*python, "print('the reason'); open('mended')"),), inputs=("a.json",)),
+        Task(name="third", commands=((*python, ""),), requires=("no-such-program",), optional=True),
     ]
     monkeypatch.setattr(gpu_table, "RESULTS", tmp_path / "results")
     for module in (gpu_table, gpu):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "setup.py").touch()
-    monkeypatch.setattr(gpu, "gpu_steps", lambda found, index=None: steps)
+    monkeypatch.setattr(gpu, "gpu_tasks", lambda found, index=None: tasks)
     see(monkeypatch, CARD)
     return tmp_path
 
 
 def test_from_a_failure_to_results_named_after_the_card(fake):
     done = run_here("-m", "bench.lab.gpu")
-    assert_one_line_error(done, "not proved: second (failed, exit code 1: python -c")
+    assert_one_line_error(done, "second (failed, exit code 1: python -c")
     assert "second.log:" in done.stdout
     assert "the reason" in done.stdout
     day = r"\d{4}-\d\d-\d\d-nvidia-a10-24-gb-"
@@ -283,7 +282,7 @@ def test_from_a_failure_to_results_named_after_the_card(fake):
     assert rows[4][3].startswith("exit code 1: python -c")
     assert rows[5:] == [("third", "not proved", "", "without no-such-program")]
     assert all(figures in done.stdout for *_, figures in rows)
-    assert "1 of 3 steps proved" in done.stdout
+    assert "1 of 3 tasks proved" in done.stdout
     (fake / "mended").touch()
     done = run_here("-m", "bench.lab.gpu")
     assert done.returncode == 0, done.stderr
@@ -295,7 +294,7 @@ def test_from_a_failure_to_results_named_after_the_card(fake):
     assert first["environment"]["kernels"] == build_info()
     assert "driver" in first["environment"]
     assert first["environment"]["commit"]
-    assert first["commands"] == gpu.gpu_steps(CARD)[0].lines()
+    assert first["commands"] == gpu.gpu_tasks(CARD)[0].lines()
     assert (first["status"], second["status"], set(found)) == ("passed", "passed", {"first", "second"})
     assert "the reason" in second["said"]
 
@@ -303,7 +302,7 @@ def test_from_a_failure_to_results_named_after_the_card(fake):
 def test_what_is_interrupted_leaves_a_table_of_what_is_proved_and_goes_on(fake, monkeypatch):
     (fake / "mended").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(steps_module, "_call", interrupted_at("print('the reason')"))
+        patch.setattr(task_runner, "_call", interrupted_at("print('the reason')"))
         done = run_here("-m", "bench.lab.gpu")
     assert done.returncode == 130
     rows = table_of(fake)
@@ -319,7 +318,7 @@ def interrupted_at(word):
             raise KeyboardInterrupt
         return really(command, *arguments)
 
-    really = steps_module._call
+    really = task_runner._call
     return call
 
 
@@ -339,7 +338,7 @@ def test_steps_can_be_chosen_and_repeated(fake):
     assert "first: at most" not in run_here("-m", "bench.lab.gpu", "--only", "first").stdout
     assert "first: at most" in run_here("-m", "bench.lab.gpu", "--only", "first", "--again", "first").stdout
     unknown = run_here("-m", "bench.lab.gpu", "--again", "frist")
-    assert_one_line_error(unknown, "unknown step frist; known: first, second, third")
+    assert_one_line_error(unknown, "--again is 'frist'", "first, second or third", "did you mean first?")
 
 
 def test_another_gpu_gives_its_name_to_folder_and_results(fake, monkeypatch):
@@ -348,22 +347,22 @@ def test_another_gpu_gives_its_name_to_folder_and_results(fake, monkeypatch):
     done = run_here("-m", "bench.lab.gpu", "--device", "cuda:1")
     assert (done.returncode, done.stdout.splitlines()[0].partition(":")[0]) == (0, CARD.name)
     assert table_of(fake)
-    assert_one_line_error(run_here("-m", "bench.lab.gpu", "--device", "cuda:2"), "no GPU 2 here: 2 visible")
+    assert_one_line_error(run_here("-m", "bench.lab.gpu", "--device", "cuda:2"), "GPU 2", "2 visible")
     assert_one_line_error(
-        run_here("-m", "bench.lab.gpu", "--device", "cpu"), "--device is cpu; expected cuda or cuda:N"
+        run_here("-m", "bench.lab.gpu", "--device", "cpu"), "--device is 'cpu'; expected cuda or cuda:N"
     )
 
 
 def test_what_is_needed_and_missing_is_not_proved(fake, monkeypatch):
-    needs = Step(name="needs", commands=(("python", "-c", ""),), needs=("no-such-program",))
-    monkeypatch.setattr(gpu, "gpu_steps", lambda found, index: [needs])
-    assert_one_line_error(run_here("-m", "bench.lab.gpu"), "not proved: needs")
+    needs = Task(name="needs", commands=(("python", "-c", ""),), requires=("no-such-program",))
+    monkeypatch.setattr(gpu, "gpu_tasks", lambda found, index: [needs])
+    assert_one_line_error(run_here("-m", "bench.lab.gpu"), "needs (not proved, without no-such-program)")
     assert table_of(fake) == [("needs", "not proved", "", "without no-such-program")]
     assert not list((fake / "results").glob("*.json"))
 
 
 def test_a_failure_leaves_no_result(fake):
-    assert gpu_table.write_result(Outcome(step=STEPS["build"], status="failed"), CARD) is None
+    assert gpu_table.write_result(TaskOutcome(task=TASKS["build"], status="failed"), CARD) is None
     assert not (fake / "results").exists()
 
 

@@ -1,4 +1,4 @@
-"""The runner of steps: goes on where it stopped, runs again what changed, and leaves nothing running."""
+"""The runner of tasks: goes on where it stopped, runs again what changed, and leaves nothing running."""
 
 import json
 import os
@@ -8,35 +8,35 @@ from pathlib import Path
 import pytest
 
 from pmm.utils import task_runner
-from pmm.utils.task_runner import Step, last_lines, run_steps
+from pmm.utils.task_runner import Task, last_lines, run_tasks
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs steps in tmp_path; returns name -> outcome, and the steps that were started in `.started`."""
+    """Runs tasks in tmp_path; returns name -> outcome, and the tasks that were started in `.started`."""
 
-    def run(*steps, depends="these sources", again=()):
+    def run(*tasks, depends="these sources", again=()):
         run.started, run.finished = [], []
-        outcomes = run_steps(
-            steps,
+        outcomes = run_tasks(
+            tasks,
             tmp_path / "runs" / "card",
             root=tmp_path,
             depends=depends,
             again=again,
-            started=lambda step: run.started.append(step.name),
-            finished=lambda outcome: run.finished.append((outcome.step.name, outcome.status)),
+            started=lambda task: run.started.append(task.name),
+            finished=lambda outcome: run.finished.append((outcome.task.name, outcome.status)),
         )
-        return {outcome.step.name: outcome for outcome in outcomes}
+        return {outcome.task.name: outcome for outcome in outcomes}
 
     return run
 
 
 def python(name, code, **fields):
-    return Step(name=name, commands=(("python", "-c", code),), **fields)
+    return Task(name=name, commands=(("python", "-c", code),), **fields)
 
 
-WRITES = python("writes", "open('made', 'a').write('x')", makes=("made",))
-READS = python("reads", "print(open('made').read())", uses=("made",))
+WRITES = python("writes", "open('made', 'a').write('x')", outputs=("made",))
+READS = python("reads", "print(open('made').read())", inputs=("made",))
 
 
 def test_what_passed_is_kept_until_something_it_depends_on_changes(run, tmp_path):
@@ -46,7 +46,7 @@ def test_what_passed_is_kept_until_something_it_depends_on_changes(run, tmp_path
     assert (run.started, run.finished) == ([], [])
     run(WRITES, READS, depends="other sources")
     assert run.started == ["writes", "reads"]
-    run(WRITES, python("reads", "print(2)", uses=("made",)), depends="other sources")
+    run(WRITES, python("reads", "print(2)", inputs=("made",)), depends="other sources")
     assert run.started == ["reads"], "another command line"
     run(WRITES, READS, depends="other sources", again=["writes"])
     assert run.started == ["writes", "reads"], "it is made anew, and is another file: what uses it runs again"
@@ -56,13 +56,13 @@ def test_what_passed_is_kept_until_something_it_depends_on_changes(run, tmp_path
 
 
 def test_after_a_failure_what_does_not_need_it_runs_and_the_next_call_does_the_rest(run, tmp_path):
-    (tmp_path / "promised").touch()  # of an earlier run: not what the failed step made
+    (tmp_path / "promised").touch()  # of an earlier run: not what the failed task made
     code = "print('why it failed'); open('attempts', 'a').write('x'); open('mended'); open('promised', 'w')"
-    fails, after = python("fails", code, makes=("promised",)), python("after", "print(1)", uses=("promised",))
+    fails, after = python("fails", code, outputs=("promised",)), python("after", "print(1)", inputs=("promised",))
     found = run(WRITES, fails, after, READS)
     assert [outcome.status for outcome in found.values()] == ["passed", "failed", "not run", "passed"]
-    assert not found["fails"].fine
-    assert not found["after"].fine
+    assert not found["fails"].ok
+    assert not found["after"].ok
     assert found["after"].note == "without fails"
     assert "exit code 1: python -c" in found["fails"].note
     assert "why it failed" in last_lines(found["fails"].log, tmp_path)
@@ -73,8 +73,8 @@ def test_after_a_failure_what_does_not_need_it_runs_and_the_next_call_does_the_r
 
 
 def test_the_second_command_does_not_run_after_the_first_failed(run, tmp_path):
-    step = Step(name="two", commands=(("python", "-c", "1/0"), ("python", "-c", "open('second', 'w')")))
-    assert run(step)["two"].status == "failed"
+    task = Task(name="two", commands=(("python", "-c", "1/0"), ("python", "-c", "open('second', 'w')")))
+    assert run(task)["two"].status == "failed"
     assert not (tmp_path / "second").exists()
 
 
@@ -86,11 +86,11 @@ def alive(pid):
 
 
 def test_a_step_that_takes_too_long_is_ended_with_all_that_it_started(run, tmp_path):
-    sleeps = Step(
-        name="sleeps", commands=(("sh", "-c", "sleep 60 & echo $! > child; wait"),), limit_s=1, makes=("it",)
+    sleeps = Task(
+        name="sleeps", commands=(("sh", "-c", "sleep 60 & echo $! > child; wait"),), limit_s=1, outputs=("it",)
     )  # a shell has started its child by then wherever it may run
     begin = time.monotonic()
-    found = run(sleeps, python("after", "print(1)", uses=("it",)))
+    found = run(sleeps, python("after", "print(1)", inputs=("it",)))
     assert time.monotonic() - begin < 30
     assert (found["sleeps"].status, found["after"].status) == ("timed out", "not run")
     assert "stopped after 1 s" in found["sleeps"].note
@@ -110,21 +110,21 @@ def test_an_interrupt_ends_the_step_under_way(run, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
-    step = python("sleeps", "import os, time; open('own', 'w').write(str(os.getpid())); time.sleep(60)")
+    task = python("sleeps", "import os, time; open('own', 'w').write(str(os.getpid())); time.sleep(60)")
     with pytest.raises(KeyboardInterrupt):
-        run(step)
+        run(task)
     assert not (tmp_path / "own").exists() or not alive(int((tmp_path / "own").read_text()))
     assert not list((tmp_path / "runs" / "card").glob("*.json"))
 
 
 def test_what_is_not_there_did_not_pass(run):
-    absent = python("absent", "print(1)", needs=("no-such-program",))
-    optional = python("optional", "print(1)", needs=("json", "no_such_package|no-such-program"), optional=True)
-    either = python("either", "print(1)", needs=("no_such_package|json",))
-    waits = python("waits", "print(1)", uses=("never-made",))
+    absent = python("absent", "print(1)", requires=("no-such-program",))
+    optional = python("optional", "print(1)", requires=("json", "no_such_package|no-such-program"), optional=True)
+    either = python("either", "print(1)", requires=("no_such_package|json",))
+    waits = python("waits", "print(1)", inputs=("never-made",))
     found = run(absent, optional, either, waits)
     assert [outcome.status for outcome in found.values()] == ["not proved", "not proved", "passed", "not run"]
-    assert [outcome.fine for outcome in found.values()] == [False, True, True, False]
+    assert [outcome.ok for outcome in found.values()] == [False, True, True, False]
     assert found["absent"].note == "without no-such-program"
     assert found["optional"].note == "without no_such_package|no-such-program"
     assert found["waits"].note == "never-made was not made"
@@ -134,13 +134,16 @@ def test_what_is_not_there_did_not_pass(run):
 
 def test_what_a_machine_rules_out_is_not_proved_nor_is_what_needs_it(run, tmp_path):
     (tmp_path / "library").touch()  # of another build
-    ruled_out = python("ruled-out", "print(1)", ruled_out="this card has no such thing", makes=("it",))
-    builds = python("builds", "print(1)", needs=("no-such-program",), optional=True, makes=("library",))
-    uses, takes = python("uses", "print(1)", uses=("library",)), python("takes", "print(1)", takes=("library",))
-    after = python("after", "print(1)", uses=("it",))
-    found = run(ruled_out, builds, uses, takes, after)
+    unsupported = python("ruled-out", "print(1)", unsupported="this card has no such thing", outputs=("it",))
+    builds = python("builds", "print(1)", requires=("no-such-program",), optional=True, outputs=("library",))
+    uses, takes = (
+        python("uses", "print(1)", inputs=("library",)),
+        python("takes", "print(1)", optional_inputs=("library",)),
+    )
+    after = python("after", "print(1)", inputs=("it",))
+    found = run(unsupported, builds, uses, takes, after)
     assert [outcome.status for outcome in found.values()] == ["not proved"] * 3 + ["passed", "not proved"]
-    assert all(outcome.fine for outcome in found.values())
+    assert all(outcome.ok for outcome in found.values())
     assert found["ruled-out"].note == "this card has no such thing"
     assert found["uses"].note == "without builds (without no-such-program)"
     assert found["after"].note == "without ruled-out (this card has no such thing)"
@@ -148,13 +151,13 @@ def test_what_a_machine_rules_out_is_not_proved_nor_is_what_needs_it(run, tmp_pa
 
 
 def test_what_a_step_takes_counts_where_it_is(run, tmp_path):
-    step = python("takes", "print(1)", takes=("library",))
+    task = python("takes", "print(1)", optional_inputs=("library",))
     for content in (None, "1", "2"):
         if content:
             (tmp_path / "library").write_text(content)
-        run(step)
+        run(task)
         assert run.started == ["takes"]
-        run(step)
+        run(task)
         assert run.started == []
 
 
@@ -162,7 +165,7 @@ def test_what_a_step_keeps_is_there_in_the_next_attempt_of_the_same_step_alone(r
     code = "import os; os.mkdir('runs/card/slow/other'); os.makedirs('runs/card/slow/artifacts/x'); open('mended')"
 
     def slow(code, **fields):
-        return python("slow", code, keeps=("artifacts",), **fields)
+        return python("slow", code, kept_files=("artifacts",), **fields)
 
     assert run(slow(code))["slow"].status == "failed"
     assert (tmp_path / "runs/card/slow/artifacts/x").is_dir()
@@ -188,26 +191,26 @@ def test_nvcc_is_looked_for_where_the_build_looks(tmp_path, monkeypatch, home, p
         monkeypatch.setenv("CUDA_HOME", str(tmp_path / home))
     monkeypatch.setenv("PATH", str(tmp_path / path) if path else "")
     monkeypatch.setattr(task_runner, "TOOLKIT", tmp_path / "usual")
-    assert (Step(name="x", commands=(), needs=("nvcc",)).missing() == []) == there
+    assert (Task(name="x", commands=(), requires=("nvcc",)).missing() == []) == there
 
 
 def test_a_step_that_makes_nothing_failed(run):
-    found = run(python("lazy", "print(1)", makes=("promised",)))
+    found = run(python("lazy", "print(1)", outputs=("promised",)))
     assert (found["lazy"].status, found["lazy"].note) == ("failed", "promised was not made")
 
 
 def test_an_attempt_starts_in_an_empty_folder_of_its_own(run, tmp_path):
-    step = python("once", "import os; os.mkdir('runs/card/once/people'); open('mended')")
-    assert run(step)["once"].status == "failed"
+    task = python("once", "import os; os.mkdir('runs/card/once/people'); open('mended')")
+    assert run(task)["once"].status == "failed"
     (tmp_path / "mended").touch()
-    assert run(step)["once"].status == "passed"
+    assert run(task)["once"].status == "passed"
 
 
 def test_a_step_whose_result_could_not_be_written_runs_again(tmp_path):
     def run(finished):
         started = []
         arguments = {"root": tmp_path, "depends": 1, "started": started.append, "finished": finished}
-        list(run_steps([WRITES], tmp_path / "runs", **arguments))
+        list(run_tasks([WRITES], tmp_path / "runs", **arguments))
         return started
 
     def full_disk(outcome):
@@ -228,8 +231,8 @@ def test_a_damaged_stamp_counts_for_nothing(run, tmp_path, stamp):
 
 
 def test_command_lines_are_as_one_would_type_them_and_see_the_repository(run, tmp_path):
-    step = python("says", "import os; print(os.environ['A'], os.environ['PYTHONPATH'], os.getcwd())", env={"A": "b c"})
-    log = run(step)["says"].log.read_text()
+    task = python("says", "import os; print(os.environ['A'], os.environ['PYTHONPATH'], os.getcwd())", env={"A": "b c"})
+    log = run(task)["says"].log.read_text()
     assert log.startswith("$ A='b c' python -c ")
     assert f"b c {tmp_path}" in log
     assert log.split()[-1] == str(tmp_path)

@@ -1,4 +1,4 @@
-"""What only a machine with an NVIDIA GPU can prove, as a list of steps for `make gpu`.
+"""The tasks of `make gpu`: tests and measurements that need an NVIDIA GPU.
 
 Each ends well within ten minutes. Loads the standard library only.
 """
@@ -13,7 +13,7 @@ from pmm.ablation.rows import DEFAULT_ROWS
 from pmm.runtime.trt_variant import RTX_CAPABILITIES
 from pmm.utils.build_info import LIBRARY
 from pmm.utils.hardware import Gpu
-from pmm.utils.task_runner import NVCC, Step
+from pmm.utils.task_runner import NVCC, Task
 
 # What reaches every kernel without hundreds of drawn examples: under the sanitizer each call is slow.
 SANITIZED = "memory_that_starts_anywhere or long_sums or planes_of_more_cells or on_many_threads"
@@ -25,94 +25,95 @@ EXPORT = (*TRAINING, "onnx", "onnxscript", "onnxruntime")
 TESTS = (*EXPORT, "pytest", "hypothesis")
 ABLATION_SEEDS = 5
 FLAVORS = {"": "tensorrt", "-rtx": "tensorrt_rtx"}
-"""How an engine step's name ends -> the library."""
+"""How an engine task's name ends -> the library."""
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
-def gpu_steps(gpu: Gpu, index: int | None = None) -> list[Step]:
-    """All steps for `gpu`, in their order; None needs the network: what is trained starts from random weights.
+def gpu_tasks(gpu: Gpu, index: int | None = None) -> list[Task]:
+    """All tasks for `gpu`, in order. None needs the network: training starts from random weights.
 
-    `index`: of the GPU, if there are several and it is not the first; the steps then see no other.
+    `index` is that of the GPU if it is not the first; the tasks then see no other GPU.
     """
     out = folder_of(gpu).relative_to(ROOT).as_posix()
-    steps = [*_kernel_steps(gpu, out), *_training_steps(gpu, out), *_bench_steps(gpu, out), *_engine_steps(gpu, out),
-             *_ablation_steps(gpu, out)]  # fmt: skip
+    tasks = [*_kernel_tasks(gpu, out), *_training_tasks(gpu, out), *_bench_tasks(gpu, out), *_engine_tasks(gpu, out),
+             *_ablation_tasks(gpu, out)]  # fmt: skip
     if index is None:
-        return steps
+        return tasks
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     only = {"CUDA_VISIBLE_DEVICES": visible[index] if visible else str(index)}
-    return [dataclasses.replace(step, env={**step.env, **only}) for step in steps]
+    return [dataclasses.replace(task, env={**task.env, **only}) for task in tasks]
 
 
-def _check(name: str, out: str, *words: str, needs: tuple[str, ...] = TRAINING, ruled_out: str = "") -> Step:
+def _check(name: str, out: str, *words: str, requires: tuple[str, ...] = TRAINING, unsupported: str = "") -> Task:
     """One of bench.lab.gpu_check's checks."""
     made = f"{out}/{name}/found.json"
     command = ("python", "-m", "bench.lab.gpu_check", *words, "--out", made)
-    return Step(name=name, commands=(command,), env=PLAIN, needs=needs, ruled_out=ruled_out, takes=(KERNELS,),
-                makes=(made,))  # fmt: skip
+    return Task(name=name, commands=(command,), env=PLAIN, requires=requires, unsupported=unsupported,
+                optional_inputs=(KERNELS,), outputs=(made,))  # fmt: skip
 
 
-def _kernel_steps(gpu: Gpu, out: str) -> list[Step]:
+def _kernel_tasks(gpu: Gpu, out: str) -> list[Task]:
     """The libraries; the kernels: built, tested, watched by the sanitizer, timed; the other tests that need a GPU."""
     pytest = ("python", "-m", "pytest", "-m", "gpu")
     ops = ("python", "-m", "bench.lab.mix_kernels", "--device", "cuda")
     sizes = ("--batches", "32,64,128", "--layouts", "nchw,channels_last")
     return [
         _check("libraries", out, "libraries"),
-        Step(
+        Task(
             name="build",
             commands=(
                 ("python", "setup.py", "build_ext", "--inplace"),
                 ("python", "-c", "import sys; from pmm.utils.build_info import not_built; sys.exit(not_built('cuda'))"),
             ),
             env={"PMM_BUILD_CUDA": "1", "PMM_REQUIRE_EXT": "1", "TORCH_CUDA_ARCH_LIST": gpu.compute_capability},
-            needs=("torch", "setuptools", "g++", NVCC),
+            requires=("torch", "setuptools", "g++", NVCC),
             optional=True,
-            makes=(KERNELS,),
+            outputs=(KERNELS,),
         ),
-        Step(name="tests-ops", commands=((*pytest, "tests/ops"),), env=REQUIRED, needs=TESTS, uses=(KERNELS,)),
-        Step(name="tests", commands=((*pytest, "--ignore", "tests/ops"),), env=PLAIN, needs=TESTS, takes=(KERNELS,)),
+        Task(name="tests-ops", commands=((*pytest, "tests/ops"),), env=REQUIRED, requires=TESTS, inputs=(KERNELS,)),
+        Task(name="tests", commands=((*pytest, "--ignore", "tests/ops"),), env=PLAIN, requires=TESTS,
+             optional_inputs=(KERNELS,)),
         *(
-            Step(
+            Task(
                 name=tool,
                 commands=(("compute-sanitizer", "--error-exitcode", "86", "--tool", tool, *pytest, "tests/ops", "-k",
                            SANITIZED),),
                 # torch keeps freed memory for itself, which hides an access beyond the end of a tensor
                 env={**REQUIRED, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-                needs=("compute-sanitizer", "torch", "pytest", "hypothesis"),
+                requires=("compute-sanitizer", "torch", "pytest", "hypothesis"),
                 optional=True,
-                uses=(KERNELS,),
+                inputs=(KERNELS,),
             )
             for tool in ("memcheck", "racecheck")
         ),
         *(
-            Step(  # one precision each: with torch.compile all of them would take longer than a step may
+            Task(  # one precision each: with torch.compile all of them would take longer than a task may
                 name=f"ops-{dtype}",
                 commands=((*ops, *sizes, "--dtypes", dtype, "--out", f"{out}/ops-{dtype}/ops.json"),),
                 env=REQUIRED,
-                needs=TRAINING,
-                ruled_out=_too_old(gpu, dtype),
-                uses=(KERNELS,),
-                makes=(f"{out}/ops-{dtype}/ops.json",),
+                requires=TRAINING,
+                unsupported=_too_old(gpu, dtype),
+                inputs=(KERNELS,),
+                outputs=(f"{out}/ops-{dtype}/ops.json",),
             )
             for dtype in ("float32", "float16", "bfloat16")
         ),
         *(
-            Step(
+            Task(
                 name=name,
                 commands=((*ops, "--step", "--step-batch", "128", "--amp", amp, "--out", f"{out}/{name}/step.json"),),
                 env=REQUIRED,
-                needs=TRAINING,
-                ruled_out=_too_old(gpu, amp),
-                uses=(KERNELS,),
-                makes=(f"{out}/{name}/step.json",),
+                requires=TRAINING,
+                unsupported=_too_old(gpu, amp),
+                inputs=(KERNELS,),
+                outputs=(f"{out}/{name}/step.json",),
             )
             for name, amp in (("ops-step", "off"), ("ops-step-bf16", "bf16"))
         ),
     ]  # fmt: skip
 
 
-def _training_steps(gpu: Gpu, out: str) -> list[Step]:
+def _training_tasks(gpu: Gpu, out: str) -> list[Task]:
     """Training of preset paper: throughput per precision, loading, resuming, NCCL, and a short run for the exports."""
     train = ("python", "-m", "pmm.train", "--preset", "paper", "--device", "cuda", "--amp", _half(gpu))
     people = ("--synthetic-ids", "100", "--workers", "8")
@@ -120,30 +121,30 @@ def _training_steps(gpu: Gpu, out: str) -> list[Step]:
     needs = (*TRAINING, "tensorboard")
     return [
         *(
-            _check(f"throughput-{amp}", out, "throughput", "--amp", amp, ruled_out=_too_old(gpu, amp))
+            _check(f"throughput-{amp}", out, "throughput", "--amp", amp, unsupported=_too_old(gpu, amp))
             for amp in ("off", "bf16", "fp16")
         ),
-        Step(
+        Task(
             name="loading",
             commands=(("python", "-m", "bench.lab.loading", "--out", f"{out}/loading/loading.json"),),
             env=PLAIN,
-            needs=TRAINING,
-            makes=(f"{out}/loading/loading.json",),
+            requires=TRAINING,
+            outputs=(f"{out}/loading/loading.json",),
         ),
-        _check("resume", out, "resume", needs=needs),
+        _check("resume", out, "resume", requires=needs),
         _check("nccl", out, "distributed"),
-        Step(
+        Task(
             name="training",
             commands=((*train, *people, "--epochs", "40", "--out", f"{out}/training"),),
             env=PLAIN,
-            needs=needs,
-            takes=(KERNELS,),
-            makes=tuple(made),
+            requires=needs,
+            optional_inputs=(KERNELS,),
+            outputs=tuple(made),
         ),
     ]  # fmt: skip
 
 
-def _bench_steps(gpu: Gpu, out: str) -> list[Step]:
+def _bench_tasks(gpu: Gpu, out: str) -> list[Task]:
     """Backends beside torch in fp32, a precision each where files are made, which are kept for the next attempt."""
     best = f"{out}/training/best.pth"
     halves = ("fp32", "tf32", "fp16", "bf16")
@@ -163,22 +164,22 @@ def _bench_steps(gpu: Gpu, out: str) -> list[Step]:
             name, on_gpu = f"bench-{backend}" + (f"-{precisions}" if len(choices) > 1 else ""), backend != "ort-cpu"
             words = (best, "--backends", backend, "--precisions", precisions, "--batches", batches, "--seconds", "3")
             found.append(
-                Step(
+                Task(
                     name=name,
                     commands=(("python", "bench/run.py", *words, "--out", f"{out}/{name}"),),
                     env=PLAIN,
-                    needs=(*EXPORT, "scipy", "jinja2", "matplotlib", *filter(None, [library])),
+                    requires=(*EXPORT, "scipy", "jinja2", "matplotlib", *filter(None, [library])),
                     optional=bool(library),
-                    ruled_out=_ruled_out(gpu, library) or (_too_old(gpu, precisions) if on_gpu else ""),
-                    uses=(best,),
-                    makes=(f"{out}/{name}/report.json",),
-                    keeps=("artifacts",),
+                    unsupported=_ruled_out(gpu, library) or (_too_old(gpu, precisions) if on_gpu else ""),
+                    inputs=(best,),
+                    outputs=(f"{out}/{name}/report.json",),
+                    kept_files=("artifacts",),
                 )
             )
     return found
 
 
-def _engine_steps(gpu: Gpu, out: str) -> list[Step]:
+def _engine_tasks(gpu: Gpu, out: str) -> list[Task]:
     """An engine per precision: built, proved and timed by layer as a user builds it, then opened, inspected, run from
     host and GPU, in batches of any size and by several threads, and compared with torch."""
     best, found = f"{out}/training/best.pth", []
@@ -191,16 +192,16 @@ def _engine_steps(gpu: Gpu, out: str) -> list[Step]:
             build = ("python", "export/to_trt.py", best, "-o", plan, "--batch", "1", "8", "64", *kind, *flavor)
             check = _check(name, out, "engine", plan, best)
             found.append(
-                Step(
+                Task(
                     name=name,
                     commands=(build, ("python", "-m", "pmm", "info", plan), *check.commands),
                     env=PLAIN,
-                    needs=(*EXPORT, library),
+                    requires=(*EXPORT, library),
                     optional=True,
-                    ruled_out=_ruled_out(gpu, library) or _too_old(gpu, precision),
-                    uses=(best,),
-                    makes=(f"{plan}.json", *check.makes),
-                    keeps=("model.onnx", "model.onnx.json"),
+                    unsupported=_ruled_out(gpu, library) or _too_old(gpu, precision),
+                    inputs=(best,),
+                    outputs=(f"{plan}.json", *check.outputs),
+                    kept_files=("model.onnx", "model.onnx.json"),
                 )
             )
     return found
@@ -208,8 +209,8 @@ def _engine_steps(gpu: Gpu, out: str) -> list[Step]:
 
 def _ruled_out(gpu: Gpu, library: str) -> str:
     # it builds anywhere, but an engine proves itself where it was built
-    ruled_out = library == "tensorrt_rtx" and gpu.compute_capability not in RTX_CAPABILITIES
-    return f"TensorRT-RTX runs no engine on compute capability {gpu.compute_capability}" if ruled_out else ""
+    unsupported = library == "tensorrt_rtx" and gpu.compute_capability not in RTX_CAPABILITIES
+    return f"TensorRT-RTX runs no engine on compute capability {gpu.compute_capability}" if unsupported else ""
 
 
 def _too_old(gpu: Gpu, kind: str) -> str:
@@ -223,8 +224,8 @@ def _half(gpu: Gpu) -> str:
     return "fp16" if _too_old(gpu, "bf16") else "bf16"
 
 
-def _ablation_steps(gpu: Gpu, out: str) -> list[Step]:
-    """The methods at full size, and preset strong beside paper: a seed in two steps, the first of half the methods, the
+def _ablation_tasks(gpu: Gpu, out: str) -> list[Task]:
+    """The methods at full size, and preset strong beside paper: a seed in two tasks, the first of half the methods, the
     second of all, of which those are there; each report of all seeds so far."""
     half = _half(gpu)
     rows = [*(f"{row}:amp={half}" for row in DEFAULT_ROWS.split(",")), f"strong/pmm:amp={half}"]
@@ -236,13 +237,13 @@ def _ablation_steps(gpu: Gpu, out: str) -> list[Step]:
         for name, methods in ((f"ablation-{seeds}-half", rows[: len(rows) // 2]), (f"ablation-{seeds}", rows)):
             words = ("--methods", ",".join(methods), *people, "--seeds", str(seeds))
             found.append(
-                Step(
+                Task(
                     name=name,
                     commands=((*compare, *words, "--out", f"{out}/{name}/ablation.json"),),
                     env=PLAIN,
-                    needs=(*TRAINING, "scipy", "tensorboard", "matplotlib"),
-                    takes=(KERNELS,),
-                    makes=(f"{out}/{name}/ablation.json",),
+                    requires=(*TRAINING, "scipy", "tensorboard", "matplotlib"),
+                    optional_inputs=(KERNELS,),
+                    outputs=(f"{out}/{name}/ablation.json",),
                 )
             )
     return found
