@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from pmm.utils.errors import InvalidInput, InvalidValue
 from pmm.utils.hardware import usable_cores
 
 MOST_THREADS = 4
+Metric: TypeAlias = Literal["euclidean", "cosine"]
+ApDefinition: TypeAlias = Literal["standard", "trapezoid", "truncated50"]
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,15 @@ class RankingResult:
 
 
 def evaluate_ranking(
-    query: Any,
-    gallery: Any,
-    query_pids: Any,
-    gallery_pids: Any,
-    query_camids: Any,
-    gallery_camids: Any,
+    query: npt.ArrayLike,
+    gallery: npt.ArrayLike,
+    query_pids: npt.ArrayLike,
+    gallery_pids: npt.ArrayLike,
+    query_camids: npt.ArrayLike,
+    gallery_camids: npt.ArrayLike,
     *,
-    metric: str = "euclidean",
-    ap: str = "standard",
+    metric: Metric = "euclidean",
+    ap: ApDefinition = "standard",
     max_rank: int = 50,
     memory_limit: int = MEMORY_LIMIT,
     threads: int = 0,
@@ -114,12 +116,12 @@ def evaluate_ranking(
 
 def evaluate_distances(
     distances: Distances | Floats,
-    query_pids: Any,
-    gallery_pids: Any,
-    query_camids: Any,
-    gallery_camids: Any,
+    query_pids: npt.ArrayLike,
+    gallery_pids: npt.ArrayLike,
+    query_camids: npt.ArrayLike,
+    gallery_camids: npt.ArrayLike,
     *,
-    ap: str = "standard",
+    ap: ApDefinition = "standard",
     max_rank: int = 50,
     memory_limit: int = MEMORY_LIMIT,
     threads: int = 0,

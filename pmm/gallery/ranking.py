@@ -9,7 +9,14 @@ from typing import Any
 
 from pmm.data.samples import ReidDataset, camids_of, pids_of
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks
-from pmm.evaluation.metrics import RankingResult, counting_threads, evaluate_distances, evaluate_ranking
+from pmm.evaluation.metrics import (
+    ApDefinition,
+    Metric,
+    RankingResult,
+    counting_threads,
+    evaluate_distances,
+    evaluate_ranking,
+)
 from pmm.evaluation.parity.labels import Labels
 from pmm.evaluation.reranking import Reranking, check_memory, reranked
 from pmm.runtime.base import Embeddings
@@ -23,8 +30,8 @@ CMC_RANKS = (1, 5, 10, 20)
 class RankingOptions:
     """How embeddings are ranked and scored; see `pmm.evaluation.metrics`."""
 
-    metric: str = "euclidean"
-    ap: str = "standard"
+    metric: Metric = "euclidean"
+    ap: ApDefinition = "standard"
     reranking: Reranking | None = None
     memory_limit: int = MEMORY_LIMIT
     """Bytes beyond the embeddings."""
