@@ -58,7 +58,7 @@ def training_data(config: Config) -> tuple[Config, ReidDataset]:
     classes = len(class_indices(split.train))
     if config.model.num_classes not in (0, classes):
         expected = f"{classes}, the training identities in {root}"
-        raise InvalidValue("model.num_classes", config.model.num_classes, expected)
+        raise InvalidValue("--num-classes", config.model.num_classes, expected)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes)), split
 
 
@@ -68,7 +68,8 @@ def check_synthetic(data: DataConfig, keys: Iterable[str]) -> None:
     for key in sorted(set(keys) & set(drawn)):
         if getattr(data, key) != drawn[key]:
             expected = f"{drawn[key]}, with which {data.root} was drawn"
-            raise InvalidValue(key, getattr(data, key), expected, hint="or choose another --root")
+            flag = "--" + key.replace("_", "-")
+            raise InvalidValue(flag, getattr(data, key), expected, hint="or choose another --root")
 
 
 def check_unchanged(out: Path, saved: Config, config: Config) -> None:

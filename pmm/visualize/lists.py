@@ -115,14 +115,10 @@ def ranked_lists(
         x, y = layout.cell(line, 0)
         if titles:
             draw.text((layout.gap, y - layout.frame - 0.8 * layout.text), titles[line], INK, font, anchor="lm")
-        _paste(picture, query, x, y, layout)
-        _query_frame(draw, x, y, layout.width, height, layout.frame)
+        _draw_query(picture, query, x, y, layout)
         for rank, (path, right) in enumerate(row, start=1):
             x, y = layout.cell(line, rank)
-            _paste(picture, path, x, y, layout)
-            _frame(draw, x, y, layout.width, height, layout.frame, right)
-            if right is not None:
-                _mark(picture, x + layout.width, y + height, layout.mark, right)
+            _draw_result(picture, path, right, x, y, layout)
             if captions:
                 below = y + height + layout.frame + layout.caption // 2
                 draw.text((x + layout.width // 2, below), captions[line][rank - 1], INK, font, anchor="mm")
@@ -133,8 +129,16 @@ def ranked_lists(
     return picture
 
 
-def _paste(picture: Image.Image, path: Path, x: int, y: int, layout: ListLayout) -> None:
+def _draw_query(picture: Image.Image, path: Path, x: int, y: int, layout: ListLayout) -> None:
     picture.paste(Image.fromarray(load_crop(path, layout.height, layout.width)), (x, y))
+    _query_frame(ImageDraw.Draw(picture), x, y, layout.width, layout.height, layout.frame)
+
+
+def _draw_result(picture: Image.Image, path: Path, right: bool | None, x: int, y: int, layout: ListLayout) -> None:
+    picture.paste(Image.fromarray(load_crop(path, layout.height, layout.width)), (x, y))
+    _frame(ImageDraw.Draw(picture), x, y, layout.width, layout.height, layout.frame, right)
+    if right is not None:
+        _mark(picture, x + layout.width, y + layout.height, layout.mark, right)
 
 
 def _query_frame(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, height: int, thick: int) -> None:
@@ -253,14 +257,9 @@ def compared_lists(
         x, y = corner(line, 0)
         if titles:
             draw.text((layout.gap, y - layout.frame - 0.8 * layout.text), titles[line], INK, font, "lm")
-        _paste(picture, query, x, y, layout)
-        _query_frame(draw, x, y, layout.width, height, layout.frame)
+        _draw_query(picture, query, x, y, layout)
         for begin, row in ((0, before[line]), (first, after[line])):
             for rank, (path, right) in enumerate(row, start=begin + 1):
-                x, y = corner(line, rank)
-                _paste(picture, path, x, y, layout)
-                _frame(draw, x, y, layout.width, height, layout.frame, right)
-                if right is not None:
-                    _mark(picture, x + layout.width, y + height, layout.mark, right)
+                _draw_result(picture, path, right, *corner(line, rank), layout)
     _legend(picture, layout, font, (True, False), "")
     return picture

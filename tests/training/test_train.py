@@ -101,7 +101,7 @@ def test_a_run_resumes_only_on_its_own_data(trained, people, tmp_path):
         path.unlink()
     config = load_config(out)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
-    with refuses(InvalidValue, root, name="model.num_classes", value=9, expected="8"):
+    with refuses(InvalidValue, root, name="--num-classes", value=9, expected="8"):
         train(config, out, RESUMED)
 
 
@@ -247,11 +247,11 @@ def test_bad_input_is_one_line(people, tmp_path):
         expected=["--direction is 'up'", "replace or paste"],
     )
     refused("--root", people, "--seed", "-1", expected=["--seed is -1", "0"])
-    refused("--root", people, "--num-classes", "777", expected=["num_classes is 777", "11, ", people])
+    refused("--root", people, "--num-classes", "777", expected=["--num-classes is 777", "11, ", people])
     refused("--root", people, "--seed", str(1 << 64), expected=["--seed is 18446744073709551616", "2**64"])
-    refused("--root", people, "--synthetic-ids", "50", expected=["synthetic_ids is 50", "12", people, "--root"])
-    refused("--root", people, "--synthetic-ids", "200", expected=["synthetic_ids is 200", "12", people, "--root"])
-    refused("--root", people, "--synthetic-seed", "0", expected=["synthetic_seed is 0", "7", people, "--root"])
+    refused("--root", people, "--synthetic-ids", "50", expected=["--synthetic-ids is 50", "12", people, "--root"])
+    refused("--root", people, "--synthetic-ids", "200", expected=["--synthetic-ids is 200", "12", people, "--root"])
+    refused("--root", people, "--synthetic-seed", "0", expected=["--synthetic-seed is 0", "7", people, "--root"])
     refused(
         "--preset", "paper", "--warmup", "0.4", expected=["--warmup would change nothing", "--schedule flat-cosine"]
     )
@@ -259,7 +259,7 @@ def test_bad_input_is_one_line(people, tmp_path):
     refused("--resume", expected=[tmp_path / "run", "config.json", "without --resume"])
     (tmp_path / "file").write_text("")
     done = run_here("-m", "pmm.train", "--preset", "tiny", "--root", people, "--out", tmp_path / "file")
-    assert_one_line_error(done, "cannot write")
+    assert_one_line_error(done, f"{tmp_path / 'file'}: ", "folder to write to")
     if not torch.cuda.is_available():
         refused("--root", people, "--device", "cuda", expected=["no usable CUDA GPU"])
 
