@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput, InvalidValue
 
 ORDER = 2  # a stream of the run's seed (1 holds out the validation identities, 3 augments, 4 draws the partners)
 
@@ -18,7 +18,7 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
 
     Yields lists of (sample index, epoch, position in the epoch): the share that process `rank` of `world` has of each
     batch, so that all processes together see the batches of a single one. `epoch` and `first`, the batch to begin with,
-    are set by the caller. Raises UserError if there are fewer identities than P.
+    are set by the caller. Raises InvalidValue if there are fewer identities than P, InvalidInput for fewer than two.
     """
 
     def __init__(
@@ -31,10 +31,10 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
         self.rank, self.world = rank, world
         self.epoch = self.first = 0
         if len(self.of_label) < ids_per_batch:
-            count = len(self.of_label)
-            problem = f"a batch needs {ids_per_batch} identities, but the training split has {count}"
-            hint = f"use --batch-size {count * images_per_id} or less" if count > 1 else "training needs at least two"
-            raise UserError(problem, hint=hint)
+            if (count := len(self.of_label)) < 2:
+                raise InvalidInput(f"the training split has {count} identities", expected="2 or more")
+            expected = f"{count * images_per_id} or less, because the training split has {count} identities"
+            raise InvalidValue("--batch-size", ids_per_batch * images_per_id, expected)
 
     def __len__(self) -> int:
         return len(self.of_label) // self.ids_per_batch

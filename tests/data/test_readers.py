@@ -157,7 +157,8 @@ def test_another_layout_is_named(tmp_path, present, asked, advice):
         trees.msmt17(tmp_path / present, present.lower().replace("_", "-"))
     else:
         trees.three_folders(tmp_path / present)
-    assert refusal(asked, tmp_path, path=tmp_path, problem="does not have the layout of").hint == f"it looks like {advice}"
+    error = refusal(asked, tmp_path, path=tmp_path, problem="does not have the layout of")
+    assert error.hint == f"it looks like {advice}"
 
 
 def test_a_data_set_elsewhere_is_found(tmp_path):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.data.sampler import PKSampler
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput, InvalidValue
 from tests.conftest import examples
 from tests.refusals import refuses
 
@@ -16,8 +16,11 @@ from tests.refusals import refuses
 def test_batches_are_p_by_k(counts, p, k, seed):
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     if len(counts) < p:
-        hint = f"--batch-size {len(counts) * k} or less" if len(counts) > 1 else "at least two"
-        with refuses(UserError, f"needs {p} identities", f"has {len(counts)}", hint=hint):
+        too_few = refuses(InvalidInput, f"has {len(counts)} identities", expected="2 or more")
+        too_large = refuses(
+            InvalidValue, f"has {len(counts)} identities", value=p * k, expected=f"{len(counts) * k} or "
+        )
+        with too_few if len(counts) < 2 else too_large:
             PKSampler(labels, p, k, seed)
         return
     sampler = PKSampler(labels, p, k, seed)

@@ -7,7 +7,8 @@ import pmm.training.trainer
 from pmm.runtime import torch_runner
 from pmm.training.flags import TrainOptions, parse, resume_command
 from pmm.training.launch import train
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidValue
+from tests.refusals import refuses
 
 
 @pytest.fixture
@@ -63,5 +64,5 @@ def test_the_flag_of_training():
     assert parse(["--preset", "tiny"]).threads == 0
     assert resume_command(command, command.out) == "python -m pmm.train --out run --threads 3"
     for bad in ("-1", "100000"):
-        with pytest.raises(UserError, match=f"--threads is {bad}"):
+        with refuses(InvalidValue, f"--threads is {bad}", name="--threads"):
             parse(["--preset", "tiny", "--threads", bad])

@@ -24,7 +24,7 @@ from pmm.training.launch import train
 from pmm.training.run_logger import RunLogger
 from pmm.training.state import learning_rate
 from pmm.training.step import collapsed
-from pmm.utils.errors import InvalidFile, InvalidValue, OutOfMemory, TrainingInterrupted, UserError
+from pmm.utils.errors import CannotWrite, InvalidFile, InvalidValue, OutOfMemory, TrainingInterrupted, UserError
 from pmm.utils.files import claimed
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 from tests.refusals import refuses
@@ -228,7 +228,7 @@ def test_bad_input_is_one_line(people, tmp_path):
     refused("--dataset", "market1501", expected=["--dataset market1501", "--root DIR"])
     refused("--dataset", "market1501", "--root", tmp_path / "none", expected=[f"{tmp_path / 'none'}: ", "market1501"])
     refused("--dataset", "cuhk", "--root", people, expected=["--dataset", "'cuhk'", "cuhk03-np-labeled"])
-    refused("--root", people, "--batch-size", "64", expected=["a batch needs 16 identities", "has 11"])
+    refused("--root", people, "--batch-size", "64", expected=["--batch-size is 64", "44 or less", "11 "])
     refused("--root", people, "--batch-size", "30", expected=["--batch-size is 30", "--images-per-id 4"])
     refused("--root", people, "--weights", "imagenet", expected=["resnet10 backbone has no such weights"])
     refused("--root", people, "--k", "40", expected=["--k is 40", "32 at most", "128x64"])
@@ -522,7 +522,7 @@ def test_a_log_on_a_full_disk_is_named(tmp_path):
             raise OSError(28, "No space left on device")
 
     log = RunLogger(tmp_path / "metrics.jsonl", Full(), None)
-    with pytest.raises(UserError, match=r"metrics.jsonl: cannot write: No space left on device"):
+    with refuses(CannotWrite, "No space left on device", path=tmp_path / "metrics.jsonl"):
         log.write({"epoch": 1})
 
 
@@ -544,7 +544,7 @@ def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, m
 
 
 def test_a_run_in_use_is_refused(small_config, tmp_path):
-    with claimed(tmp_path / "run"), pytest.raises(UserError, match="in use by another process"):
+    with claimed(tmp_path / "run"), refuses(CannotWrite, "another process", path=tmp_path / "run"):
         train(small_config, tmp_path / "run", ON_CPU)
     assert not (tmp_path / "run" / "last.pth").exists()
 
