@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from pmm.utils.version import __version__ as __version__
+from pmm.utils.build_info import __version__ as __version__
 
 if TYPE_CHECKING:
     from pmm import ops as ops

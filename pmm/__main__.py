@@ -7,7 +7,7 @@ import importlib
 import sys
 
 from pmm.utils import command_line
-from pmm.utils.version import __version__
+from pmm.utils.build_info import __version__
 
 PROG = "pmm"
 COMMANDS = {

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pmm.artifacts.known_checkpoints import describe, method_of
 from pmm.config import Config
-from pmm.utils.build_info import build_version
+from pmm.utils.build_info import __version__, build_version
 from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.files import write_file
-from pmm.utils.version import __version__
 
 if TYPE_CHECKING:
     from pmm.models.output import ReidModel

@@ -1,4 +1,4 @@
-"""The compiled kernels of the mix (cpp_ext/): where they lie and what they were built with. Loads no torch."""
+"""The version of the package, and the build of its compiled kernels of the mix (cpp_ext/). Loads no torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+__version__ = "0.1.0"
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARY = PACKAGE / "_C.so"
 SOURCES = PACKAGE.parent / "cpp_ext"
-"""Beside the package in a source tree; not there where it was installed from a wheel."""
+"""Beside the package in a source tree; a wheel has none."""
 _FACTS = re.compile(rb"pmm kernels built (\{[^\0]*\})\0")
 
 
@@ -22,11 +23,11 @@ def build_info() -> dict[str, Any]:
     Kernels that were built from other sources than those beside the package do not count; `stale` is then true.
     """
     try:
-        found = _FACTS.search(LIBRARY.read_bytes())
+        match = _FACTS.search(LIBRARY.read_bytes())
     except OSError:
-        found = None
-    facts = {"compiled": True, **json.loads(found[1])} if found else {"compiled": False}
-    if found and (SOURCES / "kernels.h").exists() and facts["sources"] != sources_digest(SOURCES):
+        match = None
+    facts = {"compiled": True, **json.loads(match[1])} if match else {"compiled": False}
+    if match and (SOURCES / "kernels.h").exists() and facts["sources"] != sources_digest(SOURCES):
         return {"compiled": False, "stale": True}
     return facts
 
@@ -40,7 +41,7 @@ def sources_digest(folder: Path) -> str:
 
 
 def describe_build(facts: dict[str, Any] | None = None) -> str:
-    """One line for people: which kernels the mix runs on; `facts` as `build_info` gives them (default: those here)."""
+    """One line: which kernels the mix runs on; `facts` as `build_info` gives them (default: of this installation)."""
     facts = build_info() if facts is None else facts
     if not facts["compiled"]:
         return f"plain torch (the kernels are {'of other sources' if facts.get('stale') else 'not compiled'})"
@@ -49,7 +50,7 @@ def describe_build(facts: dict[str, Any] | None = None) -> str:
 
 
 def build_version() -> str:
-    """As a version among those of libraries: sources, compiler and CUDA toolkit; "none" without compiled kernels."""
+    """A version for a list of libraries: sources, compiler and CUDA toolkit; "none" without compiled kernels."""
     facts = build_info()
     if not facts["compiled"]:
         return "none"

@@ -1,4 +1,4 @@
-"""How much CPU time the control groups of Linux leave to a process, as containers and schedulers set it."""
+"""The CPU quota of the control groups of a process on Linux, as containers and schedulers set it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path, PurePosixPath
 _GROUP = re.compile(r"^\d+:([^:]*):(/.*)$", re.MULTILINE)
 """A line of /proc/self/cgroup: controllers (version 1; none in version 2), and the group."""
 _MOUNT = re.compile(r"^\S+ \S+ \S+ (/\S*) (/\S*) .*? - (cgroup2?) \S+ (\S+)$", re.MULTILINE)
-"""A line of /proc/self/mountinfo: which group is mounted, where, version, and controllers among the options."""
+"""A line of /proc/self/mountinfo: the mounted group, its folder, the version, and controllers among the options."""
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPU time that this process may use, in cores: the least quota of its groups (version 1 and 2) and of those around
-    them. None if there is none; a file that cannot be read, or that says something else, is none.
+    """CPU time that this process may use, in cores: the least quota of its groups (version 1 and 2) and their parents.
+    None if there is no quota; a file that cannot be read or parsed counts as none.
 
     `root` is where /proc and /sys are.
     """
@@ -25,32 +25,32 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 def _groups(root: Path) -> Iterator[Path]:
     """The folders of this process's groups and of those around them, as far as they are mounted."""
     lines = _GROUP.findall(_read(root / "proc/self/cgroup"))
-    own = {name: group for names, group in lines for name in names.split(",")}
-    for mounted, place, version, options in _MOUNT.findall(_read(root / "proc/self/mountinfo")):
+    groups = {name: group for names, group in lines for name in names.split(",")}
+    for mounted, folder, version, options in _MOUNT.findall(_read(root / "proc/self/mountinfo")):
         if version == "cgroup2" or "cpu" in options.split(","):
-            top = root / _unescaped(place).lstrip("/")
-            folder = top / _inside(_unescaped(mounted), own.get("" if version == "cgroup2" else "cpu", "/"))
-            yield from (each for each in (folder, *folder.parents) if each.is_relative_to(top))
+            top = root / _unescaped(folder).lstrip("/")
+            path = top / _inside(_unescaped(mounted), groups.get("" if version == "cgroup2" else "cpu", "/"))
+            yield from (each for each in (path, *path.parents) if each.is_relative_to(top))
 
 
 def _inside(mounted: str, group: str) -> PurePosixPath:
-    """Where `group` is below the group that is mounted. A container may be told the name that its group has outside, of
-    which nothing is visible: then the mounted one is its own."""
+    """The path of `group` below the mounted group. A container may see the name that its group has outside, of which no
+    folder is visible: then the mounted group is the container's."""
     try:
-        found = PurePosixPath(group).relative_to(mounted)
+        path = PurePosixPath(group).relative_to(mounted)
     except ValueError:
         return PurePosixPath()
-    return PurePosixPath() if ".." in found.parts else found
+    return PurePosixPath() if ".." in path.parts else path
 
 
 def _quota(folder: Path) -> float | None:
-    """Of one group, in cores: `cpu.max` is version 2's file, the others are version 1's."""
-    said = _read(folder / "cpu.max") or f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
+    """The quota of one group, in cores: `cpu.max` is version 2's file, the others are version 1's."""
+    text = _read(folder / "cpu.max") or f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
     try:
-        quota, period = map(int, said.split())
-    except ValueError:  # "max 100000", or no such files, as in the group of all
+        quota, period = map(int, text.split())
+    except ValueError:  # "max 100000", or no such files, as in the root group
         return None
-    return quota / period if quota > 0 and period > 0 else None  # version 1 says -1 for none
+    return quota / period if quota > 0 and period > 0 else None  # version 1 has -1 for none
 
 
 def _read(path: Path) -> str:

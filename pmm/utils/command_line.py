@@ -19,7 +19,7 @@ from pmm.utils.arguments import arguments, build, read_words
 from pmm.utils.errors import InvalidValue, UsageError, UserError
 from pmm.utils.extras import missing_library
 from pmm.utils.help_text import help_text
-from pmm.utils.scheduling import settle_threads, take_short_turns
+from pmm.utils.scheduling import configure_threads, use_short_time_slices
 
 T = TypeVar("T")
 
@@ -65,8 +65,8 @@ def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
 
     Before that, says how torch's threads shall wait, for `main` to load it (see `pmm.utils.scheduling`).
     """
-    settle_threads()
-    take_short_turns()
+    configure_threads()
+    use_short_time_slices()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show costs no results
     try:

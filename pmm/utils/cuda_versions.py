@@ -1,6 +1,6 @@
-"""Which CUDA the libraries here are built for and the driver serves, and what to install where they do not fit.
+"""Which CUDA the installed libraries are built for and the driver serves, and what to install if they do not fit.
 
-Read from the packages' own files: none of them is loaded. A driver serves its major version of CUDA, in all minor ones,
+Read from the packages' files: no library is loaded. A driver serves its major version of CUDA, in all minor ones,
 and those before it (NVIDIA, "CUDA Compatibility"). torch and ONNX Runtime both load a `libcudnn.so.9`, which is another
 file for each major version of CUDA; TensorRT shares no library of CUDA with them.
 """
@@ -17,7 +17,7 @@ from pmm.utils.hardware import driver_version, nvidia_gpus
 
 LEAST_DRIVER = {12: "525", 13: "580"}
 """Major version of CUDA -> oldest driver that serves it."""
-_WRITTEN = {"torch": "torch/version.py", "onnxruntime-gpu": "onnxruntime/capi/build_and_package_info.py"}
+_CUDA_FILES = {"torch": "torch/version.py", "onnxruntime-gpu": "onnxruntime/capi/build_and_package_info.py"}
 _CUDA = re.compile(r"^cuda(?:_version)?\b[^=\n]*=\s*['\"](\d[\d.]*)", re.MULTILINE)
 _ENGINES = ("tensorrt", "tensorrt-rtx")
 _INSTALL = {
@@ -29,7 +29,7 @@ _INSTALL = {
 TORCH_12 = "torch and torchvision for CUDA 12 by the command that the selector on PyTorch's page of installation gives"
 
 
-class Built(NamedTuple):
+class GpuLibrary(NamedTuple):
     """An installed library that uses GPUs."""
 
     name: str
@@ -51,34 +51,34 @@ class Misfit(NamedTuple):
     text: str
 
 
-def built_for() -> list[Built]:
-    """The libraries that are installed: torch, ONNX Runtime for GPUs, TensorRT and TensorRT-RTX in each build."""
-    found = []
-    for name, file in _WRITTEN.items():
+def gpu_libraries() -> list[GpuLibrary]:
+    """The installed ones: torch, ONNX Runtime for GPUs, TensorRT and TensorRT-RTX in each build."""
+    libraries = []
+    for name, file in _CUDA_FILES.items():
         if distribution := _distribution(name):
             try:
                 cuda = _CUDA.search(Path(str(distribution.locate_file(file))).read_text())
             except OSError:
                 cuda = None
-            found.append(Built(name, distribution.version, cuda[1] if cuda else ""))
+            libraries.append(GpuLibrary(name, distribution.version, cuda[1] if cuda else ""))
     for name in _ENGINES:  # the build is part of the name: its libraries are for one major version
         builds = ((major, _distribution(f"{name}-cu{major}")) for major in (11, *LEAST_DRIVER))
-        found += [Built(name, distribution.version, str(major)) for major, distribution in builds if distribution]
-    return found
+        libraries += [GpuLibrary(name, found.version, str(major)) for major, found in builds if found]
+    return libraries
 
 
 def side_by_side() -> dict[str, str]:
     """Library, and "driver" -> version of CUDA; "none" where there is none, both where two builds are installed."""
     rows = {"driver": driver_version() or "none"}
-    for library in built_for():
+    for library in gpu_libraries():
         before = f"{rows[library.name]} and " if library.name in rows else ""
         rows[library.name] = before + (library.cuda or "none")
     return rows
 
 
 def misfits() -> list[Misfit]:
-    """What cannot work: builds for a CUDA that the driver does not serve, or that do not go with each other."""
-    libraries, driver = built_for(), driver_version()
+    """Libraries that cannot work: built for a CUDA that the driver does not serve, or that exclude each other."""
+    libraries, driver = gpu_libraries(), driver_version()
     served = int(driver.partition(".")[0] or 0)
     usable = min(served or max(LEAST_DRIVER), max(LEAST_DRIVER))
     found = []
@@ -86,22 +86,26 @@ def misfits() -> list[Misfit]:
         if len(builds := [library.cuda for library in libraries if library.name == name]) > 1:
             text = f"{name} is installed for CUDA {' and '.join(builds)}, which overwrite each other's files: "
             found.append(Misfit((name,), text + command([name], usable)))
-    late = list(dict.fromkeys(library for library in libraries if served and library.major > served))
-    if late:
-        newest = max(library.major for library in late)
-        names = [library.name for library in late]
+    too_new = list(dict.fromkeys(library for library in libraries if served and library.major > served))
+    if too_new:
+        newest = max(library.major for library in too_new)
+        names = [library.name for library in too_new]
         least = f" to {LEAST_DRIVER[newest]} or later" if newest in LEAST_DRIVER else ""
         other = f", or {command(names, served)}" if served in LEAST_DRIVER else ""
-        text = f"{_listed(late)}, and the driver serves CUDA {driver} at most: update the NVIDIA driver{least}{other}"
+        text = (
+            f"{_listed(too_new)}, and the driver serves CUDA {driver} at most: update the NVIDIA driver{least}{other}"
+        )
         found.append(Misfit(tuple(names), text))
-    pair = [library for library in libraries if library.name in _WRITTEN and library.cuda and library not in late]
+    pair = [library for library in libraries if library.name in _CUDA_FILES and library.cuda and library not in too_new]
     if len({library.major for library in pair}) > 1:
         torch, ort = pair
-        text = f"{_listed(pair)}, and each has a libcudnn.so.9 of its own: "
+        text = f"{_listed(pair)}, and each needs another libcudnn.so.9: "
         found.append(Misfit((torch.name, ort.name), text + command([ort.name], torch.major)))
     plain = [library for library in libraries if library.name == "torch" and not library.cuda]
     if plain and nvidia_gpus():
-        text = f"torch {plain[0].version} is built without CUDA, and a GPU is here: {command(['torch'], usable)}"
+        text = (
+            f"torch {plain[0].version} is built without CUDA, and this machine has a GPU: {command(['torch'], usable)}"
+        )
         found.append(Misfit(("torch",), text))
     return found
 
@@ -112,7 +116,7 @@ def advice(name: str) -> str:
 
 
 def command(names: Sequence[str], major: int) -> str:
-    """What to run for the builds of these libraries for CUDA `major`, one of LEAST_DRIVER's."""
+    """The command that installs the builds of these libraries for CUDA `major`, one of LEAST_DRIVER's."""
     remove, install = [], []
     for name in names:
         if name in _ENGINES:
@@ -120,7 +124,7 @@ def command(names: Sequence[str], major: int) -> str:
             remove += [each for each in (name, *builds) if _distribution(each)]
             install.append(f"{name}-cu{major}")
         elif name == "torch":
-            remove += ["torch", "torchvision"]  # else pip takes what is there for good enough
+            remove += ["torch", "torchvision"]  # else pip leaves the installed build
         if (name, major) in _INSTALL:
             install.append(_INSTALL[name, major])
     lines = [f"pip uninstall -y {' '.join(remove)}"] if remove else []
@@ -129,7 +133,7 @@ def command(names: Sequence[str], major: int) -> str:
     return " && ".join(lines) + by_selector
 
 
-def _listed(libraries: Sequence[Built]) -> str:
+def _listed(libraries: Sequence[GpuLibrary]) -> str:
     return ", ".join(f"{library.name} {library.version} is built for CUDA {library.cuda}" for library in libraries)
 
 

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and what a bug report has to say: a number without a machine is decoration.
+"""The machine and the software that a figure was measured with, for reports and bug reports.
 
 Names no host, no user and no folder, so that it can be published.
 """
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pmm.utils.build_info import build_info
+from pmm.utils.build_info import __version__, build_info
 from pmm.utils.cuda_versions import misfits, side_by_side
 from pmm.utils.hardware import (
     clashing_wheels,
@@ -22,7 +22,6 @@ from pmm.utils.hardware import (
     nvidia_gpus,
     usable_cores,
 )
-from pmm.utils.version import __version__
 
 LIBRARIES = (
     "torch", "torchvision", "numpy", "pillow", "simplejpeg", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
@@ -34,7 +33,7 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
     """CPU, cores, GPUs, operating system, library versions, compiled kernels and the commit of this code, as plain
     values.
 
-    `threads` are those that were used for what is described, if any.
+    `threads`: CPU threads of the measurement, if it has a number of them.
     """
     return {
         "pmm": __version__,
@@ -56,13 +55,13 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
 
 
 def report_header(schema: str, threads: int | None = None) -> dict[str, Any]:
-    """What a report of `schema` begins with: when, and `describe_environment`."""
+    """The first fields of a report of `schema`: the time, and `describe_environment`."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return {"schema": schema, "created": created, "environment": describe_environment(threads)}
 
 
 def problems() -> list[str]:
-    """What is known to break on this machine."""
+    """Known problems of this machine's libraries and driver."""
     return [*([found] if (found := clashing_wheels()) else []), *(misfit.text for misfit in misfits())]
 
 

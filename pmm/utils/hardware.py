@@ -1,4 +1,4 @@
-"""What this machine has: NVIDIA GPUs, asked of the driver (TensorRT may crash without one), and CPU cores."""
+"""The NVIDIA GPUs (by the driver: TensorRT may crash without one) and CPU cores of this machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pmm.utils.cgroup import cpu_quota
-from pmm.utils.errors import BackendUnavailable, UserError
+from pmm.utils.errors import BackendUnavailable, InvalidValue
 
 T = TypeVar("T")
 
 
 MOST_THREADS = 1024
-"""Far above it, libraries end the process without a word, or take all of the memory."""
+"""With far more threads, libraries end the process without a message, or take all of the memory."""
 
 
 class Gpu(NamedTuple):
@@ -33,8 +33,8 @@ class Gpu(NamedTuple):
 
     @property
     def has_tf32(self) -> bool:
-        """Products of fp32 numbers with 10 bits of mantissa, added up in fp32: since Ampere. Where not, libraries that
-        are allowed them compute in fp32, without a word."""
+        """Products of fp32 numbers with 10 bits of mantissa, added up in fp32: since Ampere. On older GPUs, libraries
+        that are allowed TF32 compute in fp32 without a message."""
         return float(self.compute_capability) >= 8.0
 
 
@@ -55,33 +55,33 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
 
 
 def cuda_index(device: str) -> int | None:
-    """Which GPU "cuda" (the first) or "cuda:N" names, counted as CUDA_VISIBLE_DEVICES leaves them visible; None for
-    "auto" and "cpu". Raises UserError for any other word."""
+    """The index of the GPU that "cuda" (the first) or "cuda:N" names, among those that CUDA_VISIBLE_DEVICES leaves
+    visible; None for "auto" and "cpu". Raises InvalidValue for any other word."""
     if device in ("auto", "cpu"):
         return None
-    found = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", device)
-    if not found:
-        raise UserError(f"unknown device '{device}'; known: auto, cpu, cuda, cuda:N (N: 0 for the first GPU)")
-    return int(found[1] or 0)
+    match = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", device)
+    if not match:
+        raise InvalidValue("device", device, "auto, cpu, cuda or cuda:N (N is 0 for the first GPU)")
+    return int(match[1] or 0)
 
 
 def gpu_at(index: int) -> Gpu:
-    """The GPU of that index. Raises BackendUnavailable saying which are there if it is not."""
+    """The GPU of that index. Raises BackendUnavailable, with the GPUs that are visible, if there is none."""
     gpus = nvidia_gpus()
     if index < len(gpus):
         return gpus[index]
     if not gpus:
-        raise BackendUnavailable(
-            "no NVIDIA GPU is visible; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
-        )
-    names = ", ".join(f"{place} {gpu.name}" for place, gpu in enumerate(gpus))
-    raise BackendUnavailable(f"no GPU {index} here: {len(gpus)} visible ({names}); see CUDA_VISIBLE_DEVICES")
+        hint = "use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        raise BackendUnavailable("no NVIDIA GPU is visible", hint=hint)
+    names = ", ".join(f"{number} {gpu.name}" for number, gpu in enumerate(gpus))
+    problem = f"there is no GPU {index}: {len(gpus)} visible ({names})"
+    raise BackendUnavailable(problem, hint="CUDA_VISIBLE_DEVICES says which are visible")
 
 
 def check_threads(count: int) -> None:
-    """Of CPU threads, 0 for the default. Raises UserError for a number that no machine has use for."""
+    """Raises InvalidValue for a number of CPU threads below 0 (the default number) or beyond any use."""
     if not 0 <= count <= MOST_THREADS:
-        raise UserError(f"--threads is {count}; it must be at least 0 (the default) and at most {MOST_THREADS}")
+        raise InvalidValue("--threads", count, f"0 (the default) to {MOST_THREADS}")
 
 
 @cache
@@ -112,26 +112,26 @@ def cuda_library() -> Any:
 
 def nvidia_driver() -> str:
     """The NVIDIA driver's own version, as 580.65.06; empty without one."""
-    return _asked_of_nvml(lambda nvml: str(nvml.nvmlSystemGetDriverVersion())) or ""
+    return _query_nvml(lambda nvml: str(nvml.nvmlSystemGetDriverVersion())) or ""
 
 
 def gpu_memory_of(process: int) -> int | None:
-    """GPU memory, in bytes, that a process holds on all GPUs; None where the driver does not tell."""
+    """Bytes of GPU memory of a process on all GPUs; None if the driver does not report it."""
 
-    def held(nvml: Any) -> int | None:
-        found = []
+    def total(nvml: Any) -> int | None:
+        sizes = []
         for index in range(nvml.nvmlDeviceGetCount()):
-            with contextlib.suppress(nvml.NVMLError):  # this GPU does not tell
+            with contextlib.suppress(nvml.NVMLError):  # this GPU does not report it
                 entries = nvml.nvmlDeviceGetComputeRunningProcesses_v3(nvml.nvmlDeviceGetHandleByIndex(index))
-                found += [entry.usedGpuMemory for entry in entries if entry.pid == process]
-        told = [memory for memory in found if memory is not None]
-        return sum(told) if told else None
+                sizes += [entry.usedGpuMemory for entry in entries if entry.pid == process]
+        reported = [size for size in sizes if size is not None]
+        return sum(reported) if reported else None
 
-    return _asked_of_nvml(held)
+    return _query_nvml(total)
 
 
-def _asked_of_nvml(question: Callable[[Any], T]) -> T | None:
-    """What `question` finds by nvidia-ml-py's module; None without that package, a driver, or an answer of it."""
+def _query_nvml(query: Callable[[Any], T]) -> T | None:
+    """The result of `query` with nvidia-ml-py's module; None without that package or a driver, or if NVML fails."""
     try:
         import pynvml
     except ImportError:  # as where the kernels are built
@@ -141,7 +141,7 @@ def _asked_of_nvml(question: Callable[[Any], T]) -> T | None:
     except pynvml.NVMLError:
         return None
     try:
-        return question(pynvml)
+        return query(pynvml)
     except pynvml.NVMLError:
         return None
     finally:
@@ -151,7 +151,7 @@ def _asked_of_nvml(question: Callable[[Any], T]) -> T | None:
 @cache
 def int8_overflows() -> bool:
     """True for an x86 CPU without VNNI or AMX, which sums pairs of 8-bit products in 16 bits: with weights beyond 7
-    bits the largest sums are cut off. Only Linux tells; False elsewhere."""
+    bits the largest sums are cut off. Only Linux reports it; False elsewhere."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].partition("\n")[0].split())
     except OSError:
@@ -168,7 +168,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def clashing_wheels() -> str:
-    """What is wrong with the packages of ONNX Runtime, and what to do; empty if nothing is."""
+    """The conflict of two installed packages of ONNX Runtime, and what to do; empty if there is none."""
     if all(installed_version(name) for name in ("onnxruntime", "onnxruntime-gpu")):
         return (
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
@@ -180,7 +180,7 @@ def clashing_wheels() -> str:
 def usable_cores() -> int:
     """CPU cores that this process may use: those that it may run on or, if that is less, its groups' quota of time."""
     quota = quota_cores()
-    return len(_own_cores()) if quota is None else min(len(_own_cores()), quota)
+    return len(_allowed_cores()) if quota is None else min(len(_allowed_cores()), quota)
 
 
 @cache
@@ -201,14 +201,14 @@ def compute_threads() -> int:
     return min(physical_cores(), quota_cores() or sys.maxsize)
 
 
-def _own_cores() -> set[int]:
+def _allowed_cores() -> set[int]:
     """Numbers of the cores that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def physical_cores() -> int:
-    """Cores that this process may run on, but two that are one in hardware count once, as far as the system tells."""
-    return len({_siblings(core) for core in _own_cores()})
+    """Physical cores that this process may run on, as far as the system reports which cores share one."""
+    return len({_siblings(core) for core in _allowed_cores()})
 
 
 def _siblings(core: int) -> str:

@@ -1,4 +1,4 @@
-"""How this process and its threads share the cores with others: what is settled before torch is loaded."""
+"""How the threads of this process share the cores with other processes. Configured before torch is loaded."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from collections.abc import MutableMapping
 from pmm.utils.hardware import compute_threads, physical_cores
 
 SPINS = "20000"
-"""Looks for the next piece of work before a thread of OpenMP sleeps. libgomp's own number, 300,000, is milliseconds, in
-which the processes beside us do not get the core. How long a look takes, and a thread to wake, depends on the
-processor: 1,000 cost nothing on one, and made a quiet step half as slow again on another, where 20,000 cost 4 % and
-saved 39 % beside others."""
+"""Times that an OpenMP thread polls for work before it sleeps. libgomp's default, 300,000, takes milliseconds, in which
+other processes do not get the core. The time of a poll and of a wake-up depends on the processor: 1,000 cost nothing on
+one, and a step half as much time again on another, where 20,000 cost 4 % and, beside other processes, saved 39 %."""
 SLICE_NS = 100_000
-"""Time that the scheduler gives a thread in one go: the least that Linux takes (sched(7), sched_setattr(2))."""
+"""Time slice of a thread: the shortest that Linux accepts (sched(7), sched_setattr(2))."""
 
 
-def settle_threads(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Say in the environment how the threads of torch shall wait and, below a quota, how many there shall be; what the
-    user has said there stays. For this process and those that it starts, before torch is loaded: OpenMP reads it then.
+def configure_threads(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set variables for how the threads of torch wait and, below a CPU quota, for their number; those of the user stay.
+    They apply to this process and its children if they are set before torch is loaded: OpenMP reads them then.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = SPINS
@@ -30,20 +29,20 @@ def settle_threads(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.setdefault("OMP_NUM_THREADS", str(compute_threads()))
 
 
-def take_short_turns() -> bool:
-    """Let this thread, and what it starts, run in short turns, which come soon, rather than in long ones, which are
-    waited for: at each barrier a thread that has no core holds up all the others. Its share of the time stays the same.
+def use_short_time_slices() -> bool:
+    """Give this thread, and its children, short time slices, which come soon, instead of long ones: at each barrier, a
+    thread without a core delays all the others. The share of the CPU time stays the same.
 
-    Linux from 6.12 does so; older kernels ignore it. False where the system does not know it or forbids it, and for a
-    process whose owner has chosen another policy than the usual one.
+    Linux from 6.12 does so; older kernels ignore it. False if the system does not support or allow it, and for a
+    process that has another scheduling policy than the usual one.
     """
     number = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
     if sys.platform != "linux" or number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return False
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    asked = _Attributes(size=ctypes.sizeof(_Attributes), policy=os.SCHED_OTHER, nice=nice, runtime=SLICE_NS)
+    attributes = _Attributes(size=ctypes.sizeof(_Attributes), policy=os.SCHED_OTHER, nice=nice, runtime=SLICE_NS)
     with contextlib.suppress(OSError, AttributeError):
-        return ctypes.CDLL(None).syscall(number, 0, ctypes.byref(asked), 0) == 0
+        return ctypes.CDLL(None).syscall(number, 0, ctypes.byref(attributes), 0) == 0
     return False
 
 

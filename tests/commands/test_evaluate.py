@@ -207,7 +207,7 @@ def test_figures_are_not_lost_over_a_name_that_the_terminal_cannot_show(exported
         (("--rerank", "--k2", "0"), "--k2 is 0"),
         (("--per-query", "a.txt"), "expected a name that ends in .csv"),
         (("--threads", "-1"), "--threads is -1"),
-        (("--threads", "100000000"), "--threads is 100000000; it must be at least 0 (the default) and at most 1024"),
+        (("--threads", "100000000"), "--threads is 100000000; expected 0 (the default) to 1024"),
     ],
 )
 def test_bad_options_are_one_line(trained, people, args, text):

@@ -6,7 +6,7 @@ import pytest
 
 from pmm.runtime import eager, trt_variant
 from pmm.utils import cuda_versions, environment
-from pmm.utils.cuda_versions import Built, advice, built_for, misfits, side_by_side
+from pmm.utils.cuda_versions import GpuLibrary, advice, gpu_libraries, misfits, side_by_side
 from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import Gpu
 
@@ -66,11 +66,11 @@ def test_all_of_one_cuda_is_no_misfit(here):
     here.ort("13.0")
     here.tensorrt(13)
     here.tensorrt(13, "tensorrt_rtx", "1.7.1.116")
-    assert built_for() == [
-        Built("torch", "2.11.0", "13.0"),
-        Built("onnxruntime-gpu", "1.31.1", "13.0"),
-        Built("tensorrt", "11.4.0.106", "13"),
-        Built("tensorrt-rtx", "1.7.1.116", "13"),
+    assert gpu_libraries() == [
+        GpuLibrary("torch", "2.11.0", "13.0"),
+        GpuLibrary("onnxruntime-gpu", "1.31.1", "13.0"),
+        GpuLibrary("tensorrt", "11.4.0.106", "13"),
+        GpuLibrary("tensorrt-rtx", "1.7.1.116", "13"),
     ]
     assert side_by_side() == {
         "driver": "13.0", "torch": "13.0", "onnxruntime-gpu": "13.0", "tensorrt": "13", "tensorrt-rtx": "13"
@@ -156,7 +156,7 @@ def test_two_builds_of_tensorrt(here):
 def test_a_torch_without_cuda_beside_a_gpu(here, monkeypatch):
     here.torch("", "2.11.0+cpu")
     (misfit,) = misfits()
-    assert misfit.text.endswith("a GPU is here: pip uninstall -y torch torchvision && pip install torch torchvision")
+    assert misfit.text.endswith("a GPU: pip uninstall -y torch torchvision && pip install torch torchvision")
     monkeypatch.setattr(eager.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(eager, "refuse_parents_gpu", lambda: None)
     with pytest.raises(BackendUnavailable) as caught:

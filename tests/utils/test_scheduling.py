@@ -25,7 +25,7 @@ from tests.conftest import run_python
 def test_what_is_said_of_threads_in_the_environment(monkeypatch, threads, cores, given, settled):
     monkeypatch.setattr(scheduling, "physical_cores", lambda: cores)
     monkeypatch.setattr(scheduling, "compute_threads", lambda: threads)
-    scheduling.settle_threads(given)
+    scheduling.configure_threads(given)
     assert given == settled
 
 
@@ -87,4 +87,4 @@ def test_a_system_that_does_not_know_it(monkeypatch, missing):
         monkeypatch.setattr(scheduling.os, "sched_getscheduler", lambda pid: os.SCHED_BATCH)
     else:
         monkeypatch.setattr(scheduling.ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
-    assert not scheduling.take_short_turns()
+    assert not scheduling.use_short_time_slices()
