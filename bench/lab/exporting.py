@@ -24,7 +24,7 @@ from pmm.config import Config, fast_mode, preset
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops
 from pmm.data.readers import read_dataset
-from pmm.data.samples import evenly
+from pmm.data.samples import evenly_spaced
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.emulate_half import emulated
 from pmm.export.onnx import export_onnx
@@ -64,7 +64,7 @@ def bench_export(
     """
     split = read_dataset(config.data.dataset, root)
     samples = (*split.query, *split.gallery)
-    paths = [samples[index].path for index in evenly(len(samples), CROPS)]
+    paths = [samples[index].path for index in evenly_spaced(len(samples), CROPS)]
     crops = load_crops(paths, config.data.height, config.data.width)
     with open_runner(checkpoint, device="cpu") as reference:
         expected = embed_crops(reference, crops, batch_size=16)

@@ -18,7 +18,7 @@ from pmm.config import fast_mode
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops
 from pmm.data.readers import read_dataset
-from pmm.data.samples import evenly
+from pmm.data.samples import evenly_spaced
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import MIN_COSINE
 from pmm.runtime.base import Embeddings
@@ -44,7 +44,7 @@ def crops_and_truth(checkpoint: Path) -> tuple[Crops, Embeddings]:
     data = Config.from_dict(load(checkpoint)["config"]).data
     split = read_dataset(data.dataset, resolve_data_root(data.root, checkpoint))
     samples = (*split.query, *split.gallery)
-    paths = [samples[index].path for index in evenly(len(samples), CROPS)]
+    paths = [samples[index].path for index in evenly_spaced(len(samples), CROPS)]
     with open_runner(checkpoint, device="cpu") as truth:
         crops = load_crops(paths, data.height, data.width)
         return crops, truth(crops)

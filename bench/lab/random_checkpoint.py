@@ -12,7 +12,7 @@ from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
-from pmm.data.samples import evenly
+from pmm.data.samples import evenly_spaced
 from pmm.models.registry import build_model
 from pmm.training.state import make_train_state, snapshot
 from pmm.utils.errors import UserError
@@ -31,7 +31,7 @@ def untrained_checkpoint(config: Config, root: Path, out: Path) -> Path:
     if not train:
         raise UserError(f"{root} has no training crops to take batch-norm statistics of")
     crops = load_crops(
-        [train[index].path for index in evenly(len(train), CROPS)], config.data.height, config.data.width
+        [train[index].path for index in evenly_spaced(len(train), CROPS)], config.data.height, config.data.width
     )
     model_config = dataclasses.replace(config.model, weights="none", num_classes=len({s.pid for s in train}))
     config = dataclasses.replace(config, model=model_config, data=dataclasses.replace(config.data, root=str(root)))

@@ -16,7 +16,7 @@ from pmm.bench.request import Request
 from pmm.bench.resume_store import ResumeStore
 from pmm.bench.schema import Result
 from pmm.bench.workers import WorkerPool, file_name
-from pmm.data.samples import evenly
+from pmm.data.samples import evenly_spaced
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import make_folder, sha256
@@ -142,9 +142,8 @@ class CandidateEvaluator:
             embedded = reference.embedded
         else:
             embedded = self._accuracy.split_embeddings(self._embed(candidate.name))
-        checked = [
-            str(self._accuracy.samples[index].path) for index in evenly(len(self._accuracy.samples), CHECKED_CROPS)
-        ]
+        samples = self._accuracy.samples
+        checked = [str(samples[index].path) for index in evenly_spaced(len(samples), CHECKED_CROPS)]
         across_batches = self._workers[candidate.name].call("compare_batch_sizes", paths=checked)
         figures = self._accuracy.figures(embedded, reference)
         notes = ["compared with torch's L2-normalised embeddings"] * opened["normalised"]

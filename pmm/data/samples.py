@@ -50,6 +50,6 @@ def class_indices(samples: tuple[Sample, ...]) -> dict[int, int]:
     return {pid: index for index, pid in enumerate(sorted({sample.pid for sample in samples}))}
 
 
-def evenly(count: int, chosen: int) -> Sequence[int]:
+def evenly_spaced(count: int, chosen: int) -> Sequence[int]:
     """At most `chosen` of `count` indices, from the first to the last."""
     return np.linspace(0, count - 1, min(chosen, count)).astype(int).tolist()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pmm.data.folders import POOL, parts_in
 from pmm.data.readers import read_dataset
-from pmm.data.samples import evenly
+from pmm.data.samples import evenly_spaced
 from pmm.data.scan import IMAGE_SUFFIXES
 from pmm.export.options import LEAST_CALIBRATION_CROPS
 from pmm.utils.errors import InvalidFile, UserError
@@ -39,7 +39,7 @@ def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]
     if len(files) < LEAST_CALIBRATION_CROPS:
         enough = f"at least {LEAST_CALIBRATION_CROPS}, better several hundred"
         raise InvalidFile(f"{len(files)} crops to calibrate on", path=folder, expected=enough)
-    return [files[index] for index in evenly(len(files), images)]
+    return [files[index] for index in evenly_spaced(len(files), images)]
 
 
 def _refuse_test_crops(folder: Path, files: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.data.readers import read_dataset
-from pmm.data.samples import evenly
+from pmm.data.samples import evenly_spaced
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.options import LEAST_VERIFICATION_CROPS, MAX_LENGTH_ERROR, MIN_COSINE
 from pmm.runtime.base import Embeddings
@@ -120,5 +120,5 @@ def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
     except UserError as error:
         hint = "give --verify-root DIR (with --verify-dataset NAME if its layout is another), or --no-verify"
         raise InvalidFile(f"no crops to verify the export on ({error})", hint=hint) from error
-    chosen = [samples[index].path for index in evenly(len(samples), VERIFY_CROPS)]
+    chosen = [samples[index].path for index in evenly_spaced(len(samples), VERIFY_CROPS)]
     return load_crops(chosen, size.height, size.width)

@@ -13,7 +13,7 @@ from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
-from pmm.data.samples import class_indices, evenly
+from pmm.data.samples import class_indices, evenly_spaced
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.emulate_half import emulated
@@ -98,7 +98,7 @@ def untrained(tmp_path_factory):
 def crops(untrained):
     split = read_dataset("synthetic", untrained[1])
     samples = (*split.query, *split.gallery)
-    return load_crops([samples[index].path for index in evenly(len(samples), 64)], 384, 128)
+    return load_crops([samples[index].path for index in evenly_spaced(len(samples), 64)], 384, 128)
 
 
 @pytest.fixture(scope="module")
