@@ -241,9 +241,9 @@ def check_on_gpu(runner: Runner, images: GpuArray, index: int, contract: InputCo
 
 
 def in_runs(run: Callable[[Crops], Embeddings], images: Crops, batch: int | None) -> Embeddings:
-    """`run` on any number of images, of a file that may take `batch` of them only.
+    """`run` on any number of images, of a file whose `batch` may be static (None: it is not).
 
-    Those go in runs of `batch`; the last is filled up with black images, whose embeddings are dropped.
+    They then go in runs of `batch`; the last is filled up with black images, whose embeddings are dropped.
     """
     if batch is None:
         return run(images)
@@ -260,8 +260,8 @@ def _of_this_process(instance: T) -> T:
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:
     raise UserError(
-        "this runner was opened before fork(), and the threads that it runs with stayed in the process that opened it; "
-        "open it in each process that uses it (with gunicorn --preload: in post_fork)"
+        "this runner was opened before fork(), and its threads stayed in the process that opened it",
+        hint="open it in each process that uses it (with gunicorn --preload: in post_fork)",
     )
 
 
@@ -297,10 +297,11 @@ around_forks(in_child=_leave_to_parent)
 
 
 def warn_if_unverified(path: Path, manifest: Manifest) -> None:
-    """One line on stderr (logger "pmm") for an artifact whose embeddings were never compared with the checkpoint's."""
+    """One line on stderr (logger "pmm") for an artifact without a manifest beside it, or never compared with its
+    checkpoint."""
     if not manifest.sha256:
         logging.getLogger("pmm").warning(
-            "%s: no manifest beside it, only the copy inside: whether it was changed or verified cannot be told", path
+            "%s: no manifest beside it, only the copy inside: whether it was changed or verified is unknown", path
         )
     elif manifest.parity is None:
         logging.getLogger("pmm").warning("%s: its embeddings were never verified against the checkpoint", path)
