@@ -357,7 +357,7 @@ def test_every_later_command_takes_it(network, people, tmp_path):
     assert done.returncode == 0, done.stderr
     done = run_here("-m", "pmm", "evaluate", ours, "--dataset", "synthetic", "--root", people, "--device", "cpu")
     assert "mAP" in done.stdout, done.stderr
-    assert_one_line_error(run_here("export/to_onnx.py", ours, "-o", onnx), "no crops to verify on", "--verify-root DIR")
+    assert_one_line_error(run_here("export/to_onnx.py", ours, "-o", onnx), "no crops to verify", "--verify-root DIR")
     done = run_here("export/to_onnx.py", ours, "-o", onnx, "--verify-root", people)
     assert done.returncode == 0, done.stderr
     crops = load_crops([sample.path for sample in read_dataset("synthetic", people).query[:4]], 128, 64)
