@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import onnx
 
 
+EXPORT = "export the checkpoint with pmm export onnx"
+
+
 @dataclass(frozen=True)
 class OnnxFile:
     """An ONNX file as it was hashed: what is run or parsed cannot change after the check."""
@@ -37,7 +40,7 @@ class OnnxFile:
             raise InvalidFile(
                 "an ONNX file without a manifest, beside it or inside, that says what to feed it",
                 path=self.path,
-                hint="export it with pmm export onnx (pmm export trt --no-manifest builds an engine all the same)",
+                hint=EXPORT,
             )
         return self.stored_manifest
 
@@ -74,9 +77,9 @@ def _parsed(content: bytes, path: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own exception type depends on its version
-        raise InvalidFile("truncated, or not an ONNX file", path=path) from error
+        raise InvalidFile("truncated, or not an ONNX file", path=path, hint=EXPORT) from error
     if not proto.graph.node:
-        raise InvalidFile("truncated, or not an ONNX file (it has no operators)", path=path)
+        raise InvalidFile("truncated, or not an ONNX file (it has no operators)", path=path, hint=EXPORT)
     return proto
 
 

@@ -37,7 +37,7 @@ from pmm.data.readers import read_dataset
 from pmm.data.splits import distractors, unrankable
 from pmm.utils.environment import describe_environment
 from pmm.utils.errors import InvalidFile, UserError
-from pmm.utils.files import make_folder, sha256
+from pmm.utils.files import sha256
 from pmm.utils.hardware import usable_cores
 
 OPEN_S = 8.0
@@ -70,7 +70,7 @@ class Bench:
 
         request = self.request
         with ExitStack() as stack:
-            logs = make_folder(request.out / "logs")
+            logs = request.out / "logs"
             self._workers = stack.enter_context(
                 WorkerPool(logs, threads=self._threads, timeout=request.options.timeout)
             )

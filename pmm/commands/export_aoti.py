@@ -15,7 +15,7 @@ from pmm.export.options import VerifyOptions
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
-from pmm.utils.errors import InvalidValue
+from pmm.utils.errors import ConflictingOptions, InvalidValue
 from pmm.utils.files import existing_file
 from pmm.utils.hardware import cuda_index
 
@@ -41,6 +41,9 @@ def main(prog: str) -> None:
     if command.device == "auto":
         raise InvalidValue("--device", "auto", "cpu, cuda or cuda:N: a package is for one kind of processor")
     kind = "cpu" if cuda_index(command.device) is None else "cuda"
+    if kind == "cpu" and command.precision == "tf32":
+        problem, hint = "--precision tf32 is for GPUs, and --device is cpu", "use --precision fp32, or --device cuda"
+        raise ConflictingOptions(problem, "--precision", "--device", hint=hint)
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
     precision = "" if command.precision == "fp32" else f"-{command.precision}"
     beside = checkpoint.with_name(f"{checkpoint.stem}-{kind}{precision}{PACKAGE_SUFFIX}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pmm.runtime.trt_variant import first_line
 from pmm.utils.errors import UserError
-from pmm.utils.files import cannot_write, output_file
+from pmm.utils.files import cannot_write, make_folder, output_file
 
 
 def log_path(engine: Path) -> Path:
@@ -55,6 +55,7 @@ def build_log(engine: Path, *, show: bool) -> Iterator[BuildLog]:
     Raises CannotWrite if it cannot be written.
     """
     path = output_file(log_path(engine))
+    make_folder(path.parent)
     try:
         log = BuildLog(path, show)
     except OSError as error:

@@ -12,6 +12,7 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_same_precision
 from pmm.export.reference import engine_parity_check
 from pmm.export.trt import choose_flavor, engine_from_onnx
+from pmm.utils.errors import InvalidFile
 from pmm.utils.files import output_file
 
 
@@ -58,6 +59,9 @@ def build_engine(
         if exported:
             exported(artifact)
     file = read_onnx(onnx)
+    if file.stored_manifest is None:
+        hint = "export the checkpoint with pmm export onnx, or build an engine that is not verified with --no-manifest"
+        raise InvalidFile("an ONNX file without a manifest", path=onnx, hint=hint)
     if export_options:
         check_same_precision(onnx, file.manifest.precision, export_options.precision)
     options = dataclasses.replace(options, flavor=choose_flavor(options.flavor, onnx, options.device)[0])

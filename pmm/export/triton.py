@@ -120,7 +120,7 @@ def _open(path: Path) -> tuple[str, bytes, Manifest]:
         return "onnxruntime", file.content, dataclasses.replace(file.manifest, sha256=file.sha256)
     if kind != "engine":
         hint = "export the checkpoint with pmm export onnx or pmm export trt"
-        raise InvalidFile(NAMES[kind], path=path, expected="an ONNX file or a TensorRT engine", hint=hint)
+        raise InvalidFile(f"it is {NAMES[kind]}", path=path, expected="an ONNX file or a TensorRT engine", hint=hint)
     engine = read_native(path, EngineContract)
     if engine.contract.flavor != "tensorrt":
         problem = "a TensorRT-RTX engine, which Triton's tensorrt backend cannot load"

@@ -29,7 +29,7 @@ from pmm.utils.from_dict import from_dict
 FORMAT = "pmm-index-1"
 MEMBERS = ("contract", "embeddings", "paths")
 BROKEN = "the model or the backend is broken"
-REMAKE = "make it again with pmm embed"
+REMAKE = "write one with pmm embed"
 
 
 class Neighbours(NamedTuple):
@@ -179,8 +179,10 @@ class Index:
         except UserError as error:
             raise InvalidFile(str(error), path=path, hint=REMAKE) from error
         except Exception as error:  # zipfile, numpy and json raise a dozen types on a malicious file
-            problem = f"damaged, or not an index written by pmm embed ({reason_of(error)})"
-            raise InvalidFile(problem, path=path, hint=REMAKE) from error
+            kind = kind_of_content(path)
+            damaged = f"damaged, or not an index ({reason_of(error)})"
+            problem = damaged if kind in (None, "index") else f"it is {NAMES[kind]}"
+            raise InvalidFile(problem, path=path, expected="an index written by pmm embed", hint=REMAKE) from error
 
 
 def describe_index(path: Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
@@ -64,6 +66,8 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def make_folder(path: Path) -> Path:
     """Create `path` and its parents. Raises CannotWrite if that is not possible."""
+    if path.is_file():
+        raise CannotWrite("it is a file", path=path, expected="a folder to write to")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,8 +77,10 @@ def make_folder(path: Path) -> Path:
 
 def cannot_write(path: Path, error: OSError) -> CannotWrite:
     """For an output path that is not writable or a disk that is full."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "make room on the disk" if full else "choose another place, or change its permissions"
     reason = f"cannot write: {error.strerror or error}"
-    return CannotWrite(reason, path=path, hint="earlier files are unchanged")
+    return CannotWrite(reason, path=path, hint=f"{advice}; earlier files are unchanged")
 
 
 def sweep(folder: Path, names: Iterable[str]) -> None:
@@ -86,7 +92,7 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; if it is new and stays empty, it is removed again.
+    """Hold `folder` for this process; if it is new and gets nothing but empty files, it is removed again.
 
     Raises CannotWrite if another process writes there.
     """
@@ -95,11 +101,11 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if new and os.listdir(folder) == [".lock"]:
-                (folder / ".lock").unlink()
+            if new and not any(path.is_file() and path.stat().st_size for path in folder.rglob("*")):
+                shutil.rmtree(folder)
                 with contextlib.suppress(OSError):  # a parent may hold more by now
-                    for each in new:
-                        each.rmdir()
+                    for parent in new[1:]:
+                        parent.rmdir()
 
 
 @contextlib.contextmanager

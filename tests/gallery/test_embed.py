@@ -82,9 +82,9 @@ def test_a_backend_is_chosen_by_name_and_the_function_makes_what_the_command_wri
     with refuses(InvalidValue, "batch_size", "1 or more", value=0):
         gallery.embed(artifact, crops, batch_size=0)
     done = embed(artifact, crops, tmp_path / "out.npz", "--backend", "torch-compile")
-    assert_one_line_error(done, "model.onnx is an ONNX file, which torch-compile does not run", "ort-cpu", "openvino")
+    assert_one_line_error(done, "model.onnx: it is an ONNX file", "torch-compile", "ort-cpu", "openvino")
     done = embed(artifact, crops, tmp_path / "out.npz", "--backend", "torchscript")
-    assert_one_line_error(done, "unknown backend 'torchscript'", *BACKENDS)
+    assert_one_line_error(done, "--backend is 'torchscript'", *BACKENDS)
 
 
 def test_the_same_folder_gives_the_same_bytes(artifact, crops, tmp_path):

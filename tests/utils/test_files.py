@@ -108,7 +108,7 @@ def test_full_disk_keeps_the_old_file(tmp_path):
 
 def test_unwritable_places_are_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with refuses(CannotWrite, "File exists", path=tmp_path / "file"):
+    with refuses(CannotWrite, "it is a file", path=tmp_path / "file"):
         write_file(tmp_path / "file" / "below", "x")
     with refuses(CannotWrite, "folder", path=tmp_path, hint="name of a file"):
         write_file(tmp_path, "x")
@@ -167,6 +167,26 @@ def test_a_name_with_another_ending_is_refused(tmp_path):
     for name in ("a.json", "a"):
         with refuses(CannotWrite, path=tmp_path / name, expected=".plan or .engine"):
             output_file(tmp_path / name, suffixes=(".plan", ".engine"))
+
+
+def test_a_check_and_a_refused_command_leave_no_folder(tmp_path):
+    output_file(tmp_path / "a" / "b" / "c.json")
+    with claimed(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "empty.log").touch()
+    assert list(tmp_path.iterdir()) == []
+    with claimed(tmp_path / "a" / "b"):
+        write_file(tmp_path / "a" / "b" / "c.json", "{}")
+    (tmp_path / "old").mkdir()
+    with claimed(tmp_path / "old"):
+        pass
+    assert (tmp_path / "old").is_dir()
+    assert (tmp_path / "a" / "b" / "c.json").is_file()
+
+
+def test_a_folder_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with refuses(CannotWrite, "directory", path=tmp_path / "file" / "a" / "b.json"):
+        output_file(tmp_path / "file" / "a" / "b.json")
 
 
 def _begin_and_stay(begun):
