@@ -141,6 +141,9 @@ def check_pixels(
     """
     if pixels is None:
         raise InvalidInput(f"{name} is None", index=index, hint="the video ended, or the image could not be read")
+    if isinstance(pixels, Image.Image):  # numpy would take the numbers of a palette for grey
+        hint = "np.asarray(image.convert('RGB')) is RGB"
+        raise InvalidInput(f"{name} is an image of PIL", index=index, expected="an array", hint=hint)
     try:
         array = np.asarray(pixels)
     except Exception as error:  # arrays on a GPU refuse in their own ways
@@ -149,13 +152,11 @@ def check_pixels(
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        facts = f"a {type(pixels).__name__}" if array.dtype == object else f"{array.dtype} {shape}"
         channels_first = len(shape) == 3 and shape[0] in (1, 3, 4)
-        raise InvalidInput(
-            f"{name} is {f'{array.dtype} {shape}' if array.dtype != object else f'a {type(pixels).__name__}'}",
-            index=index,
-            expected="uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]",
-            hint="put the channels last, as by transpose(1, 2, 0)" if channels_first else "",
-        )
+        hint = "put the channels last, as by transpose(1, 2, 0)" if channels_first else ""
+        expected = "uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]"
+        raise InvalidInput(f"{name} is {facts}", index=index, expected=expected, hint=hint)
     if not array.size:
         raise InvalidInput(f"{name} has no pixels: it is {shape}", index=index)
     if array.dtype.kind == "f" and float_range:
@@ -164,14 +165,9 @@ def check_pixels(
             raise InvalidInput(f"{name} holds values of {worst}", index=index, expected=f"0 to {float_range}, no NaN")
         return np.rint(array * np.float32(255 / float_range)).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise InvalidInput(
-            f"{name} is {array.dtype}",
-            index=index,
-            expected="uint8",
-            hint="floats need pmm.load_crops(..., float_range=1) or 255: what white is"
-            if array.dtype.kind == "f"
-            else "",
-        )
+        floats = array.dtype.kind == "f" and index is not None
+        hint = "say what white is: pmm.load_crops(..., float_range=1), or 255" if floats else ""
+        raise InvalidInput(f"{name} is {array.dtype}", index=index, expected="uint8", hint=hint)
     return array
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pmm.data.frames import crop_boxes
 from pmm.utils.errors import InvalidInput, InvalidValue
@@ -167,6 +168,7 @@ def test_boxes_of_another_shape_are_refused(boxes, facts):
         (np.zeros((1, 40, 50, 3), np.uint8), ["[1, 40, 50, 3]"]),
         (np.zeros((0, 50, 3), np.uint8), ["no pixels"]),
         ("frame.jpg", ["<U9"]),
+        (Image.new("P", (30, 30)), ["PIL", "convert('RGB')"]),
     ],
 )
 def test_what_is_no_frame_is_refused(frame, facts):
