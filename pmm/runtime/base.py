@@ -76,7 +76,7 @@ class BoundRun:
 
 class Runner(ABC):
     """An opened model. Use as a context manager, in the process that opened it: after `os.fork` a child opens its own,
-    and the one that it has inherited raises UserError. So does one that was closed.
+    and the inherited one raises UserError, as one does that was closed.
 
     Whatever the artifact itself takes (uint8 or float, RGB or BGR), a runner takes uint8 RGB crops.
     """
@@ -89,13 +89,12 @@ class Runner(ABC):
     _path: Path | None = None
     """The file, for messages."""
     _closed = False
+    _bound_runs: weakref.WeakSet[BoundRun]
 
     def __new__(cls: type[R], *_: Any, **__: Any) -> R:
         runner = _of_this_process(super().__new__(cls))
         runner._bound_runs = weakref.WeakSet()
         return runner
-
-    _bound_runs: weakref.WeakSet[BoundRun]
 
     def __call__(self, images: Crops | CudaArray | Sequence[npt.NDArray[Any]]) -> Embeddings:
         """Embeddings float32 [B, D] of B crops.
@@ -143,7 +142,7 @@ class Runner(ABC):
         return bound
 
     def close(self) -> None:
-        """Free what the runner holds, after the runs under way. May be called again; whatever runs later is refused."""
+        """Free what the runner holds; whatever is to run from now on is refused. May be called again."""
         self._closed = True
         for bound in list(self._bound_runs):
             bound.__class__ = _ClosedBoundRun
@@ -207,10 +206,9 @@ class Runner(ABC):
             and len(images.shape) == 4
             and images.shape[1:] == size
         ):
-            shape, kind = getattr(images, "shape", None), f"a {type(images).__name__}"
-            facts = kind if shape is None else f"{images.dtype} {list(shape)}"  # type: ignore[attr-defined]
+            kind, shape = getattr(images, "dtype", f"a {type(images).__name__}"), getattr(images, "shape", None)
             raise InvalidInput(
-                f"the images are {facts}",
+                f"the images are {kind}{'' if shape is None else f' {list(shape)}'}",
                 expected=f"uint8 [B, {', '.join(map(str, size))}] of numpy, or a list of crops of any size",
                 hint=READ_FILES if isinstance(images, (str, os.PathLike)) else "",
             )
