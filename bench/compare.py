@@ -1,5 +1,10 @@
 """`python bench/compare.py`, which is `pmm compare`."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this package, not an installed one
+
 from pmm.commands.compare import main
 from pmm.utils import command_line
 

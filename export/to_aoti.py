@@ -1,5 +1,10 @@
 """`python export/to_aoti.py`, which is `pmm export aoti`."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this package, not an installed one
+
 from pmm.commands.export_aoti import main
 from pmm.utils import command_line
 

@@ -1,5 +1,10 @@
 """`python export/to_triton.py`, which is `pmm export triton`."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this package, not an installed one
+
 from pmm.commands.export_triton import main
 from pmm.utils import command_line
 

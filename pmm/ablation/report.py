@@ -29,9 +29,10 @@ Report = Mapping[str, Any]
 
 
 def default_out(ablation: Ablation) -> Path:
-    """bench/results/DATE-MACHINE-ablation.json, with the data set and the presets unless they are synthetic people and
-    tiny alone, and --against if given; with a number if a report of another ablation has that name, so that it is not
-    replaced. With PMM_FAST=1 it is in the folder of the runs: those figures are not to be published."""
+    """DATE-MACHINE-ablation.json in bench/results of a clone, or else in the folder of the runs. The name has the data
+    set and the presets unless they are synthetic people and tiny alone, --against if given, and a number if a report of
+    another ablation has that name, so that it is not replaced. With PMM_FAST=1 it is in the folder of the runs: those
+    figures are not to be published."""
     if fast_mode():
         return ablation.options.runs / "ablation.json"
     facts = describe_environment()
@@ -44,7 +45,8 @@ def default_out(ablation: Ablation) -> Path:
     which += f"-against-{slug(ablation.against)}" if ablation.options.against else ""
     stem = f"{datetime.now(UTC):%Y-%m-%d}-{machine}-ablation{which}"
     names = (f"{stem}{f'-{another}' if another > 1 else ''}.json" for another in itertools.count(1))
-    return next(RESULTS / name for name in names if _continues(RESULTS / name, ablation))
+    folder = RESULTS if RESULTS.is_dir() else ablation.options.runs
+    return next(folder / name for name in names if _continues(folder / name, ablation))
 
 
 def _continues(path: Path, ablation: Ablation) -> bool:

@@ -22,6 +22,7 @@ from pmm.ablation.study import Ablation, AblationOptions
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import UserError
+from pmm.utils.extras import check_installed
 from pmm.utils.files import claimed, output_file, write_file
 
 
@@ -31,12 +32,13 @@ class AblationCommand:
 
     options: AblationOptions = field(default_factory=AblationOptions)
     out: Annotated[Path | None, Arg("FILE.json", short="-o")] = None
-    """JSON file to write (default: DATE-MACHINE-ablation.json in bench/results)."""
+    """JSON file to write (default: DATE-MACHINE-ablation.json in bench/results of a clone, or else in --runs)."""
 
 
 def main(prog: str) -> int:
     """Entry point; 1 if a run failed."""
     command = command_line.parse(AblationCommand, prog=prog, description=__doc__ or "")
+    check_installed("matplotlib")  # for the plot, at the end
     ablation = Ablation(command.options)
     out = output_file(command.out or default_out(ablation), suffixes=(".json",))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: its runs end too

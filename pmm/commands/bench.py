@@ -22,6 +22,7 @@ from pmm.bench.resume_store import clear
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
+from pmm.utils.extras import check_installed
 from pmm.utils.files import claimed, write_file
 
 
@@ -38,6 +39,7 @@ class BenchCommand:
 def main(prog: str) -> int:
     """Entry point."""
     command = command_line.parse(BenchCommand, prog=prog, description=__doc__ or "")
+    check_installed("jinja2", "matplotlib")  # for the report, at the end
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: workers end too
     request = make_request(command.files, command.options, command.gates.parsed())
     with claimed(request.out):

@@ -17,6 +17,7 @@ from pmm.artifacts.origin import newest_run
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidValue, UserError
+from pmm.utils.extras import check_installed
 from pmm.utils.files import existing_file, output_file, replacing
 from pmm.utils.hardware import cuda_index
 from pmm.visualize.curves import read_run
@@ -58,6 +59,7 @@ class VisualizeCommand:
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(VisualizeCommand, prog=prog, description=__doc__ or "")
+    check_installed("matplotlib")
     cuda_index(command.device)
     wanted = command_line.names(command.what, flag="--what")
     for name in wanted:

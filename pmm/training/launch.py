@@ -16,6 +16,7 @@ from pmm.training.data_setup import resolve_config, training_data
 from pmm.training.flags import TrainOptions
 from pmm.utils import command_line
 from pmm.utils.errors import BackendUnavailable, CannotWrite, InvalidFile
+from pmm.utils.extras import check_installed
 from pmm.utils.files import claimed
 
 
@@ -31,6 +32,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
     Raises UserError for data, weights or an output folder that cannot be used, and with PMM_REQUIRE_EXT=1 if the mix
     has no compiled kernels for the device.
     """
+    check_installed("tensorboard")
     if is_first():
         _check_folder(out, options.resume)
     from pmm.runtime.eager import torch_device

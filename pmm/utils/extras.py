@@ -33,6 +33,14 @@ def import_library(module: str) -> Any:
         raise MissingLibrary(module, problem, hint=install_command(module)) from error
 
 
+def check_installed(*modules: str) -> None:
+    """Before long work that will need them, and without importing them. Raises MissingLibrary for the first of
+    `modules` that is not installed."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise MissingLibrary(module, f"{module} is not installed", hint=install_command(module))
+
+
 def install_command(module: str) -> str:
     """The command that installs `module`, as `pip install openvino`."""
     if module == "tensorrt":  # its wheels are for one major version of CUDA each

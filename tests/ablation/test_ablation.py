@@ -503,6 +503,9 @@ def test_the_default_file_is_named_after_day_machine_and_what_is_compared(monkey
     machine["gpus"] = ["NVIDIA H200"]
     assert name(preset="paper") == "nvidia-h200-ablation-paper.json"
     assert name(dataset="market1501", root="/data") == "nvidia-h200-ablation-market1501.json"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path)
+        assert reporting.default_out(Ablation(AblationOptions(runs=Path("runs")))).parent == Path("runs")
     monkeypatch.setattr(reporting, "RESULTS", tmp_path)
     first = reporting.default_out(Ablation(AblationOptions(methods="pmm,bdb", seeds=2)))
     first.write_text(json.dumps({"rows": [{"name": "pmm"}, {"name": "bdb"}], "seeds": [0, 1]}))

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from pmm.utils import command_line, extras
-from tests.conftest import ROOT
+from tests.conftest import ROOT, assert_one_line_error, run_here
 from tests.readme import README, commands
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -96,6 +96,23 @@ def test_a_command_names_the_library_that_it_lacks_and_what_to_install(module, f
     for fact in ("pmm something: error: ", *facts):
         assert fact in line
     assert ("pmm-reid" in line) == (top not in extras.EXTRAS)
+
+
+@pytest.mark.parametrize(
+    ("words", "library"),
+    [
+        (("pmm", "bench", "none.pth"), "jinja2"),
+        (("pmm", "bench", "none.pth"), "matplotlib"),
+        (("pmm", "ablation", "--methods", "none"), "matplotlib"),
+        (("pmm", "visualize", "none.pth"), "matplotlib"),
+        (("pmm.train", "--preset", "tiny"), "tensorboard"),
+    ],
+)
+def test_what_is_needed_at_the_end_is_looked_for_at_the_start(words, library, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, library, None)
+    done = run_here("-m", *words, cwd=tmp_path)
+    assert_one_line_error(done, f"{library} is not installed", f"pip install {library}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_library_of_another_version_is_to_be_upgraded():
