@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,15 +114,15 @@ def snapshot(state: TrainState, epoch: int, best: float, progress: Mapping[str, 
     }
 
 
-def restore_training(saved: dict[str, Any], state: TrainState) -> None:
-    """Set all that a step changes, and the random number generators, to what was `saved` (see `snapshot`).
+def restore_training(saved: dict[str, Any], state: TrainState, path: Path) -> None:
+    """Set all that a step changes, and the random number generators, to what was `saved` at `path` (see `snapshot`).
 
     Raises InvalidFile if a run cannot be resumed from it (a best.pth, or a checkpoint that was imported).
     """
     if not all(isinstance(saved[key], dict) for key in ("model", "optimizer", "scheduler", "rng")):
         raise InvalidFile(
             "it has weights but no state of the optimizer, like a best.pth or an imported checkpoint",
-            path="last.pth",
+            path=path,
             hint="start a new run",
         )
     state.model.load_state_dict(saved["model"])

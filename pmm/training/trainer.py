@@ -108,7 +108,7 @@ class Trainer:
         saved = self.processes.run_on_all(self._load_last)
         with explain_errors(self.out, self.processes.world):
             self._make_state()
-            self.processes.run_on_all(lambda: restore_training(saved, self.state))
+            self.processes.run_on_all(lambda: restore_training(saved, self.state, self.out / "last.pth"))
         self.processes.run_on_all(self._write_config)
         self.epochs_done, self.best, self.progress = saved["epoch"], saved["best"], saved["progress"] or {}
         self.batches.skipped |= self.progress.get("skipped", {})

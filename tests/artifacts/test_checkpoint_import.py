@@ -128,8 +128,8 @@ def test_the_checkpoint_is_one_of_ours(network, restored):
 def test_a_run_cannot_be_resumed_from_it(restored, checkpoint, tmp_path):
     state, model, config = restored
     train_state = make_train_state(copy.deepcopy(model), config, torch.device("cpu"), 1)
-    with refuses(InvalidFile, "optimizer", "imported", path="last.pth", hint="new run"):
-        restore_training(state, train_state)
+    with refuses(InvalidFile, "optimizer", "imported", path=checkpoint, hint="new run"):
+        restore_training(state, train_state, checkpoint)
     shutil.copy(checkpoint, tmp_path / "last.pth")
     assert_one_line_error(run_here("-m", "pmm.train", "--out", tmp_path, "--resume"), "no run to resume")
 

@@ -1,6 +1,7 @@
 """Steps of training: mixed precision, parts, clipping, and what is random in them."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_a_resumed_run_scales_its_loss_as_before(half_config):
     config = changed(half_config, amp="fp16")
     state, resumed = state_of(config), state_of(config)
     scaled_by(state, 2.0**9)
-    restore_training(snapshot(state, 1, -1.0), resumed)
+    restore_training(snapshot(state, 1, -1.0), resumed, Path("last.pth"))
     assert resumed.scaler.state_dict() == state.scaler.state_dict()
     assert resumed.scaler.get_scale() == 2.0**9
 

@@ -143,7 +143,7 @@ def test_best_is_no_state_to_resume_from(small_config, trained, tmp_path):
     state = load(trained)
     state["epoch"] = 1
     torch.save(state, out / "last.pth")
-    with refuses(InvalidFile, "best.pth", path="last.pth", hint="start a new run"):
+    with refuses(InvalidFile, "best.pth", path=out / "last.pth", hint="start a new run"):
         train(Config.from_dict(state["config"]), out, RESUMED)
 
 
