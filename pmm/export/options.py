@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pmm.artifacts.manifest import MOST_IMAGES, BatchProfile, BatchProfiles, HardwareCompatibility, InputContract
+from pmm.artifacts.manifest import BatchProfile, BatchProfiles, HardwareCompatibility, InputContract
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.hardware import cuda_index
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -80,8 +80,7 @@ class ExportOptions:
             flag, value = ("--int8-fallback", "fp16") if kind == "int8-fp16" else ("--precision", kind)
             problem = f"--opset is {self.opset}, and {flag} {value} needs at least {LEAST_OPSET[kind]}"
             raise ConflictingOptions(problem, "--opset", flag)
-        if self.static_batch is not None and not 1 <= self.static_batch <= MOST_IMAGES:
-            raise InvalidValue("--static-batch", self.static_batch, f"1 to {MOST_IMAGES} images")
+        _ = self.contract  # whose batch is checked
 
     @property
     def onnx_opset(self) -> int:
@@ -163,14 +162,11 @@ class EngineOptions:
 
     @property
     def profiles(self) -> BatchProfiles:
-        """`batch` by name, in order of size. Raises UserError if one is impossible, or two are for the same."""
-        try:
-            named = [BatchProfile(least=least, best=best, most=most) for least, best, most in self.batch]
-            in_order = tuple(sorted(named, key=lambda profile: (profile.best, profile.most, profile.least)))
-            return BatchProfiles(in_order) if in_order else BatchProfiles()
-        except UserError as error:
-            error.problem = f"--batch: {error.problem}"
-            raise
+        """`batch` by name, in order of size. Raises InvalidValue for impossible sizes, ConflictingOptions if two are
+        for the same."""
+        named = [BatchProfile(least=least, best=best, most=most) for least, best, most in self.batch]
+        in_order = tuple(sorted(named, key=lambda profile: (profile.best, profile.most, profile.least)))
+        return BatchProfiles(in_order) if in_order else BatchProfiles()
 
 
 def check_flags(

@@ -26,7 +26,6 @@ from pmm.export.precision import GraphPrecision
 from pmm.runtime.driver import current_gpu
 from pmm.runtime.trt_variant import (
     FLAVORS,
-    RTX_CAPABILITIES,
     TF32_ON,
     gpu_for,
     gpu_here,
@@ -36,7 +35,7 @@ from pmm.runtime.trt_variant import (
 )
 from pmm.utils.errors import BackendUnavailable, InvalidFile, MissingLibrary
 from pmm.utils.files import write_file
-from pmm.utils.hardware import Gpu, cuda_index, driver_version
+from pmm.utils.hardware import RTX_CAPABILITIES, Gpu, cuda_index, driver_version
 
 Flavor = Literal["tensorrt", "rtx"]
 

@@ -16,7 +16,7 @@ from pmm.runtime.base import RunnerInfo, closed_runner, warn_if_unverified
 from pmm.runtime.torch_graph import quiet
 from pmm.runtime.torch_runner import TorchRunner
 from pmm.runtime.trt_variant import this_platform
-from pmm.utils.errors import BackendUnavailable, UserError, reason_of
+from pmm.utils.errors import BackendUnavailable, InvalidFile, reason_of
 from pmm.utils.hardware import cuda_index, gpu_at
 
 
@@ -43,23 +43,23 @@ class AotiRunner(TorchRunner):
             warn: about embeddings that were never verified.
 
         Raises:
-            UserError: the file is not ours, was changed, was built for another machine, or does not hold what its
-                manifest promises.
+            InvalidFile: the file is not ours, was changed, was built for another machine, or is not as its manifest
+                says.
             BackendUnavailable: no GPU here, or no CUDA graph on a CPU.
         """
         file = read_native(path, PackageContract)
         self._path, self.manifest, contract = file.path, file.manifest, file.contract
-        place = _place(self._path, contract, device)
-        check_origin(self._path, contract, this_machine(place), (contract.compute_capability,))
+        target = _package_device(self._path, contract, device)
+        check_origin(self._path, contract, this_machine(target), (contract.compute_capability,))
         if warn:
             warn_if_unverified(self._path, self.manifest)
-        found = self.manifest.precision_found
+        precision = self.manifest.precision_found
         super().__init__(
-            self.manifest.preprocessing, self.manifest.embedding, place, threads,
-            tf32=found == "tf32", cuda_graph=cuda_graph,
+            self.manifest.preprocessing, self.manifest.embedding, target, threads,
+            tf32=precision == "tf32", cuda_graph=cuda_graph,
         )  # fmt: skip
         try:
-            self._package = _loaded(self._path, file.content, place, cuda_graph)
+            self._package = _load_package(self._path, file.content, target, cuda_graph)
             self._check_interface()
         except BaseException:
             self.close()
@@ -67,7 +67,7 @@ class AotiRunner(TorchRunner):
         self.info = RunnerInfo(
             backend="aoti",
             device=self.device_name(),
-            precision=found,
+            precision=precision,
             provider=f"torch {torch.__version__} AOTInductor{' (CUDA graph)' if cuda_graph else ''}",
         )
 
@@ -81,11 +81,11 @@ class AotiRunner(TorchRunner):
         return self._package(images)
 
     def _check_interface(self) -> None:
-        """A run now: it returns what the manifest promises."""
-        returned = self._forward(self._placed(self.blank(2)))
-        found, promise = (list(returned.shape), returned.dtype), ([2, self.embedding.dim], torch.float32)
-        if found != promise:
-            raise UserError(f"{self._path}: it returns {found}, its manifest promises {promise}")
+        """A run now: raises InvalidFile unless it returns the embeddings of the manifest."""
+        embeddings = self._forward(self._to_device(self.blank(2)))
+        returned, declared = (list(embeddings.shape), embeddings.dtype), ([2, self.embedding.dim], torch.float32)
+        if returned != declared:
+            raise InvalidFile(f"it returns {returned}", path=self._path, expected=f"{declared}, by its manifest")
 
 
 def this_machine(device: torch.device) -> PackageContract:
@@ -103,26 +103,29 @@ def this_machine(device: torch.device) -> PackageContract:
     )
 
 
-def _place(path: Path, contract: PackageContract, device: str) -> torch.device:
+def _package_device(path: Path, contract: PackageContract, device: str) -> torch.device:
     """The device to run it on, of the kind that it was built for."""
     index = cuda_index(device)
     if device != "auto" and contract.device != ("cpu" if index is None else "cuda"):
-        raise UserError(f"{path}: built for {contract.device}, and asked to run on {device}; {PackageContract.rebuild}")
+        problem = f"built for {contract.device}, and --device is {device}"
+        raise InvalidFile(problem, path=path, hint=PackageContract.rebuild)
     if contract.device == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailable(f"{path}: built for {contract.gpu}, and torch sees no usable CUDA GPU here")
+        problem = f"built for {contract.gpu}, and torch sees no usable CUDA GPU"
+        raise BackendUnavailable(problem, path=path, hint=PackageContract.rebuild)
     if index is not None:
         gpu_at(index)
     return torch.device(contract.device) if index is None else torch.device(contract.device, index)
 
 
-def _loaded(path: Path, content: bytes, place: torch.device, cuda_graph: bool) -> Any:
+def _load_package(path: Path, content: bytes, device: torch.device, cuda_graph: bool) -> Any:
     """The package, from the bytes that were hashed: the file cannot change in between."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         copy = Path(folder) / f"model{PACKAGE_SUFFIX}"
         copy.write_bytes(content)
         try:
-            # its own bookkeeping between threads cannot be captured
-            index = -1 if place.index is None else place.index
+            # torch's bookkeeping between threads cannot be captured
+            index = -1 if device.index is None else device.index
             return torch._inductor.aoti_load_package(str(copy), run_single_threaded=cuda_graph, device_index=index)
         except RuntimeError as error:
-            raise UserError(f"{path}: torch cannot load it ({reason_of(error)}); {PackageContract.rebuild}") from error
+            problem = f"torch cannot load it ({reason_of(error)})"
+            raise InvalidFile(problem, path=path, hint=PackageContract.rebuild) from error

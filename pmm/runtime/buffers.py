@@ -1,4 +1,4 @@
-"""What an engine needs of a CUDA library: device memory, a stream, copies. The libraries are in `cuda_libraries`."""
+"""The interface to a CUDA library: device memory, a stream, copies. The libraries are in `cuda_libraries`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Buffer:
     pointer: int
     nbytes: int
     owner: Any
-    """What keeps the memory alive, or frees it."""
+    """Keeps the memory alive, or frees it."""
 
 
 class Device(ABC):
-    """A GPU with a stream of its own, and the buffers that were allocated for it; for one thread at a time.
+    """A GPU, a new stream on it, and the buffers that were allocated for it; for one thread at a time.
 
     Everything but `active` and `close` is called inside `with device.active()`. Copies are asynchronous on `stream`:
     the arrays must stay as they are until `synchronize` returns. Every method raises UserError if CUDA refuses.
@@ -50,7 +50,7 @@ class Device(ABC):
 
     @abstractmethod
     def allocate_output(self, nbytes: int) -> Buffer:
-        """As `allocate`, but the memory is its owner's: it lives until that is gone, also after `close`."""
+        """As `allocate`, but the memory lives until its `owner` is gone, also after `close`."""
 
     @abstractmethod
     def host_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -79,7 +79,7 @@ class Device(ABC):
 
     @abstractmethod
     def elapsed_ms(self, work: Callable[[], None]) -> float:
-        """What `work`, which enqueues on the stream, took there by the GPU's own clock, in ms; waits for it."""
+        """Time of `work`, which enqueues on the stream, by the GPU's clock, in ms; waits for it."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Device memory and a stream, from whichever CUDA library is here.
+"""Device memory and a stream, from whichever CUDA library is installed.
 
 The order of choice: torch where it has CUDA (a process that trains or evaluates has it loaded), else pycuda, else
 cuda-python. Importing torch costs seconds, also on a machine that could serve with pycuda: to start fast there, leave
@@ -27,17 +27,18 @@ NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for work on the defaul
 def open_device(index: int = 0) -> Device:
     """GPU `index` through the first library that works, in the order of the module's docstring.
 
-    Raises BackendUnavailable saying what to install, and why each library was refused.
+    Raises BackendUnavailable saying what to install, and why each library does not work.
     """
-    refused = []
+    reasons = []
     for kind in (TorchDevice, PycudaDevice, CudaPythonDevice):
         try:
             return kind(index)
         except Exception as error:  # each library has its own exception types
-            refused.append(f"{kind.library}: {reason_of(error)}")
+            reasons.append(f"{kind.library}: {reason_of(error)}")
     raise BackendUnavailable(
-        "running an engine needs torch with CUDA, pycuda or cuda-python: pip install pycuda (needs the CUDA toolkit) "
-        f"or cuda-python; {'; '.join(refused)}"
+        f"no library that manages memory of a GPU ({'; '.join(reasons)})",
+        expected="torch with CUDA, pycuda or cuda-python",
+        hint="pip install cuda-python, or pycuda (which needs the CUDA toolkit)",
     )
 
 
@@ -49,10 +50,10 @@ class TorchDevice(Device):
     def __init__(self, index: int = 0) -> None:
         self._torch = importlib.import_module("torch")
         if not self._torch.cuda.is_available():
-            raise UserError("no CUDA device, or a build without CUDA")
+            raise BackendUnavailable("no CUDA device, or a build without CUDA")
         self.index, self.name = index, f"torch {str(self._torch.__version__).split('+')[0]}"
         self._buffers: list[Buffer] = []
-        # not torch's Stream: it hands out 32 in turn, and work of another one would get into a capture
+        # not torch's Stream: it hands out 32 in turn, and work of another runner would get into a capture
         handle = ctypes.c_void_p()
         with self._torch.cuda.device(index), self._reported("Stream"):
             self._torch.empty(1, device=f"cuda:{index}")  # makes the context this thread's, as the driver wants it
@@ -70,12 +71,12 @@ class TorchDevice(Device):
         return self._buffers[-1]
 
     def allocate_output(self, nbytes: int) -> Buffer:
-        # as the default stream's: what is freed there later serves others, which a closed stream's memory does not
+        # as the default stream's: memory freed there is used again, that of a closed stream is not
         default = self._torch.cuda.default_stream(self.index)
         with self._reported(f"allocation of {nbytes} bytes"):
             with self._torch.cuda.stream(default):
                 memory = self._torch.empty(nbytes, dtype=self._torch.uint8, device=f"cuda:{self.index}")
-            self._stream.wait_stream(default)  # which may still use what lay there
+            self._stream.wait_stream(default)  # which may still use this memory
         return Buffer(int(memory.data_ptr()), nbytes, memory)
 
     def host_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -85,12 +86,12 @@ class TorchDevice(Device):
         return memory.numpy().view(dtype).reshape(shape)
 
     def _copy(self, buffer: Buffer, content: npt.NDArray[np.uint8], *, to_device: bool) -> None:
-        there, here = buffer.owner[: content.nbytes], self._torch.from_numpy(content)
+        device, host = buffer.owner[: content.nbytes], self._torch.from_numpy(content)
         with self._reported("copy"):
             if to_device:
-                there.copy_(here, non_blocking=True)
+                device.copy_(host, non_blocking=True)
             else:
-                here.copy_(there, non_blocking=True)
+                host.copy_(device, non_blocking=True)
 
     def synchronize(self) -> None:
         with self._reported("synchronize"):
@@ -239,11 +240,11 @@ class CudaPythonDevice(Device):
         return content.view(dtype).reshape(shape)
 
     def _copy(self, buffer: Buffer, content: npt.NDArray[np.uint8], *, to_device: bool) -> None:
-        kinds, here, there = self._cuda.cudaMemcpyKind, content.ctypes.data, buffer.pointer
+        kinds, host, device = self._cuda.cudaMemcpyKind, content.ctypes.data, buffer.pointer
         if to_device:
-            self._call("cudaMemcpyAsync", there, here, content.nbytes, kinds.cudaMemcpyHostToDevice, self.stream)
+            self._call("cudaMemcpyAsync", device, host, content.nbytes, kinds.cudaMemcpyHostToDevice, self.stream)
         else:
-            self._call("cudaMemcpyAsync", here, there, content.nbytes, kinds.cudaMemcpyDeviceToHost, self.stream)
+            self._call("cudaMemcpyAsync", host, device, content.nbytes, kinds.cudaMemcpyDeviceToHost, self.stream)
 
     def synchronize(self) -> None:
         self._call("cudaStreamSynchronize", self.stream)
@@ -274,7 +275,7 @@ class CudaPythonDevice(Device):
             self._call("cudaStreamDestroy", stream)
 
     def _call(self, name: str, *args: Any) -> Any:
-        """The function's result, without its error code. Raises UserError if that is not success."""
+        """The function's result, without its error code. Raises UserError for another code than success."""
         code, *results = getattr(self._cuda, name)(*args)
         if int(code) != 0:
             raise UserError(f"{self.name}: {name} failed ({self._cuda.cudaGetErrorName(code)[1].decode()})")
@@ -282,7 +283,7 @@ class CudaPythonDevice(Device):
 
 
 class _FreedLast:
-    """Owner of memory that is freed when nobody holds this any more, in whichever thread that is."""
+    """Owner of memory: frees it when the last reference to this goes, in any thread."""
 
     def __init__(self, device: Device, free: Callable[[], Any]) -> None:
         self._device, self._free = device, free

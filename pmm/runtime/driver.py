@@ -1,4 +1,4 @@
-"""Calls of the CUDA driver through ctypes, for what not every CUDA library of Python has; a thread's current GPU."""
+"""The CUDA driver through ctypes, for functions that not every CUDA library of Python has; a thread's current GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def libcuda() -> Any:
     """The driver's library. Raises DriverError without one."""
     library = cuda_library()
     if library is None:
-        raise DriverError("no NVIDIA driver here")
+        raise DriverError("this machine has no NVIDIA driver", hint="install it, or run on the CPU")
     return library
 
 
@@ -29,7 +29,7 @@ def call(library: Any, name: str, *args: Any) -> None:
     try:
         code = getattr(library, name)(*args)
     except AttributeError as error:
-        raise DriverError(f"{name}: this NVIDIA driver is too old, and has no such function; update it") from error
+        raise DriverError(f"this NVIDIA driver is too old: it has no {name}", hint="update the driver") from error
     if code != 0:
         text = ctypes.c_char_p()
         known = library.cuGetErrorName(code, ctypes.byref(text)) == 0 and text.value is not None

@@ -47,7 +47,7 @@ class EagerRunner(TorchRunner):
         *,
         tf32: bool = False,
     ) -> None:
-        """Raises BackendUnavailable for TF32 where there is no such thing."""
+        """Raises BackendUnavailable for TF32 on a device without it."""
         super().__init__(preprocessing, EmbeddingContract.of(model), device, threads, tf32=tf32)
         self.model = model.to(device).eval()
         self.normalise = Normalise(preprocessing).to(device)
@@ -74,7 +74,7 @@ class EagerRunner(TorchRunner):
 
 def torch_device(name: str) -> torch.device:
     """ "auto", "cpu", "cuda" or "cuda:N" as a torch device. Raises BackendUnavailable if torch cannot use CUDA, or
-    that GPU is not there."""
+    that GPU is missing."""
     index = cuda_index(name)
     if name != "cpu":
         refuse_parents_gpu()

@@ -1,4 +1,4 @@
-"""What fork() does to libraries that compute: a child has their memory, and none of their threads. Loads no torch."""
+"""Forks: a child process has the memory of the libraries that compute, and none of their threads. Loads no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def around_forks(*, before: Callable[[], object] = lambda: None, in_child: Calla
 
 
 def keep_for_ever(item: object) -> None:
-    """Whoever lets go of it: `item`, and what it holds, is not torn down, not even at the end of the process."""
+    """`item` and all that it holds are never torn down, not even at the end of the process."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 
 
@@ -35,21 +35,21 @@ def _end_openmp_threads() -> None:
 
 
 def refuse_parents_gpu() -> None:
-    """For who is about to use a GPU. Raises UserError if a process that this one was forked from had asked for GPUs,
-    and there are some: CUDA does not work in its children."""
-    if nvidia_gpus() and _parent_asked_for_gpus:
+    """Call before a GPU is used. Raises UserError on a machine with GPUs if a process that this one was forked from had
+    looked for them: CUDA does not work in its children."""
+    if nvidia_gpus() and _parent_used_gpus:
         raise UserError(
-            "CUDA does not work in a process that was forked from one that has used it; open runners on a GPU after "
-            "the fork alone, start processes by spawn, or use --device cpu"
+            "CUDA does not work in a process that was forked from one that has used it",
+            hint="open runners on a GPU after the fork alone, start processes by spawn, or use --device cpu",
         )
 
 
-_parent_asked_for_gpus = False
+_parent_used_gpus = False
 
 
 def _note_gpus() -> None:
-    global _parent_asked_for_gpus
-    _parent_asked_for_gpus = nvidia_gpus.cache_info().currsize > 0
+    global _parent_used_gpus
+    _parent_used_gpus = nvidia_gpus.cache_info().currsize > 0
 
 
 def _end_without_destructors() -> None:

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from pmm.runtime import driver
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput
 
 DEFAULT_STREAM = 1
 """Handle of the stream that most work is enqueued on that names no other (CU_STREAM_LEGACY)."""
 
 
 class CudaArray(Protocol):
-    """What may be given where images on a GPU are taken: anything that has one of the two protocols."""
+    """An array on a GPU that has one of the two protocols."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
@@ -37,7 +37,7 @@ class GpuArray:
     device: int
     """Index of the GPU, among the visible ones."""
     owner: Any = field(repr=False, compare=False)
-    """What keeps the memory alive."""
+    """Keeps the memory alive."""
 
     @property
     def nbytes(self) -> int:
@@ -73,10 +73,10 @@ def is_on_gpu(array: object) -> bool:
 
 
 def gpu_array(array: Any, stream: int) -> GpuArray:
-    """`array`, which `is_on_gpu`, where it lies. What its producer has enqueued for it comes before what is enqueued on
-    `stream` from now on; the GPU's context is current in this thread.
+    """`array`, which `is_on_gpu`, as a GpuArray of the same memory. The work of its producer comes before all that is
+    enqueued on `stream` from now on; the GPU's context is current in this thread.
 
-    Raises UserError for one that is not contiguous, or of a type that numpy does not have.
+    Raises InvalidInput for one that is not contiguous, or of a type that numpy does not have.
     """
     if isinstance(array, GpuArray):
         return array
@@ -105,7 +105,7 @@ class _DLTensor(ctypes.Structure):
 
 
 def _from_dlpack(array: Any, stream: int) -> GpuArray:
-    # a capsule that nobody has taken gives its tensor back when it is dropped, so it can be the owner
+    # an unconsumed capsule frees its tensor when it is dropped, so it can be the owner
     capsule = array.__dlpack__(stream=stream)
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
@@ -113,9 +113,10 @@ def _from_dlpack(array: Any, stream: int) -> GpuArray:
     shape = tuple(tensor.shape[: tensor.ndim])
     letter = _KINDS.get(tensor.code)
     if letter is None or tensor.lanes != 1 or tensor.bits % 8:
-        raise UserError(f"the array on the GPU is of a type that numpy has not ({tensor.bits} bits); expected uint8")
+        problem = f"the array on the GPU has {tensor.bits} bits of a type that numpy does not have"
+        raise InvalidInput(problem, expected="uint8")
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None
-    _refuse_gaps(shape, strides)
+    _check_contiguous(shape, strides)
     pointer = (tensor.data or 0) + tensor.byte_offset
     return GpuArray(pointer, shape, np.dtype(f"{letter}{tensor.bits // 8}"), int(array.__dlpack_device__()[1]), capsule)
 
@@ -124,11 +125,11 @@ def _from_interface(array: Any) -> GpuArray:
     interface = array.__cuda_array_interface__
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
     strides = interface.get("strides")
-    _refuse_gaps(shape, strides and tuple(stride // dtype.itemsize for stride in strides))
+    _check_contiguous(shape, strides and tuple(stride // dtype.itemsize for stride in strides))
     pointer, index, cuda = int(interface["data"][0]), ctypes.c_int(), driver.libcuda()
     if pointer:  # 0 for an array of no elements
         driver.call(cuda, "cuPointerGetAttribute", ctypes.byref(index), _DEVICE_ORDINAL, ctypes.c_uint64(pointer))
-    # before version 3 nothing is said: the default stream is waited for. From then on, None is for complete arrays.
+    # before version 3 without a stream: the default one is waited for. From then on, None is for complete arrays.
     stream = interface.get("stream") if interface["version"] >= 3 else DEFAULT_STREAM
     if stream is not None:
         driver.call(cuda, "cuStreamSynchronize", ctypes.c_void_p(stream))
@@ -138,13 +139,13 @@ def _from_interface(array: Any) -> GpuArray:
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 
-def _refuse_gaps(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
-    """Raises UserError unless `strides`, in elements, are those of a contiguous array."""
+def _check_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
+    """Raises InvalidInput unless `strides`, in elements, are those of a contiguous array."""
     dense = 0 if 0 in shape else 1
     for size, stride in reversed(list(zip(shape, strides or (), strict=bool(strides)))):
         if dense and size > 1 and stride != dense:
-            raise UserError(
-                f"the array on the GPU, {list(shape)} with strides {list(strides or ())}, is not contiguous; copy it "
-                "first, as with .contiguous() in torch"
+            raise InvalidInput(
+                f"the array on the GPU, {list(shape)} with strides {list(strides or ())}, is not contiguous",
+                hint="copy it first, as with .contiguous() in torch",
             )
         dense *= size

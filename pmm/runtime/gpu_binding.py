@@ -29,8 +29,8 @@ class GpuBinding:
     def __init__(
         self,
         session: Any,
-        given: InputContract,
-        returned: EmbeddingContract,
+        input: InputContract,
+        embedding: EmbeddingContract,
         shape: tuple[int, ...],
         graph: int,
         gpu: int = 0,
@@ -39,45 +39,45 @@ class GpuBinding:
         import onnxruntime as ort
 
         self._session, self._gpu = session, gpu
-        self._shape, kind = shape, np.dtype(given.dtype).type
-        place = ort.OrtValue.ortvalue_from_shape_and_type
-        self._images = place(shape, kind, "cuda", gpu)
-        self._embeddings = place([shape[0], returned.dim], np.float32, "cuda", gpu)
+        self._shape, kind = shape, np.dtype(input.dtype).type
+        new_value = ort.OrtValue.ortvalue_from_shape_and_type
+        self._images = new_value(shape, kind, "cuda", gpu)
+        self._embeddings = new_value([shape[0], embedding.dim], np.float32, "cuda", gpu)
         self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input(given.name, self._images)
-        self._binding.bind_ortvalue_output(returned.name, self._embeddings)
+        self._binding.bind_ortvalue_input(input.name, self._images)
+        self._binding.bind_ortvalue_output(embedding.name, self._embeddings)
         self._waiting, self._passing = ort.RunOptions(), ort.RunOptions()
         for options in (self._waiting, self._passing):
             options.add_run_config_entry("gpu_graph_id", str(graph))
         self._passing.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self.holds: object = None
-        """Whose images are there; None: of nobody who will ask."""
+        self.bound_run: object = None
+        """The bound run whose images are on the GPU, if they are one's."""
 
     def upload(self, images: npt.NDArray[Any]) -> None:
-        """Copy `images` to the GPU, and black ones where there are fewer than its batch; returns when they are there.
+        """Copy `images` to the GPU, and black ones where they are fewer than its batch; returns when they are complete.
         Runs that were enqueued keep theirs."""
         if len(images) < self._shape[0]:
             few, images = images, np.zeros(self._shape, images.dtype)
             images[: len(few)] = few
         self.wait()
-        self.holds = None
+        self.bound_run = None
         self._copy(images)
 
-    def take(self, images: GpuArray) -> None:
-        """As `upload`, of images that are on the GPU; where there are fewer than its batch, the others stay."""
+    def copy_from_gpu(self, images: GpuArray) -> None:
+        """As `upload`, of images that are on the GPU; where they are fewer than its batch, the other rows stay."""
         self.wait()
-        self.holds = None
+        self.bound_run = None
         _copy_on_gpu(self._images.data_ptr(), images.pointer, images.nbytes)
 
-    def hand_out(self, count: int) -> GpuArray:
+    def copy_embeddings(self, count: int) -> GpuArray:
         """A copy of the first `count` embeddings, on the GPU."""
         import onnxruntime as ort
 
         shape, gpu = (count, self._embeddings.shape()[1]), self._gpu
-        kept = ort.OrtValue.ortvalue_from_shape_and_type([max(1, count), shape[1]], np.float32, "cuda", gpu)
-        found = GpuArray(kept.data_ptr(), shape, np.dtype(np.float32), gpu, kept)
-        _copy_on_gpu(found.pointer, self._embeddings.data_ptr(), found.nbytes)
-        return found
+        copy = ort.OrtValue.ortvalue_from_shape_and_type([max(1, count), shape[1]], np.float32, "cuda", gpu)
+        array = GpuArray(copy.data_ptr(), shape, np.dtype(np.float32), gpu, copy)
+        _copy_on_gpu(array.pointer, self._embeddings.data_ptr(), array.nbytes)
+        return array
 
     def run(self) -> None:
         """Returns when the embeddings are complete."""
@@ -88,7 +88,7 @@ class GpuBinding:
         self._session.run_with_iobinding(self._binding, self._passing)
 
     def wait(self) -> None:
-        """Until all is done that the GPU was given."""
+        """Until all work on the GPU is done."""
         self._binding.synchronize_outputs()
 
     def download(self) -> Embeddings:
@@ -100,10 +100,10 @@ class GpuBinding:
         self.wait()
         start = time.perf_counter()
         self._copy(images)
-        there = time.perf_counter()
+        uploaded = time.perf_counter()
         self.download()
-        back = time.perf_counter()
-        return (there - start) * 1000, (back - there) * 1000
+        downloaded = time.perf_counter()
+        return (uploaded - start) * 1000, (downloaded - uploaded) * 1000
 
     def _copy(self, images: npt.NDArray[Any]) -> None:
         self._images.update_inplace(images)
@@ -123,27 +123,27 @@ class GpuBoundRun(BoundRun):
     ONNX Runtime lends no events of its stream: what a run takes by the GPU's own clock is not known.
     """
 
-    def __init__(self, placed: GpuBinding, images: npt.NDArray[Any], lock: threading.Lock) -> None:
-        super().__init__(placed.run)
-        self._placed, self._images, self._lock = placed, images, lock
+    def __init__(self, binding: GpuBinding, images: npt.NDArray[Any], lock: threading.Lock) -> None:
+        super().__init__(binding.run)
+        self._binding, self._images, self._lock = binding, images, lock
 
     def __call__(self) -> None:
         with self._lock:
-            self._there().run()
+            self._uploaded().run()
 
     def enqueue(self) -> None:
         with self._lock:
-            self._there().enqueue()
+            self._uploaded().enqueue()
 
     def wait(self) -> None:
-        self._placed.wait()
+        self._binding.wait()
 
     def transfers_ms(self) -> tuple[float, float]:
         with self._lock:
-            return self._there().transfers_ms(self._images)
+            return self._uploaded().transfers_ms(self._images)
 
-    def _there(self) -> GpuBinding:
-        if self._placed.holds is not self:
-            self._placed.upload(self._images)
-            self._placed.holds = self
-        return self._placed
+    def _uploaded(self) -> GpuBinding:
+        if self._binding.bound_run is not self:
+            self._binding.upload(self._images)
+            self._binding.bound_run = self
+        return self._binding

@@ -12,7 +12,7 @@ from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.kinds import NAMES, RUNNABLE, Kind, kind_among
 from pmm.runtime.base import Runner
 from pmm.runtime.trt_variant import library_name
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, one_of
 from pmm.utils.extras import import_library
 from pmm.utils.hardware import check_threads, cuda_index
 
@@ -21,7 +21,7 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a file is to be run."""
+    """How to run a file."""
 
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: the GPU where there is one that the backend can use."""
@@ -45,7 +45,7 @@ class Backend:
     library: str
     """Module that must be importable."""
     precisions: dict[Device, tuple[str, ...]]
-    """Per device; the others it has not, or not worth the name: ONNX Runtime computes fp16 in fp32 on a CPU."""
+    """Per device, those that it computes in: ONNX Runtime runs fp16 files in fp32 on a CPU."""
     open: Callable[[Path, RunOptions], Runner]
 
     def load_library(self) -> None:
@@ -75,53 +75,57 @@ def open_runner(
         cuda_graph: replay runs as CUDA graphs (default: TensorRT does, the others do not).
 
     Raises:
-        UserError: the file fails its checks, or the backend is unknown or for other files (naming those for this one).
+        InvalidFile: the file fails its checks, or is for other backends (which are named).
+        InvalidValue, ConflictingOptions: an unknown backend or device, or one without the other.
         BackendUnavailable: a library or a device is missing here.
 
     Example:
         >>> with pmm.open_runner("best.onnx", device="cpu") as runner:
-        ...     size = runner.preprocessing
-        ...     crops = pmm.load_crops(["query.jpg"], size.height, size.width)  # uint8 RGB [1, H, W, 3]
+        ...     crops = pmm.load_crops("query.jpg", runner.preprocessing)  # uint8 RGB [1, H, W, 3]
         ...     embeddings = runner(crops)
         >>> embeddings.shape == (1, runner.embedding.dim), runner.info.backend, runner.info.precision
         (True, 'ort-cpu', 'fp32')
     """
-    cuda_index(device)  # an unknown word is said before the file is read
+    cuda_index(device)  # an unknown word is refused before the file is read
     check_threads(threads)
     path = Path(artifact)
-    name, device = _chosen(path, backend, device)
-    if BACKENDS[name].library == "torch":  # the others say it where they are opened
+    name, device = _choose(path, backend, device)
+    if BACKENDS[name].library == "torch":  # the others are imported where a file is opened
         BACKENDS[name].load_library()
     options = RunOptions(device=device, threads=threads, precision=precision, cuda_graph=cuda_graph)
     runner = BACKENDS[name].open(path, options)
     if precision not in ("", runner.info.precision):
         runner.close()
-        raise UserError(f"{path}: asked for {precision}, but {runner.info.provider} runs it in {runner.info.precision}")
+        raise InvalidFile(f"{runner.info.provider} runs it in {runner.info.precision}", path=path, expected=precision)
     return runner
 
 
-def _chosen(path: Path, backend: str, device: str) -> tuple[str, str]:
-    """The backend for a file, and the device it is told. Raises UserError where `backend` will not do."""
-    if backend not in ("auto", ONNXRUNTIME, *BACKENDS):
-        raise UserError(f"unknown backend '{backend}'; known: auto, {ONNXRUNTIME}, {', '.join(BACKENDS)}")
+def _choose(path: Path, backend: str, device: str) -> tuple[str, str]:
+    """The backend for a file, and the device for the backend."""
+    words = ("auto", ONNXRUNTIME, *BACKENDS)
+    if backend not in words:
+        raise InvalidValue("--backend", backend, choices=words)
     kind = kind_among(path, *RUNNABLE)
     able = backends_for(kind)
     if backend == "auto" or (backend == ONNXRUNTIME and kind == "onnx"):
-        return able[0], device  # ONNX Runtime's takes the device that there is, an engine's the library that built it
+        return able[0], device  # of ONNX Runtime on any device, of engines of either library
     if kind == "engine" and backend in able:
         manifest = read_manifest(path)
         if manifest and manifest.engine:
             able = [library_name(manifest.engine.flavor)]
     if backend not in able:
         what = f"an engine of {able[0]}" if kind == "engine" and len(able) == 1 else NAMES[kind]
-        raise UserError(f"{path} is {what}, which {backend} does not run; it runs with {', '.join(able)}")
+        raise InvalidFile(
+            f"it is {what}, which {backend} does not run", path=path, hint=f"use --backend {one_of(able)}"
+        )
     devices = BACKENDS[backend].precisions
     if device == "auto":
         return backend, device if len(devices) > 1 else next(iter(devices))
-    place: Device = "cpu" if device == "cpu" else "cuda"
-    others = [name for name in able if place in BACKENDS[name].precisions]
-    if place not in devices and others:
-        raise UserError(f"{backend} does not run on --device {device}; {', '.join(others)} would run {path} there")
+    kind_of_device: Device = "cpu" if device == "cpu" else "cuda"
+    alternatives = [name for name in able if kind_of_device in BACKENDS[name].precisions]
+    if kind_of_device not in devices and alternatives:
+        hint = f"use --backend {one_of(alternatives)} to run {path} on it"
+        raise ConflictingOptions(f"{backend} does not run on --device {device}", "--backend", "--device", hint=hint)
     return backend, device
 
 
@@ -134,7 +138,7 @@ def _torch(path: Path, options: RunOptions, *, compiled: bool = False) -> Runner
     """The checkpoint as it is, in fp32 and tf32; compiled, in half precision or as a CUDA graph the deployed graph."""
     precision = options.precision or "fp32"
     if precision not in (known := sorted({*_TORCH["cpu"], *_TORCH["cuda"]})):
-        raise UserError(f"torch does not compute in {precision}; it does in {', '.join(known)}")
+        raise InvalidValue("precision", precision, choices=known)
     if precision in ("fp32", "tf32") and not compiled and not options.cuda_graph:
         from pmm.runtime.eager import EagerRunner
 

@@ -16,8 +16,8 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.preprocessing import Crops
 from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, in_runs, warn_if_unverified
 from pmm.runtime.fork import around_forks, keep_for_ever
-from pmm.utils.errors import BackendUnavailable, UserError
-from pmm.utils.extras import install_command
+from pmm.utils.errors import BackendUnavailable, InvalidFile, InvalidValue, UserError, one_of
+from pmm.utils.extras import import_library
 from pmm.utils.hardware import compute_threads, int8_overflows
 
 PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
@@ -30,6 +30,8 @@ _PRODUCTS = ("Convolution", "FullyConnected")
 
 class OpenVinoRunner(Runner):
     """An exported ONNX file in OpenVINO. Each thread that calls it gets its own inference request."""
+
+    _path: Path
 
     def __init__(self, path: str | Path, threads: int = 0, *, precision: str | None = None, warn: bool = True) -> None:
         """Open `path`.
@@ -44,14 +46,15 @@ class OpenVinoRunner(Runner):
             BackendUnavailable: OpenVINO is missing, or the CPU has no bf16 instructions.
         """
         file = read_onnx(path)
-        self._path, self.manifest = path, file.manifest
+        self._path, self.manifest = Path(path), file.manifest
         precision = precision or self.manifest.precision_found
-        _check_request(str(path), precision, self.manifest)
-        openvino = _import()
+        _check_precision(self._path, precision, self.manifest)
+        openvino = import_library("openvino")
         core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            # asked for all the same, OpenVINO would go on in fp32
-            raise BackendUnavailable(f"{path}: this CPU has no bf16 instructions (AVX512-BF16 or AMX); run it in fp32")
+            # OpenVINO would silently run in fp32
+            problem = "this CPU has no bf16 instructions (AVX512-BF16 or AMX)"
+            raise BackendUnavailable(problem, path=path, hint="run it in fp32")
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -63,18 +66,18 @@ class OpenVinoRunner(Runner):
             # from the bytes that were hashed: the file cannot change in between
             self._compiled = core.compile_model(core.read_model(file.content), "CPU", settings)
         except RuntimeError as error:
-            raise UserError(f"{path}: OpenVINO cannot load it ({_reason(error)})") from error
+            raise InvalidFile(f"OpenVINO cannot load it ({_reason(error)})", path=path) from error
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
         _check_interface(self._compiled, self.manifest, str(path))
         if warn:
             warn_if_unverified(Path(path), self.manifest)
         self._requests = threading.local()
         self._tensor = openvino.Tensor
-        # one run now: OpenVINO chooses the last kernels then, and its graph tells the sizes
+        # one run now: OpenVINO chooses the last kernels then, and its graph has sizes afterwards
         image = np.zeros((1, self.preprocessing.height, self.preprocessing.width, 3), np.uint8)
         self(image)
         macs = self.manifest.macs * (self.manifest.input.batch or 1)
-        evidence = _evidence(self._compiled.get_runtime_model(), precision, macs, str(path))
+        evidence = _verify_precision(self._compiled.get_runtime_model(), precision, macs, self._path)
         self.info = RunnerInfo(
             backend="openvino",
             device="cpu",
@@ -82,53 +85,38 @@ class OpenVinoRunner(Runner):
             provider=f"openvino {openvino.__version__.split('-')[0]} CPU ({evidence})",
         )
 
-    def __call__(self, images: Crops) -> Embeddings:
-        self.check(images)
+    def _embed(self, images: Crops) -> Embeddings:  # type: ignore[override]
         if not len(images):  # which OpenVINO refuses
             return np.empty((0, self.embedding.dim), np.float32)
         return in_runs(self._run, images, self.manifest.input.batch)
 
     def _run(self, images: Crops) -> Embeddings:
-        if not hasattr(self._requests, "own"):
-            self._requests.own = self._compiled.create_infer_request()
-        request, given = self._requests.own, self._given(images)
-        request.set_input_tensor(given)
+        if not hasattr(self._requests, "request"):
+            self._requests.request = self._compiled.create_infer_request()
+        request, tensor = self._requests.request, self._input_tensor(images)
+        request.set_input_tensor(tensor)
         request.infer()
         return request.get_output_tensor().data.copy()
 
-    def bind(self, images: Crops) -> BoundRun:
-        """As `Runner.bind`. Raises UserError for no images, and for another number than a static batch."""
-        self.check(images)
-        if not len(images):
-            raise UserError("cannot bind 0 images; OpenVINO takes 1 or more")
+    def _bind(self, images: Crops) -> BoundRun:
         self.manifest.input.check_batch(len(images), self._path)
-        request, given = self._compiled.create_infer_request(), self._given(images.copy())
+        request, tensor = self._compiled.create_infer_request(), self._input_tensor(images.copy())
 
         def step() -> None:
-            request.set_input_tensor(given)
+            request.set_input_tensor(tensor)
             request.infer()
 
         return BoundRun(step)
 
-    def _given(self, images: Crops) -> Any:
-        """The tensor that the graph takes: on the images themselves where nothing is to convert.
+    def _input_tensor(self, images: Crops) -> Any:
+        """The tensor that the graph takes: it shares the images' memory where nothing is to convert.
 
-        Keep it while a request runs on it; the request itself does not.
+        Keep a reference while a request runs on it; the request has none.
         """
         feed = self.manifest.input.feed(images, self.preprocessing)
         if not feed.flags.writeable:
             feed = feed.copy()  # OpenVINO shares no memory that is read-only
         return self._tensor(feed, shared_memory=True)
-
-
-def _import() -> Any:
-    try:
-        import openvino
-    except (ImportError, OSError) as error:  # OSError: the package is there, a library that it loads is not
-        raise BackendUnavailable(
-            f"OpenVINO is missing here ({_reason(error)}): {install_command('openvino')}"
-        ) from error
-    return openvino
 
 
 @cache
@@ -138,14 +126,14 @@ def _core() -> Any:
     Its CPU device lends its thread a stack for signal handlers. When devices are closed in the order of their opening,
     or by another thread, a freed one stays in use, and the next Ctrl-C crashes the process.
     """
-    return _import().Core()
+    return import_library("openvino").Core()
 
 
 def _end_idle_threads() -> None:
     """OpenVINO keeps the threads of models that are gone for those to come, and a child would wait for them for ever.
     Closing a device, which takes milliseconds, ends those that no model has."""
     if _core.cache_info().currsize:
-        _import().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        import_library("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _keep_core() -> None:
@@ -156,60 +144,58 @@ def _keep_core() -> None:
 around_forks(before=_end_idle_threads, in_child=_keep_core)
 
 
-def _check_request(path: str, asked: str, manifest: Manifest) -> None:
-    if asked not in FROM_FILE:
-        raise UserError(f"{path}: cannot run in {asked}; OpenVINO runs {', '.join(FROM_FILE)} here")
-    if manifest.precision_found != FROM_FILE[asked]:
-        raise UserError(
-            f"{path}: OpenVINO runs {asked} from a file in {FROM_FILE[asked]}, and this one holds "
-            f"{manifest.precision_found}; export it with --precision {FROM_FILE[asked]}"
-        )
-    if asked == "int8" and (manifest.quantization or {}).get("target") == "tensorrt" and int8_overflows():
-        raise UserError(
-            f"{path}: quantised for TensorRT, with weights of 8 bits; this CPU has no VNNI, and OpenVINO's sums of "
-            "them would overflow; export it with --target cpu"
-        )
+def _check_precision(path: Path, precision: str, manifest: Manifest) -> None:
+    """Raises InvalidValue or InvalidFile if the file cannot run in `precision` here."""
+    if precision not in FROM_FILE:
+        raise InvalidValue("precision", precision, f"{one_of(FROM_FILE)}, in which OpenVINO runs {path}")
+    needed = FROM_FILE[precision]
+    if manifest.precision_found != needed:
+        expected, hint = f"a file in {needed}, to run in {precision}", f"pmm export onnx --precision {needed}"
+        raise InvalidFile(f"it is in {manifest.precision_found}", path=path, expected=expected, hint=hint)
+    if precision == "int8" and (manifest.quantization or {}).get("target") == "tensorrt" and int8_overflows():
+        problem = "quantised for TensorRT, with weights of 8 bits, whose sums overflow in OpenVINO on CPUs without VNNI"
+        raise InvalidFile(problem, path=path, hint="export it with --target cpu")
 
 
-def _evidence(graph: Any, asked: str, macs: int, name: str) -> str:
-    """How much of the compiled graph runs in the precision asked for, read back from the graph.
+def _verify_precision(graph: Any, precision: str, macs: int, path: Path) -> str:
+    """How much of the compiled graph runs in `precision`, read back from the graph.
 
     Args:
-        macs: multiply-accumulates of one image, or of a static batch, all of which must be found again.
+        macs: multiply-accumulates of one image, or of a static batch, which must be the graph's.
 
     Raises:
-        UserError: for int8 and bf16 not even half of them run so or, for fp32, not all.
+        UserError: fewer than half of them run in int8 or bf16, or not all in fp32.
     """
-    found: Counter[str] = Counter()
+    measured: Counter[str] = Counter()
     convolutions: Counter[str] = Counter()
     for layer in graph.get_ops():
         facts = layer.get_rt_info()
         kind = facts["layerType"].astype(str)
         if kind in _PRODUCTS:
-            precision = PRECISIONS.get(facts["runtimePrecision"].astype(str), "another type")
+            name = PRECISIONS.get(facts["runtimePrecision"].astype(str), "another type")
             batch, _, *positions = layer.output(0).get_partial_shape()  # a linear layer has no positions
             sizes = (batch, *positions, *layer.input(1).get_partial_shape())
-            found[precision] += prod(max(1, size.get_min_length()) for size in sizes)
-            convolutions[precision] += kind == "Convolution"
-    found["layers that it does not tell of"] = max(0, macs - found.total())
-    if found[asked] < macs if asked == "fp32" else 2 * found[asked] <= macs:
-        shares = ", ".join(f"{count / macs:.1%} in {kind}" for kind, count in found.most_common() if count)
-        raise UserError(f"{name}: asked for {asked}, but OpenVINO does the multiplications {shares}")
-    return f"{convolutions[asked]} of {convolutions.total()} convolutions in {asked}"
+            measured[name] += prod(max(1, size.get_min_length()) for size in sizes)
+            convolutions[name] += kind == "Convolution"
+    measured["layers that it does not show"] = max(0, macs - measured.total())
+    if measured[precision] < macs if precision == "fp32" else 2 * measured[precision] <= macs:
+        shares = ", ".join(f"{count / macs:.1%} in {kind}" for kind, count in measured.most_common() if count)
+        raise UserError(f"OpenVINO runs its MACs {shares}", path=path, expected=precision)
+    return f"{convolutions[precision]} of {convolutions.total()} convolutions in {precision}"
 
 
 def _check_interface(compiled: Any, manifest: Manifest, name: str) -> None:
-    """The graph takes and gives what the manifest promises."""
+    """Raises InvalidFile if the graph's inputs and outputs are not those of the manifest."""
     ports = (*compiled.inputs, *compiled.outputs)
-    found = {port.get_any_name(): [port.get_element_type().to_dtype().name, *_shape(port)] for port in ports}
-    given, returned = manifest.input, manifest.embedding
-    batch = str(given.batch or "any")
-    promised = {
-        given.name: [given.dtype, batch, *map(str, given.shape(manifest.preprocessing))],
-        returned.name: [returned.dtype, batch, str(returned.dim)],
+    actual = {port.get_any_name(): [port.get_element_type().to_dtype().name, *_shape(port)] for port in ports}
+    images, embeddings = manifest.input, manifest.embedding
+    batch = str(images.batch or "any")
+    declared = {
+        images.name: [images.dtype, batch, *map(str, images.shape(manifest.preprocessing))],
+        embeddings.name: [embeddings.dtype, batch, str(embeddings.dim)],
     }
-    if found != promised:
-        raise UserError(f"{name}: takes and gives {found}, its manifest promises {promised}")
+    if actual != declared:
+        raise InvalidFile(f"its inputs and outputs are {actual}", path=name, expected=f"{declared}, by its manifest")
 
 
 def _shape(port: Any) -> list[str]:
@@ -217,7 +203,7 @@ def _shape(port: Any) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """OpenVINO says first where in its source, then what."""
+    """Without the lines that name a place in OpenVINO's source."""
     lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith(("Exception from", "Check "))]
-    return ", ".join(telling)[:200] or type(error).__name__
+    reasons = [line for line in lines if line and not line.startswith(("Exception from", "Check "))]
+    return ", ".join(reasons)[:200] or type(error).__name__

@@ -19,19 +19,22 @@ from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.driver import current_gpu
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu
 from pmm.runtime.gpu_binding import NO_GRAPH, GpuBinding, GpuBoundRun
-from pmm.runtime.memory import batch_fits, reason
-from pmm.runtime.ort_cuda import CUDA_FAILURE, CudaFailure, fell_back, mend
+from pmm.runtime.memory import reason
 from pmm.runtime.ort_session import (
     COMPUTED,
+    CUDA_FAILURE,
     SEARCH,
+    CudaFailure,
     check_interface,
-    check_request,
-    evidence_of,
+    check_modes,
+    cuda_fallback,
+    cuda_hint,
     onnx_runtime,
     open_session,
     resolved_device,
+    verify_provider,
 )
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.hardware import cuda_index, gpu_at
 
 T = TypeVar("T")
@@ -39,6 +42,8 @@ T = TypeVar("T")
 
 class OrtRunner(Runner):
     """An exported ONNX file in ONNX Runtime. Any thread may call it; CUDA graphs are replayed one at a time."""
+
+    _path: Path
 
     def __init__(
         self,
@@ -65,104 +70,94 @@ class OrtRunner(Runner):
             BackendUnavailable: ONNX Runtime, the device, or what was asked of it is missing here.
         """
         file = read_onnx(path)
-        self._path, self.manifest = path, file.manifest
+        self._path, self.manifest = Path(path), file.manifest
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
-        holds, auto = self.manifest.precision_found, device == "auto"
+        precision, auto = self.manifest.precision_found, device == "auto"
         for_cpus = (self.manifest.quantization or {}).get("target") == "cpu"
         device = "cpu" if auto and for_cpus else resolved_device(device)
-        check_request(str(path), device, holds, tf32, cuda_graph)
+        check_modes(path, device, precision, tf32, cuda_graph)
         # from the bytes that were hashed: the file cannot change in between
         options: dict[str, Any] = {"threads": threads, "tf32": tf32, "cuda_graph": cuda_graph}
-        why = ""
+        failure: CudaFailure | None = None
         try:
             self.session = open_session(file.content, str(path), device, **options)
-            why = fell_back(onnx_runtime(), self.session) if auto and device != "cpu" else ""
-            if device != "cpu" and not why and not cuda_graph:
-                self._run_one(str(path))
+            failure = cuda_fallback(self.session) if auto and device != "cpu" else None
+            if device != "cpu" and not failure and not cuda_graph:
+                self._run_one()
         except CudaFailure as error:
             if not auto:
                 raise
-            why = str(error)
-        if why:
-            logging.getLogger("pmm").warning("%s: runs on the CPU: %s", path, why)
+            failure = error
+        if failure:
+            failure.path = None
+            logging.getLogger("pmm").warning("%s: runs on the CPU: %s", path, failure)
             device = "cpu"
-            check_request(str(path), device, holds, tf32, cuda_graph)
+            check_modes(path, device, precision, tf32, cuda_graph)
             self.session = open_session(file.content, str(path), device, **options)
         check_interface(self.session, self.manifest, str(path))
         if warn:
             warn_if_unverified(Path(path), self.manifest)
         self.cuda_graph = cuda_graph
         self._gpu, self._lock = cuda_index(device), threading.Lock()
+        self.accepts_gpu_arrays = self._gpu is not None
         kind = "cpu" if self._gpu is None else "cuda"
-        self._kept: dict[int, GpuBinding] = {}
-        evidence = evidence_of(self.session, device, str(path))
+        self._bindings: dict[int, GpuBinding] = {}
+        evidence = verify_provider(self.session, device, str(path))
         if cuda_graph:
-            self._capture_one(str(path))
+            self._capture_one()
         self.info = RunnerInfo(
             backend=f"ort-{kind}",
             device="cpu" if self._gpu is None else gpu_at(self._gpu).name,
-            precision="tf32" if tf32 else COMPUTED.get((holds, kind), holds),
+            precision="tf32" if tf32 else COMPUTED.get((precision, kind), precision),
             provider=f"onnxruntime {onnx_runtime().__version__} {evidence}"
             f"{'' if self._gpu is None else f', cuDNN {SEARCH}'}{', CUDA graph' if cuda_graph else ''}",
         )
 
-    def __call__(self, images: Crops | CudaArray) -> Embeddings:
-        if self._gpu is not None and is_on_gpu(images):
-            return self._run_there(images, lambda placed, count: placed.download()[:count])
-        self.check(images)  # type: ignore[arg-type]
+    def _embed(self, images: Crops | CudaArray) -> Embeddings:
+        if is_on_gpu(images):
+            return self._run_on_gpu(images, lambda binding, count: binding.download()[:count])
         return in_runs(self._run, images, self.manifest.input.batch)  # type: ignore[arg-type]
 
-    def embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
-        if self._gpu is None:
-            return super().embed_on_gpu(images)
-        return self._run_there(images, lambda placed, count: placed.hand_out(count))
+    def _embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
+        return self._run_on_gpu(images, lambda binding, count: binding.copy_embeddings(count))
 
-    def _run_there(self, images: Crops | CudaArray, finish: Callable[[GpuBinding, int], T]) -> T:
-        """One run in memory of the GPU, and what `finish` takes from it: the place, and the number of images."""
+    def _run_on_gpu(self, images: Crops | CudaArray, finish: Callable[[GpuBinding, int], T]) -> T:
+        """The result of `finish` after one run in memory of the GPU; it takes the binding and the number of images."""
         assert self._gpu is not None
         with current_gpu(self._gpu), self._lock:
-            given: npt.NDArray[Any] | GpuArray
+            feed: npt.NDArray[Any] | GpuArray
             if is_on_gpu(images):
-                given = gpu_array(images, DEFAULT_STREAM)
-                check_on_gpu(self, given, self._gpu, self.manifest.input)
+                feed = gpu_array(images, DEFAULT_STREAM)
+                check_on_gpu(self, feed, self._gpu, self.manifest.input)
             else:
-                self.check(images)  # type: ignore[arg-type]
-                given = self.manifest.input.feed(images, self.preprocessing)  # type: ignore[arg-type]
-            count = given.shape[0]
+                feed = self.manifest.input.feed(images, self.preprocessing)  # type: ignore[arg-type]
+            count = feed.shape[0]
             self.manifest.input.check_batch(count, self._path)
-            with batch_fits(count):
-                batch = max(1, bucket(count, sys.maxsize) if self.cuda_graph else count)
-                placed = self._placed((batch, *given.shape[1:]))
-                placed.take(given) if isinstance(given, GpuArray) else placed.upload(given)
-                placed.run()
-                return finish(placed, count)
+            batch = max(1, bucket(count, sys.maxsize) if self.cuda_graph else count)
+            binding = self._binding((batch, *feed.shape[1:]))
+            binding.copy_from_gpu(feed) if isinstance(feed, GpuArray) else binding.upload(feed)
+            binding.run()
+            return finish(binding, count)
 
     def _run(self, images: Crops) -> Embeddings:
         feed = self.manifest.input.feed(images, self.preprocessing)
         if not self.cuda_graph:
-            with batch_fits(len(feed)):
-                return self.session.run([self.embedding.name], {self.manifest.input.name: feed})[0]
+            return self.session.run([self.embedding.name], {self.manifest.input.name: feed})[0]
         if not len(feed):
             return np.empty((0, self.embedding.dim), np.float32)
-        with self._lock, batch_fits(len(feed)):
-            placed = self._placed((bucket(len(feed), sys.maxsize), *feed.shape[1:]))
-            placed.upload(feed)
-            placed.run()
-            return placed.download()[: len(feed)]
+        with self._lock:
+            binding = self._binding((bucket(len(feed), sys.maxsize), *feed.shape[1:]))
+            binding.upload(feed)
+            binding.run()
+            return binding.download()[: len(feed)]
 
-    def bind(self, images: Crops) -> BoundRun:
-        """As `Runner.bind`; on a GPU the step has the images there, and leaves the embeddings there.
-
-        Raises UserError for no images on a GPU, and for another number than a static batch.
-        """
-        self.check(images)
+    def _bind(self, images: Crops) -> BoundRun:
+        """On a GPU the embeddings stay there."""
         self.manifest.input.check_batch(len(images), self._path)
         feed = self.manifest.input.feed(images, self.preprocessing)
         if self._gpu is not None:
-            if not len(feed):
-                raise UserError("cannot bind 0 images; a run on a GPU takes 1 or more")
-            with self._lock, batch_fits(len(feed)):
-                return GpuBoundRun(self._placed(feed.shape), feed.copy(), self._lock)
+            with self._lock:
+                return GpuBoundRun(self._binding(feed.shape), feed.copy(), self._lock)
         binding = self.session.io_binding()
         binding.bind_cpu_input(self.manifest.input.name, feed)
         binding.bind_output(self.embedding.name, "cpu")
@@ -173,33 +168,33 @@ class OrtRunner(Runner):
 
         return BoundRun(step)
 
-    def _placed(self, shape: tuple[int, ...]) -> GpuBinding:
-        """With CUDA graphs, the one place for images of this shape, up to a number of them: ONNX Runtime lets go of no
-        graph. Else a new one."""
+    def _binding(self, shape: tuple[int, ...]) -> GpuBinding:
+        """With CUDA graphs the binding of this shape, up to a number of shapes, as ONNX Runtime frees no graph; else
+        a new one."""
         batch = shape[0]
-        if batch in self._kept:
-            return self._kept[batch]
-        graph = batch if self.cuda_graph and len(self._kept) < GRAPHS_KEPT else NO_GRAPH
-        placed = GpuBinding(self.session, self.manifest.input, self.embedding, shape, graph, self._gpu or 0)
+        if batch in self._bindings:
+            return self._bindings[batch]
+        graph = batch if self.cuda_graph and len(self._bindings) < GRAPHS_KEPT else NO_GRAPH
+        binding = GpuBinding(self.session, self.manifest.input, self.embedding, shape, graph, self._gpu or 0)
         if graph != NO_GRAPH:
-            self._kept[batch] = placed
-        return placed
+            self._bindings[batch] = binding
+        return binding
 
-    def _run_one(self, name: str) -> None:
-        """A run of the fewest images now: whether cuDNN is there, and for this CUDA, shows only then."""
-        given = self.manifest.input
-        black = np.zeros((given.batch or 1, *given.shape(self.preprocessing)), given.dtype)
+    def _run_one(self) -> None:
+        """A run of the fewest images now: whether cuDNN is installed, and for this CUDA, shows only then."""
+        contract = self.manifest.input
+        black = np.zeros((contract.batch or 1, *contract.shape(self.preprocessing)), contract.dtype)
         try:
-            self.session.run([self.embedding.name], {given.name: black})
+            self.session.run([self.embedding.name], {contract.name: black})
         except Exception as error:  # ORT raises its own exception types
             if not CUDA_FAILURE.search(str(error)):
-                raise UserError(f"{name}: ONNX Runtime cannot run it ({reason(error)})") from error
-            said = f"{name}: ONNX Runtime cannot run it on the GPU ({reason(error)})"
-            raise CudaFailure(said + mend(onnx_runtime(), reason(error))) from error
+                raise InvalidFile(f"ONNX Runtime cannot run it ({reason(error)})", path=self._path) from error
+            problem, hint = f"ONNX Runtime cannot run it on the GPU ({reason(error)})", cuda_hint(reason(error))
+            raise CudaFailure(problem, path=self._path, hint=hint) from error
 
-    def _capture_one(self, name: str) -> None:
+    def _capture_one(self) -> None:
         """A run of one image now: whether the graph can be captured shows only then."""
         try:
             self(np.zeros((1, self.preprocessing.height, self.preprocessing.width, 3), np.uint8))
         except Exception as error:  # ORT raises its own exception types
-            raise UserError(f"{name}: ONNX Runtime cannot run it as a CUDA graph ({reason(error)})") from error
+            raise UserError(f"ONNX Runtime cannot run it as a CUDA graph ({reason(error)})", path=self._path) from error

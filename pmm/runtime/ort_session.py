@@ -112,7 +112,7 @@ def resolved_device(device: str) -> str:
         return "cuda" if usable else "cpu"
     if index is not None and not usable:
         lacking = "no NVIDIA GPU is visible" if not nvidia_gpus() else "this ONNX Runtime has no CUDA provider"
-        hint = "use --device cpu, or install onnxruntime-gpu and a driver"
+        hint = "use --backend ort-cpu or --device cpu, or install onnxruntime-gpu and a driver"
         raise BackendUnavailable(f"--device {device}: {lacking}", hint=hint)
     if index is not None:
         gpu_at(index)
@@ -132,7 +132,7 @@ def check_modes(path: str | Path, device: str, precision: str, tf32: bool, cuda_
         raise BackendUnavailable(f"{gpu.name} has no TF32", path=path, hint="run it in fp32")
 
 
-def evidence_of(session: Any, device: str, name: str) -> str:
+def verify_provider(session: Any, device: str, name: str) -> str:
     """Which provider really runs the graph, as strongly as this version can show it.
 
     Raises UserError if it is not the one of `device`: ONNX Runtime falls back silently.
@@ -142,13 +142,13 @@ def evidence_of(session: Any, device: str, name: str) -> str:
         raise UserError(fallback.problem, path=name, expected=wanted, hint=fallback.hint)
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return wanted
-    placed = [(part.ep_name, node.op_type) for part in session.get_provider_graph_assignment_info()
-              for node in part.get_nodes()]  # fmt: skip
-    elsewhere = Counter(provider for provider, operator in placed if provider != wanted and operator in _PRODUCTS)
+    nodes = [(part.ep_name, node.op_type) for part in session.get_provider_graph_assignment_info()
+             for node in part.get_nodes()]  # fmt: skip
+    elsewhere = Counter(provider for provider, operator in nodes if provider != wanted and operator in _PRODUCTS)
     if elsewhere:
         where = ", ".join(f"{count} on {provider}" for provider, count in elsewhere.items())
         raise UserError(f"convolutions or matrix products run elsewhere: {where}", path=name, expected=wanted)
-    return f"{wanted} ({sum(provider == wanted for provider, _ in placed)} of {len(placed)} operators)"
+    return f"{wanted} ({sum(provider == wanted for provider, _ in nodes)} of {len(nodes)} operators)"
 
 
 def check_interface(session: Any, manifest: Manifest, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What TensorRT-RTX compiles when an engine runs, kept from one process to the next: it takes seconds each time."""
+"""A file for the kernels that TensorRT-RTX compiles when an engine runs: else each process needs seconds for them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pmm.utils.files import make_folder, write_file
 class RuntimeCache:
     """The runtime cache of one engine: an object of the library, filled from a file and written back to it.
 
-    The library itself tells whether a file was written by this version of it, for this GPU and driver; what it does not
-    take is replaced. A cache that cannot be read or written costs time only, so it is no error.
+    The library itself checks whether a file was written by this version of it, for this GPU and driver; another file
+    is replaced. A cache that cannot be read or written costs time only, so it is no error.
     """
 
     def __init__(self, config: Any, path: Path) -> None:
@@ -27,12 +27,12 @@ class RuntimeCache:
         except OSError:
             self._before = b""
         if self._before and not self.shared.deserialize(self._before):
-            logging.getLogger("pmm").info("%s: not for this GPU, driver and TensorRT-RTX; made anew", path)
+            logging.getLogger("pmm").info("%s: not for this GPU, driver and TensorRT-RTX; replaced", path)
 
     def save(self) -> None:
-        """Write what was compiled since; the GPU's context is current in this thread."""
-        held = self.shared.serialize()
-        content = b"" if held is None else bytes(held)
+        """Write the kernels compiled since; the GPU's context is current in this thread."""
+        serialised = self.shared.serialize()
+        content = b"" if serialised is None else bytes(serialised)
         if content and content != self._before:
             try:
                 make_folder(self.path.parent)

@@ -49,12 +49,12 @@ class GraphRunner(TorchRunner):
 
         Raises:
             ValueError: the trunk has another type.
-            UserError: inductor cannot compile it, or does not.
+            UserError: inductor fails, or compiles nothing.
             BackendUnavailable: no C++ compiler, or no TF32 or CUDA graph on this device.
         """
-        found = main_type(graph)
-        if precision == "int8" or TRUNK_TYPES.get(precision) != found:
-            raise ValueError(f"asked for {precision}, but the trunk's weights are {found}")
+        stored = main_type(graph)
+        if precision == "int8" or TRUNK_TYPES.get(precision) != stored:
+            raise ValueError(f"the trunk's weights are {stored}; expected those of {precision}")
         tf32 = precision == "tf32"
         super().__init__(preprocessing, graph.embedding, device, threads, tf32=tf32, cuda_graph=cuda_graph)
         self.compilations = 0
@@ -68,12 +68,12 @@ class GraphRunner(TorchRunner):
         except BaseException:
             self.close()
             raise
-        how = f"{'inductor' if compiled else 'eager'} (batch-norm folded, trunk {precision}"
+        mode = f"{'inductor' if compiled else 'eager'} (batch-norm folded, trunk {precision}"
         self.info = RunnerInfo(
             backend="torch-compile" if compiled else "torch",
             device=self.device_name(),
             precision=precision,
-            provider=f"torch {torch.__version__} {how}{', CUDA graph' if cuda_graph else ''})",
+            provider=f"torch {torch.__version__} {mode}{', CUDA graph' if cuda_graph else ''})",
         )
 
     @classmethod
@@ -104,8 +104,8 @@ class GraphRunner(TorchRunner):
         """`module`, compiled as a whole when it is called, or UserError: nothing is left to eager mode."""
         if torch._dynamo.config.suppress_errors:
             raise UserError(
-                "torch is told to run in eager mode what it cannot compile, and nobody could tell what ran; "
-                "unset TORCHDYNAMO_SUPPRESS_ERRORS"
+                "torch would silently run in eager mode what it cannot compile",
+                hint="unset TORCHDYNAMO_SUPPRESS_ERRORS",
             )
 
         def backend(graph: torch.fx.GraphModule, example: list[Tensor], **options: Any) -> Callable[..., Any]:
@@ -119,8 +119,8 @@ class GraphRunner(TorchRunner):
 
         # torch keeps what it compiles with the code, up to a limit: each runner gets a copy of the code, else all
         # runners of a process would share that limit
-        own = FunctionType(whole.__code__.replace(), globals(), closure=whole.__closure__)
-        function = torch.compile(own, fullgraph=True, backend=backend)
+        copy = FunctionType(whole.__code__.replace(), globals(), closure=whole.__closure__)
+        function = torch.compile(copy, fullgraph=True, backend=backend)
 
         def run(images: Tensor) -> Tensor:
             torch._dynamo.maybe_mark_dynamic(images, 0)
@@ -134,12 +134,12 @@ class GraphRunner(TorchRunner):
     def _prove_compiled(self) -> None:
         """A run now, of one image: something must have been compiled for it. Raises UserError."""
         try:
-            self._forward(self._placed(self.blank(1)))
+            self._forward(self._to_device(self.blank(1)))
         except RuntimeError:  # newer versions of torch notice it themselves
             if self.compilations:
                 raise
         if not self.compilations:
-            raise UserError("torch.compile compiled nothing: it is switched off (TORCHDYNAMO_DISABLE); unset that")
+            raise UserError("torch.compile compiled nothing: it is switched off", hint="unset TORCHDYNAMO_DISABLE")
 
 
 def main_type(module: nn.Module) -> torch.dtype:
@@ -151,14 +151,13 @@ def main_type(module: nn.Module) -> torch.dtype:
 
 
 def build_failed(what: str, error: Exception) -> UserError:
-    """One line for what inductor raised, and what to install if that is a compiler."""
+    """The error for one of inductor, with what to install if that is a compiler."""
     while isinstance(error, torch._dynamo.exc.BackendCompilerFailed):
         error = error.inner_exception
     reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:300]
     if "C++ compiler" in reason:
-        return BackendUnavailable(
-            f"{what} needs a C++ compiler and found none; install g++, or name one in CXX ({reason})"
-        )
+        problem = f"{what} needs a C++ compiler and found none ({reason})"
+        return BackendUnavailable(problem, hint="install g++, or name one in CXX")
     return UserError(f"{what} failed ({reason})")
 
 

@@ -43,14 +43,14 @@ class TorchRunner(Runner):
         tf32: bool = False,
         cuda_graph: bool = False,
     ) -> None:
-        """Raises BackendUnavailable for TF32 or CUDA graphs where there is no such thing."""
+        """Raises BackendUnavailable for TF32 or CUDA graphs on a device without them."""
         check_modes(device, tf32=tf32, cuda_graph=cuda_graph)
         self.preprocessing, self.embedding, self.device = preprocessing, embedding, device
         self.accepts_gpu_arrays = device.type == "cuda"
         self._tf32, self._cuda_graph = tf32, cuda_graph
         self._captured: dict[int, CapturedRun] = {}
         self._lock = threading.Lock()
-        self._give_back_threads = set_threads(threads)
+        self._restore_threads = set_threads(threads)
 
     @abstractmethod
     def _run(self, images: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class TorchRunner(Runner):
 
     def _release(self) -> None:
         self._captured.clear()
-        self._give_back_threads()
+        self._restore_threads()
 
     def _embed(self, images: Crops | CudaArray) -> Embeddings:
         return self._run_on(images, lambda embeddings: embeddings.float().cpu()).numpy()
@@ -75,10 +75,10 @@ class TorchRunner(Runner):
 
     def _run_on(self, images: Crops | CudaArray, finish: Callable[[Tensor], Tensor]) -> Tensor:
         """What `finish` makes of the embeddings [B, D] on the device."""
-        placed = self._from_gpu(images) if is_on_gpu(images) else self._placed(images)  # type: ignore[arg-type]
-        if not len(placed):
+        tensor = self._from_gpu(images) if is_on_gpu(images) else self._to_device(images)  # type: ignore[arg-type]
+        if not len(tensor):
             return torch.empty(0, self.embedding.dim, device="cpu")
-        return finish(self._replay(placed) if self._cuda_graph else self._forward(placed))
+        return finish(self._replay(tensor) if self._cuda_graph else self._forward(tensor))
 
     def _from_gpu(self, images: CudaArray) -> Tensor:
         """The images [B, H, W, 3] on this GPU, sharing their memory. Raises InvalidInput for others."""
@@ -100,15 +100,15 @@ class TorchRunner(Runner):
         return torch.cuda.current_device() if self.device.index is None else self.device.index
 
     def _bind(self, images: Crops) -> BoundRun:
-        placed = self._placed(images.copy())
+        tensor = self._to_device(images.copy())
 
         def step() -> None:
-            self._forward(placed)
+            self._forward(tensor)
 
         if self.device.type != "cuda":
             return BoundRun(step)
-        launch = CapturedRun(self._forward, placed).replay if self._cuda_graph else partial(self._forward, placed)
-        return CudaBoundRun(launch, placed)
+        launch = CapturedRun(self._forward, tensor).replay if self._cuda_graph else partial(self._forward, tensor)
+        return CudaBoundRun(launch, tensor)
 
     def device_name(self) -> str:
         """cpu or the GPU's name."""
@@ -118,7 +118,7 @@ class TorchRunner(Runner):
         """`count` black crops."""
         return np.zeros((count, self.preprocessing.height, self.preprocessing.width, 3), np.uint8)
 
-    def _placed(self, images: Crops) -> Tensor:
+    def _to_device(self, images: Crops) -> Tensor:
         # torch shares no memory that is read-only or runs backwards
         return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
 
@@ -172,13 +172,12 @@ class CapturedRun:
 class CudaBoundRun(BoundRun):
     """A run on a GPU, on the current stream of the thread that uses it."""
 
-    def __init__(self, launch: Callable[[], Tensor], placed: Tensor) -> None:
-        """`launch` starts a run on the images `placed` on the GPU, and returns where its embeddings will be."""
-        self._launch, self._placed = launch, placed
-        # page-locked, as a service that cares for latency has them: other memory is copied twice
-        self._images = placed.cpu().pin_memory()
-        self._embeddings = launch()
-        self._returned = torch.empty_like(self._embeddings, device="cpu").pin_memory()
+    def __init__(self, launch: Callable[[], Tensor], images: Tensor) -> None:
+        """`launch` starts a run on `images`, which are on the GPU, and returns the tensor that its embeddings go to."""
+        self._launch, self._images, self._embeddings = launch, images, launch()
+        # page-locked, as in a service where latency matters: other memory is copied twice
+        self._host_images = images.cpu().pin_memory()
+        self._host_embeddings = torch.empty_like(self._embeddings, device="cpu").pin_memory()
 
     def __call__(self) -> None:
         self._launch()
@@ -188,20 +187,20 @@ class CudaBoundRun(BoundRun):
         self._launch()
 
     def wait(self) -> None:
-        torch.cuda.synchronize(self._placed.device)
+        torch.cuda.synchronize(self._images.device)
 
     def device_ms(self) -> float:
         return self._timed(self._launch)
 
     def transfers_ms(self) -> tuple[float, float]:
-        upload = self._timed(lambda: self._placed.copy_(self._images, non_blocking=True))
-        return upload, self._timed(lambda: self._returned.copy_(self._embeddings, non_blocking=True))
+        upload = self._timed(lambda: self._images.copy_(self._host_images, non_blocking=True))
+        return upload, self._timed(lambda: self._host_embeddings.copy_(self._embeddings, non_blocking=True))
 
     def _timed(self, work: Callable[[], object]) -> float:
         """ms by the GPU's clock from an idle GPU to the end of `work`."""
         self.wait()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        stream = torch.cuda.current_stream(self._placed.device)  # by itself, an event takes the first GPU's
+        stream = torch.cuda.current_stream(self._images.device)  # by itself, an event takes the first GPU's
         begin.record(stream)
         work()
         end.record(stream)
@@ -209,21 +208,21 @@ class CudaBoundRun(BoundRun):
         return begin.elapsed_time(end)
 
 
-def set_threads(asked: int) -> Callable[[], None]:
-    """Let torch have `asked` CPU threads, in the whole process; 0: as many as it has, or fewer where a quota of CPU
-    time is less and OMP_NUM_THREADS does not say how many. Call the result to give them back."""
+def set_threads(count: int) -> Callable[[], None]:
+    """Let torch have `count` CPU threads, in the whole process; 0: as many as it has, or fewer where a quota of CPU
+    time is less and OMP_NUM_THREADS is not set. Call the result to restore the number."""
     before = torch.get_num_threads()
     quota = None if "OMP_NUM_THREADS" in os.environ else quota_cores()
-    torch.set_num_threads(asked or min(before, quota or before))
+    torch.set_num_threads(count or min(before, quota or before))
     return partial(torch.set_num_threads, before)
 
 
 def check_modes(device: torch.device, *, tf32: bool = False, cuda_graph: bool = False) -> None:
-    """Raises BackendUnavailable for TF32 or CUDA graphs where there is no such thing."""
+    """Raises BackendUnavailable for TF32 or CUDA graphs on a device without them."""
     if device.type == "cpu" and (tf32 or cuda_graph):
-        raise BackendUnavailable(f"{'TF32' if tf32 else 'a CUDA graph'} was asked for, and a CPU has no such thing")
+        raise BackendUnavailable(f"a CPU has no {'TF32' if tf32 else 'CUDA graphs'}", hint="use a GPU")
     if tf32 and not (gpu := gpu_at(device.index or 0)).has_tf32:
-        raise BackendUnavailable(f"{gpu.name} has no TF32; run it in fp32")
+        raise BackendUnavailable(f"{gpu.name} has no TF32", hint="run it in fp32")
 
 
 def _has_tf32(device: torch.device) -> bool:

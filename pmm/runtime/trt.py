@@ -20,17 +20,19 @@ from pmm.data.preprocessing import Crops
 from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, check_on_gpu, warn_if_unverified
 from pmm.runtime.context_pool import ContextPool
 from pmm.runtime.cuda_libraries import open_device
-from pmm.runtime.engine_origin import check_engine, chosen_gpu, engine_precision
 from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
 from pmm.runtime.rtx_cache import RuntimeCache, cache_file
 from pmm.runtime.thread_context import EngineHandle, ThreadContext
 from pmm.runtime.trt_variant import (
+    check_engine,
+    chosen_gpu,
+    engine_precision,
     error_logger,
     library_name,
     load_flavor,
-    started,
+    start,
 )
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, InvalidInput, UserError
 from pmm.utils.hardware import gpu_at
 
 T = TypeVar("T")
@@ -45,6 +47,9 @@ class TrtRunner(Runner):
     More images than the engine's largest batch go in several runs; fewer than its smallest are padded. Images may be in
     host memory or on the GPU (torch's CUDA tensors, or what has DLPack or the CUDA array interface).
     """
+
+    accepts_gpu_arrays = True
+    _path: Path
 
     def __init__(
         self,
@@ -81,28 +86,28 @@ class TrtRunner(Runner):
         self._batch = contract.batch
 
         self._lock = threading.Lock()
-        self._loaded: EngineHandle | None = None
+        self._engine: EngineHandle | None = None
         self._runtime: Any = None
         self._cache: RuntimeCache | None = None
         self._pool: ContextPool | None = None
         first = open_device(self._index)
         try:
             with first.active():
-                loaded = self._loaded = self._load(
+                engine = self._engine = self._load(
                     trt, contract, file.content, error_logger(trt, log), cuda_graph, eager
                 )
                 self.info = RunnerInfo(
                     backend=library_name(contract.flavor),
                     device=gpu.name,
                     precision=engine_precision(self.manifest, contract, gpu),
-                    provider=f"{loaded.library} (buffers: {first.name}, {'' if self.cuda_graph else 'no '}CUDA graph)",
+                    provider=f"{engine.library} (buffers: {first.name}, {'' if self.cuda_graph else 'no '}CUDA graph)",
                 )
-            lane = ThreadContext(loaded, first)
+            context = ThreadContext(engine, first)
             self._pool = ContextPool(
-                self._path, max(1, contexts), lambda: ThreadContext(loaded, open_device(self._index)), lane
+                self._path, max(1, contexts), lambda: ThreadContext(engine, open_device(self._index)), context
             )
             # one run now: `info` then says what was found, and the first call is as fast as the others
-            lane.step(np.zeros((contract.batch.best, *loaded.image_shape), loaded.given.dtype))
+            context.step(np.zeros((contract.batch.best, *engine.image_shape), engine.input.dtype))
         except BaseException:
             self.close()
             first.close()
@@ -111,62 +116,57 @@ class TrtRunner(Runner):
     @property
     def cuda_graph(self) -> bool:
         """Runs are CUDA graphs: ours for TensorRT, its own for TensorRT-RTX."""
-        return self._loaded is not None and self._loaded.graphs != "off"
+        return self._engine is not None and self._engine.graphs != "off"
 
-    def __call__(self, images: Crops | CudaArray) -> Embeddings:
-        with self._lanes.lane() as lane:
-            placed = self._checked(lane, images)
-            embeddings = np.empty((placed.shape[0], self.embedding.dim), np.float32)
-            for start, stop in self._runs(placed):
-                lane.run(self._fed(placed, start, stop), embeddings[start:stop])
+    def _embed(self, images: Crops | CudaArray) -> Embeddings:
+        with self._contexts.borrow() as context:
+            located = self._located(context, images)
+            embeddings = np.empty((located.shape[0], self.embedding.dim), np.float32)
+            for start, stop in self._runs(located):
+                context.run(self._fed(located, start, stop), embeddings[start:stop])
         return embeddings
 
-    def embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
-        with self._lanes.lane() as lane:
-            placed = self._checked(lane, images)
-            embeddings = lane.new_embeddings(placed.shape[0])
-            for start, stop in self._runs(placed):
-                lane.run(self._fed(placed, start, stop), embeddings.rows(start, stop))
+    def _embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
+        with self._contexts.borrow() as context:
+            located = self._located(context, images)
+            embeddings = context.new_embeddings(located.shape[0])
+            for start, stop in self._runs(located):
+                context.run(self._fed(located, start, stop), embeddings.rows(start, stop))
         return embeddings
 
-    def bind(self, images: Crops) -> BoundRun:
-        """As `Runner.bind`; the step has the images on the GPU, and leaves the embeddings there.
-
-        A call between two steps uses the same buffers: the next step then uploads its images again. Raises UserError
-        for more images than one run takes, and for another number than a static batch.
-        """
-        self.check(images)
+    def _bind(self, images: Crops) -> BoundRun:
+        """The embeddings stay on the GPU. A call between two steps uses the same buffers: the next step then uploads
+        its images again. Raises InvalidInput for more images than one run takes."""
         self.manifest.input.check_batch(len(images), self._path)
-        if not 1 <= len(images) <= self._batch.most:
-            raise UserError(f"{self._path}: cannot bind {len(images)} images; one run takes 1 to {self._batch.most}")
-        step = EngineBoundRun(self._lanes, self.manifest.input.feed(images, self.preprocessing).copy())
+        if len(images) > self._batch.most:
+            raise InvalidInput(f"{self._path}: cannot bind {len(images)} images", expected=f"1 to {self._batch.most}")
+        step = EngineBoundRun(self._contexts, self.manifest.input.feed(images, self.preprocessing).copy())
         step()
         return step
 
     def inspect(self, batch: int | None = None) -> str:
         """What the engine inspector says of the engine's layers, as JSON, at a batch size (default: the best)."""
-        with self._lanes.lane() as lane:
-            return lane.inspect(batch or self._batch.best)
+        with self._contexts.borrow() as context:
+            return context.inspect(batch or self._batch.best)
 
     def layer_times(self, batch: int, runs: int) -> dict[str, float]:
         """Layer -> median ms of `runs` runs of `batch` images of noise, without CUDA graph."""
         size = self.preprocessing
         noise = np.random.default_rng(0).integers(0, 256, (batch, size.height, size.width, 3), dtype=np.uint8)
-        with self._lanes.lane() as lane:
-            return lane.layer_times(self._fed(noise, 0, batch), runs)  # type: ignore[arg-type]
+        with self._contexts.borrow() as context:
+            return context.layer_times(self._fed(noise, 0, batch), runs)  # type: ignore[arg-type]
 
-    def close(self) -> None:
-        """Free everything on the GPU, after the runs under way. May be called again; runs after it raise UserError."""
+    def _release(self) -> None:
         if self._pool is not None:
             if self._cache is not None:
-                with contextlib.suppress(UserError), self._pool.lane() as lane, lane.active():
+                with contextlib.suppress(UserError), self._pool.borrow() as context, context.active():
                     self._cache.save()
             self._pool.close()
-        # contexts went first, then what they were made with, the engine, and the runtime that made it
-        self._cache = self._loaded = self._runtime = None
+        # contexts first, then their cache, the engine and the runtime that loaded it
+        self._cache = self._engine = self._runtime = None
 
     @property
-    def _lanes(self) -> ContextPool:
+    def _contexts(self) -> ContextPool:
         assert self._pool is not None
         return self._pool
 
@@ -179,35 +179,34 @@ class TrtRunner(Runner):
             return images.rows(start, stop)
         return self.manifest.input.feed(images[start:stop], self.preprocessing)
 
-    def _checked(self, lane: ThreadContext, images: Crops | CudaArray) -> Crops | GpuArray:
-        """The images, where they lie. Raises UserError for ones that the engine does not take from there."""
+    def _located(self, context: ThreadContext, images: Crops | CudaArray) -> Crops | GpuArray:
+        """The images, where they are. Raises InvalidInput for some on a GPU that the engine cannot take from there."""
         if not is_on_gpu(images):
-            self.check(images)  # type: ignore[arg-type]
             return images  # type: ignore[return-value]
-        placed = lane.placed(images)
-        check_on_gpu(self, placed, self._index, self.manifest.input)
-        return placed
+        located = context.gpu_images(images)
+        check_on_gpu(self, located, self._index, self.manifest.input)
+        return located
 
     def _load(
         self, trt: Any, contract: EngineContract, content: bytes, logger: Any, cuda_graph: bool, eager: bool
     ) -> EngineHandle:
         """Deserialise `content` and check it against the manifest."""
         library = f"{library_name(contract.flavor)} {trt.__version__}"
-        self._runtime = started(trt.Runtime, logger, f"{self._path}: {library}")
+        self._runtime = start(trt.Runtime, logger, f"{self._path}: {library}")
         self._runtime.engine_host_code_allowed = False
-        engine = self._runtime.deserialize_cuda_engine(content)
-        if engine is None:
+        native = self._runtime.deserialize_cuda_engine(content)
+        if native is None:
             reason = logger.take()
             if hasattr(self._runtime, "get_engine_validity"):
                 validity, diagnostics = self._runtime.get_engine_validity(content)
                 reason += f"; {validity}, diagnostics {diagnostics}"
-            raise UserError(f"{self._path}: {library} cannot load it ({reason}); {contract.rebuild}")
-        self._check_interface(trt, engine)
-        graphs: Literal["captured", "own", "off"] = "captured" if cuda_graph else "off"
+            raise InvalidFile(f"{library} cannot load it ({reason})", path=self._path, hint=contract.rebuild)
+        self._check_interface(trt, native)
+        graphs: Literal["captured", "library", "off"] = "captured" if cuda_graph else "off"
         options = None
         if contract.flavor == "rtx":
-            graphs = "own" if cuda_graph and _capturing(trt) else "off"
-            options = partial(self._rtx_options, trt, engine, graphs == "own", eager)
+            graphs = "library" if cuda_graph and _capturing(trt) else "off"
+            options = partial(self._rtx_options, trt, native, graphs == "library", eager)
             place = cache_file(self.manifest.sha256, str(trt.__version__), gpu_at(self._index).compute_capability)
             self._cache = RuntimeCache(options(), place)
         return EngineHandle(
@@ -215,19 +214,19 @@ class TrtRunner(Runner):
             trt=trt,
             library=library,
             logger=logger,
-            engine=engine,
+            native=native,
             graphs=graphs,
             context_options=options,
             batch=contract.batch,
             image_shape=self.manifest.input.shape(self.preprocessing),
-            given=self.manifest.input,
-            returned=self.embedding,
+            input=self.manifest.input,
+            embedding=self.embedding,
             graphs_failed=self._without_graphs,
         )
 
-    def _rtx_options(self, trt: Any, engine: Any, cuda_graph: bool, eager: bool) -> Any:
+    def _rtx_options(self, trt: Any, native: Any, cuda_graph: bool, eager: bool) -> Any:
         """How TensorRT-RTX runs a context; it captures by itself, as it knows when its kernels are final."""
-        config = engine.create_runtime_config()
+        config = native.create_runtime_config()
         if cuda_graph:
             config.cuda_graph_strategy = _capturing(trt)
         if eager:
@@ -238,64 +237,64 @@ class TrtRunner(Runner):
 
     def _without_graphs(self, reason: str) -> None:
         with self._lock:
-            if self._loaded is not None and self._loaded.graphs != "off":
-                self._loaded.graphs = "off"
+            if self._engine is not None and self._engine.graphs != "off":
+                self._engine.graphs = "off"
                 provider = self.info.provider.removesuffix("CUDA graph)") + f"no CUDA graph: {reason})"
                 self.info = dataclasses.replace(self.info, provider=provider)
                 logging.getLogger("pmm").warning("%s: runs without CUDA graph: %s", self._path, reason)
 
-    def _check_interface(self, trt: Any, engine: Any) -> None:
-        """The engine takes and returns what the manifest promises, at the batch sizes it promises."""
-        given, image_shape = self.manifest.input, self.manifest.input.shape(self.preprocessing)
-        types, batch = {trt.uint8: "uint8", trt.float32: "float32"}, given.batch or -1
-        found = set()
-        for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
-            mode = "takes" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "returns"
-            kind = engine.get_tensor_dtype(name)
-            found.add(f"{mode} {types.get(kind, kind)} {name} {list(engine.get_tensor_shape(name))}")
-        promised = {
-            f"takes {given.dtype} {given.name} {[batch, *image_shape]}",
+    def _check_interface(self, trt: Any, native: Any) -> None:
+        """Raises InvalidFile unless the engine's tensors and batch sizes are those of the manifest."""
+        images, image_shape = self.manifest.input, self.manifest.input.shape(self.preprocessing)
+        types, batch = {trt.uint8: "uint8", trt.float32: "float32"}, images.batch or -1
+        actual = set()
+        for name in (native.get_tensor_name(index) for index in range(native.num_io_tensors)):
+            mode = "takes" if native.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "returns"
+            kind = native.get_tensor_dtype(name)
+            actual.add(f"{mode} {types.get(kind, kind)} {name} {list(native.get_tensor_shape(name))}")
+        declared = {
+            f"takes {images.dtype} {images.name} {[batch, *image_shape]}",
             f"returns {self.embedding.dtype} {self.embedding.name} {[batch, self.embedding.dim]}",
         }
-        if found != promised:
-            raise UserError(f"{self._path}: it {_listed(found)}; its manifest promises that it {_listed(promised)}")
+        if actual != declared:
+            expected = f"one that {_listed(declared)}, by its manifest"
+            raise InvalidFile(f"this engine {_listed(actual)}", path=self._path, expected=expected)
         shapes = [
-            tuple(tuple(shape) for shape in engine.get_tensor_profile_shape(given.name, at))
-            for at in range(engine.num_optimization_profiles)
+            tuple(tuple(shape) for shape in native.get_tensor_profile_shape(images.name, at))
+            for at in range(native.num_optimization_profiles)
         ]
-        expected = [tuple((size, *image_shape) for size in (p.least, p.best, p.most)) for p in self._batch.profiles]
-        if shapes != expected:
-            raise UserError(
-                f"{self._path}: its {len(shapes)} batch profile(s) take {shapes}; its manifest promises {expected}"
-            )
+        profiles = [tuple((size, *image_shape) for size in (p.least, p.best, p.most)) for p in self._batch.profiles]
+        if shapes != profiles:
+            problem = f"its {len(shapes)} batch profile(s) take {shapes}"
+            raise InvalidFile(problem, path=self._path, expected=f"{profiles}, by its manifest")
 
 
 class EngineBoundRun(BoundRun):
-    """A run on a lane of the pool: on the one that has the images, while nobody else needs it."""
+    """A run on a context of the pool: the one that has the images, if it is idle."""
 
-    def __init__(self, lanes: ContextPool, images: npt.NDArray[Any]) -> None:
-        super().__init__(lambda: self._on(lambda lane: lane.step(images)))
-        self._lanes, self._images = lanes, images
+    def __init__(self, contexts: ContextPool, images: npt.NDArray[Any]) -> None:
+        super().__init__(lambda: self._on(lambda context: context.step(images)))
+        self._contexts, self._images = contexts, images
         self._last: ThreadContext | None = None
 
     def enqueue(self) -> None:
-        self._on(lambda lane: lane.enqueue(self._images))
+        self._on(lambda context: context.enqueue(self._images))
 
     def wait(self) -> None:
-        self._lanes.check_open()
+        self._contexts.check_open()
         if self._last is not None:
             self._last.wait()
 
     def device_ms(self) -> float:
-        return self._on(lambda lane: lane.device_ms(self._images))
+        return self._on(lambda context: context.device_ms(self._images))
 
     def transfers_ms(self) -> tuple[float, float]:
-        return self._on(lambda lane: lane.transfers_ms(self._images))
+        return self._on(lambda context: context.transfers_ms(self._images))
 
     def _on(self, work: Callable[[ThreadContext], T]) -> T:
-        with self._lanes.lane(self._last) as lane:
-            self._last = lane
-            return work(lane)
+        with self._contexts.borrow(self._last) as context:
+            self._last = context
+            return work(context)
 
 
 def _capturing(trt: Any) -> Any:

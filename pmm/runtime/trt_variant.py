@@ -20,15 +20,12 @@ from pmm.runtime.fork import refuse_parents_gpu
 from pmm.utils.cuda_versions import advice
 from pmm.utils.errors import BackendUnavailable, InvalidValue, UserError
 from pmm.utils.extras import import_library
-from pmm.utils.hardware import Gpu, cuda_index, driver_version, gpu_at, nvidia_gpus
+from pmm.utils.hardware import RTX_CAPABILITIES, Gpu, cuda_index, driver_version, gpu_at, nvidia_gpus
 
 T = TypeVar("T")
 
 FLAVORS = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 """Flavor -> module."""
-RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
-"""Compute capabilities of the GPUs that a portable TensorRT-RTX engine runs on (NVIDIA's "CPU-only AOT" page; one for
-Turing, 7.5, has to be built for it alone, which is not done here)."""
 TF32_ON = "TF32 on"
 """Among an engine's flags, if it may use TF32."""
 MESSAGE_LENGTH = 500

@@ -90,7 +90,7 @@ def test_the_precision_asked_for_must_be_the_files(files, tmp_path):
 
 def test_a_manifest_that_lies_about_the_precision_is_found_out(files, tmp_path):
     file = read_onnx(files["fp32"])
-    lying = dataclasses.replace(file, found=dataclasses.replace(file.manifest, precision="fp16"))
+    lying = dataclasses.replace(file, stored_manifest=dataclasses.replace(file.manifest, precision="fp16"))
     with refuses(InvalidFile, "rtx parsed", "100.0% fp32", path=files["fp32"], expected="in fp16"):
         engine_from_onnx(lying, tmp_path / "m.plan", EngineOptions(flavor="rtx"))
     assert left(tmp_path) == {"m.plan.log"}
@@ -506,7 +506,7 @@ def test_where_there_is_a_gpu_an_engine_needs_crops_to_be_judged_by(files, peopl
 
     monkeypatch.setattr(trt_variant, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),))
     file = read_onnx(files["bf16"])
-    unverified = dataclasses.replace(file, found=dataclasses.replace(file.manifest, parity=None))
+    unverified = dataclasses.replace(file, stored_manifest=dataclasses.replace(file.manifest, parity=None))
     with refuses(InvalidFile, "not verified", path=file.path, hint="--no-verify"):
         reference.engine_parity_check(unverified, None, VerifyOptions(verify_root=str(people)), "rtx")
     with refuses(InvalidFile, "to verify", hint="--verify-root"):

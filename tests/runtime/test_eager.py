@@ -183,14 +183,14 @@ def test_a_cpu_leaves_the_settings_alone(trained, crops, tf32_state):
 
 def test_what_a_cpu_has_not_is_refused(trained, monkeypatch):
     before = torch.get_num_threads()
-    with pytest.raises(BackendUnavailable, match="TF32 was asked for, and a CPU has no such thing"):
+    with refuses(BackendUnavailable, "CPU", "TF32"):
         EagerRunner.open(trained, "cpu", before + 1, tf32=True)
-    with pytest.raises(BackendUnavailable, match="a CUDA graph was asked for, and a CPU has no such thing"):
+    with refuses(BackendUnavailable, "CPU", "CUDA graphs"):
         Sums(cuda_graph=True)
     assert torch.get_num_threads() == before, "a runner that could not be opened changed the process"
     monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("an old GPU", "7.5"), Gpu("a new GPU", "8.0")))
     for device in (torch.device("cuda"), torch.device("cuda", 0)):
-        with pytest.raises(BackendUnavailable, match="an old GPU has no TF32; run it in fp32"):
+        with refuses(BackendUnavailable, "an old GPU", "TF32", hint="fp32"):
             torch_runner.check_modes(device, tf32=True)
     torch_runner.check_modes(torch.device("cuda"), cuda_graph=True)
     torch_runner.check_modes(torch.device("cuda", 1), tf32=True)
@@ -199,17 +199,17 @@ def test_what_a_cpu_has_not_is_refused(trained, monkeypatch):
 def test_devices_are_resolved_or_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert eager.torch_device("auto") == eager.torch_device("cpu") == CPU
-    with pytest.raises(BackendUnavailable, match="--device cuda: torch sees no usable CUDA GPU"):
+    with refuses(BackendUnavailable, "--device cuda:", "torch", hint="--device cpu"):
         eager.torch_device("cuda")
-    with pytest.raises(BackendUnavailable, match="--device cuda:1: torch sees no usable CUDA GPU"):
+    with refuses(BackendUnavailable, "--device cuda:1:", "torch", hint="--device cpu"):
         eager.torch_device("cuda:1")
-    with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
+    with pytest.raises(UserError, match=r"'gpu'.*auto, cpu, cuda"):
         eager.torch_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert eager.torch_device("auto") == eager.torch_device("cuda") == torch.device("cuda")
     monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (Gpu("one", "8.0"), Gpu("two", "9.0")))
     assert eager.torch_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(BackendUnavailable, match=r"no GPU 2 .*0 one, 1 two"):
+    with refuses(BackendUnavailable, "GPU 2", "0 one, 1 two"):
         eager.torch_device("cuda:2")
 
 
@@ -299,7 +299,7 @@ class OnGpu(Sums):
         super().__init__(torch.device("cuda"), **modes)
         self.gpus = gpus
 
-    def _placed(self, images):
+    def _to_device(self, images):
         return torch.from_numpy(np.ascontiguousarray(images)).clone()
 
     def _run(self, images):
@@ -405,7 +405,7 @@ def world(gpus, monkeypatch):
 @pytest.mark.parametrize("kind", ["torch", "dlpack", "interface"])
 def test_images_that_are_on_the_gpu_stay_there(gpus, world, kind, cuda_graph):
     runner = OnGpu(gpus, cuda_graph=cuda_graph)
-    runner._placed = lambda images: pytest.fail("a way through the host")
+    runner._to_device = lambda images: pytest.fail("a way through the host")
     for count in (3, 5, 4):
         images = pixels(count, count)
         given = torch.from_numpy(images).as_subclass(CudaTensor) if kind == "torch" else Theirs(world, images, kind)
@@ -462,7 +462,7 @@ def test_a_step_on_a_gpu_launches_waits_and_is_timed_apart(gpus, cuda_graph):
     step()
     assert (len(runner.runs), gpus.synchronized) == (runs + 2, waits + 2)
     step.transfers_ms()
-    assert np.array_equal(step._returned.float().numpy(), sums(pixels(3)))
+    assert np.array_equal(step._host_embeddings.float().numpy(), sums(pixels(3)))
 
 
 def test_the_times_of_a_step_are_of_the_run_and_of_each_copy(gpus):
@@ -489,7 +489,7 @@ def test_the_times_of_a_step_are_of_the_run_and_of_each_copy(gpus):
         patch.setattr(torch.Tensor, "copy_", copied)
         assert step.transfers_ms() == (2.0, 1.0)
     assert torch.equal(placed, before)
-    assert torch.equal(step._returned, out)
+    assert torch.equal(step._host_embeddings, out)
 
 
 def synchronised(step):

@@ -19,6 +19,7 @@ from pmm.runtime.open import open_runner
 from pmm.runtime.torch_graph import GraphRunner, build_failed, main_type
 from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.hardware import nvidia_gpus
+from tests.refusals import refuses
 from tests.runtime.small import small_graph
 
 BATCHES = (1, 3, 64, 37, 2, 15, 16)
@@ -124,9 +125,9 @@ def test_lengths_and_mirror_images_are_the_graphs(graph, crops, expected):
 
 
 def test_the_trunk_must_be_in_the_precision_asked_for(graph):
-    with pytest.raises(ValueError, match=r"asked for fp32, but the trunk's weights are torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"trunk.*bfloat16.*fp32"):
         opened(graph("bf16"))
-    with pytest.raises(ValueError, match=r"asked for int8, but the trunk's weights are torch\.float32"):
+    with pytest.raises(ValueError, match=r"trunk.*float32.*int8"):
         opened(graph(), "int8")
     assert main_type(graph("fp16")[0]) == torch.float16
     large, small = torch.nn.Linear(9, 9).half(), torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(3)])
@@ -134,9 +135,9 @@ def test_the_trunk_must_be_in_the_precision_asked_for(graph):
 
 
 def test_a_cpu_has_neither_tf32_nor_cuda_graphs(graph):
-    with pytest.raises(BackendUnavailable, match="TF32 was asked for"):
+    with refuses(BackendUnavailable, "CPU", "TF32"):
         opened(graph(), "tf32")
-    with pytest.raises(BackendUnavailable, match="a CUDA graph was asked for"):
+    with refuses(BackendUnavailable, "CPU", "CUDA graphs"):
         opened(graph(), cuda_graph=True)
 
 
@@ -158,23 +159,19 @@ def test_what_cannot_be_compiled_is_one_line_and_never_run_eagerly(graph, monkey
     before = torch.get_num_threads()
     broken = torch._inductor.exc.InvalidCxxCompiler()
     monkeypatch.setattr(torch._dynamo, "lookup_backend", fails(broken))
-    with pytest.raises(
-        BackendUnavailable, match=r"torch\.compile needs a C\+\+ compiler and found none; install g\+\+"
-    ) as error:
+    with refuses(BackendUnavailable, "torch.compile", "C++ compiler", hint="install g++"):
         opened(graph(), compiled=True, threads=before + 1)
-    assert "\n" not in str(error.value)
     assert torch.get_num_threads() == before, "a runner that could not be opened changed the process"
     monkeypatch.setattr(torch._dynamo, "lookup_backend", fails(RuntimeError("no such operator\nand more")))
-    with pytest.raises(UserError, match=r"torch\.compile failed \(.*no such operator") as error:
+    with refuses(UserError, "torch.compile", "no such operator"):
         opened(graph(), compiled=True)
-    assert "\n" not in str(error.value)
 
 
 def test_a_failure_at_a_later_size_is_one_line_too(graph, crops, monkeypatch):
     monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: lambda module, example: module.forward)
     with opened(graph(), compiled=True) as runner:
         monkeypatch.setattr(torch._dynamo, "lookup_backend", fails(RuntimeError("disk full")))
-        with pytest.raises(UserError, match=r"torch\.compile failed \(.*disk full"):
+        with refuses(UserError, "torch.compile", "disk full"):
             runner(crops[:3])
 
 
@@ -182,7 +179,7 @@ def test_a_failure_at_a_later_size_is_one_line_too(graph, crops, monkeypatch):
     ("switch", "name"), [("disable", "TORCHDYNAMO_DISABLE"), ("suppress_errors", "TORCHDYNAMO_SUPPRESS_ERRORS")]
 )
 def test_switches_that_would_leave_it_eager_are_refused(graph, switch, name):
-    with torch._dynamo.config.patch({switch: True}), pytest.raises(UserError, match=name):
+    with torch._dynamo.config.patch({switch: True}), refuses(UserError, name):
         opened(graph(), compiled=True)
 
 
@@ -195,7 +192,7 @@ def test_a_graph_break_is_no_way_out(graph, monkeypatch):
         return forward(self, images)
 
     monkeypatch.setattr(type(pair[0]), "forward", breaking)
-    with pytest.raises(UserError, match=r"torch\.compile failed"):
+    with refuses(UserError, "torch.compile failed"):
         opened(pair, compiled=True)
 
 

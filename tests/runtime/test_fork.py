@@ -10,6 +10,7 @@ from pmm.runtime.open import open_runner
 from pmm.utils.errors import UserError
 from pmm.utils.hardware import Gpu
 from tests.conftest import run_python
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize("backend", ["torch", "ort", "openvino"])
@@ -40,11 +41,11 @@ def test_a_gpu_that_a_parent_has_used_is_refused(exported, monkeypatch):
         return (Gpu("a GPU", "8.9"),)
 
     monkeypatch.setattr(fork, "nvidia_gpus", gpus)
-    monkeypatch.setattr(fork, "_parent_asked_for_gpus", True)
+    monkeypatch.setattr(fork, "_parent_used_gpus", True)
     for device in ("auto", "cuda"):
-        with pytest.raises(UserError, match="fork"):
+        with refuses(UserError, "forked", hint="--device cpu"):
             torch_device(device)
-        with pytest.raises(UserError, match="fork"):
+        with refuses(UserError, "forked", hint="--device cpu"):
             open_runner(exported, device=device)
     assert torch_device("cpu").type == "cpu"
     assert open_runner(exported, device="cpu").info.device == "cpu"

@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from pmm.runtime import driver
 from pmm.runtime.gpu_array import GpuArray, gpu_array, is_on_gpu
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput
 from tests.conftest import examples
+from tests.refusals import refuses
 from tests.runtime.standin import HostDevice, Libcuda, OnGpu, World
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)
@@ -80,7 +81,7 @@ def test_it_is_read_as_numpy_reads_it_or_refused_for_its_gaps(array, axis, step,
             assert (found.shape, found.dtype) == (view.shape, view.dtype)
             assert np.array_equal(read(found), view, equal_nan=True)
         elif view.size:
-            with pytest.raises(UserError, match=r"not contiguous.*\.contiguous"):
+            with refuses(InvalidInput, "not contiguous", str(list(view.shape)), hint=".contiguous()"):
                 gpu_array(Handed(view, protocol), 1)
 
 
@@ -92,7 +93,7 @@ def test_what_is_no_array_on_a_gpu():
 def test_a_type_that_numpy_does_not_have():
     tensor = torch.zeros(4, dtype=torch.bfloat16)
     handed = type("Handed", (), {"__dlpack__": lambda self, stream: tensor.__dlpack__()})()
-    with pytest.raises(UserError, match=r"16 bits.*expected uint8"):
+    with refuses(InvalidInput, "16 bits", expected="uint8"):
         gpu_array(handed, 1)
 
 
