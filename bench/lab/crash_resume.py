@@ -1,8 +1,8 @@
-"""Kill a training run at random moments, resume it each time, and compare its end with that of a run left in peace.
+"""Kill a training run at random moments, resume it each time, and compare its result with that of an undisturbed run.
 
-python -m bench.lab.crash_resume [--kills 20] [--ids 40] [--epochs 30] [--seed 0] [--out FOLDER]
+python -m bench.lab.crash_resume [--crashes 20] [--ids 40] [--epochs 30] [--seed 0] [--out FOLDER]
 
-Training runs that are killed at random moments and resumed, beside one that is left in peace.
+The weights of both have to agree to the bit, and every checkpoint on disk has to load after each kill.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from pmm.config import DataConfig
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.utils import command_line
 from pmm.utils.environment import report_header
-from pmm.utils.errors import UserError
+from pmm.utils.errors import CannotWrite, UserError
 from pmm.utils.files import make_folder, write_file
 
-SCHEMA = "pmm-kills-1"
+SCHEMA = "pmm-crash-resume-1"
 SAVE_MINUTES = "1e-9"  # a checkpoint after every step: many moments in which one is being written
 NAMES = ("last.pth", "best.pth")
 
 
-class _Kill(NamedTuple):
-    """When and whom to kill."""
+class Crash(NamedTuple):
+    """When to kill which processes."""
 
     after_s: float
     """Seconds after the first step, at least."""
     writing: bool
-    """Not before a checkpoint is being written."""
+    """Wait until a checkpoint is being written."""
     alone: bool
-    """The training process without those that load its images, which are left to find that out."""
+    """Kill the training process alone, and leave its loader processes to notice that."""
 
 
-def kill_and_resume(
-    out: Path, *, kills: int, ids: int, epochs: int, workers: int, seed: int, said: Callable[[str], None]
+def crash_and_resume(
+    out: Path, *, crashes: int, ids: int, epochs: int, workers: int, seed: int, on_progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Train preset tiny on `ids` synthetic identities once in peace, then, again and again, under SIGKILL until `kills`
-    have hit, half of them while a checkpoint is being written, half of them the training process alone; after each,
-    every checkpoint there is must load.
+    """Train preset tiny on `ids` synthetic identities undisturbed, then again with `crashes` SIGKILLs: half of them
+    while a checkpoint is being written, half of them of the training process alone. After each, every checkpoint must
+    load.
 
-    Returns a report (`SCHEMA`): where each kill hit, which checkpoints could not be read, and whether the killed runs
-    ended with the bits of the first. Raises UserError if a run fails by itself.
+    Returns a report (`SCHEMA`): the state after each kill, the checkpoints that could not be read, and whether the
+    killed runs ended with the bits of the undisturbed one. Raises UserError if a run fails without being killed.
     """
     import torch
 
@@ -59,38 +59,38 @@ def kill_and_resume(
     recipe = (*data, "--epochs", str(epochs), "--workers", str(workers), "--save-minutes", SAVE_MINUTES)
     begin = time.monotonic()
     draw_dataset(out / "people", ids=ids, seed=DataConfig().synthetic_seed)
-    seconds = _train(out / "peace", recipe)
+    seconds = _train(out / "undisturbed", recipe)
     assert seconds is not None
-    said(f"in peace: {seconds:.1f} s of training")
-    expected = _weights(out / "peace")
-    rng, hits, unreadable, equal, runs = random.Random(seed), list[dict[str, Any]](), list[str](), True, 0
-    while len(hits) < kills:
+    on_progress(f"undisturbed: {seconds:.1f} s of training")
+    expected = _weights(out / "undisturbed")
+    rng, records, unreadable, equal, runs = random.Random(seed), list[dict[str, Any]](), list[str](), True, 0
+    while len(records) < crashes:
         run = out / f"killed-{runs}"
         runs += 1
         while True:
             resumed = ("--resume",) if (run / "last.pth").exists() else ()
-            kill = _Kill(
-                after_s=rng.uniform(0, 2 * seconds / kills),  # in the mean, one run has room for all
-                writing=len(hits) % 2 == 1,
-                alone=len(hits) % 4 < 2,
+            crash = Crash(
+                after_s=rng.uniform(0, 2 * seconds / crashes),  # on average, all crashes fit into one run
+                writing=len(records) % 2 == 1,
+                alone=len(records) % 4 < 2,
             )
-            if _train(run, (*recipe, *resumed), kill if len(hits) < kills else None) is not None:
+            if _train(run, (*recipe, *resumed), crash if len(records) < crashes else None) is not None:
                 break
-            hits.append({"run": run.name, "after_s": round(kill.after_s, 3), "alone": kill.alone})
-            hits[-1] |= _state(run, unreadable)
-            said(f"kill {len(hits)}: {hits[-1]}")
+            records.append({"run": run.name, "after_s": round(crash.after_s, 3), "alone": crash.alone})
+            records[-1] |= _state(run, unreadable)
+            on_progress(f"crash {len(records)}: {records[-1]}")
         equal = equal and all(
             torch.equal(value, found[key])
             for name, found in _weights(run).items()
             for key, value in expected[name].items()
         )
-        said(f"{run.name}: finished, {'the same bits' if equal else 'OTHER BITS'}")
+        on_progress(f"{run.name}: finished, {'the same bits' if equal else 'OTHER BITS'}")
     return {
         **report_header(SCHEMA),
         "training": {"preset": "tiny", "ids": ids, "epochs": epochs, "workers": workers, "seconds": seconds},
         "seconds": round(time.monotonic() - begin, 1),
         "runs": runs,
-        "kills": hits,
+        "crashes": records,
         "unreadable": unreadable,
         "equal": equal,
     }
@@ -98,19 +98,19 @@ def kill_and_resume(
 
 def summary(report: Mapping[str, Any]) -> str:
     """The report in one line."""
-    hits = report["kills"]
-    writing, within = sum(hit["writing"] for hit in hits), sum(hit["step"] > 0 for hit in hits)
-    bits = "the bits of the run in peace" if report["equal"] else "OTHER BITS than the run in peace"
+    records = report["crashes"]
+    writing, within = sum(record["writing"] for record in records), sum(record["step"] > 0 for record in records)
+    bits = "the same bits as" if report["equal"] else "OTHER BITS than"
     return (
-        f"{len(hits)} kills in {report['runs']} runs, {writing} while a file was being written, {within} followed by a "
-        f"start in the middle of an epoch: {len(report['unreadable'])} checkpoints unreadable, all ended with {bits}"
+        f"{len(records)} crashes in {report['runs']} runs, {writing} while a file was being written, {within} resumed "
+        f"in the middle of an epoch: {len(report['unreadable'])} checkpoints unreadable, and {bits} the undisturbed run"
     )
 
 
-def _train(out: Path, args: tuple[str, ...], kill: _Kill | None = None) -> float | None:
+def _train(out: Path, args: tuple[str, ...], crash: Crash | None = None) -> float | None:
     """Train into `out`: seconds from the first step to the end, None if it was killed.
 
-    Raises UserError with its last line if it fails by itself.
+    Raises UserError with its last line if it fails without being killed.
     """
     log = out.with_suffix(".log")
     log.write_text("")
@@ -125,19 +125,19 @@ def _train(out: Path, args: tuple[str, ...], kill: _Kill | None = None) -> float
         time.sleep(0.0005 if ready else 0.01)
         if not ready and "\nrun: " in log.read_text():
             ready = time.monotonic()
-        if ready and kill and time.monotonic() > ready + kill.after_s and (not kill.writing or _half_written(out)):
+        if ready and crash and time.monotonic() > ready + crash.after_s and (not crash.writing or _half_written(out)):
             with contextlib.suppress(ProcessLookupError):
-                (os.kill if kill.alone else os.killpg)(pid, signal.SIGKILL)
+                (os.kill if crash.alone else os.killpg)(pid, signal.SIGKILL)
             process.join()
     if process.exitcode == -signal.SIGKILL:
         return None
     if process.exitcode:
-        raise UserError(f"a training run failed by itself: {log.read_text().strip().splitlines()[-1]}")
+        raise UserError(f"a training run failed without being killed: {log.read_text().strip().splitlines()[-1]}")
     return time.monotonic() - ready
 
 
 def _run(args: list[str], log: Path) -> None:
-    """`python -m pmm.train ARGS`, in a session of its own."""
+    """`python -m pmm.train ARGS`, in a new session."""
     from pmm import train
     from pmm.utils import command_line
 
@@ -156,7 +156,7 @@ def _half_written(run: Path) -> bool:
 
 
 def _state(run: Path, unreadable: list[str]) -> dict[str, Any]:
-    """Where a killed run can go on; checkpoints that do not load are added to `unreadable`."""
+    """The epoch and step at which a killed run goes on; checkpoints that do not load are added to `unreadable`."""
     from pmm.artifacts import checkpoint
 
     state: dict[str, Any] = {"epoch": 0, "step": 0, "writing": _half_written(run)}
@@ -186,7 +186,7 @@ PROG = "bench.lab.crash_resume"
 class CrashResumeCommand:
     """`python -m bench.lab.crash_resume ...`"""
 
-    kills: int = 20
+    crashes: int = 20
     """Times that the run is killed (SIGKILL)."""
     ids: int = 40
     """Synthetic identities to train on, with preset tiny."""
@@ -196,30 +196,30 @@ class CrashResumeCommand:
     """Processes that load images."""
     seed: int = 0
     """Seed of the moments."""
-    out: Path = Path("runs/kills")
-    """Folder of the runs and of kills.json; it must not hold any yet."""
+    out: Path = Path("runs/crash_resume")
+    """Empty folder for the runs and crash_resume.json."""
 
 
 def main(prog: str) -> int:
     """Entry point; 1 if a run ended with other bits, or a checkpoint could not be read."""
     command = command_line.parse(CrashResumeCommand, prog=prog, description=__doc__ or "")
-    for flag in ("kills", "ids", "epochs"):
+    for flag in ("crashes", "ids", "epochs"):
         command_line.numbers(str(getattr(command, flag)), flag=f"--{flag}")
     if any(command.out.glob("*")):
-        raise UserError(f"{command.out} is not empty; give another --out")
+        raise CannotWrite("the folder is not empty", path=command.out, hint="choose another one with --out")
     make_folder(command.out)
 
-    report = kill_and_resume(
+    report = crash_and_resume(
         command.out,
-        kills=command.kills,
+        crashes=command.crashes,
         ids=command.ids,
         epochs=command.epochs,
         workers=command.workers,
         seed=command.seed,
-        said=lambda line: print(line, flush=True),
+        on_progress=lambda line: print(line, flush=True),
     )
-    write_file(command.out / "kills.json", json.dumps(report, indent=1) + "\n")
-    print(f"{summary(report)}\nreport: {command.out / 'kills.json'}")
+    write_file(command.out / "crash_resume.json", json.dumps(report, indent=1) + "\n")
+    print(f"{summary(report)}\nreport: {command.out / 'crash_resume.json'}")
     return int(not report["equal"] or bool(report["unreadable"]))
 
 

@@ -1,10 +1,11 @@
-"""One of the checks of `make gpu`, alone: what it found is printed, and written as JSON.
+"""Run one of the checks of `make gpu`; its result is printed, and written as JSON.
 
 PYTHONPATH=. python -m bench.lab.gpu_check CHECK [FILE ...] --out FILE.json
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pmm.config import fast_mode
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import UserError
+from pmm.utils.cuda_versions import misfits, side_by_side
+from pmm.utils.errors import ConflictingOptions, UserError
 from pmm.utils.files import output_file, write_file
 
 PROG = "bench.lab.gpu_check"
@@ -47,17 +49,17 @@ def main(prog: str) -> None:
     command = command_line.parse(GpuCheckCommand, prog=prog, description=__doc__ or "")
     out = output_file(command.out)
     if len(command.files) != (2 if command.check == "engine" else 0):
-        raise UserError("engine takes two files, ENGINE and CHECKPOINT; the other checks take none")
+        problem = f"{command.check} with {len(command.files)} files"
+        expected = "ENGINE and CHECKPOINT for engine, and no files for the other checks"
+        raise ConflictingOptions(problem, "CHECK", "FILES", expected=expected)
     found = {"schema": SCHEMA, "check": command.check, "found": _check(command)}
     write_file(out, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found["found"], indent=1))
 
 
 def _check(command: GpuCheckCommand) -> dict[str, Any]:
-    """Raises UserError if what was found is not as it should be."""
+    """The result of the check. Raises UserError if it fails."""
     if command.check == "libraries":
-        from bench.lab.gpu_libraries import cuda_majors
-
         return cuda_majors()
     if command.check == "engine":
         from bench.lab.gpu_engine import check_engine
@@ -73,12 +75,38 @@ def _check(command: GpuCheckCommand) -> dict[str, Any]:
     if command.check == "resume":
         with tempfile.TemporaryDirectory() as folder:
             words = () if fast else ("--batch-size", "32")
-            found = gpu_training.resumed(command.device, Path(folder), "tiny" if fast else "paper", words)
+            found = gpu_training.check_resume(command.device, Path(folder), "tiny" if fast else "paper", words)
     else:
-        found = gpu_training.distributed(device, fast=fast)
+        found = gpu_training.check_distributed(device, fast=fast)
     if not found["same bits"]:
         raise UserError(f"{command.check}: the weights are not the same to the bit: {found}")
     return found
+
+
+def cuda_majors() -> dict[str, Any]:
+    """Library -> CUDA version by its files, the versions that loaded libraries report, and what does not fit.
+
+    Raises UserError if a library reports another major version than its files.
+    """
+    by_files, by_libraries = side_by_side(), _reported_cuda()
+    for name, version in by_libraries.items():
+        if name in by_files and by_files[name].partition(".")[0] != version.partition(".")[0]:
+            raise UserError(f"{name} is for CUDA {by_files[name]} by its files, and for CUDA {version} by the library")
+    return {**by_files, "told by the library": by_libraries, "does not fit": [misfit.text for misfit in misfits()]}
+
+
+def _reported_cuda() -> dict[str, str]:
+    versions = {}
+    with contextlib.suppress(ImportError):
+        import torch
+
+        versions["torch"] = torch.version.cuda or "none"
+    with contextlib.suppress(ImportError):
+        import onnxruntime
+
+        if version := getattr(onnxruntime, "cuda_version", ""):
+            versions["onnxruntime-gpu"] = str(version)
+    return versions
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an engine has to show on a GPU: that it is what its manifest says, and how it takes what services send it."""
+"""Checks of an engine on a GPU: its manifest, its embeddings, and its speed under the load of a service."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def crops_and_truth(checkpoint: Path) -> tuple[Crops, Embeddings]:
 def engine_figures(
     runner: TrtRunner, crops: Crops, expected: Embeddings, *, to_gpu: ToGpu, from_gpu: FromGpu, seconds: float
 ) -> dict[str, Any]:
-    """What was found of an open engine: its precision and how that is known, the worst cosine with `expected`, calls of
+    """Figures of an open engine: its precision and how that is known, the worst cosine with `expected`, and calls of
     random sizes, from the GPU to the GPU, and from several threads.
 
     Args:
@@ -62,18 +62,18 @@ def engine_figures(
         seconds: for each figure of speed.
 
     Raises:
-        UserError: an embedding that is too far from what is expected, or not the same by another way.
+        UserError: an embedding that differs too much from `expected`, or between two ways to call the engine.
     """
     contract = runner.manifest.engine
     assert contract is not None
     found = runner(crops)
     parity, least = numeric_parity(expected, found), MIN_COSINE[runner.info.precision]
     if parity.min_cosine < least:
-        raise UserError(f"the worst embedding has cosine {parity.min_cosine:.6f} with torch's, at least {least} is due")
+        raise UserError(f"the worst embedding has cosine {parity.min_cosine:.6f} with torch's", expected=f">= {least}")
     images = {size: np.resize(crops, (size, *crops.shape[1:])) for size in ON_GPU}
     for size, some in images.items():
         if not np.array_equal(from_gpu(runner.embed_on_gpu(to_gpu(some))), runner(some)):
-            raise UserError(f"{size} images on the GPU give other embeddings than in host memory")
+            raise UserError(f"embeddings of {size} images on the GPU differ from those of images in host memory")
     load, placed = track(runner, crops, seconds), to_gpu(images[SIZES[1]])
     threads, least_in_threads = _from_threads(runner, crops)
     if least_in_threads < MIN_COSINE["fp32"]:
@@ -96,17 +96,17 @@ def _from_threads(runner: TrtRunner, crops: Crops) -> tuple[float, float]:
     """Images/s of several threads that call at once, and the least cosine with the same calls one after the other."""
     draw = random.Random(1)
     sizes = [[draw.randint(*SIZES) for _ in range(CALLS)] for _ in range(THREADS)]
-    alone = {size: runner(crops[:size]) for size in {size for mine in sizes for size in mine}}
+    alone = {size: runner(crops[:size]) for size in {size for batch_sizes in sizes for size in batch_sizes}}
     found: list[tuple[int, Embeddings]] = []
     failed: list[Exception] = []
 
-    def calls(mine: list[int]) -> None:
+    def calls(batch_sizes: list[int]) -> None:
         try:
-            found.extend((size, runner(crops[:size])) for size in mine)
-        except Exception as error:  # of whatever kind: raised again in the thread that is waited in
+            found.extend((size, runner(crops[:size])) for size in batch_sizes)
+        except Exception as error:  # of any kind: raised again in the calling thread
             failed.append(error)
 
-    workers = [threading.Thread(target=calls, args=(mine,)) for mine in sizes]
+    workers = [threading.Thread(target=calls, args=(batch_sizes,)) for batch_sizes in sizes]
     begin = time.perf_counter()
     for worker in workers:
         worker.start()

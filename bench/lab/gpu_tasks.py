@@ -10,9 +10,8 @@ import os
 
 from bench.lab.gpu_table import ROOT, folder_of
 from pmm.ablation.rows import DEFAULT_ROWS
-from pmm.runtime.trt_variant import RTX_CAPABILITIES
 from pmm.utils.build_info import LIBRARY
-from pmm.utils.hardware import Gpu
+from pmm.utils.hardware import RTX_CAPABILITIES, Gpu
 from pmm.utils.task_runner import NVCC, Task
 
 # What reaches every kernel without hundreds of drawn examples: under the sanitizer each call is slow.

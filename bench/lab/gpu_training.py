@@ -1,4 +1,4 @@
-"""What training has to show on a GPU: throughput and where its time goes, resuming to the bit, and NCCL."""
+"""Checks of training on a GPU: throughput with a profile, a resume that is equal to the bit, and NCCL."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def throughput(device: torch.device, amp: Literal["off", "bf16", "fp16"], *, ste
     return found | {"TF32 in convolutions": torch.backends.cudnn.allow_tf32} | _profiled(step)
 
 
-def busy(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    """Time in which one of `spans` (begin, end) at least is under way, and from the first begin to the last end."""
+def busy_time(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """The time that `spans` (begin, end) cover, overlaps once, and the time from the first begin to the last end."""
     ordered = sorted(spans)
     covered, reached = 0.0, ordered[0][0]
     for begin, end in ordered:
@@ -67,8 +67,8 @@ def busy(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
     return covered, reached - ordered[0][0]
 
 
-def resumed(device: str, folder: Path, preset_name: str, words: Sequence[str] = ()) -> dict[str, Any]:
-    """Train twice, once with an interruption and --resume; do the weights agree to the bit?
+def check_resume(device: str, folder: Path, preset_name: str, words: Sequence[str] = ()) -> dict[str, Any]:
+    """Train twice, once with an interruption and --resume, and compare the weights to the bit.
 
     Raises UserError for a run that fails, or that could not be interrupted in time.
     """
@@ -93,8 +93,8 @@ def resumed(device: str, folder: Path, preset_name: str, words: Sequence[str] = 
     return {"epochs before": done, "epochs": EPOCHS, "same bits": same, "largest difference": furthest}
 
 
-def distributed(device: torch.device, *, fast: bool) -> dict[str, Any]:
-    """Three steps by DistributedDataParallel, in a group of one process, against three without; to the bit."""
+def check_distributed(device: torch.device, *, fast: bool) -> dict[str, Any]:
+    """Compare three steps with DistributedDataParallel, in a group of one process, with three without, to the bit."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     alone, crops = _train_state(device, "off", fast)
     together, _ = _train_state(device, "off", fast)
@@ -137,11 +137,11 @@ def _profiled(step: partial[Any]) -> dict[str, Any]:
         for index in range(PROFILED):
             step(step=index)
         torch.cuda.synchronize()
-    # ranges that a program names are no work of the GPU
+    # ranges that a program names are not work of the GPU
     work = [e for e in watched.events() or () if e.device_type.name == "CUDA" and not e.is_user_annotation]
     if not work:
         return {"GPU busy": "the profiler saw no kernel"}
-    covered, whole = busy((e.time_range.start, e.time_range.end) for e in work)
+    covered, whole = busy_time((e.time_range.start, e.time_range.end) for e in work)
     taken: dict[str, float] = {}
     for event in work:
         taken[event.name] = taken.get(event.name, 0.0) + event.time_range.elapsed_us()
@@ -161,7 +161,7 @@ def _train(command: Sequence[str]) -> None:
 
 
 def _lines(log: Path) -> int:
-    """Epochs that are done."""
+    """Finished epochs."""
     try:
         return sum(1 for line in log.read_text().splitlines() if json.loads(line))
     except (OSError, ValueError):

@@ -2,13 +2,12 @@
 
 python -m bench.lab.loading [--data DIR] [--workers N] [--out FILE.json]
 
-Times of loading crops: a bare loop of PIL in processes, the training loader, and the threads of evaluation.
+A bare loop of PIL in processes, the training loader, and the threads of evaluation load the same files with as many
+processes or threads, in turns. The bare loop discards its images; a loop that also copies the pixels to numpy is timed
+beside it.
 
-All do the same files with as many processes or threads, in turns; the crops are compared first. A bare loop keeps
-nothing: what it takes to have its pixels in numpy at all is timed beside it.
-
-What the loading costs depends on the files: crops of one size that is enlarged by whole factors (as Market-1501 has),
-of any size (DukeMTMC-reID, MSMT17), or compressed without loss (CUHK03-NP).
+The time depends on the files: crops of one size that is enlarged by whole factors (Market-1501), of any size
+(DukeMTMC-reID, MSMT17), or compressed without loss (CUHK03-NP).
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ from pmm.utils.hardware import usable_cores
 
 SCHEMA = "pmm-loading-bench-2"
 PRESETS = ("paper", "tiny")
-BARE, KEPT = "bare PIL", "bare PIL, pixels in numpy"
+BARE, TO_NUMPY = "bare PIL", "bare PIL, pixels in numpy"
 LOADER, IMAGES, THREADS = "training loader", "training loader and normalize_batch", "iter_crops"
-EVALUATED = 64  # crops in a batch of iter_crops, as in pmm embed
+BATCH = 64  # crops in a batch of iter_crops, as in pmm embed
 HEIGHTS, SHAPES = (110, 290), (0.33, 0.5)  # of crops of any size: pixels, and width by height
 PASS = 1024  # crops, at least, in a pass: in a shorter one beginning and end count
 
@@ -56,13 +55,13 @@ Step = Callable[[], object]
 
 
 def bench_loading(folders: Mapping[str, Path], *, workers: int, batches: int, plan: LatencyPlan) -> dict[str, Any]:
-    """Load the images below each of `folders`, by what they hold, in the sizes of `PRESETS`; see `SCHEMA`.
+    """Load the images below each of `folders` (kind of files -> folder) in the sizes of `PRESETS`; see `SCHEMA`.
 
-    A pass is of `batches` training batches (0: of `PASS` crops, or some more so that all workers have as many). A way
-    whose crops are not the bare loop's is named in `wrong`, and nothing is then timed. Times are in microseconds of
-    wall time per crop; a sample is a pass.
+    A pass has `batches` training batches (0: `PASS` crops, or more so that all workers have equally many). A way whose
+    crops differ from the bare loop's is named in `wrong`, and nothing is then timed. Times are in microseconds of wall
+    time per crop; a sample is a pass.
 
-    Raises UserError if there is no image or one that cannot be read.
+    Raises InvalidFile if there is no image, or one that cannot be read.
     """
     files = {kind: images_below(folder) for kind, folder in folders.items()}
     return {
@@ -76,7 +75,7 @@ def bench_loading(folders: Mapping[str, Path], *, workers: int, batches: int, pl
 
 
 def draw_files(folder: Path, ids: int, workers: int) -> dict[str, Path]:
-    """Synthetic people as files of each kind, in folders below `folder`."""
+    """Draw synthetic crops as files of each kind, in folders below `folder`."""
     from pmm.data.synthetic.dataset import draw_dataset
 
     kinds = {"JPEG 128x64": folder / "people", "JPEG any size": folder / "jpeg", "PNG any size": folder / "png"}
@@ -96,14 +95,14 @@ def draw_files(folder: Path, ids: int, workers: int) -> dict[str, Path]:
 
 
 def loading_plan(rounds: int, *, fast: bool = False) -> LatencyPlan:
-    """Each way loads a pass to warm up, which starts its workers, then one in each of `rounds` rounds."""
+    """Each way loads one pass as warm-up, which starts its workers, then one in each of `rounds` rounds."""
     samples = 2 if fast else rounds
     return LatencyPlan(warmup=0.0, warmup_runs=1, samples=samples, block=1, settle=0.0, lead=0, budget=600.0)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a table; ratios with 95 % intervals (from 6 rounds on)."""
-    lines = [f"| {report['workers']} processes or threads | us per crop | times {BARE} |", "|---|---:|---:|"]
+    lines = [f"| {report['workers']} processes or threads | us per crop | time / {BARE} |", "|---|---:|---:|"]
     for setting in report["settings"]:
         size = f"{setting['files']} to {setting['height']}x{setting['width']}"
         for row in setting["rows"]:
@@ -121,12 +120,12 @@ def _setting(
     batches = batches or workers * math.ceil(PASS / workers / config.recipe.batch_size)
     height, width = config.data.height, config.data.width
     samples = _samples(files, batches * config.recipe.batch_size, config)
-    paths, wrong = _wrong(samples, config)
+    paths, wrong = _compare_crops(samples, config)
     count = len(paths)
     times: dict[str, Latency] = {}
     if not wrong:
         with _bare(paths, height, width, workers) as bare, closing(train_batches(samples, config)[0]) as loader:
-            times = measure({**bare, **_ours(loader, paths, config)}, plan)
+            times = measure({**bare, **_our_loaders(loader, paths, config)}, plan)
     return {
         "preset": name,
         "files": kind,
@@ -157,20 +156,20 @@ def _config(name: str, workers: int) -> Config:
 
 
 def _samples(files: Sequence[Path], count: int, config: Config) -> tuple[Sample, ...]:
-    """`count` samples of as many made-up identities as an epoch needs for them; files come again if they are few."""
-    own = config.recipe.images_per_id
-    return tuple(Sample(files[index % len(files)], index // own + 1, 1) for index in range(count))
+    """`count` samples of as many invented identities as an epoch needs; files repeat if they are too few."""
+    images = config.recipe.images_per_id
+    return tuple(Sample(files[index % len(files)], index // images + 1, 1) for index in range(count))
 
 
-def _wrong(samples: tuple[Sample, ...], config: Config) -> tuple[list[Path], list[str]]:
-    """The files of an epoch in its order, and the ways whose crops of them, not augmented, are not PIL's."""
+def _compare_crops(samples: tuple[Sample, ...], config: Config) -> tuple[list[Path], list[str]]:
+    """The files of an epoch in its order, and the ways whose crops of them, without augmentation, differ from PIL's."""
     recipe = dataclasses.replace(config.recipe, flip=0.0, shift=0, cutout=0.0)
     loader, sampler = train_batches(samples, dataclasses.replace(config, recipe=recipe))
     paths = [samples[index].path for keys in sampler for index, _, _ in keys]
     height, width = config.data.height, config.data.width
     crops = {
         LOADER: (crop for batch in _read(loader) for crop in batch.crops.numpy()),
-        THREADS: (crop for batch in iter_crops(paths, height, width, EVALUATED, config.data.workers) for crop in batch),
+        THREADS: (crop for batch in iter_crops(paths, height, width, BATCH, config.data.workers) for crop in batch),
     }
     with closing(loader):
         return paths, [name for name, found in crops.items() if not _equal(found, paths, height, width)]
@@ -179,10 +178,10 @@ def _wrong(samples: tuple[Sample, ...], config: Config) -> tuple[list[Path], lis
 def _equal(found: Iterator[Crops], paths: Sequence[Path], height: int, width: int) -> bool:
     pairs = zip(found, paths, strict=True)
     same = [np.array_equal(crop, np.asarray(_decoded(path, height, width))) for crop, path in pairs]
-    return all(same)  # after all: a loader left early would go on beside what is timed
+    return all(same)  # after all: a loader left early would go on during the timing
 
 
-def _ours(loader: TrainLoader, paths: Sequence[Path], config: Config) -> dict[str, Step]:
+def _our_loaders(loader: TrainLoader, paths: Sequence[Path], config: Config) -> dict[str, Step]:
     import torch
 
     preprocessing, cpu = preprocessing_of(config), torch.device("cpu")
@@ -192,7 +191,7 @@ def _ours(loader: TrainLoader, paths: Sequence[Path], config: Config) -> dict[st
             normalize_batch(batch, preprocessing, cpu)
 
     def threads() -> None:
-        for _ in iter_crops(paths, preprocessing.height, preprocessing.width, EVALUATED, config.data.workers):
+        for _ in iter_crops(paths, preprocessing.height, preprocessing.width, BATCH, config.data.workers):
             pass
 
     return {LOADER: lambda: sum(1 for _ in _read(loader)), IMAGES: images, THREADS: threads}
@@ -207,29 +206,29 @@ def _read(loader: TrainLoader) -> Iterator[Any]:
 
 @contextmanager
 def _bare(paths: Sequence[Path], height: int, width: int, workers: int) -> Iterator[dict[str, Step]]:
-    """A step is a pass of all processes over their shares of `paths`, which they have in memory from the start."""
-    with multiprocessing.Pool(workers, _take, (paths, height, width, workers)) as pool:
+    """Steps that are a pass of all processes over their shares of `paths`, which they receive at the start."""
+    with multiprocessing.Pool(workers, _init_worker, (paths, height, width, workers)) as pool:
 
         def passes(name: str) -> Step:
             return lambda: _pass(pool, name, workers)
 
-        yield {BARE: passes("_drop"), KEPT: passes("_keep")}
+        yield {BARE: passes("_drop"), TO_NUMPY: passes("_keep")}
         pool.close()  # by their own end, not by the signal that leaving `with` would send
         pool.join()
 
 
 def _pass(pool: Pool, work: str, workers: int) -> None:
-    pool.map(_work, [(work, share) for share in range(workers)], chunksize=1)
+    pool.map(_decode_share, [(work, share) for share in range(workers)], chunksize=1)
 
 
 _TASK: dict[str, Any] = {}
 
 
-def _take(paths: Sequence[Path], height: int, width: int, workers: int) -> None:
+def _init_worker(paths: Sequence[Path], height: int, width: int, workers: int) -> None:
     _TASK.update(shares=[paths[share::workers] for share in range(workers)], size=(height, width))
 
 
-def _work(task: tuple[str, int]) -> None:
+def _decode_share(task: tuple[str, int]) -> None:
     work, share = task
     for path in _TASK["shares"][share]:
         image = _decoded(path, *_TASK["size"])

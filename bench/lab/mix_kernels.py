@@ -1,4 +1,4 @@
-"""Time the fused mix against the authors' procedure, eager torch and torch.compile; each result is proved first.
+"""Time the fused mix against the authors' procedure, eager torch and torch.compile; each result is verified first.
 
 python -m bench.lab.mix_kernels [--batches 32,64,128] [--dtypes float32] [--layouts nchw] [--out FILE.json]
 python -m bench.lab.mix_kernels --step [--step-batch 8]: whole training steps of preset paper (random weights)
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.lab.mix_report import COMPETITORS, LAYOUTS, DTYPES, check_names, markdown
+from bench.lab.mix_report import COMPETITORS, DTYPES, LAYOUTS, check_names, markdown
 from pmm.config import fast_mode
 from pmm.utils import command_line
-from pmm.utils.errors import UserError
+from pmm.utils.errors import ConflictingOptions, InvalidValue
 from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import cuda_index, usable_cores
 
@@ -53,7 +53,7 @@ class MixKernelsCommand:
 
 
 def main(prog: str) -> int:
-    """Entry point; 1 if something that was measured is not equal."""
+    """Entry point; 1 if a result is wrong."""
     command = command_line.parse(MixKernelsCommand, prog=prog, description=__doc__ or "")
     batches = command_line.numbers(command.batches, flag="--batches")
     dtypes = check_names("--dtypes", command_line.names(command.dtypes, flag="--dtypes"), DTYPES)
@@ -64,10 +64,11 @@ def main(prog: str) -> int:
     threads = command_line.numbers(str(command.threads), flag="--threads", least=0)[0] or usable_cores()
     samples = command_line.numbers(str(command.samples), flag="--samples", least=0)[0]
     without = {"--batches", "--dtypes", "--layouts", "--competitors"} if command.step else {"--step-batch", "--amp"}
-    if idle := sorted(without & command_line.given_flags()):
-        raise UserError(f"{', '.join(idle)}: no effect {'with' if command.step else 'without'} --step")
+    if unused := sorted(without & command_line.given_flags()):
+        problem = f"{', '.join(unused)} has no effect {'with' if command.step else 'without'} --step"
+        raise ConflictingOptions(problem, *unused, "--step")
     if not command.budget >= 0:
-        raise UserError(f"--budget is {command.budget}; expected seconds, 0 for the default")
+        raise InvalidValue("--budget", command.budget, "seconds, or 0 for the default")
     cuda_index(command.device)
     out = output_file(command.out or WORK / ("step.json" if command.step else "ops.json"))
 

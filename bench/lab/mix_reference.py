@@ -1,4 +1,4 @@
-"""The mix by its definition, sample by sample, and the proof that a competitor computes it."""
+"""The mix by its definition, sample by sample, and the check of a competitor's result against it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BITS = {2: torch.int16, 4: torch.int32}
 
 @dataclass(frozen=True, kw_only=True)
 class Maps:
-    """The size of the maps to mix, but for the batch."""
+    """The size of the maps to mix, without the batch."""
 
     channels: int = 2048
     height: int = 24
@@ -29,7 +29,7 @@ class Maps:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What one setting is measured on. The truth is the definition's, sample by sample in plain torch."""
+    """The inputs of one setting, and the results by definition, computed sample by sample in plain torch."""
 
     x: Tensor
     cam: Tensor
@@ -87,7 +87,7 @@ def pooled_case(mix: Case) -> Case:
 
 
 def prove(name: str, output: Tensor, case: Case) -> tuple[str, str]:
-    """What is wrong with `output` and its gradients, if anything, and what was proved."""
+    """The fault of `output` or its gradients (empty if there is none), and what was verified."""
     same = torch.equal if name == AUTHORS else same_bits  # 0 * x can be -0
     if output.dtype != case.x.dtype or output.shape != case.output.shape or not same(output, case.output):
         return f"the forward result is not the definition's ({_distance(output, case.output)})", ""
@@ -99,7 +99,7 @@ def prove(name: str, output: Tensor, case: Case) -> tuple[str, str]:
         return "", f"forward {values}; gradient equal where its sums are exact"
     (dx,) = torch.autograd.grad(output, case.x, case.dy[1], retain_graph=True)
     if not torch.equal(dx, case.dx[1]):
-        return f"the gradient is rounded otherwise than the definition's ({_distance(dx, case.dx[1])})", ""
+        return f"the gradient is rounded differently from the definition's ({_distance(dx, case.dx[1])})", ""
     return "", PROVED
 
 
@@ -131,7 +131,7 @@ def defined_mix(x: Tensor, replaced: Tensor, partner: Sequence[int]) -> Tensor:
 
 
 def defined_adjoint(dy: Tensor, replaced: Tensor, partner: Sequence[int]) -> Tensor:
-    """The gradient of `defined_mix`: each sample's own cells, then what others took of it in ascending order.
+    """The gradient of `defined_mix`: a sample's unreplaced cells, then the cells that others took of it, in order.
 
     Summed in float32 (float64 for float64) and rounded once.
     """

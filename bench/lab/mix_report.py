@@ -1,4 +1,4 @@
-"""The report of `bench.lab.mix_kernels`: what can be asked for, its common entries and its tables. Loads no torch."""
+"""The report of `bench.lab.mix_kernels`: names of its options, its common entries and its tables. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pmm.bench.latency import LatencyPlan
 from pmm.bench.statistics import Latency, Ratio
 from pmm.utils.build_info import build_info
 from pmm.utils.environment import report_header
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidValue
 
 SCHEMA = "pmm-ops-bench-1"
 AUTHORS, EAGER, COMPILED, OURS = "authors", "eager", "compiled", "ours"
@@ -23,15 +23,15 @@ PHASES = ("forward", "backward", "both")
 NONE = "-"
 
 
-def check_names(flag: str, given: Sequence[str], known: Sequence[str]) -> Sequence[str]:
-    """`given`. Raises UserError for a name that is not known."""
-    if unknown := [name for name in given if name not in known]:
-        raise UserError(f"{flag}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
-    return given
+def check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    """`names`. Raises InvalidValue for an unknown one."""
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidValue(flag, ", ".join(unknown), choices=known)
+    return names
 
 
 def heading(device: str, threads: int, plan: LatencyPlan) -> dict[str, Any]:
-    """What every report of this bench starts with."""
+    """The first entries of every report of this bench."""
     return {
         **report_header(SCHEMA, threads),
         "build": build_info(),
@@ -48,7 +48,7 @@ def timing(latency: Latency) -> dict[str, Any]:
 
 
 def interval(ratio: Ratio) -> dict[str, Any]:
-    """A ratio of medians with its 95 % interval, or null where there were too few rounds for one."""
+    """A ratio of medians with its 95 % interval, or null with too few rounds for one."""
     return {"ratio": ratio.value, "interval": list(ratio.interval) if ratio.interval else None}
 
 

@@ -1,4 +1,4 @@
-"""Times of the mix, and of mix + global max pool: ours, eager torch, compiled and the authors'; proved, then timed."""
+"""Times of the mix, and of mix + global max pool: ours, eager torch, compiled, the authors'; each verified first."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import Tensor
 
 from bench.lab.mix_reference import PROVED, Case, Maps, make_case, pooled_case, prove, same_bits
 from bench.lab.mix_report import COMPILED, COPY, KERNELS, OURS, heading, interval, timing
-from bench.lab.mix_variants import BLOCK, MIXERS, ON_EMPTY, K
+from bench.lab.mix_variants import BLOCK, MIX_VARIANTS, ON_EMPTY, K
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import Latency, median_ratio
 from pmm.config import fast_mode
 from pmm.ops import _extension
-from pmm.utils.errors import UserError
+from pmm.utils.errors import BackendUnavailable
 
 LEAST = {"mix": {"forward": 2, "backward": 2}, "mix+pool": {"forward": 1, "backward": 1}}
-"""Maps that an operation must at least read or write: what its share of the copy's bandwidth counts (a copy: 2)."""
+"""Maps that an operation must at least read or write, for its share of the copy's bandwidth (a copy: 2)."""
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """A competitor's steps by phase; if it takes no part, why. `wrong` tells a false result from a missing one."""
+    """A competitor's steps by phase, or the reason why it has none: a `wrong` result, or none at all."""
 
     name: str
     steps: Mapping[str, Callable[[], object]]
@@ -55,7 +55,7 @@ def bench_mixing(
     """Measure every combination; names and report as in `bench.lab.mix_report`. A competitor with a wrong result is
     not timed, and `equal` is then false. `fast`: maps of 16 channels instead of 2,048, to see that it works.
 
-    Raises UserError without compiled kernels for `device`.
+    Raises BackendUnavailable without compiled kernels for `device`.
     """
     require_kernels(device)
     torch.set_num_threads(threads)
@@ -81,9 +81,9 @@ def mixing_plan(samples: int = 0, budget: float = 0.0) -> LatencyPlan:
 
 
 def require_kernels(device: torch.device) -> Any:
-    """The compiled kernels for `device`. Raises UserError if there are none: then there is nothing to prove or time."""
+    """The compiled kernels for `device`. Raises BackendUnavailable if there are none."""
     if reason := _extension.missing(device.type):
-        raise UserError(f"nothing to measure on {device.type}: {reason}")
+        raise BackendUnavailable(f"there is nothing to measure on {device.type}: {reason}")
     return _extension.kernels(device)
 
 
@@ -93,7 +93,7 @@ def name_of(device: torch.device) -> str:
 
 
 def stopwatch(device: torch.device) -> Callable[[Callable[[], object]], float] | None:
-    """On CUDA: ms of a step between two events, from an idle GPU to its last kernel. None where the host clock does."""
+    """On CUDA: ms of a step between two events, from an idle GPU to its last kernel. None: the host clock is exact."""
     return partial(_by_events, device) if device.type == "cuda" else None
 
 
@@ -151,7 +151,7 @@ def _ratios(found: Mapping[tuple[str, str], Latency], block: int) -> list[dict[s
 
 
 def _shares(found: Mapping[tuple[str, str], Latency], op: str, block: int) -> list[dict[str, Any]]:
-    """The share of the copy's bandwidth that each step has, counting the least it must move."""
+    """Each step's share of the copy's bandwidth, by the least data it must move."""
     copy = found[COPY, "forward"]
     return [
         {"phase": phase, "name": name,
@@ -162,12 +162,12 @@ def _shares(found: Mapping[tuple[str, str], Latency], op: str, block: int) -> li
 
 
 def _competitor(name: str, op: str, case: Case) -> Competitor:
-    """The steps of `name`, after its proof."""
+    """The steps of `name`, if its result is right."""
     try:
-        mixer = MIXERS[op][name]()
+        mixer = MIX_VARIANTS[op][name]()
         output = mixer(case.x, case.cam, case.partner)
         fault, proof = prove(name, output, case)
-    except Exception as error:  # a compiler that is missing or fails, whatever it raises: the row says so
+    except Exception as error:  # a compiler that is missing or fails, with any exception: the row has the reason
         if name != COMPILED:
             raise
         return Competitor(name, {}, reason=f"{type(error).__name__}: {error}".strip().splitlines()[0][:300])
@@ -187,7 +187,7 @@ def _competitor(name: str, op: str, case: Case) -> Competitor:
 
 
 def _raw_kernels(case: Case, op: str) -> Competitor:
-    """The compiled kernels alone, on memory that is there already."""
+    """The compiled kernels alone, on allocated memory."""
     kernels = require_kernels(case.x.device)
     x, dy = case.x.detach(), case.dy[1]
     replaced, output, dx = torch.empty_like(case.replaced), torch.empty_like(case.output), torch.empty_like(x)

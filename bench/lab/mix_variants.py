@@ -1,4 +1,4 @@
-"""The mix as the authors do it, as good eager torch does, compiled, and ours: what is measured against each other.
+"""The variants of the mix that are compared: the authors' way, good eager torch, compiled, and ours.
 
 A mixer does x [N, C, H, W], cam [N, H, W], partner [N] -> the mixed maps [N, C, H, W]; `pooled` makes it return their
 global maxima [N, C]. Blocks, k and what happens to empty CAMs are the paper's. All can be differentiated by x.
@@ -35,8 +35,8 @@ def authors_mix(x: Tensor, cam: Tensor, partner: Tensor) -> Tensor:
     """
     n, _, h, _ = x.shape
     rows = -(-h // BLOCK[0])
-    kept = torch.ones_like(x.detach(), device="cpu")  # in the layout of x, which the products then keep
-    taken = torch.zeros_like(kept)
+    mask = torch.ones_like(x.detach(), device="cpu")  # in the layout of x, which the products then have too
+    complement = torch.zeros_like(mask)
     others = []
     for sample in range(n):
         scores = _host_scores(cam[sample].cpu().numpy())
@@ -45,9 +45,9 @@ def authors_mix(x: Tensor, cam: Tensor, partner: Tensor) -> Tensor:
             top, left = (block % rows) * BLOCK[0], (block // rows) * BLOCK[1]
             bottom, right = top + BLOCK[0], left + BLOCK[1]
             cells = (sample, slice(None), slice(int(top), int(bottom)), slice(int(left), int(right)))
-            kept[cells], taken[cells] = 0, 1
+            mask[cells], complement[cells] = 0, 1
         others.append(int(partner[sample]))
-    return kept.to(x.device) * x + taken.to(x.device) * x[others]
+    return mask.to(x.device) * x + complement.to(x.device) * x[others]
 
 
 def _host_scores(cam: np.ndarray) -> np.ndarray:
@@ -67,8 +67,8 @@ def eager_mix(x: Tensor, cam: Tensor, partner: Tensor) -> Tensor:
     if not x.is_contiguous(memory_format=torch.channels_last):
         return torch.where(replaced[:, None], x[partner], x)
     n, c, h, w = x.shape
-    own = torch.arange(n * h * w, device=x.device).view(n, h, w)
-    source = torch.where(replaced, own[partner], own).flatten()
+    rows = torch.arange(n * h * w, device=x.device).view(n, h, w)
+    source = torch.where(replaced, rows[partner], rows).flatten()
     return x.permute(0, 2, 3, 1).reshape(-1, c).index_select(0, source).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
@@ -98,7 +98,7 @@ def pooled(mix: Mixer) -> Mixer:
 
 
 def compiled(mix: Mixer) -> Mixer:
-    """`mix` through `torch.compile`; what was compiled before is forgotten."""
+    """`mix` through `torch.compile`, after a reset of its cache."""
     import torch._functorch.config
 
     torch._dynamo.reset()
@@ -106,7 +106,7 @@ def compiled(mix: Mixer) -> Mixer:
     return torch.compile(mix, fullgraph=True, dynamic=False)
 
 
-MIXERS: dict[str, dict[str, Callable[[], Mixer]]] = {
+MIX_VARIANTS: dict[str, dict[str, Callable[[], Mixer]]] = {
     "mix": {
         AUTHORS: lambda: authors_mix,
         EAGER: lambda: eager_mix,

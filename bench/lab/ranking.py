@@ -1,11 +1,9 @@
-"""Time evaluation at the size of Market-1501 beside its matrix product, and see what memory MSMT17's size takes.
+"""Time evaluation at the size of Market-1501 beside its matrix product, and measure its memory at MSMT17's size.
 
 python -m bench.lab.ranking [--memory-limit 2GB] [--rerank] [--out FILE.json]
 
-Evaluation at the size of real data sets: what ranking takes beyond the matrix product, and its memory.
-
-Embeddings are made up: as a trained network's are and, to see the worst, uniformly random in every dimension.
-A result is compared with a brute-force one in float64 before anything is timed.
+Embeddings are synthetic: like those of a trained network and, as the worst case, uniformly random in every dimension.
+A result is compared with a brute-force one in float64 before it is timed.
 """
 
 from __future__ import annotations
@@ -40,14 +38,14 @@ CHECKED = 48
 AGREEMENT = 1e-9
 
 LATENT, NOISE = 24, np.float32(0.6)
-"""Dimensions of the made-up embeddings, and noise beside centres of length 1 in each."""
+"""Dimensions in which the synthetic embeddings vary, and their noise beside centres of norm 1 in each."""
 
 Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 
 class Size(NamedTuple):
-    """Of a data set's test part."""
+    """Size of a data set's test part."""
 
     name: str
     queries: int
@@ -61,8 +59,8 @@ MARKET = Size("Market-1501", 3_368, 15_913, 750, 2_798, 6)
 MSMT17 = Size("MSMT17", 11_659, 82_161, 3_060, 0, 15)
 
 
-class MadeUpPeople(NamedTuple):
-    """Made-up embeddings [Q, D] and [G, D], pids and cameras."""
+class SyntheticEmbeddings(NamedTuple):
+    """Synthetic embeddings [Q, D] and [G, D], pids and cameras."""
 
     query: Singles
     gallery: Singles
@@ -73,15 +71,15 @@ class MadeUpPeople(NamedTuple):
 
     @property
     def labels(self) -> tuple[Ints, ...]:
-        """What follows the embeddings in `evaluate_ranking`."""
+        """The arguments of `evaluate_ranking` after the embeddings."""
         return self[2:]
 
 
-def made_up(size: Size, dim: int, kind: str = KINDS[0]) -> MadeUpPeople:
+def synthetic_embeddings(size: Size, dim: int, kind: str = KINDS[0]) -> SyntheticEmbeddings:
     """Embeddings of `size`.
 
-    As a trained network's: clusters and noise in the few dimensions that it tells apart (the demo's embeddings, 384
-    numbers long, vary in about 21), spread over all and set to 0 below it. Or `kind` "uniformly random".
+    Like a trained network's: clusters and noise in the few dimensions in which they vary (about 21 of the demo's 384),
+    spread over all dimensions and clipped at 0. Or `kind` "uniformly random".
     """
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((size.identities + 1, LATENT), np.float32)
@@ -92,34 +90,34 @@ def made_up(size: Size, dim: int, kind: str = KINDS[0]) -> MadeUpPeople:
     def embeddings(pids: Ints) -> Singles:
         rows = rng.random((len(pids), dim), np.float32)
         for start in range(0, len(pids) if kind == KINDS[0] else 0, 4096):
-            mine = pids[start : start + 4096, None]
-            anyone = rng.standard_normal((len(mine), LATENT), np.float32)
-            noise = NOISE * rng.standard_normal((len(mine), LATENT), np.float32)
-            place = (np.where(mine > 0, centres[mine[:, 0]], anyone) + noise) @ spread
+            chunk = pids[start : start + 4096, None]
+            anyone = rng.standard_normal((len(chunk), LATENT), np.float32)
+            noise = NOISE * rng.standard_normal((len(chunk), LATENT), np.float32)
+            place = (np.where(chunk > 0, centres[chunk[:, 0]], anyone) + noise) @ spread
             place += np.float32(0.1) * rng.standard_normal(place.shape, np.float32)
             rows[start : start + 4096] = place.clip(min=0)
         return rows
 
     query, gallery = embeddings(query_pids), embeddings(gallery_pids)
     query_camids, gallery_camids = (rng.integers(0, size.cameras, n) for n in (size.queries, size.gallery))
-    return MadeUpPeople(query, gallery, query_pids, gallery_pids, query_camids, gallery_camids)
+    return SyntheticEmbeddings(query, gallery, query_pids, gallery_pids, query_camids, gallery_camids)
 
 
 def bench_market(plan: LatencyPlan, *, size: Size = MARKET, dim: int = 1536) -> dict[str, Any]:
-    """Evaluation beside the one matrix product that it is built on, in turns; times in ms."""
+    """Evaluation beside the matrix product that it contains, in turns; times in ms."""
     settings = []
     for kind in KINDS:
-        people = made_up(size, dim, kind)
-        result = evaluate_ranking(*people)
-        wrong = _disagreement(people, result)
+        data = synthetic_embeddings(size, dim, kind)
+        result = evaluate_ranking(*data)
+        wrong = _largest_ap_error(data, result)
         rows: list[dict[str, Any]] = []
         if wrong <= AGREEMENT:
 
-            def product(people: MadeUpPeople = people) -> None:
-                people.query @ people.gallery.T  # its memory, too, is new each time
+            def product(data: SyntheticEmbeddings = data) -> None:
+                data.query @ data.gallery.T  # which allocates its result each time, too
 
-            def evaluation(people: MadeUpPeople = people) -> None:
-                evaluate_ranking(*people)
+            def evaluation(data: SyntheticEmbeddings = data) -> None:
+                evaluate_ranking(*data)
 
             times = measure({PRODUCT: product, "evaluation": evaluation}, plan)
             rows = [
@@ -139,17 +137,16 @@ def bench_market(plan: LatencyPlan, *, size: Size = MARKET, dim: int = 1536) -> 
 def bench_memory(
     *, memory_limit: int, rerank: bool, label: str = "", size: Size = MSMT17, dim: int = 1536
 ) -> dict[str, Any]:
-    """Evaluation, and with `rerank` re-ranking, under `memory_limit`: seconds, and the most memory above the
-    embeddings."""
-    people = made_up(size, dim)
+    """Evaluation, and with `rerank` re-ranking, under `memory_limit`: seconds and peak memory beyond the embeddings."""
+    data = synthetic_embeddings(size, dim)
     rows: list[dict[str, Any]] = []
     ways: dict[str, Callable[[], RankingResult]] = {
-        "evaluation": lambda: evaluate_ranking(*people, memory_limit=memory_limit)
+        "evaluation": lambda: evaluate_ranking(*data, memory_limit=memory_limit)
     }
     if rerank:
         ways["re-ranking and evaluation"] = lambda: evaluate_distances(
-            reranked(people.query, people.gallery, memory_limit=memory_limit, label=label),
-            *people.labels,
+            reranked(data.query, data.gallery, memory_limit=memory_limit, label=label),
+            *data.labels,
             memory_limit=memory_limit,
         )
     for name, way in ways.items():
@@ -178,7 +175,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines = []
     if market := found["market"]:
         size = "{queries:,} x {gallery:,}".format(**market["size"])
-        lines += [f"| {size} x {market['dim']:,} | ms | times {PRODUCT} |", "|---|---:|---:|"]
+        lines += [f"| {size} x {market['dim']:,} | ms | time / {PRODUCT} |", "|---|---:|---:|"]
         for setting in market["settings"]:
             for row in setting["rows"]:
                 bounds = "({:.2f}-{:.2f})".format(*row["interval"]) if row["interval"] else ""
@@ -190,24 +187,24 @@ def markdown(found: Mapping[str, Any]) -> str:
     if msmt17 := found["msmt17"]:
         size = "{queries:,} x {gallery:,}".format(**msmt17["size"])
         limit = msmt17["memory_limit"] / 1e9
-        lines += ["", f"| {size} x {msmt17['dim']:,}, limit {limit:g} GB | s | most memory above the embeddings |"]
+        lines += ["", f"| {size} x {msmt17['dim']:,}, limit {limit:g} GB | s | peak memory beyond the embeddings |"]
         lines += ["|---|---:|---:|"]
         for row in msmt17["rows"]:
-            above = "not known here" if row["bytes_above"] is None else f"{row['bytes_above'] / 1e9:.2f} GB"
+            above = "unknown" if row["bytes_above"] is None else f"{row['bytes_above'] / 1e9:.2f} GB"
             lines.append(f"| {row['name']} | {row['seconds']:.0f} | {above} |")
     return "\n".join(lines)
 
 
-def _disagreement(people: MadeUpPeople, result: RankingResult) -> float:
+def _largest_ap_error(data: SyntheticEmbeddings, result: RankingResult) -> float:
     """Largest difference of AP to brute force, over the first queries."""
-    gallery = people.gallery.astype(np.float64)
-    distances = squared_distances(people.query[:CHECKED], gallery)
+    gallery = data.gallery.astype(np.float64)
+    distances = squared_distances(data.query[:CHECKED], gallery)
     worst = 0.0
     for query, row in enumerate(distances):
-        same = people.gallery_pids == people.query_pids[query]
-        kept = ~(same & (people.gallery_camids == people.query_camids[query]))
-        order = np.argsort(row[kept], kind="stable")
-        ranks = np.flatnonzero(same[kept][order]) + 1
+        same = data.gallery_pids == data.query_pids[query]
+        valid = ~(same & (data.gallery_camids == data.query_camids[query]))
+        order = np.argsort(row[valid], kind="stable")
+        ranks = np.flatnonzero(same[valid][order]) + 1
         if len(ranks):
             ap = (np.arange(1, len(ranks) + 1) / ranks).mean()
             worst = max(worst, abs(float(ap - result.per_query_ap[query])))
@@ -215,7 +212,7 @@ def _disagreement(people: MadeUpPeople, result: RankingResult) -> float:
 
 
 def _reset_peak() -> int | None:
-    """Forget the most memory that this process ever had; what it has now, in bytes. None where that cannot be had."""
+    """Reset the peak memory of this process; its present memory, in bytes. None if the system does not allow it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

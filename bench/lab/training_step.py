@@ -1,4 +1,4 @@
-"""Times of whole training steps of preset `paper`: without mixing, as it is, with eager ops, and the authors' way.
+"""Times of whole training steps of preset `paper`: without mixing, with our kernels, with eager ops, the authors' way.
 
 All are trained by `pmm.training.step.train_step` on the same weights, in turns; they differ in the forward alone.
 """
@@ -31,12 +31,12 @@ from pmm.ops import sample_partners
 from pmm.training.losses import reid_losses
 from pmm.training.state import make_train_state
 from pmm.training.step import be_deterministic, train_step
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidValue
 
 NO_MIXING = "no mixing"
 CLASSES = 751  # of Market-1501's training part
 SAME_LOSS, SAME_GRADIENT = 1e-5, 1e-4
-"""How far loss and gradient of another way may lie from ours, relatively: for float32 sums in another order."""
+"""Largest relative difference of loss and gradient from ours: for float32 sums in another order."""
 
 Forward = Callable[[PMM, Tensor, Tensor, torch.Generator | None], TrainOutput]
 
@@ -52,12 +52,13 @@ def bench_step(
 ) -> dict[str, Any]:
     """Measure a training step of each way on random crops and weights; see `bench.lab.mix_report`.
 
-    Proved in fp32, timed in the mixed precision `amp`.
+    Verified in fp32, timed in the mixed precision `amp`.
 
-    A way whose loss or gradient is not ours is not timed, and `equal` is then false. `fast`: a small trunk instead of
-    ResNet-50, to see that it works.
+    A way whose loss or gradient differs from ours is not timed, and `equal` is then false. `fast`: a small backbone
+    instead of ResNet-50, for a quick test.
 
-    Raises UserError without compiled kernels for `device`, or for a batch that is not identities times images.
+    Raises BackendUnavailable without compiled kernels for `device`, InvalidValue for a batch that is not identities
+    times images.
     """
     config = step_config(batch, "resnet10" if fast else "resnet50", amp)
     require_kernels(device)
@@ -71,7 +72,7 @@ def bench_step(
         proofs = _proofs(model, crops, preprocessing_of(config))
     for name, proof in proofs.items():
         if not proof.equal:
-            print(f"step: {name} computes something else: {proof}", file=sys.stderr)
+            print(f"step: {name} has another result: {proof}", file=sys.stderr)
     steps = {
         name: partial(train_step, dataclasses.replace(state, network=_Way(model, forward)), crops)
         for name, forward in WAYS.items()
@@ -114,7 +115,7 @@ def without_mixing(model: PMM, images: Tensor, pids: Tensor, generator: torch.Ge
     return _output(model, (f1.mean((2, 3)), largest, largest))
 
 
-def as_it_is(model: PMM, images: Tensor, pids: Tensor, generator: torch.Generator | None) -> TrainOutput:
+def with_our_kernels(model: PMM, images: Tensor, pids: Tensor, generator: torch.Generator | None) -> TrainOutput:
     """`pmm.models.pmm.PMM`."""
     return model(images, pids, generator)
 
@@ -149,7 +150,7 @@ def authors_way(model: PMM, images: Tensor, pids: Tensor, generator: torch.Gener
 
 WAYS: dict[str, Forward] = {
     NO_MIXING: without_mixing,
-    OURS: as_it_is,
+    OURS: with_our_kernels,
     EAGER: with_eager_ops,
     AUTHORS: authors_way,
 }
@@ -157,11 +158,11 @@ WAYS: dict[str, Forward] = {
 
 def _cam_by_backward(maps: Tensor, logits: Tensor, pids: Tensor) -> Tensor:
     """Grad-CAM [N, H, W] of `maps` for the sum of each sample's own logit."""
-    caught: list[Tensor] = []
-    handle = maps.register_hook(caught.append)
+    gradients: list[Tensor] = []
+    handle = maps.register_hook(gradients.append)
     logits.gather(1, pids[:, None]).sum().backward(retain_graph=True)
     handle.remove()
-    weights = caught[0].mean((2, 3), keepdim=True)
+    weights = gradients[0].mean((2, 3), keepdim=True)
     return (weights * maps.detach()).sum(1).relu()
 
 
@@ -210,7 +211,7 @@ def step_config(
     paper = preset("paper")
     images = paper.recipe.images_per_id
     if batch < 2 * images or batch % images:
-        raise UserError(f"--step-batch is {batch}; it must be a multiple of {images}, and {2 * images} or more")
+        raise InvalidValue("--step-batch", batch, f"a multiple of {images}, and {2 * images} or more")
     model = dataclasses.replace(paper.model, backbone=backbone, weights="none", num_classes=CLASSES)
     return dataclasses.replace(paper, model=model, recipe=dataclasses.replace(paper.recipe, batch_size=batch, amp=amp))
 
@@ -230,9 +231,9 @@ def random_crops(config: Config, device: torch.device) -> TrainBatch:
 
 def _proofs(model: nn.Module, crops: TrainBatch, preprocessing: Preprocessing) -> dict[str, _Proof]:
     """How far each way is from ours with the same partners; without mixing: from ours with k = 0."""
-    truth = _loss_and_gradient(model, as_it_is, crops, preprocessing)
+    truth = _loss_and_gradient(model, with_our_kernels, crops, preprocessing)
     with _with_k(model, 0):
-        unmixed = _loss_and_gradient(model, as_it_is, crops, preprocessing)
+        unmixed = _loss_and_gradient(model, with_our_kernels, crops, preprocessing)
     proofs = {}
     for name, forward in WAYS.items():
         expected_loss, expected = unmixed if name == NO_MIXING else truth

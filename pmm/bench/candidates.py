@@ -11,10 +11,10 @@ from pmm.artifacts.kinds import Kind, kind_of
 from pmm.artifacts.manifest import PRECISIONS, Manifest
 from pmm.artifacts.origin import manifest_of
 from pmm.runtime.open import BACKENDS, Device
-from pmm.runtime.trt_variant import FLAVORS, RTX_CAPABILITIES, TF32_ON
+from pmm.runtime.trt_variant import FLAVORS, TF32_ON
 from pmm.utils.errors import ConflictingOptions, InvalidValue, one_of
 from pmm.utils.extras import install_command
-from pmm.utils.hardware import clashing_wheels, cuda_index, gpu_at, nvidia_gpus
+from pmm.utils.hardware import RTX_CAPABILITIES, clashing_wheels, cuda_index, gpu_at, nvidia_gpus
 
 
 @dataclass(frozen=True, kw_only=True)

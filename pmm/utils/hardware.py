@@ -20,6 +20,9 @@ from pmm.utils.errors import BackendUnavailable, InvalidValue
 T = TypeVar("T")
 
 
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities of the GPUs that a portable TensorRT-RTX engine runs on (NVIDIA's "CPU-only AOT" page; one for
+Turing, 7.5, has to be built for it alone, which is not done here)."""
 MOST_THREADS = 1024
 """With far more threads, libraries end the process without a message, or take all of the memory."""
 

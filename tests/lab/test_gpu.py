@@ -182,8 +182,8 @@ def test_every_precision_has_an_engine_and_a_bench_of_its_own():
         build, show, check = TASKS[f"engine-{precision}"].commands
         command = parsed(build[1:])
         assert (command.engine.flavor, command.engine.tf32) == ("tensorrt", precision == "tf32")
-        assert command.recipe.precision == ("fp32" if precision == "tf32" else precision)
-        assert show[-1] == str(command.output) == check[check.index("engine") + 1]
+        assert command.onnx.precision == ("fp32" if precision == "tf32" else precision)
+        assert show[-1] == str(command.out) == check[check.index("engine") + 1]
         assert TASKS[f"bench-tensorrt-{precision}"].kept_files == ("artifacts",)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.lab import gpu_libraries, gpu_training
+from bench.lab import gpu_check, gpu_training
 from bench.lab.gpu_engine import crops_and_truth, engine_figures
-from bench.lab.gpu_figures import figures, said
-from bench.lab.gpu_training import busy
+from bench.lab.gpu_figures import figures, format_value
+from bench.lab.gpu_training import busy_time
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.options import EngineOptions
 from pmm.export.trt import engine_from_onnx
@@ -18,6 +18,7 @@ from pmm.runtime.trt import TrtRunner
 from pmm.utils.errors import UserError
 from tests.bench.pages.sample_reports import gpu_machine
 from tests.conftest import ROOT, assert_one_line_error, run_here
+from tests.refusals import refuses
 from tests.runtime.standin import OnGpu
 
 SCRIPT = ("-m", "bench.lab.gpu_check")
@@ -51,7 +52,7 @@ def test_steps_are_counted_and_timed(tmp_path, amp):
     ],
 )
 def test_the_busy_share_counts_what_overlaps_once(spans, found):
-    assert busy(spans) == found
+    assert busy_time(spans) == found
 
 
 def test_one_process_by_a_group_trains_as_one_without(tmp_path):
@@ -67,21 +68,21 @@ def test_a_run_is_interrupted_and_goes_on_to_the_bit(tmp_path):
 
 
 def test_a_difference_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_training, "resumed", lambda *args: {"same bits": False, "largest difference": 1e-3})
+    monkeypatch.setattr(gpu_training, "check_resume", lambda *args: {"same bits": False, "largest difference": 1e-3})
     done = run_here(*SCRIPT, "resume", "--device", "cpu", "--out", tmp_path / "found.json", PMM_FAST="1")
-    assert_one_line_error(done, "not the same to the bit", "0.001")
+    assert_one_line_error(done, "resume", "to the bit", "0.001")
     assert not (tmp_path / "found.json").exists()
 
 
 def test_what_the_files_say_of_cuda_is_what_the_libraries_say(monkeypatch):
-    monkeypatch.setattr(gpu_libraries, "side_by_side", lambda: {"driver": "13.0", "torch": "13.0", "tensorrt": "12"})
+    monkeypatch.setattr(gpu_check, "side_by_side", lambda: {"driver": "13.0", "torch": "13.0", "tensorrt": "12"})
     for told, wrong in (("13.1", False), ("12.9", True)):
-        monkeypatch.setattr(gpu_libraries, "_told", lambda told=told: {"torch": told, "unknown": "11"})
+        monkeypatch.setattr(gpu_check, "_reported_cuda", lambda told=told: {"torch": told, "unknown": "11"})
         if wrong:
-            with pytest.raises(UserError, match=r"torch.*13\.0.*12\.9"):
-                gpu_libraries.cuda_majors()
+            with refuses(UserError, "torch", "13.0", "12.9"):
+                gpu_check.cuda_majors()
         else:
-            found = gpu_libraries.cuda_majors()
+            found = gpu_check.cuda_majors()
             assert found["tensorrt"] == "12"
             assert found["told by the library"]["torch"] == "13.1"
 
@@ -129,9 +130,9 @@ def test_an_engine_that_computes_something_else_fails(machine, trained, shared, 
     world, runner, crops, expected = opened(machine, trained, shared, tmp_path, "tensorrt-11.4.0.106")
     words = {"to_gpu": lambda images: OnGpu(world, images, "interface"), "seconds": 0.01}
     with runner:
-        with pytest.raises(UserError, match=r"cosine -?0\.\d+ with torch's, at least 0\.99999"):
+        with refuses(UserError, "cosine", expected=">= 0.99999"):
             engine_figures(runner, crops, expected[::-1], from_gpu=host, **words)
-        with pytest.raises(UserError, match="1 images on the GPU give other embeddings"):
+        with refuses(UserError, "1 images on the GPU", "host memory"):
             engine_figures(runner, crops, expected, from_gpu=lambda array: host(array) + 1e-6, **words)
 
 
@@ -146,7 +147,7 @@ def test_the_bench_has_a_line_per_result_and_per_failed_gate():
     for part in (
         f"p50 ms {fp16.batches[0].p50_ms:.3g} @1, {fp16.batches[1].p50_ms:.3g} @8",
         "1 to 40 crops at random: mean 1.85",
-        "11,081 images/s (in order 11,245)", f"mAP {100 * fp16.map_delta:+.2f} points",
+        "11,081 images/s (in order of size 11,245)", f"mAP {100 * fp16.map_delta:+.2f} points",
     ):  # fmt: skip
         assert part in told["tensorrt fp16 graph"]
     assert "cosine" not in told["torch fp32"]
@@ -160,5 +161,7 @@ def test_every_report_of_a_step_has_figures():
 
 
 def test_figures_are_short():
-    told = [said(value) for value in (True, None, 1234.5, 0.999987, 0.0123456, 7, {"a": 1.0, "b": [1, "x"]}, [])]
+    told = [
+        format_value(value) for value in (True, None, 1234.5, 0.999987, 0.0123456, 7, {"a": 1.0, "b": [1, "x"]}, [])
+    ]
     assert told == ["yes", "-", "1,234", "0.999987", "0.0123", "7", "a 1, b 1; x", "nothing"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.lab import ranking
-from bench.lab.ranking import KINDS, MARKET, PRODUCT, bench_market, made_up, markdown
+from bench.lab.ranking import KINDS, MARKET, PRODUCT, bench_market, markdown, synthetic_embeddings
 from pmm.bench.latency import LatencyPlan
 from pmm.evaluation.metrics import evaluate_ranking
 from tests.conftest import assert_one_line_error, run_here
@@ -46,12 +46,12 @@ def test_a_wrong_result_is_told_and_not_timed(monkeypatch):
     assert "wrong by 1e-06, not timed" in markdown({"market": found, "msmt17": None})
 
 
-def test_made_up_people_are_as_a_trained_networks():
-    people = made_up(SMALL, 256)
-    assert (people.query.min(), people.query.dtype) == (0, np.float32)
-    assert 0.6 < evaluate_ranking(*people).mAP < 0.99
-    assert evaluate_ranking(*made_up(SMALL, 256, KINDS[1])).mAP < 0.1
-    assert (people.gallery_pids[:100] == 0).all()
+def test_synthetic_embeddings_are_like_a_trained_networks():
+    data = synthetic_embeddings(SMALL, 256)
+    assert (data.query.min(), data.query.dtype) == (0, np.float32)
+    assert 0.6 < evaluate_ranking(*data).mAP < 0.99
+    assert evaluate_ranking(*synthetic_embeddings(SMALL, 256, KINDS[1])).mAP < 0.1
+    assert (data.gallery_pids[:100] == 0).all()
 
 
 def test_bad_input_is_one_line(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.lab.random_checkpoint import untrained_checkpoint
+from bench.lab.exporting import random_checkpoint
 from pmm.artifacts import checkpoint
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.config import preset
@@ -91,7 +91,7 @@ def untrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("untrained")
     root = folder / "people"
     draw_dataset(root, ids=24, seed=3, workers=2)
-    return untrained_checkpoint(preset("paper"), root, folder / "paper.pth"), root
+    return random_checkpoint(preset("paper"), root, folder / "paper.pth"), root
 
 
 @pytest.fixture(scope="module")
