@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from pmm.runtime.base import Runner as Runner
     from pmm.runtime.open import open_runner as open_runner
     from pmm.utils.errors import BackendUnavailable as BackendUnavailable
+    from pmm.utils.errors import CannotWrite as CannotWrite
+    from pmm.utils.errors import ConflictingOptions as ConflictingOptions
     from pmm.utils.errors import InvalidFile as InvalidFile
     from pmm.utils.errors import InvalidInput as InvalidInput
     from pmm.utils.errors import InvalidValue as InvalidValue
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Artifact": "pmm.artifacts.artifact",
     "BackendUnavailable": "pmm.utils.errors",
+    "CannotWrite": "pmm.utils.errors",
+    "ConflictingOptions": "pmm.utils.errors",
     "EngineOptions": "pmm.export.options",
     "ExportOptions": "pmm.export.options",
     "Index": "pmm.gallery.index",

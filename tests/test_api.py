@@ -10,6 +10,7 @@ import pytest
 
 import pmm
 from tests.conftest import ROOT, run_python
+from tests.refusals import refuses
 
 FUNCTIONS = [name for name in pmm.__all__ if inspect.isfunction(getattr(pmm, name))]
 
@@ -67,15 +68,17 @@ def test_no_function_replaces_what_it_reads_or_what_is_something_else(folder, tm
         shutil.copy(folder / name, tmp_path / name)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     checkpoint, onnx = tmp_path / "best.pth", tmp_path / "best.onnx"
-    for call in (
-        lambda: pmm.export_onnx(checkpoint, checkpoint),
-        lambda: pmm.export_onnx(checkpoint, tmp_path / "x.txt"),
-        lambda: pmm.build_engine(checkpoint, checkpoint),
-        lambda: pmm.build_engine(onnx, onnx),
-        lambda: pmm.build_engine(onnx, tmp_path / "x.txt"),
-        lambda: pmm.embed(folder / "best.onnx", folder / "crops").save(checkpoint),
-        lambda: pmm.VerifyOptions(no_verify=True, verify_root="x"),
+    text, index = tmp_path / "x.txt", pmm.embed(folder / "best.onnx", folder / "crops")
+    for call, path, fact in (
+        (lambda: pmm.export_onnx(checkpoint, checkpoint), checkpoint, "file to read"),
+        (lambda: pmm.export_onnx(checkpoint, text), text, ".onnx"),
+        (lambda: pmm.build_engine(checkpoint, checkpoint), checkpoint, "file to read"),
+        (lambda: pmm.build_engine(onnx, onnx), onnx, "file to read"),
+        (lambda: pmm.build_engine(onnx, text), text, ".plan"),
+        (lambda: index.save(checkpoint), checkpoint, "a checkpoint"),
     ):
-        with pytest.raises(pmm.UserError, match=r"another name|ends in|--no-verify"):
+        with refuses(pmm.CannotWrite, fact, path=path):
             call()
+    with refuses(pmm.ConflictingOptions, "--no-verify", "--verify-root"):
+        pmm.VerifyOptions(no_verify=True, verify_root="x")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
