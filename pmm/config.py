@@ -86,11 +86,11 @@ class ModelConfig:
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """How embeddings are compared: as they are, or by cosine (the model and every export normalise them to norm 1)."""
     block: tuple[int, int] = (3, 2)
-    """For pmm and a-cutmix: height and width of the blocks that are ranked, in cells of the feature map."""
+    """For a-cutmix and pmm: height and width of the blocks that are ranked, in cells of the feature map."""
     k: int = 3
-    """For pmm and a-cutmix: blocks that are mixed per sample; 0 trains three heads without mixing."""
+    """For a-cutmix and pmm: blocks that are mixed per sample; 0 trains three heads without mixing."""
     on_empty: Literal["first", "skip"] = "first"
-    """For pmm and a-cutmix: samples with an empty CAM have their first k blocks mixed, or none (skip)."""
+    """For a-cutmix and pmm: samples with an empty CAM have their first k blocks mixed, or none (skip)."""
     direction: Literal["replace", "paste"] = "replace"
     """For a-cutmix: replace the attentive blocks by the partner's, or paste them into the partner's map."""
 

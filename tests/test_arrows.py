@@ -185,7 +185,7 @@ def test_a_class_name_is_one_class():
 def test_scripts_are_thin_and_shadow_no_library():
     for path in SCRIPTS:
         assert path.stem not in {*HEAVY, "torch", "profile", "numpy"}
-        assert len(path.read_text().splitlines()) <= 10, path
+        assert len(path.read_text().splitlines()) <= 12, path
         assert "torch" not in {name.split(".")[0] for name in imported(path)}, path
     assert not list((ROOT / "export").glob("__init__.py"))
     assert not list((ROOT / "bench").glob("__init__.py"))

@@ -63,7 +63,7 @@ def not_built(device: str) -> str | None:
     if device not in ("cpu", "cuda"):
         return f"there are no kernels for {device}"
     clone = "run make setup, or pip install --no-build-isolation -e ."
-    rebuild = clone if SOURCES.exists() else "to compile them, run pip install --no-build-isolation . in a clone of pmm"
+    rebuild = clone if SOURCES.exists() else "run pip install --no-build-isolation . in a clone of pmm"
     if facts.get("stale"):
         return f"the kernels were built from other sources than cpp_ext/ has now; {rebuild}"
     if not facts["compiled"]:

@@ -26,7 +26,7 @@ def help_text(arguments: Sequence[Argument], *, prog: str, description: str, wid
     """The help of a command, in lines of at most `width` characters.
 
     Args:
-        description: paragraphs, with an empty line between; lines that begin with pmm or python are examples of use,
+        description: paragraphs, with an empty line between; lines that begin with `pmm` or `python` are examples of use,
             and the first of them is the usage.
     """
     width = max(40, min(width, WIDEST))

@@ -267,8 +267,8 @@ def test_bad_input_is_one_line(people, tmp_path):
 @pytest.mark.parametrize(
     ("device", "facts", "said"),
     [
-        ("cpu", {}, "the kernels are not compiled; run make setup"),
-        ("cuda", {}, "the kernels are not compiled; run make setup"),
+        ("cpu", {}, "the kernels are not compiled; run pip install"),
+        ("cuda", {}, "the kernels are not compiled; run pip install"),
         ("cuda", CPU_BUILD, "the kernels were built without CUDA; rebuild with PMM_BUILD_CUDA=1"),
     ],
 )
@@ -303,7 +303,7 @@ def test_a_run_says_what_the_mix_runs_on(people, tmp_path, built_with):
     done = run_here("-m", "pmm.train", *flags, "--batch-size", "12", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("kernels of the mix: ")]
-    assert "plain torch on cpu: the kernels are not compiled; run make setup" in line
+    assert "plain torch on cpu: the kernels are not compiled; run pip install" in line
     assert load(tmp_path / "run" / "best.pth")["versions"]["pmm kernels"] == "none"
 
 
