@@ -63,7 +63,8 @@ def _locate(spec: DatasetSpec, root: Path) -> Path:
     if not root.is_dir():
         if root.is_file() and root.suffix.lower() in ARCHIVES:
             raise InvalidFile("it is an archive", path=printable(root), hint="unpack it and give the folder")
-        raise InvalidFile("it is not a folder", path=printable(root), expected=f"the root of {spec.name}")
+        problem = "it is not a folder" if root.exists() else "there is no such folder"
+        raise InvalidFile(problem, path=printable(root), expected=f"the root of {spec.name}")
     place = _place(spec, root)
     if place is not None:
         return place

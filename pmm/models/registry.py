@@ -100,5 +100,7 @@ def _check_mix_fits(config: Config) -> None:
     rows, columns = grid(height, width, config.model.block)
     if config.model.k > rows * columns:
         crops, block = f"{config.data.height}x{config.data.width}", f"{config.model.block[0]}x{config.model.block[1]}"
-        expected = f"{rows * columns} at most, the {block} blocks of the {height}x{width} map of {crops} crops"
+        expected = (
+            f"{rows * columns} at most, the number of {block} blocks on the {height}x{width} map of {crops} crops"
+        )
         raise InvalidValue("--k", config.model.k, expected)

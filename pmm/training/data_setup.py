@@ -57,7 +57,7 @@ def training_data(config: Config) -> tuple[Config, ReidDataset]:
     split = dataclasses.replace(split, notes=dataset.notes)
     classes = len(class_indices(split.train))
     if config.model.num_classes not in (0, classes):
-        expected = f"{classes}, the training identities in {root}"
+        expected = f"{classes}, the number of training identities in {root}"
         raise InvalidValue("--num-classes", config.model.num_classes, expected)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes)), split
 
@@ -69,7 +69,7 @@ def check_synthetic(data: DataConfig, keys: Iterable[str]) -> None:
         if getattr(data, key) != drawn[key]:
             expected = f"{drawn[key]}, with which {data.root} was drawn"
             flag = "--" + key.replace("_", "-")
-            raise InvalidValue(flag, getattr(data, key), expected, hint="or choose another --root")
+            raise InvalidValue(flag, getattr(data, key), expected, hint="leave it out, or choose another --root")
 
 
 def check_unchanged(out: Path, saved: Config, config: Config) -> None:

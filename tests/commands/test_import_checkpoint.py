@@ -68,7 +68,7 @@ def test_a_wrong_command_line_needs_no_torch(file, tmp_path):
         ([file, "-o", out, "--height", "0"], "--height is 0; expected 1 to 4096 pixels"),
         ([file, "-o", out, "--height", "100000000"], "--height is 100000000; expected 1 to 4096 pixels"),
         ([file, "-o", out, "--dataset", "mars"], "--dataset is 'mars'"),
-        ([file, "-o", out, "--root", tmp_path / "no"], "is not a folder"),
+        ([file, "-o", out, "--root", tmp_path / "no"], "no such folder"),
     )
     answers = run_all_without_torch(*(("-m", "pmm", "import", *args) for args, _ in wrong))
     for done, (_, text) in zip(answers, wrong, strict=True):

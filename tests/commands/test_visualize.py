@@ -150,7 +150,7 @@ def test_mistakes_are_one_line(run, tmp_path):
         ([run, "--against", run], "--against", run, "another checkpoint"),
         ([run, "--against", tmp_path / "other.pth"], "other.pth: it does not exist"),
         ([run, "--out", garbage], "cannot write"),
-        ([run, "--root", tmp_path / "gone"], tmp_path / "gone", "not a folder"),
+        ([run, "--root", tmp_path / "gone"], tmp_path / "gone", "no such folder"),
         ([tmp_path / "no.pth"], "no.pth: it does not exist; expected a checkpoint"),
         ([tmp_path], "is a folder; expected a checkpoint"),
         ([garbage, "--what", "cam"], "garbage.pth: truncated, or not a checkpoint"),
