@@ -1,6 +1,6 @@
 """Gates: bounds that a backend must keep to be shipped, and the results that fail them.
 
-A gate is a field of `pmm.bench.schema.Gates`, its flag and its check here, and a line of `pmm.bench.pages.gate_list`.
+A gate is a field of `pmm.bench.schema.Gates`, and here its flag, its requirement in words and its check.
 """
 
 from __future__ import annotations
@@ -56,6 +56,24 @@ class GateFlags:
             max_length_error=_per_precision(self.max_norm_error, "--max-norm-error", MAX_LENGTH_ERROR, 0, math.inf),
             max_p95_ms=_bound(self.max_p95_ms, "--max-p95-ms", 0, math.inf),
         )
+
+
+def requirements(gates: Gates, batches: Sequence[int]) -> dict[str, str | None]:
+    """Flag -> what the gate requires, in words; None if it is off. `batches`: the timed batch sizes, ascending."""
+    drop, flips, slowest = gates.max_map_drop, gates.max_rank1_flips, gates.max_p95_ms
+    cosines = ", ".join(f"{precision} {bound:g}" for precision, bound in gates.min_cosine.items())
+    norms = ", ".join(f"{precision} {100 * bound:.2f} %" for precision, bound in (gates.max_length_error or {}).items())
+    near = "each embedding's cosine with the reference's is at least"
+    as_long = "each embedding's norm differs from the reference's by at most"
+    flipped = "the first gallery crop turns from right to wrong, or back, for at most"
+    at = f" at batch {batches[0]}" if batches else ""
+    return {
+        "--max-map-drop": None if drop is None else f"mAP falls by at most {100 * drop:.2f} points",
+        "--max-rank1-flips": None if flips is None else f"{flipped} {100 * flips:.2f} % of the queries",
+        "--min-cosine": f"{near}: {cosines}" if cosines else None,
+        "--max-norm-error": f"{as_long}: {norms}" if norms else None,
+        "--max-p95-ms": None if slowest is None else f"the p95 latency{at} is at most {slowest:g} ms",
+    }
 
 
 def failures(

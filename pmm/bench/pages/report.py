@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from pmm.bench.pages import sections
 from pmm.bench.pages.format import NONE, cosine, escape, number, one_line, points
-from pmm.bench.pages.gate_list import GateLine, count_by_status
 from pmm.bench.pages.pictures import ReportPictures
 from pmm.bench.pages.plots import data_uri, plots
 from pmm.bench.pages.queries import flagged, missing, ran, reference_of, shown_batches, speedup, timing_at
 from pmm.bench.pages.sections import Section
 from pmm.bench.pages.tables import UNSTEADY, Table, rank1_flips
-from pmm.bench.pages.verdict import verdict
+from pmm.bench.pages.verdict import GateLine, count_by_status, verdict
 from pmm.bench.schema import BenchReport, Result
 from pmm.utils.files import write_file
 

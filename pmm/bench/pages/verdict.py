@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pmm.bench.gates import requirements
 from pmm.bench.pages.format import (
     NONE,
     between,
@@ -16,7 +17,6 @@ from pmm.bench.pages.format import (
     points,
     times,
 )
-from pmm.bench.pages.gate_list import GateLine, gates
 from pmm.bench.pages.queries import (
     SAME_RANKING,
     batch_sizes,
@@ -35,6 +35,10 @@ from pmm.bench.schema import BenchReport, Result
 SAME_SPEED = 1.05
 """Two medians closer than this ratio are called equal: timing on a shared machine is no more precise."""
 
+BACKENDS_RUN = "every backend that the command line names runs, and no backend fails"
+
+Status = Literal["failed", "passed", "not judged", "off"]
+STATUSES: tuple[Status, ...] = ("failed", "passed", "not judged", "off")
 Tone = Literal["good", "mixed", "bad"]
 
 
@@ -46,6 +50,18 @@ class KeyFigure:
     label: str
     detail: str
     """Its interval, or what else belongs to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateLine:
+    """One gate: what it requires, and which results fail it."""
+
+    flag: str
+    requirement: str
+    status: Status
+    """not judged: there is no result that it applies to."""
+    failures: tuple[str, ...] = ()
+    """One line each: the result and its figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +97,7 @@ def verdict(report: BenchReport) -> Verdict:
         tone=tone,
         ships=best.name if best else None,
         figures=_figures(report, best) if best else (),
-        gates=tuple(gates(report)),
+        gates=tuple(_gate_lines(report)),
     )
 
 
@@ -238,3 +254,26 @@ def _figures(report: BenchReport, best: Result) -> tuple[KeyFigure, ...]:
         label = "images per second, highest throughput"
         figures.append(KeyFigure(value=number(most.images_per_s), label=label, detail=f"batch {most.batch}"))
     return tuple(figure for figure in figures if figure.value != NONE)
+
+
+def _gate_lines(report: BenchReport) -> list[GateLine]:
+    """Every gate, the failed ones first, those that are off last."""
+    required = requirements(report.gates, batch_sizes(report))
+    # --backends has no bound, so only its failures are in the report; a gate that is unknown here must not vanish
+    unlisted = {failure.gate for failure in report.gates.failures} - required.keys()
+    required |= {gate: BACKENDS_RUN if gate == "--backends" else "" for gate in sorted(unlisted)}
+    judged = any(result is not reference_of(report) for result in ran(report))
+    lines = []
+    for flag, requirement in required.items():
+        failures = tuple(f"{one_line(f.result)}: {one_line(f.said)}" for f in report.gates.failures if f.gate == flag)
+        status: Status = "passed" if judged else "not judged"
+        if failures or requirement is None:
+            status = "failed" if failures else "off"
+        lines.append(GateLine(flag=flag, requirement=requirement or "", status=status, failures=failures))
+    return sorted(lines, key=lambda gate: STATUSES.index(gate.status))
+
+
+def count_by_status(gate_lines: tuple[GateLine, ...]) -> str:
+    """How many failed, passed and are off: "1 failed, 3 passed, 1 off"."""
+    counts = {status: sum(gate.status == status for gate in gate_lines) for status in STATUSES}
+    return ", ".join(f"{n} {status}" for status, n in counts.items() if n)
