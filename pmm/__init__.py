@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from pmm.data.frames import crop_boxes as crop_boxes
     from pmm.evaluation.metrics import RankingResult as RankingResult
     from pmm.evaluation.metrics import evaluate_ranking as evaluate_ranking
-    from pmm.export.engine import build_engine as build_engine
     from pmm.export.onnx import export_onnx as export_onnx
     from pmm.export.options import EngineOptions as EngineOptions
     from pmm.export.options import ExportOptions as ExportOptions
     from pmm.export.options import VerifyOptions as VerifyOptions
     from pmm.export.parity_check import ParityFailed as ParityFailed
+    from pmm.export.trt import build_engine as build_engine
     from pmm.gallery.embed import embed as embed
     from pmm.gallery.index import Index as Index
     from pmm.gallery.index import Neighbours as Neighbours
@@ -66,7 +66,7 @@ _HOMES = {
     "Runner": "pmm.runtime.base",
     "UserError": "pmm.utils.errors",
     "VerifyOptions": "pmm.export.options",
-    "build_engine": "pmm.export.engine",
+    "build_engine": "pmm.export.trt",
     "crop_boxes": "pmm.data.frames",
     "embed": "pmm.gallery.embed",
     "evaluate_ranking": "pmm.evaluation.metrics",

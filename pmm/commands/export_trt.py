@@ -56,9 +56,8 @@ def main(prog: str) -> None:
         builder, found = build_foreign_engine(read_onnx(model, external_data=True), out, command.engine)
         print(f"{out}: {builder} engine, {found.precision}, without a manifest: its embeddings are for you to verify")
         return
-    from pmm.export.engine import build_engine
     from pmm.export.onnx import describe
-    from pmm.export.trt import choose_flavor, describe_engine
+    from pmm.export.trt import build_engine, choose_flavor, describe_engine
 
     engine = command.engine
     if command.profile_layers:

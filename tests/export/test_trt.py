@@ -408,19 +408,17 @@ def test_ctrl_c_ends_a_build(files, tmp_path, monkeypatch):
 
 
 @traced_once
-def test_the_command_hands_the_checkpoint_to_the_gate(files, trained, people, tmp_path, monkeypatch):
+def test_the_command_hands_the_checkpoint_to_the_parity_check(files, trained, people, tmp_path, monkeypatch):
     """The script's own wiring: what the engine is judged by."""
-    from pmm.export import engine
-
     asked, given = [], []
-    monkeypatch.setattr(engine, "engine_parity_check", lambda *args: asked.append(args) or "the parity check")
-    original = engine.engine_from_onnx
+    monkeypatch.setattr(module, "engine_parity_check", lambda *args: asked.append(args) or "the parity check")
+    original = module.engine_from_onnx
 
     def build(file, out, options, *, parity_check):
         given.append(parity_check)
         return original(file, out, options)
 
-    monkeypatch.setattr(engine, "engine_from_onnx", build)
+    monkeypatch.setattr(module, "engine_from_onnx", build)
     run_here("export/to_trt.py", trained, "-o", tmp_path / "a.plan")
     run_here("export/to_trt.py", files["fp16"], "-o", tmp_path / "b.plan", "--verify-root", people)
     assert given == ["the parity check", "the parity check"]
