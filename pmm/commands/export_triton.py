@@ -20,7 +20,7 @@ class ExportTritonCommand:
 
     models: Annotated[tuple[Path, ...], Arg("MODEL", positional=True)]
     """ONNX files (.onnx) and TensorRT engines (.plan), with their manifests."""
-    repo: Annotated[Path, Arg("DIR")]
+    repo: Annotated[Path, Arg("DIR", short="-o")]
     """Model repository: the folder that the server is started with."""
     name: str = ""
     """Name of the model (default: the file's); with an ONNX file and an engine, NAME-onnx and NAME-trt."""

@@ -26,8 +26,7 @@ def help_text(arguments: Sequence[Argument], *, prog: str, description: str, wid
     """The help of a command, in lines of at most `width` characters.
 
     Args:
-        description: paragraphs, with an empty line between; lines that begin with `pmm` or `python` are examples of use,
-            and the first of them is the usage.
+        description: paragraphs, with an empty line between; lines that begin with `pmm` or `python` are the usage.
     """
     width = max(40, min(width, WIDEST))
     paragraphs = [part.strip() for part in inspect.cleandoc(description).split("\n\n") if part.strip()]

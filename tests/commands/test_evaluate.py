@@ -98,6 +98,8 @@ def test_a_checkpoint_names_its_data_set(trained, exported, people, tmp_path, em
         state["config"]["data"]["root"] = root
         save(tmp_path / "other.pth", state)
         assert_one_line_error(run_here("-m", "pmm", "evaluate", tmp_path / "other.pth"), text)
+    done = run_here("-m", "pmm", "evaluate", tmp_path / "other.pth", "--root", people, "--json", out)
+    assert (figures(done, out)["mAP"], figures(done, out)["root"]) == (expected, str(people))
 
 
 def test_a_backend_is_chosen_by_name(trained, exported, people, tmp_path):
