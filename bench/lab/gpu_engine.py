@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pmm.artifacts.origin import resolve_data_root
-from pmm.bench.tracking import SIZES, track
+from pmm.bench.tracker_load import TRACKER_SIZES, measure_tracker_load
 from pmm.config import fast_mode
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops
@@ -74,7 +74,7 @@ def engine_figures(
     for size, some in images.items():
         if not np.array_equal(from_gpu(runner.embed_on_gpu(to_gpu(some))), runner(some)):
             raise UserError(f"embeddings of {size} images on the GPU differ from those of images in host memory")
-    load, placed = track(runner, crops, seconds), to_gpu(images[SIZES[1]])
+    load, placed = measure_tracker_load(runner, crops, seconds), to_gpu(images[TRACKER_SIZES[1]])
     threads, least_in_threads = _from_threads(runner, crops)
     if least_in_threads < MIN_COSINE["fp32"]:
         raise UserError(f"called by {THREADS} threads at once, an embedding has cosine {least_in_threads:.6f}")
@@ -85,8 +85,8 @@ def engine_figures(
         "layers": len(json.loads(runner.inspect())["Layers"]),
         "worst cosine": parity.min_cosine,
         "random sizes": load,
-        "images/s from host": _rate(lambda: runner(images[SIZES[1]]), SIZES[1], seconds),
-        "images/s on GPU": _rate(lambda: runner.embed_on_gpu(placed), SIZES[1], seconds),
+        "images/s from host": _rate(lambda: runner(images[TRACKER_SIZES[1]]), TRACKER_SIZES[1], seconds),
+        "images/s on GPU": _rate(lambda: runner.embed_on_gpu(placed), TRACKER_SIZES[1], seconds),
         "same bits from GPU": True,
         f"images/s from {THREADS} threads": threads,
     }
@@ -95,7 +95,7 @@ def engine_figures(
 def _from_threads(runner: TrtRunner, crops: Crops) -> tuple[float, float]:
     """Images/s of several threads that call at once, and the least cosine with the same calls one after the other."""
     draw = random.Random(1)
-    sizes = [[draw.randint(*SIZES) for _ in range(CALLS)] for _ in range(THREADS)]
+    sizes = [[draw.randint(*TRACKER_SIZES) for _ in range(CALLS)] for _ in range(THREADS)]
     alone = {size: runner(crops[:size]) for size in {size for batch_sizes in sizes for size in batch_sizes}}
     found: list[tuple[int, Embeddings]] = []
     failed: list[Exception] = []

@@ -31,7 +31,7 @@ from pmm.bench.schema import (
     Tracker,
 )
 from pmm.bench.timing import time_batch
-from pmm.bench.tracking import SIZES
+from pmm.bench.tracker_load import TRACKER_SIZES
 from pmm.bench.workers import WorkerFailed, WorkerPool
 from pmm.data.readers import read_dataset
 from pmm.data.splits import distractors, unrankable
@@ -225,11 +225,11 @@ class Bench:
         self._evaluator.open(candidate)
         worker, budget = self._workers[candidate.name], self.request.options.plan.budget
         paths, seconds = (
-            [str(path) for path in self._crop_paths(SIZES[1])],
+            [str(path) for path in self._crop_paths(TRACKER_SIZES[1])],
             min(TRACKER_S[candidate.device], budget / 5),
         )
         try:
-            self._update(candidate.name, tracker=Tracker(**worker.call("track", paths=paths, seconds=seconds)))
+            self._update(candidate.name, tracker=Tracker(**worker.call("tracker_load", paths=paths, seconds=seconds)))
         except WorkerFailed as error:
             if not worker.alive:
                 raise

@@ -5,7 +5,7 @@ import pytest
 
 from pmm.bench import runner_factory
 from pmm.bench.schema import Tracker, read_report
-from pmm.bench.tracking import track
+from pmm.bench.tracker_load import measure_tracker_load
 from tests.bench import faulty_worker
 from tests.bench.workers import fewer, workers_here
 from tests.conftest import run_here
@@ -24,14 +24,14 @@ class Counted:
         self.sizes.append(len(crops))
         self.now += (len(crops) + self.change_ms * changed) / 1000
 
-    def track(self, seconds):
-        return Tracker(**track(self, CROPS, seconds, lambda: self.now))
+    def measure(self, seconds):
+        return Tracker(**measure_tracker_load(self, CROPS, seconds, lambda: self.now))
 
 
 def test_the_calls_are_drawn_evenly_and_are_always_the_same():
     runner, again = Counted(), Counted()
-    found = runner.track(1e9)
-    assert found == again.track(1e9)
+    found = runner.measure(1e9)
+    assert found == again.measure(1e9)
     assert runner.sizes == again.sizes
     warm, drawn, in_order = runner.sizes[:40], runner.sizes[40:240], runner.sizes[240:]
     assert sorted(warm) == list(range(1, 41))
@@ -44,14 +44,14 @@ def test_the_calls_are_drawn_evenly_and_are_always_the_same():
 
 
 def test_what_a_change_of_size_costs_is_seen():
-    found = Counted(change_ms=20.0).track(1e9)
+    found = Counted(change_ms=20.0).measure(1e9)
     assert found.images_per_s == pytest.approx(500, rel=0.1)
     assert found.in_order_images_per_s == pytest.approx(850, rel=0.1)
 
 
 def test_a_slow_runner_gets_fewer_calls_and_the_same_ones_both_times():
     runner = Counted()
-    found = runner.track(0.5)
+    found = runner.measure(0.5)
     warm, drawn = runner.sizes[: -2 * found.calls], runner.sizes[-2 * found.calls : -found.calls]
     assert warm == list(range(40, 40 - len(warm), -1))
     assert sum(warm[:-1]) < 500 <= sum(warm)

@@ -11,13 +11,13 @@ from pmm.bench.statistics import percentile
 from pmm.data.preprocessing import Crops
 from pmm.runtime.base import Runner
 
-SIZES = (1, 40)
+TRACKER_SIZES = (1, 40)
 """The fewest and the most crops of a call."""
 CALLS = 200
 ENOUGH_FOR_P99 = 100
 
 
-def track(
+def measure_tracker_load(
     runner: Runner, crops: Crops, seconds: float, clock: Clock = time.perf_counter
 ) -> dict[str, int | float | None]:
     """Time calls of 1 to 40 of `crops`, in random order from a fixed seed, then the same calls in order of their size.
@@ -25,7 +25,7 @@ def track(
     Each size is run once beforehand, in at most `seconds`. The random calls take at most `seconds` as well: a slow
     runner gets fewer of them, and the same ones in order. Returns the fields of `pmm.bench.schema.Tracker`.
     """
-    least, most = SIZES
+    least, most = TRACKER_SIZES
     _timed(runner, crops, range(most, least - 1, -1), seconds, clock)
     draw = random.Random(0)
     sizes = [draw.randint(least, most) for _ in range(CALLS)]
