@@ -34,14 +34,14 @@ def emulated(proto: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Cast" or not (narrow_out or any(types.get(name) in half for name in node.input)):
             copy.graph.node.append(node)
             continue
-        for place, name in enumerate(node.input):
+        for position, name in enumerate(node.input):
             if types.get(name) in half:
-                wide = f"{name}/wide{index}.{place}"
+                wide = f"{name}/wide{index}.{position}"
                 copy.graph.node.append(helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT))
-                node.input[place] = wide
-        for place, name in enumerate(node.output):
+                node.input[position] = wide
+        for position, name in enumerate(node.output):
             if name in narrow_out:
-                node.output[place] = f"{name}/wide"
+                node.output[position] = f"{name}/wide"
         copy.graph.node.append(node)
         for name in narrow_out:
             copy.graph.node.append(helper.make_node("Cast", [f"{name}/wide"], [name], to=types[name]))
@@ -50,8 +50,8 @@ def emulated(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def half_type(manifest: Manifest) -> str:
     """fp16 or bf16 if the file's trunk has floats of that type, else nothing."""
-    held = (manifest.quantization or {}).get("fallback", manifest.precision)
-    return held if held in ("fp16", "bf16") else ""
+    stored = (manifest.quantization or {}).get("fallback", manifest.precision)
+    return stored if stored in ("fp16", "bf16") else ""
 
 
 def tensor_types(proto: onnx.ModelProto) -> dict[str, int]:

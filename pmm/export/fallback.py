@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _STEPS = ("QuantizeLinear", "DequantizeLinear")
 _FOLLOWING = ("Relu", "MaxPool", "Add")
-"""Steps of the trunk between convolutions, in the type of what they are given."""
+"""Steps of the trunk between convolutions, in the type of their inputs."""
 
 
 def fp16_between(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -34,24 +34,24 @@ def fp16_between(proto: onnx.ModelProto) -> onnx.ModelProto:
     stored = {tensor.name: tensor for tensor in copy.graph.initializer}
     trunk = _trunk(nodes)
     half = {name for node in nodes if id(node) in trunk for name in node.output if types.get(name) == TensorProto.FLOAT}
-    made: set[str] = set()
+    converted: set[str] = set()
     del copy.graph.node[:], copy.graph.value_info[:]
     for node in nodes:
         inside = id(node) in trunk
-        for place, name in enumerate(node.input):
+        for position, name in enumerate(node.input):
             if types.get(name) != TensorProto.FLOAT or (name in half) == inside:
                 continue
-            other = f"{name}/{'fp16' if inside else 'fp32'}"
-            if other not in made and name in stored:
+            cast = f"{name}/{'fp16' if inside else 'fp32'}"
+            if cast not in converted and name in stored:
                 values = numpy_helper.to_array(stored[name]).astype(np.float16)
                 if node.op_type in _STEPS:
                     values = np.maximum(values, np.finfo(np.float16).smallest_subnormal)  # a scale of 0 is refused
-                copy.graph.initializer.append(numpy_helper.from_array(values, other))
-            elif other not in made:
+                copy.graph.initializer.append(numpy_helper.from_array(values, cast))
+            elif cast not in converted:
                 kind = TensorProto.FLOAT16 if inside else TensorProto.FLOAT
-                copy.graph.node.append(helper.make_node("Cast", [name], [other], name=other, to=kind))
-            made.add(other)
-            node.input[place] = other
+                copy.graph.node.append(helper.make_node("Cast", [name], [cast], name=cast, to=kind))
+            converted.add(cast)
+            node.input[position] = cast
         copy.graph.node.append(node)
     used = {name for node in copy.graph.node for name in node.input}
     for name in stored.keys() - used:
@@ -64,20 +64,20 @@ def _trunk(nodes: list[onnx.NodeProto]) -> set[int]:
     """The ids of the convolutions, of what lies between them, and of the Q/DQ pairs there, in the graph's order."""
     makers = {name: node for node in nodes for name in node.output}
 
-    def given(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    def sources_of(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """What computes the inputs of `node`, seen through the steps to 8 bits and back."""
-        found = []
+        sources = []
         for name in node.input:
             maker = makers.get(name)
             while maker is not None and maker.op_type in _STEPS:
                 maker = makers.get(maker.input[0])
-            found += [maker] if maker is not None else []
-        return found
+            sources += [maker] if maker is not None else []
+        return sources
 
     trunk: set[int] = set()
     for node in nodes:
-        follows = node.op_type in _FOLLOWING and any(id(maker) in trunk for maker in given(node))
-        # a QuantizeLinear takes the type of what it is given
+        follows = node.op_type in _FOLLOWING and any(id(maker) in trunk for maker in sources_of(node))
+        # a QuantizeLinear takes the type of its input
         inside = node.op_type == "QuantizeLinear" and id(makers.get(node.input[0])) in trunk
         if node.op_type == "Conv" or follows or inside:
             trunk.add(id(node))

@@ -61,9 +61,9 @@ def _to_opset_17(proto: onnx.ModelProto) -> None:
     for node in proto.graph.node:
         if node.op_type.startswith("Reduce"):
             axes = numpy_helper.to_array(constants[node.input.pop(1)])
-            kept = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
+            unchanged = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
             del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("axes", axes.tolist())])
+            node.attribute.extend([*unchanged, helper.make_attribute("axes", axes.tolist())])
     used = {name for node in proto.graph.node for name in node.input}
     unused = [tensor for name, tensor in constants.items() if name not in used]
     for tensor in unused:

@@ -127,15 +127,15 @@ class Quantizer:
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
-        done = quantizer.model.model
-        self._leave_main_inputs(done.graph)
+        proto = quantizer.model.model
+        self._leave_main_inputs(proto.graph)
         # the quantizer stamps its own, newer, format
-        done.ir_version = self.proto.ir_version
-        del done.opset_import[:], done.metadata_props[:]
-        done.opset_import.extend(self.proto.opset_import)
-        del done.graph.value_info[:]
-        onnx.checker.check_model(done, full_check=True)
-        return done
+        proto.ir_version = self.proto.ir_version
+        del proto.opset_import[:], proto.metadata_props[:]
+        proto.opset_import.extend(self.proto.opset_import)
+        del proto.graph.value_info[:]
+        onnx.checker.check_model(proto, full_check=True)
+        return proto
 
     def _excluded(self, layer: str) -> Iterator[onnx.NodeProto]:
         """The convolution `layer` and the sum that it is fused with or, where a target quantises outputs too, all back
@@ -155,10 +155,10 @@ class Quantizer:
         """Take the Q/DQ pairs between a residual Add and its main input out again."""
         makers = {name: node for node in graph.node for name in node.output}
         for node in [node for node in graph.node if node.name in self._main]:
-            for place, name in enumerate(node.input):
+            for position, name in enumerate(node.input):
                 back = makers[name]
                 if back.op_type == "DequantizeLinear" and makers[back.input[0]].input[0] == self._main[node.name]:
-                    node.input[place] = self._main[node.name]
+                    node.input[position] = self._main[node.name]
                     graph.node.remove(makers[back.input[0]])
                     graph.node.remove(back)
         used = {name for node in graph.node for name in node.input}
@@ -176,13 +176,13 @@ def _main_inputs(proto: onnx.ModelProto) -> dict[str, str]:
     """
     makers = {name: node for node in proto.graph.node for name in node.output}
     readers = Counter(name for node in proto.graph.node for name in node.input)
-    found: dict[str, str] = {}
+    main_inputs: dict[str, str] = {}
     for add in (node for node in proto.graph.node if node.op_type == "Add"):
         for name in add.input:
             maker = makers.get(name)
             if maker is not None and maker.op_type == "Conv" and readers[maker.input[0]] == 1:
-                found.setdefault(add.name, name)
-    return found
+                main_inputs.setdefault(add.name, name)
+    return main_inputs
 
 
 def _layer(convolution: onnx.NodeProto) -> str:
@@ -229,10 +229,10 @@ def _by_cost(quantizer: Quantizer, probes: Sequence[npt.NDArray[Any]]) -> list[s
         return 1 - parity.mean_cosine
 
     layers = quantizer.layers
-    left = {
+    errors = {
         layer: error([layer]) for layer in tqdm(layers, desc="sensitivity", unit="layer", leave=False, disable=None)
     }
-    return sorted(layers, key=lambda layer: left[layer])
+    return sorted(layers, key=lambda layer: errors[layer])
 
 
 def _embeddings(proto: onnx.ModelProto, batches: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:

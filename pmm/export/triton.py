@@ -161,7 +161,7 @@ def _names(files: Sequence[tuple[Path, str]], name: str) -> list[str]:
     ]
     for each, count in Counter(names).items():
         if count > 1:
-            same = ", ".join(str(path) for (path, _), other in zip(files, names, strict=True) if other == each)
+            same = ", ".join(str(path) for (path, _), model in zip(files, names, strict=True) if model == each)
             problem = f"{same} would all be model '{each}'"
             raise ConflictingOptions(problem, "--name", hint="write them one at a time, each with its own --name")
     return names

@@ -91,7 +91,7 @@ class AotiRunner(TorchRunner):
 def this_machine(device: torch.device) -> PackageContract:
     """What a package that is built here, now, for `device` is built with."""
     gpu = gpu_at(device.index or 0) if device.type == "cuda" else None
-    instructions = (name for name, found in torch.cpu.get_capabilities().items() if found is True)
+    instructions = (name for name, present in torch.cpu.get_capabilities().items() if present is True)
     return PackageContract(
         device="cuda" if gpu else "cpu",
         torch=torch.__version__,

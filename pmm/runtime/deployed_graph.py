@@ -46,8 +46,8 @@ class DeployedGraph(nn.Module):
         self.trunk, self.tail, self.l2_normalize = network.trunk.to(self.dtype), network.tail, network.l2_normalize
         self.embedding = embedding
         # the mean of two embeddings of length 1 is shorter
-        again = embedding.normalised and (embedding.flip_tta or not network.normalised)
-        self.returned = L2Normalize() if again else nn.Identity()
+        normalise_again = embedding.normalised and (embedding.flip_tta or not network.normalised)
+        self.returned = L2Normalize() if normalise_again else nn.Identity()
         for parameter in self.parameters():
             parameter.requires_grad_(False)
 
@@ -55,10 +55,10 @@ class DeployedGraph(nn.Module):
         x = self.normalise(images)
         if self.embedding.flip_tta:
             x = torch.cat([x, x.flip(3)])
-        found = self.l2_normalize(self.tail(*(maps.float() for maps in self.trunk(x.to(self.dtype)))))
+        embeddings = self.l2_normalize(self.tail(*(maps.float() for maps in self.trunk(x.to(self.dtype)))))
         if self.embedding.flip_tta:
-            found = found.view(2, -1, self.embedding.dim).mean(0)
-        return self.returned(found)
+            embeddings = embeddings.view(2, -1, self.embedding.dim).mean(0)
+        return self.returned(embeddings)
 
 
 def deployed_graph(

@@ -114,9 +114,9 @@ def _choose(path: Path, backend: str, device: str) -> tuple[str, str]:
         if manifest and manifest.engine:
             able = [library_name(manifest.engine.flavor)]
     if backend not in able:
-        what = f"an engine of {able[0]}" if kind == "engine" and len(able) == 1 else NAMES[kind]
+        name = f"an engine of {able[0]}" if kind == "engine" and len(able) == 1 else NAMES[kind]
         raise InvalidFile(
-            f"it is {what}, which {backend} does not run", path=path, hint=f"use --backend {one_of(able)}"
+            f"it is {name}, which {backend} does not run", path=path, hint=f"use --backend {one_of(able)}"
         )
     devices = BACKENDS[backend].precisions
     if device == "auto":

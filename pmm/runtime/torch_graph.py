@@ -150,15 +150,15 @@ def main_type(module: nn.Module) -> torch.dtype:
     return counts.most_common(1)[0][0]
 
 
-def build_failed(what: str, error: Exception) -> UserError:
+def build_failed(compiler: str, error: Exception) -> UserError:
     """The error for one of inductor, with what to install if that is a compiler."""
     while isinstance(error, torch._dynamo.exc.BackendCompilerFailed):
         error = error.inner_exception
     reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:300]
     if "C++ compiler" in reason:
-        problem = f"{what} needs a C++ compiler and found none ({reason})"
+        problem = f"{compiler} needs a C++ compiler and found none ({reason})"
         return BackendUnavailable(problem, hint="install g++, or name one in CXX")
-    return UserError(f"{what} failed ({reason})")
+    return UserError(f"{compiler} failed ({reason})")
 
 
 @contextlib.contextmanager

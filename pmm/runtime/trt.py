@@ -207,8 +207,8 @@ class TrtRunner(Runner):
         if contract.flavor == "rtx":
             graphs = "library" if cuda_graph and _capturing(trt) else "off"
             options = partial(self._rtx_options, trt, native, graphs == "library", eager)
-            place = cache_file(self.manifest.sha256, str(trt.__version__), gpu_at(self._index).compute_capability)
-            self._cache = RuntimeCache(options(), place)
+            file = cache_file(self.manifest.sha256, str(trt.__version__), gpu_at(self._index).compute_capability)
+            self._cache = RuntimeCache(options(), file)
         return EngineHandle(
             path=self._path,
             trt=trt,
