@@ -192,7 +192,7 @@ class Runner(ABC):
                 raise InvalidInput(f"crop {index} is a path", index=index, expected="arrays", hint=READ_FILES)
         return load_crops(crops, self.preprocessing)
 
-    def check(self, images: object) -> None:
+    def check(self, images: Any) -> None:
         """Raises InvalidInput unless `images` are crops uint8 [B, H, W, 3] of the model's size, where the runner is."""
         if is_on_gpu(images) and not isinstance(images, GpuArray):
             raise InvalidInput(
@@ -200,12 +200,8 @@ class Runner(ABC):
                 hint="copy them, as with .cpu().numpy() in torch",
             )
         size = (self.preprocessing.height, self.preprocessing.width, 3)
-        if not (
-            isinstance(images, (np.ndarray, GpuArray))
-            and images.dtype == np.uint8
-            and len(images.shape) == 4
-            and images.shape[1:] == size
-        ):
+        is_array = isinstance(images, (np.ndarray, GpuArray))
+        if not is_array or images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[1:] != size:
             kind, shape = getattr(images, "dtype", f"a {type(images).__name__}"), getattr(images, "shape", None)
             raise InvalidInput(
                 f"the images are {kind}{'' if shape is None else f' {list(shape)}'}",
