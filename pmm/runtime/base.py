@@ -291,8 +291,7 @@ around_forks(in_child=_leave_to_parent)
 
 
 def warn_if_unverified(path: Path, manifest: Manifest) -> None:
-    """One line on stderr (logger "pmm") for an artifact without a manifest beside it, or never compared with its
-    checkpoint."""
+    """One line (logger "pmm") for an artifact without a manifest beside it, or never compared with its checkpoint."""
     if not manifest.sha256:
         logging.getLogger("pmm").warning(
             "%s: no manifest beside it, only the copy inside: whether it was changed or verified is unknown", path
