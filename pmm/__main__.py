@@ -11,22 +11,22 @@ from pmm.utils.build_info import __version__
 
 PROG = "pmm"
 COMMANDS = {
-    "train": ("train", "train a model on people on disk"),
+    "train": ("train", "train a model"),
     "evaluate": ("evaluate", "mAP, CMC and mINP of a checkpoint or of any exported file"),
-    "export onnx": ("export_onnx", "checkpoint to ONNX file, proved against the checkpoint"),
+    "export onnx": ("export_onnx", "checkpoint to ONNX file, verified against the checkpoint"),
     "export trt": ("export_trt", "checkpoint or ONNX file to TensorRT or TensorRT-RTX engine"),
     "export aoti": ("export_aoti", "checkpoint to AOTInductor package"),
     "export triton": ("export_triton", "ONNX files and engines to a Triton model repository"),
-    "bench": ("bench", "per backend: does the ranking survive, and how long does inference take"),
-    "compare": ("compare", "two reports of bench: what got slower or less accurate"),
-    "ablation": ("ablation", "methods or presets over several seeds, with intervals"),
+    "bench": ("bench", "accuracy and latency of every backend"),
+    "compare": ("compare", "two reports of bench: what became slower or less accurate"),
+    "ablation": ("ablation", "methods or presets, compared over several seeds"),
     "embed": ("embed", "a folder of crops to an index"),
     "search": ("search", "the crops of an index that are most like one image"),
     "visualize": ("visualize", "pictures of what a trained model does"),
     "info": ("info", "what a file is, and what this machine has"),
     "check": ("check", "what is wrong with a data set"),
-    "import": ("import_checkpoint", "checkpoint of the PMM authors' code, or of BDB's, to one of ours"),
-    "synthetic": ("synthetic", "draw a data set of synthetic people"),
+    "import": ("import_checkpoint", "checkpoint of the PMM authors' code, or of BDB's, to ours"),
+    "synthetic": ("synthetic", "draw a data set of synthetic identities"),
 }
 """Words of the command line -> module of pmm.commands, and what it does."""
 
@@ -45,24 +45,24 @@ def main() -> None:
 
 
 def _without_command(words: list[str]) -> int:
-    """Print what there is, and return 0; or say in one line on stderr why `words` are no command, and return 2."""
+    """Print the commands, and return 0; or print in one line on stderr why `words` are no command, and return 2."""
     if words == ["--version"]:
         print(__version__)
         return 0
     group = [name for name in COMMANDS if words and name.startswith(f"{words[0]} ")]
-    asked = words[1:] if group else words
-    if asked in ([], ["--help"], ["-h"]) and (asked or not words):
+    rest = words[1:] if group else words
+    if rest in ([], ["--help"], ["-h"]) and (rest or not words):
         print(_help(group or list(COMMANDS)))
         return 0
     known = f"known: {', '.join(group or COMMANDS)}"
-    if not asked:
-        said = f"{words[0]} takes one more word; {known}"
+    if not rest:
+        problem = f"{words[0]} takes one more word; {known}"
     else:
         ends = {name.split()[-1]: name for name in group} or {name: name for name in COMMANDS}
-        close = difflib.get_close_matches(asked[0].lower(), ends, n=1)
+        close = difflib.get_close_matches(rest[0].lower(), ends, n=1)
         advice = f"did you mean {PROG} {ends[close[0]]}?" if close else known
-        said = f"unknown command '{' '.join(words[: 1 + bool(group)])}'; {advice}"
-    print(f"{PROG}: error: {said}; see {PROG} --help", file=sys.stderr)
+        problem = f"unknown command '{' '.join(words[: 1 + bool(group)])}'; {advice}"
+    print(f"{PROG}: error: {problem}; see {PROG} --help", file=sys.stderr)
     return 2
 
 
@@ -70,7 +70,7 @@ def _help(names: list[str]) -> str:
     wide = max(map(len, names))
     lines = [f"  {PROG} {name:<{wide}}  {COMMANDS[name][1]}" for name in names]
     return "\n".join(
-        (f"usage: {PROG} COMMAND ...", "", *lines, "", f"{PROG} COMMAND --help says what a command takes.")
+        (f"usage: {PROG} COMMAND ...", "", *lines, "", f"{PROG} COMMAND --help lists the flags of a command.")
     )
 
 

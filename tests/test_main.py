@@ -16,6 +16,7 @@ def test_it_lists_every_command(words):
     done = run_here("-m", "pmm", *words)
     assert done.returncode == 0
     assert all(f"pmm {name} " in done.stdout for name in COMMANDS)
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_help_of_a_group_lists_that_alone():

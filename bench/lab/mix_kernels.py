@@ -64,7 +64,7 @@ def main(prog: str) -> int:
     threads = command_line.numbers(str(command.threads), flag="--threads", least=0)[0] or usable_cores()
     samples = command_line.numbers(str(command.samples), flag="--samples", least=0)[0]
     without = {"--batches", "--dtypes", "--layouts", "--competitors"} if command.step else {"--step-batch", "--amp"}
-    if unused := sorted(without & command_line.given_flags()):
+    if unused := sorted(without & command_line.flags_in()):
         problem = f"{', '.join(unused)} has no effect {'with' if command.step else 'without'} --step"
         raise ConflictingOptions(problem, *unused, "--step")
     if not command.budget >= 0:

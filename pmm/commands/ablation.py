@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pmm.ablation.plot import plot
-from pmm.ablation.report import default_out, markdown, progress, report
+from pmm.ablation.report import default_out, make_report, markdown, progress
 from pmm.ablation.runs import RunOutcome
 from pmm.ablation.study import Ablation, AblationOptions
 from pmm.utils import command_line
@@ -49,14 +49,14 @@ def main(prog: str) -> int:
         try:
             outcomes = ablation.measure(finished)
         except KeyboardInterrupt:
-            print(f"\n{prog}: interrupted; {ablation.finished_runs()}; the same command goes on", file=sys.stderr)
+            print(f"\n{prog}: interrupted; {ablation.finished_runs()}; the same command continues", file=sys.stderr)
             return command_line.INTERRUPTED
-    found = report(ablation, outcomes, shlex.join(["pmm", "ablation", *sys.argv[1:]]))
-    table = markdown(found)
-    write_file(out, json.dumps(found, indent=1) + "\n")
+    results = make_report(ablation, outcomes, shlex.join(["pmm", "ablation", *sys.argv[1:]]))
+    table = markdown(results)
+    write_file(out, json.dumps(results, indent=1) + "\n")
     write_file(out.with_suffix(".md"), table + "\n")
     out.with_suffix(".png").unlink(missing_ok=True)  # of another report, if nothing can be compared in this one
-    if picture := plot(found):
+    if picture := plot(results):
         write_file(out.with_suffix(".png"), picture)
     print(f"\n{table}\nreport: {out}")
     if failed := [outcome.run.name for outcome in outcomes if outcome.figures is None]:

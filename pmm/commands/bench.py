@@ -49,7 +49,7 @@ def main(prog: str) -> int:
                 bench.measure_latency()
                 report = bench.report()
         except KeyboardInterrupt:
-            print(f"{prog}: what is finished is kept; go on with --resume", file=sys.stderr)
+            print(f"{prog}: finished measurements are kept; continue with --resume", file=sys.stderr)
             raise
         write_file(request.out / "report.json", report.to_json())  # figures must not be lost over a picture
         write_reports(report, request.out, pictures(report, bench.accuracy, bench.reference))

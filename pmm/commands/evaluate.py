@@ -80,7 +80,7 @@ def main(prog: str) -> None:
     cuda_index(command.device)
     limit = command_line.size(command.memory_limit, flag="--memory-limit")
     reranking = Reranking(k1=command.k1, k2=command.k2, weight=command.rerank_lambda) if command.rerank else None
-    unused = {"--k1", "--k2", "--rerank-lambda"} & command_line.given_flags()
+    unused = {"--k1", "--k2", "--rerank-lambda"} & command_line.flags_in()
     if unused and not command.rerank:
         problem = f"{', '.join(sorted(unused))} without --rerank would change nothing"
         raise ConflictingOptions(problem, *sorted(unused), hint="add --rerank")
@@ -124,8 +124,8 @@ def main(prog: str) -> None:
     print(_in_words(how))
     print(describe(result), flush=True)  # before a disk can be full
     if command.json:
-        found = {**figures(result), **how, **_what(artifact, digest, data, split)}
-        write_file(command.json, json.dumps(found, indent=2) + "\n")
+        results = {**figures(result), **how, **_what(artifact, digest, data, split)}
+        write_file(command.json, json.dumps(results, indent=2) + "\n")
     if command.per_query:
         write_file(command.per_query, per_query_csv(split, result))
 

@@ -40,11 +40,13 @@ def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ExportTrtCommand, prog=prog, description=__doc__ or "")
     model = existing_file(command.model, "a checkpoint written by pmm train, or an ONNX file")
-    ours = kind_among(model, "checkpoint", "onnx") == "checkpoint"
-    stem = model.stem + command.onnx.suffix if ours else model.stem
+    from_checkpoint = kind_among(model, "checkpoint", "onnx") == "checkpoint"
+    stem = model.stem + command.onnx.suffix if from_checkpoint else model.stem
     out = output_file(command.out or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
-    given = command_line.given_flags()
-    check_flags(ours, command.onnx, given, profile_layers=command.profile_layers, no_manifest=command.no_manifest)
+    flags = command_line.flags_in()
+    check_flags(
+        from_checkpoint, command.onnx, flags, profile_layers=command.profile_layers, no_manifest=command.no_manifest
+    )
     if command.profile_layers and not gpu_here(command.engine.device):
         raise BackendUnavailable(
             "--profile-layers runs the engine, and no NVIDIA GPU is visible here; leave the flag out"
@@ -53,8 +55,10 @@ def main(prog: str) -> None:
         from pmm.artifacts.onnx_file import read_onnx
         from pmm.export.trt import build_foreign_engine
 
-        builder, found = build_foreign_engine(read_onnx(model, external_data=True), out, command.engine)
-        print(f"{out}: {builder} engine, {found.precision}, without a manifest: its embeddings are for you to verify")
+        builder, measured = build_foreign_engine(read_onnx(model, external_data=True), out, command.engine)
+        print(
+            f"{out}: {builder} engine, {measured.precision}, without a manifest: its embeddings are for you to verify"
+        )
         return
     from pmm.export.onnx import describe
     from pmm.export.trt import build_engine, choose_flavor, describe_engine
@@ -70,9 +74,9 @@ def main(prog: str) -> None:
         model,
         out,
         engine,
-        export_options=command.onnx if ours or "--precision" in given else None,
+        export_options=command.onnx if from_checkpoint or "--precision" in flags else None,
         verification=command.verification,
-        exported=lambda made: print(describe(made)),
+        exported=lambda onnx: print(describe(onnx)),
     )
     print(describe_engine(artifact, engine.device))
     print(f"kernels of the mix here (training only, never in the file): {describe_build()}")

@@ -27,17 +27,17 @@ def main(prog: str) -> int:
             return 1
         raise
     out = command.out or new_run(command)
-    go_on = f"go on with: {resume_command(command, out)} --resume"
+    advice = f"continue with: {resume_command(command, out)} --resume"
     try:
         train(command.config, out, command)
     except TrainingInterrupted as stop:
         name = "Ctrl-C" if stop.number == signal.SIGINT else signal.Signals(stop.number).name
         if is_first():
-            print(f"\n{prog}: stopped by {name}; {stop.where}: saved; {go_on}", file=sys.stderr)
+            print(f"\n{prog}: stopped by {name}; {stop.where}: saved; {advice}", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
         if not (out / "last.pth").exists():
-            go_on = "nothing was trained yet"
-        print(f"\n{prog}: interrupted; {go_on}", file=sys.stderr)
+            advice = "nothing was trained yet"
+        print(f"\n{prog}: interrupted; {advice}", file=sys.stderr)
         return command_line.INTERRUPTED
     return 0

@@ -76,10 +76,10 @@ def main(prog: str) -> None:
         out = command.out or checkpoint.parent / f"pictures-against-{command.against.resolve().parent.name}"
     more_runs = [read_run(folder) for folder in command.runs]
     files = {name: output_file(out / f"{name}.png") for name in wanted}
-    given = command_line.given_flags()
+    flags = command_line.flags_in()
     options = PictureOptions(
         crops=command.crops,
-        exactly="--crops" in given,
+        exactly="--crops" in flags,
         split=command.split,
         root=command.root,
         seed=command.seed,
@@ -93,7 +93,7 @@ def main(prog: str) -> None:
         try:
             picture = pictures.draw(name)
         except NothingToDraw as reason:
-            if "--what" in given:
+            if "--what" in flags:
                 raise
             print(f"{prog}: note: no {file.name}: {reason}", file=sys.stderr)
             continue

@@ -64,7 +64,7 @@ def method_of(config: Config) -> Method:
 def check_method_flags(config: Config, flags: Iterable[str]) -> None:
     """Raises InvalidValue for an unknown method, ConflictingOptions for a flag that the method does not use.
 
-    `flags` as `pmm.utils.command_line.given_flags` returns them.
+    `flags` as `pmm.utils.command_line.flags_in` returns them.
     """
     method = method_of(config)
     for flag in sorted(flags):

@@ -95,12 +95,12 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
     default = TrainCommand(out=out, config=config)
     command = command_line.parse_args(TrainCommand, args, prog=prog, description=description, default=default)
     cuda_index(command.device)
-    given = command_line.given_flags(args)
-    check_method_flags(command.config, given)
-    _refuse_unscheduled(command.config, given)
+    flags = command_line.flags_in(args)
+    check_method_flags(command.config, flags)
+    _refuse_unscheduled(command.config, flags)
     if command.resume:
         check_unchanged(out or RUNS, saved, command.config)
-    check_synthetic(command.config.data, {flag.removeprefix("--").replace("-", "_") for flag in given})
+    check_synthetic(command.config.data, {flag.removeprefix("--").replace("-", "_") for flag in flags})
     return command
 
 

@@ -53,7 +53,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
             processes.run_on_all(lambda: stack.enter_context(claimed(out)) if processes.main else None)
             # again: drawing synthetic crops takes a while
             processes.run_on_all(lambda: _check_folder(out, options.resume) if processes.main else None)
-            pending_signal = stack.enter_context(command_line.held_signals(signal.SIGINT, signal.SIGTERM))
+            pending_signal = stack.enter_context(command_line.deferred_signals(signal.SIGINT, signal.SIGTERM))
             trainer = processes.run_on_all(lambda: Trainer(config, split, out, device, processes, options))
             return trainer.run(pending_signal)
 

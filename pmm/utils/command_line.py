@@ -112,7 +112,7 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
 
     Raised wherever it falls, an interrupt can land in a destructor or a fork hook, where Python drops it and goes on.
     """
-    with held_signals(signal.SIGINT) as held:
+    with deferred_signals(signal.SIGINT) as held:
 
         def release() -> None:
             if held():
@@ -123,7 +123,7 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def held_signals(*numbers: int) -> Iterator[Callable[[], int]]:
+def deferred_signals(*numbers: int) -> Iterator[Callable[[], int]]:
     """Hold the signals `numbers` back; the yielded function tells which came first, 0 for none. A second Ctrl-C is let
     through at once."""
     # those that are ignored stay so, as a shell starts its background jobs
@@ -145,7 +145,7 @@ def held_signals(*numbers: int) -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
-def given_flags(args: Sequence[str] | None = None) -> set[str]:
+def flags_in(args: Sequence[str] | None = None) -> set[str]:
     """The --flags of `args` (default: of this command line), without their values."""
     args = sys.argv[1:] if args is None else args
     return {arg.split("=", 1)[0].replace("_", "-") for arg in args if arg.startswith("--")}

@@ -465,7 +465,7 @@ def test_an_interrupt_leaves_no_children_and_the_same_command_goes_on(planted, p
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err.strip() == "bench/ablation.py: interrupted; 2 of 3 are finished; the same command goes on"
+    assert err.strip() == "bench/ablation.py: interrupted; 2 of 3 are finished; the same command continues"
     for pid in map(int, pids.read_text().split()):
         for _ in range(100):
             if not alive(pid):

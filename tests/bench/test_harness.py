@@ -187,7 +187,7 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, exported, people, tmp_
         patch.setattr(harness, "time_batch", interrupted)
         done = run_here(*command, PMM_FAST="1")
     assert done.returncode == 130
-    assert "go on with --resume" in done.stderr
+    assert "continue with --resume" in done.stderr
     first = json.loads((out / "unfinished" / "batch-1.json").read_text())
 
     with workers_here(Noted):

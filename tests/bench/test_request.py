@@ -279,7 +279,7 @@ def test_ctrl_c_keeps_what_is_finished(trained, exported, people, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert "what is finished is kept; go on with --resume" in said
+    assert "continue with --resume" in said
     assert not (out / "report.json").exists()
     workers = [int(path.name) for path in scripted.iterdir() if path.name.isdigit()]
     assert len(workers) == 3, "the builder, the reference and the file"

@@ -277,7 +277,7 @@ def test_torchrun_trains_one_model_that_can_be_stopped_and_resumed(people, tmp_p
     assert stopped.returncode != 0
     assert "stopped by SIGTERM" in error
     assert f"torchrun --nproc-per-node {processes} -m pmm.train" in error
-    assert error.count("go on with: ") == 1
+    assert error.count("continue with: ") == 1
     assert 2 <= load(tmp_path / "stopped" / "last.pth")["epoch"] < 6
     resumed = torchrun("--out", tmp_path / "stopped", "--resume", processes=processes)
     _, error = resumed.communicate(timeout=400)
@@ -338,5 +338,5 @@ def test_ctrl_c_says_how_to_go_on(people, tmp_path):
     error = (tmp_path / "stderr").read_text()
     assert process.exitcode == 130, error
     assert "Traceback" not in error
-    assert f"go on with: python -m pmm.train --out {out} --device cpu --resume" in error
+    assert f"continue with: python -m pmm.train --out {out} --device cpu --resume" in error
     assert load(out / "last.pth")["epoch"] >= 2
