@@ -22,12 +22,12 @@ LEAST_POINTS = 1.0
 """The least range of an axis to either side of 0: noise must not look like a difference."""
 
 
-def plot(found: Report) -> bytes | None:
+def plot(report: Report) -> bytes | None:
     """A PNG with a panel per metric; None if no rows can be compared."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = [row for row in found["rows"] if _of(row, next(iter(METRICS)))["per_seed"]]
+    rows = [row for row in report["rows"] if _of(row, next(iter(METRICS)))["per_seed"]]
     if not rows:
         return None
     with matplotlib.rc_context(plot_style()):
@@ -35,10 +35,10 @@ def plot(found: Report) -> bytes | None:
         panels = figure.subplots(1, len(METRICS), sharey=True)
         for axes, (metric, name) in zip(panels, METRICS.items(), strict=True):
             _panel(axes, [_of(row, metric) for row in rows])
-            axes.set_xlabel(f"{name} minus {short(found['against'])}'s, points")
+            axes.set_xlabel(f"{name} minus {short(report['against'])}'s, points")
         panels[0].set_yticks(range(len(rows)), [short(row["name"]) for row in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
-        figure.suptitle(_title(found), fontsize=10.5, x=0.01, ha="left")
+        figure.suptitle(_title(report), fontsize=10.5, x=0.01, ha="left")
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=160, facecolor=GROUND, metadata={"Software": None})
     return drawn.getvalue()
@@ -51,16 +51,16 @@ def _of(row: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
 def _panel(axes: Axes, differences: Sequence[Mapping[str, Any]]) -> None:
     """A line per row: the mark is the mean, the bar its interval, and the dots below are the seeds."""
     shown = [-LEAST_POINTS, LEAST_POINTS]
-    for y, found in enumerate(differences):
-        colour = COLOURS.get(found["reading"], NEUTRAL)
-        seeds = [100 * value for value in found["per_seed"]]
-        ends = [100 * end for end in found["interval"] or ()]
+    for y, difference in enumerate(differences):
+        colour = COLOURS.get(difference["reading"], NEUTRAL)
+        seeds = [100 * value for value in difference["per_seed"]]
+        ends = [100 * end for end in difference["interval"] or ()]
         shown += seeds + ends
         axes.plot(ends, [y] * len(ends), color=colour, linewidth=4.5, alpha=0.45, solid_capstyle="butt")
         axes.plot(seeds, [y + 0.24] * len(seeds), "o", markersize=4.5, markerfacecolor="none", markeredgecolor=colour)
-        axes.plot([100 * found["mean"]], [y], MARKERS.get(found["reading"], "D"), markersize=8, color=colour,
+        axes.plot([100 * difference["mean"]], [y], MARKERS.get(difference["reading"], "D"), markersize=8, color=colour,
                   markeredgecolor=GROUND, markeredgewidth=0.7)  # fmt: skip
-        axes.annotate(points(found["mean"]), (100 * found["mean"], y), (0, 6), textcoords="offset points",
+        axes.annotate(points(difference["mean"]), (100 * difference["mean"], y), (0, 6), textcoords="offset points",
                       ha="center", va="bottom", fontsize=8.5)  # fmt: skip
     axes.axvline(0, color=NEUTRAL, linewidth=1.2, zorder=0)
     room = 0.08 * (max(shown) - min(shown))
@@ -69,8 +69,8 @@ def _panel(axes: Axes, differences: Sequence[Mapping[str, Any]]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _title(found: Report) -> str:
-    count = len(found["seeds"])
+def _title(report: Report) -> str:
+    count = len(report["seeds"])
     bar = "bar: its 95 % interval; grey: no significant difference" if count > 1 else "no interval from one seed"
     dots = f"dots: {count} seeds" if count > 1 else "dot: one seed"
-    return f"{describe_data(found)}\nMark: mean of the paired differences; {bar}; {dots}"
+    return f"{describe_data(report)}\nMark: mean of the paired differences; {bar}; {dots}"

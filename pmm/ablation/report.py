@@ -52,8 +52,8 @@ def default_out(ablation: Ablation) -> Path:
 def _continues(path: Path, ablation: Ablation) -> bool:
     """Whether `path` is free, or holds a report of which all rows and seeds are among the ablation's."""
     try:
-        found = json.loads(path.read_text())
-        rows, seeds = {row["name"] for row in found["rows"]}, set(found["seeds"])
+        earlier = json.loads(path.read_text())
+        rows, seeds = {row["name"] for row in earlier["rows"]}, set(earlier["seeds"])
     except FileNotFoundError:
         return True
     except (OSError, ValueError, KeyError, TypeError):
@@ -63,23 +63,23 @@ def _continues(path: Path, ablation: Ablation) -> bool:
 
 def progress(outcome: RunOutcome, left: int, seconds: float) -> str:
     """A line about a run that ended: its figures or its error, and the runs and the time that are left."""
-    found = outcome.figures
-    if found is None:
+    figures = outcome.figures
+    if figures is None:
         parts = [f"failed: {outcome.note}"]
     else:
-        parts = [f"{name} {percent(getattr(found, key))}" for key, name in METRICS.items()]
-        parts.append(f"trained {found.train_s:.0f} s at {number(found.images_per_s)} images/s")
+        parts = [f"{name} {percent(getattr(figures, key))}" for key, name in METRICS.items()]
+        parts.append(f"trained {figures.train_s:.0f} s at {number(figures.images_per_s)} images/s")
     minutes, rest = divmod(round(seconds), 60)
     clock = f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
     return "  ".join([outcome.run.name, *parts, f"{left} left, {clock}" if left else "the last"])
 
 
-def report(ablation: Ablation, outcomes: Sequence[RunOutcome], command: str) -> Report:
+def make_report(ablation: Ablation, outcomes: Sequence[RunOutcome], command: str) -> Report:
     """The values of every run and, per row, mean, spread and difference; see `SCHEMA`. Names no folder of this machine.
 
     `command` is the command line of the ablation.
     """
-    found = {
+    values = {
         **report_header(SCHEMA, ablation.threads),
         "command": command,
         "data": ablation.data_facts() | {"crops": outcomes[0].run.facts["crops"]},
@@ -91,7 +91,7 @@ def report(ablation: Ablation, outcomes: Sequence[RunOutcome], command: str) -> 
         "rows": [_row(name, ablation, outcomes) for name in ablation.rows],
         "runs": [_run(outcome) for outcome in outcomes],
     }
-    return json.loads(strip_paths(json.dumps(found, allow_nan=False), HOME))
+    return json.loads(strip_paths(json.dumps(values, allow_nan=False), HOME))
 
 
 def _row(name: str, ablation: Ablation, outcomes: Sequence[RunOutcome]) -> dict[str, Any]:
@@ -117,30 +117,30 @@ def _by_seed(outcomes: Sequence[RunOutcome], name: str, figure: str) -> dict[int
 
 
 def _spread(values: Mapping[int, float]) -> dict[str, Any] | None:
-    found = spread(list(values.values()))
-    return asdict(found) if found else None
+    result = spread(list(values.values()))
+    return asdict(result) if result else None
 
 
 def _run(outcome: RunOutcome) -> dict[str, Any]:
     run = outcome.run
     status = {"status": "finished" if outcome.figures else "failed", "note": outcome.note}
-    found = asdict(outcome.figures) if outcome.figures else {}
-    return {"row": run.row, "seed": run.seed, **status, **found, "commands": run.lines()}
+    figures = asdict(outcome.figures) if outcome.figures else {}
+    return {"row": run.row, "seed": run.seed, **status, **figures, "commands": run.lines()}
 
 
-def markdown(found: Report) -> str:
+def markdown(report: Report) -> str:
     """A table per metric, the cost of training, and what the figures do and do not mean."""
-    lines = [_heading(found), ""]
+    lines = [_heading(report), ""]
     for metric, name in METRICS.items():
-        lines += [*_table(found, metric, name), ""]
-    lines += [*_costs(found), "", *_notes(found)]
+        lines += [*_table(report, metric, name), ""]
+    lines += [*_costs(report), "", *_notes(report)]
     return "\n".join(lines)
 
 
-def describe_data(found: Report) -> str:
+def describe_data(report: Report) -> str:
     """The recipe and the data set, in a line."""
-    data, epochs = found["data"], sorted({row["config"]["recipe"]["epochs"] for row in found["rows"]})
-    presets = list(dict.fromkeys(row["preset"] for row in found["rows"]))
+    data, epochs = report["data"], sorted({row["config"]["recipe"]["epochs"] for row in report["rows"]})
+    presets = list(dict.fromkeys(row["preset"] for row in report["rows"]))
     kind = f"synthetic identities drawn with seed {data['drawn']['seed']}" if data["drawn"] else data["dataset"]
     recipe = f"Preset{'s' * bool(presets[1:])} {', '.join(presets)}, {' or '.join(map(str, epochs))} epochs"
     return f"{recipe}; test part of {kind}: {data['queries']:,} queries, {how_many(data['gallery'], 'gallery crop')}"
@@ -152,28 +152,28 @@ def _gpus(environment: Mapping[str, Any], device: str) -> list[str]:
     return gpus if at is None else gpus[at : at + 1]
 
 
-def _heading(found: Report) -> str:
-    data, environment, seeds = found["data"], found["environment"], found["seeds"]
+def _heading(report: Report) -> str:
+    data, environment, seeds = report["data"], report["environment"], report["seeds"]
     where = (
-        ", ".join(_gpus(environment, found["device"]))
+        ", ".join(_gpus(environment, report["device"]))
         or f"{environment['cpu']}, {how_many(environment['cores'], 'core')}"
     )
     return (
-        f"{escape(describe_data(found))} of {data['test_identities']} identities; trained on "
+        f"{escape(describe_data(report))} of {data['test_identities']} identities; trained on "
         f"{data['train_identities']} other identities. Seed{'s' * bool(seeds[1:])} {seeds[0]}"
-        f"{f' to {seeds[-1]}' * bool(seeds[1:])}. {where}, {how_many(found['jobs'], 'run')} at once with "
-        f"{how_many(environment['threads'], 'thread')} each; {found['created'][:10]}, commit {environment['commit']}."
+        f"{f' to {seeds[-1]}' * bool(seeds[1:])}. {where}, {how_many(report['jobs'], 'run')} at once with "
+        f"{how_many(environment['threads'], 'thread')} each; {report['created'][:10]}, commit {environment['commit']}."
     )
 
 
-def _table(found: Report, metric: str, name: str) -> Iterator[str]:
-    against = escape(found["against"])
+def _table(report: Report, metric: str, name: str) -> Iterator[str]:
+    against = escape(report["against"])
     yield f"| {name}, % | runs | mean | sd | min to max | minus {against}, points (95 % interval) | verdict |"
     yield "|---|---:|---:|---:|---:|---:|---|"
-    for row in found["rows"]:
+    for row in report["rows"]:
         value = row["metrics"][metric]
         cells = [escape(row["name"]), *_spread_cells(value["spread"])]
-        yield f"| {' | '.join([*cells, *_difference_cells(value['difference'], len(found['seeds']))])} |"
+        yield f"| {' | '.join([*cells, *_difference_cells(value['difference'], len(report['seeds']))])} |"
 
 
 def _spread_cells(value: Mapping[str, Any] | None) -> list[str]:
@@ -192,10 +192,10 @@ def _difference_cells(value: Mapping[str, Any] | None, seeds: int) -> list[str]:
     return ["" if value["mean"] is None else points(value["mean"]) + (f" ({bounds})" if bounds else ""), verdict]
 
 
-def _costs(found: Report) -> Iterator[str]:
+def _costs(report: Report) -> Iterator[str]:
     yield "| training | seconds, mean | sd | images/s, mean | sd |"
     yield "|---|---:|---:|---:|---:|"
-    for row in found["rows"]:
+    for row in report["rows"]:
         cells = [escape(row["name"])]
         for cost in COSTS:
             value = row["costs"][cost]
@@ -203,9 +203,9 @@ def _costs(found: Report) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def _notes(found: Report) -> Iterator[str]:
-    others = len(found["rows"]) - 1
-    if others and len(found["seeds"]) > 1:
+def _notes(report: Report) -> Iterator[str]:
+    others = len(report["rows"]) - 1
+    if others and len(report["seeds"]) > 1:
         yield (
             "- The differences are paired: with one seed, all rows have the same order of the data, the same held-out "
             "identities and the same initial backbone. An interval is for the mean difference over all seeds, with "
@@ -214,6 +214,6 @@ def _notes(found: Report) -> Iterator[str]:
         )
         count = others * len(METRICS)
         yield f"- One in 20 such intervals misses the true difference: of these {count}, {count / 20:.1f} on average."
-    for run in found["runs"]:
+    for run in report["runs"]:
         if run["status"] == "failed":
             yield f"- Failed: {escape(run['row'])}, seed {run['seed']}: {escape(run['note'])}"

@@ -103,12 +103,12 @@ def forget(run: AblationRun) -> None:
 def figures(run: AblationRun) -> Figures | None:
     """None if the run is not finished."""
     try:
-        found = json.loads((run.folder / EVALUATION).read_text())
+        evaluation = json.loads((run.folder / EVALUATION).read_text())
         epochs = [json.loads(line) for line in (run.folder / METRICS).read_text().splitlines()]
         seconds = math.fsum(epoch["seconds"] for epoch in epochs)
         images = math.fsum(epoch["images_per_s"] * epoch["seconds"] for epoch in epochs)
         result = Figures(
-            **{name: float(found[name]) for name in ("mAP", "rank1", "mINP")},
+            **{name: float(evaluation[name]) for name in ("mAP", "rank1", "mINP")},
             epochs=len(epochs),
             train_s=seconds,
             images_per_s=images / seconds,
@@ -217,7 +217,7 @@ def _plain(facts: Mapping[str, Any]) -> Any:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,4 +1,4 @@
-"""The file that a candidate runs: exported from the checkpoint and built, once per checkpoint. Runs in a worker."""
+"""Export and build the file of a candidate, once per checkpoint. Runs in a worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pmm.utils.hardware import cuda_index, driver_version, gpu_at, nvidia_gpus
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """What the report says of a checkpoint, and its configuration. Raises UserError as `checkpoint.load`."""
+    """Facts of a checkpoint for the report, and its configuration. Raises InvalidFile as `checkpoint.load`."""
     from pmm.artifacts.checkpoint import load, restore_model
 
     state = load(path)
@@ -42,7 +42,7 @@ def make_artifact(
     *,
     kind: str,
     precision: str,
-    stored: Precision,
+    file_precision: Precision,
     device: str,
     flavor: str,
     batches: Sequence[int],
@@ -51,11 +51,11 @@ def make_artifact(
     dataset: str,
     root: str,
 ) -> dict[str, Any]:
-    """Path of the candidate's file, the seconds it took to make (None if it was there), and its multiplications.
+    """Path of the candidate's file, seconds of its export and build (None if it existed), and its MACs for one image.
 
     Args:
         kind: package, onnx or engine.
-        stored: precision of the ONNX file, where `precision` is a way to run it.
+        file_precision: precision of the ONNX file, where `precision` is a way to run it.
         device: cpu, cuda or cuda:N.
         flavor: of an engine: tensorrt or rtx.
         batches: that will be timed; an engine gets an optimisation profile for each.
@@ -73,7 +73,7 @@ def make_artifact(
     if kind == "package":
         from pmm.export.aoti import export_aoti_cached
 
-        made = export_aoti_cached(
+        artifact = export_aoti_cached(
             source,
             stem.with_name(f"{stem.name}-{processor}-{precision}{PACKAGE_SUFFIX}"),
             precision,
@@ -82,7 +82,7 @@ def make_artifact(
         )
     else:
         target: Literal["tensorrt", "cpu"] = "tensorrt" if processor == "cuda" else "cpu"
-        made = _onnx(source, stem, stored, target, verification)
+        artifact = _onnx(source, stem, file_precision, target, verification)
         if kind == "engine":
             options = EngineOptions(
                 batch=profiles_for(batches),
@@ -92,12 +92,12 @@ def make_artifact(
             )
             bests = "_".join(str(profile.best) for profile in options.profiles.profiles)
             out = stem.with_name(f"{stem.name}-{flavor}-{precision}-{bests}-{options.profiles.most}.plan")
-            made = _engine(source, made.path, out, options, verification)
-    new = before.get(made.path) != made.path.stat().st_mtime_ns
+            artifact = _engine(source, artifact.path, out, options, verification)
+    new = before.get(artifact.path) != artifact.path.stat().st_mtime_ns
     return {
-        "path": str(made.path),
+        "path": str(artifact.path),
         "build_s": time.perf_counter() - begin if new else None,
-        "macs": made.manifest.macs,
+        "macs": artifact.manifest.macs,
     }
 
 
@@ -114,12 +114,12 @@ def _onnx(
     recipe = ExportOptions(precision=precision)
     if precision == "int8":
         recipe = ExportOptions(
-            precision=precision, target=target, calibration_root=_elsewhere(checkpoint, verification)
+            precision=precision, target=target, calibration_root=_calibration_root(checkpoint, verification)
         )
     return export_onnx_cached(checkpoint, stem.with_name(f"{stem.name}{recipe.suffix}.onnx"), recipe, verification)
 
 
-def _elsewhere(checkpoint: Path, verification: VerifyOptions) -> str:
+def _calibration_root(checkpoint: Path, verification: VerifyOptions) -> str:
     """The data set to calibrate on, if the checkpoint's own is not where it was."""
     from pmm.artifacts.checkpoint import load
 
@@ -138,10 +138,10 @@ def _engine(
             return False
         gpu = gpu_at(cuda_index(options.device) or 0).name if nvidia_gpus() else ""
         wanted = (file.sha256, str(trt.__version__), gpu, driver_version(), options.profiles)
-        made = manifest.engine
-        return (made.onnx_sha256, made.version, made.gpu, made.driver, made.batch) == wanted
+        engine = manifest.engine
+        return (engine.onnx_sha256, engine.version, engine.gpu, engine.driver, engine.batch) == wanted
 
-    if made := reusable(out, fits):
-        return made
+    if artifact := reusable(out, fits):
+        return artifact
     parity_check = engine_parity_check(file, checkpoint, verification, options.flavor, options.device)
     return engine_from_onnx(file, out, options, parity_check=parity_check)

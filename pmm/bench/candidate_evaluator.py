@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pmm.artifacts.origin import DatasetLocation
 from pmm.bench.accuracy import AccuracyEvaluator, Reference
 from pmm.bench.candidates import REFERENCE, Candidate
 from pmm.bench.request import Request
@@ -40,17 +41,12 @@ class CandidateEvaluator:
         workers: WorkerPool,
         accuracy: AccuracyEvaluator,
         resume_store: ResumeStore,
-        dataset: str,
-        root: str,
+        data: DatasetLocation,
         on_progress: Callable[[str], None],
     ) -> None:
-        """
-        Args:
-            dataset, root: name and folder of the data set that `accuracy` has the crops of.
-            on_progress: called with a short text on what is being done.
-        """
+        """`accuracy` has the crops of `data`; `on_progress` is called with a short text on what is being done."""
         self._request, self._workers, self._accuracy, self._resume_store = request, workers, accuracy, resume_store
-        self._dataset, self._root, self._on_progress = dataset, root, on_progress
+        self._data, self._on_progress = data, on_progress
         self._files: dict[str, Path] = {}
         self._opened: dict[str, Any] = {}
         self._references: dict[tuple[bool, bool], Reference] = {}
@@ -80,9 +76,8 @@ class CandidateEvaluator:
             result = self._with_accuracy(candidate, result)
         except UserError as error:
             self._workers.end(candidate.name)
-            status: Literal["failed", "unavailable"] = (
-                "unavailable" if isinstance(error, BackendUnavailable) else "failed"
-            )
+            unavailable = isinstance(error, BackendUnavailable)
+            status: Literal["failed", "unavailable"] = "unavailable" if unavailable else "failed"
             return dataclasses.replace(empty, status=status, reason=str(error))
         self._resume_store.store_result(result)
         return result
@@ -115,14 +110,14 @@ class CandidateEvaluator:
                 patience=BUILD_PATIENCE,
                 kind=candidate.file_kind,
                 precision=candidate.precision,
-                stored=candidate.file_precision,
+                file_precision=candidate.file_precision,
                 device=candidate.device_name,
                 flavor=candidate.flavor if candidate.file_kind == "engine" else "",
                 batches=self._request.batches,
                 checkpoint=str(self._request.checkpoint),
                 folder=str(make_folder(self._request.out / "artifacts")),
-                dataset=self._dataset,
-                root=self._root,
+                dataset=self._data.name,
+                root=self._data.root,
             )
             path, seconds, self.macs = Path(built["path"]), built["build_s"], built["macs"]
         self._files[candidate.name] = path

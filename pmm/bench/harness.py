@@ -20,16 +20,7 @@ from pmm.bench.candidates import REFERENCE, Candidate
 from pmm.bench.gates import NOT_TIMED, failures
 from pmm.bench.request import Request
 from pmm.bench.resume_store import ResumeStore
-from pmm.bench.schema import (
-    SCHEMA,
-    BenchReport,
-    CheckpointFacts,
-    DatasetFacts,
-    MeasurementMethod,
-    Result,
-    Timing,
-    Tracker,
-)
+from pmm.bench.schema import SCHEMA, BenchReport, CheckpointFacts, DatasetFacts, Result, Timing, TimingFacts, Tracker
 from pmm.bench.timing import time_batch
 from pmm.bench.tracker_load import TRACKER_SIZES
 from pmm.bench.workers import WorkerFailed, WorkerPool
@@ -58,7 +49,7 @@ class Bench:
     accuracy: AccuracyEvaluator
 
     def __init__(self, request: Request) -> None:
-        self.request, self._begin = request, time.perf_counter()
+        self.request, self._plan, self._begin = request, request.options.plan, time.perf_counter()
         self._threads = usable_cores()
         self._results: dict[str, Result] = {}
         self._matrix: dict[str, float] = {}
@@ -70,32 +61,25 @@ class Bench:
 
         request = self.request
         with ExitStack() as stack:
-            logs = request.out / "logs"
-            self._workers = stack.enter_context(
-                WorkerPool(logs, threads=self._threads, timeout=request.options.timeout)
-            )
+            options, logs = request.options, request.out / "logs"
+            self._workers = stack.enter_context(WorkerPool(logs, threads=self._threads, timeout=options.timeout))
             self._facts = self._workers[BUILDER].call("describe", checkpoint=str(request.checkpoint))
-            data, options = self._facts["config"]["data"], request.options
-            trained = DatasetLocation(data["dataset"], resolve_data_root(data["root"], request.checkpoint))
-            self._dataset, self._root = override_dataset(trained, request.checkpoint, options.dataset, options.root)
-            split = read_dataset(self._dataset, self._root)
+            config = self._facts["config"]["data"]
+            trained = DatasetLocation(config["dataset"], resolve_data_root(config["root"], request.checkpoint))
+            self._data = override_dataset(trained, request.checkpoint, options.dataset, options.root)
+            split = read_dataset(self._data.name, self._data.root)
             for note in split.notes:
                 print(f"note: {note}")
             if why := unrankable(split.query, split.gallery):
-                raise InvalidFile(f"it cannot be ranked: {why}", path=self._root, hint="pmm check has the details")
+                raise InvalidFile(f"it cannot be ranked: {why}", path=self._data.root, hint="pmm check has the details")
             self.accuracy = AccuracyEvaluator(split)
-            self._resume_store = ResumeStore(request.out, self._conditions, resume=request.options.resume)
-            seconds = len(request.candidates) * (OPEN_S + len(request.batches) * request.options.plan.budget)
+            self._resume_store = ResumeStore(request.out, self._conditions, resume=options.resume)
+            seconds = len(request.candidates) * (OPEN_S + len(request.batches) * self._plan.budget)
             form = "{desc:<40.40} {percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left"
             self._bar = stack.enter_context(tqdm(total=seconds, bar_format=form, leave=False, disable=None))
+            on_progress = self._bar.set_description_str
             self._evaluator = CandidateEvaluator(
-                request,
-                self._workers,
-                self.accuracy,
-                self._resume_store,
-                self._dataset,
-                self._root,
-                on_progress=self._bar.set_description_str,
+                request, self._workers, self.accuracy, self._resume_store, self._data, on_progress
             )
             self._stack = stack.pop_all()
         return self
@@ -173,8 +157,8 @@ class Bench:
                 **{name: self._facts[name] for name in ("sha256", "epoch", "embedding_dim", "parameters_m")},
             ),
             dataset=DatasetFacts(
-                name=self._dataset,
-                root=self._root,
+                name=self._data.name,
+                root=self._data.root,
                 queries=len(split.query),
                 gallery=len(split.gallery),
                 distractors=distractors(split.query, split.gallery),
@@ -183,10 +167,10 @@ class Bench:
                 digest=self._conditions["crops"],
             ),
             environment=describe_environment(self._threads),
-            method=MeasurementMethod(
-                samples=request.options.plan.samples,
-                seconds=request.options.plan.budget,
-                block=request.options.plan.block,
+            method=TimingFacts(
+                samples=self._plan.samples,
+                seconds=self._plan.budget,
+                block=self._plan.block,
                 threads=self._threads,
                 matrix_tflops=self._matrix,
                 gflop_per_image=None if self._evaluator.macs is None else 2 * self._evaluator.macs / 1e9,
@@ -212,7 +196,7 @@ class Bench:
             "checkpoint": self._facts["sha256"],
             "crops": crops.hexdigest(),
             "device of torch": self.request.candidates[0].device_name,
-            "plan": dataclasses.asdict(self.request.options.plan),
+            "plan": dataclasses.asdict(self._plan),
             **{name: machine[name] for name in ("pmm", "commit", "cpu", "threads", "gpus", "driver", "versions")},
         }
 
@@ -223,11 +207,8 @@ class Bench:
     def _measure_tracker_load(self, candidate: Candidate) -> None:
         self._bar.set_description_str(f"tracker load: {candidate.name}")
         self._evaluator.open(candidate)
-        worker, budget = self._workers[candidate.name], self.request.options.plan.budget
-        paths, seconds = (
-            [str(path) for path in self._crop_paths(TRACKER_SIZES[1])],
-            min(TRACKER_S[candidate.device], budget / 5),
-        )
+        worker, seconds = self._workers[candidate.name], min(TRACKER_S[candidate.device], self._plan.budget / 5)
+        paths = [str(path) for path in self._crop_paths(TRACKER_SIZES[1])]
         try:
             self._update(candidate.name, tracker=Tracker(**worker.call("tracker_load", paths=paths, seconds=seconds)))
         except WorkerFailed as error:
@@ -254,7 +235,7 @@ class Bench:
             if candidate.name in names:
                 self._guarded(candidate.name, partial(self._evaluator.open, candidate))
         workers = {name: (self._workers[name], self._results[name].device) for name in names if name in self._workers}
-        budget = self.request.options.plan.budget
+        budget = self._plan.budget
 
         def advance(name: str, share: float) -> None:
             self._bar.set_description_str(f"timing batch {batch}: {name}")
@@ -263,7 +244,7 @@ class Bench:
         timed = time_batch(
             workers,
             self._crop_paths(batch),
-            self.request.options.plan,
+            self._plan,
             reference=REFERENCE,
             extras_s=min(EXTRAS_S, budget / 5),
             advance=advance,

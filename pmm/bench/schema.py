@@ -290,7 +290,7 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasurementMethod:
+class TimingFacts:
     """How latency was measured."""
 
     samples: int
@@ -318,7 +318,7 @@ class BenchReport:
     dataset: DatasetFacts
     environment: dict[str, Any]
     """See `pmm.utils.environment.describe_environment`."""
-    method: MeasurementMethod
+    method: TimingFacts
     reference: str
     """Name of the result that the others are compared with."""
     results: tuple[Result, ...]

@@ -86,14 +86,14 @@ def median_ratio(above: Latency, below: Latency, *, block: int, seed: int = 0, r
     """
     rounds = [np.array(x.samples_ms).reshape(-1, block) for x in (above, below)]
     shared = min(map(len, rounds))
-    rounds = [found[:shared] for found in rounds]
+    rounds = [samples[:shared] for samples in rounds]
     value = percentile(rounds[0].ravel(), 50) / percentile(rounds[1].ravel(), 50)
     if shared < INTERVAL_ROUNDS:
         return Ratio(value, None)
     drawn_rounds = np.random.default_rng(seed).integers(0, shared, (resamples, shared))
     medians = []
-    for found in rounds:
-        drawn = found[drawn_rounds].reshape(resamples, -1)
+    for samples in rounds:
+        drawn = samples[drawn_rounds].reshape(resamples, -1)
         middle = _rank(drawn.shape[1], 50) - 1
         medians.append(np.partition(drawn, middle, axis=1)[:, middle])
     low, high = np.quantile(medians[0] / medians[1], [TAIL, 1 - TAIL])
@@ -114,12 +114,12 @@ def stability_flags(
     if min(samples_ms) <= 0:
         return ("too short: the clock cannot tell some of the samples from 0 ms",)
     turns = np.median(np.reshape(samples_ms, (-1, block)), axis=1)
-    found = (
+    flags = (
         None if steady else f"not steady: still changing after {warmup_s:.1f} s of warm-up",
         _drift(turns, np.asarray(turns_s)),
         _noise(np.asarray(samples_ms), turns),
     )
-    return tuple(line for line in found if line)
+    return tuple(line for line in flags if line)
 
 
 def _drift(turns: Samples, began: Samples) -> str | None:

@@ -81,11 +81,11 @@ def misfits() -> list[Misfit]:
     libraries, driver = gpu_libraries(), driver_version()
     served = int(driver.partition(".")[0] or 0)
     usable = min(served or max(LEAST_DRIVER), max(LEAST_DRIVER))
-    found = []
+    problems = []
     for name in _ENGINES:
         if len(builds := [library.cuda for library in libraries if library.name == name]) > 1:
             text = f"{name} is installed for CUDA {' and '.join(builds)}, which overwrite each other's files: "
-            found.append(Misfit((name,), text + command([name], usable)))
+            problems.append(Misfit((name,), text + command([name], usable)))
     too_new = list(dict.fromkeys(library for library in libraries if served and library.major > served))
     if too_new:
         newest = max(library.major for library in too_new)
@@ -95,19 +95,19 @@ def misfits() -> list[Misfit]:
         text = (
             f"{_listed(too_new)}, and the driver serves CUDA {driver} at most: update the NVIDIA driver{least}{other}"
         )
-        found.append(Misfit(tuple(names), text))
+        problems.append(Misfit(tuple(names), text))
     pair = [library for library in libraries if library.name in _CUDA_FILES and library.cuda and library not in too_new]
     if len({library.major for library in pair}) > 1:
         torch, ort = pair
         text = f"{_listed(pair)}, and each needs another libcudnn.so.9: "
-        found.append(Misfit((torch.name, ort.name), text + command([ort.name], torch.major)))
+        problems.append(Misfit((torch.name, ort.name), text + command([ort.name], torch.major)))
     plain = [library for library in libraries if library.name == "torch" and not library.cuda]
     if plain and nvidia_gpus():
         text = (
             f"torch {plain[0].version} is built without CUDA, and this machine has a GPU: {command(['torch'], usable)}"
         )
-        found.append(Misfit(("torch",), text))
-    return found
+        problems.append(Misfit(("torch",), text))
+    return problems
 
 
 def advice(name: str) -> str:

@@ -62,7 +62,7 @@ def report_header(schema: str, threads: int | None = None) -> dict[str, Any]:
 
 def problems() -> list[str]:
     """Known problems of this machine's libraries and driver."""
-    return [*([found] if (found := clashing_wheels()) else []), *(misfit.text for misfit in misfits())]
+    return [*([clash] if (clash := clashing_wheels()) else []), *(misfit.text for misfit in misfits())]
 
 
 def _cpu_name() -> str:
@@ -84,7 +84,7 @@ def _commit() -> str | None:
     """Short commit of the source tree this package lies in, "+" if files differ from it; None if installed alone."""
     here = Path(__file__).resolve().parents[2]
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"],
             capture_output=True,
             text=True,
@@ -93,4 +93,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None

@@ -48,13 +48,13 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
     count = ctypes.c_int()
     if cuda is None or cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return ()
-    found = []
+    gpus = []
     for index in range(count.value):
         device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
         if cuda.cuDeviceGet(ctypes.byref(device), index) == 0 and cuda.cuDeviceGetName(name, 128, device) == 0:
             capability = ".".join(str(_attribute(cuda, which, device)) for which in _CAPABILITY)
-            found.append(Gpu(name.value.decode(), capability))
-    return tuple(found)
+            gpus.append(Gpu(name.value.decode(), capability))
+    return tuple(gpus)
 
 
 def cuda_index(device: str) -> int | None:

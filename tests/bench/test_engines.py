@@ -133,8 +133,8 @@ def test_an_engine_is_kept_for_the_same_batches_and_the_same_gpu(machine, traine
     def made(batches, device="cuda"):
         with exported_before(shared, [ExportOptions()]):
             return artifacts.make_artifact(
-                kind="engine", precision="fp32", stored="fp32", device=device, flavor="tensorrt", batches=batches,
-                checkpoint=str(trained), folder=str(tmp_path), dataset="synthetic", root=str(few),
+                kind="engine", precision="fp32", file_precision="fp32", device=device, flavor="tensorrt",
+                batches=batches, checkpoint=str(trained), folder=str(tmp_path), dataset="synthetic", root=str(few),
             )  # fmt: skip
 
     first, again, other = made([1, 3]), made([1, 3]), made([1, 3, 64])

@@ -26,13 +26,13 @@ def accuracy_table(report: BenchReport) -> Table:
     def share(get: Callable[[Result], tuple[float | None, float | None, Interval | None]]) -> Figures:
         """A share of the queries, its difference from the reference's, and the interval of that."""
 
-        def found(result: Result) -> Cell:
+        def cell(result: Result) -> Cell:
             value, delta, interval = get(result)
             if result is reference or delta is None:
                 return Cell(percent(value))
             return Cell(percent(value), lines(points(delta), between(interval, points)), loss_tone(delta, interval))
 
-        return found
+        return cell
 
     numbers, order, retrieval = "1. Same embeddings?", "2. Same ranking?", "3. Same identities found?"
     columns: list[tuple[Column, Figures]] = [
@@ -67,13 +67,13 @@ def camera_table(report: BenchReport) -> Table | None:
         return None
 
     def of(camid: int) -> Figures:
-        def found(result: Result) -> str | Cell:
+        def cell(result: Result) -> str | Cell:
             camera = next((c for c in result.cameras if c.camid == camid), None)
             if camera is None or result is reference:
                 return NONE if camera is None else percent(camera.mAP)
             return Cell(points(camera.map_delta), percent(camera.mAP), loss_tone(camera.map_delta))
 
-        return found
+        return cell
 
     columns = [(Column(f"camera {c}", f"{queries:,} queries"), of(c)) for c, queries in sorted(cameras.items())]
     return table_of(report, [r for r in ran(report) if r.cameras], columns)
@@ -87,12 +87,12 @@ def threshold_table(report: BenchReport) -> Table | None:
         return None
 
     def at(rate: float, figures: Callable[[OperatingPoint], str | Cell]) -> Figures:
-        def found(result: Result) -> str | Cell:
+        def cell(result: Result) -> str | Cell:
             known = result.thresholds.points if result.thresholds else ()
             point = next((p for p in known if p.fpr == rate), None)
             return NONE if point is None else figures(point)
 
-        return found
+        return cell
 
     def flip(point: OperatingPoint) -> Cell:
         parts = both(count(point.newly_accepted), count(point.newly_rejected)) if point.flips else ""

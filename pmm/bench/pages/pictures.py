@@ -49,12 +49,12 @@ def pictures(report: BenchReport, accuracy: AccuracyEvaluator, reference: Refere
 def worst_pictures(report: BenchReport) -> dict[str, Image.Image]:
     """`worst_picture` of every result with a query that lost a point or more. Raises UserError if a crop cannot be
     read."""
-    found = {}
+    drawn = {}
     for result in report.results:
         lost = tuple(q for q in result.worst_queries if q.ap_reference - q.ap >= LEAST_LOSS)
         if lost:
-            found[result.name] = worst_picture(result.name, lost[:QUERIES], report.reference)
-    return found
+            drawn[result.name] = worst_picture(result.name, lost[:QUERIES], report.reference)
+    return drawn
 
 
 def worst_picture(name: str, lost: Sequence[LostQuery], reference: str) -> Image.Image:

@@ -91,12 +91,12 @@ class _Drawing:
 
     def dots(self) -> list[tuple[Result, float, Interval | None, float]]:
         """Result, median latency at the smallest batch with its interval, mAP in %."""
-        found = []
+        dots = []
         for result in self.results:
             timing = timing_at(result, self.batches[0])
             if timing is not None and result.mAP is not None:
-                found.append((result, timing.p50_ms, timing.p50_interval_ms, 100 * result.mAP))
-        return found
+                dots.append((result, timing.p50_ms, timing.p50_interval_ms, 100 * result.mAP))
+        return dots
 
     def trade_off_caption(self) -> str:
         gate = "" if self._gate() is None else " A backend below the dotted line, the gate, may not ship."

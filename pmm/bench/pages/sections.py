@@ -231,7 +231,7 @@ def facts(report: BenchReport) -> list[tuple[str, str]]:
     versions = machine.get("versions") or {}
     driver = [machine.get("driver"), machine.get("driver_cuda") and f"CUDA {machine['driver_cuda']}"]
     kernels = machine.get("kernels")
-    found = [
+    rows = [
         ("measured", f"{report.created}, in {number(report.seconds)} s"),
         ("checkpoint", f"{checkpoint.path} (SHA-256 {checkpoint.sha256})"),
         ("model", f"{checkpoint.method}, epoch {checkpoint.epoch}, {number(checkpoint.parameters_m)} M parameters, "
@@ -246,7 +246,7 @@ def facts(report: BenchReport) -> list[tuple[str, str]]:
         ("kernels of the mix (training only)", describe_build(kernels) if kernels else ""),
         ("pmm", f"{machine.get('pmm') or ''} commit {machine.get('commit') or 'unknown'}"),
     ]  # fmt: skip
-    return [(what, one_line(value)) for what, value in found if value]
+    return [(what, one_line(value)) for what, value in rows if value]
 
 
 def to_deploy(result: Result) -> str:

@@ -50,7 +50,7 @@ FILLS = ("full", "none", "left", "top", "right", "bottom")
 def styles_of(results: Sequence[Result]) -> dict[str, Style]:
     """Name of a result -> its style; no two alike up to six results of one backend, device and precision."""
     colours: dict[tuple[str, str], str] = {}
-    found: dict[str, Style] = {}
+    styles: dict[str, Style] = {}
     spare = list(SPARE)
     for result in sorted(results, key=lambda r: r.name):
         key = (result.backend, result.device)
@@ -59,9 +59,9 @@ def styles_of(results: Sequence[Result]) -> dict[str, Style]:
             # a backend on both devices has two colours
             colours[key] = usual if usual and usual not in colours.values() else spare.pop(0) if spare else NEUTRAL
         marker = MARKERS.get(result.precision, OTHER_PRECISION)
-        same = sum((s.colour, s.marker) == (colours[key], marker) for s in found.values())
-        found[result.name] = Style(colours[key], marker, FILLS[same % len(FILLS)])
-    return found
+        same = sum((s.colour, s.marker) == (colours[key], marker) for s in styles.values())
+        styles[result.name] = Style(colours[key], marker, FILLS[same % len(FILLS)])
+    return styles
 
 
 Entry = tuple[str, Style | str]

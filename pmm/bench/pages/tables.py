@@ -69,13 +69,13 @@ class Table:
     @property
     def groups(self) -> list[tuple[str, int]]:
         """Groups above the columns, as (title, columns under it); empty without any."""
-        found: list[tuple[str, int]] = []
+        groups: list[tuple[str, int]] = []
         for column in self.columns:
-            if found and found[-1][0] == column.group:
-                found[-1] = (column.group, found[-1][1] + 1)
+            if groups and groups[-1][0] == column.group:
+                groups[-1] = (column.group, groups[-1][1] + 1)
             else:
-                found.append((column.group, 1))
-        return found if any(title for title, _ in found) else []
+                groups.append((column.group, 1))
+        return groups if any(title for title, _ in groups) else []
 
 
 def table_of(
@@ -108,8 +108,8 @@ def results_table(report: BenchReport) -> Table:
         return Cell(points(result.map_delta), between(interval, points), loss_tone(result.map_delta, interval))
 
     def speed(result: Result) -> str | Cell:
-        found = speedup(report, result, first)
-        return Cell(times(found.value), between(found.interval, times)) if found else NONE
+        estimate = speedup(report, result, first)
+        return Cell(times(estimate.value), between(estimate.interval, times)) if estimate else NONE
 
     def most(result: Result) -> str | Cell:
         timing = best_throughput(result)
@@ -146,11 +146,11 @@ def ship_status(report: BenchReport, result: Result) -> Cell:
 def timed(batch: int, figures: Callable[[Timing], str | Cell]) -> Figures:
     """`figures` of the timing at one batch size, if there is one."""
 
-    def found(result: Result) -> str | Cell:
+    def cell(result: Result) -> str | Cell:
         timing = timing_at(result, batch)
         return NONE if timing is None else figures(timing)
 
-    return found
+    return cell
 
 
 def marked(timing: Timing) -> str:
