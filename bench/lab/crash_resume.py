@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pmm.config import DataConfig
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.environment import report_header
 from pmm.utils.errors import CannotWrite, UserError
 from pmm.utils.files import make_folder, write_file
@@ -186,11 +187,11 @@ PROG = "bench.lab.crash_resume"
 class CrashResumeCommand:
     """`python -m bench.lab.crash_resume ...`"""
 
-    crashes: int = 20
+    crashes: Annotated[int, Arg(least=1)] = 20
     """Times that the run is killed (SIGKILL)."""
-    ids: int = 40
+    ids: Annotated[int, Arg(least=1)] = 40
     """Synthetic identities to train on, with preset tiny."""
-    epochs: int = 30
+    epochs: Annotated[int, Arg(least=1)] = 30
     """Epochs of the run."""
     workers: int = 1
     """Processes that load images."""
@@ -203,8 +204,6 @@ class CrashResumeCommand:
 def main(prog: str) -> int:
     """Entry point; 1 if a run ended with other bits, or a checkpoint could not be read."""
     command = command_line.parse(CrashResumeCommand, prog=prog, description=__doc__ or "")
-    for flag in ("crashes", "ids", "epochs"):
-        command_line.numbers(str(getattr(command, flag)), flag=f"--{flag}")
     if any(command.out.glob("*")):
         raise CannotWrite("the folder is not empty", path=command.out, hint="choose another one with --out")
     make_folder(command.out)

@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
@@ -38,6 +38,7 @@ from pmm.data.preprocessing import Crops, preprocessing_of
 from pmm.data.samples import Sample
 from pmm.gallery.embed import images_below
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.environment import report_header
 from pmm.utils.errors import UserError
 from pmm.utils.files import output_file, write_file
@@ -250,11 +251,11 @@ class LoadingCommand:
 
     data: Path | None = None
     """Folder of images to load (default: synthetic people, drawn for this run as files of three kinds)."""
-    workers: int = 0
+    workers: Annotated[int, Arg(least=0)] = 0
     """Processes of the bare loop and of the training loader, and threads of iter_crops (0: all cores)."""
-    batches: int = 0
+    batches: Annotated[int, Arg(least=0)] = 0
     """Training batches in a pass (0: as many as hold 1,024 crops, and for each worker the same)."""
-    rounds: int = 12
+    rounds: Annotated[int, Arg(least=1)] = 12
     """Passes of each way that are timed."""
     out: Path = WORK / "loading.json"
     """JSON file to write."""
@@ -263,14 +264,11 @@ class LoadingCommand:
 def main(prog: str) -> int:
     """Entry point; 1 if the crops of one way are wrong."""
     command = command_line.parse(LoadingCommand, prog=prog, description=__doc__ or "")
-    workers = command_line.numbers(str(command.workers), flag="--workers", least=0)[0] or usable_cores()
-    batches = command_line.numbers(str(command.batches), flag="--batches", least=0)[0] or (
-        workers if fast_mode() else 0
-    )
-    rounds = command_line.numbers(str(command.rounds), flag="--rounds")[0]
+    workers = command.workers or usable_cores()
+    batches = command.batches or (workers if fast_mode() else 0)
     out = output_file(command.out)
 
-    plan: LatencyPlan = loading_plan(rounds, fast=fast_mode())
+    plan: LatencyPlan = loading_plan(command.rounds, fast=fast_mode())
     with tempfile.TemporaryDirectory() as folder:
         if command.data is None:
             folders = draw_files(Path(folder), ids=4 if fast_mode() else 24, workers=workers)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from bench.lab.mix_report import COMPETITORS, DTYPES, LAYOUTS, check_names, markdown
 from pmm.config import fast_mode
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidValue
 from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import cuda_index, usable_cores
@@ -36,7 +37,7 @@ class MixKernelsCommand:
     """What to measure, with commas between: authors, eager, compiled, ours."""
     device: str = "auto"
     """Where to measure: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    threads: int = 0
+    threads: Annotated[int, Arg(least=0)] = 0
     """CPU threads (0: all cores)."""
     step: bool = False
     """Time whole training steps of preset paper instead."""
@@ -44,7 +45,7 @@ class MixKernelsCommand:
     """Images per training step."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision of the training steps."""
-    samples: int = 0
+    samples: Annotated[int, Arg(least=0)] = 0
     """Samples per figure (0: 30)."""
     budget: float = 0.0
     """Most seconds for one figure, which then has fewer samples (0: 4, or 100 for a training step)."""
@@ -61,8 +62,7 @@ def main(prog: str) -> int:
     competitors = check_names(
         "--competitors", command_line.names(command.competitors, flag="--competitors"), COMPETITORS
     )
-    threads = command_line.numbers(str(command.threads), flag="--threads", least=0)[0] or usable_cores()
-    samples = command_line.numbers(str(command.samples), flag="--samples", least=0)[0]
+    threads = command.threads or usable_cores()
     without = {"--batches", "--dtypes", "--layouts", "--competitors"} if command.step else {"--step-batch", "--amp"}
     if unused := sorted(without & command_line.flags_in()):
         problem = f"{', '.join(unused)} has no effect {'with' if command.step else 'without'} --step"
@@ -78,9 +78,10 @@ def main(prog: str) -> int:
 
     where: dict[str, Any] = {"device": torch_device(command.device), "threads": threads, "fast": fast_mode()}
     if command.step:
-        report = bench_step(batch=command.step_batch, amp=command.amp, plan=step_plan(samples, command.budget), **where)
+        plan = step_plan(command.samples, command.budget)
+        report = bench_step(batch=command.step_batch, amp=command.amp, plan=plan, **where)
     else:
-        plan = mixing_plan(samples, command.budget)
+        plan = mixing_plan(command.samples, command.budget)
         report = bench_mixing(
             batches=batches, dtypes=dtypes, layouts=layouts, competitors=competitors, plan=plan, **where
         )

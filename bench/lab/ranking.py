@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from pmm.evaluation.distances import squared_distances
 from pmm.evaluation.metrics import RankingResult, evaluate_distances, evaluate_ranking
 from pmm.evaluation.reranking import reranked
 from pmm.utils import command_line
+from pmm.utils.arguments import Arg
 from pmm.utils.environment import report_header
 from pmm.utils.files import output_file, write_file
 
@@ -235,7 +236,7 @@ PROG = "bench.lab.ranking"
 class RankingCommand:
     """`python -m bench.lab.ranking ...`"""
 
-    rounds: int = 12
+    rounds: Annotated[int, Arg(least=0)] = 12
     """Times that each way is timed at the size of Market-1501 (0: leave that out)."""
     memory_limit: str = "2GB"
     """Memory beyond the embeddings, at the size of MSMT17."""
@@ -249,15 +250,14 @@ def main(prog: str) -> int:
     """Entry point; 1 if a result is wrong."""
     command = command_line.parse(RankingCommand, prog=prog, description=__doc__ or "")
     limit = command_line.size(command.memory_limit, flag="--memory-limit")
-    rounds = command_line.numbers(str(command.rounds), flag="--rounds", least=0)[0]
     out = output_file(command.out)
 
     from pmm.bench.latency import LatencyPlan
 
-    plan = LatencyPlan(warmup=0, warmup_runs=1, samples=max(1, rounds), block=1, settle=0, lead=0, budget=600.0)
+    plan = LatencyPlan(warmup=0, warmup_runs=1, samples=max(1, command.rounds), block=1, settle=0, lead=0, budget=600.0)
     small = {"dim": 64} if fast_mode() else {}
     sizes = [size._replace(queries=300, gallery=3000) if fast_mode() else size for size in (MARKET, MSMT17)]
-    market = bench_market(plan, size=sizes[0], **small) if rounds else None
+    market = bench_market(plan, size=sizes[0], **small) if command.rounds else None
     msmt17 = bench_memory(memory_limit=limit, rerank=command.rerank, label=prog, size=sizes[1], **small)
     found = report(market, msmt17, plan)
     write_file(out, json.dumps(found, indent=1) + "\n")

@@ -17,6 +17,7 @@ from pmm.utils.arguments import Argument
 
 COLUMN = 26
 """Where the texts of the arguments begin."""
+USAGE = "usage: "
 WIDEST = 120
 """Longer lines are hard to read."""
 METAVARS = {int: "N", float: "X", Path: "PATH"}
@@ -30,12 +31,11 @@ def help_text(arguments: Sequence[Argument], *, prog: str, description: str, wid
     """
     width = max(40, min(width, WIDEST))
     paragraphs = [part.strip() for part in inspect.cleandoc(description).split("\n\n") if part.strip()]
-    examples = [part for part in paragraphs if re.match(r"(pmm|python|make) ", part)]
+    examples = [part for part in paragraphs if re.match(r"(pmm|python|make|PYTHONPATH=\.) ", part)]
     texts = [part for part in paragraphs if part not in examples]
-    usages = [_usage(line, prog) for part in examples for line in part.splitlines()] or [_own_usage(arguments, prog)]
-    blocks = [f"usage: {_wrapped_usage(usages[0], width, 7)}"]
-    blocks[0] += "".join(f"\n       {_wrapped_usage(usage, width, 7)}" for usage in usages[1:])
-    blocks += [_flowed(text, width) for text in texts]
+    usages = [_usage(line, prog, width) for part in examples for line in part.splitlines()] or [f"{prog} [options]"]
+    blocks = [USAGE + f"\n{' ' * len(USAGE)}".join(usages)]
+    blocks += ["\n".join(_lines(" ".join(text.split()), width)) for text in texts]
     groups: dict[str, list[Argument]] = {"arguments": [], "options": []}
     for argument in arguments:
         groups.setdefault("arguments" if argument.arg.positional else argument.group, []).append(argument)
@@ -45,26 +45,13 @@ def help_text(arguments: Sequence[Argument], *, prog: str, description: str, wid
     return "\n\n".join(blocks)
 
 
-def _usage(line: str, prog: str) -> str:
-    """An example of use in a docstring, with the name that the command was called by."""
-    return re.sub(r"^pmm( [a-z]+)+", prog, line) if line.startswith("pmm ") else line
-
-
-def _own_usage(arguments: Sequence[Argument], prog: str) -> str:
-    positional = [
-        f"{argument.flag}{' ...' * argument.any_number}" if argument.required else f"[{argument.flag}]"
-        for argument in arguments
-        if argument.arg.positional
-    ]
-    needed = [f"{argument.flag} {_metavar(argument)}" for argument in arguments if argument.required]
-    return " ".join([prog, *positional, *(each for each in needed if each.startswith("--")), "[options]"])
-
-
-def _wrapped_usage(usage: str, width: int, indent: int) -> str:
-    """`usage` with a flag and its value on one line."""
-    glued = re.sub(r"\[[^]]*\]|--?[a-z-]+ [^-\s[]\S*", lambda match: match[0].replace(" ", "\0"), usage)
-    lines = _lines(glued, width - indent - 2)
-    return f"\n{' ' * (indent + 2)}".join(lines).replace("\0", " ")
+def _usage(line: str, prog: str, width: int) -> str:
+    """An example of use in a docstring, with the name that the command was called by; a flag and its value stay on one
+    line."""
+    line = re.sub(r"^pmm( [a-z]+)+", prog, line)
+    glued = re.sub(r"\[[^]]*\]|--?[a-z-]+ [^-\s[]\S*", lambda match: match[0].replace(" ", "\0"), line)
+    indent = len(USAGE) + 2
+    return f"\n{' ' * indent}".join(_lines(glued, width - indent)).replace("\0", " ")
 
 
 def _entry(argument: Argument, width: int) -> str:
@@ -117,10 +104,6 @@ def _docstrings(owner: type) -> dict[str, str]:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
                 found[field.target.id] = ast.literal_eval(text.value)
     return found
-
-
-def _flowed(paragraph: str, width: int) -> str:
-    return "\n".join(_lines(" ".join(paragraph.split()), width))
 
 
 def _lines(text: str, width: int) -> list[str]:

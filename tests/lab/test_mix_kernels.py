@@ -262,7 +262,7 @@ def test_the_cam_by_backward_is_the_closed_form():
         (("--dtypes", "float64"), ("--dtypes is 'float64'", "float32, float16 or bfloat16")),
         (("--layouts", "nhwc"), ("--layouts is 'nhwc'", "channels_last")),
         (("--competitors", "theirs"), ("--competitors is 'theirs'", "authors")),
-        (("--threads", "-1"), ("--threads is '-1'",)),
+        (("--threads", "-1"), ("--threads is -1",)),
         (("--step", "--step-batch", "6"), ("--step-batch is 6", "multiple of 4")),
         (("--step", "--batches", "32"), ("--batches", "no effect with --step")),
         (("--step-batch", "8"), ("--step-batch", "no effect without --step")),
