@@ -1,4 +1,4 @@
-"""Latency of steps that are already bound to their input: warmed up, interleaved in random blocks, raw samples kept."""
+"""Latency of steps that are bound to their input: warm-up, interleaved blocks in random order, all raw samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pmm.bench.statistics import Latency
 from pmm.runtime.base import BoundRun
 
 STEADY = 0.05
-"""Warm-up goes on while the median of its last third is further than this from that of the third before, relatively."""
+"""Warm-up continues while the medians of its last third and the third before differ by more than this, relatively."""
 
 Clock = Callable[[], float]
 Stopwatch = Callable[[Callable[[], object]], float]
@@ -26,41 +26,41 @@ class LatencyPlan:
     """How long to measure. Times in seconds."""
 
     warmup: float = 0.5
-    """Of warm-up per step, at least."""
+    """Least warm-up per step."""
     warmup_runs: int = 3
-    """Runs of warm-up per step, at least."""
+    """Fewest runs of warm-up per step."""
     warmup_limit: float = 0.0
-    """Of warm-up per step at most, while it is not steady; with less than `warmup` it never goes on for that."""
+    """Longest warm-up per step while it is not steady; without effect below `warmup`."""
     samples: int = 200
     """Samples per step, up to a full block."""
     block: int = 10
     """Samples of one step in a row, before another step's turn."""
     settle: float = 0.05
-    """Not counted at the start of a turn: other steps have left their data in the caches and their threads spinning."""
+    """Time at the start of a turn that is not counted: caches and threads are still busy with the other steps."""
     lead: int = 1
-    """Runs that are not counted at the start of a turn, at least."""
+    """Fewest runs at the start of a turn that are not counted."""
     budget: float = 10.0
-    """Most time for one step; past it a step ends with the samples it has, but never without a full block."""
+    """Most time for one step, which then ends with the samples it has, but at least one block."""
 
 
 class WarmUp(NamedTuple):
-    """How a warm-up went."""
+    """The result of a warm-up."""
 
     seconds: float
     steady: bool
-    """It ended because the runs no longer changed, not because its time was up."""
+    """It ended because the runs no longer changed, not at its time limit."""
     run_ms: float
     """Median of the last third of the runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interleaved:
-    """What steps that took turns gave."""
+    """The results of steps that took turns."""
 
     latencies: dict[str, Latency]
-    """Of the steps whose turns all went well."""
+    """Of the steps without a failure."""
     failures: dict[str, Exception]
-    """What a turn of the others raised."""
+    """The exceptions of the other steps."""
 
 
 def measure(
@@ -93,8 +93,8 @@ def interleave(
     """Let steps take turns: each call of `turns` runs one and returns a block of samples in ms. Rounds have random
     order.
 
-    A step ends with `plan.samples`, with the turn that takes it past `plan.budget` seconds of its own, or with a turn
-    that raises one of `drop`; the others go on. Any other exception ends them all.
+    A step ends with `plan.samples` samples, after `plan.budget` seconds of its turns, or with a turn that raises one of
+    `drop`; the others go on. Any other exception ends them all.
     """
     order = random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in turns}
@@ -129,7 +129,7 @@ def run_turn(
     clock: Clock = time.perf_counter,
     stopwatch: Stopwatch | None = None,
 ) -> list[float]:
-    """A turn of `step`: its start, which is not counted, then a block of samples in ms (see `measure`)."""
+    """A turn of `step`: a start that is not counted, then a block of samples in ms (see `measure`)."""
     _run(step, plan.lead, plan.settle, clock)
     timed = stopwatch or partial(_by_clock, clock)
     return [timed(step) for _ in range(plan.block)]
@@ -138,7 +138,7 @@ def run_turn(
 def warm_up(step: Callable[[], object], plan: LatencyPlan, clock: Clock = time.perf_counter) -> WarmUp:
     """Run `step` until it is steady: the median of the last third of the runs is that of the third before, within 5 %.
 
-    At least `plan.warmup` seconds and `plan.warmup_runs` runs; past `plan.warmup_limit` seconds it ends anyhow.
+    At least `plan.warmup` seconds and `plan.warmup_runs` runs; after `plan.warmup_limit` seconds it ends in any case.
     """
     runs: list[float] = []
     begin, next_look = clock(), 0.0
@@ -160,7 +160,7 @@ def throughput(
     step: BoundRun, *, batch: int, in_flight: int, seconds: float, clock: Clock = time.perf_counter
 ) -> float:
     """Images per second of wall time, `batch` per call: up to `in_flight` calls are submitted, then waited for, and so
-    on for `seconds`. The first group is not counted. A group ends early when the time is over: slow calls are few.
+    on for `seconds`. The first group is not counted. A group ends early when the time is over, for slow calls.
     """
     _submit(step, in_flight, clock() + seconds, clock)
     calls, begin = 0, clock()

@@ -1,4 +1,4 @@
-"""What samples of latency say, and how far they are to be trusted: percentiles, ratios, drift, noise."""
+"""Statistics of latency samples, and their reliability: percentiles, ratios, drift, noise."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ INTERVAL_ROUNDS = 6  # fewer do not give a median a two-sided 95 % interval
 TAIL = 0.025  # of each side of an interval
 
 DRIFT = 0.05
-"""How far the last turn may lie from the first by the trend of the turns' medians, relatively."""
+"""Largest relative change from the first turn to the last, by the trend of the turns' medians."""
 DRIFT_CHANCE = 0.005
-"""A trend counts if steady times would show one as clear at most this often."""
+"""Significance level of a trend: steady times show an equally clear one at most this often."""
 DRIFT_TURNS = 7
-"""Fewer cannot show a trend that clear, even if each is slower than the one before."""
+"""Fewer turns cannot show a trend at this level, even if each is slower than the one before."""
 TURN_OFF, TURNS_OFF = 0.15, 0.1
-"""How far from their middle, relatively, the medians of turns may lie; which share of the turns may lie further off.
-Of a quiet virtual machine's turns about one in a hundred does."""
+"""Largest relative distance of a turn's median from the median of all turns; largest share of turns beyond it. On an
+idle virtual machine about one turn in a hundred is beyond it."""
 SPREAD = 0.2
-"""How far apart the quartiles of all samples may lie, relatively to the median."""
+"""Largest distance of the quartiles of all samples, relative to the median."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Samples of one step in the order taken, in ms."""
+    """Samples of one step in order, in ms."""
 
     samples_ms: tuple[float, ...]
     turns_s: tuple[float, ...] = ()
@@ -46,19 +46,19 @@ class Latency:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one step takes as another: the ratio of the medians, and its 95 % interval if there is."""
+    """The ratio of two steps' median times, and its 95 % interval if there are enough rounds."""
 
     value: float
     interval: Interval | None
 
     def times(self, factor: float) -> Ratio:
-        """Per unit of work, where the first step does 1 / `factor` of the other's."""
+        """The ratio per unit of work, if the first step does 1 / `factor` of the other's work."""
         bounds = (self.interval[0] * factor, self.interval[1] * factor) if self.interval else None
         return Ratio(self.value * factor, bounds)
 
 
 def percentile(samples: Sequence[float] | Samples, percent: float) -> float:
-    """The sample of nearest rank, as MLPerf LoadGen has it: the least that more than `percent` % of all do not exceed.
+    """The sample of nearest rank, as in MLPerf LoadGen: the least that more than `percent` % of all do not exceed.
 
     Where `percent` % of all is a whole number of samples, this is the next one above (for p50: the upper median).
     """
@@ -66,9 +66,9 @@ def percentile(samples: Sequence[float] | Samples, percent: float) -> float:
 
 
 def percentile_interval(samples: Sequence[float] | Samples, percent: float) -> Interval | None:
-    """The samples between which the percentile of what they were drawn from lies, at 95 %, whatever its distribution.
+    """The two samples that are the 95 % interval of the distribution's percentile, for any distribution.
 
-    Each side errs in at most 2.5 % of all cases, exactly, for independent samples. None if there are too few: below 6
+    Each side errs in at most 2.5 % of all cases, exactly, for independent samples. None with too few samples: below 6
     for the median, 36 for p90, 72 for p95, 368 for p99.
     """
     ranks = _interval_ranks(len(samples), percent)
@@ -79,10 +79,10 @@ def percentile_interval(samples: Sequence[float] | Samples, percent: float) -> I
 
 
 def median_ratio(above: Latency, below: Latency, *, block: int, seed: int = 0, resamples: int = 2000) -> Ratio:
-    """Median of `above` over median of `below`, both from one `measure` with turns of `block` samples.
+    """Median of `above` divided by median of `below`, both from one `measure` with turns of `block` samples.
 
-    Of the rounds in which both took part, so that drift of the machine cancels. The interval is a bootstrap over these
-    rounds; none with fewer than 6.
+    Over the rounds that both have, so that drift of the machine cancels. The interval is a bootstrap over these rounds;
+    there is none with fewer than 6.
     """
     rounds = [np.array(x.samples_ms).reshape(-1, block) for x in (above, below)]
     shared = min(map(len, rounds))
@@ -108,11 +108,11 @@ def stability_flags(
     steady: bool = True,
     warmup_s: float = 0.0,
 ) -> tuple[str, ...]:
-    """Why the median of `samples_ms`, taken in turns of `block` that began at `turns_s`, is not to be trusted: a line
-    for each reason, () for none. `steady`: the warm-up of `warmup_s` seconds ended because the runs no longer changed.
+    """Why the median of `samples_ms`, taken in turns of `block` that began at `turns_s`, is unreliable: a line for each
+    reason, () for none. `steady`: the warm-up of `warmup_s` seconds ended because the runs no longer changed.
     """
     if min(samples_ms) <= 0:
-        return ("too short: the clock cannot tell some of the samples from 0 ms",)
+        return ("too short: the clock measures some samples as 0 ms",)
     turns = np.median(np.reshape(samples_ms, (-1, block)), axis=1)
     flags = (
         None if steady else f"not steady: still changing after {warmup_s:.1f} s of warm-up",
@@ -123,10 +123,10 @@ def stability_flags(
 
 
 def _drift(turns: Samples, began: Samples) -> str | None:
-    """Mann and Kendall's test for a trend of the turns' medians, and Theil and Sen's line through their logarithms for
-    its size. Both ask only how any two turns compare, so that a few bad ones do not make a trend.
+    """Mann and Kendall's test for a trend of the turns' medians, and Theil and Sen's slope of their logarithms for its
+    size. Both compare pairs of turns only, so that a few outliers do not make a trend.
     """
-    every = math.ceil(len(turns) / 1000)  # there are as many pairs as the square
+    every = math.ceil(len(turns) / 1000)  # the number of pairs is quadratic
     turns, began = turns[::every], began[::every]
     n = len(turns)
     if n < DRIFT_TURNS:
@@ -145,11 +145,11 @@ def _noise(samples: Samples, turns: Samples) -> str | None:
     """Of the machine from turn to turn, else from sample to sample."""
     off = int((abs(turns / np.median(turns) - 1) > TURN_OFF).sum())
     if off >= 2 and off > TURNS_OFF * len(turns):
-        lie = f"they lie from {turns.min():.3g} to {turns.max():.3g} ms"
-        return f"noisy: the medians of {off} of {len(turns)} turns are more than {100 * TURN_OFF:.0f} % off; {lie}"
+        ends = f"they range from {turns.min():.3g} to {turns.max():.3g} ms"
+        return f"noisy: the medians of {off} of {len(turns)} turns are more than {100 * TURN_OFF:.0f} % off; {ends}"
     low, middle, high = (percentile(samples, percent) for percent in (25, 50, 75))
     if high - low > SPREAD * middle:
-        return f"noisy: the middle half of the samples lies from {low:.3g} to {high:.3g} ms"
+        return f"noisy: the middle half of the samples ranges from {low:.3g} to {high:.3g} ms"
     return None
 
 

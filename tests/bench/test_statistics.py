@@ -170,7 +170,7 @@ def test_turns_that_differ_are_noise():
     turns[3] = turns[8] = 14.2
     assert flags(turns) == ()
     turns[11] = 8.4
-    said = "noisy: the medians of 3 of 20 turns are more than 15 % off; they lie from 8.4 to 14.2 ms"
+    said = "noisy: the medians of 3 of 20 turns are more than 15 % off; they range from 8.4 to 14.2 ms"
     assert flags(turns) == (said,)
     turns[11] = 8.6
     assert flags(turns) == ()
@@ -183,7 +183,7 @@ def test_one_bad_turn_of_a_few_is_not_enough():
 
 def test_two_speeds_within_turns_are_noise():
     turns = np.tile([10.0, 10.0, 10.0, 15.0, 15.0], (20, 2))
-    assert flags(turns) == ("noisy: the middle half of the samples lies from 10 to 15 ms",)
+    assert flags(turns) == ("noisy: the middle half of the samples ranges from 10 to 15 ms",)
     assert flags(np.where(turns > 10, 11.9, 10.0)) == ()
     assert flags(np.where(turns > 10, 12.1, 10.0)) != ()
     assert flags(np.tile([10.0] * 8 + [15.0] * 3, (20, 1))) != ()
@@ -208,7 +208,7 @@ def test_no_steady_state_is_flagged_before_all_else():
 
 
 def test_what_the_clock_cannot_tell_from_nothing_is_flagged():
-    assert flags([[0.0] * 10] * 20) == ("too short: the clock cannot tell some of the samples from 0 ms",)
+    assert flags([[0.0] * 10] * 20) == ("too short: the clock measures some samples as 0 ms",)
 
 
 def noise(rng, turns, *, between=0.0, correlation=0.0, within=0.03, block=10):

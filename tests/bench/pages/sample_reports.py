@@ -262,7 +262,7 @@ def gpu_machine(paths: Sequence[str] = ()) -> BenchReport:
         "tensorrt int8": 0.69, "tensorrt int8 graph": 0.61,
     }  # fmt: skip
     noisy = {
-        1: ("noisy: the middle half of the samples lies from 1.31 to 1.76 ms",),
+        1: ("noisy: the middle half of the samples ranges from 1.31 to 1.76 ms",),
         8: ("not steady: still changing after 5.0 s of warm-up",),
     }
     results = []

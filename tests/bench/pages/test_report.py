@@ -167,7 +167,7 @@ def test_intervals_and_flags_are_shown(large: Written) -> None:
     for content in (large.shown, large.text.replace("\\", "")):
         for words in ("-1.83 to -1.13", "5.87x to 6.02x", "0.606 to 0.614", "1.52 !", "4.76 !"):
             assert words in content
-        assert "torch-compile fp16, batch 1: noisy: the middle half of the samples lies from 1.31" in content
+        assert "torch-compile fp16, batch 1: noisy: the middle half of the samples ranges from 1.31" in content
         assert "another program may have run" in content
 
 
