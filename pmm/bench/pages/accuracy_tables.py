@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pmm.bench.pages.format import NONE, between, cosine, count, one_in, one_line, percent, points, small, threshold
-from pmm.bench.pages.queries import ran, reference_of
+from pmm.bench.pages.queries import completed, reference_of
 from pmm.bench.pages.tables import Cell, Column, Figures, Table, both, but_reference, lines, loss_tone, table_of
 from pmm.bench.schema import BenchReport, Interval, LostQuery, OperatingPoint, Result
 
@@ -56,13 +56,13 @@ def accuracy_table(report: BenchReport) -> Table:
             share(lambda r: (r.mINP, r.minp_delta, r.minp_delta_interval)),
         ),
     ]
-    return table_of(report, ran(report), columns)
+    return table_of(report, completed(report), columns)
 
 
 def camera_table(report: BenchReport) -> Table | None:
     """mAP per camera of the queries; of all but the reference, its change. None without cameras."""
     reference = reference_of(report)
-    cameras = {c.camid: c.queries for r in ran(report) for c in r.cameras}
+    cameras = {c.camid: c.queries for r in completed(report) for c in r.cameras}
     if not cameras:
         return None
 
@@ -76,12 +76,12 @@ def camera_table(report: BenchReport) -> Table | None:
         return cell
 
     columns = [(Column(f"camera {c}", f"{queries:,} queries"), of(c)) for c, queries in sorted(cameras.items())]
-    return table_of(report, [r for r in ran(report) if r.cameras], columns)
+    return table_of(report, [r for r in completed(report) if r.cameras], columns)
 
 
 def threshold_table(report: BenchReport) -> Table | None:
     """Equal error rate, and the true-positive rate and threshold at every operating point. None without thresholds."""
-    results = [r for r in ran(report) if r.thresholds]
+    results = [r for r in completed(report) if r.thresholds]
     rates = sorted({p.fpr for r in results if r.thresholds for p in r.thresholds.points}, reverse=True)
     if not results:
         return None
@@ -117,7 +117,7 @@ def lost_table(report: BenchReport) -> Table | None:
     """The queries with the largest loss_tone, per result. None if no query has one."""
     rows = [
         tuple(map(Cell, (one_line(result.name), one_line(q.path), str(q.pid), str(q.camid), *_both_ap(q))))
-        for result in ran(report)
+        for result in completed(report)
         for q in result.worst_queries
     ]
     heads = ("result", "query", "identity", "camera", "AP of the reference", "AP")

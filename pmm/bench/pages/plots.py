@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pmm.bench.pages.format import number, one_line
-from pmm.bench.pages.queries import SAME_RANKING, batch_sizes, ran, reference_of, shipping, timing_at
+from pmm.bench.pages.queries import SAME_RANKING, batch_sizes, completed, reference_of, shipping, timing_at
 from pmm.bench.pages.styles import GROUND, legend_entries, styles_of
 from pmm.bench.schema import BenchReport, Interval, Result, Timing
 from pmm.visualize.style import PLOT_FAINT, PLOT_INK, plot_style, shortened
@@ -78,7 +78,7 @@ class _Drawing:
     def __init__(self, report: BenchReport) -> None:
         self.report = report
         self.batches = batch_sizes(report)
-        self.results = [r for r in ran(report) if r.batches]
+        self.results = [r for r in completed(report) if r.batches]
         self.styles = styles_of(self.results)
 
     @property

@@ -8,7 +8,7 @@ SAME_RANKING = 0.001
 """A backend "ranks like the reference" if mAP and rank-1 differ by no more than this (0.1 points)."""
 
 
-def ran(report: BenchReport) -> list[Result]:
+def completed(report: BenchReport) -> list[Result]:
     """Results with figures, the fastest at the smallest batch first; those without a latency last."""
     batches = batch_sizes(report)
 
@@ -19,7 +19,7 @@ def ran(report: BenchReport) -> list[Result]:
     return sorted((r for r in report.results if r.status == "ok"), key=latency)
 
 
-def missing(report: BenchReport) -> list[Result]:
+def incomplete(report: BenchReport) -> list[Result]:
     """Results without figures: those that failed first."""
     return sorted((r for r in report.results if r.status != "ok"), key=lambda r: r.status != "failed")
 
@@ -80,9 +80,9 @@ def may_ship(report: BenchReport, result: Result) -> bool:
 
 def shipping(report: BenchReport) -> list[Result]:
     """All but the reference that may ship, the fastest first."""
-    return [r for r in ran(report) if r is not reference_of(report) and may_ship(report, r)]
+    return [r for r in completed(report) if r is not reference_of(report) and may_ship(report, r)]
 
 
 def flagged(report: BenchReport) -> list[tuple[Result, Timing]]:
     """Unreliable latencies."""
-    return [(r, t) for r in ran(report) for t in r.batches if t.flags]
+    return [(r, t) for r in completed(report) for t in r.batches if t.flags]

@@ -11,7 +11,7 @@ from pmm.bench.pages import sections
 from pmm.bench.pages.format import NONE, cosine, escape, number, one_line, points
 from pmm.bench.pages.pictures import ReportPictures
 from pmm.bench.pages.plots import data_uri, plots
-from pmm.bench.pages.queries import flagged, missing, ran, reference_of, shown_batches, speedup, timing_at
+from pmm.bench.pages.queries import completed, flagged, incomplete, reference_of, shown_batches, speedup, timing_at
 from pmm.bench.pages.sections import Section
 from pmm.bench.pages.tables import UNSTEADY, Table, rank1_flips
 from pmm.bench.pages.verdict import GateLine, count_by_status, verdict
@@ -103,7 +103,7 @@ def table(report: BenchReport) -> str:
     first = batches[0] if batches else 0
     rows = [["result", "mAP %", "change [95 %]", "rank-1 -/+", "cosine", *(f"ms @{b}" for b in batches)]]
     rows[0] += [f"speedup @{first}", "images/s"]
-    for result in ran(report):
+    for result in completed(report):
         estimate = speedup(report, result, first)
         row = [one_line(result.name), NONE if result.mAP is None else f"{100 * result.mAP:.1f}"]
         if result is reference:
@@ -221,7 +221,7 @@ def _latency(result: Result, batch: int) -> str:
 def _absent(report: BenchReport) -> list[tuple[str, str, str]]:
     """Results that failed or are unavailable, grouped by reason: (names, status, reason)."""
     groups: dict[tuple[str, str], list[Result]] = {}
-    for result in missing(report):
+    for result in incomplete(report):
         groups.setdefault((result.status, one_line(result.reason or "no reason given")), []).append(result)
     return [(_names(results), status, reason) for (status, reason), results in groups.items()]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pmm.bench.pages.accuracy_tables import accuracy_table, camera_table, lost_table, threshold_table
 from pmm.bench.pages.format import number, one_in, one_line, percent, threshold
-from pmm.bench.pages.queries import batch_sizes, flagged, ran, shown_batches
+from pmm.bench.pages.queries import batch_sizes, completed, flagged, shown_batches
 from pmm.bench.pages.tables import UNSTEADY, Table, results_table
 from pmm.bench.pages.timing_tables import costs_table, timing_table, tracker_table
 from pmm.bench.schema import BenchReport, Result
@@ -71,7 +71,7 @@ def results(report: BenchReport) -> Section:
 
 def accuracy(report: BenchReport) -> Section | None:
     """Three tiers, and per camera."""
-    if not ran(report):
+    if not completed(report):
         return None
     cameras = camera_table(report)
     parts = [Part(table=accuracy_table(report))]
@@ -104,7 +104,7 @@ def accuracy(report: BenchReport) -> Section | None:
 def thresholds(report: BenchReport) -> Section | None:
     """Verification; None where no result has it."""
     table = threshold_table(report)
-    known = next((r.thresholds for r in ran(report) if r.thresholds), None)
+    known = next((r.thresholds for r in completed(report) if r.thresholds), None)
     if table is None or known is None:
         return None
     return Section(
@@ -147,14 +147,14 @@ def timing(report: BenchReport) -> Section | None:
              table=timing_table(report, batch), collapsed=index > 0)
         for index, batch in enumerate(sizes)
     ]  # fmt: skip
-    if any(result.tracker for result in ran(report)):
+    if any(result.tracker for result in completed(report)):
         parts.append(Part(title="Load of a tracker", table=tracker_table(report)))
-    if ran(report):
+    if completed(report):
         parts.append(Part(title="Start-up and memory", table=costs_table(report)))
     if not parts:
         return None
-    gpu = any(r.device == "cuda" for r in ran(report))
-    one = next((result.tracker for result in ran(report) if result.tracker), None)
+    gpu = any(r.device == "cuda" for r in completed(report))
+    one = next((result.tracker for result in completed(report) if result.tracker), None)
     terms = [
         ("p50, p90, p95, p99", "50, 90, 95 or 99 of 100 calls take no longer; - with too few samples"),
         *([("compute, copies", "by the GPU's clock; p50 does not include the copies of images and embeddings")] * gpu),

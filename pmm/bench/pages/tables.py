@@ -20,9 +20,9 @@ from pmm.bench.pages.format import (
 from pmm.bench.pages.queries import (
     SAME_RANKING,
     best_throughput,
+    completed,
     failed_gates,
     may_ship,
-    ran,
     ranks_alike,
     reference_of,
     shipping,
@@ -129,7 +129,7 @@ def results_table(report: BenchReport) -> Table:
         (Column("speedup", f"batch {first}"), but_reference(report, speed)),
         (Column("images/s", "highest"), most),
     ]
-    return table_of(report, ran(report), columns, keep=2)
+    return table_of(report, completed(report), columns, keep=2)
 
 
 def ship_status(report: BenchReport, result: Result) -> Cell:
@@ -181,6 +181,6 @@ def lines(*texts: str) -> str:
 
 def _name(report: BenchReport, result: Result) -> Cell:
     words = ["reference"] if result is reference_of(report) else []
-    if len({r.device for r in ran(report)}) > 1:
+    if len({r.device for r in completed(report)}) > 1:
         words.append(device_label(result.device))
     return Cell(one_line(result.name), ", ".join(words), "best" if result in shipping(report)[:1] else "")

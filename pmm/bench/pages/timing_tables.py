@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pmm.bench.pages.format import NONE, between, count, number, one_line, percent, seconds, size
-from pmm.bench.pages.queries import ran, timing_at
+from pmm.bench.pages.queries import completed, timing_at
 from pmm.bench.pages.tables import Cell, Column, Figures, Table, lines, marked, table_of, timed
 from pmm.bench.schema import BenchReport, Interval, Result, Timing, Tracker
 
@@ -47,7 +47,7 @@ def timing_table(report: BenchReport, batch: int) -> Table:
         (Column("samples", "warm-up"), timed(batch, _effort)),
         (Column("engine profile", "for batch"), timed(batch, lambda t: count(t.profile))),
     ]
-    return table_of(report, [r for r in ran(report) if timing_at(r, batch)], columns)
+    return table_of(report, [r for r in completed(report) if timing_at(r, batch)], columns)
 
 
 def tracker_table(report: BenchReport) -> Table:
@@ -63,7 +63,7 @@ def tracker_table(report: BenchReport) -> Table:
         (Column("images/s in order of size"), figure(lambda t: number(t.in_order_images_per_s))),
         (Column("calls"), figure(lambda t: count(t.calls))),
     ]
-    return table_of(report, [result for result in ran(report) if result.tracker], columns)
+    return table_of(report, [result for result in completed(report) if result.tracker], columns)
 
 
 def costs_table(report: BenchReport) -> Table:
@@ -77,7 +77,7 @@ def costs_table(report: BenchReport) -> Table:
         (Column("GPU memory"), lambda r: size(r.gpu_memory)),
         (Column("library", "file, SHA-256", words=True), _library),
     ]
-    return table_of(report, ran(report), columns)
+    return table_of(report, completed(report), columns)
 
 
 def _decode_share(timing: Timing) -> str:

@@ -21,9 +21,9 @@ from pmm.bench.pages.queries import (
     SAME_RANKING,
     batch_sizes,
     best_throughput,
+    completed,
     failed_gates,
-    missing,
-    ran,
+    incomplete,
     ranks_alike,
     reference_of,
     shipping,
@@ -85,7 +85,7 @@ def verdict(report: BenchReport) -> Verdict:
     """What the figures mean, in words."""
     headline, best, details = _headline(report)
     failing = [r for r in report.results if failed_gates(report, r)]
-    others = [r for r in ran(report) if r is not reference_of(report)]
+    others = [r for r in completed(report) if r is not reference_of(report)]
     if failing or any(r.status == "failed" for r in report.results) or reference_of(report) is None:
         tone: Tone = "bad"
     else:
@@ -104,7 +104,7 @@ def verdict(report: BenchReport) -> Verdict:
 def _headline(report: BenchReport) -> tuple[str, Result | None, list[str]]:
     """The headline, the result that it says may ship, and details on the results that ran."""
     reference = reference_of(report)
-    others = [r for r in ran(report) if r is not reference]
+    others = [r for r in completed(report) if r is not reference]
     if reference is None or reference.mAP is None:
         reached = [f"{display_name(r)} reaches mAP {percent(r.mAP)}" for r in others]
         unknown = f"Which backends keep the accuracy is unknown: the reference, {report.reference}, "
@@ -218,7 +218,7 @@ def _absent(report: BenchReport) -> list[str]:
     sentences = []
     for status, words in (("failed", "Failed"), ("unavailable", "Unavailable on this machine")):
         names: dict[str, list[str]] = {}
-        for result in missing(report):
+        for result in incomplete(report):
             if result.status == status and result.name != report.reference:
                 names.setdefault(one_line(result.reason or "no reason given").rstrip("."), []).append(result.name)
         if names:
@@ -262,7 +262,7 @@ def _gate_lines(report: BenchReport) -> list[GateLine]:
     # --backends has no bound, so only its failures are in the report; a gate that is unknown here must not vanish
     unlisted = {failure.gate for failure in report.gates.failures} - required.keys()
     required |= {gate: BACKENDS_RUN if gate == "--backends" else "" for gate in sorted(unlisted)}
-    judged = any(result is not reference_of(report) for result in ran(report))
+    judged = any(result is not reference_of(report) for result in completed(report))
     lines = []
     for flag, requirement in required.items():
         failures = tuple(f"{one_line(f.result)}: {one_line(f.said)}" for f in report.gates.failures if f.gate == flag)
