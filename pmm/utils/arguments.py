@@ -118,9 +118,8 @@ def read_words(known: Sequence[Argument], words: Sequence[str], *, partial: bool
     except argparse.ArgumentError as error:  # a wrong number of values: the rest is left to `_typed`
         argument = by_flag[str(error.argument_name).rpartition("/")[2]]
         needs = ("no value", "a value", *(f"{count} values" for count in range(2, 9)))[len(argument.kinds)]
-        raise UserError(
-            f"{argument.flag} takes {needs}", hint=argument.arg.metavar and f"as {argument.arg.metavar}"
-        ) from None
+        shape = f": {argument.arg.metavar}" if argument.arg.metavar else ""
+        raise UserError(f"{argument.flag} takes {needs}{shape}") from None
     # None or [], and not the default of `Argument`: those that are not there
     values = {by_flag[flag].path: _tuples(value) for flag, value in vars(chosen).items() if value not in (None, [])}
     if partial:
@@ -128,7 +127,7 @@ def read_words(known: Sequence[Argument], words: Sequence[str], *, partial: bool
     if unknown := [word.partition("=")[0] for word in surplus if re.match(r"-[^\d.]", word)]:
         raise UserError("; ".join(_unknown(flag, by_flag) for flag in dict.fromkeys(unknown)))
     if missing := [argument.flag for argument in known if argument.required and argument.path not in values]:
-        raise UserError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        raise UserError(f"missing: {', '.join(missing)}")
     if surplus:
         raise UserError(f"unexpected argument{'s' * (len(surplus) > 1)} {' '.join(map(repr, surplus))}")
     return values
