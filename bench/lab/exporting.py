@@ -27,7 +27,7 @@ from pmm.data.preprocessing import Crops
 from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly_spaced
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.emulate_half import emulated
+from pmm.export.half_precision import emulated
 from pmm.export.onnx import export_onnx
 from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions
 from pmm.export.reference import in_memory

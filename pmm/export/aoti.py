@@ -41,11 +41,7 @@ _OPTIONS = {
 
 
 def export_aoti(
-    checkpoint: Path,
-    out: Path,
-    precision: str = "fp32",
-    device: str = "cpu",
-    verification: VerifyOptions | None = None,
+    checkpoint: Path, out: Path, precision: str = "fp32", device: str = "cpu", verification: VerifyOptions | None = None
 ) -> Artifact:
     """Compile the deployed graph of `checkpoint` into `out`, and write its manifest beside it.
 
@@ -120,11 +116,7 @@ def export_aoti(
 
 
 def export_aoti_cached(
-    checkpoint: Path,
-    out: Path,
-    precision: str = "fp32",
-    device: str = "cpu",
-    verification: VerifyOptions | None = None,
+    checkpoint: Path, out: Path, precision: str = "fp32", device: str = "cpu", verification: VerifyOptions | None = None
 ) -> Artifact:
     """`out`, if it is whole, verified, and what `export_aoti` would make here; else exported by it."""
     from pmm.artifacts.checkpoint import versions
@@ -211,7 +203,7 @@ def _build(program: ExportedProgram, manifest: Manifest, out: Path) -> None:
 def _detect_instructions() -> None:
     """Torch tests by building which vector instructions the CPU and its compiler have. Do it now, with the lasting
     cache: the one of an export is emptied."""
-    with contextlib.suppress(ImportError):  # the name is torch's own business
+    with contextlib.suppress(ImportError):  # a private name of torch
         from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
         valid_vec_isa_list()

@@ -29,12 +29,12 @@ def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]
         raise InvalidFile("not a folder", path=folder, expected="a data set or a folder of crops")
     try:
         files = [sample.path for sample in read_dataset(dataset, folder).train]
-        if parts_in(folder) == (POOL,):  # any folder of folders is a data set of one's own, one of queries too
+        if parts_in(folder) == (POOL,):  # any folder of folders is such a data set, also one of queries
             _refuse_test_crops(folder, files)
     except UserError:
         files = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise  # it says what a data set needs
+            raise  # its message names what a data set needs
         _refuse_test_crops(folder, files)
     if len(files) < LEAST_CALIBRATION_CROPS:
         enough = f"at least {LEAST_CALIBRATION_CROPS}, better several hundred"
@@ -45,7 +45,7 @@ def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]
 def _refuse_test_crops(folder: Path, files: Sequence[Path]) -> None:
     for path in {folder.absolute(), *(file.resolve().parent for file in files)}:  # links too
         below = path.relative_to(folder.resolve()).parts if path.is_relative_to(folder.resolve()) else ()
-        for part in (*path.parts[-2:], *below):  # what lies farther above is not about these crops
+        for part in (*path.parts[-2:], *below):  # folders farther above are not about these crops
             if part.casefold() in TEST_FOLDERS:
-                problem = f"it lies in '{part}': a model that is calibrated on its test crops seems better than it is"
+                problem = f"it is in '{part}': a model that is calibrated on its test crops seems better than it is"
                 raise InvalidFile(problem, path=folder, expected="training crops or a data set's root")

@@ -17,14 +17,7 @@ from pmm.export.options import EngineOptions
 from pmm.export.precision import GraphPrecision
 from pmm.runtime.trt_variant import TF32_ON, Listener, error_logger, start
 from pmm.utils import command_line
-from pmm.utils.errors import (
-    BackendUnavailable,
-    ConflictingOptions,
-    InvalidFile,
-    InvalidValue,
-    OutOfMemory,
-    UserError,
-)
+from pmm.utils.errors import BackendUnavailable, ConflictingOptions, InvalidFile, InvalidValue, OutOfMemory, UserError
 from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import Gpu
 
@@ -54,7 +47,7 @@ def build_network(
 
     Args:
         log: gets all messages of the builder.
-        gpu: the one that the builder measures on, if there is one; it is this thread's current GPU.
+        gpu: the one that the builder measures on, if there is one; this thread's current GPU.
         precision: that the network must have; None for any.
 
     Raises:
@@ -68,7 +61,7 @@ def build_network(
     # always so from TensorRT 11 on, which ignores the flag
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger.native)
-    # from the bytes that were hashed, unless weights lie in files beside it, which only the path finds
+    # from the bytes that were hashed, unless weights are in other files, which are found by the path
     parsed = parser.parse(file.content) if not file.external else parser.parse_from_file(str(file.path))
     if not parsed:
         reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
@@ -106,7 +99,7 @@ def check_options(trt: Any, flavor: str, options: EngineOptions, gpu: Gpu | None
     Least compute capabilities: NvInfer.h, HardwareCompatibilityLevel.
     """
     name, word = f"{flavor} {trt.__version__}", options.hardware_compatibility
-    if options.timing_cache is not None and flavor == "rtx":  # its operations are no-ops there (pyCore.cpp)
+    if options.timing_cache is not None and flavor == "rtx":  # its operations are no-ops in TensorRT-RTX (pyCore.cpp)
         problem = f"--timing-cache is for TensorRT, and this is {name}, which measures no kernels when it builds"
         raise ConflictingOptions(problem, "--timing-cache", hint="leave the flag out")
     if word == "none":

@@ -33,7 +33,7 @@ def _products(trt: Any, layers: list[Any], makers: dict[str, Any]) -> Iterator[t
         data, output = layer.get_input(0), layer.get_output(0)
         weights = layer.get_input(1) if layer.num_inputs > 1 else None
         if layer.type == trt.LayerType.CONVOLUTION:
-            # the binding hands out layers as their base class; its own documentation casts them in this way
+            # the binding returns layers as their base class; its documentation casts them in this way
             layer.__class__ = trt.IConvolutionLayer
             terms = abs(data.shape[1]) // layer.num_groups * prod(layer.kernel_size_nd)
         else:
@@ -77,8 +77,8 @@ def inspected(inspector_json: str) -> Inspection:
     """Read the engine inspector's JSON (detailed verbosity).
 
     TensorRT 8.6 and 10 give a tensor's type and layout together under "Format/Datatype", as "Channel major FP16 format
-    where channel % 8 == 0"; 11 splits them. Without an execution context whose shapes are set, both say "N/A due to
-    dynamic shapes" there (NvInferRuntime.h, IEngineInspector), and some engines do so even with one; the type is then
+    where channel % 8 == 0"; 11 splits them. Without an execution context whose shapes are set, both give "N/A due to
+    dynamic shapes" (NvInferRuntime.h, IEngineInspector), and some engines do so even with one; the type is then
     that of the weights, or part of the kernel's name (sm80_xmma_fprop_implicit_gemm_f16f16_...).
 
     Raises UserError for an answer that is no such JSON.
@@ -88,7 +88,7 @@ def inspected(inspector_json: str) -> Inspection:
 
 
 class Layer(NamedTuple):
-    """One layer by the engine inspector; empty where it says nothing."""
+    """One layer by the engine inspector; empty where it has nothing."""
 
     type: str
     format: str

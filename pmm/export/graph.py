@@ -51,8 +51,8 @@ def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputCont
 
 
 def _to_opset_17(proto: onnx.ModelProto) -> None:
-    """From 18, the oldest that torch writes. Of the operators in our graphs only the reductions are others there: they
-    have their axes as an attribute, which became an input (onnx's own converter leaves `noop_with_empty_axes`, which
+    """From 18, the oldest that torch writes. Of the operators in our graphs only the reductions differ: in 17 they have
+    their axes as an attribute, which became an input (onnx's own converter leaves `noop_with_empty_axes`, which
     opset 17 does not know)."""
     import onnx
     from onnx import helper, numpy_helper
@@ -81,7 +81,7 @@ def _check_interface(proto: onnx.ModelProto, batch: int | None, image: list[int]
     if images[0] != embeddings[0] or (images[0] != batch if batch else not isinstance(images[0], str)):
         raise RuntimeError(f"the exported batch dimension is not {batch or 'symbolic'}: {dims}")
     if [(entry.domain, entry.version) for entry in proto.opset_import] != [("", opset)]:
-        raise RuntimeError(f"asked for opset {opset}, torch wrote {proto.opset_import}")
+        raise RuntimeError(f"expected opset {opset}, torch wrote {proto.opset_import}")
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:

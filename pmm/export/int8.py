@@ -129,7 +129,7 @@ class Quantizer:
             quantizer.model.topological_sort()
         proto = quantizer.model.model
         self._leave_main_inputs(proto.graph)
-        # the quantizer stamps its own, newer, format
+        # the quantizer writes a newer format
         proto.ir_version = self.proto.ir_version
         del proto.opset_import[:], proto.metadata_props[:]
         proto.opset_import.extend(self.proto.opset_import)
@@ -167,7 +167,7 @@ class Quantizer:
 
 
 def _main_inputs(proto: onnx.ModelProto) -> dict[str, str]:
-    """The residual Adds by name, and of each the input that is not the shortcut: what a convolution gives whose own
+    """The residual Adds by name, and of each the input that is not the shortcut: the output of a convolution whose
     input nothing else reads (a shortcut's convolution reads where the ways part).
 
     NVIDIA's advice on placing Q/DQ (TensorRT's documentation, "Explicit Quantization"; modelopt.onnx does the same) is
@@ -203,17 +203,18 @@ def quantised_until(
     """
     keep: list[str] = []
     ranked: list[str] = []
-    failure = "too few layers can be quantised"
+    failure = ParityFailed("too few layers can be quantised")
     while True:
         proto = quantizer.build(keep)
         if onnx_precision(proto).share.get("int8", 0.0) < MIN_SHARE["int8"]:
             kept = len(quantizer.kept_with(keep))
-            raise ParityFailed(f"{failure}, with {kept} of {len(ranked)} layers kept in fp32")
+            failure.problem += f", with {kept} of {len(ranked)} layers kept in fp32"
+            raise failure
         try:
             passes(proto)
             return proto, quantizer.kept_with(keep)
         except ParityFailed as error:
-            failure = str(error)
+            failure = error
         ranked = ranked or _by_cost(quantizer, probes)
         keep = ranked[: len(keep) + max(1, len(keep) // 2)]
 

@@ -17,8 +17,7 @@ from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops, preprocessing_of
 from pmm.export.calibration import calibration_files
-from pmm.export.emulate_half import emulated, half_type
-from pmm.export.fallback import fp16_between
+from pmm.export.half_precision import emulated, fp16_between, half_type
 from pmm.export.int8 import BATCH, PROBES, Quantizer, quantised_until
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityCheck, ParityFailed
@@ -40,7 +39,7 @@ def export_onnx(
     options: ExportOptions | None = None,
     verification: VerifyOptions | None = None,
 ) -> Artifact:
-    """Write the deployed graph of `checkpoint` to `out` as `options` says, and its manifest beside it.
+    """Write the deployed graph of `checkpoint` to `out` with `options`, and its manifest beside it.
 
     The batch is dynamic unless `options` has a static one, batch-norm is folded. The file gets its name only after its
     precision was read back from it and, unless `verification` switches it off, its embeddings of real crops equalled
@@ -262,7 +261,7 @@ def _same_quantization(quantization: dict[str, Any], options: ExportOptions) -> 
 
 
 def _calibrated_on(options: ExportOptions) -> str:
-    """No path: two exports of one checkpoint are byte-equal wherever the crops lie."""
+    """No path: two exports of one checkpoint are byte-equal, wherever the crops are."""
     return "a folder that was given" if options.calibration_root else "the training set of the checkpoint"
 
 

@@ -45,7 +45,7 @@ class ParityCheck:
 
     @classmethod
     def of(cls, reference: Embed, crops: Crops, embedding: EmbeddingContract) -> ParityCheck:
-        """`reference` maps crops to plain embeddings; mirroring and length are applied here as `embedding` says."""
+        """`reference` maps crops to plain embeddings; mirroring and norm are applied here, those of `embedding`."""
         expected = np.asarray(reference(crops), np.float64)
         if embedding.flip_tta:
             expected = (expected + reference(np.ascontiguousarray(crops[:, :, ::-1]))) / 2
@@ -63,7 +63,7 @@ class ParityCheck:
             batches: further ones, of crops that are taken in turn: those that other kernels run in.
 
         Raises:
-            ParityFailed: the worst row's cosine with the expected one is too low for `precision`, its length is
+            ParityFailed: the worst row's cosine with the expected one is too low for `precision`, its norm is
                 another, or a row alone is not the row in its batch.
             UserError: NaN or Inf in the embeddings.
         """
@@ -74,9 +74,9 @@ class ParityCheck:
         rows[alone] = np.concatenate([candidate(self.crops[index : index + 1]) for index in alone])
         parity = numeric_parity(self.expected, rows)
         turns = [np.arange(size) % count for size in (count, *batches)]
-        together, which = np.concatenate([candidate(self.crops[turn]) for turn in turns]), np.concatenate(turns)
-        batched = numeric_parity(rows[which], together)
-        batched = dataclasses.replace(batched, worst_row=int(which[batched.worst_row]))
+        together, indices = np.concatenate([candidate(self.crops[turn]) for turn in turns]), np.concatenate(turns)
+        batched = numeric_parity(rows[indices], together)
+        batched = dataclasses.replace(batched, worst_row=int(indices[batched.worst_row]))
         least = {self.against: MIN_COSINE[precision],
                  "that of the same row in another batch": min(MIN_BATCH_COSINE, MIN_COSINE[precision])}  # fmt: skip
         for figures, (against, allowed) in zip((parity, batched), least.items(), strict=True):

@@ -15,7 +15,7 @@ from pmm.artifacts.origin import with_resolved_data_root
 from pmm.config import Config
 from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
 from pmm.data.readers import DEFAULT_LAYOUT
-from pmm.export.emulate_half import emulated, half_type
+from pmm.export.half_precision import emulated, half_type
 from pmm.export.options import VerifyOptions
 from pmm.export.parity_check import Embed, ParityCheck, verification_crops
 from pmm.runtime.base import Embeddings, in_runs

@@ -1,4 +1,4 @@
-"""Artifacts -> a model repository for Triton Inference Server: one folder per model, loaded by the server as it lies.
+"""Artifacts -> a model repository for Triton Inference Server: one folder per model, ready for the server.
 
 Rules are those of Triton's model repository guide; each model's configuration: `pmm.export.triton_config`.
 """
@@ -71,7 +71,7 @@ def write_model_repository(
     """Write `repository`/<name>/config.pbtxt, 1/model.onnx or 1/model.plan, and 1/<model>.json, for each artifact.
 
     All artifacts are checked before anything is written. A model folder is put together outside the repository, where
-    no server looks, and renamed into place: it is whole or not there, and what it replaces stays until then.
+    no server looks, and renamed into place: it is complete or missing, and what it replaces stays until then.
 
     Args:
         artifacts: ONNX files and TensorRT engines of ours.
@@ -116,7 +116,7 @@ def _open(path: Path) -> tuple[str, bytes, Manifest]:
     kind = kind_of(path, "onnx", "engine")
     if kind == "onnx":
         file = read_onnx(path)
-        # the copy inside the file cannot hold the file's own hash
+        # the copy inside the file cannot contain the file's hash
         return "onnxruntime", file.content, dataclasses.replace(file.manifest, sha256=file.sha256)
     if kind != "engine":
         hint = "export the checkpoint with pmm export onnx or pmm export trt"

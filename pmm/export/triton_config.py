@@ -38,7 +38,7 @@ class Serving:
     """How the server runs each model. Raises InvalidValue for a number that Triton cannot take."""
 
     max_batch: int | None = None
-    """Most images per call (default: an engine's own, 64 for an ONNX file)."""
+    """Most images per call (default: an engine's limit, 64 for an ONNX file)."""
     queue_delay_us: int = 500
     """Longest wait for others to share a batch with, in microseconds."""
     instances: int = 1
@@ -74,11 +74,7 @@ def model_config(name: str, backend: str, manifest: Manifest, most: int, serving
             "format": Bare(f"FORMAT_{input_.layout}"),
             "dims": list(input_.shape(manifest.preprocessing)),
         },
-        "output": {
-            "name": embedding.name,
-            "data_type": Bare(_type(embedding.dtype, name)),
-            "dims": [embedding.dim],
-        },
+        "output": {"name": embedding.name, "data_type": Bare(_type(embedding.dtype, name)), "dims": [embedding.dim]},
         "instance_group": {
             "count": serving.instances,
             "kind": Bare("KIND_AUTO" if anywhere else "KIND_GPU"),
@@ -109,7 +105,7 @@ def model_config(name: str, backend: str, manifest: Manifest, most: int, serving
 
 
 def _graphs(best: int, most: int) -> list[Value]:
-    """The batch sizes that the server captures as CUDA graphs: those of our own runner, each for all batches down to
+    """The batch sizes that the server captures as CUDA graphs: those of our runner, each for all batches down to
     the size before it (surplus rows hold earlier images, and no row changes another's embedding)."""
     sizes = sorted({bucket(count, most) for count in range(1, min(most, GRAPHS_TO) + 1)} | {best, most})
     return [
@@ -153,7 +149,7 @@ def _contract(manifest: Manifest) -> dict[str, str]:
             "compute_capability": engine.compute_capability,
             "hardware_compatibility": engine.hardware_compatibility,
         }
-    # prefixed: the backends read parameters of their own from the same table
+    # prefixed: the backends read their parameters from the same table
     return {f"pmm_{key}": value for key, value in contract.items()}
 
 

@@ -26,15 +26,7 @@ from pmm.export.parity_check import ParityCheck
 from pmm.export.precision import GraphPrecision
 from pmm.export.reference import engine_parity_check
 from pmm.runtime.driver import current_gpu
-from pmm.runtime.trt_variant import (
-    FLAVORS,
-    TF32_ON,
-    gpu_for,
-    gpu_here,
-    library_name,
-    load_flavor,
-    this_platform,
-)
+from pmm.runtime.trt_variant import FLAVORS, TF32_ON, gpu_for, gpu_here, library_name, load_flavor, this_platform
 from pmm.utils.errors import BackendUnavailable, InvalidFile, MissingLibrary
 from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import RTX_CAPABILITIES, Gpu, cuda_index, driver_version
@@ -137,7 +129,7 @@ def engine_from_onnx(
     """Build an engine from an exported ONNX file and write its manifest.
 
     Args:
-        parity_check: crops and expected embeddings; the engine must pass it, where there is a GPU that runs it.
+        parity_check: crops and expected embeddings; the engine must pass it, where a GPU here runs it.
 
     Raises:
         BackendUnavailable: no builder.
@@ -163,7 +155,7 @@ def engine_from_onnx(
 
 
 def build_foreign_engine(file: OnnxFile, out: Path, options: EngineOptions) -> tuple[str, GraphPrecision]:
-    """Build an engine from an ONNX file that is not ours: no manifest, so no runner of ours opens it.
+    """Build an engine from an ONNX file that pmm did not export: without a manifest, so that no runner opens it.
 
     Returns the builder's name and version, and the engine's precision. Raises as `engine_from_onnx`.
     """
@@ -234,7 +226,7 @@ def _prove(
         if inspected(runner.inspect()).confirms(manifest.precision, name, tf32=TF32_ON in engine.flags):
             engine = dataclasses.replace(engine, precision_read_from="parsed network and engine inspector")
         precision = "tf32" if runner.info.precision == "tf32" else manifest.precision
-        best = [profile.best for profile in engine.batch.profiles]  # each has kernels of its own
+        best = [profile.best for profile in engine.batch.profiles]  # each has other kernels
         parity = parity_check.check(runner, precision, name, runner.info.provider, best) if parity_check else None
     return dataclasses.replace(manifest, engine=engine, parity=parity)
 

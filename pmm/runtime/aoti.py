@@ -24,17 +24,11 @@ class AotiRunner(TorchRunner):
     """A package. Any thread may call it; runs of one runner are one after the other."""
 
     def __init__(
-        self,
-        path: str | Path,
-        device: str = "auto",
-        threads: int = 0,
-        *,
-        cuda_graph: bool = False,
-        warn: bool = True,
+        self, path: str | Path, device: str = "auto", threads: int = 0, *, cuda_graph: bool = False, warn: bool = True
     ) -> None:
         """Open `path`.
 
-        Nothing of it is loaded before the file is known to be ours and built for this machine.
+        Nothing of it is loaded before the file was checked and found to be built for this machine.
 
         Args:
             device: cpu, cuda or cuda:N, which must be the package's, or auto: the package's.
@@ -43,8 +37,7 @@ class AotiRunner(TorchRunner):
             warn: about embeddings that were never verified.
 
         Raises:
-            InvalidFile: the file is not ours, was changed, was built for another machine, or is not as its manifest
-                says.
+            InvalidFile: no package of pmm export aoti, a changed one, or one that is not for this machine.
             BackendUnavailable: no GPU here, or no CUDA graph on a CPU.
         """
         file = read_native(path, PackageContract)

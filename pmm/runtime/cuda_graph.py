@@ -10,7 +10,7 @@ from pmm.runtime.driver import DriverError, call, libcuda
 
 GRAPHS_KEPT = 16
 """Batch sizes whose graphs a runner keeps: each holds memory on the GPU."""
-THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do (allocate, say) does not spoil a capture
+THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate, for example, during a capture
 
 
 def bucket(count: int, most: int) -> int:

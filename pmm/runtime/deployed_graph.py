@@ -23,7 +23,7 @@ TRUNK_TYPES = {
 
 
 class DeployedGraph(nn.Module):
-    """images as `input` says -> embeddings float32 [N, D] as `embedding` says.
+    """images of the contract `input` -> embeddings float32 [N, D] of `embedding`.
 
     The trunk has its batch-norms folded in fp32 and is then cast; pooling, heads and normalisation stay in fp32, where
     neither a sum over the map nor the norm of a long embedding overflows.
@@ -62,11 +62,7 @@ class DeployedGraph(nn.Module):
 
 
 def deployed_graph(
-    model: nn.Module,
-    preprocessing: Preprocessing,
-    input: InputContract,
-    embedding: EmbeddingContract,
-    precision: str,
+    model: nn.Module, preprocessing: Preprocessing, input: InputContract, embedding: EmbeddingContract, precision: str
 ) -> DeployedGraph:
     """The module that `to_onnx` writes, of a copy of `model`. For int8 it is fp32: the file is quantised afterwards."""
     return DeployedGraph(deployed(model), preprocessing, input, embedding, precision).eval()

@@ -60,7 +60,7 @@ class EagerRunner(TorchRunner):
 
     @classmethod
     def open(cls, checkpoint: str | Path, device: str = "cpu", threads: int = 0, *, tf32: bool = False) -> EagerRunner:
-        """From a checkpoint file. Raises UserError as `checkpoint.load`, and for TF32 where there is none."""
+        """From a checkpoint file. Raises UserError as `checkpoint.load` and as the constructor."""
         from pmm.artifacts.checkpoint import load, restore_model
 
         model, config = restore_model(load(checkpoint), checkpoint)

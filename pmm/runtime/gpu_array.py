@@ -1,7 +1,7 @@
-"""Arrays that lie on an NVIDIA GPU: torch's, CuPy's, JAX's, Numba's or PyCUDA's, read without loading any of these.
+"""Arrays on an NVIDIA GPU: torch's, CuPy's, JAX's, Numba's or PyCUDA's, read without loading any of these.
 
-Two protocols say where the data is, and when: DLPack (its producer makes our stream wait for what it has enqueued) and
-the CUDA array interface (it names the stream to wait for).
+Two protocols give the address of the data, and when it is complete: DLPack (its producer makes our stream wait) and the
+CUDA array interface (it names the stream to wait for).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class GpuArray:
 
 
 def is_on_gpu(array: object) -> bool:
-    """Whether `array` says that it lies on an NVIDIA GPU."""
+    """Whether `array` is on an NVIDIA GPU, by its protocol."""
     if isinstance(array, np.ndarray):
         return False
     if hasattr(array, "__dlpack_device__"):

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU: images and embeddings of one batch size that stay there, at addresses that stay."""
+"""ONNX Runtime on a GPU: images and embeddings of one batch size, at fixed addresses."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ def _copy_on_gpu(target: int, source: int, nbytes: int) -> None:
 
 
 class GpuBoundRun(BoundRun):
-    """A run on images that stay on the GPU; if another call puts its own there, the next run brings them back.
+    """A run on images that stay on the GPU; if another call replaces them, the next run uploads them again.
 
-    ONNX Runtime lends no events of its stream: what a run takes by the GPU's own clock is not known.
+    ONNX Runtime has no events of its stream: the time of a run by the GPU's clock is not known.
     """
 
     def __init__(self, binding: GpuBinding, images: npt.NDArray[Any], lock: threading.Lock) -> None:

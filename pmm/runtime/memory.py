@@ -1,4 +1,4 @@
-"""What libraries say where memory is short, as one line: each has an exception and words of its own."""
+"""Errors of libraries where memory is short, as one line: each library has other exceptions and other words."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def batch_fits(images: Any) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library said, at most 200 characters. Of ONNX Runtime's errors on a GPU, without the
+    """The first line of a library's error, at most 200 characters. Of ONNX Runtime's errors on a GPU, without the
     C++ signatures before it and the host's name behind it."""
     return (_OWN_WORDS.findall(str(error)) or [reason_of(error)])[0][:200]

@@ -49,7 +49,7 @@ class Backend:
     open: Callable[[Path, RunOptions], Runner]
 
     def load_library(self) -> None:
-        """Import it. Raises MissingLibrary, which says how to install it."""
+        """Import it. Raises MissingLibrary, whose hint installs it."""
         import_library(self.library)
 
 

@@ -21,7 +21,7 @@ from pmm.utils.extras import import_library
 from pmm.utils.hardware import compute_threads, int8_overflows
 
 PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
-"""OpenVINO's names -> ours."""
+"""OpenVINO's name -> the name here."""
 FROM_FILE = {"fp32": "fp32", "bf16": "fp32", "int8": "int8"}
 """Precision to run in -> the file it runs from: OpenVINO rounds to bf16 itself."""
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # for the layers that are not int8
@@ -42,8 +42,9 @@ class OpenVinoRunner(Runner):
             warn: about embeddings that were never verified.
 
         Raises:
-            UserError: the file is not ours, was changed, cannot run here, or would run in another precision.
+            InvalidFile: the file is not one of pmm export onnx, was changed, or is in another precision.
             BackendUnavailable: OpenVINO is missing, or the CPU has no bf16 instructions.
+            UserError: OpenVINO computes in another precision.
         """
         file = read_onnx(path)
         self._path, self.manifest = Path(path), file.manifest
@@ -58,7 +59,7 @@ class OpenVinoRunner(Runner):
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            # threads tied to their cores lose to whatever else runs there, and measured no faster
+            # threads tied to cores lose to other processes on them, and measured no faster
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_NUM_THREADS": threads or compute_threads(),
         }

@@ -66,8 +66,9 @@ class OrtRunner(Runner):
             warn: about embeddings that were never verified.
 
         Raises:
-            UserError: the file is not ours, was changed, cannot run here, or the device is not really used.
-            BackendUnavailable: ONNX Runtime, the device, or what was asked of it is missing here.
+            InvalidFile: the file is not one of pmm export onnx, was changed, or ONNX Runtime refuses it.
+            BackendUnavailable: ONNX Runtime or the device is missing, or has no such mode.
+            UserError: ONNX Runtime does not use the device.
         """
         file = read_onnx(path)
         self._path, self.manifest = Path(path), file.manifest
@@ -152,7 +153,7 @@ class OrtRunner(Runner):
             return binding.download()[: len(feed)]
 
     def _bind(self, images: Crops) -> BoundRun:
-        """On a GPU the embeddings stay there."""
+        """On a GPU the embeddings are not copied to the host."""
         self.manifest.input.check_batch(len(images), self._path)
         feed = self.manifest.input.feed(images, self.preprocessing)
         if self._gpu is not None:

@@ -1,6 +1,6 @@
 """A session of ONNX Runtime: on which device, how it is opened, and the proof that it runs on that device.
 
-ONNX Runtime's CUDA provider is a library of its own, loaded when a session needs it; where that fails, ONNX Runtime
+ONNX Runtime's CUDA provider is a separate library, loaded when a session needs it; where that fails, ONNX Runtime
 goes on on the CPU silently.
 """
 

@@ -68,7 +68,7 @@ class EngineHandle:
 
 
 class _Ready(NamedTuple):
-    """An execution context set to one batch size in one optimisation profile, and its CUDA graph if there is one."""
+    """An execution context set to one batch size in one optimisation profile, and its CUDA graph, if it has one."""
 
     context: Any
     profile: int
@@ -79,7 +79,7 @@ class ThreadContext:
     """What one run at a time runs with: stream, buffers for the largest batch, and contexts. Any thread may use it.
 
     A CUDA graph is valid only while the context it was captured from stays as it was. So each kept batch size has its
-    own context; they run one after the other, so one block of working memory serves them all. Without graphs of ours
+    own context; they run one after the other, so one block of working memory serves them all. Without captured graphs
     one context changes its shape as needed.
     """
 

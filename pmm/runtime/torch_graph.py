@@ -41,7 +41,7 @@ class GraphRunner(TorchRunner):
         """Run `graph`, which is moved to `device`.
 
         Args:
-            graph: uint8 RGB crops [B, H, W, 3] -> embeddings [B, D], as its `embedding` says.
+            graph: uint8 RGB crops [B, H, W, 3] -> embeddings [B, D] of its contract `embedding`.
             precision: fp32, tf32, fp16 or bf16; the trunk's type must be that already.
             compiled: through inductor, whole. Compiled now for one image, and at the first call with more for all other
                 batch sizes (on a CPU in fp32 twice: from 16 images on, torch convolves them in another way).
@@ -163,7 +163,7 @@ def build_failed(compiler: str, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Compilers and exporters narrate on stdout and warn of their own internals; their errors still come through."""
+    """No output and warnings of compilers and exporters on their internals; their errors still come through."""
     parts = ("torch._dynamo", "torch._inductor", "torch.export", "torch.utils", "torch.onnx", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in parts]
     levels = [logger.level for logger in loggers]

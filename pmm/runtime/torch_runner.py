@@ -28,9 +28,9 @@ _TF32 = threading.RLock()
 
 
 class TorchRunner(Runner):
-    """Images go to the device, `_run` makes embeddings of them there, and those come back. Subclasses set `info`.
+    """Images are copied to the device, `_run` computes their embeddings, which are copied back. Subclasses set `info`.
 
-    On a GPU, images may lie there already: torch's CUDA tensors, or what has DLPack or the CUDA array interface.
+    On a GPU, images may be arrays on it: torch's CUDA tensors, or any with DLPack or the CUDA array interface.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class CapturedRun:
                 run(images)
         current.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        # torch's own choice of a stream is one of the GPU that it captured on first
+        # torch's default would be a stream of the first GPU that it captured on
         with torch.cuda.device(images.device), torch.cuda.graph(self._graph, stream=side):
             self._embeddings = run(images)
 

@@ -38,7 +38,7 @@ from pmm.utils.hardware import gpu_at
 T = TypeVar("T")
 
 CONTEXTS = 4
-"""Runs of one engine at a time; more fill the GPU no better, and each holds memory there."""
+"""Runs of one engine at a time; more fill the GPU no better, and each needs memory on it."""
 
 
 class TrtRunner(Runner):
@@ -62,7 +62,7 @@ class TrtRunner(Runner):
         warn: bool = True,
         log: Callable[[str, str], None] | None = None,
     ) -> None:
-        """Open `path`. Nothing of TensorRT is touched before the file is known to be ours and built for this machine.
+        """Open `path`. TensorRT is not loaded before the file was checked and found to be built for this machine.
 
         Args:
             device: cuda, cuda:N (counted as they are visible), or auto: the first GPU.
@@ -70,10 +70,12 @@ class TrtRunner(Runner):
             contexts: most runs at a time; further callers wait.
             eager: let TensorRT-RTX compile the kernels of a new batch size before its first run, not beside the runs.
             warn: about embeddings that were never verified.
-            log: gets the level and the text of all that the library says.
+            log: gets the level and the text of every message of the library.
 
         Raises:
-            UserError: the file is not ours, was changed, cannot run here, or does not hold what its manifest promises.
+            InvalidFile: no engine of pmm export trt, a changed one, one for other machines, or not as in its manifest.
+            BackendUnavailable: no GPU, or no library.
+            UserError: the library refuses a call.
         """
         file = read_native(path, EngineContract)
         self._path, self.manifest, contract = file.path, file.manifest, file.contract
@@ -106,7 +108,7 @@ class TrtRunner(Runner):
             self._pool = ContextPool(
                 self._path, max(1, contexts), lambda: ThreadContext(engine, open_device(self._index)), context
             )
-            # one run now: `info` then says what was found, and the first call is as fast as the others
+            # one run now: `info` is then of a real run, and the first call is as fast as later ones
             context.step(np.zeros((contract.batch.best, *engine.image_shape), engine.input.dtype))
         except BaseException:
             self.close()
@@ -115,7 +117,7 @@ class TrtRunner(Runner):
 
     @property
     def cuda_graph(self) -> bool:
-        """Runs are CUDA graphs: ours for TensorRT, its own for TensorRT-RTX."""
+        """Runs are CUDA graphs: captured here for TensorRT, by the library for TensorRT-RTX."""
         return self._engine is not None and self._engine.graphs != "off"
 
     def _embed(self, images: Crops | CudaArray) -> Embeddings:
@@ -145,7 +147,7 @@ class TrtRunner(Runner):
         return step
 
     def inspect(self, batch: int | None = None) -> str:
-        """What the engine inspector says of the engine's layers, as JSON, at a batch size (default: the best)."""
+        """The engine inspector's JSON on the layers, at a batch size (default: the best)."""
         with self._contexts.borrow() as context:
             return context.inspect(batch or self._batch.best)
 
@@ -298,7 +300,7 @@ class EngineBoundRun(BoundRun):
 
 
 def _capturing(trt: Any) -> Any:
-    """None for a release that has no CUDA graphs of its own."""
+    """None for a release that captures no CUDA graphs."""
     return trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if hasattr(trt, "CudaGraphStrategy") else None
 
 

@@ -9,8 +9,8 @@ import pytest
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
-from pmm.export.emulate_half import emulated, half_type
 from pmm.export.graph import IR_VERSION, _to_opset_17
+from pmm.export.half_precision import emulated, half_type
 from pmm.export.options import LEAST_OPSET, OPSET, OPSETS, EngineOptions, ExportOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx

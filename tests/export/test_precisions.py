@@ -18,7 +18,7 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export import graph as graph_module
-from pmm.export.emulate_half import emulated
+from pmm.export.half_precision import emulated
 from pmm.export.onnx import export_onnx
 from pmm.export.options import OPSET, ExportOptions, VerifyOptions
 from pmm.export.precision import onnx_precision

@@ -12,7 +12,7 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.export import onnx as module
-from pmm.export.emulate_half import emulated, half_type
+from pmm.export.half_precision import emulated, half_type
 from pmm.export.onnx import describe
 from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.precision import onnx_precision

@@ -13,7 +13,7 @@ import onnx
 import tensorrt_rtx
 
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.export.emulate_half import emulated
+from pmm.export.half_precision import emulated
 from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.trt import engine_from_onnx
 from pmm.runtime.ort_session import open_session

@@ -9,9 +9,8 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.emulate_half import emulated, half_type, tensor_types
 from pmm.export.engine_precision import network_precision
-from pmm.export.fallback import fp16_between
+from pmm.export.half_precision import emulated, fp16_between, half_type, tensor_types
 from pmm.export.onnx import _int8_hint, describe, export_onnx
 from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.precision import onnx_precision

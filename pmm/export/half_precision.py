@@ -1,7 +1,4 @@
-"""An int8 file whose other steps are in fp16: faster on a GPU, where a strongly typed engine keeps the file's types.
-
-Loads no torch.
-"""
+"""ONNX graphs in half precision: judged without a GPU, and int8 with its other steps in fp16. Loads no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pmm.export.emulate_half import tensor_types
+from pmm.artifacts.manifest import Manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -19,10 +16,65 @@ _FOLLOWING = ("Relu", "MaxPool", "Add")
 """Steps of the trunk between convolutions, in the type of their inputs."""
 
 
+def emulated(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `proto` in which operators on fp16 or bf16 tensors take and give fp32, with casts in between.
+
+    ONNX Runtime's CPU provider has no bf16 convolution, and computes an fp16 graph in fp32 throughout, which hides
+    overflows. The copy runs on it with the rounding, and the overflow, that a GPU has between operators (within one, it
+    accumulates in fp32).
+
+    Run it with graph optimisations off: a cast to half and back is the point, not a redundancy.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    types = tensor_types(proto)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    nodes = list(copy.graph.node)
+    del copy.graph.node[:], copy.graph.value_info[:]
+    for index, node in enumerate(nodes):
+        narrow_out = [name for name in node.output if types.get(name) in half]
+        if node.op_type == "Cast" or not (narrow_out or any(types.get(name) in half for name in node.input)):
+            copy.graph.node.append(node)
+            continue
+        for position, name in enumerate(node.input):
+            if types.get(name) in half:
+                wide = f"{name}/wide{index}.{position}"
+                copy.graph.node.append(helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT))
+                node.input[position] = wide
+        for position, name in enumerate(node.output):
+            if name in narrow_out:
+                node.output[position] = f"{name}/wide"
+        copy.graph.node.append(node)
+        for name in narrow_out:
+            copy.graph.node.append(helper.make_node("Cast", [f"{name}/wide"], [name], to=types[name]))
+    return copy
+
+
+def half_type(manifest: Manifest) -> str:
+    """fp16 or bf16 if the file's trunk has floats of that type, else nothing."""
+    stored = (manifest.quantization or {}).get("fallback", manifest.precision)
+    return stored if stored in ("fp16", "bf16") else ""
+
+
+def tensor_types(proto: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every tensor by its name, as onnx.TensorProto names them."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return {**types, **{tensor.name: tensor.data_type for tensor in inferred.graph.initializer}}
+
+
 def fp16_between(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of the quantised graph `proto` with the trunk's floats in fp16; what comes before and after stays in fp32.
 
-    The trunk is as in an fp16 export: the convolutions and what lies between them. Its weights stay in 8 bits; scales
+    Faster on a GPU, where a strongly typed engine keeps the file's types.
+
+    The trunk is as in an fp16 export: the convolutions and the steps between them. Its weights stay in 8 bits; scales
     become fp16, which QuantizeLinear and DequantizeLinear take from opset 19 on.
     """
     import onnx
@@ -61,7 +113,7 @@ def fp16_between(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _trunk(nodes: list[onnx.NodeProto]) -> set[int]:
-    """The ids of the convolutions, of what lies between them, and of the Q/DQ pairs there, in the graph's order."""
+    """The ids of the convolutions, of the steps between them and of their Q/DQ pairs."""
     makers = {name: node for node in nodes for name in node.output}
 
     def sources_of(node: onnx.NodeProto) -> list[onnx.NodeProto]:
