@@ -95,7 +95,10 @@ def test_each_command_refuses_a_device_that_no_word_names(command):
 
 
 def test_a_package_is_for_one_kind_of_processor():
-    assert_one_line_error(run_here("export/to_aoti.py", "no.pth", "--device", "auto"), "--device is 'auto'", "cpu, cuda or cuda:N")
+    done = run_here("export/to_aoti.py", "no.pth", "--device", "auto")
+    assert_one_line_error(done, "--device is 'auto'", "cpu, cuda or cuda:N")
+    done = run_here("export/to_aoti.py", "no.pth", "--precision", "tf32")
+    assert_one_line_error(done, "--precision tf32", "--device is cpu", "--device cuda")
 
 
 def test_the_gpu_of_an_index_or_which_there_are(monkeypatch):
