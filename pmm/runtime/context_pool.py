@@ -1,4 +1,4 @@
-"""Thread contexts that are borrowed for a run: a server with a thread per request makes few of them."""
+"""Thread contexts that are borrowed for a run, and runs bound to one: a server with many threads needs few of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pmm.runtime.base import closed_runner
+import numpy.typing as npt
+
+from pmm.runtime.base import BoundRun, closed_runner
 from pmm.runtime.thread_context import ThreadContext
+
+T = TypeVar("T")
 
 
 class ContextPool:
@@ -64,3 +69,31 @@ class ContextPool:
                 self._count -= 1
                 self._changed.notify_all()
             raise
+
+
+class EngineBoundRun(BoundRun):
+    """A run on a context of the pool: the one that has the images, if it is idle."""
+
+    def __init__(self, contexts: ContextPool, images: npt.NDArray[Any]) -> None:
+        super().__init__(lambda: self._on(lambda context: context.step(images)))
+        self._contexts, self._images = contexts, images
+        self._last: ThreadContext | None = None
+
+    def enqueue(self) -> None:
+        self._on(lambda context: context.enqueue(self._images))
+
+    def wait(self) -> None:
+        self._contexts.check_open()
+        if self._last is not None:
+            self._last.wait()
+
+    def device_ms(self) -> float:
+        return self._on(lambda context: context.device_ms(self._images))
+
+    def transfers_ms(self) -> tuple[float, float]:
+        return self._on(lambda context: context.transfers_ms(self._images))
+
+    def _on(self, work: Callable[[ThreadContext], T]) -> T:
+        with self._contexts.borrow(self._last) as context:
+            self._last = context
+            return work(context)

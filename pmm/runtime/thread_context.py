@@ -3,68 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pmm.artifacts.manifest import BatchProfiles, EmbeddingContract, InputContract
 from pmm.runtime import cuda_graph
 from pmm.runtime.base import Embeddings
 from pmm.runtime.buffers import Buffer, Device
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.driver import DriverError
 from pmm.runtime.gpu_array import GpuArray, gpu_array
-from pmm.runtime.trt_variant import layer_times
+from pmm.runtime.trt_variant import EngineHandle, layer_times
 from pmm.utils.errors import InvalidFile, OutOfMemory, UserError
 
 T = TypeVar("T")
-
-
-@dataclass
-class EngineHandle:
-    """A deserialised engine, shared by all thread contexts."""
-
-    path: Path
-    trt: Any
-    library: str
-    """Name and version, as tensorrt 11.4.0."""
-    logger: Any
-    native: Any
-    """The library's object."""
-    graphs: Literal["captured", "library", "off"]
-    """CUDA graphs: captured here, by the library itself, or none."""
-    context_options: Callable[[], Any] | None
-    """For TensorRT-RTX: makes the runtime configuration of one context."""
-    batch: BatchProfiles
-    image_shape: tuple[int, int, int]
-    input: InputContract
-    embedding: EmbeddingContract
-    graphs_failed: Callable[[str], None]
-    """Called with the reason when runs go on without graphs."""
-
-    def checked(self, call: str, make: Callable[[], T]) -> T:
-        """What `make` returns. Raises UserError, with the library's errors, for a call that fails: TensorRT returns
-        False or None where its binding does not raise."""
-        self.logger.errors.clear()
-        try:
-            result = make()
-        except RuntimeError as error:
-            raise self._failure(call, self.logger.take(error)) from error
-        if result is None or result is False:
-            raise self._failure(call, self.logger.take())
-        return result
-
-    def _failure(self, call: str, reason: str) -> UserError:
-        problem = f"{self.library}: {call} failed ({reason})"
-        if "memory" in reason.lower():
-            return OutOfMemory(problem, path=self.path, hint="free GPU memory, or build it for fewer images (--batch)")
-        return UserError(problem, path=self.path)
 
 
 class _Ready(NamedTuple):

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,13 @@ from pmm.artifacts.manifest import EngineContract
 from pmm.artifacts.native_file import read_native
 from pmm.data.preprocessing import Crops
 from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, check_on_gpu, warn_if_unverified
-from pmm.runtime.context_pool import ContextPool
+from pmm.runtime.context_pool import ContextPool, EngineBoundRun
 from pmm.runtime.cuda_libraries import open_device
 from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
 from pmm.runtime.rtx_cache import RuntimeCache, cache_file
-from pmm.runtime.thread_context import EngineHandle, ThreadContext
+from pmm.runtime.thread_context import ThreadContext
 from pmm.runtime.trt_variant import (
+    EngineHandle,
     check_engine,
     chosen_gpu,
     engine_precision,
@@ -34,8 +35,6 @@ from pmm.runtime.trt_variant import (
 )
 from pmm.utils.errors import InvalidFile, InvalidInput, UserError
 from pmm.utils.hardware import gpu_at
-
-T = TypeVar("T")
 
 CONTEXTS = 4
 """Runs of one engine at a time; more fill the GPU no better, and each needs memory on it."""
@@ -269,34 +268,6 @@ class TrtRunner(Runner):
         if shapes != profiles:
             problem = f"its {len(shapes)} batch profile(s) take {shapes}"
             raise InvalidFile(problem, path=self._path, expected=f"{profiles}, by its manifest")
-
-
-class EngineBoundRun(BoundRun):
-    """A run on a context of the pool: the one that has the images, if it is idle."""
-
-    def __init__(self, contexts: ContextPool, images: npt.NDArray[Any]) -> None:
-        super().__init__(lambda: self._on(lambda context: context.step(images)))
-        self._contexts, self._images = contexts, images
-        self._last: ThreadContext | None = None
-
-    def enqueue(self) -> None:
-        self._on(lambda context: context.enqueue(self._images))
-
-    def wait(self) -> None:
-        self._contexts.check_open()
-        if self._last is not None:
-            self._last.wait()
-
-    def device_ms(self) -> float:
-        return self._on(lambda context: context.device_ms(self._images))
-
-    def transfers_ms(self) -> tuple[float, float]:
-        return self._on(lambda context: context.transfers_ms(self._images))
-
-    def _on(self, work: Callable[[ThreadContext], T]) -> T:
-        with self._contexts.borrow(self._last) as context:
-            self._last = context
-            return work(context)
 
 
 def _capturing(trt: Any) -> Any:

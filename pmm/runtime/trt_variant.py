@@ -10,15 +10,16 @@ import platform
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pmm.artifacts.manifest import EngineContract, Manifest
+from pmm.artifacts.manifest import BatchProfiles, EmbeddingContract, EngineContract, InputContract, Manifest
 from pmm.artifacts.native_file import check_origin
 from pmm.runtime.fork import refuse_parents_gpu
 from pmm.utils.cuda_versions import advice
-from pmm.utils.errors import BackendUnavailable, InvalidValue, UserError
+from pmm.utils.errors import BackendUnavailable, InvalidValue, OutOfMemory, UserError
 from pmm.utils.extras import import_library
 from pmm.utils.hardware import RTX_CAPABILITIES, Gpu, cuda_index, driver_version, gpu_at, nvidia_gpus
 
@@ -180,6 +181,47 @@ def start(make: Callable[[Any], T], logger: Listener, name: str) -> T:
         hint = advice(library_name(library) if library in FLAVORS else library)
         hint = hint or "update the driver, or install the release for its CUDA version"
         raise UserError(f"{name} cannot start ({logger.take(error)}); {serves}", hint=hint) from error
+
+
+@dataclass
+class EngineHandle:
+    """A deserialised engine, shared by all thread contexts."""
+
+    path: Path
+    trt: Any
+    library: str
+    """Name and version, as tensorrt 11.4.0."""
+    logger: Any
+    native: Any
+    """The library's object."""
+    graphs: Literal["captured", "library", "off"]
+    """CUDA graphs: captured here, by the library itself, or none."""
+    context_options: Callable[[], Any] | None
+    """For TensorRT-RTX: makes the runtime configuration of one context."""
+    batch: BatchProfiles
+    image_shape: tuple[int, int, int]
+    input: InputContract
+    embedding: EmbeddingContract
+    graphs_failed: Callable[[str], None]
+    """Called with the reason when runs go on without graphs."""
+
+    def checked(self, call: str, make: Callable[[], T]) -> T:
+        """What `make` returns. Raises UserError, with the library's errors, for a call that fails: TensorRT returns
+        False or None where its binding does not raise."""
+        self.logger.errors.clear()
+        try:
+            result = make()
+        except RuntimeError as error:
+            raise self._failure(call, self.logger.take(error)) from error
+        if result is None or result is False:
+            raise self._failure(call, self.logger.take())
+        return result
+
+    def _failure(self, call: str, reason: str) -> UserError:
+        problem = f"{self.library}: {call} failed ({reason})"
+        if "memory" in reason.lower():
+            return OutOfMemory(problem, path=self.path, hint="free GPU memory, or build it for fewer images (--batch)")
+        return UserError(problem, path=self.path)
 
 
 def layer_times(
