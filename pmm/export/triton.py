@@ -29,7 +29,7 @@ CONFIG, VERSION = "config.pbtxt", "1"
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 SUFFIXES = {"onnxruntime": "-onnx", "tensorrt": "-trt"}
 # All files of a model folder that was written here; a folder with others is not replaced.
-OURS = {CONFIG, VERSION} | {f"{VERSION}/{file}{end}" for file in FILES.values() for end in ("", ".json")}
+MODEL_FILES = {CONFIG, VERSION} | {f"{VERSION}/{file}{end}" for file in FILES.values() for end in ("", ".json")}
 ONNX_MOST = 64
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -181,7 +181,7 @@ def _check_place(folder: Path, overwrite: bool) -> None:
     if folder.is_symlink() or not folder.is_dir():
         raise CannotWrite("it is not a folder", path=folder, hint="move it away or give another --name")
     for inside in folder.rglob("*"):
-        if inside.relative_to(folder).as_posix() not in OURS:
+        if inside.relative_to(folder).as_posix() not in MODEL_FILES:
             problem = "pmm export triton did not write all of it, and does not replace it"
             raise CannotWrite(problem, path=folder, hint=f"move {inside} away")
 

@@ -17,7 +17,7 @@ _FULL = (
     "alloc_failed",
     "allocation_failed",
 )
-_OWN_WORDS = re.compile(
+_CUDA_PART = re.compile(
     r"(?:(?:CUDA|CUDNN|CUBLAS) failure \d|Failed to allocate |cuDNN is not available).*?(?= ; GPU=|$)"
 )
 
@@ -42,4 +42,4 @@ def batch_fits(images: Any) -> Iterator[None]:
 def reason(error: Exception) -> str:
     """The first line of a library's error, at most 200 characters. Of ONNX Runtime's errors on a GPU, without the
     C++ signatures before it and the host's name behind it."""
-    return (_OWN_WORDS.findall(str(error)) or [reason_of(error)])[0][:200]
+    return (_CUDA_PART.findall(str(error)) or [reason_of(error)])[0][:200]

@@ -21,7 +21,7 @@ EXTRAS = {
 """Module -> package, of the libraries that the package itself does not ask for."""
 RENAMED = {"PIL": "pillow", "pynvml": "nvidia-ml-py", "torch": "torch torchvision"}
 """Module -> package, where the names differ; torch and torchvision must fit each other."""
-OURS = ("pmm", "bench", "export", "tests")
+PROJECT = ("pmm", "bench", "export", "tests")
 
 
 def import_library(module: str) -> Any:
@@ -58,7 +58,7 @@ def missing_library(error: Exception) -> str:
     """
     name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     module = name.partition(".")[0]
-    if not module or module in OURS or module in sys.stdlib_module_names:
+    if not module or module in PROJECT or module in sys.stdlib_module_names:
         return ""
     if sys.modules.get(module) or find_spec(module):
         package = RENAMED.get(module, module)
