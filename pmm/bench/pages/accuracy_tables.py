@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pmm.bench.pages.format import NONE, between, cosine, count, one_in, one_line, percent, points, small, threshold
 from pmm.bench.pages.queries import completed, reference_of
 from pmm.bench.pages.tables import Cell, Column, Figures, Table, both, but_reference, lines, loss_tone, table_of
-from pmm.bench.schema import BenchReport, Interval, LostQuery, OperatingPoint, Result
+from pmm.bench.schema import BenchReport, LostQuery, OperatingPoint, Result
 
 
 def accuracy_table(report: BenchReport) -> Table:
@@ -23,11 +23,12 @@ def accuracy_table(report: BenchReport) -> Table:
     def tau(result: Result) -> str:
         return NONE if result.kendall_tau is None else f"{result.kendall_tau:.4f}"
 
-    def share(get: Callable[[Result], tuple[float | None, float | None, Interval | None]]) -> Figures:
-        """A share of the queries, its difference from the reference's, and the interval of that."""
+    def share(name: str) -> Figures:
+        """The field `name`, its difference from the reference's, and the interval of that."""
 
         def cell(result: Result) -> Cell:
-            value, delta, interval = get(result)
+            prefix = f"{name.lower()}_delta"
+            value, delta, interval = (getattr(result, field) for field in (name, prefix, f"{prefix}_interval"))
             if result is reference or delta is None:
                 return Cell(percent(value))
             return Cell(percent(value), lines(points(delta), between(interval, points)), loss_tone(delta, interval))
@@ -43,17 +44,9 @@ def accuracy_table(report: BenchReport) -> Table:
         (Column("first crop changed", "queries", order), others(lambda r: count(r.top1_changed))),
         (Column("top-10 overlap", "", order), others(lambda r: percent(r.top10_overlap, 2))),
         (Column("Kendall's tau", "", order), others(tau)),
-        (
-            Column("mAP", "difference, interval", retrieval),
-            share(lambda r: (r.mAP, r.map_delta, r.map_delta_interval)),
-        ),
-        (
-            Column("rank-1", "difference, interval", retrieval),
-            share(lambda r: (r.rank1, r.rank1_delta, r.rank1_delta_interval)),
-        ),
-        (
-            Column("mINP", "difference, interval", retrieval),
-            share(lambda r: (r.mINP, r.minp_delta, r.minp_delta_interval)),
+        *(
+            (Column(label, "difference, interval", retrieval), share(name))
+            for name, label in (("mAP", "mAP"), ("rank1", "rank-1"), ("mINP", "mINP"))
         ),
     ]
     return table_of(report, completed(report), columns)
