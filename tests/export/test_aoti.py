@@ -24,7 +24,7 @@ from pmm.runtime import torch_runner
 from pmm.runtime.aoti import AotiRunner, this_machine
 from pmm.runtime.deployed_graph import TRUNK_TYPES, deployed_graph
 from pmm.utils.build_info import describe_build
-from pmm.utils.errors import BackendUnavailable, InvalidFile, InvalidValue, UserError
+from pmm.utils.errors import BackendUnavailable, InvalidFile, InvalidValue
 from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, run_here, run_python
 from tests.refusals import refuses
@@ -152,7 +152,7 @@ def test_what_cannot_be_had_is_refused_before_the_work(trained, built, tmp_path,
     ):
         with refuses(kind, *facts):
             export_aoti(trained, tmp_path / "m.pt2", precision, device)
-    with pytest.raises(UserError, match="'tpu'"):
+    with refuses(InvalidValue, name="device", value="tpu"):
         export_aoti(trained, tmp_path / "m.pt2", device="tpu")
     state = load(trained)
     state["config"]["data"]["root"] = str(tmp_path / "gone")

@@ -15,7 +15,7 @@ from pmm.export.trt import describe_engine, engine_from_onnx
 from pmm.runtime import trt_variant
 from pmm.runtime.open import open_runner
 from pmm.utils import hardware
-from pmm.utils.errors import BackendUnavailable, ConflictingOptions, InvalidValue, UserError
+from pmm.utils.errors import BackendUnavailable, CannotWrite, ConflictingOptions, InvalidValue, OutOfMemory, UserError
 from pmm.utils.hardware import Gpu
 from tests.runtime.standin import LISTS
 
@@ -74,26 +74,31 @@ def test_a_build_beside_an_open_runner_hears_its_own_messages(machine, shared, t
 
 
 @pytest.mark.parametrize(
-    ("dies", "facts"),
+    ("dies", "kind", "facts"),
     [
         (
             "GPU memory, 10.3",
+            OutOfMemory,
             ("out of GPU memory", "14.42 GiB", "(out of memory)", "--workspace", "8 images", "--batch"),
         ),
-        ("GPU memory, 10.9", ("out of GPU memory", "2.64 GiB", "OutOfMemory", "--workspace", "--batch")),
-        ("workspace", ("--workspace 0.25 is too small", "node conv1 due to insufficient workspace", "give more")),
-        ("another reason, with little memory", ("built no engine (Error Code 4: Internal Error (a reason))",)),
-        ("another reason", ("built no engine (Error Code 4: Internal Error (a reason))",)),
+        ("GPU memory, 10.9", OutOfMemory, ("out of GPU memory", "2.64 GiB", "OutOfMemory", "--workspace", "--batch")),
+        (
+            "workspace",
+            UserError,
+            ("--workspace 0.25 is too small", "node conv1 due to insufficient workspace", "give more"),
+        ),
+        (
+            "another reason, with little memory",
+            UserError,
+            ("built no engine (Error Code 4: Internal Error (a reason))",),
+        ),
+        ("another reason", UserError, ("no engine (Error Code 4: Internal Error (a reason))",)),
     ],
 )
-def test_a_build_that_fails_is_one_line_with_its_reason_and_the_way_out(machine, shared, tmp_path, dies, facts):
+def test_a_build_that_fails_is_one_line_with_its_reason_and_the_way_out(machine, shared, tmp_path, dies, kind, facts):
     machine(NEWEST, dies=dies)
-    with pytest.raises(UserError) as caught:
+    with refuses(kind, *facts, hint=str(tmp_path / "m.plan.log")):
         built(shared, tmp_path / "m.plan", workspace=0.25)
-    message = str(caught.value)
-    assert "\n" not in message
-    for fact in (*facts, str(tmp_path / "m.plan.log")):
-        assert fact in message
     assert DEATHS[dies][-1][1] in (tmp_path / "m.plan.log").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]
 
@@ -102,7 +107,7 @@ def test_an_engine_that_does_not_open_is_called_by_its_own_name(machine, shared,
     """It is opened before it has it."""
     world, _ = machine(NEWEST)
     world.failing.add("create_execution_context")
-    with pytest.raises(UserError, match=r"^\S+/m\.plan: tensorrt .*create_execution_context failed"):
+    with refuses(UserError, "tensorrt", "create_execution_context", path=tmp_path / "m.plan"):
         built(shared, tmp_path / "m.plan")
     assert [path.name for path in tmp_path.iterdir()] == ["m.plan.log"]
 
@@ -110,7 +115,7 @@ def test_an_engine_that_does_not_open_is_called_by_its_own_name(machine, shared,
 def test_a_log_that_cannot_be_written_is_said_before_the_build(machine, shared, tmp_path):
     machine(NEWEST)
     (tmp_path / "m.plan.log").mkdir()
-    with pytest.raises(UserError, match=r"m\.plan\.log: it is a folder"):
+    with refuses(CannotWrite, "folder", path=tmp_path / "m.plan.log"):
         built(shared, tmp_path / "m.plan")
 
 
@@ -196,5 +201,5 @@ def test_an_engine_is_built_for_and_proved_on_the_gpu_asked_for(machine, shared,
 
 @pytest.mark.parametrize("device", ["cpu", "gpu", "cuda:x"])
 def test_a_device_that_builds_no_engine(device):
-    with pytest.raises(UserError, match=device):
+    with refuses(InvalidValue, value=device, expected="cuda:N"):
         EngineOptions(device=device)

@@ -5,7 +5,7 @@ import pytest
 
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.export.parity_check import ParityCheck, ParityFailed
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidInput
 from tests.refusals import refuses
 
 CROPS = np.random.default_rng(0).integers(0, 256, (20, 2, 2, 3), dtype=np.uint8)
@@ -111,7 +111,7 @@ def test_nan_is_no_embedding():
         rows[0, 0] = np.nan
         return rows
 
-    with pytest.raises(UserError, match="NaN or Inf"):
+    with refuses(InvalidInput, "NaN or Inf"):
         ParityCheck.of(exact, CROPS, PLAIN).check(holes, "int8", "x", "")
 
 

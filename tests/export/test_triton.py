@@ -22,7 +22,7 @@ from pmm.data.preprocessing import Preprocessing
 from pmm.export import triton as module
 from pmm.export.triton import write_model_repository
 from pmm.export.triton_config import Serving, model_config
-from pmm.utils.errors import CannotWrite, InvalidFile, UserError
+from pmm.utils.errors import CannotWrite, InvalidFile
 from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, examples, run_here
 from tests.refusals import refuses
@@ -571,7 +571,7 @@ def test_a_failure_leaves_the_old_model_whole(old_and_new, monkeypatch, place, e
         monkeypatch.setattr(module, "_put", failing(module._put, 2))
     else:
         monkeypatch.setattr(Path, "rename", failing(Path.rename, 1 if place == "rename away" else 2))
-    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt) as raised:
+    with pytest.raises(CannotWrite if isinstance(error, OSError) else KeyboardInterrupt) as raised:
         write_model_repository([new], repository, name="m", overwrite=True)
     monkeypatch.undo()
     assert calls
@@ -607,7 +607,7 @@ def test_an_old_model_that_cannot_be_put_back_is_not_deleted(old_and_new, monkey
 
     before = tree(repository / "m")
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(UserError):
+    with refuses(CannotWrite, "Input/output error", path=repository / "m"):
         write_model_repository([new], repository, name="m", overwrite=True)
     monkeypatch.undo()
     [scratch] = repository.parent.glob(".m.*")

@@ -22,7 +22,7 @@ from pmm.runtime import aoti
 from pmm.runtime.aoti import AotiRunner, this_machine
 from pmm.runtime.open import open_runner
 from pmm.utils import hardware
-from pmm.utils.errors import BackendUnavailable, InvalidFile, InvalidInput, UserError
+from pmm.utils.errors import BackendUnavailable, InvalidFile, InvalidInput, InvalidValue, UserError
 from pmm.utils.files import sha256
 from pmm.utils.hardware import nvidia_gpus
 from tests.conftest import assert_one_line_error, run_here, run_python, run_without_torch
@@ -221,7 +221,7 @@ def test_devices_are_the_packages_or_refused(package, unloaded, monkeypatch):
     for device in ("cuda", "cuda:1"):
         with refuses(InvalidFile, "built for cpu", f"--device is {device}", path=package, hint="pmm export aoti"):
             open_runner(package, device=device)
-    with pytest.raises(UserError, match=r"'gpu'.*auto, cpu, cuda"):
+    with refuses(InvalidValue, value="gpu", expected="auto, cpu, cuda"):
         open_runner(package, device="gpu")
     with refuses(BackendUnavailable, "CPU", "CUDA graphs"):
         AotiRunner(package, cuda_graph=True)
