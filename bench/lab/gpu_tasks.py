@@ -144,7 +144,7 @@ def _training_tasks(gpu: Gpu, out: str) -> list[Task]:
 
 
 def _bench_tasks(gpu: Gpu, out: str) -> list[Task]:
-    """Backends beside torch in fp32, a precision each where files are made, which are kept for the next attempt."""
+    """Backends beside torch in fp32; a task per precision if it exports files, which the next attempt can use."""
     best = f"{out}/training/best.pth"
     halves = ("fp32", "tf32", "fp16", "bf16")
     kinds = [

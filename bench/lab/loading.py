@@ -214,7 +214,7 @@ def _bare(paths: Sequence[Path], height: int, width: int, workers: int) -> Itera
             return lambda: _pass(pool, name, workers)
 
         yield {BARE: passes("_drop"), TO_NUMPY: passes("_keep")}
-        pool.close()  # by their own end, not by the signal that leaving `with` would send
+        pool.close()  # the processes end by themselves, not by the signal that leaving `with` would send
         pool.join()
 
 

@@ -37,7 +37,7 @@ def heading(device: str, threads: int, plan: LatencyPlan) -> dict[str, Any]:
         "build": build_info(),
         "device": device,
         "plan": asdict(plan),
-        # torch's own switch: with it every output of torch has the big pages that our CPU kernels ask for
+        # a switch of torch: with it every output of torch has the big pages that our CPU kernels request
         "big_pages_for_all": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
     }
 

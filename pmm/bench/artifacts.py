@@ -60,7 +60,7 @@ def make_artifact(
         flavor: of an engine: tensorrt or rtx.
         batches: that will be timed; an engine gets an optimisation profile for each.
         folder: of the artifacts; their names begin with the checkpoint's hash.
-        dataset, root: data set to verify on, and to calibrate on if the checkpoint's own is gone.
+        dataset, root: data set to verify on, and to calibrate on if that of the checkpoint no longer exists.
 
     Raises:
         UserError: as the exports do.
@@ -120,7 +120,7 @@ def _onnx(
 
 
 def _calibration_root(checkpoint: Path, verification: VerifyOptions) -> str:
-    """The data set to calibrate on, if the checkpoint's own is not where it was."""
+    """The data set to calibrate on, if the checkpoint's training set no longer exists."""
     from pmm.artifacts.checkpoint import load
 
     root = resolve_data_root(Config.from_dict(load(checkpoint)["config"]).data.root, checkpoint)

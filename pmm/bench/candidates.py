@@ -39,7 +39,7 @@ class Candidate:
 
     @property
     def device_name(self) -> str:
-        """Where it runs, as runners are told: cpu, cuda or cuda:N."""
+        """Its device, as an argument of a runner: cpu, cuda or cuda:N."""
         return f"{self.device}:{self.gpu}" if self.gpu else self.device
 
     @property

@@ -118,8 +118,8 @@ def resolve_inputs(files: Sequence[Path], options: Options) -> tuple[Path, tuple
     """The checkpoint, the candidates, and the backends that must run.
 
     Args:
-        files: at most one checkpoint, and artifacts. Without a checkpoint the artifacts' own is looked for; without any
-            file it is that of the newest run.
+        files: at most one checkpoint, and artifacts. Without a checkpoint it is the one that the first artifact was
+            exported from; without any file it is that of the newest run.
 
     Raises:
         InvalidFile: a file that is missing, that pmm did not write, or that comes from another checkpoint.
