@@ -66,7 +66,7 @@ class World:
         return memory
 
     def at(self, pointer: int, nbytes: int) -> int:
-        start = max((start for start in self.memory if start <= pointer), default=0)
+        start = max((start for start in list(self.memory) if start <= pointer), default=0)
         assert start, f"{pointer:#x} is no device memory (any more)"
         assert pointer + nbytes <= start + self.memory[start].nbytes, "reaches past the end of device memory"
         return pointer
