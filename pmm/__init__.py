@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pmm.utils.errors import OutOfMemory as OutOfMemory
     from pmm.utils.errors import UserError as UserError
 
-_HOMES = {
+_EXPORTS = {
     "Artifact": "pmm.artifacts.artifact",
     "BackendUnavailable": "pmm.utils.errors",
     "CannotWrite": "pmm.utils.errors",
@@ -79,15 +79,15 @@ _HOMES = {
 }
 """Name -> module that holds it."""
 
-__all__ = [*sorted(_HOMES), "__version__"]
+__all__ = [*sorted(_EXPORTS), "__version__"]
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
     def __getattr__(name: str) -> object:
-        if name not in _HOMES:
+        if name not in _EXPORTS:
             raise AttributeError(f"module 'pmm' has no attribute '{name}'; it has {', '.join(__all__)}")
-        home = _HOMES[name]
+        home = _EXPORTS[name]
         if home == __name__:
             return importlib.import_module(f"{home}.{name}")
         value = globals()[name] = getattr(importlib.import_module(home), name)

@@ -13,7 +13,7 @@ from pmm.utils.errors import ConflictingOptions, InvalidValue, UserError, one_of
 from pmm.utils.from_dict import from_dict
 
 SYNTHETIC = "synthetic"
-MOST_SIDE = 4096
+MAX_SIDE = 4096
 """Of a crop, pixels."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -58,7 +58,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
-            _require(0 < getattr(self, name) <= MOST_SIDE, name, getattr(self, name), f"1 to {MOST_SIDE} pixels")
+            _require(0 < getattr(self, name) <= MAX_SIDE, name, getattr(self, name), f"1 to {MAX_SIDE} pixels")
         _require(min(self.std) > 0, "std", self.std, "positive numbers")
         _require(0 <= self.val_identities < 1, "val_identities", self.val_identities, "0 or more, below 1")
         _require(self.workers >= 0, "workers", self.workers, "at least 0")
@@ -176,7 +176,7 @@ class RecipeConfig:
         self.ids_per_part(1)
 
     @property
-    def gentler(self) -> str:
+    def divergence_hint(self) -> str:
         """What to do where training diverges, in words."""
         return "lower --lr" if self.schedule == "paper" else "lower --lr or lengthen --warmup"
 

@@ -50,7 +50,7 @@ def test_every_parameter_and_result_is_typed(name):
 def test_the_names_for_type_checkers_are_those_that_are_there():
     source = (ROOT / "pmm" / "__init__.py").read_text()
     typed = {line.split(" as ")[1] for line in source.splitlines() if line.startswith("    from ")}
-    assert typed == set(pmm._HOMES) == set(pmm.__all__) - {"__version__"}
+    assert typed == set(pmm._EXPORTS) == set(pmm.__all__) - {"__version__"}
     assert set(pmm.__all__) <= set(dir(pmm))
     assert all(getattr(pmm, name) is not None for name in pmm.__all__)
     with pytest.raises(AttributeError, match=r"no attribute 'nothing'.*open_runner"):

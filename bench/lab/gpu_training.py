@@ -22,7 +22,7 @@ from bench.lab.training_step import random_crops, step_config
 from pmm.config import preset
 from pmm.models.registry import build_model
 from pmm.training.state import TrainState, make_train_state
-from pmm.training.step import be_deterministic, train_step
+from pmm.training.step import set_deterministic, train_step
 from pmm.utils.errors import UserError
 
 PROFILED = 20
@@ -125,7 +125,7 @@ def check_distributed(device: torch.device, *, fast: bool) -> dict[str, Any]:
 def _train_state(device: torch.device, amp: Literal["off", "bf16", "fp16"], fast: bool) -> tuple[TrainState, Any]:
     batch = 8 if fast else preset("paper").recipe.batch_size
     config = step_config(batch, "resnet10" if fast else "resnet50", amp)
-    be_deterministic(device)
+    set_deterministic(device)
     torch.manual_seed(0)
     return make_train_state(build_model(config), config, device, 1), random_crops(config, device)
 

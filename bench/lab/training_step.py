@@ -30,7 +30,7 @@ from pmm.models.registry import build_model
 from pmm.ops import sample_partners
 from pmm.training.losses import reid_losses
 from pmm.training.state import make_train_state
-from pmm.training.step import be_deterministic, train_step
+from pmm.training.step import set_deterministic, train_step
 from pmm.utils.errors import InvalidValue
 
 NO_MIXING = "no mixing"
@@ -63,7 +63,7 @@ def bench_step(
     config = step_config(batch, "resnet10" if fast else "resnet50", amp)
     require_kernels(device)
     torch.set_num_threads(threads)
-    be_deterministic(device)
+    set_deterministic(device)
     torch.manual_seed(0)
     state = make_train_state(build_model(config), config, device, 1)
     model = state.model

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS = {"higher": "#17a077", "lower": "#cf4a3c"}
 """By the reading of a difference; NEUTRAL for all others."""
 MARKERS = {"higher": "^", "lower": "v"}
-LEAST_POINTS = 1.0
+MIN_POINTS = 1.0
 """The least range of an axis to either side of 0: noise must not look like a difference."""
 
 
@@ -50,7 +50,7 @@ def _of(row: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
 
 def _panel(axes: Axes, differences: Sequence[Mapping[str, Any]]) -> None:
     """A line per row: the mark is the mean, the bar its interval, and the dots below are the seeds."""
-    shown = [-LEAST_POINTS, LEAST_POINTS]
+    shown = [-MIN_POINTS, MIN_POINTS]
     for y, difference in enumerate(differences):
         colour = COLOURS.get(difference["reading"], NEUTRAL)
         seeds = [100 * value for value in difference["per_seed"]]

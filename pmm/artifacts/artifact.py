@@ -63,7 +63,7 @@ def reusable(
 
 
 @dataclass
-class Draft:
+class ArtifactDraft:
     """An artifact before it gets its name: it is at `path`, and will be at `out`."""
 
     path: Path
@@ -91,14 +91,14 @@ class Draft:
 
 
 @contextlib.contextmanager
-def drafted(path: Path, manifest: Manifest) -> Iterator[Draft]:
+def new_artifact(path: Path, manifest: Manifest) -> Iterator[ArtifactDraft]:
     """Yield a draft to write to `draft.path`; `draft.manifest` may still be changed.
 
     On success the file and its manifest (with the file's hash) get their names one right after the other, else neither
     does. Raises CannotWrite as `pmm.utils.files.replacing`.
     """
     with replacing(manifest_path(path)) as temporary_manifest, replacing(path) as temporary:
-        draft = Draft(temporary, path, manifest)
+        draft = ArtifactDraft(temporary, path, manifest)
         yield draft
         draft.manifest = draft._sealed()
         temporary_manifest.write_text(draft.manifest.to_json())

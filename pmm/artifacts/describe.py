@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmm.artifacts.artifact import read_manifest
-from pmm.artifacts.kinds import KNOWN, NAMES, Kind
+from pmm.artifacts.kinds import KIND_NAMES, KNOWN_KINDS, Kind
 from pmm.artifacts.manifest import Manifest
 from pmm.config import SYNTHETIC
 from pmm.utils.errors import InvalidFile
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def describe_artifact(path: Path, kind: Kind) -> dict[str, Any]:
     """What the file at `path` is, as plain values. Raises InvalidFile if it is damaged, or of a kind not read here."""
     if kind not in DESCRIBE:
-        raise InvalidFile(f"it is {NAMES[kind]}, which no command reads", path=path, expected=KNOWN)
+        raise InvalidFile(f"it is {KIND_NAMES[kind]}, which no command reads", path=path, expected=KNOWN_KINDS)
     return DESCRIBE[kind](path)
 
 

@@ -16,7 +16,7 @@ from pmm.utils.files import existing_file
 
 Kind = Literal["checkpoint", "torch", "program", "onnx", "engine", "package", "index"]
 
-NAMES: dict[Kind, str] = {
+KIND_NAMES: dict[Kind, str] = {
     "checkpoint": "a checkpoint",
     "torch": "a file of torch, but no PMM checkpoint",
     "program": "a program of torch (TorchScript or torch.export)",
@@ -37,7 +37,7 @@ SUFFIXES: dict[str, Kind] = {
     ".npz": "index",
 }
 """What the ending of a name declares."""
-DESCRIBED: dict[Kind, str] = {
+KIND_DESCRIPTIONS: dict[Kind, str] = {
     "checkpoint": "a checkpoint (.pth, .pt)",
     "onnx": "an ONNX file (.onnx)",
     "engine": "a TensorRT engine (.plan, .engine)",
@@ -51,7 +51,7 @@ _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC
 _SEARCHED = 1 << 20  # bytes of a pickle; the format is the first entry of a PMM checkpoint
 
 
-KNOWN = one_of(DESCRIBED.values())
+KNOWN_KINDS = one_of(KIND_DESCRIPTIONS.values())
 
 
 def kind_of(path: str | Path, *expected: Kind) -> Kind:
@@ -64,7 +64,7 @@ def kind_of(path: str | Path, *expected: Kind) -> Kind:
 
     Raises InvalidFile if the file is missing, or neither tells.
     """
-    known = one_of(DESCRIBED[each] for each in expected or DESCRIBED)
+    known = one_of(KIND_DESCRIPTIONS[each] for each in expected or KIND_DESCRIPTIONS)
     path = existing_file(path, known)
     declared, kind = SUFFIXES.get(path.suffix.lower()), kind_of_content(path)
     if kind is None:
@@ -73,11 +73,11 @@ def kind_of(path: str | Path, *expected: Kind) -> Kind:
         return declared
     of_torch = ("checkpoint", "torch", "program")
     if declared not in (None, kind) and not (declared in of_torch and kind in of_torch):
-        _warn_once(f"{path}: its name ends in {path.suffix}, but it is {NAMES[kind]}, and taken as that")
+        _warn_once(f"{path}: its name ends in {path.suffix}, but it is {KIND_NAMES[kind]}, and taken as that")
     return kind
 
 
-def kind_among(path: str | Path, *expected: Kind) -> Kind:
+def require_kind(path: str | Path, *expected: Kind) -> Kind:
     """As `kind_of`, of a file that has to be one of those `expected`; a file of torch counts as the checkpoint that it
     was meant to be, as reading it says what to do with it.
 
@@ -87,7 +87,9 @@ def kind_among(path: str | Path, *expected: Kind) -> Kind:
     if kind == "torch" and "checkpoint" in expected:
         return "checkpoint"
     if kind not in expected:
-        raise InvalidFile(f"it is {NAMES[kind]}", path=path, expected=one_of(NAMES[each] for each in expected))
+        raise InvalidFile(
+            f"it is {KIND_NAMES[kind]}", path=path, expected=one_of(KIND_NAMES[each] for each in expected)
+        )
     return kind
 
 

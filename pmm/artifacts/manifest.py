@@ -23,7 +23,7 @@ METADATA_KEY = "pmm_manifest"
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
 """The other GPUs that TensorRT builds an engine for."""
-MOST_IMAGES = 4096
+MAX_IMAGES = 4096
 """Per run of an engine: a runner keeps buffers for so many."""
 
 
@@ -45,8 +45,8 @@ class InputContract:
     """Images per run, if the file takes no other number; None if any number will do."""
 
     def __post_init__(self) -> None:
-        if self.batch is not None and not 1 <= self.batch <= MOST_IMAGES:
-            raise InvalidValue("--static-batch", self.batch, f"1 to {MOST_IMAGES}")
+        if self.batch is not None and not 1 <= self.batch <= MAX_IMAGES:
+            raise InvalidValue("--static-batch", self.batch, f"1 to {MAX_IMAGES}")
 
     @classmethod
     def of(
@@ -106,8 +106,8 @@ class BatchProfile:
     most: int = 64
 
     def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.best <= self.most <= MOST_IMAGES:
-            expected = f"1 <= least <= best <= most <= {MOST_IMAGES}, as 1 8 64"
+        if not 1 <= self.least <= self.best <= self.most <= MAX_IMAGES:
+            expected = f"1 <= least <= best <= most <= {MAX_IMAGES}, as 1 8 64"
             raise InvalidValue("--batch", str(self), expected)
 
     def __str__(self) -> str:

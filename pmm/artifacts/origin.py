@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pmm.artifacts.checkpoint import load
-from pmm.artifacts.kinds import NAMES, RUNNABLE, kind_of, kind_of_content
+from pmm.artifacts.kinds import KIND_NAMES, RUNNABLE, kind_of, kind_of_content
 from pmm.artifacts.manifest import EngineContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
@@ -64,7 +64,7 @@ def manifest_of(path: Path) -> Manifest:
         return read_native(path, EngineContract).manifest
     if kind == "package":
         return read_native(path, PackageContract).manifest
-    raise InvalidFile(f"it is {NAMES[kind]}", path=path, expected="a file that was exported from a checkpoint")
+    raise InvalidFile(f"it is {KIND_NAMES[kind]}", path=path, expected="a file that was exported from a checkpoint")
 
 
 def checkpoint_of(artifact: Path, manifest: Manifest) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pmm.artifacts.kinds import NAMES, SUFFIXES, kind_of_content
+from pmm.artifacts.kinds import KIND_NAMES, SUFFIXES, kind_of_content
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import existing_file
 
@@ -51,11 +51,11 @@ def _other_kind(path: Path, start: bytes) -> str | None:
     if kind in ("checkpoint", "torch"):
         return None
     if kind:
-        return f"{NAMES[kind]}, or a damaged one, not a checkpoint"
+        return f"{KIND_NAMES[kind]}, or a damaged one, not a checkpoint"
     if start[:2] == b"PK" or start[:1] == b"\x80":  # a zip archive, or a pickle of old versions of torch
         return None
     if declared != "checkpoint":
-        return f"{NAMES[declared]}, or a damaged one, not a checkpoint"
+        return f"{KIND_NAMES[declared]}, or a damaged one, not a checkpoint"
     if start[257:262] == b"ustar" or start[:2] == b"\x1f\x8b":
         return "a packed archive (.tar or .gz), not a checkpoint: unpack it and give the file inside"
     return "truncated, or not a checkpoint"

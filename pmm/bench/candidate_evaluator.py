@@ -23,7 +23,7 @@ from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import make_folder, sha256
 
 BUILDER = "builder"
-BUILD_PATIENCE = 12.0
+BUILD_TIMEOUT_FACTOR = 12.0
 """Times the timeout that a build may be silent: builders and quantizers do not report their progress."""
 CHECKED_CROPS = 64
 """How many crops are embedded in small batches, too."""
@@ -107,7 +107,7 @@ class CandidateEvaluator:
         if candidate.artifact is None and candidate.file_kind != "checkpoint":
             built = self._workers[BUILDER].call(
                 "make",
-                patience=BUILD_PATIENCE,
+                patience=BUILD_TIMEOUT_FACTOR,
                 kind=candidate.file_kind,
                 precision=candidate.precision,
                 file_precision=candidate.file_precision,

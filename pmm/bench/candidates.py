@@ -45,7 +45,7 @@ class Candidate:
     @property
     def file_kind(self) -> Kind:
         """What kind of file it runs."""
-        return BACKENDS[self.backend].runs
+        return BACKENDS[self.backend].file_kind
 
     @property
     def file_precision(self) -> str:
@@ -164,7 +164,7 @@ def _of_file(path: Path, backends: Sequence[str], number: int, graphs: bool) -> 
         natural = "ort-cuda" if gpu and manifest.precision in BACKENDS["ort-cuda"].precisions["cuda"] else "ort-cpu"
     else:
         natural = "aoti"
-    fitting = [name for name in backends if name in BACKENDS and BACKENDS[name].runs == kind]
+    fitting = [name for name in backends if name in BACKENDS and BACKENDS[name].file_kind == kind]
     if kind == "engine":
         fitting = [name for name in fitting if name == natural]
     for name in fitting or [natural]:

@@ -14,7 +14,7 @@ from pmm.evaluation.parity.retrieval import paired_bootstrap
 from pmm.utils.errors import ConflictingOptions, InvalidFile
 
 RESAMPLES = 2000
-LEAST_TURNS = 6
+MIN_TURNS = 6
 """Fewer give the ratio of two medians no interval."""
 
 Kind = Literal["worse", "better", "same", "unknown"]
@@ -139,7 +139,7 @@ def _ratio_interval(before: Timing, after: Timing) -> tuple[float, float] | None
     medians, rng = [], np.random.default_rng(0)
     for timing in (before, after):
         turns = np.reshape(timing.samples_ms, (-1, timing.block))
-        if len(turns) < LEAST_TURNS:
+        if len(turns) < MIN_TURNS:
             return None
         drawn = turns[rng.integers(0, len(turns), (RESAMPLES, len(turns)))].reshape(RESAMPLES, -1)
         medians.append(np.array([percentile(row, 50) for row in drawn]))

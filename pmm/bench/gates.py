@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pmm.artifacts.manifest import PRECISIONS
 from pmm.bench.schema import GateFailure, Gates, Result
-from pmm.export.options import MAX_LENGTH_ERROR, MIN_COSINE
+from pmm.export.options import MAX_NORM_ERROR, MIN_COSINE
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import InvalidValue, one_of
 
@@ -21,8 +21,7 @@ OFF = "off"
 NOT_TIMED = "could not be timed"
 """Part of a note that fails."""
 MIN_COSINES, MAX_NORM_ERRORS = (
-    ",".join(f"{precision}={bound:g}" for precision, bound in bounds.items())
-    for bounds in (MIN_COSINE, MAX_LENGTH_ERROR)
+    ",".join(f"{precision}={bound:g}" for precision, bound in bounds.items()) for bounds in (MIN_COSINE, MAX_NORM_ERROR)
 )
 COSINE_HELP = (
     "Least cosine of an embedding with torch's, for all precisions, or for some, as fp16=0.999,int8=0.97 (default: "
@@ -53,7 +52,7 @@ class GateFlags:
             max_map_drop=_bound(self.max_map_drop, "--max-map-drop", 0, 1),
             max_rank1_flips=_bound(self.max_rank1_flips, "--max-rank1-flips", 0, 1),
             min_cosine=_per_precision(self.min_cosine, "--min-cosine", MIN_COSINE, -1, 1),
-            max_length_error=_per_precision(self.max_norm_error, "--max-norm-error", MAX_LENGTH_ERROR, 0, math.inf),
+            max_length_error=_per_precision(self.max_norm_error, "--max-norm-error", MAX_NORM_ERROR, 0, math.inf),
             max_p95_ms=_bound(self.max_p95_ms, "--max-p95-ms", 0, math.inf),
         )
 

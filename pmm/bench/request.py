@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pmm.artifacts.kinds import RUNNABLE, kind_among
-from pmm.artifacts.manifest import MOST_IMAGES, Manifest
+from pmm.artifacts.kinds import RUNNABLE, require_kind
+from pmm.artifacts.manifest import MAX_IMAGES, Manifest
 from pmm.artifacts.origin import RUNS, checkpoint_of, newest_run
 from pmm.bench.candidates import Candidate, artifact_candidates, export_candidates
 from pmm.bench.latency import LatencyPlan
@@ -97,8 +97,8 @@ def make_request(files: Sequence[Path], options: Options, gates: Gates) -> Reque
     Raises UserError, of the kind that fits, before anything is measured.
     """
     batches = command_line.numbers(options.batches, flag="--batches")
-    if max(batches) > MOST_IMAGES:
-        raise InvalidValue("--batches", options.batches, f"at most {MOST_IMAGES} images per call")
+    if max(batches) > MAX_IMAGES:
+        raise InvalidValue("--batches", options.batches, f"at most {MAX_IMAGES} images per call")
     checkpoint, candidates, required = resolve_inputs(files, options)
     out = options.out or default_out(checkpoint, candidates)
     _refuse_older(out)
@@ -131,7 +131,7 @@ def resolve_inputs(files: Sequence[Path], options: Options) -> tuple[Path, tuple
     exports = export_candidates(
         backends or ["auto"], precisions or ["auto"], device=options.device, cuda_graph=options.cuda_graph
     )
-    kinds = {path: kind_among(path, *RUNNABLE) for path in files}
+    kinds = {path: require_kind(path, *RUNNABLE) for path in files}
     checkpoints = [path for path, kind in kinds.items() if kind == "checkpoint"]
     artifacts = [path for path, kind in kinds.items() if kind != "checkpoint"]
     if len(checkpoints) > 1:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pmm.artifacts.kinds import ENGINE_SUFFIXES, kind_among
+from pmm.artifacts.kinds import ENGINE_SUFFIXES, require_kind
 from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_flags
 from pmm.runtime.trt_variant import gpu_for, gpu_here, library_name
 from pmm.utils import command_line
@@ -40,7 +40,7 @@ def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ExportTrtCommand, prog=prog, description=__doc__ or "")
     model = existing_file(command.model, "a checkpoint written by pmm train, or an ONNX file")
-    from_checkpoint = kind_among(model, "checkpoint", "onnx") == "checkpoint"
+    from_checkpoint = require_kind(model, "checkpoint", "onnx") == "checkpoint"
     stem = model.stem + command.onnx.suffix if from_checkpoint else model.stem
     out = output_file(command.out or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
     flags = command_line.flags_in()

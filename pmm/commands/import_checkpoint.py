@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pmm.config import preset
 from pmm.data.dataset_specs import dataset_spec
-from pmm.data.readers import DEFAULT_LAYOUT, read_dataset
+from pmm.data.readers import DEFAULT_DATASET, read_dataset
 from pmm.data.samples import class_indices
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
@@ -28,7 +28,7 @@ class ImportCommand:
     """Checkpoint of the PMM authors' code or of BDB's (.pth.tar)."""
     out: Annotated[Path, Arg("CKPT.pth", short="-o")]
     """Checkpoint to write (.pth)."""
-    dataset: Annotated[str, Arg("NAME")] = DEFAULT_LAYOUT
+    dataset: Annotated[str, Arg("NAME")] = DEFAULT_DATASET
     """Data set that it was trained on."""
     root: Annotated[Path | None, Arg("DIR")] = None
     """Folder of the data set (default: none, and later commands need --root)."""

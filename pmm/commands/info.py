@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pmm.artifacts.describe import describe_artifact
-from pmm.artifacts.kinds import KNOWN, kind_of
+from pmm.artifacts.kinds import KNOWN_KINDS, kind_of
 from pmm.gallery.index import describe_index
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
@@ -48,9 +48,9 @@ def describe_file(path: Path) -> dict[str, Any]:
 
     Raises InvalidFile if it is missing, damaged, or of no kind known here.
     """
-    size = existing_file(path, KNOWN).stat().st_size
+    size = existing_file(path, KNOWN_KINDS).stat().st_size
     if size == 0:
-        raise InvalidFile("it is empty", path=path, expected=KNOWN)
+        raise InvalidFile("it is empty", path=path, expected=KNOWN_KINDS)
     kind = kind_of(path)
     facts = describe_index(path) if kind == "index" else describe_artifact(path, kind)
     return {"name": path.name, "size_mb": round(size / 1e6, 3), **facts}

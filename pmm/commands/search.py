@@ -57,10 +57,10 @@ def main(prog: str) -> None:
 
 
 def _draw(command: SearchCommand, out: Path, index: Index, neighbours: Neighbours, prog: str) -> None:
-    from pmm.visualize.ranked import MOST_NEIGHBOURS, neighbours_picture
+    from pmm.visualize.ranked import MAX_NEIGHBOURS, neighbours_picture
 
     picture = neighbours_picture(command.query, index, neighbours, command.folder)
     with replacing(out) as temporary:
         picture.save(temporary)
-    if len(neighbours.indices) > MOST_NEIGHBOURS:
-        print(f"{prog}: note: {out} shows the first {MOST_NEIGHBOURS}", file=sys.stderr)
+    if len(neighbours.indices) > MAX_NEIGHBOURS:
+        print(f"{prog}: note: {out} shows the first {MAX_NEIGHBOURS}", file=sys.stderr)

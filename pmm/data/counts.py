@@ -32,7 +32,7 @@ class Figure(NamedTuple):
 
 def has_distractors(scan: Scan) -> bool:
     """Whether identity 0 is a distractor; other data sets have an identity 0, or are numbered by the reader."""
-    return scan.spec.kind == "market"
+    return scan.spec.layout == "market"
 
 
 def counts_of(scan: Scan) -> dict[str, Counts]:

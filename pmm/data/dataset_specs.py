@@ -33,7 +33,7 @@ class DatasetSpec:
     """A data set by name: the places below a root to look for it, of which the first match counts, and its layout."""
 
     name: str
-    kind: Literal["market", "msmt17", "folder"]
+    layout: Literal["market", "msmt17", "folder"]
     places: tuple[str, ...] = ("",)
     folders: tuple[str, ...] = MARKET_FOLDERS
     """Folders of images: train, query and gallery; of MSMT17, train and test."""
@@ -59,7 +59,7 @@ class DatasetSpec:
     @property
     def expected(self) -> str:
         """What `is_at` looks for, in words."""
-        if self.kind == "folder":
+        if self.layout == "folder":
             return (
                 "train/, query/ and gallery/ with one folder of crops per identity in each (train/ may be missing), "
                 "or train/ and test/ of such folders, or such folders alone"
@@ -71,7 +71,7 @@ class DatasetSpec:
 _SPECS = (
     DatasetSpec(
         name="market1501",
-        kind="market",
+        layout="market",
         places=("", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15"),
         example="0002_c1s1_000451_03.jpg",
         aliases=("market",),
@@ -79,7 +79,7 @@ _SPECS = (
     ),
     DatasetSpec(
         name="dukemtmc-reid",
-        kind="market",
+        layout="market",
         places=("", "dukemtmc-reid", "DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID"),
         example="0001_c2_f0046182.jpg",
         aliases=("dukemtmc",),
@@ -87,7 +87,7 @@ _SPECS = (
     ),
     DatasetSpec(
         name="cuhk03-np-labeled",
-        kind="market",
+        layout="market",
         places=("", "cuhk03-np/labeled", "labeled", "cuhk03-np-labeled", "cuhk-label"),
         example="0001_c1_1.png",
         aliases=("cuhk-label",),
@@ -95,7 +95,7 @@ _SPECS = (
     ),
     DatasetSpec(
         name="cuhk03-np-detected",
-        kind="market",
+        layout="market",
         places=("", "cuhk03-np/detected", "detected", "cuhk03-np-detected", "cuhk-detect"),
         example="0001_c1_1.png",
         aliases=("cuhk-detect",),
@@ -103,7 +103,7 @@ _SPECS = (
     ),
     DatasetSpec(
         name="msmt17-v1",
-        kind="msmt17",
+        layout="msmt17",
         places=("", "msmt17-v1", "MSMT17_V1", "msmt17/MSMT17_V1"),
         folders=("train", "test"),
         lists=MSMT17_LISTS,
@@ -112,19 +112,19 @@ _SPECS = (
     ),
     DatasetSpec(
         name="msmt17-v2",
-        kind="msmt17",
+        layout="msmt17",
         places=("", "msmt17-v2", "MSMT17_V2", "msmt17/MSMT17_V2"),
         folders=("mask_train_v2", "mask_test_v2"),
         lists=MSMT17_LISTS,
         example="0000_000_01_0303morning_0015_0.jpg",
         published=Published(train=32_621, query=11_659, gallery=82_161, train_ids=1_041, test_ids=3_060, cameras=15),
     ),
-    DatasetSpec(name="folder", kind="folder", folders=()),
-    DatasetSpec(name=SYNTHETIC, kind="market", example="0002_c1s1_000451_03.jpg"),
+    DatasetSpec(name="folder", layout="folder", folders=()),
+    DatasetSpec(name=SYNTHETIC, layout="market", example="0002_c1s1_000451_03.jpg"),
 )
 DATASETS: dict[str, DatasetSpec] = {spec.name: spec for spec in _SPECS}
 """Name -> data set. A new one is an entry above and a word in the help of `pmm.config`; a new layout also needs a
-scanner (`pmm.data.readers`)."""
+scanner (`pmm.data.readers.LAYOUTS`), and a look at `pmm.data.counts` and `findings`, which know the published ones."""
 ALIASES: dict[str, str] = {alias: spec.name for spec in _SPECS for alias in spec.aliases}
 
 

@@ -14,7 +14,7 @@ from pmm.data.samples import DISTRACTOR, Sample
 from pmm.data.scan import Problem, Scan, printable
 from pmm.data.splits import matchable, unrankable
 
-LEAST_SIDE, MOST_SIDE, MOST_WIDTH = 8, 4096, 2.0
+MIN_SIDE, MAX_SIDE, MAX_WIDTH = 8, 4096, 2.0
 """Shortest and longest side in pixels, and width per height, beyond which an image is hardly a crop of a person."""
 
 
@@ -126,7 +126,7 @@ def _kind_of(same: list[_Copy], scan: Scan) -> str:
 
 
 def _overlap(scan: Scan) -> Iterator[Finding]:
-    if scan.spec.kind == "msmt17" or scan.parts_share_identities:  # numbered anew in test, or the same on purpose
+    if scan.spec.layout == "msmt17" or scan.parts_share_identities:  # numbered anew in test, or the same on purpose
         return
     parts = scan.without_junk()
     test = {sample.pid for part in ("query", "gallery") for sample in parts[part]}
@@ -175,11 +175,11 @@ def _sizes(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
     odd = tuple(
         f"{_inside(scan, path)} ({fact.width}x{fact.height})"
         for path, fact in facts.items()
-        if min(fact.width, fact.height) < LEAST_SIDE
-        or max(fact.width, fact.height) > MOST_SIDE
-        or fact.width > MOST_WIDTH * fact.height
+        if min(fact.width, fact.height) < MIN_SIDE
+        or max(fact.width, fact.height) > MAX_SIDE
+        or fact.width > MAX_WIDTH * fact.height
     )
-    text = f"image that is hardly a crop of a person (a side below {LEAST_SIDE} or above {MOST_SIDE:,} pixels, or"
+    text = f"image that is hardly a crop of a person (a side below {MIN_SIDE} or above {MAX_SIDE:,} pixels, or"
     yield Finding("warning", "size", f"{text} more than twice as wide as high)", len(odd), odd)
 
 

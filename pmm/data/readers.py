@@ -13,12 +13,13 @@ from pmm.data.samples import ReidDataset
 from pmm.data.scan import Problem, Scan, is_folder, printable
 from pmm.utils.errors import InvalidFile
 
-DEFAULT_LAYOUT = "market1501"
+DEFAULT_DATASET = "market1501"
 """The data set that a root is read as if its name is not known."""
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
-DEPTH, MOST_CHILDREN = 3, 20
+DEPTH, MAX_CHILDREN = 3, 20
 """How many levels below a wrong root a data set is searched, and in how many folders of each."""
-_SCANNERS = {"market": scan_market, "msmt17": scan_msmt17, "folder": scan_folders}
+LAYOUTS = {"market": scan_market, "msmt17": scan_msmt17, "folder": scan_folders}
+"""`DatasetSpec.layout` -> what lists the files of it."""
 
 
 def read_dataset(name: str, root: str | Path) -> ReidDataset:
@@ -40,7 +41,7 @@ def scan(name: str, root: str | Path) -> Scan:
     """
     spec = dataset_spec(name)
     place = _locate(spec, Path(root))
-    scanned = _SCANNERS[spec.kind](spec, place)
+    scanned = LAYOUTS[spec.layout](spec, place)
     if spec.places != ("",) and (others := _other_names(spec, place)):
         scanned.notes.append(
             f"a folder named {printable(place.name)} usually holds {' or '.join(others)}, not {spec.name}"
@@ -78,7 +79,7 @@ def _locate(spec: DatasetSpec, root: Path) -> Path:
 
 def _place(spec: DatasetSpec, root: Path) -> Path | None:
     """The folder of the data set, `root` or one of its places below it."""
-    if spec.kind == "folder":  # any tree is folders in folders: the other data sets go first
+    if spec.layout == "folder":  # any tree is folders in folders: the other data sets go first
         return root if not names_at(root) and parts_in(root) else None
     return spec.place_below(root)
 
@@ -89,7 +90,7 @@ def _advice(spec: DatasetSpec, root: Path, archives: list[str]) -> str:
         return f"use --root {printable(elsewhere)}, which holds it"
     if renamed := _capitalised(spec, root):
         return f"rename {renamed}"
-    if alike := names_at(root) or ["folder"] * (spec.kind != "folder" and looks_like_folders(root)):
+    if alike := names_at(root) or ["folder"] * (spec.layout != "folder" and looks_like_folders(root)):
         return f"it looks like --dataset {' or '.join(alike)}"
     if missing := _missing(spec, root):
         return missing
@@ -98,11 +99,11 @@ def _advice(spec: DatasetSpec, root: Path, archives: list[str]) -> str:
 
 def _elsewhere(spec: DatasetSpec, root: Path) -> Path | None:
     """The folder above `root`, or one of those below it, that holds the data set."""
-    if spec.kind == "folder":  # nearly every folder would do
+    if spec.layout == "folder":  # nearly every folder would do
         return None
     level, searched = [root], [root.resolve().parent]
     for _ in range(DEPTH):
-        level = [child for folder in level for child in _folders_in(folder)[:MOST_CHILDREN]]
+        level = [child for folder in level for child in _folders_in(folder)[:MAX_CHILDREN]]
         searched += level
     return next((folder for folder in searched if spec.is_at(folder) and not _other_names(spec, folder)), None)
 

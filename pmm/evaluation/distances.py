@@ -26,9 +26,9 @@ Ints = npt.NDArray[np.int64]
 METRICS = ("euclidean", "cosine")
 MEMORY_LIMIT = 2 << 30
 """Bytes beyond the embeddings that an evaluation takes by default."""
-MOST_QUERIES = 1024
+MAX_QUERIES = 1024
 """In a block: a larger one is no faster."""
-MOST_ROWS = 4096
+MAX_ROWS = 4096
 """Embeddings in float64 at once."""
 PAIRS_AT_ONCE = 128
 """Pairs that are measured at once: with few, threads would wait for the interpreter more than they compute."""
@@ -85,7 +85,7 @@ class Blocks:
         queries, gallery = shape
         fixed = reserved_bytes + 64 * (queries + gallery) + 80 * gallery * threads
         # float32, float64, whether it is near, and the embeddings chunk by chunk
-        row = (13 * gallery + 100 * pairs) * threads + 32 * min(gallery, MOST_ROWS)
+        row = (13 * gallery + 100 * pairs) * threads + 32 * min(gallery, MAX_ROWS)
         least_scratch = 32 * 64 * max(1, dim)
         least = fixed + row + least_scratch
         if limit < least:
@@ -96,7 +96,7 @@ class Blocks:
             )
         scratch = min(1 << 26, max(least_scratch, (limit - fixed) // 4))
         most = max(1, (limit - fixed - scratch) // row)
-        return cls(queries=int(min(MOST_QUERIES, max(1, queries), most)), scratch=scratch)
+        return cls(queries=int(min(MAX_QUERIES, max(1, queries), most)), scratch=scratch)
 
     def cut(self, queries: int, threads: int = 1) -> Iterator[slice]:
         """Blocks of so many queries, all about as large and as many for each of `threads`."""
@@ -131,7 +131,7 @@ class EmbeddingMatrix:
             raise InvalidValue("metric", metric, choices=METRICS)
         self.parts, self.metric, self.dim = parts, metric, parts[0].shape[1]
         self.starts = np.cumsum([0, *map(len, parts)]).tolist()
-        self.chunk = min(MOST_ROWS, max(1, scratch // (32 * max(1, self.dim))))
+        self.chunk = min(MAX_ROWS, max(1, scratch // (32 * max(1, self.dim))))
         """Rows that are in memory in float64 at once."""
         norms, largest = np.zeros(len(self)), np.zeros(len(self))
         precise = np.float64 if metric == "cosine" else np.float32  # else they are for bounds, which have room

@@ -27,7 +27,7 @@ from pmm.evaluation.ranks import PidIndex, relevant_ranks
 from pmm.utils.errors import InvalidInput, InvalidValue
 from pmm.utils.hardware import usable_cores
 
-MOST_THREADS = 4
+MAX_THREADS = 4
 Metric: TypeAlias = Literal["euclidean", "cosine"]
 ApDefinition: TypeAlias = Literal["standard", "trapezoid", "truncated50"]
 
@@ -144,7 +144,7 @@ def evaluate_distances(
 
 def counting_threads(threads: int) -> int:
     """How many threads count ranks, if 0 is one for each core: beyond a few they wait for each other."""
-    return min(threads or usable_cores(), MOST_THREADS)
+    return min(threads or usable_cores(), MAX_THREADS)
 
 
 def check_choices(ap: str, max_rank: int = 1) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pmm.evaluation.distances import Blocks, Distances, Doubles, Floats, Ints
 
-MOST_OPEN = 256
+MAX_OPEN = 256
 """Items per query that float32 may leave open; beyond it a block is made in float64."""
 PAIRS_AT_ONCE = 1 << 18
 NONE = np.empty(0, np.int64)
@@ -56,7 +56,7 @@ def nearest(
             count = rows.stop - rows.start
             pairs = excluded(rows) if excluded else (NONE, NONE)
             lists = _candidates(pool, k, farthest, pairs, *distances.approximate(rows, buffer[:count]))
-            if sum(map(len, lists[0])) + sum(map(len, lists[1])) > count * max(8 * k, MOST_OPEN):
+            if sum(map(len, lists[0])) + sum(map(len, lists[1])) > count * max(8 * k, MAX_OPEN):
                 # an untrained network's, say: too close together for float32
                 lists = _candidates(pool, k, farthest, pairs, *distances.float64(rows))
             for per_query, put in zip(lists, (_put_nearest, _put_farthest), strict=True):

@@ -17,7 +17,7 @@ from pmm.utils.errors import InvalidInput
 
 FEW_ITEMS = 128
 """Gallery items per relevant one up to which sorting each into its place is quicker than counting for each."""
-MOST_OPEN = 256
+MAX_OPEN = 256
 """One gallery item in so many may be left open by float32; beyond it a block is made in float64."""
 PAIRS_AT_ONCE = 1 << 18
 
@@ -107,7 +107,7 @@ def _block_ranks(
     pairs = index.pairs(rows)
     if not use_float64.is_set():
         block, errors = distances.approximate(rows, buffer[: rows.stop - rows.start])
-        most = block.size // MOST_OPEN if block.dtype == np.float32 else block.size
+        most = block.size // MAX_OPEN if block.dtype == np.float32 else block.size
         if (ranks := _Block(block, errors, *pairs).ranks(distances, rows.start, most)) is not None:
             return ranks
         use_float64.set()

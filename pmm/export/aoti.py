@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from pmm.artifacts.artifact import Artifact, drafted, reusable
+from pmm.artifacts.artifact import Artifact, new_artifact, reusable
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.artifacts.manifest import METADATA_KEY, EmbeddingContract, InputContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
@@ -103,7 +103,7 @@ def export_aoti(
         package=this_machine(target),
         versions={**versions(), "pmm kernels in training": state["versions"].get("pmm kernels", "unknown")},
     )
-    with drafted(out, manifest) as draft:
+    with new_artifact(out, manifest) as draft:
         with tf32_allowed(precision == "tf32"):
             _build(program, manifest, draft.path)
         if sha256(checkpoint) != digest:

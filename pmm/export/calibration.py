@@ -9,7 +9,7 @@ from pmm.data.folders import POOL, parts_in
 from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly_spaced
 from pmm.data.scan import IMAGE_SUFFIXES
-from pmm.export.options import LEAST_CALIBRATION_CROPS
+from pmm.export.options import MIN_CALIBRATION_CROPS
 from pmm.utils.errors import InvalidFile, UserError
 
 TEST_FOLDERS = ("query", "gallery", "test", "probe", "bounding_box_test")
@@ -36,8 +36,8 @@ def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]
         if not files:
             raise  # its message names what a data set needs
         _refuse_test_crops(folder, files)
-    if len(files) < LEAST_CALIBRATION_CROPS:
-        enough = f"at least {LEAST_CALIBRATION_CROPS}, better several hundred"
+    if len(files) < MIN_CALIBRATION_CROPS:
+        enough = f"at least {MIN_CALIBRATION_CROPS}, better several hundred"
         raise InvalidFile(f"{len(files)} crops to calibrate on", path=folder, expected=enough)
     return [files[index] for index in evenly_spaced(len(files), images)]
 

@@ -99,7 +99,7 @@ class Quantizer:
         """The convolutions, by the name of their weights, in the graph's order."""
         return [_layer(node) for node in self.proto.graph.node if node.op_type == "Conv"]
 
-    def kept_with(self, layers: Collection[str]) -> list[str]:
+    def with_dependencies(self, layers: Collection[str]) -> list[str]:
         """`layers` and those that have to stay in fp32 for what goes into `layers` to stay in fp32."""
         nodes = (node for layer in layers for node in self._excluded(layer))
         return list(dict.fromkeys(_layer(node) for node in nodes if node.op_type == "Conv"))
@@ -189,7 +189,7 @@ def _layer(convolution: onnx.NodeProto) -> str:
     return convolution.input[1].removesuffix(".weight")
 
 
-def quantised_until(
+def quantize_with_fallback(
     quantizer: Quantizer, passes: Callable[[onnx.ModelProto], None], probes: Sequence[npt.NDArray[Any]]
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The quantised graph and the layers that had to stay in fp32 for it to pass, most costly first.
@@ -207,12 +207,12 @@ def quantised_until(
     while True:
         proto = quantizer.build(keep)
         if onnx_precision(proto).share.get("int8", 0.0) < MIN_SHARE["int8"]:
-            kept = len(quantizer.kept_with(keep))
+            kept = len(quantizer.with_dependencies(keep))
             failure.problem += f", with {kept} of {len(ranked)} layers kept in fp32"
             raise failure
         try:
             passes(proto)
-            return proto, quantizer.kept_with(keep)
+            return proto, quantizer.with_dependencies(keep)
         except ParityFailed as error:
             failure = error
         ranked = ranked or _by_cost(quantizer, probes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pmm.artifacts.artifact import Artifact, drafted, read_manifest, reusable
+from pmm.artifacts.artifact import Artifact, new_artifact, read_manifest, reusable
 from pmm.artifacts.manifest import EmbeddingContract, Manifest
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
 from pmm.artifacts.origin import with_resolved_data_root
@@ -18,7 +18,7 @@ from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops, preprocessing_of
 from pmm.export.calibration import calibration_files
 from pmm.export.half_precision import emulated, fp16_between, half_type
-from pmm.export.int8 import BATCH, PROBES, Quantizer, quantised_until
+from pmm.export.int8 import BATCH, PROBES, Quantizer, quantize_with_fallback
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.precision import onnx_precision
@@ -86,7 +86,7 @@ def export_onnx(
         quantization=quantization,
         versions={**_versions(), "pmm kernels in training": state["versions"].get("pmm kernels", "unknown")},
     )
-    with drafted(out, manifest) as draft:
+    with new_artifact(out, manifest) as draft:
         embed_manifest(proto, manifest)
         draft.path.write_bytes(proto.SerializeToString(deterministic=True))
         if parity_check:
@@ -178,7 +178,7 @@ def _build(
             parity_check.check(in_memory(finished(candidate), contract, size), options.precision, name, "ONNX Runtime")
 
     try:
-        quantised, kept = quantised_until(quantizer, passes, feeds[: max(1, PROBES // batch)])
+        quantised, kept = quantize_with_fallback(quantizer, passes, feeds[: max(1, PROBES // batch)])
     except ParityFailed as error:
         error.hint = _int8_hint(options) or error.hint
         raise

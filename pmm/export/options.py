@@ -17,17 +17,17 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 OPSET = {"fp32": 20, "fp16": 20, "bf16": 22, "int8": 20}
 OPSETS = (17, 22)
 """The oldest and the newest that a file can be written in."""
-LEAST_OPSET = {"fp32": 17, "fp16": 17, "bf16": 22, "int8": 17, "int8-fp16": 19}
+MIN_OPSET = {"fp32": 17, "fp16": 17, "bf16": 22, "int8": 17, "int8-fp16": 19}
 """By onnx.defs: convolutions and pooling take bf16 from 22 on, QuantizeLinear and DequantizeLinear fp16 from 19 on."""
 
 MIN_COSINE = {"fp32": 0.99999, "tf32": 0.9999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
 """Least cosine of the worst row with the fp32 checkpoint's, for an export to get its name; TF32 rounds as fp16 does."""
 
-MAX_LENGTH_ERROR = {"fp32": 1e-4, "tf32": 2e-3, "fp16": 2e-3, "bf16": 2e-2, "int8": 0.1}
+MAX_NORM_ERROR = {"fp32": 1e-4, "tf32": 2e-3, "fp16": 2e-3, "bf16": 2e-2, "int8": 0.1}
 """Largest relative difference of a row's length: distances are Euclidean. About ten times a trained model's."""
 
-LEAST_CALIBRATION_CROPS = 32
-LEAST_VERIFICATION_CROPS = 16
+MIN_CALIBRATION_CROPS = 32
+MIN_VERIFICATION_CROPS = 16
 
 MIN_SHARE = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.99, "int8": 0.5}
 """Least share of the multiply-accumulates in the file's precision; int8 may keep sensitive layers in fp32."""
@@ -68,17 +68,17 @@ class ExportOptions:
                 if getattr(self, name) != ExportOptions.__dataclass_fields__[name].default:
                     problem = f"{_flag(name)} is for --precision int8 only, and the precision is {self.precision}"
                     raise ConflictingOptions(problem, _flag(name), "--precision")
-        if self.calibration_images < LEAST_CALIBRATION_CROPS:
-            raise InvalidValue("--calibration-images", self.calibration_images, f"at least {LEAST_CALIBRATION_CROPS}")
+        if self.calibration_images < MIN_CALIBRATION_CROPS:
+            raise InvalidValue("--calibration-images", self.calibration_images, f"at least {MIN_CALIBRATION_CROPS}")
         if self.int8_fallback == "fp16" and self.target == "cpu":
             problem = "--int8-fallback fp16 is for TensorRT, and --target is cpu: ONNX Runtime has no fp16 on CPUs"
             raise ConflictingOptions(problem, "--int8-fallback", "--target")
         if self.opset is not None and not OPSETS[0] <= self.opset <= OPSETS[1]:
             raise InvalidValue("--opset", self.opset, f"{OPSETS[0]} to {OPSETS[1]}")
         kind = "int8-fp16" if self.int8_fallback == "fp16" else self.precision
-        if self.onnx_opset < LEAST_OPSET[kind]:
+        if self.onnx_opset < MIN_OPSET[kind]:
             flag, value = ("--int8-fallback", "fp16") if kind == "int8-fp16" else ("--precision", kind)
-            problem = f"--opset is {self.opset}, and {flag} {value} needs at least {LEAST_OPSET[kind]}"
+            problem = f"--opset is {self.opset}, and {flag} {value} needs at least {MIN_OPSET[kind]}"
             raise ConflictingOptions(problem, "--opset", flag)
         _ = self.contract  # whose batch is checked
 

@@ -19,7 +19,7 @@ from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly_spaced
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.options import LEAST_VERIFICATION_CROPS, MAX_LENGTH_ERROR, MIN_COSINE
+from pmm.export.options import MAX_NORM_ERROR, MIN_COSINE, MIN_VERIFICATION_CROPS
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import InvalidFile, UserError
 
@@ -87,11 +87,11 @@ class ParityCheck:
                     expected=f"{allowed} or more for {precision}",
                     hint="nothing was written",
                 )
-            if figures.max_length_error > MAX_LENGTH_ERROR[precision]:
+            if figures.max_length_error > MAX_NORM_ERROR[precision]:
                 raise ParityFailed(
                     f"parity failed: a row's norm differs by {figures.max_length_error:.1%} from {against}",
                     path=name,
-                    expected=f"{MAX_LENGTH_ERROR[precision]:.2%} or less for {precision}",
+                    expected=f"{MAX_NORM_ERROR[precision]:.2%} or less for {precision}",
                     hint="nothing was written",
                 )
         return {
@@ -114,8 +114,8 @@ def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
             raise InvalidFile("no data set is named")
         split = read_dataset(dataset, root)
         samples = (*split.query, *split.gallery)
-        if len(samples) < LEAST_VERIFICATION_CROPS:
-            enough = f"at least {LEAST_VERIFICATION_CROPS}"
+        if len(samples) < MIN_VERIFICATION_CROPS:
+            enough = f"at least {MIN_VERIFICATION_CROPS}"
             raise InvalidFile(f"{len(samples)} test crops", path=root, expected=enough)
     except UserError as error:
         hint = "give --verify-root DIR (with --verify-dataset NAME if its layout is another), or --no-verify"

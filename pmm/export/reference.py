@@ -14,11 +14,11 @@ from pmm.artifacts.onnx_file import OnnxFile
 from pmm.artifacts.origin import with_resolved_data_root
 from pmm.config import Config
 from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
-from pmm.data.readers import DEFAULT_LAYOUT
+from pmm.data.readers import DEFAULT_DATASET
 from pmm.export.half_precision import emulated, half_type
 from pmm.export.options import VerifyOptions
 from pmm.export.parity_check import Embed, ParityCheck, verification_crops
-from pmm.runtime.base import Embeddings, in_runs
+from pmm.runtime.base import Embeddings, run_in_batches
 from pmm.runtime.ort_session import open_session
 from pmm.runtime.trt_variant import gpu_for
 from pmm.utils.errors import InvalidFile
@@ -74,7 +74,7 @@ def engine_parity_check(
         problem = "its embeddings were not verified against the checkpoint, or its manifest is not beside it"
         hint = "build the engine from the checkpoint, or with --no-verify"
         raise InvalidFile(problem, path=file.path, expected="a verified file to compare the engine with", hint=hint)
-    dataset = verification.verify_dataset or DEFAULT_LAYOUT
+    dataset = verification.verify_dataset or DEFAULT_DATASET
     crops = verification_crops(dataset, verification.verify_root, manifest.preprocessing)
     half = half_type(manifest)
     graph = emulated(file.proto) if half else file.proto
@@ -94,4 +94,4 @@ def in_memory(proto: onnx.ModelProto, contract: InputContract, size: Preprocessi
     def run(crops: Crops) -> Embeddings:
         return session.run(None, {contract.name: contract.feed(crops, size)})[0]
 
-    return lambda crops: in_runs(run, crops, contract.batch)
+    return lambda crops: run_in_batches(run, crops, contract.batch)

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pmm.artifacts.artifact import Artifact, manifest_path
-from pmm.artifacts.kinds import NAMES, kind_of
+from pmm.artifacts.kinds import KIND_NAMES, kind_of
 from pmm.artifacts.manifest import EngineContract, Manifest
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
@@ -120,7 +120,9 @@ def _open(path: Path) -> tuple[str, bytes, Manifest]:
         return "onnxruntime", file.content, dataclasses.replace(file.manifest, sha256=file.sha256)
     if kind != "engine":
         hint = "export the checkpoint with pmm export onnx or pmm export trt"
-        raise InvalidFile(f"it is {NAMES[kind]}", path=path, expected="an ONNX file or a TensorRT engine", hint=hint)
+        raise InvalidFile(
+            f"it is {KIND_NAMES[kind]}", path=path, expected="an ONNX file or a TensorRT engine", hint=hint
+        )
     engine = read_native(path, EngineContract)
     if engine.contract.flavor != "tensorrt":
         problem = "a TensorRT-RTX engine, which Triton's tensorrt backend cannot load"

@@ -17,7 +17,7 @@ from pmm.utils.errors import InvalidFile, InvalidValue
 
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 ONNX_BEST = 8
-GRAPHS_TO = 64
+MAX_GRAPH_BATCH = 64
 """Batch size up to which the server captures a CUDA graph for every batch; launches cost larger ones little."""
 INT32_MAX = 2**31 - 1
 
@@ -107,9 +107,9 @@ def model_config(name: str, backend: str, manifest: Manifest, most: int, serving
 def _graphs(best: int, most: int) -> list[Value]:
     """The batch sizes that the server captures as CUDA graphs: those of our runner, each for all batches down to
     the size before it (surplus rows hold earlier images, and no row changes another's embedding)."""
-    sizes = sorted({bucket(count, most) for count in range(1, min(most, GRAPHS_TO) + 1)} | {best, most})
+    sizes = sorted({bucket(count, most) for count in range(1, min(most, MAX_GRAPH_BATCH) + 1)} | {best, most})
     return [
-        {"batch_size": size, "graph_lower_bound": {"batch_size": size if size > GRAPHS_TO else before + 1}}
+        {"batch_size": size, "graph_lower_bound": {"batch_size": size if size > MAX_GRAPH_BATCH else before + 1}}
         for before, size in pairwise([0, *sizes])
     ]
 

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pmm.artifacts.artifact import Artifact, drafted, manifest_path
-from pmm.artifacts.kinds import ENGINE_SUFFIXES, kind_among
+from pmm.artifacts.artifact import Artifact, manifest_path, new_artifact
+from pmm.artifacts.kinds import ENGINE_SUFFIXES, require_kind
 from pmm.artifacts.manifest import BatchProfiles, EngineContract, Manifest
 from pmm.artifacts.onnx_file import OnnxFile, read_onnx
 from pmm.export.build_log import build_log
@@ -105,7 +105,7 @@ def build_engine(
     options, verification = options or EngineOptions(), verification or VerifyOptions()
     source = Path(model)
     target = output_file(Path(out), source, suffixes=ENGINE_SUFFIXES)
-    checkpoint = source if kind_among(source, "checkpoint", "onnx") == "checkpoint" else None
+    checkpoint = source if require_kind(source, "checkpoint", "onnx") == "checkpoint" else None
     onnx = source
     if checkpoint:
         onnx = output_file(target.with_suffix(".onnx"), source)
@@ -146,7 +146,7 @@ def engine_from_onnx(
     with build_log(out, show=options.verbose) as log, _current(options.device) as gpu:
         build = build_network(trt, flavor, file, options, log, gpu=gpu, precision=source.precision)
         manifest = _manifest(source, file, build, flavor, str(trt.__version__), options, gpu)
-        with drafted(out, manifest) as draft:
+        with new_artifact(out, manifest) as draft:
             draft.path.write_bytes(build.engine)
             if gpu_for(flavor, options.device):
                 with draft.openable():

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.artifacts.kinds import NAMES, kind_of_content
+from pmm.artifacts.kinds import KIND_NAMES, kind_of_content
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.preprocessing import Preprocessing
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
@@ -137,7 +137,7 @@ class Index:
         """
         target = output_file(Path(path))
         if target.is_file() and (kind := kind_of_content(target)) not in (None, "index"):
-            raise CannotWrite(f"it is {NAMES[kind]}", path=path, hint="give the index another name")
+            raise CannotWrite(f"it is {KIND_NAMES[kind]}", path=path, hint="give the index another name")
         header = {"format": FORMAT, "folder": self.folder, **dataclasses.asdict(self.contract)}
         arrays = {
             "contract": np.array(json.dumps(header, sort_keys=True)),
@@ -181,7 +181,7 @@ class Index:
         except Exception as error:  # zipfile, numpy and json raise a dozen types on a malicious file
             kind = kind_of_content(path)
             damaged = f"damaged, or not an index ({reason_of(error)})"
-            problem = damaged if kind in (None, "index") else f"it is {NAMES[kind]}"
+            problem = damaged if kind in (None, "index") else f"it is {KIND_NAMES[kind]}"
             raise InvalidFile(problem, path=path, expected="an index written by pmm embed", hint=REMAKE) from error
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.data.preprocessing import Crops, Preprocessing
-from pmm.runtime.fork import around_forks, keep_for_ever
+from pmm.runtime.fork import around_forks, never_free
 from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
 from pmm.runtime.memory import batch_fits
 from pmm.utils.errors import InvalidInput, UserError
@@ -234,7 +234,7 @@ def check_on_gpu(runner: Runner, images: GpuArray, index: int, contract: InputCo
         )
 
 
-def in_runs(run: Callable[[Crops], Embeddings], images: Crops, batch: int | None) -> Embeddings:
+def run_in_batches(run: Callable[[Crops], Embeddings], images: Crops, batch: int | None) -> Embeddings:
     """`run` on any number of images, of a file whose `batch` may be static (None: it is not).
 
     They then go in runs of `batch`; the last is filled up with black images, whose embeddings are dropped.
@@ -282,7 +282,7 @@ class _ParentsRunner(Runner):
 
 def _leave_to_parent() -> None:
     for instance in list(_INSTANCES):
-        keep_for_ever(instance)
+        never_free(instance)
         instance.__class__ = _ParentsRunner if isinstance(instance, Runner) else _ParentsBoundRun
 
 

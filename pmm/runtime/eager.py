@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.preprocessing import Preprocessing, preprocessing_of
 from pmm.runtime.base import RunnerInfo
-from pmm.runtime.fork import refuse_parents_gpu
+from pmm.runtime.fork import check_cuda_after_fork
 from pmm.runtime.torch_runner import TorchRunner
 from pmm.utils.cuda_versions import advice
 from pmm.utils.errors import BackendUnavailable
@@ -77,7 +77,7 @@ def torch_device(name: str) -> torch.device:
     that GPU is missing."""
     index = cuda_index(name)
     if name != "cpu":
-        refuse_parents_gpu()
+        check_cuda_after_fork()
     usable = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if usable else "cpu")

@@ -22,7 +22,7 @@ def around_forks(*, before: Callable[[], object] = lambda: None, in_child: Calla
         os.register_at_fork(before=before, after_in_child=in_child)
 
 
-def keep_for_ever(item: object) -> None:
+def never_free(item: object) -> None:
     """`item` and all that it holds are never torn down, not even at the end of the process."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 
@@ -34,7 +34,7 @@ def _end_openmp_threads() -> None:
         pause(_OMP_PAUSE_HARD)
 
 
-def refuse_parents_gpu() -> None:
+def check_cuda_after_fork() -> None:
     """Call before a GPU is used. Raises UserError on a machine with GPUs if a process that this one was forked from had
     looked for them: CUDA does not work in its children."""
     if nvidia_gpus() and _parent_used_gpus:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pmm.artifacts.artifact import read_manifest
-from pmm.artifacts.kinds import NAMES, RUNNABLE, Kind, kind_among
+from pmm.artifacts.kinds import KIND_NAMES, RUNNABLE, Kind, require_kind
 from pmm.runtime.base import Runner
 from pmm.runtime.trt_variant import library_name
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, one_of
@@ -41,7 +41,7 @@ class RunOptions:
 class Backend:
     """What executes a model."""
 
-    runs: Kind
+    file_kind: Kind
     library: str
     """Module that must be importable."""
     precisions: dict[Device, tuple[str, ...]]
@@ -105,7 +105,7 @@ def _choose(path: Path, backend: str, device: str) -> tuple[str, str]:
     words = ("auto", ONNXRUNTIME, *BACKENDS)
     if backend not in words:
         raise InvalidValue("--backend", backend, choices=words)
-    kind = kind_among(path, *RUNNABLE)
+    kind = require_kind(path, *RUNNABLE)
     able = backends_for(kind)
     if backend == "auto" or (backend == ONNXRUNTIME and kind == "onnx"):
         return able[0], device  # of ONNX Runtime on any device, of engines of either library
@@ -114,7 +114,7 @@ def _choose(path: Path, backend: str, device: str) -> tuple[str, str]:
         if manifest and manifest.engine:
             able = [library_name(manifest.engine.flavor)]
     if backend not in able:
-        name = f"an engine of {able[0]}" if kind == "engine" and len(able) == 1 else NAMES[kind]
+        name = f"an engine of {able[0]}" if kind == "engine" and len(able) == 1 else KIND_NAMES[kind]
         raise InvalidFile(
             f"it is {name}, which {backend} does not run", path=path, hint=f"use --backend {one_of(able)}"
         )
@@ -131,7 +131,7 @@ def _choose(path: Path, backend: str, device: str) -> tuple[str, str]:
 
 def backends_for(kind: Kind) -> list[str]:
     """Those that run such a file, the usual one first."""
-    return [name for name, backend in BACKENDS.items() if backend.runs == kind]
+    return [name for name, backend in BACKENDS.items() if backend.file_kind == kind]
 
 
 def _torch(path: Path, options: RunOptions, *, compiled: bool = False) -> Runner:
@@ -195,7 +195,8 @@ BACKENDS = {
     "openvino": Backend("onnx", "openvino", {"cpu": ("fp32", "bf16", "int8")}, _openvino),
 }
 """Name -> backend, those for one kind of file in the order of preference. What to install for a library is in
-`pmm.utils.extras`; the bench's reports have a name and a colour for each (`pmm.bench.pages`)."""
+`pmm.utils.extras`, what a kind of file is in `pmm.artifacts.kinds`; the bench exports files for each
+(`pmm.bench.candidates`), and its reports have a name and a colour for it (`pmm.bench.pages`)."""
 ONNXRUNTIME = "onnxruntime"
 """Also a name: ort-cuda or ort-cpu, as the device is."""
 BACKEND_HELP = (

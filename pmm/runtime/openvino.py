@@ -14,8 +14,8 @@ import numpy as np
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.preprocessing import Crops
-from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, in_runs, warn_if_unverified
-from pmm.runtime.fork import around_forks, keep_for_ever
+from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, run_in_batches, warn_if_unverified
+from pmm.runtime.fork import around_forks, never_free
 from pmm.utils.errors import BackendUnavailable, InvalidFile, InvalidValue, UserError, one_of
 from pmm.utils.extras import import_library
 from pmm.utils.hardware import compute_threads, int8_overflows
@@ -89,7 +89,7 @@ class OpenVinoRunner(Runner):
     def _embed(self, images: Crops) -> Embeddings:  # type: ignore[override]
         if not len(images):  # which OpenVINO refuses
             return np.empty((0, self.embedding.dim), np.float32)
-        return in_runs(self._run, images, self.manifest.input.batch)
+        return run_in_batches(self._run, images, self.manifest.input.batch)
 
     def _run(self, images: Crops) -> Embeddings:
         if not hasattr(self._requests, "request"):
@@ -139,7 +139,7 @@ def _end_idle_threads() -> None:
 
 def _keep_core() -> None:
     if _core.cache_info().currsize:
-        keep_for_ever(_core())
+        never_free(_core())
 
 
 around_forks(before=_end_idle_threads, in_child=_keep_core)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.preprocessing import Crops
-from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, check_on_gpu, in_runs, warn_if_unverified
+from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, check_on_gpu, run_in_batches, warn_if_unverified
 from pmm.runtime.cuda_graph import GRAPHS_KEPT, bucket
 from pmm.runtime.driver import current_gpu
 from pmm.runtime.gpu_array import DEFAULT_STREAM, CudaArray, GpuArray, gpu_array, is_on_gpu
@@ -117,7 +117,7 @@ class OrtRunner(Runner):
     def _embed(self, images: Crops | CudaArray) -> Embeddings:
         if is_on_gpu(images):
             return self._run_on_gpu(images, lambda binding, count: binding.download()[:count])
-        return in_runs(self._run, images, self.manifest.input.batch)  # type: ignore[arg-type]
+        return run_in_batches(self._run, images, self.manifest.input.batch)  # type: ignore[arg-type]
 
     def _embed_on_gpu(self, images: Crops | CudaArray) -> GpuArray:
         return self._run_on_gpu(images, lambda binding, count: binding.copy_embeddings(count))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm.artifacts.manifest import Manifest
-from pmm.runtime.fork import refuse_parents_gpu
+from pmm.runtime.fork import check_cuda_after_fork
 from pmm.runtime.memory import reason
 from pmm.utils.cuda_versions import advice
 from pmm.utils.errors import BackendUnavailable, InvalidFile, UserError
@@ -105,7 +105,7 @@ def resolved_device(device: str) -> str:
     cannot be used."""
     index = cuda_index(device)
     if device != "cpu":
-        refuse_parents_gpu()
+        check_cuda_after_fork()
     providers = onnx_runtime().get_available_providers()  # what was compiled: necessary, not sufficient
     usable = bool(nvidia_gpus()) and PROVIDERS["cuda"] in providers
     if device == "auto":

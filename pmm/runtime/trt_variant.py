@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from pmm.artifacts.manifest import BatchProfiles, EmbeddingContract, EngineContract, InputContract, Manifest
 from pmm.artifacts.native_file import check_origin
-from pmm.runtime.fork import refuse_parents_gpu
+from pmm.runtime.fork import check_cuda_after_fork
 from pmm.utils.cuda_versions import advice
 from pmm.utils.errors import BackendUnavailable, InvalidValue, OutOfMemory, UserError
 from pmm.utils.extras import import_library
@@ -31,7 +31,7 @@ TF32_ON = "TF32 on"
 """Among an engine's flags, if it may use TF32."""
 MESSAGE_LENGTH = 500
 """Characters of a library's errors that a message quotes."""
-MOST_ERRORS = 100
+MAX_ERRORS = 100
 """Of the errors that a listener keeps: the first."""
 WARM_UP = 3
 """Runs before those that `layer_times` counts."""
@@ -65,7 +65,7 @@ def chosen_gpu(path: Path, device: str) -> tuple[int, Gpu]:
     if device == "cpu":
         raise BackendUnavailable("engines run on NVIDIA GPUs only", path=path, hint=hint)
     index = cuda_index(device) or 0
-    refuse_parents_gpu()
+    check_cuda_after_fork()
     if not nvidia_gpus():
         problem = "engines run on NVIDIA GPUs only, and the CUDA driver sees none"
         raise BackendUnavailable(problem, path=path, hint=hint)
@@ -119,7 +119,7 @@ class Listener:
         """Take a message and its level of severity."""
         if self._write is not None:
             self._write(level, message)
-        if level in ("ERROR", "INTERNAL_ERROR") and len(self.errors) < MOST_ERRORS:
+        if level in ("ERROR", "INTERNAL_ERROR") and len(self.errors) < MAX_ERRORS:
             self.errors.append(first_line(message))
 
     def take(self, otherwise: object = "no reason given") -> str:

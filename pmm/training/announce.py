@@ -12,7 +12,7 @@ from torch import nn
 from pmm.config import SYNTHETIC, Config
 from pmm.data.samples import ReidDataset
 from pmm.models.registry import method_of
-from pmm.training.progress import advice_on_data, warn
+from pmm.training.progress import data_loading_hint, warn
 from pmm.training.step import collapsed
 from pmm.utils.build_info import describe_build
 from pmm.utils.hardware import usable_cores
@@ -58,7 +58,7 @@ class Announcer:
         `record` is that of the `since_start`-th epoch since this process started.
         """
         recipe = self._config.recipe
-        advice = advice_on_data(record, self._config.data.workers, usable_cores())
+        advice = data_loading_hint(record, self._config.data.workers, usable_cores())
         if advice and since_start > 1 and not self._advised:  # during the first epoch the workers start
             warn(advice)
             self._advised = True
@@ -67,7 +67,7 @@ class Announcer:
             self.reported |= set(skipped)
         if record["epoch"] > recipe.epochs * recipe.warmup and collapsed(record, self._config.model.num_classes):
             problem = "the features have collapsed to one point (triplet loss ln 2, cross-entropy ln K)"
-            warn(f"{problem}; {recipe.gentler}, then start again")
+            warn(f"{problem}; {recipe.divergence_hint}, then start again")
 
 
 def describe_kernels(device: torch.device) -> str:

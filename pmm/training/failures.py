@@ -45,7 +45,7 @@ def _explanation(error: RuntimeError, out: Path, world: int) -> UserError | None
 
 
 def not_finite(label: str, step: int, losses: Mapping[str, float], lr: float, report: Path, advice: str) -> UserError:
-    """The error for a loss that is NaN or Inf; `report` lists the batch's files, `advice` is `RecipeConfig.gentler`."""
+    """The error for a loss that is NaN or Inf; `report` lists the batch's files, `advice` says what to try."""
     parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items() if name != "loss")
     return UserError(
         f"{label}, step {step}: the loss is {losses['loss']} ({parts}; lr {lr:.2g})",

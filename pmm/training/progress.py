@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-MOST_WAITING = 1 / 3
+MAX_WAITING_SHARE = 1 / 3
 """A run warns if a larger share of an epoch was spent waiting for data."""
 
 T = TypeVar("T")
@@ -132,13 +132,13 @@ def epoch_line(label: str, record: Mapping[str, Any], steps: int, seconds_left: 
     return "  ".join(parts)
 
 
-def advice_on_data(record: Mapping[str, float], workers: int, cores: int) -> str:
+def data_loading_hint(record: Mapping[str, float], workers: int, cores: int) -> str:
     """What to do if more than a third of an epoch was spent waiting for data, in one line; else empty.
 
     `record` as from `Meter.record`; `workers` processes load images on a machine of `cores`.
     """
     waited = record["data_seconds"] / record["seconds"]
-    if waited <= MOST_WAITING:
+    if waited <= MAX_WAITING_SHARE:
         return ""
     if workers < cores:
         return f"{waited:.0%} of the epoch was spent waiting for images; use --workers {cores}, one for each core"

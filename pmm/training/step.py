@@ -30,7 +30,7 @@ PARTNERS = 4  # a stream of the run's seed, see pmm.data.sampler
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def be_deterministic(device: torch.device) -> None:
+def set_deterministic(device: torch.device) -> None:
     """On CUDA ask for deterministic algorithms: one seed, one machine, one result to the bit."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

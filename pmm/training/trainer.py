@@ -31,7 +31,7 @@ from pmm.training.flags import TrainOptions
 from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
 from pmm.training.state import check_device, make_train_state, restore_training, snapshot
-from pmm.training.step import Validation, be_deterministic, train_step
+from pmm.training.step import Validation, set_deterministic, train_step
 from pmm.utils.errors import TrainingInterrupted, UserError
 from pmm.utils.files import sweep, write_file
 from pmm.visualize.mixing import has_hard_mix, mix_picture
@@ -58,7 +58,7 @@ class Trainer:
         self.config, self.split, self.out, self.device, self.processes = config, split, out, device, processes
         self.options = options
         check_device(config, device)
-        be_deterministic(device)
+        set_deterministic(device)
         torch.manual_seed(config.seed)
         self.batches, self.sampler = train_batches(
             split.train, config, rank=processes.rank, world=processes.world, skip_bad=options.skip_bad_images
@@ -233,7 +233,7 @@ class Trainer:
             report = {"epoch": self.epochs_done + 1, "step": step, "lr": meter.lr, "losses": values, "files": files}
             path = self.out / ("bad-batch.json" if self.processes.main else f"bad-batch-{self.processes.rank}.json")
             write_file(path, json.dumps(report, indent=1, allow_nan=False) + "\n")  # JSON has no number for NaN
-            raise not_finite(label, step, losses, meter.lr, path, self.config.recipe.gentler)
+            raise not_finite(label, step, losses, meter.lr, path, self.config.recipe.divergence_hint)
         if isinstance(batch, UserError):
             raise batch
 

@@ -103,7 +103,9 @@ def arguments(command: type, default: Any = None, path: tuple[str, ...] = (), gr
     return found + nested
 
 
-def read_words(known: Sequence[Argument], words: Sequence[str], *, partial: bool = False) -> dict[tuple[str, ...], Any]:
+def parse_words(
+    known: Sequence[Argument], words: Sequence[str], *, partial: bool = False
+) -> dict[tuple[str, ...], Any]:
     """The values that the command line `words` gives, by `Argument.path`; `partial=True` passes over what is unknown.
 
     Raises UserError for an unknown flag, a missing or a surplus argument, or a value that its type does not have.

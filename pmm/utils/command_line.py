@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-from pmm.utils.arguments import arguments, build, read_words
+from pmm.utils.arguments import arguments, build, parse_words
 from pmm.utils.errors import InvalidValue, UsageError, UserError
 from pmm.utils.extras import missing_library
 from pmm.utils.help_text import help_text
@@ -51,7 +51,7 @@ def parse_args(
         print(help_text(known, prog=prog, description=description, width=width))
         raise SystemExit(0)
     try:
-        values = read_words(known, args, partial=partial)
+        values = parse_words(known, args, partial=partial)
     except UserError as error:
         raise UsageError(str(error), hint=f"see {prog} --help") from None
     return build(command, values, default)

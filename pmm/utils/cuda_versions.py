@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pmm.utils.hardware import driver_version, nvidia_gpus
 
-LEAST_DRIVER = {12: "525", 13: "580"}
+MIN_DRIVER = {12: "525", 13: "580"}
 """Major version of CUDA -> oldest driver that serves it."""
 _CUDA_FILES = {"torch": "torch/version.py", "onnxruntime-gpu": "onnxruntime/capi/build_and_package_info.py"}
 _CUDA = re.compile(r"^cuda(?:_version)?\b[^=\n]*=\s*['\"](\d[\d.]*)", re.MULTILINE)
@@ -62,7 +62,7 @@ def gpu_libraries() -> list[GpuLibrary]:
                 cuda = None
             libraries.append(GpuLibrary(name, distribution.version, cuda[1] if cuda else ""))
     for name in _ENGINES:  # the build is part of the name: its libraries are for one major version
-        builds = ((major, _distribution(f"{name}-cu{major}")) for major in (11, *LEAST_DRIVER))
+        builds = ((major, _distribution(f"{name}-cu{major}")) for major in (11, *MIN_DRIVER))
         libraries += [GpuLibrary(name, found.version, str(major)) for major, found in builds if found]
     return libraries
 
@@ -80,7 +80,7 @@ def misfits() -> list[Misfit]:
     """Libraries that cannot work: built for a CUDA that the driver does not serve, or that exclude each other."""
     libraries, driver = gpu_libraries(), driver_version()
     served = int(driver.partition(".")[0] or 0)
-    usable = min(served or max(LEAST_DRIVER), max(LEAST_DRIVER))
+    usable = min(served or max(MIN_DRIVER), max(MIN_DRIVER))
     problems = []
     for name in _ENGINES:
         if len(builds := [library.cuda for library in libraries if library.name == name]) > 1:
@@ -90,8 +90,8 @@ def misfits() -> list[Misfit]:
     if too_new:
         newest = max(library.major for library in too_new)
         names = [library.name for library in too_new]
-        least = f" to {LEAST_DRIVER[newest]} or later" if newest in LEAST_DRIVER else ""
-        other = f", or {command(names, served)}" if served in LEAST_DRIVER else ""
+        least = f" to {MIN_DRIVER[newest]} or later" if newest in MIN_DRIVER else ""
+        other = f", or {command(names, served)}" if served in MIN_DRIVER else ""
         text = (
             f"{_listed(too_new)}, and the driver serves CUDA {driver} at most: update the NVIDIA driver{least}{other}"
         )
@@ -116,11 +116,11 @@ def advice(name: str) -> str:
 
 
 def command(names: Sequence[str], major: int) -> str:
-    """The command that installs the builds of these libraries for CUDA `major`, one of LEAST_DRIVER's."""
+    """The command that installs the builds of these libraries for CUDA `major`, one of MIN_DRIVER's."""
     remove, install = [], []
     for name in names:
         if name in _ENGINES:
-            builds = (f"{name}-cu{m}{part}" for m in (11, *LEAST_DRIVER) for part in ("", "-libs", "-bindings"))
+            builds = (f"{name}-cu{m}{part}" for m in (11, *MIN_DRIVER) for part in ("", "-libs", "-bindings"))
             remove += [each for each in (name, *builds) if _distribution(each)]
             install.append(f"{name}-cu{major}")
         elif name == "torch":

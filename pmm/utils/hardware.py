@@ -23,7 +23,7 @@ T = TypeVar("T")
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities of the GPUs that a portable TensorRT-RTX engine runs on (NVIDIA's "CPU-only AOT" page; one for
 Turing, 7.5, has to be built for it alone, which is not done here)."""
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 """With far more threads, libraries end the process without a message, or take all of the memory."""
 
 
@@ -83,8 +83,8 @@ def gpu_at(index: int) -> Gpu:
 
 def check_threads(count: int) -> None:
     """Raises InvalidValue for a number of CPU threads below 0 (the default number) or beyond any use."""
-    if not 0 <= count <= MOST_THREADS:
-        raise InvalidValue("--threads", count, f"0 (the default) to {MOST_THREADS}")
+    if not 0 <= count <= MAX_THREADS:
+        raise InvalidValue("--threads", count, f"0 (the default) to {MAX_THREADS}")
 
 
 @cache

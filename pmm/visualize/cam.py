@@ -50,7 +50,7 @@ class View:
 
 
 @contextmanager
-def as_at_test(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients; afterwards every module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -78,7 +78,7 @@ def stage_cams(model: Any, images: Tensor, classes: Tensor | None = None) -> lis
         images: normalised [N, 3, H, W], on the model's device.
         classes: training labels to explain [N] (default: what each stage predicts, the largest of its logits).
     """
-    with as_at_test(model):
+    with eval_mode(model):
         f1 = model.backbone(images)
         first, *others = model.stages
         cams = [_stage_cam(first, f1, f1.mean((2, 3)), classes)]

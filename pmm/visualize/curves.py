@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS = "metrics.jsonl"
-MOST_RUNS = len(LINES)
+MAX_RUNS = len(LINES)
 DPI = 150
 _STROKES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 _FEW = 25  # epochs up to which each is a dot
@@ -79,8 +79,8 @@ def curves_picture(runs: Sequence[LoggedRun]) -> Image.Image:
     import matplotlib
     from matplotlib.figure import Figure
 
-    if len(runs) > MOST_RUNS:
-        raise InvalidValue("number of runs", len(runs), f"{MOST_RUNS} at most", hint="give fewer --runs")
+    if len(runs) > MAX_RUNS:
+        raise InvalidValue("number of runs", len(runs), f"{MAX_RUNS} at most", hint="give fewer --runs")
     with matplotlib.rc_context(plot_style()):
         figure = Figure(figsize=(9, 6.4), layout="constrained")
         drawing = Panels(runs)

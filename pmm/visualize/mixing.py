@@ -17,12 +17,12 @@ from pmm.models.output import Mix
 from pmm.models.pmm import PMM
 from pmm.ops.block_ranking import block_ranks, block_scores, clamped, grid
 from pmm.utils.errors import InvalidInput
-from pmm.visualize.cam import SCALE_WORDS, as_at_test, to_model
+from pmm.visualize.cam import SCALE_WORDS, eval_mode, to_model
 from pmm.visualize.heat import heated, resized, scale
 from pmm.visualize.sheet import HEIGHT, Group, Panel, sheet, text_size
 from pmm.visualize.style import INK
 
-LEAST_BLOCK = 22
+MIN_BLOCK = 22
 """Smallest height in pixels of a block in the picture, so that its rank is legible."""
 _GROUPS = (
     Group("", ("crop",)),
@@ -76,7 +76,7 @@ def mix_picture(
     if not len(crops) == len(labels) == len(names) or not len(crops):
         raise ValueError(f"expected as many labels and names as crops: {len(labels)}, {len(names)}, {len(crops)}")
     drawn = [Drawn.of(mix, model) for mix in mixes_of(model, crops, labels, preprocessing, seed)]
-    height = max(height, LEAST_BLOCK * len(drawn[0].rows))
+    height = max(height, MIN_BLOCK * len(drawn[0].rows))
     size = (max(1, round(height * crops.shape[2] / crops.shape[1])), height)
     lines = []
     for row in range(min(rows, len(crops))):
@@ -101,7 +101,7 @@ def mixes_of(
     model: PMM, crops: Crops, labels: Sequence[int] | npt.NDArray[Any], preprocessing: Preprocessing, seed: int = 0
 ) -> tuple[Mix, Mix]:
     """The two mixes of a batch, as `mix_picture` draws them; arguments as there."""
-    with as_at_test(model):
+    with eval_mode(model):
         images = to_model(model, crops, preprocessing)
         pids = torch.as_tensor(np.asarray(labels, np.int64), device=images.device)
         generator = torch.Generator(images.device).manual_seed(seed)

@@ -21,7 +21,7 @@ from pmm.visualize.lists import compared_lists, ranked_lists
 Scores = npt.NDArray[np.float64]
 ENDS = 0.05
 """Share of the queries left out at each end: the hardest and the easiest say least about a model."""
-MOST_NEIGHBOURS = 20
+MAX_NEIGHBOURS = 20
 """Results of a search in its picture."""
 
 
@@ -86,13 +86,13 @@ def neighbours_picture(query: Path, index: Index, neighbours: Neighbours, folder
     `folder` is where the indexed crops are now, if they were moved. Raises InvalidFile if one is missing or unreadable.
     """
     place = folder or Path(index.folder)
-    crops = [place / index.paths[row] for row in neighbours.indices[:MOST_NEIGHBOURS].tolist()]
+    crops = [place / index.paths[row] for row in neighbours.indices[:MAX_NEIGHBOURS].tolist()]
     missing = [crop for crop in crops if not crop.is_file()]
     if missing:
         problem = f"missing, as {len(missing)} of the {len(crops)} crops to draw"
         raise InvalidFile(problem, path=missing[0], hint="give --folder DIR if they were moved")
     measure = "cosine similarity" if index.contract.embedding.metric == "cosine" else "distance"
-    captions = [measures_of(index, neighbours)[:MOST_NEIGHBOURS]]
+    captions = [measures_of(index, neighbours)[:MAX_NEIGHBOURS]]
     return ranked_lists([query], [[(crop, None) for crop in crops]], height=192, captions=captions, measure=measure)
 
 

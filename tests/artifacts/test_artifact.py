@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from pmm.artifacts.artifact import Artifact, drafted, manifest_path, read_manifest, reusable
+from pmm.artifacts.artifact import Artifact, manifest_path, new_artifact, read_manifest, reusable
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
 from tests.artifacts.test_manifest import MANIFEST
@@ -13,7 +13,7 @@ from tests.refusals import refuses
 
 @pytest.fixture
 def written(tmp_path):
-    with drafted(tmp_path / "model.onnx", MANIFEST) as draft:
+    with new_artifact(tmp_path / "model.onnx", MANIFEST) as draft:
         draft.path.write_bytes(b"content")
     return Artifact(tmp_path / "model.onnx", draft.manifest)
 
@@ -32,7 +32,7 @@ def test_a_draft_can_be_opened_under_the_name_it_will_have(tmp_path):
     out = tmp_path / "model.plan"
 
     def open_and_fail():
-        with drafted(out, MANIFEST) as draft:
+        with new_artifact(out, MANIFEST) as draft:
             draft.path.write_bytes(b"content")
             with draft.openable():
                 assert read_manifest(draft.path).method == MANIFEST.method

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pmm.artifacts import checkpoint
-from pmm.artifacts.kinds import FORMAT_MARK, KNOWN, SUFFIXES, kind_among, kind_of, kind_of_content
+from pmm.artifacts.kinds import FORMAT_MARK, KNOWN_KINDS, SUFFIXES, kind_of, kind_of_content, require_kind
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.config import preset
 from pmm.data.preprocessing import preprocessing_of
@@ -89,14 +89,14 @@ def test_where_the_content_tells_nothing_the_name_does(files, tmp_path):
             found = kind_of(tmp_path / f"file{suffix}")
             assert found == ("onnx" if content.endswith(b"\xff") else declared)
     (tmp_path / "file.xyz").write_bytes(b"text")
-    with refuses(InvalidFile, "neither", path=tmp_path / "file.xyz", expected=KNOWN):
+    with refuses(InvalidFile, "neither", path=tmp_path / "file.xyz", expected=KNOWN_KINDS):
         kind_of(tmp_path / "file.xyz")
-    with refuses(InvalidFile, "does not exist", path=tmp_path / "none.pth", expected=KNOWN):
+    with refuses(InvalidFile, "does not exist", path=tmp_path / "none.pth", expected=KNOWN_KINDS):
         kind_of(tmp_path / "none.pth")
     (tmp_path / "file.plan").write_bytes(ENGINES[0])
     with refuses(InvalidFile, "TensorRT engine", path=tmp_path / "file.plan", expected="a checkpoint or an ONNX file"):
-        kind_among(tmp_path / "file.plan", "checkpoint", "onnx")
-    assert all(suffix in KNOWN for suffix in SUFFIXES if suffix != ".tar")
+        require_kind(tmp_path / "file.plan", "checkpoint", "onnx")
+    assert all(suffix in KNOWN_KINDS for suffix in SUFFIXES if suffix != ".tar")
     cut = dict(files)["onnx"].read_bytes()[:5000]
     (tmp_path / "cut").write_bytes(cut)
     assert kind_of(tmp_path / "cut") == "onnx", "truncated"

@@ -15,7 +15,7 @@ from tests.wheel import Environment, built_wheel
 
 pytestmark = pytest.mark.slow
 REQUIREMENTS = ROOT / "pmm/serving-requirements.txt"
-MOST_PACKAGES, MOST_MEGABYTES = 17, 260
+MAX_PACKAGES, MAX_MEGABYTES = 17, 260
 SERVE = """
 import sys
 import numpy as np
@@ -47,11 +47,11 @@ def environment(request, store, tmp_path):
     made = Environment.with_wheel(tmp_path / "env", built_wheel(store))
     if request.param == "linked":
         lines = REQUIREMENTS.read_text().splitlines()
-        assert len(made.add(line for line in lines if line[:1] != "#")) <= MOST_PACKAGES
+        assert len(made.add(line for line in lines if line[:1] != "#")) <= MAX_PACKAGES
     else:
         clients = ROOT / os.environ.get("PMM_CLIENTS", ".venv-clients") / "serving"
         assert (clients / ".installed").exists(), f"{clients} is missing: make clients"
-        assert size_in_megabytes(Environment(clients).packages) <= MOST_MEGABYTES
+        assert size_in_megabytes(Environment(clients).packages) <= MAX_MEGABYTES
         made.add_all(clients)
     return made
 
@@ -61,7 +61,7 @@ def size_in_megabytes(packages):
     brought = [
         top for top in packages.iterdir() if not top.name.startswith(("pip", "setuptools", "pkg_resources", "_"))
     ]
-    assert len([top for top in brought if top.suffix == ".dist-info"]) <= MOST_PACKAGES
+    assert len([top for top in brought if top.suffix == ".dist-info"]) <= MAX_PACKAGES
     files = (file for top in brought for file in (top.rglob("*") if top.is_dir() else [top]) if file.is_file())
     return sum(file.stat().st_size for file in files) / 1e6
 

@@ -70,7 +70,7 @@ def test_equals_the_definitions(problem, ap, dtype, given_distances, few, querie
     query, gallery, *labels = problem
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "FEW_ITEMS", few)  # both ways of counting
-        patch.setattr(distances, "MOST_QUERIES", queries)
+        patch.setattr(distances, "MAX_QUERIES", queries)
         if given_distances:
             matrix = ((query[:, None] - gallery) ** 2).sum(2)
             result = evaluate_distances(matrix.astype(dtype), *labels, ap=ap, max_rank=10)

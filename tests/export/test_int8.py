@@ -18,7 +18,7 @@ from pmm.data.readers import read_dataset
 from pmm.export import parity_check
 from pmm.export.calibration import calibration_files
 from pmm.export.graph import to_onnx
-from pmm.export.int8 import Quantizer, _main_inputs, quantised_until
+from pmm.export.int8 import Quantizer, _main_inputs, quantize_with_fallback
 from pmm.export.onnx import describe, export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
@@ -233,7 +233,7 @@ def test_a_graph_that_never_passes_is_refused(fp32, train_crops):
         raise ParityFailed("it moved")
 
     with refuses(ParityFailed, "it moved", "of 15 layers"):
-        quantised_until(quantizer, never, [train_crops[:4]])
+        quantize_with_fallback(quantizer, never, [train_crops[:4]])
     assert len(tried) > 3
 
 

@@ -11,7 +11,7 @@ from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.export.graph import IR_VERSION, _to_opset_17
 from pmm.export.half_precision import emulated, half_type
-from pmm.export.options import LEAST_OPSET, OPSET, OPSETS, EngineOptions, ExportOptions
+from pmm.export.options import MIN_OPSET, OPSET, OPSETS, EngineOptions, ExportOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.utils.errors import ConflictingOptions, InvalidValue
@@ -27,7 +27,7 @@ KINDS = {
 }
 QUICK = [("fp32", 17), ("int8", 18), ("int8-fp16", 19), ("fp16", 21)]
 """Each opset and each kind once: bf16 has only its default."""
-EVERY = [(kind, opset) for kind in KINDS for opset in range(LEAST_OPSET[kind], OPSETS[1] + 1)]
+EVERY = [(kind, opset) for kind in KINDS for opset in range(MIN_OPSET[kind], OPSETS[1] + 1)]
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +83,10 @@ def test_so_is_one_of_a_static_batch(shared, crops, kind, opset, batch):
 @pytest.mark.parametrize(
     ("operator", "types", "least"),
     [
-        ("Conv", "tensor(bfloat16)", LEAST_OPSET["bf16"]),
-        ("MaxPool", "tensor(bfloat16)", LEAST_OPSET["bf16"]),
-        ("QuantizeLinear", "tensor(float16)", LEAST_OPSET["int8-fp16"]),
-        ("DequantizeLinear", "tensor(float16)", LEAST_OPSET["int8-fp16"]),
+        ("Conv", "tensor(bfloat16)", MIN_OPSET["bf16"]),
+        ("MaxPool", "tensor(bfloat16)", MIN_OPSET["bf16"]),
+        ("QuantizeLinear", "tensor(float16)", MIN_OPSET["int8-fp16"]),
+        ("DequantizeLinear", "tensor(float16)", MIN_OPSET["int8-fp16"]),
     ],
 )
 def test_the_least_opsets_are_those_of_onnx(operator, types, least):

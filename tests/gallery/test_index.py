@@ -118,8 +118,8 @@ def test_nearest_is_brute_force_with_ties_by_index(seed, rows, dim, queries, top
     embeddings = rng.integers(1, 3, (rows, dim)).astype(np.float64)  # few different rows: many ties
     asked = rng.integers(1, 3, (queries, dim)).astype(np.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pmm.evaluation.distances, "MOST_ROWS", chunk)
-        patch.setattr(pmm.evaluation.distances, "MOST_QUERIES", 2)
+        patch.setattr(pmm.evaluation.distances, "MAX_ROWS", chunk)
+        patch.setattr(pmm.evaluation.distances, "MAX_QUERIES", 2)
         found = index_of(embeddings, metric).nearest(asked, top)
         single = index_of(embeddings, metric).nearest(asked[0], top)
     assert found.indices.shape == found.distances.shape == (queries, min(rows, top))
@@ -139,7 +139,7 @@ def test_nearest_is_brute_force_with_ties_by_index(seed, rows, dim, queries, top
 @pytest.mark.parametrize("chunk", [3, 4096])
 def test_nearest_far_from_the_origin(chunk, monkeypatch):
     """|q|^2 + |g|^2 - 2 q.g has lost the digits here that tell the rows apart: the candidates must still hold them."""
-    monkeypatch.setattr(pmm.evaluation.distances, "MOST_ROWS", chunk)
+    monkeypatch.setattr(pmm.evaluation.distances, "MAX_ROWS", chunk)
     rng = np.random.default_rng(1)
     step = 2.0**17  # what float32 can tell apart at 2**40; its square is below the rounding of 256 * 2**80 in float64
     embeddings = np.full((400, 256), 2.0**40, np.float32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pmm.training.failures import LossWatch
-from pmm.training.progress import Meter, advice_on_data, epoch_line, mean_of_records
+from pmm.training.progress import Meter, data_loading_hint, epoch_line, mean_of_records
 
 CPU = torch.device("cpu")
 
@@ -89,7 +89,7 @@ def test_the_line_of_an_epoch():
 
 def test_waiting_for_data_is_noticed():
     def advice(waited, workers, cores):
-        return advice_on_data({"data_seconds": waited, "step_seconds": 9 - waited, "seconds": 9.0}, workers, cores)
+        return data_loading_hint({"data_seconds": waited, "step_seconds": 9 - waited, "seconds": 9.0}, workers, cores)
 
     assert advice(3.0, 1, 8) == ""
     slow = advice(4.5, 1, 8)

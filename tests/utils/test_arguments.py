@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from pmm.utils.arguments import Arg, arguments, build, read_words
+from pmm.utils.arguments import Arg, arguments, build, parse_words
 from pmm.utils.errors import InvalidValue, UserError
 from tests.refusals import refuses
 
@@ -31,7 +31,7 @@ class Outer:
 
 
 def parse(*words, command=Outer, default=None, **options):
-    return build(command, read_words(arguments(command, default), words, **options), default)
+    return build(command, parse_words(arguments(command, default), words, **options), default)
 
 
 DEFAULT = Outer(model=Path("m"), out=Path("o"))
@@ -65,7 +65,7 @@ def test_defaults_are_those_of_the_given_value():
 
 
 def test_partial_passes_over_what_is_not_there():
-    values = read_words(arguments(Outer), ["--other", "1", "--epochs", "5", "--another=x"], partial=True)
+    values = parse_words(arguments(Outer), ["--other", "1", "--epochs", "5", "--another=x"], partial=True)
     assert values[("epochs",)] == 5
 
 

@@ -159,7 +159,7 @@ def test_a_torch_without_cuda_beside_a_gpu(here, monkeypatch):
     (misfit,) = misfits()
     assert misfit.text.endswith("a GPU: pip uninstall -y torch torchvision && pip install torch torchvision")
     monkeypatch.setattr(eager.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(eager, "refuse_parents_gpu", lambda: None)
+    monkeypatch.setattr(eager, "check_cuda_after_fork", lambda: None)
     with refuses(BackendUnavailable, "--device cuda:1", hint=misfit.text):
         eager.torch_device("cuda:1")
     here.driver("13.0")

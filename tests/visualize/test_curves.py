@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from pmm.utils.errors import InvalidFile, InvalidValue
-from pmm.visualize.curves import MOST_RUNS, Panels, curves_picture, read_run
+from pmm.visualize.curves import MAX_RUNS, Panels, curves_picture, read_run
 from pmm.visualize.style import LINES
 from tests.refusals import refuses
 
@@ -85,8 +85,8 @@ def test_what_is_no_run(tmp_path):
     with refuses(InvalidFile, path=tmp_path / "empty/metrics.jsonl", problem="no epoch"):
         read_run(write(tmp_path / "empty", []))
     run = read_run(write(tmp_path / "run", records()))
-    with refuses(InvalidValue, value=MOST_RUNS + 1, expected=f"{MOST_RUNS} at most", hint="--runs"):
-        curves_picture([run] * (MOST_RUNS + 1))
+    with refuses(InvalidValue, value=MAX_RUNS + 1, expected=f"{MAX_RUNS} at most", hint="--runs"):
+        curves_picture([run] * (MAX_RUNS + 1))
 
 
 def drawn(method, *runs):

@@ -17,7 +17,7 @@ from pmm.utils.errors import InvalidInput
 from pmm.visualize import mixing
 from pmm.visualize.cam import to_model
 from pmm.visualize.heat import heated, resized
-from pmm.visualize.mixing import LEAST_BLOCK, Drawn, has_hard_mix, mix_picture, mixes_of
+from pmm.visualize.mixing import MIN_BLOCK, Drawn, has_hard_mix, mix_picture, mixes_of
 from tests.refusals import refuses
 from tests.visualize.untouched import untouched
 
@@ -168,7 +168,7 @@ def test_rows_names_and_height():
     assert named.tobytes() != short.tobytes()
     # 8 rows of blocks, of which each is high enough for a number
     small = mix_picture(model, crops, LABELS, size, rows=1, height=64)
-    assert small.height > 8 * LEAST_BLOCK
+    assert small.height > 8 * MIN_BLOCK
 
 
 def test_without_blocks_to_replace_nothing_is_framed():

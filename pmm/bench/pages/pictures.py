@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pmm.bench.accuracy import AccuracyEvaluator, Reference
 
 
-LEAST_LOSS = 0.01
+MIN_LOSS = 0.01
 """Loss of average precision from which a query has a picture: below it the lists look the same."""
 QUERIES, ITEMS, HEIGHT = 5, 5, 128
 """Of a picture: queries, items in each list, and the height of a crop in pixels."""
@@ -51,7 +51,7 @@ def worst_pictures(report: BenchReport) -> dict[str, Image.Image]:
     read."""
     drawn = {}
     for result in report.results:
-        lost = tuple(q for q in result.worst_queries if q.ap_reference - q.ap >= LEAST_LOSS)
+        lost = tuple(q for q in result.worst_queries if q.ap_reference - q.ap >= MIN_LOSS)
         if lost:
             drawn[result.name] = worst_picture(result.name, lost[:QUERIES], report.reference)
     return drawn

@@ -22,7 +22,7 @@ from pmm.utils.errors import InvalidInput
 
 ONE_IN = (100, 1_000, 10_000)
 """Of how many pairs of two identities one may be accepted: false positive rates of 1e-2, 1e-3 and 1e-4."""
-LEAST_ACCEPTED = 10
+MIN_ACCEPTED = 10
 """Pairs of two identities that a threshold must be able to accept: with fewer, its true rate may well be another by a
 third (1 / sqrt(10)), and a single crop sets it."""
 QUERIES_AT_ONCE = 512
@@ -93,7 +93,7 @@ def verification(embedded: QueryGallery, labels: Labels) -> Verification:
     def too_many(most: int, counts: Ints) -> Bools:
         return counts[IMPOSTOR] > most
 
-    allowed = [impostor // pairs for pairs in ONE_IN if impostor >= LEAST_ACCEPTED * pairs]
+    allowed = [impostor // pairs for pairs in ONE_IN if impostor >= MIN_ACCEPTED * pairs]
     tests: list[_Test] = [lambda counts: excess(counts) >= 0, *(partial(too_many, most) for most in allowed)]
     equal, *crossings = _crossings(embedded, labels, upper, tests)
     after = abs(excess(equal.counts)) <= abs(excess(equal.counts_before))

@@ -182,7 +182,7 @@ def test_blocks_change_nothing(monkeypatch, at_once):
     reference, labels = people()
     candidate = off_by(reference, 0.3)
     expected = ranking_parity(reference, candidate, labels), first_items(candidate, labels, [3, 1, 59], 7).tolist()
-    monkeypatch.setattr(distances, "MOST_QUERIES", at_once)
+    monkeypatch.setattr(distances, "MAX_QUERIES", at_once)
     monkeypatch.setattr(ranking, "MASKS_AT_ONCE", at_once)
     assert ranking_parity(reference, candidate, labels) == expected[0]
     assert first_items(candidate, labels, [3, 1, 59], 7).tolist() == expected[1]

@@ -84,7 +84,7 @@ def test_equals_the_definitions(problem, one_in, least, block):
     embedded, candidate, labels = problem
     genuine, impostor = pairs(embedded, labels)
     with mock.patch.multiple(
-        thresholds, ONE_IN=one_in, LEAST_ACCEPTED=least, QUERIES_AT_ONCE=block[0], GALLERY_AT_ONCE=block[1]
+        thresholds, ONE_IN=one_in, MIN_ACCEPTED=least, QUERIES_AT_ONCE=block[0], GALLERY_AT_ONCE=block[1]
     ):
         if not genuine or not impostor:
             with refuses(InvalidInput, f"{len(genuine)} pairs of one identity", f"{len(impostor)} of two"):
@@ -123,7 +123,7 @@ def test_by_hand():
     # distances 1 and 3 of one person, 2, 4, 5, 6 of two; the last item is junk
     labels = labels_of([1], [1, 1, 2, 0, 3, 2, 1], [0], [1, 2, 0, 0, 1, 2, 0])
     gallery = np.array([[1.0], [3.0], [2.0], [4.0], [5.0], [6.0], [0.0]])
-    with mock.patch.multiple(thresholds, ONE_IN=(2, 4, 100), LEAST_ACCEPTED=1):
+    with mock.patch.multiple(thresholds, ONE_IN=(2, 4, 100), MIN_ACCEPTED=1):
         found = verification(QueryGallery(np.zeros((1, 1)), gallery), labels)
     assert (found.genuine, found.impostor) == (2, 4)
     # at 2: 1/4 of two people accepted, 1/2 of one rejected; at 3: 1/4 and 0. Both are 1/4 apart: the farther
@@ -150,7 +150,7 @@ def test_thresholds_need_ten_pairs_to_accept():
 
 def test_too_many_at_distance_zero():
     labels = labels_of([1], [1, 2, 2, 2], [0], [1] * 4)
-    with mock.patch.multiple(thresholds, ONE_IN=(3,), LEAST_ACCEPTED=1):
+    with mock.patch.multiple(thresholds, ONE_IN=(3,), MIN_ACCEPTED=1):
         found = verification(QueryGallery(np.ones((1, 2)), np.ones((4, 2))), labels)
     assert (found.points[0].threshold, found.points[0].tpr) == (-1.0, 0.0)
     assert (found.eer, found.eer_threshold) == (0.5, 0.0)
