@@ -197,8 +197,8 @@ def test_one_table_serves_the_help_the_bench_and_opening():
         assert name in BACKEND_HELP
         device = next(iter(backend.precisions))
         candidate = Candidate(backend=name, precision=backend.precisions[device][0], device=device)
-        assert candidate.file_kind == backend.runs
-        assert name in backends_for(backend.runs)
+        assert candidate.file_kind == backend.file_kind
+        assert name in backends_for(backend.file_kind)
     assert ONNXRUNTIME in BACKEND_HELP
     assert RunOptions().device == "auto"
 
