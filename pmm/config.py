@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions, InvalidValue, UserError, one_of
+from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, one_of
 from pmm.utils.from_dict import from_dict
 
 SYNTHETIC = "synthetic"
@@ -24,9 +24,9 @@ def fast_mode() -> bool:
     return os.environ.get("PMM_FAST", "0") not in ("", "0")
 
 
-def _require(condition: bool, key: str, value: object, expected: str) -> None:
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
-        raise InvalidValue("--" + key.replace("_", "-"), value, expected)
+        raise InvalidValue(name, value, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,13 +160,9 @@ class RecipeConfig:
             f"a multiple of --images-per-id {self.images_per_id} with at least two identities",
         )
         _require(self.lr > 0, "lr", self.lr, "a positive number")
-        _require(
-            0 <= self.warmup <= self.flat <= 1,
-            "warmup and --flat",
-            (self.warmup, self.flat),
-            "0 <= warmup <= flat <= 1",
-        )
-        for name in ("flip", "cutout", "label_smoothing"):
+        if self.warmup > self.flat:
+            raise ConflictingOptions(f"warmup {self.warmup} is above flat {self.flat}", "warmup", "flat")
+        for name in ("warmup", "flat", "flip", "cutout", "label_smoothing"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
         _require(min(self.cutout_size) > 0, "cutout_size", self.cutout_size, "two positive numbers")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
@@ -199,8 +195,8 @@ class RecipeConfig:
         raise ConflictingOptions(
             f"a batch of {self.batch_size} is {self.ids_per_batch} identities x {self.images_per_id} images, "
             f"which {cut} cannot share in parts of two or more whole identities",
-            "--batch-size",
-            "--accumulate",
+            "batch_size",
+            "accumulate",
             expected=f"processes x accumulate of {one_of(map(str, fitting))}",
             hint=f"or use --batch-size {nearest}",
         )
@@ -228,11 +224,12 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """Inverse of `to_dict`. Raises UserError for an unknown key (naming the known ones) or a wrong type."""
+        """Inverse of `to_dict`. Raises InvalidInput for an unknown key (naming the known ones) or a wrong type, and
+        InvalidValue, ConflictingOptions for values that cannot be used."""
         try:
             return from_dict(cls, values, "config")
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise InvalidInput(str(error)) from error
 
     def lines(self) -> list[str]:
         """Every value, a line per section."""
@@ -243,9 +240,9 @@ class Config:
         return [f"{section}: {', '.join(values)}" for section, values in sections.items()]
 
     def differences(self, other: Config) -> list[str]:
-        """`section.key: mine -> theirs` for every value that differs."""
-        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
-        return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+        """`section.key: value -> value of the other` for every value that differs."""
+        before, after = _flat(self.to_dict()), _flat(other.to_dict())
+        return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
 PRESETS: dict[str, Config] = {
@@ -294,7 +291,7 @@ PRESETS |= {
 def preset(name: str) -> Config:
     """The named preset. Raises InvalidValue naming the known ones."""
     if name not in PRESETS:
-        raise InvalidValue("--preset", name, choices=PRESETS)
+        raise InvalidValue("preset", name, choices=PRESETS)
     return PRESETS[name]
 
 

@@ -6,7 +6,7 @@ import pytest
 from pmm.config import PRESETS, Config, ModelConfig, RecipeConfig, preset
 from pmm.data.dataset_specs import DATASETS
 from pmm.models.registry import METHODS
-from pmm.utils.errors import InvalidValue, UserError
+from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue
 from tests.conftest import ROOT
 from tests.refusals import refuses
 
@@ -37,7 +37,7 @@ def test_the_help_names_every_data_set_and_method():
 def test_unknown_keys_are_refused_and_the_known_ones_named():
     values = preset("tiny").to_dict()
     values["recipe"]["epoks"] = 3
-    with refuses(UserError, "config.recipe.epoks", "epochs, "):
+    with refuses(InvalidInput, "config.recipe.epoks", "epochs, "):
         Config.from_dict(values)
 
 
@@ -55,22 +55,23 @@ def test_unknown_keys_are_refused_and_the_known_ones_named():
 def test_values_of_another_type_are_refused(section, key, value, text):
     values = preset("tiny").to_dict()
     values[section][key] = value
-    with refuses(UserError, text):
+    with refuses(InvalidInput, text):
         Config.from_dict(values)
 
 
 @pytest.mark.parametrize(
     ("section", "key", "value", "facts"),
     [
-        ("recipe", "epochs", 0, ("--epochs is 0", "at least 1")),
-        ("recipe", "batch_size", 30, ("--batch-size is 30", "--images-per-id 4")),
-        ("recipe", "warmup", 0.9, ("--warmup and --flat", "0.9")),
-        ("recipe", "cutout_size", [0, 3], ("--cutout-size is (0, 3)", "positive")),
-        ("model", "block", [0, 2], ("--block is (0, 2)", "positive")),
-        ("model", "num_classes", -4, ("--num-classes is -4",)),
-        ("data", "std", [0, 1, 1], ("--std", "positive")),
-        ("data", "height", 5000, ("--height is 5000", "4096")),
-        ("data", "val_identities", 1.0, ("--val-identities is 1.0", "below 1")),
+        ("recipe", "epochs", 0, ("config.recipe.epochs is 0", "at least 1")),
+        ("recipe", "batch_size", 30, ("config.recipe.batch_size is 30", "--images-per-id 4")),
+        ("recipe", "warmup", -0.1, ("config.recipe.warmup is -0.1", "0 to 1")),
+        ("recipe", "flat", 1.5, ("config.recipe.flat is 1.5", "0 to 1")),
+        ("recipe", "cutout_size", [0, 3], ("config.recipe.cutout_size is (0, 3)", "positive")),
+        ("model", "block", [0, 2], ("config.model.block is (0, 2)", "positive")),
+        ("model", "num_classes", -4, ("config.model.num_classes is -4",)),
+        ("data", "std", [0, 1, 1], ("config.data.std", "positive")),
+        ("data", "height", 5000, ("config.data.height is 5000", "4096")),
+        ("data", "val_identities", 1.0, ("config.data.val_identities is 1.0", "below 1")),
     ],
 )
 def test_values_out_of_range_are_refused(section, key, value, facts):
@@ -80,15 +81,20 @@ def test_values_out_of_range_are_refused(section, key, value, facts):
         Config.from_dict(values)
 
 
+def test_a_rise_beyond_the_fall_is_a_conflict():
+    with refuses(ConflictingOptions, "0.6", "0.2", options=("warmup", "flat")):
+        RecipeConfig(warmup=0.6, flat=0.2)
+
+
 def test_a_section_must_be_a_table():
-    with refuses(UserError, "config.model is 3"):
+    with refuses(InvalidInput, "config.model is 3"):
         Config.from_dict({"model": 3})
-    with refuses(UserError, "config is 3"):
+    with refuses(InvalidInput, "config is 3"):
         Config.from_dict(3)
 
 
 def test_unknown_preset_lists_the_known():
-    with refuses(InvalidValue, "--preset is 'huge'", choices=tuple(PRESETS)):
+    with refuses(InvalidValue, "preset is 'huge'", choices=tuple(PRESETS)):
         preset("huge")
 
 

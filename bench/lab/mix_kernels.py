@@ -52,6 +52,11 @@ class MixKernelsCommand:
     out: Path | None = None
     """JSON file to write (default: ops.json or step.json in runs/ops-bench)."""
 
+    def __post_init__(self) -> None:
+        if not self.budget >= 0:
+            raise InvalidValue("budget", self.budget, "seconds, or 0 for the default")
+        cuda_index(self.device)
+
 
 def main(prog: str) -> int:
     """Entry point; 1 if a result is wrong."""
@@ -67,9 +72,6 @@ def main(prog: str) -> int:
     if unused := sorted(without & command_line.flags_in()):
         problem = f"{', '.join(unused)} has no effect {'with' if command.step else 'without'} --step"
         raise ConflictingOptions(problem, *unused, "--step")
-    if not command.budget >= 0:
-        raise InvalidValue("--budget", command.budget, "seconds, or 0 for the default")
-    cuda_index(command.device)
     out = output_file(command.out or WORK / ("step.json" if command.step else "ops.json"))
 
     from bench.lab.mix_timing import bench_mixing, mixing_plan

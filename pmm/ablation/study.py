@@ -78,6 +78,12 @@ class AblationOptions:
     again: Annotated[str, Arg("ROWS")] = ""
     """Rows to run again from scratch, with commas between, or all."""
 
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 1), ("first_seed", 0), ("epochs", 0), ("jobs", 1)):
+            if getattr(self, name) < least:
+                raise InvalidValue(name, getattr(self, name), f"{least} or more")
+        cuda_index(self.device)
+
 
 class Ablation:
     """The rows and their runs, checked before any data is drawn or any row trained."""
@@ -85,14 +91,6 @@ class Ablation:
     def __init__(self, options: AblationOptions) -> None:
         """Raises InvalidValue or ConflictingOptions for options that cannot be used."""
         self.options = options
-        for flag, value, least in (
-            ("--seeds", options.seeds, 1),
-            ("--first-seed", options.first_seed, 0),
-            ("--epochs", options.epochs, 0),
-            ("--jobs", options.jobs, 1),
-        ):
-            if value < least:
-                raise InvalidValue(flag, value, f"{least} or more")
         if (number := cuda_index(options.device)) is not None:
             gpu_at(number)
         if options.compare_presets and options.preset != AblationOptions.preset:

@@ -46,7 +46,7 @@ class InputContract:
 
     def __post_init__(self) -> None:
         if self.batch is not None and not 1 <= self.batch <= MAX_IMAGES:
-            raise InvalidValue("--static-batch", self.batch, f"1 to {MAX_IMAGES}")
+            raise InvalidValue("batch", self.batch, f"1 to {MAX_IMAGES}")
 
     @classmethod
     def of(
@@ -107,8 +107,8 @@ class BatchProfile:
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.best <= self.most <= MAX_IMAGES:
-            expected = f"1 <= least <= best <= most <= {MAX_IMAGES}, as 1 8 64"
-            raise InvalidValue("--batch", str(self), expected)
+            expected = f"1 <= min <= best <= max <= {MAX_IMAGES}, as 1 8 64"
+            raise InvalidValue("batch", str(self), expected)
 
     def __str__(self) -> str:
         return f"{self.least} {self.best} {self.most}"
@@ -123,13 +123,13 @@ class BatchProfiles:
 
     def __post_init__(self) -> None:
         if not self.profiles:
-            raise InvalidValue("--batch", "", "a batch profile, as 1 8 64")
+            raise InvalidValue("batch", "", "a batch profile, as 1 8 64")
         for before, after in zip(self.profiles, self.profiles[1:], strict=False):
             if not (before.best < after.best and before.most <= after.most and before.least <= after.least):
                 raise ConflictingOptions(
-                    f"--batch {after} after {before}",
-                    "--batch",
-                    expected="each for larger batches than the one before (best grows, least and most do not shrink), "
+                    f"batch {after} after {before}",
+                    "batch",
+                    expected="each for larger batches than the one before (best grows, min and max do not shrink), "
                     "as 1 1 1 and 1 8 64",
                 )
 

@@ -20,6 +20,7 @@ from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.files import sha256
+from pmm.utils.hardware import cuda_index
 
 LONGEST_NAME = 60
 """Characters of a report's default folder."""
@@ -60,11 +61,12 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 3600:
-            raise InvalidValue("--seconds", self.seconds, "more than 0 and at most 3600")
+            raise InvalidValue("seconds", self.seconds, "more than 0 and at most 3600")
         if self.samples < 1:
-            raise InvalidValue("--samples", self.samples, "1 or more")
+            raise InvalidValue("samples", self.samples, "1 or more")
         if not 1 <= self.timeout <= 86400:
-            raise InvalidValue("--timeout", self.timeout, "1 to 86400 seconds")
+            raise InvalidValue("timeout", self.timeout, "1 to 86400 seconds")
+        cuda_index(self.device)
 
     @property
     def plan(self) -> LatencyPlan:

@@ -34,11 +34,13 @@ class CheckCommand:
     threads: int = 0
     """Threads that read images (default: one per core)."""
 
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
+
 
 def main(prog: str) -> int:
     """Entry point: 0 if the data set is usable."""
     command = command_line.parse(CheckCommand, prog=prog, description=__doc__ or "")
-    check_threads(command.threads)
     if command.json:
         output_file(command.json)
     report = check(command.dataset, command.root, threads=command.threads, label=prog)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pmm.gallery.embed import contract_of, embed_folder, images_below
-from pmm.runtime.open import BACKEND_HELP, open_runner
+from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.files import output_file
@@ -36,12 +36,15 @@ class EmbedCommand:
     threads: int = 0
     """CPU threads of the backend (default: its own choice)."""
 
+    def __post_init__(self) -> None:
+        check_backend(self.backend)
+        check_threads(self.threads)
+        cuda_index(self.device)
+
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(EmbedCommand, prog=prog, description=__doc__ or "")
-    check_threads(command.threads)
-    cuda_index(command.device)
     files = images_below(command.folder)  # before a model is loaded for nothing
     output_file(command.out, command.artifact, suffixes=(".npz",))
     with open_runner(command.artifact, command.backend, device=command.device, threads=command.threads) as runner:

@@ -21,7 +21,7 @@ from pmm.data.splits import unrankable
 from pmm.evaluation.reranking import Reranking
 from pmm.gallery.embed import embed_samples
 from pmm.gallery.ranking import RankingOptions, describe, figures, per_query_csv, rank_split
-from pmm.runtime.open import BACKEND_HELP, open_runner
+from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidFile
@@ -72,12 +72,15 @@ class EvaluateCommand:
     batch_size: Annotated[int, Arg(short="-b", least=1)] = 64
     """Images per call."""
 
+    def __post_init__(self) -> None:
+        check_backend(self.backend)
+        check_threads(self.threads)
+        cuda_index(self.device)
+
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(EvaluateCommand, prog=prog, description=__doc__ or "")
-    check_threads(command.threads)
-    cuda_index(command.device)
     limit = command_line.size(command.memory_limit, flag="--memory-limit")
     reranking = Reranking(k1=command.k1, k2=command.k2, weight=command.rerank_lambda) if command.rerank else None
     unused = {"--k1", "--k2", "--rerank-lambda"} & command_line.flags_in()

@@ -34,16 +34,18 @@ class ExportAotiCommand:
     """Processor to compile for: cpu, cuda or cuda:N; the package runs only on processors like it."""
     verification: VerifyOptions = field(default_factory=VerifyOptions)
 
+    def __post_init__(self) -> None:
+        if self.device == "auto":
+            raise InvalidValue("device", "auto", "cpu, cuda or cuda:N: a package is for one kind of processor")
+        if cuda_index(self.device) is None and self.precision == "tf32":
+            problem, hint = "precision tf32 is for GPUs, and device is cpu", "use --precision fp32, or --device cuda"
+            raise ConflictingOptions(problem, "precision", "device", hint=hint)
+
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ExportAotiCommand, prog=prog, description=__doc__ or "")
-    if command.device == "auto":
-        raise InvalidValue("--device", "auto", "cpu, cuda or cuda:N: a package is for one kind of processor")
-    kind = "cpu" if cuda_index(command.device) is None else "cuda"
-    if kind == "cpu" and command.precision == "tf32":
-        problem, hint = "--precision tf32 is for GPUs, and --device is cpu", "use --precision fp32, or --device cuda"
-        raise ConflictingOptions(problem, "--precision", "--device", hint=hint)
+    kind = "cpu" if command.device == "cpu" else "cuda"
     checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
     precision = "" if command.precision == "fp32" else f"-{command.precision}"
     beside = checkpoint.with_name(f"{checkpoint.stem}-{kind}{precision}{PACKAGE_SUFFIX}")

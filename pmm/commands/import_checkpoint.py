@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pmm.config import preset
+from pmm.config import MAX_SIDE, preset
 from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import DEFAULT_DATASET, read_dataset
 from pmm.data.samples import class_indices
@@ -32,9 +32,9 @@ class ImportCommand:
     """Data set that it was trained on."""
     root: Annotated[Path | None, Arg("DIR")] = None
     """Folder of the data set (default: none, and later commands need --root)."""
-    height: int = 384
+    height: Annotated[int, Arg(least=1, most=MAX_SIDE)] = 384
     """Height in pixels of the crops it was trained on."""
-    width: int = 128
+    width: Annotated[int, Arg(least=1, most=MAX_SIDE)] = 128
     """Width in pixels of the crops it was trained on."""
 
 

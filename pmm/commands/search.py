@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pmm.gallery.index import Index, Neighbours
 from pmm.gallery.search import search, table
-from pmm.runtime.open import BACKEND_HELP
+from pmm.runtime.open import BACKEND_HELP, check_backend
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.files import existing_file, output_file, replacing
@@ -39,11 +39,14 @@ class SearchCommand:
     device: str = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
 
+    def __post_init__(self) -> None:
+        check_backend(self.backend)
+        cuda_index(self.device)
+
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(SearchCommand, prog=prog, description=__doc__ or "")
-    cuda_index(command.device)
     existing_file(command.query, "an image to look for")
     if command.picture:
         output_file(command.picture, command.query, command.index, command.artifact, suffixes=(".png",))

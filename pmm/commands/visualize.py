@@ -55,12 +55,14 @@ class VisualizeCommand:
     batch_size: Annotated[int, Arg(short="-b", least=1)] = 64
     """Images per call."""
 
+    def __post_init__(self) -> None:
+        cuda_index(self.device)
+
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(VisualizeCommand, prog=prog, description=__doc__ or "")
     check_installed("matplotlib")
-    cuda_index(command.device)
     wanted = command_line.names(command.what, flag="--what")
     for name in wanted:
         if name not in PICTURES:

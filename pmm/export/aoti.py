@@ -63,7 +63,7 @@ def export_aoti(
     verification = verification or VerifyOptions()
     output_file(out, checkpoint, suffixes=(PACKAGE_SUFFIX,))
     if precision not in get_args(PackagePrecision):
-        raise InvalidValue("--precision", precision, choices=get_args(PackagePrecision))
+        raise InvalidValue("precision", precision, choices=get_args(PackagePrecision))
 
     import torch
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pmm.artifacts.manifest import BatchProfile, BatchProfiles, HardwareCompatibility, InputContract
+from pmm.artifacts.manifest import MAX_IMAGES, BatchProfile, BatchProfiles, HardwareCompatibility, InputContract
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.hardware import cuda_index
@@ -69,18 +69,19 @@ class ExportOptions:
                     problem = f"{_flag(name)} is for --precision int8 only, and the precision is {self.precision}"
                     raise ConflictingOptions(problem, _flag(name), "--precision")
         if self.calibration_images < MIN_CALIBRATION_CROPS:
-            raise InvalidValue("--calibration-images", self.calibration_images, f"at least {MIN_CALIBRATION_CROPS}")
+            raise InvalidValue("calibration_images", self.calibration_images, f"at least {MIN_CALIBRATION_CROPS}")
         if self.int8_fallback == "fp16" and self.target == "cpu":
             problem = "--int8-fallback fp16 is for TensorRT, and --target is cpu: ONNX Runtime has no fp16 on CPUs"
             raise ConflictingOptions(problem, "--int8-fallback", "--target")
+        if self.static_batch is not None and not 1 <= self.static_batch <= MAX_IMAGES:
+            raise InvalidValue("static_batch", self.static_batch, f"1 to {MAX_IMAGES}")
         if self.opset is not None and not OPSETS[0] <= self.opset <= OPSETS[1]:
-            raise InvalidValue("--opset", self.opset, f"{OPSETS[0]} to {OPSETS[1]}")
+            raise InvalidValue("opset", self.opset, f"{OPSETS[0]} to {OPSETS[1]}")
         kind = "int8-fp16" if self.int8_fallback == "fp16" else self.precision
         if self.onnx_opset < MIN_OPSET[kind]:
             flag, value = ("--int8-fallback", "fp16") if kind == "int8-fp16" else ("--precision", kind)
             problem = f"--opset is {self.opset}, and {flag} {value} needs at least {MIN_OPSET[kind]}"
             raise ConflictingOptions(problem, "--opset", flag)
-        _ = self.contract  # whose batch is checked
 
     @property
     def onnx_opset(self) -> int:
@@ -123,7 +124,7 @@ class EngineOptions:
     """How an engine is built."""
 
     batch: Annotated[tuple[tuple[int, int, int], ...], Arg("MIN BEST MAX")] = ()
-    """Least, best and most images per call (default: 1 8 64). Each --batch of several, as --batch 1 1 1 --batch 1 8 64,
+    """Min, best and max images per call (default: 1 8 64). Each --batch of several, as --batch 1 1 1 --batch 1 8 64,
     is an optimisation profile with its own kernels."""
     flavor: Literal["auto", "tensorrt", "rtx"] = "auto"
     """Builder: tensorrt (needs a GPU), rtx (TensorRT-RTX, needs none), or auto (tensorrt on a machine with a GPU)."""
@@ -147,18 +148,18 @@ class EngineOptions:
     def __post_init__(self) -> None:
         _check_choices(self)
         if not isinstance(self.batch, tuple | list) or not all(map(_is_profile, self.batch)):
-            raise InvalidValue("--batch", self.batch, "least, best and most images of each profile, as ((1, 8, 64),)")
+            raise InvalidValue("batch", self.batch, "min, best and max images of each profile, as ((1, 8, 64),)")
         _ = self.profiles
         if self.device == "cpu":
             hint = "to build an engine on a machine without a GPU, leave the flag out"
-            raise InvalidValue("--device", "cpu", "cuda or cuda:N: engines are for GPUs", hint=hint)
+            raise InvalidValue("device", "cpu", "cuda or cuda:N: engines are for GPUs", hint=hint)
         cuda_index(self.device)
         if self.workspace is not None and not 0 < self.workspace < 1024:
-            raise InvalidValue("--workspace", self.workspace, "GiB, above 0 and below 1024")
+            raise InvalidValue("workspace", self.workspace, "GiB, above 0 and below 1024")
         if self.timing_cache is not None and self.timing_cache.suffix != ".cache":
-            raise InvalidValue("--timing-cache", self.timing_cache, "a name that ends in .cache: it will be written to")
+            raise InvalidValue("timing_cache", self.timing_cache, "a name that ends in .cache: it will be written to")
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
-            raise InvalidValue("--opt-level", self.opt_level, "0 to 5")
+            raise InvalidValue("opt_level", self.opt_level, "0 to 5")
 
     @property
     def profiles(self) -> BatchProfiles:
@@ -194,11 +195,11 @@ def check_flags(
         raise ConflictingOptions(f"{', '.join(decided)}: the ONNX file decides that", *decided, hint=hint)
 
 
-def check_same_precision(file: Path, precision: str, wanted: str) -> None:
-    """Raises InvalidFile if an ONNX file is of another `precision` than the one `wanted` of its engine."""
-    if precision != wanted:
-        hint = f"an engine has the types of its file: pmm export onnx --precision {wanted}"
-        raise InvalidFile(f"it is in {precision}", path=file, expected=wanted, hint=hint)
+def check_same_precision(file: Path, precision: str, of_engine: str) -> None:
+    """Raises InvalidFile if an ONNX file is of another `precision` than its engine is to be."""
+    if precision != of_engine:
+        hint = f"an engine has the types of its file: pmm export onnx --precision {of_engine}"
+        raise InvalidFile(f"it is in {precision}", path=file, expected=of_engine, hint=hint)
 
 
 def _is_profile(sizes: object) -> bool:
@@ -213,4 +214,4 @@ def _check_choices(options: Any) -> None:
     """Raises InvalidValue for a word that is none of its field's: Python checks no `Literal`."""
     for name, kind in get_type_hints(type(options)).items():
         if get_origin(kind) is Literal and getattr(options, name) not in get_args(kind):
-            raise InvalidValue(_flag(name), getattr(options, name), choices=get_args(kind))
+            raise InvalidValue(name, getattr(options, name), choices=get_args(kind))

@@ -102,9 +102,7 @@ def open_runner(
 
 def _choose(path: Path, backend: str, device: str) -> tuple[str, str]:
     """The backend for a file, and the device for the backend."""
-    words = ("auto", ONNXRUNTIME, *BACKENDS)
-    if backend not in words:
-        raise InvalidValue("--backend", backend, choices=words)
+    check_backend(backend)
     kind = require_kind(path, *RUNNABLE)
     able = backends_for(kind)
     if backend == "auto" or (backend == ONNXRUNTIME and kind == "onnx"):
@@ -127,6 +125,13 @@ def _choose(path: Path, backend: str, device: str) -> tuple[str, str]:
         hint = f"use --backend {one_of(alternatives)} to run {path} on it"
         raise ConflictingOptions(f"{backend} does not run on --device {device}", "--backend", "--device", hint=hint)
     return backend, device
+
+
+def check_backend(name: str) -> None:
+    """Raises InvalidValue for a word that `open_runner` does not take for a backend."""
+    words = ("auto", ONNXRUNTIME, *BACKENDS)
+    if name not in words:
+        raise InvalidValue("backend", name, choices=words)
 
 
 def backends_for(kind: Kind) -> list[str]:

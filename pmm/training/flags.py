@@ -18,7 +18,7 @@ from pmm.models.registry import check_method_flags
 from pmm.training.data_setup import check_synthetic, check_unchanged
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UserError
 from pmm.utils.hardware import check_threads, cuda_index
 
 PROG = "pmm train"
@@ -44,8 +44,9 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
+        cuda_index(self.device)
         if not self.save_minutes > 0:
-            raise InvalidValue("--save-minutes", self.save_minutes, "more than 0")
+            raise InvalidValue("save_minutes", self.save_minutes, "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,11 @@ class _Choices(_Place):
     dataset: str = SYNTHETIC
     help: Annotated[bool, Arg(short="-h")] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset:
+            preset(self.preset)
+
 
 def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> TrainCommand:
     """The command line as a `TrainCommand`; defaults come from the preset, or from the run to resume.
@@ -79,6 +85,8 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
     there or has other values.
     """
     first = command_line.parse_args(_Choices, args, prog=prog, description="", partial=True)
+    if not first.help:
+        command_line.check_args(TrainCommand, args, prog=prog)  # before a run is looked for
     out = first.out
     if first.resume and not first.help:
         out = (
@@ -94,7 +102,6 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
         config = dataclasses.replace(config, recipe=recipe)
     default = TrainCommand(out=out, config=config)
     command = command_line.parse_args(TrainCommand, args, prog=prog, description=description, default=default)
-    cuda_index(command.device)
     flags = command_line.flags_in(args)
     check_method_flags(command.config, flags)
     _refuse_unscheduled(command.config, flags)
@@ -112,7 +119,7 @@ def saved_config(out: Path) -> Config:
     except FileNotFoundError:
         problem = f"it holds no run to resume ({path.name} is missing)"
         raise InvalidFile(problem, path=out, hint="start without --resume, or name another folder with --out") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         raise InvalidFile(f"it cannot be read ({error})", path=path, expected="the configuration of a run") from error
 
 

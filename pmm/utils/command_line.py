@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-from pmm.utils.arguments import arguments, build, parse_words
-from pmm.utils.errors import InvalidValue, UsageError, UserError
+from pmm.utils.arguments import Argument, arguments, build, parse_words
+from pmm.utils.errors import ConflictingOptions, InvalidValue, UsageError, UserError
 from pmm.utils.extras import missing_library
 from pmm.utils.help_text import help_text
 from pmm.utils.scheduling import configure_threads, use_short_time_slices
@@ -43,18 +43,46 @@ def parse_args(
     """The command line `args` as the dataclass `command`, whose fields `default` fills where no flag does.
 
     `--help` prints the help, which `description` heads, and exits. `partial=True` passes over arguments that `command`
-    does not have, and over `--help`. Raises UsageError, and what the constructor of `command` raises.
+    does not have, and over `--help`.
+
+    Raises UsageError, also for values that the constructor of `command` refuses; its cause is the error of their kind.
     """
     known = arguments(command, default)
     if not partial and {"-h", "--help"} & set(args):
         width = shutil.get_terminal_size().columns
         print(help_text(known, prog=prog, description=description, width=width))
         raise SystemExit(0)
+    with _usage_errors(known, prog):
+        return build(command, parse_words(known, args, partial=partial), default)
+
+
+def check_args(command: type, args: Sequence[str], *, prog: str) -> None:
+    """Raises UsageError for words that are no command line of `command`, whatever its defaults are."""
+    known = arguments(command)
+    with _usage_errors(known, prog):
+        parse_words(known, args)
+
+
+@contextlib.contextmanager
+def _usage_errors(known: Sequence[Argument], prog: str) -> Iterator[None]:
     try:
-        values = parse_words(known, args, partial=partial)
+        yield
     except UserError as error:
-        raise UsageError(str(error), hint=f"see {prog} --help") from None
-    return build(command, values, default)
+        raise UsageError(str(_with_flags(error, known)), hint=f"see {prog} --help") from error
+
+
+def _with_flags(error: UserError, known: Sequence[Argument]) -> UserError:
+    """The error with flags in place of the fields that it names, and a value of several words as it is typed."""
+    flags = {argument.path[-1]: argument.flag for argument in known}
+    if isinstance(error, InvalidValue) and error.name in flags:
+        value = " ".join(map(str, error.value)) if isinstance(error.value, tuple) else error.value
+        return InvalidValue(flags[error.name], value, error.expected, choices=error.choices, hint=error.hint)
+    if isinstance(error, ConflictingOptions) and error.options and flags.keys() >= set(error.options):
+        fields = re.compile(rf"\b({'|'.join(error.options)})\b")
+        problem = fields.sub(lambda field: flags[field[0]], error.problem)
+        options = [flags[field] for field in error.options]
+        return ConflictingOptions(problem, *options, expected=error.expected, hint=error.hint)
+    return error
 
 
 def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
@@ -112,10 +140,10 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
 
     Raised wherever it falls, an interrupt can land in a destructor or a fork hook, where Python drops it and goes on.
     """
-    with deferred_signals(signal.SIGINT) as held:
+    with deferred_signals(signal.SIGINT) as first_signal:
 
         def release() -> None:
-            if held():
+            if first_signal():
                 raise KeyboardInterrupt
 
         yield release
@@ -127,19 +155,19 @@ def deferred_signals(*numbers: int) -> Iterator[Callable[[], int]]:
     """Hold the signals `numbers` back; the yielded function tells which came first, 0 for none. A second Ctrl-C is let
     through at once."""
     # those that are ignored stay so, as a shell starts its background jobs
-    taken = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    deferred = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
-        taken = []
-    came: list[int] = []
+        deferred = []
+    arrived: list[int] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in came:
+        if number == signal.SIGINT and number in arrived:
             raise KeyboardInterrupt
-        came.append(number)
+        arrived.append(number)
 
-    before = [(number, signal.signal(number, hold)) for number in taken]
+    before = [(number, signal.signal(number, hold)) for number in deferred]
     try:
-        yield lambda: came[0] if came else 0
+        yield lambda: arrived[0] if arrived else 0
     finally:
         for number, handler in before:
             signal.signal(number, handler)

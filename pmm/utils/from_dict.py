@@ -8,6 +8,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from pmm.utils.errors import InvalidValue
+
 T = TypeVar("T")
 
 
@@ -16,7 +18,8 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
 
     Whole numbers pass for floats, lists for tuples. `where` is the name of the table in errors.
 
-    Raises ValueError naming the field that is missing, unknown (and the known ones) or of another type.
+    Raises ValueError naming the field that is missing, unknown (and the known ones) or of another type, and
+    InvalidValue with the path of a field whose value the dataclass refuses.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where or 'it'} is {_short(values)}; expected a table of fields")
@@ -29,7 +32,13 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
             arguments[field.name] = _value(hints[field.name], values[field.name], _path(where, field.name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"no field {_path(where, field.name)}")
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except InvalidValue as error:
+        if error.name not in {field.name for field in fields}:
+            raise
+        name = _path(where, error.name)
+        raise InvalidValue(name, error.value, error.expected, choices=error.choices, hint=error.hint) from error
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

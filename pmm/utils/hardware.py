@@ -84,7 +84,7 @@ def gpu_at(index: int) -> Gpu:
 def check_threads(count: int) -> None:
     """Raises InvalidValue for a number of CPU threads below 0 (the default number) or beyond any use."""
     if not 0 <= count <= MAX_THREADS:
-        raise InvalidValue("--threads", count, f"0 (the default) to {MAX_THREADS}")
+        raise InvalidValue("threads", count, f"0 (the default) to {MAX_THREADS}")
 
 
 @cache

@@ -96,14 +96,14 @@ def _metavar(argument: Argument) -> str:
 @functools.cache
 def _docstrings(owner: type) -> dict[str, str]:
     """Field -> the docstring below it, of the dataclass `owner` and those that it inherits from."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed([each for each in owner.__mro__ if dataclasses.is_dataclass(each)]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(tree, ast.ClassDef)
         for field, text in pairwise(tree.body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                found[field.target.id] = ast.literal_eval(text.value)
-    return found
+                texts[field.target.id] = ast.literal_eval(text.value)
+    return texts
 
 
 def _lines(text: str, width: int) -> list[str]:

@@ -83,7 +83,7 @@ def test_rows_of_several_presets_carry_them_in_their_names():
     [
         ({"methods": "pmm:kk=0"}, UsageError, ["row 'tiny/pmm:kk=0'", "--kk"]),
         ({"methods": "pmm:k=many"}, UsageError, ["row 'tiny/pmm:k=many'", "many"]),
-        ({"methods": "pmm:lr=-1"}, InvalidValue, ["row 'tiny/pmm:lr=-1'", "--lr is -1.0"]),
+        ({"methods": "pmm:lr=-1"}, UsageError, ["row 'tiny/pmm:lr=-1'", "--lr is -1.0"]),
         ({"methods": "pmm:seed=1"}, InvalidValue, ["--methods is 'pmm:seed=1'", "without seed"]),
         ({"methods": "huge/pmm"}, InvalidValue, ["'huge'", "paper, tiny"]),
         ({"compare_presets": "tiny,huge"}, InvalidValue, ["'huge'", "paper, tiny"]),
@@ -96,10 +96,10 @@ def test_rows_of_several_presets_carry_them_in_their_names():
         ({"methods": "pmm,tiny/pmm"}, InvalidValue, ["--methods is 'pmm,tiny/pmm'", "tiny/pmm is in it twice"]),
         ({"against": "bdb"}, InvalidValue, ["--against is 'bdb'; expected pmm"]),
         ({"again": "bdb"}, InvalidValue, ["--again is 'bdb'; expected pmm"]),
-        ({"seeds": 0}, InvalidValue, ["--seeds is 0"]),
-        ({"jobs": 0}, InvalidValue, ["--jobs is 0"]),
-        ({"epochs": -1}, InvalidValue, ["--epochs is -1"]),
-        ({"first_seed": -1}, InvalidValue, ["--first-seed is -1"]),
+        ({"seeds": 0}, InvalidValue, ["seeds is 0"]),
+        ({"jobs": 0}, InvalidValue, ["jobs is 0"]),
+        ({"epochs": -1}, InvalidValue, ["epochs is -1"]),
+        ({"first_seed": -1}, InvalidValue, ["first_seed is -1"]),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_done(options, kind, facts):

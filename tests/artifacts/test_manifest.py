@@ -99,7 +99,8 @@ def test_any_value_anywhere_is_kept_as_it_is_or_refused(path, value):
         (lambda v: v.pop("macs"), "no field macs"),
         (lambda v: v.update(extra=1), "unknown field extra; known: checkpoint_sha256, "),
         (lambda v: v["engine"].pop("gpu"), "no field engine.gpu"),
-        (lambda v: v["engine"]["batch"]["profiles"][0].update(best=9, most=8), "--batch is '1 9 8'"),
+        (lambda v: v["engine"]["batch"]["profiles"][0].update(best=9, most=8), "batch is '1 9 8'"),
+        (lambda v: v["input"].update(batch=0), "input.batch is 0; expected 1 to 4096"),
         (lambda v: v["input"].update(layout="NCWH"), "input.layout is 'NCWH'"),
         (lambda v: v["embedding"].update(dim=True), "embedding.dim is True; expected int"),
         (lambda v: v["preprocessing"].update(std=[1, 1]), "preprocessing.std"),
@@ -144,18 +145,18 @@ def test_images_run_in_the_profile_that_is_nearest(sizes, runs):
 )
 def test_profiles_that_overlap_in_nonsense(sizes):
     before, after = (" ".join(map(str, size)) for size in sizes)
-    with refuses(ConflictingOptions, f"{after} after {before}", options=("--batch",)):
+    with refuses(ConflictingOptions, f"{after} after {before}", options=("batch",)):
         profiles(*sizes)
 
 
 def test_batches_that_cannot_be():
-    with refuses(InvalidValue, "a batch profile", name="--batch"):
+    with refuses(InvalidValue, "a batch profile", name="batch"):
         profiles()
     for size in ((0, 1, 1), (2, 1, 4), (1, 8, 4), (1, 8, 4097)):
-        with refuses(InvalidValue, "4096", name="--batch", value=" ".join(map(str, size))):
+        with refuses(InvalidValue, "4096", name="batch", value=" ".join(map(str, size))):
             profiles(size)
     for batch in (0, 4097):
-        with refuses(InvalidValue, "1 to 4096", name="--static-batch", value=batch):
+        with refuses(InvalidValue, "1 to 4096", name="batch", value=batch):
             InputContract.of("uint8", "rgb", batch)
     InputContract().check_batch(7, "a.onnx")
     with refuses(InvalidInput, "a.onnx", "7 images", "static batch is 4"):

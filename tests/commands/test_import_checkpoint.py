@@ -65,8 +65,8 @@ def test_a_wrong_command_line_needs_no_torch(file, tmp_path):
         ([file, "-o", tmp_path / "x.pth.tar"], "x.pth.tar: its name ends in .tar; expected a name that ends in .pth"),
         ([file], "--out"),
         ([file, "-o", out, "--heigth", "3"], "unknown flag --heigth"),
-        ([file, "-o", out, "--height", "0"], "--height is 0; expected 1 to 4096 pixels"),
-        ([file, "-o", out, "--height", "100000000"], "--height is 100000000; expected 1 to 4096 pixels"),
+        ([file, "-o", out, "--height", "0"], "--height is 0; expected 1 to 4096"),
+        ([file, "-o", out, "--height", "100000000"], "--height is 100000000; expected 1 to 4096"),
         ([file, "-o", out, "--dataset", "mars"], "--dataset is 'mars'"),
         ([file, "-o", out, "--root", tmp_path / "no"], "no such folder"),
     )

@@ -146,7 +146,7 @@ def test_another_precision_than_asked_for_leaves_no_file(trained, built, tmp_pat
 def test_what_cannot_be_had_is_refused_before_the_work(trained, built, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for precision, device, kind, facts in (
-        ("int8", "cpu", InvalidValue, ("--precision is 'int8'", "fp32, tf32, fp16 or bf16")),
+        ("int8", "cpu", InvalidValue, ("precision is 'int8'", "fp32, tf32, fp16 or bf16")),
         ("tf32", "cpu", BackendUnavailable, ("TF32", "CPU")),
         ("fp32", "cuda", BackendUnavailable, ("--device cuda", "torch")),
     ):

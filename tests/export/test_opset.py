@@ -99,8 +99,8 @@ def test_the_least_opsets_are_those_of_onnx(operator, types, least):
 @pytest.mark.parametrize(
     ("options", "kind", "facts"),
     [
-        ({"opset": 16}, InvalidValue, ("--opset is 16", "17 to 22")),
-        ({"opset": 23}, InvalidValue, ("--opset is 23", "17 to 22")),
+        ({"opset": 16}, InvalidValue, ("opset is 16", "17 to 22")),
+        ({"opset": 23}, InvalidValue, ("opset is 23", "17 to 22")),
         ({"precision": "bf16", "opset": 21}, ConflictingOptions, ("--opset is 21", "--precision bf16", "22")),
         (
             {"precision": "int8", "int8_fallback": "fp16", "opset": 18},
@@ -117,12 +117,12 @@ def test_what_an_opset_cannot_hold_is_one_line_with_the_least_that_can(options, 
 @pytest.mark.parametrize(
     ("options", "name", "expected"),
     [
-        (lambda: ExportOptions(precision="fp8"), "--precision", "fp32, fp16, bf16 or int8"),
-        (lambda: ExportOptions(precision="int8", target="gpu"), "--target", "tensorrt or cpu"),
-        (lambda: EngineOptions(flavor="trt"), "--flavor", "auto, tensorrt or rtx"),
-        (lambda: EngineOptions(batch=(1, 8, 64)), "--batch", "((1, 8, 64),)"),
-        (lambda: EngineOptions(batch=((1, 8),)), "--batch", "((1, 8, 64),)"),
-        (lambda: EngineOptions(batch=8), "--batch", "((1, 8, 64),)"),
+        (lambda: ExportOptions(precision="fp8"), "precision", "fp32, fp16, bf16 or int8"),
+        (lambda: ExportOptions(precision="int8", target="gpu"), "target", "tensorrt or cpu"),
+        (lambda: EngineOptions(flavor="trt"), "flavor", "auto, tensorrt or rtx"),
+        (lambda: EngineOptions(batch=(1, 8, 64)), "batch", "((1, 8, 64),)"),
+        (lambda: EngineOptions(batch=((1, 8),)), "batch", "((1, 8, 64),)"),
+        (lambda: EngineOptions(batch=8), "batch", "((1, 8, 64),)"),
     ],
 )
 def test_a_word_or_a_shape_that_is_none_is_refused_with_those_that_are(options, name, expected):

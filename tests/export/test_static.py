@@ -116,7 +116,7 @@ def test_onnx_runtime_itself_names_both_batches(shared, crops):
 
 @pytest.mark.parametrize("batch", [0, -4, 4097])
 def test_an_impossible_batch_is_one_line(batch):
-    with refuses(InvalidValue, name="--static-batch", value=batch, expected="1 to 4096"):
+    with refuses(InvalidValue, name="static_batch", value=batch, expected="1 to 4096"):
         ExportOptions(static_batch=batch)
 
 

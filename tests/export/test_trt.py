@@ -202,7 +202,7 @@ def test_a_timing_cache_of_another_builder_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
-        (("--batch", "0", "1", "2"), ("--batch", "0 1 2", "1 <= least <= best <= most")),
+        (("--batch", "0", "1", "2"), ("--batch", "0 1 2", "1 <= min <= best <= max")),
         (("--batch", "4", "2", "8"), ("--batch", "4 2 8")),
         (("--batch", "1", "9", "8"), ("--batch", "1 9 8")),
         (("--workspace", "0"), ("--workspace is 0.0", "GiB")),

@@ -144,7 +144,7 @@ def test_a_wrong_backend_names_those_that_would_do(trained, exported, tmp_path):
     ):
         with refuses(InvalidFile, backend, *texts, path=path):
             open_runner(path, backend)
-    with refuses(InvalidValue, name="--backend", value="onnx", choices=("auto", "onnxruntime", *BACKENDS)):
+    with refuses(InvalidValue, name="backend", value="onnx", choices=("auto", "onnxruntime", *BACKENDS)):
         open_runner(exported, "onnx")
 
 
@@ -205,5 +205,5 @@ def test_one_table_serves_the_help_the_bench_and_opening():
 
 @pytest.mark.parametrize("threads", [-1, 1025, 10**7])
 def test_threads_that_no_machine_has_use_for(exported, threads):
-    with refuses(InvalidValue, "--threads", "1024", value=threads):
+    with refuses(InvalidValue, "1024", name="threads", value=threads):
         open_runner(exported, threads=threads)

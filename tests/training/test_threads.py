@@ -7,7 +7,7 @@ import pmm.training.trainer
 from pmm.runtime import torch_runner
 from pmm.training.flags import TrainOptions, parse, resume_command
 from pmm.training.launch import train
-from pmm.utils.errors import InvalidValue
+from pmm.utils.errors import UsageError
 from tests.refusals import refuses
 
 
@@ -64,5 +64,5 @@ def test_the_flag_of_training():
     assert parse(["--preset", "tiny"]).threads == 0
     assert resume_command(command, command.out) == "python -m pmm.train --out run --threads 3"
     for bad in ("-1", "100000"):
-        with refuses(InvalidValue, f"--threads is {bad}", name="--threads"):
+        with refuses(UsageError, f"--threads is {bad}", hint="pmm train --help"):
             parse(["--preset", "tiny", "--threads", bad])

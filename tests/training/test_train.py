@@ -24,7 +24,15 @@ from pmm.training.launch import train
 from pmm.training.run_logger import RunLogger
 from pmm.training.state import learning_rate
 from pmm.training.step import collapsed
-from pmm.utils.errors import CannotWrite, InvalidFile, InvalidValue, OutOfMemory, TrainingInterrupted, UserError
+from pmm.utils.errors import (
+    CannotWrite,
+    InvalidFile,
+    InvalidValue,
+    OutOfMemory,
+    TrainingInterrupted,
+    UsageError,
+    UserError,
+)
 from pmm.utils.files import claimed
 from tests.conftest import ROOT, assert_one_line_error, run_here, run_python
 from tests.refusals import refuses
@@ -436,6 +444,22 @@ def test_bad_images_are_skipped_counted_and_named(people, tmp_path):
     again = run_here("-m", "pmm.train", "--out", tmp_path / "run", "--resume", *keep)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["skipped_images"] >= counts[-1]
+
+
+def test_a_surplus_argument_is_refused_before_a_run_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refuses(UsageError, "unexpected argument 'yes'", hint="pmm train --help"):
+        parse(["--resume", "yes"])
+    with refuses(InvalidFile, "last.pth", hint="--out"):
+        parse(["--resume"])
+
+
+def test_a_saved_configuration_that_cannot_be_used_is_refused_with_its_path(tmp_path):
+    saved = tmp_path / "config.json"
+    for recipe, fact in (({"lr": -1}, "config.recipe.lr is -1.0"), ({"epoks": 1}, "config.recipe.epoks")):
+        saved.write_text(json.dumps({"recipe": recipe}))
+        with refuses(InvalidFile, fact, path=saved):
+            parse(["--resume", "--out", str(tmp_path)])
 
 
 def test_what_going_on_needs_is_said(people, monkeypatch):

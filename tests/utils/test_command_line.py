@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from pmm.utils import command_line
-from pmm.utils.errors import InvalidValue, UsageError, UserError
+from pmm.utils.errors import ConflictingOptions, InvalidValue, UsageError, UserError
 from tests.conftest import assert_one_line_error
 from tests.refusals import refuses
 from tests.without_torch import run_all_without_torch
@@ -50,6 +50,41 @@ def test_a_wrong_command_line_is_one_line_and_code_2(capsys, args, text):
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"prog: error: {text}" if args[0] == "--epochs" else "prog: error: unknown flag --epoks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    block: tuple[int, int] = (1, 1)
+    batch_size: int = 4
+    rise: float = 0.1
+    fall: float = 0.5
+
+    def __post_init__(self):
+        if min(self.block) < 1:
+            raise InvalidValue("block", self.block, "two positive numbers")
+        if self.batch_size < 1:
+            raise InvalidValue("batch_size", self.batch_size, "1 or more", hint="try 8")
+        if self.rise > self.fall:
+            raise ConflictingOptions(f"rise {self.rise} is above fall {self.fall}", "rise", "fall")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    bounded: Bounded = dataclasses.field(default_factory=Bounded)
+
+
+@pytest.mark.parametrize(
+    ("args", "kind", "text"),
+    [
+        (["--block", "0", "2"], InvalidValue, "--block is '0 2'; expected two positive numbers"),
+        (["--batch-size", "0"], InvalidValue, "--batch-size is 0; expected 1 or more; try 8"),
+        (["--rise", "0.6"], ConflictingOptions, "--rise 0.6 is above --fall 0.5"),
+    ],
+)
+def test_a_value_that_the_command_refuses_is_named_by_its_flag(args, kind, text):
+    with refuses(UsageError, text, hint="prog --help") as refused:
+        command_line.parse_args(Command, args, prog="prog", description="")
+    assert type(refused.value.__cause__) is kind
 
 
 def test_numbers_and_names():

@@ -90,8 +90,8 @@ def test_a_word_that_names_no_device(device):
 def test_each_command_refuses_a_device_that_no_word_names(command):
     """Before it looks at any file."""
     done = run_here("-m", *command.split(), "--device", "gpu:1")
-    assert done.returncode == 1
-    assert_one_line_error(done, "device is 'gpu:1'", "cuda:N")
+    assert done.returncode == 2
+    assert_one_line_error(done, "--device is 'gpu:1'", "cuda:N")
 
 
 def test_a_package_is_for_one_kind_of_processor():
