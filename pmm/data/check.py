@@ -13,7 +13,8 @@ from pmm.data.counts import Counts, Figure, cameras_of, counts_of, published_fig
 from pmm.data.findings import Finding, find
 from pmm.data.images import ImageFacts, inspect_images
 from pmm.data.readers import scan
-from pmm.data.scan import Scan, printable
+from pmm.data.scan import Scan
+from pmm.utils.errors import printable
 from pmm.utils.hardware import usable_cores
 
 SCHEMA = 1

@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 from pmm.data.counts import has_distractors, matching_counts, published_figures
 from pmm.data.images import ImageFacts
 from pmm.data.samples import DISTRACTOR, Sample
-from pmm.data.scan import Problem, Scan, printable
+from pmm.data.scan import Problem, Scan, image_advice
 from pmm.data.splits import matchable, unrankable
+from pmm.utils.errors import printable
 
 MIN_SIDE, MAX_SIDE, MAX_WIDTH = 8, 4096, 2.0
 """Shortest and longest side in pixels, and width per height, beyond which an image is hardly a crop of a person."""
@@ -72,7 +73,7 @@ def _refused(scan: Scan) -> Iterator[Finding]:
 
 def _unreadable(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
     bad = [f"{_inside(scan, path)} ({fact.fault})" for path, fact in facts.items() if fact.fault]
-    yield Finding("problem", "unreadable", "image that cannot be read; replace or remove it", len(bad), tuple(bad))
+    yield Finding("problem", "unreadable", f"image that cannot be read; {image_advice()}", len(bad), tuple(bad))
 
 
 def _queries(scan: Scan) -> Iterator[Finding]:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from pmm.data.dataset_specs import MARKET_FOLDERS, DatasetSpec
 from pmm.data.samples import JUNK, UNKNOWN_CAMERA, Sample
-from pmm.data.scan import Scan, is_folder, is_image_name, is_text, is_valid_file, printable, skip
+from pmm.data.scan import Scan, is_folder, is_image_name, is_text, is_valid_file, skip
 from pmm.data.splits import GALLERY_CAMERA, QUERY_CAMERA, draw_queries, with_cameras
+from pmm.utils.errors import printable
 
 POOL = ""
 """The part whose identity folders lie in the root itself."""

@@ -19,6 +19,7 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pmm.data.preprocessing import Crops
+from pmm.data.scan import image_advice
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
 
@@ -46,8 +47,7 @@ def read_image(path: str | Path) -> Image.Image | Crops:
         return to_rgb(_open(content)) if pixels is None else pixels
     except Exception as error:  # decoders and EXIF parsers raise anything on a file made to harm
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        hint = "check the path" if isinstance(error, FileNotFoundError) else "replace or remove it"
-        raise InvalidFile(f"not a readable image ({reason})", path=path, hint=hint) from error
+        raise InvalidFile(f"not a readable image ({reason})", path=path, hint=image_advice(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -112,8 +112,8 @@ class TrainSet(Dataset[Any]):
             same_identity = [other for other, label in enumerate(self.labels) if label == self.labels[first]]
             index = same_identity[(same_identity.index(index) + 1) % len(same_identity)]
             if index == first:
-                problem = f"no image of identity {self.samples[first].pid} can be read"
-                raise InvalidFile(problem, path=self.samples[first].path.parent, hint=skipped[first])
+                problem = f"no image of identity {self.samples[first].pid} can be read ({skipped[first]})"
+                raise InvalidFile(problem, path=self.samples[first].path.parent)
 
     def _draw(self, keys: list[tuple[int, int, int]]) -> Augmentation:
         """The augmentation of `keys`, a share of one batch, from what is drawn for the whole batch."""

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pmm.data.dataset_specs import DatasetSpec
 from pmm.data.samples import Sample
-from pmm.data.scan import Scan, fault_of, is_image_name, printable
+from pmm.data.scan import Scan, fault_of, is_image_name
+from pmm.utils.errors import printable
 
 _PID = re.compile(r"\d{1,9}", re.ASCII)
 _CAMERA = re.compile(r"\d{1,4}", re.ASCII)

@@ -10,8 +10,8 @@ from pmm.data.folders import PARTS, looks_like_folders, parts_in, scan_folders
 from pmm.data.market import scan_market
 from pmm.data.msmt17 import scan_msmt17
 from pmm.data.samples import ReidDataset
-from pmm.data.scan import Problem, Scan, is_folder, printable
-from pmm.utils.errors import InvalidFile
+from pmm.data.scan import Problem, Scan, is_folder
+from pmm.utils.errors import InvalidFile, printable
 
 DEFAULT_DATASET = "market1501"
 """The data set that a root is read as if its name is not known."""
@@ -56,16 +56,18 @@ def _first_of(problems: list[Problem]) -> InvalidFile:
     more = [f"{alike} more like this"] if alike else []
     if others:
         more.append(f"{others} other problem{'s' if others > 1 else ''}")
-    hint = f"{first.detail} (and {' and '.join(more)}; pmm check lists all)" if more else first.detail
-    return InvalidFile(f"line {first.line}: " * bool(first.line) + first.kind, path=printable(first.path), hint=hint)
+    problem = f"line {first.line}: " * bool(first.line) + f"{first.kind}; {first.detail}"
+    if not more:
+        return InvalidFile(problem, path=first.path)
+    return InvalidFile(f"{problem} (and {' and '.join(more)})", path=first.path, hint="pmm check lists all")
 
 
 def _locate(spec: DatasetSpec, root: Path) -> Path:
     if not root.is_dir():
         if root.is_file() and root.suffix.lower() in ARCHIVES:
-            raise InvalidFile("it is an archive", path=printable(root), hint="unpack it and give the folder")
+            raise InvalidFile("it is an archive", path=root, hint="unpack it and give the folder")
         problem = "it is not a folder" if root.exists() else "there is no such folder"
-        raise InvalidFile(problem, path=printable(root), expected=f"the root of {spec.name}")
+        raise InvalidFile(problem, path=root, expected=f"the root of {spec.name}")
     place = _place(spec, root)
     if place is not None:
         return place
@@ -74,7 +76,7 @@ def _locate(spec: DatasetSpec, root: Path) -> Path:
     listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
     problem = f"it does not have the layout of {spec.name} (it holds {listed})"
     advice = _advice(spec, root, [name for name in names if Path(name).suffix.lower() in ARCHIVES])
-    raise InvalidFile(problem, path=printable(root), expected=spec.expected, hint=advice)
+    raise InvalidFile(problem, path=root, expected=spec.expected, hint=advice)
 
 
 def _place(spec: DatasetSpec, root: Path) -> Path | None:

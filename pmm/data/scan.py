@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from pmm.data.dataset_specs import DatasetSpec
 from pmm.data.samples import JUNK, Sample
+from pmm.utils.errors import printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 OTHER_IMAGES = (".gif", ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".tga")
@@ -96,7 +98,7 @@ def is_valid_file(entry: os.DirEntry[str], scan: Scan) -> bool:
     if not is_text(entry.name):
         scan.add_problem("a name that is no UTF-8", "rename the file", path)
     elif (fault := fault_of(entry)) is not None:
-        scan.add_problem(fault, "expected an image; replace or remove it", path)
+        scan.add_problem(fault, f"expected an image; {image_advice()}", path)
     else:
         return True
     return False
@@ -112,6 +114,16 @@ def fault_of(entry: os.DirEntry[str]) -> str | None:
         return "a link to nothing" if entry.is_symlink() else "not a regular file"
     except OSError as error:  # links in a circle, a target without permission
         return f"not accessible ({error.strerror})"
+
+
+def image_advice(error: BaseException | None = None) -> str:
+    """What to do about an image that cannot be read, by the `error` of reading it."""
+    code = getattr(error, "errno", None)
+    if code == errno.ENOENT:
+        return "check the path"
+    if code == errno.EISDIR:
+        return "give the files in it (pmm embed takes a folder)"
+    return "check its permissions" if code in (errno.EACCES, errno.EPERM) else "replace or remove it"
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -135,15 +147,3 @@ def check_unique_stems(names: Iterable[str], folder: Path, scan: Scan) -> None:
 def is_text(name: str) -> bool:
     """Whether the bytes of a name on disk are UTF-8."""
     return name.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in name)
-
-
-def printable(text: object) -> str:
-    """`text` on one line and safe for every terminal: bytes that are no UTF-8 and control characters are escaped."""
-    return "".join(
-        letter
-        if letter.isprintable()
-        else f"\\x{ord(letter) - 0xDC00:02x}"
-        if "\udc80" <= letter <= "\udcff"
-        else letter.encode("unicode_escape").decode()
-        for letter in str(text)
-    )

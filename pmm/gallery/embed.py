@@ -11,7 +11,7 @@ import numpy as np
 from pmm.data.crops import iter_crops
 from pmm.data.preprocessing import Crops
 from pmm.data.samples import Sample
-from pmm.data.scan import IMAGE_SUFFIXES
+from pmm.data.scan import IMAGE_SUFFIXES, image_advice
 from pmm.gallery.index import Index, IndexContract
 from pmm.runtime.base import Embeddings, Runner
 from pmm.runtime.open import open_runner
@@ -104,7 +104,7 @@ def images_below(folder: Path) -> list[Path]:
         raise InvalidFile("it holds no image", path=folder, expected=f"files ending in {one_of(IMAGE_SUFFIXES)}")
     for file in files:
         if file.exists() and not file.is_file():  # a pipe would be waited on for ever
-            raise InvalidFile("it is no regular file", path=file, expected="an image", hint="replace or remove it")
+            raise InvalidFile("it is no regular file", path=file, expected="an image", hint=image_advice())
     return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
 
 

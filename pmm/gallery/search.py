@@ -9,8 +9,7 @@ from pathlib import Path
 from pmm.gallery.embed import contract_of, embed_files
 from pmm.gallery.index import Index, IndexContract, Neighbours
 from pmm.runtime.open import open_runner
-from pmm.utils.errors import InvalidFile
-from pmm.utils.facts import printable
+from pmm.utils.errors import InvalidFile, printable
 
 
 def search(

@@ -32,7 +32,10 @@ class UserError(Exception):
     def __str__(self) -> str:
         place = "" if self.path is None else f"{self.path}: "
         expected = self.expected and f"expected {self.expected}"
-        return place + "; ".join(part for part in (self.problem, expected, self.hint) if part)
+        return printable(place + "; ".join(part for part in (self.problem, expected, self.hint) if part))
+
+    def __repr__(self) -> str:  # from the facts, which callers may complete
+        return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[object, ...]:  # a subclass is not made from `args` alone
         return _remade, (type(self), self.__dict__, self.args)
@@ -86,10 +89,19 @@ class CannotWrite(UserError):
 
 
 class InvalidInput(UserError):
-    """Arrays, boxes or embeddings from the caller that cannot be used; `index` says which of several, from 0."""
+    """Arrays, boxes, embeddings or tables of fields from the caller that cannot be used; `index` says which of several,
+    from 0, and `path` which artifact does not take them."""
 
-    def __init__(self, problem: str, *, index: int | None = None, expected: str = "", hint: str = "") -> None:
-        super().__init__(problem, expected=expected, hint=hint)
+    def __init__(
+        self,
+        problem: str,
+        *,
+        index: int | None = None,
+        path: str | Path | None = None,
+        expected: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(problem, path=path, expected=expected, hint=hint)
         self.index = index
 
 
@@ -115,6 +127,18 @@ class TrainingInterrupted(Exception):
     def __init__(self, number: int, where: str) -> None:
         super().__init__(where)
         self.number, self.where = number, where
+
+
+def printable(text: object) -> str:
+    """`text` on one line and safe for every terminal: bytes that are no UTF-8 and control characters are escaped."""
+    return "".join(
+        letter
+        if letter.isprintable()
+        else f"\\x{ord(letter) - 0xDC00:02x}"
+        if "\udc80" <= letter <= "\udcff"
+        else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )
 
 
 def one_of(words: Iterable[str]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pmm.utils.errors import printable
+
 
 def plain(value: Any) -> Any:
     """Plain JSON values; texts without the home folder in them, and without what would upset a terminal."""
@@ -19,11 +21,6 @@ def plain(value: Any) -> Any:
     home = str(Path.home())
     text = str(value).replace(home, "~") if len(home) > 1 else str(value)
     return printable(text)
-
-
-def printable(text: str) -> str:
-    """`text` on one line: with a line break or a terminal's control code in it, it would break a table."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def aligned(facts: dict[str, Any]) -> Iterator[str]:

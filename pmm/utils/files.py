@@ -15,6 +15,11 @@ from typing import IO
 
 from pmm.utils.errors import CannotWrite, InvalidFile, one_of
 
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose another place, or change its permissions"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 _LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 
 
@@ -66,8 +71,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def make_folder(path: Path) -> Path:
     """Create `path` and its parents. Raises CannotWrite if that is not possible."""
-    if path.is_file():
-        raise CannotWrite("it is a file", path=path, expected="a folder to write to")
+    _existing_folder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,10 +81,9 @@ def make_folder(path: Path) -> Path:
 
 def cannot_write(path: Path, error: OSError) -> CannotWrite:
     """For an output path that is not writable or a disk that is full."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    advice = "make room on the disk" if full else "choose another place, or change its permissions"
+    advice = _ADVICE.get(error.errno or 0, "")
     reason = f"cannot write: {error.strerror or error}"
-    return CannotWrite(reason, path=path, hint=f"{advice}; earlier files are unchanged")
+    return CannotWrite(reason, path=path, hint="; ".join(filter(None, (advice, "earlier files are unchanged"))))
 
 
 def sweep(folder: Path, names: Iterable[str]) -> None:
@@ -101,9 +104,9 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if new and not any(path.is_file() and path.stat().st_size for path in folder.rglob("*")):
-                shutil.rmtree(folder)
-                with contextlib.suppress(OSError):  # a parent may hold more by now
+            with contextlib.suppress(OSError):  # a parent may hold more by now; and no error of the caller's is hidden
+                if new and not any(path.is_file() and path.stat().st_size for path in folder.rglob("*")):
+                    shutil.rmtree(folder)
                     for parent in new[1:]:
                         parent.rmdir()
 
@@ -145,9 +148,9 @@ def output_file(path: Path, *keep: Path, suffixes: tuple[str, ...] = ()) -> Path
     if suffixes and path.suffix.lower() not in suffixes:
         ending = f"its name ends in {path.suffix}" if path.suffix else "its name has no ending"
         raise CannotWrite(ending, path=path, expected=f"a name that ends in {one_of(suffixes)}")
-    existing = next(folder for folder in _replaceable(path).parents if os.path.lexists(folder))
+    existing = _existing_folder(_replaceable(path).parent)
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=f".{path.name}.", suffix=path.suffix):
             return path
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -157,12 +160,28 @@ def _replaceable(path: Path) -> Path:
     """The file that `path` leads to. Raises CannotWrite if it exists and is no regular file, or one of an open stream,
     which would not be written to but replaced."""
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if os.path.isdir(target):
         raise CannotWrite("it is a folder", path=path, hint="give the name of a file")
     folders = {str(target.parent), os.path.realpath(path.parent)}
-    if (target.exists() and not target.is_file()) or any(f == "/dev" or f"{f}/".startswith("/proc/") for f in folders):
+    special = os.path.exists(target) and not os.path.isfile(target)
+    if special or any(f == "/dev" or f"{f}/".startswith("/proc/") for f in folders):
         raise CannotWrite("it is a device or a pipe", path=path, hint="give the name of a file")
     return target
+
+
+def _existing_folder(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists. Raises CannotWrite if a file is in its place."""
+    for place in (path, *path.parents):
+        try:
+            os.lstat(place)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise cannot_write(place, error) from error
+        else:
+            break
+    if os.path.isfile(place):
+        raise CannotWrite("it is a file", path=place, expected="a folder to write to")
+    return place
 
 
 def sha256(path: Path) -> str:

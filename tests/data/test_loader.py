@@ -183,7 +183,7 @@ def test_a_bad_image_is_skipped_for_the_next_of_its_identity(small_config, peopl
     (error,) = [batch for batch in loader if isinstance(batch, UserError)]
     assert isinstance(error, InvalidFile)
     assert f"no image of identity {samples[0].pid} " in error.problem
-    assert str(tmp_path / "bad.jpg") in error.hint
+    assert str(tmp_path / "bad.jpg") in error.problem
 
 
 def test_closed_within_an_epoch_its_workers_end_and_the_next_epoch_has_new_ones(small_config, people):

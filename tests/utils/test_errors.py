@@ -2,6 +2,7 @@
 
 import doctest
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,18 @@ def test_kind_line_and_facts_go_from_one_process_to_another(error):
     assert type(again) is type(error)
     assert (str(again), vars(again), again.args) == (str(error), vars(error), error.args)
     assert "\n" not in str(error)
+
+
+def test_a_path_or_value_with_a_line_break_stays_one_line():
+    error = InvalidFile("it is\x1b[2J empty", path="a\nb\udcff.jpg")
+    assert (str(error), error.path) == ("a\\nb\\xff.jpg: it is\\x1b[2J empty", Path("a\nb\udcff.jpg"))
+    assert str(InvalidValue("--out", Path("a\nb"), "a name")) == "--out is a\\nb; expected a name"
+
+
+def test_facts_that_are_completed_later_are_shown():
+    error = InvalidInput("3 images", index=2)
+    error.problem, error.path = "4 images", Path("a.plan")
+    assert repr(error) == "InvalidInput('a.plan: 4 images')"
 
 
 @pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)

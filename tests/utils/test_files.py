@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pmm.utils.errors import CannotWrite, InvalidFile
-from pmm.utils.files import claimed, existing_file, output_file, replacing, sha256, write_file
+from pmm.utils.files import cannot_write, claimed, existing_file, output_file, replacing, sha256, write_file
 from tests.refusals import refuses
 
 
@@ -185,8 +186,40 @@ def test_a_check_and_a_refused_command_leave_no_folder(tmp_path):
 
 def test_a_folder_below_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with refuses(CannotWrite, "directory", path=tmp_path / "file" / "a" / "b.json"):
-        output_file(tmp_path / "file" / "a" / "b.json")
+    for write in (output_file, lambda path: write_file(path, "x")):
+        with refuses(CannotWrite, "it is a file", path=tmp_path / "file", expected="a folder", hint=""):
+            write(tmp_path / "file" / "a" / "b.json")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".json", "x" * 250 + ".json", "x" * 300 + "/a.json"])
+def test_a_name_that_is_too_long_is_refused_before_the_work(tmp_path, name):
+    for write in (output_file, lambda path: write_file(path, "x")):
+        with refuses(CannotWrite, "too long", hint="shorter name") as caught:
+            write(tmp_path / name)
+        assert "permissions" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.EACCES, "permissions"), (errno.EROFS, "another place"), (errno.ENOSPC, "make room")]
+)
+def test_the_advice_fits_the_reason(code, advice):
+    assert advice in cannot_write(Path("a"), OSError(code, os.strerror(code))).hint
+    assert cannot_write(Path("a"), OSError(errno.EIO, "I/O error")).hint == "earlier files are unchanged"
+
+
+@pytest.mark.parametrize("failing", ["stat", "rmtree"])
+def test_a_cleanup_that_fails_does_not_hide_the_error(tmp_path, monkeypatch, failing):
+    def fail(path, *args, **options):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def work():
+        with claimed(tmp_path / "new"):
+            monkeypatch.setattr(*((Path, "is_file") if failing == "stat" else (shutil, "rmtree")), fail)
+            raise ValueError("the real one")
+
+    with pytest.raises(ValueError, match="the real one"):
+        work()
 
 
 def _begin_and_stay(begun):
