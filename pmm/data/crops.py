@@ -22,7 +22,7 @@ from pmm.data import resize_torch
 from pmm.data.images import read_image, to_rgb
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.utils.errors import InvalidInput, InvalidValue, reason_of
-from pmm.utils.hardware import usable_cores
+from pmm.utils.hardware import check_threads, usable_cores
 
 CropSource: TypeAlias = str | Path | Image.Image | npt.NDArray[Any]
 """A file, or pixels in memory."""
@@ -31,6 +31,17 @@ LOOK_AHEAD = 2
 """Batches that are loaded while the reader has one."""
 CHUNK = 8
 """Crops that a thread loads in a row: handing over each one alone would take a tenth of its time."""
+ROUNDING = 1e-6
+"""By which interpolated floats may be beyond white or below black, as a share of white."""
+
+
+@overload
+def load_crops(
+    crops: CropSource | Sequence[CropSource],
+    *,
+    threads: int | None = None,
+    float_range: FloatRange | None = None,
+) -> list[Crops]: ...
 
 
 @overload
@@ -56,45 +67,45 @@ def load_crops(
 
 def load_crops(
     crops: CropSource | Sequence[CropSource],
-    height: int | Preprocessing,
+    height: int | Preprocessing | None = None,
     width: int | None = None,
     threads: int | None = None,
     *,
     float_range: FloatRange | None = None,
-) -> Crops:
-    """Crops of any size as one array uint8 RGB [N, height, width, 3], resized as for training.
+) -> Crops | list[Crops]:
+    """Crops as a list of uint8 RGB [h, w, 3], each of its own size, which a runner takes; or with a size as one array
+    uint8 RGB [N, height, width, 3], resized as for training.
 
     Args:
         crops: a path, an array or a PIL image, or a list of them in any mix. Arrays are RGB: uint8 [h, w, 3], grey
             [h, w] or [h, w, 1], or RGBA [h, w, 4], whose alpha is dropped, as in files. They may have any strides, and
             be read-only. An array [N, h, w, C] is N crops. Colours of OpenCV are swapped by `pmm.crop_boxes`.
-        height, width: of the result, in pixels; or `runner.preprocessing` instead of both.
+        height, width: of the result, in pixels; or `runner.preprocessing` instead of both; or neither.
         threads: that read and resize (default: one for each core this process may use).
         float_range: what white is in float arrays, 1 or 255. There is no default: a guess would be wrong in silence.
 
     Raises:
         InvalidFile: the first file that cannot be read.
         InvalidInput: no crops; or the first array of another shape or type, without pixels, of floats without
-            `float_range`, or with values beyond it (its `index`).
+            `float_range`, or with values beyond it (its `index`), but for the rounding of interpolation.
+        InvalidValue: a size, a number of threads or a range that cannot be.
 
     Example:
+        >>> embeddings = runner(pmm.load_crops("query.jpg"))  # resized by the runner: the same pixels as below
         >>> crops = pmm.load_crops(["query.jpg", np.zeros((90, 40, 3), np.uint8)], 128, 64)
         >>> crops.shape, crops.dtype.name
         ((2, 128, 64, 3), 'uint8')
     """
-    if isinstance(height, Preprocessing):
-        size = height.height, height.width
-    elif width is None or min(height, width) < 1:
-        raise InvalidValue(
-            "height, width", f"{height}, {width}", "pixels, 1 or more each, or runner.preprocessing alone"
-        )
-    else:
-        size = height, width
+    size = None if height is None and width is None else _size(height, width)
     if float_range not in (None, 1, 255):
         raise InvalidValue("float_range", float_range, "1 or 255")
     sources = _as_list(crops)
     if not sources:
         raise InvalidInput("there are no crops", expected="1 or more", hint="skip frames without people")
+    if threads is not None:
+        check_threads(threads)
+    if size is None:
+        return _at_own_sizes(sources, threads, float_range)
     loaded = np.empty((len(sources), *size, 3), np.uint8)
     if len(sources) <= CHUNK:
         _load_into(loaded, sources, 0, float_range)
@@ -112,6 +123,8 @@ def iter_crops(
     Raises InvalidFile for the first file that cannot be read, in place of its batch. Whichever way it ends, closed
     early too, its threads have ended before.
     """
+    if threads is not None:
+        check_threads(threads)
     ahead: deque[tuple[Crops, list[Future[None]]]] = deque()
     with _thread_pool(threads) as pool:
         for start in range(0, len(paths), batch_size):
@@ -160,9 +173,11 @@ def check_pixels(
     if not array.size:
         raise InvalidInput(f"{name} has no pixels: it is {shape}", index=index)
     if array.dtype.kind == "f" and float_range:
-        if not (array.min() >= 0 and array.max() <= float_range):  # NaN is neither
-            worst = f"{array.min():g} to {array.max():g}"
-            raise InvalidInput(f"{name} holds values of {worst}", index=index, expected=f"0 to {float_range}, no NaN")
+        low, high = float(array.min()), float(array.max())
+        rounding = float_range * max(ROUNDING, float(np.finfo(array.dtype).eps))  # far less than a level of uint8
+        if not (low >= -rounding and high <= float_range + rounding):  # NaN is neither
+            worst = "NaN" if np.isnan(low) else f"values of {array.min()!s} to {array.max()!s}"
+            raise InvalidInput(f"{name} holds {worst}", index=index, expected=f"0 to {float_range}")
         return np.rint(array * np.float32(255 / float_range)).astype(np.uint8)
     if array.dtype != np.uint8:
         floats = array.dtype.kind == "f" and index is not None
@@ -177,6 +192,29 @@ def _as_list(crops: CropSource | Sequence[CropSource]) -> Sequence[CropSource]:
     if isinstance(crops, Sequence):
         return crops
     return list(crops) if np.ndim(crops) == 4 else [crops]
+
+
+def _size(height: int | Preprocessing | None, width: int | None) -> tuple[int, int]:
+    if isinstance(height, Preprocessing) and width is None:
+        return height.height, height.width
+    if not all(isinstance(side, int | np.integer) and side >= 1 for side in (height, width)):
+        expected = "whole numbers of pixels, or runner.preprocessing alone"
+        raise InvalidValue("height, width", f"{height}, {width}", expected)
+    return int(height), int(width)  # type: ignore[arg-type]
+
+
+def _at_own_sizes(sources: Sequence[CropSource], threads: int | None, float_range: FloatRange | None) -> list[Crops]:
+    """Copies: no crop changes with the memory that it was made from."""
+
+    def load(index: int) -> Crops:
+        source = sources[index]
+        is_file = isinstance(source, str | os.PathLike)
+        return np.array(read_image(source) if is_file else _rgb(source, index, float_range))  # type: ignore[arg-type]
+
+    if len(sources) <= CHUNK:
+        return [load(index) for index in range(len(sources))]
+    with _thread_pool(threads) as pool:
+        return list(pool.map(load, range(len(sources)), chunksize=CHUNK))
 
 
 def _load_into(loaded: Crops, sources: Sequence[CropSource], first: int, float_range: FloatRange | None) -> None:

@@ -17,6 +17,8 @@ Boxes: TypeAlias = npt.NDArray[Any] | Sequence[Sequence[float]]
 """[N, 4]: x1, y1, x2, y2 in pixels."""
 CHANNELS = {"bgr": (2, 1, 0), "rgb": (0, 1, 2)}
 """Where red, green and blue are."""
+_warned: set[tuple[str, int, int]] = set()
+"""The warnings of this process, with the size of the frame: a video has thousands of frames like the first."""
 
 
 def crop_boxes(frame: npt.NDArray[np.uint8], boxes: Boxes, *, colour: Literal["bgr", "rgb"]) -> list[Crops]:
@@ -28,8 +30,8 @@ def crop_boxes(frame: npt.NDArray[np.uint8], boxes: Boxes, *, colour: Literal["b
         frame: uint8 [H, W, 3], grey [H, W] or [H, W, 1], or [H, W, 4], whose alpha is dropped; any strides.
         boxes: [N, 4] of x1, y1, x2, y2 in pixels, integers or floats; none at all is no crops. A crop is every pixel
             that its box touches: from floor(x1) and floor(y1) up to ceil(x2) and ceil(y2), which it leaves out, so
-            [10, 20, 50, 100] is 40 pixels wide and 80 high. What is outside of the frame is cut off, and one warning
-            (logger "pmm") says of how many boxes.
+            [10, 20, 50, 100] is 40 pixels wide and 80 high. What is outside of the frame is cut off; the first time
+            that a frame of this size loses a pixel or more of a box, a warning (logger "pmm") says of how many boxes.
         colour: of the frame: "bgr" from OpenCV, "rgb" from PIL, torchvision, PyAV or imageio. There is no default: a
             guess would swap red and blue in silence, and the embeddings would only be a little worse.
 
@@ -79,16 +81,20 @@ def _whole_pixels(boxes: npt.NDArray[np.float64], height: int, width: int) -> np
     outside = (boxes[:, 2:] <= 0).any(1) | (boxes[:, :2] >= limits[:2]).any(1)
     _refuse(outside, boxes, f"lies outside of the frame of {width}x{height}", "x1, y1, x2, y2 in pixels of this frame")
     if len(boxes) and boxes.max() <= 1 < min(height, width):
-        logging.getLogger("pmm").warning("all boxes lie in the first pixel; expected pixels, not fractions of a frame")
+        _warn_once("fractions", width, height, "all boxes lie in the first pixel; expected pixels, not fractions")
     touched = np.hstack([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])])
     inside = np.clip(touched, 0, limits)
-    cut = np.flatnonzero((inside != touched).any(1))
+    cut = np.flatnonzero((np.abs(boxes - np.clip(boxes, 0, limits)) >= 1).any(1))
     if len(cut):
-        logging.getLogger("pmm").warning(
-            "%d of %d boxes reach out of the frame of %dx%d and are cut off at its border, the first is box %d",
-            len(cut), len(boxes), width, height, cut[0],
-        )  # fmt: skip
+        reach = f"{len(cut)} of {len(boxes)} boxes reach out of the frame of {width}x{height}"
+        _warn_once("cut", width, height, f"{reach} and are cut off at its border, the first is box {cut[0]}")
     return inside.astype(np.int64)
+
+
+def _warn_once(kind: str, width: int, height: int, text: str) -> None:
+    if (kind, width, height) not in _warned:
+        _warned.add((kind, width, height))
+        logging.getLogger("pmm").warning("%s", text)
 
 
 def _refuse(wrong: Any, boxes: npt.NDArray[np.float64], problem: str, expected: str) -> None:

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -352,8 +353,44 @@ def test_what_is_no_crop_is_refused_by_its_number(bad, facts, index):
 def test_floats_out_of_their_range_are_refused_by_number(value, white):
     crop = np.ones((6, 4, 3), np.float32)
     crop[5, 3, 2] = value
-    with refuses(InvalidInput, "crop 1 ", f"0 to {white}", value, index=1):
+    shown = "NaN" if np.isnan(value) else value
+    with refuses(InvalidInput, "crop 1 ", f"0 to {white}", shown, index=1):
         load_crops([np.zeros_like(crop), crop], 8, 4, float_range=white)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_what_interpolation_rounds_beyond_the_range_is_white_and_black(dtype):
+    crop = np.array([[np.nextafter(dtype(1), dtype(2)), -np.nextafter(dtype(0), dtype(1))]], dtype)
+    assert load_crops(crop, 1, 2, float_range=1)[0, 0, :, 0].tolist() == [255, 0]
+    with refuses(InvalidInput, "0.5 to 1.00001", "0 to 1", index=0):  # every digit that matters
+        load_crops(np.array([[0.5, 1.00001]]), 1, 2, float_range=1)
+
+
+def test_without_a_size_crops_keep_theirs_and_are_copies(tmp_path):
+    path = save(noise(), tmp_path / "a.jpg")
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    pixels = np.asarray(noise()).copy()
+    crops = load_crops([path, pixels, grey, noise("RGBA")] * 5)
+    assert [crop.shape for crop in crops] == [(20, 10, 3), (20, 10, 3), (3, 4, 3), (20, 10, 3)] * 5
+    assert all(crop.dtype == np.uint8 and crop.flags.c_contiguous for crop in crops)
+    assert np.array_equal(crops[16], load_crop(path, 20, 10))
+    assert np.array_equal(crops[17], pixels)
+    pixels[:] = 0
+    assert crops[17].any()
+    with refuses(InvalidInput, "crop 9 ", "[6, 4, 2]", index=9):
+        load_crops([GOOD] * 9 + [np.zeros((6, 4, 2), np.uint8)])
+
+
+def test_a_folder_or_a_file_without_permission_is_not_to_be_removed(tmp_path, monkeypatch):
+    with refuses(InvalidFile, "directory", path=tmp_path, hint="pmm embed"):
+        load_crops(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("pmm.data.images._read", refuse)
+    with refuses(InvalidFile, "Permission denied", path=tmp_path / "a.jpg", hint="check its permissions"):
+        load_crops(tmp_path / "a.jpg")
 
 
 def test_nothing_a_missing_file_and_a_size_that_is_none(tmp_path):
@@ -364,6 +401,11 @@ def test_nothing_a_missing_file_and_a_size_that_is_none(tmp_path):
         load_crops("none.jpg", 8, 4)
     with refuses(InvalidValue, "float_range", "1 or 255", value=2):
         load_crops(GOOD, 8, 4, float_range=2)
-    for size in ((8,), (0, 4), (8, -1)):
+    for threads in (-1, 10**9):
+        with refuses(InvalidValue, "threads", value=threads):
+            load_crops([GOOD] * 2 * CHUNK, 8, 4, threads)
+        with refuses(InvalidValue, "threads", value=threads):
+            next(iter_crops([tmp_path], 8, 4, 1, threads))
+    for size in ((8,), (0, 4), (8, -1), (None, 4), (8.5, 4), ("8", 4)):
         with refuses(InvalidValue, "height, width", "runner.preprocessing"):
             load_crops(GOOD, *size)

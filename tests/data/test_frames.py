@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pmm.data import frames
 from pmm.data.frames import crop_boxes
 from pmm.utils.errors import InvalidInput, InvalidValue
 from tests.conftest import examples
@@ -21,6 +22,11 @@ EDGES = st.floats(-30, 30, allow_nan=False).map(lambda value: round(value, 2)) |
 WITH_AREA = st.tuples(st.integers(-5, 19), st.integers(-5, 11), *2 * [st.floats(0.01, 30)]).map(
     lambda box: (box[0] + 0.25, box[1], box[0] + 0.25 + box[2], box[1] + box[3])
 )
+
+
+@pytest.fixture(autouse=True)
+def no_warning_yet(monkeypatch):
+    monkeypatch.setattr(frames, "_warned", set())
 
 
 @examples(300)
@@ -87,7 +93,8 @@ def test_every_kind_of_frame_gives_rgb_copies(frame, colour, expected):
     ("boxes", "count", "first"),
     [
         ([[0, 0, WIDTH, HEIGHT], [5, -3, 8, 9], [0, 0, 3, 3], [-1, 1, WIDTH + 1, 2]], 2, 1),
-        ([[0, 0, 3, HEIGHT + 0.1]], 1, 0),
+        ([[0, 0, 3, HEIGHT + 0.9], [-0.5, 0, 3, 3]], 0, None),
+        ([[0, 0, 3, HEIGHT + 1]], 1, 0),
         ([[-1e300, -9, 1e300, 99]], 1, 0),
         ([[0, 0, WIDTH, HEIGHT]], 0, None),
     ],
@@ -103,6 +110,14 @@ def test_boxes_partly_outside_are_clipped_and_told_once(boxes, count, first, cap
         assert line.startswith(f"{count} of {len(boxes)} boxes")
         assert line.endswith(f"box {first}")
         assert f"{WIDTH}x{HEIGHT}" in line
+
+
+def test_a_video_has_one_warning_for_each_size_of_its_frames(caplog):
+    with caplog.at_level(logging.WARNING, "pmm"):
+        for frame in [FRAME, FRAME, FRAME[:-1], FRAME, FRAME[:-1]]:
+            crop_boxes(frame, [[0, 0, 3, HEIGHT + 5]], colour="rgb")
+    assert [record.getMessage()[:6] for record in caplog.records] == ["1 of 1"] * 2
+    assert f"{WIDTH}x{HEIGHT - 1}" in caplog.records[1].getMessage()
 
 
 def test_boxes_as_fractions_of_the_frame_are_told(caplog):
