@@ -92,7 +92,9 @@ def _accuracy(before: Result, after: Result, allowed: float) -> Change:
     both = zip(after.per_query_ap, before.per_query_ap, strict=False)
     pairs = [(a, b) for a, b in both if a is not None and b is not None]
     if before.mAP is None or after.mAP is None or not pairs or counts[0] != counts[1]:
-        problem = f"mAP or per_query_ap of {before.name} is incomplete in one of the reports"
+        old, new = (sum(ap is not None for ap in r.per_query_ap) if r.mAP is not None else 0 for r in (before, after))
+        which = "OLD" if old <= new else "NEW"
+        problem = f"mAP or per_query_ap of {before.name} is incomplete in the report {which}"
         raise InvalidFile(problem, hint="measure again with pmm bench")
     deltas = np.array([[a - b for a, b in pairs]])
     ((low, high),) = paired_bootstrap(deltas)

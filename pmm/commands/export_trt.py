@@ -49,7 +49,7 @@ def main(prog: str) -> None:
     )
     if command.profile_layers and not gpu_here(command.engine.device):
         raise BackendUnavailable(
-            "--profile-layers runs the engine, and no NVIDIA GPU is visible here; leave the flag out"
+            "--profile-layers runs the engine, and no NVIDIA GPU is visible here", hint="leave the flag out"
         )
     if command.no_manifest:
         from pmm.artifacts.onnx_file import read_onnx

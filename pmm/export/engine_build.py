@@ -67,14 +67,14 @@ def build_network(
         reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         reason = " ".join((reasons or logger.take()).split())
         raise InvalidFile(f"{flavor} {trt.__version__} does not parse it ({reason[:300]})", path=file.path)
-    parsed_precision = network_precision(trt, network)
+    parsed_precision = network_precision(trt, network, file.path)
     if precision:
         parsed_precision.check(precision, file.path, f"the network that {flavor} parsed")
     if options.tf32:
         _check_tf32(file.path, parsed_precision, gpu)
 
     config = builder.create_builder_config()
-    batch, profiles = _set_profiles(builder, network, config, options, name)
+    batch, profiles = _set_profiles(builder, network, config, options, name, file.path)
     # TF32 is on by default in TensorRT; an fp32 engine must be fp32
     (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector; costs nothing at run time
@@ -143,7 +143,7 @@ def _flags(trt: Any, config: Any, options: EngineOptions) -> Iterator[str]:
 
 
 def _set_profiles(
-    builder: Any, network: Any, config: Any, options: EngineOptions, name: str
+    builder: Any, network: Any, config: Any, options: EngineOptions, name: str, path: Path
 ) -> tuple[BatchProfiles, list[str]]:
     """The optimisation profiles over the batch of every input, and as text, read back.
 
@@ -153,8 +153,8 @@ def _set_profiles(
     shapes = {tensor.name: tuple(tensor.shape) for tensor in map(network.get_input, range(network.num_inputs))}
     for tensor, shape in shapes.items():
         if not shape or min(shape[1:], default=1) < 1:
-            raise InvalidFile(f"{name}: input {tensor} is {shape}; only the batch may be dynamic")
-    batch, texts = _batch(options, {shape[0] for shape in shapes.values()}, name), []
+            raise InvalidFile(f"input {tensor} is {shape}", path=path, expected="fixed sizes, but for the batch")
+    batch, texts = _batch(options, {shape[0] for shape in shapes.values()}, path), []
     for at, wanted in enumerate(batch.profiles):
         profile = builder.create_optimization_profile()
         for tensor, shape in shapes.items():
@@ -166,23 +166,23 @@ def _set_profiles(
     return batch, texts
 
 
-def _batch(options: EngineOptions, first: set[int], name: str) -> BatchProfiles:
+def _batch(options: EngineOptions, first: set[int], path: Path) -> BatchProfiles:
     """The profiles of `options`; of a file of a static batch, that batch alone. `first`: first sizes of its inputs."""
     static = first - {-1}
     if not static:
         return options.profiles
     if len(first) > 1:
         sizes = ", ".join(map(str, sorted(first)))
-        raise InvalidFile(f"{name}: its inputs have batches of {sizes}", expected="the same batch for all inputs")
+        raise InvalidFile(f"its inputs have batches of {sizes}", path=path, expected="the same batch for all inputs")
     size = static.pop()
     try:
         only = BatchProfiles((BatchProfile(least=size, best=size, most=size),))
     except UserError as error:
-        error.problem = f"{name}: {error.problem}"
+        error.path = path
         raise
     if options.batch and options.profiles != only:
         raise ConflictingOptions(
-            f"{name}: the file has static batch {size}, and --batch is {options.profiles}",
+            f"{path} has static batch {size}, and --batch is {options.profiles}",
             "--batch",
             hint="leave --batch out, or export the file without --static-batch",
         )

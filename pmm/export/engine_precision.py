@@ -9,20 +9,21 @@ import json
 import re
 from collections.abc import Iterator
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pmm.export.precision import GraphPrecision, tally
 from pmm.utils.errors import InvalidFile, UserError
 
 
-def network_precision(trt: Any, network: Any) -> GraphPrecision:
+def network_precision(trt: Any, network: Any, path: Path | None = None) -> GraphPrecision:
     """Multiply-accumulates per type of a parsed network; a strongly typed build keeps its types.
 
     A product whose two inputs come out of Dequantize layers is int8, else of the type it gives.
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = {layer.get_output(0).name: layer for layer in layers if layer.num_outputs}
-    return tally(_products(trt, layers, makers))
+    return tally(_products(trt, layers, makers), path)
 
 
 def _products(trt: Any, layers: list[Any], makers: dict[str, Any]) -> Iterator[tuple[str, int]]:

@@ -68,7 +68,7 @@ def export_onnx(
     parity_check = checkpoint_parity_check(model, config, _embedding(model, options), verification)
     calibration = _calibration_crops(config, options) if options.precision == "int8" else None
     proto, quantization = _build(model, config, options, calibration, parity_check, str(out))
-    measured = onnx_precision(proto)
+    measured = onnx_precision(proto, out)
     measured.check(options.precision, out)
     if sha256(checkpoint) != digest:
         raise changed_meanwhile(checkpoint)
@@ -232,8 +232,13 @@ def _calibration_crops(config: Config, options: ExportOptions) -> Crops:
             raise InvalidFile("no data set is named")
         files = calibration_files(root, config.data.dataset, options.calibration_images)
     except UserError as error:
-        hint = f"give {'another ' if options.calibration_root else ''}--calibration-root DIR"
-        raise InvalidFile(f"no crops to calibrate on ({error})", hint=hint) from error
+        hints = error.hint, f"give {'another ' if options.calibration_root else ''}--calibration-root DIR"
+        raise InvalidFile(
+            f"no crops to calibrate on ({error.problem})",
+            path=error.path or root or None,
+            expected=error.expected,
+            hint="; or ".join(filter(None, hints)),
+        ) from error
     return load_crops(files, config.data.height, config.data.width)
 
 

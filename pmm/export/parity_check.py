@@ -119,6 +119,11 @@ def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
             raise InvalidFile(f"{len(samples)} test crops", path=root, expected=enough)
     except UserError as error:
         hint = "give --verify-root DIR (with --verify-dataset NAME if its layout is another), or --no-verify"
-        raise InvalidFile(f"no crops to verify the export on ({error})", hint=hint) from error
+        raise InvalidFile(
+            f"no crops to verify the export on ({error.problem})",
+            path=error.path or root or None,
+            expected=error.expected,
+            hint="; or ".join(filter(None, (error.hint, hint))),
+        ) from error
     chosen = [samples[index].path for index in evenly_spaced(len(samples), VERIFY_CROPS)]
     return load_crops(chosen, size.height, size.width)

@@ -48,17 +48,17 @@ class GraphPrecision:
             )
 
 
-def tally(products: Iterable[tuple[str, int]]) -> GraphPrecision:
-    """Add up (type, multiply-accumulates). Raises InvalidFile if there are none."""
+def tally(products: Iterable[tuple[str, int]], path: str | Path | None = None) -> GraphPrecision:
+    """Add up (type, multiply-accumulates). Raises InvalidFile, of `path`, if there are none."""
     macs: dict[str, int] = defaultdict(int)
     for name, count in products:
         macs[name] += count
     if not sum(macs.values()):
-        raise InvalidFile("no convolution or matrix product with known sizes in the graph")
+        raise InvalidFile("no convolution or matrix product with known sizes in the graph", path=path)
     return GraphPrecision(dict(macs))
 
 
-def onnx_precision(proto: onnx.ModelProto) -> GraphPrecision:
+def onnx_precision(proto: onnx.ModelProto, path: str | Path | None = None) -> GraphPrecision:
     """Count the convolutions and matrix products of `proto` for one image.
 
     A product is int8 if both its inputs are dequantised 8-bit tensors, else of the type of its weights.
@@ -80,11 +80,8 @@ def onnx_precision(proto: onnx.ModelProto) -> GraphPrecision:
     for tensor in inferred.graph.initializer:
         types[tensor.name], shapes[tensor.name] = tensor.data_type, list(tensor.dims)
     makers = {output: node for node in inferred.graph.node for output in node.output}
-    return tally(
-        (_type(node, makers, types), _macs(node, shapes) // batch)
-        for node in inferred.graph.node
-        if node.op_type in PRODUCTS
-    )
+    products = (node for node in inferred.graph.node if node.op_type in PRODUCTS)
+    return tally(((_type(node, makers, types), _macs(node, shapes) // batch) for node in products), path)
 
 
 def _type(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], types: dict[str, int]) -> str:

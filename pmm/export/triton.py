@@ -103,7 +103,11 @@ def write_model_repository(
                 hint="export it without --static-batch",
             )
         most = _largest_batch(path, manifest, serving.max_batch)
-        config = model_config(model_name, backend, manifest, most, serving)
+        try:
+            config = model_config(model_name, backend, manifest, most, serving)
+        except InvalidFile as error:
+            error.path = path
+            raise
         models.append(TritonModel(path, model_name, backend, content, manifest, most, config))
     for model in models:
         _check_place(repository / model.name, overwrite)

@@ -65,8 +65,10 @@ def choose_flavor(flavor: Literal[Flavor, "auto"], onnx_file: Path, device: str 
             if find_spec(failure.library):  # installed but broken, which the user may not know
                 logging.getLogger("pmm").warning("%s; %s builds the engine instead", failure, library_name(name))
         return name, module
+    problems, hints = ([getattr(error, fact) for error in missing] for fact in ("problem", "hint"))
     raise BackendUnavailable(
-        f"no library that builds engines: {', or '.join(map(str, missing))}", hint=f"the ONNX file is {onnx_file}"
+        f"no library that builds engines: {', and '.join(problems)}",
+        hint=f"{', or '.join(hints)}; the ONNX file is {onnx_file}",
     )
 
 

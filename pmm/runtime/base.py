@@ -132,6 +132,8 @@ class Runner(ABC):
         Raises UserError as a call, for no images, and for another number than a static batch.
         """
         self._check_open()
+        if is_on_gpu(images):
+            raise _on_gpu("bind copies them from host memory")
         self.check(images)
         if not len(images):
             raise InvalidInput("cannot bind 0 images", expected="1 or more")
@@ -194,11 +196,8 @@ class Runner(ABC):
 
     def check(self, images: Any) -> None:
         """Raises InvalidInput unless `images` are crops uint8 [B, H, W, 3] of the model's size, where the runner is."""
-        if is_on_gpu(images) and not isinstance(images, GpuArray):
-            raise InvalidInput(
-                f"the images lie on a GPU, and this runner takes them in host memory (it runs on {self.info.device})",
-                hint="copy them, as with .cpu().numpy() in torch",
-            )
+        if is_on_gpu(images) and not (self.accepts_gpu_arrays and isinstance(images, GpuArray)):
+            raise _on_gpu(f"this runner takes them in host memory (it runs on {self.info.device})")
         size = (self.preprocessing.height, self.preprocessing.width, 3)
         is_array = isinstance(images, (np.ndarray, GpuArray))
         if not is_array or images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[1:] != size:
@@ -216,6 +215,11 @@ READ_FILES = "read files by pmm.load_crops(paths, runner.preprocessing)"
 def closed_runner(path: Path | None) -> UserError:
     """What every use of a runner that was closed raises."""
     return UserError("this runner was closed", path=path, hint="open it again")
+
+
+def _on_gpu(problem: str) -> InvalidInput:
+    hint = "copy them, as with .cpu().numpy() in torch"
+    return InvalidInput(f"the images lie on a GPU, and {problem}", hint=hint)
 
 
 def check_on_gpu(runner: Runner, images: GpuArray, index: int, contract: InputContract | None = None) -> None:

@@ -151,7 +151,8 @@ def _check_precision(path: Path, precision: str, manifest: Manifest) -> None:
         raise InvalidValue("precision", precision, f"{one_of(FROM_FILE)}, in which OpenVINO runs {path}")
     needed = FROM_FILE[precision]
     if manifest.precision_found != needed:
-        expected, hint = f"a file in {needed}, to run in {precision}", f"pmm export onnx --precision {needed}"
+        expected = f"a file in {needed}" + (f", to run in {precision}" if needed != precision else "")
+        hint = f"pmm export onnx --precision {needed}"
         raise InvalidFile(f"it is in {manifest.precision_found}", path=path, expected=expected, hint=hint)
     if precision == "int8" and (manifest.quantization or {}).get("target") == "tensorrt" and int8_overflows():
         problem = "quantised for TensorRT, with weights of 8 bits, whose sums overflow in OpenVINO on CPUs without VNNI"
@@ -180,8 +181,12 @@ def _verify_precision(graph: Any, precision: str, macs: int, path: Path) -> str:
             convolutions[name] += kind == "Convolution"
     measured["layers that it does not show"] = max(0, macs - measured.total())
     if measured[precision] < macs if precision == "fp32" else 2 * measured[precision] <= macs:
-        shares = ", ".join(f"{count / macs:.1%} in {kind}" for kind, count in measured.most_common() if count)
-        raise UserError(f"OpenVINO runs its MACs {shares}", path=path, expected=precision)
+        shares = ", ".join(
+            f"{count / macs:.1%} in {kind}" for kind, count in measured.most_common() if count and kind != precision
+        )
+        problem = f"OpenVINO runs only {measured[precision] / macs:.1%} of its MACs in {precision} ({shares})"
+        expected = f"{'all' if precision == 'fp32' else 'more than half'} in {precision}"
+        raise UserError(problem, path=path, expected=expected)
     return f"{convolutions[precision]} of {convolutions.total()} convolutions in {precision}"
 
 

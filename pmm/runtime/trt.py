@@ -140,7 +140,8 @@ class TrtRunner(Runner):
         its images again. Raises InvalidInput for more images than one run takes."""
         self.manifest.input.check_batch(len(images), self._path)
         if len(images) > self._batch.most:
-            raise InvalidInput(f"{self._path}: cannot bind {len(images)} images", expected=f"1 to {self._batch.most}")
+            problem = f"cannot bind {len(images)} images"
+            raise InvalidInput(problem, path=self._path, expected=f"1 to {self._batch.most}")
         step = EngineBoundRun(self._contexts, self.manifest.input.feed(images, self.preprocessing).copy())
         step()
         return step

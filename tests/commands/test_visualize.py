@@ -149,7 +149,7 @@ def test_mistakes_are_one_line(run, tmp_path):
         ([run, "--runs", tmp_path / "none"], "none: no such run"),
         ([run, "--against", run], "--against", run, "another checkpoint"),
         ([run, "--against", tmp_path / "other.pth"], "other.pth: it does not exist"),
-        ([run, "--out", garbage], "cannot write"),
+        ([run, "--out", garbage], "it is a file"),
         ([run, "--root", tmp_path / "gone"], tmp_path / "gone", "no such folder"),
         ([tmp_path / "no.pth"], "no.pth: it does not exist; expected a checkpoint"),
         ([tmp_path], "is a folder; expected a checkpoint"),

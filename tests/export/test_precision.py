@@ -70,5 +70,5 @@ def test_heads_and_some_layers_may_stay_in_fp32(asked, macs):
 
 
 def test_a_graph_without_products_has_no_precision():
-    with refuses(InvalidFile, "no convolution or matrix product"):
-        onnx_precision(graph([helper.make_node("Relu", ["x"], ["c"])], {}))
+    with refuses(InvalidFile, "no convolution or matrix product", path="a.onnx"):
+        onnx_precision(graph([helper.make_node("Relu", ["x"], ["c"])], {}), "a.onnx")

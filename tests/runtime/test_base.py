@@ -11,6 +11,7 @@ from pmm.data.crops import load_crops
 from pmm.data.frames import crop_boxes
 from pmm.data.preprocessing import Preprocessing
 from pmm.runtime.base import BoundRun, Runner, RunnerInfo
+from pmm.runtime.gpu_array import GpuArray
 from pmm.runtime.open import open_runner
 from pmm.utils.errors import InvalidInput, UserError
 from tests.conftest import examples
@@ -100,6 +101,23 @@ def test_other_images_are_refused(crops, index, facts):
     with refuses(InvalidInput, *facts, index=index):
         runner(crops)
     assert runner.seen is None
+
+
+def test_arrays_on_a_gpu_are_refused_where_they_cannot_be_used():
+    images, runner = GpuArray(0, (1, 8, 4, 3), np.dtype(np.uint8), 0, None), Echo()
+    for use in (runner, runner.check, runner.bind):
+        with refuses(InvalidInput, "GPU", "host memory", hint="copy them"):
+            use(images)
+    runner.accepts_gpu_arrays = True
+    runner.check(images)
+    with refuses(InvalidInput, "GPU", "bind", hint="copy them"):
+        runner.bind(images)
+
+
+def test_one_file_of_any_size_is_one_line(runner, tmp_path):
+    Image.fromarray(noise((90, 40, 3))).save(tmp_path / "file.jpg")
+    expected = runner(load_crops(tmp_path / "file.jpg", runner.preprocessing))
+    assert np.array_equal(runner(load_crops(tmp_path / "file.jpg")), expected)
 
 
 def test_every_use_of_a_closed_runner_is_refused(runner):

@@ -216,14 +216,14 @@ def test_the_files_own_precision_is_the_default(files):
 @pytest.mark.parametrize(("asked", "hint", "runs"), [("fp32", "bf16", "bf16"), ("bf16", "f32", "fp32")])
 def test_a_hint_that_is_not_heeded_is_found_out(files, monkeypatch, asked, hint, runs):
     monkeypatch.setitem(module._HINTS, asked, hint)
-    refused(files, UserError, f"expected {asked}", f"100.0% in {runs}", precision=asked)
+    refused(files, UserError, f"0.0% of its MACs in {asked}", f"100.0% in {runs}", precision=asked)
 
 
 def test_layers_that_are_int8_in_the_file_only_are_found_out(files, monkeypatch):
     file = read_onnx(files["fp32"])
     lying = dataclasses.replace(file, stored_manifest=dataclasses.replace(file.manifest, precision_found="int8"))
     monkeypatch.setattr(module, "read_onnx", lambda path: lying)
-    refused(files, UserError, "expected int8", "100.0% in fp32")
+    refused(files, UserError, "0.0% of its MACs in int8", "100.0% in fp32")
 
 
 class Layer:
@@ -255,7 +255,7 @@ def test_multiplications_count_not_layers():
     small, big = Layer("Convolution", "f32"), Layer("Convolution", "u8", weights=(8, 9, 1, 1))
     assert evidence("int8", small, small, big, macs=1200) == "1 of 3 convolutions in int8"
     half = Layer("Convolution", "i8", weights=(8, 6, 1, 1))
-    with refuses(UserError, "50.0% in fp32, 50.0% in int8", path="x", expected="int8"):
+    with refuses(UserError, "50.0% of its MACs in int8", "50.0% in fp32", path="x", expected="int8"):
         evidence("int8", small, small, half, macs=960)
     # a linear layer has no positions; with a batch of two, as of an image and its mirror image, it has twice the work
     linear = Layer("FullyConnected", "bf16", output=(2, 8), weights=(8, 3))
@@ -270,13 +270,13 @@ def test_fp32_means_every_multiplication(other):
     ignored = Layer("Eltwise", other)
     assert evidence("fp32", plain, plain, ignored, macs=480) == "2 of 2 convolutions in fp32"
     name = {"f16": "fp16", "u8": "int8", "i4": "another type"}.get(other, other)
-    with refuses(UserError, f"66.7% in fp32, 33.3% in {name}", expected="fp32"):
+    with refuses(UserError, "66.7% of its MACs in fp32", f"33.3% in {name}", expected="fp32"):
         evidence("fp32", plain, plain, Layer("Convolution", other))
 
 
 def test_what_the_graph_does_not_tell_of_is_not_taken_for_granted():
     plain = Layer("Convolution", "f32")
-    with refuses(UserError, "50.0% in fp32, 50.0% in layers", expected="fp32"):
+    with refuses(UserError, "50.0% of its MACs in fp32", "50.0% in layers", expected="fp32"):
         evidence("fp32", plain, Layer("Unheard of", "f32"))
     # sizes that stay open count as one
     assert evidence("fp32", Layer("Convolution", "f32", output=(-1, 8, 5, 2)), macs=240)
@@ -299,10 +299,8 @@ def test_it_is_set_up_for_latency(files):
 def test_impossible_requests(files, shared):
     refused(files, InvalidValue, "'fp64'", "fp32, bf16 or int8", precision="fp64")
     refused(files, InvalidFile, "in fp32", "--precision int8", precision="int8")
-    for precision in ("fp32", "bf16"):
-        refused(
-            files, InvalidFile, "in int8", f"run in {precision}", "--precision fp32", file="int8", precision=precision
-        )
+    for precision, fact in (("fp32", "a file in fp32; pmm"), ("bf16", "a file in fp32, to run in bf16")):
+        refused(files, InvalidFile, "in int8", fact, "--precision fp32", file="int8", precision=precision)
     half = shared.onnx(ExportOptions(precision="fp16"))
     refused({"fp32": half}, InvalidValue, "'fp16'")
     refused({"fp32": half}, InvalidFile, "in fp16", "--precision fp32", precision="fp32")
