@@ -2,7 +2,7 @@
 
 pmm bench [FILE ...] [--backends all] [--precisions all] [--dataset NAME --root DIR] [--out DIR] ...
 
-Writes report.json, report.md and report.html. The exit code is 1 if a gate fails.
+Writes report.json, report.md and report.html. The exit code is 1 if a gate fails, and 2 for a wrong command line.
 """
 
 from __future__ import annotations

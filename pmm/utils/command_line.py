@@ -85,11 +85,16 @@ def _with_flags(error: UserError, known: Sequence[Argument]) -> UserError:
     return error
 
 
+def _is_of_usage(error: UserError) -> bool:
+    flags = error.options if isinstance(error, ConflictingOptions) else (getattr(error, "name", ""),)
+    return isinstance(error, UsageError) or any(flag.startswith("--") for flag in flags)
+
+
 def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
     """Call `main` with the name it is known by, `prog`, and exit.
 
-    UserError, OSError and a library that is not installed are one line and 1, a UsageError 2, Ctrl-C is 130; the rest
-    is a bug, and shown.
+    UserError, OSError and a library that is not installed are one line and 1, a wrong flag is one line and 2, wherever
+    it is noticed, Ctrl-C is 130; the rest is a bug, and shown.
 
     Before that, says how torch's threads shall wait, for `main` to load it (see `pmm.utils.scheduling`).
     """
@@ -102,7 +107,7 @@ def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
             code = main(prog)
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+        raise SystemExit(2 if _is_of_usage(error) else 1) from None
     except ModuleNotFoundError as error:
         if not (line := missing_library(error)):
             raise

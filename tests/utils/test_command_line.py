@@ -112,7 +112,18 @@ def test_run_turns_errors_into_one_line_and_a_code(capsys):
     def interrupted(prog):
         raise KeyboardInterrupt
 
-    for main, code, text in ((fails, 1, "prog: error: the folder is missing\n"), (interrupted, 130, "interrupted")):
+    def noticed_late(prog):
+        raise InvalidValue("--backends", "foo", choices=["torch"])
+
+    def conflict(prog):
+        raise ConflictingOptions("--k1 changes nothing", "--k1", hint="add --rerank")
+
+    for main, code, text in (
+        (fails, 1, "prog: error: the folder is missing\n"),
+        (interrupted, 130, "interrupted"),
+        (noticed_late, 2, "--backends is 'foo'"),
+        (conflict, 2, "--k1"),
+    ):
         with pytest.raises(SystemExit) as stop:
             command_line.run(main, prog="prog")
         assert stop.value.code == code
