@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +17,25 @@ from pmm.utils.errors import UserError
 def refuses(kind: type[UserError], *facts: object, **attributes: Any) -> Iterator[pytest.ExceptionInfo[UserError]]:
     """The block raises exactly `kind`, in one line that holds every fact: a path, a number, a flag, a command.
 
-    Attributes are compared; of those that are texts (`hint="pmm export onnx"`) the error's has to hold the given one.
+    Attributes are equal; of the texts `problem`, `expected` and `hint` the error's has to hold the given one.
     """
     with pytest.raises(kind) as caught:
         yield caught
     error, line = caught.value, str(caught.value)
     assert type(error) is kind, f"{type(error).__name__}: {line}"
     assert "\n" not in line
-    assert all(str(fact) in line for fact in facts), (facts, line)
+    assert all(_holds(line, str(fact)) for fact in facts), (facts, line)
     for name, value in attributes.items():
-        there = getattr(error, name)
-        if isinstance(there, Path) or name == "path":
-            value = Path(value)
-        assert value in there if isinstance(there, str) and isinstance(value, str) else there == value, (name, there)
+        given = getattr(error, name)
+        if name in ("problem", "expected", "hint") and value:
+            assert _holds(given, value), (name, given)
+        else:
+            assert given == (Path(value) if name == "path" else value), (name, given)
+
+
+def _holds(text: str, fact: str) -> bool:
+    """A number is not part of a longer one."""
+    pattern = re.escape(fact)
+    if re.fullmatch(r"[\d.,]+", fact):
+        pattern = rf"(?<![\d.,]){pattern}(?![\d]|[.,]\d)"
+    return re.search(pattern, text) is not None

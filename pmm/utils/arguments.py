@@ -18,6 +18,7 @@ from pmm.utils.errors import InvalidValue, UserError
 
 T = TypeVar("T")
 
+NEGATIVE = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 EXPECTED = {int: "a whole number", float: "a number", Path: "a path"}
 
 
@@ -86,7 +87,7 @@ class Argument:
 def arguments(command: type, default: Any = None, path: tuple[str, ...] = (), group: str = "options") -> list[Argument]:
     """The arguments of the dataclass `command`; a `default`, one of its instances, goes before the fields' own."""
     hints = get_type_hints(command, include_extras=True)
-    found, nested = [], []
+    flat, nested = [], []
     for field in dataclasses.fields(command):
         kind, *notes = (
             get_args(hints[field.name]) if get_origin(hints[field.name]) is Annotated else [hints[field.name]]
@@ -99,8 +100,8 @@ def arguments(command: type, default: Any = None, path: tuple[str, ...] = (), gr
             continue
         if get_origin(kind) in (Union, UnionType):  # X | None
             kind = next(each for each in get_args(kind) if each is not type(None))
-        found.append(Argument((*path, field.name), command, kind, value, arg, arg.group or group))
-    return found + nested
+        flat.append(Argument((*path, field.name), command, kind, value, arg, arg.group or group))
+    return flat + nested
 
 
 def parse_words(
@@ -114,7 +115,11 @@ def parse_words(
     by_flag = {argument.flag: argument for argument in known}
     for argument in known:
         parser.add_argument(*_names(argument), **_settings(argument))
-    dashed = [re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in words]
+    dashed = [
+        # argparse takes -1e-3 for a flag, but not what begins with a space
+        f" {word}" if NEGATIVE.fullmatch(word) else re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), word)
+        for word in words
+    ]
     try:
         chosen, surplus = (parser.parse_known_args if partial else parser.parse_known_intermixed_args)(dashed)
     except argparse.ArgumentError as error:  # a wrong number of values: the rest is left to `_typed`
@@ -126,7 +131,9 @@ def parse_words(
     values = {by_flag[flag].path: _tuples(value) for flag, value in vars(chosen).items() if value not in (None, [])}
     if partial:
         return values
-    if unknown := [word.partition("=")[0] for word in surplus if re.match(r"-[^\d.]", word)]:
+    flags = surplus[: surplus.index("--")] if "--" in surplus else surplus
+    surplus = [word for word in surplus if word != "--"]
+    if unknown := [word.partition("=")[0] for word in flags if word[:1] == "-"]:
         raise UserError("; ".join(_unknown(flag, by_flag) for flag in dict.fromkeys(unknown)))
     if missing := [argument.flag for argument in known if argument.required and argument.path not in values]:
         raise UserError(f"missing: {', '.join(missing)}")
@@ -175,7 +182,7 @@ def _settings(argument: Argument) -> dict[str, Any]:
 
 def _typed(argument: Argument, word: str) -> Any:
     """A word of the value. Raises InvalidValue."""
-    kind = argument.kinds[0]
+    kind, word = argument.kinds[0], re.sub(f"^ (?={NEGATIVE.pattern}$)", "", word)
     if get_origin(kind) is Literal:
         if word not in get_args(kind):
             raise InvalidValue(argument.flag, word, choices=get_args(kind))

@@ -45,6 +45,7 @@ DEFAULT = Outer(model=Path("m"), out=Path("o"))
         (("--epochs=5", "--epochs", "-6"), {"epochs": -6}),
         (("--resume",), {"resume": True}),
         (("--limit", "-.5"), {"limit": -0.5}),
+        (("--limit", "-1e-3", "--runs", "-2", "a b"), {"limit": -1e-3, "runs": ("-2", "a b")}),
         (("--block", "1", "2"), {"inner": Inner(block=(1, 2))}),
         (("--learning_rate", "1e-3", "--amp", "bf16"), {"inner": Inner(learning_rate=1e-3, amp="bf16")}),
         (("--batch", "1", "8", "--batch", "2", "4"), {"batch": ((1, 8), (2, 4))}),
@@ -102,9 +103,10 @@ def test_what_is_missing_is_named(words, facts):
     assert ("MODEL" in str(caught.value)) == ("MODEL" in facts)
 
 
-def test_a_surplus_argument_is_named():
-    with refuses(UserError, "'x'"):
-        parse("x", command=Inner)
+@pytest.mark.parametrize("words", [("x",), ("--", "--amp")])
+def test_a_surplus_argument_is_named(words):
+    with refuses(UserError, f"'{words[-1]}'", problem="unexpected argument"):
+        parse(*words, command=Inner)
 
 
 @pytest.mark.parametrize(
