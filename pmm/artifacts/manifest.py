@@ -64,9 +64,8 @@ class InputContract:
     def check_batch(self, images: int, name: str | Path) -> None:
         """Raises InvalidInput if the file `name`, of a static batch, does not take so many images in one run."""
         if self.batch not in (None, images):
-            raise InvalidInput(
-                f"{name}: {images} images for one run; its static batch is {self.batch}", hint=f"give {self.batch}"
-            )
+            problem = f"{images} images for one run; its static batch is {self.batch}"
+            raise InvalidInput(problem, path=name, hint=f"give {self.batch}")
 
     def feed(self, crops: Crops, size: Preprocessing) -> npt.NDArray[Any]:
         """uint8 RGB crops [B, H, W, 3] -> the contiguous array that the graph takes."""

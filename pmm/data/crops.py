@@ -91,7 +91,8 @@ def load_crops(
         InvalidValue: a size, a number of threads or a range that cannot be.
 
     Example:
-        >>> embeddings = runner(pmm.load_crops("query.jpg"))  # resized by the runner: the same pixels as below
+        >>> [crop.ndim for crop in pmm.load_crops("query.jpg")]  # of the size of the file: a runner resizes it
+        [3]
         >>> crops = pmm.load_crops(["query.jpg", np.zeros((90, 40, 3), np.uint8)], 128, 64)
         >>> crops.shape, crops.dtype.name
         ((2, 128, 64, 3), 'uint8')

@@ -159,5 +159,5 @@ def test_batches_that_cannot_be():
         with refuses(InvalidValue, "1 to 4096", name="batch", value=batch):
             InputContract.of("uint8", "rgb", batch)
     InputContract().check_batch(7, "a.onnx")
-    with refuses(InvalidInput, "a.onnx", "7 images", "static batch is 4"):
+    with refuses(InvalidInput, "7 images", "static batch is 4", path="a.onnx", hint="give 4"):
         InputContract.of("uint8", "rgb", 4).check_batch(7, "a.onnx")
