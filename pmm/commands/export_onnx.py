@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from pmm.artifacts.kinds import require_kind
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
-from pmm.utils.files import existing_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class ExportOnnxCommand:
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ExportOnnxCommand, prog=prog, description=__doc__ or "")
-    checkpoint = existing_file(command.checkpoint, "a checkpoint written by pmm train")
+    require_kind(command.checkpoint, "checkpoint")
+    checkpoint = command.checkpoint
     beside = checkpoint.with_name(f"{checkpoint.stem}{command.onnx.suffix}.onnx")
 
     from pmm.export.onnx import describe, export_onnx

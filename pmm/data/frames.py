@@ -17,8 +17,10 @@ Boxes: TypeAlias = npt.NDArray[Any] | Sequence[Sequence[float]]
 """[N, 4]: x1, y1, x2, y2 in pixels."""
 CHANNELS = {"bgr": (2, 1, 0), "rgb": (0, 1, 2)}
 """Where red, green and blue are."""
-_warned: set[tuple[str, int, int]] = set()
-"""The warnings of this process, with the size of the frame: a video has thousands of frames like the first."""
+FRACTIONS, FRAME_SIDE = 2, 64
+"""Boxes that reach no further than 2 pixels are fractions of a frame, if it is no toy: nobody detects people so small."""
+_warned: set[tuple[int, int]] = set()
+"""Sizes of frames that this process has warned of: a video has thousands of frames like the first."""
 
 
 def crop_boxes(frame: npt.NDArray[np.uint8], boxes: Boxes, *, colour: Literal["bgr", "rgb"]) -> list[Crops]:
@@ -37,7 +39,8 @@ def crop_boxes(frame: npt.NDArray[np.uint8], boxes: Boxes, *, colour: Literal["b
 
     Raises:
         InvalidInput: a frame that is None (the video ended) or of another type or shape; boxes of another shape; or the
-            first box that is not finite, has x2 <= x1 or y2 <= y1, or lies outside of the frame (its `index`).
+            first box that is not finite, has x2 <= x1 or y2 <= y1, or lies outside of the frame (its `index`); or boxes
+            that can only be fractions of the frame.
         InvalidValue: another colour.
 
     Example:
@@ -71,37 +74,40 @@ def _check_boxes(boxes: Boxes) -> npt.NDArray[np.float64]:
     numbers = numbers.astype(np.float64)
     finite = np.isfinite(numbers).all(1)
     _refuse(~finite, numbers, "is not finite", "numbers without NaN and Inf")
-    _refuse((numbers[:, 2:] <= numbers[:, :2]).any(1), numbers, "has no area", "x1 < x2 and y1 < y2")
+    no_area = (numbers[:, 2:] <= numbers[:, :2]).any(1)
+    _refuse(no_area, numbers, "has no area", "x1 < x2 and y1 < y2", "of x, y, width and height, x2 is x + width")
     return numbers
 
 
 def _whole_pixels(boxes: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArray[np.int64]:
     """The pixels [N, 4] that `boxes` touch within a frame: left, top, right and bottom, the last two left out."""
     limits = np.array([width, height] * 2)
+    if len(boxes) and boxes.max() <= FRACTIONS and min(height, width) >= FRAME_SIDE and (boxes % 1).any():
+        problem = f"all boxes lie within {FRACTIONS} pixels of the corner of a frame of {width}x{height}"
+        raise InvalidInput(problem, expected="pixels", hint="multiply fractions by its width and height")
     outside = (boxes[:, 2:] <= 0).any(1) | (boxes[:, :2] >= limits[:2]).any(1)
-    _refuse(outside, boxes, f"lies outside of the frame of {width}x{height}", "x1, y1, x2, y2 in pixels of this frame")
-    if len(boxes) and boxes.max() <= 1 < min(height, width):
-        _warn_once("fractions", width, height, "all boxes lie in the first pixel; expected pixels, not fractions")
+    problem = f"lies outside of the frame of {width}x{height}"
+    _refuse(outside, boxes, problem, "x1, y1, x2, y2 in pixels of this frame", "leave such boxes out")
     touched = np.hstack([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])])
     inside = np.clip(touched, 0, limits)
     cut = np.flatnonzero((np.abs(boxes - np.clip(boxes, 0, limits)) >= 1).any(1))
     if len(cut):
         reach = f"{len(cut)} of {len(boxes)} boxes reach out of the frame of {width}x{height}"
-        _warn_once("cut", width, height, f"{reach} and are cut off at its border, the first is box {cut[0]}")
+        _warn_once(width, height, f"{reach} and are cut off at its border, the first is box {cut[0]}")
     return inside.astype(np.int64)
 
 
-def _warn_once(kind: str, width: int, height: int, text: str) -> None:
-    if (kind, width, height) not in _warned:
-        _warned.add((kind, width, height))
+def _warn_once(width: int, height: int, text: str) -> None:
+    if (width, height) not in _warned:
+        _warned.add((width, height))
         logging.getLogger("pmm").warning("%s", text)
 
 
-def _refuse(wrong: Any, boxes: npt.NDArray[np.float64], problem: str, expected: str) -> None:
+def _refuse(wrong: Any, boxes: npt.NDArray[np.float64], problem: str, expected: str, hint: str = "") -> None:
     if wrong.any():
         index = int(wrong.argmax())
         numbers = ", ".join(f"{value:g}" for value in boxes[index])
-        raise InvalidInput(f"box {index} ([{numbers}]) {problem}", index=index, expected=expected)
+        raise InvalidInput(f"box {index} ([{numbers}]) {problem}", index=index, expected=expected, hint=hint)
 
 
 def _to_rgb(part: Crops, colour: str) -> Crops:

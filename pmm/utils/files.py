@@ -95,20 +95,22 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; if it is new and gets nothing but empty files, it is removed again.
+    """Hold `folder` for this process; if it is new or empty, and gets nothing but empty files, these are removed again.
 
     Raises CannotWrite if another process writes there.
     """
     new = [each for each in (folder, *folder.parents) if not each.exists()]
+    empty = bool(new) or (folder.is_dir() and not any(folder.iterdir()))
     with locked(folder / ".lock", wait=False):
         try:
             yield
         finally:
             with contextlib.suppress(OSError):  # a parent may hold more by now; and no error of the caller's is hidden
-                if new and not any(path.is_file() and path.stat().st_size for path in folder.rglob("*")):
-                    shutil.rmtree(folder)
-                    for parent in new[1:]:
-                        parent.rmdir()
+                if empty and not any(path.is_file() and path.stat().st_size for path in folder.rglob("*")):
+                    for path in folder.iterdir():
+                        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                    for each in new:
+                        each.rmdir()
 
 
 @contextlib.contextmanager

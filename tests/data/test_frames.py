@@ -120,15 +120,17 @@ def test_a_video_has_one_warning_for_each_size_of_its_frames(caplog):
     assert f"{WIDTH}x{HEIGHT - 1}" in caplog.records[1].getMessage()
 
 
-def test_boxes_as_fractions_of_the_frame_are_told(caplog):
-    with caplog.at_level(logging.WARNING, "pmm"):
-        (crop,) = crop_boxes(FRAME[..., :3], [[0.1, 0.2, 0.5, 0.9]], colour="rgb")
-        assert "fractions" in caplog.text
-        caplog.clear()
-        crop_boxes(FRAME[:1, :1], [[0, 0, 1, 1]], colour="rgb")
-        crop_boxes(FRAME, [[0, 0, 1, 1], [0, 0, 1, 2]], colour="rgb")
-    assert crop.shape == (1, 1, 3)
-    assert not caplog.text
+def test_boxes_as_fractions_of_the_frame_are_refused():
+    for boxes in ([[0.1, 0.2, 0.5, 0.9]], [[0.1, 0.1, 0.2, 1.2], [0, 0, 1, 1]]):
+        with refuses(InvalidInput, expected="pixels", hint="multiply"):
+            crop_boxes(np.zeros((480, 640, 3), np.uint8), boxes, colour="rgb")
+    crop_boxes(FRAME[:1, :1], [[0, 0, 0.9, 1]], colour="rgb")
+    crop_boxes(np.zeros((480, 640, 3), np.uint8), [[0, 0, 1, 1], [0, 0, 1, 2]], colour="rgb")
+
+
+def test_boxes_of_width_and_height_are_told_how_to_convert():
+    with refuses(InvalidInput, index=0, hint="x + width"):
+        crop_boxes(FRAME, [[5, 1, 3, 4]], colour="rgb")
 
 
 @pytest.mark.parametrize("none", [[], (), np.zeros((0, 4)), np.zeros((0, 4), int)])

@@ -179,8 +179,8 @@ def test_a_check_and_a_refused_command_leave_no_folder(tmp_path):
         write_file(tmp_path / "a" / "b" / "c.json", "{}")
     (tmp_path / "old").mkdir()
     with claimed(tmp_path / "old"):
-        pass
-    assert (tmp_path / "old").is_dir()
+        (tmp_path / "old" / "logs").mkdir()
+    assert list((tmp_path / "old").iterdir()) == []
     assert (tmp_path / "a" / "b" / "c.json").is_file()
 
 
@@ -215,6 +215,7 @@ def test_a_cleanup_that_fails_does_not_hide_the_error(tmp_path, monkeypatch, fai
 
     def work():
         with claimed(tmp_path / "new"):
+            (tmp_path / "new" / "logs").mkdir()
             monkeypatch.setattr(*((Path, "is_file") if failing == "stat" else (shutil, "rmtree")), fail)
             raise ValueError("the real one")
 
