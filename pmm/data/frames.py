@@ -18,7 +18,7 @@ Boxes: TypeAlias = npt.NDArray[Any] | Sequence[Sequence[float]]
 CHANNELS = {"bgr": (2, 1, 0), "rgb": (0, 1, 2)}
 """Where red, green and blue are."""
 FRACTIONS, FRAME_SIDE = 2, 64
-"""Boxes that reach no further than 2 pixels are fractions of a frame, if it is no toy: nobody detects people so small."""
+"""Boxes that reach no further than 2 pixels are fractions of a frame, if it is no toy: nobody detects such people."""
 _warned: set[tuple[int, int]] = set()
 """Sizes of frames that this process has warned of: a video has thousands of frames like the first."""
 
