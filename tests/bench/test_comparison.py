@@ -190,9 +190,9 @@ def test_bad_input_is_one_line(tmp_path):
     ap = result().per_query_ap
     for edited, text in (
         (dead, ["no backend", "both reports"]),
-        (report(result(per_query_ap=ap[:-1])), ["ort-cpu fp32", "per_query_ap"]),
-        (report(result(per_query_ap=(None,) * len(ap))), ["ort-cpu fp32", "per_query_ap"]),
-        (report(result(mAP=None)), ["ort-cpu fp32", "mAP"]),
+        (report(result(per_query_ap=ap[:-1])), ["ort-cpu fp32", "report NEW", "per_query_ap"]),
+        (report(result(per_query_ap=(None,) * len(ap))), ["ort-cpu fp32", "report NEW", "per_query_ap"]),
+        (report(result(mAP=None)), ["ort-cpu fp32", "report NEW", "mAP"]),
     ):
         bad.write_text(edited.to_json())
         refused(bad if edited is dead else good, bad, expected=text)
