@@ -69,7 +69,7 @@ def test_what_goes_wrong_in_a_session_is_an_answer_in_one_line(monkeypatch, caps
         return WorkerSession(print).answer("memory", {})
 
     assert raising(BackendUnavailable("no GPU")) == {"error": "no GPU", "kind": "unavailable"}
-    assert raising(UserError("bad\nand more")) == {"error": "bad", "kind": "failed"}
+    assert raising(UserError("bad\nand more")) == {"error": r"bad\nand more", "kind": "failed"}
     assert raising(KeyError("key")) == {"error": "KeyError: 'key'", "kind": "failed"}
     assert "Traceback" in capsys.readouterr().err, "for the log"
 
