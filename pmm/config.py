@@ -62,6 +62,7 @@ class DataConfig:
         _require(min(self.std) > 0, "std", self.std, "positive numbers")
         _require(0 <= self.val_identities < 1, "val_identities", self.val_identities, "0 or more, below 1")
         _require(self.workers >= 0, "workers", self.workers, "at least 0")
+        _require(self.synthetic_ids >= 2, "synthetic_ids", self.synthetic_ids, "2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

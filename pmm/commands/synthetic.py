@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pmm.config import DataConfig
-from pmm.data.synthetic.dataset import draw_people
+from pmm.data.synthetic.dataset import MAX_CAMERAS, MAX_IDS, draw_people
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 
@@ -21,13 +21,13 @@ class SyntheticCommand:
 
     out: Annotated[Path, Arg("DIR", short="-o")]
     """Folder to write; it must be new or empty."""
-    ids: int = DataConfig.synthetic_ids
+    ids: Annotated[int, Arg(least=2, most=MAX_IDS)] = DataConfig.synthetic_ids
     """Identities of the training split, and as many other ones for the test split."""
-    seed: int = DataConfig.synthetic_seed
+    seed: Annotated[int, Arg(least=0)] = DataConfig.synthetic_seed
     """Seed of the drawing."""
-    cameras: int = 6
+    cameras: Annotated[int, Arg(least=2, most=MAX_CAMERAS)] = 6
     """Cameras that see the identities."""
-    workers: int = 0
+    workers: Annotated[int, Arg(least=0)] = 0
     """Processes that draw (default: one per core); the result does not depend on their number."""
 
 

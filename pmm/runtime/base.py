@@ -209,7 +209,7 @@ class Runner(ABC):
             )
 
 
-READ_FILES = "read files by pmm.load_crops(paths, runner.preprocessing)"
+READ_FILES = "read files with pmm.load_crops(paths)"
 
 
 def closed_runner(path: Path | None) -> UserError:

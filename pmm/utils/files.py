@@ -167,7 +167,7 @@ def _replaceable(path: Path) -> Path:
     folders = {str(target.parent), os.path.realpath(path.parent)}
     special = os.path.exists(target) and not os.path.isfile(target)
     if special or any(f == "/dev" or f"{f}/".startswith("/proc/") for f in folders):
-        raise CannotWrite("it is a device or a pipe", path=path, hint="give the name of a file")
+        raise CannotWrite("it is no file on a disk", path=path, hint="give the name of a file")
     return target
 
 
