@@ -38,7 +38,7 @@ class AblationCommand:
 def main(prog: str) -> int:
     """Entry point; 1 if a run failed."""
     command = command_line.parse(AblationCommand, prog=prog, description=__doc__ or "")
-    check_installed("matplotlib")  # for the plot, at the end
+    check_installed("torch", "matplotlib")  # matplotlib for the plot, at the end
     ablation = Ablation(command.options)
     out = output_file(command.out or default_out(ablation), suffixes=(".json",))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: its runs end too

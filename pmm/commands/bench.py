@@ -39,7 +39,7 @@ class BenchCommand:
 def main(prog: str) -> int:
     """Entry point."""
     command = command_line.parse(BenchCommand, prog=prog, description=__doc__ or "")
-    check_installed("jinja2", "matplotlib")  # for the report, at the end
+    check_installed("torch", "jinja2", "matplotlib")  # the last two for the report, at the end
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: workers end too
     request = make_request(command.files, command.options, command.gates.parsed())
     with claimed(request.out):

@@ -62,11 +62,11 @@ class VisualizeCommand:
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(VisualizeCommand, prog=prog, description=__doc__ or "")
-    check_installed("matplotlib")
-    wanted = command_line.names(command.what, flag="--what")
-    for name in wanted:
+    names = command_line.names(command.what, flag="--what")
+    for name in names:
         if name not in PICTURES:
             raise InvalidValue("--what", name, choices=PICTURES)
+    check_installed(*(["torch"] if names != ["curves"] else []), "matplotlib")
     checkpoint = existing_file(command.checkpoint or newest_run(), "a checkpoint (.pth)")
     out = command.out or checkpoint.parent / "pictures"
     if command.against:
@@ -77,7 +77,7 @@ def main(prog: str) -> None:
             )
         out = command.out or checkpoint.parent / f"pictures-against-{command.against.resolve().parent.name}"
     more_runs = [read_run(folder) for folder in command.runs]
-    files = {name: output_file(out / f"{name}.png") for name in wanted}
+    files = {name: output_file(out / f"{name}.png") for name in names}
     flags = command_line.flags_in()
     options = PictureOptions(
         crops=command.crops,

@@ -32,7 +32,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
     Raises UserError for data, weights or an output folder that cannot be used, and with PMM_REQUIRE_EXT=1 if the mix
     has no compiled kernels for the device.
     """
-    check_installed("tensorboard")
+    check_installed("torch", "tensorboard")
     if is_first():
         _check_folder(out, options.resume)
     from pmm.runtime.eager import torch_device

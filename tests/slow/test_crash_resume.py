@@ -11,19 +11,26 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("kills", "epochs", "least"),
+    ("crashes", "epochs", "least"),
     [(6, 6, 1), pytest.param(20, 24, 3, marks=pytest.mark.full)],
-    ids=["6 kills", "20 kills"],
+    ids=["6 crashes", "20 crashes"],
 )
-def test_kills(tmp_path, kills, epochs, least):
+def test_crashes(tmp_path, crashes, epochs, least):
     done = run_python(
-        "-m", "bench.lab.crash_resume", "--kills", str(kills), "--out", tmp_path / "kills", "--epochs", str(epochs)
+        "-m",
+        "bench.lab.crash_resume",
+        "--crashes",
+        str(crashes),
+        "--out",
+        tmp_path / "crashes",
+        "--epochs",
+        str(epochs),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / "kills" / "kills.json").read_text())
-    assert len(report["kills"]) == kills
+    report = json.loads((tmp_path / "crashes" / "crash_resume.json").read_text())
+    assert len(report["crashes"]) == crashes
     assert report["equal"] is True
     assert report["unreadable"] == []
-    assert sum(kill["writing"] for kill in report["kills"]) >= least
-    assert sum(kill["step"] > 0 for kill in report["kills"]) >= least  # not at the ends of epochs alone
+    assert sum(crash["writing"] for crash in report["crashes"]) >= least
+    assert sum(crash["step"] > 0 for crash in report["crashes"]) >= least  # not at the ends of epochs alone
     assert summary(report) in done.stdout
