@@ -210,7 +210,7 @@ class WorkerSession:
 
     def _crops(self, paths: list[str]) -> Crops:
         size = self._runner.preprocessing
-        return load_crops([Path(path) for path in paths], size.height, size.width)
+        return load_crops([Path(path) for path in paths], size)
 
     def _embed_batch(self, crops: Crops) -> Embeddings:
         embeddings = self._runner(crops)

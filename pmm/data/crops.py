@@ -214,9 +214,7 @@ def _at_own_sizes(sources: Sequence[CropSource], threads: int | None, float_rang
     """Copies: no crop changes with the memory that it was made from."""
 
     def load(index: int) -> Crops:
-        source = sources[index]
-        is_file = isinstance(source, str | os.PathLike)
-        return np.array(read_image(source) if is_file else _rgb(source, index, float_range))  # type: ignore[arg-type]
+        return np.array(_pixels(sources[index], index, float_range))
 
     if _are_few(sources):
         return [load(index) for index in range(len(sources))]
@@ -228,14 +226,14 @@ def _load_into(loaded: Crops, sources: Sequence[CropSource], first: int, float_r
     """Fill `loaded` from `sources`; `first` is the number of the first of them, for messages."""
     height, width = loaded.shape[1:3]
     for place, source in enumerate(sources):
-        if isinstance(source, str | os.PathLike):
-            loaded[place] = load_crop(source, height, width)
-        else:
-            loaded[place] = _resize(_rgb(source, first + place, float_range), height, width)
+        loaded[place] = _resize(_pixels(source, first + place, float_range), height, width)
 
 
-def _rgb(source: Image.Image | npt.NDArray[Any], index: int, float_range: FloatRange | None) -> Image.Image | Crops:
-    """Pixels in memory, as `read_image` leaves those of a file. Raises InvalidInput with their number."""
+def _pixels(source: CropSource, index: int, float_range: FloatRange | None) -> Image.Image | Crops:
+    """Upright 8-bit RGB, from memory as `read_image` leaves that of a file. Raises InvalidFile, or InvalidInput with
+    the number of the crop."""
+    if isinstance(source, str | os.PathLike):
+        return read_image(source)
     if isinstance(source, Image.Image):
         try:
             return to_rgb(source)

@@ -126,4 +126,4 @@ def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
             hint="; or ".join(filter(None, (error.hint, hint))),
         ) from error
     chosen = [samples[index].path for index in evenly_spaced(len(samples), VERIFY_CROPS)]
-    return load_crops(chosen, size.height, size.width)
+    return load_crops(chosen, size)

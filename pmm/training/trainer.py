@@ -259,6 +259,6 @@ class Trainer:
         samples = {self.split.train[i].pid: self.split.train[i] for i in readable}
         chosen = sorted(samples.values(), key=lambda sample: sample.pid)[:PICTURE_IDENTITIES]
         with contextlib.suppress(UserError):  # one that cannot be read may not have come up in training yet
-            crops = load_crops([sample.path for sample in chosen], size.height, size.width)
+            crops = load_crops([sample.path for sample in chosen], size)
             labels = [index[sample.pid] for sample in chosen]
             log.add_picture("mix", mix_picture(self.model, crops, labels, size, rows=4, seed=epoch, height=128), epoch)

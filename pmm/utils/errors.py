@@ -68,7 +68,7 @@ class InvalidValue(UserError):
             expected = expected or one_of(self.choices)
             nearest = difflib.get_close_matches(str(value), self.choices, n=1)
             hint = hint or (f"did you mean {nearest[0]}?" if nearest else "")
-        shown = value if not isinstance(value, str) else f"'{value}'" if value.isprintable() else repr(value)
+        shown = f"'{value}'" if isinstance(value, str) else value
         super().__init__(f"{name} is {shown}", expected=expected, hint=hint)
 
 

@@ -127,7 +127,7 @@ class Pictures:
         from pmm.visualize.cam import View, stage_cams, to_model
 
         size, data, model = subject.runner.preprocessing, subject.data, subject.runner.model
-        crops = load_crops([sample.path for sample in chosen], size.height, size.width)
+        crops = load_crops([sample.path for sample in chosen], size)
         images, classes = to_model(model, crops, size), None
         if true:
             labels = data.labels
@@ -154,7 +154,7 @@ class Pictures:
             raise NothingToDraw(data.unknown)
         rows = len(self._pick(data.trained, "training crops"))
         batch = pick(data.trained, min(max(rows, MIX_BATCH), len(data.trained)), self.options.seed)
-        crops = load_crops([sample.path for sample in batch], runner.preprocessing.height, runner.preprocessing.width)
+        crops = load_crops([sample.path for sample in batch], runner.preprocessing)
         labels = [data.labels[sample.pid] for sample in batch]
         return mix_picture(
             runner.model,

@@ -167,16 +167,16 @@ def test_batches_keep_the_order(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Names of the files in the order in which `load_crop`, which a test shall not wait for, was asked for them."""
+    """Names of the files in the order in which `read_image`, which a test shall not wait for, was asked for them."""
     asked = []
 
-    def load(path, height, width):
+    def load(path):
         asked.append(path.name)
         if path.stem.startswith("bad"):
             raise InvalidFile("bad", path=path)
-        return np.zeros((height, width, 3), np.uint8)
+        return np.zeros((8, 4, 3), np.uint8)
 
-    monkeypatch.setattr("pmm.data.crops.load_crop", load)
+    monkeypatch.setattr("pmm.data.crops.read_image", load)
     return asked
 
 
@@ -216,19 +216,19 @@ def test_an_error_drops_the_files_that_wait(monkeypatch):
     """All but the bad file are held up until the pool is told to end: what has not begun by then never does."""
     asked, ending, end = [], threading.Event(), ThreadPoolExecutor.shutdown
 
-    def load(path, height, width):
+    def load(path):
         asked.append(path.name)
         if path.name == "0":
             raise InvalidFile("bad", path=path)
         ending.wait(60)
-        return np.zeros((height, width, 3), np.uint8)
+        return np.zeros((8, 4, 3), np.uint8)
 
     def shutdown(pool, wait=True, **options):
         end(pool, wait=False, **options)
         ending.set()
         end(pool, wait=wait)
 
-    monkeypatch.setattr("pmm.data.crops.load_crop", load)
+    monkeypatch.setattr("pmm.data.crops.read_image", load)
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
     with refuses(InvalidFile, path="0"):
         load_crops([Path(str(n)) for n in range(20 * CHUNK)], 8, 4, threads=2)
@@ -240,13 +240,13 @@ def test_as_many_threads_as_cores(monkeypatch, threads, expected):
     """Each thread waits for the others: fewer would time out, and more be seen."""
     barrier, names = threading.Barrier(expected, timeout=60), set()
 
-    def load(path, height, width):
+    def load(path):
         if int(path.name) % CHUNK == 0:
             barrier.wait()
         names.add(threading.current_thread().name)
-        return np.zeros((height, width, 3), np.uint8)
+        return np.zeros((8, 4, 3), np.uint8)
 
-    monkeypatch.setattr("pmm.data.crops.load_crop", load)
+    monkeypatch.setattr("pmm.data.crops.read_image", load)
     monkeypatch.setattr("pmm.data.crops.usable_cores", lambda: 5)
     load_crops([Path(str(n)) for n in range(CHUNK * expected * 3)], 8, 4, threads)
     assert len(names) == expected
