@@ -194,14 +194,15 @@ def _as_fast(rival: Result, best: Result, batch: int) -> bool:
 
 
 def _groups(others: list[Result]) -> list[str]:
-    """The results with the ranking of the reference, and those with another."""
+    """The results that rank like the reference, and the others."""
     if len(others) == 1:  # the headline is about it
         return []
     alike = [r.name for r in others if ranks_alike(r)]
     rest = [r for r in others if not ranks_alike(r)]
-    groups = [f"Same ranking as the reference ({len(alike)} of {len(others)}): {', '.join(alike)}"] if alike else []
+    near = f"{100 * SAME_RANKING:g} points of the reference's mAP and rank-1"
+    groups = [f"Within {near} ({len(alike)} of {len(others)}): {', '.join(alike)}"] if alike else []
     if rest:
-        groups.append(f"Different ranking ({len(rest)} of {len(others)}): {', '.join(map(_change, rest))}")
+        groups.append(f"Not within {near} ({len(rest)} of {len(others)}): {', '.join(map(_change, rest))}")
     return groups
 
 
