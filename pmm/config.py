@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -13,6 +14,10 @@ from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, one
 from pmm.utils.from_dict import from_dict
 
 SYNTHETIC = "synthetic"
+BACKBONES = ("resnet50", "resnet50-ibn-a", "resnet10")
+"""Those of pmm.models.backbone; timm has more."""
+TIMM = "timm:"
+"""Before the name of a network of timm."""
 MAX_SIDE = 4096
 """Of a crop, pixels."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -72,11 +77,15 @@ class ModelConfig:
     method: Annotated[str, Arg("NAME")] = "pmm"
     """Method: pmm, baseline (stage I alone), bdb (Batch DropBlock), cutout-batch, cutout-sample (rectangles of zeros in
     place of the mix), cutmix (a rectangle of the partner, labels mixed) or a-cutmix (pmm's blocks, labels mixed)."""
-    backbone: Literal["resnet50", "resnet10"] = "resnet50"
-    """Backbone: resnet50, or resnet10 (16 to 128 channels wide, for CPUs)."""
-    weights: str = "auto"
-    """Initial weights of the backbone: imagenet, none, a FILE with a ResNet-50 state dict, or auto (none for resnet10
-    and on synthetic identities, else imagenet)."""
+    backbone: Annotated[str, Arg("NAME")] = "resnet50"
+    """Backbone: resnet50, resnet50-ibn-a, resnet10 (16 to 128 channels wide, for CPUs), or timm:NAME, a convolutional
+    network of timm (pip install "pmm[timm]")."""
+    weights: Literal["auto", "imagenet", "none"] = "auto"
+    """Initial weights of the backbone: imagenet (downloaded), none, or auto (imagenet where the backbone has them and
+    the data set is not synthetic)."""
+    init: Annotated[str, Arg("FILE")] = ""
+    """Start from the weights in this file instead: a checkpoint of pmm, or one of another toolkit with the same
+    backbone."""
     feature_dim: int = 512
     """Dimension of each stage's feature; the embedding is three of them (one for baseline)."""
     num_classes: int = 0
@@ -96,6 +105,8 @@ class ModelConfig:
     """For a-cutmix: replace the attentive blocks by the partner's, or paste them into the partner's map."""
 
     def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES and not re.fullmatch(f"{TIMM}[A-Za-z0-9_.]+", self.backbone):
+            raise InvalidValue("backbone", self.backbone, choices=(*BACKBONES, f"{TIMM}NAME"))
         _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "1 to 65536")
         _require(0 <= self.num_classes <= 1 << 24, "num_classes", self.num_classes, "the number of identities")
         _require(min(self.block) > 0, "block", self.block, "two positive numbers")
@@ -134,8 +145,11 @@ class RecipeConfig:
     """Height and width of the Cutout rectangle, in pixels."""
     val_every: int = 1
     """Epochs between two evaluations on the held-out identities."""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """Forward and backward in mixed precision: bf16, or fp16 with a scaled loss; CAMs and losses stay in fp32."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Precision of forward and backward: bf16, fp16 with a scaled loss, off (fp32), or auto (bf16 where the hardware
+    computes it, fp16 on older GPUs with tensor cores, else off); CAMs and losses stay in fp32."""
+    deterministic: bool = False
+    """On a GPU, use only algorithms that repeat to the bit (slower); on a CPU they always do."""
     compile: bool = False
     """Compile the network with torch.compile (the first steps take minutes)."""
     accumulate: int = 1
@@ -147,6 +161,15 @@ class RecipeConfig:
     """With several processes: find the triplets in the whole batch, not in the share of each process."""
     sync_bn: bool = False
     """With several GPUs: batch-norm statistics over the whole batch."""
+    freeze_backbone: Annotated[int, Arg("EPOCHS")] = 0
+    """Epochs at the start that train the heads alone; the backbone and its batch statistics do not change."""
+    backbone_lr: Annotated[float, Arg("FACTOR")] = 1.0
+    """Factor of the backbone's learning rate."""
+    ema: Annotated[float, Arg("DECAY")] = 0.0
+    """Average the weights exponentially over the steps, with this decay (0.999, for example); the averages are
+    evaluated and deployed. 0 means no average."""
+    eval_every: Annotated[int, Arg("EPOCHS")] = 0
+    """Epochs between two evaluations on the test split, which are reported and choose nothing; 0 means none."""
 
     def __post_init__(self) -> None:
         _require(self.val_every > 0, "val_every", self.val_every, "at least 1")
@@ -170,6 +193,10 @@ class RecipeConfig:
         _require(self.shift >= 0, "shift", self.shift, "at least 0")
         _require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "at least 0")
         _require(self.accumulate > 0, "accumulate", self.accumulate, "at least 1")
+        _require(self.freeze_backbone >= 0, "freeze_backbone", self.freeze_backbone, "at least 0")
+        _require(self.backbone_lr >= 0, "backbone_lr", self.backbone_lr, "at least 0")
+        _require(0 <= self.ema < 1, "ema", self.ema, "a decay between 0 and 1, or 0 for none")
+        _require(self.eval_every >= 0, "eval_every", self.eval_every, "at least 0")
         self.ids_per_part(1)
 
     @property
@@ -228,7 +255,7 @@ class Config:
         """Inverse of `to_dict`. Raises InvalidInput for an unknown key (naming the known ones) or a wrong type, and
         InvalidValue, ConflictingOptions for values that cannot be used."""
         try:
-            return from_dict(cls, values, "config")
+            return from_dict(cls, _of_this_version(values), "config")
         except ValueError as error:
             raise InvalidInput(str(error)) from error
 
@@ -246,54 +273,13 @@ class Config:
         return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
-PRESETS: dict[str, Config] = {
-    "paper": Config(),
-    "tiny": Config(
-        preset="tiny",
-        data=DataConfig(height=128, width=64, val_identities=0.1, workers=1),
-        model=ModelConfig(backbone="resnet10", feature_dim=128, block=(1, 1)),
-        recipe=RecipeConfig(
-            epochs=60,
-            batch_size=32,
-            schedule="flat-cosine",
-            lr=5e-3,
-            warmup=0.22,
-            shift=4,
-            cutout_size=(32, 21),
-            val_every=4,
-        ),
-    ),
-}
-PRESETS |= {
-    "strong": dataclasses.replace(
-        PRESETS["paper"],
-        preset="strong",
-        model=dataclasses.replace(PRESETS["paper"].model, neck="bn", metric="cosine"),
-        recipe=RecipeConfig(
-            epochs=120,
-            batch_size=64,
-            schedule="flat-cosine",
-            lr=3.5e-4,
-            warmup=1 / 12,
-            flat=1 / 12,
-            shift=10,
-            amp="bf16",
-        ),
-    ),
-    "tiny-strong": dataclasses.replace(
-        PRESETS["tiny"],
-        preset="tiny-strong",
-        model=dataclasses.replace(PRESETS["tiny"].model, neck="bn", metric="cosine"),
-        recipe=dataclasses.replace(PRESETS["tiny"].recipe, flat=PRESETS["tiny"].recipe.warmup),
-    ),
-}
-
-
-def preset(name: str) -> Config:
-    """The named preset. Raises InvalidValue naming the known ones."""
-    if name not in PRESETS:
-        raise InvalidValue("preset", name, choices=PRESETS)
-    return PRESETS[name]
+def _of_this_version(values: Any) -> Any:
+    """`values` as this version writes them: the weights' file once had no key of its own."""
+    model = values.get("model") if isinstance(values, Mapping) else None
+    weights = model.get("weights") if isinstance(model, Mapping) else None
+    if not isinstance(weights, str) or weights in ("auto", "imagenet", "none"):
+        return values
+    return {**values, "model": {**model, "weights": "none", "init": weights}}  # type: ignore[dict-item]
 
 
 def _listed(value: Any) -> Any:

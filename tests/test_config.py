@@ -3,9 +3,10 @@ import re
 
 import pytest
 
-from pmm.config import PRESETS, Config, ModelConfig, RecipeConfig, preset
+from pmm.config import Config, ModelConfig, RecipeConfig
 from pmm.data.dataset_specs import DATASETS
 from pmm.models.registry import METHODS
+from pmm.presets import PRESETS, preset
 from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue
 from tests.conftest import ROOT
 from tests.refusals import refuses
@@ -49,7 +50,6 @@ def test_unknown_keys_are_refused_and_the_known_ones_named():
         ("model", "block", [1, 2, 3], "config.model.block is [1, 2, 3]; expected 2 values"),
         ("data", "mean", ["a", 0, 0], "config.data.mean is 'a'; expected a finite float"),
         ("recipe", "schedule", "foo", "'foo'; expected one of paper, flat-cosine"),
-        ("model", "backbone", "vgg", "'vgg'; expected one of resnet50, resnet10"),
     ],
 )
 def test_values_of_another_type_are_refused(section, key, value, text):
@@ -68,6 +68,12 @@ def test_values_of_another_type_are_refused(section, key, value, text):
         ("recipe", "flat", 1.5, ("config.recipe.flat is 1.5", "0 to 1")),
         ("recipe", "cutout_size", [0, 3], ("config.recipe.cutout_size is (0, 3)", "positive")),
         ("model", "block", [0, 2], ("config.model.block is (0, 2)", "positive")),
+        (
+            "model",
+            "backbone",
+            "vgg",
+            ("config.model.backbone", "'vgg'", "resnet50-ibn-a, resnet10 or timm:NAME"),
+        ),
         ("model", "num_classes", -4, ("config.model.num_classes is -4",)),
         ("data", "std", [0, 1, 1], ("config.data.std", "positive")),
         ("data", "height", 5000, ("config.data.height is 5000", "4096")),

@@ -21,7 +21,7 @@ import numpy as np
 from pmm.artifacts.artifact import Artifact
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.bench.latency import LatencyPlan, measure
-from pmm.config import Config, fast_mode, preset
+from pmm.config import Config, fast_mode
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops
 from pmm.data.readers import read_dataset
@@ -33,6 +33,7 @@ from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.gallery.embed import embed_crops
+from pmm.presets import preset
 from pmm.runtime.base import Embeddings
 from pmm.runtime.open import open_runner
 from pmm.utils import command_line

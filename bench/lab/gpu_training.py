@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import nn
 
 from bench.lab.training_step import random_crops, step_config
-from pmm.config import preset
 from pmm.models.registry import build_model
+from pmm.presets import preset
 from pmm.training.state import TrainState, make_train_state
 from pmm.training.step import set_deterministic, train_step
 from pmm.utils.errors import UserError

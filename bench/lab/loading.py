@@ -30,13 +30,14 @@ from PIL import Image
 from bench.lab.mix_report import interval
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import Latency, median_ratio, stability_flags
-from pmm.config import Config, fast_mode, preset
+from pmm.config import Config, fast_mode
 from pmm.data.batches import normalize_batch
 from pmm.data.crops import iter_crops
 from pmm.data.loader import TrainLoader, train_batches
 from pmm.data.preprocessing import Crops, preprocessing_of
 from pmm.data.samples import Sample
 from pmm.gallery.embed import images_below
+from pmm.presets import preset
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.environment import report_header

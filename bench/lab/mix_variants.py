@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.lab.mix_report import AUTHORS, COMPILED, EAGER, OURS
-from pmm.config import preset
 from pmm.ops import hard_mix, hard_mix_max_pool
 from pmm.ops.block_ranking import replaced_cells
+from pmm.presets import preset
 
 _PAPER = preset("paper").model
 BLOCK, K, ON_EMPTY = _PAPER.block, _PAPER.k, _PAPER.on_empty

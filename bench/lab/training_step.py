@@ -21,13 +21,14 @@ from bench.lab.mix_timing import name_of, require_kernels, stopwatch
 from bench.lab.mix_variants import authors_mix, eager_cam, eager_mix
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import Latency, median_ratio
-from pmm.config import Config, fast_mode, preset
+from pmm.config import Config, fast_mode
 from pmm.data.batches import TrainBatch, normalize_batch
 from pmm.data.preprocessing import Preprocessing, preprocessing_of
 from pmm.models.output import TrainOutput
 from pmm.models.pmm import PMM
 from pmm.models.registry import build_model
 from pmm.ops import sample_partners
+from pmm.presets import preset
 from pmm.training.losses import reid_losses
 from pmm.training.state import make_train_state
 from pmm.training.step import set_deterministic, train_step

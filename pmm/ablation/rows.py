@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pmm.config import Config, preset
+from pmm.config import Config
+from pmm.presets import preset
 from pmm.utils.errors import ConflictingOptions, InvalidValue, UserError
 
 DEFAULT_ROWS = "baseline,bdb,cutout-batch,cutmix,a-cutmix,pmm:k=0,pmm"

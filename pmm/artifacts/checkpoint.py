@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 FORMAT = "pmm-checkpoint-1"
 EXPECTED = "a checkpoint written by pmm train"
-KEYS = ("format", "model", "config", "epoch", "optimizer", "scheduler", "scaler", "rng", "progress", "best", "versions")
+KEYS = (
+    "format", "model", "ema", "config", "epoch", "optimizer", "scheduler", "scaler", "rng", "progress", "best",
+    "versions",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -73,7 +76,8 @@ def load(path: str | Path) -> dict[str, Any]:
         raise InvalidFile(f"not a PMM checkpoint (it holds: {keys})", path=path, expected=EXPECTED, hint=hint)
     if (form := checkpoint["format"]) != FORMAT:
         raise InvalidFile(f"its format is {form!r}", path=path, expected=f"{FORMAT!r}, which this version reads")
-    checkpoint.setdefault("progress", None)  # files from before epochs could be interrupted have none
+    for key in ("progress", "ema"):  # which older files do not have
+        checkpoint.setdefault(key, None)
     missing = [key for key in KEYS if key not in checkpoint]
     if missing:
         raise InvalidFile(f"incomplete checkpoint, without {', '.join(missing)}", path=path)
@@ -91,7 +95,7 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidM
     except UserError as error:
         raise InvalidFile(str(error), path=source) from error
     try:
-        model.load_state_dict(checkpoint["model"])
+        model.load_state_dict(_deployed_weights(checkpoint))
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines()[:3]]
         raise InvalidFile(
@@ -102,7 +106,15 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidM
 
 def for_deployment(state: dict[str, Any]) -> dict[str, Any]:
     """`state` without what only a resumed run needs."""
-    return state | dict.fromkeys(("optimizer", "scheduler", "scaler", "rng", "progress"))
+    rest = dict.fromkeys(("ema", "optimizer", "scheduler", "scaler", "rng", "progress"))
+    return state | rest | {"model": _deployed_weights(state)}
+
+
+def _deployed_weights(state: dict[str, Any]) -> dict[str, Any]:
+    """The averages over the steps, if the run has them, else the weights as the last step left them."""
+    if state["ema"] is None:
+        return state["model"]
+    return {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
 
 
 def load_model(path: str | Path) -> ReidModel:

@@ -17,8 +17,9 @@ from torch import Tensor
 from pmm.artifacts.checkpoint import FORMAT, KEYS, save, versions
 from pmm.artifacts.known_checkpoints import BRANCHES, CODE, SHARED, describe, method_of, state_dict_of
 from pmm.artifacts.torch_file import read_torch_file
-from pmm.config import Config, DataConfig, ModelConfig, preset
+from pmm.config import Config, DataConfig, ModelConfig
 from pmm.models.registry import build_model
+from pmm.presets import preset
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pmm.config import MAX_SIDE, preset
+from pmm.config import MAX_SIDE
 from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import DEFAULT_DATASET, read_dataset
 from pmm.data.samples import class_indices
+from pmm.presets import preset
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.files import existing_file, output_file

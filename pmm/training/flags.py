@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 from pmm.artifacts.origin import RUNS, newest_run, with_resolved_data_root
-from pmm.config import SYNTHETIC, Config, fast_mode, preset
+from pmm.config import SYNTHETIC, Config, fast_mode
 from pmm.models.registry import check_method_flags
+from pmm.presets import preset
 from pmm.training.data_setup import check_synthetic, check_unchanged
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg

@@ -125,6 +125,8 @@ def epoch_line(label: str, record: Mapping[str, Any], steps: int, seconds_left: 
     parts += [f"lr {record['lr']:.1e}", f"{record['images_per_s']:.0f} images/s", f"{record['memory_gb']:.1f} GB"]
     if "val_mAP" in record:
         parts.append(f"val mAP {record['val_mAP']:.3f} rank-1 {record['val_rank1']:.3f}")
+    if "test_mAP" in record:
+        parts.append(f"test mAP {record['test_mAP']:.3f} rank-1 {record['test_rank1']:.3f}")
     parts += [f"{part} {1000 * record[f'{part}_seconds'] / steps:.0f} ms" for part in ("data", "step")]
     minutes, seconds = divmod(int(seconds_left), 60)
     hours, minutes = divmod(minutes, 60)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pmm.artifacts.checkpoint import FORMAT, versions
 from pmm.config import Config, RecipeConfig
 from pmm.training.distributed import SINGLE, Processes
+from pmm.training.precision import with_resolved_amp
 from pmm.utils.errors import ConflictingOptions, InvalidFile
 
 PAPER_EPOCHS = 400
@@ -37,11 +41,18 @@ class TrainState:
     """Of the loss in fp16; else switched off."""
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]]
     """Within it, processes do not average their gradients."""
+    ema: AveragedModel | None
+    """The average of the weights over the steps, if the recipe has one."""
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next step."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """Learning rate of the next step (of the heads, where the backbone has another)."""
+        return float(self.optimizer.param_groups[-1]["lr"])
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The model that is evaluated and deployed: with the averaged weights, if there are any."""
+        return self.model if self.ema is None else self.ema.module
 
 
 def check_device(config: Config, device: torch.device) -> None:
@@ -54,15 +65,51 @@ def make_train_state(
     model: nn.Module, config: Config, device: torch.device, steps_per_epoch: int, processes: Processes = SINGLE
 ) -> TrainState:
     """`model` on `device` with optimizer and schedule, ready for `pmm.training.step.train_step`."""
+    config = with_resolved_amp(config, device)
     recipe = config.recipe
     if recipe.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(model.parameters(), lr=1.0, weight_decay=recipe.weight_decay)
-    last = recipe.epochs * steps_per_epoch - 1
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate(recipe, min(step, last), steps_per_epoch)
+    backbone = {id(weight) for weight in model.backbone.parameters()}  # type: ignore[union-attr]
+    groups = ([w for w in model.parameters() if (id(w) in backbone) is own] for own in (True, False))
+    optimizer = torch.optim.Adam(
+        [{"params": group} for group in groups], lr=1.0, weight_decay=recipe.weight_decay, fused=True
     )
+    last = recipe.epochs * steps_per_epoch - 1
+
+    def rate(step: int, factor: float = 1.0) -> float:
+        return factor * learning_rate(recipe, min(step, last), steps_per_epoch)
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(rate, factor=recipe.backbone_lr), rate])
+    network, no_sync = _network(model, config, device, processes)
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
+    average = get_ema_multi_avg_fn(recipe.ema)
+    return TrainState(
+        config=config,
+        device=device,
+        processes=processes,
+        model=model,
+        network=network,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=scaler,
+        no_sync=no_sync,
+        ema=AveragedModel(model, multi_avg_fn=average, use_buffers=True) if recipe.ema else None,
+    )
+
+
+def with_frozen_backbone(state: TrainState, frozen: bool) -> TrainState:
+    """`state` with a backbone that does not change in a step, or does again."""
+    state.model.backbone.requires_grad_(not frozen)
+    # wrapped anew: DistributedDataParallel remembers which weights have gradients
+    network, no_sync = _network(state.model, state.config, state.device, state.processes)
+    return dataclasses.replace(state, network=network, no_sync=no_sync)
+
+
+def _network(
+    model: nn.Module, config: Config, device: torch.device, processes: Processes
+) -> tuple[Any, Callable[[], contextlib.AbstractContextManager[Any]]]:
+    """`TrainState.network` and `TrainState.no_sync`."""
     network: Any = model
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     if processes.world > 1:
@@ -75,21 +122,10 @@ def make_train_state(
             find_unused_parameters=device.type == "cpu",
         )
         no_sync = network.no_sync
-    if recipe.compile:
+    if config.recipe.compile:
         # a compiled step draws partners with the generator of an uncompiled one
         network = torch.compile(network, options={"fallback_random": True})
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
-    return TrainState(
-        config=config,
-        device=device,
-        processes=processes,
-        model=model,
-        network=network,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        scaler=scaler,
-        no_sync=no_sync,
-    )
+    return network, no_sync
 
 
 def snapshot(state: TrainState, epoch: int, best: float, progress: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -102,6 +138,7 @@ def snapshot(state: TrainState, epoch: int, best: float, progress: Mapping[str, 
     return {
         "format": FORMAT,
         "model": {key: value.cpu().contiguous() for key, value in state.model.state_dict().items()},
+        "ema": {key: value.cpu().contiguous() for key, value in state.ema.state_dict().items()} if state.ema else None,
         "config": state.config.to_dict(),
         "epoch": epoch,
         "optimizer": state.optimizer.state_dict(),
@@ -126,8 +163,10 @@ def restore_training(saved: dict[str, Any], state: TrainState, path: Path) -> No
             hint="start a new run",
         )
     state.model.load_state_dict(saved["model"])
+    if state.ema is not None:
+        state.ema.load_state_dict(saved["ema"])
     state.optimizer.load_state_dict(saved["optimizer"])
-    state.scheduler.load_state_dict({**saved["scheduler"], "lr_lambdas": [None]})
+    state.scheduler.load_state_dict({**saved["scheduler"], "lr_lambdas": [None] * len(state.optimizer.param_groups)})
     state.scaler.load_state_dict(saved["scaler"] or {})
     torch.set_rng_state(saved["rng"]["torch"])
     for index, cuda in enumerate(saved["rng"]["cuda"][: torch.cuda.device_count()]):

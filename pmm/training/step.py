@@ -23,16 +23,18 @@ from pmm.runtime.base import Embeddings
 from pmm.runtime.eager import EagerRunner
 from pmm.training.distributed import SINGLE, Processes
 from pmm.training.losses import reid_losses
+from pmm.training.precision import HALF
 from pmm.training.state import TrainState
 from pmm.utils.errors import UserError
 
 PARTNERS = 4  # a stream of the run's seed, see pmm.data.sampler
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def set_deterministic(device: torch.device) -> None:
-    """On CUDA ask for deterministic algorithms: one seed, one machine, one result to the bit."""
-    if device.type == "cuda":
+def set_deterministic(device: torch.device, deterministic: bool = True) -> None:
+    """On CUDA ask for deterministic algorithms (one seed, one machine, one result to the bit), or the fastest."""
+    if device.type == "cuda" and not deterministic:
+        torch.backends.cudnn.benchmark = True
+    elif device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -79,6 +81,8 @@ def train_step(
     with warnings.catch_warnings():  # where the scaler skips the optimizer's step, the schedule goes on
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         state.scheduler.step()
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
     return sums
 
 

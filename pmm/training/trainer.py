@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import time
@@ -20,6 +21,7 @@ from pmm.data.batches import TrainBatch
 from pmm.data.crops import load_crops
 from pmm.data.loader import train_batches
 from pmm.data.preprocessing import preprocessing_of
+from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset, class_indices
 from pmm.data.splits import without_unreadable
 from pmm.models.registry import build_model
@@ -28,9 +30,10 @@ from pmm.training.data_setup import check_unchanged
 from pmm.training.distributed import Processes
 from pmm.training.failures import LossWatch, explain_errors, not_finite
 from pmm.training.flags import TrainOptions
+from pmm.training.precision import with_resolved_amp
 from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
-from pmm.training.state import check_device, make_train_state, restore_training, snapshot
+from pmm.training.state import check_device, make_train_state, restore_training, snapshot, with_frozen_backbone
 from pmm.training.step import Validation, set_deterministic, train_step
 from pmm.utils.errors import TrainingInterrupted, UserError
 from pmm.utils.files import sweep, write_file
@@ -55,10 +58,11 @@ class Trainer:
         options: TrainOptions,
     ) -> None:
         """Raises UserError for a batch size that does not suit the data or the processes, or blocks that do not fit."""
+        config = with_resolved_amp(config, device)
         self.config, self.split, self.out, self.device, self.processes = config, split, out, device, processes
         self.options = options
         check_device(config, device)
-        set_deterministic(device)
+        set_deterministic(device, config.recipe.deterministic)
         torch.manual_seed(config.seed)
         self.batches, self.sampler = train_batches(
             split.train, config, rank=processes.rank, world=processes.world, skip_bad=options.skip_bad_images
@@ -69,6 +73,7 @@ class Trainer:
         """Of the epoch that was interrupted, `Meter.state` and more; see `_save_progress`."""
         self.announcer = Announcer(config, split, out)
         self.saved_at = time.monotonic()
+        self.frozen = False
 
     def run(self, pending_signal: Callable[[], int]) -> Path:
         """Train to the end, from the beginning or from last.pth as the options say; returns out/best.pth.
@@ -121,7 +126,7 @@ class Trainer:
             )
 
     def _train_epochs(self, pending_signal: Callable[[], int]) -> None:
-        recipe, validation = self.config.recipe, self._validation()
+        recipe, validation, test = self.config.recipe, self._validation(), self._test()
         with open_run_logger(self.out, self.epochs_done) if self.processes.main else contextlib.nullcontext() as log:
             begin, first = time.perf_counter(), self.epochs_done
             for epoch in range(self.epochs_done + 1, recipe.epochs + 1):
@@ -129,7 +134,8 @@ class Trainer:
                 records = self.processes.gather(self._train_epoch(epoch, label, pending_signal))
                 result = None
                 if validation and (epoch % recipe.val_every == 0 or epoch == recipe.epochs):
-                    result = validation.evaluate(self.model, self.device)
+                    result = validation.evaluate(self.state.deployed, self.device)
+                tested = test.evaluate(self.state.deployed, self.device) if test and self._tests_at(epoch) else None
                 skipped = self._skipped()
                 self.epochs_done, self.progress = epoch, {"skipped": skipped} if skipped else {}
                 record = {"epoch": epoch, **(mean_of_records(records) if records else {})}
@@ -138,6 +144,8 @@ class Trainer:
                     record |= {"val_mAP": result.mAP, "val_rank1": result.rank1}
                     is_best = result.mAP > self.best
                     self.best = max(self.best, result.mAP)
+                if tested:
+                    record |= {"test_mAP": tested.mAP, "test_rank1": tested.rank1}
                 if skipped:
                     record["skipped_images"] = len(skipped)
                 self.processes.run_on_all(partial(self._save, is_best, partial(log.write, record) if log else None))
@@ -158,6 +166,17 @@ class Trainer:
             return None
         return self.processes.run_on_all(lambda: Validation(split, preprocessing_of(self.config), self.processes))
 
+    def _test(self) -> Validation | None:
+        """The test split, if it is to be evaluated during training; it chooses nothing."""
+        if not self.config.recipe.eval_every:
+            return None
+        data = read_dataset(self.config.data.dataset, Path(self.config.data.root))
+        split = dataclasses.replace(data, train=())
+        return self.processes.run_on_all(lambda: Validation(split, preprocessing_of(self.config), self.processes))
+
+    def _tests_at(self, epoch: int) -> bool:
+        return epoch % self.config.recipe.eval_every == 0 or epoch == self.config.recipe.epochs
+
     def _load_last(self) -> dict[str, Any]:
         saved = checkpoint.load(self.out / "last.pth")
         check_unchanged(self.out, Config.from_dict(saved["config"]), self.config)
@@ -177,7 +196,7 @@ class Trainer:
         """This process's record of an epoch, or of the rest of an interrupted one."""
         meter, watch = Meter(self.device, self.progress), LossWatch(self.device)
         self.sampler.epoch, self.sampler.first = epoch, meter.steps
-        self.model.train()
+        self._set_train_mode(frozen=epoch <= self.config.recipe.freeze_backbone)
         for batch in meter.batches(self.batches, label, len(self.sampler)):
             self._before_step(batch, meter, watch, label, pending_signal)
             assert not isinstance(batch, UserError)
@@ -187,6 +206,14 @@ class Trainer:
             meter.step(losses, len(batch.labels), lr)
         self._before_step(None, meter, watch, label, lambda: 0)
         return meter.record()
+
+    def _set_train_mode(self, frozen: bool) -> None:
+        """The backbone's batch statistics do not change where its weights do not."""
+        if frozen != self.frozen:
+            self.state, self.frozen = with_frozen_backbone(self.state, frozen), frozen
+        self.model.train()
+        if frozen:
+            self.model.backbone.eval()  # type: ignore[union-attr]
 
     def _before_step(
         self,

@@ -152,13 +152,23 @@ def _query_nvml(query: Callable[[Any], T]) -> T | None:
 
 
 @cache
+def cpu_flags() -> frozenset[str]:
+    """What the CPU can do, as Linux names it (avx512_bf16, for example); empty on other systems."""
+    try:
+        return frozenset(Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].partition("\n")[0].split())
+    except OSError:
+        return frozenset()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies numbers in bf16: an x86 one with AVX512-BF16 or AMX. On others torch emulates it."""
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
 def int8_overflows() -> bool:
     """True for an x86 CPU without VNNI or AMX, which sums pairs of 8-bit products in 16 bits: with weights beyond 7
     bits the largest sums are cut off. Only Linux reports it; False elsewhere."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].partition("\n")[0].split())
-    except OSError:
-        return False
+    flags = cpu_flags()
     return "sse2" in flags and not any("vnni" in flag or flag == "amx_int8" for flag in flags)
 
 

@@ -24,9 +24,9 @@ from pmm.ablation import report as reporting
 from pmm.ablation.rows import Row, parse_row, resolve_against, rows_by_name, rows_of
 from pmm.ablation.runs import AblationRun, figures, run_all
 from pmm.ablation.study import Ablation, AblationOptions
-from pmm.config import preset
 from pmm.data.synthetic.dataset import draw_dataset
 from pmm.models.registry import METHODS, build_model
+from pmm.presets import preset
 from pmm.training.flags import parse
 from pmm.utils import hardware
 from pmm.utils.errors import BackendUnavailable, ConflictingOptions, InvalidValue, UsageError

@@ -18,10 +18,10 @@ from pmm.artifacts.checkpoint_import import convert, import_checkpoint
 from pmm.artifacts.known_checkpoints import describe, method_of
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.torch_file import read_torch_file
-from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
+from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
 from pmm.training.state import make_train_state, restore_training

@@ -12,9 +12,9 @@ import torch
 from pmm.artifacts import checkpoint
 from pmm.artifacts.kinds import FORMAT_MARK, KNOWN_KINDS, SUFFIXES, kind_of, kind_of_content, require_kind
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.config import preset
 from pmm.data.preprocessing import preprocessing_of
 from pmm.gallery.index import Index, IndexContract
+from pmm.presets import preset
 from pmm.utils.errors import InvalidFile
 from tests.refusals import refuses
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from pmm.config import preset
 from pmm.data.preprocessing import preprocessing_of
+from pmm.presets import preset
 
 PREPROCESSING = preprocessing_of(preset("tiny"))
 

@@ -1,7 +1,7 @@
 import numpy as np
 
-from pmm.config import preset
 from pmm.data.preprocessing import preprocessing_of
+from pmm.presets import preset
 
 
 def test_normalisation_by_hand():

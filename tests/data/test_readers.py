@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.config import preset
 from pmm.data import folders, market, msmt17
 from pmm.data.crops import load_crop
 from pmm.data.dataset_specs import ALIASES, DATASETS
 from pmm.data.readers import read_dataset, scan
 from pmm.data.samples import class_indices
+from pmm.presets import preset
 from pmm.training.data_setup import resolve_config, training_data
 from pmm.utils.errors import InvalidFile, InvalidValue, printable
 from tests.data import trees

@@ -11,7 +11,6 @@ import torch
 from pmm.artifacts import checkpoint
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
@@ -23,6 +22,7 @@ from pmm.export.onnx import describe, export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.models.registry import build_model
+from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.utils.errors import InvalidFile
 from tests.conftest import assert_one_line_error, run_here

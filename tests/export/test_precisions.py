@@ -12,7 +12,6 @@ from onnx.reference import ReferenceEvaluator
 from pmm.artifacts import checkpoint
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
@@ -25,6 +24,7 @@ from pmm.export.precision import onnx_precision
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.models.registry import METHODS, build_model
+from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
 from pmm.training.state import make_train_state, snapshot

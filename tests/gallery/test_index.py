@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 import pmm.evaluation.distances
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.config import preset
 from pmm.data.preprocessing import preprocessing_of
 from pmm.gallery.index import Index, IndexContract
+from pmm.presets import preset
 from pmm.utils.errors import CannotWrite, InvalidFile, InvalidInput, InvalidValue
 from tests.conftest import ROOT, examples
 from tests.refusals import refuses

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pmm.config import preset
 from pmm.models.drop_block import drop_mask
 from pmm.models.registry import build_model, deployed
+from pmm.presets import preset
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from pmm.artifacts.checkpoint import load
-from pmm.config import PRESETS, Config, ModelConfig, preset
+from pmm.config import Config, ModelConfig
 from pmm.models.registry import METHODS, build_model, check_method_flags, deployed, method_of
+from pmm.presets import PRESETS, preset
 from pmm.training.flags import TrainOptions
 from pmm.training.launch import train
 from pmm.training.losses import reid_losses

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.config import preset
 from pmm.models import cutmix, drop_block
 from pmm.models import pmm as pmm_module
 from pmm.models.cutmix import mixed_labels, random_box
 from pmm.models.drop_block import drop_mask
 from pmm.models.registry import build_model
 from pmm.ops import hard_mix_select
+from pmm.presets import preset
 
 CPU = torch.device("cpu")
 PIDS = torch.tensor([0, 0, 1, 1, 3, 3])

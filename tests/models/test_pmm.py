@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pmm.config import preset
 from pmm.models.registry import METHODS, build_model, deployed
+from pmm.presets import preset
 from pmm.utils.errors import InvalidValue
 from tests.refusals import refuses
 

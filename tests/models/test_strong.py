@@ -13,7 +13,6 @@ from pmm.artifacts.artifact import Artifact, manifest_path
 from pmm.artifacts.checkpoint import load, load_model
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
@@ -22,6 +21,7 @@ from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.models.registry import METHODS, build_model, deployed
 from pmm.models.stages import Head
 from pmm.ops.mixed_cam import cam
+from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
 from pmm.training.flags import TrainOptions

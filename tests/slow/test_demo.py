@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pmm.artifacts.checkpoint import load, restore_model
-from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
@@ -23,6 +22,7 @@ from pmm.export.options import ExportOptions
 from pmm.gallery.embed import embed_samples
 from pmm.gallery.ranking import rank_split
 from pmm.models.registry import build_model
+from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.eager import EagerRunner
 from pmm.runtime.open import open_runner

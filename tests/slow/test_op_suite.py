@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from pmm.config import preset
 from pmm.models.registry import build_model
+from pmm.presets import preset
 from pmm.utils.build_info import build_info
 from tests.conftest import ROOT, run_python
 from tests.ops.emulated import SANITIZERS, build, under_sanitizers

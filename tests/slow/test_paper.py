@@ -9,7 +9,6 @@ import torch
 from bench.lab.exporting import random_checkpoint
 from pmm.artifacts import checkpoint
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.config import preset
 from pmm.data.crops import load_crops
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
@@ -23,6 +22,7 @@ from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.gallery.embed import embed_crops
 from pmm.models.registry import build_model
+from pmm.presets import preset
 from pmm.runtime.open import open_runner
 from pmm.training.state import make_train_state, snapshot
 from pmm.training.step import train_step

@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 import torch
 
-from pmm.config import Config, preset
+from pmm.config import Config
 from pmm.data.samples import ReidDataset
+from pmm.presets import preset
 from pmm.training.announce import Announcer
 
 CPU = torch.device("cpu")

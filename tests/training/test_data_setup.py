@@ -1,6 +1,6 @@
 import dataclasses
 
-from pmm.config import preset
+from pmm.presets import preset
 from pmm.training.data_setup import check_unchanged
 from pmm.utils.errors import ConflictingOptions
 from tests.refusals import refuses

@@ -16,8 +16,9 @@ import torch
 
 from pmm.artifacts import checkpoint
 from pmm.artifacts.checkpoint import load
-from pmm.config import Config, preset
+from pmm.config import Config
 from pmm.ops._extension import missing
+from pmm.presets import preset
 from pmm.training.announce import describe_kernels
 from pmm.training.flags import TrainOptions, parse, resume_command
 from pmm.training.launch import train
@@ -158,8 +159,8 @@ def test_best_is_no_state_to_resume_from(small_config, trained, tmp_path):
 def test_two_runs_may_want_the_same_people(tmp_path):
     """The second waits for the first's drawing, and uses it."""
     script = (
-        "import dataclasses, pmm.config, pmm.training.data_setup\n"
-        "config = pmm.config.preset('tiny')\n"
+        "import dataclasses, pmm.presets, pmm.training.data_setup\n"
+        "config = pmm.presets.preset('tiny')\n"
         "data = dataclasses.replace(config.data, dataset='synthetic', root='people', synthetic_ids=8)\n"
         "config, split = pmm.training.data_setup.training_data(dataclasses.replace(config, data=data))\n"
         "print(config.data.synthetic_ids, config.model.num_classes, len(split.train))\n"

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pmm.config import preset
 from pmm.data.preprocessing import preprocessing_of
 from pmm.models.backbone import build_backbone
 from pmm.models.registry import METHODS, build_model
 from pmm.models.stages import Head
+from pmm.presets import preset
 from pmm.visualize.cam import StageCam, View, cam_picture, stage_cams, to_model
 from tests.visualize.untouched import untouched
 

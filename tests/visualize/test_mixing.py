@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pmm.config import preset
 from pmm.data.preprocessing import preprocessing_of
 from pmm.models.pmm import PMM
 from pmm.models.registry import build_model
 from pmm.ops import hard_mix
+from pmm.presets import preset
 from pmm.utils.errors import InvalidInput
 from pmm.visualize import mixing
 from pmm.visualize.cam import to_model
