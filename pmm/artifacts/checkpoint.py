@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import platform
 import shlex
 from pathlib import Path
@@ -12,7 +11,7 @@ from pmm.artifacts.known_checkpoints import describe, method_of
 from pmm.config import Config
 from pmm.utils.build_info import __version__, build_version
 from pmm.utils.errors import InvalidFile, UserError
-from pmm.utils.files import write_file
+from pmm.utils.files import replacing
 
 if TYPE_CHECKING:
     from pmm.models.output import ReidModel
@@ -55,9 +54,14 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
     missing = set(KEYS) ^ set(checkpoint)
     if missing:
         raise ValueError(f"checkpoint keys missing or unknown: {sorted(missing)}")
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_file(path, buffer.getvalue())
+    # an open file, not its path: torch closes a file that it opened with Python's lock held, for 0.1 s or more
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # what torch makes of a write that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(path: str | Path) -> dict[str, Any]:
