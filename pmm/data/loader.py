@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing import forkserver
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ from pmm.data.sampler import PKSampler
 from pmm.data.samples import Sample, class_indices
 from pmm.utils.errors import InvalidFile, OutOfMemory, UserError, reason_of
 
+CPU = torch.device("cpu")
 AUGMENT = 3  # a stream of the run's seed, see pmm.data.sampler
 PREFETCH = 2  # batches that each worker is ahead
 LOST_WORKER = "DataLoader worker"  # start of torch's error, raised anywhere in the process, for a worker that died
@@ -57,7 +59,7 @@ class _WorkerBatch(NamedTuple):
 class TrainSet(Dataset[Any]):
     """Augmented batches by a list of (sample index, epoch, position); the error of a bad file is returned, not raised.
 
-    `slots` uint8 [S, B, H, W, 3], if any, is shared memory: batch n of an epoch is written to slot n modulo S. With
+    `slots` uint8 [S, B, H, W, 3], if any, is shared memory: batch n of the run is written to slot n modulo S. With
     `skip_bad` the next readable image of the identity replaces an unreadable one.
     """
 
@@ -67,6 +69,7 @@ class TrainSet(Dataset[Any]):
         self.samples, self.config, self.slots, self.skip_bad = samples, config, slots, skip_bad
         labels = class_indices(samples)
         self.labels = [labels[sample.pid] for sample in samples]
+        self.batches_per_epoch = len(labels) // config.recipe.ids_per_batch
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -78,7 +81,8 @@ class TrainSet(Dataset[Any]):
         if self.slots is None:
             crops = np.empty((len(keys), height, width, 3), np.uint8)
         else:
-            slot = keys[0][2] // self.config.recipe.batch_size % len(self.slots)
+            _, epoch, position = keys[0]
+            slot = (epoch * self.batches_per_epoch + position // self.config.recipe.batch_size) % len(self.slots)
             crops = self.slots[slot].numpy()
         skipped: dict[int, str] = {}
         indices = []
@@ -126,14 +130,22 @@ class TrainSet(Dataset[Any]):
 
 
 class TrainLoader:
-    """The batches of an epoch, `TrainBatch`es or UserErrors in their place.
+    """The batches of the sampler's epochs, `TrainBatch`es or UserErrors in their place; `len` is those of one epoch.
 
-    The crops of a batch are valid until the next batch is requested. Workers write crops to shared memory that is
-    reused: new pages take the kernel longer to provide than to fill, a quarter of the time of decoding.
+    Workers load the first batches of the next epoch while one ends. The crops of a batch are valid until the next batch
+    is requested: workers write crops to shared memory that is reused, because new pages take the kernel longer to
+    provide than to fill, a quarter of the time of decoding.
     """
 
     def __init__(
-        self, samples: tuple[Sample, ...], config: Config, *, rank: int = 0, world: int = 1, skip_bad: bool = False
+        self,
+        samples: tuple[Sample, ...],
+        config: Config,
+        *,
+        device: torch.device = CPU,
+        rank: int = 0,
+        world: int = 1,
+        skip_bad: bool = False,
     ) -> None:
         workers, recipe = config.data.workers, config.recipe
         recipe.ids_per_part(world)
@@ -158,16 +170,17 @@ class TrainLoader:
             prefetch_factor=PREFETCH if workers else None,
             worker_init_fn=partial(_start_worker, self.ending),
             persistent_workers=workers > 0,
+            multiprocessing_context=_start_method(device, world) if workers else None,
             # else each start of the workers would advance the global generator, and change a resumed run
             generator=torch.Generator().manual_seed(config.seed),
         )
-        self.pinned = torch.cuda.is_available()
+        self.pinned = device.type == "cuda"
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def close(self) -> None:
-        """End the workers; a new epoch starts new ones.
+        """End the workers; a new iteration starts new ones.
 
         A loader that an error's traceback refers to is collected late, its queues before its workers: torch then waits
         10 s for each worker.
@@ -205,15 +218,37 @@ class TrainLoader:
 
 
 def train_batches(
-    samples: tuple[Sample, ...], config: Config, *, rank: int = 0, world: int = 1, skip_bad: bool = False
+    samples: tuple[Sample, ...],
+    config: Config,
+    *,
+    device: torch.device = CPU,
+    rank: int = 0,
+    world: int = 1,
+    skip_bad: bool = False,
 ) -> tuple[TrainLoader, PKSampler]:
-    """The loader of `TrainBatch`es (or UserErrors in their place) and its sampler, whose `epoch` the caller sets.
+    """The loader of `TrainBatch`es (or UserErrors in their place) and its sampler, whose `epochs` the caller sets.
 
-    Process `rank` of `world` gets its share of each batch. Raises UserError for fewer identities than a batch needs, a
-    batch that so many processes cannot share, or too little shared memory for the workers.
+    Process `rank` of `world` gets its share of each batch, in page-locked memory for a GPU as `device`. Raises UserError
+    for fewer identities than a batch needs, a batch that so many processes cannot share, or too little shared memory
+    for the workers.
     """
-    loader = TrainLoader(samples, config, rank=rank, world=world, skip_bad=skip_bad)
+    loader = TrainLoader(samples, config, device=device, rank=rank, world=world, skip_bad=skip_bad)
     return loader, loader.sampler
+
+
+def _start_method(device: torch.device, world: int) -> str | None:
+    """How workers start: None for Python's default, or "forkserver": NCCL does not survive a fork, as the documentation
+    of torch's DistributedDataParallel says, so its workers come from a process that has never used it."""
+    if device.type != "cuda" or world == 1:
+        return None
+    forkserver.set_forkserver_preload([__name__])
+    # it starts with what is ignored here: a scheduler sends SIGTERM to it too, and its workers would end with it
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return "forkserver"
 
 
 def _shared(slots: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,5 +1,6 @@
 import dataclasses
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ def batches_of(small_config, people):
         loader, sampler = train_batches(samples, config)
         found = []
         for epoch in epochs:
-            sampler.epoch = epoch
+            sampler.epochs = range(epoch, epoch + 1)
             found.append([TrainBatch(*(part.clone() for part in batch)) for batch in loader])
         return found
 
@@ -63,7 +64,7 @@ def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(small_config, people
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=workers))
     config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch_size=8))  # more than slots
     loader, sampler = train_batches(read_dataset("synthetic", people).train, config)
-    sampler.epoch = 1
+    sampler.epochs = range(1, 2)
     (expected,) = batches_of(0, 1)
     for batch, alone in zip(loader, expected, strict=True):
         inside = loader.loader._iterator
@@ -84,7 +85,7 @@ def test_batches_are_those_of_the_files(small_config, people):
     samples = read_dataset("synthetic", people).train
     config = dataclasses.replace(small_config, seed=5)
     loader, sampler = train_batches(samples, config)
-    sampler.epoch = 3
+    sampler.epochs = range(3, 4)
     labels = class_indices(samples)
     for number, (keys, batch) in enumerate(zip(list(sampler), loader, strict=True)):
         images = normalize_batch(batch, PREPROCESSING, torch.device("cpu"))
@@ -108,7 +109,7 @@ def test_an_epoch_left_early_leaves_nothing_behind(small_config, people):
     samples = read_dataset("synthetic", people).train
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=2))
     loader, sampler = train_batches(samples, config)
-    sampler.epoch = 1
+    sampler.epochs = range(1, 2)
     whole = list(loader)
     for _ in range(2):
         next(iter(loader))
@@ -155,7 +156,7 @@ def test_an_epoch_can_begin_in_its_middle(small_config, people, workers):
     samples = read_dataset("synthetic", people).train
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=workers))
     loader, sampler = train_batches(samples, config)
-    sampler.epoch = 2
+    sampler.epochs = range(2, 3)
     whole = [TrainBatch(*(part.clone() for part in batch)) for batch in loader]
     for first in (1, len(whole) - 1, len(whole)):
         sampler.first = first
@@ -202,7 +203,7 @@ def test_closed_within_an_epoch_its_workers_end_and_the_next_epoch_has_new_ones(
 
 def test_workers_outlive_a_sigterm_but_not_the_process_that_uses_them(people):
     script = (
-        "import dataclasses, multiprocessing, os, signal, sys, time; from pmm.config import preset\n"
+        "import dataclasses, multiprocessing, os, signal, sys, time; from pmm.presets import preset\n"
         "from pmm.data.loader import train_batches; from pmm.data.readers import read_dataset\n"
         "config = preset('tiny'); recipe = dataclasses.replace(config.recipe, batch_size=8)\n"
         "loader, _ = train_batches(read_dataset('synthetic', sys.argv[1]).train, "
@@ -217,3 +218,43 @@ def test_workers_outlive_a_sigterm_but_not_the_process_that_uses_them(people):
     )
     assert done.stdout.split() == ["5", "1"]
     assert done.stderr.strip().endswith("RuntimeError: the end")
+
+
+FROM_A_SERVER = """
+import dataclasses, os, signal, sys, time, torch
+from multiprocessing import forkserver
+from pmm.data.loader import train_batches
+from pmm.data.readers import read_dataset
+from pmm.presets import preset
+
+def first_of_two(device):
+    config = preset("tiny")
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch_size=16))
+    loader, sampler = train_batches(samples, config, device=torch.device(device), rank=0, world=2)
+    loader.pinned = False
+    for epoch in (1, 2):
+        sampler.epochs = range(epoch, epoch + 1)
+        for batch in loader:
+            yield [part.clone() for part in batch]
+        if device == "cuda" and epoch == 1:
+            os.kill(forkserver._forkserver._forkserver_pid, signal.SIGTERM)
+            time.sleep(6)  # workers look every 5 s for the process that they come from
+    loader.close()
+
+if __name__ == "__main__":
+    samples = read_dataset("synthetic", sys.argv[1]).train
+    forks, others = list(first_of_two("cpu")), list(first_of_two("cuda"))
+    same = [torch.equal(a, b) for x, y in zip(forks, others, strict=True) for a, b in zip(x, y, strict=True)]
+    print(len(same), all(same), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+"""
+
+
+@pytest.mark.slow
+def test_workers_beside_nccl_are_no_forks_of_this_process_and_outlive_a_sigterm(people, tmp_path):
+    (tmp_path / "load.py").write_text(FROM_A_SERVER)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "load.py", people],
+        capture_output=True, text=True, timeout=200, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["30 True True"]
