@@ -107,6 +107,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES and not re.fullmatch(f"{TIMM}[A-Za-z0-9_.]+", self.backbone):
             raise InvalidValue("backbone", self.backbone, choices=(*BACKBONES, f"{TIMM}NAME"))
+        if self.init and self.weights == "imagenet":
+            problem = f"init {self.init} would replace weights imagenet"
+            raise ConflictingOptions(problem, "init", "weights", hint="leave one of them out")
         _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "1 to 65536")
         _require(0 <= self.num_classes <= 1 << 24, "num_classes", self.num_classes, "the number of identities")
         _require(min(self.block) > 0, "block", self.block, "two positive numbers")
@@ -147,9 +150,10 @@ class RecipeConfig:
     """Epochs between two evaluations on the held-out identities."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Precision of forward and backward: bf16, fp16 with a scaled loss, off (fp32), or auto (bf16 where the hardware
-    computes it, fp16 on older GPUs with tensor cores, else off); CAMs and losses stay in fp32."""
+    computes it, fp16 on older GPUs that have it, else off); CAMs and losses stay in fp32. GPUs from compute capability
+    8.0 on have convolutions in TF32 where this is off."""
     deterministic: bool = False
-    """On a GPU, use only algorithms that repeat to the bit (slower); on a CPU they always do."""
+    """On a GPU, use algorithms that repeat to the bit, not the fastest; on a CPU they always repeat."""
     compile: bool = False
     """Compile the network with torch.compile (the first steps take minutes)."""
     accumulate: int = 1
@@ -162,14 +166,16 @@ class RecipeConfig:
     sync_bn: bool = False
     """With several GPUs: batch-norm statistics over the whole batch."""
     freeze_backbone: Annotated[int, Arg("EPOCHS")] = 0
-    """Epochs at the start that train the heads alone; the backbone and its batch statistics do not change."""
+    """Epochs at the start in which the backbone and its batch statistics do not change, only what comes after it; as
+    many as --epochs for all."""
     backbone_lr: Annotated[float, Arg("FACTOR")] = 1.0
-    """Factor of the backbone's learning rate."""
+    """Learning rate of the backbone, as a factor of that of the other layers."""
     ema: Annotated[float, Arg("DECAY")] = 0.0
-    """Average the weights exponentially over the steps, with this decay (0.999, for example); the averages are
-    evaluated and deployed. 0 means no average."""
+    """Average the weights exponentially over the steps, with this decay (0.999, for example; less in the first steps);
+    the averages are evaluated and deployed. 0 means no average."""
     eval_every: Annotated[int, Arg("EPOCHS")] = 0
-    """Epochs between two evaluations on the test split, which are reported and choose nothing; 0 means none."""
+    """Epochs between two evaluations on the test split, which are reported and never used to choose best.pth; 0 means
+    none."""
 
     def __post_init__(self) -> None:
         _require(self.val_every > 0, "val_every", self.val_every, "at least 1")
@@ -193,8 +199,12 @@ class RecipeConfig:
         _require(self.shift >= 0, "shift", self.shift, "at least 0")
         _require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "at least 0")
         _require(self.accumulate > 0, "accumulate", self.accumulate, "at least 1")
-        _require(self.freeze_backbone >= 0, "freeze_backbone", self.freeze_backbone, "at least 0")
-        _require(self.backbone_lr >= 0, "backbone_lr", self.backbone_lr, "at least 0")
+        expected = f"0 to {self.epochs}, the number of epochs"
+        _require(0 <= self.freeze_backbone <= self.epochs, "freeze_backbone", self.freeze_backbone, expected)
+        _require(self.backbone_lr > 0, "backbone_lr", self.backbone_lr, "a positive factor")
+        if self.freeze_backbone == self.epochs and self.backbone_lr != 1:
+            problem = f"backbone_lr would change nothing: freeze_backbone {self.epochs} is all epochs"
+            raise ConflictingOptions(problem, "backbone_lr", "freeze_backbone", hint="leave one of them out")
         _require(0 <= self.ema < 1, "ema", self.ema, "a decay between 0 and 1, or 0 for none")
         _require(self.eval_every >= 0, "eval_every", self.eval_every, "at least 0")
         self.ids_per_part(1)
@@ -274,7 +284,11 @@ class Config:
 
 
 def _of_this_version(values: Any) -> Any:
-    """`values` as this version writes them: the weights' file once had no key of its own."""
+    """`values` as this version writes them: the weights' file once had no key of its own, and algorithms on a GPU were
+    always deterministic."""
+    recipe = values.get("recipe") if isinstance(values, Mapping) else None
+    if isinstance(recipe, Mapping) and "amp" in recipe and "deterministic" not in recipe:
+        values = {**values, "recipe": {**recipe, "deterministic": True}}
     model = values.get("model") if isinstance(values, Mapping) else None
     weights = model.get("weights") if isinstance(model, Mapping) else None
     if not isinstance(weights, str) or weights in ("auto", "imagenet", "none"):

@@ -125,7 +125,7 @@ def check_distributed(device: torch.device, *, fast: bool) -> dict[str, Any]:
 def _train_state(device: torch.device, amp: Literal["off", "bf16", "fp16"], fast: bool) -> tuple[TrainState, Any]:
     batch = 8 if fast else preset("paper").recipe.batch_size
     config = step_config(batch, "resnet10" if fast else "resnet50", amp)
-    set_deterministic(device)
+    set_deterministic(device, config.recipe.deterministic)
     torch.manual_seed(0)
     return make_train_state(build_model(config), config, device, 1), random_crops(config, device)
 

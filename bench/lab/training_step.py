@@ -64,7 +64,7 @@ def bench_step(
     config = step_config(batch, "resnet10" if fast else "resnet50", amp)
     require_kernels(device)
     torch.set_num_threads(threads)
-    set_deterministic(device)
+    set_deterministic(device, config.recipe.deterministic)
     torch.manual_seed(0)
     state = make_train_state(build_model(config), config, device, 1)
     model = state.model
@@ -88,6 +88,7 @@ def bench_step(
             "batch": batch,
             "classes": CLASSES,
             "amp": amp,
+            "deterministic": config.recipe.deterministic,
         },
         "equal": all(proof.equal for proof in proofs.values()),
         "rows": [_row(name, proof, times) for name, proof in proofs.items()],

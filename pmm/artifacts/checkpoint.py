@@ -118,7 +118,7 @@ def _deployed_weights(state: dict[str, Any]) -> dict[str, Any]:
     """The averages over the steps, if the run has them, else the weights as the last step left them."""
     if state["ema"] is None:
         return state["model"]
-    return {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
+    return state["ema"]["model"]
 
 
 def load_model(path: str | Path) -> ReidModel:

@@ -9,19 +9,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from pmm.config import SYNTHETIC, Config
+from pmm.config import SYNTHETIC, Config, RecipeConfig
 from pmm.data.samples import ReidDataset
 from pmm.models.registry import method_of
+from pmm.training.data_setup import has_imagenet_weights
+from pmm.training.precision import describe_precision, reason_for
 from pmm.training.progress import data_loading_hint, warn
+from pmm.training.state import TrainState, learning_rate
 from pmm.training.step import collapsed
 from pmm.utils.build_info import describe_build
 from pmm.utils.hardware import usable_cores
+
+DETERMINISTIC = "deterministic, a run repeats to the bit"
+FASTEST = "the fastest, a run repeats to the bit with --deterministic only"
 
 
 class Announcer:
     """Prints for the run in `out`: lines on stdout, warnings on stderr."""
 
-    def __init__(self, config: Config, split: ReidDataset, out: Path) -> None:
+    def __init__(self, config: Config, split: ReidDataset, out: Path, asked_amp: str) -> None:
+        """`asked_amp`: the recipe's `amp` before it was resolved, which may be "auto"."""
+        self._asked_amp = asked_amp
         self._config, self._split, self._out = config, split, out
         self._advised = False
         self.reported: set[int] = set()
@@ -33,6 +41,9 @@ class Announcer:
         parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         processes = f" x {world} processes" if world > 1 else ""
         print(f"{config.model.method} on {config.model.backbone} ({parameters:.2f} M parameters), {device}{processes}")
+        print(f"precision: {describe_precision(config, device)}{self._precision_reason(device, world)}")
+        if device.type == "cuda":
+            print(f"algorithms: {DETERMINISTIC if config.recipe.deterministic else FASTEST}")
         if method_of(config).uses_kernels:
             print(f"kernels of the mix: {describe_kernels(device)}")
         held_out = len({sample.pid for sample in split.query})
@@ -45,12 +56,35 @@ class Announcer:
         start = resumed if epoch or step else "from scratch"
         print(f"run: {self._out} ({start}, {config.recipe.epochs} epochs)", flush=True)
 
+    def resume(self, before: RecipeConfig, state: TrainState) -> None:
+        """What `state`, as resumed, does otherwise than its run did so far, by the recipe `before`."""
+        recipe, steps = state.config.recipe, state.scheduler.last_epoch
+        if before.amp != recipe.amp:
+            print(f"note: the precision was {before.amp} so far (--amp) and is {recipe.amp} from here on")
+        if before.epochs != recipe.epochs:
+            last = learning_rate(before, max(steps - 1, 0), state.steps_per_epoch)
+            print(
+                f"note: extended from {before.epochs} to {recipe.epochs} epochs; the learning rate is now that "
+                f"of a run of {recipe.epochs}: {state.lr:.2g}, after {last:.2g} in the last step"
+            )
+
+    def _precision_reason(self, device: torch.device, world: int) -> str:
+        if self._asked_amp != "auto":
+            return ""
+        return f" (--amp auto: {reason_for(self._config.recipe.amp, device, world)})"
+
     def _notes(self, resumed: bool) -> list[str]:
-        data, model = self._config.data, self._config.model
-        if resumed or (data.dataset, model.backbone, model.weights) != (SYNTHETIC, "resnet50", "none"):
+        data, model, frozen = self._config.data, self._config.model, self._config.recipe.freeze_backbone
+        if resumed or model.init or model.weights != "none":
             return []
-        default = "the backbone starts from random weights, the default for synthetic data"
-        return [f"{default}; --weights imagenet starts from ImageNet's"]
+        has_imagenet = has_imagenet_weights(model.backbone)
+        advice = "--weights imagenet starts from ImageNet's" if has_imagenet else "--init FILE starts from a file's"
+        if frozen:
+            return [f"the backbone starts from random weights and is frozen for {frozen} epochs; {advice}"]
+        if model.backbone == "resnet10" or (has_imagenet and data.dataset != SYNTHETIC):  # no other, or chosen
+            return []
+        reason = "the default for synthetic data" if has_imagenet else f"{model.backbone} has no ImageNet weights here"
+        return [f"the backbone starts from random weights ({reason}); {advice}"]
 
     def warn(self, record: Mapping[str, Any], skipped: Mapping[int, str], since_start: int) -> None:
         """Warn of slow loading, of newly `skipped` images (index to reason), and of features that have collapsed.

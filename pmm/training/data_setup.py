@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pmm.artifacts.origin import RUNS, resolve_data_root
-from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
+from pmm.config import SYNTHETIC, TIMM, Config, DataConfig, fast_mode
 from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset, class_indices
@@ -35,9 +35,21 @@ def resolve_config(config: Config) -> Config:
         problem, hint = f"--dataset {data.dataset} needs --root", "add --root DIR, the folder of the data set"
         raise ConflictingOptions(problem, "--dataset", "--root", hint=hint)
     if model.weights == "auto":
-        pretrained = model.backbone == "resnet50" and data.dataset != SYNTHETIC
+        pretrained = data.dataset != SYNTHETIC and not model.init and has_imagenet_weights(model.backbone)
         model = dataclasses.replace(model, weights="imagenet" if pretrained else "none")
     return dataclasses.replace(config, data=data, model=model)
+
+
+def has_imagenet_weights(backbone: str) -> bool:
+    """Whether `--weights imagenet` can be had for `backbone`.
+
+    Raises UserError for a network that timm does not have, or without timm.
+    """
+    if backbone.startswith(TIMM):
+        from pmm.models import timm_network
+
+        return timm_network.has_imagenet_weights(backbone.removeprefix(TIMM))
+    return backbone == "resnet50"
 
 
 def training_data(config: Config) -> tuple[Config, ReidDataset]:
@@ -53,6 +65,9 @@ def training_data(config: Config) -> tuple[Config, ReidDataset]:
     dataset = read_dataset(config.data.dataset, root)
     if not dataset.train:
         raise InvalidFile("there is nothing to train on", path=root, expected="a folder train beside query")
+    if config.recipe.eval_every and not dataset.query:
+        problem = f"--eval-every {config.recipe.eval_every}: {root} has no test split"
+        raise ConflictingOptions(problem, "--eval-every", expected="folders query and gallery", hint="leave it out")
     split = split_validation(dataset.train, config.data.val_identities, config.seed)
     split = dataclasses.replace(split, notes=dataset.notes)
     classes = len(class_indices(split.train))
@@ -72,20 +87,26 @@ def check_synthetic(data: DataConfig, keys: Iterable[str]) -> None:
             raise InvalidValue(flag, getattr(data, key), expected, hint="leave it out, or choose another --root")
 
 
-def check_unchanged(out: Path, saved: Config, config: Config) -> None:
+def check_unchanged(out: Path, saved: Config, config: Config, *, extend: bool = False) -> None:
     """Raises ConflictingOptions if `config` has other values than the run in `out` was started with, naming them.
 
-    The number of workers may change, because the batches do not depend on it. So may the data's folder if it was
-    moved, or is another path of the same folder.
+    What the weights do not depend on may change: the number of workers, and how often the test split is evaluated. So
+    may the precision, for the next machine may have another, the data's folder if it was moved or is another path of
+    the same folder, and with `extend` the number of epochs, to more.
     """
-    may_change = ["data.workers:"]
+    may_change = ["data.workers:", "recipe.eval_every:", "recipe.amp:"]
+    longer = config.recipe.epochs > saved.recipe.epochs
+    if longer and extend:
+        may_change.append("recipe.epochs:")
     before = Path(resolve_data_root(saved.data.root, out / "last.pth"))
     if not before.is_dir() or before.resolve() == Path(config.data.root).resolve():
         may_change.append("data.root:")
     changed = [line for line in saved.differences(config) if not line.startswith(tuple(may_change))]
     if changed:
         problem = f"{out} was started with other values ({'; '.join(changed)})"
-        raise ConflictingOptions(problem, "--resume", hint="resume without these changes, or choose another --out")
+        only_longer = longer and len(changed) == 1 and changed[0].startswith("recipe.epochs:")
+        hint = "add --extend to train on" if only_longer else "resume without these changes"
+        raise ConflictingOptions(problem, "--resume", hint=f"{hint}, or choose another --out")
 
 
 def _draw_if_missing(data: DataConfig, root: Path) -> DataConfig:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pmm.artifacts.origin import RUNS, newest_run, with_resolved_data_root
+from pmm.artifacts.origin import RUNS, newest_run, resolve_data_root, with_resolved_data_root
 from pmm.config import SYNTHETIC, Config, fast_mode
+from pmm.data.dataset_specs import dataset_spec
 from pmm.models.registry import check_method_flags
 from pmm.presets import preset
 from pmm.training.data_setup import check_synthetic, check_unchanged
@@ -34,6 +35,9 @@ class TrainOptions:
 
     resume: bool = False
     """Continue the run in --out from its last.pth (without --out: the newest run under runs/)."""
+    extend: bool = False
+    """With --resume and more --epochs than the run had: go on to that many, of a finished run too. The learning rate
+    then follows the schedule of all epochs."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, or cuda:N for the GPU of that number (torchrun gives each process its own)."""
     save_minutes: float = SAVE_MINUTES
@@ -46,6 +50,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         check_threads(self.threads)
         cuda_index(self.device)
+        if self.extend and not self.resume:
+            raise ConflictingOptions("extend goes on with a run, which takes resume", "extend", "resume")
         if not self.save_minutes > 0:
             raise InvalidValue("save_minutes", self.save_minutes, "more than 0")
 
@@ -56,6 +62,8 @@ class _Place(TrainOptions):
 
     out: Annotated[Path | None, Arg("DIR", short="-o")] = None
     """Folder of the run (default: a new one under runs/)."""
+    config_file: Annotated[Path | None, Arg("FILE", flag="--config")] = None
+    """Take the defaults of all other flags from this config.json of a run, instead of from a preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +78,24 @@ class _Choices(_Place):
     """What must be known before the defaults of the other flags are."""
 
     preset: str = ""
-    dataset: str = SYNTHETIC
+    dataset: str = ""
     help: Annotated[bool, Arg(short="-h")] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("preset", "resume"):
+            if self.config_file and getattr(self, name):
+                problem = f"config_file and {name} both say what the defaults are"
+                raise ConflictingOptions(problem, "config_file", name, hint="leave one of them out")
         if self.preset:
             preset(self.preset)
 
 
 def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> TrainCommand:
-    """The command line as a `TrainCommand`; defaults come from the preset, or from the run to resume.
+    """The command line as a `TrainCommand`; defaults come from the preset, a file, or the run to resume.
 
-    Raises UserError for an unknown preset or method, a flag that the method does not read, or a resumed run that is not
-    there or has other values.
+    Raises UserError for an unknown preset or method, a flag that the method does not read, a file that is no
+    configuration, or a resumed run that is not there or has other values.
     """
     first = command_line.parse_args(_Choices, args, prog=prog, description="", partial=True)
     if not first.help:
@@ -96,18 +108,23 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
         )
         saved = saved_config(out)
         config = with_resolved_data_root(saved, out / "last.pth")
+    elif first.config_file and not first.help:
+        config = _with_most_epochs(_defaults_in(first.config_file, first.dataset), FAST_EPOCHS if fast_mode() else None)
     else:
         config = preset(first.preset or _default_preset(first.device))
-        most = FAST_EPOCHS if fast_mode() else SYNTHETIC_EPOCHS if first.dataset == SYNTHETIC else config.recipe.epochs
-        recipe = dataclasses.replace(config.recipe, epochs=min(most, config.recipe.epochs))
-        config = dataclasses.replace(config, recipe=recipe)
+        shorter = SYNTHETIC_EPOCHS if first.dataset in ("", SYNTHETIC) else None
+        config = _with_most_epochs(config, FAST_EPOCHS if fast_mode() else shorter)
     default = TrainCommand(out=out, config=config)
     command = command_line.parse_args(TrainCommand, args, prog=prog, description=description, default=default)
     flags = command_line.flags_in(args)
     check_method_flags(command.config, flags)
     _refuse_unscheduled(command.config, flags)
     if command.resume:
-        check_unchanged(out or RUNS, saved, command.config)
+        _check_extension(saved, command)
+        check_unchanged(out or RUNS, saved, command.config, extend=command.extend)
+    elif command.config.model.init and not Path(command.config.model.init).exists():
+        hint = "give another with --init FILE"
+        raise InvalidFile("there is no such file to start from", path=command.config.model.init, hint=hint)
     check_synthetic(command.config.data, {flag.removeprefix("--").replace("-", "_") for flag in flags})
     return command
 
@@ -115,11 +132,16 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
 def saved_config(out: Path) -> Config:
     """The configuration of the run in `out`. Raises InvalidFile if there is none."""
     path = out / "config.json"
+    if not path.exists():
+        problem = f"it holds no run to resume ({path.name} is missing)"
+        raise InvalidFile(problem, path=out, hint="start without --resume, or name another folder with --out")
+    return _read_config(path)
+
+
+def _read_config(path: Path) -> Config:
+    """Raises InvalidFile."""
     try:
         return Config.from_dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        problem = f"it holds no run to resume ({path.name} is missing)"
-        raise InvalidFile(problem, path=out, hint="start without --resume, or name another folder with --out") from None
     except (OSError, ValueError, UserError) as error:
         raise InvalidFile(f"it cannot be read ({error})", path=path, expected="the configuration of a run") from error
 
@@ -146,6 +168,31 @@ def resume_command(command: TrainCommand, out: Path) -> str:
     if command.threads:
         flags += ["--threads", str(command.threads)]
     return f"{start} -m pmm.train {shlex.join(flags)}"
+
+
+def _defaults_in(path: Path, dataset: str) -> Config:
+    """The configuration in `path` as defaults of a new run on its data set, or on another `dataset`."""
+    config = _read_config(path)
+    data, model = config.data, dataclasses.replace(config.model, num_classes=0)  # which the data say
+    root = resolve_data_root(data.root, path)
+    if data.dataset == SYNTHETIC and not Path(root).exists():
+        root = ""  # drawn again, where this machine has them
+    if dataset and dataset_spec(dataset) != dataset_spec(data.dataset):
+        root = ""
+        model = dataclasses.replace(model, weights="auto")  # "none" may have been for synthetic data
+    return dataclasses.replace(config, data=dataclasses.replace(data, root=root), model=model)
+
+
+def _with_most_epochs(config: Config, most: int | None) -> Config:
+    epochs = min(config.recipe.epochs, most or config.recipe.epochs)
+    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, epochs=epochs))
+
+
+def _check_extension(saved: Config, command: TrainCommand) -> None:
+    epochs, before = command.config.recipe.epochs, saved.recipe.epochs
+    if command.extend and epochs <= before:
+        hint = "leave --extend out to go on as before"
+        raise InvalidValue("--epochs", epochs, f"more than the {before} epochs of the run, for --extend", hint=hint)
 
 
 def _default_preset(device: str) -> str:

@@ -7,38 +7,65 @@ import dataclasses
 import torch
 
 from pmm.config import Config
+from pmm.training.distributed import SINGLE, Processes
 from pmm.utils.errors import BackendUnavailable
 from pmm.utils.hardware import cpu_has_bf16
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_CAPABILITY, FP16_CAPABILITY = (8, 0), (7, 0)
-"""Compute capability from which on GPUs multiply in bf16, and in fp16 faster than in fp32."""
+"""Compute capability from which on GPUs multiply in bf16 (and in TF32), and in fp16 faster than in fp32."""
 
 
-def with_resolved_amp(config: Config, device: torch.device) -> Config:
-    """`config` with the precision that "auto" means on `device`.
+def with_resolved_amp(config: Config, device: torch.device, processes: Processes = SINGLE) -> Config:
+    """`config` with the precision that "auto" means on `device`: the fastest that the devices of all processes have.
 
     Raises BackendUnavailable for bf16 on a device that emulates it, several times slower than fp32.
     """
     amp: str = config.recipe.amp
     if amp == "auto":
-        amp = _fastest(device)
-    elif amp == "bf16" and not _has_bf16(device):
+        everywhere = processes.broadcast(processes.gather(_half_precisions(device)))
+        amp = next((half for half in HALF if all(half in of_one for of_one in everywhere)), "off")
+    elif amp == "bf16" and "bf16" not in _half_precisions(device):
         problem = f"--amp bf16: {_name(device)} does not compute in bf16, it would be emulated, slower than fp32"
         raise BackendUnavailable(problem, hint="use --amp auto")
     return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, amp=amp))  # type: ignore[arg-type]
 
 
-def _fastest(device: torch.device) -> str:
-    if _has_bf16(device):
-        return "bf16"
-    return "fp16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP16_CAPABILITY else "off"
+def describe_precision(config: Config, device: torch.device) -> str:
+    """What steps of `config`, whose precision is resolved, compute in on `device`, TF32 included."""
+    amp = config.recipe.amp
+    if amp in HALF:
+        return f"{amp}, with a scaled loss" if amp == "fp16" else amp
+    rounded = [
+        what
+        for what, allowed in (
+            ("convolutions", torch.backends.cudnn.allow_tf32),
+            ("matrix products", torch.backends.cuda.matmul.allow_tf32),
+        )
+        if allowed and _has_tf32(device)
+    ]
+    return f"fp32, {' and '.join(rounded)} in TF32" if rounded else "fp32"
 
 
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
-    return cpu_has_bf16()
+def reason_for(amp: str, device: torch.device, world: int = 1) -> str:
+    """Why "auto" means `amp` on `device`, or on those of `world` processes."""
+    name = _name(device) if world == 1 else "the slowest device of this run"
+    if amp == "bf16":
+        return f"{_name(device)} computes in bf16" if world == 1 else "all devices of this run compute in bf16"
+    return f"{name} computes in fp16 but not in bf16" if amp == "fp16" else f"{name} computes in no half precision"
+
+
+def _half_precisions(device: torch.device) -> tuple[str, ...]:
+    """Those that `device` multiplies in faster than in fp32."""
+    if device.type != "cuda":
+        return ("bf16",) if cpu_has_bf16() else ()
+    capability = torch.cuda.get_device_capability(device)
+    needed = {"bf16": BF16_CAPABILITY, "fp16": FP16_CAPABILITY}
+    return tuple(half for half, least in needed.items() if capability >= least)
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
 
 
 def _name(device: torch.device) -> str:

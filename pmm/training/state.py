@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pmm.artifacts.checkpoint import FORMAT, versions
 from pmm.config import Config, RecipeConfig
 from pmm.training.distributed import SINGLE, Processes
-from pmm.training.precision import with_resolved_amp
+from pmm.training.precision import describe_precision, with_resolved_amp
+from pmm.training.weight_average import WeightAverage
 from pmm.utils.errors import ConflictingOptions, InvalidFile
 
 PAPER_EPOCHS = 400
@@ -41,13 +41,19 @@ class TrainState:
     """Of the loss in fp16; else switched off."""
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]]
     """Within it, processes do not average their gradients."""
-    ema: AveragedModel | None
+    steps_per_epoch: int
+    ema: WeightAverage | None
     """The average of the weights over the steps, if the recipe has one."""
 
     @property
     def lr(self) -> float:
         """Learning rate of the next step (of the heads, where the backbone has another)."""
         return float(self.optimizer.param_groups[-1]["lr"])
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weights of the backbone do not change."""
+        return not next(self.model.backbone.parameters()).requires_grad  # type: ignore[union-attr]
 
     @property
     def deployed(self) -> nn.Module:
@@ -64,17 +70,20 @@ def check_device(config: Config, device: torch.device) -> None:
 def make_train_state(
     model: nn.Module, config: Config, device: torch.device, steps_per_epoch: int, processes: Processes = SINGLE
 ) -> TrainState:
-    """`model` on `device` with optimizer and schedule, ready for `pmm.training.step.train_step`."""
-    config = with_resolved_amp(config, device)
+    """`model` on `device` with optimizer and schedule, ready for `pmm.training.step.train_step` after `in_train_mode`.
+
+    Raises BackendUnavailable for a precision that `device` only emulates.
+    """
+    config = with_resolved_amp(config, device, processes)
     recipe = config.recipe
     if recipe.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    backbone = {id(weight) for weight in model.backbone.parameters()}  # type: ignore[union-attr]
-    groups = ([w for w in model.parameters() if (id(w) in backbone) is own] for own in (True, False))
-    optimizer = torch.optim.Adam(
-        [{"params": group} for group in groups], lr=1.0, weight_decay=recipe.weight_decay, fused=True
-    )
+    average = WeightAverage(model, recipe.ema) if recipe.ema else None
+    model.backbone.requires_grad_(not recipe.freeze_backbone)
+    weights = list(model.parameters())
+    groups = [{"params": [weights[index] for index in group]} for group in _parameter_groups(model)]
+    optimizer = torch.optim.Adam(groups, lr=1.0, weight_decay=recipe.weight_decay, fused=True)
     last = recipe.epochs * steps_per_epoch - 1
 
     def rate(step: int, factor: float = 1.0) -> float:
@@ -83,7 +92,6 @@ def make_train_state(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(rate, factor=recipe.backbone_lr), rate])
     network, no_sync = _network(model, config, device, processes)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
-    average = get_ema_multi_avg_fn(recipe.ema)
     return TrainState(
         config=config,
         device=device,
@@ -94,16 +102,31 @@ def make_train_state(
         scheduler=scheduler,
         scaler=scaler,
         no_sync=no_sync,
-        ema=AveragedModel(model, multi_avg_fn=average, use_buffers=True) if recipe.ema else None,
+        steps_per_epoch=steps_per_epoch,
+        ema=average,
     )
 
 
-def with_frozen_backbone(state: TrainState, frozen: bool) -> TrainState:
-    """`state` with a backbone that does not change in a step, or does again."""
+def in_train_mode(state: TrainState, epoch: int) -> TrainState:
+    """`state` with its model in training mode. In the first `freeze_backbone` epochs, from 1, the backbone's weights
+    and batch statistics do not change."""
+    frozen = epoch <= state.config.recipe.freeze_backbone
+    state.model.train()
+    if frozen:
+        state.model.backbone.eval()  # type: ignore[union-attr]
+    if frozen == state.frozen:
+        return state
     state.model.backbone.requires_grad_(not frozen)
     # wrapped anew: DistributedDataParallel remembers which weights have gradients
     network, no_sync = _network(state.model, state.config, state.device, state.processes)
     return dataclasses.replace(state, network=network, no_sync=no_sync)
+
+
+def _parameter_groups(model: nn.Module) -> tuple[list[int], list[int]]:
+    """Positions in `model.parameters()` of the backbone's weights, and of all others."""
+    backbone = {id(weight) for weight in model.backbone.parameters()}  # type: ignore[union-attr]
+    own = [id(weight) in backbone for weight in model.parameters()]
+    return [i for i, is_own in enumerate(own) if is_own], [i for i, is_own in enumerate(own) if not is_own]
 
 
 def _network(
@@ -132,13 +155,14 @@ def snapshot(state: TrainState, epoch: int, best: float, progress: Mapping[str, 
     """A run after `epoch` epochs, the content of a checkpoint (`restore_training` is its inverse).
 
     `best` is the best mAP on the held-out identities so far; `progress` is `Meter.state` of an epoch that has begun.
+    The tensors are the state's own, which the next step changes: `pmm.training.saver` copies them.
     """
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state_all() if state.device.type == "cuda" else []
     schedule = {key: value for key, value in state.scheduler.state_dict().items() if key != "lr_lambdas"}
     return {
         "format": FORMAT,
-        "model": {key: value.cpu().contiguous() for key, value in state.model.state_dict().items()},
-        "ema": {key: value.cpu().contiguous() for key, value in state.ema.state_dict().items()} if state.ema else None,
+        "model": dict(state.model.state_dict()),
+        "ema": state.ema and state.ema.state_dict(),
         "config": state.config.to_dict(),
         "epoch": epoch,
         "optimizer": state.optimizer.state_dict(),
@@ -147,7 +171,7 @@ def snapshot(state: TrainState, epoch: int, best: float, progress: Mapping[str, 
         "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
         "progress": dict(progress) if progress else None,
         "best": best,
-        "versions": versions(),
+        "versions": {**versions(), "precision": describe_precision(state.config, state.device)},
     }
 
 
@@ -165,12 +189,31 @@ def restore_training(saved: dict[str, Any], state: TrainState, path: Path) -> No
     state.model.load_state_dict(saved["model"])
     if state.ema is not None:
         state.ema.load_state_dict(saved["ema"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.scheduler.load_state_dict({**saved["scheduler"], "lr_lambdas": [None] * len(state.optimizer.param_groups)})
-    state.scaler.load_state_dict(saved["scaler"] or {})
+    state.optimizer.load_state_dict(_in_two_groups(saved["optimizer"], state.model))
+    state.scheduler.load_state_dict(_of_two_groups(saved["scheduler"]))
+    for group, rate in zip(state.optimizer.param_groups, state.scheduler.lr_lambdas, strict=True):
+        group["lr"] = rate(state.scheduler.last_epoch)  # a run that is extended has another schedule than before
+    if saved["scaler"]:  # not if the run computed in another precision so far
+        state.scaler.load_state_dict(saved["scaler"])
     torch.set_rng_state(saved["rng"]["torch"])
-    for index, cuda in enumerate(saved["rng"]["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda, index)
+    if state.device.type == "cuda":
+        for index, cuda in enumerate(saved["rng"]["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda, index)
+
+
+def _in_two_groups(saved: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The state of an optimizer as this version has it: fused, the backbone's weights in a group of their own."""
+    groups = [{**group, "fused": True, "foreach": None} for group in saved["param_groups"]]
+    if len(groups) == 1:
+        (group,) = groups
+        groups = [{**group, "params": [group["params"][i] for i in part]} for part in _parameter_groups(model)]
+    return {**saved, "param_groups": groups}
+
+
+def _of_two_groups(saved: dict[str, Any]) -> dict[str, Any]:
+    """The state of a schedule, which once had one rate for all weights."""
+    two = {key: saved[key] * 2 if len(saved[key]) == 1 else saved[key] for key in ("base_lrs", "_last_lr")}
+    return {**saved, **two, "lr_lambdas": [None, None]}
 
 
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:

@@ -1,4 +1,4 @@
-"""One step of training, and the evaluation of a model in memory."""
+"""One step of training."""
 
 from __future__ import annotations
 
@@ -6,38 +6,30 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pmm.data.batches import TrainBatch, normalize_batch
-from pmm.data.crops import load_crops
-from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
-from pmm.data.samples import ReidDataset
-from pmm.evaluation.metrics import RankingResult
-from pmm.gallery.embed import embed_crops
-from pmm.gallery.ranking import rank_split
-from pmm.runtime.base import Embeddings
-from pmm.runtime.eager import EagerRunner
-from pmm.training.distributed import SINGLE, Processes
+from pmm.data.preprocessing import preprocessing_of
 from pmm.training.losses import reid_losses
 from pmm.training.precision import HALF
 from pmm.training.state import TrainState
-from pmm.utils.errors import UserError
 
 PARTNERS = 4  # a stream of the run's seed, see pmm.data.sampler
 
 
-def set_deterministic(device: torch.device, deterministic: bool = True) -> None:
-    """On CUDA ask for deterministic algorithms (one seed, one machine, one result to the bit), or the fastest."""
-    if device.type == "cuda" and not deterministic:
-        torch.backends.cudnn.benchmark = True
-    elif device.type == "cuda":
+def set_deterministic(device: torch.device, deterministic: bool) -> None:
+    """On CUDA ask for deterministic algorithms (one seed, one machine, one result to the bit), or for the fastest,
+    which cuDNN finds by trying. On a CPU all of ours are deterministic."""
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -82,7 +74,7 @@ def train_step(
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         state.scheduler.step()
     if state.ema is not None:
-        state.ema.update_parameters(state.model)
+        state.ema.update()
     return sums
 
 
@@ -100,33 +92,3 @@ def collapsed(losses: Mapping[str, float], num_classes: int) -> bool:
     return all(-0.01 < value - math.log(2) < 0.05 for value in triplets) and all(
         value > 0.98 * math.log(num_classes) for value in entropies
     )
-
-
-class Validation:
-    """The held-out identities, decoded once; each process embeds its share of the crops."""
-
-    def __init__(self, split: ReidDataset, preprocessing: Preprocessing, processes: Processes = SINGLE) -> None:
-        self.split, self.preprocessing, self.processes = split, preprocessing, processes
-        paths = [sample.path for sample in (*split.query, *split.gallery)]
-        share = paths[processes.rank :: processes.world]
-        none = np.empty((0, preprocessing.height, preprocessing.width, 3), np.uint8)  # more processes than crops
-        self.crops: Crops = load_crops(share, preprocessing) if share else none
-
-    def evaluate(self, model: nn.Module, device: torch.device) -> RankingResult | None:
-        """Ranking metrics of `model` on the held-out identities; None in all processes but the first.
-
-        Raises UserError in the first for embeddings that are not finite.
-        """
-        self.processes.broadcast_buffers(model)
-        runner = EagerRunner(model, self.preprocessing, device)
-        shares = self.processes.gather(embed_crops(runner, self.crops))
-        return self.processes.run_on_all(lambda: self._rank(shares) if self.processes.main else None)
-
-    def _rank(self, shares: Sequence[Embeddings]) -> RankingResult:
-        embeddings = np.empty((sum(map(len, shares)), shares[0].shape[1]), np.float32)
-        for rank, share in enumerate(shares):
-            embeddings[rank :: self.processes.world] = share
-        if not np.isfinite(embeddings).all():
-            raise UserError("validation: the embeddings contain NaN or Inf", hint="start again with a lower --lr")
-        queries = len(self.split.query)
-        return rank_split(self.split, embeddings[:queries], embeddings[queries:])

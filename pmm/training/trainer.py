@@ -29,12 +29,13 @@ from pmm.training.announce import Announcer
 from pmm.training.data_setup import check_unchanged
 from pmm.training.distributed import Processes
 from pmm.training.failures import LossWatch, explain_errors, not_finite
-from pmm.training.flags import TrainOptions
+from pmm.training.flags import TrainOptions, saved_config
 from pmm.training.precision import with_resolved_amp
 from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
-from pmm.training.state import check_device, make_train_state, restore_training, snapshot, with_frozen_backbone
-from pmm.training.step import Validation, set_deterministic, train_step
+from pmm.training.state import check_device, in_train_mode, make_train_state, restore_training, snapshot
+from pmm.training.step import set_deterministic, train_step
+from pmm.training.validation import Validation
 from pmm.utils.errors import TrainingInterrupted, UserError
 from pmm.utils.files import sweep, write_file
 from pmm.visualize.mixing import has_hard_mix, mix_picture
@@ -58,7 +59,7 @@ class Trainer:
         options: TrainOptions,
     ) -> None:
         """Raises UserError for a batch size that does not suit the data or the processes, or blocks that do not fit."""
-        config = with_resolved_amp(config, device)
+        asked, config = config, with_resolved_amp(config, device, processes)
         self.config, self.split, self.out, self.device, self.processes = config, split, out, device, processes
         self.options = options
         check_device(config, device)
@@ -71,9 +72,8 @@ class Trainer:
         self.epochs_done, self.best = 0, -1.0
         self.progress: Mapping[str, Any] = {}
         """Of the epoch that was interrupted, `Meter.state` and more; see `_save_progress`."""
-        self.announcer = Announcer(config, split, out)
+        self.announcer = Announcer(config, split, out, asked.recipe.amp)
         self.saved_at = time.monotonic()
-        self.frozen = False
 
     def run(self, pending_signal: Callable[[], int]) -> Path:
         """Train to the end, from the beginning or from last.pth as the options say; returns out/best.pth.
@@ -88,7 +88,8 @@ class Trainer:
             self._start()
         epochs, best = self.config.recipe.epochs, self.out / "best.pth"
         if self.epochs_done >= epochs:
-            print(f"{self.out}: the run is finished ({self.epochs_done} epochs); nothing to do")
+            more = "train on with --extend --epochs N, or start another run"
+            print(f"{self.out}: the run is finished ({self.epochs_done} epochs), nothing to do; {more}")
             return best
         step = self.progress.get("steps", 0)
         self.announcer.start(self.model, self.device, self.processes.world, self.epochs_done, step)
@@ -116,6 +117,7 @@ class Trainer:
             self.processes.run_on_all(lambda: restore_training(saved, self.state, self.out / "last.pth"))
         self.processes.run_on_all(self._write_config)
         self.epochs_done, self.best, self.progress = saved["epoch"], saved["best"], saved["progress"] or {}
+        self.announcer.resume(Config.from_dict(saved["config"]).recipe, self.state)
         self.batches.skipped |= self.progress.get("skipped", {})
         self.announcer.reported |= set(self.batches.skipped)
         before = self.progress.get("world", self.processes.world)
@@ -126,7 +128,7 @@ class Trainer:
             )
 
     def _train_epochs(self, pending_signal: Callable[[], int]) -> None:
-        recipe, validation, test = self.config.recipe, self._validation(), self._test()
+        recipe, validation, test = self.config.recipe, self._validation(self.split, "held-out"), self._test()
         with open_run_logger(self.out, self.epochs_done) if self.processes.main else contextlib.nullcontext() as log:
             begin, first = time.perf_counter(), self.epochs_done
             for epoch in range(self.epochs_done + 1, recipe.epochs + 1):
@@ -155,31 +157,33 @@ class Trainer:
                     self.announcer.warn(record, skipped, epoch - first)
                     self._log_picture(log, epoch)
 
-    def _validation(self) -> Validation | None:
-        """The held-out identities, without unreadable images if those are to be skipped; None if there are none."""
-        split = self.split
+    def _validation(self, split: ReidDataset, name: str) -> Validation | None:
+        """Queries and gallery of `split`, without unreadable images if those are to be skipped; None if there are
+        none."""
         if self.options.skip_bad_images:
             split, bad = without_unreadable(split)
             if bad and self.processes.main:
-                warn(f"{len(bad)} held-out images skipped; {'; '.join(bad[:3])}")
+                warn(f"{len(bad)} {name} images skipped; {'; '.join(bad[:3])}")
         if not split.query:
             return None
-        return self.processes.run_on_all(lambda: Validation(split, preprocessing_of(self.config), self.processes))
+        size = preprocessing_of(self.config)
+        return self.processes.run_on_all(lambda: Validation(split, size, self.processes, name=name))
 
     def _test(self) -> Validation | None:
         """The test split, if it is to be evaluated during training; it chooses nothing."""
         if not self.config.recipe.eval_every:
             return None
         data = read_dataset(self.config.data.dataset, Path(self.config.data.root))
-        split = dataclasses.replace(data, train=())
-        return self.processes.run_on_all(lambda: Validation(split, preprocessing_of(self.config), self.processes))
+        return self._validation(dataclasses.replace(data, train=()), "test")
 
     def _tests_at(self, epoch: int) -> bool:
         return epoch % self.config.recipe.eval_every == 0 or epoch == self.config.recipe.epochs
 
     def _load_last(self) -> dict[str, Any]:
         saved = checkpoint.load(self.out / "last.pth")
-        check_unchanged(self.out, Config.from_dict(saved["config"]), self.config)
+        # a run that was ended before its first save as an extended one is in config.json as one
+        extend = self.options.extend or saved_config(self.out).recipe.epochs == self.config.recipe.epochs
+        check_unchanged(self.out, Config.from_dict(saved["config"]), self.config, extend=extend)
         return saved
 
     def _write_config(self) -> None:
@@ -196,7 +200,7 @@ class Trainer:
         """This process's record of an epoch, or of the rest of an interrupted one."""
         meter, watch = Meter(self.device, self.progress), LossWatch(self.device)
         self.sampler.epoch, self.sampler.first = epoch, meter.steps
-        self._set_train_mode(frozen=epoch <= self.config.recipe.freeze_backbone)
+        self.state = in_train_mode(self.state, epoch)
         for batch in meter.batches(self.batches, label, len(self.sampler)):
             self._before_step(batch, meter, watch, label, pending_signal)
             assert not isinstance(batch, UserError)
@@ -206,14 +210,6 @@ class Trainer:
             meter.step(losses, len(batch.labels), lr)
         self._before_step(None, meter, watch, label, lambda: 0)
         return meter.record()
-
-    def _set_train_mode(self, frozen: bool) -> None:
-        """The backbone's batch statistics do not change where its weights do not."""
-        if frozen != self.frozen:
-            self.state, self.frozen = with_frozen_backbone(self.state, frozen), frozen
-        self.model.train()
-        if frozen:
-            self.model.backbone.eval()  # type: ignore[union-attr]
 
     def _before_step(
         self,

@@ -28,6 +28,7 @@ class Arg:
 
     Args:
         metavar: what help calls the value, as DIR.
+        flag: as --config (default: the field's name).
         short: a second flag, as -o.
         positional: without a flag, as `metavar` in help and messages.
         help: the help, where the field has no docstring.
@@ -36,6 +37,7 @@ class Arg:
     """
 
     metavar: str = ""
+    flag: str = ""
     short: str = ""
     positional: bool = False
     help: str = ""
@@ -58,7 +60,7 @@ class Argument:
     @property
     def flag(self) -> str:
         """--flag, or the name of a positional argument."""
-        return self.arg.metavar if self.arg.positional else "--" + self.path[-1].replace("_", "-")
+        return self.arg.metavar if self.arg.positional else self.arg.flag or "--" + self.path[-1].replace("_", "-")
 
     @property
     def required(self) -> bool:

@@ -9,7 +9,7 @@ from pmm.presets import preset
 from pmm.training.announce import Announcer
 
 CPU = torch.device("cpu")
-NOTE = "note: the backbone starts from random weights, "
+NOTE = "note: the backbone starts from random weights"
 
 
 def config_of(dataset: str, backbone: str, weights: str) -> Config:
@@ -21,22 +21,50 @@ def config_of(dataset: str, backbone: str, weights: str) -> Config:
     )
 
 
+def started(config, out, capsys, *, asked="off", epoch=0, world=1):
+    """What the start of a run prints."""
+    split = ReidDataset(train=(), query=(), gallery=(), notes=("a note of the reader",))
+    announcer = Announcer(config, split, out, asked)
+    announcer.start(torch.nn.Linear(1000, 1000), CPU, world=world, epoch=epoch, step=0)
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    ("dataset", "backbone", "weights", "epoch", "noted"),
+    ("dataset", "backbone", "weights", "epoch", "advice"),
     [
-        ("synthetic", "resnet50", "none", 0, True),
-        ("synthetic", "resnet50", "none", 1, False),
-        ("synthetic", "resnet50", "imagenet", 0, False),
-        ("synthetic", "resnet10", "none", 0, False),
-        ("market1501", "resnet50", "none", 0, False),
+        ("synthetic", "resnet50", "none", 0, "--weights imagenet"),
+        ("synthetic", "resnet50", "none", 1, ""),
+        ("synthetic", "resnet50", "imagenet", 0, ""),
+        ("synthetic", "resnet10", "none", 0, ""),
+        ("market1501", "resnet50", "none", 0, ""),
+        ("market1501", "resnet50-ibn-a", "none", 0, "--init FILE"),
+        ("synthetic", "resnet50-ibn-a", "none", 0, "--init FILE"),
+        ("market1501", "resnet50-ibn-a", "none", 1, ""),
     ],
 )
-def test_random_weights_that_could_be_others_are_noted_once(capsys, tmp_path, dataset, backbone, weights, epoch, noted):
-    split = ReidDataset(train=(), query=(), gallery=(), notes=("a note of the reader",))
-    announcer = Announcer(config_of(dataset, backbone, weights), split, tmp_path)
-    announcer.start(torch.nn.Linear(1000, 1000), CPU, world=2, epoch=epoch, step=0)
-    out = capsys.readouterr().out
-    assert (NOTE in out and "--weights imagenet" in out) is noted
+def test_random_weights_that_could_be_others_are_noted_once(
+    capsys, tmp_path, dataset, backbone, weights, epoch, advice
+):
+    out = started(config_of(dataset, backbone, weights), tmp_path, capsys, epoch=epoch, world=2)
+    assert (NOTE in out) is bool(advice)
+    assert advice in out
     assert "note: a note of the reader\n" in out
     assert f"on {backbone} (1.00 M parameters), cpu x 2 processes\n" in out
     assert ("from scratch" if epoch == 0 else "resumed at epoch 2,") in out
+
+
+def test_a_frozen_backbone_of_random_weights_is_noted(capsys, tmp_path):
+    config = config_of("synthetic", "resnet10", "none")
+    frozen = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, freeze_backbone=5))
+    out = started(frozen, tmp_path, capsys)
+    assert NOTE in out
+    assert "frozen for 5 epochs; --init FILE" in out
+    from_a_file = dataclasses.replace(frozen, model=dataclasses.replace(config.model, init="weights.pth"))
+    assert NOTE not in started(from_a_file, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(("asked", "amp", "line"), [("off", "off", "fp32\n"), ("auto", "bf16", "bf16 (--amp auto: ")])
+def test_the_precision_is_announced_and_why(capsys, tmp_path, asked, amp, line):
+    config = config_of("synthetic", "resnet10", "none")
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, amp=amp))
+    assert f"precision: {line}" in started(config, tmp_path, capsys, asked=asked)

@@ -23,7 +23,8 @@ from pmm.models.registry import build_model
 from pmm.models.stages import Head
 from pmm.training.distributed import SINGLE, Processes, init_distributed
 from pmm.training.state import make_train_state
-from pmm.training.step import Validation, train_step
+from pmm.training.step import train_step
+from pmm.training.validation import Validation
 from pmm.utils import command_line
 from pmm.utils.errors import InvalidFile, InvalidValue, UserError
 from tests.conftest import ROOT
