@@ -193,9 +193,13 @@ def _own_settings() -> Iterator[None]:
     before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         yield
     finally:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if visible is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
         for number, handler in before:
             signal.signal(number, handler)
         if torch:

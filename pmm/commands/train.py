@@ -16,6 +16,7 @@ from pmm.training.flags import new_run, parse, resume_command
 from pmm.training.launch import is_first, train
 from pmm.utils import command_line
 from pmm.utils.errors import TrainingInterrupted, UserError
+from pmm.utils.hardware import hide_gpus
 
 
 def main(prog: str) -> int:
@@ -26,6 +27,8 @@ def main(prog: str) -> int:
         if not is_first() and os.environ.get("LOCAL_RANK", "0") != "0":  # the first one on this machine says the same
             return 1
         raise
+    if command.device == "cpu":
+        hide_gpus()
     out = command.out or new_run(command)
     advice = f"continue with: {resume_command(command, out)} --resume"
     try:

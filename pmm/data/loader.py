@@ -228,9 +228,9 @@ def train_batches(
 ) -> tuple[TrainLoader, PKSampler]:
     """The loader of `TrainBatch`es (or UserErrors in their place) and its sampler, whose `epochs` the caller sets.
 
-    Process `rank` of `world` gets its share of each batch, in page-locked memory for a GPU as `device`. Raises UserError
-    for fewer identities than a batch needs, a batch that so many processes cannot share, or too little shared memory
-    for the workers.
+    Process `rank` of `world` gets its share of each batch, in page-locked memory for a GPU. Raises UserError for fewer
+    identities than a batch needs, a batch that so many processes cannot share, or too little shared memory for the
+    workers.
     """
     loader = TrainLoader(samples, config, device=device, rank=rank, world=world, skip_bad=skip_bad)
     return loader, loader.sampler

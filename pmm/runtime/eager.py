@@ -76,12 +76,13 @@ def torch_device(name: str) -> torch.device:
     """ "auto", "cpu", "cuda" or "cuda:N" as a torch device. Raises BackendUnavailable if torch cannot use CUDA, or
     that GPU is missing."""
     index = cuda_index(name)
-    if name != "cpu":
-        check_cuda_after_fork()
+    if name == "cpu":  # without a look at the GPUs, which takes time, and memory of theirs
+        return torch.device(name)
+    check_cuda_after_fork()
     usable = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if usable else "cpu")
-    if index is not None and not usable:
+    if not usable:
         hint = advice("torch") or "check the driver"
         raise BackendUnavailable(f"--device {name}: torch sees no usable CUDA GPU", hint=f"use --device cpu, or {hint}")
     if index:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -19,8 +20,16 @@ T = TypeVar("T")
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Of the environment of each process that torchrun starts."""
 PEER_ENDED = "another process of this run has ended; see its message for the reason"
-LOST_PEER = ("onnection closed", "onnection reset", "onnection refused", "roken pipe", "gloo", "NCCL")
-"""Words of what torch raises when another process has left."""
+PEER_LEFT = ("onnection closed by", "onnection reset by peer", "roken pipe")
+"""Words of gloo, NCCL and torch's store that mean that the other side has ended."""
+HINTS = {
+    "shared memory|/dev/shm": "in a container give --shm-size 1g or more, or --ipc=host",
+    "address already in use|EADDRINUSE": "choose another --master-port of torchrun",
+    "onnection refused|timed out|No route to host|Unable to find|Failed to bind|failed to connect": "check that the "
+    "machines reach each other; NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME name the network interface between them",
+}
+"""Words of a failed communication (a regular expression) -> what to do."""
+_CPP_STACK = "Exception raised from"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +114,33 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if any(word in str(error) for word in LOST_PEER):
-            raise UserError(PEER_ENDED) from error
+        report_failed_communication(error)
         raise
+
+
+def report_failed_communication(error: RuntimeError) -> None:
+    """Raise UserError in the first process of the run that reports a failure of their communication, with the words of
+    gloo, NCCL or torch; SystemExit in the others, which meet the same failure, or the end of that process.
+
+    Returns if `error` is about something else.
+    """
+    text = str(error).partition(_CPP_STACK)[0]
+    if not isinstance(error, dist.DistError) and "gloo" not in text:
+        return
+    if not _first_to_report():
+        raise SystemExit(1) from error
+    if any(words in text for words in PEER_LEFT):
+        raise UserError(PEER_ENDED) from error
+    hint = next((hint for words, hint in HINTS.items() if re.search(words, text)), "")
+    problem = f"the processes of this run cannot communicate ({' '.join(text.split())})"
+    raise BackendUnavailable(problem, hint=hint) from error
+
+
+def _first_to_report() -> bool:
+    """True, too, where the processes share no memory yet, or no more."""
+    with contextlib.suppress(Exception):  # of any kind: what is reported counts
+        return int(dist.distributed_c10d._get_default_store().add("pmm: reports of failures", 1)) == 1
+    return True
 
 
 SINGLE = Processes()
@@ -128,11 +161,26 @@ class _GatherRows(torch.autograd.Function):
         return gradient[ctx.share], None
 
 
+def _check_own_gpus(processes: Processes, gpu: str) -> None:
+    """Raises BackendUnavailable in the first process if two processes have the same GPU, by its UUID."""
+    gpus = processes.gather(gpu)
+
+    def check() -> None:
+        for rank, other in enumerate(gpus):
+            if (first := gpus.index(other)) < rank:
+                problem = f"processes {first} and {rank} have the same GPU"
+                hint = "start one process per GPU (--nproc-per-node), and show each at least its own"
+                raise BackendUnavailable(problem, hint=hint)
+
+    processes.run_on_all(check)
+
+
 @contextlib.contextmanager
 def init_distributed(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """This process among those of the run, and its device of `device`'s type; all but the first print nothing.
 
-    Raises UserError if a process has no GPU of its own, or several are to share the one that `device` names.
+    A process that sees one GPU takes it: schedulers such as SLURM show each process its own. Raises UserError if a
+    process has no GPU of its own, several are to share the one that `device` names, or they cannot communicate.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if device.index is not None:
@@ -150,13 +198,16 @@ def init_distributed(device: torch.device) -> Iterator[tuple[Processes, torch.de
         raise UserError(f"WORLD_SIZE is set without {', '.join(missing)}", hint="start several processes with torchrun")
     if device.type == "cuda":
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= gpus:
+        if local >= gpus > 1:
             problem = f"process {local} of this machine has no GPU, because the machine has {gpus}"
             raise BackendUnavailable(problem, hint=f"use --nproc-per-node {gpus}")
-        device = torch.device("cuda", local)
+        device = torch.device("cuda", local if gpus > 1 else 0)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    with _peers():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     processes = Processes(rank=dist.get_rank(), world=dist.get_world_size())
+    if device.type == "cuda":
+        _check_own_gpus(processes, str(torch.cuda.get_device_properties(device).uuid))
     with contextlib.ExitStack() as stack:
         if not processes.main:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from pmm.data.loader import LOST_WORKER
-from pmm.training.distributed import LOST_PEER, PEER_ENDED
-from pmm.utils.errors import OutOfMemory, UserError
+from pmm.training.distributed import report_failed_communication
+from pmm.utils.errors import BackendUnavailable, OutOfMemory, UserError
+
+NO_CODE = "no kernel image is available"
+"""Of CUDA's message where a library has neither machine code nor PTX for the GPU."""
 
 
 @contextlib.contextmanager
@@ -24,12 +27,14 @@ def explain_errors(out: Path, world: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if explanation := _explanation(error, out, world):
+        if explanation := _explanation(error, out):
             raise explanation from error
+        if world > 1:
+            report_failed_communication(error)
         raise
 
 
-def _explanation(error: RuntimeError, out: Path, world: int) -> UserError | None:
+def _explanation(error: RuntimeError, out: Path) -> UserError | None:
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if isinstance(error, torch.OutOfMemoryError):
         again = "go on with --resume" if (out / "last.pth").exists() else "start again"
@@ -39,8 +44,9 @@ def _explanation(error: RuntimeError, out: Path, world: int) -> UserError | None
     if LOST_WORKER in text:
         problem = f"a process that loads images has ended ({text}), probably because memory ran out"
         return UserError(problem, hint="use fewer --workers")
-    if world > 1 and any(word in str(error) for word in LOST_PEER):
-        return UserError(PEER_ENDED)
+    if NO_CODE in text:
+        problem = f"torch {torch.__version__} has no code for this GPU ({text})"
+        return BackendUnavailable(problem, hint="torch's warning names builds that have, or use --device cpu")
     return None
 
 

@@ -18,6 +18,7 @@ from pmm.utils import command_line
 from pmm.utils.errors import BackendUnavailable, CannotWrite, InvalidFile
 from pmm.utils.extras import check_installed
 from pmm.utils.files import claimed
+from pmm.utils.hardware import nvidia_gpus
 
 
 def is_first() -> bool:
@@ -43,8 +44,8 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
     if method_of(config).uses_kernels:
         _check_kernels(options.device)
     with init_distributed(torch_device(options.device)) as (processes, device):
-        if options.device == "auto" and device.type == "cpu" and processes.main:
-            _warn_of_unused_gpu()
+        if options.device == "auto" and device.type == "cpu":
+            processes.run_on_all(_check_no_gpu)
         out = Path(processes.broadcast(str(out)))
         resolved = processes.run_on_all(lambda: config if options.resume else resolve_config(config))
         config, split = processes.run_on_all(lambda: training_data(resolved))
@@ -82,11 +83,12 @@ def _check_kernels(device: str) -> None:
         raise BackendUnavailable(str(error)) from error
 
 
-def _warn_of_unused_gpu() -> None:
-    from pmm.training.progress import warn
+def _check_no_gpu() -> None:
+    """Raises BackendUnavailable if there is a GPU that torch cannot use: the defaults are those for a GPU, and on a CPU
+    they would take weeks."""
     from pmm.utils.cuda_versions import advice
-    from pmm.utils.hardware import nvidia_gpus
 
-    if nvidia_gpus():
-        reason = advice("torch") or "see pmm info"
-        warn(f"torch cannot use this machine's NVIDIA GPU, so training runs on the CPU; {reason}")
+    if gpus := nvidia_gpus():
+        problem = f"torch cannot use this machine's GPU ({gpus[0].name})"
+        hint = f"{advice('torch') or 'see pmm info for versions and driver'}; or use --device cpu"
+        raise BackendUnavailable(problem, hint=hint)

@@ -57,6 +57,14 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
+def hide_gpus() -> None:
+    """Show no GPU to this process and its children, before a library has looked for one.
+
+    Otherwise torch's Adam initialises CUDA in its first step, to ask for the GPU's stream, for weights on the CPU too.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def cuda_index(device: str) -> int | None:
     """The index of the GPU that "cuda" (the first) or "cuda:N" names, among those that CUDA_VISIBLE_DEVICES leaves
     visible; None for "auto" and "cpu". Raises InvalidValue for any other word."""
