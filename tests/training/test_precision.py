@@ -1,0 +1,88 @@
+"""What `--amp` means on a device, alone and among several processes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import pmm.training.precision
+from pmm.presets import preset
+from pmm.training.distributed import Processes
+from pmm.training.precision import describe_precision, reason_for, with_resolved_amp
+from pmm.utils.errors import BackendUnavailable
+from tests.refusals import refuses
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+TURING, AMPERE, PASCAL = (7, 5), (8, 0), (6, 1)
+
+
+def config(amp):
+    base = preset("tiny")
+    return dataclasses.replace(base, recipe=dataclasses.replace(base.recipe, amp=amp))
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Call it with whether the CPU computes in bf16, or with a GPU's compute capability: the device."""
+
+    def pretend(what):
+        monkeypatch.setattr(pmm.training.precision, "cpu_has_bf16", lambda: what is True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: what)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU X")
+        return CPU if isinstance(what, bool) else CUDA
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("what", "amp"),
+    [(True, "bf16"), (False, "off"), ((9, 0), "bf16"), (AMPERE, "bf16"), (TURING, "fp16"), ((7, 0), "fp16"),
+     (PASCAL, "off")],
+)  # fmt: skip
+def test_auto_is_the_fastest_that_the_hardware_computes(on, what, amp):
+    device = on(what)
+    assert with_resolved_amp(config("auto"), device).recipe.amp == amp
+    reason = reason_for(amp, device)
+    assert ("GPU X" if device == CUDA else "this CPU") in reason
+    assert (amp if amp != "off" else "no half precision") in reason
+
+
+@pytest.mark.parametrize("what", [True, False, TURING, PASCAL])
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_what_is_asked_for_stays(on, what, amp):
+    assert with_resolved_amp(config(amp), on(what)).recipe.amp == amp
+
+
+@pytest.mark.parametrize(("what", "name"), [(False, "this CPU"), (TURING, "GPU X")])
+def test_emulated_bf16_is_refused(on, what, name):
+    with refuses(BackendUnavailable, "--amp bf16", name, hint="--amp auto"):
+        with_resolved_amp(config("bf16"), on(what))
+
+
+@pytest.mark.parametrize(
+    ("others", "amp"),
+    [([("bf16", "fp16")], "bf16"), ([("fp16",)], "fp16"), ([("bf16", "fp16"), ()], "off")],
+)
+def test_processes_agree_on_what_all_their_devices_compute(on, others, amp):
+    class Several(Processes):
+        def gather(self, value):
+            return [value, *others]
+
+        def broadcast(self, value):
+            return value
+
+    found = with_resolved_amp(config("auto"), on(AMPERE), Several(world=1 + len(others)))
+    assert found.recipe.amp == amp
+    assert "GPU X" not in reason_for(amp, CUDA, world=2)  # which may not be the one that decided
+
+
+def test_tf32_is_named_where_it_is_used(on):
+    off, device = config("off"), on(AMPERE)
+    assert describe_precision(off, device) == "fp32, convolutions in TF32"  # torch's defaults
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert describe_precision(off, device) == "fp32, convolutions and matrix products in TF32"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert describe_precision(off, on(TURING)) == describe_precision(off, on(False)) == "fp32"
+    assert describe_precision(config("bf16"), on(AMPERE)) == "bf16"

@@ -1,0 +1,173 @@
+"""The state of a training: its optimizer, what is frozen, and checkpoints of earlier versions."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+from pmm.artifacts.checkpoint import deployed_weights, for_deployment
+from pmm.data.loader import train_batches
+from pmm.data.readers import read_dataset
+from pmm.models.registry import METHODS, build_model
+from pmm.training.state import in_train_mode, learning_rate, make_train_state, restore_training, snapshot
+from pmm.training.step import train_step
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    """Crops of half the height and width, for speed."""
+    return dataclasses.replace(
+        small_config,
+        data=dataclasses.replace(small_config.data, height=64, width=32),
+        model=dataclasses.replace(small_config.model, num_classes=12),
+        recipe=dataclasses.replace(small_config.recipe, batch_size=16),
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(config, people):
+    loader, _ = train_batches(read_dataset("synthetic", people).train, config)
+    return next(iter(loader))
+
+
+def changed(config, **recipe):
+    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **recipe))
+
+
+def fresh(config, epoch=1):
+    torch.manual_seed(0)
+    return in_train_mode(make_train_state(build_model(config), config, CPU, 10), epoch)
+
+
+def weights(state):
+    return {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+def apart(before, after):
+    """Names of what differs."""
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def copied(saved):
+    """As it comes from a file."""
+    file = io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def with_one_group(saved):
+    """`saved` as the version before wrote it: one group for all weights, Adam neither fused nor with averages."""
+    old = copied(saved)
+    first, second = old["optimizer"]["param_groups"]
+    group = {**first, "params": first["params"] + second["params"], "fused": None}
+    old["optimizer"]["param_groups"] = [group]
+    old["scheduler"] |= {"base_lrs": [1.0], "_last_lr": old["scheduler"]["_last_lr"][-1:]}
+    del old["config"]["recipe"]["backbone_lr"]
+    return old
+
+
+def test_adam_is_fused_and_stays_so_where_an_older_state_is_loaded(config, batch):
+    state = fresh(config)
+    train_step(state, batch)
+    saved = snapshot(state, 0, -1.0)
+    resumed, older = fresh(config), fresh(config)
+    restore_training(copied(saved), resumed, Path("last.pth"))
+    restore_training(with_one_group(saved), older, Path("last.pth"))
+    for each in (state, resumed, older):
+        assert [(group["fused"], group["foreach"]) for group in each.optimizer.param_groups] == [(True, None)] * 2
+        assert each.lr == learning_rate(config.recipe, 1, 10)
+        train_step(each, batch, step=1)
+        assert not apart(weights(state), weights(each))
+
+
+def test_fused_adam_is_adam(config, batch):
+    fused, plain = fresh(config), fresh(config)
+    groups = [{"params": group["params"]} for group in plain.optimizer.param_groups]
+    adam = torch.optim.Adam(groups, lr=1.0, weight_decay=config.recipe.weight_decay, fused=False, foreach=False)
+    for step in range(3):
+        train_step(fused, batch, step=step)
+        for ours, theirs in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
+            theirs.grad = ours.grad.clone()
+        for group in adam.param_groups:
+            group["lr"] = learning_rate(config.recipe, step, 10)
+        adam.step()
+    for ours, theirs in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_backbone_has_a_learning_rate_of_its_own(config, batch):
+    slow, same = fresh(changed(config, backbone_lr=0.1)), fresh(config)
+    before = weights(same)
+    for state in (slow, same):
+        train_step(state, batch)
+    for name, value in same.model.named_parameters():
+        moved, slower = value - before[name], dict(slow.model.named_parameters())[name] - before[name]
+        factor = 0.1 if name.startswith("backbone.") else 1.0
+        torch.testing.assert_close(slower, factor * moved, rtol=1e-3, atol=1e-7)
+    assert slow.lr == same.lr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_frozen_backbone_does_not_change_and_all_else_does(config, batch, method):
+    of_method = dataclasses.replace(config, model=dataclasses.replace(config.model, method=method))
+    state = fresh(changed(of_method, freeze_backbone=1))
+    before = weights(state)
+    losses = train_step(state, batch)
+    assert losses["loss"].isfinite()
+    differing = apart(before, weights(state))
+    assert not any(name.startswith("backbone.") for name in differing)
+    parameters = {name for name, value in state.model.named_parameters() if value.requires_grad}
+    assert parameters <= differing
+    state = in_train_mode(state, 2)
+    train_step(state, batch, epoch=2)
+    thawed = apart(before, weights(state))
+    assert {name for name in before if name.startswith("backbone.")} <= thawed
+
+
+def test_parts_of_a_batch_with_a_frozen_backbone(config, batch):
+    state = fresh(changed(config, freeze_backbone=1, accumulate=2))
+    before = weights(state)
+    train_step(state, batch)
+    assert not any(name.startswith("backbone.") for name in apart(before, weights(state)))
+
+
+def test_averages_are_saved_resumed_and_deployed(config, batch):
+    config = changed(config, ema=0.9)
+    state, resumed = fresh(config), fresh(config)
+    for step in range(2):
+        train_step(state, batch, step=step)
+    saved = snapshot(state, 0, -1.0)
+    assert apart(weights(state), saved["ema"]["model"])
+    deployed = {key: value.clone() for key, value in state.deployed.state_dict().items()}
+    for found in (deployed_weights(saved), for_deployment(saved)["model"]):
+        assert not apart(deployed, found)
+    restore_training(copied(saved), resumed, Path("last.pth"))
+    for each in (state, resumed):
+        train_step(each, batch, step=2)
+    assert not apart(state.deployed.state_dict(), resumed.deployed.state_dict())
+    assert resumed.ema.steps == state.ema.steps == 3
+    assert apart(deployed, state.deployed.state_dict())
+
+
+def test_a_run_goes_on_in_another_precision(config, batch):
+    """From one that scales its loss to one that does not, and back."""
+    for before, after in (("fp16", "off"), ("off", "fp16")):
+        state, resumed = fresh(changed(config, amp=before)), fresh(changed(config, amp=after))
+        restore_training(copied(snapshot(state, 0, -1.0)), resumed, Path("last.pth"))
+        assert resumed.scaler.is_enabled() == (after == "fp16")
+        assert not apart(weights(state), weights(resumed))
+
+
+def test_an_extended_run_has_the_learning_rate_of_all_its_epochs(config, batch):
+    state = fresh(config)
+    for _ in range(12):
+        state.optimizer.step()
+        state.scheduler.step()
+    longer = fresh(changed(config, epochs=20))
+    restore_training(copied(snapshot(state, 1, -1.0)), longer, Path("last.pth"))
+    assert longer.lr == learning_rate(longer.config.recipe, 12, 10) != state.lr
