@@ -1,0 +1,142 @@
+"""Where the defaults of a run come from, and what a run may go on with."""
+
+import dataclasses
+import json
+
+import pytest
+
+from pmm.config import Config
+from pmm.presets import preset
+from pmm.training.flags import TrainOptions, parse
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UsageError
+from tests.refusals import refuses
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Call it with fields of the sections: the config.json of a run in tmp_path."""
+
+    def write(**sections):
+        base = preset("tiny")
+        changed = {name: dataclasses.replace(getattr(base, name), **fields) for name, fields in sections.items()}
+        (tmp_path / "config.json").write_text(json.dumps(dataclasses.replace(base, **changed).to_dict()))
+        return tmp_path / "config.json"
+
+    return write
+
+
+def from_file(path, *flags):
+    return parse(["--config", str(path), *flags]).config
+
+
+def test_a_file_has_the_defaults_and_flags_win(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("PMM_FAST", raising=False)
+    (tmp_path / "people").mkdir()
+    data = {"dataset": "synthetic", "root": str(tmp_path / "people")}
+    path = run(data=data, model={"k": 2, "num_classes": 99}, recipe={"epochs": 300, "lr": 0.5, "amp": "bf16"})
+    config = from_file(path, "--lr", "0.25", "--seed", "3")
+    assert (config.recipe.epochs, config.recipe.lr, config.recipe.amp, config.seed) == (300, 0.25, "bf16", 3)
+    assert (config.model.k, config.data.root, config.preset) == (2, str(tmp_path / "people"), "tiny")
+    assert config.model.num_classes == 0  # the data say how many
+    assert from_file(path, "--epochs", "7").recipe.epochs == 7
+    monkeypatch.setenv("PMM_FAST", "1")
+    assert from_file(path).recipe.epochs == 3
+
+
+def test_the_data_of_a_file_are_found_or_drawn_again(run, tmp_path):
+    (tmp_path / "runs" / "people").mkdir(parents=True)
+    path = run(data={"dataset": "market1501", "root": "runs/people"}, model={"weights": "none"})
+    assert from_file(path).data.root == str(tmp_path / "runs" / "people")  # relative to where the run was trained
+    other = from_file(path, "--dataset", "dukemtmc-reid")
+    assert (other.data.root, other.model.weights) == ("", "auto")  # not those of other people
+    assert from_file(path, "--dataset", "market1501").model.weights == "none"
+    gone = run(data={"dataset": "synthetic", "root": str(tmp_path / "gone"), "synthetic_ids": 30})
+    assert (from_file(gone).data.root, from_file(gone).data.synthetic_ids) == ("", 30)
+    assert from_file(gone, "--root", "elsewhere").data.root == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (None, "No such file"),
+        ("{", "Expecting"),
+        ("[]", "table of fields"),
+        (json.dumps({"recipe": {"epoks": 1}}), "config.recipe.epoks"),
+        (json.dumps({"recipe": {"ema": 1.0}}), "config.recipe.ema is 1.0"),
+        ("\udcff", "utf-8"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, fact):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content, errors="surrogateescape")
+    with refuses(InvalidFile, fact, path=path, expected="the configuration of a run"):
+        from_file(path)
+
+
+def test_a_file_goes_with_no_other_defaults(run):
+    for flags in (("--preset", "paper"), ("--resume",)):
+        with refuses(UsageError, "--config", flags[0], hint="see pmm train --help"):
+            from_file(run(), *flags)
+
+
+def test_weights_to_start_from_that_are_gone_are_refused_at_once(run, tmp_path):
+    path = run(model={"init": str(tmp_path / "gone.pth")})
+    with refuses(InvalidFile, path=tmp_path / "gone.pth", hint="--init"):
+        from_file(path)
+    (tmp_path / "here.pth").touch()
+    assert from_file(path, "--init", str(tmp_path / "here.pth")).model.init == str(tmp_path / "here.pth")
+    parse(["--resume", "--out", str(tmp_path)])  # a run that has begun needs them no more
+
+
+def test_more_epochs_are_an_extension(run, tmp_path):
+    run(recipe={"epochs": 10})
+    resume = ["--resume", "--out", str(tmp_path)]
+    longer = parse([*resume, "--extend", "--epochs", "15"])
+    assert (longer.config.recipe.epochs, longer.extend) == (15, True)
+    with refuses(ConflictingOptions, "recipe.epochs: 10 -> 15", options=("--resume",), hint="--extend"):
+        parse([*resume, "--epochs", "15"])
+    for flags in ((), ("--epochs", "10"), ("--epochs", "9")):
+        with refuses(InvalidValue, "more than the 10 epochs", name="--epochs", hint="--extend"):
+            parse([*resume, "--extend", *flags])
+    with refuses(ConflictingOptions, "recipe.lr", options=("--resume",), hint="without these changes"):
+        parse([*resume, "--extend", "--epochs", "15", "--lr", "9"])
+    with refuses(UsageError, "--extend", "--resume"):
+        parse(["--extend", "--epochs", "15"])
+    with refuses(ConflictingOptions):
+        TrainOptions(extend=True)
+
+
+def test_what_the_weights_do_not_depend_on_may_change(run, tmp_path):
+    run(recipe={"amp": "bf16"})
+    resumed = parse(["--resume", "--out", str(tmp_path), "--amp", "auto", "--workers", "7", "--eval-every", "2"]).config
+    assert (resumed.recipe.amp, resumed.data.workers, resumed.recipe.eval_every) == ("auto", 7, 2)
+    with refuses(ConflictingOptions, "recipe.ema: 0.0 -> 0.9"):
+        parse(["--resume", "--out", str(tmp_path), "--ema", "0.9"])
+
+
+def test_flags_that_cannot_be_or_change_nothing_are_refused():
+    def refused(*flags, facts):
+        with refuses(UsageError, *facts, hint="see pmm train --help"):
+            parse(["--preset", "tiny", *flags])
+
+    for ema in ("1", "1.5", "-0.1"):
+        refused("--ema", ema, facts=("--ema is ", "between 0 and 1"))
+    refused("--epochs", "9", "--freeze-backbone", "10", facts=("--freeze-backbone is 10", "0 to 9"))
+    refused("--freeze-backbone", "-1", facts=("--freeze-backbone is -1",))
+    refused("--backbone-lr", "0", facts=("--backbone-lr is 0.0", "positive"))
+    frozen = ("--epochs", "9", "--freeze-backbone", "9")
+    refused(*frozen, "--backbone-lr", "0.1", facts=("--backbone-lr would change nothing", "--freeze-backbone 9"))
+    assert parse(["--preset", "tiny", *frozen]).config.recipe.freeze_backbone == 9
+    refused("--eval-every", "-1", facts=("--eval-every is -1",))
+
+
+def test_runs_of_before_stay_as_they_were():
+    """Without auto, and on a GPU by deterministic algorithms."""
+    old = preset("paper").to_dict()
+    old["recipe"]["amp"] = "off"
+    for key in ("deterministic", "freeze_backbone", "backbone_lr", "ema", "eval_every"):
+        del old["recipe"][key]
+    recipe = Config.from_dict(old).recipe
+    assert (recipe.amp, recipe.deterministic, recipe.ema) == ("off", True, 0)
+    assert not Config.from_dict(preset("paper").to_dict()).recipe.deterministic
