@@ -2,31 +2,105 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import copy
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from pmm.models.instance_batch_norm import InstanceBatchNorm
+
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_Norm = nn.BatchNorm1d | nn.BatchNorm2d | InstanceBatchNorm
+_Layer = nn.Conv2d | nn.Linear
+TOLERANCE = 1e-3
+"""Largest 2-norm of the difference that folding may make on the example, relative to the output's."""
 
 
-def fold_batch_norms(module: nn.Module) -> nn.Module:
-    """Fold, in place, every batch-norm of an eval-mode module.
+def fold_batch_norms(module: nn.Module, example: Tensor) -> nn.Module:
+    """Fold, in place, each batch-norm of an eval-mode module that reads the output of one convolution or linear layer.
 
-    Pairs are neighbours in a Sequential, or attributes convN and bnN, as in torchvision's ResNets. Raises ValueError if
-    a batch-norm is left over: the graph would not be the one that was promised.
+    Which those are is seen on `example`, what the module takes; what follows within a batch-norm (timm has its
+    activation there) stays in its place. Others, of sums or concatenations, remain. Raises ValueError if the folded
+    module computes something else.
     """
-    for child in [module, *module.modules()]:
-        names = list(child._modules)
-        pairs = list(pairwise(names)) if isinstance(child, nn.Sequential) else []
-        pairs += [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]
-        for first, second in pairs:
-            layer, norm = child._modules.get(first), child._modules.get(second)
-            if isinstance(norm, nn.BatchNorm2d) and isinstance(layer, nn.Conv2d):
-                child._modules[first], child._modules[second] = fuse_conv_bn_eval(layer, norm), nn.Identity()
-            elif isinstance(norm, nn.BatchNorm1d) and isinstance(layer, nn.Linear):
-                child._modules[first], child._modules[second] = fuse_linear_bn_eval(layer, norm), nn.Identity()
-    left = [name for name, child in module.named_modules() if isinstance(child, _BATCH_NORMS)]
-    if left:
-        raise ValueError(f"batch-norm without a layer to fold it into: {', '.join(left)}")
+    with torch.no_grad():
+        expected = module(example)
+    names = {child: name for name, child in module.named_modules()}
+    for norm, layer in _pairs(module, example).items():
+        _replace(module, names[layer], _folded(layer, norm))
+        _replace(module, names[norm], _remainder(norm))
+    with torch.no_grad():
+        change = float((module(example) - expected).norm() / expected.norm().clamp(min=1e-12))
+    if change > TOLERANCE:
+        raise ValueError(f"folding the batch-norms changed the output by {change:.1%}")
     return module
+
+
+def _pairs(module: nn.Module, example: Tensor) -> dict[_Norm, _Layer]:
+    """Each batch-norm whose input is the very output of a layer, and that layer; both run once in the module."""
+    makers: dict[int, tuple[_Layer, Tensor, int]] = {}
+    pairs: dict[_Norm, _Layer] = {}
+    calls: dict[nn.Module, int] = {}
+
+    def after(child: nn.Module, inputs: Any, output: Tensor) -> None:
+        calls[child] = calls.get(child, 0) + 1
+        # kept, so that no other tensor has its id
+        makers[id(output)] = child, output, output._version  # type: ignore[assignment]
+
+    def before(child: nn.Module, inputs: Any) -> None:
+        calls[child] = calls.get(child, 0) + 1
+        layer, _, version = makers.get(id(inputs[0]), (None, None, 0))
+        if layer is not None and inputs[0]._version == version:  # else an activation wrote into it
+            pairs[child] = layer  # type: ignore[index]
+
+    hooks = []
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.Linear):
+            hooks.append(child.register_forward_hook(after))
+        elif isinstance(child, (*_BATCH_NORMS, InstanceBatchNorm)):
+            hooks.append(child.register_forward_pre_hook(before))
+    try:
+        with torch.no_grad():
+            module(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    readers = list(pairs.values())
+    return {n: m for n, m in pairs.items() if calls[n] == calls[m] == 1 and readers.count(m) == 1}
+
+
+def _folded(layer: _Layer, norm: _Norm) -> _Layer:
+    if isinstance(norm, InstanceBatchNorm):
+        return _fold_rows(layer, norm)  # type: ignore[arg-type]
+    return fuse_linear_bn_eval(layer, norm) if isinstance(layer, nn.Linear) else fuse_conv_bn_eval(layer, norm)
+
+
+def _fold_rows(layer: nn.Conv2d, norm: InstanceBatchNorm) -> nn.Conv2d:
+    """`layer` with the batch-norm of the last channels in its last rows."""
+    last = copy.deepcopy(layer)
+    last.weight = nn.Parameter(layer.weight[norm.instances :])
+    last.bias = None if layer.bias is None else nn.Parameter(layer.bias[norm.instances :])
+    last = fuse_conv_bn_eval(last, norm.BN)
+    assert last.bias is not None
+    whole = copy.deepcopy(layer)
+    first = torch.zeros(norm.instances) if layer.bias is None else layer.bias[: norm.instances]
+    whole.weight = nn.Parameter(torch.cat([layer.weight[: norm.instances], last.weight]))
+    whole.bias = nn.Parameter(torch.cat([first, last.bias]))
+    return whole
+
+
+def _remainder(norm: _Norm) -> nn.Module:
+    """What is left of a batch-norm that was folded."""
+    if isinstance(norm, InstanceBatchNorm):
+        rest = copy.deepcopy(norm)
+        rest.BN = nn.Identity()  # type: ignore[assignment]
+        return rest
+    steps = [step for step in norm.children() if not isinstance(step, nn.Identity)]  # of timm's BatchNormAct2d
+    return nn.Sequential(*steps) if steps else nn.Identity()
+
+
+def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
+    owner, _, attribute = name.rpartition(".")
+    module.get_submodule(owner)._modules[attribute] = new

@@ -77,7 +77,7 @@ def check_method_flags(config: Config, flags: Iterable[str]) -> None:
 
 
 def build_model(config: Config) -> ReidModel:
-    """The model of `config`, randomly initialised (see `pmm.artifacts.pretrained.load_weights` for pretrained weights).
+    """The model of `config`, randomly initialised (see `pmm.artifacts.initial_weights` for others).
 
     Raises InvalidValue for an unknown method, or a k larger than the number of blocks of the feature map.
     """
@@ -89,14 +89,16 @@ def build_model(config: Config) -> ReidModel:
 
 def deployed(model: nn.Module) -> InferenceModel:
     """The model's test-time network for export, in eval mode; its weights are copies."""
-    return cast("ReidModel", copy.deepcopy(model).cpu().eval()).deployed().eval()
+    model = copy.deepcopy(model).cpu().eval()
+    model.backbone.merge_branches()  # type: ignore[operator, union-attr]
+    return cast("ReidModel", model).deployed().eval()
 
 
 def _check_mix_fits(config: Config) -> None:
-    from pmm.models.backbone import STRIDE
+    from pmm.models.backbone import map_size
     from pmm.ops.block_ranking import grid
 
-    height, width = -(-config.data.height // STRIDE), -(-config.data.width // STRIDE)
+    height, width = map_size(config.model.backbone, config.data.height, config.data.width)
     rows, columns = grid(height, width, config.model.block)
     if config.model.k > rows * columns:
         crops, block = f"{config.data.height}x{config.data.width}", f"{config.model.block[0]}x{config.model.block[1]}"

@@ -25,7 +25,7 @@ TRUNK_TYPES = {
 class DeployedGraph(nn.Module):
     """images of the contract `input` -> embeddings float32 [N, D] of `embedding`.
 
-    The trunk has its batch-norms folded in fp32 and is then cast; pooling, heads and normalisation stay in fp32, where
+    The trunk has its batch-norms folded in fp32, where a layer comes before them, and is then cast; pooling, heads and normalisation stay in fp32, where
     neither a sum over the map nor the norm of a long embedding overflows.
     """
 
@@ -38,7 +38,8 @@ class DeployedGraph(nn.Module):
         precision: str,
     ) -> None:
         super().__init__()
-        fold_batch_norms(network)
+        noise = torch.Generator().manual_seed(0)
+        fold_batch_norms(network, torch.randn(1, 3, preprocessing.height, preprocessing.width, generator=noise))
         if input.colour == "bgr":
             preprocessing = _reverse_channels(network.trunk, preprocessing)
         self.normalise = Normalise(preprocessing) if input.normalised_by == "graph" else nn.Identity()

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pmm.data.preprocessing import Crops, Preprocessing
-from pmm.models.backbone import STRIDE
 from pmm.ops.mixed_cam import cam
 from pmm.runtime.eager import Normalise
 from pmm.visualize.heat import heated, resized, scale
@@ -33,6 +32,8 @@ class StageCam(NamedTuple):
     """Training label [N] that each map explains."""
     share: npt.NDArray[np.float32]
     """Softmax share of that label [N], in 0..1."""
+    stride: int
+    """Pixels of the crop per cell of the map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,19 +82,21 @@ def stage_cams(model: Any, images: Tensor, classes: Tensor | None = None) -> lis
     with eval_mode(model):
         f1 = model.backbone(images)
         first, *others = model.stages
-        cams = [_stage_cam(first, f1, f1.mean((2, 3)), classes)]
+        stride = model.backbone.stride
+        cams = [_stage_cam(first, f1, f1.mean((2, 3)), classes, stride)]
         if others:
             x = model.bottleneck(f1)
-            cams += [_stage_cam(head, x, x.amax((2, 3)), classes) for head in others]
+            cams += [_stage_cam(head, x, x.amax((2, 3)), classes, stride) for head in others]
     return cams
 
 
-def _stage_cam(head: Any, maps: Tensor, pooled: Tensor, classes: Tensor | None) -> StageCam:
+def _stage_cam(head: Any, maps: Tensor, pooled: Tensor, classes: Tensor | None, stride: int) -> StageCam:
     logits = head(pooled)[1].float()
     chosen = logits.argmax(1) if classes is None else classes
     weights = head.cam_weights(pooled, chosen, maps.shape[2] * maps.shape[3])
     share = logits.softmax(1).gather(1, chosen[:, None])[:, 0]
-    return StageCam(*(values.cpu().numpy() for values in (cam(maps, weights).float(), chosen, share)))
+    maps_of, labels, shares = (values.cpu().numpy() for values in (cam(maps, weights).float(), chosen, share))
+    return StageCam(maps_of, labels, shares, stride)
 
 
 def cam_picture(names: Sequence[str], views: Sequence[View], *, true: bool, height: int = HEIGHT) -> Image.Image:
@@ -124,7 +127,7 @@ def _size(crops: Crops, height: int) -> tuple[int, int]:
 
 def _panel(view: View, stage: StageCam, row: int, true: bool, height: int) -> Panel:
     label, share = int(stage.classes[row]), f"{stage.share[row]:.0%}"
-    image = heated(view.crops[row], stage.cam[row], STRIDE, _size(view.crops, height))
+    image = heated(view.crops[row], stage.cam[row], stage.stride, _size(view.crops, height))
     empty = "" if stage.cam[row].any() else "no evidence in any cell"
     if true:
         return Panel(image, empty or share)

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from pmm.data.preprocessing import Crops, Preprocessing
-from pmm.models.backbone import STRIDE
 from pmm.models.output import Mix
 from pmm.models.pmm import PMM
 from pmm.ops.block_ranking import block_ranks, block_scores, clamped, grid
@@ -83,9 +82,8 @@ def mix_picture(
         line, seen = [Panel(resized(crops[row], size), names[row])], crops[row]
         for mix in drawn:
             partner = int(mix.partner[row])
-            mapped = heated(
-                seen, mix.cam[row], STRIDE, size, smooth=False
-            )  # the second map is of what the first mix made
+            # the second map is of what the first mix made
+            mapped = heated(seen, mix.cam[row], mix.stride, size, smooth=False)
             seen = mix.pasted(crops, row)
             line += [
                 Panel(mix.marked(mapped, crops, row, numbers=True), "" if mix.cam[row].any() else "empty map"),
@@ -129,6 +127,8 @@ class Drawn(NamedTuple):
     rows: list[tuple[int, int]]
     """First and last cell (excluded) of each row of blocks."""
     columns: list[tuple[int, int]]
+    stride: int
+    """Pixels of the crop per cell."""
 
     @classmethod
     def of(cls, mix: Mix, model: PMM) -> Drawn:
@@ -143,12 +143,13 @@ class Drawn(NamedTuple):
             ranks=ranks.cpu().numpy(),
             rows=[(row * block[0], min((row + 1) * block[0], height)) for row in range(rows)],
             columns=[(column * block[1], min((column + 1) * block[1], width)) for column in range(columns)],
+            stride=model.backbone.stride,
         )
 
     def pasted(self, crops: Crops, row: int) -> Crops:
         """The crop with its partner's pixels above the replaced cells."""
         height, width = crops.shape[1:3]
-        above = self.replaced[row].repeat(STRIDE, 0).repeat(STRIDE, 1)[:height, :width, None]
+        above = self.replaced[row].repeat(self.stride, 0).repeat(self.stride, 1)[:height, :width, None]
         return np.where(above, crops[self.partner[row]], crops[row])
 
     def marked(self, picture: Image.Image, crops: Crops, row: int, *, numbers: bool) -> Image.Image:
@@ -156,8 +157,9 @@ class Drawn(NamedTuple):
         ranks of those."""
         height, width = crops.shape[1:3]
         pen = ImageDraw.Draw(picture, "RGBA")
+        by = self.stride * picture.width / width, self.stride * picture.height / height
         boxes = {
-            (i, j): _box(down, right, (picture.width / width, picture.height / height), picture.size)
+            (i, j): _box(down, right, by, picture.size)
             for i, down in enumerate(self.rows)
             for j, right in enumerate(self.columns)
         }
@@ -179,9 +181,9 @@ class Drawn(NamedTuple):
 def _box(
     down: tuple[int, int], right: tuple[int, int], by: tuple[float, float], most: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Cells to pixels of a picture that is `by` times the crop: left, top, right, bottom, the ends included."""
-    left, end = (min(round(cell * STRIDE * by[0]), most[0]) for cell in right)
-    top, bottom = (min(round(cell * STRIDE * by[1]), most[1]) for cell in down)
+    """Cells of `by` pixels of a picture to left, top, right, bottom, the ends included."""
+    left, end = (min(round(cell * by[0]), most[0]) for cell in right)
+    top, bottom = (min(round(cell * by[1]), most[1]) for cell in down)
     return left, top, end - 1, bottom - 1
 
 

@@ -15,7 +15,6 @@ from pmm.export.onnx import check_overwrite, describe, export_onnx, export_onnx_
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.export.precision import onnx_precision
-from pmm.models.fold_batchnorm import fold_batch_norms
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.utils.build_info import build_version, describe_build
 from pmm.utils.errors import CannotWrite, InvalidFile
@@ -193,20 +192,6 @@ def test_a_verified_export_is_used_again_and_only_then(trained, tmp_path):
     export_onnx_cached(trained, out, unit)
     assert out.stat().st_mtime_ns != written, "a file that another version made was used again"
     assert export_onnx_cached(trained, out, ExportOptions(precision="fp16")).manifest.precision_found == "fp16"
-
-
-def test_folding_keeps_the_function_and_refuses_leftovers():
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
-    net(torch.randn(8, 3, 9, 9))
-    net.eval()
-    images = torch.randn(2, 3, 9, 9)
-    expected = net(images)
-    folded = fold_batch_norms(net)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
-    torch.testing.assert_close(folded(images), expected)
-    with pytest.raises(ValueError, match="batch-norm without a layer to fold it into: 0"):
-        fold_batch_norms(torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 4, 3)).eval())
 
 
 def test_exporting_does_not_change_the_model(trained):

@@ -94,7 +94,7 @@ def test_crops_become_the_images_of_evaluation():
 
 def view(title="pmm", faces=None, names=None, cam=None):
     cam = np.ones((1, 8, 4), np.float32) if cam is None else cam
-    stage = StageCam(cam, np.array([3]), np.array([0.25], np.float32))
+    stage = StageCam(cam, np.array([3]), np.array([0.25], np.float32), 16)
     crops = np.full((1, 128, 64, 3), (10, 200, 30), np.uint8)
     return View(title=title, crops=crops, stages=[stage], names=names or {}, faces=faces or {})
 
