@@ -23,8 +23,9 @@ WITH_TORCH = (
     "ops/", "models/", "artifacts/checkpoint_import", "artifacts/pretrained", "artifacts/torch_file", "data/batches",
     "data/loader", "data/sampler", "runtime/eager", "runtime/torch_", "runtime/aoti", "runtime/deployed_graph",
     "export/graph", "visualize/cam", "visualize/mixing", "training/announce", "training/distributed",
-    "training/failures", "training/losses", "training/precision", "training/progress", "training/state",
-    "training/step", "training/trainer", "training/validation", "training/weight_average",
+    "training/failures", "training/losses", "training/pictures", "training/precision", "training/progress",
+    "training/saver", "training/state", "training/step", "training/trainer",
+    "training/validation", "training/weight_average",
 )  # fmt: skip
 MAX_FILES = 14
 """Directly under pmm/: what is more belongs into a room."""

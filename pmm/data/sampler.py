@@ -17,8 +17,9 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
     """Batches of P identities x K images; each identity once per epoch, an incomplete last batch dropped.
 
     Yields lists of (sample index, epoch, position in the epoch): the share that process `rank` of `world` has of each
-    batch, so that all processes together see the batches of a single one. `epoch` and `first`, the batch to begin with,
-    are set by the caller. Raises InvalidValue if there are fewer identities than P, InvalidInput for fewer than two.
+    batch, so that all processes together see the batches of a single one. The caller sets `epochs`, which follow each
+    other without a break, and `first`, the batch of the first of them to begin with; the length is that of one epoch.
+    Raises InvalidValue if there are fewer identities than P, InvalidInput for fewer than two.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
             self.of_label[label].append(index)
         self.ids_per_batch, self.images_per_id, self.seed = ids_per_batch, images_per_id, seed
         self.rank, self.world = rank, world
-        self.epoch = self.first = 0
+        self.epochs, self.first = range(1), 0
         if len(self.of_label) < ids_per_batch:
             if (count := len(self.of_label)) < 2:
                 raise InvalidInput(f"the training split has {count} identities", expected="2 or more")
@@ -40,7 +41,11 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
         return len(self.of_label) // self.ids_per_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        rng = np.random.default_rng([self.seed, ORDER, self.epoch])
+        for epoch in self.epochs:
+            yield from self._batches(epoch, self.first if epoch == self.epochs[0] else 0)
+
+    def _batches(self, epoch: int, begin: int) -> Iterator[list[tuple[int, int, int]]]:
+        rng = np.random.default_rng([self.seed, ORDER, epoch])
         labels = rng.permutation(sorted(self.of_label))
         for batch in range(len(self)):
             chosen: list[int] = []
@@ -49,6 +54,6 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
                 picks = rng.choice(len(indices), self.images_per_id, replace=len(indices) < self.images_per_id)
                 chosen += [indices[pick] for pick in picks]
             first, share = batch * len(chosen), len(chosen) // self.world
-            keys = [(index, self.epoch, first + place) for place, index in enumerate(chosen)]
-            if batch >= self.first:
+            keys = [(index, epoch, first + place) for place, index in enumerate(chosen)]
+            if batch >= begin:
                 yield keys[self.rank * share : (self.rank + 1) * share]

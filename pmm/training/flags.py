@@ -41,7 +41,8 @@ class TrainOptions:
     device: str = "auto"
     """Where to train: auto, cpu, cuda, or cuda:N for the GPU of that number (torchrun gives each process its own)."""
     save_minutes: float = SAVE_MINUTES
-    """Minutes between two writes of last.pth within an epoch; it is also written at the end of each epoch."""
+    """Minutes between two writes of last.pth; it is also written when the run stops or ends. best.pth is written on a
+    new best, and without held-out identities when the run stops or ends."""
     skip_bad_images: bool = False
     """Skip and count images that cannot be read, instead of stopping at the first."""
     threads: int = 0

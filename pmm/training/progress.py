@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -49,10 +50,11 @@ class Meter:
         return self._earlier_seconds + time.perf_counter() - self._begin
 
     def batches(self, source: Iterable[T], label: str, total: int) -> Iterator[T]:
-        """The batches of `source`, with a progress bar; counts the time spent waiting for each."""
+        """The next batches of `source` up to the `total` of an epoch, with a progress bar; counts the time spent
+        waiting for each."""
         with tqdm(initial=self.steps, total=total, desc=label, unit="batch", leave=False, disable=None) as bar:
             waiting = time.perf_counter()
-            for batch in source:
+            for batch in islice(source, total - self.steps):
                 # while the GPU still works on the last step, waiting costs nothing
                 if self._step_done is None or self._step_done.query():
                     self.data_seconds += time.perf_counter() - waiting

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from pmm.artifacts import checkpoint
 from pmm.artifacts.pretrained import load_weights
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
-from pmm.data.crops import load_crops
 from pmm.data.loader import train_batches
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
-from pmm.data.samples import ReidDataset, class_indices
+from pmm.data.samples import ReidDataset
 from pmm.data.splits import without_unreadable
 from pmm.models.registry import build_model
 from pmm.training.announce import Announcer
@@ -30,20 +29,19 @@ from pmm.training.data_setup import check_unchanged
 from pmm.training.distributed import Processes
 from pmm.training.failures import LossWatch, explain_errors, not_finite
 from pmm.training.flags import TrainOptions, saved_config
+from pmm.training.pictures import log_mix_picture
 from pmm.training.precision import with_resolved_amp
 from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
+from pmm.training.saver import Saver
 from pmm.training.state import check_device, in_train_mode, make_train_state, restore_training, snapshot
 from pmm.training.step import set_deterministic, train_step
 from pmm.training.validation import Validation
 from pmm.utils.errors import TrainingInterrupted, UserError
 from pmm.utils.files import sweep, write_file
-from pmm.visualize.mixing import has_hard_mix, mix_picture
 
 CONTINUE, SAVE, STOP, FAIL = range(4)
 """What to do before the next step: the largest of what the processes want."""
-PICTURES, PICTURE_IDENTITIES = 10, 16
-"""Pictures of the mix in a run, and the identities in each."""
 
 
 class Trainer:
@@ -66,14 +64,19 @@ class Trainer:
         set_deterministic(device, config.recipe.deterministic)
         torch.manual_seed(config.seed)
         self.batches, self.sampler = train_batches(
-            split.train, config, rank=processes.rank, world=processes.world, skip_bad=options.skip_bad_images
+            split.train,
+            config,
+            device=device,
+            rank=processes.rank,
+            world=processes.world,
+            skip_bad=options.skip_bad_images,
         )
         self.model: torch.nn.Module = build_model(config)
         self.epochs_done, self.best = 0, -1.0
         self.progress: Mapping[str, Any] = {}
         """Of the epoch that was interrupted, `Meter.state` and more; see `_save_progress`."""
         self.announcer = Announcer(config, split, out, asked.recipe.amp)
-        self.saved_at = time.monotonic()
+        self.saver = Saver(out, options.save_minutes, device)
 
     def run(self, pending_signal: Callable[[], int]) -> Path:
         """Train to the end, from the beginning or from last.pth as the options say; returns out/best.pth.
@@ -93,11 +96,8 @@ class Trainer:
             return best
         step = self.progress.get("steps", 0)
         self.announcer.start(self.model, self.device, self.processes.world, self.epochs_done, step)
-        try:
-            with explain_errors(self.out, self.processes.world):
-                self._train_epochs(pending_signal)
-        finally:
-            self.batches.close()
+        with closing(self.saver), closing(self.batches), explain_errors(self.out, self.processes.world):
+            self._train_epochs(pending_signal)
         print(f"{self.out}: finished {epochs} epochs; best.pth and last.pth are ready")
         return best
 
@@ -107,7 +107,7 @@ class Trainer:
         with explain_errors(self.out, self.processes.world):
             self._make_state()
         self.processes.run_on_all(self._write_config)
-        self.processes.run_on_all(self._save)  # proves that there is room; from here on the run can be resumed
+        self._save(self.saver.save_now)  # proves that there is room; from here on the run can be resumed
 
     def _resume(self) -> None:
         """From last.pth. Raises UserError if it is of another configuration or cannot be resumed from."""
@@ -129,11 +129,15 @@ class Trainer:
 
     def _train_epochs(self, pending_signal: Callable[[], int]) -> None:
         recipe, validation, test = self.config.recipe, self._validation(self.split, "held-out"), self._test()
-        with open_run_logger(self.out, self.epochs_done) if self.processes.main else contextlib.nullcontext() as log:
+        with open_run_logger(self.out, self.epochs_done) if self.processes.main else nullcontext() as log:
             begin, first = time.perf_counter(), self.epochs_done
-            for epoch in range(self.epochs_done + 1, recipe.epochs + 1):
+            self.validates = validation is not None
+            self.sampler.epochs = range(first + 1, recipe.epochs + 1)
+            self.sampler.first = self.progress.get("steps", 0)
+            batches = iter(self.batches)
+            for epoch in self.sampler.epochs:
                 label = f"epoch {epoch}/{recipe.epochs}"
-                records = self.processes.gather(self._train_epoch(epoch, label, pending_signal))
+                records = self.processes.gather(self._train_epoch(epoch, batches, label, pending_signal))
                 result = None
                 if validation and (epoch % recipe.val_every == 0 or epoch == recipe.epochs):
                     result = validation.evaluate(self.state.deployed, self.device)
@@ -141,7 +145,7 @@ class Trainer:
                 skipped = self._skipped()
                 self.epochs_done, self.progress = epoch, {"skipped": skipped} if skipped else {}
                 record = {"epoch": epoch, **(mean_of_records(records) if records else {})}
-                is_best = validation is None
+                is_best = False
                 if result:
                     record |= {"val_mAP": result.mAP, "val_rank1": result.rank1}
                     is_best = result.mAP > self.best
@@ -150,12 +154,21 @@ class Trainer:
                     record |= {"test_mAP": tested.mAP, "test_rank1": tested.rank1}
                 if skipped:
                     record["skipped_images"] = len(skipped)
-                self.processes.run_on_all(partial(self._save, is_best, partial(log.write, record) if log else None))
+                self.processes.run_on_all(partial(self._end_epoch, log, record, is_best))
                 if log:
                     left = (time.perf_counter() - begin) / (epoch - first) * (recipe.epochs - epoch)
                     print(epoch_line(label, record, len(self.sampler), left), flush=True)
                     self.announcer.warn(record, skipped, epoch - first)
-                    self._log_picture(log, epoch)
+                    log_mix_picture(log, self.model, self.split.train, self.config, epoch, self.batches.skipped)
+            self._save(partial(self.saver.save_now, best=not self.validates))
+
+    def _end_epoch(self, log: RunLogger | None, record: Mapping[str, Any], is_best: bool) -> None:
+        """The record of an epoch before its model, which comes before last.pth: a run that is killed between them
+        repeats all that last.pth does not know of."""
+        if log:
+            log.write(record)
+            if is_best:
+                self.saver.save_best(self._content())
 
     def _validation(self, split: ReidDataset, name: str) -> Validation | None:
         """Queries and gallery of `split`, without unreadable images if those are to be skipped; None if there are
@@ -196,12 +209,13 @@ class Trainer:
         self.state = make_train_state(self.model, self.config, self.device, len(self.sampler), self.processes)
         self.model = self.state.model
 
-    def _train_epoch(self, epoch: int, label: str, pending_signal: Callable[[], int]) -> dict[str, Any]:
-        """This process's record of an epoch, or of the rest of an interrupted one."""
+    def _train_epoch(
+        self, epoch: int, batches: Iterator[TrainBatch | UserError], label: str, pending_signal: Callable[[], int]
+    ) -> dict[str, Any]:
+        """This process's record of an epoch, or of the rest of an interrupted one, whose `batches` are the next."""
         meter, watch = Meter(self.device, self.progress), LossWatch(self.device)
-        self.sampler.epoch, self.sampler.first = epoch, meter.steps
         self.state = in_train_mode(self.state, epoch)
-        for batch in meter.batches(self.batches, label, len(self.sampler)):
+        for batch in meter.batches(batches, label, len(self.sampler)):
             self._before_step(batch, meter, watch, label, pending_signal)
             assert not isinstance(batch, UserError)
             lr = self.state.lr
@@ -220,27 +234,30 @@ class Trainer:
         pending_signal: Callable[[], int],
     ) -> None:
         """Save, stop or fail if any process has to; then all processes do."""
-        failure = watch.not_finite()
-        number = pending_signal()
-        action = FAIL if failure or isinstance(batch, UserError) else STOP if number else CONTINUE
-        if action == CONTINUE and batch is not None:
-            action = SAVE if time.monotonic() > self.saved_at + 60 * self.options.save_minutes else CONTINUE
+        failure, number, action = watch.not_finite(), pending_signal(), CONTINUE
+        if failure or isinstance(batch, UserError) or self.saver.failed:
+            action = FAIL
+        elif number:
+            action = STOP
+        elif batch is not None and self.processes.main and self.saver.due:
+            action = SAVE
         action = self.processes.all_reduce_max(action)
         if action == FAIL:
             self.processes.run_on_all(lambda: self._fail(batch, failure, meter, label))
-        if action in (SAVE, STOP):
-            self._save_progress(meter)
+        if action == SAVE:
+            self._save_progress(meter, self.saver.save_last)
         if action == STOP:
+            self._save_progress(meter, partial(self.saver.save_now, best=not self.validates))
             where = f"{label}, after step {meter.steps} of {len(self.sampler)}"
             raise TrainingInterrupted(self.processes.all_reduce_max(number), where)
 
-    def _save_progress(self, meter: Meter) -> None:
-        """last.pth in the middle of an epoch."""
+    def _save_progress(self, meter: Meter, save: Callable[[dict[str, Any]], None]) -> None:
+        """`save` the run in the middle of an epoch."""
         states = self.processes.gather(meter.state())
         self.progress = mean_of_states(states) if states else {}
         if skipped := self._skipped():
             self.progress = {**self.progress, "skipped": skipped}
-        self.processes.run_on_all(self._save)
+        self._save(save)
 
     def _skipped(self) -> dict[int, str]:
         """The training images that any process could not read so far, index to reason; in the first process."""
@@ -248,7 +265,9 @@ class Trainer:
         return {index: reason for share in shares for index, reason in share.items()}
 
     def _fail(self, batch: Any, failure: Any, meter: Meter, label: str) -> None:
-        """Raise UserError for a batch that could not be loaded, or the step whose loss is not finite."""
+        """Raise UserError for a file that could not be written, a batch that could not be loaded, or the step whose
+        loss is not finite."""
+        self.saver.check()
         if failure:
             losses, indices, step = failure
             files = [str(self.split.train[index].path) for index in indices.tolist()]
@@ -260,28 +279,10 @@ class Trainer:
         if isinstance(batch, UserError):
             raise batch
 
-    def _save(self, is_best: bool = False, log: Callable[[], None] | None = None) -> None:
-        """best.pth, the line that `log` writes, last.pth: a run killed before the last repeats what it has lost."""
-        self.saved_at = time.monotonic()
-        if not self.processes.main:
-            return
-        progress = {"world": self.processes.world, **self.progress}
-        content = snapshot(self.state, self.epochs_done, self.best, progress)
-        if is_best:
-            checkpoint.save(self.out / "best.pth", checkpoint.for_deployment(content))
-        if log:
-            log()
-        checkpoint.save(self.out / "last.pth", content)
+    def _save(self, save: Callable[[dict[str, Any]], None]) -> None:
+        """`save` the run as it is, in the first process; all raise its error."""
+        self.processes.run_on_all(lambda: save(self._content()) if self.processes.main else None)
 
-    def _log_picture(self, log: RunLogger, epoch: int) -> None:
-        """A few times in a run, a picture of what the mix does to a few training crops."""
-        epochs, size = self.config.recipe.epochs, preprocessing_of(self.config)
-        if not has_hard_mix(self.model) or epoch not in {1 + (epochs - 1) * n // PICTURES for n in range(PICTURES + 1)}:
-            return
-        index, readable = class_indices(self.split.train), set(range(len(self.split.train))) - set(self.batches.skipped)
-        samples = {self.split.train[i].pid: self.split.train[i] for i in readable}
-        chosen = sorted(samples.values(), key=lambda sample: sample.pid)[:PICTURE_IDENTITIES]
-        with contextlib.suppress(UserError):  # one that cannot be read may not have come up in training yet
-            crops = load_crops([sample.path for sample in chosen], size)
-            labels = [index[sample.pid] for sample in chosen]
-            log.add_picture("mix", mix_picture(self.model, crops, labels, size, rows=4, seed=epoch, height=128), epoch)
+    def _content(self) -> dict[str, Any]:
+        progress = {"world": self.processes.world, **self.progress}
+        return snapshot(self.state, self.epochs_done, self.best, progress)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -64,13 +65,37 @@ def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(small_config, people
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=workers))
     config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch_size=8))  # more than slots
     loader, sampler = train_batches(read_dataset("synthetic", people).train, config)
-    sampler.epochs = range(1, 2)
-    (expected,) = batches_of(0, 1)
+    sampler.epochs = range(1, 3)
+    expected = itertools.chain(*batches_of(0, 1, 2))
     for batch, alone in zip(loader, expected, strict=True):
         inside = loader.loader._iterator
         while inside._worker_result_queue.qsize() < inside._tasks_outstanding:  # until all is done that may be
             time.sleep(0.001)
         assert torch.equal(batch.crops, alone.crops)
+
+
+def test_workers_go_on_from_epoch_to_epoch_and_end_with_the_last(small_config, people, batches_of):
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=2))
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch_size=8))
+    loader, sampler = train_batches(read_dataset("synthetic", people).train, config)
+    sampler.epochs, sampler.first = range(2, 5), 4
+    others, batches, found = set(multiprocessing.active_children()), iter(loader), []
+    for steps in (2, 6, 6):
+        found.append([TrainBatch(*(part.clone() for part in batch)) for batch in itertools.islice(batches, steps)])
+        workers = set(multiprocessing.active_children()) - others
+        assert len(workers) == 2
+        if steps == 2:
+            before = workers
+            inside = loader.loader._iterator
+            assert inside._tasks_outstanding > 0  # the next epoch's, though none of it has been asked for
+    assert workers == before
+    assert inside._tasks_outstanding == 0
+    assert next(batches, None) is None
+    (second, third, fourth) = batches_of(0, 2, 3, 4)
+    assert equal(found[0], second[4:])
+    assert equal(found[1], third)
+    assert equal(found[2], fourth)
+    loader.close()
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 from collections import Counter
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,10 +45,26 @@ def test_epochs_and_seeds_differ():
     labels = [label for label in range(20) for _ in range(4)]
     sampler = PKSampler(labels, 4, 2, seed=0)
     first = list(sampler)
-    sampler.epoch = 1
+    sampler.epochs = range(1, 2)
     assert [i for b in list(sampler) for i, _, _ in b] != [i for b in first for i, _, _ in b]
     assert list(PKSampler(labels, 4, 2, seed=1)) != first
 
 
 def test_market_has_23_iterations_an_epoch():
     assert len(PKSampler([label for label in range(751) for _ in range(4)], 32, 4, 0)) == 23
+
+
+def test_epochs_follow_each_other_in_the_order_of_each_alone():
+    labels = [label for label in range(7) for _ in range(3)]
+    sampler = PKSampler(labels, 2, 2, seed=5)
+    sampler.epochs, sampler.first = range(3, 6), 1
+    expected = []
+    for epoch in (3, 4, 5):
+        rng = np.random.default_rng([5, 2, epoch])
+        people = rng.permutation(7)[:6]
+        picks = [3 * person + rng.choice(3, 2, replace=False) for person in people]
+        batches = [[*picks[place], *picks[place + 1]] for place in (0, 2, 4)]
+        keys = [[(index, epoch, 4 * n + place) for place, index in enumerate(batch)] for n, batch in enumerate(batches)]
+        expected += keys[1:] if epoch == 3 else keys
+    assert list(sampler) == expected
+    assert len(sampler) == 3

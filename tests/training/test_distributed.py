@@ -124,7 +124,7 @@ def _stepped(config, processes):
     loader, sampler = train_batches(
         read_dataset("synthetic", config.data.root).train, config, rank=processes.rank, world=processes.world
     )
-    sampler.epoch = 1
+    sampler.epochs = range(1, 2)
     batch = next(iter(loader))
     state = make_train_state(build_model(config), config, CPU, 10, processes)
     state.model.eval()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from pmm.artifacts import checkpoint
 from pmm.artifacts.checkpoint import load
 from pmm.config import Config
+from pmm.data.loader import TrainLoader
 from pmm.ops._extension import missing
 from pmm.presets import preset
 from pmm.training.announce import describe_kernels
@@ -79,7 +81,8 @@ def test_a_stopped_and_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
             signal.raise_signal(number)
         return original(*args, **kwargs)
 
-    out = tmp_path / "run"
+    out, started, iterate = tmp_path / "run", [], TrainLoader.__iter__
+    monkeypatch.setattr(TrainLoader, "__iter__", lambda self: started.append(len(self)) or iterate(self))
     monkeypatch.setattr(pmm.training.trainer, "train_step", told_to_stop)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -96,6 +99,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     config = dataclasses.replace(load_config(out), data=dataclasses.replace(small_config.data, workers=1))
     train(config, out, RESUMED)
     assert len(calls) == 6
+    assert started == [3, 3]  # in each run once, not in each epoch
     for name in ("best.pth", "last.pth"):
         assert same(weights(out / name), weights(trained.with_name(name)))
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -114,8 +118,8 @@ def test_a_run_resumes_only_on_its_own_data(trained, people, tmp_path):
         train(config, out, RESUMED)
 
 
-def test_a_kill_between_the_files_of_an_epoch_loses_nothing(small_config, trained, tmp_path, monkeypatch):
-    """best.pth and the log come first, last.pth last: whatever was written, the epoch is repeated to the same bits."""
+def test_a_kill_between_the_files_loses_nothing(small_config, trained, tmp_path, monkeypatch):
+    """The log comes first, then best.pth, last.pth last: what it does not know of is repeated to the same bits."""
     original, out, saved = checkpoint.save, tmp_path / "run", []
 
     def killed(path, state):
@@ -128,12 +132,15 @@ def test_a_kill_between_the_files_of_an_epoch_loses_nothing(small_config, traine
     monkeypatch.setattr(checkpoint, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         train(small_config, out, ON_CPU)
-    assert saved[:3] == [("last.pth", 0, 0), ("best.pth", 1, 0), ("last.pth", 1, 1)]
+    best = load(trained)["epoch"]
+    assert saved[:2] == [("last.pth", 0, 0), ("best.pth", 1, 1)]
+    assert saved[2:] == [("best.pth", 2, 2)] * (best == 2) + [("last.pth", 2, 2)]
+    assert load(out / "best.pth")["epoch"] == best > load(out / "last.pth")["epoch"] == 0
     monkeypatch.setattr(checkpoint, "save", original)
     train(load_config(out), out, RESUMED)
     for name in ("best.pth", "last.pth"):
         assert same(weights(out / name), weights(trained.with_name(name)))
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    assert [json.loads(line)["epoch"] for line in (out / "metrics.jsonl").open()] == [1, 2]
 
 
 def test_what_was_best_before_an_interruption_stays_the_best(trained, tmp_path):
@@ -335,12 +342,12 @@ def test_a_bad_image_is_named(people, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(people, tmp_path, monkeypatch):
-    """The system itself refuses: no file may grow beyond 2 MB while the third checkpoint is written."""
+    """The system itself refuses: no file may grow beyond 2 MB while the third checkpoint is written beside a step."""
     out, saves, original = tmp_path / "run", [], checkpoint.save
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save(path, state):
-        saves.append(path.name)
+        saves.append((path.name, threading.current_thread() is threading.main_thread()))
         try:
             if len(saves) == 3:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, before[1]))
@@ -349,11 +356,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(people, tmp_path, monkeypatch):
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     monkeypatch.setattr(checkpoint, "save", save)
-    flags = ("--preset", "tiny", "--root", people, "--out", out, "--epochs", "3")
+    flags = ("--preset", "tiny", "--root", people, "--out", out, "--epochs", "9", "--save-minutes", "1e-9")
     done = run_here("-m", "pmm.train", *flags, "--val-identities", "0.25", "--device", "cpu")
-    assert_one_line_error(done, "cannot write", "last.pth", "unchanged")
-    assert saves == ["last.pth"] * 3
-    assert load(out / "last.pth")["epoch"] == 1
+    assert_one_line_error(done, "cannot write", "File too large", "last.pth", "unchanged")
+    assert saves == [("last.pth", True), ("last.pth", False), ("last.pth", False)]
+    assert load(out / "last.pth")["epoch"] == 0
     assert not list(out.glob(".*.pth*"))
 
 
