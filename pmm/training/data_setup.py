@@ -65,9 +65,10 @@ def training_data(config: Config) -> tuple[Config, ReidDataset]:
     dataset = read_dataset(config.data.dataset, root)
     if not dataset.train:
         raise InvalidFile("there is nothing to train on", path=root, expected="a folder train beside query")
-    if config.recipe.eval_every and not dataset.query:
-        problem = f"--eval-every {config.recipe.eval_every}: {root} has no test split"
-        raise ConflictingOptions(problem, "--eval-every", expected="folders query and gallery", hint="leave it out")
+    if config.recipe.eval_every and not _has_matches(dataset):
+        problem = f"--eval-every {config.recipe.eval_every}: {root} has no test split to evaluate"
+        expected = "queries with a match in the gallery, from another camera"
+        raise ConflictingOptions(problem, "--eval-every", expected=expected, hint="leave it out")
     split = split_validation(dataset.train, config.data.val_identities, config.seed)
     split = dataclasses.replace(split, notes=dataset.notes)
     classes = len(class_indices(split.train))
@@ -75,6 +76,14 @@ def training_data(config: Config) -> tuple[Config, ReidDataset]:
         expected = f"{classes}, the number of training identities in {root}"
         raise InvalidValue("--num-classes", config.model.num_classes, expected)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes)), split
+
+
+def _has_matches(dataset: ReidDataset) -> bool:
+    """Whether a query has a crop of the same identity from another camera in the gallery."""
+    cameras: dict[int, set[int]] = {}
+    for sample in dataset.gallery:
+        cameras.setdefault(sample.pid, set()).add(sample.camid)
+    return any(cameras.get(sample.pid, set()) - {sample.camid} for sample in dataset.query)
 
 
 def check_synthetic(data: DataConfig, keys: Iterable[str]) -> None:
