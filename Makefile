@@ -33,13 +33,17 @@ WAS   := $(shell cat $(VENV)/.installed 2>/dev/null)
 OTHER := $(if $(filter-out undefined,$(origin PMM_BUILD_CUDA)),$(filter-out $(PMM_BUILD_CUDA),$(WAS)))
 
 # The kernels are compiled against the torch of this environment, so torch comes first. Their CUDA part takes minutes:
-# only where there is a card, or TORCH_CUDA_ARCH_LIST names some.
-export PMM_BUILD_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard /dev/nvidia0 /dev/dxg),auto,0)
+# only where there is a card (a container may have the fourth alone), or TORCH_CUDA_ARCH_LIST names some.
+DEVICES := /dev
+export PMM_BUILD_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard $(DEVICES)/nvidia[0-9]* $(DEVICES)/dxg),auto,0)
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard cpp_ext/*.* cpp_ext/*/*.*) $(if $(GONE)$(OTHER),again)
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup: the pinned versions need Python 3.11 or newer, python3 is %d.%d" % sys.version_info[:2])'
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	@$(PYTHON) -m pmm.utils.cuda_toolkit driver
 	$(PIP) torch "setuptools>=77"
+	@nvcc=$$($(PYTHON) -m pmm.utils.cuda_toolkit nvcc) && if [ "$$nvcc" ]; then echo "pip install '$$nvcc'"; \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check "$$nvcc" || echo "make setup: the kernels stay without CUDA"; fi
 	$(PIP) --no-build-isolation -e ".[rtx,openvino,test]"
 	@echo $(PMM_BUILD_CUDA) > $@
 

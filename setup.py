@@ -5,11 +5,12 @@ build that was begun and fails is an error, and installs nothing.
 
     PMM_BUILD_CUDA=auto|0|1    auto: the CUDA kernels too, where torch has CUDA and a CUDA toolkit compiles a probe
     TORCH_CUDA_ARCH_LIST       GPU architectures, as "8.6;9.0+PTX"; default: those of the GPUs here, else all common
-                               ones that the toolkit knows
+                               ones that the toolkit knows; with code that GPUs of newer ones compile (PTX)
     PMM_REQUIRE_EXT=1          an error where the kernels cannot be built
     CXX                        another compiler than g++, for nvcc too
     CXXFLAGS, LDFLAGS          more flags to compile the C++ sources, and to link
-    CUDA_HOME, CUDA_PATH       another CUDA toolkit than the one found: this one or none
+    CUDA_HOME, CUDA_PATH       this CUDA toolkit or none; default: /usr/local/cuda, that of the nvcc on PATH, or what
+                               pip install "cuda-toolkit[nvcc,nvvm,crt]" puts beside torch
 
 Imported (tests/test_setup.py does), it builds nothing: each decision is a function of the environment and of what
 `output_of` hears from the compilers.
@@ -35,11 +36,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # a build front end does not
 from pmm.utils.build_info import sources_digest  # noqa: E402
-from pmm.utils.hardware import nvidia_gpus  # noqa: E402
+from pmm.utils.cuda_toolkit import TOOLKIT, find_toolkit, missing_nvcc, named_toolkit  # noqa: E402
+from pmm.utils.hardware import driver_version, nvidia_gpus  # noqa: E402
 
 SOURCES = ROOT / "cpp_ext"
 TORCH = [2, 11]  # the oldest that has the stable ABI used here
-ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]  # of these, the newest with PTX for newer ones
+ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 # -ffp-contract=off: a fused multiply-add would make sums depend on the processor
 FLAGS = shlex.split("-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fvisibility=hidden -fPIC -Wall -Wextra")
 STABLE_ABI = shlex.split("-DTORCH_TARGET_VERSION=0x020b000000000000 -DTORCH_STABLE_ONLY -DUSE_CUDA")
@@ -139,31 +141,30 @@ def find_cuda():
     if requested == "0":
         raise NoCudaError("PMM_BUILD_CUDA=0")
     try:
-        folder = find_toolkit()
+        folder = toolkit_folder()
         nvcc = working_nvcc(folder)
         version, known = versions_of(folder)
-        return Cuda(folder, nvcc, version, choose_architectures(known, f"CUDA {version} in {folder}"))
+        toolkit, driver = f"CUDA {version} in {folder}", driver_version()
+        if driver and int(version.split(".")[0]) > int(driver.split(".")[0]):
+            raise NoCudaError(f"{toolkit} is too new for the driver, which serves CUDA {driver} at most")
+        return Cuda(folder, nvcc, version, choose_architectures(known, toolkit))
     except NoCudaError as reason:
         if requested == "1":
             sys.exit(f"pmm kernels: PMM_BUILD_CUDA=1, but {reason}")
         raise
 
 
-def find_toolkit():
-    """The folder of the CUDA toolkit: the one that is named, or none; else the usual one, or that of nvcc."""
+def toolkit_folder():
+    """The folder of the CUDA toolkit that `find_toolkit` finds, for a torch with CUDA."""
     if not list((torch_folder() / "lib").glob("libtorch_cuda*")):
         raise NoCudaError("this torch has no CUDA")
-    named = next((name for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)), None)
-    candidates = [Path(os.environ[named] if named else "/usr/local/cuda")]
-    if not named and (nvcc := shutil.which("nvcc")):  # which may be a wrapper in another folder than the toolkit's
-        candidates.append(Path(nvcc).resolve().parents[1])
-    for folder in candidates:
-        if (folder / "bin" / "nvcc").exists() and list(folder.glob("lib*/libcudart_static.a")):
-            return folder
-    wanted = "CUDA toolkit (bin/nvcc and lib*/libcudart_static.a)"
-    raise NoCudaError(
-        f"{named}={os.environ[named]} is no {wanted}" if named else f"no {wanted} was found; set CUDA_HOME"
-    )
+    if folder := find_toolkit():
+        return folder
+    if named := named_toolkit():
+        raise NoCudaError(f"{named[0]}={named[1]} is no {TOOLKIT}")
+    packages = missing_nvcc()
+    install = f", or pip install '{packages}'" if packages else ""
+    raise NoCudaError(f"no {TOOLKIT} was found; set CUDA_HOME{install}")
 
 
 def working_nvcc(folder):
@@ -189,12 +190,13 @@ def versions_of(folder):
 
 
 def choose_architectures(known, toolkit):
-    """Those that TORCH_CUDA_ARCH_LIST names; else those of the GPUs here; else all common ones of the `known`.
+    """Those that TORCH_CUDA_ARCH_LIST names; else those of the GPUs here, or all common ones of the `known`, the newest
+    with PTX.
 
     Ends the build where the list cannot be met. `toolkit` is its name in messages.
     """
     wanted = re.findall(r"[^;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
-    here = sorted({gpu.compute_capability for gpu in nvidia_gpus()})
+    here = sorted({gpu.compute_capability for gpu in nvidia_gpus()}, key=float)
     chosen = wanted or here or [name for name in ARCHITECTURES if name in known]
     if malformed := [name for name in wanted if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name)]:
         sys.exit(f"pmm kernels: TORCH_CUDA_ARCH_LIST names {malformed[0]}; it must look like 8.6;9.0+PTX")
@@ -204,9 +206,7 @@ def choose_architectures(known, toolkit):
         sys.exit(f"pmm kernels: TORCH_CUDA_ARCH_LIST names {unknown[0]}, but {knows}")
     if unknown or not chosen:
         raise NoCudaError(f"{f'a GPU here is {unknown[0]}' if unknown else 'no GPU is here'}, and {knows}")
-    if not wanted and not here:
-        chosen[-1] += "+PTX"
-    return chosen
+    return chosen if wanted else [*chosen[:-1], f"{chosen[-1]}+PTX"]
 
 
 def build_library(target, objects):

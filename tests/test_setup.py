@@ -70,7 +70,7 @@ def setup_py(tmp_path, monkeypatch, clean):
     (stub / "lib/libtorch_cuda.so").touch()
     (stub / "version.py").write_text("from typing import Optional\n\n__version__ = '2.11.0'\n")
     module.torch_folder = lambda: stub
-    module.nvidia_gpus = gpus()
+    module.nvidia_gpus, module.driver_version = gpus(), lambda: ""
     module.read_output = module.output_of
     module.output_of = module.compilers = Compilers()
     program(tmp_path / "bin/g++", "exit 1")
@@ -180,7 +180,8 @@ def test_the_torch_of_this_environment_is_seen_without_importing_it(clean):
 
 CHOICES = {
     "of the default, what the toolkit knows": ((), "", "7.5 8.0 8.6 9.0+PTX"),
-    "the GPUs here": (("9.0", "8.0", "9.0"), "", "8.0 9.0"),
+    "the GPUs here": (("9.0", "8.0", "9.0"), "", "8.0 9.0+PTX"),
+    "the one GPU here": (("8.6",), "", "8.6+PTX"),
     "what is named": (("8.0",), "9.0a; 8.6+PTX;", "9.0a 8.6+PTX"),
 }
 
@@ -219,6 +220,26 @@ def test_an_architecture_that_the_toolkit_does_not_know(setup_py, build, tmp_pat
     setup_py.nvidia_gpus, setup_py.compilers.known = gpus(), "35 37"
     said = build(TORCH_CUDA_ARCH_LIST="")
     assert "no CUDA: no GPU is here, and CUDA 13.0" in said
+
+
+def test_a_toolkit_of_a_later_cuda_than_the_driver_serves(setup_py, build, tmp_path):
+    cuda = toolkit(tmp_path / "cuda")
+    for driver, version, fits in (("12.8", "13.0", False), ("12.2", "12.9", True), ("13.0", "12.6", True)):
+        setup_py.driver_version = lambda driver=driver: driver
+        setup_py.output_of = setup_py.compilers = Compilers(version=version)
+        said = build(PMM_BUILD_CUDA="auto", CUDA_HOME=cuda)
+        assert (f"CUDA {version} in {cuda} for 7.5" in said) == fits
+        assert ("no CUDA" in said and f"serves CUDA {driver} at most" in said) == (not fits)
+
+
+def test_without_a_toolkit_it_says_what_makes_one_of_torchs_packages(setup_py, build, monkeypatch):
+    monkeypatch.setitem(setup_py.__dict__, "find_toolkit", lambda: None)
+    for package, fact in (
+        ("cuda-toolkit[nvcc]==13.0", "or pip install 'cuda-toolkit[nvcc]==13.0'"),
+        ("", "CUDA_HOME\n"),
+    ):
+        monkeypatch.setitem(setup_py.__dict__, "missing_nvcc", lambda package=package: package)
+        assert fact in build(PMM_BUILD_CUDA="1")
 
 
 def test_a_toolkit_that_does_not_tell_what_it_knows(setup_py, build, tmp_path):

@@ -82,7 +82,7 @@ def mixing_plan(samples: int = 0, budget: float = 0.0) -> LatencyPlan:
 
 def require_kernels(device: torch.device) -> Any:
     """The compiled kernels for `device`. Raises BackendUnavailable if there are none."""
-    if reason := _extension.missing(device.type):
+    if reason := _extension.missing(device):
         raise BackendUnavailable(f"there is nothing to measure on {device.type}: {reason}")
     return _extension.kernels(device)
 

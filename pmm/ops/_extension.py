@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from pmm.utils.build_info import LIBRARY, not_built
+from pmm.utils.build_info import LIBRARY, not_built, not_built_for
+from pmm.utils.hardware import driver_version, nvidia_gpus
 
 
 def kernels(device: torch.device) -> Any | None:
@@ -20,7 +21,7 @@ def kernels(device: torch.device) -> Any | None:
 
     Raises RuntimeError instead of returning None under PMM_REQUIRE_EXT=1.
     """
-    reason = missing(device.type)
+    reason = missing(device)
     if reason is None:
         return torch.ops.pmm_kernels
     if os.environ.get("PMM_REQUIRE_EXT") == "1" and device.type in ("cpu", "cuda"):
@@ -29,10 +30,15 @@ def kernels(device: torch.device) -> Any | None:
 
 
 @cache
-def missing(device: str) -> str | None:
-    """Why there are no kernels for a type of device: not built, or not loaded; None if there are."""
-    if reason := not_built(device):
+def missing(device: torch.device) -> str | None:
+    """Why there are no kernels for `device` (a GPU without an index: the current one): not built, not for this GPU or
+    its driver, or not loaded; None if there are."""
+    if reason := not_built(device.type):
         return reason
+    if device.type == "cuda" and (gpus := nvidia_gpus()):
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if reason := not_built_for(gpus[index].compute_capability, driver_version()):
+            return reason
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:

@@ -108,5 +108,5 @@ def describe_kernels(device: torch.device) -> str:
     """Which kernels the mix uses on `device`; where it uses plain torch, why."""
     from pmm.ops._extension import missing
 
-    reason = missing(device.type)
+    reason = missing(device)
     return describe_build() if reason is None else f"plain torch on {device.type}: {reason}"

@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARY = PACKAGE / "_C.so"
 SOURCES = PACKAGE.parent / "cpp_ext"
 """Beside the package in a source tree; a wheel has none."""
+TEGRA = ("5.3", "6.2", "7.2", "8.7", "10.1", "11.0")
+"""GPUs of Jetson modules: machine code for another GPU does not run on them, nor theirs on another."""
 _FACTS = re.compile(rb"pmm kernels built (\{[^\0]*\})\0")
 
 
@@ -57,13 +59,44 @@ def build_version() -> str:
     return f"{facts['sources']}, {facts['compiler']}, {'CUDA ' + facts['cuda'] if facts['cuda'] else 'no CUDA'}"
 
 
+def runs_on(architecture: str, capability: str) -> bool:
+    """Whether code for `architecture`, as setup.py lists them, runs on a GPU of that compute capability, both as 9.0.
+
+    Machine code runs on the same and later minor versions of its major one (on Tegra: on its own), PTX on all later
+    ones, by way of the driver's compiler; with the suffix "a" both run on that very version, with "f" on those of the
+    same major one. (NVIDIA's CUDA Programming Guide, "Compute Capabilities"; torch.cuda compares its own code so.)
+    """
+    name, _, ptx = architecture.partition("+")
+    code, gpu = (tuple(map(int, version.rstrip("af").split("."))) for version in (name, capability))
+    if name.endswith("a"):
+        return code == gpu
+    if ptx and not name.endswith("f"):
+        return gpu >= code
+    alike = not {name.rstrip("f"), capability} & set(TEGRA)
+    return code == gpu or (alike and code[0] == gpu[0] and code[1] < gpu[1])
+
+
+def not_built_for(capability: str, driver: str) -> str | None:
+    """Why kernels that are built with CUDA do not run on a GPU of that compute capability, with a driver that serves
+    CUDA up to `driver` (both as 9.0); None if they do."""
+    facts = build_info()
+    built, served = (tuple(map(int, version.split(".")[:2])) for version in (facts["cuda"], driver))
+    again = _rebuild("pip install --no-build-isolation -e .")
+    if built[0] > served[0]:
+        return f"the kernels were built with CUDA {facts['cuda']}, and the driver serves CUDA {driver} at most; {again}"
+    # older drivers of the same major version run machine code, and compile no newer PTX
+    usable = [name if built <= served else name.partition("+")[0] for name in facts["architectures"]]
+    if any(runs_on(name, capability) for name in usable):
+        return None
+    return f"the kernels were built for GPUs of {' '.join(facts['architectures'])}, not for {capability}; {again}"
+
+
 def not_built(device: str) -> str | None:
     """Why no kernels are built for a type of device ("cpu", "cuda"); None if some are."""
     facts = build_info()
     if device not in ("cpu", "cuda"):
         return f"there are no kernels for {device}"
-    clone = "run make setup, or pip install --no-build-isolation -e ."
-    rebuild = clone if SOURCES.exists() else "run pip install --no-build-isolation . in a clone of pmm"
+    rebuild = _rebuild("make setup, or pip install --no-build-isolation -e .")
     if facts.get("stale"):
         return f"the kernels were built from other sources than cpp_ext/ has now; {rebuild}"
     if not facts["compiled"]:
@@ -71,3 +104,8 @@ def not_built(device: str) -> str | None:
     if device == "cuda" and not facts["cuda"]:
         return "the kernels were built without CUDA; rebuild with PMM_BUILD_CUDA=1"
     return None
+
+
+def _rebuild(command: str) -> str:
+    """How: by `command` in a source tree."""
+    return f"run {command}" if SOURCES.exists() else "run pip install --no-build-isolation . in a clone of pmm"

@@ -88,14 +88,7 @@ def misfits() -> list[Misfit]:
             problems.append(Misfit((name,), text + command([name], usable)))
     too_new = list(dict.fromkeys(library for library in libraries if served and library.major > served))
     if too_new:
-        newest = max(library.major for library in too_new)
-        names = [library.name for library in too_new]
-        least = f" to {MIN_DRIVER[newest]} or later" if newest in MIN_DRIVER else ""
-        other = f", or {command(names, served)}" if served in MIN_DRIVER else ""
-        text = (
-            f"{_listed(too_new)}, and the driver serves CUDA {driver} at most: update the NVIDIA driver{least}{other}"
-        )
-        problems.append(Misfit(tuple(names), text))
+        problems.append(Misfit(tuple(library.name for library in too_new), too_new_for(driver, too_new)))
     pair = [library for library in libraries if library.name in _CUDA_FILES and library.cuda and library not in too_new]
     if len({library.major for library in pair}) > 1:
         torch, ort = pair
@@ -108,6 +101,19 @@ def misfits() -> list[Misfit]:
         )
         problems.append(Misfit(("torch",), text))
     return problems
+
+
+def too_new_for(driver: str, libraries: Sequence[GpuLibrary]) -> str:
+    """What to do about those of `libraries` that are built for a CUDA which the `driver`, of the CUDA version that it
+    serves, does not serve; empty if there are none."""
+    served = int(driver.partition(".")[0])
+    too_new = [library for library in libraries if library.major > served]
+    if not too_new:
+        return ""
+    newest = max(library.major for library in too_new)
+    least = f" to {MIN_DRIVER[newest]} or later" if newest in MIN_DRIVER else ""
+    other = f", or {command([library.name for library in too_new], served)}" if served in MIN_DRIVER else ""
+    return f"{_listed(too_new)}, and the driver serves CUDA {driver} at most: update the NVIDIA driver{least}{other}"
 
 
 def advice(name: str) -> str:

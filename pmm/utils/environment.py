@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pmm.utils.build_info import __version__, build_info
+from pmm.utils.build_info import __version__, build_info, not_built_for
 from pmm.utils.cuda_versions import misfits, side_by_side
 from pmm.utils.hardware import (
     clashing_wheels,
@@ -61,8 +61,17 @@ def report_header(schema: str, threads: int | None = None) -> dict[str, Any]:
 
 
 def problems() -> list[str]:
-    """Known problems of this machine's libraries and driver."""
-    return [*([clash] if (clash := clashing_wheels()) else []), *(misfit.text for misfit in misfits())]
+    """Known problems of this machine's libraries, driver and compiled kernels."""
+    clash = clashing_wheels()
+    return [*([clash] if clash else []), *(misfit.text for misfit in misfits()), *_gpus_without_kernels()]
+
+
+def _gpus_without_kernels() -> list[str]:
+    """Of kernels that are built with CUDA: the GPUs that they do not run on, and why."""
+    if not build_info().get("cuda"):
+        return []
+    reasons = {gpu.name: not_built_for(gpu.compute_capability, driver_version()) for gpu in nvidia_gpus()}
+    return [f"{name}: {reason}" for name, reason in reasons.items() if reason]
 
 
 def _cpu_name() -> str:

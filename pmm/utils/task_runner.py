@@ -21,12 +21,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from pmm.utils.cuda_toolkit import find_toolkit
 from pmm.utils.files import make_folder, sha256, write_file
 
 Status = Literal["passed", "failed", "timed out", "not proved", "not run"]
 """not proved: this machine cannot run it. not run: an earlier task failed or was interrupted."""
 LAST_LINES = 20
-NVCC, TOOLKIT = "nvcc", Path("/usr/local/cuda")
+NVCC = "nvcc"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,9 +262,6 @@ def _stamp(task: Task, folder: Path) -> Path:
 
 
 def _is_installed(name: str) -> bool:
-    if name == NVCC:  # as setup.py: in the toolkit that the environment names, or else in the usual one or on PATH
-        named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-        folder = Path(named) if named else TOOLKIT
-        if named or folder.exists():
-            return (folder / "bin" / NVCC).exists()
+    if name == NVCC:
+        return find_toolkit() is not None
     return bool(shutil.which(name) or find_spec(name))

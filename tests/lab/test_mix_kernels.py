@@ -17,7 +17,9 @@ from pmm.ops.block_ranking import replaced_cells
 from pmm.ops.mixed_cam import cam
 from tests.conftest import assert_one_line_error, run_here
 
-compiled = pytest.mark.skipif(_extension.missing("cpu") is not None, reason="the kernels are not compiled")
+compiled = pytest.mark.skipif(
+    _extension.missing(torch.device("cpu")) is not None, reason="the kernels are not compiled"
+)
 
 
 def bench(tmp_path, *args, **env):

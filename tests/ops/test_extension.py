@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from pmm.ops import _extension, hard_mix
+from pmm.training.announce import describe_kernels
 from pmm.utils import build_info as facts
+from pmm.utils import environment
+from pmm.utils.hardware import Gpu
 from tests.conftest import ROOT
 
 
@@ -67,6 +70,26 @@ def test_kernels_without_cuda_say_so_for_a_gpu(library, monkeypatch):
         _extension.kernels(torch.device("cuda"))
 
 
+def test_kernels_for_another_gpu_are_not_launched_on_this_one(built_with, monkeypatch):
+    """Of two GPUs the one that they are built for has them; the other has plain torch, before its first launch."""
+    built_with(compiler="g++", cuda="13.0", architectures=["8.6"], sources="0")
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    for module in (_extension, environment):
+        monkeypatch.setattr(module, "nvidia_gpus", lambda: (Gpu("NVIDIA T4", "7.5"), Gpu("NVIDIA L4", "8.9")))
+        monkeypatch.setattr(module, "driver_version", lambda: "13.0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    first, second, current = torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda")
+    assert _extension.kernels(first) is None
+    assert _extension.kernels(second) is _extension.kernels(current) is torch.ops.pmm_kernels
+    assert "plain torch on cuda: the kernels were built for GPUs of 8.6, not for 7.5" in describe_kernels(first)
+    assert [line for line in environment.problems() if "kernels" in line] == [
+        "NVIDIA T4: " + facts.not_built_for("7.5", "13.0")
+    ]
+    monkeypatch.setenv("PMM_REQUIRE_EXT", "1")
+    with pytest.raises(RuntimeError, match=r"PMM_REQUIRE_EXT=1, but the kernels were built for GPUs of 8\.6"):
+        _extension.kernels(first)
+
+
 def program(path, script):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -80,13 +103,19 @@ def test_make_setup_installs_again_what_is_gone_or_was_built_otherwise(tmp_path)
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("0\n")
 
-    def installs(path=os.environ["PATH"], **env):
+    def made(*words, **env):
         clean = {k: v for k, v in os.environ.items() if k not in ("PMM_BUILD_CUDA", "CXX", "MAKEFLAGS")}
-        words = [shutil.which("make"), "-n", "-C", tmp_path, "-f", ROOT / "Makefile", "setup"]
-        done = subprocess.run(words, capture_output=True, text=True, check=True, env={**clean, "PATH": path, **env})
-        return "pip install" in done.stdout
+        command = [shutil.which("make"), "-n", "-C", tmp_path, "-f", ROOT / "Makefile", *words, "setup"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env={**clean, **env}).stdout
+
+    def installs(path=os.environ["PATH"], **env):
+        return "pip install" in made(PATH=path, **env)
 
     assert not installs()
+    for device, build in (("nvidiactl", "0"), ("nvidia3", "auto")):  # in a container the first GPU may be the fourth
+        (tmp_path / "dev").mkdir(exist_ok=True)
+        (tmp_path / "dev" / device).touch()
+        assert f"echo {build} > " in made("-B", f"DEVICES={tmp_path}/dev")
     assert not installs(PMM_BUILD_CUDA="0")
     assert installs(PMM_BUILD_CUDA="1")
     (tmp_path / "pmm/_C.so").unlink()

@@ -1,19 +1,18 @@
 """The CUDA part of the library compiles, links and registers its kernels; what they compute, only a GPU can tell."""
 
 import json
-import shutil
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from pmm.utils import build_info
+from pmm.utils.cuda_toolkit import find_toolkit
 from tests.conftest import ROOT, run_python
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()), reason="no nvcc here"),
+    pytest.mark.skipif(find_toolkit() is None, reason="no CUDA toolkit here"),
     pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch has no CUDA"),
 ]
 OPS = ("rank_blocks", "select", "adjoint", "max_pool", "unpool", "mixed_cam")

@@ -73,3 +73,51 @@ def test_a_library_without_facts_is_no_build_of_ours(tmp_path, monkeypatch, cont
 def test_the_environment_says_it_without_torch():
     done = run_without_torch("-m", "pmm", "info", "--json")
     assert json.loads(done.stdout)["environment"]["kernels"] == build_info.build_info(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("architecture", "runs", "fails"),
+    [
+        ("7.5", "7.5", "7.0 8.0"),
+        ("8.0", "8.0 8.6 8.9", "7.5 8.7 9.0"),
+        ("8.6", "8.6 8.9", "8.0 8.7"),
+        ("8.7", "8.7", "8.6 8.9"),
+        ("9.0", "9.0", "8.9 10.0"),
+        ("10.0", "10.0 10.3", "9.0 11.0 12.0"),
+        ("12.0", "12.0 12.1", "10.0"),
+        ("9.0a", "9.0", "9.1 10.0"),
+        ("10.3a", "10.3", "10.0 10.4"),
+        ("10.0f", "10.0 10.3", "11.0 12.0"),
+        ("8.0+PTX", "8.0 8.6 8.7 9.0 12.1", "7.5"),
+        ("9.0a+PTX", "9.0", "10.0 12.0"),
+        ("12.0f+PTX", "12.0 12.1", "13.0"),
+    ],
+)
+def test_where_machine_code_and_ptx_run(architecture, runs, fails):
+    assert [gpu for gpu in runs.split() if not build_info.runs_on(architecture, gpu)] == []
+    assert [gpu for gpu in fails.split() if build_info.runs_on(architecture, gpu)] == []
+
+
+@pytest.mark.parametrize(
+    ("gpu", "driver", "fact"),
+    [
+        ("9.0", "13.0", None),
+        ("12.0", "13.4", None),
+        ("12.1", "13.0", None),
+        ("13.0", "13.0", None),  # by PTX
+        ("8.6", "13.0", "not for 8.6"),
+        ("9.0", "12.8", "12.8 at most"),
+    ],
+)
+def test_kernels_for_a_gpu_and_its_driver(built_with, gpu, driver, fact):
+    built_with(**CUDA)
+    reason = build_info.not_built_for(gpu, driver)
+    assert reason is None if fact is None else fact in reason
+    assert fact is None or "pip install --no-build-isolation" in reason
+
+
+def test_an_older_driver_does_not_compile_the_ptx_of_a_newer_toolkit(built_with):
+    built_with(**{**CUDA, "cuda": "13.2"})
+    assert build_info.not_built_for("12.0", "13.0") is None
+    assert "not for 13.0" in build_info.not_built_for("13.0", "13.0")
+    assert build_info.not_built_for("13.0", "13.2") is None

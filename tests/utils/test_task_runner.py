@@ -177,20 +177,9 @@ def test_what_a_step_keeps_is_there_in_the_next_attempt_of_the_same_step_alone(r
     assert run(slow(code + "#"), depends="other sources")["slow"].status == "passed", "nor of other sources"
 
 
-@pytest.mark.parametrize(
-    ("home", "path", "there"),
-    [("toolkit", "", True), ("elsewhere", "toolkit/bin", False), ("", "toolkit/bin", True), ("", "", False)],
-)
-def test_nvcc_is_looked_for_where_the_build_looks(tmp_path, monkeypatch, home, path, there):
-    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
-    nvcc.parent.mkdir(parents=True)
-    nvcc.touch(mode=0o755)
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    if home:
-        monkeypatch.setenv("CUDA_HOME", str(tmp_path / home))
-    monkeypatch.setenv("PATH", str(tmp_path / path) if path else "")
-    monkeypatch.setattr(task_runner, "TOOLKIT", tmp_path / "usual")
+@pytest.mark.parametrize("there", [True, False])
+def test_nvcc_is_looked_for_where_the_build_looks(tmp_path, monkeypatch, there):
+    monkeypatch.setattr(task_runner, "find_toolkit", lambda: tmp_path if there else None)
     assert (Task(name="x", commands=(), requires=("nvcc",)).missing() == []) == there
 
 
