@@ -207,6 +207,22 @@ def test_a_way_that_trains_something_else_is_refused(tmp_path, monkeypatch):
     assert "step: eager has another result" in done.stderr
 
 
+@compiled
+@pytest.mark.slow
+def test_a_ranking_that_is_decided_otherwise_once_is_no_other_result(tmp_path, monkeypatch):
+    """As a near-tie among hundreds of rankings is, which sums in another order decide."""
+    calls = []
+
+    def way(*arguments):
+        calls.append(arguments)
+        return (training_step.without_mixing if len(calls) == 1 else training_step.with_our_kernels)(*arguments)
+
+    monkeypatch.setattr(training_step, "WAYS", {"ours": training_step.with_our_kernels, "eager": way})
+    done, report = bench(tmp_path, "--step")
+    assert (done.returncode, report["equal"], done.stderr) == (0, True, "")
+    assert {row["name"]: row["status"] for row in report["rows"]} == {"ours": "timed", "eager": "timed"}
+
+
 @pytest.mark.parametrize("shape", [(4, 5, 24, 8), (3, 2, 7, 5), (1, 1, 3, 2)])
 def test_the_authors_procedure_is_the_reference(shape):
     """Also with edge blocks; K blocks are all there are on the smallest map."""
