@@ -71,21 +71,33 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     from pmm.artifacts.torch_file import read_torch_file
 
-    checkpoint = read_torch_file(path, EXPECTED)
-    if not isinstance(checkpoint, dict) or "format" not in checkpoint:
-        keys = ", ".join(map(str, list(checkpoint)[:5])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        hint = describe(checkpoint) or ""
-        if not hint and method_of(checkpoint):
+    return checked(read_torch_file(path, EXPECTED), path)
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether `content`, as torch.load returns it, is a checkpoint of pmm, of whatever version."""
+    return isinstance(content, dict) and str(content.get("format", "")).startswith("pmm-checkpoint-")
+
+
+def checked(content: Any, path: str | Path) -> dict[str, Any]:
+    """`content` of the file `path`, as torch.load returns it, with every key that this version writes.
+
+    Raises InvalidFile if it is no checkpoint of pmm, or of another format.
+    """
+    if not isinstance(content, dict) or "format" not in content:
+        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        hint = describe(content) or ""
+        if not hint and method_of(content):
             hint = f"first turn it into one: pmm import {shlex.quote(str(path))} -o CKPT.pth"
         raise InvalidFile(f"not a PMM checkpoint (it holds: {keys})", path=path, expected=EXPECTED, hint=hint)
-    if (form := checkpoint["format"]) != FORMAT:
+    if (form := content["format"]) != FORMAT:
         raise InvalidFile(f"its format is {form!r}", path=path, expected=f"{FORMAT!r}, which this version reads")
     for key in ("progress", "ema"):  # which older files do not have
-        checkpoint.setdefault(key, None)
-    missing = [key for key in KEYS if key not in checkpoint]
+        content.setdefault(key, None)
+    missing = [key for key in KEYS if key not in content]
     if missing:
         raise InvalidFile(f"incomplete checkpoint, without {', '.join(missing)}", path=path)
-    return checkpoint
+    return content
 
 
 def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidModel, Config]:
@@ -99,7 +111,7 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidM
     except UserError as error:
         raise InvalidFile(str(error), path=source) from error
     try:
-        model.load_state_dict(_deployed_weights(checkpoint))
+        model.load_state_dict(deployed_weights(checkpoint))
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines()[:3]]
         raise InvalidFile(
@@ -111,10 +123,10 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidM
 def for_deployment(state: dict[str, Any]) -> dict[str, Any]:
     """`state` without what only a resumed run needs."""
     rest = dict.fromkeys(("ema", "optimizer", "scheduler", "scaler", "rng", "progress"))
-    return state | rest | {"model": _deployed_weights(state)}
+    return state | rest | {"model": deployed_weights(state)}
 
 
-def _deployed_weights(state: dict[str, Any]) -> dict[str, Any]:
+def deployed_weights(state: dict[str, Any]) -> dict[str, Any]:
     """The averages over the steps, if the run has them, else the weights as the last step left them."""
     if state["ema"] is None:
         return state["model"]

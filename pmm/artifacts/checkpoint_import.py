@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmm.artifacts.checkpoint import FORMAT, KEYS, save, versions
+from pmm.artifacts.checkpoint import FORMAT, KEYS, is_checkpoint, save, versions
 from pmm.artifacts.known_checkpoints import BRANCHES, CODE, SHARED, describe, method_of, state_dict_of
-from pmm.artifacts.torch_file import read_torch_file
+from pmm.artifacts.torch_file import COUNTER, as_float32, read_torch_file
 from pmm.config import Config, DataConfig, ModelConfig
 from pmm.models.registry import build_model
 from pmm.presets import preset
@@ -24,7 +24,6 @@ from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
 
 EXPECTED = "a checkpoint of the PMM authors' code or of BDB's"
-COUNTER = ".num_batches_tracked"
 SHOWN = 3
 
 _CONVOLUTION = "global_reduction.0.weight"  # 1x1, where pmm's is linear
@@ -64,7 +63,7 @@ def import_checkpoint(source: Path, out: Path, data: DataConfig, *, identities: 
         UserError: crops too small for it.
     """
     content = read_torch_file(source, EXPECTED)
-    if isinstance(content, dict) and str(content.get("format", "")).startswith("pmm-checkpoint"):
+    if is_checkpoint(content):
         raise InvalidFile(
             "already a PMM checkpoint, nothing to import", path=source, hint="every command takes it as it is"
         )
@@ -122,7 +121,7 @@ def convert(content: Any, source: str | Path) -> ConvertedCheckpoint:
     model, notes = {}, []
     for key, (source_key, shape) in expected.items():
         if source_key in state:
-            model[key] = _to_float32(state[source_key], source_key, source)
+            model[key] = as_float32(state[source_key], source_key, source).clone(memory_format=torch.contiguous_format)
         else:  # a counter; all other keys are present
             model[key] = torch.zeros(shape, dtype=torch.int64)
         if source_key == _CONVOLUTION:
@@ -197,20 +196,6 @@ def _check_keys(
             path=source,
             expected="the file as their training script saves it",
         )
-
-
-def _to_float32(value: Tensor, key: str, source: str | Path) -> Tensor:
-    """`value` in a storage of its own: float32, or int64 for one of batch-norm's counters.
-
-    Raises InvalidFile for weights in other numbers than floating-point ones, and for NaN and Inf, naming the key.
-    """
-    counter = key.endswith(COUNTER)
-    if value.layout != torch.strided or not (value.is_floating_point() or counter):
-        raise InvalidFile(f"{key} is {_short(value.dtype)}", path=source, expected="plain floating-point weights")
-    plain = value.detach().to(torch.float64 if counter else torch.float32)
-    if not plain.isfinite().all():
-        raise InvalidFile(f"{key} holds NaN or Inf: the training diverged, or the file is damaged", path=source)
-    return plain.to(torch.int64 if counter else torch.float32).clone(memory_format=torch.contiguous_format)
 
 
 def _summary(content: Any) -> str:

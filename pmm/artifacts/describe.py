@@ -40,7 +40,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "sha256": sha256(path),
         "method": config.model.method,
         "backbone": config.model.backbone,
-        "backbone_weights": weights if weights in ("auto", "imagenet", "none") else Path(weights).name,
+        "backbone_weights": Path(config.model.init).name or weights,
         "crop": {"height": data.height, "width": data.width},
         "embedding_dim": model.embedding_dim,
         "metric": config.model.metric,

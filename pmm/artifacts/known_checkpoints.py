@@ -38,23 +38,19 @@ def _branch(number: str, stage: int) -> dict[str, str]:
 
 BRANCHES = {"pmm": _branch("1", 1) | _branch("2", 2), "bdb": _branch("", 1)}
 """Method -> the further prefixes."""
-_TRAIN = "its network is none of pmm's: train one (pmm train)"
+_PMM_WEIGHTS = "the bare weights of a PMM model"
 _FOREIGN = (
-    # name, patterns that some key matches each, what to do
-    (
-        "the bare weights of a PMM model",
-        (r"backbone\.trunk\.", r"stages\.0\."),
-        "give the checkpoint that they come from, as it is",
-    ),
-    ("a fast-reid checkpoint", (r"heads\.|pixel_mean$",), _TRAIN),
-    ("a TransReID or CLIP-ReID checkpoint", (r"base\.(blocks|cls_token|patch_embed)|image_encoder\.",), _TRAIN),
-    ("an OSNet checkpoint of torchreid", (r"conv2\.0\.conv2a\.",), _TRAIN),
-    ("a torchreid checkpoint", (r"layer4\.", r"classifier\."), _TRAIN),
-    (
-        "a ResNet-50 of torchvision",
-        (r"conv1\.weight$", r"layer3\.5\.conv3\."),
-        "start a training from its bare state dict (pmm train --weights FILE)",
-    ),
+    # name, patterns that some key matches each
+    (_PMM_WEIGHTS, (r"backbone\.trunk\.", r"stages\.0\.")),
+    ("a fast-reid checkpoint", (r"(heads|b1_head)\.|pixel_mean$",)),
+    ("a TransReID or CLIP-ReID checkpoint", (r"base\.(blocks|cls_token|patch_embed)|image_encoder\.",)),
+    ("a checkpoint of reid-strong-baseline", (r"base\.layer4\.", r"(classifier|bottleneck)\.")),
+    ("a MoCo checkpoint", (r"encoder_q\.",)),
+    ("an OSNet checkpoint of torchreid", (r"conv2\.0\.conv2a\.",)),
+    ("a torchreid checkpoint", (r"layer4\.", r"classifier\.")),
+    ("a ResNet-152", (r"conv1\.weight$", r"layer3\.35\.conv3\.")),
+    ("a ResNet-101", (r"conv1\.weight$", r"layer3\.22\.conv3\.")),
+    ("a ResNet-50", (r"conv1\.weight$", r"layer3\.5\.conv3\.")),
 )
 
 
@@ -66,13 +62,24 @@ def method_of(content: Any) -> str | None:
     return max(BRANCHES, key=lambda method: sum(key.startswith(tuple(BRANCHES[method])) for key in keys))
 
 
+def name_of(content: Any) -> str | None:
+    """What a checkpoint of another known code base is; None for all others."""
+    keys = state_dict_of(content)
+    fits = (name for name, patterns in _FOREIGN if all(_any_match(keys, pattern) for pattern in patterns))
+    return next(fits, None)
+
+
 def describe(content: Any) -> str | None:
     """`what it is; what to do with it` for a checkpoint of another known code base; None for all others."""
-    keys = state_dict_of(content)
-    for name, patterns, advice in _FOREIGN:
-        if all(_any_match(keys, pattern) for pattern in patterns):
-            return f"{name}; {advice}"
-    return None
+    name, keys = name_of(content), state_dict_of(content)
+    if name is None:
+        return None
+    if name == _PMM_WEIGHTS:
+        return f"{name}; give the checkpoint that they come from, as it is"
+    if not _any_match(keys, r".*layer3\.5\.conv3\.") or _any_match(keys, r".*(layer3\.6|\.se)\."):
+        return f"{name}; its network is none of pmm's: train one (pmm train)"
+    backbone = " --backbone resnet50-ibn-a" if _any_match(keys, r".*\.bn1\.IN\.") else ""
+    return f"{name}; a training can start from its backbone (pmm train --init FILE{backbone})"
 
 
 def state_dict_of(content: Any) -> dict[str, Any]:

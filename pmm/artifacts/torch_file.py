@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pmm.artifacts.kinds import KIND_NAMES, SUFFIXES, kind_of_content
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import existing_file
 
+COUNTER = ".num_batches_tracked"
+"""End of the names of batch-norm's counters, which older versions of torch did not write."""
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_SCALARS: list[Any] = [
     # training scripts store a rank-1 as they computed it; numpy 2 moved the function, files know it by either name
@@ -43,6 +46,22 @@ def read_torch_file(path: str | Path, expected: str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports a bad file with RuntimeError, UnpicklingError, EOFError, KeyError, ...
         raise InvalidFile(_refusal(str(error), start), path=path, expected=expected) from error
+
+
+def as_float32(value: Tensor, key: str, path: str | Path) -> Tensor:
+    """The weight `value`, `key` of the file `path`, as float32 or, one of batch-norm's counters, as int64; the same
+    storage where it is that already.
+
+    Raises InvalidFile, naming the key, for weights in other numbers than floating-point ones, and for NaN and Inf.
+    """
+    counter = key.endswith(COUNTER)
+    if value.layout != torch.strided or not (value.is_floating_point() or counter):
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise InvalidFile(f"{key} is {dtype}", path=path, expected="plain floating-point weights")
+    plain = value.detach().to(torch.float64 if counter else torch.float32)
+    if not plain.isfinite().all():
+        raise InvalidFile(f"{key} holds NaN or Inf: the training diverged, or the file is damaged", path=path)
+    return plain.to(torch.int64) if counter else plain
 
 
 def _other_kind(path: Path, start: bytes) -> str | None:

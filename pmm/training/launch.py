@@ -9,8 +9,9 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pmm.config import Config
+from pmm.config import Config, ModelConfig
 from pmm.models.registry import method_of
 from pmm.training.data_setup import resolve_config, training_data
 from pmm.training.flags import TrainOptions
@@ -19,6 +20,9 @@ from pmm.utils.errors import BackendUnavailable, CannotWrite, InvalidFile
 from pmm.utils.extras import check_installed
 from pmm.utils.files import claimed
 from pmm.utils.hardware import nvidia_gpus
+
+if TYPE_CHECKING:
+    from pmm.artifacts.init_file import InitFile
 
 
 def is_first() -> bool:
@@ -48,6 +52,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
             processes.run_on_all(_check_no_gpu)
         out = Path(processes.broadcast(str(out)))
         resolved = processes.run_on_all(lambda: config if options.resume else resolve_config(config))
+        init = processes.run_on_all(lambda: None if options.resume else _init_file(config.model))
         config, split = processes.run_on_all(lambda: training_data(resolved))
         with contextlib.ExitStack() as stack:
             stack.callback(set_threads(options.threads))
@@ -55,7 +60,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
             # again: drawing synthetic crops takes a while
             processes.run_on_all(lambda: _check_folder(out, options.resume) if processes.main else None)
             pending_signal = stack.enter_context(command_line.deferred_signals(signal.SIGINT, signal.SIGTERM))
-            trainer = processes.run_on_all(lambda: Trainer(config, split, out, device, processes, options))
+            trainer = processes.run_on_all(lambda: Trainer(config, split, out, device, processes, options, init))
             return trainer.run(pending_signal)
 
 
@@ -68,6 +73,13 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise CannotWrite("it holds best.pth of a run without last.pth", path=out, hint=hint)
     if resume and not has_run:
         raise InvalidFile("it holds no last.pth to resume from", path=out, hint="start without --resume")
+
+
+def _init_file(model: ModelConfig) -> InitFile | None:
+    """What the run starts from, read before data are drawn: a file that does not fit then costs nothing."""
+    from pmm.artifacts.init_file import read_init_file
+
+    return read_init_file(model.init, model.backbone) if model.init else None
 
 
 def _check_kernels(device: str) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from pmm.artifacts import checkpoint
-from pmm.artifacts.pretrained import load_weights
+from pmm.artifacts.init_file import InitFile
+from pmm.artifacts.initial_weights import load_initial_weights
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
 from pmm.data.loader import train_batches
@@ -55,11 +56,12 @@ class Trainer:
         device: torch.device,
         processes: Processes,
         options: TrainOptions,
+        init: InitFile | None = None,
     ) -> None:
         """Raises UserError for a batch size that does not suit the data or the processes, or blocks that do not fit."""
         asked, config = config, with_resolved_amp(config, device, processes)
         self.config, self.split, self.out, self.device, self.processes = config, split, out, device, processes
-        self.options = options
+        self.options, self.init = options, init
         check_device(config, device)
         set_deterministic(device, config.recipe.deterministic)
         torch.manual_seed(config.seed)
@@ -103,7 +105,9 @@ class Trainer:
 
     def _start(self) -> None:
         """From the beginning. Raises UserError for weights that do not fit, or a folder that cannot be written."""
-        self.processes.run_on_all(lambda: load_weights(self.model.backbone, self.config.model))  # type: ignore[arg-type]
+        table = self.processes.run_on_all(lambda: load_initial_weights(self.model, self.config, self.init))
+        if table:
+            print(table)
         with explain_errors(self.out, self.processes.world):
             self._make_state()
         self.processes.run_on_all(self._write_config)

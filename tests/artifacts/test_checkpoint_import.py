@@ -305,7 +305,7 @@ OTHERS = {
     "a torchreid checkpoint": {"state_dict": RESNET | {"classifier.weight": 0}, "epoch": 1, "rank1": 0.9},
     "TransReID or CLIP-ReID": {"base.cls_token": 0, "base.blocks.0.norm1.weight": 0, "classifier.weight": 0},
     "a TransReID or CLIP": {"image_encoder.conv1.weight": 0, "prompt_learner.cls_ctx": 0},
-    "pmm train --weights FILE": RESNET | {"fc.weight": 0},
+    "pmm train --init FILE": RESNET | {"fc.weight": 0},
     "the bare weights of a PMM model": {"backbone.trunk.conv1.weight": 0, "stages.0.bn.weight": 0},
 }
 
@@ -320,7 +320,7 @@ def test_other_code_bases_are_recognised(text, tmp_path):
 
 def test_torchvisions_own_state_dict_is_recognised():
     with torch.device("meta"):
-        refused(resnet50().state_dict(), "ResNet-50 of torchvision", "pmm train --weights FILE")
+        refused(resnet50().state_dict(), "a ResNet-50", "pmm train --init FILE")
         refused(resnet18().state_dict(), "conv1.weight, bn1.weight, bn1.bias, ...")
 
 

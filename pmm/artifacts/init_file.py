@@ -1,0 +1,257 @@
+"""The file that a training starts from (`--init`): a checkpoint of pmm, or whatever holds the weights of the backbone.
+
+Other toolkits wrap the same names differently (`state_dict`, `module.`, `encoder_q.`, and combinations), so a wrapping
+is not looked up but found: it is the prefix below which most names of the backbone stand.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmm.artifacts.checkpoint import checked, deployed_weights, is_checkpoint
+from pmm.artifacts.known_checkpoints import method_of, name_of
+from pmm.artifacts.torch_file import COUNTER, as_float32, read_torch_file
+from pmm.config import BACKBONES, TIMM, Config
+from pmm.models.backbone import build_backbone
+from pmm.utils.errors import InvalidFile, UserError
+from pmm.utils.extras import import_library
+from pmm.utils.files import existing_file, sha256
+
+NUMBERED = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+"""The names of a ResNet's parts where they are the children of an nn.Sequential."""
+SHOWN = 3
+_EMA = re.compile(r"(^|[._])ema([._]|$)")
+_TRAINING_STATE = re.compile(r"(\w*optim|\w*sched|\w*scaler|rng|progress)", re.IGNORECASE)
+_OPTIMIZER = re.compile(r"(^|\.)(step|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitFile:
+    """What a file gives to the model of a new run."""
+
+    path: Path
+    sha256: str
+    kind: str
+    """What it is, in words."""
+    config: Config | None
+    """Of a checkpoint of pmm; None for other files."""
+    weights: dict[str, Tensor]
+    """By the names of pmm's model: the whole backbone, and of a checkpoint of pmm all the rest."""
+    stored_names: dict[str, str]
+    """Those names -> where the file has them, containers and key joined by dots."""
+    left_out: dict[str, str]
+    """All else that is in the file -> why it is not among the weights."""
+
+
+class _Match(NamedTuple):
+    """A place in a file where names of a backbone stand."""
+
+    names: Mapping[str, str]
+    """The file's names, without their prefix -> the backbone's."""
+    prefix: str
+    hits: int
+    """Names that are there, batch-norm's counters apart."""
+
+    def key(self, name: str) -> str:
+        return f"{self.prefix}.{name}" if self.prefix else name
+
+
+def read_init_file(path: str | Path, backbone: str) -> InitFile:
+    """Read the file once, and check all that can be checked before there are data.
+
+    Raises InvalidFile if it is missing or damaged, could run code, does not hold the whole backbone of that name in its
+    shapes, is of an architecture that has more, or holds weights that are not finite; MissingLibrary for a .safetensors
+    file where that library is missing.
+    """
+    expected = f"the weights of a {backbone} backbone, or a checkpoint of pmm with one"
+    path = existing_file(path, expected)
+    content = _read(path, expected)
+    leaves = _leaves(content)
+    if is_checkpoint(content):
+        return _from_checkpoint(checked(content, path), leaves, path, backbone)
+    tensors = {key: value for key, value in leaves.items() if isinstance(value, Tensor)}
+    match, *others = _matches(tensors, backbone)
+    if problem := _problem(match, tensors, backbone):
+        name = name_of(content)
+        problem = f"it is {name}: {problem}" if name else problem
+        raise InvalidFile(problem, path=path, expected=expected, hint=_hint(content, tensors, path, backbone))
+    stored = {f"backbone.{ours}": match.key(name) for name, ours in match.names.items() if match.key(name) in tensors}
+    copies = [other.prefix for other in others if other.hits == match.hits]
+    return InitFile(
+        path=path,
+        sha256=sha256(path),
+        kind=name_of(content) or "a state dict",
+        config=None,
+        weights={ours: as_float32(tensors[key], key, path) for ours, key in stored.items()},
+        stored_names=stored,
+        left_out=_left_out(leaves, set(stored.values()), copies),
+    )
+
+
+def _from_checkpoint(saved: dict[str, Any], leaves: Mapping[str, Any], path: Path, backbone: str) -> InitFile:
+    try:
+        config = Config.from_dict(saved["config"])
+    except UserError as error:
+        raise InvalidFile(str(error), path=path) from error
+    model, data = config.model, config.data
+    if model.backbone != backbone:
+        hint = f"use --backbone {model.backbone}"
+        raise InvalidFile(f"its backbone is {model.backbone}", path=path, expected=backbone, hint=hint)
+    places = {id(value): key for key, value in leaves.items()}
+    try:
+        state = {key: value for key, value in deployed_weights(saved).items() if isinstance(value, Tensor)}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidFile("its weights are not where a checkpoint has them", path=path) from error
+    match = _Match({key: key for key in _shapes(backbone)}, "backbone", 0)
+    if problem := _problem(match, state, backbone):
+        raise InvalidFile(problem, path=path)
+    stored = {key: places[id(value)] for key, value in state.items()}
+    averaged = "" if saved["ema"] is None else ", averaged over its steps"
+    kind = f"{model.method} on {backbone}, {model.num_classes} identities of {data.dataset}, epoch {saved['epoch']}"
+    return InitFile(
+        path=path,
+        sha256=sha256(path),
+        kind=f"a checkpoint of pmm ({kind}{averaged})",
+        config=config,
+        weights={key: as_float32(value, stored[key], path) for key, value in state.items()},
+        stored_names=stored,
+        left_out=_left_out(leaves, set(stored.values()), () if saved["ema"] is None else ["model"]),
+    )
+
+
+def _read(path: Path, expected: str) -> Any:
+    if path.suffix != ".safetensors":
+        return read_torch_file(path, expected)
+    library = import_library("safetensors.torch")
+    try:
+        return library.load_file(path)
+    except Exception as error:  # its own SafetensorError, OSError, ...
+        raise InvalidFile(f"truncated, or not a safetensors file ({error})", path=path, expected=expected) from error
+
+
+def _leaves(content: Any) -> dict[str, Any]:
+    """Names of dicts within dicts, joined by dots -> what is there; in the file's order."""
+    leaves: dict[str, Any] = {}
+    waiting, seen = [("", content)], set()
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, Mapping) and value and id(value) not in seen:
+            seen.add(id(value))  # a file may hold a dict twice, or within itself
+            waiting += [(f"{path}.{key}" if path else str(key), item) for key, item in reversed(list(value.items()))]
+        else:
+            leaves[path] = value
+    return leaves
+
+
+@cache
+def _shapes(backbone: str) -> dict[str, Tensor]:
+    """The backbone's state dict, without content."""
+    with torch.device("meta"):
+        return build_backbone(backbone).state_dict()
+
+
+@cache
+def _whole_network(backbone: str) -> frozenset[str]:
+    """The names in the network of timm that the backbone is the beginning of; empty for others."""
+    if not backbone.startswith(TIMM):
+        return frozenset()
+    with torch.device("meta"):
+        return frozenset(import_library("timm").create_model(backbone.removeprefix(TIMM)).state_dict())
+
+
+@cache
+def _public_names(backbone: str) -> dict[str, str]:
+    """The names that the backbone's weights have outside of pmm -> its own."""
+    names, whole = {}, _whole_network(backbone)
+    for key in _shapes(backbone):
+        name = re.sub(r"^(trunk|net)\.", "", key)
+        # timm flattens nested modules where it is asked for feature maps: stages.0.norm becomes stages_0.norm
+        nested = (f"{name[:at]}.{name[at + 1 :]}" for at, letter in enumerate(name) if letter == "_")
+        names[next((each for each in (name, name.removeprefix("model."), *nested) if each in whole), name)] = key
+    return names
+
+
+def _matches(tensors: Iterable[str], backbone: str) -> list[_Match]:
+    """Where names of the backbone stand, the best place first: most names, averaged weights, first in the file."""
+    public = _public_names(backbone)
+    numbered = {}
+    for name, key in public.items():
+        first, _, rest = name.partition(".")
+        numbered[f"{NUMBERED.get(first, first)}.{rest}"] = key
+    found = []
+    for names in ({key: key for key in _shapes(backbone)}, public, numbered):
+        counts: Counter[str] = Counter()
+        for key in tensors:
+            words = key.split(".")
+            for start in range(len(words)):
+                name = ".".join(words[start:])
+                if name in names and not name.endswith(COUNTER):
+                    counts[".".join(words[:start])] += 1
+        found += [_Match(names, prefix, hits) for prefix, hits in counts.items()]
+    nothing = _Match(public, "", 0)
+    return [*sorted(found, key=lambda match: (-match.hits, not _EMA.search(match.prefix))), nothing]
+
+
+def _problem(match: _Match, tensors: Mapping[str, Tensor], backbone: str) -> str:
+    """Why the weights at `match` are not exactly those of the backbone; empty if they are."""
+    shapes = _shapes(backbone)
+    weights = [name for name in match.names if not name.endswith(COUNTER)]
+    missing = [name for name in weights if match.key(name) not in tensors]
+    bent = [
+        f"{match.key(name)} {list(tensors[match.key(name)].shape)} instead of {list(shapes[ours].shape)}"
+        for name, ours in match.names.items()
+        if match.key(name) in tensors and tensors[match.key(name)].shape != shapes[ours].shape
+    ]
+    inside = tuple(match.key(f"{name.partition('.')[0]}.") for name in match.names)
+    known = {match.key(name) for name in (*match.names, *_whole_network(backbone))}
+    more = [key for key in tensors if key.startswith(inside) and key not in known]
+    if tensors and all(_OPTIMIZER.search(key) for key in tensors):
+        return "it holds the state of an optimizer and no weights"
+    if len(missing) > 0.9 * len(weights):  # a few names fit by chance
+        return f"it holds no weights of a {backbone} backbone"
+    problems = (
+        (f"of the {len(weights)} weights of a {backbone} backbone {len(missing)} are missing", missing),
+        (f"{len(bent)} of another shape", bent),
+        (f"{len(more)} that a {backbone} backbone does not have", more),
+    )
+    return ", ".join(f"{problem} ({_first(keys)})" for problem, keys in problems if keys)
+
+
+def _hint(content: Any, tensors: Mapping[str, Tensor], path: Path, backbone: str) -> str:
+    if method_of(content):
+        return f"first turn it into a checkpoint of pmm: pmm import {shlex.quote(str(path))} -o CKPT.pth"
+    for other in BACKBONES:
+        if other != backbone and not _problem(_matches(tensors, other)[0], tensors, other):
+            return f"use --backbone {other}"
+    return ""
+
+
+def _left_out(leaves: Mapping[str, Any], taken: set[str], copies: Iterable[str]) -> dict[str, str]:
+    """Every other key -> why it is left out; `copies` are prefixes at which there is a second backbone."""
+    reasons = {}
+    beginnings = tuple(f"{prefix}." for prefix in copies)
+    for key, value in leaves.items():
+        if key in taken:
+            continue
+        if _TRAINING_STATE.match(key):
+            reasons[key] = "the state of its training"
+        elif not isinstance(value, Tensor):
+            reasons[key] = "no weights"
+        else:
+            reasons[key] = "another copy of the weights" if key.startswith(beginnings) else "no part of the backbone"
+    return reasons
+
+
+def _first(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")

@@ -1,0 +1,129 @@
+"""What a training starts from: each key of the file and of the model is accounted for."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from torchvision.models import resnet50
+
+from pmm.artifacts.checkpoint import load
+from pmm.artifacts.init_file import read_init_file
+from pmm.artifacts.initial_weights import load_initial_weights
+from pmm.config import Config, ModelConfig
+from pmm.models.registry import build_model
+from pmm.utils.errors import ConflictingOptions, InvalidFile, UserError
+from tests.refusals import refuses
+
+
+def config_of(saved, **changes):
+    config = Config.from_dict(load(saved)["config"])
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+
+
+def started(source, config):
+    """A new model, the same before it was started from `source`, and the rows of the table: (verb, count, rest)."""
+    torch.manual_seed(5)
+    model = build_model(config)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    table = load_initial_weights(model, config, read_init_file(source, config.model.backbone))
+    lines = [re.fullmatch(r"init: (taken|left out|new) +(\d+)  (.+)", line) for line in table.splitlines()[1:]]
+    return model.state_dict(), before, [(line[1], int(line[2]), line[3]) for line in lines]
+
+
+def total(rows, *verbs):
+    return sum(count for verb, count, _ in rows if verb in verbs)
+
+
+def leaves(value):
+    return sum(map(leaves, value.values())) if isinstance(value, dict) and value else 1
+
+
+def test_none_changes_nothing():
+    config = Config(model=ModelConfig(backbone="resnet10", weights="none", num_classes=3))
+    model = build_model(config)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert load_initial_weights(model, config, None) == ""
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "new"),
+    [
+        ({}, ""),
+        ({"num_classes": 5}, r"stages\.\d\.classifier\."),
+        ({"feature_dim": 32}, r"stages\."),
+        ({"method": "bdb"}, r"stages\.1\."),
+        ({"method": "baseline"}, ""),
+        ({"neck": "bn"}, r"stages\."),
+    ],
+)
+def test_what_fits_of_a_checkpoint_is_taken_and_the_rest_said(trained, changes, new):
+    config, saved = config_of(trained, **changes), load(trained)
+    state, before, rows = started(trained, config)
+    for key, value in state.items():
+        renewed = bool(new and re.match(new, key))
+        assert torch.equal(value, before[key] if renewed else saved["model"][key]), key
+    count = sum(bool(new and re.match(new, key)) for key in state)
+    assert total(rows, "new") == count
+    assert total(rows, "taken") == len(state) - count
+    assert total(rows, "taken", "left out") == leaves(saved)
+
+
+def test_classifiers_of_other_people_are_new_though_they_are_as_many(trained):
+    config = config_of(trained)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="market1501"))
+    state, before, rows = started(trained, config)
+    classifiers = [key for key in state if ".classifier." in key]
+    assert all(torch.equal(state[key], before[key]) for key in classifiers)
+    reason = f"{config.model.num_classes} of synthetic there, {config.model.num_classes} of market1501 here"
+    assert [(verb, count) for verb, count, text in rows if reason in text] == [("left out", 6), ("new", 6)]
+
+
+def test_averaged_weights_are_those_that_are_taken(trained, tmp_path):
+    saved = load(trained.with_name("last.pth"))
+    averages = {key: value + 1 for key, value in saved["model"].items()}
+    torch.save({**saved, "ema": {"steps": 3, "model": averages}}, tmp_path / "ema.pth")
+    state, _, rows = started(tmp_path / "ema.pth", config_of(trained))
+    assert all(torch.equal(value, saved["model"][key] + 1) for key, value in state.items())
+    assert ("left out", len(state)) in [(verb, count) for verb, count, text in rows if "another copy" in text]
+
+
+def test_another_backbone_is_refused_and_named(trained):
+    with refuses(InvalidFile, "resnet10", path=trained, expected="resnet50", hint="--backbone resnet10"):
+        read_init_file(trained, "resnet50")
+
+
+def test_imagenet_is_for_backbones_that_have_it():
+    config = Config(model=ModelConfig(backbone="resnet10", weights="imagenet", num_classes=3))
+    with refuses(ConflictingOptions, "imagenet", "resnet10", hint="--init FILE", options=("--weights",)):
+        load_initial_weights(build_model(config), config, None)
+
+
+IMAGENET = Config(model=ModelConfig(method="baseline", weights="imagenet", num_classes=3))
+
+
+@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("invalid hash value")])
+def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path, error):
+    def offline(*args, **kwargs):
+        raise error
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with refuses(UserError, "--weights imagenet", error, hint="--init FILE"):
+        load_initial_weights(build_model(IMAGENET), IMAGENET, None)
+
+
+def test_a_damaged_download_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    kept = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"half")
+    model, net = build_model(IMAGENET), resnet50(weights=None)
+    with refuses(InvalidFile, "truncated", path=kept, expected="--weights imagenet", hint="remove that file"):
+        load_initial_weights(model, IMAGENET, None)
+    torch.save(net.state_dict(), kept)
+    load_initial_weights(model, IMAGENET, None)
+    state = net.state_dict()
+    assert torch.equal(model.backbone.trunk.conv1.weight, state["conv1.weight"])
+    assert torch.equal(model.backbone.layer4[2].bn3.running_var, state["layer4.2.bn3.running_var"])
