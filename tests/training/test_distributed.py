@@ -240,6 +240,10 @@ def _fails():
     raise UserError("as it was")
 
 
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
 def torchrun(*args, processes=2, **options):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-port", free_port()]
@@ -255,10 +259,12 @@ FLAGS = ("--preset", "tiny", "--device", "cpu", "--val-identities", "0.25", "--b
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "gather"), [(2, ("--gather",)), pytest.param(3, (), marks=pytest.mark.full)], ids=["2", "3"]
+    ("processes", "more"),
+    [(2, ("--gather", "--ema", "0.9", "--freeze-backbone", "3")), pytest.param(3, (), marks=pytest.mark.full)],
+    ids=["2", "3"],
 )
-def test_torchrun_trains_one_model_that_can_be_stopped_and_resumed(people, tmp_path, processes, gather):
-    flags = (*FLAGS, "--root", people, "--epochs", "6", "--batch-size", "24", *gather)
+def test_torchrun_trains_one_model_that_can_be_stopped_and_resumed(people, tmp_path, processes, more):
+    flags = (*FLAGS, "--root", people, "--epochs", "6", "--batch-size", "24", *more)
     whole = torchrun(*flags, "--out", tmp_path / "whole", processes=processes)
     out, error = whole.communicate(timeout=500)
     assert whole.returncode == 0, error
@@ -283,8 +289,10 @@ def test_torchrun_trains_one_model_that_can_be_stopped_and_resumed(people, tmp_p
     resumed = torchrun("--out", tmp_path / "stopped", "--resume", processes=processes)
     _, error = resumed.communicate(timeout=400)
     assert resumed.returncode == 0, error
-    found = load(tmp_path / "stopped" / "last.pth")["model"]
-    assert all(torch.equal(value, found[name]) for name, value in state["model"].items())
+    found = load(tmp_path / "stopped" / "last.pth")
+    assert same(found["model"], state["model"])
+    assert (found["ema"] is None) == ("--ema" not in more)
+    assert found["ema"] is None or same(found["ema"]["model"], state["ema"]["model"])
     logs = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "stopped")]
     for one, other in zip(*logs, strict=True):
         kept = [name for name in one if name.startswith(("triplet", "cross", "loss", "val"))]
