@@ -87,7 +87,7 @@ $(CLIENTS)/lowest/.installed: pyproject.toml
 	$(OLDEST) -m venv --clear $(CLIENTS)/lowest
 	python3 -m venv $(CLIENTS)/uv
 	$(CLIENTS)/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(CLIENTS)/uv/bin/uv pip install --quiet --python $(CLIENTS)/lowest --resolution lowest-direct --extra openvino --extra rtx -r pyproject.toml
+	$(CLIENTS)/uv/bin/uv pip install --quiet --python $(CLIENTS)/lowest --resolution lowest-direct --extra openvino --extra rtx --extra timm -r pyproject.toml
 	@touch $@
 
 gpu:

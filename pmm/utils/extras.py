@@ -17,6 +17,7 @@ EXTRAS = {
     "pycuda": "pycuda",
     "cuda": "cuda-python",
     "faiss": "faiss-cpu",
+    "timm": "timm",
 }
 """Module -> package, of the libraries that the package itself does not ask for."""
 RENAMED = {"PIL": "pillow", "pynvml": "nvidia-ml-py", "torch": "torch torchvision"}

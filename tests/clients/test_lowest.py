@@ -13,6 +13,8 @@ pytestmark = pytest.mark.full
 COMMANDS = """
 python -m pmm.train --out run --root people
 pmm info run/best.pth
+python -m pmm.train --out small --root people --backbone timm:mobilenetv4_conv_small
+pmm export onnx small/best.pth -o small.onnx
 pmm evaluate run/best.pth --dataset market1501 --root people
 pmm export onnx run/best.pth -o fp32.onnx
 pmm export onnx run/best.pth -o fp16.onnx --precision fp16
