@@ -12,6 +12,7 @@ from pmm.config import Config
 from pmm.utils.build_info import __version__, build_version
 from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.files import replacing
+from pmm.utils.hardware import installed_version
 
 if TYPE_CHECKING:
     from pmm.models.output import ReidModel
@@ -37,6 +38,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
+        **({"timm": timm} if (timm := installed_version("timm")) else {}),
         "numpy": np.__version__,
         "pillow": PIL.__version__,
         "simplejpeg": simplejpeg.__version__,

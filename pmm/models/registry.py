@@ -76,15 +76,27 @@ def check_method_flags(config: Config, flags: Iterable[str]) -> None:
             raise ConflictingOptions(problem, flag, "--method", hint=hint)
 
 
+def check_network(config: Config) -> None:
+    """Raises InvalidValue for an unknown method, a network of timm that is no backbone, crops that the backbone cannot
+    take, or a k larger than the number of blocks of the feature map; MissingLibrary for a backbone of timm without it.
+
+    Loads torch.
+    """
+    from pmm.models.backbone import map_size
+
+    method = method_of(config)
+    cells = map_size(config.model.backbone, config.data.height, config.data.width)
+    if method.ranks_blocks:
+        _check_mix_fits(config, cells)
+
+
 def build_model(config: Config) -> ReidModel:
     """The model of `config`, randomly initialised (see `pmm.artifacts.initial_weights` for others).
 
-    Raises InvalidValue for an unknown method, or a k larger than the number of blocks of the feature map.
+    Raises as `check_network`.
     """
-    method = method_of(config)
-    if method.ranks_blocks:
-        _check_mix_fits(config)
-    return method.build(config)
+    check_network(config)
+    return method_of(config).build(config)
 
 
 def deployed(model: nn.Module) -> InferenceModel:
@@ -94,11 +106,10 @@ def deployed(model: nn.Module) -> InferenceModel:
     return cast("ReidModel", model).deployed().eval()
 
 
-def _check_mix_fits(config: Config) -> None:
-    from pmm.models.backbone import map_size
+def _check_mix_fits(config: Config, cells: tuple[int, int]) -> None:
     from pmm.ops.block_ranking import grid
 
-    height, width = map_size(config.model.backbone, config.data.height, config.data.width)
+    height, width = cells
     rows, columns = grid(height, width, config.model.block)
     if config.model.k > rows * columns:
         crops, block = f"{config.data.height}x{config.data.width}", f"{config.model.block[0]}x{config.model.block[1]}"

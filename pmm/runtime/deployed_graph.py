@@ -25,8 +25,8 @@ TRUNK_TYPES = {
 class DeployedGraph(nn.Module):
     """images of the contract `input` -> embeddings float32 [N, D] of `embedding`.
 
-    The trunk has its batch-norms folded in fp32, where a layer comes before them, and is then cast; pooling, heads and normalisation stay in fp32, where
-    neither a sum over the map nor the norm of a long embedding overflows.
+    The trunk has the batch-norms that follow a layer folded into it in fp32, and is then cast; pooling, heads and
+    normalisation stay in fp32, where neither a sum over the map nor the norm of a long embedding overflows.
     """
 
     def __init__(

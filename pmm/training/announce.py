@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pmm.config import SYNTHETIC, Config, RecipeConfig
+from pmm.config import SYNTHETIC, TIMM, Config, RecipeConfig
 from pmm.data.samples import ReidDataset
 from pmm.models.registry import method_of
+from pmm.models.timm_network import other_statistics
 from pmm.training.data_setup import has_imagenet_weights
 from pmm.training.precision import describe_precision, reason_for
 from pmm.training.progress import data_loading_hint, warn
@@ -53,7 +54,7 @@ class Announcer:
             print(f"note: {note}")
         print("\n".join(f"config: {line}" for line in config.lines()))
         resumed = f"resumed at epoch {epoch + 1}{f', step {step + 1}' if step else ''}"
-        start = resumed if epoch or step else "from scratch"
+        start = resumed if epoch or step else f"from {config.model.init or 'scratch'}"
         print(f"run: {self._out} ({start}, {config.recipe.epochs} epochs)", flush=True)
 
     def resume(self, before: RecipeConfig, state: TrainState) -> None:
@@ -75,6 +76,8 @@ class Announcer:
 
     def _notes(self, resumed: bool) -> list[str]:
         data, model, frozen = self._config.data, self._config.model, self._config.recipe.freeze_backbone
+        if not resumed and model.weights == "imagenet" and model.backbone.startswith(TIMM):
+            return list(filter(None, [other_statistics(model.backbone.removeprefix(TIMM), data.mean, data.std)]))
         if resumed or model.init or model.weights != "none":
             return []
         has_imagenet = has_imagenet_weights(model.backbone)

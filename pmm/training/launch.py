@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmm.config import Config, ModelConfig
-from pmm.models.registry import method_of
+from pmm.models.registry import check_network, method_of
 from pmm.training.data_setup import resolve_config, training_data
 from pmm.training.flags import TrainOptions
 from pmm.utils import command_line
@@ -53,6 +53,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
         out = Path(processes.broadcast(str(out)))
         resolved = processes.run_on_all(lambda: config if options.resume else resolve_config(config))
         init = processes.run_on_all(lambda: None if options.resume else _init_file(config.model))
+        processes.run_on_all(lambda: check_network(resolved))  # before data are drawn
         config, split = processes.run_on_all(lambda: training_data(resolved))
         with contextlib.ExitStack() as stack:
             stack.callback(set_threads(options.threads))

@@ -16,6 +16,7 @@ from torch import nn
 
 from pmm.artifacts.checkpoint import FORMAT, versions
 from pmm.config import Config, RecipeConfig
+from pmm.models.backbone import with_sync_batch_norm
 from pmm.training.distributed import SINGLE, Processes
 from pmm.training.precision import describe_precision, with_resolved_amp
 from pmm.training.weight_average import WeightAverage
@@ -77,7 +78,7 @@ def make_train_state(
     config = with_resolved_amp(config, device, processes)
     recipe = config.recipe
     if recipe.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = with_sync_batch_norm(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = WeightAverage(model, recipe.ema) if recipe.ema else None
     model.backbone.requires_grad_(not recipe.freeze_backbone)
