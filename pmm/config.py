@@ -84,7 +84,7 @@ class ModelConfig:
     """Initial weights of the backbone: imagenet (downloaded), none, or auto (imagenet where the backbone has them and
     the data set is not synthetic)."""
     init: Annotated[str, Arg("FILE")] = ""
-    """Start from the weights in this file instead: a checkpoint of pmm, or one of another toolkit with the same
+    """Start from the weights in this file instead: a PMM checkpoint, or one of another toolkit with the same
     backbone."""
     feature_dim: int = 512
     """Dimension of each stage's feature; the embedding is three of them (one for baseline)."""

@@ -1,4 +1,4 @@
-"""The file that a training starts from (`--init`): a checkpoint of pmm, or whatever holds the weights of the backbone.
+"""The file that a training starts from (`--init`): a PMM checkpoint, or whatever holds the weights of the backbone.
 
 Other toolkits wrap the same names differently (`state_dict`, `module.`, `encoder_q.`, and combinations), so a wrapping
 is not looked up but found: it is the prefix below which most names of the backbone stand.
@@ -44,9 +44,9 @@ class InitFile:
     kind: str
     """What it is, in words."""
     config: Config | None
-    """Of a checkpoint of pmm; None for other files."""
+    """Of a PMM checkpoint; None for other files."""
     weights: dict[str, Tensor]
-    """By the names of pmm's model: the whole backbone, and of a checkpoint of pmm all the rest."""
+    """By the names of pmm's model: the whole backbone, and of a PMM checkpoint all the rest."""
     stored_names: dict[str, str]
     """Those names -> where the file has them, containers and key joined by dots."""
     left_out: dict[str, str]
@@ -73,7 +73,7 @@ def read_init_file(path: str | Path, backbone: str) -> InitFile:
     shapes, is of an architecture that has more, or holds weights that are not finite; MissingLibrary for a .safetensors
     file where that library is missing.
     """
-    expected = f"the weights of a {backbone} backbone, or a checkpoint of pmm with one"
+    expected = f"the weights of a {backbone} backbone, or a PMM checkpoint with one"
     path = existing_file(path, expected)
     content = _read(path, expected)
     leaves = _leaves(content)
@@ -121,7 +121,7 @@ def _from_checkpoint(saved: dict[str, Any], leaves: Mapping[str, Any], path: Pat
     return InitFile(
         path=path,
         sha256=sha256(path),
-        kind=f"a checkpoint of pmm ({kind}{averaged})",
+        kind=f"a PMM checkpoint ({kind}{averaged})",
         config=config,
         weights={key: as_float32(value, stored[key], path) for key, value in state.items()},
         stored_names=stored,
@@ -229,7 +229,7 @@ def _problem(match: _Match, tensors: Mapping[str, Tensor], backbone: str) -> str
 
 def _hint(content: Any, tensors: Mapping[str, Tensor], path: Path, backbone: str) -> str:
     if method_of(content):
-        return f"first turn it into a checkpoint of pmm: pmm import {shlex.quote(str(path))} -o CKPT.pth"
+        return f"first turn it into a PMM checkpoint: pmm import {shlex.quote(str(path))} -o CKPT.pth"
     for other in BACKBONES:
         if other != backbone and not _problem(_matches(tensors, other)[0], tensors, other):
             return f"use --backbone {other}"

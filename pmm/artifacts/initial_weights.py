@@ -22,8 +22,9 @@ LABELS = 4
 def load_initial_weights(model: nn.Module, config: Config, init: InitFile | None) -> str:
     """Start `model` from `init` or, without one, from what `--weights` says.
 
-    Returns a table that accounts for each key of the file and of the model, empty without a file. Of a checkpoint of
-    pmm, classifiers are taken only if they are of the same identities, and heads only if they are of the same kind.
+    Returns a table that accounts for each key of the file and of the model, empty without a file. Of a PMM
+    checkpoint, classifiers are taken only if they are of the same identities, and heads only if they are of the same
+    kind.
 
     Raises ConflictingOptions for a backbone without ImageNet's weights, UserError if their download fails, InvalidFile
     if an earlier one is damaged.

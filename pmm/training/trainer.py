@@ -62,6 +62,8 @@ class Trainer:
         asked, config = config, with_resolved_amp(config, device, processes)
         self.config, self.split, self.out, self.device, self.processes = config, split, out, device, processes
         self.options, self.init = options, init
+        self.origin = {"init": init.sha256} if init else {}
+        """For the versions in its checkpoints: the file that the run was started from."""
         check_device(config, device)
         set_deterministic(device, config.recipe.deterministic)
         torch.manual_seed(config.seed)
@@ -121,6 +123,7 @@ class Trainer:
             self.processes.run_on_all(lambda: restore_training(saved, self.state, self.out / "last.pth"))
         self.processes.run_on_all(self._write_config)
         self.epochs_done, self.best, self.progress = saved["epoch"], saved["best"], saved["progress"] or {}
+        self.origin = {key: saved["versions"][key] for key in ("init",) if key in saved["versions"]}
         self.announcer.resume(Config.from_dict(saved["config"]).recipe, self.state)
         self.batches.skipped |= self.progress.get("skipped", {})
         self.announcer.reported |= set(self.batches.skipped)
@@ -289,4 +292,5 @@ class Trainer:
 
     def _content(self) -> dict[str, Any]:
         progress = {"world": self.processes.world, **self.progress}
-        return snapshot(self.state, self.epochs_done, self.best, progress)
+        content = snapshot(self.state, self.epochs_done, self.best, progress)
+        return {**content, "versions": {**content["versions"], **self.origin}}
