@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pmm.artifacts.checkpoint import checked, deployed_weights, is_checkpoint
-from pmm.artifacts.known_checkpoints import method_of, name_of
+from pmm.artifacts.known_checkpoints import FAST_REID, method_of, name_of
 from pmm.artifacts.torch_file import COUNTER, as_float32, read_torch_file
 from pmm.config import BACKBONES, TIMM, Config
 from pmm.models.backbone import build_backbone
@@ -29,6 +29,8 @@ from pmm.utils.files import existing_file, sha256
 
 NUMBERED = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 """The names of a ResNet's parts where they are the children of an nn.Sequential."""
+NOTES = {FAST_REID: "newer versions of which pool the stem without padding, so that their maps lie two pixels apart"}
+"""What a file does not show of its network."""
 SHOWN = 3
 _EMA = re.compile(r"(^|[._])ema([._]|$)")
 _TRAINING_STATE = re.compile(r"(\w*optim|\w*sched|\w*scaler|rng|progress)", re.IGNORECASE)
@@ -81,16 +83,16 @@ def read_init_file(path: str | Path, backbone: str) -> InitFile:
         return _from_checkpoint(checked(content, path), leaves, path, backbone)
     tensors = {key: value for key, value in leaves.items() if isinstance(value, Tensor)}
     match, *others = _matches(tensors, backbone)
+    name = name_of(content) or "a state dict"
     if problem := _problem(match, tensors, backbone):
-        name = name_of(content)
-        problem = f"it is {name}: {problem}" if name else problem
+        problem = f"it is {name}: {problem}" if name_of(content) else problem
         raise InvalidFile(problem, path=path, expected=expected, hint=_hint(content, tensors, path, backbone))
     stored = {f"backbone.{ours}": match.key(name) for name, ours in match.names.items() if match.key(name) in tensors}
     copies = [other.prefix for other in others if other.hits == match.hits]
     return InitFile(
         path=path,
         sha256=sha256(path),
-        kind=name_of(content) or "a state dict",
+        kind=f"{name}, {NOTES[name]}" if name in NOTES else name,
         config=None,
         weights={ours: as_float32(tensors[key], key, path) for ours, key in stored.items()},
         stored_names=stored,

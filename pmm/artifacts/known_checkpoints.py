@@ -39,10 +39,11 @@ def _branch(number: str, stage: int) -> dict[str, str]:
 BRANCHES = {"pmm": _branch("1", 1) | _branch("2", 2), "bdb": _branch("", 1)}
 """Method -> the further prefixes."""
 _PMM_WEIGHTS = "the bare weights of a PMM model"
+FAST_REID = "a fast-reid checkpoint"
 _FOREIGN = (
     # name, patterns that some key matches each
     (_PMM_WEIGHTS, (r"backbone\.trunk\.", r"stages\.0\.")),
-    ("a fast-reid checkpoint", (r"(heads|b1_head)\.|pixel_mean$",)),
+    (FAST_REID, (r"(heads|b1_head)\.|pixel_mean$",)),
     ("a TransReID or CLIP-ReID checkpoint", (r"base\.(blocks|cls_token|patch_embed)|image_encoder\.",)),
     ("a checkpoint of reid-strong-baseline", (r"base\.layer4\.", r"(classifier|bottleneck)\.")),
     ("a MoCo checkpoint", (r"encoder_q\.",)),

@@ -108,8 +108,9 @@ class Trainer:
     def _start(self) -> None:
         """From the beginning. Raises UserError for weights that do not fit, or a folder that cannot be written."""
         table = self.processes.run_on_all(lambda: load_initial_weights(self.model, self.config, self.init))
-        if table:
+        if self.init:
             print(table)
+            self.init.weights.clear()  # a second network in memory, for as long as the run takes
         with explain_errors(self.out, self.processes.world):
             self._make_state()
         self.processes.run_on_all(self._write_config)

@@ -100,6 +100,18 @@ def test_imagenet_is_for_backbones_that_have_it():
         load_initial_weights(build_model(config), config, None)
 
 
+def test_timms_weights_are_timms(monkeypatch):
+    pytest.importorskip("timm")
+    config = Config(
+        model=ModelConfig(backbone="timm:test_resnet", weights="imagenet", method="baseline", num_classes=3)
+    )
+    model = build_model(config)
+    theirs = {key: value + 1 for key, value in model.backbone.net.state_dict().items()}
+    monkeypatch.setattr("pmm.models.timm_network.imagenet_state", lambda name: {"test_resnet": theirs}[name])
+    assert load_initial_weights(model, config, None) == ""
+    assert all(torch.equal(value, theirs[key]) for key, value in model.backbone.net.state_dict().items())
+
+
 IMAGENET = Config(model=ModelConfig(method="baseline", weights="imagenet", num_classes=3))
 
 
