@@ -43,7 +43,8 @@ def check_installed(*modules: str) -> None:
 
 
 def install_command(module: str) -> str:
-    """The command that installs `module`, as `pip install openvino`."""
+    """The command that installs `module`, or what it is a part of, as `pip install openvino`."""
+    module = module.partition(".")[0]
     if module == "tensorrt":  # its wheels are for one major version of CUDA each
         major = driver_version().partition(".")[0]
         return f"pip install tensorrt-cu{major}" if major in ("12", "13") else "pip install tensorrt"

@@ -136,3 +136,7 @@ def test_a_module_of_ours_or_of_python_is_a_bug(name):
 def test_tensorrt_is_the_one_for_the_driver(driver, package, monkeypatch):
     monkeypatch.setattr(extras, "driver_version", lambda: driver)
     assert extras.install_command("tensorrt") == f"pip install {package}"
+
+
+def test_a_part_of_a_library_comes_with_it():
+    assert extras.install_command("timm.models") == "pip install timm"
