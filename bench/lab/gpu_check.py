@@ -28,16 +28,16 @@ class GpuCheckCommand:
     """`python -m bench.lab.gpu_check ...`"""
 
     check: Annotated[
-        Literal["libraries", "throughput", "resume", "distributed", "engine"], Arg("CHECK", positional=True)
+        Literal["libraries", "throughput", "epochs", "resume", "distributed", "engine"], Arg("CHECK", positional=True)
     ]
-    """libraries: each library's CUDA; throughput: of training steps; resume: a run goes on to the bit; distributed: one
-    process by NCCL; engine: an ENGINE and its CHECKPOINT."""
+    """libraries: each library's CUDA; throughput: of training steps; epochs: of a whole run; resume: a run goes on to
+    the bit; distributed: one process by NCCL; engine: an ENGINE and its CHECKPOINT."""
     files: Annotated[tuple[Path, ...], Arg("FILE", positional=True)] = ()
     """For engine: the engine, and the checkpoint that it came from."""
     device: str = "cuda"
     """Where: cpu, cuda, or cuda:N for the GPU of that number."""
     amp: Literal["off", "bf16", "fp16"] = "off"
-    """For throughput: mixed precision."""
+    """For throughput and epochs: mixed precision."""
     steps: int = 200
     """For throughput: how many."""
     out: Path
@@ -72,6 +72,12 @@ def _check(command: GpuCheckCommand) -> dict[str, Any]:
     device, fast = torch_device(command.device), fast_mode()
     if command.check == "throughput":
         return gpu_training.throughput(device, command.amp, steps=command.steps, fast=fast)
+    if command.check == "epochs":
+        from bench.lab.gpu_epochs import IDENTITIES, check_epochs
+
+        with tempfile.TemporaryDirectory() as folder:
+            flags = ("--amp", command.amp, "--synthetic-ids", str(IDENTITIES))
+            return check_epochs(device, Path(folder), "tiny" if fast else "paper", flags)
     if command.check == "resume":
         with tempfile.TemporaryDirectory() as folder:
             words = () if fast else ("--batch-size", "32")

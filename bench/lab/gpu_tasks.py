@@ -64,7 +64,7 @@ def _kernel_tasks(gpu: Gpu, out: str) -> list[Task]:
                 ("python", "setup.py", "build_ext", "--inplace"),
                 ("python", "-c", "import sys; from pmm.utils.build_info import not_built; sys.exit(not_built('cuda'))"),
             ),
-            env={"PMM_BUILD_CUDA": "1", "PMM_REQUIRE_EXT": "1", "TORCH_CUDA_ARCH_LIST": gpu.compute_capability},
+            env={"PMM_BUILD_CUDA": "1", "PMM_REQUIRE_EXT": "1"},
             requires=("torch", "setuptools", "g++", NVCC),
             optional=True,
             outputs=(KERNELS,),
@@ -100,20 +100,22 @@ def _kernel_tasks(gpu: Gpu, out: str) -> list[Task]:
         *(
             Task(
                 name=name,
-                commands=((*ops, "--step", "--step-batch", "128", "--amp", amp, "--out", f"{out}/{name}/step.json"),),
+                commands=((*ops, "--step", "--step-batch", "128", "--amp", amp, *limits, "--out",
+                           f"{out}/{name}/step.json"),),
                 env=REQUIRED,
                 requires=TRAINING,
                 unsupported=_too_old(gpu, amp),
                 inputs=(KERNELS,),
                 outputs=(f"{out}/{name}/step.json",),
             )
-            for name, amp in (("ops-step", "off"), ("ops-step-bf16", "bf16"))
+            for name, amp, limits in (("ops-step", "off", ()), ("ops-step-bf16", "bf16", ("--limits",)))
         ),
     ]  # fmt: skip
 
 
 def _training_tasks(gpu: Gpu, out: str) -> list[Task]:
-    """Training of preset paper: throughput per precision, loading, resuming, NCCL, and a short run for the exports."""
+    """Training of preset paper: throughput per precision, of steps and of a whole run; loading, resuming, NCCL, and a
+    short run for the exports."""
     train = ("python", "-m", "pmm.train", "--preset", "paper", "--device", "cuda", "--amp", _half(gpu))
     people = ("--synthetic-ids", "100", "--workers", "8")
     made = [f"{out}/training/{name}" for name in ("best.pth", "config.json", "metrics.jsonl")]
@@ -130,6 +132,7 @@ def _training_tasks(gpu: Gpu, out: str) -> list[Task]:
             requires=TRAINING,
             outputs=(f"{out}/loading/loading.json",),
         ),
+        _check(f"epochs-{_half(gpu)}", out, "epochs", "--amp", _half(gpu), requires=needs),
         _check("resume", out, "resume", requires=needs),
         _check("nccl", out, "distributed"),
         Task(

@@ -73,7 +73,7 @@ def check_resume(device: str, folder: Path, preset_name: str, words: Sequence[st
     Raises UserError for a run that fails, or that could not be interrupted in time.
     """
     run = (sys.executable, "-m", "pmm.train", "--preset", preset_name, "--device", device, "--epochs", str(EPOCHS))
-    people = ("--root", str(folder / "people"), "--synthetic-ids", "24", *words)
+    people = ("--root", str(folder / "people"), "--synthetic-ids", "24", "--deterministic", *words)
     whole, halted = folder / "whole", folder / "halted"
     _train((*run, *people, "--out", str(whole)))
     with subprocess.Popen((*run, *people, "--out", str(halted))) as process:
@@ -98,6 +98,7 @@ def check_distributed(device: torch.device, *, fast: bool) -> dict[str, Any]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     alone, crops = _train_state(device, "off", fast)
     together, _ = _train_state(device, "off", fast)
+    set_deterministic(device, True)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

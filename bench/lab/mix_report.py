@@ -20,7 +20,9 @@ COMPETITORS = (AUTHORS, EAGER, COMPILED, OURS)
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("nchw", "channels_last")
 PHASES = ("forward", "backward", "both")
-NONE = "-"
+NONE, NO_MIXING = "-", "no mixing"
+MAX_MIXING, MIN_SPEEDUP = 1.03, 3.0
+"""Time of our training step over that without mixing at most, and of the authors' over ours at least."""
 
 
 def check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> Sequence[str]:
@@ -66,6 +68,18 @@ def markdown(report: Mapping[str, Any]) -> str:
     for op in report["settings"][0]["ops"]:
         lines += ["", *_op_table(report["settings"], op)]
     return "\n".join(lines)
+
+
+def over_limits(report: Mapping[str, Any]) -> list[str]:
+    """The limits of a training step that the report of one misses, a line each."""
+    ratios = {(ratio["of"], ratio["over"]): ratio["ratio"] for ratio in report["ratios"]}
+    mixing, speedup = ratios.get((OURS, NO_MIXING)), ratios.get((AUTHORS, OURS))
+    missed = []
+    if mixing is None or mixing > MAX_MIXING:
+        missed.append(f"our step takes {mixing} times that without mixing; expected {MAX_MIXING} at most")
+    if speedup is None or speedup < MIN_SPEEDUP:
+        missed.append(f"the authors' step takes {speedup} times ours; expected {MIN_SPEEDUP} at least")
+    return missed
 
 
 def _op_table(settings: Sequence[Mapping[str, Any]], op: str) -> Iterable[str]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.lab.mix_report import AUTHORS, EAGER, OURS, heading, interval, timing
+from bench.lab.mix_report import AUTHORS, EAGER, NO_MIXING, OURS, heading, interval, timing
 from bench.lab.mix_timing import name_of, require_kernels, stopwatch
 from bench.lab.mix_variants import authors_mix, eager_cam, eager_mix
 from pmm.bench.latency import LatencyPlan, measure
@@ -34,7 +34,6 @@ from pmm.training.state import make_train_state
 from pmm.training.step import set_deterministic, train_step
 from pmm.utils.errors import InvalidValue
 
-NO_MIXING = "no mixing"
 CLASSES = 751  # of Market-1501's training part
 SAME_LOSS, SAME_GRADIENT = 1e-5, 1e-4
 """Largest relative difference of loss and gradient from ours: for float32 sums in another order."""

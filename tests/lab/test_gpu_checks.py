@@ -9,6 +9,7 @@ import torch
 
 from bench.lab import gpu_check, gpu_training
 from bench.lab.gpu_engine import crops_and_truth, engine_figures
+from bench.lab.gpu_epochs import epoch_figures
 from bench.lab.gpu_figures import figures, format_value
 from bench.lab.gpu_training import busy_time
 from pmm.artifacts.onnx_file import read_onnx
@@ -16,6 +17,7 @@ from pmm.export.options import EngineOptions
 from pmm.export.trt import engine_from_onnx
 from pmm.runtime.trt import TrtRunner
 from pmm.utils.errors import UserError
+from pmm.utils.hardware import usable_cores
 from tests.bench.pages.sample_reports import gpu_machine
 from tests.conftest import ROOT, assert_one_line_error, run_here
 from tests.refusals import refuses
@@ -54,6 +56,27 @@ def test_steps_are_counted_and_timed(tmp_path, amp, monkeypatch):
 )
 def test_the_busy_share_counts_what_overlaps_once(spans, found):
     assert busy_time(spans) == found
+
+
+def epoch(images_per_s, data_seconds=0.1):
+    return {"images_per_s": images_per_s, "data_seconds": data_seconds, "seconds": 2.0}
+
+
+def test_a_gpu_that_waits_in_a_run_is_an_error():
+    records = [epoch(1.0, 2.0), epoch(10.0), *(epoch(rate) for rate in (100.0, 300.0, 200.0))]
+    found = epoch_figures(records, [0.85, 0.97], 8)
+    assert found == {"workers": 8, "epochs": 5, "images/s": 200.0, "waiting for images": pytest.approx(0.05),
+                     "GPU busy": pytest.approx(0.91)}  # fmt: skip
+    with refuses(UserError, "89%", "200.0", expected="90%"):
+        epoch_figures(records, [0.85, 0.93], 8)
+    assert "GPU busy" not in epoch_figures(records, [], 8)
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_timed(tmp_path):
+    found = checked(tmp_path, "epochs")
+    assert (found["epochs"], found["workers"]) == (12, usable_cores())
+    assert found["images/s"] > 0
 
 
 def test_one_process_by_a_group_trains_as_one_without(tmp_path):

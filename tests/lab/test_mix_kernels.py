@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from bench.lab import mix_variants, training_step
 from bench.lab.mix_reference import FORMATS, Maps, clear, clear_cams, defined_adjoint, defined_cells, make_case
-from bench.lab.mix_report import DTYPES, LAYOUTS, PHASES
+from bench.lab.mix_report import DTYPES, LAYOUTS, PHASES, over_limits
 from bench.lab.mix_variants import BLOCK, MIX_VARIANTS, ON_EMPTY, K, authors_mix, eager_mix
 from pmm.models.registry import build_model
 from pmm.models.stages import Head
@@ -221,6 +221,26 @@ def test_a_ranking_that_is_decided_otherwise_once_is_no_other_result(tmp_path, m
     done, report = bench(tmp_path, "--step")
     assert (done.returncode, report["equal"], done.stderr) == (0, True, "")
     assert {row["name"]: row["status"] for row in report["rows"]} == {"ours": "timed", "eager": "timed"}
+
+
+@pytest.mark.parametrize(
+    ("mixing", "speedup", "missed"),
+    [(1.03, 3.0, []), (0.99, 9.0, []), (1.04, 3.1, ["our step"]), (1.0, 2.9, ["the authors'"]),
+     (None, None, ["our step", "the authors'"])],
+)  # fmt: skip
+def test_limits_of_a_training_step(mixing, speedup, missed):
+    rows = {("ours", "no mixing"): mixing, ("authors", "ours"): speedup, ("eager", "ours"): 1.0}
+    report = {"ratios": [{"of": a, "over": b, "ratio": r} for (a, b), r in rows.items() if r is not None]}
+    lines = over_limits(report)
+    assert [line.startswith(start) for line, start in zip(lines, missed, strict=True)] == [True] * len(missed)
+
+
+@compiled
+@pytest.mark.slow
+def test_limits_that_are_missed_fail_the_command(tmp_path):
+    done, report = bench(tmp_path, "--step", "--limits", "--samples", "2")
+    assert (done.returncode == 0) == (over_limits(report) == [])
+    assert ("limit: " in done.stderr) == (over_limits(report) != [])
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 24, 8), (3, 2, 7, 5), (1, 1, 3, 2)])
