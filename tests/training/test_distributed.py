@@ -21,7 +21,7 @@ from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
 from pmm.models.stages import Head
-from pmm.training.distributed import SINGLE, Processes, init_distributed
+from pmm.training.distributed import PEER_ENDED, SINGLE, Processes, init_distributed
 from pmm.training.state import make_train_state
 from pmm.training.step import train_step
 from pmm.training.validation import Validation
@@ -60,7 +60,16 @@ def started(rank, port, config, out):
                 buffer.add_(1)
         result = Validation(few, _preprocessing(config), processes).evaluate(model, device)
         found["mAP"] = result and result.mAP
+        if rank == 0:  # the other has left
+            found["alone"] = [_failure(lambda: processes.all_reduce_max(1)) for _ in range(2)]
         torch.save(found, out / f"{rank}.pt")
+
+
+def _failure(action):
+    try:
+        action()
+    except (UserError, SystemExit) as error:
+        return type(error).__name__, str(error)
 
 
 def _exchanged(processes):
@@ -165,6 +174,10 @@ def test_the_first_process_raises_the_error_of_another_with_its_kind_and_facts(b
     assert (first["exit_code"], second["exit_code"], second["refusal"]) == (None, 1, None)
 
 
+def test_a_process_that_is_left_says_so_once(both):
+    assert both[0]["alone"] == [("UserError", PEER_ENDED), ("SystemExit", "1")]
+
+
 def test_rows_of_all_and_their_gradients(both):
     first, second = (found["exchanged"] for found in both)
     everything = torch.tensor([[0.0, 1.0], [2.0, 3.0], [10.0, 11.0], [12.0, 13.0]])
@@ -260,8 +273,12 @@ FLAGS = ("--preset", "tiny", "--device", "cpu", "--val-identities", "0.25", "--b
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "more"),
-    [(2, ("--gather", "--ema", "0.9", "--freeze-backbone", "3")), pytest.param(3, (), marks=pytest.mark.full)],
-    ids=["2", "3"],
+    [
+        (2, ("--gather", "--ema", "0.9", "--freeze-backbone", "3")),
+        pytest.param(3, (), marks=pytest.mark.full),
+        pytest.param(2, ("--compile",), marks=pytest.mark.full),
+    ],
+    ids=["2", "3", "2-compiled"],
 )
 def test_torchrun_trains_one_model_that_can_be_stopped_and_resumed(people, tmp_path, processes, more):
     flags = (*FLAGS, "--root", people, "--epochs", "6", "--batch-size", "24", *more)
