@@ -29,7 +29,8 @@ from pmm.utils.errors import CannotWrite, UserError
 from pmm.utils.files import make_folder, write_file
 
 SCHEMA = "pmm-crash-resume-1"
-SAVE_MINUTES = "1e-9"  # a checkpoint after every step: many moments in which one is being written
+# a checkpoint before each step unless one is being written: a kill comes soon after one, or within one
+SAVE_MINUTES = "1e-9"
 NAMES = ("last.pth", "best.pth")
 
 
@@ -48,8 +49,8 @@ def crash_and_resume(
     out: Path, *, crashes: int, ids: int, epochs: int, workers: int, seed: int, on_progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train preset tiny on `ids` synthetic identities undisturbed, then again with `crashes` SIGKILLs: half of them
-    while a checkpoint is being written, half of them of the training process alone. After each, every checkpoint must
-    load.
+    while a checkpoint is being written beside the training, half of them of the training process alone. After each,
+    every checkpoint must load.
 
     Returns a report (`SCHEMA`): the state after each kill, the checkpoints that could not be read, and whether the
     killed runs ended with the bits of the undisturbed one. Raises UserError if a run fails without being killed.

@@ -48,7 +48,12 @@ class Saver:
     @property
     def due(self) -> bool:
         """Whether it is time for `save_last`, and nothing is being written."""
-        return self.clock() > self._saved_at + self.seconds and all(write.done() for write in self._writes)
+        return self.clock() > self._saved_at + self.seconds and not self.writing
+
+    @property
+    def writing(self) -> bool:
+        """Whether a file is being written, or waits for that."""
+        return not all(write.done() for write in self._writes)
 
     @property
     def failed(self) -> bool:

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("crashes", "epochs", "least"),
-    [(6, 6, 1), pytest.param(20, 24, 3, marks=pytest.mark.full)],
+    [(6, 6, 1), pytest.param(20, 24, 5, marks=pytest.mark.full)],
     ids=["6 crashes", "20 crashes"],
 )
 def test_crashes(tmp_path, crashes, epochs, least):
