@@ -10,24 +10,31 @@ from tests.conftest import assert_one_line_error, run_here
 from tests.refusals import refuses
 
 
+@pytest.fixture
+def fresh_flags():
+    hardware.cpu_flags.cache_clear()
+    yield
+    hardware.cpu_flags.cache_clear()
+
+
 @pytest.mark.parametrize(
-    ("cpuinfo", "overflows"),
+    ("cpuinfo", "overflows", "bf16"),
     [
-        ("flags\t\t: fpu sse2 avx2 fma", True),
-        ("flags\t\t: fpu sse2 avx2 avx512f avx512bw", True),
-        ("model name\t: x\nflags\t\t: fpu sse2 avx2 avx512_vnni\nbugs\t\t: spectre", False),
-        ("flags\t\t: sse2 avx_vnni", False),
-        ("flags\t\t: sse2 amx_int8", False),
-        ("Features\t: fp asimd asimddp", False),
-        (None, False),
+        ("flags\t\t: fpu sse2 avx2 fma", True, False),
+        ("flags\t\t: fpu sse2 avx2 avx512f avx512bw", True, False),
+        ("model name\t: x\nflags\t\t: fpu sse2 avx2 avx512_vnni\nbugs\t\t: spectre", False, False),
+        ("flags\t\t: sse2 avx_vnni avx512_bf16", False, True),
+        ("flags\t\t: sse2 amx_int8 amx_bf16", False, True),
+        ("Features\t: fp asimd asimddp bf16", False, False),
+        (None, False, False),
     ],
 )
-def test_where_sums_of_int8_products_overflow(tmp_path, monkeypatch, cpuinfo, overflows):
+def test_what_a_cpu_does_with_int8_and_bf16(tmp_path, monkeypatch, fresh_flags, cpuinfo, overflows, bf16):
     path = tmp_path / "cpuinfo"
     if cpuinfo is not None:
         path.write_text(f"processor\t: 0\n{cpuinfo}\n\nprocessor\t: 1\n{cpuinfo}\n")
     monkeypatch.setattr(hardware, "Path", lambda name: path)
-    assert hardware.int8_overflows.__wrapped__() is overflows
+    assert (hardware.int8_overflows(), hardware.cpu_has_bf16()) == (overflows, bf16)
 
 
 @pytest.fixture
