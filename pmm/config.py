@@ -109,7 +109,7 @@ class ModelConfig:
             raise InvalidValue("backbone", self.backbone, choices=(*BACKBONES, f"{TIMM}NAME"))
         if self.init and self.weights == "imagenet":
             problem = f"init {self.init} would replace weights imagenet"
-            raise ConflictingOptions(problem, "init", "weights", hint="leave one of them out")
+            raise ConflictingOptions(problem, "init", "weights", hint="leave one out, or use --weights none")
         _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "1 to 65536")
         _require(0 <= self.num_classes <= 1 << 24, "num_classes", self.num_classes, "the number of identities")
         _require(min(self.block) > 0, "block", self.block, "two positive numbers")
@@ -150,8 +150,8 @@ class RecipeConfig:
     """Epochs between two evaluations on the held-out identities."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Precision of forward and backward: bf16, fp16 with a scaled loss, off (fp32), or auto (bf16 where the hardware
-    computes it, fp16 on older GPUs that have it, else off); CAMs and losses stay in fp32. GPUs from compute capability
-    8.0 on have convolutions in TF32 where this is off."""
+    is faster in it, fp16 on older GPUs that have it, else off); CAMs and losses stay in fp32. GPUs from compute
+    capability 8.0 on have convolutions in TF32 where this is off."""
     deterministic: bool = False
     """On a GPU, use algorithms that repeat to the bit, not the fastest; on a CPU they always repeat."""
     compile: bool = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from functools import cache
 
 import torch
 
@@ -14,6 +16,10 @@ from pmm.utils.hardware import cpu_has_bf16
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_CAPABILITY, FP16_CAPABILITY = (8, 0), (7, 0)
 """Compute capability from which on GPUs multiply in bf16 (and in TF32), and in fp16 faster than in fp32."""
+MIN_SPEEDUP = 1.2
+"""Of a CPU's products in bf16 over those in fp32, for "auto" to mean bf16."""
+SIDE, PRODUCTS = 512, 5
+"""Of the matrices that a CPU is tried with, and how often."""
 
 
 def with_resolved_amp(config: Config, device: torch.device, processes: Processes = SINGLE) -> Config:
@@ -23,9 +29,9 @@ def with_resolved_amp(config: Config, device: torch.device, processes: Processes
     """
     amp: str = config.recipe.amp
     if amp == "auto":
-        everywhere = processes.broadcast(processes.gather(_half_precisions(device)))
+        everywhere = processes.broadcast(processes.gather(_faster_than_fp32(device)))
         amp = next((half for half in HALF if all(half in of_one for of_one in everywhere)), "off")
-    elif amp == "bf16" and "bf16" not in _half_precisions(device):
+    elif amp == "bf16" and not _has_bf16(device):
         problem = f"--amp bf16: {_name(device)} does not compute in bf16, it would be emulated, slower than fp32"
         raise BackendUnavailable(problem, hint="use --amp auto")
     return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, amp=amp))  # type: ignore[arg-type]
@@ -52,16 +58,49 @@ def reason_for(amp: str, device: torch.device, world: int = 1) -> str:
     name = _name(device) if world == 1 else "the slowest device of this run"
     if amp == "bf16":
         return f"{_name(device)} computes in bf16" if world == 1 else "all devices of this run compute in bf16"
-    return f"{name} computes in fp16 but not in bf16" if amp == "fp16" else f"{name} computes in no half precision"
+    if amp == "fp16":
+        return f"{name} computes in fp16 but not in bf16"
+    if world == 1 and _has_bf16(device):
+        return f"{name} computes in bf16, but at {bf16_speedup():.1f} times the speed of fp32"
+    return f"{name} computes in no half precision"
 
 
-def _half_precisions(device: torch.device) -> tuple[str, ...]:
-    """Those that `device` multiplies in faster than in fp32."""
+@cache
+def bf16_speedup() -> float:
+    """How many times as fast as in fp32 this CPU multiplies in bf16, by its own time, which leaves other processes out.
+
+    To have the instructions is not enough: those of AVX512-BF16 multiply twice as fast as fp32 on some CPUs, and half
+    as fast on others, whose AMX a virtual machine may hide.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    matrix = torch.ones(SIDE, SIDE, dtype=dtype)
+    times = []
+    for _ in range(PRODUCTS + 1):  # the first also prepares
+        begin = time.thread_time()
+        matrix @ matrix
+        times.append(time.thread_time() - begin)
+    return min(times)
+
+
+def _faster_than_fp32(device: torch.device) -> tuple[str, ...]:
+    """The half precisions that `device` multiplies in faster than in fp32."""
     if device.type != "cuda":
-        return ("bf16",) if cpu_has_bf16() else ()
+        return ("bf16",) if cpu_has_bf16() and bf16_speedup() >= MIN_SPEEDUP else ()
     capability = torch.cuda.get_device_capability(device)
     needed = {"bf16": BF16_CAPABILITY, "fp16": FP16_CAPABILITY}
     return tuple(half for half, least in needed.items() if capability >= least)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return _has_tf32(device) if device.type == "cuda" else cpu_has_bf16()
 
 
 def _has_tf32(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ import torch
 import pmm.training.precision
 from pmm.presets import preset
 from pmm.training.distributed import Processes
-from pmm.training.precision import describe_precision, reason_for, with_resolved_amp
+from pmm.training.precision import bf16_speedup, describe_precision, reason_for, with_resolved_amp
 from pmm.utils.errors import BackendUnavailable
 from tests.refusals import refuses
 
@@ -23,10 +23,11 @@ def config(amp):
 
 @pytest.fixture
 def on(monkeypatch):
-    """Call it with whether the CPU computes in bf16, or with a GPU's compute capability: the device."""
+    """Call it with whether the CPU computes in bf16 (and how fast), or with a GPU's compute capability: the device."""
 
-    def pretend(what):
+    def pretend(what, speedup=1.9):
         monkeypatch.setattr(pmm.training.precision, "cpu_has_bf16", lambda: what is True)
+        monkeypatch.setattr(pmm.training.precision, "bf16_speedup", lambda: speedup)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: what)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU X")
         return CPU if isinstance(what, bool) else CUDA
@@ -45,6 +46,19 @@ def test_auto_is_the_fastest_that_the_hardware_computes(on, what, amp):
     reason = reason_for(amp, device)
     assert ("GPU X" if device == CUDA else "this CPU") in reason
     assert (amp if amp != "off" else "no half precision") in reason
+
+
+def test_a_cpu_that_computes_in_bf16_but_no_faster_trains_in_fp32(on):
+    device = on(True, speedup=0.5)
+    assert with_resolved_amp(config("auto"), device).recipe.amp == "off"
+    assert "0.5 times the speed of fp32" in reason_for("off", device)
+    assert with_resolved_amp(config("bf16"), device).recipe.amp == "bf16"  # as asked for
+
+
+def test_the_speed_of_bf16_is_measured_on_one_thread():
+    threads = torch.get_num_threads()
+    assert 0.01 < bf16_speedup() < 100
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("what", [True, False, TURING, PASCAL])

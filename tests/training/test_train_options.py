@@ -109,6 +109,7 @@ def test_a_finished_run_is_extended(trained, tmp_path, capsys, monkeypatch):
 def test_a_run_goes_on_in_another_precision_and_says_so(trained, tmp_path, monkeypatch, capsys):
     def has_bf16(answer):
         monkeypatch.setattr("pmm.training.precision.cpu_has_bf16", lambda: answer)
+        monkeypatch.setattr("pmm.training.precision.bf16_speedup", lambda: 2.0)
 
     out = shutil.copytree(trained.parent, tmp_path / "run", copy_function=shutil.copyfile)
     state = load(out / "last.pth")
