@@ -99,10 +99,13 @@ def test_workers_go_on_from_epoch_to_epoch_and_end_with_the_last(small_config, p
 
 
 @pytest.mark.gpu
-def test_batches_are_pinned_where_a_gpu_is(small_config, people):
+def test_batches_are_pinned_for_a_gpu(small_config, people):
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, workers=1))
-    for batch in train_batches(read_dataset("synthetic", people).train, config)[0]:
-        assert all(part.is_pinned() for part in batch)
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        loader, _ = train_batches(read_dataset("synthetic", people).train, config, device=device)
+        for batch in loader:
+            assert {part.is_pinned() for part in batch} == {device.type == "cuda"}
+        loader.close()
 
 
 def test_batches_are_those_of_the_files(small_config, people):
