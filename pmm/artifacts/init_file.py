@@ -62,7 +62,7 @@ class _Match(NamedTuple):
     """The file's names, without their prefix -> the backbone's."""
     prefix: str
     hits: int
-    """Names that are there, batch-norm's counters apart."""
+    """Weights that are there in the backbone's shapes, batch-norm's counters apart."""
 
     def key(self, name: str) -> str:
         return f"{self.prefix}.{name}" if self.prefix else name
@@ -85,8 +85,15 @@ def read_init_file(path: str | Path, backbone: str) -> InitFile:
     match, *others = _matches(tensors, backbone)
     name = name_of(content) or "a state dict"
     if problem := _problem(match, tensors, backbone):
-        problem = f"it is {name}: {problem}" if name_of(content) else problem
-        raise InvalidFile(problem, path=path, expected=expected, hint=_hint(content, tensors, path, backbone))
+        known = f"it is {name}: " if name_of(content) else ""
+        if method_of(content):
+            hint = f"first turn it into a PMM checkpoint: pmm import {shlex.quote(str(path))} -o CKPT.pth"
+            raise InvalidFile(known + problem, path=path, expected=expected, hint=hint)
+        for other in BACKBONES:
+            if not _problem(_matches(tensors, other)[0], tensors, other):
+                problem = f"{known}its backbone is {other}"
+                raise InvalidFile(problem, path=path, expected=backbone, hint=f"use --backbone {other}")
+        raise InvalidFile(known + problem, path=path, expected=expected)
     stored = {f"backbone.{ours}": match.key(name) for name, ours in match.names.items() if match.key(name) in tensors}
     copies = [other.prefix for other in others if other.hits == match.hits]
     return InitFile(
@@ -114,7 +121,7 @@ def _from_checkpoint(saved: dict[str, Any], leaves: Mapping[str, Any], path: Pat
         state = {key: value for key, value in deployed_weights(saved).items() if isinstance(value, Tensor)}
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidFile("its weights are not where a checkpoint has them", path=path) from error
-    match = _Match({key: key for key in _shapes(backbone)}, "backbone", 0)
+    match = _Match({key: key for key in _shapes(backbone)}, "backbone", len(state))
     if problem := _problem(match, state, backbone):
         raise InvalidFile(problem, path=path)
     stored = {key: places[id(value)] for key, value in state.items()}
@@ -183,21 +190,21 @@ def _public_names(backbone: str) -> dict[str, str]:
     return names
 
 
-def _matches(tensors: Iterable[str], backbone: str) -> list[_Match]:
-    """Where names of the backbone stand, the best place first: most names, averaged weights, first in the file."""
-    public = _public_names(backbone)
+def _matches(tensors: Mapping[str, Tensor], backbone: str) -> list[_Match]:
+    """Where weights of the backbone stand, the best place first: most weights, averaged ones, first in the file."""
+    shapes, public = _shapes(backbone), _public_names(backbone)
     numbered = {}
     for name, key in public.items():
         first, _, rest = name.partition(".")
         numbered[f"{NUMBERED.get(first, first)}.{rest}"] = key
     found = []
-    for names in ({key: key for key in _shapes(backbone)}, public, numbered):
+    for names in ({key: key for key in shapes}, public, numbered):
         counts: Counter[str] = Counter()
-        for key in tensors:
+        for key, value in tensors.items():
             words = key.split(".")
             for start in range(len(words)):
                 name = ".".join(words[start:])
-                if name in names and not name.endswith(COUNTER):
+                if name in names and not name.endswith(COUNTER) and value.shape == shapes[names[name]].shape:
                     counts[".".join(words[:start])] += 1
         found += [_Match(names, prefix, hits) for prefix, hits in counts.items()]
     nothing = _Match(public, "", 0)
@@ -219,23 +226,14 @@ def _problem(match: _Match, tensors: Mapping[str, Tensor], backbone: str) -> str
     more = [key for key in tensors if key.startswith(inside) and key not in known]
     if tensors and all(_OPTIMIZER.search(key) for key in tensors):
         return "it holds the state of an optimizer and no weights"
-    if len(missing) > 0.9 * len(weights):  # a few names fit by chance
+    if match.hits < 0.1 * len(weights):  # a few fit by chance
         return f"it holds no weights of a {backbone} backbone"
     problems = (
         (f"of the {len(weights)} weights of a {backbone} backbone {len(missing)} are missing", missing),
-        (f"{len(bent)} of another shape", bent),
-        (f"{len(more)} that a {backbone} backbone does not have", more),
+        (f"{len(bent)} weights of another shape", bent),
+        (f"{len(more)} weights more than a {backbone} backbone has", more),
     )
     return ", ".join(f"{problem} ({_first(keys)})" for problem, keys in problems if keys)
-
-
-def _hint(content: Any, tensors: Mapping[str, Tensor], path: Path, backbone: str) -> str:
-    if method_of(content):
-        return f"first turn it into a PMM checkpoint: pmm import {shlex.quote(str(path))} -o CKPT.pth"
-    for other in BACKBONES:
-        if other != backbone and not _problem(_matches(tensors, other)[0], tensors, other):
-            return f"use --backbone {other}"
-    return ""
 
 
 def _left_out(leaves: Mapping[str, Any], taken: set[str], copies: Iterable[str]) -> dict[str, str]:

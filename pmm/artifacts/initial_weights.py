@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Mapping
 from pathlib import Path
 
@@ -120,7 +119,11 @@ def _table(reasons: Mapping[str, str], init: InitFile) -> str:
 
     for key, reason in reasons.items():
         if not reason:
-            add("taken", "the whole backbone" if key.startswith("backbone.") else "heads", init.stored_names[key])
+            add(
+                "taken",
+                "the whole backbone" if key.startswith("backbone.") else "what follows it",
+                init.stored_names[key],
+            )
     for key in init.weights:
         if reason := reasons.get(key, "not in this model"):
             add("left out", reason, init.stored_names[key])
@@ -143,5 +146,5 @@ def _labels(keys: list[str]) -> str:
 
 
 def _cut(key: str, depth: int) -> str:
-    parts = re.sub(r"\.\d+(?=\.)", ".*", key).split(".")
+    parts = key.split(".")
     return ".".join(parts[: depth + 1]) + (".*" if len(parts) > depth + 1 else "")
