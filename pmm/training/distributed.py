@@ -20,7 +20,7 @@ T = TypeVar("T")
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Of the environment of each process that torchrun starts."""
 PEER_ENDED = "another process of this run has ended; see its message for the reason"
-PEER_LEFT = ("onnection closed by", "onnection reset by peer", "roken pipe")
+PEER_LEFT = ("onnection closed by", "onnection was likely closed", "onnection reset by peer", "roken pipe")
 """Words of gloo, NCCL and torch's store that mean that the other side has ended."""
 HINTS = {
     "shared memory|/dev/shm": "in a container give --shm-size 1g or more, or --ipc=host",

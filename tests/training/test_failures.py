@@ -33,12 +33,14 @@ BUSY = (
     "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, code: -98, "
     "name: EADDRINUSE, message: address already in use\nException raised from makeWithPort at ...\nframe #0: ..."
 )
+STORE = "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?"
 FAILURES = {
     "shared memory": (nccl("unhandled system error (run with NCCL_DEBUG=INFO for details)", SHM), SHM, "--shm-size"),
     "no known cause": (nccl("invalid usage", "Duplicate GPU detected"), "invalid usage", "Duplicate GPU"),
     "left, by NCCL": (nccl("remote process exited or there was a network error", LEFT), PEER_ENDED),
     "port": (dist.DistNetworkError(BUSY), "port: 29500", "--master-port"),
     "left, by gloo": (gloo("pair.cc:534", "Connection closed by peer [127.0.0.1]:58054"), PEER_ENDED),
+    "left, by the store": (dist.DistNetworkError(STORE), PEER_ENDED),
     "left in a write": (gloo("pair.cc:420", "writev [127.0.0.1]:58054: Broken pipe"), PEER_ENDED),
     "refused": (gloo("pair.cc:144", "connect [10.0.0.2]:29500: Connection refused"), "10.0.0.2", "GLOO_SOCKET_IFNAME"),
     "slow": (gloo("unbound_buffer.cc:81", "Timed out waiting 1800000ms for recv operation to complete"), "1800000ms"),
