@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PackagePrecision = Literal["fp32", "tf32", "fp16", "bf16"]
 
-_UNCOUNTED = ("conv1d", "conv3d", "convolution", "mm", "bmm", "addmm", "baddbmm", "matmul", "einsum")
+_UNCOUNTED = ("conv3d", "convolution", "mm", "bmm", "addmm", "baddbmm", "matmul", "einsum")
 _OPTIONS = {
     # as many threads as the runner sets, not as many as there were at the export
     "cpp.dynamic_threads": True,
@@ -155,9 +155,10 @@ def exported_precision(program: ExportedProgram) -> GraphPrecision:
     import torch
 
     aten, names = torch.ops.aten, {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    products_of = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.linear.default)
     products = []
     for node in program.graph.nodes:
-        if node.target in (aten.conv2d.default, aten.linear.default):
+        if node.target in products_of:
             weight, output = node.args[1].meta["val"], node.meta["val"]
             # outputs of one image, times the length of the sum behind each
             products.append((names[weight.dtype], prod(output.shape[1:]) * prod(weight.shape[1:])))

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     import onnx
 
 _STEPS = ("QuantizeLinear", "DequantizeLinear")
-_FOLLOWING = ("Relu", "MaxPool", "Add")
-"""Steps of the trunk between convolutions, in the type of their inputs."""
 
 
 def emulated(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -74,8 +72,8 @@ def fp16_between(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     Faster on a GPU, where a strongly typed engine keeps the file's types.
 
-    The trunk is as in an fp16 export: the convolutions and the steps between them. Its weights stay in 8 bits; scales
-    become fp16, which QuantizeLinear and DequantizeLinear take from opset 19 on.
+    The trunk is as in an fp16 export: all from the first convolution to the maps that are pooled. Its weights stay in 8
+    bits; scales become fp16, which QuantizeLinear and DequantizeLinear take from opset 19 on.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -113,25 +111,21 @@ def fp16_between(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _trunk(nodes: list[onnx.NodeProto]) -> set[int]:
-    """The ids of the convolutions, of the steps between them and of their Q/DQ pairs."""
+    """The ids of the nodes from the first convolution to the maps that the heads pool, and of their Q/DQ pairs."""
     makers = {name: node for node in nodes for name in node.output}
-
-    def sources_of(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """What computes the inputs of `node`, seen through the steps to 8 bits and back."""
-        sources = []
-        for name in node.input:
-            maker = makers.get(name)
-            while maker is not None and maker.op_type in _STEPS:
-                maker = makers.get(maker.input[0])
-            sources += [maker] if maker is not None else []
-        return sources
-
+    ahead: dict[int, onnx.NodeProto] = {}
+    """Nodes that a convolution, or a product of the trunk's linear layers, is made of."""
+    sources = [node for node in nodes if node.op_type in ("Conv", "MatMul")]
+    while sources:
+        node = sources.pop()
+        if id(node) not in ahead:
+            ahead[id(node)] = node
+            sources += [makers[name] for name in node.input if name in makers]
     trunk: set[int] = set()
     for node in nodes:
-        follows = node.op_type in _FOLLOWING and any(id(maker) in trunk for maker in sources_of(node))
-        # a QuantizeLinear takes the type of its input
-        inside = node.op_type == "QuantizeLinear" and id(makers.get(node.input[0])) in trunk
-        if node.op_type == "Conv" or follows or inside:
+        pool = node.op_type.startswith(("Reduce", "Global")) and id(node) not in ahead
+        if node.op_type == "Conv" or (not pool and any(id(makers.get(name)) in trunk for name in node.input)):
             trunk.add(id(node))
+    # a QuantizeLinear takes the type of its input, a DequantizeLinear gives that of what reads it
     back = {name: id(node) for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
     return trunk | {back[name] for node in nodes if id(node) in trunk for name in node.input if name in back}

@@ -139,6 +139,22 @@ def test_a_layer_that_is_not_in_8_bits_is_in_fp16():
     np.testing.assert_allclose(rows[1], rows[0], rtol=5e-3, atol=5e-3)
 
 
+def test_what_weighs_the_channels_is_part_of_the_trunk():
+    """A reduction within it makes no vector for the heads: a convolution reads what it leads to."""
+    proto = quantised(0.01, keep=True)
+    gate = [helper.make_node("GlobalAveragePool", ["r"], ["m"]), helper.make_node("Sigmoid", ["m"], ["g"]),
+            helper.make_node("Mul", ["r", "g"], ["r/g"])]  # fmt: skip
+    nodes = [*proto.graph.node[:5], *gate, *proto.graph.node[5:]]
+    nodes[8].input[0] = "r/g"
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    half = fp16_between(proto)
+    types = tensor_types(half)
+    assert {types[name] for name in ("c", "m", "g", "r/g", "k", "a")} == {TensorProto.FLOAT16}
+    assert types["y"] == TensorProto.FLOAT
+    assert sum(node.op_type == "Cast" for node in half.graph.node) == 1
+
+
 def test_a_scale_below_what_fp16_holds_does_not_become_0():
     """TensorRT refuses a scale that is not above 0."""
     half = fp16_between(quantised(1e-9, keep=False))

@@ -17,7 +17,7 @@ from pmm.data.readers import read_dataset
 from pmm.export import parity_check
 from pmm.export.calibration import calibration_files
 from pmm.export.graph import to_onnx
-from pmm.export.int8 import Quantizer, _main_inputs, quantize_with_fallback
+from pmm.export.int8 import Quantizer, _main_inputs, _quantisable, quantize_with_fallback
 from pmm.export.onnx import describe, export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
@@ -158,6 +158,19 @@ def test_of_a_residual_sum_the_shortcut_alone_is_in_8_bits(fp32, train_crops):
             assert kinds == ["Conv", "Conv"]
         else:
             assert kinds == ["Conv", "DequantizeLinear"], name
+
+
+def test_squeeze_and_excitation_and_sums_with_constants_are_not_in_8_bits():
+    steps = [
+        ("Conv", "x w", "first"), ("Clip", "first low high", "map"), ("ReduceMean", "map axes", "mean"),
+        ("Conv", "mean w", "squeeze"), ("Relu", "squeeze", "short"), ("Conv", "short w", "excite"),
+        ("HardSigmoid", "excite", "gate"), ("Mul", "map gate", "weighed"), ("Conv", "weighed w", "last"),
+        ("Add", "last x", "sum"), ("Add", "sum w", "shifted"), ("Add", "map shifted", "of no convolution"),
+    ]  # fmt: skip
+    nodes = [onnx.helper.make_node(kind, ins.split(), [out], name=out) for kind, ins, out in steps]
+    constants = [onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])]
+    proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], constants))
+    assert [node.name for node in _quantisable(proto, ("Conv", "Add", "Clip"))] == ["first", "map", "last", "sum"]
 
 
 def test_the_manifest_says_how_it_was_calibrated(trained, tmp_path):
