@@ -197,7 +197,7 @@ def choose_architectures(known, toolkit):
     """
     wanted = re.findall(r"[^;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
     here = sorted({gpu.compute_capability for gpu in nvidia_gpus()}, key=float)
-    chosen = wanted or here or [name for name in ARCHITECTURES if name in known]
+    chosen = wanted or [nearest(gpu, known) for gpu in here] or [name for name in ARCHITECTURES if name in known]
     if malformed := [name for name in wanted if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name)]:
         sys.exit(f"pmm kernels: TORCH_CUDA_ARCH_LIST names {malformed[0]}; it must look like 8.6;9.0+PTX")
     unknown = [name for name in chosen if re.match(r"[\d.]+", name)[0] not in known]  # 9.0a is of 9.0
@@ -206,7 +206,14 @@ def choose_architectures(known, toolkit):
         sys.exit(f"pmm kernels: TORCH_CUDA_ARCH_LIST names {unknown[0]}, but {knows}")
     if unknown or not chosen:
         raise NoCudaError(f"{f'a GPU here is {unknown[0]}' if unknown else 'no GPU is here'}, and {knows}")
-    return chosen if wanted else [*chosen[:-1], f"{chosen[-1]}+PTX"]
+    return chosen if wanted else [*dict.fromkeys(chosen[:-1]), f"{chosen[-1].removesuffix('+PTX')}+PTX"]
+
+
+def nearest(capability, known):
+    """The architecture to compile for a GPU: its own, or for one that the toolkit does not know yet, PTX of the newest
+    one before it."""
+    older = [name for name in known if float(name) < float(capability)]
+    return capability if capability in known or not older else f"{older[-1]}+PTX"
 
 
 def build_library(target, objects):

@@ -182,6 +182,7 @@ CHOICES = {
     "of the default, what the toolkit knows": ((), "", "7.5 8.0 8.6 9.0+PTX"),
     "the GPUs here": (("9.0", "8.0", "9.0"), "", "8.0 9.0+PTX"),
     "the one GPU here": (("8.6",), "", "8.6+PTX"),
+    "for GPUs newer than the toolkit, what they compile": (("12.0", "8.9", "8.7"), "", "8.6+PTX 9.0+PTX"),
     "what is named": (("8.0",), "9.0a; 8.6+PTX;", "9.0a 8.6+PTX"),
 }
 

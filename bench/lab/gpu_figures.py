@@ -66,10 +66,9 @@ def _ops(report: Values) -> Rows:
             yield f"{name}, {place}", "forward and backward, p50 ms: " + ", ".join(times)
     steps = [f"{row['name']} {format_value(row['step']['p50_ms'])}" for row in report.get("rows", ()) if "step" in row]
     if steps:
-        yield (
-            f"step of {report['step']['batch']}, amp {report['step'].get('amp', 'off')}",
-            "p50 ms: " + ", ".join(steps),
-        )
+        place = f"step of {report['step']['batch']}, amp {report['step'].get('amp', 'off')}"
+        ratios = [f"{each['of']} / {each['over']} {format_value(each['ratio'])}" for each in report["ratios"]]
+        yield place, "p50 ms: " + ", ".join(steps) + "; " + ", ".join(ratios)
 
 
 def _loading(report: Values) -> Rows:

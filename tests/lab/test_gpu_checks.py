@@ -184,6 +184,15 @@ def test_every_report_of_a_step_has_figures():
         assert bool(figures(values)) == known or "bench-" in path.name, path.name
 
 
+def test_a_training_step_has_its_times_and_their_ratios():
+    ways = {"no mixing": 10.0, "ours": 10.2, "authors": 40.8}
+    rows = [{"name": name, "step": {"p50_ms": ms}} for name, ms in ways.items()]
+    ratios = [{"of": "authors", "over": "ours", "ratio": 4.0}, {"of": "ours", "over": "no mixing", "ratio": 1.02}]
+    report = {"schema": "pmm-ops-bench-1", "step": {"batch": 128, "amp": "bf16"}, "rows": rows, "ratios": ratios}
+    told = "p50 ms: no mixing 10, ours 10.2, authors 40.8; authors / ours 4, ours / no mixing 1.02"
+    assert figures(report) == [("step of 128, amp bf16", told)]
+
+
 def test_figures_are_short():
     told = [
         format_value(value) for value in (True, None, 1234.5, 0.999987, 0.0123456, 7, {"a": 1.0, "b": [1, "x"]}, [])
