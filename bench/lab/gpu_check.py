@@ -73,11 +73,12 @@ def _check(command: GpuCheckCommand) -> dict[str, Any]:
     if command.check == "throughput":
         return gpu_training.throughput(device, command.amp, steps=command.steps, fast=fast)
     if command.check == "epochs":
-        from bench.lab.gpu_epochs import IDENTITIES, check_epochs
+        from bench.lab.gpu_epochs import EPOCHS, FIRST, IDENTITIES, check_epochs
 
         with tempfile.TemporaryDirectory() as folder:
             flags = ("--amp", command.amp, "--synthetic-ids", str(IDENTITIES))
-            return check_epochs(device, Path(folder), "tiny" if fast else "paper", flags)
+            preset, epochs = ("tiny", FIRST) if fast else ("paper", EPOCHS)
+            return check_epochs(device, Path(folder), preset, flags, epochs=epochs)
     if command.check == "resume":
         with tempfile.TemporaryDirectory() as folder:
             words = () if fast else ("--batch-size", "32")

@@ -26,7 +26,9 @@ WATCH_S = 0.05
 Busy = Callable[[], float]
 
 
-def check_epochs(device: torch.device, folder: Path, preset: str, words: Sequence[str] = ()) -> dict[str, Any]:
+def check_epochs(
+    device: torch.device, folder: Path, preset: str, words: Sequence[str] = (), *, epochs: int = EPOCHS
+) -> dict[str, Any]:
     """Train on synthetic identities in `folder` with the flags `words`. The median images/s and shares of the time are
     of the epochs from FIRST on.
 
@@ -34,7 +36,7 @@ def check_epochs(device: torch.device, folder: Path, preset: str, words: Sequenc
     included: NVML's share of the time in which a kernel runs.
     """
     workers = usable_cores()
-    flags = {"preset": preset, "device": device, "epochs": EPOCHS, "workers": workers, "root": folder / "people",
+    flags = {"preset": preset, "device": device, "epochs": epochs, "workers": workers, "root": folder / "people",
              "out": folder / "run"}  # fmt: skip
     command = [sys.executable, "-m", "pmm.train", *words]
     for name, value in flags.items():
@@ -43,7 +45,7 @@ def check_epochs(device: torch.device, folder: Path, preset: str, words: Sequenc
     log, samples = folder / "run" / "metrics.jsonl", list[float]()
     with subprocess.Popen(command) as process:
         while process.poll() is None:
-            if busy and FIRST - 1 <= _finished(log) < EPOCHS:
+            if busy and FIRST - 1 <= _finished(log) < epochs:
                 samples.append(busy())
             time.sleep(WATCH_S)
     if process.returncode:
