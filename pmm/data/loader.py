@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -237,9 +238,9 @@ def train_batches(
 
 
 def _start_method(device: torch.device, world: int) -> str | None:
-    """How workers start: None for Python's default, or "forkserver": NCCL does not survive a fork, as the documentation
-    of torch's DistributedDataParallel says, so its workers come from a process that has never used it."""
-    if device.type != "cuda" or world == 1:
+    """How workers start: None for a fork, or "forkserver", as from Python 3.14 on everywhere: NCCL does not survive a
+    fork (torch's documentation of DistributedDataParallel), so its workers come from a process that never used it."""
+    if (device.type != "cuda" or world == 1) and multiprocessing.get_start_method() != "forkserver":
         return None
     forkserver.set_forkserver_preload([__name__])
     # it starts with what is ignored here: a scheduler sends SIGTERM to it too, and its workers would end with it

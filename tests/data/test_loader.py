@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pmm.data import loader as loader_module
 from pmm.data.batches import TrainBatch, normalize_batch
 from pmm.data.crops import load_crop
 from pmm.data.loader import TrainSet, train_batches
@@ -246,6 +248,23 @@ def test_workers_outlive_a_sigterm_but_not_the_process_that_uses_them(people):
     )
     assert done.stdout.split() == ["5", "1"]
     assert done.stderr.strip().endswith("RuntimeError: the end")
+
+
+@pytest.mark.parametrize(
+    ("device", "world", "default", "served"),
+    [("cpu", 1, "fork", False), ("cuda", 1, "fork", False), ("cpu", 2, "fork", False), ("cuda", 2, "fork", True),
+     ("cpu", 1, "forkserver", True)],
+)  # fmt: skip
+def test_which_workers_are_forks_of_this_process(monkeypatch, device, world, default, served):
+    met = []
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: default)
+    monkeypatch.setattr(loader_module.forkserver, "set_forkserver_preload", lambda names: None)
+    started = lambda: met.append(signal.getsignal(signal.SIGTERM))  # noqa: E731
+    monkeypatch.setattr(loader_module.forkserver, "ensure_running", started)
+    before = signal.getsignal(signal.SIGTERM)
+    method = loader_module._start_method(torch.device(device), world)
+    assert (method, met) == (("forkserver", [signal.SIG_IGN]) if served else (None, []))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 FROM_A_SERVER = """
