@@ -38,7 +38,7 @@ from pmm.utils.files import make_folder, output_file, write_file
 SCHEMA = "pmm-saving-bench-1"
 CPU = torch.device("cpu")
 CLASSES = 751  # of Market-1501's training part
-COPY, CLONE, SYNCHRONOUS = "copy to memory in use", "copy to new memory", "write in the training thread"
+COPY, CLONE, ON_DISK = "copy to memory in use", "copy to new memory", "last.pth, until it is on the disk"
 
 
 def bench_saving(config: Config, folder: Path, plan: LatencyPlan) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def bench_saving(config: Config, folder: Path, plan: LatencyPlan) -> dict[str, A
             CLONE: lambda: _clone(current),
             LAST: lambda: saver.save_last(snapshot(state, 1, -1.0)),
             BEST: lambda: saver.save_best(snapshot(state, 1, -1.0)),
-            SYNCHRONOUS: lambda: saver.save_now(snapshot(state, 1, -1.0)),
+            ON_DISK: lambda: saver.save_now(snapshot(state, 1, -1.0)),
         }
 
         def stopwatch(step: Callable[[], object]) -> float:

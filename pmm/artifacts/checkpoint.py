@@ -60,10 +60,8 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(checkpoint, file)
-        except RuntimeError as error:  # what torch makes of a write that failed
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        except RuntimeError as error:  # what torch makes of a full disk, or a Ctrl-C
+            raise error.__context__ or error from None
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -27,9 +27,9 @@ class Saver:
     """Writes best.pth and last.pth of the run in `out`, each whole or not at all, one at a time.
 
     The states that it is given are those of `pmm.training.state.snapshot`, with tensors that the next step changes: a
-    call returns when they are copied. No thread exists before the first `save_best` or `save_last`; the processes that
-    load images must have been forked by then. All methods but `close` raise the error of an earlier write: CannotWrite
-    if the disk is full, the file from before is then intact.
+    call returns when they are copied. No thread exists until something is saved after `save_first`: the processes that
+    load images are forked before that. All methods but `close` raise the error of an earlier write: CannotWrite if the
+    disk is full, the file from before is then intact.
     """
 
     def __init__(
@@ -67,6 +67,11 @@ class Saver:
         for write in done:
             write.result()
 
+    def save_first(self, state: Mapping[str, Any]) -> None:
+        """Write last.pth, in the calling thread."""
+        self._copy(LAST, state, self._buffers)()
+        self._saved_at = self.clock()
+
     def save_best(self, state: Mapping[str, Any]) -> None:
         """Write best.pth, what is deployed of `state`, once the write that goes on has ended."""
         self.check()
@@ -80,12 +85,11 @@ class Saver:
         self._saved_at = self.clock()
 
     def save_now(self, state: Mapping[str, Any], *, best: bool = False) -> None:
-        """Write last.pth, with `best` also best.pth, and return when all files are on the disk."""
-        self.wait()
+        """Write last.pth, with `best` best.pth before it, and return when all files are on the disk."""
         if best:
-            self._copy(BEST, checkpoint.for_deployment(dict(state)), {})()
-        self._copy(LAST, state, self._buffers)()
-        self._saved_at = self.clock()
+            self.save_best(state)
+        self.save_last(state)
+        self.wait()
 
     def wait(self) -> None:
         """Until all is written that was to be written."""

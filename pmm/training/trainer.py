@@ -114,7 +114,7 @@ class Trainer:
         with explain_errors(self.out, self.processes.world):
             self._make_state()
         self.processes.run_on_all(self._write_config)
-        self._save(self.saver.save_now)  # proves that there is room; from here on the run can be resumed
+        self._save(self.saver.save_first)  # proves that there is room; from here on the run can be resumed
 
     def _resume(self) -> None:
         """From last.pth. Raises UserError if it is of another configuration or cannot be resumed from."""

@@ -1,4 +1,6 @@
+import io
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,21 @@ def test_a_trained_checkpoint_holds_everything_and_rebuilds_itself(trained):
     assert not model.training
     with torch.inference_mode():
         assert model(torch.zeros(2, 3, 128, 64)).shape == (2, 384)
+
+
+def test_what_ends_a_write_is_told_and_the_old_file_stays(trained, tmp_path, monkeypatch):
+    """torch ends a file that could not be written with an error of its own, which says nothing."""
+
+    class Interrupted(io.FileIO):
+        def write(self, data):
+            raise KeyboardInterrupt
+
+    state, path = load(trained), tmp_path / "last.pth"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(Path, "open", lambda path, mode: Interrupted(path, mode))
+    with pytest.raises(KeyboardInterrupt):
+        save(path, state)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("last.pth", b"old")]
 
 
 def test_it_names_the_kernels_it_was_trained_with(trained, tmp_path, built_with):

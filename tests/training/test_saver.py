@@ -86,8 +86,10 @@ def test_one_write_at_a_time_and_the_newest_best_model_waits_for_it(tmp_path, mo
         clock[0] = 200.0
         assert not saver.due  # or last.pth would know of a best model that is not on the disk yet
         writes.go.set()
-        saver.save_now(a_state(5), best=True)
-        assert writes.files == [("last.pth", 1), ("best.pth", 4), ("best.pth", 5), ("last.pth", 5)]
+        saver.save_now(a_state(5))
+        assert writes.files == [("last.pth", 1), ("best.pth", 4), ("last.pth", 5)]
+        saver.save_now(a_state(6), best=True)
+        assert writes.files[3:] == [("best.pth", 6), ("last.pth", 6)]
         clock[0] = 259.0
         assert not saver.due
         clock[0] = 261.0
