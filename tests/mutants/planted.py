@@ -11,7 +11,7 @@ from pathlib import Path
 
 LISTS = Path(__file__).with_name("planted")
 AREAS = (
-    "bench", "calibration", "commands", "engines", "files", "gates", "gpus", "losses", "manifest", "metrics", "ops",
+    "backbones", "bench", "calibration", "commands", "engines", "files", "gates", "gpus", "losses", "manifest", "metrics", "ops",
     "parity", "precision", "ranks", "readers", "reranking", "resume", "sampler", "statistics",
 )  # fmt: skip
 
