@@ -29,7 +29,9 @@ from pmm.utils.files import existing_file, sha256
 
 NUMBERED = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 """The names of a ResNet's parts where they are the children of an nn.Sequential."""
-NOTES = {FAST_REID: "newer versions of which pool the stem without padding, so that their maps lie two pixels apart"}
+NOTES = {
+    FAST_REID: "newer versions pool the stem without padding: their maps are those of the image two pixels further"
+}
 """What a file does not show of its network."""
 SHOWN = 3
 _EMA = re.compile(r"(^|[._])ema([._]|$)")
@@ -99,7 +101,7 @@ def read_init_file(path: str | Path, backbone: str) -> InitFile:
     return InitFile(
         path=path,
         sha256=sha256(path),
-        kind=f"{name}, {NOTES[name]}" if name in NOTES else name,
+        kind=f"{name} ({NOTES[name]})" if name in NOTES else name,
         config=None,
         weights={ours: as_float32(tensors[key], key, path) for ours, key in stored.items()},
         stored_names=stored,

@@ -176,6 +176,25 @@ def test_a_network_of_timm_by_timms_own_names(tmp_path):
             assert torch.equal(backbone(images), maps(images)[-1])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["densenet121", "ghostnet_100", "mobilenetv4_conv_small", "regnety_004", "resnetv2_50"]
+)
+def test_timms_names_are_found_though_its_feature_maps_have_others_and_leave_out_the_end(name, tmp_path):
+    timm = pytest.importorskip("timm")
+    state = hollow_state(timm.create_model, model_name=name)
+    found = read(tmp_path / "file.pth", {"state_dict": under("module.", state)}, f"timm:{name}")
+    shapes = build_backbone(f"timm:{name}").state_dict()
+    assert {key: value.shape for key, value in found.weights.items()} == {
+        f"backbone.{key}": value.shape for key, value in shapes.items()
+    }
+    assert len(found.weights) + len(found.left_out) == len(state)
+    first = next(iter(found.stored_names.values())).removeprefix("state_dict.module.")
+    torch.save({**state, f"{first}.more": torch.zeros(1)}, tmp_path / "file.pth")
+    with refuses(InvalidFile, f"{first}.more", path=tmp_path / "file.pth"):
+        read_init_file(tmp_path / "file.pth", f"timm:{name}")
+
+
 # --- what is refused ---
 
 

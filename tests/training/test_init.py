@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pmm.artifacts.checkpoint import load
+from pmm.artifacts.describe import describe_artifact
 from pmm.config import Config
 from pmm.training.flags import TrainOptions
 from pmm.training.launch import train
@@ -42,6 +43,7 @@ def test_a_run_goes_on_from_other_identities_and_needs_the_file_once(small_confi
     assert f"from {file}" in said
     assert after["versions"]["init"] == sha256(file)
 
+    assert describe_artifact(out / "last.pth", "checkpoint")["backbone_weights"] == "start.pth"  # no folders of a user
     file.unlink()
     saved = Config.from_dict(json.loads((out / "config.json").read_text()))
     more = dataclasses.replace(saved, recipe=dataclasses.replace(saved.recipe, epochs=2))
