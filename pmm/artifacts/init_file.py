@@ -127,6 +127,11 @@ def _from_checkpoint(saved: dict[str, Any], leaves: Mapping[str, Any], path: Pat
     if problem := _problem(match, state, backbone):
         raise InvalidFile(problem, path=path)
     stored = {key: places[id(value)] for key, value in state.items()}
+    left_out = _left_out(leaves, set(stored.values()), () if saved["ema"] is None else ["model"])
+    if "imported" in saved["versions"]:  # other code has its own order of identities, which it does not store
+        unknown = [key for key in state if ".classifier." in key]
+        state = {key: value for key, value in state.items() if key not in unknown}
+        left_out |= {stored.pop(key): "classifiers of an imported file, which does not say of whom" for key in unknown}
     averaged = "" if saved["ema"] is None else ", averaged over its steps"
     kind = f"{model.method} on {backbone}, {model.num_classes} identities of {data.dataset}, epoch {saved['epoch']}"
     return InitFile(
@@ -136,7 +141,7 @@ def _from_checkpoint(saved: dict[str, Any], leaves: Mapping[str, Any], path: Pat
         config=config,
         weights={key: as_float32(value, stored[key], path) for key, value in state.items()},
         stored_names=stored,
-        left_out=_left_out(leaves, set(stored.values()), () if saved["ema"] is None else ["model"]),
+        left_out=left_out,
     )
 
 

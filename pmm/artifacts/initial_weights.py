@@ -87,7 +87,7 @@ def _why_not(key: str, bent: Container[str], config: Config, init: InitFile) -> 
         return (
             "counters that the file lacks"
             if key.endswith(COUNTER) and key.startswith("backbone.")
-            else "not in the file"
+            else "without a counterpart in the file"
         )
     saved = init.config
     if saved is not None and key.startswith("stages."):
@@ -125,7 +125,7 @@ def _table(reasons: Mapping[str, str], init: InitFile) -> str:
                 init.stored_names[key],
             )
     for key in init.weights:
-        if reason := reasons.get(key, "not in this model"):
+        if reason := reasons.get(key, "without a counterpart in the model"):
             add("left out", reason, init.stored_names[key])
     for key, reason in init.left_out.items():
         add("left out", reason, key)

@@ -80,6 +80,15 @@ def test_classifiers_of_other_people_are_new_though_they_are_as_many(trained):
     assert [(verb, count) for verb, count, text in rows if reason in text] == [("left out", 6), ("new", 6)]
 
 
+def test_classifiers_of_an_imported_checkpoint_are_of_nobody_knows_whom(trained, tmp_path):
+    saved = load(trained)
+    torch.save({**saved, "versions": {**saved["versions"], "imported": "0" * 64}}, tmp_path / "imported.pth")
+    state, before, rows = started(tmp_path / "imported.pth", config_of(trained))
+    for key, value in state.items():
+        assert torch.equal(value, before[key] if ".classifier." in key else saved["model"][key]), key
+    assert total(rows, "taken", "left out") == leaves(saved) + 1
+
+
 def test_averaged_weights_are_those_that_are_taken(trained, tmp_path):
     saved = load(trained.with_name("last.pth"))
     averages = {key: value + 1 for key, value in saved["model"].items()}
