@@ -108,8 +108,8 @@ class ModelConfig:
         if self.backbone not in BACKBONES and not re.fullmatch(f"{TIMM}[A-Za-z0-9_.]+", self.backbone):
             raise InvalidValue("backbone", self.backbone, choices=(*BACKBONES, f"{TIMM}NAME"))
         if self.init and self.weights == "imagenet":
-            problem = f"init {self.init} would replace weights imagenet"
-            raise ConflictingOptions(problem, "init", "weights", hint="leave one out, or use --weights none")
+            hint = "leave one out, or use --weights none"
+            raise ConflictingOptions("init would replace weights imagenet", "init", "weights", hint=hint)
         _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "1 to 65536")
         _require(0 <= self.num_classes <= 1 << 24, "num_classes", self.num_classes, "the number of identities")
         _require(min(self.block) > 0, "block", self.block, "two positive numbers")
