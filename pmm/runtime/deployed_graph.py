@@ -11,6 +11,7 @@ from pmm.models.fold_batchnorm import fold_batch_norms
 from pmm.models.output import InferenceModel, L2Normalize
 from pmm.models.registry import deployed
 from pmm.runtime.eager import Normalise
+from pmm.utils.errors import UserError
 
 TRUNK_TYPES = {
     "fp32": torch.float32,
@@ -70,11 +71,26 @@ def deployed_graph(
 
 
 def _reverse_channels(trunk: nn.Module, preprocessing: Preprocessing) -> Preprocessing:
-    """Make the first convolution, and the statistics, take BGR: no channel is moved when the graph runs."""
-    first = next(m for m in trunk.modules() if isinstance(m, nn.Conv2d))
-    if first.in_channels != 3:
-        raise ValueError(f"the trunk's first convolution takes {first.in_channels} channels, not a colour image's 3")
-    first.weight = nn.Parameter(first.weight.detach().flip(1).contiguous(), requires_grad=False)
+    """Make the convolutions that read the images, and the statistics, take BGR: no channel is moved when the graph
+    runs. Raises UserError for a network that does something else with them first."""
+    images, readers = torch.zeros(1, 3, preprocessing.height, preprocessing.width), []
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0] is images and not isinstance(module, nn.Identity):
+            readers.append(module)
+
+    hooks = [m.register_forward_pre_hook(before) for m in trunk.modules() if not list(m.children())]
+    try:
+        with torch.no_grad():
+            trunk(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not readers or not all(isinstance(module, nn.Conv2d) for module in readers):
+        problem = "this network's first step is no convolution, which alone can take BGR"
+        raise UserError(problem, hint="leave --input-colour out")
+    for module in readers:
+        module.weight = nn.Parameter(module.weight.detach().flip(1).contiguous(), requires_grad=False)  # type: ignore[operator]
     return Preprocessing(
         height=preprocessing.height, width=preprocessing.width,
         mean=preprocessing.mean[::-1], std=preprocessing.std[::-1],
