@@ -53,6 +53,7 @@ def refused(path, content, *facts, **attributes):
         read_init_file(path, "resnet50")
 
 
+OURS = under("backbone.", hollow_state(build_backbone, name="resnet50"))
 HEAD = {"heads.bottleneck.0.weight": torch.zeros(2048), "heads.weight": torch.zeros(751, 2048)}
 NON_LOCAL = {"backbone.NL_2.0.g.weight": torch.zeros(1), "backbone.NL_3.2.W.1.running_var": torch.zeros(1)}
 MOCO = {"queue": torch.zeros(128, 8), "queue_ptr": torch.zeros(1, dtype=torch.long)}
@@ -74,7 +75,7 @@ AS_WRITTEN = {
     "timm": ({"state_dict": RESNET, "state_dict_ema": {**RESNET}, "args": {"lr": 0.1}}, "state_dict_ema."),
     "torchvision's training": ({"model": RESNET, "model_ema": under("module.", RESNET)}, "model_ema.module."),
     "children of a sequence": (under("base.", numbered(TRUNK)), "base."),
-    "bare weights of pmm": (under("backbone.", hollow_state(build_backbone, name="resnet50")), "backbone."),
+    "bare weights of pmm": (OURS, "backbone."),
 }
 """Toolkit -> what it writes, and below which prefix the backbone is to be found."""
 
@@ -87,7 +88,7 @@ def count(value):
 def test_the_whole_backbone_of_other_toolkits_is_taken_and_every_key_accounted_for(toolkit, tmp_path):
     content, prefix = AS_WRITTEN[toolkit]
     found = read(tmp_path / "file.pth", content)
-    assert found.weights.keys() == {f"backbone.{key}" for key in build_backbone("resnet50").state_dict()}
+    assert found.weights.keys() == OURS.keys()
     assert all(key.startswith(prefix) for key in found.stored_names.values())
     names = {key.removeprefix(prefix) for key in found.stored_names.values()}
     assert names in (TRUNK.keys(), numbered(TRUNK).keys(), {key.removeprefix("backbone.") for key in found.weights})

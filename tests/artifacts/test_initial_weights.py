@@ -131,8 +131,10 @@ def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path, error):
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with torch.device("meta"):
+        model = build_model(IMAGENET)
     with refuses(UserError, "--weights imagenet", error, hint="--init FILE"):
-        load_initial_weights(build_model(IMAGENET), IMAGENET, None)
+        load_initial_weights(model, IMAGENET, None)
 
 
 def test_a_damaged_download_is_named(monkeypatch, tmp_path):
