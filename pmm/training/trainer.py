@@ -202,9 +202,11 @@ class Trainer:
 
     def _load_last(self) -> dict[str, Any]:
         saved = checkpoint.load(self.out / "last.pth")
-        # a run that was ended before its first save as an extended one is in config.json as one
-        extend = self.options.extend or saved_config(self.out).recipe.epochs == self.config.recipe.epochs
-        check_unchanged(self.out, Config.from_dict(saved["config"]), self.config, extend=extend)
+        before, epochs = Config.from_dict(saved["config"]), self.config.recipe.epochs
+        extend = self.options.extend
+        if before.recipe.epochs != epochs:  # extended, and ended before its first save, it is so in config.json alone
+            extend = extend or saved_config(self.out).recipe.epochs == epochs
+        check_unchanged(self.out, before, self.config, extend=extend)
         return saved
 
     def _write_config(self) -> None:
