@@ -61,7 +61,8 @@ class Announcer:
         """What `state`, as resumed, does otherwise than its run did so far, by the recipe `before`."""
         recipe, steps = state.config.recipe, state.scheduler.last_epoch
         if before.amp != recipe.amp:
-            print(f"note: the precision was {before.amp} so far (--amp) and is {recipe.amp} from here on")
+            names = ("fp32" if amp == "off" else amp for amp in (before.amp, recipe.amp))
+            print("note: steps were in {} so far and are in {} from here on (--amp)".format(*names))
         if before.epochs != recipe.epochs:
             last = learning_rate(before, max(steps - 1, 0), state.steps_per_epoch)
             print(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmm.artifacts.checkpoint import deployed_weights, for_deployment
+from pmm.artifacts.checkpoint import deployed_weights, for_deployment, restore_model
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import METHODS, build_model
@@ -144,7 +144,8 @@ def test_averages_are_saved_resumed_and_deployed(config, batch):
     saved = snapshot(state, 0, -1.0)
     assert apart(weights(state), saved["ema"]["model"])
     deployed = {key: value.clone() for key, value in state.deployed.state_dict().items()}
-    for found in (deployed_weights(saved), for_deployment(saved)["model"]):
+    restored = restore_model(copied(saved), "last.pth")[0].state_dict()
+    for found in (deployed_weights(saved), for_deployment(saved)["model"], restored):
         assert not apart(deployed, found)
     restore_training(copied(saved), resumed, Path("last.pth"))
     for each in (state, resumed):

@@ -117,7 +117,7 @@ def test_a_run_goes_on_in_another_precision_and_says_so(trained, tmp_path, monke
     has_bf16(True)  # emulated on another machine
     train(changed(saved_in(out), amp="auto"), out, RESUMED)
     said = capsys.readouterr().out
-    assert "note: the precision was off so far (--amp) and is bf16 from here on" in said
+    assert "note: steps were in fp32 so far and are in bf16 from here on (--amp)" in said
     assert "precision: bf16 (--amp auto: this CPU computes in bf16)" in said
     last = load(out / "last.pth")
     assert (last["config"]["recipe"]["amp"], last["versions"]["precision"]) == ("bf16", "bf16")
