@@ -153,10 +153,9 @@ class Trainer:
                 skipped = self._skipped()
                 self.epochs_done, self.progress = epoch, {"skipped": skipped} if skipped else {}
                 record = {"epoch": epoch, **(mean_of_records(records) if records else {})}
-                is_best = False
+                is_best = result is not None and result.mAP > self.best
                 if result:
                     record |= {"val_mAP": result.mAP, "val_rank1": result.rank1}
-                    is_best = result.mAP > self.best
                     self.best = max(self.best, result.mAP)
                 if tested:
                     record |= {"test_mAP": tested.mAP, "test_rank1": tested.rank1}
