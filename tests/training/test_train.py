@@ -492,16 +492,6 @@ def test_the_first_process_of_each_machine_says_what_is_wrong(tmp_path, rank, lo
     assert ("holds no run to resume" in done.stderr) is speaks
 
 
-def test_a_gpu_that_torch_cannot_use_is_told(small_config, tmp_path, monkeypatch, caplog):
-    if torch.cuda.is_available():
-        pytest.skip("torch can use the GPU here")
-    monkeypatch.setattr("pmm.utils.hardware.nvidia_gpus", lambda: ("a GPU",))
-    monkeypatch.setattr("pmm.training.trainer.Trainer.run", lambda self, signalled: None)
-    train(small_config, tmp_path / "run", TrainOptions(device="auto"))
-    assert "NVIDIA GPU" in caplog.text
-    assert "training runs on the CPU" in caplog.text
-
-
 def test_people_are_not_drawn_into_the_current_folder(tmp_path):
     """It could not be put in place at once."""
     done = run_here("-m", "pmm.train", "--preset", "tiny", "--root", ".", "--out", tmp_path / "run", cwd=tmp_path)
