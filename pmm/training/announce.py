@@ -84,7 +84,7 @@ class Announcer:
         has_imagenet = has_imagenet_weights(model.backbone)
         advice = "--weights imagenet starts from ImageNet's" if has_imagenet else "--init FILE starts from a file's"
         if frozen:
-            return [f"the backbone starts from random weights and is frozen for {frozen} epochs; {advice}"]
+            return [f"the backbone starts from random weights, which --freeze-backbone {frozen} keeps; {advice}"]
         if model.backbone == "resnet10" or (has_imagenet and data.dataset != SYNTHETIC):  # no other, or chosen
             return []
         reason = "the default for synthetic data" if has_imagenet else f"{model.backbone} has no ImageNet weights here"

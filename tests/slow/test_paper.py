@@ -35,7 +35,7 @@ def config(people):
         base,
         data=dataclasses.replace(base.data, root=str(people), workers=0),
         model=dataclasses.replace(base.model, weights="none", num_classes=12),
-        recipe=dataclasses.replace(base.recipe, batch_size=8, images_per_id=2, epochs=1, lr=1e-4),
+        recipe=dataclasses.replace(base.recipe, batch_size=8, images_per_id=2, epochs=1, lr=1e-4, amp="off"),
     )
 
 

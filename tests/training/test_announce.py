@@ -58,7 +58,7 @@ def test_a_frozen_backbone_of_random_weights_is_noted(capsys, tmp_path):
     frozen = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, freeze_backbone=5))
     out = started(frozen, tmp_path, capsys)
     assert NOTE in out
-    assert "frozen for 5 epochs; --init FILE" in out
+    assert "--freeze-backbone 5 keeps; --init FILE" in out
     from_a_file = dataclasses.replace(frozen, model=dataclasses.replace(config.model, init="weights.pth"))
     assert NOTE not in started(from_a_file, tmp_path, capsys)
 
