@@ -43,6 +43,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
     from pmm.runtime.eager import torch_device
     from pmm.runtime.torch_runner import set_threads
     from pmm.training.distributed import init_distributed
+    from pmm.training.precision import check_precision
     from pmm.training.trainer import Trainer
 
     if method_of(config).uses_kernels:
@@ -50,6 +51,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
     with init_distributed(torch_device(options.device)) as (processes, device):
         if options.device == "auto" and device.type == "cpu":
             processes.run_on_all(_check_no_gpu)
+        processes.run_on_all(lambda: check_precision(config, device))
         out = Path(processes.broadcast(str(out)))
         resolved = processes.run_on_all(lambda: config if options.resume else resolve_config(config))
         init = processes.run_on_all(lambda: None if options.resume else _init_file(config.model))

@@ -31,10 +31,15 @@ def with_resolved_amp(config: Config, device: torch.device, processes: Processes
     if amp == "auto":
         everywhere = processes.broadcast(processes.gather(_faster_than_fp32(device)))
         amp = next((half for half in HALF if all(half in of_one for of_one in everywhere)), "off")
-    elif amp == "bf16" and not _has_bf16(device):
+    check_precision(config, device)
+    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, amp=amp))  # type: ignore[arg-type]
+
+
+def check_precision(config: Config, device: torch.device) -> None:
+    """Raises BackendUnavailable for bf16 on a device that emulates it."""
+    if config.recipe.amp == "bf16" and not _has_bf16(device):
         problem = f"--amp bf16: {_name(device)} does not compute in bf16, it would be emulated, slower than fp32"
         raise BackendUnavailable(problem, hint="use --amp auto")
-    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, amp=amp))  # type: ignore[arg-type]
 
 
 def describe_precision(config: Config, device: torch.device) -> str:

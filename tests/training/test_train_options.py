@@ -127,3 +127,11 @@ def test_a_run_goes_on_in_another_precision_and_says_so(trained, tmp_path, monke
     with refuses(BackendUnavailable, "--amp bf16", "this CPU", hint="--amp auto"):
         train(saved_in(out), out, RESUMED)
     assert load(out / "last.pth")["epoch"] == 1
+
+
+def test_emulated_bf16_is_refused_before_anything_is_written(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("pmm.training.precision.cpu_has_bf16", lambda: False)
+    elsewhere = dataclasses.replace(config.data, root=str(tmp_path / "people"))
+    with refuses(BackendUnavailable, "--amp bf16", hint="--amp auto"):
+        train(dataclasses.replace(changed(config, amp="bf16"), data=elsewhere), tmp_path / "run", ON_CPU)
+    assert not list(tmp_path.iterdir())
