@@ -79,7 +79,7 @@ class ModelConfig:
     place of the mix), cutmix (a rectangle of the partner, labels mixed) or a-cutmix (pmm's blocks, labels mixed)."""
     backbone: Annotated[str, Arg("NAME")] = "resnet50"
     """Backbone: resnet50, resnet50-ibn-a, resnet10 (16 to 128 channels wide, for CPUs), or timm:NAME, a convolutional
-    network of timm (pip install "pmm[timm]")."""
+    network of timm (pip install timm) whose last map has stride 16 or 32, as timm:mobilenetv4_conv_small."""
     weights: Literal["auto", "imagenet", "none"] = "auto"
     """Initial weights of the backbone: imagenet (downloaded), none, or auto (imagenet where the backbone has them and
     the data set is not synthetic)."""

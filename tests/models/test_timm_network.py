@@ -13,6 +13,7 @@ from pmm.models.registry import build_model, deployed
 from pmm.models.timm_network import has_imagenet_weights, imagenet_state, other_statistics, timm_network
 from pmm.presets import preset
 from pmm.utils.errors import InvalidValue, MissingLibrary, UserError
+from tests.conftest import assert_one_line_error, run_here
 from tests.refusals import refuses
 
 timm = pytest.importorskip("timm")
@@ -126,3 +127,10 @@ def test_branches_that_timm_can_merge_are_merged_in_what_is_deployed():
         torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
     assert not any(isinstance(child, nn.BatchNorm2d) for child in network.modules())
     assert any(isinstance(child, nn.BatchNorm2d) for child in model.modules())
+
+
+def test_a_training_refuses_it_before_data_are_drawn(tmp_path):
+    flags = ("--backbone", "timm:selecsls42b", "--root", tmp_path / "people", "--out", tmp_path / "run")
+    done = run_here("-m", "pmm.train", "--preset", "tiny", "--device", "cpu", *flags)
+    assert_one_line_error(done, "--backbone is 'timm:selecsls42b'", "8x8 cells")
+    assert not list(tmp_path.iterdir())
