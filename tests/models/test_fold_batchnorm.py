@@ -78,7 +78,13 @@ def test_the_batch_norm_half_of_an_instance_batch_norm_is_folded():
         torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "left"), [("mobilenetv3_small_100", 0), ("repvgg_a0", 17), ("densenet121", 62)])
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("mobilenetv3_small_100", 0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("repvgg_a0", 17), ("densenet121", 62)]),
+    ],
+)
 def test_networks_of_timm_are_folded(name, left):
     """What is left reads a shortcut (RepVGG before its branches are merged) or a concatenation (DenseNet)."""
     pytest.importorskip("timm")

@@ -43,10 +43,10 @@ def test_its_weights_are_timms_own_and_random_numbers_are_drawn_once():
     ("name", "wrong"),
     [
         ("vit_tiny_patch16_224", ["224x224 alone", "not convolutional alone"]),
-        ("swin_tiny_patch4_window7_224", ["224x224 alone", "[1, 7, 7, 768]"]),
+        pytest.param("swin_tiny_patch4_window7_224", ["224x224 alone", "[1, 7, 7, 768]"], marks=pytest.mark.slow),
         ("selecsls42b", ["8x8 cells for 512x512 pixels"]),
-        ("rexnet_100", ["185 channels"]),
-        ("hrnet_w18_small", ["66 of its weights"]),
+        pytest.param("rexnet_100", ["185 channels"], marks=pytest.mark.slow),
+        pytest.param("hrnet_w18_small", ["66 of its weights"], marks=pytest.mark.slow),
         ("resnet18.nix", ["nix"]),
     ],
 )
@@ -114,6 +114,7 @@ def test_synchronised_batch_norms_keep_timms_activations():
         assert torch.equal(synced.backbone(images), expected)
 
 
+@pytest.mark.slow
 def test_branches_that_timm_can_merge_are_merged_in_what_is_deployed():
     torch.manual_seed(0)
     base = preset("tiny")
