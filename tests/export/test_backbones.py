@@ -52,9 +52,10 @@ PRECISIONS = (
 PACKAGES = ("fp32", "fp16", "bf16")
 ENGINES = (0, 1, 3, 5)
 """Places in PRECISIONS that TensorRT-RTX builds."""
-WITHIN_GATES = {"resnet50-ibn-a": PRECISIONS[:1]}
-"""Its instance norms magnify the rounding before them: after so short a training its fp16 file has rows of cosine
-0.99985, 0.9999 is asked for, and the export is refused."""
+WITHIN_GATES = {"resnet50-ibn-a": PRECISIONS[:1], "timm:resnet50d": PRECISIONS[:5]}
+"""What passes the gates where not all does. Instance norms magnify the rounding before them: after so short a training
+an fp16 file of ResNet-50-IBN-a has rows of cosine 0.99985, and 0.9999 is asked for. The int8 file with fp16 of
+ResNet-50d is right without ONNX Runtime's graph optimisations (0.9997), and not with them (0.977)."""
 ALL = [
     pytest.param("timm:resnet18", PRECISIONS[0::3], marks=pytest.mark.slow),
     *(pytest.param(name, WITHIN_GATES.get(name, PRECISIONS), marks=pytest.mark.full) for name in BACKBONES),
