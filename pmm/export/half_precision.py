@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 _STEPS = ("QuantizeLinear", "DequantizeLinear")
 
 
+def pools(node: onnx.NodeProto) -> bool:
+    """Whether `node` makes one value per channel of a map."""
+    return node.op_type.startswith(("Reduce", "Global"))
+
+
 def emulated(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `proto` in which operators on fp16 or bf16 tensors take and give fp32, with casts in between.
 
@@ -123,8 +128,8 @@ def _trunk(nodes: list[onnx.NodeProto]) -> set[int]:
             sources += [makers[name] for name in node.input if name in makers]
     trunk: set[int] = set()
     for node in nodes:
-        pool = node.op_type.startswith(("Reduce", "Global")) and id(node) not in ahead
-        if node.op_type == "Conv" or (not pool and any(id(makers.get(name)) in trunk for name in node.input)):
+        end = pools(node) and id(node) not in ahead
+        if node.op_type == "Conv" or (not end and any(id(makers.get(name)) in trunk for name in node.input)):
             trunk.add(id(node))
     # a QuantizeLinear takes the type of its input, a DequantizeLinear gives that of what reads it
     back = {name: id(node) for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}

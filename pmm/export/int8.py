@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.half_precision import pools
 from pmm.export.options import MIN_SHARE
 from pmm.export.parity_check import ParityFailed
 from pmm.export.precision import onnx_precision
@@ -202,7 +203,8 @@ def _quantisable(proto: onnx.ModelProto, operators: Collection[str]) -> list[onn
     """What is one value per channel, not a map."""
     found = []
     for node in proto.graph.node:
-        if node.op_type.startswith("Reduce") or (node.op_type in _KEEPS_SIZE and node.input[0] in vectors):
+        computed = {name for name in node.input if name} - constants
+        if pools(node) or (node.op_type in _KEEPS_SIZE and computed and computed <= vectors):
             vectors |= set(node.output)
         residual = not constants & set(node.input) and bool(convolved & set(node.input))
         if node.op_type in operators and vectors.isdisjoint(node.input) and (node.op_type != "Add" or residual):

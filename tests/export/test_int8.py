@@ -160,11 +160,12 @@ def test_of_a_residual_sum_the_shortcut_alone_is_in_8_bits(fp32, train_crops):
             assert kinds == ["Conv", "DequantizeLinear"], name
 
 
-def test_squeeze_and_excitation_and_sums_with_constants_are_not_in_8_bits():
+@pytest.mark.parametrize(("pool", "product"), [("ReduceMean", "map gate"), ("GlobalAveragePool", "gate map")])
+def test_squeeze_and_excitation_and_sums_with_constants_are_not_in_8_bits(pool, product):
     steps = [
-        ("Conv", "x w", "first"), ("Clip", "first low high", "map"), ("ReduceMean", "map axes", "mean"),
+        ("Conv", "x w", "first"), ("Clip", "first low high", "map"), (pool, "map", "mean"),
         ("Conv", "mean w", "squeeze"), ("Relu", "squeeze", "short"), ("Conv", "short w", "excite"),
-        ("HardSigmoid", "excite", "gate"), ("Mul", "map gate", "weighed"), ("Conv", "weighed w", "last"),
+        ("HardSigmoid", "excite", "gate"), ("Mul", product, "weighed"), ("Conv", "weighed w", "last"),
         ("Add", "last x", "sum"), ("Add", "sum w", "shifted"), ("Add", "map shifted", "of no convolution"),
     ]  # fmt: skip
     nodes = [onnx.helper.make_node(kind, ins.split(), [out], name=out) for kind, ins, out in steps]
