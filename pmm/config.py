@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from pmm.utils.from_dict import from_dict
 SYNTHETIC = "synthetic"
 BACKBONES = ("resnet50", "resnet50-ibn-a", "resnet10")
 """Those of pmm.models.backbone; timm has more."""
+IMAGENET = {"resnet50": "ResNet50_Weights.IMAGENET1K_V1"}
+"""Which of them have ImageNet's weights, and torchvision's name of these."""
 TIMM = "timm:"
 """Before the name of a network of timm."""
 MAX_SIDE = 4096
@@ -62,8 +65,8 @@ class DataConfig:
     """Processes that load training images; 0 loads them in the training process."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            _require(0 < getattr(self, name) <= MAX_SIDE, name, getattr(self, name), f"1 to {MAX_SIDE} pixels")
+        for name, side in (("height", self.height), ("width", self.width)):
+            _require(0 < side <= MAX_SIDE, name, side, f"1 to {MAX_SIDE} pixels")
         _require(min(self.std) > 0, "std", self.std, "positive numbers")
         _require(0 <= self.val_identities < 1, "val_identities", self.val_identities, "0 or more, below 1")
         _require(self.workers >= 0, "workers", self.workers, "at least 0")
@@ -178,35 +181,29 @@ class RecipeConfig:
     none."""
 
     def __post_init__(self) -> None:
-        _require(self.val_every > 0, "val_every", self.val_every, "at least 1")
-        _require(self.epochs > 0, "epochs", self.epochs, "at least 1")
-        _require(
-            self.images_per_id > 1, "images_per_id", self.images_per_id, "at least 2, for triplets need a positive"
-        )
-        _require(
-            self.batch_size >= 2 * self.images_per_id and self.batch_size % self.images_per_id == 0,
-            "batch_size",
-            self.batch_size,
-            f"a multiple of --images-per-id {self.images_per_id} with at least two identities",
-        )
-        _require(self.lr > 0, "lr", self.lr, "a positive number")
+        for name in ("val_every", "epochs", "accumulate"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
+        expected = "at least 2, for triplets need a positive"
+        _require(self.images_per_id > 1, "images_per_id", self.images_per_id, expected)
+        whole = self.batch_size >= 2 * self.images_per_id and self.batch_size % self.images_per_id == 0
+        expected = f"a multiple of --images-per-id {self.images_per_id} with at least two identities"
+        _require(whole, "batch_size", self.batch_size, expected)
+        for name in ("lr", "backbone_lr"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         if self.warmup > self.flat:
             raise ConflictingOptions(f"warmup {self.warmup} is above flat {self.flat}", "warmup", "flat")
         for name in ("warmup", "flat", "flip", "cutout", "label_smoothing"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
         _require(min(self.cutout_size) > 0, "cutout_size", self.cutout_size, "two positive numbers")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
-        _require(self.shift >= 0, "shift", self.shift, "at least 0")
-        _require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "at least 0")
-        _require(self.accumulate > 0, "accumulate", self.accumulate, "at least 1")
-        expected = f"0 to {self.epochs}, the number of epochs"
-        _require(0 <= self.freeze_backbone <= self.epochs, "freeze_backbone", self.freeze_backbone, expected)
-        _require(self.backbone_lr > 0, "backbone_lr", self.backbone_lr, "a positive factor")
+        for name in ("weight_decay", "shift", "clip_norm", "freeze_backbone", "eval_every"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        if self.freeze_backbone > self.epochs:
+            problem = f"freeze_backbone {self.freeze_backbone} is more than epochs {self.epochs}"
+            raise ConflictingOptions(problem, "freeze_backbone", "epochs", hint="change one of them")
         if self.freeze_backbone == self.epochs and self.backbone_lr != 1:
             problem = f"backbone_lr would change nothing: freeze_backbone {self.epochs} is all epochs"
             raise ConflictingOptions(problem, "backbone_lr", "freeze_backbone", hint="leave one of them out")
         _require(0 <= self.ema < 1, "ema", self.ema, "a decay between 0 and 1, or 0 for none")
-        _require(self.eval_every >= 0, "eval_every", self.eval_every, "at least 0")
         self.ids_per_part(1)
 
     @property
@@ -230,14 +227,12 @@ class RecipeConfig:
         fitting = [n for n in range(1, self.ids_per_batch // 2 + 1) if self.ids_per_batch % n == 0]
         cut = f"{world} process{'es' * (world > 1)} x accumulate={self.accumulate}"
         nearest = parts * max(2, -(-self.ids_per_batch // parts)) * self.images_per_id
-        raise ConflictingOptions(
+        problem = (
             f"a batch of {self.batch_size} is {self.ids_per_batch} identities x {self.images_per_id} images, "
-            f"which {cut} cannot share in parts of two or more whole identities",
-            "batch_size",
-            "accumulate",
-            expected=f"processes x accumulate of {one_of(map(str, fitting))}",
-            hint=f"or use --batch-size {nearest}",
+            f"which {cut} cannot share in parts of two or more whole identities"
         )
+        expected, hint = f"processes x accumulate of {one_of(map(str, fitting))}", f"or use --batch-size {nearest}"
+        raise ConflictingOptions(problem, "batch_size", "accumulate", expected=expected, hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +252,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict: numbers, strings and lists only."""
-        plain = dataclasses.asdict(self)
-        return {key: _listed(value) for key, value in plain.items()}
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -286,20 +281,13 @@ class Config:
 def _of_this_version(values: Any) -> Any:
     """`values` as this version writes them: the weights' file once had no key of its own, and algorithms on a GPU were
     always deterministic."""
-    recipe = values.get("recipe") if isinstance(values, Mapping) else None
+    recipe, model = (values.get(key) if isinstance(values, Mapping) else None for key in ("recipe", "model"))
     if isinstance(recipe, Mapping) and "amp" in recipe and "deterministic" not in recipe:
         values = {**values, "recipe": {**recipe, "deterministic": True}}
-    model = values.get("model") if isinstance(values, Mapping) else None
     weights = model.get("weights") if isinstance(model, Mapping) else None
-    if not isinstance(weights, str) or weights in ("auto", "imagenet", "none"):
-        return values
-    return {**values, "model": {**model, "weights": "none", "init": weights}}  # type: ignore[dict-item]
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(weights, str) and weights not in ("auto", "imagenet", "none"):
+        values = {**values, "model": {**model, "weights": "none", "init": weights}}  # type: ignore[dict-item]
+    return values
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights
+from torchvision.models import get_weight
 
 from pmm.artifacts.init_file import InitFile, read_init_file
 from pmm.artifacts.torch_file import COUNTER
-from pmm.config import SYNTHETIC, TIMM, Config
+from pmm.config import IMAGENET, SYNTHETIC, TIMM, Config
 from pmm.utils.errors import ConflictingOptions, InvalidFile, UserError
 
 LABELS = 4
@@ -46,10 +46,10 @@ def _load_imagenet(backbone: nn.Module, name: str) -> None:
 
         backbone.net.load_state_dict(imagenet_state(name.removeprefix(TIMM)))  # type: ignore[union-attr]
         return
-    if name != "resnet50":
+    if name not in IMAGENET:
         problem = f"--weights imagenet: the {name} backbone has no such weights"
         raise ConflictingOptions(problem, "--weights", hint="use --weights none, or start from a file with --init FILE")
-    weights = ResNet50_Weights.IMAGENET1K_V1
+    weights = get_weight(IMAGENET[name])
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not cached.is_file():
         try:

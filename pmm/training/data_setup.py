@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pmm.artifacts.origin import RUNS, resolve_data_root
-from pmm.config import SYNTHETIC, TIMM, Config, DataConfig, fast_mode
+from pmm.config import IMAGENET, SYNTHETIC, TIMM, Config, DataConfig, fast_mode
 from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset, class_indices
@@ -49,7 +49,7 @@ def has_imagenet_weights(backbone: str) -> bool:
         from pmm.models import timm_network
 
         return timm_network.has_imagenet_weights(backbone.removeprefix(TIMM))
-    return backbone == "resnet50"
+    return backbone in IMAGENET
 
 
 def training_data(config: Config) -> tuple[Config, ReidDataset]:
