@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
 FORMAT = "pmm-checkpoint-1"
 EXPECTED = "a checkpoint written by pmm train"
-KEYS = (
-    "format", "model", "ema", "config", "epoch", "optimizer", "scheduler", "scaler", "rng", "progress", "best",
-    "versions",
-)  # fmt: skip
+TYPES: dict[str, Any] = {
+    "format": str,
+    "model": dict,
+    "ema": dict | None,
+    "config": dict,
+    "epoch": int,
+    **dict.fromkeys(("optimizer", "scheduler", "scaler", "rng", "progress"), dict | None),
+    "best": float,
+    "versions": dict,
+}
+"""Key -> what is there; what is within the weights and the versions is for `_wrong_type`."""
+KEYS = tuple(TYPES)
 
 
 def versions() -> dict[str, str]:
@@ -82,7 +90,7 @@ def is_checkpoint(content: Any) -> bool:
 def checked(content: Any, path: str | Path) -> dict[str, Any]:
     """`content` of the file `path`, as torch.load returns it, with every key that this version writes.
 
-    Raises InvalidFile if it is no checkpoint of pmm, or of another format.
+    Raises InvalidFile if it is no checkpoint of pmm, of another format, or holds anything of another type.
     """
     if not isinstance(content, dict) or "format" not in content:
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
@@ -97,7 +105,29 @@ def checked(content: Any, path: str | Path) -> dict[str, Any]:
     missing = [key for key in KEYS if key not in content]
     if missing:
         raise InvalidFile(f"incomplete checkpoint, without {', '.join(missing)}", path=path)
+    if problem := _wrong_type(content):
+        raise InvalidFile(problem, path=path, expected=EXPECTED)
     return content
+
+
+def _wrong_type(content: dict[str, Any]) -> str:
+    """What in `content` is of another type than this version writes, so that no reader has to ask; empty if nothing."""
+    from torch import Tensor
+
+    for key, type_ in TYPES.items():
+        if not isinstance(content[key], type_):
+            return f"its {key} is of type {type(content[key]).__name__}"
+    ema = content["ema"]
+    tables = [("model", content["model"], Tensor), ("versions", content["versions"], str)]
+    if ema is not None:
+        if not isinstance(ema.get("model"), dict) or not isinstance(ema.get("steps"), int):
+            return "its ema is without weights, or their number of steps"
+        tables.append(("ema.model", ema["model"], Tensor))
+    for name, table, type_ in tables:
+        for key, value in table.items():
+            if not isinstance(key, str) or not isinstance(value, type_):
+                return f"{key!r} of its {name} is of type {type(value).__name__}"
+    return ""
 
 
 def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidModel, Config]:

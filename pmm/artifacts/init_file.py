@@ -119,10 +119,7 @@ def _from_checkpoint(saved: dict[str, Any], leaves: Mapping[str, Any], path: Pat
         hint = f"use --backbone {model.backbone}"
         raise InvalidFile(f"its backbone is {model.backbone}", path=path, expected=backbone, hint=hint)
     places = {id(value): key for key, value in leaves.items()}
-    try:
-        state = {key: value for key, value in deployed_weights(saved).items() if isinstance(value, Tensor)}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InvalidFile("its weights are not where a checkpoint has them", path=path) from error
+    state = deployed_weights(saved)
     match = _Match({key: key for key in _shapes(backbone)}, "backbone", len(state))
     if problem := _problem(match, state, backbone):
         raise InvalidFile(problem, path=path)

@@ -1,13 +1,18 @@
+import contextlib
 import io
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pmm.artifacts.checkpoint import FORMAT, KEYS, load, load_model, restore_model, save, versions
+from pmm.artifacts.checkpoint import FORMAT, KEYS, checked, load, load_model, restore_model, save, versions
+from pmm.artifacts.init_file import _from_checkpoint, _leaves
 from pmm.utils.build_info import build_version
 from pmm.utils.errors import InvalidFile
+from tests.conftest import examples
 from tests.refusals import refuses
 
 
@@ -99,6 +104,36 @@ def test_weights_must_fit_key_for_key(trained):
     state["config"]["model"]["colour"] = "red"
     with refuses(InvalidFile, "config.model.colour", "method, ", path="ckpt.pth"):
         restore_model(state, "ckpt.pth")
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.builds(torch.zeros, st.just((2, 3))),
+    st.lists(st.integers(), max_size=2),
+)  # fmt: skip
+WRONG = st.recursive(VALUES, lambda inner: st.dictionaries(st.text(max_size=5) | st.integers(0, 3), inner, max_size=3))
+
+
+@pytest.fixture(scope="module")
+def sound(trained):
+    return load(trained)
+
+
+PLACES = [*KEYS, "ema.steps", "ema.model", "model.backbone.trunk.conv1.weight", "config.data", "versions.pmm"]
+
+
+@examples(240)
+@given(place=st.sampled_from(PLACES), value=WRONG)
+def test_what_is_of_another_type_is_one_line_for_every_reader(sound, trained, place, value):
+    key, _, inner = place.partition(".")
+    averaged = {"steps": 1, "model": sound["model"]}
+    content = {**sound, key: {**(sound[key] or averaged), inner: value} if inner else value}
+    with contextlib.suppress(InvalidFile):
+        state = checked(content, trained)
+        init = _from_checkpoint(state, _leaves(state), trained, "resnet10")
+        assert init.config == restore_model(state, trained)[1]
+        assert all(isinstance(version, str) for version in state["versions"].values())
+        assert isinstance(state["epoch"], int)
+        assert isinstance(state["best"], float)
 
 
 def test_save_insists_on_every_key(tmp_path):

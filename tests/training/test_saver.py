@@ -30,7 +30,7 @@ def a_state(epoch, device=CPU):
         "state": {0: {"exp_avg": weight + 1, "step": torch.tensor(3.0)}},
         "param_groups": [{"betas": (0.9, 0.99)}],
     }
-    rest = {"format": "pmm-checkpoint-1", "optimizer": moments, "epoch": epoch}
+    rest = {"format": "pmm-checkpoint-1", "optimizer": moments, "epoch": epoch, "best": 0.0, "config": {}, "versions": {}}
     return dict.fromkeys(KEYS) | rest | {"model": {"weight": weight}}
 
 
