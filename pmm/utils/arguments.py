@@ -125,7 +125,7 @@ def parse_words(
     try:
         chosen, surplus = (parser.parse_known_args if partial else parser.parse_known_intermixed_args)(dashed)
     except argparse.ArgumentError as error:  # a wrong number of values: the rest is left to `_typed`
-        argument = by_flag[str(error.argument_name).rpartition("/")[2]]
+        argument = next(by_flag[name] for name in str(error.argument_name).split("/") if name in by_flag)
         needs = ("no value", "a value", *(f"{count} values" for count in range(2, 9)))[len(argument.kinds)]
         shape = f": {argument.arg.metavar}" if argument.arg.metavar else ""
         raise UserError(f"{argument.flag} takes {needs}{shape}") from None
@@ -169,7 +169,7 @@ def _names(argument: Argument) -> list[str]:
 def _settings(argument: Argument) -> dict[str, Any]:
     """What argparse is to do with an argument; whether it is missing is not left to it."""
     if not argument.kinds:
-        return {"dest": argument.flag, "action": "store_true", "default": None}
+        return {"dest": argument.flag, "action": argparse.BooleanOptionalAction, "default": None}
     settings: dict[str, Any] = {"type": functools.partial(_typed, argument)}
     if not argument.arg.positional:
         settings["dest"] = argument.flag

@@ -65,6 +65,11 @@ def test_defaults_are_those_of_the_given_value():
     )
 
 
+def test_what_a_default_has_on_is_switched_off():
+    assert not parse("--no-resume", default=dataclasses.replace(DEFAULT, resume=True)).resume
+    assert parse("--no-resume", "--resume", default=DEFAULT).resume
+
+
 def test_partial_passes_over_what_is_not_there():
     values = parse_words(arguments(Outer), ["--other", "1", "--epochs", "5", "--another=x"], partial=True)
     assert values[("epochs",)] == 5
