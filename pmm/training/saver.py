@@ -19,8 +19,10 @@ BEST, LAST = "best.pth", "last.pth"
 WEIGHTS = ("model", "ema")
 """Keys of a checkpoint whose tensors are written in torch's default memory format, whatever the training uses."""
 
-Buffers = dict[tuple[Any, ...], Tensor]
-"""Copies of a checkpoint's tensors in host memory, by their keys from the outermost inwards."""
+Place = tuple[Any, ...]
+"""Of a tensor in a checkpoint: its keys from the outermost inwards."""
+Buffers = dict[Place, Tensor]
+"""Copies of a checkpoint's tensors in host memory. All states of a run have the same shapes at the same places."""
 
 
 class Saver:
@@ -40,15 +42,17 @@ class Saver:
         self._saved_at = clock()
         self._writer = ThreadPoolExecutor(1, "saver")
         self._writes: list[Future[None]] = []
+        self._last: Future[None] | None = None
+        """The write of last.pth that began last; until it has ended, `_buffers` are in use."""
         self._buffers: Buffers = {}
-        """Of last.pth, which is copied only when nothing is being written."""
+        """Of last.pth; each best.pth is copied to memory of its own."""
         self._waiting: deque[Callable[[], None]] = deque(maxlen=1)
         """The write of best.pth that has not begun, which a later one replaces."""
 
     @property
     def due(self) -> bool:
-        """Whether it is time for `save_last`, and nothing is being written."""
-        return self.clock() > self._saved_at + self.seconds and not self.writing
+        """Whether it is time for `save_last`, which waits for nothing: last.pth is not being written."""
+        return self.clock() > self._saved_at + self.seconds and (self._last is None or self._last.done())
 
     @property
     def writing(self) -> bool:
@@ -73,15 +77,19 @@ class Saver:
         self._saved_at = self.clock()
 
     def save_best(self, state: Mapping[str, Any]) -> None:
-        """Write best.pth, what is deployed of `state`, once the write that goes on has ended."""
+        """Write best.pth, what is deployed of `state`, after the writes that have begun."""
         self.check()
         self._waiting.append(self._copy(BEST, checkpoint.for_deployment(dict(state)), {}))
         self._writes.append(self._writer.submit(self._write_waiting))
 
     def save_last(self, state: Mapping[str, Any]) -> None:
-        """Write last.pth. To be called when it is `due`: else it waits for the writes that go on."""
-        self.wait()
-        self._writes.append(self._writer.submit(self._copy(LAST, state, self._buffers)))
+        """Write last.pth, after the best.pth that it knows of. To be called when it is `due`: else it waits for the
+        last.pth before it."""
+        if self._last:
+            self._last.exception()
+        self.check()
+        self._last = self._writer.submit(self._copy(LAST, state, self._buffers))
+        self._writes.append(self._last)
         self._saved_at = self.clock()
 
     def save_now(self, state: Mapping[str, Any], *, best: bool = False) -> None:
@@ -107,31 +115,36 @@ class Saver:
 
     def _copy(self, name: str, state: Mapping[str, Any], buffers: Buffers) -> Callable[[], None]:
         """Copies `state`; what is returned writes the copy to the file `name`."""
-        copied = _copied(state, buffers)
-        if self.device.type != "cuda":
-            return partial(checkpoint.save, self.out / name, copied)
-        # the GPU copies before it changes anything in the next step: that the writer waits for it is enough
-        event = torch.cuda.Event(blocking=True)
-        event.record(torch.cuda.current_stream(self.device))
+        copied = _mapped(partial(_copied, buffers), state)
+        event: torch.cuda.Event | None = None
+        if self.device.type == "cuda":
+            # the GPU copies before it changes anything in the next step: that the writer waits for it is enough
+            event = torch.cuda.Event(blocking=True)
+            event.record(torch.cuda.current_stream(self.device))
 
         def write() -> None:
-            event.synchronize()
-            checkpoint.save(self.out / name, copied)
+            if event:
+                event.synchronize()
+            checkpoint.save(self.out / name, _mapped(_as_written, copied))
 
         return write
 
 
-def _copied(value: Any, buffers: Buffers, place: tuple[Any, ...] = ()) -> Any:
-    """`value` with its tensors copied to `buffers`, which get those that are missing; page-locked for a GPU."""
+def _mapped(change: Callable[[Place, Tensor], Tensor], value: Any, place: Place = ()) -> Any:
+    """`value` with `change` in place of each tensor."""
     if isinstance(value, Mapping):
-        return {key: _copied(each, buffers, (*place, key)) for key, each in value.items()}
+        return {key: _mapped(change, each, (*place, key)) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_copied(each, buffers, (*place, index)) for index, each in enumerate(value))
-    if not isinstance(value, Tensor):
-        return value
-    place = (*place, value.shape, value.dtype)
+        return type(value)(_mapped(change, each, (*place, index)) for index, each in enumerate(value))
+    return change(place, value) if isinstance(value, Tensor) else value
+
+
+def _copied(buffers: Buffers, place: Place, value: Tensor) -> Tensor:
+    """In `buffers`, which get it if it is missing, page-locked for a GPU; in its own layout, which is fastest."""
     if place not in buffers:
-        layout = torch.contiguous_format if place[0] in WEIGHTS else torch.preserve_format
-        pinned = value.is_cuda
-        buffers[place] = torch.empty_like(value, device="cpu", memory_format=layout, pin_memory=pinned)
+        buffers[place] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
     return buffers[place].copy_(value, non_blocking=value.is_cuda)
+
+
+def _as_written(place: Place, value: Tensor) -> Tensor:
+    return value.clone(memory_format=torch.contiguous_format) if place[0] in WEIGHTS else value

@@ -30,7 +30,8 @@ def a_state(epoch, device=CPU):
         "state": {0: {"exp_avg": weight + 1, "step": torch.tensor(3.0)}},
         "param_groups": [{"betas": (0.9, 0.99)}],
     }
-    rest = {"format": "pmm-checkpoint-1", "optimizer": moments, "epoch": epoch, "best": 0.0, "config": {}, "versions": {}}
+    rest = {"format": "pmm-checkpoint-1", "config": {}, "versions": {}, "best": -1.0}
+    rest |= {"optimizer": moments, "epoch": epoch}
     return dict.fromkeys(KEYS) | rest | {"model": {"weight": weight}}
 
 
@@ -84,7 +85,7 @@ def test_one_write_at_a_time_and_the_newest_best_model_waits_for_it(tmp_path, mo
         for epoch in (2, 3, 4):
             saver.save_best(a_state(epoch))
         clock[0] = 200.0
-        assert not saver.due  # or last.pth would know of a best model that is not on the disk yet
+        assert not saver.due  # its memory is that of the write that goes on
         writes.go.set()
         saver.save_now(a_state(5))
         assert writes.files == [("last.pth", 1), ("best.pth", 4), ("last.pth", 5)]
@@ -94,6 +95,17 @@ def test_one_write_at_a_time_and_the_newest_best_model_waits_for_it(tmp_path, mo
         assert not saver.due
         clock[0] = 261.0
         assert saver.due
+        writes.go.clear()
+        saver.save_best(a_state(7))
+        assert saver.due  # best models alone, one after the other, do not keep last.pth from being written
+        saver.save_last(a_state(7))
+        saver.save_best(a_state(8))
+        writes.go.set()
+        saver.wait()
+        assert writes.files[5:] in (
+            [("best.pth", 7), ("last.pth", 7), ("best.pth", 8)],  # what last.pth knows of is on the disk before it
+            [("best.pth", 8), ("last.pth", 7)],  # or a later one
+        )
 
 
 def test_a_write_that_fails_is_told_at_the_next_look(tmp_path, monkeypatch):
