@@ -30,7 +30,8 @@ class WeightAverage:
         self.steps += 1
         weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(*self._floats, weight)  # a few kernels for all weights, as torch.optim.swa_utils does
-        torch._foreach_copy_(*self._counters)
+        if self._counters[0]:  # which norms of batches have, others not
+            torch._foreach_copy_(*self._counters)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, and the averages by name as "model"."""
@@ -43,5 +44,5 @@ class WeightAverage:
 
 
 def _transposed(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    averages, values = zip(*pairs, strict=True)
-    return list(averages), list(values)
+    listed = list(pairs)
+    return [average for average, _ in listed], [value for _, value in listed]

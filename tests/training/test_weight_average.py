@@ -7,8 +7,8 @@ from torch import nn
 from pmm.training.weight_average import WeightAverage
 
 
-def network(value):
-    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+def network(value, norm=nn.BatchNorm1d):
+    net = nn.Sequential(nn.Linear(2, 2), norm(2))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(value)
@@ -47,9 +47,14 @@ def test_batch_statistics_are_averaged_and_counters_copied():
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
 
 
+def test_a_network_without_counters():
+    net = network(1.0, nn.LayerNorm)
+    assert after(net, WeightAverage(net, 0.5), 2.0) == pytest.approx(1 * 2 / 11 + 2 * 9 / 11)
+
+
 def test_it_goes_on_to_the_bit():
     net = network(1.0)
-    average, other = WeightAverage(net, 0.999), WeightAverage(network(7.0), 0.999)
+    average = WeightAverage(net, 0.999)
     after(net, average, 2.0)
     state = average.state_dict()
     other = WeightAverage(net, 0.999)
