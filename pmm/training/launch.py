@@ -44,6 +44,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
     from pmm.runtime.torch_runner import set_threads
     from pmm.training.distributed import init_distributed
     from pmm.training.precision import check_precision
+    from pmm.training.step import set_deterministic
     from pmm.training.trainer import Trainer
 
     if method_of(config).uses_kernels:
@@ -59,6 +60,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
         config, split = processes.run_on_all(lambda: training_data(resolved))
         with contextlib.ExitStack() as stack:
             stack.callback(set_threads(options.threads))
+            stack.callback(set_deterministic(device, config.recipe.deterministic))
             processes.run_on_all(lambda: stack.enter_context(claimed(out)) if processes.main else None)
             # again: drawing synthetic crops takes a while
             processes.run_on_all(lambda: _check_folder(out, options.resume) if processes.main else None)

@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,19 +19,32 @@ from pmm.training.losses import reid_losses
 from pmm.training.precision import HALF
 from pmm.training.state import TrainState
 
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 PARTNERS = 4  # a stream of the run's seed, see pmm.data.sampler
 
 
-def set_deterministic(device: torch.device, deterministic: bool) -> None:
+def set_deterministic(device: torch.device, deterministic: bool) -> Callable[[], None]:
     """On CUDA ask for deterministic algorithms (one seed, one machine, one result to the bit), or for the fastest,
-    which cuDNN finds by trying. On a CPU all of ours are deterministic."""
-    if device.type != "cuda":
-        return
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    which cuDNN finds by trying, in the whole process. On a CPU all of ours are deterministic.
+
+    Call the result to restore what was set before.
+    """
+    undo = contextlib.ExitStack()
+    if device.type == "cuda":
+        cudnn, memory = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        enabled = torch.are_deterministic_algorithms_enabled()
+        undo.callback(torch.use_deterministic_algorithms, enabled, warn_only=warn_only)
+        undo.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
+        cudnn.benchmark = not deterministic
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        if deterministic:
+            undo.callback(setattr, memory, "fill_uninitialized_memory", memory.fill_uninitialized_memory)
+            memory.fill_uninitialized_memory = False
+            if CUBLAS not in os.environ:
+                undo.callback(os.environ.pop, CUBLAS, None)
+                os.environ[CUBLAS] = ":4096:8"
+    return undo.close
 
 
 def train_step(

@@ -36,7 +36,7 @@ from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_st
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
 from pmm.training.saver import Saver
 from pmm.training.state import check_device, in_train_mode, make_train_state, restore_training, snapshot
-from pmm.training.step import set_deterministic, train_step
+from pmm.training.step import train_step
 from pmm.training.validation import Validation
 from pmm.utils.errors import TrainingInterrupted, UserError
 from pmm.utils.files import sweep, write_file
@@ -65,7 +65,6 @@ class Trainer:
         self.origin = {"init": init.sha256} if init else {}
         """For the versions in its checkpoints: the file that the run was started from."""
         check_device(config, device)
-        set_deterministic(device, config.recipe.deterministic)
         torch.manual_seed(config.seed)
         self.batches, self.sampler = train_batches(
             split.train,

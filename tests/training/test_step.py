@@ -1,6 +1,7 @@
 """Steps of training: mixed precision, parts, clipping, and what is random in them."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
 from pmm.training.state import check_device, make_train_state, restore_training, snapshot
-from pmm.training.step import train_step
+from pmm.training.step import set_deterministic, train_step
 from pmm.utils.errors import ConflictingOptions
 from tests.refusals import refuses
 
@@ -188,6 +189,31 @@ def test_what_only_gpus_do(half_config):
     assert all(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
     plain = build_model(changed(half_config))
     plain.load_state_dict(state.model.state_dict())  # a checkpoint of it is like any other
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_what_makes_a_run_deterministic_ends_with_it(monkeypatch, before, deterministic):
+    def found():
+        fills = torch.utils.deterministic.fill_uninitialized_memory
+        algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        return torch.backends.cudnn.benchmark, algorithms, fills, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    outermost = found()
+    torch.use_deterministic_algorithms(before)
+    try:
+        others = found()
+        assert set_deterministic(CPU, deterministic)() is None
+        undo = set_deterministic(torch.device("cuda"), deterministic)
+        memory = (False, ":4096:8") if deterministic else (True, None)
+        assert found() == (not deterministic, (deterministic, True), *memory)
+        undo()
+        assert found() == others
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found() == outermost
 
 
 @pytest.mark.gpu

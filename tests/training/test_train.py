@@ -153,7 +153,9 @@ def test_what_was_best_before_an_interruption_stays_the_best(trained, tmp_path):
     assert (out / "best.pth").read_bytes() == before
 
 
-def test_best_is_no_state_to_resume_from(small_config, trained, tmp_path):
+def test_best_is_no_state_to_resume_from(small_config, trained, tmp_path, monkeypatch):
+    undone = []
+    monkeypatch.setattr("pmm.training.step.set_deterministic", lambda device, flag: lambda: undone.append(flag))
     out = tmp_path / "run"
     out.mkdir()
     state = load(trained)
@@ -161,6 +163,7 @@ def test_best_is_no_state_to_resume_from(small_config, trained, tmp_path):
     torch.save(state, out / "last.pth")
     with refuses(InvalidFile, "best.pth", path=out / "last.pth", hint="start a new run"):
         train(Config.from_dict(state["config"]), out, RESUMED)
+    assert undone == [small_config.recipe.deterministic]
 
 
 def test_two_runs_may_want_the_same_people(tmp_path):
