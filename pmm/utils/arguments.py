@@ -169,7 +169,8 @@ def _names(argument: Argument) -> list[str]:
 def _settings(argument: Argument) -> dict[str, Any]:
     """What argparse is to do with an argument; whether it is missing is not left to it."""
     if not argument.kinds:
-        return {"dest": argument.flag, "action": argparse.BooleanOptionalAction, "default": None}
+        action = "store_true" if argument.flag.startswith("--no-") else argparse.BooleanOptionalAction
+        return {"dest": argument.flag, "action": action, "default": None}
     settings: dict[str, Any] = {"type": functools.partial(_typed, argument)}
     if not argument.arg.positional:
         settings["dest"] = argument.flag

@@ -25,6 +25,7 @@ class Outer:
     out: Annotated[Path, Arg(short="-o")]
     epochs: int = 3
     resume: bool = False
+    no_header: bool = False
     limit: float | None = None
     runs: tuple[str, ...] = ()
     batch: tuple[tuple[int, int], ...] = ()
@@ -43,7 +44,7 @@ DEFAULT = Outer(model=Path("m"), out=Path("o"))
         ((), {}),
         (("--epochs", "5"), {"epochs": 5}),
         (("--epochs=5", "--epochs", "-6"), {"epochs": -6}),
-        (("--resume",), {"resume": True}),
+        (("--resume", "--no-header"), {"resume": True, "no_header": True}),
         (("--limit", "-.5"), {"limit": -0.5}),
         (("--limit", "-1e-3", "--runs", "-2", "a b"), {"limit": -1e-3, "runs": ("-2", "a b")}),
         (("--block", "1", "2"), {"inner": Inner(block=(1, 2))}),
