@@ -29,6 +29,8 @@ def main(prog: str) -> int:
         raise
     if command.device == "cpu":
         hide_gpus()
+    if command.config_file and command.config.recipe.amp == "auto" and is_first():
+        print(f"note: the precision is not taken from {command.config_file}; give --amp for another than the fastest")
     out = command.out or new_run(command)
     advice = f"continue with: {resume_command(command, out)} --resume"
     try:

@@ -69,6 +69,10 @@ class Announcer:
                 f"note: extended from {before.epochs} to {recipe.epochs} epochs; the learning rate is now that "
                 f"of a run of {recipe.epochs}: {state.lr:.2g}, after {last:.2g} in the last step"
             )
+            if before.freeze_backbone == before.epochs:
+                thaws = recipe.freeze_backbone < recipe.epochs
+                goes_on = f"is trained from epoch {recipe.freeze_backbone + 1} on" if thaws else "stays so"
+                print(f"note: the backbone was frozen in all epochs and {goes_on} (--freeze-backbone)")
 
     def _precision_reason(self, device: torch.device, world: int) -> str:
         if self._asked_amp != "auto":

@@ -101,12 +101,15 @@ def check_unchanged(out: Path, saved: Config, config: Config, *, extend: bool = 
 
     What the weights do not depend on may change: the number of workers, and how often the test split is evaluated. So
     may the precision, for the next machine may have another, the data's folder if it was moved or is another path of
-    the same folder, and with `extend` the number of epochs, to more.
+    the same folder, and with `extend` the number of epochs, to more, and then for how many a backbone is frozen that
+    was so in all.
     """
     may_change = ["data.workers:", "recipe.eval_every:", "recipe.amp:"]
     longer = config.recipe.epochs > saved.recipe.epochs
     if longer and extend:
         may_change.append("recipe.epochs:")
+        if saved.recipe.epochs == saved.recipe.freeze_backbone <= config.recipe.freeze_backbone:
+            may_change.append("recipe.freeze_backbone:")
     before = Path(resolve_data_root(saved.data.root, out / "last.pth"))
     if not before.is_dir() or before.resolve() == Path(config.data.root).resolve():
         may_change.append("data.root:")

@@ -37,7 +37,7 @@ class TrainOptions:
     """Continue the run in --out from its last.pth (without --out: the newest run under runs/)."""
     extend: bool = False
     """With --resume and more --epochs than the run had: go on to that many, of a finished run too. The learning rate
-    then follows the schedule of all epochs."""
+    then follows the schedule of all epochs; a backbone that was frozen in all epochs stays so."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, or cuda:N for the GPU of that number (torchrun gives each process its own)."""
     save_minutes: float = SAVE_MINUTES
@@ -64,7 +64,8 @@ class _Place(TrainOptions):
     out: Annotated[Path | None, Arg("DIR", short="-o")] = None
     """Folder of the run (default: a new one under runs/)."""
     config_file: Annotated[Path | None, Arg("FILE", flag="--config")] = None
-    """Take the defaults of all other flags from this config.json of a run, instead of from a preset."""
+    """Take the defaults of all other flags but --amp from this config.json of a run, instead of from a preset.
+    --no-compile switches off what it has on, and so do --no-deterministic, --no-gather and --no-sync-bn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,8 @@ class _Choices(_Place):
 
     preset: str = ""
     dataset: str = ""
+    backbone: str = ""
+    epochs: int = 0
     help: Annotated[bool, Arg(short="-h")] = False
 
     def __post_init__(self) -> None:
@@ -101,27 +104,25 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
     first = command_line.parse_args(_Choices, args, prog=prog, description="", partial=True)
     if not first.help:
         command_line.check_args(TrainCommand, args, prog=prog)  # before a run is looked for
-    out = first.out
+    out, flags = first.out, command_line.flags_in(args)
     if first.resume and not first.help:
         out = (
             out
             or newest_run("last.pth", hint="start without --resume, or name the folder of the run with --out").parent
         )
         saved = saved_config(out)
-        config = with_resolved_data_root(saved, out / "last.pth")
+        config = _extended(with_resolved_data_root(saved, out / "last.pth"), first)
     elif first.config_file and not first.help:
-        config = _with_most_epochs(_defaults_in(first.config_file, first.dataset), FAST_EPOCHS if fast_mode() else None)
+        config = _with_most_epochs(_defaults_in(first.config_file, first, flags), FAST_EPOCHS if fast_mode() else None)
     else:
         config = preset(first.preset or _default_preset(first.device))
         shorter = SYNTHETIC_EPOCHS if first.dataset in ("", SYNTHETIC) else None
         config = _with_most_epochs(config, FAST_EPOCHS if fast_mode() else shorter)
     default = TrainCommand(out=out, config=config)
     command = command_line.parse_args(TrainCommand, args, prog=prog, description=description, default=default)
-    flags = command_line.flags_in(args)
     check_method_flags(command.config, flags)
     _refuse_unscheduled(command.config, flags)
     if command.resume:
-        _check_extension(saved, command)
         check_unchanged(out or RUNS, saved, command.config, extend=command.extend)
     elif command.config.model.init and not Path(command.config.model.init).exists():
         hint = "give another with --init FILE"
@@ -171,29 +172,47 @@ def resume_command(command: TrainCommand, out: Path) -> str:
     return f"{start} -m pmm.train {shlex.join(flags)}"
 
 
-def _defaults_in(path: Path, dataset: str) -> Config:
-    """The configuration in `path` as defaults of a new run on its data set, or on another `dataset`."""
+def _defaults_in(path: Path, first: _Choices, flags: set[str]) -> Config:
+    """The configuration in `path` as defaults of a new run, as far as `flags` leave it what it was.
+
+    The precision is "auto": the file holds what that meant on the machine of its run.
+    """
     config = _read_config(path)
     data, model = config.data, dataclasses.replace(config.model, num_classes=0)  # which the data say
     root = resolve_data_root(data.root, path)
     if data.dataset == SYNTHETIC and not Path(root).exists():
         root = ""  # drawn again, where this machine has them
-    if dataset and dataset_spec(dataset) != dataset_spec(data.dataset):
+    other_data = bool(first.dataset) and dataset_spec(first.dataset) != dataset_spec(data.dataset)
+    if other_data:
         root = ""
-        model = dataclasses.replace(model, weights="auto")  # "none" may have been for synthetic data
-    return dataclasses.replace(config, data=dataclasses.replace(data, root=root), model=model)
+    if other_data or "--init" in flags or first.backbone not in ("", model.backbone):
+        model = dataclasses.replace(model, weights="auto")  # what that meant for other data, or another backbone
+    if "--weights" in flags:
+        model = dataclasses.replace(model, init="")
+    recipe = dataclasses.replace(config.recipe, amp="auto")
+    return dataclasses.replace(config, data=dataclasses.replace(data, root=root), model=model, recipe=recipe)
 
 
 def _with_most_epochs(config: Config, most: int | None) -> Config:
-    epochs = min(config.recipe.epochs, most or config.recipe.epochs)
-    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, epochs=epochs))
+    recipe = config.recipe
+    if most is None or recipe.epochs <= most:
+        return config
+    frozen = most if recipe.freeze_backbone == recipe.epochs else min(recipe.freeze_backbone, most - 1)
+    return dataclasses.replace(config, recipe=dataclasses.replace(recipe, epochs=most, freeze_backbone=frozen))
 
 
-def _check_extension(saved: Config, command: TrainCommand) -> None:
-    epochs, before = command.config.recipe.epochs, saved.recipe.epochs
-    if command.extend and epochs <= before:
-        hint = "leave --extend out to go on as before"
-        raise InvalidValue("--epochs", epochs, f"more than the {before} epochs of the run, for --extend", hint=hint)
+def _extended(config: Config, first: _Choices) -> Config:
+    """The configuration of a run as defaults of its continuation: a backbone that was frozen in all epochs stays so.
+
+    Raises InvalidValue for fewer epochs than it has.
+    """
+    recipe = config.recipe
+    if 0 < first.epochs < recipe.epochs:
+        hint = "leave it out to go on as before"
+        raise InvalidValue("--epochs", first.epochs, f"at least the {recipe.epochs} epochs of the run", hint=hint)
+    if first.extend and first.epochs and recipe.freeze_backbone == recipe.epochs:
+        recipe = dataclasses.replace(recipe, epochs=first.epochs, freeze_backbone=first.epochs)
+    return dataclasses.replace(config, recipe=recipe)
 
 
 def _default_preset(device: str) -> str:

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,21 @@ def test_a_frozen_backbone_of_random_weights_is_noted(capsys, tmp_path):
     assert "--freeze-backbone 5 keeps; --init FILE" in out
     from_a_file = dataclasses.replace(frozen, model=dataclasses.replace(config.model, init="weights.pth"))
     assert NOTE not in started(from_a_file, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "facts"),
+    [(2, 2, ["backbone", "from epoch 3"]), (2, 3, ["backbone", "stays"]), (1, 1, []), (0, 0, [])],
+)
+def test_what_becomes_of_a_frozen_backbone_of_an_extended_run_is_noted(capsys, tmp_path, before, after, facts):
+    config = config_of("synthetic", "resnet10", "none")
+    old = dataclasses.replace(config.recipe, epochs=2, freeze_backbone=before)
+    config = dataclasses.replace(config, recipe=dataclasses.replace(old, epochs=3, freeze_backbone=after))
+    state = SimpleNamespace(config=config, scheduler=SimpleNamespace(last_epoch=2), steps_per_epoch=1, lr=1.0)
+    Announcer(config, ReidDataset(train=(), query=(), gallery=()), tmp_path, "off").resume(old, state)
+    _, *rest = capsys.readouterr().out.splitlines()
+    assert len(rest) == bool(facts)
+    assert all(fact in rest[0] for fact in facts)
 
 
 @pytest.mark.parametrize(("asked", "amp", "line"), [("off", "off", "fp32\n"), ("auto", "bf16", "bf16 (--amp auto: ")])

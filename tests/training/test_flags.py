@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from pmm.commands.train import main
 from pmm.config import Config
 from pmm.presets import preset
 from pmm.training.flags import TrainOptions, parse
@@ -33,14 +34,60 @@ def test_a_file_has_the_defaults_and_flags_win(run, tmp_path, monkeypatch):
     monkeypatch.delenv("PMM_FAST", raising=False)
     (tmp_path / "people").mkdir()
     data = {"dataset": "synthetic", "root": str(tmp_path / "people")}
-    path = run(data=data, model={"k": 2, "num_classes": 99}, recipe={"epochs": 300, "lr": 0.5, "amp": "bf16"})
+    path = run(data=data, model={"k": 2, "num_classes": 99}, recipe={"epochs": 300, "lr": 0.5, "compile": True})
     config = from_file(path, "--lr", "0.25", "--seed", "3")
-    assert (config.recipe.epochs, config.recipe.lr, config.recipe.amp, config.seed) == (300, 0.25, "bf16", 3)
+    assert (config.recipe.epochs, config.recipe.lr, config.recipe.compile, config.seed) == (300, 0.25, True, 3)
+    assert not from_file(path, "--no-compile").recipe.compile
     assert (config.model.k, config.data.root, config.preset) == (2, str(tmp_path / "people"), "tiny")
     assert config.model.num_classes == 0  # the data say how many
     assert from_file(path, "--epochs", "7").recipe.epochs == 7
-    monkeypatch.setenv("PMM_FAST", "1")
-    assert from_file(path).recipe.epochs == 3
+
+
+def test_fewer_epochs_than_those_of_a_frozen_backbone(run, monkeypatch):
+    """PMM_FAST=1 shortens both; who gives --epochs is told of it."""
+    monkeypatch.delenv("PMM_FAST", raising=False)
+    for frozen, fast in ((10, 2), (1, 1), (30, 3)):
+        path = run(recipe={"epochs": 30, "freeze_backbone": frozen})
+        with monkeypatch.context() as patch:
+            patch.setenv("PMM_FAST", "1")
+            recipe = from_file(path).recipe
+            assert (recipe.epochs, recipe.freeze_backbone) == (3, fast)
+    with refuses(UsageError, "--freeze-backbone 30", "--epochs 5"):
+        from_file(path, "--epochs", "5")
+    with refuses(InvalidValue, "30 epochs", name="--epochs", value=5):
+        parse(["--resume", "--out", str(path.parent), "--epochs", "5"])
+
+
+def test_the_precision_of_a_file_is_not_taken(run, monkeypatch, capsys):
+    """It is what "auto" meant on the machine of that run."""
+    path = run(recipe={"amp": "bf16"})
+    assert from_file(path).recipe.amp == "auto"
+    assert from_file(path, "--amp", "fp16").recipe.amp == "fp16"
+    monkeypatch.setattr("pmm.commands.train.train", lambda *args: None)
+    for flags in ((), ("--amp", "off")):
+        monkeypatch.setattr("sys.argv", ["pmm train", "--config", str(path), *flags])
+        main("pmm train")
+        assert ("--amp" in capsys.readouterr().out) is not bool(flags)
+
+
+def test_of_what_a_run_starts_from_the_given_flag_wins(run, tmp_path):
+    weights = tmp_path / "w.pth"
+    weights.touch()
+
+    def found(path, *flags):
+        model = from_file(path, *flags).model
+        return model.weights, model.init
+
+    imagenet = run(data={"dataset": "market1501"}, model={"weights": "imagenet"})
+    assert found(imagenet) == ("imagenet", "")
+    assert found(imagenet, "--init", str(weights)) == ("auto", str(weights))
+    assert found(imagenet, "--init", str(weights), "--weights", "none") == ("none", str(weights))
+    assert found(imagenet, "--backbone", "resnet50-ibn-a") == ("auto", "")  # which has none
+    assert found(imagenet, "--backbone", "resnet10") == ("imagenet", "")
+    from_weights = run(data={"dataset": "market1501"}, model={"weights": "none", "init": str(weights)})
+    assert found(from_weights) == ("none", str(weights))
+    assert found(from_weights, "--weights", "imagenet") == ("imagenet", "")
+    assert found(from_weights, "--init=") == ("auto", "")
 
 
 def test_the_data_of_a_file_are_found_or_drawn_again(run, tmp_path):
@@ -96,15 +143,34 @@ def test_more_epochs_are_an_extension(run, tmp_path):
     assert (longer.config.recipe.epochs, longer.extend) == (15, True)
     with refuses(ConflictingOptions, "recipe.epochs: 10 -> 15", options=("--resume",), hint="--extend"):
         parse([*resume, "--epochs", "15"])
-    for flags in ((), ("--epochs", "10"), ("--epochs", "9")):
-        with refuses(InvalidValue, "more than the 10 epochs", name="--epochs", hint="--extend"):
-            parse([*resume, "--extend", *flags])
+    for flags in ((), ("--epochs", "10")):  # as when the command that extended it is repeated
+        assert parse([*resume, "--extend", *flags]).config.recipe.epochs == 10
+    for flags in ((), ("--extend",)):
+        with refuses(InvalidValue, "at least the 10 epochs", name="--epochs", value=9):
+            parse([*resume, *flags, "--epochs", "9"])
     with refuses(ConflictingOptions, "recipe.lr", options=("--resume",), hint="without these changes"):
         parse([*resume, "--extend", "--epochs", "15", "--lr", "9"])
     with refuses(UsageError, "--extend", "--resume"):
         parse(["--extend", "--epochs", "15"])
     with refuses(ConflictingOptions):
         TrainOptions(extend=True)
+
+
+def test_a_backbone_that_was_frozen_in_all_epochs_stays_so_or_thaws_where_asked(run, tmp_path):
+    def frozen(*flags):
+        return parse(["--resume", "--extend", "--epochs", "20", "--out", str(tmp_path), *flags]).config.recipe
+
+    run(recipe={"epochs": 10, "freeze_backbone": 10})
+    assert frozen().freeze_backbone == frozen("--freeze-backbone", "20").freeze_backbone == 20
+    assert frozen("--freeze-backbone", "10").freeze_backbone == 10
+    with refuses(ConflictingOptions, "recipe.freeze_backbone: 10 -> 5"):  # in which it was frozen already
+        frozen("--freeze-backbone", "5")
+    run(recipe={"epochs": 20, "freeze_backbone": 20})
+    assert frozen().freeze_backbone == 20
+    run(recipe={"epochs": 10, "freeze_backbone": 3})
+    assert frozen().freeze_backbone == 3
+    with refuses(ConflictingOptions, "recipe.freeze_backbone: 3 -> 5"):
+        frozen("--freeze-backbone", "5")
 
 
 def test_what_the_weights_do_not_depend_on_may_change(run, tmp_path):
