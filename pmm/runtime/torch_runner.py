@@ -124,7 +124,7 @@ class TorchRunner(Runner):
 
     @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:
-        with tf32_allowed(self._tf32) if _has_tf32(self.device) else contextlib.nullcontext():
+        with tf32_allowed(self._tf32) if _obeys_tf32_setting(self.device) else contextlib.nullcontext():
             return self._run(images)
 
     def _replay(self, images: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def check_modes(device: torch.device, *, tf32: bool = False, cuda_graph: bool = 
         raise BackendUnavailable(f"{gpu.name} has no TF32", hint="run it in fp32")
 
 
-def _has_tf32(device: torch.device) -> bool:
+def _obeys_tf32_setting(device: torch.device) -> bool:
     return device.type == "cuda"
 
 

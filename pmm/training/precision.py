@@ -11,11 +11,9 @@ import torch
 from pmm.config import Config
 from pmm.training.distributed import SINGLE, Processes
 from pmm.utils.errors import BackendUnavailable
-from pmm.utils.hardware import cpu_has_bf16
+from pmm.utils.hardware import Gpu, cpu_has_bf16
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-BF16_CAPABILITY, FP16_CAPABILITY = (8, 0), (7, 0)
-"""Compute capability from which on GPUs multiply in bf16 (and in TF32), and in fp16 faster than in fp32."""
 MIN_SPEEDUP = 1.2
 """Of a CPU's products in bf16 over those in fp32, for "auto" to mean bf16."""
 SIDE, PRODUCTS = 512, 5
@@ -53,7 +51,7 @@ def describe_precision(config: Config, device: torch.device) -> str:
             ("convolutions", torch.backends.cudnn.allow_tf32),
             ("matrix products", torch.backends.cuda.matmul.allow_tf32),
         )
-        if allowed and _has_tf32(device)
+        if allowed and device.type == "cuda" and _gpu(device).has_tf32
     ]
     return f"fp32, {' and '.join(rounded)} in TF32" if rounded else "fp32"
 
@@ -99,18 +97,18 @@ def _faster_than_fp32(device: torch.device) -> tuple[str, ...]:
     """The half precisions that `device` multiplies in faster than in fp32."""
     if device.type != "cuda":
         return ("bf16",) if cpu_has_bf16() and bf16_speedup() >= MIN_SPEEDUP else ()
-    capability = torch.cuda.get_device_capability(device)
-    needed = {"bf16": BF16_CAPABILITY, "fp16": FP16_CAPABILITY}
-    return tuple(half for half, least in needed.items() if capability >= least)
+    has = {"bf16": _gpu(device).has_bf16, "fp16": _gpu(device).has_fast_fp16}
+    return tuple(half for half in HALF if has[half])
 
 
 def _has_bf16(device: torch.device) -> bool:
-    return _has_tf32(device) if device.type == "cuda" else cpu_has_bf16()
+    return _gpu(device).has_bf16 if device.type == "cuda" else cpu_has_bf16()
 
 
-def _has_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
+def _gpu(device: torch.device) -> Gpu:
+    major, minor = torch.cuda.get_device_capability(device)
+    return Gpu(torch.cuda.get_device_name(device), f"{major}.{minor}")
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+    return _gpu(device).name if device.type == "cuda" else "this CPU"

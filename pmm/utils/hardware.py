@@ -40,6 +40,16 @@ class Gpu(NamedTuple):
         that are allowed TF32 compute in fp32 without a message."""
         return float(self.compute_capability) >= 8.0
 
+    @property
+    def has_bf16(self) -> bool:
+        """Products in bf16 by the hardware, several times faster than in fp32: since Ampere, too."""
+        return self.has_tf32
+
+    @property
+    def has_fast_fp16(self) -> bool:
+        """Products in fp16 several times faster than in fp32: since Volta."""
+        return float(self.compute_capability) >= 7.0
+
 
 @cache
 def nvidia_gpus() -> tuple[Gpu, ...]:

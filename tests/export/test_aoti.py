@@ -177,7 +177,7 @@ def test_an_unverified_package_was_at_least_loaded(trained, built, tmp_path, mon
 def test_tf32_is_a_way_to_run_fp32(trained, built, tmp_path, monkeypatch):
     """On a machine that has it: here a CPU takes the part, and computes as ever."""
     monkeypatch.setattr(torch_runner, "check_modes", lambda *args, **modes: None)
-    monkeypatch.setattr(torch_runner, "_has_tf32", lambda device: True)
+    monkeypatch.setattr(torch_runner, "_obeys_tf32_setting", lambda device: True)
     allowed = []
     build, run = module._build, AotiRunner._run
     state = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)  # noqa: E731

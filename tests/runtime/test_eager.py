@@ -130,7 +130,7 @@ def test_the_model_is_in_eval_mode(trained, crops):
 
 
 def test_tf32_is_off_while_it_runs_whatever_the_process_allows(trained, crops, tf32_state, monkeypatch):
-    monkeypatch.setattr(torch_runner, "_has_tf32", lambda device: True)
+    monkeypatch.setattr(torch_runner, "_obeys_tf32_setting", lambda device: True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     with EagerRunner.open(trained) as runner:
         inside = []
