@@ -1,6 +1,7 @@
 """What `--amp` means on a device, alone and among several processes."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import pmm.training.precision
 from pmm.presets import preset
 from pmm.training.distributed import Processes
-from pmm.training.precision import bf16_speedup, describe_precision, reason_for, with_resolved_amp
+from pmm.training.precision import HALF, bf16_speedup, describe_precision, reason_for, with_resolved_amp
 from pmm.utils.errors import BackendUnavailable
 from tests.refusals import refuses
 
@@ -45,20 +46,41 @@ def test_auto_is_the_fastest_that_the_hardware_computes(on, what, amp):
     assert with_resolved_amp(config("auto"), device).recipe.amp == amp
     reason = reason_for(amp, device)
     assert ("GPU X" if device == CUDA else "this CPU") in reason
-    assert (amp if amp != "off" else "no half precision") in reason
+    named = {half for half in HALF if half in reason}
+    assert amp in named or (amp == "off" and not named)
 
 
 def test_a_cpu_that_computes_in_bf16_but_no_faster_trains_in_fp32(on):
     device = on(True, speedup=0.5)
     assert with_resolved_amp(config("auto"), device).recipe.amp == "off"
-    assert "0.5 times the speed of fp32" in reason_for("off", device)
+    assert {"bf16", "0.5", "fp32"} <= set(re.findall(r"[\w.]+", reason_for("off", device)))
     assert with_resolved_amp(config("bf16"), device).recipe.amp == "bf16"  # as asked for
 
 
-def test_the_speed_of_bf16_is_measured_on_one_thread():
-    threads = torch.get_num_threads()
-    assert 0.01 < bf16_speedup() < 100
-    assert torch.get_num_threads() == threads
+def test_the_speed_of_bf16_is_that_of_its_fastest_product_on_one_thread(monkeypatch):
+    """The clock is patched: products take the milliseconds below, the first of them, which also prepares, the most."""
+    took = {torch.float32: [90, 40, 60, 50, 70, 80], torch.bfloat16: [900, 30, 10, 20, 60, 50]}
+    running, threads, clock, ones = [], [], [0.0], torch.ones
+
+    def matrix(*size, dtype):
+        running.append(dtype)
+        return ones(2, 2, dtype=dtype)
+
+    def now():
+        threads.append(torch.get_num_threads())
+        if len(threads) % 2 == 0:  # after a product
+            clock[0] += took[running[-1]].pop(0)
+        return clock[0]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(torch, "ones", matrix)
+    monkeypatch.setattr(pmm.training.precision.time, "thread_time", now)
+    try:
+        assert bf16_speedup.__wrapped__() == 4
+        assert (set(threads), torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("what", [True, False, TURING, PASCAL])
@@ -92,11 +114,12 @@ def test_processes_agree_on_what_all_their_devices_compute(on, others, amp):
 
 def test_tf32_is_named_where_it_is_used(on):
     off, device = config("off"), on(AMPERE)
-    assert describe_precision(off, device) == "fp32, convolutions in TF32"  # torch's defaults
+    assert "TF32" in describe_precision(off, device)  # torch's defaults: for convolutions
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        assert describe_precision(off, device) == "fp32, convolutions and matrix products in TF32"
+        assert "matrix" in describe_precision(off, device)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
+    assert "matrix" not in describe_precision(off, device)
     assert describe_precision(off, on(TURING)) == describe_precision(off, on(False)) == "fp32"
     assert describe_precision(config("bf16"), on(AMPERE)) == "bf16"
