@@ -23,6 +23,8 @@ from pmm.visualize.style import INK
 
 MIN_BLOCK = 22
 """Smallest height in pixels of a block in the picture, so that its rank is legible."""
+MIN_FRAME = 6
+"""Smallest side in pixels of a block that a frame, two lines of 2 and 1 pixels all around, fits into."""
 _GROUPS = (
     Group("", ("crop",)),
     Group("first mix, into stage II", ("CAM of stage I\non F1", "partner", "mixed\nstage II sees this")),
@@ -168,12 +170,14 @@ class Drawn(NamedTuple):
             for left, top, right, bottom in boxes.values():
                 pen.line((left, top, right, top), (255, 255, 255, 70))
                 pen.line((left, top, left, bottom), (255, 255, 255, 70))
-        for place in taken:
+        # at the edge of a crop that is no multiple of the stride, too little may be left of a block to draw on
+        drawn = [place for place in taken if min(_sides(boxes[place])) >= MIN_FRAME]
+        for place in drawn:
             left, top, right, bottom = boxes[place]
             pen.rectangle((left, top, right, bottom), None, "white", 2)
             pen.rectangle((left + 2, top + 2, right - 2, bottom - 2), None, (*INK, 160), 1)
         if numbers:
-            for place in taken:
+            for place in drawn:
                 _write_rank(pen, boxes[place], int(self.ranks[row][place]) + 1)
         return picture
 
@@ -185,6 +189,11 @@ def _box(
     left, end = (min(round(cell * by[0]), most[0]) for cell in right)
     top, bottom = (min(round(cell * by[1]), most[1]) for cell in down)
     return left, top, end - 1, bottom - 1
+
+
+def _sides(box: tuple[int, int, int, int]) -> tuple[int, int]:
+    left, top, right, bottom = box
+    return right - left + 1, bottom - top + 1
 
 
 def _write_rank(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], rank: int) -> None:

@@ -171,6 +171,20 @@ def test_rows_names_and_height():
     assert small.height > 8 * MIN_BLOCK
 
 
+@pytest.mark.parametrize(("size", "block"), [((33, 17), (1, 1)), ((17, 33), (3, 2)), ((200, 1), (3, 2))])
+@pytest.mark.parametrize("height", [32, 128])
+def test_blocks_at_the_edge_that_are_too_small_for_a_frame_have_none(size, block, height):
+    model, crops, preprocessing = case(size, block=block, k=1)
+    model.eval()
+    drawn = Drawn.of(mixes_of(model, crops, LABELS, preprocessing)[0], model)
+    rows, columns = (len(drawn.rows), len(drawn.columns))
+    ranked = np.arange(rows * columns).reshape(rows, columns)
+    drawn = drawn._replace(ranks=np.stack([ranked] * len(crops)), replaced=np.ones_like(drawn.replaced))
+    plain = Image.new("RGB", (max(1, height * size[1] // size[0]), height), "green")
+    drawn.marked(plain, crops, 0, numbers=True)
+    assert mix_picture(model, crops, LABELS, preprocessing, height=height).mode == "RGB"
+
+
 def test_without_blocks_to_replace_nothing_is_framed():
     model, crops, size = case(k=0)
     drawn = Drawn.of(mixes_of(model, crops, LABELS, size)[0], model)
