@@ -12,7 +12,7 @@ from torchvision.models import get_weight
 from pmm.artifacts.init_file import InitFile, read_init_file
 from pmm.artifacts.torch_file import COUNTER
 from pmm.config import IMAGENET, SYNTHETIC, TIMM, Config
-from pmm.utils.errors import ConflictingOptions, InvalidFile, UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile, UserError, printable
 
 LABELS = 4
 """Groups of keys that a line of the table names."""
@@ -133,7 +133,7 @@ def _table(reasons: Mapping[str, str], init: InitFile) -> str:
         if reason:
             add("new", reason, key)
     lines = [f"{verb:<9}{len(keys):>6}  {reason}: {_labels(keys)}" for (verb, reason), keys in rows.items()]
-    return "\n".join(f"init: {line}" for line in (f"{init.path}, {init.kind}", *lines))
+    return "\n".join(printable(f"init: {line}") for line in (f"{init.path}, {init.kind}", *lines))
 
 
 def _labels(keys: list[str]) -> str:

@@ -15,6 +15,7 @@ from pmm.bench.comparison import compare, hardware
 from pmm.bench.schema import read_report
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
+from pmm.utils.errors import printable
 from pmm.utils.files import existing_file
 
 MARKS = {"worse": "WORSE ", "better": "better", "same": "same  ", "unknown": "?     "}
@@ -43,7 +44,7 @@ def main(prog: str) -> int:
         print(f"different hardware: {hardware(old)} -> {hardware(new)}; speedups are compared instead of latencies")
     width = max(len(f"{change.result}, {change.figure}") for change in changes)
     for change in changes:
-        print(f"{MARKS[change.kind]}  {f'{change.result}, {change.figure}':<{width}}  {change.summary}")
+        print(printable(f"{MARKS[change.kind]}  {f'{change.result}, {change.figure}':<{width}}  {change.summary}"))
     worse = sum(change.kind == "worse" for change in changes)
     unknown = sum(change.kind == "unknown" for change in changes)
     total = f"{worse or 'none'} of {len(changes)} figures {'is' if worse == 1 else 'are'} worse"

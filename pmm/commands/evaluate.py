@@ -24,7 +24,7 @@ from pmm.gallery.ranking import RankingOptions, describe, figures, per_query_csv
 from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions, InvalidFile
+from pmm.utils.errors import ConflictingOptions, InvalidFile, printable
 from pmm.utils.files import existing_file, output_file, sha256, write_file
 from pmm.utils.hardware import check_threads, cuda_index
 
@@ -96,7 +96,7 @@ def main(prog: str) -> None:
             output_file(path, artifact, manifest_path(artifact), suffixes=suffixes)
     data = resolve_dataset(artifact, command.dataset, command.root)
     if not (command.dataset and command.root):
-        print(f"data set: {data.name}, as the checkpoint says")
+        print(f"data set: {printable(data.name)}, as the checkpoint says")
     split = read_dataset(data.name, data.root)
     if why := unrankable(split.query, split.gallery):
         raise InvalidFile(
@@ -123,7 +123,7 @@ def main(prog: str) -> None:
         )
         how = _how(command, runner, ranking)
     result = rank_split(split, query, gallery, ranking, label="re-ranking" if reranking else "")
-    print(f"{artifact} on {data.root}: {len(query)} queries, {len(gallery)} gallery crops")
+    print(printable(f"{artifact} on {data.root}: {len(query)} queries, {len(gallery)} gallery crops"))
     print(_in_words(how))
     print(describe(result), flush=True)  # before a disk can be full
     if command.json:

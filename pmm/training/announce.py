@@ -19,6 +19,7 @@ from pmm.training.progress import data_loading_hint, warn
 from pmm.training.state import TrainState, learning_rate
 from pmm.training.step import collapsed
 from pmm.utils.build_info import describe_build
+from pmm.utils.errors import printable
 from pmm.utils.hardware import usable_cores
 
 DETERMINISTIC = "deterministic, a run repeats to the bit"
@@ -49,12 +50,12 @@ class Announcer:
             print(f"kernels of the mix: {describe_kernels(device)}")
         held_out = len({sample.pid for sample in split.query})
         train = f"{len(split.train)} crops of {config.model.num_classes} identities"
-        print(f"data: {config.data.root}: {train}, {held_out} more held out to choose best.pth")
+        print(f"data: {printable(config.data.root)}: {train}, {held_out} more held out to choose best.pth")
         for note in (*split.notes, *self._notes(resumed=bool(epoch or step))):
             print(f"note: {note}")
-        print("\n".join(f"config: {line}" for line in config.lines()))
+        print("\n".join(f"config: {printable(line)}" for line in config.lines()))
         resumed = f"resumed at epoch {epoch + 1}{f', step {step + 1}' if step else ''}"
-        start = resumed if epoch or step else f"from {config.model.init or 'scratch'}"
+        start = resumed if epoch or step else f"from {printable(config.model.init) or 'scratch'}"
         print(f"run: {self._out} ({start}, {config.recipe.epochs} epochs)", flush=True)
 
     def resume(self, before: RecipeConfig, state: TrainState) -> None:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 
 from pmm.utils.arguments import Argument, arguments, build, parse_words
-from pmm.utils.errors import ConflictingOptions, InvalidValue, UsageError, UserError
+from pmm.utils.errors import ConflictingOptions, InvalidValue, UsageError, UserError, printable
 from pmm.utils.extras import missing_library
 from pmm.utils.help_text import help_text
 from pmm.utils.scheduling import configure_threads, use_short_time_slices
@@ -129,7 +129,7 @@ def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
 def _warnings_of(prog: str) -> Iterator[None]:
     """What the package warns of is a line on stderr that begins as errors do."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"{prog}: warning: %(message)s"))
+    handler.format = lambda record: printable(f"{prog}: warning: {record.getMessage()}")  # type: ignore[method-assign]
     logger = logging.getLogger("pmm")
     logger.addHandler(handler)
     try:

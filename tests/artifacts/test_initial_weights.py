@@ -98,6 +98,13 @@ def test_averaged_weights_are_those_that_are_taken(trained, tmp_path):
     assert ("left out", len(state)) in [(verb, count) for verb, count, text in rows if "another copy" in text]
 
 
+def test_names_in_a_file_cannot_draw_on_the_terminal(trained, tmp_path):
+    name = "\x1b[31mevil\ninit: taken 99  all"
+    torch.save({**load(trained), name: torch.zeros(1)}, tmp_path / "evil.pth")
+    _, _, rows = started(tmp_path / "evil.pth", config_of(trained))
+    assert [text for *_, text in rows if "\\x1b[31mevil\\ninit: taken 99  all" in text]
+
+
 def test_another_backbone_is_refused_and_named(trained):
     with refuses(InvalidFile, "resnet10", path=trained, expected="resnet50", hint="--backbone resnet10"):
         read_init_file(trained, "resnet50")

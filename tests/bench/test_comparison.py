@@ -171,6 +171,8 @@ def test_the_command_exits_by_what_it_found(tmp_path):
     assert "WORSE   ort-cpu fp32, p50 at batch 1" in done.stdout
     assert "1 of 2 figures is worse" in done.stdout
     assert run_here("bench/compare.py", old, slow, "--max-slowdown", "0.9").returncode == 0
+    old.write_text(report(result("evil\x1b[2K\nnone", batches=(timing(seed=1),))).to_json())
+    assert "same    evil\\x1b[2K\\nnone, p50 at batch 1" in run_here("bench/compare.py", old, old).stdout
 
 
 def test_bad_input_is_one_line(tmp_path):

@@ -85,6 +85,12 @@ def test_a_checkpoint_names_its_data_set(trained, exported, people, tmp_path, em
     assert_one_line_error(done, "--dataset market1501 without --root", "trained on synthetic", "--root DIR")
     done = run_here("-m", "pmm", "evaluate", trained, "--dataset", "marked1501")
     assert_one_line_error(done, "--dataset is 'marked1501'", "market1501?")
+    state = load(trained)
+    state["config"]["data"]["dataset"] = "\x1b[31mevil\nmAP 100 %"
+    save(tmp_path / "evil.pth", state)
+    done = run_here("-m", "pmm", "evaluate", tmp_path / "evil.pth")
+    assert_one_line_error(done, r"\x1b[31mevil\nmAP 100 %")
+    assert done.stdout == "data set: \\x1b[31mevil\\nmAP 100 %, as the checkpoint says\n"
     # an exported file: its checkpoint does, if it is at hand
     done = run_here("-m", "pmm", "evaluate", exported, cwd=tmp_path)
     assert_one_line_error(done, "model.onnx: its checkpoint", "runs/", "--dataset NAME and --root DIR")

@@ -54,6 +54,15 @@ def test_random_weights_that_could_be_others_are_noted_once(
     assert ("from scratch" if epoch == 0 else "resumed at epoch 2,") in out
 
 
+def test_names_in_a_resumed_run_cannot_draw_on_the_terminal(capsys, tmp_path):
+    config, name = config_of("synthetic", "resnet10", "none"), "\x1b[31mevil\nnote: all is well"
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=name))
+    out = started(dataclasses.replace(config, model=dataclasses.replace(config.model, init=name)), tmp_path, capsys)
+    assert "\x1b" not in out
+    assert "\nnote: all" not in out
+    assert out.count(r"\x1b[31mevil\nnote: all is well") >= 4
+
+
 def test_a_frozen_backbone_of_random_weights_is_noted(capsys, tmp_path):
     config = config_of("synthetic", "resnet10", "none")
     frozen = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, freeze_backbone=5))

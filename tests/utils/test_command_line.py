@@ -135,12 +135,12 @@ def test_run_turns_errors_into_one_line_and_a_code(capsys):
 
 def test_what_the_package_warns_of_is_a_line_of_the_command(capsys):
     def warns(prog):
-        logging.getLogger("pmm").warning("%s is odd", "a file")
+        logging.getLogger("pmm").warning("%s is odd", "a \x1b[31mfile\n")
 
     for prog in ("pmm embed", "to_trt.py"):
         with pytest.raises(SystemExit):
             command_line.run(warns, prog=prog)
-        assert capsys.readouterr().err == f"{prog}: warning: a file is odd\n"
+        assert capsys.readouterr().err == f"{prog}: warning: a \\x1b[31mfile\\n is odd\n"
 
 
 @pytest.fixture
