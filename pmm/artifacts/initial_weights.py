@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import get_weight
 
 from pmm.artifacts.init_file import InitFile, read_init_file
+from pmm.artifacts.origin import with_resolved_data_root
 from pmm.artifacts.torch_file import COUNTER
 from pmm.config import IMAGENET, SYNTHETIC, TIMM, Config
 from pmm.utils.errors import ConflictingOptions, InvalidFile, UserError, printable
@@ -22,8 +23,8 @@ def load_initial_weights(model: nn.Module, config: Config, init: InitFile | None
     """Start `model` from `init` or, without one, from what `--weights` says.
 
     Returns a table that accounts for each key of the file and of the model, empty without a file. Of a PMM
-    checkpoint, classifiers are taken only if they are of the same identities, and heads only if they are of the same
-    kind.
+    checkpoint, classifiers are taken only if they are of the same identities (as many of the same data set, of
+    `folder` at the same place, and with the same ones held out), and heads only if they are of the same kind.
 
     Raises ConflictingOptions for a backbone without ImageNet's weights, UserError if their download fails, InvalidFile
     if an earlier one is damaged.
@@ -93,8 +94,9 @@ def _why_not(key: str, bent: Container[str], config: Config, init: InitFile) -> 
     if saved is not None and key.startswith("stages."):
         if saved.model.neck != config.model.neck:
             return f"heads of --neck {saved.model.neck} there, {config.model.neck} here"
-        if ".classifier." in key and _identities(saved) != _identities(config):
-            return f"classifiers of other identities ({_count(saved)} there, {_count(config)} here)"
+        there = with_resolved_data_root(saved, init.path)
+        if ".classifier." in key and _identities(there) != _identities(config):
+            return f"classifiers of other identities ({_count(there)} there, {_count(config)} here)"
     return "of another size" if _part(key) in bent else ""
 
 
@@ -102,12 +104,14 @@ def _identities(config: Config) -> tuple[object, ...]:
     """What the training identities of a run follow from, and their order."""
     data = config.data
     drawn = (data.synthetic_ids, data.synthetic_seed) if data.dataset == SYNTHETIC else ()
+    place = Path(data.root).resolve() if data.dataset == "folder" else None  # whose people no name tells apart
     held_out = (data.val_identities, config.seed) if data.val_identities else ()
-    return config.model.num_classes, data.dataset, drawn, held_out
+    return config.model.num_classes, data.dataset, drawn, place, held_out
 
 
 def _count(config: Config) -> str:
-    return f"{config.model.num_classes} of {config.data.dataset}"
+    place = f" in {config.data.root}" if config.data.dataset == "folder" else ""
+    return f"{config.model.num_classes} of {config.data.dataset}{place}"
 
 
 def _table(reasons: Mapping[str, str], init: InitFile) -> str:

@@ -80,6 +80,31 @@ def test_classifiers_of_other_people_are_new_though_they_are_as_many(trained):
     assert [(verb, count) for verb, count, text in rows if reason in text] == [("left out", 6), ("new", 6)]
 
 
+def test_classifiers_are_taken_for_the_same_people_alone(trained, tmp_path):
+    base, init = config_of(trained), dataclasses.replace(read_init_file(trained, "resnet10"), path=tmp_path / "run.pth")
+    model = build_model(base)
+    (tmp_path / "siteA").mkdir()
+
+    def config(val=0.25, seed=0, **data):
+        data = dataclasses.replace(base.data, val_identities=val, **data)
+        return dataclasses.replace(base, seed=seed, data=data)
+
+    def taken(there, here):
+        table = load_initial_weights(model, here, dataclasses.replace(init, config=there))
+        return "classifiers of other identities" not in table
+
+    site = str(tmp_path / "siteA")
+    assert taken(config(), config(root="moved"))
+    assert not taken(config(), config(synthetic_seed=9))
+    assert not taken(config(), config(synthetic_ids=9))
+    assert not taken(config(), config(seed=1))  # others are held out
+    assert not taken(config(), config(val=0.26))
+    assert taken(config(val=0.0), config(val=0.0, seed=1))
+    assert taken(config(dataset="market1501", root="a"), config(dataset="market1501", root="b"))
+    assert taken(config(dataset="folder", root="siteA"), config(dataset="folder", root=site))  # seen from the file
+    assert not taken(config(dataset="folder", root=site), config(dataset="folder", root=str(tmp_path / "siteB")))
+
+
 def test_classifiers_of_an_imported_checkpoint_are_of_nobody_knows_whom(trained, tmp_path):
     saved = load(trained)
     torch.save({**saved, "versions": {**saved["versions"], "imported": "0" * 64}}, tmp_path / "imported.pth")
