@@ -5,6 +5,7 @@ Imports timm, which is optional, where it is used.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from functools import cache
 from typing import Any, NamedTuple
@@ -14,12 +15,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pmm.config import TIMM
-from pmm.utils.errors import InvalidValue, UserError, reason_of
+from pmm.utils.errors import InvalidValue, UserError, one_of, reason_of
 from pmm.utils.extras import import_library
 
 STRIDES = (16, 32)
 PROBE = 512
 """Pixels of the side of an image that a network is tried on, without computing anything."""
+REACH_SECONDS = 10
+"""How long the server of timm's weights may take to answer at all."""
+MOST_TAGS = 4
+"""Weights of a network that are offered in place of others."""
+LIST = 'python -c "import timm; print(*timm.list_models())"'
+"""The command that lists the networks of timm."""
 _PAIRWISE = ("bmm", "baddbmm", "_scaled_dot_product", "scaled_dot_product")
 """Operators of attention: products of feature vectors with each other."""
 
@@ -65,12 +72,27 @@ def imagenet_state(name: str) -> dict[str, Tensor]:
         hint = "give a file with --init FILE, or --weights none"
         raise UserError(f"--weights imagenet: timm has no trained weights for {TIMM}{name}", hint=hint)
     try:
+        if repository := _pretrained(name).hf_hub_id:
+            _reach(repository)
         return dict(_create(name, _facts(name).options, pretrained=True).state_dict())
     except Exception as error:  # what its downloads raise is the business of several libraries
         raise UserError(
             f"--weights imagenet: timm's download for {TIMM}{name} failed ({reason_of(error)})",
             hint="give a file with --init FILE, or --weights none",
         ) from error
+
+
+def _reach(repository: str) -> None:
+    """Raises an error of huggingface_hub if weights that are not on this machine yet cannot be downloaded from there:
+    the download itself would try for a minute, with two lines for each of its attempts, and no setting shortens that.
+    """
+    hub = import_library("huggingface_hub")
+    repository, _, revision = repository.partition("@")
+    try:
+        hub.snapshot_download(repository, revision=revision or None, local_files_only=True)
+    except hub.errors.LocalEntryNotFoundError:
+        with contextlib.suppress(hub.errors.HfHubHTTPError):  # it was reached; what it says, the download says too
+            hub.model_info(repository, revision=revision or None, timeout=REACH_SECONDS)
 
 
 def other_statistics(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> str:
@@ -88,15 +110,20 @@ def _facts(name: str) -> _Facts:
     timm, flag, value = import_library("timm"), "--backbone", f"{TIMM}{name}"
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(TIMM + each for each in near)}?" if near else ""
+        hint = f"did you mean {' or '.join(TIMM + each for each in near)}?" if near else f"to list them: {LIST}"
         raise InvalidValue(flag, value, "a network that timm has", hint=hint)
+    try:
+        config = _pretrained(name)
+    except RuntimeError as error:  # there is such a network, without weights of that name
+        base = name.partition(".")[0]
+        known = [TIMM + each for each in (base, *timm.list_pretrained(f"{base}.*")[:MOST_TAGS])]
+        raise InvalidValue(flag, value, f"weights that timm has for {base}", hint=f"use {one_of(known)}") from error
     try:
         with torch.device("meta"):
             net, options = _with_stride_16(name)
     except Exception as error:  # some have no feature maps, which timm says in many ways
         raise _unusable(value, [f"timm makes no feature maps of it ({reason_of(error)})"]) from error
     channels, problems = net.feature_info.channels()[-1], []
-    config = _pretrained(name)
     height, width = config.input_size[1:] if config.fixed_input_size else (PROBE, PROBE)
     if config.fixed_input_size:
         problems.append(f"it takes images of {height}x{width} alone")
@@ -140,7 +167,8 @@ def _create(name: str, options: dict[str, Any], *, pretrained: bool = False) -> 
 
 
 def _pretrained(name: str) -> Any:
-    """How timm's weights were trained: mean, std, input_size, fixed_input_size, and where they are."""
+    """How timm's weights were trained: mean, std, input_size, fixed_input_size, and where they are. Raises RuntimeError
+    if timm has the network but no weights of that name."""
     return import_library("timm.models").get_pretrained_cfg(name)
 
 

@@ -1,6 +1,7 @@
 """Networks of timm: which are taken, with which stride, and all that is wrong with others. Nothing is downloaded."""
 
 import dataclasses
+import shlex
 import sys
 
 import pytest
@@ -47,7 +48,7 @@ def test_its_weights_are_timms_own_and_random_numbers_are_drawn_once():
         ("selecsls42b", ["8x8 cells for 512x512 pixels"]),
         pytest.param("rexnet_100", ["185 channels"], marks=pytest.mark.slow),
         pytest.param("hrnet_w18_small", ["66 of its weights"], marks=pytest.mark.slow),
-        ("resnet18.nix", ["nix"]),
+        ("resnet18.nix", ["timm:resnet18", "timm:resnet18.a1_in1k"]),
     ],
 )
 def test_all_that_is_wrong_is_named(name, wrong):
@@ -55,9 +56,13 @@ def test_all_that_is_wrong_is_named(name, wrong):
         build_backbone(f"timm:{name}")
 
 
-def test_the_nearest_names_are_offered():
+def test_the_nearest_names_are_offered(capsys):
     with refuses(InvalidValue, "timm:mobilenetv4_conv_small", name="--backbone", value="timm:mobilenetv4_conv_smal"):
         timm_network("mobilenetv4_conv_smal")
+    with refuses(InvalidValue, hint=module.LIST, name="--backbone", value="timm:nonsense"):
+        timm_network("nonsense")
+    exec(shlex.split(module.LIST)[2])
+    assert "resnet18" in capsys.readouterr().out.split()
 
 
 def test_without_timm_it_says_what_to_install(monkeypatch):
@@ -92,11 +97,46 @@ def test_timms_weights_and_their_statistics(monkeypatch):
         return net
 
     monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr(module, "_reach", lambda repository: None)
     online = True
     assert imagenet_state("resnet18") == expected
     online = False
     with refuses(UserError, "timm:resnet18", "no route to host", hint="--init FILE"):
         imagenet_state("resnet18")
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """The requests to the server of timm's weights, each of which is refused."""
+    hub, asked = pytest.importorskip("huggingface_hub"), []
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", "/nowhere")
+    client = type(hub.get_session())
+
+    def request(self, *args, **options):
+        asked.extend(arg.url for arg in args if "resnet18" in str(arg.url))
+        raise hub.errors.OfflineModeIsEnabled("no route to host")
+
+    monkeypatch.setattr(client, "send", request)
+    return asked
+
+
+def test_a_server_that_is_not_reached_is_tried_once(refused, capfd):
+    with refuses(UserError, "timm:resnet18", "no route to host", hint="--init FILE"):
+        imagenet_state("resnet18")
+    assert len(refused) == 1
+    assert not capfd.readouterr().err
+
+
+def test_weights_that_lie_here_need_no_server(refused, monkeypatch, tmp_path):
+    import huggingface_hub as hub
+
+    folder = tmp_path / "models--timm--resnet18.a1_in1k"
+    (folder / "snapshots/abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("abc")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    module._reach("timm/resnet18.a1_in1k")
+    assert not refused
 
 
 def test_synchronised_batch_norms_keep_timms_activations():
