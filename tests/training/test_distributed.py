@@ -22,7 +22,7 @@ from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
 from pmm.models.stages import Head
 from pmm.training.distributed import PEER_ENDED, SINGLE, Processes, init_distributed
-from pmm.training.state import make_train_state
+from pmm.training.state import in_train_mode, make_train_state
 from pmm.training.step import train_step
 from pmm.training.validation import Validation
 from pmm.utils import command_line
@@ -32,7 +32,7 @@ from tests.forks import FORKS
 from tests.refusals import refuses
 
 CPU = torch.device("cpu")
-GATHERED, APART = {"gather": True}, {"gather": False}
+GATHERED, APART = {"gather": True}, {"gather": False, "freeze_backbone": 1}  # which is thawed for the step
 
 
 def free_port():
@@ -135,7 +135,7 @@ def _stepped(config, processes):
     )
     sampler.epochs = range(1, 2)
     batch = next(iter(loader))
-    state = make_train_state(build_model(config), config, CPU, 10, processes)
+    state = in_train_mode(make_train_state(build_model(config), config, CPU, 10, processes), 2)
     state.model.eval()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pmm.models.pmm.sample_partners", _half_by_half)
@@ -338,6 +338,8 @@ def test_what_one_process_meets_ends_all_with_one_line(people, tmp_path):
     assert run.returncode != 0
     assert error.count("pmm.train: error: ") == 1
     assert str(tmp_path / "people" / "bounding_box_train") in error
+    assert "--skip-bad-images" in error
+    assert load(tmp_path / "run" / "last.pth")["progress"]["steps"] == 0
 
 
 def interrupted(out, args):
