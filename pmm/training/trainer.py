@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -14,34 +13,30 @@ from typing import Any
 
 import torch
 
-from pmm.artifacts import checkpoint
 from pmm.artifacts.init_file import InitFile
 from pmm.artifacts.initial_weights import load_initial_weights
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
 from pmm.data.loader import train_batches
-from pmm.data.preprocessing import preprocessing_of
-from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
-from pmm.data.splits import without_unreadable
 from pmm.models.registry import build_model
 from pmm.training.announce import Announcer
-from pmm.training.data_setup import check_unchanged
 from pmm.training.distributed import Processes
 from pmm.training.failures import LossWatch, explain_errors, not_finite
-from pmm.training.flags import TrainOptions, saved_config
+from pmm.training.flags import TrainOptions
 from pmm.training.pictures import log_mix_picture
 from pmm.training.precision import with_resolved_amp
 from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
+from pmm.training.resuming import best_so_far, load_last
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
 from pmm.training.saver import Saver
 from pmm.training.state import check_device, in_train_mode, make_train_state, restore_training, snapshot
 from pmm.training.step import train_step
-from pmm.training.validation import Validation
+from pmm.training.validation import Evaluations
 from pmm.utils.errors import TrainingInterrupted, UserError
 from pmm.utils.files import sweep, write_file
 
-CONTINUE, SAVE, STOP, FAIL = range(4)
+CONTINUE, SAVE, STOP, REFUSE, FAIL = range(5)
 """What to do before the next step: the largest of what the processes want."""
 
 
@@ -117,12 +112,14 @@ class Trainer:
 
     def _resume(self) -> None:
         """From last.pth. Raises UserError if it is of another configuration or cannot be resumed from."""
-        saved = self.processes.run_on_all(self._load_last)
+        extend = self.options.extend
+        saved = self.processes.run_on_all(lambda: load_last(self.out, self.config, extend=extend))
         with explain_errors(self.out, self.processes.world):
             self._make_state()
             self.processes.run_on_all(lambda: restore_training(saved, self.state, self.out / "last.pth"))
         self.processes.run_on_all(self._write_config)
-        self.epochs_done, self.best, self.progress = saved["epoch"], saved["best"], saved["progress"] or {}
+        self.epochs_done, self.progress = saved["epoch"], saved["progress"] or {}
+        self.best = best_so_far(saved, self.out, self.config)
         self.origin = {key: saved["versions"][key] for key in ("init",) if key in saved["versions"]}
         self.announcer.resume(Config.from_dict(saved["config"]).recipe, self.state)
         self.batches.skipped |= self.progress.get("skipped", {})
@@ -135,77 +132,48 @@ class Trainer:
             )
 
     def _train_epochs(self, pending_signal: Callable[[], int]) -> None:
-        recipe, validation, test = self.config.recipe, self._validation(self.split, "held-out"), self._test()
-        with open_run_logger(self.out, self.epochs_done) if self.processes.main else nullcontext() as log:
-            begin, first = time.perf_counter(), self.epochs_done
-            self.validates = validation is not None
-            self.sampler.epochs = range(first + 1, recipe.epochs + 1)
+        epochs, first = self.config.recipe.epochs, self.epochs_done
+        skip_bad = self.options.skip_bad_images
+        self.evaluations = Evaluations(self.config, self.split, self.processes, skip_bad=skip_bad)
+        with open_run_logger(self.out, first) if self.processes.main else nullcontext() as log:
+            begin = time.perf_counter()
+            self.sampler.epochs = range(first + 1, epochs + 1)
             self.sampler.first = self.progress.get("steps", 0)
             batches = iter(self.batches)
             for epoch in self.sampler.epochs:
-                label = f"epoch {epoch}/{recipe.epochs}"
-                records = self.processes.gather(self._train_epoch(epoch, batches, label, pending_signal))
-                result = None
-                if validation and (epoch % recipe.val_every == 0 or epoch == recipe.epochs):
-                    result = validation.evaluate(self.state.deployed, self.device)
-                tested = test.evaluate(self.state.deployed, self.device) if test and self._tests_at(epoch) else None
-                skipped = self._skipped()
-                self.epochs_done, self.progress = epoch, {"skipped": skipped} if skipped else {}
-                record = {"epoch": epoch, **(mean_of_records(records) if records else {})}
-                is_best = result is not None and result.mAP > self.best
-                if result:
-                    record |= {"val_mAP": result.mAP, "val_rank1": result.rank1}
-                    self.best = max(self.best, result.mAP)
-                if tested:
-                    record |= {"test_mAP": tested.mAP, "test_rank1": tested.rank1}
-                if skipped:
-                    record["skipped_images"] = len(skipped)
-                self.processes.run_on_all(partial(self._end_epoch, log, record, is_best))
+                label = f"epoch {epoch}/{epochs}"
+                record = self._end_epoch(epoch, self._train_epoch(epoch, batches, label, pending_signal), log)
                 if log:
-                    left = (time.perf_counter() - begin) / (epoch - first) * (recipe.epochs - epoch)
+                    left = (time.perf_counter() - begin) / (epoch - first) * (epochs - epoch)
                     print(epoch_line(label, record, len(self.sampler), left), flush=True)
-                    self.announcer.warn(record, skipped, epoch - first)
+                    self.announcer.warn(record, self.progress.get("skipped", {}), epoch - first)
                     log_mix_picture(log, self.model, self.split.train, self.config, epoch, self.batches.skipped)
-            self._save(partial(self.saver.save_now, best=not self.validates))
+            self._save(self._save_all)
 
-    def _end_epoch(self, log: RunLogger | None, record: Mapping[str, Any], is_best: bool) -> None:
-        """The record of an epoch before its model, which comes before last.pth: a run that is killed between them
-        repeats all that last.pth does not know of."""
-        if log:
-            log.write(record)
-            if is_best:
-                self.saver.save_best(self._content())
+    def _end_epoch(self, epoch: int, share: dict[str, Any], log: RunLogger | None) -> dict[str, Any]:
+        """The record of `epoch`, of which `share` is of this process; writes it, and a model that is the best so far.
 
-    def _validation(self, split: ReidDataset, name: str) -> Validation | None:
-        """Queries and gallery of `split`, without unreadable images if those are to be skipped; None if there are
-        none."""
-        if self.options.skip_bad_images:
-            split, bad = without_unreadable(split)
-            if bad and self.processes.main:
-                warn(f"{len(bad)} {name} images skipped; {'; '.join(bad[:3])}")
-        if not split.query:
-            return None
-        size = preprocessing_of(self.config)
-        return self.processes.run_on_all(lambda: Validation(split, size, self.processes, name=name))
+        The record comes before the model, and that before last.pth: a run that is killed between them repeats all that
+        last.pth does not know of.
+        """
+        records = self.processes.gather(share)
+        found = self.evaluations.after(epoch, self.state.deployed, self.device)
+        skipped = self._skipped()
+        self.epochs_done, self.progress = epoch, {"skipped": skipped} if skipped else {}
+        record = {"epoch": epoch, **(mean_of_records(records) if records else {}), **found}
+        if skipped:
+            record["skipped_images"] = len(skipped)
+        is_best = found.get("val_mAP", self.best) > self.best
+        self.best = found["val_mAP"] if is_best else self.best
 
-    def _test(self) -> Validation | None:
-        """The test split, if it is to be evaluated during training; it chooses nothing."""
-        if not self.config.recipe.eval_every:
-            return None
-        data = read_dataset(self.config.data.dataset, Path(self.config.data.root))
-        return self._validation(dataclasses.replace(data, train=()), "test")
+        def write() -> None:
+            if log:
+                log.write(record)
+                if is_best:
+                    self.saver.save_best(self._content())
 
-    def _tests_at(self, epoch: int) -> bool:
-        return epoch % self.config.recipe.eval_every == 0 or epoch == self.config.recipe.epochs
-
-    def _load_last(self) -> dict[str, Any]:
-        saved = checkpoint.load(self.out / "last.pth")
-        before, epochs = Config.from_dict(saved["config"]), self.config.recipe.epochs
-        extend = self.options.extend
-        if before.recipe.epochs != epochs:  # extended, and ended before its first save, it is so in config.json alone
-            extend = extend or saved_config(self.out).recipe.epochs == epochs
-        check_unchanged(self.out, before, self.config, extend=extend)
-        return saved
+        self.processes.run_on_all(write)
+        return record
 
     def _write_config(self) -> None:
         """Into a folder without the unfinished files of a run that was killed."""
@@ -243,19 +211,24 @@ class Trainer:
     ) -> None:
         """Save, stop or fail if any process has to; then all processes do."""
         failure, number, action = watch.not_finite(), pending_signal(), CONTINUE
-        if failure or isinstance(batch, UserError) or self.saver.failed:
+        if failure or self.saver.failed:
             action = FAIL
+        elif isinstance(batch, UserError):
+            action = REFUSE
         elif number:
             action = STOP
         elif batch is not None and self.processes.main and self.saver.due:
             action = SAVE
         action = self.processes.all_reduce_max(action)
         if action == FAIL:
-            self.processes.run_on_all(lambda: self._fail(batch, failure, meter, label))
+            self.processes.run_on_all(lambda: self._fail(failure, meter, label))
         if action == SAVE:
             self._save_progress(meter, self.saver.save_last)
+        if action in (STOP, REFUSE):
+            self._save_progress(meter, self._save_all)
+        if action == REFUSE:
+            self.processes.run_on_all(lambda: self._raise_unreadable(batch))
         if action == STOP:
-            self._save_progress(meter, partial(self.saver.save_now, best=not self.validates))
             where = f"{label}, after step {meter.steps} of {len(self.sampler)}"
             raise TrainingInterrupted(self.processes.all_reduce_max(number), where)
 
@@ -272,9 +245,8 @@ class Trainer:
         shares = self.processes.gather(self.batches.skipped)
         return {index: reason for share in shares for index, reason in share.items()}
 
-    def _fail(self, batch: Any, failure: Any, meter: Meter, label: str) -> None:
-        """Raise UserError for a file that could not be written, a batch that could not be loaded, or the step whose
-        loss is not finite."""
+    def _fail(self, failure: Any, meter: Meter, label: str) -> None:
+        """Raise UserError for a file that could not be written, or the step whose loss is not finite."""
         self.saver.check()
         if failure:
             losses, indices, step = failure
@@ -284,8 +256,17 @@ class Trainer:
             path = self.out / ("bad-batch.json" if self.processes.main else f"bad-batch-{self.processes.rank}.json")
             write_file(path, json.dumps(report, indent=1, allow_nan=False) + "\n")  # JSON has no number for NaN
             raise not_finite(label, step, losses, meter.lr, path, self.config.recipe.divergence_hint)
+
+    def _raise_unreadable(self, batch: Any) -> None:
+        """Raise the UserError in place of a batch, if it is one, with what to do next."""
         if isinstance(batch, UserError):
+            go_on = "the run is saved: mend the file or add --skip-bad-images, and go on with --resume"
+            batch.hint = "; ".join(filter(None, (batch.hint, go_on)))
             raise batch
+
+    def _save_all(self, content: dict[str, Any]) -> None:
+        """Without held-out identities, the newest model is the best."""
+        self.saver.save_now(content, best=not self.evaluations.chooses)
 
     def _save(self, save: Callable[[dict[str, Any]], None]) -> None:
         """`save` the run as it is, in the first process; all raise its error."""

@@ -2,26 +2,78 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from pmm.config import Config
 from pmm.data.crops import iter_crops, load_crops
-from pmm.data.preprocessing import Preprocessing
+from pmm.data.preprocessing import Preprocessing, preprocessing_of
+from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
+from pmm.data.splits import without_unreadable
 from pmm.evaluation.metrics import RankingResult
 from pmm.gallery.embed import embed_crops, embed_files
 from pmm.gallery.ranking import rank_split
 from pmm.runtime.base import Embeddings
 from pmm.runtime.eager import EagerRunner
 from pmm.training.distributed import SINGLE, Processes
+from pmm.training.progress import warn
 from pmm.utils.errors import UserError
 
 IN_MEMORY = 512 << 20
 """Bytes of crops that a process keeps decoded; more are read again in each evaluation."""
+
+
+class Evaluations:
+    """What is evaluated while a model trains: held-out identities, which choose the best model, and if the recipe asks
+    for it the test split, which chooses nothing."""
+
+    def __init__(
+        self, config: Config, split: ReidDataset, processes: Processes = SINGLE, *, skip_bad: bool = False
+    ) -> None:
+        """`split` has the held-out identities. With `skip_bad` crops that cannot be read are left out.
+
+        Raises UserError, as all processes together do, for a crop or a test split that cannot be read.
+        """
+        self.recipe, self.processes, self.skip_bad = config.recipe, processes, skip_bad
+        self.preprocessing = preprocessing_of(config)
+        self.held_out, self.test = self._validation(split, "held-out"), None
+        if self.recipe.eval_every:
+            data = processes.run_on_all(lambda: read_dataset(config.data.dataset, Path(config.data.root)))
+            self.test = self._validation(dataclasses.replace(data, train=()), "test")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there are held-out identities."""
+        return self.held_out is not None
+
+    def after(self, epoch: int, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """What the record of `epoch`, from 1, gets: val_mAP and val_rank1 where the held-out identities are evaluated,
+        test_mAP and test_rank1 where the test split is. Empty in all processes but the first."""
+        recipe, found = self.recipe, dict[str, float]()
+        parts = ("val", self.held_out, recipe.val_every), ("test", self.test, recipe.eval_every)
+        for name, validation, every in parts:
+            if validation and (epoch % every == 0 or epoch == recipe.epochs):
+                result = validation.evaluate(model, device)
+                found |= {f"{name}_mAP": result.mAP, f"{name}_rank1": result.rank1} if result else {}
+        return found
+
+    def _validation(self, split: ReidDataset, name: str) -> Validation | None:
+        """None without queries."""
+        if self.skip_bad:
+            split, bad = without_unreadable(split)
+            if bad and self.processes.main:
+                warn(f"{len(bad)} {name} images skipped; {'; '.join(bad[:3])}")
+        if not split.query:
+            return None
+        size, processes = self.preprocessing, self.processes
+        return processes.run_on_all(lambda: Validation(split, size, processes, name=name))
 
 
 class Validation:

@@ -113,12 +113,13 @@ def test_a_write_that_fails_is_told_at_the_next_look(tmp_path, monkeypatch):
     writes.go.set()
     (tmp_path / "best.pth").mkdir()  # no file can take its place
     with closing(Saver(tmp_path, 1e-9, CPU)) as saver:
-        saver.save_best(a_state(1))
-        saver._writes[0].exception()
-        assert saver.failed
-        with refuses(CannotWrite, "folder", path=tmp_path / "best.pth"):
-            saver.save_last(a_state(2))
-        assert not saver.failed
+        for save in (saver.save_last, saver.save_best):
+            saver.save_best(a_state(1))
+            saver._writes[0].exception()
+            assert saver.failed
+            with refuses(CannotWrite, "folder", path=tmp_path / "best.pth"):
+                save(a_state(2))
+            assert not saver.failed
         saver.save_last(a_state(3))
     assert checkpoint.load(tmp_path / "last.pth")["epoch"] == 3
 
@@ -142,7 +143,8 @@ def test_whatever_ends_the_run_files_are_whole(tmp_path, monkeypatch):
 class Run:
     """400 epochs of `EPOCH_S` of one step each on a clock of its own, without data, steps or files."""
 
-    def __init__(self, monkeypatch, *, minutes, stop_at=0, val_every=0):
+    def __init__(self, monkeypatch, *, minutes, stop_at=0, val_every=0, full_at=0):
+        self.full_at = full_at
         self.clock, self.minutes, self.stop_at, self.val_every, self.saved = 0.0, minutes, stop_at, val_every, []
         self.epochs, self.first, self.skipped, self.close = range(0), 0, {}, lambda: None
         trainer = pmm.training.trainer
@@ -150,7 +152,7 @@ class Run:
         monkeypatch.setattr(trainer, "train_step", self.step)
         monkeypatch.setattr(trainer, "Saver", partial(Saver, clock=lambda: self.clock))
         monkeypatch.setattr(trainer, "log_mix_picture", lambda *args: None)
-        monkeypatch.setattr(trainer, "Validation", lambda *args, **kwargs: self)
+        monkeypatch.setattr("pmm.training.validation.Validation", lambda *args, **kwargs: self)
         monkeypatch.setattr(checkpoint, "save", self.save)
 
     def __len__(self):
@@ -168,6 +170,8 @@ class Run:
         return SimpleNamespace(mAP=self.clock, rank1=0.5)  # the best so far, always
 
     def save(self, path, state):
+        if path.name == "best.pth" and state["epoch"] == self.full_at:
+            raise CannotWrite("the disk is full", path=path)
         weights = sum(value.nbytes for value in state["model"].values())
         self.saved.append((path.name, state["epoch"], weights if path.name == "best.pth" else 3 * weights))
 
@@ -220,3 +224,11 @@ def test_a_run_saves_its_best_model_alone(small_config, tmp_path, monkeypatch):
     assert best[-1] == 400
     assert run.saved[-1][0] == "last.pth"
     assert run.share < 0.1
+
+
+def test_a_write_that_fails_ends_the_run_at_its_next_step(small_config, tmp_path, monkeypatch):
+    run = Run(monkeypatch, minutes=10.0, val_every=200, full_at=200)
+    with refuses(CannotWrite, "full", path=tmp_path / "run" / "best.pth"):
+        run.train(small_config, tmp_path / "run")
+    assert 200 <= run.clock / EPOCH_S < 399  # not at the next save
+    assert run.epochs_of("last.pth") == [0]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pmm.data.loader
 from pmm.artifacts import checkpoint
 from pmm.artifacts.checkpoint import load
 from pmm.config import Config
@@ -143,10 +144,14 @@ def test_a_kill_between_the_files_loses_nothing(small_config, trained, tmp_path,
     assert [json.loads(line)["epoch"] for line in (out / "metrics.jsonl").open()] == [1, 2]
 
 
-def test_what_was_best_before_an_interruption_stays_the_best(trained, tmp_path):
+@pytest.mark.parametrize("known_to", ["last.pth", "best.pth"])
+def test_what_was_best_before_an_interruption_stays_the_best(trained, tmp_path, known_to):
+    """Also what was written after last.pth by a run that was killed."""
     out = shutil.copytree(trained.parent, tmp_path / "run", copy_function=shutil.copyfile)
-    before, state = (out / "best.pth").read_bytes(), load(out / "last.pth")
-    torch.save({**state, "epoch": 1, "best": 2.0}, out / "last.pth")  # no later epoch is as good
+    torch.save({**load(out / "last.pth"), "epoch": 1, "best": 0.0}, out / "last.pth")
+    torch.save({**load(out / "best.pth"), "epoch": 2}, out / "best.pth")
+    torch.save({**load(out / known_to), "best": 2.0}, out / known_to)  # no later epoch is as good
+    before = (out / "best.pth").read_bytes()
     train(load_config(out), out, RESUMED)
     assert load(out / "last.pth")["epoch"] == 2
     assert load(out / "last.pth")["best"] == 2.0
@@ -217,9 +222,24 @@ def test_what_a_run_leaves(trained):
     assert list((out / "tensorboard").iterdir())
 
 
-def test_without_validation_best_is_last(small_config, tmp_path):
+def test_without_validation_best_is_last_and_a_bad_image_costs_no_step(small_config, tmp_path, monkeypatch):
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, val_identities=0.0))
-    best = train(config, tmp_path / "run", ON_CPU)
+    out, read, load_crop = tmp_path / "run", [], pmm.data.loader.load_crop
+
+    def damaged(path, *size):
+        read.append(path)
+        if len(read) > 5 * 12:
+            raise InvalidFile("damaged", path=path)
+        return load_crop(path, *size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pmm.data.loader, "load_crop", damaged)
+        with refuses(InvalidFile, "damaged", hint="--skip-bad-images"):
+            train(config, out, ON_CPU)
+    last = load(out / "last.pth")
+    assert (last["epoch"], last["progress"]["steps"]) == (1, 1)  # of four
+    assert same(weights(out / "best.pth"), last["model"])
+    best = train(load_config(out), out, RESUMED)
     assert same(weights(best), weights(best.with_name("last.pth")))
     assert load(best)["epoch"] == 2
 

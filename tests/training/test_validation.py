@@ -1,6 +1,7 @@
 """Evaluations while a model trains: what is kept in memory, and what is read again."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import pmm.training.validation
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
-from pmm.training.validation import Validation
+from pmm.training.distributed import Processes
+from pmm.training.validation import Evaluations, Validation
 from pmm.utils.errors import InvalidFile, UserError
 from tests.refusals import refuses
 
@@ -68,3 +70,33 @@ def test_embeddings_that_are_not_finite_are_named(config, split):
     validation = Validation(split, preprocessing_of(config), name="test")
     with refuses(UserError, "test crops", "NaN", hint="--lr"):
         validation.evaluate(model, CPU)
+
+
+def test_a_test_split_that_is_gone_is_met_by_all_processes_together(config, split, tmp_path, monkeypatch):
+    """Each would print the error otherwise."""
+    met = []
+
+    def run_on_all(self, action):
+        try:
+            return action()
+        except UserError as error:
+            met.append(error.path)
+            raise SystemExit(1) from error
+
+    monkeypatch.setattr(Processes, "run_on_all", run_on_all)
+    gone = dataclasses.replace(config.data, root=str(tmp_path / "gone"))
+    recipe = dataclasses.replace(config.recipe, eval_every=1)
+    with pytest.raises(SystemExit):
+        Evaluations(dataclasses.replace(config, data=gone, recipe=recipe), split)
+    assert met == [tmp_path / "gone"]
+
+
+def test_what_is_evaluated_when(config, split, monkeypatch):
+    monkeypatch.setattr(Validation, "evaluate", lambda self, model, device: SimpleNamespace(mAP=0.2, rank1=0.4))
+    recipe = dataclasses.replace(config.recipe, epochs=5, val_every=2, eval_every=3)
+    evaluations = Evaluations(dataclasses.replace(config, recipe=recipe), split)
+    found = [evaluations.after(epoch, None, CPU) for epoch in range(1, 6)]
+    held_out, test = ({f"{name}_mAP": 0.2, f"{name}_rank1": 0.4} for name in ("val", "test"))
+    assert found == [{}, held_out, test, held_out, held_out | test]
+    assert evaluations.chooses
+    assert not Evaluations(config, dataclasses.replace(split, query=(), gallery=())).chooses
