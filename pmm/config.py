@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, one_of
+from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, MissingLibrary, one_of
+from pmm.utils.extras import import_library
 from pmm.utils.from_dict import from_dict
 
 SYNTHETIC = "synthetic"
@@ -109,7 +111,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES and not re.fullmatch(f"{TIMM}[A-Za-z0-9_.]+", self.backbone):
-            raise InvalidValue("backbone", self.backbone, choices=(*BACKBONES, f"{TIMM}NAME"))
+            raise _no_backbone(self.backbone)
         if self.init and self.weights == "imagenet":
             hint = "leave one out, or use --weights none"
             raise ConflictingOptions("init would replace weights imagenet", "init", "weights", hint=hint)
@@ -276,6 +278,18 @@ class Config:
         """`section.key: value -> value of the other` for every value that differs."""
         before, after = _flat(self.to_dict()), _flat(other.to_dict())
         return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+
+
+def _no_backbone(value: str) -> InvalidValue:
+    """Of a name that is none of a backbone: what it may have been meant to be."""
+    name, choices = re.sub(f"^{TIMM}", "", value, flags=re.IGNORECASE), (*BACKBONES, f"{TIMM}NAME")
+    if name != value:
+        hint = f"did you mean {TIMM}{name}?" if name else ""
+        return InvalidValue("backbone", value, f"{TIMM}NAME, as {TIMM}mobilenetv4_conv_small", hint=hint)
+    with contextlib.suppress(MissingLibrary):
+        if import_library("timm").is_model(name):
+            return InvalidValue("backbone", value, choices=choices, hint=f"did you mean {TIMM}{name}?")
+    return InvalidValue("backbone", value, choices=choices)
 
 
 def _of_this_version(values: Any) -> Any:

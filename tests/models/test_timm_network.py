@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pmm.config import ModelConfig
 from pmm.models import timm_network as module
 from pmm.models.backbone import build_backbone, map_size, with_sync_batch_norm
 from pmm.models.registry import build_model, deployed
@@ -65,11 +66,27 @@ def test_the_nearest_names_are_offered(capsys):
     assert "resnet18" in capsys.readouterr().out.split()
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("resnet18", "timm:resnet18"),
+        ("TIMM:resnet18", "timm:resnet18"),
+        ("resnet5", "resnet50"),
+        ("timm:", "timm:NAME"),
+    ],
+)
+def test_what_another_name_may_have_meant_is_offered(name, meant):
+    with refuses(InvalidValue, meant, value=name):
+        ModelConfig(backbone=name)
+
+
 def test_without_timm_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     module._facts.cache_clear()
     with refuses(MissingLibrary, library="timm", hint="pip install timm"):
         build_backbone("timm:resnet18")
+    with refuses(InvalidValue, hint="did you mean resnet10?", value="resnet18"):
+        ModelConfig(backbone="resnet18")
 
 
 def test_blocks_are_counted_on_its_own_map():
