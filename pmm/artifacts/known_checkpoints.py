@@ -77,8 +77,11 @@ def describe(content: Any) -> str | None:
         return None
     if name == _PMM_WEIGHTS:
         return f"{name}; give the checkpoint that they come from, as it is"
-    if not _any_match(keys, r".*layer3\.5\.conv3\.") or _any_match(keys, r".*(layer3\.6|\.se)\."):
+    if not _any_match(keys, r".*layer4\."):
         return f"{name}; its network is none of pmm's: train one (pmm train)"
+    if not _any_match(keys, r".*layer3\.5\.conv3\.") or _any_match(keys, r".*(layer3\.6|\.se)\."):
+        command = "pmm train --init FILE --backbone timm:NAME"
+        return f"{name}; its network is none of pmm's, but if timm has it, a training can start from it ({command})"
     backbone = " --backbone resnet50-ibn-a" if _any_match(keys, r".*\.bn1\.IN\.") else ""
     return f"{name}; a training can start from its backbone (pmm train --init FILE{backbone})"
 

@@ -278,13 +278,19 @@ def test_a_dict_that_holds_itself_is_read_to_its_end(tmp_path):
     assert len(read(tmp_path / "file.pth", content).weights) == len(TRUNK)
 
 
-def test_the_advice_of_other_commands_is_true():
+def test_the_advice_of_other_commands_is_true(tmp_path):
     """`pmm train --init FILE` for those files whose backbone it takes."""
     known = [advice for content, _ in AS_WRITTEN.values() if (advice := describe(content))]
     assert len(known) > 4
     assert all("pmm train --init FILE" in advice for advice in known)
-    for content in (hollow_state(resnet101), under("base.", {"cls_token": torch.zeros(1)})):
+    for content in (under("base.", {"cls_token": torch.zeros(1)}), {"conv2.0.conv2a.conv1.weight": torch.zeros(2)}):
         assert "--init" not in describe(content)
     ibn = hollow_state(build_backbone, name="resnet50-ibn-a")
     names = {f"backbone.{key.removeprefix('trunk.')}": value for key, value in ibn.items()}
     assert "--backbone resnet50-ibn-a" in describe({"model": names | HEAD})
+    small = hollow_state(resnet18) | {"classifier.weight": torch.zeros(751, 512)}
+    for state in (small, hollow_state(resnet101)):
+        assert "if timm has it" in describe(state)
+        assert "pmm train --init FILE --backbone timm:NAME" in describe(state)
+    pytest.importorskip("timm")
+    assert read(tmp_path / "file.pth", small, "timm:resnet18").weights
