@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from pmm.training.flags import TrainOptions
 from pmm.utils import command_line
 from pmm.utils.errors import BackendUnavailable, CannotWrite, InvalidFile
 from pmm.utils.extras import check_installed
-from pmm.utils.files import claimed
+from pmm.utils.files import claimed, sweep
 from pmm.utils.hardware import nvidia_gpus
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ def is_first() -> bool:
 def train(config: Config, out: Path, options: TrainOptions) -> Path:
     """Train as `config` says and write checkpoints, metrics and TensorBoard logs to `out`; returns out/best.pth.
 
-    Processes that torchrun started train one model. Ctrl-C and SIGTERM save the run and raise TrainingInterrupted.
+    Processes that torchrun started train one model. Ctrl-C and SIGTERM save the run and raise TrainingInterrupted; a
+    second Ctrl-C ends the process at once.
+
     Raises UserError for data, weights or an output folder that cannot be used, and with PMM_REQUIRE_EXT=1 if the mix
     has no compiled kernels for the device.
     """
@@ -43,7 +46,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
     from pmm.runtime.eager import torch_device
     from pmm.runtime.torch_runner import set_threads
     from pmm.training.distributed import init_distributed
-    from pmm.training.precision import check_precision
+    from pmm.training.precision import with_resolved_amp
     from pmm.training.step import set_deterministic
     from pmm.training.trainer import Trainer
 
@@ -52,7 +55,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
     with init_distributed(torch_device(options.device)) as (processes, device):
         if options.device == "auto" and device.type == "cpu":
             processes.run_on_all(_check_no_gpu)
-        processes.run_on_all(lambda: check_precision(config, device))
+        asked_amp, config = config.recipe.amp, with_resolved_amp(config, device, processes)
         out = Path(processes.broadcast(str(out)))
         resolved = processes.run_on_all(lambda: config if options.resume else resolve_config(config))
         init = processes.run_on_all(lambda: None if options.resume else _init_file(config.model))
@@ -64,8 +67,11 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
             processes.run_on_all(lambda: stack.enter_context(claimed(out)) if processes.main else None)
             # again: drawing synthetic crops takes a while
             processes.run_on_all(lambda: _check_folder(out, options.resume) if processes.main else None)
-            pending_signal = stack.enter_context(command_line.deferred_signals(signal.SIGINT, signal.SIGTERM))
-            trainer = processes.run_on_all(lambda: Trainer(config, split, out, device, processes, options, init))
+            deferred = command_line.deferred_signals(signal.SIGINT, signal.SIGTERM, leave=partial(_leave, out))
+            pending_signal = stack.enter_context(deferred)
+            trainer = processes.run_on_all(
+                lambda: Trainer(config, split, out, device, processes, options, asked_amp=asked_amp, init=init)
+            )
             return trainer.run(pending_signal)
 
 
@@ -78,6 +84,15 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise CannotWrite("it holds best.pth of a run without last.pth", path=out, hint=hint)
     if resume and not has_run:
         raise InvalidFile("it holds no last.pth to resume from", path=out, hint="start without --resume")
+
+
+def _leave(out: Path) -> None:
+    """End this process: an exception that falls into a lock or a queue of a library might never end it. A file that is
+    being written is as before."""
+    sweep(out, ("last.pth", "best.pth"))
+    if is_first():
+        os.write(2, f"\n{out}: interrupted, without saving; go on with --resume\n".encode())
+    os._exit(command_line.INTERRUPTED)
 
 
 def _init_file(model: ModelConfig) -> InitFile | None:

@@ -23,21 +23,14 @@ SIDE, PRODUCTS = 512, 5
 def with_resolved_amp(config: Config, device: torch.device, processes: Processes = SINGLE) -> Config:
     """`config` with the precision that "auto" means on `device`: the fastest that the devices of all processes have.
 
-    Raises BackendUnavailable for bf16 on a device that emulates it, several times slower than fp32.
+    All processes call it. Raises BackendUnavailable for bf16 on a device that emulates it, slower than fp32.
     """
     amp: str = config.recipe.amp
+    processes.run_on_all(lambda: _check_precision(amp, device))
     if amp == "auto":
         everywhere = processes.broadcast(processes.gather(_faster_than_fp32(device)))
         amp = next((half for half in HALF if all(half in of_one for of_one in everywhere)), "off")
-    check_precision(config, device)
     return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, amp=amp))  # type: ignore[arg-type]
-
-
-def check_precision(config: Config, device: torch.device) -> None:
-    """Raises BackendUnavailable for bf16 on a device that emulates it."""
-    if config.recipe.amp == "bf16" and not _has_bf16(device):
-        problem = f"--amp bf16: {_name(device)} does not compute in bf16, it would be emulated, slower than fp32"
-        raise BackendUnavailable(problem, hint="use --amp auto")
 
 
 def describe_precision(config: Config, device: torch.device) -> str:
@@ -91,6 +84,12 @@ def _product_seconds(dtype: torch.dtype) -> float:
         matrix @ matrix
         times.append(time.thread_time() - begin)
     return min(times)
+
+
+def _check_precision(amp: str, device: torch.device) -> None:
+    if amp == "bf16" and not _has_bf16(device):
+        problem = f"--amp bf16: {_name(device)} does not compute in bf16, it would be emulated, slower than fp32"
+        raise BackendUnavailable(problem, hint="use --amp auto")
 
 
 def _faster_than_fp32(device: torch.device) -> tuple[str, ...]:

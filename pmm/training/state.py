@@ -73,9 +73,10 @@ def make_train_state(
 ) -> TrainState:
     """`model` on `device` with optimizer and schedule, ready for `pmm.training.step.train_step` after `in_train_mode`.
 
-    Raises BackendUnavailable for a precision that `device` only emulates.
+    All processes call it. A precision of "auto" is resolved.
     """
-    config = with_resolved_amp(config, device, processes)
+    if config.recipe.amp == "auto":
+        config = with_resolved_amp(config, device, processes)
     recipe = config.recipe
     if recipe.sync_bn:
         model = with_sync_batch_norm(model)

@@ -25,7 +25,6 @@ from pmm.training.distributed import Processes
 from pmm.training.failures import LossWatch, explain_errors, not_finite
 from pmm.training.flags import TrainOptions
 from pmm.training.pictures import log_mix_picture
-from pmm.training.precision import with_resolved_amp
 from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.resuming import best_so_far, load_last
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
@@ -51,10 +50,14 @@ class Trainer:
         device: torch.device,
         processes: Processes,
         options: TrainOptions,
+        *,
+        asked_amp: str,
         init: InitFile | None = None,
     ) -> None:
-        """Raises UserError for a batch size that does not suit the data or the processes, or blocks that do not fit."""
-        asked, config = config, with_resolved_amp(config, device, processes)
+        """`asked_amp`: the recipe's `amp` before it was resolved.
+
+        Raises UserError for a batch size that does not suit the data or the processes, or blocks that do not fit.
+        """
         self.config, self.split, self.out, self.device, self.processes = config, split, out, device, processes
         self.options, self.init = options, init
         self.origin = {"init": init.sha256} if init else {}
@@ -73,7 +76,7 @@ class Trainer:
         self.epochs_done, self.best = 0, -1.0
         self.progress: Mapping[str, Any] = {}
         """Of the epoch that was interrupted, `Meter.state` and more; see `_save_progress`."""
-        self.announcer = Announcer(config, split, out, asked.recipe.amp)
+        self.announcer = Announcer(config, split, out, asked_amp)
         self.saver = Saver(out, options.save_minutes, device)
 
     def run(self, pending_signal: Callable[[], int]) -> Path:

@@ -107,9 +107,24 @@ def test_processes_agree_on_what_all_their_devices_compute(on, others, amp):
         def broadcast(self, value):
             return value
 
+        def all_reduce_max(self, number):
+            return number
+
     found = with_resolved_amp(config("auto"), on(AMPERE), Several(world=1 + len(others)))
     assert found.recipe.amp == amp
     assert "GPU X" not in reason_for(amp, CUDA, world=2)  # which may not be the one that decided
+
+
+def test_a_process_that_would_emulate_what_is_asked_for_stops_all(on):
+    class Several(Processes):
+        def gather(self, value):
+            return [value, BackendUnavailable("emulated")]
+
+        def all_reduce_max(self, number):
+            return 1
+
+    with refuses(BackendUnavailable, "emulated", "process 1"):
+        with_resolved_amp(config("bf16"), on(AMPERE), Several(world=2))
 
 
 def test_tf32_is_named_where_it_is_used(on):
