@@ -99,12 +99,13 @@ def test_the_whole_backbone_of_other_toolkits_is_taken_and_every_key_accounted_f
 def test_the_maps_are_those_of_the_network_that_the_file_is_of(tmp_path):
     """Every weight another, the second copy of MoCo too."""
     torch.manual_seed(0)
-    net = resnet50(weights=None).eval()
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+    with torch.device("meta"):
+        net, backbone = resnet50(weights=None).eval(), build_backbone("resnet50").eval()
+    net, backbone = net.to_empty(device="cpu"), backbone.to_empty(device="cpu")
+    for key, value in net.state_dict().items():
+        if COUNTER not in key:
+            positive = value.dim() == 1 and not key.endswith(("bias", "mean"))
+            value.uniform_(*((0.5, 1.5) if positive else (-0.05, 0.05)))
     net.layer4[0].conv2.stride = net.layer4[0].downsample[0].stride = (1, 1)
     images = torch.randn(1, 3, 64, 32)
     with torch.inference_mode():
@@ -113,7 +114,6 @@ def test_the_maps_are_those_of_the_network_that_the_file_is_of(tmp_path):
     other = {key: torch.tensor(0.1).expand(value.shape) for key, value in state.items()}
     content = {"state_dict": under("module.", under("encoder_q.", state) | under("encoder_k.", other))}
     weights = read(tmp_path / "file.pth", content).weights
-    backbone = build_backbone("resnet50").eval()
     missing = backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in weights.items()}, strict=False)
     assert all(COUNTER in key for key in missing.missing_keys)
     with torch.inference_mode():
@@ -152,9 +152,11 @@ def test_any_nesting_of_wrappings_gives_the_same_weights(data, tmp_path_factory)
 
 
 def test_half_precision_and_missing_counters_do_no_harm(tmp_path):
-    half = {key: value.half() for key, value in TRUNK.items() if COUNTER not in key}
+    half = {key: torch.tensor(0.5).half().expand(v.shape) for key, v in TRUNK.items() if COUNTER not in key}
     found = read(tmp_path / "half.pth", half)
     assert {value.dtype for value in found.weights.values()} == {torch.float32}
+    large = {**half, "conv1.weight": torch.tensor(3e38).expand(half["conv1.weight"].shape)}  # finite, unlike their sum
+    assert read(tmp_path / "large.pth", large).weights.keys() == found.weights.keys()
     assert len(found.weights) == len(half)
 
 
@@ -185,7 +187,8 @@ def test_timms_names_are_found_though_its_feature_maps_have_others_and_leave_out
     timm = pytest.importorskip("timm")
     state = hollow_state(timm.create_model, model_name=name)
     found = read(tmp_path / "file.pth", {"state_dict": under("module.", state)}, f"timm:{name}")
-    shapes = build_backbone(f"timm:{name}").state_dict()
+    with torch.device("meta"):
+        shapes = build_backbone(f"timm:{name}").state_dict()
     assert {key: value.shape for key, value in found.weights.items()} == {
         f"backbone.{key}": value.shape for key, value in shapes.items()
     }

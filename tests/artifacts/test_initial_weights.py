@@ -174,11 +174,16 @@ def test_a_damaged_download_is_named(monkeypatch, tmp_path):
     kept = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"half")
-    model, net = build_model(IMAGENET), resnet50(weights=None)
+    with torch.device("meta"):
+        model, net = build_model(IMAGENET), resnet50(weights=None)
+    model.to_empty(device="cpu")
+    state = {
+        key: torch.tensor(place).to(value.dtype).expand(value.shape)
+        for place, (key, value) in enumerate(net.state_dict().items())
+    }
     with refuses(InvalidFile, "truncated", path=kept, expected="--weights imagenet", hint="remove that file"):
         load_initial_weights(model, IMAGENET, None)
-    torch.save(net.state_dict(), kept)
+    torch.save(state, kept)
     load_initial_weights(model, IMAGENET, None)
-    state = net.state_dict()
     assert torch.equal(model.backbone.trunk.conv1.weight, state["conv1.weight"])
     assert torch.equal(model.backbone.layer4[2].bn3.running_var, state["layer4.2.bn3.running_var"])
