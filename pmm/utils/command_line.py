@@ -156,9 +156,9 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def deferred_signals(*numbers: int) -> Iterator[Callable[[], int]]:
-    """Hold the signals `numbers` back; the yielded function tells which came first, 0 for none. A second Ctrl-C is let
-    through at once."""
+def deferred_signals(*numbers: int, leave: Callable[[], object] = lambda: None) -> Iterator[Callable[[], int]]:
+    """Hold the signals `numbers` back; the yielded function tells which came first, 0 for none. A second Ctrl-C calls
+    `leave`, and is let through at once if that returns."""
     # those that are ignored stay so, as a shell starts its background jobs
     deferred = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
@@ -167,6 +167,7 @@ def deferred_signals(*numbers: int) -> Iterator[Callable[[], int]]:
 
     def hold(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in arrived:
+            leave()
             raise KeyboardInterrupt
         arrived.append(number)
 

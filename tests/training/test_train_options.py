@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -86,6 +87,27 @@ def test_averages_and_a_frozen_backbone_resume_to_the_bit_and_the_test_split_cha
     assert [record["val_mAP"] for record in found] == [record["val_mAP"] for record in expected]
     assert all(0 < record["test_mAP"] <= record["test_rank1"] <= 1 for record in found)
     assert not any("test_mAP" in record for record in expected)
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once(config, tmp_path, monkeypatch, capfd):
+    """Without an exception, which might fall anywhere, in any library."""
+
+    def interrupted(*args, **kwargs):
+        (tmp_path / "run" / ".best.pth.12345678.pth").write_bytes(b"half")
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(pmm.training.trainer, "train_step", interrupted)
+    monkeypatch.setattr("os._exit", sys.exit)
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            train(config, tmp_path / "run", ON_CPU)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert f"{tmp_path / 'run'}: interrupted" in capfd.readouterr().err
+    assert {path.name for path in (tmp_path / "run").glob("*.pth")} == {"last.pth"}
+    assert load(tmp_path / "run" / "last.pth")["epoch"] == 0
 
 
 def test_a_finished_run_is_extended(trained, tmp_path, capsys, monkeypatch):
