@@ -231,6 +231,7 @@ def test_closed_within_an_epoch_its_workers_end_and_the_next_epoch_has_new_ones(
     loader.close()
 
 
+@pytest.mark.slow
 def test_workers_outlive_a_sigterm_but_not_the_process_that_uses_them(people):
     script = (
         "import dataclasses, multiprocessing, os, signal, sys, time; from pmm.presets import preset\n"
