@@ -77,25 +77,21 @@ def check_method_flags(config: Config, flags: Iterable[str]) -> None:
 
 
 def check_network(config: Config) -> None:
-    """Raises InvalidValue for an unknown method, a network of timm that is no backbone, crops that the backbone cannot
-    take, or a k larger than the number of blocks of the feature map; MissingLibrary for a backbone of timm without it.
+    """As `build_model`, before a training; also raises InvalidValue for blocks larger than the feature map, which are
+    cut to it.
 
     Loads torch.
     """
-    from pmm.models.backbone import map_size
-
-    method = method_of(config)
-    cells = map_size(config.model.backbone, config.data.height, config.data.width)
-    if method.ranks_blocks:
-        _check_mix_fits(config, cells)
+    _check_mix_fits(config, cut_blocks=False)
 
 
 def build_model(config: Config) -> ReidModel:
     """The model of `config`, randomly initialised (see `pmm.artifacts.initial_weights` for others).
 
-    Raises as `check_network`.
+    Raises InvalidValue for an unknown method, a network of timm that is no backbone, crops that the backbone cannot
+    take, or a k larger than the number of blocks of the feature map; MissingLibrary for a backbone of timm without it.
     """
-    check_network(config)
+    _check_mix_fits(config)
     return method_of(config).build(config)
 
 
@@ -106,14 +102,19 @@ def deployed(model: nn.Module) -> InferenceModel:
     return cast("ReidModel", model).deployed().eval()
 
 
-def _check_mix_fits(config: Config, cells: tuple[int, int]) -> None:
+def _check_mix_fits(config: Config, *, cut_blocks: bool = True) -> None:
+    from pmm.models.backbone import map_size
     from pmm.ops.block_ranking import grid
 
-    height, width = cells
-    rows, columns = grid(height, width, config.model.block)
-    if config.model.k > rows * columns:
-        crops, block = f"{config.data.height}x{config.data.width}", f"{config.model.block[0]}x{config.model.block[1]}"
-        expected = (
-            f"{rows * columns} at most, the number of {block} blocks on the {height}x{width} map of {crops} crops"
-        )
-        raise InvalidValue("--k", config.model.k, expected)
+    method, block, k = method_of(config), config.model.block, config.model.k
+    height, width = map_size(config.model.backbone, config.data.height, config.data.width)
+    if not method.ranks_blocks:
+        return
+    crops = f"{config.data.height}x{config.data.width}"
+    if k and (block[0] > height or block[1] > width) and not cut_blocks:
+        expected = f"{height} {width} at most, the cells of the map of {crops} crops"
+        raise InvalidValue("--block", "{} {}".format(*block), expected)
+    rows, columns = grid(height, width, block)
+    if k > rows * columns:
+        expected = f"{rows * columns} at most, the number of {block[0]}x{block[1]} blocks on the {height}x{width} map"
+        raise InvalidValue("--k", k, f"{expected} of {crops} crops")

@@ -8,7 +8,7 @@ import torch
 
 from pmm.artifacts.checkpoint import load
 from pmm.config import Config, ModelConfig
-from pmm.models.registry import METHODS, build_model, check_method_flags, deployed, method_of
+from pmm.models.registry import METHODS, build_model, check_method_flags, check_network, deployed, method_of
 from pmm.presets import PRESETS, preset
 from pmm.training.flags import TrainOptions
 from pmm.training.launch import train
@@ -55,6 +55,12 @@ def test_blocks_must_fit_the_map_if_it_ranks_them(method):
     if METHODS[method].ranks_blocks:
         with refuses(InvalidValue, "8 at most", "1x1", "4x2", "64x32", name="--k", value=9):
             build_model(config)
+        for block in ((5, 2), (4, 3)):
+            with refuses(InvalidValue, "4 2 at most", "64x32", name="--block", value="{} {}".format(*block)):
+                check_network(config_of(method, k=9, block=block))
+        assert build_model(config_of(method, k=1, block=(5, 3)))  # as once it was trained
+        check_network(config_of(method, k=1, block=(4, 2)))
+        check_network(config_of(method, k=0, block=(5, 3)))
     else:
         assert build_model(config)
 
