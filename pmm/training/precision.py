@@ -23,7 +23,8 @@ SIDE, PRODUCTS = 512, 5
 def with_resolved_amp(config: Config, device: torch.device, processes: Processes = SINGLE) -> Config:
     """`config` with the precision that "auto" means on `device`: the fastest that the devices of all processes have.
 
-    All processes call it. Raises BackendUnavailable for bf16 on a device that emulates it, slower than fp32.
+    All processes call it. Raises BackendUnavailable for bf16 on a device that emulates it, and for fp16 on a CPU:
+    both are slower than fp32.
     """
     amp: str = config.recipe.amp
     processes.run_on_all(lambda: _check_precision(amp, device))
@@ -90,6 +91,8 @@ def _check_precision(amp: str, device: torch.device) -> None:
     if amp == "bf16" and not _has_bf16(device):
         problem = f"--amp bf16: {_name(device)} does not compute in bf16, it would be emulated, slower than fp32"
         raise BackendUnavailable(problem, hint="use --amp auto")
+    if amp == "fp16" and device.type == "cpu":
+        raise BackendUnavailable("--amp fp16: on a CPU it is many times slower than fp32", hint="use --amp auto")
 
 
 def _faster_than_fp32(device: torch.device) -> tuple[str, ...]:

@@ -83,8 +83,9 @@ def test_the_speed_of_bf16_is_that_of_its_fastest_product_on_one_thread(monkeypa
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("what", [True, False, TURING, PASCAL])
-@pytest.mark.parametrize("amp", ["off", "fp16"])
+@pytest.mark.parametrize(
+    ("what", "amp"), [(True, "off"), (False, "off"), (TURING, "off"), (TURING, "fp16"), (PASCAL, "fp16")]
+)
 def test_what_is_asked_for_stays(on, what, amp):
     assert with_resolved_amp(config(amp), on(what)).recipe.amp == amp
 
@@ -93,6 +94,11 @@ def test_what_is_asked_for_stays(on, what, amp):
 def test_emulated_bf16_is_refused(on, what, name):
     with refuses(BackendUnavailable, "--amp bf16", name, hint="--amp auto"):
         with_resolved_amp(config("bf16"), on(what))
+
+
+def test_fp16_on_a_cpu_is_refused(on):
+    with refuses(BackendUnavailable, "--amp fp16", "CPU", hint="--amp auto"):
+        with_resolved_amp(config("fp16"), on(True))
 
 
 @pytest.mark.parametrize(
