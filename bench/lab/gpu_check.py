@@ -73,12 +73,11 @@ def _check(command: GpuCheckCommand) -> dict[str, Any]:
     if command.check == "throughput":
         return gpu_training.throughput(device, command.amp, steps=command.steps, fast=fast)
     if command.check == "epochs":
-        from bench.lab.gpu_epochs import EPOCHS, FIRST, IDENTITIES, check_epochs
+        from bench.lab.gpu_epochs import EPOCHS, FIRST, HELD_OUT, check_epochs
 
         with tempfile.TemporaryDirectory() as folder:
-            flags = ("--amp", command.amp, "--synthetic-ids", str(IDENTITIES))
-            preset, epochs = ("tiny", FIRST) if fast else ("paper", EPOCHS)
-            return check_epochs(device, Path(folder), preset, flags, epochs=epochs)
+            preset, epochs, held_out = ("tiny", FIRST, 0.25) if fast else ("paper", EPOCHS, HELD_OUT)
+            return check_epochs(device, Path(folder), preset, ("--amp", command.amp), epochs=epochs, held_out=held_out)
     if command.check == "resume":
         with tempfile.TemporaryDirectory() as folder:
             words = () if fast else ("--batch-size", "32")

@@ -58,18 +58,21 @@ def test_the_busy_share_counts_what_overlaps_once(spans, found):
     assert busy_time(spans) == found
 
 
-def epoch(images_per_s, data_seconds=0.1):
-    return {"images_per_s": images_per_s, "data_seconds": data_seconds, "seconds": 2.0}
+def epoch(images_per_s, data_seconds=0.1, **more):
+    return {"images_per_s": images_per_s, "data_seconds": data_seconds, "seconds": 2.0, **more}
 
 
 def test_a_gpu_that_waits_in_a_run_is_an_error():
-    records = [epoch(1.0, 2.0), epoch(10.0), *(epoch(rate) for rate in (100.0, 300.0, 200.0))]
-    found = epoch_figures(records, [0.85, 0.97], 8)
+    records = [epoch(1.0, 2.0), epoch(10.0), *(epoch(rate, val_mAP=0.5) for rate in (100.0, 300.0, 200.0))]
+    found = epoch_figures(records, [0.85, 0.97], 8, saves=2)
     assert found == {"workers": 8, "epochs": 5, "images/s": 200.0, "waiting for images": pytest.approx(0.05),
-                     "GPU busy": pytest.approx(0.91)}  # fmt: skip
+                     "evaluations": 3, "saves": 2, "GPU busy": pytest.approx(0.91)}  # fmt: skip
     with refuses(UserError, "89%", "200.0", expected="90%"):
-        epoch_figures(records, [0.85, 0.93], 8)
-    assert "GPU busy" not in epoch_figures(records, [], 8)
+        epoch_figures(records, [0.85, 0.93], 8, saves=2)
+    assert "GPU busy" not in epoch_figures(records, [], 8, saves=0)
+    for unseen, saves in ((records, 0), ([epoch(100.0)] * 5, 2)):  # the share would say nothing of what costs time
+        with refuses(UserError, "not evaluated and saved"):
+            epoch_figures(unseen, [0.97], 8, saves=saves)
 
 
 @pytest.mark.slow
@@ -77,6 +80,7 @@ def test_a_whole_run_is_timed(tmp_path):
     found = checked(tmp_path, "epochs")
     assert (found["epochs"], found["workers"]) == (3, usable_cores())
     assert found["images/s"] > 0
+    assert found["evaluations"] == 1
 
 
 def test_one_process_by_a_group_trains_as_one_without(tmp_path):
