@@ -279,8 +279,10 @@ def test_an_export_that_overflows_is_refused_though_onnx_runtime_would_not_see_i
 ):
     from pmm.export import onnx as module
 
+    graph = overwritten(proto("fp16"), "trunk.conv1.bias", 60000)  # of a file that is made before the patches
+
     def overflowing(*args):
-        return overwritten(proto("fp16"), "trunk.conv1.bias", 60000), None
+        return graph, None
 
     monkeypatch.setattr(module, "_build", overflowing)
     real = module.OrtRunner
