@@ -2,9 +2,11 @@
 
 python -m bench.lab.bf16_step [--batch 8] [--threads N] [--clock cpu] [--out FILE.json]
 
-Both steps are those of `pmm.train` with --amp, on random crops and weights, in turns. A layer's gradients are compared
-on the input and the output's gradient that it has in fp32. Those of the whole network are reported and prove nothing:
-with random weights, features are almost collinear, and rounding is magnified until other triplets are the hardest.
+Both steps are those of `pmm.train` with --amp, on random crops, in turns. Each layer's gradients are compared alone, on
+the input and the output's gradient that it has in fp32: this takes the place of the gradients of a whole step, which
+say nothing of the arithmetic. Features of a network that has hardly been trained are almost collinear, so rounding is
+magnified until other triplets are the hardest. Those gradients are reported, after TRAINED steps in fp32, and judge
+nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,12 +32,18 @@ from pmm.utils.hardware import cuda_index, usable_cores
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pmm.training.state import TrainState
+
 PROG = "bench.lab.bf16_step"
 OUT = Path("runs/ops-bench/bf16-step.json")
 MIN_COSINE = 0.99
 """Of the layers' gradients in bf16 with those in fp32, the median, for the steps to be timed."""
 MAX_RATIO = 0.6
 """Time of a step in bf16 over one in fp32, where products in bf16 are at least twice as fast."""
+LEAST_SPEEDUP = 2.0
+"""Of a product in bf16 on a CPU, for MAX_RATIO to be expected there."""
+TRAINED = 10
+"""Steps in fp32 before the gradients of a whole step are reported."""
 NAMES = {"off": "fp32", "bf16": "bf16"}
 
 
@@ -66,13 +74,20 @@ class Bf16StepCommand:
 
 
 def main(prog: str) -> int:
-    """Entry point; 1 if gradients in bf16 are others."""
+    """Entry point; 1 if gradients in bf16 are others, or a step takes longer than MAX_RATIO allows."""
     command = command_line.parse(Bf16StepCommand, prog=prog, description=__doc__ or "")
     out = output_file(command.out)
     report = bench_bf16(command)
     write_file(out, json.dumps(report, indent=1) + "\n")
-    print("\n".join(lines(report)) + f"\nreport: {out}")
-    return 0 if report["equal"] else 1
+    print("\n".join([*lines(report), *missed(report), f"report: {out}"]))
+    return int(not report["equal"] or (bool(missed(report)) and not fast_mode()))
+
+
+def missed(report: dict[str, Any]) -> list[str]:
+    """The target that the times miss, in words; on a CPU only where it multiplies fast enough in bf16."""
+    ratio, speedup = report.get("ratio", {"ratio": 0.0})["ratio"], report["speedup of a product"]
+    slow = ratio > MAX_RATIO and (speedup is None or speedup >= LEAST_SPEEDUP)
+    return [f"a step in bf16 takes {ratio:.2f} of one in fp32; expected {MAX_RATIO} at most"] if slow else []
 
 
 def bench_bf16(command: Bf16StepCommand) -> dict[str, Any]:
@@ -97,19 +112,18 @@ def bench_bf16(command: Bf16StepCommand) -> dict[str, Any]:
     torch.set_num_threads(threads)
     plan = step_plan(command.samples, command.budget)
     steps: dict[str, Callable[[], object]] = {}
-    whole: dict[str, Tensor] = {}
+    states: dict[str, TrainState] = {}
     computed: dict[str, str] = {}
     layers: dict[str, float] = {}
     for amp, name in NAMES.items():
         config = step_config(command.batch, "resnet10" if fast_mode() else "resnet50", amp)  # type: ignore[arg-type]
         set_deterministic(device, config.recipe.deterministic)
         torch.manual_seed(0)
-        state = in_train_mode(make_train_state(build_model(config), config, device, 1), 1)
+        states[name] = state = in_train_mode(make_train_state(build_model(config), config, device, 1), 1)
         steps[name] = partial(train_step, state, random_crops(config, device))
-        with layers_compared(state.model, layers) if amp == "off" else nullcontext():
-            steps[name]()
-        gradients = [weight.grad.flatten() for weight in state.model.parameters() if weight.grad is not None]
-        whole[name] = torch.cat(gradients)
+        if amp == "off":
+            with layers_compared(state.model, layers):
+                steps[name]()
         computed[name] = describe_precision(config, device)
     median = statistics.median(layers.values())
     report: dict[str, Any] = {
@@ -120,7 +134,7 @@ def bench_bf16(command: Bf16StepCommand) -> dict[str, Any]:
         "precisions": computed,
         "speedup of a product": bf16_speedup() if device.type == "cpu" else None,
         "cosines": {"median": median, "least": min(layers.values()), "layers": layers},
-        "cosine of the whole gradient": float(torch.cosine_similarity(whole["fp32"], whole["bf16"], 0)),
+        "whole step": whole_step(states, steps, 1 if fast_mode() else TRAINED),
         "equal": median >= MIN_COSINE,
     }
     if not report["equal"]:
@@ -128,6 +142,25 @@ def bench_bf16(command: Bf16StepCommand) -> dict[str, Any]:
     times = measure(steps, plan, stopwatch=_cpu_ms if command.clock == "cpu" else stopwatch(device))
     ratio = median_ratio(times["bf16"], times["fp32"], block=plan.block)
     return report | {"rows": {name: timing(found) for name, found in times.items()}, "ratio": interval(ratio)}
+
+
+def whole_step(
+    states: Mapping[str, TrainState], steps: Mapping[str, Callable[[], object]], trained: int
+) -> dict[str, float]:
+    """The cosines of the weights' gradients of a whole step in bf16 with those in fp32, after `trained` steps in fp32:
+    the median, and the least."""
+    import torch
+
+    for _ in range(trained):
+        steps["fp32"]()
+    start = {key: value.clone() for key, value in states["fp32"].model.state_dict().items()}
+    found = []
+    for name, state in states.items():
+        state.model.load_state_dict(start)
+        steps[name]()
+        found.append([weight.grad.flatten() for weight in state.model.parameters() if weight.grad is not None])
+    cosines = [float(torch.cosine_similarity(one, other, 0)) for one, other in zip(*found, strict=True)]
+    return {"trained": trained, "median": statistics.median(cosines), "least": min(cosines)}
 
 
 @contextmanager
@@ -169,7 +202,10 @@ def lines(report: dict[str, Any]) -> list[str]:
     head = f"training step of {step['preset']}, {step['backbone']}, batch {step['batch']}, on {report['device']}"
     found = [
         head,
-        f"gradients of the layers, cosine with fp32: median {cosines['median']:.5f}, least {cosines['least']:.5f}",
+        f"gradients of each layer alone, cosine with fp32: median {cosines['median']:.5f}, "
+        f"least {cosines['least']:.5f}; this takes the place of those of a whole step, in which rounding is magnified "
+        f"until other triplets are the hardest (after {report['whole step']['trained']} steps their median is "
+        f"{report['whole step']['median']:.5f})",
     ]
     if not report["equal"]:
         return [*found, f"not timed: the median is below {MIN_COSINE}"]
@@ -179,8 +215,6 @@ def lines(report: dict[str, Any]) -> list[str]:
     found.append(f"bf16 over fp32: {ratio['ratio']:.2f}{bounds}")
     if speedup is not None and speedup < 1:
         found.append(f"this CPU multiplies in bf16 at {speedup:.2f} times the speed of fp32: --amp auto trains in fp32")
-    elif ratio["ratio"] > MAX_RATIO:
-        found.append(f"expected {MAX_RATIO} at most")
     return found
 
 

@@ -29,6 +29,10 @@ def test_both_precisions_are_timed_in_turns(tmp_path, monkeypatch):
     times = {name: row["p50_ms"] for name, row in report["rows"].items()}
     assert report["ratio"]["ratio"] == pytest.approx(times["bf16"] / times["fp32"])
     assert f"bf16 over fp32: {report['ratio']['ratio']:.2f}" in done.stdout
+    whole = report["whole step"]
+    assert whole["trained"] == 1
+    assert -1 <= whole["least"] <= whole["median"] <= 1.0001
+    assert f"{whole['median']:.5f}" in done.stdout
 
 
 def test_wrong_gradients_are_not_timed(tmp_path, monkeypatch):
@@ -38,6 +42,24 @@ def test_wrong_gradients_are_not_timed(tmp_path, monkeypatch):
     assert report["equal"] is False
     assert "rows" not in report
     assert "not timed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("ratio", "speedup", "code"),
+    [(0.6, None, 0), (0.61, None, 1), (0.61, 2.0, 1), (0.61, 1.9, 0), (0.61, 0.5, 0), (0.5, 2.0, 0)],
+)
+def test_a_missed_target_is_an_error_where_products_are_fast(tmp_path, monkeypatch, ratio, speedup, code):
+    report = {
+        "step": {"preset": "paper", "backbone": "resnet50", "batch": 8}, "device": "here", "clock": "wall",
+        "cosines": {"median": 1.0, "least": 1.0}, "whole step": {"trained": 10, "median": 0.5}, "equal": True,
+        "speedup of a product": speedup, "rows": {}, "ratio": {"ratio": ratio, "interval": None},
+    }  # fmt: skip
+    monkeypatch.setattr(bf16_step, "bench_bf16", lambda command: report)
+    done = run_here(*SCRIPT, "--out", tmp_path / "found.json", PMM_FAST="0")
+    assert done.returncode == code
+    assert ("expected 0.6 at most" in done.stdout) is bool(code)
+    assert json.loads((tmp_path / "found.json").read_text()) == report
+    assert run_here(*SCRIPT, "--out", tmp_path / "found.json", PMM_FAST="1").returncode == 0
 
 
 def test_a_gpu_has_no_time_of_the_process(tmp_path):
