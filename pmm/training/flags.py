@@ -10,23 +10,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+from pmm.artifacts.checkpoint import load
 from pmm.artifacts.origin import RUNS, newest_run, resolve_data_root, with_resolved_data_root
 from pmm.config import SYNTHETIC, Config, fast_mode
 from pmm.data.dataset_specs import dataset_spec
 from pmm.models.registry import check_method_flags
-from pmm.presets import preset
+from pmm.presets import PRESETS, preset
 from pmm.training.data_setup import check_synthetic, check_unchanged
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UserError
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UserError, reason_of
+from pmm.utils.files import existing_file
 from pmm.utils.hardware import check_threads, cuda_index
 
 PROG = "pmm train"
 SYNTHETIC_EPOCHS = 60
 FAST_EPOCHS = 3  # after fewer, int8 moves the embeddings of a hardly trained network beyond the gates
 SAVE_MINUTES = 10.0
+CONFIG = "the configuration of a run, config.json in its folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,20 +135,34 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
 
 
 def saved_config(out: Path) -> Config:
-    """The configuration of the run in `out`. Raises InvalidFile if there is none."""
-    path = out / "config.json"
-    if not path.exists():
-        problem = f"it holds no run to resume ({path.name} is missing)"
+    """The configuration of the run in `out`, from last.pth if config.json is gone. Raises InvalidFile if there is
+    neither."""
+    path, last = out / "config.json", out / "last.pth"
+    if path.exists():
+        return _read_config(path)
+    if not last.exists():
+        problem = f"it holds no run to resume ({path.name} and {last.name} are missing)"
         raise InvalidFile(problem, path=out, hint="start without --resume, or name another folder with --out")
-    return _read_config(path)
+    return _config_of(load(last)["config"], last)
 
 
 def _read_config(path: Path) -> Config:
     """Raises InvalidFile."""
     try:
-        return Config.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, UserError) as error:
-        raise InvalidFile(f"it cannot be read ({error})", path=path, expected="the configuration of a run") from error
+        content = json.loads(existing_file(path, CONFIG).read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        problem = f"truncated, or not JSON (line {error.lineno}: {error.msg})"
+        raise InvalidFile(problem, path=path, expected=CONFIG) from error
+    except (OSError, ValueError) as error:
+        raise InvalidFile(f"it cannot be read ({reason_of(error)})", path=path, expected=CONFIG) from error
+    return _config_of(content, path)
+
+
+def _config_of(content: Any, path: Path) -> Config:
+    try:
+        return Config.from_dict(content)
+    except UserError as error:
+        raise InvalidFile(f"it cannot be used ({error})", path=path, expected=CONFIG) from error
 
 
 def new_run(command: TrainCommand) -> Path:
@@ -178,6 +195,9 @@ def _defaults_in(path: Path, first: _Choices, flags: set[str]) -> Config:
     The precision is "auto": the file holds what that meant on the machine of its run.
     """
     config = _read_config(path)
+    if config.preset not in PRESETS:
+        problem = f"it cannot be used ({InvalidValue('config.preset', config.preset, choices=PRESETS)})"
+        raise InvalidFile(problem, path=path, expected=CONFIG)
     data, model = config.data, dataclasses.replace(config.model, num_classes=0)  # which the data say
     root = resolve_data_root(data.root, path)
     if data.dataset == SYNTHETIC and not Path(root).exists():

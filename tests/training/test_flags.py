@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
 from pmm.commands.train import main
 from pmm.config import Config
 from pmm.presets import preset
-from pmm.training.flags import TrainOptions, parse
+from pmm.training.flags import TrainOptions, parse, saved_config
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UsageError
 from tests.refusals import refuses
 
@@ -105,11 +106,13 @@ def test_the_data_of_a_file_are_found_or_drawn_again(run, tmp_path):
 @pytest.mark.parametrize(
     ("content", "fact"),
     [
-        (None, "No such file"),
+        (None, "does not exist"),
         ("{", "Expecting"),
         ("[]", "table of fields"),
         (json.dumps({"recipe": {"epoks": 1}}), "config.recipe.epoks"),
         (json.dumps({"recipe": {"ema": 1.0}}), "config.recipe.ema is 1.0"),
+        (json.dumps({"preset": "tinny"}), "did you mean tiny?"),
+        ('{\n"recipe": {"ema', "line 2"),
         ("\udcff", "utf-8"),
     ],
 )
@@ -119,6 +122,14 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, fact):
         path.write_text(content, errors="surrogateescape")
     with refuses(InvalidFile, fact, path=path, expected="the configuration of a run"):
         from_file(path)
+
+
+def test_without_its_file_the_configuration_of_a_run_is_that_in_its_last_checkpoint(trained, tmp_path):
+    shutil.copyfile(trained.parent / "last.pth", tmp_path / "last.pth")
+    assert saved_config(tmp_path) == saved_config(trained.parent)
+    (tmp_path / "last.pth").unlink()
+    with refuses(InvalidFile, "config.json", "last.pth", path=tmp_path, hint="--out"):
+        saved_config(tmp_path)
 
 
 def test_a_file_goes_with_no_other_defaults(run):
