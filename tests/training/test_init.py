@@ -27,7 +27,10 @@ def changed(config, *, init, **recipe):
     )
 
 
-def test_a_run_goes_on_from_other_identities_and_needs_the_file_once(small_config, trained, tmp_path, capsys):
+def test_a_run_goes_on_from_other_identities_and_needs_the_file_once(
+    small_config, trained, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("pmm.training.trainer.log_mix_picture", lambda *args: None)  # which takes as long as an epoch
     file, out = tmp_path / "start.pth", tmp_path / "run"
     file.write_bytes(trained.read_bytes())
     train(changed(small_config, init=file, epochs=1), out, ON_CPU)
