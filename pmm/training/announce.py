@@ -15,7 +15,7 @@ from pmm.models.registry import method_of
 from pmm.models.timm_network import other_statistics
 from pmm.training.data_setup import has_imagenet_weights
 from pmm.training.precision import describe_precision, reason_for
-from pmm.training.progress import data_loading_hint, warn
+from pmm.training.progress import data_loading_hint, how_many, warn
 from pmm.training.state import TrainState, learning_rate
 from pmm.training.step import collapsed
 from pmm.utils.build_info import describe_build
@@ -54,9 +54,12 @@ class Announcer:
         for note in (*split.notes, *self._notes(resumed=bool(epoch or step))):
             print(f"note: {note}")
         print("\n".join(f"config: {printable(line)}" for line in config.lines()))
+        if (factor := config.recipe.backbone_lr) != 1:
+            lr = config.recipe.lr
+            print(f"learning rate: at most {lr:.2g}, of the backbone {factor * lr:.2g}; epochs show the former")
         resumed = f"resumed at epoch {epoch + 1}{f', step {step + 1}' if step else ''}"
         start = resumed if epoch or step else f"from {printable(config.model.init) or 'scratch'}"
-        print(f"run: {self._out} ({start}, {config.recipe.epochs} epochs)", flush=True)
+        print(f"run: {self._out} ({start}, {how_many(config.recipe.epochs, 'epoch')})", flush=True)
 
     def resume(self, before: RecipeConfig, state: TrainState) -> None:
         """What `state`, as resumed, does otherwise than its run did so far, by the recipe `before`."""

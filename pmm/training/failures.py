@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pmm.data.loader import LOST_WORKER
 from pmm.training.distributed import report_failed_communication
-from pmm.utils.errors import BackendUnavailable, OutOfMemory, UserError
+from pmm.utils.errors import BackendUnavailable, CannotWrite, OutOfMemory, UserError
 
 NO_CODE = "no kernel image is available"
 """Of CUDA's message where a library has neither machine code nor PTX for the GPU."""
@@ -20,12 +20,17 @@ NO_CODE = "no kernel image is available"
 
 @contextlib.contextmanager
 def explain_errors(out: Path, world: int) -> Iterator[None]:
-    """Raises a UserError for those of torch's errors that a user, not a programmer, can do something about.
+    """Raises a UserError for those of torch's errors that a user, not a programmer, can do something about, and says of
+    a file that cannot be written how the run goes on.
 
     `out` is the run's folder, `world` the number of its processes.
     """
     try:
         yield
+    except CannotWrite as error:
+        if (out / "last.pth").exists():
+            error.hint = "; ".join(filter(None, (error.hint, "then go on with --resume")))
+        raise
     except RuntimeError as error:
         if explanation := _explanation(error, out):
             raise explanation from error

@@ -25,7 +25,7 @@ from pmm.training.distributed import Processes
 from pmm.training.failures import LossWatch, explain_errors, not_finite
 from pmm.training.flags import TrainOptions
 from pmm.training.pictures import log_mix_picture
-from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
+from pmm.training.progress import Meter, epoch_line, how_many, mean_of_records, mean_of_states, warn
 from pmm.training.resuming import best_so_far, load_last
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
 from pmm.training.saver import Saver
@@ -92,14 +92,14 @@ class Trainer:
             self._start()
         epochs, best = self.config.recipe.epochs, self.out / "best.pth"
         if self.epochs_done >= epochs:
-            more = "train on with --extend --epochs N, or start another run"
-            print(f"{self.out}: the run is finished ({self.epochs_done} epochs), nothing to do; {more}")
+            more = f"train on with --extend --epochs N, more than {epochs}, or start another run"
+            print(f"{self.out}: the run is finished ({how_many(epochs, 'epoch')}), nothing to do; {more}")
             return best
         step = self.progress.get("steps", 0)
         self.announcer.start(self.model, self.device, self.processes.world, self.epochs_done, step)
         with closing(self.saver), closing(self.batches), explain_errors(self.out, self.processes.world):
             self._train_epochs(pending_signal)
-        print(f"{self.out}: finished {epochs} epochs; best.pth and last.pth are ready")
+        print(f"{self.out}: finished {how_many(epochs, 'epoch')}; best.pth and last.pth are ready")
         return best
 
     def _start(self) -> None:

@@ -19,6 +19,7 @@ from pmm.utils.errors import CannotWrite, InvalidFile, one_of
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose another place, or change its permissions"),
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose another disk",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 _LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()

@@ -54,6 +54,15 @@ def test_random_weights_that_could_be_others_are_noted_once(
     assert ("from scratch" if epoch == 0 else "resumed at epoch 2,") in out
 
 
+def test_the_learning_rate_of_the_backbone_is_told_where_it_differs(capsys, tmp_path):
+    config = config_of("synthetic", "resnet10", "none")
+    assert "learning rate:" not in started(config, tmp_path, capsys)
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, lr=0.25, backbone_lr=0.5, epochs=1))
+    out = started(config, tmp_path, capsys)
+    assert "learning rate: at most 0.25, of the backbone 0.12" in out
+    assert ", 1 epoch)" in out
+
+
 def test_names_in_a_resumed_run_cannot_draw_on_the_terminal(capsys, tmp_path):
     config, name = config_of("synthetic", "resnet10", "none"), "\x1b[31mevil\nnote: all is well"
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=name))

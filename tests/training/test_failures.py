@@ -1,5 +1,6 @@
 """Errors of torch, gloo, NCCL and CUDA that end a run in one line, and GPUs that processes cannot share."""
 
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,8 @@ import torch.distributed as dist
 
 from pmm.training.distributed import PEER_ENDED, Processes, init_distributed
 from pmm.training.failures import explain_errors
-from pmm.utils.errors import BackendUnavailable, UserError
+from pmm.utils.errors import BackendUnavailable, CannotWrite, UserError
+from pmm.utils.files import cannot_write
 from tests.refusals import refuses
 
 SHM = (
@@ -64,6 +66,18 @@ def test_a_communication_that_fails_is_told_in_its_own_words(name, tmp_path):
 def test_other_errors_stay_what_they_are(tmp_path):
     with pytest.raises(RuntimeError, match="shape"), explain_errors(tmp_path, 2):
         raise RuntimeError("shape '[2]' is invalid for input of size 3")
+
+
+def test_how_a_run_goes_on_that_could_not_be_written_is_said(tmp_path):
+    def error():
+        return cannot_write(tmp_path / "best.pth", OSError(errno.ENOSPC, "No space left on device"))
+
+    with refuses(CannotWrite, path=tmp_path / "best.pth", hint="make room") as caught, explain_errors(tmp_path, 1):
+        raise error()
+    assert "--resume" not in str(caught.value)
+    (tmp_path / "last.pth").touch()
+    with refuses(CannotWrite, "make room", hint="--resume"), explain_errors(tmp_path, 1):
+        raise error()
 
 
 def test_a_gpu_that_torch_has_no_code_for(tmp_path):

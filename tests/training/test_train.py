@@ -252,6 +252,7 @@ def test_a_run_is_not_overwritten_and_a_finished_one_says_so(trained, people, tm
     done = run_here("-m", "pmm.train", "--out", out, "--resume")
     assert done.returncode == 0, done.stderr
     assert "the run is finished (2 epochs)" in done.stdout
+    assert "--extend --epochs N, more than 2" in done.stdout
     changed = run_here("-m", "pmm.train", "--out", out, "--resume", "--epochs", "9")
     assert_one_line_error(changed, "recipe.epochs: 2 -> 9")
     changed = run_here("-m", "pmm.train", "--out", out, "--resume", "--preset", "paper")
@@ -381,7 +382,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(people, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", save)
     flags = ("--preset", "tiny", "--root", people, "--out", out, "--epochs", "9", "--save-minutes", "1e-9")
     done = run_here("-m", "pmm.train", *flags, "--val-identities", "0.25", "--device", "cpu")
-    assert_one_line_error(done, "cannot write", "File too large", "last.pth", "unchanged")
+    assert_one_line_error(done, "cannot write", "File too large", "last.pth", "ulimit", "unchanged", "--resume")
     assert saves == [("last.pth", True), ("last.pth", False), ("last.pth", False)]
     assert load(out / "last.pth")["epoch"] == 0
     assert not list(out.glob(".*.pth*"))
