@@ -18,6 +18,8 @@ TOLERANCE = 1e-3
 """Largest 2-norm of the difference that folding may make on the example, relative to the output's."""
 
 
+@torch.inference_mode(False)  # whose tensors do not count what is written into them
+@torch.no_grad()
 def fold_batch_norms(module: nn.Module, example: Tensor) -> nn.Module:
     """Fold, in place, each batch-norm of an eval-mode module that reads the output of one convolution or linear layer.
 
@@ -25,14 +27,12 @@ def fold_batch_norms(module: nn.Module, example: Tensor) -> nn.Module:
     activation there) stays in its place. Others, of sums or concatenations, remain. Raises ValueError if the folded
     module computes something else.
     """
-    with torch.no_grad():
-        expected = module(example)
+    expected = module(example)
     names = {child: name for name, child in module.named_modules()}
     for norm, layer in _pairs(module, example).items():
         _replace(module, names[layer], _folded(layer, norm))
         _replace(module, names[norm], _remainder(norm))
-    with torch.no_grad():
-        change = float((module(example) - expected).norm() / expected.norm().clamp(min=1e-12))
+    change = float((module(example) - expected).norm() / expected.norm().clamp(min=1e-12))
     if change > TOLERANCE:
         raise ValueError(f"folding the batch-norms changed the output by {change:.1%}")
     return module
@@ -62,8 +62,7 @@ def _pairs(module: nn.Module, example: Tensor) -> dict[_Norm, _Layer]:
         elif isinstance(child, (*_BATCH_NORMS, InstanceBatchNorm)):
             hooks.append(child.register_forward_pre_hook(before))
     try:
-        with torch.no_grad():
-            module(example)
+        module(example)
     finally:
         for hook in hooks:
             hook.remove()
