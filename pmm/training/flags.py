@@ -136,14 +136,15 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
 
 def saved_config(out: Path) -> Config:
     """The configuration of the run in `out`, from last.pth if config.json is gone. Raises InvalidFile if there is
-    neither."""
+    no run."""
     path, last = out / "config.json", out / "last.pth"
     if path.exists():
         return _read_config(path)
-    if not last.exists():
-        problem = f"it holds no run to resume ({path.name} and {last.name} are missing)"
+    saved = load(last) if last.exists() else {"optimizer": None}
+    if saved["optimizer"] is None:  # or an imported checkpoint of that name
+        problem = f"it holds no run to resume (neither {path.name} nor the {last.name} of one)"
         raise InvalidFile(problem, path=out, hint="start without --resume, or name another folder with --out")
-    return _config_of(load(last)["config"], last)
+    return _config_of(saved["config"], last)
 
 
 def _read_config(path: Path) -> Config:
