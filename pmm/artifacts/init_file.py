@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.extras import import_library
 from pmm.utils.files import existing_file, sha256
 
+RESNETS = {(2, False): 18, (6, False): 34, (23, True): 101, (36, True): 152}
+"""Blocks in the third stage of a ResNet, and whether they have three convolutions -> its layers; timm has them all."""
 NUMBERED = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 """The names of a ResNet's parts where they are the children of an nn.Sequential."""
 NOTES = {
@@ -78,6 +81,8 @@ def read_init_file(path: str | Path, backbone: str) -> InitFile:
     file where that library is missing.
     """
     expected = f"the weights of a {backbone} backbone, or a PMM checkpoint with one"
+    if (best := Path(path) / "best.pth").is_file():
+        raise InvalidFile("it is the folder of a run", path=path, expected=expected, hint=f"give {best}")
     path = existing_file(path, expected)
     content = _read(path, expected)
     leaves = _leaves(content)
@@ -95,7 +100,10 @@ def read_init_file(path: str | Path, backbone: str) -> InitFile:
             if not _problem(_matches(tensors, other)[0], tensors, other):
                 problem = f"{known}its backbone is {other}"
                 raise InvalidFile(problem, path=path, expected=backbone, hint=f"use --backbone {other}")
-        raise InvalidFile(known + problem, path=path, expected=expected)
+        of_timm = _resnet_of_timm(tensors)
+        fits = of_timm and not _problem(_matches(tensors, of_timm)[0], tensors, of_timm)
+        hint = f"use --backbone {of_timm}" if fits else ""
+        raise InvalidFile(known + problem, path=path, expected=expected, hint=hint)
     stored = {f"backbone.{ours}": match.key(name) for name, ours in match.names.items() if match.key(name) in tensors}
     copies = [other.prefix for other in others if other.hits == match.hits]
     return InitFile(
@@ -215,6 +223,13 @@ def _matches(tensors: Mapping[str, Tensor], backbone: str) -> list[_Match]:
     return [*sorted(found, key=lambda match: (-match.hits, not _EMA.search(match.prefix))), nothing]
 
 
+def _resnet_of_timm(tensors: Mapping[str, Tensor]) -> str:
+    """The backbone of timm that the weights are of, as far as the names of its third stage tell; empty without timm."""
+    found = [name for key in tensors if (name := re.search(r"\blayer3\.(\d+)\.conv([13])\.weight$", key))]
+    layers = RESNETS.get((len({name[1] for name in found}), "3" in {name[2] for name in found}))
+    return f"{TIMM}resnet{layers}" if layers and find_spec("timm") else ""
+
+
 def _problem(match: _Match, tensors: Mapping[str, Tensor], backbone: str) -> str:
     """Why the weights at `match` are not exactly those of the backbone; empty if they are."""
     shapes = _shapes(backbone)
@@ -234,8 +249,8 @@ def _problem(match: _Match, tensors: Mapping[str, Tensor], backbone: str) -> str
         return f"it holds no weights of a {backbone} backbone"
     problems = (
         (f"of the {len(weights)} weights of a {backbone} backbone {len(missing)} are missing", missing),
-        (f"{len(bent)} weights of another shape", bent),
-        (f"{len(more)} weights more than a {backbone} backbone has", more),
+        (f"{len(bent)} weight{'s' * (len(bent) != 1)} of another shape", bent),
+        (f"{len(more)} weight{'s' * (len(more) != 1)} more than a {backbone} backbone has", more),
     )
     return ", ".join(f"{problem} ({_first(keys)})" for problem, keys in problems if keys)
 

@@ -17,6 +17,7 @@ from pmm.utils.files import existing_file
 
 COUNTER = ".num_batches_tracked"
 """End of the names of batch-norm's counters, which older versions of torch did not write."""
+REFUSED = "refused, the file holds more than plain tensors and could run code"
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_SCALARS: list[Any] = [
     # training scripts store a rank-1 as they computed it; numpy 2 moved the function, files know it by either name
@@ -45,7 +46,9 @@ def read_torch_file(path: str | Path, expected: str) -> Any:
             warnings.simplefilter("ignore")  # torch guesses aloud at foreign formats; the lines below say it
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports a bad file with RuntimeError, UnpicklingError, EOFError, KeyError, ...
-        raise InvalidFile(_refusal(str(error), start), path=path, expected=expected) from error
+        problem = _refusal(str(error), start)
+        hint = "save its state_dict() in the program that made it" if problem.startswith(REFUSED) else ""
+        raise InvalidFile(problem, path=path, expected=expected, hint=hint) from error
 
 
 def as_float32(value: Tensor, key: str, path: str | Path) -> Tensor:
@@ -85,8 +88,8 @@ def _refusal(reason: str, start: bytes) -> str:
     """torch's page-long explanation as one clause."""
     function = re.search(r"GLOBAL (\S+)", reason)
     if function:
-        return f"refused, the file holds more than plain tensors and could run code (it asks for {function[1]})"
+        return f"{REFUSED} (it asks for {function[1]})"
     if "Weights only" in reason:
-        return "refused, the file holds more than plain tensors and could run code"
+        return REFUSED
     line = re.split(r"\. |\n", reason.strip() or "no reason given")[0][:160]
     return f"truncated, or not a checkpoint ({'a zip archive, but ' if start[:2] == b'PK' else ''}{line})"

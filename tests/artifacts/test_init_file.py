@@ -1,6 +1,7 @@
 """Files of other toolkits as the start of a training: the whole backbone under any wrapping, or one line."""
 
 import re
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -215,7 +216,8 @@ def test_less_than_the_whole_backbone_is_refused(tmp_path):
 def test_other_architectures_are_refused_by_name(tmp_path):
     file, expected = tmp_path / "file.pth", "the weights of a resnet50 backbone"
     refused(file, hollow_state(resnet101), "a ResNet-101", "layer3.6.conv1.weight", expected=expected)
-    refused(file, hollow_state(resnet18), "are missing", "layer1.0.conv3.weight", expected=expected)
+    hint = "--backbone timm:resnet18" if find_spec("timm") else ""
+    refused(file, hollow_state(resnet18), "are missing", "layer1.0.conv3.weight", expected=expected, hint=hint)
     refused(file, hollow_state(resnext50_32x4d), "of another shape", expected=expected)
     se = {f"layer1.{block}.se.fc.0.weight": torch.zeros(16, 256) for block in range(3)}
     refused(
@@ -255,7 +257,8 @@ class Unsafe:
         (torch.zeros(3), "no weights"),
         ({**TRUNK, "bn1.running_var": torch.full((64,), torch.nan)}, "bn1.running_var holds NaN or Inf"),
         ({**TRUNK, "conv1.weight": torch.zeros(64, 3, 7, 7, dtype=torch.int8)}, "conv1.weight is int8"),
-        ({"model": TRUNK, "trainer": Unsafe()}, "could run code"),
+        ({"model": TRUNK, "trainer": Unsafe()}, "save its state_dict()"),
+        (torch.nn.Linear(2, 2), "could run code"),
         ({"format": "pmm-checkpoint-9"}, "'pmm-checkpoint-9'"),
     ],
 )
@@ -268,6 +271,11 @@ def test_files_that_are_none_are_one_line(tmp_path):
     expected = "the weights of a resnet50 backbone"
     with refuses(InvalidFile, "does not exist", path=tmp_path / "missing.pth", expected=expected):
         read_init_file(tmp_path / "missing.pth", "resnet50")
+    with refuses(InvalidFile, "folder", path=tmp_path, expected=expected, hint=""):
+        read_init_file(tmp_path, "resnet50")
+    (tmp_path / "best.pth").touch()
+    with refuses(InvalidFile, "folder", path=tmp_path, expected=expected, hint=f"{tmp_path / 'best.pth'}"):
+        read_init_file(tmp_path, "resnet50")
     for name in ("file.pth", "file.safetensors"):
         for content in (b"", b"no weights", b"<html>", b"PK\x03\x04"):
             (tmp_path / name).write_bytes(content)
