@@ -170,12 +170,15 @@ def _build(
     feeds = [contract.feed(crops[k : k + batch], size) for k in range(0, len(crops), batch)]
     quantizer = Quantizer(proto, options.target, feeds, contract.name)
 
+    with_fp16 = options.int8_fallback == "fp16"
+
     def finished(candidate: onnx.ModelProto) -> onnx.ModelProto:
-        return fp16_between(candidate) if options.int8_fallback == "fp16" else candidate
+        return fp16_between(candidate) if with_fp16 else candidate
 
     def passes(candidate: onnx.ModelProto) -> None:
         if parity_check:
-            parity_check.check(in_memory(finished(candidate), contract, size), options.precision, name, "ONNX Runtime")
+            embed = in_memory(finished(candidate), contract, size, float_biases=with_fp16)
+            parity_check.check(embed, options.precision, name, "ONNX Runtime")
 
     try:
         quantised, kept = quantize_with_fallback(quantizer, passes, feeds[: max(1, PROBES // batch)])

@@ -87,9 +87,17 @@ def changed_meanwhile(checkpoint: Path) -> InvalidFile:
     return InvalidFile("it changed during the export: is it still being trained?", path=checkpoint, hint="export again")
 
 
-def in_memory(proto: onnx.ModelProto, contract: InputContract, size: Preprocessing, *, optimise: bool = True) -> Embed:
-    """Crops [N, H, W, 3] -> embeddings [N, D] through ONNX Runtime on the CPU, for a graph without a file."""
-    session = open_session(proto.SerializeToString(), optimise=optimise)
+def in_memory(
+    proto: onnx.ModelProto,
+    contract: InputContract,
+    size: Preprocessing,
+    *,
+    optimise: bool = True,
+    float_biases: bool = False,
+) -> Embed:
+    """Crops [N, H, W, 3] -> embeddings [N, D] through ONNX Runtime on the CPU, for a graph without a file; the options
+    are those of `open_session`."""
+    session = open_session(proto.SerializeToString(), optimise=optimise, float_biases=float_biases)
 
     def run(crops: Crops) -> Embeddings:
         return session.run(None, {contract.name: contract.feed(crops, size)})[0]

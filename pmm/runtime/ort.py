@@ -78,7 +78,10 @@ class OrtRunner(Runner):
         device = "cpu" if auto and for_cpus else resolved_device(device)
         check_modes(path, device, precision, tf32, cuda_graph)
         # from the bytes that were hashed: the file cannot change in between
-        options: dict[str, Any] = {"threads": threads, "tf32": tf32, "cuda_graph": cuda_graph}
+        with_fp16 = (self.manifest.quantization or {}).get("fallback") == "fp16"
+        options: dict[str, Any] = {
+            "threads": threads, "tf32": tf32, "cuda_graph": cuda_graph, "float_biases": with_fp16,
+        }  # fmt: skip
         failure: CudaFailure | None = None
         try:
             self.session = open_session(file.content, str(path), device, **options)

@@ -33,6 +33,8 @@ served, so it is one setting for all runs."""
 CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d|cuDNN is not available")
 """In the text of an error: CUDA, and not the file, is to blame."""
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
+_INTEGER_BIASES = "WeightBiasQuantization"
+"""ONNX Runtime's rewriting of biases as int32."""
 
 
 class CudaFailure(UserError):
@@ -46,6 +48,7 @@ def open_session(
     threads: int = 0,
     *,
     optimise: bool = True,
+    float_biases: bool = False,
     tf32: bool = False,
     cuda_graph: bool = False,
 ) -> Any:
@@ -55,6 +58,8 @@ def open_session(
         name: of the file, for messages.
         device: cpu, cuda or cuda:N.
         optimise: let ONNX Runtime rewrite the graph.
+        float_biases: but not its biases, as int8 with fp16 needs it: it divides them by their scale in fp16, where the
+            quotient often overflows.
         tf32, cuda_graph: as `OrtRunner` has them, on cuda.
 
     Raises:
@@ -83,7 +88,10 @@ def open_session(
         _preload(ort)
     try:
         # without the fallback: it would print, go on with the CPU, and do so again in the middle of the runs
-        return ort.InferenceSession(content, options, providers=[provider], enable_fallback=0)
+        left_out = [_INTEGER_BIASES] if float_biases else []
+        return ort.InferenceSession(
+            content, options, providers=[provider], enable_fallback=0, disabled_optimizers=left_out
+        )
     except Exception as error:  # ORT raises its own exception types, one per kind of bad file
         problem = f"ONNX Runtime cannot load it ({reason(error)})"
         if gpu is not None and CUDA_FAILURE.search(str(error)):

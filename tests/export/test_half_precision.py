@@ -16,7 +16,9 @@ from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.precision import onnx_precision
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
+from pmm.runtime import ort
 from pmm.runtime.open import open_runner
+from pmm.runtime.ort_session import open_session
 from pmm.utils.errors import ConflictingOptions
 from tests.conftest import assert_one_line_error, run_here
 from tests.refusals import refuses
@@ -77,6 +79,29 @@ def test_it_computes_what_the_file_in_fp32_does(file, plain, crops, trained):
     for rows in (found, strict):  # what 8 bits cost, and hardly more
         assert 1 - numeric_parity(exact, rows).mean_cosine < 1.25 * error
         assert numeric_parity(expected, rows).mean_cosine > 1 - 2 * error
+
+
+def test_large_biases_do_not_overflow_in_onnx_runtime(file, plain, crops, monkeypatch):
+    """It writes biases as int32, divided by the scales of input and weights: of 20 in fp16 that is Inf."""
+    proto, contract, size = onnx.ModelProto(), file.manifest.input, file.manifest.preprocessing
+    proto.CopyFrom(file.proto)
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith(".bias/fp16"):
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(values, 20), tensor.name))
+    expected = in_memory(proto, contract, size, optimise=False)(crops[:2])
+    found = in_memory(proto, contract, size, float_biases=True)(crops[:2])
+    np.testing.assert_allclose(found, expected, rtol=1e-2)
+    opened = []
+
+    def opens(*args, float_biases, **options):
+        opened.append(float_biases)
+        return open_session(*args, float_biases=float_biases, **options)
+
+    monkeypatch.setattr(ort, "open_session", opens)
+    for path in (file.path, plain.path):
+        open_runner(path).close()
+    assert opened == [True, False]
 
 
 def test_tensorrt_parses_and_builds_it_in_those_types(file, tmp_path):

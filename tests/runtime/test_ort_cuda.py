@@ -241,10 +241,10 @@ def old_driver(monkeypatch, tmp_path):
     """ONNX Runtime for CUDA 13 on a driver that serves 12.4: CUDA refuses when the session is made."""
     real = onnxruntime.InferenceSession
 
-    def open_(content, options, providers, enable_fallback):
+    def open_(content, options, providers, **others):
         if providers[0][0] == CUDA:
             raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {OLD_DRIVER}")
-        return real(content, options, providers=providers, enable_fallback=enable_fallback)
+        return real(content, options, providers=providers, **others)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_)
     monkeypatch.setattr(cuda_versions, "driver_version", lambda: "12.4")
@@ -476,7 +476,7 @@ def test_what_runs_is_told(gpu, path):
         assert (info.backend, info.device) == ("ort-cuda", AMPERE.name)
         assert info.precision == ("tf32" if tf32 else "fp32")
         assert info.provider == version + ", cuDNN HEURISTIC" + (", CUDA graph" if cuda_graph else "")
-        assert gpu.opened[-1] == ("cuda", {"tf32": tf32, "cuda_graph": cuda_graph})
+        assert gpu.opened[-1] == ("cuda", {"tf32": tf32, "cuda_graph": cuda_graph, "float_biases": False})
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
