@@ -152,11 +152,10 @@ class RecipeConfig:
     cutout_size: tuple[int, int] = (64, 64)
     """Height and width of the Cutout rectangle, in pixels."""
     val_every: int = 1
-    """Epochs between two evaluations on the held-out identities."""
+    """Epochs between two evaluations on the held-out identities; the last epoch is always followed by one."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Precision of forward and backward: bf16, fp16 with a scaled loss, off (fp32), or auto (bf16 where the hardware
-    is faster in it, fp16 on older GPUs that have it, else off); CAMs and losses stay in fp32. GPUs from compute
-    capability 8.0 on have convolutions in TF32 where this is off."""
+    """Precision of the network: off (fp32), bf16, fp16 (GPUs only), or auto, the fastest of them here. CAMs and losses
+    are always in fp32; with off, GPUs of compute capability 8.0 or more round the inputs of convolutions to TF32."""
     deterministic: bool = False
     """On a GPU, use algorithms that repeat to the bit, not the fastest; on a CPU they always repeat."""
     compile: bool = False
@@ -171,16 +170,16 @@ class RecipeConfig:
     sync_bn: bool = False
     """With several GPUs: batch-norm statistics over the whole batch."""
     freeze_backbone: Annotated[int, Arg("EPOCHS")] = 0
-    """Epochs at the start in which the backbone and its batch statistics do not change, only what comes after it; as
-    many as --epochs for all."""
+    """Train only what follows the backbone in the first EPOCHS epochs, then the whole network; with EPOCHS as in
+    --epochs, the backbone is never trained."""
     backbone_lr: Annotated[float, Arg("FACTOR")] = 1.0
     """Learning rate of the backbone, as a factor of that of the other layers."""
     ema: Annotated[float, Arg("DECAY")] = 0.0
     """Average the weights exponentially over the steps, with this decay (0.999, for example; less in the first steps);
     the averages are evaluated and deployed. 0 means no average."""
     eval_every: Annotated[int, Arg("EPOCHS")] = 0
-    """Epochs between two evaluations on the test split, which are reported and never used to choose best.pth; 0 means
-    none."""
+    """Epochs between two evaluations on the test split, and one after the last epoch, which are reported and never used
+    to choose best.pth; 0 means none at all."""
 
     def __post_init__(self) -> None:
         for name in ("val_every", "epochs", "accumulate"):

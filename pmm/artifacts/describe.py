@@ -41,6 +41,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "method": config.model.method,
         "backbone": config.model.backbone,
         "backbone_weights": Path(config.model.init).name or weights,
+        **({"weights": f"averages over the steps (--ema {config.recipe.ema:g})"} if config.recipe.ema else {}),
         "crop": {"height": data.height, "width": data.width},
         "embedding_dim": model.embedding_dim,
         "metric": config.model.metric,

@@ -39,13 +39,14 @@ class TrainOptions:
     resume: bool = False
     """Continue the run in --out from its last.pth (without --out: the newest run under runs/)."""
     extend: bool = False
-    """With --resume and more --epochs than the run had: go on to that many, of a finished run too. The learning rate
-    then follows the schedule of all epochs; a backbone that was frozen in all epochs stays so."""
+    """With --resume and --epochs N: train on to N epochs, more than the run had, whether it is finished or not. From
+    here on the learning rate is that of a run of N epochs; a backbone that was frozen in all epochs stays so."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, or cuda:N for the GPU of that number (torchrun gives each process its own)."""
     save_minutes: float = SAVE_MINUTES
-    """Minutes between two writes of last.pth; it is also written when the run stops or ends. best.pth is written on a
-    new best, and without held-out identities when the run stops or ends."""
+    """Minutes between two saves of last.pth, from which --resume goes on; the run also saves it when it is stopped by
+    Ctrl-C, and at its end. best.pth is saved whenever the model is the best so far; without held-out identities, when
+    the run is stopped or ends."""
     skip_bad_images: bool = False
     """Skip and count images that cannot be read, instead of stopping at the first."""
     threads: int = 0

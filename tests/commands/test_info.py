@@ -74,7 +74,7 @@ def test_the_kernels_are_facts_in_json_and_one_line_in_text(built_with):
     assert not [key for key in printed if key.startswith("kernels.")]
 
 
-def test_a_checkpoint(trained, small_config):
+def test_a_checkpoint(trained, small_config, tmp_path):
     facts = ask(trained)["file"]
     assert facts["kind"] == "checkpoint"
     assert (facts["method"], facts["backbone"], facts["backbone_weights"]) == ("pmm", "resnet10", "none")
@@ -93,7 +93,12 @@ def test_a_checkpoint(trained, small_config):
 
     import torch
 
-    state = torch.load(trained, weights_only=True)["model"]
+    saved = torch.load(trained, weights_only=True)
+    state = saved["model"]
+    assert "weights" not in facts
+    saved["config"]["recipe"]["ema"] = 0.99
+    torch.save(saved, tmp_path / "averaged.pth")
+    assert "averages" in ask(tmp_path / "averaged.pth")["file"]["weights"]
     running = ("running_mean", "running_var", "num_batches_tracked")
     assert facts["parameters"] == sum(v.numel() for key, v in state.items() if not key.endswith(running))
 
