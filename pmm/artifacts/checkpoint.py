@@ -125,7 +125,9 @@ def _wrong_type(content: dict[str, Any]) -> str:
         tables.append(("ema.model", ema["model"], Tensor))
     for name, table, type_ in tables:
         for key, value in table.items():
-            if not isinstance(key, str) or not isinstance(value, type_):
+            if not isinstance(key, str):
+                return f"its {name} has {key!r} in place of a name"
+            if not isinstance(value, type_):
                 return f"{key!r} of its {name} is of type {type(value).__name__}"
     return ""
 
