@@ -19,6 +19,7 @@ from pmm.export.options import MIN_COSINE, MIN_SHARE, EngineOptions, ExportOptio
 from pmm.export.trt import engine_from_onnx
 from pmm.models.backbone import build_backbone
 from pmm.models.fold_batchnorm import fold_batch_norms
+from pmm.models.instance_batch_norm import resnet50_ibn_a
 from pmm.models.registry import METHODS, build_model, deployed
 from pmm.runtime.open import open_runner
 from pmm.training.flags import TrainOptions
@@ -52,15 +53,26 @@ PRECISIONS = (
 PACKAGES = ("fp32", "fp16", "bf16")
 ENGINES = (0, 1, 3, 5)
 """Places in PRECISIONS that TensorRT-RTX builds."""
-WITHIN_GATES = {"resnet50-ibn-a": PRECISIONS[:1], "timm:resnet50d": PRECISIONS[:5]}
-"""What passes the gates where not all does. Instance norms magnify the rounding before them: after so short a training
-an fp16 file of ResNet-50-IBN-a has rows of cosine 0.99985, and 0.9999 is asked for. The int8 file with fp16 of
-ResNet-50d is right without ONNX Runtime's graph optimisations (0.9997), and not with them (0.977)."""
 ALL = [
-    pytest.param("timm:resnet18", PRECISIONS[0::3], marks=pytest.mark.slow),
-    *(pytest.param(name, WITHIN_GATES.get(name, PRECISIONS), marks=pytest.mark.full) for name in BACKBONES),
+    pytest.param("timm:resnet18", PRECISIONS[:1], marks=pytest.mark.slow),
+    *(pytest.param(name, PRECISIONS, marks=pytest.mark.full) for name in BACKBONES),
 ]
 """Each is trained with one method in turn, so that each method meets each precision."""
+
+
+@pytest.fixture(scope="module")
+def calm(store):
+    """ResNet-50-IBN-a whose residual branches add little, as in a trained one. Else noise grows from block to block: of
+    what tells an fp16 file's rows apart, hardly trained, 1-3% are rounding, of ResNet-50 as of this; that one's rows
+    are almost alike, which hides it from the gates."""
+
+    def make(folder):
+        torch.manual_seed(0)
+        state = resnet50_ibn_a().state_dict()
+        weights = {key: value * 0.2 if key.endswith("bn3.weight") else value for key, value in state.items()}
+        torch.save(weights, folder / "calm.pth")
+
+    return store.get("calm", make) / "calm.pth"
 
 
 def config_of(base, backbone, method=None):
@@ -74,11 +86,14 @@ def config_of(base, backbone, method=None):
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(("backbone", "precisions"), ALL)
 def test_it_trains_resumes_and_is_exported_in_every_precision(
-    backbone, precisions, small_config, people, tmp_path, monkeypatch
+    backbone, precisions, small_config, people, tmp_path, monkeypatch, request
 ):
     import pmm.training.trainer
 
     config, whole, out = config_of(small_config, backbone), tmp_path / "whole", tmp_path / "run"
+    if backbone == "resnet50-ibn-a":
+        init = str(request.getfixturevalue("calm"))
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, init=init))
     train(config, whole, TrainOptions(device="cpu"))
     original = pmm.training.trainer.train_step
 

@@ -23,7 +23,11 @@ timm = pytest.importorskip("timm")
 
 @pytest.mark.parametrize(
     ("name", "channels", "stride"),
-    [("mobilenetv4_conv_small", 960, 16), ("resnet18", 512, 16), ("ghostnet_100", 160, 32)],
+    [
+        pytest.param("mobilenetv4_conv_small", 960, 16, marks=pytest.mark.slow),
+        ("resnet18", 512, 16),
+        ("ghostnet_100", 160, 32),
+    ],
 )
 def test_the_map_has_stride_16_where_timm_can_make_it_so(name, channels, stride):
     net, *facts = timm_network(name)
