@@ -13,9 +13,10 @@ from typing import Any
 from pmm.ablation.runs import RunOutcome
 from pmm.ablation.statistics import NOT_SIGNIFICANT, difference, spread
 from pmm.ablation.study import HOME, Ablation
-from pmm.bench.pages.format import between, escape, how_many, number, percent, points
+from pmm.bench.pages.format import between, escape, number, percent, points
 from pmm.config import SYNTHETIC, fast_mode
 from pmm.utils.environment import describe_environment, report_header, slug
+from pmm.utils.facts import how_many
 from pmm.utils.hardware import cuda_index
 from pmm.utils.task_runner import strip_paths
 

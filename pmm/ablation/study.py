@@ -22,7 +22,6 @@ from pmm.ablation.rows import (
 )
 from pmm.ablation.runs import EVALUATION, AblationRun, RunOutcome, changes, forget, run_all, state
 from pmm.artifacts.origin import RUNS
-from pmm.bench.pages.format import how_many
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
@@ -32,6 +31,7 @@ from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.environment import describe_environment
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
+from pmm.utils.facts import how_many
 from pmm.utils.hardware import cuda_index, gpu_at, usable_cores
 from pmm.utils.task_runner import digest
 

@@ -15,11 +15,12 @@ from pmm.models.registry import method_of
 from pmm.models.timm_network import other_statistics
 from pmm.training.data_setup import has_imagenet_weights
 from pmm.training.precision import describe_precision, reason_for
-from pmm.training.progress import data_loading_hint, how_many, warn
+from pmm.training.progress import data_loading_hint, warn
 from pmm.training.state import TrainState, learning_rate
 from pmm.training.step import collapsed
 from pmm.utils.build_info import describe_build
 from pmm.utils.errors import printable
+from pmm.utils.facts import how_many
 from pmm.utils.hardware import usable_cores
 
 DETERMINISTIC = "deterministic, a run repeats to the bit"

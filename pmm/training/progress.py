@@ -152,11 +152,6 @@ def data_loading_hint(record: Mapping[str, float], workers: int, cores: int) -> 
     )
 
 
-def how_many(number: int, noun: str) -> str:
-    """1 epoch, 2 epochs."""
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
 def warn(text: str) -> None:
     """To logger "pmm", which a command prints on stderr as one line."""
     logging.getLogger("pmm").warning("%s", text)

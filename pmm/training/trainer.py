@@ -25,7 +25,7 @@ from pmm.training.distributed import Processes
 from pmm.training.failures import LossWatch, explain_errors, not_finite
 from pmm.training.flags import TrainOptions
 from pmm.training.pictures import log_mix_picture
-from pmm.training.progress import Meter, epoch_line, how_many, mean_of_records, mean_of_states, warn
+from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.resuming import best_so_far, load_last
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
 from pmm.training.saver import Saver
@@ -33,6 +33,7 @@ from pmm.training.state import check_device, in_train_mode, make_train_state, re
 from pmm.training.step import train_step
 from pmm.training.validation import Evaluations
 from pmm.utils.errors import TrainingInterrupted, UserError
+from pmm.utils.facts import how_many
 from pmm.utils.files import sweep, write_file
 
 CONTINUE, SAVE, STOP, REFUSE, FAIL = range(5)

@@ -23,6 +23,11 @@ def plain(value: Any) -> Any:
     return printable(text)
 
 
+def how_many(number: int, noun: str) -> str:
+    """1 run, 2 runs, 1,200 runs."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def aligned(facts: dict[str, Any]) -> Iterator[str]:
     """A line per value, nested tables as a.b, a blank line between the parts."""
     for title, part in facts.items():

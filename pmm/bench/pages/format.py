@@ -71,11 +71,6 @@ def count(value: int | None) -> str:
     return NONE if value is None else f"{value:,}"
 
 
-def how_many(number: int, noun: str) -> str:
-    """1 run, 2 runs, 1,200 runs."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def size(value: int | None) -> str:
     """Bytes, as MB or GB."""
     if value is None:
