@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from pmm.presets import PRESETS, preset
 from pmm.training.flags import TrainOptions
 from pmm.training.launch import train
 from pmm.training.losses import reid_losses
-from pmm.utils.errors import ConflictingOptions, InvalidValue
+from pmm.utils.errors import ConflictingOptions, InvalidValue, TrainingInterrupted
 from tests.conftest import ROOT, run_here
 from tests.refusals import refuses
 
@@ -151,15 +152,15 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(method, shared
     original = pmm.training.trainer.train_step
 
     def stops_in_the_second(*args, epoch, step, **kwargs):
-        if (epoch, step) == (2, 1):
-            raise KeyboardInterrupt
+        if (epoch, step) == (2, 0):
+            signal.raise_signal(signal.SIGTERM)
         return original(*args, epoch=epoch, step=step, **kwargs)
 
     config, out = Config.from_dict(load(whole)["config"]), tmp_path / "run"
     assert config.model.method == method
     monkeypatch.setattr(pmm.training.trainer, "train_step", stops_in_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, out, TrainOptions(device="cpu", save_minutes=1e-9))
+    with pytest.raises(TrainingInterrupted):
+        train(config, out, TrainOptions(device="cpu"))
     state = load(out / "last.pth")
     assert (state["epoch"], state["progress"]["steps"]) == (1, 1)
     monkeypatch.undo()
