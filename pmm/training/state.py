@@ -20,9 +20,11 @@ from pmm.models.backbone import with_sync_batch_norm
 from pmm.training.distributed import SINGLE, Processes
 from pmm.training.precision import describe_precision, with_resolved_amp
 from pmm.training.weight_average import WeightAverage
-from pmm.utils.errors import ConflictingOptions, InvalidFile
+from pmm.utils.errors import BackendUnavailable, ConflictingOptions, InvalidFile
 
 PAPER_EPOCHS = 400
+FEW_CHANNELS = 16
+"""A vector of AVX-512."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,22 @@ def check_device(config: Config, device: torch.device) -> None:
     """Raises ConflictingOptions for what torch cannot do on `device`."""
     if config.recipe.sync_bn and device.type != "cuda":
         raise ConflictingOptions(f"--sync-bn works on GPUs only, not on {device}", "--sync-bn", hint="leave it out")
+
+
+def check_network_on(device: torch.device, model: nn.Module) -> None:
+    """Raises BackendUnavailable for a network whose backward pass writes beyond its memory on a CPU.
+
+    So do oneDNN's strided 1x1 convolutions of few channels in channels_last (of the stems of RepVGG and MobileOne),
+    seen with torch 2.14 and AVX-512: the gradient of 3 channels of 128x64 is NaN, or the process ends without a word.
+    """
+    if device.type != "cpu":
+        return
+    for name, layer in model.named_modules():
+        pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and max(layer.stride) > 1
+        if pointwise and layer.in_channels < FEW_CHANNELS:
+            why = f"a strided 1x1 convolution of {layer.in_channels} channels"
+            hint = "train on a GPU, or use another --backbone"
+            raise BackendUnavailable(f"torch cannot train {name} on a CPU ({why})", hint=hint)
 
 
 def make_train_state(

@@ -29,7 +29,14 @@ from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_st
 from pmm.training.resuming import best_so_far, load_last
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
 from pmm.training.saver import Saver
-from pmm.training.state import check_device, in_train_mode, make_train_state, restore_training, snapshot
+from pmm.training.state import (
+    check_device,
+    check_network_on,
+    in_train_mode,
+    make_train_state,
+    restore_training,
+    snapshot,
+)
 from pmm.training.step import train_step
 from pmm.training.validation import Evaluations
 from pmm.utils.errors import TrainingInterrupted, UserError
@@ -57,7 +64,8 @@ class Trainer:
     ) -> None:
         """`asked_amp`: the recipe's `amp` before it was resolved.
 
-        Raises UserError for a batch size that does not suit the data or the processes, or blocks that do not fit.
+        Raises UserError for a batch size that does not suit the data or the processes, blocks that do not fit, or a
+        network that `device` cannot train.
         """
         self.config, self.split, self.out, self.device, self.processes = config, split, out, device, processes
         self.options, self.init = options, init
@@ -74,6 +82,7 @@ class Trainer:
             skip_bad=options.skip_bad_images,
         )
         self.model: torch.nn.Module = build_model(config)
+        check_network_on(device, self.model)
         self.epochs_done, self.best = 0, -1.0
         self.progress: Mapping[str, Any] = {}
         """Of the epoch that was interrupted, `Meter.state` and more; see `_save_progress`."""

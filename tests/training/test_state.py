@@ -11,8 +11,17 @@ from pmm.artifacts.checkpoint import deployed_weights, for_deployment, restore_m
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import METHODS, build_model
-from pmm.training.state import in_train_mode, learning_rate, make_train_state, restore_training, snapshot
+from pmm.training.state import (
+    check_network_on,
+    in_train_mode,
+    learning_rate,
+    make_train_state,
+    restore_training,
+    snapshot,
+)
 from pmm.training.step import train_step
+from pmm.utils.errors import BackendUnavailable
+from tests.refusals import refuses
 
 CPU = torch.device("cpu")
 
@@ -172,3 +181,16 @@ def test_an_extended_run_has_the_learning_rate_of_all_its_epochs(config, batch):
     longer = fresh(changed(config, epochs=20))
     restore_training(copied(snapshot(state, 1, -1.0)), longer, Path("last.pth"))
     assert longer.lr == learning_rate(longer.config.recipe, 12, 10) != state.lr
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "trained"), [(3, 1, 2, False), (16, 1, 2, True), (3, 3, 2, True)]
+)
+def test_a_network_that_a_cpu_cannot_train_is_refused(channels, kernel, stride, trained):
+    network = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, kernel, stride))
+    check_network_on(torch.device("cuda"), network)
+    if trained:
+        check_network_on(torch.device("cpu"), network)
+    else:
+        with refuses(BackendUnavailable, "3 channels", hint="--backbone"):
+            check_network_on(torch.device("cpu"), network)
