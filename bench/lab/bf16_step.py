@@ -42,6 +42,7 @@ MAX_RATIO = 0.6
 """Time of a step in bf16 over one in fp32, where products in bf16 are at least twice as fast."""
 LEAST_SPEEDUP = 2.0
 """Of a product in bf16 on a CPU, for MAX_RATIO to be expected there."""
+SCHEMA = "pmm-bf16-step-bench-1"
 TRAINED = 10
 """Steps in fp32 before the gradients of a whole step are reported."""
 NAMES = {"off": "fp32", "bf16": "bf16"}
@@ -128,6 +129,7 @@ def bench_bf16(command: Bf16StepCommand) -> dict[str, Any]:
     median = statistics.median(layers.values())
     report: dict[str, Any] = {
         **heading(name_of(device), threads, plan),
+        "schema": SCHEMA,
         "step": {"preset": config.preset, "backbone": config.model.backbone, "batch": command.batch},
         "clock": command.clock,
         "deterministic": config.recipe.deterministic,
