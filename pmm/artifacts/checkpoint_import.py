@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pmm.artifacts.checkpoint import FORMAT, KEYS, is_checkpoint, save, versions
 from pmm.artifacts.known_checkpoints import BRANCHES, CODE, SHARED, describe, method_of, state_dict_of
-from pmm.artifacts.torch_file import COUNTER, as_float32, read_torch_file
+from pmm.artifacts.torch_file import COUNTER, as_float32, first_names, read_torch_file
 from pmm.config import Config, DataConfig, ModelConfig
 from pmm.models.registry import build_model
 from pmm.presets import preset
@@ -24,7 +24,6 @@ from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
 
 EXPECTED = "a checkpoint of the PMM authors' code or of BDB's"
-SHOWN = 3
 
 _CONVOLUTION = "global_reduction.0.weight"  # 1x1, where pmm's is linear
 
@@ -114,7 +113,7 @@ def convert(content: Any, source: str | Path) -> ConvertedCheckpoint:
         raise InvalidFile(f"unknown checkpoint (it holds: {_summary(content)})", path=source, expected=EXPECTED)
     state = state_dict_of(content)
     if no_tensors := [key for key, value in state.items() if not isinstance(value, Tensor)]:
-        raise InvalidFile(f"no tensor at {_first(no_tensors)} of its state dict", path=source, expected=EXPECTED)
+        raise InvalidFile(f"no tensor at {first_names(no_tensors)} of its state dict", path=source, expected=EXPECTED)
     num_classes, feature_dim = _identities(state, method, source), _vote(state, r"global_reduction\.", 1 << 16, 512)
     expected = _expected(method, num_classes, feature_dim)
     _check_keys(state, dict(expected.values()), method, source)
@@ -189,7 +188,7 @@ def _check_keys(
         if key in state and state[key].shape != shape
     ]
     problems = (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
-    parts = [f"{len(keys)} {problem} ({_first(keys)})" for problem, keys in problems if keys]
+    parts = [f"{len(keys)} {problem} ({first_names(keys)})" for problem, keys in problems if keys]
     if parts:
         raise InvalidFile(
             f"not a whole checkpoint of {CODE[method]}: {', '.join(parts)} among its keys",
@@ -200,12 +199,7 @@ def _check_keys(
 
 def _summary(content: Any) -> str:
     keys = list(state_dict_of(content) or content) if isinstance(content, Mapping) else []
-    return _first(keys) if keys else type(content).__name__
-
-
-def _first(keys: Iterable[Any]) -> str:
-    keys = list(map(str, keys))
-    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+    return first_names(keys) if keys else type(content).__name__
 
 
 def _short(dtype: torch.dtype) -> str:

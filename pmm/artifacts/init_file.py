@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pmm.artifacts.checkpoint import checked, deployed_weights, is_checkpoint
 from pmm.artifacts.known_checkpoints import FAST_REID, method_of, name_of
-from pmm.artifacts.torch_file import COUNTER, as_float32, read_torch_file
+from pmm.artifacts.torch_file import COUNTER, as_float32, first_names, read_torch_file
 from pmm.config import BACKBONES, TIMM, Config
 from pmm.models.backbone import build_backbone
 from pmm.utils.errors import InvalidFile, UserError
@@ -36,7 +36,6 @@ NOTES = {
     FAST_REID: "newer versions pool the stem without padding: their maps are those of the image two pixels further"
 }
 """What a file does not show of its network."""
-SHOWN = 3
 _EMA = re.compile(r"(^|[._])ema([._]|$)")
 _TRAINING_STATE = re.compile(r"(\w*optim|\w*sched|\w*scaler|rng|progress)", re.IGNORECASE)
 _OPTIMIZER = re.compile(r"(^|\.)(step|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg)$")
@@ -252,7 +251,7 @@ def _problem(match: _Match, tensors: Mapping[str, Tensor], backbone: str) -> str
         (f"{len(bent)} weight{'s' * (len(bent) != 1)} of another shape", bent),
         (f"{len(more)} weight{'s' * (len(more) != 1)} more than a {backbone} backbone has", more),
     )
-    return ", ".join(f"{problem} ({_first(keys)})" for problem, keys in problems if keys)
+    return ", ".join(f"{problem} ({first_names(keys)})" for problem, keys in problems if keys)
 
 
 def _left_out(leaves: Mapping[str, Any], taken: set[str], copies: Iterable[str]) -> dict[str, str]:
@@ -269,8 +268,3 @@ def _left_out(leaves: Mapping[str, Any], taken: set[str], copies: Iterable[str])
         else:
             reasons[key] = "another copy of the weights" if key.startswith(beginnings) else "no part of the backbone"
     return reasons
-
-
-def _first(keys: Iterable[str]) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pmm.utils.files import existing_file
 COUNTER = ".num_batches_tracked"
 """End of the names of batch-norm's counters, which older versions of torch did not write."""
 REFUSED = "refused, the file holds more than plain tensors and could run code"
+SHOWN = 3
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_SCALARS: list[Any] = [
     # training scripts store a rank-1 as they computed it; numpy 2 moved the function, files know it by either name
@@ -66,6 +68,12 @@ def as_float32(value: Tensor, key: str, path: str | Path) -> Tensor:
     if not plain.sum().isfinite() and not plain.isfinite().all():
         raise InvalidFile(f"{key} holds NaN or Inf: the training diverged, or the file is damaged", path=path)
     return plain.to(torch.int64) if counter else plain
+
+
+def first_names(keys: Iterable[Any]) -> str:
+    """The first few of many keys, for a message."""
+    names = list(map(str, keys))
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def _other_kind(path: Path, start: bytes) -> str | None:
