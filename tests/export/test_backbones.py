@@ -77,9 +77,10 @@ def calm(store):
     return store.get("calm", make) / "calm.pth"
 
 
-def config_of(base, backbone, method=None):
-    place = BACKBONES.index(backbone)
-    model = dataclasses.replace(base.model, backbone=backbone, method=method or list(METHODS)[place % len(METHODS)])
+def config_of(base, backbone, request, method=None):
+    method = method or list(METHODS)[BACKBONES.index(backbone) % len(METHODS)]
+    init = str(request.getfixturevalue("calm")) if backbone == "resnet50-ibn-a" else base.model.init
+    model = dataclasses.replace(base.model, backbone=backbone, method=method, init=init)
     # gentle, for what is hardly trained magnifies rounding
     recipe = dataclasses.replace(base.recipe, epochs=3, lr=1e-3, val_every=3)
     return dataclasses.replace(base, model=model, recipe=recipe)
@@ -92,10 +93,7 @@ def test_it_trains_resumes_and_is_exported_in_every_precision(
 ):
     import pmm.training.trainer
 
-    config, whole, out = config_of(small_config, backbone), tmp_path / "whole", tmp_path / "run"
-    if backbone == "resnet50-ibn-a":
-        init = str(request.getfixturevalue("calm"))
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, init=init))
+    config, whole, out = config_of(small_config, backbone, request), tmp_path / "whole", tmp_path / "run"
     train(config, whole, TrainOptions(device="cpu"))
     original = pmm.training.trainer.train_step
 
@@ -136,9 +134,9 @@ def test_it_trains_resumes_and_is_exported_in_every_precision(
 
 @pytest.mark.full
 @pytest.mark.parametrize("backbone", TRAINED)
-def test_it_is_packaged_and_benched(backbone, small_config, tmp_path):
+def test_it_is_packaged_and_benched(backbone, small_config, tmp_path, request):
     run, precision = tmp_path / "run", PACKAGES[BACKBONES.index(backbone) % len(PACKAGES)]
-    train(config_of(small_config, backbone, "baseline"), run, TrainOptions(device="cpu"))
+    train(config_of(small_config, backbone, request, "baseline"), run, TrainOptions(device="cpu"))
     package = export_aoti(run / "best.pth", tmp_path / "model.pt2", precision)
     assert package.manifest.parity["min_cosine"] >= MIN_COSINE[precision]
     done = run_here(
@@ -152,8 +150,8 @@ def test_it_is_packaged_and_benched(backbone, small_config, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize(("backbone", "method"), itertools.product(BACKBONES, METHODS))
-def test_every_method_takes_it(backbone, method, small_config):
-    config = config_of(small_config, backbone, method)
+def test_every_method_takes_it(backbone, method, small_config, request):
+    config = config_of(small_config, backbone, request, method)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=4))
     torch.manual_seed(0)
     model, pids = build_model(config), torch.tensor([0, 0, 1, 1, 3, 3])
