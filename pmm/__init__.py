@@ -20,7 +20,7 @@ from pmm.utils.build_info import __version__ as __version__
 if TYPE_CHECKING:
     from pmm import ops as ops
     from pmm.artifacts.artifact import Artifact as Artifact
-    from pmm.artifacts.checkpoint import load_model as load_model
+    from pmm.artifacts.trained_model import load_model as load_model
     from pmm.data.crops import load_crops as load_crops
     from pmm.data.frames import crop_boxes as crop_boxes
     from pmm.evaluation.metrics import RankingResult as RankingResult
@@ -72,7 +72,7 @@ _EXPORTS = {
     "evaluate_ranking": "pmm.evaluation.metrics",
     "export_onnx": "pmm.export.onnx",
     "load_crops": "pmm.data.crops",
-    "load_model": "pmm.artifacts.checkpoint",
+    "load_model": "pmm.artifacts.trained_model",
     "open_runner": "pmm.runtime.open",
     "ops": "pmm",
     "search": "pmm.gallery.search",

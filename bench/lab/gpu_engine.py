@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pmm.artifacts.origin import resolve_data_root
+from pmm.artifacts.dataset_location import resolve_data_root
 from pmm.bench.tracker_load import TRACKER_SIZES, measure_tracker_load
 from pmm.config import fast_mode
 from pmm.data.crops import load_crops

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pmm.artifacts.adopted_file import is_adopted
 from pmm.artifacts.known_checkpoints import describe, method_of
 from pmm.config import Config
 from pmm.utils.build_info import __version__, build_version
@@ -98,6 +99,9 @@ def checked(content: Any, path: str | Path) -> dict[str, Any]:
         if not hint and method_of(content):
             hint = f"first turn it into one: pmm import {shlex.quote(str(path))} -o CKPT.pth"
         raise InvalidFile(f"not a PMM checkpoint (it holds: {keys})", path=path, expected=EXPECTED, hint=hint)
+    if is_adopted(content):
+        problem = "it holds an adopted network, which can be evaluated, exported and benched, and nothing else"
+        raise InvalidFile(problem, path=path, expected=EXPECTED)
     if (form := content["format"]) != FORMAT:
         raise InvalidFile(f"its format is {form!r}", path=path, expected=f"{FORMAT!r}, which this version reads")
     for key in ("progress", "ema"):  # which older files do not have
@@ -163,18 +167,3 @@ def deployed_weights(state: dict[str, Any]) -> dict[str, Any]:
     if state["ema"] is None:
         return state["model"]
     return state["ema"]["model"]
-
-
-def load_model(path: str | Path) -> ReidModel:
-    """The model of a checkpoint in eval mode, on the CPU.
-
-    It maps normalised float32 images [N, 3, H, W] to embeddings [N, D], of norm 1 if its `normalised` says so.
-
-    Raises InvalidFile as `load`.
-
-    Example:
-        >>> model = pmm.load_model("best.pth")
-        >>> model.training, model.embedding_dim
-        (False, 384)
-    """
-    return restore_model(load(path), path)[0]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_weight
 
+from pmm.artifacts.dataset_location import with_resolved_data_root
 from pmm.artifacts.init_file import InitFile, read_init_file
-from pmm.artifacts.origin import with_resolved_data_root
 from pmm.artifacts.torch_file import COUNTER
 from pmm.config import IMAGENET, SYNTHETIC, TIMM, Config
 from pmm.utils.errors import ConflictingOptions, InvalidFile, UserError, printable

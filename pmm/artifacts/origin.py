@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
-from typing import NamedTuple
 
-from pmm.artifacts.checkpoint import load
+from pmm.artifacts.dataset_location import DatasetLocation
 from pmm.artifacts.kinds import KIND_NAMES, RUNNABLE, kind_of, kind_of_content
 from pmm.artifacts.manifest import EngineContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.config import Config
+from pmm.artifacts.trained_model import dataset_of
 from pmm.data.dataset_specs import dataset_spec
 from pmm.utils.errors import ConflictingOptions, InvalidFile
 from pmm.utils.files import sha256
@@ -21,38 +19,12 @@ RUNS = Path("runs")
 HINT = "give --dataset NAME and --root DIR"
 
 
-class DatasetLocation(NamedTuple):
-    """A data set on disk."""
-
-    name: str
-    """As pmm check lists them, or a folder."""
-    root: str
-
-
 def newest_run(name: str = "best.pth", *, hint: str = "train first (pmm train), or name a file") -> Path:
     """The newest file `name` in a run under runs/. Raises InvalidFile with `hint` if there is none."""
     files = sorted(RUNS.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise InvalidFile(f"it holds no run with {name}", path=RUNS, hint=hint)
     return files[-1]
-
-
-def with_resolved_data_root(config: Config, checkpoint: Path) -> Config:
-    """`config` of `checkpoint`, its data folder as `resolve_data_root` finds it."""
-    root = resolve_data_root(config.data.root, checkpoint)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
-
-
-def resolve_data_root(root: str, checkpoint: Path) -> str:
-    """The data folder that a checkpoint names; if that is relative to where it was trained, seen from the checkpoint.
-
-    `root` as it is if it cannot be found.
-    """
-    if root and not Path(root).is_absolute() and not Path(root).is_dir():
-        for folder in Path(checkpoint).resolve().parents:
-            if (folder / root).is_dir():
-                return str(folder / root)
-    return root
 
 
 def manifest_of(path: Path) -> Manifest:
@@ -124,8 +96,10 @@ def training_dataset(path: Path) -> DatasetLocation:
         problem = f"its checkpoint, which names a data set, is neither beside it nor under {RUNS}/"
         raise InvalidFile(problem, path=path, hint=HINT)
     try:
-        data = Config.from_dict(load(checkpoint)["config"]).data
+        data = dataset_of(checkpoint)
     except ImportError as error:
         problem = "it names a data set, and torch is needed to read it"
         raise InvalidFile(problem, path=checkpoint, hint=HINT) from error
-    return DatasetLocation(data.dataset, resolve_data_root(data.root, checkpoint))
+    if not data.name:
+        raise InvalidFile("it does not say what it was trained on", path=checkpoint, hint=HINT)
+    return data

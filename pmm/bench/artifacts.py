@@ -11,9 +11,7 @@ from pmm.artifacts.artifact import Artifact, reusable
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_file import read_onnx
-from pmm.artifacts.origin import resolve_data_root
 from pmm.bench.schema import EMBED_BATCH
-from pmm.config import Config
 from pmm.export.onnx import export_onnx_cached
 from pmm.export.options import EngineOptions, ExportOptions, Precision, VerifyOptions
 from pmm.export.reference import engine_parity_check
@@ -24,17 +22,20 @@ from pmm.utils.hardware import cuda_index, driver_version, gpu_at, nvidia_gpus
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """Facts of a checkpoint for the report, and its configuration. Raises InvalidFile as `checkpoint.load`."""
-    from pmm.artifacts.checkpoint import load, restore_model
+    """Facts of a checkpoint for the report, and its data set. Raises InvalidFile as `read_model`."""
+    from pmm.artifacts.trained_model import read_model
 
-    state = load(path)
-    model, config = restore_model(state, path)
+    trained = read_model(path)
     return {
         "sha256": sha256(path),
-        "epoch": state["epoch"],
-        "embedding_dim": model.embedding_dim,
-        "parameters_m": sum(p.numel() for p in model.parameters()) / 1e6,
-        "config": config.to_dict(),
+        "method": trained.method,
+        "height": trained.preprocessing.height,
+        "width": trained.preprocessing.width,
+        "epoch": trained.epoch,
+        "embedding_dim": trained.model.embedding_dim,
+        "parameters_m": sum(p.numel() for p in trained.model.parameters()) / 1e6,
+        "dataset": trained.data.name,
+        "root": trained.data.root,
     }
 
 
@@ -121,9 +122,9 @@ def _onnx(
 
 def _calibration_root(checkpoint: Path, verification: VerifyOptions) -> str:
     """The data set to calibrate on, if the checkpoint's training set no longer exists."""
-    from pmm.artifacts.checkpoint import load
+    from pmm.artifacts.trained_model import dataset_of
 
-    root = resolve_data_root(Config.from_dict(load(checkpoint)["config"]).data.root, checkpoint)
+    root = dataset_of(checkpoint).root
     return "" if root and Path(root).is_dir() else verification.verify_root
 
 

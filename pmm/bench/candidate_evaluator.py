@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pmm.artifacts.origin import DatasetLocation
+from pmm.artifacts.dataset_location import DatasetLocation
 from pmm.bench.accuracy import AccuracyEvaluator, Reference
 from pmm.bench.candidates import REFERENCE, Candidate
 from pmm.bench.request import Request

@@ -13,7 +13,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pmm.artifacts.origin import DatasetLocation, override_dataset, resolve_data_root
+from pmm.artifacts.dataset_location import DatasetLocation
+from pmm.artifacts.origin import override_dataset
 from pmm.bench.accuracy import AccuracyEvaluator, Reference
 from pmm.bench.candidate_evaluator import BUILDER, CandidateEvaluator
 from pmm.bench.candidates import REFERENCE, Candidate
@@ -64,8 +65,7 @@ class Bench:
             options, logs = request.options, request.out / "logs"
             self._workers = stack.enter_context(WorkerPool(logs, threads=self._threads, timeout=options.timeout))
             self._facts = self._workers[BUILDER].call("describe", checkpoint=str(request.checkpoint))
-            config = self._facts["config"]["data"]
-            trained = DatasetLocation(config["dataset"], resolve_data_root(config["root"], request.checkpoint))
+            trained = DatasetLocation(self._facts["dataset"], self._facts["root"])
             self._data = override_dataset(trained, request.checkpoint, options.dataset, options.root)
             split = read_dataset(self._data.name, self._data.root)
             for note in split.notes:
@@ -134,7 +134,7 @@ class Bench:
 
     def report(self) -> BenchReport:
         """All results, and the gates that they fail."""
-        request, split, config = self.request, self.accuracy.split, self._facts["config"]
+        request, split = self.request, self.accuracy.split
         results = tuple(self._results[candidate.name] for candidate in request.candidates)
         queries = self.accuracy.evaluable
         broken = failures(
@@ -151,10 +151,7 @@ class Bench:
             seconds=time.perf_counter() - self._begin,
             checkpoint=CheckpointFacts(
                 path=str(request.checkpoint),
-                method=config["model"]["method"],
-                height=config["data"]["height"],
-                width=config["data"]["width"],
-                **{name: self._facts[name] for name in ("sha256", "epoch", "embedding_dim", "parameters_m")},
+                **{key: value for key, value in self._facts.items() if key not in ("dataset", "root")},
             ),
             dataset=DatasetFacts(
                 name=self._data.name,

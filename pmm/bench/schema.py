@@ -268,7 +268,8 @@ class CheckpointFacts:
     path: str
     sha256: str
     method: str
-    epoch: int
+    """adopted for a network that others trained."""
+    epoch: int | None
     embedding_dim: int
     parameters_m: float
     """Millions of trained numbers."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pmm.artifacts.artifact import manifest_path
-from pmm.artifacts.origin import DatasetLocation, resolve_dataset
+from pmm.artifacts.dataset_location import DatasetLocation
+from pmm.artifacts.origin import resolve_dataset
 from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset

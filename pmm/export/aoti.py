@@ -17,8 +17,6 @@ from pmm.artifacts.artifact import Artifact, new_artifact, reusable
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.artifacts.manifest import METADATA_KEY, EmbeddingContract, InputContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
-from pmm.artifacts.origin import with_resolved_data_root
-from pmm.data.preprocessing import preprocessing_of
 from pmm.export.options import Precision, VerifyOptions
 from pmm.export.precision import GraphPrecision, tally
 from pmm.export.reference import changed_meanwhile, checkpoint_parity_check
@@ -67,7 +65,8 @@ def export_aoti(
 
     import torch
 
-    from pmm.artifacts.checkpoint import load, restore_model, versions
+    from pmm.artifacts.checkpoint import versions
+    from pmm.artifacts.trained_model import read_model
     from pmm.runtime.aoti import AotiRunner, this_machine
     from pmm.runtime.deployed_graph import deployed_graph
     from pmm.runtime.eager import torch_device
@@ -76,13 +75,12 @@ def export_aoti(
     target = torch_device(device)
     check_modes(target, tf32=precision == "tf32")
     digest = sha256(checkpoint)
-    state = load(checkpoint)
-    model, config = restore_model(state, checkpoint)
-    size, embedding = preprocessing_of(config), EmbeddingContract.of(model)
-    parity_check = checkpoint_parity_check(model, with_resolved_data_root(config, checkpoint), embedding, verification)
+    trained = read_model(checkpoint)
+    size, embedding = trained.preprocessing, EmbeddingContract.of(trained.model)
+    parity_check = checkpoint_parity_check(trained, embedding, verification)
 
     stored: Precision = "fp32" if precision == "tf32" else precision  # type: ignore[assignment]
-    graph = deployed_graph(model, size, InputContract(), embedding, stored)
+    graph = deployed_graph(trained.model, size, InputContract(), embedding, stored)
     graph.to(device=target, memory_format=torch.channels_last)  # type: ignore[call-overload]
     program = _exported(graph, torch.zeros(2, *InputContract().shape(size), dtype=torch.uint8, device=target))
     measured = exported_precision(program)
@@ -91,7 +89,7 @@ def export_aoti(
         measured = GraphPrecision({"tf32": measured.total})
     manifest = Manifest(
         checkpoint_sha256=digest,
-        method=config.model.method,
+        method=trained.method,
         preprocessing=size,
         input=InputContract(),
         embedding=embedding,
@@ -101,7 +99,7 @@ def export_aoti(
         macs=measured.total,
         opset=0,
         package=this_machine(target),
-        versions={**versions(), "pmm kernels in training": state["versions"].get("pmm kernels", "unknown")},
+        versions={**versions(), "pmm kernels in training": trained.kernels},
     )
     with new_artifact(out, manifest) as draft:
         with tf32_allowed(precision == "tf32"):

@@ -12,10 +12,9 @@ import numpy as np
 from pmm.artifacts.artifact import Artifact, new_artifact, read_manifest, reusable
 from pmm.artifacts.manifest import EmbeddingContract, Manifest
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
-from pmm.artifacts.origin import with_resolved_data_root
-from pmm.config import Config
 from pmm.data.crops import load_crops
-from pmm.data.preprocessing import Crops, preprocessing_of
+from pmm.data.preprocessing import Crops
+from pmm.data.readers import DEFAULT_DATASET
 from pmm.export.calibration import calibration_files
 from pmm.export.half_precision import emulated, fp16_between, half_type
 from pmm.export.int8 import BATCH, PROBES, Quantizer, quantize_with_fallback
@@ -31,6 +30,8 @@ from pmm.utils.hardware import installed_version
 if TYPE_CHECKING:
     import onnx
     import torch
+
+    from pmm.artifacts.trained_model import TrainedModel
 
 
 def export_onnx(
@@ -58,33 +59,31 @@ def export_onnx(
     out = output_file(Path(out), checkpoint, suffixes=(".onnx",))
     options, verification = options or ExportOptions(), verification or VerifyOptions()
 
-    from pmm.artifacts.checkpoint import load, restore_model
+    from pmm.artifacts.trained_model import read_model
 
     digest = sha256(checkpoint)
-    state = load(checkpoint)
-    model, config = restore_model(state, checkpoint)
-    config = with_resolved_data_root(config, checkpoint)
+    trained = read_model(checkpoint)
     # everything that can be refused is, before the work begins
-    parity_check = checkpoint_parity_check(model, config, _embedding(model, options), verification)
-    calibration = _calibration_crops(config, options) if options.precision == "int8" else None
-    proto, quantization = _build(model, config, options, calibration, parity_check, str(out))
+    parity_check = checkpoint_parity_check(trained, _embedding(trained.model, options), verification)
+    calibration = _calibration_crops(trained, options) if options.precision == "int8" else None
+    proto, quantization = _build(trained, options, calibration, parity_check, str(out))
     measured = onnx_precision(proto, out)
     measured.check(options.precision, out)
     if sha256(checkpoint) != digest:
         raise changed_meanwhile(checkpoint)
     manifest = Manifest(
         checkpoint_sha256=digest,
-        method=config.model.method,
-        preprocessing=preprocessing_of(config),
+        method=trained.method,
+        preprocessing=trained.preprocessing,
         input=options.contract,
-        embedding=_embedding(model, options),
+        embedding=_embedding(trained.model, options),
         precision=options.precision,
         precision_found=measured.precision,
         precision_share=measured.share,
         macs=measured.total,
         opset=options.onnx_opset,
         quantization=quantization,
-        versions={**_versions(), "pmm kernels in training": state["versions"].get("pmm kernels", "unknown")},
+        versions={**_versions(), "pmm kernels in training": trained.kernels},
     )
     with new_artifact(out, manifest) as draft:
         embed_manifest(proto, manifest)
@@ -148,8 +147,7 @@ def describe(artifact: Artifact) -> str:
 
 
 def _build(
-    model: torch.nn.Module,
-    config: Config,
+    trained: TrainedModel,
     options: ExportOptions,
     calibration: Crops | None,
     parity_check: ParityCheck | None,
@@ -159,8 +157,8 @@ def _build(
     from pmm.export.graph import to_onnx
     from pmm.runtime.deployed_graph import deployed_graph
 
-    size, contract = preprocessing_of(config), options.contract
-    graph = deployed_graph(model, size, contract, _embedding(model, options), options.precision)
+    size, contract = trained.preprocessing, options.contract
+    graph = deployed_graph(trained.model, size, contract, _embedding(trained.model, options), options.precision)
     proto = to_onnx(graph, size, contract, options.onnx_opset)
     if calibration is None:
         return proto, None
@@ -228,12 +226,12 @@ def _verify(
     return parity
 
 
-def _calibration_crops(config: Config, options: ExportOptions) -> Crops:
-    root = options.calibration_root or config.data.root
+def _calibration_crops(trained: TrainedModel, options: ExportOptions) -> Crops:
+    root = options.calibration_root or trained.data.root
     try:
         if not root:
             raise InvalidFile("no data set is named")
-        files = calibration_files(root, config.data.dataset, options.calibration_images)
+        files = calibration_files(root, trained.data.name or DEFAULT_DATASET, options.calibration_images)
     except UserError as error:
         hints = error.hint, f"give {'another ' if options.calibration_root else ''}--calibration-root DIR"
         raise InvalidFile(
@@ -242,7 +240,7 @@ def _calibration_crops(config: Config, options: ExportOptions) -> Crops:
             expected=error.expected,
             hint="; or ".join(filter(None, hints)),
         ) from error
-    return load_crops(files, config.data.height, config.data.width)
+    return load_crops(files, trained.preprocessing)
 
 
 def _embedding(model: torch.nn.Module, options: ExportOptions) -> EmbeddingContract:
@@ -251,7 +249,7 @@ def _embedding(model: torch.nn.Module, options: ExportOptions) -> EmbeddingContr
 
 def _has_options(manifest: Manifest, checkpoint: Path, options: ExportOptions) -> bool:
     """Whether an export of this checkpoint has these options, by its manifest."""
-    from pmm.artifacts.checkpoint import load_model
+    from pmm.artifacts.trained_model import load_model
 
     return (
         manifest.precision == options.precision

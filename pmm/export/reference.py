@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import OnnxFile
-from pmm.artifacts.origin import with_resolved_data_root
-from pmm.config import Config
-from pmm.data.preprocessing import Crops, Preprocessing, preprocessing_of
+from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.data.readers import DEFAULT_DATASET
 from pmm.export.half_precision import emulated, half_type
 from pmm.export.options import VerifyOptions
@@ -25,11 +23,12 @@ from pmm.utils.errors import InvalidFile
 
 if TYPE_CHECKING:
     import onnx
-    import torch
+
+    from pmm.artifacts.trained_model import TrainedModel
 
 
 def checkpoint_parity_check(
-    model: torch.nn.Module, config: Config, embedding: EmbeddingContract, verification: VerifyOptions
+    trained: TrainedModel, embedding: EmbeddingContract, verification: VerifyOptions
 ) -> ParityCheck | None:
     """The parity check of a checkpoint's exports, or None if they are not to be verified.
 
@@ -40,10 +39,10 @@ def checkpoint_parity_check(
 
     from pmm.runtime.eager import EagerRunner, torch_device
 
-    size = preprocessing_of(config)
-    dataset = verification.verify_dataset or config.data.dataset
-    crops = verification_crops(dataset, verification.verify_root or config.data.root, size)
-    return ParityCheck.of(EagerRunner(model, size, torch_device("cpu")), crops, embedding)
+    size, data = trained.preprocessing, trained.data
+    dataset = verification.verify_dataset or data.name or DEFAULT_DATASET
+    crops = verification_crops(dataset, verification.verify_root or data.root, size)
+    return ParityCheck.of(EagerRunner(trained.model, size, torch_device("cpu")), crops, embedding)
 
 
 def engine_parity_check(
@@ -64,12 +63,9 @@ def engine_parity_check(
         return None
     manifest = file.manifest
     if checkpoint:
-        from pmm.artifacts.checkpoint import load, restore_model
+        from pmm.artifacts.trained_model import read_model
 
-        model, config = restore_model(load(checkpoint), checkpoint)
-        return checkpoint_parity_check(
-            model, with_resolved_data_root(config, checkpoint), manifest.embedding, verification
-        )
+        return checkpoint_parity_check(read_model(checkpoint), manifest.embedding, verification)
     if manifest.parity is None:
         problem = "its embeddings were not verified against the checkpoint, or its manifest is not beside it"
         hint = "build the engine from the checkpoint, or with --no-verify"

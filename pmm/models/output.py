@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pmm.models.fold_batchnorm import fold_batch_norms
+from pmm.utils.errors import UserError
 
 
 class MixedLabels(NamedTuple):
@@ -54,6 +58,9 @@ class InferenceModel(nn.Module):
     `l2_normalize` makes embeddings of those, of norm 1 if `normalised` (else it is the identity); both run in fp32.
     """
 
+    input_type = torch.float32
+    """Type in which the trunk takes its images."""
+
     def __init__(self, trunk: nn.Module, tail: nn.Module, *, normalised: bool) -> None:
         super().__init__()
         self.trunk = trunk
@@ -64,15 +71,58 @@ class InferenceModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.l2_normalize(self.tail(*self.trunk(images)))
 
+    def fold_batch_norms(self, example: Tensor) -> None:
+        """Fold what follows a layer into it, in fp32; `example` is what the network takes."""
+        fold_batch_norms(self, example)
 
-class ReidModel(nn.Module):
-    """What the model of every method is; see `pmm.models.multi_branch.MultiBranchNet.forward` for shapes."""
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the trunk compute in `dtype`."""
+        self.trunk.to(dtype)
+        self.input_type = dtype
+
+    def reverse_channels(self, images: Tensor) -> None:
+        """Make the convolutions that read the images, as `images`, take BGR: no channel is moved when the network runs.
+
+        Raises UserError for a network that does something else with them first.
+        """
+        readers: list[nn.Module] = []
+
+        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0] is images and not isinstance(module, nn.Identity):
+                readers.append(module)
+
+        hooks = [m.register_forward_pre_hook(before) for m in self.trunk.modules() if not list(m.children())]
+        try:
+            with torch.no_grad():
+                self.trunk(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not readers or not all(isinstance(module, nn.Conv2d) for module in readers):
+            problem = "this network's first step is no convolution, which alone can take BGR"
+            raise UserError(problem, hint="leave --input-colour out")
+        for module in readers:
+            module.weight = nn.Parameter(module.weight.detach().flip(1).contiguous(), requires_grad=False)  # type: ignore[operator]
+
+
+class EmbeddingModel(nn.Module):
+    """Normalised images [N, 3, H, W] -> embeddings [N, D], in eval mode."""
 
     embedding_dim: int
     """D of its embeddings [N, D]."""
     normalised: bool
     """Whether they have length 1."""
 
+    def merge_branches(self) -> None:
+        """Make one layer of parallel ones that only training needs; the network is in eval mode."""
+
     def deployed(self) -> InferenceModel:
         """The test-time network, which shares its weights."""
         raise NotImplementedError
+
+
+class ReidModel(EmbeddingModel):
+    """What the model of every method is; see `pmm.models.multi_branch.MultiBranchNet.forward` for shapes."""
+
+    def merge_branches(self) -> None:
+        self.backbone.merge_branches()  # type: ignore[operator, union-attr]

@@ -14,7 +14,7 @@ from pmm.utils.errors import ConflictingOptions, InvalidValue
 if TYPE_CHECKING:
     from torch import nn
 
-    from pmm.models.output import InferenceModel, ReidModel
+    from pmm.models.output import EmbeddingModel, InferenceModel, ReidModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,9 @@ def build_model(config: Config) -> ReidModel:
 
 def deployed(model: nn.Module) -> InferenceModel:
     """The model's test-time network for export, in eval mode; its weights are copies."""
-    model = copy.deepcopy(model).cpu().eval()
-    model.backbone.merge_branches()  # type: ignore[operator, union-attr]
-    return cast("ReidModel", model).deployed().eval()
+    model = cast("EmbeddingModel", copy.deepcopy(model).cpu().eval())
+    model.merge_branches()
+    return model.deployed().eval()
 
 
 def _check_mix_fits(config: Config, *, cut_blocks: bool = True) -> None:

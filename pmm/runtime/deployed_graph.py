@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.data.preprocessing import Preprocessing
-from pmm.models.fold_batchnorm import fold_batch_norms
 from pmm.models.output import InferenceModel, L2Normalize
 from pmm.models.registry import deployed
 from pmm.runtime.eager import Normalise
-from pmm.utils.errors import UserError
 
 TRUNK_TYPES = {
     "fp32": torch.float32,
@@ -39,13 +39,18 @@ class DeployedGraph(nn.Module):
         precision: str,
     ) -> None:
         super().__init__()
-        noise = torch.Generator().manual_seed(0)
-        fold_batch_norms(network, torch.randn(1, 3, preprocessing.height, preprocessing.width, generator=noise))
+        images = torch.randn(
+            1, 3, preprocessing.height, preprocessing.width, generator=torch.Generator().manual_seed(0)
+        )
+        network.fold_batch_norms(images)
         if input.colour == "bgr":
-            preprocessing = _reverse_channels(network.trunk, preprocessing)
+            network.reverse_channels(images)
+            mean, std = preprocessing.mean[::-1], preprocessing.std[::-1]
+            preprocessing = dataclasses.replace(preprocessing, mean=mean, std=std)
         self.normalise = Normalise(preprocessing) if input.normalised_by == "graph" else nn.Identity()
-        self.dtype = TRUNK_TYPES[precision]
-        self.trunk, self.tail, self.l2_normalize = network.trunk.to(self.dtype), network.tail, network.l2_normalize
+        network.cast(TRUNK_TYPES[precision])
+        self.dtype = network.input_type
+        self.trunk, self.tail, self.l2_normalize = network.trunk, network.tail, network.l2_normalize
         self.embedding = embedding
         # the mean of two embeddings of length 1 is shorter
         normalise_again = embedding.normalised and (embedding.flip_tta or not network.normalised)
@@ -68,30 +73,3 @@ def deployed_graph(
 ) -> DeployedGraph:
     """The module that `to_onnx` writes, of a copy of `model`. For int8 it is fp32: the file is quantised afterwards."""
     return DeployedGraph(deployed(model), preprocessing, input, embedding, precision).eval()
-
-
-def _reverse_channels(trunk: nn.Module, preprocessing: Preprocessing) -> Preprocessing:
-    """Make the convolutions that read the images, and the statistics, take BGR: no channel is moved when the graph
-    runs. Raises UserError for a network that does something else with them first."""
-    images, readers = torch.zeros(1, 3, preprocessing.height, preprocessing.width), []
-
-    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0] is images and not isinstance(module, nn.Identity):
-            readers.append(module)
-
-    hooks = [m.register_forward_pre_hook(before) for m in trunk.modules() if not list(m.children())]
-    try:
-        with torch.no_grad():
-            trunk(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not readers or not all(isinstance(module, nn.Conv2d) for module in readers):
-        problem = "this network's first step is no convolution, which alone can take BGR"
-        raise UserError(problem, hint="leave --input-colour out")
-    for module in readers:
-        module.weight = nn.Parameter(module.weight.detach().flip(1).contiguous(), requires_grad=False)  # type: ignore[operator]
-    return Preprocessing(
-        height=preprocessing.height, width=preprocessing.width,
-        mean=preprocessing.mean[::-1], std=preprocessing.std[::-1],
-    )  # fmt: skip

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.preprocessing import Preprocessing, preprocessing_of
+from pmm.artifacts.trained_model import read_model
+from pmm.data.preprocessing import Preprocessing
 from pmm.runtime.base import RunnerInfo
 from pmm.runtime.fork import check_cuda_after_fork
 from pmm.runtime.torch_runner import TorchRunner
@@ -60,12 +61,10 @@ class EagerRunner(TorchRunner):
 
     @classmethod
     def open(cls, checkpoint: str | Path, device: str = "cpu", threads: int = 0, *, tf32: bool = False) -> EagerRunner:
-        """From a checkpoint file. Raises UserError as `checkpoint.load` and as the constructor."""
-        from pmm.artifacts.checkpoint import load, restore_model
-
-        model, config = restore_model(load(checkpoint), checkpoint)
-        runner = cls(model, preprocessing_of(config), torch_device(device), threads, tf32=tf32)
-        runner._path = Path(checkpoint)
+        """From a checkpoint file. Raises UserError as `read_model` and as the constructor."""
+        trained = read_model(checkpoint)
+        runner = cls(trained.model, trained.preprocessing, torch_device(device), threads, tf32=tf32)
+        runner._path = trained.path
         return runner
 
     def _run(self, images: Tensor) -> Tensor:

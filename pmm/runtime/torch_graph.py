@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
-from pmm.data.preprocessing import Preprocessing, preprocessing_of
+from pmm.artifacts.trained_model import read_model
+from pmm.data.preprocessing import Preprocessing
 from pmm.runtime.base import RunnerInfo
 from pmm.runtime.deployed_graph import TRUNK_TYPES, DeployedGraph, deployed_graph
 from pmm.runtime.eager import torch_device
@@ -87,14 +88,12 @@ class GraphRunner(TorchRunner):
         compiled: bool = False,
         cuda_graph: bool = False,
     ) -> GraphRunner:
-        """Of a checkpoint file. Raises UserError as `pmm.artifacts.checkpoint.load`, and as the constructor."""
-        from pmm.artifacts.checkpoint import load, restore_model
-
-        model, config = restore_model(load(checkpoint), checkpoint)
-        size, embedding = preprocessing_of(config), EmbeddingContract.of(model)
-        graph = deployed_graph(model, size, InputContract(), embedding, precision)
+        """Of a checkpoint file. Raises UserError as `read_model`, and as the constructor."""
+        trained = read_model(checkpoint)
+        size, embedding = trained.preprocessing, EmbeddingContract.of(trained.model)
+        graph = deployed_graph(trained.model, size, InputContract(), embedding, precision)
         runner = cls(graph, size, torch_device(device), precision, threads, compiled=compiled, cuda_graph=cuda_graph)
-        runner._path = Path(checkpoint)
+        runner._path = trained.path
         return runner
 
     def _run(self, images: Tensor) -> Tensor:

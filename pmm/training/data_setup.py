@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from pmm.artifacts.origin import RUNS, resolve_data_root
+from pmm.artifacts.dataset_location import resolve_data_root
+from pmm.artifacts.origin import RUNS
 from pmm.config import IMAGENET, SYNTHETIC, TIMM, Config, DataConfig, fast_mode
 from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import read_dataset

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pmm.artifacts.checkpoint import load
-from pmm.artifacts.origin import RUNS, newest_run, resolve_data_root, with_resolved_data_root
+from pmm.artifacts.dataset_location import resolve_data_root, with_resolved_data_root
+from pmm.artifacts.origin import RUNS, newest_run
 from pmm.config import SYNTHETIC, Config, fast_mode
 from pmm.data.dataset_specs import dataset_spec
 from pmm.models.registry import check_method_flags

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pmm.artifacts.origin import resolve_data_root
+from pmm.artifacts.dataset_location import resolve_data_root
 from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops

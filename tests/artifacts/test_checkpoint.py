@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmm.artifacts.checkpoint import FORMAT, KEYS, checked, load, load_model, restore_model, save, versions
+from pmm.artifacts.checkpoint import FORMAT, KEYS, checked, load, restore_model, save, versions
 from pmm.artifacts.init_file import _from_checkpoint, _leaves
+from pmm.artifacts.trained_model import load_model
 from pmm.utils.build_info import build_version
 from pmm.utils.errors import InvalidFile
 from tests.refusals import refuses

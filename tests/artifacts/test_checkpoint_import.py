@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.models import resnet18, resnet50
 
-from pmm.artifacts.checkpoint import KEYS, load, load_model, restore_model
+from pmm.artifacts.checkpoint import KEYS, load, restore_model
 from pmm.artifacts.checkpoint_import import convert, import_checkpoint
 from pmm.artifacts.known_checkpoints import describe, method_of
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.torch_file import read_torch_file
+from pmm.artifacts.trained_model import load_model
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from pmm.artifacts.artifact import Artifact, manifest_path
-from pmm.artifacts.checkpoint import load, load_model
+from pmm.artifacts.checkpoint import load
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import read_onnx
+from pmm.artifacts.trained_model import load_model
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pmm.artifacts.artifact import Artifact, manifest_path
-from pmm.artifacts.checkpoint import load, load_model
+from pmm.artifacts.checkpoint import load
 from pmm.artifacts.onnx_file import read_onnx
+from pmm.artifacts.trained_model import load_model
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset

@@ -1,4 +1,4 @@
-from pmm.artifacts.origin import resolve_data_root
+from pmm.artifacts.dataset_location import resolve_data_root
 
 
 def test_a_relative_root_is_found_from_the_checkpoint(tmp_path, monkeypatch):

@@ -1,0 +1,105 @@
+"""Adopted networks: a file of plain tensors and plain types that holds the network itself, as a graph of operators.
+
+No later command needs the code that the network was built by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pmm.data.preprocessing import Preprocessing
+from pmm.utils.errors import InvalidFile, UserError
+from pmm.utils.files import replacing
+from pmm.utils.from_dict import from_dict
+
+if TYPE_CHECKING:
+    from pmm.models.adopted import AdoptedNetwork
+
+ADOPTED = "pmm-checkpoint-adopted-1"
+"""The format."""
+HINT = "adopt the network again (pmm adopt)"
+TYPES: dict[str, type] = {
+    "graph": str,
+    "weights": dict,
+    "preprocessing": dict,
+    "normalised": bool,
+    "data": dict,
+    "source": dict,
+    "versions": dict,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """An adopted network, and what its user said of it."""
+
+    model: AdoptedNetwork
+    preprocessing: Preprocessing
+    dataset: str = ""
+    """Layout of the data set that it was trained on; empty if nobody said what it was."""
+    root: str = ""
+    """Folder of that data set."""
+    source: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Where it comes from: the factory, the weights and their SHA-256, what was said of its input."""
+
+
+def is_adopted(content: Any) -> bool:
+    """Whether `content`, as torch.load returns it, is an adopted network."""
+    return isinstance(content, dict) and content.get("format") == ADOPTED
+
+
+def save_adopted(path: Path, adopted: Adopted, versions: dict[str, str]) -> None:
+    """Write an adopted network whole or not at all.
+
+    Raises CannotWrite if the disk is full or the path not writable; ValueError for a graph that could not be read back.
+    """
+    import torch
+
+    from pmm.models.graph_json import graph_to_json
+
+    graph, weights = graph_to_json(adopted.model.graph.graph)
+    content = {
+        "format": ADOPTED,
+        "graph": graph,
+        "weights": weights,
+        "preprocessing": dataclasses.asdict(adopted.preprocessing),
+        "normalised": adopted.model.normalised,
+        "data": {"dataset": adopted.dataset, "root": adopted.root},
+        "source": adopted.source,
+        "versions": versions,
+    }
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a full disk, or a Ctrl-C
+            raise error.__context__ or error from None
+
+
+def restore_adopted(content: dict[str, Any], path: Path) -> Adopted:
+    """Of the content of the file `path`, as torch.load returns it. Raises InvalidFile for what `save_adopted` did not
+    write."""
+    from torch import Tensor
+
+    from pmm.models.adopted import AdoptedNetwork
+    from pmm.models.graph_json import graph_from_json
+
+    for key, type_ in TYPES.items():
+        if not isinstance(content.get(key), type_):
+            raise InvalidFile(f"its {key} is of type {type(content.get(key)).__name__}", path=path, hint=HINT)
+    weights, data = content["weights"], content["data"]
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
+        raise InvalidFile("its weights are not all tensors", path=path, hint=HINT)
+    if not all(isinstance(data.get(key), str) for key in ("dataset", "root")):
+        raise InvalidFile("its data set is no name and folder", path=path, hint=HINT)
+    try:
+        size = from_dict(Preprocessing, content["preprocessing"])
+        graph = graph_from_json(content["graph"], weights)
+        model = AdoptedNetwork(graph, (size.height, size.width), normalised=content["normalised"])
+    except (UserError, ValueError) as error:
+        raise InvalidFile(f"not a network of pmm adopt ({error})", path=path, hint=HINT) from error
+    return Adopted(
+        model=model, preprocessing=size, dataset=data["dataset"], root=data["root"], source=content["source"]
+    )
