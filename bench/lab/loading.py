@@ -171,7 +171,9 @@ def _compare_crops(samples: tuple[Sample, ...], config: Config) -> tuple[list[Pa
     height, width = config.data.height, config.data.width
     crops = {
         LOADER: (crop for batch in _read(loader) for crop in batch.crops.numpy()),
-        THREADS: (crop for batch in iter_crops(paths, height, width, BATCH, config.data.workers) for crop in batch),
+        THREADS: (
+            crop for batch in iter_crops(paths, preprocessing_of(config), BATCH, config.data.workers) for crop in batch
+        ),
     }
     with closing(loader):
         return paths, [name for name, found in crops.items() if not _equal(found, paths, height, width)]
@@ -193,7 +195,7 @@ def _our_loaders(loader: TrainLoader, paths: Sequence[Path], config: Config) -> 
             normalize_batch(batch, preprocessing, cpu)
 
     def threads() -> None:
-        for _ in iter_crops(paths, preprocessing.height, preprocessing.width, BATCH, config.data.workers):
+        for _ in iter_crops(paths, preprocessing, BATCH, config.data.workers):
             pass
 
     return {LOADER: lambda: sum(1 for _ in _read(loader)), IMAGES: images, THREADS: threads}

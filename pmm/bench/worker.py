@@ -111,9 +111,9 @@ class WorkerSession:
     def embed(self, paths: str, out: str, mirrored: bool = False) -> None:
         """Write the embeddings [N, D] of the files that the JSON list `paths` names to the .npy file `out`."""
         runner, files = self._runner, [Path(path) for path in json.loads(Path(paths).read_text())]
-        size, done = runner.preprocessing, 0
+        done = 0
         embeddings = np.empty((len(files), runner.embedding.dim), np.float32)
-        for crops in iter_crops(files, size.height, size.width, EMBED_BATCH):
+        for crops in iter_crops(files, runner.preprocessing, EMBED_BATCH):
             images = np.ascontiguousarray(crops[:, :, ::-1]) if mirrored else crops
             embeddings[done : done + len(crops)] = self._embed_batch(images)
             done += len(crops)
@@ -209,8 +209,7 @@ class WorkerSession:
             raise UserError(f"{self._runner.info.provider} runs without CUDA graphs, which were requested")
 
     def _crops(self, paths: list[str]) -> Crops:
-        size = self._runner.preprocessing
-        return load_crops([Path(path) for path in paths], size)
+        return load_crops([Path(path) for path in paths], self._runner.preprocessing)
 
     def _embed_batch(self, crops: Crops) -> Embeddings:
         embeddings = self._runner(crops)

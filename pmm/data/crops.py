@@ -1,7 +1,8 @@
 """Image files and arrays -> the uint8 crops that a deployed graph takes.
 
 Everything that evaluates, exports, verifies or serves goes through here, so that no two paths resize differently.
-PIL says what a resize is; `pmm.data.resize_torch` does some of it faster, with the same bits, where torch is loaded.
+`pmm.data.preprocessing.Resize` states how. PIL does it, or `pmm.data.resize_opencv` where it is to be OpenCV's;
+`pmm.data.resize_torch` does some of PIL's faster, with the same bits, where torch is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from PIL import Image
 
 from pmm.data import resize_torch
 from pmm.data.images import read_image, to_rgb
-from pmm.data.preprocessing import Crops, Preprocessing
+from pmm.data.preprocessing import Crops, Resize
+from pmm.data.resize_opencv import resize_as_opencv
 from pmm.utils.errors import InvalidInput, InvalidValue, reason_of
 from pmm.utils.hardware import check_threads, usable_cores
 
@@ -31,6 +33,11 @@ LOOK_AHEAD = 2
 """Batches that are loaded while the reader has one."""
 CHUNK = 8
 """Crops that a thread loads in a row: handing over each one alone would take a tenth of its time."""
+PIL_FILTERS: dict[str, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 ROUNDING = 1e-6
 """By which interpolated floats may be beyond white or below black, as a share of white."""
 
@@ -47,7 +54,7 @@ def load_crops(
 @overload
 def load_crops(
     crops: CropSource | Sequence[CropSource],
-    height: Preprocessing,
+    height: Resize,
     *,
     threads: int | None = None,
     float_range: FloatRange | None = None,
@@ -67,20 +74,21 @@ def load_crops(
 
 def load_crops(
     crops: CropSource | Sequence[CropSource],
-    height: int | Preprocessing | None = None,
+    height: int | Resize | None = None,
     width: int | None = None,
     threads: int | None = None,
     *,
     float_range: FloatRange | None = None,
 ) -> Crops | list[Crops]:
     """Crops as a list of uint8 RGB [h, w, 3], each of its own size, which a runner takes; or with a size as one array
-    uint8 RGB [N, height, width, 3], resized as for training.
+    uint8 RGB [N, height, width, 3], resized as `runner.preprocessing` says, or as for training.
 
     Args:
         crops: a path, an array or a PIL image, or a list of them in any mix. Arrays are RGB: uint8 [h, w, 3], grey
             [h, w] or [h, w, 1], or RGBA [h, w, 4], whose alpha is dropped, as in files. They may have any strides, and
             be read-only. An array [N, h, w, C] is N crops. Colours of OpenCV are swapped by `pmm.crop_boxes`.
-        height, width: of the result, in pixels; or `runner.preprocessing` instead of both; or neither.
+        height, width: `runner.preprocessing` instead of both; or pixels, to which crops are stretched by PIL's bilinear
+            resize; or neither.
         threads: that read and resize (default: one for each core this process may use).
         float_range: what white is in float arrays, 1 or 255. There is no default: a guess would be wrong in silence.
 
@@ -97,7 +105,7 @@ def load_crops(
         >>> crops.shape, crops.dtype.name
         ((2, 128, 64, 3), 'uint8')
     """
-    size = None if height is None and width is None else _size(height, width)
+    size = None if height is None and width is None else _resize_to(height, width)
     if float_range not in (None, 1, 255):
         raise InvalidValue("float_range", float_range, "1 or 255")
     sources = _as_list(crops)
@@ -107,19 +115,19 @@ def load_crops(
         check_threads(threads)
     if size is None:
         return _at_own_sizes(sources, threads, float_range)
-    loaded = np.empty((len(sources), *size, 3), np.uint8)
+    loaded = np.empty((len(sources), size.height, size.width, 3), np.uint8)
     if _are_few(sources):
-        _load_into(loaded, sources, 0, float_range)
+        _load_into(loaded, sources, size, 0, float_range)
         return loaded
     with _thread_pool(threads) as pool:
-        return _complete(loaded, _submit(pool, sources, loaded, float_range))
+        return _complete(loaded, _submit(pool, sources, loaded, size, float_range))
 
 
 def iter_crops(
-    paths: Sequence[str | Path], height: int, width: int, batch_size: int, threads: int | None = None
+    paths: Sequence[str | Path], size: Resize, batch_size: int, threads: int | None = None
 ) -> Iterator[Crops]:
-    """Batches uint8 [B, height, width, 3] in the order of `paths`, decoded up to two batches ahead by `threads` threads
-    (default: one for each core this process may use).
+    """Batches uint8 [B, height, width, 3] in the order of `paths`, resized as `size` says, decoded up to two batches
+    ahead by `threads` threads (default: one for each core this process may use).
 
     Raises InvalidFile for the first file that cannot be read, in place of its batch. Whichever way it ends, closed
     early too, its threads have ended before.
@@ -130,8 +138,8 @@ def iter_crops(
     with _thread_pool(threads) as pool:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
-            crops = np.empty((len(batch), height, width, 3), np.uint8)
-            ahead.append((crops, _submit(pool, batch, crops)))
+            crops = np.empty((len(batch), size.height, size.width, 3), np.uint8)
+            ahead.append((crops, _submit(pool, batch, crops, size)))
             if len(ahead) > LOOK_AHEAD:
                 yield _complete(*ahead.popleft())
         while ahead:
@@ -139,11 +147,12 @@ def iter_crops(
 
 
 def load_crop(path: str | Path, height: int, width: int) -> Crops:
-    """The image at `path` as uint8 RGB [height, width, 3]: upright, converted to RGB, resized bilinearly.
+    """The image at `path` as training takes it, uint8 RGB [height, width, 3]: upright, converted to RGB, stretched by
+    PIL's bilinear resize.
 
     Raises InvalidFile if it cannot be read or decoded.
     """
-    return _resize(read_image(path), height, width)
+    return _resized(read_image(path), Resize(height=height, width=width))
 
 
 def check_pixels(
@@ -195,13 +204,13 @@ def _as_list(crops: CropSource | Sequence[CropSource]) -> Sequence[CropSource]:
     return list(crops) if np.ndim(crops) == 4 else [crops]
 
 
-def _size(height: int | Preprocessing | None, width: int | None) -> tuple[int, int]:
-    if isinstance(height, Preprocessing) and width is None:
-        return height.height, height.width
+def _resize_to(height: int | Resize | None, width: int | None) -> Resize:
+    if isinstance(height, Resize) and width is None:
+        return height
     if not all(isinstance(side, int | np.integer) and side >= 1 for side in (height, width)):
         expected = "whole numbers of pixels, or runner.preprocessing alone"
         raise InvalidValue("height, width", f"{height}, {width}", expected)
-    return int(height), int(width)  # type: ignore[arg-type]
+    return Resize(height=int(height), width=int(width))  # type: ignore[arg-type]
 
 
 def _are_few(sources: Sequence[CropSource]) -> bool:
@@ -222,11 +231,12 @@ def _at_own_sizes(sources: Sequence[CropSource], threads: int | None, float_rang
         return list(pool.map(load, range(len(sources)), chunksize=CHUNK))
 
 
-def _load_into(loaded: Crops, sources: Sequence[CropSource], first: int, float_range: FloatRange | None) -> None:
+def _load_into(
+    loaded: Crops, sources: Sequence[CropSource], size: Resize, first: int, float_range: FloatRange | None
+) -> None:
     """Fill `loaded` from `sources`; `first` is the number of the first of them, for messages."""
-    height, width = loaded.shape[1:3]
     for place, source in enumerate(sources):
-        loaded[place] = _resize(_pixels(source, first + place, float_range), height, width)
+        loaded[place] = _resized(_pixels(source, first + place, float_range), size)
 
 
 def _pixels(source: CropSource, index: int, float_range: FloatRange | None) -> Image.Image | Crops:
@@ -243,14 +253,26 @@ def _pixels(source: CropSource, index: int, float_range: FloatRange | None) -> I
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., :3])
 
 
-def _resize(image: Image.Image | Crops, height: int, width: int) -> Crops:
-    size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
-    if size == (width, height):
-        return np.asarray(image)
-    if resize_torch.can_enlarge(size, (width, height)):
-        return resize_torch.enlarge(np.array(image), height, width)
+def _resized(image: Image.Image | Crops, size: Resize) -> Crops:
+    before = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+    height, width = after = size.content_size(*before)
+    content = np.asarray(image) if before == after else _interpolated(image, before, after, size)
+    if size.padding is None:
+        return content
+    padded = np.empty((size.height, size.width, 3), np.uint8)
+    padded[:] = size.padding
+    top, left = (size.height - height) // 2, (size.width - width) // 2
+    padded[top : top + height, left : left + width] = content
+    return padded
+
+
+def _interpolated(image: Image.Image | Crops, before: tuple[int, int], after: tuple[int, int], how: Resize) -> Crops:
+    if not how.antialias:
+        return resize_as_opencv(np.asarray(image), *after)
+    if how.interpolation == "bilinear" and resize_torch.can_enlarge(before, after):
+        return resize_torch.enlarge(np.array(image), *after)
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize(after[::-1], PIL_FILTERS[how.interpolation]))
 
 
 @contextmanager
@@ -264,11 +286,18 @@ def _thread_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
 
 
 def _submit(
-    pool: ThreadPoolExecutor, sources: Sequence[CropSource], loaded: Crops, float_range: FloatRange | None = None
+    pool: ThreadPoolExecutor,
+    sources: Sequence[CropSource],
+    loaded: Crops,
+    size: Resize,
+    float_range: FloatRange | None = None,
 ) -> list[Future[None]]:
     """Let `pool` fill `loaded` from `sources`."""
-    starts = range(0, len(sources), CHUNK)
-    return [pool.submit(_load_into, loaded[k : k + CHUNK], sources[k : k + CHUNK], k, float_range) for k in starts]
+
+    def load(k: int) -> Future[None]:
+        return pool.submit(_load_into, loaded[k : k + CHUNK], sources[k : k + CHUNK], size, k, float_range)
+
+    return [load(k) for k in range(0, len(sources), CHUNK)]
 
 
 def _complete(loaded: Crops, parts: list[Future[None]]) -> Crops:

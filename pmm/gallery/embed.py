@@ -125,11 +125,10 @@ def embed_files(
             "the file averages with the mirror image already (exported with --flip-tta)", "--flip-test", "--flip-tta",
             hint="leave --flip-test out",
         )  # fmt: skip
-    size = runner.preprocessing
     embeddings = np.empty((len(files), runner.embedding.dim), np.float32)
     done = 0
     with tqdm(total=len(files), desc=label, unit="img", leave=False, disable=None if label else True) as bar:
-        for crops in iter_crops(files, size.height, size.width, batch_size):
+        for crops in iter_crops(files, runner.preprocessing, batch_size):
             batch = runner(crops)
             if flip:
                 batch = (batch + runner(np.ascontiguousarray(crops[:, :, ::-1]))) / np.float32(2)

@@ -101,9 +101,9 @@ class Runner(ABC):
 
         Args:
             images: uint8 RGB [B, H, W, 3] at the size of `preprocessing`, in host memory or, for a runner that
-                `accepts_gpu_arrays`, on its GPU; or a list or tuple of crops of any size, which are resized as for
-                training: uint8 RGB [h, w, 3], grey [h, w] or RGBA [h, w, 4] (see `pmm.load_crops`, which reads files
-                and floats too).
+                `accepts_gpu_arrays`, on its GPU; or a list or tuple of crops of any size, which are resized as
+                `preprocessing` says: uint8 RGB [h, w, 3], grey [h, w] or RGBA [h, w, 4] (see `pmm.load_crops`, which
+                reads files and floats too).
 
         Raises:
             InvalidInput: images of another type or size, an empty list, or a crop that is none (its `index`).

@@ -13,7 +13,7 @@ from torch import nn
 
 from pmm.config import Config
 from pmm.data.crops import iter_crops, load_crops
-from pmm.data.preprocessing import Preprocessing, preprocessing_of
+from pmm.data.preprocessing import Preprocessing, Resize, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
 from pmm.data.splits import without_unreadable
@@ -93,7 +93,7 @@ class Validation:
             none = np.empty((0, preprocessing.height, preprocessing.width, 3), np.uint8)  # more processes than crops
             self.crops = load_crops(self.files, preprocessing) if self.files else none
         else:
-            deque(iter_crops(self.files, 1, 1, batch_size=64), maxlen=0)
+            deque(iter_crops(self.files, Resize(height=1, width=1), batch_size=64), maxlen=0)
 
     def evaluate(self, model: nn.Module, device: torch.device) -> RankingResult | None:
         """Ranking metrics of `model` on the split; None in all processes but the first.

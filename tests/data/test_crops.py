@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from pmm.data.crops import CHUNK, iter_crops, load_crop, load_crops
-from pmm.data.preprocessing import Preprocessing
+from pmm.data.preprocessing import RESIZES, Preprocessing, Resize
+from pmm.data.resize_opencv import resize_as_opencv
 from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, UserError
 from tests.conftest import examples
 from tests.refusals import refuses
+
+SIZE = Resize(height=8, width=4)
 
 
 def save(image, path, **options):
@@ -159,7 +162,7 @@ def test_damaged_exif_is_one_line_or_read(tmp_path):
 
 def test_batches_keep_the_order(tmp_path):
     paths = [save(Image.new("RGB", (4, 8), (i, i, i)), tmp_path / f"{i}.png") for i in range(11)]
-    batches = list(iter_crops(paths, 8, 4, batch_size=4))
+    batches = list(iter_crops(paths, SIZE, batch_size=4))
     assert [len(b) for b in batches] == [4, 4, 3]
     assert np.concatenate(batches)[:, 0, 0, 0].tolist() == list(range(11))
     assert load_crops(paths[:3], 8, 4).shape == (3, 8, 4, 3)
@@ -188,7 +191,7 @@ def test_the_look_ahead_is_bounded_and_a_reader_that_goes_leaves_no_thread(calls
         return submit(pool, work, crops, paths, *more)
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", counted)
-    batches = iter_crops([Path(str(n)) for n in range(1000)], 8, 4, batch_size=10, threads=3)
+    batches = iter_crops([Path(str(n)) for n in range(1000)], SIZE, batch_size=10, threads=3)
     assert not calls
     next(batches)
     next(batches)
@@ -203,7 +206,7 @@ def test_the_first_bad_file_is_named_and_no_thread_is_left(calls):
     before = set(threading.enumerate())
     paths = [Path(str(n)) for n in range(100)]
     paths[33], paths[34] = Path("bad1"), Path("bad2")
-    batches = iter_crops(paths, 8, 4, batch_size=8, threads=2)
+    batches = iter_crops(paths, SIZE, batch_size=8, threads=2)
     assert [len(next(batches)) for _ in range(4)] == [8] * 4
     with refuses(InvalidFile, path="bad1"):
         next(batches)
@@ -405,7 +408,57 @@ def test_nothing_a_missing_file_and_a_size_that_is_none(tmp_path):
         with refuses(InvalidValue, "threads", value=threads):
             load_crops([GOOD] * 2 * CHUNK, 8, 4, threads)
         with refuses(InvalidValue, "threads", value=threads):
-            next(iter_crops([tmp_path], 8, 4, 1, threads))
+            next(iter_crops([tmp_path], SIZE, 1, threads))
     for size in ((8,), (0, 4), (8, -1), (None, 4), (8.5, 4), ("8", 4)):
         with refuses(InvalidValue, "height, width", "runner.preprocessing"):
             load_crops(GOOD, *size)
+
+
+# --- other resizes than that of training
+
+
+def by_pil(pixels, size, height, width):
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    how = filters.get(size.interpolation, Image.Resampling.LANCZOS)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), how))
+
+
+@st.composite
+def resizes(draw):
+    interpolation, antialias = draw(st.sampled_from(list(RESIZES)))
+    padding = draw(st.none() | st.just((114, 7, 250)))
+    return Resize(height=32, width=16, interpolation=interpolation, antialias=antialias, padding=padding)
+
+
+@examples(150)
+@given(size=resizes(), height=st.integers(1, 90), width=st.integers(1, 60))
+def test_each_resize_is_its_librarys_within_its_padding(size, height, width):
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    inner = size.content_size(height, width)
+    resize = resize_as_opencv(pixels, *inner) if not size.antialias else by_pil(pixels, size, *inner)
+    expected = np.array(resize)
+    if size.padding:
+        expected = np.full((32, 16, 3), size.padding, np.uint8)
+        top, left = (32 - inner[0]) // 2, (16 - inner[1]) // 2  # an odd pixel goes to the bottom or the right
+        expected[top : top + inner[0], left : left + inner[1]] = resize
+    assert np.array_equal(load_crops(pixels, size)[0], expected)
+    assert np.array_equal(load_crops([Image.fromarray(pixels)] * 40, size)[39], expected)
+
+
+def test_files_grey_and_alpha_are_resized_by_the_same_rule(tmp_path):
+    size = Resize(height=32, width=16, antialias=False, padding=(9, 8, 7))
+    images = [noise(mode, (11, 21)) for mode in ("RGB", "L", "RGBA")]
+    paths = [save(image, tmp_path / f"{n}.png") for n, image in enumerate(images)] * 5
+    expected = np.concatenate([load_crops(np.asarray(image.convert("RGB")), size) for image in images] * 5)
+    assert np.array_equal(load_crops(paths, size), expected)
+    assert np.array_equal(load_crops([np.asarray(image) for image in images], size), expected[:3])
+    assert np.array_equal(np.concatenate(list(iter_crops(paths, size, batch_size=4))), expected)
+    assert not np.array_equal(expected, load_crops(paths, 32, 16))
+
+
+def test_a_crop_of_the_right_size_is_kept_by_every_resize():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 3), dtype=np.uint8)
+    for interpolation, antialias in RESIZES:
+        for padding in (None, (1, 2, 3)):
+            size = Resize(height=32, width=16, interpolation=interpolation, antialias=antialias, padding=padding)
+            assert np.array_equal(load_crops(pixels, size)[0], pixels)
