@@ -17,7 +17,10 @@ from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue, UserError
 from pmm.utils.from_dict import from_dict
 
-FORMAT = "pmm-manifest-2"
+FORMAT = "pmm-manifest-3"
+OLDER_FORMAT = "pmm-manifest-2"
+"""Is read too: it has `input.interpolation`, always the same, where there are now the fields of `Resize`."""
+OLDER_INTERPOLATION = "bilinear, antialiased"
 METADATA_KEY = "pmm_manifest"
 """Of the copy in the metadata of an ONNX file or a package."""
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
@@ -29,7 +32,7 @@ MAX_IMAGES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
-    """What the graph takes. The caller resizes: bilinear with antialiasing, as PIL's; see `pmm.data.crops`.
+    """What the graph takes. The caller resizes, as the `Preprocessing` says; see `pmm.data.crops`.
 
     uint8 NHWC crops are normalised inside the graph; float32 NCHW crops are normalised by the caller, and are what the
     torch model takes. Raises InvalidValue for an impossible batch.
@@ -40,7 +43,6 @@ class InputContract:
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     colour: Literal["rgb", "bgr"] = "rgb"
     normalised_by: Literal["graph", "caller"] = "graph"
-    interpolation: str = "bilinear, antialiased"
     batch: int | None = None
     """Images per run, if the file takes no other number; None if any number will do."""
 
@@ -239,7 +241,7 @@ class Manifest:
     """The checkpoint it came from."""
     method: str
     preprocessing: Preprocessing
-    """Size in pixels, and the statistics that normalise a crop."""
+    """How crops are resized, and the statistics that normalise them."""
     input: InputContract
     embedding: EmbeddingContract
     precision: str
@@ -304,6 +306,8 @@ class Manifest:
         """Raises InvalidFile, of the path `source`, if `text` is not a manifest of this format."""
         try:
             values = json.loads(text)
+            if values["format"] == OLDER_FORMAT:
+                _upgrade(values)
             if values["format"] != FORMAT:
                 problem = f"manifest format {values['format']!r}"
                 expected = f"{FORMAT!r}, which this version reads"
@@ -316,3 +320,14 @@ class Manifest:
         except (UserError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"invalid manifest ({type(error).__name__}: {error})"
             raise InvalidFile(reason, path=source, hint="export the file again") from error
+
+
+def _upgrade(values: dict[str, Any]) -> None:
+    """Turn the `values` of an older manifest into those of `FORMAT`."""
+    contract = values["input"]
+    if (
+        isinstance(contract, dict)
+        and (found := contract.pop("interpolation", OLDER_INTERPOLATION)) != OLDER_INTERPOLATION
+    ):
+        raise ValueError(f"input.interpolation is {str(found)[:60]!r}; expected {OLDER_INTERPOLATION!r}")
+    values["format"] = FORMAT

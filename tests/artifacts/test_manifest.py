@@ -60,6 +60,33 @@ def test_an_older_engine_manifest_is_read():
     assert Manifest.from_json(json.dumps(older), "x") == MANIFEST
 
 
+def older_manifest():
+    """The values of `MANIFEST` as pmm-manifest-2 has them."""
+    older = json.loads(MANIFEST.to_json())
+    for field in ("interpolation", "antialias", "padding"):
+        del older["preprocessing"][field]
+    older["input"]["interpolation"] = "bilinear, antialiased"
+    return older | {"format": "pmm-manifest-2"}
+
+
+def test_a_manifest_of_the_format_before_is_read_and_written_as_of_this_one():
+    found = Manifest.from_json(json.dumps(older_manifest()), "x")
+    assert found == MANIFEST
+    assert json.loads(found.to_json())["format"] == FORMAT
+    assert (found.preprocessing.interpolation, found.preprocessing.antialias) == ("bilinear", True)
+    other = older_manifest()
+    other["input"]["interpolation"] = "nearest"
+    with refuses(InvalidFile, "input.interpolation", "nearest", "bilinear, antialiased", path="x"):
+        Manifest.from_json(json.dumps(other), "x")
+    for damaged in ("input", "preprocessing"):
+        with refuses(InvalidFile, "invalid manifest", damaged, path="x"):
+            Manifest.from_json(json.dumps(older_manifest() | {damaged: 3}), "x")
+    mixed = json.loads(MANIFEST.to_json())
+    mixed["input"]["interpolation"] = "bilinear, antialiased"
+    with refuses(InvalidFile, "input.interpolation", path="x"):
+        Manifest.from_json(json.dumps(mixed), "x")
+
+
 def test_impossible_manifests_are_one_line():
     for text in ("", "{", "[]", "3", "null", "{}", "[" * 100_000):
         with refuses(InvalidFile, "invalid manifest", path="x"):
@@ -104,9 +131,13 @@ def test_any_value_anywhere_is_kept_as_it_is_or_refused(path, value):
         (lambda v: v["input"].update(layout="NCWH"), "input.layout is 'NCWH'"),
         (lambda v: v["embedding"].update(dim=True), "embedding.dim is True; expected int"),
         (lambda v: v["preprocessing"].update(std=[1, 1]), "preprocessing.std"),
-        (lambda v: v["preprocessing"].update(std=[1, 1, 0]), "impossible preprocessing"),
+        (lambda v: v["preprocessing"].update(std=[1, 1, 0]), "preprocessing.std is (1.0, 1.0, 0.0)"),
         (lambda v: v["preprocessing"].update(mean=[1, 1, float("nan")]), "preprocessing.mean"),
-        (lambda v: v["preprocessing"].update(height=0), "impossible preprocessing"),
+        (lambda v: v["preprocessing"].update(interpolation="area"), "preprocessing.interpolation is 'area'"),
+        (lambda v: v["preprocessing"].update(interpolation="bicubic", antialias=False), "bicubic without antialias"),
+        (lambda v: v["preprocessing"].update(antialias=0), "preprocessing.antialias is 0; expected bool"),
+        (lambda v: v["preprocessing"].update(padding=[0, 0, 256]), "preprocessing.padding is (0, 0, 256)"),
+        (lambda v: v["preprocessing"].update(height=0), "preprocessing.height is 0; expected 1 or more"),
         (lambda v: v["versions"].update(torch=2), "versions.torch is 2; expected str"),
         (lambda v: v.update(precision="fp8"), "precision is 'fp8'; expected one of fp32, tf32"),
         (lambda v: v.update(precision_found="fp64"), "precision_found is 'fp64'"),

@@ -102,7 +102,7 @@ def test_files_that_are_damaged_or_not_ours(exported, tmp_path):
     proto = onnx.load(exported)
     proto.metadata_props[0].value = json.dumps({"format": "pmm-manifest-1"})
     onnx.save(proto, tmp_path / "old.onnx")
-    with refuses(InvalidFile, "'pmm-manifest-1'", path=tmp_path / "old.onnx", expected="'pmm-manifest-2'"):
+    with refuses(InvalidFile, "'pmm-manifest-1'", path=tmp_path / "old.onnx", expected="'pmm-manifest-3'"):
         read_onnx(tmp_path / "old.onnx")
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "foreign.onnx")

@@ -13,7 +13,7 @@ from PIL import Image
 
 def crops_of(paths, manifest):
     size, contract = manifest["preprocessing"], manifest["input"]
-    assert contract["interpolation"] == "bilinear, antialiased"
+    assert (size["interpolation"], size["antialias"], size["padding"]) == ("bilinear", True, None)
     rows = []
     for path in paths:
         crop = Image.open(path).convert("RGB").resize((size["width"], size["height"]), Image.Resampling.BILINEAR)
