@@ -12,7 +12,7 @@ import numpy as np
 from pmm.artifacts.dataset_location import resolve_data_root
 from pmm.config import Config
 from pmm.data.crops import load_crops
-from pmm.data.preprocessing import Crops
+from pmm.data.preprocessing import Crops, Resize
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset, Sample, class_indices
 from pmm.data.splits import split_validation
@@ -34,14 +34,14 @@ class CheckpointData:
         """Training label of each identity of `trained`."""
         return class_indices(self.trained)
 
-    def faces(self, height: int, width: int, labels: Sequence[int]) -> dict[int, Crops]:
-        """The first crop [height, width, 3] of each of the training `labels` that is known."""
+    def faces(self, size: Resize, labels: Sequence[int]) -> dict[int, Crops]:
+        """The first crop [height, width, 3], resized as `size` says, of each of the training `labels` that is known."""
         pids = {label: pid for pid, label in self.labels.items()}
         first: dict[int, Path] = {}
         for sample in self.trained:
             first.setdefault(sample.pid, sample.path)
         known = [label for label in dict.fromkeys(labels) if label in pids]
-        crops = load_crops([first[pids[label]] for label in known], height, width)
+        crops = load_crops([first[pids[label]] for label in known], size)
         return dict(zip(known, crops, strict=True))
 
     def names(self) -> dict[int, str]:

@@ -140,7 +140,7 @@ class Pictures:
         answers = sorted({int(label) for stage in stages for label in stage.classes})
         if not data.trained:
             logging.getLogger("pmm").warning("%s: training identities without crops: %s", subject.path, data.unknown)
-        faces = {} if true else data.faces(size.height, size.width, answers)
+        faces = {} if true else data.faces(size, answers)
         return View(title=title, crops=crops, stages=stages, names=data.names(), faces=faces)
 
     def _mix(self) -> Image.Image:

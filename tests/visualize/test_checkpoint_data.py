@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pmm.artifacts.checkpoint import load
 from pmm.config import Config
 from pmm.data.crops import load_crop
+from pmm.data.preprocessing import Resize
 from pmm.data.readers import read_dataset
 from pmm.data.samples import Sample
 from pmm.utils.errors import InvalidFile
@@ -48,7 +49,7 @@ def test_labels_are_those_of_training(config, trained, people):
     every = {sample.pid for sample in read_dataset("synthetic", people).train}
     assert len(every) == 12
     assert list(found.labels) == sorted(found.labels) == [pid for pid in sorted(every) if pid in found.labels]
-    faces = found.faces(64, 32, [8, 2, 2, 77])
+    faces = found.faces(Resize(height=64, width=32), [8, 2, 2, 77])
     assert sorted(faces) == [2, 8]
     for label, face in faces.items():
         (pid,) = (pid for pid, number in found.labels.items() if number == label)
