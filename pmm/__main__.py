@@ -25,6 +25,7 @@ COMMANDS = {
     "visualize": ("visualize", "pictures of what a trained model does"),
     "info": ("info", "what a file is, and what this machine has"),
     "check": ("check", "what is wrong with a data set"),
+    "adopt": ("adopt", "a network that other code made, for all other commands"),
     "import": ("import_checkpoint", "checkpoint of the PMM authors' code, or of BDB's, to ours"),
     "synthetic": ("synthetic", "draw a data set of synthetic identities"),
 }
