@@ -68,10 +68,15 @@ class Resize:
             return self.height, max(1, round(width * self.height / height))
         return max(1, round(height * self.width / width)), self.width
 
+    @property
+    def filter_name(self) -> str:
+        """Whose interpolation it is, as `PIL's bilinear`."""
+        return RESIZES[self.interpolation, self.antialias]
+
     def describe(self) -> str:
         """In words, as `256x128, OpenCV's bilinear, padded with 0 0 0`."""
         padded = "" if self.padding is None else f", padded with {' '.join(map(str, self.padding))}"
-        return f"{self.height}x{self.width}, {RESIZES[self.interpolation, self.antialias]}{padded}"
+        return f"{self.height}x{self.width}, {self.filter_name}{padded}"
 
 
 @dataclass(frozen=True, kw_only=True)
