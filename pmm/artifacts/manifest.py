@@ -34,8 +34,9 @@ MAX_IMAGES = 4096
 class InputContract:
     """What the graph takes. The caller resizes, as the `Preprocessing` says; see `pmm.data.crops`.
 
-    uint8 NHWC crops are normalised inside the graph; float32 NCHW crops are normalised by the caller, and are what the
-    torch model takes. Raises InvalidValue for an impossible batch.
+    Our exports take uint8 NHWC crops, which are normalised inside the graph, or float32 NCHW crops, which the caller
+    normalises, as for the torch model. Adopted ONNX files take either type in either layout. Raises InvalidValue for an
+    impossible batch.
     """
 
     name: str = "images"
@@ -72,6 +73,8 @@ class InputContract:
     def feed(self, crops: Crops, size: Preprocessing) -> npt.NDArray[Any]:
         """uint8 RGB crops [B, H, W, 3] -> the contiguous array that the graph takes."""
         images = crops if self.dtype == "uint8" else size.normalise(crops)
+        if self.layout != ("NHWC" if self.dtype == "uint8" else "NCHW"):
+            images = images.transpose(0, 3, 1, 2) if self.layout == "NCHW" else images.transpose(0, 2, 3, 1)
         if self.colour == "bgr":
             images = np.flip(images, self.layout.index("C"))
         return np.ascontiguousarray(images)
@@ -234,12 +237,28 @@ class PackageContract:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnnxOrigin:
+    """Where an adopted ONNX file comes from; files that are made from it say the same."""
+
+    sha256: str
+    """Of the file as others wrote it."""
+    producer: str
+    """The program that wrote it, as pytorch 2.4.0; empty if the file does not say."""
+    dataset: str = ""
+    """Layout of the data set to judge it on; empty if nobody said what it was."""
+    root: str = ""
+    """Folder of that data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The contract of one artifact. Numbers, strings and plain nested tables only."""
 
     checkpoint_sha256: str
-    """The checkpoint it came from."""
+    """The checkpoint it came from; of an adopted ONNX file the file as others wrote it, and of what is made from that
+    the adopted file."""
     method: str
+    """Of the checkpoint, as pmm train has it; or adopted."""
     preprocessing: Preprocessing
     """How crops are resized, and the statistics that normalise them."""
     input: InputContract
@@ -259,13 +278,17 @@ class Manifest:
     sha256: str = ""
     """Of the artifact. The copy inside an ONNX file has neither it nor `parity`: same checkpoint, same bytes."""
     parity: dict[str, Any] | None = None
-    """Figures against the fp32 torch checkpoint, measured at export on real crops; None if not verified."""
+    """Figures against the fp32 torch checkpoint (or the adopted ONNX file), measured at export on real crops; None if
+    not verified."""
     quantization: dict[str, Any] | None = None
     """For int8: target, calibration, and the layers in higher precision."""
     engine: EngineContract | None = None
     """For an engine only."""
     package: PackageContract | None = None
     """For an AOTInductor package only."""
+    adopted: OnnxOrigin | None = None
+    """For an adopted ONNX file, and files made from it: the fp32 embeddings to compare with are those of the adopted
+    file in ONNX Runtime on a CPU, as there is no checkpoint."""
     format: str = FORMAT
 
     def __post_init__(self) -> None:
@@ -277,6 +300,16 @@ class Manifest:
     def native(self) -> EngineContract | PackageContract | None:
         """The part about native code, if the artifact is some."""
         return self.engine or self.package
+
+    @property
+    def is_adopted_onnx(self) -> bool:
+        """Whether it is the manifest of an adopted ONNX file itself, which others are made from."""
+        return self.adopted is not None and self.adopted.sha256 == self.checkpoint_sha256
+
+    def source_sha256(self, digest: str) -> str:
+        """SHA-256 of the checkpoint, or adopted ONNX file, that all files of this model are made from; `digest` is that
+        of the file of this manifest."""
+        return digest if self.is_adopted_onnx else self.checkpoint_sha256
 
     def made_from(self, checkpoint_sha256: str, versions: Mapping[str, str]) -> bool:
         """Whether this checkpoint gave it, by these versions of libraries (among others)."""

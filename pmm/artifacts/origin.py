@@ -1,11 +1,12 @@
-"""Where a file comes from: its run, its manifest, the checkpoint that it was exported from, and that one's data set."""
+"""Where a file comes from: its run, its manifest, the checkpoint or adopted ONNX file that it was exported from, and
+that one's data set."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from pmm.artifacts.dataset_location import DatasetLocation
+from pmm.artifacts.dataset_location import DatasetLocation, resolve_data_root
 from pmm.artifacts.kinds import KIND_NAMES, RUNNABLE, kind_of, kind_of_content
 from pmm.artifacts.manifest import EngineContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
@@ -40,10 +41,13 @@ def manifest_of(path: Path) -> Manifest:
 
 
 def checkpoint_of(artifact: Path, manifest: Manifest) -> Path | None:
-    """The checkpoint that an exported file came from: beside it, one folder up, or in a run; else None."""
-    folder = artifact.resolve().parent
+    """The checkpoint, or adopted ONNX file, that an exported file came from: beside it, one folder up, or in a run;
+    else None. An adopted ONNX file comes from itself."""
+    if manifest.is_adopted_onnx:
+        return artifact
+    kind, folder = "onnx" if manifest.adopted else "checkpoint", artifact.resolve().parent
     for path in dict.fromkeys([*folder.glob("*"), *folder.parent.glob("*"), *RUNS.glob("*/*")]):
-        usable = path.is_file() and os.access(path, os.R_OK) and kind_of_content(path) == "checkpoint"
+        usable = path.is_file() and os.access(path, os.R_OK) and kind_of_content(path) == kind
         if usable and sha256(path) == manifest.checkpoint_sha256:
             return path
     return None
@@ -86,12 +90,18 @@ def override_dataset(trained: DatasetLocation, path: Path, name: str, root: str)
 
 
 def training_dataset(path: Path) -> DatasetLocation:
-    """The data set that a checkpoint, or the one that an exported file came from, was trained on; without a root if it
-    does not say where that is.
+    """The data set that a checkpoint, or the one that an exported file came from, was trained on, or that was given
+    with an adopted ONNX file; without a root if it does not say where that is.
 
     Raises InvalidFile if nothing says what it was.
     """
-    checkpoint = path if kind_of(path, *RUNNABLE) in ("checkpoint", "torch") else checkpoint_of(path, manifest_of(path))
+    manifest = None if kind_of(path, *RUNNABLE) in ("checkpoint", "torch") else manifest_of(path)
+    if manifest and manifest.adopted:
+        named = DatasetLocation(manifest.adopted.dataset, resolve_data_root(manifest.adopted.root, path))
+        if not named.name:
+            raise InvalidFile("nobody said on what to judge it when it was adopted", path=path, hint=HINT)
+        return named
+    checkpoint = checkpoint_of(path, manifest) if manifest else path
     if checkpoint is None:
         problem = f"its checkpoint, which names a data set, is neither beside it nor under {RUNS}/"
         raise InvalidFile(problem, path=path, hint=HINT)

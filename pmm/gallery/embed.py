@@ -74,7 +74,7 @@ def contract_of(artifact: Path, runner: Runner) -> IndexContract:
     digest = sha256(artifact)
     manifest = getattr(runner, "manifest", None)  # a checkpoint has none: it is where the others come from
     return IndexContract(
-        checkpoint_sha256=manifest.checkpoint_sha256 if manifest else digest,
+        checkpoint_sha256=manifest.source_sha256(digest) if manifest else digest,
         artifact_sha256=digest,
         precision=runner.info.precision,
         embedding=runner.embedding,

@@ -231,9 +231,10 @@ def check_on_gpu(runner: Runner, images: GpuArray, index: int, contract: InputCo
             hint="open it there (device=), or move them",
         )
     runner.check(images)
-    if contract is not None and (contract.dtype, contract.colour) != ("uint8", "rgb"):
+    if contract is not None and (contract.dtype, contract.layout, contract.colour) != ("uint8", "NHWC", "rgb"):
         raise InvalidInput(
-            f"the file takes {contract.dtype} {contract.colour.upper()} images, and images on a GPU are not converted",
+            f"the file takes {contract.dtype} {contract.layout} {contract.colour.upper()} images, and images on a GPU "
+            "are not converted",
             hint="export it with --input uint8 --input-colour rgb, or pass the images in host memory",
         )
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from pmm.artifacts.manifest import (
     EngineContract,
     InputContract,
     Manifest,
+    OnnxOrigin,
 )
 from pmm.data.preprocessing import Preprocessing
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue
@@ -52,6 +54,36 @@ MANIFEST = Manifest(
 @pytest.mark.parametrize("manifest", [MANIFEST, dataclasses.replace(MANIFEST, engine=None, parity=None)])
 def test_what_is_written_is_read(manifest):
     assert Manifest.from_json(manifest.to_json(), "x") == manifest
+
+
+@given(
+    dtype=st.sampled_from(("uint8", "float32")),
+    layout=st.sampled_from(("NHWC", "NCHW")),
+    colour=st.sampled_from(("rgb", "bgr")),
+    images=st.integers(1, 3),
+)
+def test_each_pixel_stands_where_the_contract_has_it(dtype, layout, colour, images):
+    size = Preprocessing(height=4, width=3, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    crops = np.random.default_rng(images).integers(0, 256, (images, 4, 3, 3), dtype=np.uint8)
+    contract = InputContract(dtype=dtype, layout=layout, colour=colour)
+    fed = contract.feed(crops, size)
+    assert (fed.dtype.name, fed.shape[1:], fed.flags.c_contiguous) == (dtype, contract.shape(size), True)
+    for channel, (mean, std) in enumerate(zip(size.mean, size.std, strict=True)):
+        at = 2 - channel if colour == "bgr" else channel
+        plane = fed[..., at] if layout == "NHWC" else fed[:, at]
+        expected = crops[..., channel] if dtype == "uint8" else (crops[..., channel] / 255 - mean) / std
+        np.testing.assert_allclose(plane, expected, atol=1e-6)
+
+
+def test_files_of_an_adopted_one_name_it_as_their_source():
+    """The file itself cannot hold its own hash."""
+    origin = OnnxOrigin(sha256="1" * 64, producer="pytorch 2.4.0", dataset="market1501", root="market")
+    adopted = dataclasses.replace(MANIFEST, engine=None, adopted=origin)
+    made_of_it = dataclasses.replace(adopted, checkpoint_sha256="a" * 64)
+    assert (adopted.is_adopted_onnx, made_of_it.is_adopted_onnx, MANIFEST.is_adopted_onnx) == (True, False, False)
+    assert adopted.source_sha256("a" * 64) == made_of_it.source_sha256("b" * 64) == "a" * 64
+    assert MANIFEST.source_sha256("b" * 64) == "1" * 64
+    assert Manifest.from_json(adopted.to_json(), "x") == adopted
 
 
 def test_an_older_engine_manifest_is_read():
