@@ -101,7 +101,7 @@ def _manifest(manifest: Manifest) -> dict[str, Any]:
     """Without what only other kinds of artifact have, and without the hash, which is a fact of the file."""
     facts = {key: value for key, value in dataclasses.asdict(manifest).items() if value is not None}
     facts.pop("sha256")
-    return {**facts, "parity": manifest.parity or "not verified"}
+    return {**facts, "preprocessing": manifest.preprocessing.facts(), "parity": manifest.parity or "not verified"}
 
 
 DESCRIBE: dict[Kind, Callable[[Path], dict[str, Any]]] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +104,10 @@ class Preprocessing(Resize):
         """In words, as `256x128, PIL's bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225`."""
         mean, std = (" ".join(f"{value:.6g}" for value in each) for each in (self.mean, self.std))
         return f"{super().describe()}, mean {mean}, std {std}"
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values, as pmm info prints them."""
+        return {**dataclasses.asdict(self), "padding": self.padding or "none (stretched)"}
 
 
 def preprocessing_of(config: Config) -> Preprocessing:

@@ -1,6 +1,6 @@
 """Bilinear resizing as OpenCV does it, to the last grey level, in numpy: who serves a network needs no OpenCV.
 
-The definition is `cv2.resize(pixels, (width, height))` of OpenCV 4 for uint8: no antialias, weights of 11 bits.
+The definition is `cv2.resize(pixels, (width, height))` of OpenCV 4 and 5 for uint8: no antialias, weights of 11 bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def resize_as_opencv(pixels: Crops, height: int, width: int) -> Crops:
     if before == (2 * height, 2 * width):  # OpenCV takes its INTER_AREA for this
         sums = pixels.reshape(height, 2, width, 2, -1).sum((1, 3), dtype=np.uint16)
         return ((sums + 2) >> 2).astype(np.uint8)
-    rows, columns = _taps(before[0], height, False), _taps(before[1], width, True)
+    rows, columns = _taps(before[0], height), _taps(before[1], width)
 
     def products(row: int) -> npt.NDArray[Any]:
         """Columns first: the products of one of the two source rows of each row."""
@@ -49,11 +49,9 @@ class _Taps(NamedTuple):
 
 
 @lru_cache(512)
-def _taps(before: int, after: int, columns: bool) -> _Taps:
+def _taps(before: int, after: int) -> _Taps:
     place = ((np.arange(after) + 0.5) * (1 / (after / before)) - 0.5).astype(np.float32)
     low = np.floor(place).astype(np.int64)
     share = place - low.astype(np.float32)
-    if columns:  # at the left and right border OpenCV takes one pixel whole; of rows it weighs the same one twice
-        share[(low < 0) | (low >= before - 1)] = 0
     at = np.stack([low, low + 1]).clip(0, before - 1)
     return _Taps(at, np.rint(np.stack([1 - share, share]) * ONE).astype(np.int32))

@@ -58,11 +58,10 @@ class IndexContract:
         differences = []
         if self.checkpoint_sha256 != other.checkpoint_sha256:
             differences.append(f"checkpoint {self.checkpoint_sha256[:12]}..., not {other.checkpoint_sha256[:12]}...")
-        for part, other_part in ((self.embedding, other.embedding), (self.preprocessing, other.preprocessing)):
-            for field in dataclasses.fields(part):
-                value, other_value = getattr(part, field.name), getattr(other_part, field.name, None)
-                if value != other_value:
-                    differences.append(f"{field.name} {value}, not {other_value}")
+        mine, others = (
+            {**dataclasses.asdict(contract.embedding), **contract.preprocessing.facts()} for contract in (self, other)
+        )
+        differences += [f"{name} {mine[name]}, not {others[name]}" for name in mine if mine[name] != others[name]]
         return differences
 
 
@@ -194,6 +193,7 @@ def describe_index(path: Path) -> dict[str, Any]:
         "images": len(index),
         "dimensions": index.embeddings.shape[1],
         **dataclasses.asdict(index.contract),
+        "preprocessing": index.contract.preprocessing.facts(),
     }
 
 

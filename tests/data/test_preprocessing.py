@@ -62,6 +62,8 @@ def test_it_is_described_in_words():
     other = dataclasses.replace(IMAGENET, antialias=False, padding=(114, 0, 7), mean=(0, 0, 0), std=(1, 1, 1 / 255))
     for fact in ("OpenCV's bilinear", "padded with 114 0 7", "mean 0 0 0", "std 1 1 0.00392157"):
         assert fact in other.describe()
+    assert IMAGENET.facts()["padding"] == "none (stretched)"
+    assert other.facts() == dataclasses.asdict(other)
     words = {Resize(height=1, width=1, interpolation=i, antialias=a).describe() for i, a in RESIZES}
     assert len(words) == len(RESIZES)
 

@@ -183,6 +183,10 @@ def test_differences_name_what_cannot_be_compared():
     assert mine.differences(contract(4, "cosine")) == ["normalised False, not True", "metric euclidean, not cosine"]
     size = dataclasses.replace(mine.preprocessing, height=256)
     assert mine.differences(dataclasses.replace(mine, preprocessing=size)) == ["height 128, not 256"]
+    size = dataclasses.replace(mine.preprocessing, antialias=False, padding=(0, 0, 0))
+    assert mine.differences(dataclasses.replace(mine, preprocessing=size)) == [
+        "antialias True, not False", "padding none (stretched), not (0, 0, 0)"
+    ]  # fmt: skip
 
 
 def parts(index: Index, folder: Path) -> dict[str, bytes]:
@@ -248,6 +252,14 @@ BAD = {
     "magic string": lambda p: p.update({"paths.npy": pickle.dumps(Bomb())}),
     "not an index": lambda p: p.update({"paths.npy": npy(np.full(7, "a"))[:-4] + b"\xff" * 4}),
 }
+
+
+def test_an_index_from_before_other_resizes_is_read(tmp_path):
+    index = index_of(np.ones((7, 4)))
+    members, fields = parts(index, tmp_path), '"antialias": true, "height": 128, "interpolation": "bilinear"'
+    members |= reworded(members, fields, '"height": 128')
+    members |= reworded(members, '"padding": null, ', "")
+    assert Index.load(written(tmp_path / "older.npz", members)).contract == index.contract
 
 
 @pytest.mark.parametrize("reason", BAD)

@@ -12,7 +12,7 @@ from pathlib import Path
 LISTS = Path(__file__).with_name("planted")
 AREAS = (
     "backbones", "bench", "calibration", "commands", "engines", "files", "gates", "gpus", "losses", "manifest",
-    "metrics", "ops", "parity", "precision", "ranks", "readers", "recipe", "reranking", "resume", "sampler",
+    "metrics", "ops", "parity", "precision", "ranks", "readers", "recipe", "reranking", "resizing", "resume", "sampler",
     "statistics",
 )  # fmt: skip
 
