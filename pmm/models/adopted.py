@@ -4,13 +4,14 @@ inference."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from pmm.models.graph_json import FACTORIES
+from pmm.models.graph_check import output_of
 from pmm.models.output import EmbeddingModel, InferenceModel
+from pmm.models.pure_operators import makes_tensors
 
 
 class NetworkGraph(nn.Module):
@@ -25,10 +26,10 @@ class NetworkGraph(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NetworkGraph:
         super()._apply(fn, recurse)
-        tensor = next((each for each in (*self.parameters(), *self.buffers())), None)
-        for node in self.graph.graph.nodes:
-            if tensor is not None and str(node.target).split(".")[1:2] in [[name] for name in FACTORIES]:
-                node.kwargs = {**node.kwargs, "device": tensor.device}
+        device = next((each.device for each in (*self.parameters(), *self.buffers())), None)
+        made = [node for node in self.graph.graph.nodes if makes_tensors(node.target)]
+        for node in made if device else ():
+            node.kwargs = {**node.kwargs, "device": device}
         self.graph.recompile()
         return self
 
@@ -39,15 +40,12 @@ class AdoptedNetwork(EmbeddingModel):
     def __init__(self, graph: fx.GraphModule, size: tuple[int, int], *, normalised: bool) -> None:
         """`size`: height and width of its images. Raises ValueError for a graph that makes no embeddings of them."""
         super().__init__()
-        self.graph, self.normalised = NetworkGraph(graph), normalised
-        try:
-            with torch.no_grad():
-                shape = tuple(self(torch.zeros(2, 3, *size)).shape)
-        except Exception as error:  # a graph from a file may do anything
-            raise ValueError(f"it cannot run on images {[2, 3, *size]} ({type(error).__name__}: {error})") from error
-        if len(shape) != 2 or shape[0] != 2:
-            raise ValueError(f"its output for 2 images is {list(shape)}, not [2, D]")
-        self.embedding_dim = shape[1]
+        self.graph, self.size, self.normalised = NetworkGraph(graph), size, normalised
+        output = output_of(graph, 2, *size)
+        if output.dim() != 2 or output.shape[0] != 2 or output.dtype != torch.float32:
+            dtype = str(output.dtype).removeprefix("torch.")
+            raise ValueError(f"its output for 2 images is {dtype} {list(output.shape)}, not float32 [2, D]")
+        self.embedding_dim = output.shape[1]
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -55,31 +53,36 @@ class AdoptedNetwork(EmbeddingModel):
         return self.graph(images.contiguous())
 
     def deployed(self) -> InferenceModel:
-        return _AdoptedInference(self.graph, normalised=self.normalised)
+        return _AdoptedInference(self)
 
 
 class _AdoptedInference(InferenceModel):
     """The same graph, which casts for itself and ends in its embeddings."""
 
-    def __init__(self, graph: NetworkGraph, *, normalised: bool) -> None:
-        super().__init__(_OneOutput(graph), nn.Identity(), normalised=False)
-        self.normalised = normalised  # by the graph itself
+    def __init__(self, network: AdoptedNetwork) -> None:
+        super().__init__(_OneOutput(network.graph), nn.Identity(), normalised=False)
+        self.normalised = network.normalised  # by the graph itself
+        self.size = network.size
 
     def fold_batch_norms(self, example: Tensor) -> None:
         from pmm.models.graph_passes import fold_batch_norms_in_graph
 
-        fold_batch_norms_in_graph(self.trunk.network.graph)  # type: ignore[union-attr]
+        fold_batch_norms_in_graph(self._graph, example)
 
     def cast(self, dtype: torch.dtype) -> None:
-        from pmm.models.graph_passes import cast_graph
+        from pmm.models.graph_half import cast_graph
 
-        if dtype is not torch.float32:
-            cast_graph(self.trunk.network.graph, dtype)  # type: ignore[union-attr]
+        if dtype != torch.float32:
+            cast_graph(self._graph, dtype, torch.zeros(1, 3, *self.size))
 
     def reverse_channels(self, images: Tensor) -> None:
         from pmm.models.graph_passes import reverse_channels
 
-        reverse_channels(self.trunk.network.graph)  # type: ignore[union-attr]
+        reverse_channels(self._graph)
+
+    @property
+    def _graph(self) -> fx.GraphModule:
+        return cast("_OneOutput", self.trunk).network.graph
 
 
 class _OneOutput(nn.Module):

@@ -1,40 +1,46 @@
 """Networks as plain data: a graph of ATen operators as JSON, which is read without running code of anyone's.
 
 torch's own loader of exported programs falls back to pickle, evaluates strings and resolves any name below `torch`;
-here an operator is one of `aten` that computes tensors from tensors, or one of a few on whole numbers.
+here an operator is one that computes tensors from tensors (see `pmm.models.pure_operators`), or one of a few on whole
+numbers.
 """
 
 from __future__ import annotations
 
 import json
-import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-OPERATORS = ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge")
-"""Of Python's `operator`, on sizes that follow from the batch."""
-SAME_WITHOUT_STRIDES = {
-    "aten.view.default": "aten.reshape.default",
-    "aten._unsafe_view.default": "aten.reshape.default",
-}
-"""Operators that take one layout of memory only, and those that compute the same from any."""
-FACTORIES = ("arange", "zeros", "ones", "full", "scalar_tensor", "empty", "eye", "linspace")
-_DEVICES = ("device", "pin_memory")
-_WORDS = {
+from pmm.models.pure_operators import check_arguments, operator_of, written_as
+
+WORDS = {
     name: value
     for name, value in vars(torch).items()
     if isinstance(value, torch.dtype | torch.memory_format | torch.layout)
 }
+_DEVICES = ("device", "pin_memory")
+_TYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
+_NAME = re.compile(r"(?!__)\w+(\.(?!__)\w+)*", re.ASCII)
+"""Of a tensor: fx writes it into the Python source that it runs, as it is."""
 
 
 def graph_to_json(graph: fx.GraphModule) -> tuple[str, dict[str, Tensor]]:
     """`graph` as text and the tensors that it reads, by name, on the CPU: parameters and buffers alike.
 
-    Raises ValueError, naming the operator, for one that `graph_from_json` would refuse.
+    Raises ValueError, naming the operator, for what `graph_from_json` would refuse.
     """
     nodes, tensors, parameters = [], {}, []
     for node in graph.graph.nodes:
@@ -45,14 +51,18 @@ def graph_to_json(graph: fx.GraphModule) -> tuple[str, dict[str, Tensor]]:
             if isinstance(value, nn.Parameter):
                 parameters.append(target)
         elif node.op == "call_function":
-            target = _name_of(node.target)
-            _operator_of(target)
+            if _only_checks(node):
+                continue
+            target = written_as(node.target)
+            operator_of(target)
         elif node.op not in ("placeholder", "output"):
             raise ValueError(f"a {node.op} of {target}")
         args = [_encoded(value) for value in node.args]
         if node.op == "output" and isinstance(args[0], list) and len(args[0]) == 1:  # as torch.export writes it
             args = args[0]
         kwargs = {key: _encoded(value) for key, value in node.kwargs.items() if key not in _DEVICES}
+        if target == "aten.zeros.default":  # in place of memory as it is found, which may have a layout
+            kwargs.pop("memory_format", None)
         nodes.append([node.name, node.op, target, args, kwargs])
     return json.dumps({"nodes": nodes, "parameters": parameters}), tensors
 
@@ -60,33 +70,51 @@ def graph_to_json(graph: fx.GraphModule) -> tuple[str, dict[str, Tensor]]:
 def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     """Inverse of `graph_to_json`, in eval mode.
 
-    Raises ValueError for text that it did not write, an operator that is not allowed, or tensors that are missing.
+    Raises ValueError for text that it did not write, an operator that is not allowed, or tensors that are missing or no
+    plain ones.
     """
     try:
         content = json.loads(text)
-        parameters, graph = set(content["parameters"]), fx.Graph()
-        nodes: dict[str, fx.Node] = {}
+        for name, value in tensors.items():
+            _check_tensor(name, value)
+        graph, nodes = fx.Graph(), dict[str, fx.Node]()
         for name, op, target, args, kwargs in content["nodes"]:
             values = tuple(_decoded(value, nodes) for value in args)
-            named = {str(key): _decoded(value, nodes) for key, value in kwargs.items()}
+            named = {key: _decoded(value, nodes) for key, value in kwargs.items()}
             if op == "call_function":
-                nodes[name] = graph.call_function(_operator_of(target), values, named)
+                function = operator_of(target)
+                check_arguments(function, values, named)
+                nodes[name] = graph.call_function(function, values, named)
             elif op == "get_attr" and target in tensors:
                 nodes[name] = graph.get_attr(target)
-            elif op == "placeholder" and not any(node.op == op for node in graph.nodes):
+            elif op == "placeholder":
                 nodes[name] = graph.placeholder("images")
-            elif op == "output":
+            elif op == "output" and isinstance(values[0], fx.Node):
                 graph.output(values[0])
             else:
                 raise ValueError(f"a {op} of {str(target)[:60]!r}")
+        parameters = set(content["parameters"])
         root = {
             name: nn.Parameter(value, requires_grad=False) if name in parameters else value
             for name, value in tensors.items()
         }
+        ends = [node.op for node in graph.nodes if node.op in ("placeholder", "output")]
+        if ends != ["placeholder", "output"]:
+            raise ValueError("it does not lead from images to one output")
         graph.lint()
         return fx.GraphModule(root, graph, "AdoptedGraph").eval()
-    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError, SyntaxError) as error:
         raise ValueError(f"not a graph ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _only_checks(node: fx.Node) -> bool:
+    """Whether it asserts something of its arguments, and computes nothing."""
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and not node.target._schema.returns
+        and not node.users
+        and (not node.target._schema.is_mutable)
+    )
 
 
 def _attribute(module: nn.Module, target: str) -> Tensor:
@@ -94,33 +122,17 @@ def _attribute(module: nn.Module, target: str) -> Tensor:
     value = getattr(module.get_submodule(owner), name)
     if not isinstance(value, Tensor):
         raise ValueError(f"{target} is a {type(value).__name__}, and no tensor")
+    _check_tensor(target, value)
     return value
 
 
-def _name_of(target: Any) -> str:
-    """`aten.conv2d.default`, `operator.getitem`."""
-    if isinstance(target, torch._ops.OpOverload):
-        name = str(target)
-        return SAME_WITHOUT_STRIDES.get(name, name)
-    return f"operator.{getattr(target, '__name__', target)}"
-
-
-def _operator_of(name: str) -> Callable[..., Any]:
-    """Raises ValueError for an operator that is not allowed, or that this torch does not have."""
-    if name.startswith("operator."):
-        if (word := name.removeprefix("operator.")) not in OPERATORS:
-            raise ValueError(f"operator {word[:60]!r}")
-        return getattr(operator, word)
-    match = re.fullmatch(r"aten\.([a-z0-9_]+)\.([A-Za-z0-9_]+)", name)
-    packet = getattr(torch.ops.aten, match[1], None) if match else None
-    overload = getattr(packet, match[2], None) if match else None
-    if not isinstance(overload, torch._ops.OpOverload):
-        raise ValueError(f"operator {name[:60]!r}")
-    schema = overload._schema
-    computes = any("Tensor" in str(argument.type) for argument in schema.arguments) or match[1] in FACTORIES  # type: ignore[index]
-    if schema.is_mutable or not schema.returns or not computes:
-        raise ValueError(f"operator {name[:60]!r}, which does more than to compute")
-    return overload
+def _check_tensor(name: str, value: Tensor) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"a tensor of the name {name[:60]!r}")
+    if value.layout != torch.strided or value.dtype not in _TYPES or value.is_quantized:
+        raise ValueError(f"{name[:60]} is {value.dtype} ({value.layout})")
+    if value.device.type == "meta" or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{name[:60]} of shape {list(value.shape)} is not in the file")
 
 
 def _encoded(value: Any) -> Any:
@@ -139,5 +151,5 @@ def _decoded(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if isinstance(value, list):
         return [_decoded(each, nodes) for each in value]
     if isinstance(value, dict):
-        return nodes[value["node"]] if "node" in value else _WORDS[value["torch"]]
+        return nodes[value["node"]] if "node" in value else WORDS[value["torch"]]
     return value
