@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pmm.artifacts.checkpoint import checked, deployed_weights, is_checkpoint
 from pmm.artifacts.known_checkpoints import FAST_REID, method_of, name_of
-from pmm.artifacts.torch_file import COUNTER, as_float32, first_names, read_torch_file
+from pmm.artifacts.torch_file import COUNTER, as_float32, first_names
+from pmm.artifacts.weights_file import EMA, TRAINING_STATE, leaves_of, read_weights_file
 from pmm.config import BACKBONES, TIMM, Config
 from pmm.models.backbone import build_backbone
 from pmm.utils.errors import InvalidFile, UserError
@@ -36,8 +37,6 @@ NOTES = {
     FAST_REID: "newer versions pool the stem without padding: their maps are those of the image two pixels further"
 }
 """What a file does not show of its network."""
-_EMA = re.compile(r"(^|[._])ema([._]|$)")
-_TRAINING_STATE = re.compile(r"(\w*optim|\w*sched|\w*scaler|rng|progress)", re.IGNORECASE)
 _OPTIMIZER = re.compile(r"(^|\.)(step|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg)$")
 
 
@@ -83,8 +82,8 @@ def read_init_file(path: str | Path, backbone: str) -> InitFile:
     if (best := Path(path) / "best.pth").is_file():
         raise InvalidFile("it is the folder of a run", path=path, expected=expected, hint=f"give {best}")
     path = existing_file(path, expected)
-    content = _read(path, expected)
-    leaves = _leaves(content)
+    content = read_weights_file(path, expected)
+    leaves = leaves_of(content)
     if is_checkpoint(content):
         return _from_checkpoint(checked(content, path), leaves, path, backbone)
     tensors = {key: value for key, value in leaves.items() if isinstance(value, Tensor)}
@@ -149,30 +148,6 @@ def _from_checkpoint(saved: dict[str, Any], leaves: Mapping[str, Any], path: Pat
     )
 
 
-def _read(path: Path, expected: str) -> Any:
-    if path.suffix != ".safetensors":
-        return read_torch_file(path, expected)
-    library = import_library("safetensors.torch")
-    try:
-        return library.load_file(path)
-    except Exception as error:  # its own SafetensorError, OSError, ...
-        raise InvalidFile(f"truncated, or not a safetensors file ({error})", path=path, expected=expected) from error
-
-
-def _leaves(content: Any) -> dict[str, Any]:
-    """Names of dicts within dicts, joined by dots -> what is there; in the file's order."""
-    leaves: dict[str, Any] = {}
-    waiting, seen = [("", content)], set()
-    while waiting:
-        path, value = waiting.pop()
-        if isinstance(value, Mapping) and value and id(value) not in seen:
-            seen.add(id(value))  # a file may hold a dict twice, or within itself
-            waiting += [(f"{path}.{key}" if path else str(key), item) for key, item in reversed(list(value.items()))]
-        else:
-            leaves[path] = value
-    return leaves
-
-
 @cache
 def _shapes(backbone: str) -> dict[str, Tensor]:
     """The backbone's state dict, without content."""
@@ -219,7 +194,7 @@ def _matches(tensors: Mapping[str, Tensor], backbone: str) -> list[_Match]:
                     counts[".".join(words[:start])] += 1
         found += [_Match(names, prefix, hits) for prefix, hits in counts.items()]
     nothing = _Match(public, "", 0)
-    return [*sorted(found, key=lambda match: (-match.hits, not _EMA.search(match.prefix))), nothing]
+    return [*sorted(found, key=lambda match: (-match.hits, not EMA.search(match.prefix))), nothing]
 
 
 def _resnet_of_timm(tensors: Mapping[str, Tensor]) -> str:
@@ -261,7 +236,7 @@ def _left_out(leaves: Mapping[str, Any], taken: set[str], copies: Iterable[str])
     for key, value in leaves.items():
         if key in taken:
             continue
-        if _TRAINING_STATE.match(key):
+        if TRAINING_STATE.match(key):
             reasons[key] = "the state of its training"
         elif not isinstance(value, Tensor):
             reasons[key] = "no weights"

@@ -12,11 +12,9 @@ from torchvision.models import get_weight
 from pmm.artifacts.dataset_location import with_resolved_data_root
 from pmm.artifacts.init_file import InitFile, read_init_file
 from pmm.artifacts.torch_file import COUNTER
+from pmm.artifacts.weights_file import key_table
 from pmm.config import IMAGENET, SYNTHETIC, TIMM, Config
-from pmm.utils.errors import ConflictingOptions, InvalidFile, UserError, printable
-
-LABELS = 4
-"""Groups of keys that a line of the table names."""
+from pmm.utils.errors import ConflictingOptions, InvalidFile, UserError
 
 
 def load_initial_weights(model: nn.Module, config: Config, init: InitFile | None) -> str:
@@ -136,19 +134,4 @@ def _table(reasons: Mapping[str, str], init: InitFile) -> str:
     for key, reason in reasons.items():
         if reason:
             add("new", reason, key)
-    lines = [f"{verb:<9}{len(keys):>6}  {reason}: {_labels(keys)}" for (verb, reason), keys in rows.items()]
-    return "\n".join(printable(f"init: {line}") for line in (f"{init.path}, {init.kind}", *lines))
-
-
-def _labels(keys: list[str]) -> str:
-    """`model.stages.*, optimizer.*`: the keys' groups, few enough for a line."""
-    for depth in range(max(key.count(".") for key in keys), -1, -1):
-        groups = dict.fromkeys(_cut(key, depth) for key in keys)
-        if len(groups) <= LABELS:
-            return ", ".join(groups)
-    return f"{', '.join(list(groups)[:LABELS])}, and {len(groups) - LABELS} more"
-
-
-def _cut(key: str, depth: int) -> str:
-    parts = key.split(".")
-    return ".".join(parts[: depth + 1]) + (".*" if len(parts) > depth + 1 else "")
+    return key_table("init", f"{init.path}, {init.kind}", rows)
