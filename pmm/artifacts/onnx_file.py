@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.manifest import METADATA_KEY, Manifest
-from pmm.utils.errors import InvalidFile, UserError
+from pmm.utils.errors import InvalidFile, UserError, reason_of
 from pmm.utils.files import existing_file
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 
 EXPORT = "export the checkpoint with pmm export onnx"
+ADOPT = "export the checkpoint with pmm export onnx, or adopt the file with pmm adopt"
+MAX_BYTES = 2**31 - 1
+"""Of a message of protocol buffers, which an ONNX file is."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class OnnxFile:
             raise InvalidFile(
                 "an ONNX file without a manifest, beside it or inside, that says what to feed it",
                 path=self.path,
-                hint=EXPORT,
+                hint=ADOPT,
             )
         return self.stored_manifest
 
@@ -60,6 +63,35 @@ def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
     external = _check_external_data(path, proto, external_data)
     digest = hashlib.sha256(content).hexdigest()
     return OnnxFile(path, content, proto, digest, _manifest(path, proto, digest), external)
+
+
+def with_weights_inside(file: OnnxFile) -> onnx.ModelProto:
+    """The graph of `file`, which was read with `external_data`, with the weights from the files beside it.
+
+    Raises InvalidFile if those are missing or too short, or if all is more than one file can hold.
+    """
+    if not file.external:
+        return file.proto
+    import onnx
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(file.proto)
+    folder, places = file.path.parent, {}
+    for tensor in _all_tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+            places[location] = existing_file(folder / location, f"the weights of {file.path}").stat().st_size
+            if len(file.content) + sum(places.values()) > MAX_BYTES:
+                problem = f"it and its weights are more than {MAX_BYTES / 2**30:.0f} GiB"
+                raise InvalidFile(problem, path=file.path, expected="a graph that one file can hold")
+            try:
+                onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            except Exception as error:  # of several types, as the versions of onnx differ
+                reason = f"its weights in {location!r} cannot be read ({reason_of(error)})"
+                raise InvalidFile(reason, path=file.path) from error
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return proto
 
 
 def is_onnx(path: Path) -> bool:
@@ -107,8 +139,7 @@ def _check_external_data(path: Path, proto: onnx.ModelProto, allowed: bool) -> b
     import onnx
 
     external = False
-    functions = (tensor for function in proto.functions for tensor in _attributes(function.node))
-    for tensor in (*_tensors(proto.graph), *functions):
+    for tensor in _all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
@@ -140,6 +171,12 @@ def _escapes(folder: Path, location: str) -> str:
         if path.is_symlink():
             return "a symbolic link"
     return ""
+
+
+def _all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from _tensors(proto.graph)
+    for function in proto.functions:
+        yield from _attributes(function.node)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -96,9 +96,13 @@ class Preprocessing(Resize):
 
     def normalise(self, crops: Crops) -> npt.NDArray[np.float32]:
         """uint8 RGB [B, H, W, 3] -> float32 [B, 3, H, W]: (x / 255 - mean) / std."""
-        scale = 1 / (255 * np.asarray(self.std, np.float32))
-        offset = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        scale, offset = self.scale_and_offset()
         return np.ascontiguousarray((crops * scale - offset).transpose(0, 3, 1, 2), dtype=np.float32)
+
+    def scale_and_offset(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Per channel: a pixel x of 0..255 is normalised to x * scale - offset."""
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return np.asarray(1 / (255 * std), np.float32), np.asarray(mean / std, np.float32)
 
     def describe(self) -> str:
         """In words, as `256x128, PIL's bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225`."""

@@ -1,0 +1,200 @@
+"""A foreign ONNX file becomes an artifact: the same operators, with a contract, and proved to give the same embeddings.
+
+Its own fp32 run in ONNX Runtime on a CPU is what everything that is made from it is compared with. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.adoption.onnx_assembly import contract_of, from_images_to, with_interface
+from pmm.adoption.onnx_interface import ImageInput, embedding_output
+from pmm.adoption.onnx_reading import ForeignOnnx
+from pmm.artifacts.artifact import Artifact, new_artifact
+from pmm.artifacts.manifest import PRECISIONS, EmbeddingContract, InputContract, Manifest, OnnxOrigin
+from pmm.artifacts.onnx_file import embed_manifest
+from pmm.data.preprocessing import Crops, Preprocessing
+from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.parity_check import MIN_BATCH_COSINE, ParityCheck
+from pmm.export.precision import onnx_precision
+from pmm.runtime.base import Embeddings, run_in_batches
+from pmm.runtime.ort import OrtRunner
+from pmm.runtime.ort_session import open_session
+from pmm.utils.build_info import __version__
+from pmm.utils.errors import ConflictingOptions, InvalidFile, reason_of
+from pmm.utils.files import output_file
+
+if TYPE_CHECKING:
+    import onnx
+
+PROBES = 8
+"""Images that the adopted file and the foreign one are compared on."""
+UNIT_NORM = 1e-4
+"""By which norms may differ from 1 for embeddings to count as normalised."""
+AS_STORED = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+"""Of images that the caller does not normalise: they stay 0..255."""
+
+
+def adopt_onnx(
+    foreign: ForeignOnnx,
+    images: ImageInput,
+    out: Path,
+    size: Preprocessing,
+    *,
+    colour: Literal["rgb", "bgr"] = "rgb",
+    output: str = "",
+    uint8: bool = False,
+    metric: Literal["auto", "euclidean", "cosine"] = "auto",
+    dataset: str = "",
+    root: str = "",
+) -> Artifact:
+    """Write `foreign` to `out`, with a manifest beside it and inside.
+
+    The operators are those of the foreign file; of several outputs the others are left out, with what only they need.
+    Images of float16 become float32, cast in the graph, and an output [N, D, 1, 1] becomes [N, D].
+
+    Args:
+        images: its input, of the size of `size`.
+        size: how crops are resized and normalised; `AS_STORED` for images that are uint8.
+        colour: order of the channels that it takes.
+        output: name of the embeddings among several outputs.
+        uint8: let the graph take uint8 NHWC RGB crops, as files of pmm export onnx do: it normalises them itself.
+        metric: how its embeddings are compared; auto is cosine if they have norm 1, else euclidean.
+        dataset, root: data set to judge it on.
+
+    Raises:
+        InvalidFile: no embeddings [N, D], NaN among them, embeddings that depend on the other images of the batch, or
+            that are the same for all; ONNX Runtime refuses the graph; the name of the output is missing.
+        ConflictingOptions: `uint8` for images that are uint8 already.
+    """
+    out = output_file(out, foreign.path, suffixes=(".onnx",))
+    if images.normalised_by == "graph" and uint8:
+        problem = f"--uint8 moves the normalisation into the graph, and {foreign.path} takes uint8 images already"
+        raise ConflictingOptions(problem, "--uint8", hint="leave it out")
+    value = embedding_output(foreign, output)
+    expected = _run(foreign, images, value.name, size, colour)
+    proto = from_images_to(foreign, images, value)
+    contract = contract_of(proto, images, colour, uint8=uint8)
+    name = with_interface(proto, images, contract, size, colour, expected.shape[1:])
+    expected = expected.reshape(len(expected), -1)
+    normalised = bool((np.abs(np.linalg.norm(expected, axis=1) - 1) < UNIT_NORM).all())
+    chosen: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
+    embedding = EmbeddingContract(
+        dim=expected.shape[1], name=name, normalised=normalised, metric=chosen if metric == "auto" else metric
+    )
+    manifest = _manifest(foreign, proto, contract, embedding, size, OnnxOrigin(
+        sha256=foreign.sha256, producer=foreign.producer, dataset=dataset, root=root
+    ))  # fmt: skip
+    with new_artifact(out, manifest) as draft:
+        embed_manifest(proto, manifest)
+        draft.path.write_bytes(proto.SerializeToString(deterministic=True))
+        with draft.openable(), OrtRunner(draft.path, warn=False) as runner:
+            check = ParityCheck(probes(size), expected, f"those of {foreign.path.name} in ONNX Runtime")
+            parity = check.check(runner, "fp32", str(out), runner.info.provider)
+        draft.manifest = dataclasses.replace(manifest, parity=parity)
+    return Artifact(out, draft.manifest)
+
+
+def describe(artifact: Artifact) -> str:
+    """One line: what the file takes and gives, and what it is compared with."""
+    manifest = artifact.manifest
+    images, embedding = manifest.input, manifest.embedding
+    shape = ", ".join(map(str, images.shape(manifest.preprocessing)))
+    normalised = "" if images.dtype == "float32" else " as they are"
+    return (
+        f"{artifact.path}: {manifest.precision_found} (opset {manifest.opset}, {manifest.macs / 1e9:.2f} GMAC), takes "
+        f"{images.dtype} {images.name} [{images.batch or 'batch'}, {shape}] {images.colour.upper()}{normalised}, gives "
+        f"{embedding.name} [{embedding.dim}] for {embedding.metric} distances; its own run in ONNX Runtime is the "
+        "reference"
+    )
+
+
+def probes(size: Preprocessing) -> Crops:
+    """Coarse patterns of several brightnesses and contrasts [8, H, W, 3]: plain noise would have the same statistics in
+    every image, which hides a network that mixes them within a batch."""
+    generator = np.random.default_rng(0)
+    coarse = generator.random((PROBES, 8, 4, 3))
+    bright = np.linspace(0, 1, PROBES).reshape(-1, 1, 1, 1)
+    pixels = 255 * (0.3 * bright + coarse * (0.2 + 0.5 * bright[::-1]))
+    rows, columns = np.arange(size.height) * 8 // size.height, np.arange(size.width) * 4 // size.width
+    return pixels.astype(np.uint8)[:, rows][:, :, columns]
+
+
+def _run(
+    foreign: ForeignOnnx, images: ImageInput, output: str, size: Preprocessing, colour: Literal["rgb", "bgr"]
+) -> Embeddings:
+    """What the foreign file itself makes of the probes, [N, D] or [N, D, 1, 1], fed by hand."""
+    session = open_session(foreign.proto.SerializeToString(), str(foreign.path))
+    contract = contract_of(foreign.proto, images, colour, uint8=False)
+
+    def run(crops: Crops) -> npt.NDArray[Any]:
+        feed = contract.feed(crops, size).astype(images.dtype)
+        return np.asarray(session.run([output], {images.name: feed})[0])
+
+    crops = probes(size)
+    try:
+        embeddings = run_in_batches(run, crops, images.batch)
+        alone = run_in_batches(run, crops[-1:], images.batch)
+    except Exception as error:  # ORT raises its own exception types
+        raise InvalidFile(
+            f"ONNX Runtime cannot run it on images {[images.batch or PROBES, *contract.shape(size)]} "
+            f"({reason_of(error)})",
+            path=foreign.path,
+            hint="export the network with a batch, and sizes, that it really takes",
+        ) from error
+    shape = list(embeddings.shape)
+    if len(shape) not in (2, 4) or shape[0] != PROBES or shape[2:] not in ([], [1, 1]):
+        problem = f"its output {output} is {shape} for {PROBES} images"
+        hint = "choose another --output, or export the network up to its embeddings"
+        raise InvalidFile(problem, path=foreign.path, expected="embeddings [N, D] or [N, D, 1, 1]", hint=hint)
+    if not np.isfinite(embeddings).all():
+        hint = "are the mean, the std and the scale those that it was trained with?"
+        raise InvalidFile(f"NaN or Inf in its output {output}", path=foreign.path, hint=hint)
+    if (embeddings == embeddings[0]).all():
+        raise InvalidFile(f"its output {output} is the same for all images", path=foreign.path)
+    cosine = numeric_parity(embeddings[-1].reshape(1, -1), alone.reshape(1, -1)).min_cosine
+    if cosine < MIN_BATCH_COSINE:
+        raise InvalidFile(
+            f"its embeddings depend on the batch: of an image alone, it has cosine {cosine:.4f} with that of the same "
+            f"image among others",
+            path=foreign.path,
+            expected=f"{MIN_BATCH_COSINE} or more",
+            hint="is a batch-norm in training mode? export the network in eval mode",
+        )
+    return embeddings.astype(np.float32)
+
+
+def _manifest(
+    foreign: ForeignOnnx,
+    proto: onnx.ModelProto,
+    contract: InputContract,
+    embedding: EmbeddingContract,
+    size: Preprocessing,
+    origin: OnnxOrigin,
+) -> Manifest:
+    import onnx
+    import onnxruntime
+
+    measured = onnx_precision(proto, foreign.path)
+    if measured.precision not in PRECISIONS:
+        expected = f"one of {', '.join(PRECISIONS)}"
+        raise InvalidFile(f"it computes in {measured.precision}", path=foreign.path, expected=expected)
+    return Manifest(
+        checkpoint_sha256=foreign.sha256,
+        method="adopted",
+        preprocessing=size,
+        input=contract,
+        embedding=embedding,
+        precision=measured.precision,
+        precision_found=measured.precision,
+        precision_share=measured.share,
+        macs=measured.total,
+        opset=foreign.opset,
+        versions={"pmm": __version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        adopted=origin,
+    )
