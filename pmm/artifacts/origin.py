@@ -69,11 +69,13 @@ def resolve_dataset(path: Path, name: str = "", root: str = "") -> DatasetLocati
 def override_dataset(trained: DatasetLocation, path: Path, name: str, root: str) -> DatasetLocation:
     """The data set `name` at `root`, each that is empty as of the one that `path` was `trained` on.
 
-    Raises ConflictingOptions for another data set without a root, InvalidFile if the folder of `trained` is unknown or
-    gone.
+    Raises ConflictingOptions for another data set without a root, InvalidFile if `trained` is empty or its folder is
+    unknown or gone.
     """
     if name and root:
         return DatasetLocation(name, root)
+    if not trained.name:
+        raise InvalidFile("it does not say which data set to judge it on", path=path, hint=HINT)
     if name and dataset_spec(name) != dataset_spec(trained.name):
         raise ConflictingOptions(
             f"--dataset {name} without --root: {path} was trained on {trained.name}",
@@ -91,25 +93,19 @@ def override_dataset(trained: DatasetLocation, path: Path, name: str, root: str)
 
 def training_dataset(path: Path) -> DatasetLocation:
     """The data set that a checkpoint, or the one that an exported file came from, was trained on, or that was given
-    with an adopted ONNX file; without a root if it does not say where that is.
+    with an adopted ONNX file; empty where it does not say that, without a root where it does not say where that is.
 
-    Raises InvalidFile if nothing says what it was.
+    Raises InvalidFile if the checkpoint cannot be found or read.
     """
     manifest = None if kind_of(path, *RUNNABLE) in ("checkpoint", "torch") else manifest_of(path)
     if manifest and manifest.adopted:
-        named = DatasetLocation(manifest.adopted.dataset, resolve_data_root(manifest.adopted.root, path))
-        if not named.name:
-            raise InvalidFile("nobody said on what to judge it when it was adopted", path=path, hint=HINT)
-        return named
+        return DatasetLocation(manifest.adopted.dataset, resolve_data_root(manifest.adopted.root, path))
     checkpoint = checkpoint_of(path, manifest) if manifest else path
     if checkpoint is None:
         problem = f"its checkpoint, which names a data set, is neither beside it nor under {RUNS}/"
         raise InvalidFile(problem, path=path, hint=HINT)
     try:
-        data = dataset_of(checkpoint)
+        return dataset_of(checkpoint)
     except ImportError as error:
         problem = "it names a data set, and torch is needed to read it"
         raise InvalidFile(problem, path=checkpoint, hint=HINT) from error
-    if not data.name:
-        raise InvalidFile("it does not say what it was trained on", path=checkpoint, hint=HINT)
-    return data

@@ -3,7 +3,7 @@ read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ class TrainedModel:
     """Epochs trained; None if unknown."""
     kernels: str
     """Build of the kernels that it was trained with."""
+    source: dict[str, str] = field(default_factory=dict)
+    """Where an adopted network comes from, as `pmm.artifacts.adopted_file.Adopted` has it."""
 
 
 def read_model(path: str | Path) -> TrainedModel:
@@ -52,6 +54,7 @@ def read_model(path: str | Path) -> TrainedModel:
             data=_located(adopted.dataset, adopted.root, path),
             epoch=None,
             kernels="none, adopted",
+            source=adopted.source,
         )
     state = checked(content, path)
     model, config = restore_model(state, path)

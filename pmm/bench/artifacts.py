@@ -1,17 +1,22 @@
-"""Export and build the file of a candidate, once per checkpoint. Runs in a worker."""
+"""Export and build the file of a candidate, once per source: a checkpoint or an adopted ONNX file. In a worker."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pmm.artifacts.artifact import Artifact, reusable
-from pmm.artifacts.kinds import PACKAGE_SUFFIX
+from pmm.artifacts.dataset_location import resolve_data_root
+from pmm.artifacts.kinds import PACKAGE_SUFFIX, kind_of
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_file import read_onnx
+from pmm.artifacts.origin import training_dataset
 from pmm.bench.schema import EMBED_BATCH
+from pmm.data.mistakes import likely_mistakes
+from pmm.data.preprocessing import Preprocessing
 from pmm.export.onnx import export_onnx_cached
 from pmm.export.options import EngineOptions, ExportOptions, Precision, VerifyOptions
 from pmm.export.reference import engine_parity_check
@@ -21,21 +26,66 @@ from pmm.utils.files import sha256
 from pmm.utils.hardware import cuda_index, driver_version, gpu_at, nvidia_gpus
 
 
-def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """Facts of a checkpoint for the report, and its data set. Raises InvalidFile as `read_model`."""
+def describe_source(path: Path) -> dict[str, Any]:
+    """Facts of a checkpoint, or an adopted ONNX file, for the report; its data set (empty where nobody said what it
+    was); and the mistakes that can be made in preparing its crops. Raises InvalidFile if it cannot be read."""
+    return _describe_onnx(path) if kind_of(path) == "onnx" else _describe_checkpoint(path)
+
+
+def _describe_onnx(path: Path) -> dict[str, Any]:
+    import onnx
+
+    file = read_onnx(path)
+    manifest, floats = file.manifest, (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    weights = sum(math.prod(each.dims) for each in file.proto.graph.initializer if each.data_type in floats)
+    origin = manifest.adopted
+    assert origin is not None
+    return {
+        "kind": "onnx",
+        "sha256": file.sha256,
+        "method": manifest.method,
+        "epoch": None,
+        "embedding_dim": manifest.embedding.dim,
+        "parameters_m": weights / 1e6,
+        "source": {"file, SHA-256": origin.sha256, "written by": origin.producer or "unknown"},
+        "dataset": origin.dataset,
+        "root": resolve_data_root(origin.root, path),
+        **_preparation(manifest.preprocessing, in_graph=manifest.input.normalised_by == "graph"),
+    }
+
+
+def _preparation(size: Preprocessing, *, in_graph: bool) -> dict[str, Any]:
+    """How crops are prepared, and what can go wrong; of a graph that normalises itself, not the normalisation."""
+    return {
+        "height": size.height,
+        "width": size.width,
+        "preprocessing": size.describe(),
+        "mistakes": [
+            {
+                "name": mistake.name,
+                "mistake": mistake.description,
+                "reason": "the file normalises its pixels itself" * (in_graph and mistake.name == "unnormalised"),
+            }
+            for mistake in likely_mistakes(size)
+        ],
+    }
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
     from pmm.artifacts.trained_model import read_model
 
     trained = read_model(path)
     return {
+        "kind": "checkpoint",
         "sha256": sha256(path),
         "method": trained.method,
-        "height": trained.preprocessing.height,
-        "width": trained.preprocessing.width,
         "epoch": trained.epoch,
         "embedding_dim": trained.model.embedding_dim,
         "parameters_m": sum(p.numel() for p in trained.model.parameters()) / 1e6,
         "dataset": trained.data.name,
         "root": trained.data.root,
+        "source": trained.source,
+        **_preparation(trained.preprocessing, in_graph=False),
     }
 
 
@@ -47,7 +97,7 @@ def make_artifact(
     device: str,
     flavor: str,
     batches: Sequence[int],
-    checkpoint: str,
+    source: str,
     folder: str,
     dataset: str,
     root: str,
@@ -60,22 +110,23 @@ def make_artifact(
         device: cpu, cuda or cuda:N.
         flavor: of an engine: tensorrt or rtx.
         batches: that will be timed; an engine gets an optimisation profile for each.
-        folder: of the artifacts; their names begin with the checkpoint's hash.
-        dataset, root: data set to verify on, and to calibrate on if that of the checkpoint no longer exists.
+        source: path of the checkpoint or adopted ONNX file.
+        folder: of the artifacts; their names begin with the source's hash.
+        dataset, root: data set to verify on, and to calibrate on if that of the source is unknown or gone.
 
     Raises:
         UserError: as the exports do.
     """
-    source, begin = Path(checkpoint), time.perf_counter()
+    path, begin = Path(source), time.perf_counter()
     processor: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
-    stem = Path(folder) / sha256(source)[:12]
+    stem = Path(folder) / sha256(path)[:12]
     before = {path: path.stat().st_mtime_ns for path in Path(folder).glob("*")}
     verification = VerifyOptions(verify_root=root, verify_dataset=dataset)
     if kind == "package":
         from pmm.export.aoti import export_aoti_cached
 
         artifact = export_aoti_cached(
-            source,
+            path,
             stem.with_name(f"{stem.name}-{processor}-{precision}{PACKAGE_SUFFIX}"),
             precision,
             device,
@@ -83,7 +134,7 @@ def make_artifact(
         )
     else:
         target: Literal["tensorrt", "cpu"] = "tensorrt" if processor == "cuda" else "cpu"
-        artifact = _onnx(source, stem, file_precision, target, verification)
+        artifact = _onnx(path, stem, file_precision, target, verification)
         if kind == "engine":
             options = EngineOptions(
                 batch=profiles_for(batches),
@@ -93,8 +144,8 @@ def make_artifact(
             )
             bests = "_".join(str(profile.best) for profile in options.profiles.profiles)
             out = stem.with_name(f"{stem.name}-{flavor}-{precision}-{bests}-{options.profiles.most}.plan")
-            artifact = _engine(source, artifact.path, out, options, verification)
-    new = before.get(artifact.path) != artifact.path.stat().st_mtime_ns
+            artifact = _engine(path, artifact.path, out, options, verification)
+    new = artifact.path != path and before.get(artifact.path) != artifact.path.stat().st_mtime_ns
     return {
         "path": str(artifact.path),
         "build_s": time.perf_counter() - begin if new else None,
@@ -110,27 +161,25 @@ def profiles_for(batches: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
 
 
 def _onnx(
-    checkpoint: Path, stem: Path, precision: Precision, target: Literal["tensorrt", "cpu"], verification: VerifyOptions
+    source: Path, stem: Path, precision: Precision, target: Literal["tensorrt", "cpu"], verification: VerifyOptions
 ) -> Artifact:
+    if precision == "fp32" and kind_of(source) == "onnx":
+        return Artifact(source, read_onnx(source).manifest)
     recipe = ExportOptions(precision=precision)
     if precision == "int8":
         recipe = ExportOptions(
-            precision=precision, target=target, calibration_root=_calibration_root(checkpoint, verification)
+            precision=precision, target=target, calibration_root=_calibration_root(source, verification)
         )
-    return export_onnx_cached(checkpoint, stem.with_name(f"{stem.name}{recipe.suffix}.onnx"), recipe, verification)
+    return export_onnx_cached(source, stem.with_name(f"{stem.name}{recipe.suffix}.onnx"), recipe, verification)
 
 
-def _calibration_root(checkpoint: Path, verification: VerifyOptions) -> str:
-    """The data set to calibrate on, if the checkpoint's training set no longer exists."""
-    from pmm.artifacts.trained_model import dataset_of
-
-    root = dataset_of(checkpoint).root
+def _calibration_root(source: Path, verification: VerifyOptions) -> str:
+    """The data set to calibrate on, if the source's training set is unknown or no longer exists."""
+    root = training_dataset(source).root
     return "" if root and Path(root).is_dir() else verification.verify_root
 
 
-def _engine(
-    checkpoint: Path, onnx_file: Path, out: Path, options: EngineOptions, verification: VerifyOptions
-) -> Artifact:
+def _engine(source: Path, onnx_file: Path, out: Path, options: EngineOptions, verification: VerifyOptions) -> Artifact:
     file = read_onnx(onnx_file)
     trt = load_flavor(options.flavor)
 
@@ -144,5 +193,6 @@ def _engine(
 
     if artifact := reusable(out, fits):
         return artifact
+    checkpoint = None if kind_of(source) == "onnx" else source
     parity_check = engine_parity_check(file, checkpoint, verification, options.flavor, options.device)
     return engine_from_onnx(file, out, options, parity_check=parity_check)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from pmm.artifacts.dataset_location import DatasetLocation
 from pmm.bench.accuracy import AccuracyEvaluator, Reference
-from pmm.bench.candidates import REFERENCE, Candidate
+from pmm.bench.candidates import Candidate
 from pmm.bench.request import Request
 from pmm.bench.resume_store import ResumeStore
 from pmm.bench.schema import Result
@@ -50,8 +50,6 @@ class CandidateEvaluator:
         self._files: dict[str, Path] = {}
         self._opened: dict[str, Any] = {}
         self._references: dict[tuple[bool, bool], Reference] = {}
-        self._crops = resume_store.path("crops.json")
-        self._crops.write_text(json.dumps([str(sample.path) for sample in accuracy.samples]))
 
     def evaluate(self, candidate: Candidate) -> Result:
         """The candidate's result without timings; of one that could not run, with the reason."""
@@ -101,10 +99,21 @@ class CandidateEvaluator:
         """The backend that the others are compared with."""
         return self._reference(normalised=False, flip_tta=False)
 
+    def reference_with(self, mistake: str, rows: Sequence[int], on_progress: Callable[[float], None]) -> Embeddings:
+        """Embeddings [len(rows), D] by the reference of those crops of the data set, prepared with a `mistake` (a name
+        of `pmm.data.mistakes`). Raises UserError as the worker does."""
+        self.open(self._request.reference)
+        out = self._resume_store.path(f"mistake-{mistake}.npy")
+        self._embed_to(out, self._request.reference.name, rows, on_progress, mistake=mistake)
+        embeddings: Embeddings = np.load(out, allow_pickle=False)
+        out.unlink()
+        return embeddings
+
     def _with_artifact(self, candidate: Candidate, result: Result) -> Result:
         """`result` with its artifact, which is exported and built if the user gave none."""
-        path, seconds = candidate.artifact or self._request.checkpoint, None
-        if candidate.artifact is None and candidate.file_kind != "checkpoint":
+        path, seconds = candidate.artifact or self._request.source, None
+        runs_source = candidate.file_kind == "checkpoint" or candidate == self._request.reference
+        if candidate.artifact is None and not runs_source:
             built = self._workers[BUILDER].call(
                 "make",
                 patience=BUILD_TIMEOUT_FACTOR,
@@ -114,7 +123,7 @@ class CandidateEvaluator:
                 device=candidate.device_name,
                 flavor=candidate.flavor if candidate.file_kind == "engine" else "",
                 batches=self._request.batches,
-                checkpoint=str(self._request.checkpoint),
+                source=str(self._request.source),
                 folder=str(make_folder(self._request.out / "artifacts")),
                 dataset=self._data.name,
                 root=self._data.root,
@@ -133,7 +142,7 @@ class CandidateEvaluator:
         """`result` with all figures of accuracy, and the facts of its runner."""
         opened = self.open(candidate)
         reference = self._reference(normalised=opened["normalised"], flip_tta=opened["flip_tta"])
-        if candidate.name == REFERENCE:
+        if candidate == self._request.reference:
             embedded = reference.embedded
         else:
             embedded = self._accuracy.split_embeddings(self._embed(candidate.name))
@@ -141,8 +150,10 @@ class CandidateEvaluator:
         checked = [str(samples[index].path) for index in evenly_spaced(len(samples), CHECKED_CROPS)]
         across_batches = self._workers[candidate.name].call("compare_batch_sizes", paths=checked)
         figures = self._accuracy.figures(embedded, reference)
-        notes = ["compared with torch's L2-normalised embeddings"] * opened["normalised"]
-        notes += ["compared with the mean of torch's embeddings of a crop and its mirror image"] * opened["flip_tta"]
+        name, plain = self._request.reference.name, self.open(self._request.reference)
+        notes = [f"compared with the L2-normalised embeddings of {name}"] * (opened["normalised"] > plain["normalised"])
+        mirrored = f"compared with the mean of the embeddings of a crop and its mirror image by {name}"
+        notes += [mirrored] * opened["flip_tta"]
         return dataclasses.replace(
             result,
             notes=tuple(notes),
@@ -159,25 +170,31 @@ class CandidateEvaluator:
         digest = sha256(self._files[name])[:12]
         out = self._resume_store.path(f"{file_name(name)}-{digest}{'-mirrored' if mirrored else ''}.npy")
         if not out.exists():
-            self._workers[name].call(
-                "embed",
-                paths=str(self._crops),
-                out=str(out),
-                mirrored=mirrored,
-                progress=lambda done: self._on_progress(f"{name}: embedded {done:.0%}"),
+            every = range(len(self._accuracy.samples))
+            self._embed_to(
+                out, name, every, lambda done: self._on_progress(f"{name}: embedded {done:.0%}"), mirrored=mirrored
             )
-        embeddings = np.load(out, allow_pickle=False)
-        if name != REFERENCE:
+        embeddings: Embeddings = np.load(out, allow_pickle=False)
+        if name != self._request.reference.name:
             out.unlink()
         return embeddings
+
+    def _embed_to(
+        self, out: Path, name: str, rows: Sequence[int], on_progress: Callable[[float], None], **how: Any
+    ) -> None:
+        """Have the worker `name` write the embeddings of those crops of the data set to `out`."""
+        crops = self._resume_store.path("crops.json")
+        crops.write_text(json.dumps([str(self._accuracy.samples[row].path) for row in rows]))
+        self._workers[name].call("embed", paths=str(crops), out=str(out), progress=on_progress, **how)
 
     def _reference(self, *, normalised: bool, flip_tta: bool) -> Reference:
         """The reference, its embeddings L2-normalised or averaged with the mirror image's, as an artifact's are."""
         if (normalised, flip_tta) not in self._references:
-            embeddings = self._embed(REFERENCE).astype(np.float64)
+            name = self._request.reference.name
+            embeddings = self._embed(name).astype(np.float64)
             if flip_tta:
-                self.open(self._request.candidates[0])
-                embeddings = (embeddings + self._embed(REFERENCE, mirrored=True)) / 2
+                self.open(self._request.reference)
+                embeddings = (embeddings + self._embed(name, mirrored=True)) / 2
             if normalised:
                 embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
             embedded = self._accuracy.split_embeddings(embeddings.astype(np.float32))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from pmm.artifacts.kinds import Kind, kind_of
 from pmm.artifacts.manifest import PRECISIONS, Manifest
@@ -15,6 +16,9 @@ from pmm.runtime.trt_variant import FLAVORS, TF32_ON
 from pmm.utils.errors import ConflictingOptions, InvalidValue, one_of
 from pmm.utils.extras import install_command
 from pmm.utils.hardware import RTX_CAPABILITIES, clashing_wheels, cuda_index, gpu_at, nvidia_gpus
+
+Source = Literal["checkpoint", "onnx"]
+"""A checkpoint of pmm train or an adopted network, or an adopted ONNX file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,9 @@ class Candidate:
     cuda_graph: bool | None = None
     """None without a GPU: there is no such thing."""
     artifact: Path | None = None
-    """The file that the user gave; None: to be exported from the checkpoint."""
+    """The file that the user gave; None: to be exported from the source, unless it runs that itself."""
+    source: Source = "checkpoint"
+    """What kind of file all others are exported from."""
 
     @property
     def name(self) -> str:
@@ -61,6 +67,8 @@ class Candidate:
     def unavailable_reason(self) -> str:
         """Why this machine cannot run it, in a few words; empty if it can."""
         backend = BACKENDS[self.backend]
+        if self.source == "onnx" and self.file_kind in ("checkpoint", "package"):
+            return f"{self.backend} needs a network in torch, and an adopted ONNX file is none"
         if self.device == "cuda" and not nvidia_gpus() and not self.builds_without_gpu:
             return "no NVIDIA GPU here"
         if self.backend == "tensorrt-rtx" and (gpus := nvidia_gpus()):
@@ -87,17 +95,21 @@ class Candidate:
         return ""
 
 
-REFERENCE = "torch fp32"
-
-
 def export_candidates(
-    backends: Sequence[str], precisions: Sequence[str], *, device: str = "auto", cuda_graph: str = "both"
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    *,
+    source: Source = "checkpoint",
+    device: str = "auto",
+    cuda_graph: str = "both",
 ) -> list[Candidate]:
-    """The candidates that `--backends` and `--precisions` name; the reference, torch in fp32, always comes first.
+    """The candidates that `--backends` and `--precisions` name; the reference, the source's own run in fp32 (by torch,
+    or of an adopted ONNX file by ONNX Runtime on the CPU), always comes first.
 
     Args:
         backends: names, or "auto" (those that fit this machine best) or "all".
         precisions: names, or "auto" (fp32, int8 and, on a GPU, fp16) or "all".
+        source: what kind of file the others are exported from.
         device: where torch, torch-compile and aoti run: cpu, cuda, cuda:N, or auto (the GPU where there is one); N is
             for the other backends, too.
         cuda_graph: on, off, or both, on a GPU.
@@ -108,20 +120,33 @@ def export_candidates(
     """
     gpu = bool(nvidia_gpus())
     where, number = _device(device), cuda_index(device) or 0
-    auto = ["torch", "ort-cuda", "tensorrt"] if gpu else ["torch", "ort-cpu", "openvino"]
+    auto = ["torch"] * (source == "checkpoint") + (["ort-cuda", "tensorrt"] if gpu else ["ort-cpu", "openvino"])
     names = _expanded(backends, list(BACKENDS), auto, "--backends")
     usual = ["fp32", "fp16", "int8"] if gpu else ["fp32", "int8"]
     kinds = _expanded(precisions, list(PRECISIONS), usual, "--precisions")
     if cuda_graph not in ("on", "off", "both"):
         raise InvalidValue("--cuda-graph", cuda_graph, choices=("on", "off", "both"))
     graphs = {"on": [True], "off": [False], "both": [False, True]}[cuda_graph]
-    graph_of_reference = False if where == "cuda" else None
-    candidates = [Candidate(backend="torch", precision="fp32", device=where, gpu=number, cuda_graph=graph_of_reference)]
+    if source == "onnx":
+        reference = Candidate(backend="ort-cpu", precision="fp32", device="cpu", source=source)
+    else:
+        graph_of_reference = False if where == "cuda" else None
+        reference = Candidate(
+            backend="torch", precision="fp32", device=where, gpu=number, cuda_graph=graph_of_reference
+        )
+    candidates = [reference]
     for name in names:
         devices = BACKENDS[name].precisions
         on: Device = where if where in devices else next(iter(devices))
         candidates += [
-            Candidate(backend=name, precision=precision, device=on, gpu=number if on == "cuda" else 0, cuda_graph=graph)
+            Candidate(
+                backend=name,
+                precision=precision,
+                device=on,
+                gpu=number if on == "cuda" else 0,
+                cuda_graph=graph,
+                source=source,
+            )
             for precision in kinds
             if precision in devices[on]
             for graph in (graphs if on == "cuda" and gpu else [None])

@@ -63,8 +63,8 @@ def compare(old: BenchReport, new: BenchReport, *, max_slowdown: float, max_map_
             now = next((t for t in after.batches if t.batch == timing.batch), None)
             if absolute:
                 changes.append(_latency(before.name, timing, now, max_slowdown))
-            elif before.name != old.reference:
-                changes.append(_speedup(before.name, timing, now, max_slowdown))
+            elif before.name not in (old.reference, new.reference):
+                changes.append(_speedup(before.name, timing, now, max_slowdown, same=old.reference == new.reference))
     if not changes:
         raise ConflictingOptions("no backend was measured in both reports", "OLD", "NEW")
     return changes
@@ -121,11 +121,13 @@ def _latency(name: str, before: Timing, after: Timing | None, allowed: float) ->
     return Change(result=name, figure=figure, kind=kind, summary=summary)
 
 
-def _speedup(name: str, before: Timing, after: Timing | None, allowed: float) -> Change:
-    """Speedup over the reference of the same report: comparable even if the machines differ."""
+def _speedup(name: str, before: Timing, after: Timing | None, allowed: float, *, same: bool) -> Change:
+    """Speedup over the reference of the same report: comparable even if the machines differ, if it is the `same`."""
     figure = f"speedup at batch {before.batch}"
     if after is None:
         return Change(result=name, figure=figure, kind="worse", summary="was measured, now not measured")
+    if not same:
+        return Change(result=name, figure=figure, kind="unknown", summary="the reports have different references")
     was, now = before.speedup, after.speedup
     if was is None or now is None or was.interval is None or now.interval is None:
         return Change(result=name, figure=figure, kind="unknown", summary="too few samples for an interval")

@@ -24,11 +24,11 @@ MIN_COSINES, MAX_NORM_ERRORS = (
     ",".join(f"{precision}={bound:g}" for precision, bound in bounds.items()) for bounds in (MIN_COSINE, MAX_NORM_ERROR)
 )
 COSINE_HELP = (
-    "Least cosine of an embedding with torch's, for all precisions, or for some, as fp16=0.999,int8=0.97 (default: "
-    f"{MIN_COSINES.replace(',', ', ')})."
+    "Least cosine of an embedding with the reference's, for all precisions, or for some, as fp16=0.999,int8=0.97 "
+    f"(default: {MIN_COSINES.replace(',', ', ')})."
 )
 NORM_HELP = (
-    "Largest relative difference of an embedding's norm from torch's, as thresholds are distances (default: "
+    "Largest relative difference of an embedding's norm from the reference's, as thresholds are distances (default: "
     f"{MAX_NORM_ERRORS.replace(',', ', ')})."
 )
 

@@ -17,16 +17,28 @@ from pmm.artifacts.dataset_location import DatasetLocation
 from pmm.artifacts.origin import override_dataset
 from pmm.bench.accuracy import AccuracyEvaluator, Reference
 from pmm.bench.candidate_evaluator import BUILDER, CandidateEvaluator
-from pmm.bench.candidates import REFERENCE, Candidate
+from pmm.bench.candidates import Candidate
 from pmm.bench.gates import NOT_TIMED, failures
+from pmm.bench.preprocessing_cost import PreprocessingCosts
 from pmm.bench.request import Request
 from pmm.bench.resume_store import ResumeStore
-from pmm.bench.schema import SCHEMA, BenchReport, CheckpointFacts, DatasetFacts, Result, Timing, TimingFacts, Tracker
+from pmm.bench.schema import (
+    SCHEMA,
+    BenchReport,
+    CheckpointFacts,
+    DatasetFacts,
+    Result,
+    Timing,
+    TimingFacts,
+    Tracker,
+    WrongPreprocessing,
+)
 from pmm.bench.timing import time_batch
 from pmm.bench.tracker_load import TRACKER_SIZES
 from pmm.bench.workers import WorkerFailed, WorkerPool
 from pmm.data.readers import read_dataset
 from pmm.data.splits import distractors, unrankable
+from pmm.runtime.base import Embeddings
 from pmm.utils.environment import describe_environment
 from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.files import sha256
@@ -34,6 +46,8 @@ from pmm.utils.hardware import usable_cores
 
 OPEN_S = 8.0
 """Guess, for the time left: seconds to make, open and embed with one backend."""
+MISTAKE_S = 4.0
+"""The same: to embed with one mistake in preparing crops."""
 EXTRAS_S = 1.0
 """Most seconds each for throughput, device times and end to end, per backend and batch."""
 TRACKER_S = {"cpu": 0.8, "cuda": 5.0}
@@ -53,20 +67,22 @@ class Bench:
         self.request, self._plan, self._begin = request, request.options.plan, time.perf_counter()
         self._threads = usable_cores()
         self._results: dict[str, Result] = {}
+        self._wrong_preprocessing: WrongPreprocessing | None = None
         self._matrix: dict[str, float] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Bench:
-        """Raises UserError for a bad checkpoint or data set, or one that cannot be resumed."""
+        """Raises UserError for a bad source or data set, or one that cannot be resumed."""
         from tqdm import tqdm
 
         request = self.request
         with ExitStack() as stack:
             options, logs = request.options, request.out / "logs"
             self._workers = stack.enter_context(WorkerPool(logs, threads=self._threads, timeout=options.timeout))
-            self._facts = self._workers[BUILDER].call("describe", checkpoint=str(request.checkpoint))
-            trained = DatasetLocation(self._facts["dataset"], self._facts["root"])
-            self._data = override_dataset(trained, request.checkpoint, options.dataset, options.root)
+            self._facts = self._workers[BUILDER].call("describe", source=str(request.source))
+            trained = DatasetLocation(self._facts.pop("dataset"), self._facts.pop("root"))
+            self._mistakes = self._facts.pop("mistakes") if options.wrong_preprocessing != "off" else []
+            self._data = override_dataset(trained, request.source, options.dataset, options.root)
             split = read_dataset(self._data.name, self._data.root)
             for note in split.notes:
                 print(f"note: {note}")
@@ -75,6 +91,7 @@ class Bench:
             self.accuracy = AccuracyEvaluator(split)
             self._resume_store = ResumeStore(request.out, self._conditions, resume=options.resume)
             seconds = len(request.candidates) * (OPEN_S + len(request.batches) * self._plan.budget)
+            seconds += len(self._mistakes) * MISTAKE_S
             form = "{desc:<40.40} {percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left"
             self._bar = stack.enter_context(tqdm(total=seconds, bar_format=form, leave=False, disable=None))
             on_progress = self._bar.set_description_str
@@ -90,23 +107,37 @@ class Bench:
     def measure_accuracy(self) -> None:
         """Export, open and embed with every candidate, the reference first, and measure its accuracy.
 
-        Raises UserError if the reference cannot be measured, or the checkpoint is no longer the same.
+        Raises UserError if the reference cannot be measured, or the source is no longer the same.
         """
+        reference = self.request.reference
         for candidate in self.request.candidates:
             self._bar.set_description_str(candidate.name)
             result = self._results[candidate.name] = self._evaluator.evaluate(candidate)
-            self._check_checkpoint()
-            if candidate.name == REFERENCE and result.status != "ok":
-                raise UserError(f"the reference, {REFERENCE}, cannot be measured: {result.reason}")
+            self._check_source()
+            if candidate == reference and result.status != "ok":
+                raise UserError(f"the reference, {reference.name}, cannot be measured: {result.reason}")
             if result.status != "unavailable":  # the table lists those, by reason
                 summary = result.reason or f"mAP {result.mAP:.1%}"
                 self._bar.write(f"{candidate.name}: {result.status}: {summary}", file=sys.stderr)
             # one that cannot run here will not be timed either
             self._bar.update(OPEN_S if result.status == "ok" else self._bar.total / len(self.request.candidates))
+            if candidate == reference and self._mistakes:
+                self._wrong_preprocessing = self._measure_mistakes()
         self._workers.end(BUILDER)
 
-    def _check_checkpoint(self) -> None:
-        path = self.request.checkpoint
+    def _measure_mistakes(self) -> WrongPreprocessing:
+        sample = self.request.options.wrong_preprocessing == "sample"
+        costs = PreprocessingCosts(self.accuracy.split, sample=sample, resume_store=self._resume_store)
+
+        def embed(mistake: str, rows: list[int]) -> Embeddings:
+            return self._evaluator.reference_with(
+                mistake, rows, lambda done: self._bar.set_description_str(f"wrong preprocessing: {mistake} {done:.0%}")
+            )
+
+        return costs.measure(self._mistakes, self.reference, embed, lambda: self._bar.update(MISTAKE_S))
+
+    def _check_source(self) -> None:
+        path = self.request.source
         if not path.is_file() or sha256(path) != self._facts["sha256"]:
             problem = "it changed during the bench (is it still being trained?)"
             raise InvalidFile(problem, path=path, hint="bench a copy of it")
@@ -127,10 +158,10 @@ class Bench:
             if result.status == "ok" and result.tracker is None:
                 self._guarded(candidate.name, partial(self._measure_tracker_load, candidate))
         for name in self._results:
-            if name in self._workers and name != REFERENCE:
+            if name in self._workers and name != self.request.reference.name:
                 self._workers.end(name)  # the GPU's rate is measured on a GPU that is free
-        if self.request.candidates[0].device == "cuda":
-            self._guarded(REFERENCE, self._measure_matrix_rate)
+        if self.request.reference.device == "cuda":
+            self._guarded(self.request.reference.name, self._measure_matrix_rate)
 
     def report(self) -> BenchReport:
         """All results, and the gates that they fail."""
@@ -140,7 +171,7 @@ class Bench:
         broken = failures(
             results,
             request.gates,
-            reference=REFERENCE,
+            reference=request.reference.name,
             queries=queries,
             required=request.required,
             any_precision=request.any_precision,
@@ -149,10 +180,7 @@ class Bench:
             schema=SCHEMA,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=time.perf_counter() - self._begin,
-            checkpoint=CheckpointFacts(
-                path=str(request.checkpoint),
-                **{key: value for key, value in self._facts.items() if key not in ("dataset", "root")},
-            ),
+            checkpoint=CheckpointFacts(path=str(request.source), **self._facts),
             dataset=DatasetFacts(
                 name=self._data.name,
                 root=self._data.root,
@@ -172,9 +200,10 @@ class Bench:
                 matrix_tflops=self._matrix,
                 gflop_per_image=None if self._evaluator.macs is None else 2 * self._evaluator.macs / 1e9,
             ),
-            reference=REFERENCE,
+            reference=request.reference.name,
             results=results,
             gates=dataclasses.replace(request.gates, failures=tuple(broken)),
+            wrong_preprocessing=self._wrong_preprocessing,
         )
 
     @property
@@ -192,7 +221,7 @@ class Bench:
         return {
             "checkpoint": self._facts["sha256"],
             "crops": crops.hexdigest(),
-            "device of torch": self.request.candidates[0].device_name,
+            "device of the reference": self.request.reference.device_name,
             "plan": dataclasses.asdict(self._plan),
             **{name: machine[name] for name in ("pmm", "commit", "cpu", "threads", "gpus", "driver", "versions")},
         }
@@ -221,10 +250,10 @@ class Bench:
         return [self.accuracy.samples[index % len(self.accuracy.samples)].path for index in range(count)]
 
     def _measure_matrix_rate(self) -> None:
-        reference = self.request.candidates[0]
+        reference = self.request.reference
         self._evaluator.open(reference)
         device = reference.device_name if reference.gpu else "cuda:0"
-        self._matrix = self._workers[REFERENCE].call("matrix_rate", device=device)
+        self._matrix = self._workers[reference.name].call("matrix_rate", device=device)
 
     def _time_batch(self, names: Sequence[str], batch: int) -> dict[str, Timing]:
         """All of `names` at one batch size, side by side."""
@@ -242,7 +271,7 @@ class Bench:
             workers,
             self._crop_paths(batch),
             self._plan,
-            reference=REFERENCE,
+            reference=self.request.reference.name,
             extras_s=min(EXTRAS_S, budget / 5),
             advance=advance,
         )

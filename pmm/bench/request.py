@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pmm.artifacts.kinds import RUNNABLE, require_kind
+from pmm.artifacts.kinds import RUNNABLE, Kind, require_kind
 from pmm.artifacts.manifest import MAX_IMAGES, Manifest
-from pmm.artifacts.origin import RUNS, checkpoint_of, newest_run
+from pmm.artifacts.origin import RUNS, checkpoint_of, manifest_of, newest_run
 from pmm.bench.candidates import Candidate, artifact_candidates, export_candidates
 from pmm.bench.latency import LatencyPlan
 from pmm.bench.schema import SCHEMA, Gates
@@ -32,24 +32,27 @@ class Options:
 
     backends: Annotated[str, Arg("NAMES")] = ""
     """torch, torch-compile, aoti, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, openvino, with commas between; auto: torch
-    and the usual ones of this machine; all: every one that this machine can run (default: auto; with exported files,
-    the backends that run them)."""
+    and the usual ones of this machine; all: every one that this machine can run; an adopted ONNX file has no network
+    in torch, and ort-cpu in fp32 is its reference (default: auto; with exported files, the backends that run them)."""
     precisions: Annotated[str, Arg("NAMES")] = ""
     """fp32, tf32, fp16, bf16, int8, with commas between, or all; auto: fp32, int8, and fp16 on a GPU (default: auto).
     """
     batches: Annotated[str, Arg("N,N")] = "1,8"
     """Batch sizes to time, with commas between."""
     dataset: Annotated[str, Arg("NAME", group="data")] = ""
-    """Data set (default: the one that the checkpoint was trained on)."""
+    """Data set (default: the one that the model was trained on, or that was named when it was adopted)."""
     root: Annotated[str, Arg("DIR", group="data")] = ""
-    """Folder of the data set (default: the one that the checkpoint was trained on)."""
+    """Folder of the data set (default: as for --dataset)."""
+    wrong_preprocessing: Annotated[Literal["sample", "all", "off"], Arg(group="data")] = "sample"
+    """Measure what mistakes in preparing crops cost (BGR, another resize, no normalisation): on a sample of at most
+    2,000 crops, on all crops, or not at all; each takes the reference one more pass over these crops."""
     device: str = "auto"
     """Where torch, torch-compile and aoti run: auto, cpu or cuda; cuda:N is a GPU by its number, for all backends."""
     cuda_graph: Annotated[str, Arg("{on,off,both}")] = "both"
     """On a GPU, replay inference as CUDA graphs: on, off, or both, side by side."""
     out: Annotated[Path | None, Arg("DIR", short="-o")] = None
-    """Folder of the report and of the files exported for it (default: report/ beside the checkpoint, or report-NAME/
-    for exported files)."""
+    """Folder of the report and of the files exported for it (default: report/ beside the model, or report-NAME/ for
+    exported files)."""
     resume: bool = False
     """Continue an interrupted run: finished measurements are kept."""
     samples: Annotated[int, Arg(group="timing")] = 400
@@ -80,7 +83,8 @@ class Options:
 class Request:
     """What to measure, checked."""
 
-    checkpoint: Path
+    source: Path
+    """The checkpoint, or the adopted ONNX file, that is judged."""
     candidates: tuple[Candidate, ...]
     """The reference comes first."""
     required: frozenset[str]
@@ -92,6 +96,11 @@ class Request:
     out: Path
     options: Options
 
+    @property
+    def reference(self) -> Candidate:
+        """What the others are compared with: the source's own run in fp32."""
+        return self.candidates[0]
+
 
 def make_request(files: Sequence[Path], options: Options, gates: Gates) -> Request:
     """The request that a command line makes.
@@ -101,11 +110,11 @@ def make_request(files: Sequence[Path], options: Options, gates: Gates) -> Reque
     batches = command_line.numbers(options.batches, flag="--batches")
     if max(batches) > MAX_IMAGES:
         raise InvalidValue("--batches", options.batches, f"at most {MAX_IMAGES} images per call")
-    checkpoint, candidates, required = resolve_inputs(files, options)
-    out = options.out or default_out(checkpoint, candidates)
+    source, candidates, required = resolve_inputs(files, options)
+    out = options.out or default_out(source, candidates)
     _refuse_older(out)
     return Request(
-        checkpoint=checkpoint,
+        source=source,
         candidates=candidates,
         required=required,
         any_precision="all" in command_line.names(options.precisions or "auto", flag="--precisions"),
@@ -117,32 +126,37 @@ def make_request(files: Sequence[Path], options: Options, gates: Gates) -> Reque
 
 
 def resolve_inputs(files: Sequence[Path], options: Options) -> tuple[Path, tuple[Candidate, ...], frozenset[str]]:
-    """The checkpoint, the candidates, and the backends that must run.
+    """The source, the candidates, and the backends that must run.
 
     Args:
-        files: at most one checkpoint, and artifacts. Without a checkpoint it is the one that the first artifact was
-            exported from; without any file it is that of the newest run.
+        files: at most one source (a checkpoint, or an adopted ONNX file), and artifacts. Without a source it is the one
+            that the first artifact was exported from; without any file it is the checkpoint of the newest run.
 
     Raises:
-        InvalidFile: a file that is missing, that pmm did not write, or that comes from another checkpoint.
-        ConflictingOptions: several checkpoints, or files of one name.
+        InvalidFile: a file that is missing, that pmm did not write, or that comes from another source.
+        ConflictingOptions: several sources, or files of one name.
         UserError: as `export_candidates`.
     """
     backends = command_line.names(options.backends, flag="--backends") if options.backends else []
     precisions = command_line.names(options.precisions, flag="--precisions") if options.precisions else []
-    exports = export_candidates(
-        backends or ["auto"], precisions or ["auto"], device=options.device, cuda_graph=options.cuda_graph
-    )
     kinds = {path: require_kind(path, *RUNNABLE) for path in files}
-    checkpoints = [path for path, kind in kinds.items() if kind == "checkpoint"]
-    artifacts = [path for path, kind in kinds.items() if kind != "checkpoint"]
-    if len(checkpoints) > 1:
-        names = [str(path) for path in checkpoints]
-        problem = f"{len(names)} checkpoints: {', '.join(names)}"
-        raise ConflictingOptions(problem, *names, expected="one checkpoint, and files exported from it")
+    sources = [path for path, kind in kinds.items() if _is_source(path, kind)]
+    artifacts = [path for path in kinds if path not in sources]
+    if len(sources) > 1:
+        names = [str(path) for path in sources]
+        problem = f"{len(names)} models: {', '.join(names)}"
+        expected = "one checkpoint or adopted ONNX file, and files exported from it"
+        raise ConflictingOptions(problem, *names, expected=expected)
     exported = artifact_candidates(artifacts, backends, device=options.device, cuda_graph=options.cuda_graph)
-    checkpoint = checkpoints[0] if checkpoints else _checkpoint_of(exported) if exported else newest_run()
-    _check_origin(exported, checkpoint)
+    source = sources[0] if sources else _source_of(exported) if exported else newest_run()
+    exports = export_candidates(
+        backends or ["auto"],
+        precisions or ["auto"],
+        source="onnx" if require_kind(source, *RUNNABLE) == "onnx" else "checkpoint",
+        device=options.device,
+        cuda_graph=options.cuda_graph,
+    )
+    _check_origin(exported, source)
     candidates = exports if backends or precisions or not artifacts else exports[:1]
     named = [name for name in backends if name not in ("auto", "all")]
     required = frozenset(named) | {candidate.backend for candidate, _ in exported}
@@ -151,17 +165,17 @@ def resolve_inputs(files: Sequence[Path], options: Options) -> tuple[Path, tuple
     to_export = [c for c in candidates[1:] if (c.backend, c.precision) not in covered]
     everything = (candidates[0], *(candidate for candidate, _ in exported), *to_export)
     _check_unique_names(everything)
-    return checkpoint, everything, required
+    return source, everything, required
 
 
-def default_out(checkpoint: Path, candidates: Sequence[Candidate]) -> Path:
-    """report/ beside the checkpoint. A report of exported files leaves that of all backends where it is: it is
+def default_out(source: Path, candidates: Sequence[Candidate]) -> Path:
+    """report/ beside the source. A report of exported files leaves that of all backends where it is: it is
     report-NAMES/, or with more than LONGEST_NAME characters report-NAME-and-2-more/."""
     names = [candidate.artifact.stem for candidate in candidates if candidate.artifact]
     folder = "-".join(("report", *names))
     if len(folder) > LONGEST_NAME:
         folder = f"report-{names[0][:LONGEST_NAME]}" + (f"-and-{len(names) - 1}-more" if names[1:] else "")
-    return checkpoint.parent / folder
+    return source.parent / folder
 
 
 def _check_unique_names(candidates: Sequence[Candidate]) -> None:
@@ -186,24 +200,31 @@ def _refuse_older(out: Path) -> None:
         raise CannotWrite(problem, path=out, hint="choose another folder with --out, or remove it")
 
 
-def _checkpoint_of(exported: Sequence[tuple[Candidate, Manifest]]) -> Path:
-    """Path of the checkpoint that the first artifact was exported from: beside it, or in a run."""
+def _is_source(path: Path, kind: Kind) -> bool:
+    return kind == "checkpoint" or (kind == "onnx" and manifest_of(path).is_adopted_onnx)
+
+
+def _source_of(exported: Sequence[tuple[Candidate, Manifest]]) -> Path:
+    """Path of the checkpoint, or adopted ONNX file, that the first artifact was exported from: beside it, or in a
+    run."""
     candidate, manifest = exported[0]
     assert candidate.artifact is not None
-    checkpoint = checkpoint_of(candidate.artifact, manifest)
-    if checkpoint is not None:
-        return checkpoint
-    problem = f"its checkpoint (SHA-256 {manifest.checkpoint_sha256[:12]}...) is neither beside it nor under {RUNS}/"
-    raise InvalidFile(problem, path=candidate.artifact, hint=f"name both: pmm bench CKPT {candidate.artifact}")
+    source = checkpoint_of(candidate.artifact, manifest)
+    if source is not None:
+        return source
+    what, name = ("its adopted ONNX file", "ADOPTED") if manifest.adopted else ("its checkpoint", "CKPT")
+    problem = f"{what} (SHA-256 {manifest.checkpoint_sha256[:12]}...) is neither beside it nor under {RUNS}/"
+    raise InvalidFile(problem, path=candidate.artifact, hint=f"name both: pmm bench {name} {candidate.artifact}")
 
 
-def _check_origin(exported: Sequence[tuple[Candidate, Manifest]], checkpoint: Path) -> None:
-    """Raises InvalidFile for an artifact of another checkpoint: the bench compares artifacts with their own."""
-    digest = sha256(checkpoint) if exported else ""
+def _check_origin(exported: Sequence[tuple[Candidate, Manifest]], source: Path) -> None:
+    """Raises InvalidFile for an artifact of another source: the bench compares artifacts with their own."""
+    digest = sha256(source) if exported else ""
     for candidate, manifest in exported:
         if manifest.checkpoint_sha256 != digest:
+            what = "another adopted ONNX file" if manifest.adopted else "another checkpoint"
             raise InvalidFile(
-                f"it was exported from another checkpoint (SHA-256 {manifest.checkpoint_sha256[:12]}...)",
+                f"it was exported from {what} (SHA-256 {manifest.checkpoint_sha256[:12]}...)",
                 path=candidate.artifact,
-                expected=f"an export of {checkpoint} ({digest[:12]}...)",
+                expected=f"an export of {source} ({digest[:12]}...)",
             )

@@ -8,15 +8,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pmm.bench.schema import SCHEMA, Result, Timing
+from pmm.bench.schema import SCHEMA, PreprocessingCost, Result, Timing
 from pmm.bench.workers import file_name
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import make_folder, write_file
 from pmm.utils.from_dict import from_dict
 
 FOLDER = "unfinished"
+T = TypeVar("T")
 
 
 def clear(out: Path) -> None:
@@ -51,13 +52,19 @@ class ResumeStore:
 
     def result(self, name: str) -> Result | None:
         """The stored result of that name, without timings; None if there is none."""
-        with contextlib.suppress(OSError, ValueError):
-            return from_dict(Result, json.loads(self._result_path(name).read_text()))
-        return None
+        return self._read(Result, self._result_path(name))
 
     def store_result(self, result: Result) -> None:
         """Store a result, without timings."""
         write_file(self._result_path(result.name), json.dumps(asdict(result)))
+
+    def preprocessing_cost(self, key: str) -> PreprocessingCost | None:
+        """The stored cost of a mistake; None if there is none."""
+        return self._read(PreprocessingCost, self.path(f"mistake-{key}.json"))
+
+    def store_preprocessing_cost(self, key: str, cost: PreprocessingCost) -> None:
+        """Store the cost of a mistake on some crops, both of which `key` names."""
+        write_file(self.path(f"mistake-{key}.json"), json.dumps(asdict(cost)))
 
     def timings(self, batch: int, files: Mapping[str, str]) -> dict[str, Timing]:
         """The stored timings of one batch size, all measured side by side; empty if there are none, or they are of
@@ -72,6 +79,12 @@ class ResumeStore:
         """Store the timings of one batch size."""
         values = {"files": dict(files), "timings": {name: asdict(timing) for name, timing in timings.items()}}
         write_file(self.path(f"batch-{batch}.json"), json.dumps(values))
+
+    @staticmethod
+    def _read(cls: type[T], path: Path) -> T | None:
+        with contextlib.suppress(OSError, ValueError):
+            return from_dict(cls, json.loads(path.read_text()))
+        return None
 
     def _result_path(self, name: str) -> Path:
         return self.path(file_name(name) + ".json")

@@ -7,7 +7,7 @@ Fractions are in 0..1, latencies in ms, memory and sizes in bytes, times in s. A
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -264,7 +264,43 @@ class Gates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreprocessingCost:
+    """One mistake in preparing crops, made with the reference."""
+
+    mistake: str
+    """In words, as "BGR, not RGB"."""
+    reason: str = ""
+    """Why its cost was not measured, one line; empty if it was."""
+    mAP: float | None = None  # noqa: N815
+    rank1: float | None = None
+    map_delta: float | None = None
+    """Minus that of the right preprocessing on the same crops; below 0 is a loss."""
+    map_delta_interval: Interval | None = None
+    """Paired bootstrap over queries."""
+    rank1_delta: float | None = None
+    rank1_delta_interval: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongPreprocessing:
+    """What each mistake in preparing crops costs, all on the same crops of the test part."""
+
+    sample: bool
+    """On some identities and all of their crops, without distractors; else on all crops."""
+    identities: int
+    """Of queries."""
+    queries: int
+    gallery: int
+    mAP: float  # noqa: N815
+    """Of the reference, with the right preprocessing."""
+    rank1: float
+    costs: tuple[PreprocessingCost, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
+    """The model that is judged: a checkpoint, or an adopted ONNX file."""
+
     path: str
     sha256: str
     method: str
@@ -275,6 +311,12 @@ class CheckpointFacts:
     """Millions of trained numbers."""
     height: int
     width: int
+    kind: Literal["checkpoint", "onnx"] = "checkpoint"
+    """onnx: an adopted ONNX file."""
+    source: dict[str, str] = field(default_factory=dict)
+    """Of an adopted one: where it comes from."""
+    preprocessing: str = ""
+    """In words; empty in older reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +366,8 @@ class BenchReport:
     """Name of the result that the others are compared with."""
     results: tuple[Result, ...]
     gates: Gates
+    wrong_preprocessing: WrongPreprocessing | None = None
+    """None: not measured, or an older report."""
 
     def to_json(self) -> str:
         """Raises ValueError for a figure that is not finite, which JSON has no number for."""

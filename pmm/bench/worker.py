@@ -26,6 +26,7 @@ from pmm.bench.latency import Clock, LatencyPlan, run_turn, throughput, warm_up
 from pmm.bench.schema import EMBED_BATCH
 from pmm.bench.tracker_load import measure_tracker_load
 from pmm.data.crops import iter_crops, load_crops
+from pmm.data.mistakes import likely_mistakes
 from pmm.data.preprocessing import Crops
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.runtime.base import BoundRun, Embeddings, Runner
@@ -69,11 +70,11 @@ class WorkerSession:
             line = missing_library(error) or line
             return {"error": line.strip().split("\n")[0], "kind": "failed"}
 
-    def describe(self, checkpoint: str) -> dict[str, Any]:
-        """Facts of a checkpoint for the report, and its configuration."""
-        from pmm.bench.artifacts import describe_checkpoint
+    def describe(self, source: str) -> dict[str, Any]:
+        """Facts of a checkpoint or adopted ONNX file; see `describe_source`."""
+        from pmm.bench.artifacts import describe_source
 
-        return describe_checkpoint(Path(checkpoint))
+        return describe_source(Path(source))
 
     def make(self, **candidate: Any) -> dict[str, Any]:
         """Export and build the artifact of a candidate, unless an earlier run left it; see `make_artifact`."""
@@ -108,13 +109,16 @@ class WorkerSession:
             "flip_tta": runner.embedding.flip_tta,
         }
 
-    def embed(self, paths: str, out: str, mirrored: bool = False) -> None:
-        """Write the embeddings [N, D] of the files that the JSON list `paths` names to the .npy file `out`."""
+    def embed(self, paths: str, out: str, mirrored: bool = False, mistake: str = "") -> None:
+        """Write the embeddings [N, D] of the files that the JSON list `paths` names to the .npy file `out`: of their
+        mirror images, if they are to be `mirrored`; or prepared with the `mistake` of that name."""
         runner, files = self._runner, [Path(path) for path in json.loads(Path(paths).read_text())]
+        known = {str(each.name): each for each in likely_mistakes(runner.preprocessing)}
+        wrong = known[mistake] if mistake else None
         done = 0
         embeddings = np.empty((len(files), runner.embedding.dim), np.float32)
-        for crops in iter_crops(files, runner.preprocessing, EMBED_BATCH):
-            images = np.ascontiguousarray(crops[:, :, ::-1]) if mirrored else crops
+        for crops in iter_crops(files, wrong.made if wrong else runner.preprocessing, EMBED_BATCH):
+            images = np.ascontiguousarray(crops[:, :, ::-1]) if mirrored else wrong.fed(crops) if wrong else crops
             embeddings[done : done + len(crops)] = self._embed_batch(images)
             done += len(crops)
             self._on_progress(done / len(files))

@@ -1,4 +1,4 @@
-"""Measure backends on one checkpoint: does the ranking survive, and how long does inference take?
+"""Measure backends on one model: does the ranking survive, and how long does inference take?
 
 pmm bench [FILE ...] [--backends all] [--precisions all] [--dataset NAME --root DIR] [--out DIR] ...
 
@@ -19,6 +19,7 @@ from pmm.bench.pages.pictures import pictures
 from pmm.bench.pages.report import table, write_reports
 from pmm.bench.request import Options, make_request
 from pmm.bench.resume_store import clear
+from pmm.runtime.open import BACKENDS
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
@@ -31,7 +32,8 @@ class BenchCommand:
     """`pmm bench [FILE ...]`"""
 
     files: Annotated[tuple[Path, ...], Arg("FILE", positional=True)] = ()
-    """A checkpoint, files exported from it, or both (default: best.pth of the newest run under runs/)."""
+    """A checkpoint or an adopted ONNX file, files exported from it, or both (default: best.pth of the newest run under
+    runs/)."""
     options: Options = field(default_factory=Options)
     gates: Annotated[GateFlags, Arg(group="gates (a number, or off)")] = field(default_factory=GateFlags)
 
@@ -39,9 +41,10 @@ class BenchCommand:
 def main(prog: str) -> int:
     """Entry point."""
     command = command_line.parse(BenchCommand, prog=prog, description=__doc__ or "")
-    check_installed("torch", "jinja2", "matplotlib")  # the last two for the report, at the end
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: workers end too
     request = make_request(command.files, command.options, command.gates.parsed())
+    # the last two for the report, at the end
+    check_installed(BACKENDS[request.reference.backend].library, "jinja2", "matplotlib")
     with claimed(request.out):
         try:
             with Bench(request) as bench:

@@ -10,7 +10,6 @@ import pytest
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.bench import artifacts, candidates
 from pmm.bench.artifacts import profiles_for
-from pmm.bench.candidates import REFERENCE
 from pmm.bench.harness import Bench
 from pmm.bench.schema import read_report
 from pmm.bench.worker import WorkerSession
@@ -134,7 +133,7 @@ def test_an_engine_is_kept_for_the_same_batches_and_the_same_gpu(machine, traine
         with exported_before(shared, [ExportOptions()]):
             return artifacts.make_artifact(
                 kind="engine", precision="fp32", file_precision="fp32", device=device, flavor="tensorrt",
-                batches=batches, checkpoint=str(trained), folder=str(tmp_path), dataset="synthetic", root=str(few),
+                batches=batches, source=str(trained), folder=str(tmp_path), dataset="synthetic", root=str(few),
             )  # fmt: skip
 
     first, again, other = made([1, 3]), made([1, 3]), made([1, 3, 64])
@@ -191,8 +190,9 @@ def test_the_rate_of_matrix_products_is_that_gpus(machine):
     machine(NEWEST)
     for device, asked in (("cuda:1", "cuda:1"), ("cuda", "cuda:0")):
         run = Bench.__new__(Bench)
-        run.request = SimpleNamespace(candidates=candidates.export_candidates(["torch"], ["fp32"], device=device))
+        reference, *_ = candidates.export_candidates(["torch"], ["fp32"], device=device)
+        run.request = SimpleNamespace(reference=reference)
         run._evaluator = SimpleNamespace(open=lambda candidate: None)
-        run._workers = {REFERENCE: SimpleNamespace(call=lambda method, **words: words)}
+        run._workers = {reference.name: SimpleNamespace(call=lambda method, **words: words)}
         run._measure_matrix_rate()
         assert run._matrix == {"device": asked}

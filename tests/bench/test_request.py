@@ -15,7 +15,7 @@ import pytest
 from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.checkpoint import load, save
 from pmm.bench import candidates
-from pmm.bench.artifacts import describe_checkpoint
+from pmm.bench.artifacts import describe_source
 from pmm.bench.candidate_evaluator import CandidateEvaluator
 from pmm.bench.candidates import Candidate, export_candidates
 from pmm.bench.gates import GateFlags
@@ -153,7 +153,7 @@ def test_bad_input_is_one_line(trained, exported, tmp_path, people):
     refused(trained, "--cuda-graph", "maybe", expected=["--cuda-graph", "'maybe'", "on, off or both"])
     refused(trained, tmp_path / "none.onnx", expected=["none.onnx", "does not exist"])
     shutil.copyfile(trained, tmp_path / "second.pth")
-    refused(trained, tmp_path / "second.pth", expected=["2 checkpoints", str(trained), "second.pth", "expected one"])
+    refused(trained, tmp_path / "second.pth", expected=["2 models", str(trained), "second.pth", "expected one"])
     (tmp_path / "model.engine").write_bytes(b"x")
     refused(trained, tmp_path / "model.engine", expected=["model.engine: ", "manifest", "model.engine.json"])
     (tmp_path / "weights.bin").write_bytes(b"x")
@@ -249,7 +249,7 @@ def test_ctrl_c_keeps_what_is_finished(trained, exported, people, tmp_path):
     """In processes: the workers, without torch, are asked for turns that never end."""
     out, scripted = tmp_path / "report", tmp_path / "scripted"
     scripted.mkdir()
-    (scripted / "checkpoint.json").write_text(json.dumps(describe_checkpoint(trained)))
+    (scripted / "checkpoint.json").write_text(json.dumps(describe_source(trained)))
     words = ("--batches", "1", "--root", fewer(people, tmp_path / "people"), "--out", out, "--samples")
     driver = (
         "import runpy, sys; from pmm.bench import harness, workers\n"

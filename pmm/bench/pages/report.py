@@ -60,8 +60,9 @@ def html(report: BenchReport, pictures: ReportPictures) -> str:
     summary, drawn = verdict(report), plots(report)
     best = report.result(summary.ships) if summary.ships else None
     results = sections.results(report)
-    chapters = [sections.accuracy(report), sections.thresholds(report), sections.lost(report), sections.timing(report)]
-    accuracy, thresholds, lost, timing = chapters
+    accuracy, thresholds, lost = sections.accuracy(report), sections.thresholds(report), sections.lost(report)
+    preprocessing, timing = sections.wrong_preprocessing(report), sections.timing(report)
+    chapters = [accuracy, thresholds, lost, preprocessing, timing]
     caveats = sections.caveats(report)
     contents = [(section.anchor, section.title.split(":")[0]) for section in [results, *chapters] if section]
     contents[1:1] = [("plots", "Plots")] if drawn.spread else []
@@ -72,6 +73,7 @@ def html(report: BenchReport, pictures: ReportPictures) -> str:
         title=TITLE,
         verdict=summary,
         gates_summary=count_by_status(summary.gates),
+        epoch=sections.epoch(report),
         notes=_notes(report),
         contents=contents,
         untimed=UNTIMED,
@@ -83,6 +85,7 @@ def html(report: BenchReport, pictures: ReportPictures) -> str:
         deploy=sections.to_deploy(best) if best else "",
         lost=lost,
         worst=[(one_line(name), _embedded(picture)) for name, picture in pictures.worst.items()],
+        preprocessing=preprocessing,
         timing=timing,
         caveats=caveats,
         caveats_title=sections.CAVEATS,
@@ -97,7 +100,8 @@ def html(report: BenchReport, pictures: ReportPictures) -> str:
 def table(report: BenchReport) -> str:
     """The table for the terminal, in Markdown, the fastest first: mAP in %, its change in points, latency in ms.
 
-    Then a line per unreliable latency, per backend that failed or is unavailable, and per failed gate.
+    Then a line on wrong preprocessing, and one per unreliable latency, per backend that failed or is unavailable, and
+    per failed gate.
     """
     reference, batches = reference_of(report), shown_batches(report)
     first = batches[0] if batches else 0
@@ -120,6 +124,7 @@ def table(report: BenchReport) -> str:
             "",
             f"rank-1 -/+: queries lost/gained; ms: p50/p95 of a call; speedup: over {one_line(report.reference)}",
         ]
+    lines += [line] if (line := sections.mistakes_line(report)) else []
     for result, timing in flagged(report):
         lines.append(f"{UNSTEADY} {one_line(result.name)}, batch {timing.batch}: {one_line('; '.join(timing.flags))}")
     lines += [f"note {note}" for note in sections.caveats(report).notes]
@@ -143,6 +148,7 @@ def markdown(report: BenchReport) -> str:
     parts += _section(sections.thresholds(report))
     parts += [escape(sections.to_deploy(best))] if best else []
     parts += _section(sections.lost(report))
+    parts += _section(sections.wrong_preprocessing(report))
     parts += _section(sections.timing(report))
     caveats = sections.caveats(report)
     if caveats.lines or caveats.notes:

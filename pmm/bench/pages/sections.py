@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pmm.bench.pages.accuracy_tables import accuracy_table, camera_table, lost_table, threshold_table
-from pmm.bench.pages.format import number, one_in, one_line, percent, threshold
+from pmm.bench.pages.accuracy_tables import accuracy_table, camera_table, lost_table, mistake_table, threshold_table
+from pmm.bench.pages.format import number, one_in, one_line, percent, points, threshold
 from pmm.bench.pages.queries import batch_sizes, completed, flagged, shown_batches
 from pmm.bench.pages.tables import UNSTEADY, Table, results_table
 from pmm.bench.pages.timing_tables import costs_table, timing_table, tracker_table
@@ -20,6 +20,10 @@ FLAGS = {
     "too short": "a call takes less time than the clock can resolve: measure larger batches",
 }
 """What the flags of a latency mean, by their first words."""
+OWN_RUN = (
+    "There is no checkpoint to compare with: the reference is the adopted ONNX file itself, as ONNX Runtime runs it in "
+    "fp32 on the CPU."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +143,44 @@ def lost(report: BenchReport) -> Section | None:
     )
 
 
+def wrong_preprocessing(report: BenchReport) -> Section | None:
+    """What mistakes in preparing crops cost; None if that was not measured."""
+    wrong = report.wrong_preprocessing
+    if wrong is None:
+        return None
+    crops = f"{wrong.queries:,} queries and {wrong.gallery:,} gallery crops"
+    which = f"on all {crops}"
+    if wrong.sample:
+        which = (
+            f"on a sample: all crops of {wrong.identities:,} identities, {crops}. Among so few a query is easier than "
+            "among all, so only the differences count"
+        )
+    return Section(
+        anchor="preprocessing",
+        title="What wrong preprocessing costs",
+        note=f"The same network, {report.reference}, on crops that were prepared with one mistake each, {which}. "
+        f"Right is: {report.checkpoint.preprocessing}.",
+        parts=(Part(table=mistake_table(wrong)),),
+        terms=(
+            ("mistake", "in the program that prepares the crops: it embeds queries and gallery alike"),
+            ("difference, interval", "from the right preprocessing on the same crops, in points, and its 95 % interval "
+             "(bootstrap over queries)"),
+        ),
+    )  # fmt: skip
+
+
+def mistakes_line(report: BenchReport) -> str:
+    """The same in one line, mAP alone; empty if nothing was measured."""
+    wrong = report.wrong_preprocessing
+    costs = [f"{one_line(c.mistake)} {points(c.map_delta)}" for c in wrong.costs if c.mAP is not None] if wrong else []
+    if wrong is None or not costs:
+        return ""
+    return (
+        f"wrong preprocessing costs {report.reference}, in points of mAP on {wrong.queries + wrong.gallery:,} crops: "
+        f"{'; '.join(costs)}"
+    )
+
+
 def timing(report: BenchReport) -> Section | None:
     """Per batch size, the load of a tracker, and start-up."""
     sizes = batch_sizes(report)
@@ -208,6 +250,7 @@ def method(report: BenchReport) -> list[str]:
         "distractors (of identities that no query has).",
         f"Every backend embeds the same crops; mAP, rank-1 and mINP are computed from its embeddings{left_out} and "
         f"compared with those of {report.reference} query by query.",
+        *([OWN_RUN] * (report.checkpoint.kind == "onnx")),
         "Intervals of accuracy are a paired bootstrap over queries; those of latency depend on the samples and their "
         "order. All are at 95 %.",
         f"A latency sample is one whole call on images in place, until its result is complete: up to {plan.samples:,} "
@@ -225,6 +268,12 @@ def method(report: BenchReport) -> list[str]:
     return lines
 
 
+def epoch(report: BenchReport) -> str:
+    """When the model was taken from its training, in words."""
+    epochs = report.checkpoint.epoch
+    return "epoch unknown" if epochs is None else f"epoch {epochs}"
+
+
 def facts(report: BenchReport) -> list[tuple[str, str]]:
     """Provenance: (what, value)."""
     checkpoint, data, machine = report.checkpoint, report.dataset, report.environment
@@ -233,9 +282,12 @@ def facts(report: BenchReport) -> list[tuple[str, str]]:
     kernels = machine.get("kernels")
     rows = [
         ("measured", f"{report.created}, in {number(report.seconds)} s"),
-        ("checkpoint", f"{checkpoint.path} (SHA-256 {checkpoint.sha256})"),
-        ("model", f"{checkpoint.method}, epoch {checkpoint.epoch}, {number(checkpoint.parameters_m)} M parameters, "
+        ("adopted ONNX file" if checkpoint.kind == "onnx" else "checkpoint",
+         f"{checkpoint.path} (SHA-256 {checkpoint.sha256})"),
+        ("model", f"{checkpoint.method}, {epoch(report)}, {number(checkpoint.parameters_m)} M parameters, "
          f"embeddings of {checkpoint.embedding_dim} dimensions, crops of {checkpoint.height}x{checkpoint.width}"),
+        ("adopted from", "; ".join(f"{what}: {value}" for what, value in checkpoint.source.items())),
+        ("crops", checkpoint.preprocessing),
         ("data", f"{data.name}, digest {data.digest}"),
         ("CPU", f"{machine.get('cpu')}, {machine.get('cores')} cores, {report.method.threads} threads used"),
         ("GPU", ", ".join(dict.fromkeys(r.gpu for r in report.results if r.gpu) or map(str, machine.get("gpus") or ()))
