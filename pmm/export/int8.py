@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.half_precision import pools
+from pmm.export.int8_layers import LAYERS, LINEAR, layer_names, main_inputs, quantisable, with_unique_names
 from pmm.export.options import MIN_SHARE
 from pmm.export.parity_check import ParityFailed
 from pmm.export.precision import onnx_precision
@@ -33,10 +33,6 @@ PROBES = 16
 """Images to calibrate on at a time, and to measure the cost of layers on, where the batch is not static."""
 
 
-_KEEPS_SIZE = ("Conv", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Div", "Add")
-"""Operators of squeeze and excitation, which make one value per channel of one value per channel."""
-
-
 @dataclass(frozen=True)
 class _Target:
     """What a backend wants to see in the file."""
@@ -45,32 +41,30 @@ class _Target:
     symmetric: bool
     """Signed activations with zero point 0, as TensorRT demands; else unsigned ones, which CPUs multiply faster, and
     weights of 7 bits, whose sums no CPU cuts off (see hardware.int8_overflows): the file is right on all of them."""
+    float_outputs: tuple[str, ...]
+    """Operators of which only what goes in is quantised, not what comes out."""
     options: dict[str, Any]
-
-    @property
-    def inputs_only(self) -> bool:
-        """Only what goes into an operator is quantised, not what comes out of it."""
-        return "OpTypesToExcludeOutputQuantization" in self.options
 
 
 _TARGETS = {
     # TensorRT fuses Q/DQ pairs at the inputs of each convolution and at the shortcut of each residual Add (see
-    # `_main_inputs`), and refuses an int32 bias. The weights are stored in 8 bits behind a Dequantize alone: a third of
+    # `main_inputs`), and refuses an int32 bias. The weights are stored in 8 bits behind a Dequantize alone: a third of
     # the file, and the same engine, as Q/DQ on fp32
     "tensorrt": _Target(
-        ("Conv", "Add"),
+        ("Conv", "MatMul", "Gemm", "Add"),
         True,
+        ("Conv", "MatMul", "Gemm", "Add"),
         {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
             "DedicatedQDQPair": True,
-            "OpTypesToExcludeOutputQuantization": ["Conv", "Add"],
         },
     ),
     # on a CPU every step between two convolutions stays in 8 bits: with the Relu after the residual Add left out, each
-    # block would go through floats once
-    "cpu": _Target(("Conv", "Add", "Relu", "Clip", "MaxPool"), False, {}),
+    # block would go through floats once. What follows linear layers has no 8-bit kernels (LayerNormalization, Gelu,
+    # Softmax): their products give floats, as MatMulIntegerToFloat and QGemm
+    "cpu": _Target(("Conv", "MatMul", "Gemm", "Add", "Relu", "Clip", "MaxPool"), False, ("MatMul", "Gemm"), {}),
 }
 
 
@@ -87,37 +81,43 @@ class Quantizer:
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
         from tqdm import tqdm
 
-        self.proto, self.target = proto, _TARGETS[target]
-        self._main = _main_inputs(proto) if self.target.inputs_only else {}
-        self._nodes = _quantisable(proto, self.target.operators)
+        self.proto, self.target = with_unique_names(proto), _TARGETS[target]
+        self._main = main_inputs(self.proto) if "Add" in self.target.float_outputs else {}
+        self._nodes = quantisable(self.proto, self.target.operators)
+        self._names = layer_names(self.proto)
         batches = iter(tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None))
         reader = type("Batches", (), {"get_next": lambda self: next(({input: b} for b in batches), None)})()
         with tempfile.TemporaryDirectory() as folder, _quiet():
             source, augmented = Path(folder) / "model.onnx", str(Path(folder) / "augmented.onnx")
-            source.write_bytes(proto.SerializeToString())
+            source.write_bytes(self.proto.SerializeToString())
             # the extremes over all crops: on ReLU networks percentiles cut what tells people apart
-            calibrator = create_calibrator(source, None, augmented, calibrate_method=CalibrationMethod.MinMax)
+            calibrator = create_calibrator(
+                source, list(self.target.operators), augmented, calibrate_method=CalibrationMethod.MinMax
+            )
+            calibrator.infer_session = _reducing_session(augmented)
             calibrator.collect_data(reader)
             self.ranges = calibrator.compute_data()
 
     @property
     def layers(self) -> list[str]:
-        """The convolutions that are quantised, by the name of their weights, in the graph's order."""
-        return [_layer(node) for node in self._nodes if node.op_type == "Conv"]
+        """The layers that are quantised, by the names of their weights, in the graph's order."""
+        return list(dict.fromkeys(self._names[node.input[1]] for node in self._nodes if node.op_type in LAYERS))
 
     def with_dependencies(self, layers: Collection[str]) -> list[str]:
         """`layers` and those that have to stay in fp32 for what goes into `layers` to stay in fp32."""
         nodes = (node for layer in layers for node in self._excluded(layer))
-        return list(dict.fromkeys(_layer(node) for node in nodes if node.op_type == "Conv"))
+        return list(dict.fromkeys(self._names[node.input[1]] for node in nodes if node.op_type in LAYERS))
 
     def build(self, keep: Collection[str] = ()) -> onnx.ModelProto:
-        """The quantised graph; the convolutions `keep`, and what goes into them, stay in fp32."""
+        """The quantised graph; the layers `keep`, and what goes into them, stay in fp32."""
         import onnx
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
         copy = onnx.ModelProto()
         copy.CopyFrom(self.proto)
+        excluded = [node.name for layer in keep for node in self._excluded(layer)]
+        options = {"OpTypesToExcludeOutputQuantization": list(self.target.float_outputs), **self.target.options}
         with _quiet():
             quantizer = QDQQuantizer(
                 copy,
@@ -127,14 +127,16 @@ class Quantizer:
                 QuantType.QInt8 if self.target.symmetric else QuantType.QUInt8,
                 self.ranges,
                 [node.name for node in self._nodes],
-                [node.name for layer in keep for node in self._excluded(layer)],
+                excluded,
                 list(self.target.operators),
-                dict(self.target.options),
+                options,
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
         proto = quantizer.model.model
         self._leave_main_inputs(proto.graph)
+        self._leave_float_inputs(proto.graph, excluded)
+        _remove_unread(proto.graph)
         # the quantizer writes a newer format
         proto.ir_version = self.proto.ir_version
         del proto.opset_import[:], proto.metadata_props[:]
@@ -144,76 +146,67 @@ class Quantizer:
         return proto
 
     def _excluded(self, layer: str) -> Iterator[onnx.NodeProto]:
-        """The convolution `layer` and the sum that it is fused with or, where a target quantises outputs too, all back
-        to what computes its input."""
+        """The nodes of `layer` and the sums that they are fused with or, where a target quantises outputs too, all back
+        to what computes their inputs."""
         makers = {name: node for node in self.proto.graph.node for name in node.output}
-        node = next(n for n in self.proto.graph.node if n.op_type == "Conv" and _layer(n) == layer)
-        yield node
-        yield from (add for add in self.proto.graph.node if self._main.get(add.name) == node.output[0])
-        while not self.target.inputs_only and (node := makers.get(node.input[0])) is not None:
-            if node.op_type not in self.target.operators:
-                return
+        for node in self.proto.graph.node:
+            if node.op_type not in LAYERS or self._names[node.input[1]] != layer:
+                continue
             yield node
-            if node.op_type in ("Conv", "Add"):
-                return
+            yield from (add for add in self.proto.graph.node if self._main.get(add.name) == node.output[0])
+            before = makers.get(node.input[0])
+            while before is not None and self._gives_8_bits(before):
+                yield before
+                if before.op_type in ("Conv", "Add"):
+                    break
+                before = makers.get(before.input[0])
+
+    def _gives_8_bits(self, node: onnx.NodeProto) -> bool:
+        return node.op_type in self.target.operators and node.op_type not in self.target.float_outputs
 
     def _leave_main_inputs(self, graph: onnx.GraphProto) -> None:
         """Take the Q/DQ pairs between a residual Add and its main input out again."""
         makers = {name: node for node in graph.node for name in node.output}
-        for node in [node for node in graph.node if node.name in self._main]:
+        for node in (node for node in graph.node if node.name in self._main):
             for position, name in enumerate(node.input):
                 back = makers[name]
                 if back.op_type == "DequantizeLinear" and makers[back.input[0]].input[0] == self._main[node.name]:
                     node.input[position] = self._main[node.name]
-                    graph.node.remove(makers[back.input[0]])
-                    graph.node.remove(back)
-        used = {name for node in graph.node for name in node.input}
-        for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-            graph.initializer.remove(tensor)
+
+    def _leave_float_inputs(self, graph: onnx.GraphProto, excluded: Collection[str]) -> None:
+        """Give nodes that are not quantised what they read before, unless its maker gives 8 bits.
+
+        The quantizer puts a Q/DQ pair before all readers of a tensor. In a transformer LayerNormalization and the
+        residual sum read it too, and a residual stream that is rounded in every block moves the embeddings. In networks
+        of convolutions alone such readers are few, and their files stay what they are.
+        """
+        if not any(node.op_type in LINEAR for node in self._nodes):
+            return
+        quantised = {node.name for node in self._nodes} - set(excluded)
+        in_8_bits = {name for node in self._nodes if node.name in quantised and self._gives_8_bits(node)
+                     for name in node.output}  # fmt: skip
+        before = {node.name: list(node.input) for node in self.proto.graph.node}
+        weights = {tensor.name: tensor for tensor in self.proto.graph.initializer}
+        restored = set()
+        for node in (node for node in graph.node if node.name in before.keys() - quantised):
+            for position, name in enumerate(before[node.name]):
+                if node.input[position] != name and name not in in_8_bits:
+                    node.input[position] = name
+                    restored.add(name)
+        stored = {tensor.name for tensor in graph.initializer}
+        graph.initializer.extend(weights[name] for name in weights if name in restored - stored)
 
 
-def _main_inputs(proto: onnx.ModelProto) -> dict[str, str]:
-    """The residual Adds by name, and of each the input that is not the shortcut: the output of a convolution whose
-    input nothing else reads (a shortcut's convolution reads where the ways part).
-
-    NVIDIA's advice on placing Q/DQ (TensorRT's documentation, "Explicit Quantization"; modelopt.onnx does the same) is
-    to quantise the shortcut only: the convolution, the Add and the Relu then become one kernel with 8 bits in and out,
-    while a pair on the main input parts the Add from its convolution.
-    """
-    makers = {name: node for node in proto.graph.node for name in node.output}
-    readers = Counter(name for node in proto.graph.node for name in node.input)
-    main_inputs: dict[str, str] = {}
-    for add in (node for node in proto.graph.node if node.op_type == "Add"):
-        for name in add.input:
-            maker = makers.get(name)
-            if maker is not None and maker.op_type == "Conv" and readers[maker.input[0]] == 1:
-                main_inputs.setdefault(add.name, name)
-    return main_inputs
-
-
-def _quantisable(proto: onnx.ModelProto, operators: Collection[str]) -> list[onnx.NodeProto]:
-    """The nodes of `operators` that 8 bits make faster.
-
-    Not the convolutions of squeeze and excitation, which have hardly any multiplications, and of sums only those of a
-    convolution's output with another map.
-    """
-    convolved = {name for node in proto.graph.node if node.op_type == "Conv" for name in node.output}
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    vectors: set[str] = set()
-    """What is one value per channel, not a map."""
-    found = []
-    for node in proto.graph.node:
-        computed = {name for name in node.input if name} - constants
-        if pools(node) or (node.op_type in _KEEPS_SIZE and computed and computed <= vectors):
-            vectors |= set(node.output)
-        residual = not constants & set(node.input) and bool(convolved & set(node.input))
-        if node.op_type in operators and vectors.isdisjoint(node.input) and (node.op_type != "Add" or residual):
-            found.append(node)
-    return found
-
-
-def _layer(convolution: onnx.NodeProto) -> str:
-    return convolution.input[1].removesuffix(".weight")
+def _remove_unread(graph: onnx.GraphProto) -> None:
+    """Remove Q/DQ pairs and constants that nothing reads any more."""
+    read = Counter(name for node in graph.node for name in node.input)
+    read.update(value.name for value in graph.output)
+    for node in reversed(list(graph.node)):
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and not read[node.output[0]]:
+            read.subtract(node.input)
+            graph.node.remove(node)
+    for tensor in [tensor for tensor in graph.initializer if not read[tensor.name]]:
+        graph.initializer.remove(tensor)
 
 
 def quantize_with_fallback(
@@ -267,6 +260,17 @@ def _embeddings(proto: onnx.ModelProto, batches: Sequence[npt.NDArray[Any]]) -> 
     session = open_session(proto.SerializeToString())
     name = session.get_inputs()[0].name
     return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+
+
+def _reducing_session(file: str) -> Any:
+    """The calibrator's session, but it reduces each tensor to its extremes as soon as that can be: in ONNX Runtime's
+    default order most tensors of a batch are held at once, four gigabytes of them in a small Swin transformer."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 @contextlib.contextmanager

@@ -9,13 +9,14 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pmm.export.graph_sizes import image_sizes
 from pmm.export.options import MIN_SHARE
 from pmm.utils.errors import InvalidFile
 
 if TYPE_CHECKING:
     import onnx
 
-PRODUCTS = ("Conv", "Gemm", "MatMul")
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
 @dataclass(frozen=True)
@@ -61,27 +62,16 @@ def tally(products: Iterable[tuple[str, int]], path: str | Path | None = None) -
 def onnx_precision(proto: onnx.ModelProto, path: str | Path | None = None) -> GraphPrecision:
     """Count the convolutions and matrix products of `proto` for one image.
 
-    A product is int8 if both its inputs are dequantised 8-bit tensors, else of the type of its weights.
-    """
-    import onnx
+    A product is int8 if both its inputs are dequantised 8-bit tensors, else of the type of its weights or, where both
+    factors are computed, of the second one.
 
-    single = onnx.ModelProto()
-    single.CopyFrom(proto)
-    images = single.graph.input[0].type.tensor_type.shape.dim[0]
-    batch = images.dim_value = images.dim_value or 1  # a static one is part of what follows
-    del single.graph.value_info[:]  # recorded with a symbolic batch
-    for output in single.graph.output:
-        output.type.tensor_type.shape.Clear()
-    inferred = onnx.shape_inference.infer_shapes(single, data_prop=True)
-    types, shapes = {}, {}
-    for value in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input):
-        tensor = value.type.tensor_type
-        types[value.name], shapes[value.name] = tensor.elem_type, [d.dim_value for d in tensor.shape.dim]
-    for tensor in inferred.graph.initializer:
-        types[tensor.name], shapes[tensor.name] = tensor.data_type, list(tensor.dims)
-    makers = {output: node for node in inferred.graph.node for output in node.output}
-    products = (node for node in inferred.graph.node if node.op_type in PRODUCTS)
-    return tally(((_type(node, makers, types), _macs(node, shapes) // batch) for node in products), path)
+    Raises InvalidFile for a graph without an input, or without such products.
+    """
+    products = [node for node in proto.graph.node if node.op_type in PRODUCTS and not node.domain]
+    sizes = image_sizes(proto, [name for node in products for name in (*node.input[:2], node.output[0])])
+    makers = {output: node for node in proto.graph.node for output in node.output}
+    counted = ((_type(node, makers, sizes.types), macs(node, sizes.shapes) // sizes.batch) for node in products)
+    return tally(counted, path)
 
 
 def _type(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], types: dict[str, int]) -> str:
@@ -93,12 +83,33 @@ def _type(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], types: dict[s
     sources = [makers.get(name) for name in node.input[:2]]
     if all(s is not None and s.op_type == "DequantizeLinear" and types.get(s.input[0]) in eight_bits for s in sources):
         return "int8"
-    return names.get(types.get(node.input[1], 0), "unknown")
+    return names.get(types.get(node.input[1 if len(node.input) > 1 else 0], 0), "unknown")
 
 
-def _macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
-    """Outputs times the length of the sum behind each."""
-    output, weight = shapes.get(node.output[0], []), shapes.get(node.input[1], [])
+def macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
+    """Multiply-accumulates of a product: outputs times the length of the sum behind each; 0 where sizes are unknown."""
+    output, (first, *others) = shapes.get(node.output[0], []), [shapes.get(name, []) for name in node.input]
+    if node.op_type == "Einsum":
+        return _einsum_macs(node, [first, *others])
+    if not (output and first and others[0]):
+        return 0
     if node.op_type == "Conv":
-        return prod(output) * prod(weight[1:]) if output else 0
-    return prod(output) * shapes[node.input[0]][-1] if output and node.input[0] in shapes else 0
+        return prod(output) * prod(others[0][1:])
+    if node.op_type == "ConvTranspose":
+        return prod(first) * prod(others[0][1:])
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return prod(output) * first[0 if transposed else -1]
+
+
+def _einsum_macs(node: onnx.NodeProto, inputs: list[list[int]]) -> int:
+    """The product of the sizes of all its indices; 0 for one factor, which is not multiplied by anything."""
+    equation = next(attribute.s for attribute in node.attribute if attribute.name == "equation").decode()
+    sizes: dict[str, int] = {}
+    for term, shape in zip(equation.partition("->")[0].replace(" ", "").split(","), inputs, strict=True):
+        named = len(term.replace("...", ""))
+        # what "..." stands for is counted from the right, as in broadcasting
+        dots = [f".{len(shape) - named - index}" for index in range(len(shape) - named)]
+        before, found, after = term.partition("...")
+        for index, size in zip([*before, *(dots if found else ()), *after], shape, strict=False):
+            sizes[index] = max(size, sizes.get(index, 0))
+    return prod(sizes.values()) if len(inputs) > 1 and all(inputs) else 0

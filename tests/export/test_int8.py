@@ -17,7 +17,8 @@ from pmm.data.readers import read_dataset
 from pmm.export import parity_check
 from pmm.export.calibration import calibration_files
 from pmm.export.graph import to_onnx
-from pmm.export.int8 import Quantizer, _main_inputs, _quantisable, quantize_with_fallback
+from pmm.export.int8 import Quantizer, quantize_with_fallback
+from pmm.export.int8_layers import main_inputs, quantisable
 from pmm.export.onnx import describe, export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
@@ -171,7 +172,7 @@ def test_squeeze_and_excitation_and_sums_with_constants_are_not_in_8_bits(pool, 
     nodes = [onnx.helper.make_node(kind, ins.split(), [out], name=out) for kind, ins, out in steps]
     constants = [onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])]
     proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], constants))
-    assert [node.name for node in _quantisable(proto, ("Conv", "Add", "Clip"))] == ["first", "map", "last", "sum"]
+    assert [node.name for node in quantisable(proto, ("Conv", "Add", "Clip"))] == ["first", "map", "last", "sum"]
 
 
 def test_the_manifest_says_how_it_was_calibrated(trained, tmp_path):
@@ -279,7 +280,7 @@ def test_every_sum_of_a_resnet_50_has_its_main_input():
     model, size = build_model(config).eval(), dataclasses.replace(preprocessing_of(base), height=64, width=32)
     graph = deployed_graph(model, size, InputContract(), EmbeddingContract.of(model), "fp32")
     proto = to_onnx(graph, size, InputContract(), 20)
-    found, makers = _main_inputs(proto), {name: node for node in proto.graph.node for name in node.output}
+    found, makers = main_inputs(proto), {name: node for node in proto.graph.node for name in node.output}
     assert set(found) == {node.name for node in proto.graph.node if node.op_type == "Add"}
     assert len(found) == 17  # 3 + 4 + 6 + 3, and the part-based head's own block
     assert all(makers[name].input[1].endswith("conv3.weight") for name in found.values())

@@ -34,6 +34,72 @@ def test_multiplications_of_one_image_are_counted_and_named_by_the_weights():
     assert onnx_precision(graph(narrow, {"w": weights.astype(np.float16)})).precision == "fp16"
 
 
+@pytest.mark.parametrize(
+    ("node", "weights", "macs"),
+    [
+        # each of 3 * 8 * 6 inputs reaches 4 outputs through 2 * 2 weights, of one group
+        (helper.make_node("ConvTranspose", ["x", "w"], ["c"]), (3, 4, 2, 2), 3 * 8 * 6 * 4 * 2 * 2),
+        (helper.make_node("Einsum", ["x", "w"], ["c"], equation="nchw,kc->nkhw"), (5, 3), 8 * 6 * 3 * 5),
+        (helper.make_node("Einsum", ["x", "w"], ["c"], equation="...hw, wk -> ...hk"), (6, 5), 3 * 8 * 6 * 5),
+        (helper.make_node("Einsum", ["x"], ["c"], equation="nchw->nhwc"), None, 0),
+        (helper.make_node("MatMul", ["x", "w"], ["c"]), (6, 5), 3 * 8 * 6 * 5),
+        (helper.make_node("MatMul", ["x", "t"], ["c"]), None, 3 * 8 * 8 * 6),  # of two computed maps
+        (helper.make_node("FusedMatMul", ["x", "w"], ["c"], domain="com.microsoft"), (6, 5), 0),
+    ],
+    ids=lambda value: value.op_type if hasattr(value, "op_type") else "",
+)
+def test_every_product_of_a_foreign_graph_is_counted(node, weights, macs):
+    turned = helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2])
+    known = helper.make_node("Conv", ["x", "one"], ["other"])  # a graph needs one product that counts
+    stored = {"one": np.ones((1, 3, 1, 1), np.float32)}
+    if weights:
+        stored["w"] = np.ones(weights, np.float32)
+    proto = graph([turned, known, node], stored)
+    if node.domain:
+        proto.opset_import.append(helper.make_opsetid(node.domain, 1))
+    assert onnx_precision(proto).total == 3 * 8 * 6 + macs
+
+
+def test_a_gemm_may_be_transposed():
+    nodes = [
+        helper.make_node("Reshape", ["x", "size"], ["rows"]),
+        helper.make_node("Gemm", ["w", "rows"], ["c"], transA=1, transB=1),
+    ]
+    proto = graph(nodes, {"size": np.int64([-1, 6]), "w": np.ones((6, 5), np.float32)})
+    assert onnx_precision(proto).total == 5 * 6 * 24
+
+
+@pytest.mark.parametrize("shape", [["batch", 8, 6, 3], [2, 8, 6, 3]], ids=["any batch", "static batch"])
+@pytest.mark.parametrize("listed", [False, True], ids=["", "weights among the inputs"])
+def test_nhwc_static_batches_and_weights_listed_as_inputs(shape, listed):
+    nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]), convolution("t", "w")]
+    proto = graph(nodes, {"w": np.ones((4, 3, 1, 1), np.float32)})
+    weights = helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3, 1, 1])
+    del proto.graph.input[:]
+    proto.graph.input.extend([weights] * listed + [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)])
+    assert onnx_precision(proto).macs == {"fp32": 4 * 3 * 8 * 6}
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.BFLOAT16])
+def test_sizes_that_only_a_run_knows_are_computed(kind):
+    """Old exporters compute the padding of windows so; onnx does not follow a remainder."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=kind),
+        helper.make_node("Cast", ["w"], ["v"], to=kind),
+        helper.make_node("Shape", ["h"], ["s"]),
+        helper.make_node("Gather", ["s", "at"], ["height"]),
+        helper.make_node("Mod", ["height", "seven"], ["over"]),  # 1
+        helper.make_node("Mul", ["over", "three"], ["channels"]),
+        helper.make_node("Concat", ["first", "channels", "all"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["h", "shape"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "v"], ["c"]),
+    ]
+    stored = {"at": np.int64([2]), "seven": np.int64([7]), "three": np.int64([3]), "first": np.int64([0]),
+              "all": np.int64([-1]), "w": np.ones((48, 5), np.float32)}  # fmt: skip
+    name = {TensorProto.FLOAT: "fp32", TensorProto.BFLOAT16: "bf16"}[kind]
+    assert onnx_precision(graph(nodes, stored)).macs == {name: 3 * 48 * 5}
+
+
 @pytest.mark.parametrize(("both", "expected"), [(True, "int8"), (False, "fp32")])
 def test_only_where_both_factors_are_in_8_bits_is_a_product_int8(both, expected):
     """Weights alone are stored in 8 bits, to be read faster, and multiplied in fp32."""
