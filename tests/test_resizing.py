@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from pmm.artifacts.onnx_file import embed_manifest, read_onnx
 from pmm.bench.worker import WorkerSession
 from pmm.data.readers import read_dataset
 from pmm.data.resize_opencv import resize_as_opencv
+from pmm.export.calibration import calibration_files
+from pmm.export.onnx import _calibration_crops
+from pmm.export.options import ExportOptions
 from pmm.export.parity_check import verification_crops
 from pmm.gallery.embed import embed_samples
 from pmm.runtime.open import open_runner
@@ -42,10 +46,9 @@ def odd_people(people, tmp_path_factory):
     root = tmp_path_factory.mktemp("odd") / "data"
     shutil.copytree(people, root)
     draw = random.Random(0)
-    for path in sorted((*(root / "query").iterdir(), *(root / "bounding_box_test").iterdir())):
-        if path.suffix == ".jpg":
-            size = draw.randint(30, 150), draw.randint(60, 300)
-            Image.open(path).resize(size).save(path, quality=95)
+    for path in sorted(root.rglob("*.jpg")):
+        size = draw.randint(30, 150), draw.randint(60, 300)
+        Image.open(path).resize(size).save(path, quality=95)
     return root
 
 
@@ -95,9 +98,12 @@ def test_all_ways_to_embed_a_crop_obey_the_contract(artifact, odd_people, tmp_pa
         assert nearest.distances[0] == pytest.approx(0, abs=1e-3)
 
 
-def test_exports_are_verified_on_crops_that_obey_the_contract(artifact, odd_people):
+def test_exports_are_verified_and_calibrated_on_crops_that_obey_the_contract(artifact, odd_people):
     size = read_onnx(artifact).manifest.preprocessing
     split = read_dataset("synthetic", odd_people)
     by_content = {by_hand(sample.path).tobytes() for sample in (*split.query, *split.gallery)}
     crops = verification_crops("synthetic", str(odd_people), size)
     assert all(crop.tobytes() in by_content for crop in crops)
+    source = SimpleNamespace(preprocessing=size, data=SimpleNamespace(name="synthetic", root=str(odd_people)))
+    crops = _calibration_crops(source, ExportOptions(precision="int8", target="cpu", calibration_images=32))
+    assert np.array_equal(crops, [by_hand(path) for path in calibration_files(str(odd_people), "synthetic", 32)])
