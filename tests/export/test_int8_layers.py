@@ -130,6 +130,7 @@ def test_linear_layers_are_in_8_bits_per_output_channel(target):
         node.output[0]: [makers[name].op_type for name in node.input if name in makers] for node in made.graph.node
     }
     assert kinds["sum"] == ["Transpose", "MatMul"], "the residual stream is not rounded"
+    assert kinds["mixed"] == ["Softmax", "LayerNormalization"], "nor what linear layers and attention read"
     assert kinds["scores"] == ["Add", "Transpose"]
     parity = numeric_parity(run(proto, images(seed=9)), run(made, images(seed=9)))
     assert parity.min_cosine > 0.995
