@@ -47,7 +47,7 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
         "epoch": None,
         "embedding_dim": manifest.embedding.dim,
         "parameters_m": weights / 1e6,
-        "source": {"file, SHA-256": origin.sha256, "written by": origin.producer or "unknown"},
+        "source": {"SHA-256": origin.sha256, "written by": origin.producer or "unknown"},
         "dataset": origin.dataset,
         "root": resolve_data_root(origin.root, path),
         **_preparation(manifest.preprocessing, in_graph=manifest.input.normalised_by == "graph"),

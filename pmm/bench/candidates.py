@@ -68,7 +68,7 @@ class Candidate:
         """Why this machine cannot run it, in a few words; empty if it can."""
         backend = BACKENDS[self.backend]
         if self.source == "onnx" and self.file_kind in ("checkpoint", "package"):
-            return f"{self.backend} needs a network in torch, and an adopted ONNX file is none"
+            return "an adopted ONNX file holds no network that torch can run"
         if self.device == "cuda" and not nvidia_gpus() and not self.builds_without_gpu:
             return "no NVIDIA GPU here"
         if self.backend == "tensorrt-rtx" and (gpus := nvidia_gpus()):

@@ -81,7 +81,8 @@ class Bench:
             self._workers = stack.enter_context(WorkerPool(logs, threads=self._threads, timeout=options.timeout))
             self._facts = self._workers[BUILDER].call("describe", source=str(request.source))
             trained = DatasetLocation(self._facts.pop("dataset"), self._facts.pop("root"))
-            self._mistakes = self._facts.pop("mistakes") if options.wrong_preprocessing != "off" else []
+            mistakes = self._facts.pop("mistakes")
+            self._mistakes = [] if options.wrong_preprocessing == "off" else mistakes
             self._data = override_dataset(trained, request.source, options.dataset, options.root)
             split = read_dataset(self._data.name, self._data.root)
             for note in split.notes:

@@ -137,6 +137,8 @@ def test_on_other_hardware_only_speed_ups_are_compared():
     found = changes(old, measured(30.0, 1.5, {**MACHINE, "threads": 1}))["ort-cpu fp32", "speedup at batch 1"]
     assert (found.kind, found.summary) == ("worse", "2.00x -> 1.50x over the reference, on different hardware")
     assert kinds(old, measured(5.0, 3.0, {**MACHINE, "gpus": ["x"]}))["ort-cpu fp32", "speedup at batch 1"] == "better"
+    other = dataclasses.replace(measured(5.0, 3.0, {**MACHINE, "threads": 1}), reference="openvino fp32")
+    assert kinds(old, other)["ort-cpu fp32", "speedup at batch 1"] == "unknown", "over another reference"
 
 
 @pytest.mark.parametrize(("speedup", "kind"), [(1.88, "same"), (1.7, "worse"), (2.12, "same"), (2.3, "better")])

@@ -1,4 +1,5 @@
-"""What the bench is for: a fault in a backend is caught by the gates that are on by default, and named."""
+"""What the bench is for: a fault in a backend is caught by the gates that are on by default, and named: of our own
+networks and of adopted ones."""
 
 from __future__ import annotations
 
@@ -15,19 +16,32 @@ from pmm.bench.request import Options
 from pmm.bench.schema import BenchReport, Timing, read_report
 from pmm.bench.timing import time_batch
 from pmm.bench.workers import WorkerProcess
-from pmm.export.options import ExportOptions
+from pmm.export.onnx import export_onnx
+from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.utils.hardware import Gpu
 from tests.bench import faulty_worker
 from tests.bench.faulty_worker import SLEEP_S
+from tests.bench.foreign import NETWORKS, adopted_checkpoint, adopted_onnx, as_export
 from tests.bench.test_latency import Clock
 from tests.bench.workers import WorkerHere, fewer, workers_here
 from tests.conftest import ROOT, run_here
 from tests.store import Shared
 
 FAULTY = (sys.executable, str(ROOT / "tests" / "bench" / "faulty_worker.py"))
-DEADLY = ("hangs.onnx", "crashes.onnx", "crashes-when-timed.onnx")
+DEADLY = ("hangs", "crashes", "crashes-when-timed")
+HARMLESS = (
+    "whole", "wrong-row", "swapped-channels", "other-resize", "off-by-one-crop", "fp16-overflow", "wrong-when-timed",
+    "twice-as-long", "longer-if-few", "sleeps",
+)  # fmt: skip
+FROM_FLOATS = ("doubled-normalisation", "whole-floats")
 WAYS = ["here", pytest.param("processes", marks=pytest.mark.full)]
 """Where the workers are; those of `DEADLY` are processes in any case."""
+WITH_DEADLY = [
+    *WAYS,
+    *(pytest.param(f"{name}.{kind}, all", marks=pytest.mark.slow) for name in NETWORKS for kind in ("pth", "onnx")),
+]
+"""Our own network in each of these ways; and adopted ones, as networks in torch and as ONNX files."""
+SOURCES = [*WITH_DEADLY, "attention.onnx"]
 
 
 class Found(NamedTuple):
@@ -60,7 +74,7 @@ def named(source: Path, folder: Path, *names: str) -> list[Path]:
 
 def bench(out: Path, *args: str | Path, way: str = "here", **env: str) -> Found:
     def start(name: str, log: Path, **given: Any) -> Any:
-        here = way == "here" and not name.endswith(DEADLY)
+        here = way == "here" and not name.endswith(tuple(f"{fault}.onnx" for fault in DEADLY))
         return (WorkerHere if here else FaultyProcess)(name, log, **given)
 
     with workers_here(start) as patch:
@@ -71,25 +85,36 @@ def bench(out: Path, *args: str | Path, way: str = "here", **env: str) -> Found:
     return Found(read_report(out / "report.json"), done.returncode, done.stdout + done.stderr)
 
 
-@pytest.fixture(scope="module", params=WAYS)
-def accuracy(
-    request: pytest.FixtureRequest,
-    trained: Path,
-    exported: Path,
-    shared: Shared,
-    people: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Found:
+def exported_foreign(source: Path, people: Path) -> tuple[Path, Path]:
+    """Two fp32 exports of an adopted network: the usual one, and one that takes floats."""
+    if source.suffix == ".onnx":
+        export = as_export(source, source.with_name("export.onnx"))
+        return export, export  # it takes floats already
+    crops = VerifyOptions(verify_dataset="market1501", verify_root=str(people))
+    usual, floats = (
+        export_onnx(source, source.with_name(f"{kind}.onnx"), ExportOptions(input=kind), crops).path
+        for kind in ("uint8", "float")
+    )
+    return usual, floats
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def accuracy(request: pytest.FixtureRequest, people: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """One run over all faults that change embeddings or kill the worker, and artifacts that are whole."""
-    folder = tmp_path_factory.mktemp("faults")
-    files = named(
-        exported, folder, "whole", "wrong-row", "swapped-channels", "other-resize", "off-by-one-crop", "fp16-overflow",
-        "hangs", "crashes", "crashes-when-timed", "wrong-when-timed", "twice-as-long", "longer-if-few", "sleeps",
-    )  # fmt: skip
-    files += named(shared.onnx(ExportOptions(input="float")), folder, "doubled-normalisation", "whole-floats")
-    root = fewer(people, folder / "people")
-    words = ("--batches", "2", "--seconds", "0.2", "--timeout", "60", "--root", root)
-    return bench(folder / "report", trained, *files, *words, way=request.param, PMM_FAST="1")
+    folder, name = tmp_path_factory.mktemp("faults"), request.param.removesuffix(", all")
+    deadly = DEADLY if name in ("here", "processes") or name != request.param else ()
+    if name in ("here", "processes"):
+        shared: Shared = request.getfixturevalue("shared")
+        source, usual, floats = shared.run(), shared.onnx(), shared.onnx(ExportOptions(input="float"))
+    else:
+        adopt = adopted_onnx if name.endswith(".onnx") else adopted_checkpoint
+        source = adopt(Path(name).stem, folder / name)
+        usual, floats = exported_foreign(source, people)
+    files = [*named(usual, folder, *HARMLESS, *deadly), *named(floats, folder, *FROM_FLOATS)]
+    words = ("--batches", "2", "--seconds", "0.2", "--timeout", "60", "--wrong-preprocessing", "off")
+    words += ("--dataset", "market1501", "--root", str(fewer(people, folder / "people")))
+    way = "processes" if name == "processes" else "here"
+    return bench(folder / "report", source, *files, *words, way=way, PMM_FAST="1")
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -99,7 +124,7 @@ def latency(
     """One run over backends of known speed, long enough to judge them."""
     folder = tmp_path_factory.mktemp("speeds")
     files = named(exported, folder, "sleeps", "drifts", "noisy")
-    words = ("--batches", "1", "--seconds", "4")
+    words = ("--batches", "1", "--seconds", "4", "--wrong-preprocessing", "off")
     return bench(folder / "report", trained, *files, *words, way=request.param)
 
 
@@ -156,6 +181,15 @@ def test_the_crop_that_moved_is_named(accuracy: Found) -> None:
     assert result.median_cosine > 0.9999  # one row in 64 only
 
 
+def test_what_the_others_are_compared_with_is_named(accuracy: Found, request: pytest.FixtureRequest) -> None:
+    of_onnx = ".onnx" in request.node.callspec.params["accuracy"]
+    reference = "ort-cpu fp32" if of_onnx else "torch fp32"
+    assert accuracy.report.reference == accuracy.report.results[0].name == reference
+    assert accuracy.report.results[0].status == "ok"
+    assert all(result.backend == "ort-cpu" for result in accuracy.report.results[1:])
+    assert ("torch" in accuracy.said.replace("kernels of the mix", "")) != of_onnx
+
+
 def test_embeddings_of_another_norm_are_caught(accuracy: Found) -> None:
     """They rank as before, and every threshold is wrong."""
     for name in ("twice-as-long.onnx", "longer-if-few.onnx"):
@@ -176,22 +210,25 @@ def test_whole_artifacts_pass(accuracy: Found) -> None:
         assert len(result.batches) == 1
 
 
+@pytest.mark.parametrize("accuracy", WITH_DEADLY, indirect=True)
 def test_a_backend_that_hangs_is_ended_and_the_others_go_on(accuracy: Found) -> None:
     said = failures_of(accuracy, "hangs.onnx")["--backends"]
     assert [fact for fact in ("no response", "'embed'", "1 s", "--timeout") if fact not in said] == []
 
 
+@pytest.mark.parametrize("accuracy", WITH_DEADLY, indirect=True)
 def test_a_native_crash_is_reported_and_the_others_go_on(accuracy: Found) -> None:
     said = failures_of(accuracy, "crashes.onnx")["--backends"]
     assert [fact for fact in ("SIGSEGV", "about to crash", "crashes.onnx.log") if fact not in said] == []
 
 
+@pytest.mark.parametrize("accuracy", WITH_DEADLY, indirect=True)
 def test_a_crash_while_timed_costs_the_others_nothing(accuracy: Found) -> None:
     said = failures_of(accuracy, "crashes-when-timed.onnx")["--backends"]
     assert "while batch 2 was timed" in said
     assert "SIGSEGV" in said
     timed = [r.name for r in accuracy.report.results if r.batches]
-    assert "torch fp32" in timed
+    assert accuracy.report.reference in timed
     assert "ort-cpu fp32 whole.onnx" in timed
 
 
@@ -201,6 +238,7 @@ def test_a_silent_fallback_to_the_cpu_is_caught(
     monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (Gpu("a GPU", "9.0"),))
     (file,) = named(exported, tmp_path, "falls-back")
     words = ("--batches", "1", "--seconds", "0.2", "--device", "cpu", "--root", fewer(people, tmp_path / "people"))
+    words += ("--wrong-preprocessing", "off")
     found = bench(tmp_path / "report", trained, file, *words, PMM_FAST="1")
     result = next(r for r in found.report.results if r.backend == "ort-cuda")
     assert result.status == "failed"

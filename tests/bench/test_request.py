@@ -26,6 +26,7 @@ from pmm.runtime.open import BACKENDS
 from pmm.utils.errors import ConflictingOptions, InvalidFile
 from pmm.utils.files import claimed, sha256
 from pmm.utils.hardware import Gpu
+from tests.bench.foreign import adopted_checkpoint, adopted_onnx, as_export
 from tests.bench.workers import WorkerHere, fewer, workers_here
 from tests.conftest import ROOT, assert_one_line_error, run_here
 from tests.data import trees
@@ -72,6 +73,65 @@ def test_all_on_a_gpu(gpu):
     assert export_candidates(["torch"], ["fp32"], device="cpu")[0].device == "cpu"
     rtx = next(c for c in export_candidates(["tensorrt-rtx"], ["fp16"]) if c.backend == "tensorrt-rtx")
     assert rtx.unavailable_reason() == "TensorRT-RTX does not run on compute capability 9.0"
+
+
+@pytest.mark.parametrize("with_gpu", [False, True])
+def test_an_adopted_onnx_file_is_compared_with_its_own_run_on_the_cpu(monkeypatch, with_gpu):
+    monkeypatch.setattr(candidates, "nvidia_gpus", lambda: (Gpu("a GPU", "8.9"),) * with_gpu)
+    usual = names(["auto"], ["fp32"], source="onnx", cuda_graph="off", device="auto")
+    rest = ["ort-cuda fp32", "tensorrt fp32"] if with_gpu else ["openvino fp32"]
+    assert usual == ["ort-cpu fp32", *rest]
+    everything = export_candidates(["all"], ["all"], source="onnx")
+    assert (everything[0].name, everything[0].device) == ("ort-cpu fp32", "cpu")
+    without = {c.backend for c in everything if "holds no network" in c.unavailable_reason()}
+    assert without == {"torch", "torch-compile", "aoti"}
+    assert not any("holds no network" in c.unavailable_reason() for c in export_candidates(["all"], ["all"]))
+
+
+@pytest.fixture(scope="module")
+def adopted(tmp_path_factory):
+    """An adopted ONNX file, and an export of it in the same folder."""
+    folder = tmp_path_factory.mktemp("adopted")
+    source = adopted_onnx("cnn", folder / "adopted.onnx")
+    return source, as_export(source, folder / "export.onnx")
+
+
+def test_an_adopted_onnx_file_is_judged_alone_with_its_exports_or_found_from_one(adopted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source, export = adopted
+    for files in ([source, export], [export]):
+        found, all_candidates, required = resolve_inputs(files, Options())
+        assert (found, required) == (source, {"ort-cpu"})
+        assert [c.name for c in all_candidates] == ["ort-cpu fp32", "ort-cpu fp32 export.onnx"]
+        assert [c.artifact for c in all_candidates] == [None, export]
+    request = make_request([source], Options(backends="ort-cpu,openvino", precisions="int8"), GateFlags().parsed())
+    assert (request.source, request.out, request.reference.name) == (source, source.parent / "report", "ort-cpu fp32")
+    assert [c.name for c in request.candidates] == ["ort-cpu fp32", "ort-cpu int8", "openvino int8"]
+    for name in (export.name, manifest_path(export).name):
+        shutil.copy(export.with_name(name), tmp_path / name)
+    with refuses(InvalidFile, "adopted ONNX file", "runs/", path=tmp_path / export.name, hint="pmm bench ADOPTED"):
+        resolve_inputs([tmp_path / export.name], Options())
+
+
+def test_exports_are_judged_beside_what_they_come_from_alone(adopted, exported, trained, tmp_path):
+    source, export = adopted
+    with refuses(ConflictingOptions, "2 models", options=(str(trained), str(source)), expected="one checkpoint or"):
+        resolve_inputs([trained, source], Options())
+    other = adopted_onnx("attention", tmp_path / "other.onnx")
+    with refuses(InvalidFile, "another adopted ONNX file", sha256(source)[:12], path=export, expected=str(other)):
+        resolve_inputs([other, export], Options())
+    with refuses(InvalidFile, "another checkpoint", sha256(trained)[:12], path=exported, expected=str(source)):
+        resolve_inputs([source, exported], Options())
+
+
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("pth", marks=pytest.mark.slow)])
+def test_without_a_data_set_one_line_says_what_to_give(kind, people, tmp_path):
+    source = (adopted_onnx if kind == "onnx" else adopted_checkpoint)("cnn", tmp_path / f"adopted.{kind}")
+    for words in ((), ("--root", people), ("--dataset", "market1501")):
+        with workers_here():
+            done = run_here(SCRIPT, source, *words)
+        assert_one_line_error(done, str(source), "which data set", "--dataset NAME and --root DIR")
+    assert not (tmp_path / "report" / "report.json").exists()
 
 
 def test_what_is_asked_for_without_a_partner_is_refused():
@@ -150,6 +210,9 @@ def test_bad_input_is_one_line(trained, exported, tmp_path, people):
     refused(trained, "--samples", "0", expected=["--samples is 0", "1 or more"])
     refused(trained, "--timeout", "0", expected=["--timeout is 0", "86400"])
     refused(trained, "--device", "tpu", expected=["device", "'tpu'", "cuda:N"])
+    refused(
+        trained, "--wrong-preprocessing", "some", expected=["--wrong-preprocessing", "'some'", "sample, all or off"]
+    )
     refused(trained, "--cuda-graph", "maybe", expected=["--cuda-graph", "'maybe'", "on, off or both"])
     refused(trained, tmp_path / "none.onnx", expected=["none.onnx", "does not exist"])
     shutil.copyfile(trained, tmp_path / "second.pth")
@@ -305,6 +368,7 @@ def test_crops_of_another_layout_are_verified_on_and_judged(trained, tmp_path):
     names = [f"{part}/{who}/{n}.jpg" for part in ("train", "query", "gallery") for who in "abcdef" for n in "123"]
     root = trees.folders(tmp_path / "mine", names)
     of = ("--dataset", "folder", "--root", root, "--backends", "ort-cpu", "--precisions", "fp32", "--batches", "1")
+    of += ("--wrong-preprocessing", "off")
     with workers_here():
         done = run_here(SCRIPT, trained, *of, "--seconds", "0.2", "--out", tmp_path / "report", PMM_FAST="1")
     assert done.returncode == 0, done.stderr

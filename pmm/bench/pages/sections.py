@@ -172,13 +172,12 @@ def wrong_preprocessing(report: BenchReport) -> Section | None:
 def mistakes_line(report: BenchReport) -> str:
     """The same in one line, mAP alone; empty if nothing was measured."""
     wrong = report.wrong_preprocessing
-    costs = [f"{one_line(c.mistake)} {points(c.map_delta)}" for c in wrong.costs if c.mAP is not None] if wrong else []
-    if wrong is None or not costs:
+    measured = [cost for cost in wrong.costs if cost.mAP is not None] if wrong else []
+    if wrong is None or not measured:
         return ""
-    return (
-        f"wrong preprocessing costs {report.reference}, in points of mAP on {wrong.queries + wrong.gallery:,} crops: "
-        f"{'; '.join(costs)}"
-    )
+    costs = "; ".join(f"{points(cost.map_delta)} ({one_line(cost.mistake)})" for cost in measured)
+    crops = f"{wrong.queries + wrong.gallery:,} crops"
+    return f"wrong preprocessing changes mAP of {one_line(report.reference)} on {crops}, in points: {costs}"
 
 
 def timing(report: BenchReport) -> Section | None:

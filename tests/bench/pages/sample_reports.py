@@ -19,11 +19,13 @@ from pmm.bench.schema import (
     Gates,
     LostQuery,
     OperatingPoint,
+    PreprocessingCost,
     Result,
     Thresholds,
     Timing,
     TimingFacts,
     Tracker,
+    WrongPreprocessing,
 )
 
 HOSTILE = "no <script>alert(1)</script> | engine & \x1b[31m`driver`\nsecond line"
@@ -295,6 +297,38 @@ def int8_lost(paths: Sequence[str] = ()) -> BenchReport:
     )
     gates = Gates(**{**vars(GATES), "failures": said})
     return report_of(ran(REFERENCE, 18.0), ran("ort-cpu fp32", 9.8), bad, gates=gates)
+
+
+def adopted() -> BenchReport:
+    """An adopted ONNX file, which is its own reference; what wrong preprocessing costs was measured on a sample."""
+    own = ran("ort-cpu fp32", 9.8, map_delta=0.0, map_delta_interval=(0.0, 0.0))
+    costs = (
+        PreprocessingCost(
+            mistake="BGR, not RGB", mAP=0.59, rank1=0.7, map_delta=-0.1234, map_delta_interval=(-0.15, -0.1),
+            rank1_delta=-0.193, rank1_delta_interval=(-0.25, -0.14),
+        ),
+        PreprocessingCost(
+            mistake="OpenCV's bilinear, not PIL's bilinear", mAP=0.7134, rank1=0.89, map_delta=0.0,
+            map_delta_interval=(-0.002, 0.002), rank1_delta=-0.003, rank1_delta_interval=(-0.01, 0.003),
+        ),
+        PreprocessingCost(mistake="pixels in 0..1, not normalised", reason="the file normalises its pixels itself"),
+    )  # fmt: skip
+    wrong = WrongPreprocessing(
+        sample=True, identities=77, queries=123, gallery=1877, mAP=0.7134, rank1=0.893, costs=costs
+    )
+    base = report_of(own, ran("openvino int8", 4.1, loss=0.0023))
+    facts = {
+        **vars(base.checkpoint), "path": "model.onnx", "kind": "onnx", "method": "adopted", "epoch": None,
+        "source": {"SHA-256": "cd" * 32, "written by": "pytorch 2.4.0"}, "preprocessing": "128x64, PIL's bilinear",
+    }  # fmt: skip
+    return BenchReport(
+        **{
+            **vars(base),
+            "checkpoint": CheckpointFacts(**facts),
+            "reference": "ort-cpu fp32",
+            "wrong_preprocessing": wrong,
+        }
+    )
 
 
 def crashed() -> BenchReport:

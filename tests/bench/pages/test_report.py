@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -25,6 +26,7 @@ from tests.bench.pages.sample_reports import (
     GATES,
     REFERENCE,
     absent,
+    adopted,
     cpu_machine,
     crashed,
     gpu_machine,
@@ -112,7 +114,7 @@ def changed(report: BenchReport, **changes: Any) -> BenchReport:
     return dataclasses.replace(report, **changes)
 
 
-@pytest.mark.parametrize("build", [cpu_machine, gpu_machine, int8_lost, crashed, single_batch, hostile])
+@pytest.mark.parametrize("build", [cpu_machine, gpu_machine, int8_lost, crashed, single_batch, hostile, adopted])
 def test_json_is_read_back_as_it_was(build: Any, tmp_path: Path) -> None:
     report = build()
     (tmp_path / "report.json").write_text(report.to_json())
@@ -387,6 +389,52 @@ def test_figures_that_are_missing_cost_their_columns_only(tmp_path: Path) -> Non
     drawn = plots(few)
     assert (len(drawn.spread), drawn.sweep) == (1, ())
     assert "too few samples for an interval" in verdict(few).headline
+
+
+def test_an_adopted_onnx_file_is_its_own_reference_and_the_report_says_so(tmp_path: Path) -> None:
+    report = adopted()
+    found = written(report, tmp_path)
+    expected = (
+        "adopted, epoch unknown", "adopted ONNX file", "There is no checkpoint", "own", "cd" * 32, "pytorch 2.4.0",
+        "compared with those of ort-cpu fp32", "128x64, PIL's bilinear",
+    )  # fmt: skip
+    for content in (found.shown, found.text.replace("\\", "")):
+        assert [words for words in expected if words not in content] == []
+        assert "torch fp32" not in content
+        assert "None" not in content
+    assert "epoch 12" in markdown(report_of(TORCH))
+    assert "no checkpoint" not in markdown(report_of(TORCH))
+
+
+def test_what_wrong_preprocessing_costs_is_in_every_report(tmp_path: Path) -> None:
+    report = adopted()
+    found = written(report, tmp_path)
+    figures = (
+        "BGR, not RGB", "-12.34", "-15.00 to -10.00", "-19.30", "59.0 %", "71.3 %",
+        "pixels in 0..1, not normalised", "not measured: the file normalises its pixels itself",
+        "77 identities", "123 queries and 1,877 gallery crops", "only the differences count",
+    )  # fmt: skip
+    for content in (found.shown, found.text):
+        assert [words for words in figures if words not in content] == []
+    (line,) = (line for line in table(report).splitlines() if line.startswith("wrong preprocessing"))
+    assert "ort-cpu fp32 on 2,000 crops" in line
+    assert "-12.34 (BGR, not RGB); 0.00 (OpenCV's" in line
+    assert "normalised" not in line
+    assert "preprocessing" in Page(found.page).ids
+    whole = dataclasses.replace(report.wrong_preprocessing, sample=False)
+    assert "on all 123 queries and 1,877" in markdown(changed(report, wrong_preprocessing=whole))
+    for content in (markdown(report_of(TORCH)), table(report_of(TORCH))):
+        assert "wrong preprocessing" not in content
+
+
+def test_reports_without_newer_fields_are_read(tmp_path: Path) -> None:
+    values = json.loads(report_of(TORCH).to_json())
+    del values["wrong_preprocessing"]
+    for name in ("kind", "source", "preprocessing"):
+        del values["checkpoint"][name]
+    (tmp_path / "report.json").write_text(json.dumps(values))
+    found = written(read_report(tmp_path / "report.json"), tmp_path / "out")
+    assert "epoch 12" in found.text
 
 
 def test_real_people_are_not_called_synthetic() -> None:
