@@ -19,6 +19,7 @@ from pmm.utils.build_info import __version__ as __version__
 
 if TYPE_CHECKING:
     from pmm import ops as ops
+    from pmm.adoption.adopt import adopt as adopt
     from pmm.artifacts.artifact import Artifact as Artifact
     from pmm.artifacts.trained_model import load_model as load_model
     from pmm.data.crops import load_crops as load_crops
@@ -66,6 +67,7 @@ _EXPORTS = {
     "Runner": "pmm.runtime.base",
     "UserError": "pmm.utils.errors",
     "VerifyOptions": "pmm.export.options",
+    "adopt": "pmm.adoption.adopt",
     "build_engine": "pmm.export.trt",
     "crop_boxes": "pmm.data.frames",
     "embed": "pmm.gallery.embed",

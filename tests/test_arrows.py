@@ -20,8 +20,9 @@ HEAVY = (
 )  # fmt: skip
 # Modules that may import torch at module level; everything else must load without it.
 WITH_TORCH = (
-    "ops/", "models/", "adoption/program", "artifacts/checkpoint_import", "artifacts/init", "artifacts/torch_file",
-    "data/batches", "data/loader", "data/sampler", "runtime/eager", "runtime/torch_", "runtime/aoti", "runtime/deployed_graph",
+    "ops/", "models/", "adoption/adopt", "adoption/embeddings", "adoption/program", "adoption/weights",
+    "artifacts/checkpoint_import", "artifacts/init", "artifacts/torch_file", "data/batches", "data/loader",
+    "data/sampler", "runtime/eager", "runtime/torch_", "runtime/aoti", "runtime/deployed_graph",
     "export/graph", "visualize/cam", "visualize/mixing", "training/announce", "training/distributed",
     "training/failures", "training/losses", "training/pictures", "training/precision", "training/progress",
     "training/saver", "training/state", "training/step", "training/trainer",

@@ -2,45 +2,238 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from pmm.data.preprocessing import Preprocessing
+from pmm.adoption.embeddings import EmbeddingNetwork, check_shape, choose_output, outputs_of
+from pmm.adoption.user_code import CannotAdopt, is_user_code, line_of, user_code
+from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.models.adopted import AdoptedNetwork
 from pmm.models.graph_json import graph_from_json, graph_to_json
+from pmm.runtime.torch_graph import quiet
+from pmm.utils.errors import reason_of
 
-PROBES = 3
-"""Images on which the graph must give the bits of the module."""
+BATCHES = (1, 2, 5)
+"""Numbers of images on which the graph must give the bits of the module."""
+TRACED = 3
+"""Images that it is exported with: a number that no code singles out."""
 UNIT_NORM = 1e-4
 """By which the norm of an embedding may differ from 1 for all of them to count as normalised."""
+ROUNDING = 1e-4
+"""Largest 2-norm of the difference that the other images of a batch may make to an embedding, relative to its own."""
+ALIKE = 1e-3
+"""Largest difference between embeddings of unlike crops, relative to their norm, that says that they mean nothing."""
+ONNX_HINT = "or export it to ONNX yourself, and adopt that file"
 
 
-def network_of(module: nn.Module, size: Preprocessing) -> AdoptedNetwork:
-    """The network of `module` in eval mode, which maps images [N, 3, H, W] to embeddings [N, D].
+@dataclass(frozen=True, kw_only=True)
+class TracedNetwork:
+    """A network as a graph, and what was noticed."""
 
-    Raises ValueError if the graph computes something else.
+    network: AdoptedNetwork
+    read: frozenset[str]
+    """Names in the module's state dict of the weights that the embeddings need."""
+    notes: tuple[str, ...]
+
+
+def trace(
+    module: nn.Module, size: Preprocessing, *, output: str = "", bgr: bool = False, cosine: bool = False
+) -> TracedNetwork:
+    """The network of `module`, in eval mode and in fp32 on the CPU, for RGB images as `size` has them.
+
+    Args:
+        module: images [N, 3, H, W] -> embeddings [N, D], or several outputs.
+        output: the name or index of that to take, if there are several.
+        bgr: the module takes BGR.
+        cosine: embeddings are to have norm 1.
+
+    Raises CannotAdopt for a module that raises, makes no embeddings, behaves otherwise in batches or each time, or
+    cannot be exported; InvalidValue for an output that it does not have.
     """
-    module = module.eval().cpu().float()
-    shape = (3, size.height, size.width)
-    images = torch.randn(PROBES, *shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = module(images)
-        graph = _exported(module, images)
-    network = AdoptedNetwork(
-        graph_from_json(*graph_to_json(graph)), (size.height, size.width), normalised=_has_unit_norm(expected)
+    notes = []
+    module = module.eval()
+    crops = unlike_crops(max(BATCHES), size)
+    noise = torch.randn(crops.shape[0], 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
+    batches = [noise, torch.from_numpy(size.normalise(crops))]
+    with torch.no_grad(), quiet():
+        value = _run(module, batches[1][:2])
+        name = choose_output(value, output)
+        chosen = outputs_of(value)[name]
+        check_shape(chosen, 2)
+        if chosen.dim() == 4:
+            notes.append(f"its output {list(chosen.shape)} is taken as {list(chosen.flatten(1).shape)}")
+        normalise = cosine and not _has_unit_norm(chosen.flatten(1))
+        wrapped = EmbeddingNetwork(module, name, bgr=bgr, normalise=normalise).eval()
+        expected = [[_run(wrapped, images[:count].clone()) for count in BATCHES] for images in batches]
+        notes += _check_behaviour(wrapped, batches[1], expected[1])
+        graph, names = _with_own_names(_exported(wrapped, noise[:TRACED]))
+        try:
+            network = AdoptedNetwork(
+                graph_from_json(*graph_to_json(graph)),
+                (size.height, size.width),
+                normalised=all(_has_unit_norm(each) for each in (expected[0][-1], expected[1][-1])),
+            )
+        except ValueError as error:
+            raise CannotAdopt(
+                f"it needs what the file cannot hold: {error}", hint=f"write it otherwise, {ONNX_HINT}"
+            ) from error
+        for images, results in zip(batches, expected, strict=True):
+            for count, result in zip(BATCHES, results, strict=True):
+                if not torch.equal(network(images[:count]), result):
+                    raise CannotAdopt(
+                        f"what torch.export makes of it computes something else for {count} images",
+                        hint=f"does its code look at values or at the batch? write it otherwise, {ONNX_HINT}",
+                    )
+    state = module.state_dict()
+    places = {_place(state[name]) for name in names if name in state}
+    read = frozenset(name for name, tensor in state.items() if _place(tensor) in places)
+    return TracedNetwork(network=network, read=read, notes=tuple(notes))
+
+
+def unlike_crops(count: int, size: Preprocessing) -> Crops:
+    """Crops [N, H, W, 3] that differ as those of people do, in large patches of colour and in grain."""
+    random = np.random.default_rng(0)
+    patches = random.integers(0, 256, (count, 8, 4, 3))
+    rows, columns = np.arange(size.height) * 8 // size.height, np.arange(size.width) * 4 // size.width
+    grain = random.integers(-24, 25, (count, size.height, size.width, 3))
+    return np.clip(patches[:, rows][:, :, columns] + grain, 0, 255).astype(np.uint8)
+
+
+def _run(module: nn.Module, images: Tensor) -> Tensor:
+    shape = list(images.shape)
+    code = type(module).forward.__code__ if hasattr(type(module).forward, "__code__") else None
+    place = f"{code.co_filename}:{code.co_firstlineno}" if code and is_user_code(code.co_filename) else ""
+    hint = "it must take float32 images [N, 3, H, W] on the CPU, of this height and width, and any number of them"
+    with user_code(f"its network fails on images {shape}:", place, hint=hint):
+        return module(images)
+
+
+def _check_behaviour(module: nn.Module, images: Tensor, results: list[Tensor]) -> list[str]:
+    """What to say of the embeddings of unlike `images`, which `results` are. Raises CannotAdopt if they are not the
+    same each time, depend on the others of a batch, or are not finite."""
+    one, all_of_them = results[0], results[-1]
+    if not all_of_them.isfinite().all():
+        raise CannotAdopt(
+            "its embeddings are NaN or Inf", hint="are its weights loaded, and those of its mean and std?"
+        )
+    if not torch.equal(_run(module, images.clone()), all_of_them):
+        hint = "dropout in its forward must follow self.training, as nn.Dropout does"
+        raise CannotAdopt("it gives other embeddings each time, for the same images", hint=hint)
+    change = float((one[0] - all_of_them[0]).norm() / one[0].norm().clamp(min=1e-12))
+    if change > ROUNDING:
+        raise CannotAdopt(
+            f"it behaves otherwise in batches: the other images change an embedding by {change:.2%}",
+            hint="is a batch-norm in training mode, or without running statistics?",
+        )
+    spread = float(
+        (all_of_them - all_of_them.mean(0)).norm(dim=1).max() / all_of_them.norm(dim=1).mean().clamp(min=1e-12)
     )
-    with torch.no_grad():
-        if not torch.equal(network(images), expected):
-            raise ValueError("the exported graph computes something else")
-    return network
+    if spread < ALIKE:
+        return [f"warning: embeddings of unlike images differ by {spread:.2%} only: are its weights loaded?"]
+    return []
 
 
 def _exported(module: nn.Module, images: Tensor) -> fx.GraphModule:
-    program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    # what writes into its input becomes what does not, and dropout goes
-    graph = program.run_decompositions({}).module(check_guards=False)
+    def export() -> torch.export.ExportedProgram:
+        return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+    try:
+        # what writes into its input becomes what does not, and dropout goes
+        program = export().run_decompositions({})
+    except Exception as error:  # a dozen kinds
+        raise _refusal(error, export) from error
+    written = program.graph_signature.buffers_to_mutate
+    if written:
+        names = ", ".join(str(name).removeprefix("module.") for name in written.values())
+        hint = "is a batch-norm in training mode? call eval() where it is made, and do not undo it in forward"
+        raise CannotAdopt(f"it changes itself when it runs: {names[:200]}", hint=hint)
+    graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
+    for node in list(graph.graph.nodes):  # of a network that writes into its images, which are its caller's
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder" and not node.users:
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
     return graph
+
+
+def _refusal(error: Exception, export: Callable[[], object]) -> CannotAdopt:
+    """What torch.export did not manage, at the line of the user's code."""
+    text = str(error)
+    if "specialized" in text or "Constraints violated" in text:
+        with _lines_of_guards() as lines, suppress(Exception):
+            export()
+        return CannotAdopt(
+            "it works for one number of images only: its code makes a plain number of the batch",
+            path=lines[0] if lines else None,
+            hint="leave x.shape[0] as it is, without int(), and write x.view(x.shape[0], -1) or x.flatten(1)",
+        )
+    place = line_of(error) or None
+    if "data-dependent" in text or "DataDependent" in type(error).__name__:
+        return CannotAdopt(
+            "what it computes depends on the values of the images, which cannot be exported",
+            path=place,
+            hint=f"write it without looking at values (torch.where in place of if), {ONNX_HINT}",
+        )
+    return CannotAdopt(
+        f"torch.export cannot follow it ({type(error).__name__}: {reason_of(error)})",
+        path=place,
+        hint=f"write it otherwise, {ONNX_HINT}",
+    )
+
+
+@contextmanager
+def _lines_of_guards() -> Iterator[list[str]]:
+    """Lines of the user's code that fix a size, as torch logs them."""
+    lines: list[str] = []
+
+    class GuardListener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if re.match(r"eval Eq\(", record.getMessage()):
+                stack = traceback.extract_stack()[:-1]
+                begin = max(at for at, frame in enumerate(stack) if frame.filename == __file__)
+                own = [frame for frame in stack[begin:] if is_user_code(frame.filename)]
+                if own:
+                    lines.append(f"{own[-1].filename}:{own[-1].lineno}")
+
+    logger, listener = logging.getLogger("torch.fx.experimental.symbolic_shapes"), GuardListener()
+    level, handlers, propagate = logger.level, logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [listener], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+def _with_own_names(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
+    """`graph` whose tensors have the names that they have in the module, as far as a file can have them, and those
+    names in the module."""
+    tensors: dict[str, Tensor] = {}
+    names = []
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            owner, _, last = str(node.target).rpartition(".")
+            value = getattr(graph.get_submodule(owner), last)
+            names.append(str(node.target).removeprefix("module."))
+            name = re.sub(r"[^A-Za-z0-9_.]", "_", names[-1])
+            while tensors.get(name, value) is not value:
+                name += "_"
+            tensors[name] = value
+            node.target = name
+    return fx.GraphModule(tensors, graph.graph), names
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape
 
 
 def _has_unit_norm(embeddings: Tensor) -> bool:

@@ -95,7 +95,7 @@ def checked(content: Any, path: str | Path) -> dict[str, Any]:
     """
     if not isinstance(content, dict) or "format" not in content:
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        hint = describe(content) or ""
+        hint = describe(content, path) or ""
         if not hint and method_of(content):
             hint = f"first turn it into one: pmm import {shlex.quote(str(path))} -o CKPT.pth"
         raise InvalidFile(f"not a PMM checkpoint (it holds: {keys})", path=path, expected=EXPECTED, hint=hint)

@@ -108,7 +108,7 @@ def convert(content: Any, source: str | Path) -> ConvertedCheckpoint:
     """
     method = method_of(content)
     if method is None:
-        if foreign := describe(content):
+        if foreign := describe(content, source):
             raise InvalidFile(foreign, path=source)
         raise InvalidFile(f"unknown checkpoint (it holds: {_summary(content)})", path=source, expected=EXPECTED)
     state = state_dict_of(content)

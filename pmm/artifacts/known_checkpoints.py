@@ -1,4 +1,5 @@
-"""Checkpoints of other code bases, known by the names of their weights: those that can be imported, and some more.
+"""Checkpoints of other code bases, known by the names of their weights: those that can be imported, and what to do with
+others.
 
 BDB is the Batch DropBlock Network (Dai et al., ICCV 2019), on which the PMM authors' code is built; both save
 `{"state_dict": ..., "epoch": ...}`. Loads no torch.
@@ -7,7 +8,9 @@ BDB is the Batch DropBlock Network (Dai et al., ICCV 2019), on which the PMM aut
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 CODE = {"pmm": "the PMM authors' code", "bdb": "the BDB code"}
@@ -48,10 +51,34 @@ _FOREIGN = (
     ("a checkpoint of reid-strong-baseline", (r"base\.layer4\.", r"(classifier|bottleneck)\.")),
     ("a MoCo checkpoint", (r"encoder_q\.",)),
     ("an OSNet checkpoint of torchreid", (r"conv2\.0\.conv2a\.",)),
+    ("an OSNet-AIN checkpoint of torchreid", (r"conv2\.0\.conv2\.0\.layers\.",)),
+    ("an MLFN checkpoint of torchreid", (r"feature\.0\.fm_conv1\.", r"fc_s\.")),
+    ("a HACNN checkpoint of torchreid", (r"classifier_global\.", r"classifier_local\.")),
+    ("a MobileNetV2 checkpoint of torchreid", (r"conv1\.conv\.", r"conv9\.conv\.")),
     ("a torchreid checkpoint", (r"layer4\.", r"classifier\.")),
     ("a ResNet-152", (r"conv1\.weight$", r"layer3\.35\.conv3\.")),
     ("a ResNet-101", (r"conv1\.weight$", r"layer3\.22\.conv3\.")),
     ("a ResNet-50", (r"conv1\.weight$", r"layer3\.5\.conv3\.")),
+)
+
+OSNETS = {64: "x1_0", 48: "x0_75", 32: "x0_5", 16: "x0_25"}
+"""Channels of the first convolution of an OSNet -> end of its name in torchreid."""
+TORCHREID = (
+    "densenet121", "densenet121_fc512", "densenet161", "densenet169", "densenet201", "hacnn", "inceptionresnetv2",
+    "inceptionv4", "mlfn", "mobilenetv2_x1_0", "mobilenetv2_x1_4", "mudeep", "nasnsetmobile", "osnet_ain_x0_25",
+    "osnet_ain_x0_5", "osnet_ain_x0_75", "osnet_ain_x1_0", "osnet_ibn_x1_0", "osnet_x0_25", "osnet_x0_5",
+    "osnet_x0_75", "osnet_x1_0", "pcb_p4", "pcb_p6", "resnet101", "resnet152", "resnet18", "resnet34", "resnet50",
+    "resnet50_fc512", "resnet50_ibn_a", "resnet50_ibn_b", "resnet50mid", "resnext101_32x8d", "resnext50_32x4d",
+    "se_resnet101", "se_resnet50", "se_resnet50_fc512", "se_resnext101_32x4d", "se_resnext50_32x4d", "shufflenet",
+    "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "squeezenet1_0",
+    "squeezenet1_0_fc512", "squeezenet1_1", "xception",
+)  # fmt: skip
+"""Its networks, by which its files and those of BoxMOT are named: osnet_x1_0_msmt17.pt."""
+_SIZES = {"hacnn": (160, 64), "inception": (299, 299), "xception": (299, 299), "nasnsetmobile": (224, 224)}
+_IMAGES = (
+    # name, height and width, and what its own code normalises by
+    (r"a fast-reid", "--height 256 --width 128 --scale 1 --mean 0 0 0 --std 1 1 1"),  # its network does that itself
+    (r"a TransReID", "--height 256 --width 128 --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"),
 )
 
 
@@ -70,20 +97,57 @@ def name_of(content: Any) -> str | None:
     return next(fits, None)
 
 
-def describe(content: Any) -> str | None:
+def describe(content: Any, path: str | Path = "FILE") -> str | None:
     """`what it is; what to do with it` for a checkpoint of another known code base; None for all others."""
     name, keys = name_of(content), state_dict_of(content)
     if name is None:
         return None
     if name == _PMM_WEIGHTS:
         return f"{name}; give the checkpoint that they come from, as it is"
+    adopt = f"as it is, it can be adopted: {adoption_command(content, path)}"
     if not _any_match(keys, r".*layer4\."):
-        return f"{name}; its network is none of pmm's: train one (pmm train)"
+        return f"{name}; {adopt}"
     if not _any_match(keys, r".*layer3\.5\.conv3\.") or _any_match(keys, r".*(layer3\.6|\.se)\."):
-        command = "pmm train --init FILE --backbone timm:NAME"
-        return f"{name}; its network is none of pmm's, but if timm has it, a training can start from it ({command})"
+        train = "if timm has it, a training can start from it (pmm train --init FILE --backbone timm:NAME)"
+        return f"{name}; its network is none of pmm's, but {train}; {adopt}"
     backbone = " --backbone resnet50-ibn-a" if _any_match(keys, r".*\.bn1\.IN\.") else ""
-    return f"{name}; a training can start from its backbone (pmm train --init FILE{backbone})"
+    return f"{name}; a training can start from its backbone (pmm train --init FILE{backbone}); {adopt}"
+
+
+def adoption_command(content: Any, path: str | Path) -> str:
+    """The command that adopts the network of the file `path`, which holds `content`: whole where torchreid has the
+    network, else with the names that its user has to put in."""
+    name, keys, file = name_of(content) or "", state_dict_of(content), shlex.quote(str(path))
+    out = shlex.quote(str(Path(path).with_name("adopted.pth")))
+    network = _network_of_torchreid(name, keys, Path(path).name)
+    if not network:
+        flags = next((flags for start, flags in _IMAGES if name.startswith(start)), "--height 256 --width 128")
+        return f"pmm adopt MODULE:FACTORY --weights {file} {flags} -o {out}"
+    classifiers = [value for key, value in keys.items() if re.fullmatch(r"classifier\w*(\.0)?\.weight", key)]
+    classes = next((value.shape[0] for value in classifiers if getattr(value, "shape", ())), 1)
+    call = f"torchreid.reid.models:build_model('{network}', num_classes={classes}, pretrained=False)"
+    sides = next((sides for start, sides in _SIZES.items() if network.startswith(start)), (256, 128))
+    if stated := re.search(r"_(\d+)x(\d+)_", Path(path).name):
+        sides = (int(stated[1]), int(stated[2]))
+    # BoxMOT, whose files end in .pt, resizes with OpenCV and compares by cosine
+    flags = f"--height {sides[0]} --width {sides[1]}" + " --no-antialias --metric cosine" * (Path(path).suffix == ".pt")
+    return f'pmm adopt "{call}" --weights {file} {flags} -o {out}'
+
+
+def _network_of_torchreid(name: str, keys: Mapping[str, Any], file: str) -> str:
+    """As torchreid calls the network, by its weights or by the name of the file; empty if they are of another code."""
+    first = keys.get("conv1.conv.weight")
+    channels = next(iter(getattr(first, "shape", ())), 0)
+    if name.startswith("an OSNet") and channels in OSNETS:
+        kind = "ain_" if "AIN" in name else "ibn_" if _any_match(keys, r"conv2\.0\.IN\.") else ""
+        return f"osnet_{kind}{OSNETS[channels]}"
+    if name.startswith("a MobileNetV2"):
+        return "mobilenetv2_x1_4" if channels == 44 else "mobilenetv2_x1_0"
+    for word in ("MLFN", "HACNN"):
+        if word in name:
+            return word.lower()
+    named = [each for each in TORCHREID if re.match(rf"{each}(?![a-z0-9])", file.lower())]
+    return max(named, key=len, default="") if _any_match(keys, r"classifier") else ""
 
 
 def state_dict_of(content: Any) -> dict[str, Any]:

@@ -1,51 +1,129 @@
-"""Adopt a network that other code made, so that every other command takes it: evaluate, export, bench, ...
+"""Adopt a network that other code made: then evaluate, embed, export, bench, ... take it as one of their own.
 
-pmm adopt SOURCE -o OUT.pth [--weights FILE] --height H --width W [--mean R G B --std R G B] ...
+pmm adopt SOURCE -o OUT [--weights FILE] --height H --width W [--mean R G B --std R G B] ...
 
-The factory, a callable that returns an nn.Module for images [N, 3, H, W], is found in the current folder or on
-PYTHONPATH and runs here, and never again: OUT.pth holds the network itself.
+SOURCE is MODULE:FACTORY, a callable that returns an nn.Module for images [N, 3, H, W]; or MODULE:FACTORY(ARGUMENTS)
+with literals, as "timm:create_model('resnet50', num_classes=0)"; or an ONNX file. Modules are found in the current
+folder and on PYTHONPATH, and their code runs here and never again: OUT holds the network itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from pmm.adoption.factory import Factory
-from pmm.config import IMAGENET_MEAN, IMAGENET_STD, MAX_SIDE
-from pmm.data.preprocessing import Preprocessing
+from pmm.adoption.image_options import ImageOptions
+from pmm.adoption.network_options import NetworkOptions
+from pmm.adoption.onnx_options import OnnxOptions
+from pmm.artifacts.checkpoint import is_checkpoint
+from pmm.artifacts.kinds import KIND_NAMES, SUFFIXES, kind_of
+from pmm.artifacts.known_checkpoints import adoption_command, describe
+from pmm.artifacts.weights_file import read_weights_file
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.files import output_file
+from pmm.utils.errors import ConflictingOptions, InvalidFile
+from pmm.utils.files import existing_file, output_file
+
+EXPECTED = "a factory (MODULE:FACTORY) or an ONNX file"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptCommand:
-    """`pmm adopt SOURCE -o OUT.pth`"""
+    """`pmm adopt SOURCE -o OUT`"""
 
     source: Annotated[str, Arg("SOURCE", positional=True)]
-    """MODULE:FACTORY, or MODULE:FACTORY(ARGUMENTS) with literals as arguments."""
-    out: Annotated[Path, Arg("OUT.pth", short="-o")]
-    """File to write (.pth)."""
-    height: Annotated[int, Arg(least=1, most=MAX_SIDE)]
-    """Height in pixels of the images that it takes."""
-    width: Annotated[int, Arg(least=1, most=MAX_SIDE)]
-    """Width in pixels of the images that it takes."""
+    """MODULE:FACTORY, MODULE:FACTORY(ARGUMENTS), or an ONNX file."""
+    out: Annotated[Path, Arg("OUT", short="-o")]
+    """File to write (.pth, or .onnx for an ONNX file)."""
+    weights: Annotated[Path | None, Arg("FILE")] = None
+    """Weights to load into the network (default: those that the factory gave it)."""
+    ignore: Annotated[tuple[str, ...], Arg("PATTERN ...")] = ()
+    """Keys of --weights that the network may lack, as 'heads.*'."""
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    images: ImageOptions = field(default_factory=ImageOptions)
+    onnx: Annotated[OnnxOptions, Arg(group="ONNX file")] = field(default_factory=OnnxOptions)
 
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(AdoptCommand, prog=prog, description=__doc__ or "")
-    factory = Factory.parse(command.source)
-    output_file(command.out, suffixes=(".pth",))
-    size = Preprocessing(height=command.height, width=command.width, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    path = Path(command.source)
+    if not path.is_file() and not (":" not in command.source and path.suffix.lower() in {*SUFFIXES, ".safetensors"}):
+        lines = _adopt_factory(command)
+    elif path.suffix != ".safetensors" and (kind := kind_of(path, "onnx")) == "onnx":
+        lines = _adopt_onnx(command)
+    elif path.suffix == ".safetensors" or kind in ("checkpoint", "torch"):
+        _refuse_weights(existing_file(path, EXPECTED))
+    else:
+        hint = "adopt the nn.Module that it was made from, or an ONNX file of it"
+        raise InvalidFile(f"it is {KIND_NAMES[kind]}", path=path, expected=EXPECTED, hint=hint)
+    print("\n".join(lines))
+    data, file = command.network, shlex.quote(str(command.out))
+    flags = "" if data.root else f" --dataset {data.dataset or 'NAME'} --root DIR"
+    print(f"next: pmm evaluate {file}{flags}, pmm bench {file}{flags}")
 
-    from pmm.adoption.program import network_of
-    from pmm.artifacts.adopted_file import Adopted, save_adopted
-    from pmm.artifacts.checkpoint import versions
+
+def _adopt_factory(command: AdoptCommand) -> list[str]:
+    factory = Factory.parse(command.source)
+    _refuse_flags(OnnxOptions(), command.onnx, "a factory")
+    for side in ("height", "width"):
+        if getattr(command.images, side) is None:
+            raise ConflictingOptions(f"--{side} is missing", f"--{side}", hint="give the size of the network's images")
+    if command.ignore and not command.weights:
+        raise ConflictingOptions("--ignore without --weights", "--ignore", "--weights", hint="leave it out")
+    weights = [existing_file(command.weights, "the weights of the network")] if command.weights else []
+    output_file(command.out, *weights, suffixes=(".pth",))
+
+    from pmm.adoption.adopt import prepared, write_adopted
 
     with factory.importable():
-        network = network_of(factory(), size)
-    save_adopted(command.out, Adopted(model=network, preprocessing=size, source={"factory": factory.text}), versions())
-    print(f"{command.out} is written: {network.embedding_dim} dimensions")
+        module, source = prepared(factory(), factory.text), {"factory": factory.text}
+        return write_adopted(
+            module, command.out, command.images, command.network, source, command.weights, command.ignore
+        )
+
+
+def _adopt_onnx(command: AdoptCommand) -> list[str]:
+    if command.weights or command.ignore:
+        flag = "--weights" if command.weights else "--ignore"
+        raise ConflictingOptions(f"{flag}: an ONNX file has its weights", flag, hint="leave it out")
+
+    from pmm.adoption.onnx_adopt import adopt_onnx
+    from pmm.adoption.onnx_adopt import describe as describe_onnx
+
+    network = command.network
+    artifact = adopt_onnx(
+        command.source,
+        command.out,
+        command.images,
+        command.onnx,
+        output=network.output,
+        metric=network.metric,
+        dataset=network.dataset,
+        root=network.root,
+    )
+    normalises = artifact.manifest.input.dtype == "uint8" and not command.onnx.uint8
+    assumed = [
+        each for each in command.images.assumptions() if not (normalises and each.startswith(("--mean", "--sc")))
+    ]
+    return [*([f"assumed, as not given: {', '.join(assumed)}"] if assumed else []), describe_onnx(artifact)]
+
+
+def _refuse_flags(default: OnnxOptions, given: OnnxOptions, what: str) -> None:
+    for name, value in vars(given).items():
+        if value != getattr(default, name):
+            raise ConflictingOptions(f"--{name} is about ONNX files, not {what}", f"--{name}", hint="leave it out")
+
+
+def _refuse_weights(path: Path) -> NoReturn:
+    content = read_weights_file(path, EXPECTED)
+    if is_checkpoint(content):
+        raise InvalidFile(
+            "it is a PMM checkpoint, or adopted already", path=path, hint="every command takes it as it is"
+        )
+    known = describe(content, path)
+    hint = known or f"name what makes its network: {adoption_command(content, path)}"
+    raise InvalidFile("it holds weights, and no network", path=path, expected=EXPECTED, hint=hint)

@@ -45,7 +45,10 @@ REPLACED = {
 }
 """Operators that take one layout of memory only, or read what was there before, and those that are stored for them."""
 _PURE = {torch.Tag.core, torch.Tag.pointwise, torch.Tag.reduction}
-_PRIVATE = ("_adaptive_avg_pool2d", "_log_softmax", "_native_batch_norm_legit_no_training", "_softmax", "_to_copy")
+_PRIVATE = (
+    "_adaptive_avg_pool2d", "_log_softmax", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+    "_softmax", "_to_copy",
+)  # fmt: skip
 _NOT_FROM_FILES = ("Device", "Generator")
 
 

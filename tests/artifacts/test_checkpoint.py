@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from pmm.artifacts.checkpoint import FORMAT, KEYS, checked, load, restore_model, save, versions
-from pmm.artifacts.init_file import _from_checkpoint, _leaves
+from pmm.artifacts.init_file import _from_checkpoint
 from pmm.artifacts.trained_model import load_model
+from pmm.artifacts.weights_file import leaves_of
 from pmm.utils.build_info import build_version
 from pmm.utils.errors import InvalidFile
 from tests.refusals import refuses
@@ -128,7 +129,7 @@ def test_what_is_of_another_type_is_one_line_for_every_reader(sound, trained, pl
     for value in VALUES:
         with contextlib.suppress(InvalidFile):
             state = checked(replaced(content, value, *place), trained)
-            init = _from_checkpoint(state, _leaves(state), trained, "resnet10")
+            init = _from_checkpoint(state, leaves_of(state), trained, "resnet10")
             assert init.config == restore_model(state, trained)[1]
             assert {type(version) for version in state["versions"].values()} <= {str}
             assert all(isinstance(state[key], kind) for key, kind in (("epoch", int), ("best", float)))

@@ -315,7 +315,9 @@ OTHERS = {
 def test_other_code_bases_are_recognised(text, tmp_path):
     refused(OTHERS[text], text)
     torch.save(OTHERS[text], tmp_path / "f.pth")
-    with refuses(InvalidFile, "not a PMM checkpoint", path=tmp_path / "f.pth", hint=describe(OTHERS[text])):
+    with refuses(
+        InvalidFile, "not a PMM checkpoint", path=tmp_path / "f.pth", hint=describe(OTHERS[text], tmp_path / "f.pth")
+    ):
         load(tmp_path / "f.pth")  # as every other command does
 
 
