@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 PackagePrecision = Literal["fp32", "tf32", "fp16", "bf16"]
 
-_UNCOUNTED = ("conv3d", "convolution", "mm", "bmm", "addmm", "baddbmm", "matmul", "einsum")
 _OPTIONS = {
     # as many threads as the runner sets, not as many as there were at the export
     "cpp.dynamic_threads": True,
@@ -146,23 +144,18 @@ def describe(artifact: Artifact) -> str:
 
 
 def exported_precision(program: ExportedProgram) -> GraphPrecision:
-    """Count the convolutions and linear layers of an exported graph for one image, each of the type of its weights.
+    """Count the convolutions and matrix products of an exported graph for one image, each of the type of its weights
+    or, where both factors are computed, of the second one.
 
-    Raises ValueError for other products, which would not be counted.
+    Raises ValueError for a product that cannot be counted.
     """
     import torch
 
-    aten, names = torch.ops.aten, {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-    products_of = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.linear.default)
-    products = []
-    for node in program.graph.nodes:
-        if node.target in products_of:
-            weight, output = node.args[1].meta["val"], node.meta["val"]
-            # outputs of one image, times the length of the sum behind each
-            products.append((names[weight.dtype], prod(output.shape[1:]) * prod(weight.shape[1:])))
-        elif str(node.target).removeprefix("aten.").split(".")[0] in _UNCOUNTED:
-            raise ValueError(f"{node.target} is not counted")
-    return tally(products)
+    from pmm.models.graph_macs import product_macs, product_type
+
+    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    macs = {node: product_macs(node) for node in program.graph.nodes}
+    return tally((names.get(kind := product_type(node), str(kind)), count) for node, count in macs.items() if count)
 
 
 def _exported(graph: torch.nn.Module, example: torch.Tensor) -> ExportedProgram:

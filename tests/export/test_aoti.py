@@ -95,13 +95,41 @@ def test_multiplications_are_counted_as_in_the_onnx_file(shared, program):
         assert found.precision == precision
 
 
-def test_a_product_that_would_not_be_counted_is_refused():
+class Products(torch.nn.Module):
+    """One of each kind on windows, of which an image of 8 x 8 has four."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.wider = torch.nn.Conv2d(3, 8, 1), torch.nn.ConvTranspose2d(3, 2, 2, 2)
+        self.linear, self.query = torch.nn.Linear(8, 4), torch.nn.Linear(8, 8)
+
+    def forward(self, images):
+        windows = self.conv(images).reshape(-1, 4, 16, 2).transpose(1, 2).reshape(-1, 16, 8)
+        weights = torch.softmax(windows @ windows.transpose(1, 2), -1)
+        windows = torch.bmm(weights, windows)
+        windows = torch.nn.functional.scaled_dot_product_attention(self.query(windows), windows, windows)
+        windows = torch.einsum("nlc,dc->nld", windows, self.linear.weight)
+        sums = torch.addmm(self.linear.bias, windows.reshape(images.shape[0], -1, 4).mean(1), self.linear.weight[:, :4])
+        return torch.cat([sums, self.wider(images).mean((2, 3))], 1)
+
+
+def test_all_products_are_counted_for_one_image():
+    for dtype in (torch.float32, torch.bfloat16):
+        images = torch.zeros(2, 3, 8, 8, dtype=dtype)
+        found = exported_precision(module._exported(Products().to(dtype), images))
+        convolutions, attention = 64 * 8 * 3 + 64 * 3 * 2 * 4, 4 * 16 * 16 * 8
+        linear = 4 * 16 * 8 * 8 + 4 * 16 * 4 * 8 + 4 * 4
+        name = "fp32" if dtype is torch.float32 else "bf16"
+        assert found.macs == {name: convolutions + 2 * attention + 2 * attention + linear}
+
+
+def test_a_product_that_cannot_be_counted_is_refused():
     class Net(torch.nn.Module):
         def forward(self, x):
-            return x @ x
+            return torch.nn.functional.bilinear(x, x, x[None])
 
     program = torch.export.export(Net(), (torch.zeros(2, 2),))
-    with pytest.raises(ValueError, match=r"aten\.matmul\.default is not counted"):
+    with pytest.raises(ValueError, match=r"aten\.bilinear\.default is not counted"):
         exported_precision(program)
 
 
