@@ -81,25 +81,34 @@ def save_adopted(path: Path, adopted: Adopted, versions: dict[str, str]) -> None
 def restore_adopted(content: dict[str, Any], path: Path) -> Adopted:
     """Of the content of the file `path`, as torch.load returns it. Raises InvalidFile for what `save_adopted` did not
     write."""
-    from torch import Tensor
-
     from pmm.models.adopted import AdoptedNetwork
     from pmm.models.graph_json import graph_from_json
+
+    dataset, root = dataset_of_adopted(content, path)
+    try:
+        size = from_dict(Preprocessing, content["preprocessing"])
+        graph = graph_from_json(content["graph"], content["weights"])
+        model = AdoptedNetwork(graph, (size.height, size.width), normalised=content["normalised"])
+    except (UserError, ValueError) as error:
+        raise InvalidFile(f"not a network of pmm adopt ({error})", path=path, hint=HINT) from error
+    return Adopted(model=model, preprocessing=size, dataset=dataset, root=root, source=content["source"])
+
+
+def dataset_of_adopted(content: dict[str, Any], path: Path) -> tuple[str, str]:
+    """Layout and root of the data set that is named in the content of the file `path`, as in `Adopted`.
+
+    Raises InvalidFile if anything in it is of another type than `save_adopted` writes.
+    """
+    from torch import Tensor
 
     for key, type_ in TYPES.items():
         if not isinstance(content.get(key), type_):
             raise InvalidFile(f"its {key} is of type {type(content.get(key)).__name__}", path=path, hint=HINT)
-    weights, data = content["weights"], content["data"]
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
-        raise InvalidFile("its weights are not all tensors", path=path, hint=HINT)
-    if not all(isinstance(data.get(key), str) for key in ("dataset", "root")):
-        raise InvalidFile("its data set is no name and folder", path=path, hint=HINT)
-    try:
-        size = from_dict(Preprocessing, content["preprocessing"])
-        graph = graph_from_json(content["graph"], weights)
-        model = AdoptedNetwork(graph, (size.height, size.width), normalised=content["normalised"])
-    except (UserError, ValueError) as error:
-        raise InvalidFile(f"not a network of pmm adopt ({error})", path=path, hint=HINT) from error
-    return Adopted(
-        model=model, preprocessing=size, dataset=data["dataset"], root=data["root"], source=content["source"]
-    )
+    for key, type_ in (("weights", Tensor), ("data", str), ("source", str), ("versions", str)):
+        if not all(isinstance(name, str) and isinstance(value, type_) for name, value in content[key].items()):
+            problem = f"its {key} are not all of type {type_.__name__}"
+            raise InvalidFile(problem, path=path, hint=HINT)
+    data = content["data"]
+    if not {"dataset", "root"} <= data.keys():
+        raise InvalidFile("its data are without a data set and its root", path=path, hint=HINT)
+    return data["dataset"], data["root"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmm.artifacts.adopted_file import is_adopted, restore_adopted
+from pmm.artifacts.adopted_file import dataset_of_adopted, is_adopted, restore_adopted
 from pmm.artifacts.checkpoint import EXPECTED, checked, restore_model
 from pmm.artifacts.dataset_location import DatasetLocation, resolve_data_root
 from pmm.config import Config
@@ -92,7 +92,7 @@ def dataset_of(path: str | Path) -> DatasetLocation:
     path = Path(path)
     content = _read(path)
     if is_adopted(content):
-        return _located(content["data"]["dataset"], content["data"]["root"], path)
+        return _located(*dataset_of_adopted(content, path), path)
     data = Config.from_dict(checked(content, path)["config"]).data
     return _located(data.dataset, data.root, path)
 

@@ -42,7 +42,7 @@ class AdoptedNetwork(EmbeddingModel):
         super().__init__()
         self.graph, self.size, self.normalised = NetworkGraph(graph), size, normalised
         output = output_of(graph, 2, *size)
-        if output.dim() != 2 or output.shape[0] != 2 or output.dtype != torch.float32:
+        if output.dim() != 2 or output.shape[0] != 2 or not output.shape[1] or output.dtype != torch.float32:
             dtype = str(output.dtype).removeprefix("torch.")
             raise ValueError(f"its output for 2 images is {dtype} {list(output.shape)}, not float32 [2, D]")
         self.embedding_dim = output.shape[1]

@@ -103,7 +103,16 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
             raise ValueError("it does not lead from images to one output")
         graph.lint()
         return fx.GraphModule(root, graph, "AdoptedGraph").eval()
-    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError, SyntaxError) as error:
+    except (
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RuntimeError,
+        RecursionError,
+        SyntaxError,
+    ) as error:
         raise ValueError(f"not a graph ({type(error).__name__}: {str(error)[:200]})") from error
 
 
