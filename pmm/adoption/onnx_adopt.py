@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pmm.adoption.image_options import ImageOptions
 from pmm.adoption.onnx_assembly import contract_of, from_images_to, with_interface
-from pmm.adoption.onnx_interface import ImageInput, embedding_output
-from pmm.adoption.onnx_reading import ForeignOnnx
+from pmm.adoption.onnx_interface import ImageInput, embedding_output, image_input, inputs_of
+from pmm.adoption.onnx_options import OnnxOptions
+from pmm.adoption.onnx_reading import ForeignOnnx, read_foreign_onnx
 from pmm.artifacts.artifact import Artifact, new_artifact
 from pmm.artifacts.manifest import PRECISIONS, EmbeddingContract, InputContract, Manifest, OnnxOrigin
 from pmm.artifacts.onnx_file import embed_manifest
@@ -36,51 +38,49 @@ PROBES = 8
 """Images that the adopted file and the foreign one are compared on."""
 UNIT_NORM = 1e-4
 """By which norms may differ from 1 for embeddings to count as normalised."""
-AS_STORED = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
-"""Of images that the caller does not normalise: they stay 0..255."""
+UNCHANGED = (1 / 255, 1 / 255, 1 / 255)
+"""The std, with a mean of 0, with which pixels stay 0..255: of images that the caller does not normalise."""
 
 
 def adopt_onnx(
-    foreign: ForeignOnnx,
-    images: ImageInput,
+    source: str | Path,
     out: Path,
-    size: Preprocessing,
+    images: ImageOptions,
+    options: OnnxOptions,
     *,
-    colour: Literal["rgb", "bgr"] = "rgb",
     output: str = "",
-    uint8: bool = False,
     metric: Literal["auto", "euclidean", "cosine"] = "auto",
     dataset: str = "",
     root: str = "",
 ) -> Artifact:
-    """Write `foreign` to `out`, with a manifest beside it and inside.
+    """Write the network of the ONNX file `source` to `out`, with a manifest beside it and inside.
 
-    The operators are those of the foreign file; of several outputs the others are left out, with what only they need.
-    Images of float16 become float32, cast in the graph, and an output [N, D, 1, 1] becomes [N, D].
+    The operators are those of the file; of several outputs the others are left out, with what only they need. Images of
+    float16 become float32, cast in the graph, and an output [N, D, 1, 1] becomes [N, D].
 
     Args:
-        images: its input, of the size of `size`.
-        size: how crops are resized and normalised; `AS_STORED` for images that are uint8.
-        colour: order of the channels that it takes.
+        images: what is said of its images; the size only where the file does not tell.
         output: name of the embeddings among several outputs.
-        uint8: let the graph take uint8 NHWC RGB crops, as files of pmm export onnx do: it normalises them itself.
         metric: how its embeddings are compared; auto is cosine if they have norm 1, else euclidean.
         dataset, root: data set to judge it on.
 
     Raises:
-        InvalidFile: no embeddings [N, D], NaN among them, embeddings that depend on the other images of the batch, or
-            that are the same for all; ONNX Runtime refuses the graph; the name of the output is missing.
-        ConflictingOptions: `uint8` for images that are uint8 already.
+        InvalidFile: nothing that can be adopted (see `read_foreign_onnx`, `image_input`); no embeddings [N, D], NaN
+            among them, embeddings that depend on the other images of the batch, or that are the same for all.
+        InvalidValue, ConflictingOptions: what is given is not what the file says, or is about images that it does not
+            take.
     """
-    out = output_file(out, foreign.path, suffixes=(".onnx",))
-    if images.normalised_by == "graph" and uint8:
-        problem = f"--uint8 moves the normalisation into the graph, and {foreign.path} takes uint8 images already"
-        raise ConflictingOptions(problem, "--uint8", hint="leave it out")
+    out = output_file(out, Path(source), suffixes=(".onnx",))
+    foreign = read_foreign_onnx(source)
+    found = image_input(
+        foreign, name=options.input, layout=options.layout or "", height=images.height, width=images.width
+    )
+    size, colour = _preprocessing(foreign, found, images, options), images.colour or "rgb"
     value = embedding_output(foreign, output)
-    expected = _run(foreign, images, value.name, size, colour)
-    proto = from_images_to(foreign, images, value)
-    contract = contract_of(proto, images, colour, uint8=uint8)
-    name = with_interface(proto, images, contract, size, colour, expected.shape[1:])
+    proto = from_images_to(foreign, found, value)
+    expected = _run(foreign, proto, found, value.name, size, colour)
+    contract = contract_of(proto, found, colour, uint8=options.uint8)
+    name = with_interface(proto, found, contract, size, colour, expected.shape[1:])
     expected = expected.reshape(len(expected), -1)
     normalised = bool((np.abs(np.linalg.norm(expected, axis=1) - 1) < UNIT_NORM).all())
     chosen: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
@@ -95,7 +95,9 @@ def adopt_onnx(
         draft.path.write_bytes(proto.SerializeToString(deterministic=True))
         with draft.openable(), OrtRunner(draft.path, warn=False) as runner:
             check = ParityCheck(probes(size), expected, f"those of {foreign.path.name} in ONNX Runtime")
-            parity = check.check(runner, "fp32", str(out), runner.info.provider)
+            # casts are merged, and rounding with them: a half-precision graph with one more is not the same to the bit
+            strict = "fp16" if manifest.precision_share.keys() & {"fp16", "bf16"} else "fp32"
+            parity = check.check(runner, strict, str(out), runner.info.provider)
         draft.manifest = dataclasses.replace(manifest, parity=parity)
     return Artifact(out, draft.manifest)
 
@@ -114,6 +116,20 @@ def describe(artifact: Artifact) -> str:
     )
 
 
+def _preprocessing(
+    foreign: ForeignOnnx, found: ImageInput, images: ImageOptions, options: OnnxOptions
+) -> Preprocessing:
+    """How crops are resized and normalised. Raises ConflictingOptions for what cannot be said of uint8 images."""
+    size = images.preprocessing(found.height, found.width)
+    if found.normalised_by == "caller":
+        return size
+    said = {"--mean": images.mean, "--std": images.std, "--scale": images.scale, "--uint8": options.uint8}
+    if flags := [flag for flag, value in said.items() if value]:
+        problem = f"{', '.join(flags)}: {foreign.path} takes uint8 images, and normalises them itself"
+        raise ConflictingOptions(problem, *flags, hint="leave it out")
+    return dataclasses.replace(size, mean=(0.0, 0.0, 0.0), std=UNCHANGED)
+
+
 def probes(size: Preprocessing) -> Crops:
     """Coarse patterns of several brightnesses and contrasts [8, H, W, 3]: plain noise would have the same statistics in
     every image, which hides a network that mixes them within a batch."""
@@ -126,10 +142,17 @@ def probes(size: Preprocessing) -> Crops:
 
 
 def _run(
-    foreign: ForeignOnnx, images: ImageInput, output: str, size: Preprocessing, colour: Literal["rgb", "bgr"]
+    foreign: ForeignOnnx,
+    part: onnx.ModelProto,
+    images: ImageInput,
+    output: str,
+    size: Preprocessing,
+    colour: Literal["rgb", "bgr"],
 ) -> Embeddings:
-    """What the foreign file itself makes of the probes, [N, D] or [N, D, 1, 1], fed by hand."""
-    session = open_session(foreign.proto.SerializeToString(), str(foreign.path))
+    """What the foreign file itself makes of the probes, [N, D] or [N, D, 1, 1]; if it has other inputs that the output
+    does not need, what the `part` between images and output makes of them."""
+    whole = foreign.proto if len(inputs_of(foreign.proto.graph)) == 1 else part
+    session = open_session(whole.SerializeToString(), str(foreign.path))
     contract = contract_of(foreign.proto, images, colour, uint8=False)
 
     def run(crops: Crops) -> npt.NDArray[Any]:

@@ -40,12 +40,12 @@ def from_images_to(foreign: ForeignOnnx, images: ImageInput, output: onnx.ValueI
     proto.CopyFrom(foreign.proto)
     graph = proto.graph
     needed = _needed(graph, output.name)
+    if images.name not in needed:
+        raise InvalidFile(f"its output {output.name} does not depend on {images.name}", path=foreign.path)
     read = [value for value in inputs_of(graph) if value.name in needed]
     if others := [describe(value) for value in read if value.name != images.name]:
         problem = f"its output {output.name} needs more than the images: {', '.join(others)[:300]}"
         raise InvalidFile(problem, path=foreign.path, hint="export the network with the other inputs as constants")
-    if not read:
-        raise InvalidFile(f"its output {output.name} does not depend on {images.name}", path=foreign.path)
     if len(graph.output) > 1 or len(inputs_of(graph)) > 1:
         _keep(graph.node, lambda node: not needed.isdisjoint(node.output))
         _keep(graph.initializer, lambda tensor: tensor.name in needed)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pmm.adoption.onnx_options import Layout
 from pmm.adoption.onnx_reading import ForeignOnnx
 from pmm.config import MAX_SIDE
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
@@ -14,7 +15,6 @@ from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 if TYPE_CHECKING:
     import onnx
 
-Layout = Literal["NCHW", "NHWC"]
 LAYOUTS: tuple[Layout, Layout] = ("NCHW", "NHWC")
 EXPECTED = "float32, float16 or uint8 [N, 3, H, W] or [N, H, W, 3]"
 CHANNELS = 3
