@@ -5,6 +5,7 @@ Loads no torch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -23,7 +24,22 @@ def network_precision(trt: Any, network: Any, path: Path | None = None) -> Graph
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = {layer.get_output(0).name: layer for layer in layers if layer.num_outputs}
-    return tally(_products(trt, layers, makers), path)
+    with _one_image(network):
+        return tally(_products(trt, layers, makers), path)
+
+
+@contextlib.contextmanager
+def _one_image(network: Any) -> Iterator[None]:
+    """With sizes known: where windows of an image are part of the batch, as in Swin transformers, they are -1 too."""
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        tensor.shape = tuple(abs(size) for size in shape[:1]) + shape[1:]
+    try:
+        yield
+    finally:
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            tensor.shape = shape
 
 
 def _products(trt: Any, layers: list[Any], makers: dict[str, Any]) -> Iterator[tuple[str, int]]:
@@ -39,15 +55,22 @@ def _products(trt: Any, layers: list[Any], makers: dict[str, Any]) -> Iterator[t
             terms = abs(data.shape[1]) // layer.num_groups * prod(layer.kernel_size_nd)
         else:
             terms = abs(data.shape[-1])
+        sources = [_source(trt, tensor, makers) for tensor in (data, weights)]
         dequantised = [
-            tensor is not None
-            and tensor.name in makers
-            and makers[tensor.name].type == trt.LayerType.DEQUANTIZE
-            and makers[tensor.name].get_input(0).dtype == trt.int8
-            for tensor in (data, weights)
+            source is not None and source.type == trt.LayerType.DEQUANTIZE and source.get_input(0).dtype == trt.int8
+            for source in sources
         ]
         # a dynamic batch is -1: one image
         yield "int8" if all(dequantised) else names.get(output.dtype, "other"), abs(prod(output.shape)) * terms
+
+
+def _source(trt: Any, tensor: Any, makers: dict[str, Any]) -> Any:
+    """The layer that gives `tensor`, whose shape may have changed since: the parser makes weights [K, N] of linear
+    layers [1, K, N]."""
+    layer = makers.get(tensor.name) if tensor is not None else None
+    while layer is not None and layer.type == trt.LayerType.SHUFFLE:
+        layer = makers.get(layer.get_input(0).name)
+    return layer
 
 
 class Inspection(NamedTuple):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pmm.artifacts.manifest import Manifest
+from pmm.export.graph_folding import opset_of
 
 if TYPE_CHECKING:
     import onnx
 
 _STEPS = ("QuantizeLinear", "DequantizeLinear")
+_NAMES = {1: "fp32", 10: "fp16", 16: "bf16"}
+_LARGEST = {10: 65504.0, 16: 3.3895313892515355e38}
+"""By the numbers of onnx.TensorProto."""
 
 
 def pools(node: onnx.NodeProto) -> bool:
@@ -81,38 +86,81 @@ def fp16_between(proto: onnx.ModelProto) -> onnx.ModelProto:
     bits; scales become fp16, which QuantizeLinear and DequantizeLinear take from opset 19 on.
     """
     import onnx
+
+    nodes = list(proto.graph.node)
+    trunk = _trunk(nodes)
+    inside = {index for index, node in enumerate(nodes) if id(node) in trunk}
+    return narrowed(proto, inside, onnx.TensorProto.FLOAT16)
+
+
+def narrowed(proto: onnx.ModelProto, inside: set[int], half: int) -> onnx.ModelProto:
+    """A copy of `proto` in which the nodes at the indices `inside` take and give floats of the type `half`, with casts
+    between them and the others. The graph's inputs and outputs keep their types."""
+    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    types, opset = tensor_types(proto), opset_of(proto)
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    nodes, types = list(copy.graph.node), tensor_types(proto)
+    nodes, last = list(copy.graph.node), []
     stored = {tensor.name: tensor for tensor in copy.graph.initializer}
-    trunk = _trunk(nodes)
-    half = {name for node in nodes if id(node) in trunk for name in node.output if types.get(name) == TensorProto.FLOAT}
+    made = {name for index, node in enumerate(nodes) if index in inside for name in node.output}
+    narrow = {name for name in made if types.get(name) == TensorProto.FLOAT}
+    for output in [value.name for value in copy.graph.output if value.name in narrow]:
+        inner = f"{output}/{_NAMES[half]}"
+        for node in nodes:
+            for names in (node.input, node.output):
+                names[:] = [inner if name == output else name for name in names]
+        last.append(helper.make_node("Cast", [inner], [output], name=output, to=TensorProto.FLOAT))
+        narrow.add(inner)
+        types[inner] = TensorProto.FLOAT
     converted: set[str] = set()
     del copy.graph.node[:], copy.graph.value_info[:]
-    for node in nodes:
-        inside = id(node) in trunk
+    for index, node in enumerate(nodes):
+        within = index in inside
         for position, name in enumerate(node.input):
-            if types.get(name) != TensorProto.FLOAT or (name in half) == inside:
+            if types.get(name) != TensorProto.FLOAT or (name in narrow) == within:
                 continue
-            cast = f"{name}/{'fp16' if inside else 'fp32'}"
+            if within and not takes(node, half, opset, position):  # as the scales of Resize
+                continue
+            kind = half if within else TensorProto.FLOAT
+            cast = f"{name}/{_NAMES[kind]}"
             if cast not in converted and name in stored:
-                values = numpy_helper.to_array(stored[name]).astype(np.float16)
+                values = _rounded(numpy_helper.to_array(stored[name]), half)
                 if node.op_type in _STEPS:
                     values = np.maximum(values, np.finfo(np.float16).smallest_subnormal)  # a scale of 0 is refused
                 copy.graph.initializer.append(numpy_helper.from_array(values, cast))
             elif cast not in converted:
-                kind = TensorProto.FLOAT16 if inside else TensorProto.FLOAT
                 copy.graph.node.append(helper.make_node("Cast", [name], [cast], name=cast, to=kind))
             converted.add(cast)
             node.input[position] = cast
         copy.graph.node.append(node)
+    copy.graph.node.extend(last)
     used = {name for node in copy.graph.node for name in node.input}
     for name in stored.keys() - used:
         copy.graph.initializer.remove(stored[name])
     onnx.checker.check_model(copy, full_check=True)
     return copy
+
+
+def takes(node: onnx.NodeProto, kind: int, opset: int, position: int = 0) -> bool:
+    """Whether the operator of `node` takes the type `kind` for an input, by ONNX's definition of it in that opset."""
+    import onnx
+
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    inputs = onnx.defs.get_schema(node.op_type, opset).inputs
+    name = onnx.TensorProto.DataType.Name(kind).lower()
+    return bool(inputs) and f"tensor({name})" in inputs[min(position, len(inputs) - 1)].types
+
+
+def _rounded(values: npt.NDArray[Any], half: int) -> npt.NDArray[Any]:
+    """As that type; what is finite stays finite, as the large negative numbers of masks."""
+    import onnx
+
+    largest = _LARGEST[half]
+    within = np.where(np.isfinite(values), np.clip(values, -largest, largest), values)
+    return within.astype(onnx.helper.tensor_dtype_to_np_dtype(half))
 
 
 def _trunk(nodes: list[onnx.NodeProto]) -> set[int]:

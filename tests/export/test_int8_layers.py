@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.engine_precision import network_precision
 from pmm.export.int8 import Quantizer, quantize_with_fallback
 from pmm.export.int8_layers import layer_names, quantisable, with_unique_names
 from pmm.export.parity_check import ParityFailed
@@ -146,6 +147,22 @@ def test_on_a_cpu_the_products_are_integers_and_nothing_else_is_rounded(tmp_path
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert kinds.count("MatMulIntegerToFloat") == 3
     assert kinds.count("QLinearConv") == 1
+
+
+def test_tensorrt_reads_the_same_layers_in_8_bits():
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx)")
+    proto = transformer()
+    # windows of an image are part of the batch, as in Swin transformers
+    sizes = next(tensor for tensor in proto.graph.initializer if tensor.name == "size")
+    sizes.CopyFrom(numpy_helper.from_array(np.int64([-1, WIDTH, 2]), "size"))
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "windows"
+    made = quantizer(proto, "tensorrt").build()
+    logger = trt.Logger(trt.Logger.ERROR)
+    network = trt.Builder(logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(made.SerializeToString())
+    assert network_precision(trt, network).macs == onnx_precision(made).macs
+    assert network.get_input(0).shape[0] == -1
 
 
 def test_layers_have_readable_names():
