@@ -20,9 +20,6 @@ from pmm.artifacts.adopted_file import Adopted, save_adopted
 from pmm.artifacts.checkpoint import versions
 from pmm.artifacts.trained_model import read_model
 from pmm.data.preprocessing import Interpolation
-from pmm.models.adopted import AdoptedNetwork
-from pmm.models.graph_macs import product_macs
-from pmm.models.graph_passes import known_shapes
 from pmm.models.output import EmbeddingModel
 from pmm.utils.files import output_file
 
@@ -120,7 +117,7 @@ def write_adopted(
     else:
         lines = [f"weights: as the factory made them, checksum {checksum(state)} (no --weights)"]
     assumed = images.assumptions()
-    source = {**source, "assumed": ", ".join(assumed)}
+    source = {**source, "assumed": ", ".join(assumed), **({"colour": "bgr"} if images.colour == "bgr" else {})}
     save_adopted(
         out,
         Adopted(model=network, preprocessing=size, dataset=options.dataset, root=options.root, source=dict(source)),
@@ -128,7 +125,7 @@ def write_adopted(
     )
     metric = "cosine distances" if network.normalised else "euclidean distances (not of norm 1)"
     parameters = sum(each.numel() for each in network.parameters())
-    macs = macs_of(network)
+    macs = network.macs()
     return [
         *lines,
         *([f"assumed, as not given: {', '.join(assumed)}"] if assumed else []),
@@ -162,13 +159,3 @@ def checksum(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def macs_of(network: AdoptedNetwork) -> int:
-    """Multiply-accumulates for one image; 0 if they cannot be counted."""
-    graph = network.graph.graph
-    with known_shapes(graph, torch.zeros(1, 3, *network.size)):
-        try:
-            return sum(product_macs(node) or 0 for node in graph.graph.nodes)
-        except ValueError:
-            return 0

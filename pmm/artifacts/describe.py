@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pmm.artifacts.adopted_file import is_adopted, restore_adopted
 from pmm.artifacts.artifact import read_manifest
+from pmm.artifacts.checkpoint import EXPECTED, checked, restore_model
 from pmm.artifacts.kinds import KIND_NAMES, KNOWN_KINDS, Kind
 from pmm.artifacts.manifest import Manifest
 from pmm.config import SYNTHETIC
@@ -28,9 +30,12 @@ def describe_artifact(path: Path, kind: Kind) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from pmm.artifacts.checkpoint import load, restore_model
+    from pmm.artifacts.torch_file import read_torch_file
 
-    state = load(path)
+    content = read_torch_file(path, EXPECTED)
+    if is_adopted(content):
+        return _adopted(content, path)
+    state = checked(content, path)
     model, config = restore_model(state, path)
     weights, data, best = config.model.weights, config.data, state["best"]
     drawn = {"drawn_ids": data.synthetic_ids, "drawn_seed": data.synthetic_seed} if data.dataset == SYNTHETIC else {}
@@ -55,6 +60,27 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "preset": config.preset,
         "seed": config.seed,
         "made_with": state["versions"],
+    }
+
+
+def _adopted(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    adopted = restore_adopted(content, path)
+    model = adopted.model
+    return {
+        "kind": "adopted network",
+        "format": content["format"],
+        "sha256": sha256(path),
+        "method": "adopted",
+        "source": adopted.source,
+        "crop": {"height": adopted.preprocessing.height, "width": adopted.preprocessing.width},
+        "preprocessing": adopted.preprocessing.describe(),
+        "embedding_dim": model.embedding_dim,
+        "metric": "cosine" if model.normalised else "euclidean",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": model.macs(),
+        "operators": model.operators(),
+        "dataset": adopted.dataset or "none: later commands need --dataset and --root",
+        "made_with": content["versions"],
     }
 
 

@@ -33,6 +33,8 @@ class TrainedModel:
     """Epochs trained; None if unknown."""
     kernels: str
     """Build of the kernels that it was trained with."""
+    config: Config | None = None
+    """Of its training; None of an adopted network."""
     source: dict[str, str] = field(default_factory=dict)
     """Where an adopted network comes from, as `pmm.artifacts.adopted_file.Adopted` has it."""
 
@@ -66,6 +68,7 @@ def read_model(path: str | Path) -> TrainedModel:
         data=_located(config.data.dataset, config.data.root, path),
         epoch=state["epoch"],
         kernels=state["versions"].get("pmm kernels", "unknown"),
+        config=config,
     )
 
 

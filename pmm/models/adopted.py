@@ -3,6 +3,7 @@ inference."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from pmm.models.graph_check import output_of
+from pmm.models.graph_half import cast_graph
+from pmm.models.graph_macs import product_macs
+from pmm.models.graph_passes import fold_batch_norms_in_graph, known_shapes, reverse_channels
 from pmm.models.output import EmbeddingModel, InferenceModel
-from pmm.models.pure_operators import makes_tensors
+from pmm.models.pure_operators import makes_tensors, written_as
 
 
 class NetworkGraph(nn.Module):
@@ -55,6 +59,20 @@ class AdoptedNetwork(EmbeddingModel):
     def deployed(self) -> InferenceModel:
         return _AdoptedInference(self)
 
+    def macs(self) -> int | None:
+        """Multiply-accumulates of its products for one image; None if they cannot be counted."""
+        graph = self.graph.graph
+        with known_shapes(graph, torch.zeros(1, 3, *self.size)):
+            try:
+                return sum(product_macs(node) or 0 for node in graph.graph.nodes)
+            except ValueError:
+                return None
+
+    def operators(self) -> dict[str, int]:
+        """How many there are of each, as `aten.conv2d.default`, the most frequent first."""
+        nodes = [node for node in self.graph.graph.graph.nodes if node.op == "call_function"]
+        return dict(Counter(written_as(node.target) for node in nodes).most_common())
+
 
 class _AdoptedInference(InferenceModel):
     """The same graph, which casts for itself and ends in its embeddings."""
@@ -65,19 +83,13 @@ class _AdoptedInference(InferenceModel):
         self.size = network.size
 
     def fold_batch_norms(self, example: Tensor) -> None:
-        from pmm.models.graph_passes import fold_batch_norms_in_graph
-
         fold_batch_norms_in_graph(self._graph, example)
 
     def cast(self, dtype: torch.dtype) -> None:
-        from pmm.models.graph_half import cast_graph
-
         if dtype != torch.float32:
             cast_graph(self._graph, dtype, torch.zeros(1, 3, *self.size))
 
     def reverse_channels(self, images: Tensor) -> None:
-        from pmm.models.graph_passes import reverse_channels
-
         reverse_channels(self._graph)
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pmm.artifacts.dataset_location import resolve_data_root
+from pmm.artifacts.dataset_location import DatasetLocation, resolve_data_root
 from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops, Resize
@@ -72,6 +72,18 @@ def checkpoint_data(config: Config, checkpoint: Path, root: Path | None = None) 
         reason = f"{place} has {classes} training identities, the checkpoint {expected}"
         return CheckpointData(dataset=dataset, trained=(), unknown=reason)
     return CheckpointData(dataset=dataset, trained=trained)
+
+
+def adopted_data(data: DatasetLocation, path: Path, root: Path | None = None) -> CheckpointData:
+    """The data set that was named when the network `path` was adopted, at the root that was named or at `root`.
+
+    Raises InvalidFile if none was, or if it cannot be read.
+    """
+    if not data.name or not (root or data.root):
+        hint = "adopt it with --dataset NAME --root DIR"
+        raise InvalidFile("it does not say which data set to draw", path=path, hint=hint)
+    unknown = "an adopted network does not say on whom it was trained"
+    return CheckpointData(dataset=read_dataset(data.name, root or data.root), trained=(), unknown=unknown)
 
 
 def pick(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:

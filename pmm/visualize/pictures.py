@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from pmm.config import Config
 from pmm.data.crops import load_crops
 from pmm.data.samples import Sample
 from pmm.data.splits import matchable
 from pmm.utils.errors import InvalidFile, InvalidValue, UserError
-from pmm.visualize.checkpoint_data import CheckpointData, checkpoint_data, name_of, pick
+from pmm.visualize.checkpoint_data import CheckpointData, adopted_data, checkpoint_data, name_of, pick
 from pmm.visualize.curves import METRICS, LoggedRun, curves_picture, read_run
 from pmm.visualize.sheet import HEIGHT
 from pmm.visualize.style import shortened
@@ -33,6 +32,7 @@ PICTURES = {
     "lists": "the first results of queries, right and wrong",
     "curves": "losses, held-out accuracy, learning rate",
 }
+LISTS = "draw its rankings: --what lists"
 MIX_BATCH = 16
 """Crops that partners are drawn from, where fewer are shown."""
 
@@ -61,7 +61,7 @@ class Subject:
     """An opened checkpoint and its data."""
 
     path: Path
-    config: Config
+    method: str
     runner: EagerRunner
     data: CheckpointData
 
@@ -86,22 +86,22 @@ class Pictures:
     @cached_property
     def subjects(self) -> list[Subject]:
         """The checkpoints to compare, the main one last."""
-        from pmm.artifacts.checkpoint import load, restore_model
-        from pmm.data.preprocessing import preprocessing_of
+        from pmm.artifacts.trained_model import read_model
         from pmm.runtime.eager import EagerRunner, torch_device
 
-        device, subjects = torch_device(self.options.device), []
+        device, subjects, root = torch_device(self.options.device), [], self.options.root
         for path in self.sources:
-            model, config = restore_model(load(path), path)
-            data = checkpoint_data(config, path, self.options.root)
-            runner = EagerRunner(model, preprocessing_of(config), device)
-            subjects.append(Subject(path=path, config=config, runner=runner, data=data))
+            trained = read_model(path)
+            config = trained.config
+            data = checkpoint_data(config, path, root) if config else adopted_data(trained.data, path, root)
+            runner = EagerRunner(trained.model, trained.preprocessing, device)
+            subjects.append(Subject(path=path, method=trained.method, runner=runner, data=data))
         return subjects
 
     @property
     def titles(self) -> list[str]:
         """The name of each: its method, and its run if two have the same method."""
-        methods = [subject.config.model.method for subject in self.subjects]
+        methods = [subject.method for subject in self.subjects]
         if len(set(methods)) == len(methods):
             return methods
         places = [path.resolve() for path in self.sources]
@@ -112,6 +112,9 @@ class Pictures:
     def _cam(self) -> Image.Image:
         from pmm.visualize.cam import cam_picture
 
+        for subject in self.subjects:
+            if subject.method == "adopted":
+                raise NothingToDraw("an adopted network has no stages to look into", path=subject.path, hint=LISTS)
         data, true = self.subjects[-1].data, self.options.split == "train"
         if true and not data.trained:
             raise NothingToDraw(data.unknown)
@@ -149,7 +152,7 @@ class Pictures:
         subject = self.subjects[-1]
         data, runner = subject.data, subject.runner
         if not has_hard_mix(runner.model):
-            raise NothingToDraw(f"method {subject.config.model.method} has no Hard-Mix", path=subject.path)
+            raise NothingToDraw(f"method {subject.method} has no Hard-Mix", path=subject.path)
         if not data.trained:
             raise NothingToDraw(data.unknown)
         rows = len(self._pick(data.trained, "training crops"))
