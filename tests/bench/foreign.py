@@ -72,14 +72,14 @@ def adopted_checkpoint(name: str, out: Path) -> Path:
     return out
 
 
-def adopted_onnx(name: str, out: Path) -> Path:
+def adopted_onnx(name: str, out: Path, *, uint8: bool = False) -> Path:
     """One of `NETWORKS` as its own ONNX file, adopted without a data set."""
     foreign, free = out.with_name("foreign.onnx"), {"pixels": {0: "n"}, "features": {0: "n"}}
     torch.onnx.export(
         foreign_network(name), (torch.zeros(2, 3, HEIGHT, WIDTH),), str(foreign), input_names=["pixels"],
         output_names=["features"], dynamic_axes=free, dynamo=False, opset_version=17,
     )  # fmt: skip
-    return adopt_onnx(foreign, out, ImageOptions(antialias=False), OnnxOptions()).path
+    return adopt_onnx(foreign, out, ImageOptions(antialias=False), OnnxOptions(uint8=uint8)).path
 
 
 def as_export(adopted: Path, out: Path) -> Path:

@@ -43,6 +43,7 @@ def bench(trained, shared, few, tmp_path):
     def run(*words, precision="fp32", code=0):
         recipe = ExportOptions(precision="fp32" if precision == "tf32" else precision)
         words += ("--precisions", precision, "--root", few, "--device", "cpu", "--out", tmp_path / "report")
+        words += ("--wrong-preprocessing", "off")
         with workers_here(), exported_before(shared, [recipe]):
             done = run_here("bench/run.py", trained, *words, "--seconds", "0.05", "--samples", "10", PMM_FAST="1")
         assert done.returncode == code, done.stderr + done.stdout

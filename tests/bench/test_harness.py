@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pmm.artifacts.checkpoint import load
+from pmm.artifacts.trained_model import read_model
 from pmm.bench import harness
 from pmm.bench.schema import read_report
 from pmm.bench.workers import WorkerProcess
@@ -93,6 +94,22 @@ def test_report_json_has_what_others_rely_on(bench_run, trained):
     assert report["method"]["gflop_per_image"] > 0
 
 
+def test_what_wrong_preprocessing_costs_is_measured_on_the_reference(bench_run, trained):
+    out, printed = bench_run
+    report = read_report(out / "report.json")
+    reference, wrong = report.results[0], report.wrong_preprocessing
+    assert (wrong.sample, wrong.queries, wrong.mAP, wrong.rank1) == (False, 72, reference.mAP, reference.rank1)
+    assert [cost.reason for cost in wrong.costs] == ["", "", ""]
+    assert wrong.costs[0].mistake == "BGR, not RGB"
+    for cost in wrong.costs:
+        assert cost.mAP == pytest.approx(wrong.mAP + cost.map_delta)
+        low, high = cost.map_delta_interval
+        assert low <= cost.map_delta <= high
+    assert report.checkpoint.preprocessing == read_model(trained).preprocessing.describe()
+    assert "(BGR, not RGB)" in printed
+    assert "What wrong preprocessing costs" in (out / "report.html").read_text()
+
+
 def test_mean_average_precision_is_the_evaluations(bench_run, trained, people, tmp_path):
     out, _ = bench_run
     done = run_here(
@@ -130,6 +147,7 @@ def test_exports_are_kept_for_the_next_run_and_a_damaged_one_is_made_anew(bench_
     artifacts[1].write_bytes(b"damaged")
     exports.clear()
     args = ("--backends", "ort-cpu", "--precisions", "fp32,int8", "--batches", "1", "--max-rank1-flips", "off")
+    args += ("--wrong-preprocessing", "off")
     with workers_here():
         done = run_here(SCRIPT, trained, *args, "--seconds", "0.2", "--out", out, PMM_FAST="1")
     assert done.returncode == 0, done.stderr
@@ -146,7 +164,8 @@ def test_an_engine_is_built_where_it_cannot_run(exports, trained, tmp_path, peop
     with workers_here():
         done = run_here(
             SCRIPT, trained, "--backends", "tensorrt-rtx", "--precisions", "fp32", "--root", moved,
-            "--batches", "1", "--seconds", "0.2", "--out", tmp_path / "report", PMM_FAST="1",
+            "--batches", "1", "--seconds", "0.2", "--out", tmp_path / "report", "--wrong-preprocessing", "off",
+            PMM_FAST="1",
         )  # fmt: skip
     report = read_report(tmp_path / "report" / "report.json")
     result = report.results[1]
