@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from pmm.export.graph_folding import folded, opset_of, with_opset
+from pmm.export.graph_folding import check_flat, folded, opset_of, with_opset
 from pmm.export.graph_sizes import ImageSizes, image_input, image_sizes
 from pmm.export.half_precision import narrowed, pools, takes, tensor_types
 from pmm.export.options import MIN_OPSET
@@ -39,19 +39,24 @@ _SIZES = ("Shape", "Size")
 
 
 def to_half(proto: onnx.ModelProto, precision: Literal["fp16", "bf16"]) -> onnx.ModelProto:
-    """A copy of the fp32 graph `proto` with its products in fp16 or bf16; inputs and outputs stay fp32.
+    """A copy of the graph `proto` with its products in fp16 or bf16; inputs and outputs stay fp32.
 
     Batch-norm is folded first. In fp32 stay normalisations, reductions, powers and logarithms, and all that works on
-    pooled vectors (the heads), but not the vectors that weigh a map's channels.
+    pooled vectors (the heads), but not the vectors that weigh a map's channels. Of a graph that is quantised, whose
+    batch-norm was folded before, it is the steps that are not in 8 bits.
 
     Raises:
-        InvalidFile: the graph is not in fp32, branches, loops, or cannot be written in the opset that bf16 needs.
+        InvalidFile: the graph is not in fp32, branches, loops, or cannot be written in the opset that the type needs.
     """
     import onnx
 
-    proto = folded(proto)
-    if precision == "bf16":
-        proto = with_opset(proto, MIN_OPSET[precision])
+    quantised = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    if quantised:
+        check_flat(proto)
+    else:
+        proto = folded(proto)
+    if quantised or precision == "bf16":
+        proto = with_opset(proto, MIN_OPSET["int8-fp16" if precision == "fp16" else precision])
     image_input(proto)
     _check_fp32(proto)
     half = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]
@@ -67,8 +72,6 @@ def _check_fp32(proto: onnx.ModelProto) -> None:
             raise InvalidFile(
                 f"{name} is {names[kind]} in it", expected="a graph in fp32", hint="export the network in fp32"
             )
-    if any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
-        raise InvalidFile("parts of it are quantised", expected="a graph in fp32", hint="export the network in fp32")
 
 
 def _chosen(proto: onnx.ModelProto, half: int) -> set[int]:
@@ -78,6 +81,7 @@ def _chosen(proto: onnx.ModelProto, half: int) -> set[int]:
     sizes = image_sizes(proto, [node.output[0] for node in proto.graph.node if node.op_type in PRODUCTS])
     types, opset = tensor_types(proto), opset_of(proto)
     nodes = list(proto.graph.node)
+    makers = {name: node for node in nodes for name in node.output}
     ahead = _ahead_of_maps(nodes, sizes)
     from_sizes: set[str] = {tensor.name for tensor in proto.graph.initializer}
     """What follows from sizes and constants, not from the pixels."""
@@ -90,7 +94,13 @@ def _chosen(proto: onnx.ModelProto, half: int) -> set[int]:
             if node.op_type in _SIZES and node.input[0] in narrow:
                 chosen.add(index)
             continue
+        if node.op_type == "DequantizeLinear" and makers[node.input[0]].input[0] in narrow:
+            chosen.add(index)
+            narrow |= set(node.output)
+            continue
         floats = [name for name in node.input if types.get(name) == onnx.TensorProto.FLOAT and name not in from_sizes]
+        if node.op_type == "QuantizeLinear" and node.input[0] in narrow:
+            chosen.add(index)
         first = next((at for at, name in enumerate(node.input) if types.get(name) == onnx.TensorProto.FLOAT), 0)
         if types.get(node.output[0]) != onnx.TensorProto.FLOAT or not takes(node, half, opset, first):
             continue
@@ -103,7 +113,11 @@ def _chosen(proto: onnx.ModelProto, half: int) -> set[int]:
         if inside:
             chosen.add(index)
             narrow |= set(node.output)
-    return chosen
+    # of weights, and of what goes into the first product, they give the type that is read
+    read = {name for index in chosen for name in nodes[index].input}
+    return chosen | {
+        at for at, node in enumerate(nodes) if node.op_type == "DequantizeLinear" and node.output[0] in read
+    }
 
 
 def _stays_narrow(node: onnx.NodeProto, floats: list[str], narrow: set[str], from_sizes: set[str]) -> bool:

@@ -102,6 +102,7 @@ def layer_names(proto: onnx.ModelProto) -> dict[str, str]:
             biases += [name for name in added[node.output[0]].input if name in constants]
         biases = [name for name in biases if readers[name] == 1]  # equal ones become one, of a name of one of them
         scope = node.name.removesuffix(f"/{node.op_type}").strip("/").replace("/", ".")
+        scope = re.sub(r"(\w+)\.(?=\1\.)", "", scope)  # /blocks/blocks.0/fc1 is blocks.0.fc1
         candidates = (node.input[1].removesuffix(".weight"), *(name.removesuffix(".bias") for name in biases), scope)
         readable = (name for name in candidates if not _NUMBERED.fullmatch(name))
         name = next((name for name in readable if name not in names.values()), node.input[1])
