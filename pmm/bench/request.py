@@ -152,7 +152,7 @@ def resolve_inputs(files: Sequence[Path], options: Options) -> tuple[Path, tuple
     exports = export_candidates(
         backends or ["auto"],
         precisions or ["auto"],
-        source="onnx" if require_kind(source, *RUNNABLE) == "onnx" else "checkpoint",
+        source=_kind_of_source(source),
         device=options.device,
         cuda_graph=options.cuda_graph,
     )
@@ -202,6 +202,16 @@ def _refuse_older(out: Path) -> None:
 
 def _is_source(path: Path, kind: Kind) -> bool:
     return kind == "checkpoint" or (kind == "onnx" and manifest_of(path).is_adopted_onnx)
+
+
+def _kind_of_source(source: Path) -> Literal["checkpoint", "onnx"]:
+    """Raises InvalidFile for an ONNX file that has no run in fp32 to compare with."""
+    if require_kind(source, *RUNNABLE) != "onnx":
+        return "checkpoint"
+    if (found := manifest_of(source).precision_found) not in ("fp32", "fp16"):  # ONNX Runtime's run of fp16 is fp32
+        expected, hint = "fp32, as its own run is the reference", "adopt the file that it was made from"
+        raise InvalidFile(f"it is in {found}", path=source, expected=expected, hint=hint)
+    return "onnx"
 
 
 def _source_of(exported: Sequence[tuple[Candidate, Manifest]]) -> Path:

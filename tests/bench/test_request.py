@@ -1,5 +1,6 @@
 """What a user asks for, and what is wrong with it: one line each, before anything is measured."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from pmm.artifacts.artifact import manifest_path
+from pmm.artifacts.artifact import manifest_path, new_artifact
 from pmm.artifacts.checkpoint import load, save
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.bench import candidates
 from pmm.bench.artifacts import describe_source
 from pmm.bench.candidate_evaluator import CandidateEvaluator
@@ -122,6 +124,16 @@ def test_exports_are_judged_beside_what_they_come_from_alone(adopted, exported, 
         resolve_inputs([other, export], Options())
     with refuses(InvalidFile, "another checkpoint", sha256(trained)[:12], path=exported, expected=str(source)):
         resolve_inputs([source, exported], Options())
+
+
+def test_an_adopted_file_without_a_run_in_fp32_is_no_reference(adopted, tmp_path):
+    file = read_onnx(adopted[0])
+    manifest = dataclasses.replace(file.manifest, precision="int8", precision_found="int8", parity=None)
+    del file.proto.metadata_props[:]
+    with new_artifact(tmp_path / "int8.onnx", manifest) as draft:
+        draft.path.write_bytes(file.proto.SerializeToString())
+    with refuses(InvalidFile, "int8", path=tmp_path / "int8.onnx", expected="fp32", hint="adopt"):
+        resolve_inputs([tmp_path / "int8.onnx"], Options())
 
 
 @pytest.mark.parametrize("kind", ["onnx", pytest.param("pth", marks=pytest.mark.slow)])
