@@ -306,6 +306,11 @@ class Manifest:
         """Whether it is the manifest of an adopted ONNX file itself, which others are made from."""
         return self.adopted is not None and self.adopted.sha256 == self.checkpoint_sha256
 
+    @property
+    def source_name(self) -> str:
+        """What its embeddings are compared with, for messages."""
+        return "the adopted ONNX file" if self.adopted else "the checkpoint"
+
     def source_sha256(self, digest: str) -> str:
         """SHA-256 of the checkpoint, or adopted ONNX file, that all files of this model are made from; `digest` is that
         of the file of this manifest."""

@@ -115,6 +115,12 @@ def _parsed(content: bytes, path: Path) -> onnx.ModelProto:
     return proto
 
 
+def is_adopted(path: Path) -> bool:
+    """Whether the ONNX file at `path` is one of pmm adopt. Raises InvalidFile as `read_onnx`."""
+    manifest = read_onnx(path, external_data=True).stored_manifest
+    return manifest is not None and manifest.is_adopted_onnx
+
+
 def embed_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:
     """Put `manifest` into the file's metadata, so that a copied file keeps its contract."""
     entry = proto.metadata_props.add()

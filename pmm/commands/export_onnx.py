@@ -1,5 +1,7 @@
 """Export a checkpoint to ONNX, with a manifest, and verify the file against the checkpoint on real crops.
 
+Of an ONNX file of pmm adopt, make one in another precision, verified against the adopted one.
+
 pmm export onnx CKPT [-o FILE.onnx] [--precision fp32|fp16|bf16|int8]
 """
 
@@ -21,7 +23,7 @@ class ExportOnnxCommand:
     """`pmm export onnx CKPT [-o FILE.onnx]`"""
 
     checkpoint: Annotated[Path, Arg("CKPT", positional=True)]
-    """Checkpoint written by pmm train."""
+    """Checkpoint written by pmm train or pmm adopt, or ONNX file of pmm adopt."""
     out: Annotated[Path | None, Arg("FILE.onnx", short="-o")] = None
     """File to write (default: beside the checkpoint, as best.onnx, best-fp16.onnx or best-int8-cpu.onnx)."""
     onnx: Annotated[ExportOptions, Arg(group="ONNX file")] = field(default_factory=ExportOptions)
@@ -31,11 +33,11 @@ class ExportOnnxCommand:
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ExportOnnxCommand, prog=prog, description=__doc__ or "")
-    require_kind(command.checkpoint, "checkpoint")
-    checkpoint = command.checkpoint
+    kind, checkpoint = require_kind(command.checkpoint, "checkpoint", "onnx"), command.checkpoint
     beside = checkpoint.with_name(f"{checkpoint.stem}{command.onnx.suffix}.onnx")
 
     from pmm.export.onnx import describe, export_onnx
 
     print(describe(export_onnx(checkpoint, command.out or beside, command.onnx, command.verification)))
-    print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
+    if kind == "checkpoint":
+        print(f"kernels of the mix here (training only, never in the file): {describe_build()}")

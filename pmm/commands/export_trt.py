@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, require_kind
+from pmm.artifacts.onnx_file import is_adopted
 from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_flags
 from pmm.runtime.trt_variant import gpu_for, gpu_here, library_name
 from pmm.utils import command_line
@@ -24,11 +25,13 @@ class ExportTrtCommand:
     """`pmm export trt CKPT_OR_ONNX [-o FILE.plan]`"""
 
     model: Annotated[Path, Arg("CKPT_OR_ONNX", positional=True)]
-    """Checkpoint written by pmm train, or ONNX file written by pmm export onnx (then no torch is needed)."""
+    """Checkpoint, or ONNX file written by pmm export onnx or pmm adopt (then no torch is needed)."""
     out: Annotated[Path | None, Arg("FILE.plan", short="-o")] = None
     """Engine to write, with its ONNX file beside it (default: beside the model, as best.plan or best-fp16.plan)."""
     engine: EngineOptions = field(default_factory=EngineOptions)
-    onnx: Annotated[ExportOptions, Arg(group="ONNX file, of a checkpoint")] = field(default_factory=ExportOptions)
+    onnx: Annotated[ExportOptions, Arg(group="ONNX file, of a checkpoint or an adopted one")] = field(
+        default_factory=ExportOptions
+    )
     verification: VerifyOptions = field(default_factory=VerifyOptions)
     profile_layers: bool = False
     """Time each layer on this machine's GPU: print a table, and write best.plan.layers.json beside the engine."""
@@ -41,11 +44,17 @@ def main(prog: str) -> None:
     command = command_line.parse(ExportTrtCommand, prog=prog, description=__doc__ or "")
     model = existing_file(command.model, "a checkpoint written by pmm train, or an ONNX file")
     from_checkpoint = require_kind(model, "checkpoint", "onnx") == "checkpoint"
-    stem = model.stem + command.onnx.suffix if from_checkpoint else model.stem
+    from_adopted = not from_checkpoint and is_adopted(model)
+    stem = model.stem + command.onnx.suffix if from_checkpoint or from_adopted else model.stem
     out = output_file(command.out or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
     flags = command_line.flags_in()
     check_flags(
-        from_checkpoint, command.onnx, flags, profile_layers=command.profile_layers, no_manifest=command.no_manifest
+        from_checkpoint,
+        command.onnx,
+        flags,
+        profile_layers=command.profile_layers,
+        no_manifest=command.no_manifest,
+        adopted=from_adopted,
     )
     if command.profile_layers and not gpu_here(command.engine.device):
         raise BackendUnavailable(

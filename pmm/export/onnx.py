@@ -1,4 +1,5 @@
-"""Checkpoint -> ONNX file with its manifest, proved against the checkpoint on real crops before it gets its name."""
+"""Checkpoint or adopted ONNX file -> ONNX file with its manifest, proved against its source on real crops before it
+gets its name."""
 
 from __future__ import annotations
 
@@ -10,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pmm.artifacts.artifact import Artifact, new_artifact, read_manifest, reusable
-from pmm.artifacts.manifest import EmbeddingContract, Manifest
+from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops
 from pmm.data.readers import DEFAULT_DATASET
 from pmm.export.calibration import calibration_files
+from pmm.export.graph_folding import opset_of
+from pmm.export.half_conversion import to_half
 from pmm.export.half_precision import emulated, fp16_between, half_type
 from pmm.export.int8 import BATCH, PROBES, Quantizer, quantize_with_fallback
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.precision import onnx_precision
-from pmm.export.reference import changed_meanwhile, checkpoint_parity_check, in_memory
+from pmm.export.reference import changed_meanwhile, in_memory
+from pmm.export.source import ExportSource, open_source
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import CannotWrite, InvalidFile, UserError
 from pmm.utils.files import output_file, sha256
@@ -29,9 +33,6 @@ from pmm.utils.hardware import installed_version
 
 if TYPE_CHECKING:
     import onnx
-    import torch
-
-    from pmm.artifacts.trained_model import TrainedModel
 
 
 def export_onnx(
@@ -46,8 +47,12 @@ def export_onnx(
     precision was read back from it and, unless `verification` switches it off, its embeddings of real crops equalled
     the fp32 checkpoint's.
 
+    Args:
+        checkpoint: or an ONNX file of pmm adopt, which has decided everything but the precision.
+
     Raises:
         InvalidFile: a bad checkpoint, no crops to verify or calibrate on, or another precision in the file.
+        ConflictingOptions: `options` about what an adopted file has decided.
         ParityFailed: the embeddings moved; no file is left.
 
     Example:
@@ -59,31 +64,30 @@ def export_onnx(
     out = output_file(Path(out), checkpoint, suffixes=(".onnx",))
     options, verification = options or ExportOptions(), verification or VerifyOptions()
 
-    from pmm.artifacts.trained_model import read_model
-
-    digest = sha256(checkpoint)
-    trained = read_model(checkpoint)
+    source = open_source(checkpoint)
     # everything that can be refused is, before the work begins
-    parity_check = checkpoint_parity_check(trained, _embedding(trained.model, options), verification)
-    calibration = _calibration_crops(trained, options) if options.precision == "int8" else None
-    proto, quantization = _build(trained, options, calibration, parity_check, str(out))
+    source.check(options)
+    parity_check = source.parity_check(options, verification)
+    calibration = _calibration_crops(source, options) if options.precision == "int8" else None
+    proto, quantization = _build(source, options, calibration, parity_check, str(out))
     measured = onnx_precision(proto, out)
     measured.check(options.precision, out)
-    if sha256(checkpoint) != digest:
+    if sha256(checkpoint) != source.sha256:
         raise changed_meanwhile(checkpoint)
     manifest = Manifest(
-        checkpoint_sha256=digest,
-        method=trained.method,
-        preprocessing=trained.preprocessing,
-        input=options.contract,
-        embedding=_embedding(trained.model, options),
+        checkpoint_sha256=source.sha256,
+        method=source.method,
+        preprocessing=source.preprocessing,
+        input=source.input(options),
+        embedding=source.embedding(options),
         precision=options.precision,
         precision_found=measured.precision,
         precision_share=measured.share,
         macs=measured.total,
-        opset=options.onnx_opset,
+        opset=opset_of(proto),
         quantization=quantization,
-        versions={**_versions(), "pmm kernels in training": trained.kernels},
+        versions=_versions(source),
+        adopted=source.adopted,
     )
     with new_artifact(out, manifest) as draft:
         embed_manifest(proto, manifest)
@@ -102,9 +106,11 @@ def export_onnx_cached(
     options = options or ExportOptions()
 
     def fits(manifest: Manifest) -> bool:
-        same = manifest.made_from(sha256(checkpoint), _versions()) and manifest.parity is not None
         # a folder of crops may hold others now
-        return same and not options.calibration_root and _has_options(manifest, checkpoint, options)
+        if manifest.parity is None or options.calibration_root or manifest.checkpoint_sha256 != sha256(checkpoint):
+            return False
+        source = open_source(checkpoint)
+        return manifest.made_from(source.sha256, _versions(source)) and _has_options(manifest, source, options)
 
     return reusable(out, fits) or export_onnx(checkpoint, out, options, verification)
 
@@ -123,7 +129,9 @@ def check_overwrite(out: Path, checkpoint: Path, options: ExportOptions) -> None
         raise CannotWrite(f"it was changed since its export ({error})", path=out, hint=hint) from error
     if manifest is None:
         raise CannotWrite("pmm did not export this file, and does not replace it", path=out, hint=hint)
-    if manifest.checkpoint_sha256 == sha256(checkpoint) and not _has_options(manifest, checkpoint, options):
+    if manifest.checkpoint_sha256 == sha256(checkpoint) and not _has_options(
+        manifest, open_source(checkpoint), options
+    ):
         raise CannotWrite("another export of this checkpoint", path=out, hint=f"build from that file, {hint}")
 
 
@@ -140,26 +148,19 @@ def describe(artifact: Artifact) -> str:
     if manifest.parity is None:
         return line + "parity NOT verified (--no-verify)"
     rows, cosine, centred = (manifest.parity[key] for key in ("rows", "min_cosine", "centred_min_cosine"))
-    line += (
-        f"parity with the checkpoint on {rows} crops: min cosine {cosine:.7f} ({centred:.7f} without the mean row), "
-    )
-    return line + f"norms within {manifest.parity['max_length_error']:.2%}"
+    line += f"parity with {manifest.source_name} on {rows} crops: min cosine {cosine:.7f} "
+    return line + f"({centred:.7f} without the mean row), norms within {manifest.parity['max_length_error']:.2%}"
 
 
 def _build(
-    trained: TrainedModel,
+    source: ExportSource,
     options: ExportOptions,
     calibration: Crops | None,
     parity_check: ParityCheck | None,
     name: str,
 ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
     """The graph of `options` and, for int8, how it was quantised."""
-    from pmm.export.graph import to_onnx
-    from pmm.runtime.deployed_graph import deployed_graph
-
-    size, contract = trained.preprocessing, options.contract
-    graph = deployed_graph(trained.model, size, contract, _embedding(trained.model, options), options.precision)
-    proto = to_onnx(graph, size, contract, options.onnx_opset)
+    size, contract, proto = source.preprocessing, source.input(options), source.graph(options)
     if calibration is None:
         return proto, None
     batch, crops = contract.batch or BATCH, calibration
@@ -171,7 +172,9 @@ def _build(
     with_fp16 = options.int8_fallback == "fp16"
 
     def finished(candidate: onnx.ModelProto) -> onnx.ModelProto:
-        return fp16_between(candidate) if with_fp16 else candidate
+        if not with_fp16:
+            return candidate
+        return to_half(candidate, "fp16") if source.method == "adopted" else fp16_between(candidate)
 
     def passes(candidate: onnx.ModelProto) -> None:
         if parity_check:
@@ -226,12 +229,12 @@ def _verify(
     return parity
 
 
-def _calibration_crops(trained: TrainedModel, options: ExportOptions) -> Crops:
-    root = options.calibration_root or trained.data.root
+def _calibration_crops(source: ExportSource, options: ExportOptions) -> Crops:
+    root = options.calibration_root or source.data.root
     try:
         if not root:
             raise InvalidFile("no data set is named")
-        files = calibration_files(root, trained.data.name or DEFAULT_DATASET, options.calibration_images)
+        files = calibration_files(root, source.data.name or DEFAULT_DATASET, options.calibration_images)
     except UserError as error:
         hints = error.hint, f"give {'another ' if options.calibration_root else ''}--calibration-root DIR"
         raise InvalidFile(
@@ -240,22 +243,16 @@ def _calibration_crops(trained: TrainedModel, options: ExportOptions) -> Crops:
             expected=error.expected,
             hint="; or ".join(filter(None, hints)),
         ) from error
-    return load_crops(files, trained.preprocessing)
+    return load_crops(files, source.preprocessing)
 
 
-def _embedding(model: torch.nn.Module, options: ExportOptions) -> EmbeddingContract:
-    return EmbeddingContract.of(model, normalised=options.normalize, flip_tta=options.flip_tta)
-
-
-def _has_options(manifest: Manifest, checkpoint: Path, options: ExportOptions) -> bool:
-    """Whether an export of this checkpoint has these options, by its manifest."""
-    from pmm.artifacts.trained_model import load_model
-
+def _has_options(manifest: Manifest, source: ExportSource, options: ExportOptions) -> bool:
+    """Whether an export of this source has these options, by its manifest."""
     return (
         manifest.precision == options.precision
-        and manifest.opset == options.onnx_opset
-        and manifest.input == options.contract
-        and manifest.embedding == _embedding(load_model(checkpoint), options)
+        and (source.adopted is not None or manifest.opset == options.onnx_opset)
+        and manifest.input == source.input(options)
+        and manifest.embedding == source.embedding(options)
         and (options.precision != "int8" or _same_quantization(manifest.quantization or {}, options))
     )
 
@@ -271,12 +268,8 @@ def _calibrated_on(options: ExportOptions) -> str:
     return "a folder that was given" if options.calibration_root else "the training set of the checkpoint"
 
 
-def _versions() -> dict[str, str]:
+def _versions(source: ExportSource) -> dict[str, str]:
     import onnx
     import onnxruntime
-    import onnxscript
 
-    from pmm.artifacts.checkpoint import versions
-
-    libraries = (onnx, onnxscript, onnxruntime)
-    return {**versions(), **{library.__name__: library.__version__ for library in libraries}}
+    return {**source.versions(), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}

@@ -101,6 +101,10 @@ class ExportOptions:
         return "" if self.precision == "fp32" else f"-{self.precision}{target}{fallback}"
 
 
+OF_ADOPTED = ("input", "input_colour", "normalize", "flip_tta", "static_batch", "opset")
+"""The options that an adopted ONNX file has decided."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
     """What the embeddings are proved on."""
@@ -171,7 +175,13 @@ class EngineOptions:
 
 
 def check_flags(
-    checkpoint: bool, options: ExportOptions, flags: AbstractSet[str], *, profile_layers: bool, no_manifest: bool
+    checkpoint: bool,
+    options: ExportOptions,
+    flags: AbstractSet[str],
+    *,
+    profile_layers: bool,
+    no_manifest: bool,
+    adopted: bool = False,
 ) -> None:
     """Raises ConflictingOptions for flags of `pmm export trt` that do not go together: what the ONNX file decides
     cannot be set for its engine.
@@ -179,6 +189,7 @@ def check_flags(
     Args:
         checkpoint: the model is a checkpoint, and no ONNX file.
         flags: those of the command line, as --precision.
+        adopted: the model is an ONNX file of pmm adopt, of which files in other precisions can be made.
     """
     if checkpoint and no_manifest:
         problem = "--no-manifest is for ONNX files that pmm did not write, and the model is a checkpoint"
@@ -189,9 +200,11 @@ def check_flags(
     if options.target == "cpu":
         problem = "--target cpu is for ONNX Runtime, and an engine needs a file for TensorRT"
         raise ConflictingOptions(problem, "--target", hint="leave the flag out")
-    of_file = {_flag(each.name) for each in fields(ExportOptions)} - (set() if no_manifest else {"--precision"})
+    names = OF_ADOPTED if adopted else [each.name for each in fields(ExportOptions)]
+    of_file = set(map(_flag, names)) - (set() if no_manifest else {"--precision"})
     if not checkpoint and (decided := sorted(of_file & flags)):
         hint = "give the checkpoint, or export the ONNX file again with pmm export onnx"
+        hint = "leave it out, or adopt a file that has it" if adopted else hint
         raise ConflictingOptions(f"{', '.join(decided)}: the ONNX file decides that", *decided, hint=hint)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pmm.artifacts.artifact import Artifact, manifest_path, new_artifact
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, require_kind
 from pmm.artifacts.manifest import BatchProfiles, EngineContract, Manifest
-from pmm.artifacts.onnx_file import OnnxFile, read_onnx
+from pmm.artifacts.onnx_file import ADOPT, OnnxFile, read_onnx
 from pmm.export.build_log import build_log
 from pmm.export.engine_build import EngineBuild, build_network, check_options
 from pmm.export.engine_precision import inspected
@@ -82,17 +82,18 @@ def build_engine(
     exported: Callable[[Artifact], None] | None = None,
 ) -> Artifact:
     """Build the engine `out` (.plan) from a checkpoint, by way of a verified ONNX file beside `out`, or an ONNX file.
+    Of an adopted ONNX file in another precision than its own, too, the file in that precision is beside `out`.
 
     TensorRT builds on a machine with an NVIDIA GPU only; TensorRT-RTX builds anywhere, and its engines run on GPUs of
     compute capability 7.5 and more. Where a GPU runs the engine, its embeddings of real crops are compared with the
     checkpoint's before it gets its name.
 
     Args:
-        model: a checkpoint, or an ONNX file written by `pmm.export_onnx` (then no torch is needed).
+        model: a checkpoint, or an ONNX file of `pmm.export_onnx` or pmm adopt (then no torch is needed).
         options: batch sizes, builder, GPU.
         export_options: precision and inputs of the ONNX file to export; of a `model` that is one, its precision.
         verification: the crops to compare on (default: test crops of the data set that the checkpoint names).
-        exported: called with the ONNX file that was exported from a checkpoint, before the engine is built.
+        exported: called with the ONNX file that was exported on the way, before the engine is built.
 
     Raises:
         InvalidFile: crops or files are missing, or the engine computes in another precision.
@@ -105,23 +106,25 @@ def build_engine(
         'fp32'
     """
     options, verification = options or EngineOptions(), verification or VerifyOptions()
-    source = Path(model)
-    target = output_file(Path(out), source, suffixes=ENGINE_SUFFIXES)
-    checkpoint = source if require_kind(source, "checkpoint", "onnx") == "checkpoint" else None
-    onnx = source
-    if checkpoint:
-        onnx = output_file(target.with_suffix(".onnx"), source)
-        artifact = _onnx(checkpoint, onnx, export_options or ExportOptions(), verification)
+    path = Path(model)
+    target = output_file(Path(out), path, suffixes=ENGINE_SUFFIXES)
+    source = (
+        path if require_kind(path, "checkpoint", "onnx") == "checkpoint" or _exports(path, export_options) else None
+    )
+    onnx = path
+    if source:
+        onnx = output_file(target.with_suffix(".onnx"), path)
+        artifact = _onnx(source, onnx, export_options or ExportOptions(), verification)
         if exported:
             exported(artifact)
     file = read_onnx(onnx)
     if file.stored_manifest is None:
-        hint = "export the checkpoint with pmm export onnx, or build an engine that is not verified with --no-manifest"
+        hint = f"{ADOPT}, or build an engine that is not verified with --no-manifest"
         raise InvalidFile("an ONNX file without a manifest", path=onnx, hint=hint)
     if export_options:
         check_same_precision(onnx, file.manifest.precision, export_options.precision)
     options = dataclasses.replace(options, flavor=choose_flavor(options.flavor, onnx, options.device)[0])
-    parity_check = engine_parity_check(file, checkpoint, verification, options.flavor, options.device)
+    parity_check = engine_parity_check(file, source, verification, options.flavor, options.device)
     return engine_from_onnx(file, target, options, parity_check=parity_check)
 
 
@@ -186,6 +189,15 @@ def describe_engine(artifact: Artifact, device: str = "auto") -> str:
     if manifest.parity is None:
         return line + ("opened here, but " if here else "NOT run here: ") + "its embeddings are not verified"
     return line + f"parity on {manifest.parity['rows']} crops: min cosine {manifest.parity['min_cosine']:.7f}"
+
+
+def _exports(path: Path, export_options: ExportOptions | None) -> bool:
+    """Whether an engine of the ONNX file at `path` needs another file in between: an adopted one has its own precision
+    only."""
+    manifest = read_onnx(path).stored_manifest
+    if manifest is None or export_options is None:
+        return False
+    return manifest.is_adopted_onnx and export_options.precision != manifest.precision
 
 
 def _onnx(checkpoint: Path, out: Path, export_options: ExportOptions, verification: VerifyOptions) -> Artifact:
@@ -258,6 +270,7 @@ def _manifest(
     # the ONNX file's parity figures are not the engine's: those are measured where it runs
     return dataclasses.replace(
         source,
+        checkpoint_sha256=source.source_sha256(file.sha256),
         precision_found=build.precision.precision,
         precision_share=build.precision.share,
         parity=None,

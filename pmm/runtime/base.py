@@ -296,10 +296,12 @@ around_forks(in_child=_leave_to_parent)
 
 
 def warn_if_unverified(path: Path, manifest: Manifest) -> None:
-    """One line (logger "pmm") for an artifact without a manifest beside it, or never compared with its checkpoint."""
+    """One line (logger "pmm") for an artifact without a manifest beside it, or never compared with its source."""
     if not manifest.sha256:
         logging.getLogger("pmm").warning(
             "%s: no manifest beside it, only the copy inside: whether it was changed or verified is unknown", path
         )
     elif manifest.parity is None:
-        logging.getLogger("pmm").warning("%s: its embeddings were never verified against the checkpoint", path)
+        logging.getLogger("pmm").warning(
+            "%s: its embeddings were never verified against %s", path, manifest.source_name
+        )
