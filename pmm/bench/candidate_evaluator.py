@@ -99,12 +99,12 @@ class CandidateEvaluator:
         """The backend that the others are compared with."""
         return self._reference(normalised=False, flip_tta=False)
 
-    def reference_with(self, mistake: str, rows: Sequence[int], on_progress: Callable[[float], None]) -> Embeddings:
+    def reference_with(self, mistake: str, rows: Sequence[int]) -> Embeddings:
         """Embeddings [len(rows), D] by the reference of those crops of the data set, prepared with a `mistake` (a name
         of `pmm.data.mistakes`). Raises UserError as the worker does."""
         self.open(self._request.reference)
         out = self._resume_store.path(f"mistake-{mistake}.npy")
-        self._embed_to(out, self._request.reference.name, rows, on_progress, mistake=mistake)
+        self._embed_to(out, self._request.reference.name, rows, f"wrong preprocessing, {mistake}", mistake=mistake)
         embeddings: Embeddings = np.load(out, allow_pickle=False)
         out.unlink()
         return embeddings
@@ -171,21 +171,24 @@ class CandidateEvaluator:
         out = self._resume_store.path(f"{file_name(name)}-{digest}{'-mirrored' if mirrored else ''}.npy")
         if not out.exists():
             every = range(len(self._accuracy.samples))
-            self._embed_to(
-                out, name, every, lambda done: self._on_progress(f"{name}: embedded {done:.0%}"), mirrored=mirrored
-            )
+            self._embed_to(out, name, every, name, mirrored=mirrored)
         embeddings: Embeddings = np.load(out, allow_pickle=False)
         if name != self._request.reference.name:
             out.unlink()
         return embeddings
 
-    def _embed_to(
-        self, out: Path, name: str, rows: Sequence[int], on_progress: Callable[[float], None], **how: Any
-    ) -> None:
-        """Have the worker `name` write the embeddings of those crops of the data set to `out`."""
+    def _embed_to(self, out: Path, name: str, rows: Sequence[int], what: str, **how: Any) -> None:
+        """Have the worker `name` write the embeddings of those crops of the data set to `out`; the progress is that of
+        `what`."""
         crops = self._resume_store.path("crops.json")
         crops.write_text(json.dumps([str(self._accuracy.samples[row].path) for row in rows]))
-        self._workers[name].call("embed", paths=str(crops), out=str(out), progress=on_progress, **how)
+        self._workers[name].call(
+            "embed",
+            paths=str(crops),
+            out=str(out),
+            progress=lambda done: self._on_progress(f"{what}: embedded {done:.0%}"),
+            **how,
+        )
 
     def _reference(self, *, normalised: bool, flip_tta: bool) -> Reference:
         """The reference, its embeddings L2-normalised or averaged with the mirror image's, as an artifact's are."""

@@ -38,7 +38,6 @@ from pmm.bench.tracker_load import TRACKER_SIZES
 from pmm.bench.workers import WorkerFailed, WorkerPool
 from pmm.data.readers import read_dataset
 from pmm.data.splits import distractors, unrankable
-from pmm.runtime.base import Embeddings
 from pmm.utils.environment import describe_environment
 from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.files import sha256
@@ -129,13 +128,9 @@ class Bench:
     def _measure_mistakes(self) -> WrongPreprocessing:
         sample = self.request.options.wrong_preprocessing == "sample"
         costs = PreprocessingCosts(self.accuracy.split, sample=sample, resume_store=self._resume_store)
-
-        def embed(mistake: str, rows: list[int]) -> Embeddings:
-            return self._evaluator.reference_with(
-                mistake, rows, lambda done: self._bar.set_description_str(f"wrong preprocessing: {mistake} {done:.0%}")
-            )
-
-        return costs.measure(self._mistakes, self.reference, embed, lambda: self._bar.update(MISTAKE_S))
+        return costs.measure(
+            self._mistakes, self.reference, self._evaluator.reference_with, lambda: self._bar.update(MISTAKE_S)
+        )
 
     def _check_source(self) -> None:
         path = self.request.source
@@ -220,7 +215,7 @@ class Bench:
             crops.update(f"{sample.path.name} {sample.pid} {sample.camid} {sha256(sample.path)}\n".encode())
         machine = describe_environment(self._threads)
         return {
-            "checkpoint": self._facts["sha256"],
+            "model": self._facts["sha256"],
             "crops": crops.hexdigest(),
             "device of the reference": self.request.reference.device_name,
             "plan": dataclasses.asdict(self._plan),

@@ -106,7 +106,8 @@ def sampled(split: ReidDataset, most: int) -> list[int]:
     if len(pids) <= most or len(known) < 2:
         return list(range(len(pids)))
     crops = Counter(pids)
-    for count in range(len(known), 1, -1):
+    at_most = max(2, min(len(known), most // min(crops[pid] for pid in known)))
+    for count in range(at_most, 1, -1):
         chosen = {known[place] for place in evenly_spaced(len(known), count)}
         if count == 2 or sum(crops[pid] for pid in chosen) <= most:
             break

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pmm.bench.pages.format import NONE, between, cosine, count, one_in, one_line, percent, points, small, threshold
 from pmm.bench.pages.queries import completed, reference_of
 from pmm.bench.pages.tables import Cell, Column, Figures, Table, both, but_reference, lines, loss_tone, table_of
-from pmm.bench.schema import BenchReport, Interval, LostQuery, OperatingPoint, Result, WrongPreprocessing
+from pmm.bench.schema import BenchReport, LostQuery, OperatingPoint, Result
 
 
 def accuracy_table(report: BenchReport) -> Table:
@@ -115,29 +115,6 @@ def lost_table(report: BenchReport) -> Table | None:
     ]
     heads = ("result", "query", "identity", "camera", "AP of the reference", "AP")
     return Table(tuple(Column(head, words=head == "query") for head in heads), tuple(rows)) if rows else None
-
-
-def mistake_table(wrong: WrongPreprocessing) -> Table:
-    """mAP and rank-1 with each mistake in preparing crops, and what they differ from the right ones by."""
-
-    def change(delta: float | None, interval: Interval | None) -> Cell:
-        return Cell(points(delta), between(interval, points), loss_tone(delta, interval))
-
-    right = (Cell("none", "as the contract says"), Cell(percent(wrong.mAP)), Cell(NONE), Cell(percent(wrong.rank1)))
-    rows = [(*right, Cell(NONE))]
-    for cost in wrong.costs:
-        rows.append(
-            (
-                Cell(one_line(cost.mistake), one_line(cost.reason) and f"not measured: {one_line(cost.reason)}"),
-                Cell(percent(cost.mAP)),
-                change(cost.map_delta, cost.map_delta_interval),
-                Cell(percent(cost.rank1)),
-                change(cost.rank1_delta, cost.rank1_delta_interval),
-            )
-        )
-    difference = Column("difference", "points, interval")
-    heads = (Column("mistake"), Column("mAP"), difference, Column("rank-1"), difference)
-    return Table(heads, tuple(rows))
 
 
 def _both_ap(lost: LostQuery) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmm.bench.pages import sections
+from pmm.bench.pages import sections, wrong_preprocessing
 from pmm.bench.pages.format import NONE, cosine, escape, number, one_line, points
 from pmm.bench.pages.pictures import ReportPictures
 from pmm.bench.pages.plots import data_uri, plots
@@ -61,7 +61,7 @@ def html(report: BenchReport, pictures: ReportPictures) -> str:
     best = report.result(summary.ships) if summary.ships else None
     results = sections.results(report)
     accuracy, thresholds, lost = sections.accuracy(report), sections.thresholds(report), sections.lost(report)
-    preprocessing, timing = sections.wrong_preprocessing(report), sections.timing(report)
+    preprocessing, timing = wrong_preprocessing.section(report), sections.timing(report)
     chapters = [accuracy, thresholds, lost, preprocessing, timing]
     caveats = sections.caveats(report)
     contents = [(section.anchor, section.title.split(":")[0]) for section in [results, *chapters] if section]
@@ -124,7 +124,7 @@ def table(report: BenchReport) -> str:
             "",
             f"rank-1 -/+: queries lost/gained; ms: p50/p95 of a call; speedup: over {one_line(report.reference)}",
         ]
-    lines += [line] if (line := sections.mistakes_line(report)) else []
+    lines += [line] if (line := wrong_preprocessing.mistakes_line(report)) else []
     for result, timing in flagged(report):
         lines.append(f"{UNSTEADY} {one_line(result.name)}, batch {timing.batch}: {one_line('; '.join(timing.flags))}")
     lines += [f"note {note}" for note in sections.caveats(report).notes]
@@ -148,7 +148,7 @@ def markdown(report: BenchReport) -> str:
     parts += _section(sections.thresholds(report))
     parts += [escape(sections.to_deploy(best))] if best else []
     parts += _section(sections.lost(report))
-    parts += _section(sections.wrong_preprocessing(report))
+    parts += _section(wrong_preprocessing.section(report))
     parts += _section(sections.timing(report))
     caveats = sections.caveats(report)
     if caveats.lines or caveats.notes:

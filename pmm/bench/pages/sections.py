@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pmm.bench.pages.accuracy_tables import accuracy_table, camera_table, lost_table, mistake_table, threshold_table
-from pmm.bench.pages.format import number, one_in, one_line, percent, points, threshold
+from pmm.bench.pages.accuracy_tables import accuracy_table, camera_table, lost_table, threshold_table
+from pmm.bench.pages.format import number, one_in, one_line, percent, threshold
 from pmm.bench.pages.queries import batch_sizes, completed, flagged, shown_batches
 from pmm.bench.pages.tables import UNSTEADY, Table, results_table
 from pmm.bench.pages.timing_tables import costs_table, timing_table, tracker_table
@@ -141,43 +141,6 @@ def lost(report: BenchReport) -> Section | None:
         f"point or more have a picture: the first crops of {report.reference} on the left, the backend's on the right.",
         parts=(Part(title="Table of these queries", table=table, collapsed=True),),
     )
-
-
-def wrong_preprocessing(report: BenchReport) -> Section | None:
-    """What mistakes in preparing crops cost; None if that was not measured."""
-    wrong = report.wrong_preprocessing
-    if wrong is None:
-        return None
-    crops = f"{wrong.queries:,} queries and {wrong.gallery:,} gallery crops"
-    which = f"on all {crops}"
-    if wrong.sample:
-        which = (
-            f"on a sample: all crops of {wrong.identities:,} identities, {crops}. Among so few a query is easier than "
-            "among all, so only the differences count"
-        )
-    return Section(
-        anchor="preprocessing",
-        title="What wrong preprocessing costs",
-        note=f"The same network, {report.reference}, on crops that were prepared with one mistake each, {which}. "
-        f"Right is: {report.checkpoint.preprocessing}.",
-        parts=(Part(table=mistake_table(wrong)),),
-        terms=(
-            ("mistake", "in the program that prepares the crops: it embeds queries and gallery alike"),
-            ("difference, interval", "from the right preprocessing on the same crops, in points, and its 95 % interval "
-             "(bootstrap over queries)"),
-        ),
-    )  # fmt: skip
-
-
-def mistakes_line(report: BenchReport) -> str:
-    """The same in one line, mAP alone; empty if nothing was measured."""
-    wrong = report.wrong_preprocessing
-    measured = [cost for cost in wrong.costs if cost.mAP is not None] if wrong else []
-    if wrong is None or not measured:
-        return ""
-    costs = "; ".join(f"{points(cost.map_delta)} ({one_line(cost.mistake)})" for cost in measured)
-    crops = f"{wrong.queries + wrong.gallery:,} crops"
-    return f"wrong preprocessing changes mAP of {one_line(report.reference)} on {crops}, in points: {costs}"
 
 
 def timing(report: BenchReport) -> Section | None:
