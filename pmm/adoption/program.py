@@ -119,6 +119,8 @@ def _run(module: nn.Module, images: Tensor) -> Tensor:
 def _check_behaviour(module: nn.Module, images: Tensor, results: list[Tensor]) -> list[str]:
     """What to say of the embeddings of unlike `images`, which `results` are. Raises CannotAdopt if they are not the
     same each time, depend on the others of a batch, or are not finite."""
+    for count, result in zip(BATCHES, results, strict=True):
+        check_shape(result, count)
     one, all_of_them = results[0], results[-1]
     if not all_of_them.isfinite().all():
         raise CannotAdopt(

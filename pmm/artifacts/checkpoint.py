@@ -101,7 +101,8 @@ def checked(content: Any, path: str | Path) -> dict[str, Any]:
         raise InvalidFile(f"not a PMM checkpoint (it holds: {keys})", path=path, expected=EXPECTED, hint=hint)
     if is_adopted(content):
         problem = "it holds an adopted network, which can be evaluated, exported and benched, and nothing else"
-        raise InvalidFile(problem, path=path, expected=EXPECTED)
+        hint = "train it with its own code, and adopt what comes of it"
+        raise InvalidFile(problem, path=path, expected=EXPECTED, hint=hint)
     if (form := content["format"]) != FORMAT:
         raise InvalidFile(f"its format is {form!r}", path=path, expected=f"{FORMAT!r}, which this version reads")
     for key in ("progress", "ema"):  # which older files do not have

@@ -47,7 +47,7 @@ REPLACED = {
 _PURE = {torch.Tag.core, torch.Tag.pointwise, torch.Tag.reduction}
 _PRIVATE = (
     "_adaptive_avg_pool2d", "_log_softmax", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-    "_softmax", "_to_copy",
+    "_softmax", "_to_copy", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
 )  # fmt: skip
 _NOT_FROM_FILES = ("Device", "Generator")
 
@@ -88,7 +88,7 @@ def _is_pure(overload: torch._ops.OpOverload) -> bool:
         return False
     if not set(results) <= {"Tensor", "List[Tensor]"} or torch.Tag.data_dependent_output in tags:
         return False
-    if word in FACTORIES or word in COMPOSED:
+    if word in (*FACTORIES, *COMPOSED, *_PRIVATE):
         return True
     takes_tensors = any("Tensor" in str(argument.type) for argument in schema.arguments)
     return takes_tensors and bool(_PURE & tags) and torch.Tag.nondeterministic_seeded not in tags
