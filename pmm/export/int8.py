@@ -64,7 +64,7 @@ _TARGETS = {
     # on a CPU every step between two convolutions stays in 8 bits: with the Relu after the residual Add left out, each
     # block would go through floats once. What follows linear layers has no 8-bit kernels (LayerNormalization, Gelu,
     # Softmax): their products give floats, as MatMulIntegerToFloat and QGemm
-    "cpu": _Target(("Conv", "MatMul", "Gemm", "Add", "Relu", "Clip", "MaxPool"), False, ("MatMul", "Gemm"), {}),
+    "cpu": _Target(("Conv", "MatMul", "Gemm", "Add", "Mul", "Relu", "Clip", "MaxPool"), False, ("MatMul", "Gemm"), {}),
 }
 
 
@@ -84,6 +84,7 @@ class Quantizer:
         self.proto, self.target = with_unique_names(proto), _TARGETS[target]
         self._main = main_inputs(self.proto) if "Add" in self.target.float_outputs else {}
         self._nodes = quantisable(self.proto, self.target.operators)
+        self._quantised = {node.name for node in self._nodes}
         self._names = layer_names(self.proto)
         batches = iter(tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None))
         reader = type("Batches", (), {"get_next": lambda self: next(({input: b} for b in batches), None)})()
@@ -162,7 +163,7 @@ class Quantizer:
                 before = makers.get(before.input[0])
 
     def _gives_8_bits(self, node: onnx.NodeProto) -> bool:
-        return node.op_type in self.target.operators and node.op_type not in self.target.float_outputs
+        return node.name in self._quantised and node.op_type not in self.target.float_outputs
 
     def _leave_main_inputs(self, graph: onnx.GraphProto) -> None:
         """Take the Q/DQ pairs between a residual Add and its main input out again."""
@@ -182,7 +183,7 @@ class Quantizer:
         """
         if not any(node.op_type in LINEAR for node in self._nodes):
             return
-        quantised = {node.name for node in self._nodes} - set(excluded)
+        quantised = self._quantised - set(excluded)
         in_8_bits = {name for node in self._nodes if node.name in quantised and self._gives_8_bits(node)
                      for name in node.output}  # fmt: skip
         before = {node.name: list(node.input) for node in self.proto.graph.node}

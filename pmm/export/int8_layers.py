@@ -31,7 +31,7 @@ def quantisable(proto: onnx.ModelProto, operators: Collection[str]) -> list[onnx
     Of linear layers those with constant weights [K, N] that many positions of an image go through: no products of two
     computed tensors (attention), and no heads on pooled vectors, or on a class token. Not the layers of squeeze and
     excitation, which have hardly any multiplications, and of sums only those of a convolution's output with another
-    map.
+    map. With Mul among `operators`, also sums of several maps that were weighed by channel, and the weighing.
     """
     convolved = {name for node in proto.graph.node if node.op_type == "Conv" for name in node.output}
     constants = {tensor.name: len(tensor.dims) for tensor in proto.graph.initializer}
@@ -40,11 +40,17 @@ def quantisable(proto: onnx.ModelProto, operators: Collection[str]) -> list[onnx
     vectors: set[str] = set()
     """What is one value per channel, not a map."""
     found = []
+    weighed: dict[str, onnx.NodeProto] = {}
+    """Maps times one value per channel, and sums of these alone, by their names."""
     for node in proto.graph.node:
         computed = {name for name in node.input if name} - constants.keys()
         if pools(node) or (node.op_type in _KEEPS_SIZE and computed and computed <= vectors):
             vectors |= set(node.output)
-        if node.op_type not in operators or not vectors.isdisjoint(node.input):
+        elif (node.op_type == "Mul" and computed & vectors) or (
+            node.op_type == "Add" and weighed.keys() >= {*node.input}
+        ):
+            weighed[node.output[0]] = node
+        if node.op_type not in operators or node.op_type == "Mul" or not vectors.isdisjoint(node.input):
             continue
         if node.op_type == "Add" and (constants.keys() & set(node.input) or convolved.isdisjoint(node.input)):
             continue
@@ -56,7 +62,15 @@ def quantisable(proto: onnx.ModelProto, operators: Collection[str]) -> list[onnx
         ):
             continue
         found.append(node)
-    return found
+    return [*found, *_summed(proto, weighed)] if "Mul" in operators else found
+
+
+def _summed(proto: onnx.ModelProto, weighed: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Of the maps `weighed` those that only sums of such maps read, and these sums: the streams of OSNet. Left in
+    floats, they would part the convolutions before them from those after."""
+    sums = {name for name, node in weighed.items() if node.op_type == "Add"}
+    elsewhere = {name for node in proto.graph.node if node.output[0] not in sums for name in node.input}
+    return [node for name, node in weighed.items() if name in sums or name not in elsewhere]
 
 
 def _positions(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, int]:

@@ -175,6 +175,22 @@ def test_squeeze_and_excitation_and_sums_with_constants_are_not_in_8_bits(pool, 
     assert [node.name for node in quantisable(proto, ("Conv", "Add", "Clip"))] == ["first", "map", "last", "sum"]
 
 
+def test_streams_that_are_weighed_and_summed_stay_in_8_bits():
+    """As in OSNet; a weighed map that a convolution reads is weighed in floats."""
+    steps = [
+        ("Conv", "x w", "a"), ("GlobalAveragePool", "a", "mean_a"), ("Sigmoid", "mean_a", "gate_a"),
+        ("Conv", "x w", "b"), ("GlobalAveragePool", "b", "mean_b"), ("Sigmoid", "mean_b", "gate_b"),
+        ("Mul", "a gate_a", "weighed_a"), ("Mul", "gate_b b", "weighed_b"), ("Add", "weighed_a weighed_b", "sum"),
+        ("Conv", "sum w", "c"), ("Mul", "c gate_a", "weighed_c"), ("Conv", "weighed_c w", "d"),
+    ]  # fmt: skip
+    nodes = [onnx.helper.make_node(kind, ins.split(), [out], name=out) for kind, ins, out in steps]
+    constants = [onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])]
+    proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], constants))
+    products, streams = set("abcd"), {"weighed_a", "weighed_b", "sum"}
+    assert {node.name for node in quantisable(proto, ("Conv", "Add", "Mul"))} == products | streams
+    assert {node.name for node in quantisable(proto, ("Conv", "Add"))} == products
+
+
 def test_the_manifest_says_how_it_was_calibrated(trained, tmp_path):
     options = ExportOptions(precision="int8", calibration_images=48)
     manifest = export_onnx(trained, tmp_path / "m.onnx", options).manifest
