@@ -11,9 +11,9 @@ from pathlib import Path
 
 LISTS = Path(__file__).with_name("planted")
 AREAS = (
-    "backbones", "bench", "calibration", "commands", "engines", "files", "gates", "gpus", "losses", "manifest",
-    "metrics", "ops", "parity", "precision", "ranks", "readers", "recipe", "reranking", "resizing", "resume", "sampler",
-    "statistics",
+    "adoption", "backbones", "bench", "calibration", "commands", "engines", "files", "foreign", "gates", "gpus",
+    "losses", "manifest", "metrics", "ops", "parity", "precision", "ranks", "readers", "recipe", "reranking",
+    "resizing", "resume", "sampler", "statistics",
 )  # fmt: skip
 
 
