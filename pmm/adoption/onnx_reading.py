@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmm.artifacts.onnx_file import read_onnx, with_weights_inside
+from pmm.artifacts.onnx_file import EXPORT, read_onnx, with_weights_inside
 from pmm.utils.errors import InvalidFile, reason_of
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MIN_OPSET = 7
 """The oldest that ONNX Runtime promises to run."""
+AGAIN = "export the network again"
+INTEGER_PRODUCTS = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 STANDARD = ("", "ai.onnx")
 """Both names of the operators that the standard defines."""
 
@@ -44,9 +46,13 @@ def read_foreign_onnx(path: str | Path) -> ForeignOnnx:
     """Read a file that pmm did not write, with weights that lie beside it.
 
     Raises InvalidFile: no ONNX file; one of ours; weights that are outside its folder, missing, or more than one file
-    can hold; operators that are not of the standard; an opset before 7.
+    can hold; operators that are not of the standard, or of integers; an opset before 7.
     """
-    file = read_onnx(path, external_data=True)
+    try:
+        file = read_onnx(path, external_data=True)
+    except InvalidFile as error:
+        error.hint = AGAIN if error.hint == EXPORT else error.hint
+        raise
     if file.stored_manifest is not None:
         hint = "use it as it is: pmm evaluate, export, bench and others take it"
         raise InvalidFile("it has a manifest of ours already", path=file.path, hint=hint)
@@ -63,9 +69,17 @@ def read_foreign_onnx(path: str | Path) -> ForeignOnnx:
             hint="export the network again without them; a file that ONNX Runtime optimised or quantised has them, its "
             "source has not",
         )
+    integer = sorted({node.op_type for node in nodes_in(proto.graph)} & INTEGER_PRODUCTS)
+    if integer:
+        raise InvalidFile(
+            f"it is quantised, and has {', '.join(integer)}, which only some runtimes know",
+            path=file.path,
+            expected="Q/DQ pairs (QuantizeLinear, DequantizeLinear) around its operators, or a file in fp32",
+            hint="adopt the file that it was made from, and quantise that: pmm export onnx --precision int8",
+        )
     if foreign.opset < MIN_OPSET:
         expected = f"{MIN_OPSET} or newer"
-        raise InvalidFile(f"its opset is {foreign.opset}", path=file.path, expected=expected, hint="export it again")
+        raise InvalidFile(f"its opset is {foreign.opset}", path=file.path, expected=expected, hint=AGAIN)
     _check(proto, file.path)
     return foreign
 
@@ -99,7 +113,7 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
     try:
         onnx.checker.check_model(proto)
     except Exception as error:  # its own type, or ValueError for a graph of more than 2 GiB
-        raise InvalidFile(f"not a valid ONNX graph ({reason_of(error)})", path=path, hint="export it again") from error
+        raise InvalidFile(f"not a valid ONNX graph ({reason_of(error)})", path=path, hint=AGAIN) from error
     finally:
         for kind in missing:
             kind.ClearField("shape")
