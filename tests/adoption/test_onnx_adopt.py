@@ -20,7 +20,7 @@ from pmm.runtime.open import open_runner
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.files import sha256
 from tests.adoption.onnx_graphs import DIM, SIZE, TYPES, foreign
-from tests.conftest import examples
+from tests.conftest import assert_one_line_error, examples, run_here, run_without_torch
 from tests.refusals import refuses
 
 STATISTICS = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
@@ -69,7 +69,7 @@ def by_hand(path, files, *, dtype, layout, colour, names, batch):
     return np.concatenate(rows)[: len(images)]
 
 
-@examples(60)
+@examples(40)
 @given(**KINDS)
 def test_the_embeddings_are_those_of_bare_onnx_runtime_to_the_bit(home, crops, colour, **kind):
     path = foreign(home / "foreign.onnx", **kind)
@@ -96,7 +96,7 @@ def test_the_embeddings_are_those_of_bare_onnx_runtime_to_the_bit(home, crops, c
         assert (contract.dtype, contract.layout) == (kind["dtype"], kind["layout"])
 
 
-@examples(40)
+@examples(30)
 @given(**{**KINDS, "dtype": st.sampled_from(("float32", "float16"))})
 def test_the_normalisation_can_go_into_the_graph(home, crops, colour, **kind):
     path = foreign(home / "foreign.onnx", **kind)
@@ -394,6 +394,22 @@ def test_a_batch_that_only_pretends_to_be_dynamic_is_refused(tmp_path):
     (tmp_path / "foreign.onnx").write_bytes(proto.SerializeToString())
     with refuses(InvalidFile, "[8, 3, 16, 8]", path=tmp_path / "foreign.onnx", hint="batch"):
         adopt(tmp_path / "foreign.onnx")
+
+
+def test_the_command_needs_no_torch_and_says_what_it_assumes(tmp_path, people):
+    path, out = foreign(tmp_path / "foreign.onnx", sides=("h", "w")), tmp_path / "adopted.onnx"
+    words = ("-m", "pmm", "adopt", path, "-o", out, "--height", "16", "--width", "8")
+    done = run_without_torch(*words, "--interpolation", "bicubic", "--dataset", "market1501", "--root", people)
+    assert done.returncode == 0, done.stderr
+    assumed, described, hint = done.stdout.splitlines()
+    assert all(flag in assumed for flag in ("--colour rgb", "--scale 1/255", "--mean and --std ImageNet's"))
+    assert "bicubic" not in assumed
+    assert str(out) in described
+    assert f"pmm evaluate {out}" in hint
+    assert read_onnx(out).manifest.preprocessing.interpolation == "bicubic"
+    assert_one_line_error(run_here(*words[:6]), "--height H --width W")
+    assert_one_line_error(run_here(*words, "--weights", path), "--weights")
+    assert_one_line_error(run_here(*words[:5], tmp_path / "adopted.pth"), ".onnx")
 
 
 def test_files_of_ours_need_no_adoption(tmp_path):

@@ -19,11 +19,12 @@ from pmm.export.onnx import check_overwrite, describe, export_onnx, export_onnx_
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.export.triton import write_model_repository
+from pmm.gallery.embed import contract_of
 from pmm.runtime.open import open_runner
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile
 from pmm.utils.files import sha256
 from tests.adoption.onnx_graphs import DIM, foreign
-from tests.conftest import assert_one_line_error, run_here, run_without_torch
+from tests.conftest import assert_one_line_error, run_here
 from tests.refusals import refuses
 
 
@@ -71,6 +72,8 @@ def test_int8_of_it_runs_and_names_what_it_kept(adopted, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 8, 3), dtype=np.uint8)
     with open_runner(adopted) as own, open_runner(artifact.path) as made:
         assert made.info.precision == "int8"
+        contracts = [contract_of(path, runner) for path, runner in ((adopted, own), (artifact.path, made))]
+        assert {each.checkpoint_sha256 for each in contracts} == {sha256(adopted)}  # an index of one takes the other
         expected, found = own(images), made(images)
     assert (expected * found).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(found, axis=1) == (
         pytest.approx(np.ones(5), abs=0.02)
@@ -141,8 +144,8 @@ def test_without_a_data_set_it_asks_for_crops(adopted, tmp_path, people):
     assert export_onnx(nowhere, tmp_path / "made.onnx", verification=verification).manifest.parity["rows"] == 64
 
 
-def test_the_commands_take_it_without_torch(adopted, tmp_path):
-    done = run_without_torch("-m", "pmm", "export", "onnx", adopted, "--precision", "fp16")
+def test_the_command_takes_it(adopted, tmp_path):
+    done = run_here("-m", "pmm", "export", "onnx", adopted, "--precision", "fp16")
     assert done.returncode == 0, done.stderr
     assert "parity with the adopted ONNX file" in done.stdout
     assert (tmp_path / "adopted-fp16.onnx").exists()
