@@ -38,11 +38,11 @@ def crowd(identities=6, cameras=3, distractors=20):
     return ReidDataset(train=(), query=tuple(query), gallery=(*gallery, *[crop(DISTRACTOR, 1)] * distractors))
 
 
-CROPS = st.lists(st.builds(crop, st.integers(1, 9), st.integers(0, 2)), max_size=40)
+CROPS = st.lists(st.builds(crop, st.integers(1, 9), st.integers(0, 2)), min_size=8, max_size=40)
 
 
 @examples(100)
-@given(query=CROPS, gallery=CROPS, most=st.integers(1, 60))
+@given(query=CROPS, gallery=CROPS, most=st.integers(1, 30))
 def test_a_sample_has_every_crop_of_some_who_are_evaluated(query, gallery, most):
     places = sampled(ReidDataset(train=(), query=tuple(query), gallery=tuple(gallery)), most)
     pids = [sample.pid for sample in (*query, *gallery)]
