@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,7 +74,5 @@ def _one_thread() -> Iterator[None]:
 
 @cache
 def _scale_and_offset(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    """float32 [3] each, computed as `Preprocessing.normalise` does."""
-    std = np.asarray(preprocessing.std, np.float32)
-    values = 1 / (255 * std), np.asarray(preprocessing.mean, np.float32) / std
-    return torch.from_numpy(values[0]).to(device), torch.from_numpy(values[1]).to(device)
+    scale, offset = preprocessing.scale_and_offset()
+    return torch.from_numpy(scale).to(device), torch.from_numpy(offset).to(device)

@@ -100,9 +100,9 @@ class Preprocessing(Resize):
         return np.ascontiguousarray((crops * scale - offset).transpose(0, 3, 1, 2), dtype=np.float32)
 
     def scale_and_offset(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Per channel: a pixel x of 0..255 is normalised to x * scale - offset."""
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return np.asarray(1 / (255 * std), np.float32), np.asarray(mean / std, np.float32)
+        """Per channel [3]: a pixel x of 0..255 is normalised to x * scale - offset."""
+        mean, std = np.asarray(self.mean), np.asarray(self.std)
+        return (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
 
     def describe(self) -> str:
         """In words, as `256x128, PIL's bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225`."""

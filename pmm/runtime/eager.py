@@ -26,10 +26,9 @@ class Normalise(nn.Module):
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        std = torch.tensor(preprocessing.std, dtype=torch.float64)
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
-        self.register_buffer("scale", (1 / (255 * std)).float().view(3, 1, 1))
-        self.register_buffer("offset", (mean / std).float().view(3, 1, 1))
+        scale, offset = preprocessing.scale_and_offset()
+        self.register_buffer("scale", torch.from_numpy(scale).view(3, 1, 1))
+        self.register_buffer("offset", torch.from_numpy(offset).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         # cast before the transpose: TensorRT transposes no uint8

@@ -47,7 +47,7 @@ def people(detector: cv2.HOGDescriptor, image: np.ndarray) -> list[np.ndarray]:
     for (x, y, width, height), score in zip(found, np.ravel(scores), strict=True):
         if score > 0.4:
             margin = np.array([0.08 * width, 0.05 * height, -0.08 * width, -0.05 * height])
-            boxes.append(([x, y, x + width, y + height] + margin) / 1.5)
+            boxes.append(np.add([x, y, x + width, y + height], margin) / 1.5)
     return boxes
 
 
