@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pmm.adoption.onnx_interface import ImageInput, describe, inputs_of
+from pmm.adoption.onnx_interface import ImageInput, inputs_of
 from pmm.adoption.onnx_reading import ForeignOnnx, nodes_in
+from pmm.artifacts.describe import describe_tensor
 from pmm.artifacts.manifest import InputContract
 from pmm.data.preprocessing import Preprocessing
 from pmm.utils.errors import InvalidFile
@@ -43,7 +44,7 @@ def from_images_to(foreign: ForeignOnnx, images: ImageInput, output: onnx.ValueI
     if images.name not in needed:
         raise InvalidFile(f"its output {output.name} does not depend on {images.name}", path=foreign.path)
     read = [value for value in inputs_of(graph) if value.name in needed]
-    if others := [describe(value) for value in read if value.name != images.name]:
+    if others := [describe_tensor(value) for value in read if value.name != images.name]:
         problem = f"its output {output.name} needs more than the images: {', '.join(others)[:300]}"
         raise InvalidFile(problem, path=foreign.path, hint="export the network with the other inputs as constants")
     if len(graph.output) > 1 or len(inputs_of(graph)) > 1:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pmm.adoption.onnx_options import Layout
 from pmm.adoption.onnx_reading import ForeignOnnx
+from pmm.artifacts.describe import describe_tensor
 from pmm.config import MAX_SIDE
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 
@@ -50,7 +51,7 @@ def image_input(
     """
     value = _value(foreign, name)
     dims = [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim] or [None] * 4
-    found = _layout(foreign, dims, layout, describe(value))
+    found = _layout(foreign, dims, layout, describe_tensor(value))
     at = {letter: dims[found.index(letter)] for letter in found}
     sides = {"height": (height, at["H"]), "width": (width, at["W"])}
     for side, (given, says) in sides.items():
@@ -61,7 +62,7 @@ def image_input(
     sizes = {side: given or says for side, (given, says) in sides.items()}
     unknown = [f"--{side} {side[0].upper()}" for side, size in sizes.items() if size is None]
     if unknown:
-        problem = f"it does not say how large its images are ({describe(value)})"
+        problem = f"it does not say how large its images are ({describe_tensor(value)})"
         raise InvalidFile(problem, path=foreign.path, hint=f"give {' '.join(unknown)}")
     for side, size in sizes.items():
         if not 1 <= (size or 0) <= MAX_SIDE:
@@ -83,25 +84,16 @@ def embedding_output(foreign: ForeignOnnx, name: str = "") -> onnx.ValueInfoProt
     if name and name not in outputs:
         raise InvalidValue("--output", name, choices=outputs)
     if not name and len(outputs) != 1:
-        several = ", ".join(describe(value) for value in outputs.values())
+        several = ", ".join(describe_tensor(value) for value in outputs.values())
         problem = f"it has {len(outputs)} outputs: {several[:300]}"
         raise InvalidFile(problem, path=foreign.path, hint="choose the embeddings: --output NAME")
     value = outputs[name] if name else next(iter(outputs.values()))
     kind = _TYPES.get(value.type.tensor_type.elem_type, "")
     if not kind.startswith("float"):
-        raise InvalidFile(f"its output is {describe(value)}", path=foreign.path, expected="embeddings of floats [N, D]")
+        raise InvalidFile(
+            f"its output is {describe_tensor(value)}", path=foreign.path, expected="embeddings of floats [N, D]"
+        )
     return value
-
-
-def describe(value: onnx.ValueInfoProto) -> str:
-    """`float32 images [batch, 3, 128, 64]`."""
-    import onnx
-
-    kind, dims = value.type.tensor_type, value.type.tensor_type.shape.dim
-    name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
-    words = {"float": "float32", "double": "float64"}
-    shape = ", ".join(dim.dim_param or (str(dim.dim_value) if dim.HasField("dim_value") else "?") for dim in dims)
-    return f"{words.get(name, name)} {value.name} [{shape}]"
 
 
 _TYPES = {1: "float32", 2: "uint8", 10: "float16"}
@@ -124,7 +116,7 @@ def _value(foreign: ForeignOnnx, name: str) -> onnx.ValueInfoProto:
     images = [value for value in inputs if _takes_images(value)]
     if len(images) == 1:
         return images[0]
-    words = ", ".join(describe(value) for value in images or inputs)[:300] or "it has no input"
+    words = ", ".join(describe_tensor(value) for value in images or inputs)[:300] or "it has no input"
     if images:
         raise InvalidFile(f"several inputs take images: {words}", path=foreign.path, hint="choose one: --input NAME")
     problem = f"no input takes images: {words}"

@@ -94,15 +94,15 @@ def _onnx(path: Path) -> dict[str, Any]:
         "kind": "ONNX file",
         "ours": "yes" if manifest else "no: no manifest beside it or inside",
         "sha256": file.sha256,
-        "inputs": [_tensor(value) for value in graph.input if value.name not in constants],
-        "outputs": [_tensor(value) for value in graph.output],
+        "inputs": [describe_tensor(value) for value in graph.input if value.name not in constants],
+        "outputs": [describe_tensor(value) for value in graph.output],
         "opsets": {entry.domain or "ai.onnx": entry.version for entry in file.proto.opset_import},
         "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
         **({"manifest": _manifest(manifest)} if manifest else {"producer": file.proto.producer_name}),
     }
 
 
-def _tensor(value: onnx.ValueInfoProto) -> str:
+def describe_tensor(value: onnx.ValueInfoProto) -> str:
     """`float32 images [batch, 3, 128, 64]`."""
     import onnx
 
