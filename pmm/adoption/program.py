@@ -111,7 +111,7 @@ def _run(module: nn.Module, images: Tensor) -> Tensor:
     shape = list(images.shape)
     code = type(module).forward.__code__ if hasattr(type(module).forward, "__code__") else None
     place = f"{code.co_filename}:{code.co_firstlineno}" if code and is_user_code(code.co_filename) else ""
-    hint = "it must take float32 images [N, 3, H, W] on the CPU, of this height and width, and any number of them"
+    hint = "it must take any number of float32 images [N, 3, H, W] of this size, and run on the CPU (without .cuda())"
     with user_code(f"its network fails on images {shape}:", place, hint=hint):
         return module(images)
 

@@ -125,7 +125,8 @@ def adoption_command(content: Any, path: str | Path) -> str:
         return f"pmm adopt MODULE:FACTORY --weights {file} {flags} -o {out}"
     classifiers = [value for key, value in keys.items() if re.fullmatch(r"classifier\w*(\.0)?\.weight", key)]
     classes = next((value.shape[0] for value in classifiers if getattr(value, "shape", ())), 1)
-    call = f"torchreid.reid.models:build_model('{network}', num_classes={classes}, pretrained=False)"
+    gpu = ", use_gpu=False" if network == "hacnn" else ""  # which else asks for one
+    call = f"torchreid.reid.models:build_model('{network}', num_classes={classes}, pretrained=False{gpu})"
     sides = next((sides for start, sides in _SIZES.items() if network.startswith(start)), (256, 128))
     if stated := re.search(r"_(\d+)x(\d+)_", Path(path).name):
         sides = (int(stated[1]), int(stated[2]))

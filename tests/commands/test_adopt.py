@@ -161,3 +161,4 @@ def test_each_network_of_torchreid_is_known_by_the_name_of_its_file():
     for network in TORCHREID:
         line = adoption_command({"classifier.weight": torch.zeros(751, 8)}, f"{network}_market1501.pt")
         assert f"build_model('{network}', num_classes=751" in line
+        assert ("use_gpu=False" in line) == (network == "hacnn")
