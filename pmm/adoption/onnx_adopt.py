@@ -17,6 +17,7 @@ from pmm.adoption.onnx_assembly import contract_of, from_images_to, with_interfa
 from pmm.adoption.onnx_interface import ImageInput, embedding_output, image_input, inputs_of
 from pmm.adoption.onnx_options import OnnxOptions
 from pmm.adoption.onnx_reading import ForeignOnnx, read_foreign_onnx
+from pmm.adoption.probes import PROBES, UNIT_NORM, probes
 from pmm.artifacts.artifact import Artifact, new_artifact
 from pmm.artifacts.manifest import PRECISIONS, EmbeddingContract, InputContract, Manifest, OnnxOrigin
 from pmm.artifacts.onnx_file import embed_manifest
@@ -34,10 +35,6 @@ from pmm.utils.files import output_file
 if TYPE_CHECKING:
     import onnx
 
-PROBES = 8
-"""Images that the adopted file and the foreign one are compared on."""
-UNIT_NORM = 1e-4
-"""By which norms may differ from 1 for embeddings to count as normalised."""
 UNCHANGED = (1 / 255, 1 / 255, 1 / 255)
 """The std, with a mean of 0, with which pixels stay 0..255: of images that the caller does not normalise."""
 
@@ -128,17 +125,6 @@ def _preprocessing(
         problem = f"{', '.join(flags)}: {foreign.path} takes uint8 images, and normalises them itself"
         raise ConflictingOptions(problem, *flags, hint="leave it out")
     return dataclasses.replace(size, mean=(0.0, 0.0, 0.0), std=UNCHANGED)
-
-
-def probes(size: Preprocessing) -> Crops:
-    """Coarse patterns of several brightnesses and contrasts [8, H, W, 3]: plain noise would have the same statistics in
-    every image, which hides a network that mixes them within a batch."""
-    generator = np.random.default_rng(0)
-    coarse = generator.random((PROBES, 8, 4, 3))
-    bright = np.linspace(0, 1, PROBES).reshape(-1, 1, 1, 1)
-    pixels = 255 * (0.3 * bright + coarse * (0.2 + 0.5 * bright[::-1]))
-    rows, columns = np.arange(size.height) * 8 // size.height, np.arange(size.width) * 4 // size.width
-    return pixels.astype(np.uint8)[:, rows][:, :, columns]
 
 
 def _run(

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from pmm.adoption.embeddings import EmbeddingNetwork, check_shape, choose_output, outputs_of
+from pmm.adoption.probes import UNIT_NORM, probes
 from pmm.adoption.user_code import CannotAdopt, is_user_code, line_of, user_code
-from pmm.data.preprocessing import Crops, Preprocessing
+from pmm.data.preprocessing import Preprocessing
 from pmm.models.adopted import AdoptedNetwork
 from pmm.models.graph_json import graph_from_json, graph_to_json
 from pmm.runtime.torch_graph import quiet
@@ -25,8 +25,6 @@ BATCHES = (1, 2, 5)
 """Numbers of images on which the graph must give the bits of the module."""
 TRACED = 3
 """Images that it is exported with: a number that no code singles out."""
-UNIT_NORM = 1e-4
-"""By which the norm of an embedding may differ from 1 for all of them to count as normalised."""
 ROUNDING = 1e-4
 """Largest 2-norm of the difference that the other images of a batch may make to an embedding, relative to its own."""
 ALIKE = 1e-3
@@ -60,7 +58,7 @@ def trace(
     """
     notes = []
     module = module.eval()
-    crops = unlike_crops(max(BATCHES), size)
+    crops = probes(size)[: max(BATCHES)]
     noise = torch.randn(crops.shape[0], 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
     batches = [noise, torch.from_numpy(size.normalise(crops))]
     with torch.no_grad(), quiet():
@@ -96,15 +94,6 @@ def trace(
     places = {_place(state[name]) for name in names if name in state}
     read = frozenset(name for name, tensor in state.items() if _place(tensor) in places)
     return TracedNetwork(network=network, read=read, notes=tuple(notes))
-
-
-def unlike_crops(count: int, size: Preprocessing) -> Crops:
-    """Crops [N, H, W, 3] that differ as those of people do, in large patches of colour and in grain."""
-    random = np.random.default_rng(0)
-    patches = random.integers(0, 256, (count, 8, 4, 3))
-    rows, columns = np.arange(size.height) * 8 // size.height, np.arange(size.width) * 4 // size.width
-    grain = random.integers(-24, 25, (count, size.height, size.width, 3))
-    return np.clip(patches[:, rows][:, :, columns] + grain, 0, 255).astype(np.uint8)
 
 
 def _run(module: nn.Module, images: Tensor) -> Tensor:

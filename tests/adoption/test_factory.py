@@ -55,7 +55,7 @@ def test_what_is_no_factory_with_literals_is_refused_before_code_runs(text):
     ("text", "facts"),
     [
         ("no_such_module:build", ("no_such_module", "PYTHONPATH")),
-        ("tests.adoption.no_such:build", ("tests.adoption.no_such",)),
+        (f"{HERE}_of_nobody:build", ("networks_of_nobody",)),
         (f"{HERE}:Plainn", ("Plainn", "Plain")),
         (f"{HERE}:VALUE", ("int", "function")),
         (f"{HERE}:raises('why')", ("KeyError", "why", "networks.py:")),
