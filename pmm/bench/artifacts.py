@@ -193,6 +193,5 @@ def _engine(source: Path, onnx_file: Path, out: Path, options: EngineOptions, ve
 
     if artifact := reusable(out, fits):
         return artifact
-    checkpoint = None if kind_of(source) == "onnx" else source
-    parity_check = engine_parity_check(file, checkpoint, verification, options.flavor, options.device)
+    parity_check = engine_parity_check(file, source, verification, options.flavor, options.device)
     return engine_from_onnx(file, out, options, parity_check=parity_check)

@@ -18,6 +18,7 @@ from pmm.export.trt import engine_from_onnx
 from pmm.utils.errors import BackendUnavailable
 from pmm.utils.hardware import Gpu
 from tests.bench.conftest import GPUS
+from tests.bench.foreign import adopted_onnx
 from tests.bench.workers import exported_before, fewer, workers_here
 from tests.conftest import run_here
 from tests.refusals import refuses
@@ -97,6 +98,24 @@ def test_an_engine_that_is_refused_or_not_built_costs_the_others_nothing(machine
     assert (torch.status, len(torch.batches), engine.status) == ("ok", 1, "failed")
     assert re.search(reason, engine.reason)
     assert [failure.result for failure in report.gates.failures] == [engine.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_engine_of_an_adopted_onnx_file_is_judged_by_the_files_own_run(machine, few, tmp_path, precision):
+    machine(NEWEST)
+    source = adopted_onnx("cnn", tmp_path / "adopted.onnx")
+    words = ("--backends", "tensorrt", "--precisions", precision, "--batches", "1", "--cuda-graph", "on")
+    words += ("--dataset", "market1501", "--root", few, "--seconds", "0.05", "--wrong-preprocessing", "off")
+    with workers_here():
+        run_here("bench/run.py", source, *words, "--samples", "10", "--out", tmp_path / "report", PMM_FAST="1")
+    report = read_report(tmp_path / "report" / "report.json")
+    own, engine = report.results
+    assert (own.name, own.device, engine.device) == ("ort-cpu fp32", "cpu", "cuda")
+    assert (engine.status, engine.reason) == ("ok", "")
+    assert engine.min_cosine >= MIN_COSINE[precision]
+    assert engine.batches[0].speedup is not None
+    assert report.method.matrix_tflops == {}, "there is no torch to measure it with"
 
 
 @pytest.mark.parametrize("inspector", ["nothing", pytest.param("names", marks=pytest.mark.slow)])
