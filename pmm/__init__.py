@@ -20,6 +20,7 @@ from pmm.utils.build_info import __version__ as __version__
 if TYPE_CHECKING:
     from pmm import ops as ops
     from pmm.adoption.adopt import adopt as adopt
+    from pmm.adoption.user_code import CannotAdopt as CannotAdopt
     from pmm.artifacts.artifact import Artifact as Artifact
     from pmm.artifacts.trained_model import load_model as load_model
     from pmm.data.crops import load_crops as load_crops
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Artifact": "pmm.artifacts.artifact",
     "BackendUnavailable": "pmm.utils.errors",
+    "CannotAdopt": "pmm.adoption.user_code",
     "CannotWrite": "pmm.utils.errors",
     "ConflictingOptions": "pmm.utils.errors",
     "EngineOptions": "pmm.export.options",

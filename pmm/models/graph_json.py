@@ -138,7 +138,7 @@ def _attribute(module: nn.Module, target: str) -> Tensor:
 def _check_tensor(name: str, value: Tensor) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(f"a tensor of the name {name[:60]!r}")
-    if value.layout != torch.strided or value.dtype not in _TYPES or value.is_quantized:
+    if value.layout != torch.strided or value.dtype not in _TYPES:
         raise ValueError(f"{name[:60]} is {value.dtype} ({value.layout})")
     if value.device.type == "meta" or value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise ValueError(f"{name[:60]} of shape {list(value.shape)} is not in the file")
