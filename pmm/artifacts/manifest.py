@@ -281,7 +281,8 @@ class Manifest:
     """Figures against the fp32 torch checkpoint (or the adopted ONNX file), measured at export on real crops; None if
     not verified."""
     quantization: dict[str, Any] | None = None
-    """For int8: target, calibration, and the layers in higher precision."""
+    """For int8: target, calibration, and the layers in higher precision. For fp16 and bf16 of adopted networks, if some
+    layers are in fp32: these, as kept_in_fp32."""
     engine: EngineContract | None = None
     """For an engine only."""
     package: PackageContract | None = None
@@ -295,6 +296,11 @@ class Manifest:
         for field in ("precision", "precision_found"):
             if getattr(self, field) not in PRECISIONS:
                 raise ValueError(f"{field} is {getattr(self, field)[:60]!r}; expected one of {', '.join(PRECISIONS)}")
+
+    @property
+    def keeps_layers(self) -> bool:
+        """Whether layers are in fp32 because their rounding to `precision` would cost too much."""
+        return bool((self.quantization or {}).get("kept_in_fp32"))
 
     @property
     def native(self) -> EngineContract | PackageContract | None:

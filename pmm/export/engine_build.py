@@ -69,7 +69,8 @@ def build_network(
         raise InvalidFile(f"{flavor} {trt.__version__} does not parse it ({reason[:300]})", path=file.path)
     parsed_precision = network_precision(trt, network, file.path)
     if precision:
-        parsed_precision.check(precision, file.path, f"the network that {flavor} parsed")
+        kept = file.manifest.keeps_layers
+        parsed_precision.check(precision, file.path, f"the network that {flavor} parsed", kept=kept)
     if options.tf32:
         _check_tf32(file.path, parsed_precision, gpu)
 

@@ -6,18 +6,24 @@ sum (normalisations, reductions) in fp32.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from pmm.export.graph_folding import check_flat, folded, opset_of, with_opset
 from pmm.export.graph_sizes import ImageSizes, image_input, image_sizes
 from pmm.export.half_precision import narrowed, pools, takes, tensor_types
+from pmm.export.int8_layers import LAYERS, layer_names
 from pmm.export.options import MIN_OPSET
 from pmm.export.precision import PRODUCTS
 from pmm.utils.errors import InvalidFile
 
 if TYPE_CHECKING:
     import onnx
+
+HalfType = Literal["fp16", "bf16"]
+TYPES: dict[HalfType, int] = {"fp16": 10, "bf16": 16}
+"""As onnx.TensorProto numbers them."""
 
 _BETWEEN = frozenset(
     (
@@ -38,18 +44,24 @@ _SIZES = ("Shape", "Size")
 """They read a tensor of any type, and give its sizes."""
 
 
-def to_half(proto: onnx.ModelProto, precision: Literal["fp16", "bf16"]) -> onnx.ModelProto:
+def to_half(proto: onnx.ModelProto, precision: HalfType, keep: Collection[str] = ()) -> onnx.ModelProto:
     """A copy of the graph `proto` with its products in fp16 or bf16; inputs and outputs stay fp32.
 
     Batch-norm is folded first. In fp32 stay normalisations, reductions, powers and logarithms, and all that works on
     pooled vectors (the heads), but not the vectors that weigh a map's channels. Of a graph that is quantised, whose
     batch-norm was folded before, it is the steps that are not in 8 bits.
 
+    Args:
+        keep: names of layers that stay in fp32 too, with their weights (see `layers_in_half`).
+
     Raises:
         InvalidFile: the graph is not in fp32, branches, loops, or cannot be written in the opset that the type needs.
     """
-    import onnx
+    return narrow_products(prepared(proto, precision), precision, keep)
 
+
+def prepared(proto: onnx.ModelProto, precision: HalfType) -> onnx.ModelProto:
+    """What `to_half` does first, whatever is kept in fp32: the graph folded and checked, in the opset of the type."""
     quantised = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
     if quantised:
         check_flat(proto)
@@ -59,8 +71,24 @@ def to_half(proto: onnx.ModelProto, precision: Literal["fp16", "bf16"]) -> onnx.
         proto = with_opset(proto, MIN_OPSET["int8-fp16" if precision == "fp16" else precision])
     image_input(proto)
     _check_fp32(proto)
-    half = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]
-    return narrowed(proto, _chosen(proto, half), half)
+    return proto
+
+
+def narrow_products(proto: onnx.ModelProto, precision: HalfType, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """What `to_half` does then."""
+    half = TYPES[precision]
+    return narrowed(proto, _chosen(proto, half, keep), half)
+
+
+def layers_in_half(proto: onnx.ModelProto, precision: HalfType) -> dict[str, list[onnx.NodeProto]]:
+    """The layers of a graph of `prepared` whose products `to_half` puts in half precision, in the graph's order, by
+    the names that int8's have."""
+    chosen, names = _chosen(proto, TYPES[precision]), layer_names(proto)
+    layers: dict[str, list[onnx.NodeProto]] = {}
+    for index, node in enumerate(proto.graph.node):
+        if index in chosen and node.op_type in LAYERS:
+            layers.setdefault(names[node.input[1]], []).append(node)
+    return layers
 
 
 def _check_fp32(proto: onnx.ModelProto) -> None:
@@ -74,8 +102,8 @@ def _check_fp32(proto: onnx.ModelProto) -> None:
             )
 
 
-def _chosen(proto: onnx.ModelProto, half: int) -> set[int]:
-    """The indices of the nodes that compute in half precision."""
+def _chosen(proto: onnx.ModelProto, half: int, keep: Collection[str] = ()) -> set[int]:
+    """The indices of the nodes that compute in half precision, without the layers `keep`."""
     import onnx
 
     sizes = image_sizes(proto, [node.output[0] for node in proto.graph.node if node.op_type in PRODUCTS])
@@ -87,6 +115,9 @@ def _chosen(proto: onnx.ModelProto, half: int) -> set[int]:
     """What follows from sizes and constants, not from the pixels."""
     narrow: set[str] = set()
     """Tensors in half precision."""
+    kept: set[str] = set()
+    """Tensors in fp32 that would be in half if no layer were kept: what is computed of them and of half is in half."""
+    names = layer_names(proto) if keep else {}
     chosen: set[int] = set()
     for index, node in enumerate(nodes):
         if node.op_type in _SIZES or from_sizes.issuperset(filter(None, node.input)):
@@ -104,13 +135,17 @@ def _chosen(proto: onnx.ModelProto, half: int) -> set[int]:
         first = next((at for at, name in enumerate(node.input) if types.get(name) == onnx.TensorProto.FLOAT), 0)
         if types.get(node.output[0]) != onnx.TensorProto.FLOAT or not takes(node, half, opset, first):
             continue
+        near = narrow | kept
         if node.op_type in PRODUCTS:
-            inside = not _is_vector(node.output[0], sizes) or (id(node) in ahead and narrow.issuperset(floats))
+            inside = not _is_vector(node.output[0], sizes) or (id(node) in ahead and near.issuperset(floats))
         elif pools(node):
-            inside = id(node) in ahead and narrow.issuperset(floats) and _weighs_channels(node, nodes, sizes)
+            inside = id(node) in ahead and near.issuperset(floats) and _weighs_channels(node, nodes, sizes)
         else:
-            inside = node.op_type in _BETWEEN and _stays_narrow(node, floats, narrow, from_sizes)
-        if inside:
+            inside = node.op_type in _BETWEEN and _stays_narrow(node, floats, near, from_sizes)
+        is_kept = names.get(node.input[1]) in keep if node.op_type in LAYERS else kept.issuperset(floats)
+        if inside and keep and is_kept:
+            kept |= set(node.output)
+        elif inside:
             chosen.add(index)
             narrow |= set(node.output)
     # of weights, and of what goes into the first product, they give the type that is read

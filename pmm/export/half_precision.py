@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _STEPS = ("QuantizeLinear", "DequantizeLinear")
 _NAMES = {1: "fp32", 10: "fp16", 16: "bf16"}
-_LARGEST = {10: 65504.0, 16: 3.3895313892515355e38}
+LARGEST = {10: 65504.0, 16: 3.3895313892515355e38}
 """By the numbers of onnx.TensorProto."""
 
 
@@ -126,7 +126,7 @@ def narrowed(proto: onnx.ModelProto, inside: set[int], half: int) -> onnx.ModelP
             kind = half if within else TensorProto.FLOAT
             cast = f"{name}/{_NAMES[kind]}"
             if cast not in converted and name in stored:
-                values = _rounded(numpy_helper.to_array(stored[name]), half)
+                values = rounded(numpy_helper.to_array(stored[name]), half)
                 if node.op_type in _STEPS:
                     values = np.maximum(values, np.finfo(np.float16).smallest_subnormal)  # a scale of 0 is refused
                 copy.graph.initializer.append(numpy_helper.from_array(values, cast))
@@ -154,11 +154,11 @@ def takes(node: onnx.NodeProto, kind: int, opset: int, position: int = 0) -> boo
     return bool(inputs) and f"tensor({name})" in inputs[min(position, len(inputs) - 1)].types
 
 
-def _rounded(values: npt.NDArray[Any], half: int) -> npt.NDArray[Any]:
+def rounded(values: npt.NDArray[Any], half: int) -> npt.NDArray[Any]:
     """As that type; what is finite stays finite, as the large negative numbers of masks."""
     import onnx
 
-    largest = _LARGEST[half]
+    largest = LARGEST[half]
     within = np.where(np.isfinite(values), np.clip(values, -largest, largest), values)
     return within.astype(onnx.helper.tensor_dtype_to_np_dtype(half))
 

@@ -10,7 +10,7 @@ import io
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,6 @@ import numpy.typing as npt
 
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.int8_layers import LAYERS, LINEAR, layer_names, main_inputs, quantisable, with_unique_names
-from pmm.export.options import MIN_SHARE
-from pmm.export.parity_check import ParityFailed
-from pmm.export.precision import onnx_precision
 from pmm.runtime.ort_session import open_session
 
 if TYPE_CHECKING:
@@ -70,6 +67,8 @@ _TARGETS = {
 
 class Quantizer:
     """Calibrates once; `build` then gives the quantised graph with any layers kept in fp32."""
+
+    precision = "int8"
 
     def __init__(self, proto: onnx.ModelProto, target: str, images: Sequence[npt.NDArray[Any]], input: str) -> None:
         """
@@ -146,6 +145,17 @@ class Quantizer:
         onnx.checker.check_model(proto, full_check=True)
         return proto
 
+    def by_cost(self, probes: Sequence[npt.NDArray[Any]]) -> list[str]:
+        """The layers, from the one whose return to fp32 mends the embeddings of `probes` most."""
+        from tqdm import tqdm
+
+        expected = _embeddings(self.proto, probes)
+        errors = {}
+        for layer in tqdm(self.layers, desc="sensitivity", unit="layer", leave=False, disable=None):
+            parity = numeric_parity(expected, _embeddings(self.build([layer]), probes))
+            errors[layer] = 1 - parity.mean_cosine
+        return sorted(errors, key=lambda layer: errors[layer])
+
     def _excluded(self, layer: str) -> Iterator[onnx.NodeProto]:
         """The nodes of `layer` and the sums that they are fused with or, where a target quantises outputs too, all back
         to what computes their inputs."""
@@ -208,53 +218,6 @@ def _remove_unread(graph: onnx.GraphProto) -> None:
             graph.node.remove(node)
     for tensor in [tensor for tensor in graph.initializer if not read[tensor.name]]:
         graph.initializer.remove(tensor)
-
-
-def quantize_with_fallback(
-    quantizer: Quantizer, passes: Callable[[onnx.ModelProto], None], probes: Sequence[npt.NDArray[Any]]
-) -> tuple[onnx.ModelProto, list[str]]:
-    """The quantised graph and the layers that had to stay in fp32 for it to pass, most costly first.
-
-    Args:
-        passes: raises ParityFailed for a graph whose embeddings moved too far.
-        probes: a few of the batches calibrated on; what each layer costs is measured on them.
-
-    Raises:
-        ParityFailed: it does not pass with most of the multiplications in int8.
-    """
-    keep: list[str] = []
-    ranked: list[str] = []
-    failure = ParityFailed("too few layers can be quantised")
-    while True:
-        proto = quantizer.build(keep)
-        if onnx_precision(proto).share.get("int8", 0.0) < MIN_SHARE["int8"]:
-            kept = len(quantizer.with_dependencies(keep))
-            failure.problem += f", with {kept} of {len(ranked)} layers kept in fp32"
-            raise failure
-        try:
-            passes(proto)
-            return proto, quantizer.with_dependencies(keep)
-        except ParityFailed as error:
-            failure = error
-        ranked = ranked or _by_cost(quantizer, probes)
-        keep = ranked[: len(keep) + max(1, len(keep) // 2)]
-
-
-def _by_cost(quantizer: Quantizer, probes: Sequence[npt.NDArray[Any]]) -> list[str]:
-    """The layers, from the one whose return to fp32 mends the embeddings most."""
-    from tqdm import tqdm
-
-    expected = _embeddings(quantizer.proto, probes)
-
-    def error(keep: Collection[str]) -> float:
-        parity = numeric_parity(expected, _embeddings(quantizer.build(keep), probes))
-        return 1 - parity.mean_cosine
-
-    layers = quantizer.layers
-    errors = {
-        layer: error([layer]) for layer in tqdm(layers, desc="sensitivity", unit="layer", leave=False, disable=None)
-    }
-    return sorted(layers, key=lambda layer: errors[layer])
 
 
 def _embeddings(proto: onnx.ModelProto, batches: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:

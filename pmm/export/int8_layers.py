@@ -24,6 +24,9 @@ _KEEPS_SIZE = ("Conv", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "M
 _NUMBERED = re.compile(r"(val_|onnx::\w+_|t_|tensor_|v_?)?\d*")
 """Names that exporters give to weights of which they made others: transposed, or with a batch-norm folded in."""
 
+_IN_GRAPH = re.compile(r"trunk\.network\.graph\.(\w+?)(_weight|_bias)?(_folded)?")
+"""Weights and biases of an adopted network of torch, with the name that they have in its graph."""
+
 
 def quantisable(proto: onnx.ModelProto, operators: Collection[str]) -> list[onnx.NodeProto]:
     """The nodes of `operators` that 8 bits make faster.
@@ -117,11 +120,17 @@ def layer_names(proto: onnx.ModelProto) -> dict[str, str]:
         biases = [name for name in biases if readers[name] == 1]  # equal ones become one, of a name of one of them
         scope = node.name.removesuffix(f"/{node.op_type}").strip("/").replace("/", ".")
         scope = re.sub(r"(\w+)\.(?=\1\.)", "", scope)  # /blocks/blocks.0/fc1 is blocks.0.fc1
-        candidates = (node.input[1].removesuffix(".weight"), *(name.removesuffix(".bias") for name in biases), scope)
+        candidates = (*map(_layer, (node.input[1], *biases)), scope)
         readable = (name for name in candidates if not _NUMBERED.fullmatch(name))
         name = next((name for name in readable if name not in names.values()), node.input[1])
         names[node.input[1]] = name
     return names
+
+
+def _layer(parameter: str) -> str:
+    """What the layer of a weight or bias is called."""
+    in_graph = _IN_GRAPH.fullmatch(parameter)
+    return in_graph[1] if in_graph else parameter.removesuffix(".weight").removesuffix(".bias")
 
 
 def with_unique_names(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -17,10 +17,12 @@ from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops
 from pmm.data.readers import DEFAULT_DATASET
 from pmm.export.calibration import calibration_files
+from pmm.export.fallback import convert_with_fallback
 from pmm.export.graph_folding import opset_of
 from pmm.export.half_conversion import to_half
+from pmm.export.half_fallback import half_with_fallback
 from pmm.export.half_precision import emulated, fp16_between, half_type
-from pmm.export.int8 import BATCH, PROBES, Quantizer, quantize_with_fallback
+from pmm.export.int8 import BATCH, PROBES, Quantizer
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.precision import onnx_precision
@@ -71,7 +73,7 @@ def export_onnx(
     calibration = _calibration_crops(source, options) if options.precision == "int8" else None
     proto, quantization = _build(source, options, calibration, parity_check, str(out))
     measured = onnx_precision(proto, out)
-    measured.check(options.precision, out)
+    measured.check(options.precision, out, kept=bool((quantization or {}).get("kept_in_fp32")))
     if sha256(checkpoint) != source.sha256:
         raise changed_meanwhile(checkpoint)
     manifest = Manifest(
@@ -159,8 +161,15 @@ def _build(
     parity_check: ParityCheck | None,
     name: str,
 ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
-    """The graph of `options` and, for int8, how it was quantised."""
+    """The graph of `options`, and `Manifest.quantization` of it."""
     size, contract, proto = source.preprocessing, source.input(options), source.graph(options)
+    if source.method == "adopted" and options.precision in ("fp16", "bf16"):
+        try:
+            proto, kept = half_with_fallback(proto, options.precision, parity_check, contract, size, name)
+        except InvalidFile as error:
+            error.path = error.path or source.path
+            raise
+        return proto, {"kept_in_fp32": kept} if kept else None
     if calibration is None:
         return proto, None
     batch, crops = contract.batch or BATCH, calibration
@@ -182,7 +191,7 @@ def _build(
             parity_check.check(embed, options.precision, name, "ONNX Runtime")
 
     try:
-        quantised, kept = quantize_with_fallback(quantizer, passes, feeds[: max(1, PROBES // batch)])
+        quantised, kept = convert_with_fallback(quantizer, passes, feeds[: max(1, PROBES // batch)])
     except ParityFailed as error:
         error.hint = _int8_hint(options) or error.hint
         raise

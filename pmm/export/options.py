@@ -29,8 +29,10 @@ MAX_NORM_ERROR = {"fp32": 1e-4, "tf32": 2e-3, "fp16": 2e-3, "bf16": 2e-2, "int8"
 MIN_CALIBRATION_CROPS = 32
 MIN_VERIFICATION_CROPS = 16
 
-MIN_SHARE = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.99, "int8": 0.5}
-"""Least share of the multiply-accumulates in the file's precision; int8 may keep sensitive layers in fp32."""
+MIN_SHARE_WITH_KEPT = 0.5
+MIN_SHARE = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.99, "int8": MIN_SHARE_WITH_KEPT}
+"""Least share of the multiply-accumulates in the file's precision, with and without layers that were kept in fp32
+because their rounding costs most."""
 
 
 @dataclass(frozen=True, kw_only=True)

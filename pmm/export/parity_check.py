@@ -53,6 +53,11 @@ class ParityCheck:
             expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-12)
         return cls(crops, expected.astype(np.float32))
 
+    def sample(self, count: int) -> ParityCheck:
+        """The same check on `count` of the crops, evenly spaced."""
+        rows = list(evenly_spaced(len(self.crops), count))
+        return dataclasses.replace(self, crops=self.crops[rows], expected=self.expected[rows])
+
     def check(
         self, candidate: Embed, precision: str, name: str, ran_on: str, batches: Sequence[int] = ()
     ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmm.export.graph_sizes import image_sizes
-from pmm.export.options import MIN_SHARE
+from pmm.export.options import MIN_SHARE, MIN_SHARE_WITH_KEPT
 from pmm.utils.errors import InvalidFile
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ class GraphPrecision:
         """The type of most multiplications."""
         return max(self.macs, key=lambda name: self.macs[name])
 
-    def check(self, precision: str, file: str | Path, graph: str = "it") -> None:
-        """Raises InvalidFile if too little of the graph in `file` is computed in `precision`."""
-        least = MIN_SHARE.get(precision, 1.0)
+    def check(self, precision: str, file: str | Path, graph: str = "it", *, kept: bool = False) -> None:
+        """Raises InvalidFile if too little of the graph in `file` is computed in `precision`; `kept`: layers were kept
+        in fp32 on purpose."""
+        least = MIN_SHARE_WITH_KEPT if kept else MIN_SHARE.get(precision, 1.0)
         if self.share.get(precision, 0.0) < least:
             shares = ", ".join(f"{share:.1%} {name}" for name, share in self.share.items())
             raise InvalidFile(

@@ -60,7 +60,8 @@ class ExportSource(ABC):
 
     @abstractmethod
     def graph(self, options: ExportOptions) -> onnx.ModelProto:
-        """The graph in the precision of `options`; for int8 in fp32."""
+        """The graph in the precision of `options`; in fp32 for int8 and, of adopted networks, for fp16 and bf16: those
+        are made of it."""
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
@@ -132,7 +133,8 @@ class CheckpointSource(ExportSource):
         from pmm.runtime.deployed_graph import deployed_graph
 
         size, contract = self.preprocessing, options.contract
-        graph = deployed_graph(self.trained.model, size, contract, self.embedding(options), options.precision)
+        precision = "fp32" if self.method == "adopted" else options.precision
+        graph = deployed_graph(self.trained.model, size, contract, self.embedding(options), precision)
         return to_onnx(graph, size, contract, options.onnx_opset)
 
     def versions(self) -> dict[str, str]:
@@ -174,15 +176,10 @@ class AdoptedOnnxSource(ExportSource):
 
     def graph(self, options: ExportOptions) -> onnx.ModelProto:
         from pmm.export.graph_folding import folded, with_opset
-        from pmm.export.half_conversion import to_half
 
-        precision = options.precision
-        kind = "int8-fp16" if options.int8_fallback == "fp16" else precision
+        kind = "int8-fp16" if options.int8_fallback == "fp16" else options.precision
         try:
-            if precision in ("fp16", "bf16"):
-                graph = to_half(self.file.proto, precision)
-            else:
-                graph = with_opset(folded(self.file.proto), LEAST_OPSET.get(kind, 0))
+            graph = with_opset(folded(self.file.proto), LEAST_OPSET.get(kind, 0))
         except InvalidFile as error:
             error.path = self.path
             raise

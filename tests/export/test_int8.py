@@ -16,8 +16,9 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.export import parity_check
 from pmm.export.calibration import calibration_files
+from pmm.export.fallback import convert_with_fallback
 from pmm.export.graph import to_onnx
-from pmm.export.int8 import Quantizer, quantize_with_fallback
+from pmm.export.int8 import Quantizer
 from pmm.export.int8_layers import main_inputs, quantisable
 from pmm.export.onnx import describe, export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
@@ -264,7 +265,7 @@ def test_a_graph_that_never_passes_is_refused(fp32, train_crops):
         raise ParityFailed("it moved")
 
     with refuses(ParityFailed, "it moved", "of 15 layers"):
-        quantize_with_fallback(quantizer, never, [train_crops[:4]])
+        convert_with_fallback(quantizer, never, [train_crops[:4]])
     assert len(tried) > 3
 
 

@@ -7,7 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.engine_precision import network_precision
-from pmm.export.int8 import Quantizer, quantize_with_fallback
+from pmm.export.fallback import convert_with_fallback
+from pmm.export.int8 import Quantizer
 from pmm.export.int8_layers import layer_names, quantisable, with_unique_names
 from pmm.export.parity_check import ParityFailed
 from pmm.export.precision import onnx_precision
@@ -203,6 +204,13 @@ def test_layers_that_share_weights_are_one():
     assert onnx_precision(made.build(["other"])).macs == {"fp32": one, "int8": 2 * one}
 
 
+@pytest.mark.parametrize("end", ["", "_weight", "_weight_folded"])
+def test_layers_of_an_adopted_network_of_torch_have_the_names_of_its_graph(end):
+    name = f"trunk.network.graph.features_2_conv_0{end}"
+    made = layer_names(model([("Conv", f"x {name}", "y", {})], {name: normal(4, 3, 1, 1)}, "y", [4, 4, 6]))
+    assert made == {name: "features_2_conv_0"}
+
+
 def test_nodes_without_names_are_told_apart():
     proto = transformer()
     for node in proto.graph.node:
@@ -239,6 +247,6 @@ def test_a_linear_layer_that_costs_most_is_kept_in_fp32(target):
         if cosine(candidate) < least:
             raise ParityFailed("it moved")
 
-    _, kept = quantize_with_fallback(made, passes, [images(seed=8)])
+    _, kept = convert_with_fallback(made, passes, [images(seed=8)])
     assert kept
     assert set(kept) <= {"attn.q", "node_key"}
