@@ -74,16 +74,20 @@ def prepared(proto: onnx.ModelProto, precision: HalfType) -> onnx.ModelProto:
     return proto
 
 
-def narrow_products(proto: onnx.ModelProto, precision: HalfType, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """What `to_half` does then."""
+def narrow_products(
+    proto: onnx.ModelProto, precision: HalfType, keep: Collection[str] = (), *, heads: bool = False
+) -> onnx.ModelProto:
+    """What `to_half` does then; `heads`: also the products of pooled vectors are in half."""
     half = TYPES[precision]
-    return narrowed(proto, _chosen(proto, half, keep), half)
+    return narrowed(proto, _chosen(proto, half, keep, heads=heads), half)
 
 
-def layers_in_half(proto: onnx.ModelProto, precision: HalfType) -> dict[str, list[onnx.NodeProto]]:
-    """The layers of a graph of `prepared` whose products `to_half` puts in half precision, in the graph's order, by
-    the names that int8's have."""
-    chosen, names = _chosen(proto, TYPES[precision]), layer_names(proto)
+def layers_in_half(
+    proto: onnx.ModelProto, precision: HalfType, *, heads: bool = False
+) -> dict[str, list[onnx.NodeProto]]:
+    """The layers of a graph of `prepared` whose products `narrow_products` puts in half precision, by the names that
+    int8's have, in the graph's order."""
+    chosen, names = _chosen(proto, TYPES[precision], heads=heads), layer_names(proto)
     layers: dict[str, list[onnx.NodeProto]] = {}
     for index, node in enumerate(proto.graph.node):
         if index in chosen and node.op_type in LAYERS:
@@ -102,7 +106,7 @@ def _check_fp32(proto: onnx.ModelProto) -> None:
             )
 
 
-def _chosen(proto: onnx.ModelProto, half: int, keep: Collection[str] = ()) -> set[int]:
+def _chosen(proto: onnx.ModelProto, half: int, keep: Collection[str] = (), *, heads: bool = False) -> set[int]:
     """The indices of the nodes that compute in half precision, without the layers `keep`."""
     import onnx
 
@@ -137,7 +141,7 @@ def _chosen(proto: onnx.ModelProto, half: int, keep: Collection[str] = ()) -> se
             continue
         near = narrow | kept
         if node.op_type in PRODUCTS:
-            inside = not _is_vector(node.output[0], sizes) or (id(node) in ahead and near.issuperset(floats))
+            inside = not _is_vector(node.output[0], sizes) or heads or (id(node) in ahead and near.issuperset(floats))
         elif pools(node):
             inside = id(node) in ahead and near.issuperset(floats) and _weighs_channels(node, nodes, sizes)
         else:

@@ -15,7 +15,9 @@ from pmm.export.fallback import convert_with_fallback
 from pmm.export.graph_sizes import image_input
 from pmm.export.half_conversion import TYPES, HalfType, layers_in_half, narrow_products, prepared
 from pmm.export.half_precision import LARGEST, emulated, rounded
+from pmm.export.options import MIN_SHARE
 from pmm.export.parity_check import ParityCheck, ParityFailed
+from pmm.export.precision import onnx_precision
 from pmm.export.reference import in_memory
 from pmm.runtime.ort_session import open_session
 from pmm.utils.errors import InvalidInput
@@ -75,17 +77,23 @@ def half_with_fallback(
 
 
 class HalfConverter:
-    """Folds the graph once; `build` then casts it, with any layers kept in fp32."""
+    """Folds the graph once; `build` then casts it, with any layers kept in fp32.
+
+    The heads are in half too where too little of the graph would be without them.
+    """
 
     def __init__(self, proto: onnx.ModelProto, precision: HalfType) -> None:
         """Raises InvalidFile as `to_half`."""
         self.precision: HalfType = precision
         self.proto = prepared(proto, precision)
-        self._layers = layers_in_half(self.proto, precision)
+        # small networks may have a large head
+        share = onnx_precision(narrow_products(self.proto, precision)).share.get(precision, 0.0)
+        self._heads = share < MIN_SHARE[precision]
+        self._layers = layers_in_half(self.proto, precision, heads=self._heads)
 
     def build(self, keep: Collection[str] = ()) -> onnx.ModelProto:
         """The graph in half precision; the layers `keep` stay in fp32."""
-        return narrow_products(self.proto, self.precision, keep)
+        return narrow_products(self.proto, self.precision, keep, heads=self._heads)
 
     def with_dependencies(self, layers: Collection[str]) -> list[str]:
         """`layers`: any of them can stay in fp32 alone."""

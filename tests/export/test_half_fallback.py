@@ -89,10 +89,18 @@ def test_layers_between_which_numbers_are_beyond_half_are_kept_together():
 
 
 def test_nothing_is_kept_where_all_can_be_in_half():
-    proto = transformer()
+    proto = convolutions(["plain"])
     half, kept = converted(proto, "fp16")
     assert kept == []
     assert half == to_half(proto, "fp16")
+
+
+def test_a_large_head_is_in_half_too():
+    proto = transformer()
+    assert onnx_precision(to_half(proto, "fp16")).share["fp16"] < 0.99
+    half, kept = converted(proto, "fp16")
+    assert kept == []
+    assert onnx_precision(half).share == {"fp16": 1.0}
 
 
 @pytest.mark.parametrize(("precision", "others"), [("fp16", "fp32"), ("bf16", "fp16")])
