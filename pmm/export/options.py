@@ -40,7 +40,8 @@ class ExportOptions:
     """The deployed graph: its precision, and what goes in and comes out."""
 
     precision: Precision = "fp32"
-    """Precision of the backbone; the heads, the normalisation, the output and a float input are fp32 in every file."""
+    """Precision of the backbone; the heads, the normalisation, the output and a float input are fp32 in every file. Of
+    adopted networks so are layers that fp16 or bf16 would harm too much."""
     target: Literal["tensorrt", "cpu"] = "tensorrt"
     """For int8: where the file will run; TensorRT and CPUs need different ones."""
     calibration_root: Annotated[str, Arg("DIR")] = ""
