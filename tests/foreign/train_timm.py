@@ -22,7 +22,7 @@ pixels = np.stack([np.asarray(Image.open(path).convert("RGB").resize((64, 128), 
 images = ((torch.from_numpy(pixels) / 255 - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
 
 torch.manual_seed(0)
-network = timm.create_model("vit_small_patch16_224", num_classes=0, img_size=(128, 64))
+network = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(128, 64))
 classifier = torch.nn.Linear(network.num_features, len(pids), bias=False)
 optimizer = torch.optim.AdamW([*network.parameters(), *classifier.parameters()], lr=2e-4, weight_decay=0.05)
 end, steps = time.monotonic() + SECONDS, 0
