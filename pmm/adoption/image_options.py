@@ -11,6 +11,8 @@ from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions
 
 Colours = tuple[float, float, float]
+MAX_OF_UNIT = 2
+"""No mean and no std of pixels in 0..1 is larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class ImageOptions:
             problem = "scale 1 without mean and std, of pixels from 0 to 255"
             hint = "for none give --mean 0 0 0 --std 1 1 1"
             raise ConflictingOptions(problem, "scale", "mean", "std", hint=hint)
+        if self.mean and self.std:
+            _check_unit(self.mean, self.std, self.scale or "1/255")
         if self.height and self.width:
             self.preprocessing(self.height, self.width)  # a wrong value is better noticed now
 
@@ -77,3 +81,18 @@ class ImageOptions:
             "stretched without --padding": self.padding,
         }
         return [text for text, given in assumed.items() if given is None]
+
+
+def _check_unit(mean: Colours, std: Colours, scale: Literal["1/255", "1"]) -> None:
+    """Raises ConflictingOptions for statistics of pixels in 0..1 with scale 1, and of 0 to 255 without."""
+    stated = f"mean {' '.join(f'{value:g}' for value in mean)} and std {' '.join(f'{value:g}' for value in std)}"
+    largest = max(map(abs, mean))
+    if scale == "1/255" and max(largest, *std) > MAX_OF_UNIT:
+        problem, unit, other = f"{stated} with scale 1/255", "of pixels in 0..1", "of 0 to 255, add --scale 1"
+    elif scale == "1" and 0 < largest <= 1:
+        problem, unit, other = f"{stated} with scale 1", "of pixels from 0 to 255", "in 0..1, leave --scale 1 out"
+    else:
+        return
+    raise ConflictingOptions(
+        problem, "mean", "std", "scale", expected=f"statistics {unit}", hint=f"if they are {other}"
+    )

@@ -73,14 +73,15 @@ class LoadedWeights:
 def load_weights(module: nn.Module, path: Path, ignore: Sequence[str] = ()) -> LoadedWeights:
     """Copy into `module` what fits of the file `path`; keys that match one of the patterns `ignore` may be surplus.
 
-    Raises InvalidFile if it is missing or damaged, could run code, or holds no weights of the network, InvalidValue for
-    a pattern that matches nothing, MissingLibrary for a .safetensors file where that library is missing.
+    Raises InvalidFile if it is missing or damaged, could run code, or holds no weights of the network, or several that
+    differ with nothing to choose by; InvalidValue for a pattern that matches nothing; MissingLibrary for a .safetensors
+    file where that library is missing.
     """
     path = existing_file(path, EXPECTED)
     leaves = leaves_of(read_weights_file(path, EXPECTED))
     tensors = {key: value for key, value in leaves.items() if isinstance(value, Tensor)}
     state = module.state_dict()
-    prefix, inner, copies = _place(tensors, state)
+    prefix, inner, copies = _place(tensors, state, ignore, path)
     keys = {name: _joined(prefix, name.removeprefix(inner)) for name in state if name.startswith(inner)}
     for pattern in ignore:
         if not any(_matches(key, prefix, pattern) for key in leaves):
@@ -110,9 +111,14 @@ def load_weights(module: nn.Module, path: Path, ignore: Sequence[str] = ()) -> L
     return LoadedWeights(path=path, sha256=sha256(path), taken=taken, bent=bent, unused=unused, unknown=unknown)
 
 
-def _place(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, str, list[str]]:
+def _place(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], ignore: Sequence[str], path: Path
+) -> tuple[str, str, list[str]]:
     """The prefix below which the file has most weights of the network, averaged ones first, the beginning of the
-    network's own names that the file does not have, and prefixes below which there are as many."""
+    network's own names that the file does not have, and prefixes below which there are as many.
+
+    Of prefixes, the patterns `ignore` leave out too. Raises InvalidFile if weights that differ are as good a choice.
+    """
     first = {name.partition(".")[0] for name in state}
     found: list[tuple[int, bool, str, str]] = []
     for inner in ("", *([f"{next(iter(first))}."] if len(first) == 1 else [])):
@@ -125,8 +131,29 @@ def _place(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[
                 if not name.endswith(COUNTER) and shapes.get(name) == value.shape:
                     counts[".".join(words[:start])] += 1
         found += [(-hits, not EMA.search(prefix), prefix, inner) for prefix, hits in counts.items()]
-    hits, _, prefix, inner = min(found, key=lambda place: place[:2], default=(0, False, "", ""))
+    found = [place for place in found if not any(fnmatchcase(f"{place[2]}.", each) for each in ignore)] or found
+    best = min(found, key=lambda place: place[:2], default=(0, False, "", ""))
+    hits, _, prefix, inner = best
+    own = {name: _joined(prefix, name.removeprefix(inner)) for name in state}
+    whole = sum(not name.endswith(COUNTER) for name in state)
+    rivals = [
+        other
+        for *rank, other, start in found
+        if tuple(rank) == best[:2]
+        and -2 * hits > whole  # a few fit by chance
+        and any(_differ(tensors, own[name], _joined(other, name.removeprefix(start))) for name in state)
+    ]
+    if rivals:
+        places = [prefix, *rivals]
+        shown = first_names(place or "no prefix" for place in places)
+        hint = f"leave all but one out, as with --ignore '{next(filter(None, reversed(places)))}.*'"
+        problem = f"it holds weights of the network below {shown}, and they differ"
+        raise InvalidFile(problem, path=path, expected="one set of weights", hint=hint)
     return prefix, inner, [other for count, _, other, _ in found if count == hits and other != prefix]
+
+
+def _differ(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
+    return one != other and one in tensors and other in tensors and not torch.equal(tensors[one], tensors[other])
 
 
 def _rest(

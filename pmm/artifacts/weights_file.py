@@ -12,7 +12,12 @@ from pmm.utils.extras import import_library
 
 EMA = re.compile(r"(^|[._])ema([._]|$)")
 """In the names of averaged weights."""
-TRAINING_STATE = re.compile(r"(\w*optim|\w*sched|\w*scaler|rng|progress)", re.IGNORECASE)
+TRAINING_STATE = re.compile(
+    r"(?!.*\.(weight|bias)$)"  # a layer may have such a name too
+    r"((\w*_)?(optim|optimizers?|sched|schedulers?|scaler|rng|progress)(\.|_states?(\.|_|$)|$)"
+    r"|\w*optim\w*\.state\.\d)",
+    re.IGNORECASE,
+)
 """Beginning of the keys that are the state of a training."""
 LABELS = 4
 """Groups of keys that a line of the table names."""

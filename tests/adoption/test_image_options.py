@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pmm.adoption.image_options import ImageOptions
@@ -18,6 +18,9 @@ from tests.refusals import refuses
     st.sampled_from([None, "1/255", "1"]),
 )
 def test_the_contract_normalises_as_the_network_was_trained(mean, std, colour, scale):
+    if scale == "1":
+        mean, std = (tuple(255 * value for value in each) for each in (mean, std))
+        assume(max(map(abs, mean)) > 1 or not any(mean))
     crops = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
     options = ImageOptions(mean=mean, std=std, colour=colour, scale=scale)
     found = options.preprocessing(5, 4).normalise(crops)
@@ -59,3 +62,22 @@ def test_half_of_a_contract_is_refused():
         ImageOptions(scale="1")
     with refuses(InvalidValue, name="std"):
         ImageOptions(height=8, width=4, mean=(0, 0, 0), std=(0, 1, 1))
+
+
+OF_BYTES = {"mean": (123.675, 116.28, 103.53), "std": (58.4, 57.1, 57.4)}
+OF_UNIT = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+@pytest.mark.parametrize(
+    ("said", "fact"),
+    [
+        (OF_BYTES, "--scale 1"),
+        (OF_BYTES | {"scale": "1/255"}, "--scale 1"),
+        (OF_BYTES | {"mean": (0, 0, 0)}, "--scale 1"),
+        (OF_UNIT | {"scale": "1"}, "--scale 1"),
+    ],
+)
+def test_statistics_of_the_other_scale_are_refused(said, fact):
+    with refuses(ConflictingOptions, options=("mean", "std", "scale"), hint=fact):
+        ImageOptions(**said)
+    ImageOptions(**said | {"scale": "1/255" if said.get("scale") == "1" else "1"})

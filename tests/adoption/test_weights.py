@@ -60,6 +60,35 @@ def test_of_two_copies_the_averaged_ones_are_taken(tmp_path):
     assert "another copy" in table
 
 
+@pytest.mark.parametrize("first", ["online", "target"])
+def test_of_two_copies_that_differ_the_user_chooses(first, tmp_path):
+    second = {"online": "target", "target": "online"}[first]
+    content = {first: state(1), second: state(2)}
+    with refuses(InvalidFile, first, second, path=tmp_path / "w.pth", hint=f"--ignore '{second}.*'"):
+        load(tmp_path, content)
+    for left_out, seed in ((second, 1), (first, 2)):
+        module, table = account(tmp_path, content, [f"{left_out}.*"])
+        assert torch.equal(module.conv.weight, state(seed)["conv.weight"])
+        assert f"--ignore: {left_out}." in table
+    assert "another copy" in account(tmp_path, {first: state(1), second: state(1)})[1]
+    averaged = {first: state(1), "ema": state(2)}
+    module, _ = account(tmp_path, averaged, ["ema.*"])
+    assert torch.equal(module.conv.weight, state(1)["conv.weight"])
+
+
+STATES = ("optimizer.state.0.exp_avg", "optim.state.0.exp_avg", "amp_scaler.scale", "rng_state", "lr_sched.last",
+          "lr_scheduler_state_dict.last", "optimizer_states.0", "optimizer_center.state.0.step", "progress.loss")  # fmt: skip
+LAYERS = ("optimal.weight", "scheduled_gate.weight", "rng_proj.weight", "logit_scaler.weight", "scaler.weight",
+          "progressive_3.conv", "optimizer_gate.bias")  # fmt: skip
+
+
+def test_only_the_state_of_a_training_is_left_out_as_that(tmp_path):
+    extra = dict.fromkeys((*STATES, *LAYERS), torch.zeros(2))
+    _, loaded = load(tmp_path, state() | extra)
+    assert loaded.unknown == list(LAYERS)
+    assert loaded.unused["left out", "the state of its training"] == list(STATES)
+
+
 def test_a_network_within_the_users_own_takes_the_weights_of_the_inner_one(tmp_path):
     outer = nn.Module()
     outer.net = Plain()
