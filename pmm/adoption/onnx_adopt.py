@@ -6,6 +6,8 @@ Its own fp32 run in ONNX Runtime on a CPU is what everything that is made from i
 from __future__ import annotations
 
 import dataclasses
+import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,14 +19,23 @@ from pmm.adoption.onnx_assembly import contract_of, from_images_to, with_interfa
 from pmm.adoption.onnx_interface import ImageInput, embedding_output, image_input, inputs_of
 from pmm.adoption.onnx_options import OnnxOptions
 from pmm.adoption.onnx_reading import ForeignOnnx, read_foreign_onnx
-from pmm.adoption.probes import PROBES, UNIT_NORM, probes
+from pmm.adoption.probes import (
+    BATCHES,
+    PROBES,
+    ROUNDING,
+    ROUNDING_IN_HALF,
+    UNIT_NORM,
+    alike,
+    check_batches,
+    check_finite,
+    probes,
+)
 from pmm.artifacts.artifact import Artifact, new_artifact
 from pmm.artifacts.manifest import PRECISIONS, EmbeddingContract, InputContract, Manifest, OnnxOrigin
 from pmm.artifacts.onnx_file import embed_manifest
 from pmm.data.preprocessing import Crops, Preprocessing
-from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.parity_check import MIN_BATCH_COSINE, ParityCheck
-from pmm.export.precision import onnx_precision
+from pmm.export.parity_check import ParityCheck
+from pmm.export.precision import GraphPrecision, onnx_precision
 from pmm.runtime.base import Embeddings, run_in_batches
 from pmm.runtime.ort import OrtRunner
 from pmm.runtime.ort_session import open_session
@@ -58,7 +69,8 @@ def adopt_onnx(
     Args:
         images: what is said of its images; the size only where the file does not tell.
         output: name of the embeddings among several outputs.
-        metric: how its embeddings are compared; auto is cosine if they have norm 1, else euclidean.
+        metric: how its embeddings are compared; auto is cosine if they have norm 1, else euclidean. With cosine they
+            are given norm 1, in the graph.
         dataset, root: data set to judge it on.
 
     Raises:
@@ -75,16 +87,33 @@ def adopt_onnx(
     size, colour = _preprocessing(foreign, found, images, options), images.colour or "rgb"
     value = embedding_output(foreign, output)
     proto = from_images_to(foreign, found, value)
-    expected = _run(foreign, proto, found, value.name, size, colour)
+    expected, fewer = _run(foreign, proto, found, value.name, size, colour)
+    measured = _precision(proto, foreign)
     contract = contract_of(proto, found, colour, uint8=options.uint8)
-    name = with_interface(proto, found, contract, size, colour, expected.shape[1:])
-    expected = expected.reshape(len(expected), -1)
-    normalised = bool((np.abs(np.linalg.norm(expected, axis=1) - 1) < UNIT_NORM).all())
+    shape, expected = expected.shape[1:], expected.reshape(len(expected), -1)
+    fp32 = set(measured.share) == {"fp32"} and found.dtype != "float16"
+    check_batches(
+        expected,
+        [each.reshape(len(each), -1) for each in fewer],
+        partial(InvalidFile, path=foreign.path),
+        rounding=ROUNDING if fp32 else ROUNDING_IN_HALF,
+    )
+    if words := alike(expected):
+        logging.getLogger("pmm").warning("%s: %s", foreign.path, words)
+    norms = np.linalg.norm(expected, axis=1, keepdims=True)
+    normalised = bool((np.abs(norms - 1) < UNIT_NORM).all())
+    normalise = metric == "cosine" and not normalised
+    if normalise:
+        expected = expected / np.maximum(norms, 1e-12)
+    name = with_interface(proto, found, contract, size, colour, shape, normalise=normalise)
     chosen: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
     embedding = EmbeddingContract(
-        dim=expected.shape[1], name=name, normalised=normalised, metric=chosen if metric == "auto" else metric
+        dim=expected.shape[1],
+        name=name,
+        normalised=normalised or normalise,
+        metric=chosen if metric == "auto" else metric,
     )
-    manifest = _manifest(foreign, proto, contract, embedding, size, OnnxOrigin(
+    manifest = _manifest(foreign, measured, contract, embedding, size, OnnxOrigin(
         sha256=foreign.sha256, producer=foreign.producer, dataset=dataset, root=root
     ))  # fmt: skip
     with new_artifact(out, manifest) as draft:
@@ -134,9 +163,10 @@ def _run(
     output: str,
     size: Preprocessing,
     colour: Literal["rgb", "bgr"],
-) -> Embeddings:
-    """What the foreign file itself makes of the probes, [N, D] or [N, D, 1, 1]; if it has other inputs that the output
-    does not need, what the `part` between images and output makes of them."""
+) -> tuple[Embeddings, list[Embeddings]]:
+    """What the foreign file itself makes of the probes, [N, D] or [N, D, 1, 1], of all together and of the first of
+    them in the `BATCHES`; if it has other inputs that the output does not need, what the `part` between images and
+    output makes of them."""
     whole = foreign.proto if len(inputs_of(foreign.proto.graph)) == 1 else part
     session = open_session(whole.SerializeToString(), str(foreign.path))
     contract = contract_of(foreign.proto, images, colour, uint8=False)
@@ -148,7 +178,7 @@ def _run(
     crops = probes(size)
     try:
         embeddings = run_in_batches(run, crops, images.batch)
-        alone = run_in_batches(run, crops[-1:], images.batch)
+        fewer = [run_in_batches(run, crops[:count], images.batch).astype(np.float32) for count in BATCHES]
     except Exception as error:  # ORT raises its own exception types
         raise InvalidFile(
             f"ONNX Runtime cannot run it on images {[images.batch or PROBES, *contract.shape(size)]} "
@@ -161,26 +191,23 @@ def _run(
         problem = f"its output {output} is {shape} for {PROBES} images"
         hint = "choose another --output, or export the network up to its embeddings"
         raise InvalidFile(problem, path=foreign.path, expected="embeddings [N, D] or [N, D, 1, 1]", hint=hint)
-    if not np.isfinite(embeddings).all():
-        hint = "are the mean, the std and the scale those that it was trained with?"
-        raise InvalidFile(f"NaN or Inf in its output {output}", path=foreign.path, hint=hint)
+    check_finite(embeddings, f"its output {output}", partial(InvalidFile, path=foreign.path))
     if (embeddings == embeddings[0]).all():
         raise InvalidFile(f"its output {output} is the same for all images", path=foreign.path)
-    cosine = numeric_parity(embeddings[-1].reshape(1, -1), alone.reshape(1, -1)).min_cosine
-    if cosine < MIN_BATCH_COSINE:
-        raise InvalidFile(
-            f"its embeddings depend on the batch: of an image alone, it has cosine {cosine:.4f} with that of the same "
-            f"image among others",
-            path=foreign.path,
-            expected=f"{MIN_BATCH_COSINE} or more",
-            hint="is a batch-norm in training mode? export the network in eval mode",
-        )
-    return embeddings.astype(np.float32)
+    return embeddings.astype(np.float32), fewer
+
+
+def _precision(proto: onnx.ModelProto, foreign: ForeignOnnx) -> GraphPrecision:
+    measured = onnx_precision(proto, foreign.path)
+    if measured.precision not in PRECISIONS:
+        expected = f"one of {', '.join(PRECISIONS)}"
+        raise InvalidFile(f"it computes in {measured.precision}", path=foreign.path, expected=expected)
+    return measured
 
 
 def _manifest(
     foreign: ForeignOnnx,
-    proto: onnx.ModelProto,
+    measured: GraphPrecision,
     contract: InputContract,
     embedding: EmbeddingContract,
     size: Preprocessing,
@@ -189,10 +216,6 @@ def _manifest(
     import onnx
     import onnxruntime
 
-    measured = onnx_precision(proto, foreign.path)
-    if measured.precision not in PRECISIONS:
-        expected = f"one of {', '.join(PRECISIONS)}"
-        raise InvalidFile(f"it computes in {measured.precision}", path=foreign.path, expected=expected)
     return Manifest(
         checkpoint_sha256=foreign.sha256,
         method="adopted",

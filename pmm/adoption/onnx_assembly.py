@@ -14,6 +14,7 @@ from pmm.adoption.onnx_reading import ForeignOnnx, nodes_in
 from pmm.artifacts.describe import describe_tensor
 from pmm.artifacts.manifest import InputContract
 from pmm.data.preprocessing import Preprocessing
+from pmm.export.graph_folding import opset_of
 from pmm.utils.errors import InvalidFile
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ PREFIX = "pmm_"
 """Of tensors and operators that adoption adds."""
 CONSTANTS_ARE_NO_INPUTS = 4
 """The version of the format from which on they need not be listed among the inputs."""
+AXES_ARE_AN_INPUT = 18
+"""The opset from which on reductions read them."""
+LEAST_NORM = 1e-12
+"""Added to norms (opset 7 has no maximum of a vector and a number): zeros stay zeros, and others are the same."""
 FLOAT, UINT8, FLOAT16 = 1, 2, 10
 """As onnx.TensorProto numbers them."""
 
@@ -87,12 +92,15 @@ def with_interface(
     size: Preprocessing,
     colour: Literal["rgb", "bgr"],
     shape: Sequence[int],
+    *,
+    normalise: bool = False,
 ) -> str:
     """Give `proto`, in place, the input of `contract` and an output float32 [N, D], where it has others.
 
     Args:
         colour: of the foreign graph's own images.
         shape: of one image's output, as it was seen: [D] or [D, 1, 1].
+        normalise: the output is given norm 1.
 
     Returns the name of the output.
     """
@@ -111,16 +119,20 @@ def with_interface(
     nodes.extend(graph.node)
     at = graph.output[0].name
     for number, (operator, attributes) in enumerate(back, start=1):
-        name = _new_name(proto, "embeddings") if number == len(back) else f"{PREFIX}{operator}"
+        name = f"{PREFIX}{operator}" if normalise or number < len(back) else _new_name(proto, "embeddings")
         nodes.append(helper.make_node(operator, [at], [name], name=f"{PREFIX}{operator}", **attributes))
         at = name
+    if normalise:
+        vectors, at = at, _new_name(proto, "embeddings")
+        nodes += _to_unit_norm(proto, vectors, at)
     (value,) = inputs_of(graph)
     batch = value.type.tensor_type.shape.dim[0].dim_param or images.batch
     del graph.node[:], graph.output[:]
     graph.node.extend(nodes)
     graph.output.append(helper.make_tensor_value_info(at, FLOAT, [batch, shape[0]]))
-    if front:
+    if front or normalise:
         proto.ir_version = max(proto.ir_version, CONSTANTS_ARE_NO_INPUTS)
+    if front:
         kind = UINT8 if contract.dtype == "uint8" else FLOAT
         graph.input.remove(value)
         graph.input.insert(0, helper.make_tensor_value_info(contract.name, kind, [batch, *contract.shape(size)]))
@@ -150,6 +162,22 @@ def _back(output: onnx.ValueInfoProto, shape: Sequence[int]) -> list[tuple[str, 
     half = output.type.tensor_type.elem_type == FLOAT16
     casts: list[tuple[str, dict[str, Any]]] = [("Cast", {"to": FLOAT})] if half else []
     return casts + ([("Flatten", {"axis": 1})] if len(shape) > 1 else [])
+
+
+def _to_unit_norm(proto: onnx.ModelProto, vectors: str, output: str) -> list[onnx.NodeProto]:
+    """From vectors [N, D] to the same with norm 1, or 0 of zeros; what it takes becomes an initialiser."""
+    from onnx import helper, numpy_helper
+
+    norm, least, safe = f"{PREFIX}norm", f"{PREFIX}least_norm", f"{PREFIX}safe_norm"
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(LEAST_NORM, np.float32), least))
+    names, attributes = [vectors], {"axes": [1]}
+    if opset_of(proto) >= AXES_ARE_AN_INPUT:
+        names, attributes = [vectors, f"{PREFIX}axes"], {}
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([1]), names[1]))
+    steps = [("ReduceL2", names, norm), ("Add", [norm, least], safe), ("Div", [vectors, safe], output)]
+    made = [helper.make_node(operator, read, [name], name=f"{PREFIX}{operator}") for operator, read, name in steps]
+    made[0].attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    return made
 
 
 def _needed(graph: onnx.GraphProto, output: str) -> set[str]:

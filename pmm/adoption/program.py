@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pmm.adoption.embeddings import EmbeddingNetwork, check_shape, choose_output, outputs_of
-from pmm.adoption.probes import UNIT_NORM, probes
+from pmm.adoption.probes import BATCHES, UNIT_NORM, alike, check_batches, check_finite, probes
 from pmm.adoption.user_code import CannotAdopt, is_user_code, line_of, user_code
 from pmm.data.preprocessing import Preprocessing
 from pmm.models.adopted import AdoptedNetwork
@@ -21,14 +21,8 @@ from pmm.models.graph_json import graph_from_json, graph_to_json
 from pmm.runtime.torch_graph import quiet
 from pmm.utils.errors import reason_of
 
-BATCHES = (1, 2, 5)
-"""Numbers of images on which the graph must give the bits of the module."""
 TRACED = 3
 """Images that it is exported with: a number that no code singles out."""
-ROUNDING = 1e-4
-"""Largest 2-norm of the difference that the other images of a batch may make to an embedding, relative to its own."""
-ALIKE = 1e-3
-"""Largest difference between embeddings of unlike crops, relative to their norm, that says that they mean nothing."""
 ONNX_HINT = "or export it to ONNX yourself, and adopt that file"
 
 
@@ -110,26 +104,13 @@ def _check_behaviour(module: nn.Module, images: Tensor, results: list[Tensor]) -
     same each time, depend on the others of a batch, or are not finite."""
     for count, result in zip(BATCHES, results, strict=True):
         check_shape(result, count)
-    one, all_of_them = results[0], results[-1]
-    if not all_of_them.isfinite().all():
-        raise CannotAdopt(
-            "its embeddings are NaN or Inf", hint="are its weights loaded, and those of its mean and std?"
-        )
-    if not torch.equal(_run(module, images.clone()), all_of_them):
+    *fewer, all_of_them = [result.numpy() for result in results]
+    check_finite(all_of_them, "its embeddings", CannotAdopt)
+    if not torch.equal(_run(module, images.clone()), results[-1]):
         hint = "dropout in its forward must follow self.training, as nn.Dropout does"
         raise CannotAdopt("it gives other embeddings each time, for the same images", hint=hint)
-    change = float((one[0] - all_of_them[0]).norm() / one[0].norm().clamp(min=1e-12))
-    if change > ROUNDING:
-        raise CannotAdopt(
-            f"it behaves otherwise in batches: the other images change an embedding by {change:.2%}",
-            hint="is a batch-norm in training mode, or without running statistics?",
-        )
-    spread = float(
-        (all_of_them - all_of_them.mean(0)).norm(dim=1).max() / all_of_them.norm(dim=1).mean().clamp(min=1e-12)
-    )
-    if spread < ALIKE:
-        return [f"warning: embeddings of unlike images differ by {spread:.2%} only: are its weights loaded?"]
-    return []
+    check_batches(all_of_them, fewer, CannotAdopt)
+    return [f"warning: {words}"] if (words := alike(all_of_them)) else []
 
 
 def _exported(module: nn.Module, images: Tensor) -> fx.GraphModule:
