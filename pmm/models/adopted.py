@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from pmm.models.graph_check import output_of
+from pmm.models.graph_check import IMAGES, output_of
 from pmm.models.graph_half import cast_graph
 from pmm.models.graph_macs import product_macs
 from pmm.models.graph_passes import fold_batch_norms_in_graph, known_shapes, reverse_channels
@@ -45,10 +45,12 @@ class AdoptedNetwork(EmbeddingModel):
         """`size`: height and width of its images. Raises ValueError for a graph that makes no embeddings of them."""
         super().__init__()
         self.graph, self.size, self.normalised = NetworkGraph(graph), size, normalised
-        output = output_of(graph, 2, *size)
-        if output.dim() != 2 or output.shape[0] != 2 or not output.shape[1] or output.dtype != torch.float32:
+        output = output_of(graph, *size)
+        if output.dim() != 2 or output.shape[0] != IMAGES or not output.shape[1] or output.dtype != torch.float32:
             dtype = str(output.dtype).removeprefix("torch.")
-            raise ValueError(f"its output for 2 images is {dtype} {list(output.shape)}, not float32 [2, D]")
+            raise ValueError(
+                f"its output for {IMAGES} images is {dtype} {list(output.shape)}, not float32 [{IMAGES}, D]"
+            )
         self.embedding_dim = output.shape[1]
         self.eval()
 

@@ -9,25 +9,27 @@ from torch import Tensor, fx
 
 from pmm.models.pure_operators import ON_NUMBERS, check_numbers
 
-MOST_ELEMENTS = 1 << 31
-"""Of one tensor for two images; more is no image network, or one that no machine runs."""
+IMAGES = 64
+"""Enough to notice what grows faster than their number."""
+MOST_ELEMENTS = 1 << 33
+"""Of one tensor for so many images; more is no image network, or one that no machine runs."""
 MOST = 1 << 62
 """Of a number that is computed from sizes."""
 
 
-def output_of(graph: fx.GraphModule, images: int, height: int, width: int) -> Tensor:
-    """A tensor without memory, as `graph` returns it for float32 images [N, 3, H, W].
+def output_of(graph: fx.GraphModule, height: int, width: int) -> Tensor:
+    """A tensor without memory, as `graph` returns it for float32 images [`IMAGES`, 3, H, W].
 
     Raises ValueError if it cannot run on them, or would need endless memory.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    shape = [IMAGES, 3, height, width]
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            output = _Bounded(graph).run(torch.empty(images, 3, height, width))
+            output = _Bounded(graph).run(torch.empty(shape))
     except Exception as error:  # a graph from a file may do anything
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
-        shape = [images, 3, height, width]
         raise ValueError(f"it cannot run on images {shape} ({type(error).__name__}: {reason})") from error
     if not isinstance(output, Tensor):
         raise ValueError(f"its output is of type {type(output).__name__}, not a tensor")

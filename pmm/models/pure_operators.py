@@ -50,6 +50,8 @@ _PRIVATE = (
     "_softmax", "_to_copy", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
 )  # fmt: skip
 _NOT_FROM_FILES = ("Device", "Generator")
+_LARGEST_SCALE = 64
+"""Of resizing, up or down: torch reads beyond its memory where one is next to nothing."""
 
 
 def written_as(target: Any) -> str:
@@ -96,7 +98,8 @@ def _is_pure(overload: torch._ops.OpOverload) -> bool:
 
 def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raises ValueError for a keyword that `function`, of `operator_of`, does not have, or that chooses a device or
-    random numbers: fx writes keywords into the Python source that it runs, as they are."""
+    random numbers: fx writes keywords into the Python source that it runs, as they are. Also for a scale of resizing
+    that torch does not survive."""
     if not isinstance(function, torch._ops.OpOverload):
         if kwargs:
             raise ValueError(f"{function.__name__} with keywords")
@@ -109,16 +112,23 @@ def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: M
     for name, value in given.items():
         if value is not None and any(word in types[name] for word in _NOT_FROM_FILES):
             raise ValueError(f"{function} with {name}")
+        if name.startswith("scales") or name == "scale_factors":
+            for scale in value if isinstance(value, list | tuple) else (value,):
+                plain = isinstance(scale, int | float) and 1 / _LARGEST_SCALE <= scale <= _LARGEST_SCALE
+                if scale is not None and not plain:
+                    raise ValueError(f"{function} with a scale of {str(scale)[:60]}")
     if given.get("dropout_p"):
         raise ValueError(f"{function} with dropout")
 
 
 def check_numbers(node: fx.Node, args: Sequence[Any]) -> None:
     """Raises ValueError for operands of one of `ON_NUMBERS` that are no numbers, of which Python can make endless lists
-    and texts."""
+    and texts, and for a product of two sizes: squared again and again, a number has no end."""
     if node.target is operator.getitem:
         fits = isinstance(args[0], list | tuple) and isinstance(args[1], int)
     else:
         fits = all(isinstance(each, int | float | torch.SymInt | torch.SymFloat | torch.SymBool) for each in args)
     if not fits:
         raise ValueError(f"{node.name} takes what is no number")
+    if node.target is operator.mul and all(isinstance(each, fx.Node) for each in node.args):
+        raise ValueError(f"{node.name} is a product of two sizes")

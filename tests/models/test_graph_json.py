@@ -130,6 +130,10 @@ def test_operators_that_do_more_than_to_compute_are_refused_by_name(target):
         ([call("aten.zeros.default", [2, 4], device="cuda"), OUT], "device"),
         ([call("aten.to.device", X, "meta", {"torch": "float32"}), OUT], "device"),
         ([call("aten.scaled_dot_product_attention.default", X, X, X, None, 0.5), OUT], "dropout"),
+        ([call("aten._upsample_bilinear2d_aa.default", X, [8, 8], False, 1e-6, 1e-6), OUT], "scale"),
+        ([call("aten._upsample_bicubic2d_aa.vec", X, None, False, [2, 65]), OUT], "scale"),
+        ([call("aten.upsample_bicubic2d.default", X, [8, 8], False, scales_w=float("nan")), OUT], "scale"),
+        ([call("aten.upsample_linear1d.default", X, [8], False, "2"), OUT], "scale"),
         ([["y", "get_attr", "w", [], {}], OUT], "get_attr"),
         ([["y", "call_module", "w", [], {}], OUT], "call_module"),
         ([["y", "call_method", "relu", [X], {}], OUT], "call_method"),
@@ -163,18 +167,27 @@ def test_text_that_is_no_graph_is_refused(text):
     [
         ([call("aten.zeros.default", [1 << 50]), OUT], "elements"),
         ([call("aten.zeros.default", [1 << 70]), OUT], "cannot run"),
-        ([call("aten.expand.default", X, [1 << 40, 2, 3, *SIZE]), OUT], "elements"),
+        ([call("aten.expand.default", X, [1 << 40, 64, 3, *SIZE]), OUT], "elements"),
         ([call("aten.repeat.default", X, [1 << 24, 1, 1, 1]), OUT], "elements"),
         ([call("operator.mul", [0], 1 << 40), OUT], "no number"),
         ([call("operator.mod", "%999999999999d", 3), OUT], "no number"),
         ([call("operator.getitem", "text", 0), OUT], "no number"),
         ([call("operator.mul", 1 << 40, 1 << 40), OUT], "bits"),
+        ([call("aten.sym_size.int", X, 0, name="n"), call("operator.mul", {"node": "n"}, {"node": "n"}), OUT], "sizes"),
+        (
+            [
+                call("aten.mean.dim", X, [1, 2, 3], name="a"),
+                call("aten.einsum.default", "a,b,c,d,e,f->abcdef", [{"node": "a"}] * 6),
+                OUT,
+            ],
+            "elements",
+        ),
         ([call("operator.add", 1, 1), OUT], "int"),
         ([call("aten.split.Tensor", X, 1), OUT], "tensor"),
-        ([call("aten.relu.default", X), OUT], "[2, D]"),
-        ([call("aten.sum.default", X), OUT], "[2, D]"),
-        ([call("aten.zeros.default", [3, 4]), OUT], "[2, D]"),
-        ([call("aten.zeros.default", [2, 4], dtype={"torch": "int64"}), OUT], "int64"),
+        ([call("aten.relu.default", X), OUT], "[64, D]"),
+        ([call("aten.sum.default", X), OUT], "[64, D]"),
+        ([call("aten.zeros.default", [3, 4]), OUT], "[64, D]"),
+        ([call("aten.zeros.default", [64, 4], dtype={"torch": "int64"}), OUT], "int64"),
         ([call("aten.nonzero.default", X), OUT], "cannot run"),
         ([call("aten.matmul.default", X, X), OUT], "cannot run"),
         ([call("aten.relu.default", "text"), OUT], "cannot run"),
@@ -211,15 +224,17 @@ def test_names_that_are_no_names_of_weights_are_refused(name):
 
 
 def test_weights_may_share_memory_and_no_change_of_one_reaches_the_other():
-    shared = torch.arange(8.0)
+    shared = torch.arange(3.0)
     nodes = [
         ["a", "get_attr", "a", [], {}],
         ["b", "get_attr", "b", [], {}],
-        call("aten.add.Tensor", {"node": "a"}, {"node": "b"}),
+        call("aten.add.Tensor", {"node": "a"}, {"node": "b"}, name="c"),
+        call("aten.mean.dim", X, [2, 3], name="m"),
+        call("aten.add.Tensor", {"node": "m"}, {"node": "c"}),
         OUT,
     ]
-    found = network(graph_of(*nodes, parameters=["a"]), {"a": shared.view(2, 4), "b": shared.view(2, 4)})
-    assert torch.equal(found(torch.zeros(2, 3, *SIZE)), 2 * shared.view(2, 4))
+    found = network(graph_of(*nodes, parameters=["a"]), {"a": shared.view(1, 3), "b": shared.view(1, 3)})
+    assert torch.equal(found(torch.zeros(2, 3, *SIZE)), 2 * shared.expand(2, 3))
 
 
 VALUES = st.recursive(
