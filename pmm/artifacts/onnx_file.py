@@ -76,12 +76,13 @@ def with_weights_inside(file: OnnxFile) -> onnx.ModelProto:
 
     proto = onnx.ModelProto()
     proto.CopyFrom(file.proto)
-    folder, places = file.path.parent, {}
+    folder, size = file.path.parent, len(file.content)
     for tensor in _all_tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             location = next(entry.value for entry in tensor.external_data if entry.key == "location")
-            places[location] = existing_file(folder / location, f"the weights of {file.path}").stat().st_size
-            if len(file.content) + sum(places.values()) > MAX_BYTES:
+            place = existing_file(folder / location, f"the weights of {file.path}")
+            size += _external_bytes(tensor, place)
+            if size > MAX_BYTES:
                 problem = f"it and its weights are more than {MAX_BYTES / 2**30:.0f} GiB"
                 raise InvalidFile(problem, path=file.path, expected="a graph that one file can hold")
             try:
@@ -92,6 +93,17 @@ def with_weights_inside(file: OnnxFile) -> onnx.ModelProto:
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
     return proto
+
+
+def _external_bytes(tensor: onnx.TensorProto, place: Path) -> int:
+    """How much of the file `place`, which several tensors may share, onnx reads for one."""
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        offset, length = int(given.get("offset", 0)), int(given.get("length", -1))
+    except ValueError:  # onnx refuses it
+        return 0
+    rest = max(0, place.stat().st_size - offset)
+    return min(length, rest) if length > 0 else rest
 
 
 def is_onnx(path: Path) -> bool:

@@ -64,7 +64,8 @@ def _preparation(size: Preprocessing, *, in_graph: bool) -> dict[str, Any]:
             {
                 "name": mistake.name,
                 "mistake": mistake.description,
-                "reason": "the file normalises its pixels itself" * (in_graph and mistake.name == "unnormalised"),
+                "reason": "the file normalises its pixels itself" * (in_graph and mistake.name == "unnormalised")
+                or mistake.problem,
             }
             for mistake in likely_mistakes(size)
         ],

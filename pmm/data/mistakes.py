@@ -10,6 +10,9 @@ import numpy as np
 
 from pmm.data.preprocessing import Crops, Preprocessing
 
+FEWEST_LEVELS = 32
+"""Of grey that a mistake has to leave, to be seen through images of whole numbers as a network would see it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingMistake:
@@ -38,6 +41,13 @@ class PreprocessingMistake:
             offset = np.asarray(right.mean, np.float32) - np.asarray(made.mean, np.float32) * scale
             crops = np.rint(crops * scale + 255 * offset).clip(0, 255).astype(np.uint8)
         return np.ascontiguousarray(crops)
+
+    @property
+    def problem(self) -> str:
+        """Why runners cannot be fed it; empty if they can."""
+        ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, 3))
+        levels = min(len(np.unique(channel)) for channel in self.fed(ramp).reshape(256, 3).T)
+        return "" if levels >= FEWEST_LEVELS else f"images of whole numbers hold {levels} levels of grey of it"
 
 
 def likely_mistakes(expected: Preprocessing) -> tuple[PreprocessingMistake, ...]:

@@ -246,9 +246,29 @@ def test_weights_beside_the_file_are_taken_in(tmp_path, crops):
 def test_weights_of_more_than_a_file_can_hold_are_refused(tmp_path, monkeypatch):
     proto = onnx.load(foreign(tmp_path / "foreign.onnx"))
     onnx.save(proto, tmp_path / "foreign.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    adopt(tmp_path / "foreign.onnx")
     monkeypatch.setattr("pmm.artifacts.onnx_file.MAX_BYTES", 1000)
     with refuses(InvalidFile, "more than", path=tmp_path / "foreign.onnx", expected="one file"):
         adopt(tmp_path / "foreign.onnx")
+
+
+@pytest.mark.parametrize("length", [None, "0", "-1", str(100 * 2**20)])
+def test_what_tensors_load_is_added_up_where_all_name_one_file(tmp_path, monkeypatch, length):
+    proto = onnx.load(foreign(tmp_path / "foreign.onnx"))
+    for tensor in proto.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "w.bin"), *([("length", length)] if length else [])):
+            tensor.external_data.add(key=key, value=value)
+    (tmp_path / "foreign.onnx").write_bytes(proto.SerializeToString())
+    with (tmp_path / "w.bin").open("wb") as sparse:
+        sparse.truncate(100 * 2**20)
+    read = []
+    monkeypatch.setattr(onnx.external_data_helper, "load_external_data_for_tensor", lambda *args: read.append(args))
+    monkeypatch.setattr("pmm.artifacts.onnx_file.MAX_BYTES", 300 * 2**20)
+    with refuses(InvalidFile, "more than", path=tmp_path / "foreign.onnx", expected="one file"):
+        adopt(tmp_path / "foreign.onnx")
+    assert len(read) == 2
 
 
 def test_operators_of_others_are_refused_by_name(tmp_path):

@@ -41,6 +41,14 @@ def test_only_what_can_go_wrong_is_a_mistake_and_each_changes_the_crops(contract
         assert fed(mistake).flags.c_contiguous
 
 
+def test_what_would_be_black_and_white_is_not_measured():
+    of_255 = dataclasses.replace(PLAIN, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
+    problems = {name: mistake.problem for name, mistake in by_name(of_255).items()}
+    assert "2 levels" in problems.pop("unnormalised")
+    assert set(problems.values()) == {""}
+    assert not any(mistake.problem for mistake in by_name(PADDED).values())
+
+
 def test_swapped_channels():
     assert np.array_equal(fed(by_name(PLAIN)["bgr"]), load_crops(PIXELS[..., ::-1].copy(), PLAIN))
 
