@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pmm.adoption.image_options import Colours, ImageOptions
 from pmm.adoption.network_options import Metric, NetworkOptions
 from pmm.adoption.program import trace
+from pmm.adoption.typed_flags import typed_flags
 from pmm.adoption.user_code import CannotAdopt, user_code
 from pmm.adoption.weights import load_weights
 from pmm.artifacts.adopted_file import Adopted, save_adopted
@@ -117,7 +118,7 @@ def write_adopted(
     else:
         lines = [f"weights: as the factory made them, checksum {checksum(state)} (no --weights)"]
     assumed = images.assumptions()
-    source = {**source, "assumed": ", ".join(assumed), **({"colour": "bgr"} if images.colour == "bgr" else {})}
+    source = {**source, "flags": typed_flags(images, options, ignore=ignore), "assumed": ", ".join(assumed)}
     save_adopted(
         out,
         Adopted(model=network, preprocessing=size, dataset=options.dataset, root=options.root, source=dict(source)),

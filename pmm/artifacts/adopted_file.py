@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ADOPTED = "pmm-checkpoint-adopted-1"
 """The format."""
 HINT = "adopt the network again (pmm adopt)"
+AS_IT_IS = "pmm evaluate, embed, export and bench take it as it is"
+"""What to do with an adopted network."""
 TYPES: dict[str, type] = {
     "graph": str,
     "weights": dict,
@@ -43,7 +45,7 @@ class Adopted:
     root: str = ""
     """Folder of that data set."""
     source: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Where it comes from: the factory, the weights and their SHA-256, what was said of its input."""
+    """Where it comes from: the factory, the weights and their SHA-256, the flags that were given, what was assumed."""
 
 
 def is_adopted(content: Any) -> bool:

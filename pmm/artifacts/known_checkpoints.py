@@ -74,6 +74,8 @@ TORCHREID = (
     "squeezenet1_0_fc512", "squeezenet1_1", "xception",
 )  # fmt: skip
 """Its networks, by which its files and those of BoxMOT are named: osnet_x1_0_msmt17.pt."""
+BOXMOT = "--no-antialias --metric cosine"
+"""BoxMOT resizes with OpenCV and compares by cosine. Its files end in .pt; some of torchreid's users name theirs so."""
 _SIZES = {"hacnn": (160, 64), "inception": (299, 299), "xception": (299, 299), "nasnsetmobile": (224, 224)}
 _IMAGES = (
     # name, height and width, and what its own code normalises by
@@ -97,14 +99,19 @@ def name_of(content: Any) -> str | None:
     return next(fits, None)
 
 
-def describe(content: Any, path: str | Path = "FILE") -> str | None:
-    """`what it is; what to do with it` for a checkpoint of another known code base; None for all others."""
+def describe(content: Any, path: str | Path = "FILE", out: Path | None = None) -> str | None:
+    """`what it is; what to do with it` for a checkpoint of another known code base; None for all others.
+
+    Args:
+        path: of the file that holds it.
+        out: file to write, for the command that adopts its network (default: beside it).
+    """
     name, keys = name_of(content), state_dict_of(content)
     if name is None:
         return None
     if name == _PMM_WEIGHTS:
         return f"{name}; give the checkpoint that they come from, as it is"
-    adopt = f"as it is, it can be adopted: {adoption_command(content, path)}"
+    adopt = f"as it is, it can be adopted: {proposed_adoption(content, path, out)}"
     if not _any_match(keys, r".*layer4\."):
         return f"{name}; {adopt}"
     if not _any_match(keys, r".*layer3\.5\.conv3\.") or _any_match(keys, r".*(layer3\.6|\.se)\."):
@@ -114,15 +121,21 @@ def describe(content: Any, path: str | Path = "FILE") -> str | None:
     return f"{name}; a training can start from its backbone (pmm train --init FILE{backbone}); {adopt}"
 
 
-def adoption_command(content: Any, path: str | Path) -> str:
-    """The command that adopts the network of the file `path`, which holds `content`: whole where torchreid has the
-    network, else with the names that its user has to put in."""
+def proposed_adoption(content: Any, path: str | Path, out: Path | None = None) -> str:
+    """`adoption_command`, and what it takes for granted that its user may have to leave out."""
+    command = adoption_command(content, path, out)
+    return command + f" ({BOXMOT} as BoxMOT uses it: without them as torchreid does)" * (BOXMOT in command)
+
+
+def adoption_command(content: Any, path: str | Path, out: Path | None = None) -> str:
+    """The command that adopts the network of the file `path`, which holds `content`, as `out`: whole where torchreid
+    has the network, else with the names that its user has to put in."""
     name, keys, file = name_of(content) or "", state_dict_of(content), shlex.quote(str(path))
-    out = shlex.quote(str(Path(path).with_name("adopted.pth")))
+    to = shlex.quote(str(out or Path(path).with_name("adopted.pth")))
     network = _network_of_torchreid(name, keys, Path(path).name)
     if not network:
         flags = next((flags for start, flags in _IMAGES if name.startswith(start)), "--height 256 --width 128")
-        return f"pmm adopt MODULE:FACTORY --weights {file} {flags} -o {out}"
+        return f"pmm adopt MODULE:FACTORY --weights {file} {flags} -o {to}"
     classifiers = [value for key, value in keys.items() if re.fullmatch(r"classifier\w*(\.0)?\.weight", key)]
     classes = next((value.shape[0] for value in classifiers if getattr(value, "shape", ())), 1)
     gpu = ", use_gpu=False" if network == "hacnn" else ""  # which else asks for one
@@ -130,9 +143,8 @@ def adoption_command(content: Any, path: str | Path) -> str:
     sides = next((sides for start, sides in _SIZES.items() if network.startswith(start)), (256, 128))
     if stated := re.search(r"_(\d+)x(\d+)_", Path(path).name):
         sides = (int(stated[1]), int(stated[2]))
-    # BoxMOT, whose files end in .pt, resizes with OpenCV and compares by cosine
-    flags = f"--height {sides[0]} --width {sides[1]}" + " --no-antialias --metric cosine" * (Path(path).suffix == ".pt")
-    return f'pmm adopt "{call}" --weights {file} {flags} -o {out}'
+    flags = f"--height {sides[0]} --width {sides[1]}" + f" {BOXMOT}" * (Path(path).suffix == ".pt")
+    return f'pmm adopt "{call}" --weights {file} {flags} -o {to}'
 
 
 def _network_of_torchreid(name: str, keys: Mapping[str, Any], file: str) -> str:

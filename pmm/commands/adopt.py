@@ -18,9 +18,10 @@ from pmm.adoption.factory import Factory
 from pmm.adoption.image_options import ImageOptions
 from pmm.adoption.network_options import NetworkOptions
 from pmm.adoption.onnx_options import OnnxOptions
+from pmm.artifacts.adopted_file import AS_IT_IS, is_adopted
 from pmm.artifacts.checkpoint import is_checkpoint
 from pmm.artifacts.kinds import KIND_NAMES, SUFFIXES, kind_of
-from pmm.artifacts.known_checkpoints import adoption_command, describe
+from pmm.artifacts.known_checkpoints import describe, proposed_adoption
 from pmm.artifacts.weights_file import read_weights_file
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
@@ -53,10 +54,10 @@ def main(prog: str) -> None:
     path = Path(command.source)
     if not path.is_file() and not (":" not in command.source and path.suffix.lower() in {*SUFFIXES, ".safetensors"}):
         lines = _adopt_factory(command)
-    elif path.suffix != ".safetensors" and (kind := kind_of(path, "onnx")) == "onnx":
+    elif existing_file(path, EXPECTED).suffix != ".safetensors" and (kind := kind_of(path, "onnx")) == "onnx":
         lines = _adopt_onnx(command)
     elif path.suffix == ".safetensors" or kind in ("checkpoint", "torch"):
-        _refuse_weights(existing_file(path, EXPECTED))
+        _refuse_weights(path, command.out)
     else:
         hint = "adopt the nn.Module that it was made from, or an ONNX file of it"
         raise InvalidFile(f"it is {KIND_NAMES[kind]}", path=path, expected=EXPECTED, hint=hint)
@@ -118,12 +119,12 @@ def _refuse_flags(default: OnnxOptions, given: OnnxOptions, what: str) -> None:
             raise ConflictingOptions(f"--{name} is about ONNX files, not {what}", f"--{name}", hint="leave it out")
 
 
-def _refuse_weights(path: Path) -> NoReturn:
+def _refuse_weights(path: Path, out: Path) -> NoReturn:
     content = read_weights_file(path, EXPECTED)
+    if is_adopted(content):
+        raise InvalidFile("it is adopted already", path=path, hint=AS_IT_IS)
     if is_checkpoint(content):
-        raise InvalidFile(
-            "it is a PMM checkpoint, or adopted already", path=path, hint="every command takes it as it is"
-        )
-    known = describe(content, path)
-    hint = known or f"name what makes its network: {adoption_command(content, path)}"
+        raise InvalidFile("it is a PMM checkpoint", path=path, hint="every command takes it as it is")
+    known = describe(content, path, out)
+    hint = known or f"name what makes its network: {proposed_adoption(content, path, out)}"
     raise InvalidFile("it holds weights, and no network", path=path, expected=EXPECTED, hint=hint)

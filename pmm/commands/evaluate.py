@@ -97,7 +97,7 @@ def main(prog: str) -> None:
             output_file(path, artifact, manifest_path(artifact), suffixes=suffixes)
     data = resolve_dataset(artifact, command.dataset, command.root)
     if not (command.dataset and command.root):
-        print(f"data set: {printable(data.name)}, as the checkpoint says")
+        print(f"data set: {printable(data.name)}, as the file says")
     split = read_dataset(data.name, data.root)
     if why := unrankable(split.query, split.gallery):
         raise InvalidFile(

@@ -25,7 +25,7 @@ class ExportAotiCommand:
     """`pmm export aoti CKPT [-o FILE.pt2]`"""
 
     checkpoint: Annotated[Path, Arg("CKPT", positional=True)]
-    """Checkpoint written by pmm train."""
+    """Checkpoint written by pmm train or pmm adopt."""
     out: Annotated[Path | None, Arg("FILE.pt2", short="-o")] = None
     """File to write (default: beside the checkpoint, as best-cpu.pt2 or best-cuda-fp16.pt2)."""
     precision: PackagePrecision = "fp32"

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pmm.artifacts.artifact import Artifact, new_artifact, reusable
-from pmm.artifacts.kinds import PACKAGE_SUFFIX
+from pmm.artifacts.kinds import KIND_NAMES, PACKAGE_SUFFIX, kind_of
 from pmm.artifacts.manifest import METADATA_KEY, EmbeddingContract, InputContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
 from pmm.export.options import Precision, VerifyOptions
 from pmm.export.precision import GraphPrecision, tally
 from pmm.export.reference import changed_meanwhile, checkpoint_parity_check
-from pmm.utils.errors import InvalidValue
+from pmm.utils.errors import InvalidFile, InvalidValue
 from pmm.utils.files import output_file, sha256
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ def export_aoti(
     output_file(out, checkpoint, suffixes=(PACKAGE_SUFFIX,))
     if precision not in get_args(PackagePrecision):
         raise InvalidValue("precision", precision, choices=get_args(PackagePrecision))
+    if kind_of(checkpoint, "checkpoint") == "onnx":
+        expected = "a checkpoint written by pmm train or pmm adopt (.pth)"
+        hint = "adopt the nn.Module that it was made from, or build an engine of it (pmm export trt)"
+        raise InvalidFile(f"it is {KIND_NAMES['onnx']}", path=checkpoint, expected=expected, hint=hint)
 
     import torch
 

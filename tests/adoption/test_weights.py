@@ -77,7 +77,7 @@ def test_of_two_copies_that_differ_the_user_chooses(first, tmp_path):
 
 
 STATES = ("optimizer.state.0.exp_avg", "optim.state.0.exp_avg", "amp_scaler.scale", "rng_state", "lr_sched.last",
-          "lr_scheduler_state_dict.last", "optimizer_states.0", "optimizer_center.state.0.step", "progress.loss")  # fmt: skip
+          "scheduler_state_dict.last", "optimizer_states.0", "optimizer_center.state.0.step", "progress.loss")  # fmt: skip
 LAYERS = ("optimal.weight", "scheduled_gate.weight", "rng_proj.weight", "logit_scaler.weight", "scaler.weight",
           "progressive_3.conv", "optimizer_gate.bias")  # fmt: skip
 

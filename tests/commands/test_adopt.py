@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from pmm.artifacts.adopted_file import ADOPTED
 from pmm.artifacts.known_checkpoints import TORCHREID, adoption_command, describe
 from pmm.artifacts.trained_model import read_model
 from tests.adoption.networks import Plain
@@ -34,8 +35,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_network_is_adopted_and_its_code_never_needed_again(folder, people):
-    done = command("adopt", "net_of_a_user:build(dim=6)", "-o", "model.pth", *SIZE, "--dataset", "synthetic",
-                   "--root", people, "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.1", "--colour", "bgr",
+    done = command("adopt", "net_of_a_user:build(dim=6)", "-o", "model.pth", *SIZE,
+                   "--dataset", "synthetic", "--root", people, "--metric", "euclidean",
+                   "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.1", "--colour", "bgr",
                    cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     weights, assumed, written, after = done.stdout.splitlines()
@@ -50,8 +52,17 @@ def test_a_network_is_adopted_and_its_code_never_needed_again(folder, people):
     trained = read_model(folder / "model.pth")
     assert trained.preprocessing.mean == (0.3, 0.4, 0.5)
     assert trained.source["factory"] == "net_of_a_user:build(dim=6)"
+    assert trained.source["flags"] == (
+        "--height 64 --width 32 --mean 0.5 0.4 0.3 --std 0.2 0.2 0.1 --colour bgr --metric euclidean"
+    )
     told = command("info", folder / "model.pth").stdout
-    for fact in ("adopted network", "operators.aten.conv2d.default", "net_of_a_user:build(dim=6)", "PIL's bilinear"):
+    for fact in (
+        "adopted network",
+        "operators.aten.conv2d.default",
+        "net_of_a_user:build(dim=6)",
+        "PIL's bilinear",
+        "--colour bgr",
+    ):
         assert fact in told
     done = command("visualize", folder / "model.pth", "--what", "lists,cam", "--out", folder / "pictures")
     assert_one_line_error(done, "adopted", "--what lists")
@@ -93,6 +104,7 @@ def test_what_is_wrong_with_a_command_line_is_noticed_without_torch(tmp_path):
         (("m:f", "-o", tmp_path / "model.onnx", *SIZE), ".pth"),
         (("f", *out, *SIZE), "MODULE:FACTORY"),
         (("no.onnx", *out, *SIZE), "does not exist"),
+        (("no.pt", *out, *SIZE), "MODULE:FACTORY"),
     ]
     answers = run_all_without_torch(*(("-m", "pmm", "adopt", *args) for args, _ in wrong))
     for (args, fact), done in zip(wrong, answers, strict=True):
@@ -106,8 +118,9 @@ def test_what_is_wrong_with_a_command_line_is_noticed_without_torch(tmp_path):
     [
         ({"state_dict": Plain().state_dict()}, "w.pth.tar", ("MODULE:FACTORY", "--weights", "w.pth.tar")),
         ({"classifier.weight": torch.zeros(751, 8)}, "osnet_ain_x1_0_msmt17_256x128_amsgrad.pth",
-         ("build_model('osnet_ain_x1_0', num_classes=751, pretrained=False)", "--height 256 --width 128")),
+         ("build_model('osnet_ain_x1_0', num_classes=751, pretrained=False)", "--height 256 --width 128", "out.pth")),
         ({"format": "pmm-checkpoint-1"}, "best.pth", ("PMM checkpoint",)),
+        ({"format": ADOPTED}, "adopted.pth", ("adopted", "pmm evaluate")),
     ],
 )  # fmt: skip
 def test_a_file_of_weights_is_answered_with_the_line_to_type(content, name, facts, tmp_path):
@@ -155,6 +168,7 @@ def test_the_network_is_known_by_its_weights_or_by_the_name_of_the_file(shapes, 
     assert ("--no-antialias --metric cosine" in line) == (file.endswith(".pt") and "torchreid" in line)
     if known := describe(state, file):
         assert adoption_command(state, file) in known
+        assert ("BoxMOT" in known) == ("--no-antialias" in known)
 
 
 def test_each_network_of_torchreid_is_known_by_the_name_of_its_file():

@@ -79,7 +79,7 @@ def test_a_checkpoint_names_its_data_set(trained, exported, people, tmp_path, em
     moved.symlink_to(people)
     done = run_here("-m", "pmm", "evaluate", trained, "--root", moved, "--json", out)
     assert (figures(done, out)["mAP"], figures(done, out)["root"]) == (expected, str(moved))
-    assert "data set: synthetic, as the checkpoint says" in done.stdout
+    assert "data set: synthetic, as the file says" in done.stdout
     assert figures(run_here("-m", "pmm", "evaluate", trained, "--dataset", "synthetic", "--json", out), out)
     done = run_here("-m", "pmm", "evaluate", trained, "--dataset", "market1501")
     assert_one_line_error(done, "--dataset market1501 without --root", "trained on synthetic", "--root DIR")
@@ -90,7 +90,7 @@ def test_a_checkpoint_names_its_data_set(trained, exported, people, tmp_path, em
     save(tmp_path / "evil.pth", state)
     done = run_here("-m", "pmm", "evaluate", tmp_path / "evil.pth")
     assert_one_line_error(done, r"\x1b[31mevil\nmAP 100 %")
-    assert done.stdout == "data set: \\x1b[31mevil\\nmAP 100 %, as the checkpoint says\n"
+    assert done.stdout == "data set: \\x1b[31mevil\\nmAP 100 %, as the file says\n"
     # an exported file: its checkpoint does, if it is at hand
     done = run_here("-m", "pmm", "evaluate", exported, cwd=tmp_path)
     assert_one_line_error(done, "model.onnx: its checkpoint", "runs/", "--dataset NAME and --root DIR")

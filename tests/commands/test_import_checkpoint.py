@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pmm.artifacts.adopted_file import ADOPTED
 from pmm.artifacts.checkpoint import load
 from pmm.data.readers import read_dataset
 from pmm.data.samples import class_indices
@@ -99,6 +100,9 @@ def test_a_refused_file_leaves_what_was_there(tmp_path):
 def test_a_checkpoint_of_ours_has_nothing_to_import(trained, tmp_path):
     done = command(trained, "-o", tmp_path / "x.pth")
     assert_one_line_error(done, "already a PMM checkpoint", "every command takes it as it is")
+    torch.save({"format": ADOPTED}, tmp_path / "adopted.pth")
+    done = command(tmp_path / "adopted.pth", "-o", tmp_path / "x.pth")
+    assert_one_line_error(done, "adopted network", "pmm evaluate", "as it is")
     assert not (tmp_path / "x.pth").exists()
 
 

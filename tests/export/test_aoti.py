@@ -189,6 +189,9 @@ def test_what_cannot_be_had_is_refused_before_the_work(trained, built, tmp_path,
         export_aoti(tmp_path / "moved.pth", tmp_path / "m.pt2")
     assert not built
     assert [path.name for path in tmp_path.iterdir()] == ["moved.pth"]
+    (tmp_path / "adopted.onnx").write_bytes(b"")
+    with refuses(InvalidFile, path=tmp_path / "adopted.onnx", expected="pmm adopt (.pth)", hint="pmm export trt"):
+        export_aoti(tmp_path / "adopted.onnx", tmp_path / "m.pt2")
 
 
 def test_an_unverified_package_was_at_least_loaded(trained, built, tmp_path, monkeypatch):
