@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -24,6 +24,8 @@ from pmm.utils.errors import reason_of
 TRACED = 3
 """Images that it is exported with: a number that no code singles out."""
 ONNX_HINT = "or export it to ONNX yourself, and adopt that file"
+BATCH_CAUSES = "its code makes a plain number of the batch, or branches on it"
+BATCH_HINT = "leave x.shape[0] as it is, without int(), len() or if, and write x.view(x.shape[0], -1) or x.flatten(1)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ def trace(
                 if not torch.equal(network(images[:count]), result):
                     raise CannotAdopt(
                         f"what torch.export makes of it computes something else for {count} images",
+                        path=_line_on_batch(wrapped, noise, one=True) or _line_of_forward(module),
                         hint=f"does its code look at values or at the batch? write it otherwise, {ONNX_HINT}",
                     )
     state = module.state_dict()
@@ -92,11 +95,15 @@ def trace(
 
 def _run(module: nn.Module, images: Tensor) -> Tensor:
     shape = list(images.shape)
-    code = type(module).forward.__code__ if hasattr(type(module).forward, "__code__") else None
-    place = f"{code.co_filename}:{code.co_firstlineno}" if code and is_user_code(code.co_filename) else ""
     hint = "it must take any number of float32 images [N, 3, H, W] of this size, and run on the CPU (without .cuda())"
-    with user_code(f"its network fails on images {shape}:", place, hint=hint):
+    with user_code(f"its network fails on images {shape}:", _line_of_forward(module) or "", hint=hint):
         return module(images)
+
+
+def _line_of_forward(module: nn.Module) -> str | None:
+    """None if it is no user's code."""
+    code = getattr(type(module).forward, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code and is_user_code(code.co_filename) else None
 
 
 def _check_behaviour(module: nn.Module, images: Tensor, results: list[Tensor]) -> list[str]:
@@ -109,19 +116,28 @@ def _check_behaviour(module: nn.Module, images: Tensor, results: list[Tensor]) -
     if not torch.equal(_run(module, images.clone()), results[-1]):
         hint = "dropout in its forward must follow self.training, as nn.Dropout does"
         raise CannotAdopt("it gives other embeddings each time, for the same images", hint=hint)
-    check_batches(all_of_them, fewer, CannotAdopt)
+
+    def refuse_one(problem: str, *, expected: str, hint: str) -> CannotAdopt:
+        if line := _line_on_batch(module, images, one=True):
+            return CannotAdopt(f"it treats one image otherwise: {BATCH_CAUSES}", path=line, hint=BATCH_HINT)
+        return CannotAdopt(problem, expected=expected, hint=hint)
+
+    one, *others = fewer
+    check_batches(all_of_them, others, CannotAdopt)
+    check_batches(all_of_them, [one], refuse_one)
     return [f"warning: {words}"] if (words := alike(all_of_them)) else []
 
 
-def _exported(module: nn.Module, images: Tensor) -> fx.GraphModule:
-    def export() -> torch.export.ExportedProgram:
-        return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def _export(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
+
+def _exported(module: EmbeddingNetwork, images: Tensor) -> fx.GraphModule:
     try:
         # what writes into its input becomes what does not, and dropout goes
-        program = export().run_decompositions({})
+        program = _export(module, images).run_decompositions({})
     except Exception as error:  # a dozen kinds
-        raise _refusal(error, export) from error
+        raise _refusal(error, module, images) from error
     written = program.graph_signature.buffers_to_mutate
     if written:
         names = ", ".join(str(name).removeprefix("module.") for name in written.values())
@@ -136,39 +152,49 @@ def _exported(module: nn.Module, images: Tensor) -> fx.GraphModule:
     return graph
 
 
-def _refusal(error: Exception, export: Callable[[], object]) -> CannotAdopt:
+def _refusal(error: Exception, module: EmbeddingNetwork, images: Tensor) -> CannotAdopt:
     """What torch.export did not manage, at the line of the user's code."""
-    text = str(error)
+    text, forward = str(error), _line_of_forward(module.module)
     if "specialized" in text or "Constraints violated" in text:
-        with _lines_of_guards() as lines, suppress(Exception):
-            export()
+        numbers = "one number" if "specialized" in text else "some numbers"
         return CannotAdopt(
-            "it works for one number of images only: its code makes a plain number of the batch",
-            path=lines[0] if lines else None,
-            hint="leave x.shape[0] as it is, without int(), and write x.view(x.shape[0], -1) or x.flatten(1)",
+            f"it works for {numbers} of images only: {BATCH_CAUSES}",
+            path=_line_on_batch(module, images, one=False) or forward,
+            hint=BATCH_HINT,
         )
-    place = line_of(error) or None
+    place = line_of(error) or forward
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         return CannotAdopt(
             "what it computes depends on the values of the images, which cannot be exported",
             path=place,
             hint=f"write it without looking at values (torch.where in place of if), {ONNX_HINT}",
         )
+    reason = re.split(r"\.\s+(?=[A-Z])", reason_of(error))[0]  # what follows is for those who know torch
     return CannotAdopt(
-        f"torch.export cannot follow it ({type(error).__name__}: {reason_of(error)})",
+        f"torch.export cannot follow it ({type(error).__name__}: {reason})",
         path=place,
         hint=f"write it otherwise, {ONNX_HINT}",
     )
 
 
+def _line_on_batch(module: nn.Module, images: Tensor, *, one: bool) -> str | None:
+    """The first line of the user's code that restricts the number of images; if `one`, also to more than one, which
+    torch takes for granted."""
+    import torch.fx.experimental._config as config
+
+    with _lines_of_guards() as lines, suppress(Exception), config.patch(backed_size_oblivious=one):  # type: ignore[attr-defined]
+        _export(module, images[:TRACED])
+    return lines[0] if lines else None
+
+
 @contextmanager
 def _lines_of_guards() -> Iterator[list[str]]:
-    """Lines of the user's code that fix a size, as torch logs them."""
+    """Lines of the user's code that restrict a size, as torch logs them."""
     lines: list[str] = []
 
     class GuardListener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if re.match(r"eval Eq\(", record.getMessage()):
+            if re.match(r"eval .*\[guard added\]", record.getMessage()):
                 stack = traceback.extract_stack()[:-1]
                 begin = max(at for at, frame in enumerate(stack) if frame.filename == __file__)
                 own = [frame for frame in stack[begin:] if is_user_code(frame.filename)]

@@ -70,6 +70,27 @@ class FixedBatch(Plain):
         return features.view(int(images.shape[0]), -1)
 
 
+class BranchesOnBatch(Plain):
+    def forward(self, images):
+        features = self.features(images)
+        if images.shape[0] > 6:
+            features = features * 2
+        return features
+
+
+class BranchesOnOne(Plain):
+    def forward(self, images):
+        features = self.features(images)
+        if images.shape[0] == 1:
+            features = features * 2
+        return features
+
+
+class ReadsData(Plain):
+    def forward(self, images):
+        return self.features(images) * self.norm.weight.data
+
+
 class OneBatch(Plain):
     def forward(self, images):
         return self.features(images).view(2, -1)

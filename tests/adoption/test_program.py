@@ -96,6 +96,9 @@ def test_embeddings_that_tell_nothing_apart_are_noticed():
     [
         (networks.LooksAtValues, "if features.sum()", ("torch.where", "ONNX")),
         (networks.FixedBatch, "int(images.shape[0])", ("one number of images", "flatten(1)")),
+        (networks.BranchesOnBatch, "if images.shape[0] > 6", ("some numbers of images", "branches", "flatten(1)")),
+        (networks.BranchesOnOne, "if images.shape[0] == 1", ("one image", "branches")),
+        (networks.ReadsData, "def forward", ("constant's list);", "ONNX")),
         (networks.OtherSize, "assert", ("[2, 3, 32, 16]", "Input height doesn't match model")),
         (networks.OnCuda, "raise", ("NVIDIA driver", "CPU")),
         (networks.TwoInputs, "def forward", ("cameras",)),
