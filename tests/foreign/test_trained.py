@@ -9,7 +9,12 @@ import shlex
 
 import pytest
 
+from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.synthetic.dataset import draw_people
+from pmm.export.onnx import export_onnx
+from pmm.export.options import EngineOptions, ExportOptions
+from pmm.export.trt import engine_from_onnx
+from pmm.utils.hardware import nvidia_gpus
 from tests.conftest import run_here
 from tests.foreign.conftest import CLIENTS, FOLDER, VIDEO, adopt, run_there
 from tests.foreign.networks import EMBEDDER, EMBEDDER_WEIGHTS, TRAINED
@@ -67,23 +72,30 @@ def bench(name, file, out, request, *options):
 
 def test_the_bench_judges_it_with_all_gates(trained, tmp_path, request):
     name, file = trained
-    backends = "torch,ort-cpu,tensorrt-rtx"
-    results, failures = bench(
-        name, file, tmp_path / "report", request, "--backends", backends, "--precisions", "fp32,int8"
-    )
+    half = export_onnx(file, tmp_path / "fp16.onnx", ExportOptions(precision="fp16")).path  # which a CPU runs in fp32
+    words = ("--backends", "torch,ort-cpu,tensorrt-rtx", "--precisions", "fp32,fp16,bf16,int8")
+    results, failures = bench(name, file, tmp_path / "report", request, half, *words)
+    engines = {name: result for name, result in results.items() if result["backend"] == "tensorrt-rtx"}
+    assert len(engines) >= 4
+    if not nvidia_gpus():  # they are built, and cannot run
+        assert {result["status"] for result in engines.values()} == {"unavailable"}
+        assert all("built" in result["reason"] or "not installed" in result["reason"] for result in engines.values())
+        failures = [failure for failure in failures if failure["result"] not in engines]
     assert not failures
-    for backend in ("torch fp32", "ort-cpu fp32", "ort-cpu int8"):
+    (of_half,) = (name for name in results if name.endswith("fp16.onnx"))
+    for backend in ("torch fp32", "torch bf16", "ort-cpu fp32", "ort-cpu int8", of_half):
         assert results[backend]["status"] == "ok", results[backend]["reason"]
     timed = {batch["batch"]: batch for batch in results["ort-cpu int8"]["batches"]}
     assert set(timed) == {1, 8}
+    for batch in results["ort-cpu fp32"]["batches"]:
+        int8 = timed[batch["batch"]]
+        assert int8["speedup"]["value"] > 0
+        over = batch["p50_ms"] / int8["p50_ms"]
+        print(f"{name}, batch {batch['batch']}: ort-cpu int8 is {int8['speedup']['value']:.2f} times as fast as the "
+              f"reference, {over:.2f} times as fast as ort-cpu fp32")  # fmt: skip
 
 
 def test_an_int8_file_for_tensorrt_passes_its_gate(trained, tmp_path, request):
-    from pmm.artifacts.onnx_file import read_onnx
-    from pmm.export.onnx import export_onnx
-    from pmm.export.options import EngineOptions, ExportOptions
-    from pmm.export.trt import engine_from_onnx
-
     _, file = trained
     artifact = export_onnx(file, tmp_path / "int8.onnx", ExportOptions(precision="int8"))
     assert artifact.manifest.precision_found == "int8"
