@@ -42,6 +42,8 @@ class ParityCheck:
     expected: Embeddings
     against: str = "the torch checkpoint's"
     """Whose embeddings the expected ones are."""
+    allowance: float = 1.0
+    """The share of the allowed error that may be used up."""
 
     @classmethod
     def of(cls, reference: Embed, crops: Crops, embedding: EmbeddingContract) -> ParityCheck:
@@ -82,7 +84,10 @@ class ParityCheck:
         together, indices = np.concatenate([candidate(self.crops[turn]) for turn in turns]), np.concatenate(turns)
         batched = numeric_parity(rows[indices], together)
         batched = dataclasses.replace(batched, worst_row=int(indices[batched.worst_row]))
-        least = {self.against: MIN_COSINE[precision],
+        # 1 - (1 - c) is not c to the bit
+        least_cosine = MIN_COSINE[precision] + (1 - self.allowance) * (1 - MIN_COSINE[precision])
+        most_norm_error = self.allowance * MAX_NORM_ERROR[precision]
+        least = {self.against: least_cosine,
                  "that of the same row in another batch": min(MIN_BATCH_COSINE, MIN_COSINE[precision])}  # fmt: skip
         for figures, (against, allowed) in zip((parity, batched), least.items(), strict=True):
             if figures.min_cosine < allowed:
@@ -92,11 +97,11 @@ class ParityCheck:
                     expected=f"{allowed} or more for {precision}",
                     hint="nothing was written",
                 )
-            if figures.max_length_error > MAX_NORM_ERROR[precision]:
+            if figures.max_length_error > most_norm_error:
                 raise ParityFailed(
                     f"parity failed: a row's norm differs by {figures.max_length_error:.1%} from {against}",
                     path=name,
-                    expected=f"{MAX_NORM_ERROR[precision]:.2%} or less for {precision}",
+                    expected=f"{most_norm_error:.2%} or less for {precision}",
                     hint="nothing was written",
                 )
         return {

@@ -12,12 +12,13 @@ from pmm.adoption.onnx_options import OnnxOptions
 from pmm.artifacts.manifest import InputContract
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.preprocessing import Preprocessing
+from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.fallback import convert_with_fallback
 from pmm.export.half_conversion import to_half
 from pmm.export.half_fallback import HalfConverter, half_with_fallback
-from pmm.export.half_precision import half_type, tensor_types
+from pmm.export.half_precision import emulated, half_type, tensor_types
 from pmm.export.onnx import describe, export_onnx
-from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions
+from pmm.export.options import MAX_NORM_ERROR, EngineOptions, ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.precision import onnx_precision
 from pmm.export.reference import in_memory
@@ -32,16 +33,17 @@ SIZE = Preprocessing(height=4, width=6, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0
 
 def convolutions(kinds):
     """3 channels through convolutions to 4, with Relus in between, to their means: what cancels has weights near 100
-    for two equal channels, with opposite signs, and the first loud one is undone by the second."""
+    for two equal channels, with opposite signs, and the first loud one is undone by the second; mild is a little of
+    what cancels."""
     steps, weights, last = [("Conv", "x first.weight bias", "map", {})], {"first.weight": normal(4, 3, 1, 1) * 5}, "map"
     weights["first.weight"][1] = weights["first.weight"][0]
     weights["bias"] = np.float32([20, 20, 20, 20])
-    factors = {"plain": 1, "cancels": 1, "loud": 5e4, "quiet": 2e-5}
+    factors = {"plain": 1, "cancels": 1, "mild": 1, "loud": 5e4, "quiet": 2e-5}
     for index, kind in enumerate(kinds):
         name = f"{kind}{index}.weight"
         weights[name] = abs(normal(4, 4, 1, 1, seed=index + 1)) * np.float32(factors[kind])
-        if kind == "cancels":
-            weights[name][:, :2] += np.float32([100, -100])[:, None, None]
+        if kind in ("cancels", "mild"):
+            weights[name][:, :2] += {"cancels": 100, "mild": 10}[kind] * np.float32([1, -1])[:, None, None]
         weights[name][1] = weights[name][0]
         steps += [("Conv", f"{last} {name}", f"map{index}", {}), ("Relu", f"map{index}", f"on{index}", {})]
         last = f"on{index}"
@@ -86,6 +88,22 @@ def test_layers_between_which_numbers_are_beyond_half_are_kept_together():
     assert set(kept) == {"loud2", "quiet3"}
     assert tensor_types(half)["on2"] == onnx.TensorProto.FLOAT, "it would be Inf"
     assert converted(proto, "bf16")[1] == []
+
+
+def test_with_layers_kept_it_stays_away_from_the_limit_where_that_is_possible(monkeypatch):
+    proto = convolutions(["plain", "cancels", "mild", "plain"])
+    enough = HalfConverter(proto, "fp16").build(["cancels1"])
+    assert 0.5 < norm_error(proto, enough) / MAX_NORM_ERROR["fp16"] < 1
+    half, kept = converted(proto, "fp16")
+    assert kept == ["cancels1", "mild2"]
+    monkeypatch.setitem(MAX_NORM_ERROR, "fp16", 1.2 * norm_error(proto, half))
+    assert converted(proto, "fp16") == (half, kept), "half of that error is out of reach"
+
+
+def norm_error(proto, half):
+    check = parity_check(proto)
+    found = in_memory(emulated(half), FLOATS, SIZE, optimise=False)(check.crops)
+    return numeric_parity(check.expected, found).max_length_error
 
 
 def test_nothing_is_kept_where_all_can_be_in_half():

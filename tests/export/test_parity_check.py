@@ -1,9 +1,12 @@
 """The parity check, with runners that are wrong in one way each."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from pmm.artifacts.manifest import EmbeddingContract
+from pmm.export.options import MAX_NORM_ERROR
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.utils.errors import InvalidInput
 from tests.refusals import refuses
@@ -52,6 +55,16 @@ def test_batches_that_other_kernels_run_in(size):
     assert parity_check.check(exact, "fp32", "x", "", [8, 50])["batches"] == [1, 3, 16, 8, 50]
     with refuses(ParityFailed, f"row {(size - 1) % 20} ", "in another batch"):
         parity_check.check(wrong, "fp32", "x", "", [8, 50])
+
+
+@pytest.mark.parametrize(("factor", "fact"), [(1.0015, "norm"), (np.where(np.arange(12) < 6, 1, 1.023), "cosine")])
+def test_an_allowance_leaves_that_share_of_the_error(factor, fact, monkeypatch):
+    monkeypatch.setitem(MAX_NORM_ERROR, "fp16", 0.002 if fact == "norm" else 1)
+    parity_check = ParityCheck.of(exact, CROPS, PLAIN)
+    parity_check.check(lambda images: exact(images) * factor, "fp16", "x", "")
+    with refuses(ParityFailed, fact):
+        half = dataclasses.replace(parity_check, allowance=0.5)
+        half.sample(16).check(lambda images: exact(images) * factor, "fp16", "x", "")
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
