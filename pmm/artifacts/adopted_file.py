@@ -48,7 +48,7 @@ class Adopted:
     """Where it comes from: the factory, the weights and their SHA-256, the flags that were given, what was assumed."""
 
 
-def is_adopted(content: Any) -> bool:
+def is_adopted_network(content: Any) -> bool:
     """Whether `content`, as torch.load returns it, is an adopted network."""
     return isinstance(content, dict) and content.get("format") == ADOPTED
 

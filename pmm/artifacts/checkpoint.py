@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmm.artifacts.adopted_file import is_adopted
+from pmm.artifacts.adopted_file import is_adopted_network
 from pmm.artifacts.known_checkpoints import describe, method_of
 from pmm.config import Config
 from pmm.utils.build_info import __version__, build_version
@@ -99,7 +99,7 @@ def checked(content: Any, path: str | Path) -> dict[str, Any]:
         if not hint and method_of(content):
             hint = f"first turn it into one: pmm import {shlex.quote(str(path))} -o CKPT.pth"
         raise InvalidFile(f"not a PMM checkpoint (it holds: {keys})", path=path, expected=EXPECTED, hint=hint)
-    if is_adopted(content):
+    if is_adopted_network(content):
         problem = "it holds an adopted network, which can be evaluated, exported and benched, and nothing else"
         hint = "train it with its own code, and adopt what comes of it"
         raise InvalidFile(problem, path=path, expected=EXPECTED, hint=hint)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmm.artifacts.adopted_file import AS_IT_IS, is_adopted
+from pmm.artifacts.adopted_file import AS_IT_IS, is_adopted_network
 from pmm.artifacts.checkpoint import FORMAT, KEYS, is_checkpoint, save, versions
 from pmm.artifacts.known_checkpoints import BRANCHES, CODE, SHARED, describe, method_of, state_dict_of
 from pmm.artifacts.torch_file import COUNTER, as_float32, first_names, read_torch_file
@@ -63,7 +63,7 @@ def import_checkpoint(source: Path, out: Path, data: DataConfig, *, identities: 
         UserError: crops too small for it.
     """
     content = read_torch_file(source, EXPECTED)
-    if is_adopted(content):
+    if is_adopted_network(content):
         raise InvalidFile("an adopted network, nothing to import", path=source, hint=AS_IT_IS)
     if is_checkpoint(content):
         raise InvalidFile(

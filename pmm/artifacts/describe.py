@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmm.artifacts.adopted_file import is_adopted, restore_adopted
+from pmm.artifacts.adopted_file import is_adopted_network, restore_adopted
 from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.checkpoint import EXPECTED, checked, restore_model
 from pmm.artifacts.kinds import KIND_NAMES, KNOWN_KINDS, Kind
@@ -33,7 +33,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     from pmm.artifacts.torch_file import read_torch_file
 
     content = read_torch_file(path, EXPECTED)
-    if is_adopted(content):
+    if is_adopted_network(content):
         return _adopted(content, path)
     state = checked(content, path)
     model, config = restore_model(state, path)

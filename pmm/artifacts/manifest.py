@@ -308,7 +308,7 @@ class Manifest:
         return self.engine or self.package
 
     @property
-    def is_adopted_onnx(self) -> bool:
+    def is_adopted_itself(self) -> bool:
         """Whether it is the manifest of an adopted ONNX file itself, which others are made from."""
         return self.adopted is not None and self.adopted.sha256 == self.checkpoint_sha256
 
@@ -320,7 +320,7 @@ class Manifest:
     def source_sha256(self, digest: str) -> str:
         """SHA-256 of the checkpoint, or adopted ONNX file, that all files of this model are made from; `digest` is that
         of the file of this manifest."""
-        return digest if self.is_adopted_onnx else self.checkpoint_sha256
+        return digest if self.is_adopted_itself else self.checkpoint_sha256
 
     def made_from(self, checkpoint_sha256: str, versions: Mapping[str, str]) -> bool:
         """Whether this checkpoint gave it, by these versions of libraries (among others)."""

@@ -127,10 +127,10 @@ def _parsed(content: bytes, path: Path) -> onnx.ModelProto:
     return proto
 
 
-def is_adopted(path: Path) -> bool:
+def is_adopted_onnx(path: Path) -> bool:
     """Whether the ONNX file at `path` is one of pmm adopt. Raises InvalidFile as `read_onnx`."""
     manifest = read_onnx(path, external_data=True).stored_manifest
-    return manifest is not None and manifest.is_adopted_onnx
+    return manifest is not None and manifest.is_adopted_itself
 
 
 def embed_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:

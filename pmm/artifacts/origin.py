@@ -43,7 +43,7 @@ def manifest_of(path: Path) -> Manifest:
 def checkpoint_of(artifact: Path, manifest: Manifest) -> Path | None:
     """The checkpoint, or adopted ONNX file, that an exported file came from: beside it, one folder up, or in a run;
     else None. An adopted ONNX file comes from itself."""
-    if manifest.is_adopted_onnx:
+    if manifest.is_adopted_itself:
         return artifact
     kind, folder = "onnx" if manifest.adopted else "checkpoint", artifact.resolve().parent
     for path in dict.fromkeys([*folder.glob("*"), *folder.parent.glob("*"), *RUNS.glob("*/*")]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmm.artifacts.adopted_file import dataset_of_adopted, is_adopted, restore_adopted
+from pmm.artifacts.adopted_file import dataset_of_adopted, is_adopted_network, restore_adopted
 from pmm.artifacts.checkpoint import EXPECTED, checked, restore_model
 from pmm.artifacts.dataset_location import DatasetLocation, resolve_data_root
 from pmm.config import Config
@@ -46,7 +46,7 @@ def read_model(path: str | Path) -> TrainedModel:
     """
     path = Path(path)
     content = _read(path)
-    if is_adopted(content):
+    if is_adopted_network(content):
         adopted = restore_adopted(content, path)
         return TrainedModel(
             path=path,
@@ -94,7 +94,7 @@ def dataset_of(path: str | Path) -> DatasetLocation:
     """
     path = Path(path)
     content = _read(path)
-    if is_adopted(content):
+    if is_adopted_network(content):
         return _located(*dataset_of_adopted(content, path), path)
     data = Config.from_dict(checked(content, path)["config"]).data
     return _located(data.dataset, data.root, path)

@@ -201,7 +201,7 @@ def _refuse_older(out: Path) -> None:
 
 
 def _is_source(path: Path, kind: Kind) -> bool:
-    return kind == "checkpoint" or (kind == "onnx" and manifest_of(path).is_adopted_onnx)
+    return kind == "checkpoint" or (kind == "onnx" and manifest_of(path).is_adopted_itself)
 
 
 def _kind_of_source(source: Path) -> Literal["checkpoint", "onnx"]:

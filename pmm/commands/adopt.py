@@ -18,7 +18,7 @@ from pmm.adoption.factory import Factory
 from pmm.adoption.image_options import ImageOptions
 from pmm.adoption.network_options import NetworkOptions
 from pmm.adoption.onnx_options import OnnxOptions
-from pmm.artifacts.adopted_file import AS_IT_IS, is_adopted
+from pmm.artifacts.adopted_file import AS_IT_IS, is_adopted_network
 from pmm.artifacts.checkpoint import is_checkpoint
 from pmm.artifacts.kinds import KIND_NAMES, SUFFIXES, kind_of
 from pmm.artifacts.known_checkpoints import describe, proposed_adoption
@@ -121,7 +121,7 @@ def _refuse_flags(default: OnnxOptions, given: OnnxOptions, what: str) -> None:
 
 def _refuse_weights(path: Path, out: Path) -> NoReturn:
     content = read_weights_file(path, EXPECTED)
-    if is_adopted(content):
+    if is_adopted_network(content):
         raise InvalidFile("it is adopted already", path=path, hint=AS_IT_IS)
     if is_checkpoint(content):
         raise InvalidFile("it is a PMM checkpoint", path=path, hint="every command takes it as it is")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, require_kind
-from pmm.artifacts.onnx_file import is_adopted
+from pmm.artifacts.onnx_file import is_adopted_onnx
 from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_flags
 from pmm.runtime.trt_variant import gpu_for, gpu_here, library_name
 from pmm.utils import command_line
@@ -44,7 +44,7 @@ def main(prog: str) -> None:
     command = command_line.parse(ExportTrtCommand, prog=prog, description=__doc__ or "")
     model = existing_file(command.model, "a checkpoint written by pmm train, or an ONNX file")
     from_checkpoint = require_kind(model, "checkpoint", "onnx") == "checkpoint"
-    from_adopted = not from_checkpoint and is_adopted(model)
+    from_adopted = not from_checkpoint and is_adopted_onnx(model)
     stem = model.stem + command.onnx.suffix if from_checkpoint or from_adopted else model.stem
     out = output_file(command.out or model.with_name(f"{stem}.plan"), model, suffixes=ENGINE_SUFFIXES)
     flags = command_line.flags_in()

@@ -64,7 +64,7 @@ def onnx_parity_check(
     manifest = file.manifest
     dataset = verification.verify_dataset or data.name or DEFAULT_DATASET
     crops = verification_crops(dataset, verification.verify_root or data.root, manifest.preprocessing)
-    half = "" if manifest.is_adopted_onnx else half_type(manifest)
+    half = "" if manifest.is_adopted_itself else half_type(manifest)
     graph = emulated(file.proto) if half else file.proto
     expected = in_memory(graph, manifest.input, manifest.preprocessing, optimise=not half)(crops)
     return ParityCheck(crops, expected, name or f"the adopted ONNX file's ({file.sha256[:12]})")
@@ -99,7 +99,7 @@ def engine_parity_check(
         from pmm.artifacts.trained_model import read_model
 
         return checkpoint_parity_check(read_model(source), manifest.embedding, verification)
-    if manifest.is_adopted_onnx:
+    if manifest.is_adopted_itself:
         return onnx_parity_check(file, data, verification)
     if manifest.parity is None:
         problem = f"its embeddings were not verified against {manifest.source_name}, or its manifest is not beside it"

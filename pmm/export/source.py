@@ -94,7 +94,7 @@ def _checkpoint(path: Path) -> ExportSource:
 def _adopted(path: Path) -> ExportSource:
     file = read_onnx(path)
     manifest = file.manifest
-    if not manifest.is_adopted_onnx:
+    if not manifest.is_adopted_itself:
         expected = "a checkpoint, or an ONNX file of pmm adopt"
         source = "the adopted file" if manifest.adopted else "its checkpoint"
         raise InvalidFile("it is an export", path=path, expected=expected, hint=f"give {source}")

@@ -197,7 +197,7 @@ def _exports(path: Path, export_options: ExportOptions | None) -> bool:
     manifest = read_onnx(path).stored_manifest
     if manifest is None or export_options is None:
         return False
-    return manifest.is_adopted_onnx and export_options.precision != manifest.precision
+    return manifest.is_adopted_itself and export_options.precision != manifest.precision
 
 
 def _onnx(checkpoint: Path, out: Path, export_options: ExportOptions, verification: VerifyOptions) -> Artifact:

@@ -142,7 +142,7 @@ def test_the_manifest_says_what_it_is_and_where_from(tmp_path, people):
     artifact = adopt(path, dataset="market1501", root=str(people))
     manifest, file = artifact.manifest, read_onnx(artifact.path)
     assert (manifest.method, manifest.precision_found, manifest.opset) == ("adopted", "fp32", 11)
-    assert manifest.is_adopted_onnx
+    assert manifest.is_adopted_itself
     assert manifest.checkpoint_sha256 == manifest.adopted.sha256 == sha256(path)
     assert manifest.adopted.producer == "by hand"
     assert manifest.macs == 4 * 2 * DIM * 3 * 4 * 4

@@ -80,7 +80,7 @@ def test_files_of_an_adopted_one_name_it_as_their_source():
     origin = OnnxOrigin(sha256="1" * 64, producer="pytorch 2.4.0", dataset="market1501", root="market")
     adopted = dataclasses.replace(MANIFEST, engine=None, adopted=origin)
     made_of_it = dataclasses.replace(adopted, checkpoint_sha256="a" * 64)
-    assert (adopted.is_adopted_onnx, made_of_it.is_adopted_onnx, MANIFEST.is_adopted_onnx) == (True, False, False)
+    assert (adopted.is_adopted_itself, made_of_it.is_adopted_itself, MANIFEST.is_adopted_itself) == (True, False, False)
     assert adopted.source_sha256("a" * 64) == made_of_it.source_sha256("b" * 64) == "a" * 64
     assert MANIFEST.source_sha256("b" * 64) == "1" * 64
     assert Manifest.from_json(adopted.to_json(), "x") == adopted

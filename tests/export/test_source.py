@@ -62,7 +62,7 @@ def test_every_precision_is_made_of_it_and_compared_with_it(adopted, options, tm
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     assert checkpoint_of(artifact.path, manifest) == adopted
     assert training_dataset(artifact.path) == training_dataset(adopted)
-    assert not manifest.is_adopted_onnx
+    assert not manifest.is_adopted_itself
 
 
 def test_int8_of_it_runs_and_names_what_it_kept(adopted, tmp_path):
@@ -164,7 +164,7 @@ def test_engines_are_built_of_it_in_its_own_precision_and_by_way_of_others(adopt
         assert manifest.engine.onnx_sha256 == sha256(tmp_path / (between or "adopted.onnx"))
         assert "x:0: batch 1 2 4" in manifest.engine.flags
         assert checkpoint_of(plan, manifest) == adopted
-        assert not manifest.is_adopted_onnx
+        assert not manifest.is_adopted_itself
     refused = run_here("export/to_trt.py", adopted, "--static-batch", "2")
     assert_one_line_error(refused, "--static-batch", "adopt")
 
