@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.adoption.image_options import ImageOptions
+from pmm.adoption.network_options import NetworkOptions
 from pmm.adoption.onnx_assembly import contract_of, from_images_to, with_interface
 from pmm.adoption.onnx_interface import ImageInput, embedding_output, image_input, inputs_of
 from pmm.adoption.onnx_options import OnnxOptions
@@ -30,6 +31,7 @@ from pmm.adoption.probes import (
     check_finite,
     probes,
 )
+from pmm.adoption.typed_flags import typed_flags
 from pmm.artifacts.artifact import Artifact, new_artifact
 from pmm.artifacts.manifest import PRECISIONS, EmbeddingContract, InputContract, Manifest, OnnxOrigin
 from pmm.artifacts.onnx_file import embed_manifest
@@ -80,6 +82,7 @@ def adopt_onnx(
             take.
     """
     out = output_file(out, Path(source), suffixes=(".onnx",))
+    flags = typed_flags(images, options, NetworkOptions(output=output, metric=metric))
     foreign = read_foreign_onnx(source)
     found = image_input(
         foreign, name=options.input, layout=options.layout or "", height=images.height, width=images.width
@@ -114,7 +117,7 @@ def adopt_onnx(
         metric=chosen if metric == "auto" else metric,
     )
     manifest = _manifest(foreign, measured, contract, embedding, size, OnnxOrigin(
-        sha256=foreign.sha256, producer=foreign.producer, dataset=dataset, root=root
+        sha256=foreign.sha256, producer=foreign.producer, dataset=dataset, root=root, flags=flags
     ))  # fmt: skip
     with new_artifact(out, manifest) as draft:
         embed_manifest(proto, manifest)

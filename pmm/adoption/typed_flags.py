@@ -21,6 +21,6 @@ def _words(options: Any) -> Iterator[str]:
         value = getattr(options, field.name)
         if value == field.default or field.name in STORED_APART:
             continue
-        yield f"--{'no-' if value is False else ''}{field.name}"
+        yield f"--{'no-' if value is False else ''}{field.name.replace('_', '-')}"
         if not isinstance(value, bool):
             yield from map(str, value if isinstance(value, tuple) else (value,))

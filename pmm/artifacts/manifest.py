@@ -248,6 +248,8 @@ class OnnxOrigin:
     """Layout of the data set to judge it on; empty if nobody said what it was."""
     root: str = ""
     """Folder of that data set."""
+    flags: str = ""
+    """What was given to pmm adopt, as it is typed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,6 +110,7 @@ def test_the_normalisation_can_go_into_the_graph(home, crops, colour, **kind):
         "uint8", "NHWC", "rgb", "graph",
     )  # fmt: skip
     assert moved.preprocessing == plain.manifest.preprocessing
+    assert moved.adopted.flags == plain.manifest.adopted.flags + " --uint8"
     pixels = load_crops(crops, moved.preprocessing)
     session = onnxruntime.InferenceSession(plain.path.read_bytes(), providers=["CPUExecutionProvider"])
     step = contract.batch or len(pixels)
