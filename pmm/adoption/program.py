@@ -18,6 +18,7 @@ from pmm.adoption.user_code import CannotAdopt, is_user_code, line_of, user_code
 from pmm.data.preprocessing import Preprocessing
 from pmm.models.adopted import AdoptedNetwork
 from pmm.models.graph_json import graph_from_json, graph_to_json
+from pmm.models.graph_passes import attention_of_heads
 from pmm.runtime.torch_graph import quiet
 from pmm.utils.errors import reason_of
 
@@ -149,7 +150,7 @@ def _exported(module: EmbeddingNetwork, images: Tensor) -> fx.GraphModule:
         if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder" and not node.users:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
-    return graph
+    return attention_of_heads(graph)
 
 
 def _refusal(error: Exception, module: EmbeddingNetwork, images: Tensor) -> CannotAdopt:

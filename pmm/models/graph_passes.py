@@ -94,6 +94,25 @@ def reverse_channels(graph: fx.GraphModule) -> fx.GraphModule:
     return remove_unused(graph)
 
 
+def attention_of_heads(graph: fx.GraphModule) -> fx.GraphModule:
+    """Make attention without heads [N, L, D], in place, attention of one head [N, 1, L, D], which has the same bits:
+    exporters to ONNX know no other. Nodes have a tensor of their shape as `meta["val"]`."""
+    unsqueeze, squeeze = torch.ops.aten.unsqueeze.default, torch.ops.aten.squeeze.dim
+    for node in graph.graph.nodes:
+        if operator_name(node) != "scaled_dot_product_attention" or node.meta["val"].dim() != 3:
+            continue
+        for tensor in node.all_input_nodes:
+            if tensor.meta["val"].dim() == 3:  # a mask may be the same for all images
+                with graph.graph.inserting_before(node):
+                    node.replace_input_with(tensor, graph.graph.call_function(unsqueeze, (tensor, 1)))
+        with graph.graph.inserting_after(node):
+            output = graph.graph.call_function(squeeze, (node, 1))
+        output.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(output, delete_user_cb=lambda user, output=output: user is not output)
+    graph.recompile()
+    return graph
+
+
 def attribute(graph: fx.GraphModule, node: fx.Node) -> Tensor:
     """The tensor that a `get_attr` node reads."""
     owner, _, name = str(node.target).rpartition(".")

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from pmm.models.graph_passes import fold_batch_norms_in_graph, fold_constants, reverse_channels
+from pmm.models.graph_passes import (
+    attention_of_heads,
+    fold_batch_norms_in_graph,
+    fold_constants,
+    known_shapes,
+    reverse_channels,
+)
 from tests.models.aten import aten, graph_of, nodes_of
 
 NORM = "_native_batch_norm_legit_no_training"
@@ -155,3 +161,24 @@ def test_bgr_images_cost_nothing_where_plain_convolutions_alone_read_them(kind, 
     reverse_channels(graph)
     assert len(nodes_of(graph, "flip")) == flips
     close(graph, images.flip(1), expected)
+
+
+class Attends(nn.Module):
+    """Without heads and with them; the mask is of all images, or of each."""
+
+    def forward(self, x):
+        attend, rows = aten.scaled_dot_product_attention.default, aten.flatten.using_ints(x, 1, 2)
+        mixed = attend(attend(rows, rows, rows), rows, rows, aten.matmul.default(rows, aten.mT.default(rows)))
+        one = attend(mixed, rows, mixed, aten.mean.dim(aten.matmul.default(rows, aten.mT.default(rows)), [0]))
+        return aten.add.Tensor(aten.flatten.using_ints(attend(x, x, x), 1, 2), one)
+
+
+def test_attention_without_heads_becomes_that_of_one_with_the_same_bits(images):
+    graph = graph_of(Attends())
+    expected = graph(images)
+    with known_shapes(graph, images):
+        attention_of_heads(graph)
+    assert torch.equal(graph(images), expected)
+    with known_shapes(graph, images):
+        attention = nodes_of(graph, "scaled_dot_product_attention")
+        assert [node.meta["val"].dim() for node in attention] == [4] * 4
