@@ -66,7 +66,7 @@ def by_hand(path):
 
 
 def test_all_ways_to_embed_a_crop_obey_the_contract(artifact, odd_people, tmp_path):
-    samples = read_dataset("synthetic", odd_people).query[:40]
+    samples = read_dataset("synthetic", odd_people).query[:12]
     paths = [sample.path for sample in samples]
     crops = np.stack([by_hand(path) for path in paths])
     with open_runner(artifact) as runner:
@@ -92,7 +92,7 @@ def test_all_ways_to_embed_a_crop_obey_the_contract(artifact, odd_people, tmp_pa
     assert np.array_equal(session._crops(list(map(str, paths))), crops), "what the bench times"
     for way, embeddings in found.items():
         assert np.array_equal(embeddings, expected), way
-    for number in (0, 17, 39):
+    for number in (0, 5, 11):
         nearest = pmm.search(index, paths[number], artifact, top=1)
         assert nearest.indices.tolist() == [number]
         assert nearest.distances[0] == pytest.approx(0, abs=1e-3)

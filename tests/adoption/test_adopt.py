@@ -12,7 +12,7 @@ from tests.refusals import refuses
 
 
 def test_a_network_is_taken_out_of_what_wraps_it_in_eval_mode_and_fp32():
-    for wrapped in (Plain(), Plain().half(), nn.DataParallel(Plain()), torch.compile(Plain())):
+    for wrapped in (Plain(), Plain().half(), nn.DataParallel(Plain()), torch.compile(Plain(), backend="eager")):
         network = prepared(wrapped, "m:f")
         assert type(network) is Plain
         assert not network.training

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from pmm.adoption.image_options import ImageOptions
 from pmm.config import IMAGENET_MEAN, IMAGENET_STD
 from pmm.utils.errors import ConflictingOptions, InvalidValue
+from tests.conftest import examples
 from tests.refusals import refuses
 
 
+@examples(40)
 @given(
     st.tuples(*[st.floats(-2, 2)] * 3),
     st.tuples(*[st.floats(0.01, 2)] * 3),

@@ -47,6 +47,7 @@ def test_an_adopted_onnx_file_is_judged_by_its_own_run(people, tmp_path):
     assert f"mAP of ort-cpu fp32 on {crops} crops" in printed
 
 
+@pytest.mark.slow
 def test_a_file_that_normalises_itself_cannot_be_normalised_wrongly(people, tmp_path):
     source = adopted_onnx("cnn", tmp_path / "adopted.onnx", uint8=True)
     root = fewer(people, tmp_path / "people")

@@ -30,6 +30,13 @@ VERSIONS = sorted(LISTS)
 NEWEST, RTX = VERSIONS[-2:]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 ONCE = set(zip([*VERSIONS, NEWEST], PRECISIONS, strict=True))
+QUICK = ("fp32", "fp16", "int8")
+
+
+def mark_of(version, precision):
+    if (version, precision) not in ONCE:
+        return pytest.mark.full
+    return [] if precision in QUICK else pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +63,8 @@ def bench(trained, shared, few, tmp_path):
 @pytest.mark.parametrize(
     ("version", "precision"),
     [
-        # each version and each precision; in test-full, each with each
-        pytest.param(version, precision, marks=[] if (version, precision) in ONCE else pytest.mark.full)
+        # each version and each precision, some of them in test-slow; in test-full, each with each
+        pytest.param(version, precision, marks=mark_of(version, precision))
         for version in VERSIONS
         for precision in PRECISIONS
     ],

@@ -36,12 +36,11 @@ HARMLESS = (
 FROM_FLOATS = ("doubled-normalisation", "whole-floats")
 WAYS = ["here", pytest.param("processes", marks=pytest.mark.full)]
 """Where the workers are; those of `DEADLY` are processes in any case."""
-WITH_DEADLY = [
+SOURCES = [
     *WAYS,
-    *(pytest.param(f"{name}.{kind}, all", marks=pytest.mark.slow) for name in NETWORKS for kind in ("pth", "onnx")),
+    *(pytest.param(f"{name}.{kind}", marks=pytest.mark.slow) for name in NETWORKS for kind in ("pth", "onnx")),
 ]
 """Our own network in each of these ways; and adopted ones, as networks in torch and as ONNX files."""
-SOURCES = [*WITH_DEADLY, "attention.onnx"]
 
 
 class Found(NamedTuple):
@@ -101,8 +100,7 @@ def exported_foreign(source: Path, people: Path) -> tuple[Path, Path]:
 @pytest.fixture(scope="module", params=SOURCES)
 def accuracy(request: pytest.FixtureRequest, people: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """One run over all faults that change embeddings or kill the worker, and artifacts that are whole."""
-    folder, name = tmp_path_factory.mktemp("faults"), request.param.removesuffix(", all")
-    deadly = DEADLY if name in ("here", "processes") or name != request.param else ()
+    folder, name = tmp_path_factory.mktemp("faults"), request.param
     if name in ("here", "processes"):
         shared: Shared = request.getfixturevalue("shared")
         source, usual, floats = shared.run(), shared.onnx(), shared.onnx(ExportOptions(input="float"))
@@ -110,7 +108,7 @@ def accuracy(request: pytest.FixtureRequest, people: Path, tmp_path_factory: pyt
         adopt = adopted_onnx if name.endswith(".onnx") else adopted_checkpoint
         source = adopt(Path(name).stem, folder / name)
         usual, floats = exported_foreign(source, people)
-    files = [*named(usual, folder, *HARMLESS, *deadly), *named(floats, folder, *FROM_FLOATS)]
+    files = [*named(usual, folder, *HARMLESS, *DEADLY), *named(floats, folder, *FROM_FLOATS)]
     words = ("--batches", "2", "--seconds", "0.2", "--timeout", "60", "--wrong-preprocessing", "off")
     words += ("--dataset", "market1501", "--root", str(fewer(people, folder / "people")))
     way = "processes" if name == "processes" else "here"
@@ -210,19 +208,16 @@ def test_whole_artifacts_pass(accuracy: Found) -> None:
         assert len(result.batches) == 1
 
 
-@pytest.mark.parametrize("accuracy", WITH_DEADLY, indirect=True)
 def test_a_backend_that_hangs_is_ended_and_the_others_go_on(accuracy: Found) -> None:
     said = failures_of(accuracy, "hangs.onnx")["--backends"]
     assert [fact for fact in ("no response", "'embed'", "1 s", "--timeout") if fact not in said] == []
 
 
-@pytest.mark.parametrize("accuracy", WITH_DEADLY, indirect=True)
 def test_a_native_crash_is_reported_and_the_others_go_on(accuracy: Found) -> None:
     said = failures_of(accuracy, "crashes.onnx")["--backends"]
     assert [fact for fact in ("SIGSEGV", "about to crash", "crashes.onnx.log") if fact not in said] == []
 
 
-@pytest.mark.parametrize("accuracy", WITH_DEADLY, indirect=True)
 def test_a_crash_while_timed_costs_the_others_nothing(accuracy: Found) -> None:
     said = failures_of(accuracy, "crashes-when-timed.onnx")["--backends"]
     assert "while batch 2 was timed" in said

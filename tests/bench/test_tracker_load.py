@@ -66,6 +66,7 @@ def test_a_runner_that_refuses_a_size_is_told_of_and_the_others_go_on(trained, e
     file = tmp_path / "refuses-forty.onnx"
     file.write_bytes(exported.read_bytes())
     words = ("--batches", "1", "--seconds", "0.2", "--root", fewer(people, tmp_path / "people"))
+    words += ("--wrong-preprocessing", "off")
     with workers_here():
         done = run_here("bench/run.py", trained, file, *words, "--out", tmp_path / "report", PMM_FAST="1")
     assert done.returncode == 1

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -15,6 +15,7 @@ from pmm.export.int8 import Quantizer
 from pmm.export.precision import onnx_precision
 from pmm.runtime.ort_session import open_session
 from pmm.utils.errors import InvalidFile
+from tests.conftest import examples
 from tests.export.test_int8_layers import images, model, normal, transformer
 from tests.refusals import refuses
 
@@ -242,7 +243,7 @@ def test_graphs_that_are_not_plain_fp32_are_refused(make, fact):
 STEPS = ("Relu", "Sigmoid", "Softmax", "Mul", "Add", "Conv", "LayerNormalization", "Exp", "Gate", "MaxPool", "Div")
 
 
-@settings(max_examples=25, deadline=None)
+@examples(40)
 @given(st.lists(st.sampled_from(STEPS), max_size=6), st.sampled_from(["fp16", "bf16"]))
 def test_any_chain_of_steps_computes_the_same(kinds, precision):
     """[N, 3, 4, 6] -> products, activations, norms, gates and residual sums in any order -> [N, 4]."""

@@ -224,7 +224,7 @@ def test_nodes_without_names_are_told_apart():
     assert onnx_precision(quantizer(proto).build()).share["int8"] > 0.5
 
 
-@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("target", ["cpu", pytest.param("tensorrt", marks=pytest.mark.slow)])
 def test_a_linear_layer_that_costs_most_is_kept_in_fp32(target):
     """One channel of what goes in is a thousand times the others: in 8 bits those are lost."""
     proto = transformer()

@@ -41,8 +41,8 @@ def adopted(tmp_path, people):
     [
         ExportOptions(),
         ExportOptions(precision="fp16"),
-        ExportOptions(precision="bf16"),
-        ExportOptions(precision="int8", target="cpu", calibration_images=40),
+        pytest.param(ExportOptions(precision="bf16"), marks=pytest.mark.slow),
+        pytest.param(ExportOptions(precision="int8", target="cpu", calibration_images=40), marks=pytest.mark.slow),
         ExportOptions(precision="int8", calibration_images=40, int8_fallback="fp16"),
     ],
     ids=lambda options: options.precision + options.suffix,
@@ -132,7 +132,7 @@ def test_an_export_is_used_again_only_while_it_is_right(adopted, tmp_path, monke
         export_onnx_cached(adopted, tmp_path / "made.onnx", options)
     assert made == ["fp16", "fp32", "fp16"]
     check_overwrite(tmp_path / "made.onnx", adopted, half)
-    with refuses(CannotWrite, path=tmp_path / "made.onnx"):
+    with refuses(CannotWrite, "another export of the adopted ONNX file", path=tmp_path / "made.onnx"):
         check_overwrite(tmp_path / "made.onnx", adopted, ExportOptions())
 
 

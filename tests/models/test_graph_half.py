@@ -55,7 +55,7 @@ class Transformer(nn.Module):
         return [each[index] for index in range(3)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_products_are_in_half_and_what_is_sensitive_is_not(dtype, images):
     graph = graph_of(Transformer())
     expected = graph(images)
