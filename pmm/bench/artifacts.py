@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pmm.artifacts.artifact import Artifact, reusable
-from pmm.artifacts.dataset_location import resolve_data_root
+from pmm.artifacts.dataset_location import DatasetLocation, resolve_data_root
 from pmm.artifacts.kinds import PACKAGE_SUFFIX, kind_of
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_file import read_onnx
@@ -168,16 +168,18 @@ def _onnx(
         return Artifact(source, read_onnx(source).manifest)
     recipe = ExportOptions(precision=precision)
     if precision == "int8":
+        data = _calibration_data(source, verification)
         recipe = ExportOptions(
-            precision=precision, target=target, calibration_root=_calibration_root(source, verification)
+            precision=precision, target=target, calibration_root=data.root, calibration_dataset=data.name
         )
     return export_onnx_cached(source, stem.with_name(f"{stem.name}{recipe.suffix}.onnx"), recipe, verification)
 
 
-def _calibration_root(source: Path, verification: VerifyOptions) -> str:
-    """The data set to calibrate on, if the source's training set is unknown or no longer exists."""
+def _calibration_data(source: Path, verification: VerifyOptions) -> DatasetLocation:
+    """The data set to calibrate on, if the source's training set is unknown or no longer exists; else empty."""
     root = training_dataset(source).root
-    return "" if root and Path(root).is_dir() else verification.verify_root
+    known = root and Path(root).is_dir()
+    return DatasetLocation("", "") if known else DatasetLocation(verification.verify_dataset, verification.verify_root)
 
 
 def _engine(source: Path, onnx_file: Path, out: Path, options: EngineOptions, verification: VerifyOptions) -> Artifact:

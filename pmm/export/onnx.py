@@ -134,7 +134,7 @@ def check_overwrite(out: Path, checkpoint: Path, options: ExportOptions) -> None
     if manifest.checkpoint_sha256 == sha256(checkpoint) and not _has_options(
         manifest, open_source(checkpoint), options
     ):
-        raise CannotWrite("another export of this checkpoint", path=out, hint=f"build from that file, {hint}")
+        raise CannotWrite(f"another export of {manifest.source_name}", path=out, hint=f"build from that file, {hint}")
 
 
 def describe(artifact: Artifact) -> str:
@@ -243,7 +243,8 @@ def _calibration_crops(source: ExportSource, options: ExportOptions) -> Crops:
     try:
         if not root:
             raise InvalidFile("no data set is named")
-        files = calibration_files(root, source.data.name or DEFAULT_DATASET, options.calibration_images)
+        dataset = options.calibration_dataset or source.data.name or DEFAULT_DATASET
+        files = calibration_files(root, dataset, options.calibration_images)
     except UserError as error:
         hints = error.hint, f"give {'another ' if options.calibration_root else ''}--calibration-root DIR"
         raise InvalidFile(

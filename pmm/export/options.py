@@ -47,6 +47,9 @@ class ExportOptions:
     calibration_root: Annotated[str, Arg("DIR")] = ""
     """For int8: folder of a data set, whose training split is used, or of crops (default: the data set that the
     checkpoint was trained on)."""
+    calibration_dataset: Annotated[str, Arg("NAME")] = ""
+    """For int8: data set in --calibration-root (default: the one that the checkpoint was trained on; market1501 if that
+    is unknown)."""
     calibration_images: int = 512
     """For int8: number of crops to calibrate on."""
     int8_fallback: Literal["fp16", "fp32"] = "fp32"
@@ -67,10 +70,14 @@ class ExportOptions:
     def __post_init__(self) -> None:
         _check_choices(self)
         if self.precision != "int8":
-            for name in ("target", "calibration_root", "calibration_images", "int8_fallback"):
+            for name in ("target", "calibration_root", "calibration_dataset", "calibration_images", "int8_fallback"):
                 if getattr(self, name) != ExportOptions.__dataclass_fields__[name].default:
                     problem = f"{_flag(name)} is for --precision int8 only, and the precision is {self.precision}"
                     raise ConflictingOptions(problem, _flag(name), "--precision")
+        if self.calibration_dataset and not self.calibration_root:
+            problem = "--calibration-dataset without --calibration-root"
+            hint = "give the folder, --calibration-root DIR"
+            raise ConflictingOptions(problem, "--calibration-dataset", "--calibration-root", hint=hint)
         if self.calibration_images < MIN_CALIBRATION_CROPS:
             raise InvalidValue("calibration_images", self.calibration_images, f"at least {MIN_CALIBRATION_CROPS}")
         if self.int8_fallback == "fp16" and self.target == "cpu":

@@ -80,7 +80,7 @@ def exported_before(
 
     def export(checkpoint: Path, out: Path, recipe: ExportOptions, verification: VerifyOptions) -> Artifact:
         asked.append((recipe, verification))
-        source = files[dataclasses.replace(recipe, calibration_root="")]
+        source = files[dataclasses.replace(recipe, calibration_root="", calibration_dataset="")]
         shutil.copyfile(source, out)
         shutil.copyfile(manifest_path(source), manifest_path(out))
         manifest = read_manifest(out, sha256(out))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from pmm.artifacts import checkpoint
+from pmm.artifacts.dataset_location import DatasetLocation
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
-from pmm.data.preprocessing import preprocessing_of
+from pmm.data.preprocessing import Preprocessing, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.export import parity_check
 from pmm.export.calibration import calibration_files
@@ -20,13 +22,13 @@ from pmm.export.fallback import convert_with_fallback
 from pmm.export.graph import to_onnx
 from pmm.export.int8 import Quantizer
 from pmm.export.int8_layers import main_inputs, quantisable
-from pmm.export.onnx import describe, export_onnx
+from pmm.export.onnx import _calibration_crops, describe, export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.models.registry import build_model
 from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph
-from pmm.utils.errors import InvalidFile
+from pmm.utils.errors import ConflictingOptions, InvalidFile
 from tests.conftest import assert_one_line_error, run_here
 from tests.data import trees
 from tests.refusals import refuses
@@ -104,6 +106,18 @@ def test_without_the_data_that_was_trained_on_it_says_what_to_give(trained, peop
     assert_one_line_error(done, "to calibrate", "--calibration-root DIR")
     done = run_here(*command, "--verify-root", people, "--calibration-root", people / "bounding_box_train")
     assert done.returncode == 0, done.stderr
+
+
+def test_crops_of_a_data_set_that_is_named_are_read_as_it_lays_them_out(people):
+    size = Preprocessing(height=8, width=4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    source = SimpleNamespace(preprocessing=size, data=DatasetLocation("msmt17", "elsewhere"))
+    options = ExportOptions(precision="int8", calibration_images=32, calibration_root=str(people))
+    with refuses(InvalidFile, hint="another --calibration-root DIR"):
+        _calibration_crops(source, options)
+    named = dataclasses.replace(options, calibration_dataset="market1501")
+    assert _calibration_crops(source, named).shape == (32, 8, 4, 3)
+    with refuses(ConflictingOptions, "--calibration-dataset", hint="--calibration-root DIR"):
+        ExportOptions(precision="int8", calibration_dataset="market1501")
 
 
 @pytest.mark.parametrize(
