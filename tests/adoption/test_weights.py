@@ -76,8 +76,10 @@ def test_of_two_copies_that_differ_the_user_chooses(first, tmp_path):
     assert torch.equal(module.conv.weight, state(1)["conv.weight"])
 
 
-STATES = ("optimizer.state.0.exp_avg", "optim.state.0.exp_avg", "amp_scaler.scale", "rng_state", "lr_sched.last",
-          "scheduler_state_dict.last", "optimizer_states.0", "optimizer_center.state.0.step", "progress.loss")  # fmt: skip
+STATES = (
+    "optimizer.state.0.exp_avg", "optim.state.0.exp_avg", "amp_scaler.scale", "rng_state", "lr_sched.last",
+    "scheduler_state_dict.last", "optimizer_states.0", "optimizer_center.state.0.step", "progress.loss",
+)  # fmt: skip
 LAYERS = ("optimal.weight", "scheduled_gate.weight", "rng_proj.weight", "logit_scaler.weight", "scaler.weight",
           "progressive_3.conv", "optimizer_gate.bias")  # fmt: skip
 
