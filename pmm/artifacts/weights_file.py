@@ -29,7 +29,7 @@ def read_weights_file(path: Path, expected: str) -> Any:
     Raises InvalidFile, with what was `expected`, if it is damaged or could run code; MissingLibrary for a .safetensors
     file where that library is missing.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         from pmm.artifacts.torch_file import read_torch_file
 
         return read_torch_file(path, expected)

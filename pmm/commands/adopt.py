@@ -12,7 +12,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 from pmm.adoption.factory import Factory
 from pmm.adoption.image_options import ImageOptions
@@ -51,20 +51,34 @@ class AdoptCommand:
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(AdoptCommand, prog=prog, description=__doc__ or "")
-    path = Path(command.source)
-    if not path.is_file() and not (":" not in command.source and path.suffix.lower() in {*SUFFIXES, ".safetensors"}):
+    kind = _kind_of_source(command.source)
+    if kind == "factory":
         lines = _adopt_factory(command)
-    elif existing_file(path, EXPECTED).suffix != ".safetensors" and (kind := kind_of(path, "onnx")) == "onnx":
+    elif kind == "onnx":
         lines = _adopt_onnx(command)
-    elif path.suffix == ".safetensors" or kind in ("checkpoint", "torch"):
-        _refuse_weights(path, command.out)
     else:
-        hint = "adopt the nn.Module that it was made from, or an ONNX file of it"
-        raise InvalidFile(f"it is {KIND_NAMES[kind]}", path=path, expected=EXPECTED, hint=hint)
+        _refuse_weights(Path(command.source), command.out)
     print("\n".join(lines))
     data, file = command.network, shlex.quote(str(command.out))
     flags = "" if data.root else f" --dataset {data.dataset or 'NAME'} --root DIR"
     print(f"next: pmm evaluate {file}{flags}, pmm bench {file}{flags}")
+
+
+def _kind_of_source(source: str) -> Literal["factory", "onnx", "weights"]:
+    """Raises InvalidFile for a file that is missing, or of another kind."""
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if not path.is_file() and (":" in source or suffix not in (*SUFFIXES, ".safetensors")):
+        return "factory"
+    if existing_file(path, EXPECTED) and suffix == ".safetensors":
+        return "weights"
+    kind = kind_of(path, "onnx")
+    if kind == "onnx":
+        return "onnx"
+    if kind in ("checkpoint", "torch"):
+        return "weights"
+    hint = "adopt the nn.Module that it was made from, or an ONNX file of it"
+    raise InvalidFile(f"it is {KIND_NAMES[kind]}", path=path, expected=EXPECTED, hint=hint)
 
 
 def _adopt_factory(command: AdoptCommand) -> list[str]:

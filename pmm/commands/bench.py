@@ -58,6 +58,7 @@ def main(prog: str) -> int:
         write_reports(report, request.out, pictures(report, bench.accuracy, bench.reference))
         clear(request.out)
     print(table(report))
-    print(f"kernels of the mix (training only): {describe_build(report.environment['kernels'])}")
+    if report.checkpoint.method != "adopted":
+        print(f"kernels of the mix (training only): {describe_build(report.environment['kernels'])}")
     print(f"report: {(request.out / 'report.html').resolve()}")
     return 1 if report.gates.failures else 0

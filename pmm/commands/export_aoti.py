@@ -53,5 +53,7 @@ def main(prog: str) -> None:
 
     from pmm.export.aoti import describe, export_aoti
 
-    print(describe(export_aoti(checkpoint, out, command.precision, command.device, command.verification)))
-    print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
+    artifact = export_aoti(checkpoint, out, command.precision, command.device, command.verification)
+    print(describe(artifact))
+    if artifact.manifest.method != "adopted":
+        print(f"kernels of the mix here (training only, never in the file): {describe_build()}")

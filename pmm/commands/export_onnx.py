@@ -33,11 +33,13 @@ class ExportOnnxCommand:
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ExportOnnxCommand, prog=prog, description=__doc__ or "")
-    kind, checkpoint = require_kind(command.checkpoint, "checkpoint", "onnx"), command.checkpoint
+    checkpoint = command.checkpoint
+    require_kind(checkpoint, "checkpoint", "onnx")
     beside = checkpoint.with_name(f"{checkpoint.stem}{command.onnx.suffix}.onnx")
 
     from pmm.export.onnx import describe, export_onnx
 
-    print(describe(export_onnx(checkpoint, command.out or beside, command.onnx, command.verification)))
-    if kind == "checkpoint":
+    artifact = export_onnx(checkpoint, command.out or beside, command.onnx, command.verification)
+    print(describe(artifact))
+    if artifact.manifest.method != "adopted":
         print(f"kernels of the mix here (training only, never in the file): {describe_build()}")

@@ -88,7 +88,8 @@ def main(prog: str) -> None:
         exported=lambda onnx: print(describe(onnx)),
     )
     print(describe_engine(artifact, engine.device))
-    print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
+    if artifact.manifest.method != "adopted":
+        print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
     if command.profile_layers:
         from pmm.export.layer_profile import layers_path, profile_layers, table
 

@@ -104,6 +104,7 @@ def test_what_is_wrong_with_a_command_line_is_noticed_without_torch(tmp_path):
         (("m:f", "-o", tmp_path / "model.onnx", *SIZE), ".pth"),
         (("f", *out, *SIZE), "MODULE:FACTORY"),
         (("no.onnx", *out, *SIZE), "does not exist"),
+        (("no.SafeTensors", *out), "does not exist"),
         (("no.pt", *out, *SIZE), "MODULE:FACTORY"),
     ]
     answers = run_all_without_torch(*(("-m", "pmm", "adopt", *args) for args, _ in wrong))

@@ -241,7 +241,7 @@ def facts(report: BenchReport) -> list[tuple[str, str]]:
     checkpoint, data, machine = report.checkpoint, report.dataset, report.environment
     versions = machine.get("versions") or {}
     driver = [machine.get("driver"), machine.get("driver_cuda") and f"CUDA {machine['driver_cuda']}"]
-    kernels = machine.get("kernels")
+    kernels = machine.get("kernels") if checkpoint.method != "adopted" else None
     rows = [
         ("measured", f"{report.created}, in {number(report.seconds)} s"),
         ("adopted ONNX file" if checkpoint.kind == "onnx" else "checkpoint",
