@@ -1,0 +1,44 @@
+"""The pages in docs are kept true: their commands parse as they stand, without the files that these name."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+
+from pmm.__main__ import COMMANDS
+from pmm.adoption.image_options import ImageOptions
+from pmm.utils.command_line import check_args, parse_args
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs/adopt.md").read_text()
+BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
+LINES = [line for line in (*BLOCKS.splitlines(), *re.findall(r"`(pmm adopt [^`]+)`", PAGE)) if line]
+IMAGES = re.findall(
+    r"`(--(?:no-antialias|interpolation|padding|scale|mean)[^`]* [^`]*|--no-antialias)` \|$", PAGE, re.M
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_each_command_parses(line):
+    program, *words = shlex.split(line)
+    count = next(count for count in (2, 1) if " ".join(words[:count]) in COMMANDS)
+    name = " ".join(words[:count])
+    module = importlib.import_module(f"pmm.commands.{COMMANDS[name][0]}")
+    (command,) = (value for key, value in vars(module).items() if re.fullmatch(r"\w+Command", key))
+    assert program == "pmm"
+    (check_args if name != "adopt" else build)(command, words[count:], prog=f"pmm {name}")
+
+
+def build(command, words, prog):
+    parse_args(command, words, prog=prog, description="")
+
+
+@pytest.mark.parametrize("flags", IMAGES)
+def test_flags_for_images_can_be_given(flags):
+    parse_args(ImageOptions, flags.split(), prog="pmm adopt", description="")
+
+
+def test_the_page_was_found():
+    assert len(LINES) >= 9
+    assert len(IMAGES) >= 6
