@@ -45,6 +45,7 @@ def test_an_adopted_onnx_file_is_judged_by_its_own_run(people, tmp_path):
     assert [cost.reason for cost in report.wrong_preprocessing.costs] == ["", "", ""]
     crops = report.dataset.queries + report.dataset.gallery
     assert f"mAP of ort-cpu fp32 on {crops} crops" in printed
+    assert "kernels of the mix" not in printed
 
 
 @pytest.mark.slow

@@ -148,6 +148,7 @@ def test_the_command_takes_it(adopted, tmp_path):
     done = run_here("-m", "pmm", "export", "onnx", adopted, "--precision", "fp16")
     assert done.returncode == 0, done.stderr
     assert "parity with the adopted ONNX file" in done.stdout
+    assert "kernels" not in done.stdout
     assert (tmp_path / "adopted-fp16.onnx").exists()
     assert_one_line_error(run_here("-m", "pmm", "export", "onnx", adopted), "the file to read")
 

@@ -407,7 +407,9 @@ def test_an_adopted_onnx_file_is_its_own_reference_and_the_report_says_so(of_ado
         assert [words for words in expected if words not in content] == []
         assert "torch fp32" not in content
         assert "None" not in content
+        assert "kernels of the mix" not in content
     assert "epoch 12" in markdown(report_of(TORCH))
+    assert "kernels of the mix" in markdown(report_of(TORCH))
     assert "no checkpoint" not in markdown(report_of(TORCH))
 
 
