@@ -9,6 +9,7 @@ from torch import nn
 from pmm.adoption.weights import load_weights
 from pmm.utils.errors import InvalidFile, InvalidValue
 from tests.adoption.networks import Plain
+from tests.conftest import examples
 from tests.refusals import refuses
 
 NEEDED = {f"conv.{part}" for part in ("weight", "bias")} | {
@@ -142,6 +143,7 @@ def test_a_file_without_weights_of_the_network_is_refused(content, tmp_path):
         load(tmp_path, content)
 
 
+@examples(40)
 @given(st.data())
 def test_each_key_of_the_file_is_accounted_for_once(tmp_path_factory, data):
     extra = st.dictionaries(
