@@ -434,6 +434,19 @@ def test_what_gives_no_embeddings_is_refused(tmp_path, nodes, facts):
     assert {each.name for each in tmp_path.iterdir()} == {"foreign.onnx"}
 
 
+def test_embeddings_that_tell_nothing_apart_are_noticed(tmp_path, caplog):
+    nodes = [
+        helper.make_node("Constant", [], ["much"], value_float=3e4),
+        helper.make_node("Add", ["output", "much"], ["last"]),
+    ]
+    value = helper.make_tensor_value_info("last", TensorProto.FLOAT, None)
+    path = foreign(tmp_path / "foreign.onnx", more=nodes, more_outputs=[value])
+    adopt(path, output="output")
+    assert not caplog.messages
+    adopt(path, output="last")
+    assert ["0.00%" in message and str(path) in message for message in caplog.messages] == [True]
+
+
 def test_a_batch_that_only_pretends_to_be_dynamic_is_refused(tmp_path):
     shape = numpy_helper.from_array(np.array([1, DIM]), "shape")
     proto = onnx.load(foreign(tmp_path / "foreign.onnx"))
