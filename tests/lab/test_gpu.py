@@ -85,7 +85,13 @@ def chosen_by(found, words):
     assert [test for test in tests if test not in found] == [], found
 
 
-@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[f"{name}-{k}" for k, (name, _) in enumerate(COMMANDS)])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [  # tests are collected for a few seconds
+        pytest.param(*each, marks=pytest.mark.slow if "pytest" in each[1] else ()) for each in COMMANDS
+    ],
+    ids=[f"{name}-{k}" for k, (name, _) in enumerate(COMMANDS)],
+)
 def test_every_command_line_parses(name, command):
     words = list(command)
     if words[0] == "compute-sanitizer":
