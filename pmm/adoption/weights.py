@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +135,13 @@ def _place(
     found = [place for place in found if not any(fnmatchcase(f"{place[2]}.", each) for each in ignore)] or found
     best = min(found, key=lambda place: place[:2], default=(0, False, "", ""))
     hits, _, prefix, inner = best
-    own = {name: _joined(prefix, name.removeprefix(inner)) for name in state}
     whole = sum(not name.endswith(COUNTER) for name in state)
-    rivals = [
-        other
-        for *rank, other, start in found
-        if tuple(rank) == best[:2]
-        and -2 * hits > whole  # a few fit by chance
-        and any(_differ(tensors, own[name], _joined(other, name.removeprefix(start))) for name in state)
-    ]
+    choices: dict[tuple[str, ...], str] = {}  # a place may be found with and without the network's own prefix
+    for count, plain, other, beginning in found:
+        if (count, plain) == best[:2] and -2 * hits > whole:  # a few fit by chance
+            choices.setdefault(tuple(_joined(other, name.removeprefix(beginning)) for name in state), other)
+    own, *others = choices or [()]
+    rivals = [choices[keys] for keys in others if any(map(partial(_differ, tensors), own, keys))]
     if rivals:
         places = [prefix, *rivals]
         shown = first_names(place or "no prefix" for place in places)

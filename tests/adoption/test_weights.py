@@ -72,6 +72,10 @@ def test_of_two_copies_that_differ_the_user_chooses(first, tmp_path):
         assert torch.equal(module.conv.weight, state(seed)["conv.weight"])
         assert f"--ignore: {left_out}." in table
     assert "another copy" in account(tmp_path, {first: state(1), second: state(1)})[1]
+    inner = nn.Sequential(Plain())
+    nested = {key: {f"0.{name}": value for name, value in each.items()} for key, each in content.items()}
+    with refuses(InvalidFile, f"below {first}, {second}, and", hint=f"--ignore '{second}.*'"):
+        load(tmp_path, nested, module=inner)
     averaged = {first: state(1), "ema": state(2)}
     module, _ = account(tmp_path, averaged, ["ema.*"])
     assert torch.equal(module.conv.weight, state(1)["conv.weight"])
