@@ -42,7 +42,7 @@ class AdoptCommand:
     weights: Annotated[Path | None, Arg("FILE")] = None
     """Weights to load into the network (default: those that the factory gave it)."""
     ignore: Annotated[tuple[str, ...], Arg("PATTERN ...")] = ()
-    """Keys of --weights that the network may lack, as 'heads.*'."""
+    """Keys of --weights that the network may lack, as 'heads.*'; or of two sets of weights the one to leave out."""
     network: NetworkOptions = field(default_factory=NetworkOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
     onnx: Annotated[OnnxOptions, Arg(group="ONNX file")] = field(default_factory=OnnxOptions)
