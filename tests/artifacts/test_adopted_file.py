@@ -14,6 +14,7 @@ from pmm.adoption.adopt import adopt
 from pmm.artifacts.checkpoint import load
 from pmm.artifacts.trained_model import dataset_of, load_model, read_model
 from pmm.utils.errors import InvalidFile
+from tests.conftest import examples
 from tests.refusals import refuses
 
 
@@ -67,6 +68,7 @@ def test_a_changed_file_is_refused_by_what_is_wrong(content, change, fact, tmp_p
         read_model(tmp_path / "changed.pth")
 
 
+@examples(60)
 @given(st.data())
 def test_no_content_crashes_a_reader(content, tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "drawn.pth"
