@@ -41,10 +41,10 @@ class BenchCommand:
 def main(prog: str) -> int:
     """Entry point."""
     command = command_line.parse(BenchCommand, prog=prog, description=__doc__ or "")
+    check_installed("jinja2", "matplotlib")  # for the report, at the end
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: workers end too
     request = make_request(command.files, command.options, command.gates.parsed())
-    # the last two for the report, at the end
-    check_installed(BACKENDS[request.reference.backend].library, "jinja2", "matplotlib")
+    check_installed(BACKENDS[request.reference.backend].library)
     with claimed(request.out):
         try:
             with Bench(request) as bench:

@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
+from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.data.preprocessing import Preprocessing
-from pmm.runtime.deployed_graph import _reverse_channels
+from pmm.models.output import InferenceModel
+from pmm.runtime.deployed_graph import DeployedGraph
 from pmm.utils.errors import UserError
 from tests.refusals import refuses
 
@@ -20,15 +22,34 @@ class Branches(nn.Module):
         return (self.last(self.one(images) + self.two(images)),)
 
 
+class Unshuffled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 2, 1))
+
+    def forward(self, images):
+        return (self.steps(images),)
+
+
+class Means(nn.Module):
+    def forward(self, maps):
+        return maps.mean((2, 3))
+
+
+def graph_of(trunk, colour):
+    network = InferenceModel(trunk, Means(), normalised=False)
+    return DeployedGraph(
+        network, SIZE, InputContract.of("uint8", colour), EmbeddingContract(dim=2), precision="fp32"
+    ).eval()
+
+
 def test_every_convolution_of_the_images_takes_bgr_and_no_other():
     torch.manual_seed(0)
-    net, images = Branches(), torch.randn(2, 3, 16, 8)
-    expected = net(images)[0].detach()
-    size = _reverse_channels(net, SIZE)
-    torch.testing.assert_close(net(images.flip(1))[0].detach(), expected)
-    assert (size.mean, size.std) == ((0.3, 0.2, 0.1), (3.0, 2.0, 1.0))
+    net, images = Branches(), torch.randint(0, 256, (2, 16, 8, 3), dtype=torch.uint8)
+    expected = graph_of(net, "rgb")(images)
+    torch.testing.assert_close(graph_of(net, "bgr")(images.flip(3)), expected)
 
 
 def test_another_first_step_is_refused():
     with refuses(UserError, "no convolution", hint="--input-colour"):
-        _reverse_channels(nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1)), SIZE)
+        graph_of(Unshuffled(), "bgr")
