@@ -40,10 +40,14 @@ class BuildLog:
                 self._file.write(line + "\n")
         except OSError as error:
             logging.getLogger("pmm").warning("%s ends early: %s", self.path, error.strerror or error)
-            self.close()
+            self._close()
 
-    def close(self) -> None:
-        """Lines that come later are not kept."""
+    def end(self) -> None:
+        """Of the build: what a library still says of it later, or says to all builds, is neither kept nor shown."""
+        self._show = False
+        self._close()
+
+    def _close(self) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
 
@@ -66,4 +70,4 @@ def build_log(engine: Path, *, show: bool) -> Iterator[BuildLog]:
         error.hint = "; ".join(part for part in (error.hint, f"the builder's log is {path}") if part)
         raise
     finally:
-        log.close()
+        log.end()
