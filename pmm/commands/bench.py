@@ -41,7 +41,9 @@ class BenchCommand:
 def main(prog: str) -> int:
     """Entry point."""
     command = command_line.parse(BenchCommand, prog=prog, description=__doc__ or "")
-    check_installed("jinja2", "matplotlib")  # for the report, at the end
+    without_torch = command.files and all(path.suffix.lower() == ".onnx" for path in command.files)
+    # the last two for the report, at the end
+    check_installed(*([] if without_torch else ["torch"]), "jinja2", "matplotlib")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: workers end too
     request = make_request(command.files, command.options, command.gates.parsed())
     check_installed(BACKENDS[request.reference.backend].library)
