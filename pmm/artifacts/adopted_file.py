@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from pmm.data.preprocessing import Preprocessing
 from pmm.utils.errors import InvalidFile, UserError
-from pmm.utils.files import replacing
 from pmm.utils.from_dict import from_dict
 
 if TYPE_CHECKING:
@@ -56,10 +55,9 @@ def is_adopted_network(content: Any) -> bool:
 def save_adopted(path: Path, adopted: Adopted, versions: dict[str, str]) -> None:
     """Write an adopted network whole or not at all.
 
-    Raises CannotWrite if the disk is full or the path not writable; ValueError for a graph that could not be read back.
+    Raises as `write_torch_file`, and ValueError for a graph that could not be read back.
     """
-    import torch
-
+    from pmm.artifacts.torch_file import write_torch_file
     from pmm.models.graph_json import graph_to_json
 
     graph, weights = graph_to_json(adopted.model.graph.graph)
@@ -73,11 +71,7 @@ def save_adopted(path: Path, adopted: Adopted, versions: dict[str, str]) -> None
         "source": adopted.source,
         "versions": versions,
     }
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # what torch makes of a full disk, or a Ctrl-C
-            raise error.__context__ or error from None
+    write_torch_file(path, content)
 
 
 def restore_adopted(content: dict[str, Any], path: Path) -> Adopted:

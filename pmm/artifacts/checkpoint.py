@@ -12,7 +12,6 @@ from pmm.artifacts.known_checkpoints import describe, method_of
 from pmm.config import Config
 from pmm.utils.build_info import __version__, build_version
 from pmm.utils.errors import InvalidFile, UserError
-from pmm.utils.files import replacing
 from pmm.utils.hardware import installed_version
 
 if TYPE_CHECKING:
@@ -56,21 +55,13 @@ def versions() -> dict[str, str]:
 
 
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all (temporary file, fsync, rename).
-
-    Raises CannotWrite if the disk is full or the path not writable; the old file is then intact.
-    """
-    import torch
+    """Write a checkpoint whole or not at all. Raises as `write_torch_file`."""
+    from pmm.artifacts.torch_file import write_torch_file
 
     missing = set(KEYS) ^ set(checkpoint)
     if missing:
         raise ValueError(f"checkpoint keys missing or unknown: {sorted(missing)}")
-    # an open file, not its path: torch closes a file that it opened with Python's lock held, for 0.1 s or more
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        try:
-            torch.save(checkpoint, file)
-        except RuntimeError as error:  # what torch makes of a full disk, or a Ctrl-C
-            raise error.__context__ or error from None
+    write_torch_file(path, checkpoint)
 
 
 def load(path: str | Path) -> dict[str, Any]:

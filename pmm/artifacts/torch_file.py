@@ -1,4 +1,4 @@
-"""Reading what torch.save wrote, without running anything that is in the file."""
+"""Files of torch.save: written whole or not at all, and read without running anything that is in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pmm.artifacts.kinds import KIND_NAMES, SUFFIXES, kind_of_content
 from pmm.utils.errors import InvalidFile
-from pmm.utils.files import existing_file
+from pmm.utils.files import existing_file, replacing
 
 COUNTER = ".num_batches_tracked"
 """End of the names of batch-norm's counters, which older versions of torch did not write."""
@@ -51,6 +51,19 @@ def read_torch_file(path: str | Path, expected: str) -> Any:
         problem = _refusal(str(error), start)
         hint = "save its state_dict() in the program that made it" if problem.startswith(REFUSED) else ""
         raise InvalidFile(problem, path=path, expected=expected, hint=hint) from error
+
+
+def write_torch_file(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` whole or not at all (temporary file, fsync, rename).
+
+    Raises CannotWrite if the disk is full or the path not writable; the old file is then intact.
+    """
+    # an open file, not its path: torch closes a file that it opened with Python's lock held, for 0.1 s or more
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a full disk, or a Ctrl-C
+            raise error.__context__ or error from None
 
 
 def as_float32(value: Tensor, key: str, path: str | Path) -> Tensor:

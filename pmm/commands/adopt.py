@@ -83,7 +83,9 @@ def _kind_of_source(source: str) -> Literal["factory", "onnx", "weights"]:
 
 def _adopt_factory(command: AdoptCommand) -> list[str]:
     factory = Factory.parse(command.source)
-    _refuse_flags(OnnxOptions(), command.onnx, "a factory")
+    for name, value in vars(command.onnx).items():
+        if value != getattr(OnnxOptions(), name):
+            raise ConflictingOptions(f"--{name} is about ONNX files, not a factory", f"--{name}", hint="leave it out")
     for side in ("height", "width"):
         if getattr(command.images, side) is None:
             raise ConflictingOptions(f"--{side} is missing", f"--{side}", hint="give the size of the network's images")
@@ -125,12 +127,6 @@ def _adopt_onnx(command: AdoptCommand) -> list[str]:
         each for each in command.images.assumptions() if not (normalises and each.startswith(("--mean", "--sc")))
     ]
     return [*([f"assumed, as not given: {', '.join(assumed)}"] if assumed else []), describe_onnx(artifact)]
-
-
-def _refuse_flags(default: OnnxOptions, given: OnnxOptions, what: str) -> None:
-    for name, value in vars(given).items():
-        if value != getattr(default, name):
-            raise ConflictingOptions(f"--{name} is about ONNX files, not {what}", f"--{name}", hint="leave it out")
 
 
 def _refuse_weights(path: Path, out: Path) -> NoReturn:

@@ -72,8 +72,8 @@ class ExportOptions:
         if self.precision != "int8":
             for name in ("target", "calibration_root", "calibration_dataset", "calibration_images", "int8_fallback"):
                 if getattr(self, name) != ExportOptions.__dataclass_fields__[name].default:
-                    problem = f"{_flag(name)} is for --precision int8 only, and the precision is {self.precision}"
-                    raise ConflictingOptions(problem, _flag(name), "--precision")
+                    problem = f"{flag_of(name)} is for --precision int8 only, and the precision is {self.precision}"
+                    raise ConflictingOptions(problem, flag_of(name), "--precision")
         if self.calibration_dataset and not self.calibration_root:
             problem = "--calibration-dataset without --calibration-root"
             hint = "give the folder, --calibration-root DIR"
@@ -211,7 +211,7 @@ def check_flags(
         problem = "--target cpu is for ONNX Runtime, and an engine needs a file for TensorRT"
         raise ConflictingOptions(problem, "--target", hint="leave the flag out")
     names = OF_ADOPTED if adopted else [each.name for each in fields(ExportOptions)]
-    of_file = set(map(_flag, names)) - (set() if no_manifest else {"--precision"})
+    of_file = set(map(flag_of, names)) - (set() if no_manifest else {"--precision"})
     if not checkpoint and (decided := sorted(of_file & flags)):
         hint = "give the checkpoint, or export the ONNX file again with pmm export onnx"
         hint = "leave it out, or adopt a file that has it" if adopted else hint
@@ -229,7 +229,8 @@ def _is_profile(sizes: object) -> bool:
     return isinstance(sizes, tuple | list) and len(sizes) == 3 and all(isinstance(size, int) for size in sizes)
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """Of a field of the options, as `static_batch` -> `--static-batch`."""
     return "--" + name.replace("_", "-")
 
 

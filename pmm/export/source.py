@@ -12,7 +12,7 @@ from pmm.artifacts.kinds import kind_of
 from pmm.artifacts.manifest import EmbeddingContract, InputContract, OnnxOrigin
 from pmm.artifacts.onnx_file import OnnxFile, read_onnx
 from pmm.data.preprocessing import Preprocessing
-from pmm.export.options import OF_ADOPTED, ExportOptions, VerifyOptions
+from pmm.export.options import OF_ADOPTED, ExportOptions, VerifyOptions, flag_of
 from pmm.export.parity_check import ParityCheck
 from pmm.export.reference import checkpoint_parity_check, onnx_parity_check
 from pmm.utils.build_info import __version__
@@ -157,7 +157,7 @@ class AdoptedOnnxSource(ExportSource):
 
     def check(self, options: ExportOptions) -> None:
         defaults = {each.name: each.default for each in fields(ExportOptions)}
-        decided = [f"--{name.replace('_', '-')}" for name in OF_ADOPTED if getattr(options, name) != defaults[name]]
+        decided = [flag_of(name) for name in OF_ADOPTED if getattr(options, name) != defaults[name]]
         if decided:
             problem = f"{', '.join(decided)}: the adopted ONNX file decides that"
             raise ConflictingOptions(problem, *decided, hint="leave it out, or adopt a file that has it")
