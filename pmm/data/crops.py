@@ -23,7 +23,7 @@ from pmm.data import resize_torch
 from pmm.data.images import read_image, to_rgb
 from pmm.data.preprocessing import Crops, Resize
 from pmm.data.resize_opencv import resize_as_opencv
-from pmm.utils.errors import InvalidInput, InvalidValue, reason_of
+from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, reason_of
 from pmm.utils.hardware import check_threads, usable_cores
 
 CropSource: TypeAlias = str | Path | Image.Image | npt.NDArray[Any]
@@ -124,13 +124,19 @@ def load_crops(
 
 
 def iter_crops(
-    paths: Sequence[str | Path], size: Resize, batch_size: int, threads: int | None = None
+    paths: Sequence[str | Path],
+    size: Resize,
+    batch_size: int,
+    threads: int | None = None,
+    *,
+    unreadable: dict[int, InvalidFile] | None = None,
 ) -> Iterator[Crops]:
     """Batches uint8 [B, height, width, 3] in the order of `paths`, resized as `size` says, decoded up to two batches
     ahead by `threads` threads (default: one for each core this process may use).
 
-    Raises InvalidFile for the first file that cannot be read, in place of its batch. Whichever way it ends, closed
-    early too, its threads have ended before.
+    Raises InvalidFile for the first file that cannot be read, in place of its batch; or, with `unreadable`, puts the
+    error there by the number of the path before its batch comes, where that crop is black. Whichever way it ends,
+    closed early too, its threads have ended before.
     """
     if threads is not None:
         check_threads(threads)
@@ -139,7 +145,7 @@ def iter_crops(
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
             crops = np.empty((len(batch), size.height, size.width, 3), np.uint8)
-            ahead.append((crops, _submit(pool, batch, crops, size)))
+            ahead.append((crops, _submit(pool, batch, crops, size, first=start, unreadable=unreadable)))
             if len(ahead) > LOOK_AHEAD:
                 yield _complete(*ahead.popleft())
         while ahead:
@@ -232,11 +238,22 @@ def _at_own_sizes(sources: Sequence[CropSource], threads: int | None, float_rang
 
 
 def _load_into(
-    loaded: Crops, sources: Sequence[CropSource], size: Resize, first: int, float_range: FloatRange | None
+    loaded: Crops,
+    sources: Sequence[CropSource],
+    size: Resize,
+    first: int,
+    float_range: FloatRange | None,
+    unreadable: dict[int, InvalidFile] | None = None,
 ) -> None:
-    """Fill `loaded` from `sources`; `first` is the number of the first of them, for messages."""
+    """Fill `loaded` from `sources`; `first` is the number of the first of them, for messages and for `unreadable`."""
     for place, source in enumerate(sources):
-        loaded[place] = _resized(_pixels(source, first + place, float_range), size)
+        try:
+            loaded[place] = _resized(_pixels(source, first + place, float_range), size)
+        except InvalidFile as error:
+            if unreadable is None:
+                raise
+            unreadable[first + place] = error
+            loaded[place] = 0
 
 
 def _pixels(source: CropSource, index: int, float_range: FloatRange | None) -> Image.Image | Crops:
@@ -291,11 +308,15 @@ def _submit(
     loaded: Crops,
     size: Resize,
     float_range: FloatRange | None = None,
+    *,
+    first: int = 0,
+    unreadable: dict[int, InvalidFile] | None = None,
 ) -> list[Future[None]]:
-    """Let `pool` fill `loaded` from `sources`."""
+    """Let `pool` fill `loaded` from `sources`, of which `first` is the number of the first."""
 
     def load(k: int) -> Future[None]:
-        return pool.submit(_load_into, loaded[k : k + CHUNK], sources[k : k + CHUNK], size, k, float_range)
+        part = (loaded[k : k + CHUNK], sources[k : k + CHUNK], size, first + k, float_range, unreadable)
+        return pool.submit(_load_into, *part)
 
     return [load(k) for k in range(0, len(sources), CHUNK)]
 

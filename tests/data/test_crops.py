@@ -215,6 +215,20 @@ def test_the_first_bad_file_is_named_and_no_thread_is_left(calls):
     assert set(threading.enumerate()) == before
 
 
+def test_bad_files_are_told_by_number_before_their_batch_where_they_are_passed_over(calls):
+    paths = [Path(str(n)) for n in range(40)]
+    for number in (0, 17, 18, 39):
+        paths[number] = Path(f"bad{number}")
+    unreadable, seen = {}, 0
+    for batch in iter_crops(paths, SIZE, batch_size=10, threads=2, unreadable=unreadable):
+        seen += len(batch)
+        assert {number for number in (0, 17, 18, 39) if number < seen} <= set(unreadable)
+    assert seen == 40
+    assert {number: error.path.name for number, error in unreadable.items()} == {
+        number: f"bad{number}" for number in (0, 17, 18, 39)
+    }
+
+
 def test_an_error_drops_the_files_that_wait(monkeypatch):
     """All but the bad file are held up until the pool is told to end: what has not begun by then never does."""
     asked, ending, end = [], threading.Event(), ThreadPoolExecutor.shutdown
