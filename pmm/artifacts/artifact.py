@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.measured_thresholds import MeasuredThresholds
 from pmm.utils.errors import InvalidFile, UserError
-from pmm.utils.files import replacing, sha256
+from pmm.utils.files import replacing, sha256, write_file
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,22 @@ def read_manifest(artifact: Path, digest: str = "") -> Manifest | None:
             hint="export it again",
         )
     return manifest
+
+
+def write_thresholds(artifact: Path, measured: MeasuredThresholds) -> bool:
+    """Put `measured` into the manifest beside `artifact`, in place of earlier ones of that precision; the file itself
+    stays as it is. False where there is no manifest beside it.
+
+    Raises InvalidFile as `read_manifest`, CannotWrite as `pmm.utils.files.replacing`.
+    """
+    manifest = read_manifest(artifact)
+    if manifest is None:
+        return False
+    others = (each for each in manifest.thresholds if each.precision != measured.precision)
+    path = manifest_path(artifact)
+    path = path if path.exists() else artifact.with_name(artifact.name + ".json")
+    write_file(path, dataclasses.replace(manifest, thresholds=(*others, measured)).to_json())
+    return True
 
 
 def reusable(

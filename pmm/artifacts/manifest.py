@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pmm.artifacts.measured_thresholds import MeasuredThresholds
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue, UserError
 from pmm.utils.from_dict import from_dict
@@ -278,7 +279,8 @@ class Manifest:
     versions: dict[str, str]
     """Versions of the libraries that made it."""
     sha256: str = ""
-    """Of the artifact. The copy inside an ONNX file has neither it nor `parity`: same checkpoint, same bytes."""
+    """Of the artifact. The copy inside an ONNX file has neither it nor `parity` and `thresholds`: same checkpoint, same
+    bytes."""
     parity: dict[str, Any] | None = None
     """Figures against the fp32 torch checkpoint (or the adopted ONNX file), measured at export on real crops; None if
     not verified."""
@@ -292,6 +294,8 @@ class Manifest:
     adopted: OnnxOrigin | None = None
     """For an adopted ONNX file, and files made from it: the fp32 embeddings to compare with are those of the adopted
     file in ONNX Runtime on a CPU, as there is no checkpoint."""
+    thresholds: tuple[MeasuredThresholds, ...] = ()
+    """Those that the bench measured (pmm bench --gallery), one per precision that the file ran in."""
     format: str = FORMAT
 
     def __post_init__(self) -> None:
@@ -335,7 +339,7 @@ class Manifest:
         """
         for field in dataclasses.fields(self):
             beside, inside = getattr(self, field.name), getattr(copy, field.name)
-            if field.name not in ("sha256", "parity") and beside != inside:
+            if field.name not in ("sha256", "parity", "thresholds") and beside != inside:
                 raise InvalidFile(
                     f"the manifest beside it says {field.name} {str(beside)[:80]}, the copy inside it "
                     f"{str(inside)[:80]}: the manifest was changed",
@@ -344,8 +348,12 @@ class Manifest:
                 )
 
     def to_json(self) -> str:
-        """The same text for the same contract."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+        """The same text for the same contract. Without thresholds it says nothing of them: earlier versions read
+        it."""
+        values = dataclasses.asdict(self)
+        if not self.thresholds:
+            del values["thresholds"]
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str, source: str | Path) -> Manifest:

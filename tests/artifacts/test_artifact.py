@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from pmm.artifacts.artifact import Artifact, manifest_path, new_artifact, read_manifest, reusable
+from pmm.artifacts.artifact import Artifact, manifest_path, new_artifact, read_manifest, reusable, write_thresholds
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
-from tests.artifacts.test_manifest import MANIFEST
+from tests.artifacts.test_manifest import MANIFEST, THRESHOLDS
 from tests.refusals import refuses
 
 
@@ -51,3 +51,15 @@ def test_a_file_is_used_again_while_it_is_whole_and_fits(written):
     assert reusable(written.path, lambda manifest: True) is None
     manifest_path(written.path).unlink()
     assert reusable(written.path, lambda manifest: True) is None
+
+
+def test_thresholds_take_the_place_of_earlier_ones_of_their_precision(written):
+    half = dataclasses.replace(THRESHOLDS, precision="fp16")
+    newer = dataclasses.replace(THRESHOLDS, genuine=200)
+    for measured in (THRESHOLDS, half, newer):
+        assert write_thresholds(written.path, measured)
+    found = read_manifest(written.path)
+    assert found == dataclasses.replace(written.manifest, thresholds=(half, newer))
+    manifest_path(written.path).unlink()
+    assert not write_thresholds(written.path, THRESHOLDS)
+    assert not manifest_path(written.path).exists()

@@ -16,6 +16,7 @@ from pmm.artifacts.manifest import (
     Manifest,
     OnnxOrigin,
 )
+from pmm.artifacts.measured_thresholds import MeasuredPoint, MeasuredThresholds
 from pmm.data.preprocessing import Preprocessing
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue
 from tests.refusals import refuses
@@ -51,7 +52,25 @@ MANIFEST = Manifest(
 )
 
 
-@pytest.mark.parametrize("manifest", [MANIFEST, dataclasses.replace(MANIFEST, engine=None, parity=None)])
+THRESHOLDS = MeasuredThresholds(
+    precision="int8",
+    metric="cosine",
+    data="market1501",
+    data_digest="d" * 64,
+    genuine=100,
+    impostor=100_000,
+    points=(MeasuredPoint(fmr=1e-2, distance=0.4, tpr=0.9), MeasuredPoint(fmr=1e-3, distance=0.3, tpr=0.7)),
+)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        MANIFEST,
+        dataclasses.replace(MANIFEST, engine=None, parity=None),
+        dataclasses.replace(MANIFEST, thresholds=(THRESHOLDS,)),
+    ],
+)
 def test_what_is_written_is_read(manifest):
     assert Manifest.from_json(manifest.to_json(), "x") == manifest
 
@@ -224,3 +243,20 @@ def test_batches_that_cannot_be():
     InputContract().check_batch(7, "a.onnx")
     with refuses(InvalidInput, "7 images", "static batch is 4", path="a.onnx", hint="give 4"):
         InputContract.of("uint8", "rgb", 4).check_batch(7, "a.onnx")
+
+
+def test_a_manifest_without_thresholds_says_nothing_of_them():
+    """So that exports stay what they were, byte for byte, and earlier versions read them."""
+    assert "thresholds" not in json.loads(MANIFEST.to_json())
+    measured = dataclasses.replace(MANIFEST, thresholds=(THRESHOLDS,))
+    measured.check_copy(MANIFEST, "x")  # the copy inside the file has none
+    assert measured.thresholds[0].at(0.001).distance == 0.3
+    assert measured.thresholds[0].at(1e-4) is None
+
+
+@pytest.mark.parametrize(("field", "value"), [("fmr", 1.5), ("tpr", -0.1), ("distance", -1.0), ("distance", 1e400)])
+def test_thresholds_that_cannot_be_are_refused(field, value):
+    values = json.loads(dataclasses.replace(MANIFEST, thresholds=(THRESHOLDS,)).to_json())
+    values["thresholds"][0]["points"][0][field] = value
+    with refuses(InvalidFile, "invalid manifest", field, path="x"):
+        Manifest.from_json(json.dumps(values), "x")
