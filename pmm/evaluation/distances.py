@@ -118,6 +118,18 @@ def squared_distances(query: Floats, gallery: Floats) -> Doubles:
     return np.einsum("qd,qd->q", query, query)[:, None] + squares - 2 * (query @ gallery.T)
 
 
+def comparable_rows(rows: Floats, metric: str, exponent: int = 0) -> Doubles:
+    """Rows [n, D] in float64 as the metric compares them: times 2^-exponent or, for cosine, at norm 1. Each is a
+    function of that row alone."""
+    wide = rows.astype(np.float64)
+    if exponent:
+        wide *= np.ldexp(1.0, -exponent)
+    if metric == "cosine":
+        wide /= np.abs(wide).max(1, keepdims=True)  # so that squares of a short row do not vanish
+        wide /= np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
+    return wide
+
+
 class EmbeddingMatrix:
     """Embeddings [N, D], in one or several arrays one after another, as a metric compares them; `name` is what errors
     call them."""
@@ -172,16 +184,16 @@ class EmbeddingMatrix:
     def float64_rows(self, rows: slice, exponent: int) -> Iterator[tuple[slice, Doubles]]:
         """The rows in float64, chunk by chunk, and where they lie; `exponent` as `take` has it."""
         for place, chunk in self._chunks(rows):
-            yield place, self._float64(chunk, exponent)
+            yield place, comparable_rows(chunk, self.metric, exponent)
 
     def take(self, indices: Ints, exponent: int) -> Doubles:
         """Rows [n, D] in float64, as they are compared, times 2^-exponent unless they are at norm 1."""
-        return self._float64(self._rows(indices), exponent)
+        return comparable_rows(self._rows(indices), self.metric, exponent)
 
     def take_views(self, indices: Ints, exponent: int) -> Floats:
         """As `take`, but as they are if these are the numbers that are compared."""
         rows = self._rows(indices)
-        return rows if self.metric == "euclidean" and not exponent else self._float64(rows, exponent)
+        return rows if self.metric == "euclidean" and not exponent else comparable_rows(rows, self.metric, exponent)
 
     def _rows(self, indices: Ints) -> Floats:
         if len(self.parts) == 1:
@@ -197,15 +209,6 @@ class EmbeddingMatrix:
         """For each row the first that is equal to it [N]."""
         seen: dict[bytes, int] = {}
         return np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(r for p in self.parts for r in p)])
-
-    def _float64(self, rows: Floats, exponent: int) -> Doubles:
-        wide = rows.astype(np.float64)
-        if exponent:
-            wide *= np.ldexp(1.0, -exponent)
-        if self.metric == "cosine":
-            wide /= np.abs(wide).max(1, keepdims=True)  # so that squares of a short row do not vanish
-            wide /= np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
-        return wide
 
     def _chunks(self, rows: slice, *, whole: bool = False) -> Iterator[tuple[slice, Floats]]:
         """Views of the rows, each in one part and, unless `whole`, of one chunk; and where they lie."""
@@ -250,10 +253,10 @@ class EmbeddingDistances:
 
     def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
         queries = self.query.take(np.arange(rows.start, rows.stop), self._exponent) - self._centre
-        query_halves, out, longest = _halves(queries), np.empty((len(queries), len(self.gallery))), 0.0
+        query_halves, out, longest = half_squares(queries), np.empty((len(queries), len(self.gallery))), 0.0
         for place, items in self.gallery.float64_rows(slice(0, len(self.gallery)), self._exponent):
             items -= self._centre
-            item_halves = _halves(items)
+            item_halves = half_squares(items)
             out[:, place] = (query_halves[:, None] + item_halves) - queries @ items.T
             longest = max(longest, float(np.sqrt(2 * item_halves.max())))
         return out, _error_bound(np.sqrt(2 * query_halves), longest, self.dim, np.float64)
@@ -274,7 +277,7 @@ class EmbeddingDistances:
             gallery = self.gallery.take_views(items[some], self._exponent)
             query = self.query.take_views(rows, self._exponent)
             np.subtract(gallery, query[places], out=gaps, dtype=np.float64)
-            out[some] = _halves(gaps)
+            out[some] = half_squares(gaps)
         return out
 
     @cached_property  # two threads that ask at once find the same
@@ -290,7 +293,7 @@ class EmbeddingDistances:
         return self.gallery.first_equal_rows()
 
 
-def _halves(rows: Doubles) -> Doubles:
+def half_squares(rows: Doubles) -> Doubles:
     """Half the squared norm of each row [N, D]: a function of the row alone."""
     return np.einsum("nd,nd->n", rows, rows) / 2
 
