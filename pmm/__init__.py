@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from pmm.export.parity_check import ParityFailed as ParityFailed
     from pmm.export.trt import build_engine as build_engine
     from pmm.gallery.embed import embed as embed
+    from pmm.gallery.filters import RowFilter as RowFilter
+    from pmm.gallery.gallery import Gallery as Gallery
+    from pmm.gallery.gallery import Matches as Matches
     from pmm.gallery.index import Index as Index
     from pmm.gallery.index import Neighbours as Neighbours
     from pmm.gallery.search import search as search
@@ -57,15 +60,18 @@ _EXPORTS = {
     "ConflictingOptions": "pmm.utils.errors",
     "EngineOptions": "pmm.export.options",
     "ExportOptions": "pmm.export.options",
+    "Gallery": "pmm.gallery.gallery",
     "Index": "pmm.gallery.index",
     "InvalidFile": "pmm.utils.errors",
     "InvalidInput": "pmm.utils.errors",
     "InvalidValue": "pmm.utils.errors",
+    "Matches": "pmm.gallery.gallery",
     "MissingLibrary": "pmm.utils.errors",
     "Neighbours": "pmm.gallery.index",
     "OutOfMemory": "pmm.utils.errors",
     "ParityFailed": "pmm.export.parity_check",
     "RankingResult": "pmm.evaluation.metrics",
+    "RowFilter": "pmm.gallery.filters",
     "Runner": "pmm.runtime.base",
     "UserError": "pmm.utils.errors",
     "VerifyOptions": "pmm.export.options",

@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.artifacts.kinds import KIND_NAMES, kind_of_content
-from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.preprocessing import Preprocessing
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
+from pmm.gallery.source import EmbeddingSource as IndexContract
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import CannotWrite, InvalidFile, InvalidInput, InvalidValue, UserError, reason_of
 from pmm.utils.files import existing_file, output_file, replacing, sha256
@@ -39,30 +38,6 @@ class Neighbours(NamedTuple):
     """Rows of the index."""
     distances: npt.NDArray[np.float64]
     """Euclidean distance or, if the contract's metric is cosine, 1 - cosine similarity."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexContract:
-    """What made the embeddings, and so what has to make a query's embedding."""
-
-    checkpoint_sha256: str
-    artifact_sha256: str
-    """Of the file that ran: the checkpoint itself, an ONNX file or an engine."""
-    precision: str
-    """It ran in: fp32, tf32, fp16, bf16 or int8."""
-    embedding: EmbeddingContract
-    preprocessing: Preprocessing
-
-    def differences(self, other: IndexContract) -> list[str]:
-        """`metric cosine, not euclidean`: what keeps embeddings of `other` from being compared with these."""
-        differences = []
-        if self.checkpoint_sha256 != other.checkpoint_sha256:
-            differences.append(f"checkpoint {self.checkpoint_sha256[:12]}..., not {other.checkpoint_sha256[:12]}...")
-        mine, others = (
-            {**dataclasses.asdict(contract.embedding), **contract.preprocessing.facts()} for contract in (self, other)
-        )
-        differences += [f"{name} {mine[name]}, not {others[name]}" for name in mine if mine[name] != others[name]]
-        return differences
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,367 @@
+"""A gallery on disk: embeddings with ids and columns, and exact search among them. Loads no torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.evaluation.distances import METRICS
+from pmm.gallery.columns import ColumnValues, Ids
+from pmm.gallery.filters import RowFilter
+from pmm.gallery.manifest import (
+    COLUMN_NAME,
+    MANIFEST,
+    RESERVED,
+    GalleryManifest,
+    StoredPrecision,
+    is_gallery,
+)
+from pmm.gallery.rows import (
+    BROKEN,
+    GalleryRows,
+    as_column,
+    as_ids,
+    check_columns,
+    check_precision,
+    first_ids,
+    gallery_rows,
+    kind_of_values,
+)
+from pmm.gallery.searching import NO_ROW, GallerySearcher
+from pmm.gallery.snapshot import GallerySnapshot, Rows
+from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.thresholds import Threshold
+from pmm.gallery.writer import KINDS, LOCK, GalleryChange, remove_leftovers, writing
+from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidInput, InvalidValue
+from pmm.utils.files import claimed
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """What is nearest to one query [K] or to several [Q, K], nearest first, ties by row. Unpacks as ids, distances."""
+
+    ids: Ids
+    """As they were given; where a query has fewer matches than others, None or, of whole numbers, -1."""
+    distances: npt.NDArray[np.float64]
+    """Euclidean distance or, if the gallery's metric is cosine, 1 - cosine similarity; infinite where there is none."""
+    rows: Rows
+    """Of the gallery as it was; -1 where there is none."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.ids, self.distances))
+
+    def is_match(self, threshold: Threshold | float) -> npt.NDArray[np.bool_]:
+        """Which of them lie within a threshold."""
+        return self.distances <= (threshold.distance if isinstance(threshold, Threshold) else threshold)
+
+
+class Gallery:
+    """Embeddings [N, D] on disk, each with an id, and columns beside them.
+
+    What is read stays as it was when this object was made, or changed the gallery; `open` it again for what others
+    wrote since.
+
+    Example:
+        >>> gallery = pmm.Gallery.create("gallery", np.eye(3), ids=["a", "b", "c"])
+        >>> ids, distances = gallery.search(np.array([0.9, 0.1, 0]), k=2)
+        >>> ids.tolist()
+        ['a', 'b']
+    """
+
+    def __init__(self, snapshot: GallerySnapshot) -> None:
+        self._use(snapshot)
+        self._writing: GallerySnapshot | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        embeddings: npt.ArrayLike,
+        ids: Sequence[str] | Sequence[int] | npt.NDArray[Any],
+        metric: Literal["euclidean", "cosine"] | None = None,
+        *,
+        source: EmbeddingSource | None = None,
+        columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]] | None = None,
+        precision: StoredPrecision = "fp32",
+        folder: str = "",
+    ) -> Gallery:
+        """Write a new gallery.
+
+        Args:
+            path: a folder that does not exist, or is empty.
+            embeddings: numbers [N, D]; N may be 0.
+            ids: [N] texts or whole numbers, each once.
+            metric: default that of `source`, or euclidean.
+            source: what made the embeddings.
+            columns: name -> [N] texts, whole numbers or floats. `camera`, `time` (seconds) and `path` are those that
+                filters and pictures use.
+            precision: that embeddings are stored in; distances are exact ones of what is stored.
+            folder: that paths are relative to.
+
+        Raises:
+            InvalidInput: as `add`.
+            InvalidValue: an unknown metric or precision, or a name that no column can have.
+            ConflictingOptions: a metric that is not the source's.
+            CannotWrite: `path` is something else, another process writes there, or the disk is full.
+        """
+        path = Path(path)
+        check_precision(precision)
+        if metric is not None and metric not in METRICS:
+            raise InvalidValue("metric", metric, choices=METRICS)
+        if source and metric not in (None, source.embedding.metric):
+            raise ConflictingOptions(
+                f"metric is {metric}, the embeddings are compared by {source.embedding.metric}", "metric", "source"
+            )
+        checked_ids, checked = as_ids(ids), {name: as_column(name, each) for name, each in (columns or {}).items()}
+        for name in checked:
+            if not COLUMN_NAME.fullmatch(name) or name in RESERVED:
+                raise InvalidValue("columns", name, "small letters, digits and _, and neither id nor embeddings")
+        check_columns(checked)
+        given = np.asarray(embeddings)
+        dim = source.embedding.dim if source else given.shape[1] if given.ndim == 2 else 0
+        if dim < 1:
+            raise InvalidInput(f"embeddings are {list(given.shape)}", expected=f"numbers [{len(checked_ids)}, D]")
+        manifest = GalleryManifest(
+            generation=0, dim=dim, metric=metric or (source.embedding.metric if source else "euclidean"),
+            precision=precision, ids="text" if checked_ids.dtype == object else "int64", folder=folder, source=source,
+            columns={name: kind_of_values(name, values) for name, values in checked.items()},
+        )  # fmt: skip
+        rows = gallery_rows(manifest, given, checked_ids, checked)
+        _check_new(path)
+        with claimed(path):
+            _check_new(path)
+            remove_leftovers(path, manifest)
+            with GalleryChange(path, manifest) as change:
+                _add(change, None, rows)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Gallery:
+        """The gallery at `path`; read-only media will do.
+
+        Raises InvalidFile for a folder that is no gallery, one of another format, and files that are missing, or longer
+        or shorter than they were written.
+        """
+        return cls(GallerySnapshot.open(Path(path)))
+
+    def __len__(self) -> int:
+        return len(self._snapshot)
+
+    @property
+    def path(self) -> Path:
+        """Of its folder."""
+        return self._snapshot.path
+
+    @property
+    def manifest(self) -> GalleryManifest:
+        """All of it but its arrays."""
+        return self._snapshot.manifest
+
+    @property
+    def dim(self) -> int:
+        """Of the embeddings."""
+        return self.manifest.dim
+
+    @property
+    def metric(self) -> Literal["euclidean", "cosine"]:
+        """That embeddings are compared by."""
+        return self.manifest.metric
+
+    @property
+    def precision(self) -> StoredPrecision:
+        """That embeddings are stored in."""
+        return self.manifest.precision
+
+    @property
+    def source(self) -> EmbeddingSource | None:
+        """What made the embeddings, if that is known."""
+        return self.manifest.source
+
+    @property
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """Distances at which two crops count as one person."""
+        return self.manifest.thresholds
+
+    @property
+    def folder(self) -> str:
+        """That paths are relative to."""
+        return self.manifest.folder
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns beside the ids."""
+        return tuple(self.manifest.columns)
+
+    @property
+    def rows(self) -> Rows:
+        """Numbers [N] of the rows that are not removed; `compact` counts them anew."""
+        return self._snapshot.live
+
+    def column(self, name: str, rows: Rows | None = None) -> ColumnValues:
+        """A column, or the ids (`id`), of all rows or of some. Raises InvalidValue for one that is not there."""
+        if name != "id" and name not in self.columns:
+            raise InvalidValue("column", name, choices=("id", *self.columns))
+        return self._snapshot.take(name, self._checked(rows))
+
+    def ids_of(self, rows: Rows) -> Ids:
+        """The ids of some rows."""
+        return self.column("id", rows)  # type: ignore[return-value]
+
+    def embeddings(self, rows: Rows | None = None) -> npt.NDArray[np.float32]:
+        """float32 [n, D] of all rows or of some."""
+        return self._snapshot.embeddings(self._checked(rows))
+
+    def find(self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any]) -> Rows:
+        """The row of each id; -1 for one that is not there."""
+        return self._snapshot.find(as_ids(ids))
+
+    def search(
+        self,
+        queries: npt.ArrayLike,
+        k: int = 10,
+        *,
+        where: RowFilter | None = None,
+        not_camera: Any = None,
+    ) -> Matches:
+        """The `k` rows nearest to each query, all if there are fewer; exact, ties by row.
+
+        Args:
+            queries: [D] or [Q, D].
+            where: which rows to look at.
+            not_camera: a camera, or one per query [Q], whose rows do not count.
+
+        Raises InvalidInput for queries of another dimension, NaN or Inf in them, or all zero where the metric is
+        cosine, and for a filter that leaves nothing; InvalidValue for k < 1.
+        """
+        if k < 1:
+            raise InvalidValue("k", k, "1 or more")
+        given = np.asarray(queries)
+        checked = self._queries(given)
+        rows, distances = self._searcher.nearest(checked, k, where, not_camera)
+        return self._matches(*((rows[0], distances[0]) if given.ndim == 1 else (rows, distances)))
+
+    def within(
+        self,
+        queries: npt.ArrayLike,
+        distance: float,
+        *,
+        where: RowFilter | None = None,
+        not_camera: Any = None,
+    ) -> list[Matches]:
+        """All rows at most `distance` away, for each query; else as `search`."""
+        if not distance >= 0:
+            raise InvalidValue("distance", distance, "0 or more")
+        found = self._searcher.within(self._queries(np.asarray(queries)), distance, where, not_camera)
+        return [self._matches(*each) for each in found]
+
+    def add(
+        self,
+        embeddings: npt.ArrayLike,
+        ids: Sequence[str] | Sequence[int] | npt.NDArray[Any],
+        columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]] | None = None,
+    ) -> None:
+        """Append rows, all or none of them; they are on the disk when this returns.
+
+        Raises InvalidInput for an id that is there already, embeddings that cannot be compared (naming the first ids)
+        and columns that are not the gallery's; CannotWrite if another process writes, or the disk is full.
+        """
+        checked_ids, checked = as_ids(ids), {name: as_column(name, each) for name, each in (columns or {}).items()}
+        with self.writer():
+            rows = gallery_rows(self.manifest, np.asarray(embeddings), checked_ids, checked)
+            if not len(rows):
+                return
+            known = np.flatnonzero(self._snapshot.find(checked_ids) >= 0)
+            if len(known):
+                raise InvalidInput(
+                    f"{len(known)} of {len(rows)} ids are in the gallery already: {first_ids(checked_ids, known)}",
+                    index=int(known[0]), path=self.path, hint="remove them first, or leave them out",
+                )  # fmt: skip
+            with GalleryChange(self.path, self.manifest) as change:
+                _add(change, self._snapshot, rows)
+            self._use(GallerySnapshot.open(self.path))
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[None]:
+        """Hold the gallery for this process, as it is now on the disk; without it each change does so for itself.
+
+        Raises CannotWrite if another process writes.
+        """
+        if self._writing is not None:
+            yield
+            return
+        with writing(self.path) as snapshot:
+            self._use(snapshot)
+            self._writing = snapshot
+            try:
+                yield
+            finally:
+                self._writing = None
+
+    def _use(self, snapshot: GallerySnapshot) -> None:
+        self._snapshot, self._searcher = snapshot, GallerySearcher(snapshot)
+
+    def _checked(self, rows: Rows | None) -> Rows:
+        if rows is None:
+            return self.rows
+        rows = np.asarray(rows)
+        if (
+            rows.dtype.kind not in "iu"
+            or rows.ndim != 1
+            or (len(rows) and not (rows.min() >= 0 and rows.max() < self._snapshot.stored))
+        ):
+            raise InvalidInput(
+                "rows that are not there", expected=f"whole numbers [n] from 0 to {self._snapshot.stored - 1}"
+            )
+        return rows.astype(np.int64, copy=False)
+
+    def _queries(self, queries: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if queries.ndim not in (1, 2) or queries.shape[-1] != self.dim or queries.dtype.kind not in "fiu":
+            raise InvalidInput(
+                f"query embeddings are {queries.dtype} {list(queries.shape)}",
+                expected=f"numbers [{self.dim}] or [Q, {self.dim}]",
+            )
+        rows = np.atleast_2d(queries)
+        if not np.isfinite(rows).all():
+            bad = np.flatnonzero(~np.isfinite(rows).all(1))
+            raise InvalidInput(
+                f"{len(bad)} of {len(rows)} query embeddings hold NaN or Inf, the first is {bad[0]}",
+                index=int(bad[0]), hint=BROKEN,
+            )  # fmt: skip
+        if self.metric == "cosine" and not rows.any(1).all():
+            row = int((~rows.any(1)).argmax())
+            raise InvalidInput(f"query {row} is all zero; it has no direction to compare by cosine", index=row)
+        return rows
+
+    def _matches(self, rows: Rows, distances: npt.NDArray[np.float64]) -> Matches:
+        there = rows >= 0
+        text = self.manifest.ids == "text"
+        ids = np.full(rows.shape, None if text else NO_ROW, object if text else np.int64)
+        ids[there] = self._snapshot.take("id", rows[there])
+        return Matches(ids, distances, rows)
+
+
+def _add(change: GalleryChange, before: GallerySnapshot | None, rows: GalleryRows) -> None:
+    chunks = change.manifest.chunks
+    if len(rows):
+        chunks += (change.write("chunks", rows.arrays(), len(rows)),)
+    change.commit(chunks=chunks)
+
+
+def _check_new(path: Path) -> None:
+    """Raise CannotWrite unless `path` can become a gallery: it is empty, or holds what a killed `create` left."""
+    if is_gallery(path):
+        raise CannotWrite("it is a gallery already", path=path, hint="add to it, or give another name")
+    if path.is_dir():
+        known = {LOCK, *KINDS}
+        others = sorted(
+            each.name for each in path.iterdir()
+            if each.name not in known and not each.name.startswith((f".{MANIFEST}.", ".readers-"))
+        )  # fmt: skip
+        if others:
+            raise CannotWrite(f"it holds {others[0]}", path=path, expected="an empty folder, or one to make")

@@ -1,0 +1,141 @@
+"""What a gallery's folder holds, as its manifest.json says: the files that belong to it, and nothing else does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.thresholds import Threshold
+from pmm.utils.errors import InvalidFile, InvalidValue, UserError, reason_of
+from pmm.utils.files import write_file
+from pmm.utils.from_dict import from_dict
+
+FORMAT: Literal["pmm-gallery-1"] = "pmm-gallery-1"
+MANIFEST = "manifest.json"
+A_GALLERY = "a gallery written by pmm embed or pmm.Gallery.create"
+COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+RESERVED = ("embeddings", "id")
+"""Names that no column of the caller's has."""
+_FOLDER_NAME = re.compile(r"[0-9]{6,9}")
+_FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*\.npy")
+
+ColumnKind = Literal["int64", "float64", "text"]
+StoredPrecision = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """A file as it was written."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFolder:
+    """A folder of .npy files, which are of so many `rows` (of the gallery, or that went into them)."""
+
+    name: str
+    rows: int
+    files: dict[str, StoredFile]
+
+    def __post_init__(self) -> None:
+        if not _FOLDER_NAME.fullmatch(self.name):
+            raise InvalidValue("name", self.name, "a number of six digits")
+        if self.rows < 0:
+            raise InvalidValue("rows", self.rows, "0 or more")
+        for name in self.files:
+            if not _FILE_NAME.fullmatch(name):
+                raise InvalidValue("files", name, "names of .npy files")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryManifest:
+    """All of a gallery but its arrays; each change writes a new one, of the next generation."""
+
+    format: Literal["pmm-gallery-1"] = FORMAT
+    generation: int = 1
+    dim: int
+    metric: Literal["euclidean", "cosine"]
+    precision: StoredPrecision
+    """Of the stored embeddings."""
+    ids: Literal["int64", "text"]
+    columns: dict[str, ColumnKind] = field(default_factory=dict)
+    """Beside the ids, in the caller's order."""
+    folder: str = ""
+    """That paths are relative to."""
+    source: EmbeddingSource | None = None
+    chunks: tuple[StoredFolder, ...] = ()
+    codes: StoredFolder | None = None
+    """The short codes of all chunks; its `rows` are those that the rotation was fitted on."""
+    tombstones: StoredFolder | None = None
+    """The rows that were removed; `rows` says how many."""
+    thresholds: tuple[Threshold, ...] = ()
+    next_number: int = 1
+    """Name of the next folder."""
+    epoch: int = 1
+    """Number of the first folder since rows or codes were last replaced: what is older goes when no one reads it."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise InvalidValue("dim", self.dim, "1 or more")
+        for name in self.columns:
+            if not COLUMN_NAME.fullmatch(name) or name in RESERVED:
+                raise InvalidValue("columns", name, "names of small letters, digits and _, but id and embeddings")
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows on disk, removed ones too."""
+        return sum(chunk.rows for chunk in self.chunks)
+
+    def folders(self) -> dict[str, StoredFolder]:
+        """Relative path -> folder of arrays, of all that belong to the gallery."""
+        found = {f"chunks/{chunk.name}": chunk for chunk in self.chunks}
+        for kind, one in (("codes", self.codes), ("tombstones", self.tombstones)):
+            if one:
+                found[f"{kind}/{one.name}"] = one
+        return found
+
+    def write(self, folder: Path) -> None:
+        """Replace the manifest in `folder`: from here on the gallery is what this one says. Raises CannotWrite."""
+        write_file(folder / MANIFEST, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+def is_gallery(path: Path) -> bool:
+    """Whether `path` is a folder with a gallery's manifest, of this format or another."""
+    try:
+        return '"pmm-gallery-' in (path / MANIFEST).read_text(errors="replace")[:200]
+    except OSError:
+        return False
+
+
+def read_gallery_manifest(folder: Path) -> GalleryManifest:
+    """The manifest in `folder`.
+
+    Raises InvalidFile if there is none, if it is damaged, or of another format.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        problem = "it is no folder" if folder.exists() else "it does not exist"
+        raise InvalidFile(problem, path=folder, expected=A_GALLERY)
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InvalidFile(f"it holds no {MANIFEST}", path=folder, expected=A_GALLERY) from None
+    except OSError as error:
+        raise InvalidFile(f"it cannot be read ({error.strerror})", path=path, expected=A_GALLERY) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidFile(f"damaged, or no gallery's ({reason_of(error)})", path=path, expected=A_GALLERY) from error
+    form = values.get("format") if isinstance(values, dict) else None
+    if form != FORMAT:
+        hint = "update pmm, or embed the folder again" if str(form).startswith("pmm-gallery-") else ""
+        raise InvalidFile(f"its format is {str(form)[:60]!r}", path=path, expected=f"{FORMAT!r}", hint=hint)
+    try:
+        return from_dict(GalleryManifest, values)
+    except (ValueError, UserError, RecursionError) as error:
+        raise InvalidFile(f"damaged ({reason_of(error)})", path=path, expected=A_GALLERY) from error

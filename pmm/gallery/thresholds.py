@@ -1,0 +1,43 @@
+"""The distance at which two crops count as one person, and what it was found for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pmm.utils.errors import InvalidValue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A match is what lies at most `distance` away. Raises InvalidValue for values that no threshold has."""
+
+    fmr: float
+    """False match rate that it is for: the share of pairs of different people that it takes for one."""
+    distance: float
+    """As a gallery gives distances: Euclidean, or 1 - cos."""
+    tpr: float | None = None
+    """Share of pairs of one person that it finds, where that was measured."""
+    upper: float | None = None
+    """Upper confidence bound of the false match rate, where there is one."""
+    kind: Literal["bench", "cameras", "given"]
+    """Found on labelled people, on people seen at once in one camera, or given by hand."""
+    precision: str
+    """That the artifact ran in."""
+    stored: Literal["fp32", "fp16"]
+    """Precision that embeddings were stored in."""
+    checkpoint_sha256: str = ""
+    """Of the model."""
+    data: str = ""
+    """What it was found on."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fmr < 1:
+            raise InvalidValue("fmr", self.fmr, "a rate above 0 and below 1")
+        if not (math.isfinite(self.distance) and self.distance >= 0):
+            raise InvalidValue("distance", self.distance, "0 or more")
+        for name in ("tpr", "upper"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate <= 1:
+                raise InvalidValue(name, rate, "a rate from 0 to 1")

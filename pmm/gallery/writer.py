@@ -1,0 +1,113 @@
+"""Changes of a gallery: folders are written and on the disk before a new manifest names them; one writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pmm.gallery.columns import Array, write_array
+from pmm.gallery.manifest import MANIFEST, GalleryManifest, StoredFolder, is_gallery, read_gallery_manifest
+from pmm.gallery.snapshot import READERS, GallerySnapshot
+from pmm.utils.errors import InvalidFile
+from pmm.utils.files import cannot_write, locked, sweep, sync_folder
+
+LOCK = ".lock"
+KINDS = ("chunks", "codes", "tombstones")
+
+
+class GalleryChange:
+    """One change of the gallery at `path`, whose manifest is `manifest`: whole or none. The lock is held."""
+
+    def __init__(self, path: Path, manifest: GalleryManifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._numbers = manifest.next_number
+        self._written: list[Path] = []
+
+    def __enter__(self) -> GalleryChange:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if error is not None:
+            _remove_written(self.path, self._written)
+        if isinstance(error, OSError):
+            raise cannot_write(self.path, error) from error
+
+    def write(self, kind: str, arrays: Mapping[str, Array], rows: int) -> StoredFolder:
+        """A new folder of `arrays` (file name -> array), on the disk."""
+        name = f"{self._numbers:06d}"
+        self._numbers += 1
+        folder = self.path / kind / name
+        self._written.append(folder)
+        folder.mkdir(parents=True)
+        files = {file: write_array(folder / file, array) for file, array in arrays.items()}
+        sync_folder(folder)
+        sync_folder(folder.parent)
+        return StoredFolder(name=name, rows=rows, files=files)
+
+    def commit(self, **changes: Any) -> None:
+        """From here on the gallery is `changes` of its manifest, and what it no longer needs is removed."""
+        generation = self.manifest.generation + 1
+        manifest = dataclasses.replace(self.manifest, **changes, generation=generation, next_number=self._numbers)
+        (self.path / READERS.format(manifest.epoch)).touch()
+        manifest.write(self.path)
+        remove_leftovers(self.path, manifest)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[GallerySnapshot]:
+    """Hold the gallery at `path` for this process. Raises CannotWrite if another one writes, InvalidFile as
+    `GallerySnapshot.open`."""
+    read_gallery_manifest(path)  # the lock would make the folder
+    with locked(path / LOCK, wait=False):
+        snapshot = GallerySnapshot.open(path)
+        remove_leftovers(path, snapshot.manifest)
+        yield snapshot
+
+
+def remove_leftovers(path: Path, manifest: GalleryManifest) -> None:
+    """Remove what the gallery does not name: what a killed writer left, and what no reader holds any more."""
+    sweep(path, [MANIFEST])
+    named, held = manifest.folders(), _remove_unheld(path, manifest.epoch)
+    with contextlib.suppress(OSError):  # what stays is taken by the next writer
+        for kind in KINDS:
+            for folder in (path / kind).iterdir() if (path / kind).is_dir() else ():
+                stored = named.get(f"{kind}/{folder.name}")
+                if stored is None:
+                    if not held or not folder.name.isdigit() or int(folder.name) >= manifest.epoch:
+                        shutil.rmtree(folder)
+                else:
+                    for file in folder.iterdir():
+                        if file.name not in stored.files:
+                            file.unlink()
+
+
+def _remove_unheld(path: Path, epoch: int) -> bool:
+    """Remove locks of earlier epochs that no reader holds; whether one is held."""
+    import fcntl
+
+    held = False
+    for lock in path.glob(READERS.format(0)[:-6] + "*"):
+        if lock.name == READERS.format(epoch):
+            continue
+        try:
+            with lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.unlink()
+        except OSError:
+            held = True
+    return held
+
+
+def _remove_written(path: Path, folders: list[Path]) -> None:
+    """After a failure; unless a manifest that names them got to its place before."""
+    named: set[str] = set()
+    if is_gallery(path):
+        with contextlib.suppress(InvalidFile):
+            named = set(read_gallery_manifest(path).folders())
+    for folder in folders:
+        if f"{folder.parent.name}/{folder.name}" not in named:
+            shutil.rmtree(folder, ignore_errors=True)
