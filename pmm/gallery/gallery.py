@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distances import METRICS
+from pmm.gallery.changes import append, compact
 from pmm.gallery.columns import ColumnValues, Ids
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.manifest import (
@@ -24,7 +25,6 @@ from pmm.gallery.manifest import (
 )
 from pmm.gallery.rows import (
     BROKEN,
-    GalleryRows,
     as_column,
     as_ids,
     check_columns,
@@ -33,7 +33,7 @@ from pmm.gallery.rows import (
     gallery_rows,
     kind_of_values,
 )
-from pmm.gallery.searching import NO_ROW, GallerySearcher
+from pmm.gallery.searching import GallerySearcher
 from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.gallery.source import EmbeddingSource
 from pmm.gallery.thresholds import Threshold
@@ -76,7 +76,7 @@ class Gallery:
 
     def __init__(self, snapshot: GallerySnapshot) -> None:
         self._use(snapshot)
-        self._writing: GallerySnapshot | None = None
+        self._writing = False
 
     @classmethod
     def create(
@@ -138,7 +138,7 @@ class Gallery:
             _check_new(path)
             remove_leftovers(path, manifest)
             with GalleryChange(path, manifest) as change:
-                _add(change, None, rows)
+                append(change, rows, None)
         return cls.open(path)
 
     @classmethod
@@ -215,7 +215,7 @@ class Gallery:
 
     def embeddings(self, rows: Rows | None = None) -> npt.NDArray[np.float32]:
         """float32 [n, D] of all rows or of some."""
-        return self._snapshot.embeddings(self._checked(rows))
+        return self._snapshot.embeddings(self._checked(rows)).astype(np.float32, copy=False)
 
     def find(self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any]) -> Rows:
         """The row of each id; -1 for one that is not there."""
@@ -283,8 +283,33 @@ class Gallery:
                     index=int(known[0]), path=self.path, hint="remove them first, or leave them out",
                 )  # fmt: skip
             with GalleryChange(self.path, self.manifest) as change:
-                _add(change, self._snapshot, rows)
+                append(change, rows, self._snapshot)
             self._use(GallerySnapshot.open(self.path))
+
+    def remove(self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any]) -> int:
+        """Remove the rows of these ids; how many there were. Their place on the disk is free after `compact`."""
+        checked_ids = as_ids(ids)
+        with self.writer():
+            found = self._snapshot.find(checked_ids)
+            gone = np.unique(found[found >= 0])
+            if len(gone):
+                removed = np.union1d(self._snapshot.removed, gone)
+                with GalleryChange(self.path, self.manifest) as change:
+                    change.commit(tombstones=change.write("tombstones", {"rows.npy": removed}, len(removed)))
+                self._use(GallerySnapshot.open(self.path))
+        return len(gone)
+
+    def compact(self) -> None:
+        """Write the rows anew without the removed ones, in few chunks, with short codes that fit them best.
+
+        It needs room for a second gallery on the disk. Others that have opened the gallery keep what they opened, and
+        that stays on the disk until the next change after they closed it.
+        """
+        with self.writer():
+            with GalleryChange(self.path, self.manifest) as change:
+                compact(change, self._snapshot)
+            self._use(GallerySnapshot.open(self.path))
+            remove_leftovers(self.path, self.manifest)
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
@@ -292,16 +317,16 @@ class Gallery:
 
         Raises CannotWrite if another process writes.
         """
-        if self._writing is not None:
+        if self._writing:
             yield
             return
-        with writing(self.path) as snapshot:
-            self._use(snapshot)
-            self._writing = snapshot
+        with writing(self.path):
+            self._use(GallerySnapshot.open(self.path))
+            self._writing = True
             try:
                 yield
             finally:
-                self._writing = None
+                self._writing = False
 
     def _use(self, snapshot: GallerySnapshot) -> None:
         self._snapshot, self._searcher = snapshot, GallerySearcher(snapshot)
@@ -341,16 +366,9 @@ class Gallery:
     def _matches(self, rows: Rows, distances: npt.NDArray[np.float64]) -> Matches:
         there = rows >= 0
         text = self.manifest.ids == "text"
-        ids = np.full(rows.shape, None if text else NO_ROW, object if text else np.int64)
+        ids = np.full(rows.shape, None if text else -1, object if text else np.int64)
         ids[there] = self._snapshot.take("id", rows[there])
         return Matches(ids, distances, rows)
-
-
-def _add(change: GalleryChange, before: GallerySnapshot | None, rows: GalleryRows) -> None:
-    chunks = change.manifest.chunks
-    if len(rows):
-        chunks += (change.write("chunks", rows.arrays(), len(rows)),)
-    change.commit(chunks=chunks)
 
 
 def _check_new(path: Path) -> None:

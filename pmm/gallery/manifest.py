@@ -87,6 +87,8 @@ class GalleryManifest:
         for name in self.columns:
             if not COLUMN_NAME.fullmatch(name) or name in RESERVED:
                 raise InvalidValue("columns", name, "names of small letters, digits and _, but id and embeddings")
+        if self.chunks and self.codes is None:
+            raise InvalidValue("codes", None, "short codes of every chunk")
 
     @property
     def stored_rows(self) -> int:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
-from pmm.evaluation.nearest import nearest
+from pmm.exact_search.searcher import Allowed, ExactSearcher, RowMatches
 from pmm.gallery.filters import RowFilter
+from pmm.gallery.short_codes import read_codes, read_rotation
 from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.utils.errors import InvalidInput, InvalidValue
 
-NO_ROW = -1
 Doubles: TypeAlias = npt.NDArray[np.float64]
-Allowed: TypeAlias = Callable[[Rows, Rows], npt.NDArray[np.bool_]]
 
 
 class GallerySearcher:
@@ -31,48 +28,59 @@ class GallerySearcher:
         self, queries: npt.NDArray[Any], k: int, where: RowFilter | None, not_camera: Any
     ) -> tuple[Rows, Doubles]:
         """Rows and distances [Q, min(k, rows that are looked at)] of checked queries [Q, D]."""
-        rows, excluded = self._looked_at(where), self._excluded(queries, not_camera)
-        k = min(k, len(rows))
-        if not k or not len(queries):
-            return np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
-        matrix = EmbeddingMatrix(self.snapshot.embeddings(rows), metric=self.snapshot.manifest.metric)
-        between = EmbeddingDistances(EmbeddingMatrix(queries, metric=matrix.metric), matrix)
-        blocks = Blocks.within(MEMORY_LIMIT, between.shape, matrix.dim, 1)
-        items, halves, _ = nearest(between, k, blocks, excluded=excluded and (lambda some: excluded(some, rows)))
-        if excluded is not None and not (items >= 0).any():
+        rows, allowed = self._looked_at(where), self._allowed(len(queries), not_camera)
+        if not len(self.snapshot) or not len(queries):
+            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0))
+        found = self._exact.nearest(queries, k, rows=rows, allowed=allowed)
+        if allowed and (found.rows < 0).all():
             raise InvalidInput("every row is of the camera that is left out", expected="rows of other cameras")
-        found = np.where(items >= 0, rows[items], NO_ROW)
-        return found, self._distances(halves * between.factor)
+        return self._as_read(found)
 
     def within(
         self, queries: npt.NDArray[Any], distance: float, where: RowFilter | None, not_camera: Any
     ) -> list[tuple[Rows, Doubles]]:
         """Rows and distances of what is at most `distance` away, for each of the checked queries [Q, D]."""
-        rows, distances = self.nearest(queries, max(1, len(self.snapshot)), where, not_camera)
-        near = (distances <= distance) & (rows >= 0)
-        return [(row[keep], each[keep]) for row, each, keep in zip(rows, distances, near, strict=True)]
+        rows, allowed = self._looked_at(where), self._allowed(len(queries), not_camera)
+        if not len(self.snapshot) or not len(queries):
+            return [(np.empty(0, np.int64), np.empty(0))] * len(queries)
+        limit = distance if self._is_cosine else distance**2 / 2 * (1 + 2**-40)
+        each = map(self._as_read, self._exact.within(queries, limit, rows=rows, allowed=allowed))
+        return [(rows[0][near], distances[0][near]) for rows, distances in each for near in [distances[0] <= distance]]
 
-    def _distances(self, halves: Doubles) -> Doubles:
-        return halves if self.snapshot.manifest.metric == "cosine" else np.sqrt(2 * halves)
+    @cached_property
+    def _exact(self) -> ExactSearcher:
+        snapshot = self.snapshot
+        rotation = read_rotation(snapshot)
+        codes = read_codes(snapshot, rotation.r)
+        parts = [chunk.embeddings for chunk in snapshot.chunks]
+        return ExactSearcher(parts, snapshot.manifest.metric, rotation, codes)
 
-    def _looked_at(self, where: RowFilter | None) -> Rows:
+    @property
+    def _is_cosine(self) -> bool:
+        return self.snapshot.manifest.metric == "cosine"
+
+    def _as_read(self, found: RowMatches) -> tuple[Rows, Doubles]:
+        return found.rows, found.distances if self._is_cosine else np.sqrt(2 * found.distances)
+
+    def _looked_at(self, where: RowFilter | None) -> Rows | None:
+        """None for all that are stored."""
         if where is None:
-            return self.snapshot.live
+            return self.snapshot.live if len(self.snapshot.removed) else None
         if self._filtered is None or self._filtered[0] != where:
             self._filtered = (where, where.rows(self.snapshot))
         return self._filtered[1]
 
-    def _excluded(self, queries: npt.NDArray[Any], not_camera: Any) -> Any:
+    def _allowed(self, queries: int, not_camera: Any) -> Allowed | None:
         if not_camera is None:
             return None
         if "camera" not in self.snapshot.manifest.columns:
-            raise InvalidValue("not_camera", not_camera, "a gallery with a column camera")
+            raise InvalidValue("not_camera", not_camera, "nothing, as the gallery has no column camera")
+        given = [not_camera] * queries if isinstance(not_camera, str | int) else np.asarray(not_camera).tolist()
+        if len(given) != queries:
+            raise InvalidInput(f"not_camera names {len(given)} cameras for {queries} queries")
         numbers, known = self._cameras
-        given = [not_camera] * len(queries) if np.isscalar(not_camera) else list(not_camera)
-        if len(given) != len(queries):
-            raise InvalidInput(f"not_camera has {len(given)} cameras for {len(queries)} queries")
-        own = np.array([known.get(each, -1) for each in given])
-        return lambda some, rows: np.nonzero(own[some][:, None] == numbers[rows][None])
+        own = np.array([known.get(camera, -1) for camera in given])
+        return lambda query, rows: own[query] != numbers[rows]
 
     @cached_property
     def _cameras(self) -> tuple[npt.NDArray[np.int32], dict[object, int]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.chunks import GalleryChunk
+from pmm.gallery.chunks import DTYPES, GalleryChunk
 from pmm.gallery.columns import DAMAGED, Array, ColumnValues, Ids, NumberColumn, TextColumn, id_keys, map_array
 from pmm.gallery.manifest import GalleryManifest, read_gallery_manifest
 from pmm.utils.errors import InvalidFile
@@ -82,6 +82,11 @@ class GallerySnapshot:
     def __len__(self) -> int:
         return self.stored - len(self.removed)
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a stored number of the embeddings."""
+        return np.dtype(DTYPES[self.manifest.precision]).itemsize
+
     @cached_property
     def is_live(self) -> npt.NDArray[np.bool_]:
         """Which of all stored rows are not removed."""
@@ -94,9 +99,9 @@ class GallerySnapshot:
         """The rows that are not removed [N], ascending."""
         return np.flatnonzero(self.is_live)
 
-    def embeddings(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """float32 [n, D] of these rows."""
-        out = np.empty((len(rows), self.manifest.dim), np.float32)
+    def embeddings(self, rows: Rows) -> Array:
+        """[n, D] of these rows, as stored."""
+        out: Array = np.empty((len(rows), self.manifest.dim), DTYPES[self.manifest.precision])
         for chunk, places, within in self._by_chunk(rows):
             out[places] = chunk.embeddings[within]
         return out

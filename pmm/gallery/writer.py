@@ -11,7 +11,7 @@ from typing import Any
 
 from pmm.gallery.columns import Array, write_array
 from pmm.gallery.manifest import MANIFEST, GalleryManifest, StoredFolder, is_gallery, read_gallery_manifest
-from pmm.gallery.snapshot import READERS, GallerySnapshot
+from pmm.gallery.snapshot import READERS
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import cannot_write, locked, sweep, sync_folder
 
@@ -24,48 +24,56 @@ class GalleryChange:
 
     def __init__(self, path: Path, manifest: GalleryManifest) -> None:
         self.path, self.manifest = path, manifest
-        self._numbers = manifest.next_number
-        self._written: list[Path] = []
+        self._next = manifest.next_number
 
     def __enter__(self) -> GalleryChange:
         return self
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None:
-            _remove_written(self.path, self._written)
+            with contextlib.suppress(InvalidFile):  # a manifest that names what was written may have got to its place
+                remove_leftovers(self.path, _on_disk(self.path) or self.manifest)
         if isinstance(error, OSError):
             raise cannot_write(self.path, error) from error
 
+    @property
+    def next_number(self) -> int:
+        """Number of the folder that is written next."""
+        return self._next
+
     def write(self, kind: str, arrays: Mapping[str, Array], rows: int) -> StoredFolder:
         """A new folder of `arrays` (file name -> array), on the disk."""
-        name = f"{self._numbers:06d}"
-        self._numbers += 1
-        folder = self.path / kind / name
-        self._written.append(folder)
-        folder.mkdir(parents=True)
-        files = {file: write_array(folder / file, array) for file, array in arrays.items()}
-        sync_folder(folder)
-        sync_folder(folder.parent)
-        return StoredFolder(name=name, rows=rows, files=files)
+        folder = StoredFolder(name=f"{self._next:06d}", rows=rows, files={})
+        self._next += 1
+        place = self.path / kind / folder.name
+        place.mkdir(parents=True)
+        sync_folder(place.parent)
+        return self.extend(kind, folder, arrays)
+
+    def extend(self, kind: str, folder: StoredFolder, arrays: Mapping[str, Array]) -> StoredFolder:
+        """A folder with more arrays."""
+        place = self.path / kind / folder.name
+        files = {file: write_array(place / file, array) for file, array in arrays.items()}
+        sync_folder(place)
+        return dataclasses.replace(folder, files={**folder.files, **files})
 
     def commit(self, **changes: Any) -> None:
         """From here on the gallery is `changes` of its manifest, and what it no longer needs is removed."""
         generation = self.manifest.generation + 1
-        manifest = dataclasses.replace(self.manifest, **changes, generation=generation, next_number=self._numbers)
+        manifest = dataclasses.replace(self.manifest, **changes, generation=generation, next_number=self._next)
         (self.path / READERS.format(manifest.epoch)).touch()
         manifest.write(self.path)
         remove_leftovers(self.path, manifest)
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[GallerySnapshot]:
-    """Hold the gallery at `path` for this process. Raises CannotWrite if another one writes, InvalidFile as
-    `GallerySnapshot.open`."""
+def writing(path: Path) -> Iterator[None]:
+    """Hold the gallery at `path` for this process. Raises CannotWrite if another one writes, InvalidFile if there is no
+    gallery."""
     read_gallery_manifest(path)  # the lock would make the folder
     with locked(path / LOCK, wait=False):
-        snapshot = GallerySnapshot.open(path)
-        remove_leftovers(path, snapshot.manifest)
-        yield snapshot
+        remove_leftovers(path, read_gallery_manifest(path))
+        yield
 
 
 def remove_leftovers(path: Path, manifest: GalleryManifest) -> None:
@@ -102,12 +110,5 @@ def _remove_unheld(path: Path, epoch: int) -> bool:
     return held
 
 
-def _remove_written(path: Path, folders: list[Path]) -> None:
-    """After a failure; unless a manifest that names them got to its place before."""
-    named: set[str] = set()
-    if is_gallery(path):
-        with contextlib.suppress(InvalidFile):
-            named = set(read_gallery_manifest(path).folders())
-    for folder in folders:
-        if f"{folder.parent.name}/{folder.name}" not in named:
-            shutil.rmtree(folder, ignore_errors=True)
+def _on_disk(path: Path) -> GalleryManifest | None:
+    return read_gallery_manifest(path) if is_gallery(path) else None
