@@ -221,6 +221,10 @@ class Gallery:
         """The row of each id; -1 for one that is not there."""
         return self._snapshot.find(as_ids(ids))
 
+    def rows_where(self, where: RowFilter) -> Rows:
+        """The rows [n] that a filter keeps, ascending. Raises InvalidInput if it keeps none, as `search`."""
+        return where.rows(self._snapshot)
+
     def search(
         self,
         queries: npt.ArrayLike,
