@@ -21,11 +21,11 @@ def append(change: GalleryChange, rows: GalleryRows, before: GallerySnapshot | N
     manifest, first = change.manifest, change.next_number
     chunks = (*manifest.chunks, change.write("chunks", rows.arrays(), len(rows)))
     count = manifest.stored_rows + len(rows)
-    if before and manifest.codes and not is_outgrown(manifest.codes, count):
+    if before is not None and manifest.codes and not is_outgrown(manifest.codes, count):
         codes = append_codes(change, manifest.codes, read_rotation(before), chunks[-1], rows.embeddings)
         change.commit(chunks=chunks, codes=codes)
         return
-    parts = [*(chunk.embeddings for chunk in (before.chunks if before else ())), rows.embeddings]
+    parts = [*(chunk.embeddings for chunk in ([] if before is None else before.chunks)), rows.embeddings]
     rotation = fit_rotation(np.concatenate([part[:: stride(count)] for part in parts]), manifest.metric)
     codes = write_codes(change, rotation, count, zip(chunks, parts, strict=True))
     change.commit(chunks=chunks, codes=codes, epoch=first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,9 @@ from pmm.gallery.searching import GallerySearcher
 from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.gallery.source import EmbeddingSource
 from pmm.gallery.thresholds import Threshold
+from pmm.gallery.verification import problems_of
 from pmm.gallery.writer import KINDS, LOCK, GalleryChange, remove_leftovers, writing
-from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidInput, InvalidValue
+from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput, InvalidValue
 from pmm.utils.files import claimed
 
 
@@ -87,6 +89,7 @@ class Gallery:
         metric: Literal["euclidean", "cosine"] | None = None,
         *,
         source: EmbeddingSource | None = None,
+        model: str | Path | None = None,
         columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]] | None = None,
         precision: StoredPrecision = "fp32",
         folder: str = "",
@@ -98,7 +101,7 @@ class Gallery:
             embeddings: numbers [N, D]; N may be 0.
             ids: [N] texts or whole numbers, each once.
             metric: default that of `source`, or euclidean.
-            source: what made the embeddings.
+            source: what made the embeddings; or `model`, the file that did.
             columns: name -> [N] texts, whole numbers or floats. `camera`, `time` (seconds) and `path` are those that
                 filters and pictures use.
             precision: that embeddings are stored in; distances are exact ones of what is stored.
@@ -107,10 +110,12 @@ class Gallery:
         Raises:
             InvalidInput: as `add`.
             InvalidValue: an unknown metric or precision, or a name that no column can have.
-            ConflictingOptions: a metric that is not the source's.
+            ConflictingOptions: a metric that is not the source's, or a source and a model.
             CannotWrite: `path` is something else, another process writes there, or the disk is full.
         """
         path = Path(path)
+        if model is not None:
+            source = _source_of(Path(model), source)
         check_precision(precision)
         if metric is not None and metric not in METRICS:
             raise InvalidValue("metric", metric, choices=METRICS)
@@ -315,6 +320,32 @@ class Gallery:
             self._use(GallerySnapshot.open(self.path))
             remove_leftovers(self.path, self.manifest)
 
+    def verify(self) -> list[InvalidFile]:
+        """What is wrong with the files: changed since they were written, or not fitting each other. Reads them all."""
+        return list(problems_of(self._snapshot))
+
+    def set_thresholds(self, thresholds: Sequence[Threshold]) -> None:
+        """Replace the thresholds. Raises InvalidInput for one of another model or precision."""
+        with self.writer():
+            for threshold in thresholds:
+                threshold.check_fits(self.source, self.precision)
+            with GalleryChange(self.path, self.manifest) as change:
+                change.commit(thresholds=tuple(thresholds))
+            self._use(GallerySnapshot.open(self.path))
+
+    def threshold(self, fmr: float | None = None) -> Threshold:
+        """The threshold for a false match rate; without one, the only one that there is.
+
+        Raises InvalidValue if there is none for it, InvalidInput if it is of another model or precision.
+        """
+        found = [each for each in self.thresholds if fmr is None or math.isclose(each.fmr, fmr)]
+        if len(found) != 1:
+            known = ", ".join(f"{each.fmr:g}" for each in self.thresholds)
+            expected = f"one of the rates that the gallery has thresholds for ({known or 'it has none'})"
+            raise InvalidValue("fmr", fmr, expected, hint="" if known else "measure one first")
+        found[0].check_fits(self.source, self.precision)
+        return found[0]
+
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
         """Hold the gallery for this process, as it is now on the disk; without it each change does so for itself.
@@ -373,6 +404,16 @@ class Gallery:
         ids = np.full(rows.shape, None if text else -1, object if text else np.int64)
         ids[there] = self._snapshot.take("id", rows[there])
         return Matches(ids, distances, rows)
+
+
+def _source_of(model: Path, source: EmbeddingSource | None) -> EmbeddingSource:
+    from pmm.gallery.embed import source_of
+    from pmm.runtime.open import open_runner
+
+    if source is not None:
+        raise ConflictingOptions("source and model say the same", "source", "model", hint="give one of them")
+    with open_runner(model) as runner:
+        return source_of(model, runner)
 
 
 def _check_new(path: Path) -> None:

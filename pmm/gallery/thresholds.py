@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pmm.utils.errors import InvalidValue
+from pmm.gallery.source import EmbeddingSource
+from pmm.utils.errors import InvalidInput, InvalidValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +42,16 @@ class Threshold:
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate <= 1:
                 raise InvalidValue(name, rate, "a rate from 0 to 1")
+
+    def check_fits(self, source: EmbeddingSource | None, stored: str) -> None:
+        """Raise InvalidInput unless it is for embeddings of this source, stored in this precision."""
+        facts: list[tuple[str, str, str]] = [("stored precision", self.stored, stored)]
+        if source:
+            facts += [("precision", self.precision, source.precision)]
+            facts += [("checkpoint", self.checkpoint_sha256[:12], source.checkpoint_sha256[:12])]
+        for name, own, expected in facts:
+            if own != expected:
+                raise InvalidInput(
+                    f"the threshold for a false match rate of {self.fmr:g} is for {name} {own or 'unknown'}",
+                    expected=f"{name} {expected}, as in the gallery", hint="measure it again",
+                )  # fmt: skip

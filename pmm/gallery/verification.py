@@ -1,0 +1,89 @@
+"""Whether a gallery's files are what was written, and fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from pmm.exact_search.codes import ERROR, REST, SCALE, ShortCodes, chunks, distance_to, project
+from pmm.exact_search.rotation import Rotation
+from pmm.gallery.chunks import GalleryChunk
+from pmm.gallery.columns import DAMAGED
+from pmm.gallery.short_codes import read_codes, read_rotation
+from pmm.gallery.snapshot import GallerySnapshot
+from pmm.utils.errors import InvalidFile, InvalidInput
+from pmm.utils.files import sha256
+
+
+def problems_of(snapshot: GallerySnapshot) -> Iterator[InvalidFile]:
+    """All that is wrong: files that have changed since they were written, then what does not fit together."""
+    for place, folder in snapshot.manifest.folders().items():
+        for name, stored in folder.files.items():
+            file = snapshot.path / place / name
+            try:
+                if sha256(file) != stored.sha256:
+                    yield InvalidFile("it has changed since it was written", path=file, hint=DAMAGED)
+            except OSError as error:
+                yield InvalidFile(f"it cannot be read ({error.strerror})", path=file, hint=DAMAGED)
+    yield from _caught(_check_ids, snapshot)
+    for chunk in snapshot.chunks:
+        yield from _caught(_check_columns, chunk)
+    if snapshot.chunks:
+        yield from _caught(_check_codes, snapshot)
+
+
+def _caught(check: Callable[[Any], None], what: object) -> Iterator[InvalidFile]:
+    try:
+        check(what)
+    except InvalidFile as error:
+        yield error
+
+
+def _check_ids(snapshot: GallerySnapshot) -> None:
+    """Raise InvalidFile unless each id finds its own row."""
+    for some in chunks(len(snapshot), 1 << 18):
+        rows = snapshot.live[some]
+        ids = snapshot.take("id", rows)
+        found = snapshot.find(ids)  # type: ignore[arg-type]
+        if (found != rows).any():
+            row = int((found != rows).argmax())
+            problem = f"id {ids[row]} is of row {rows[row]}, and found in row {found[row]}"
+            raise InvalidFile(problem, path=snapshot.path, expected="each id once", hint=DAMAGED)
+
+
+def _check_columns(chunk: GalleryChunk) -> None:
+    """Raise InvalidFile for texts outside their file, keys of other ids, and embeddings that cannot be compared."""
+    for name in ("id", *chunk.manifest.columns):
+        for some in chunks(len(chunk), 1 << 18):
+            chunk.column(name).take(np.arange(len(chunk))[some])
+    cosine = chunk.manifest.metric == "cosine"
+    for some in chunks(len(chunk)):
+        rows = chunk.embeddings[some]
+        bad = ~np.isfinite(rows).all(1) | (~rows.any(1) if cosine else False)
+        if bad.any():
+            problem = f"row {some.start + int(bad.argmax())} holds NaN or Inf{', or is all zero' if cosine else ''}"
+            raise InvalidFile(problem, path=chunk.path / "embeddings.npy", hint=DAMAGED)
+
+
+def _check_codes(snapshot: GallerySnapshot) -> None:
+    """Raise InvalidFile for short codes that are further from their row than they say: searches could miss it."""
+    rotation = read_rotation(snapshot)
+    for chunk, codes in zip(snapshot.chunks, read_codes(snapshot, rotation.r), strict=True):
+        for some in chunks(len(chunk)):
+            try:
+                bad = ~_bounded(rotation, chunk.embeddings[some], codes, some, snapshot.manifest.metric)
+            except InvalidInput:  # NaN, which has been told
+                return
+            if bad.any():
+                problem = f"the short code of row {some.start + int(bad.argmax())} is not that of its embedding"
+                raise InvalidFile(problem, path=chunk.path, hint="compact the gallery")
+
+
+def _bounded(rotation: Rotation, rows: Any, codes: ShortCodes, some: slice, metric: str) -> Any:
+    projection, terms = project(rotation, rows, metric), codes.terms[some].astype(np.float64)
+    decoded = codes.codes[some] * terms[:, SCALE, None]
+    with np.errstate(invalid="ignore"):
+        least = distance_to(projection, decoded, terms[:, REST]) * (1 - 2.0**-19) - projection.error
+    return ~(least > terms[:, ERROR])
