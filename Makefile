@@ -29,7 +29,7 @@ help:
 setup: $(VENV)/.installed
 
 # Again, too, where the kernels are gone though there is a compiler, and where PMM_BUILD_CUDA is given and was another.
-GONE  := $(if $(wildcard pmm/_C.so),,$(shell command -v $(firstword $(CXX) g++) 2>/dev/null))
+GONE  := $(if $(filter 2,$(words $(wildcard pmm/_C.so pmm/_search.so))),,$(shell command -v $(firstword $(CXX) g++) 2>/dev/null))
 WAS   := $(shell cat $(VENV)/.installed 2>/dev/null)
 OTHER := $(if $(filter-out undefined,$(origin PMM_BUILD_CUDA)),$(filter-out $(PMM_BUILD_CUDA),$(WAS)))
 

@@ -1,6 +1,7 @@
 """Packaging of the PMM toolkit: the metadata is in pyproject.toml; here is the build of the kernels in cpp_ext/.
 
-The package works without them (plain torch, slower), so what is missing to build them is one line, not an error; a
+There are two libraries: of the mix (pmm/_C.so, for torch), and of the search (pmm/_search.so, without torch). The
+package works without them (plain torch, numpy; slower), so what is missing to build them is one line, not an error; a
 build that was begun and fails is an error, and installs nothing.
 
     PMM_BUILD_CUDA=auto|0|1    auto: the CUDA kernels too, where torch has CUDA and a CUDA toolkit compiles a probe
@@ -40,6 +41,7 @@ from pmm.utils.cuda_toolkit import TOOLKIT, find_toolkit, missing_nvcc, named_to
 from pmm.utils.hardware import driver_version, nvidia_gpus  # noqa: E402
 
 SOURCES = ROOT / "cpp_ext"
+LIBRARIES = ("pmm._C", "pmm._search")
 TORCH = [2, 11]  # the oldest that has the stable ABI used here
 ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 # -ffp-contract=off: a fused multiply-add would make sums depend on the processor
@@ -99,16 +101,24 @@ def torch_version():
 
 
 def missing():
-    """Why no kernels can be built here; empty if they can."""
+    """Why no kernels can be built here; empty if some can."""
     if sys.platform != "linux":
         return f"not built: {sys.platform} is not supported"
-    if not torch_folder():
-        return "not built: torch is not visible to this build (install torch first, then pip with --no-build-isolation)"
-    version = torch_version()
-    if version and [int(digits) for digits in re.findall(r"\d+", version)[:2]] < TORCH:
-        return f"not built: torch {version} is older than {TORCH[0]}.{TORCH[1]}"
     if not shutil.which(compiler()[0]):
         return f"not built: no C++ compiler ({compiler()[0]} not found)"
+    return ""
+
+
+def missing_torch():
+    """Why those of the mix cannot be built where others can; empty if they can."""
+    if not torch_folder():
+        return (
+            "of the mix, not built: torch is not visible to this build "
+            "(install torch first, then pip with --no-build-isolation)"
+        )
+    version = torch_version()
+    if version and [int(digits) for digits in re.findall(r"\d+", version)[:2]] < TORCH:
+        return f"of the mix, not built: torch {version} is older than {TORCH[0]}.{TORCH[1]}"
     return ""
 
 
@@ -217,7 +227,8 @@ def nearest(capability, known):
 
 
 def build_library(target, objects):
-    """Compile the kernels into the library `target`, by way of the folder `objects`; an older one goes first."""
+    """Compile the kernels of the mix into the library `target`, by way of the folder `objects`; an older one goes
+    first."""
     cxxflags, ldflags = flags_of("CXXFLAGS"), flags_of("LDFLAGS")
     try:
         cuda, why_not = find_cuda(), ""
@@ -226,7 +237,8 @@ def build_library(target, objects):
     target.unlink(missing_ok=True)
     for folder in (target.parent, objects):
         folder.mkdir(parents=True, exist_ok=True)
-    write_facts(objects / "built.h", cuda)
+    cuda_facts = {"cuda": cuda.version if cuda else None, "architectures": cuda.architectures if cuda else []}
+    write_facts(objects / "built.h", SOURCES, **cuda_facts)
     say(f"CUDA {cuda.version} in {cuda.folder} for {' '.join(cuda.architectures)}" if cuda else f"no CUDA: {why_not}")
 
     sources = [*SOURCES.glob("cpu/*.cpp"), SOURCES / "bindings_cpu.cpp"]
@@ -250,15 +262,26 @@ def build_library(target, objects):
     say(f"built {target.name}")
 
 
-def write_facts(path, cuda):
-    """What this build is, as a header: the library embeds it, and pmm/utils/build_info.py reads it there."""
+def build_search(target, objects):
+    """Compile the kernel of the search into the library `target`, as `build_library`."""
+    cxxflags, ldflags = flags_of("CXXFLAGS"), flags_of("LDFLAGS")
+    target.unlink(missing_ok=True)
+    for folder in (target.parent, objects):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_facts(objects / "built.h", SOURCES / "search")
+    made = []
+    for source in sorted(SOURCES.glob("search/*.cpp")):
+        made.append(objects / f"{source.stem}.o")
+        command = [*compiler(), *FLAGS, "-Wno-psabi", f"-I{objects}", *cxxflags, "-c", source, "-o", made[-1]]
+        run(f"compiling {source.relative_to(ROOT)}", command)
+    run("linking", [*compiler(), "-shared", *made, *ldflags, "-o", target])
+    say(f"built {target.name}")
+
+
+def write_facts(path, sources, **more):
+    """What a build of `sources` is, as a header: the library embeds it, and pmm/utils/build_info.py reads it there."""
     version = output_of([*compiler(), "--version"]).stdout.strip() or compiler()[0]
-    facts = {
-        "compiler": version.splitlines()[0],
-        "cuda": cuda.version if cuda else None,
-        "architectures": cuda.architectures if cuda else [],
-        "sources": sources_digest(SOURCES),
-    }
+    facts = {"compiler": version.splitlines()[0], **more, "sources": sources_digest(sources)}
     path.write_text(f"#define PMM_BUILT {json.dumps(json.dumps(facts))}\n")
 
 
@@ -270,15 +293,20 @@ class BuildKernels(build_ext):
 
     def run(self):
         if self.inplace or self.editable_mode:  # whatever happens now, an old build does not pass for this one
-            (ROOT / "pmm" / self.get_ext_filename("_C")).unlink(missing_ok=True)
+            for name in LIBRARIES:
+                (ROOT / self.get_ext_filename(name)).unlink(missing_ok=True)
         super().run()
 
     def build_extension(self, ext):
-        build_library(Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp).absolute())
+        target, objects = Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp).absolute()
+        if ext.name == "pmm._C":
+            build_library(target, objects)
+        else:
+            build_search(target, objects / "search")
 
 
 class Wheel(bdist_wheel):
-    """One wheel for every Python 3: the kernels are bound to torch's stable ABI, not to Python's."""
+    """One wheel for every Python 3: the kernels are bound to torch's stable ABI or to none, not to Python's."""
 
     def get_tag(self):
         _, _, platform = super().get_tag()
@@ -287,12 +315,15 @@ class Wheel(bdist_wheel):
 
 def extensions():
     reason = missing()
+    buildable = [] if reason else ["pmm._search"]
+    reason = reason or missing_torch()
     if not reason:
-        return [Extension("pmm._C", [])]
-    if choice("PMM_REQUIRE_EXT", ("0", "1"), "0") == "1":
+        buildable.insert(0, "pmm._C")
+    elif choice("PMM_REQUIRE_EXT", ("0", "1"), "0") == "1":
         sys.exit(f"pmm kernels: PMM_REQUIRE_EXT=1, but {reason}")
-    say(f"{reason}; the package works without them, slower")
-    return []
+    else:
+        say(f"{reason}; the package works without them, slower")
+    return [Extension(name, []) for name in buildable]
 
 
 if __name__ == "__main__":  # for build front ends, too: they execute this file under that name

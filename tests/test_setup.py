@@ -80,14 +80,14 @@ def setup_py(tmp_path, monkeypatch, clean):
 
 @pytest.fixture
 def build(setup_py, tmp_path, monkeypatch, capsys):
-    """Builds the library with `env` set, from then on; the lines that were said, and that ended the build."""
+    """Builds a library with `env` set, from then on; the lines that were said, and that ended the build."""
 
-    def run(**env):
+    def run(what="build_library", **env):
         for name, value in env.items():
             monkeypatch.setenv(name, str(value))
         setup_py.compilers.calls.clear()
         try:
-            setup_py.build_library(tmp_path / "lib/_C.so", tmp_path / "temp")
+            getattr(setup_py, what)(tmp_path / "lib/_C.so", tmp_path / "temp")
         except SystemExit as ended:
             print(ended.code)
         return capsys.readouterr().out
@@ -130,20 +130,21 @@ def test_a_compile_that_fails_names_its_source_and_leaves_no_library(setup_py, b
 
 def test_an_older_build_in_place_goes_before_anything_can_fail(setup_py, tmp_path, monkeypatch):
     monkeypatch.setattr(setup_py, "ROOT", tmp_path)
-    old = tmp_path / "pmm/_C.so"
-    old.parent.mkdir()
-    old.write_text("an older build")
+    old = [tmp_path / "pmm" / name for name in ("_C.so", "_search.so")]
+    (tmp_path / "pmm").mkdir()
+    for library in old:
+        library.write_text("an older build")
     monkeypatch.setenv("PMM_BUILD_CUDA", "yes")
     command = setup_py.BuildKernels(Distribution({"ext_modules": setup_py.extensions()}))
     command.build_lib, command.build_temp, command.inplace = str(tmp_path / "lib"), str(tmp_path / "temp"), True
     command.ensure_finalized()
     with pytest.raises(SystemExit, match="PMM_BUILD_CUDA=yes; it must be one of auto, 0, 1"):
         command.run()
-    assert not old.exists()
+    assert not any(library.exists() for library in old)
 
 
 def test_without_a_compiler_the_package_is_plain_python_unless_the_kernels_are_required(setup_py, monkeypatch, capsys):
-    assert [extension.name for extension in setup_py.extensions()] == ["pmm._C"]
+    assert [extension.name for extension in setup_py.extensions()] == ["pmm._C", "pmm._search"]
     monkeypatch.setenv("CXX", "no-such-compiler -m64")
     assert setup_py.extensions() == []
     reason = "no C++ compiler (no-such-compiler not found)"
@@ -156,20 +157,42 @@ def test_without_a_compiler_the_package_is_plain_python_unless_the_kernels_are_r
         setup_py.extensions()
 
 
-def test_with_an_older_torch_or_none_the_package_is_plain_python(setup_py, monkeypatch):
+def test_with_an_older_torch_or_none_only_the_search_is_compiled(setup_py, monkeypatch, capsys):
     version = setup_py.torch_folder() / "version.py"
     for older in ("2.9.1+cpu", "1.13.0"):
         version.write_text(f"__version__ = '{older}'\n")
-        assert setup_py.missing() == f"not built: torch {older} is older than 2.11"
+        assert [extension.name for extension in setup_py.extensions()] == ["pmm._search"]
+        assert f"torch {older} is older than 2.11" in capsys.readouterr().out
     for recent in ("2.11.0a0+git1", "2.100.0", "3.0"):
         version.write_text(f"__version__: str = '{recent}'\n")
-        assert setup_py.missing() == ""
+        assert setup_py.missing_torch() == ""
     version.unlink()  # another torch may tell it elsewhere
-    assert setup_py.missing() == ""
+    assert setup_py.missing_torch() == ""
     monkeypatch.setattr(setup_py, "torch_folder", lambda: None)
-    assert "install torch first, then pip with --no-build-isolation" in setup_py.missing()
+    assert [extension.name for extension in setup_py.extensions()] == ["pmm._search"]
+    assert "install torch first, then pip with --no-build-isolation" in capsys.readouterr().out
+    monkeypatch.setenv("PMM_REQUIRE_EXT", "1")
+    with pytest.raises(SystemExit, match="PMM_REQUIRE_EXT=1, but of the mix, not built: torch"):
+        setup_py.extensions()
+    monkeypatch.setenv("PMM_REQUIRE_EXT", "0")
     monkeypatch.setattr(setup_py.sys, "platform", "win32")
-    assert setup_py.missing() == "not built: win32 is not supported"
+    assert setup_py.extensions() == []
+    assert "not built: win32 is not supported" in capsys.readouterr().out
+
+
+def test_the_search_is_compiled_without_torch_and_cuda(setup_py, build, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup_py, "torch_folder", lambda: None)
+    said = build("build_search", CXX="launcher g++ -m64", CXXFLAGS="-O2", LDFLAGS="-Wl,-z,now")
+    assert said == "pmm kernels: built _C.so\n"
+    compiled = [line for line in setup_py.compilers.calls if " -c " in line]
+    assert len(compiled) == len(list((ROOT / "cpp_ext/search").glob("*.cpp")))
+    assert all(line.startswith("launcher g++ -m64 ") and "-ffp-contract=off" in line for line in compiled)
+    assert all(" -O2 -c " in line and "torch" not in line.lower() for line in compiled)
+    (link,) = [line for line in setup_py.compilers.calls if "-shared" in line]
+    assert link.endswith(f" -Wl,-z,now -o {tmp_path / 'lib/_C.so'}")
+    assert not [word for word in link.split() if word.startswith("-l")]
+    setup_py.compilers.fail_on = "scan_plain.cpp"
+    assert "compiling cpp_ext/search/scan_plain.cpp failed (above); nothing was installed" in build("build_search")
 
 
 def test_the_torch_of_this_environment_is_seen_without_importing_it(clean):
@@ -324,13 +347,18 @@ def test_setup_py_run_as_build_front_ends_do_and_without_importing_torch(tmp_pat
         TORCH_CUDA_ARCH_LIST="8.6",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"pmm kernels: CUDA 12.6 in {cuda} for 8.6\npmm kernels: built _C.so\n", done.stderr
+    built = [f"CUDA 12.6 in {cuda} for 8.6", "built _C.so", "built _search.so"]
+    assert done.stdout == "".join(f"pmm kernels: {line}\n" for line in built), done.stderr
     calls = noted.read_text().splitlines()
     for source in (ROOT / "cpp_ext").rglob("*.c*"):
         compiler = "nvcc" if source.suffix == ".cu" else "g++"
         assert len([line for line in calls if line.startswith(compiler) and f" -c {source} -o " in line]) == 1
-    (link,) = [line for line in calls if "-shared" in line]
-    assert link.endswith(f" -o {tmp_path / 'lib/pmm/_C.so'}")
-    (facts,) = re.findall("#define PMM_BUILT (.*)", (tmp_path / "temp/built.h").read_text())
-    built = json.loads(json.loads(facts))
-    assert (built["compiler"], built["cuda"], built["architectures"]) == ("g++", "12.6", ["8.6"])
+    links = [line for line in calls if "-shared" in line]
+    ends = [f" -o {tmp_path / 'lib/pmm' / name}" for name in ("_C.so", "_search.so")]
+    assert [line.endswith(end) for line, end in zip(links, ends, strict=True)] == [True, True]
+    facts = []
+    for folder in ("temp", "temp/search"):
+        (embedded,) = re.findall("#define PMM_BUILT (.*)", (tmp_path / folder / "built.h").read_text())
+        facts.append(json.loads(json.loads(embedded)))
+    assert facts[0].pop("sources") != facts[1].pop("sources")
+    assert facts == [{"compiler": "g++", "cuda": "12.6", "architectures": ["8.6"]}, {"compiler": "g++"}]

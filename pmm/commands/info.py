@@ -15,7 +15,7 @@ from pmm.artifacts.kinds import KNOWN_KINDS, kind_of
 from pmm.gallery.index import describe_index
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.build_info import describe_build
+from pmm.utils.build_info import describe_build, describe_search_build
 from pmm.utils.environment import describe_environment
 from pmm.utils.errors import InvalidFile
 from pmm.utils.facts import aligned, plain
@@ -38,7 +38,9 @@ def main(prog: str) -> None:
     facts = {"file": describe_file(command.file)} if command.file else {}
     facts["environment"] = describe_environment()
     if not command.json:
-        facts["environment"]["kernels"] = describe_build(facts["environment"]["kernels"])
+        here = facts["environment"]
+        here["kernels"] = describe_build(here["kernels"])
+        here["search_kernel"] = describe_search_build(here["search_kernel"])
     facts = plain(facts)
     print(json.dumps(facts, indent=2) if command.json else "\n".join(aligned(facts)))
 

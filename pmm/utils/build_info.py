@@ -1,4 +1,5 @@
-"""The version of the package, and the build of its compiled kernels of the mix (cpp_ext/). Loads no torch."""
+"""The version of the package, and the builds of its compiled kernels (cpp_ext/): of the mix, and of the search, which
+needs no torch. Loads none."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARY = PACKAGE / "_C.so"
+SEARCH_LIBRARY = PACKAGE / "_search.so"
 SOURCES = PACKAGE.parent / "cpp_ext"
 """Beside the package in a source tree; a wheel has none."""
 TEGRA = ("5.3", "6.2", "7.2", "8.7", "10.1", "11.0")
@@ -24,20 +26,32 @@ def build_info() -> dict[str, Any]:
 
     Kernels that were built from other sources than those beside the package do not count; `stale` is then true.
     """
+    return _facts_of(LIBRARY, SOURCES, "kernels.h")
+
+
+def search_build_info() -> dict[str, Any]:
+    """As `build_info`, of the kernel of the search: `compiled`, `compiler` and `sources`."""
+    return _facts_of(SEARCH_LIBRARY, SOURCES / "search", "search.h")
+
+
+def _facts_of(library: Path, sources: Path, known: str) -> dict[str, Any]:
+    """What a library embeds; `known`: a file that its sources have wherever they are."""
     try:
-        match = _FACTS.search(LIBRARY.read_bytes())
+        match = _FACTS.search(library.read_bytes())
     except OSError:
         match = None
     facts = {"compiled": True, **json.loads(match[1])} if match else {"compiled": False}
-    if match and (SOURCES / "kernels.h").exists() and facts["sources"] != sources_digest(SOURCES):
+    if match and (sources / known).exists() and facts["sources"] != sources_digest(sources):
         return {"compiled": False, "stale": True}
     return facts
 
 
 def sources_digest(folder: Path) -> str:
-    """The first digits of the SHA-256 of the sources in `folder`; what `build_info` calls `sources`."""
+    """The first digits of the SHA-256 of the sources in `folder`, but for those of the search in a folder of their own;
+    what `build_info` calls `sources`."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".cu")):
+    sources = [path for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".cu")]
+    for path in sorted(path for path in sources if path.relative_to(folder).parts[0] != "search"):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -49,6 +63,14 @@ def describe_build(facts: dict[str, Any] | None = None) -> str:
         return f"plain torch (the kernels are {'of other sources' if facts.get('stale') else 'not compiled'})"
     gpu = f"CUDA {facts['cuda']} for {' '.join(facts['architectures'])}" if facts["cuda"] else "no CUDA"
     return f"compiled ({facts['compiler']}; {gpu}; sources {facts['sources']})"
+
+
+def describe_search_build(facts: dict[str, Any] | None = None) -> str:
+    """One line: what the search runs on; `facts` as `search_build_info` gives them (default: of this installation)."""
+    facts = search_build_info() if facts is None else facts
+    if not facts["compiled"]:
+        return f"numpy (the kernel is {'of other sources' if facts.get('stale') else 'not compiled'})"
+    return f"compiled ({facts['compiler']}; sources {facts['sources']})"
 
 
 def build_version() -> str:
@@ -81,7 +103,7 @@ def not_built_for(capability: str, driver: str) -> str | None:
     CUDA up to `driver` (both as 9.0); None if they do."""
     facts = build_info()
     built, served = (tuple(map(int, version.split(".")[:2])) for version in (facts["cuda"], driver))
-    again = _rebuild("pip install --no-build-isolation -e .")
+    again = rebuild("pip install --no-build-isolation -e .")
     if built[0] > served[0]:
         return f"the kernels were built with CUDA {facts['cuda']}, and the driver serves CUDA {driver} at most; {again}"
     # older drivers of the same major version run machine code, and compile no newer PTX
@@ -96,16 +118,15 @@ def not_built(device: str) -> str | None:
     facts = build_info()
     if device not in ("cpu", "cuda"):
         return f"there are no kernels for {device}"
-    rebuild = _rebuild("make setup, or pip install --no-build-isolation -e .")
     if facts.get("stale"):
-        return f"the kernels were built from other sources than cpp_ext/ has now; {rebuild}"
+        return f"the kernels were built from other sources than cpp_ext/ has now; {rebuild()}"
     if not facts["compiled"]:
-        return f"the kernels are not compiled; {rebuild}"
+        return f"the kernels are not compiled; {rebuild()}"
     if device == "cuda" and not facts["cuda"]:
         return "the kernels were built without CUDA; rebuild with PMM_BUILD_CUDA=1"
     return None
 
 
-def _rebuild(command: str) -> str:
+def rebuild(command: str = "make setup, or pip install --no-build-isolation -e .") -> str:
     """How: by `command` in a source tree."""
     return f"run {command}" if SOURCES.exists() else "run pip install --no-build-isolation . in a clone of pmm"

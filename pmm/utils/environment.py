@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pmm.utils.build_info import __version__, build_info, not_built_for
+from pmm.utils.build_info import __version__, build_info, not_built_for, search_build_info
 from pmm.utils.cuda_versions import misfits, side_by_side
 from pmm.utils.hardware import (
     clashing_wheels,
@@ -50,6 +50,7 @@ def describe_environment(threads: int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version for name in LIBRARIES if (version := installed_version(name))},
         "kernels": build_info(),
+        "search_kernel": search_build_info(),
         "problems": problems(),
     }
 

@@ -20,7 +20,7 @@ from pmm.artifacts.artifact import manifest_path, read_manifest
 from pmm.artifacts.manifest import BatchProfile, BatchProfiles, EngineContract
 from pmm.export.onnx import export_onnx
 from pmm.utils import environment, hardware
-from pmm.utils.build_info import build_version
+from pmm.utils.build_info import build_version, describe_search_build
 from pmm.utils.facts import aligned, plain
 from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, run_here, run_python
@@ -71,7 +71,8 @@ def test_the_kernels_are_facts_in_json_and_one_line_in_text(built_with):
     assert ask()["environment"]["kernels"] == {"compiled": True, **facts}
     printed = values(run_here("-m", "pmm", "info").stdout, "environment")
     assert printed["kernels"] == "compiled (g++ 12.2.0; CUDA 13.0 for 9.0; sources 0123456789ab)"
-    assert not [key for key in printed if key.startswith("kernels.")]
+    assert printed["search_kernel"] == describe_search_build()
+    assert not [key for key in printed if key.startswith(("kernels.", "search_kernel."))]
 
 
 def test_a_checkpoint(trained, small_config, tmp_path):

@@ -39,7 +39,7 @@ class Copy:
 
     def __init__(self, tree: Path, home: Path) -> None:
         self.tree, self.home, self._work = tree, home, home.with_name(f"{home.name}-tmp")
-        self._libraries = list(tree.glob("pmm/_C*.so"))
+        self._libraries = list(tree.glob("pmm/_*.so"))
         own = tree / ".venv" / "bin" / "python"
         self._python = str(own if own.exists() else sys.executable)
         self._env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(home)}

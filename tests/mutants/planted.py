@@ -13,7 +13,7 @@ LISTS = Path(__file__).with_name("planted")
 AREAS = (
     "adoption", "backbones", "bench", "calibration", "commands", "engines", "files", "foreign", "gates", "gpus",
     "losses", "manifest", "metrics", "ops", "parity", "precision", "ranks", "readers", "recipe", "reranking",
-    "resizing", "resume", "sampler", "statistics",
+    "resizing", "resume", "sampler", "search", "statistics",
 )  # fmt: skip
 
 

@@ -99,7 +99,8 @@ def program(path, script):
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make here")
 def test_make_setup_installs_again_what_is_gone_or_was_built_otherwise(tmp_path):
-    for name in ("pyproject.toml", "setup.py", "constraints.txt", "pmm/_C.so", ".venv/.installed"):
+    libraries = ("pmm/_C.so", "pmm/_search.so")
+    for name in ("pyproject.toml", "setup.py", "constraints.txt", *libraries, ".venv/.installed"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("0\n")
 
@@ -118,7 +119,9 @@ def test_make_setup_installs_again_what_is_gone_or_was_built_otherwise(tmp_path)
         assert f"echo {build} > " in made("-B", f"DEVICES={tmp_path}/dev")
     assert not installs(PMM_BUILD_CUDA="0")
     assert installs(PMM_BUILD_CUDA="1")
-    (tmp_path / "pmm/_C.so").unlink()
     program(tmp_path / "bin/g++", "")
-    assert installs(str(tmp_path / "bin"))
-    assert not installs(str(tmp_path / "no compiler"))
+    for name in libraries:
+        (tmp_path / name).unlink()
+        assert installs(str(tmp_path / "bin"))
+        assert not installs(str(tmp_path / "no compiler"))
+        (tmp_path / name).touch()

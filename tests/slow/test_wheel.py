@@ -54,7 +54,7 @@ def test_the_wheel_of_the_source_archive_serves_every_python_and_brings_its_kern
     assert "-py3-none-" in wheel.name
     assert not wheel.name.endswith("-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"pmm/_C.so", "pmm/py.typed", "pmm/serving-requirements.txt"} <= set(names)
+    assert {"pmm/_C.so", "pmm/_search.so", "pmm/py.typed", "pmm/serving-requirements.txt"} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pmm"}
     done = environment.run("python", "-c", MIX, cwd=tmp_path, PMM_REQUIRE_EXT="1")
     assert done.returncode == 0, done.stderr

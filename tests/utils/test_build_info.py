@@ -70,9 +70,32 @@ def test_a_library_without_facts_is_no_build_of_ours(tmp_path, monkeypatch, cont
     assert build_info.build_info() == {"compiled": False}
 
 
+def test_the_search_has_a_library_and_sources_of_its_own(built_with, tmp_path, monkeypatch):
+    sources = tmp_path / "cpp_ext"
+    (sources / "search").mkdir(parents=True)
+    (sources / "kernels.h").touch()
+    (sources / "search" / "search.h").touch()
+    built_with(**{**CPU, "sources": build_info.sources_digest(sources)})
+    monkeypatch.setattr(build_info, "SOURCES", sources)
+    library = tmp_path / "_search.so"
+    monkeypatch.setattr(build_info, "SEARCH_LIBRARY", library)
+    assert build_info.search_build_info() == {"compiled": False}
+    assert build_info.describe_search_build() == "numpy (the kernel is not compiled)"
+    facts = {"compiler": "g++ 12.2.0", "sources": build_info.sources_digest(sources / "search")}
+    library.write_bytes(b"\x7fELF\0pmm kernels built " + json.dumps(facts).encode() + b"\0more")
+    assert build_info.search_build_info() == {"compiled": True, **facts}
+    assert build_info.describe_search_build() == f"compiled (g++ 12.2.0; sources {facts['sources']})"
+    (sources / "search" / "search.h").write_text("int rows;")
+    assert build_info.search_build_info() == {"compiled": False, "stale": True}
+    assert build_info.describe_search_build() == "numpy (the kernel is of other sources)"
+    assert build_info.build_info()["compiled"]
+
+
 def test_the_environment_says_it_without_torch():
     done = run_without_torch("-m", "pmm", "info", "--json")
-    assert json.loads(done.stdout)["environment"]["kernels"] == build_info.build_info(), done.stderr
+    environment = json.loads(done.stdout)["environment"]
+    assert environment["kernels"] == build_info.build_info(), done.stderr
+    assert environment["search_kernel"] == build_info.search_build_info()
 
 
 @pytest.mark.parametrize(

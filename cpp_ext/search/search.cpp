@@ -1,0 +1,85 @@
+// What ctypes calls: rows into blocks, and the scan on the instruction set that is asked for.
+#include "search.h"
+
+#include <cstring>
+
+#include "built.h"
+
+namespace pmm::search {
+namespace {
+
+struct Path {
+  const char* name;
+  int64_t (*scan)(const Scan&);
+  bool (*runs)();
+};
+
+// The best first.
+const Path kPaths[] = {
+#if defined(__x86_64__)
+    {"AVX-512 VNNI", scan_avx512,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512vnni");
+     }},
+    {"AVX2", scan_avx2, [] { return bool(__builtin_cpu_supports("avx2")); }},
+#endif
+    {"plain C++", scan_plain, [] { return true; }},
+};
+
+float* terms_of(uint8_t* block, int64_t groups) { return reinterpret_cast<float*>(block + kLine * groups); }
+
+}  // namespace
+}  // namespace pmm::search
+
+#define PMM_API extern "C" __attribute__((visibility("default")))
+using namespace pmm::search;
+
+// The name of a way to scan, the best first; nullptr for one that this processor lacks. Returns their number.
+PMM_API int32_t pmm_search_paths(const char** names) {
+  int32_t count = 0;
+  for (const Path& path : kPaths) names[count++] = path.runs() ? path.name : nullptr;
+  return count;
+}
+
+PMM_API int64_t pmm_search_scan(int32_t path, const Scan* scan) { return kPaths[path].scan(*scan); }
+
+// Codes [rows][dims] and terms [rows][scale, rest, square, error] into the blocks [first, last) of `out`.
+PMM_API void pmm_search_pack(const int8_t* codes, const float* terms, int64_t rows, int64_t dims, int64_t first,
+                             int64_t last, uint8_t* out) {
+  const int64_t groups = (dims + kGroup - 1) / kGroup;
+  constexpr int order[kTerms] = {2, 0, 1, 3};
+  for (int64_t number = first; number < last; ++number) {
+    uint8_t* const block = out + number * block_bytes(groups);
+    std::memset(block, 0, block_bytes(groups));
+    for (int64_t lane = 0; lane < kRows && number * kRows + lane < rows; ++lane) {
+      const int64_t row = number * kRows + lane;
+      const int8_t* const from = codes + row * dims;
+      uint8_t* const to = block + lane * kGroup;
+      for (int64_t group = 0; group < dims / kGroup; ++group)
+        std::memcpy(to + group * kLine, from + group * kGroup, kGroup);
+      std::memcpy(to + dims / kGroup * kLine, from + dims / kGroup * kGroup, dims % kGroup);
+      for (int64_t term = 0; term < kTerms; ++term)
+        terms_of(block, groups)[term * kRows + lane] = terms[row * kTerms + order[term]];
+    }
+  }
+}
+
+// Of `blocks`, the rows that `rows` [count] names, into the blocks [first, last) of `out`.
+PMM_API void pmm_search_take(const uint8_t* blocks, int64_t groups, const int64_t* rows, int64_t count, int64_t first,
+                             int64_t last, uint8_t* out) {
+  for (int64_t number = first; number < last; ++number) {
+    uint8_t* const block = out + number * block_bytes(groups);
+    std::memset(block, 0, block_bytes(groups));
+    for (int64_t lane = 0; lane < kRows && number * kRows + lane < count; ++lane) {
+      const int64_t row = rows[number * kRows + lane];
+      const uint8_t* const from = blocks + row / kRows * block_bytes(groups) + row % kRows * kGroup;
+      for (int64_t word = 0; word < groups + kTerms; ++word)  // a term is as wide as a group of codes
+        std::memcpy(block + word * kLine + lane * kGroup, from + word * kLine, kGroup);
+    }
+  }
+}
+
+// Read from the file by pmm/utils/build_info.py, which need not load it. setup.py writes PMM_BUILT, a text of JSON.
+extern "C" __attribute__((used, visibility("default"))) const char pmm_search_built[] = "pmm kernels built " PMM_BUILT;

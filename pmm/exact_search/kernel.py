@@ -1,0 +1,240 @@
+"""The compiled scan of short codes (cpp_ext/search/): a `CodeScan` as `NumpyScan` is, and faster. Loads no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.evaluation.distances import Doubles, Ints, Singles
+from pmm.exact_search.codes import LARGEST, Bytes, Projection, ShortCodes, distance_to, rounded_up
+from pmm.exact_search.scan import Candidates
+from pmm.utils.build_info import SEARCH_LIBRARY, rebuild, search_build_info
+from pmm.utils.errors import BackendUnavailable
+
+ROWS, GROUP, TERMS, LINE = 16, 4, 4, 64
+"""Of a block: rows; dimensions in a group; terms; bytes of a group and of a term (cpp_ext/search/search.h)."""
+TILE = 512
+"""Rows at most between two looks at the room that is left."""
+QUERY_LEVELS = 127 << 7
+"""Largest code of a query: 14 bits and a sign, as a second plane costs little and leaves only the rows' error."""
+LEAST_REACH = 2.0**-60
+"""What underflows in the scan is less than its square."""
+ROOM = 4096
+"""Candidates of a query that a thread has room for at first; for more it goes on where it stopped."""
+MAX_ROOM = 1 << 20
+"""Candidates of all queries."""
+GRAIN = 1 << 15
+"""Rows worth a thread."""
+
+Codes16 = npt.NDArray[np.int16]
+
+
+class _Scan(ctypes.Structure):
+    """`Scan` of cpp_ext/search/search.h."""
+
+    _fields_ = (
+        ("blocks", ctypes.c_void_p), ("groups", ctypes.c_int64), ("first", ctypes.c_int64), ("last", ctypes.c_int64),
+        ("queries", ctypes.c_void_p), ("terms", ctypes.c_void_p), ("count", ctypes.c_int64), ("rows", ctypes.c_void_p),
+        ("reaches", ctypes.c_void_p), ("counts", ctypes.c_void_p), ("capacity", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+    )  # fmt: skip
+
+
+@cache
+def library() -> Any | None:
+    """The compiled library; None where it is missing, of other sources, or does not load.
+
+    Raises RuntimeError instead of returning None under PMM_REQUIRE_EXT=1.
+    """
+    facts, reason = search_build_info(), ""
+    if facts["compiled"]:
+        try:
+            found = ctypes.CDLL(str(SEARCH_LIBRARY))
+            found.pmm_search_scan.restype = ctypes.c_int64
+            return found
+        except OSError as error:
+            reason = f"the search kernel does not load ({error})"
+    if os.environ.get("PMM_REQUIRE_EXT") == "1":
+        stale = "of other sources" if facts.get("stale") else "not compiled"
+        raise RuntimeError(f"PMM_REQUIRE_EXT=1, but {reason or f'the search kernel is {stale}'}")
+    return None
+
+
+def paths() -> list[str | None]:
+    """The instruction sets that there is code for, the best first; None for one that this processor lacks."""
+    kernel = library()
+    if kernel is None:
+        return []
+    names = (ctypes.c_char_p * 8)()
+    count = kernel.pmm_search_paths(names)
+    return [name.decode() if name else None for name in names[:count]]
+
+
+class CompiledScan:
+    """Short codes, in blocks of 16 rows, and the scan of them on one instruction set."""
+
+    def __init__(self, codes: Sequence[ShortCodes], threads: int = 1, path: int | None = None) -> None:
+        """
+        Args:
+            codes: of one or several parts, one after another.
+            path: place among `paths()`; default: the best that this processor has.
+
+        Raises BackendUnavailable if there is no `library()`.
+        """
+        kernel = library()
+        if kernel is None:
+            raise BackendUnavailable(
+                "the kernel of the search is not compiled", hint=f"{rebuild()}, or search by numpy"
+            )
+        self._kernel, self._threads = kernel, threads
+        self._path = next(place for place, name in enumerate(paths()) if name) if path is None else path
+        self._count, self._r = sum(map(len, codes)), codes[0].r
+        if len(codes) > 1:
+            codes = [ShortCodes(np.concatenate([c.codes for c in codes]), np.concatenate([c.terms for c in codes]))]
+        values, terms = (np.ascontiguousarray(array) for array in (codes[0].codes, codes[0].terms))
+        self._blocks = self._filled(
+            lambda first, last, out: kernel.pmm_search_pack(
+                *(_address(values), _address(terms), *map(ctypes.c_int64, (self._count, self._r, first, last)), out)
+            )
+        )
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the blocks."""
+        return self._blocks.nbytes
+
+    def take(self, rows: Ints) -> CompiledScan:
+        """The same of some rows [n], which are numbered from 0 anew. Raises IndexError for a row that is not there."""
+        rows = np.ascontiguousarray(rows, np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        scan = object.__new__(CompiledScan)
+        scan._kernel, scan._threads, scan._path = self._kernel, self._threads, self._path
+        scan._count, scan._r = len(rows), self._r
+        sizes = [ctypes.c_int64(value) for value in (self._groups, len(rows))]
+        scan._blocks = scan._filled(
+            lambda first, last, out: self._kernel.pmm_search_take(
+                *(_address(self._blocks), sizes[0], _address(rows), sizes[1], *map(ctypes.c_int64, (first, last)), out)
+            )
+        )
+        return scan
+
+    def candidates(self, queries: Projection, limits: Doubles, rows: slice) -> Candidates:
+        """As `CodeScan.candidates`; ordered by query, then row."""
+        coded = _Queries(queries, self._r)
+        terms = coded.terms(limits)
+        parts = self._map(lambda some: self._found(coded, terms, some), rows)
+        found = [columns for part in parts for columns in part]
+        query, row, reaches = (np.concatenate(column) for column in zip(*found, strict=True))
+        if len(found) > 1:
+            order = np.argsort(query, kind="stable")
+            query, row, reaches = query[order], row[order], reaches[order]
+        return Candidates(query, row, coded.bounds(reaches, query))
+
+    def bounds(self, queries: Projection, rows: slice) -> Doubles:
+        """As `CodeScan.bounds`."""
+        some = self.take(np.arange(len(self))[rows])
+        coded = _Queries(queries, self._r)
+        terms = coded.terms(np.full(len(queries), np.inf))
+        room = max(TILE, some._blocks.nbytes // (LINE * (self._groups + TERMS)) * ROWS)
+        _, reaches, _, _ = some._scan(coded, terms, slice(0, len(some)), room)
+        return coded.bounds(reaches[:, : len(some)], np.arange(len(queries))[:, None])
+
+    @property
+    def _groups(self) -> int:
+        return -(-self._r // GROUP)
+
+    def _filled(self, fill: Callable[[int, int, ctypes.c_void_p], object]) -> Bytes:
+        """Blocks of all rows, at the start of a line."""
+        blocks = -(-self._count // ROWS)
+        room = np.empty(blocks * LINE * (self._groups + TERMS) + LINE, np.int8)
+        start = -room.ctypes.data % LINE
+        out = room[start : start + len(room) - LINE]
+        self._map(lambda some: fill(some.start, some.stop, _address(out)), slice(0, blocks), GRAIN // ROWS)
+        return out
+
+    def _map(self, work: Callable[[slice], Any], places: slice, grain: int = GRAIN) -> list[Any]:
+        """`work` on parts of a range, one for each thread where that pays."""
+        size = places.stop - places.start
+        parts = max(1, min(self._threads, size // grain))
+        step = -(-max(1, size) // parts)
+        cut = [slice(start, min(start + step, places.stop)) for start in range(places.start, places.stop, step)]
+        if len(cut) < 2:
+            return [work(some) for some in cut or [places]]
+        with ThreadPoolExecutor(len(cut)) as pool:
+            return list(pool.map(work, cut))
+
+    def _found(self, coded: _Queries, terms: Singles, rows: slice) -> list[tuple[Ints, Ints, Singles]]:
+        """Queries, rows and reaches of the candidates, as often as there was room for."""
+        room = max(TILE, min(ROOM, MAX_ROOM // max(1, len(terms))))
+        parts, first = [], rows.start
+        while True:
+            row, reaches, counts, reached = self._scan(coded, terms, slice(first, rows.stop), room)
+            filled = np.arange(room) < counts[:, None]
+            parts.append((np.repeat(np.arange(len(counts)), counts), row[filled], reaches[filled]))
+            if reached >= rows.stop:
+                return parts
+            first, room = reached, min(2 * room, max(TILE, MAX_ROOM // max(1, len(terms))))
+
+    def _scan(self, coded: _Queries, terms: Singles, rows: slice, room: int) -> tuple[Ints, Singles, Ints, int]:
+        """Rows and reaches [Q, room], how many of a query are filled [Q], and up to which row all was scanned."""
+        count = len(terms)
+        out = np.empty((count, room), np.int64), np.empty((count, room), np.float32), np.zeros(count, np.int64)
+        scan = _Scan(
+            *(
+                self._blocks.ctypes.data,
+                self._groups,
+                rows.start,
+                rows.stop,
+                coded.codes.ctypes.data,
+                terms.ctypes.data,
+            ),
+            *(count, *(array.ctypes.data for array in out), room, room),
+        )
+        reached = self._kernel.pmm_search_scan(self._path, ctypes.byref(scan))
+        if reached < 0:
+            raise MemoryError("no memory for the codes of the queries")
+        return *out, reached
+
+
+class _Queries:
+    """Queries as the kernel takes them: codes of 15 bits, fewer where a sum of many would not fit int32."""
+
+    def __init__(self, queries: Projection, r: int) -> None:
+        levels = min(QUERY_LEVELS, (2**31 - 1) // (127 * r))
+        scale = (np.abs(queries.coordinates).max(1) / levels).astype(np.float32)
+        scale[scale < 2.0**-100] = 0
+        rest = queries.rest.astype(np.float32)
+        rest[rest < 2.0**-100] = 0
+        divisor = np.where(scale > 0, scale, np.float32(np.inf)).astype(np.float64)[:, None]
+        rounded = np.clip(np.rint(queries.coordinates / divisor), -levels, levels)
+        decoded = rounded * scale[:, None].astype(np.float64)
+        self.codes: Codes16 = np.zeros((len(rest), -(-r // GROUP) * GROUP), np.int16)
+        self.codes[:, :r] = rounded
+        self.error = distance_to(queries, decoded, rest) + queries.error
+        square = np.einsum("qr,qr->q", decoded, decoded) + np.square(rest, dtype=np.float64)
+        self._terms = np.stack([square, 2 * scale, 2 * rest], axis=1)
+
+    def terms(self, limits: Doubles) -> Singles:
+        """[Q, 4], with what reaches the queries' limits."""
+        reach = np.maximum(limits + self.error, LEAST_REACH)
+        reach[~(reach < LARGEST)] = np.inf  # all rows
+        return np.concatenate([self._terms.astype(np.float32), rounded_up(reach)[:, None]], axis=1)
+
+    def bounds(self, reaches: Singles, queries: Ints) -> Doubles:
+        """Lower bounds of the distances of pairs that such a reach is the least for."""
+        return reaches.astype(np.float64) - self.error[queries]
+
+
+def _address(array: npt.NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
