@@ -33,12 +33,10 @@ if TYPE_CHECKING:
     from pmm.export.options import VerifyOptions as VerifyOptions
     from pmm.export.parity_check import ParityFailed as ParityFailed
     from pmm.export.trt import build_engine as build_engine
-    from pmm.gallery.embed import embed as embed
+    from pmm.gallery.embed_folder import embed as embed
     from pmm.gallery.filters import RowFilter as RowFilter
     from pmm.gallery.gallery import Gallery as Gallery
     from pmm.gallery.gallery import Matches as Matches
-    from pmm.gallery.index import Index as Index
-    from pmm.gallery.index import Neighbours as Neighbours
     from pmm.gallery.search import search as search
     from pmm.runtime.base import Runner as Runner
     from pmm.runtime.open import open_runner as open_runner
@@ -61,13 +59,11 @@ _EXPORTS = {
     "EngineOptions": "pmm.export.options",
     "ExportOptions": "pmm.export.options",
     "Gallery": "pmm.gallery.gallery",
-    "Index": "pmm.gallery.index",
     "InvalidFile": "pmm.utils.errors",
     "InvalidInput": "pmm.utils.errors",
     "InvalidValue": "pmm.utils.errors",
     "Matches": "pmm.gallery.gallery",
     "MissingLibrary": "pmm.utils.errors",
-    "Neighbours": "pmm.gallery.index",
     "OutOfMemory": "pmm.utils.errors",
     "ParityFailed": "pmm.export.parity_check",
     "RankingResult": "pmm.evaluation.metrics",
@@ -78,7 +74,7 @@ _EXPORTS = {
     "adopt": "pmm.adoption.adopt",
     "build_engine": "pmm.export.trt",
     "crop_boxes": "pmm.data.frames",
-    "embed": "pmm.gallery.embed",
+    "embed": "pmm.gallery.embed_folder",
     "evaluate_ranking": "pmm.evaluation.metrics",
     "export_onnx": "pmm.export.onnx",
     "load_crops": "pmm.data.crops",

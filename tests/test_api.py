@@ -68,14 +68,15 @@ def test_no_function_replaces_what_it_reads_or_what_is_something_else(folder, tm
         shutil.copy(folder / name, tmp_path / name)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     checkpoint, onnx = tmp_path / "best.pth", tmp_path / "best.onnx"
-    text, index = tmp_path / "x.txt", pmm.embed(folder / "best.onnx", folder / "crops")
+    text = tmp_path / "x.txt"
     for call, path, fact in (
         (lambda: pmm.export_onnx(checkpoint, checkpoint), checkpoint, "file to read"),
         (lambda: pmm.export_onnx(checkpoint, text), text, ".onnx"),
         (lambda: pmm.build_engine(checkpoint, checkpoint), checkpoint, "file to read"),
         (lambda: pmm.build_engine(onnx, onnx), onnx, "file to read"),
         (lambda: pmm.build_engine(onnx, text), text, ".plan"),
-        (lambda: index.save(checkpoint), checkpoint, "a checkpoint"),
+        (lambda: pmm.embed(onnx, folder / "crops", checkpoint), checkpoint, "it is a file"),
+        (lambda: pmm.embed(onnx, folder / "crops", folder), folder, "other files"),
     ):
         with refuses(pmm.CannotWrite, fact, path=path):
             call()

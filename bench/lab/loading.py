@@ -36,7 +36,7 @@ from pmm.data.crops import iter_crops
 from pmm.data.loader import TrainLoader, train_batches
 from pmm.data.preprocessing import Crops, preprocessing_of
 from pmm.data.samples import Sample
-from pmm.gallery.embed import images_below
+from pmm.gallery.crop_files import images_below
 from pmm.presets import preset
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg

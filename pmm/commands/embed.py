@@ -1,39 +1,57 @@
-"""Embed every image of a folder into an index, for `pmm search`. Loads no torch for an ONNX file or an engine.
+"""Embed every image of a folder into a gallery, for `pmm search`. Loads no torch for an ONNX file or an engine.
 
-pmm embed ARTIFACT FOLDER -o OUT.npz [--backend NAME] [--device cuda:N]
+pmm embed MODEL FOLDER -o GALLERY [--append] [--names market1501] [--metadata FILE.csv]
+
+What is embedded is saved every 4,096 crops or 30 seconds: after an interruption the same command goes on where it was.
+A file that has another size or date than when it was embedded is embedded again.
 """
 
 from __future__ import annotations
 
-import time
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pmm.gallery.embed import contract_of, embed_folder, images_below
+from pmm.gallery.embed_folder import FolderJob
 from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.files import output_file
+from pmm.utils.errors import printable
+from pmm.utils.facts import how_many
 from pmm.utils.hardware import check_threads, cuda_index
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedCommand:
-    """`pmm embed ARTIFACT FOLDER -o OUT.npz`"""
+    """`pmm embed MODEL FOLDER -o GALLERY`"""
 
-    artifact: Annotated[Path, Arg("ARTIFACT", positional=True)]
+    model: Annotated[Path, Arg("MODEL", positional=True)]
     """Checkpoint, ONNX file, AOTInductor package or engine."""
     folder: Annotated[Path, Arg("FOLDER", positional=True)]
     """Folder of crops: every image in it and in its subfolders, hidden ones apart."""
-    out: Annotated[Path, Arg("OUT.npz", short="-o")]
-    """Index to write (.npz), for pmm search."""
-    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP)] = "auto"
-    device: str = "auto"
+    out: Annotated[Path, Arg("GALLERY", short="-o")]
+    """Folder to write the gallery to."""
+    append: bool = False
+    """Add to a gallery that exists, made by the same model; files that are in it already are passed over."""
+    names: Annotated[str, Arg("NAME|REGEX", group="crops")] = ""
+    """Take camera and time from the file names: market1501, dukemtmc-reid, or a regular expression with the named
+    groups camera, time, and any others, which become columns."""
+    metadata: Annotated[Path | None, Arg("FILE.csv", group="crops")] = None
+    """Take them from a table with the columns path (relative to FOLDER), camera, time, and any others; times are
+    seconds, or dates as 2026-05-01T14:30:00."""
+    prefix: Annotated[str, Arg("TEXT", group="crops")] = ""
+    """Goes before the path of a crop in FOLDER to make its id in the gallery, as site2/."""
+    skip_bad_images: Annotated[bool, Arg(group="crops")] = False
+    """Leave out images that cannot be read, and list them at the end, instead of stopping."""
+    store: Annotated[Literal["fp32", "fp16"], Arg(group="gallery")] = "fp32"
+    """Precision that embeddings are stored in; fp16 takes half the disk."""
+    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP, group="running")] = "auto"
+    device: Annotated[str, Arg(group="running")] = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    batch_size: Annotated[int, Arg(short="-b", least=1)] = 64
+    batch_size: Annotated[int, Arg(short="-b", least=1, group="running")] = 64
     """Images per call."""
-    threads: int = 0
+    threads: Annotated[int, Arg(group="running")] = 0
     """CPU threads of the backend (default: its own choice)."""
 
     def __post_init__(self) -> None:
@@ -45,16 +63,22 @@ class EmbedCommand:
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(EmbedCommand, prog=prog, description=__doc__ or "")
-    files = images_below(command.folder)  # before a model is loaded for nothing
-    output_file(command.out, command.artifact, suffixes=(".npz",))
-    with open_runner(command.artifact, command.backend, device=command.device, threads=command.threads) as runner:
-        contract = contract_of(command.artifact, runner)
-        begin = time.perf_counter()
-        index = embed_folder(runner, contract, command.folder, files, batch_size=command.batch_size, label=prog)
-        seconds = time.perf_counter() - begin
-    index.save(command.out)
+    job = FolderJob(
+        artifact=command.model, folder=command.folder, out=command.out, append=command.append, names=command.names,
+        metadata=command.metadata, prefix=command.prefix, store=command.store, skip_bad_images=command.skip_bad_images,
+    )  # fmt: skip
+    prepared = job.prepare()  # before a model is loaded for nothing
+    with open_runner(command.model, command.backend, device=command.device, threads=command.threads) as runner:
+        gallery, report = prepared.run(runner, batch_size=command.batch_size, label=prog)
+    for file, reason in report.bad.items():
+        print(printable(f"{prog}: note: left out {file}: {reason}"), file=sys.stderr)
+    counts = [f"{how_many(report.added, 'image')} added"]
+    counts += [f"{report.changed:,} of them again, as their files had changed"] * bool(report.changed)
+    counts += [f"{report.known:,} were there"] * bool(report.known)
+    counts += [f"{len(report.bad):,} left out"] * bool(report.bad)
     info = runner.info
     print(
-        f"{command.out}: {len(index)} images, {index.embeddings.shape[1]} dimensions, {len(index) / seconds:.0f} "
-        f"images/s with reading, {info.backend} in {info.precision} on {info.device} ({info.provider})"
+        f"{command.out}: {', '.join(counts)}; {how_many(len(gallery), 'crop')}, {gallery.dim} dimensions, stored in "
+        f"{gallery.precision}; {report.added / report.seconds:.0f} images/s with reading, {info.backend} in "
+        f"{info.precision} on {info.device} ({info.provider})"
     )

@@ -1,4 +1,4 @@
-"""What a file is (checkpoint, ONNX file, engine, package or index) and what this machine has: facts for a bug report.
+"""What a file is (checkpoint, ONNX file, engine, package, gallery), and what this machine has: facts for a bug report.
 
 pmm info [FILE] [--json]
 """
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pmm.artifacts.describe import describe_artifact
 from pmm.artifacts.kinds import KNOWN_KINDS, kind_of
-from pmm.gallery.index import describe_index
+from pmm.gallery.describe import describe_gallery, describe_npz
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build, describe_search_build
@@ -27,7 +27,7 @@ class InfoCommand:
     """`pmm info [FILE] [--json]`"""
 
     file: Annotated[Path | None, Arg("FILE", positional=True)] = None
-    """Checkpoint, ONNX file, engine, AOTInductor package or index; without one, this machine."""
+    """Checkpoint, ONNX file, engine, AOTInductor package or gallery; without one, this machine."""
     json: bool = False
     """Print the facts as JSON."""
 
@@ -46,13 +46,15 @@ def main(prog: str) -> None:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """What the file at `path` is, as plain values; its name alone, as folders name people.
+    """What the file or gallery at `path` is, as plain values; its name alone, as folders name people.
 
     Raises InvalidFile if it is missing, damaged, or of no kind known here.
     """
+    if path.is_dir():
+        return {"name": path.resolve().name, **describe_gallery(path)}
     size = existing_file(path, KNOWN_KINDS).stat().st_size
     if size == 0:
         raise InvalidFile("it is empty", path=path, expected=KNOWN_KINDS)
     kind = kind_of(path)
-    facts = describe_index(path) if kind == "index" else describe_artifact(path, kind)
+    facts = describe_npz(path) if kind == "index" else describe_artifact(path, kind)
     return {"name": path.name, "size_mb": round(size / 1e6, 3), **facts}

@@ -1,6 +1,10 @@
-"""Find the crops of an index that are most like one image. Loads no torch for an ONNX file or an engine.
+"""Find the crops of a gallery that are most like an image, or like each of a folder. Loads no torch for an ONNX file or
+an engine.
 
-pmm search INDEX.npz --query IMAGE --artifact ARTIFACT [--top 10] [--picture OUT.png]
+pmm search GALLERY --query IMAGE|FOLDER [--top 10] [--threshold auto] [--json]
+pmm search GALLERY --query IMAGE --camera 2 3 --time-from 2026-05-01T08:00 [--picture OUT.png]
+
+Distances are exact: Euclidean or, for a model that compares by cosine, 1 - cosine similarity.
 """
 
 from __future__ import annotations
@@ -10,60 +14,103 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pmm.gallery.index import Index, Neighbours
-from pmm.gallery.search import search, table
+from pmm.gallery.search_request import SearchAnswer, SearchRequest
 from pmm.runtime.open import BACKEND_HELP, check_backend
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.files import existing_file, output_file, replacing
+from pmm.utils.errors import ConflictingOptions
+from pmm.utils.facts import how_many
+from pmm.utils.files import output_file, replacing
 from pmm.utils.hardware import cuda_index
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCommand:
-    """`pmm search INDEX.npz --query IMAGE --artifact ARTIFACT`"""
+    """`pmm search GALLERY --query IMAGE|FOLDER`"""
 
-    index: Annotated[Path, Arg("INDEX.npz", positional=True)]
-    """Index written by pmm embed (.npz)."""
-    query: Annotated[Path, Arg("IMAGE")]
-    """Image to look for."""
-    artifact: Annotated[Path, Arg("ARTIFACT")]
-    """Model that embeds the query: the file that made the index, or another one of the same checkpoint."""
+    gallery: Annotated[Path, Arg("GALLERY", positional=True)]
+    """Gallery written by pmm embed, or an index (.npz) of an earlier version."""
+    query: Annotated[Path, Arg("IMAGE|FOLDER")]
+    """Image to look for, or a folder of them."""
+    model: Annotated[Path | None, Arg("FILE")] = None
+    """Model that embeds the query: another file of the same checkpoint (default: the one that made the gallery)."""
     top: Annotated[int, Arg(least=1)] = 10
     """How many crops to list."""
-    picture: Annotated[Path | None, Arg("OUT.png")] = None
-    """Also draw the first results (20 at most) to this file (.png)."""
-    folder: Annotated[Path | None, Arg("FOLDER")] = None
-    """For --picture: folder of the indexed crops (default: the one that was embedded)."""
-    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP)] = "auto"
-    device: str = "auto"
+    threshold: Annotated[str, Arg("auto|T")] = ""
+    """Mark what is at most this distance away as a match; auto takes the gallery's threshold."""
+    fmr: Annotated[float | None, Arg("RATE")] = None
+    """With --threshold auto: the false match rate whose threshold is taken, if the gallery has several."""
+    camera: Annotated[tuple[str, ...], Arg("NAME", group="crops to look at")] = ()
+    """Those of these cameras."""
+    time_from: Annotated[str, Arg("TIME", group="crops to look at")] = ""
+    """From this time on: seconds, or a date as 2026-05-01T14:30:00 (UTC where it names no zone)."""
+    time_to: Annotated[str, Arg("TIME", group="crops to look at")] = ""
+    """Until this time, which is in."""
+    where: Annotated[tuple[str, ...], Arg("NAME=VALUE", group="crops to look at")] = ()
+    """Those with this value in a column of the gallery, or with this id; of one NAME several values may be given."""
+    not_same_camera: Annotated[bool, Arg(group="crops to look at")] = False
+    """Leave out those of the query's own camera, which --query-camera or --names tells."""
+    query_camera: Annotated[str, Arg("NAME", group="crops to look at")] = ""
+    """Camera of all queries."""
+    names: Annotated[str, Arg("NAME|REGEX", group="crops to look at")] = ""
+    """Camera of each query from its file name, as of pmm embed."""
+    json: Annotated[bool, Arg(group="output")] = False
+    """Print JSON, with all columns of the gallery."""
+    csv: Annotated[bool, Arg(group="output")] = False
+    """Print CSV, with all columns of the gallery."""
+    picture: Annotated[Path | None, Arg("OUT.png", group="output")] = None
+    """Also draw the first results (20 at most of each of 20 queries) to this file (.png)."""
+    folder: Annotated[Path | None, Arg("FOLDER", group="output")] = None
+    """For --picture: folder of the gallery's crops (default: the one that was embedded)."""
+    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP, group="running")] = "auto"
+    device: Annotated[str, Arg(group="running")] = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
         cuda_index(self.device)
+        if self.json and self.csv:
+            raise ConflictingOptions("either json or csv is printed", "json", "csv")
+        if self.fmr is not None and self.threshold != "auto":
+            raise ConflictingOptions("fmr chooses a threshold of the gallery", "fmr", "threshold", hint="give auto")
+        if self.not_same_camera and not (self.query_camera or self.names):
+            problem = "not_same_camera needs the camera of the query"
+            raise ConflictingOptions(problem, "not_same_camera", hint="give --query-camera NAME, or --names")
+        if self.query_camera and self.names:
+            raise ConflictingOptions("query_camera and names both tell the query's camera", "query_camera", "names")
 
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(SearchCommand, prog=prog, description=__doc__ or "")
-    existing_file(command.query, "an image to look for")
     if command.picture:
-        output_file(command.picture, command.query, command.index, command.artifact, suffixes=(".png",))
-    index = Index.load(command.index)
-    neighbours = search(
-        index, command.query, command.artifact, top=command.top, backend=command.backend, device=command.device
+        keep = [each for each in (command.query, command.gallery, command.model) if each]
+        output_file(command.picture, *keep, suffixes=(".png",))
+    search = SearchRequest(
+        query=command.query, model=command.model, top=command.top, threshold=command.threshold, fmr=command.fmr,
+        cameras=command.camera, since=command.time_from, until=command.time_to, where=command.where,
+        not_same_camera=command.not_same_camera, query_camera=command.query_camera, names=command.names,
+    )  # fmt: skip
+    answer = search.run(command.gallery, backend=command.backend, device=command.device)
+    if command.picture:
+        _draw(command.picture, answer, command.folder, prog)
+    results = answer.results
+    if command.top > answer.candidates:
+        crops = how_many(answer.candidates, "crop")
+        print(f"{prog}: note: there are {crops} to look at, and all are listed", file=sys.stderr)
+    print(results.as_json() if command.json else results.as_csv() if command.csv else results.as_table())
+
+
+def _draw(out: Path, answer: SearchAnswer, folder: Path | None, prog: str) -> None:
+    from pmm.visualize.ranked import MAX_FOUND, MAX_QUERIES, found_picture
+
+    shown = answer.results.results[:MAX_QUERIES]
+    rows = [[answer.file_of(crop, folder) for crop in result.found] for result in shown]
+    picture = found_picture(
+        answer.queries[:MAX_QUERIES], rows, [[crop.distance for crop in result.found] for result in shown]
     )
-    if command.picture:
-        _draw(command, command.picture, index, neighbours, prog)
-    print(table(index, neighbours))
-
-
-def _draw(command: SearchCommand, out: Path, index: Index, neighbours: Neighbours, prog: str) -> None:
-    from pmm.visualize.ranked import MAX_NEIGHBOURS, neighbours_picture
-
-    picture = neighbours_picture(command.query, index, neighbours, command.folder)
     with replacing(out) as temporary:
         picture.save(temporary)
-    if len(neighbours.indices) > MAX_NEIGHBOURS:
-        print(f"{prog}: note: {out} shows the first {MAX_NEIGHBOURS}", file=sys.stderr)
+    if max(map(len, rows)) > MAX_FOUND or len(answer.queries) > MAX_QUERIES:
+        limits = f"the first {MAX_FOUND} crops of each of the first {MAX_QUERIES} queries"
+        print(f"{prog}: note: {out} shows {limits}", file=sys.stderr)

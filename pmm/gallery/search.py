@@ -1,93 +1,90 @@
-"""Search: the crops of an index that are most like an image. Loads no torch for an ONNX file or an engine."""
+"""Search: the crops of a gallery that are most like an image. Loads no torch for an ONNX file or an engine."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from pmm.gallery.embed import contract_of, embed_files
-from pmm.gallery.index import Index, IndexContract, Neighbours
+import numpy as np
+import numpy.typing as npt
+
+from pmm.gallery.embed import embed_files, source_of
+from pmm.gallery.filters import RowFilter
+from pmm.gallery.gallery import Gallery, Matches
+from pmm.gallery.model_of import model_of
+from pmm.gallery.npz_index import import_npz
+from pmm.gallery.source import check_comparable
 from pmm.runtime.open import open_runner
-from pmm.utils.errors import InvalidFile, printable
+
+QUERY_BATCH = 64
 
 
 def search(
-    index: Index | str | Path,
+    gallery: Gallery | str | Path,
     query: str | Path | Sequence[str | Path],
-    artifact: str | Path,
+    artifact: str | Path | None = None,
     *,
-    top: int = 10,
+    k: int = 10,
+    where: RowFilter | None = None,
+    not_camera: Any = None,
     backend: str = "auto",
     device: str = "auto",
-) -> Neighbours:
-    """The crops of an index that are most like an image, nearest first.
+) -> Matches:
+    """The crops of a gallery that are most like an image, nearest first.
 
     Args:
-        index: what `pmm.embed` made, or the file that it was saved to.
+        gallery: an opened one, its folder, or an index (.npz) of an earlier version.
         query: an image file, or several of them.
-        artifact: what embeds the query: the file that made the index, or another file of the same checkpoint. If that
-            rounds differently, one line (logger "pmm") says so.
-        top: how many, or all if there are fewer.
+        artifact: what embeds the query (default: the file that made the gallery, where it was): that file, or another
+            one of the same checkpoint. If that rounds differently, one line (logger "pmm") says so.
+        k: how many, or all if there are fewer.
+        where: which rows to look at.
+        not_camera: a camera, or one per query, whose crops do not count.
         backend, device: as `pmm.open_runner`.
 
     Returns:
-        Rows of the index and distances: [K] each for one image, [Q, K] for several.
+        Ids and distances: [K] each for one image, [Q, K] for several.
 
     Raises:
-        InvalidFile: an artifact of another model than the index, a bad image, or as `Index.load`.
-        InvalidValue: top < 1.
+        InvalidFile: an artifact of another model than the gallery's, or none where it was; a bad image; or as
+            `Gallery.open`.
+        InvalidValue, InvalidInput: as `Gallery.search`.
         UserError: as `pmm.open_runner`.
 
     Example:
-        >>> index = pmm.embed("best.onnx", "crops")
-        >>> neighbours = pmm.search(index, "query.jpg", "best.onnx", top=3)
-        >>> [index.file(row).exists() for row in neighbours.indices]
-        [True, True, True]
+        >>> gallery = pmm.embed("best.onnx", "crops", "people")
+        >>> ids, distances = pmm.search("people", "query.jpg", k=3)
+        >>> len(ids), bool(distances[0] <= distances[1] <= distances[2])
+        (3, True)
     """
-    index = index if isinstance(index, Index) else Index.load(index)
     single = isinstance(query, str | Path)
     files = [Path(query)] if single else [Path(each) for each in query]  # type: ignore[arg-type, union-attr]
-    with open_runner(artifact, backend, device=device) as runner:
-        check_comparable(index.contract, contract_of(Path(artifact), runner), Path(artifact))
-        neighbours = index.nearest(embed_files(runner, files), top)
-    return Neighbours(neighbours.indices[0], neighbours.distances[0]) if single else neighbours
+    with opened_gallery(gallery) as found:
+        model = model_of(found.path, found.source, None if artifact is None else Path(artifact))
+        embeddings = embed_queries(found, model, files, backend=backend, device=device)
+        return found.search(embeddings[0] if single else embeddings, k, where=where, not_camera=not_camera)
 
 
-def check_comparable(indexed: IndexContract, query: IndexContract, artifact: Path) -> None:
-    """Warn (logger "pmm") if embeddings of the query's `artifact` round differently from the index's.
-
-    Raises InvalidFile if they cannot be compared.
-    """
-    differences = indexed.differences(query)
-    if differences:
-        raise InvalidFile(
-            "it does not fit the index: embeddings of different models are not comparable (the index has "
-            f"{'; '.join(differences)})",
-            path=artifact,
-            hint="use the artifact that made the index, or embed the folder again",
-        )
-    log = logging.getLogger("pmm")
-    if indexed.precision != query.precision:
-        precisions = f"the index was made in {indexed.precision}, the query in {query.precision}"
-        log.warning("%s: %s; distances differ a little", artifact, precisions)
-    elif indexed.artifact_sha256 != query.artifact_sha256:
-        note = "the index was made by another file of the same checkpoint; distances may differ in the last digits"
-        log.warning("%s: %s", artifact, note)
+@contextlib.contextmanager
+def opened_gallery(gallery: Gallery | str | Path) -> Iterator[Gallery]:
+    """The gallery; an index of an earlier version as a gallery that is there for the moment."""
+    if isinstance(gallery, Gallery):
+        yield gallery
+    elif Path(gallery).is_file():
+        with tempfile.TemporaryDirectory(prefix="pmm-gallery-") as folder:
+            yield import_npz(Path(gallery), Path(folder) / "gallery")
+    else:
+        yield Gallery.open(gallery)
 
 
-def table(index: Index, neighbours: Neighbours) -> str:
-    """A line per result of one query [K]: rank, distance (for a cosine contract the similarity), path; in columns."""
-    measures, wide = measures_of(index, neighbours), len(str(len(neighbours.indices)))
-    lines = zip(measures, neighbours.indices.tolist(), strict=True)
-    longest = max(map(len, measures))
-    return "\n".join(
-        f"{rank:>{wide}}  {measure:>{longest}}  {printable(index.paths[row])}"
-        for rank, (measure, row) in enumerate(lines, start=1)
-    )
-
-
-def measures_of(index: Index, neighbours: Neighbours) -> list[str]:
-    """The distances [K] as printed: Euclidean, or cosine similarity."""
-    cosine = index.contract.embedding.metric == "cosine"
-    return [f"{1 - distance if cosine else distance:.4f}" for distance in neighbours.distances.tolist()]
+def embed_queries(
+    gallery: Gallery, model: Path, files: Sequence[Path], *, backend: str = "auto", device: str = "auto"
+) -> npt.NDArray[np.float32]:
+    """Embeddings [Q, D] of images by `model`, after `check_comparable`."""
+    with open_runner(model, backend, device=device) as runner:
+        assert gallery.source is not None
+        check_comparable(gallery.source, source_of(model, runner), model)
+        return embed_files(runner, files, batch_size=QUERY_BATCH)

@@ -1,4 +1,4 @@
-"""Ranked lists: of a test set by one model or by two, and of a search in an index. Loads no torch."""
+"""Ranked lists: of a test set by one model or by two, and of a search in a gallery. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from PIL import Image
 from pmm.data.samples import ReidDataset
 from pmm.evaluation.parity.labels import Ints, QueryGallery
 from pmm.evaluation.parity.ranking import first_items
-from pmm.gallery.index import Index, Neighbours
 from pmm.gallery.ranking import labels_of
-from pmm.gallery.search import measures_of
 from pmm.utils.errors import InvalidFile
 from pmm.visualize.lists import compared_lists, ranked_lists
 
 Scores = npt.NDArray[np.float64]
 ENDS = 0.05
 """Share of the queries left out at each end: the hardest and the easiest say least about a model."""
-MAX_NEIGHBOURS = 20
+MAX_FOUND = 20
 """Results of a search in its picture."""
+MAX_QUERIES = 20
+"""Of a search in its picture."""
 
 
 def ranked_picture(
@@ -80,20 +80,23 @@ def rows(split: ReidDataset, embedded: QueryGallery, queries: Ints, items: int) 
     ]
 
 
-def neighbours_picture(query: Path, index: Index, neighbours: Neighbours, folder: Path | None = None) -> Image.Image:
-    """The image `query` and its first `neighbours` [K] in a row, their distances below.
+def found_picture(
+    queries: Sequence[Path], rows: Sequence[Sequence[Path]], distances: Sequence[Sequence[float]]
+) -> Image.Image:
+    """A line per query: its image, and the crops that a search found in a row, their distances below; the first 20 of
+    each at most.
 
-    `folder` is where the indexed crops are now, if they were moved. Raises InvalidFile if one is missing or unreadable.
+    Raises InvalidFile if a crop is missing or unreadable.
     """
-    place = folder or Path(index.folder)
-    crops = [place / index.paths[row] for row in neighbours.indices[:MAX_NEIGHBOURS].tolist()]
+    rows = [row[:MAX_FOUND] for row in rows]
+    crops = [crop for row in rows for crop in row]
     missing = [crop for crop in crops if not crop.is_file()]
     if missing:
         problem = f"missing, as {len(missing)} of the {len(crops)} crops to draw"
         raise InvalidFile(problem, path=missing[0], hint="give --folder DIR if they were moved")
-    measure = "cosine similarity" if index.contract.embedding.metric == "cosine" else "distance"
-    captions = [measures_of(index, neighbours)[:MAX_NEIGHBOURS]]
-    return ranked_lists([query], [[(crop, None) for crop in crops]], height=192, captions=captions, measure=measure)
+    captions = [[f"{distance:.4f}" for distance in line[:MAX_FOUND]] for line in distances]
+    lines: list[list[tuple[Path, bool | None]]] = [[(crop, None) for crop in row] for row in rows]
+    return ranked_lists(queries, lines, height=192, captions=captions, measure="distance")
 
 
 def _paths(split: ReidDataset, queries: Sequence[int] | Ints) -> list[Path]:

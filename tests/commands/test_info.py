@@ -172,15 +172,20 @@ def test_an_engine_is_described_by_its_manifest_and_never_loaded(artifact, tmp_p
     assert_one_line_error(run_here("-m", "pmm", "info", engine), "the file was changed or replaced")
 
 
-def test_an_index_without_the_folder_it_was_made_of(artifact, people, tmp_path):
-    out = tmp_path / "index.npz"
-    assert run_here("-m", "pmm", "embed", artifact, people / "query", "-o", out).returncode == 0
+def test_a_gallery_without_the_folder_it_was_made_of(artifact, people, tmp_path):
+    out = tmp_path / "gallery"
+    flags = ("-o", out, "--names", "market1501", "--store", "fp16")
+    assert run_here("-m", "pmm", "embed", artifact, people / "query", *flags).returncode == 0
     facts = ask(out)["file"]
-    assert (facts["kind"], facts["dimensions"], facts["precision"]) == ("index", 384, "fp32")
-    assert facts["images"] == len(list((people / "query").glob("*.jpg")))
-    assert facts["artifact_sha256"] == sha256(artifact)
-    assert facts["embedding"]["metric"] == "euclidean"
-    assert str(people) not in run_here("-m", "pmm", "info", out).stdout
+    assert (facts["kind"], facts["dimensions"], facts["stored"]) == ("gallery", 384, "fp16")
+    assert (facts["name"], facts["metric"], facts["removed"]) == ("gallery", "euclidean", 0)
+    assert facts["crops"] == len(list((people / "query").glob("*.jpg")))
+    assert facts["columns"]["camera"] == "text"
+    assert facts["made_by"]["artifact_sha256"] == sha256(artifact)
+    assert facts["made_by"]["artifact"] == artifact.name
+    printed = run_here("-m", "pmm", "info", out).stdout
+    assert not [folder for folder in (people, artifact.parent) if str(folder) in printed]
+    assert_one_line_error(run_here("-m", "pmm", "info", tmp_path), "no manifest.json", "a gallery")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".onnx", ".npz", ".plan", ".engine"])

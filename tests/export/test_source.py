@@ -19,7 +19,7 @@ from pmm.export.onnx import check_overwrite, describe, export_onnx, export_onnx_
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.export.triton import write_model_repository
-from pmm.gallery.embed import contract_of
+from pmm.gallery.embed import source_of
 from pmm.runtime.open import open_runner
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile
 from pmm.utils.files import sha256
@@ -72,7 +72,7 @@ def test_int8_of_it_runs_and_names_what_it_kept(adopted, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 8, 3), dtype=np.uint8)
     with open_runner(adopted) as own, open_runner(artifact.path) as made:
         assert made.info.precision == "int8"
-        contracts = [contract_of(path, runner) for path, runner in ((adopted, own), (artifact.path, made))]
+        contracts = [source_of(path, runner) for path, runner in ((adopted, own), (artifact.path, made))]
         assert {each.checkpoint_sha256 for each in contracts} == {sha256(adopted)}  # an index of one takes the other
         expected, found = own(images), made(images)
     assert (expected * found).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(found, axis=1) == (

@@ -9,7 +9,7 @@ from PIL import Image
 import pmm.data.crops
 from bench.lab import loading
 from bench.lab.loading import BARE, IMAGES, LOADER, THREADS, TO_NUMPY, bench_loading, draw_files, loading_plan, markdown
-from pmm.gallery.embed import images_below
+from pmm.gallery.crop_files import images_below
 from pmm.utils.errors import InvalidFile
 from tests.conftest import assert_one_line_error, run_here
 from tests.refusals import refuses

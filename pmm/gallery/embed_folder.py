@@ -1,0 +1,277 @@
+"""A folder of crops becomes a gallery, or a part of one. Loads no torch for an ONNX file or an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.gallery.crop_files import first_look, images_below, refuse_bad_images
+from pmm.gallery.crop_metadata import crop_columns, name_pattern
+from pmm.gallery.embed import source_of
+from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbedReport, embedded_chunks, file_columns
+from pmm.gallery.gallery import Gallery
+from pmm.gallery.manifest import StoredPrecision, is_gallery
+from pmm.gallery.model_of import check_artifact, check_same_precision
+from pmm.gallery.source import EmbeddingSource, check_comparable
+from pmm.runtime.base import Runner
+from pmm.runtime.open import open_runner
+from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput
+from pmm.utils.files import claimed, existing_file, sha256, write_file
+
+JOB_FILE = "embedding.json"
+"""In a gallery that a run has not finished: what that run was told."""
+
+
+def embed(
+    artifact: str | Path,
+    folder: str | Path,
+    out: str | Path,
+    *,
+    append: bool = False,
+    names: str = "",
+    metadata: str | Path | None = None,
+    prefix: str = "",
+    store: StoredPrecision = "fp32",
+    skip_bad_images: bool = False,
+    backend: str = "auto",
+    device: str = "auto",
+    batch_size: int = 64,
+    threads: int = 0,
+) -> Gallery:
+    """Embed every image in `folder` and below it into a gallery, for `pmm.search`.
+
+    What is embedded is written every 4,096 crops or 30 seconds; the same call goes on with an interrupted one.
+
+    Args:
+        artifact: checkpoint, ONNX file, AOTInductor package or engine.
+        out: folder of the gallery. A crop's id in it is its path in `folder`, after the `prefix`.
+        append: add to a gallery that exists; files that are in it are passed over, and those that have changed since
+            embedded again.
+        names: `market1501`, `dukemtmc-reid`, or a regular expression whose named groups (camera, time, others) become
+            columns.
+        metadata: a CSV table with the columns path, camera, time, and others.
+        store: precision that embeddings are stored in.
+        skip_bad_images: leave out images that cannot be read; one line (logger "pmm") counts them.
+        backend, device, threads: as `pmm.open_runner`.
+        batch_size: images at once.
+
+    Raises:
+        InvalidFile: a folder without images, bad images, a table that does not fit, a gallery of another model.
+        InvalidInput: NaN or Inf among the embeddings.
+        CannotWrite: a gallery that exists, without `append`; or the place cannot be written.
+        UserError: as `pmm.open_runner`.
+
+    Example:
+        >>> gallery = pmm.embed("best.onnx", "crops", "gallery", names="market1501")
+        >>> gallery.embeddings().shape == (len(gallery), gallery.dim), gallery.columns[:2]
+        (True, ('path', 'pid'))
+    """
+    table = Path(metadata) if metadata is not None else None
+    job = FolderJob(
+        artifact=Path(artifact), folder=Path(folder), out=Path(out), append=append, names=names, metadata=table,
+        prefix=prefix, store=store, skip_bad_images=skip_bad_images,
+    )  # fmt: skip
+    prepared = job.prepare()
+    with open_runner(artifact, backend, device=device, threads=threads) as runner:
+        gallery, report = prepared.run(runner, batch_size=batch_size)
+    if report.bad:
+        first, reason = next(iter(report.bad.items()))
+        log = logging.getLogger("pmm")
+        log.warning("%s: %d images were left out, the first is %s (%s)", folder, len(report.bad), first, reason)
+    return gallery
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderJob:
+    """What to embed, and where to; see `embed`."""
+
+    artifact: Path
+    folder: Path
+    out: Path
+    append: bool = False
+    names: str = ""
+    metadata: Path | None = None
+    prefix: str = ""
+    store: StoredPrecision = "fp32"
+    skip_bad_images: bool = False
+
+    def prepare(self) -> PreparedJob:
+        """All that can be refused before a model is loaded. Raises as `embed`."""
+        pattern = name_pattern(self.names) if self.names else None
+        existing_file(self.artifact, "a model")
+        files = images_below(self.folder)
+        bad = first_look(files)
+        if not self.skip_bad_images:
+            refuse_bad_images(bad, self.folder)
+        if len(bad) == len(files):
+            raise InvalidFile(f"none of its {len(files)} images can be read", path=self.folder)
+        files = [file for file in files if file not in bad]
+        gallery = self._existing()
+        kinds = gallery.manifest.columns if gallery else {}
+        within = [file.relative_to(self.folder).as_posix() for file in files]
+        columns = crop_columns(self.folder, within, names=pattern, table=self.metadata, kinds=kinds)
+        paths = np.array([self._path(file, gallery) for file in files], object)
+        all_columns = {"path": paths, **columns, **file_columns(files)}
+        if gallery:
+            self._check_columns(gallery, set(columns))
+            all_columns = {name: values for name, values in all_columns.items() if name in gallery.columns}
+        table = CropTable(ids=[self.prefix + path for path in within], files=files, columns=all_columns)
+        return PreparedJob(job=self, table=table, bad=bad, gallery=gallery)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What has to be the same for a run to go on with an interrupted one."""
+        return {
+            "model": sha256(self.artifact),
+            "folder": str(self.folder.resolve()),
+            "--names": self.names,
+            "--metadata": sha256(self.metadata) if self.metadata else "",
+            "--prefix": self.prefix,
+            "--store": self.store,
+        }
+
+    def _existing(self) -> Gallery | None:
+        """The gallery to add to, if there is to be one. Raises CannotWrite if one is in the way, or anything else."""
+        if not is_gallery(self.out):
+            if self.append:
+                raise InvalidFile("it is no gallery", path=self.out, hint="leave --append out to make one")
+            if self.out.suffix.lower() == ".npz":
+                raise CannotWrite("a gallery is a folder", path=self.out, hint=f"name it {self.out.stem}/")
+            if self.out.is_dir() and any(not name.name.startswith(".") for name in self.out.iterdir()):
+                raise CannotWrite("it holds other files", path=self.out, expected="an empty folder, or one to make")
+            with claimed(self.out):  # whether it can be written
+                return None
+        gallery = Gallery.open(self.out)
+        if not self.append:
+            self._check_interrupted()
+        elif self.store != gallery.precision:
+            problem = f"the gallery stores {gallery.precision}"
+            raise ConflictingOptions(problem, "--store", "--append", hint=f"give --store {gallery.precision}")
+        if gallery.source is None:
+            problem = "it does not say what made its embeddings, so none of a model are added"
+            raise InvalidFile(problem, path=self.out, hint="embed into a gallery of its own")
+        if gallery.manifest.ids != "text":
+            raise InvalidFile("its ids are whole numbers", path=self.out, expected="paths as ids, as pmm embed writes")
+        check_artifact(gallery.source, self.artifact)
+        return gallery
+
+    def _check_interrupted(self) -> None:
+        """Raise CannotWrite unless what is there is this job, interrupted."""
+        try:
+            begun = json.loads((self.out / JOB_FILE).read_bytes())
+        except FileNotFoundError:
+            hint = "give --append to add to it, or another name"
+            raise CannotWrite("it is a gallery already", path=self.out, hint=hint) from None
+        except (OSError, ValueError):
+            begun = {}
+        facts = self.facts
+        other = [name for name in facts if not isinstance(begun, dict) or begun.get(name) != facts[name]]
+        if other:
+            raise CannotWrite(
+                f"it was begun by an interrupted pmm embed with another {', '.join(other)}", path=self.out,
+                hint="repeat that command to finish it, or give --append to add to what is there",
+            )  # fmt: skip
+
+    def _check_columns(self, gallery: Gallery, columns: set[str]) -> None:
+        own = {"path", *FILE_COLUMNS}
+        if missing := [name for name in gallery.columns if name not in own | columns]:
+            problem = f"its crops have {', '.join(missing)}, of which nothing is said for the new ones"
+            raise InvalidFile(problem, path=self.out, hint="give --names or --metadata with these columns")
+        if surplus := sorted(columns - set(gallery.columns)):
+            problem = f"it has no column {', '.join(surplus)}"
+            raise InvalidFile(problem, path=self.out, hint="leave it out, or embed into a gallery of its own")
+
+    def _path(self, file: Path, gallery: Gallery | None) -> str:
+        """Relative to the gallery's folder, or absolute if it is elsewhere."""
+        full, home = self.folder.resolve() / file.relative_to(self.folder), Path(gallery.folder if gallery else "")
+        if gallery is None:
+            return file.relative_to(self.folder).as_posix()
+        return full.relative_to(home).as_posix() if gallery.folder and full.is_relative_to(home) else str(full)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedJob:
+    """A job that nothing more can be said against without its model."""
+
+    job: FolderJob
+    table: CropTable
+    bad: dict[Path, str]
+    gallery: Gallery | None
+
+    def run(self, runner: Runner, *, batch_size: int = 64, label: str = "") -> tuple[Gallery, EmbedReport]:
+        """Embed what is not there yet; with a `label`, a progress bar of that name. Raises as `embed`."""
+        job, gallery = self.job, self.gallery
+        source, report = source_of(job.artifact, runner), EmbedReport(bad=dict(self.bad))
+        begin = time.perf_counter()
+        with contextlib.ExitStack() as held:
+            if gallery is not None:
+                assert gallery.source is not None
+                check_comparable(gallery.source, source, job.artifact)
+                check_same_precision(gallery.source, source, job.artifact)
+                held.enter_context(gallery.writer())
+            todo, changed = self._todo(gallery, report)
+            for crops, embeddings in embedded_chunks(
+                runner, todo, report.bad, folder=job.folder, skip_bad_images=job.skip_bad_images,
+                batch_size=batch_size, label=label,
+            ):  # fmt: skip
+                if gallery is None:
+                    gallery = self._create(crops, embeddings, source)
+                    held.enter_context(gallery.writer())
+                else:
+                    again = [each for each in crops.ids if each in changed]
+                    if again:
+                        gallery.remove(again)
+                    report.changed += len(again)
+                    gallery.add(embeddings, crops.ids, crops.columns)
+                report.added += len(crops)
+            if gallery is None:
+                raise InvalidFile(f"none of its {len(self.table)} images can be read", path=job.folder)
+            (job.out / JOB_FILE).unlink(missing_ok=True)
+        report.seconds = time.perf_counter() - begin
+        return gallery, report
+
+    def _create(self, crops: CropTable, embeddings: npt.NDArray[np.float32], source: EmbeddingSource) -> Gallery:
+        job = self.job
+        gallery = Gallery.create(
+            job.out, embeddings, crops.ids, source=source, columns=crops.columns, precision=job.store,
+            folder=str(job.folder.resolve()),
+        )  # fmt: skip
+        write_file(job.out / JOB_FILE, json.dumps(job.facts, indent=1) + "\n")
+        return gallery
+
+    def _todo(self, gallery: Gallery | None, report: EmbedReport) -> tuple[CropTable, set[str]]:
+        """The crops that are not in the gallery as they are on disk, and the ids of those that are there as they were.
+
+        Raises InvalidInput for an id that is another crop's.
+        """
+        if gallery is None:
+            return self.table, set()
+        rows = gallery.find(self.table.ids)
+        known = np.flatnonzero(rows >= 0)
+        changed = np.zeros(len(rows), bool)
+        if len(known):
+            self._refuse_others(gallery, rows, known)
+            for name in set(FILE_COLUMNS) & set(gallery.columns):
+                changed[known] |= gallery.column(name, rows[known]) != self.table.columns[name][known]
+        report.known = int((~changed[known]).sum())
+        ids = {str(self.table.ids[row]) for row in np.flatnonzero(changed).tolist()}
+        return self.table.take(np.flatnonzero((rows < 0) | changed)), ids
+
+    def _refuse_others(self, gallery: Gallery, rows: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> None:
+        """Raise InvalidInput if an id is that of a file elsewhere; one that is gone was moved to here."""
+        if "path" not in gallery.columns:
+            return
+        paths, home = gallery.column("path", rows[known]).tolist(), Path(gallery.folder)
+        for row, path in zip(known.tolist(), paths, strict=True):
+            if path != self.table.columns["path"][row] and (home / path).exists():
+                raise InvalidInput(
+                    f"{self.table.ids[row]} is the id of {home / path} in it already", index=row, path=gallery.path,
+                    hint="give --prefix NAME/ to tell the crops of several folders apart",
+                )  # fmt: skip

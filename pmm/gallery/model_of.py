@@ -1,0 +1,60 @@
+"""The model that made a gallery: where it is, and whether another file is the same one. Loads no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from pmm.artifacts.artifact import read_manifest
+from pmm.artifacts.kinds import RUNNABLE, require_kind
+from pmm.gallery.source import EmbeddingSource, check_comparable
+from pmm.utils.errors import InvalidFile
+from pmm.utils.files import existing_file, sha256
+
+
+def check_artifact(source: EmbeddingSource, artifact: Path) -> None:
+    """Raise InvalidFile if `artifact` is another model than the gallery's, as far as that can be told without loading
+    it."""
+    kind, digest = require_kind(artifact, *RUNNABLE), sha256(artifact)
+    if digest == source.artifact_sha256:
+        return
+    manifest = None if kind == "checkpoint" else read_manifest(artifact, digest)
+    if manifest is None and kind != "checkpoint":
+        return  # its manifest is inside
+    checkpoint = manifest.source_sha256(digest) if manifest else digest
+    if checkpoint != source.checkpoint_sha256:
+        other = dataclasses.replace(source, checkpoint_sha256=checkpoint, artifact_sha256=digest)
+        check_comparable(source, other, artifact)
+
+
+def check_same_precision(source: EmbeddingSource, new: EmbeddingSource, artifact: Path) -> None:
+    """Raise InvalidFile for an artifact that computes in another precision: one gallery has one threshold."""
+    if source.precision != new.precision:
+        raise InvalidFile(
+            f"it runs in {new.precision}, and the gallery was made in {source.precision}", path=artifact,
+            hint=f"add with the file that made it, {source.artifact}",
+        )  # fmt: skip
+
+
+def model_of(gallery: Path, source: EmbeddingSource | None, given: Path | None = None) -> Path:
+    """The file to embed queries with: the one `given`, or the one that made the gallery.
+
+    Raises InvalidFile if it is gone, has changed since, or is another model.
+    """
+    if source is None:
+        raise InvalidFile(
+            "it does not say what made its embeddings, so none of an image can be compared with them", path=gallery,
+            hint="search with embeddings of that model: pmm.Gallery.open(...).search(embeddings)",
+        )  # fmt: skip
+    if given is not None:
+        check_artifact(source, existing_file(given, "a model"))
+        return given
+    hint = "give --model FILE, the file that made the gallery or another one of the same checkpoint"
+    if not source.artifact:
+        raise InvalidFile("it does not say where its model is", path=gallery, hint=hint)
+    model = Path(source.artifact)
+    if not model.is_file():
+        raise InvalidFile(f"its model, {model}, is gone", path=gallery, hint=hint)
+    if sha256(model) != source.artifact_sha256:
+        raise InvalidFile(f"its model, {model}, has changed since", path=gallery, hint=hint)
+    return model

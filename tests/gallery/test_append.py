@@ -1,0 +1,265 @@
+"""A gallery grows: what is there is passed over, what changed is embedded again, what was interrupted goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pmm.gallery import embed_job
+from pmm.gallery.crop_files import images_below
+from pmm.gallery.embed_folder import JOB_FILE
+from pmm.gallery.embed_folder import embed as embed_folder
+from pmm.gallery.gallery import Gallery
+from pmm.gallery.manifest import read_gallery_manifest
+from pmm.runtime.ort import OrtRunner
+from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput
+from tests.conftest import ROOT, assert_one_line_error, run_here
+from tests.refusals import refuses
+
+
+@pytest.fixture
+def crops(people, tmp_path):
+    """A few crops in a folder that may be changed."""
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for path in sorted((people / "bounding_box_test").glob("*.jpg"))[:9]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture
+def more(people, tmp_path):
+    """Some others elsewhere."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    for path in sorted((people / "bounding_box_test").glob("*.jpg"))[20:24]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def embed(artifact, folder, out, *flags):
+    done = run_here("-m", "pmm", "embed", artifact, folder, "-o", out, "--device", "cpu", *flags)
+    return done
+
+
+def same(gallery, reference):
+    """Whether two galleries have the same crops, whatever their order."""
+    order = [np.argsort(each.column("id").astype(str)) for each in (gallery, reference)]
+    names = [name for name in reference.columns if name != "path"]
+    assert set(gallery.columns) == set(reference.columns)
+    for name in ("id", *names):
+        assert gallery.column(name)[order[0]].tolist() == reference.column(name)[order[1]].tolist(), name
+    vectors = [each.embeddings()[rows] for each, rows in zip((gallery, reference), order, strict=True)]
+    np.testing.assert_allclose(*vectors, rtol=1e-5, atol=1e-5)
+    return True
+
+
+def test_an_existing_gallery_is_refused_and_added_to_if_that_is_wanted(exported, crops, more, tmp_path):
+    assert embed(exported, crops, tmp_path / "g").returncode == 0
+    before = read_gallery_manifest(tmp_path / "g")
+    assert_one_line_error(embed(exported, crops, tmp_path / "g"), "g: it is a gallery already", "--append")
+    assert read_gallery_manifest(tmp_path / "g") == before
+    done = embed(exported, more, tmp_path / "g", "--append")
+    assert "4 images added; 13 crops" in done.stdout, done.stderr
+    gallery = Gallery.open(tmp_path / "g")
+    assert [(tmp_path / "crops" / path).is_file() for path in gallery.column("path")] == [True] * 13
+    assert gallery.column("id").tolist()[9:] == [path.name for path in images_below(more)]
+    done = embed(exported, crops, tmp_path / "g", "--append")
+    assert "0 images added, 9 were there; 13 crops" in done.stdout, done.stderr
+
+
+def test_files_that_changed_are_embedded_again(exported, crops, tmp_path):
+    embed_folder(exported, crops, tmp_path / "g")
+    first, second = images_below(crops)[:2]
+    other = Image.open(images_below(crops)[5])
+    other.save(first, quality=100)
+    os.utime(second, ns=(1, 1))
+    shutil.copy(images_below(crops)[3], crops / "new.jpg")
+    done = embed(exported, crops, tmp_path / "g", "--append")
+    assert "3 images added, 2 of them again, as their files had changed, 7 were there; 10 crops" in done.stdout
+    assert same(Gallery.open(tmp_path / "g"), embed_folder(exported, crops, tmp_path / "reference"))
+
+
+def test_crops_of_two_folders_with_the_same_names_are_told_apart(exported, crops, tmp_path):
+    embed_folder(exported, crops, tmp_path / "g")
+    copy = tmp_path / "copy"
+    shutil.copytree(crops, copy)
+    name = images_below(crops)[0].name
+    with refuses(InvalidInput, f"{name} is the id of {crops / name}", "--prefix", path=tmp_path / "g", index=0):
+        embed_folder(exported, copy, tmp_path / "g", append=True)
+    gallery = embed_folder(exported, copy, tmp_path / "g", append=True, prefix="site2/")
+    assert len(gallery) == 18
+    assert gallery.find([f"site2/{name}"])[0] >= 0
+
+
+def test_a_folder_that_was_moved_is_known_again(exported, crops, tmp_path):
+    embed_folder(exported, crops, tmp_path / "g")
+    crops.rename(tmp_path / "moved")
+    done = embed(exported, tmp_path / "moved", tmp_path / "g", "--append")
+    assert "0 images added, 9 were there" in done.stdout, done.stderr
+
+
+def test_columns_of_the_gallery_are_asked_for(exported, crops, more, tmp_path):
+    embed_folder(exported, crops, tmp_path / "g", names="market1501")
+    with refuses(InvalidFile, "pid, camera, time", "--names", path=tmp_path / "g"):
+        embed_folder(exported, more, tmp_path / "g", append=True)
+    with refuses(InvalidFile, "no column floor", path=tmp_path / "g"):
+        pattern = r"(?P<pid>\d+)_c(?P<camera>\d+)s(?P<time>\d)_(?P<floor>\d)"
+        embed_folder(exported, more, tmp_path / "g", append=True, names=pattern)
+    with refuses(InvalidFile, "pid is 'c'", expected="whole number"):
+        pattern = r"_(?P<pid>.)(?P<camera>\d+)s(?P<time>\d)"
+        embed_folder(exported, more, tmp_path / "g", append=True, names=pattern)
+    gallery = embed_folder(exported, more, tmp_path / "g", append=True, names="market1501")
+    assert all(
+        f"_c{camera}s" in name for camera, name in zip(gallery.column("camera"), gallery.column("id"), strict=True)
+    )
+    table = tmp_path / "more.csv"
+    table.write_text("path,camera,time,pid\n" + "".join(f"{path.name},x,0,7\n" for path in images_below(more)))
+    gallery = embed_folder(exported, more, tmp_path / "g", append=True, prefix="t/", metadata=table)
+    assert gallery.column("camera").tolist()[-4:] == ["x"] * 4
+    assert gallery.column("pid").tolist()[-4:] == [7] * 4
+
+
+def test_what_cannot_be_added_is_refused_before_a_model_is_loaded(
+    exported, trained, crops, more, tmp_path, monkeypatch
+):
+    gallery = embed_folder(exported, crops, tmp_path / "g")
+    monkeypatch.setattr("pmm.gallery.embed_folder.open_runner", lambda *_, **__: pytest.fail("a model was opened"))
+    with refuses(ConflictingOptions, "fp32", options=("--store", "--append")):
+        embed_folder(exported, more, tmp_path / "g", append=True, store="fp16")
+    manifest = read_gallery_manifest(tmp_path / "g")
+    other = dataclasses.replace(gallery.source, checkpoint_sha256="f" * 64, artifact_sha256="f" * 64)
+    for artifact in (exported, trained):
+        dataclasses.replace(manifest, source=other).write(tmp_path / "g")
+        with refuses(InvalidFile, "does not fit the gallery", "ffffffffffff", path=artifact):
+            embed_folder(artifact, more, tmp_path / "g", append=True)
+    dataclasses.replace(manifest, source=None).write(tmp_path / "g")
+    with refuses(InvalidFile, "does not say what made its embeddings", path=tmp_path / "g"):
+        embed_folder(exported, more, tmp_path / "g", append=True)
+    Gallery.create(tmp_path / "numbers", np.zeros((1, gallery.dim)), [7], source=gallery.source)
+    with refuses(InvalidFile, "whole numbers", path=tmp_path / "numbers"):
+        embed_folder(exported, more, tmp_path / "numbers", append=True)
+
+
+def test_another_precision_is_not_mixed_in(exported, crops, more, tmp_path):
+    gallery = embed_folder(exported, crops, tmp_path / "g")
+    source = dataclasses.replace(gallery.source, precision="int8")
+    dataclasses.replace(read_gallery_manifest(tmp_path / "g"), source=source).write(tmp_path / "g")
+    with refuses(InvalidFile, "runs in fp32", "made in int8", path=exported):
+        embed_folder(exported, more, tmp_path / "g", append=True)
+    assert len(Gallery.open(tmp_path / "g")) == 9
+
+
+def test_fp16_takes_half_and_says_so(exported, crops, tmp_path):
+    done = embed(exported, crops, tmp_path / "g", "--store", "fp16")
+    assert "stored in fp16" in done.stdout, done.stderr
+    gallery = Gallery.open(tmp_path / "g")
+    full = embed_folder(exported, crops, tmp_path / "full")
+    np.testing.assert_array_equal(gallery.embeddings(), full.embeddings().astype(np.float16).astype(np.float32))
+
+
+@pytest.fixture
+def interrupted(exported, crops, tmp_path, monkeypatch):
+    """A gallery that was being made when the third batch of two failed, each a chunk of its own."""
+    monkeypatch.setattr(embed_job, "CHUNK_CROPS", 2)
+    calls, run = [], OrtRunner._embed
+
+    def fail(self, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OrtRunner, "_embed", fail)
+        with pytest.raises(KeyboardInterrupt):
+            embed_folder(exported, crops, tmp_path / "g", names="market1501", batch_size=2)
+    assert len(Gallery.open(tmp_path / "g")) == 4
+    return tmp_path / "g"
+
+
+def test_an_interrupted_run_goes_on_where_it_was(exported, crops, interrupted, tmp_path, monkeypatch):
+    seen, run = [], OrtRunner._embed
+    monkeypatch.setattr(OrtRunner, "_embed", lambda self, images: seen.append(len(images)) or run(self, images))
+    assert (interrupted / JOB_FILE).exists()
+    done = embed(exported, crops, interrupted, "--names", "market1501")
+    assert "5 images added, 4 were there; 9 crops" in done.stdout, done.stderr
+    assert sum(seen) == 5
+    assert not (interrupted / JOB_FILE).exists()
+    assert same(Gallery.open(interrupted), embed_folder(exported, crops, tmp_path / "reference", names="market1501"))
+    assert_one_line_error(embed(exported, crops, interrupted, "--names", "market1501"), "--append")
+
+
+def test_another_run_does_not_go_on_with_it(exported, trained, crops, more, interrupted):
+    for artifact, folder, flags, fact in (
+        (exported, crops, (), "--names"),
+        (exported, more, ("--names", "market1501"), "folder"),
+        (trained, crops, ("--names", "market1501"), "model"),
+        (exported, crops, ("--names", "market1501", "--store", "fp16"), "--store"),
+    ):
+        done = embed(artifact, folder, interrupted, *flags)
+        assert_one_line_error(done, f"begun by an interrupted pmm embed with another {fact};", "--append")
+    (interrupted / JOB_FILE).write_text("[")
+    assert_one_line_error(embed(exported, crops, interrupted, "--names", "market1501"), "with another model, folder")
+    assert len(Gallery.open(interrupted)) == 4
+
+
+def test_a_second_writer_is_refused(exported, crops, more, tmp_path):
+    gallery = embed_folder(exported, crops, tmp_path / "g")
+    with gallery.writer(), refuses(CannotWrite, "in use by another process", path=tmp_path / "g"):
+        embed_folder(exported, more, tmp_path / "g", append=True)
+
+
+def test_a_bad_image_far_into_the_folder_keeps_what_was_written(exported, crops, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed_job, "CHUNK_CROPS", 2)
+    content = min(crops.glob("*.jpg")).read_bytes()
+    (crops / "zz.jpg").write_bytes(content[:700])
+    with refuses(InvalidFile, "1 image cannot be read", "zz.jpg", path=crops):
+        embed_folder(exported, crops, tmp_path / "g", batch_size=2)
+    assert len(Gallery.open(tmp_path / "g")) == 8
+    (crops / "zz.jpg").write_bytes(content)
+    assert len(embed_folder(exported, crops, tmp_path / "g", batch_size=2)) == 10
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_every_crop_once(exported, people, tmp_path):
+    """SIGKILL at any moment, chunks of a few crops; the same command until it is done."""
+    script = (
+        "from pmm.gallery import embed_job; embed_job.CHUNK_CROPS = 8\n"
+        "import sys; from pmm.gallery.embed_folder import embed\n"
+        "embed(*sys.argv[1:4], names='market1501', batch_size=4, device='cpu')\n"
+    )
+    folder, out, rng, kills = people / "bounding_box_test", tmp_path / "g", np.random.default_rng(0), 0
+    for attempt in range(60):
+        command = [sys.executable, "-c", script, str(exported), str(folder), str(out)]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        known = len(Gallery.open(out)) if attempt and (out / "manifest.json").exists() else 0
+        wait = 0.3 + rng.uniform(0, 1.2)
+        try:
+            process.wait(wait if kills < 12 else 100)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        assert process.stderr.read() == ""
+        if (out / "manifest.json").exists():
+            gallery = Gallery.open(out)
+            assert len(gallery) >= known
+            assert not gallery.verify()
+        if process.returncode == 0:
+            break
+        time.sleep(0.01)
+    assert process.returncode == 0
+    assert kills > 0
+    assert same(Gallery.open(out), embed_folder(exported, folder, tmp_path / "reference", names="market1501"))
+    assert json.loads((out / "manifest.json").read_text())["generation"] > 2
