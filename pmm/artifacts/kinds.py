@@ -107,7 +107,7 @@ def kind_of_content(path: Path) -> Kind | None:
 
 
 def _kind_of_zip(file: BinaryIO) -> Kind | None:
-    """By the names of its members, as torch.save, torch.jit, torch.export, AOTInductor and `Index.save` write them."""
+    """By the names of its members, as torch.save, torch.jit, torch.export, AOTInductor and old indices have them."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()

@@ -11,11 +11,8 @@ import torch
 
 from pmm.artifacts import checkpoint
 from pmm.artifacts.kinds import FORMAT_MARK, KNOWN_KINDS, SUFFIXES, kind_of, kind_of_content, require_kind
-from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.preprocessing import preprocessing_of
-from pmm.gallery.index import Index, IndexContract
-from pmm.presets import preset
 from pmm.utils.errors import InvalidFile
+from tests.gallery.old_index import index_members, write_index
 from tests.refusals import refuses
 
 AOTI = ("m.wrapper.cpp", "m.wrapper_metadata.json", "m.wrapper.so")
@@ -30,12 +27,7 @@ def archive(path, *names):
 
 
 def index(path):
-    contract = IndexContract(
-        checkpoint_sha256="c" * 64, artifact_sha256="a" * 64, precision="fp32", embedding=EmbeddingContract(dim=2),
-        preprocessing=preprocessing_of(preset("tiny")),
-    )  # fmt: skip
-    Index(embeddings=np.ones((1, 2), np.float32), paths=("a.jpg",), folder="/", contract=contract).save(path)
-    return path
+    return write_index(path, index_members(np.ones((1, 2), np.float32)))
 
 
 @pytest.fixture
