@@ -19,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.int8_layers import LAYERS, LINEAR, layer_names, main_inputs, quantisable, with_unique_names
+from pmm.export.int8_layers import (
+    LAYERS,
+    LINEAR,
+    give_own_parameters,
+    layer_names,
+    main_inputs,
+    quantisable,
+    with_unique_names,
+)
 from pmm.runtime.ort_session import open_session
 
 if TYPE_CHECKING:
@@ -116,6 +124,7 @@ class Quantizer:
 
         copy = onnx.ModelProto()
         copy.CopyFrom(self.proto)
+        give_own_parameters(copy)
         excluded = [node.name for layer in keep for node in self._excluded(layer)]
         options = {"OpTypesToExcludeOutputQuantization": list(self.target.float_outputs), **self.target.options}
         with _quiet():

@@ -149,3 +149,17 @@ def with_unique_names(proto: onnx.ModelProto) -> onnx.ModelProto:
                 node.name += "_"
             names[node.name] += 1
     return copy
+
+
+def give_own_parameters(proto: onnx.ModelProto) -> None:
+    """Give each layer of `proto` that shares its weights or bias copies of its own: ONNX Runtime converts those of
+    quantised layers under the names that they have, and refuses the file where one comes twice."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    seen: set[str] = set()
+    for node in (node for node in proto.graph.node if node.op_type in LAYERS):
+        for position, name in enumerate(node.input[1:], 1):
+            if name in seen and name in stored:
+                own = proto.graph.initializer.add()
+                own.CopyFrom(stored[name])
+                own.name = node.input[position] = f"{name}_of_{node.name}"
+            seen.add(name)

@@ -38,6 +38,7 @@ def fold_batch_norms_in_graph(graph: fx.GraphModule, example: Tensor) -> fx.Grap
     """
     expected = graph(example)
     fold_constants(graph)
+    _pool_by_means(graph)
     uses = _uses_of_tensors(graph)
     with known_shapes(graph, example):
         pairs = {norm: _layer_before(graph, norm, uses) for norm in graph.graph.nodes}
@@ -166,6 +167,14 @@ def remove_unused(graph: fx.GraphModule) -> fx.GraphModule:
     graph.graph.lint()
     graph.recompile()
     return graph
+
+
+def _pool_by_means(graph: fx.GraphModule) -> None:
+    """Write an average pooling to one value per channel as a mean, which it is: exporters to ONNX put a gathering
+    behind the pooling, which hides that one value per channel comes out."""
+    for node in graph.graph.nodes:
+        if operator_name(node) == "adaptive_avg_pool2d" and list(node.args[1]) == [1, 1]:
+            node.target, node.args = torch.ops.aten.mean.dim, (node.args[0], [-2, -1], True)
 
 
 def _layer_before(graph: fx.GraphModule, norm: fx.Node, uses: Counter[int]) -> fx.Node | None:

@@ -204,6 +204,21 @@ def test_layers_that_share_weights_are_one():
     assert onnx_precision(made.build(["other"])).macs == {"fp32": one, "int8": 2 * one}
 
 
+def test_a_convolution_that_runs_twice_is_one_layer_and_its_file_is_read_by_onnx_runtime():
+    """Its sharing of weights is undone in the file: ONNX Runtime converts them under their name, once."""
+    steps = [
+        ("Conv", "x conv.weight conv.bias", "a", {"pads": [1] * 4}),
+        ("Relu", "a", "b", {}),
+        ("Conv", "b conv.weight conv.bias", "y", {"pads": [1] * 4}),
+    ]
+    weights = {"conv.weight": normal(3, 3, 3, 3), "conv.bias": normal(3)}
+    made = quantizer(model(steps, weights, "y", [3, 4, 6]), "tensorrt")
+    assert made.layers == ["conv"]
+    proto = made.build()
+    assert onnx_precision(proto).share == {"int8": 1.0}
+    assert run(proto, images()).shape == (len(images()), 3, 4, 6)
+
+
 @pytest.mark.parametrize("end", ["", "_weight", "_weight_folded"])
 def test_layers_of_an_adopted_network_of_torch_have_the_names_of_its_graph(end):
     name = f"trunk.network.graph.features_2_conv_0{end}"

@@ -182,3 +182,22 @@ def test_attention_without_heads_becomes_that_of_one_with_the_same_bits(images):
     with known_shapes(graph, images):
         attention = nodes_of(graph, "scaled_dot_product_attention")
         assert [node.meta["val"].dim() for node in attention] == [4] * 4
+
+
+class Pooled(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        return aten.adaptive_avg_pool2d.default(aten.relu.default(x), self.size)
+
+
+def test_pooling_to_one_value_per_channel_is_a_mean(images):
+    graph, other = graph_of(Pooled([1, 1])), graph_of(Pooled([2, 1]))
+    expected = graph(images)
+    for each in (graph, other):
+        fold_batch_norms_in_graph(each, images)
+    assert not nodes_of(graph, "adaptive_avg_pool2d")
+    close(graph, images, expected)
+    assert nodes_of(other, "adaptive_avg_pool2d")
