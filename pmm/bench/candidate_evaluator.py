@@ -17,7 +17,8 @@ from pmm.bench.request import Request
 from pmm.bench.resume_store import ResumeStore
 from pmm.bench.schema import Result
 from pmm.bench.workers import WorkerPool, file_name
-from pmm.data.samples import evenly_spaced
+from pmm.data.samples import Sample, evenly_spaced
+from pmm.evaluation.parity.labels import QueryGallery
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import BackendUnavailable, UserError
 from pmm.utils.files import make_folder, sha256
@@ -104,10 +105,27 @@ class CandidateEvaluator:
         of `pmm.data.mistakes`). Raises UserError as the worker does."""
         self.open(self._request.reference)
         out = self._resume_store.path(f"mistake-{mistake}.npy")
-        self._embed_to(out, self._request.reference.name, rows, f"wrong preprocessing, {mistake}", mistake=mistake)
+        samples = [self._accuracy.samples[row] for row in rows]
+        self._embed_to(out, self._request.reference.name, samples, f"wrong preprocessing, {mistake}", mistake=mistake)
         embeddings: Embeddings = np.load(out, allow_pickle=False)
         out.unlink()
         return embeddings
+
+    def chain_embeddings(
+        self, candidate: Candidate, train: Sequence[Sample] = ()
+    ) -> tuple[QueryGallery, QueryGallery, Embeddings, Embeddings]:
+        """Embeddings of the data set by the reference, as the candidate's are, and by the candidate; and the same of
+        crops of the `train` part [N, D], if any. What an earlier call made is kept. Raises UserError as the worker."""
+        opened = self.open(candidate)
+        how = {"normalised": opened["normalised"], "flip_tta": opened["flip_tta"]}
+        reference = self._reference(**how).embedded
+        own = candidate == self._request.reference
+        embedded = reference if own else self._accuracy.split_embeddings(self._embed(candidate.name))
+        if not train:
+            none = np.empty((0, reference.gallery.shape[1]), np.float32)
+            return reference, embedded, none, none
+        of_reference = self._reference_rows(train, "-train", **how)
+        return reference, embedded, of_reference, of_reference if own else self._embed(candidate.name, train, "-train")
 
     def _with_artifact(self, candidate: Candidate, result: Result) -> Result:
         """`result` with its artifact, which is exported and built if the user gave none."""
@@ -165,23 +183,25 @@ class CandidateEvaluator:
             **figures | {"max_length_error": max(figures["max_length_error"], across_batches["norm_error"])},
         )
 
-    def _embed(self, name: str, *, mirrored: bool = False) -> Embeddings:
-        """Embeddings [Q + G, D] of the data set; the reference's are kept for a run that is resumed."""
+    def _embed(
+        self, name: str, samples: Sequence[Sample] = (), part: str = "", *, mirrored: bool = False
+    ) -> Embeddings:
+        """Embeddings of `samples` (default: query and gallery), called `part`. The reference's are kept for a run that
+        is resumed; with --gallery all are, for the chain."""
         digest = sha256(self._files[name])[:12]
-        out = self._resume_store.path(f"{file_name(name)}-{digest}{'-mirrored' if mirrored else ''}.npy")
+        out = self._resume_store.path(f"{file_name(name)}-{digest}{part}{'-mirrored' if mirrored else ''}.npy")
         if not out.exists():
-            every = range(len(self._accuracy.samples))
-            self._embed_to(out, name, every, name, mirrored=mirrored)
+            self.open(next(each for each in self._request.candidates if each.name == name))
+            self._embed_to(out, name, samples or self._accuracy.samples, name, mirrored=mirrored)
         embeddings: Embeddings = np.load(out, allow_pickle=False)
-        if name != self._request.reference.name:
+        if name != self._request.reference.name and not self._request.chain.gallery:
             out.unlink()
         return embeddings
 
-    def _embed_to(self, out: Path, name: str, rows: Sequence[int], what: str, **how: Any) -> None:
-        """Have the worker `name` write the embeddings of those crops of the data set to `out`; the progress is that of
-        `what`."""
+    def _embed_to(self, out: Path, name: str, samples: Sequence[Sample], what: str, **how: Any) -> None:
+        """Have the worker `name` write the embeddings of those crops to `out`; the progress is that of `what`."""
         crops = self._resume_store.path("crops.json")
-        crops.write_text(json.dumps([str(self._accuracy.samples[row].path) for row in rows]))
+        crops.write_text(json.dumps([str(sample.path) for sample in samples]))
         self._workers[name].call(
             "embed",
             paths=str(crops),
@@ -193,13 +213,18 @@ class CandidateEvaluator:
     def _reference(self, *, normalised: bool, flip_tta: bool) -> Reference:
         """The reference, its embeddings L2-normalised or averaged with the mirror image's, as an artifact's are."""
         if (normalised, flip_tta) not in self._references:
-            name = self._request.reference.name
-            embeddings = self._embed(name).astype(np.float64)
-            if flip_tta:
-                self.open(self._request.reference)
-                embeddings = (embeddings + self._embed(name, mirrored=True)) / 2
-            if normalised:
-                embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-            embedded = self._accuracy.split_embeddings(embeddings.astype(np.float32))
+            rows = self._reference_rows(normalised=normalised, flip_tta=flip_tta)
+            embedded = self._accuracy.split_embeddings(rows)
             self._references[normalised, flip_tta] = self._accuracy.reference(embedded)
         return self._references[normalised, flip_tta]
+
+    def _reference_rows(
+        self, samples: Sequence[Sample] = (), part: str = "", *, normalised: bool, flip_tta: bool
+    ) -> Embeddings:
+        name = self._request.reference.name
+        embeddings = self._embed(name, samples, part).astype(np.float64)
+        if flip_tta:
+            embeddings = (embeddings + self._embed(name, samples, part, mirrored=True)) / 2
+        if normalised:
+            embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        return embeddings.astype(np.float32)

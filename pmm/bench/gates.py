@@ -18,6 +18,8 @@ from pmm.utils.arguments import Arg
 from pmm.utils.errors import InvalidValue, one_of
 
 OFF = "off"
+CHAIN_GATES = ("--max-fmr-factor", "--max-tpr-drop")
+"""Of the chain alone."""
 NOT_TIMED = "could not be timed"
 """Part of a note that fails."""
 MIN_COSINES, MAX_NORM_ERRORS = (
@@ -45,6 +47,10 @@ class GateFlags:
     max_norm_error: Annotated[str, Arg("X", help=NORM_HELP)] = MAX_NORM_ERRORS
     max_p95_ms: Annotated[str, Arg("X")] = OFF
     """Largest p95 latency at the smallest batch, in ms."""
+    max_fmr_factor: Annotated[str, Arg("X")] = "1.5"
+    """With --gallery: most false matches at the deployed threshold, as a multiple of the artifact's."""
+    max_tpr_drop: Annotated[str, Arg("X")] = "0.02"
+    """With --gallery: most that the true-positive rate at the deployed threshold may fall, as a fraction."""
 
     def parsed(self) -> Gates:
         """The bounds. Raises InvalidValue for one that is not a number, or out of range."""
@@ -54,6 +60,8 @@ class GateFlags:
             min_cosine=_per_precision(self.min_cosine, "--min-cosine", MIN_COSINE, -1, 1),
             max_length_error=_per_precision(self.max_norm_error, "--max-norm-error", MAX_NORM_ERROR, 0, math.inf),
             max_p95_ms=_bound(self.max_p95_ms, "--max-p95-ms", 0, math.inf),
+            max_fmr_factor=_bound(self.max_fmr_factor, "--max-fmr-factor", 1, math.inf),
+            max_tpr_drop=_bound(self.max_tpr_drop, "--max-tpr-drop", 0, 1),
         )
 
 
@@ -66,12 +74,19 @@ def requirements(gates: Gates, batches: Sequence[int]) -> dict[str, str | None]:
     as_long = "each embedding's norm differs from the reference's by at most"
     flipped = "the first gallery crop turns from right to wrong, or back, for at most"
     at = f" at batch {batches[0]}" if batches else ""
+    factor, fall, at_threshold = gates.max_fmr_factor, gates.max_tpr_drop, "at the deployed threshold, an index has"
     return {
         "--max-map-drop": None if drop is None else f"mAP falls by at most {100 * drop:.2f} points",
         "--max-rank1-flips": None if flips is None else f"{flipped} {100 * flips:.2f} % of the queries",
         "--min-cosine": f"{near}: {cosines}" if cosines else None,
         "--max-norm-error": f"{as_long}: {norms}" if norms else None,
         "--max-p95-ms": None if slowest is None else f"the p95 latency{at} is at most {slowest:g} ms",
+        "--max-fmr-factor": None
+        if factor is None
+        else f"{at_threshold} at most {factor:g} times the artifact's false match rate",
+        "--max-tpr-drop": None
+        if fall is None
+        else f"{at_threshold} a true-positive rate at most {100 * fall:g} points below the artifact's",
     }
 
 

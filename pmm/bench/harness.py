@@ -18,6 +18,7 @@ from pmm.artifacts.origin import override_dataset
 from pmm.bench.accuracy import AccuracyEvaluator, Reference
 from pmm.bench.candidate_evaluator import BUILDER, CandidateEvaluator
 from pmm.bench.candidates import Candidate
+from pmm.bench.chain_run import add_chain, check_chain
 from pmm.bench.gates import NOT_TIMED, failures
 from pmm.bench.preprocessing_cost import PreprocessingCosts
 from pmm.bench.request import Request
@@ -88,6 +89,7 @@ class Bench:
                 print(f"note: {note}")
             if why := unrankable(split.query, split.gallery):
                 raise InvalidFile(f"it cannot be ranked: {why}", path=self._data.root, hint="pmm check has the details")
+            check_chain(request.chain, split)
             self.accuracy = AccuracyEvaluator(split)
             self._resume_store = ResumeStore(request.out, self._conditions, resume=options.resume)
             seconds = len(request.candidates) * (OPEN_S + len(request.batches) * self._plan.budget)
@@ -200,6 +202,13 @@ class Bench:
             results=results,
             gates=dataclasses.replace(request.gates, failures=tuple(broken)),
             wrong_preprocessing=self._wrong_preprocessing,
+        )
+
+    def measure_chain(self, report: BenchReport) -> BenchReport:
+        """`report` with the chain from the checkpoint to the index; see `pmm.bench.chain_run`."""
+        on_progress = self._bar.set_description_str
+        return add_chain(
+            report, self.request, self._evaluator, self.accuracy, threads=self._threads, on_progress=on_progress
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from pmm.artifacts.kinds import RUNNABLE, Kind, require_kind
 from pmm.artifacts.manifest import MAX_IMAGES, Manifest
 from pmm.artifacts.origin import RUNS, checkpoint_of, manifest_of, newest_run
 from pmm.bench.candidates import Candidate, artifact_candidates, export_candidates
+from pmm.bench.chain_schema import INDEX_NAMES, REQUIRED, TARGETS
 from pmm.bench.latency import LatencyPlan
 from pmm.bench.schema import SCHEMA, Gates
 from pmm.bench.workers import file_name
 from pmm.config import fast_mode
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidValue
+from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidValue, one_of
 from pmm.utils.files import sha256
 from pmm.utils.hardware import cuda_index
 
@@ -80,6 +82,48 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChainOptions:
+    """The chain from the checkpoint to the index, as typed."""
+
+    gallery: bool = False
+    """Measure the chain: checkpoint, artifact, stored precision, index. The artifact is the fastest that may ship.
+    Thresholds are written into the manifests beside the exported files, from where pmm embed takes them."""
+    gallery_size: Annotated[int, Arg("N", least=0)] = 0
+    """Raise the gallery to N crops, as 1000000, by made-up people (default: the crops that there are)."""
+    indexes: Annotated[str, Arg("NAMES")] = ""
+    """Indexes to judge, with commas between: certified, certified-fp16, ivf-sq8, ivf-pq, ivf-pq-rescored, hnsw-16,
+    hnsw-64, hnsw-256; all; a named one must keep the gates (default: all that are installed)."""
+    target_fmr: Annotated[float, Arg("X")] = 1e-3
+    """False match rate of the deployed threshold: 0.01, 0.001 or 0.0001."""
+
+    def __post_init__(self) -> None:
+        if self.target_fmr not in TARGETS:
+            raise InvalidValue("target_fmr", self.target_fmr, one_of(f"{rate:g}" for rate in TARGETS))
+        unknown = [name for name in self._words if name not in (*INDEX_NAMES, "all")]
+        if unknown:
+            raise InvalidValue("indexes", unknown[0], choices=(*INDEX_NAMES, "all"))
+        defaults = {"gallery_size": 0, "indexes": "", "target_fmr": TARGETS[1]}
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if given and not self.gallery:
+            flags = [f"--{name.replace('_', '-')}" for name in given]
+            raise ConflictingOptions(f"{' and '.join(flags)} without --gallery", *flags, hint="add --gallery")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The indexes to judge."""
+        return INDEX_NAMES if "all" in self._words else tuple(self._words)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Links whose gates fail the run: those of the chain that is deployed, and indexes that were named."""
+        return (*REQUIRED, *(name for name in self._words if name not in (*REQUIRED, "all")))
+
+    @property
+    def _words(self) -> list[str]:
+        return command_line.names(self.indexes, flag="--indexes") if self.indexes else ["all"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What to measure, checked."""
 
@@ -95,6 +139,7 @@ class Request:
     gates: Gates
     out: Path
     options: Options
+    chain: ChainOptions = ChainOptions()
 
     @property
     def reference(self) -> Candidate:
@@ -102,11 +147,12 @@ class Request:
         return self.candidates[0]
 
 
-def make_request(files: Sequence[Path], options: Options, gates: Gates) -> Request:
+def make_request(files: Sequence[Path], options: Options, gates: Gates, chain: ChainOptions | None = None) -> Request:
     """The request that a command line makes.
 
     Raises UserError, of the kind that fits, before anything is measured.
     """
+    chain = chain or ChainOptions()
     batches = command_line.numbers(options.batches, flag="--batches")
     if max(batches) > MAX_IMAGES:
         raise InvalidValue("--batches", options.batches, f"at most {MAX_IMAGES} images per call")
@@ -119,9 +165,10 @@ def make_request(files: Sequence[Path], options: Options, gates: Gates) -> Reque
         required=required,
         any_precision="all" in command_line.names(options.precisions or "auto", flag="--precisions"),
         batches=tuple(batches),
-        gates=gates,
+        gates=gates if chain.gallery else dataclasses.replace(gates, max_fmr_factor=None, max_tpr_drop=None),
         out=out,
         options=options,
+        chain=chain,
     )
 
 

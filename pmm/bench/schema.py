@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pmm.bench.chain_schema import ChainReport
 from pmm.utils.errors import InvalidFile
 from pmm.utils.from_dict import from_dict
 
@@ -260,6 +261,10 @@ class Gates:
     """At the smallest batch."""
     max_length_error: dict[str, float] | None = None
     """Per precision; of an embedding's norm, relative."""
+    max_fmr_factor: float | None = None
+    """Of the links of the chain: false match rate at the deployed threshold, over its target."""
+    max_tpr_drop: float | None = None
+    """Of the links of the chain: fall of the true-positive rate at the deployed threshold, as a fraction."""
     failures: tuple[GateFailure, ...] = ()
 
 
@@ -368,6 +373,8 @@ class BenchReport:
     gates: Gates
     wrong_preprocessing: WrongPreprocessing | None = None
     """None: not measured, or an older report."""
+    chain: ChainReport | None = None
+    """From the checkpoint to the index; None without --gallery, and in an older report."""
 
     def to_json(self) -> str:
         """Raises ValueError for a figure that is not finite, which JSON has no number for."""

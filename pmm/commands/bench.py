@@ -1,6 +1,6 @@
 """Measure backends on one model: does the ranking survive, and how long does inference take?
 
-pmm bench [FILE ...] [--backends all] [--precisions all] [--dataset NAME --root DIR] [--out DIR] ...
+pmm bench [FILE ...] [--backends all] [--precisions all] [--dataset NAME --root DIR] [--gallery] [--out DIR] ...
 
 Writes report.json, report.md and report.html. The exit code is 1 if a gate fails, and 2 for a wrong command line.
 """
@@ -17,7 +17,7 @@ from pmm.bench.gates import GateFlags
 from pmm.bench.harness import Bench
 from pmm.bench.pages.pictures import pictures
 from pmm.bench.pages.report import table, write_reports
-from pmm.bench.request import Options, make_request
+from pmm.bench.request import ChainOptions, Options, make_request
 from pmm.bench.resume_store import clear
 from pmm.runtime.open import BACKENDS
 from pmm.utils import command_line
@@ -35,6 +35,7 @@ class BenchCommand:
     """A checkpoint or an adopted ONNX file, files exported from it, or both (default: best.pth of the newest run under
     runs/)."""
     options: Options = field(default_factory=Options)
+    chain: Annotated[ChainOptions, Arg(group="gallery")] = field(default_factory=ChainOptions)
     gates: Annotated[GateFlags, Arg(group="gates (a number, or off)")] = field(default_factory=GateFlags)
 
 
@@ -45,7 +46,7 @@ def main(prog: str) -> int:
     # the last two for the report, at the end
     check_installed(*([] if without_torch else ["torch"]), "jinja2", "matplotlib")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: workers end too
-    request = make_request(command.files, command.options, command.gates.parsed())
+    request = make_request(command.files, command.options, command.gates.parsed(), command.chain)
     check_installed(BACKENDS[request.reference.backend].library)
     with claimed(request.out):
         try:
@@ -53,6 +54,9 @@ def main(prog: str) -> int:
                 bench.measure_accuracy()
                 bench.measure_latency()
                 report = bench.report()
+                if request.chain.gallery:
+                    write_file(request.out / "report.json", report.to_json())  # what follows may end in trouble
+                    report = bench.measure_chain(report)
         except KeyboardInterrupt:
             print(f"{prog}: finished measurements are kept; continue with --resume", file=sys.stderr)
             raise

@@ -71,6 +71,13 @@ def failed_gates(report: BenchReport, result: Result) -> list[str]:
     return [f.gate for f in report.gates.failures if f.result == result.name]
 
 
+def failing_links(report: BenchReport) -> list[str]:
+    """Links of the chain whose gates fail the run, by name."""
+    links = report.chain.links if report.chain else ()
+    failed = {failure.result for failure in report.gates.failures}
+    return [link.name for link in links if link.kind in ("stored", "index") and link.name in failed]
+
+
 def may_ship(report: BenchReport, result: Result) -> bool:
     """It ran and fails no gate. Without a gate on mAP, it must rank like the reference."""
     if result.status != "ok" or failed_gates(report, result):

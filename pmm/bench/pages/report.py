@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmm.bench.pages import sections, wrong_preprocessing
+from pmm.bench.pages import chain, sections, wrong_preprocessing
 from pmm.bench.pages.format import NONE, cosine, escape, number, one_line, points
 from pmm.bench.pages.pictures import ReportPictures
 from pmm.bench.pages.plots import data_uri, plots
@@ -62,7 +62,8 @@ def html(report: BenchReport, pictures: ReportPictures) -> str:
     results = sections.results(report)
     accuracy, thresholds, lost = sections.accuracy(report), sections.thresholds(report), sections.lost(report)
     preprocessing, timing = wrong_preprocessing.section(report), sections.timing(report)
-    chapters = [accuracy, thresholds, lost, preprocessing, timing]
+    links = chain.section(report)
+    chapters = [accuracy, thresholds, lost, links, preprocessing, timing]
     caveats = sections.caveats(report)
     contents = [(section.anchor, section.title.split(":")[0]) for section in [results, *chapters] if section]
     contents[1:1] = [("plots", "Plots")] if drawn.spread else []
@@ -85,6 +86,7 @@ def html(report: BenchReport, pictures: ReportPictures) -> str:
         deploy=sections.to_deploy(best) if best else "",
         lost=lost,
         worst=[(one_line(name), _embedded(picture)) for name, picture in pictures.worst.items()],
+        chain=links,
         preprocessing=preprocessing,
         timing=timing,
         caveats=caveats,
@@ -124,6 +126,8 @@ def table(report: BenchReport) -> str:
             "",
             f"rank-1 -/+: queries lost/gained; ms: p50/p95 of a call; speedup: over {one_line(report.reference)}",
         ]
+    if rows := chain.chain_rows(report):
+        lines += ["", *_aligned(rows), *chain.chain_notes(report)]
     lines += [line] if (line := wrong_preprocessing.mistakes_line(report)) else []
     for result, timing in flagged(report):
         lines.append(f"{UNSTEADY} {one_line(result.name)}, batch {timing.batch}: {one_line('; '.join(timing.flags))}")
@@ -148,6 +152,7 @@ def markdown(report: BenchReport) -> str:
     parts += _section(sections.thresholds(report))
     parts += [escape(sections.to_deploy(best))] if best else []
     parts += _section(sections.lost(report))
+    parts += _section(chain.section(report))
     parts += _section(wrong_preprocessing.section(report))
     parts += _section(sections.timing(report))
     caveats = sections.caveats(report)

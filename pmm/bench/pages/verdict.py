@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pmm.bench.gates import requirements
+from pmm.bench.gates import CHAIN_GATES, requirements
 from pmm.bench.pages.format import (
     NONE,
     between,
@@ -23,6 +23,7 @@ from pmm.bench.pages.queries import (
     best_throughput,
     completed,
     failed_gates,
+    failing_links,
     incomplete,
     ranks_alike,
     reference_of,
@@ -85,14 +86,15 @@ def verdict(report: BenchReport) -> Verdict:
     """What the figures mean, in words."""
     headline, best, details = _headline(report)
     failing = [r for r in report.results if failed_gates(report, r)]
+    broken = failing_links(report)
     others = [r for r in completed(report) if r is not reference_of(report)]
-    if failing or any(r.status == "failed" for r in report.results) or reference_of(report) is None:
+    if failing or broken or any(r.status == "failed" for r in report.results) or reference_of(report) is None:
         tone: Tone = "bad"
     else:
         tone = "good" if best and all(map(ranks_alike, others)) else "mixed"
     return Verdict(
         headline=f"{one_line(headline)}.",
-        failing=_failing(report, failing),
+        failing=" ".join(filter(None, [_failing(report, failing), _failing_links(broken)])),
         details=tuple(f"{one_line(sentence)}." for sentence in (*details, *_absent(report))),
         tone=tone,
         ships=best.name if best else None,
@@ -127,6 +129,12 @@ def _failing(report: BenchReport, failing: list[Result]) -> str:
         return ""
     names = f": {', '.join(one_line(r.name) for r in failing)}" if len(failing) <= 4 else ""
     return f"{len(failing)} of {len(report.results)} results fail{'s' * (len(failing) == 1)} a gate{names}."
+
+
+def _failing_links(names: list[str]) -> str:
+    if not names:
+        return ""
+    return f"On the way to the index, {', '.join(map(one_line, names))} fail{'s' * (len(names) == 1)} a gate."
 
 
 def _accuracy(result: Result, reference: Result) -> str:
@@ -260,6 +268,8 @@ def _figures(report: BenchReport, best: Result) -> tuple[KeyFigure, ...]:
 def _gate_lines(report: BenchReport) -> list[GateLine]:
     """Every gate, the failed ones first, those that are off last."""
     required = requirements(report.gates, batch_sizes(report))
+    if report.chain is None:
+        required = {flag: requirement for flag, requirement in required.items() if flag not in CHAIN_GATES}
     # --backends has no bound, so only its failures are in the report; a gate that is unknown here must not vanish
     unlisted = {failure.gate for failure in report.gates.failures} - required.keys()
     required |= {gate: BACKENDS_RUN if gate == "--backends" else "" for gate in sorted(unlisted)}

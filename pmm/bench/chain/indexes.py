@@ -1,0 +1,296 @@
+"""The indexes that the chain judges, each behind one contract: our certified search, and faiss where it is installed.
+
+Rows are counted from 0 in the order in which they were given; distances are Euclidean.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.bench.chain.outcomes import Listing
+from pmm.evaluation.parity.labels import Ints
+from pmm.gallery.gallery import Gallery, Matches
+from pmm.utils.extras import import_library
+
+Singles = npt.NDArray[np.float32]
+Quantizer = Literal["none", "scalar", "product"]
+INNER_PRODUCT = 0
+"""faiss.METRIC_INNER_PRODUCT; its results are Euclidean distances where all vectors are at norm 1."""
+RESCORED = 1000
+"""Rows per query that are measured again in fp32 after a product quantizer."""
+FEWEST_PROBES = 8
+"""Lists that are searched even if there are few."""
+POINTS_PER_CENTROID = 39
+"""Fewest training points that faiss wants for each."""
+
+
+class SearchIndex(Protocol):
+    """What the chain asks of an index."""
+
+    exact: bool
+    """Promises the rows and the distances of brute force, ties by row."""
+    exact_distances: bool
+    """Promises that the distance of a row that it lists is that of the vectors as they were given."""
+    quantizer: Quantizer
+    settings: str
+    knob: str
+    """What to raise where it misses rows; empty where nothing helps."""
+    resident_bytes: int
+    """In memory while it answers, without what is memory-mapped."""
+    disk_bytes: int
+    fitted_on: str
+    """SHA-256 of the rows that its rotation or quantizer was fitted on (`rows_digest`); empty if those are its own, or
+    there is none; "unknown" if it does not say."""
+
+    @property
+    def search_elsewhere(self) -> Callable[[Singles, int, Ints], Listing] | None:
+        """As `search`, without rows of the cameras [Q] that go with the queries; None if it cannot filter."""
+
+    def __len__(self) -> int:
+        """Rows that it has."""
+
+    def search(self, queries: Singles, k: int) -> Listing:
+        """The k nearest rows of queries [Q, D]."""
+
+    def stored(self, rows: Ints) -> Singles | None:
+        """Vectors [n, D] as it keeps them; None if it does not give them back."""
+
+
+class CertifiedIndex:
+    """`pmm.Gallery`, whose rows are its ids."""
+
+    exact = exact_distances = True
+    quantizer: Quantizer = "none"
+    knob = fitted_on = ""
+
+    def __init__(self, gallery: Gallery) -> None:
+        """`gallery` has the row numbers as ids."""
+        self.gallery = gallery
+        self.settings = f"{gallery.precision} on disk, memory-mapped"
+        files = [path for path in Path(gallery.path).rglob("*") if path.is_file()]
+        self.disk_bytes = sum(path.stat().st_size for path in files)
+        codes = (".codes.npy", ".terms.npy")
+        self.resident_bytes = sum(path.stat().st_size for path in files if path.name.endswith(codes))
+
+    def __len__(self) -> int:
+        return len(self.gallery)
+
+    def search(self, queries: Singles, k: int) -> Listing:
+        """As `SearchIndex.search`."""
+        return self._listing(self.gallery.search(queries, k), k)
+
+    def search_elsewhere(self, queries: Singles, k: int, camids: Ints) -> Listing:
+        """As `SearchIndex.search_elsewhere`."""
+        return self._listing(self.gallery.search(queries, k, not_camera=camids), k)
+
+    def _listing(self, matches: Matches, k: int) -> Listing:
+        ids, distances = matches
+        rows, values = np.full((len(ids), k), -1), np.full((len(ids), k), np.inf)
+        rows[:, : ids.shape[1]], values[:, : ids.shape[1]] = ids, distances
+        if self.gallery.metric == "cosine":  # 1 - cos is half the square at norm 1
+            values = np.sqrt(2 * values.clip(min=0))
+        return Listing(rows, values)
+
+    def stored(self, rows: Ints) -> Singles | None:
+        """As `SearchIndex.stored`."""
+        return self.gallery.embeddings(rows)
+
+
+class FaissIndex:
+    """An index of faiss. `base` are the vectors that rows are measured by again, if any: they stay memory-mapped."""
+
+    exact = False
+    search_elsewhere = None
+
+    def __init__(
+        self,
+        index: Any,
+        *,
+        settings: str = "",
+        knob: str = "",
+        quantizer: Quantizer = "none",
+        parameters: Mapping[str, int] | None = None,
+        rescored_from: Singles | None = None,
+        disk_bytes: int | None = None,
+        fitted_on: str = "",
+    ) -> None:
+        """`parameters` of the index are set before each search, so that several can share one; `disk_bytes`: of the
+        file, which is written to find out if it is None."""
+        self.index, self.settings, self.knob, self.quantizer = index, settings, knob, quantizer
+        self.fitted_on = fitted_on
+        self._parameters, self._base = dict(parameters or {}), rescored_from
+        self.exact_distances = quantizer == "none" or rescored_from is not None
+        self.disk_bytes = self.resident_bytes = file_bytes(index) if disk_bytes is None else disk_bytes
+        if rescored_from is not None:
+            self.disk_bytes += rescored_from.nbytes
+
+    def __len__(self) -> int:
+        return int(self.index.ntotal)
+
+    def search(self, queries: Singles, k: int) -> Listing:
+        """As `SearchIndex.search`."""
+        for name, value in self._parameters.items():
+            target = self.index.hnsw if name == "efSearch" else self.index
+            setattr(target, name, value)
+        queries = np.ascontiguousarray(queries, np.float32)
+        if self._base is None:
+            values, rows = self.index.search(queries, k)
+            squares = 2 - 2 * values if self.index.metric_type == INNER_PRODUCT else values
+            return Listing(rows.astype(np.int64), _roots(squares, rows))
+        _, rows = self.index.search(queries, min(len(self), max(k, RESCORED)))
+        return _rescored(queries, rows.astype(np.int64), self._base, k)
+
+    def stored(self, rows: Ints) -> Singles | None:
+        """As `SearchIndex.stored`."""
+        if hasattr(self.index, "make_direct_map"):
+            self.index.make_direct_map()
+        found: Singles = np.stack([self.index.reconstruct(int(row)) for row in rows])
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSpec:
+    """One index that the chain builds."""
+
+    name: str
+    parent: Literal["stored fp32", "stored fp16"] = "stored fp32"
+    library: str = ""
+    """That must be installed; empty for ours."""
+    shares: str = ""
+    """What it shares with others of the same word."""
+    build: Callable[[IndexBuilder], SearchIndex]
+
+
+class IndexBuilder:
+    """Builds the indexes of one gallery: vectors [N, D], which may be memory-mapped, in a folder of its own."""
+
+    def __init__(self, vectors: Singles, camids: Ints, folder: Path, *, normalised: bool = False) -> None:
+        self.vectors, self.camids, self.folder = vectors, camids, folder
+        self.metric: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
+        self._graph: Any = None
+        self._graph_bytes = 0
+        self._codes: Any = None
+        self._seconds: dict[str, float] = {}
+
+    def build(self, spec: IndexSpec) -> tuple[SearchIndex, float]:
+        """The index and the seconds that it took; of what several share, those of the first."""
+        begin = time.perf_counter()
+        index = spec.build(self)
+        seconds = time.perf_counter() - begin
+        return index, max(seconds, self._seconds.setdefault(spec.shares or spec.name, seconds))
+
+    def certified(self, precision: Literal["fp32", "fp16"]) -> SearchIndex:
+        """Our own gallery."""
+        path = self.folder / f"gallery-{precision}"
+        ids, columns = np.arange(len(self.vectors)), {"camera": self.camids}
+        gallery = Gallery.create(path, self.vectors, ids, self.metric, columns=columns, precision=precision)
+        gallery.search(self.vectors[:1], 1)  # what is made when it is first searched
+        return CertifiedIndex(gallery)
+
+    def ivf_sq8(self) -> SearchIndex:
+        """Inverted lists of scalar-quantized residuals."""
+        faiss = import_library("faiss")
+        dim, lists = self.vectors.shape[1], self._lists
+        kind = faiss.ScalarQuantizer.QT_8bit
+        index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatL2(dim), dim, lists, kind, faiss.METRIC_L2)
+        return self._inverted(index, "int8 per dimension", "scalar")
+
+    def ivf_pq(self, *, rescored: bool) -> SearchIndex:
+        """Inverted lists of product-quantized residuals; `rescored`: the first thousand are measured again in fp32."""
+        faiss = import_library("faiss")
+        dim = self.vectors.shape[1]
+        parts = next(parts for parts in range(max(1, dim // 8), 0, -1) if dim % parts == 0)
+        bits = min(8, max(1, int(math.log2(max(2, len(self.vectors) / POINTS_PER_CENTROID)))))
+        if self._codes is None:
+            self._codes = faiss.IndexIVFPQ(faiss.IndexFlatL2(dim), dim, self._lists, parts, bits)
+        words = f"{parts} codes of {bits} bits" + (f", {RESCORED:,} measured again in fp32" if rescored else "")
+        return self._inverted(self._codes, words, "product", self.vectors if rescored else None)
+
+    def hnsw(self, ef: int) -> SearchIndex:
+        """A graph, which all `ef` share."""
+        faiss = import_library("faiss")
+        if self._graph is None:
+            self._graph = faiss.IndexHNSWFlat(self.vectors.shape[1], 16)
+            self._graph.add(np.ascontiguousarray(self.vectors))
+            self._graph_bytes = file_bytes(self._graph)
+        settings, knob = f"M 16, ef {ef}, fp32", f"efSearch (now {ef})"
+        parameters = {"efSearch": ef}
+        return FaissIndex(
+            self._graph, settings=settings, knob=knob, parameters=parameters, disk_bytes=self._graph_bytes
+        )
+
+    @property
+    def _lists(self) -> int:
+        count = len(self.vectors)
+        return max(1, min(int(4 * math.sqrt(count)), count // POINTS_PER_CENTROID))
+
+    def _inverted(
+        self, index: Any, words: str, quantizer: Quantizer, rescored_from: Singles | None = None
+    ) -> SearchIndex:
+        probes = min(self._lists, max(FEWEST_PROBES, self._lists // 16))
+        if not index.ntotal:
+            vectors = np.ascontiguousarray(self.vectors)
+            index.cp.seed = 0
+            index.train(vectors)
+            index.add(vectors)
+        settings = f"{self._lists} lists, nprobe {probes}, {words}"
+        knob, parameters = f"nprobe (now {probes} of {self._lists} lists)", {"nprobe": probes}
+        return FaissIndex(
+            index,
+            settings=settings,
+            knob=knob,
+            quantizer=quantizer,
+            parameters=parameters,
+            rescored_from=rescored_from,
+        )
+
+
+INDEXES = {
+    spec.name: spec
+    for spec in (
+        IndexSpec(name="certified", build=lambda make: make.certified("fp32")),
+        IndexSpec(name="certified-fp16", parent="stored fp16", build=lambda make: make.certified("fp16")),
+        IndexSpec(name="ivf-sq8", library="faiss", build=IndexBuilder.ivf_sq8),
+        IndexSpec(name="ivf-pq", library="faiss", shares="pq", build=lambda make: make.ivf_pq(rescored=False)),
+        IndexSpec(name="ivf-pq-rescored", library="faiss", shares="pq", build=lambda make: make.ivf_pq(rescored=True)),
+        IndexSpec(name="hnsw-16", library="faiss", shares="graph", build=lambda make: make.hnsw(16)),
+        IndexSpec(name="hnsw-64", library="faiss", shares="graph", build=lambda make: make.hnsw(64)),
+        IndexSpec(name="hnsw-256", library="faiss", shares="graph", build=lambda make: make.hnsw(256)),
+    )
+}
+"""By the names that --indexes takes."""
+
+
+def file_bytes(index: Any) -> int:
+    """Size of the file of a faiss index: about what it takes in memory, too."""
+    faiss = import_library("faiss")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "index"
+        faiss.write_index(index, str(path))
+        return path.stat().st_size
+
+
+def _roots(squares: Singles, rows: Ints) -> npt.NDArray[np.float64]:
+    """Below 0 as far as squares are, which only wrong ones are by more than rounding: `examine` sees that."""
+    return np.where(rows >= 0, np.sign(squares) * np.sqrt(np.abs(squares, dtype=np.float64)), np.inf)
+
+
+def _rescored(queries: Singles, rows: Ints, base: Singles, k: int) -> Listing:
+    """The k nearest of the listed rows, by their differences in float64; ties by row."""
+    listed, distances = np.full((len(queries), k), -1), np.full((len(queries), k), np.inf)
+    for place, (query, found) in enumerate(zip(queries, rows, strict=True)):
+        found = np.sort(found[found >= 0])
+        gaps = base[found].astype(np.float64) - query
+        values = np.sqrt(np.einsum("nd,nd->n", gaps, gaps))
+        order = np.argsort(values, kind="stable")[:k]
+        listed[place, : len(order)], distances[place, : len(order)] = found[order], values[order]
+    return Listing(listed, distances)

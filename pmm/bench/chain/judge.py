@@ -1,0 +1,78 @@
+"""The gates of the chain: bounds that each link must keep, and the check that losses of links add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pmm.bench.chain_schema import ChainLink, ChainReport
+from pmm.bench.schema import GateFailure, Gates
+
+GALLERY = "--gallery"
+"""The gate of findings, which has no bound."""
+SAME = 1e-9
+"""Sums of losses, as fractions, may be off by rounding."""
+
+
+def chain_failures(chain: ChainReport, gates: Gates, *, queries: int) -> Iterator[GateFailure]:
+    """Every gate that a stored precision or an index fails (the artifact's are those of its result). mAP and rank-1 are
+    held against the checkpoint's, the rates at the deployed threshold against the artifact's, whose threshold it is;
+    that a list ends is no fault of the index.
+
+    Args:
+        queries: how many have a relevant row.
+    """
+    artifact = next((link for link in chain.links if link.kind == "artifact"), chain.links[0])
+    for link in chain.links:
+        cut = next((each for each in chain.path(link.name) if each.kind == "list"), None)
+        for gate, said in _failed(link, artifact, cut, gates, queries):
+            if link.kind == "index" and link.knob and gate != GALLERY:
+                said = f"{said}; raise its {link.knob}"
+            yield GateFailure(result=link.name, gate=gate, said=said)
+
+
+def _failed(
+    link: ChainLink, artifact: ChainLink, cut: ChainLink | None, gates: Gates, queries: int
+) -> Iterator[tuple[str, str]]:
+    """`cut`: the exact list that the link's are held against, if it is one of few rows."""
+    for finding in link.findings:
+        yield GALLERY, finding
+    if link.status != "ok":
+        if link.required or link.status == "failed":
+            yield GALLERY, f"{link.status}: {link.reason}; none of its figures could be measured"
+        return
+    if link.kind not in ("stored", "index"):
+        return
+    total, of_cut = link.total, cut.loss if cut else None
+    if total is not None:
+        most, drop = gates.max_map_drop, (of_cut.map_delta if of_cut else 0) - total.map_delta
+        if most is not None and drop > most:
+            yield "--max-map-drop", f"mAP fell by {100 * drop:.2f} points; at most {100 * most:g} is allowed"
+        most, flips = gates.max_rank1_flips, total.rank1_lost + total.rank1_gained
+        if most is not None and flips > most * queries:
+            share = f"{flips} of {queries} queries ({flips / queries:.2%})"
+            yield "--max-rank1-flips", f"rank-1 flipped for {share}; at most {most:.2%} is allowed"
+    most = gates.max_fmr_factor
+    if most is not None and link.fmr is not None and artifact.fmr is not None and link.fmr > most * artifact.fmr:
+        rate = f"the false match rate at the deployed threshold is {link.fmr:.2e}, not {artifact.fmr:.2e}"
+        yield "--max-fmr-factor", f"{rate}; at most {most:g} times as many are allowed"
+    most, start = gates.max_tpr_drop, cut.tpr if cut else artifact.tpr
+    if most is not None and link.tpr is not None and start is not None and start - link.tpr > most:
+        fell = f"the true-positive rate at the deployed threshold is {link.tpr:.1%}, not {start:.1%}"
+        yield "--max-tpr-drop", f"{fell}; a fall of at most {100 * most:g} points is allowed"
+
+
+def check_sums(chain: ChainReport) -> None:
+    """Raises ValueError, naming the link, where the losses along a path do not add up to the total."""
+    for link in chain.links:
+        if link.status != "ok" or link.total is None:
+            continue
+        steps = [each.loss for each in chain.path(link.name) if each.loss is not None]
+        for field in ("map_delta", "rank1_delta", "minp_delta"):
+            parts, total = sum(getattr(step, field) for step in steps), getattr(link.total, field)
+            if not abs(parts - total) <= SAME:
+                raise ValueError(f"{link.name}: losses of {field} add up to {parts:.6g}, the total is {total:.6g}")
+        for gain, fall in (("newly_accepted", "newly_rejected"), ("rank1_gained", "rank1_lost")):
+            parts = sum(getattr(step, gain) - getattr(step, fall) for step in steps)
+            total = getattr(link.total, gain) - getattr(link.total, fall)
+            if parts != total:
+                raise ValueError(f"{link.name}: {gain} less {fall} adds up to {parts}, the total is {total}")

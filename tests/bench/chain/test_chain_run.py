@@ -1,0 +1,113 @@
+"""pmm bench --gallery on a small model: the chain in report and pages, thresholds in the manifest, a larger gallery."""
+
+import json
+import shutil
+
+import pytest
+
+from pmm.artifacts.artifact import manifest_path, read_manifest
+from pmm.bench.chain.judge import check_sums
+from pmm.bench.chain_schema import INDEX_NAMES
+from pmm.bench.schema import read_report
+from tests.bench.workers import fewer, workers_here
+from tests.conftest import run_here
+
+SCRIPT = "bench/run.py"
+pytestmark = pytest.mark.slow
+OFF = ("--max-rank1-flips", "off", "--max-map-drop", "off", "--max-tpr-drop", "off", "--max-fmr-factor", "off")
+
+
+@pytest.fixture(scope="module")
+def chain_run(trained, exported, tmp_path_factory):
+    """A run on the whole small data set, of the checkpoint and one file, with every index that is installed."""
+    home = tmp_path_factory.mktemp("chain")
+    artifact = home / "model.onnx"
+    shutil.copyfile(exported, artifact)
+    shutil.copyfile(manifest_path(exported), manifest_path(artifact))
+    out = home / "report"
+    command = (SCRIPT, trained, artifact, "--batches", "1", "--seconds", "0.2", "--out", out, "--gallery", *OFF)
+    with workers_here(pages=True):
+        done = run_here(*command, "--wrong-preprocessing", "off", "--target-fmr", "0.01", PMM_FAST="1")
+    assert done.returncode == 0, done.stderr + done.stdout
+    return out, artifact, done.stdout
+
+
+def test_the_report_has_every_link_and_their_losses_add_up(chain_run):
+    out, _, printed = chain_run
+    report = read_report(out / "report.json")
+    chain = report.chain
+    names = ["torch fp32", "ort-cpu fp32 model.onnx", "stored fp32", "stored fp16", "stored int8", *INDEX_NAMES]
+    assert [link.name for link in chain.links] == names
+    check_sums(chain)
+    assert not [link.findings for link in chain.links if link.findings]
+    for name, result in zip(names, report.results, strict=False):
+        link = chain.link(name)
+        assert (link.mAP, link.rank1, link.mINP) == pytest.approx((result.mAP, result.rank1, result.mINP))
+    artifact, certified = chain.link(names[1]), chain.link("certified")
+    (point,) = (point for point in report.results[1].thresholds.points if point.fpr == chain.target_fmr)
+    assert (artifact.tpr, chain.threshold) == (point.tpr, point.threshold)
+    assert certified.loss.map_delta == certified.loss.rank1_lost == certified.loss.newly_accepted == 0
+    assert certified.loss.first_ten_shared == 1
+    assert chain.link("certified-fp16").loss.map_delta == 0
+    assert min(certified.alone_per_s, certified.batch_per_s, certified.build_s, certified.disk_bytes) > 0
+    assert [link.name for link in chain.path("certified")] == [*names[:3], "certified"]
+    assert "certified" in printed
+    for page in ("report.html", "report.md"):
+        text = (out / page).read_text()
+        assert "From the checkpoint to the index" in text
+        assert "certified-fp16" in text
+
+
+def test_thresholds_are_beside_the_file_with_what_they_were_measured_on(chain_run):
+    out, artifact, _ = chain_run
+    report = read_report(out / "report.json")
+    (measured,) = read_manifest(artifact).thresholds
+    assert (measured.precision, measured.metric) == ("fp32", "euclidean")
+    assert (measured.data, measured.data_digest) == (report.dataset.name, report.dataset.digest)
+    of_result = report.results[1].thresholds
+    assert (measured.genuine, measured.impostor) == (of_result.genuine, of_result.impostor)
+    points = [point for point in of_result.points if point.threshold is not None]
+    assert [(p.fmr, p.distance, p.tpr) for p in measured.points] == [(p.fpr, p.threshold, p.tpr) for p in points]
+
+
+def test_an_older_report_is_read(chain_run, tmp_path):
+    out, _, _ = chain_run
+    older = json.loads((out / "report.json").read_text())
+    del older["chain"], older["gates"]["max_fmr_factor"], older["gates"]["max_tpr_drop"]
+    (tmp_path / "report.json").write_text(json.dumps(older))
+    assert read_report(tmp_path / "report.json").chain is None
+
+
+def test_the_gallery_grows_by_made_up_people(trained, exported, people, tmp_path):
+    out, artifact = tmp_path / "report", tmp_path / "model.onnx"
+    shutil.copyfile(exported, artifact)  # without a manifest beside it
+    command = (SCRIPT, trained, artifact, "--batches", "1", "--seconds", "0.2", "--out", out, *OFF, "--gallery")
+    command += (
+        "--root",
+        fewer(people, tmp_path / "people", ids=8),
+        "--wrong-preprocessing",
+        "off",
+        "--target-fmr",
+        "0.01",
+    )
+    with workers_here():
+        done = run_here(*command, "--gallery-size", "5000", "--indexes", "certified", PMM_FAST="1")
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = read_report(out / "report.json")
+    chain = report.chain
+    assert (chain.gallery, chain.distractors) == (5000, 5000 - report.dataset.gallery)
+    assert [link.kind for link in chain.links] == [
+        "checkpoint",
+        "artifact",
+        "stored",
+        "list",
+        "stored",
+        "stored",
+        "index",
+    ]
+    assert chain.links[0].mAP < report.results[0].mAP
+    certified = chain.link("certified")
+    assert certified.parent == "first 1,000 of stored fp32"
+    assert (certified.loss.map_delta, certified.loss.newly_rejected) == (0, 0)
+    assert [share for share, _, _ in chain.impostor_quantiles] == [0.01, 0.05, 0.25, 0.5]
+    assert not manifest_path(artifact).exists()
