@@ -44,6 +44,16 @@ class Projection:
     def __len__(self) -> int:
         return len(self.rest)
 
+    def take(self, rows: slice | Ints) -> Projection:
+        return Projection(self.coordinates[rows], self.rest[rows], self.error[rows])
+
+    def prefix(self, r: int) -> Projection:
+        """The same for the first `r` coordinates: the others join the rest."""
+        if r == self.coordinates.shape[1]:
+            return self
+        rest = np.hypot(np.linalg.norm(self.coordinates[:, r:], axis=1), self.rest)
+        return Projection(self.coordinates[:, :r], rest, self.error + rest * 2.0**-40)
+
 
 @dataclass(frozen=True, eq=False)
 class ShortCodes:

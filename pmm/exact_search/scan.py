@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,17 +23,27 @@ from pmm.exact_search.codes import (
     distance_to,
     rounded_up,
 )
+from pmm.utils.threads import in_threads, single_blas_thread
 
 UNIT = 2.0**-24
 """Unit roundoff of float32."""
-ROWS_AT_ONCE = 4096
-"""Of the codes: with its products, a chunk stays in a core's cache."""
+MEMORY = 0.2
+"""Part of the memory of embeddings in float32 that decoded codes take,"""
+LEAST_COORDINATES = 16
+"""and more where that would leave fewer, which is below 96 dimensions."""
 QUERIES_AT_ONCE = 64
-NOTHING = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+PAIRS_AT_ONCE = 1 << 17
+"""Their products, and the rows of codes of a chunk, stay in a core's cache."""
+LEAST_ROWS = 1 << 11
+"""Of a chunk."""
+TILE = 16
+GRAIN = 1 << 15
+"""Rows that are worth a thread."""
+NOTHING = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32)
 
 
 class Candidates(NamedTuple):
-    """Pairs [P] of a query and a row, in any order, each at most once."""
+    """Pairs [P] of a query and a row, in ascending order of the queries."""
 
     queries: Ints
     rows: Ints
@@ -86,15 +95,15 @@ class NumpyScan:
         self._buffers = threading.local()
 
     @classmethod
-    def of(cls, codes: Sequence[ShortCodes], threads: int = 1) -> NumpyScan:
-        """Of one or several parts, one after another."""
-        matrix, start = np.empty((sum(map(len, codes)), codes[0].r + 3), np.float32), 0
+    def of(cls, codes: Sequence[ShortCodes], threads: int = 1, most: int | None = None) -> NumpyScan:
+        """Of one or several parts, one after another; of their coordinates the first, `most` at most."""
+        r = codes[0].r if most is None else min(codes[0].r, most)
+        matrix, start = np.empty((sum(map(len, codes)), r + 3), np.float32), 0
         for part in codes:
             for place in chunks(len(part)):
-                decode(
-                    ShortCodes(part.codes[place], part.terms[place]), matrix[start + place.start : start + place.stop]
-                )
-            start += len(part)
+                stop = start + place.stop - place.start
+                decode(ShortCodes(part.codes[place], part.terms[place]), matrix[start:stop])
+                start = stop
         return cls(matrix, threads)
 
     def __len__(self) -> int:
@@ -108,26 +117,43 @@ class NumpyScan:
         return NumpyScan(self._matrix[rows], self._threads)
 
     def candidates(self, queries: Projection, limits: Doubles, rows: slice) -> Candidates:
-        asked = _LeftFactor(queries, limits, self._gamma)
-        places = [
-            (some, slice(rows.start + place.start, rows.start + place.stop))
-            for some in chunks(len(queries), QUERIES_AT_ONCE)
-            for place in chunks(rows.stop - rows.start, ROWS_AT_ONCE)
-        ]
-        with ThreadPoolExecutor(self._threads) as pool:
-            found = [NOTHING, *pool.map(lambda place: self._chunk(asked, *place), places)]
-        query, row, values = (np.concatenate(column) for column in zip(*found, strict=True))
-        return Candidates(query, row, asked.bounds(values, query, self._matrix[row, -1]))
+        asked = _RightFactor(queries, limits, self._matrix.shape[1])
+        count = rows.stop - rows.start
+        parts = [*chunks(count, max(GRAIN, -(-count // self._threads)))] or [slice(0, 0)]
+        places = [slice(rows.start + part.start, rows.start + part.stop) for part in parts]
+        with single_blas_thread():
+            found = in_threads(lambda place: self._part(asked, place), places)
+        query, row, values, errors = (np.concatenate(column) for column in zip(*found, strict=True))
+        if len(queries) > 1:
+            keys = query.astype(np.int16) if len(queries) < 1 << 15 else query  # which are sorted by their digits
+            order = np.argsort(keys, kind="stable")
+            query, row, values, errors = query[order], row[order], values[order], errors[order]
+        return Candidates(query, row, asked.bounds(values, query, errors))
 
-    def _chunk(self, asked: _LeftFactor, some: slice, rows: slice) -> tuple[Ints, Ints, Singles]:
-        count, height = some.stop - some.start, rows.stop - rows.start
-        values, mask = self._scratch(count * height)
-        block = values.reshape(count, height)
-        np.matmul(asked.vectors[some], self._matrix[rows].T, out=block)
-        np.less_equal(block, asked.limits[some, None], out=mask.reshape(count, height))
-        flat = np.flatnonzero(mask)
-        query, row = np.divmod(flat, height)
-        return query + some.start, row + rows.start, values[flat]
+    def _part(self, asked: _RightFactor, rows: slice) -> tuple[Ints, Ints, Singles, Singles]:
+        """Queries, rows, left sides and errors e_x of the pairs that remain."""
+        found = [NOTHING]
+        for some in chunks(asked.count, QUERIES_AT_ONCE):
+            count = some.stop - some.start
+            vectors = np.ascontiguousarray(asked.vectors[some].T)
+            height = max(LEAST_ROWS, PAIRS_AT_ONCE // count)
+            limits = np.tile(asked.limits[some], TILE)
+            values, mask = self._scratch(height * count)
+            for place in chunks(rows.stop - rows.start, height):
+                chunk = self._matrix[rows.start + place.start : rows.start + place.stop]
+                pairs = len(chunk) * count
+                left, near = values[:pairs], mask[:pairs]
+                np.matmul(chunk, vectors, out=left.reshape(len(chunk), count))
+                # limits side by side: short rows would be compared one by one
+                tiled = pairs - pairs % len(limits)
+                np.less_equal(left[:tiled].reshape(-1, len(limits)), limits, out=near[:tiled].reshape(-1, len(limits)))
+                np.less_equal(left[tiled:], limits[: pairs - tiled], out=near[tiled:])
+                flat = np.flatnonzero(near)
+                if len(flat):
+                    row, query = np.divmod(flat, count)
+                    found.append((query + some.start, row + (rows.start + place.start), left[flat], chunk[row, -1]))
+        query, row, left, errors = (np.concatenate(column) for column in zip(*found, strict=True))
+        return query, row, left, errors
 
     def _scratch(self, size: int) -> tuple[Singles, npt.NDArray[np.bool_]]:
         """This thread's own, so that it stays in its cache."""
@@ -137,52 +163,67 @@ class NumpyScan:
         return self._buffers.values[:size], self._buffers.mask[:size]
 
     def bounds(self, queries: Projection, rows: slice) -> Doubles:
-        asked = _LeftFactor(queries, np.full(len(queries), np.inf), self._gamma)
+        asked = _RightFactor(queries, np.full(len(queries), np.inf), self._matrix.shape[1])
         matrix = self._matrix[rows]
-        values = asked.vectors @ matrix.T
-        return asked.bounds(values, np.arange(len(queries))[:, None], matrix[:, -1])
+        return asked.bounds(asked.vectors @ matrix.T, np.arange(len(queries))[:, None], matrix[:, -1])
 
 
 def decode(codes: ShortCodes, out: Singles) -> None:
-    """Write the matrix [n, r + 3] of rows: coordinates, rest, what stands alone on the left side, e_x."""
-    r, terms, gamma = codes.r, codes.terms.astype(np.float64), _gamma(codes.r + 3)
+    """Write the matrix [n, r + 3] of rows: coordinates, rest, what stands alone on the left side, e_x.
+
+    Of r coordinates, fewer than the codes have, the others' norm joins the rest: (y, rest) to (y', |(y'', rest)|)
+    lengthens no difference, so their error bounds what is stored here too.
+    """
+    r, terms, gamma = out.shape[1] - 3, codes.terms.astype(np.float64), _gamma(out.shape[1])
     coded = np.isfinite(terms[:, ERROR])
     square, error = terms[:, SQUARE], np.where(coded, terms[:, ERROR], 0)
-    np.multiply(codes.codes, codes.terms[:, SCALE, None], out=out[:, :r])
+    np.multiply(codes.codes[:, :r], codes.terms[:, SCALE, None], out=out[:, :r])
     out[:, r] = terms[:, REST]
+    if r < codes.r:
+        dropped = np.linalg.norm(codes.codes[:, r:].astype(np.float64), axis=1)
+        rest = np.hypot(terms[:, SCALE] * dropped, terms[:, REST])
+        out[:, r] = rest
+        error = np.where(coded, rounded_up(error + 2 * UNIT * rest), 0)
     out[:, r + 1] = np.where(coded, square - error**2 - gamma * (2 * square + error**2), np.finfo(np.float32).min)
     out[:, r + 2] = error
+
+
+def affordable_coordinates(dim: int) -> int:
+    """How many coordinates of embeddings [N, dim] are decoded at most."""
+    return max(LEAST_COORDINATES, int(MEMORY * dim) - 3)
 
 
 def _gamma(terms: int) -> float:
     return 1.01 * (terms + 16) * UNIT
 
 
-class _LeftFactor:
+class _RightFactor:
     """The other factor of the product: its coordinates in float32 (not coded: they are few), and right sides."""
 
-    def __init__(self, queries: Projection, limits: Doubles, gamma: float) -> None:
+    def __init__(self, queries: Projection, limits: Doubles, terms: int) -> None:
+        """`terms`: of the product."""
+        queries, gamma = queries.prefix(terms - 3), _gamma(terms)
         coordinates, rest = queries.coordinates.astype(np.float32), queries.rest.astype(np.float32)
         coordinates[np.abs(coordinates) < SMALLEST] = 0
         rest[rest < SMALLEST] = 0
-        self._gamma = gamma
-        self.error = distance_to(queries, coordinates, rest) + queries.error
+        self.count, self._gamma = len(rest), gamma
+        self._error = distance_to(queries, coordinates, rest) + queries.error
         square = np.einsum("qr,qr->q", coordinates, coordinates, dtype=np.float64) + np.square(rest, dtype=np.float64)
-        self._square = square * (1 - gamma) - (coordinates.shape[1] + 3) * 2.0**-124
-        reach = limits + self.error
+        self._square = square * (1 - gamma) - terms * 2.0**-124
+        reach = limits + self._error
         reach[~(reach < LARGEST)] = np.inf  # all rows
         bounded = np.isfinite(reach)
-        self.factor = np.where(bounded, 2 * reach * (1 + 2 * gamma), 0).astype(np.float32)
+        self._factor = np.where(bounded, 2 * reach * (1 + 2 * gamma), 0).astype(np.float32)
         """Of e_x."""
         self.limits = rounded_up(reach**2 - self._square + 2.0**-40 * (np.where(bounded, reach, 0) ** 2 + square))
+        """[Q]"""
         self.vectors = np.concatenate(
-            [-2 * coordinates, -2 * rest[:, None], np.ones((len(rest), 1), np.float32), -self.factor[:, None]], axis=1
+            [-2 * coordinates, -2 * rest[:, None], np.ones((len(rest), 1), np.float32), -self._factor[:, None]], axis=1
         )
+        """[Q, r + 3]"""
 
-    def bounds(self, values: Singles, queries: Ints, errors: Singles) -> Doubles:
+    def bounds(self, left: Singles, queries: Ints, errors: Singles) -> Doubles:
         """Lower bounds of the distances, from left sides: what was taken off there for e_x is added again."""
-        error = errors.astype(np.float64)
-        squares = values + (
-            self._square[queries] + error * (error + self.factor[queries].astype(np.float64) * (1 - 2 * self._gamma))
-        )
-        return np.sqrt(np.maximum(squares, 0)) * (1 - 2.0**-40) - (self.error[queries] + error)
+        error, factor = errors.astype(np.float64), self._factor.astype(np.float64) * (1 - 2 * self._gamma)
+        squares = left + (self._square[queries] + error * (error + factor[queries]))
+        return np.sqrt(np.maximum(squares, 0)) * (1 - 2.0**-40) - (self._error[queries] + error)
