@@ -16,6 +16,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from pmm.evaluation.rounding import (
+    half_squares_float32,
+    pair_error,
+    product_error,
+    product_in_parts,
+    refined_error,
+)
 from pmm.utils.errors import InvalidInput, InvalidValue, OutOfMemory
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -33,6 +40,10 @@ MAX_ROWS = 4096
 PAIRS_AT_ONCE = 128
 """Pairs that are measured at once: with few, threads would wait for the interpreter more than they compute."""
 MANY_PAIRS = 1 << 18
+ITEMS_AT_ONCE = 256
+"""Of the gallery, whose products in parts are added up: they stay in a core's cache."""
+CENTRED_BY = 512
+"""Gallery items whose mean is taken for the middle of all."""
 SINGLE_RANGE = (1e-12, 1e15)
 """Largest number among embeddings whose products float32 holds without under- or overflow."""
 
@@ -54,11 +65,27 @@ class Distances(Protocol):
         They may be in `out` [q, G], and the caller may write into them.
         """
 
+    def refined(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+        """As `approximate`, closer, without such a constant: slower, for what `approximate` leaves open too often."""
+
     def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
-        """As `approximate`, in float64: slower, for what `approximate` leaves open too often."""
+        """As `refined`, in float64: slower still, for what `refined` leaves open too often."""
+
+    def close_pairs(self, queries: Ints, items: Ints) -> tuple[Doubles, Doubles]:
+        """As `exact_pairs`, and by how much each is wrong at most [P]: quicker, or exact. The bound grows with the
+        distance."""
 
     def exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
         """Of pairs [P] of a query and a gallery item: each a function of its pair alone."""
+
+
+def by_precision(distances: Distances, rows: slice, out: Singles, level: int = 0) -> Iterator[tuple[Floats, Doubles]]:
+    """The block of the queries `rows`, closer each time, from `level` on: 0 approximate, 1 refined, 2 float64."""
+    if level < 1:
+        yield distances.approximate(rows, out)
+    if level < 2:
+        yield distances.refined(rows, out)
+    yield distances.float64(rows)
 
 
 @dataclass(frozen=True)
@@ -98,11 +125,11 @@ class Blocks:
         most = max(1, (limit - fixed - scratch) // row)
         return cls(queries=int(min(MAX_QUERIES, max(1, queries), most)), scratch=scratch)
 
-    def cut(self, queries: int, threads: int = 1) -> Iterator[slice]:
-        """Blocks of so many queries, all about as large and as many for each of `threads`."""
-        parts = -(-queries // (self.queries * threads)) * threads
-        step = max(1, -(-queries // max(1, parts)))
-        for start in range(0, queries, step):
+    def cut(self, queries: int, threads: int = 1, *, first: int = 0) -> Iterator[slice]:
+        """Blocks of the queries from `first` on, all about as large and as many for each of `threads`."""
+        parts = -(-(queries - first) // (self.queries * threads)) * threads
+        step = max(1, -(-(queries - first) // max(1, parts)))
+        for start in range(first, queries, step):
             yield slice(start, min(start + step, queries))
 
 
@@ -164,6 +191,8 @@ class EmbeddingMatrix:
             top == 0 or SINGLE_RANGE[0] < (largest.min() if metric == "cosine" else top) <= top < SINGLE_RANGE[1]
         )
         """Whether products may be computed in float32."""
+        self.is_float32 = metric == "euclidean" and all(part.dtype == np.float32 for part in parts)
+        """Whether what is compared are the rows as they are, in float32."""
         self.exponent = int(np.frexp(top)[1])
         """Of the largest number: where float32 will not do, all are scaled by it, so that squares stay in range."""
         self.inverse_norms = 1 / norms if metric == "cosine" and self.fits_float32 else None
@@ -249,7 +278,24 @@ class EmbeddingDistances:
                 np.matmul(queries, items.T, out=out[out_rows, column])
         np.subtract(self._half_squares, out, out=out)
         longest = self.gallery.norms.max(initial=0)
-        return out, _error_bound(self.query.norms[rows], longest, self.dim, np.float32)
+        return out, product_error(self.query.norms[rows], longest, self.dim, np.float32)
+
+    def refined(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+        if not self.fits_float32:
+            return self.float64(rows)
+        queries = np.empty((rows.stop - rows.start, self.dim), np.float32)
+        for place, part in self._centred_rows(self.query, rows):
+            queries[place.start - rows.start : place.stop - rows.start] = part
+        query_halves, longest = half_squares_float32(queries), 0.0
+        spare = np.empty((2, len(queries) * min(ITEMS_AT_ONCE, len(self.gallery))), np.float32)
+        for place, items in self._centred_rows(self.gallery, slice(0, len(self.gallery))):
+            item_halves = half_squares_float32(items)
+            products = product_in_parts(queries, items, spare)
+            block = out[: len(queries), place]
+            np.subtract(item_halves.astype(np.float32), products, out=block)
+            block += query_halves.astype(np.float32)[:, None]
+            longest = max(longest, float(np.sqrt(2 * item_halves.max())))
+        return out[: len(queries)], refined_error(np.sqrt(2 * query_halves), longest, self.dim)
 
     def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
         queries = self.query.take(np.arange(rows.start, rows.stop), self._exponent) - self._centre
@@ -259,7 +305,20 @@ class EmbeddingDistances:
             item_halves = half_squares(items)
             out[:, place] = (query_halves[:, None] + item_halves) - queries @ items.T
             longest = max(longest, float(np.sqrt(2 * item_halves.max())))
-        return out, _error_bound(np.sqrt(2 * query_halves), longest, self.dim, np.float64)
+        return out, product_error(np.sqrt(2 * query_halves), longest, self.dim, np.float64)
+
+    def close_pairs(self, queries: Ints, items: Ints) -> tuple[Doubles, Doubles]:
+        if not (self.fits_float32 and self.query.is_float32 and self.gallery.is_float32):
+            exact = self.exact_pairs(queries, items)
+            return exact, np.zeros(len(exact))
+        out = np.empty(len(items))
+        for start in range(0, len(items), PAIRS_AT_ONCE):
+            some = slice(start, start + PAIRS_AT_ONCE)
+            rows, places = np.unique(queries[some], return_inverse=True)
+            gaps = self.gallery.take_views(items[some], 0)
+            gaps -= self.query.take_views(rows, 0)[places]
+            out[some] = half_squares_float32(gaps)
+        return out, pair_error(out, self.dim)
 
     def exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
         if len(items) > MANY_PAIRS:  # perhaps of items that are all equal: one of them is enough
@@ -280,13 +339,28 @@ class EmbeddingDistances:
             out[some] = half_squares(gaps)
         return out
 
+    def _centred_rows(self, side: EmbeddingMatrix, rows: slice) -> Iterator[tuple[slice, Singles]]:
+        """The rows less `_centre` in float32, as few as stay in a core's cache, until the next; and where they lie."""
+        centre = self._centre.astype(np.float32)
+        chunks: Iterator[tuple[slice, Floats]] = (
+            side.float32_rows(rows) if side.is_float32 else side.float64_rows(rows, 0)
+        )
+        centred = np.empty((min(ITEMS_AT_ONCE, len(side)), self.dim), np.float32)
+        for place, chunk in chunks:
+            for start in range(0, len(chunk), ITEMS_AT_ONCE):
+                part = chunk[start : start + ITEMS_AT_ONCE]
+                out = centred[: len(part)]
+                np.subtract(part, centre, out=out, casting="same_kind")
+                yield slice(place.start + start, place.start + start + len(part)), out
+
     @cached_property  # two threads that ask at once find the same
     def _centre(self) -> Doubles:
-        """About the middle of the gallery [D]: seen from it, embeddings that are close together have small norms."""
-        total = np.zeros(self.dim)
-        for _, items in self.gallery.float64_rows(slice(0, len(self.gallery)), self._exponent):
-            total += items.sum(0)
-        return total / max(1, len(self.gallery))
+        """About the middle of the gallery [D]: seen from it, embeddings that are close together have small norms.
+
+        The mean of some: for bounds any point will do.
+        """
+        step = -(-len(self.gallery) // min(CENTRED_BY, self.gallery.chunk))
+        return self.gallery.take(np.arange(0, len(self.gallery), max(1, step)), self._exponent).mean(0)
 
     @cached_property
     def _first_equal(self) -> Ints:
@@ -296,10 +370,3 @@ class EmbeddingDistances:
 def half_squares(rows: Doubles) -> Doubles:
     """Half the squared norm of each row [N, D]: a function of the row alone."""
     return np.einsum("nd,nd->n", rows, rows) / 2
-
-
-def _error_bound(norms: Doubles, longest: float, dim: int, dtype: type) -> Doubles:
-    """Of |q|^2 / 2 + |g|^2 / 2 - q.g in `dtype`, for queries of these `norms` and a gallery of norms up to `longest`:
-    the product's gamma_D |q| |g|, and the rounding of what goes into it and comes out of it."""
-    unit, slack = np.finfo(dtype).eps / 2, 1 + 1e-3  # norms may be computed in float32
-    return (1.01 * (dim + 8) * unit * longest * norms + 8 * unit * (norms + longest) ** 2) * slack**2

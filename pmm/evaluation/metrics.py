@@ -198,12 +198,18 @@ class _Matrix:
     def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
         return self.float64(rows)
 
+    def refined(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+        return self.float64(rows)
+
     def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
         block = self.matrix[rows].astype(np.float64)
         if not np.isfinite(block).all():
             bad = rows.start + int((~np.isfinite(block).all(1)).argmax())
             raise InvalidInput(f"distances hold NaN or Inf, first those of query {bad}", index=bad)
         return block, np.zeros(len(block))
+
+    def close_pairs(self, queries: Ints, items: Ints) -> tuple[Doubles, Doubles]:
+        return self.exact_pairs(queries, items), np.zeros(len(items))
 
     def exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
         return self.matrix[queries, items].astype(np.float64)

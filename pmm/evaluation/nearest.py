@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pmm.evaluation.distances import Blocks, Distances, Doubles, Floats, Ints
+from pmm.evaluation.distances import Blocks, Distances, Doubles, Floats, Ints, by_precision
 
 MAX_OPEN = 256
-"""Items per query that float32 may leave open; beyond it a block is made in float64."""
+"""Items per query that a block may leave open; beyond it a closer one is made."""
 PAIRS_AT_ONCE = 1 << 18
 NONE = np.empty(0, np.int64)
 
@@ -55,10 +55,11 @@ def nearest(
         for rows in blocks.cut(queries):
             count = rows.stop - rows.start
             pairs = excluded(rows) if excluded else (NONE, NONE)
-            lists = _candidates(pool, k, farthest, pairs, *distances.approximate(rows, buffer[:count]))
-            if sum(map(len, lists[0])) + sum(map(len, lists[1])) > count * max(8 * k, MAX_OPEN):
-                # an untrained network's, say: too close together for float32
-                lists = _candidates(pool, k, farthest, pairs, *distances.float64(rows))
+            # an untrained network's, say, are too close together for the first
+            for block in by_precision(distances, rows, buffer[:count]):
+                lists = _candidates(pool, k, farthest, pairs, *block)
+                if sum(map(len, lists[0])) + sum(map(len, lists[1])) <= count * max(8 * k, MAX_OPEN):
+                    break
             for per_query, put in zip(lists, (_put_nearest, _put_farthest), strict=True):
                 start = 0
                 while start < count:

@@ -12,13 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from pmm.evaluation.distances import Blocks, Distances, Doubles, Floats, Ints, Singles
+from pmm.evaluation.distances import Blocks, Distances, Doubles, Floats, Ints, Singles, by_precision
 from pmm.utils.errors import InvalidInput
 
 FEW_ITEMS = 128
 """Gallery items per relevant one up to which sorting each into its place is quicker than counting for each."""
-MAX_OPEN = 256
-"""One gallery item in so many may be left open by float32; beyond it a block is made in float64."""
+MAX_OPEN = 40
+"""One gallery item in so many may be left open; beyond it the next block is made more closely."""
+FIRST_QUERIES = 32
+BINS = 4096
+NONE = np.empty(0, np.int64)
 PAIRS_AT_ONCE = 1 << 18
 
 
@@ -79,19 +82,22 @@ def relevant_ranks(distances: Distances, index: PidIndex, blocks: Blocks, thread
 
     An item's rank is one more than the number of items before it. Each of `threads` threads does whole blocks, its
     matrix products included: in turn with BLAS's own threads, one would count while the others have nothing to do.
+    A small block goes first, by itself, to see how closely distances must be computed.
     """
     queries, gallery = distances.shape
     buffers = threading.local()
-    use_float64 = threading.Event()
+    level = _Level()
 
     def block_ranks(rows: slice) -> Ranks:
         if not hasattr(buffers, "block"):  # new memory costs as much as what is written there
             buffers.block = np.empty((min(blocks.queries, queries), gallery), np.float32)
-        return _block_ranks(distances, index, rows, buffers.block, use_float64)
+        return _block_ranks(distances, index, rows, buffers.block, level)
 
+    first = min(FIRST_QUERIES, blocks.queries, queries)
     waiting: deque[Future[Ranks]] = deque()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        for rows in blocks.cut(queries, threads):
+        yield pool.submit(block_ranks, slice(0, first)).result()
+        for rows in blocks.cut(queries, threads, first=first):
             waiting.append(pool.submit(block_ranks, rows))
             if len(waiting) > threads:
                 yield waiting.popleft().result()
@@ -99,130 +105,191 @@ def relevant_ranks(distances: Distances, index: PidIndex, blocks: Blocks, thread
             yield done.result()
 
 
-def _block_ranks(
-    distances: Distances, index: PidIndex, rows: slice, buffer: Singles, use_float64: threading.Event
-) -> Ranks:
-    """Ranks of the queries `rows`. Sets `use_float64`, and heeds it, if float32 leaves so much open that float64 is the
-    quicker way: embeddings of an untrained network, say, are close together."""
-    pairs = index.pairs(rows)
-    if not use_float64.is_set():
-        block, errors = distances.approximate(rows, buffer[: rows.stop - rows.start])
+class _Level:
+    """How closely distances are computed: raised where a block leaves so much open that the next way is the quicker
+    one. Embeddings of an untrained network, say, are close together."""
+
+    value = 0
+
+
+def _block_ranks(distances: Distances, index: PidIndex, rows: slice, buffer: Singles, level: _Level) -> Ranks:
+    """Ranks of the queries `rows`, by distances of `level` or closer."""
+    pairs, first = index.pairs(rows), level.value
+    blocks = by_precision(distances, rows, buffer[: rows.stop - rows.start], first)
+    for number, (block, errors) in enumerate(blocks, first):
         most = block.size // MAX_OPEN if block.dtype == np.float32 else block.size
-        if (ranks := _Block(block, errors, *pairs).ranks(distances, rows.start, most)) is not None:
+        with np.errstate(over="ignore"):  # of what lies too far to be of use
+            ranks = _Block(distances, rows.start, block, errors, *pairs, comparable=number > 0).ranks(most)
+        if ranks is not None:
             return ranks
-        use_float64.set()
-    block, errors = distances.float64(rows)
-    ranks = _Block(block, errors, *pairs).ranks(distances, rows.start, block.size)
-    assert ranks is not None
-    return ranks
-
-
-class _Pairs(NamedTuple):
-    """Queries of a block and gallery items, ascending."""
-
-    query: Ints
-    item: Ints
+        level.value = max(level.value, number + 1)
+    raise AssertionError("float64 may leave everything open")
 
 
 class _Block:
-    """Distances of some queries [q, G], and their relevant items [T]: by query, then by distance."""
+    """Distances of some queries [q, G], and their relevant items [T]: by query, then by distance.
+
+    An item comes before a relevant one if its distance is less by more than both may be wrong. What is nearer to each
+    other than that is open: `pending` relevant items are those whose window holds another item.
+    """
 
     def __init__(
-        self, distances: Floats, errors: Doubles, query: Ints, item: Ints, junk: npt.NDArray[np.bool_]
+        self,
+        source: Distances,
+        first: int,
+        distances: Floats,
+        errors: Doubles,
+        query: Ints,
+        item: Ints,
+        junk: npt.NDArray[np.bool_],
+        *,
+        comparable: bool,
     ) -> None:
-        self.distances, self.errors = distances, errors
+        """`first` is the first query of the block; `comparable`: the distances are so with those of pairs."""
+        self.source, self.first, self.distances, self.errors = source, first, distances, errors
         distances[query[junk], item[junk]] = np.inf
         query, item = query[~junk], item[~junk]
-        values = distances[query, item]
+        values, margin = distances[query, item].astype(np.float64), 2 * errors[query]  # the item's, and the other's
+        if comparable and errors.any():
+            values, close = source.close_pairs(query + first, item)
+            margin = errors[query] + close
         order = np.lexsort((values, query))
-        self.query, self.item, values = query[order], item[order], values[order]
-        margin = (2 * errors).astype(distances.dtype)[self.query]  # the item's error, and the other's
-        self.low, self.high = values - margin, values + margin
+        self.query, self.item, values, margin = query[order], item[order], values[order], margin[order]
+        self.low = _outwards(values - margin, distances.dtype, -np.inf)
+        self.high = _outwards(values + margin, distances.dtype, np.inf)
         self.bounds = np.searchsorted(self.query, np.arange(len(distances) + 1))
         """Where each query's relevant items begin, and where the last one's end [q + 1]."""
+        self.rank = np.ones(len(self.query), np.int64)
+        """One more than the items that are known to come before [T]."""
+        self.pending = np.zeros(len(self.query), bool)
 
-    def ranks(self, distances: Distances, first: int, most_open: int) -> Ranks | None:
-        """The ranks; what is open is measured exactly. None if more than `most_open` items are.
-
-        `first` is the first query of the block.
-        """
-        rank = np.zeros(len(self.query), np.int64)
+    def ranks(self, most_open: int) -> Ranks | None:
+        """The ranks; what is open is measured. None if more than `most_open` items are."""
         relevant = np.diff(self.bounds)
         farthest = np.full(len(relevant), -np.inf, self.low.dtype)
         farthest[relevant > 0] = self.high[self.bounds[1:][relevant > 0] - 1]
         near: npt.NDArray[np.bool_] = np.less_equal(self.distances, farthest[:, None])
         counts = np.count_nonzero(near, axis=1)
         many = counts > FEW_ITEMS * relevant
-        waiting: list[_Pairs] = []
+        waiting: list[Ints] = []
         left_open = 0
         for rows in _cut(counts, near.shape[1]):
-            for query in (np.flatnonzero(many[rows]) + rows.start).tolist():
-                if self._count(rank, query, near[query]):
-                    near[query], counts[query] = False, 0
-            if not counts[rows].any():
-                continue
-            open_pairs = self._place(rank, rows, near[rows], counts[rows] > 0)
-            waiting.append(open_pairs)
-            left_open += len(open_pairs.query) - int(relevant[np.unique(open_pairs.query)].sum())
+            found = [self._spread(query) for query in (np.flatnonzero(many[rows]) + rows.start).tolist()]
+            few = ~many[rows] & (counts[rows] > 0)
+            if few.any():
+                near[rows][~few] = False
+                found.append(self._place(rows, near[rows], few))
+            waiting += [pairs for pairs in found if len(pairs)]
+            left_open += sum(map(len, found))
             if left_open > most_open:
                 return None
-            if sum(len(each.query) for each in waiting) > PAIRS_AT_ONCE:
-                self._settle(rank, waiting, distances, first)
+            if sum(map(len, waiting)) > PAIRS_AT_ONCE:
+                self._settle(waiting)
                 waiting = []
-        self._settle(rank, waiting, distances, first)
-        return Ranks(self.query + first, rank[np.lexsort((rank, self.query))])
+        self._settle(waiting)
+        return Ranks(self.query + self.first, self.rank[np.lexsort((self.rank, self.query))])
 
-    def _count(self, rank: Ints, query: int, near: npt.NDArray[np.bool_]) -> bool:
-        """Rank the relevant items of `query` by passing over its `near` items for each, if none of them is open."""
+    def _spread(self, query: int) -> Ints:
+        """Count what comes before the relevant items of `query`; what is open, as `_settle` takes it.
+
+        Its items are spread over bins of distance; only in those that a window touches are they looked at.
+        """
         relevant = slice(self.bounds[query], self.bounds[query + 1])
-        values = self.distances[query][near]
-        mask = np.empty(len(values), bool)
-        upto = np.array([np.count_nonzero(np.less_equal(values, bound, out=mask)) for bound in self.high[relevant]])
-        nearer = np.array([np.count_nonzero(np.less(values, bound, out=mask)) for bound in self.low[relevant]])
-        certain = bool((upto == nearer + 1).all())
-        if certain:
-            rank[relevant] = upto
-        return certain
+        row, low, high = self.distances[query], self.low[relevant], self.high[relevant]  # may hold infinity
+        first = min(row.min(), low[0])
+        scale = row.dtype.type(BINS) / max(high[-1] - first, BINS * np.finfo(row.dtype).tiny)
 
-    def _place(self, rank: Ints, rows: slice, near: npt.NDArray[np.bool_], unranked: npt.NDArray[np.bool_]) -> _Pairs:
-        """Rank the relevant items of the queries `rows` that have none yet [r] among their `near` items [r, G]. Where
-        an item lies within another's bounds: say how many come before the relevant ones, and return the items within
-        any bounds."""
+        def bins(values: Floats) -> Ints:  # ascending with the values, so never a bin too far for an item
+            places = values - first
+            places *= scale
+            return np.minimum(places, BINS + 1, out=places).astype(np.int64)
+
+        places, begin = bins(row), bins(low)
+        edges = np.bincount(begin, minlength=BINS + 3) - np.bincount(bins(high) + 1, minlength=BINS + 3)
+        touched = edges.cumsum() > 0
+        before = np.where(touched, 0, np.bincount(places, minlength=BINS + 3)).cumsum()[begin]
+        items = np.flatnonzero(touched[places])
+        items = items[np.argsort(row[items])]
+        values = row[items]
+        nearer, upto = np.searchsorted(values, low), np.searchsorted(values, high, "right")
+        self.rank[relevant] += before + nearer
+        pending = upto > nearer + 1
+        if not pending.any():
+            return NONE
+        self.pending[relevant] = pending
+        stop = np.maximum.accumulate(upto[pending])
+        start = np.maximum(nearer[pending], np.concatenate([[0], stop[:-1]]))
+        lengths = stop - start
+        within = np.repeat(start - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
+        self.rank[relevant][pending] -= np.searchsorted(within, nearer[pending])
+        return query * len(row) + items[within]
+
+    def _place(self, rows: slice, near: npt.NDArray[np.bool_], few: npt.NDArray[np.bool_]) -> Ints:
+        """As `_spread`, for those of the queries `rows` that have `few` items [r] among their `near` ones [r, G]."""
         flat = np.flatnonzero(near)
-        query, item = np.divmod(flat, near.shape[1])
-        values = self.distances[rows].reshape(-1)[flat]
+        query, values = flat // near.shape[1], self.distances[rows].reshape(-1)[flat]
         start, stop = self.bounds[rows.start], self.bounds[rows.stop]
-        row = self.query[start:stop] - rows.start
-        items = _in_order(query, values)
-        # of each item, how many of the bounds it has reached, and how many it is beyond
-        reached = np.searchsorted(_in_order(row, self.low[start:stop]), items, "right")
-        beyond = np.searchsorted(_in_order(row, self.high[start:stop]), items, "left")
-        inside = reached > beyond
-        before = np.concatenate([[0], np.bincount(beyond[~inside], minlength=len(row))]).cumsum()
-        begins = (self.bounds[rows] - start)[row]
-        before = before[1:] - before[begins]
-        query, item = query[inside], item[inside]
-        relevant = np.diff(self.bounds[rows.start : rows.stop + 1])
-        is_open = np.bincount(query, minlength=len(near)) > relevant
-        within = np.where(is_open[row], 0, np.arange(len(row)) - begins)
-        placed = unranked[row]
-        rank[start:stop][placed] = (before + within + 1)[placed]
-        left = is_open[query]
-        return _Pairs(query[left] + rows.start, item[left])
+        relevant = np.flatnonzero(few[self.query[start:stop] - rows.start]) + start
+        windows = self.query[relevant] - rows.start, self.low[relevant], self.high[relevant]
+        return flat[self._count(relevant, windows, query, values, values)] + rows.start * near.shape[1]
 
-    def _settle(self, rank: Ints, waiting: list[_Pairs], distances: Distances, first: int) -> None:
-        """Add to each `rank` the place of its item among the open ones."""
-        if not any(len(each.query) for each in waiting):
+    def _count(
+        self, relevant: Ints, windows: tuple[Ints, Floats, Floats], query: Ints, low: Floats, high: Floats
+    ) -> npt.NDArray[np.bool_]:
+        """Count what comes before the items `relevant` [R], whose `windows` are ascending, among items of ascending
+        queries that lie within `low` and `high` [P]; which of them are open [P]."""
+        row, lows, highs = windows
+        # of each item, how many windows it may have reached, and how many it is surely beyond
+        reached = np.searchsorted(_in_order(row, lows), _in_order(query, high), "right")
+        beyond = np.searchsorted(_in_order(row, highs), _in_order(query, low), "left")
+        begins = np.searchsorted(query, row)
+        nearer, upto = (np.bincount(n, minlength=len(row) + 1).cumsum()[:-1] - begins for n in (reached, beyond))
+        self.pending[relevant] = upto > nearer + 1
+        windows_pending = np.concatenate([[0], self.pending[relevant].cumsum()])
+        is_open = windows_pending[reached] > windows_pending[beyond]
+        still = np.bincount(reached[is_open], minlength=len(row) + 1).cumsum()[:-1]
+        still -= np.searchsorted(query[is_open], row)
+        self.rank[relevant] += np.where(self.pending[relevant], nearer - still, nearer)
+        return is_open
+
+    def _settle(self, waiting: list[Ints]) -> None:
+        """Add to the rank of each pending item its place among the open ones: pairs of a query and an item, numbered
+        row by row of the block."""
+        if not waiting:
             return
-        query, items = map(np.concatenate, zip(*waiting, strict=True))
-        exact = distances.exact_pairs(query + first, items) if self.errors.any() else self.distances[query, items]
-        place = np.empty(len(items), np.int64)
-        place[np.lexsort((exact, query))] = np.arange(len(items))  # stable: ties go to the lower index
-        place -= np.searchsorted(query, query)
-        relevant = np.flatnonzero(np.isin(self.query, query))
         gallery = self.distances.shape[1]
-        pair = np.searchsorted(query * gallery + items, self.query[relevant] * gallery + self.item[relevant])
-        rank[relevant] += place[pair]
+        pairs = np.sort(np.concatenate(waiting))
+        query, items = np.divmod(pairs, gallery)
+        values: Floats
+        if self.errors.any():
+            values, errors = self.source.close_pairs(query + self.first, items)
+            if errors.any():
+                relevant, place = self._pending(query, pairs)
+                order = np.lexsort((values[place], self.query[relevant]))
+                relevant, place = relevant[order], place[order]
+                low, high = values - errors, values + errors
+                is_open = self._count(relevant, (self.query[relevant], low[place], high[place]), query, low, high)
+                query, items, pairs = query[is_open], items[is_open], pairs[is_open]
+                values = self.source.exact_pairs(query + self.first, items)
+        else:
+            values = self.distances[query, items]
+        before = np.empty(len(items), np.int64)
+        before[np.lexsort((values, query))] = np.arange(len(items))  # stable: ties go to the lower index
+        before -= np.searchsorted(query, query)
+        relevant, place = self._pending(query, pairs)
+        self.rank[relevant] += before[place]
+        self.pending[relevant] = False
+
+    def _pending(self, query: Ints, pairs: Ints) -> tuple[Ints, Ints]:
+        """The pending items of these queries, and where each is among the open `pairs`."""
+        relevant = np.flatnonzero(self.pending & np.isin(self.query, query))
+        return relevant, np.searchsorted(pairs, self.query[relevant] * self.distances.shape[1] + self.item[relevant])
+
+
+def _outwards(bounds: Doubles, dtype: Any, end: float) -> Floats:
+    """Bounds in `dtype`, no closer for their rounding."""
+    rounded = bounds.astype(dtype)
+    return rounded if rounded.dtype == bounds.dtype else np.nextafter(rounded, dtype.type(end))
 
 
 def _cut(counts: Ints, most: int) -> Iterator[slice]:

@@ -138,6 +138,9 @@ class Reranked:
     def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
         return self._with_jaccard(rows, *self._between.approximate(rows, out))
 
+    def refined(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
+        return self._with_jaccard(rows, *self._between.refined(rows, out))
+
     def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
         return self._with_jaccard(rows, *self._between.float64(rows))
 
@@ -147,6 +150,9 @@ class Reranked:
             row += ((1 - self._share) * self._jaccard(query)).astype(row.dtype)
         # the last: rounding of numbers up to about 1
         return block, errors * self._scales[rows] * (1 + 1e-6) + 8 * np.finfo(block.dtype).eps
+
+    def close_pairs(self, queries: Ints, items: Ints) -> tuple[Doubles, Doubles]:
+        return self.exact_pairs(queries, items), np.zeros(len(items))
 
     def exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
         out = self._between.exact_pairs(queries, items) * self._scales[queries]

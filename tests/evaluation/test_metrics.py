@@ -137,7 +137,18 @@ def close_together(seed=0, scale=1e-6, **sizes):
     return (1 + scale * query).astype(np.float32), (1 + scale * gallery).astype(np.float32), *labels
 
 
-@pytest.mark.parametrize("problem", [people(), people(dtype=np.float64), close_together()], ids=["32", "64", "close"])
+def two_crowds(seed=0, **sizes):
+    """Close together in two places: float32 cannot tell them apart from the middle of the gallery either."""
+    query, gallery, *labels = close_together(seed, **sizes)
+    gallery[::2] *= -1
+    return query, gallery, *labels
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [people(), people(dtype=np.float64), close_together(), two_crowds()],
+    ids=["32", "64", "close", "crowds"],
+)
 def test_features_equal_the_definitions(problem):
     wide = [rows.astype(float) for rows in problem[:2]]
     result = evaluate_ranking(*problem)
@@ -146,19 +157,25 @@ def test_features_equal_the_definitions(problem):
     assert result.mINP == pytest.approx(np.mean(inps), abs=1e-9)
 
 
-def test_float32_settles_what_it_can_and_float64_the_rest(monkeypatch):
-    blocks = []
-    original = distances.EmbeddingDistances.float64
-    monkeypatch.setattr(
-        distances.EmbeddingDistances, "float64", lambda self, rows: blocks.append(rows) or original(self, rows)
-    )
-    evaluate_ranking(*people())
-    assert not blocks
-    evaluate_ranking(*close_together())
-    assert blocks
+@pytest.mark.parametrize(
+    ("make", "used"),
+    [(people, set()), (close_together, {"refined"}), (two_crowds, {"refined", "float64"})],
+)
+def test_each_way_settles_what_it_can_and_the_next_the_rest(monkeypatch, make, used):
+    called = set()
+    ways = distances.EmbeddingDistances.refined, distances.EmbeddingDistances.float64
+    for way in ways:
+
+        def spy(self, *block, way=way):
+            called.add(way.__name__)
+            return way(self, *block)
+
+        monkeypatch.setattr(distances.EmbeddingDistances, way.__name__, spy)
+    evaluate_ranking(*make())
+    assert called == used
 
 
-@pytest.mark.parametrize("make", [people, close_together])
+@pytest.mark.parametrize("make", [people, close_together, two_crowds])
 def test_the_result_depends_neither_on_memory_nor_on_threads(monkeypatch, make):
     problem = make(dim=400, queries=50, gallery=300)
     expected = evaluate_ranking(*problem, threads=1)

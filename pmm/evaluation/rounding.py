@@ -1,0 +1,70 @@
+"""Products and squares in float32 with little rounding, and bounds on it that hold for any order of summation.
+
+A sum of n products in floating point is off by at most gamma_n = n u / (1 - n u) times the sum of the products' sizes,
+u the unit roundoff (Higham, Accuracy and Stability of Numerical Algorithms, 3.1; 4.2 for sums of sums). So short sums
+that are then added up are much closer than one long sum: sqrt(n) for n. Loads no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+Singles = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+DIMS_AT_ONCE = 128
+"""In one part of a product: half as many would be twice as close, and BLAS would be slower by a tenth."""
+SQUARES_AT_ONCE = 8
+"""In one sum of float32."""
+UNIT = float(np.finfo(np.float32).eps) / 2
+SLACK = 1.01 * (1 + 1e-3) ** 2
+"""For 1 / (1 - n u), and for norms that were computed in float32."""
+UNDERFLOW = 2.0**-125
+"""A number this small may vanish, also where tiny numbers count as 0."""
+
+
+def product_error(norms: Doubles, longest: float, dim: int, dtype: type) -> Doubles:
+    """Of |q|^2 / 2 + |g|^2 / 2 - q.g in `dtype`, for queries of these `norms` and a gallery of norms up to `longest`:
+    the product's gamma_D |q| |g|, and the rounding of what goes into it and comes out of it."""
+    unit = float(np.finfo(dtype).eps) / 2
+    return ((dim + 8) * unit * longest * norms + 8 * unit * (norms + longest) ** 2) * SLACK
+
+
+def product_in_parts(queries: Singles, items: Singles, spare: Singles) -> Singles:
+    """`queries @ items.T` [q, g], by `DIMS_AT_ONCE` dimensions at once, in the first of `spare` [2, at least q g]."""
+    shape = len(queries), len(items)
+    total, part = (numbers[: shape[0] * shape[1]].reshape(shape) for numbers in spare)
+    out = total
+    for start in range(0, max(1, queries.shape[1]), DIMS_AT_ONCE):
+        dims = slice(start, start + DIMS_AT_ONCE)
+        np.matmul(queries[:, dims], items[:, dims].T, out=out)
+        if out is part:
+            total += part
+        out = part
+    return total
+
+
+def half_squares_float32(rows: Singles) -> Doubles:
+    """Half the squared norm of each row [N, D]: a function of the row alone, from sums of `SQUARES_AT_ONCE` squares in
+    float32 that are added up in float64."""
+    whole = rows.shape[1] // SQUARES_AT_ONCE * SQUARES_AT_ONCE
+    parts, rest = rows[:, :whole].reshape(len(rows), SQUARES_AT_ONCE, -1), rows[:, whole:]
+    squares = np.einsum("npd,npd->nd", parts, parts).sum(1, dtype=np.float64)
+    return (squares + np.einsum("nd,nd->n", rest, rest)) / 2
+
+
+def refined_error(norms: Doubles, longest: float, dim: int) -> Doubles:
+    """As `product_error`, of products in parts and `half_squares_float32` of rows that were rounded to float32 once."""
+    terms = min(dim, DIMS_AT_ONCE) + -(-dim // DIMS_AT_ONCE) + 8
+    halves = (norms**2 + longest**2) / 2
+    return SLACK * UNIT * (terms * norms * longest + (SQUARES_AT_ONCE + 8) * halves) + dim * UNDERFLOW
+
+
+def pair_error(values: Doubles, dim: int) -> Doubles:
+    """Of half the squared norms [P] of differences of two float32 rows, by `half_squares_float32`: each difference is
+    rounded, and counts twice in its square."""
+    return SLACK * UNIT * (SQUARES_AT_ONCE + 3) * values + dim * UNDERFLOW
