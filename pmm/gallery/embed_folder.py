@@ -18,7 +18,7 @@ from pmm.gallery.embed import source_of
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbedReport, embedded_chunks, file_columns
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.manifest import StoredPrecision, is_gallery
-from pmm.gallery.model_of import check_artifact, check_same_precision
+from pmm.gallery.model_of import check_artifact, check_same_precision, measured_thresholds
 from pmm.gallery.source import EmbeddingSource, check_comparable
 from pmm.runtime.base import Runner
 from pmm.runtime.open import open_runner
@@ -47,7 +47,8 @@ def embed(
 ) -> Gallery:
     """Embed every image in `folder` and below it into a gallery, for `pmm.search`.
 
-    What is embedded is written every 4,096 crops or 30 seconds; the same call goes on with an interrupted one.
+    What is embedded is written every 4,096 crops or 30 seconds; the same call goes on with an interrupted one. The
+    thresholds that the bench measured for the artifact go into the gallery, if it stores fp32 as the bench did.
 
     Args:
         artifact: checkpoint, ONNX file, AOTInductor package or engine.
@@ -86,6 +87,16 @@ def embed(
         log = logging.getLogger("pmm")
         log.warning("%s: %d images were left out, the first is %s (%s)", folder, len(report.bad), first, reason)
     return gallery
+
+
+def check_new_gallery(out: Path) -> None:
+    """Raise CannotWrite unless a gallery can be made at `out`."""
+    if out.suffix.lower() == ".npz":
+        raise CannotWrite("a gallery is a folder", path=out, hint=f"name it {out.stem}/")
+    if out.is_dir() and any(not each.name.startswith(".") for each in out.iterdir()):
+        raise CannotWrite("it holds other files", path=out, expected="an empty folder, or one to make")
+    with claimed(out):  # whether it can be written
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +153,8 @@ class FolderJob:
         if not is_gallery(self.out):
             if self.append:
                 raise InvalidFile("it is no gallery", path=self.out, hint="leave --append out to make one")
-            if self.out.suffix.lower() == ".npz":
-                raise CannotWrite("a gallery is a folder", path=self.out, hint=f"name it {self.out.stem}/")
-            if self.out.is_dir() and any(not name.name.startswith(".") for name in self.out.iterdir()):
-                raise CannotWrite("it holds other files", path=self.out, expected="an empty folder, or one to make")
-            with claimed(self.out):  # whether it can be written
-                return None
+            check_new_gallery(self.out)
+            return None
         gallery = Gallery.open(self.out)
         if not self.append:
             self._check_interrupted()
@@ -244,6 +251,8 @@ class PreparedJob:
             folder=str(job.folder.resolve()),
         )  # fmt: skip
         write_file(job.out / JOB_FILE, json.dumps(job.facts, indent=1) + "\n")
+        if thresholds := measured_thresholds(job.artifact, source, job.store):
+            gallery.set_thresholds(thresholds)
         return gallery
 
     def _todo(self, gallery: Gallery | None, report: EmbedReport) -> tuple[CropTable, set[str]]:

@@ -1,4 +1,5 @@
-"""The model that made a gallery: where it is, and whether another file is the same one. Loads no torch."""
+"""The model that made a gallery: where it is, whether another file is the same one, and its thresholds. Loads no
+torch."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ import dataclasses
 from pathlib import Path
 
 from pmm.artifacts.artifact import read_manifest
-from pmm.artifacts.kinds import RUNNABLE, require_kind
+from pmm.artifacts.kinds import RUNNABLE, kind_of, require_kind
+from pmm.gallery.manifest import StoredPrecision
 from pmm.gallery.source import EmbeddingSource, check_comparable
+from pmm.gallery.thresholds import Threshold
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import existing_file, sha256
 
@@ -34,6 +37,23 @@ def check_same_precision(source: EmbeddingSource, new: EmbeddingSource, artifact
             f"it runs in {new.precision}, and the gallery was made in {source.precision}", path=artifact,
             hint=f"add with the file that made it, {source.artifact}",
         )  # fmt: skip
+
+
+def measured_thresholds(artifact: Path, source: EmbeddingSource, stored: StoredPrecision) -> list[Threshold]:
+    """The thresholds that the bench measured for the `artifact`, of this `source`, and wrote into its manifest; none
+    for another stored precision than the bench's."""
+    manifest = None if kind_of(artifact) == "checkpoint" else read_manifest(artifact)
+    if manifest is None or stored != "fp32":
+        return []
+    return [
+        Threshold(
+            fmr=point.fmr, distance=point.distance, tpr=point.tpr, kind="bench", precision=measured.precision,
+            stored=stored, checkpoint_sha256=source.checkpoint_sha256, data=measured.data,
+        )
+        for measured in manifest.thresholds
+        if (measured.precision, measured.metric) == (source.precision, source.embedding.metric)
+        for point in measured.points
+    ]  # fmt: skip
 
 
 def model_of(gallery: Path, source: EmbeddingSource | None, given: Path | None = None) -> Path:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pmm.artifacts.artifact import write_thresholds
+from pmm.artifacts.measured_thresholds import MeasuredPoint, MeasuredThresholds
 from pmm.gallery import embed_job
 from pmm.gallery.crop_files import images_below
 from pmm.gallery.embed_folder import JOB_FILE
@@ -166,6 +168,25 @@ def test_fp16_takes_half_and_says_so(exported, crops, tmp_path):
     gallery = Gallery.open(tmp_path / "g")
     full = embed_folder(exported, crops, tmp_path / "full")
     np.testing.assert_array_equal(gallery.embeddings(), full.embeddings().astype(np.float16).astype(np.float32))
+
+
+def test_thresholds_of_the_bench_come_with_the_model(exported, crops, tmp_path):
+    for ending in ("", ".json"):
+        shutil.copy(f"{exported}{ending}", tmp_path / f"model.onnx{ending}")
+    points = tuple(MeasuredPoint(fmr=fmr, distance=20 - 5 * fmr, tpr=0.5 + fmr) for fmr in (1e-2, 1e-3))
+    of = {"data": "people", "data_digest": "d", "genuine": 9, "impostor": 9, "points": points}
+    for precision, metric in (("fp32", "euclidean"), ("int8", "euclidean")):
+        measured = MeasuredThresholds(precision=precision, metric=metric, **of)
+        assert write_thresholds(tmp_path / "model.onnx", measured)
+    gallery = embed_folder(tmp_path / "model.onnx", crops, tmp_path / "g", device="cpu")
+    assert [(each.fmr, each.distance, each.tpr) for each in gallery.thresholds] == [
+        (point.fmr, point.distance, point.tpr) for point in points
+    ]
+    first = gallery.thresholds[0]
+    assert (first.kind, first.precision, first.stored, first.data) == ("bench", "fp32", "fp32", "people")
+    assert gallery.threshold(1e-3).distance == points[1].distance
+    half = embed_folder(tmp_path / "model.onnx", crops, tmp_path / "half", store="fp16", device="cpu")
+    assert not half.thresholds, "they were measured on embeddings in fp32"
 
 
 @pytest.fixture

@@ -1,0 +1,188 @@
+"""A gallery made anew by another model, while the old one is searched. Loads no torch for an ONNX file or an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pmm.gallery.changes import compact
+from pmm.gallery.crop_files import first_look, refuse_bad_images
+from pmm.gallery.embed import source_of
+from pmm.gallery.embed_folder import JOB_FILE, check_new_gallery
+from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbeddedCrops, EmbedReport, embedded_chunks
+from pmm.gallery.gallery import Gallery
+from pmm.gallery.manifest import is_gallery
+from pmm.gallery.model_of import measured_thresholds
+from pmm.gallery.snapshot import GallerySnapshot, Rows
+from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.writer import GalleryChange
+from pmm.runtime.base import Runner
+from pmm.utils.errors import CannotWrite, InvalidFile
+from pmm.utils.files import existing_file, sha256, write_file
+
+WORK_FOLDER = ".upgrade"
+"""In a gallery that is upgraded in its place: the new one, until it is complete."""
+HINT = "give --folder DIR if they were moved, or --skip-bad-images to leave them out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryUpgrade:
+    """Embeds the crops of `gallery` again with `artifact`: into `out`, or to take its place at the end.
+
+    Args:
+        folder: of the crops, if they were moved.
+        skip_bad_images: leave out crops that are gone or cannot be read.
+    """
+
+    gallery: Path
+    artifact: Path
+    out: Path | None = None
+    folder: Path | None = None
+    skip_bad_images: bool = False
+
+    def check(self) -> None:
+        """Refuse, before a model is loaded, what cannot be.
+
+        Raises InvalidFile for crops that are gone, a gallery that does not say where they are, and one that the
+        artifact made; CannotWrite for an `out` that is something else.
+        """
+        old = Gallery.open(self.gallery)
+        existing_file(self.artifact, "a model")
+        if old.source and old.source.artifact_sha256 == sha256(self.artifact):
+            shutil.rmtree(self.gallery / WORK_FOLDER, ignore_errors=True)  # of a run that was killed at its very end
+            raise InvalidFile("this model made it", path=self.gallery, expected="another one to upgrade to")
+        if "path" not in old.columns:
+            problem = "it has no column path, so its crops cannot be found"
+            raise InvalidFile(problem, path=self.gallery, hint="embed their folder again with pmm embed")
+        bad = first_look(self._files(old, old.rows))
+        if not self.skip_bad_images:
+            refuse_bad_images(bad, self._home(old), hint=HINT)
+        if len(bad) == len(old):
+            raise InvalidFile(f"none of its {len(old)} crops can be read", path=self.gallery, hint=HINT)
+        if is_gallery(self._target):
+            self._check_begun()
+        else:
+            check_new_gallery(self._target)
+
+    def run(self, runner: Runner, *, batch_size: int = 64, label: str = "") -> tuple[Gallery, EmbedReport]:
+        """Embed what a killed run has not, and with a `label` show a progress bar of that name.
+
+        What others add to the old gallery or remove from it meanwhile is added or removed in the new one too. Raises as
+        `check`, `embedded_chunks` and `Gallery.add`.
+        """
+        source, report, begin = source_of(self.artifact, runner), EmbedReport(), time.perf_counter()
+        with contextlib.ExitStack() as held:
+            new = None
+            if is_gallery(self._target):
+                new = Gallery.open(self._target)
+                held.enter_context(new.writer())
+                report.known = len(new)
+            while True:
+                old = Gallery.open(self.gallery)
+                todo = self._follow(old, new, report)
+                crops = CropTable(
+                    ids=old.ids_of(todo).tolist(),
+                    files=self._files(old, todo),
+                    columns={name: old.column(name, todo) for name in old.columns},
+                )
+                for chunk in embedded_chunks(
+                    runner, crops, report.bad, folder=self._home(old), skip_bad_images=self.skip_bad_images,
+                    batch_size=batch_size, label=label,
+                ):  # fmt: skip
+                    if new is None:
+                        new = self._create(chunk, old, source)
+                        held.enter_context(new.writer())
+                    else:
+                        new.add(chunk.embeddings, chunk.crops.ids, chunk.crops.columns)
+                    report.added += len(chunk.crops)
+                if new is None:
+                    raise InvalidFile(f"none of its {len(old)} crops can be read", path=self.gallery, hint=HINT)
+                if self._finished(old, new, report):
+                    break
+        if self.out is None:
+            shutil.rmtree(self._target)
+        report.seconds = time.perf_counter() - begin
+        return Gallery.open(self.out or self.gallery), report
+
+    @property
+    def _target(self) -> Path:
+        return self.out or self.gallery / WORK_FOLDER
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        """What has to be the same for a run to go on with an interrupted one."""
+        return {"model": sha256(self.artifact), "gallery": str(self.gallery.resolve())}
+
+    def _home(self, old: Gallery) -> Path:
+        return self.folder or Path(old.folder)
+
+    def _files(self, old: Gallery, rows: Rows) -> list[Path]:
+        home = self._home(old)
+        return [home / path for path in old.column("path", rows).tolist()]
+
+    def _check_begun(self) -> None:
+        """Raise CannotWrite unless what is at the target is this upgrade, interrupted; what is in the gallery itself
+        and of another one is removed."""
+        try:
+            begun = json.loads((self._target / JOB_FILE).read_bytes())
+        except (OSError, ValueError):
+            begun = None
+        if begun == self._facts:
+            return
+        if self.out is not None:
+            raise CannotWrite("it is a gallery already", path=self.out, expected="an empty folder, or one to make")
+        shutil.rmtree(self._target)
+
+    def _create(self, chunk: EmbeddedCrops, old: Gallery, source: EmbeddingSource) -> Gallery:
+        folder = str(self.folder.resolve()) if self.folder else old.folder
+        new = Gallery.create(
+            self._target, chunk.embeddings, chunk.crops.ids, source=source, columns=chunk.crops.columns,
+            precision=old.precision, folder=folder,
+        )  # fmt: skip
+        write_file(self._target / JOB_FILE, json.dumps(self._facts, indent=1) + "\n")
+        if thresholds := measured_thresholds(self.artifact, source, new.precision):
+            new.set_thresholds(thresholds)
+        return new
+
+    def _follow(self, old: Gallery, new: Gallery | None, report: EmbedReport) -> Rows:
+        """The rows of the old gallery that are still to be embedded; what is no longer in it goes from the new one."""
+        rows, ids = old.rows, old.ids_of(old.rows)
+        left = np.array([file not in report.bad for file in self._files(old, rows)], bool)
+        if new is None:
+            return rows[left]
+        there = new.find(ids.tolist())
+        same = there >= 0
+        for name in set(FILE_COLUMNS) & set(old.columns):  # what was embedded again has another file
+            same[same] = old.column(name, rows[same]) == new.column(name, there[same])
+        kept = np.isin(new.rows, there[same])
+        if not kept.all():
+            new.remove(new.ids_of(new.rows[~kept]).tolist())
+        return rows[left & ~same]
+
+    def _finished(self, old: Gallery, new: Gallery, report: EmbedReport) -> bool:
+        """Put the new gallery in its place, if the old one is as it was when the last crops were taken from it."""
+        with old.writer() if self.out is None else contextlib.nullcontext():
+            if self.out is None:
+                if len(self._follow(old, new, report)):
+                    return False
+                _replace_content(old, new)
+            (self._target / JOB_FILE).unlink(missing_ok=True)
+        return True
+
+
+def _replace_content(old: Gallery, new: Gallery) -> None:
+    """From one moment to the next `old`, which this process holds, has the rows and the source of `new`."""
+    before = old.manifest
+    manifest = dataclasses.replace(
+        new.manifest, generation=before.generation, next_number=before.next_number, epoch=before.epoch, chunks=(),
+        codes=None, tombstones=None,
+    )  # fmt: skip
+    with GalleryChange(old.path, manifest) as change:
+        compact(change, GallerySnapshot.open(new.path))
