@@ -33,7 +33,7 @@ COMMANDS = {
     "info": ("info", "what a file is, and what this machine has"),
     "check": ("check", "what is wrong with a data set"),
     "adopt": ("adopt", "a network that other code made, for all other commands"),
-    "import": ("import_checkpoint", "checkpoint of the PMM authors' code, or of BDB's, to ours"),
+    "import": ("import_checkpoint", "checkpoint of the PMM authors' code, or BDB's, to ours"),
     "synthetic": ("synthetic", "draw a data set of synthetic identities"),
 }
 """Words of the command line -> module of pmm.commands, and what it does."""
