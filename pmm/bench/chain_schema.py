@@ -12,6 +12,7 @@ TARGETS = (1e-2, 1e-3, 1e-4)
 INDEX_NAMES = (
     "certified",
     "certified-fp16",
+    "pca-64",
     "ivf-sq8",
     "ivf-pq",
     "ivf-pq-rescored",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 LISTS = Path(__file__).with_name("planted")
 AREAS = (
-    "adoption", "backbones", "bench", "calibration", "commands", "engines", "files", "foreign", "gates", "gpus",
+    "adoption", "backbones", "bench", "calibration", "chain", "commands", "engines", "files", "foreign", "gates", "gpus",
     "losses", "manifest", "metrics", "ops", "parity", "precision", "ranks", "readers", "recipe", "reranking",
     "resizing", "resume", "sampler", "search", "statistics",
 )  # fmt: skip

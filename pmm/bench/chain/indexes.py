@@ -22,7 +22,8 @@ from pmm.gallery.gallery import Gallery, Matches
 from pmm.utils.extras import import_library
 
 Singles = npt.NDArray[np.float32]
-Quantizer = Literal["none", "scalar", "product"]
+Quantizer = Literal["none", "scalar", "coarse"]
+"""coarse: some rows come back far from where they were, as from a product quantizer or a projection."""
 INNER_PRODUCT = 0
 """faiss.METRIC_INNER_PRODUCT; its results are Euclidean distances where all vectors are at norm 1."""
 RESCORED = 1000
@@ -213,7 +214,19 @@ class IndexBuilder:
         if self._codes is None:
             self._codes = faiss.IndexIVFPQ(faiss.IndexFlatL2(dim), dim, self._lists, parts, bits)
         words = f"{parts} codes of {bits} bits" + (f", {RESCORED:,} measured again in fp32" if rescored else "")
-        return self._inverted(self._codes, words, "product", self.vectors if rescored else None)
+        return self._inverted(self._codes, words, "coarse", self.vectors if rescored else None)
+
+    def pca(self, dimensions: int) -> SearchIndex:
+        """A projection, whose distances are those of the projected vectors: too short, all of them."""
+        faiss = import_library("faiss")
+        dim = self.vectors.shape[1]
+        kept = min(dimensions, dim // 2) or 1
+        vectors, projection = np.ascontiguousarray(self.vectors), faiss.PCAMatrix(dim, kept)
+        index = faiss.IndexPreTransform(projection, faiss.IndexFlatL2(kept))
+        index.train(vectors)
+        index.add(vectors)
+        knob = f"number of dimensions (now {kept} of {dim}), or measure again in all of them"
+        return FaissIndex(index, settings=f"{kept} dimensions, fp32", knob=knob, quantizer="coarse")
 
     def hnsw(self, ef: int) -> SearchIndex:
         """A graph, which all `ef` share."""
@@ -259,6 +272,7 @@ INDEXES = {
     for spec in (
         IndexSpec(name="certified", build=lambda make: make.certified("fp32")),
         IndexSpec(name="certified-fp16", parent="stored fp16", build=lambda make: make.certified("fp16")),
+        IndexSpec(name="pca-64", library="faiss", build=lambda make: make.pca(64)),
         IndexSpec(name="ivf-sq8", library="faiss", build=IndexBuilder.ivf_sq8),
         IndexSpec(name="ivf-pq", library="faiss", shares="pq", build=lambda make: make.ivf_pq(rescored=False)),
         IndexSpec(name="ivf-pq-rescored", library="faiss", shares="pq", build=lambda make: make.ivf_pq(rescored=True)),
