@@ -27,7 +27,7 @@ UNDERFLOW = 2.0**-125
 """A number this small may vanish, also where tiny numbers count as 0."""
 
 
-def product_error(norms: Doubles, longest: float, dim: int, dtype: type) -> Doubles:
+def product_error(norms: Doubles, longest: float | Doubles, dim: int, dtype: type) -> Doubles:
     """Of |q|^2 / 2 + |g|^2 / 2 - q.g in `dtype`, for queries of these `norms` and a gallery of norms up to `longest`:
     the product's gamma_D |q| |g|, and the rounding of what goes into it and comes out of it."""
     unit = float(np.finfo(dtype).eps) / 2

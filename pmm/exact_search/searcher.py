@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import Doubles, Floats, Ints, comparable_rows, half_squares
+from pmm.evaluation.distances import Doubles, Floats, Ints, comparable_rows
 from pmm.exact_search.codes import Projection, ShortCodes, chunks, project
 from pmm.exact_search.kernel import CompiledScan, library
+from pmm.exact_search.pair_distances import EmbeddingParts, PairDistances
 from pmm.exact_search.rotation import Rotation
 from pmm.exact_search.scan import CodeScan, NumpyScan, affordable_coordinates
 from pmm.utils.errors import InvalidInput, InvalidValue
 from pmm.utils.hardware import usable_cores
-from pmm.utils.threads import in_threads
 
 Allowed = Callable[[Ints, Ints], npt.NDArray[np.bool_]]
 """Of pairs [P], the queries' numbers and rows: which count, bool [P]."""
@@ -25,13 +25,14 @@ KERNELS = ("compiled", "numpy")
 """What scans short codes, the fastest first."""
 SAMPLE = 8192
 """Rows whose bounds give the first limits."""
-PASSES = (1 / 32, 1 / 4, 1)
-"""Parts of all rows at whose ends limits are tightened."""
-QUERIES_AT_ONCE = 256
-PAIRS_AT_ONCE = 512
-"""Pairs that are measured at once; their differences stay in a core's cache."""
-GRAIN = 4096
-"""Pairs that are worth a thread."""
+FIRST_PASS = 1 / 32
+"""Of the rows; each further pass, before which limits are tightened, is at most `GROWTH` times as long."""
+GROWTH = 8
+QUERIES_AT_ONCE = 64
+MAX_CANDIDATES = 1 << 22
+"""Pairs that a pass may leave, by what the last one left."""
+MASKED = 1 / 4
+"""Of the rows: larger subsets are picked from the candidates, for the codes of smaller ones are gathered."""
 
 
 class RowMatches(NamedTuple):
@@ -74,8 +75,8 @@ class ExactSearcher:
             raise InvalidInput(f"codes of {sum(map(len, codes))} rows, embeddings of {sum(map(len, parts))}")
         if any(some.r != rotation.r for some in codes):
             raise InvalidInput(f"codes of {codes[0].r} dimensions, a rotation of {rotation.r}")
-        self._parts, self.metric, self._rotation = parts, metric, rotation
-        self._starts = np.cumsum([0, *map(len, parts)])
+        self.metric, self._rotation = metric, rotation
+        self._embeddings = EmbeddingParts(parts, metric)
         self._threads = threads or usable_cores()
         kernel = kernel or ("compiled" if library() else "numpy")
         self._scan: CodeScan = (
@@ -83,10 +84,10 @@ class ExactSearcher:
             if kernel == "compiled"
             else NumpyScan.of(codes, self._threads, affordable_coordinates(rotation.dim))
         )
-        self._subset: tuple[Ints, CodeScan] | None = None
+        self._subset: _Subset | None = None
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._embeddings)
 
     @property
     def resident_bytes(self) -> int:
@@ -104,7 +105,7 @@ class ExactSearcher:
         if k < 1:
             raise InvalidValue("k", k, "at least 1")
         search = self._search(queries, rows, allowed)
-        k = min(k, search.rows)
+        k = min(k, search.count)
         result = RowMatches(np.full((len(queries), k), -1), np.full((len(queries), k), np.inf))
         for some in chunks(len(queries), QUERIES_AT_ONCE):
             result.rows[some], result.distances[some] = search.nearest(some, k)
@@ -124,42 +125,38 @@ class ExactSearcher:
 
     def _search(self, queries: Floats, rows: Ints | None, allowed: Allowed | None) -> _Search:
         projection = project(self._rotation, queries, self.metric)
-        with np.errstate(over="ignore"):
-            if not np.isfinite(np.asarray(queries, np.float32)).all():
-                raise InvalidInput("the query's embedding is beyond the range of float32")
-        scan = self._scan
-        if rows is not None:
-            if self._subset is None or not np.array_equal(self._subset[0], rows):
-                self._subset = rows, scan.take(rows)
-            scan = self._subset[1]
-        return _Search(self, comparable_rows(queries, self.metric), projection, scan, rows, allowed)
+        wide = comparable_rows(queries, self.metric)
+        if wide.size and np.abs(wide).max() > np.finfo(np.float32).max:
+            raise InvalidInput("query embeddings are too large", expected="numbers in the range of float32")
+        pairs = PairDistances(self._embeddings, wide, self._threads)
+        if rows is None:
+            return _Search(pairs, projection, self._scan, len(self), allowed=allowed)
+        if self._subset is None or not np.array_equal(self._subset.rows, rows):
+            self._subset = _Subset.of(rows, self._scan)
+        subset = self._subset
+        return _Search(
+            pairs, projection, subset.scan, len(rows), numbers=subset.numbers, mask=subset.mask, allowed=allowed
+        )
 
-    def measure(self, queries: Doubles, query: Ints, rows: Ints) -> Doubles:
-        """Exact distances [P] of pairs."""
-        out = np.empty(len(rows))
 
-        def part(places: slice) -> None:
-            gaps = np.empty((min(PAIRS_AT_ONCE, len(rows)), self._rotation.dim))
-            for some in chunks(places.stop - places.start, PAIRS_AT_ONCE):
-                pairs = slice(places.start + some.start, places.start + some.stop)
-                items = self._take(rows[pairs])
-                if self.metric == "cosine":
-                    items = comparable_rows(items, self.metric)
-                np.subtract(items, queries[query[pairs]], out=gaps[: len(items)], dtype=np.float64)
-                out[pairs] = half_squares(gaps[: len(items)])
+class _Subset(NamedTuple):
+    """Rows of a gallery, and how they are searched."""
 
-        in_threads(part, [*chunks(len(rows), max(GRAIN, -(-len(rows) // self._threads)))])
-        return out
+    rows: Ints
+    scan: CodeScan
+    numbers: Ints | None
+    """The gallery's rows, where those of `scan` are others."""
+    mask: npt.NDArray[np.bool_] | None
+    """Which rows of `scan` count, if not all."""
 
-    def _take(self, rows: Ints) -> Floats:
-        if len(self._parts) == 1:
-            return self._parts[0].take(rows, axis=0)
-        part = np.searchsorted(self._starts, rows, side="right") - 1
-        out = np.empty((len(rows), self._rotation.dim), np.result_type(*self._parts))
-        for number in np.unique(part):
-            places = part == number
-            out[places] = self._parts[number].take(rows[places] - self._starts[number], axis=0)
-        return out
+    @classmethod
+    def of(cls, rows: Ints, scan: CodeScan) -> _Subset:
+        rows = np.array(rows, np.int64)  # the caller may write into its own
+        if len(rows) < MASKED * len(scan):
+            return cls(rows, scan.take(rows), rows, None)
+        mask = np.zeros(len(scan), bool)
+        mask[rows] = True
+        return cls(rows, scan, None, mask)
 
 
 class _Search:
@@ -167,97 +164,116 @@ class _Search:
 
     def __init__(
         self,
-        searcher: ExactSearcher,
-        queries: Doubles,
+        pairs: PairDistances,
         projection: Projection,
         scan: CodeScan,
-        subset: Ints | None,
-        allowed: Allowed | None,
+        count: int,
+        *,
+        numbers: Ints | None = None,
+        mask: npt.NDArray[np.bool_] | None = None,
+        allowed: Allowed | None = None,
     ) -> None:
-        self._searcher, self._queries, self._projection = searcher, queries, projection
-        self._scan, self._subset, self._allowed = scan, subset, allowed
-        self.rows = len(scan)
+        """`count`: rows that count, perhaps but for `allowed`."""
+        self._pairs, self._projection, self._scan, self.count = pairs, projection, scan, count
+        self._numbers, self._mask, self._allowed = numbers, mask, allowed
 
     def nearest(self, some: slice, k: int) -> tuple[Ints, Doubles]:
         best = _Best(some.stop - some.start, k)
-        self._sample(some, best)
-        start = 0
-        for part in PASSES:
-            stop = int(self.rows * part)
-            pairs = self._scan.candidates(self._projection.take(some), _limits(best.last), slice(start, stop))
-            self._refine(some, *pairs, best)
+        left = self._sample(some, best)
+        start, size = 0, max(SAMPLE, int(len(self._scan) * FIRST_PASS))
+        while len(left) and start < len(self._scan):
+            stop = min(start + size, len(self._scan))
+            limits = _limits(best.distances[left - some.start, -1])
+            query, rows, bounds = self._scan.candidates(self._projection.take(left), limits, slice(start, stop))
+            self._refine(some, *self._counting(left[query], rows, bounds), best)
+            size = min(GROWTH * size, max(1, size * MAX_CANDIDATES // max(1, len(rows))))
             start = stop
         return best.rows, best.distances
 
     def within(self, query: int, distance: float) -> RowMatches:
-        place, limit = slice(query, query + 1), _limits(np.array([distance]))
-        numbers, rows, _ = self._scan.candidates(self._projection.take(place), limit, slice(0, self.rows))
-        numbers, rows = self._counting(numbers + query, self._gallery_rows(rows))
-        distances = self._searcher.measure(self._queries, numbers, rows)
-        near = distances <= distance
-        rows, distances = rows[near], distances[near]
+        limit, found = _limits(np.array([distance])), []
+        for some in chunks(len(self._scan), MAX_CANDIDATES):
+            place = np.array([query])
+            numbers, rows, bounds = self._scan.candidates(self._projection.take(place), limit, some)
+            numbers, rows, _ = self._counting(place[numbers], rows, bounds)
+            distances = self._pairs.exact(numbers, rows)
+            near = distances <= distance
+            found.append((rows[near], distances[near]))
+        rows, distances = (np.concatenate(column) for column in zip(*found, strict=True))
         order = np.lexsort((rows, distances))
         return RowMatches(rows[order][None], distances[order][None])
 
-    def _sample(self, some: slice, best: _Best) -> None:
-        """Distances of some rows, so that there are limits; of ever more rows, until there are."""
-        step = max(1, self.rows // max(SAMPLE, 4 * best.k))
-        waiting = np.arange(some.start, some.stop)
-        while len(waiting):
-            places = slice(0, self.rows, step)
-            bounds = self._scan.bounds(self._projection.take(waiting), places)
-            rows = np.arange(0, self.rows, step)
-            if self._allowed:
-                query, column = np.divmod(np.arange(bounds.size), len(rows))
-                bounds.ravel()[~self._allowed(waiting[query], self._gallery_rows(rows[column]))] = np.inf
-            count = min(best.k, len(rows))
-            columns = np.argpartition(bounds, count - 1, axis=1)[:, :count]
-            query = np.repeat(waiting - some.start, count)
-            kept = np.take_along_axis(bounds, columns, 1).ravel() < np.inf
-            query, rows = query[kept], rows[columns.ravel()[kept]]
-            self._measure(some, query, rows, best)
-            waiting = np.flatnonzero(np.isinf(best.last)) + some.start
-            if step == 1:
-                return
+    def _sample(self, some: slice, best: _Best) -> Ints:
+        """Measure some rows, so that there are limits; of ever more rows, until each query has k. Returns the queries
+        that are not done: others have fewer than k rows, all of which are measured."""
+        left = np.arange(some.start, some.stop)
+        step = max(1, len(self._scan) // max(SAMPLE, 4 * best.k))
+        waiting = left
+        while True:
+            places = range(0, len(self._scan), step)
+            for part in chunks(len(waiting), max(1, MAX_CANDIDATES // max(1, len(places)))):
+                self._measure_lowest(some, waiting[part], places, best)
+            waiting = left[np.isinf(best.distances[:, -1])]
+            if step == 1 or not len(waiting):
+                return np.setdiff1d(left, waiting, assume_unique=True)
             step = max(1, step // 8)
+
+    def _measure_lowest(self, some: slice, queries: Ints, places: range, best: _Best) -> None:
+        """Measure for each of the queries k rows among `places` of the lowest bounds."""
+        bounds = self._scan.bounds(self._projection.take(queries), slice(places.start, places.stop, places.step))
+        query, rows = (array.ravel() for array in np.meshgrid(queries, np.array(places), indexing="ij"))
+        if self._mask is None and self._allowed is None:
+            count = min(best.k, len(places))
+            columns = np.argpartition(bounds, count - 1, axis=1)[:, :count]
+            flat = (columns + np.arange(len(queries))[:, None] * len(places)).ravel()
+            numbers = self._gallery_rows(rows[flat])
+            query = query[flat]
+        else:
+            query, numbers, lower = self._counting(query, rows, bounds.ravel())
+            first = _firsts(query, lower, best.k)
+            query, numbers = query[first], numbers[first]
+        best.add(query - some.start, numbers, self._pairs.exact(query, numbers))
 
     def _refine(self, some: slice, query: Ints, rows: Ints, bounds: Doubles, best: _Best) -> None:
         """Measure candidates: first those of the lowest bounds, then what the tightened limits leave."""
-        first = _firsts(query, bounds, 2 * best.k)
-        self._measure(some, query[first], rows[first], best)
-        left = np.ones(len(query), bool)
-        left[first] = False
-        left &= bounds <= _limits(best.last)[query]
-        self._measure(some, query[left], rows[left], best)
+        for closer in (True, False):
+            first = _firsts(query, bounds, 2 * best.k)
+            best.add(query[first] - some.start, rows[first], self._pairs.exact(query[first], rows[first]))
+            left = bounds <= _limits(best.distances[:, -1])[query - some.start]
+            left[first] = False
+            query, rows, bounds = query[left], rows[left], bounds[left]
+            if not closer or not self._pairs.float32_pays(rows):
+                break
+            bounds = self._pairs.float32_bounds(query, rows)
+        best.add(query - some.start, rows, self._pairs.exact(query, rows))
 
-    def _measure(self, some: slice, query: Ints, rows: Ints, best: _Best) -> None:
-        """`query`: numbers from the block's first."""
-        numbers, rows = self._counting(query + some.start, self._gallery_rows(rows))
-        best.add(numbers - some.start, rows, self._searcher.measure(self._queries, numbers, rows))
-
-    def _counting(self, query: Ints, rows: Ints) -> tuple[Ints, Ints]:
-        if self._allowed is None:
-            return query, rows
-        kept = self._allowed(query, rows)
-        return query[kept], rows[kept]
+    def _counting(self, query: Ints, rows: Ints, bounds: Doubles) -> tuple[Ints, Ints, Doubles]:
+        """Of pairs with rows of the scan those that count, with rows of the gallery."""
+        if self._mask is not None:
+            kept = self._mask[rows]
+            query, rows, bounds = query[kept], rows[kept], bounds[kept]
+        rows = self._gallery_rows(rows)
+        if self._allowed is not None:
+            kept = self._allowed(query, rows)
+            query, rows, bounds = query[kept], rows[kept], bounds[kept]
+        return query, rows, bounds
 
     def _gallery_rows(self, rows: Ints) -> Ints:
-        return rows if self._subset is None else self._subset[rows]
+        return rows if self._numbers is None else self._numbers[rows]
 
 
 class _Best:
-    """The nearest so far of each query [Q, k]."""
+    """The nearest so far of each query [Q, k], as `RowMatches` has them."""
 
     def __init__(self, queries: int, k: int) -> None:
         self.k = k
         self.rows, self.distances = np.full((queries, k), -1), np.full((queries, k), np.inf)
 
-    @property
-    def last(self) -> Doubles:
-        return self.distances[:, -1]
-
     def add(self, query: Ints, rows: Ints, distances: Doubles) -> None:
         """Pairs may come twice."""
+        last, last_row = self.distances[query, -1], self.rows[query, -1]
+        closer = (distances < last) | ((distances == last) & (rows < last_row))
+        query, rows, distances = query[closer], rows[closer], distances[closer]
         queries = len(self.rows)
         query = np.concatenate([np.repeat(np.arange(queries), self.k), query])
         rows = np.concatenate([self.rows.ravel(), rows])
@@ -280,6 +296,8 @@ def _limits(distances: Doubles) -> Doubles:
 
 def _firsts(query: Ints, bounds: Doubles, count: int) -> Ints:
     """Places of the `count` lowest bounds of each query, all if it has fewer; queries ascend."""
+    if not len(query):
+        return query
     ends = [0, *(np.flatnonzero(np.diff(query)) + 1).tolist(), len(query)]
     return np.concatenate(
         [
