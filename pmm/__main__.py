@@ -14,7 +14,7 @@ COMMANDS = {
     "train": ("train", "train a model"),
     "evaluate": ("evaluate", "mAP, CMC and mINP of a checkpoint or of any exported file"),
     "export onnx": ("export_onnx", "checkpoint to ONNX file, verified against the checkpoint"),
-    "export trt": ("export_trt", "checkpoint or ONNX file to TensorRT or TensorRT-RTX engine"),
+    "export trt": ("export_trt", "checkpoint or ONNX file to TensorRT(-RTX) engine"),
     "export aoti": ("export_aoti", "checkpoint to AOTInductor package"),
     "export triton": ("export_triton", "ONNX files and engines to a Triton model repository"),
     "bench": ("bench", "accuracy and latency of every backend"),
