@@ -274,14 +274,18 @@ class Gallery:
         embeddings: npt.ArrayLike,
         ids: Sequence[str] | Sequence[int] | npt.NDArray[Any],
         columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]] | None = None,
+        *,
+        source: EmbeddingSource | None = None,
     ) -> None:
         """Append rows, all or none of them; they are on the disk when this returns.
 
-        Raises InvalidInput for an id that is there already, embeddings that cannot be compared (naming the first ids)
-        and columns that are not the gallery's; CannotWrite if another process writes, or the disk is full.
+        Raises InvalidInput for an id that is there already, embeddings that cannot be compared (naming the first ids),
+        a source that is not the gallery's and columns that are not; CannotWrite if another process writes, or the disk
+        is full.
         """
         checked_ids, checked = as_ids(ids), {name: as_column(name, each) for name, each in (columns or {}).items()}
         with self.writer():
+            self._check_source(source)
             rows = gallery_rows(self.manifest, np.asarray(embeddings), checked_ids, checked)
             if not len(rows):
                 return
@@ -365,6 +369,17 @@ class Gallery:
 
     def _use(self, snapshot: GallerySnapshot) -> None:
         self._snapshot, self._searcher = snapshot, GallerySearcher(snapshot)
+
+    def _check_source(self, source: EmbeddingSource | None) -> None:
+        if source is None:
+            return
+        if self.source is None:
+            raise InvalidInput("it does not say what made its embeddings", path=self.path, expected="a known source")
+        if differences := self.source.differences(source):
+            raise InvalidInput(
+                f"embeddings of different models are not comparable (the gallery has {'; '.join(differences)})",
+                path=self.path, expected="embeddings of the source that made the gallery",
+            )  # fmt: skip
 
     def _checked(self, rows: Rows | None) -> Rows:
         if rows is None:

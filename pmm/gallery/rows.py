@@ -90,27 +90,24 @@ def first_ids(ids: Ids, bad: npt.NDArray[np.int64]) -> str:
 
 
 def _plain(name: str, values: Any, expected: str, *, numbers: str) -> Array:
-    array = values if isinstance(values, np.ndarray) else np.empty(0)
-    if not isinstance(values, np.ndarray):
-        if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-            raise InvalidInput(f"{name}: it is {type(values).__name__}", expected=f"a list or an array of {expected}")
-        texts = all(isinstance(value, str) for value in values)
-        array = np.empty(len(values), object)
-        if texts:
-            array[:] = [str(value) for value in values]
-            return array
-        bad = next(
-            (i for i, v in enumerate(values) if isinstance(v, str | bool | np.bool_) or not np.isscalar(v)), None
-        )
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1:
+            raise InvalidInput(f"{name}: they are {list(values.shape)}", expected=f"[N] {expected}")
+        array = values.tolist() if values.dtype.kind in "USO" else values
+    elif isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise InvalidInput(f"{name}: it is {type(values).__name__}", expected=f"a list or an array of {expected}")
+    else:
+        array = list(values)
+    if isinstance(array, list):
+        kinds = str if array and isinstance(array[0], str) else int | float | np.integer | np.floating
+        bad = next((i for i, v in enumerate(array) if not isinstance(v, kinds) or isinstance(v, bool)), None)
         if bad is not None:
-            raise InvalidInput(f"{name}: number {bad} is {values[bad]!r}", index=bad, expected=expected)
-        array = np.asarray(values)
-    if array.ndim != 1:
-        raise InvalidInput(f"{name}: they are {list(array.shape)}", expected=f"[N] {expected}")
-    if array.dtype.kind in "US":
-        return _plain(name, array.astype(str).tolist(), expected, numbers=numbers)
-    if array.dtype == object:
-        return _plain(name, array.tolist(), expected, numbers=numbers)
+            raise InvalidInput(f"{name}: number {bad} is {array[bad]!r}", index=bad, expected=expected)
+        if kinds is str or not array:
+            texts = np.empty(len(array), object)
+            texts[:] = [str(text) for text in array]
+            return texts
+        array = np.asarray(array)
     if array.dtype.kind not in numbers:
         raise InvalidInput(f"{name}: they are {array.dtype}", expected=expected)
     if array.dtype.kind == "f":

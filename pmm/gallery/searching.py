@@ -27,14 +27,15 @@ class GallerySearcher:
     def nearest(
         self, queries: npt.NDArray[Any], k: int, where: RowFilter | None, not_camera: Any
     ) -> tuple[Rows, Doubles]:
-        """Rows and distances [Q, min(k, rows that are looked at)] of checked queries [Q, D]."""
+        """Rows and distances [Q, K] of checked queries [Q, D]; K is k, or as many as there are."""
         rows, allowed = self._looked_at(where), self._allowed(len(queries), not_camera)
         if not len(self.snapshot) or not len(queries):
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0))
         found = self._exact.nearest(queries, k, rows=rows, allowed=allowed)
-        if allowed and (found.rows < 0).all():
+        width = int((found.rows >= 0).sum(1).max())  # a query's own camera may leave fewer than k
+        if not width:
             raise InvalidInput("every row is of the camera that is left out", expected="rows of other cameras")
-        return self._as_read(found)
+        return self._as_read(RowMatches(found.rows[:, :width], found.distances[:, :width]))
 
     def within(
         self, queries: npt.NDArray[Any], distance: float, where: RowFilter | None, not_camera: Any
