@@ -9,19 +9,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.columns import Array, NumberColumn, TextColumn, map_array
+from pmm.gallery.columns import DAMAGED, Array, NumberColumn, TextColumn, map_array
 from pmm.gallery.manifest import ColumnKind, GalleryManifest, StoredFolder
 from pmm.utils.errors import InvalidFile
 
 DTYPES: dict[str, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64, "float64": np.float64}
 
 
+_MAX_HEADER = 1 << 12
+"""Bytes of a .npy file before its numbers."""
+
+
 class GalleryChunk:
     """Rows that were written together; `manifest` is the gallery's, `stored` this chunk's part of it."""
 
     def __init__(self, gallery: Path, manifest: GalleryManifest, stored: StoredFolder) -> None:
+        """Raises InvalidFile if the embeddings' file cannot hold the rows."""
         self.path, self.manifest, self.stored = gallery / "chunks" / stored.name, manifest, stored
         self._columns: dict[str, NumberColumn | TextColumn] = {}
+        size = stored.files["embeddings.npy"].size if "embeddings.npy" in stored.files else 0
+        numbers = len(self) * manifest.dim * np.dtype(DTYPES[manifest.precision]).itemsize
+        if not numbers <= size <= numbers + _MAX_HEADER:
+            raise InvalidFile(
+                f"damaged: {size} bytes are not {len(self)} rows of {manifest.dim} numbers in {manifest.precision}",
+                path=self.path / "embeddings.npy", hint=DAMAGED,
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return self.stored.rows
