@@ -8,9 +8,12 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include <utility>
+
 #include "search.h"
 
 #define PMM_INLINE inline __attribute__((always_inline))
+#define PMM_EACH(i) [&](auto i) __attribute__((always_inline))
 
 namespace pmm::search {
 namespace {
@@ -26,9 +29,21 @@ using Ints = int32_t __attribute__((vector_size(kLine)));
 // what is of order u^2; 32 u = 2^-19 covers it.
 constexpr float kShrink = 1.0f - 0x1p-19f;
 
+// body(0), body(1), ... as constants from the start, so that arrays which they index become registers.
+template <class Body, int... i>
+PMM_INLINE void each(std::integer_sequence<int, i...>, Body body) {
+  (body(std::integral_constant<int, i>()), ...);
+}
+template <int Count, class Body>
+PMM_INLINE void each(Body body) {
+  each(std::make_integer_sequence<int, Count>(), body);
+}
+
 PMM_INLINE uint32_t lanes_before(int64_t lane) { return lane < 0 ? 0 : lane < kRows ? (1u << lane) - 1 : 0xffff; }
 
-// A query's constants in registers' width, beside its codes.
+constexpr int64_t kAhead = 80 * kLine;  // bytes that are fetched before they are needed; harmless beyond the end
+
+// Of a query.
 struct Terms {
   float square, scale, rest, reach;
 };
@@ -39,7 +54,7 @@ PMM_INLINE void squared(const Ints& products, const Floats* terms, const Terms& 
   left = (terms[0] + query.square) * kShrink - terms[1] * sums * query.scale - terms[2] * query.rest;
 }
 
-PMM_INLINE void append(const Scan& scan, int64_t query, uint32_t found, int64_t first, const Floats& left,
+__attribute__((noinline)) void append(const Scan& scan, int64_t query, uint32_t found, int64_t first, const Floats& left,
                        const Floats& errors) {
   int64_t& count = scan.counts[query];
   for (; found; found &= found - 1, ++count) {
@@ -53,28 +68,25 @@ PMM_INLINE void append(const Scan& scan, int64_t query, uint32_t found, int64_t 
 // `Q` queries, from `query` on, over the blocks [begin, end).
 template <class Isa, int Q>
 void scan_queries(const Scan& scan, const void* prepared, int64_t query, int64_t begin, int64_t end) {
-  Terms terms[Q];
-  for (int q = 0; q < Q; ++q) {
-    const float* from = scan.terms + (query + q) * kTerms;
-    terms[q] = {from[0], from[1], from[2], from[3]};
-  }
+  const Terms* const terms = reinterpret_cast<const Terms*>(scan.terms) + query;
   const int64_t size = Isa::query_bytes(scan.groups);
   const char* const codes = static_cast<const char*>(prepared) + query * size;
   for (int64_t block = begin; block < end; ++block) {
     const uint8_t* const at = scan.blocks + block * block_bytes(scan.groups);
     const Floats* const row_terms = reinterpret_cast<const Floats*>(at + kLine * scan.groups);
     const uint32_t here = lanes_before(scan.last - block * kRows) & ~lanes_before(scan.first - block * kRows);
+    for (int64_t line = 0; line < scan.groups + kTerms && query == 0; ++line)
+      __builtin_prefetch(at + kAhead + line * kLine);
     Ints products[Q];
     Isa::template multiply<Q>(reinterpret_cast<const int8_t*>(at), scan.groups, codes, size, products);
-#pragma GCC unroll 8
-    for (int q = 0; q < Q; ++q) {
+    each<Q>(PMM_EACH(q) {
       Floats left;
       squared(products[q], row_terms, terms[q], left);
       const Floats reach = row_terms[3] + terms[q].reach;
       const Ints beyond = left > reach * reach;  // not where something is NaN: such a row is found
       if (const uint32_t found = here & ~Isa::mask(beyond))
         append(scan, query + q, found, block * kRows, left, row_terms[3]);
-    }
+    });
   }
 }
 

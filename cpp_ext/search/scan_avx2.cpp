@@ -12,6 +12,7 @@ namespace pmm::search {
 namespace {
 
 struct Avx2 {
+  using Four = int64_t __attribute__((may_alias));
   static constexpr int kTogether = 2;
 
   static int64_t query_bytes(int64_t groups) { return groups * kGroup * 2; }
@@ -24,34 +25,27 @@ struct Avx2 {
   static PMM_INLINE void multiply(const int8_t* codes, int64_t groups, const char* prepared, int64_t size,
                                   Ints* products) {
     __m256i sums[Q][4];
-#pragma GCC unroll 8
-    for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 4
-      for (int part = 0; part < 4; ++part) sums[q][part] = _mm256_setzero_si256();
+    each<Q>(PMM_EACH(q) { each<4>(PMM_EACH(part) { sums[q][part] = _mm256_setzero_si256(); }); });
     for (int64_t group = 0; group < groups; ++group) {
       __m256i rows[4];  // four each
-#pragma GCC unroll 4
-      for (int part = 0; part < 4; ++part)
-        rows[part] = _mm256_cvtepi8_epi16(
-            _mm_load_si128(reinterpret_cast<const __m128i*>(codes + group * kLine) + part));
-#pragma GCC unroll 8
-      for (int q = 0; q < Q; ++q) {
-        int64_t four;
-        __builtin_memcpy(&four, prepared + q * size + group * 8, 8);
-        const __m256i query = _mm256_set1_epi64x(four);
-#pragma GCC unroll 4
-        for (int part = 0; part < 4; ++part)
+      each<4>(PMM_EACH(part) {
+        const __m128i* const from = reinterpret_cast<const __m128i*>(codes + group * kLine);
+        rows[part] = _mm256_cvtepi8_epi16(_mm_load_si128(from + part));
+      });
+      each<Q>(PMM_EACH(q) {
+        const __m256i query = _mm256_set1_epi64x(reinterpret_cast<const Four*>(prepared + q * size)[group]);
+        each<4>(PMM_EACH(part) {
           sums[q][part] = _mm256_add_epi32(sums[q][part], _mm256_madd_epi16(rows[part], query));
-      }
+        });
+      });
     }
-#pragma GCC unroll 8
-    for (int q = 0; q < Q; ++q) {
+    each<Q>(PMM_EACH(q) {
       __m256i eight[2];
-#pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i)  // of each row two sums beside each other
+      each<2>(PMM_EACH(i) {  // of each row two sums beside each other
         eight[i] = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sums[q][2 * i], sums[q][2 * i + 1]), 0xd8);
+      });
       __builtin_memcpy(&products[q], eight, kLine);
-    }
+    });
   }
 
   static PMM_INLINE uint32_t mask(const Ints& lanes) {
