@@ -150,12 +150,12 @@ def test_a_disk_that_fills_at_any_file_leaves_all_as_it_was(gallery, monkeypatch
         try:
             take(gallery, step)
         except CannotWrite as error:
-            said = error
+            line, hint, path = str(error), error.hint, error.path  # the error itself holds what was opened
         else:
             break
-        assert "No space left" in str(said)
-        assert said.hint.startswith("make room")
-        assert said.path in (gallery.path, gallery.path / MANIFEST)
+        assert "No space left" in line
+        assert hint.startswith("make room")
+        assert path in (gallery.path, gallery.path / MANIFEST)
         monkeypatch.setattr(os, "fsync", lambda _: None)
         opened = Gallery.open(gallery.path)
         if opened.manifest.generation == generation:
