@@ -26,8 +26,8 @@ SMALLEST = 2.0**-100
 """What is less is stored as 0, so that no term is subnormal, which some processors would read as 0."""
 SCALE, REST, SQUARE, ERROR = range(4)
 """Columns of `terms`."""
-ROOM = 1 + 2.0**-20
-"""Factor for the roundings within an error's own sum, of which each is below 2^-40."""
+ROOM = 1 + 2.0**-36
+"""Factor for the roundings of an error itself, which is made of sums in float64 of at most 2^16 terms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def project(rotation: Rotation, rows: Floats, metric: str) -> Projection:
 
     Errors, in parts of |z|: rounding z (f does not lengthen it), u; the product, gamma_D |basis|_F (Higham 3.5); the
     basis not being U, `deviation`. Together k. From |z|^2 and the squared coordinates the rest's square is wrong by at
-    most (2k (1 + k) + 4 gamma) |z|^2, and so the rest by the root of that; of all dimensions (r = D) no rest is left.
+    most (2k (1 + k) + 5 gamma) |z|^2, and so the rest by the root of that; of all dimensions (r = D) no rest is left.
 
     Raises InvalidInput for rows of another dimension; for NaN or Inf, or rows all zero if the metric is cosine, with
     the `index` of the first.
@@ -103,7 +103,7 @@ def project(rotation: Rotation, rows: Floats, metric: str) -> Projection:
     rest = np.zeros(len(z))
     if rotation.r < rotation.dim:
         rest = np.sqrt(np.maximum(squares - np.einsum("nr,nr->n", coordinates, coordinates), 0))
-        relative += float(np.sqrt(2 * relative * (1 + relative) + 4 * gamma))
+        relative += float(np.sqrt(2 * relative * (1 + relative) + 5 * gamma))
     error = np.sqrt(squares) * relative * ROOM + SMALLEST
     large = ~(squares < LARGEST**2)
     if large.any():

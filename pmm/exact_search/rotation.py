@@ -12,7 +12,7 @@ from pmm.utils.errors import InvalidInput
 
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
-MAX_DEVIATION = 0.01
+MAX_DEVIATION = 0.1
 """Of a basis from orthonormal columns. Errors that are derived for it would hold for a little more."""
 
 

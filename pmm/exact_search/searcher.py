@@ -107,7 +107,7 @@ class ExactSearcher:
         search = self._search(queries, rows, allowed)
         k = min(k, search.count)
         result = RowMatches(np.full((len(queries), k), -1), np.full((len(queries), k), np.inf))
-        for some in chunks(len(queries), QUERIES_AT_ONCE):
+        for some in chunks(len(queries), QUERIES_AT_ONCE) if k else ():
             result.rows[some], result.distances[some] = search.nearest(some, k)
         return result
 
@@ -191,7 +191,7 @@ class _Search:
         return best.rows, best.distances
 
     def within(self, query: int, distance: float) -> RowMatches:
-        limit, found = _limits(np.array([distance])), []
+        limit, found = _limits(np.array([distance])), [(np.empty(0, np.int64), np.empty(0))]
         for some in chunks(len(self._scan), MAX_CANDIDATES):
             place = np.array([query])
             numbers, rows, bounds = self._scan.candidates(self._projection.take(place), limit, some)
