@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pmm.exact_search.plan import best_rotation
 from pmm.gallery.rows import GalleryRows
-from pmm.gallery.short_codes import append_codes, fit_rotation, is_outgrown, read_rotation, stride, write_codes
+from pmm.gallery.short_codes import append_codes, is_outgrown, read_rotation, stride, write_codes
 from pmm.gallery.snapshot import GallerySnapshot
 from pmm.gallery.writer import GalleryChange
 
@@ -26,7 +27,7 @@ def append(change: GalleryChange, rows: GalleryRows, before: GallerySnapshot | N
         change.commit(chunks=chunks, codes=codes)
         return
     parts = [*(chunk.embeddings for chunk in ([] if before is None else before.chunks)), rows.embeddings]
-    rotation = fit_rotation(np.concatenate([part[:: stride(count)] for part in parts]), manifest.metric)
+    rotation = best_rotation(np.concatenate([part[:: stride(count)] for part in parts]), manifest.metric, count)
     codes = write_codes(change, rotation, count, zip(chunks, parts, strict=True))
     change.commit(chunks=chunks, codes=codes, epoch=first)
 
@@ -37,7 +38,7 @@ def compact(change: GalleryChange, before: GallerySnapshot) -> None:
     if not len(live):
         change.commit(chunks=(), codes=None, tombstones=None, epoch=first)
         return
-    rotation = fit_rotation(before.embeddings(live[:: stride(len(live))]), manifest.metric)
+    rotation = best_rotation(before.embeddings(live[:: stride(len(live))]), manifest.metric, len(live))
     codes = write_codes(change, rotation, len(live), ())
     chunks = []
     step = max(1, CHUNK_BYTES // (before.itemsize * manifest.dim))

@@ -15,21 +15,15 @@ from pmm.gallery.writer import GalleryChange
 from pmm.utils.errors import InvalidFile, InvalidInput
 
 ROTATION = "rotation.npy"
-SAMPLE = 20_000
-"""Rows that a rotation is fitted on."""
+SAMPLE = 1 << 15
+"""Rows at most that a rotation is fitted on."""
 MAX_GROWTH = 4
 """The rotation is fitted anew when the gallery has so many times the rows that it was fitted for."""
-DIMENSIONS = 128
-
-
-def fit_rotation(rows: Array, metric: str) -> Rotation:
-    """For a gallery of which `rows` [n, D] are a sample."""
-    return Rotation.fit(rows, min(DIMENSIONS, rows.shape[1]), metric)
 
 
 def stride(count: int) -> int:
     """Each how manieth of so many rows a rotation is fitted on."""
-    return max(1, count // SAMPLE)
+    return -(-count // SAMPLE)
 
 
 def is_outgrown(codes: StoredFolder | None, rows: int) -> bool:

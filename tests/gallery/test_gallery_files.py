@@ -123,7 +123,7 @@ def test_readers_beside_a_writer_see_whole_states(tmp_path, no_fsync, monkeypatc
     for each in threads:
         each.start()
     writer = Gallery.open(path)
-    for number in range(1, 8):
+    for number in range(1, 5):
         writer.add(EMBEDDINGS, np.arange(ROWS) + number * ROWS, {"tag": ["x"] * ROWS})
         if number % 3 == 0:
             writer.remove(np.arange(ROWS) + (number - 2) * ROWS)

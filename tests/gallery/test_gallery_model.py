@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.exact_search.rotation import Rotation
 from pmm.gallery import changes, short_codes
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
@@ -58,7 +59,7 @@ def test_it_holds_and_finds_what_a_dictionary_does(tmp_path_factory, seed, steps
     model = DictGallery()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr(short_codes, "DIMENSIONS", 3)
+        patch.setattr(changes, "best_rotation", lambda sample, metric, _: Rotation.fit(sample, 3, metric))
         patch.setattr(short_codes, "SAMPLE", 4)
         patch.setattr(changes, "CHUNK_BYTES", 8 * DIM * 4)
         gallery = Gallery.create(path, *new_rows(rng, model, metric, precision, text, 3), metric, precision=precision,
