@@ -19,6 +19,7 @@ INDEX_NAMES = (
     "hnsw-16",
     "hnsw-64",
     "hnsw-256",
+    "usearch-64",
 )
 """See `pmm.bench.chain.indexes`."""
 REQUIRED = ("stored fp32", "certified")

@@ -92,7 +92,7 @@ class ChainOptions:
     """Raise the gallery to N crops, as 1000000, by made-up people (default: the crops that there are)."""
     indexes: Annotated[str, Arg("NAMES")] = ""
     """Indexes to judge, with commas between: certified, certified-fp16, pca-64, ivf-sq8, ivf-pq, ivf-pq-rescored,
-    hnsw-16, hnsw-64, hnsw-256; all; a named one must keep the gates (default: all that are installed)."""
+    hnsw-16, hnsw-64, hnsw-256, usearch-64; all; a named one must keep the gates (default: all that are installed)."""
     target_fmr: Annotated[float, Arg("X")] = 1e-3
     """False match rate of the deployed threshold: 0.01, 0.001 or 0.0001."""
 

@@ -158,6 +158,37 @@ class FaissIndex:
         return found
 
 
+class UsearchIndex:
+    """A graph of usearch."""
+
+    exact, exact_distances = False, True
+    quantizer: Quantizer = "none"
+    fitted_on = ""
+    search_elsewhere = None
+
+    def __init__(self, index: Any, ef: int) -> None:
+        self.index, self.settings, self.knob = index, f"M 16, ef {ef}, fp32", f"expansion_search (now {ef})"
+        self.disk_bytes = self.resident_bytes = int(index.serialized_length)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def search(self, queries: Singles, k: int) -> Listing:
+        """As `SearchIndex.search`."""
+        found = self.index.search(np.ascontiguousarray(queries, np.float32), k)
+        rows, squares = np.atleast_2d(found.keys).astype(np.int64), np.atleast_2d(found.distances)
+        counts = np.resize(np.asarray(getattr(found, "counts", rows.shape[1])), len(rows))
+        rows = np.where(np.arange(rows.shape[1]) < counts[:, None], rows, -1)
+        missing = ((0, 0), (0, k - rows.shape[1]))
+        rows, squares = np.pad(rows, missing, constant_values=-1), np.pad(squares, missing)
+        return Listing(rows, _roots(squares, rows))
+
+    def stored(self, rows: Ints) -> Singles | None:
+        """As `SearchIndex.stored`."""
+        kept: Singles = np.asarray(self.index.get(rows), np.float32)
+        return kept
+
+
 @dataclass(frozen=True, kw_only=True)
 class IndexSpec:
     """One index that the chain builds."""
@@ -241,6 +272,16 @@ class IndexBuilder:
             self._graph, settings=settings, knob=knob, parameters=parameters, disk_bytes=self._graph_bytes
         )
 
+    def usearch(self, ef: int) -> SearchIndex:
+        """A graph by another library."""
+        library = import_library("usearch.index")
+        index = library.Index(
+            ndim=self.vectors.shape[1], metric="l2sq", dtype="f32", connectivity=16, expansion_add=40,
+            expansion_search=ef,
+        )  # fmt: skip
+        index.add(np.arange(len(self.vectors)), np.ascontiguousarray(self.vectors))
+        return UsearchIndex(index, ef)
+
     @property
     def _lists(self) -> int:
         count = len(self.vectors)
@@ -279,6 +320,7 @@ INDEXES = {
         IndexSpec(name="hnsw-16", library="faiss", shares="graph", build=lambda make: make.hnsw(16)),
         IndexSpec(name="hnsw-64", library="faiss", shares="graph", build=lambda make: make.hnsw(64)),
         IndexSpec(name="hnsw-256", library="faiss", shares="graph", build=lambda make: make.hnsw(256)),
+        IndexSpec(name="usearch-64", library="usearch", build=lambda make: make.usearch(64)),
     )
 }
 """By the names that --indexes takes."""

@@ -11,7 +11,7 @@ import pytest
 import pmm
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.bench.chain.examine import Given, examine, rows_digest
-from pmm.bench.chain.indexes import CertifiedIndex, FaissIndex
+from pmm.bench.chain.indexes import CertifiedIndex, FaissIndex, IndexBuilder
 from pmm.bench.chain.judge import chain_failures
 from pmm.bench.chain.measure import stored_as
 from pmm.bench.chain.outcomes import Listing, OutcomeEvaluator, loss
@@ -133,6 +133,14 @@ def test_without_a_fault_nothing_is_found(faiss, tmp_path):
     for index in indexes:
         assert found(index) == []
         assert judged(index) == []
+
+
+def test_a_graph_of_usearch_has_no_fault(tmp_path):
+    pytest.importorskip("usearch")
+    index = IndexBuilder(ROWS, LABELS.gallery_camids, tmp_path).usearch(64)
+    assert found(index) == []
+    assert judged(index) == []
+    assert index.search(QUERIES[:1], 500).rows.shape == (1, 500)
 
 
 def test_inner_product_on_unnormalised_vectors(faiss):
@@ -299,9 +307,10 @@ def test_tombstones_ignored(tmp_path, faiss):
     assert found(CertifiedIndex(gallery), given) == []
 
 
-def test_tie_order_changed():
+@pytest.mark.parametrize("copies", [4, 20])
+def test_tie_order_changed(copies):
     rows = ROWS.copy()
-    rows[200:220] = rows[5]  # one crop, stored again
+    rows[200 : 200 + copies] = rows[5]  # one crop, stored again: all of them are listed, or some
     given = dataclasses.replace(GIVEN, vectors=rows, queries=np.concatenate([rows[5:6], QUERIES]),
                                 query_camids=np.r_[0, LABELS.query_camids])  # fmt: skip
 

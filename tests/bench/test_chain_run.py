@@ -2,18 +2,23 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from pmm.artifacts.artifact import manifest_path, read_manifest
+from pmm.bench.chain.indexes import INDEXES
 from pmm.bench.chain.judge import check_sums
+from pmm.bench.chain_run import as_metric, check_chain
 from pmm.bench.chain_schema import INDEX_NAMES
+from pmm.bench.request import ChainOptions
 from pmm.bench.schema import read_report
+from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue
 from tests.bench.workers import fewer, workers_here
 from tests.conftest import run_here
+from tests.refusals import refuses
 
 SCRIPT = "bench/run.py"
-pytestmark = pytest.mark.slow
 OFF = ("--max-rank1-flips", "off", "--max-map-drop", "off", "--max-tpr-drop", "off", "--max-fmr-factor", "off")
 
 
@@ -32,6 +37,7 @@ def chain_run(trained, exported, tmp_path_factory):
     return out, artifact, done.stdout
 
 
+@pytest.mark.slow
 def test_the_report_has_every_link_and_their_losses_add_up(chain_run):
     out, _, printed = chain_run
     report = read_report(out / "report.json")
@@ -58,6 +64,7 @@ def test_the_report_has_every_link_and_their_losses_add_up(chain_run):
         assert "certified-fp16" in text
 
 
+@pytest.mark.slow
 def test_thresholds_are_beside_the_file_with_what_they_were_measured_on(chain_run):
     out, artifact, _ = chain_run
     report = read_report(out / "report.json")
@@ -70,6 +77,7 @@ def test_thresholds_are_beside_the_file_with_what_they_were_measured_on(chain_ru
     assert [(p.fmr, p.distance, p.tpr) for p in measured.points] == [(p.fpr, p.threshold, p.tpr) for p in points]
 
 
+@pytest.mark.slow
 def test_an_older_report_is_read(chain_run, tmp_path):
     out, _, _ = chain_run
     older = json.loads((out / "report.json").read_text())
@@ -78,6 +86,7 @@ def test_an_older_report_is_read(chain_run, tmp_path):
     assert read_report(tmp_path / "report.json").chain is None
 
 
+@pytest.mark.slow
 def test_the_gallery_grows_by_made_up_people(trained, exported, people, tmp_path):
     out, artifact = tmp_path / "report", tmp_path / "model.onnx"
     shutil.copyfile(exported, artifact)  # without a manifest beside it
@@ -111,3 +120,41 @@ def test_the_gallery_grows_by_made_up_people(trained, exported, people, tmp_path
     assert (certified.loss.map_delta, certified.loss.newly_rejected) == (0, 0)
     assert [share for share, _, _ in chain.impostor_quantiles] == [0.01, 0.05, 0.25, 0.5]
     assert not manifest_path(artifact).exists()
+
+
+def split_of(identities, crops, train=5):
+    people = [SimpleNamespace(pid=pid) for pid in range(identities)]
+    return SimpleNamespace(
+        query=people, gallery=people * crops, train=[SimpleNamespace(pid=pid) for pid in range(train)]
+    )
+
+
+def test_a_data_set_that_is_too_small_is_refused_before_anything_is_measured():
+    check_chain(ChainOptions(), split_of(2, 1))
+    check_chain(ChainOptions(gallery=True), split_of(20, 4))
+    with refuses(InvalidInput, "450", "1,000", hint="--gallery"):
+        check_chain(ChainOptions(gallery=True), split_of(10, 5))
+    with refuses(InvalidValue, "80", name="--gallery-size", value=80):
+        check_chain(ChainOptions(gallery=True, gallery_size=80), split_of(20, 4))
+    with refuses(InvalidInput, "2 identities", expected="3"):
+        check_chain(ChainOptions(gallery=True, gallery_size=100), split_of(20, 4, train=2))
+
+
+def test_options_of_the_chain():
+    assert ChainOptions().names == INDEX_NAMES == tuple(INDEXES)
+    options = ChainOptions(gallery=True, indexes="hnsw-64,certified")
+    assert options.names == ("hnsw-64", "certified")
+    assert options.required == ("stored fp32", "certified", "hnsw-64")
+    assert ChainOptions(gallery=True, indexes="all").required == ("stored fp32", "certified")
+    for flags in ({"gallery_size": 10}, {"indexes": "all"}, {"target_fmr": 1e-4}):
+        with refuses(ConflictingOptions, "--gallery", hint="--gallery"):
+            ChainOptions(**flags)
+    with refuses(InvalidValue, name="indexes", value="hnsw-65", hint="hnsw-64"):
+        ChainOptions(gallery=True, indexes="hnsw-65")
+    with refuses(InvalidValue, "0.001", name="target_fmr", value=0.5):
+        ChainOptions(gallery=True, target_fmr=0.5)
+
+
+def test_a_distance_at_norm_1_is_1_less_the_cosine():
+    assert as_metric(2.0, "euclidean") == 2
+    assert as_metric(2**0.5, "cosine") == pytest.approx(1)
