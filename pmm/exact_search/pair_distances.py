@@ -67,7 +67,9 @@ class PairDistances:
 
     def float32_pays(self, rows: Ints) -> bool:
         """Whether pairs with these rows are so many, and of so few rows, that `float32_bounds` is cheaper."""
-        return len(rows) > max(GRAIN, QUERIES_PER_ROW * int(np.count_nonzero(self._marks(rows))))
+        if len(rows) <= GRAIN:
+            return False
+        return len(rows) > QUERIES_PER_ROW * int(np.count_nonzero(self._marks(rows)))
 
     def float32_bounds(self, query: Ints, rows: Ints) -> Doubles:
         """Lower bounds [P] of Euclidean distances, near enough that few stay open even where codes leave everything.

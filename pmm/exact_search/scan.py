@@ -27,10 +27,10 @@ from pmm.utils.threads import in_threads, single_blas_thread
 
 UNIT = 2.0**-24
 """Unit roundoff of float32."""
-MEMORY = 0.2
+MEMORY = 1 / 6
 """Part of the memory of embeddings in float32 that decoded codes take,"""
 LEAST_COORDINATES = 16
-"""and more where that would leave fewer, which is below 96 dimensions."""
+"""and more where that would leave fewer, which is below 114 dimensions."""
 QUERIES_AT_ONCE = 64
 PAIRS_AT_ONCE = 1 << 17
 """Their products, and the rows of codes of a chunk, stay in a core's cache."""

@@ -160,5 +160,5 @@ def test_coordinates_are_chosen_by_the_spectrum():
 
 
 def test_small_dimensions_have_a_least_number_of_coordinates():
-    assert [affordable_coordinates(dim) for dim in (8, 64, 384, 1536)] == [16, 16, 73, 304]
+    assert [affordable_coordinates(dim) for dim in (8, 64, 384, 1536)] == [16, 16, 61, 253]
     assert quantize(project(Rotation.fit(made_up("flat", 9, 8, 0), 8), made_up("flat", 2, 8, 1), "euclidean")).r == 8

@@ -150,9 +150,9 @@ def test_a_masked_subset_takes_no_memory():
     assert search._subset.scan is search._scan
 
 
-def test_decoded_codes_take_a_fifth_of_the_embeddings():
+def test_decoded_codes_take_a_sixth_of_the_embeddings():
     rows = made_up("flat", 300, 384, 0)
-    assert searcher_of(rows, 200).resident_bytes <= 0.2 * rows.nbytes
+    assert searcher_of(rows, 200).resident_bytes <= rows.nbytes / 6
     assert_found(searcher_of(rows, 200).nearest(rows[:3], 4), nearest(brute_force(rows[:3], rows, "euclidean"), 4))
 
 
