@@ -76,7 +76,7 @@ def test_no_function_replaces_what_it_reads_or_what_is_something_else(folder, tm
         (lambda: pmm.build_engine(onnx, onnx), onnx, "file to read"),
         (lambda: pmm.build_engine(onnx, text), text, ".plan"),
         (lambda: pmm.embed(onnx, folder / "crops", checkpoint), checkpoint, "it is a file"),
-        (lambda: pmm.embed(onnx, folder / "crops", folder), folder, "other files"),
+        (lambda: pmm.embed(onnx, folder / "crops", folder), folder, "it holds"),
     ):
         with refuses(pmm.CannotWrite, fact, path=path):
             call()

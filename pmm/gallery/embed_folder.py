@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from pmm.gallery.crop_files import first_look, images_below, refuse_bad_images
 from pmm.gallery.crop_metadata import crop_columns, name_pattern
 from pmm.gallery.embed import source_of
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbedReport, embedded_chunks, file_columns
-from pmm.gallery.gallery import Gallery
+from pmm.gallery.gallery import Gallery, check_new
 from pmm.gallery.manifest import StoredPrecision, is_gallery
 from pmm.gallery.model_of import check_artifact, check_same_precision, measured_thresholds
 from pmm.gallery.source import EmbeddingSource, check_comparable
@@ -25,7 +27,7 @@ from pmm.runtime.open import open_runner
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput
 from pmm.utils.files import claimed, existing_file, sha256, write_file
 
-JOB_FILE = "embedding.json"
+JOB_FILE = ".embedding.json"
 """In a gallery that a run has not finished: what that run was told."""
 
 
@@ -93,10 +95,25 @@ def check_new_gallery(out: Path) -> None:
     """Raise CannotWrite unless a gallery can be made at `out`."""
     if out.suffix.lower() == ".npz":
         raise CannotWrite("a gallery is a folder", path=out, hint=f"name it {out.stem}/")
-    if out.is_dir() and any(not each.name.startswith(".") for each in out.iterdir()):
-        raise CannotWrite("it holds other files", path=out, expected="an empty folder, or one to make")
+    check_new(out)
     with claimed(out):  # whether it can be written
         pass
+
+
+@contextlib.contextmanager
+def begun_job(gallery: Path, facts: Mapping[str, str]) -> Iterator[None]:
+    """Say in the folder of a gallery, before it is made, what makes it; if it is not made, nothing is left."""
+    check_new(gallery)
+    new = not gallery.exists()
+    try:
+        write_file(gallery / JOB_FILE, json.dumps(facts, indent=1) + "\n")
+        yield
+    except BaseException:
+        if not is_gallery(gallery):
+            (gallery / JOB_FILE).unlink(missing_ok=True)
+            if new:
+                shutil.rmtree(gallery, ignore_errors=True)
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,11 +263,11 @@ class PreparedJob:
 
     def _create(self, crops: CropTable, embeddings: npt.NDArray[np.float32], source: EmbeddingSource) -> Gallery:
         job = self.job
-        gallery = Gallery.create(
-            job.out, embeddings, crops.ids, source=source, columns=crops.columns, precision=job.store,
-            folder=str(job.folder.resolve()),
-        )  # fmt: skip
-        write_file(job.out / JOB_FILE, json.dumps(job.facts, indent=1) + "\n")
+        with begun_job(job.out, job.facts):
+            gallery = Gallery.create(
+                job.out, embeddings, crops.ids, source=source, columns=crops.columns, precision=job.store,
+                folder=str(job.folder.resolve()),
+            )  # fmt: skip
         if thresholds := measured_thresholds(job.artifact, source, job.store):
             gallery.set_thresholds(thresholds)
         return gallery

@@ -18,7 +18,6 @@ from pmm.gallery.columns import ColumnValues, Ids
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.manifest import (
     COLUMN_NAME,
-    MANIFEST,
     RESERVED,
     GalleryManifest,
     StoredPrecision,
@@ -39,7 +38,7 @@ from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.gallery.source import EmbeddingSource
 from pmm.gallery.thresholds import Threshold
 from pmm.gallery.verification import problems_of
-from pmm.gallery.writer import KINDS, LOCK, GalleryChange, remove_leftovers, writing
+from pmm.gallery.writer import KINDS, GalleryChange, remove_leftovers, writing
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput, InvalidValue
 from pmm.utils.files import claimed
 
@@ -138,9 +137,9 @@ class Gallery:
             columns={name: kind_of_values(name, values) for name, values in checked.items()},
         )  # fmt: skip
         rows = gallery_rows(manifest, given, checked_ids, checked)
-        _check_new(path)
+        check_new(path)
         with claimed(path):
-            _check_new(path)
+            check_new(path)
             remove_leftovers(path, manifest)
             with GalleryChange(path, manifest) as change:
                 append(change, rows, None)
@@ -431,15 +430,12 @@ def _source_of(model: Path, source: EmbeddingSource | None) -> EmbeddingSource:
         return source_of(model, runner)
 
 
-def _check_new(path: Path) -> None:
-    """Raise CannotWrite unless `path` can become a gallery: it is empty, or holds what a killed `create` left."""
+def check_new(path: Path) -> None:
+    """Raise CannotWrite unless `path` can become a gallery: it is empty but for hidden files and what a killed `create`
+    left."""
     if is_gallery(path):
         raise CannotWrite("it is a gallery already", path=path, hint="add to it, or give another name")
     if path.is_dir():
-        known = {LOCK, *KINDS}
-        others = sorted(
-            each.name for each in path.iterdir()
-            if each.name not in known and not each.name.startswith((f".{MANIFEST}.", ".readers-"))
-        )  # fmt: skip
+        others = sorted(each.name for each in path.iterdir() if each.name not in KINDS and each.name[0] != ".")
         if others:
             raise CannotWrite(f"it holds {others[0]}", path=path, expected="an empty folder, or one to make")

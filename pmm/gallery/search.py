@@ -75,7 +75,7 @@ def opened_gallery(gallery: Gallery | str | Path) -> Iterator[Gallery]:
         yield gallery
     elif Path(gallery).is_file():
         with tempfile.TemporaryDirectory(prefix="pmm-gallery-") as folder:
-            yield import_npz(Path(gallery), Path(folder) / "gallery")
+            yield import_npz(Path(gallery), Path(folder) / Path(gallery).name)  # the name that messages have
     else:
         yield Gallery.open(gallery)
 

@@ -15,7 +15,7 @@ import numpy as np
 from pmm.gallery.changes import compact
 from pmm.gallery.crop_files import first_look, refuse_bad_images
 from pmm.gallery.embed import source_of
-from pmm.gallery.embed_folder import JOB_FILE, check_new_gallery
+from pmm.gallery.embed_folder import JOB_FILE, begun_job, check_new_gallery
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbeddedCrops, EmbedReport, embedded_chunks
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.manifest import is_gallery
@@ -25,7 +25,7 @@ from pmm.gallery.source import EmbeddingSource
 from pmm.gallery.writer import GalleryChange
 from pmm.runtime.base import Runner
 from pmm.utils.errors import CannotWrite, InvalidFile
-from pmm.utils.files import existing_file, sha256, write_file
+from pmm.utils.files import existing_file, sha256
 
 WORK_FOLDER = ".upgrade"
 """In a gallery that is upgraded in its place: the new one, until it is complete."""
@@ -142,11 +142,11 @@ class GalleryUpgrade:
 
     def _create(self, chunk: EmbeddedCrops, old: Gallery, source: EmbeddingSource) -> Gallery:
         folder = str(self.folder.resolve()) if self.folder else old.folder
-        new = Gallery.create(
-            self._target, chunk.embeddings, chunk.crops.ids, source=source, columns=chunk.crops.columns,
-            precision=old.precision, folder=folder,
-        )  # fmt: skip
-        write_file(self._target / JOB_FILE, json.dumps(self._facts, indent=1) + "\n")
+        with begun_job(self._target, self._facts):
+            new = Gallery.create(
+                self._target, chunk.embeddings, chunk.crops.ids, source=source, columns=chunk.crops.columns,
+                precision=old.precision, folder=folder,
+            )  # fmt: skip
         if thresholds := measured_thresholds(self.artifact, source, new.precision):
             new.set_thresholds(thresholds)
         return new

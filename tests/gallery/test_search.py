@@ -24,6 +24,7 @@ from pmm.gallery.thresholds import Threshold
 from pmm.utils.errors import InvalidFile, InvalidInput
 from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG
 from tests.conftest import assert_one_line_error, run_here
+from tests.gallery.old_index import index_members, npy, write_index
 from tests.refusals import refuses
 
 
@@ -351,6 +352,28 @@ def test_missing_crops_are_one_line_and_a_moved_folder_can_be_named(changeable, 
     assert len(rows(search(gallery, query))) == 10  # no picture, no need for them
     assert len(rows(search(gallery, query, "--picture", out, "--folder", moved))) == 10
     assert out.exists()
+
+
+def test_an_index_of_an_earlier_version_is_searched_and_becomes_a_gallery(galleries, artifacts, crops, query, tmp_path):
+    gallery = Gallery.open(galleries["onnx"])
+    header = {"format": "pmm-index-1", "folder": gallery.folder, **dataclasses.asdict(gallery.source)}
+    del header["artifact"]
+    members = index_members(gallery.embeddings(), tuple(gallery.column("path")))
+    members["contract.npy"] = npy(np.array(json.dumps(header)))
+    index = write_index(tmp_path / "old.npz", members)
+    listed = ids(search(galleries["onnx"], query, "--top", "5"))
+    assert_one_line_error(search(index, query), "old.npz: it does not say where its model is", "--model FILE")
+    assert_one_line_error(search(index, query, "--camera", "1"), "--camera is '1'", "old.npz has id, path")
+    done = search(index, query, "--model", artifacts["onnx"], "--top", "5", "--picture", tmp_path / "a.png")
+    assert ids(done) == listed
+    assert find(index, query, artifacts["onnx"], k=5, device="cpu").ids.tolist() == listed
+    done = run_here("-m", "pmm", "gallery", "import", index, "-o", tmp_path / "new")
+    assert f"{len(gallery)} crops, 384 dimensions, euclidean" in done.stdout, done.stderr
+    assert ids(search(tmp_path / "new", query, "--model", artifacts["onnx"], "--top", "5")) == listed
+    assert_one_line_error(run_here("-m", "pmm", "gallery", "import", index, "-o", crops), f"{crops}: it holds")
+    done = run_here("-m", "pmm", "gallery", "import", artifacts["onnx"], "-o", tmp_path / "none")
+    assert_one_line_error(done, "model.onnx: it is an ONNX file")
+    assert not (tmp_path / "none").exists()
 
 
 def test_odd_names_stay_on_one_line(galleries, query, tmp_path):
