@@ -1,0 +1,163 @@
+"""Give a gallery the distance up to which two crops count as one person; pmm search --threshold auto uses it.
+
+pmm threshold GALLERY --negatives-from-cameras --fmr 1e-3 [--people COLUMN]
+pmm threshold GALLERY --from report.json
+pmm threshold GALLERY --set T
+
+--negatives-from-cameras needs no identity labels: people whom one camera sees at one time are different people. What
+is promised is the false match rate among people in general, with a confidence that counts people, not pairs. Where too
+few people were seen, no threshold is written.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pmm.gallery.camera_negatives import put_thresholds, threshold_from_cameras
+from pmm.gallery.gallery import Gallery
+from pmm.gallery.thresholds import Threshold
+from pmm.utils import command_line
+from pmm.utils.arguments import Arg
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue
+
+FMR = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdCommand:
+    """`pmm threshold GALLERY --negatives-from-cameras | --from REPORT.json | --set T`"""
+
+    gallery: Annotated[Path, Arg("GALLERY", positional=True)]
+    """Gallery written by pmm embed."""
+    negatives_from_cameras: bool = False
+    """Find the distance from people whom one camera sees at one time, by the gallery's columns camera and time."""
+    report: Annotated[Path | None, Arg("REPORT.json", flag="--from")] = None
+    """Take the thresholds that pmm bench measured for the gallery's model, in the precision that it ran in."""
+    distance: Annotated[float | None, Arg("T", flag="--set")] = None
+    """Take this distance: Euclidean or, where the gallery compares by cosine, 1 - cosine similarity."""
+    fmr: Annotated[float | None, Arg("RATE")] = None
+    """False match rate: the share of pairs of different people that may be taken for one (default: 1e-3, and with
+    --from all that were measured)."""
+    confidence: Annotated[float, Arg("SHARE", group="people seen at once")] = 0.95
+    """How sure it must be that the rate is kept."""
+    same_time: Annotated[float, Arg("SECONDS", group="people seen at once", least=0)] = 0.0
+    """Crops of one camera whose times differ by no more are seen at once. Without --people it should be less than the
+    time between two frames."""
+    people: Annotated[str, Arg("COLUMN", group="people seen at once")] = ""
+    """Column that names the person or the track of each crop, if there is one: far fewer people will do."""
+    stretch: Annotated[float, Arg("SECONDS", group="people seen at once")] = 600.0
+    """Without --people: for so long a person may be seen again and again."""
+    guaranteed: Annotated[bool, Arg(group="people seen at once")] = False
+    """Promise it for any population whatever, which takes 3 / RATE people and more."""
+
+    def __post_init__(self) -> None:
+        given = [
+            flag for flag, there in (
+                ("--negatives-from-cameras", self.negatives_from_cameras), ("--from", self.report is not None),
+                ("--set", self.distance is not None),
+            ) if there
+        ]  # fmt: skip
+        if len(given) != 1:
+            problem = f"{' and '.join(given)} exclude each other" if given else "nothing says where it comes from"
+            raise ConflictingOptions(
+                problem, *given, hint="give one of --negatives-from-cameras, --from REPORT.json and --set T"
+            )
+        for flag, share in (("--fmr", self.fmr), ("--confidence", self.confidence)):
+            if share is not None and not 0 < share < 1:
+                raise InvalidValue(flag, share, "more than 0 and less than 1")
+        if not self.stretch > 0:
+            raise InvalidValue("--stretch", self.stretch, "more than 0 seconds")
+        if self.distance is not None and not (math.isfinite(self.distance) and self.distance >= 0):
+            raise InvalidValue("--set", self.distance, "a distance of 0 or more")
+
+
+def main(prog: str) -> None:
+    """Entry point."""
+    command = command_line.parse(ThresholdCommand, prog=prog, description=__doc__ or "")
+    gallery = Gallery.open(command.gallery)
+    if command.report is not None:
+        thresholds = _of_report(command.report, gallery, command.fmr)
+        lines = [f"distance {each.distance:.4f} for a false match rate of {each.fmr:g}" for each in thresholds]
+    elif command.distance is not None:
+        thresholds = [_threshold(gallery, "given", fmr=command.fmr or FMR, distance=command.distance)]
+        lines = [f"distance {command.distance:.4f}, as given"]
+    else:
+        threshold, line = _of_cameras(gallery, command)
+        thresholds, lines = [threshold], [line]
+    put_thresholds(gallery, thresholds)
+    for line in lines:
+        print(f"{command.gallery}: {line}")
+
+
+def _of_cameras(gallery: Gallery, command: ThresholdCommand) -> tuple[Threshold, str]:
+    """Raises InvalidInput where too few people were seen."""
+    found = threshold_from_cameras(
+        gallery, command.fmr or FMR, confidence=command.confidence, same_time=command.same_time,
+        people=command.people, stretch=command.stretch, guaranteed=command.guaranteed,
+    )  # fmt: skip
+    seen = f"{found.people_pairs:,} pairs of {found.people:,} people that one camera saw at once"
+    if found.distance is None:
+        raise InvalidInput(
+            f"{seen} are too few for a false match rate of {found.fmr:g} at a confidence of {found.confidence:g}",
+            path=gallery.path, expected=f"about {found.people_needed:,} people",
+            hint="embed more hours" + ("" if command.people else ", name a column of tracks (--people)")
+            + ", or ask for a higher --fmr",
+        )  # fmt: skip
+    threshold = _threshold(gallery, "cameras", fmr=found.fmr, distance=found.distance, upper=found.upper, data=seen)
+    sure = "for any population" if found.guaranteed else "no distribution assumed"
+    return threshold, (
+        f"distance {found.distance:.4f} for a false match rate of {found.fmr:g}: {found.estimate:.2g} measured among "
+        f"{seen}, at most {found.upper:.2g} at a confidence of {found.confidence:g} ({sure})"
+    )
+
+
+def _of_report(path: Path, gallery: Gallery, fmr: float | None) -> list[Threshold]:
+    """Raises InvalidFile for a report of another model, or without a threshold for `fmr`."""
+    from pmm.bench.chain_run import as_metric
+    from pmm.bench.schema import read_report
+
+    report, source = read_report(path), gallery.source
+    if source is None:
+        raise InvalidFile("it does not say what made its embeddings", path=gallery.path, hint="give --set T")
+    results = [
+        result for result in report.results
+        if result.thresholds and result.precision == source.precision
+        and (result.artifact_sha256 == source.artifact_sha256 or report.checkpoint.sha256 == source.checkpoint_sha256)
+    ]  # fmt: skip
+    if not results or report.checkpoint.sha256 != source.checkpoint_sha256:
+        problem = f"it has no thresholds of the gallery's model, in {source.precision}"
+        raise InvalidFile(problem, path=path, hint="run pmm bench on that model")
+    results.sort(key=lambda result: result.artifact_sha256 != source.artifact_sha256)
+    assert results[0].thresholds is not None
+    thresholds = [
+        _threshold(
+            gallery, "bench", fmr=point.fpr, distance=as_metric(point.threshold, gallery.metric), tpr=point.tpr,
+            data=report.dataset.name,
+        )
+        for point in results[0].thresholds.points
+        if point.threshold is not None and point.threshold >= 0 and (fmr is None or math.isclose(point.fpr, fmr))
+    ]  # fmt: skip
+    if not thresholds:
+        raise InvalidFile(f"it has no threshold for a false match rate of {fmr:g}" if fmr else "it has no threshold",
+                          path=path, hint="measure on more people")  # fmt: skip
+    return thresholds
+
+
+def _threshold(
+    gallery: Gallery,
+    kind: Literal["bench", "cameras", "given"],
+    *,
+    fmr: float,
+    distance: float,
+    tpr: float | None = None,
+    upper: float | None = None,
+    data: str = "",
+) -> Threshold:
+    source = gallery.source
+    return Threshold(
+        fmr=fmr, distance=distance, tpr=tpr, upper=upper, kind=kind, stored=gallery.precision, data=data,
+        precision=source.precision if source else "", checkpoint_sha256=source.checkpoint_sha256 if source else "",
+    )  # fmt: skip

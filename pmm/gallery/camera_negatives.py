@@ -1,0 +1,79 @@
+"""A gallery's threshold from the people whom one of its cameras sees at once. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pmm.evaluation.camera_threshold import CameraThreshold, Doubles, SeenAtOnce, camera_threshold, pairs_seen_at_once
+from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.gallery.gallery import Gallery
+from pmm.gallery.thresholds import Threshold
+from pmm.utils.errors import InvalidFile, InvalidValue
+
+PAIRS_AT_ONCE = 1 << 15
+
+
+def threshold_from_cameras(
+    gallery: Gallery,
+    fmr: float,
+    *,
+    confidence: float = 0.95,
+    same_time: float = 0.0,
+    people: str = "",
+    stretch: float = 600.0,
+    guaranteed: bool = False,
+) -> CameraThreshold:
+    """See `pmm.evaluation.camera_threshold`; `people` is the column that names people or their tracks, if there is one.
+
+    Crops without a time (NaN), a camera or, with `people`, a name are left out.
+
+    Raises InvalidFile for a gallery without cameras and times, InvalidValue for a column or a number that cannot be,
+    InvalidInput without crops that one camera saw at once.
+    """
+    for name in ("camera", "time"):
+        if name not in gallery.columns:
+            raise InvalidFile(
+                f"it has no column {name}", path=gallery.path,
+                hint="embed the crops again with --names or --table, which tell each crop's camera and time",
+            )  # fmt: skip
+    if people and (people not in gallery.columns or people in ("camera", "time")):
+        others = sorted(set(gallery.columns) - {"camera", "time"})
+        raise InvalidValue("--people", people, choices=others or ["no column: it has none that could name people"])
+    rows = gallery.rows
+    cameras, times = gallery.column("camera", rows), np.asarray(gallery.column("time", rows), np.float64)
+    names = gallery.column(people, rows) if people else None
+    keep = np.isfinite(times)
+    for values in (cameras, names):
+        if values is not None and values.dtype == object:
+            keep &= values != ""
+    rows = rows[keep]
+    seen = pairs_seen_at_once(
+        cameras[keep], times[keep], same_time=same_time, stretch=stretch, person=None if names is None else names[keep]
+    )
+    seen = seen._replace(first=rows[seen.first], second=rows[seen.second])
+    return camera_threshold(_distances(gallery, seen), seen, fmr, confidence=confidence, guaranteed=guaranteed)
+
+
+def _distances(gallery: Gallery, seen: SeenAtOnce) -> Doubles:
+    """Of the pairs [P], as the gallery gives them."""
+    out = np.empty(len(seen.first))
+    order = np.argsort(seen.first, kind="stable")  # so that few rows are read for many pairs
+    for start in range(0, len(out), PAIRS_AT_ONCE):
+        some = order[start : start + PAIRS_AT_ONCE]
+        rows, places = np.unique(np.stack([seen.first[some], seen.second[some]]), return_inverse=True)
+        first, second = places.reshape(2, -1)
+        matrix = EmbeddingMatrix(gallery.embeddings(rows), metric=gallery.metric)
+        between = EmbeddingDistances(matrix, matrix)
+        halves = between.exact_pairs(first, second)
+        out[some] = halves if gallery.metric == "cosine" else np.sqrt(2 * halves * between.factor)
+    return out
+
+
+def put_thresholds(gallery: Gallery, thresholds: Sequence[Threshold]) -> None:
+    """Add these to the gallery's, in place of those for the same false match rates."""
+    with gallery.writer():
+        kept = [each for each in gallery.thresholds if not any(math.isclose(each.fmr, new.fmr) for new in thresholds)]
+        gallery.set_thresholds([*kept, *thresholds])

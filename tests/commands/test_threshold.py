@@ -1,0 +1,140 @@
+"""pmm threshold: where the distance comes from, what is written into the gallery, and what is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from pmm.artifacts.manifest import EmbeddingContract
+from pmm.data.preprocessing import Preprocessing
+from pmm.gallery.camera_negatives import put_thresholds, threshold_from_cameras
+from pmm.gallery.gallery import Gallery
+from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.thresholds import Threshold
+from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
+from tests.conftest import assert_one_line_error, run_here
+from tests.refusals import refuses
+
+DIM, PEOPLE, MOMENTS = 8, 120, 3
+
+
+def crops(metric="euclidean", precision="fp32"):
+    """Parties of eight people, each before one of two cameras at three moments."""
+    rng = np.random.default_rng(0)
+    person = np.tile(np.arange(PEOPLE), MOMENTS)
+    moment = np.arange(MOMENTS).repeat(PEOPLE)
+    party = person // 8
+    embeddings = rng.normal(size=(PEOPLE, DIM))[person] + 0.4 * rng.normal(size=(len(person), DIM))
+    columns = {"camera": (party % 2).astype(str).tolist(), "time": 1000.0 * party + moment, "person": person}
+    return embeddings.astype(np.float32), np.arange(len(person)), {"metric": metric, "columns": columns}, precision
+
+
+@pytest.fixture(params=["euclidean", "cosine"])
+def gallery(request, tmp_path):
+    embeddings, ids, rest, precision = crops(request.param)
+    return Gallery.create(tmp_path / "g", embeddings, ids, precision=precision, **rest)
+
+
+def test_people_seen_at_once_give_the_gallery_a_threshold(gallery):
+    done = run_here(
+        "-m", "pmm", "threshold", gallery.path, "--negatives-from-cameras", "--fmr", "0.1", "--people", "person"
+    )
+    assert done.returncode == 0, done.stderr
+    (written,) = Gallery.open(gallery.path).thresholds
+    assert (written.fmr, written.kind, written.stored) == (0.1, "cameras", "fp32")
+    assert 0 < written.upper <= 0.1
+    assert f"{written.distance:.4f}" in done.stdout
+    assert "420 pairs of 120 people" in done.stdout
+    # by hand: the share of pairs of people, over their three moments
+    rows = gallery.embeddings().astype(np.float64)
+    if gallery.metric == "cosine":
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    shares = []
+    for one in range(PEOPLE):
+        for other in range(one + 1, (one // 8 + 1) * 8):
+            gaps = np.linalg.norm(rows[one::PEOPLE] - rows[other::PEOPLE], axis=1)
+            gaps = gaps**2 / 2 if gallery.metric == "cosine" else gaps
+            shares.append((gaps <= written.distance).mean())
+    assert len(shares) == 420
+    found = threshold_from_cameras(gallery, 0.1, people="person")
+    assert found.estimate == pytest.approx(np.mean(shares))
+    assert (found.distance, found.upper) == (written.distance, written.upper)
+
+
+def test_removed_crops_and_crops_without_a_time_do_not_count(tmp_path):
+    embeddings, ids, rest, _ = crops()
+    rest["columns"]["time"][:40] = np.nan
+    gallery = Gallery.create(tmp_path / "g", embeddings, ids, **rest)
+    gallery.remove(ids[40:80])
+    kept = {name: np.asarray(values)[80:] for name, values in rest["columns"].items()}
+    other = Gallery.create(tmp_path / "h", embeddings[80:], ids[80:], columns=kept)
+    assert threshold_from_cameras(gallery, 0.2, people="person") == threshold_from_cameras(other, 0.2, people="person")
+
+
+def test_too_few_people_leave_the_gallery_as_it_was(gallery):
+    before = gallery.manifest
+    done = run_here("-m", "pmm", "threshold", gallery.path, "--negatives-from-cameras", "--fmr", "1e-4")
+    assert_one_line_error(done, "too few", "120 people", "0.0001", "--people")
+    assert Gallery.open(gallery.path).manifest == before
+
+
+def test_a_given_distance_takes_the_place_of_one_for_that_rate_alone(tmp_path):
+    gallery = Gallery.create(tmp_path / "g", np.eye(3), [1, 2, 3])
+    for distance, rate in (("0.5", "0.01"), ("0.25", "0.001"), ("0.75", "0.01")):
+        done = run_here("-m", "pmm", "threshold", gallery.path, "--set", distance, "--fmr", rate)
+        assert done.returncode == 0, done.stderr
+    found = {each.fmr: (each.distance, each.kind) for each in Gallery.open(gallery.path).thresholds}
+    assert found == {0.001: (0.25, "given"), 0.01: (0.75, "given")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "facts"),
+    [
+        ([], ("--negatives-from-cameras", "--from", "--set")),
+        (["--set", "1", "--negatives-from-cameras"], ("--set", "--negatives-from-cameras")),
+        (["--set", "-1"], ("--set", "0 or more")),
+        (["--set", "nan"], ("--set", "a number")),
+        (["--set", "1", "--fmr", "2"], ("--fmr", "2")),
+        (["--negatives-from-cameras", "--confidence", "1"], ("--confidence",)),
+        (["--negatives-from-cameras", "--stretch", "0"], ("--stretch",)),
+        (["--negatives-from-cameras", "--same-time", "-1"], ("--same-time",)),
+        (["--negatives-from-cameras"], ("camera", "--names")),
+        (["--from", "none.json"], ("none.json", "report")),
+    ],
+)
+def test_refusals(tmp_path, flags, facts):
+    gallery = Gallery.create(tmp_path / "g", np.eye(3), [1, 2, 3])
+    assert_one_line_error(run_here("-m", "pmm", "threshold", gallery.path, *flags), *facts)
+    assert not Gallery.open(gallery.path).thresholds
+
+
+def test_columns_that_cannot_be(tmp_path):
+    columns = {"camera": ["a", "a"], "time": [0.0, 0.0]}
+    gallery = Gallery.create(tmp_path / "g", np.eye(2), [1, 2], columns=columns)
+    with refuses(InvalidValue, name="--people", value="who"):
+        threshold_from_cameras(gallery, 0.1, people="who")
+    with refuses(InvalidInput, "2 people"):
+        threshold_from_cameras(gallery, 0.1)
+    with refuses(InvalidFile, "camera", path=tmp_path / "h"):
+        threshold_from_cameras(Gallery.create(tmp_path / "h", np.eye(2), [1, 2]), 0.1)
+
+
+SOURCE = EmbeddingSource(
+    checkpoint_sha256="a" * 64, artifact_sha256="b" * 64, precision="fp32",
+    embedding=EmbeddingContract(dim=4),
+    preprocessing=Preprocessing(height=8, width=4, mean=(0.5,) * 3, std=(0.5,) * 3),
+)  # fmt: skip
+
+
+def test_of_another_model_is_refused(tmp_path):
+    gallery = Gallery.create(tmp_path / "g", np.eye(4), [1, 2, 3, 4], source=SOURCE)
+    own = Threshold(
+        fmr=0.1, distance=1.0, kind="given", precision="fp32", stored="fp32", checkpoint_sha256=SOURCE.checkpoint_sha256
+    )
+    for change in ({"checkpoint_sha256": "c" * 64}, {"precision": "int8"}, {"stored": "fp16"}):
+        with refuses(InvalidInput):
+            put_thresholds(gallery, [dataclasses.replace(own, **change)])
+    put_thresholds(gallery, [own])
+    assert gallery.thresholds == (own,)
+    json.dumps(dataclasses.asdict(own))
