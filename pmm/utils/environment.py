@@ -25,7 +25,7 @@ from pmm.utils.hardware import (
 
 LIBRARIES = (
     "torch", "torchvision", "numpy", "pillow", "simplejpeg", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
-    "tensorrt", "tensorrt-rtx", "pycuda", "openvino",
+    "tensorrt", "tensorrt-rtx", "pycuda", "openvino", "faiss-cpu", "usearch",
 )  # fmt: skip
 
 

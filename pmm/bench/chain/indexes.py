@@ -154,7 +154,10 @@ class FaissIndex:
         """As `SearchIndex.stored`."""
         if hasattr(self.index, "make_direct_map"):
             self.index.make_direct_map()
-        found: Singles = np.stack([self.index.reconstruct(int(row)) for row in rows])
+        if hasattr(self.index, "reconstruct_batch"):
+            found: Singles = self.index.reconstruct_batch(rows)
+        else:
+            found = np.stack([self.index.reconstruct(int(row)) for row in rows])
         return found
 
 
