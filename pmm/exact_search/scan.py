@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -75,12 +76,13 @@ class CodeScan(Protocol):
         """The same of some rows, which are numbered from 0 anew."""
 
 
-class NumpyScan:
-    """The codes decoded to float32, so that a product of matrices gives the left side of
+class ProductScan(abc.ABC):
+    """Compares with limits the left side of
 
         square_x - e_x^2 - 2 y_q.y_x - 2 rest_q rest_x - 2 (T + e_q) e_x <= (T + e_q)^2 - square_q
 
-    which is |stored q - stored x| <= T + e_q + e_x, what the distance being at most T demands.
+    which is |stored q - stored x| <= T + e_q + e_x, what the distance being at most T demands: a product of matrices in
+    float32, chunk by chunk.
 
     Slack: a float32 product over L terms is wrong by at most gamma_L times the sum of the terms' sizes (Higham 3.1),
     with g for gamma_(L + 16), which has room for each term's own roundings. By Cauchy-Schwarz the sizes sum to at most
@@ -89,10 +91,86 @@ class NumpyScan:
     the right; L 2^-124 too, for products that underflow.
     """
 
+    most_rows = 1 << 30
+    """Of a chunk."""
+
+    def __init__(self, terms: int, threads: int) -> None:
+        self._terms, self._threads = terms, threads
+        self._buffers = threading.local()
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def left_factor(self, rows: slice) -> Singles:
+        """The matrix [n, L] of rows: coordinates, rest, what stands alone on the left side, e_x."""
+
+    def right_factor(self, queries: Projection, limits: Doubles) -> RightFactor:
+        return RightFactor(queries, limits, self._terms)
+
+    def candidates(self, queries: Projection, limits: Doubles, rows: slice) -> Candidates:
+        asked = self.right_factor(queries, limits)
+        count = rows.stop - rows.start
+        parts = [*chunks(count, max(GRAIN, -(-count // self._threads)))] or [slice(0, 0)]
+        places = [slice(rows.start + part.start, rows.start + part.stop) for part in parts]
+        with single_blas_thread():
+            found = in_threads(lambda place: self._part(asked, place), places)
+        query, row, values, errors = (np.concatenate(column) for column in zip(*found, strict=True))
+        if len(queries) > 1:
+            keys = query.astype(np.int16) if len(queries) < 1 << 15 else query  # which are sorted by their digits
+            order = np.argsort(keys, kind="stable")
+            query, row, values, errors = query[order], row[order], values[order], errors[order]
+        return Candidates(query, row, asked.bounds(values, query, errors))
+
+    def _part(self, asked: RightFactor, rows: slice) -> tuple[Ints, Ints, Singles, Singles]:
+        """Queries, rows, left sides and errors e_x of the pairs that remain."""
+        found = [NOTHING]
+        for some in chunks(asked.count, QUERIES_AT_ONCE):
+            count = some.stop - some.start
+            vectors = np.ascontiguousarray(asked.vectors[some].T)
+            height = min(self.most_rows, max(LEAST_ROWS, PAIRS_AT_ONCE // count))
+            limits = np.tile(asked.limits[some], TILE)
+            values, mask = self._scratch(height * count)
+            for place in chunks(rows.stop - rows.start, height):
+                chunk = self.left_factor(slice(rows.start + place.start, rows.start + place.stop))
+                pairs = len(chunk) * count
+                left, near = values[:pairs], mask[:pairs]
+                np.matmul(chunk, vectors, out=left.reshape(len(chunk), count))
+                # limits side by side: short rows would be compared one by one
+                tiled = pairs - pairs % len(limits)
+                np.less_equal(left[:tiled].reshape(-1, len(limits)), limits, out=near[:tiled].reshape(-1, len(limits)))
+                np.less_equal(left[tiled:], limits[: pairs - tiled], out=near[tiled:])
+                flat = np.flatnonzero(near)
+                if len(flat):
+                    row, query = np.divmod(flat, count)
+                    found.append((query + some.start, row + (rows.start + place.start), left[flat], chunk[row, -1]))
+        query, row, left, errors = (np.concatenate(column) for column in zip(*found, strict=True))
+        return query, row, left, errors
+
+    def _scratch(self, size: int) -> tuple[Singles, npt.NDArray[np.bool_]]:
+        """This thread's own, so that it stays in its cache."""
+        if getattr(self._buffers, "size", 0) < size:
+            self._buffers.size = size
+            self._buffers.values, self._buffers.mask = np.empty(size, np.float32), np.empty(size, bool)
+        return self._buffers.values[:size], self._buffers.mask[:size]
+
+    def bounds(self, queries: Projection, rows: slice) -> Doubles:
+        asked, places = self.right_factor(queries, np.full(len(queries), np.inf)), range(*rows.indices(len(self)))
+        out, query = np.empty((len(queries), len(places))), np.arange(len(queries))[:, None]
+        for some in chunks(len(places)):
+            part = places[some]
+            matrix = self.left_factor(slice(part.start, part.stop, part.step))
+            out[:, some] = asked.bounds(asked.vectors @ matrix.T, query, matrix[:, -1])
+        return out
+
+
+class NumpyScan(ProductScan):
+    """The codes decoded to float32."""
+
     def __init__(self, matrix: Singles, threads: int = 1) -> None:
         """`matrix`: what `decode` makes."""
-        self._matrix, self._threads, self._gamma = matrix, threads, _gamma(matrix.shape[1])
-        self._buffers = threading.local()
+        super().__init__(matrix.shape[1], threads)
+        self._matrix = matrix
 
     @classmethod
     def of(cls, codes: Sequence[ShortCodes], threads: int = 1, most: int | None = None) -> NumpyScan:
@@ -116,56 +194,8 @@ class NumpyScan:
     def take(self, rows: Ints) -> NumpyScan:
         return NumpyScan(self._matrix[rows], self._threads)
 
-    def candidates(self, queries: Projection, limits: Doubles, rows: slice) -> Candidates:
-        asked = _RightFactor(queries, limits, self._matrix.shape[1])
-        count = rows.stop - rows.start
-        parts = [*chunks(count, max(GRAIN, -(-count // self._threads)))] or [slice(0, 0)]
-        places = [slice(rows.start + part.start, rows.start + part.stop) for part in parts]
-        with single_blas_thread():
-            found = in_threads(lambda place: self._part(asked, place), places)
-        query, row, values, errors = (np.concatenate(column) for column in zip(*found, strict=True))
-        if len(queries) > 1:
-            keys = query.astype(np.int16) if len(queries) < 1 << 15 else query  # which are sorted by their digits
-            order = np.argsort(keys, kind="stable")
-            query, row, values, errors = query[order], row[order], values[order], errors[order]
-        return Candidates(query, row, asked.bounds(values, query, errors))
-
-    def _part(self, asked: _RightFactor, rows: slice) -> tuple[Ints, Ints, Singles, Singles]:
-        """Queries, rows, left sides and errors e_x of the pairs that remain."""
-        found = [NOTHING]
-        for some in chunks(asked.count, QUERIES_AT_ONCE):
-            count = some.stop - some.start
-            vectors = np.ascontiguousarray(asked.vectors[some].T)
-            height = max(LEAST_ROWS, PAIRS_AT_ONCE // count)
-            limits = np.tile(asked.limits[some], TILE)
-            values, mask = self._scratch(height * count)
-            for place in chunks(rows.stop - rows.start, height):
-                chunk = self._matrix[rows.start + place.start : rows.start + place.stop]
-                pairs = len(chunk) * count
-                left, near = values[:pairs], mask[:pairs]
-                np.matmul(chunk, vectors, out=left.reshape(len(chunk), count))
-                # limits side by side: short rows would be compared one by one
-                tiled = pairs - pairs % len(limits)
-                np.less_equal(left[:tiled].reshape(-1, len(limits)), limits, out=near[:tiled].reshape(-1, len(limits)))
-                np.less_equal(left[tiled:], limits[: pairs - tiled], out=near[tiled:])
-                flat = np.flatnonzero(near)
-                if len(flat):
-                    row, query = np.divmod(flat, count)
-                    found.append((query + some.start, row + (rows.start + place.start), left[flat], chunk[row, -1]))
-        query, row, left, errors = (np.concatenate(column) for column in zip(*found, strict=True))
-        return query, row, left, errors
-
-    def _scratch(self, size: int) -> tuple[Singles, npt.NDArray[np.bool_]]:
-        """This thread's own, so that it stays in its cache."""
-        if getattr(self._buffers, "size", 0) < size:
-            self._buffers.size = size
-            self._buffers.values, self._buffers.mask = np.empty(size, np.float32), np.empty(size, bool)
-        return self._buffers.values[:size], self._buffers.mask[:size]
-
-    def bounds(self, queries: Projection, rows: slice) -> Doubles:
-        asked = _RightFactor(queries, np.full(len(queries), np.inf), self._matrix.shape[1])
-        matrix = self._matrix[rows]
-        return asked.bounds(asked.vectors @ matrix.T, np.arange(len(queries))[:, None], matrix[:, -1])
+    def left_factor(self, rows: slice) -> Singles:
+        return self._matrix[rows]
 
 
 def decode(codes: ShortCodes, out: Singles) -> None:
@@ -174,7 +204,7 @@ def decode(codes: ShortCodes, out: Singles) -> None:
     Of r coordinates, fewer than the codes have, the others' norm joins the rest: (y, rest) to (y', |(y'', rest)|)
     lengthens no difference, so their error bounds what is stored here too.
     """
-    r, terms, gamma = out.shape[1] - 3, codes.terms.astype(np.float64), _gamma(out.shape[1])
+    r, terms, gamma = out.shape[1] - 3, codes.terms.astype(np.float64), gamma_of(out.shape[1])
     coded = np.isfinite(terms[:, ERROR])
     square, error = terms[:, SQUARE], np.where(coded, terms[:, ERROR], 0)
     np.multiply(codes.codes[:, :r], codes.terms[:, SCALE, None], out=out[:, :r])
@@ -193,16 +223,17 @@ def affordable_coordinates(dim: int) -> int:
     return max(LEAST_COORDINATES, int(MEMORY * dim) - 3)
 
 
-def _gamma(terms: int) -> float:
+def gamma_of(terms: int) -> float:
+    """gamma of so many terms, and of their own roundings."""
     return 1.01 * (terms + 16) * UNIT
 
 
-class _RightFactor:
+class RightFactor:
     """The other factor of the product: its coordinates in float32 (not coded: they are few), and right sides."""
 
     def __init__(self, queries: Projection, limits: Doubles, terms: int) -> None:
         """`terms`: of the product."""
-        queries, gamma = queries.prefix(terms - 3), _gamma(terms)
+        queries, gamma = queries.prefix(terms - 3), gamma_of(terms)
         coordinates, rest = queries.coordinates.astype(np.float32), queries.rest.astype(np.float32)
         coordinates[np.abs(coordinates) < SMALLEST] = 0
         rest[rest < SMALLEST] = 0

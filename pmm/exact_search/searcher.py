@@ -14,6 +14,7 @@ from pmm.exact_search.codes import Projection, ShortCodes, chunks, project
 from pmm.exact_search.kernel import CompiledScan, library
 from pmm.exact_search.pair_distances import EmbeddingParts, PairDistances
 from pmm.exact_search.rotation import Rotation
+from pmm.exact_search.row_scan import RowScan
 from pmm.exact_search.scan import CodeScan, NumpyScan, affordable_coordinates
 from pmm.utils.errors import InvalidInput, InvalidValue
 from pmm.utils.hardware import usable_cores
@@ -79,11 +80,14 @@ class ExactSearcher:
         self._embeddings = EmbeddingParts(parts, metric)
         self._threads = threads or usable_cores()
         kernel = kernel or ("compiled" if library() else "numpy")
-        self._scan: CodeScan = (
-            CompiledScan(codes, self._threads)
-            if kernel == "compiled"
-            else NumpyScan.of(codes, self._threads, affordable_coordinates(rotation.dim))
-        )
+        self._scan: CodeScan
+        most = affordable_coordinates(rotation.dim)
+        if kernel == "compiled":
+            self._scan = CompiledScan(codes, self._threads)
+        elif most < rotation.r == rotation.dim:  # fewer coordinates would leave nearly all rows open
+            self._scan = RowScan(self._embeddings, rotation, self._threads)
+        else:
+            self._scan = NumpyScan.of(codes, self._threads, most)
         self._subset: _Subset | None = None
 
     def __len__(self) -> int:
@@ -131,9 +135,9 @@ class ExactSearcher:
         pairs = PairDistances(self._embeddings, wide, self._threads)
         if rows is None:
             return _Search(pairs, projection, self._scan, len(self), allowed=allowed)
-        if self._subset is None or not np.array_equal(self._subset.rows, rows):
-            self._subset = _Subset.of(rows, self._scan)
-        subset = self._subset
+        subset = self._subset  # of another thread, perhaps, a moment later
+        if subset is None or not np.array_equal(subset.rows, rows):
+            subset = self._subset = _Subset.of(rows, self._scan)
         return _Search(
             pairs, projection, subset.scan, len(rows), numbers=subset.numbers, mask=subset.mask, allowed=allowed
         )

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.exact_search.codes import ERROR, REST, SCALE, SQUARE, ShortCodes, encode, project, quantize
+from pmm.exact_search.pair_distances import EmbeddingParts
 from pmm.exact_search.plan import best_rotation
 from pmm.exact_search.rotation import Rotation
+from pmm.exact_search.row_scan import RowScan
 from pmm.exact_search.scan import NumpyScan, affordable_coordinates
 from pmm.utils.errors import InvalidInput
 from tests.conftest import examples
@@ -35,7 +37,11 @@ def test_no_bound_is_above_a_distance(metric, data):
     stretch, shift = data.draw(st.sampled_from([1, 1.004, 0.997])), data.draw(st.sampled_from([0, 1e-3, 10]))
     rotation = Rotation(rotation.mean + shift, rotation.basis * stretch)
     bounds = lower_bounds(rotation, queries, rows, metric, data.draw(st.integers(1, r)))
-    assert_bounded(bounds, brute_force(queries, rows, metric))
+    truth = brute_force(queries, rows, metric)
+    assert_bounded(bounds, truth)
+    if r == rows.shape[1]:
+        whole = RowScan(EmbeddingParts([rows], metric), rotation, 1)
+        assert_bounded(whole.bounds(project(rotation, queries, metric), slice(0, len(rows))), truth)
 
 
 @pytest.mark.full
@@ -66,6 +72,24 @@ def test_bounds_of_near_pairs_far_from_the_mean():
         hits[found.queries, found.rows] = True
         assert hits[truth <= truth[:, column, None]].all()
         assert_bounded(found.bounds, truth[found.queries, found.rows])
+
+
+def test_bounds_of_rows_themselves_are_close():
+    """Also about a point far from all of them, and of a few."""
+    rows = made_up("flat", 1000, 40, 0)
+    rotation = Rotation.fit(rows, 40)
+    rotation = Rotation(rotation.mean + 1, rotation.basis)
+    asked, truth = project(rotation, rows[:9], "euclidean"), np.sqrt(2 * brute_force(rows[:9], rows, "euclidean"))
+    whole = RowScan(EmbeddingParts([rows[:300], rows[300:]], "euclidean"), rotation, 1)
+    assert whole.resident_bytes <= 4 * 40
+    bounds = whole.bounds(asked, slice(0, 1000, 3))
+    apart = truth[:, ::3] > 0
+    assert bounds[apart] == pytest.approx(truth[:, ::3][apart], rel=1e-4)
+    some = whole.take(np.array([5, 700])).take(np.array([1]))
+    assert len(some) == 1
+    found = some.candidates(asked, truth[:, 700], slice(0, 1))
+    assert found.queries.tolist() == list(range(9))
+    assert found.bounds == pytest.approx(truth[:, 700], rel=1e-4)
 
 
 def test_bounds_by_a_basis_that_lengthens():

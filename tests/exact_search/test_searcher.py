@@ -142,6 +142,13 @@ def test_thousands_of_almost_equal_rows_are_mostly_decided_in_float32(monkeypatc
     assert sum(measured) < 5000 * 32 / 20
 
 
+def test_flat_spectra_are_searched_in_the_rows_themselves():
+    rows = made_up("flat", 500, 90, 0)
+    search = searcher_of(rows, 90)
+    assert search.resident_bytes <= 4 * 90
+    assert_found(search.nearest(rows[:3], 4), nearest(brute_force(rows[:3], rows, "euclidean"), 4))
+
+
 def test_a_masked_subset_takes_no_memory():
     search = searcher_of(made_up("decaying", 400, 40, 0), 8)
     size = search.resident_bytes
