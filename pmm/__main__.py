@@ -29,6 +29,7 @@ COMMANDS = {
     "gallery compact": ("gallery_compact", "a gallery without what was removed"),
     "gallery verify": ("gallery_verify", "whether a gallery is as it was written"),
     "gallery import": ("gallery_import", "an index of an earlier version to a gallery"),
+    "gallery export": ("gallery_export", "a gallery to faiss, Milvus or Parquet"),
     "gallery upgrade": ("gallery_upgrade", "a gallery to another model"),
     "visualize": ("visualize", "pictures of what a trained model does"),
     "info": ("info", "what a file is, and what this machine has"),

@@ -18,6 +18,9 @@ EXTRAS = {
     "cuda": "cuda-python",
     "faiss": "faiss-cpu",
     "timm": "timm",
+    "pymilvus": "pymilvus",
+    "milvus_lite": "milvus-lite",
+    "pyarrow": "pyarrow",
 }
 """Module -> package, of the libraries that the package itself does not ask for."""
 RENAMED = {"PIL": "pillow", "pynvml": "nvidia-ml-py", "torch": "torch torchvision"}

@@ -1,0 +1,44 @@
+"""The rows of a gallery, some at once, for what takes them to another engine. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm.evaluation.distances import comparable_rows
+from pmm.gallery.columns import ColumnValues
+from pmm.gallery.gallery import Gallery
+from pmm.utils.errors import InvalidFile
+
+BATCH_BYTES = 8 << 20
+
+
+class RowBatch(NamedTuple):
+    """Rows that are not removed, in order."""
+
+    start: int
+    """Number of the first, counted without removed ones."""
+    embeddings: npt.NDArray[np.float32]
+    """[n, D]; at norm 1 where the gallery compares by cosine and that was asked for."""
+    columns: dict[str, ColumnValues]
+    """`id` and the others, [n] each."""
+
+
+def row_batches(gallery: Gallery, *, unit: bool = False) -> Iterator[RowBatch]:
+    """All rows, batch by batch; with `unit`, those of a cosine gallery at norm 1.
+
+    Raises InvalidFile for a gallery without rows.
+    """
+    rows = gallery.rows
+    if not len(rows):
+        raise InvalidFile("it is empty", path=gallery.path, expected="a gallery with crops")
+    step = max(1, BATCH_BYTES // (4 * gallery.dim))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        embeddings = gallery.embeddings(some)
+        if unit and gallery.metric == "cosine":
+            embeddings = comparable_rows(embeddings, "cosine").astype(np.float32)
+        yield RowBatch(start, embeddings, {name: gallery.column(name, some) for name in ("id", *gallery.columns)})
