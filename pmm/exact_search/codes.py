@@ -99,7 +99,8 @@ def project(rotation: Rotation, rows: Floats, metric: str) -> Projection:
         coordinates = z @ rotation.basis
         squares = np.einsum("nd,nd->n", z, z)
     gamma = 1.01 * (rotation.dim + 4) * UNIT
-    relative = UNIT + gamma * float(np.linalg.norm(rotation.basis)) * ROOM + rotation.deviation
+    # |basis|_F is at most that of U and the deviation
+    relative = UNIT + gamma * (rotation.r**0.5 + rotation.deviation) * ROOM + rotation.deviation
     rest = np.zeros(len(z))
     if rotation.r < rotation.dim:
         rest = np.sqrt(np.maximum(squares - np.einsum("nr,nr->n", coordinates, coordinates), 0))

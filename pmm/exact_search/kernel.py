@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -17,6 +16,7 @@ from pmm.exact_search.codes import LARGEST, Bytes, Projection, ShortCodes, dista
 from pmm.exact_search.scan import Candidates
 from pmm.utils.build_info import SEARCH_LIBRARY, rebuild, search_build_info
 from pmm.utils.errors import BackendUnavailable
+from pmm.utils.threads import in_threads
 
 ROWS, GROUP, TERMS, LINE = 16, 4, 4, 64
 """Of a block: rows; dimensions in a group; terms; bytes of a group and of a term (cpp_ext/search/search.h)."""
@@ -96,6 +96,7 @@ class CompiledScan:
         self._kernel, self._threads = kernel, threads
         self._path = next(place for place, name in enumerate(paths()) if name) if path is None else path
         self._count, self._r = sum(map(len, codes)), codes[0].r
+        self._sample: tuple[slice, CompiledScan] | None = None
         if len(codes) > 1:
             codes = [ShortCodes(np.concatenate([c.codes for c in codes]), np.concatenate([c.terms for c in codes]))]
         values, terms = (np.ascontiguousarray(array) for array in (codes[0].codes, codes[0].terms))
@@ -120,7 +121,7 @@ class CompiledScan:
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
         scan = object.__new__(CompiledScan)
         scan._kernel, scan._threads, scan._path = self._kernel, self._threads, self._path
-        scan._count, scan._r = len(rows), self._r
+        scan._count, scan._r, scan._sample = len(rows), self._r, None
         sizes = [ctypes.c_int64(value) for value in (self._groups, len(rows))]
         scan._blocks = scan._filled(
             lambda first, last, out: self._kernel.pmm_search_take(
@@ -143,7 +144,10 @@ class CompiledScan:
 
     def bounds(self, queries: Projection, rows: slice) -> Doubles:
         """As `CodeScan.bounds`."""
-        some = self.take(np.arange(len(self))[rows])
+        sample = self._sample
+        if sample is None or sample[0] != rows:  # each search asks for the same ones, which lie all over memory
+            sample = self._sample = rows, self.take(np.arange(len(self))[rows])
+        some = sample[1]
         coded = _Queries(queries, self._r)
         terms = coded.terms(np.full(len(queries), np.inf))
         room = max(TILE, some._blocks.nbytes // (LINE * (self._groups + TERMS)) * ROWS)
@@ -169,10 +173,7 @@ class CompiledScan:
         parts = max(1, min(self._threads, size // grain))
         step = -(-max(1, size) // parts)
         cut = [slice(start, min(start + step, places.stop)) for start in range(places.start, places.stop, step)]
-        if len(cut) < 2:
-            return [work(some) for some in cut or [places]]
-        with ThreadPoolExecutor(len(cut)) as pool:
-            return list(pool.map(work, cut))
+        return in_threads(work, cut or [places])
 
     def _found(self, coded: _Queries, terms: Singles, rows: slice) -> list[tuple[Ints, Ints, Singles]]:
         """Queries, rows and reaches of the candidates, as often as there was room for."""
