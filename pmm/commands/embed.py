@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pmm.gallery.embed_folder import FolderJob
+from pmm.gallery.manifest import is_gallery
 from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
@@ -69,7 +70,12 @@ def main(prog: str) -> None:
     )  # fmt: skip
     prepared = job.prepare()  # before a model is loaded for nothing
     with open_runner(command.model, command.backend, device=command.device, threads=command.threads) as runner:
-        gallery, report = prepared.run(runner, batch_size=command.batch_size, label=prog)
+        try:
+            gallery, report = prepared.run(runner, batch_size=command.batch_size, label=prog)
+        except KeyboardInterrupt:
+            if is_gallery(command.out):
+                print(f"{prog}: note: what is written stays; the same command goes on", file=sys.stderr)
+            raise
     for file, reason in report.bad.items():
         print(printable(f"{prog}: note: left out {file}: {reason}"), file=sys.stderr)
     counts = [f"{how_many(report.added, 'image')} added"]

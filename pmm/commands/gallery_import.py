@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pmm.gallery.embed_folder import check_new_gallery
 from pmm.gallery.npz_index import import_npz
+from pmm.gallery.unfinished import check_new_gallery
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.facts import how_many

@@ -7,10 +7,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from pmm.gallery.embed_folder import JOB_FILE
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.npz_index import read_npz_index
 from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.unfinished import JOB_FILE
 from pmm.utils.files import sha256
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +16,15 @@ from pmm.gallery.crop_files import first_look, images_below, refuse_bad_images
 from pmm.gallery.crop_metadata import crop_columns, name_pattern
 from pmm.gallery.embed import source_of
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbedReport, embedded_chunks, file_columns
-from pmm.gallery.gallery import Gallery, check_new
+from pmm.gallery.gallery import Gallery
 from pmm.gallery.manifest import StoredPrecision, is_gallery
 from pmm.gallery.model_of import check_artifact, check_same_precision, measured_thresholds
 from pmm.gallery.source import EmbeddingSource, check_comparable
+from pmm.gallery.unfinished import JOB_FILE, begun_job, check_new_gallery, facts_of_begun
 from pmm.runtime.base import Runner
 from pmm.runtime.open import open_runner
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput
-from pmm.utils.files import claimed, existing_file, sha256, write_file
-
-JOB_FILE = ".embedding.json"
-"""In a gallery that a run has not finished: what that run was told."""
+from pmm.utils.files import existing_file, sha256
 
 
 def embed(
@@ -91,31 +87,6 @@ def embed(
     return gallery
 
 
-def check_new_gallery(out: Path) -> None:
-    """Raise CannotWrite unless a gallery can be made at `out`."""
-    if out.suffix.lower() == ".npz":
-        raise CannotWrite("a gallery is a folder", path=out, hint=f"name it {out.stem}/")
-    check_new(out)
-    with claimed(out):  # whether it can be written
-        pass
-
-
-@contextlib.contextmanager
-def begun_job(gallery: Path, facts: Mapping[str, str]) -> Iterator[None]:
-    """Say in the folder of a gallery, before it is made, what makes it; if it is not made, nothing is left."""
-    check_new(gallery)
-    new = not gallery.exists()
-    try:
-        write_file(gallery / JOB_FILE, json.dumps(facts, indent=1) + "\n")
-        yield
-    except BaseException:
-        if not is_gallery(gallery):
-            (gallery / JOB_FILE).unlink(missing_ok=True)
-            if new:
-                shutil.rmtree(gallery, ignore_errors=True)
-        raise
-
-
 @dataclass(frozen=True, kw_only=True)
 class FolderJob:
     """What to embed, and where to; see `embed`."""
@@ -145,7 +116,7 @@ class FolderJob:
         kinds = gallery.manifest.columns if gallery else {}
         within = [file.relative_to(self.folder).as_posix() for file in files]
         columns = crop_columns(self.folder, within, names=pattern, table=self.metadata, kinds=kinds)
-        paths = np.array([self._path(file, gallery) for file in files], object)
+        paths = np.array(within if gallery is None else self._paths(within, gallery), object)
         all_columns = {"path": paths, **columns, **file_columns(files)}
         if gallery:
             self._check_columns(gallery, set(columns))
@@ -188,16 +159,11 @@ class FolderJob:
 
     def _check_interrupted(self) -> None:
         """Raise CannotWrite unless what is there is this job, interrupted."""
-        try:
-            begun = json.loads((self.out / JOB_FILE).read_bytes())
-        except FileNotFoundError:
+        begun, facts = facts_of_begun(self.out), self.facts
+        if begun is None:
             hint = "give --append to add to it, or another name"
-            raise CannotWrite("it is a gallery already", path=self.out, hint=hint) from None
-        except (OSError, ValueError):
-            begun = {}
-        facts = self.facts
-        other = [name for name in facts if not isinstance(begun, dict) or begun.get(name) != facts[name]]
-        if other:
+            raise CannotWrite("it is a gallery already", path=self.out, hint=hint)
+        if other := [name for name in facts if begun.get(name) != facts[name]]:
             raise CannotWrite(
                 f"it was begun by an interrupted pmm embed with another {', '.join(other)}", path=self.out,
                 hint="repeat that command to finish it, or give --append to add to what is there",
@@ -212,12 +178,12 @@ class FolderJob:
             problem = f"it has no column {', '.join(surplus)}"
             raise InvalidFile(problem, path=self.out, hint="leave it out, or embed into a gallery of its own")
 
-    def _path(self, file: Path, gallery: Gallery | None) -> str:
-        """Relative to the gallery's folder, or absolute if it is elsewhere."""
-        full, home = self.folder.resolve() / file.relative_to(self.folder), Path(gallery.folder if gallery else "")
-        if gallery is None:
-            return file.relative_to(self.folder).as_posix()
-        return full.relative_to(home).as_posix() if gallery.folder and full.is_relative_to(home) else str(full)
+    def _paths(self, within: Sequence[str], gallery: Gallery) -> list[str]:
+        """Paths as the gallery has them: relative to its own folder, or absolute if they are elsewhere."""
+        folder, home = self.folder.resolve(), Path(gallery.folder)
+        if gallery.folder and folder.is_relative_to(home):
+            folder = folder.relative_to(home)
+        return [(folder / path).as_posix() for path in within]
 
 
 @dataclass(frozen=True, kw_only=True)

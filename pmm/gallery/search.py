@@ -8,18 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from pmm.gallery.embed import embed_files, source_of
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery, Matches
 from pmm.gallery.model_of import model_of
 from pmm.gallery.npz_index import import_npz
-from pmm.gallery.source import check_comparable
+from pmm.gallery.source import EmbeddingSource, check_comparable
+from pmm.runtime.base import Embeddings
 from pmm.runtime.open import open_runner
-
-QUERY_BATCH = 64
 
 
 def search(
@@ -64,7 +60,7 @@ def search(
     files = [Path(query)] if single else [Path(each) for each in query]  # type: ignore[arg-type, union-attr]
     with opened_gallery(gallery) as found:
         model = model_of(found.path, found.source, None if artifact is None else Path(artifact))
-        embeddings = embed_queries(found, model, files, backend=backend, device=device)
+        embeddings, _ = embed_queries(found, model, files, backend=backend, device=device)
         return found.search(embeddings[0] if single else embeddings, k, where=where, not_camera=not_camera)
 
 
@@ -82,9 +78,10 @@ def opened_gallery(gallery: Gallery | str | Path) -> Iterator[Gallery]:
 
 def embed_queries(
     gallery: Gallery, model: Path, files: Sequence[Path], *, backend: str = "auto", device: str = "auto"
-) -> npt.NDArray[np.float32]:
-    """Embeddings [Q, D] of images by `model`, after `check_comparable`."""
+) -> tuple[Embeddings, EmbeddingSource]:
+    """Embeddings [Q, D] of images by `model`, after `check_comparable`, and what made them."""
     with open_runner(model, backend, device=device) as runner:
+        source = source_of(model, runner)
         assert gallery.source is not None
-        check_comparable(gallery.source, source_of(model, runner), model)
-        return embed_files(runner, files, batch_size=QUERY_BATCH)
+        check_comparable(gallery.source, source, model)
+        return embed_files(runner, files), source

@@ -66,7 +66,7 @@ def threshold_of(gallery: Gallery, text: str, fmr: float | None) -> tuple[float,
         return distance, None
     known = gallery.thresholds
     if not known:
-        hint = "give --threshold T, a distance"
+        hint = f"find one with pmm threshold {gallery.path}, or give --threshold T"
         raise InvalidFile("it has no threshold", path=gallery.path, hint=hint)
     rates = sorted({threshold.fmr for threshold in known})
     if fmr is None and len(rates) > 1:

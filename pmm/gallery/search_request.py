@@ -14,16 +14,13 @@ import numpy as np
 
 from pmm.gallery.crop_files import first_look, images_below, refuse_bad_images
 from pmm.gallery.crop_metadata import columns_of_names, name_pattern
-from pmm.gallery.embed import embed_files, source_of
-from pmm.gallery.embed_folder import JOB_FILE
 from pmm.gallery.embed_job import FILE_COLUMNS
 from pmm.gallery.gallery import Gallery, Matches
 from pmm.gallery.model_of import model_of
-from pmm.gallery.search import QUERY_BATCH, opened_gallery
+from pmm.gallery.search import embed_queries, opened_gallery
 from pmm.gallery.search_options import camera_of, check_threshold, row_filter, threshold_of
 from pmm.gallery.search_results import FoundCrop, QueryResult, SearchResults
-from pmm.gallery.source import check_comparable
-from pmm.runtime.open import open_runner
+from pmm.gallery.unfinished import JOB_FILE
 from pmm.utils.errors import InvalidValue
 from pmm.utils.files import existing_file
 
@@ -75,11 +72,8 @@ class SearchRequest:
             distance, threshold = threshold_of(opened, self.threshold, self.fmr) if self.threshold else (None, None)
             not_camera = self._not_camera(opened, files)
             model = model_of(opened.path, opened.source, self.model)
-            with open_runner(model, backend, device=device) as runner:
-                assert opened.source is not None
-                check_comparable(opened.source, source_of(model, runner), model)
-                check_threshold(threshold, runner.info.precision, model)
-                embeddings = embed_files(runner, files, batch_size=QUERY_BATCH)
+            embeddings, source = embed_queries(opened, model, files, backend=backend, device=device)
+            check_threshold(threshold, source.precision, model)
             matches = opened.search(embeddings, self.top, where=where, not_camera=not_camera)
             results = SearchResults(
                 gallery=str(gallery),

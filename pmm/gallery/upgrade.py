@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ import numpy as np
 from pmm.gallery.changes import compact
 from pmm.gallery.crop_files import first_look, refuse_bad_images
 from pmm.gallery.embed import source_of
-from pmm.gallery.embed_folder import JOB_FILE, begun_job, check_new_gallery
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbeddedCrops, EmbedReport, embedded_chunks
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.manifest import is_gallery
 from pmm.gallery.model_of import measured_thresholds
 from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.unfinished import JOB_FILE, begun_job, check_new_gallery, facts_of_begun
 from pmm.gallery.writer import GalleryChange
 from pmm.runtime.base import Runner
 from pmm.utils.errors import CannotWrite, InvalidFile
@@ -130,11 +129,7 @@ class GalleryUpgrade:
     def _check_begun(self) -> None:
         """Raise CannotWrite unless what is at the target is this upgrade, interrupted; what is in the gallery itself
         and of another one is removed."""
-        try:
-            begun = json.loads((self._target / JOB_FILE).read_bytes())
-        except (OSError, ValueError):
-            begun = None
-        if begun == self._facts:
+        if facts_of_begun(self._target) == self._facts:
             return
         if self.out is not None:
             raise CannotWrite("it is a gallery already", path=self.out, expected="an empty folder, or one to make")

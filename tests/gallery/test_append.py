@@ -18,10 +18,10 @@ from pmm.artifacts.artifact import write_thresholds
 from pmm.artifacts.measured_thresholds import MeasuredPoint, MeasuredThresholds
 from pmm.gallery import embed_job
 from pmm.gallery.crop_files import images_below
-from pmm.gallery.embed_folder import JOB_FILE
 from pmm.gallery.embed_folder import embed as embed_folder
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.manifest import read_gallery_manifest
+from pmm.gallery.unfinished import JOB_FILE
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput
 from tests.conftest import ROOT, assert_one_line_error, run_here
@@ -202,8 +202,9 @@ def interrupted(exported, crops, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(OrtRunner, "_embed", fail)
-        with pytest.raises(KeyboardInterrupt):
-            embed_folder(exported, crops, tmp_path / "g", names="market1501", batch_size=2)
+        done = embed(exported, crops, tmp_path / "g", "--names", "market1501", "--batch-size", "2")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "the same command goes on" in done.stderr
     assert len(Gallery.open(tmp_path / "g")) == 4
     return tmp_path / "g"
 

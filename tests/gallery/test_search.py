@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from pmm.export.options import ExportOptions
-from pmm.gallery.embed_folder import JOB_FILE
 from pmm.gallery.embed_folder import embed as embed_folder
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.manifest import read_gallery_manifest
 from pmm.gallery.search import search as find
 from pmm.gallery.thresholds import Threshold
+from pmm.gallery.unfinished import JOB_FILE
 from pmm.utils.errors import InvalidFile, InvalidInput
 from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG
 from tests.conftest import assert_one_line_error, run_here
@@ -203,7 +203,7 @@ def test_filters_keep_what_they_say(galleries, query):
     ],
 )
 def test_wrong_flags_are_one_line_before_a_model_is_loaded(galleries, query, monkeypatch, flags, facts):
-    monkeypatch.setattr("pmm.gallery.search_request.open_runner", lambda *_, **__: pytest.fail("a model was opened"))
+    monkeypatch.setattr("pmm.gallery.search.open_runner", lambda *_, **__: pytest.fail("a model was opened"))
     assert_one_line_error(search(galleries["onnx"], query, *flags), *facts)
 
 
@@ -231,7 +231,7 @@ def test_another_model_is_refused(galleries, artifacts, query, changeable, tmp_p
     done = search(galleries["cosine"], query, "--model", artifacts["onnx"], "--picture", tmp_path / "a.png")
     assert_one_line_error(done, "the gallery has normalised True, not False; metric cosine, not euclidean")
     assert not (tmp_path / "a.png").exists()
-    monkeypatch.setattr("pmm.gallery.search_request.open_runner", lambda *_, **__: pytest.fail("a model was opened"))
+    monkeypatch.setattr("pmm.gallery.search.open_runner", lambda *_, **__: pytest.fail("a model was opened"))
     other = dataclasses.replace(source, checkpoint_sha256="f" * 64, artifact_sha256="f" * 64)
     for model in ("onnx", "torch"):
         done = search(changeable(source=other), query, "--model", artifacts[model])

@@ -9,9 +9,9 @@ import pytest
 
 from pmm.export.options import ExportOptions
 from pmm.gallery import embed_job, upgrade
-from pmm.gallery.embed_folder import JOB_FILE
 from pmm.gallery.embed_folder import embed as embed_folder
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.unfinished import JOB_FILE
 from pmm.gallery.upgrade import WORK_FOLDER, GalleryUpgrade
 from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
