@@ -11,9 +11,9 @@ from pathlib import Path
 
 LISTS = Path(__file__).with_name("planted")
 AREAS = (
-    "adoption", "backbones", "bench", "calibration", "chain", "commands", "engines", "files", "foreign", "gates", "gpus",
-    "losses", "manifest", "metrics", "ops", "parity", "precision", "ranks", "readers", "recipe", "reranking",
-    "resizing", "resume", "sampler", "search", "statistics",
+    "adoption", "backbones", "bench", "calibration", "chain", "commands", "engines", "files", "foreign", "galleries",
+    "gates", "gpus", "losses", "manifest", "metrics", "ops", "parity", "precision", "ranks", "readers", "recipe",
+    "reranking", "resizing", "resume", "sampler", "search", "statistics",
 )  # fmt: skip
 
 
