@@ -17,13 +17,15 @@ pytestmark = pytest.mark.slow
 REQUIREMENTS = ROOT / "pmm/serving-requirements.txt"
 MAX_PACKAGES, MAX_MEGABYTES = 17, 260
 SERVE = """
-import sys
+import shutil, sys
 import numpy as np
 import pmm
+from pmm.exact_search.kernel import library
 
 with pmm.open_runner("model.onnx") as runner:
     size = runner.preprocessing
     np.save("theirs.npy", runner(pmm.load_crops(sys.argv[1:], size.height, size.width)))
+assert library() or not shutil.which("g++")  # the wheel brings the kernel of the search
 assert "torch" not in sys.modules
 """
 LACKING = {
