@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pmm.gallery.embed_folder import embed as embed
     from pmm.gallery.filters import RowFilter as RowFilter
     from pmm.gallery.gallery import Gallery as Gallery
-    from pmm.gallery.gallery import Matches as Matches
+    from pmm.gallery.matches import Matches as Matches
     from pmm.gallery.search import search as search
     from pmm.runtime.base import Runner as Runner
     from pmm.runtime.open import open_runner as open_runner
@@ -62,7 +62,7 @@ _EXPORTS = {
     "InvalidFile": "pmm.utils.errors",
     "InvalidInput": "pmm.utils.errors",
     "InvalidValue": "pmm.utils.errors",
-    "Matches": "pmm.gallery.gallery",
+    "Matches": "pmm.gallery.matches",
     "MissingLibrary": "pmm.utils.errors",
     "OutOfMemory": "pmm.utils.errors",
     "ParityFailed": "pmm.export.parity_check",

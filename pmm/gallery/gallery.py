@@ -5,61 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import METRICS
 from pmm.gallery.changes import append, compact
 from pmm.gallery.columns import ColumnValues, Ids
+from pmm.gallery.creation import check_new, new_manifest, source_of_model
 from pmm.gallery.filters import RowFilter
-from pmm.gallery.manifest import (
-    COLUMN_NAME,
-    RESERVED,
-    GalleryManifest,
-    StoredPrecision,
-    is_gallery,
-)
-from pmm.gallery.rows import (
-    BROKEN,
-    as_column,
-    as_ids,
-    check_columns,
-    check_precision,
-    first_ids,
-    gallery_rows,
-    kind_of_values,
-)
+from pmm.gallery.manifest import GalleryManifest, StoredPrecision
+from pmm.gallery.matches import Matches
+from pmm.gallery.rows import BROKEN, as_column, as_ids, first_ids, gallery_rows
 from pmm.gallery.searching import GallerySearcher
 from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.gallery.source import EmbeddingSource
 from pmm.gallery.thresholds import Threshold
 from pmm.gallery.verification import problems_of
-from pmm.gallery.writer import KINDS, GalleryChange, remove_leftovers, writing
-from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput, InvalidValue
+from pmm.gallery.writer import GalleryChange, remove_leftovers, writing
+from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
 from pmm.utils.files import claimed
-
-
-@dataclass(frozen=True, eq=False)
-class Matches:
-    """What is nearest to one query [K] or to several [Q, K], nearest first, ties by row. Unpacks as ids, distances."""
-
-    ids: Ids
-    """As they were given; where a query has fewer matches than others, None or, of whole numbers, -1."""
-    distances: npt.NDArray[np.float64]
-    """Euclidean distance or, if the gallery's metric is cosine, 1 - cosine similarity; infinite where there is none."""
-    rows: Rows
-    """Of the gallery as it was; -1 where there is none."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.ids, self.distances))
-
-    def is_match(self, threshold: Threshold | float) -> npt.NDArray[np.bool_]:
-        """Which of them lie within a threshold."""
-        return self.distances <= (threshold.distance if isinstance(threshold, Threshold) else threshold)
 
 
 class Gallery:
@@ -114,28 +80,12 @@ class Gallery:
         """
         path = Path(path)
         if model is not None:
-            source = _source_of(Path(model), source)
-        check_precision(precision)
-        if metric is not None and metric not in METRICS:
-            raise InvalidValue("metric", metric, choices=METRICS)
-        if source and metric not in (None, source.embedding.metric):
-            raise ConflictingOptions(
-                f"metric is {metric}, the embeddings are compared by {source.embedding.metric}", "metric", "source"
-            )
-        checked_ids, checked = as_ids(ids), {name: as_column(name, each) for name, each in (columns or {}).items()}
-        for name in checked:
-            if not COLUMN_NAME.fullmatch(name) or name in RESERVED:
-                raise InvalidValue("columns", name, "small letters, digits and _, and neither id nor embeddings")
-        check_columns(checked)
-        given = np.asarray(embeddings)
-        dim = source.embedding.dim if source else given.shape[1] if given.ndim == 2 else 0
-        if dim < 1:
-            raise InvalidInput(f"embeddings are {list(given.shape)}", expected=f"numbers [{len(checked_ids)}, D]")
-        manifest = GalleryManifest(
-            generation=0, dim=dim, metric=metric or (source.embedding.metric if source else "euclidean"),
-            precision=precision, ids="text" if checked_ids.dtype == object else "int64", folder=folder, source=source,
-            columns={name: kind_of_values(name, values) for name, values in checked.items()},
-        )  # fmt: skip
+            source = source_of_model(Path(model), source)
+        given, checked_ids = np.asarray(embeddings), as_ids(ids)
+        checked = {name: as_column(name, each) for name, each in (columns or {}).items()}
+        manifest = new_manifest(
+            given, checked_ids, metric, source=source, columns=checked, precision=precision, folder=folder
+        )
         rows = gallery_rows(manifest, given, checked_ids, checked)
         check_new(path)
         with claimed(path):
@@ -345,7 +295,7 @@ class Gallery:
         if len(found) != 1:
             known = ", ".join(f"{each.fmr:g}" for each in self.thresholds)
             expected = f"one of the rates that the gallery has thresholds for ({known or 'it has none'})"
-            raise InvalidValue("fmr", fmr, expected, hint="" if known else "measure one first")
+            raise InvalidValue("fmr", fmr, expected, hint="" if known else "pmm threshold measures one")
         found[0].check_fits(self.source, self.precision)
         return found[0]
 
@@ -418,24 +368,3 @@ class Gallery:
         ids = np.full(rows.shape, None if text else -1, object if text else np.int64)
         ids[there] = self._snapshot.take("id", rows[there])
         return Matches(ids, distances, rows)
-
-
-def _source_of(model: Path, source: EmbeddingSource | None) -> EmbeddingSource:
-    from pmm.gallery.embed import source_of
-    from pmm.runtime.open import open_runner
-
-    if source is not None:
-        raise ConflictingOptions("source and model say the same", "source", "model", hint="give one of them")
-    with open_runner(model) as runner:
-        return source_of(model, runner)
-
-
-def check_new(path: Path) -> None:
-    """Raise CannotWrite unless `path` can become a gallery: it is empty but for hidden files and what a killed `create`
-    left."""
-    if is_gallery(path):
-        raise CannotWrite("it is a gallery already", path=path, hint="add to it, or give another name")
-    if path.is_dir():
-        others = sorted(each.name for each in path.iterdir() if each.name not in KINDS and each.name[0] != ".")
-        if others:
-            raise CannotWrite(f"it holds {others[0]}", path=path, expected="an empty folder, or one to make")

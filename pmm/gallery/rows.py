@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pmm.gallery.chunks import DTYPES
 from pmm.gallery.columns import Array, Ids, column_arrays, key_arrays
 from pmm.gallery.manifest import ColumnKind, GalleryManifest
-from pmm.utils.errors import InvalidInput, InvalidValue, printable
+from pmm.utils.errors import InvalidInput, printable
 
 BROKEN = "the model or the backend is broken"
 KINDS: dict[str, ColumnKind] = {"camera": "text", "time": "float64", "path": "text"}
@@ -175,9 +175,3 @@ def check_columns(columns: Mapping[str, Array]) -> None:
             raise InvalidInput(
                 f"column {name} holds {'texts' if values.dtype == object else values.dtype}", expected=MEANINGS[name]
             )
-
-
-def check_precision(precision: str) -> None:
-    """Raise InvalidValue for a precision that nothing is stored in."""
-    if precision not in ("fp32", "fp16"):
-        raise InvalidValue("precision", precision, choices=("fp32", "fp16"))

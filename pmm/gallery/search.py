@@ -10,7 +10,8 @@ from typing import Any
 
 from pmm.gallery.embed import embed_files, source_of
 from pmm.gallery.filters import RowFilter
-from pmm.gallery.gallery import Gallery, Matches
+from pmm.gallery.gallery import Gallery
+from pmm.gallery.matches import Matches
 from pmm.gallery.model_of import model_of
 from pmm.gallery.npz_index import import_npz
 from pmm.gallery.source import EmbeddingSource, check_comparable

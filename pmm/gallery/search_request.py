@@ -15,7 +15,8 @@ import numpy as np
 from pmm.gallery.crop_files import first_look, images_below, refuse_bad_images
 from pmm.gallery.crop_metadata import columns_of_names, name_pattern
 from pmm.gallery.embed_job import FILE_COLUMNS
-from pmm.gallery.gallery import Gallery, Matches
+from pmm.gallery.gallery import Gallery
+from pmm.gallery.matches import Matches
 from pmm.gallery.model_of import model_of
 from pmm.gallery.search import embed_queries, opened_gallery
 from pmm.gallery.search_options import camera_of, check_threshold, row_filter, threshold_of

@@ -53,5 +53,5 @@ class Threshold:
             if own != expected:
                 raise InvalidInput(
                     f"the threshold for a false match rate of {self.fmr:g} is for {name} {own or 'unknown'}",
-                    expected=f"{name} {expected}, as in the gallery", hint="measure it again",
+                    expected=f"{name} {expected}, as in the gallery", hint="pmm threshold measures it again",
                 )  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pmm.gallery.gallery import check_new
+from pmm.gallery.creation import check_new
 from pmm.gallery.manifest import is_gallery
 from pmm.utils.errors import CannotWrite
 from pmm.utils.files import claimed, write_file

@@ -78,7 +78,7 @@ def _check_codes(snapshot: GallerySnapshot) -> None:
                 return
             if bad.any():
                 problem = f"the short code of row {some.start + int(bad.argmax())} is not that of its embedding"
-                raise InvalidFile(problem, path=chunk.path, hint="compact the gallery")
+                raise InvalidFile(problem, path=chunk.path, hint="pmm gallery compact writes all codes anew")
 
 
 def _bounded(rotation: Rotation, rows: Any, codes: ShortCodes, some: slice, metric: str) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 import pmm
 from pmm.evaluation.distances import half_squares
-from pmm.gallery import gallery as module
+from pmm.gallery import matches
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.thresholds import Threshold
@@ -384,5 +384,5 @@ def spied(function, read):
 
 def test_it_is_there_by_its_name():
     assert pmm.Gallery is Gallery
-    assert pmm.Matches is module.Matches
+    assert pmm.Matches is matches.Matches
     assert pmm.RowFilter is RowFilter

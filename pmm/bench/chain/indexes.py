@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from pmm.bench.chain.outcomes import Listing
 from pmm.evaluation.parity.labels import Ints
-from pmm.gallery.gallery import Gallery, Matches
+from pmm.gallery.gallery import Gallery
+from pmm.gallery.matches import Matches
 from pmm.utils.extras import import_library
 
 Singles = npt.NDArray[np.float32]

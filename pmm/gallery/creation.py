@@ -1,0 +1,80 @@
+"""What a new gallery will be, and whether there is a place for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pmm.evaluation.distances import METRICS
+from pmm.evaluation.metrics import Metric
+from pmm.gallery.columns import Array, Ids
+from pmm.gallery.manifest import COLUMN_NAME, RESERVED, GalleryManifest, StoredPrecision, is_gallery
+from pmm.gallery.rows import check_columns, kind_of_values
+from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.writer import KINDS
+from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidInput, InvalidValue
+
+
+def new_manifest(
+    embeddings: Array,
+    ids: Ids,
+    metric: Metric | None,
+    *,
+    source: EmbeddingSource | None,
+    columns: Mapping[str, Array],
+    precision: StoredPrecision,
+    folder: str,
+) -> GalleryManifest:
+    """That of a gallery before its first rows.
+
+    Raises InvalidValue for an unknown metric or precision, or a name that no column can have; InvalidInput for columns
+    that do not fit the meaning of their name, and embeddings without dimensions; ConflictingOptions for a metric that
+    is not the source's.
+    """
+    if precision not in ("fp32", "fp16"):
+        raise InvalidValue("precision", precision, choices=("fp32", "fp16"))
+    if metric is not None and metric not in METRICS:
+        raise InvalidValue("metric", metric, choices=METRICS)
+    if source and metric not in (None, source.embedding.metric):
+        raise ConflictingOptions(
+            f"metric is {metric}, the embeddings are compared by {source.embedding.metric}", "metric", "source"
+        )
+    for name in columns:
+        if not COLUMN_NAME.fullmatch(name) or name in RESERVED:
+            raise InvalidValue("columns", name, "small letters, digits and _, and neither id nor embeddings")
+    check_columns(columns)
+    dim = source.embedding.dim if source else embeddings.shape[1] if embeddings.ndim == 2 else 0
+    if dim < 1:
+        raise InvalidInput(f"embeddings are {list(embeddings.shape)}", expected=f"numbers [{len(ids)}, D]")
+    return GalleryManifest(
+        generation=0,
+        dim=dim,
+        metric=metric or (source.embedding.metric if source else "euclidean"),
+        precision=precision,
+        ids="text" if ids.dtype == object else "int64",
+        folder=folder,
+        source=source,
+        columns={name: kind_of_values(name, values) for name, values in columns.items()},
+    )
+
+
+def source_of_model(model: Path, source: EmbeddingSource | None) -> EmbeddingSource:
+    """What embeddings of the file `model` come from. Raises ConflictingOptions if there is a `source`, too."""
+    from pmm.gallery.embed import source_of
+    from pmm.runtime.open import open_runner
+
+    if source is not None:
+        raise ConflictingOptions("source and model say the same", "source", "model", hint="give one of them")
+    with open_runner(model) as runner:
+        return source_of(model, runner)
+
+
+def check_new(path: Path) -> None:
+    """Raise CannotWrite unless `path` can become a gallery: it is empty but for hidden files and what a killed `create`
+    left."""
+    if is_gallery(path):
+        raise CannotWrite("it is a gallery already", path=path, hint="add to it, or give another name")
+    if path.is_dir():
+        others = sorted(each.name for each in path.iterdir() if each.name not in KINDS and each.name[0] != ".")
+        if others:
+            raise CannotWrite(f"it holds {others[0]}", path=path, expected="an empty folder, or one to make")
