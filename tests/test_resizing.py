@@ -82,8 +82,8 @@ def test_all_ways_to_embed_a_crop_obey_the_contract(artifact, odd_people, tmp_pa
     (tmp_path / "crops").mkdir()
     for number, path in enumerate(paths):
         shutil.copy(path, tmp_path / "crops" / f"{number:02}.jpg")
-    index = pmm.embed(artifact, tmp_path / "crops")
-    found["embed"] = index.embeddings
+    gallery = pmm.embed(artifact, tmp_path / "crops", tmp_path / "gallery")
+    found["embed"] = gallery.embeddings()
     session = WorkerSession(lambda done: None)
     session.open(str(artifact), backend="ort-cpu", precision="fp32", device="cpu", cuda_graph=None, threads=0)
     (tmp_path / "paths.json").write_text(json.dumps(list(map(str, paths))))
@@ -93,9 +93,9 @@ def test_all_ways_to_embed_a_crop_obey_the_contract(artifact, odd_people, tmp_pa
     for way, embeddings in found.items():
         assert np.array_equal(embeddings, expected), way
     for number in (0, 5, 11):
-        nearest = pmm.search(index, paths[number], artifact, top=1)
-        assert nearest.indices.tolist() == [number]
-        assert nearest.distances[0] == pytest.approx(0, abs=1e-3)
+        ids, distances = pmm.search(gallery, paths[number], k=1)
+        assert ids.tolist() == [f"{number:02}.jpg"]
+        assert distances[0] == pytest.approx(0, abs=1e-3)
 
 
 def test_exports_are_verified_and_calibrated_on_crops_that_obey_the_contract(artifact, odd_people):

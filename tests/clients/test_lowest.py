@@ -25,8 +25,9 @@ pmm export trt fp16.onnx -o fp16.plan
 pmm export trt int8.onnx -o int8.plan
 pmm export aoti run/best.pth -o model.pt2
 pmm export triton fp32.onnx --repo models
-pmm embed cpu.onnx people/bounding_box_test -o index.npz
-pmm search index.npz --query people/query/QUERY --artifact cpu.onnx --picture found.png
+pmm embed cpu.onnx people/bounding_box_test -o gallery --names market1501
+pmm search gallery --query people/query/QUERY --not-same-camera --names market1501 --picture found.png
+pmm gallery upgrade gallery --to fp32.onnx
 pmm evaluate model.pt2 --dataset market1501 --root people
 pmm evaluate fp32.onnx --backend openvino --dataset market1501 --root people
 pmm visualize run/best.pth

@@ -36,9 +36,9 @@ LACKING = {
     "export trt model.onnx": "tensorrt-rtx",
     "visualize best.pth": "torch",
     "bench best.pth": "torch",
-    "embed best.pth people/query -o index.npz": "torch",
+    "embed best.pth people/query -o other": "torch",
     "info best.pth": "torch",
-    "embed model.onnx people/query -o index.npz --backend openvino": "openvino",
+    "embed model.onnx people/query -o other --backend openvino": "openvino",
 }
 """Command -> the package that it says to install."""
 
@@ -85,9 +85,10 @@ def test_without_torch_a_service_embeds_searches_and_evaluates(environment, peop
         "pmm info",
         "pmm info model.onnx",
         "pmm check --dataset market1501 --root people",
-        "pmm embed model.onnx people/bounding_box_test -o gallery.npz",
-        "pmm info gallery.npz",
-        f"pmm search gallery.npz --query {crops[0]} --artifact model.onnx --top 3 --picture found.png",
+        "pmm embed model.onnx people/bounding_box_test -o gallery --names market1501",
+        "pmm info gallery",
+        f"pmm search gallery --query {crops[0]} --camera 1 2 3 --top 3 --picture found.png",
+        "pmm gallery verify gallery",
         "pmm evaluate model.onnx --dataset market1501 --root people --json scores.json",
         "pmm export triton model.onnx --repo models",
     ]

@@ -29,10 +29,11 @@ def done(*args, **env):
 
 @pytest.mark.parametrize("name", ["model.pt", "weights", "served.bin"])
 def test_what_runs_a_model_takes_it(home, people, tmp_path, name):
-    index, query = tmp_path / "index.npz", min((people / "query").glob("*.jpg"))
-    done("embed", home / name, people / "query", "-o", index, "--device", "cpu")
-    listed = done("search", index, "--query", query, "--artifact", home / name, "--top", "1", "--device", "cpu")
-    assert query.name in listed
+    gallery, query = tmp_path / "gallery", min((people / "query").glob("*.jpg"))
+    done("embed", home / name, people / "query", "-o", gallery, "--device", "cpu")
+    for model in ((), ("--model", home / name)):
+        listed = done("search", gallery, "--query", query, *model, "--top", "1", "--device", "cpu")
+        assert query.name in listed
     done("evaluate", home / name, "--device", "cpu", "--json", tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text())["backend"] == ("ort-cpu" if "served" in name else "torch")
     kind = json.loads(done("info", home / name, "--json"))["file"]["kind"]

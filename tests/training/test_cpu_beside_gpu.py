@@ -53,7 +53,7 @@ def test_no_command_on_the_cpu_opens_cuda(gpu, people, tmp_path):
         ("train", *flags, "--out", out),
         ("train", "--resume", "--out", out, *on_cpu),
         ("evaluate", out / "best.pth", *data, *on_cpu),
-        ("embed", out / "best.pth", people / "query", "-o", tmp_path / "people.npz", *on_cpu),
+        ("embed", out / "best.pth", people / "query", "-o", tmp_path / "gallery", *on_cpu),
     ):
         done = run_here("-m", "pmm", *words, PMM_FAST="1")
         assert done.returncode == 0, done.stderr

@@ -85,8 +85,9 @@ def test_a_word_that_names_no_device(device):
 @pytest.mark.parametrize(
     "command",
     [
-        "pmm embed no.pth no -o no.npz",
-        "pmm search no.npz --query no.png --artifact no.pth",
+        "pmm embed no.pth no -o no",
+        "pmm search no --query no.png",
+        "pmm gallery upgrade no --to no.pth",
         "pmm evaluate no.pth --dataset synthetic --root no",
         "pmm visualize no.pth",
         "pmm train",
