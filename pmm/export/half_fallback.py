@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
-from itertools import chain, repeat
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 PROBES = 4
 """Images on which the cost of layers is measured: rounded weights move all embeddings alike."""
-ALLOWANCE_WITH_KEPT = 0.5
-"""Of the error that the parity check allows: where layers are kept, a few more leave room for other crops and GPUs."""
 QUICK_CROPS = 16
 """Of those of the parity check, for the attempts that fail."""
 
@@ -46,8 +42,7 @@ def half_with_fallback(
     name: str,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The fp32 graph `proto` in half precision, and the layers that had to stay in fp32 for it to pass its parity check
-    with the rounding of a GPU, most costly first. If any have to, it is to pass with half of the allowed error, as far
-    as most of the multiplications can be in half then.
+    with the rounding of a GPU, most costly first (see `convert_with_fallback`).
 
     Args:
         parity_check: None converts all.
@@ -62,28 +57,21 @@ def half_with_fallback(
     if parity_check is None:
         return converter.build(), []
 
-    def passes_within(with_kept: float) -> Callable[[onnx.ModelProto], None]:
-        allowances = chain([1.0], repeat(with_kept))  # the first attempt keeps none
-
-        def passes(candidate: onnx.ModelProto) -> None:
-            embed = in_memory(emulated(candidate), contract, size, optimise=False)
-            check = dataclasses.replace(parity_check, allowance=next(allowances))
-            for each in (check.sample(QUICK_CROPS), check):
-                try:
-                    each.check(embed, precision, name, f"fp32 arithmetic, every tensor rounded to {precision}")
-                except InvalidInput as error:  # too large for half
-                    raise ParityFailed(f"parity failed: {error.problem}", path=name) from error
-
-        return passes
+    def passes(candidate: onnx.ModelProto, allowance: float) -> None:
+        embed = in_memory(emulated(candidate), contract, size, optimise=False)
+        check = dataclasses.replace(parity_check, allowance=allowance)
+        for each in (check.sample(QUICK_CROPS), check):
+            try:
+                each.check(embed, precision, name, f"fp32 arithmetic, every tensor rounded to {precision}")
+            except InvalidInput as error:  # too large for half
+                raise ParityFailed(f"parity failed: {error.problem}", path=name) from error
 
     probes = parity_check.sample(PROBES).crops
     if contract.batch:
         probes = np.resize(probes, (contract.batch, *probes.shape[1:]))
     images = [contract.feed(probes, size)]
-    with suppress(ParityFailed):
-        return convert_with_fallback(converter, passes_within(ALLOWANCE_WITH_KEPT), images, fewest=True)
     try:
-        return convert_with_fallback(converter, passes_within(1.0), images, fewest=True)
+        return convert_with_fallback(converter, passes, images, fewest=True)
     except ParityFailed as error:
         others = "fp16, which rounds less, or fp32" if precision == "bf16" else "fp32"
         error.hint = f"nothing was written; use --precision {others}"
@@ -103,7 +91,6 @@ class HalfConverter:
         # small networks may have a large head
         share = onnx_precision(narrow_products(self.proto, precision)).share.get(precision, 0.0)
         self._heads = share < MIN_SHARE[precision]
-        self._by_cost: list[str] = []
         self._layers = layers_in_half(self.proto, precision, heads=self._heads)
 
     def build(self, keep: Collection[str] = ()) -> onnx.ModelProto:
@@ -118,12 +105,8 @@ class HalfConverter:
         """The layers, first those that read or give numbers beyond the range of half, then from the one that moves the
         embeddings of `probes` most when its weights alone are rounded.
 
-        What a layer reads and gives is rounded in any case: to keep it in fp32 saves its weights. Measured once.
+        What a layer reads and gives is rounded in any case: to keep it in fp32 saves its weights.
         """
-        self._by_cost = self._by_cost or self._measured(probes)
-        return self._by_cost
-
-    def _measured(self, probes: Sequence[npt.NDArray[Any]]) -> list[str]:
         from tqdm import tqdm
 
         graph, peaks = self._measurable()

@@ -185,10 +185,11 @@ def _build(
             return candidate
         return to_half(candidate, "fp16") if source.method == "adopted" else fp16_between(candidate)
 
-    def passes(candidate: onnx.ModelProto) -> None:
+    def passes(candidate: onnx.ModelProto, allowance: float) -> None:
         if parity_check:
             embed = in_memory(finished(candidate), contract, size, float_biases=with_fp16)
-            parity_check.check(embed, options.precision, name, "ONNX Runtime")
+            check = dataclasses.replace(parity_check, allowance=allowance)
+            check.check(embed, options.precision, name, "ONNX Runtime")
 
     try:
         quantised, kept = convert_with_fallback(quantizer, passes, feeds[: max(1, PROBES // batch)])

@@ -136,7 +136,7 @@ def test_unverified_exports_keep_nothing():
 def test_none_is_kept_that_it_passes_without(fewest, count):
     converter, attempts = HalfConverter(convolutions(["plain"] * 14), "fp16"), []
 
-    def passes(proto):
+    def passes(proto, allowance):
         in_fp32 = sum(kind == onnx.TensorProto.FLOAT for kind in weight_types(proto).values())
         attempts.append(in_fp32)
         if in_fp32 < 5:

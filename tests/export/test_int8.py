@@ -274,7 +274,7 @@ def test_a_graph_that_never_passes_is_refused(fp32, train_crops):
     quantizer = Quantizer(fp32, "tensorrt", np.array_split(train_crops, 8), "images")
     tried = []
 
-    def never(proto):
+    def never(proto, allowance):
         tried.append(proto)
         raise ParityFailed("it moved")
 
