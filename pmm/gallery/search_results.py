@@ -119,6 +119,7 @@ def aligned_columns(lines: Sequence[Sequence[str]], right: int = 0) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         if DATES[0] <= value < DATES[1]:
-            return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            precise = "milliseconds" if round(value % 1, 3) % 1 else "seconds"
+            return datetime.fromtimestamp(round(value, 3), UTC).isoformat(timespec=precise).replace("+00:00", "Z")
         return f"{value:.15g}"
-    return printable(value)
+    return "" if value is None else printable(value)
