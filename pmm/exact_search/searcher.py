@@ -125,7 +125,7 @@ class ExactSearcher:
         if not distance >= 0:
             raise InvalidValue("distance", distance, "0 or more")
         search = self._search(queries, rows, allowed)
-        return [search.within(query, distance) for query in range(len(queries))]
+        return [each for some in chunks(len(queries), QUERIES_AT_ONCE) for each in search.within(some, distance)]
 
     def _search(self, queries: Floats, rows: Ints | None, allowed: Allowed | None) -> _Search:
         projection = project(self._rotation, queries, self.metric)
@@ -194,18 +194,20 @@ class _Search:
             start = stop
         return best.rows, best.distances
 
-    def within(self, query: int, distance: float) -> RowMatches:
-        limit, found = _limits(np.array([distance])), [(np.empty(0, np.int64), np.empty(0))]
-        for some in chunks(len(self._scan), MAX_CANDIDATES):
-            place = np.array([query])
-            numbers, rows, bounds = self._scan.candidates(self._projection.take(place), limit, some)
-            numbers, rows, _ = self._counting(place[numbers], rows, bounds)
-            distances = self._pairs.exact(numbers, rows)
+    def within(self, some: slice, distance: float) -> list[RowMatches]:
+        queries = np.arange(some.start, some.stop)
+        projection, limits = self._projection.take(some), _limits(np.full(len(queries), distance))
+        found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
+        for place in chunks(len(self._scan), MAX_CANDIDATES // len(queries)):
+            query, rows, bounds = self._scan.candidates(projection, limits, place)
+            query, rows, _ = self._counting(queries[query], rows, bounds)
+            distances = self._pairs.exact(query, rows)
             near = distances <= distance
-            found.append((rows[near], distances[near]))
-        rows, distances = (np.concatenate(column) for column in zip(*found, strict=True))
-        order = np.lexsort((rows, distances))
-        return RowMatches(rows[order][None], distances[order][None])
+            found.append((query[near], rows[near], distances[near]))
+        query, rows, distances = (np.concatenate(column) for column in zip(*found, strict=True))
+        order = np.lexsort((rows, distances, query))
+        ends = np.searchsorted(query[order], queries[1:])
+        return [RowMatches(rows[part][None], distances[part][None]) for part in np.split(order, ends)]
 
     def _sample(self, some: slice, best: _Best) -> Ints:
         """Measure some rows, so that there are limits; of ever more rows, until each query has k. Returns the queries
@@ -225,15 +227,14 @@ class _Search:
     def _measure_lowest(self, some: slice, queries: Ints, places: range, best: _Best) -> None:
         """Measure for each of the queries k rows among `places` of the lowest bounds."""
         bounds = self._scan.bounds(self._projection.take(queries), slice(places.start, places.stop, places.step))
-        query, rows = (array.ravel() for array in np.meshgrid(queries, np.array(places), indexing="ij"))
+        rows = np.arange(places.start, places.stop, places.step)
         if self._mask is None and self._allowed is None:
-            count = min(best.k, len(places))
-            columns = np.argpartition(bounds, count - 1, axis=1)[:, :count]
-            flat = (columns + np.arange(len(queries))[:, None] * len(places)).ravel()
-            numbers = self._gallery_rows(rows[flat])
-            query = query[flat]
+            count = min(best.k, len(rows))
+            lowest = np.argpartition(bounds, count - 1, axis=1)[:, :count]
+            query, numbers = np.repeat(queries, count), self._gallery_rows(rows[lowest.ravel()])
         else:
-            query, numbers, lower = self._counting(query, rows, bounds.ravel())
+            pairs = np.repeat(queries, len(rows)), np.tile(rows, len(queries))
+            query, numbers, lower = self._counting(*pairs, bounds.ravel())
             first = _firsts(query, lower, best.k)
             query, numbers = query[first], numbers[first]
         best.add(query - some.start, numbers, self._pairs.exact(query, numbers))
