@@ -12,7 +12,8 @@ from pmm.utils.command_line import check_args, parse_args
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs/adopt.md").read_text()
-BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
+PAGES = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL)).replace("\\\n", " ")
 LINES = [line for line in (*BLOCKS.splitlines(), *re.findall(r"`(pmm adopt [^`]+)`", PAGE)) if line]
 IMAGES = re.findall(
     r"`(--(?:no-antialias|interpolation|padding|scale|mean)[^`]* [^`]*|--no-antialias)` \|$", PAGE, re.M
