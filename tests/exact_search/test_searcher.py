@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
-from pmm.exact_search import pair_distances, scan, searcher
+from pmm.exact_search import pair_distances, query_search, scan, searcher
 from pmm.exact_search.codes import encode
 from pmm.exact_search.rotation import Rotation
 from pmm.exact_search.searcher import ExactSearcher
@@ -34,8 +34,8 @@ def assert_found(found, expected):
 @pytest.fixture
 def small_steps(monkeypatch):
     """As if the galleries of these tests were large: several passes, and float32 before float64."""
-    monkeypatch.setattr(searcher, "SAMPLE", 8)
-    monkeypatch.setattr(searcher, "MAX_CANDIDATES", 64)
+    monkeypatch.setattr(query_search, "SAMPLE", 8)
+    monkeypatch.setattr(query_search, "MAX_CANDIDATES", 64)
     monkeypatch.setattr(searcher, "QUERIES_AT_ONCE", 3)
     monkeypatch.setattr(pair_distances, "GRAIN", 8)
     monkeypatch.setattr(pair_distances, "QUERIES_PER_ROW", 0)
@@ -105,7 +105,7 @@ def test_subsets_and_pairs_that_count(metric, data):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("count", "dim", "r"), [(1, 1, 1), (9000, 24, 8), (2000, 16, 16)])
 def test_several_passes_and_threads(metric, count, dim, r, monkeypatch):
-    monkeypatch.setattr(searcher, "SAMPLE", 500)
+    monkeypatch.setattr(query_search, "SAMPLE", 500)
     monkeypatch.setattr(scan, "GRAIN", 300)
     monkeypatch.setattr(scan, "LEAST_ROWS", 100)
     monkeypatch.setattr(scan, "PAIRS_AT_ONCE", 1000)
