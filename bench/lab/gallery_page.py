@@ -1,6 +1,6 @@
 """The figures of docs/gallery.md, from a report of pmm bench --gallery.
 
-python -m bench.lab.gallery_page bench/results/DATE-MACHINE-bench-gallery-demo.json
+python -m bench.lab.gallery_page REPORT.json [--busy]
 
 Writes the part of the page between its marks. `--check` only says whether it is what the report gives.
 """

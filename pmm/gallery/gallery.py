@@ -204,6 +204,11 @@ class Gallery:
         rows, distances = self._searcher.nearest(checked, k, where, not_camera)
         return self._matches(*((rows[0], distances[0]) if given.ndim == 1 else (rows, distances)))
 
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that searches keep, once the first was made: the short codes; embeddings stay on the disk."""
+        return self._searcher.resident_bytes
+
     def within(
         self,
         queries: npt.ArrayLike,
@@ -246,7 +251,7 @@ class Gallery:
                 )  # fmt: skip
             with GalleryChange(self.path, self.manifest) as change:
                 append(change, rows, self._snapshot)
-            self._use(GallerySnapshot.open(self.path))
+            self._reopen()
 
     def remove(self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any]) -> int:
         """Remove the rows of these ids; how many there were. Their place on the disk is free after `compact`."""
@@ -258,7 +263,7 @@ class Gallery:
                 removed = np.union1d(self._snapshot.removed, gone)
                 with GalleryChange(self.path, self.manifest) as change:
                     change.commit(tombstones=change.write("tombstones", {"rows.npy": removed}, len(removed)))
-                self._use(GallerySnapshot.open(self.path))
+                self._reopen()
         return len(gone)
 
     def compact(self) -> None:
@@ -270,8 +275,7 @@ class Gallery:
         with self.writer():
             with GalleryChange(self.path, self.manifest) as change:
                 compact(change, self._snapshot)
-            self._use(GallerySnapshot.open(self.path))
-            remove_leftovers(self.path, self.manifest)
+            self._reopen()
 
     def verify(self) -> list[InvalidFile]:
         """What is wrong with the files: changed since they were written, or not fitting each other. Reads them all."""
@@ -284,7 +288,7 @@ class Gallery:
                 threshold.check_fits(self.source, self.precision)
             with GalleryChange(self.path, self.manifest) as change:
                 change.commit(thresholds=tuple(thresholds))
-            self._use(GallerySnapshot.open(self.path))
+            self._reopen()
 
     def threshold(self, fmr: float | None = None) -> Threshold:
         """The threshold for a false match rate; without one, the only one that there is.
@@ -309,12 +313,17 @@ class Gallery:
             yield
             return
         with writing(self.path):
-            self._use(GallerySnapshot.open(self.path))
+            self._reopen()
             self._writing = True
             try:
                 yield
             finally:
                 self._writing = False
+
+    def _reopen(self) -> None:
+        """Take the newest state, and remove what only the one before held."""
+        self._use(GallerySnapshot.open(self.path))
+        remove_leftovers(self.path, self.manifest)
 
     def _use(self, snapshot: GallerySnapshot) -> None:
         self._snapshot, self._searcher = snapshot, GallerySearcher(snapshot)

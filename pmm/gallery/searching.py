@@ -57,6 +57,11 @@ class GallerySearcher:
         return ExactSearcher(parts, snapshot.manifest.metric, rotation, codes)
 
     @property
+    def resident_bytes(self) -> int:
+        """Memory that the short codes take; embeddings stay on the disk."""
+        return self._exact.resident_bytes if len(self.snapshot) else 0
+
+    @property
     def _is_cosine(self) -> bool:
         return self.snapshot.manifest.metric == "cosine"
 

@@ -80,8 +80,7 @@ class CertifiedIndex:
         self.settings = f"{gallery.precision} on disk, memory-mapped"
         files = [path for path in Path(gallery.path).rglob("*") if path.is_file()]
         self.disk_bytes = sum(path.stat().st_size for path in files)
-        codes = (".codes.npy", ".terms.npy")
-        self.resident_bytes = sum(path.stat().st_size for path in files if path.name.endswith(codes))
+        self.resident_bytes = gallery.resident_bytes
 
     def __len__(self) -> int:
         return len(self.gallery)
