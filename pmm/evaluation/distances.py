@@ -38,7 +38,9 @@ MAX_QUERIES = 1024
 MAX_ROWS = 4096
 """Embeddings in float64 at once."""
 PAIRS_AT_ONCE = 128
-"""Pairs that are measured at once: with few, threads would wait for the interpreter more than they compute."""
+"""Pairs that are measured at once, at most: with few, threads would wait for the interpreter more than they compute."""
+PAIR_NUMBERS = 1 << 16
+"""Dimensions of pairs that are measured at once: they stay in a core's cache."""
 MANY_PAIRS = 1 << 18
 ITEMS_AT_ONCE = 256
 """Of the gallery, whose products in parts are added up: they stay in a core's cache."""
@@ -286,15 +288,13 @@ class EmbeddingDistances:
         queries = np.empty((rows.stop - rows.start, self.dim), np.float32)
         for place, part in self._centred_rows(self.query, rows):
             queries[place.start - rows.start : place.stop - rows.start] = part
-        query_halves, longest = half_squares_float32(queries), 0.0
+        query_halves, item_halves = half_squares_float32(queries), self._centred_halves
         spare = np.empty((2, len(queries) * min(ITEMS_AT_ONCE, len(self.gallery))), np.float32)
         for place, items in self._centred_rows(self.gallery, slice(0, len(self.gallery))):
-            item_halves = half_squares_float32(items)
             products = product_in_parts(queries, items, spare)
-            block = out[: len(queries), place]
-            np.subtract(item_halves.astype(np.float32), products, out=block)
-            block += query_halves.astype(np.float32)[:, None]
-            longest = max(longest, float(np.sqrt(2 * item_halves.max())))
+            np.subtract(item_halves[place].astype(np.float32), products, out=products)
+            np.add(products, query_halves.astype(np.float32)[:, None], out=out[: len(queries), place])
+        longest = float(np.sqrt(2 * item_halves.max(initial=0)))
         return out[: len(queries)], refined_error(np.sqrt(2 * query_halves), longest, self.dim)
 
     def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
@@ -311,12 +311,11 @@ class EmbeddingDistances:
         if not (self.fits_float32 and self.query.is_float32 and self.gallery.is_float32):
             exact = self.exact_pairs(queries, items)
             return exact, np.zeros(len(exact))
-        out = np.empty(len(items))
-        for start in range(0, len(items), PAIRS_AT_ONCE):
-            some = slice(start, start + PAIRS_AT_ONCE)
-            rows, places = np.unique(queries[some], return_inverse=True)
+        out, at_once = np.empty(len(items)), self._pairs_at_once
+        for start in range(0, len(items), at_once):
+            some = slice(start, start + at_once)
             gaps = self.gallery.take_views(items[some], 0)
-            gaps -= self.query.take_views(rows, 0)[places]
+            gaps -= self.query.take_views(queries[some], 0)
             out[some] = half_squares_float32(gaps)
         return out, pair_error(out, self.dim)
 
@@ -328,16 +327,22 @@ class EmbeddingDistances:
         return self._exact_pairs(queries, items)
 
     def _exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
-        out, buffer = np.empty(len(items)), np.empty((min(len(items), PAIRS_AT_ONCE), self.dim))
-        for start in range(0, len(items), PAIRS_AT_ONCE):
-            some = slice(start, start + PAIRS_AT_ONCE)
+        out, at_once = np.empty(len(items)), self._pairs_at_once
+        buffer = np.empty((min(len(items), at_once), self.dim))
+        for start in range(0, len(items), at_once):
+            some = slice(start, start + at_once)
             rows, places = np.unique(queries[some], return_inverse=True)
             gaps = buffer[: len(places)]
             gallery = self.gallery.take_views(items[some], self._exponent)
             query = self.query.take_views(rows, self._exponent)
-            np.subtract(gallery, query[places], out=gaps, dtype=np.float64)
+            gaps[:] = gallery
+            gaps -= query[places]
             out[some] = half_squares(gaps)
         return out
+
+    @property
+    def _pairs_at_once(self) -> int:
+        return max(PAIRS_AT_ONCE // 4, min(PAIRS_AT_ONCE, PAIR_NUMBERS // max(1, self.dim)))
 
     def _centred_rows(self, side: EmbeddingMatrix, rows: slice) -> Iterator[tuple[slice, Singles]]:
         """The rows less `_centre` in float32, as few as stay in a core's cache, until the next; and where they lie."""
@@ -361,6 +366,12 @@ class EmbeddingDistances:
         """
         step = -(-len(self.gallery) // min(CENTRED_BY, self.gallery.chunk))
         return self.gallery.take(np.arange(0, len(self.gallery), max(1, step)), self._exponent).mean(0)
+
+    @cached_property
+    def _centred_halves(self) -> Doubles:
+        """Half the squared norms of the gallery's `_centred_rows` [G]."""
+        rows = self._centred_rows(self.gallery, slice(0, len(self.gallery)))
+        return np.concatenate([half_squares_float32(items) for _, items in rows] or [np.empty(0)])
 
     @cached_property
     def _first_equal(self) -> Ints:

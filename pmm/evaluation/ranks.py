@@ -21,7 +21,8 @@ MAX_OPEN = 40
 """One gallery item in so many may be left open; beyond it the next block is made more closely."""
 FIRST_QUERIES = 32
 BINS = 4096
-NONE = np.empty(0, np.int64)
+SPREAD = 1 << 17
+"""Items that are spread over bins at once: they stay in a core's cache."""
 PAIRS_AT_ONCE = 1 << 18
 
 
@@ -170,17 +171,11 @@ class _Block:
         farthest[relevant > 0] = self.high[self.bounds[1:][relevant > 0] - 1]
         near: npt.NDArray[np.bool_] = np.less_equal(self.distances, farthest[:, None])
         counts = np.count_nonzero(near, axis=1)
-        many = counts > FEW_ITEMS * relevant
         waiting: list[Ints] = []
         left_open = 0
-        for rows in _cut(counts, near.shape[1]):
-            found = [self._spread(query) for query in (np.flatnonzero(many[rows]) + rows.start).tolist()]
-            few = ~many[rows] & (counts[rows] > 0)
-            if few.any():
-                near[rows][~few] = False
-                found.append(self._place(rows, near[rows], few))
-            waiting += [pairs for pairs in found if len(pairs)]
-            left_open += sum(map(len, found))
+        for pairs in self._open(near, counts, counts > FEW_ITEMS * relevant):
+            waiting.append(pairs)
+            left_open += len(pairs)
             if left_open > most_open:
                 return None
             if sum(map(len, waiting)) > PAIRS_AT_ONCE:
@@ -189,43 +184,50 @@ class _Block:
         self._settle(waiting)
         return Ranks(self.query + self.first, self.rank[np.lexsort((self.rank, self.query))])
 
-    def _spread(self, query: int) -> Ints:
-        """Count what comes before the relevant items of `query`; what is open, as `_settle` takes it.
+    def _open(self, near: npt.NDArray[np.bool_], counts: Ints, many: npt.NDArray[np.bool_]) -> Iterator[Ints]:
+        """Count what comes before each relevant item, and yield what is open, as `_settle` takes it."""
+        queries, at_once = np.flatnonzero(many), min(SPREAD // near.shape[1], len(near) // 4)
+        for start in range(0, len(queries), max(1, at_once)):
+            yield self._spread(queries[start : start + max(1, at_once)])
+        near[many], counts[many] = False, 0
+        for rows in _cut(counts, near.shape[1]):
+            if counts[rows].any():
+                yield self._place(rows, near[rows], counts[rows] > 0)
 
-        Its items are spread over bins of distance; only in those that a window touches are they looked at.
+    def _spread(self, queries: Ints) -> Ints:
+        """As `_open`, for some queries [m].
+
+        Their items are spread over bins of distance; only in those that a window touches are they looked at.
         """
-        relevant = slice(self.bounds[query], self.bounds[query + 1])
-        row, low, high = self.distances[query], self.low[relevant], self.high[relevant]  # may hold infinity
-        first = min(row.min(), low[0])
-        scale = row.dtype.type(BINS) / max(high[-1] - first, BINS * np.finfo(row.dtype).tiny)
+        rows, bounds = self.distances[queries], self.bounds
+        number = bounds[queries + 1] - bounds[queries]
+        row = np.repeat(np.arange(len(queries)), number)
+        relevant = np.repeat(bounds[queries] - (number.cumsum() - number), number) + np.arange(len(row))
+        low, high = self.low[relevant], self.high[relevant]
+        first = np.minimum(rows.min(1), self.low[bounds[queries]])
+        span = np.maximum(self.high[bounds[queries + 1] - 1] - first, BINS * np.finfo(rows.dtype).tiny)
+        scale, bins = (BINS / span).astype(rows.dtype), BINS + 3
 
-        def bins(values: Floats) -> Ints:  # ascending with the values, so never a bin too far for an item
-            places = values - first
-            places *= scale
-            return np.minimum(places, BINS + 1, out=places).astype(np.int64)
+        def place(values: Floats, row: Any) -> Ints:  # ascending with the values, so never a bin too far
+            values = values - first[row]
+            values *= scale[row]
+            return np.minimum(values, BINS + 1, out=values).astype(np.int64)
 
-        places, begin = bins(row), bins(low)
-        edges = np.bincount(begin, minlength=BINS + 3) - np.bincount(bins(high) + 1, minlength=BINS + 3)
-        touched = edges.cumsum() > 0
-        before = np.where(touched, 0, np.bincount(places, minlength=BINS + 3)).cumsum()[begin]
-        items = np.flatnonzero(touched[places])
-        items = items[np.argsort(row[items])]
-        values = row[items]
-        nearer, upto = np.searchsorted(values, low), np.searchsorted(values, high, "right")
-        self.rank[relevant] += before + nearer
-        pending = upto > nearer + 1
-        if not pending.any():
-            return NONE
-        self.pending[relevant] = pending
-        stop = np.maximum.accumulate(upto[pending])
-        start = np.maximum(nearer[pending], np.concatenate([[0], stop[:-1]]))
-        lengths = stop - start
-        within = np.repeat(start - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
-        self.rank[relevant][pending] -= np.searchsorted(within, nearer[pending])
-        return query * len(row) + items[within]
+        column = np.arange(len(queries))[:, None]
+        places, begin, end = place(rows, column), place(low, row) + row * bins, place(high, row) + row * bins
+        places += column * bins
+        total = len(queries) * bins
+        touched = (np.bincount(begin, minlength=total) - np.bincount(end + 1, minlength=total)).cumsum() > 0
+        outside = np.where(touched, 0, np.bincount(places.reshape(-1), minlength=total))
+        self.rank[relevant] += outside.reshape(-1, bins).cumsum(1).reshape(-1)[begin]
+        flat = np.flatnonzero(touched[places])
+        query, values = flat // rows.shape[1], rows.reshape(-1)[flat]
+        is_open = self._count(relevant, (row, low, high), query, values, values)
+        query, item = query[is_open], flat[is_open] % rows.shape[1]
+        return queries[query] * rows.shape[1] + item
 
     def _place(self, rows: slice, near: npt.NDArray[np.bool_], few: npt.NDArray[np.bool_]) -> Ints:
-        """As `_spread`, for those of the queries `rows` that have `few` items [r] among their `near` ones [r, G]."""
+        """As `_open`, for those of the queries `rows` that have `few` items [r] among their `near` ones [r, G]."""
         flat = np.flatnonzero(near)
         query, values = flat // near.shape[1], self.distances[rows].reshape(-1)[flat]
         start, stop = self.bounds[rows.start], self.bounds[rows.stop]
