@@ -250,7 +250,9 @@ def main(prog: str) -> int:
     """Entry point; 1 if a result is wrong."""
     command = command_line.parse(GallerySearchCommand, prog=prog, description=__doc__ or "")
     if (command.artifact is None) != (command.root is None):
-        raise ConflictingOptions("--artifact and --root belong together", "--artifact", "--root", hint="give both or none")
+        raise ConflictingOptions(
+            "--artifact and --root belong together", "--artifact", "--root", hint="give both or none"
+        )
     out = output_file(command.out)
     count, queries = (5000, BATCH) if fast_mode() else (command.rows, command.queries)
     people = (
