@@ -5,28 +5,42 @@ from __future__ import annotations
 import numpy as np
 
 from pmm.exact_search.plan import best_rotation
+from pmm.gallery.columns import Ids
+from pmm.gallery.manifest import StoredFolder
 from pmm.gallery.rows import GalleryRows
-from pmm.gallery.short_codes import append_codes, is_outgrown, read_rotation, stride, write_codes
-from pmm.gallery.snapshot import GallerySnapshot
+from pmm.gallery.short_codes import append_codes, is_outgrown, read_rotation, stride, without_codes, write_codes
+from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.gallery.writer import GalleryChange
 
 CHUNK_BYTES = 1 << 27
 """Of the embeddings of a compacted chunk."""
+FOLD = 16
+"""So many chunks of about one size become one: each keeps a file open and has its share in every search."""
 
 
 def append(change: GalleryChange, rows: GalleryRows, before: GallerySnapshot | None) -> None:
-    """One more chunk with its short codes; with those of all rows if these need another rotation."""
+    """One more chunk with its short codes, folded with those before it if there are many.
+
+    The codes of all rows are made anew if these need another rotation.
+    """
     if not len(rows):
         change.commit()
         return
-    manifest, first = change.manifest, change.next_number
-    chunks = (*manifest.chunks, change.write("chunks", rows.arrays(), len(rows)))
-    count = manifest.stored_rows + len(rows)
-    if before is not None and manifest.codes and not is_outgrown(manifest.codes, count):
-        codes = append_codes(change, manifest.codes, read_rotation(before), chunks[-1], rows.embeddings)
-        change.commit(chunks=chunks, codes=codes)
+    manifest, first, epoch = change.manifest, change.next_number, change.manifest.epoch
+    count, kept, codes = manifest.stored_rows + len(rows), manifest.chunks, manifest.codes
+    if before is not None and (folded := _chunks_to_fold(before, len(rows))):
+        kept = kept[: -len(folded)]
+        rows = _joined(before, np.arange(sum(chunk.rows for chunk in kept), manifest.stored_rows), rows)
+        codes, epoch = without_codes(codes, folded), first
+    chunks = (*kept, change.write("chunks", rows.arrays(), len(rows)))
+    if before is not None and codes and not is_outgrown(codes, count):
+        codes = append_codes(change, codes, read_rotation(before), chunks[-1], rows.embeddings)
+        change.commit(chunks=chunks, codes=codes, epoch=epoch)
         return
-    parts = [*(chunk.embeddings for chunk in ([] if before is None else before.chunks)), rows.embeddings]
+    parts = [
+        *(chunk.embeddings for chunk in (before.chunks[: len(kept)] if before is not None else ())),
+        rows.embeddings,
+    ]
     rotation = best_rotation(np.concatenate([part[:: stride(count)] for part in parts]), manifest.metric, count)
     codes = write_codes(change, rotation, count, zip(chunks, parts, strict=True))
     change.commit(chunks=chunks, codes=codes, epoch=first)
@@ -41,12 +55,47 @@ def compact(change: GalleryChange, before: GallerySnapshot) -> None:
     rotation = best_rotation(before.embeddings(live[:: stride(len(live))]), manifest.metric, len(live))
     codes = write_codes(change, rotation, len(live), ())
     chunks = []
-    step = max(1, CHUNK_BYTES // (before.itemsize * manifest.dim))
-    for start in range(0, len(live), step):
-        some = live[start : start + step]
-        ids = before.take("id", some)
-        columns = {name: before.take(name, some) for name in manifest.columns}
-        rows = GalleryRows(embeddings=before.embeddings(some), ids=ids, columns=columns)  # type: ignore[arg-type]
+    for start in range(0, len(live), _full_chunk(before)):
+        rows = _rows(before, live[start : start + _full_chunk(before)])
         chunks.append(change.write("chunks", rows.arrays(), len(rows)))
         codes = append_codes(change, codes, rotation, chunks[-1], rows.embeddings)
     change.commit(chunks=tuple(chunks), codes=codes, tombstones=None, epoch=first)
+
+
+def _chunks_to_fold(before: GallerySnapshot, added: int) -> tuple[StoredFolder, ...]:
+    """The last chunks, if with one of so many `added` rows they are `FOLD` that are below some power of `FOLD` rows, or
+    fill a chunk; none of them more than half.
+
+    So each row is written again once for each such power, few chunks remain, and none grows beyond one and a half.
+    """
+    chunks, full, least = before.manifest.chunks, _full_chunk(before), 1
+    while least < full // 2:
+        least = min(least * FOLD, full // 2)
+        first = len(chunks)
+        while first and chunks[first - 1].rows < least:
+            first -= 1
+        count = added + sum(chunk.rows for chunk in chunks[first:])
+        if added < least and first < len(chunks) and (len(chunks) - first + 1 >= FOLD or count >= full):
+            return chunks[first:]
+    return ()
+
+
+def _full_chunk(before: GallerySnapshot) -> int:
+    """Rows."""
+    return max(1, CHUNK_BYTES // (before.itemsize * before.manifest.dim))
+
+
+def _rows(before: GallerySnapshot, rows: Rows) -> GalleryRows:
+    columns = {name: before.take(name, rows) for name in before.manifest.columns}
+    ids: Ids = before.take("id", rows)  # type: ignore[assignment]
+    return GalleryRows(embeddings=before.embeddings(rows), ids=ids, columns=columns)
+
+
+def _joined(before: GallerySnapshot, rows: Rows, more: GalleryRows) -> GalleryRows:
+    """Rows that are stored, removed ones too, and after them new ones."""
+    old = _rows(before, rows)
+    return GalleryRows(
+        embeddings=np.concatenate([old.embeddings, more.embeddings]),
+        ids=np.concatenate([old.ids, more.ids]),
+        columns={name: np.concatenate([values, more.columns[name]]) for name, values in old.columns.items()},
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
@@ -49,6 +50,13 @@ def append_codes(
     short = encode(rotation, embeddings, change.manifest.metric)
     names = _names(chunk)
     return change.extend("codes", codes, {names[0]: short.codes, names[1]: short.terms})
+
+
+def without_codes(codes: StoredFolder | None, chunks: Iterable[StoredFolder]) -> StoredFolder | None:
+    """The folder without the codes of some chunks."""
+    gone = {name for chunk in chunks for name in _names(chunk)}
+    kept = {name: file for name, file in codes.files.items() if name not in gone} if codes else {}
+    return codes and dataclasses.replace(codes, files=kept)
 
 
 def read_rotation(snapshot: GallerySnapshot) -> Rotation:

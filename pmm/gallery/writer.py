@@ -58,12 +58,11 @@ class GalleryChange:
         return dataclasses.replace(folder, files={**folder.files, **files})
 
     def commit(self, **changes: Any) -> None:
-        """From here on the gallery is `changes` of its manifest, and what it no longer needs is removed."""
+        """From here on the gallery is `changes` of its manifest; `remove_leftovers` removes what is no longer named."""
         generation = self.manifest.generation + 1
         manifest = dataclasses.replace(self.manifest, **changes, generation=generation, next_number=self._next)
         (self.path / READERS.format(manifest.epoch)).touch()
         manifest.write(self.path)
-        remove_leftovers(self.path, manifest)
 
 
 @contextlib.contextmanager
@@ -87,7 +86,7 @@ def remove_leftovers(path: Path, manifest: GalleryManifest) -> None:
                 if stored is None:
                     if not held or not folder.name.isdigit() or int(folder.name) >= manifest.epoch:
                         shutil.rmtree(folder)
-                else:
+                elif not held:
                     for file in folder.iterdir():
                         if file.name not in stored.files:
                             file.unlink()

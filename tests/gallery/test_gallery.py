@@ -10,7 +10,7 @@ import pytest
 
 import pmm
 from pmm.evaluation.distances import half_squares
-from pmm.gallery import matches
+from pmm.gallery import changes, matches
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.thresholds import Threshold
@@ -100,6 +100,26 @@ def test_short_codes_stay_those_of_one_rotation_until_the_gallery_outgrows_it(tm
     assert (gallery.manifest.codes.name != first.name, gallery.manifest.codes.rows) == (True, 490)
     assert gallery.verify() == []
     assert gallery.search(gallery.embeddings(), 1).ids[:, 0].tolist() == list(range(490))
+
+
+def test_many_small_chunks_are_folded_and_few_remain(tmp_path, no_fsync, monkeypatch):
+    monkeypatch.setattr(changes, "CHUNK_BYTES", 60 * 4 * 4)
+    monkeypatch.setattr(changes, "FOLD", 4)
+    rng, sizes = np.random.default_rng(0), [1] * 18 + [7] * 9 + [90, 5, 25, 25, 25]
+    gallery, rows, most = Gallery.create(tmp_path / "g", np.empty((0, 4)), np.arange(0)), np.empty((0, 4)), 0
+    reader = None
+    for count in sizes:
+        more = rng.normal(size=(count, 4))
+        gallery.add(more, np.arange(len(rows), len(rows) + count))
+        rows = np.concatenate([rows, more])
+        most = max(most, len(gallery.manifest.chunks))
+        reader = reader or Gallery.open(gallery.path)
+    assert most < 12
+    assert max(chunk.rows for chunk in gallery.manifest.chunks) < 91
+    assert gallery.column("id").tolist() == list(range(len(rows)))
+    assert np.array_equal(gallery.embeddings(), rows.astype(np.float32))
+    assert gallery.verify() == reader.verify() == []
+    assert reader.search(rows[0], 1).ids.tolist() == [0]
 
 
 def test_filters_keep_what_they_say(stored):

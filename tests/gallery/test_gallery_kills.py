@@ -118,6 +118,7 @@ def test_killed_at_any_file(tmp_path, monkeypatch, stride):
     """Each step is tried until it is not killed: at its first file, its next, and so on."""
     monkeypatch.setattr(changes, "CHUNK_BYTES", 64 * DIM * 4)
     monkeypatch.setattr(short_codes, "MAX_GROWTH", 2)
+    monkeypatch.setattr(changes, "FOLD", 2)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine goes on
     path, kills = tmp_path / "people", 0
     for number in range(6):

@@ -61,6 +61,7 @@ def test_it_holds_and_finds_what_a_dictionary_does(tmp_path_factory, seed, steps
         patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(changes, "best_rotation", lambda sample, metric, _: Rotation.fit(sample, 3, metric))
         patch.setattr(short_codes, "SAMPLE", 4)
+        patch.setattr(changes, "FOLD", 3)
         patch.setattr(changes, "CHUNK_BYTES", 8 * DIM * 4)
         gallery = Gallery.create(path, *new_rows(rng, model, metric, precision, text, 3), metric, precision=precision,
                                  columns={"camera": cameras_of(model, 3)})  # fmt: skip
