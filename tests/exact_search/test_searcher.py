@@ -1,5 +1,7 @@
 """Exact search finds what brute force in float64 finds: the same rows and the same distances."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -147,6 +149,20 @@ def test_flat_spectra_are_searched_in_the_rows_themselves():
     search = searcher_of(rows, 90)
     assert search.resident_bytes <= 4 * 90
     assert_found(search.nearest(rows[:3], 4), nearest(brute_force(rows[:3], rows, "euclidean"), 4))
+
+
+def test_threads_may_share_a_searcher():
+    """Each with a subset of its own, of which the searcher keeps the last."""
+    rows = made_up("decaying", 2000, 24, 0)
+    search, truth = searcher_of(rows, 8, threads=2), brute_force(rows[:4], rows, "euclidean")
+
+    def found(step):
+        return search.nearest(rows[:4], 5, rows=np.arange(0, 2000, step))
+
+    steps = [1, 2, 7, 30] * 5
+    with ThreadPoolExecutor(4) as pool:
+        for step, matches in zip(steps, pool.map(found, steps), strict=True):
+            assert_found(matches, nearest(truth, 5, np.broadcast_to(np.arange(2000) % step == 0, truth.shape)))
 
 
 def test_a_masked_subset_takes_no_memory():
