@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from pmm.gallery.upgrade import WORK_FOLDER, GalleryUpgrade
 from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import CannotWrite, InvalidFile
-from tests.conftest import assert_one_line_error, run_here
+from tests.conftest import ROOT, assert_one_line_error, run_here
 from tests.refusals import refuses
 
 
@@ -204,3 +208,42 @@ def test_what_cannot_be_upgraded_is_refused(newer, old, tmp_path):
     ):
         GalleryUpgrade(gallery=old, artifact=newer).run(runner)
     assert Gallery.open(old).metric == "euclidean"
+
+
+@pytest.mark.slow
+def test_an_upgrade_that_is_killed_again_and_again_ends_with_every_crop_of_one_model(exported, newer, people, tmp_path):
+    """SIGKILL after each few crops, and at the exchange; the old gallery is whole until it is the new one."""
+    script = (
+        "import sys, time; from pathlib import Path; from pmm.gallery import embed_job; embed_job.CHUNK_CROPS = 20\n"
+        "from pmm.gallery.upgrade import GalleryUpgrade; from pmm.runtime.open import open_runner\n"
+        "job = GalleryUpgrade(gallery=Path(sys.argv[1]), artifact=Path(sys.argv[2]))\n"
+        "with open_runner(sys.argv[2], device='cpu') as runner: job.check(), job.run(runner, batch_size=10)\n"
+    )
+    crops = people / "bounding_box_test"
+    old = embed_folder(exported, crops, tmp_path / "g", names="market1501", device="cpu")
+    before, rng, seen = old.embeddings(), np.random.default_rng(0), [0]
+    for _ in range(60):
+        process = subprocess.Popen([sys.executable, "-c", script, str(old.path), str(newer)], cwd=ROOT)
+        while process.poll() is None and progress(old.path) == seen[-1]:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = Gallery.open(old.path)
+        assert not now.verify()
+        if now.metric == "cosine":
+            break
+        np.testing.assert_array_equal(now.embeddings(), before)
+        seen.append(progress(old.path))
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 4, "it was killed between chunks"
+    assert is_made_by(old.path, newer, crops, tmp_path)
+
+
+def progress(gallery):
+    """Crops that are embedded; -1 while what is complete is removed."""
+    work = gallery / WORK_FOLDER
+    try:
+        return len(Gallery.open(work)) if (work / "manifest.json").exists() else 0
+    except InvalidFile:
+        return -1
