@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from pmm.evaluation.distances import Blocks, Distances, Doubles, Floats, Ints, Singles, by_precision
 from pmm.utils.errors import InvalidInput
+from pmm.utils.threads import single_blas_thread
 
 FEW_ITEMS = 128
 """Gallery items per relevant one up to which sorting each into its place is quicker than counting for each."""
@@ -96,7 +96,7 @@ def relevant_ranks(distances: Distances, index: PidIndex, blocks: Blocks, thread
 
     first = min(FIRST_QUERIES, blocks.queries, queries)
     waiting: deque[Future[Ranks]] = deque()
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+    with single_blas_thread(), ThreadPoolExecutor(threads) as pool:
         yield pool.submit(block_ranks, slice(0, first)).result()
         for rows in blocks.cut(queries, threads, first=first):
             waiting.append(pool.submit(block_ranks, rows))
