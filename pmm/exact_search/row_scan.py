@@ -38,10 +38,10 @@ class RowScan(ProductScan):
         return RowScan(self._gallery, self._rotation, self._threads, numbers)
 
     def left_factor(self, rows: slice) -> Singles:
-        numbers = np.arange(*rows.indices(len(self))) if self._numbers is None else self._numbers[rows]
-        out, dim, gamma = np.empty((len(numbers), self._terms), np.float32), self._gallery.dim, gamma_of(self._terms)
+        items = self._gallery.read(rows) if self._numbers is None else self._gallery.take(self._numbers[rows])
+        out, dim, gamma = self._matrix(len(items)), self._gallery.dim, gamma_of(self._terms)
         with np.errstate(over="ignore", invalid="ignore"):  # of rows that are too large
-            np.subtract(self._gallery.take(numbers), self._centre, out=out[:, :dim], casting="same_kind")
+            np.subtract(items, self._centre, out=out[:, :dim], casting="same_kind")
             square = np.einsum("nd,nd->n", out[:, :dim], out[:, :dim]).astype(np.float64)
             error = (1.01 * 2.0**-24) * np.sqrt(square + dim * 2.0**-120) + SMALLEST  # squares may underflow
             # once more g square_x, for the square itself is a sum in float32
@@ -51,6 +51,12 @@ class RowScan(ProductScan):
         if large.any():
             out[large], out[large, dim + 1] = 0, np.finfo(np.float32).min
         return out
+
+    def _matrix(self, rows: int) -> Singles:
+        """This thread's own, for one chunk after another: new memory costs as much as what is written there."""
+        if len(getattr(self._buffers, "matrix", ())) < rows:
+            self._buffers.matrix = np.empty((rows, self._terms), np.float32)
+        return self._buffers.matrix[:rows]
 
     def right_factor(self, queries: Projection, limits: Doubles) -> RightFactor:
         turning = self._rotation.deviation + 1.01 * (self._gallery.dim + 4) * UNIT * self._rotation.dim**0.5
