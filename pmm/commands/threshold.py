@@ -127,7 +127,7 @@ def _of_report(path: Path, gallery: Gallery, fmr: float | None) -> list[Threshol
         if result.thresholds and result.precision == source.precision
         and (result.artifact_sha256 == source.artifact_sha256 or report.checkpoint.sha256 == source.checkpoint_sha256)
     ]  # fmt: skip
-    if not results or report.checkpoint.sha256 != source.checkpoint_sha256:
+    if not results:
         problem = f"it has no thresholds of the gallery's model, in {source.precision}"
         raise InvalidFile(problem, path=path, hint="run pmm bench on that model")
     results.sort(key=lambda result: result.artifact_sha256 != source.artifact_sha256)

@@ -13,6 +13,7 @@ from pmm.gallery.gallery import Gallery
 from pmm.gallery.source import EmbeddingSource
 from pmm.gallery.thresholds import Threshold
 from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
+from tests.bench.pages.sample_reports import cpu_machine
 from tests.conftest import assert_one_line_error, run_here
 from tests.refusals import refuses
 
@@ -138,3 +139,33 @@ def test_of_another_model_is_refused(tmp_path):
     put_thresholds(gallery, [own])
     assert gallery.thresholds == (own,)
     json.dumps(dataclasses.asdict(own))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_of_a_report_are_taken_those_of_the_precision_that_made_the_gallery(tmp_path, metric):
+    report = cpu_machine()
+    (tmp_path / "report.json").write_text(report.to_json())
+    of_report = dataclasses.replace(
+        SOURCE, checkpoint_sha256=report.checkpoint.sha256, precision="int8",
+        embedding=EmbeddingContract(dim=4, metric=metric),
+    )  # fmt: skip
+    gallery = Gallery.create(tmp_path / "g", np.eye(4), [1, 2, 3, 4], source=of_report)
+    done = run_here("-m", "pmm", "threshold", gallery.path, "--from", tmp_path / "report.json")
+    assert done.returncode == 0, done.stderr
+    measured = report.result("openvino int8").thresholds.points
+    written = Gallery.open(gallery.path).thresholds
+    assert [each.fmr for each in written] == [point.fpr for point in measured if point.threshold is not None]
+    for threshold, point in zip(written, measured, strict=False):
+        expected = point.threshold**2 / 2 if metric == "cosine" else point.threshold
+        assert threshold.distance == pytest.approx(expected)
+        assert (threshold.tpr, threshold.kind, threshold.precision) == (point.tpr, "bench", "int8")
+    none = run_here("-m", "pmm", "threshold", gallery.path, "--from", tmp_path / "report.json", "--fmr", "0.5")
+    assert_one_line_error(none, "report.json", "0.5")
+    other = Gallery.create(
+        tmp_path / "h", np.eye(4), [1, 2, 3, 4], source=dataclasses.replace(of_report, precision="tf32")
+    )
+    done = run_here("-m", "pmm", "threshold", other.path, "--from", tmp_path / "report.json")
+    assert_one_line_error(done, "report.json", "tf32")
+    nobody = Gallery.create(tmp_path / "i", np.eye(4), [1, 2, 3, 4])
+    done = run_here("-m", "pmm", "threshold", nobody.path, "--from", tmp_path / "report.json")
+    assert_one_line_error(done, "what made its embeddings", "--set")
