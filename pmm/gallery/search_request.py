@@ -22,7 +22,7 @@ from pmm.gallery.search import embed_queries, opened_gallery
 from pmm.gallery.search_options import camera_of, check_threshold, row_filter, threshold_of
 from pmm.gallery.search_results import FoundCrop, QueryResult, SearchResults
 from pmm.gallery.unfinished import JOB_FILE
-from pmm.utils.errors import InvalidValue
+from pmm.utils.errors import InvalidFile, InvalidValue
 from pmm.utils.files import existing_file
 
 
@@ -68,6 +68,8 @@ class SearchRequest:
         if (gallery / JOB_FILE).is_file():
             logging.getLogger("pmm").warning("%s: pmm embed has not finished it: crops are missing", gallery)
         with opened_gallery(gallery) as opened:
+            if not len(opened):
+                raise InvalidFile("it holds no crops", path=gallery, hint="add some with pmm embed --append")
             where = row_filter(opened, cameras=self.cameras, since=self.since, until=self.until, where=self.where)
             candidates = len(opened.rows_where(where)) if where else len(opened)
             distance, threshold = threshold_of(opened, self.threshold, self.fmr) if self.threshold else (None, None)

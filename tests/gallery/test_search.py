@@ -224,6 +224,9 @@ def test_what_is_no_gallery_is_one_line(galleries, artifacts, query, tmp_path):
     assert_one_line_error(search(tmp_path / "none", query), "none: it does not exist; expected a gallery")
     assert_one_line_error(search(artifacts["onnx"], query), "model.onnx: it is an ONNX file", "pmm embed")
     assert_one_line_error(search(tmp_path, query), "it holds no manifest.json")
+    source = Gallery.open(galleries["onnx"]).source
+    Gallery.create(tmp_path / "empty", np.zeros((0, source.embedding.dim)), [], source=source)
+    assert_one_line_error(search(tmp_path / "empty", query), "empty: it holds no crops", "pmm embed --append")
 
 
 def test_another_model_is_refused(galleries, artifacts, query, changeable, tmp_path, monkeypatch):
