@@ -12,7 +12,7 @@ from pmm.evaluation.rounding import product_error
 from pmm.exact_search.codes import LARGEST, ROOM, SMALLEST, chunks
 from pmm.utils.threads import in_threads
 
-PAIRS_AT_ONCE = 512
+PAIRS_AT_ONCE = 128
 """Pairs that are measured at once; their differences stay in a core's cache."""
 GRAIN = 4096
 """Pairs that are worth a thread."""
