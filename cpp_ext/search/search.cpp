@@ -45,39 +45,33 @@ PMM_API int32_t pmm_search_paths(const char** names) {
 
 PMM_API int64_t pmm_search_scan(int32_t path, const Scan* scan) { return kPaths[path].scan(*scan); }
 
-// Codes [rows][dims] and terms [rows][scale, rest, square, error] into the blocks [first, last) of `out`.
-PMM_API void pmm_search_pack(const int8_t* codes, const float* terms, int64_t rows, int64_t dims, int64_t first,
-                             int64_t last, uint8_t* out) {
-  const int64_t groups = (dims + kGroup - 1) / kGroup;
+// Of codes [rows][dims] and terms [rows][scale, rest, square, error], the rows [first, last) into blocks that are 0,
+// where row 0 is row `start` there.
+PMM_API void pmm_search_pack(const int8_t* codes, const float* terms, int64_t dims, int64_t start, int64_t first,
+                             int64_t last, uint8_t* blocks) {
+  const int64_t groups = (dims + kGroup - 1) / kGroup, whole = dims / kGroup;
   constexpr int order[kTerms] = {2, 0, 1, 3};
-  for (int64_t number = first; number < last; ++number) {
-    uint8_t* const block = out + number * block_bytes(groups);
-    std::memset(block, 0, block_bytes(groups));
-    for (int64_t lane = 0; lane < kRows && number * kRows + lane < rows; ++lane) {
-      const int64_t row = number * kRows + lane;
-      const int8_t* const from = codes + row * dims;
-      uint8_t* const to = block + lane * kGroup;
-      for (int64_t group = 0; group < dims / kGroup; ++group)
-        std::memcpy(to + group * kLine, from + group * kGroup, kGroup);
-      std::memcpy(to + dims / kGroup * kLine, from + dims / kGroup * kGroup, dims % kGroup);
-      for (int64_t term = 0; term < kTerms; ++term)
-        terms_of(block, groups)[term * kRows + lane] = terms[row * kTerms + order[term]];
-    }
+  for (int64_t row = first; row < last; ++row) {
+    uint8_t* const block = blocks + (start + row) / kRows * block_bytes(groups);
+    const int64_t lane = (start + row) % kRows;
+    const int8_t* const from = codes + row * dims;
+    uint8_t* const to = block + lane * kGroup;
+    for (int64_t group = 0; group < whole; ++group)
+      std::memcpy(to + group * kLine, from + group * kGroup, kGroup);
+    std::memcpy(to + whole * kLine, from + whole * kGroup, dims % kGroup);
+    for (int64_t term = 0; term < kTerms; ++term)
+      terms_of(block, groups)[term * kRows + lane] = terms[row * kTerms + order[term]];
   }
 }
 
-// Of `blocks`, the rows that `rows` [count] names, into the blocks [first, last) of `out`.
-PMM_API void pmm_search_take(const uint8_t* blocks, int64_t groups, const int64_t* rows, int64_t count, int64_t first,
-                             int64_t last, uint8_t* out) {
-  for (int64_t number = first; number < last; ++number) {
-    uint8_t* const block = out + number * block_bytes(groups);
-    std::memset(block, 0, block_bytes(groups));
-    for (int64_t lane = 0; lane < kRows && number * kRows + lane < count; ++lane) {
-      const int64_t row = rows[number * kRows + lane];
-      const uint8_t* const from = blocks + row / kRows * block_bytes(groups) + row % kRows * kGroup;
-      for (int64_t word = 0; word < groups + kTerms; ++word)  // a term is as wide as a group of codes
-        std::memcpy(block + word * kLine + lane * kGroup, from + word * kLine, kGroup);
-    }
+// Of `blocks`, the rows that `rows` names at [first, last), into the same places of blocks that are 0.
+PMM_API void pmm_search_take(const uint8_t* blocks, int64_t groups, const int64_t* rows, int64_t first, int64_t last,
+                             uint8_t* out) {
+  for (int64_t place = first; place < last; ++place) {
+    const uint8_t* const from = blocks + rows[place] / kRows * block_bytes(groups) + rows[place] % kRows * kGroup;
+    uint8_t* const to = out + place / kRows * block_bytes(groups) + place % kRows * kGroup;
+    for (int64_t word = 0; word < groups + kTerms; ++word)  // a term is as wide as a group of codes
+      std::memcpy(to + word * kLine, from + word * kLine, kGroup);
   }
 }
 

@@ -97,14 +97,14 @@ class CompiledScan:
         self._path = next(place for place, name in enumerate(paths()) if name) if path is None else path
         self._count, self._r = sum(map(len, codes)), codes[0].r
         self._sample: tuple[slice, CompiledScan] | None = None
-        if len(codes) > 1:
-            codes = [ShortCodes(np.concatenate([c.codes for c in codes]), np.concatenate([c.terms for c in codes]))]
-        values, terms = (np.ascontiguousarray(array) for array in (codes[0].codes, codes[0].terms))
-        self._blocks = self._filled(
-            lambda first, last, out: kernel.pmm_search_pack(
-                *(_address(values), _address(terms), *map(ctypes.c_int64, (self._count, self._r, first, last)), out)
-            )
-        )
+        self._blocks = self._empty_blocks()
+        start = 0
+        for part in codes:
+            values = np.ascontiguousarray(part.codes.reshape(len(part), self._r), np.int8)
+            terms = np.ascontiguousarray(part.terms.reshape(len(part), TERMS), np.float32)
+            fixed = _address(values), _address(terms), ctypes.c_int64(self._r), ctypes.c_int64(start)
+            self._fill(kernel.pmm_search_pack, fixed, len(part))
+            start += len(part)
 
     def __len__(self) -> int:
         return self._count
@@ -122,12 +122,9 @@ class CompiledScan:
         scan = object.__new__(CompiledScan)
         scan._kernel, scan._threads, scan._path = self._kernel, self._threads, self._path
         scan._count, scan._r, scan._sample = len(rows), self._r, None
-        sizes = [ctypes.c_int64(value) for value in (self._groups, len(rows))]
-        scan._blocks = scan._filled(
-            lambda first, last, out: self._kernel.pmm_search_take(
-                *(_address(self._blocks), sizes[0], _address(rows), sizes[1], *map(ctypes.c_int64, (first, last)), out)
-            )
-        )
+        scan._blocks = scan._empty_blocks()
+        fixed = _address(self._blocks), ctypes.c_int64(self._groups), _address(rows)
+        scan._fill(self._kernel.pmm_search_take, fixed, len(rows))
         return scan
 
     def candidates(self, queries: Projection, limits: Doubles, rows: slice) -> Candidates:
@@ -158,19 +155,24 @@ class CompiledScan:
     def _groups(self) -> int:
         return -(-self._r // GROUP)
 
-    def _filled(self, fill: Callable[[int, int, ctypes.c_void_p], object]) -> Bytes:
-        """Blocks of all rows, at the start of a line."""
-        blocks = -(-self._count // ROWS)
-        room = np.empty(blocks * LINE * (self._groups + TERMS) + LINE, np.int8)
+    def _empty_blocks(self) -> Bytes:
+        """Of all rows, 0, at the start of a line."""
+        size = -(-self._count // ROWS) * LINE * (self._groups + TERMS)
+        room = np.zeros(size + LINE, np.int8)
         start = -room.ctypes.data % LINE
-        out = room[start : start + len(room) - LINE]
-        self._map(lambda some: fill(some.start, some.stop, _address(out)), slice(0, blocks), GRAIN // ROWS)
-        return out
+        return room[start : start + size]
 
-    def _map(self, work: Callable[[slice], Any], places: slice, grain: int = GRAIN) -> list[Any]:
+    def _fill(self, function: Any, fixed: tuple[Any, ...], count: int) -> None:
+        """Let the kernel's `function` write so many rows."""
+        self._map(
+            lambda rows: function(*fixed, *map(ctypes.c_int64, (rows.start, rows.stop)), _address(self._blocks)),
+            slice(0, count),
+        )
+
+    def _map(self, work: Callable[[slice], Any], places: slice) -> list[Any]:
         """`work` on parts of a range, one for each thread where that pays."""
         size = places.stop - places.start
-        parts = max(1, min(self._threads, size // grain))
+        parts = max(1, min(self._threads, size // GRAIN))
         step = -(-max(1, size) // parts)
         cut = [slice(start, min(start + step, places.stop)) for start in range(places.start, places.stop, step)]
         return in_threads(work, cut or [places])
