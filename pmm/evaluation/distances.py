@@ -112,7 +112,7 @@ class Blocks:
         Raises OutOfMemory if the rest is too little for one query; the least that works is `expected`.
         """
         queries, gallery = shape
-        fixed = reserved_bytes + 64 * (queries + gallery) + 80 * gallery * threads
+        fixed = reserved_bytes + 64 * (queries + gallery) + 160 * gallery * threads
         # float32, float64, whether it is near, and the embeddings chunk by chunk
         row = (13 * gallery + 100 * pairs) * threads + 32 * min(gallery, MAX_ROWS)
         least_scratch = 32 * 64 * max(1, dim)

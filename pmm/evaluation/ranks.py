@@ -172,27 +172,33 @@ class _Block:
         near: npt.NDArray[np.bool_] = np.less_equal(self.distances, farthest[:, None])
         counts = np.count_nonzero(near, axis=1)
         waiting: list[Ints] = []
-        left_open = 0
+        left_open, at_once = 0, self._queries_at_once(PAIRS_AT_ONCE) * near.shape[1]
         for pairs in self._open(near, counts, counts > FEW_ITEMS * relevant):
-            waiting.append(pairs)
             left_open += len(pairs)
             if left_open > most_open:
                 return None
-            if sum(map(len, waiting)) > PAIRS_AT_ONCE:
+            if sum(map(len, waiting)) + len(pairs) > at_once:
                 self._settle(waiting)
                 waiting = []
+            waiting.append(pairs)
         self._settle(waiting)
         return Ranks(self.query + self.first, self.rank[np.lexsort((self.rank, self.query))])
 
     def _open(self, near: npt.NDArray[np.bool_], counts: Ints, many: npt.NDArray[np.bool_]) -> Iterator[Ints]:
         """Count what comes before each relevant item, and yield what is open, as `_settle` takes it."""
-        queries, at_once = np.flatnonzero(many), min(SPREAD // near.shape[1], len(near) // 4)
-        for start in range(0, len(queries), max(1, at_once)):
-            yield self._spread(queries[start : start + max(1, at_once)])
+        queries, at_once = np.flatnonzero(many), self._queries_at_once(SPREAD)
+        for start in range(0, len(queries), at_once):
+            yield self._spread(queries[start : start + at_once])
         near[many], counts[many] = False, 0
         for rows in _cut(counts, near.shape[1]):
             if counts[rows].any():
                 yield self._place(rows, near[rows], counts[rows] > 0)
+
+    def _queries_at_once(self, items: int) -> int:
+        """Whose `items` may be looked at at once, in the memory that a block in float64 would take (see `Blocks`)."""
+        queries, gallery = self.distances.shape
+        spare = queries // 16 if self.distances.dtype == np.float32 else 0
+        return max(1, min(items // gallery, spare))
 
     def _spread(self, queries: Ints) -> Ints:
         """As `_open`, for some queries [m].

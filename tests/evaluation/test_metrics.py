@@ -257,6 +257,20 @@ def test_a_memory_limit_is_kept_to_or_refused():
         evaluate_ranking(*problem, memory_limit=least - 10**6, threads=1)
 
 
+@pytest.mark.parametrize("make", [close_together, two_crowds])
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_memory_limit_is_kept_to_where_much_is_open(make, times):
+    problem = make(queries=60, gallery=6000, dim=8)
+    with refuses(OutOfMemory) as refusal:
+        evaluate_ranking(*problem, memory_limit=1000, threads=1)
+    limit = times * int(refusal.value.expected.removeprefix("at least ").removesuffix("MB")) * 10**6
+    tracemalloc.start()
+    evaluate_ranking(*problem, memory_limit=limit, threads=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= limit
+
+
 GOOD = ([[0.0, 1.0]], [[0.0, 1.0]], [1], [1], [0], [1])
 
 
