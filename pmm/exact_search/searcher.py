@@ -21,7 +21,7 @@ from pmm.utils.hardware import usable_cores
 
 KERNELS = ("compiled", "numpy")
 """What scans short codes, the fastest first."""
-MASKED = 1 / 4
+MASKED = 1 / 8
 """Of the rows: larger subsets are picked from the candidates, for the codes of smaller ones are gathered."""
 
 
