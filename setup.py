@@ -272,9 +272,7 @@ def build_search(target, objects):
     made = []
     for source in sorted(SOURCES.glob("search/*.cpp")):
         made.append(objects / f"{source.stem}.o")
-        # -fno-tree-pre: with it GCC copies every sum to another register and back
-        flags = [*FLAGS, "-fno-tree-pre", "-Wno-psabi", f"-I{objects}", *cxxflags]
-        command = [*compiler(), *flags, "-c", source, "-o", made[-1]]
+        command = [*compiler(), *FLAGS, "-Wno-psabi", f"-I{objects}", *cxxflags, "-c", source, "-o", made[-1]]
         run(f"compiling {source.relative_to(ROOT)}", command)
     run("linking", [*compiler(), "-shared", *made, *ldflags, "-o", target])
     say(f"built {target.name}")

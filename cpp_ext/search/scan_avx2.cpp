@@ -4,6 +4,7 @@
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
 #else
+#pragma GCC optimize("no-tree-pre")  // which copies every sum to another register and back
 #pragma GCC target("avx2")
 #endif
 #include "scan.h"
