@@ -22,7 +22,7 @@ COMMANDS = {
     "ablation": ("ablation", "methods or presets, compared over several seeds"),
     "embed": ("embed", "a folder of crops to a gallery"),
     "search": ("search", "the crops of a gallery that are most like an image"),
-    "threshold": ("threshold", "the distance up to which a gallery takes two crops for one person"),
+    "threshold": ("threshold", "up to which distance two crops show one person"),
     "gallery info": ("gallery_info", "what a gallery holds"),
     "gallery add": ("gallery_add", "embeddings of another program into a gallery"),
     "gallery remove": ("gallery_remove", "crops out of a gallery"),

@@ -45,7 +45,8 @@ def test_the_package_asks_for_all_that_it_imports():
 
 def test_each_extra_is_alone_and_of_a_package_that_is_named_here():
     of_libraries = {name: list(names(lines)) for name, lines in OPTIONAL.items() if name not in ("all", "docs", "test")}
-    assert set(of_libraries) == {"tensorrt", "rtx", "openvino", "pycuda", "faiss", "timm"}
+    galleries = {"faiss", "milvus", "milvus-lite", "parquet"}
+    assert set(of_libraries) == {"tensorrt", "rtx", "openvino", "pycuda", "timm"} | galleries
     for packages in of_libraries.values():
         assert len(packages) == 1
         assert packages[0] in extras.EXTRAS.values()
@@ -53,7 +54,7 @@ def test_each_extra_is_alone_and_of_a_package_that_is_named_here():
 
 def test_all_holds_nothing_that_must_be_compiled_or_must_fit_the_driver():
     inside = {name for line in OPTIONAL["all"] for name in re.search(r"\[(.*?)\]", line)[1].split(",")}
-    assert inside == {"rtx", "openvino", "faiss", "timm"}
+    assert inside == {"rtx", "openvino", "faiss", "milvus", "milvus-lite", "parquet", "timm"}
 
 
 def test_what_serves_has_the_bounds_of_the_package_and_no_torch():
