@@ -49,7 +49,8 @@ class ThresholdCommand:
     people: Annotated[str, Arg("COLUMN", group="people seen at once")] = ""
     """Column that names the person or the track of each crop, if there is one: far fewer people will do."""
     stretch: Annotated[float, Arg("SECONDS", group="people seen at once")] = 600.0
-    """Without --people: for so long a person may be seen again and again."""
+    """Without --people: for so long a person may be seen again and again. As --same-time, in the unit of the column
+    time: frames, where file names count frames."""
     guaranteed: Annotated[bool, Arg(group="people seen at once")] = False
     """Promise it for any population whatever, which takes 3 / RATE people and more."""
 

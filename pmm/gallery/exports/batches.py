@@ -30,11 +30,15 @@ class RowBatch(NamedTuple):
 def row_batches(gallery: Gallery, *, unit: bool = False) -> Iterator[RowBatch]:
     """All rows, batch by batch; with `unit`, those of a cosine gallery at norm 1.
 
-    Raises InvalidFile for a gallery without rows.
+    Raises InvalidFile for a gallery without rows, at once.
     """
-    rows = gallery.rows
-    if not len(rows):
+    if not len(gallery):
         raise InvalidFile("it is empty", path=gallery.path, expected="a gallery with crops")
+    return _batches(gallery, unit)
+
+
+def _batches(gallery: Gallery, unit: bool) -> Iterator[RowBatch]:
+    rows = gallery.rows
     step = max(1, BATCH_BYTES // (4 * gallery.dim))
     for start in range(0, len(rows), step):
         some = rows[start : start + step]

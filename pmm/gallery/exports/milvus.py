@@ -7,12 +7,13 @@ here on a file of Milvus runs unchanged against a cluster of it. Loads no torch.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pmm.gallery.exports.batches import row_batches
+from pmm.gallery.exports.batches import RowBatch, row_batches
 from pmm.gallery.gallery import Gallery
 from pmm.utils.errors import CannotWrite, InvalidInput, InvalidValue, reason_of
 from pmm.utils.extras import check_installed, import_library
@@ -50,14 +51,14 @@ def export_milvus(gallery: Gallery, target: str, collection: str = "crops") -> N
         if path.exists():
             raise CannotWrite("it exists already", path=path, hint="give another name, or remove it")
     pymilvus = import_library("pymilvus")
-    fields = _fields(gallery)
+    fields, batches = _fields(gallery), row_batches(gallery, unit=True)
     try:
         client = pymilvus.MilvusClient(target)
         with contextlib.closing(client):
             if client.has_collection(collection):
                 problem = f"{target} has a collection {collection} already"
                 raise CannotWrite(problem, path=path, hint="give another --collection, or drop it")
-            _write(pymilvus, client, gallery, collection, fields)
+            _write(pymilvus, client, gallery, collection, fields, batches)
     except (pymilvus.MilvusException, OSError, RuntimeError) as error:
         raise CannotWrite(f"Milvus at {target}: {reason_of(error)}", path=path) from error
 
@@ -81,7 +82,12 @@ def _fields(gallery: Gallery) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def _write(
-    pymilvus: Any, client: Any, gallery: Gallery, collection: str, fields: dict[str, tuple[str, dict[str, Any]]]
+    pymilvus: Any,
+    client: Any,
+    gallery: Gallery,
+    collection: str,
+    fields: dict[str, tuple[str, dict[str, Any]]],
+    batches: Iterator[RowBatch],
 ) -> None:
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     for name, (kind, options) in fields.items():
@@ -92,7 +98,7 @@ def _write(
     metric = "COSINE" if gallery.metric == "cosine" else "L2"
     index.add_index(EMBEDDING, index_type="FLAT", metric_type=metric)
     client.create_collection(collection, schema=schema, index_params=index)
-    for batch in row_batches(gallery, unit=True):
+    for batch in batches:
         columns = {
             # Milvus has no NaN, but numbers that are not there
             name: [None if value != value else value for value in values.tolist()]
