@@ -21,7 +21,7 @@ INDEX_NAMES = (
     "hnsw-256",
     "usearch-64",
 )
-"""See `pmm.bench.chain.indexes`."""
+"""See `pmm.bench.chain.index_builder`."""
 REQUIRED = ("stored fp32", "certified")
 """Links of the chain that is deployed: a gate that they fail fails the run."""
 LinkKind = Literal["checkpoint", "artifact", "stored", "list", "index"]

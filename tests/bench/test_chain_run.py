@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pmm.artifacts.artifact import manifest_path, read_manifest
-from pmm.bench.chain.indexes import INDEXES
+from pmm.bench.chain.index_builder import INDEXES
 from pmm.bench.chain.judge import check_sums
 from pmm.bench.chain_run import as_metric, check_chain
 from pmm.bench.chain_schema import INDEX_NAMES

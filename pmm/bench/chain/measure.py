@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.bench.chain.examine import Given, examine
-from pmm.bench.chain.indexes import INDEXES, IndexBuilder, IndexSpec, SearchIndex
+from pmm.bench.chain.index_builder import INDEXES, IndexBuilder, IndexSpec
+from pmm.bench.chain.indexes import SearchIndex
 from pmm.bench.chain.judge import check_sums
 from pmm.bench.chain.outcomes import FIRST, Listing, Outcome, OutcomeEvaluator, loss
 from pmm.bench.chain_schema import INDEX_NAMES, REQUIRED, ChainLink, ChainReport, LinkKind

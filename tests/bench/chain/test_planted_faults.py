@@ -11,7 +11,8 @@ import pytest
 import pmm
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.bench.chain.examine import Given, examine, rows_digest
-from pmm.bench.chain.indexes import CertifiedIndex, FaissIndex, IndexBuilder
+from pmm.bench.chain.index_builder import IndexBuilder
+from pmm.bench.chain.indexes import CertifiedIndex, FaissIndex
 from pmm.bench.chain.judge import chain_failures
 from pmm.bench.chain.measure import stored_as
 from pmm.bench.chain.outcomes import Listing, OutcomeEvaluator, loss
