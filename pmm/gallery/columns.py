@@ -135,7 +135,8 @@ def write_array(path: Path, array: Array) -> StoredFile:
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     content: Any = array.reshape(-1).view(np.uint8)
     digest = hashlib.sha256(header.getvalue())
-    with path.open("wb") as file:
+    path.unlink(missing_ok=True)  # of a killed writer; nor is a link followed
+    with path.open("xb") as file:
         file.write(header.getvalue())
         for start in range(0, len(content), _BLOCK):  # not ndarray.tofile, whose errors do not say why
             block = content[start : start + _BLOCK]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pmm.evaluation.distances import METRICS
 from pmm.evaluation.metrics import Metric
 from pmm.gallery.columns import Array, Ids
-from pmm.gallery.manifest import COLUMN_NAME, RESERVED, GalleryManifest, StoredPrecision, is_gallery
+from pmm.gallery.manifest import (
+    COLUMN_NAME,
+    FILE_NAME,
+    FOLDER_KINDS,
+    FOLDER_NAME,
+    RESERVED,
+    GalleryManifest,
+    StoredPrecision,
+    is_gallery,
+)
 from pmm.gallery.rows import check_columns, kind_of_values
 from pmm.gallery.source import EmbeddingSource
-from pmm.gallery.writer import KINDS
+from pmm.gallery.writer import refuse_links
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidInput, InvalidValue
 
 
@@ -75,6 +84,22 @@ def check_new(path: Path) -> None:
     if is_gallery(path):
         raise CannotWrite("it is a gallery already", path=path, hint="add to it, or give another name")
     if path.is_dir():
-        others = sorted(each.name for each in path.iterdir() if each.name not in KINDS and each.name[0] != ".")
-        if others:
-            raise CannotWrite(f"it holds {others[0]}", path=path, expected="an empty folder, or one to make")
+        refuse_links(path)
+        if other := next(_foreign(path), None):
+            problem = f"it holds {other.relative_to(path)}"
+            raise CannotWrite(problem, path=path, expected="an empty folder, or one to make")
+
+
+def _foreign(path: Path) -> Iterator[Path]:
+    """What no gallery has written: what is removed has to be a gallery's own."""
+    for each in sorted(path.iterdir()):
+        if each.name[0] == ".":
+            continue
+        if each.name not in FOLDER_KINDS or not each.is_dir():
+            yield each
+            continue
+        for folder in sorted(each.iterdir()):
+            if not FOLDER_NAME.fullmatch(folder.name) or not folder.is_dir():
+                yield folder
+            else:
+                yield from (file for file in sorted(folder.iterdir()) if not FILE_NAME.fullmatch(file.name))

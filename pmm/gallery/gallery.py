@@ -23,7 +23,7 @@ from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.gallery.source import EmbeddingSource
 from pmm.gallery.thresholds import Threshold
 from pmm.gallery.verification import problems_of
-from pmm.gallery.writer import GalleryChange, remove_leftovers, writing
+from pmm.gallery.writer import GalleryChange, WriterLock, remove_leftovers
 from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
 from pmm.utils.files import claimed
 
@@ -42,8 +42,8 @@ class Gallery:
     """
 
     def __init__(self, snapshot: GallerySnapshot) -> None:
-        self._use(snapshot)
-        self._writing = False
+        self._searcher = GallerySearcher(snapshot)
+        self._lock = WriterLock()
 
     @classmethod
     def create(
@@ -161,7 +161,8 @@ class Gallery:
         """A column, or the ids (`id`), of all rows or of some. Raises InvalidValue for one that is not there."""
         if name != "id" and name not in self.columns:
             raise InvalidValue("column", name, choices=("id", *self.columns))
-        return self._snapshot.take(name, self._checked(rows))
+        snapshot = self._snapshot  # another thread may change the gallery
+        return snapshot.take(name, snapshot.checked(rows))
 
     def ids_of(self, rows: Rows) -> Ids:
         """The ids of some rows."""
@@ -169,7 +170,8 @@ class Gallery:
 
     def embeddings(self, rows: Rows | None = None) -> npt.NDArray[np.float32]:
         """float32 [n, D] of all rows or of some."""
-        return self._snapshot.embeddings(self._checked(rows)).astype(np.float32, copy=False)
+        snapshot = self._snapshot
+        return snapshot.embeddings(snapshot.checked(rows)).astype(np.float32, copy=False)
 
     def find(self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any]) -> Rows:
         """The row of each id; -1 for one that is not there."""
@@ -201,8 +203,9 @@ class Gallery:
             raise InvalidValue("k", k, "1 or more")
         given = np.asarray(queries)
         checked = self._queries(given)
-        rows, distances = self._searcher.nearest(checked, k, where, not_camera)
-        return self._matches(*((rows[0], distances[0]) if given.ndim == 1 else (rows, distances)))
+        searcher = self._searcher
+        rows, distances = searcher.nearest(checked, k, where, not_camera)
+        return searcher.matches(*((rows[0], distances[0]) if given.ndim == 1 else (rows, distances)))
 
     @property
     def resident_bytes(self) -> int:
@@ -220,8 +223,9 @@ class Gallery:
         """All rows at most `distance` away, for each query; else as `search`."""
         if not distance >= 0:
             raise InvalidValue("distance", distance, "0 or more")
-        found = self._searcher.within(self._queries(np.asarray(queries)), distance, where, not_camera)
-        return [self._matches(*each) for each in found]
+        searcher = self._searcher
+        found = searcher.within(self._queries(np.asarray(queries)), distance, where, not_camera)
+        return [searcher.matches(*each) for each in found]
 
     def add(
         self,
@@ -305,28 +309,23 @@ class Gallery:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
-        """Hold the gallery for this process, as it is now on the disk; without it each change does so for itself.
+        """Hold the gallery for this thread, as it is now on the disk; without it each change does so for itself.
 
-        Raises CannotWrite if another process writes.
+        Other threads wait if they use this object. Raises CannotWrite if another process or object writes.
         """
-        if self._writing:
+        with self._lock.hold(self.path) as first:
+            if first:
+                self._reopen()
             yield
-            return
-        with writing(self.path):
-            self._reopen()
-            self._writing = True
-            try:
-                yield
-            finally:
-                self._writing = False
 
     def _reopen(self) -> None:
         """Take the newest state, and remove what only the one before held."""
-        self._use(GallerySnapshot.open(self.path))
+        self._searcher = GallerySearcher(GallerySnapshot.open(self.path))
         remove_leftovers(self.path, self.manifest)
 
-    def _use(self, snapshot: GallerySnapshot) -> None:
-        self._snapshot, self._searcher = snapshot, GallerySearcher(snapshot)
+    @property
+    def _snapshot(self) -> GallerySnapshot:
+        return self._searcher.snapshot
 
     def _check_source(self, source: EmbeddingSource | None) -> None:
         if source is None:
@@ -338,20 +337,6 @@ class Gallery:
                 f"embeddings of different models are not comparable (the gallery has {'; '.join(differences)})",
                 path=self.path, expected="embeddings of the source that made the gallery",
             )  # fmt: skip
-
-    def _checked(self, rows: Rows | None) -> Rows:
-        if rows is None:
-            return self.rows
-        rows = np.asarray(rows)
-        if (
-            rows.dtype.kind not in "iu"
-            or rows.ndim != 1
-            or (len(rows) and not (rows.min() >= 0 and rows.max() < self._snapshot.stored))
-        ):
-            raise InvalidInput(
-                "rows that are not there", expected=f"whole numbers [n] from 0 to {self._snapshot.stored - 1}"
-            )
-        return rows.astype(np.int64, copy=False)
 
     def _queries(self, queries: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if queries.ndim not in (1, 2) or queries.shape[-1] != self.dim or queries.dtype.kind not in "fiu":
@@ -370,10 +355,3 @@ class Gallery:
             row = int((~rows.any(1)).argmax())
             raise InvalidInput(f"query {row} is all zero; it has no direction to compare by cosine", index=row)
         return rows
-
-    def _matches(self, rows: Rows, distances: npt.NDArray[np.float64]) -> Matches:
-        there = rows >= 0
-        text = self.manifest.ids == "text"
-        ids = np.full(rows.shape, None if text else -1, object if text else np.int64)
-        ids[there] = self._snapshot.take("id", rows[there])
-        return Matches(ids, distances, rows)

@@ -21,8 +21,9 @@ A_GALLERY = "a gallery written by pmm embed or pmm.Gallery.create"
 COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 RESERVED = ("embeddings", "id")
 """Names that no column of the caller's has."""
-_FOLDER_NAME = re.compile(r"[0-9]{6,9}")
-_FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*\.npy")
+FOLDER_KINDS = ("chunks", "codes", "tombstones")
+FOLDER_NAME = re.compile(r"[0-9]{6,9}")
+FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*\.npy")
 
 ColumnKind = Literal["int64", "float64", "text"]
 StoredPrecision = Literal["fp32", "fp16"]
@@ -45,12 +46,12 @@ class StoredFolder:
     files: dict[str, StoredFile]
 
     def __post_init__(self) -> None:
-        if not _FOLDER_NAME.fullmatch(self.name):
+        if not FOLDER_NAME.fullmatch(self.name):
             raise InvalidValue("name", self.name, "a number of six digits")
         if self.rows < 0:
             raise InvalidValue("rows", self.rows, "0 or more")
         for name in self.files:
-            if not _FILE_NAME.fullmatch(name):
+            if not FILE_NAME.fullmatch(name):
                 raise InvalidValue("files", name, "names of .npy files")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from pmm.exact_search.searcher import Allowed, ExactSearcher, RowMatches
 from pmm.gallery.filters import RowFilter
+from pmm.gallery.matches import Matches
 from pmm.gallery.short_codes import read_codes, read_rotation
 from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.utils.errors import InvalidInput, InvalidValue
@@ -48,6 +50,13 @@ class GallerySearcher:
         each = map(self._as_read, self._exact.within(queries, limit, rows=rows, allowed=allowed))
         return [(rows[0][near], distances[0][near]) for rows, distances in each for near in [distances[0] <= distance]]
 
+    def matches(self, rows: Rows, distances: Doubles) -> Matches:
+        """What was found, with its ids."""
+        there, text = rows >= 0, self.snapshot.manifest.ids == "text"
+        ids = np.full(rows.shape, None if text else -1, object if text else np.int64)
+        ids[there] = self.snapshot.take("id", rows[there])
+        return Matches(ids, distances, rows)
+
     @cached_property
     def _exact(self) -> ExactSearcher:
         snapshot = self.snapshot
@@ -72,9 +81,10 @@ class GallerySearcher:
         """None for all that are stored."""
         if where is None:
             return self.snapshot.live if len(self.snapshot.removed) else None
-        if self._filtered is None or self._filtered[0] != where:
-            self._filtered = (where, where.rows(self.snapshot))
-        return self._filtered[1]
+        filtered = self._filtered  # another thread may ask for something else
+        if filtered is None or filtered[0] != where:
+            self._filtered = filtered = (dataclasses.replace(where), where.rows(self.snapshot))
+        return filtered[1]
 
     def _allowed(self, queries: int, not_camera: Any) -> Allowed | None:
         if not_camera is None:

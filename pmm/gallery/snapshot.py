@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,18 @@ import numpy.typing as npt
 from pmm.gallery.chunks import DTYPES, GalleryChunk
 from pmm.gallery.columns import DAMAGED, Array, ColumnValues, Ids, NumberColumn, TextColumn, id_keys, map_array
 from pmm.gallery.manifest import GalleryManifest, read_gallery_manifest
-from pmm.utils.errors import InvalidFile
+from pmm.utils.errors import InvalidFile, InvalidInput
 
 Rows = npt.NDArray[np.int64]
 
-READERS = ".readers-{:06d}"
-"""Locked, shared, by whoever reads what belongs to this epoch."""
+READERS = ".readers-"
+"""And a number: locked, shared, by whoever reads what belongs to this epoch."""
 _ATTEMPTS = 20
+
+
+def readers_file(path: Path, epoch: int) -> Path:
+    """The file that readers of an epoch of the gallery at `path` lock."""
+    return path / f"{READERS}{epoch:06d}"
 
 
 class ReadersLock:
@@ -65,7 +71,7 @@ class GallerySnapshot:
         """The newest state. Raises InvalidFile for a folder that is no gallery, or a damaged one."""
         for _ in range(_ATTEMPTS):  # a writer may replace and remove what was just read of
             manifest = read_gallery_manifest(path)
-            lock = ReadersLock(path / READERS.format(manifest.epoch))
+            lock = ReadersLock(readers_file(path, manifest.epoch))
             try:
                 if read_gallery_manifest(path).epoch == manifest.epoch:
                     return cls(path, manifest, lock)
@@ -98,6 +104,16 @@ class GallerySnapshot:
     def live(self) -> Rows:
         """The rows that are not removed [N], ascending."""
         return np.flatnonzero(self.is_live)
+
+    def checked(self, rows: Any) -> Rows:
+        """Numbers of rows that are stored, removed ones too; None stands for those that are not removed."""
+        if rows is None:
+            return self.live
+        rows = np.asarray(rows)
+        inside = rows.dtype.kind in "iu" and rows.ndim == 1
+        if not inside or (len(rows) and not (rows.min() >= 0 and rows.max() < self.stored)):
+            raise InvalidInput("rows that are not there", expected=f"whole numbers [n] from 0 to {self.stored - 1}")
+        return rows.astype(np.int64, copy=False)
 
     def embeddings(self, rows: Rows) -> Array:
         """[n, D] of these rows, as stored."""

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pmm.gallery.columns import Array, write_array
-from pmm.gallery.manifest import MANIFEST, GalleryManifest, StoredFolder, is_gallery, read_gallery_manifest
-from pmm.gallery.snapshot import READERS
-from pmm.utils.errors import InvalidFile
+from pmm.gallery.manifest import (
+    FILE_NAME,
+    FOLDER_KINDS,
+    FOLDER_NAME,
+    MANIFEST,
+    GalleryManifest,
+    StoredFolder,
+    is_gallery,
+    read_gallery_manifest,
+)
+from pmm.gallery.snapshot import READERS, readers_file
+from pmm.utils.errors import CannotWrite, InvalidFile
 from pmm.utils.files import cannot_write, locked, sweep, sync_folder
 
 LOCK = ".lock"
-KINDS = ("chunks", "codes", "tombstones")
 
 
 class GalleryChange:
@@ -61,35 +70,83 @@ class GalleryChange:
         """From here on the gallery is `changes` of its manifest; `remove_leftovers` removes what is no longer named."""
         generation = self.manifest.generation + 1
         manifest = dataclasses.replace(self.manifest, **changes, generation=generation, next_number=self._next)
-        (self.path / READERS.format(manifest.epoch)).touch()
+        readers_file(self.path, manifest.epoch).touch()
         manifest.write(self.path)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Hold the gallery at `path` for this process. Raises CannotWrite if another one writes, InvalidFile if there is no
-    gallery."""
+    """Hold the gallery at `path` for this process.
+
+    Raises CannotWrite if another one writes, or the gallery holds symbolic links; InvalidFile if there is no gallery.
+    """
     read_gallery_manifest(path)  # the lock would make the folder
+    refuse_links(path)
     with locked(path / LOCK, wait=False):
-        remove_leftovers(path, read_gallery_manifest(path))
+        manifest = read_gallery_manifest(path)
+        with contextlib.suppress(OSError):  # a copy without hidden files has none that readers could lock
+            readers_file(path, manifest.epoch).touch()
+        remove_leftovers(path, manifest)
         yield
+
+
+class WriterLock:
+    """Which thread changes a gallery through one `Gallery`: others wait, and a forked child begins anew."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock, self._process, self._held = threading.RLock(), os.getpid(), False
+
+    @contextlib.contextmanager
+    def hold(self, path: Path) -> Iterator[bool]:
+        """Hold the gallery at `path`; whether this thread did not do so before. Raises as `writing`."""
+        if self._process != os.getpid():  # what a parent holds is not this process's
+            self._begin()
+        with self._lock:
+            if self._held:
+                yield False
+                return
+            with writing(path):
+                self._held = True
+                try:
+                    yield True
+                finally:
+                    self._held = False
+
+
+def refuse_links(path: Path) -> None:
+    """Raise CannotWrite for a symbolic link in a gallery: what is written or removed through it would be elsewhere."""
+    own = (MANIFEST, LOCK, *FOLDER_KINDS)
+    for folder in (path, *(path / kind for kind in FOLDER_KINDS)):
+        if folder.is_dir():
+            for each in folder.iterdir():
+                if each.is_symlink() and (folder != path or each.name in own or each.name.startswith(READERS)):
+                    raise CannotWrite("it is a symbolic link", path=each, hint="put what it leads to in its place")
 
 
 def remove_leftovers(path: Path, manifest: GalleryManifest) -> None:
     """Remove what the gallery does not name: what a killed writer left, and what no reader holds any more."""
     sweep(path, [MANIFEST])
     named, held = manifest.folders(), _remove_unheld(path, manifest.epoch)
-    with contextlib.suppress(OSError):  # what stays is taken by the next writer
-        for kind in KINDS:
-            for folder in (path / kind).iterdir() if (path / kind).is_dir() else ():
-                stored = named.get(f"{kind}/{folder.name}")
-                if stored is None:
-                    if not held or not folder.name.isdigit() or int(folder.name) >= manifest.epoch:
-                        shutil.rmtree(folder)
-                elif not held:
+    for kind in FOLDER_KINDS:
+        for folder in _folders(path / kind):
+            stored = named.get(f"{kind}/{folder.name}")
+            if not held or (stored is None and int(folder.name) >= manifest.epoch):
+                with contextlib.suppress(OSError):  # what stays is taken by the next writer
                     for file in folder.iterdir():
-                        if file.name not in stored.files:
+                        if FILE_NAME.fullmatch(file.name) and (stored is None or file.name not in stored.files):
                             file.unlink()
+                    if stored is None:
+                        folder.rmdir()  # unless someone has put something of theirs there
+
+
+def _folders(place: Path) -> list[Path]:
+    """What a gallery may have written in its folder `place`."""
+    if not place.is_dir() or place.is_symlink():
+        return []
+    return [each for each in place.iterdir() if FOLDER_NAME.fullmatch(each.name) and not each.is_symlink()]
 
 
 def _remove_unheld(path: Path, epoch: int) -> bool:
@@ -97,11 +154,11 @@ def _remove_unheld(path: Path, epoch: int) -> bool:
     import fcntl
 
     held = False
-    for lock in path.glob(READERS.format(0)[:-6] + "*"):
-        if lock.name == READERS.format(epoch):
+    for lock in path.glob(READERS + "*"):
+        if lock == readers_file(path, epoch) or lock.is_symlink():
             continue
         try:
-            with lock.open() as file:
+            with lock.open("r+") as file:  # NFS gives a lock of one's own for nothing less
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 lock.unlink()
         except OSError:
