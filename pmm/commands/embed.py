@@ -34,7 +34,10 @@ class EmbedCommand:
     out: Annotated[Path, Arg("GALLERY", short="-o")]
     """Folder to write the gallery to."""
     append: bool = False
-    """Add to a gallery that exists, made by the same model; files that are in it already are passed over."""
+    """Add to a gallery that exists, made by the same model; files that are in it already are passed over. Crops that
+    were removed from it come back if their files are still in FOLDER."""
+    prune: bool = False
+    """With --append: remove crops of FOLDER whose file is gone or can no longer be read."""
     names: Annotated[str, Arg("NAME|REGEX", group="crops")] = ""
     """Take camera and time from the file names: market1501, dukemtmc-reid, or a regular expression with the named
     groups camera, time, and any others, which become columns."""
@@ -45,8 +48,9 @@ class EmbedCommand:
     """Goes before the path of a crop in FOLDER to make its id in the gallery, as site2/."""
     skip_bad_images: Annotated[bool, Arg(group="crops")] = False
     """Leave out images that cannot be read, and list them at the end, instead of stopping."""
-    store: Annotated[Literal["fp32", "fp16"], Arg(group="gallery")] = "fp32"
-    """Precision that embeddings are stored in; fp16 takes half the disk."""
+    store: Annotated[Literal["fp32", "fp16"] | None, Arg(group="gallery")] = None
+    """Precision that embeddings are stored in: fp32, or fp16, which takes half the disk (default: fp32, or that of the
+    gallery to add to)."""
     backend: Annotated[str, Arg("NAME", help=BACKEND_HELP, group="running")] = "auto"
     device: Annotated[str, Arg(group="running")] = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
@@ -67,6 +71,7 @@ def main(prog: str) -> None:
     job = FolderJob(
         artifact=command.model, folder=command.folder, out=command.out, append=command.append, names=command.names,
         metadata=command.metadata, prefix=command.prefix, store=command.store, skip_bad_images=command.skip_bad_images,
+        prune=command.prune,
     )  # fmt: skip
     prepared = job.prepare()  # before a model is loaded for nothing
     with open_runner(command.model, command.backend, device=command.device, threads=command.threads) as runner:
@@ -81,10 +86,15 @@ def main(prog: str) -> None:
     counts = [f"{how_many(report.added, 'image')} added"]
     counts += [f"{report.changed:,} of them again, as their files had changed"] * bool(report.changed)
     counts += [f"{report.known:,} were there"] * bool(report.known)
+    counts += [f"{report.moved:,} of them at another place, which is recorded"] * bool(report.moved)
+    counts += [f"{report.pruned:,} removed whose files are gone"] * bool(report.pruned)
     counts += [f"{len(report.bad):,} left out"] * bool(report.bad)
+    if report.gone:
+        gone = f"{how_many(report.gone, 'crop')} of the gallery can no longer be read in {command.folder}"
+        print(printable(f"{prog}: note: {gone}; --prune removes such"), file=sys.stderr)
+    rate = f"{report.added / report.seconds:.0f} images/s with reading, " if report.added else ""
     info = runner.info
     print(
         f"{command.out}: {', '.join(counts)}; {how_many(len(gallery), 'crop')}, {gallery.dim} dimensions, stored in "
-        f"{gallery.precision}; {report.added / report.seconds:.0f} images/s with reading, {info.backend} in "
-        f"{info.precision} on {info.device} ({info.provider})"
+        f"{gallery.precision}; {rate}{info.backend} in {info.precision} on {info.device} ({info.provider})"
     )

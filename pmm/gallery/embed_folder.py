@@ -17,13 +17,15 @@ from pmm.gallery.crop_metadata import crop_columns, name_pattern
 from pmm.gallery.embed import source_of
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbedReport, embedded_chunks, file_columns
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.manifest import StoredPrecision, is_gallery
+from pmm.gallery.known_crops import KnownCrops, gone_crops, home_moved, known_crops, record_places
+from pmm.gallery.manifest import StoredPrecision, is_gallery, read_gallery_manifest
 from pmm.gallery.model_of import check_artifact, check_same_precision, measured_thresholds
 from pmm.gallery.source import EmbeddingSource, check_comparable
 from pmm.gallery.unfinished import JOB_FILE, begun_job, check_new_gallery, facts_of_begun
+from pmm.gallery.writer import GalleryChange
 from pmm.runtime.base import Runner
 from pmm.runtime.open import open_runner
-from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput
+from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile
 from pmm.utils.files import existing_file, sha256
 
 
@@ -36,8 +38,9 @@ def embed(
     names: str = "",
     metadata: str | Path | None = None,
     prefix: str = "",
-    store: StoredPrecision = "fp32",
+    store: StoredPrecision | None = None,
     skip_bad_images: bool = False,
+    prune: bool = False,
     backend: str = "auto",
     device: str = "auto",
     batch_size: int = 64,
@@ -52,12 +55,13 @@ def embed(
         artifact: checkpoint, ONNX file, AOTInductor package or engine.
         out: folder of the gallery. A crop's id in it is its path in `folder`, after the `prefix`.
         append: add to a gallery that exists; files that are in it are passed over, and those that have changed since
-            embedded again.
+            embedded again. Crops that were removed come back.
         names: `market1501`, `dukemtmc-reid`, or a regular expression whose named groups (camera, time, others) become
             columns.
         metadata: a CSV table with the columns path, camera, time, and others.
-        store: precision that embeddings are stored in.
+        store: precision that embeddings are stored in (default: fp32, or that of the gallery to add to).
         skip_bad_images: leave out images that cannot be read; one line (logger "pmm") counts them.
+        prune: remove crops of `folder` whose file is gone or can no longer be read.
         backend, device, threads: as `pmm.open_runner`.
         batch_size: images at once.
 
@@ -75,7 +79,7 @@ def embed(
     table = Path(metadata) if metadata is not None else None
     job = FolderJob(
         artifact=Path(artifact), folder=Path(folder), out=Path(out), append=append, names=names, metadata=table,
-        prefix=prefix, store=store, skip_bad_images=skip_bad_images,
+        prefix=prefix, store=store, skip_bad_images=skip_bad_images, prune=prune,
     )  # fmt: skip
     prepared = job.prepare()
     with open_runner(artifact, backend, device=device, threads=threads) as runner:
@@ -98,11 +102,15 @@ class FolderJob:
     names: str = ""
     metadata: Path | None = None
     prefix: str = ""
-    store: StoredPrecision = "fp32"
+    store: StoredPrecision | None = None
     skip_bad_images: bool = False
+    prune: bool = False
 
     def prepare(self) -> PreparedJob:
         """All that can be refused before a model is loaded. Raises as `embed`."""
+        if self.prune and not self.append:
+            problem = "--prune is for a gallery that exists"
+            raise ConflictingOptions(problem, "--prune", "--append", hint="give --append")
         pattern = name_pattern(self.names) if self.names else None
         existing_file(self.artifact, "a model")
         files = images_below(self.folder)
@@ -116,13 +124,22 @@ class FolderJob:
         kinds = gallery.manifest.columns if gallery else {}
         within = [file.relative_to(self.folder).as_posix() for file in files]
         columns = crop_columns(self.folder, within, names=pattern, table=self.metadata, kinds=kinds)
-        paths = np.array(within if gallery is None else self._paths(within, gallery), object)
+        ids = [self.prefix + path for path in within]
+        moved = gallery is not None and home_moved(gallery, ids, within)
+        paths = np.array(within if gallery is None or moved else self._paths(within, gallery), object)
         all_columns = {"path": paths, **columns, **file_columns(files)}
         if gallery:
             self._check_columns(gallery, set(columns))
             all_columns = {name: values for name, values in all_columns.items() if name in gallery.columns}
-        table = CropTable(ids=[self.prefix + path for path in within], files=files, columns=all_columns)
-        return PreparedJob(job=self, table=table, bad=bad, gallery=gallery)
+        table = CropTable(ids=ids, files=files, columns=all_columns)
+        return PreparedJob(job=self, table=table, bad=bad, gallery=gallery, home_moved=moved)
+
+    @property
+    def stored(self) -> StoredPrecision:
+        """Precision that embeddings are stored in."""
+        if self.store is None and self.append and is_gallery(self.out):
+            return read_gallery_manifest(self.out).precision
+        return self.store or "fp32"
 
     @property
     def facts(self) -> dict[str, str]:
@@ -133,7 +150,7 @@ class FolderJob:
             "--names": self.names,
             "--metadata": sha256(self.metadata) if self.metadata else "",
             "--prefix": self.prefix,
-            "--store": self.store,
+            "--store": self.stored,
         }
 
     def _existing(self) -> Gallery | None:
@@ -146,9 +163,9 @@ class FolderJob:
         gallery = Gallery.open(self.out)
         if not self.append:
             self._check_interrupted()
-        elif self.store != gallery.precision:
+        elif self.store not in (None, gallery.precision):
             problem = f"the gallery stores {gallery.precision}"
-            raise ConflictingOptions(problem, "--store", "--append", hint=f"give --store {gallery.precision}")
+            raise ConflictingOptions(problem, "--store", "--append", hint="leave --store out")
         if gallery.source is None:
             problem = "it does not say what made its embeddings, so none of a model are added"
             raise InvalidFile(problem, path=self.out, hint="embed into a gallery of its own")
@@ -194,6 +211,8 @@ class PreparedJob:
     table: CropTable
     bad: dict[Path, str]
     gallery: Gallery | None
+    home_moved: bool = False
+    """The gallery's folder is where the job's is now."""
 
     def run(self, runner: Runner, *, batch_size: int = 64, label: str = "") -> tuple[Gallery, EmbedReport]:
         """Embed what is not there yet; with a `label`, a progress bar of that name. Raises as `embed`."""
@@ -205,6 +224,9 @@ class PreparedJob:
                 assert gallery.source is not None
                 check_comparable(gallery.source, source, job.artifact)
                 check_same_precision(gallery.source, source, job.artifact)
+                if self.home_moved:
+                    with gallery.writer(), GalleryChange(gallery.path, gallery.manifest) as change:
+                        change.commit(folder=str(job.folder.resolve()))
                 held.enter_context(gallery.writer())
             todo, changed = self._todo(gallery, report)
             for crops, embeddings in embedded_chunks(
@@ -223,7 +245,10 @@ class PreparedJob:
                 report.added += len(crops)
             if gallery is None:
                 raise InvalidFile(f"none of its {len(self.table)} images can be read", path=job.folder)
-            (job.out / JOB_FILE).unlink(missing_ok=True)
+            if self.gallery is not None:
+                self._prune(gallery, report)
+            if facts_of_begun(job.out) == job.facts:  # another run's crops are still missing
+                (job.out / JOB_FILE).unlink()
         report.seconds = time.perf_counter() - begin
         return gallery, report
 
@@ -231,39 +256,31 @@ class PreparedJob:
         job = self.job
         with begun_job(job.out, job.facts):
             gallery = Gallery.create(
-                job.out, embeddings, crops.ids, source=source, columns=crops.columns, precision=job.store,
+                job.out, embeddings, crops.ids, source=source, columns=crops.columns, precision=job.stored,
                 folder=str(job.folder.resolve()),
             )  # fmt: skip
-        if thresholds := measured_thresholds(job.artifact, source, job.store):
+        if thresholds := measured_thresholds(job.artifact, source, job.stored):
             gallery.set_thresholds(thresholds)
         return gallery
 
     def _todo(self, gallery: Gallery | None, report: EmbedReport) -> tuple[CropTable, set[str]]:
-        """The crops that are not in the gallery as they are on disk, and the ids of those that are there as they were.
+        """The crops that are not in the gallery as they are on disk, and the ids of those that have changed; where
+        moved ones are is recorded.
 
         Raises InvalidInput for an id that is another crop's.
         """
         if gallery is None:
             return self.table, set()
-        rows = gallery.find(self.table.ids)
-        known = np.flatnonzero(rows >= 0)
-        changed = np.zeros(len(rows), bool)
-        if len(known):
-            self._refuse_others(gallery, rows, known)
-            for name in set(FILE_COLUMNS) & set(gallery.columns):
-                changed[known] |= gallery.column(name, rows[known]) != self.table.columns[name][known]
-        report.known = int((~changed[known]).sum())
-        ids = {str(self.table.ids[row]) for row in np.flatnonzero(changed).tolist()}
-        return self.table.take(np.flatnonzero((rows < 0) | changed)), ids
+        known: KnownCrops = known_crops(gallery, self.table)
+        record_places(gallery, self.table.take(known.moved))
+        report.known, report.moved = len(self.table) - len(known.todo), len(known.moved)
+        return self.table.take(known.todo), known.changed
 
-    def _refuse_others(self, gallery: Gallery, rows: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> None:
-        """Raise InvalidInput if an id is that of a file elsewhere; one that is gone was moved to here."""
-        if "path" not in gallery.columns:
-            return
-        paths, home = gallery.column("path", rows[known]).tolist(), Path(gallery.folder)
-        for row, path in zip(known.tolist(), paths, strict=True):
-            if path != self.table.columns["path"][row] and (home / path).exists():
-                raise InvalidInput(
-                    f"{self.table.ids[row]} is the id of {home / path} in it already", index=row, path=gallery.path,
-                    hint="give --prefix NAME/ to tell the crops of several folders apart",
-                )  # fmt: skip
+    def _prune(self, gallery: Gallery, report: EmbedReport) -> None:
+        """Count crops whose file is gone or no longer readable, or remove them."""
+        here = {str(id_) for id_, file in zip(self.table.ids, self.table.files, strict=True) if file not in report.bad}
+        gone = gone_crops(gallery, self.job.folder, here, self.job.prefix)
+        if self.job.prune and gone:
+            report.pruned = gallery.remove(gone)
+        else:
+            report.gone = len(gone)

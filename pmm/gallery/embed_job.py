@@ -55,6 +55,12 @@ class EmbedReport:
     """Of those, how many had been embedded before, with another content."""
     known: int = 0
     """Passed over: they are in the gallery as they are on disk."""
+    moved: int = 0
+    """Of those, how many are at another place than before, which was recorded."""
+    gone: int = 0
+    """In the gallery, but no longer readable in the folder."""
+    pruned: int = 0
+    """Of such, removed."""
     bad: dict[Path, str] = field(default_factory=dict)
     """Left out: file -> why it cannot be read."""
     seconds: float = 0.0

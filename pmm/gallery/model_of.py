@@ -4,6 +4,7 @@ torch."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from pmm.artifacts.artifact import read_manifest
@@ -41,9 +42,14 @@ def check_same_precision(source: EmbeddingSource, new: EmbeddingSource, artifact
 
 def measured_thresholds(artifact: Path, source: EmbeddingSource, stored: StoredPrecision) -> list[Threshold]:
     """The thresholds that the bench measured for the `artifact`, of this `source`, and wrote into its manifest; none
-    for another stored precision than the bench's."""
+    for another stored precision than the bench's, of which a line (logger "pmm") tells."""
     manifest = None if kind_of(artifact) == "checkpoint" else read_manifest(artifact)
-    if manifest is None or stored != "fp32":
+    if manifest is None:
+        return []
+    if stored != "fp32":
+        if manifest.thresholds:
+            note = f"its thresholds were measured for embeddings in fp32 and are not taken over to {stored}"
+            logging.getLogger("pmm").warning("%s: %s; pmm threshold finds others", artifact, note)
         return []
     return [
         Threshold(

@@ -107,7 +107,41 @@ def test_a_folder_that_was_moved_is_known_again(exported, crops, tmp_path):
     embed_folder(exported, crops, tmp_path / "g")
     crops.rename(tmp_path / "moved")
     done = embed(exported, tmp_path / "moved", tmp_path / "g", "--append")
-    assert "0 images added, 9 were there" in done.stdout, done.stderr
+    assert "0 images added, 9 were there; 9 crops" in done.stdout, done.stderr
+    assert "images/s" not in done.stdout
+    gallery = Gallery.open(tmp_path / "g")
+    assert gallery.folder == str(tmp_path / "moved"), "where searches and upgrades look for them"
+    assert gallery.column("path").tolist() == [path.name for path in images_below(tmp_path / "moved")]
+
+
+def test_a_second_folder_that_was_moved_is_recorded_without_embedding_it_again(exported, crops, more, tmp_path):
+    gallery = embed_folder(exported, crops, tmp_path / "g", names="market1501")
+    embed_folder(exported, more, tmp_path / "g", append=True, names="market1501", prefix="b/")
+    before = embed_folder(exported, more, tmp_path / "g", append=True, names="market1501", prefix="b/")
+    more.rename(tmp_path / "moved")
+    done = embed(exported, tmp_path / "moved", tmp_path / "g", "--append", "--names", "market1501", "--prefix", "b/")
+    assert "0 images added, 4 were there, 4 of them at another place, which is recorded" in done.stdout, done.stderr
+    gallery = Gallery.open(tmp_path / "g")
+    assert gallery.folder == str(crops)
+    assert all((crops / path).is_file() for path in gallery.column("path"))
+    assert same(gallery, before)
+
+
+def test_crops_whose_files_are_gone_or_broken_are_told_and_pruned_if_that_is_wanted(exported, crops, more, tmp_path):
+    embed_folder(exported, crops, tmp_path / "g")
+    embed_folder(exported, more, tmp_path / "g", append=True)
+    gone, empty, damaged, *rest = images_below(crops)
+    gone.unlink()
+    empty.write_bytes(b"")
+    damaged.write_bytes(damaged.read_bytes()[:700])
+    done = embed(exported, crops, tmp_path / "g", "--append", "--skip-bad-images")
+    assert "6 were there, 2 left out; 13 crops" in done.stdout, done.stderr
+    assert f"note: 3 crops of the gallery can no longer be read in {crops}; --prune" in done.stderr
+    done = embed(exported, crops, tmp_path / "g", "--append", "--skip-bad-images", "--prune")
+    assert "3 removed whose files are gone, 2 left out; 10 crops" in done.stdout, done.stderr
+    left = Gallery.open(tmp_path / "g").column("id").tolist()
+    assert left == [path.name for path in [*rest, *images_below(more)]]
+    assert_one_line_error(embed(exported, crops, tmp_path / "new", "--prune"), "--prune", "--append")
 
 
 def test_columns_of_the_gallery_are_asked_for(exported, crops, more, tmp_path):
@@ -165,11 +199,13 @@ def test_fp16_takes_half_and_says_so(exported, crops, tmp_path):
     done = embed(exported, crops, tmp_path / "g", "--store", "fp16")
     assert "stored in fp16" in done.stdout, done.stderr
     gallery = Gallery.open(tmp_path / "g")
+    done = embed(exported, crops, tmp_path / "g", "--append")
+    assert "9 were there; 9 crops, 384 dimensions, stored in fp16" in done.stdout, done.stderr
     full = embed_folder(exported, crops, tmp_path / "full")
     np.testing.assert_array_equal(gallery.embeddings(), full.embeddings().astype(np.float16).astype(np.float32))
 
 
-def test_thresholds_of_the_bench_come_with_the_model(exported, crops, tmp_path):
+def test_thresholds_of_the_bench_come_with_the_model(exported, crops, tmp_path, caplog):
     for ending in ("", ".json"):
         shutil.copy(f"{exported}{ending}", tmp_path / f"model.onnx{ending}")
     points = tuple(MeasuredPoint(fmr=fmr, distance=20 - 5 * fmr, tpr=0.5 + fmr) for fmr in (1e-2, 1e-3))
@@ -184,8 +220,10 @@ def test_thresholds_of_the_bench_come_with_the_model(exported, crops, tmp_path):
     first = gallery.thresholds[0]
     assert (first.kind, first.precision, first.stored, first.data) == ("bench", "fp32", "fp32", "people")
     assert gallery.threshold(1e-3).distance == points[1].distance
+    assert "thresholds" not in caplog.text
     half = embed_folder(tmp_path / "model.onnx", crops, tmp_path / "half", store="fp16", device="cpu")
     assert not half.thresholds, "they were measured on embeddings in fp32"
+    assert "model.onnx: its thresholds were measured for embeddings in fp32" in caplog.text
 
 
 @pytest.fixture
@@ -233,6 +271,20 @@ def test_another_run_does_not_go_on_with_it(exported, trained, crops, more, inte
     (interrupted / JOB_FILE).write_text("[")
     assert_one_line_error(embed(exported, crops, interrupted, "--names", "market1501"), "with another model, folder")
     assert len(Gallery.open(interrupted)) == 4
+
+
+def test_another_run_leaves_it_unfinished(exported, crops, more, interrupted):
+    done = embed(exported, more, interrupted, "--names", "market1501", "--append")
+    assert "4 images added; 8 crops" in done.stdout, done.stderr
+    assert (interrupted / JOB_FILE).exists(), "crops of the interrupted run are still missing"
+    done = embed(exported, crops, interrupted, "--names", "market1501")
+    assert "5 images added, 4 were there; 13 crops" in done.stdout, done.stderr
+    assert not (interrupted / JOB_FILE).exists()
+
+
+def test_the_interrupted_run_is_finished_by_adding_to_it_too(exported, crops, interrupted):
+    assert embed(exported, crops, interrupted, "--names", "market1501", "--append").returncode == 0
+    assert not (interrupted / JOB_FILE).exists()
 
 
 def test_a_second_writer_is_refused(exported, crops, more, tmp_path):
