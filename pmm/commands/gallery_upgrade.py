@@ -60,10 +60,25 @@ def main(prog: str) -> None:
     )  # fmt: skip
     upgrade.check()  # before a model is loaded for nothing
     with open_runner(command.to, command.backend, device=command.device, threads=command.threads) as runner:
-        gallery, report = upgrade.run(runner, batch_size=command.batch_size, label=prog)
+        try:
+            gallery, report = upgrade.run(runner, batch_size=command.batch_size, label=prog)
+        except KeyboardInterrupt:
+            kept = "the gallery is as it was; the same command goes on"
+            give_up = f", and pmm gallery compact {command.gallery} --give-up ends it" * (command.out is None)
+            print(printable(f"{prog}: note: {kept}{give_up}"), file=sys.stderr)
+            raise
     for file, reason in report.bad.items():
         print(printable(f"{prog}: note: left out {file}: {reason}"), file=sys.stderr)
+    if report.lost_thresholds:
+        lost = f"{how_many(report.lost_thresholds, 'threshold')} of the old embeddings are not those of the new ones"
+        again = f"pmm threshold {gallery.path} finds others"
+        print(printable(f"{prog}: note: {lost}; {again}"), file=sys.stderr)
     counts = [f"{how_many(report.added, 'crop')} embedded"]
     counts += [f"{report.known:,} were there"] * bool(report.known)
     counts += [f"{len(report.bad):,} left out"] * bool(report.bad)
-    print(f"{gallery.path}: {', '.join(counts)}; {how_many(len(gallery), 'crop')}, {gallery.dim} dimensions")
+    rate = f"{report.added / report.seconds:.0f} images/s with reading, " if report.added else ""
+    info = runner.info
+    print(
+        f"{gallery.path}: {', '.join(counts)}; {how_many(len(gallery), 'crop')}, {gallery.dim} dimensions; {rate}"
+        f"{info.backend} in {info.precision} on {info.device} ({info.provider})"
+    )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.manifest import is_gallery
 from pmm.gallery.npz_index import read_npz_index
 from pmm.gallery.source import EmbeddingSource
-from pmm.gallery.unfinished import JOB_FILE
+from pmm.gallery.unfinished import JOB_FILE, WORK_FOLDER
 from pmm.utils.files import sha256
 
 
@@ -32,7 +33,8 @@ def describe_gallery(path: Path) -> dict[str, Any]:
         "stored": gallery.precision,
         "ids": manifest.ids,
         "columns": dict(manifest.columns),
-        **({"complete": "no, pmm embed was interrupted"} if (path / JOB_FILE).exists() else {}),
+        **({"complete": "no, pmm embed has not finished it"} if (path / JOB_FILE).exists() else {}),
+        **({"upgrade": "begun, and not finished"} if is_gallery(path / WORK_FOLDER) else {}),
         "thresholds": [
             {name: value for name, value in dataclasses.asdict(each).items() if value not in (None, "")}
             for each in gallery.thresholds

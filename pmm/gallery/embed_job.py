@@ -61,6 +61,8 @@ class EmbedReport:
     """In the gallery, but no longer readable in the folder."""
     pruned: int = 0
     """Of such, removed."""
+    lost_thresholds: int = 0
+    """Of the gallery that was upgraded, those that do not hold for the new embeddings."""
     bad: dict[Path, str] = field(default_factory=dict)
     """Left out: file -> why it cannot be read."""
     seconds: float = 0.0

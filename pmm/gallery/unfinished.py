@@ -11,11 +11,14 @@ from typing import Any
 
 from pmm.gallery.creation import check_new
 from pmm.gallery.manifest import is_gallery
+from pmm.gallery.writer import writing
 from pmm.utils.errors import CannotWrite
 from pmm.utils.files import claimed, write_file
 
 JOB_FILE = ".embedding.json"
 """In a gallery that a run has not finished: what that run was told."""
+WORK_FOLDER = ".upgrade"
+"""In a gallery that is upgraded in its place: the new one, until it is complete."""
 
 
 def check_new_gallery(out: Path) -> None:
@@ -52,3 +55,14 @@ def facts_of_begun(gallery: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def give_up_unfinished(gallery: Path) -> None:
+    """Remove what says that a run has not finished a gallery, which is held, and what an upgrade has embedded.
+
+    Raises CannotWrite for an upgrade that runs.
+    """
+    work = gallery / WORK_FOLDER
+    with writing(work) if is_gallery(work) else contextlib.nullcontext():
+        shutil.rmtree(work, ignore_errors=True)
+    (gallery / JOB_FILE).unlink(missing_ok=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shutil
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +22,15 @@ from pmm.gallery.manifest import is_gallery
 from pmm.gallery.model_of import measured_thresholds
 from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.gallery.source import EmbeddingSource
-from pmm.gallery.unfinished import JOB_FILE, begun_job, check_new_gallery, facts_of_begun
+from pmm.gallery.thresholds import Threshold
+from pmm.gallery.unfinished import JOB_FILE, WORK_FOLDER, begun_job, check_new_gallery, facts_of_begun
 from pmm.gallery.writer import GalleryChange
 from pmm.runtime.base import Runner
-from pmm.utils.errors import CannotWrite, InvalidFile
+from pmm.utils.errors import CannotWrite, InvalidFile, InvalidInput
 from pmm.utils.files import existing_file, sha256
 
-WORK_FOLDER = ".upgrade"
-"""In a gallery that is upgraded in its place: the new one, until it is complete."""
-HINT = "give --folder DIR if they were moved, or --skip-bad-images to leave them out"
+HINT = "give --folder FOLDER if they were moved, or --skip-bad-images to leave them out"
+ELSEWHERE = "if they were moved, pmm embed --append records where they are; or give --skip-bad-images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,11 @@ class GalleryUpgrade:
             raise InvalidFile(problem, path=self.gallery, hint="embed their folder again with pmm embed")
         bad = first_look(self._files(old, old.rows))
         if not self.skip_bad_images:
-            refuse_bad_images(bad, self._home(old), hint=HINT)
+            refuse_bad_images(bad, self._home(old), hint=self._hint(bad, old))
         if len(bad) == len(old):
-            raise InvalidFile(f"none of its {len(old)} crops can be read", path=self.gallery, hint=HINT)
+            file, reason = next(iter(bad.items()), (None, ""))
+            problem = f"none of its {len(old)} crops can be read" + (f", as {file} ({reason})" if file else "")
+            raise InvalidFile(problem, path=self.gallery, hint=self._hint(bad, old))
         if is_gallery(self._target):
             self._check_begun()
         else:
@@ -122,6 +126,11 @@ class GalleryUpgrade:
     def _home(self, old: Gallery) -> Path:
         return self.folder or Path(old.folder)
 
+    def _hint(self, bad: Collection[Path], old: Gallery) -> str:
+        """What to do about bad crops: --folder does not move those of a folder that was added later."""
+        below = any(file.is_relative_to(self._home(old)) for file in bad)
+        return HINT if below or not bad else ELSEWHERE
+
     def _files(self, old: Gallery, rows: Rows) -> list[Path]:
         home = self._home(old)
         return [home / path for path in old.column("path", rows).tolist()]
@@ -142,8 +151,6 @@ class GalleryUpgrade:
                 self._target, chunk.embeddings, chunk.crops.ids, source=source, columns=chunk.crops.columns,
                 precision=old.precision, folder=folder,
             )  # fmt: skip
-        if thresholds := measured_thresholds(self.artifact, source, new.precision):
-            new.set_thresholds(thresholds)
         return new
 
     def _follow(self, old: Gallery, new: Gallery | None, report: EmbedReport) -> Rows:
@@ -164,12 +171,34 @@ class GalleryUpgrade:
     def _finished(self, old: Gallery, new: Gallery, report: EmbedReport) -> bool:
         """Put the new gallery in its place, if the old one is as it was when the last crops were taken from it."""
         with old.writer() if self.out is None else contextlib.nullcontext():
+            if self.out is None and len(self._follow(old, new, report)):
+                return False
+            self._take_thresholds(old, new, report)
             if self.out is None:
-                if len(self._follow(old, new, report)):
-                    return False
                 _replace_content(old, new)
             (self._target / JOB_FILE).unlink(missing_ok=True)
         return True
+
+    def _take_thresholds(self, old: Gallery, new: Gallery, report: EmbedReport) -> None:
+        """Those of the old gallery that hold for the new embeddings too, and those measured for the new model."""
+        assert new.source is not None
+        held = [each for each in old.thresholds if _holds(each, old, new)]
+        measured = measured_thresholds(self.artifact, new.source, new.precision)
+        measured = [new for new in measured if not any(math.isclose(new.fmr, each.fmr) for each in held)]
+        report.lost_thresholds = len(old.thresholds) - len(held)
+        if held or measured:
+            new.set_thresholds([*held, *measured])
+
+
+def _holds(threshold: Threshold, old: Gallery, new: Gallery) -> bool:
+    """Whether a threshold of `old` is one of `new`: the same model and precision, prepared and compared alike."""
+    if old.source is None or new.source is None or old.source.differences(new.source):
+        return False
+    try:
+        threshold.check_fits(new.source, new.precision)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _replace_content(old: Gallery, new: Gallery) -> None:

@@ -13,10 +13,12 @@ import pytest
 
 from pmm.export.options import ExportOptions
 from pmm.gallery import embed_job, upgrade
+from pmm.gallery.describe import describe_gallery
 from pmm.gallery.embed_folder import embed as embed_folder
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.unfinished import JOB_FILE
-from pmm.gallery.upgrade import WORK_FOLDER, GalleryUpgrade
+from pmm.gallery.thresholds import Threshold
+from pmm.gallery.unfinished import JOB_FILE, WORK_FOLDER
+from pmm.gallery.upgrade import GalleryUpgrade
 from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import CannotWrite, InvalidFile
@@ -123,6 +125,34 @@ def test_an_image_that_is_damaged_stops_it_and_the_old_one_stays(old, newer, exp
     assert Gallery.open(old).metric == "cosine"
 
 
+def test_crops_of_a_second_folder_that_was_moved_are_found_again(old, newer, exported, people, tmp_path):
+    second = tmp_path / "second"
+    second.mkdir()
+    shutil.copy(sorted((people / "bounding_box_test").glob("*.jpg"))[30], second)
+    add = {"append": True, "names": "market1501", "device": "cpu"}
+    embed_folder(exported, second, old, **add)
+    second.rename(tmp_path / "moved")
+    assert_one_line_error(run(old, newer), "1 image cannot be read", "pmm embed --append records where they are")
+    embed_folder(exported, tmp_path / "moved", old, **add)
+    assert "10 crops embedded; 10 crops" in run(old, newer).stdout
+
+
+def test_thresholds_stay_where_they_hold_and_are_told_where_not(old, newer, trained, tmp_path):
+    gallery = Gallery.open(old)
+    own = Threshold(
+        fmr=1e-3, distance=3.0, kind="given", precision="fp32", stored="fp32",
+        checkpoint_sha256=gallery.source.checkpoint_sha256,
+    )  # fmt: skip
+    gallery.set_thresholds([own])
+    done = run(old, trained, "-o", tmp_path / "same")
+    assert Gallery.open(tmp_path / "same").thresholds == (own,), done.stderr
+    assert "threshold" not in done.stderr
+    done = run(old, newer)
+    assert not Gallery.open(old).thresholds, "another metric has other distances"
+    assert "1 threshold of the old embeddings" in done.stderr
+    assert f"pmm threshold {old}" in done.stderr
+
+
 @pytest.fixture
 def interrupted(old, newer, monkeypatch):
     """After the second of five batches, each a chunk of its own."""
@@ -148,6 +178,29 @@ def test_an_interrupted_upgrade_goes_on_where_it_was(interrupted, newer, exporte
     done = run(interrupted, newer)
     assert "5 crops embedded, 4 were there; 9 crops" in done.stdout, done.stderr
     assert is_made_by(interrupted, newer, crops, tmp_path)
+
+
+def test_an_interrupted_upgrade_is_told_and_can_be_given_up(old, newer, monkeypatch):
+    def stop(*_):
+        (old / JOB_FILE).write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrade, "compact", stop)
+        done = run(old, newer)
+    assert done.returncode == 130
+    assert "note: the gallery is as it was; the same command goes on" in done.stderr
+    assert f"pmm gallery compact {old} --give-up" in done.stderr
+    facts = describe_gallery(old)
+    assert (facts["upgrade"], facts["complete"]) == ("begun, and not finished", "no, pmm embed has not finished it")
+    with Gallery.open(old / WORK_FOLDER).writer():
+        assert_one_line_error(run_here("-m", "pmm", "gallery", "compact", old, "--give-up"), "in use by another")
+    assert (old / WORK_FOLDER).exists()
+    done = run_here("-m", "pmm", "gallery", "compact", old, "--give-up")
+    assert done.returncode == 0, done.stderr
+    assert not (old / WORK_FOLDER).exists()
+    assert not {"upgrade", "complete"} & set(describe_gallery(old))
+    assert len(Gallery.open(old)) == 9
 
 
 def test_what_an_interrupted_upgrade_to_another_model_left_is_not_used(interrupted, newer, trained, crops, tmp_path):
