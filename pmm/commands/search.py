@@ -18,10 +18,10 @@ from pmm.gallery.search_request import SearchAnswer, SearchRequest
 from pmm.runtime.open import BACKEND_HELP, check_backend
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions
+from pmm.utils.errors import ConflictingOptions, printable
 from pmm.utils.facts import how_many
 from pmm.utils.files import output_file, replacing
-from pmm.utils.hardware import cuda_index
+from pmm.utils.hardware import check_threads, cuda_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +54,13 @@ class SearchCommand:
     """Camera of all queries."""
     names: Annotated[str, Arg("NAME|REGEX", group="crops to look at")] = ""
     """Camera of each query from its file name, as of pmm embed."""
+    skip_bad_images: bool = False
+    """Leave out images of a folder that cannot be read, and list them, instead of stopping."""
     json: Annotated[bool, Arg(group="output")] = False
-    """Print JSON, with all columns of the gallery."""
+    """Print JSON, with all columns of the gallery. Bytes of names that are no UTF-8 are as Python reads them: a byte FF
+    is \\udcff."""
     csv: Annotated[bool, Arg(group="output")] = False
-    """Print CSV, with all columns of the gallery."""
+    """Print CSV, with all columns of the gallery. Names are printed byte by byte as files have them, UTF-8 or not."""
     picture: Annotated[Path | None, Arg("OUT.png", group="output")] = None
     """Also draw the first results (20 at most of each of 20 queries) to this file (.png)."""
     folder: Annotated[Path | None, Arg("FOLDER", group="output")] = None
@@ -65,9 +68,14 @@ class SearchCommand:
     backend: Annotated[str, Arg("NAME", help=BACKEND_HELP, group="running")] = "auto"
     device: Annotated[str, Arg(group="running")] = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
+    batch_size: Annotated[int, Arg(short="-b", least=1, group="running")] = 64
+    """Images of a folder per call."""
+    threads: Annotated[int, Arg(group="running")] = 0
+    """CPU threads of the backend (default: its own choice)."""
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
+        check_threads(self.threads)
         cuda_index(self.device)
         if self.json and self.csv:
             raise ConflictingOptions("either json or csv is printed", "json", "csv")
@@ -76,6 +84,12 @@ class SearchCommand:
         if self.not_same_camera and not (self.query_camera or self.names):
             problem = "not_same_camera needs the camera of the query"
             raise ConflictingOptions(problem, "not_same_camera", hint="give --query-camera NAME, or --names")
+        for flag in ("query_camera", "names"):
+            if getattr(self, flag) and not self.not_same_camera:
+                problem = f"{flag} tells which crops not_same_camera leaves out"
+                raise ConflictingOptions(problem, flag, "not_same_camera", hint="give both or neither")
+        if self.folder and not self.picture:
+            raise ConflictingOptions("folder is for a picture", "folder", "picture", hint="give both or neither")
         if self.query_camera and self.names:
             raise ConflictingOptions("query_camera and names both tell the query's camera", "query_camera", "names")
 
@@ -90,15 +104,19 @@ def main(prog: str) -> None:
         query=command.query, model=command.model, top=command.top, threshold=command.threshold, fmr=command.fmr,
         cameras=command.camera, since=command.time_from, until=command.time_to, where=command.where,
         not_same_camera=command.not_same_camera, query_camera=command.query_camera, names=command.names,
+        skip_bad_images=command.skip_bad_images, batch_size=command.batch_size,
     )  # fmt: skip
-    answer = search.run(command.gallery, backend=command.backend, device=command.device)
-    if command.picture:
-        _draw(command.picture, answer, command.folder, prog)
+    answer = search.run(command.gallery, backend=command.backend, device=command.device, threads=command.threads)
     results = answer.results
+    for file, reason in answer.bad.items():
+        print(printable(f"{prog}: note: left out {file}: {reason}"), file=sys.stderr)
     if command.top > answer.candidates:
-        crops = how_many(answer.candidates, "crop")
-        print(f"{prog}: note: there are {crops} to look at, and all are listed", file=sys.stderr)
-    print(results.as_json() if command.json else results.as_csv() if command.csv else results.as_table())
+        crops = f"{'is' if answer.candidates == 1 else 'are'} {how_many(answer.candidates, 'crop')}"
+        some = " for some queries" * (len(answer.queries) > 1 and command.not_same_camera)
+        print(f"{prog}: note: there {crops} to look at{some}, and all are listed", file=sys.stderr)
+    print(results.as_json() if command.json else results.as_csv() if command.csv else results.as_table(), flush=True)
+    if command.picture:  # last: a crop that is gone takes nothing from what was found
+        _draw(command.picture, answer, command.folder, prog)
 
 
 def _draw(out: Path, answer: SearchAnswer, folder: Path | None, prog: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pmm.gallery.crop_files import images_below
 from pmm.gallery.embed import embed_files, source_of
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
@@ -15,7 +16,7 @@ from pmm.gallery.matches import Matches
 from pmm.gallery.model_of import model_of
 from pmm.gallery.npz_index import import_npz
 from pmm.gallery.source import EmbeddingSource, check_comparable
-from pmm.runtime.base import Embeddings
+from pmm.runtime.base import Runner
 from pmm.runtime.open import open_runner
 
 
@@ -34,7 +35,7 @@ def search(
 
     Args:
         gallery: an opened one, its folder, or an index (.npz) of an earlier version.
-        query: an image file, or several of them.
+        query: an image file, several of them, or a folder, whose images are taken in the order of their paths.
         artifact: what embeds the query (default: the file that made the gallery, where it was): that file, or another
             one of the same checkpoint. If that rounds differently, one line (logger "pmm") says so.
         k: how many, or all if there are fewer.
@@ -57,11 +58,15 @@ def search(
         >>> len(ids), bool(distances[0] <= distances[1] <= distances[2])
         (3, True)
     """
-    single = isinstance(query, str | Path)
-    files = [Path(query)] if single else [Path(each) for each in query]  # type: ignore[arg-type, union-attr]
+    single = isinstance(query, str | Path) and not Path(query).is_dir()
+    if isinstance(query, str | Path):
+        files = [Path(query)] if single else images_below(Path(query))
+    else:
+        files = [Path(each) for each in query]
     with opened_gallery(gallery) as found:
         model = model_of(found.path, found.source, None if artifact is None else Path(artifact))
-        embeddings, _ = embed_queries(found, model, files, backend=backend, device=device)
+        with query_runner(found, model, backend=backend, device=device) as (runner, _):
+            embeddings = embed_files(runner, files)
         return found.search(embeddings[0] if single else embeddings, k, where=where, not_camera=not_camera)
 
 
@@ -77,12 +82,13 @@ def opened_gallery(gallery: Gallery | str | Path) -> Iterator[Gallery]:
         yield Gallery.open(gallery)
 
 
-def embed_queries(
-    gallery: Gallery, model: Path, files: Sequence[Path], *, backend: str = "auto", device: str = "auto"
-) -> tuple[Embeddings, EmbeddingSource]:
-    """Embeddings [Q, D] of images by `model`, after `check_comparable`, and what made them."""
-    with open_runner(model, backend, device=device) as runner:
+@contextlib.contextmanager
+def query_runner(
+    gallery: Gallery, model: Path, *, backend: str = "auto", device: str = "auto", threads: int = 0
+) -> Iterator[tuple[Runner, EmbeddingSource]]:
+    """What embeds queries, after `check_comparable`, and the source of its embeddings."""
+    with open_runner(model, backend, device=device, threads=threads) as runner:
         source = source_of(model, runner)
         assert gallery.source is not None
         check_comparable(gallery.source, source, model)
-        return embed_files(runner, files), source
+        yield runner, source

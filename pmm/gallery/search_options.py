@@ -10,7 +10,7 @@ from pmm.gallery.crop_metadata import TIME_EXPECTED, parse_time
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.thresholds import Threshold
-from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
+from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, one_of
 
 
 def row_filter(
@@ -74,7 +74,7 @@ def threshold_of(gallery: Gallery, text: str, fmr: float | None) -> tuple[float,
         raise InvalidFile(f"it has thresholds for false match rates {shown}", path=gallery.path, hint="give --fmr")
     chosen = [each for each in known if fmr is None or math.isclose(each.fmr, fmr, rel_tol=1e-9)]
     if not chosen:
-        raise InvalidValue("--fmr", fmr, choices=[f"{rate:g}" for rate in rates])
+        raise InvalidValue("--fmr", fmr, one_of(f"{rate:g}" for rate in rates))
     chosen[-1].check_fits(gallery.source, gallery.precision)
     return chosen[-1].distance, chosen[-1]
 

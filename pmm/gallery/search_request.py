@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,32 @@ import numpy as np
 
 from pmm.gallery.crop_files import first_look, images_below, refuse_bad_images
 from pmm.gallery.crop_metadata import columns_of_names, name_pattern
-from pmm.gallery.embed_job import FILE_COLUMNS
+from pmm.gallery.embed import embed_files
+from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, embedded_chunks
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.matches import Matches
 from pmm.gallery.model_of import model_of
-from pmm.gallery.search import embed_queries, opened_gallery
+from pmm.gallery.search import opened_gallery, query_runner
 from pmm.gallery.search_options import camera_of, check_threshold, row_filter, threshold_of
 from pmm.gallery.search_results import FoundCrop, QueryResult, SearchResults
+from pmm.gallery.snapshot import Rows
 from pmm.gallery.unfinished import JOB_FILE
-from pmm.utils.errors import InvalidFile, InvalidValue
+from pmm.runtime.base import Embeddings, Runner
+from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
+from pmm.utils.facts import how_many
 from pmm.utils.files import existing_file
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchAnswer:
-    """What was found for each query, among so many `candidates`; `folder` is what the gallery's paths are relative
-    to."""
+    """What was found for each query, among at least so many `candidates`; `folder` is what the gallery's paths are
+    relative to, and `bad` are images that were left out, and why."""
 
     queries: tuple[Path, ...]
     results: SearchResults
     candidates: int
     folder: Path
+    bad: Mapping[Path, str]
 
     def file_of(self, crop: FoundCrop, folder: Path | None = None) -> Path:
         """Where the crop's image is, if the crops of the gallery are in `folder`."""
@@ -57,26 +63,31 @@ class SearchRequest:
     not_same_camera: bool = False
     query_camera: str = ""
     names: str = ""
+    skip_bad_images: bool = False
+    batch_size: int = 64
 
-    def run(self, gallery: Path, *, backend: str = "auto", device: str = "auto") -> SearchAnswer:
+    def run(self, gallery: Path, *, backend: str = "auto", device: str = "auto", threads: int = 0) -> SearchAnswer:
         """Search the gallery at a path.
 
         Raises InvalidFile, InvalidValue and InvalidInput for what does not fit the gallery, all but a model of another
         precision before a model is loaded.
         """
-        files = self._queries()
+        files, bad = self._queries()
         if (gallery / JOB_FILE).is_file():
             logging.getLogger("pmm").warning("%s: pmm embed has not finished it: crops are missing", gallery)
         with opened_gallery(gallery) as opened:
             if not len(opened):
                 raise InvalidFile("it holds no crops", path=gallery, hint="add some with pmm embed --append")
             where = row_filter(opened, cameras=self.cameras, since=self.since, until=self.until, where=self.where)
-            candidates = len(opened.rows_where(where)) if where else len(opened)
+            rows = opened.rows_where(where) if where else opened.rows
             distance, threshold = threshold_of(opened, self.threshold, self.fmr) if self.threshold else (None, None)
-            not_camera = self._not_camera(opened, files)
+            cameras = self._not_camera(opened, files)
+            candidates = _candidates(opened, rows, cameras)
             model = model_of(opened.path, opened.source, self.model)
-            embeddings, source = embed_queries(opened, model, files, backend=backend, device=device)
-            check_threshold(threshold, source.precision, model)
+            with query_runner(opened, model, backend=backend, device=device, threads=threads) as (runner, source):
+                check_threshold(threshold, source.precision, model)
+                files, embeddings = self._embedded(runner, files, bad)
+            not_camera = [cameras[file] for file in files] if cameras else None
             matches = opened.search(embeddings, self.top, where=where, not_camera=not_camera)
             results = SearchResults(
                 gallery=str(gallery),
@@ -86,32 +97,66 @@ class SearchRequest:
                 origin=threshold,
             )
             return SearchAnswer(
-                queries=tuple(files), results=results, candidates=candidates, folder=Path(opened.folder)
+                queries=tuple(files), results=results, candidates=candidates, folder=Path(opened.folder), bad=bad
             )
 
-    def _queries(self) -> list[Path]:
+    def _queries(self) -> tuple[list[Path], dict[Path, str]]:
+        """Images to look for, and those that cannot be read and are left out."""
         if not self.query.is_dir():
-            return [existing_file(self.query, "an image to look for, or a folder of them")]
+            return [existing_file(self.query, "an image to look for, or a folder of them")], {}
         files = images_below(self.query)
-        refuse_bad_images(first_look(files), self.query, hint="replace or remove them")
-        return files
+        bad = first_look(files)
+        if not self.skip_bad_images:
+            refuse_bad_images(bad, self.query)
+        if len(bad) == len(files):
+            raise InvalidFile(f"none of its {len(files)} images can be read", path=self.query)
+        return [file for file in files if file not in bad], bad
+
+    def _embedded(self, runner: Runner, files: list[Path], bad: dict[Path, str]) -> tuple[list[Path], Embeddings]:
+        """Those that can be read, and their embeddings [Q, D]; the others are put into `bad`."""
+        if not self.query.is_dir():
+            return files, embed_files(runner, files)
+        table = CropTable(ids=[str(file) for file in files], files=files)
+        chunks = list(
+            embedded_chunks(
+                runner, table, bad, folder=self.query, skip_bad_images=self.skip_bad_images, batch_size=self.batch_size
+            )
+        )
+        if not chunks:
+            raise InvalidFile(f"none of its {len(bad)} images can be read", path=self.query)
+        return [file for crops, _ in chunks for file in crops.files], np.concatenate([each for _, each in chunks])
 
     def _named(self, files: Sequence[Path]) -> list[str]:
         if not self.query.is_dir():
             return [str(file) for file in files]
         return [file.relative_to(self.query).as_posix() for file in files]
 
-    def _not_camera(self, gallery: Gallery, files: Sequence[Path]) -> Any:
-        """The camera of each query, if its crops do not count."""
+    def _not_camera(self, gallery: Gallery, files: Sequence[Path]) -> dict[Path, str | int]:
+        """The camera of each query, if its crops do not count; else empty."""
         if not self.not_same_camera:
-            return None
+            return {}
         if self.query_camera:
-            return camera_of(gallery, "--query-camera", self.query_camera)
+            return dict.fromkeys(files, camera_of(gallery, "--query-camera", self.query_camera))
         pattern = name_pattern(self.names)
         if "camera" not in pattern.groupindex:
             raise InvalidValue("--names", self.names, "an expression with a group camera")
         cameras = columns_of_names(pattern, [file.name for file in files], files[0].parent)["camera"]
-        return [camera_of(gallery, "--names", camera) for camera in cameras]
+        return {file: camera_of(gallery, "--names", camera) for file, camera in zip(files, cameras, strict=True)}
+
+
+def _candidates(gallery: Gallery, rows: Rows, cameras: Mapping[Path, str | int]) -> int:
+    """How many of the rows count for every query, at least. Raises InvalidInput if none counts for any."""
+    if not cameras:
+        return len(rows)
+    seen = Counter(gallery.column("camera", rows).tolist())
+    counts = {file: len(rows) - seen[camera] for file, camera in cameras.items()}
+    if not any(counts.values()):
+        file = next(iter(counts))
+        raise InvalidInput(
+            f"all {how_many(len(rows), 'crop')} to look at are of camera {cameras[file]}, the query's own", path=file,
+            hint="leave --not-same-camera out",
+        )  # fmt: skip
+    return min(counts.values())
 
 
 def _results(gallery: Gallery, queries: Sequence[str], matches: Matches) -> list[QueryResult]:

@@ -115,7 +115,7 @@ def test_torch_and_onnx_list_the_same_and_the_difference_is_told(galleries, arti
     assert "best.pth: the gallery was made by another file of the same checkpoint" in torch.stderr
 
 
-def test_the_function_finds_what_the_command_lists(galleries, artifacts, crops, query, caplog):
+def test_the_function_finds_what_the_command_lists(galleries, artifacts, crops, query, tmp_path, caplog):
     listed = ids(search(galleries["onnx"], query, "--top", "4"))
     found = find(galleries["onnx"], query, k=4, device="cpu")
     assert found.ids.tolist() == listed
@@ -124,6 +124,9 @@ def test_the_function_finds_what_the_command_lists(galleries, artifacts, crops, 
     several = find(Gallery.open(galleries["onnx"]), [str(query), other], str(artifacts["onnx"]), k=4, device="cpu")
     assert several.ids[0].tolist() == listed
     assert several.ids[1, 0] == other.name
+    shutil.copytree(crops, tmp_path / "asked", ignore=lambda _, names: {*names} - {query.name, other.name})
+    folder = find(galleries["onnx"], tmp_path / "asked", k=4, device="cpu")
+    assert folder.ids.tolist() == several.ids[::-1].tolist()
     assert not caplog.records
     find(galleries["onnx"], [query], artifacts["torch"], k=4, device="cpu")
     assert "best.pth: the gallery was made by another file of the same checkpoint" in caplog.text
@@ -198,6 +201,10 @@ def test_filters_keep_what_they_say(galleries, query):
         (["--not-same-camera"], ["--not-same-camera", "--query-camera"]),
         (["--not-same-camera", "--query-camera", "1", "--names", "market1501"], ["--query-camera", "--names"]),
         (["--not-same-camera", "--names", "(?P<day>.)"], ["--names", "group camera"]),
+        (["--query-camera", "1"], ["--query-camera", "--not-same-camera"]),
+        (["--names", "market1501"], ["--names", "--not-same-camera"]),
+        (["--camera", "1", "--not-same-camera", "--query-camera", "1"], ["camera 1", "the query's own"]),
+        (["--folder", "crops"], ["--folder", "--picture"]),
         (["--model", "none.onnx"], ["none.onnx: it does not exist"]),
         (["--picture", "a.jpg"], ["ends in .png"]),
     ],
@@ -326,6 +333,36 @@ def test_a_folder_of_queries_is_a_table_each(galleries, crops, tmp_path):
     assert not {"file_size", "file_modified_ns"} & set(lines[0])
 
 
+def test_bad_queries_are_left_out_if_that_is_wanted(galleries, crops, tmp_path):
+    empty, damaged, good = (tmp_path / "asked" / f"{place}_c1s1.jpg" for place in range(3))
+    good.parent.mkdir()
+    shutil.copy(min(crops.glob("*_c2s*.jpg")), good)
+    empty.write_bytes(b"")
+    flags = ("--top", "1", "--not-same-camera", "--names", r"_c(?P<camera>\d)", "--json", "--batch-size", "1")
+    damaged.write_bytes(good.read_bytes()[:700])
+    assert_one_line_error(search(galleries["onnx"], good.parent, *flags), "1 image cannot be read: 0_c1s1.jpg")
+    done = search(galleries["onnx"], good.parent, "--skip-bad-images", "--threads", "1", *flags)
+    assert [each["query"] for each in found_as_json(done)["queries"]] == [good.name]
+    assert [f"left out {path}: " in done.stderr for path in (empty, damaged)] == [True, True]
+    empty.unlink()
+    assert_one_line_error(search(galleries["onnx"], good.parent, *flags), "1_c1s1.jpg", "--skip-bad-images")
+    good.unlink()
+    damaged.rename(empty)
+    done = search(galleries["onnx"], good.parent, "--skip-bad-images", *flags)
+    assert_one_line_error(done, "none of its 1 images can be read")
+
+
+def test_own_cameras_count_in_the_note(galleries, crops, tmp_path):
+    gallery = Gallery.open(galleries["onnx"])
+    others = int((gallery.column("camera") != "1").sum())
+    shutil.copy(min(crops.glob("*.jpg")), tmp_path / "a_c1.jpg")
+    top, names = ("--top", str(others + 1)), ("--not-same-camera", "--names", r"_c(?P<camera>\d+)")
+    done = search(galleries["onnx"], tmp_path / "a_c1.jpg", *top, *names)
+    assert f"note: there are {others} crops to look at, and all" in done.stderr
+    done = search(galleries["onnx"], tmp_path / "a_c1.jpg", "--where", f"id={gallery.column('id')[0]}")
+    assert "note: there is 1 crop to look at" in done.stderr
+
+
 def test_the_picture_shows_the_list_without_verdicts(galleries, query, tmp_path):
     out = tmp_path / "list.png"
     done = search(galleries["onnx"], query, "--top", "4", "--picture", out)
@@ -349,8 +386,8 @@ def test_missing_crops_are_one_line_and_a_moved_folder_can_be_named(changeable, 
     gallery = changeable(folder=str(tmp_path / "gone"))
     out = tmp_path / "a.png"
     done = search(gallery, query, "--picture", out)
-    assert_one_line_error(done, "10 of the 10 crops", str(tmp_path / "gone" / query.name), "--folder DIR")
-    assert not done.stdout
+    assert_one_line_error(done, "10 of the 10 crops", str(tmp_path / "gone" / query.name), "--folder FOLDER")
+    assert done.stdout == search(gallery, query).stdout
     assert not out.exists()
     assert len(rows(search(gallery, query))) == 10  # no picture, no need for them
     assert len(rows(search(gallery, query, "--picture", out, "--folder", moved))) == 10
