@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from pmm.exact_search.plan import best_rotation
-from pmm.gallery.columns import Ids
+from pmm.gallery.columns import Array, Ids
 from pmm.gallery.manifest import StoredFolder
 from pmm.gallery.rows import GalleryRows
-from pmm.gallery.short_codes import append_codes, is_outgrown, read_rotation, stride, without_codes, write_codes
+from pmm.gallery.short_codes import (
+    ROTATION,
+    append_codes,
+    is_outgrown,
+    read_rotation,
+    rows_digest,
+    stride,
+    without_codes,
+    write_codes,
+)
 from pmm.gallery.snapshot import GallerySnapshot, Rows
+from pmm.gallery.verification import check_embeddings, check_unchanged
 from pmm.gallery.writer import GalleryChange
+from pmm.utils.errors import InvalidInput
 
 CHUNK_BYTES = 1 << 27
 """Of the embeddings of a compacted chunk."""
@@ -30,36 +44,49 @@ def append(change: GalleryChange, rows: GalleryRows, before: GallerySnapshot | N
     count, kept, codes = manifest.stored_rows + len(rows), manifest.chunks, manifest.codes
     if before is not None and (folded := _chunks_to_fold(before, len(rows))):
         kept = kept[: -len(folded)]
+        for chunk in folded:
+            check_unchanged(before, "chunks", chunk)
         rows = _joined(before, np.arange(sum(chunk.rows for chunk in kept), manifest.stored_rows), rows)
         codes, epoch = without_codes(codes, folded), first
     chunks = (*kept, change.write("chunks", rows.arrays(), len(rows)))
     if before is not None and codes and not is_outgrown(codes, count):
+        check_unchanged(before, "codes", codes, ROTATION)
         codes = append_codes(change, codes, read_rotation(before), chunks[-1], rows.embeddings)
         change.commit(chunks=chunks, codes=codes, epoch=epoch)
         return
-    parts = [
-        *(chunk.embeddings for chunk in (before.chunks[: len(kept)] if before is not None else ())),
-        rows.embeddings,
-    ]
-    rotation = best_rotation(np.concatenate([part[:: stride(count)] for part in parts]), manifest.metric, count)
-    codes = write_codes(change, rotation, count, zip(chunks, parts, strict=True))
-    change.commit(chunks=chunks, codes=codes, epoch=first)
+    parts = [rows.embeddings]
+    if before is not None:
+        for stored in kept:
+            check_unchanged(before, "chunks", stored, "embeddings.npy")
+        parts = [*(chunk.embeddings for chunk in before.chunks[: len(kept)]), rows.embeddings]
+    with _naming_bad_rows(before):
+        sample = _sample(parts, stride(count))
+        rotation = best_rotation(sample, manifest.metric, count)
+        codes = write_codes(change, rotation, count, zip(chunks, parts, strict=True))
+    change.commit(chunks=chunks, codes=codes, epoch=first, fitted_on=rows_digest(sample))
 
 
 def compact(change: GalleryChange, before: GallerySnapshot) -> None:
-    """All rows but the removed ones, in chunks that are as large as they fit in memory twice, and their short codes."""
+    """All rows but the removed ones, in chunks that are as large as they fit in memory twice, and their short codes.
+
+    Raises InvalidFile for files that have changed: written anew they would look whole.
+    """
     manifest, first, live = change.manifest, change.next_number, before.live
+    for kind, folder in (*(("chunks", chunk) for chunk in manifest.chunks), ("tombstones", manifest.tombstones)):
+        if folder:
+            check_unchanged(before, kind, folder)
     if not len(live):
-        change.commit(chunks=(), codes=None, tombstones=None, epoch=first)
+        change.commit(chunks=(), codes=None, fitted_on="", tombstones=None, epoch=first)
         return
-    rotation = best_rotation(before.embeddings(live[:: stride(len(live))]), manifest.metric, len(live))
-    codes = write_codes(change, rotation, len(live), ())
-    chunks = []
-    for start in range(0, len(live), _full_chunk(before)):
-        rows = _rows(before, live[start : start + _full_chunk(before)])
-        chunks.append(change.write("chunks", rows.arrays(), len(rows)))
-        codes = append_codes(change, codes, rotation, chunks[-1], rows.embeddings)
-    change.commit(chunks=tuple(chunks), codes=codes, tombstones=None, epoch=first)
+    chunks, sample = [], before.embeddings(live[:: stride(len(live))])
+    with _naming_bad_rows(before):
+        rotation = best_rotation(sample, manifest.metric, len(live))
+        codes = write_codes(change, rotation, len(live), ())
+        for start in range(0, len(live), _full_chunk(before)):
+            rows = _rows(before, live[start : start + _full_chunk(before)])
+            chunks.append(change.write("chunks", rows.arrays(), len(rows)))
+            codes = append_codes(change, codes, rotation, chunks[-1], rows.embeddings)
+    change.commit(chunks=tuple(chunks), codes=codes, fitted_on=rows_digest(sample), tombstones=None, epoch=first)
 
 
 def _chunks_to_fold(before: GallerySnapshot, added: int) -> tuple[StoredFolder, ...]:
@@ -78,6 +105,26 @@ def _chunks_to_fold(before: GallerySnapshot, added: int) -> tuple[StoredFolder, 
         if added < least and first < len(chunks) and (len(chunks) - first + 1 >= FOLD or count >= full):
             return chunks[first:]
     return ()
+
+
+def _sample(parts: Iterable[Array], step: int) -> Array:
+    """Each so manieth of the rows that follow each other in `parts`."""
+    found, start = [], 0
+    for part in parts:
+        found.append(part[-start % step :: step])
+        start += len(part)
+    return np.concatenate(found)
+
+
+@contextlib.contextmanager
+def _naming_bad_rows(before: GallerySnapshot | None) -> Iterator[None]:
+    """Raise InvalidFile for a stored row that has no code."""
+    try:
+        yield
+    except (InvalidInput, np.linalg.LinAlgError):
+        for chunk in before.chunks if before is not None else ():
+            check_embeddings(chunk)
+        raise
 
 
 def _full_chunk(before: GallerySnapshot) -> int:

@@ -60,7 +60,7 @@ class TextColumn:
         """The texts of these rows. Raises InvalidFile if they lie outside the file."""
         if self.codes is None:
             return self._texts(rows)
-        places, inverse = np.unique(self._checked_codes(rows), return_inverse=True)
+        places, inverse = np.unique(self.checked_codes(rows), return_inverse=True)
         return self._texts(places.astype(np.int64))[inverse]
 
     def dictionary(self) -> Texts:
@@ -72,9 +72,10 @@ class TextColumn:
         wanted = {value for value in values if isinstance(value, str)}
         every = self.dictionary()
         is_one = np.fromiter((text in wanted for text in every), np.bool_, len(every))
-        return is_one if self.codes is None else is_one[self._checked_codes(slice(None))]
+        return is_one if self.codes is None else is_one[self.checked_codes(slice(None))]
 
-    def _checked_codes(self, rows: Any) -> npt.NDArray[np.int32]:
+    def checked_codes(self, rows: Any) -> npt.NDArray[np.int32]:
+        """Of these rows. Raises InvalidFile for one of a text that is not there."""
         assert self.codes is not None
         codes = np.asarray(self.codes[rows])
         if len(codes) and not (codes.min() >= 0 and codes.max() < len(self.offsets) - 1):

@@ -22,7 +22,7 @@ from pmm.gallery.searching import GallerySearcher
 from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.gallery.source import EmbeddingSource
 from pmm.gallery.thresholds import Threshold
-from pmm.gallery.verification import problems_of
+from pmm.gallery.verification import check_unchanged, fitted_on, problems_of
 from pmm.gallery.writer import GalleryChange, WriterLock, remove_leftovers
 from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
 from pmm.utils.files import claimed
@@ -148,6 +148,12 @@ class Gallery:
         return self.manifest.folder
 
     @property
+    def fitted_on(self) -> str:
+        """SHA-256 of the rows, as float32, that the rotation of the short codes was fitted on; empty if they are the
+        gallery's own, `unknown` if it does not say."""
+        return fitted_on(self._snapshot)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns beside the ids."""
         return tuple(self.manifest.columns)
@@ -265,6 +271,8 @@ class Gallery:
             gone = np.unique(found[found >= 0])
             if len(gone):
                 removed = np.union1d(self._snapshot.removed, gone)
+                if self.manifest.tombstones:
+                    check_unchanged(self._snapshot, "tombstones", self.manifest.tombstones)
                 with GalleryChange(self.path, self.manifest) as change:
                     change.commit(tombstones=change.write("tombstones", {"rows.npy": removed}, len(removed)))
                 self._reopen()

@@ -74,6 +74,8 @@ class GalleryManifest:
     chunks: tuple[StoredFolder, ...] = ()
     codes: StoredFolder | None = None
     """The short codes of all chunks; its `rows` are those that the rotation was fitted on."""
+    fitted_on: str = ""
+    """SHA-256 of the rows [n, D], as float32, that their rotation was fitted on."""
     tombstones: StoredFolder | None = None
     """The rows that were removed; `rows` says how many."""
     thresholds: tuple[Threshold, ...] = ()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 
 import numpy as np
 
-from pmm.exact_search.codes import ShortCodes, encode
+from pmm.exact_search.codes import ERROR, ShortCodes, encode
 from pmm.exact_search.rotation import Rotation
 from pmm.gallery.columns import DAMAGED, Array, map_array
 from pmm.gallery.manifest import GalleryManifest, StoredFile, StoredFolder
@@ -18,6 +19,7 @@ from pmm.utils.errors import InvalidFile, InvalidInput
 ROTATION = "rotation.npy"
 SAMPLE = 1 << 15
 """Rows at most that a rotation is fitted on."""
+WRITE_ANEW = "pmm gallery compact writes all codes anew"
 MAX_GROWTH = 4
 """The rotation is fitted anew when the gallery has so many times the rows that it was fitted for."""
 
@@ -25,6 +27,11 @@ MAX_GROWTH = 4
 def stride(count: int) -> int:
     """Each how manieth of so many rows a rotation is fitted on."""
     return -(-count // SAMPLE)
+
+
+def rows_digest(rows: Array) -> str:
+    """SHA-256 of rows [n, D] as float32: how a gallery says what its rotation was fitted on."""
+    return hashlib.sha256(np.ascontiguousarray(rows, np.float32).data).hexdigest()
 
 
 def is_outgrown(codes: StoredFolder | None, rows: int) -> bool:
@@ -62,7 +69,10 @@ def without_codes(codes: StoredFolder | None, chunks: Iterable[StoredFolder]) ->
 def read_rotation(snapshot: GallerySnapshot) -> Rotation:
     """What the codes were made with. Raises InvalidFile if it is no rotation."""
     folder = snapshot.path / "codes" / _codes(snapshot.manifest).name
-    rows = map_array(folder / ROTATION, _file(snapshot, ROTATION), np.float64, (-1, snapshot.manifest.dim))
+    dim = snapshot.manifest.dim
+    rows = map_array(folder / ROTATION, _file(snapshot, ROTATION), np.float64, (-1, dim))
+    if len(rows) > dim + 1:
+        raise InvalidFile(f"damaged: {len(rows) - 1} axes of {dim}", path=folder / ROTATION, hint=DAMAGED)
     try:
         return Rotation(np.array(rows[0]), np.ascontiguousarray(rows[1:].T))
     except (InvalidInput, IndexError) as error:
@@ -70,16 +80,19 @@ def read_rotation(snapshot: GallerySnapshot) -> Rotation:
 
 
 def read_codes(snapshot: GallerySnapshot, r: int) -> list[ShortCodes]:
-    """The codes of each chunk, memory-mapped."""
+    """The codes of each chunk, memory-mapped. Raises InvalidFile for terms by which a row could never be found."""
     folder, parts = snapshot.path / "codes" / _codes(snapshot.manifest).name, []
     for chunk in snapshot.manifest.chunks:
         codes, terms = _names(chunk)
-        parts.append(
-            ShortCodes(
-                map_array(folder / codes, _file(snapshot, codes), np.int8, (chunk.rows, r)),
-                map_array(folder / terms, _file(snapshot, terms), np.float32, (chunk.rows, 4)),
-            )
+        part = ShortCodes(
+            map_array(folder / codes, _file(snapshot, codes), np.int8, (chunk.rows, r)),
+            map_array(folder / terms, _file(snapshot, terms), np.float32, (chunk.rows, 4)),
         )
+        good = (part.terms[:, ERROR] >= 0) & np.isfinite(part.terms[:, :ERROR]).all(1)
+        if not good.all():
+            problem = f"damaged: the code of row {int(good.argmin())} holds no numbers"
+            raise InvalidFile(problem, path=folder / terms, hint=WRITE_ANEW)
+        parts.append(part)
     return parts
 
 

@@ -147,7 +147,7 @@ class GallerySnapshot:
         for chunk, start in zip(self.chunks, self.starts, strict=False):
             column = chunk.column(name)
             if isinstance(column, TextColumn) and column.codes is not None:
-                values, inverse = column.dictionary(), np.asarray(column.codes, np.int64)
+                values, inverse = column.dictionary(), column.checked_codes(slice(None)).astype(np.int64)
             else:
                 values, inverse = np.unique(column.take(np.arange(len(chunk))), return_inverse=True)
             known = [numbers.setdefault(value, len(numbers)) for value in values.tolist()]
@@ -180,6 +180,8 @@ class GallerySnapshot:
         path = self.path / "tombstones" / stored.name / "rows.npy"
         if "rows.npy" not in stored.files:
             raise InvalidFile("the manifest lists no rows.npy", path=path.parent)
+        if stored.rows > self.stored:
+            raise InvalidFile("damaged: it removes rows that are not there", path=path, hint=DAMAGED)
         rows = np.array(map_array(path, stored.files["rows.npy"], np.int64, (stored.rows,)))
         if len(rows) and not (rows[0] >= 0 and rows[-1] < self.stored and (np.diff(rows) > 0).all()):
             raise InvalidFile("damaged: it removes rows that are not there", path=path, hint=DAMAGED)

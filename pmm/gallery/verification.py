@@ -11,7 +11,8 @@ from pmm.exact_search.codes import ERROR, REST, SCALE, ShortCodes, chunks, dista
 from pmm.exact_search.rotation import Rotation
 from pmm.gallery.chunks import GalleryChunk
 from pmm.gallery.columns import DAMAGED
-from pmm.gallery.short_codes import read_codes, read_rotation
+from pmm.gallery.manifest import StoredFolder, read_gallery_manifest
+from pmm.gallery.short_codes import WRITE_ANEW, read_codes, read_rotation, rows_digest, stride
 from pmm.gallery.snapshot import GallerySnapshot
 from pmm.utils.errors import InvalidFile, InvalidInput
 from pmm.utils.files import sha256
@@ -19,24 +20,48 @@ from pmm.utils.files import sha256
 
 def problems_of(snapshot: GallerySnapshot) -> Iterator[InvalidFile]:
     """All that is wrong: files that have changed since they were written, then what does not fit together."""
+    whole = True
     for place, folder in snapshot.manifest.folders().items():
-        for name, stored in folder.files.items():
-            file = snapshot.path / place / name
-            try:
-                if sha256(file) != stored.sha256:
-                    yield InvalidFile("it has changed since it was written", path=file, hint=DAMAGED)
-            except OSError as error:
-                yield InvalidFile(f"it cannot be read ({error.strerror})", path=file, hint=DAMAGED)
+        kind = place.split("/")[0]
+        for name in folder.files:
+            for problem in _caught(check_unchanged, snapshot, kind, folder, name):
+                if not _is_replaced(snapshot, problem):
+                    whole &= name != "embeddings.npy"
+                    yield problem
     yield from _caught(_check_ids, snapshot)
     for chunk in snapshot.chunks:
         yield from _caught(_check_columns, chunk)
-    if snapshot.chunks:
+    if snapshot.chunks and whole:  # codes of damaged rows are not to be written anew
         yield from _caught(_check_codes, snapshot)
+        yield from _caught(_check_fitted, snapshot)
 
 
-def _caught(check: Callable[[Any], None], what: object) -> Iterator[InvalidFile]:
+def check_unchanged(snapshot: GallerySnapshot, kind: str, folder: StoredFolder, *names: str) -> None:
+    """Raise InvalidFile unless the files of a folder, or some of them, are what was written."""
+    for name in names or folder.files:
+        file, stored = snapshot.path / kind / folder.name / name, folder.files.get(name)
+        hint = WRITE_ANEW if kind == "codes" else DAMAGED
+        try:
+            if stored is not None and sha256(file) != stored.sha256:
+                raise InvalidFile("it has changed since it was written", path=file, hint=hint)
+        except OSError as error:
+            raise InvalidFile(f"it cannot be read ({error.strerror})", path=file, hint=hint) from error
+
+
+def fitted_on(snapshot: GallerySnapshot) -> str:
+    """SHA-256 of the rows that the rotation was fitted on; empty if they are the gallery's own, `unknown` if it does
+    not say."""
+    manifest = snapshot.manifest
+    if manifest.codes is None:
+        return ""
+    count = manifest.codes.rows
+    own = np.arange(0, min(count, snapshot.stored), stride(count))
+    return "" if manifest.fitted_on == rows_digest(snapshot.embeddings(own)) else manifest.fitted_on or "unknown"
+
+
+def _caught(check: Callable[..., None], *what: object) -> Iterator[InvalidFile]:
     try:
-        check(what)
+        check(*what)
     except InvalidFile as error:
         yield error
 
@@ -58,6 +83,11 @@ def _check_columns(chunk: GalleryChunk) -> None:
     for name in ("id", *chunk.manifest.columns):
         for some in chunks(len(chunk), 1 << 18):
             chunk.column(name).take(np.arange(len(chunk))[some])
+    check_embeddings(chunk)
+
+
+def check_embeddings(chunk: GalleryChunk) -> None:
+    """Raise InvalidFile for embeddings that cannot be compared."""
     cosine = chunk.manifest.metric == "cosine"
     for some in chunks(len(chunk)):
         rows = chunk.embeddings[some]
@@ -78,7 +108,23 @@ def _check_codes(snapshot: GallerySnapshot) -> None:
                 return
             if bad.any():
                 problem = f"the short code of row {some.start + int(bad.argmax())} is not that of its embedding"
-                raise InvalidFile(problem, path=chunk.path, hint="pmm gallery compact writes all codes anew")
+                raise InvalidFile(problem, path=chunk.path, hint=WRITE_ANEW)
+
+
+def _check_fitted(snapshot: GallerySnapshot) -> None:
+    """Raise InvalidFile for a rotation that was fitted on rows of something else, such as queries."""
+    if other := fitted_on(snapshot):
+        rows = "rows that it does not name" if other == "unknown" else f"other rows than its own (SHA-256 {other[:12]})"
+        problem = f"its rotation was fitted on {rows}"
+        raise InvalidFile(problem, path=snapshot.path, hint="pmm gallery compact fits it anew")
+
+
+def _is_replaced(snapshot: GallerySnapshot, problem: InvalidFile) -> bool:
+    """Whether a list of removed rows is gone because a later change wrote another one."""
+    folder = snapshot.path / "tombstones"
+    if problem.path is None or problem.path.parent.parent != folder or problem.path.exists():
+        return False
+    return read_gallery_manifest(snapshot.path).generation != snapshot.manifest.generation
 
 
 def _bounded(rotation: Rotation, rows: Any, codes: ShortCodes, some: slice, metric: str) -> Any:

@@ -65,11 +65,11 @@ class CertifiedIndex:
 
     exact = exact_distances = True
     quantizer: Quantizer = "none"
-    knob = fitted_on = ""
+    knob = ""
 
     def __init__(self, gallery: Gallery) -> None:
         """`gallery` has the row numbers as ids."""
-        self.gallery = gallery
+        self.gallery, self.fitted_on = gallery, gallery.fitted_on
         self.settings = f"{gallery.precision} on disk, memory-mapped"
         files = [path for path in Path(gallery.path).rglob("*") if path.is_file()]
         self.disk_bytes = sum(path.stat().st_size for path in files)
