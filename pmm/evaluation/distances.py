@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.rounding import (
+    float64_error,
     half_squares_float32,
     pair_error,
     product_error,
@@ -175,11 +176,10 @@ class EmbeddingMatrix:
         self.chunk = min(MAX_ROWS, max(1, scratch // (32 * max(1, self.dim))))
         """Rows that are in memory in float64 at once."""
         norms, largest = np.zeros(len(self)), np.zeros(len(self))
-        precise = np.float64 if metric == "cosine" else np.float32  # else they are for bounds, which have room
         for place, rows in self._chunks(slice(0, len(self))):
             largest[place] = np.maximum(rows.max(1, initial=0), -rows.min(1, initial=0))
-            with np.errstate(over="ignore", invalid="ignore"):
-                norms[place] = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=precise, casting="same_kind"))
+            with np.errstate(over="ignore", invalid="ignore"):  # float64: they are part of the distances
+                norms[place] = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64, casting="same_kind"))
         if not np.isfinite(largest).all():
             bad = np.flatnonzero(~np.isfinite(largest))
             raise InvalidInput(
@@ -267,9 +267,9 @@ class EmbeddingDistances:
         """Whether `approximate` works in float32."""
         self._exponent = 0 if self.fits_float32 else max(query.exponent, gallery.exponent)
         with np.errstate(over="ignore"):
+            self._half_squares = (gallery.norms**2 / 2).astype(np.float32)
             self.factor = 1.0 if query.metric == "cosine" else float(np.ldexp(1.0, 2 * self._exponent))
         """What all distances are to be multiplied by."""
-        self._half_squares = (gallery.norms**2 / 2).astype(np.float32)
 
     def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
         if not self.fits_float32:
@@ -280,7 +280,7 @@ class EmbeddingDistances:
                 np.matmul(queries, items.T, out=out[out_rows, column])
         np.subtract(self._half_squares, out, out=out)
         longest = self.gallery.norms.max(initial=0)
-        return out, product_error(self.query.norms[rows], longest, self.dim, np.float32)
+        return out, product_error(self.query.norms[rows], longest, self.dim)
 
     def refined(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
         if not self.fits_float32:
@@ -305,7 +305,7 @@ class EmbeddingDistances:
             item_halves = half_squares(items)
             out[:, place] = (query_halves[:, None] + item_halves) - queries @ items.T
             longest = max(longest, float(np.sqrt(2 * item_halves.max())))
-        return out, product_error(np.sqrt(2 * query_halves), longest, self.dim, np.float64)
+        return out, float64_error(np.sqrt(2 * query_halves), longest, self.dim)
 
     def close_pairs(self, queries: Ints, items: Ints) -> tuple[Doubles, Doubles]:
         if not (self.fits_float32 and self.query.is_float32 and self.gallery.is_float32):

@@ -21,17 +21,24 @@ DIMS_AT_ONCE = 128
 SQUARES_AT_ONCE = 8
 """In one sum of float32."""
 UNIT = float(np.finfo(np.float32).eps) / 2
+UNIT64 = float(np.finfo(np.float64).eps) / 2
 SLACK = 1.01 * (1 + 1e-3) ** 2
-"""For 1 / (1 - n u), and for norms that were computed in float32."""
+"""For 1 / (1 - n u), and for norms that are rounded."""
 UNDERFLOW = 2.0**-125
 """A number this small may vanish, also where tiny numbers count as 0."""
 
 
-def product_error(norms: Doubles, longest: float | Doubles, dim: int, dtype: type) -> Doubles:
-    """Of |q|^2 / 2 + |g|^2 / 2 - q.g in `dtype`, for queries of these `norms` and a gallery of norms up to `longest`:
-    the product's gamma_D |q| |g|, and the rounding of what goes into it and comes out of it."""
-    unit = float(np.finfo(dtype).eps) / 2
-    return ((dim + 8) * unit * longest * norms + 8 * unit * (norms + longest) ** 2) * SLACK
+def product_error(norms: Doubles, longest: float | Doubles, dim: int) -> Doubles:
+    """Of |q|^2 / 2 + |g|^2 / 2 - q.g by a product in float32 of squares that were summed in float64, for queries of
+    these `norms` and a gallery of norms up to `longest`: the product's gamma_D |q| |g|, and the rounding of what goes
+    into it and comes out of it."""
+    return ((dim + 8) * UNIT * longest * norms + 8 * UNIT * (norms + longest) ** 2) * SLACK
+
+
+def float64_error(norms: Doubles, longest: float, dim: int) -> Doubles:
+    """As `product_error`, all of it in float64: by how much it differs from half the square of q - g in float64, a sum
+    of D rounded terms too."""
+    return (dim + 8) * UNIT64 * (norms + longest) ** 2 * SLACK
 
 
 def product_in_parts(queries: Singles, items: Singles, spare: Singles) -> Singles:

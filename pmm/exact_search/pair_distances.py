@@ -113,6 +113,6 @@ def _float32_bounds(queries: Doubles, items: Floats, query: Ints, item: Ints) ->
     left, right = (queries - centre).astype(np.float32), (wide - centre).astype(np.float32)
     q, g = (np.linalg.norm(m.astype(np.float64), axis=1)[place] for m, place in ((left, query), (right, item)))
     products = (left @ right.T)[query, item].astype(np.float64)
-    squares = q**2 + g**2 - 2 * products - 2 * product_error(q, g, wide.shape[1], np.float32) - SMALLEST
+    squares = q**2 + g**2 - 2 * products - 2 * product_error(q, g, wide.shape[1]) - SMALLEST
     bounds = np.sqrt(np.maximum(squares, 0)) / ROOM - 1.001 * 2.0**-24 * (q + g) - SMALLEST
     return np.where(np.maximum(q, g) < LARGEST, bounds, -np.inf)

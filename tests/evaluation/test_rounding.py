@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
-from pmm.evaluation.rounding import DIMS_AT_ONCE, half_squares_float32, pair_error, product_in_parts
+from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.metrics import evaluate_ranking
+from pmm.evaluation.nearest import nearest
+from pmm.evaluation.rounding import DIMS_AT_ONCE, float64_error, half_squares_float32, pair_error, product_in_parts
 from tests.conftest import examples
 
 DIMS = [1, 7, 8, 9, DIMS_AT_ONCE - 1, DIMS_AT_ONCE, 2 * DIMS_AT_ONCE + 3]
@@ -72,3 +74,43 @@ def test_from_the_middle_embeddings_that_are_close_together_are_told_apart():
     out = np.empty((4, 300), np.float32)
     coarse = distances.approximate(slice(0, 4), out)[1]
     assert (distances.refined(slice(0, 4), out)[1] < 1e-6 * coarse).all()
+
+
+CONSTANT = np.full((64, 2048), 1 / 3, np.float32) * np.linspace(0.5, 2, 64, dtype=np.float32)[:, None]
+"""Rows whose squares, added up one by one in float32, all round to one side."""
+
+
+@pytest.mark.parametrize("scale", [0, 1e-6, 1e-3, 1])
+def test_the_bounds_hold_for_a_query_that_is_small_beside_long_rows(scale):
+    """Where |q| |g| is nothing, what is left is the rounding of the squares."""
+    query = scale * np.random.default_rng(0).normal(size=(4, 2048)).astype(np.float32)
+    distances = EmbeddingDistances(EmbeddingMatrix(query), EmbeddingMatrix(CONSTANT))
+    queries, items = (each.ravel() for each in np.indices((4, 64)))
+    exact = distances.exact_pairs(queries, items).reshape(4, 64)
+    block, errors = distances.approximate(slice(0, 4), np.empty((4, 64), np.float32))
+    off = block - exact + (query.astype(np.float64) ** 2).sum(1)[:, None] / 2  # the constant that it lacks
+    assert (np.abs(off) <= errors[:, None]).all()
+    for closer in (distances.refined(slice(0, 4), np.empty((4, 64), np.float32)), distances.float64(slice(0, 4))):
+        assert (np.abs(closer[0] - exact) <= closer[1][:, None]).all()
+
+
+@pytest.mark.parametrize("dim", [1, 2, 384, 8192])
+def test_the_bound_of_float64_grants_each_sum_its_rounding(dim):
+    """However numpy adds up: a sum of D terms one by one may be off by D units, in both squares and in the product."""
+    unit, norms = 2.0**-53, np.array([0.0, 1e-3, 1.0])
+    sums = (dim - 1) * unit * (norms**2 / 2 + 1 / 2 + norms)
+    assert (float64_error(norms, 1.0, dim) >= sums + (dim - 1) * unit * (norms + 1) ** 2 / 2).all()
+
+
+@pytest.mark.parametrize("longer", [1 - 1e-6, 1 + 1e-6])
+def test_rows_of_nearly_one_norm_are_ranked_as_they_are(longer):
+    """A constant row, whose norm rounds most, and another that is a little shorter or longer."""
+    constant, other = np.full(2048, 0.7, np.float32), np.random.default_rng(3).normal(size=2048)
+    other *= longer * np.linalg.norm(constant.astype(np.float64)) / np.linalg.norm(other)
+    query, gallery = np.zeros((1, 2048), np.float32), np.stack([constant, other.astype(np.float32)])
+    distances = EmbeddingDistances(EmbeddingMatrix(query), EmbeddingMatrix(gallery))
+    exact = distances.exact_pairs(np.zeros(2, np.int64), np.arange(2))
+    items, _, _ = nearest(distances, 1, Blocks.within(MEMORY_LIMIT, (1, 2), 2048, 1))
+    assert items[0, 0] == exact.argmin() == (longer < 1)
+    ranking = evaluate_ranking(query, gallery, [0], [0, 1], [0], [1, 1])
+    assert ranking.first_rank[0] == 1 + (longer < 1)

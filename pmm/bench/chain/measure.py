@@ -26,7 +26,7 @@ from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, E
 from pmm.evaluation.nearest import nearest
 from pmm.evaluation.parity.labels import Labels, QueryGallery
 from pmm.utils.errors import BackendUnavailable, InvalidInput, UserError, reason_of
-from pmm.utils.extras import check_installed
+from pmm.utils.extras import check_installed, import_library
 
 DEPTH = 1000
 """Rows of a list in which average precision is measured; the whole gallery if that is not much larger."""
@@ -215,9 +215,7 @@ class _Chain:
 
     def _set_threads(self) -> None:
         if self._threads:
-            import faiss
-
-            faiss.omp_set_num_threads(self._threads)
+            import_library("faiss").omp_set_num_threads(self._threads)
 
     def _add_index(self, spec: IndexSpec, parent: str, index: SearchIndex, seconds: float) -> None:
         queries = np.asarray(self._task.of_artifact.query, np.float32)
