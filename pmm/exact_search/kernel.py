@@ -24,12 +24,14 @@ TILE = 512
 """Rows at most between two looks at the room that is left."""
 QUERY_LEVELS = 127 << 7
 """Largest code of a query: 14 bits and a sign, as a second plane costs little and leaves only the rows' error."""
-LEAST_REACH = 2.0**-60
-"""What underflows in the scan is less than its square."""
+UNDERFLOW = 2.0**-120
+"""More than what the scan may lose below float32's range: nine numbers, of up to 2^-126 where such are taken for 0."""
 ROOM = 4096
 """Candidates of a query that a thread has room for at first; for more it goes on where it stopped."""
 MAX_ROOM = 1 << 20
 """Candidates of all queries."""
+MOST_KEPT = 1 << 14
+"""Rows of the sample that is kept."""
 GRAIN = 1 << 15
 """Rows worth a thread."""
 
@@ -96,7 +98,7 @@ class CompiledScan:
         self._kernel, self._threads = kernel, threads
         self._path = next(place for place, name in enumerate(paths()) if name) if path is None else path
         self._count, self._r = sum(map(len, codes)), codes[0].r
-        self._sample: tuple[slice, CompiledScan] | None = None
+        self._sample: tuple[range, CompiledScan] | None = None
         self._blocks = self._empty_blocks()
         start = 0
         for part in codes:
@@ -111,8 +113,8 @@ class CompiledScan:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of the blocks."""
-        return self._blocks.nbytes
+        """Memory of the blocks, and of the sample that is kept."""
+        return self._blocks.nbytes + (self._sample[1].resident_bytes if self._sample else 0)
 
     def take(self, rows: Ints) -> CompiledScan:
         """The same of some rows [n], which are numbered from 0 anew. Raises IndexError for a row that is not there."""
@@ -141,15 +143,21 @@ class CompiledScan:
 
     def bounds(self, queries: Projection, rows: slice) -> Doubles:
         """As `CodeScan.bounds`."""
-        sample = self._sample
-        if sample is None or sample[0] != rows:  # each search asks for the same ones, which lie all over memory
-            sample = self._sample = rows, self.take(np.arange(len(self))[rows])
-        some = sample[1]
+        places = range(*rows.indices(len(self)))
+        some, part = (self, rows) if places.step == 1 else (self._strided(places), slice(0, len(places)))
         coded = _Queries(queries, self._r)
         terms = coded.terms(np.full(len(queries), np.inf))
-        room = max(TILE, some._blocks.nbytes // (LINE * (self._groups + TERMS)) * ROWS)
-        _, reaches, _, _ = some._scan(coded, terms, slice(0, len(some)), room)
-        return coded.bounds(reaches[:, : len(some)], np.arange(len(queries))[:, None])
+        _, reaches, _, _ = some._scan(coded, terms, part, max(TILE, len(places) + 2 * ROWS))
+        return coded.bounds(reaches[:, : len(places)], np.arange(len(queries))[:, None])
+
+    def _strided(self, places: range) -> CompiledScan:
+        """These rows, which lie all over memory; few are kept, for each search asks for the same at first."""
+        sample = self._sample
+        if sample is None or sample[0] != places:
+            sample = places, self.take(np.arange(places.start, places.stop, places.step))
+            if len(places) <= MOST_KEPT:
+                self._sample = sample
+        return sample[1]
 
     @property
     def _groups(self) -> int:
@@ -214,7 +222,7 @@ class _Queries:
     """Queries as the kernel takes them: codes of 15 bits, fewer where a sum of many would not fit int32."""
 
     def __init__(self, queries: Projection, r: int) -> None:
-        levels = min(QUERY_LEVELS, (2**31 - 1) // (127 * r))
+        levels = min(QUERY_LEVELS, (2**31 - 1) // (128 * r))  # a damaged file may hold -128
         scale = (np.abs(queries.coordinates).max(1) / levels).astype(np.float32)
         scale[scale < 2.0**-100] = 0
         rest = queries.rest.astype(np.float32)
@@ -226,11 +234,12 @@ class _Queries:
         self.codes[:, :r] = rounded
         self.error = distance_to(queries, decoded, rest) + queries.error
         square = np.einsum("qr,qr->q", decoded, decoded) + np.square(rest, dtype=np.float64)
-        self._terms = np.stack([square, 2 * scale, 2 * rest], axis=1)
+        # where that is rounded off again, kShrink (cpp_ext/search/scan.h) has more room to spare
+        self._terms = np.stack([square - UNDERFLOW, 2 * scale, 2 * rest], axis=1)
 
     def terms(self, limits: Doubles) -> Singles:
         """[Q, 4], with what reaches the queries' limits."""
-        reach = np.maximum(limits + self.error, LEAST_REACH)
+        reach = limits + self.error
         reach[~(reach < LARGEST)] = np.inf  # all rows
         return np.concatenate([self._terms.astype(np.float32), rounded_up(reach)[:, None]], axis=1)
 

@@ -1,6 +1,9 @@
 """The compiled scan finds what the one in numpy finds, on each instruction set that this processor has."""
 
+import contextlib
+import ctypes
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -229,3 +232,70 @@ def test_a_missing_or_stale_library_is_none_unless_it_is_required(tmp_path, monk
             with pytest.raises(RuntimeError, match=reason):
                 kernel.library()
     kernel.library.cache_clear()
+
+
+@contextlib.contextmanager
+def tiny_numbers_are_zero():
+    """On this thread, as `torch.set_flush_denormal(True)` has it."""
+    libm, saved = ctypes.CDLL("libm.so.6"), ctypes.create_string_buffer(32)
+    assert libm.fegetenv(saved) == 0
+    changed = ctypes.create_string_buffer(saved.raw, 32)
+    changed[28:32] = (int.from_bytes(saved[28:32], "little") | 0x8040).to_bytes(4, "little")
+    assert libm.fesetenv(changed) == 0
+    try:
+        yield
+    finally:
+        libm.fesetenv(saved)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the register is another one")
+def test_products_that_vanish_hide_no_row():
+    """Whether float32 holds numbers below 2^-126 or takes them for 0."""
+    rows, queries = np.array([[2.0**-60, 0]], np.float32), np.array([[2.0**-67.2, 2.0**-60]], np.float32)
+    rotation = Rotation(np.zeros(2), np.eye(2))
+    codes, projection = encode(rotation, rows, "euclidean"), project(rotation, queries, "euclidean")
+    exact = norms(queries - rows)
+    for scan in scans([codes]):
+        for numbers in (contextlib.nullcontext(), tiny_numbers_are_zero()):
+            with numbers:
+                found = scan.candidates(projection, exact, slice(0, 1))
+            assert pairs(found) == [(0, 0)]
+            assert found.bounds <= exact
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the register is another one")
+@pytest.mark.parametrize("exponent", [-60, -64, -68, -70, -72, -74, -76, -80, -100])
+def test_no_bound_of_tiny_rows_is_above_a_distance(exponent):
+    rows = (np.random.default_rng(0).normal(size=(3000, 16)) * 2.0**exponent).astype(np.float32)
+    queries = rows[:20] * np.float32(1.01)
+    rotation = Rotation.fit(rows, 16)
+    codes, projection = encode(rotation, rows, "euclidean"), project(rotation, queries, "euclidean")
+    exact = norms(queries[:, None] - rows.astype(np.float64))
+    for scan in scans([codes]):
+        for numbers in (contextlib.nullcontext(), tiny_numbers_are_zero()):
+            with numbers:
+                assert (scan.bounds(projection, slice(0, 3000)) <= exact).all()
+
+
+def test_sums_of_products_fit_where_a_file_holds_what_is_never_written():
+    """A code of -128."""
+    dim = 1040
+    queries, rotation = np.full((1, dim), -1, np.float32), Rotation(np.zeros(dim), np.eye(dim))
+    terms = np.array([[2.0**-7, 0, dim, 0]], np.float32)
+    codes = ShortCodes(np.full((1, dim), -128, np.int8), terms)
+    for scan in scans([codes]):
+        found = scan.candidates(project(rotation, queries, "euclidean"), np.zeros(1), slice(0, 1))
+        assert pairs(found) == [(0, 0)]
+
+
+def test_a_small_sample_is_kept_and_counted(many, monkeypatch):
+    pieces, projection, _ = many
+    for most, kept in ((1501, 1501), (1500, 0)):
+        monkeypatch.setattr(kernel, "MOST_KEPT", most)
+        scan = scans(pieces)[0]
+        size = scan.resident_bytes
+        whole = scan.bounds(projection, slice(0, 3001))
+        assert np.array_equal(scan.bounds(projection, slice(5, 2000)), whole[:, 5:2000])
+        assert scan.resident_bytes == size
+        assert np.array_equal(scan.bounds(projection, slice(0, 3001, 2)), whole[:, ::2])
+        assert scan.resident_bytes == size + -(-kept // 16) * 16 * (24 + 16)
