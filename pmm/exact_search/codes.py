@@ -23,7 +23,7 @@ LEVELS = 127
 LARGEST = 2.0**60
 """Norm beyond which a row is not coded, so that float32 holds all products; its `error` is infinite."""
 SMALLEST = 2.0**-100
-"""What is less is stored as 0, so that no term is subnormal, which some processors would read as 0."""
+"""What is less is stored as 0, so that only a `square` may be subnormal, which some processors would read as 0."""
 SCALE, REST, SQUARE, ERROR = range(4)
 """Columns of `terms`."""
 ROOM = 1 + 2.0**-36
@@ -52,7 +52,7 @@ class Projection:
         if r == self.coordinates.shape[1]:
             return self
         rest = np.hypot(np.linalg.norm(self.coordinates[:, r:], axis=1), self.rest)
-        return Projection(self.coordinates[:, :r], rest, self.error + rest * 2.0**-40)
+        return Projection(self.coordinates[:, :r], rest, self.error + rest * (ROOM - 1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,7 +117,7 @@ class QuerySearch:
         for closer in (True, False):
             first = _firsts(query, bounds, 2 * best.k)
             best.add(query[first] - some.start, rows[first], self._pairs.exact(query[first], rows[first]))
-            left = bounds <= _limits(best.distances[:, -1])[query - some.start]
+            left = ~(bounds > _limits(best.distances[:, -1])[query - some.start])  # NaN excludes nothing
             left[first] = False
             query, rows, bounds = query[left], rows[left], bounds[left]
             if not closer or not self._pairs.float32_pays(rows):
@@ -169,7 +169,7 @@ class _Best:
 def _limits(distances: Doubles) -> Doubles:
     """Euclidean distances that contain every pair whose half squared distance, as computed, is at most so large: that
     is wrong by less than (D + 4) 2^-53 of itself, and by what underflows."""
-    return np.sqrt(2 * distances) * (1 + 2.0**-30) + 2.0**-500
+    return np.sqrt(distances) * (2**0.5 * (1 + 2.0**-30)) + 2.0**-500
 
 
 def _firsts(query: Ints, bounds: Doubles, count: int) -> Ints:

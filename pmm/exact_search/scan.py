@@ -204,16 +204,18 @@ def decode(codes: ShortCodes, out: Singles) -> None:
     Of r coordinates, fewer than the codes have, the others' norm joins the rest: (y, rest) to (y', |(y'', rest)|)
     lengthens no difference, so their error bounds what is stored here too.
     """
-    r, terms, gamma = out.shape[1] - 3, codes.terms.astype(np.float64), gamma_of(out.shape[1])
-    coded = np.isfinite(terms[:, ERROR])
-    square, error = terms[:, SQUARE], np.where(coded, terms[:, ERROR], 0)
-    np.multiply(codes.codes[:, :r], codes.terms[:, SCALE, None], out=out[:, :r])
+    r, gamma = out.shape[1] - 3, gamma_of(out.shape[1])
+    coded = np.asarray(np.isfinite(codes.terms).all(1))
+    singles = np.where(coded[:, None], codes.terms, np.float32(0))
+    terms = singles.astype(np.float64)
+    square, error = terms[:, SQUARE], terms[:, ERROR]
+    np.multiply(codes.codes[:, :r], singles[:, SCALE, None], out=out[:, :r])
     out[:, r] = terms[:, REST]
     if r < codes.r:
         dropped = np.linalg.norm(codes.codes[:, r:].astype(np.float64), axis=1)
         rest = np.hypot(terms[:, SCALE] * dropped, terms[:, REST])
         out[:, r] = rest
-        error = np.where(coded, rounded_up(error + 2 * UNIT * rest), 0)
+        error = rounded_up(error + 2 * UNIT * rest).astype(np.float64)
     out[:, r + 1] = np.where(coded, square - error**2 - gamma * (2 * square + error**2), np.finfo(np.float32).min)
     out[:, r + 2] = error
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import Floats, Ints, comparable_rows
+from pmm.evaluation.distances import METRICS, Floats, Ints, comparable_rows
 from pmm.exact_search.codes import ShortCodes, chunks, project
 from pmm.exact_search.kernel import CompiledScan, library
 from pmm.exact_search.pair_distances import EmbeddingParts, PairDistances
@@ -47,12 +47,14 @@ class ExactSearcher:
             threads: 0 for each core of the quota.
             kernel: what scans the codes; None for the fastest of this machine.
 
-        Raises InvalidInput if codes and embeddings are not of as many rows; InvalidValue for an unknown kernel,
-        BackendUnavailable for "compiled" where it is not.
+        Raises InvalidInput if codes and embeddings are not of as many rows; InvalidValue for an unknown metric or
+        kernel, BackendUnavailable for "compiled" where it is not.
         """
         if kernel is not None and kernel not in KERNELS:
             raise InvalidValue("kernel", kernel, choices=KERNELS)
-        if sum(map(len, codes)) != sum(map(len, parts)):
+        if metric not in METRICS:
+            raise InvalidValue("metric", metric, choices=METRICS)
+        if not codes or sum(map(len, codes)) != sum(map(len, parts)):
             raise InvalidInput(f"codes of {sum(map(len, codes))} rows, embeddings of {sum(map(len, parts))}")
         if any(some.r != rotation.r for some in codes):
             raise InvalidInput(f"codes of {codes[0].r} dimensions, a rotation of {rotation.r}")
@@ -84,7 +86,8 @@ class ExactSearcher:
         """The k nearest rows of each query [Q, D], of all or of a sorted subset `rows`; all if there are fewer.
 
         Raises InvalidValue for k < 1; InvalidInput for queries of another dimension, NaN or Inf in them, or all zero
-        where the metric is cosine, with the `index` of the first.
+        where the metric is cosine, with the `index` of the first; for `rows` that are not there, and a row that is
+        damaged.
         """
         if k < 1:
             raise InvalidValue("k", k, "at least 1")
@@ -136,6 +139,8 @@ class _Subset(NamedTuple):
     @classmethod
     def of(cls, rows: Ints, scan: CodeScan) -> _Subset:
         rows = np.array(rows, np.int64)  # the caller may write into its own
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(scan):
+            raise InvalidInput(f"rows {rows.min()} to {rows.max()} of {len(scan)}", expected="rows of the gallery")
         if len(rows) < MASKED * len(scan):
             return cls(rows, scan.take(rows), rows, None)
         mask = np.zeros(len(scan), bool)

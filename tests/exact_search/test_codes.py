@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmm.evaluation.distances import comparable_rows
 from pmm.exact_search.codes import ERROR, REST, SCALE, SQUARE, ShortCodes, encode, project, quantize
 from pmm.exact_search.pair_distances import EmbeddingParts
 from pmm.exact_search.plan import best_rotation
@@ -170,8 +171,36 @@ def test_what_is_no_rotation():
             Rotation(mean, basis)
     with refuses(InvalidInput, expected="orthonormal"):
         Rotation(np.zeros(2), 1.1 * np.eye(2))
+    with refuses(InvalidInput, expected="orthonormal"):
+        Rotation(np.zeros(2), np.array([[1e200, 1e200], [1e200, -1e200]]))
     with refuses(InvalidInput, "NaN"):
         Rotation(np.zeros(2), np.full((2, 2), np.nan))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_a_row_far_away_does_not_decide_the_axes(metric):
+    rows = made_up("decaying", 3000, 12, 0)
+    alone = Rotation.fit(rows[1:], 12, metric)
+    rows[0] = 1e12 * rows[0][::-1]
+    with_it = Rotation.fit(rows, 12, metric)
+    assert np.abs(np.einsum("dr,dr->r", alone.basis, with_it.basis)) == pytest.approx(1, abs=0.05)
+    most_equal = np.where(np.arange(100)[:, None] < 60, rows[:1], rows[:100])
+    assert Rotation.fit(most_equal, 1, metric).mean == pytest.approx(
+        comparable_rows(most_equal, metric).mean(0), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("column", [SCALE, REST, SQUARE, ERROR])
+def test_rows_whose_terms_are_no_numbers_are_always_candidates(column):
+    rows = made_up("flat", 5, 4, 0)
+    rotation = Rotation.fit(rows, 4)
+    short, asked = encode(rotation, rows, "euclidean"), project(rotation, rows[:1] + 9, "euclidean")
+    for bad in (np.nan, np.inf):
+        short.terms[2, column] = bad
+        for most in (4, 2):
+            scan = NumpyScan.of([short], most=most)
+            assert scan.candidates(asked, np.zeros(1), slice(0, 5)).rows.tolist() == [2]
+            assert scan.bounds(asked, slice(0, 5))[0, 2] <= 0
 
 
 def test_coordinates_are_chosen_by_the_spectrum():
