@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pmm.evaluation.distances import MAX_ROWS, Doubles, Floats, Ints, comparable_rows, half_squares
 from pmm.evaluation.rounding import product_error
 from pmm.exact_search.codes import LARGEST, ROOM, SMALLEST, chunks
+from pmm.utils.errors import InvalidInput
 from pmm.utils.threads import in_threads
 
 PAIRS_AT_ONCE = 128
@@ -59,7 +60,10 @@ class PairDistances:
         self._gallery, self._queries, self._threads = gallery, queries, threads
 
     def exact(self, query: Ints, rows: Ints) -> Doubles:
-        """Half the squared distances [P], as `EmbeddingDistances.exact_pairs`: each a function of its pair alone."""
+        """Half the squared distances [P], as `EmbeddingDistances.exact_pairs`: each a function of its pair alone.
+
+        Raises InvalidInput for a row that no distance can be measured to, its `index` the row.
+        """
         out = np.empty(len(rows))
 
         def measure(places: slice) -> None:
@@ -67,10 +71,15 @@ class PairDistances:
             for first in range(places.start, places.stop, PAIRS_AT_ONCE):
                 pairs = slice(first, min(first + PAIRS_AT_ONCE, places.stop))
                 some = gaps[: pairs.stop - first]
-                np.subtract(self._gallery.take(rows[pairs]), self._queries[query[pairs]], out=some, dtype=np.float64)
-                out[pairs] = half_squares(some)
+                with np.errstate(invalid="ignore"):  # of damaged rows
+                    items = self._gallery.take(rows[pairs])
+                    np.subtract(items, self._queries[query[pairs]], out=some, dtype=np.float64)
+                    out[pairs] = half_squares(some)
 
         in_threads(measure, [*chunks(len(rows), max(GRAIN, -(-len(rows) // self._threads)))])
+        if not (good := np.isfinite(out)).all():
+            row = int(rows[good.argmin()])
+            raise InvalidInput(f"row {row} of the gallery is damaged", index=row, expected="numbers, not all zero")
         return out
 
     def float32_pays(self, rows: Ints) -> bool:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.exact_search import pair_distances, query_search, scan, searcher
 from pmm.exact_search.codes import encode
+from pmm.exact_search.kernel import library
 from pmm.exact_search.rotation import Rotation
 from pmm.exact_search.searcher import ExactSearcher
 from pmm.utils.errors import InvalidInput, InvalidValue
@@ -18,6 +19,7 @@ from tests.exact_search.brute_force import brute_force, galleries, made_up, near
 from tests.refusals import refuses
 
 METRICS = ("euclidean", "cosine")
+KERNELS = ["numpy", *(["compiled"] if library() else [])]
 
 
 def searcher_of(rows, r, metric="euclidean", *, parts=1, kernel="numpy", threads=1):
@@ -197,8 +199,45 @@ def test_what_cannot_be_searched():
         search.nearest(np.full((1, 4), 1e40), 1)
     with refuses(InvalidValue, name="kernel"):
         searcher_of(rows, 2, kernel="cuda")
+    for bad in ([-1, 3], [3, 20]):
+        with refuses(InvalidInput, *bad):
+            search.nearest(rows[:1], 1, rows=np.array(bad))
     rotation = Rotation.fit(rows, 2)
+    with refuses(InvalidInput, 0, 20):
+        ExactSearcher([rows], "euclidean", rotation, [])
+    with refuses(InvalidValue, name="metric"):
+        ExactSearcher([rows], "dot", rotation, [encode(rotation, rows, "euclidean")])
     with refuses(InvalidInput, 19, 20):
         ExactSearcher([rows], "euclidean", rotation, [encode(rotation, rows[:19], "euclidean")])
     with refuses(InvalidInput):
         ExactSearcher([rows], "euclidean", rotation, [encode(Rotation.fit(rows, 3), rows, "euclidean")])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("damaged_terms", "k"), [(False, 3), (True, 3), (True, 20)])
+def test_a_damaged_row_hides_no_other(kernel, metric, damaged_terms, k):
+    """It is told; and with terms that are no numbers, all is still found."""
+    rows = made_up("decaying", 20, 4, 0)
+    rotation = Rotation.fit(rows, 2, metric)
+    codes = encode(rotation, rows, metric)
+    if damaged_terms:
+        codes.terms[4] = np.nan
+        search = ExactSearcher([rows], metric, rotation, [codes], kernel=kernel)
+        assert_found(search.nearest(rows[4:6], k), nearest(brute_force(rows[4:6], rows, metric), k))
+        assert [len(each.rows[0]) for each in search.within(rows[4:6], np.inf)] == [20, 20]
+    for bad in (np.nan, np.inf, 0) if metric == "cosine" else (np.nan, np.inf):
+        held = rows.copy()
+        held[4] = bad
+        search = ExactSearcher([held], metric, rotation, [codes], kernel=kernel)
+        with refuses(InvalidInput, "row 4", index=4):
+            search.nearest(rows[4:6], k)
+        with refuses(InvalidInput, "row 4", index=4):
+            search.within(rows[4:6], 1e308)
+
+
+def test_any_distance_may_be_asked_for():
+    rows = made_up("decaying", 20, 4, 0)
+    with np.errstate(all="raise"):
+        for distance in (1e308, np.inf):
+            assert len(searcher_of(rows, 2).within(rows[:1], distance)[0].rows[0]) == 20
