@@ -2,7 +2,8 @@
 
 pmm threshold GALLERY --negatives-from-cameras --fmr 1e-3 [--people COLUMN]
 pmm threshold GALLERY --from report.json
-pmm threshold GALLERY --set T
+pmm threshold GALLERY --set T [--fmr RATE]
+pmm threshold GALLERY --remove [--fmr RATE]
 
 --negatives-from-cameras needs no identity labels: people whom one camera sees at one time are different people. What
 is promised is the false match rate among people in general, with a confidence that counts people, not pairs. Where too
@@ -12,9 +13,10 @@ few people were seen, no threshold is written.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pmm.gallery.camera_negatives import put_thresholds, threshold_from_cameras
 from pmm.gallery.gallery import Gallery
@@ -22,13 +24,14 @@ from pmm.gallery.thresholds import Threshold
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue
+from pmm.utils.files import existing_file
 
 FMR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdCommand:
-    """`pmm threshold GALLERY --negatives-from-cameras | --from REPORT.json | --set T`"""
+    """`pmm threshold GALLERY --negatives-from-cameras | --from REPORT.json | --set T | --remove`"""
 
     gallery: Annotated[Path, Arg("GALLERY", positional=True)]
     """Gallery written by pmm embed."""
@@ -38,19 +41,21 @@ class ThresholdCommand:
     """Take the thresholds that pmm bench measured for the gallery's model, in the precision that it ran in."""
     distance: Annotated[float | None, Arg("T", flag="--set")] = None
     """Take this distance: Euclidean or, where the gallery compares by cosine, 1 - cosine similarity."""
+    remove: bool = False
+    """Remove the gallery's thresholds, or with --fmr the one for that rate."""
     fmr: Annotated[float | None, Arg("RATE")] = None
-    """False match rate: the share of pairs of different people that may be taken for one (default: 1e-3, and with
-    --from all that were measured)."""
-    confidence: Annotated[float, Arg("SHARE", group="people seen at once")] = 0.95
-    """How sure it must be that the rate is kept."""
-    same_time: Annotated[float, Arg("SECONDS", group="people seen at once", least=0)] = 0.0
-    """Crops of one camera whose times differ by no more are seen at once. Without --people it should be less than the
-    time between two frames."""
+    """False match rate: the share of pairs of different people that may be taken for one. Default: 1e-3 for people seen
+    at once, with --from all that were measured, with --set none, and --threshold auto takes that one."""
+    confidence: Annotated[float | None, Arg("SHARE", group="people seen at once")] = None
+    """How sure it must be that the rate is kept (default: 0.95)."""
+    same_time: Annotated[float | None, Arg("SECONDS", group="people seen at once", least=0)] = None
+    """Crops of one camera whose times differ by no more are seen at once (default: 0). Without --people it should be
+    less than the time between two frames."""
     people: Annotated[str, Arg("COLUMN", group="people seen at once")] = ""
     """Column that names the person or the track of each crop, if there is one: far fewer people will do."""
-    stretch: Annotated[float, Arg("SECONDS", group="people seen at once")] = 600.0
-    """Without --people: for so long a person may be seen again and again. As --same-time, in the unit of the column
-    time: frames, where file names count frames."""
+    stretch: Annotated[float | None, Arg("SECONDS", group="people seen at once")] = None
+    """Without --people: for so long a person may be seen again and again (default: 600). As --same-time, in the unit of
+    the column time: frames, where file names count frames."""
     guaranteed: Annotated[bool, Arg(group="people seen at once")] = False
     """Promise it for any population whatever, which takes 3 / RATE people and more."""
 
@@ -58,47 +63,85 @@ class ThresholdCommand:
         given = [
             flag for flag, there in (
                 ("--negatives-from-cameras", self.negatives_from_cameras), ("--from", self.report is not None),
-                ("--set", self.distance is not None),
+                ("--set", self.distance is not None), ("--remove", self.remove),
             ) if there
         ]  # fmt: skip
         if len(given) != 1:
             problem = f"{' and '.join(given)} exclude each other" if given else "nothing says where it comes from"
             raise ConflictingOptions(
-                problem, *given, hint="give one of --negatives-from-cameras, --from REPORT.json and --set T"
+                problem,
+                *given,
+                hint="give one of --negatives-from-cameras, --from REPORT.json, --set T and --remove",
             )
+        if not self.negatives_from_cameras and (surplus := list(self.camera_options)):
+            flag = f"--{surplus[0].replace('_', '-')}"
+            problem = f"{flag} is about people whom one camera sees at once, not {given[0]}"
+            raise ConflictingOptions(problem, flag, given[0], hint=f"leave {flag} out")
         for flag, share in (("--fmr", self.fmr), ("--confidence", self.confidence)):
             if share is not None and not 0 < share < 1:
                 raise InvalidValue(flag, share, "more than 0 and less than 1")
-        if not self.stretch > 0:
+        if self.stretch is not None and self.people:
+            raise ConflictingOptions("people tells who is who, and stretch guesses it", "people", "stretch")
+        if self.stretch is not None and not self.stretch > 0:
             raise InvalidValue("--stretch", self.stretch, "more than 0 seconds")
         if self.distance is not None and not (math.isfinite(self.distance) and self.distance >= 0):
             raise InvalidValue("--set", self.distance, "a distance of 0 or more")
+
+    @property
+    def camera_options(self) -> dict[str, Any]:
+        """Those that are given of the options about people seen at once."""
+        values = {name: getattr(self, name) for name in ("confidence", "same_time", "people", "stretch", "guaranteed")}
+        return {name: value for name, value in values.items() if value not in (None, "") and value is not False}
 
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ThresholdCommand, prog=prog, description=__doc__ or "")
     gallery = Gallery.open(command.gallery)
+    if command.remove:
+        gone = _removed(gallery, command.fmr)
+        print(f"{command.gallery}: {', '.join(map(str, gone))} removed, {len(gallery.thresholds)} left")
+        return
     if command.report is not None:
         thresholds = _of_report(command.report, gallery, command.fmr)
-        lines = [f"distance {each.distance:.4f} for a false match rate of {each.fmr:g}" for each in thresholds]
+        lines = [str(each) for each in thresholds]
     elif command.distance is not None:
-        thresholds = [_threshold(gallery, "given", fmr=command.fmr or FMR, distance=command.distance)]
-        lines = [f"distance {command.distance:.4f}, as given"]
+        thresholds = [_given(gallery, command.distance, command.fmr)]
+        lines = [f"{thresholds[0]}, as given"]
     else:
         threshold, line = _of_cameras(gallery, command)
         thresholds, lines = [threshold], [line]
-    put_thresholds(gallery, thresholds)
+    replaced = put_thresholds(gallery, thresholds)
     for line in lines:
         print(f"{command.gallery}: {line}")
+    for each in replaced:
+        origin = {"bench": "measured", "cameras": "from people seen at once", "given": "as given"}[each.kind]
+        print(f"{prog}: note: it replaces the {each} ({origin})", file=sys.stderr)
+
+
+def _removed(gallery: Gallery, fmr: float | None) -> list[Threshold]:
+    """Raises InvalidValue if there is none for the rate, InvalidFile if there is none at all."""
+    with gallery.writer():
+        gone = [each for each in gallery.thresholds if fmr is None or each.is_for(fmr)]
+        if not gallery.thresholds:
+            raise InvalidFile("it has no threshold", path=gallery.path)
+        if not gone:
+            raise InvalidValue("--fmr", fmr, "the rate of a threshold; pmm gallery info lists them")
+        gallery.set_thresholds([each for each in gallery.thresholds if each not in gone])
+    return gone
+
+
+def _given(gallery: Gallery, distance: float, fmr: float | None) -> Threshold:
+    """Raises InvalidValue for a distance that no two embeddings of norm 1 have."""
+    normalised = gallery.metric == "cosine" or (gallery.source is not None and gallery.source.embedding.normalised)
+    if normalised and distance > 2:
+        raise InvalidValue("--set", distance, "at most 2, as far as embeddings of norm 1 can be apart")
+    return _threshold(gallery, "given", fmr=fmr, distance=distance)
 
 
 def _of_cameras(gallery: Gallery, command: ThresholdCommand) -> tuple[Threshold, str]:
     """Raises InvalidInput where too few people were seen."""
-    found = threshold_from_cameras(
-        gallery, command.fmr or FMR, confidence=command.confidence, same_time=command.same_time,
-        people=command.people, stretch=command.stretch, guaranteed=command.guaranteed,
-    )  # fmt: skip
+    found = threshold_from_cameras(gallery, command.fmr or FMR, **command.camera_options)
     seen = f"{found.people_pairs:,} pairs of {found.people:,} people that one camera saw at once"
     if found.distance is None:
         raise InvalidInput(
@@ -120,7 +163,7 @@ def _of_report(path: Path, gallery: Gallery, fmr: float | None) -> list[Threshol
     from pmm.bench.chain_run import as_metric
     from pmm.bench.schema import read_report
 
-    report, source = read_report(path), gallery.source
+    report, source = read_report(existing_file(path, "a report.json of pmm bench")), gallery.source
     if source is None:
         raise InvalidFile("it does not say what made its embeddings", path=gallery.path, hint="give --set T")
     results = [
@@ -151,7 +194,7 @@ def _threshold(
     gallery: Gallery,
     kind: Literal["bench", "cameras", "given"],
     *,
-    fmr: float,
+    fmr: float | None,
     distance: float,
     tpr: float | None = None,
     upper: float | None = None,

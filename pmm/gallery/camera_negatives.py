@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,8 +71,9 @@ def _distances(gallery: Gallery, seen: SeenAtOnce) -> Doubles:
     return out
 
 
-def put_thresholds(gallery: Gallery, thresholds: Sequence[Threshold]) -> None:
-    """Add these to the gallery's, in place of those for the same false match rates."""
+def put_thresholds(gallery: Gallery, thresholds: Sequence[Threshold]) -> list[Threshold]:
+    """Add these to the gallery's, in place of those for the same false match rates, which are returned."""
     with gallery.writer():
-        kept = [each for each in gallery.thresholds if not any(math.isclose(each.fmr, new.fmr) for new in thresholds)]
-        gallery.set_thresholds([*kept, *thresholds])
+        gone = [each for each in gallery.thresholds if any(each.is_for(new.fmr) for new in thresholds)]
+        gallery.set_thresholds([*(each for each in gallery.thresholds if each not in gone), *thresholds])
+    return gone

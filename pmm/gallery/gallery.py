@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from pmm.gallery.rows import BROKEN, as_column, as_ids, first_ids, gallery_rows
 from pmm.gallery.searching import GallerySearcher
 from pmm.gallery.snapshot import GallerySnapshot, Rows
 from pmm.gallery.source import EmbeddingSource
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.thresholds import Threshold, thresholds_for
 from pmm.gallery.verification import check_unchanged, fitted_on, problems_of
 from pmm.gallery.writer import GalleryChange, WriterLock, remove_leftovers
 from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
@@ -303,13 +302,13 @@ class Gallery:
             self._reopen()
 
     def threshold(self, fmr: float | None = None) -> Threshold:
-        """The threshold for a false match rate; without one, the only one that there is.
+        """The threshold for a false match rate; without one, the one given without, or the only one.
 
         Raises InvalidValue if there is none for it, InvalidInput if it is of another model or precision.
         """
-        found = [each for each in self.thresholds if fmr is None or math.isclose(each.fmr, fmr)]
+        found = thresholds_for(self.thresholds, fmr)
         if len(found) != 1:
-            known = ", ".join(f"{each.fmr:g}" for each in self.thresholds)
+            known = ", ".join(f"{each.fmr:g}" for each in self.thresholds if each.fmr)
             expected = f"one of the rates that the gallery has thresholds for ({known or 'it has none'})"
             raise InvalidValue("fmr", fmr, expected, hint="" if known else "pmm threshold measures one")
         found[0].check_fits(self.source, self.precision)

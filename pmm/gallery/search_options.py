@@ -9,7 +9,7 @@ from pathlib import Path
 from pmm.gallery.crop_metadata import TIME_EXPECTED, parse_time
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.thresholds import Threshold, thresholds_for
 from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, one_of
 
 
@@ -68,15 +68,16 @@ def threshold_of(gallery: Gallery, text: str, fmr: float | None) -> tuple[float,
     if not known:
         hint = f"find one with pmm threshold {gallery.path}, or give --threshold T"
         raise InvalidFile("it has no threshold", path=gallery.path, hint=hint)
-    rates = sorted({threshold.fmr for threshold in known})
-    if fmr is None and len(rates) > 1:
-        shown = ", ".join(f"{rate:g}" for rate in rates)
-        raise InvalidFile(f"it has thresholds for false match rates {shown}", path=gallery.path, hint="give --fmr")
-    chosen = [each for each in known if fmr is None or math.isclose(each.fmr, fmr, rel_tol=1e-9)]
+    rates = [f"{rate:g}" for rate in sorted({threshold.fmr for threshold in known if threshold.fmr})]
+    chosen = thresholds_for(known, fmr)
     if not chosen:
-        raise InvalidValue("--fmr", fmr, one_of(f"{rate:g}" for rate in rates))
-    chosen[-1].check_fits(gallery.source, gallery.precision)
-    return chosen[-1].distance, chosen[-1]
+        expected = one_of(rates) if rates else "left out: the gallery's threshold was given without a rate"
+        raise InvalidValue("--fmr", fmr, expected)
+    if len(chosen) > 1:
+        problem = f"it has thresholds for false match rates {', '.join(rates)}"
+        raise InvalidFile(problem, path=gallery.path, hint="give --fmr")
+    chosen[0].check_fits(gallery.source, gallery.precision)
+    return chosen[0].distance, chosen[0]
 
 
 def check_threshold(threshold: Threshold | None, precision: str, model: Path) -> None:

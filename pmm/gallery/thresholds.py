@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +15,9 @@ from pmm.utils.errors import InvalidInput, InvalidValue
 class Threshold:
     """A match is what lies at most `distance` away. Raises InvalidValue for values that no threshold has."""
 
-    fmr: float
-    """False match rate that it is for: the share of pairs of different people that it takes for one."""
+    fmr: float | None
+    """False match rate that it is for: the share of pairs of different people that it takes for one; None for one that
+    was given without."""
     distance: float
     """As a gallery gives distances: Euclidean, or 1 - cos."""
     tpr: float | None = None
@@ -34,7 +36,9 @@ class Threshold:
     """What it was found on."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.fmr < 1:
+        if self.fmr is None and self.kind != "given":
+            raise InvalidValue("fmr", self.fmr, "a rate, as it was measured")
+        if self.fmr is not None and not 0 < self.fmr < 1:
             raise InvalidValue("fmr", self.fmr, "a rate above 0 and below 1")
         if not (math.isfinite(self.distance) and self.distance >= 0):
             raise InvalidValue("distance", self.distance, "0 or more")
@@ -42,6 +46,14 @@ class Threshold:
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate <= 1:
                 raise InvalidValue(name, rate, "a rate from 0 to 1")
+
+    def is_for(self, fmr: float | None) -> bool:
+        """Whether it is for this false match rate."""
+        return self.fmr == fmr if self.fmr is None or fmr is None else math.isclose(self.fmr, fmr)
+
+    def __str__(self) -> str:
+        rate = "" if self.fmr is None else f" for a false match rate of {self.fmr:g}"
+        return f"threshold {self.distance:.4f}{rate}"
 
     def check_fits(self, source: EmbeddingSource | None, stored: str) -> None:
         """Raise InvalidInput unless it is for embeddings of this source, stored in this precision."""
@@ -52,6 +64,11 @@ class Threshold:
         for name, own, expected in facts:
             if own != expected:
                 raise InvalidInput(
-                    f"the threshold for a false match rate of {self.fmr:g} is for {name} {own or 'unknown'}",
+                    f"the {self} is for {name} {own or 'unknown'}",
                     expected=f"{name} {expected}, as in the gallery", hint="pmm threshold measures it again",
                 )  # fmt: skip
+
+
+def thresholds_for(thresholds: Sequence[Threshold], fmr: float | None) -> list[Threshold]:
+    """Those for a false match rate; without one the one that was given without, or all."""
+    return [each for each in thresholds if each.is_for(fmr)] or ([] if fmr else list(thresholds))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import shutil
 import time
 from collections.abc import Collection
@@ -103,7 +102,7 @@ class GalleryUpgrade:
                         new = self._create(chunk, old, source)
                         held.enter_context(new.writer())
                     else:
-                        new.add(chunk.embeddings, chunk.crops.ids, chunk.crops.columns)
+                        new.add(chunk.embeddings, chunk.crops.ids, chunk.crops.columns, source=source)
                     report.added += len(chunk.crops)
                 if new is None:
                     raise InvalidFile(f"none of its {len(old)} crops can be read", path=self.gallery, hint=HINT)
@@ -184,7 +183,7 @@ class GalleryUpgrade:
         assert new.source is not None
         held = [each for each in old.thresholds if _holds(each, old, new)]
         measured = measured_thresholds(self.artifact, new.source, new.precision)
-        measured = [new for new in measured if not any(math.isclose(new.fmr, each.fmr) for each in held)]
+        measured = [each for each in measured if not any(own.is_for(each.fmr) for own in held)]
         report.lost_thresholds = len(old.thresholds) - len(held)
         if held or measured:
             new.set_thresholds([*held, *measured])

@@ -10,6 +10,7 @@ from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.preprocessing import Preprocessing
 from pmm.gallery.camera_negatives import put_thresholds, threshold_from_cameras
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.search_options import threshold_of
 from pmm.gallery.source import EmbeddingSource
 from pmm.gallery.thresholds import Threshold
 from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
@@ -85,8 +86,53 @@ def test_a_given_distance_takes_the_place_of_one_for_that_rate_alone(tmp_path):
     for distance, rate in (("0.5", "0.01"), ("0.25", "0.001"), ("0.75", "0.01")):
         done = run_here("-m", "pmm", "threshold", gallery.path, "--set", distance, "--fmr", rate)
         assert done.returncode == 0, done.stderr
+    assert "note: it replaces the threshold 0.5000 for a false match rate of 0.01 (as given)" in done.stderr
     found = {each.fmr: (each.distance, each.kind) for each in Gallery.open(gallery.path).thresholds}
     assert found == {0.001: (0.25, "given"), 0.01: (0.75, "given")}
+
+
+def run(gallery, *flags):
+    return run_here("-m", "pmm", "threshold", gallery.path, *flags)
+
+
+def test_a_distance_without_a_rate_replaces_nothing_that_was_measured(tmp_path):
+    gallery = Gallery.create(tmp_path / "g", np.eye(3), [1, 2, 3])
+    assert run(gallery, "--set", "1.2").stdout.endswith("threshold 1.2000, as given\n")
+    assert threshold_of(Gallery.open(gallery.path), "auto", None)[0] == 1.2
+    with refuses(InvalidValue, "without a rate", name="--fmr"):
+        threshold_of(Gallery.open(gallery.path), "auto", 0.1)
+    run(gallery, "--set", "1", "--fmr", "0.1")
+    run(gallery, "--set", "1.1", "--fmr", "0.2")
+    done = run(gallery, "--set", "1.3")
+    assert "replaces the threshold 1.2000 (as given)" in done.stderr
+    now = Gallery.open(gallery.path)
+    assert [(each.fmr, each.distance) for each in now.thresholds] == [(0.1, 1.0), (0.2, 1.1), (None, 1.3)]
+    assert threshold_of(now, "auto", None)[0] == now.threshold().distance == 1.3
+    assert threshold_of(now, "auto", 0.1)[0] == 1.0
+
+
+def test_thresholds_are_removed(tmp_path):
+    gallery = Gallery.create(tmp_path / "g", np.eye(3), [1, 2, 3])
+    assert_one_line_error(run(gallery, "--remove"), "no threshold")
+    for flags in (["--fmr", "0.1"], ["--fmr", "0.2"], []):
+        run(gallery, "--set", "1", *flags)
+    assert_one_line_error(run(gallery, "--remove", "--fmr", "0.5"), "--fmr is 0.5")
+    assert (
+        "threshold 1.0000 for a false match rate of 0.1 removed, 2 left"
+        in run(gallery, "--remove", "--fmr", "0.1").stdout
+    )
+    assert [each.fmr for each in Gallery.open(gallery.path).thresholds] == [0.2, None]
+    assert run(gallery, "--remove").returncode == 0
+    assert not Gallery.open(gallery.path).thresholds
+
+
+def test_a_distance_that_no_pair_has_is_refused(tmp_path):
+    cosine = Gallery.create(tmp_path / "g", np.eye(3), [1, 2, 3], "cosine")
+    assert_one_line_error(run(cosine, "--set", "2.1"), "--set is 2.1", "at most 2")
+    of_norm_1 = dataclasses.replace(SOURCE, embedding=EmbeddingContract(dim=4, normalised=True))
+    unit = Gallery.create(tmp_path / "h", np.eye(4), [1, 2, 3, 4], source=of_norm_1)
+    assert_one_line_error(run(unit, "--set", "1e9"), "at most 2")
+    assert run(unit, "--set", "2").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -101,7 +147,14 @@ def test_a_given_distance_takes_the_place_of_one_for_that_rate_alone(tmp_path):
         (["--negatives-from-cameras", "--stretch", "0"], ("--stretch",)),
         (["--negatives-from-cameras", "--same-time", "-1"], ("--same-time",)),
         (["--negatives-from-cameras"], ("camera", "--names")),
-        (["--from", "none.json"], ("none.json", "report")),
+        (["--from", "none.json"], ("none.json: it does not exist", "report")),
+        (["--from", "."], ("report",)),
+        (["--set", "1", "--remove"], ("--set", "--remove")),
+        (["--set", "1", "--people", "pid"], ("--people", "--set")),
+        (["--set", "1", "--same-time", "0"], ("--same-time", "--set")),
+        (["--remove", "--guaranteed"], ("--guaranteed", "--remove")),
+        (["--from", "none.json", "--confidence", "0.9"], ("--confidence", "--from")),
+        (["--negatives-from-cameras", "--people", "pid", "--stretch", "5"], ("--people", "--stretch")),
     ],
 )
 def test_refusals(tmp_path, flags, facts):
