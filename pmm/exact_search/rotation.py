@@ -76,5 +76,5 @@ def _without_outliers(rows: Doubles) -> Doubles:
     middle = np.median(rows[:: -(-len(rows) // 1024)], axis=0)
     parts = np.array_split(rows, -(-len(rows) // 4096))
     distances = np.concatenate([np.linalg.norm(part - middle, axis=1) for part in parts])
-    near = distances <= (OUTLYING * np.median(distances) or np.inf)
+    near = ~(distances > (OUTLYING * np.median(distances) or np.inf))
     return rows if near.all() else rows[near]

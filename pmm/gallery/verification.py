@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pmm.exact_search.codes import ERROR, REST, SCALE, ShortCodes, chunks, distance_to, project
+from pmm.exact_search.codes import ERROR, REST, SCALE, SQUARE, ShortCodes, chunks, distance_to, project
 from pmm.exact_search.rotation import Rotation
 from pmm.gallery.chunks import GalleryChunk
 from pmm.gallery.columns import DAMAGED
@@ -132,4 +132,7 @@ def _bounded(rotation: Rotation, rows: Any, codes: ShortCodes, some: slice, metr
     decoded = codes.codes[some] * terms[:, SCALE, None]
     with np.errstate(invalid="ignore"):
         least = distance_to(projection, decoded, terms[:, REST]) * (1 - 2.0**-19) - projection.error
-    return ~(least > terms[:, ERROR])
+    square = np.einsum("nr,nr->n", decoded, decoded) + terms[:, REST] ** 2
+    rounding = 1.01 * 2.0**-24 * square + 2.0**-125
+    signs = (terms[:, SCALE] >= 0) & (terms[:, REST] >= 0)
+    return signs & (least <= terms[:, ERROR]) & (np.abs(terms[:, SQUARE] - square) <= rounding)

@@ -107,6 +107,16 @@ def test_no_row_is_passed_over_because_its_code_holds_no_numbers(gallery, term):
     assert opened.search(EMBEDDINGS[30], 1).ids.tolist() == [30]
 
 
+@pytest.mark.parametrize(("term", "factor"), [(0, -1), (1, -1), (2, 1 + 2.0**-20), (2, 1e30), (3, 0.9)])
+def test_terms_that_are_not_those_of_their_row_are_found(tmp_path, no_fsync, term, factor):
+    """Each would let a search pass over the row."""
+    rows = (np.random.default_rng(1).normal(size=(900, 40)) * np.exp(-np.arange(40) / 3)).astype(np.float32)
+    gallery = Gallery.create(tmp_path / "long", rows, np.arange(900))
+    put(gallery, "codes", "000001.terms.npy", lambda terms: terms[30].__setitem__(term, terms[30, term] * factor))
+    (problem,) = Gallery.open(gallery.path).verify()
+    assert "row 30" in problem.problem
+
+
 @pytest.mark.parametrize("code", [-1, 2])
 def test_damaged_cameras_are_one_line_where_a_camera_is_left_out(gallery, code):
     put(gallery, "chunks", "camera.codes.npy", lambda codes: codes.__setitem__(5, code))
