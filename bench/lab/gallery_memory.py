@@ -1,12 +1,13 @@
 """The memory that a gallery takes beyond what is memory-mapped, in a process that does nothing else.
 
-python -m bench.lab.gallery_memory GALLERY QUERIES.npy
+python -m bench.lab.gallery_memory GALLERY QUERIES.npy KERNEL
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,18 +20,19 @@ from typing import Any
 import numpy as np
 
 from bench.lab.ranking import Singles
+from pmm.utils import build_info
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERVAL = 0.002
 """Seconds between two looks at the memory."""
 
 
-def measured_apart(gallery: Path, queries: Singles) -> dict[str, Any]:
-    """`measured`, in a new process."""
+def measured_apart(gallery: Path, queries: Singles, kernel: str) -> dict[str, Any]:
+    """`measured`, in a new process that scans by "compiled" or "numpy"."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "queries.npy")
         np.save(file, queries)
-        command = [sys.executable, "-m", "bench.lab.gallery_memory", str(gallery), str(file)]
+        command = [sys.executable, "-m", "bench.lab.gallery_memory", str(gallery), str(file), kernel]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
@@ -88,4 +90,6 @@ def _anonymous() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[3] == "numpy":  # as where there is no compiler
+        build_info.SEARCH_LIBRARY, os.environ["PMM_REQUIRE_EXT"] = Path(os.devnull), "0"
     print(json.dumps(measured(Path(sys.argv[1]), np.load(sys.argv[2]))))

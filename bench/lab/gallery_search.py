@@ -3,7 +3,9 @@
 python -m bench.lab.gallery_search [--rows 1000000] [--artifact model.onnx --root data] [--out FILE.json]
 
 All ways take turns in one run, on the same queries; what each finds is compared with brute force in float64 before it
-is timed. Without an artifact the embeddings are made up like a trained network's.
+is timed. The earlier search is that of a commit where git has it, else the evaluation's of today; the report says
+which. Without an artifact the embeddings are made up like a trained network's. Exit code 1 if a result is wrong, or
+speed or memory of a large gallery are not what is required.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +24,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from bench.lab.earlier_search import COMMIT, PACKAGE, earlier_search
 from bench.lab.gallery_memory import measured_apart
 from bench.lab.gallery_model import People, embedded_people, synthetic_people
 from bench.lab.mix_report import interval
@@ -44,8 +48,10 @@ K = 10
 BATCH = 64
 REQUIRED = {(NUMPY, 1): 3.0, (NUMPY, BATCH): 2.3, (KERNEL, 1): 7.0, (KERNEL, BATCH): 4.0}
 """How many times as fast as `EARLIER` a way has to be, alone and in batches."""
-MOST_RESIDENT = 0.2
-"""Of the embeddings in float32."""
+MOST_MEMORY = 0.2
+"""Of the embeddings in float32: what a search keeps, and what it takes at most."""
+REQUIRED_ROWS = 1_000_000
+"""In smaller galleries nothing is required."""
 AGREEMENT = 1e-12
 """Largest relative difference of a distance from brute force, which sums in another order."""
 
@@ -60,14 +66,18 @@ class Found(NamedTuple):
 Way = Callable[[Singles], Found]
 
 
-def ways_to_search(parts: list[Singles], searchers: Mapping[str, ExactSearcher]) -> dict[str, Way]:
+def ways_to_search(parts: list[Singles], searchers: Mapping[str, ExactSearcher], scratch: Path) -> dict[str, Way]:
     """By name; the first is that of earlier versions, which keeps all embeddings in memory."""
-    matrix = EmbeddingMatrix(np.concatenate(parts))
+    whole, before = np.concatenate(parts), earlier_search(scratch)
+    matrix: Any = (before.distances.Rows if before else EmbeddingMatrix)(whole)
 
     def earlier(queries: Singles) -> Found:
-        between = EmbeddingDistances(EmbeddingMatrix(queries), matrix)
-        blocks = Blocks.within(MEMORY_LIMIT, between.shape, between.dim, 1)
-        return Found(*nearest(between, K, blocks)[:2])
+        if not before:
+            between = EmbeddingDistances(EmbeddingMatrix(queries), matrix)
+            return Found(*nearest(between, K, Blocks.within(MEMORY_LIMIT, between.shape, between.dim, 1))[:2])
+        then = before.distances.EmbeddingDistances(before.distances.Rows(queries), matrix)
+        blocks = before.distances.Blocks.within(MEMORY_LIMIT, then.shape, then.dim, 1)
+        return Found(*before.nearest.nearest(then, K, blocks)[:2])
 
     def certified(searcher: ExactSearcher) -> Way:
         return lambda queries: Found(*searcher.nearest(queries, K))
@@ -143,6 +153,7 @@ def bench(people: People, count: int, folder: Path, plan: LatencyPlan) -> dict[s
     """Make the gallery in `folder`; check and time each way to search it, and its memory in a process of its own."""
     import pmm
     from pmm.gallery.short_codes import read_codes, read_rotation
+    from pmm.gallery.snapshot import GallerySnapshot
 
     begin = time.perf_counter()
     gallery = None
@@ -154,29 +165,31 @@ def bench(people: People, count: int, folder: Path, plan: LatencyPlan) -> dict[s
             gallery.add(rows, ids)
     assert gallery is not None
     seconds = time.perf_counter() - begin
-    snapshot = gallery._snapshot
+    snapshot = GallerySnapshot.open(folder)
     rotation = read_rotation(snapshot)
     codes, parts = read_codes(snapshot, rotation.r), [np.asarray(chunk.embeddings) for chunk in snapshot.chunks]
     fp32 = 4 * count * people.queries.shape[1]
+    kernels = {NUMPY: "numpy", **({KERNEL: "compiled"} if library() else {})}
     found: dict[str, Any] = {
         "rows": count,
         "dim": people.queries.shape[1],
         "embeddings": people.name,
         "k": K,
         "gallery": {"seconds": seconds, "chunks": len(parts), "coordinates": rotation.r, "fp32_bytes": fp32},
-        "memory": measured_apart(folder, people.queries[:BATCH]),
+        "memory": {name: measured_apart(folder, people.queries[:BATCH], kernel) for name, kernel in kernels.items()},
         "checks": {},
         "rows_timed": [],
         "resident": {},
     }
     if not plan.samples:
         return found
-    kernels = {NUMPY: "numpy", **({KERNEL: "compiled"} if library() else {})}
     searchers = {
         name: ExactSearcher(parts, "euclidean", rotation, codes, kernel=kernel) for name, kernel in kernels.items()
     }
     found["resident"] = {name: searcher.resident_bytes for name, searcher in searchers.items()}
-    ways = ways_to_search(parts, searchers)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        ways = ways_to_search(parts, searchers, Path(scratch))
+    found["earlier"] = COMMIT if PACKAGE in sys.modules else "pmm.evaluation.nearest of today"
     truth = brute_force(parts, people.queries)
     found["checks"] = {name: checked(way, people.queries, truth) for name, way in ways.items()}
     right = {name: ways[name] for name, check in found["checks"].items() if is_right(check)}
@@ -189,6 +202,24 @@ def bench(people: People, count: int, folder: Path, plan: LatencyPlan) -> dict[s
 def is_right(check: Mapping[str, Any]) -> bool:
     """Whether a way has found what brute force has."""
     return not check["other_rows"] and check["off_by"] <= AGREEMENT
+
+
+def missed(found: Mapping[str, Any]) -> list[str]:
+    """What is required of a large gallery and is not so."""
+    if found["rows"] < REQUIRED_ROWS:
+        return []
+    most = MOST_MEMORY * found["gallery"]["fp32_bytes"]
+    memory = {"resident": found["resident"], "peak": {name: m["peak_bytes"] for name, m in found["memory"].items()}}
+    return [
+        f"{row['way']}, {row['at_once']} at once: {row['speedup']['ratio']:.2f} times as fast, not {row['required']:g}"
+        for row in found["rows_timed"]
+        if row["required"] and row["speedup"]["ratio"] < row["required"]
+    ] + [
+        f"{name}, {what}: {size / 1e6:.0f} MB, more than {most / 1e6:.0f}"
+        for what, sizes in memory.items()
+        for name, size in sizes.items()
+        if size > most
+    ]
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -211,12 +242,15 @@ def markdown(found: Mapping[str, Any]) -> str:
                 cells += [figure, f"{speedup:.1f}{required}"]
         resident = found["resident"].get(name, fp32) / fp32
         lines.append(f"| {name} | {resident:.1%} | {' | '.join(cells)} |")
-    memory = found["memory"]
-    lines += ["", f"Opened in {memory['open_s']:.3f} s with {memory['open_bytes'] / 1e6:.0f} MB; the first query took"]
-    lines[-1] += (
-        f" {memory['first_s']:.2f} s, and with {memory['batch']} at once at most {memory['peak_bytes'] / 1e6:.0f}"
-    )
-    return "\n".join(lines) + " MB were taken beyond what is memory-mapped."
+    lines += ["", f"{EARLIER}: {found['earlier']}"] if found["checks"] else []
+    for name, memory in found["memory"].items():
+        lines += [
+            "",
+            f"{name}: opened in {memory['open_s']:.3f} s with {memory['open_bytes'] / 1e6:.0f} MB; the first query "
+            f"took {memory['first_s']:.2f} s, and with {memory['batch']} at once at most "
+            f"{memory['peak_bytes'] / 1e6:.0f} MB were taken beyond what is memory-mapped.",
+        ]
+    return "\n".join([*lines, *(f"MISSED: {line}" for line in missed(found))])
 
 
 PROG = "bench.lab.gallery_search"
@@ -245,7 +279,7 @@ class GallerySearchCommand:
 
 
 def main(prog: str) -> int:
-    """Entry point; 1 if a result is wrong."""
+    """Entry point; 1 if a result is wrong, or something required is missed."""
     command = command_line.parse(GallerySearchCommand, prog=prog, description=__doc__ or "")
     if (command.artifact is None) != (command.root is None):
         raise ConflictingOptions(
@@ -268,7 +302,7 @@ def main(prog: str) -> int:
     write_file(out, json.dumps(found, indent=1) + "\n")
     print(markdown(found))
     print(f"report: {out}")
-    return int(not all(map(is_right, found["checks"].values())))
+    return int(bool(missed(found)) or not all(map(is_right, found["checks"].values())))
 
 
 if __name__ == "__main__":

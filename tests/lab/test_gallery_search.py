@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 
 from bench.lab import gallery_search
+from bench.lab.earlier_search import earlier_search
 from bench.lab.gallery_model import embedded_people, synthetic_people
-from bench.lab.gallery_search import BATCH, EARLIER, KERNEL, NUMPY, Found, bench, brute_force, is_right, markdown
+from bench.lab.gallery_search import (
+    BATCH,
+    EARLIER,
+    KERNEL,
+    NUMPY,
+    Found,
+    bench,
+    brute_force,
+    is_right,
+    markdown,
+    missed,
+)
 from pmm.bench.latency import LatencyPlan
 from pmm.exact_search.kernel import library
 from tests.conftest import assert_one_line_error, run_here
@@ -33,8 +45,10 @@ def test_the_report(tmp_path):
         check == {"queries": 2 * BATCH, "other_rows": 0, "off_by": check["off_by"]}
         for check in report["checks"].values()
     )
-    memory = report["memory"]
-    assert 0 <= memory["open_bytes"] <= memory["peak_bytes"] < 500e6
+    assert set(report["memory"]) == set(WAYS[1:])
+    for memory in report["memory"].values():
+        assert 0 <= memory["open_bytes"] <= memory["peak_bytes"] < 500e6
+    assert report["earlier"] in done.stdout
     assert not list(scratch.iterdir())
 
 
@@ -58,9 +72,37 @@ def test_a_way_that_finds_other_rows_is_told_and_not_timed(tmp_path, monkeypatch
         lambda *args: {"open_s": 0, "open_bytes": 0, "first_s": 0, "batch": 0, "peak_bytes": 0},
     )
     found = bench(synthetic_people(16, BATCH), 1200, tmp_path / "gallery", PLAN)
+    assert missed(found) == []
     assert NUMPY not in [row["way"] for row in found["rows_timed"]]
     assert not is_right(found["checks"][NUMPY])
     assert f"{NUMPY} | wrong for {2 * BATCH} of {2 * BATCH}, not timed" in markdown(found)
+
+
+def test_the_earlier_search_is_that_of_its_commit(tmp_path):
+    before = earlier_search(tmp_path)
+    if before is None:
+        pytest.skip("no history here")
+    assert before.distances.Rows  # has another name today
+    assert before.nearest.Distances is before.distances.Distances
+
+
+def test_a_requirement_that_is_missed_is_told():
+    found = {
+        "rows": 10**6,
+        "gallery": {"fp32_bytes": 1000},
+        "rows_timed": [
+            {"way": NUMPY, "at_once": at_once, "speedup": {"ratio": 2.9}, "required": required}
+            for at_once, required in ((1, 3.0), (BATCH, 2.3), (2, None))
+        ],
+        "resident": {NUMPY: 201, KERNEL: 200},
+        "memory": {NUMPY: {"peak_bytes": 100}, KERNEL: {"peak_bytes": 300}},
+    }
+    assert [line.split(":")[0] for line in missed(found)] == [
+        f"{NUMPY}, 1 at once",
+        f"{NUMPY}, resident",
+        f"{KERNEL}, peak",
+    ]
+    assert missed({**found, "rows": 10**6 - 1}) == []
 
 
 def test_brute_force_in_parts_is_a_sort_of_all_distances():
