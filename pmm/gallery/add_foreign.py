@@ -47,6 +47,7 @@ def add_foreign(
     if model is None and gallery.source:
         problem = "a model of PMM made it, and embeddings of another one cannot be compared with its own"
         raise InvalidFile(problem, path=path, hint="give --model FILE if that made these, or another name")
+    source = None
     if model is not None:
         if gallery.source is None:
             problem = "it does not say what made its embeddings, so those of a model are not mixed in"
@@ -55,7 +56,7 @@ def add_foreign(
         source = _source(model)
         check_comparable(gallery.source, source, model)
         check_same_precision(gallery.source, source, model)
-    gallery.add(read.embeddings, read.ids, read.columns)
+    gallery.add(read.embeddings, read.ids, read.columns, source=source)
     return gallery
 
 

@@ -69,8 +69,11 @@ class GalleryChunk:
         if kind != "text":
             return NumberColumn(self._map(f"{name}.npy", DTYPES[kind], len(self)))
         repeated = f"{name}.codes.npy" in self.stored.files
+        offsets = self._map(f"{name}.offsets.npy", np.int64, -1 if repeated else len(self) + 1)
+        if len(offsets) > len(self) + 1:
+            raise InvalidFile(f"damaged: more texts in {name} than rows", path=self.path, hint=DAMAGED)
         return TextColumn(
-            offsets=self._map(f"{name}.offsets.npy", np.int64, -1 if repeated else len(self) + 1),
+            offsets=offsets,
             content=self._map(f"{name}.bytes.npy", np.uint8, -1),
             codes=self._map(f"{name}.codes.npy", np.int32, len(self)) if repeated else None,
             path=self.path,

@@ -5,10 +5,13 @@ Texts that repeat are stored once: `codes` says which of them each row has.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+import tokenize
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +28,10 @@ ColumnValues: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float64] | Text
 Ids: TypeAlias = npt.NDArray[np.int64] | Texts
 
 DAMAGED = "restore it from a copy, or embed the folder again"
+TOO_MANY_FILES = "let this process open more files (ulimit -n), or make them few with pmm gallery compact"
 _BLOCK = 1 << 24
+_BAD_HEADER = (ValueError, SyntaxError, TypeError, tokenize.TokenError, ArithmeticError, MemoryError, RecursionError)
+"""What numpy raises for it."""
 _SMALL = 1 << 16
 """Bytes that are read at once: each memory map keeps a file open."""
 _OFFSETS, _BYTES, _CODES = "{}.offsets.npy", "{}.bytes.npy", "{}.codes.npy"
@@ -43,8 +49,16 @@ class NumberColumn:
 
     def equal_to(self, values: Sequence[object]) -> npt.NDArray[np.bool_]:
         """Which rows [N] hold one of `values`."""
-        wanted = [value for value in values if isinstance(value, int | float | np.integer | np.floating)]
-        return np.isin(self.values, np.array(wanted, self.values.dtype))
+        return np.isin(self.values, np.array(list(self._held(values)), self.values.dtype))
+
+    def _held(self, values: Sequence[object]) -> Iterator[Any]:
+        """Those of `values` that a number of this kind can be equal to."""
+        for value in values:
+            if isinstance(value, int | float | np.integer | np.floating):
+                with contextlib.suppress(OverflowError, ValueError):  # 2^70, Inf and NaN as whole numbers
+                    number = self.values.dtype.type(value)
+                    if number.item() == value:
+                        yield number
 
 
 @dataclass(frozen=True)
@@ -170,6 +184,7 @@ def map_array(path: Path, stored: StoredFile, dtype: npt.DTypeLike, shape: tuple
     except FileNotFoundError:
         raise InvalidFile("it is missing", path=path, expected="a column of the gallery", hint=DAMAGED) from None
     except OSError as error:
-        raise InvalidFile(f"it cannot be read ({error.strerror})", path=path) from error
-    except (ValueError, SyntaxError, TypeError) as error:  # as numpy reads headers
+        hint = TOO_MANY_FILES if error.errno == errno.EMFILE else ""
+        raise InvalidFile(f"it cannot be read ({error.strerror})", path=path, hint=hint) from error
+    except _BAD_HEADER as error:
         raise InvalidFile(f"damaged: {reason_of(error)}", path=path, hint=DAMAGED) from error

@@ -9,19 +9,19 @@ from pmm.evaluation.distances import METRICS
 from pmm.evaluation.metrics import Metric
 from pmm.gallery.columns import Array, Ids
 from pmm.gallery.manifest import (
-    COLUMN_NAME,
     FILE_NAME,
     FOLDER_KINDS,
     FOLDER_NAME,
-    RESERVED,
     GalleryManifest,
     StoredPrecision,
+    check_column_name,
     is_gallery,
 )
 from pmm.gallery.rows import check_columns, kind_of_values
 from pmm.gallery.source import EmbeddingSource
 from pmm.gallery.writer import refuse_links
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidInput, InvalidValue
+from pmm.utils.files import cannot_write
 
 
 def new_manifest(
@@ -49,8 +49,7 @@ def new_manifest(
             f"metric is {metric}, the embeddings are compared by {source.embedding.metric}", "metric", "source"
         )
     for name in columns:
-        if not COLUMN_NAME.fullmatch(name) or name in RESERVED:
-            raise InvalidValue("columns", name, "small letters, digits and _, and neither id nor embeddings")
+        check_column_name(name)
     check_columns(columns)
     dim = source.embedding.dim if source else embeddings.shape[1] if embeddings.ndim == 2 else 0
     if dim < 1:
@@ -81,13 +80,20 @@ def source_of_model(model: Path, source: EmbeddingSource | None) -> EmbeddingSou
 def check_new(path: Path) -> None:
     """Raise CannotWrite unless `path` can become a gallery: it is empty but for hidden files and what a killed `create`
     left."""
+    if "\0" in str(path):
+        raise CannotWrite("no name can hold the character NUL", path=path)
     if is_gallery(path):
         raise CannotWrite("it is a gallery already", path=path, hint="add to it, or give another name")
-    if path.is_dir():
+    try:
+        if not path.is_dir():
+            return
         refuse_links(path)
-        if other := next(_foreign(path), None):
-            problem = f"it holds {other.relative_to(path)}"
-            raise CannotWrite(problem, path=path, expected="an empty folder, or one to make")
+        other = next(_foreign(path), None)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if other:
+        problem = f"it holds {other.relative_to(path)}"
+        raise CannotWrite(problem, path=path, expected="an empty folder, or one to make")
 
 
 def _foreign(path: Path) -> Iterator[Path]:

@@ -241,7 +241,7 @@ class PreparedJob:
                     if again:
                         gallery.remove(again)
                     report.changed += len(again)
-                    gallery.add(embeddings, crops.ids, crops.columns)
+                    gallery.add(embeddings, crops.ids, crops.columns, source=source)
                 report.added += len(crops)
             if gallery is None:
                 raise InvalidFile(f"none of its {len(self.table)} images can be read", path=job.folder)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pmm.gallery.manifest import ColumnKind
 from pmm.gallery.rows import as_ids
 from pmm.gallery.snapshot import GallerySnapshot
 from pmm.utils.errors import InvalidInput, InvalidValue
@@ -32,16 +36,30 @@ class RowFilter:
     columns: Mapping[str, Sequence[str | int | float]] = field(default_factory=dict)
     """Column -> any of these values."""
 
+    def __post_init__(self) -> None:
+        """Raises InvalidValue for what is no list of values, or no time. What is kept is the caller's no more."""
+        for name in ("cameras", "ids"):
+            object.__setattr__(self, name, values_of(name, getattr(self, name), (str, int)))
+        if not isinstance(self.columns, Mapping) or not all(isinstance(name, str) for name in self.columns):
+            raise InvalidValue("columns", self.columns, "names of columns with lists of values")
+        columns = {name: values_of(name, values, (str, int, float)) for name, values in self.columns.items()}
+        object.__setattr__(self, "columns", columns)
+        for name in ("since", "until"):
+            if (time := getattr(self, name)) is not None:
+                object.__setattr__(self, name, number_of(name, time, "a number, in the unit of the gallery's times"))
+
     def rows(self, snapshot: GallerySnapshot) -> npt.NDArray[np.int64]:
         """The rows that are kept [n], ascending.
 
-        Raises InvalidValue for a column that the gallery does not have, InvalidInput if no row is kept.
+        Raises InvalidValue for a column that the gallery does not have, or values that it cannot hold; InvalidInput if
+        no row is kept.
         """
         keep = snapshot.is_live.copy()
         wanted = {**({"camera": self.cameras} if len(self.cameras) else {}), **self.columns}
         for name, values in wanted.items():
             _check_column(name, snapshot)
-            keep &= snapshot.equal_to(name, list(values))
+            check_kind(name, values, snapshot.manifest.columns[name])
+            keep &= snapshot.equal_to(name, values)
         if self.since is not None or self.until is not None:
             _check_column("time", snapshot)
             times = snapshot.numbers("time")
@@ -49,6 +67,7 @@ class RowFilter:
                 times <= (np.inf if self.until is None else self.until)
             )
         if len(self.ids):
+            check_kind("id", self.ids, snapshot.manifest.ids)
             found = snapshot.find(as_ids(self.ids)) if len(snapshot) else np.empty(0, np.int64)
             named = np.zeros(len(keep), np.bool_)
             named[found[found >= 0]] = True
@@ -68,6 +87,35 @@ class RowFilter:
             f"{name} {value:g}" for name, value in (("since", self.since), ("until", self.until)) if value is not None
         ]
         return ", ".join(parts) or "everything"
+
+
+def values_of(name: str, given: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    """The values in a list, a set or an array. Raises InvalidValue for anything else, or values of other kinds."""
+    values = given.tolist() if isinstance(given, np.ndarray) else given
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidValue(name, given, "a list of values")
+    found = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
+    for value in found:
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise InvalidValue(name, value, "texts or numbers" if float in kinds else "texts or whole numbers")
+    return found
+
+
+def number_of(name: str, given: Any, expected: str) -> float:
+    """A number but NaN. Raises InvalidValue."""
+    if isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool):
+        with contextlib.suppress(OverflowError):
+            if not math.isnan(number := float(given)):
+                return number
+    raise InvalidValue(name, given, expected)
+
+
+def check_kind(name: str, values: Iterable[object], kind: ColumnKind) -> None:
+    """Raise InvalidValue for a text where a column holds numbers, or a number where it holds texts."""
+    for value in values:
+        if isinstance(value, str) != (kind == "text"):
+            expected = {"text": "texts", "int64": "whole numbers", "float64": "numbers"}[kind]
+            raise InvalidValue(name, value, f"{expected}, as the gallery holds")
 
 
 def _short(values: Sequence[object]) -> str:

@@ -14,12 +14,12 @@ from pmm.gallery.changes import append, compact
 from pmm.gallery.columns import ColumnValues, Ids
 from pmm.gallery.creation import check_new, new_manifest, source_of_model
 from pmm.gallery.filters import RowFilter
+from pmm.gallery.gallery_searcher import GallerySearcher
 from pmm.gallery.manifest import GalleryManifest, StoredPrecision
 from pmm.gallery.matches import Matches
-from pmm.gallery.rows import BROKEN, as_column, as_ids, first_ids, gallery_rows
-from pmm.gallery.searching import GallerySearcher
+from pmm.gallery.rows import as_column, as_ids, as_numbers, first_ids, gallery_rows
 from pmm.gallery.snapshot import GallerySnapshot, Rows
-from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.source import EmbeddingSource, check_added
 from pmm.gallery.thresholds import Threshold, thresholds_for
 from pmm.gallery.verification import check_unchanged, fitted_on, problems_of
 from pmm.gallery.writer import GalleryChange, WriterLock, remove_leftovers
@@ -31,7 +31,8 @@ class Gallery:
     """Embeddings [N, D] on disk, each with an id, and columns beside them.
 
     What is read stays as it was when this object was made, or changed the gallery; `open` it again for what others
-    wrote since.
+    wrote since. Threads may share it. Its files are mapped into memory: a process that reads one which something else
+    makes shorter meanwhile is ended by the system (SIGBUS).
 
     Example:
         >>> gallery = pmm.Gallery.create("gallery", np.eye(3), ids=["a", "b", "c"])
@@ -80,7 +81,7 @@ class Gallery:
         path = Path(path)
         if model is not None:
             source = source_of_model(Path(model), source)
-        given, checked_ids = np.asarray(embeddings), as_ids(ids)
+        given, checked_ids = as_numbers("embeddings", embeddings), as_ids(ids)
         checked = {name: as_column(name, each) for name, each in (columns or {}).items()}
         manifest = new_manifest(
             given, checked_ids, metric, source=source, columns=checked, precision=precision, folder=folder
@@ -101,7 +102,7 @@ class Gallery:
         Raises InvalidFile for a folder that is no gallery, one of another format, and files that are missing, or longer
         or shorter than they were written.
         """
-        return cls(GallerySnapshot.open(Path(path)))
+        return cls(GallerySnapshot.open(Path(path).absolute()))
 
     def __len__(self) -> int:
         return len(self._snapshot)
@@ -159,7 +160,8 @@ class Gallery:
 
     @property
     def rows(self) -> Rows:
-        """Numbers [N] of the rows that are not removed; `compact` counts them anew."""
+        """Numbers [N] of the rows that are not removed; `compact` counts them anew. Until then removed rows can be read
+        by their numbers, and are in no search."""
         return self._snapshot.live
 
     def column(self, name: str, rows: Rows | None = None) -> ColumnValues:
@@ -199,18 +201,13 @@ class Gallery:
         Args:
             queries: [D] or [Q, D].
             where: which rows to look at.
-            not_camera: a camera, or one per query [Q], whose rows do not count.
+            not_camera: a camera, or one per query [Q], whose rows do not count; a query may be left with none.
 
         Raises InvalidInput for queries of another dimension, NaN or Inf in them, or all zero where the metric is
-        cosine, and for a filter that leaves nothing; InvalidValue for k < 1.
+        cosine, and for a filter that leaves nothing; InvalidValue for k < 1, and for cameras or a filter of other kinds
+        of values than the gallery's.
         """
-        if k < 1:
-            raise InvalidValue("k", k, "1 or more")
-        given = np.asarray(queries)
-        checked = self._queries(given)
-        searcher = self._searcher
-        rows, distances = searcher.nearest(checked, k, where, not_camera)
-        return searcher.matches(*((rows[0], distances[0]) if given.ndim == 1 else (rows, distances)))
+        return self._searcher.nearest(queries, k, where, not_camera)
 
     @property
     def resident_bytes(self) -> int:
@@ -226,11 +223,7 @@ class Gallery:
         not_camera: Any = None,
     ) -> list[Matches]:
         """All rows at most `distance` away, for each query; else as `search`."""
-        if not distance >= 0:
-            raise InvalidValue("distance", distance, "0 or more")
-        searcher = self._searcher
-        found = searcher.within(self._queries(np.asarray(queries)), distance, where, not_camera)
-        return [searcher.matches(*each) for each in found]
+        return self._searcher.within(queries, distance, where, not_camera)
 
     def add(
         self,
@@ -242,14 +235,17 @@ class Gallery:
     ) -> None:
         """Append rows, all or none of them; they are on the disk when this returns.
 
+        If the gallery says what made its embeddings, `source` has to say the same of these.
+
         Raises InvalidInput for an id that is there already, embeddings that cannot be compared (naming the first ids),
-        a source that is not the gallery's and columns that are not; CannotWrite if another process writes, or the disk
-        is full.
+        a source that is not the gallery's and columns that are not; InvalidFile where rows that would be written anew
+        have changed; CannotWrite if another process writes, or the disk is full.
         """
-        checked_ids, checked = as_ids(ids), {name: as_column(name, each) for name, each in (columns or {}).items()}
+        given, checked_ids = as_numbers("embeddings", embeddings), as_ids(ids)
+        checked = {name: as_column(name, each) for name, each in (columns or {}).items()}
         with self.writer():
-            self._check_source(source)
-            rows = gallery_rows(self.manifest, np.asarray(embeddings), checked_ids, checked)
+            check_added(self.source, source, self.path)
+            rows = gallery_rows(self.manifest, given, checked_ids, checked)
             if not len(rows):
                 return
             known = np.flatnonzero(self._snapshot.find(checked_ids) >= 0)
@@ -333,32 +329,3 @@ class Gallery:
     @property
     def _snapshot(self) -> GallerySnapshot:
         return self._searcher.snapshot
-
-    def _check_source(self, source: EmbeddingSource | None) -> None:
-        if source is None:
-            return
-        if self.source is None:
-            raise InvalidInput("it does not say what made its embeddings", path=self.path, expected="a known source")
-        if differences := self.source.differences(source):
-            raise InvalidInput(
-                f"embeddings of different models are not comparable (the gallery has {'; '.join(differences)})",
-                path=self.path, expected="embeddings of the source that made the gallery",
-            )  # fmt: skip
-
-    def _queries(self, queries: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if queries.ndim not in (1, 2) or queries.shape[-1] != self.dim or queries.dtype.kind not in "fiu":
-            raise InvalidInput(
-                f"query embeddings are {queries.dtype} {list(queries.shape)}",
-                expected=f"numbers [{self.dim}] or [Q, {self.dim}]",
-            )
-        rows = np.atleast_2d(queries)
-        if not np.isfinite(rows).all():
-            bad = np.flatnonzero(~np.isfinite(rows).all(1))
-            raise InvalidInput(
-                f"{len(bad)} of {len(rows)} query embeddings hold NaN or Inf, the first is {bad[0]}",
-                index=int(bad[0]), hint=BROKEN,
-            )  # fmt: skip
-        if self.metric == "cosine" and not rows.any(1).all():
-            row = int((~rows.any(1)).argmax())
-            raise InvalidInput(f"query {row} is all zero; it has no direction to compare by cosine", index=row)
-        return rows

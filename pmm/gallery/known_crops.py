@@ -73,7 +73,7 @@ def record_places(gallery: Gallery, crops: CropTable) -> None:
         rows = gallery.find(some.ids)
         embeddings, columns = gallery.embeddings(rows), {name: gallery.column(name, rows) for name in gallery.columns}
         gallery.remove(some.ids)
-        gallery.add(embeddings, some.ids, {**columns, "path": some.columns["path"]})
+        gallery.add(embeddings, some.ids, {**columns, "path": some.columns["path"]}, source=gallery.source)
 
 
 def gone_crops(gallery: Gallery, folder: Path, here: Set[str], prefix: str) -> list[str]:

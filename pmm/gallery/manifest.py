@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,12 +24,23 @@ A_GALLERY = "a gallery written by pmm embed or pmm.Gallery.create"
 COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 RESERVED = ("embeddings", "id")
 """Names that no column of the caller's has."""
+MOST_ROWS = 1 << 48
+MOST_DIMENSIONS = 1 << 16
+MOST_FOLDERS = 10**9 - 1
+_MOST_BYTES = 1 << 26
+"""Of a manifest."""
 FOLDER_KINDS = ("chunks", "codes", "tombstones")
 FOLDER_NAME = re.compile(r"[0-9]{6,9}")
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*\.npy")
 
 ColumnKind = Literal["int64", "float64", "text"]
 StoredPrecision = Literal["fp32", "fp16"]
+
+
+def check_column_name(name: object) -> None:
+    """Raise InvalidValue for a name that no column can have."""
+    if not isinstance(name, str) or not COLUMN_NAME.fullmatch(name) or name in RESERVED:
+        raise InvalidValue("columns", name, "names of small letters, digits and _, and neither id nor embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +62,8 @@ class StoredFolder:
     def __post_init__(self) -> None:
         if not FOLDER_NAME.fullmatch(self.name):
             raise InvalidValue("name", self.name, "a number of six digits")
-        if self.rows < 0:
-            raise InvalidValue("rows", self.rows, "0 or more")
+        if not 0 <= self.rows <= MOST_ROWS:
+            raise InvalidValue("rows", self.rows, f"0 to {MOST_ROWS}")
         for name in self.files:
             if not FILE_NAME.fullmatch(name):
                 raise InvalidValue("files", name, "names of .npy files")
@@ -85,11 +99,19 @@ class GalleryManifest:
     """Number of the first folder since rows or codes were last replaced: what is older goes when no one reads it."""
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise InvalidValue("dim", self.dim, "1 or more")
+        if not 1 <= self.dim <= MOST_DIMENSIONS:
+            raise InvalidValue("dim", self.dim, f"1 to {MOST_DIMENSIONS}")
         for name in self.columns:
-            if not COLUMN_NAME.fullmatch(name) or name in RESERVED:
-                raise InvalidValue("columns", name, "names of small letters, digits and _, but id and embeddings")
+            check_column_name(name)
+        if self.generation < 0:
+            raise InvalidValue("generation", self.generation, "0 or more")
+        if not 1 <= self.next_number <= MOST_FOLDERS:
+            raise InvalidValue("next_number", self.next_number, f"1 to {MOST_FOLDERS}")
+        if not 1 <= self.epoch <= self.next_number:
+            raise InvalidValue("epoch", self.epoch, f"1 to next_number, {self.next_number}")
+        names = [folder.name for folder in (*self.chunks, self.codes, self.tombstones) if folder]
+        if len(set(names)) < len(names) or any(int(name) >= self.next_number for name in names):
+            raise InvalidValue("chunks", names, f"names of their own, below next_number {self.next_number}")
         if self.chunks and self.codes is None:
             raise InvalidValue("codes", None, "short codes of every chunk")
 
@@ -114,9 +136,22 @@ class GalleryManifest:
 def is_gallery(path: Path) -> bool:
     """Whether `path` is a folder with a gallery's manifest, of this format or another."""
     try:
-        return '"pmm-gallery-' in (path / MANIFEST).read_text(errors="replace")[:200]
-    except OSError:
+        return b'"pmm-gallery-' in _content(path / MANIFEST, 200)
+    except (OSError, ValueError):
         return False
+
+
+def _content(path: Path, most: int) -> bytes:
+    """The first bytes of a file. Raises OSError for pipes and devices, too; ValueError for what is no name."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
+        return file.read(min(most, facts.st_size))
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
 
 
 def read_gallery_manifest(folder: Path) -> GalleryManifest:
@@ -125,15 +160,22 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
     Raises InvalidFile if there is none, if it is damaged, or of another format.
     """
     path = folder / MANIFEST
-    if not folder.is_dir():
-        problem = "it is no folder" if folder.exists() else "it does not exist"
-        raise InvalidFile(problem, path=folder, expected=A_GALLERY)
     try:
-        values = json.loads(path.read_bytes())
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            raise InvalidFile("it is no folder", path=folder, expected=A_GALLERY)
+    except FileNotFoundError:
+        raise InvalidFile("it does not exist", path=folder, expected=A_GALLERY) from None
+    except (OSError, ValueError) as error:
+        raise InvalidFile(f"it cannot be read ({_reason(error)})", path=folder, expected=A_GALLERY) from error
+    try:
+        content = _content(path, _MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES >> 20} MB")
+        values = json.loads(content)
     except FileNotFoundError:
         raise InvalidFile(f"it holds no {MANIFEST}", path=folder, expected=A_GALLERY) from None
     except OSError as error:
-        raise InvalidFile(f"it cannot be read ({error.strerror})", path=path, expected=A_GALLERY) from error
+        raise InvalidFile(f"it cannot be read ({_reason(error)})", path=path, expected=A_GALLERY) from error
     except (ValueError, RecursionError) as error:
         raise InvalidFile(f"damaged, or no gallery's ({reason_of(error)})", path=path, expected=A_GALLERY) from error
     form = values.get("format") if isinstance(values, dict) else None

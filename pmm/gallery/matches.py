@@ -19,7 +19,8 @@ class Matches:
     """What is nearest to one query [K] or to several [Q, K], nearest first, ties by row. Unpacks as ids, distances."""
 
     ids: Ids
-    """As they were given; where a query has fewer matches than others, None or, of whole numbers, -1."""
+    """As they were given; where a query has fewer matches than others, None or, of whole numbers, -1 (where that is an
+    id, too, `rows` tells them apart)."""
     distances: npt.NDArray[np.float64]
     """Euclidean distance or, if the gallery's metric is cosine, 1 - cosine similarity; infinite where there is none."""
     rows: Rows

@@ -15,7 +15,7 @@ from pmm.gallery.manifest import ColumnKind, GalleryManifest
 from pmm.utils.errors import InvalidInput, printable
 
 BROKEN = "the model or the backend is broken"
-KINDS: dict[str, ColumnKind] = {"camera": "text", "time": "float64", "path": "text"}
+COLUMN_KINDS: dict[str, ColumnKind] = {"camera": "text", "time": "float64", "path": "text"}
 """Columns that have a meaning; `camera` may hold whole numbers, too."""
 MEANINGS = {"camera": "texts or whole numbers", "time": "seconds", "path": "texts"}
 _BLOCK = 1 << 22
@@ -55,7 +55,7 @@ def gallery_rows(manifest: GalleryManifest, embeddings: Any, ids: Ids, columns: 
         )
     if set(columns) != set(manifest.columns):
         raise InvalidInput(
-            f"columns are {', '.join(columns) or 'none'}", expected=f"{', '.join(manifest.columns) or 'none'}"
+            f"columns are {', '.join(map(str, columns)) or 'none'}", expected=f"{', '.join(manifest.columns) or 'none'}"
         )
     if (ids.dtype == object) != (manifest.ids == "text") and len(ids):
         kinds = {"int64": "whole numbers", "text": "texts"}
@@ -66,6 +66,14 @@ def gallery_rows(manifest: GalleryManifest, embeddings: Any, ids: Ids, columns: 
     _check(given, stored, manifest, ids)
     kept = {name: _of_kind(name, columns[name], kind, len(ids)) for name, kind in manifest.columns.items()}
     return GalleryRows(embeddings=stored, ids=ids, columns=kept)
+
+
+def as_numbers(name: str, given: Any) -> Array:
+    """An array of what may be lists. Raises InvalidInput for rows of several lengths."""
+    try:
+        return np.asarray(given)
+    except ValueError:
+        raise InvalidInput(f"{name}: their rows are not of one length", expected="numbers [N, D]") from None
 
 
 def as_ids(ids: Any) -> Ids:
@@ -81,7 +89,7 @@ def as_column(name: str, values: Any) -> Array:
 def kind_of_values(name: str, values: Array) -> ColumnKind:
     """How a column of these values is stored; a column of a name with a meaning, as that needs it."""
     kind: ColumnKind = "text" if values.dtype == object else "float64" if values.dtype.kind == "f" else "int64"
-    return kind if name == "camera" and kind == "int64" else KINDS.get(name, kind)
+    return kind if name == "camera" and kind == "int64" else COLUMN_KINDS.get(name, kind)
 
 
 def first_ids(ids: Ids, bad: npt.NDArray[np.int64]) -> str:
@@ -107,7 +115,10 @@ def _plain(name: str, values: Any, expected: str, *, numbers: str) -> Array:
             texts = np.empty(len(array), object)
             texts[:] = [str(text) for text in array]
             return texts
+        whole = all(isinstance(value, int | np.integer) for value in array)
         array = np.asarray(array)
+        if whole and array.dtype.kind not in "iu":  # as numpy mixes what is below 0 with what is above 2^63
+            raise InvalidInput(f"{name}: some numbers are too large", expected="-2^63 to 2^63 - 1")
     if array.dtype.kind not in numbers:
         raise InvalidInput(f"{name}: they are {array.dtype}", expected=expected)
     if array.dtype.kind == "f":

@@ -58,8 +58,10 @@ class GallerySnapshot:
                 try:
                     size = file.stat().st_size
                 except OSError as error:
-                    problem = "it is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-                    raise InvalidFile(problem, path=file, expected="a file of the gallery", hint=DAMAGED) from error
+                    if not isinstance(error, FileNotFoundError):
+                        raise InvalidFile(f"it cannot be read ({error.strerror})", path=file) from error
+                    expected = "a file of the gallery"
+                    raise InvalidFile("it is missing", path=file, expected=expected, hint=DAMAGED) from None
                 if size != stored.size:
                     raise InvalidFile(f"it has {size} bytes, not {stored.size}", path=file, hint=DAMAGED)
         self.chunks = [GalleryChunk(path, manifest, chunk) for chunk in manifest.chunks]
@@ -106,11 +108,14 @@ class GallerySnapshot:
         return np.flatnonzero(self.is_live)
 
     def checked(self, rows: Any) -> Rows:
-        """Numbers of rows that are stored, removed ones too; None stands for those that are not removed."""
+        """Numbers of rows that are stored, removed ones too; None stands for those that are not removed.
+
+        Raises InvalidInput.
+        """
         if rows is None:
             return self.live
         rows = np.asarray(rows)
-        inside = rows.dtype.kind in "iu" and rows.ndim == 1
+        inside = (rows.dtype.kind in "iu" or not rows.size) and rows.ndim == 1
         if not inside or (len(rows) and not (rows.min() >= 0 and rows.max() < self.stored)):
             raise InvalidInput("rows that are not there", expected=f"whole numbers [n] from 0 to {self.stored - 1}")
         return rows.astype(np.int64, copy=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.preprocessing import Preprocessing
-from pmm.utils.errors import InvalidFile
+from pmm.utils.errors import InvalidFile, InvalidInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +58,19 @@ def check_comparable(indexed: EmbeddingSource, query: EmbeddingSource, artifact:
     elif indexed.artifact_sha256 != query.artifact_sha256:
         note = "the gallery was made by another file of the same checkpoint; distances may differ in the last digits"
         log.warning("%s: %s", artifact, note)
+
+
+def check_added(own: EmbeddingSource | None, given: EmbeddingSource | None, gallery: Path) -> None:
+    """Raise InvalidInput unless rows of the source `given` may be added to the gallery at that path, of its `own`."""
+    if own is None and given is not None:
+        raise InvalidInput("it does not say what made its embeddings", path=gallery, expected="a known source")
+    if own is None:
+        return
+    if given is None:
+        problem = "one model made its embeddings, and nothing says what made these"
+        raise InvalidInput(problem, path=gallery, hint="give their source; gallery.source if it is the same")
+    if differences := own.differences(given):
+        raise InvalidInput(
+            f"embeddings of different models are not comparable (the gallery has {'; '.join(differences)})",
+            path=gallery, expected="embeddings of the source that made the gallery",
+        )  # fmt: skip

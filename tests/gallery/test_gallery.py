@@ -157,8 +157,10 @@ def test_the_cameras_of_queries_are_left_out(stored):
         assert matches.ids[query][~there].tolist() == [None] * int((~there).sum())
     assert stored.search(EMBEDDINGS[0], 7, not_camera="gate").ids.tolist() == matches.ids[0][:4].tolist()
     assert len(stored.search(EMBEDDINGS[0], 7, not_camera="nowhere").ids) == 7
-    with refuses(InvalidInput, "every row is of the camera"):
-        stored.search(EMBEDDINGS[0], where=RowFilter(cameras=["hall"]), not_camera="hall")
+    hall = RowFilter(cameras=["hall"])
+    assert stored.search(EMBEDDINGS[0], where=hall, not_camera="hall").ids.shape == (0,)
+    assert stored.search(EMBEDDINGS[:2], where=hall, not_camera=["hall", "gate"]).rows[0].tolist() == [-1, -1]
+    assert [len(each.ids) for each in stored.within(EMBEDDINGS[:2], np.inf, where=hall, not_camera="hall")] == [0, 0]
     with refuses(InvalidInput, "2 cameras for 1 queries"):
         stored.search(EMBEDDINGS[0], not_camera=["gate", "hall"])
 

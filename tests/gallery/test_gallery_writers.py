@@ -8,9 +8,9 @@ import threading
 import numpy as np
 import pytest
 
+from pmm.exact_search.searcher import ExactSearcher
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.searching import GallerySearcher
 from pmm.utils.errors import CannotWrite
 from tests.refusals import refuses
 
@@ -68,15 +68,15 @@ def test_a_forked_child_of_a_writer_does_not_write(gallery):
 @pytest.mark.parametrize("search", ["nearest", "within"])
 def test_ids_are_those_of_the_rows_that_were_searched(gallery, monkeypatch, search):
     """Another thread removes and compacts between the search and the look at the ids."""
-    found = getattr(GallerySearcher, search)
+    found = getattr(ExactSearcher, search)
 
-    def interrupted(self, *more):
-        result = found(self, *more)
+    def interrupted(self, *more, **named):
+        result = found(self, *more, **named)
         gallery.remove([0, 1])
         gallery.compact()
         return result
 
-    monkeypatch.setattr(GallerySearcher, search, interrupted)
+    monkeypatch.setattr(ExactSearcher, search, interrupted)
     if search == "nearest":
         assert gallery.search(EMBEDDINGS[4], 1).ids.tolist() == [4]
     else:
