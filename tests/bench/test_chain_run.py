@@ -8,12 +8,12 @@ import pytest
 
 from pmm.artifacts.artifact import manifest_path, read_manifest
 from pmm.bench.chain.index_builder import INDEXES
-from pmm.bench.chain.judge import check_sums
 from pmm.bench.chain_run import as_metric, check_chain
 from pmm.bench.chain_schema import INDEX_NAMES
 from pmm.bench.request import ChainOptions
 from pmm.bench.schema import read_report
 from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue
+from tests.bench.chain.test_measure import add_up
 from tests.bench.workers import fewer, workers_here
 from tests.conftest import run_here
 from tests.refusals import refuses
@@ -44,7 +44,7 @@ def test_the_report_has_every_link_and_their_losses_add_up(chain_run):
     chain = report.chain
     names = ["torch fp32", "ort-cpu fp32 model.onnx", "stored fp32", "stored fp16", "stored int8", *INDEX_NAMES]
     assert [link.name for link in chain.links] == names
-    check_sums(chain)
+    add_up(chain)
     assert not [link.findings for link in chain.links if link.findings]
     for name, result in zip(names, report.results, strict=False):
         link = chain.link(name)

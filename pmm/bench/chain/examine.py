@@ -6,95 +6,29 @@ Each check names the fault that its figures look like, so that the reader knows 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from pmm.bench.chain.distance_checks import DISTANCE_TOLERANCE, certificate, filter_faults, wrong_distances
+from pmm.bench.chain.given import NEAREST, PROBES, Answers, Given, IndexFault
 from pmm.bench.chain.indexes import SearchIndex
-from pmm.bench.chain.outcomes import Listing
 from pmm.data.samples import evenly_spaced
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
-from pmm.evaluation.parity.labels import Floats, Ints
+from pmm.evaluation.parity.labels import Ints
+from pmm.gallery.short_codes import rows_digest
 
-NEAREST = 10
-PROBES = 256
-"""Rows, and queries, that an index is asked for."""
+DEEP, DEEP_QUERIES = 1000, 4
+"""Rows of a long list, and queries that one is asked for."""
 MOST = 0.9
 """Of the probes of a group: a graph or an inverted list may miss some, no group as a whole."""
 TOLERANCES = {"none": 2e-3, "scalar": 0.1}
 """How far a row, as the index keeps it, may be from the row that it was given, relative to the rows' spread. Half
 precision rounds by 5e-4; what is kept coarsely is not compared."""
-DISTANCE_TOLERANCE = 1e-3
-"""How far a distance may be off, relative to the norms: float32 by the formula |q|^2 + |x|^2 - 2 q x is off by up to
-the root of its rounding where rows are near."""
 CLIPPED = 0.01
 """Share of the numbers that a scalar quantizer may clip: a row that was added later may lie outside."""
 ROWS_AT_ONCE = 4096
-
-
-class IndexFault(NamedTuple):
-    """A fault in a few words, and what shows it."""
-
-    fault: str
-    said: str
-
-    def __str__(self) -> str:
-        return f"{self.fault}: {self.said}"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Given:
-    """What an index was made of, and is asked."""
-
-    vectors: Floats
-    """[N, D]; removed rows too."""
-    camids: Ints
-    """[N]"""
-    queries: Floats
-    """[Q, D]"""
-    query_camids: Ints
-    """[Q]"""
-    removed: Ints
-    """Rows that were taken out again."""
-
-    @cached_property
-    def live(self) -> npt.NDArray[np.bool_]:
-        """[N]"""
-        alive = np.ones(len(self.vectors), np.bool_)
-        alive[self.removed] = False
-        return alive
-
-    @cached_property
-    def probes(self) -> Ints:
-        """Live rows: evenly over all, and over those of each camera; the last ones too."""
-        rows = np.flatnonzero(self.live)
-        chosen = [rows[evenly_spaced(len(rows), PROBES)], rows[-NEAREST:]]
-        for camera in np.unique(self.camids[rows]):
-            of_camera = rows[self.camids[rows] == camera]
-            chosen.append(of_camera[evenly_spaced(len(of_camera), NEAREST)])
-        return np.unique(np.concatenate(chosen))
-
-    @cached_property
-    def asked(self) -> Ints:
-        """The queries that are asked."""
-        return np.asarray(evenly_spaced(len(self.queries), PROBES), np.int64)
-
-    @cached_property
-    def spread(self) -> float:
-        """Typical distance of a row from the mean row: what an error is large or small against."""
-        sample = np.asarray(self.vectors[self.probes], np.float64)
-        return float(np.sqrt(((sample - sample.mean(0)) ** 2).sum(1).mean())) or 1.0
-
-
-def rows_digest(rows: Floats) -> str:
-    """SHA-256 of rows [n, D] as float32: how an index says what it was fitted on."""
-    return hashlib.sha256(np.ascontiguousarray(rows, np.float32).tobytes()).hexdigest()
 
 
 def examine(index: SearchIndex, given: Given) -> tuple[IndexFault, ...]:
@@ -102,17 +36,23 @@ def examine(index: SearchIndex, given: Given) -> tuple[IndexFault, ...]:
     if found := tuple(_provenance(index, given)):
         return found
     probes = _Probes(index, given)
-    listing = index.search(np.asarray(given.queries[given.asked], np.float32), min(NEAREST, len(index)))
-    in_range = bool((listing.rows < len(given.vectors)).all())
-    if in_range and (found := tuple(_distances(index, given, listing, known=True))):
+    short, deep = _ask(index, given, given.asked, NEAREST), _ask(index, given, given.asked[:DEEP_QUERIES], DEEP)
+    if found := tuple(wrong_distances(index, given, short, known=True)):
         return found
     if found := (*_sizes(index, given, probes), *_identities(given, probes)):
         return found
-    if found := (*_kept(index, given), *_lists(given, listing)):
+    if found := (*_kept(index, given), *_lists(given, short)):
         return found
-    if found := tuple(_distances(index, given, listing, known=False)):
-        return found
-    return (*_certificate(index, given, listing), *_filter(index, given))
+    for answers in (short, deep):
+        if found := tuple(wrong_distances(index, given, answers, known=False)):
+            return found
+        if index.exact and (found := tuple(certificate(given, answers))):
+            return found
+    return (*_lists(given, deep), *filter_faults(index, given))
+
+
+def _ask(index: SearchIndex, given: Given, asked: Ints, k: int) -> Answers:
+    return Answers(asked, index.search(np.asarray(given.queries[asked], np.float32), min(k, len(index))))
 
 
 class _Probes:
@@ -168,7 +108,7 @@ def _sizes(index: SearchIndex, given: Given, probes: _Probes) -> Iterator[IndexF
 
 def _identities(given: Given, probes: _Probes) -> Iterator[IndexFault]:
     """Rows that come back under another number."""
-    first = probes.listing.rows[:, 0]
+    first = np.where(np.isin(probes.listing.rows[:, 0], given.removed), -1, probes.listing.rows[:, 0])
     if (first[first >= 0] >= len(given.vectors)).any():
         worst = int(first.max())
         yield IndexFault("ids out of range", f"it lists row {worst:,} of {len(given.vectors):,}")
@@ -246,8 +186,9 @@ def _other_vectors(index: SearchIndex, given: Given, bad: Ints, checked: int) ->
     return IndexFault(fault, f"{which}: embed them again")
 
 
-def _lists(given: Given, listing: Listing) -> Iterator[IndexFault]:
-    """Rows that a list must not have."""
+def _lists(given: Given, answers: Answers) -> Iterator[IndexFault]:
+    """Rows that a list must not have, and an order that it must have."""
+    listing = answers.listing
     removed = np.isin(listing.rows, given.removed)
     if removed.any():
         count, row = int(removed.any(1).sum()), int(listing.rows[removed][0])
@@ -260,88 +201,8 @@ def _lists(given: Given, listing: Listing) -> Iterator[IndexFault]:
         yield IndexFault(
             "rows twice", f"{int(again.any(1).sum())} of {len(again)} lists have a row twice, one is row {row}"
         )
-
-
-def _distances(index: SearchIndex, given: Given, listing: Listing, *, known: bool) -> Iterator[IndexFault]:
-    """Distances that are not those of the rows: `known`, only if it is known what they are instead."""
-    query, place = np.nonzero(listing.rows >= 0)
-    q = np.asarray(given.queries[given.asked[query]], np.float64)
-    x = np.asarray(given.vectors[listing.rows[query, place]], np.float64)
-    told, true = listing.distances[query, place], np.linalg.norm(q - x, axis=1)
-    norms = np.linalg.norm(q, axis=1) + np.linalg.norm(x, axis=1)
-    wrong = ~(abs(told - true) <= np.maximum(DISTANCE_TOLERANCE * norms, 1e-30))
-    what = _formula(told, q, x, true)
-    if wrong.mean() <= 1 - MOST or not (what if known else index.exact_distances):
-        return
-    lengths = np.linalg.norm(x, axis=1)
-    fault, said = {
-        "inner product": (
-            "inner product on unnormalised vectors",
-            "they are inner products of vectors that are not at norm 1 (norms range from "
-            f"{lengths.min():.3g} to {lengths.max():.3g})",
-        ),
-        "norms": ("dropped norm column", "the squared norms of the rows are left out of them"),
-        "squares": ("squared distances", "they are squares"),
-        "": ("wrong distances", f"the first is {told[wrong][0]:.4g}, and {true[wrong][0]:.4g} by the vectors"),
-    }[what]
-    yield IndexFault(fault, f"{wrong.mean():.0%} of the distances are not those of the rows that it lists: {said}")
-
-
-def _formula(told: Floats, q: Floats, x: Floats, true: Floats) -> str:
-    """What distances of pairs of rows q and x [P, D] are, if they are no Euclidean ones; empty if that is unknown."""
-    products, squares = np.einsum("pd,pd->p", q, x), np.einsum("pd,pd->p", q, q)
-    scale = float(np.abs(products).mean() + squares.mean()) or 1.0
-    signed = told * np.abs(told)  # the square, if a root was taken of what may be below 0
-
-    def agree(*formulas: tuple[Floats, Floats]) -> bool:
-        return any(bool(np.median(abs(one - other)) <= DISTANCE_TOLERANCE * scale) for one, other in formulas)
-
-    if agree((signed, true**2)):
-        return ""
-    if agree((signed, 2 - 2 * products), (told, products), (told, -products)):
-        return "inner product"
-    if agree((signed, squares - 2 * products), (told, squares - 2 * products)):
-        return "norms"
-    return "squares" if agree((told, true**2)) else ""
-
-
-def _certificate(index: SearchIndex, given: Given, listing: Listing) -> Iterator[IndexFault]:
-    """An index that promises the rows of brute force lists these, ties by row."""
-    if not index.exact:
-        return
-    live = np.flatnonzero(given.live)
-    vectors = given.vectors if len(live) == len(given.vectors) else given.vectors[live]
-    between = EmbeddingDistances(EmbeddingMatrix(given.queries[given.asked]), EmbeddingMatrix(vectors))
-    k = min(listing.rows.shape[1], len(live))
-    items, halves, _ = nearest(between, k, Blocks.within(MEMORY_LIMIT, between.shape, between.dim, 1))
-    truth, rows = live[items], listing.rows[:, :k]
-    differing = np.flatnonzero((truth != rows).any(1))
-    if not len(differing):
-        return
-    query = int(differing[0])
-    place = int((truth[query] != rows[query]).argmax())
-    true = np.sqrt(2 * halves * between.factor)
-    told = listing.distances[:, :k]
-    # exact ties only: rows in another order at the same distances
-    tied = np.isclose(told[differing], true[differing], rtol=1e-9, atol=0).all()
-    lists = f"{len(differing)} of {len(rows)} lists differ from brute force"
-    where = f"query {int(given.asked[query])} has row {int(rows[query, place])} at place {place + 1}"
-    should = f"not {int(truth[query, place])}"
-    if tied:
-        yield IndexFault("tie order changed", f"{lists} where rows are equally far: {where}, {should}; ties go by row")
-    else:
-        yield IndexFault("not exact", f"{lists}: {where}, {should}")
-
-
-def _filter(index: SearchIndex, given: Given) -> Iterator[IndexFault]:
-    """A search that leaves the query's own camera out lists none of its rows, and all others as it should."""
-    if index.search_elsewhere is None:
-        return
-    queries = np.asarray(given.queries[given.asked], np.float32)
-    camids = given.query_camids[given.asked]
-    rows = index.search_elsewhere(queries, min(NEAREST, len(index)), camids).rows
-    junk = (rows >= 0) & (given.camids[rows] == camids[:, None])
-    if junk.any():
-        row = int(rows[junk][0])
-        said = f"{int(junk.any(1).sum())} of {len(rows)} lists have rows of the query's own camera, one is row {row}"
-        yield IndexFault("filter forgets junk", said)
+    falls = np.flatnonzero((listing.distances[:, 1:] < listing.distances[:, :-1]).any(1))
+    if len(falls):
+        query = int(answers.asked[falls[0]])
+        said = f"{len(falls)} of {len(listing.rows)} lists put a row before a nearer one, as of query {query}"
+        yield IndexFault("lists out of order", said)

@@ -27,6 +27,8 @@ from pmm.utils.extras import import_library
 
 FEWEST_PROBES = 8
 """Lists that are searched even if there are few."""
+LATE = 10
+"""Rows that a gallery gets after the others."""
 POINTS_PER_CENTROID = 39
 """Fewest training points that faiss wants for each."""
 
@@ -39,6 +41,8 @@ class IndexSpec:
     parent: Literal["stored fp32", "stored fp16"] = "stored fp32"
     library: str = ""
     """That must be installed; empty for ours."""
+    own: bool = False
+    """Whether it is our gallery."""
     shares: str = ""
     """What it shares with others of the same word."""
     build: Callable[[IndexBuilder], SearchIndex]
@@ -47,9 +51,21 @@ class IndexSpec:
 class IndexBuilder:
     """Builds the indexes of one gallery: vectors [N, D], which may be memory-mapped, in a folder of its own."""
 
-    def __init__(self, vectors: Singles, camids: Ints, folder: Path, *, normalised: bool = False) -> None:
-        self.vectors, self.camids, self.folder = vectors, camids, folder
-        self.metric: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
+    def __init__(
+        self,
+        vectors: Singles,
+        camids: Ints,
+        folder: Path,
+        metric: Literal["euclidean", "cosine"] = "euclidean",
+        *,
+        made_up: int = 0,
+    ) -> None:
+        """`made_up`: how many of the last rows are."""
+        self.vectors, self.camids, self.folder, self.metric = vectors, camids, folder, metric
+        self._trained_on = ", trained on made-up crops too" if made_up else ""
+        late = min(LATE, len(vectors) // 2)
+        self.removed = np.arange(len(vectors), len(vectors) + late)
+        """Rows that `certified` is given and takes out again."""
         self._graph: Any = None
         self._graph_bytes = 0
         self._codes: Any = None
@@ -63,10 +79,20 @@ class IndexBuilder:
         return index, max(seconds, self._seconds.setdefault(spec.shares or spec.name, seconds))
 
     def certified(self, precision: Literal["fp32", "fp16"]) -> SearchIndex:
-        """Our own gallery."""
-        path = self.folder / f"gallery-{precision}"
-        ids, columns = np.arange(len(self.vectors)), {"camera": self.camids}
-        gallery = Gallery.create(path, self.vectors, ids, self.metric, columns=columns, precision=precision)
+        """Our own gallery: its last rows are added later, with copies of the first ones, which are removed again."""
+        path, late = self.folder / f"gallery-{precision}", len(self.removed)
+        start = len(self.vectors) - late
+        gallery = Gallery.create(
+            path,
+            self.vectors[:start],
+            np.arange(start),
+            self.metric,
+            columns={"camera": self.camids[:start]},
+            precision=precision,
+        )
+        again = np.r_[start : start + late, :late]
+        gallery.add(self.vectors[again], np.r_[start : start + late, self.removed], {"camera": self.camids[again]})
+        gallery.remove(self.removed)
         gallery.search(self.vectors[:1], 1)  # what is made when it is first searched
         return CertifiedIndex(gallery)
 
@@ -99,7 +125,7 @@ class IndexBuilder:
         index.train(vectors)
         index.add(vectors)
         knob = f"number of dimensions (now {kept} of {dim}), or measure again in all of them"
-        return FaissIndex(index, settings=f"{kept} dimensions, fp32", knob=knob, quantizer="coarse")
+        return FaissIndex(index, settings=f"{kept} dimensions, fp32{self._trained_on}", knob=knob, quantizer="coarse")
 
     def hnsw(self, ef: int) -> SearchIndex:
         """A graph, which all `ef` share."""
@@ -138,7 +164,7 @@ class IndexBuilder:
             index.cp.seed = 0
             index.train(vectors)
             index.add(vectors)
-        settings = f"{self._lists} lists, nprobe {probes}, {words}"
+        settings = f"{self._lists} lists, nprobe {probes}, {words}{self._trained_on}"
         knob, parameters = f"nprobe (now {probes} of {self._lists} lists)", {"nprobe": probes}
         return FaissIndex(
             index,
@@ -153,8 +179,8 @@ class IndexBuilder:
 INDEXES = {
     spec.name: spec
     for spec in (
-        IndexSpec(name="certified", build=lambda make: make.certified("fp32")),
-        IndexSpec(name="certified-fp16", parent="stored fp16", build=lambda make: make.certified("fp16")),
+        IndexSpec(name="certified", own=True, build=lambda make: make.certified("fp32")),
+        IndexSpec(name="certified-fp16", own=True, parent="stored fp16", build=lambda make: make.certified("fp16")),
         IndexSpec(name="pca-64", library="faiss", build=lambda make: make.pca(64)),
         IndexSpec(name="ivf-sq8", library="faiss", build=IndexBuilder.ivf_sq8),
         IndexSpec(name="ivf-pq", library="faiss", shares="pq", build=lambda make: make.ivf_pq(rescored=False)),

@@ -9,23 +9,24 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pmm.bench.chain.examine import Given, examine
+from pmm.bench.chain.examine import examine
+from pmm.bench.chain.given import Given
 from pmm.bench.chain.index_builder import INDEXES, IndexBuilder, IndexSpec
 from pmm.bench.chain.indexes import SearchIndex
-from pmm.bench.chain.judge import check_sums
 from pmm.bench.chain.outcomes import FIRST, Listing, Outcome, OutcomeEvaluator, loss
+from pmm.bench.chain.stored import stored_as, stored_bytes
 from pmm.bench.chain_schema import INDEX_NAMES, REQUIRED, ChainLink, ChainReport, LinkKind
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import percentile
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.evaluation.parity.labels import Labels, QueryGallery
-from pmm.utils.errors import BackendUnavailable, InvalidInput, UserError, reason_of
+from pmm.utils.errors import BackendUnavailable, UserError, reason_of
 from pmm.utils.extras import check_installed, import_library
 
 DEPTH = 1000
@@ -92,7 +93,8 @@ class _Chain:
     ) -> None:
         self._task, self._folder, self._required = task, folder, required
         self._plan, self._threads, self._on_progress = plan, threads, on_progress
-        self._evaluator = OutcomeEvaluator(task.labels, task.threshold)
+        self._metric: Literal["euclidean", "cosine"] = "cosine" if task.normalised else "euclidean"
+        self._evaluator = OutcomeEvaluator(task.labels, task.threshold, self._metric)
         rows = len(task.labels.gallery_pids)
         self._depth = rows if rows <= WHOLE else DEPTH
         self._links: dict[str, ChainLink] = {}
@@ -111,7 +113,7 @@ class _Chain:
         for precision in ("fp32", "fp16", "int8"):
             self._store(precision, vectors, last, specs)
         self._measure_indexes(specs, vectors)
-        report = ChainReport(
+        return ChainReport(
             artifact=task.artifact,
             gallery=len(vectors),
             distractors=task.distractors,
@@ -124,8 +126,6 @@ class _Chain:
             links=tuple(self._links.values()),
             seconds=time.perf_counter() - self._begin,
         )
-        check_sums(report)
-        return report
 
     def _add(
         self, name: str, kind: LinkKind, parent: str | None, measured: Callable[[], Outcome], **facts: Any
@@ -173,7 +173,8 @@ class _Chain:
 
     def _exact_list(self, vectors: Singles, name: str) -> Outcome:
         k = self._list_length(self._depth)
-        between = EmbeddingDistances(EmbeddingMatrix(self._task.of_artifact.query), EmbeddingMatrix(vectors))
+        sides = self._task.of_artifact.query, vectors
+        between = EmbeddingDistances(*(EmbeddingMatrix(each, metric=self._metric) for each in sides))
         rows, halves, _ = nearest(between, k, Blocks.within(MEMORY_LIMIT, between.shape, between.dim, 1))
         listing = Listing(rows, np.sqrt(2 * halves * between.factor))
         return self._evaluator.listed(listing, listing, self._depth)
@@ -184,7 +185,7 @@ class _Chain:
 
     def _measure_indexes(self, specs: Sequence[IndexSpec], vectors: Singles) -> None:
         builder = IndexBuilder(
-            vectors, self._task.labels.gallery_camids, self._folder, normalised=self._task.normalised
+            vectors, self._task.labels.gallery_camids, self._folder, self._metric, made_up=self._task.distractors
         )
         built: dict[str, SearchIndex] = {}
         for spec in specs:
@@ -198,7 +199,7 @@ class _Chain:
                     raise UserError(f"{parent} could not be measured")
                 self._on_progress(f"{spec.name}: build")
                 index, seconds = builder.build(spec)
-                self._add_index(spec, parent, index, seconds)
+                self._add_index(spec, parent, index, builder, seconds)
                 built[spec.name] = index
             except Exception as error:  # of whatever kind: faiss has its own, and the other indexes go on
                 missing = isinstance(error, BackendUnavailable)
@@ -217,7 +218,9 @@ class _Chain:
         if self._threads:
             import_library("faiss").omp_set_num_threads(self._threads)
 
-    def _add_index(self, spec: IndexSpec, parent: str, index: SearchIndex, seconds: float) -> None:
+    def _add_index(
+        self, spec: IndexSpec, parent: str, index: SearchIndex, builder: IndexBuilder, seconds: float
+    ) -> None:
         queries = np.asarray(self._task.of_artifact.query, np.float32)
         self._on_progress(f"{spec.name}: examined")
         stored = "fp16" if spec.parent.endswith("fp16") else "fp32"
@@ -227,7 +230,8 @@ class _Chain:
             camids=labels.gallery_camids,
             queries=queries,
             query_camids=labels.query_camids,
-            removed=np.empty(0, np.int64),
+            removed=builder.removed if spec.own else np.empty(0, np.int64),
+            metric=self._metric,
         )
         findings = examine(index, given)
 
@@ -270,32 +274,3 @@ class _Chain:
 def _next_query(index: SearchIndex, rows: Iterator[int], queries: Singles) -> None:
     row = next(rows)
     index.search(queries[row : row + 1], FIRST)
-
-
-def stored_as(vectors: Singles, precision: str) -> Singles:
-    """The vectors [N, D] as they come back from being stored in fp32, fp16, or int8 with a scale per vector.
-
-    Raises InvalidInput for a number that fp16 does not hold.
-    """
-    if precision == "fp16":
-        with np.errstate(over="ignore"):
-            half = vectors.astype(np.float16)
-        if not np.isfinite(half).all():
-            row = int((~np.isfinite(half).all(1)).argmax())
-            largest = float(np.abs(vectors[row]).max())
-            raise InvalidInput(
-                f"row {row} holds {largest:g}, and float16 ends at {np.finfo(np.float16).max:g}",
-                index=row,
-                hint="store in fp32",
-            )
-        return half.astype(np.float32)
-    if precision == "int8":
-        scales = np.abs(vectors).max(1, keepdims=True) / np.float32(127)
-        codes = np.rint(np.divide(vectors, scales, out=np.zeros_like(vectors), where=scales > 0))
-        return codes.astype(np.int8) * scales
-    return vectors
-
-
-def stored_bytes(rows: int, dim: int, precision: str) -> int:
-    """Bytes of the vectors alone; int8 has a float32 scale each."""
-    return rows * {"fp32": 4 * dim, "fp16": 2 * dim, "int8": dim + 4}[precision]

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.bench.chain_schema import ChainLoss
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix, squared_distances
-from pmm.evaluation.metrics import evaluate_ranking
+from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix, comparable_rows, squared_distances
+from pmm.evaluation.metrics import Metric, evaluate_ranking
 from pmm.evaluation.parity.labels import Ints, Labels, QueryGallery
 from pmm.evaluation.parity.ranking import first_items
 from pmm.evaluation.parity.retrieval import paired_bootstrap
@@ -55,10 +55,11 @@ class Outcome:
 
 
 class OutcomeEvaluator:
-    """Outcomes on one set of labels at one threshold of the Euclidean distance."""
+    """Outcomes on one set of labels at one threshold of the Euclidean distance; for cosine, of that of rows at norm
+    1."""
 
-    def __init__(self, labels: Labels, threshold: float) -> None:
-        self.labels, self.threshold = labels, threshold
+    def __init__(self, labels: Labels, threshold: float, metric: Metric = "euclidean") -> None:
+        self.labels, self.threshold, self.metric = labels, threshold, metric
         queries, gallery = len(labels.query_pids), len(labels.gallery_pids)
         self.shape = queries, gallery
         index = PidIndex.of(**vars(labels))
@@ -74,12 +75,12 @@ class OutcomeEvaluator:
 
     def exact(self, embedded: QueryGallery) -> Outcome:
         """Of the exact ranking of the whole gallery. Raises InvalidInput as `evaluate_ranking`."""
-        ranking = evaluate_ranking(*embedded, **vars(self.labels))
+        ranking = evaluate_ranking(*embedded, **vars(self.labels), metric=self.metric)
         return Outcome(
             ap=ranking.per_query_ap,
             inp=ranking.per_query_inp,
             right=ranking.first_rank == 1,
-            first=first_items(embedded, self.labels, np.arange(self.shape[0]), FIRST),
+            first=first_items(embedded, self.labels, np.arange(self.shape[0]), FIRST, metric=self.metric),
             accepted=self._accepted(embedded),
         )
 
@@ -116,11 +117,12 @@ class OutcomeEvaluator:
     def _accepted(self, embedded: QueryGallery) -> Ints:
         """Pairs within the threshold: found by a product in float64, then measured by their differences."""
         query, gallery = embedded
-        distances = EmbeddingDistances(EmbeddingMatrix(query), EmbeddingMatrix(gallery))
+        distances = EmbeddingDistances(*(EmbeddingMatrix(each, metric=self.metric) for each in embedded))
+        query = comparable_rows(query, self.metric)
         found = [np.empty(0, np.int64)]
         longest = float(np.max(distances.query.norms, initial=0) ** 2)
         for start in range(0, len(gallery), GALLERY_AT_ONCE):
-            rows = gallery[start : start + GALLERY_AT_ONCE]
+            rows = comparable_rows(gallery[start : start + GALLERY_AT_ONCE], self.metric)
             norms = float(np.max(distances.gallery.norms[start : start + len(rows)], initial=0) ** 2)
             slack = 1e-9 * (longest + norms)  # far above the rounding of float64
             squares = squared_distances(query, rows)

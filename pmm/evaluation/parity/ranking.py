@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.metrics import Metric
 from pmm.evaluation.nearest import Nearest, nearest
 from pmm.evaluation.parity.labels import Floats, Ints, Labels, QueryGallery
 from pmm.utils.errors import InvalidInput
@@ -74,9 +75,11 @@ def ranking_parity(reference: QueryGallery, candidate: QueryGallery, labels: Lab
     )
 
 
-def first_items(embedded: QueryGallery, labels: Labels, queries: Sequence[int] | Ints, count: int) -> Ints:
+def first_items(
+    embedded: QueryGallery, labels: Labels, queries: Sequence[int] | Ints, count: int, *, metric: Metric = "euclidean"
+) -> Ints:
     """Gallery indices [n, count] that rank first for n of the queries, without junk; -1 where there are no more."""
-    items = _NearestItems.of(embedded, labels, np.asarray(queries, np.int64), count).nearest.items
+    items = _NearestItems.of(embedded, labels, np.asarray(queries, np.int64), count, metric=metric).nearest.items
     return np.pad(items, ((0, 0), (0, count - items.shape[1])), constant_values=-1)
 
 
@@ -101,11 +104,20 @@ class _NearestItems(NamedTuple):
     nearest: Nearest
 
     @classmethod
-    def of(cls, embedded: QueryGallery, labels: Labels, queries: Ints, count: int, name: str = "") -> _NearestItems:
+    def of(
+        cls,
+        embedded: QueryGallery,
+        labels: Labels,
+        queries: Ints,
+        count: int,
+        name: str = "",
+        metric: Metric = "euclidean",
+    ) -> _NearestItems:
         """Raises InvalidInput as `Labels.check`."""
         labels.check(embedded, name)
         distances = EmbeddingDistances(
-            EmbeddingMatrix(np.asarray(embedded.query)[queries]), EmbeddingMatrix(np.asarray(embedded.gallery))
+            EmbeddingMatrix(np.asarray(embedded.query)[queries], metric=metric),
+            EmbeddingMatrix(np.asarray(embedded.gallery), metric=metric),
         )
         blocks = Blocks.within(MEMORY_LIMIT, distances.shape, distances.dim, 1)
 

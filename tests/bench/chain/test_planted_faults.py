@@ -10,16 +10,18 @@ import pytest
 
 import pmm
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.bench.chain.examine import Given, examine, rows_digest
+from pmm.bench.chain.examine import examine
+from pmm.bench.chain.given import Given
 from pmm.bench.chain.index_builder import IndexBuilder
 from pmm.bench.chain.indexes import CertifiedIndex, FaissIndex
 from pmm.bench.chain.judge import chain_failures
-from pmm.bench.chain.measure import stored_as
 from pmm.bench.chain.outcomes import Listing, OutcomeEvaluator, loss
+from pmm.bench.chain.stored import stored_as
 from pmm.bench.chain_schema import ChainLink, ChainReport
 from pmm.bench.gates import GateFlags
 from pmm.data.preprocessing import Preprocessing
 from pmm.evaluation.parity.thresholds import verification
+from pmm.gallery.short_codes import rows_digest
 from pmm.gallery.source import EmbeddingSource, check_comparable
 from pmm.gallery.thresholds import Threshold
 from pmm.utils.errors import InvalidFile, InvalidInput
@@ -237,6 +239,98 @@ def test_a_filter_that_forgets_junk(tmp_path):
     assert found(index) == []
     index.search_elsewhere = lambda queries, k, camids: index.search(queries, k)
     assert found(index) == ["filter forgets junk"]
+
+
+class ElsewhereIndex(ListIndex):
+    """Leaves out the query's camera, exactly."""
+
+    def search_elsewhere(self, queries, k, camids):
+        distances = self.distances(queries)
+        distances[LABELS.gallery_camids == camids[:, None]] = np.inf
+        order = self.order(distances)[:, :k]
+        return Listing(order, np.take_along_axis(distances, order, 1))
+
+
+def test_a_filter_that_is_emptied():
+    assert found(ElsewhereIndex()) == []
+    empty = ElsewhereIndex()
+    empty.search_elsewhere = lambda queries, k, camids: Listing(
+        np.full((len(queries), k), -1), np.full((len(queries), k), np.inf)
+    )
+    assert found(empty) == ["filter forgets rows of other cameras"]
+
+
+def test_a_filter_that_lists_any_rows_of_other_cameras():
+    class AnyIndex(ElsewhereIndex):
+        def search_elsewhere(self, queries, k, camids):
+            distances, rows = self.distances(queries), np.empty((len(queries), k), np.int64)
+            for place, camera in enumerate(camids):
+                others = np.flatnonzero(LABELS.gallery_camids != camera)
+                some = np.random.default_rng(place).choice(others, k, replace=False)
+                rows[place] = some[np.argsort(distances[place, some])]
+            return Listing(rows, np.take_along_axis(distances, rows, 1))
+
+    (finding,) = examine(AnyIndex(), GIVEN)
+    assert finding.fault == "not exact"
+    assert "own camera" in finding.said
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_exact_gallery_that_compares_by_cosine_has_no_fault(tmp_path, precision):
+    """Near each other, rows of half precision are off norm 1 by more than they are apart."""
+    rng = np.random.default_rng(0)
+    unit = [np.ones(64) + 2e-2 * rng.normal(size=(count, 64)) for count in (40, 400)]
+    queries, rows = (each.astype(np.float32) / np.linalg.norm(each, axis=1)[:, None].astype("f4") for each in unit)
+    stored, cameras = stored_as(rows, precision), np.arange(400) % 3
+    gallery = pmm.Gallery.create(
+        tmp_path / "g", rows, np.arange(400), "cosine", columns={"camera": cameras}, precision=precision
+    )
+    given = Given(
+        vectors=stored, camids=cameras, queries=queries, query_camids=np.arange(40) % 3, removed=NONE, metric="cosine"
+    )  # fmt: skip
+    assert found(CertifiedIndex(gallery), given) == []
+
+
+class OffIndex(ListIndex):
+    """Tells distances that are too large: `factor` times, those from `place` on."""
+
+    factor, place = 1 + 5e-4, 0
+
+    def search(self, queries, k):
+        rows, distances = super().search(queries, k)
+        distances[:, self.place :] *= self.factor
+        return Listing(rows, distances)
+
+
+@pytest.mark.parametrize("faults", [{}, {"exact": False}, {"place": 9, "factor": 1.5}, {"factor": 1 + 1e-5}])
+def test_distances_that_are_a_little_wrong(faults):
+    """All of them, or one in ten."""
+    assert found(OffIndex(**faults)) == ["wrong distances"]
+
+
+@pytest.mark.parametrize(("exact", "fault"), [(True, "not exact"), (False, "lists out of order")])
+def test_long_lists_that_are_reversed_behind_the_first_ten(exact, fault):
+    class LateIndex(ListIndex):
+        def order(self, distances):
+            order = super().order(distances)
+            return np.concatenate([order[:, :10], order[:, :9:-1]], 1)
+
+    assert found(LateIndex(exact=exact)) == [fault]
+
+
+def test_removed_rows_that_the_chain_gave_our_own_gallery(tmp_path):
+    builder = IndexBuilder(ROWS, LABELS.gallery_camids, tmp_path)
+    index = builder.certified("fp32")
+    given = dataclasses.replace(GIVEN, removed=builder.removed)
+    assert len(builder.removed) == 10
+    assert found(index, given) == []
+
+    class Unaware(ListIndex):
+        def __len__(self):
+            return len(ROWS)
+
+    queries = dataclasses.replace(given, queries=ROWS[:5], query_camids=LABELS.gallery_camids[:5])
+    assert found(Unaware(np.concatenate([ROWS, ROWS[:10]])), queries) == ["tombstones ignored"]
 
 
 def test_cosine_of_zeros(tmp_path):
