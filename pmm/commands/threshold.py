@@ -1,13 +1,14 @@
 """Give a gallery the distance up to which two crops count as one person; pmm search --threshold auto uses it.
 
-pmm threshold GALLERY --negatives-from-cameras --fmr 1e-3 [--people COLUMN]
+pmm threshold GALLERY --negatives-from-cameras --stretch SECONDS [--fmr 1e-2] [--people COLUMN]
 pmm threshold GALLERY --from report.json
 pmm threshold GALLERY --set T [--fmr RATE]
 pmm threshold GALLERY --remove [--fmr RATE]
 
 --negatives-from-cameras needs no identity labels: people whom one camera sees at one time are different people. What
-is promised is the false match rate among people in general, with a confidence that counts people, not pairs. Where too
-few people were seen, no threshold is written.
+is promised is the false match rate of such pairs, each stretch of time counting alike, with a confidence that counts
+stretches, not pairs, whatever people look like. It is the rate within one camera; searches run across cameras, too,
+where it is not measured. For a rate of 1e-3 it takes 3,000 stretches; where there are too few, no threshold is written.
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ class ThresholdCommand:
     """False match rate: the share of pairs of different people that may be taken for one. Default: 1e-3 for people seen
     at once, with --from all that were measured, with --set none, and --threshold auto takes that one."""
     confidence: Annotated[float | None, Arg("SHARE", group="people seen at once")] = None
-    """How sure it must be that the rate is kept (default: 0.95)."""
-    same_time: Annotated[float | None, Arg("SECONDS", group="people seen at once", least=0)] = None
-    """Crops of one camera whose times differ by no more are seen at once (default: 0). Without --people it should be
-    less than the time between two frames."""
-    people: Annotated[str, Arg("COLUMN", group="people seen at once")] = ""
-    """Column that names the person or the track of each crop, if there is one: far fewer people will do."""
+    """How sure it must be that the rate is kept, above 0.5 (default: 0.95)."""
     stretch: Annotated[float | None, Arg("SECONDS", group="people seen at once")] = None
-    """Without --people: for so long a person may be seen again and again (default: 600). As --same-time, in the unit of
-    the column time: frames, where file names count frames."""
-    guaranteed: Annotated[bool, Arg(group="people seen at once")] = False
-    """Promise it for any population whatever, which takes 3 / RATE people and more."""
+    """No person is seen over a longer time than this, from first to last, by all cameras: the longest visit or, where
+    the same people come again, as long as they do. Must be given: it is what the promise rests on. In the unit of the
+    column time: frames, where file names count frames."""
+    same_time: Annotated[float | None, Arg("SECONDS", group="people seen at once", least=0)] = None
+    """Crops of one camera whose times differ by no more are seen at once (default: 0). In the same unit; without
+    --people less than the time between two frames."""
+    people: Annotated[str, Arg("COLUMN", group="people seen at once")] = ""
+    """Column that names the person or the track of each crop, if there is one: pairs of one are left out, and who is
+    seen for longer than --stretch under one name, as staff, counts in one stretch alone."""
 
     def __post_init__(self) -> None:
         given = [
@@ -77,11 +78,14 @@ class ThresholdCommand:
             flag = f"--{surplus[0].replace('_', '-')}"
             problem = f"{flag} is about people whom one camera sees at once, not {given[0]}"
             raise ConflictingOptions(problem, flag, given[0], hint=f"leave {flag} out")
-        for flag, share in (("--fmr", self.fmr), ("--confidence", self.confidence)):
-            if share is not None and not 0 < share < 1:
-                raise InvalidValue(flag, share, "more than 0 and less than 1")
-        if self.stretch is not None and self.people:
-            raise ConflictingOptions("people tells who is who, and stretch guesses it", "people", "stretch")
+        for flag, share, least in (("--fmr", self.fmr, 0.0), ("--confidence", self.confidence, 0.5)):
+            if share is not None and not least < share < 1:
+                raise InvalidValue(flag, share, f"more than {least:g} and less than 1")
+        if self.negatives_from_cameras and self.stretch is None:
+            raise ConflictingOptions(
+                "nothing says for how long a person may be seen", "--negatives-from-cameras",
+                hint="give --stretch SECONDS, the longest time from someone's first crop to the last",
+            )  # fmt: skip
         if self.stretch is not None and not self.stretch > 0:
             raise InvalidValue("--stretch", self.stretch, "more than 0 seconds")
         if self.distance is not None and not (math.isfinite(self.distance) and self.distance >= 0):
@@ -90,8 +94,8 @@ class ThresholdCommand:
     @property
     def camera_options(self) -> dict[str, Any]:
         """Those that are given of the options about people seen at once."""
-        values = {name: getattr(self, name) for name in ("confidence", "same_time", "people", "stretch", "guaranteed")}
-        return {name: value for name, value in values.items() if value not in (None, "") and value is not False}
+        values = {name: getattr(self, name) for name in ("confidence", "same_time", "people", "stretch")}
+        return {name: value for name, value in values.items() if value not in (None, "")}
 
 
 def main(prog: str) -> None:
@@ -140,21 +144,25 @@ def _given(gallery: Gallery, distance: float, fmr: float | None) -> Threshold:
 
 
 def _of_cameras(gallery: Gallery, command: ThresholdCommand) -> tuple[Threshold, str]:
-    """Raises InvalidInput where too few people were seen."""
+    """Raises InvalidInput where too few stretches of time show people at once."""
     found = threshold_from_cameras(gallery, command.fmr or FMR, **command.camera_options)
-    seen = f"{found.people_pairs:,} pairs of {found.people:,} people that one camera saw at once"
+    seen = f"{found.stretches:,} stretches of time, {found.pairs:,} pairs of crops that one camera saw at once"
     if found.distance is None:
+        wanted = f"a false match rate of {found.fmr:g} at a confidence of {found.confidence:g}"
+        if found.stretches_needed is None:
+            raise InvalidInput(
+                f"{seen}: {found.estimate:.2g} of them are at distance 0, too many for {wanted}", path=gallery.path,
+                hint="embed each crop once, or name a column of people or tracks (--people)",
+            )  # fmt: skip
         raise InvalidInput(
-            f"{seen} are too few for a false match rate of {found.fmr:g} at a confidence of {found.confidence:g}",
-            path=gallery.path, expected=f"about {found.people_needed:,} people",
-            hint="embed more hours" + ("" if command.people else ", name a column of tracks (--people)")
-            + ", or ask for a higher --fmr",
+            f"{seen}: too few for {wanted}", path=gallery.path, expected=f"{found.stretches_needed:,} stretches",
+            hint="embed more hours, or ask for a higher --fmr",
         )  # fmt: skip
     threshold = _threshold(gallery, "cameras", fmr=found.fmr, distance=found.distance, upper=found.upper, data=seen)
-    sure = "for any population" if found.guaranteed else "no distribution assumed"
     return threshold, (
-        f"distance {found.distance:.4f} for a false match rate of {found.fmr:g}: {found.estimate:.2g} measured among "
-        f"{seen}, at most {found.upper:.2g} at a confidence of {found.confidence:g} ({sure})"
+        f"{threshold}: {found.estimate:.2g} measured within cameras in {seen}; at most {found.upper:.2g} at a "
+        f"confidence of {found.confidence:g}, no distribution assumed, if nobody is seen for longer than "
+        f"{command.stretch:g}; across cameras it is not measured"
     )
 
 
@@ -166,6 +174,9 @@ def _of_report(path: Path, gallery: Gallery, fmr: float | None) -> list[Threshol
     report, source = read_report(existing_file(path, "a report.json of pmm bench")), gallery.source
     if source is None:
         raise InvalidFile("it does not say what made its embeddings", path=gallery.path, hint="give --set T")
+    if gallery.precision != "fp32":
+        problem = f"it stores {gallery.precision}, and a report's thresholds are measured on embeddings in fp32"
+        raise InvalidFile(problem, path=gallery.path, hint="find one with --negatives-from-cameras, or give --set T")
     results = [
         result for result in report.results
         if result.thresholds and result.precision == source.precision

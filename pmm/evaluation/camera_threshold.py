@@ -1,25 +1,22 @@
 """A threshold without identity labels: people whom one camera sees at one time are different people. Loads no torch.
 
 Their pairs tell the false match rate (FMR) of a distance: the share of pairs of different people that it takes for one.
-How sure that is depends on how many people there are, not on how many pairs: whoever resembles others does so in all
-pairs. So people are the unit. Of those alone whom one camera saw together, a pair of people counts once, however many
-crops show it; the variance of the rate allows for two pairs that share a person (dyadic cluster-robust: Aronow, Samii
-and Assenova, Political Analysis 23, 2015). It says how many independent pairs would be as sure, and the upper bound is
-Clopper and Pearson's for so many (Korn and Graubard, Survey Methodology 24, 1998), with Student's t for as many people
-as the variance comes from, and with one more person who resembles as many as the worst of those seen. No distribution
-of distances is assumed. The bound is followed from near pairs on up to the first distance where it is above the target,
-so that looking at many distances costs no confidence (Bauer, Statistics in Medicine 10, 1991). bench/lab/
-camera_threshold.py says how well it holds.
+How sure that is does not depend on how many pairs there are: whoever resembles others does so in all pairs, and people
+who come together may be dressed alike. So stretches of time are counted, so far apart that no person is in two of them.
+Of each, the share of its pairs that a distance accepts is one independent number from 0 to 1, and the bound on their
+mean assumes nothing else: who bets fairly that each share is below the target wins 1 / (1 - confidence) times the stake
+with a probability of at most 1 - confidence, if the mean is not (Waudby-Smith and Ramdas, Journal of the Royal
+Statistical Society B 86, 2024; here with stakes that are fixed beforehand). The farther the distance, the larger the
+shares and the less is won, so the farthest that wins is as sure as one that was chosen beforehand.
 
-For any population whatever it cannot: people who resemble everybody, if one in 1 / FMR does, are hardly among fewer
-people than that. `guaranteed` asks for a bound that holds even so: Hoeffding's (JASA 58, 1963, theorem 1) for pairs
-that share people, of which sets without a common person are as many as one person has pairs and one more (Janson,
-Random Structures and Algorithms 24, 2004; Vizing). It takes some 3 / FMR people and more.
+It takes some 3.3 / FMR stretches for 95 %. No method that assumes nothing can do with fewer than 3 / FMR: if one
+stretch in 1 / FMR shows a crowd in uniform, fewer most likely show none. bench/lab/camera_threshold.py tries it.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,10 +28,15 @@ from pmm.utils.errors import InvalidInput, InvalidValue
 Ints = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 
-START = 0.2
-"""Share of the target that the nearest pairs must reach before a bound is computed: of very few it says little."""
-MAX_CANDIDATES = 200
-"""Distances for which a bound is computed."""
+WINDOW = 0.25
+"""Of a stretch, this share is looked at; for the rest of it, and as long again as it takes, people leave."""
+STAKES = np.array([1.0, 0.5, 0.25, 0.125])
+"""Of what is at most at stake on each stretch. High ones win soon where few pairs are accepted, low ones outlive
+stretches in which all are."""
+SHARES = np.array([0.7, 0.1, 0.1, 0.1])
+"""Of the money that is bet so."""
+PAIRS_PER_STRETCH = 2_000
+"""Of more pairs, so many are drawn: the mean of their share is the same."""
 
 
 class SeenAtOnce(NamedTuple):
@@ -44,16 +46,9 @@ class SeenAtOnce(NamedTuple):
     """Rows [P]."""
     second: Ints
     """Rows [P]."""
-    weight: Doubles
-    """Of each pair [P]: those of one pair of people, or of one camera and one stretch of time, share what it weighs."""
-    group: Ints
-    """Which pair of people, or camera and stretch of time [P]."""
-    one: Ints
-    """The unit that the pair belongs to [P]: a person, or a stretch of time."""
-    other: Ints
-    """The other person [P]; the same stretch of time."""
-    people: int
-    """In these pairs, at least."""
+    stretch: Ints
+    """Which stretch of time the pair is of [P], 0 to stretches - 1; each has a pair."""
+    stretches: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,41 +58,40 @@ class CameraThreshold:
     fmr: float
     """The target."""
     confidence: float
-    guaranteed: bool
-    """The bound holds for any population whatever."""
-    people: int
-    people_pairs: int
-    """Pairs of people, as many as they count for."""
+    stretches: int
+    pairs: int
+    """Of crops."""
     distance: float | None
-    """None: too few people to tell."""
+    """None: too few stretches to tell."""
     estimate: float
-    """False match rate among the pairs; of the nearest pair's distance where there is no threshold."""
+    """False match rate at this distance, each stretch counting alike; at distance 0 where there is no threshold."""
     upper: float
     """Upper confidence bound of the false match rate, likewise."""
-    people_needed: int
-    """About so many people would do, meeting as many others each."""
+    stretches_needed: int | None
+    """None: no number of them will do, for too many pairs are at distance 0."""
 
 
 def pairs_seen_at_once(
     camera: npt.NDArray[Any],
     time: npt.ArrayLike,
     *,
+    stretch: float,
     same_time: float = 0.0,
     person: npt.NDArray[Any] | None = None,
-    stretch: float = 600.0,
 ) -> SeenAtOnce:
-    """Pairs of crops of different people.
+    """Pairs of crops of different people, from stretches of time that share no person.
 
     Args:
         camera: of each crop [N].
         time: in seconds [N].
+        stretch: seconds. No person is seen over a longer time, from the first to the last crop, whatever the camera.
         same_time: crops of one camera whose times differ by no more are seen at once.
-        person: who or which track each crop shows [N], if that is known: pairs of one person are left out. If not, a
-            person who is seen twice within `same_time` counts as two that look alike: on the safe side.
-        stretch: seconds. Where people are not known, one may be seen again and again for so long, and by all cameras;
-            so a stretch of time is the unit, and counts for as many people as its fullest moment shows.
+        person: who or which track each crop shows [N], if that is known. Pairs of one person are left out, and who is
+            seen over a longer time than `stretch` counts in one stretch alone. If not known, a person who is seen twice
+            within `same_time` counts as two that look alike: on the safe side.
 
-    Raises InvalidInput for columns that do not fit and times that are NaN or Inf, InvalidValue for a negative time.
+    Raises InvalidInput for columns that do not fit and times that are NaN or Inf, InvalidValue for a time that cannot
+    be.
     """
     cameras = np.unique(np.asarray(camera), return_inverse=True)[1]
     times = np.asarray(time, np.float64)
@@ -108,160 +102,130 @@ def pairs_seen_at_once(
         raise InvalidInput(
             f"{len(bad)} of {len(times)} crops have no time, the first is row {bad[0]}", index=int(bad[0])
         )
-    if not same_time >= 0:
-        raise InvalidValue("same_time", same_time, "0 seconds or more")
-    if not stretch > 0:
+    if not (stretch > 0 and math.isfinite(stretch)):
         raise InvalidValue("stretch", stretch, "more than 0 seconds")
-    order = np.lexsort((times, cameras))
-    near: list[tuple[Ints, Ints]] = []
-    begin = np.arange(len(order) - 1)
-    step = 1
-    while len(begin):
-        begin = begin[begin + step < len(order)]
-        first, second = order[begin], order[begin + step]
-        at_once = (cameras[first] == cameras[second]) & (times[second] - times[first] <= same_time)
-        begin, step = begin[at_once], step + 1
-        near.append((first[at_once], second[at_once]))
-    first, second = (np.concatenate([each[i] for each in near] or [np.empty(0, np.int64)]) for i in (0, 1))
-    if person is not None:
-        return _by_person(first, second, np.unique(np.asarray(person), return_inverse=True)[1])
-    return _by_stretch(first, second, cameras, np.floor((times - times.min(initial=np.inf)) / stretch).astype(np.int64))
+    if not 0 <= same_time <= WINDOW * stretch:
+        raise InvalidValue("same_time", same_time, f"0 seconds to {WINDOW:g} of a stretch")
+    of_crop = _stretches(times, stretch)
+    people = None if person is None else np.unique(np.asarray(person), return_inverse=True)[1]
+    if people is not None and people.size:
+        counted = np.full(people.max() + 1, np.iinfo(np.int64).max)
+        np.minimum.at(counted, people[of_crop >= 0], of_crop[of_crop >= 0])
+        of_crop = np.where(of_crop == counted[people], of_crop, -1)
+    rows = np.flatnonzero(of_crop >= 0)
+    rows = rows[np.lexsort((times[rows], cameras[rows], of_crop[rows]))]
+    first, second = _near(of_crop[rows], cameras[rows], times[rows], same_time)
+    first, second = rows[first], rows[second]
+    if people is not None:
+        different = people[first] != people[second]
+        first, second = first[different], second[different]
+    known, stretches = np.unique(of_crop[first], return_inverse=True)
+    return SeenAtOnce(first, second, stretches, len(known))
 
 
-def _by_person(first: Ints, second: Ints, person: Ints) -> SeenAtOnce:
-    different = person[first] != person[second]
-    first, second = first[different], second[different]
-    ends = np.sort(np.stack([person[first], person[second]]), axis=0)
-    group, sizes = np.unique(ends[0] * (person.max(initial=0) + 1) + ends[1], return_inverse=True, return_counts=True)[
-        1:
-    ]
-    return SeenAtOnce(first, second, 1 / sizes[group], group, ends[0], ends[1], len(np.unique(ends)))
+def _stretches(times: Doubles, stretch: float) -> Ints:
+    """Which one each crop is of; -1 where people who were seen before may still be there."""
+    order = np.argsort(times, kind="stable")
+    ordered = times[order]
+    found = np.full(len(times), -1, np.int64)
+    begin, number = 0, 0
+    while begin < len(ordered):
+        last = ordered[begin] + WINDOW * stretch
+        end = int(np.searchsorted(ordered, last, "right"))
+        found[order[begin:end]] = number
+        begin, number = int(np.searchsorted(ordered, last + stretch, "right")), number + 1
+    return found
 
 
-def _by_stretch(first: Ints, second: Ints, camera: Ints, stretch: Ints) -> SeenAtOnce:
-    unit = stretch[first]
-    group, sizes = np.unique(
-        unit * (camera.max(initial=0) + 1) + camera[first], return_inverse=True, return_counts=True
-    )[1:]
-    # others that the first of its moment is seen with, and itself: the fullest moment has no fewer people
-    crops, with_others = np.unique(first, return_counts=True)
-    most = np.zeros(len(sizes), np.int64)
-    group_of_crop = np.empty(stretch.size, np.int64)
-    group_of_crop[first] = group
-    np.maximum.at(most, group_of_crop[crops], with_others + 1)
-    unit_of_group = np.empty(len(sizes), np.int64)
-    unit_of_group[group] = unit
-    fullest: dict[int, int] = {}
-    for number, count in zip(unit_of_group.tolist(), most.tolist(), strict=True):
-        fullest[number] = max(fullest.get(number, 0), count)
-    weight = (most * (most - 1) / 2 / sizes)[group]
-    return SeenAtOnce(first, second, weight, group, unit, unit, sum(fullest.values()))
+def _near(stretch: Ints, camera: Ints, time: Doubles, same_time: float) -> tuple[Ints, Ints]:
+    """Pairs of places in these, which are sorted; of a stretch with very many, some at random."""
+    if not len(time):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    start = np.flatnonzero(np.r_[True, (np.diff(stretch) != 0) | (np.diff(camera) != 0)])
+    last = np.empty(len(time), np.int64)  # the last that is seen at once with each
+    for begin, end in zip(start, [*start[1:], len(time)], strict=True):
+        some = time[begin:end]
+        last[begin:end] = begin + np.searchsorted(some, some + same_time, "right") - 1
+    before = np.r_[0, np.cumsum(last - np.arange(len(time)))]  # pairs are numbered by their first
+    edges = np.flatnonzero(np.r_[True, np.diff(stretch) != 0, True])
+    sizes = np.diff(before[edges])
+    taken = np.minimum(sizes, PAIRS_PER_STRETCH)
+    pair = np.arange(taken.sum()) - (np.cumsum(taken) - taken).repeat(taken)
+    many = (sizes > taken).repeat(taken)
+    pair[many] = np.random.default_rng(0).integers(0, sizes.repeat(taken)[many])
+    pair += before[edges[:-1]].repeat(taken)
+    first = np.searchsorted(before, pair, "right") - 1
+    return first, first + 1 + pair - before[first]
 
 
 def camera_threshold(
-    distances: npt.ArrayLike, pairs: SeenAtOnce, fmr: float, *, confidence: float = 0.95, guaranteed: bool = False
+    distances: npt.ArrayLike, pairs: SeenAtOnce, fmr: float, *, confidence: float = 0.95
 ) -> CameraThreshold:
     """The threshold for a false match rate, from the distances [P] of `pairs`.
 
-    Raises InvalidValue for an `fmr` or a `confidence` that is no share, InvalidInput without any pair or with one unit.
+    Raises InvalidValue for an `fmr` that is no share or a `confidence` that is none above a half, InvalidInput without
+    pairs.
     """
-    for name, share in (("fmr", fmr), ("confidence", confidence)):
-        if not 0 < share < 1:
-            raise InvalidValue(name, share, "more than 0 and less than 1")
+    if not 0 < fmr < 1:
+        raise InvalidValue("fmr", fmr, "more than 0 and less than 1")
+    if not 0.5 < confidence < 1:
+        raise InvalidValue("confidence", confidence, "more than 0.5 and less than 1")
+    if not pairs.stretches:
+        raise InvalidInput("no two people are seen at once", expected="crops that one camera saw at one time")
     values = np.asarray(distances, np.float64)
-    units, ends = np.unique(np.concatenate([pairs.one, pairs.other]), return_inverse=True)
-    if len(units) < 2:
-        raise InvalidInput(
-            f"{len(pairs.first)} pairs of crops that one camera saw at once, of {pairs.people} people",
-            expected="people whom a camera sees together, again and again",
-        )
-    one, other = ends[: len(values)], ends[len(values) :]
-    bound = _Bound(pairs.weight, pairs.group, one, other, len(units), confidence, guaranteed)
     order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    last = np.flatnonzero(np.diff(ordered, append=np.inf))  # of several at one distance, all are taken or none
-    shares = pairs.weight[order].cumsum()[last] / bound.total
-    last = last[: max(1, int(np.searchsorted(shares, fmr, "right")))]
-    start = min(int(np.searchsorted(shares[: len(last)], fmr * START)), len(last) - 1)
-    last = last[start:]
-    if len(last) > MAX_CANDIDATES:
-        last = last[np.linspace(0, len(last) - 1, MAX_CANDIDATES).astype(np.int64)]
-    found = -1
-    estimate, upper = bound.at(order[: last[0] + 1])
-    lowest = upper
-    for place in last.tolist():
-        rate, above = bound.at(order[: place + 1])
-        if above > fmr:
-            break
-        found, estimate, upper = place, rate, above
-    distance = None
-    if found >= 0:
-        following = ordered[found + 1] if found + 1 < len(ordered) else ordered[found]
-        distance = float((ordered[found] + following) / 2)
+    ordered, stretch = values[order], pairs.stretch[order]
+    sizes = np.bincount(stretch, minlength=pairs.stretches)
+    ends = np.r_[0, np.flatnonzero(np.diff(ordered, append=np.inf)) + 1]  # of several at one distance, all or none
+    wanted = -math.log1p(-confidence)
+
+    def accepted(place: int) -> Doubles:
+        return np.bincount(stretch[: ends[place]], minlength=pairs.stretches) / sizes
+
+    found = bisect_left(range(len(ends)), True, key=lambda place: _won(accepted(place), fmr) < wanted) - 1
+    distance = _between(ordered, int(ends[found])) if found >= 0 else None
+    at_zero = int(np.searchsorted(ends, np.searchsorted(ordered, 0.0, "right")))
+    shares = accepted(at_zero if distance is None else found)
     return CameraThreshold(
-        fmr=fmr, confidence=confidence, guaranteed=guaranteed, people=pairs.people, people_pairs=round(bound.total),
-        distance=distance, estimate=estimate, upper=upper,
-        people_needed=pairs.people if found >= 0 else _about(pairs.people * lowest / fmr),
+        fmr=fmr, confidence=confidence, stretches=pairs.stretches, pairs=len(values), distance=distance,
+        estimate=float(shares.mean()), upper=_upper(shares, wanted),
+        stretches_needed=_needed(accepted(at_zero), fmr, wanted),
     )  # fmt: skip
 
 
-class _Bound:
-    """Upper confidence bound of the share of pairs that a distance accepts."""
-
-    def __init__(
-        self, weight: Doubles, group: Ints, one: Ints, other: Ints, units: int, confidence: float, guaranteed: bool
-    ) -> None:
-        self._weight, self._group, self._one, self._other = weight, group, one, other
-        self._units, self._confidence, self._guaranteed = units, confidence, guaranteed
-        self._dyads = bool((one != other).any())
-        self.total = float(weight.sum())
-        self._of_group = np.bincount(group, weight)
-        self._of_unit = self._by_unit(np.arange(len(weight)))
-
-    def at(self, accepted: Ints) -> tuple[float, float]:
-        """The share that the `accepted` pairs are, and its bound."""
-        weight = self._weight[accepted]
-        rate = min(1.0, float(weight.sum()) / self.total)
-        return rate, self._anyhow(rate) if self._guaranteed else self._as_sure_as_independent(rate, accepted)
-
-    def _as_sure_as_independent(self, rate: float, accepted: Ints) -> float:
-        from scipy.special import betaincinv, ndtri, stdtrit
-
-        accepted_by_unit = self._by_unit(accepted)
-        squares = ((accepted_by_unit - rate * self._of_unit) / self.total) ** 2
-        variance = squares.sum()
-        if self._dyads:  # a pair is in the sums of both its people
-            by_group = np.bincount(self._group[accepted], self._weight[accepted], minlength=len(self._of_group))
-            own = (by_group - rate * self._of_group) / self.total
-            variance -= own @ own
-        variance *= self._units / (self._units - 1)
-        # as if of so many people as the variance comes from
-        freedom = max(1.0, squares.sum() ** 2 / (squares**2).sum() - 1) if squares.any() else self._units - 1
-        few = (ndtri(self._confidence) / stdtrit(freedom, self._confidence)) ** 2
-        independent = few * (self.total if variance <= 0 else min(self.total, rate * (1 - rate) / variance))
-        hits = independent * min(1.0, rate + accepted_by_unit.max() / self.total)
-        return float(betaincinv(hits + 1, max(independent - hits, 1e-9), self._confidence))
-
-    def _anyhow(self, rate: float) -> float:
-        """The largest share for which relative entropy leaves `rate` as likely as 1 - confidence."""
-        count = self.total / (self._of_unit.max() + 1 if self._dyads else self._of_unit.max())
-        low, high = rate, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            divergence = (1 - rate) * math.log((1 - rate) / (1 - middle)) if middle < 1 and rate < 1 else math.inf
-            divergence += rate * math.log(rate / middle) if rate else 0.0
-            low, high = (low, middle) if count * divergence > -math.log(1 - self._confidence) else (middle, high)
-        return high
-
-    def _by_unit(self, pairs: Ints) -> Doubles:
-        ends = (self._one, self._other) if self._dyads else (self._one,)
-        sums = np.zeros(self._units)
-        for end in ends:
-            sums += np.bincount(end[pairs], self._weight[pairs], minlength=self._units)
-        return sums
+def _between(ordered: Doubles, end: int) -> float | None:
+    """A distance that takes the first pairs and not those from `end` on; None if those are at 0."""
+    if end == len(ordered):
+        return float(ordered[-1])
+    following = float(ordered[end])
+    if end == 0:
+        return math.nextafter(following, 0.0) if following > 0 else None
+    middle = float(ordered[end - 1]) + (following - float(ordered[end - 1])) / 2
+    return middle if middle < following else float(ordered[end - 1])
 
 
-def _about(count: float) -> int:
-    """Rounded up to two digits: it is an estimate."""
-    unit = 10 ** max(0, int(math.log10(max(count, 1))) - 1)
-    return math.ceil(count / unit) * unit
+def _growth(shares: Doubles, mean: float) -> Doubles:
+    """Logarithm of what each stake wins on each stretch [4, stretches] if it is bet that shares are below `mean`."""
+    with np.errstate(divide="ignore"):
+        return np.log1p(STAKES[:, None] * (mean - shares) / (1 - mean))
+
+
+def _won(shares: Doubles, mean: float) -> float:
+    """Logarithm of what all stakes win."""
+    return float(np.logaddexp.reduce(np.log(SHARES) + _growth(shares, mean).sum(axis=1)))
+
+
+def _upper(shares: Doubles, wanted: float) -> float:
+    """The largest mean against which less is won."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _won(shares, middle) < wanted else (low, middle)
+    return high
+
+
+def _needed(shares: Doubles, fmr: float, wanted: float) -> int | None:
+    """How many stretches like these would do; None if no number does."""
+    growth = _growth(shares, fmr).mean(axis=1)
+    enough = (wanted - np.log(SHARES))[growth > 0] / growth[growth > 0]
+    return math.ceil(enough.min()) if enough.size else None

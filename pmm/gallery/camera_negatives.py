@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pmm.evaluation.camera_threshold import CameraThreshold, Doubles, SeenAtOnce, camera_threshold, pairs_seen_at_once
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.gallery.embed_job import FILE_COLUMNS
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.thresholds import Threshold
 from pmm.utils.errors import InvalidFile, InvalidValue
@@ -19,41 +22,52 @@ def threshold_from_cameras(
     gallery: Gallery,
     fmr: float,
     *,
+    stretch: float,
     confidence: float = 0.95,
     same_time: float = 0.0,
     people: str = "",
-    stretch: float = 600.0,
-    guaranteed: bool = False,
 ) -> CameraThreshold:
     """See `pmm.evaluation.camera_threshold`; `people` is the column that names people or their tracks, if there is one.
 
-    Crops without a time (NaN), a camera or, with `people`, a name are left out.
+    Crops without a time (NaN), a camera or, with `people`, a name (empty, NaN, or -1 as data sets mark junk) are left
+    out.
 
-    Raises InvalidFile for a gallery without cameras and times, InvalidValue for a column or a number that cannot be,
-    InvalidInput without crops that one camera saw at once.
+    Raises InvalidFile for a gallery without cameras and times or without crops that one camera saw at once,
+    InvalidValue for a column or a number that cannot be.
     """
     for name in ("camera", "time"):
         if name not in gallery.columns:
             raise InvalidFile(
                 f"it has no column {name}", path=gallery.path,
-                hint="embed the crops again with --names or --table, which tell each crop's camera and time",
+                hint="embed the crops again with --names or --metadata, which tell each crop's camera and time",
             )  # fmt: skip
-    if people and (people not in gallery.columns or people in ("camera", "time")):
-        others = sorted(set(gallery.columns) - {"camera", "time"})
+    no_names = {"camera", "time", "path", *FILE_COLUMNS}
+    if people and (people not in gallery.columns or people in no_names):
+        others = sorted(set(gallery.columns) - no_names)
         raise InvalidValue("--people", people, choices=others or ["no column: it has none that could name people"])
     rows = gallery.rows
     cameras, times = gallery.column("camera", rows), np.asarray(gallery.column("time", rows), np.float64)
     names = gallery.column(people, rows) if people else None
-    keep = np.isfinite(times)
-    for values in (cameras, names):
-        if values is not None and values.dtype == object:
-            keep &= values != ""
+    keep = np.isfinite(times) & _named(cameras)
+    if names is not None:
+        keep &= _named(names) if names.dtype == object else _named(names) & (names != -1)
+        names = names[keep]
+        if len(names) > 1 and len(np.unique(names)) == len(names):
+            raise InvalidValue("--people", people, "a column in which the crops of one person have one name")
     rows = rows[keep]
-    seen = pairs_seen_at_once(
-        cameras[keep], times[keep], same_time=same_time, stretch=stretch, person=None if names is None else names[keep]
-    )
+    seen = pairs_seen_at_once(cameras[keep], times[keep], stretch=stretch, same_time=same_time, person=names)
+    if not seen.stretches:
+        raise InvalidFile(
+            f"no two people are seen at once by one of its cameras, of {len(rows):,} crops with a time",
+            path=gallery.path, hint="give --same-time, if no two crops have exactly one time",
+        )  # fmt: skip
     seen = seen._replace(first=rows[seen.first], second=rows[seen.second])
-    return camera_threshold(_distances(gallery, seen), seen, fmr, confidence=confidence, guaranteed=guaranteed)
+    return camera_threshold(_distances(gallery, seen), seen, fmr, confidence=confidence)
+
+
+def _named(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which are not empty and not NaN."""
+    return values != "" if values.dtype == object else ~np.isnan(values)
 
 
 def _distances(gallery: Gallery, seen: SeenAtOnce) -> Doubles:

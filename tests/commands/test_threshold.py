@@ -18,15 +18,17 @@ from tests.bench.pages.sample_reports import cpu_machine
 from tests.conftest import assert_one_line_error, run_here
 from tests.refusals import refuses
 
-DIM, PEOPLE, MOMENTS = 8, 120, 3
+DIM, PARTIES, PARTY, MOMENTS = 8, 60, 4, 3
+PEOPLE = PARTIES * PARTY
+SEEN = ("--negatives-from-cameras", "--stretch", "700")
 
 
 def crops(metric="euclidean", precision="fp32"):
-    """Parties of eight people, each before one of two cameras at three moments."""
+    """Parties of four people, each before one of two cameras at three moments."""
     rng = np.random.default_rng(0)
     person = np.tile(np.arange(PEOPLE), MOMENTS)
     moment = np.arange(MOMENTS).repeat(PEOPLE)
-    party = person // 8
+    party = person // PARTY
     embeddings = rng.normal(size=(PEOPLE, DIM))[person] + 0.4 * rng.normal(size=(len(person), DIM))
     columns = {"camera": (party % 2).astype(str).tolist(), "time": 1000.0 * party + moment, "person": person}
     return embeddings.astype(np.float32), np.arange(len(person)), {"metric": metric, "columns": columns}, precision
@@ -39,45 +41,51 @@ def gallery(request, tmp_path):
 
 
 def test_people_seen_at_once_give_the_gallery_a_threshold(gallery):
-    done = run_here(
-        "-m", "pmm", "threshold", gallery.path, "--negatives-from-cameras", "--fmr", "0.1", "--people", "person"
-    )
+    done = run_here("-m", "pmm", "threshold", gallery.path, *SEEN, "--fmr", "0.1", "--people", "person")
     assert done.returncode == 0, done.stderr
     (written,) = Gallery.open(gallery.path).thresholds
     assert (written.fmr, written.kind, written.stored) == (0.1, "cameras", "fp32")
     assert 0 < written.upper <= 0.1
     assert f"{written.distance:.4f}" in done.stdout
-    assert "420 pairs of 120 people" in done.stdout
-    # by hand: the share of pairs of people, over their three moments
+    assert "60 stretches of time, 1,080 pairs" in done.stdout
+    assert "people" not in written.data
+    # by hand: the share of the pairs of each party
     rows = gallery.embeddings().astype(np.float64)
     if gallery.metric == "cosine":
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     shares = []
     for one in range(PEOPLE):
-        for other in range(one + 1, (one // 8 + 1) * 8):
+        for other in range(one + 1, (one // PARTY + 1) * PARTY):
             gaps = np.linalg.norm(rows[one::PEOPLE] - rows[other::PEOPLE], axis=1)
             gaps = gaps**2 / 2 if gallery.metric == "cosine" else gaps
             shares.append((gaps <= written.distance).mean())
-    assert len(shares) == 420
-    found = threshold_from_cameras(gallery, 0.1, people="person")
-    assert found.estimate == pytest.approx(np.mean(shares))
+    found = threshold_from_cameras(gallery, 0.1, people="person", stretch=700)
+    assert 0 < found.estimate == pytest.approx(np.mean(shares))
     assert (found.distance, found.upper) == (written.distance, written.upper)
+    assert found == threshold_from_cameras(gallery, 0.1, stretch=700), "nobody is seen twice at once"
 
 
-def test_removed_crops_and_crops_without_a_time_do_not_count(tmp_path):
+def test_crops_that_cannot_count_are_left_out(tmp_path):
     embeddings, ids, rest, _ = crops()
     rest["columns"]["time"][:40] = np.nan
-    gallery = Gallery.create(tmp_path / "g", embeddings, ids, **rest)
+    who = rest["columns"]["person"].astype(np.float64)
+    who[80:120] = np.nan
+    who[120:160] = -1
+    gallery = Gallery.create(
+        tmp_path / "g", embeddings, ids, columns={**rest["columns"], "who": who, "pid": np.nan_to_num(who, nan=-1)}
+    )
     gallery.remove(ids[40:80])
-    kept = {name: np.asarray(values)[80:] for name, values in rest["columns"].items()}
-    other = Gallery.create(tmp_path / "h", embeddings[80:], ids[80:], columns=kept)
-    assert threshold_from_cameras(gallery, 0.2, people="person") == threshold_from_cameras(other, 0.2, people="person")
+    kept = {name: np.asarray(values)[160:] for name, values in rest["columns"].items()}
+    other = Gallery.create(tmp_path / "h", embeddings[160:], ids[160:], columns=kept)
+    expected = threshold_from_cameras(other, 0.2, people="person", stretch=700)
+    for name in ("who", "pid"):
+        assert threshold_from_cameras(gallery, 0.2, people=name, stretch=700) == expected
 
 
-def test_too_few_people_leave_the_gallery_as_it_was(gallery):
+def test_too_few_stretches_leave_the_gallery_as_it_was(gallery):
     before = gallery.manifest
-    done = run_here("-m", "pmm", "threshold", gallery.path, "--negatives-from-cameras", "--fmr", "1e-4")
-    assert_one_line_error(done, "too few", "120 people", "0.0001", "--people")
+    done = run_here("-m", "pmm", "threshold", gallery.path, *SEEN)
+    assert_one_line_error(done, "too few", "60 stretches", "0.001", "3,")
     assert Gallery.open(gallery.path).manifest == before
 
 
@@ -143,18 +151,19 @@ def test_a_distance_that_no_pair_has_is_refused(tmp_path):
         (["--set", "-1"], ("--set", "0 or more")),
         (["--set", "nan"], ("--set", "a number")),
         (["--set", "1", "--fmr", "2"], ("--fmr", "2")),
-        (["--negatives-from-cameras", "--confidence", "1"], ("--confidence",)),
+        ([*SEEN, "--confidence", "1"], ("--confidence",)),
+        ([*SEEN, "--confidence", "0.5"], ("--confidence",)),
         (["--negatives-from-cameras", "--stretch", "0"], ("--stretch",)),
-        (["--negatives-from-cameras", "--same-time", "-1"], ("--same-time",)),
-        (["--negatives-from-cameras"], ("camera", "--names")),
+        (["--negatives-from-cameras"], ("--stretch", "how long")),
+        ([*SEEN, "--same-time", "-1"], ("--same-time",)),
+        ([*SEEN], ("camera", "--names", "--metadata")),
         (["--from", "none.json"], ("none.json: it does not exist", "report")),
         (["--from", "."], ("report",)),
         (["--set", "1", "--remove"], ("--set", "--remove")),
         (["--set", "1", "--people", "pid"], ("--people", "--set")),
         (["--set", "1", "--same-time", "0"], ("--same-time", "--set")),
-        (["--remove", "--guaranteed"], ("--guaranteed", "--remove")),
+        (["--remove", "--stretch", "1"], ("--stretch", "--remove")),
         (["--from", "none.json", "--confidence", "0.9"], ("--confidence", "--from")),
-        (["--negatives-from-cameras", "--people", "pid", "--stretch", "5"], ("--people", "--stretch")),
     ],
 )
 def test_refusals(tmp_path, flags, facts):
@@ -164,14 +173,26 @@ def test_refusals(tmp_path, flags, facts):
 
 
 def test_columns_that_cannot_be(tmp_path):
+    columns = {"camera": ["a", "a"], "time": [0.0, 0.0], "path": ["x", "x"], "one": ["p", "q"], "same": ["p", "p"]}
+    gallery = Gallery.create(tmp_path / "g", np.eye(2), [1, 2], columns=columns)
+    for name in ("who", "time", "path"):
+        with refuses(InvalidValue, name="--people", value=name):
+            threshold_from_cameras(gallery, 0.1, people=name, stretch=9)
+    with refuses(InvalidValue, "one name", name="--people", value="one"):
+        threshold_from_cameras(gallery, 0.1, people="one", stretch=9)
+    with refuses(InvalidFile, "no two people", "--same-time", path=gallery.path):
+        threshold_from_cameras(gallery, 0.1, people="same", stretch=9)
+    with refuses(InvalidFile, "camera", path=tmp_path / "h"):
+        threshold_from_cameras(Gallery.create(tmp_path / "h", np.eye(2), [1, 2]), 0.1, stretch=9)
+
+
+def test_two_crops_at_one_time_are_one_stretch(tmp_path):
     columns = {"camera": ["a", "a"], "time": [0.0, 0.0]}
     gallery = Gallery.create(tmp_path / "g", np.eye(2), [1, 2], columns=columns)
-    with refuses(InvalidValue, name="--people", value="who"):
-        threshold_from_cameras(gallery, 0.1, people="who")
-    with refuses(InvalidInput, "2 people"):
-        threshold_from_cameras(gallery, 0.1)
-    with refuses(InvalidFile, "camera", path=tmp_path / "h"):
-        threshold_from_cameras(Gallery.create(tmp_path / "h", np.eye(2), [1, 2]), 0.1)
+    found = threshold_from_cameras(gallery, 0.1, stretch=9)
+    assert (found.stretches, found.pairs, found.distance) == (1, 1, None)
+    alike = Gallery.create(tmp_path / "h", np.ones((2, 2)), [1, 2], columns=columns)
+    assert_one_line_error(run(alike, *SEEN), "distance 0", "--people")
 
 
 SOURCE = EmbeddingSource(
@@ -219,6 +240,8 @@ def test_of_a_report_are_taken_those_of_the_precision_that_made_the_gallery(tmp_
     )
     done = run_here("-m", "pmm", "threshold", other.path, "--from", tmp_path / "report.json")
     assert_one_line_error(done, "report.json", "tf32")
+    half = Gallery.create(tmp_path / "j", np.eye(4), [1, 2, 3, 4], source=of_report, precision="fp16")
+    assert_one_line_error(run(half, "--from", tmp_path / "report.json"), "fp16", "fp32", "--set")
     nobody = Gallery.create(tmp_path / "i", np.eye(4), [1, 2, 3, 4])
     done = run_here("-m", "pmm", "threshold", nobody.path, "--from", tmp_path / "report.json")
     assert_one_line_error(done, "what made its embeddings", "--set")
