@@ -3,7 +3,8 @@
 pmm gallery remove GALLERY ID ... [--ids FILE]
 pmm gallery remove GALLERY --time-to 2026-05-01 [--camera 3] [--dry-run]
 
-Their place on the disk is free after pmm gallery compact.
+Their place on the disk is free after pmm gallery compact. pmm embed --append of their folder brings them back, if their
+images are still in it.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ class GalleryRemoveCommand:
     ids: Annotated[Path | None, Arg("FILE")] = None
     """Text file with an id on each line."""
     camera: Annotated[tuple[str, ...], Arg("NAME", group="filters")] = ()
-    """Those of these cameras."""
+    """Those of these cameras, one or several."""
     time_from: Annotated[str, Arg("TIME", group="filters")] = ""
     """From this time on: seconds, or a date as 2026-05-01T14:30:00 (UTC where it names no zone)."""
     time_to: Annotated[str, Arg("TIME", group="filters")] = ""
     """Until this time, which is in."""
     where: Annotated[tuple[str, ...], Arg("NAME=VALUE", group="filters")] = ()
-    """Those with this value in a column of the gallery."""
+    """Those with this value in a column of the gallery, or with this id; of one NAME several values may be given."""
     dry_run: bool = False
     """Say how many, and remove none."""
 

@@ -41,7 +41,7 @@ class SearchCommand:
     fmr: Annotated[float | None, Arg("RATE")] = None
     """With --threshold auto: the false match rate whose threshold is taken, if the gallery has several."""
     camera: Annotated[tuple[str, ...], Arg("NAME", group="crops to look at")] = ()
-    """Those of these cameras."""
+    """Those of these cameras, one or several."""
     time_from: Annotated[str, Arg("TIME", group="crops to look at")] = ""
     """From this time on: seconds, or a date as 2026-05-01T14:30:00 (UTC where it names no zone)."""
     time_to: Annotated[str, Arg("TIME", group="crops to look at")] = ""

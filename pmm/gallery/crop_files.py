@@ -15,7 +15,7 @@ from pmm.utils.facts import how_many
 HEADERS_READ = 10_000
 """Files of which the first look reads the header too, about 0.1 ms each; of more it asks for the size alone."""
 LISTED = 20
-"""Bad files that one message names."""
+"""Bad files that one message names; three where all have one reason."""
 SKIP = "replace or remove them, or give --skip-bad-images to leave them out"
 
 
@@ -74,8 +74,9 @@ def refuse_bad_images(bad: Mapping[Path, str], folder: Path, *, more: bool = Fal
     """Raises InvalidFile naming the `bad` images of `folder`, if any; with `more` there may be others further on."""
     if not bad:
         return
-    named = [f"{_within(file, folder)} ({reason})" for file, reason in list(bad.items())[:LISTED]]
-    rest = [f"{len(bad) - LISTED} more"] if len(bad) > LISTED else []
+    listed = LISTED if len(set(bad.values())) > 1 else 3
+    named = [f"{_within(file, folder)} ({reason})" for file, reason in list(bad.items())[:listed]]
+    rest = [f"{len(bad) - listed} more"] if len(bad) > listed else []
     count = f"{'at least ' * more}{how_many(len(bad), 'image')}"
     raise InvalidFile(
         f"{count} cannot be read: {', '.join([*named, *rest])}",

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from pmm.gallery.unfinished import JOB_FILE, begun_job, check_new_gallery, facts
 from pmm.gallery.writer import GalleryChange
 from pmm.runtime.base import Runner
 from pmm.runtime.open import open_runner
-from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile
+from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.files import existing_file, sha256
 
 
@@ -108,6 +109,8 @@ class FolderJob:
 
     def prepare(self) -> PreparedJob:
         """All that can be refused before a model is loaded. Raises as `embed`."""
+        if self.store not in (None, *get_args(StoredPrecision)):
+            raise InvalidValue("store", self.store, choices=get_args(StoredPrecision))
         if self.prune and not self.append:
             problem = "--prune is for a gallery that exists"
             raise ConflictingOptions(problem, "--prune", "--append", hint="give --append")

@@ -56,10 +56,16 @@ def _ids(file: Path) -> npt.NDArray[Any]:
     existing_file(file, "ids: a .npy file, or a text file with one on each line")
     if file.suffix.lower() == ".npy":
         return _arrays(file)["embeddings"]
+    return np.array(lines_of(file), object)
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text of ids, which hold whatever ends no line in a text file. Raises InvalidFile for no text."""
     try:
-        return np.array(file.read_text(encoding="utf-8").splitlines(), object)
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidFile(f"it is no UTF-8 text ({error.reason})", path=file, expected="an id on each line") from error
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
@@ -70,4 +76,5 @@ def _arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
                 return {name: archive[name] for name in archive.files}
         return {"embeddings": np.load(file, mmap_mode="r", allow_pickle=False)}
     except Exception as error:  # numpy and zipfile raise a dozen types on a malicious file
-        raise InvalidFile(f"it cannot be read ({reason_of(error)})", path=file, expected=f"a {EXPECTED}") from error
+        reason = "it holds Python objects, or is no array" if "allow_pickle" in str(error) else reason_of(error)
+        raise InvalidFile(f"it cannot be read ({reason})", path=file, expected=f"a {EXPECTED}") from error

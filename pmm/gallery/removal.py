@@ -7,24 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
+from pmm.gallery.foreign_embeddings import lines_of
 from pmm.gallery.gallery import Gallery
-from pmm.utils.errors import InvalidFile, InvalidInput
+from pmm.utils.errors import InvalidInput
 from pmm.utils.files import existing_file
 
 
 def ids_to_remove(gallery: Gallery, named: Sequence[str], file: Path | None = None) -> list[str] | list[int]:
     """The ids `named`, and those on the lines of a text `file`, as the gallery holds them.
 
-    Raises InvalidInput if the gallery does not have one, InvalidFile for a file that is no text.
+    Each once. Raises InvalidInput if the gallery does not have one, InvalidFile for a file that is no text.
     """
     texts = list(named)
     if file is not None:
-        try:
-            lines = existing_file(file, "a text file with an id on each line").read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            problem = f"it is no UTF-8 text ({error.reason})"
-            raise InvalidFile(problem, path=file, expected="an id on each line") from error
-        texts += [line for line in lines if line]
+        texts += [line for line in lines_of(existing_file(file, "a text file with an id on each line")) if line]
+    texts = list(dict.fromkeys(texts))
     if gallery.manifest.ids == "text":
         found = gallery.find(texts)
         ids: list[str] | list[int] = texts

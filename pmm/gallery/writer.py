@@ -82,7 +82,7 @@ def writing(path: Path) -> Iterator[None]:
     """
     read_gallery_manifest(path)  # the lock would make the folder
     refuse_links(path)
-    with locked(path / LOCK, wait=False):
+    with locked(path / LOCK, wait=False, hint="wait until that has changed it"):
         manifest = read_gallery_manifest(path)
         with contextlib.suppress(OSError):  # a copy without hidden files has none that readers could lock
             readers_file(path, manifest.epoch).touch()

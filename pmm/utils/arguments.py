@@ -136,7 +136,10 @@ def parse_words(
     flags = surplus[: surplus.index("--")] if "--" in surplus else surplus
     surplus = [word for word in surplus if word != "--"]
     if unknown := [word.partition("=")[0] for word in flags if word[:1] == "-"]:
-        raise UserError("; ".join(_unknown(flag, by_flag) for flag in dict.fromkeys(unknown)))
+        several = any(argument.arg.positional and argument.any_number for argument in known)
+        dashes = several and any(word[:2] != "--" for word in unknown)
+        hint = "write -- before names that begin with -" if dashes else ""
+        raise UserError("; ".join(_unknown(flag, by_flag) for flag in dict.fromkeys(unknown)), hint=hint)
     if missing := [argument.flag for argument in known if argument.required and argument.path not in values]:
         raise UserError(f"missing: {', '.join(missing)}")
     if surplus:

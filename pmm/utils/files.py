@@ -114,8 +114,8 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock file `path`; if another process holds it, wait for it, or raise CannotWrite."""
+def locked(path: Path, *, wait: bool, hint: str = "wait for it, or use another folder") -> Iterator[None]:
+    """Hold the lock file `path`; if another process holds it, wait for it, or raise CannotWrite with this `hint`."""
     import fcntl
 
     make_folder(path.parent)
@@ -128,9 +128,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise CannotWrite(
-                "it is in use by another process", path=path.parent, hint="wait for it, or use another folder"
-            ) from None
+            raise CannotWrite("it is in use by another process", path=path.parent, hint=hint) from None
         except OSError as error:  # not every file system has locks
             raise CannotWrite(
                 f"it cannot be locked ({error.strerror})", path=path.parent, hint="use a folder on another disk"

@@ -69,6 +69,26 @@ def test_ids_to_remove_come_from_a_file_too(gallery, tmp_path):
     assert ids_of(gallery) == [f"{row}.jpg" for row in (0, 1, 2, 6, 7, 8, 9)]
 
 
+def test_odd_ids_are_those_of_the_file_and_counted_once(tmp_path):
+    names = ["-dash.jpg", "one\u2028line.jpg", "first.jpg", "kept.jpg"]
+    gallery = Gallery.create(tmp_path / "g", np.eye(4), names).path
+    assert_one_line_error(run("remove", gallery, "-dash.jpg"), "unknown flag -dash.jpg", "write -- before")
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbffirst.jpg\r\n" + names[1].encode() + b"\n")
+    flags = ("--ids", tmp_path / "ids.txt", "--", names[0], names[0])
+    assert "3 crops of 4 would be removed" in said("remove", gallery, "--dry-run", *flags)
+    assert "3 crops removed, 1 left" in said("remove", gallery, *flags)
+    np.save(tmp_path / "a.npy", np.eye(4)[:2])
+    said("add", gallery, tmp_path / "a.npy", "--ids", tmp_path / "ids.txt")
+    assert ids_of(gallery) == ["kept.jpg", "first.jpg", names[1]]
+
+
+def test_a_gallery_that_is_being_changed_is_waited_for(gallery):
+    with Gallery.open(gallery).writer():
+        done = run("remove", gallery, "0.jpg")
+    assert_one_line_error(done, "in use by another process", "wait until")
+    assert "another folder" not in done.stderr
+
+
 def test_whole_numbers_are_ids_too(tmp_path):
     Gallery.create(tmp_path / "g", np.eye(4), [3, 1, -4, 7])
     said("remove", tmp_path / "g", "--where", "id=7")
@@ -147,12 +167,14 @@ def test_embeddings_that_cannot_be_added_are_one_line(gallery, tmp_path):
     np.save(tmp_path / "a.npy", np.eye(4))
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "text.npy").write_text("hello")
     (tmp_path / "two.txt").write_text("x\ny\n")
     eye, names = np.eye(4), np.array(list("abcd"))
     columns = {"camera": names, "time": np.zeros(4), "floor": np.zeros(4, int)}
     for file, flags, facts in (
         (tmp_path / "none.npz", [], ["none.npz: it does not exist"]),
         (tmp_path / "text.npz", [], ["text.npz: it cannot be read"]),
+        (tmp_path / "text.npy", [], ["text.npy: it cannot be read (it holds Python objects, or is no array)"]),
         (tmp_path / "objects.npy", [], ["objects.npy: it cannot be read"]),
         (tmp_path / "a.npy", [], ["it holds no ids", "--ids FILE"]),
         (tmp_path / "a.npy", ["--ids", tmp_path / "two.txt"], ["two.txt: ids are [2] for 4 embeddings"]),
@@ -161,7 +183,7 @@ def test_embeddings_that_cannot_be_added_are_one_line(gallery, tmp_path):
         (saved("d.npz", embeddings=eye[0], ids=names), [], ["float64 [4]", "numbers [N, D]"]),
         (saved("e.npz", embeddings=eye, ids=names, camera=names[:2]), [], ["camera are [2] for 4 embeddings"]),
         (saved("f.npz", contract="{}", embeddings=eye, paths=names), [], ["earlier version", "pmm gallery import"]),
-        (saved("g.npz", embeddings=eye, ids=names), [], ["columns are none", "camera, time, floor"]),
+        (saved("g.npz", embeddings=eye, ids=names), [], ["g.npz: columns are none", "camera, time", "nothing"]),
         (saved("h.npz", embeddings=eye[:, :3], ids=names, **columns), [], ["[4, 3]", "[4, 4]"]),
         (saved("i.npz", embeddings=eye * np.nan, ids=names, **columns), [], ["NaN", "a, b, c"]),
         (saved("j.npz", embeddings=eye[:2], ids=np.array(["x", "1.jpg"]), **{k: v[:2] for k, v in columns.items()}), [],

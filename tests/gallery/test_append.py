@@ -23,7 +23,7 @@ from pmm.gallery.gallery import Gallery
 from pmm.gallery.manifest import read_gallery_manifest
 from pmm.gallery.unfinished import JOB_FILE
 from pmm.runtime.ort import OrtRunner
-from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput
+from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput, InvalidValue
 from tests.conftest import ROOT, assert_one_line_error, run_here
 from tests.refusals import refuses
 
@@ -170,6 +170,8 @@ def test_what_cannot_be_added_is_refused_before_a_model_is_loaded(
 ):
     gallery = embed_folder(exported, crops, tmp_path / "g")
     monkeypatch.setattr("pmm.gallery.embed_folder.open_runner", lambda *_, **__: pytest.fail("a model was opened"))
+    with refuses(InvalidValue, name="store", value="int8", choices=("fp32", "fp16")):
+        embed_folder(exported, more, tmp_path / "new", store="int8")
     with refuses(ConflictingOptions, "fp32", options=("--store", "--append")):
         embed_folder(exported, more, tmp_path / "g", append=True, store="fp16")
     manifest = read_gallery_manifest(tmp_path / "g")

@@ -46,8 +46,10 @@ def test_the_first_look_finds_what_is_bad_at_sight(people, tmp_path, monkeypatch
 
 def test_bad_images_are_named_up_to_a_limit(tmp_path):
     refuse_bad_images({}, tmp_path)
-    bad = {tmp_path / f"{number}.jpg": "why" for number in range(23)}
+    bad = {tmp_path / f"{number}.jpg": "why" for number in range(22)} | {tmp_path / "22.jpg": "another reason"}
     with refuses(InvalidFile, "23 images", "0.jpg (why), 1.jpg (why)", "19.jpg (why), 3 more", path=tmp_path):
         refuse_bad_images(bad, tmp_path)
     with refuses(InvalidFile, "at least 23 images", path=tmp_path):
         refuse_bad_images(bad, tmp_path, more=True)
+    with refuses(InvalidFile, "0.jpg (why), 1.jpg (why), 2.jpg (why), 20 more;", path=tmp_path):
+        refuse_bad_images(dict.fromkeys(bad, "why"), tmp_path)
