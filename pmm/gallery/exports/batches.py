@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pmm.evaluation.distances import comparable_rows
 from pmm.gallery.columns import ColumnValues
 from pmm.gallery.gallery import Gallery
-from pmm.utils.errors import InvalidFile
+from pmm.utils.errors import InvalidFile, InvalidInput
 
 BATCH_BYTES = 8 << 20
 
@@ -37,10 +37,26 @@ def row_batches(gallery: Gallery, *, unit: bool = False) -> Iterator[RowBatch]:
     return _batches(gallery, unit)
 
 
+def longest_text(gallery: Gallery, column: str) -> int:
+    """Bytes of the longest text of a column, in UTF-8. Raises InvalidInput for one that has none, as names of files
+    may be, its `index` the place among the rows."""
+    longest = 0
+    for place, text in enumerate(gallery.column(column).tolist()):
+        try:
+            longest = max(longest, len(text.encode()))
+        except UnicodeEncodeError as error:
+            problem = f"{column} of row {place} is {text!r}, which is no UTF-8"
+            hint = "rename that file and embed it again, or export to faiss, whose table keeps the bytes"
+            raise InvalidInput(problem, path=gallery.path, index=place, hint=hint) from error
+    return longest
+
+
 def _batches(gallery: Gallery, unit: bool) -> Iterator[RowBatch]:
+    from tqdm import tqdm
+
     rows = gallery.rows
     step = max(1, BATCH_BYTES // (4 * gallery.dim))
-    for start in range(0, len(rows), step):
+    for start in tqdm(range(0, len(rows), step), desc="export", unit="batch", leave=False, disable=None):
         some = rows[start : start + step]
         embeddings = gallery.embeddings(some)
         if unit and gallery.metric == "cosine":

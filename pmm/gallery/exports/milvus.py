@@ -7,13 +7,14 @@ here on a file of Milvus runs unchanged against a cluster of it. Loads no torch.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pmm.gallery.exports.batches import RowBatch, row_batches
+from pmm.gallery.exports.batches import RowBatch, longest_text, row_batches
 from pmm.gallery.gallery import Gallery
 from pmm.utils.errors import CannotWrite, InvalidInput, InvalidValue, reason_of
 from pmm.utils.extras import check_installed, import_library
@@ -31,14 +32,15 @@ def is_server(target: str) -> bool:
 def export_milvus(gallery: Gallery, target: str, collection: str = "crops") -> None:
     """Write a new collection with the ids as its primary key, the columns beside, and an exact index (FLAT).
 
-    Milvus gives squared distances (L2), or of a cosine gallery the similarity, 1 - distance.
+    Milvus gives squared distances (L2), or of a cosine gallery the similarity, 1 - distance. What was written before a
+    failure is removed again.
 
     Args:
         target: a file to make (.db), or a server's address as http://HOST:19530.
 
     Raises MissingLibrary without pymilvus or, for a file, milvus-lite; CannotWrite if the file or the collection exists
-    or Milvus refuses; InvalidFile for an empty gallery; InvalidInput for texts that are too long for it, InvalidValue
-    for a name that no collection can have.
+    or Milvus refuses; InvalidFile for an empty gallery; InvalidInput for texts that are too long for it or no UTF-8,
+    InvalidValue for a name that no collection can have.
     """
     if not collection.isidentifier() or not collection.isascii():
         raise InvalidValue("--collection", collection, "letters, digits and _, and no digit first")
@@ -53,14 +55,31 @@ def export_milvus(gallery: Gallery, target: str, collection: str = "crops") -> N
     pymilvus = import_library("pymilvus")
     fields, batches = _fields(gallery), row_batches(gallery, unit=True)
     try:
-        client = pymilvus.MilvusClient(target)
-        with contextlib.closing(client):
+        with _removed_if_it_fails(path), contextlib.closing(pymilvus.MilvusClient(target)) as client:
             if client.has_collection(collection):
                 problem = f"{target} has a collection {collection} already"
                 raise CannotWrite(problem, path=path, hint="give another --collection, or drop it")
-            _write(pymilvus, client, gallery, collection, fields, batches)
+            try:
+                _write(pymilvus, client, gallery, collection, fields, batches)
+            except BaseException:
+                with contextlib.suppress(Exception):  # what went wrong is told already
+                    client.drop_collection(collection)
+                raise
     except (pymilvus.MilvusException, OSError, RuntimeError) as error:
         raise CannotWrite(f"Milvus at {target}: {reason_of(error)}", path=path) from error
+
+
+@contextlib.contextmanager
+def _removed_if_it_fails(path: Path | None) -> Iterator[None]:
+    """Remove what was made at `path`, which was not there before."""
+    try:
+        yield
+    except BaseException:
+        if path is not None and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path is not None:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _fields(gallery: Gallery) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -73,7 +92,7 @@ def _fields(gallery: Gallery) -> dict[str, tuple[str, dict[str, Any]]]:
         if kind != "text":
             fields[name] = ("INT64", {}) if kind == "int64" else ("DOUBLE", {})
             continue
-        longest = max((len(text.encode()) for text in gallery.column(name).tolist()), default=0)
+        longest = longest_text(gallery, name)
         if longest > MAX_TEXT:
             problem = f"the longest text of {name} has {longest:,} bytes"
             raise InvalidInput(problem, path=gallery.path, expected=f"{MAX_TEXT:,} at most, for Milvus")

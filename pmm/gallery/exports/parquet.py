@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pmm.gallery.exports.batches import row_batches
+from pmm.gallery.exports.batches import longest_text, row_batches
 from pmm.gallery.gallery import Gallery
 from pmm.utils.errors import InvalidInput
 from pmm.utils.extras import import_library
@@ -22,12 +22,14 @@ def export_parquet(gallery: Gallery, out: Path) -> None:
     """Write ids, columns and embeddings (lists of D float32); metric and model are in the file's metadata, as JSON.
 
     Raises MissingLibrary without pyarrow, InvalidFile for an empty gallery, InvalidInput for a column of its own called
-    embedding.
+    embedding, and for texts that are no UTF-8.
     """
     arrow, parquet = import_library("pyarrow"), import_library("pyarrow.parquet")
     if EMBEDDING in gallery.columns:
         raise InvalidInput(f"a column is called {EMBEDDING}, as the vectors are in the file", path=gallery.path)
     kinds = {"id": gallery.manifest.ids, **gallery.manifest.columns}
+    for name in (name for name, kind in kinds.items() if kind == "text"):
+        longest_text(gallery, name)
     types = {"text": arrow.string(), "int64": arrow.int64(), "float64": arrow.float64()}
     facts: dict[str, Any] = {"metric": gallery.metric, "stored": gallery.precision, "source": None}
     if gallery.source:

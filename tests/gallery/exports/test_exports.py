@@ -201,3 +201,90 @@ def test_what_no_engine_can_hold(tmp_path):
     with refuses(InvalidInput, "4 crops", "flat", expected="39 or more"):
         export_faiss(gallery, tmp_path / "g.faiss", "ivf-sq8")
     assert not list(tmp_path.glob("g.faiss*"))
+
+
+class FullDisk:
+    """faiss, as it fails where the disk is full."""
+
+    class IndexIDMap2:
+        def __init__(self, index):
+            """Takes any."""
+
+        def add_with_ids(self, rows, ids):
+            """Keeps none."""
+
+    IndexFlatL2 = IndexFlatIP = int
+
+    @staticmethod
+    def write_index(index, path):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise RuntimeError("Error in virtual size_t faiss::FileIOWriter::operator(): No space left on device")
+
+
+def test_a_full_disk_leaves_the_index_and_the_table_that_were_there(tmp_path, monkeypatch):
+    gallery = Gallery.create(tmp_path / "g", np.eye(4), list("abcd"))
+    out, table = tmp_path / "g.faiss", tmp_path / "g.faiss.csv"
+    out.write_text("old index")
+    table.write_text("old table")
+    monkeypatch.setattr("pmm.gallery.exports.faiss_index.import_library", lambda name: FullDisk)
+    with refuses(CannotWrite, "No space left", path=out):
+        export_faiss(gallery, out)
+    assert (out.read_text(), table.read_text()) == ("old index", "old table")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "g.faiss", "g.faiss.csv"]
+
+
+class BrokenMilvus:
+    """pymilvus, whose server goes away while it is filled."""
+
+    MilvusException = KeyError
+    dropped: list
+
+    class DataType:
+        VARCHAR = FLOAT_VECTOR = INT64 = DOUBLE = 1
+
+    class MilvusClient:
+        def __init__(self, target):
+            self.target = target
+            if "://" not in target:
+                with open(target, "wb") as file:
+                    file.write(b"half")
+
+        def __getattr__(self, name):
+            return lambda *args, **options: self
+
+        def has_collection(self, name):
+            return False
+
+        def insert(self, name, rows):
+            raise KeyError("gone")
+
+        def drop_collection(self, name):
+            BrokenMilvus.dropped.append(name)
+
+
+@pytest.mark.parametrize("target", ["g.db", "http://localhost:19530"])
+def test_what_milvus_took_of_an_export_that_failed_is_removed(target, tmp_path, monkeypatch):
+    gallery = Gallery.create(tmp_path / "g", np.eye(4), list("abcd"))
+    target = target if "://" in target else str(tmp_path / target)
+    BrokenMilvus.dropped = []
+    monkeypatch.setattr("pmm.gallery.exports.milvus.import_library", lambda name: BrokenMilvus)
+    monkeypatch.setattr("pmm.gallery.exports.milvus.check_installed", lambda name: None)
+    with refuses(CannotWrite, "gone"):
+        export_milvus(gallery, target)
+    assert BrokenMilvus.dropped == ["crops"]
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+
+
+def test_names_of_files_that_are_no_utf8(tmp_path, monkeypatch):
+    """A table keeps their bytes; Parquet and Milvus cannot."""
+    gallery = Gallery.create(tmp_path / "g", np.eye(4), ["a.jpg", "b\udcff.jpg", "c.jpg", "d.jpg"])
+    for export, library in ((export_parquet, "parquet"), (export_milvus, "milvus")):
+        monkeypatch.setattr(f"pmm.gallery.exports.{library}.import_library", lambda name: None)
+        monkeypatch.setattr("pmm.gallery.exports.milvus.check_installed", lambda name: None)
+        with refuses(InvalidInput, "UTF-8", index=1, hint="faiss"):
+            export(gallery, tmp_path / "g.db" if library == "parquet" else str(tmp_path / "g.db"))
+    written = type("faiss", (FullDisk,), {"write_index": staticmethod(lambda index, path: None)})
+    monkeypatch.setattr("pmm.gallery.exports.faiss_index.import_library", lambda name: written)
+    table = export_faiss(gallery, tmp_path / "g.faiss")
+    assert b"b\xff.jpg" in table.read_bytes()
