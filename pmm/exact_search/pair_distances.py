@@ -32,25 +32,26 @@ class EmbeddingParts:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def read(self, rows: slice) -> Floats:
-        """As `take`, without a copy where possible: most are in one part."""
-        for part, start in zip(self._parts, self._starts.tolist(), strict=False):
-            if start <= rows.start and rows.stop <= start + len(part):
-                some = part[rows.start - start : rows.stop - start : rows.step]
-                return comparable_rows(some, self.metric) if self.metric == "cosine" else some
-        return self.take(np.arange(rows.start, rows.stop, rows.step))
-
     def take(self, rows: Ints) -> Floats:
         """Rows [n, D] as they are compared: in float64 if they had to be normalised."""
-        if len(self._parts) == 1:
-            out = self._parts[0].take(rows, axis=0)
-        else:
-            part = np.searchsorted(self._starts, rows, side="right") - 1
-            out = np.empty((len(rows), self.dim), np.result_type(*self._parts))
-            for number in np.unique(part):
-                places = part == number
-                out[places] = self._parts[number].take(rows[places] - self._starts[number], axis=0)
+        out = self.stored(rows)
         return comparable_rows(out, self.metric) if self.metric == "cosine" else out
+
+    def stored(self, rows: slice | Ints) -> Floats:
+        """Rows [n, D] as they are: of a slice without a copy where possible, for most are in one part."""
+        if isinstance(rows, slice):
+            for piece, start in zip(self._parts, self._starts.tolist(), strict=False):
+                if start <= rows.start and rows.stop <= start + len(piece):
+                    return piece[rows.start - start : rows.stop - start : rows.step]
+            rows = np.arange(rows.start, rows.stop, rows.step)
+        if len(self._parts) == 1:
+            return self._parts[0].take(rows, axis=0)
+        part = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty((len(rows), self.dim), np.result_type(*self._parts))
+        for number in np.unique(part):
+            places = part == number
+            out[places] = self._parts[number].take(rows[places] - self._starts[number], axis=0)
+        return out
 
 
 class PairDistances:

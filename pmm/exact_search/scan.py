@@ -91,9 +91,6 @@ class ProductScan(abc.ABC):
     the right; L 2^-124 too, for products that underflow.
     """
 
-    most_rows = 1 << 30
-    """Of a chunk."""
-
     def __init__(self, terms: int, threads: int) -> None:
         self._terms, self._threads = terms, threads
         self._buffers = threading.local()
@@ -102,8 +99,8 @@ class ProductScan(abc.ABC):
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
-    def left_factor(self, rows: slice) -> Singles:
-        """The matrix [n, L] of rows: coordinates, rest, what stands alone on the left side, e_x."""
+    def left_sides(self, rows: slice, vectors: Singles, out: Singles) -> Singles:
+        """Write the left sides [n, Q] of some rows and queries, the `RightFactor`'s vectors [L, Q]. Returns e_x [n]."""
 
     def right_factor(self, queries: Projection, limits: Doubles) -> RightFactor:
         return RightFactor(queries, limits, self._terms)
@@ -128,14 +125,14 @@ class ProductScan(abc.ABC):
         for some in chunks(asked.count, QUERIES_AT_ONCE):
             count = some.stop - some.start
             vectors = np.ascontiguousarray(asked.vectors[some].T)
-            height = min(self.most_rows, max(LEAST_ROWS, PAIRS_AT_ONCE // count))
+            height = max(LEAST_ROWS, PAIRS_AT_ONCE // count)
             limits = np.tile(asked.limits[some], TILE)
             values, mask = self._scratch(height * count)
             for place in chunks(rows.stop - rows.start, height):
-                chunk = self.left_factor(slice(rows.start + place.start, rows.start + place.stop))
-                pairs = len(chunk) * count
+                pairs = (place.stop - place.start) * count
                 left, near = values[:pairs], mask[:pairs]
-                np.matmul(chunk, vectors, out=left.reshape(len(chunk), count))
+                chunk = slice(rows.start + place.start, rows.start + place.stop)
+                errors = self.left_sides(chunk, vectors, left.reshape(-1, count))
                 # limits side by side: short rows would be compared one by one
                 tiled = pairs - pairs % len(limits)
                 np.less_equal(left[:tiled].reshape(-1, len(limits)), limits, out=near[:tiled].reshape(-1, len(limits)))
@@ -143,7 +140,7 @@ class ProductScan(abc.ABC):
                 flat = np.flatnonzero(near)
                 if len(flat):
                     row, query = np.divmod(flat, count)
-                    found.append((query + some.start, row + (rows.start + place.start), left[flat], chunk[row, -1]))
+                    found.append((query + some.start, row + (rows.start + place.start), left[flat], errors[row]))
         query, row, left, errors = (np.concatenate(column) for column in zip(*found, strict=True))
         return query, row, left, errors
 
@@ -159,8 +156,9 @@ class ProductScan(abc.ABC):
         out, query = np.empty((len(queries), len(places))), np.arange(len(queries))[:, None]
         for some in chunks(len(places)):
             part = places[some]
-            matrix = self.left_factor(slice(part.start, part.stop, part.step))
-            out[:, some] = asked.bounds(asked.vectors @ matrix.T, query, matrix[:, -1])
+            left = np.empty((len(part), len(queries)), np.float32)
+            errors = self.left_sides(slice(part.start, part.stop, part.step), asked.vectors.T, left)
+            out[:, some] = asked.bounds(left.T, query, errors)
         return out
 
 
@@ -194,8 +192,9 @@ class NumpyScan(ProductScan):
     def take(self, rows: Ints) -> NumpyScan:
         return NumpyScan(self._matrix[rows], self._threads)
 
-    def left_factor(self, rows: slice) -> Singles:
-        return self._matrix[rows]
+    def left_sides(self, rows: slice, vectors: Singles, out: Singles) -> Singles:
+        np.matmul(self._matrix[rows], vectors, out=out)
+        return self._matrix[rows, -1]
 
 
 def decode(codes: ShortCodes, out: Singles) -> None:
