@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,9 @@ def earlier_search(folder: Path) -> EarlierSearch | None:
             text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         except (OSError, subprocess.CalledProcessError):
             return None
-        text = text.replace("from pmm.errors", "from pmm.utils.errors").replace("from pmm.distances", "from .distances")
+        text = re.sub(
+            r"from pmm\.errors", "from pmm.utils.errors", re.sub(r"from pmm\.distances", "from .distances", text)
+        )
         (package / f"{name}.py").write_text(text)
     sys.path.insert(0, str(folder))
     try:
