@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pmm.evaluation.camera_threshold import WINDOW
 from pmm.gallery.camera_negatives import put_thresholds, threshold_from_cameras
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.thresholds import Threshold
@@ -88,6 +89,8 @@ class ThresholdCommand:
             )  # fmt: skip
         if self.stretch is not None and not self.stretch > 0:
             raise InvalidValue("--stretch", self.stretch, "more than 0 seconds")
+        if self.stretch is not None and self.same_time is not None and self.same_time > WINDOW * self.stretch:
+            raise InvalidValue("--same-time", self.same_time, f"at most {WINDOW:g} of --stretch")
         if self.distance is not None and not (math.isfinite(self.distance) and self.distance >= 0):
             raise InvalidValue("--set", self.distance, "a distance of 0 or more")
 

@@ -69,14 +69,15 @@ def test_crops_that_cannot_count_are_left_out(tmp_path):
     embeddings, ids, rest, _ = crops()
     rest["columns"]["time"][:40] = np.nan
     who = rest["columns"]["person"].astype(np.float64)
-    who[80:120] = np.nan
-    who[120:160] = -1
+    who[80:120:2] = np.nan
+    who[120:160:2] = -1
+    counted = np.isfinite(who) & (who != -1) & (ids >= 80)
     gallery = Gallery.create(
         tmp_path / "g", embeddings, ids, columns={**rest["columns"], "who": who, "pid": np.nan_to_num(who, nan=-1)}
     )
     gallery.remove(ids[40:80])
-    kept = {name: np.asarray(values)[160:] for name, values in rest["columns"].items()}
-    other = Gallery.create(tmp_path / "h", embeddings[160:], ids[160:], columns=kept)
+    kept = {name: np.asarray(values)[counted] for name, values in rest["columns"].items()}
+    other = Gallery.create(tmp_path / "h", embeddings[counted], ids[counted], columns=kept)
     expected = threshold_from_cameras(other, 0.2, people="person", stretch=700)
     for name in ("who", "pid"):
         assert threshold_from_cameras(gallery, 0.2, people=name, stretch=700) == expected
@@ -156,6 +157,7 @@ def test_a_distance_that_no_pair_has_is_refused(tmp_path):
         (["--negatives-from-cameras", "--stretch", "0"], ("--stretch",)),
         (["--negatives-from-cameras"], ("--stretch", "how long")),
         ([*SEEN, "--same-time", "-1"], ("--same-time",)),
+        ([*SEEN, "--same-time", "200"], ("--same-time", "--stretch")),
         ([*SEEN], ("camera", "--names", "--metadata")),
         (["--from", "none.json"], ("none.json: it does not exist", "report")),
         (["--from", "."], ("report",)),

@@ -55,7 +55,7 @@ def test_stretches_share_no_person_who_stays_no_longer(seed, crops, stretch):
     assert len(counted) == len({name for name, _ in counted}), "who comes again under one name counts once"
 
 
-def test_of_very_many_pairs_some_are_drawn(monkeypatch):
+def test_of_very_many_pairs_some_are_drawn():
     crops = 3_000  # 4,498,500 pairs at one time; and ten at another
     time = np.r_[np.zeros(crops), np.full(5, 100.0)]
     seen = pairs_seen_at_once(np.zeros(len(time)), time, stretch=10)
@@ -125,9 +125,11 @@ def test_crops_at_distance_0_leave_no_threshold():
 
 def test_between_neighbouring_numbers_the_threshold_does_not_take_the_next():
     distances, seen = of_stretches([0.01] * 400, pairs=100)
-    following = np.nextafter(1.0, 2)
-    found = camera_threshold(np.where(distances == 2, following, 1.0), seen, 0.05)
-    assert found.distance == 1.0
+    near = np.nextafter(1.0, 2)
+    following = np.nextafter(near, 2)
+    assert near + (following - near) / 2 == following, "it is rounded up"
+    found = camera_threshold(np.where(distances == 2, following, near), seen, 0.05)
+    assert found.distance == near
 
 
 def test_the_promise_is_kept_on_ordinary_sites():
