@@ -26,7 +26,7 @@ from pmm.gallery.search_results import FoundCrop, QueryResult, SearchResults
 from pmm.gallery.snapshot import Rows
 from pmm.gallery.unfinished import JOB_FILE
 from pmm.runtime.base import Embeddings, Runner
-from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
+from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, printable
 from pmm.utils.facts import how_many
 from pmm.utils.files import existing_file
 
@@ -148,6 +148,11 @@ def _candidates(gallery: Gallery, rows: Rows, cameras: Mapping[Path, str | int])
     """How many of the rows count for every query, at least. Raises InvalidInput if none counts for any."""
     if not cameras:
         return len(rows)
+    there = sorted(set(gallery.column("camera").tolist()))
+    if strange := sorted({str(camera) for camera in cameras.values() if camera not in there}):
+        listed, own = (", ".join(map(str, names[:5])) + ", ..." * (len(names) > 5) for names in (there, strange))
+        note = f"no crop is of camera {own}, so none is left out for it; there are {listed}"
+        logging.getLogger("pmm").warning("%s: %s", gallery.path, printable(note))
     seen = Counter(gallery.column("camera", rows).tolist())
     counts = {file: len(rows) - seen[camera] for file, camera in cameras.items()}
     if not any(counts.values()):

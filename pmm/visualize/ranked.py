@@ -93,7 +93,11 @@ def found_picture(
     missing = [crop for crop in crops if not crop.is_file()]
     if missing:
         problem = f"missing, as {len(missing)} of the {len(crops)} crops to draw"
-        raise InvalidFile(problem, path=missing[0], hint="give --folder FOLDER if they were moved")
+        raise InvalidFile(
+            problem,
+            path=missing[0],
+            hint="if they were moved, give --folder FOLDER, or record it with pmm embed --append",
+        )
     captions = [[f"{distance:.4f}" for distance in line[:MAX_FOUND]] for line in distances]
     lines: list[list[tuple[Path, bool | None]]] = [[(crop, None) for crop in row] for row in rows]
     return ranked_lists(queries, lines, height=192, captions=captions, measure="distance")

@@ -359,6 +359,9 @@ def test_own_cameras_count_in_the_note(galleries, crops, tmp_path):
     top, names = ("--top", str(others + 1)), ("--not-same-camera", "--names", r"_c(?P<camera>\d+)")
     done = search(galleries["onnx"], tmp_path / "a_c1.jpg", *top, *names)
     assert f"note: there are {others} crops to look at, and all" in done.stderr
+    assert "no crop is of camera" not in done.stderr
+    done = search(galleries["onnx"], tmp_path / "a_c1.jpg", "--not-same-camera", "--query-camera", "c1")
+    assert "no crop is of camera c1, so none is left out for it; there are 1, 2, 3" in done.stderr
     done = search(galleries["onnx"], tmp_path / "a_c1.jpg", "--where", f"id={gallery.column('id')[0]}")
     assert "note: there is 1 crop to look at" in done.stderr
 
