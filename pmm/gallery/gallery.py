@@ -1,4 +1,4 @@
-"""A gallery on disk: embeddings with ids and columns, and exact search among them. Loads no torch."""
+"""A gallery on disk: how it is made, opened and changed. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.gallery.changes import append, compact
-from pmm.gallery.columns import ColumnValues, Ids
 from pmm.gallery.creation import check_new, new_manifest, source_of_model
-from pmm.gallery.filters import RowFilter
-from pmm.gallery.gallery_searcher import GallerySearcher
-from pmm.gallery.manifest import GalleryManifest, StoredPrecision
-from pmm.gallery.matches import Matches
+from pmm.gallery.gallery_reader import GalleryReader
+from pmm.gallery.manifest import StoredPrecision
 from pmm.gallery.rows import as_column, as_ids, as_numbers, first_ids, gallery_rows
-from pmm.gallery.snapshot import GallerySnapshot, Rows
+from pmm.gallery.snapshot import GallerySnapshot
 from pmm.gallery.source import EmbeddingSource, check_added
-from pmm.gallery.thresholds import Threshold, thresholds_for
-from pmm.gallery.verification import check_unchanged, fitted_on, problems_of
+from pmm.gallery.thresholds import Threshold
+from pmm.gallery.verification import check_unchanged
 from pmm.gallery.writer import GalleryChange, WriterLock, remove_leftovers
-from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
+from pmm.utils.errors import InvalidInput
 from pmm.utils.files import claimed
 
 
-class Gallery:
+class Gallery(GalleryReader):
     """Embeddings [N, D] on disk, each with an id, and columns beside them.
 
     What is read stays as it was when this object was made, or changed the gallery; `open` it again for what others
@@ -42,7 +39,7 @@ class Gallery:
     """
 
     def __init__(self, snapshot: GallerySnapshot) -> None:
-        self._searcher = GallerySearcher(snapshot)
+        super().__init__(snapshot)
         self._lock = WriterLock()
 
     @classmethod
@@ -104,127 +101,6 @@ class Gallery:
         """
         return cls(GallerySnapshot.open(Path(path).absolute()))
 
-    def __len__(self) -> int:
-        return len(self._snapshot)
-
-    @property
-    def path(self) -> Path:
-        """Of its folder."""
-        return self._snapshot.path
-
-    @property
-    def manifest(self) -> GalleryManifest:
-        """All of it but its arrays."""
-        return self._snapshot.manifest
-
-    @property
-    def dim(self) -> int:
-        """Of the embeddings."""
-        return self.manifest.dim
-
-    @property
-    def metric(self) -> Literal["euclidean", "cosine"]:
-        """That embeddings are compared by."""
-        return self.manifest.metric
-
-    @property
-    def precision(self) -> StoredPrecision:
-        """That embeddings are stored in."""
-        return self.manifest.precision
-
-    @property
-    def source(self) -> EmbeddingSource | None:
-        """What made the embeddings, if that is known."""
-        return self.manifest.source
-
-    @property
-    def thresholds(self) -> tuple[Threshold, ...]:
-        """Distances at which two crops count as one person."""
-        return self.manifest.thresholds
-
-    @property
-    def folder(self) -> str:
-        """That paths are relative to."""
-        return self.manifest.folder
-
-    @property
-    def fitted_on(self) -> str:
-        """SHA-256 of the rows, as float32, that the rotation of the short codes was fitted on; empty if they are the
-        gallery's own, `unknown` if it does not say."""
-        return fitted_on(self._snapshot)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns beside the ids."""
-        return tuple(self.manifest.columns)
-
-    @property
-    def rows(self) -> Rows:
-        """Numbers [N] of the rows that are not removed; `compact` counts them anew. Until then removed rows can be read
-        by their numbers, and are in no search."""
-        return self._snapshot.live
-
-    def column(self, name: str, rows: Rows | None = None) -> ColumnValues:
-        """A column, or the ids (`id`), of all rows or of some. Raises InvalidValue for one that is not there."""
-        if name != "id" and name not in self.columns:
-            raise InvalidValue("column", name, choices=("id", *self.columns))
-        snapshot = self._snapshot  # another thread may change the gallery
-        return snapshot.take(name, snapshot.checked(rows))
-
-    def ids_of(self, rows: Rows) -> Ids:
-        """The ids of some rows."""
-        return self.column("id", rows)  # type: ignore[return-value]
-
-    def embeddings(self, rows: Rows | None = None) -> npt.NDArray[np.float32]:
-        """float32 [n, D] of all rows or of some."""
-        snapshot = self._snapshot
-        return snapshot.embeddings(snapshot.checked(rows)).astype(np.float32, copy=False)
-
-    def find(self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any]) -> Rows:
-        """The row of each id; -1 for one that is not there."""
-        return self._snapshot.find(as_ids(ids))
-
-    def rows_where(self, where: RowFilter) -> Rows:
-        """The rows [n] that a filter keeps, ascending. Raises InvalidInput if it keeps none, as `search`."""
-        return where.rows(self._snapshot)
-
-    def search(
-        self,
-        queries: npt.ArrayLike,
-        k: int = 10,
-        *,
-        where: RowFilter | None = None,
-        not_camera: Any = None,
-    ) -> Matches:
-        """The `k` rows nearest to each query, all if there are fewer; exact, ties by row.
-
-        Args:
-            queries: [D] or [Q, D].
-            where: which rows to look at.
-            not_camera: a camera, or one per query [Q], whose rows do not count; a query may be left with none.
-
-        Raises InvalidInput for queries of another dimension, NaN or Inf in them, or all zero where the metric is
-        cosine, and for a filter that leaves nothing; InvalidValue for k < 1, and for cameras or a filter of other kinds
-        of values than the gallery's.
-        """
-        return self._searcher.nearest(queries, k, where, not_camera)
-
-    @property
-    def resident_bytes(self) -> int:
-        """Memory that searches keep, once the first was made: the short codes; embeddings stay on the disk."""
-        return self._searcher.resident_bytes
-
-    def within(
-        self,
-        queries: npt.ArrayLike,
-        distance: float,
-        *,
-        where: RowFilter | None = None,
-        not_camera: Any = None,
-    ) -> list[Matches]:
-        """All rows at most `distance` away, for each query; else as `search`."""
-        return self._searcher.within(queries, distance, where, not_camera)
-
     def add(
         self,
         embeddings: npt.ArrayLike,
@@ -284,10 +160,6 @@ class Gallery:
                 compact(change, self._snapshot)
             self._reopen()
 
-    def verify(self) -> list[InvalidFile]:
-        """What is wrong with the files: changed since they were written, or not fitting each other. Reads them all."""
-        return list(problems_of(self._snapshot))
-
     def set_thresholds(self, thresholds: Sequence[Threshold]) -> None:
         """Replace the thresholds. Raises InvalidInput for one of another model or precision."""
         with self.writer():
@@ -296,19 +168,6 @@ class Gallery:
             with GalleryChange(self.path, self.manifest) as change:
                 change.commit(thresholds=tuple(thresholds))
             self._reopen()
-
-    def threshold(self, fmr: float | None = None) -> Threshold:
-        """The threshold for a false match rate; without one, the one given without, or the only one.
-
-        Raises InvalidValue if there is none for it, InvalidInput if it is of another model or precision.
-        """
-        found = thresholds_for(self.thresholds, fmr)
-        if len(found) != 1:
-            known = ", ".join(f"{each.fmr:g}" for each in self.thresholds if each.fmr)
-            expected = f"one of the rates that the gallery has thresholds for ({known or 'it has none'})"
-            raise InvalidValue("fmr", fmr, expected, hint="" if known else "pmm threshold measures one")
-        found[0].check_fits(self.source, self.precision)
-        return found[0]
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
@@ -323,9 +182,5 @@ class Gallery:
 
     def _reopen(self) -> None:
         """Take the newest state, and remove what only the one before held."""
-        self._searcher = GallerySearcher(GallerySnapshot.open(self.path))
+        self._use(GallerySnapshot.open(self.path))
         remove_leftovers(self.path, self.manifest)
-
-    @property
-    def _snapshot(self) -> GallerySnapshot:
-        return self._searcher.snapshot

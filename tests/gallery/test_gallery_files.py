@@ -289,6 +289,15 @@ BAD_MANIFESTS = {
     "columns is 'id'": lambda m: m["columns"].update(id="text"),
     "columns.camera is 'pickle'": lambda m: m["columns"].update(camera="pickle"),
     "codes is None": lambda m: m.update(codes=None),
+    "chunks.rows is 1000000000000000000000": lambda m: m["chunks"][0].update(rows=10**21),
+    "dim is 100000": lambda m: m.update(dim=100_000),
+    "generation is -1": lambda m: m.update(generation=-1),
+    "next_number is -5": lambda m: m.update(next_number=-5),
+    "next_number is 1000000000000": lambda m: m.update(next_number=10**12),
+    "epoch is 0": lambda m: m.update(epoch=0),
+    "epoch is 99": lambda m: m.update(epoch=99),
+    "chunks is ['000001', '000001'": lambda m: m["chunks"][1].update(name="000001"),
+    "below next_number 3": lambda m: m.update(next_number=3),
     "source is 3": lambda m: m.update(source=3),
     "thresholds.fmr is 2.0": lambda m: m.update(
         thresholds=[{"fmr": 2, "distance": 1, "kind": "given", "precision": "fp32", "stored": "fp32"}]
