@@ -51,3 +51,9 @@ class MeasuredThresholds:
     def at(self, fmr: float) -> MeasuredPoint | None:
         """The point of that target rate, if it was measured."""
         return next((point for point in self.points if abs(point.fmr - fmr) <= 1e-9 * fmr), None)
+
+
+def as_metric(distance: float, metric: str) -> float:
+    """A Euclidean distance of two embeddings as galleries of that metric give it: at norm 1, 1 - cos is half its
+    square."""
+    return distance * distance / 2 if metric == "cosine" else distance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pmm.artifacts.artifact import write_thresholds
-from pmm.artifacts.measured_thresholds import MeasuredPoint, MeasuredThresholds
+from pmm.artifacts.measured_thresholds import MeasuredPoint, MeasuredThresholds, as_metric
 from pmm.artifacts.origin import manifest_of
 from pmm.bench.accuracy import AccuracyEvaluator
 from pmm.bench.candidate_evaluator import CandidateEvaluator
@@ -19,12 +20,13 @@ from pmm.bench.candidates import Candidate
 from pmm.bench.chain.distractors import NEIGHBOURS, DistractorRecipe, impostor_quantiles
 from pmm.bench.chain.judge import chain_failures
 from pmm.bench.chain.measure import ChainTask, measure_chain
+from pmm.bench.chain_schema import TARGETS
 from pmm.bench.pages.queries import completed, shipping
 from pmm.bench.request import ChainOptions, Request
 from pmm.bench.schema import BenchReport, OperatingPoint, Result
 from pmm.data.samples import ReidDataset, pids_of
 from pmm.evaluation.parity.labels import Floats, Labels, QueryGallery
-from pmm.evaluation.parity.thresholds import MIN_ACCEPTED, ONE_IN
+from pmm.evaluation.parity.thresholds import MIN_ACCEPTED
 from pmm.utils.errors import InvalidInput, InvalidValue, UserError
 from pmm.utils.files import make_folder
 
@@ -90,9 +92,13 @@ def check_chain(options: ChainOptions, split: ReidDataset) -> None:
         return
     of_pid = Counter(sample.pid for sample in split.gallery)
     impostor = sum(len(split.gallery) - of_pid[sample.pid] for sample in split.query)
-    if impostor < MIN_ACCEPTED * ONE_IN[0]:
-        problem = f"the data set has {impostor:,} pairs of different identities, too few for a threshold"
-        raise InvalidInput(problem, expected=f"{MIN_ACCEPTED * ONE_IN[0]:,} or more", hint="leave --gallery out")
+    needed = MIN_ACCEPTED * round(1 / options.target_fmr)
+    if impostor < needed:
+        rate = f"a false match rate of {options.target_fmr:g}"
+        problem = f"the data set has {impostor:,} pairs of different identities, too few for {rate}"
+        lower = [x for x in TARGETS if x > options.target_fmr and impostor >= MIN_ACCEPTED * round(1 / x)]
+        hint = f"give --target-fmr {min(lower):g}" if lower else "leave --gallery out"
+        raise InvalidInput(problem, expected=f"{needed:,} or more", hint=hint)
     size, crops = options.gallery_size, len(split.gallery)
     if size and size <= crops:
         raise InvalidValue("--gallery-size", size, f"more than the {crops:,} crops that there are")
@@ -141,12 +147,6 @@ def measured_thresholds(report: BenchReport, result: Result) -> MeasuredThreshol
     )
 
 
-def as_metric(distance: float, metric: str) -> float:
-    """A Euclidean distance of two embeddings as galleries of that metric give it: at norm 1, 1 - cos is half its
-    square."""
-    return distance * distance / 2 if metric == "cosine" else distance
-
-
 def _task(
     request: Request,
     evaluator: CandidateEvaluator,
@@ -185,12 +185,12 @@ def _task(
 
 
 def _deployed(result: Result, target: float) -> OperatingPoint:
-    """The point of the target rate; without enough pairs for that, the strictest that there is."""
-    points = result.thresholds.points if result.thresholds else ()
-    usable = [point for point in points if point.threshold is not None and point.threshold >= 0]
-    if not usable:
-        raise UserError(f"{result.name} has no threshold: too many pairs of different identities are equal")
-    return min(usable, key=lambda point: (abs(point.fpr - target) > 1e-9, point.fpr))
+    """The point of the target rate. Raises UserError without one."""
+    for point in result.thresholds.points if result.thresholds else ():
+        if math.isclose(point.fpr, target) and point.threshold is not None and point.threshold >= 0:
+            return point
+    problem = f"{result.name} has no threshold for a false match rate of {target:g}"
+    raise UserError(f"{problem}: too many pairs of different identities are equal", hint="give a higher --target-fmr")
 
 
 def _enlarged(embedded: QueryGallery, recipe: DistractorRecipe, train: Floats, path: Path) -> QueryGallery:

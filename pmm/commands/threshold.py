@@ -171,7 +171,7 @@ def _of_cameras(gallery: Gallery, command: ThresholdCommand) -> tuple[Threshold,
 
 def _of_report(path: Path, gallery: Gallery, fmr: float | None) -> list[Threshold]:
     """Raises InvalidFile for a report of another model, or without a threshold for `fmr`."""
-    from pmm.bench.chain_run import as_metric
+    from pmm.artifacts.measured_thresholds import as_metric
     from pmm.bench.schema import read_report
 
     report, source = read_report(existing_file(path, "a report.json of pmm bench")), gallery.source

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from pmm.artifacts.artifact import manifest_path, read_manifest
+from pmm.artifacts.measured_thresholds import as_metric
 from pmm.bench.chain.index_builder import INDEXES
-from pmm.bench.chain_run import as_metric, check_chain
+from pmm.bench.chain_run import _deployed, check_chain
 from pmm.bench.chain_schema import INDEX_NAMES
 from pmm.bench.request import ChainOptions
 from pmm.bench.schema import read_report
-from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue
+from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, UserError
 from tests.bench.chain.test_measure import add_up
 from tests.bench.workers import fewer, workers_here
 from tests.conftest import run_here
@@ -131,13 +132,27 @@ def split_of(identities, crops, train=5):
 
 def test_a_data_set_that_is_too_small_is_refused_before_anything_is_measured():
     check_chain(ChainOptions(), split_of(2, 1))
-    check_chain(ChainOptions(gallery=True), split_of(20, 4))
-    with refuses(InvalidInput, "450", "1,000", hint="--gallery"):
+    check_chain(ChainOptions(gallery=True), split_of(50, 5))
+    check_chain(ChainOptions(gallery=True, target_fmr=1e-2), split_of(20, 4))
+    with refuses(InvalidInput, "1,520", "0.001", expected="10,000", hint="--target-fmr 0.01"):
+        check_chain(ChainOptions(gallery=True), split_of(20, 4))
+    with refuses(InvalidInput, "450", expected="10,000", hint="leave --gallery out"):
         check_chain(ChainOptions(gallery=True), split_of(10, 5))
     with refuses(InvalidValue, "80", name="--gallery-size", value=80):
-        check_chain(ChainOptions(gallery=True, gallery_size=80), split_of(20, 4))
+        check_chain(ChainOptions(gallery=True, target_fmr=1e-2, gallery_size=80), split_of(20, 4))
     with refuses(InvalidInput, "2 identities", expected="3"):
-        check_chain(ChainOptions(gallery=True, gallery_size=100), split_of(20, 4, train=2))
+        check_chain(ChainOptions(gallery=True, target_fmr=1e-2, gallery_size=100), split_of(20, 4, train=2))
+
+
+def test_no_other_rate_is_taken_for_the_one_that_was_asked_for():
+    point = SimpleNamespace(fpr=1e-2, threshold=1.5)
+    result = SimpleNamespace(
+        name="r", thresholds=SimpleNamespace(points=[point, SimpleNamespace(fpr=1e-3, threshold=-1)])
+    )
+    assert _deployed(result, 1e-2) is point
+    for rate in (1e-3, 1e-4):
+        with refuses(UserError, f"{rate:g}", hint="--target-fmr"):
+            _deployed(result, rate)
 
 
 def test_options_of_the_chain():
