@@ -23,6 +23,8 @@ FIRST_PASS = 1 / 32
 """Of the rows; each further pass, before which limits are tightened, is at most `GROWTH` times as long."""
 GROWTH = 8
 QUERIES_AT_ONCE = 64
+MANY = 1 / 8
+"""Of the rows: to find more of them, all are measured."""
 MAX_CANDIDATES = 1 << 22
 """Pairs that a pass may leave, by what the last one left."""
 
@@ -55,6 +57,8 @@ class QuerySearch:
         self._numbers, self._mask, self._allowed = numbers, mask, allowed
 
     def nearest(self, some: slice, k: int) -> tuple[Ints, Doubles]:
+        if k > MANY * len(self._scan):
+            return self._sorted(some, k)
         best = _Best(some.stop - some.start, k)
         left = self._sample(some, best)
         start, size = 0, max(SAMPLE, int(len(self._scan) * FIRST_PASS))
@@ -82,6 +86,16 @@ class QuerySearch:
         ends = np.searchsorted(query[order], queries[1:])
         return [RowMatches(rows[part][None], distances[part][None]) for part in np.split(order, ends)]
 
+    def _sorted(self, some: slice, k: int) -> tuple[Ints, Doubles]:
+        """`nearest`, from all distances."""
+        best, every = _Best(some.stop - some.start, k), np.arange(len(self._scan))
+        for place, query in enumerate(range(some.start, some.stop)):
+            asked, rows, _ = self._counting(np.full(len(every), query), every, np.zeros(len(every)))
+            distances = self._pairs.exact(asked, rows)
+            order = np.lexsort((rows, distances))[:k]
+            best.rows[place, : len(order)], best.distances[place, : len(order)] = rows[order], distances[order]
+        return best.rows, best.distances
+
     def _sample(self, some: slice, best: _Best) -> Ints:
         """Measure some rows, so that there are limits; of ever more rows, until each query has k. Returns the queries
         that are not done: others have fewer than k rows, all of which are measured."""
@@ -90,7 +104,8 @@ class QuerySearch:
         waiting = left
         while True:
             places = range(0, len(self._scan), step)
-            for part in chunks(len(waiting), max(1, MAX_CANDIDATES // max(1, len(places)))):
+            most = MAX_CANDIDATES if self._mask is None and self._allowed is None else MAX_CANDIDATES // 4
+            for part in chunks(len(waiting), max(1, most // max(1, len(places)))):  # pairs are listed for these
                 self._measure_lowest(some, waiting[part], places, best)
             waiting = left[np.isinf(best.distances[:, -1])]
             if step == 1 or not len(waiting):

@@ -40,6 +40,7 @@ def small_steps(monkeypatch):
     """As if the galleries of these tests were large: several passes, and float32 before float64."""
     monkeypatch.setattr(query_search, "SAMPLE", 8)
     monkeypatch.setattr(query_search, "MAX_CANDIDATES", 64)
+    monkeypatch.setattr(query_search, "MANY", 1 / 2)
     monkeypatch.setattr(searcher, "QUERIES_AT_ONCE", 3)
     monkeypatch.setattr(pair_distances, "GRAIN", 8)
     monkeypatch.setattr(pair_distances, "QUERIES_PER_ROW", 0)
@@ -144,6 +145,36 @@ def test_thousands_of_almost_equal_rows_are_mostly_decided_in_float32(monkeypatc
     monkeypatch.setattr(pair_distances.PairDistances, "exact", counted)
     assert_found(searcher_of(rows, 8).nearest(queries, 5), nearest(brute_force(queries, rows, "euclidean"), 5))
     assert sum(measured) < 5000 * 32 / 20
+
+
+@pytest.mark.parametrize("k", [200, 1000])
+def test_each_pair_is_measured_once_where_many_rows_are_asked_for(k, monkeypatch):
+    rows = made_up("decaying", 1000, 16, 0)
+    measured = []
+    exact = pair_distances.PairDistances.exact
+
+    def counted(self, query, row):
+        measured.append(len(row))
+        return exact(self, query, row)
+
+    monkeypatch.setattr(pair_distances.PairDistances, "exact", counted)
+    found = searcher_of(rows, 8).nearest(rows[:5], k)
+    assert_found(found, nearest(brute_force(rows[:5], rows, "euclidean"), k))
+    assert sum(measured) == 5 * 1000
+
+
+def test_pairs_that_few_of_count_are_listed_part_by_part(monkeypatch):
+    monkeypatch.setattr(query_search, "MAX_CANDIDATES", 1 << 14)
+    rows, listed = made_up("decaying", 2000, 16, 0), []
+
+    def allowed(query, row):
+        listed.append(len(row))
+        return row < 8
+
+    found = searcher_of(rows, 8).nearest(rows[:16], 10, allowed=allowed)
+    assert (found.rows[:, :8] < 8).all()
+    assert (found.rows[:, 8:] == -1).all()
+    assert max(listed) <= 1 << 12
 
 
 def test_flat_spectra_are_searched_in_the_rows_themselves():
