@@ -57,13 +57,14 @@ def section(report: BenchReport) -> Section | None:
         terms=(
             ("loss", "against the link that it takes its vectors from, in points; below zero is a loss"),
             ("total", f"against {one_line(report.reference)}"),
-            ("mAP", f"of lists of {chain.depth:,} crops; what an index does not list it does not find, and a graph is "
-             "searched with an ef of at least the length of the list"),
+            ("mAP, mINP", f"of the whole ranking; of an index and an exact list, of lists of {chain.depth:,} crops: "
+             "what they do not list they do not find, and a graph is searched with an ef of at least that length"),
             ("rank-1, first ten", "of lists of ten crops, as a user asks for them"),
             ("first ten shared", "with the link before: share of its first ten crops that are among the first ten"),
             ("flips", "pairs within the threshold now and not at the link before / the reverse"),
             ("FMR, TPR", "share of the pairs of two identities, and of one, that lie within the deployed threshold; of "
-             "an index, those that it lists"),
+             f"an index and an exact list, those among its {chain.depth:,} crops, too few for the FMR of a large "
+             "gallery: the gates hold an index against the exact list, which is as long"),
             ("alone, batches", "queries per second, ten crops each: one query at a time, and 64 at once; the indexes "
              "take turns"),
             ("resident", "bytes in memory while it answers, without what is memory-mapped"),
