@@ -137,6 +137,10 @@ def test_crops_whose_files_are_gone_or_broken_are_told_and_pruned_if_that_is_wan
     done = embed(exported, crops, tmp_path / "g", "--append", "--skip-bad-images")
     assert "6 were there, 2 left out; 13 crops" in done.stdout, done.stderr
     assert f"note: 3 crops of the gallery can no longer be read in {crops}; --prune" in done.stderr
+    done = embed(exported, more, tmp_path / "g", "--append", "--prefix", "b/")
+    assert "4 images added; 17 crops" in done.stdout
+    assert "no longer" not in done.stderr, "those of another prefix are not this run's"
+    Gallery.open(tmp_path / "g").remove([f"b/{path.name}" for path in images_below(more)])
     done = embed(exported, crops, tmp_path / "g", "--append", "--skip-bad-images", "--prune")
     assert "3 removed whose files are gone, 2 left out; 10 crops" in done.stdout, done.stderr
     left = Gallery.open(tmp_path / "g").column("id").tolist()
