@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.columns import DAMAGED, Array, NumberColumn, TextColumn, map_array
+from pmm.gallery.columns import DAMAGED, Array, HeldFolder, NumberColumn, TextColumn, map_array
 from pmm.gallery.manifest import ColumnKind, GalleryManifest, StoredFolder
 from pmm.utils.errors import InvalidFile
 
@@ -23,9 +22,10 @@ _MAX_HEADER = 1 << 12
 class GalleryChunk:
     """Rows that were written together; `manifest` is the gallery's, `stored` this chunk's part of it."""
 
-    def __init__(self, gallery: Path, manifest: GalleryManifest, stored: StoredFolder) -> None:
+    def __init__(self, gallery: HeldFolder, manifest: GalleryManifest, stored: StoredFolder) -> None:
         """Raises InvalidFile if the embeddings' file cannot hold the rows."""
-        self.path, self.manifest, self.stored = gallery / "chunks" / stored.name, manifest, stored
+        self.path, self.manifest, self.stored = gallery.path / "chunks" / stored.name, manifest, stored
+        self._gallery = gallery
         self._columns: dict[str, NumberColumn | TextColumn] = {}
         size = stored.files["embeddings.npy"].size if "embeddings.npy" in stored.files else 0
         numbers = len(self) * manifest.dim * np.dtype(DTYPES[manifest.precision]).itemsize
@@ -82,4 +82,4 @@ class GalleryChunk:
     def _map(self, name: str, dtype: npt.DTypeLike, *shape: int) -> Any:
         if name not in self.stored.files:
             raise InvalidFile(f"the manifest lists no {name}", path=self.path, expected="every column in every chunk")
-        return map_array(self.path / name, self.stored.files[name], dtype, shape)
+        return map_array(self.path / name, self.stored.files[name], dtype, shape, self._gallery)

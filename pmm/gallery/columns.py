@@ -14,7 +14,7 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -162,13 +162,36 @@ def write_array(path: Path, array: Array) -> StoredFile:
         return StoredFile(size=file.tell(), sha256=digest.hexdigest())
 
 
-def map_array(path: Path, stored: StoredFile, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Array:
-    """The memory-mapped array in `path`; a -1 in `shape` stands for any length.
+class HeldFolder:
+    """A folder that stays the one that it was when this object was made, whatever takes its place. Raises OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle: int | None = None
+        self.path, self._handle = path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+
+    def size(self, name: str) -> int:
+        """Bytes of the file of this relative path. Raises OSError."""
+        return os.stat(name, dir_fd=self._handle).st_size
+
+    def open(self, path: Path) -> IO[bytes]:
+        """A file below the folder. Raises OSError."""
+        name = path.relative_to(self.path)
+        return open(name, "rb", opener=lambda file, flags: os.open(file, flags, dir_fd=self._handle))
+
+
+def map_array(
+    path: Path, stored: StoredFile, dtype: npt.DTypeLike, shape: tuple[int, ...], folder: HeldFolder | None = None
+) -> Array:
+    """The memory-mapped array in `path`, which lies below `folder`; a -1 in `shape` stands for any length.
 
     Raises InvalidFile if the file is not what was written, as far as its size and header tell.
     """
     try:
-        with path.open("rb") as file:
+        with folder.open(path) if folder else path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != stored.size:
                 raise ValueError(f"{os.fstat(file.fileno()).st_size} bytes, not {stored.size}")
             if np.lib.format.read_magic(file) != (1, 0):

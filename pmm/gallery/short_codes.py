@@ -70,7 +70,7 @@ def read_rotation(snapshot: GallerySnapshot) -> Rotation:
     """What the codes were made with. Raises InvalidFile if it is no rotation."""
     folder = snapshot.path / "codes" / _codes(snapshot.manifest).name
     dim = snapshot.manifest.dim
-    rows = map_array(folder / ROTATION, _file(snapshot, ROTATION), np.float64, (-1, dim))
+    rows = map_array(folder / ROTATION, _file(snapshot, ROTATION), np.float64, (-1, dim), snapshot.folder)
     if len(rows) > dim + 1:
         raise InvalidFile(f"damaged: {len(rows) - 1} axes of {dim}", path=folder / ROTATION, hint=DAMAGED)
     try:
@@ -85,8 +85,8 @@ def read_codes(snapshot: GallerySnapshot, r: int) -> list[ShortCodes]:
     for chunk in snapshot.manifest.chunks:
         codes, terms = _names(chunk)
         part = ShortCodes(
-            map_array(folder / codes, _file(snapshot, codes), np.int8, (chunk.rows, r)),
-            map_array(folder / terms, _file(snapshot, terms), np.float32, (chunk.rows, 4)),
+            map_array(folder / codes, _file(snapshot, codes), np.int8, (chunk.rows, r), snapshot.folder),
+            map_array(folder / terms, _file(snapshot, terms), np.float32, (chunk.rows, 4), snapshot.folder),
         )
         good = (part.terms[:, ERROR] >= 0) & np.isfinite(part.terms[:, :ERROR]).all(1)
         if not good.all():

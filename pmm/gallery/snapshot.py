@@ -13,7 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.gallery.chunks import DTYPES, GalleryChunk
-from pmm.gallery.columns import DAMAGED, Array, ColumnValues, Ids, NumberColumn, TextColumn, id_keys, map_array
+from pmm.gallery.columns import (
+    DAMAGED,
+    Array,
+    ColumnValues,
+    HeldFolder,
+    Ids,
+    NumberColumn,
+    TextColumn,
+    id_keys,
+    map_array,
+)
 from pmm.gallery.manifest import GalleryManifest, read_gallery_manifest
 from pmm.utils.errors import InvalidFile, InvalidInput
 
@@ -49,14 +59,14 @@ class ReadersLock:
 class GallerySnapshot:
     """What the manifest of one generation says is there. Reads the removed rows; all else when it is used."""
 
-    def __init__(self, path: Path, manifest: GalleryManifest, lock: ReadersLock | None = None) -> None:
+    def __init__(self, folder: HeldFolder, manifest: GalleryManifest, lock: ReadersLock) -> None:
         """Raises InvalidFile for a file that is missing, or longer or shorter than it was written."""
-        self.path, self.manifest, self._lock = path, manifest, lock
-        for place, folder in manifest.folders().items():
-            for name, stored in folder.files.items():
-                file = path / place / name
+        self.path, self.folder, self.manifest, self._lock = folder.path, folder, manifest, lock
+        for place, files in manifest.folders().items():
+            for name, stored in files.files.items():
+                file = self.path / place / name
                 try:
-                    size = file.stat().st_size
+                    size = folder.size(f"{place}/{name}")
                 except OSError as error:
                     if not isinstance(error, FileNotFoundError):
                         raise InvalidFile(f"it cannot be read ({error.strerror})", path=file) from error
@@ -64,7 +74,7 @@ class GallerySnapshot:
                     raise InvalidFile("it is missing", path=file, expected=expected, hint=DAMAGED) from None
                 if size != stored.size:
                     raise InvalidFile(f"it has {size} bytes, not {stored.size}", path=file, hint=DAMAGED)
-        self.chunks = [GalleryChunk(path, manifest, chunk) for chunk in manifest.chunks]
+        self.chunks = [GalleryChunk(folder, manifest, chunk) for chunk in manifest.chunks]
         self.starts = np.cumsum([0, *map(len, self.chunks)])
         self.removed = self._removed()
 
@@ -75,8 +85,11 @@ class GallerySnapshot:
             manifest = read_gallery_manifest(path)
             lock = ReadersLock(readers_file(path, manifest.epoch))
             try:
-                if read_gallery_manifest(path).epoch == manifest.epoch:
-                    return cls(path, manifest, lock)
+                folder = HeldFolder(path)
+                if (newest := read_gallery_manifest(path)).epoch == manifest.epoch:
+                    return cls(folder, newest, lock)
+            except OSError as error:
+                raise InvalidFile(f"it cannot be read ({error.strerror})", path=path) from error
             except InvalidFile:
                 if read_gallery_manifest(path).generation == manifest.generation:
                     raise
@@ -187,7 +200,7 @@ class GallerySnapshot:
             raise InvalidFile("the manifest lists no rows.npy", path=path.parent)
         if stored.rows > self.stored:
             raise InvalidFile("damaged: it removes rows that are not there", path=path, hint=DAMAGED)
-        rows = np.array(map_array(path, stored.files["rows.npy"], np.int64, (stored.rows,)))
+        rows = np.array(map_array(path, stored.files["rows.npy"], np.int64, (stored.rows,), self.folder))
         if len(rows) and not (rows[0] >= 0 and rows[-1] < self.stored and (np.diff(rows) > 0).all()):
             raise InvalidFile("damaged: it removes rows that are not there", path=path, hint=DAMAGED)
         return rows

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_a_process_that_may_open_few_files_is_told_what_helps(gallery, monkeypat
     def full(*_, **__):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(os, "open", full)
     with refuses(InvalidFile, "Too many open files", hint="ulimit -n"):
         opened.column("time")
 
@@ -108,3 +109,16 @@ def test_more_texts_than_rows_are_not_read(gallery):
     (gallery.path / MANIFEST).write_text(json.dumps(contents))
     with refuses(InvalidFile, "more texts in camera than rows", path=file.parent):
         Gallery.open(gallery.path).column("camera")
+
+
+def test_a_reader_does_not_mix_two_galleries(gallery):
+    """Another one of equal sizes takes the folder's place; what was not read yet is gone."""
+    reader = Gallery.open(gallery.path)
+    ids = reader.column("id")
+    shutil.rmtree(gallery.path)
+    columns = {"camera": ["x", "y"] * (ROWS // 2), "time": [2.0] * ROWS}
+    Gallery.create(gallery.path, EMBEDDINGS[::-1], np.arange(ROWS), columns=columns)
+    assert reader.column("id").tolist() == ids.tolist()
+    for look in (lambda: reader.column("time"), lambda: reader.search(EMBEDDINGS[0]), reader.embeddings):
+        with refuses(InvalidFile, "missing"):
+            look()
