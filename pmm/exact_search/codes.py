@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -112,21 +113,38 @@ def project(rotation: Rotation, rows: Floats, metric: str) -> Projection:
     return Projection(coordinates, rest, error)
 
 
+class Rounded(NamedTuple):
+    """A projection [n] in whole numbers, one scale per row."""
+
+    codes: Doubles
+    """[n, r]"""
+    scale: Singles
+    rest: Singles
+    square: Doubles
+    """|scale codes|^2 + rest^2"""
+    error: Doubles
+    """At least the norm of f minus what is stored of it."""
+
+    @classmethod
+    def of(cls, projection: Projection, levels: int) -> Rounded:
+        """`levels`: the largest code."""
+        scale = (np.abs(projection.coordinates).max(1) / levels).astype(np.float32)
+        scale[scale < SMALLEST] = 0
+        rest = projection.rest.astype(np.float32)
+        rest[rest < SMALLEST] = 0
+        divisor = np.where(scale > 0, scale, np.float32(np.inf)).astype(np.float64)[:, None]
+        codes = np.rint(projection.coordinates / divisor)
+        np.clip(codes, -levels, levels, out=codes)  # a scale that was rounded down
+        decoded = codes * scale[:, None].astype(np.float64)
+        square = np.einsum("nr,nr->n", decoded, decoded) + np.square(rest.astype(np.float64))
+        return cls(codes, scale, rest, square, distance_to(projection, decoded, rest) + projection.error)
+
+
 def quantize(projection: Projection) -> ShortCodes:
-    """The codes of a projection, one scale per row."""
-    scale = (np.abs(projection.coordinates).max(1) / LEVELS).astype(np.float32)
-    scale[scale < SMALLEST] = 0
-    rest = projection.rest.astype(np.float32)
-    rest[rest < SMALLEST] = 0
-    divisor = np.where(scale > 0, scale, np.float32(np.inf)).astype(np.float64)[:, None]
-    codes = np.rint(projection.coordinates / divisor)
-    np.clip(codes, -LEVELS, LEVELS, out=codes)  # a scale that was rounded down
-    decoded = codes * scale[:, None].astype(np.float64)
-    terms = np.empty((len(codes), 4), np.float32)
-    terms[:, SCALE], terms[:, REST] = scale, rest
-    terms[:, SQUARE] = np.einsum("nr,nr->n", decoded, decoded) + np.square(rest.astype(np.float64))
-    terms[:, ERROR] = rounded_up(distance_to(projection, decoded, rest) + projection.error)
-    return ShortCodes(codes.astype(np.int8), terms)
+    """The codes of a projection."""
+    some = Rounded.of(projection, LEVELS)
+    terms = np.stack([some.scale, some.rest, some.square.astype(np.float32), rounded_up(some.error)], axis=1)
+    return ShortCodes(some.codes.astype(np.int8), terms)
 
 
 def distance_to(projection: Projection, coordinates: Floats, rest: Floats) -> Doubles:

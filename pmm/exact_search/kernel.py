@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distances import Doubles, Ints, Singles
-from pmm.exact_search.codes import LARGEST, Bytes, Projection, ShortCodes, distance_to, rounded_up
+from pmm.exact_search.codes import LARGEST, Bytes, Projection, Rounded, ShortCodes, rounded_up
 from pmm.exact_search.scan import Candidates
 from pmm.utils.build_info import SEARCH_LIBRARY, rebuild, search_build_info
 from pmm.utils.errors import BackendUnavailable
@@ -223,19 +223,12 @@ class _Queries:
 
     def __init__(self, queries: Projection, r: int) -> None:
         levels = min(QUERY_LEVELS, (2**31 - 1) // (128 * r))  # a damaged file may hold -128
-        scale = (np.abs(queries.coordinates).max(1) / levels).astype(np.float32)
-        scale[scale < 2.0**-100] = 0
-        rest = queries.rest.astype(np.float32)
-        rest[rest < 2.0**-100] = 0
-        divisor = np.where(scale > 0, scale, np.float32(np.inf)).astype(np.float64)[:, None]
-        rounded = np.clip(np.rint(queries.coordinates / divisor), -levels, levels)
-        decoded = rounded * scale[:, None].astype(np.float64)
-        self.codes: Codes16 = np.zeros((len(rest), -(-r // GROUP) * GROUP), np.int16)
-        self.codes[:, :r] = rounded
-        self.error = distance_to(queries, decoded, rest) + queries.error
-        square = np.einsum("qr,qr->q", decoded, decoded) + np.square(rest, dtype=np.float64)
+        some = Rounded.of(queries, levels)
+        self.codes: Codes16 = np.zeros((len(queries), -(-r // GROUP) * GROUP), np.int16)
+        self.codes[:, :r] = some.codes
+        self.error = some.error
         # where that is rounded off again, kShrink (cpp_ext/search/scan.h) has more room to spare
-        self._terms = np.stack([square - UNDERFLOW, 2 * scale, 2 * rest], axis=1)
+        self._terms = np.stack([some.square - UNDERFLOW, 2 * some.scale, 2 * some.rest], axis=1)
 
     def terms(self, limits: Doubles) -> Singles:
         """[Q, 4], with what reaches the queries' limits."""
