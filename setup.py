@@ -250,16 +250,8 @@ def build_library(target, objects):
     host = [*compiler(), *FLAGS, "-Wno-psabi", *STABLE_ABI, f"-I{objects}", "-isystem", torch_folder() / "include"]
     host += cxxflags
 
-    def compiled(source):
-        made = objects / f"{source.parent.name}_{source.stem}.o"
-        command = cuda.command() if source.suffix == ".cu" else host
-        run(f"compiling {source.relative_to(ROOT)}", [*command, "-c", source, "-o", made])
-        return made
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = list(pool.map(compiled, sources))
-    run("linking", [*compiler(), "-shared", *made, *libraries, *ldflags, "-o", target])
-    say(f"built {target.name}")
+    commands = {source: cuda.command() if source.suffix == ".cu" else host for source in sources}
+    compile_and_link(target, objects, commands, [*libraries, *ldflags])
 
 
 def build_search(target, objects):
@@ -269,12 +261,21 @@ def build_search(target, objects):
     for folder in (target.parent, objects):
         folder.mkdir(parents=True, exist_ok=True)
     write_facts(objects / "built.h", SOURCES / "search")
-    made = []
-    for source in sorted(SOURCES.glob("search/*.cpp")):
-        made.append(objects / f"{source.stem}.o")
-        command = [*compiler(), *FLAGS, "-Wno-psabi", f"-I{objects}", *cxxflags, "-c", source, "-o", made[-1]]
-        run(f"compiling {source.relative_to(ROOT)}", command)
-    run("linking", [*compiler(), "-shared", *made, *ldflags, "-o", target])
+    host = [*compiler(), *FLAGS, "-Wno-psabi", f"-I{objects}", *cxxflags]
+    compile_and_link(target, objects, dict.fromkeys(sorted(SOURCES.glob("search/*.cpp")), host), ldflags)
+
+
+def compile_and_link(target, objects, commands, libraries):
+    """Compile each source with its command, several at once, and link them with `libraries` into `target`."""
+
+    def compiled(source):
+        made = objects / f"{source.parent.name}_{source.stem}.o"
+        run(f"compiling {source.relative_to(ROOT)}", [*commands[source], "-c", source, "-o", made])
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = list(pool.map(compiled, commands))
+    run("linking", [*compiler(), "-shared", *made, *libraries, "-o", target])
     say(f"built {target.name}")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import shutil
 from pathlib import Path
 
@@ -232,6 +233,14 @@ def test_a_missing_or_stale_library_is_none_unless_it_is_required(tmp_path, monk
             with pytest.raises(RuntimeError, match=reason):
                 kernel.library()
     kernel.library.cache_clear()
+
+
+def test_sizes_are_those_of_the_sources():
+    text = (build_info.SOURCES / "search" / "search.h").read_text()
+    sizes = {name: int(value) for name, value in re.findall(r"constexpr int64_t (k\w+) = (\d+);", text)}
+    assert (sizes["kRows"], sizes["kGroup"], sizes["kTerms"]) == (kernel.ROWS, kernel.GROUP, kernel.TERMS)
+    assert sizes["kTileBlocks"] * kernel.ROWS == kernel.TILE
+    assert kernel.LINE == kernel.ROWS * kernel.GROUP
 
 
 @contextlib.contextmanager
