@@ -8,7 +8,7 @@ pmm threshold GALLERY --remove [--fmr RATE]
 --negatives-from-cameras needs no identity labels: people whom one camera sees at one time are different people. What
 is promised is the false match rate of such pairs, each stretch of time counting alike, with a confidence that counts
 stretches, not pairs, whatever people look like. It is the rate within one camera; searches run across cameras, too,
-where it is not measured. For a rate of 1e-3 it takes 3,000 stretches; where there are too few, no threshold is written.
+where it is not measured. A rate of 1e-3 takes some 3,300 stretches; if there are fewer, no threshold is written.
 """
 
 from __future__ import annotations
