@@ -32,7 +32,8 @@ from bench.lab.ranking import Ints, Singles
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import median_ratio, stability_flags
 from pmm.config import fast_mode
-from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, Doubles, EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
+from pmm.evaluation.distances import Doubles, EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.exact_search.kernel import library
 from pmm.exact_search.searcher import ExactSearcher

@@ -12,18 +12,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import (
-    MEMORY_LIMIT,
-    Blocks,
-    Distances,
-    Doubles,
-    EmbeddingDistances,
-    EmbeddingMatrix,
-    Floats,
-    Ints,
-    Singles,
-)
-from pmm.evaluation.ranks import PidIndex, relevant_ranks
+from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks, Distances
+from pmm.evaluation.distances import Doubles, EmbeddingDistances, EmbeddingMatrix, Floats, Ints, Singles
+from pmm.evaluation.pid_index import PidIndex
+from pmm.evaluation.ranks import relevant_ranks
 from pmm.utils.errors import InvalidInput, InvalidValue
 from pmm.utils.hardware import usable_cores
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pmm.evaluation.distances import Blocks, Distances, Doubles, Floats, Ints, by_precision
+from pmm.evaluation.distance_blocks import Blocks, Distances, by_precision
+from pmm.evaluation.distances import Doubles, Floats, Ints
 
 MAX_OPEN = 256
 """Items per query that a block may leave open; beyond it a closer one is made."""

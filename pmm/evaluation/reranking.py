@@ -12,18 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import (
-    MEMORY_LIMIT,
-    Blocks,
-    Distances,
-    Doubles,
-    EmbeddingDistances,
-    EmbeddingMatrix,
-    Floats,
-    Ints,
-    Singles,
-    megabytes,
-)
+from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks, Distances, megabytes
+from pmm.evaluation.distances import Doubles, EmbeddingDistances, EmbeddingMatrix, Floats, Ints, Singles
 from pmm.evaluation.nearest import nearest
 from pmm.utils.errors import InvalidValue, OutOfMemory
 from pmm.utils.hardware import usable_cores

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmm.data.samples import ReidDataset, camids_of, pids_of
-from pmm.evaluation.distances import MEMORY_LIMIT, Blocks
+from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
 from pmm.evaluation.metrics import (
     ApDefinition,
     Metric,

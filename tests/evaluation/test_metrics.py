@@ -6,8 +6,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pmm.evaluation import distances, ranks
-from pmm.evaluation.distances import Blocks
+from pmm.evaluation import distance_blocks, distances, ranks
+from pmm.evaluation.distance_blocks import Blocks
 from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
 from pmm.utils.errors import InvalidInput, InvalidValue, OutOfMemory
 from tests.conftest import examples
@@ -70,7 +70,7 @@ def test_equals_the_definitions(problem, ap, dtype, given_distances, few, querie
     query, gallery, *labels = problem
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "FEW_ITEMS", few)  # both ways of counting
-        patch.setattr(distances, "MAX_QUERIES", queries)
+        patch.setattr(distance_blocks, "MAX_QUERIES", queries)
         if given_distances:
             matrix = ((query[:, None] - gallery) ** 2).sum(2)
             result = evaluate_distances(matrix.astype(dtype), *labels, ap=ap, max_rank=10)

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pmm.evaluation.distance_blocks
 import pmm.evaluation.distances
-from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
+from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from tests.conftest import examples
 
@@ -49,7 +51,7 @@ def test_nearest_is_brute_force_with_ties_by_index(seed, rows, dim, queries, top
     asked = rng.integers(1, 3, (queries, dim)).astype(np.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pmm.evaluation.distances, "MAX_ROWS", chunk)
-        patch.setattr(pmm.evaluation.distances, "MAX_QUERIES", 2)
+        patch.setattr(pmm.evaluation.distance_blocks, "MAX_QUERIES", 2)
         items, measured = search(embeddings, asked, top, metric)
         single, _ = search(embeddings, asked[:1], top, metric)
     assert items.shape == measured.shape == (queries, min(rows, top))

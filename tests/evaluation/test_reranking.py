@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.evaluation import distances, reranking
-from pmm.evaluation.distances import Blocks
+from pmm.evaluation.distance_blocks import Blocks
 from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
 from pmm.evaluation.reranking import Reranking, reranked
 from pmm.utils.errors import InvalidInput, InvalidValue, OutOfMemory

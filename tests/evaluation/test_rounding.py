@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
+from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.metrics import evaluate_ranking
 from pmm.evaluation.nearest import nearest
 from pmm.evaluation.rounding import DIMS_AT_ONCE, float64_error, half_squares_float32, pair_error, product_in_parts

@@ -9,7 +9,8 @@ import numpy as np
 from pmm.bench.chain.given import NEAREST, Answers, Given, IndexFault
 from pmm.bench.chain.indexes import SearchIndex
 from pmm.data.samples import evenly_spaced
-from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix, comparable_rows
+from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
+from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix, comparable_rows
 from pmm.evaluation.nearest import nearest
 from pmm.evaluation.parity.labels import Floats, Ints
 from pmm.evaluation.rounding import UNIT, product_error

@@ -14,7 +14,8 @@ from pmm.bench.chain.distance_checks import DISTANCE_TOLERANCE, certificate, fil
 from pmm.bench.chain.given import NEAREST, PROBES, Answers, Given, IndexFault
 from pmm.bench.chain.indexes import SearchIndex
 from pmm.data.samples import evenly_spaced
-from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
+from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.evaluation.parity.labels import Ints
 from pmm.gallery.short_codes import rows_digest

@@ -23,7 +23,8 @@ from pmm.bench.chain.stored import stored_as, stored_bytes
 from pmm.bench.chain_schema import INDEX_NAMES, REQUIRED, ChainLink, ChainReport, LinkKind
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import percentile
-from pmm.evaluation.distances import MEMORY_LIMIT, Blocks, EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
+from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.evaluation.parity.labels import Labels, QueryGallery
 from pmm.utils.errors import BackendUnavailable, UserError, reason_of

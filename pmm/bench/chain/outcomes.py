@@ -18,7 +18,7 @@ from pmm.evaluation.metrics import Metric, evaluate_ranking
 from pmm.evaluation.parity.labels import Ints, Labels, QueryGallery
 from pmm.evaluation.parity.ranking import first_items
 from pmm.evaluation.parity.retrieval import paired_bootstrap
-from pmm.evaluation.ranks import PidIndex
+from pmm.evaluation.pid_index import PidIndex
 
 FIRST = 10
 """Crops that are shown to a user, without junk."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pmm.evaluation import distances
+from pmm.evaluation import distance_blocks
 from pmm.evaluation.metrics import evaluate_ranking
 from pmm.evaluation.parity import ranking
 from pmm.evaluation.parity.labels import QueryGallery
@@ -182,7 +182,7 @@ def test_blocks_change_nothing(monkeypatch, at_once):
     reference, labels = people()
     candidate = off_by(reference, 0.3)
     expected = ranking_parity(reference, candidate, labels), first_items(candidate, labels, [3, 1, 59], 7).tolist()
-    monkeypatch.setattr(distances, "MAX_QUERIES", at_once)
+    monkeypatch.setattr(distance_blocks, "MAX_QUERIES", at_once)
     monkeypatch.setattr(ranking, "MASKS_AT_ONCE", at_once)
     assert ranking_parity(reference, candidate, labels) == expected[0]
     assert first_items(candidate, labels, [3, 1, 59], 7).tolist() == expected[1]
