@@ -426,3 +426,11 @@ def test_a_threshold_of_another_precision(tmp_path):
         with refuses(InvalidInput, "0.001", *[value[:12] for value in wrong.values()]):
             gallery.set_thresholds([dataclasses.replace(right, **wrong)])
     assert gallery.thresholds == (right,)
+
+
+def test_what_was_trained_on_made_up_crops_is_marked(tmp_path):
+    pytest.importorskip("faiss")
+    made = {made_up: IndexBuilder(ROWS, LABELS.gallery_camids, tmp_path, made_up=made_up) for made_up in (0, 200)}
+    for make in (lambda builder: builder.pca(8), lambda builder: builder.ivf_pq(rescored=False)):
+        assert "made-up" in make(made[200]).settings
+        assert "made-up" not in make(made[0]).settings
