@@ -11,7 +11,7 @@ from tests.bench.pages.sample_reports import REFERENCE, ran, report_of
 from tests.conftest import ROOT
 from tests.refusals import refuses
 
-REPORT = re.compile(r"bench/results/([\w-]+\.json)\)")
+REPORT = re.compile(r"bench/results/([\w-]+-bench-gallery-[\w-]+\.json)\)")
 
 
 def test_the_page_has_the_figures_of_the_report_that_it_names():
