@@ -59,7 +59,7 @@ def test_links_follow_from_the_checkpoint_to_the_index(chain):
 
 def add_up(chain):
     """Whether the losses along each path are the total, in all that is lost and gained."""
-    for link in chain.links[1:]:
+    for link in (each for each in chain.links if each.total is not None):
         steps = [each.loss for each in chain.path(link.name)[1:]]
         for field in ("map_delta", "rank1_delta", "minp_delta"):
             assert sum(getattr(each, field) for each in steps) == pytest.approx(getattr(link.total, field), abs=1e-9)
