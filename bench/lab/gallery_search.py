@@ -153,8 +153,8 @@ def timed(ways: Mapping[str, Way], queries: Singles, at_once: int, plan: Latency
 def bench(people: People, count: int, folder: Path, plan: LatencyPlan) -> dict[str, Any]:
     """Make the gallery in `folder`; check and time each way to search it, and its memory in a process of its own."""
     import pmm
-    from pmm.gallery.short_codes import read_codes, read_rotation
-    from pmm.gallery.snapshot import GallerySnapshot
+    from pmm.gallery.storage.short_codes import read_codes, read_rotation
+    from pmm.gallery.storage.snapshot import GallerySnapshot
 
     begin = time.perf_counter()
     gallery = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pmm.gallery.embed_folder import FolderJob
-from pmm.gallery.manifest import is_gallery
+from pmm.gallery.storage.manifest import is_gallery
 from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg

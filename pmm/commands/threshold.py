@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pmm.evaluation.camera_threshold import WINDOW
 from pmm.gallery.camera_negatives import put_thresholds, threshold_from_cameras
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.thresholds import Threshold
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue

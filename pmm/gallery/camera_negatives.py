@@ -12,7 +12,7 @@ from pmm.evaluation.camera_threshold import CameraThreshold, Doubles, SeenAtOnce
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.gallery.embed_job import FILE_COLUMNS
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.thresholds import Threshold
 from pmm.utils.errors import InvalidFile, InvalidValue
 
 PAIRS_AT_ONCE = 1 << 15

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pmm.evaluation.distances import METRICS
 from pmm.evaluation.metrics import Metric
-from pmm.gallery.columns import Array, Ids
-from pmm.gallery.manifest import (
+from pmm.gallery.storage.columns import Array, Ids
+from pmm.gallery.storage.manifest import (
     FILE_NAME,
     FOLDER_KINDS,
     FOLDER_NAME,
@@ -17,9 +17,9 @@ from pmm.gallery.manifest import (
     check_column_name,
     is_gallery,
 )
-from pmm.gallery.rows import check_columns, kind_of_values
-from pmm.gallery.source import EmbeddingSource
-from pmm.gallery.writer import refuse_links
+from pmm.gallery.storage.rows import check_columns, kind_of_values
+from pmm.gallery.storage.source import EmbeddingSource
+from pmm.gallery.storage.writer import refuse_links
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidInput, InvalidValue
 from pmm.utils.files import cannot_write
 

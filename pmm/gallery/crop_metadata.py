@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.manifest import COLUMN_NAME, ColumnKind
+from pmm.gallery.storage.manifest import COLUMN_NAME, ColumnKind
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, printable
 from pmm.utils.facts import how_many
 from pmm.utils.files import existing_file

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.manifest import is_gallery
 from pmm.gallery.npz_index import read_npz_index
-from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.storage.manifest import is_gallery
+from pmm.gallery.storage.source import EmbeddingSource
 from pmm.gallery.unfinished import JOB_FILE, WORK_FOLDER
 from pmm.utils.files import sha256
 

@@ -10,7 +10,7 @@ import numpy as np
 from pmm.data.crops import iter_crops
 from pmm.data.preprocessing import Crops
 from pmm.data.samples import Sample
-from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.storage.source import EmbeddingSource
 from pmm.runtime.base import Embeddings, Runner
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UserError
 from pmm.utils.files import sha256

@@ -19,11 +19,11 @@ from pmm.gallery.embed import source_of
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbedReport, embedded_chunks, file_columns
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.known_crops import KnownCrops, gone_crops, home_moved, known_crops, record_places
-from pmm.gallery.manifest import StoredPrecision, is_gallery, read_gallery_manifest
 from pmm.gallery.model_of import check_artifact, check_same_precision, measured_thresholds
-from pmm.gallery.source import EmbeddingSource, check_comparable
+from pmm.gallery.storage.manifest import StoredPrecision, is_gallery, read_gallery_manifest
+from pmm.gallery.storage.source import EmbeddingSource, check_comparable
+from pmm.gallery.storage.writer import GalleryChange
 from pmm.gallery.unfinished import JOB_FILE, begun_job, check_new_gallery, facts_of_begun
-from pmm.gallery.writer import GalleryChange
 from pmm.runtime.base import Runner
 from pmm.runtime.open import open_runner
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidValue

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.manifest import ColumnKind
-from pmm.gallery.rows import as_ids
-from pmm.gallery.snapshot import GallerySnapshot
+from pmm.gallery.storage.manifest import ColumnKind
+from pmm.gallery.storage.rows import as_ids
+from pmm.gallery.storage.snapshot import GallerySnapshot
 from pmm.utils.errors import InvalidInput, InvalidValue
 
 

@@ -10,16 +10,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.changes import append, compact
 from pmm.gallery.creation import check_new, new_manifest, source_of_model
 from pmm.gallery.gallery_reader import GalleryReader
-from pmm.gallery.manifest import StoredPrecision
-from pmm.gallery.rows import as_column, as_ids, as_numbers, first_ids, gallery_rows
-from pmm.gallery.snapshot import GallerySnapshot
-from pmm.gallery.source import EmbeddingSource, check_added
-from pmm.gallery.thresholds import Threshold
-from pmm.gallery.verification import check_unchanged
-from pmm.gallery.writer import GalleryChange, WriterLock, remove_leftovers
+from pmm.gallery.storage.changes import append, compact
+from pmm.gallery.storage.manifest import StoredPrecision
+from pmm.gallery.storage.rows import as_column, as_ids, as_numbers, first_ids, gallery_rows
+from pmm.gallery.storage.snapshot import GallerySnapshot
+from pmm.gallery.storage.source import EmbeddingSource, check_added
+from pmm.gallery.storage.thresholds import Threshold
+from pmm.gallery.storage.verification import check_unchanged
+from pmm.gallery.storage.writer import GalleryChange, WriterLock, remove_leftovers
 from pmm.utils.errors import InvalidInput
 from pmm.utils.files import claimed
 

@@ -9,16 +9,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.columns import ColumnValues, Ids
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery_searcher import GallerySearcher
-from pmm.gallery.manifest import GalleryManifest, StoredPrecision
 from pmm.gallery.matches import Matches
-from pmm.gallery.rows import as_ids
-from pmm.gallery.snapshot import GallerySnapshot, Rows
-from pmm.gallery.source import EmbeddingSource
-from pmm.gallery.thresholds import Threshold, thresholds_for
-from pmm.gallery.verification import fitted_on, problems_of
+from pmm.gallery.storage.columns import ColumnValues, Ids
+from pmm.gallery.storage.manifest import GalleryManifest, StoredPrecision
+from pmm.gallery.storage.rows import as_ids
+from pmm.gallery.storage.snapshot import GallerySnapshot, Rows
+from pmm.gallery.storage.source import EmbeddingSource
+from pmm.gallery.storage.thresholds import Threshold, thresholds_for
+from pmm.gallery.storage.verification import fitted_on, problems_of
 from pmm.utils.errors import InvalidFile, InvalidValue
 
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from pmm.exact_search.searcher import Allowed, ExactSearcher, RowMatches
 from pmm.gallery.filters import RowFilter, check_kind, number_of, values_of
 from pmm.gallery.matches import Matches
-from pmm.gallery.rows import BROKEN, as_numbers
-from pmm.gallery.short_codes import read_codes, read_rotation
-from pmm.gallery.snapshot import GallerySnapshot, Rows
+from pmm.gallery.storage.rows import BROKEN, as_numbers
+from pmm.gallery.storage.short_codes import read_codes, read_rotation
+from pmm.gallery.storage.snapshot import GallerySnapshot, Rows
 from pmm.utils.errors import InvalidInput, InvalidValue
 
 Doubles: TypeAlias = npt.NDArray[np.float64]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.columns import Ids
-from pmm.gallery.snapshot import Rows
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.columns import Ids
+from pmm.gallery.storage.snapshot import Rows
+from pmm.gallery.storage.thresholds import Threshold
 
 
 @dataclass(frozen=True, eq=False)

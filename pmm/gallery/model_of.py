@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.kinds import RUNNABLE, kind_of, require_kind
-from pmm.gallery.manifest import StoredPrecision
-from pmm.gallery.source import EmbeddingSource, check_comparable
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.manifest import StoredPrecision
+from pmm.gallery.storage.source import EmbeddingSource, check_comparable
+from pmm.gallery.storage.thresholds import Threshold
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import existing_file, sha256
 

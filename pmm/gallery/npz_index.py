@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pmm.artifacts.kinds import KIND_NAMES, kind_of_content
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.storage.source import EmbeddingSource
 from pmm.utils.errors import InvalidFile, InvalidInput, UserError, reason_of
 from pmm.utils.files import existing_file
 from pmm.utils.from_dict import from_dict

@@ -15,7 +15,7 @@ from pmm.gallery.gallery import Gallery
 from pmm.gallery.matches import Matches
 from pmm.gallery.model_of import model_of
 from pmm.gallery.npz_index import import_npz
-from pmm.gallery.source import EmbeddingSource, check_comparable
+from pmm.gallery.storage.source import EmbeddingSource, check_comparable
 from pmm.runtime.base import Runner
 from pmm.runtime.open import open_runner
 

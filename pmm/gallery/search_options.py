@@ -9,7 +9,7 @@ from pathlib import Path
 from pmm.gallery.crop_metadata import TIME_EXPECTED, parse_time
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.thresholds import Threshold, thresholds_for
+from pmm.gallery.storage.thresholds import Threshold, thresholds_for
 from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, one_of
 
 

@@ -23,7 +23,7 @@ from pmm.gallery.model_of import model_of
 from pmm.gallery.search import opened_gallery, query_runner
 from pmm.gallery.search_options import camera_of, check_threshold, row_filter, threshold_of
 from pmm.gallery.search_results import FoundCrop, QueryResult, SearchResults
-from pmm.gallery.snapshot import Rows
+from pmm.gallery.storage.snapshot import Rows
 from pmm.gallery.unfinished import JOB_FILE
 from pmm.runtime.base import Embeddings, Runner
 from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, printable

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.thresholds import Threshold
 from pmm.utils.errors import printable
 
 SHOWN = ("camera", "time")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pmm.gallery.creation import check_new
-from pmm.gallery.manifest import is_gallery
-from pmm.gallery.writer import writing
+from pmm.gallery.storage.manifest import is_gallery
+from pmm.gallery.storage.writer import writing
 from pmm.utils.errors import CannotWrite
 from pmm.utils.files import claimed, write_file
 

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pmm.gallery.changes import compact
 from pmm.gallery.crop_files import first_look, refuse_bad_images
 from pmm.gallery.embed import source_of
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbeddedCrops, EmbedReport, embedded_chunks
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.manifest import is_gallery
 from pmm.gallery.model_of import measured_thresholds
-from pmm.gallery.snapshot import GallerySnapshot, Rows
-from pmm.gallery.source import EmbeddingSource
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.changes import compact
+from pmm.gallery.storage.manifest import is_gallery
+from pmm.gallery.storage.snapshot import GallerySnapshot, Rows
+from pmm.gallery.storage.source import EmbeddingSource
+from pmm.gallery.storage.thresholds import Threshold
+from pmm.gallery.storage.writer import GalleryChange
 from pmm.gallery.unfinished import JOB_FILE, WORK_FOLDER, begun_job, check_new_gallery, facts_of_begun
-from pmm.gallery.writer import GalleryChange
 from pmm.runtime.base import Runner
 from pmm.utils.errors import CannotWrite, InvalidFile, InvalidInput
 from pmm.utils.files import existing_file, sha256

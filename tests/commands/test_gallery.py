@@ -9,7 +9,7 @@ import pytest
 
 from pmm.gallery.embed_folder import embed
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.manifest import read_gallery_manifest
+from pmm.gallery.storage.manifest import read_gallery_manifest
 from tests.conftest import assert_one_line_error, run_here
 
 

@@ -11,8 +11,8 @@ from pmm.data.preprocessing import Preprocessing
 from pmm.gallery.camera_negatives import put_thresholds, threshold_from_cameras
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.search_options import threshold_of
-from pmm.gallery.source import EmbeddingSource
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.source import EmbeddingSource
+from pmm.gallery.storage.thresholds import Threshold
 from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue
 from tests.bench.pages.sample_reports import cpu_machine
 from tests.conftest import assert_one_line_error, run_here

@@ -12,7 +12,7 @@ import numpy as np
 
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.data.preprocessing import preprocessing_of
-from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.storage.source import EmbeddingSource
 from pmm.presets import preset
 
 

@@ -20,7 +20,7 @@ from pmm.gallery import embed_job
 from pmm.gallery.crop_files import images_below
 from pmm.gallery.embed_folder import embed as embed_folder
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.manifest import read_gallery_manifest
+from pmm.gallery.storage.manifest import read_gallery_manifest
 from pmm.gallery.unfinished import JOB_FILE
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidInput, InvalidValue

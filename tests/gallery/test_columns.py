@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.gallery import columns, snapshot
-from pmm.gallery.columns import TextColumn, column_arrays, map_array, write_array
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.storage.columns import TextColumn, column_arrays, map_array, write_array
 from pmm.utils.errors import InvalidFile
 from tests.conftest import examples
 from tests.refusals import refuses

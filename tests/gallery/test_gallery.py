@@ -13,7 +13,7 @@ from pmm.evaluation.distances import half_squares
 from pmm.gallery import changes, matches
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.thresholds import Threshold
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidInput, InvalidValue
 from tests.gallery.old_index import source
 from tests.refusals import refuses

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pmm.gallery import changes, short_codes
-from pmm.gallery.columns import write_array
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.manifest import MANIFEST
+from pmm.gallery.storage.columns import write_array
+from pmm.gallery.storage.manifest import MANIFEST
 from pmm.utils.errors import InvalidFile
 from tests.refusals import refuses
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from pmm.gallery import changes, snapshot
-from pmm.gallery.columns import write_array
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.manifest import FORMAT, MANIFEST, is_gallery
-from pmm.gallery.snapshot import GallerySnapshot
-from pmm.gallery.writer import LOCK
+from pmm.gallery.storage.columns import write_array
+from pmm.gallery.storage.manifest import FORMAT, MANIFEST, is_gallery
+from pmm.gallery.storage.snapshot import GallerySnapshot
+from pmm.gallery.storage.writer import LOCK
 from pmm.utils.errors import CannotWrite, InvalidFile
 from tests.conftest import ROOT
 from tests.gallery.test_gallery_kills import files_below, named_files

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from pmm.gallery import manifest
-from pmm.gallery.columns import write_array
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.manifest import MANIFEST, is_gallery
+from pmm.gallery.storage.columns import write_array
+from pmm.gallery.storage.manifest import MANIFEST, is_gallery
 from pmm.utils.errors import InvalidFile
 from tests.refusals import refuses
 

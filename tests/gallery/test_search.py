@@ -17,9 +17,9 @@ from pmm.export.options import ExportOptions
 from pmm.gallery.embed_folder import embed as embed_folder
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.manifest import read_gallery_manifest
 from pmm.gallery.search import search as find
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.manifest import read_gallery_manifest
+from pmm.gallery.storage.thresholds import Threshold
 from pmm.gallery.unfinished import JOB_FILE
 from pmm.utils.errors import InvalidFile, InvalidInput
 from pmm.visualize.lists import QUERY, RIGHT, UNJUDGED, WRONG

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from pmm.gallery.source import check_comparable
+from pmm.gallery.storage.source import check_comparable
 from pmm.utils.errors import InvalidFile
 from tests.gallery.old_index import source
 from tests.refusals import refuses

@@ -16,7 +16,7 @@ from pmm.gallery import embed_job, upgrade
 from pmm.gallery.describe import describe_gallery
 from pmm.gallery.embed_folder import embed as embed_folder
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.thresholds import Threshold
 from pmm.gallery.unfinished import JOB_FILE, WORK_FOLDER
 from pmm.gallery.upgrade import GalleryUpgrade
 from pmm.runtime.open import open_runner

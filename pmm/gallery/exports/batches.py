@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distances import comparable_rows
-from pmm.gallery.columns import ColumnValues
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.storage.columns import ColumnValues
 from pmm.utils.errors import InvalidFile, InvalidInput
 
 BATCH_BYTES = 8 << 20

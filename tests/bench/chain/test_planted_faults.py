@@ -21,9 +21,9 @@ from pmm.bench.chain_schema import ChainLink, ChainReport
 from pmm.bench.gates import GateFlags
 from pmm.data.preprocessing import Preprocessing
 from pmm.evaluation.parity.thresholds import verification
-from pmm.gallery.short_codes import rows_digest
-from pmm.gallery.source import EmbeddingSource, check_comparable
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.short_codes import rows_digest
+from pmm.gallery.storage.source import EmbeddingSource, check_comparable
+from pmm.gallery.storage.thresholds import Threshold
 from pmm.utils.errors import InvalidFile, InvalidInput
 from tests.bench.chain import faiss_standin
 from tests.bench.chain.people import labelled

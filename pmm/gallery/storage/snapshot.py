@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.chunks import DTYPES, GalleryChunk
-from pmm.gallery.columns import (
+from pmm.gallery.storage.chunks import DTYPES, GalleryChunk
+from pmm.gallery.storage.columns import (
     DAMAGED,
     Array,
     ColumnValues,
@@ -24,7 +24,7 @@ from pmm.gallery.columns import (
     id_keys,
     map_array,
 )
-from pmm.gallery.manifest import GalleryManifest, read_gallery_manifest
+from pmm.gallery.storage.manifest import GalleryManifest, read_gallery_manifest
 from pmm.utils.errors import InvalidFile, InvalidInput
 
 Rows = npt.NDArray[np.int64]

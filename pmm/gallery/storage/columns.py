@@ -19,7 +19,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.manifest import StoredFile
+from pmm.gallery.storage.manifest import StoredFile
 from pmm.utils.errors import InvalidFile, reason_of
 
 Array: TypeAlias = npt.NDArray[Any]

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from pmm.exact_search.plan import best_rotation
-from pmm.gallery.columns import Array, Ids
-from pmm.gallery.manifest import StoredFolder
-from pmm.gallery.rows import GalleryRows
-from pmm.gallery.short_codes import (
+from pmm.gallery.storage.columns import Array, Ids
+from pmm.gallery.storage.manifest import StoredFolder
+from pmm.gallery.storage.rows import GalleryRows
+from pmm.gallery.storage.short_codes import (
     ROTATION,
     append_codes,
     is_outgrown,
@@ -21,9 +21,9 @@ from pmm.gallery.short_codes import (
     without_codes,
     write_codes,
 )
-from pmm.gallery.snapshot import GallerySnapshot, Rows
-from pmm.gallery.verification import check_embeddings, check_unchanged
-from pmm.gallery.writer import GalleryChange
+from pmm.gallery.storage.snapshot import GallerySnapshot, Rows
+from pmm.gallery.storage.verification import check_embeddings, check_unchanged
+from pmm.gallery.storage.writer import GalleryChange
 from pmm.utils.errors import InvalidInput
 
 CHUNK_BYTES = 1 << 27

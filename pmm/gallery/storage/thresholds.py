@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pmm.gallery.source import EmbeddingSource
+from pmm.gallery.storage.source import EmbeddingSource
 from pmm.utils.errors import InvalidInput, InvalidValue
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pmm.gallery.columns import Array, write_array
-from pmm.gallery.manifest import (
+from pmm.gallery.storage.columns import Array, write_array
+from pmm.gallery.storage.manifest import (
     FILE_NAME,
     FOLDER_KINDS,
     FOLDER_NAME,
@@ -21,7 +21,7 @@ from pmm.gallery.manifest import (
     is_gallery,
     read_gallery_manifest,
 )
-from pmm.gallery.snapshot import READERS, readers_file
+from pmm.gallery.storage.snapshot import READERS, readers_file
 from pmm.utils.errors import CannotWrite, InvalidFile
 from pmm.utils.files import cannot_write, locked, sweep, sync_folder
 

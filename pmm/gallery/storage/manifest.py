@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pmm.gallery.source import EmbeddingSource
-from pmm.gallery.thresholds import Threshold
+from pmm.gallery.storage.source import EmbeddingSource
+from pmm.gallery.storage.thresholds import Threshold
 from pmm.utils.errors import InvalidFile, InvalidValue, UserError, reason_of
 from pmm.utils.files import write_file
 from pmm.utils.from_dict import from_dict

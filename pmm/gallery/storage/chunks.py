@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.columns import DAMAGED, Array, HeldFolder, NumberColumn, TextColumn, map_array
-from pmm.gallery.manifest import ColumnKind, GalleryManifest, StoredFolder
+from pmm.gallery.storage.columns import DAMAGED, Array, HeldFolder, NumberColumn, TextColumn, map_array
+from pmm.gallery.storage.manifest import ColumnKind, GalleryManifest, StoredFolder
 from pmm.utils.errors import InvalidFile
 
 DTYPES: dict[str, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64, "float64": np.float64}

@@ -10,10 +10,10 @@ import numpy as np
 
 from pmm.exact_search.codes import ERROR, ShortCodes, encode
 from pmm.exact_search.rotation import Rotation
-from pmm.gallery.columns import DAMAGED, Array, map_array
-from pmm.gallery.manifest import GalleryManifest, StoredFile, StoredFolder
-from pmm.gallery.snapshot import GallerySnapshot
-from pmm.gallery.writer import GalleryChange
+from pmm.gallery.storage.columns import DAMAGED, Array, map_array
+from pmm.gallery.storage.manifest import GalleryManifest, StoredFile, StoredFolder
+from pmm.gallery.storage.snapshot import GallerySnapshot
+from pmm.gallery.storage.writer import GalleryChange
 from pmm.utils.errors import InvalidFile, InvalidInput
 
 ROTATION = "rotation.npy"

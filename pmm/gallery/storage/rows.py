@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.chunks import DTYPES
-from pmm.gallery.columns import Array, Ids, column_arrays, key_arrays
-from pmm.gallery.manifest import ColumnKind, GalleryManifest
+from pmm.gallery.storage.chunks import DTYPES
+from pmm.gallery.storage.columns import Array, Ids, column_arrays, key_arrays
+from pmm.gallery.storage.manifest import ColumnKind, GalleryManifest
 from pmm.utils.errors import InvalidInput, printable
 
 BROKEN = "the model or the backend is broken"

@@ -9,11 +9,11 @@ import numpy as np
 
 from pmm.exact_search.codes import ERROR, REST, SCALE, SQUARE, ShortCodes, chunks, distance_to, project
 from pmm.exact_search.rotation import Rotation
-from pmm.gallery.chunks import GalleryChunk
-from pmm.gallery.columns import DAMAGED
-from pmm.gallery.manifest import StoredFolder, read_gallery_manifest
-from pmm.gallery.short_codes import WRITE_ANEW, read_codes, read_rotation, rows_digest, stride
-from pmm.gallery.snapshot import GallerySnapshot
+from pmm.gallery.storage.chunks import GalleryChunk
+from pmm.gallery.storage.columns import DAMAGED
+from pmm.gallery.storage.manifest import StoredFolder, read_gallery_manifest
+from pmm.gallery.storage.short_codes import WRITE_ANEW, read_codes, read_rotation, rows_digest, stride
+from pmm.gallery.storage.snapshot import GallerySnapshot
 from pmm.utils.errors import InvalidFile, InvalidInput
 from pmm.utils.files import sha256
 
