@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.gallery import columns, snapshot
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.storage import columns, snapshot
 from pmm.gallery.storage.columns import TextColumn, column_arrays, map_array, write_array
 from pmm.utils.errors import InvalidFile
 from tests.conftest import examples

@@ -10,9 +10,10 @@ import pytest
 
 import pmm
 from pmm.evaluation.distances import half_squares
-from pmm.gallery import changes, matches
+from pmm.gallery import matches
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.storage import changes
 from pmm.gallery.storage.thresholds import Threshold
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidInput, InvalidValue
 from tests.gallery.old_index import source
@@ -381,7 +382,7 @@ def test_opening_reads_the_manifest_alone_and_the_first_query_the_codes(tmp_path
     embeddings = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
     Gallery.create(tmp_path / "g", embeddings, np.arange(20_000), columns={"camera": ["a", "b"] * 10_000})
     read: list[str] = []
-    from pmm.gallery import chunks, short_codes, snapshot
+    from pmm.gallery.storage import chunks, short_codes, snapshot
 
     for each in (chunks, short_codes, snapshot):
         monkeypatch.setattr(each, "map_array", spied(each.map_array, read))

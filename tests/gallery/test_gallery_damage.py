@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from pmm.gallery import changes, short_codes
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.storage import changes, short_codes
 from pmm.gallery.storage.columns import write_array
 from pmm.gallery.storage.manifest import MANIFEST
 from pmm.utils.errors import InvalidFile

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmm.gallery import changes, snapshot
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.storage import changes, snapshot
 from pmm.gallery.storage.columns import write_array
 from pmm.gallery.storage.manifest import FORMAT, MANIFEST, is_gallery
 from pmm.gallery.storage.snapshot import GallerySnapshot

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmm.gallery import changes, short_codes
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.storage import changes, short_codes
 from tests.conftest import ROOT
 
 DIM, ROWS = 16, 40

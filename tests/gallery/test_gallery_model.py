@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.exact_search.rotation import Rotation
-from pmm.gallery import changes, short_codes
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.storage import changes, short_codes
 from pmm.utils.errors import InvalidInput
 from tests.conftest import examples
 

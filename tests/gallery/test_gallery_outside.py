@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmm.gallery import manifest
 from pmm.gallery.gallery import Gallery
+from pmm.gallery.storage import manifest
 from pmm.gallery.storage.columns import write_array
 from pmm.gallery.storage.manifest import MANIFEST, is_gallery
 from pmm.utils.errors import InvalidFile
