@@ -165,6 +165,7 @@ def bench(people: People, count: int, folder: Path, plan: LatencyPlan) -> dict[s
         else:
             gallery.add(rows, ids)
     assert gallery is not None
+    gallery.compact()
     seconds = time.perf_counter() - begin
     snapshot = GallerySnapshot.open(folder)
     rotation = read_rotation(snapshot)
@@ -293,7 +294,8 @@ def main(prog: str) -> int:
         if command.artifact and command.root
         else synthetic_people(32 if fast_mode() else command.dim, queries)
     )
-    plan = LatencyPlan(warmup=0, warmup_runs=2, samples=command.rounds, block=1, settle=0, lead=0, budget=600.0)
+    # BLAS's threads of the way before wait busily for a while
+    plan = LatencyPlan(warmup=0, warmup_runs=2, samples=command.rounds, block=4, settle=0.2, lead=1, budget=600.0)
     folder = Path(tempfile.mkdtemp(prefix="pmm-gallery-", dir=command.scratch))
     try:
         found = bench(people, count, folder / "gallery", plan)
