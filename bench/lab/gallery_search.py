@@ -295,7 +295,15 @@ def main(prog: str) -> int:
         else synthetic_people(32 if fast_mode() else command.dim, queries)
     )
     # BLAS's threads of the way before wait busily for a while
-    plan = LatencyPlan(warmup=0, warmup_runs=2, samples=command.rounds, block=4, settle=0.2, lead=1, budget=600.0)
+    plan = LatencyPlan(
+        warmup=0,
+        warmup_runs=2,
+        samples=command.rounds,
+        block=min(4, max(1, command.rounds)),
+        settle=0.2,
+        lead=1,
+        budget=600.0,
+    )
     folder = Path(tempfile.mkdtemp(prefix="pmm-gallery-", dir=command.scratch))
     try:
         found = bench(people, count, folder / "gallery", plan)
