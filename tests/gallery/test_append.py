@@ -29,16 +29,6 @@ from tests.refusals import refuses
 
 
 @pytest.fixture
-def crops(people, tmp_path):
-    """A few crops in a folder that may be changed."""
-    folder = tmp_path / "crops"
-    folder.mkdir()
-    for path in sorted((people / "bounding_box_test").glob("*.jpg"))[:9]:
-        shutil.copy(path, folder)
-    return folder
-
-
-@pytest.fixture
 def more(people, tmp_path):
     """Some others elsewhere."""
     folder = tmp_path / "more"

@@ -33,15 +33,6 @@ def newer(shared):
 
 
 @pytest.fixture
-def crops(people, tmp_path):
-    folder = tmp_path / "crops"
-    folder.mkdir()
-    for path in sorted((people / "bounding_box_test").glob("*.jpg"))[:9]:
-        shutil.copy(path, folder)
-    return folder
-
-
-@pytest.fixture
 def old(exported, crops, tmp_path):
     return embed_folder(exported, crops, tmp_path / "g", names="market1501", device="cpu").path
 
