@@ -118,6 +118,10 @@ class Quantizer:
 
     def build(self, keep: Collection[str] = ()) -> onnx.ModelProto:
         """The quantised graph; the layers `keep`, and what goes into them, stay in fp32."""
+        return self._built([node.name for layer in keep for node in self._excluded(layer)])
+
+    def _built(self, excluded: Collection[str]) -> onnx.ModelProto:
+        """The quantised graph, in which the nodes `excluded` stay in fp32."""
         import onnx
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -125,7 +129,6 @@ class Quantizer:
         copy = onnx.ModelProto()
         copy.CopyFrom(self.proto)
         give_own_parameters(copy)
-        excluded = [node.name for layer in keep for node in self._excluded(layer)]
         options = {"OpTypesToExcludeOutputQuantization": list(self.target.float_outputs), **self.target.options}
         with _quiet():
             quantizer = QDQQuantizer(
@@ -136,7 +139,7 @@ class Quantizer:
                 QuantType.QInt8 if self.target.symmetric else QuantType.QUInt8,
                 self.ranges,
                 [node.name for node in self._nodes],
-                excluded,
+                list(excluded),
                 list(self.target.operators),
                 options,
             )
@@ -161,10 +164,14 @@ class Quantizer:
         """
         from tqdm import tqdm
 
-        expected, layers, errors = _embeddings(self.proto, probes), self.layers, {}
-        for layer in tqdm(layers, desc="sensitivity", unit="layer", leave=False, disable=None):
-            others = [other for other in layers if other != layer]
-            errors[layer] = 1 - numeric_parity(expected, _embeddings(self.build(others), probes)).mean_cosine
+        expected, errors = _embeddings(self.proto, probes), {}
+        for layer in tqdm(self.layers, desc="sensitivity", unit="layer", leave=False, disable=None):
+            # not by `build` without the other layers: where a target quantises outputs too, what goes into these, and
+            # so this layer, would stay in fp32 with them
+            others = [
+                node.name for node in self._nodes if node.op_type not in LAYERS or self._names[node.input[1]] != layer
+            ]
+            errors[layer] = 1 - numeric_parity(expected, _embeddings(self._built(others), probes)).mean_cosine
         return sorted(errors, key=lambda layer: errors[layer], reverse=True)
 
     def _excluded(self, layer: str) -> Iterator[onnx.NodeProto]:
