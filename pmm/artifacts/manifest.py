@@ -27,6 +27,8 @@ METADATA_KEY = "pmm_manifest"
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
 """The other GPUs that TensorRT builds an engine for."""
+InputKind = Literal["uint8", "float", "float255"]
+"""As the export's --input names what the graph takes: see `InputContract`."""
 MAX_IMAGES = 4096
 """Per run of an engine: a runner keeps buffers for so many."""
 
@@ -35,9 +37,9 @@ MAX_IMAGES = 4096
 class InputContract:
     """What the graph takes. The caller resizes, as the `Preprocessing` says; see `pmm.data.crops`.
 
-    Our exports take uint8 NHWC crops, which are normalised inside the graph, or float32 NCHW crops, which the caller
-    normalises, as for the torch model. Adopted ONNX files take either type in either layout. Raises InvalidValue for an
-    impossible batch.
+    Our exports take uint8 NHWC crops, or the same pixels, 0 to 255, as float32 NCHW, which are normalised inside the
+    graph, or float32 NCHW crops, which the caller normalises, as for the torch model. Adopted ONNX files take either
+    type in either layout. Raises InvalidValue for an impossible batch.
     """
 
     name: str = "images"
@@ -53,13 +55,12 @@ class InputContract:
             raise InvalidValue("batch", self.batch, f"1 to {MAX_IMAGES}")
 
     @classmethod
-    def of(
-        cls, kind: Literal["uint8", "float"], colour: Literal["rgb", "bgr"], batch: int | None = None
-    ) -> InputContract:
+    def of(cls, kind: InputKind, colour: Literal["rgb", "bgr"], batch: int | None = None) -> InputContract:
         """`kind`, `colour` and `batch` as the export's --input, --input-colour and --static-batch name them."""
         if kind == "uint8":
             return cls(colour=colour, batch=batch)
-        return cls(dtype="float32", layout="NCHW", normalised_by="caller", colour=colour, batch=batch)
+        by: Literal["graph", "caller"] = "caller" if kind == "float" else "graph"
+        return cls(dtype="float32", layout="NCHW", normalised_by=by, colour=colour, batch=batch)
 
     def shape(self, size: Preprocessing) -> tuple[int, int, int]:
         """One image's shape: (H, W, 3) or (3, H, W)."""
@@ -73,12 +74,13 @@ class InputContract:
 
     def feed(self, crops: Crops, size: Preprocessing) -> npt.NDArray[Any]:
         """uint8 RGB crops [B, H, W, 3] -> the contiguous array that the graph takes."""
-        images = crops if self.dtype == "uint8" else size.normalise(crops)
-        if self.layout != ("NHWC" if self.dtype == "uint8" else "NCHW"):
+        as_they_are = self.dtype == "uint8" or self.normalised_by == "graph"
+        images = crops if as_they_are else size.normalise(crops)
+        if self.layout != ("NHWC" if as_they_are else "NCHW"):
             images = images.transpose(0, 3, 1, 2) if self.layout == "NCHW" else images.transpose(0, 2, 3, 1)
         if self.colour == "bgr":
             images = np.flip(images, self.layout.index("C"))
-        return np.ascontiguousarray(images)
+        return np.ascontiguousarray(images, self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

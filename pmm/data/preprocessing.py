@@ -104,6 +104,11 @@ class Preprocessing(Resize):
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         return (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
 
+    def scale_and_offset_from(self, other: Preprocessing) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Per channel [3]: what `other` normalised to x, this one normalises to x * scale - offset."""
+        mean, std, mean_before, std_before = (np.asarray(s) for s in (self.mean, self.std, other.mean, other.std))
+        return (std_before / std).astype(np.float32), ((mean - mean_before) / std).astype(np.float32)
+
     def describe(self) -> str:
         """In words, as `256x128, PIL's bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225`."""
         mean, std = (" ".join(f"{value:.6g}" for value in each) for each in (self.mean, self.std))

@@ -79,7 +79,7 @@ def export_onnx(
     manifest = Manifest(
         checkpoint_sha256=source.sha256,
         method=source.method,
-        preprocessing=source.preprocessing,
+        preprocessing=source.fed(options),
         input=source.input(options),
         embedding=source.embedding(options),
         precision=options.precision,
@@ -162,7 +162,7 @@ def _build(
     name: str,
 ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
     """The graph of `options`, and `Manifest.quantization` of it."""
-    size, contract, proto = source.preprocessing, source.input(options), source.graph(options)
+    size, contract, proto = source.fed(options), source.input(options), source.graph(options)
     if source.method == "adopted" and options.precision in ("fp16", "bf16"):
         try:
             proto, kept = half_with_fallback(proto, options.precision, parity_check, contract, size, name)
@@ -208,6 +208,7 @@ def _build(
             "method": "minmax",
         },
         f"kept_in_{options.int8_fallback}": kept,
+        "only_weights_in_8_bits": quantizer.only_weights(kept),
     }
 
 
@@ -263,6 +264,7 @@ def _has_options(manifest: Manifest, source: ExportSource, options: ExportOption
         manifest.precision == options.precision
         and (source.adopted is not None or manifest.opset == options.onnx_opset)
         and manifest.input == source.input(options)
+        and manifest.preprocessing == source.fed(options)
         and manifest.embedding == source.embedding(options)
         and (options.precision != "int8" or _same_quantization(manifest.quantization or {}, options))
     )

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pmm.artifacts.manifest import MAX_IMAGES, BatchProfile, BatchProfiles, HardwareCompatibility, InputContract
+from pmm.artifacts.manifest import (
+    MAX_IMAGES,
+    BatchProfile,
+    BatchProfiles,
+    HardwareCompatibility,
+    InputContract,
+    InputKind,
+)
+from pmm.data.preprocessing import Preprocessing
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.hardware import cuda_index
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Colours = tuple[float, float, float]
+MAX_OF_UNIT = 2
+"""No mean and no std of pixels in 0..1 is larger."""
 
 OPSET = {"fp32": 20, "fp16": 20, "bf16": 22, "int8": 20}
 OPSETS = (17, 22)
@@ -54,8 +65,14 @@ class ExportOptions:
     """For int8: number of crops to calibrate on."""
     int8_fallback: Literal["fp16", "fp32"] = "fp32"
     """For int8 on TensorRT: precision of the layers that are not in int8; the heads are always in fp32."""
-    input: Literal["uint8", "float"] = "uint8"
-    """Input: uint8 NHWC, normalised in the graph, or float32 NCHW, normalised by the caller as for the torch model."""
+    input: InputKind = "uint8"
+    """Input: uint8 NHWC, normalised in the graph; or float (float32 NCHW, normalised by the caller as for the torch
+    model); or float255 (float32 NCHW, pixels of 0 to 255, normalised in the graph)."""
+    input_mean: Annotated[Colours | None, Arg("R G B")] = None
+    """For --input float: mean that the caller normalises by, of pixels in 0..1 (default: the model's)."""
+    input_std: Annotated[Colours | None, Arg("R G B")] = None
+    """For --input float: standard deviation that the caller normalises by, of pixels in 0..1 (default: the
+    model's)."""
     input_colour: Literal["rgb", "bgr"] = "rgb"
     """Order of the input's colour channels."""
     normalize: bool = False
@@ -83,6 +100,7 @@ class ExportOptions:
         if self.int8_fallback == "fp16" and self.target == "cpu":
             problem = "--int8-fallback fp16 is for TensorRT, and --target is cpu: ONNX Runtime has no fp16 on CPUs"
             raise ConflictingOptions(problem, "--int8-fallback", "--target")
+        self._check_statistics()
         if self.static_batch is not None and not 1 <= self.static_batch <= MAX_IMAGES:
             raise InvalidValue("static_batch", self.static_batch, f"1 to {MAX_IMAGES}")
         if self.opset is not None and not OPSETS[0] <= self.opset <= OPSETS[1]:
@@ -92,6 +110,25 @@ class ExportOptions:
             flag, value = ("--int8-fallback", "fp16") if kind == "int8-fp16" else ("--precision", kind)
             problem = f"--opset is {self.opset}, and {flag} {value} needs at least {MIN_OPSET[kind]}"
             raise ConflictingOptions(problem, "--opset", flag)
+
+    def _check_statistics(self) -> None:
+        if (self.input_mean is None) != (self.input_std is None):
+            flags = ("--input-mean", "--input-std")
+            given, missing = flags if self.input_std is None else flags[::-1]
+            raise ConflictingOptions(f"{given} without {missing}", given, missing, expected="both or neither")
+        if self.input_mean is not None and self.input != "float":
+            problem = f"--input-mean is for --input float, and a graph of --input {self.input} normalises by itself"
+            raise ConflictingOptions(problem, "--input-mean", "--input")
+        for flag, values in (("--input-mean", self.input_mean), ("--input-std", self.input_std)):
+            if values and max(map(abs, values)) > MAX_OF_UNIT:
+                raise InvalidValue(flag, values, f"of pixels in 0..1, so at most {MAX_OF_UNIT}", hint="divide by 255")
+
+    def fed(self, size: Preprocessing) -> Preprocessing:
+        """How crops for the file are prepared, of a network that takes them as `size` says. Raises InvalidValue for
+        statistics that cannot be."""
+        if self.input_mean is None or self.input_std is None:
+            return size
+        return replace(size, mean=self.input_mean, std=self.input_std)
 
     @property
     def onnx_opset(self) -> int:
@@ -111,7 +148,7 @@ class ExportOptions:
         return "" if self.precision == "fp32" else f"-{self.precision}{target}{fallback}"
 
 
-OF_ADOPTED = ("input", "input_colour", "normalize", "flip_tta", "static_batch", "opset")
+OF_ADOPTED = ("input", "input_mean", "input_std", "input_colour", "normalize", "flip_tta", "static_batch", "opset")
 """The options that an adopted ONNX file has decided."""
 
 

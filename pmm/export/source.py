@@ -46,6 +46,10 @@ class ExportSource(ABC):
     def check(self, options: ExportOptions) -> None:
         """Raises ConflictingOptions or InvalidFile for options that cannot be of an export of this."""
 
+    def fed(self, options: ExportOptions) -> Preprocessing:
+        """How crops for the exported file are prepared."""
+        return options.fed(self.preprocessing)
+
     @abstractmethod
     def input(self, options: ExportOptions) -> InputContract:
         """What the exported file takes."""
@@ -117,7 +121,7 @@ class CheckpointSource(ExportSource):
     trained: TrainedModel
 
     def check(self, options: ExportOptions) -> None:
-        pass
+        self.fed(options)
 
     def input(self, options: ExportOptions) -> InputContract:
         return options.contract
@@ -134,7 +138,8 @@ class CheckpointSource(ExportSource):
 
         size, contract = self.preprocessing, options.contract
         precision = "fp32" if self.method == "adopted" else options.precision
-        graph = deployed_graph(self.trained.model, size, contract, self.embedding(options), precision)
+        embedding = self.embedding(options)
+        graph = deployed_graph(self.trained.model, size, contract, embedding, precision, self.fed(options))
         return to_onnx(graph, size, contract, options.onnx_opset)
 
     def versions(self) -> dict[str, str]:

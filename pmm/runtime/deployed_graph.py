@@ -11,7 +11,7 @@ from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.data.preprocessing import Preprocessing
 from pmm.models.output import InferenceModel, L2Normalize
 from pmm.models.registry import deployed
-from pmm.runtime.eager import Normalise
+from pmm.runtime.eager import ChannelScale, Normalise
 
 TRUNK_TYPES = {
     "fp32": torch.float32,
@@ -37,7 +37,9 @@ class DeployedGraph(nn.Module):
         input: InputContract,
         embedding: EmbeddingContract,
         precision: str,
+        fed: Preprocessing | None = None,
     ) -> None:
+        """`preprocessing` is the network's; `fed` (default: the same) is that by which a caller normalises."""
         super().__init__()
         images = torch.randn(
             1, 3, preprocessing.height, preprocessing.width, generator=torch.Generator().manual_seed(0)
@@ -45,9 +47,8 @@ class DeployedGraph(nn.Module):
         network.fold_batch_norms(images)
         if input.colour == "bgr":
             network.reverse_channels(images)
-            mean, std = preprocessing.mean[::-1], preprocessing.std[::-1]
-            preprocessing = dataclasses.replace(preprocessing, mean=mean, std=std)
-        self.normalise = Normalise(preprocessing) if input.normalised_by == "graph" else nn.Identity()
+            preprocessing, fed = (_reversed(each) for each in (preprocessing, fed or preprocessing))
+        self.normalise = _normalise(preprocessing, input, fed or preprocessing)
         network.cast(TRUNK_TYPES[precision])
         self.dtype = network.input_type
         self.trunk, self.tail, self.l2_normalize = network.trunk, network.tail, network.l2_normalize
@@ -68,8 +69,27 @@ class DeployedGraph(nn.Module):
         return self.returned(embeddings)
 
 
+def _reversed(size: Preprocessing) -> Preprocessing:
+    return dataclasses.replace(size, mean=size.mean[::-1], std=size.std[::-1])
+
+
+def _normalise(size: Preprocessing, input: InputContract, fed: Preprocessing) -> nn.Module:
+    """From what the caller feeds to what the network takes."""
+    if input.normalised_by == "graph":
+        return Normalise(size) if input.dtype == "uint8" else ChannelScale(*size.scale_and_offset())
+    if (size.mean, size.std) == (fed.mean, fed.std):
+        return nn.Identity()
+    return ChannelScale(*size.scale_and_offset_from(fed))
+
+
 def deployed_graph(
-    model: nn.Module, preprocessing: Preprocessing, input: InputContract, embedding: EmbeddingContract, precision: str
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    input: InputContract,
+    embedding: EmbeddingContract,
+    precision: str,
+    fed: Preprocessing | None = None,
 ) -> DeployedGraph:
-    """The module that `to_onnx` writes, of a copy of `model`. For int8 it is fp32: the file is quantised afterwards."""
-    return DeployedGraph(deployed(model), preprocessing, input, embedding, precision).eval()
+    """The module that `to_onnx` writes, of a copy of `model`. For int8 it is fp32: the file is quantised afterwards.
+    See `DeployedGraph`."""
+    return DeployedGraph(deployed(model), preprocessing, input, embedding, precision, fed).eval()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,21 +20,30 @@ from pmm.utils.errors import BackendUnavailable
 from pmm.utils.hardware import cuda_index, gpu_at
 
 
-class Normalise(nn.Module):
-    """`Preprocessing.normalise` in torch: uint8 RGB [B, H, W, 3] -> float32 [B, 3, H, W]."""
+class ChannelScale(nn.Module):
+    """Images float32 [B, 3, H, W] -> x * scale - offset, with one of each per channel [3]."""
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, scale: npt.NDArray[np.float32], offset: npt.NDArray[np.float32]) -> None:
         super().__init__()
-        scale, offset = preprocessing.scale_and_offset()
         self.register_buffer("scale", torch.from_numpy(scale).view(3, 1, 1))
         self.register_buffer("offset", torch.from_numpy(offset).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale - self.offset
+
+
+class Normalise(ChannelScale):
+    """`Preprocessing.normalise` in torch: uint8 RGB [B, H, W, 3] -> float32 [B, 3, H, W]."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__(*preprocessing.scale_and_offset())
+
+    def forward(self, images: Tensor) -> Tensor:
         # cast before the transpose: TensorRT transposes no uint8
-        return images.float().permute(0, 3, 1, 2) * self.scale - self.offset
+        return super().forward(images.float().permute(0, 3, 1, 2))
 
 
 class EagerRunner(TorchRunner):

@@ -76,21 +76,22 @@ def test_what_is_written_is_read(manifest):
 
 
 @given(
-    dtype=st.sampled_from(("uint8", "float32")),
+    kind=st.sampled_from((("uint8", "graph"), ("float32", "caller"), ("float32", "graph"))),
     layout=st.sampled_from(("NHWC", "NCHW")),
     colour=st.sampled_from(("rgb", "bgr")),
     images=st.integers(1, 3),
 )
-def test_each_pixel_stands_where_the_contract_has_it(dtype, layout, colour, images):
+def test_each_pixel_stands_where_the_contract_has_it(kind, layout, colour, images):
     size = Preprocessing(height=4, width=3, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     crops = np.random.default_rng(images).integers(0, 256, (images, 4, 3, 3), dtype=np.uint8)
-    contract = InputContract(dtype=dtype, layout=layout, colour=colour)
+    dtype, by = kind
+    contract = InputContract(dtype=dtype, layout=layout, colour=colour, normalised_by=by)
     fed = contract.feed(crops, size)
     assert (fed.dtype.name, fed.shape[1:], fed.flags.c_contiguous) == (dtype, contract.shape(size), True)
     for channel, (mean, std) in enumerate(zip(size.mean, size.std, strict=True)):
         at = 2 - channel if colour == "bgr" else channel
         plane = fed[..., at] if layout == "NHWC" else fed[:, at]
-        expected = crops[..., channel] if dtype == "uint8" else (crops[..., channel] / 255 - mean) / std
+        expected = crops[..., channel] if by == "graph" else (crops[..., channel] / 255 - mean) / std
         np.testing.assert_allclose(plane, expected, atol=1e-6)
 
 

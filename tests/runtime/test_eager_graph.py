@@ -13,7 +13,7 @@ from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.options import MIN_COSINE
+from pmm.export.options import MIN_COSINE, ExportOptions
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
 from pmm.runtime.torch_graph import GraphRunner, build_failed, main_type
@@ -253,3 +253,26 @@ def test_every_way_on_a_gpu(graph, crops, expected, precision, compiled, cuda_gr
         step.enqueue()
         step.wait()
         assert numeric_parity(expected[:8], step._embeddings.float().cpu().numpy()).min_cosine > MIN_COSINE[precision]
+
+
+@pytest.mark.parametrize("colour", ["rgb", "bgr"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"input": "float255"},
+        {"input": "float", "input_mean": (0.5, 0.4, 0.3), "input_std": (0.2, 0.3, 0.25)},
+    ],
+    ids=["float255", "other statistics"],
+)
+def test_crops_fed_in_other_ways_have_the_same_embeddings(trained, crops, expected, options, colour):
+    recipe = ExportOptions(input_colour=colour, **options)
+    model, config = restore_model(load(trained), trained)
+    size, contract, embedding = preprocessing_of(config), recipe.contract, EmbeddingContract(dim=384)
+    fed = recipe.fed(size)
+    graph = deployed_graph(model, size, contract, embedding, "fp32", fed)
+    images = torch.from_numpy(contract.feed(crops, fed))
+    assert images.dtype == torch.float32
+    if contract.normalised_by == "graph":
+        assert images.max() == crops.max()  # as they are
+    with torch.inference_mode():
+        assert numeric_parity(expected, graph(images).numpy()).min_cosine >= 0.9999999
