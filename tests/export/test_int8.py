@@ -25,6 +25,7 @@ from pmm.export.int8_layers import main_inputs, quantisable
 from pmm.export.onnx import _calibration_crops, describe, export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
+from pmm.export.precision import onnx_precision
 from pmm.models.registry import build_model
 from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph
@@ -268,6 +269,23 @@ def test_the_layer_that_costs_most_is_kept_in_fp32_and_named(brittle, target, tm
     assert artifact.manifest.parity["min_cosine"] >= artifact.manifest.parity["least_allowed"]
     assert 0.5 < artifact.manifest.precision_share["int8"] < blind.manifest.precision_share["int8"]
     assert f"kept in fp32: {', '.join(kept)}" in describe(artifact)
+
+
+@pytest.mark.parametrize("target", ["cpu", pytest.param("tensorrt", marks=pytest.mark.slow)])
+def test_what_a_layer_costs_is_measured_with_it_alone_in_8_bits(fp32, train_crops, monkeypatch, target):
+    quantizer, shares = Quantizer(fp32, target, np.array_split(train_crops[:16], 2), "images"), []
+    built = quantizer._built
+
+    def remember(excluded):
+        proto = built(excluded)
+        shares.append(onnx_precision(proto).share.get("int8", 0.0))
+        return proto
+
+    monkeypatch.setattr(quantizer, "_built", remember)
+    assert sorted(quantizer.by_cost([train_crops[:2]])) == sorted(quantizer.layers)
+    assert len(shares) == len(quantizer.layers)
+    assert all(shares)
+    assert sum(shares) == pytest.approx(onnx_precision(built([])).share["int8"])
 
 
 def test_a_graph_that_never_passes_is_refused(fp32, train_crops):
