@@ -45,7 +45,8 @@ class DataConfig:
 
     dataset: Annotated[str, Arg("NAME")] = SYNTHETIC
     """Data set: synthetic (drawn the first time), market1501, dukemtmc-reid, cuhk03-np-labeled, cuhk03-np-detected,
-    msmt17-v1, msmt17-v2, or folder (one folder of crops per identity)."""
+    msmt17-v1, msmt17-v2, or folder (one folder of crops per identity; folder:camera/identity for folders of cameras
+    above those; of identity, camera, date and any)."""
     root: Annotated[str, Arg("DIR")] = ""
     """Folder of the data set, or the folder that has it under its usual name (default: runs/people-IDS-SEED for
     synthetic identities)."""

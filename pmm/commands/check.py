@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pmm.data.check import check, lines
-from pmm.data.dataset_specs import DATASETS
+from pmm.data.dataset_specs import DATASETS, FOLDER_HELP
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.files import output_file, write_file
@@ -22,9 +22,7 @@ from pmm.utils.hardware import check_threads
 class CheckCommand:
     """`pmm check --dataset NAME --root DIR [--json FILE] [--strict] [--threads N]`"""
 
-    dataset: Annotated[
-        str, Arg("NAME", help=f"Data set: {', '.join(DATASETS)}; folder means one folder of crops per identity.")
-    ]
+    dataset: Annotated[str, Arg("NAME", help=f"Data set: {', '.join(DATASETS)}; {FOLDER_HELP}.")]
     root: Annotated[Path, Arg("DIR")]
     """Folder of the data set, or the folder that has it under its usual name."""
     json: Annotated[Path | None, Arg("FILE")] = None

@@ -40,8 +40,8 @@ class EvaluateCommand:
     artifact: Annotated[Path, Arg("ARTIFACT", positional=True)]
     """Checkpoint, ONNX file, AOTInductor package or engine."""
     dataset: Annotated[str, Arg("NAME", group="data")] = ""
-    """Data set: market1501, ..., or folder for one folder of crops per identity; pmm check --help lists them (default:
-    the one that the checkpoint was trained on)."""
+    """Data set: market1501, ..., folder for one folder of crops per identity, or folder:camera/identity and the like;
+    pmm check --help lists them (default: the one that the checkpoint was trained on)."""
     root: Annotated[str, Arg("DIR", group="data")] = ""
     """Folder of the data set (default: the one that the checkpoint was trained on)."""
     json: Annotated[Path | None, Arg("FILE")] = None

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pmm.config import SYNTHETIC
+from pmm.data.folder_layout import parse_layout
 from pmm.utils.errors import InvalidValue
 
 MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+FOLDER_HELP = (
+    "folder means one folder of crops per identity; folder:LAYOUT says what each folder is, from the outer to the "
+    "inner one: identity, camera, date or any, as folder:camera/identity (folder:identity/identity: people who are "
+    "numbered anew in each outer folder)"
+)
 MSMT17_LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
 
 
@@ -40,6 +47,8 @@ class DatasetSpec:
     lists: tuple[str, ...] = ()
     example: str = ""
     """A file name."""
+    levels: tuple[str, ...] = ()
+    """Of `folder` data sets: what the folders above the images are, see `pmm.data.folder_layout`; empty if not said."""
     aliases: tuple[str, ...] = ()
     published: Published | None = None
 
@@ -59,6 +68,8 @@ class DatasetSpec:
     @property
     def expected(self) -> str:
         """What `is_at` looks for, in words."""
+        if self.levels:
+            return f"{'/'.join(self.levels)}/IMAGE, directly or below train/, query/ and gallery/, or train/ and test/"
         if self.layout == "folder":
             return (
                 "train/, query/ and gallery/ with one folder of crops per identity in each (train/ may be missing), "
@@ -129,7 +140,11 @@ ALIASES: dict[str, str] = {alias: spec.name for spec in _SPECS for alias in spec
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """The data set with this name or alias. Raises InvalidValue for an unknown one."""
+    """The data set with this name or alias, or with folders as `folder:camera/identity` says. Raises InvalidValue for
+    an unknown one."""
+    base, colon, layout = name.partition(":")
+    if colon and base == "folder":
+        return dataclasses.replace(DATASETS[base], name=name, levels=parse_layout(layout, name=name))
     spec = DATASETS.get(ALIASES.get(name, name))
     if spec is None:
         raise InvalidValue("--dataset", name, choices=DATASETS)

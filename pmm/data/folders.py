@@ -1,15 +1,28 @@
-"""Custom data sets: one folder of crops per identity, the camera in the file names or unknown. Loads no torch."""
+"""Custom data sets: one folder of crops per identity, the camera in the names of files or folders, or unknown. Loads no
+torch."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from pmm.data.dataset_specs import MARKET_FOLDERS, DatasetSpec
-from pmm.data.samples import JUNK, UNKNOWN_CAMERA, Sample
+from pmm.data.folder_layout import (
+    ANY,
+    CAMERA,
+    IDENTITY,
+    Folders,
+    at_level,
+    check_plain,
+    fits,
+    numbered_cameras,
+)  # fmt: skip
+from pmm.data.samples import JUNK, JUNK_FOLDER, UNKNOWN_CAMERA, Sample
 from pmm.data.scan import Scan, is_folder, is_image_name, is_text, is_valid_file, skip
 from pmm.data.splits import GALLERY_CAMERA, QUERY_CAMERA, draw_queries, with_cameras
 from pmm.utils.errors import printable
@@ -20,19 +33,25 @@ PARTS = ("train", "query", "gallery", "test")
 RESERVED = {*PARTS, *MARKET_FOLDERS, "mask_train_v2", "mask_test_v2"}
 """Folders that are no identities, in any capitalisation: of another layout, of an incomplete one, or of several data
 sets below."""
-JUNK_FOLDER = "-1"
 NO_CAMERAS = (
     "no file name has a camera, so crops of the query's camera count as matches: figures are higher than across "
     "cameras and not comparable with published ones"
 )
 NO_TRAIN = "there is no train folder, so nothing to train on"
 DRAWN = "query and gallery are drawn from {}: the first crop of each {} is query"
+ONE_PART = "{} is one part of the data set in {}"
 SHARED = "train and test have the same identities and crops: figures say nothing about new identities"
+PART_BELOW = "part of a data set below an identity"
+MOST_LOOKED_AT = 1000
+"""Folders in which an image is looked for, to say what a root may be."""
+PLAIN = (IDENTITY, ANY)
+"""The levels where nothing else is said."""
 _CAMERA = re.compile(r"(?:^|_)(?:cam|c)(\d{1,9})(?!\d)", re.ASCII | re.IGNORECASE)
 
 
 class _FolderCrop(NamedTuple):
     path: Path
+    folders: Folders
     identity: str
 
 
@@ -59,40 +78,52 @@ def is_reserved(name: str) -> bool:
 
 
 def looks_like_folders(root: Path) -> bool:
-    """Whether an identity folder below `root` holds an image."""
+    """Whether a folder of a part of `root` holds an image, itself or somewhere below it."""
     for part in parts_in(root) or ():
-        with os.scandir(root / part) as entries:
-            for entry in entries:
-                if is_folder(entry) and any(is_image_name(name) for name in os.listdir(entry.path)):
-                    return True
+        places = (place for place in islice(os.walk(root / part), MOST_LOOKED_AT) if Path(place[0]) != root / part)
+        if any(is_image_name(name) for _, _, names in places for name in names):
+            return True
     return False
 
 
 def scan_folders(spec: DatasetSpec, root: Path) -> Scan:
-    """The crops below each identity folder, however deep, by identity and path.
+    """The crops by identity and path: below the folders that the spec's levels name, or below each first folder.
 
-    Identities are numbered from 1 in the order of their folders' names over all parts, but for junk, the folder `-1`.
-    Cameras keep the numbers of the names; if no name has one, train has the unknown camera and query and gallery have
-    two different ones.
+    Identities are numbered from 1 in the order of their names over all parts, but for junk, the folder `-1`. Cameras
+    keep the numbers of the names; if no name has one, train has the unknown camera and query and gallery have two
+    different ones. Raises InvalidFile, where no levels are named, for folders that seem to be no people's.
     """
     names = parts_in(root) or ()
     within = " in " + ", ".join(names) if names != (POOL,) else ""
-    scan = Scan(spec, root, f"one folder per identity{within}")
-    crops_of = {part: list(_crops(root / part, scan)) for part in names}
-    identities = sorted({crop.identity for crops in crops_of.values() for crop in crops} - {JUNK_FOLDER})
+    levels = spec.levels or PLAIN
+    layout = "one folder per identity" if levels == PLAIN else f"folders {'/'.join(levels)}"
+    scan = Scan(spec, root, layout + within)
+    crops_of = {part: list(_crops(root / part, levels, scan)) for part in names}
+    every = [crop for crops in crops_of.values() for crop in crops]
+    doubts = []
+    if not spec.levels and not any(problem.kind == PART_BELOW for problem in scan.problems):
+        for part, crops in crops_of.items():
+            if note := check_plain(root, root / part, [crop.folders for crop in crops]):
+                doubts.append(note)
+    identities = sorted({crop.identity for crop in every} - {JUNK_FOLDER})
     pids = {name: number for number, name in enumerate(identities, 1)} | {JUNK_FOLDER: JUNK}
-    cameras = _cameras([crop.path for crops in crops_of.values() for crop in crops], scan)
+    cameras = _cameras_of_folders(every, levels) if CAMERA in levels else _cameras([c.path for c in every], scan)
     samples = {
         part: tuple(Sample(crop.path, pids[crop.identity], cameras[crop.path]) for crop in crops)
         for part, crops in crops_of.items()
     }
-    for part, crops in samples.items():
-        if all(sample.pid == JUNK for sample in crops):
-            scan.add_problem("holds no usable image", "expected folders of crops, one per identity", root / part)
+    for part, found in samples.items():
+        if all(sample.pid == JUNK for sample in found):
+            scan.add_problem("holds no usable image", _expected(levels), root / part)
     scan.cameras_known = set(cameras.values()) != {UNKNOWN_CAMERA}
+    if names == (POOL,) and is_reserved((whole := root.resolve()).name):
+        with contextlib.suppress(OSError):  # of a folder above that may not be read
+            if whole.name in (parts_in(whole.parent) or ()):
+                scan.notes.append(ONE_PART.format(printable(root), printable(whole.parent)))
     _arrange(scan, samples)
     if not scan.cameras_known:
         scan.notes.append(NO_CAMERAS)
+    scan.notes += dict.fromkeys(doubts)
     return scan
 
 
@@ -126,27 +157,38 @@ def _cameras(paths: list[Path], scan: Scan) -> dict[Path, int]:
     return {path: UNKNOWN_CAMERA if camid is None else camid for path, camid in cameras.items()}
 
 
-def _crops(part: Path, scan: Scan) -> Iterator[_FolderCrop]:
-    """The images below each identity folder of `part`, in the order of identities and of paths."""
-    with os.scandir(part) as entries:
-        children = sorted(entries, key=lambda entry: entry.name)
-    for entry in children:
-        if not entry.name.startswith(".") and is_folder(entry):
-            if is_text(entry.name):
-                yield from (_FolderCrop(path, entry.name) for path in sorted(_below(Path(entry.path), scan)))
-            else:
-                scan.add_problem("a name that is no UTF-8", "rename the folder", Path(entry.path))
-        elif is_image_name(entry.name):
-            if is_valid_file(entry, scan):
-                scan.add_problem(
-                    "lies in no identity folder", "expected one folder of crops per identity", Path(entry.path)
-                )
+def _cameras_of_folders(crops: list[_FolderCrop], levels: Folders) -> dict[Path, int]:
+    names = [at_level(crop.folders, levels, CAMERA) for crop in crops]
+    numbers = numbered_cameras(names)
+    return {crop.path: numbers[name] for crop, name in zip(crops, names, strict=True)}
+
+
+def _crops(part: Path, levels: Folders, scan: Scan) -> Iterator[_FolderCrop]:
+    """The images below the folders of `part`, in the order of identities and of paths."""
+    found = []
+    for path in _below(part, len(levels) - (levels[-1] == ANY), scan, is_part=True):
+        folders = path.relative_to(part).parts[:-1]
+        if not folders:
+            scan.add_problem("lies in no identity folder", _expected(levels), path)
+        elif not fits(folders, levels):
+            scan.add_problem("not as deep as the layout", _expected(levels), path)
         else:
-            skip(Path(entry.path), scan)
+            found.append(_FolderCrop(path, folders, at_level(folders, levels, IDENTITY)))
+    yield from sorted(found, key=lambda crop: (crop.identity, crop.path))
 
 
-def _below(folder: Path, scan: Scan) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
+def _expected(levels: Folders) -> str:
+    return "expected one folder of crops per identity" if levels == PLAIN else f"expected {'/'.join(levels)}/IMAGE"
+
+
+def _below(folder: Path, named: int, scan: Scan, *, is_part: bool = False) -> Iterator[Path]:
+    """The images below a folder. Only `named` levels of folders may be links: others may lead in a circle."""
+    try:
+        listed = os.scandir(folder)
+    except OSError as error:
+        scan.add_problem("a folder that cannot be read", f"{error.strerror}; check its permissions", folder)
+        return
+    with listed as entries:
         for entry in entries:
             path = folder / entry.name
             if is_image_name(entry.name):
@@ -154,10 +196,12 @@ def _below(folder: Path, scan: Scan) -> Iterator[Path]:
                     yield path
             elif entry.name.startswith(".") or not is_folder(entry):
                 skip(path, scan)
-            elif is_reserved(entry.name):
+            elif not is_text(entry.name):
+                scan.add_problem("a name that is no UTF-8", "rename the folder", path)
+            elif is_reserved(entry.name) and not is_part:
                 detail = f"use --root {printable(folder)}, or rename it"
-                scan.add_problem("part of a data set below an identity", detail, path)
-            elif entry.is_symlink():  # it may lead in a circle
+                scan.add_problem(PART_BELOW, detail, path)
+            elif entry.is_symlink() and named <= 0:
                 scan.add_problem("a linked folder", "only the folder of an identity may be a link; copy it", path)
             else:
-                yield from _below(path, scan)
+                yield from _below(path, named - 1, scan)

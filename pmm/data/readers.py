@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 from pmm.data.dataset_specs import DatasetSpec, dataset_spec, names_at, names_for_folder
+from pmm.data.folder_layout import PARTS_OF_OTHERS
 from pmm.data.folders import PARTS, looks_like_folders, parts_in, scan_folders
 from pmm.data.market import scan_market
 from pmm.data.msmt17 import scan_msmt17
 from pmm.data.samples import ReidDataset
-from pmm.data.scan import Problem, Scan, is_folder
+from pmm.data.scan import Problem, Scan, is_folder, is_image_name
 from pmm.utils.errors import InvalidFile, printable
 
 DEFAULT_DATASET = "market1501"
@@ -94,9 +95,30 @@ def _advice(spec: DatasetSpec, root: Path, archives: list[str]) -> str:
         return f"rename {renamed}"
     if alike := names_at(root) or ["folder"] * (spec.layout != "folder" and looks_like_folders(root)):
         return f"it looks like --dataset {' or '.join(alike)}"
+    if spec.layout == "folder" and (advice := _advice_for_one_folder(root)):
+        return advice
     if missing := _missing(spec, root):
         return missing
     return f"unpack {archives[0]} and give the folder" if archives else ""
+
+
+def _advice_for_one_folder(root: Path) -> str:
+    """What to do about a `root` that holds images itself, as the folder of one identity or of a part does."""
+    above = root.resolve().parent
+    if not _holds_images(root):
+        return ""
+    if alike := names_at(above):
+        return f"it is a part of a data set: use --dataset {' or '.join(alike)} --root {printable(above)}"
+    if sum(map(_holds_images, _folders_in(above)[:MAX_CHILDREN])) > 1:
+        return f"if it is the folder of one identity, use --root {printable(above)}"
+    return "put the images of each identity into a folder of its own (pmm embed takes images of unknown people)"
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return any(map(is_image_name, os.listdir(folder)))
+    except OSError:
+        return False
 
 
 def _elsewhere(spec: DatasetSpec, root: Path) -> Path | None:
@@ -125,9 +147,16 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _capitalised(spec: DatasetSpec, root: Path) -> str:
-    """Which folders of `root` to rename, because they are those of the data set but for capital letters."""
+    """Which folders of `root` to rename, because they are those of the data set but for capital letters, or as others
+    name them."""
     folders = {path.name for path in _folders_in(root)}
-    pairs = [(name, to) for name in sorted(folders) for to in spec.folders or PARTS if name.casefold() == to != name]
+    usual = {} if spec.folders else PARTS_OF_OTHERS
+    pairs = [
+        (name, to)
+        for name in sorted(folders)
+        for to in spec.folders or PARTS
+        if to in (name.casefold(), usual.get(name.casefold())) and name != to
+    ]
     return ", ".join(f"{printable(root / name)} to {to}" for name, to in pairs if to not in folders)
 
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 JUNK = -1
 """Identity of a crop without a usable person; dropped when a data set is read."""
+JUNK_FOLDER = "-1"
+"""Its folder, where identities have folders."""
 DISTRACTOR = 0
 """Identity of the gallery's wrong matches for every query, in data sets with the layout of Market-1501."""
 UNKNOWN_CAMERA = -1

@@ -170,7 +170,8 @@ def _config_of(content: Any, path: Path) -> Config:
 
 def new_run(command: TrainCommand) -> Path:
     """A folder of its own under runs/, named after the preset, the data and the time."""
-    return RUNS / f"{command.config.preset}-{command.config.data.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    data = command.config.data.dataset.replace(":", "-").replace("/", "-")  # as folder:camera/identity
+    return RUNS / f"{command.config.preset}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def resume_command(command: TrainCommand, out: Path) -> str:

@@ -471,7 +471,8 @@ def test_one_pool_of_folders(tmp_path):
     assert ids(split.train) == [(1, 1), (1, 2), (1, 1), (2, 1)]  # by path, however deep
     assert ids(split.query) == [(1, 1), (1, 2), (2, 1)]
     assert [sample.path for sample in split.gallery] == [tmp_path / "ann/b/c1_2.jpg"]
-    assert split.notes == (folders.DRAWN.format("all crops", "identity and camera"), folders.SHARED)
+    deeper = "folders below those of identities say nothing, no camera either: in ann"
+    assert split.notes == (folders.DRAWN.format("all crops", "identity and camera"), folders.SHARED, deeper)
 
 
 def test_hidden_folders_are_nobody(tmp_path):
