@@ -20,6 +20,7 @@ from pmm.adoption.weights import load_weights
 from pmm.artifacts.adopted_file import Adopted, save_adopted
 from pmm.artifacts.checkpoint import versions
 from pmm.artifacts.trained_model import read_model
+from pmm.data.measure_crops import dataset_statistics
 from pmm.data.preprocessing import Interpolation
 from pmm.models.output import EmbeddingModel
 from pmm.utils.files import output_file
@@ -121,7 +122,14 @@ def write_adopted(
     source = {**source, "flags": typed_flags(images, options, ignore=ignore), "assumed": ", ".join(assumed)}
     save_adopted(
         out,
-        Adopted(model=network, preprocessing=size, dataset=options.dataset, root=options.root, source=dict(source)),
+        Adopted(
+            model=network,
+            preprocessing=size,
+            dataset=options.dataset,
+            root=options.root,
+            crop_statistics=dataset_statistics(options.dataset, options.root, size),
+            source=dict(source),
+        ),
         versions(),
     )
     metric = "cosine distances" if network.normalised else "euclidean distances (not of norm 1)"

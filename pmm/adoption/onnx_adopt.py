@@ -35,6 +35,7 @@ from pmm.adoption.typed_flags import typed_flags
 from pmm.artifacts.artifact import Artifact, new_artifact
 from pmm.artifacts.manifest import PRECISIONS, EmbeddingContract, InputContract, Manifest, OnnxOrigin
 from pmm.artifacts.onnx_file import embed_manifest
+from pmm.data.measure_crops import dataset_statistics
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.export.parity_check import ParityCheck
 from pmm.export.precision import GraphPrecision, onnx_precision
@@ -232,4 +233,5 @@ def _manifest(
         opset=foreign.opset,
         versions={"pmm": __version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         adopted=origin,
+        crop_statistics=dataset_statistics(origin.dataset, origin.root, size),
     )

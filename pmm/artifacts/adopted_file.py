@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pmm.data.crop_statistics import CropStatistics
 from pmm.data.preprocessing import Preprocessing
 from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.from_dict import from_dict
@@ -43,6 +44,8 @@ class Adopted:
     """Layout of the data set that it was trained on; empty if nobody said what it was."""
     root: str = ""
     """Folder of that data set."""
+    crop_statistics: CropStatistics | None = None
+    """Of its training crops, if they were at hand."""
     source: dict[str, str] = dataclasses.field(default_factory=dict)
     """Where it comes from: the factory, the weights and their SHA-256, the flags that were given, what was assumed."""
 
@@ -71,6 +74,8 @@ def save_adopted(path: Path, adopted: Adopted, versions: dict[str, str]) -> None
         "source": adopted.source,
         "versions": versions,
     }
+    if adopted.crop_statistics:
+        content["crop_statistics"] = dataclasses.asdict(adopted.crop_statistics)
     write_torch_file(path, content)
 
 
@@ -83,11 +88,20 @@ def restore_adopted(content: dict[str, Any], path: Path) -> Adopted:
     dataset, root = dataset_of_adopted(content, path)
     try:
         size = from_dict(Preprocessing, content["preprocessing"])
+        statistics = content.get("crop_statistics")
+        statistics = None if statistics is None else from_dict(CropStatistics, statistics)
         graph = graph_from_json(content["graph"], content["weights"])
         model = AdoptedNetwork(graph, (size.height, size.width), normalised=content["normalised"])
     except (UserError, ValueError) as error:
         raise InvalidFile(f"not a network of pmm adopt ({error})", path=path, hint=HINT) from error
-    return Adopted(model=model, preprocessing=size, dataset=dataset, root=root, source=content["source"])
+    return Adopted(
+        model=model,
+        preprocessing=size,
+        dataset=dataset,
+        root=root,
+        crop_statistics=statistics,
+        source=content["source"],
+    )
 
 
 def dataset_of_adopted(content: dict[str, Any], path: Path) -> tuple[str, str]:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pmm.artifacts.adopted_file import is_adopted_network
 from pmm.artifacts.known_checkpoints import describe, method_of
 from pmm.config import Config
+from pmm.data.crop_statistics import CropStatistics
 from pmm.utils.build_info import __version__, build_version
 from pmm.utils.errors import InvalidFile, UserError
+from pmm.utils.from_dict import from_dict
 from pmm.utils.hardware import installed_version
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ TYPES: dict[str, Any] = {
     "epoch": int,
     **dict.fromkeys(("optimizer", "scheduler", "scaler", "rng", "progress"), dict | None),
     "best": float,
+    "crop_statistics": dict | None,
     "versions": dict,
 }
 """Key -> what is there; what is within the weights and the versions is for `_wrong_type`."""
@@ -96,7 +99,7 @@ def checked(content: Any, path: str | Path) -> dict[str, Any]:
         raise InvalidFile(problem, path=path, expected=EXPECTED, hint=hint)
     if (form := content["format"]) != FORMAT:
         raise InvalidFile(f"its format is {form!r}", path=path, expected=f"{FORMAT!r}, which this version reads")
-    for key in ("progress", "ema"):  # which older files do not have
+    for key in ("progress", "ema", "crop_statistics"):  # which older files do not have
         content.setdefault(key, None)
     missing = [key for key in KEYS if key not in content]
     if missing:
@@ -113,6 +116,10 @@ def _wrong_type(content: dict[str, Any]) -> str:
     for key, type_ in TYPES.items():
         if not isinstance(content[key], type_):
             return f"its {key} is of type {type(content[key]).__name__}"
+    try:
+        statistics_of(content)
+    except (ValueError, UserError) as error:
+        return f"its crop_statistics are none ({error})"
     ema = content["ema"]
     tables = [("model", content["model"], Tensor), ("versions", content["versions"], str)]
     if ema is not None:
@@ -146,6 +153,12 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidM
             f"the weights do not fit the checkpoint's own configuration ({' '.join(lines)[:300]})", path=source
         ) from error
     return model.eval(), config
+
+
+def statistics_of(checkpoint: dict[str, Any]) -> CropStatistics | None:
+    """Of the training crops; None in files of earlier versions, and of other code."""
+    values = checkpoint["crop_statistics"]
+    return None if values is None else from_dict(CropStatistics, values)
 
 
 def for_deployment(state: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.artifacts.measured_thresholds import MeasuredThresholds
+from pmm.data.crop_statistics import CropStatistics
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue, UserError
 from pmm.utils.from_dict import from_dict
@@ -298,6 +299,8 @@ class Manifest:
     file in ONNX Runtime on a CPU, as there is no checkpoint."""
     thresholds: tuple[MeasuredThresholds, ...] = ()
     """Those that the bench measured (pmm bench --gallery), one per precision that the file ran in."""
+    crop_statistics: CropStatistics | None = None
+    """Of the crops that the network was trained on, where they were measured."""
     format: str = FORMAT
 
     def __post_init__(self) -> None:
@@ -353,8 +356,9 @@ class Manifest:
         """The same text for the same contract. Without thresholds it says nothing of them: earlier versions read
         it."""
         values = dataclasses.asdict(self)
-        if not self.thresholds:
-            del values["thresholds"]
+        for field in ("thresholds", "crop_statistics"):
+            if not values[field]:
+                del values[field]
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod

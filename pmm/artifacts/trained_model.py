@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmm.artifacts.adopted_file import dataset_of_adopted, is_adopted_network, restore_adopted
-from pmm.artifacts.checkpoint import EXPECTED, checked, restore_model
+from pmm.artifacts.checkpoint import EXPECTED, checked, restore_model, statistics_of
 from pmm.artifacts.dataset_location import DatasetLocation, resolve_data_root
 from pmm.config import Config
+from pmm.data.crop_statistics import CropStatistics
 from pmm.data.preprocessing import Preprocessing, preprocessing_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class TrainedModel:
     """Build of the kernels that it was trained with."""
     config: Config | None = None
     """Of its training; None of an adopted network."""
+    crop_statistics: CropStatistics | None = None
+    """Of its training crops, where they were measured."""
     source: dict[str, str] = field(default_factory=dict)
     """Where an adopted network comes from, as `pmm.artifacts.adopted_file.Adopted` has it."""
 
@@ -56,6 +59,7 @@ def read_model(path: str | Path) -> TrainedModel:
             data=_located(adopted.dataset, adopted.root, path),
             epoch=None,
             kernels="none, adopted",
+            crop_statistics=adopted.crop_statistics,
             source=adopted.source,
         )
     state = checked(content, path)
@@ -69,6 +73,7 @@ def read_model(path: str | Path) -> TrainedModel:
         epoch=state["epoch"],
         kernels=state["versions"].get("pmm kernels", "unknown"),
         config=config,
+        crop_statistics=statistics_of(state),
     )
 
 

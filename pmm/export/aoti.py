@@ -102,6 +102,7 @@ def export_aoti(
         opset=0,
         package=this_machine(target),
         versions={**versions(), "pmm kernels in training": trained.kernels},
+        crop_statistics=trained.crop_statistics,
     )
     with new_artifact(out, manifest) as draft:
         with tf32_allowed(precision == "tf32"):

@@ -90,6 +90,7 @@ def export_onnx(
         quantization=quantization,
         versions=_versions(source),
         adopted=source.adopted,
+        crop_statistics=source.crop_statistics,
     )
     with new_artifact(out, manifest) as draft:
         embed_manifest(proto, manifest)

@@ -11,6 +11,7 @@ from pmm.artifacts.dataset_location import DatasetLocation, resolve_data_root
 from pmm.artifacts.kinds import kind_of
 from pmm.artifacts.manifest import EmbeddingContract, InputContract, OnnxOrigin
 from pmm.artifacts.onnx_file import OnnxFile, read_onnx
+from pmm.data.crop_statistics import CropStatistics
 from pmm.data.preprocessing import Preprocessing
 from pmm.export.options import OF_ADOPTED, ExportOptions, VerifyOptions, flag_of
 from pmm.export.parity_check import ParityCheck
@@ -41,6 +42,8 @@ class ExportSource(ABC):
     """Its data set; empty where that is unknown."""
     adopted: OnnxOrigin | None = None
     """Of an adopted ONNX file."""
+    crop_statistics: CropStatistics | None = None
+    """Of its training crops, where they were measured."""
 
     @abstractmethod
     def check(self, options: ExportOptions) -> None:
@@ -91,6 +94,7 @@ def _checkpoint(path: Path) -> ExportSource:
         method=trained.method,
         preprocessing=trained.preprocessing,
         data=trained.data,
+        crop_statistics=trained.crop_statistics,
         trained=trained,
     )
 
@@ -110,6 +114,7 @@ def _adopted(path: Path) -> ExportSource:
         preprocessing=manifest.preprocessing,
         data=DatasetLocation(manifest.adopted.dataset, resolve_data_root(manifest.adopted.root, path)),
         adopted=manifest.adopted,
+        crop_statistics=manifest.crop_statistics,
         file=file,
     )
 

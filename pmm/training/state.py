@@ -16,6 +16,7 @@ from torch import nn
 
 from pmm.artifacts.checkpoint import FORMAT, versions
 from pmm.config import Config, RecipeConfig
+from pmm.data.crop_statistics import CropStatistics
 from pmm.models.backbone import with_sync_batch_norm
 from pmm.training.distributed import SINGLE, Processes
 from pmm.training.precision import describe_precision, with_resolved_amp
@@ -171,7 +172,13 @@ def _network(
     return network, no_sync
 
 
-def snapshot(state: TrainState, epoch: int, best: float, progress: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def snapshot(
+    state: TrainState,
+    epoch: int,
+    best: float,
+    progress: Mapping[str, Any] | None = None,
+    crop_statistics: CropStatistics | None = None,
+) -> dict[str, Any]:
     """A run after `epoch` epochs, the content of a checkpoint (`restore_training` is its inverse).
 
     `best` is the best mAP on the held-out identities so far; `progress` is `Meter.state` of an epoch that has begun.
@@ -191,6 +198,7 @@ def snapshot(state: TrainState, epoch: int, best: float, progress: Mapping[str, 
         "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
         "progress": dict(progress) if progress else None,
         "best": best,
+        "crop_statistics": dataclasses.asdict(crop_statistics) if crop_statistics else None,
         "versions": {**versions(), "precision": describe_precision(state.config, state.device)},
     }
 

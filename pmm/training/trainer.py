@@ -13,11 +13,15 @@ from typing import Any
 
 import torch
 
+from pmm.artifacts.checkpoint import statistics_of
 from pmm.artifacts.init_file import InitFile
 from pmm.artifacts.initial_weights import load_initial_weights
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
+from pmm.data.crop_statistics import CropStatistics
 from pmm.data.loader import train_batches
+from pmm.data.measure_crops import crop_statistics
+from pmm.data.preprocessing import preprocessing_of
 from pmm.data.samples import ReidDataset
 from pmm.models.registry import build_model
 from pmm.training.announce import Announcer
@@ -86,6 +90,8 @@ class Trainer:
         self.epochs_done, self.best = 0, -1.0
         self.progress: Mapping[str, Any] = {}
         """Of the epoch that was interrupted, `Meter.state` and more; see `_save_progress`."""
+        self.crop_statistics: CropStatistics | None = None
+        """Of the training crops; in the first process, which writes them."""
         self.announcer = Announcer(config, split, out, asked_amp)
         self.saver = Saver(out, options.save_minutes, device)
 
@@ -121,6 +127,7 @@ class Trainer:
         with explain_errors(self.out, self.processes.world):
             self._make_state()
         self.processes.run_on_all(self._write_config)
+        self.processes.run_on_all(self._measure_crops)
         self._save(self.saver.save_first)  # proves that there is room; from here on the run can be resumed
 
     def _resume(self) -> None:
@@ -134,6 +141,8 @@ class Trainer:
         self.epochs_done, self.progress = saved["epoch"], saved["progress"] or {}
         self.best = best_so_far(saved, self.out, self.config)
         self.origin = {key: saved["versions"][key] for key in ("init",) if key in saved["versions"]}
+        self.crop_statistics = statistics_of(saved)
+        self.processes.run_on_all(self._measure_crops)
         self.announcer.resume(Config.from_dict(saved["config"]).recipe, self.state)
         self.batches.skipped |= self.progress.get("skipped", {})
         self.announcer.reported |= set(self.batches.skipped)
@@ -193,6 +202,11 @@ class Trainer:
         if self.processes.main:
             sweep(self.out, ("last.pth", "best.pth", "config.json", METRICS))
             write_file(self.out / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
+
+    def _measure_crops(self) -> None:
+        if self.processes.main and not self.crop_statistics:
+            paths = [sample.path for sample in self.split.train]
+            self.crop_statistics = crop_statistics(paths, preprocessing_of(self.config))
 
     def _make_state(self) -> None:
         self.state = make_train_state(self.model, self.config, self.device, len(self.sampler), self.processes)
@@ -287,5 +301,5 @@ class Trainer:
 
     def _content(self) -> dict[str, Any]:
         progress = {"world": self.processes.world, **self.progress}
-        content = snapshot(self.state, self.epochs_done, self.best, progress)
+        content = snapshot(self.state, self.epochs_done, self.best, progress, self.crop_statistics)
         return {**content, "versions": {**content["versions"], **self.origin}}

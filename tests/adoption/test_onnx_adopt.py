@@ -16,6 +16,7 @@ from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.artifacts.origin import training_dataset
 from pmm.data.crops import load_crops
+from pmm.data.measure_crops import dataset_statistics
 from pmm.runtime.open import open_runner
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.files import sha256
@@ -154,6 +155,7 @@ def test_the_manifest_says_what_it_is_and_where_from(tmp_path, people):
         "euclidean",
     )
     assert file.manifest == manifest
+    assert manifest.crop_statistics == dataset_statistics("market1501", str(people), manifest.preprocessing)
     assert "foreign.onnx" in manifest.parity["against"]
     assert training_dataset(artifact.path) == ("market1501", str(people))
     assert all(fact in describe(artifact) for fact in ("float32 input", "[batch, 3, 16, 8]", "output [6]", "opset 11"))

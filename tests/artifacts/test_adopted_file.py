@@ -13,6 +13,7 @@ from torch import nn
 from pmm.adoption.adopt import adopt
 from pmm.artifacts.checkpoint import load
 from pmm.artifacts.trained_model import dataset_of, load_model, read_model
+from pmm.data.measure_crops import dataset_statistics
 from pmm.utils.errors import InvalidFile
 from tests.conftest import examples
 from tests.refusals import refuses
@@ -38,14 +39,25 @@ def test_what_deployment_needs_comes_back(file):
     assert trained.source["module"] == "Sequential"
     assert trained.data == dataset_of(file) == ("", "")
     assert load_model(file).embedding_dim == 8
+    assert trained.crop_statistics is None  # nobody said which crops
     with refuses(InvalidFile, "adopted", path=file):
         load(file)  # as training does
+
+
+def test_it_keeps_the_statistics_of_the_data_set_that_was_named(people, tmp_path):
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    adopt(module, tmp_path / "model.pth", height=32, width=16, dataset="market1501", root=str(people))
+    trained = read_model(tmp_path / "model.pth")
+    assert trained.crop_statistics == dataset_statistics("market1501", str(people), trained.preprocessing)
+    assert trained.crop_statistics.crops > 1
 
 
 @pytest.mark.parametrize(
     ("change", "fact"),
     [
         ({"graph": 3}, "graph"),
+        ({"crop_statistics": {"mean": [1, 2, 3]}}, "std"),
+        ({"crop_statistics": 3}, "table"),
         ({"graph": "{}"}, "not a network"),
         ({"weights": {"0.weight": 3}}, "weights"),
         ({"weights": {}}, "get_attr"),

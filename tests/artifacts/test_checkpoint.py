@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmm.artifacts.checkpoint import FORMAT, KEYS, checked, load, restore_model, save, versions
+from pmm.artifacts.checkpoint import FORMAT, KEYS, checked, load, restore_model, save, statistics_of, versions
 from pmm.artifacts.init_file import _from_checkpoint
 from pmm.artifacts.trained_model import load_model
 from pmm.artifacts.weights_file import leaves_of
+from pmm.config import Config
+from pmm.data.measure_crops import crop_statistics
+from pmm.data.preprocessing import preprocessing_of
+from pmm.training.data_setup import training_data
 from pmm.utils.build_info import build_version
 from pmm.utils.errors import InvalidFile
 from tests.refusals import refuses
@@ -22,6 +26,9 @@ def test_a_trained_checkpoint_holds_everything_and_rebuilds_itself(trained):
     assert state["config"]["model"]["num_classes"] == 9
     assert state["optimizer"] is None  # best.pth is for evaluation
     assert load(trained.with_name("last.pth"))["optimizer"]["state"]
+    config, split = training_data(Config.from_dict(state["config"]))
+    paths = [sample.path for sample in split.train]
+    assert statistics_of(state) == crop_statistics(paths, preprocessing_of(config))
     model = load_model(trained)
     assert not model.training
     with torch.inference_mode():
@@ -114,7 +121,7 @@ VALUES = (None, True, 3, 0.5, "text", torch.zeros(2), [1], {}, {"x": None}, {"x"
 PLACES = [
     *((key,) for key in KEYS), ("model", "stages.0.bn.weight"), ("model", "x"), ("model", 3), ("ema", "steps"),
     ("ema", "model"), ("ema", "model", "stages.0.bn.weight"), ("ema", "model", 3), ("config", "data"), ("config", 3),
-    ("versions", "pmm"), ("versions", 3),
+    ("versions", "pmm"), ("versions", 3), ("crop_statistics", "mean"), ("crop_statistics", "crops"),
 ]  # fmt: skip
 
 
@@ -133,6 +140,8 @@ def test_what_is_of_another_type_is_one_line_for_every_reader(sound, trained, pl
             assert init.config == restore_model(state, trained)[1]
             assert {type(version) for version in state["versions"].values()} <= {str}
             assert all(isinstance(state[key], kind) for key, kind in (("epoch", int), ("best", float)))
+            statistics = statistics_of(state)
+            assert statistics is None or statistics.crops > 0
             assert state["ema"] is None or type(state["ema"]["steps"] + 1) is int
 
 

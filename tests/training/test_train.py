@@ -148,13 +148,15 @@ def test_a_kill_between_the_files_loses_nothing(small_config, trained, tmp_path,
 def test_what_was_best_before_an_interruption_stays_the_best(trained, tmp_path, known_to):
     """Also what was written after last.pth by a run that was killed."""
     out = shutil.copytree(trained.parent, tmp_path / "run", copy_function=shutil.copyfile)
-    torch.save({**load(out / "last.pth"), "epoch": 1, "best": 0.0}, out / "last.pth")
+    measured = {"mean": [1.0, 2.0, 3.0], "std": [0.0, 0.0, 0.0], "crops": 9}
+    torch.save({**load(out / "last.pth"), "epoch": 1, "best": 0.0, "crop_statistics": measured}, out / "last.pth")
     torch.save({**load(out / "best.pth"), "epoch": 2}, out / "best.pth")
     torch.save({**load(out / known_to), "best": 2.0}, out / known_to)  # no later epoch is as good
     before = (out / "best.pth").read_bytes()
     train(load_config(out), out, RESUMED)
     assert load(out / "last.pth")["epoch"] == 2
     assert load(out / "last.pth")["best"] == 2.0
+    assert load(out / "last.pth")["crop_statistics"]["crops"] == 9
     assert (out / "best.pth").read_bytes() == before
 
 
