@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from pmm.gallery.search import search as search
     from pmm.runtime.base import Runner as Runner
     from pmm.runtime.open import open_runner as open_runner
+    from pmm.selftest.judge import SelftestVerdict as SelftestVerdict
+    from pmm.selftest.run import judge_embeddings as judge_embeddings
+    from pmm.selftest.run import run_selftest as run_selftest
     from pmm.utils.errors import BackendUnavailable as BackendUnavailable
     from pmm.utils.errors import CannotWrite as CannotWrite
     from pmm.utils.errors import ConflictingOptions as ConflictingOptions
@@ -69,6 +72,7 @@ _EXPORTS = {
     "RankingResult": "pmm.evaluation.metrics",
     "RowFilter": "pmm.gallery.filters",
     "Runner": "pmm.runtime.base",
+    "SelftestVerdict": "pmm.selftest.judge",
     "UserError": "pmm.utils.errors",
     "VerifyOptions": "pmm.export.options",
     "adopt": "pmm.adoption.adopt",
@@ -77,10 +81,12 @@ _EXPORTS = {
     "embed": "pmm.gallery.embed_folder",
     "evaluate_ranking": "pmm.evaluation.metrics",
     "export_onnx": "pmm.export.onnx",
+    "judge_embeddings": "pmm.selftest.run",
     "load_crops": "pmm.data.crops",
     "load_model": "pmm.artifacts.trained_model",
     "open_runner": "pmm.runtime.open",
     "ops": "pmm",
+    "run_selftest": "pmm.selftest.run",
     "search": "pmm.gallery.search",
 }
 """Name -> module that holds it."""

@@ -20,7 +20,7 @@ def folder(trained, exported, people, tmp_path_factory):
     """What the examples read: a checkpoint, its ONNX file, a folder of crops and a crop to look for."""
     home = tmp_path_factory.mktemp("api")
     shutil.copy(trained, home / "best.pth")
-    for ending in ("", ".json"):
+    for ending in ("", ".json", ".selftest.json", ".selftest.npz"):
         shutil.copy(f"{exported}{ending}", home / f"best.onnx{ending}")
     (home / "crops").mkdir()
     for file in sorted((people / "bounding_box_test").glob("*.jpg"))[:12]:

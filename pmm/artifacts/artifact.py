@@ -22,10 +22,20 @@ class Artifact:
     manifest: Manifest
 
 
+SELFTEST_SUFFIXES = (".selftest.json", ".selftest.npz")
+
+
 def manifest_path(artifact: Path) -> Path:
     """`model.onnx` -> `model.onnx.json`; of a link, beside the file it leads to."""
     target = artifact.resolve() if artifact.is_symlink() else artifact
     return target.with_name(target.name + ".json")
+
+
+def selftest_paths(artifact: Path) -> tuple[Path, Path]:
+    """`model.onnx` -> `model.onnx.selftest.json` and `model.onnx.selftest.npz`, beside its manifest."""
+    target = artifact.resolve() if artifact.is_symlink() else artifact
+    as_json, as_npz = (target.with_name(target.name + end) for end in SELFTEST_SUFFIXES)
+    return as_json, as_npz
 
 
 def read_manifest(artifact: Path, digest: str = "") -> Manifest | None:
@@ -86,6 +96,8 @@ class ArtifactDraft:
     path: Path
     out: Path
     manifest: Manifest
+    selftest: tuple[bytes, bytes] | None = None
+    """Content of its `selftest_paths`; None if there is none of this file."""
 
     @contextlib.contextmanager
     def openable(self) -> Iterator[None]:
@@ -111,11 +123,25 @@ class ArtifactDraft:
 def new_artifact(path: Path, manifest: Manifest) -> Iterator[ArtifactDraft]:
     """Yield a draft to write to `draft.path`; `draft.manifest` may still be changed.
 
-    On success the file and its manifest (with the file's hash) get their names one right after the other, else neither
-    does. Raises CannotWrite as `pmm.utils.files.replacing`.
+    On success the file, its manifest (with the file's hash) and its selftest get their names one right after the other,
+    else none does; a selftest of an earlier file is removed. Raises CannotWrite as `pmm.utils.files.replacing`.
     """
-    with replacing(manifest_path(path)) as temporary_manifest, replacing(path) as temporary:
+    with (
+        contextlib.ExitStack() as selftest,
+        replacing(manifest_path(path)) as temporary_manifest,
+        replacing(path) as temporary,
+    ):
         draft = ArtifactDraft(temporary, path, manifest)
         yield draft
         draft.manifest = draft._sealed()
         temporary_manifest.write_text(draft.manifest.to_json())
+        for place, content in zip(selftest_paths(path), draft.selftest or (), strict=False):
+            selftest.enter_context(replacing(place)).write_bytes(content)
+    if not draft.selftest:
+        remove_selftest(path)
+
+
+def remove_selftest(artifact: Path) -> None:
+    """Of a file that has taken the place of another."""
+    for place in selftest_paths(artifact):
+        place.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.precision import onnx_precision
 from pmm.export.reference import changed_meanwhile, in_memory
+from pmm.export.selftest import add_selftest
 from pmm.export.source import ExportSource, open_source
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import CannotWrite, InvalidFile, UserError
@@ -99,6 +101,8 @@ def export_onnx(
             draft.manifest = dataclasses.replace(
                 manifest, parity=_verify(parity_check, draft.path, proto, manifest, str(out))
             )
+        with OrtRunner(draft.path, warn=False) if manifest.precision != "bf16" else nullcontext() as runner:
+            add_selftest(draft, source.selftest_vectors(options), runner)
     return Artifact(out, draft.manifest)
 
 

@@ -16,6 +16,8 @@ from pmm.data.preprocessing import Preprocessing
 from pmm.export.options import OF_ADOPTED, ExportOptions, VerifyOptions, flag_of
 from pmm.export.parity_check import ParityCheck
 from pmm.export.reference import checkpoint_parity_check, onnx_parity_check
+from pmm.export.selftest import checkpoint_vectors, onnx_vectors
+from pmm.selftest.vectors import SelftestVectors
 from pmm.utils.build_info import __version__
 from pmm.utils.errors import ConflictingOptions, InvalidFile
 from pmm.utils.files import sha256
@@ -69,6 +71,10 @@ class ExportSource(ABC):
     def graph(self, options: ExportOptions) -> onnx.ModelProto:
         """The graph in the precision of `options`; in fp32 for int8 and, of adopted networks, for fp16 and bf16: those
         are made of it."""
+
+    @abstractmethod
+    def selftest_vectors(self, options: ExportOptions) -> SelftestVectors | None:
+        """The embeddings, right and wrong ones, that the selftest of the exported file compares with."""
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
@@ -147,6 +153,10 @@ class CheckpointSource(ExportSource):
         graph = deployed_graph(self.trained.model, size, contract, embedding, precision, self.fed(options))
         return to_onnx(graph, size, contract, options.onnx_opset)
 
+    def selftest_vectors(self, options: ExportOptions) -> SelftestVectors | None:
+        contracts = self.fed(options), self.input(options), self.embedding(options)
+        return checkpoint_vectors(self.trained, self.sha256, *contracts)
+
     def versions(self) -> dict[str, str]:
         import onnxscript
 
@@ -195,6 +205,9 @@ class AdoptedOnnxSource(ExportSource):
             raise
         del graph.metadata_props[:]  # with the manifest of the adopted file
         return graph
+
+    def selftest_vectors(self, options: ExportOptions) -> SelftestVectors | None:
+        return onnx_vectors(self.file)
 
     def versions(self) -> dict[str, str]:
         return {"pmm": __version__}

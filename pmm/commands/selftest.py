@@ -1,0 +1,101 @@
+"""Whether an exported file, and whoever runs it, give the right embeddings; if not, by which mistake.
+
+pmm selftest ARTIFACT [--backend NAME] [--device DEVICE]           run it here
+pmm selftest ARTIFACT --write-images DIR                           the crops, for programs that read files
+pmm selftest ARTIFACT --embeddings FILE [--precision PRECISION]    what another program made of them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pmm.runtime.open import BACKEND_HELP, check_backend
+from pmm.selftest.judge import SelftestVerdict
+from pmm.selftest.run import judge_embeddings, open_selftest, run_selftest, write_images
+from pmm.utils import command_line
+from pmm.utils.arguments import Arg
+from pmm.utils.errors import ConflictingOptions, printable
+from pmm.utils.hardware import check_threads, cuda_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelftestCommand:
+    """`pmm selftest ARTIFACT`"""
+
+    artifact: Annotated[Path, Arg("ARTIFACT", positional=True)]
+    """ONNX file, AOTInductor package or engine, its selftest beside it."""
+    embeddings: Annotated[Path | None, Arg("FILE")] = None
+    """Judge these instead of running the file: what a program made of the crops, a line of numbers for each in their
+    order (.csv), or an array (.npy)."""
+    precision: Literal["", "fp32", "tf32", "fp16", "bf16", "int8"] = ""
+    """Precision that the embeddings were, or are to be, computed in (default: that of the file)."""
+    write_images: Annotated[Path | None, Arg("DIR")] = None
+    """Write the crops to this new folder, as PNG files whose sorted names are their order, and run nothing."""
+    json: bool = False
+    """Print the verdict as JSON."""
+    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP)] = "auto"
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
+    threads: int = 0
+    """CPU threads of the backend (default: its own choice)."""
+
+    def __post_init__(self) -> None:
+        check_backend(self.backend)
+        check_threads(self.threads)
+        cuda_index(self.device)
+        other = "embeddings" if self.embeddings else "write_images" if self.write_images else ""
+        running = {"backend": "auto", "device": "auto", "threads": 0}
+        if other and (given := [name for name, default in running.items() if getattr(self, name) != default]):
+            problem = f"{other} runs nothing, so {', '.join(given)} would change nothing"
+            raise ConflictingOptions(problem, other, *given, hint="leave it out")
+        if self.write_images and (self.embeddings or self.precision or self.json):
+            rest = next(name for name in ("embeddings", "precision", "json") if getattr(self, name))
+            problem = f"write_images judges nothing, so {rest} would change nothing"
+            raise ConflictingOptions(problem, "write_images", rest, hint="leave it out")
+
+
+def main(prog: str) -> int:
+    """Entry point: 0 for right embeddings, 1 for others."""
+    command = command_line.parse(SelftestCommand, prog=prog, description=__doc__ or "")
+    if command.write_images:
+        paths = write_images(open_selftest(command.artifact), command.write_images)
+        print(printable(f"{command.write_images}: {', '.join(path.name for path in paths)}"))
+        return 0
+    if command.embeddings:
+        verdict = judge_embeddings(command.artifact, command.embeddings, precision=command.precision)
+    else:
+        verdict = run_selftest(
+            command.artifact,
+            command.backend,
+            device=command.device,
+            threads=command.threads,
+            precision=command.precision,
+        )
+    if command.json:
+        print(json.dumps(dataclasses.asdict(verdict), indent=2))
+    else:
+        print(printable(f"{command.artifact}: {describe_verdict(verdict)}"))
+        for line in verdict.advice:
+            print(printable(f"  {line}"))
+    return 0 if verdict.passed else 1
+
+
+def describe_verdict(verdict: SelftestVerdict) -> str:
+    """One line: whether it passed, by how much, and what that cannot tell."""
+    tolerance = verdict.tolerance
+    figures = (
+        f"worst cosine {verdict.min_cosine:.7f} ({tolerance.min_cosine:.7g} or more for {verdict.precision}), norms "
+        f"within {verdict.max_norm_error:.2%} ({tolerance.max_norm_error:.2%})"
+    )
+    if verdict.passed:
+        hidden = f"; in {verdict.precision} it would not show: {', '.join(verdict.undecidable)}"
+        return f"passed: {figures}{hidden if verdict.undecidable else ''}"
+    if not verdict.mistakes:
+        return f"FAILED: {figures}; no known mistake explains it"
+    found = " and ".join(verdict.mistakes)
+    others = f", or {', or '.join(verdict.or_one_of)}" if verdict.or_one_of else ""
+    return f"FAILED: {figures}; {'the mistake is' if verdict.exact else 'the nearest mistake is'} {found}{others}"
