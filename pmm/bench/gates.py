@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pmm.artifacts.manifest import PRECISIONS
 from pmm.bench.schema import GateFailure, Gates, Result
+from pmm.bench.too_few import queries_for_drop, queries_for_flips, say
 from pmm.export.options import MAX_NORM_ERROR, MIN_COSINE
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import InvalidValue, one_of
@@ -119,6 +120,22 @@ def failures(
                 yield from _failures_of(result, gates, queries)
 
 
+def map_fell(drop: float, most: float, interval: tuple[float, float] | None, queries: int) -> tuple[str, bool]:
+    """What is said of mAP that fell by `drop`, more than the allowed `most`, and whether it may be by chance.
+
+    `interval` is the difference's, 95 %.
+    """
+    needed = queries_for_drop(-drop, interval, queries)
+    return f"mAP fell by {100 * drop:.2f} points; at most {100 * most:g} is allowed{say(needed)}", needed is not None
+
+
+def rank1_flipped(flips: int, most: float, queries: int) -> tuple[str, bool]:
+    """As `map_fell`, of queries whose first gallery crop turned from right to wrong or back."""
+    needed = queries_for_flips(flips, queries, most)
+    share = f"{flips} of {queries} queries ({flips / queries:.2%})"
+    return f"rank-1 flipped for {share}; at most {most:.2%} is allowed{say(needed)}", needed is not None
+
+
 def _untimed(result: Result) -> Iterator[GateFailure]:
     for note in result.notes:
         if NOT_TIMED in note:
@@ -126,22 +143,22 @@ def _untimed(result: Result) -> Iterator[GateFailure]:
 
 
 def _failures_of(result: Result, gates: Gates, queries: int) -> Iterator[GateFailure]:
-    def failure(gate: str, said: str) -> GateFailure:
-        return GateFailure(result=result.name, gate=gate, said=said)
+    def failure(gate: str, said: str, *, undecided: bool = False) -> GateFailure:
+        return GateFailure(result=result.name, gate=gate, said=said, undecided=undecided)
 
     if (most := gates.max_map_drop) is not None:
         delta = result.map_delta
         if delta is None:
             yield failure("--max-map-drop", "its mAP could not be compared")
         elif -delta > most:
-            drop = f"mAP fell by {-100 * delta:.2f} points"
-            yield failure("--max-map-drop", f"{drop}; at most {100 * most:g} is allowed")
+            said, undecided = map_fell(-delta, most, result.map_delta_interval, queries)
+            yield failure("--max-map-drop", said, undecided=undecided)
     if (most := gates.max_rank1_flips) is not None:
         if result.rank1_lost is None or result.rank1_gained is None:
             yield failure("--max-rank1-flips", "its rank-1 flips were not counted")
         elif (flips := result.rank1_lost + result.rank1_gained) > most * queries:
-            share = f"{flips} of {queries} queries ({flips / queries:.2%})"
-            yield failure("--max-rank1-flips", f"rank-1 flipped for {share}; at most {most:.2%} is allowed")
+            said, undecided = rank1_flipped(flips, most, queries)
+            yield failure("--max-rank1-flips", said, undecided=undecided)
     least = gates.min_cosine.get(result.precision)
     if least is not None:
         kinds = {"the reference's": result.min_cosine, "the same crop's in another batch": result.batch_min_cosine}

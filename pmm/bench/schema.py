@@ -246,6 +246,8 @@ class GateFailure:
     """The flag, as --max-map-drop."""
     said: str
     """The figure and the bound, one line."""
+    undecided: bool = False
+    """The figure breaks the bound, but with so few queries it may be by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,14 @@
 import dataclasses
+import math
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pmm.bench.gates import GateFlags, failures
 from pmm.bench.schema import Gates, Result, Timing
+from pmm.bench.too_few import MOST, queries_for_drop, queries_for_flips
 from pmm.utils.errors import InvalidValue
 from tests.refusals import refuses
 
@@ -72,6 +77,48 @@ def test_each_gate_fails_alone(fields, gate, words):
     ((name, found, said),) = broken(change(**fields))
     assert (name, found) == ("ort-cpu fp32", gate)
     assert words in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "gate"),
+    [
+        (
+            {"map_delta": -0.007, "map_delta_interval": (-0.02, 0.006), "rank1_lost": 0, "rank1_gained": 0},
+            "--max-map-drop",
+        ),
+        ({"rank1_lost": 1, "rank1_gained": 0}, "--max-rank1-flips"),
+    ],
+)
+def test_what_a_few_queries_break_by_chance_is_undecided_and_still_no_pass(fields, gate):
+    few, many = (
+        list(failures([change(**fields)], gates(), reference="torch fp32", queries=queries, required=()))
+        for queries in (20, 400)
+    )
+    ((failure,),) = (few,)
+    assert (failure.gate, failure.undecided) == (gate, True)
+    assert "too few queries" in failure.said
+    assert re.search(r"about [\d,]+ would", failure.said)
+    assert [each.undecided for each in many] == ([True] if gate == "--max-map-drop" else [])
+    certain = change(map_delta=-0.007, map_delta_interval=(-0.009, -0.001), rank1_lost=12)
+    found = failures([certain], gates(), reference="torch fp32", queries=200, required=())
+    assert [each.undecided for each in found] == [False, False]
+
+
+@given(st.integers(20, 500), st.integers(1, 10), st.sampled_from([0.0, 0.01, 0.02, 0.1]))
+def test_as_many_queries_as_are_named_would_tell(queries, flips, allowed):
+    needed = queries_for_flips(flips, queries, allowed)
+    share = flips / queries
+    if share > allowed and needed is not None:
+        assert queries < needed
+        assert needed == MOST or queries_for_flips(math.ceil(share * needed), needed, allowed) is None
+
+
+def test_a_wider_interval_needs_more_queries():
+    assert queries_for_drop(-0.01, (-0.03, -0.001), 50) is None
+    assert queries_for_drop(-0.01, None, 50) is None
+    # half the width is 0.02, twice the drop: four times as many, and as many again for the rounding
+    assert queries_for_drop(-0.01, (-0.03, 0.01), 50) == 200
+    assert queries_for_drop(-0.01, (-0.05, 0.03), 50) == 800
 
 
 def test_the_least_cosine_goes_by_precision():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pmm.bench.chain_schema import ChainLink, ChainReport
+from pmm.bench.gates import map_fell, rank1_flipped
 from pmm.bench.schema import GateFailure, Gates
 
 GALLERY = "--gallery"
@@ -22,21 +23,22 @@ def chain_failures(chain: ChainReport, gates: Gates, *, queries: int) -> Iterato
     artifact = next((link for link in chain.links if link.kind == "artifact"), chain.links[0])
     for link in chain.links:
         cut = next((each for each in chain.path(link.name) if each.kind == "list"), None)
-        for gate, said in _failed(link, artifact, cut, gates, queries):
+        for gate, said, undecided in _failed(link, artifact, cut, gates, queries):
             if link.kind == "index" and link.knob and gate != GALLERY:
                 said = f"{said}; raise its {link.knob}"
-            yield GateFailure(result=link.name, gate=gate, said=said)
+            yield GateFailure(result=link.name, gate=gate, said=said, undecided=undecided)
 
 
 def _failed(
     link: ChainLink, artifact: ChainLink, cut: ChainLink | None, gates: Gates, queries: int
-) -> Iterator[tuple[str, str]]:
-    """`cut`: the exact list that the link's are held against, if it is one of few rows."""
+) -> Iterator[tuple[str, str, bool]]:
+    """Gates, what is said, and whether it may be by chance. `cut`: the exact list that the link's are held against, if
+    it is one of few rows."""
     for finding in link.findings:
-        yield GALLERY, finding
+        yield GALLERY, finding, False
     if link.status != "ok":
         if link.required or link.status == "failed":
-            yield GALLERY, f"{link.status}: {link.reason}; none of its figures could be measured"
+            yield GALLERY, f"{link.status}: {link.reason}; none of its figures could be measured", False
         return
     if link.kind not in ("stored", "index"):
         return
@@ -44,17 +46,17 @@ def _failed(
     if total is not None:
         most, drop = gates.max_map_drop, (of_cut.map_delta if of_cut else 0) - total.map_delta
         if most is not None and drop > most:
-            yield "--max-map-drop", f"mAP fell by {100 * drop:.2f} points; at most {100 * most:g} is allowed"
+            # of a list that ends, what of it is the index's has no interval
+            yield "--max-map-drop", *map_fell(drop, most, None if cut else total.map_delta_interval, queries)
         most, flips = gates.max_rank1_flips, total.rank1_lost + total.rank1_gained
         if most is not None and flips > most * queries:
-            share = f"{flips} of {queries} queries ({flips / queries:.2%})"
-            yield "--max-rank1-flips", f"rank-1 flipped for {share}; at most {most:.2%} is allowed"
+            yield "--max-rank1-flips", *rank1_flipped(flips, most, queries)
     before = cut or artifact  # both count only pairs that are listed
     most, start = gates.max_fmr_factor, before.fmr
     if most is not None and link.fmr is not None and start is not None and link.fmr > most * start:
         rate = f"the false match rate at the deployed threshold is {link.fmr:.2e}, not {start:.2e}"
-        yield "--max-fmr-factor", f"{rate}; at most {most:g} times as many are allowed"
+        yield "--max-fmr-factor", f"{rate}; at most {most:g} times as many are allowed", False
     most, start = gates.max_tpr_drop, before.tpr
     if most is not None and link.tpr is not None and start is not None and start - link.tpr > most:
         fell = f"the true-positive rate at the deployed threshold is {link.tpr:.1%}, not {start:.1%}"
-        yield "--max-tpr-drop", f"{fell}; a fall of at most {100 * most:g} points is allowed"
+        yield "--max-tpr-drop", f"{fell}; a fall of at most {100 * most:g} points is allowed", False

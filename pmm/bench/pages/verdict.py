@@ -38,8 +38,8 @@ SAME_SPEED = 1.05
 
 BACKENDS_RUN = "every backend that the command line names runs, and no backend fails"
 
-Status = Literal["failed", "passed", "not judged", "off"]
-STATUSES: tuple[Status, ...] = ("failed", "passed", "not judged", "off")
+Status = Literal["failed", "undecided", "passed", "not judged", "off"]
+STATUSES: tuple[Status, ...] = ("failed", "undecided", "passed", "not judged", "off")
 Tone = Literal["good", "mixed", "bad"]
 
 
@@ -60,7 +60,7 @@ class GateLine:
     flag: str
     requirement: str
     status: Status
-    """not judged: there is no result that it applies to."""
+    """undecided: all that break it may do so by chance; not judged: there is no result that it applies to."""
     failures: tuple[str, ...] = ()
     """One line each: the result and its figure."""
 
@@ -94,7 +94,7 @@ def verdict(report: BenchReport) -> Verdict:
         tone = "good" if best and all(map(ranks_alike, others)) else "mixed"
     return Verdict(
         headline=f"{one_line(headline)}.",
-        failing=" ".join(filter(None, [_failing(report, failing), _failing_links(broken)])),
+        failing=" ".join(filter(None, [_failing(report, failing), _failing_links(broken), _too_few(report)])),
         details=tuple(f"{one_line(sentence)}." for sentence in (*details, *_absent(report))),
         tone=tone,
         ships=best.name if best else None,
@@ -117,6 +117,9 @@ def _headline(report: BenchReport) -> tuple[str, Result | None, list[str]]:
     able = shipping(report)
     if not able:
         why = "fails a gate" if all(failed_gates(report, r) for r in others) else "ranks differently or fails a gate"
+        broken = [f for f in report.gates.failures if f.result in {r.name for r in others}]
+        if broken and all(f.undecided for f in broken):
+            why = "breaks a gate, perhaps by chance"
         each = f"the only other result {why}" if len(others) == 1 else f"each of the {len(others)} other results {why}"
         return f"Only {display_name(reference)} itself may ship: {each}", None, _groups(others)
     best = able[0]
@@ -135,6 +138,13 @@ def _failing_links(names: list[str]) -> str:
     if not names:
         return ""
     return f"On the way to the index, {', '.join(map(one_line, names))} fail{'s' * (len(names) == 1)} a gate."
+
+
+def _too_few(report: BenchReport) -> str:
+    """What there are too few queries for, as a sentence."""
+    names = dict.fromkeys(one_line(f.result) for f in report.gates.failures if f.undecided)
+    queries = count(report.dataset.queries)
+    return f"{queries} queries are too few to judge {', '.join(names)}: judge on a larger set." if names else ""
 
 
 def _accuracy(result: Result, reference: Result) -> str:
@@ -276,10 +286,13 @@ def _gate_lines(report: BenchReport) -> list[GateLine]:
     judged = any(result is not reference_of(report) for result in completed(report))
     lines = []
     for flag, requirement in required.items():
-        failures = tuple(f"{one_line(f.result)}: {one_line(f.said)}" for f in report.gates.failures if f.gate == flag)
+        found = [f for f in report.gates.failures if f.gate == flag]
+        failures = tuple(f"{one_line(f.result)}: {one_line(f.said)}" for f in found)
         status: Status = "passed" if judged else "not judged"
-        if failures or requirement is None:
-            status = "failed" if failures else "off"
+        if found:
+            status = "undecided" if all(f.undecided for f in found) else "failed"
+        elif requirement is None:
+            status = "off"
         lines.append(GateLine(flag=flag, requirement=requirement or "", status=status, failures=failures))
     return sorted(lines, key=lambda gate: STATUSES.index(gate.status))
 

@@ -29,6 +29,7 @@ from tests.bench.pages.sample_reports import (
     adopted,
     cpu_machine,
     crashed,
+    dropped,
     gpu_machine,
     hostile,
     int8_lost,
@@ -464,3 +465,13 @@ def test_no_two_results_look_alike_in_a_plot() -> None:
     results = [r for r in gpu_machine().results if r.batches] + [ran("torch fp32", device="cpu")]
     styles = styles_of([*results, ran("ort-cpu fp32 a.onnx"), ran("ort-cpu fp32 b.onnx")])
     assert len(styles) == len(set(styles.values())) == 22
+
+
+def test_too_few_queries_are_said_where_a_gate_may_break_by_chance():
+    failure = dataclasses.replace(dropped(ORT), undecided=True)
+    said = verdict(report_of(TORCH, ORT, gates=dataclasses.replace(GATES, failures=(failure,))))
+    assert "300 queries are too few to judge ort-cpu fp32" in said.failing
+    assert "perhaps by chance" in said.headline
+    assert [gate.flag for gate in said.gates if gate.status == "undecided"] == ["--max-map-drop"]
+    certain = verdict(report_of(TORCH, ORT, gates=dataclasses.replace(GATES, failures=(dropped(ORT),))))
+    assert "too few" not in certain.failing

@@ -1,0 +1,48 @@
+"""Bounds that a few queries break by chance: how many would tell."""
+
+from __future__ import annotations
+
+import math
+
+CHANCE = 0.05
+"""Of so many flips, or more, where no more than the allowed share flip in the long run."""
+MOST = 10_000_000
+"""Queries beyond which no number is named."""
+
+
+def queries_for_drop(delta: float, interval: tuple[float, float] | None, queries: int) -> int | None:
+    """How many queries would tell a fall of mAP, `delta` below 0, from none, if it stays as large.
+
+    None if `queries` do: its 95 % interval lies below 0, or is unknown.
+
+    The interval's width goes with 1 / sqrt(queries).
+    """
+    if interval is None or interval[1] < 0:
+        return None
+    return _at_most(queries * ((interval[1] - delta) / -delta) ** 2)
+
+
+def queries_for_flips(flips: int, queries: int, allowed: float) -> int | None:
+    """How many queries would tell that more than the share `allowed` of them flip, if as many do as `flips` of
+    `queries`; None if these tell (binomial test, one-sided, at `CHANCE`)."""
+    from scipy.special import bdtrc  # the chance of more than k of n; scipy.stats takes a second to load
+
+    many, share = float(queries), flips / queries
+    while many < MOST and bdtrc(math.floor(share * many + 1e-9) - 1, math.floor(many), allowed) >= CHANCE:
+        many *= 1.1
+    return None if many == queries else _at_most(many)
+
+
+def say(needed: int | None) -> str:
+    """The end of a sentence on a broken bound; empty if it is broken for certain."""
+    if needed is None:
+        return ""
+    return f": too few queries to tell it from chance; {f'about {needed:,}' if needed < MOST else 'far more'} would"
+
+
+def _at_most(number: float) -> int:
+    """Rounded up to two digits."""
+    if number >= MOST:
+        return MOST
+    digits = 10 ** max(0, math.floor(math.log10(number)) - 1)
+    return math.ceil(number / digits) * digits
