@@ -23,7 +23,7 @@ help:
 	@echo "make lint       ruff, mypy and the walls between the packages (import-linter)"
 	@echo "make setup      the environment alone ($(VENV)/)"
 	@echo "make clients    other environments, for make test-full ($(CLIENTS)/): without us, without torch, the lowest"
-	@echo "                versions, other toolkits, other engines, real pedestrians"
+	@echo "                versions, other toolkits, other engines, other readers of ONNX files, real pedestrians"
 	@echo "make clean      remove build products and caches (keeps $(VENV)/ and runs/)"
 
 setup: $(VENV)/.installed
@@ -62,13 +62,16 @@ test: setup
 test-slow: setup
 	$(PYTEST) -m "(slow or hypothesis) and not full" --hypothesis-profile slow --timeout 900
 
-test-full: setup clients
+# A client that cannot be made stops no other: the tests that need it fail and name it.
+test-full: setup
+	-@$(MAKE) --no-print-directory --keep-going clients
 	PMM_CLIENTS=$(CLIENTS) $(PYTEST) -m "full or hypothesis" --hypothesis-profile full --timeout 2400
 
 mutants: setup
 	$(PYTHON) -m tests.mutants
 
-clients: $(addprefix $(CLIENTS)/,plain/.installed serving/.installed lowest/.installed foreign/.installed engines/.installed video/vtest.avi)
+READERS := opencv-cpp opencv410 opencv5 node polygraphy boxmot
+clients: $(addprefix $(CLIENTS)/,$(addsuffix /.installed,plain serving lowest foreign engines $(READERS)) video/vtest.avi)
 
 # Neither torch nor this package: what a service has that only runs our ONNX files.
 $(CLIENTS)/plain/.installed: constraints.txt
@@ -104,6 +107,43 @@ $(CLIENTS)/engines/.installed: $(VENV)/.installed constraints.txt
 	$(PYTHON) -m venv --clear $(CLIENTS)/engines
 	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(CLIENTS)/engines/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
 	$(CLIENTS)/engines/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt faiss-cpu pymilvus milvus-lite pyarrow
+	@touch $@
+
+# Readers of our ONNX files. OpenCV's C++ is Debian's own, unpacked: what apt would install (it says so without root)
+# comes beside the system, all libraries in one folder.
+OPENCV_CPP = apt-get install --simulate --no-install-recommends libopencv-dnn-dev libopencv-imgcodecs-dev >plan && \
+	sed -n 's/^Inst \([^ ]*\) (.*/\1/p' plan | xargs -r apt-get download -qq
+$(CLIENTS)/opencv-cpp/.installed:
+	@rm -rf $(@D) && mkdir -p $(@D)
+	cd $(@D) && { $(OPENCV_CPP) || { apt-get update && $(OPENCV_CPP); }; }
+	@cd $(@D) && find . -name '*.deb' -exec dpkg-deb -x {} . \; -delete && rm -rf etc var usr/share && find . -name '*.a' -delete
+	@cd $(@D) && mkdir -p lib usr && find usr -name '*.so*' -exec ln -sfr -t lib {} +
+	@touch $@
+
+$(CLIENTS)/opencv410/.installed: OPENCV := 4.10.0.84
+$(CLIENTS)/opencv5/.installed: OPENCV := 5.0.0.93
+$(CLIENTS)/opencv410/.installed $(CLIENTS)/opencv5/.installed: constraints.txt
+	python3 -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt numpy pillow
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps opencv-python-headless==$(OPENCV)
+	@touch $@
+
+# Without scripts: onnxruntime-node's would download CUDA's libraries. Those of other systems are five sixths of it.
+$(CLIENTS)/node/.installed:
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(@D) onnxruntime-node@1.30.0 sharp@0.35.5
+	@rm -rf $(addprefix $(@D)/node_modules/onnxruntime-node/bin/napi-v6/,darwin win32)
+	@touch $@
+
+$(CLIENTS)/polygraphy/.installed: constraints.txt
+	python3 -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt polygraphy==0.53.6 onnx-graphsurgeon==0.6.1 onnx onnxruntime sympy
+	@touch $@
+
+# Beside our own environment, which has all else that BoxMOT imports to embed; it installs another ONNX Runtime itself.
+$(CLIENTS)/boxmot/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv --clear $(@D)
+	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps boxmot==25.0.0 onnxruntime==1.24.3
 	@touch $@
 
 # Real pedestrians, seen by one camera (Debian's opencv-doc, Apache-2.0).
