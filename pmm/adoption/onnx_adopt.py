@@ -34,11 +34,12 @@ from pmm.adoption.probes import (
 from pmm.adoption.typed_flags import typed_flags
 from pmm.artifacts.artifact import Artifact, new_artifact
 from pmm.artifacts.manifest import PRECISIONS, EmbeddingContract, InputContract, Manifest, OnnxOrigin
-from pmm.artifacts.onnx_file import embed_manifest
+from pmm.artifacts.onnx_file import embed_manifest, read_onnx
 from pmm.data.measure_crops import dataset_statistics
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.export.parity_check import ParityCheck
 from pmm.export.precision import GraphPrecision, onnx_precision
+from pmm.export.selftest import add_selftest, onnx_vectors
 from pmm.runtime.base import Embeddings, run_in_batches
 from pmm.runtime.ort import OrtRunner
 from pmm.runtime.ort_session import open_session
@@ -128,6 +129,7 @@ def adopt_onnx(
             # casts are merged, and rounding with them: a half-precision graph with one more is not the same to the bit
             strict = "fp16" if manifest.precision_share.keys() & {"fp16", "bf16"} else "fp32"
             parity = check.check(runner, strict, str(out), runner.info.provider)
+            add_selftest(draft, onnx_vectors(read_onnx(draft.path)), runner)
         draft.manifest = dataclasses.replace(manifest, parity=parity)
     return Artifact(out, draft.manifest)
 

@@ -19,6 +19,7 @@ from pmm.artifacts.native_file import read_native
 from pmm.export.options import Precision, VerifyOptions
 from pmm.export.precision import GraphPrecision, tally
 from pmm.export.reference import changed_meanwhile, checkpoint_parity_check
+from pmm.export.selftest import add_selftest, checkpoint_vectors
 from pmm.utils.errors import InvalidFile, InvalidValue
 from pmm.utils.files import output_file, sha256
 
@@ -113,6 +114,8 @@ def export_aoti(
             if parity_check:
                 parity = parity_check.check(runner, precision, str(out), runner.info.provider)
                 draft.manifest = dataclasses.replace(manifest, parity=parity)
+            vectors = checkpoint_vectors(trained, digest, size, manifest.input, embedding)
+            add_selftest(draft, vectors, runner)
     return Artifact(out, draft.manifest)
 
 

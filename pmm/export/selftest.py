@@ -10,9 +10,11 @@ from pmm.artifacts.artifact import ArtifactDraft
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import OnnxFile
 from pmm.artifacts.trained_model import TrainedModel
+from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Preprocessing
 from pmm.export.options import MAX_NORM_ERROR, MIN_COSINE
 from pmm.runtime.base import Embeddings, Runner
+from pmm.runtime.trt_variant import TF32_ON
 from pmm.selftest.judge import cosines, norm_errors
 from pmm.selftest.reference import checkpoint_reference, onnx_reference, selftest_vectors
 from pmm.selftest.vectors import MeasuredDifference, Selftest, SelftestVectors, Tolerance, read_selftest, selftest_files
@@ -60,10 +62,13 @@ def onnx_vectors(file: OnnxFile) -> SelftestVectors | None:
 def add_selftest(draft: ArtifactDraft, vectors: SelftestVectors | None, runner: Runner | None = None) -> None:
     """Give `draft`, which is written, the selftest of `vectors`; with what its `runner` makes of the crops, if it runs
     here."""
-    if vectors is None:
+    if vectors is None or not np.isfinite(vectors.expected).all():
         return
     precision = draft.manifest.precision
-    measured = _measured(vectors, runner(vectors.images), runner.info.provider) if runner else None
+    engine, crops = draft.manifest.engine, load_crops(vectors.images, draft.manifest.preprocessing)
+    if precision == "fp32" and engine and TF32_ON in engine.flags:
+        precision = "tf32"
+    measured = _measured(vectors.expected, runner(crops), runner.info.provider) if runner else None
     selftest = Selftest(
         vectors=vectors,
         artifact_sha256=sha256(draft.path),
@@ -89,10 +94,12 @@ def tolerances(precision: str, measured: MeasuredDifference | None) -> dict[str,
     return found
 
 
-def _measured(vectors: SelftestVectors, embeddings: Embeddings, ran_on: str) -> MeasuredDifference:
-    given, expected = np.asarray(embeddings, np.float64), vectors.expected.astype(np.float64)
+def _measured(expected: Embeddings, embeddings: Embeddings, ran_on: str) -> MeasuredDifference | None:
+    given, right = np.asarray(embeddings, np.float64), np.asarray(expected, np.float64)
+    if not np.isfinite(given).all():
+        return None
     return MeasuredDifference(
-        min_cosine=float(cosines(given, expected).min()),
-        max_norm_error=float(norm_errors(given, expected).max()),
+        min_cosine=float(cosines(given, right).min()),
+        max_norm_error=float(norm_errors(given, right).max()),
         ran_on=ran_on,
     )

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pmm.artifacts.artifact import Artifact, manifest_path
+from pmm.artifacts.artifact import SELFTEST_SUFFIXES, Artifact, manifest_path, selftest_paths
 from pmm.artifacts.kinds import KIND_NAMES, kind_of
 from pmm.artifacts.manifest import EngineContract, Manifest
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.triton_config import Serving, model_config
+from pmm.selftest.vectors import read_selftest, selftest_files
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.files import cannot_write, make_folder
 
@@ -29,7 +30,8 @@ CONFIG, VERSION = "config.pbtxt", "1"
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 SUFFIXES = {"onnxruntime": "-onnx", "tensorrt": "-trt"}
 # All files of a model folder that was written here; a folder with others is not replaced.
-MODEL_FILES = {CONFIG, VERSION} | {f"{VERSION}/{file}{end}" for file in FILES.values() for end in ("", ".json")}
+ENDS = ("", ".json", *SELFTEST_SUFFIXES)
+MODEL_FILES = {CONFIG, VERSION} | {f"{VERSION}/{file}{end}" for file in FILES.values() for end in ENDS}
 ONNX_MOST = 64
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -48,6 +50,8 @@ class TritonModel:
     """Largest batch."""
     config: str
     """Text of config.pbtxt."""
+    selftest: tuple[bytes, bytes] | None = None
+    """Content of the two files beside `source`; None without them."""
 
     def describe(self, folder: Path) -> str:
         """One line: folder, backend, max batch, input, output."""
@@ -108,7 +112,8 @@ def write_model_repository(
         except InvalidFile as error:
             error.path = path
             raise
-        models.append(TritonModel(path, model_name, backend, content, manifest, most, config))
+        selftest = _selftest(path, manifest.sha256)
+        models.append(TritonModel(path, model_name, backend, content, manifest, most, config, selftest))
     for model in models:
         _check_place(repository / model.name, overwrite)
     make_folder(repository)
@@ -143,6 +148,14 @@ def _open(path: Path) -> tuple[str, bytes, Manifest]:
             hint = f"build it again with --batch {before} --batch {before.most + 1} {after.best} {after.most}"
             raise InvalidFile(problem, path=path, hint=hint)
     return "tensorrt", engine.content, engine.manifest
+
+
+def _selftest(path: Path, digest: str) -> tuple[bytes, bytes] | None:
+    """Of the file at `path`, if the selftest beside it is whole, and of that file."""
+    try:
+        return selftest_files(read_selftest(path, digest))
+    except InvalidFile:
+        return None
 
 
 def _largest_batch(path: Path, manifest: Manifest, limit: int | None) -> int:
@@ -205,6 +218,8 @@ def _write(model: TritonModel, repository: Path, shown: Path) -> Artifact:
         file.parent.mkdir(parents=True)
         _put(file, model.content)
         _put(manifest_path(file), model.manifest.to_json().encode())
+        for place, content in zip(selftest_paths(file), model.selftest or (), strict=False):
+            _put(place, content)
         _put(new / CONFIG, model.config.encode())
         _swap(new, target, old)
     except OSError as error:

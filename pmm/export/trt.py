@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pmm.artifacts.artifact import Artifact, manifest_path, new_artifact
+from pmm.artifacts.artifact import Artifact, ArtifactDraft, manifest_path, new_artifact, remove_selftest
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, require_kind
 from pmm.artifacts.manifest import BatchProfiles, EngineContract, Manifest
 from pmm.artifacts.onnx_file import ADOPT, OnnxFile, read_onnx
@@ -25,8 +25,10 @@ from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, chec
 from pmm.export.parity_check import ParityCheck
 from pmm.export.precision import GraphPrecision
 from pmm.export.reference import engine_parity_check
+from pmm.export.selftest import add_selftest, onnx_vectors
 from pmm.runtime.driver import current_gpu
 from pmm.runtime.trt_variant import FLAVORS, TF32_ON, gpu_for, gpu_here, library_name, load_flavor, this_platform
+from pmm.selftest.vectors import SelftestVectors
 from pmm.utils.errors import BackendUnavailable, InvalidFile, MissingLibrary
 from pmm.utils.files import output_file, write_file
 from pmm.utils.hardware import RTX_CAPABILITIES, Gpu, cuda_index, driver_version
@@ -153,9 +155,12 @@ def engine_from_onnx(
         manifest = _manifest(source, file, build, flavor, str(trt.__version__), options, gpu)
         with new_artifact(out, manifest) as draft:
             draft.path.write_bytes(build.engine)
+            vectors = onnx_vectors(file)
             if gpu_for(flavor, options.device):
                 with draft.openable():
-                    draft.manifest = _prove(draft.path, manifest, parity_check, str(out), options.device, log.write)
+                    _prove(draft, vectors, parity_check, options.device, log.write)
+            else:
+                add_selftest(draft, vectors)
     return Artifact(out, draft.manifest)
 
 
@@ -170,6 +175,7 @@ def build_foreign_engine(file: OnnxFile, out: Path, options: EngineOptions) -> t
         build = build_network(trt, flavor, file, options, log, gpu=gpu)
     write_file(out, build.engine)
     manifest_path(out).unlink(missing_ok=True)  # of an earlier engine
+    remove_selftest(out)
     return f"{flavor} {trt.__version__}", build.precision
 
 
@@ -224,17 +230,17 @@ def _sizes(batch: BatchProfiles) -> str:
 
 
 def _prove(
-    path: Path,
-    manifest: Manifest,
+    draft: ArtifactDraft,
+    vectors: SelftestVectors | None,
     parity_check: ParityCheck | None,
-    name: str,
     device: str,
     log: Callable[[str, str], None],
-) -> Manifest:
-    """The manifest with what can only be known where the engine runs: its inspected precision and its embeddings."""
+) -> None:
+    """Give the draft what can only be known where the engine runs: its inspected precision and its embeddings."""
     from pmm.runtime.trt import TrtRunner
 
-    with TrtRunner(path, device, warn=False, log=log) as runner:
+    manifest, name = draft.manifest, str(draft.out)
+    with TrtRunner(draft.path, device, warn=False, log=log) as runner:
         engine = manifest.engine
         assert engine is not None
         if inspected(runner.inspect()).confirms(manifest.precision, name, tf32=TF32_ON in engine.flags):
@@ -242,7 +248,8 @@ def _prove(
         precision = "tf32" if runner.info.precision == "tf32" else manifest.precision
         best = [profile.best for profile in engine.batch.profiles]  # each has other kernels
         parity = parity_check.check(runner, precision, name, runner.info.provider, best) if parity_check else None
-    return dataclasses.replace(manifest, engine=engine, parity=parity)
+        add_selftest(draft, vectors, runner)
+    draft.manifest = dataclasses.replace(manifest, engine=engine, parity=parity)
 
 
 def _manifest(
