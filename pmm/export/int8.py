@@ -28,6 +28,7 @@ from pmm.export.int8_layers import (
     quantisable,
     with_unique_names,
 )
+from pmm.export.int8_weights import float_layers, store_in_8_bits
 from pmm.runtime.ort_session import open_session
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Quantizer:
         self._main = main_inputs(self.proto) if "Add" in self.target.float_outputs else {}
         self._nodes = quantisable(self.proto, self.target.operators)
         self._quantised = {node.name for node in self._nodes}
+        self._in_floats = float_layers(self.proto, self._quantised)
+        """Only their weights are stored in 8 bits."""
         self._names = layer_names(self.proto)
         batches = iter(tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None))
         reader = type("Batches", (), {"get_next": lambda self: next(({input: b} for b in batches), None)})()
@@ -108,8 +111,17 @@ class Quantizer:
 
     @property
     def layers(self) -> list[str]:
-        """The layers that are quantised, by the names of their weights, in the graph's order."""
-        return list(dict.fromkeys(self._names[node.input[1]] for node in self._nodes if node.op_type in LAYERS))
+        """The layers that are quantised, by the names of their weights, in the graph's order; last those of which only
+        the weights are."""
+        nodes = (*self._nodes, *self._in_floats)
+        return list(dict.fromkeys(self._names[node.input[1]] for node in nodes if node.op_type in LAYERS))
+
+    def only_weights(self, keep: Collection[str] = ()) -> list[str]:
+        """Of the layers in 8 bits without those of `keep` the ones of which only the weights are: they compute in
+        floats."""
+        return [
+            name for name in dict.fromkeys(self._names[node.input[1]] for node in self._in_floats) if name not in keep
+        ]
 
     def with_dependencies(self, layers: Collection[str]) -> list[str]:
         """`layers` and those that have to stay in fp32 for what goes into `layers` to stay in fp32."""
@@ -148,6 +160,8 @@ class Quantizer:
         proto = quantizer.model.model
         self._leave_main_inputs(proto.graph)
         self._leave_float_inputs(proto.graph, excluded)
+        in_floats = {node.name for node in self._in_floats} - {*excluded}
+        store_in_8_bits(proto.graph, in_floats, dequantize=self.target.symmetric)
         _remove_unread(proto.graph)
         # the quantizer writes a newer format
         proto.ir_version = self.proto.ir_version
@@ -169,7 +183,9 @@ class Quantizer:
             # not by `build` without the other layers: where a target quantises outputs too, what goes into these, and
             # so this layer, would stay in fp32 with them
             others = [
-                node.name for node in self._nodes if node.op_type not in LAYERS or self._names[node.input[1]] != layer
+                node.name
+                for node in (*self._nodes, *self._in_floats)
+                if node.op_type not in LAYERS or self._names[node.input[1]] != layer
             ]
             errors[layer] = 1 - numeric_parity(expected, _embeddings(self._built(others), probes)).mean_cosine
         return sorted(errors, key=lambda layer: errors[layer], reverse=True)
@@ -182,6 +198,8 @@ class Quantizer:
             if node.op_type not in LAYERS or self._names[node.input[1]] != layer:
                 continue
             yield node
+            if node.name not in self._quantised:  # what goes into it is not in 8 bits for its sake
+                continue
             yield from (add for add in self.proto.graph.node if self._main.get(add.name) == node.output[0])
             before = makers.get(node.input[0])
             while before is not None and self._gives_8_bits(before):
