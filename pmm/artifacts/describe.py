@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pmm.artifacts.adopted_file import is_adopted_network, restore_adopted
 from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.checkpoint import EXPECTED, checked, restore_model
+from pmm.artifacts.client_contract import client_contract
 from pmm.artifacts.kinds import KIND_NAMES, KNOWN_KINDS, Kind
-from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.manifest import FOR_CLIENTS, Manifest
 from pmm.config import SYNTHETIC
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
@@ -127,7 +128,17 @@ def _manifest(manifest: Manifest) -> dict[str, Any]:
     """Without what only other kinds of artifact have, and without the hash, which is a fact of the file."""
     facts = {key: value for key, value in dataclasses.asdict(manifest).items() if value is not None}
     facts.pop("sha256")
+    facts[FOR_CLIENTS] = client_contract(manifest)
     return {**facts, "preprocessing": manifest.preprocessing.facts(), "parity": manifest.parity or "not verified"}
+
+
+def in_words(facts: dict[str, Any]) -> dict[str, Any]:
+    """`facts` of `describe_artifact` for who reads them: of the table for clients its steps."""
+    manifest = facts.get("manifest")
+    if manifest is None:
+        return facts
+    steps = {str(number): step for number, step in enumerate(manifest[FOR_CLIENTS]["steps"], 1)}
+    return {**facts, "manifest": {**manifest, FOR_CLIENTS: steps}}
 
 
 DESCRIBE: dict[Kind, Callable[[Path], dict[str, Any]]] = {

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pmm.artifacts.client_contract import client_contract
 from pmm.artifacts.measured_thresholds import MeasuredThresholds
 from pmm.data.crop_statistics import CropStatistics
 from pmm.data.preprocessing import Crops, Preprocessing
@@ -23,6 +24,8 @@ FORMAT = "pmm-manifest-3"
 OLDER_FORMAT = "pmm-manifest-2"
 """Is read too: it has `input.interpolation`, always the same, where there are now the fields of `Resize`."""
 OLDER_INTERPOLATION = "bilinear, antialiased"
+FOR_CLIENTS = "for_clients"
+"""Key of what `pmm.artifacts.client_contract` says: written, and ignored when a manifest is read."""
 METADATA_KEY = "pmm_manifest"
 """Of the copy in the metadata of an ONNX file or a package."""
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
@@ -353,12 +356,13 @@ class Manifest:
                 )
 
     def to_json(self) -> str:
-        """The same text for the same contract. Without thresholds it says nothing of them: earlier versions read
-        it."""
+        """The same text for the same contract, and the table that is derived from it for programs in other languages.
+        Without thresholds or statistics it says nothing of them."""
         values = dataclasses.asdict(self)
         for field in ("thresholds", "crop_statistics"):
             if not values[field]:
                 del values[field]
+        values[FOR_CLIENTS] = client_contract(self)
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -372,6 +376,7 @@ class Manifest:
                 problem = f"manifest format {values['format']!r}"
                 expected = f"{FORMAT!r}, which this version reads"
                 raise InvalidFile(problem, path=source, expected=expected, hint="export the file again")
+            values.pop(FOR_CLIENTS, None)  # what is derived is not trusted
             if isinstance(values.get("engine"), dict):
                 values["engine"].pop("key", None)  # of earlier versions; nothing reads it
             return from_dict(cls, values)

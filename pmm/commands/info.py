@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pmm.artifacts.describe import describe_artifact
+from pmm.artifacts.describe import describe_artifact, in_words
 from pmm.artifacts.kinds import KNOWN_KINDS, kind_of
 from pmm.gallery.describe import describe_gallery, describe_npz
 from pmm.utils import command_line
@@ -38,6 +38,7 @@ def main(prog: str) -> None:
     facts = {"file": describe_file(command.file)} if command.file else {}
     facts["environment"] = describe_environment()
     if not command.json:
+        facts = {name: in_words(part) for name, part in facts.items()}
         here = facts["environment"]
         here["kernels"] = describe_build(here["kernels"])
         here["search_kernel"] = describe_search_build(here["search_kernel"])

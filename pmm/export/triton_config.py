@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.client_contract import client_contract
+from pmm.artifacts.manifest import FOR_CLIENTS, Manifest
 from pmm.runtime.cuda_graph import bucket
 from pmm.utils.errors import InvalidFile, InvalidValue
 
@@ -142,6 +143,7 @@ def _contract(manifest: Manifest) -> dict[str, str]:
         "std": json.dumps(size.std),
         "metric": embedding.metric,
         "embedding_normalised": json.dumps(embedding.normalised),
+        FOR_CLIENTS: json.dumps(client_contract(manifest), sort_keys=True),
     }
     if engine is not None:
         contract |= {

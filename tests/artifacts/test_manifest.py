@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmm.artifacts.client_contract import client_contract
 from pmm.artifacts.manifest import (
+    FOR_CLIENTS,
     FORMAT,
     BatchProfile,
     BatchProfiles,
@@ -17,6 +19,7 @@ from pmm.artifacts.manifest import (
     OnnxOrigin,
 )
 from pmm.artifacts.measured_thresholds import MeasuredPoint, MeasuredThresholds
+from pmm.data.crop_statistics import CropStatistics
 from pmm.data.preprocessing import Preprocessing
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue
 from tests.refusals import refuses
@@ -63,12 +66,17 @@ THRESHOLDS = MeasuredThresholds(
 )
 
 
+ANYTHING = st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.lists(st.integers()), st.none())
+STATISTICS = CropStatistics(mean=(120.5, 110.25, 100.0), std=(50.0, 45.5, 40.0), crops=64)
+
+
 @pytest.mark.parametrize(
     "manifest",
     [
         MANIFEST,
         dataclasses.replace(MANIFEST, engine=None, parity=None),
         dataclasses.replace(MANIFEST, thresholds=(THRESHOLDS,)),
+        dataclasses.replace(MANIFEST, crop_statistics=STATISTICS),
     ],
 )
 def test_what_is_written_is_read(manifest):
@@ -104,6 +112,14 @@ def test_files_of_an_adopted_one_name_it_as_their_source():
     assert adopted.source_sha256("a" * 64) == made_of_it.source_sha256("b" * 64) == "a" * 64
     assert MANIFEST.source_sha256("b" * 64) == "1" * 64
     assert Manifest.from_json(adopted.to_json(), "x") == adopted
+
+
+@given(ANYTHING)
+def test_what_is_derived_is_ignored_when_it_is_read(value):
+    values = json.loads(MANIFEST.to_json())
+    for change in (lambda: values.update({FOR_CLIENTS: value}), lambda: values.pop(FOR_CLIENTS)):
+        change()
+        assert Manifest.from_json(json.dumps(values), "x") == MANIFEST
 
 
 def test_an_older_engine_manifest_is_read():
@@ -154,9 +170,6 @@ def leaves(table, path=()):
             yield from leaves(value, (*path, key))
 
 
-ANYTHING = st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.lists(st.integers()), st.none())
-
-
 @given(st.sampled_from(list(leaves(json.loads(MANIFEST.to_json())))), ANYTHING)
 def test_any_value_anywhere_is_kept_as_it_is_or_refused(path, value):
     values = json.loads(MANIFEST.to_json())
@@ -169,7 +182,10 @@ def test_any_value_anywhere_is_kept_as_it_is_or_refused(path, value):
         manifest = Manifest.from_json(text, "x")
     except InvalidFile:
         return
-    assert json.loads(manifest.to_json()) == json.loads(text)
+    found, before = json.loads(manifest.to_json()), json.loads(text)
+    assert found.pop(FOR_CLIENTS) == client_contract(manifest)  # not trusted, whatever it said
+    del before[FOR_CLIENTS]
+    assert found == before
 
 
 @pytest.mark.parametrize(
@@ -247,8 +263,8 @@ def test_batches_that_cannot_be():
 
 
 def test_a_manifest_without_thresholds_says_nothing_of_them():
-    """So that exports stay what they were, byte for byte, and earlier versions read them."""
-    assert "thresholds" not in json.loads(MANIFEST.to_json())
+    """Nor of statistics that were not measured."""
+    assert not {"thresholds", "crop_statistics"} & json.loads(MANIFEST.to_json()).keys()
     measured = dataclasses.replace(MANIFEST, thresholds=(THRESHOLDS,))
     measured.check_copy(MANIFEST, "x")  # the copy inside the file has none
     assert measured.thresholds[0].at(0.001).distance == 0.3

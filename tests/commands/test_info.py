@@ -116,6 +116,11 @@ def test_an_onnx_file_of_ours(trained, artifact):
     printed = values(run_here("-m", "pmm", "info", artifact).stdout)
     assert printed["manifest.embedding.dim"] == "384"
     assert printed["manifest.embedding.flip_tta"] == "no"
+    table = facts["manifest"]["for_clients"]
+    assert table["input"]["shape"] == ["batch", 128, 64, 3]
+    steps = [printed[f"manifest.for_clients.{number}"] for number in range(1, len(table["steps"]) + 1)]
+    assert steps == table["steps"]
+    assert float(printed["manifest.crop_statistics.crops"]) == table["training_crops"]["crops"]
     assert float(printed["manifest.parity.min_cosine"]) == facts["manifest"]["parity"]["min_cosine"]
     assert "engine" not in facts["manifest"]
 

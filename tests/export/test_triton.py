@@ -125,9 +125,11 @@ def leftovers(folder: Path) -> list[str]:
     return [str(p) for p in folder.rglob(".*")]
 
 
-def contract(digest: str, **changes) -> dict[str, str]:
+def contract(source: Path, **changes) -> dict[str, str]:
+    table = json.loads(manifest_path(source).read_text())["for_clients"]
     values = {
-        "pmm_sha256": digest,
+        "pmm_for_clients": json.dumps(table),
+        "pmm_sha256": sha256(source),
         "pmm_checkpoint_sha256": "c" * 64,
         "pmm_method": "pmm",
         "pmm_precision": "fp32",
@@ -176,7 +178,7 @@ def test_an_onnx_file_with_uint8_input(tmp_path):
         "dynamic_batching": {"preferred_batch_size": [8, 64], "max_queue_delay_microseconds": "500"},
         "optimization": NO_TF32,
         "model_warmup": warm_up(1, 8, 64),
-        "parameters": contract(sha256(source), **HEURISTIC),
+        "parameters": contract(source, **HEURISTIC),
     }
     assert "kind: KIND_AUTO\n" in (folder / "config.pbtxt").read_text()
     assert sorted(tree(folder)) == ["1/model.onnx", "1/model.onnx.json", "config.pbtxt"]
@@ -215,7 +217,7 @@ def test_an_onnx_file_with_float_input_and_every_flag(tmp_path):
         "optimization": NO_TF32,
         "model_warmup": warm_up(1, 6, data_type="TYPE_FP32", dims=["3", "6", "4"]),
         "parameters": contract(
-            sha256(source),
+            source,
             **HEURISTIC,
             pmm_colour="bgr",
             pmm_normalised_by="caller",
@@ -246,7 +248,7 @@ def test_an_engine(tmp_path, suffix):
         },
         "model_warmup": warm_up(1, 4, 16),
         "parameters": contract(
-            sha256(source),
+            source,
             pmm_precision="fp16",
             pmm_tensorrt_version="10.13.3",
             pmm_platform="linux-x86_64",
