@@ -9,16 +9,17 @@ A file that has another size or date than when it was embedded is embedded again
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from pmm.data.bad_images import BadImageOptions, bad_image_lines
 from pmm.gallery.embed_folder import FolderJob
 from pmm.gallery.storage.manifest import is_gallery
 from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import printable
+from pmm.utils.errors import UserError, printable
 from pmm.utils.facts import how_many
 from pmm.utils.hardware import check_threads, cuda_index
 
@@ -30,7 +31,8 @@ class EmbedCommand:
     model: Annotated[Path, Arg("MODEL", positional=True)]
     """Checkpoint, ONNX file, AOTInductor package or engine."""
     folder: Annotated[Path, Arg("FOLDER", positional=True)]
-    """Folder of crops: every image in it and in its subfolders, hidden ones apart."""
+    """Folder of crops: every image in it and in its subfolders, hidden and linked ones apart; notes say what is left
+    out."""
     out: Annotated[Path, Arg("GALLERY", short="-o")]
     """Folder to write the gallery to."""
     append: bool = False
@@ -46,8 +48,7 @@ class EmbedCommand:
     seconds, or dates as 2026-05-01T14:30:00."""
     prefix: Annotated[str, Arg("TEXT", group="crops")] = ""
     """Goes before the path of a crop in FOLDER to make its id in the gallery, as site2/."""
-    skip_bad_images: Annotated[bool, Arg(group="crops")] = False
-    """Leave out images that cannot be read, and list them at the end, instead of stopping."""
+    bad_images: Annotated[BadImageOptions, Arg(group="crops")] = field(default_factory=BadImageOptions)
     store: Annotated[Literal["fp32", "fp16"] | None, Arg(group="gallery")] = None
     """Precision that embeddings are stored in: fp32, or fp16, which takes half the disk (default: fp32, or that of the
     gallery to add to)."""
@@ -70,19 +71,19 @@ def main(prog: str) -> None:
     command = command_line.parse(EmbedCommand, prog=prog, description=__doc__ or "")
     job = FolderJob(
         artifact=command.model, folder=command.folder, out=command.out, append=command.append, names=command.names,
-        metadata=command.metadata, prefix=command.prefix, store=command.store, skip_bad_images=command.skip_bad_images,
-        prune=command.prune,
+        metadata=command.metadata, prefix=command.prefix, store=command.store, prune=command.prune,
+        skip_bad_images=command.bad_images.skip_bad_images,
     )  # fmt: skip
     prepared = job.prepare()  # before a model is loaded for nothing
     with open_runner(command.model, command.backend, device=command.device, threads=command.threads) as runner:
         try:
             gallery, report = prepared.run(runner, batch_size=command.batch_size, label=prog)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, UserError):
             if is_gallery(command.out):
                 print(f"{prog}: note: what is written stays; the same command goes on", file=sys.stderr)
             raise
-    for file, reason in report.bad.items():
-        print(printable(f"{prog}: note: left out {file}: {reason}"), file=sys.stderr)
+    for line in (*prepared.left_out, *bad_image_lines(report.bad)):
+        print(printable(f"{prog}: note: {line}"), file=sys.stderr)
     counts = [f"{how_many(report.added, 'image')} added"]
     counts += [f"{report.changed:,} of them again, as their files had changed"] * bool(report.changed)
     counts += [f"{report.known:,} were there"] * bool(report.known)

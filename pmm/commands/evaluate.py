@@ -8,19 +8,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.dataset_location import DatasetLocation
 from pmm.artifacts.origin import resolve_dataset
+from pmm.data.bad_images import BadImageOptions, bad_image_lines
 from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
 from pmm.data.splits import unrankable
 from pmm.evaluation.reranking import Reranking
-from pmm.gallery.embed import embed_samples
+from pmm.gallery.embed_split import EmbeddedSplit, embed_split
 from pmm.gallery.ranking import RankingOptions, describe, figures, per_query_csv, rank_split
 from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
 from pmm.utils import command_line
@@ -44,6 +46,7 @@ class EvaluateCommand:
     pmm check --help lists them (default: the one that the checkpoint was trained on)."""
     root: Annotated[str, Arg("DIR", group="data")] = ""
     """Folder of the data set (default: the one that the checkpoint was trained on)."""
+    bad_images: Annotated[BadImageOptions, Arg(group="data")] = field(default_factory=BadImageOptions)
     json: Annotated[Path | None, Arg("FILE")] = None
     """Also write the figures to this file."""
     per_query: Annotated[Path | None, Arg("FILE.csv")] = None
@@ -99,13 +102,8 @@ def main(prog: str) -> None:
     if not (command.dataset and command.root):
         print(f"data set: {printable(data.name)}, as the file says")
     split = read_dataset(data.name, data.root)
-    if why := unrankable(split.query, split.gallery):
-        raise InvalidFile(
-            why,
-            path=data.root,
-            hint=f"pmm check --dataset {data.name} --root {shlex.quote(data.root)} lists all problems",
-        )
-    for note in split.notes:
+    _check_rankable(split, data)
+    for note in (*split.notes, *split.left_out):
         print(f"note: {note}")
 
     digest = sha256(artifact) if command.json else ""  # now: it may be trained on while this takes its time
@@ -118,17 +116,25 @@ def main(prog: str) -> None:
             threads=command.threads,
         )
         ranking.check(split, runner.embedding.dim)
-        query, gallery = (
-            embed_samples(runner, samples, batch_size=command.batch_size, label=name, flip=command.flip_test)
-            for name, samples in (("query", split.query), ("gallery", split.gallery))
-        )
+        embedded = embed_split(
+            runner, split, Path(data.root), skip_bad_images=command.bad_images.skip_bad_images,
+            batch_size=command.batch_size, flip=command.flip_test,
+        )  # fmt: skip
         how = _how(command, runner, ranking)
+    split, query, gallery, bad = embedded
+    if any(bad.values()):
+        _check_rankable(split, data)
+        for line in bad_image_lines({**bad["query"], **bad["gallery"]}):
+            print(printable(f"{prog}: note: {line}"), file=sys.stderr)
     result = rank_split(split, query, gallery, ranking, label="re-ranking" if reranking else "")
-    print(printable(f"{artifact} on {data.root}: {len(query)} queries, {len(gallery)} gallery crops"))
+    counts = f"{len(query)} queries, {len(gallery)} gallery crops"
+    if any(bad.values()):
+        counts += f" (without {len(bad['query'])} and {len(bad['gallery'])} that cannot be read)"
+    print(printable(f"{artifact} on {data.root}: {counts}"))
     print(_in_words(how))
     print(describe(result), flush=True)  # before a disk can be full
     if command.json:
-        results = {**figures(result), **how, **_what(artifact, digest, data, split)}
+        results = {**figures(result), **how, **_what(artifact, digest, data, embedded)}
         write_file(command.json, json.dumps(results, indent=2) + "\n")
     if command.per_query:
         write_file(command.per_query, per_query_csv(split, result))
@@ -146,8 +152,16 @@ def _how(command: EvaluateCommand, runner: Runner, ranking: RankingOptions) -> d
     }
 
 
-def _what(artifact: Path, digest: str, data: DatasetLocation, split: ReidDataset) -> dict[str, Any]:
-    """The artifact and the data, and what had to be assumed of them."""
+def _check_rankable(split: ReidDataset, data: DatasetLocation) -> None:
+    """Raises InvalidFile if figures on it would be meaningless."""
+    if why := unrankable(split.query, split.gallery):
+        listed = f"pmm check --dataset {data.name} --root {shlex.quote(data.root)} lists all problems"
+        raise InvalidFile(why, path=data.root, hint=listed)
+
+
+def _what(artifact: Path, digest: str, data: DatasetLocation, embedded: EmbeddedSplit) -> dict[str, Any]:
+    """The artifact and the data, what had to be assumed of them, and what was left out."""
+    split = embedded.split
     return {
         "artifact": str(artifact),
         "artifact_sha256": digest,
@@ -155,7 +169,8 @@ def _what(artifact: Path, digest: str, data: DatasetLocation, split: ReidDataset
         "root": data.root,
         "queries": len(split.query),
         "gallery": len(split.gallery),
-        "notes": list(split.notes),
+        "notes": [*split.notes, *split.left_out],
+        "unreadable": {name: [str(file) for file in files] for name, files in embedded.bad.items()},
     }
 
 

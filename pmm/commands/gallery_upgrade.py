@@ -10,10 +10,11 @@ same command goes on where it was.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from pmm.data.bad_images import BadImageOptions, bad_image_lines
 from pmm.gallery.upgrade import GalleryUpgrade
 from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
 from pmm.utils import command_line
@@ -35,8 +36,7 @@ class GalleryUpgradeCommand:
     """Folder of a new gallery (default: the old one is replaced at the end)."""
     folder: Annotated[Path | None, Arg("FOLDER")] = None
     """Folder of the crops, if they were moved (default: the one that was embedded)."""
-    skip_bad_images: bool = False
-    """Leave out crops that are gone or cannot be read, and list them, instead of stopping."""
+    bad_images: Annotated[BadImageOptions, Arg(group="options")] = field(default_factory=BadImageOptions)
     backend: Annotated[str, Arg("NAME", help=BACKEND_HELP, group="running")] = "auto"
     device: Annotated[str, Arg(group="running")] = "auto"
     """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
@@ -56,7 +56,7 @@ def main(prog: str) -> None:
     command = command_line.parse(GalleryUpgradeCommand, prog=prog, description=__doc__ or "")
     upgrade = GalleryUpgrade(
         gallery=command.gallery, artifact=command.to, out=command.out, folder=command.folder,
-        skip_bad_images=command.skip_bad_images,
+        skip_bad_images=command.bad_images.skip_bad_images,
     )  # fmt: skip
     upgrade.check()  # before a model is loaded for nothing
     with open_runner(command.to, command.backend, device=command.device, threads=command.threads) as runner:
@@ -67,8 +67,8 @@ def main(prog: str) -> None:
             give_up = f", and pmm gallery compact {command.gallery} --give-up ends it" * (command.out is None)
             print(printable(f"{prog}: note: {kept}{give_up}"), file=sys.stderr)
             raise
-    for file, reason in report.bad.items():
-        print(printable(f"{prog}: note: left out {file}: {reason}"), file=sys.stderr)
+    for line in bad_image_lines(report.bad):
+        print(printable(f"{prog}: note: {line}"), file=sys.stderr)
     if report.lost_thresholds:
         lost = f"{how_many(report.lost_thresholds, 'threshold')} of the old embeddings are not those of the new ones"
         again = f"pmm threshold {gallery.path} finds others"

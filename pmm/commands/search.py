@@ -10,10 +10,11 @@ Distances are exact: Euclidean or, for a model that compares by cosine, 1 - cosi
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from pmm.data.bad_images import BadImageOptions, bad_image_lines
 from pmm.gallery.search_request import SearchAnswer, SearchRequest
 from pmm.runtime.open import BACKEND_HELP, check_backend
 from pmm.utils import command_line
@@ -54,8 +55,7 @@ class SearchCommand:
     """Camera of all queries."""
     names: Annotated[str, Arg("NAME|REGEX", group="crops to look at")] = ""
     """Camera of each query from its file name, as of pmm embed."""
-    skip_bad_images: bool = False
-    """Leave out images of a folder that cannot be read, and list them, instead of stopping."""
+    bad_images: Annotated[BadImageOptions, Arg(group="options")] = field(default_factory=BadImageOptions)
     json: Annotated[bool, Arg(group="output")] = False
     """Print JSON, with all columns of the gallery. Bytes of names that are no UTF-8 are as Python reads them: a byte FF
     is \\udcff."""
@@ -104,12 +104,12 @@ def main(prog: str) -> None:
         query=command.query, model=command.model, top=command.top, threshold=command.threshold, fmr=command.fmr,
         cameras=command.camera, since=command.time_from, until=command.time_to, where=command.where,
         not_same_camera=command.not_same_camera, query_camera=command.query_camera, names=command.names,
-        skip_bad_images=command.skip_bad_images, batch_size=command.batch_size,
+        skip_bad_images=command.bad_images.skip_bad_images, batch_size=command.batch_size,
     )  # fmt: skip
     answer = search.run(command.gallery, backend=command.backend, device=command.device, threads=command.threads)
     results = answer.results
-    for file, reason in answer.bad.items():
-        print(printable(f"{prog}: note: left out {file}: {reason}"), file=sys.stderr)
+    for line in bad_image_lines(answer.bad):
+        print(printable(f"{prog}: note: {line}"), file=sys.stderr)
     if command.top > answer.candidates:
         crops = f"{'is' if answer.candidates == 1 else 'are'} {how_many(answer.candidates, 'crop')}"
         some = " for some queries" * (len(answer.queries) > 1 and command.not_same_camera)

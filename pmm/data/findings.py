@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from pmm.data.counts import has_distractors, matching_counts, published_figures
 from pmm.data.images import ImageFacts
+from pmm.data.left_out import by_reason
 from pmm.data.samples import DISTRACTOR, Sample
 from pmm.data.scan import Problem, Scan, image_advice
 from pmm.data.splits import matchable, unrankable
@@ -198,9 +199,10 @@ def _pixels(scan: Scan, facts: Mapping[Path, ImageFacts]) -> Iterator[Finding]:
 def _assumed(scan: Scan) -> Iterator[Finding]:
     for note in scan.notes:
         yield Finding("note", "assumed", note, 1)
-    yield _about(
-        "note", "skipped", "file or folder that is hidden or no image by its name; skipped", scan, scan.skipped
-    )
+    for reason, paths in by_reason(scan.skipped).items():
+        yield _about(
+            "note", "skipped", "; ".join(filter(None, (f"{reason.one}, left out", reason.advice))), scan, paths
+        )
 
 
 def _about(

@@ -22,8 +22,9 @@ from pmm.data.folder_layout import (
     fits,
     numbered_cameras,
 )  # fmt: skip
+from pmm.data.left_out import is_image_name
 from pmm.data.samples import JUNK, JUNK_FOLDER, UNKNOWN_CAMERA, Sample
-from pmm.data.scan import Scan, is_folder, is_image_name, is_text, is_valid_file, skip
+from pmm.data.scan import Scan, is_folder, is_text, is_valid_file, skip
 from pmm.data.splits import GALLERY_CAMERA, QUERY_CAMERA, draw_queries, with_cameras
 from pmm.utils.errors import printable
 

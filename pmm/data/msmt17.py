@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pmm.data.dataset_specs import DatasetSpec
+from pmm.data.left_out import is_image_name
 from pmm.data.samples import Sample
-from pmm.data.scan import Scan, fault_of, is_image_name
+from pmm.data.scan import Scan, fault_of
 from pmm.utils.errors import printable
 
 _PID = re.compile(r"\d{1,9}", re.ASCII)

@@ -8,15 +8,15 @@ from pathlib import Path
 from pmm.data.dataset_specs import DatasetSpec, dataset_spec, names_at, names_for_folder
 from pmm.data.folder_layout import PARTS_OF_OTHERS
 from pmm.data.folders import PARTS, looks_like_folders, parts_in, scan_folders
+from pmm.data.left_out import ARCHIVES, is_image_name, left_out_lines
 from pmm.data.market import scan_market
 from pmm.data.msmt17 import scan_msmt17
 from pmm.data.samples import ReidDataset
-from pmm.data.scan import Problem, Scan, is_folder, is_image_name
+from pmm.data.scan import Problem, Scan, is_folder
 from pmm.utils.errors import InvalidFile, printable
 
 DEFAULT_DATASET = "market1501"
 """The data set that a root is read as if its name is not known."""
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 DEPTH, MAX_CHILDREN = 3, 20
 """How many levels below a wrong root a data set is searched, and in how many folders of each."""
 LAYOUTS = {"market": scan_market, "msmt17": scan_msmt17, "folder": scan_folders}
@@ -32,7 +32,8 @@ def read_dataset(name: str, root: str | Path) -> ReidDataset:
     scanned = scan(name, root)
     if scanned.problems:
         raise _first_of(scanned.problems)
-    return ReidDataset(**scanned.without_junk(), notes=tuple(scanned.notes))
+    left_out = tuple(left_out_lines(scanned.skipped, scanned.folder))
+    return ReidDataset(**scanned.without_junk(), notes=tuple(scanned.notes), left_out=left_out)
 
 
 def scan(name: str, root: str | Path) -> Scan:

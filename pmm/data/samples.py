@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,8 @@ class ReidDataset:
     query: tuple[Sample, ...]
     gallery: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = field(default=(), compare=False)
+    """What else is in its folders: how much for which reason, in words."""
 
 
 def pids_of(samples: tuple[Sample, ...]) -> npt.NDArray[np.int64]:

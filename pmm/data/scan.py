@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pmm.data.dataset_specs import DatasetSpec
+from pmm.data.left_out import IMAGE_SUFFIXES, OTHER_KIND, is_image_name, reason_left_out
 from pmm.data.samples import JUNK, Sample
 from pmm.utils.errors import printable
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-OTHER_IMAGES = (".gif", ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".tga")
-"""Suffixes of images that are not read. Such files are problems: leaving them out silently would change figures."""
 
 
 class Problem(NamedTuple):
@@ -41,7 +38,7 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
-    """Files and folders that are hidden or no images by their names."""
+    """Files and folders that are left out; `pmm.data.left_out` says why."""
     cameras_known: bool = True
     parts_share_identities: bool = False
     """Whether train and test have the same identities by construction."""
@@ -77,16 +74,11 @@ def images_in(folder: Path, scan: Scan) -> list[str]:
 
 def skip(path: Path, scan: Scan) -> None:
     """Leave out `path`, which is hidden or no image; an image of a kind that is not read is a problem."""
-    suffix = path.suffix.lower()
-    if suffix in OTHER_IMAGES and not path.name.startswith("."):
-        scan.add_problem(f"an image that ends in {suffix}", f"expected {', '.join(IMAGE_SUFFIXES)}; convert it", path)
+    if reason_left_out(path) is OTHER_KIND:
+        kind, expected = f"an image that ends in {path.suffix.lower()}", f"expected {', '.join(IMAGE_SUFFIXES)}"
+        scan.add_problem(kind, f"{expected}; convert it", path)
     else:
         scan.skipped.append(path)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether `name` is an image's; hidden files are none, such as the `._*.jpg` that macOS leaves beside images."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_valid_file(entry: os.DirEntry[str], scan: Scan) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pmm.data.crops import load_crop
+from pmm.data.bad_images import unreadable_images
 from pmm.data.samples import UNKNOWN_CAMERA, ReidDataset, Sample
-from pmm.utils.errors import InvalidValue, UserError
+from pmm.utils.errors import InvalidValue
 
 QUERY_CAMERA, GALLERY_CAMERA = 0, 1
 """Placeholders for unknown cameras. They differ, so that evaluation removes no crop as one of the query's camera."""
@@ -32,14 +32,9 @@ def draw_queries(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], tuple[S
 
 def without_unreadable(split: ReidDataset) -> tuple[ReidDataset, list[str]]:
     """`split` without the queries and gallery crops that cannot be read, and why each cannot."""
-    bad: dict[Sample, str] = {}
-    for sample in (*split.query, *split.gallery):
-        try:
-            load_crop(sample.path, 1, 1)
-        except UserError as error:
-            bad[sample] = str(error)
-    query, gallery = (tuple(sample for sample in part if sample not in bad) for part in (split.query, split.gallery))
-    return dataclasses.replace(split, query=query, gallery=gallery), list(bad.values())
+    bad = unreadable_images([sample.path for sample in (*split.query, *split.gallery)])
+    query, gallery = (tuple(s for s in part if s.path not in bad) for part in (split.query, split.gallery))
+    return dataclasses.replace(split, query=query, gallery=gallery), [f"{file}: {why}" for file, why in bad.items()]
 
 
 def with_cameras(samples: Iterable[Sample], camid: int) -> tuple[Sample, ...]:

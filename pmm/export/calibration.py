@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm.data.folders import POOL, parts_in
+from pmm.data.left_out import is_image_name
 from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly_spaced
-from pmm.data.scan import IMAGE_SUFFIXES
 from pmm.export.options import MIN_CALIBRATION_CROPS
 from pmm.utils.errors import InvalidFile, UserError
 
@@ -32,7 +32,7 @@ def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]
         if parts_in(folder) == (POOL,):  # any folder of folders is such a data set, also one of queries
             _refuse_test_crops(folder, files)
     except UserError:
-        files = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(entry for entry in folder.iterdir() if is_image_name(entry.name) and entry.is_file())
         if not files:
             raise  # its message names what a data set needs
         _refuse_test_crops(folder, files)

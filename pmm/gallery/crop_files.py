@@ -1,89 +1,99 @@
-"""The crops in a folder: every image below it, and those that cannot be read. Loads no torch."""
+"""The crops in a folder: every image below it, what is left out, and what cannot be read. Loads no torch."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from pmm.data.bad_images import NO_FILE, first_look, refuse_bad_images
+from pmm.data.left_out import ARCHIVE, IMAGE_SUFFIXES, VIDEO, is_image_name, left_out_lines, reason_left_out
+from pmm.data.scan import image_advice
+from pmm.utils.errors import InvalidFile, one_of, printable
 
-from pmm.data.scan import IMAGE_SUFFIXES, image_advice
-from pmm.utils.errors import InvalidFile, one_of
-from pmm.utils.facts import how_many
 
-HEADERS_READ = 10_000
-"""Files of which the first look reads the header too, about 0.1 ms each; of more it asks for the size alone."""
-LISTED = 20
-"""Bad files that one message names; three where all have one reason."""
-SKIP = "replace or remove them, or give --skip-bad-images to leave them out"
+@dataclass
+class ImageFolder:
+    """The images in `folder` and below it, in the order of their paths; what is left out; and what cannot be read."""
+
+    folder: Path
+    images: list[Path] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    """Folders that cannot be read, and why."""
+
+    @property
+    def lines(self) -> list[str]:
+        """What is left out, and why."""
+        return left_out_lines(self.left_out, self.folder)
+
+    def readable(self, *, skip_bad_images: bool) -> tuple[list[Path], dict[Path, str]]:
+        """The images that are not bad at first sight, and what is bad.
+
+        Raises InvalidFile naming all that is bad, unless it is to be skipped; and if nothing else is there.
+        """
+        at_sight = first_look(self.images)
+        bad = {**self.unreadable, **at_sight}
+        files = [file for file in self.images if file not in at_sight]
+        if not skip_bad_images:
+            refuse_bad_images(bad, self.folder, unseen=files)
+        if not files:
+            raise InvalidFile(f"none of its {len(self.images)} images can be read", path=self.folder)
+        return files, bad
+
+
+def walk_images(folder: Path) -> ImageFolder:
+    """The images in `folder` and below it. Raises InvalidFile if it is no folder that can be read, or has no image."""
+    _check_folder(folder)
+    found = ImageFolder(folder)
+
+    def keep(error: OSError) -> None:
+        found.unreadable[Path(error.filename)] = f"a folder: {error.strerror}"
+
+    for place, folders, names in os.walk(folder, onerror=keep):
+        inside = []
+        for name in folders:
+            left = name.startswith(".") or os.path.islink(os.path.join(place, name))
+            (found.left_out.append(Path(place, name)) if left else inside.append(name))
+        folders[:] = inside
+        for name in names:
+            (found.images if is_image_name(name) else found.left_out).append(Path(place, name))
+    if folder in found.unreadable:
+        reason = found.unreadable[folder].removeprefix("a folder: ")
+        raise InvalidFile(reason, path=folder, expected="a folder of images", hint="check its permissions")
+    if not found.images:
+        unreadable = [f"{path.relative_to(folder)} is {reason}" for path, reason in found.unreadable.items()]
+        hint = "; ".join([*unreadable[:3], *found.lines])
+        expected = f"files ending in {one_of(IMAGE_SUFFIXES)}"
+        raise InvalidFile("it holds no image", path=folder, expected=expected, hint=hint)
+    found.images.sort(key=lambda file: file.relative_to(folder).as_posix())
+    return found
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Every image in `folder` and below it, in the order of its path; hidden files and folders are left out.
+    """The images of `walk_images`, and a line (logger "pmm") for each reason why something is left out.
 
-    Folders that are symbolic links are not entered: they may lead round in a circle. Raises InvalidFile if there is no
-    image, or a folder that cannot be read.
+    Raises InvalidFile as it does, and for a folder that cannot be read or a file that is no regular one.
     """
-
-    def refuse(error: OSError) -> None:
-        raise InvalidFile(str(error.strerror), path=error.filename, expected="a folder of images") from error
-
-    files = []
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [
-            Path(place, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
-    if not files:
-        raise InvalidFile("it holds no image", path=folder, expected=f"files ending in {one_of(IMAGE_SUFFIXES)}")
-    for file in files:
-        if file.exists() and not file.is_file():  # a pipe would be waited on for ever
-            raise InvalidFile("it is no regular file", path=file, expected="an image", hint=image_advice())
-    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+    found = walk_images(folder)
+    irregular = {file: NO_FILE for file in found.images if file.exists() and not file.is_file()}
+    for path, reason in {**found.unreadable, **irregular}.items():
+        raise InvalidFile(reason, path=path, expected="an image", hint=image_advice())
+    for line in found.lines:
+        logging.getLogger("pmm").warning("%s: %s", printable(folder), line)
+    return found.images
 
 
-def first_look(files: Sequence[Path]) -> dict[Path, str]:
-    """Which of `files` are bad at first sight, and why: gone, without permission, empty, and of up to 10,000 files also
-    those that do not begin as an image. What is damaged further on is found when it is decoded."""
-    headers = len(files) <= HEADERS_READ
-    return {file: fault for file in files if (fault := _fault(file, header=headers))}
-
-
-def _fault(file: Path, *, header: bool) -> str:
-    try:
-        if file.stat().st_size == 0:
-            return "it is empty"
-        if not os.access(file, os.R_OK):
-            return "no permission to read it"
-        if header:
-            with Image.open(file):
-                pass
-    except UnidentifiedImageError:
-        return "it is no image"
-    except OSError as error:
-        return "it does not exist" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
-    except Exception as error:  # a header made to harm raises anything
-        return type(error).__name__
-    return ""
-
-
-def refuse_bad_images(bad: Mapping[Path, str], folder: Path, *, more: bool = False, hint: str = SKIP) -> None:
-    """Raises InvalidFile naming the `bad` images of `folder`, if any; with `more` there may be others further on."""
-    if not bad:
+def _check_folder(folder: Path) -> None:
+    """Raises InvalidFile for what is no folder."""
+    if folder.is_dir():
         return
-    listed = LISTED if len(set(bad.values())) > 1 else 3
-    named = [f"{_within(file, folder)} ({reason})" for file, reason in list(bad.items())[:listed]]
-    rest = [f"{len(bad) - listed} more"] if len(bad) > listed else []
-    count = f"{'at least ' * more}{how_many(len(bad), 'image')}"
-    raise InvalidFile(
-        f"{count} cannot be read: {', '.join([*named, *rest])}",
-        path=folder,
-        hint=hint,
-    )
-
-
-def _within(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file)
+    problem, hint = "No such file or directory", ""
+    if folder.exists():
+        problem = "it is not a folder"
+        if is_image_name(folder.name):
+            hint = f"give the folder that it is in, {folder.parent}"
+        else:
+            hint = {ARCHIVE: "unpack it and give the folder", VIDEO: VIDEO.advice}.get(reason_left_out(folder), "")
+    raise InvalidFile(problem, path=folder, expected="a folder of images", hint=hint)

@@ -66,23 +66,36 @@ def iter_embeddings(
 
 
 def embed_files(
-    runner: Runner, files: Sequence[Path], *, batch_size: int = 64, label: str = "", flip: bool = False
+    runner: Runner,
+    files: Sequence[Path],
+    *,
+    batch_size: int = 64,
+    label: str = "",
+    flip: bool = False,
+    unreadable: dict[int, InvalidFile] | None = None,
 ) -> Embeddings:
     """Embeddings [N, D] of image files, as `iter_embeddings` has them. Raises as it does."""
     embeddings = np.empty((len(files), runner.embedding.dim), np.float32)
     done = 0
-    for batch in iter_embeddings(runner, files, batch_size=batch_size, label=label, flip=flip):
+    batches = iter_embeddings(runner, files, batch_size=batch_size, label=label, flip=flip, unreadable=unreadable)
+    for batch in batches:
         embeddings[done : done + len(batch)] = batch
         done += len(batch)
     return embeddings
 
 
 def embed_samples(
-    runner: Runner, samples: Sequence[Sample], *, batch_size: int = 64, label: str = "", flip: bool = False
+    runner: Runner,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 64,
+    label: str = "",
+    flip: bool = False,
+    unreadable: dict[int, InvalidFile] | None = None,
 ) -> Embeddings:
     """`embed_files` of `samples`. Raises UserError for NaN or Inf too, naming the first file."""
     files = [sample.path for sample in samples]
-    embeddings = embed_files(runner, files, batch_size=batch_size, label=label, flip=flip)
+    embeddings = embed_files(runner, files, batch_size=batch_size, label=label, flip=flip, unreadable=unreadable)
     bad = np.flatnonzero(~np.isfinite(embeddings.sum(1, dtype=np.float64)))
     if len(bad):
         many = f"{len(bad)} of {len(files)} embeddings{f' of {label}' if label else ''}"

@@ -13,7 +13,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.crop_files import first_look, images_below, refuse_bad_images
+from pmm.gallery.crop_files import walk_images
 from pmm.gallery.crop_metadata import crop_columns, name_pattern
 from pmm.gallery.embed import source_of
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbedReport, embedded_chunks, file_columns
@@ -85,9 +85,11 @@ def embed(
     prepared = job.prepare()
     with open_runner(artifact, backend, device=device, threads=threads) as runner:
         gallery, report = prepared.run(runner, batch_size=batch_size)
+    log = logging.getLogger("pmm")
+    for line in prepared.left_out:
+        log.warning("%s: %s", folder, line)
     if report.bad:
         first, reason = next(iter(report.bad.items()))
-        log = logging.getLogger("pmm")
         log.warning("%s: %d images were left out, the first is %s (%s)", folder, len(report.bad), first, reason)
     return gallery
 
@@ -116,13 +118,8 @@ class FolderJob:
             raise ConflictingOptions(problem, "--prune", "--append", hint="give --append")
         pattern = name_pattern(self.names) if self.names else None
         existing_file(self.artifact, "a model")
-        files = images_below(self.folder)
-        bad = first_look(files)
-        if not self.skip_bad_images:
-            refuse_bad_images(bad, self.folder)
-        if len(bad) == len(files):
-            raise InvalidFile(f"none of its {len(files)} images can be read", path=self.folder)
-        files = [file for file in files if file not in bad]
+        walked = walk_images(self.folder)
+        files, bad = walked.readable(skip_bad_images=self.skip_bad_images)
         gallery = self._existing()
         kinds = gallery.manifest.columns if gallery else {}
         within = [file.relative_to(self.folder).as_posix() for file in files]
@@ -135,7 +132,9 @@ class FolderJob:
             self._check_columns(gallery, set(columns))
             all_columns = {name: values for name, values in all_columns.items() if name in gallery.columns}
         table = CropTable(ids=ids, files=files, columns=all_columns)
-        return PreparedJob(job=self, table=table, bad=bad, gallery=gallery, home_moved=moved)
+        return PreparedJob(
+            job=self, table=table, bad=bad, left_out=walked.lines, gallery=gallery, home_moved=moved
+        )  # fmt: skip
 
     @property
     def stored(self) -> StoredPrecision:
@@ -213,6 +212,8 @@ class PreparedJob:
     job: FolderJob
     table: CropTable
     bad: dict[Path, str]
+    left_out: list[str]
+    """What else is in the folder, in words."""
     gallery: Gallery | None
     home_moved: bool = False
     """The gallery's folder is where the job's is now."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.gallery.crop_files import refuse_bad_images
+from pmm.data.bad_images import refuse_bad_images
 from pmm.gallery.crop_metadata import Column
 from pmm.gallery.embed import iter_embeddings
 from pmm.runtime.base import Embeddings, Runner
@@ -95,7 +95,7 @@ def embedded_chunks(
     """Embeddings of all crops, in chunks that are to be written one by one; with a `label`, a progress bar.
 
     Files that cannot be read are put into `bad`, with the reason, and left out; without `skip_bad_images` InvalidFile
-    is raised instead, with those of `folder` that are known by then.
+    is raised instead, naming all of them.
     """
     unreadable: dict[int, InvalidFile] = {}
     rows: list[int] = []
@@ -108,7 +108,7 @@ def embedded_chunks(
             bad |= {crops.files[row]: unreadable[row].problem for row in numbers if row in unreadable}
             if not skip_bad_images:
                 known = {crops.files[row]: error.problem for row, error in sorted(dict(unreadable).items())}
-                refuse_bad_images(known, folder, more=numbers.stop < len(crops))
+                refuse_bad_images(known, folder, unseen=crops.files[numbers.stop :])
             batch = batch[[row - first for row in good]]
         rows += good
         parts.append(batch)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pmm.gallery.crop_files import first_look, images_below, refuse_bad_images
+from pmm.gallery.crop_files import walk_images
 from pmm.gallery.crop_metadata import columns_of_names, name_pattern
 from pmm.gallery.embed import embed_files
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, embedded_chunks
@@ -104,13 +104,10 @@ class SearchRequest:
         """Images to look for, and those that cannot be read and are left out."""
         if not self.query.is_dir():
             return [existing_file(self.query, "an image to look for, or a folder of them")], {}
-        files = images_below(self.query)
-        bad = first_look(files)
-        if not self.skip_bad_images:
-            refuse_bad_images(bad, self.query)
-        if len(bad) == len(files):
-            raise InvalidFile(f"none of its {len(files)} images can be read", path=self.query)
-        return [file for file in files if file not in bad], bad
+        walked = walk_images(self.query)
+        for line in walked.lines:
+            logging.getLogger("pmm").warning("%s: %s", printable(self.query), line)
+        return walked.readable(skip_bad_images=self.skip_bad_images)
 
     def _embedded(self, runner: Runner, files: list[Path], bad: dict[Path, str]) -> tuple[list[Path], Embeddings]:
         """Those that can be read, and their embeddings [Q, D]; the others are put into `bad`."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pmm.gallery.crop_files import first_look, refuse_bad_images
+from pmm.data.bad_images import first_look, refuse_bad_images
 from pmm.gallery.embed import source_of
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbeddedCrops, EmbedReport, embedded_chunks
 from pmm.gallery.gallery import Gallery

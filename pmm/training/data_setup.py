@@ -71,7 +71,7 @@ def training_data(config: Config) -> tuple[Config, ReidDataset]:
         expected = "queries with a match in the gallery, from another camera"
         raise ConflictingOptions(problem, "--eval-every", expected=expected, hint="leave it out")
     split = split_validation(dataset.train, config.data.val_identities, config.seed)
-    split = dataclasses.replace(split, notes=dataset.notes)
+    split = dataclasses.replace(split, notes=dataset.notes, left_out=dataset.left_out)
     classes = len(class_indices(split.train))
     if config.model.num_classes not in (0, classes):
         expected = f"{classes}, the number of training identities in {root}"

@@ -16,6 +16,7 @@ from pmm.artifacts.checkpoint import load
 from pmm.artifacts.dataset_location import resolve_data_root, with_resolved_data_root
 from pmm.artifacts.origin import RUNS, newest_run
 from pmm.config import SYNTHETIC, Config, fast_mode
+from pmm.data.bad_images import BadImageOptions
 from pmm.data.dataset_specs import dataset_spec
 from pmm.models.registry import check_method_flags
 from pmm.presets import PRESETS, preset
@@ -34,7 +35,7 @@ CONFIG = "the configuration of a run, config.json in its folder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(BadImageOptions):
     """What training needs besides a `Config` and a folder: whether it goes on, and on what it runs."""
 
     resume: bool = False
@@ -48,8 +49,6 @@ class TrainOptions:
     """Minutes between two saves of last.pth, from which --resume goes on; the run also saves it when it is stopped by
     Ctrl-C, and at its end. best.pth is saved whenever the model is the best so far; without held-out identities, when
     the run is stopped or ends."""
-    skip_bad_images: bool = False
-    """Skip and count images that cannot be read, instead of stopping at the first."""
     threads: int = 0
     """CPU threads of each process (default: torch's choice, at most the quota of CPU time)."""
 

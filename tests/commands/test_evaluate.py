@@ -169,7 +169,10 @@ def test_a_folder_of_crops_without_cameras_says_what_that_means(trained, tmp_pat
     assert "note: no file name has a camera" in done.stdout
     assert "2 queries, 4 gallery crops" in done.stdout
     assert any(note.startswith("no file name has a camera") for note in figures(done, tmp_path / "a.json")["notes"])
-    assert_one_line_error(run_here(*of, tmp_path), f"{tmp_path}: ", "are of one identity", "root too high", "pmm check")
+    assert_one_line_error(run_here(*of, tmp_path), f"{tmp_path}: ", f"--root {tmp_path / 'crops'}")
+    (tmp_path / "crops" / "b").rename(tmp_path / "b")
+    one = tmp_path / "crops"
+    assert_one_line_error(run_here(*of, one), f"{one}: ", "are of one identity", "root too high", "pmm check")
 
 
 def test_what_is_read_is_not_written_to_and_nothing_is_made_for_a_file_that_is_not_there(exported, people, tmp_path):
@@ -234,3 +237,61 @@ def test_a_data_set_without_matches_is_refused_before_a_model_is_loaded(tmp_path
 def test_a_file_that_averages_with_the_mirror_image_already(shared, people):
     path = shared.onnx(ExportOptions(flip_tta=True), verify=False)
     assert_one_line_error(evaluate(path, people, "--flip-test"), "averages with the mirror image already")
+
+
+@pytest.fixture
+def spoiled(people, tmp_path):
+    """The people with one query and two gallery crops that cannot be read, and these three."""
+    root = shutil.copytree(people, tmp_path / "people")
+    query, (first, second) = (
+        sorted((root / "query").glob("*.jpg"))[3],
+        sorted((root / "bounding_box_test").glob("*.jpg"))[-2:],
+    )
+    query.write_bytes(query.read_bytes()[:700])
+    first.write_bytes(b"")
+    second.write_text("no image")
+    return root, query, first, second
+
+
+def test_all_bad_images_of_both_parts_are_named(exported, spoiled):
+    root, *bad = spoiled
+    names = [path.relative_to(root).as_posix() for path in bad]
+    done = evaluate(exported, root)
+    assert_one_line_error(done, f"{root}: 3 images cannot be read: ", *names, "--skip-bad-images")
+    assert "mAP" not in done.stdout
+
+
+def test_figures_without_bad_images_say_so_and_are_those_of_the_others(exported, spoiled, tmp_path):
+    root, query, *crops = spoiled
+    out, per_query = tmp_path / "a.json", tmp_path / "a.csv"
+    done = evaluate(exported, root, "--skip-bad-images", "--json", out, "--per-query", per_query)
+    found = figures(done, out)
+    assert found.pop("unreadable") == {"query": [str(query)], "gallery": [str(path) for path in crops]}
+    assert (
+        f"{found['queries']} queries, {found['gallery']} gallery crops (without 1 and 2 that cannot be" in done.stdout
+    )
+    assert all(f"left out {path}: " in done.stderr for path in (query, *crops))
+    assert str(query) not in per_query.read_text()
+    for path in (query, *crops):
+        path.unlink()
+    others = figures(evaluate(exported, root, "--json", tmp_path / "b.json"), tmp_path / "b.json")
+    assert others.pop("unreadable") == {"query": [], "gallery": []}
+    assert others == found
+
+
+def test_what_is_left_with_bad_images_has_to_be_rankable(exported, people, tmp_path):
+    root = shutil.copytree(people, tmp_path / "people")
+    for path in (root / "query").glob("*.jpg"):
+        path.write_bytes(b"")
+    done = evaluate(exported, root, "--skip-bad-images")
+    assert_one_line_error(done, f"{root}: ", "nothing to evaluate")
+    assert "mAP" not in done.stdout
+
+
+def test_what_else_lies_in_a_data_set_is_told(exported, people, tmp_path):
+    root = shutil.copytree(people, tmp_path / "people")
+    (root / "query" / "more.zip").write_bytes(b"PK")
+    done = evaluate(exported, root, "--json", tmp_path / "a.json")
+    said = "left out 1 archive: query/more.zip; unpack it"
+    assert f"note: {said}" in done.stdout
+    assert said in figures(done, tmp_path / "a.json")["notes"]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
-from pmm.gallery import crop_files
-from pmm.gallery.crop_files import first_look, images_below, refuse_bad_images
+from pmm.data.left_out import by_reason
+from pmm.gallery.crop_files import images_below, walk_images
 from pmm.utils.errors import InvalidFile
+from tests.data import trees
 from tests.refusals import refuses
 
 
@@ -33,23 +32,68 @@ def test_places_without_images_are_one_line(tmp_path):
         images_below(tmp_path)
 
 
-@pytest.mark.parametrize("headers", [True, False])
-def test_the_first_look_finds_what_is_bad_at_sight(people, tmp_path, monkeypatch, headers):
-    if not headers:
-        monkeypatch.setattr(crop_files, "HEADERS_READ", 0)
-    good = min((people / "query").glob("*.jpg"))
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "text.jpg").write_text("hello")
-    files = [good, tmp_path / "empty.jpg", tmp_path / "gone.jpg", tmp_path / "text.jpg"]
-    assert list(first_look(files)) == files[1 : 4 if headers else 3]
+def test_everything_in_a_folder_is_an_image_or_left_out_for_a_reason(tmp_path):
+    names = [
+        "a.jpg",
+        "b.heic",
+        "c.HEIF",
+        "crops.zip",
+        "film.mp4",
+        "notes.txt",
+        ".hidden.jpg",
+        ".cache/x.jpg",
+        "below/d.png",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "linked").symlink_to(tmp_path / "below")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
+    walked = walk_images(tmp_path)
+    assert [path.name for path in walked.images] == ["a.jpg", "d.png", "link.jpg"]
+    assert {reason.name: [path.name for path in paths] for reason, paths in by_reason(walked.left_out).items()} == {
+        "other kind": ["b.heic", "c.HEIF"],
+        "linked": ["linked"],
+        "archive": ["crops.zip"],
+        "video": ["film.mp4"],
+        "no image": ["notes.txt"],
+        "hidden": [".cache", ".hidden.jpg"],
+    }
+    lines = walked.lines
+    assert lines[0].startswith("left out 2 images of kinds that are not read: b.heic and 1 more; convert")
+    assert "left out 1 linked folder: linked; copy it, or give it as a folder of its own" in lines
+    assert len(lines) == 6
 
 
-def test_bad_images_are_named_up_to_a_limit(tmp_path):
-    refuse_bad_images({}, tmp_path)
-    bad = {tmp_path / f"{number}.jpg": "why" for number in range(22)} | {tmp_path / "22.jpg": "another reason"}
-    with refuses(InvalidFile, "23 images", "0.jpg (why), 1.jpg (why)", "19.jpg (why), 3 more", path=tmp_path):
-        refuse_bad_images(bad, tmp_path)
-    with refuses(InvalidFile, "at least 23 images", path=tmp_path):
-        refuse_bad_images(bad, tmp_path, more=True)
-    with refuses(InvalidFile, "0.jpg (why), 1.jpg (why), 2.jpg (why), 20 more;", path=tmp_path):
-        refuse_bad_images(dict.fromkeys(bad, "why"), tmp_path)
+def test_a_folder_without_a_single_image_says_what_to_do_with_what_it_holds(tmp_path):
+    for name in ("b.heic", "crops.zip"):
+        (tmp_path / name).write_bytes(b"x")
+    with refuses(InvalidFile, "b.heic; convert to JPEG or PNG", path=tmp_path, hint="crops.zip; unpack it"):
+        walk_images(tmp_path)
+    with refuses(InvalidFile, path=tmp_path / "crops.zip", hint="unpack it and give the folder"):
+        walk_images(tmp_path / "crops.zip")
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with refuses(InvalidFile, path=tmp_path / "a.jpg", hint=f"{tmp_path}"):
+        walk_images(tmp_path / "a.jpg")
+    with refuses(InvalidFile, "none of its 1 images", path=tmp_path):
+        walk_images(tmp_path).readable(skip_bad_images=True)
+
+
+def test_a_folder_that_cannot_be_read_is_bad_as_an_image_is(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    trees.draw(tmp_path / "a.png")
+    walk = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return walk(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    walked = walk_images(tmp_path)
+    with refuses(InvalidFile, "closed (a folder: Permission denied)", path=tmp_path, hint="--skip-bad-images"):
+        walked.readable(skip_bad_images=False)
+    files, bad = walked.readable(skip_bad_images=True)
+    assert (files, list(bad)) == ([tmp_path / "a.png"], [tmp_path / "closed"])
+    with refuses(InvalidFile, "Permission denied", path=tmp_path / "closed"):
+        images_below(tmp_path)

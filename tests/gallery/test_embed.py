@@ -206,6 +206,32 @@ def test_bad_images_are_left_out_and_listed_if_that_is_wanted(artifact, crops, t
     np.testing.assert_array_equal(plain.embeddings(), reference.embeddings())
 
 
+def test_all_bad_images_are_named_whatever_is_wrong_with_them(artifact, crops, tmp_path):
+    for number, kind in enumerate([*BAD, "damaged"]):
+        spoil(crops, kind, f"{number}.jpg")
+    done = embed(artifact, crops, tmp_path / "out")
+    assert_one_line_error(done, "4 images cannot be read: ", *(f"{number}.jpg (" for number in range(4)))
+    for number in range(3):
+        spoil(crops, "damaged", f"{number}.jpg")
+    done = embed(artifact, crops, tmp_path / "out", "--batch-size", "1")  # the others are not yet decoded then
+    assert_one_line_error(done, "4 images cannot be read: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_out_of_a_folder_is_told(artifact, crops, tmp_path, caplog):
+    (crops / "phone.heic").write_bytes(b"x")
+    (crops / "more").symlink_to(tmp_path)
+    done = embed(artifact, crops, tmp_path / "out")
+    assert "7 images added; 7 crops" in done.stdout, done.stderr
+    assert [line.split("left out ")[1].split(";")[0] for line in done.stderr.splitlines()] == [
+        "1 image of a kind that is not read: phone.heic", "1 linked folder: more"
+    ]  # fmt: skip
+    embed_folder(artifact, crops, tmp_path / "again")
+    assert [record.getMessage().split(": ")[-1] for record in caplog.records] == [
+        "phone.heic; convert to JPEG or PNG", "more; copy it, or give it as a folder of its own"
+    ]  # fmt: skip
+
+
 def test_a_folder_of_bad_images_alone_is_refused(artifact, tmp_path):
     (tmp_path / "crops").mkdir()
     (tmp_path / "crops" / "a.jpg").write_bytes(b"")

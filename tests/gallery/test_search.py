@@ -340,7 +340,7 @@ def test_bad_queries_are_left_out_if_that_is_wanted(galleries, crops, tmp_path):
     empty.write_bytes(b"")
     flags = ("--top", "1", "--not-same-camera", "--names", r"_c(?P<camera>\d)", "--json", "--batch-size", "1")
     damaged.write_bytes(good.read_bytes()[:700])
-    assert_one_line_error(search(galleries["onnx"], good.parent, *flags), "1 image cannot be read: 0_c1s1.jpg")
+    assert_one_line_error(search(galleries["onnx"], good.parent, *flags), "2 images cannot be read: 0_c1s1", "1_c1s1")
     done = search(galleries["onnx"], good.parent, "--skip-bad-images", "--threads", "1", *flags)
     assert [each["query"] for each in found_as_json(done)["queries"]] == [good.name]
     assert [f"left out {path}: " in done.stderr for path in (empty, damaged)] == [True, True]

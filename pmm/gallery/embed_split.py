@@ -1,0 +1,67 @@
+"""Queries and gallery of a data set -> embeddings, all unreadable images told or left out. Loads no torch for an ONNX
+file or an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pmm.data.bad_images import refuse_bad_images, unreadable_images
+from pmm.data.samples import ReidDataset
+from pmm.gallery.embed import embed_samples
+from pmm.runtime.base import Embeddings, Runner
+from pmm.utils.errors import InvalidFile
+
+
+class EmbeddedSplit(NamedTuple):
+    """The crops that can be read, and their embeddings [Q, D] and [G, D]."""
+
+    split: ReidDataset
+    query: Embeddings
+    gallery: Embeddings
+    bad: dict[str, dict[Path, str]]
+    """By part, query and gallery: the images that were left out, and why."""
+
+
+def embed_split(
+    runner: Runner,
+    split: ReidDataset,
+    folder: Path,
+    *,
+    skip_bad_images: bool = False,
+    batch_size: int = 64,
+    label: str = "",
+    flip: bool = False,
+) -> EmbeddedSplit:
+    """Embed both parts of the data set in `folder`; a progress bar has the name of the part after the `label`.
+
+    Raises InvalidFile naming all images that cannot be read, unless they are to be skipped; else as `embed_samples`.
+    """
+    embeddings: dict[str, Embeddings] = {}
+    bad: dict[str, dict[Path, str]] = {}
+    for name, samples in (("query", split.query), ("gallery", split.gallery)):
+        unreadable: dict[int, InvalidFile] | None = {} if skip_bad_images else None
+        try:
+            rows = embed_samples(
+                runner, samples, batch_size=batch_size, label=label + name, flip=flip, unreadable=unreadable
+            )
+        except InvalidFile as error:
+            files = [sample.path for sample in (*split.query, *split.gallery)]
+            if error.path in files:
+                refuse_bad_images(unreadable_images(files, label="bad images"), folder)
+            raise
+        bad[name] = {samples[row].path: error.problem for row, error in sorted((unreadable or {}).items())}
+        embeddings[name] = (
+            rows[[row for row in range(len(samples)) if row not in (unreadable or {})]] if bad[name] else rows
+        )
+    return EmbeddedSplit(without(split, bad), embeddings["query"], embeddings["gallery"], bad)
+
+
+def without(split: ReidDataset, bad: Mapping[str, Mapping[Path, str]]) -> ReidDataset:
+    """`split` without the `bad` images of each of its parts."""
+    parts = {name: tuple(s for s in getattr(split, name) if s.path not in files) for name, files in bad.items()}
+    return dataclasses.replace(split, **parts)
