@@ -19,6 +19,7 @@ from pmm.artifacts.checkpoint import FORMAT, KEYS, is_checkpoint, save, versions
 from pmm.artifacts.known_checkpoints import BRANCHES, CODE, SHARED, describe, method_of, state_dict_of
 from pmm.artifacts.torch_file import COUNTER, as_float32, first_names, read_torch_file
 from pmm.config import Config, DataConfig, ModelConfig
+from pmm.data.crop_statistics import CropStatistics
 from pmm.models.registry import build_model
 from pmm.presets import preset
 from pmm.utils.errors import InvalidFile
@@ -46,7 +47,14 @@ class ConvertedCheckpoint:
     """What was changed."""
 
 
-def import_checkpoint(source: Path, out: Path, data: DataConfig, *, identities: int | None = None) -> str:
+def import_checkpoint(
+    source: Path,
+    out: Path,
+    data: DataConfig,
+    *,
+    identities: int | None = None,
+    statistics: CropStatistics | None = None,
+) -> str:
     """Write the checkpoint `source` of the PMM authors' code, or of BDB's, to `out`, as one of pmm's.
 
     Args:
@@ -54,6 +62,7 @@ def import_checkpoint(source: Path, out: Path, data: DataConfig, *, identities: 
         out: file to write.
         data: crop size and data set of the new configuration; the rest is preset paper's, and the file's shapes.
         identities: that the data set has for training, if it is at hand.
+        statistics: of its training crops, likewise; left out where the data set has other identities.
 
     Returns:
         One line: what was read.
@@ -81,7 +90,7 @@ def import_checkpoint(source: Path, out: Path, data: DataConfig, *, identities: 
     config = dataclasses.replace(base, data=data, model=model)
     with torch.device("meta"):
         build_model(config)  # a crop size that the network does not take would be refused by every later command
-    code = CODE[converted.method]
+    code, classes = CODE[converted.method], converted.num_classes
     checkpoint = {
         **dict.fromkeys(KEYS),
         "format": FORMAT,
@@ -89,12 +98,12 @@ def import_checkpoint(source: Path, out: Path, data: DataConfig, *, identities: 
         "config": config.to_dict(),
         "epoch": converted.epoch or 0,
         "best": -1.0,
+        "crop_statistics": dataclasses.asdict(statistics) if statistics and identities == classes else None,
         # not trained by these versions: nothing may later say so
         "versions": {**versions(), "pmm kernels": f"none, imported from {code}", "imported": sha256(source)},
     }
     save(out, checkpoint)
     epoch = "an unknown epoch" if converted.epoch is None else f"epoch {converted.epoch}"
-    classes = converted.num_classes
     line = f"{source}: {converted.method} of {code}, {classes} identities, {epoch}, {converted.tensors} tensors"
     notes = converted.notes
     if identities not in (None, classes):

@@ -52,6 +52,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "embedding_dim": model.embedding_dim,
         "metric": config.model.metric,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **_training_crops(state["crop_statistics"]),
         "trained_on": {"dataset": data.dataset, "identities": config.model.num_classes, **drawn},
         "epoch": state["epoch"],
         "epochs": None if "imported" in state["versions"] else config.recipe.epochs,
@@ -80,9 +81,14 @@ def _adopted(content: dict[str, Any], path: Path) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "macs": model.macs(),
         "operators": model.operators(),
+        **_training_crops(content.get("crop_statistics")),
         "dataset": adopted.dataset or "none: later commands need --dataset and --root",
         "made_with": content["versions"],
     }
+
+
+def _training_crops(statistics: dict[str, Any] | None) -> dict[str, Any]:
+    return {"training_crops": statistics} if statistics else {}
 
 
 def _onnx(path: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Annotated
 
 from pmm.config import MAX_SIDE
 from pmm.data.dataset_specs import dataset_spec
+from pmm.data.measure_crops import crop_statistics
+from pmm.data.preprocessing import Resize
 from pmm.data.readers import DEFAULT_DATASET, read_dataset
 from pmm.data.samples import class_indices
 from pmm.presets import preset
@@ -56,7 +58,9 @@ def main(prog: str) -> None:
 
     from pmm.artifacts.checkpoint_import import import_checkpoint
 
-    print(import_checkpoint(command.file, command.out, data, identities=len(class_indices(train)) or None))
+    statistics = crop_statistics([sample.path for sample in train], Resize(height=data.height, width=data.width))
+    identities = len(class_indices(train)) or None
+    print(import_checkpoint(command.file, command.out, data, identities=identities, statistics=statistics))
     out = shlex.quote(str(command.out))
     print(
         f"{out} is written; next: pmm evaluate {out} --dataset {command.dataset} "

@@ -1,5 +1,6 @@
 """`pmm import`: what it says, and the files that it refuses without running what is in them."""
 
+import dataclasses
 import os
 import shutil
 import tarfile
@@ -10,10 +11,13 @@ import pytest
 import torch
 
 from pmm.artifacts.adopted_file import ADOPTED
-from pmm.artifacts.checkpoint import load
+from pmm.artifacts.checkpoint import load, statistics_of
+from pmm.artifacts.checkpoint_import import import_checkpoint
 from pmm.data.readers import read_dataset
 from pmm.data.samples import class_indices
+from pmm.presets import preset
 from pmm.utils.errors import InvalidFile
+from tests.artifacts.test_manifest import STATISTICS
 from tests.authors import Authors, hollow
 from tests.conftest import assert_one_line_error, run_here
 from tests.refusals import refuses
@@ -47,6 +51,13 @@ def test_the_command_says_what_was_read_and_what_is_next(file, people, tmp_path)
     assert f"; the data set has {has} identities for training: it was trained on another\n" in done.stdout
     data = load(out)["config"]["data"]
     assert (data["height"], data["width"], data["dataset"], data["root"]) == (384, 128, "synthetic", str(people))
+
+
+@pytest.mark.parametrize(("identities", "kept"), [(5, True), (6, False)])
+def test_statistics_are_those_of_the_data_set_that_it_was_trained_on(file, tmp_path, identities, kept):
+    data = dataclasses.replace(preset("paper").data, dataset="market1501")
+    import_checkpoint(file, tmp_path / "ours.pth", data, identities=identities, statistics=STATISTICS)
+    assert statistics_of(load(tmp_path / "ours.pth")) == (STATISTICS if kept else None)
 
 
 def test_later_commands_point_here(file, tmp_path):

@@ -90,6 +90,7 @@ def test_a_checkpoint(trained, small_config, tmp_path):
     assert facts["made_with"]["pmm"] == pmm.__version__
     assert facts["made_with"]["pmm kernels"] == build_version()
     assert facts["sha256"] == sha256(trained)
+    assert facts["training_crops"]["crops"] > 9
     assert ask(trained.with_name("last.pth"))["file"]["resumable"]
 
     import torch
