@@ -37,10 +37,12 @@ from pmm.bench.schema import (
 from pmm.bench.timing import time_batch
 from pmm.bench.tracker_load import TRACKER_SIZES
 from pmm.bench.workers import WorkerFailed, WorkerPool
+from pmm.data.bad_images import bad_image_lines, refuse_bad_images, unreadable_images
 from pmm.data.readers import read_dataset
-from pmm.data.splits import distractors, unrankable
+from pmm.data.samples import ReidDataset
+from pmm.data.splits import distractors, unrankable, without_images
 from pmm.utils.environment import describe_environment
-from pmm.utils.errors import InvalidFile, UserError
+from pmm.utils.errors import InvalidFile, UserError, printable
 from pmm.utils.files import sha256
 from pmm.utils.hardware import usable_cores
 
@@ -69,6 +71,7 @@ class Bench:
         self._results: dict[str, Result] = {}
         self._wrong_preprocessing: WrongPreprocessing | None = None
         self._matrix: dict[str, float] = {}
+        self._unreadable = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Bench:
@@ -85,8 +88,9 @@ class Bench:
             self._mistakes = [] if options.wrong_preprocessing == "off" else mistakes
             self._data = override_dataset(trained, request.source, options.dataset, options.root)
             split = read_dataset(self._data.name, self._data.root)
-            for note in split.notes:
+            for note in (*split.notes, *split.left_out):
                 print(f"note: {note}")
+            split = self._without_bad_images(split)
             if why := unrankable(split.query, split.gallery):
                 raise InvalidFile(f"it cannot be ranked: {why}", path=self._data.root, hint="pmm check has the details")
             check_chain(request.chain, split)
@@ -102,6 +106,21 @@ class Bench:
             )
             self._stack = stack.pop_all()
         return self
+
+    def _without_bad_images(self, split: ReidDataset) -> ReidDataset:
+        """`split` without the images that cannot be read, which are known now and not after minutes.
+
+        Raises InvalidFile naming all of them, unless they are to be skipped.
+        """
+        crops = (*split.query, *split.gallery, *(split.train if self.request.chain.gallery else ()))
+        bad = unreadable_images([sample.path for sample in crops], label="reading all crops")
+        if not self.request.options.skip_bad_images:
+            refuse_bad_images(bad, Path(self._data.root))
+        for line in bad_image_lines(bad):
+            print(printable(f"note: {line}"))
+        kept = without_images(split, bad)
+        self._unreadable = sum(len(part) for part in (split.query, split.gallery)) - len((*kept.query, *kept.gallery))
+        return kept
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
@@ -188,6 +207,7 @@ class Bench:
                 identities=len({sample.pid for sample in split.query}),
                 cameras=len({sample.camid for sample in self.accuracy.samples}),
                 digest=self._conditions["crops"],
+                unreadable=self._unreadable,
             ),
             environment=describe_environment(self._threads),
             method=TimingFacts(

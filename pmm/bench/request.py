@@ -18,6 +18,7 @@ from pmm.bench.latency import LatencyPlan
 from pmm.bench.schema import SCHEMA, Gates
 from pmm.bench.workers import file_name
 from pmm.config import fast_mode
+from pmm.data.bad_images import BadImageOptions
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidValue, one_of
@@ -29,7 +30,7 @@ LONGEST_NAME = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(BadImageOptions):
     """What to measure, as typed."""
 
     backends: Annotated[str, Arg("NAMES")] = ""

@@ -337,6 +337,8 @@ class DatasetFacts:
     cameras: int
     digest: str
     """Of names and contents of query and gallery: equal for the same data set."""
+    unreadable: int = 0
+    """Queries and gallery crops that were left out, as they cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)

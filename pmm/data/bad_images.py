@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from pmm.data.crops import iter_crops
-from pmm.data.preprocessing import Resize
-from pmm.utils.errors import InvalidFile
+from pmm.data.crops import iter_crops, load_crops
+from pmm.data.preprocessing import Crops, Resize
+from pmm.utils.errors import InvalidFile, printable
 from pmm.utils.facts import how_many
 
 HEADERS_READ = 10_000
@@ -90,6 +91,24 @@ def refuse_bad_images(bad: Mapping[Path, str], folder: Path, *, unseen: Sequence
         path=folder,
         hint=hint,
     )
+
+
+def load_readable(files: Sequence[Path], size: Resize, *, least: int) -> Crops:
+    """Crops [N, H, W, 3] of those of `files` that can be read; a line (logger "pmm") counts the others.
+
+    Raises InvalidFile, of the first that is bad, if fewer than `least` are left.
+    """
+    try:
+        return load_crops(files, size)
+    except InvalidFile:
+        bad = unreadable_images(files)
+        rest = [file for file in files if file not in bad]
+        if len(rest) < least or not bad:
+            raise
+        first, reason = next(iter(bad.items()))
+        line = f"{how_many(len(bad), 'image')} of {len(files)} left out, the first is {first} ({reason})"
+        logging.getLogger("pmm").warning("%s", printable(line))
+        return load_crops(rest, size)
 
 
 def bad_image_lines(bad: Mapping[Path, str]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from pmm.data.bad_images import unreadable_images
 from pmm.data.samples import UNKNOWN_CAMERA, ReidDataset, Sample
 from pmm.utils.errors import InvalidValue
 
+PARTS_OF_SPLIT = ("train", "query", "gallery")
 QUERY_CAMERA, GALLERY_CAMERA = 0, 1
 """Placeholders for unknown cameras. They differ, so that evaluation removes no crop as one of the query's camera."""
 
@@ -33,8 +35,13 @@ def draw_queries(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], tuple[S
 def without_unreadable(split: ReidDataset) -> tuple[ReidDataset, list[str]]:
     """`split` without the queries and gallery crops that cannot be read, and why each cannot."""
     bad = unreadable_images([sample.path for sample in (*split.query, *split.gallery)])
-    query, gallery = (tuple(s for s in part if s.path not in bad) for part in (split.query, split.gallery))
-    return dataclasses.replace(split, query=query, gallery=gallery), [f"{file}: {why}" for file, why in bad.items()]
+    return without_images(split, bad), [f"{file}: {why}" for file, why in bad.items()]
+
+
+def without_images(split: ReidDataset, files: Container[Path]) -> ReidDataset:
+    """`split` without the crops in these files."""
+    parts = {name: tuple(s for s in getattr(split, name) if s.path not in files) for name in PARTS_OF_SPLIT}
+    return dataclasses.replace(split, **parts)
 
 
 def with_cameras(samples: Iterable[Sample], camid: int) -> tuple[Sample, ...]:

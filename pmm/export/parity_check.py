@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pmm.artifacts.manifest import EmbeddingContract
-from pmm.data.crops import load_crops
+from pmm.data.bad_images import load_readable
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly_spaced
@@ -115,7 +115,8 @@ class ParityCheck:
 
 
 def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
-    """Real test crops [N, H, W, 3], evenly over query and gallery of the data set at `root`.
+    """Real test crops [N, H, W, 3], evenly over query and gallery of the data set at `root`; those that cannot be read
+    are left out, and counted in a line (logger "pmm").
 
     Raises InvalidFile if there are too few.
     """
@@ -136,4 +137,4 @@ def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
             hint="; or ".join(filter(None, (error.hint, hint))),
         ) from error
     chosen = [samples[index].path for index in evenly_spaced(len(samples), VERIFY_CROPS)]
-    return load_crops(chosen, size)
+    return load_readable(chosen, size, least=MIN_VERIFICATION_CROPS)

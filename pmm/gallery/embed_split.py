@@ -3,8 +3,6 @@ file or an engine."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from pmm.data.bad_images import refuse_bad_images, unreadable_images
 from pmm.data.samples import ReidDataset
+from pmm.data.splits import without_images
 from pmm.gallery.embed import embed_samples
 from pmm.runtime.base import Embeddings, Runner
 from pmm.utils.errors import InvalidFile
@@ -55,13 +54,6 @@ def embed_split(
                 refuse_bad_images(unreadable_images(files, label="bad images"), folder)
             raise
         bad[name] = {samples[row].path: error.problem for row, error in sorted((unreadable or {}).items())}
-        embeddings[name] = (
-            rows[[row for row in range(len(samples)) if row not in (unreadable or {})]] if bad[name] else rows
-        )
-    return EmbeddedSplit(without(split, bad), embeddings["query"], embeddings["gallery"], bad)
-
-
-def without(split: ReidDataset, bad: Mapping[str, Mapping[Path, str]]) -> ReidDataset:
-    """`split` without the `bad` images of each of its parts."""
-    parts = {name: tuple(s for s in getattr(split, name) if s.path not in files) for name, files in bad.items()}
-    return dataclasses.replace(split, **parts)
+        embeddings[name] = np.delete(rows, list(unreadable), axis=0) if unreadable else rows
+    kept = without_images(split, {**bad["query"], **bad["gallery"]})
+    return EmbeddedSplit(kept, embeddings["query"], embeddings["gallery"], bad)

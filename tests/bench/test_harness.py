@@ -1,12 +1,16 @@
 """Runs of the bench on a small model, in processes and with workers that live in the test's, and what they leave."""
 
 import json
+import shutil
 
 import pytest
 
 from pmm.artifacts.checkpoint import load
 from pmm.artifacts.trained_model import read_model
 from pmm.bench import harness
+from pmm.bench.gates import GateFlags
+from pmm.bench.harness import Bench
+from pmm.bench.request import ChainOptions, Options, make_request
 from pmm.bench.schema import read_report
 from pmm.bench.workers import WorkerProcess
 from pmm.config import Config
@@ -14,8 +18,10 @@ from pmm.export.options import ExportOptions
 from pmm.models.registry import build_model
 from pmm.utils.build_info import build_info, describe_build
 from pmm.utils.environment import describe_environment
+from pmm.utils.errors import InvalidFile
 from tests.bench.workers import WorkerHere, exported_before, fewer, workers_here
 from tests.conftest import run_here, run_python
+from tests.refusals import refuses
 
 SCRIPT = "bench/run.py"
 ARGS = ("--backends", "torch,ort-cpu,openvino", "--precisions", "fp32,int8", "--batches", "1,3", "--seconds", "0.2")
@@ -220,3 +226,28 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, exported, people, tmp_
     kept = report.results[1].batches[0].samples_ms
     assert list(kept) == first["timings"]["ort-cpu fp32 model.onnx"]["samples_ms"]
     assert report.results[1].min_cosine is not None
+
+
+def test_crops_that_cannot_be_read_are_all_told_before_anything_is_measured(trained, people, tmp_path, capsys):
+    root = shutil.copytree(people, tmp_path / "people")
+    bad = [min((root / part).glob("[0-9]*.jpg")) for part in ("query", "bounding_box_test", "bounding_box_train")]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:700])
+    flags = {"dataset": "market1501", "root": str(root), "backends": "ort-cpu", "precisions": "fp32"}
+
+    def split_of(*, gallery=False, **more):
+        options = Options(**flags, out=tmp_path / "out", **more)
+        request = make_request([trained], options, GateFlags().parsed(), ChainOptions(gallery=gallery))
+        with Bench(request) as bench:
+            return bench.accuracy.split, bench._unreadable
+
+    with workers_here(pages=True):
+        with refuses(InvalidFile, "2 images", *(path.name for path in bad[:2]), path=root, hint="--skip-bad-images"):
+            split_of()
+        with refuses(InvalidFile, "3 images", bad[2].name, path=root):  # distractors are made from training crops
+            split_of(gallery=True)
+        split, unreadable = split_of(skip_bad_images=True)
+    assert unreadable == 2
+    assert not {sample.path for sample in (*split.query, *split.gallery)} & set(bad)
+    said = capsys.readouterr().out
+    assert [f"left out {path}: " in said for path in bad] == [True, True, False]

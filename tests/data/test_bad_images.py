@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 
 from pmm.data import bad_images
-from pmm.data.bad_images import bad_image_lines, first_look, refuse_bad_images, unreadable_images
+from pmm.data.bad_images import bad_image_lines, first_look, load_readable, refuse_bad_images, unreadable_images
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import Resize
 from pmm.utils.errors import InvalidFile
 from tests.refusals import refuses
 
@@ -70,3 +73,17 @@ def test_lines_about_bad_images_have_an_end(tmp_path):
     assert (len(lines), lines[0], lines[-1]) == (21, f"left out {tmp_path}/1.jpg: why", "left out 2 more images")
     assert len(bad_image_lines(dict(list(bad.items())[:20]))) == 20
     assert bad_image_lines({}) == []
+
+
+def test_crops_to_judge_or_calibrate_on_are_those_that_can_be_read(files, caplog):
+    size = Resize(height=16, width=8)
+    good = [files[0], files[2], files[4]]
+    crops = load_readable(files, size, least=3)
+    np.testing.assert_array_equal(crops, load_crops(good, size))
+    assert "3 images of 6 left out" in caplog.text
+    assert str(files[1]) in caplog.text
+    with refuses(InvalidFile, path=files[1]):
+        load_readable(files, size, least=4)
+    caplog.clear()
+    assert len(load_readable(good, size, least=1)) == 3
+    assert not caplog.text

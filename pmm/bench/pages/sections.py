@@ -47,9 +47,11 @@ class Section:
 
 def results(report: BenchReport) -> Section:
     reference = report.reference
+    unreadable = report.dataset.unreadable
     note = (
         f"One row per backend and precision, the fastest first, measured on the same {report.dataset.queries:,} "
-        f"queries and {report.dataset.gallery:,} gallery crops. Ranges such as -0.18 to "
+        f"queries and {report.dataset.gallery:,} gallery crops"
+        f"{f', without {unreadable:,} that cannot be read' * bool(unreadable)}. Ranges such as -0.18 to "
         "+0.02 are 95 % confidence intervals."
     )
     alike = "" if report.gates.max_map_drop is not None else ", and ranks like the reference, as no gate is on mAP"
