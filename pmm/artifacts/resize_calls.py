@@ -22,7 +22,7 @@ Differences = tuple[float, float]
 def verdict(differences: Differences | None) -> str:
     """How near a resize with these differences comes, in words."""
     if differences is None:
-        return "equal by its documentation, not measured"
+        return "the same filter by its documentation, not measured"
     mean, most = differences
     if most <= ROUNDING:
         return "equal but for rounding" if most else "equal"
