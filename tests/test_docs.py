@@ -40,6 +40,18 @@ def test_flags_for_images_can_be_given(flags):
     parse_args(ImageOptions, flags.split(), prog="pmm adopt", description="")
 
 
+def test_links_lead_to_files():
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    links = {page.parent / link for page in pages for link in re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text())}
+    assert len(links) >= 3
+    assert [link for link in links if not link.exists()] == []
+
+
+def test_examples_are_as_short_as_their_page_says():
+    most = int(re.search(r"below (\d+) lines each", (ROOT / "docs/clients.md").read_text())[1])
+    assert {len(path.read_text().splitlines()) < most for path in (ROOT / "docs/examples").iterdir()} == {True}
+
+
 def test_the_page_was_found():
     assert len(LINES) >= 9
     assert len(IMAGES) >= 6
