@@ -14,9 +14,16 @@ from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Preprocessing
 from pmm.export.options import MAX_NORM_ERROR, MIN_COSINE
 from pmm.runtime.base import Embeddings, Runner
+from pmm.runtime.ort import OrtRunner
 from pmm.runtime.trt_variant import TF32_ON
 from pmm.selftest.judge import cosines, norm_errors
-from pmm.selftest.reference import checkpoint_reference, onnx_reference, selftest_vectors
+from pmm.selftest.reference import (
+    checkpoint_reference,
+    onnx_reference,
+    selftest_vectors,
+    session_reference,
+    with_own_mistakes,
+)
 from pmm.selftest.vectors import MeasuredDifference, Selftest, SelftestVectors, Tolerance, read_selftest, selftest_files
 from pmm.utils.errors import UserError
 from pmm.utils.files import sha256
@@ -68,6 +75,9 @@ def add_selftest(draft: ArtifactDraft, vectors: SelftestVectors | None, runner: 
     engine, crops = draft.manifest.engine, load_crops(vectors.images, draft.manifest.preprocessing)
     if precision == "fp32" and engine and TF32_ON in engine.flags:
         precision = "tf32"
+    if precision == "int8" and isinstance(runner, OrtRunner) and not draft.manifest.is_adopted_itself:
+        embed = session_reference(runner.session, draft.manifest)
+        vectors = with_own_mistakes(vectors, embed, draft.manifest.preprocessing, draft.manifest.input)
     measured = _measured(vectors.expected, runner(crops), runner.info.provider) if runner else None
     selftest = Selftest(
         vectors=vectors,

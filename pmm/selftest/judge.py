@@ -16,6 +16,10 @@ from pmm.selftest.vectors import Selftest, Tolerance
 
 Rows = npt.NDArray[np.float64]
 """[N, D]."""
+Explanation = tuple[tuple[str, ...], tuple[str, ...], bool]
+"""Mistakes that were made together, others than the first that would look the same, whether they are met exactly."""
+MAX_ORDERED = 6
+"""Rows that are tried in every order."""
 UNIT = 1e-3
 """By which the norms of rows may differ from 1, to count as normalised."""
 NEARER, NEXT = 0.35, 0.6
@@ -68,6 +72,7 @@ def judge(selftest: Selftest, embeddings: npt.NDArray[Any], precision: str = "")
     comparison = _Comparison(
         given=given,
         expected=vectors.expected.astype(np.float64),
+        own=vectors.own.astype(np.float64),
         wrong={each.name: vectors.wrong(each.name).astype(np.float64) for each in vectors.mistakes},
         sized=vectors.sized,
         resizes={each.name for each in vectors.mistakes if each.resizes},
@@ -107,84 +112,88 @@ def norm_errors(given: Rows, expected: Rows) -> Rows:
 class _Comparison:
     given: Rows
     expected: Rows
+    own: Rows
+    """What the right embeddings are by whatever computed the wrong ones."""
     wrong: dict[str, Rows]
     sized: list[int]
     resizes: set[str]
     normalised: bool
     tolerance: Tolerance
 
-    def explain(self) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    def explain(self) -> Explanation:
         """`SelftestVerdict.mistakes`, `or_one_of` and `exact`."""
-        if self._same(self.expected):
-            return self._of_norms(self.expected), (), True
-        if same := sorted((name for name in self.wrong if self._same(self.wrong[name])), key=self._distance_of):
-            return (same[0], *self._of_norms(self.wrong[same[0]])), tuple(same[1:]), True
+        names = sorted(self.wrong, key=self._distance_of)
+        right = min(self._distance(self.expected), self._distance(self.own))
+        if self._same(self.expected) and not (names and self._distance_of(names[0]) < NEARER * right):
+            return (self._of_norms, (), True) if self._of_norms else ((), (), True)
+        if same := [name for name in names if self._same(self.wrong[name])]:
+            return self._named(same, (), exact=True)
+        if self._agree(self.given, self.expected):
+            return ("norms",), (), True
         if self._in_another_order():
             return ("rows",), (), True
         if len(self.given) > 1 and (cosines(self.given, self.given[:1]) > 1 - 1e-9).all():
             return ("repeated",), (), True
-        return self._of_two() or self._nearest()
+        return self._of_two(names) or self._nearest(names)
 
     def undecidable(self) -> tuple[str, ...]:
         """`SelftestVerdict.undecidable`."""
+        near = self.tolerance.max_norm_error
         return tuple(
             name
             for name, wrong in self.wrong.items()
-            if self._agree(wrong, self.expected) and norm_errors(wrong, self.expected).max() <= self._norm_error
+            if self._agree(wrong, self.expected) and norm_errors(wrong, self.expected).max() <= near
         )
 
     @property
-    def _norm_error(self) -> float:
-        return self.tolerance.max_norm_error
+    def _of_norms(self) -> tuple[str, ...]:
+        """What was done to the norms of all rows, whatever their directions are."""
+        unit = bool((np.abs(np.linalg.norm(self.given, axis=1) - 1) <= UNIT).all())
+        near = norm_errors(self.given, self.expected).max() <= self.tolerance.max_norm_error
+        return () if near or unit == self.normalised else ("l2_missing" if self.normalised else "l2_added",)
 
     def _agree(self, left: Rows, right: Rows) -> bool:
         return bool((cosines(left, right) >= self.tolerance.min_cosine).all())
 
-    def _same(self, rows: Rows) -> bool:
-        return self._agree(self.given, rows)
-
-    def _of_norms(self, rows: Rows) -> tuple[str, ...]:
-        """What was done to the norms of embeddings that are `rows` but for them."""
-        norms = np.linalg.norm(self.given, axis=1)
-        if norm_errors(self.given, rows).max() <= self._norm_error:
-            return ()
-        if self.normalised:
-            return ("l2_missing",)
-        return ("l2_added" if (np.abs(norms - 1) <= UNIT).all() else "norms",)
+    def _same(self, rows: Rows, at: list[int] | None = None) -> bool:
+        """Whether what was given is `rows`, at these places or at all; but for the norms where all are wrong."""
+        at = list(range(len(rows))) if at is None else at
+        near = self._of_norms or norm_errors(self.given[at], rows[at]).max() <= self.tolerance.max_norm_error
+        return bool(near) and self._agree(self.given[at], rows[at])
 
     def _in_another_order(self) -> bool:
-        orders = permutations(range(len(self.given))) if len(self.given) <= 6 else ()
+        orders = permutations(range(len(self.given))) if len(self.given) <= MAX_ORDERED else ()
         return any(self._same(self.expected[list(order)]) for order in orders)
 
-    def _of_two(self) -> tuple[tuple[str, ...], tuple[str, ...], bool] | None:
+    def _of_two(self, names: list[str]) -> Explanation | None:
         """Of clients that resize in another way and, perhaps, make a mistake that shows in every crop: of that tell the
         crops that need no resize."""
-        rest = [row for row in range(len(self.given)) if row not in self.sized]
-        if not self.sized or not rest:
+        if not 0 < len(self.sized) < len(self.given):
             return None
-        if self._agree(self.given[self.sized], self.expected[self.sized]):
-            likely = self._nearest(of=self.resizes)
-            return likely if likely[0] else (("other_resize",), (), True)
-        same = [
-            name
-            for name in self.wrong
-            if name not in self.resizes and self._agree(self.given[self.sized], self.wrong[name][self.sized])
-        ]
-        same.sort(key=self._distance_of)
-        return ((same[0], "other_resize"), tuple(same[1:]), True) if same else None
+        if self._same(self.expected, self.sized):
+            likely = self._nearest([name for name in names if name in self.resizes])
+            return likely if likely[0] else (("other_resize", *self._of_norms), (), True)
+        same = [name for name in names if name not in self.resizes and self._same(self.wrong[name], self.sized)]
+        return self._named(same, ("other_resize",), exact=True) if same else None
 
-    def _nearest(self, of: set[str] | None = None) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-        names = sorted(self.wrong if of is None else of & self.wrong.keys(), key=self._distance_of)
-        if not names:
-            return (), (), False
-        right, first, *others = (self._distance(self.expected), *map(self._distance_of, names))
-        if first < NEARER * right and all(first < NEXT * other for other in others[:1]):
-            return (names[0],), (), False
+    def _nearest(self, names: list[str]) -> Explanation:
+        """Of `names`, the nearest first."""
+        if names:
+            first, *others = (self._distance_of(name) for name in names)
+            if first < NEARER * self._distance(self.expected) and all(first < NEXT * other for other in others[:1]):
+                return self._named(names[:1], (), exact=False)
         return (), (), False
+
+    def _named(self, names: list[str], more: tuple[str, ...], *, exact: bool) -> Explanation:
+        """The first of `names`, the nearest first, and those that are not clearly further away."""
+        first, *others = names
+        alike = [name for name in others if self._distance_of(first) >= NEARER * self._distance_of(name)]
+        return (first, *more, *self._of_norms), tuple(alike), exact
 
     def _distance_of(self, name: str) -> float:
         return self._distance(self.wrong[name])
 
     def _distance(self, rows: Rows) -> float:
-        """Mean over rows, between directions."""
-        return float(np.sqrt(np.maximum(0, 2 - 2 * cosines(self.given, rows))).mean())
+        """Mean over rows, between directions and, unless all norms are wrong, of norms."""
+        between = np.sqrt(np.maximum(0, 2 - 2 * cosines(self.given, rows)))
+        return float((between if self._of_norms else between + norm_errors(self.given, rows)).mean())

@@ -130,9 +130,26 @@ def checkpoint_reference(
     return embed
 
 
+def with_own_mistakes(
+    vectors: SelftestVectors, embed: EmbedFed, size: Preprocessing, input: InputContract
+) -> SelftestVectors:
+    """The same, but for the embeddings of mistakes, which `embed`, the file itself, computes."""
+    client, names = Client(size=size, input=input), [each.name for each in vectors.mistakes]
+    feeds = {each.name: each.feed(vectors.images) for each in client.mistakes() if each.name in names}
+    own, *wrong = _embed_each(embed, [client.right(vectors.images), *feeds.values()])
+    if not all(np.isfinite(embeddings).all() for embeddings in (own, *wrong)):
+        return vectors
+    arrays = {"own": own, **{f"mistake_{name}": rows for name, rows in zip(feeds, wrong, strict=True)}}
+    return dataclasses.replace(vectors, has_own=True, arrays={**vectors.arrays, **arrays})
+
+
 def onnx_reference(content: bytes, manifest: Manifest, path: str) -> EmbedFed:
     """An ONNX file in ONNX Runtime on the CPU, as it is. Raises InvalidFile if that cannot run it."""
-    session = open_session(content, path)
+    return session_reference(open_session(content, path), manifest)
+
+
+def session_reference(session: Any, manifest: Manifest) -> EmbedFed:
+    """The same of a session of ONNX Runtime that is open."""
 
     def run(fed: Fed) -> Embeddings:
         return session.run([manifest.embedding.name], {manifest.input.name: fed})[0]

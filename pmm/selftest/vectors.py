@@ -1,7 +1,9 @@
 """The files of a selftest: MODEL.selftest.json, what it is of and how to judge, and MODEL.selftest.npz, the arrays.
 
 The arrays: `crop_0`, `crop_1`, ... uint8 RGB [h, w, 3]; `expected` float32 [N, D], their embeddings in that order; and
-for each mistake `mistake_NAME` float32 [N, D], the embeddings that a client gets who makes it.
+for each mistake `mistake_NAME` float32 [N, D], the embeddings that a client gets who makes it. What computed the expected
+ones computes those too, but for files in int8: there it is the file itself, as it clips what is far from right, and `own`
+float32 [N, D] is what it makes of the crops.
 """
 
 from __future__ import annotations
@@ -89,12 +91,19 @@ class SelftestVectors:
     mistakes: tuple[KnownMistake, ...]
     impossible: dict[str, str]
     """Mistakes that cannot be made with this file, and why."""
+    has_own: bool = False
+    """Whether the mistakes' embeddings, and those that are its `own`, are of the file itself."""
     arrays: dict[str, npt.NDArray[Any]] = field(repr=False)
 
     @property
     def expected(self) -> npt.NDArray[np.float32]:
         """[N, D]."""
         return self.arrays["expected"]
+
+    @property
+    def own(self) -> npt.NDArray[np.float32]:
+        """[N, D]: of the crops, by what computed the mistakes' embeddings."""
+        return self.arrays["own"] if self.has_own else self.expected
 
     @property
     def images(self) -> list[Crops]:
@@ -145,6 +154,7 @@ class _SelftestJson:
     crops: tuple[SelftestCrop, ...]
     mistakes: tuple[KnownMistake, ...]
     impossible: dict[str, str]
+    has_own: bool
 
     def __post_init__(self) -> None:
         sides = [self.height, self.width, *(side for crop in self.crops for side in (crop.height, crop.width))]
@@ -163,7 +173,8 @@ class _SelftestJson:
         """Name of each array -> its type and its shape."""
         rows = ("<f4", (len(self.crops), self.dim))
         crops = {f"crop_{row}": ("|u1", (crop.height, crop.width, 3)) for row, crop in enumerate(self.crops)}
-        return {**crops, "expected": rows, **{f"mistake_{each.name}": rows for each in self.mistakes}}
+        own = {"own": rows} if self.has_own else {}
+        return {**crops, "expected": rows, **own, **{f"mistake_{each.name}": rows for each in self.mistakes}}
 
 
 def selftest_files(selftest: Selftest) -> tuple[bytes, bytes]:
