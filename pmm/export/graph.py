@@ -8,6 +8,7 @@ import torch
 
 from pmm.artifacts.manifest import InputContract
 from pmm.data.preprocessing import Preprocessing
+from pmm.export.portable_graph import make_portable, remove_unread
 from pmm.runtime.deployed_graph import DeployedGraph
 from pmm.runtime.torch_graph import quiet
 
@@ -41,6 +42,7 @@ def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputCont
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     proto = program.model_proto
+    make_portable(proto)
     if opset == 17:
         _to_opset_17(proto)
     proto.ir_version = IR_VERSION[opset]
@@ -51,7 +53,7 @@ def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputCont
 
 
 def _to_opset_17(proto: onnx.ModelProto) -> None:
-    """From 18, the oldest that torch writes. Of the operators in our graphs only the reductions differ: in 17 they have
+    """From 18, the oldest that torch writes. Of its operators only the reductions differ: in 17 all but ReduceSum have
     their axes as an attribute, which became an input (onnx's own converter leaves `noop_with_empty_axes`, which
     opset 17 does not know)."""
     import onnx
@@ -59,15 +61,12 @@ def _to_opset_17(proto: onnx.ModelProto) -> None:
 
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
-        if node.op_type.startswith("Reduce"):
+        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
             axes = numpy_helper.to_array(constants[node.input.pop(1)])
             unchanged = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
             del node.attribute[:]
             node.attribute.extend([*unchanged, helper.make_attribute("axes", axes.tolist())])
-    used = {name for node in proto.graph.node for name in node.input}
-    unused = [tensor for name, tensor in constants.items() if name not in used]
-    for tensor in unused:
-        proto.graph.initializer.remove(tensor)
+    remove_unread(proto.graph)
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", 17))
 

@@ -18,7 +18,7 @@ LINEAR = ("MatMul", "Gemm")
 LAYERS = ("Conv", *LINEAR)
 """Operators with weights, whose products are in 8 bits."""
 
-_KEEPS_SIZE = ("Conv", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Div", "Add")
+_KEEPS_SIZE = ("Conv", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Div", "Add", "Flatten")
 """Operators of squeeze and excitation, which make one value per channel of one value per channel."""
 
 _NUMBERED = re.compile(r"(val_|onnx::\w+_|t_|tensor_|v_?)?\d*")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
@@ -62,11 +63,21 @@ class DeployedGraph(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.normalise(images)
         if self.embedding.flip_tta:
-            x = torch.cat([x, x.flip(3)])
+            # each crop, and its mirror image after it
+            x = torch.cat([x, _mirrored(x)], 1).reshape(-1, *x.shape[1:])
         embeddings = self.l2_normalize(self.tail(*(maps.float() for maps in self.trunk(x.to(self.dtype)))))
         if self.embedding.flip_tta:
-            embeddings = embeddings.view(2, -1, self.embedding.dim).mean(0)
+            dim = self.embedding.dim
+            pairs = embeddings.view(-1, 2 * dim)
+            embeddings = (pairs[:, :dim] + pairs[:, dim:]) / 2
         return self.returned(embeddings)
+
+
+def _mirrored(images: Tensor) -> Tensor:
+    """Images [N, 3, H, W], mirrored: reflected at their left edge, of which only the reflection is kept. A file that
+    steps through them backwards is one that OpenCV up to 4.13 cannot read."""
+    width = images.shape[3]
+    return F.pad(images, (width - 1, 0, 0, 0), mode="reflect")[..., :width]
 
 
 def _reversed(size: Preprocessing) -> Preprocessing:
