@@ -22,6 +22,7 @@ COMMANDS = {
     "export openvino": ("export_openvino", "checkpoint to OpenVINO's IR, for crops of any size"),
     "selftest": ("selftest", "whether a client of a file gives the right embeddings"),
     "bench": ("bench", "accuracy and latency of every backend"),
+    "ship": ("ship", "one folder to hand over: what may ship, with its proof"),
     "compare": ("compare", "two reports of bench: what is slower or less accurate"),
     "ablation": ("ablation", "methods or presets, compared over several seeds"),
     "embed": ("embed", "a folder of crops to a gallery"),

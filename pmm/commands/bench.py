@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Annotated
 
 from pmm.bench.gates import GateFlags
-from pmm.bench.harness import Bench
-from pmm.bench.pages.pictures import pictures
-from pmm.bench.pages.report import table, write_reports
+from pmm.bench.pages.report import table
 from pmm.bench.request import ChainOptions, Options, make_request
-from pmm.bench.resume_store import clear
+from pmm.bench.run import run_bench
 from pmm.runtime.open import BACKENDS
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.build_info import describe_build
 from pmm.utils.extras import check_installed
-from pmm.utils.files import claimed, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +45,11 @@ def main(prog: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: workers end too
     request = make_request(command.files, command.options, command.gates.parsed(), command.chain)
     check_installed(BACKENDS[request.reference.backend].library)
-    with claimed(request.out):
-        try:
-            with Bench(request) as bench:
-                bench.measure_accuracy()
-                bench.measure_latency()
-                report = bench.report()
-                if request.chain.gallery:
-                    write_file(request.out / "report.json", report.to_json())  # what follows may end in trouble
-                    report = bench.measure_chain(report)
-        except KeyboardInterrupt:
-            print(f"{prog}: finished measurements are kept; continue with --resume", file=sys.stderr)
-            raise
-        write_file(request.out / "report.json", report.to_json())  # figures must not be lost over a picture
-        write_reports(report, request.out, pictures(report, bench.accuracy, bench.reference))
-        clear(request.out)
+    try:
+        report = run_bench(request)
+    except KeyboardInterrupt:
+        print(f"{prog}: finished measurements are kept; continue with --resume", file=sys.stderr)
+        raise
     print(table(report))
     if report.checkpoint.method != "adopted":
         print(f"kernels of the mix (training only): {describe_build(report.environment['kernels'])}")

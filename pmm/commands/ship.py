@@ -1,0 +1,98 @@
+"""One folder to hand over: the fastest exported file that keeps the gates, with its proof and its acceptance test.
+
+pmm ship CKPT --target cpu|gpu [-o DIR] [--prefer fastest|smallest] ...
+
+Runs the bench on what serves on the target without torch, and writes the file that may ship with its manifest, its
+selftest, its thresholds, the report and a model card. On the target, `pmm selftest DIR` accepts it or says why not. The
+exit code is 1 if no file keeps the gates.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from pmm.artifacts.kinds import require_kind
+from pmm.bench.gates import GateFlags
+from pmm.bench.request import Options, make_request
+from pmm.bench.run import run_bench
+from pmm.commands.selftest import describe_verdict
+from pmm.shipping.choice import ALL_SERVING, TARGETS, Prefer, backends_of, chosen
+from pmm.shipping.ship import check_place, write_shipment
+from pmm.utils import command_line
+from pmm.utils.arguments import Arg
+from pmm.utils.errors import one_of, printable
+from pmm.utils.extras import check_installed
+
+TARGET_HELP = f"Where it will run: {one_of((*TARGETS, *ALL_SERVING))}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShipCommand:
+    """`pmm ship CKPT`"""
+
+    checkpoint: Annotated[Path, Arg("CKPT", positional=True)]
+    """A checkpoint, or an adopted ONNX file."""
+    target: Annotated[str, Arg("NAME", help=TARGET_HELP)]
+    prefer: Prefer = "fastest"
+    """Of those that keep the gates: the fastest at the smallest batch, or the smallest file."""
+    out: Annotated[Path | None, Arg("DIR", short="-o")] = None
+    """Folder to make (default: ship-TARGET/ beside the checkpoint); the bench's own files go to DIR-bench/."""
+    overwrite: bool = False
+    """Replace a folder of an earlier pmm ship."""
+    precisions: Annotated[str, Arg("NAMES", group="bench")] = ""
+    """As pmm bench has it (default: auto)."""
+    batches: Annotated[str, Arg("N,N", group="bench")] = "1,8"
+    """Batch sizes to time, with commas between."""
+    dataset: Annotated[str, Arg("NAME", group="bench")] = ""
+    """Data set (default: the one that the model was trained on, or that was named when it was adopted)."""
+    root: Annotated[str, Arg("DIR", group="bench")] = ""
+    """Folder of the data set (default: as for --dataset)."""
+    device: Annotated[str, Arg(group="bench")] = "auto"
+    """As pmm bench has it."""
+    samples: Annotated[int, Arg(group="bench")] = 400
+    """Most latency samples of a backend at one batch size."""
+    seconds: Annotated[float, Arg(group="bench")] = 10.0
+    """Longest time in seconds for these samples."""
+    resume: Annotated[bool, Arg(group="bench")] = False
+    """Continue an interrupted run: finished measurements are kept."""
+    gates: Annotated[GateFlags, Arg(group="gates (a number, or off)")] = field(default_factory=GateFlags)
+
+    def options(self, backends: list[str], out: Path, reference: str) -> Options:
+        """What the bench is to measure."""
+        return Options(
+            backends=",".join(dict.fromkeys([reference, *backends])),
+            precisions=self.precisions,
+            batches=self.batches,
+            dataset=self.dataset,
+            root=self.root,
+            device=self.device,
+            samples=self.samples,
+            seconds=self.seconds,
+            resume=self.resume,
+            out=out,
+        )
+
+
+def main(prog: str) -> int:
+    """Entry point; 1 if no file may ship, or the one that may does not pass its selftest."""
+    command = command_line.parse(ShipCommand, prog=prog, description=__doc__ or "")
+    is_onnx = require_kind(command.checkpoint, "checkpoint", "onnx") == "onnx"
+    check_installed(*([] if is_onnx else ["torch"]), "jinja2", "matplotlib")
+    backends = backends_of(command.target)
+    out = command.out or command.checkpoint.parent / f"ship-{command.target}"
+    check_place(out, overwrite=command.overwrite)
+    options = command.options(backends, out.with_name(f"{out.name}-bench"), "ort-cpu" if is_onnx else "torch")
+    request = make_request([command.checkpoint], options, command.gates.parsed())
+    try:
+        report = run_bench(request)
+    except KeyboardInterrupt:
+        print(f"{prog}: finished measurements are kept; continue with --resume", file=sys.stderr)
+        raise
+    print(f"report: {(request.out / 'report.html').resolve()}")
+    shipped = write_shipment(out, report, request.out, chosen(report, backends, command.prefer))
+    print(printable(f"{out}: {shipped.result.name}, {describe_verdict(shipped.verdict)}"))
+    print(printable(f"accept it where it will run with: pmm selftest {out.name}"))
+    return 0 if shipped.verdict.passed else 1

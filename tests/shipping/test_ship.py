@@ -1,0 +1,132 @@
+"""What goes into the folder that is handed over, and what it says of itself."""
+
+import dataclasses
+import json
+
+import pytest
+
+from pmm.artifacts.artifact import manifest_path, selftest_paths
+from pmm.artifacts.bundle import SEAL, read_bundle
+from pmm.artifacts.manifest import Manifest
+from pmm.export.options import ExportOptions
+from pmm.shipping.choice import NothingShips, backends_of, chosen
+from pmm.shipping.ship import CARD, THRESHOLDS, check_place, write_shipment
+from pmm.utils.errors import CannotWrite, InvalidFile, InvalidValue
+from pmm.utils.files import sha256
+from tests.bench.pages.sample_reports import GATES, REFERENCE, dropped, ran, report_of
+from tests.conftest import assert_one_line_error, run_here
+from tests.refusals import refuses
+
+TORCH = ran(REFERENCE, 18.0)
+FP32 = ran("ort-cpu fp32", 8.0)
+INT8 = ran("ort-cpu int8", 3.0)
+ENGINE = ran("tensorrt fp16", 1.0, device="cuda")
+
+
+def test_the_fastest_or_the_smallest_that_keeps_the_gates_is_chosen():
+    report = report_of(TORCH, FP32, INT8, ENGINE)
+    assert chosen(report, ["ort-cpu"], "fastest") == INT8
+    assert chosen(report, ["tensorrt"], "fastest") == ENGINE
+    large = dataclasses.replace(INT8, artifact_bytes=99_000_000)
+    assert chosen(report_of(TORCH, FP32, large), ["ort-cpu"], "smallest") == FP32
+    failing = dataclasses.replace(GATES, failures=(dropped(INT8),))
+    assert chosen(report_of(TORCH, FP32, INT8, gates=failing), ["ort-cpu"], "fastest") == FP32
+
+
+def test_where_none_keeps_the_gates_it_says_which_and_how_near():
+    failing = dataclasses.replace(GATES, failures=(dropped(INT8),))
+    with refuses(NothingShips, hint="ort-cpu int8 fails --max-map-drop (mAP fell by"):
+        chosen(report_of(TORCH, INT8, gates=failing), ["ort-cpu"], "fastest")
+    with refuses(NothingShips, hint="none of them was measured"):
+        chosen(report_of(TORCH, ENGINE), ["ort-cpu"], "fastest")
+
+
+def test_an_adopted_onnx_file_that_is_its_own_reference_counts():
+    reference = dataclasses.replace(FP32, name="ort-cpu fp32")
+    report = report_of(reference, reference="ort-cpu fp32")
+    assert chosen(report, ["ort-cpu"], "fastest") == reference
+
+
+def test_targets():
+    assert backends_of("cpu")[0] == "ort-cpu"
+    assert backends_of("ort-cpu") == ["ort-cpu"]
+    with refuses(InvalidValue, "phone", "cpu", "gpu", "openvino"):
+        backends_of("phone")
+
+
+@pytest.fixture
+def measured(shared, tmp_path):
+    """A report whose int8 result is a file of ours."""
+    artifact = shared.onnx(ExportOptions(precision="int8", target="cpu"))
+    result = dataclasses.replace(
+        INT8, artifact=str(artifact), artifact_sha256=sha256(artifact), artifact_bytes=artifact.stat().st_size
+    )
+    pages = tmp_path / "report"
+    pages.mkdir()
+    for name in ("report.html", "report.json", "report.md"):
+        (pages / name).write_text(name)
+    return report_of(TORCH, FP32, result), pages, result
+
+
+def test_the_folder_holds_all_that_belongs_to_the_file(measured, tmp_path):
+    report, pages, result = measured
+    shipped = write_shipment(tmp_path / "new" / "out", report, pages, result)
+    folder = shipped.folder
+    assert shipped.verdict.passed
+    artifact = folder / "model.onnx"
+    beside = [path.name for path in (artifact, manifest_path(artifact), *selftest_paths(artifact))]
+    names = {*beside, CARD, THRESHOLDS, SEAL, "report"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert set(read_bundle(folder).files) == {
+        *names - {SEAL, "report"}, "report/report.html", "report/report.json", "report/report.md"
+    }  # fmt: skip
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+    manifest = Manifest.from_json(manifest_path(artifact).read_text(), artifact)
+    (thresholds,) = manifest.thresholds
+    stored = json.loads((folder / THRESHOLDS).read_text())
+    assert stored["points"] == [dataclasses.asdict(point) for point in thresholds.points]
+    card = (folder / CARD).read_text()
+    for fact in (f"{100 * result.mAP:.1f} %", "drawn by a program", f"{thresholds.points[0].distance:.4f}", "uint8"):
+        assert fact in card
+
+
+def test_a_file_that_changed_since_the_bench_is_refused_and_nothing_is_left(measured, tmp_path):
+    report, pages, result = measured
+    changed = dataclasses.replace(result, artifact_sha256="0" * 64)
+    out = tmp_path / "new" / "out"
+    with refuses(InvalidFile, "changed since", path=result.artifact):
+        write_shipment(out, report, pages, changed)
+    assert not list(out.parent.iterdir())
+
+
+def test_only_a_folder_of_ours_is_replaced(measured, tmp_path):
+    report, pages, result = measured
+    out = tmp_path / "out"
+    check_place(out)
+    write_shipment(out, report, pages, result)
+    with refuses(CannotWrite, hint="--overwrite", path=out):
+        check_place(out)
+    check_place(out, overwrite=True)
+    write_shipment(out, report, pages, result)
+    (out / SEAL).unlink()
+    for overwrite in (False, True):
+        with refuses(CannotWrite, "not empty", path=out):
+            check_place(out, overwrite=overwrite)
+
+
+@pytest.mark.slow
+def test_from_the_checkpoint_to_an_accepted_folder(trained, people, tmp_path):
+    out = tmp_path / "out"
+    words = ("--target", "ort-cpu", "--precisions", "fp32", "--root", people, "-o", out)
+    done = run_here("-m", "pmm", "ship", trained, *words, PMM_FAST="1")
+    assert done.returncode == 0, done.stderr
+    assert "ort-cpu fp32, passed" in done.stdout
+    assert run_here("-m", "pmm", "selftest", out).returncode == 0
+    other = read_bundle(out).artifact
+    (out / other).write_bytes((out / other).read_bytes() + b" ")
+    done = run_here("-m", "pmm", "selftest", out)
+    assert_one_line_error(done, "model.onnx", "SHA-256")
+    bound = ("--overwrite", "--min-cosine", "1")
+    done = run_here("-m", "pmm", "ship", trained, *words, *bound, PMM_FAST="1")
+    assert_one_line_error(done, "no candidate may ship", "ort-cpu fp32 fails --min-cosine")
+    assert (out / SEAL).exists()
