@@ -60,7 +60,7 @@ def _of_text(path: Path) -> npt.NDArray[np.float64]:
         raise InvalidFile("it holds no numbers", path=path, expected=EXPECTED)
     length = len(rows[0][1])
     for number, words in rows:
-        if text := next((word for word in words if not _is_number(word)), None):
+        if (text := next((word for word in words if not _is_number(word)), None)) is not None:
             raise InvalidFile(f"line {number} holds {text[:40]!r}, which is no number", path=path, expected=EXPECTED)
         if len(words) != length:
             problem = f"line {number} has {len(words)} numbers, line {rows[0][0]} has {length}"

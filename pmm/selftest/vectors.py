@@ -1,9 +1,9 @@
 """The files of a selftest: MODEL.selftest.json, what it is of and how to judge, and MODEL.selftest.npz, the arrays.
 
 The arrays: `crop_0`, `crop_1`, ... uint8 RGB [h, w, 3]; `expected` float32 [N, D], their embeddings in that order; and
-for each mistake `mistake_NAME` float32 [N, D], the embeddings that a client gets who makes it. What computed the expected
-ones computes those too, but for files in int8: there it is the file itself, as it clips what is far from right, and `own`
-float32 [N, D] is what it makes of the crops.
+for each mistake `mistake_NAME` float32 [N, D], the embeddings that a client gets who makes it. What computed the
+expected ones computes those too, but for files in int8: there it is the file itself, as it clips what is far from
+right, and `own` float32 [N, D] is what it makes of the crops.
 """
 
 from __future__ import annotations
