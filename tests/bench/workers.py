@@ -15,9 +15,9 @@ import pytest
 
 from pmm.artifacts.artifact import Artifact, manifest_path, read_manifest
 from pmm.bench import harness, workers
+from pmm.bench import run as bench_run
 from pmm.bench.latency import Clock
 from pmm.bench.worker import WorkerSession
-from pmm.commands import bench as command
 from pmm.export import onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.utils.files import sha256
@@ -65,8 +65,8 @@ def workers_here(start: Callable[..., Any] = WorkerHere, *, pages: bool = False)
         patch.setattr(workers, "WorkerProcess", start)
         patch.setattr(harness, "usable_cores", lambda: 1)
         if not pages:
-            patch.setattr(command, "write_reports", lambda *args: None)
-            patch.setattr(command, "pictures", lambda *args: None)
+            patch.setattr(bench_run, "write_reports", lambda *args: None)
+            patch.setattr(bench_run, "pictures", lambda *args: None)
         yield patch
 
 
