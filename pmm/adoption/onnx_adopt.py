@@ -34,6 +34,7 @@ from pmm.adoption.probes import (
 from pmm.adoption.typed_flags import typed_flags
 from pmm.artifacts.artifact import Artifact, new_artifact
 from pmm.artifacts.manifest import PRECISIONS, EmbeddingContract, InputContract, Manifest, OnnxOrigin
+from pmm.artifacts.onnx_content import graph_digest
 from pmm.artifacts.onnx_file import embed_manifest, read_onnx
 from pmm.data.measure_crops import dataset_statistics
 from pmm.data.preprocessing import Crops, Preprocessing
@@ -118,7 +119,7 @@ def adopt_onnx(
         normalised=normalised or normalise,
         metric=chosen if metric == "auto" else metric,
     )
-    manifest = _manifest(foreign, measured, contract, embedding, size, OnnxOrigin(
+    manifest = _manifest(foreign, proto, measured, contract, embedding, size, OnnxOrigin(
         sha256=foreign.sha256, producer=foreign.producer, dataset=dataset, root=root, flags=flags
     ))  # fmt: skip
     with new_artifact(out, manifest) as draft:
@@ -213,6 +214,7 @@ def _precision(proto: onnx.ModelProto, foreign: ForeignOnnx) -> GraphPrecision:
 
 def _manifest(
     foreign: ForeignOnnx,
+    proto: onnx.ModelProto,
     measured: GraphPrecision,
     contract: InputContract,
     embedding: EmbeddingContract,
@@ -233,6 +235,7 @@ def _manifest(
         precision_share=measured.share,
         macs=measured.total,
         opset=foreign.opset,
+        graph=graph_digest(proto),
         versions={"pmm": __version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         adopted=origin,
         crop_statistics=dataset_statistics(origin.dataset, origin.root, size),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pmm.artifacts.onnx_content import INTEGER_PRODUCTS
 from pmm.artifacts.onnx_file import EXPORT, read_onnx, with_weights_inside
 from pmm.utils.errors import InvalidFile, reason_of
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 MIN_OPSET = 7
 """The oldest that ONNX Runtime promises to run."""
 AGAIN = "export the network again"
-INTEGER_PRODUCTS = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 STANDARD = ("", "ai.onnx")
 """Both names of the operators that the standard defines."""
 
@@ -49,7 +49,7 @@ def read_foreign_onnx(path: str | Path) -> ForeignOnnx:
     can hold; operators that are not of the standard, or of integers; an opset before 7.
     """
     try:
-        file = read_onnx(path, external_data=True)
+        file = read_onnx(path, external_data=True, foreign=True)
     except InvalidFile as error:
         error.hint = AGAIN if error.hint == EXPORT else error.hint
         raise
@@ -69,7 +69,7 @@ def read_foreign_onnx(path: str | Path) -> ForeignOnnx:
             hint="export the network again without them; a file that ONNX Runtime optimised or quantised has them, its "
             "source has not",
         )
-    integer = sorted({node.op_type for node in nodes_in(proto.graph)} & INTEGER_PRODUCTS)
+    integer = sorted({node.op_type for node in nodes_in(proto.graph)} & {*INTEGER_PRODUCTS})
     if integer:
         raise InvalidFile(
             f"it is quantised, and has {', '.join(integer)}, which only some runtimes know",

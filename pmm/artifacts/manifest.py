@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pmm.artifacts.client_contract import client_contract
 from pmm.artifacts.measured_thresholds import MeasuredThresholds
+from pmm.artifacts.onnx_content import GraphDigest
 from pmm.data.crop_statistics import CropStatistics
 from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue, UserError
@@ -291,8 +292,11 @@ class Manifest:
     """Figures against the fp32 torch checkpoint (or the adopted ONNX file), measured at export on real crops; None if
     not verified."""
     quantization: dict[str, Any] | None = None
-    """For int8: target, calibration, and the layers in higher precision. For fp16 and bf16 of adopted networks, if some
-    layers are in fp32: these, as kept_in_fp32."""
+    """For int8: target, calibration, the layers in higher precision, and those in floats that have only their weights
+    in 8 bits (heads). For fp16 and bf16 of adopted networks, if some layers are in fp32: these, as kept_in_fp32."""
+    graph: GraphDigest | None = None
+    """Of an ONNX file, or the one that an engine was built from: files that other tools rewrote are told by it. None in
+    manifests of earlier versions."""
     engine: EngineContract | None = None
     """For an engine only."""
     package: PackageContract | None = None
@@ -357,9 +361,9 @@ class Manifest:
 
     def to_json(self) -> str:
         """The same text for the same contract, and the table that is derived from it for programs in other languages.
-        Without thresholds or statistics it says nothing of them."""
+        Without thresholds, statistics or graph it says nothing of them."""
         values = dataclasses.asdict(self)
-        for field in ("thresholds", "crop_statistics"):
+        for field in ("thresholds", "crop_statistics", "graph"):
             if not values[field]:
                 del values[field]
         values[FOR_CLIENTS] = client_contract(self)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.manifest import METADATA_KEY, Manifest
+from pmm.artifacts.onnx_content import check_content
 from pmm.utils.errors import InvalidFile, UserError, reason_of
 from pmm.utils.files import existing_file
 
@@ -48,21 +49,34 @@ class OnnxFile:
         return self.stored_manifest
 
 
-def read_onnx(path: str | Path, *, external_data: bool = False) -> OnnxFile:
+def read_onnx(path: str | Path, *, external_data: bool = False, foreign: bool = False) -> OnnxFile:
     """Read an ONNX file without touching what it refers to.
 
     Args:
         external_data: allow weights in other files, as long as those lie beside the file.
+        foreign: take a file of ours that other tools changed for a file of theirs, without its manifest.
 
     Raises:
-        InvalidFile: no ONNX, external data that is not allowed, or a manifest that is damaged or of another file.
+        InvalidFile: no ONNX, external data that is not allowed, or a manifest that is damaged or of another file, or
+            that lies inside and says something else than the graph.
     """
     path = existing_file(path, "an ONNX file written by pmm export onnx")
     content = path.read_bytes()
     proto = _parsed(content, path)
     external = _check_external_data(path, proto, external_data)
     digest = hashlib.sha256(content).hexdigest()
-    return OnnxFile(path, content, proto, digest, _manifest(path, proto, digest), external)
+    manifest, beside = _manifest(path, proto, digest)
+    if manifest and not beside:
+        try:
+            check_content(proto, manifest, path)
+        except InvalidFile:
+            if not foreign:
+                raise
+            manifest = None
+            others = [entry for entry in proto.metadata_props if entry.key != METADATA_KEY]
+            del proto.metadata_props[:]
+            proto.metadata_props.extend(others)
+    return OnnxFile(path, content, proto, digest, manifest, external)
 
 
 def with_weights_inside(file: OnnxFile) -> onnx.ModelProto:
@@ -129,7 +143,7 @@ def _parsed(content: bytes, path: Path) -> onnx.ModelProto:
 
 def is_adopted_onnx(path: Path) -> bool:
     """Whether the ONNX file at `path` is one of pmm adopt. Raises InvalidFile as `read_onnx`."""
-    manifest = read_onnx(path, external_data=True).stored_manifest
+    manifest = read_onnx(path, external_data=True, foreign=True).stored_manifest
     return manifest is not None and manifest.is_adopted_itself
 
 
@@ -139,12 +153,13 @@ def embed_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:
     entry.key, entry.value = METADATA_KEY, manifest.to_json()
 
 
-def _manifest(path: Path, proto: onnx.ModelProto, digest: str) -> Manifest | None:
-    """The manifest beside the file, which must say what the hashed copy inside says; else that copy."""
+def _manifest(path: Path, proto: onnx.ModelProto, digest: str) -> tuple[Manifest | None, bool]:
+    """The manifest beside the file, which must say what the hashed copy inside says; else that copy. And whether it
+    lies beside."""
     beside, inside = read_manifest(path, digest), _embedded(path, proto)
     if beside and inside:
         beside.check_copy(inside, path)
-    return beside or inside
+    return beside or inside, beside is not None
 
 
 def _embedded(path: Path, proto: onnx.ModelProto) -> Manifest | None:

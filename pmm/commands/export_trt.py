@@ -64,7 +64,9 @@ def main(prog: str) -> None:
         from pmm.artifacts.onnx_file import read_onnx
         from pmm.export.trt import build_foreign_engine
 
-        builder, measured = build_foreign_engine(read_onnx(model, external_data=True), out, command.engine)
+        builder, measured = build_foreign_engine(
+            read_onnx(model, external_data=True, foreign=True), out, command.engine
+        )
         print(
             f"{out}: {builder} engine, {measured.precision}, without a manifest: its embeddings are for you to verify"
         )

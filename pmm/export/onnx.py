@@ -13,6 +13,7 @@ import numpy as np
 
 from pmm.artifacts.artifact import Artifact, new_artifact, read_manifest, reusable
 from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.onnx_content import graph_digest
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops
@@ -90,6 +91,7 @@ def export_onnx(
         macs=measured.total,
         opset=opset_of(proto),
         quantization=quantization,
+        graph=graph_digest(proto),
         versions=_versions(source),
         adopted=source.adopted,
         crop_statistics=source.crop_statistics,

@@ -9,14 +9,13 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pmm.artifacts.onnx_content import PRODUCTS, product_type
 from pmm.export.graph_sizes import image_sizes
 from pmm.export.options import MIN_SHARE, MIN_SHARE_WITH_KEPT
 from pmm.utils.errors import InvalidFile
 
 if TYPE_CHECKING:
     import onnx
-
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
 @dataclass(frozen=True)
@@ -63,28 +62,15 @@ def tally(products: Iterable[tuple[str, int]], path: str | Path | None = None) -
 def onnx_precision(proto: onnx.ModelProto, path: str | Path | None = None) -> GraphPrecision:
     """Count the convolutions and matrix products of `proto` for one image.
 
-    A product is int8 if both its inputs are dequantised 8-bit tensors, else of the type of its weights or, where both
-    factors are computed, of the second one.
+    Each is of its `product_type`.
 
     Raises InvalidFile for a graph without an input, or without such products.
     """
     products = [node for node in proto.graph.node if node.op_type in PRODUCTS and not node.domain]
     sizes = image_sizes(proto, [name for node in products for name in (*node.input[:2], node.output[0])])
     makers = {output: node for node in proto.graph.node for output in node.output}
-    counted = ((_type(node, makers, sizes.types), macs(node, sizes.shapes) // sizes.batch) for node in products)
+    counted = ((product_type(node, makers, sizes.types), macs(node, sizes.shapes) // sizes.batch) for node in products)
     return tally(counted, path)
-
-
-def _type(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], types: dict[str, int]) -> str:
-    import onnx
-
-    proto = onnx.TensorProto
-    names: dict[int, str] = {proto.FLOAT: "fp32", proto.FLOAT16: "fp16", proto.BFLOAT16: "bf16"}
-    eight_bits = (proto.INT8, proto.UINT8)
-    sources = [makers.get(name) for name in node.input[:2]]
-    if all(s is not None and s.op_type == "DequantizeLinear" and types.get(s.input[0]) in eight_bits for s in sources):
-        return "int8"
-    return names.get(types.get(node.input[1 if len(node.input) > 1 else 0], 0), "unknown")
 
 
 def macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:

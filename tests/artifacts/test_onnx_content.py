@@ -1,0 +1,177 @@
+"""Files of ours that other tools changed: their metadata still says what they were."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from pmm.artifacts import onnx_file
+from pmm.artifacts.manifest import METADATA_KEY
+from pmm.artifacts.onnx_content import graph_digest, product_types
+from pmm.artifacts.onnx_file import read_onnx
+from pmm.utils.errors import InvalidFile
+from tests.refusals import refuses
+
+
+def changed(source, target, change):
+    proto = onnx.load(source)
+    change(proto)
+    onnx.save(proto, target)
+    return target
+
+
+def of_earlier_version(proto):
+    """Before there was a digest of the graph."""
+    (entry,) = [entry for entry in proto.metadata_props if entry.key == METADATA_KEY]
+    values = json.loads(entry.value)
+    assert values.pop("graph")
+    entry.value = json.dumps(values)
+
+
+def pruned(proto):
+    (largest,) = sorted(proto.graph.initializer, key=lambda tensor: -np.prod(tensor.dims))[:1]
+    values = numpy_helper.to_array(largest).copy()
+    values[np.abs(values) < np.median(np.abs(values))] = 0
+    largest.CopyFrom(numpy_helper.from_array(values, largest.name))
+
+
+def renamed(proto):
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"n{index}"
+    proto.doc_string = "mine"
+
+
+class _Images:
+    def __init__(self):
+        self._left = [np.random.default_rng(0).integers(0, 256, (2, 128, 64, 3), np.uint8)]
+
+    def get_next(self):
+        return {"images": self._left.pop()} if self._left else None
+
+
+def quantised(source, target, how):
+    from onnxruntime import quantization
+
+    if how == "dynamic":
+        quantization.quantize_dynamic(source, target, op_types_to_quantize=["Gemm", "MatMul"])
+    else:
+        more = {"extra_options": {"AddQDQPairToWeight": True}} if how == "QDQ" else {}
+        quantization.quantize_static(source, target, _Images(), quantization.QuantFormat[how], **more)
+    return target
+
+
+def optimised(source, target):
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 4
+    ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    return target
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("how", ["QDQ", "QOperator", "dynamic"])
+def test_files_that_other_tools_quantised_are_refused(exported, tmp_path, how):
+    path = quantised(exported, tmp_path / "x.onnx", how)
+    facts = ("now", "in int8", "inside it says, 100.0% fp32", f"pmm adopt {path}")
+    with refuses(InvalidFile, *facts, path=path):
+        read_onnx(path)
+    older = changed(path, tmp_path / "older.onnx", of_earlier_version)
+    with refuses(InvalidFile, "in int8", "100.0% fp32", path=older):
+        read_onnx(older)
+    file = read_onnx(path, foreign=True)
+    assert file.stored_manifest is None
+    assert METADATA_KEY not in {entry.key for entry in file.proto.metadata_props}, "it would be adopted with it"
+
+
+def test_other_weights_in_the_same_graph_are_refused(exported, tmp_path):
+    path = changed(exported, tmp_path / "x.onnx", pruned)
+    with refuses(InvalidFile, "its weights are not those", f"pmm adopt {path}", path=path):
+        read_onnx(path)
+    # of which an earlier version said nothing
+    assert read_onnx(changed(path, tmp_path / "older.onnx", of_earlier_version)).manifest.graph is None
+
+
+@pytest.mark.parametrize("change", [lambda proto: None, renamed, of_earlier_version], ids=["", "renamed", "older"])
+def test_copies_are_opened_without_a_word(exported, tmp_path, caplog, change):
+    assert read_onnx(changed(exported, tmp_path / "x.onnx", change)).manifest.precision_found == "fp32"
+    assert not warnings(caplog)
+
+
+def test_the_same_weights_in_another_graph_are_opened_with_a_warning(exported, tmp_path, caplog):
+    path = optimised(exported, tmp_path / "x.onnx")
+    assert {node.domain for node in onnx.load(path).graph.node} > {""}
+    assert read_onnx(path).manifest.precision_found == "fp32"
+    (warning,) = warnings(caplog)
+    assert str(path) in warning
+    assert "weights" in warning
+
+
+def test_weights_in_another_file_are_not_vouched_for(exported, tmp_path, caplog):
+    path = tmp_path / "x.onnx"
+    onnx.save(onnx.load(exported), path, save_as_external_data=True, location="w.bin")
+    assert read_onnx(path, external_data=True).manifest.precision_found == "fp32"
+    assert not any("weights" in warning for warning in warnings(caplog))
+
+
+def test_where_a_manifest_lies_beside_the_file_nothing_is_compared(exported, tmp_path, monkeypatch):
+    for file in (exported, exported.with_name(exported.name + ".json")):
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(onnx_file, "check_content", lambda *given: pytest.fail("compared"))
+    assert read_onnx(tmp_path / exported.name).manifest.graph
+
+
+def one_weight(values, *nodes, **more):
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in {"w": values, **more}.items()]
+    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])
+    return helper.make_model(helper.make_graph(nodes, "g", [images], [], stored))
+
+
+@settings(max_examples=20)
+@given(st.data(), st.sampled_from([np.float32, np.float16, np.int8]))
+def test_weights_may_be_turned_and_padded_and_no_number_changes_unseen(data, kind):
+    values = np.random.default_rng(data.draw(st.integers(0, 99))).integers(-99, 99, (16, 8)).astype(kind)
+    digest = graph_digest(one_weight(values)).weights
+    assert graph_digest(one_weight(np.pad(values.T, ((0, 1), (0, 0))))).weights == digest
+    other = values.copy()
+    other.flat[data.draw(st.integers(0, values.size - 1))] += 1
+    assert graph_digest(one_weight(other)).weights != digest
+
+
+def test_weights_that_a_tool_restores_from_8_bits_are_the_same():
+    narrow = np.random.default_rng(0).integers(-127, 128, (64, 8)).astype(np.int8)
+    scale = np.random.default_rng(1).uniform(0.1, 1, (64, 1)).astype(np.float32)
+    product = helper.make_node("Gemm", ["x", "wide"], ["y"], transB=1)
+    steps = [
+        helper.make_node("Cast", ["w"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["wide"]),
+    ]
+    stored = graph_digest(one_weight(narrow, *steps, product, scale=scale))
+    restored = graph_digest(one_weight(np.zeros(0, np.float32), product, wide=narrow * scale))
+    assert stored.weights == restored.weights
+    assert stored.operators != restored.operators
+    other = graph_digest(one_weight(narrow, *steps, product, scale=scale * 2))
+    assert other.weights != stored.weights
+
+
+def test_operators_of_onnx_runtime_are_known():
+    nodes = [
+        helper.make_node("FusedGemm", ["x", "w"], ["a"], domain="com.microsoft"),
+        helper.make_node("MatMulNBits", ["a", "w"], ["b"], domain="com.microsoft", bits=4),
+        helper.make_node("DynamicQuantizeMatMul", ["b", "w"], ["c"], domain="com.microsoft"),
+        helper.make_node("MatMulInteger", ["c", "w"], ["d"]),
+        helper.make_node("Relu", ["d"], ["e"]),
+    ]
+    found = product_types(one_weight(np.ones((64, 64), np.float16), *nodes))
+    assert found == {"fp16": 1, "4 bits": 1, "int8": 2}
