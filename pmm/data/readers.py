@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 from pmm.data.dataset_specs import DatasetSpec, dataset_spec, names_at, names_for_folder
@@ -69,7 +70,9 @@ def _locate(spec: DatasetSpec, root: Path) -> Path:
         if root.is_file() and root.suffix.lower() in ARCHIVES:
             raise InvalidFile("it is an archive", path=root, hint="unpack it and give the folder")
         problem = "it is not a folder" if root.exists() else "there is no such folder"
-        raise InvalidFile(problem, path=root, expected=f"the root of {spec.name}")
+        raise InvalidFile(problem, path=root, expected=f"the root of {spec.name}", hint=_nearest(root))
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise InvalidFile("no permission to read it", path=root, hint="check its permissions")
     place = _place(spec, root)
     if place is not None:
         return place
@@ -79,6 +82,16 @@ def _locate(spec: DatasetSpec, root: Path) -> Path:
     problem = f"it does not have the layout of {spec.name} (it holds {listed})"
     advice = _advice(spec, root, [name for name in names if Path(name).suffix.lower() in ARCHIVES])
     raise InvalidFile(problem, path=root, expected=spec.expected, hint=advice)
+
+
+def _nearest(root: Path) -> str:
+    """The folder that a missing `root` may mean, or the last one on the way to it that is there."""
+    if root.exists():
+        return f"give the folder that it is in, {printable(root.parent)}"
+    above = next(folder for folder in root.absolute().parents if folder.is_dir())
+    missing = root.absolute().relative_to(above).parts[0]
+    alike = get_close_matches(missing, [folder.name for folder in _folders_in(above)], n=1)
+    return f"did you mean {printable(above / alike[0])}?" if alike else f"{printable(above)} is there"
 
 
 def _place(spec: DatasetSpec, root: Path) -> Path | None:

@@ -65,7 +65,7 @@ def images_in(folder: Path, scan: Scan) -> list[str]:
                 if is_valid_file(entry, scan):
                     names.append(entry.name)
             elif not entry.name.startswith(".") and is_folder(entry) and any(map(is_image_name, os.listdir(entry))):
-                detail = "move them up or away"
+                detail = "move them up or away; --dataset folder takes folders of people in train, query and gallery"
                 scan.add_problem("a folder of images where files are expected", detail, folder / entry.name)
             else:
                 skip(folder / entry.name, scan)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pmm.data.bad_images import NO_FILE, first_look, refuse_bad_images
-from pmm.data.left_out import ARCHIVE, IMAGE_SUFFIXES, VIDEO, is_image_name, left_out_lines, reason_left_out
+from pmm.data.left_out import ARCHIVE, IMAGE_SUFFIXES, is_image_name, left_out_lines, reason_left_out
 from pmm.data.scan import image_advice
 from pmm.utils.errors import InvalidFile, one_of, printable
 
@@ -39,7 +39,9 @@ class ImageFolder:
         if not skip_bad_images:
             refuse_bad_images(bad, self.folder, unseen=files)
         if not files:
-            raise InvalidFile(f"none of its {len(self.images)} images can be read", path=self.folder)
+            first, reason = next(iter(bad.items()))
+            hint = f"the first is {first.relative_to(self.folder)} ({reason})"
+            raise InvalidFile(f"none of its {len(self.images)} images can be read", path=self.folder, hint=hint)
         return files, bad
 
 
@@ -95,5 +97,6 @@ def _check_folder(folder: Path) -> None:
         if is_image_name(folder.name):
             hint = f"give the folder that it is in, {folder.parent}"
         else:
-            hint = {ARCHIVE: "unpack it and give the folder", VIDEO: VIDEO.advice}.get(reason_left_out(folder), "")
+            reason = reason_left_out(folder)
+            hint = "unpack it and give the folder" if reason is ARCHIVE else reason.advice
     raise InvalidFile(problem, path=folder, expected="a folder of images", hint=hint)

@@ -560,3 +560,29 @@ def test_a_folder_is_listed_once_however_many_images_it_holds(tmp_path, monkeypa
         monkeypatch.setattr(os, name, counted(getattr(os, name)))
     assert len(read_dataset("msmt17-v1", tmp_path).train) == 202
     assert 4 <= len(calls) <= 40
+
+
+def test_a_root_that_is_missing_or_closed_says_what_is_there(tmp_path, monkeypatch):
+    trees.three_folders(tmp_path / "market1501")
+    refusal(
+        "market1501", tmp_path / "markt1501/query", path=tmp_path / "markt1501/query", hint=f"{tmp_path}/market1501?"
+    )
+    refusal("market1501", tmp_path / "x", path=tmp_path / "x", hint=f"{tmp_path} is there")
+    image = tmp_path / "market1501/query" / trees.MARKET["query"][0]
+    refusal("market1501", image, path=image, problem="not a folder", hint=f"{tmp_path}/market1501/query")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    refusal("market1501", tmp_path, path=tmp_path, problem="permission", hint="permissions")
+
+
+@pytest.mark.parametrize("layout", ["folder", "folder:identity"])
+def test_a_folder_of_people_that_cannot_be_read_is_a_problem(tmp_path, monkeypatch, layout):
+    trees.folders(tmp_path, ["ann/1.jpg", "bob/1.jpg", "closed/1.jpg"])
+    listed = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refusal(layout, tmp_path, "Permission denied", path=tmp_path / "closed", problem="a folder that cannot be read")
