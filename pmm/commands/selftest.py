@@ -1,6 +1,6 @@
 """Whether an exported file, and whoever runs it, give the right embeddings; if not, by which mistake.
 
-pmm selftest ARTIFACT [--backend NAME] [--device DEVICE]           run it here
+pmm selftest ARTIFACT|DIR [--backend NAME] [--device DEVICE]       run it here
 pmm selftest ARTIFACT --write-images DIR                           the crops, for programs that read files
 pmm selftest ARTIFACT --embeddings FILE [--precision PRECISION]    what another program made of them
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from pmm.artifacts.bundle import is_bundle, read_bundle
 from pmm.runtime.open import BACKEND_HELP, check_backend
 from pmm.selftest.judge import SelftestVerdict
 from pmm.selftest.run import judge_embeddings, open_selftest, run_selftest, write_images
@@ -27,7 +28,8 @@ class SelftestCommand:
     """`pmm selftest ARTIFACT`"""
 
     artifact: Annotated[Path, Arg("ARTIFACT", positional=True)]
-    """ONNX file, AOTInductor package or engine, its selftest beside it."""
+    """ONNX file, AOTInductor package or engine, its selftest beside it; or a folder of pmm ship, all of whose files are
+    checked first."""
     embeddings: Annotated[Path | None, Arg("FILE")] = None
     """Judge these instead of running the file: what a program made of the crops, a line of numbers for each in their
     order (.csv), or an array (.npy)."""
@@ -61,6 +63,8 @@ class SelftestCommand:
 def main(prog: str) -> int:
     """Entry point: 0 for right embeddings, 1 for others."""
     command = command_line.parse(SelftestCommand, prog=prog, description=__doc__ or "")
+    if is_bundle(command.artifact):
+        command = _of_bundle(command)
     if command.write_images:
         paths = write_images(open_selftest(command.artifact), command.write_images)
         print(printable(f"{command.write_images}: {', '.join(path.name for path in paths)}"))
@@ -82,6 +86,16 @@ def main(prog: str) -> int:
         for line in verdict.advice:
             print(printable(f"  {line}"))
     return 0 if verdict.passed else 1
+
+
+def _of_bundle(command: SelftestCommand) -> SelftestCommand:
+    """The same of the exported file in a folder of pmm ship, which runs as it was measured where nothing else is asked
+    for."""
+    folder, backend, precision = command.artifact, command.backend, command.precision
+    bundle = read_bundle(folder)
+    if not command.embeddings and not command.write_images and backend == "auto":
+        backend, precision = bundle.backend, precision or bundle.precision
+    return dataclasses.replace(command, artifact=folder / bundle.artifact, backend=backend, precision=precision)
 
 
 def describe_verdict(verdict: SelftestVerdict) -> str:
