@@ -15,7 +15,7 @@ from pmm.artifacts.artifact import Artifact, new_artifact, read_manifest, reusab
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_content import graph_digest
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
-from pmm.data.crops import load_crops
+from pmm.data.bad_images import load_readable
 from pmm.data.preprocessing import Crops
 from pmm.data.readers import DEFAULT_DATASET
 from pmm.export.calibration import calibration_files
@@ -25,7 +25,7 @@ from pmm.export.half_conversion import to_half
 from pmm.export.half_fallback import half_with_fallback
 from pmm.export.half_precision import emulated, fp16_between, half_type
 from pmm.export.int8 import BATCH, PROBES, Quantizer
-from pmm.export.options import ExportOptions, VerifyOptions
+from pmm.export.options import MIN_CALIBRATION_CROPS, ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.precision import onnx_precision
 from pmm.export.reference import changed_meanwhile, in_memory
@@ -262,7 +262,7 @@ def _calibration_crops(source: ExportSource, options: ExportOptions) -> Crops:
             expected=error.expected,
             hint="; or ".join(filter(None, hints)),
         ) from error
-    return load_crops(files, source.preprocessing)
+    return load_readable(files, source.preprocessing, least=MIN_CALIBRATION_CROPS)
 
 
 def _has_options(manifest: Manifest, source: ExportSource, options: ExportOptions) -> bool:

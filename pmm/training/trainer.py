@@ -287,7 +287,8 @@ class Trainer:
     def _raise_unreadable(self, batch: Any) -> None:
         """Raise the UserError in place of a batch, if it is one, with what to do next."""
         if isinstance(batch, UserError):
-            go_on = "the run is saved: mend the file or add --skip-bad-images, and go on with --resume"
+            mend = "mend the file (pmm check lists all bad ones) or add --skip-bad-images"
+            go_on = f"the run is saved: {mend}, and go on with --resume"
             batch.hint = "; ".join(filter(None, (batch.hint, go_on)))
             raise batch
 
