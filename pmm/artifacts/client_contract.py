@@ -61,7 +61,7 @@ def client_contract(manifest: Manifest) -> dict[str, Any]:
             "crops": statistics.crops,
             "of": "pixels 0 to 255 of resized crops, before they are normalised",
         }
-    return {**table, "steps": _steps(size, contract, embedding)}
+    return {**table, "steps": client_steps(size, contract, embedding)}
 
 
 def _fit(size: Preprocessing) -> dict[str, Any]:
@@ -151,8 +151,8 @@ def _distance(embedding: EmbeddingContract) -> str:
     return DISTANCES["cosine of norm 1" if cosine_of_one else embedding.metric]
 
 
-def _steps(size: Preprocessing, contract: InputContract, embedding: EmbeddingContract) -> list[str]:
-    """The same in words, for who reads it."""
+def client_steps(size: Preprocessing, contract: InputContract, embedding: EmbeddingContract) -> list[str]:
+    """The same in words, for who reads it: four steps from an image to the input, and two from the output."""
     fit = "stretch it"
     if size.padding is not None:
         fit = f"keep its ratio of sides, in the middle of RGB {' '.join(map(str, size.padding))}, and resize it"

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pmm.artifacts.client_contract import client_steps
 from pmm.artifacts.manifest import InputContract
 from pmm.data.preprocessing import Preprocessing
+from pmm.export.node_names import name_nodes
 from pmm.export.portable_graph import make_portable, remove_unread
 from pmm.runtime.deployed_graph import DeployedGraph
 from pmm.runtime.torch_graph import quiet
@@ -21,7 +23,11 @@ IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 10, 21: 10, 22: 10}
 
 def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputContract, opset: int) -> onnx.ModelProto:
     """Trace `graph`, with a dynamic batch or that of `input`, and check the result in full. The same graph gives the
-    same bytes."""
+    same bytes.
+
+    Args:
+        preprocessing: of the caller, who reads it in the file's documentation of its input.
+    """
     import onnx
 
     image = input.shape(preprocessing)
@@ -43,10 +49,12 @@ def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputCont
         raise RuntimeError("torch.onnx.export returned nothing")
     proto = program.model_proto
     make_portable(proto)
+    name_nodes(proto)
     if opset == 17:
         _to_opset_17(proto)
     proto.ir_version = IR_VERSION[opset]
     _strip_traces(proto)
+    _describe_interface(proto, client_steps(preprocessing, input, graph.embedding))
     onnx.checker.check_model(proto, full_check=True)
     _check_interface(proto, input.batch, list(image), graph.embedding.dim, opset)
     return proto
@@ -81,6 +89,13 @@ def _check_interface(proto: onnx.ModelProto, batch: int | None, image: list[int]
         raise RuntimeError(f"the exported batch dimension is not {batch or 'symbolic'}: {dims}")
     if [(entry.domain, entry.version) for entry in proto.opset_import] != [("", opset)]:
         raise RuntimeError(f"expected opset {opset}, torch wrote {proto.opset_import}")
+
+
+def _describe_interface(proto: onnx.ModelProto, steps: list[str]) -> None:
+    """Document the input by the first four of a client's steps, and the output by the others."""
+    for value, its in ((proto.graph.input[0], steps[:4]), (proto.graph.output[0], steps[4:])):
+        text = "; ".join(its)
+        value.doc_string = f"{text[0].upper()}{text[1:]}."
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 _POOLS = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
+_NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 _Shape = list[int | str]
 """Of a tensor; what depends on the batch is a name."""
 
@@ -93,11 +94,12 @@ def _divide_by_norms(proto: onnx.ModelProto, shapes: dict[str, _Shape]) -> None:
             ("Mul", [last], {}),
             ("Reshape", [_add_constant(proto, f"{name}/as_map", np.array([-1, 1, 1, dim]))], {}),
             ("GlobalAveragePool", [], {}),
-            ("Flatten", [], {"axis": 1}),
             ("Mul", [_add_constant(proto, f"{name}/dim", np.array(dim, np.float32))], {}),
             ("Add", [_add_constant(proto, f"{name}/least", np.square(least))], {}),
             ("Sqrt", [], {}),
-            ("Expand", [_add_constant(proto, f"{name}/sizes", np.array([1, dim]))], {}),
+            # OpenCV 4.6 divides by what has the same shape alone, and 4.10 to 4.14 expand for one batch size alone
+            ("Resize", ["", _add_constant(proto, f"{name}/scales", np.array([1, 1, 1, dim], np.float32))], _NEAREST),
+            ("Flatten", [], {"axis": 1}),
         ]
         for step, (operator, others, attributes) in enumerate(steps):
             output = f"{name}/norm{step}"

@@ -151,7 +151,7 @@ class CheckpointSource(ExportSource):
         precision = "fp32" if self.method == "adopted" else options.precision
         embedding = self.embedding(options)
         graph = deployed_graph(self.trained.model, size, contract, embedding, precision, self.fed(options))
-        return to_onnx(graph, size, contract, options.onnx_opset)
+        return to_onnx(graph, self.fed(options), contract, options.onnx_opset)
 
     def selftest_vectors(self, options: ExportOptions) -> SelftestVectors | None:
         contracts = self.fed(options), self.input(options), self.embedding(options)
