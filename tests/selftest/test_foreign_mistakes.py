@@ -50,9 +50,12 @@ def verdicts(artifact: Path, kind: str, folder: Path):
 
 
 @pytest.mark.parametrize(("kind", "trained_before"), BOTH)
-def test_in_fp32_every_mistake_is_named(models, kind, trained_before, tmp_path):
-    out = tmp_path / "model.onnx"
-    export_onnx(models[trained_before], out, ExportOptions(input=kind), VerifyOptions(no_verify=True))
+def test_in_fp32_every_mistake_is_named(models, shared, kind, trained_before, tmp_path):
+    options, out = ExportOptions(input=kind), tmp_path / "model.onnx"
+    if trained_before:
+        out = shared.onnx(options)
+    else:
+        export_onnx(models[False], out, options, VerifyOptions(no_verify=True))
     right, wrong = verdicts(out, kind, tmp_path / "crops")
     assert right.passed
     assert right.undecidable == ()
@@ -76,6 +79,6 @@ def test_with_other_contracts_and_precisions_none_gets_another_name(models, way,
         elif verdict.mistakes:
             assert name in (verdict.mistakes[0], *verdict.or_one_of)
     named = [name for name, verdict in wrong.items() if verdict.mistakes[:1] == (name,)]
-    assert len(named) >= 0.9 * len(wrong), "in ONNX Runtime itself, which computed what a mistake makes of an int8 file"
+    assert len(named) >= len(wrong) - 2, "8 bits clip pixels of 0..255 like those that were not divided"
     if "precision" not in options:
         assert named == list(wrong)
