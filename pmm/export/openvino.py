@@ -26,6 +26,7 @@ from pmm.export.openvino_resize import FILTERS, resize_as_pil
 from pmm.export.options import MIN_COSINE, ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.export.source import open_source
+from pmm.runtime.openvino import shared_core
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import InvalidFile, reason_of
 from pmm.utils.extras import check_installed, import_library
@@ -110,7 +111,7 @@ def export_openvino(
 def read_model(path: Path) -> Any:
     """The ONNX file at `path` as OpenVINO has it. Raises InvalidFile if it cannot."""
     try:
-        return import_library("openvino").Core().read_model(path)
+        return shared_core().read_model(path)
     except RuntimeError as error:
         raise InvalidFile(f"OpenVINO cannot read it ({reason_of(error)})", path=path) from error
 
@@ -172,7 +173,7 @@ def _verify(model: Any, artifact: Artifact, crops: Crops, path: Path) -> float:
     Raises ParityFailed if it is too low.
     """
     size, precision = artifact.manifest.preprocessing, artifact.manifest.precision
-    compiled = import_library("openvino").Core().compile_model(model, "CPU", SETTINGS)
+    compiled = shared_core().compile_model(model, "CPU", SETTINGS)
     if batch := artifact.manifest.input.batch:
         crops = np.resize(crops, (batch, *crops.shape[1:]))
     worst = 1.0

@@ -51,7 +51,7 @@ class OpenVinoRunner(Runner):
         precision = precision or self.manifest.precision_found
         _check_precision(self._path, precision, self.manifest)
         openvino = import_library("openvino")
-        core = _core()
+        core = shared_core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             # OpenVINO would silently run in fp32
             problem = "this CPU has no bf16 instructions (AVX512-BF16 or AMX)"
@@ -121,7 +121,7 @@ class OpenVinoRunner(Runner):
 
 
 @cache
-def _core() -> Any:
+def shared_core() -> Any:
     """OpenVINO's devices, opened once in a process and never closed.
 
     Its CPU device lends its thread a stack for signal handlers. When devices are closed in the order of their opening,
@@ -133,13 +133,13 @@ def _core() -> Any:
 def _end_idle_threads() -> None:
     """OpenVINO keeps the threads of models that are gone for those to come, and a child would wait for them for ever.
     Closing a device, which takes milliseconds, ends those that no model has."""
-    if _core.cache_info().currsize:
+    if shared_core.cache_info().currsize:
         import_library("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _keep_core() -> None:
-    if _core.cache_info().currsize:
-        never_free(_core())
+    if shared_core.cache_info().currsize:
+        never_free(shared_core())
 
 
 around_forks(before=_end_idle_threads, in_child=_keep_core)

@@ -84,9 +84,17 @@ REST = [
 ]
 """Their opposites: with them, every pair of a network, a precision and options."""
 SEEN = {*EACH, *REST}
+RAW = [
+    of("pmm", "fp32", input="float255"),
+    of("baseline", "fp16", input="float255", input_colour="bgr"),
+    of("pmm", "bf16", input="float255"),
+    of("pmm", "int8", input="float255"),
+    of("baseline", "fp32", input="float", input_mean=(0.5, 0.4, 0.3), input_std=(0.2, 0.3, 0.25)),
+]
+"""Pixels as they are, and by a caller's own statistics."""
 CASES = [
     *EACH,
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in REST),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (*REST, *RAW)),
     *(pytest.param(*case, marks=pytest.mark.full) for case in itertools.product(NETWORKS, EVERY) if case not in SEEN),
     *(
         pytest.param(method, options, marks=pytest.mark.full)

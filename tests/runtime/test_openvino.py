@@ -313,7 +313,7 @@ def test_bf16_needs_instructions(files, monkeypatch):
             assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
             return ["FP32", "INT8", "BIN"]
 
-    monkeypatch.setattr(module, "_core", Core)
+    monkeypatch.setattr(module, "shared_core", Core)
     refused(files, BackendUnavailable, "AVX512-BF16", precision="bf16")
 
 
@@ -408,7 +408,7 @@ def test_an_unverified_file_is_said_to_be_one(files, unverified, caplog):
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
 @pytest.mark.parametrize("closing", ["del first; del second", "threading.Thread(target=opened.clear).start()"])
 def test_signals_are_heard_after_runners_were_closed(files, closing):
-    """Handlers run on a stack that OpenVINO lends; see `_core`."""
+    """Handlers run on a stack that OpenVINO lends; see `shared_core`."""
     script = (
         "import faulthandler, os, signal, sys, threading, time; faulthandler.enable()\n"
         "from pmm.runtime.openvino import OpenVinoRunner\n"
