@@ -44,7 +44,8 @@ def test_the_command_writes_the_file_and_what_boxmot_reads_beside_it(trained, tm
     assert read_onnx(tmp_path / "new" / "best.onnx").manifest.input == ExportOptions(input="float").contract
 
 
-def test_other_statistics_are_converted_in_the_graph(trained, tmp_path, monkeypatch, traced_once):
+@pytest.mark.slow
+def test_other_statistics_are_converted_in_the_graph(trained, tmp_path, monkeypatch):
     with_resize(monkeypatch, module, mean=(0.5, 0.5, 0.5))
     model = export_boxmot(trained, tmp_path / "model.onnx", verification=UNVERIFIED)
     size = model.artifact.manifest.preprocessing

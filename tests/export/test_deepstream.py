@@ -38,8 +38,18 @@ def keys_of(text):
 
 
 @pytest.fixture(scope="module")
-def manifest(shared):
-    return read_onnx(shared.onnx(ExportOptions(input="float255"))).manifest
+def out(trained, tmp_path_factory):
+    """What the command writes."""
+    folder = tmp_path_factory.mktemp("deepstream") / "new" / "ds"
+    words = ("export", "deepstream", trained, "-o", folder, "--no-verify", "--install-dir", "/opt/m")
+    done = run_here("-m", "pmm", *words)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(out):
+    return read_onnx(out / "best.onnx").manifest
 
 
 def test_the_section_says_what_the_file_takes_and_gives(manifest):
@@ -68,25 +78,22 @@ def test_every_key_is_explained_with_its_source():
     assert {key for key in GUIDE if f"`{key}`" in page} == GUIDE
 
 
-def test_raw_pixels_have_our_embeddings(shared, people):
+def test_raw_pixels_have_our_embeddings(out, trained, people):
     paths = [sample.path for sample in read_dataset("synthetic", people).query[:12]]
-    with open_runner(shared.run(), device="cpu") as reference:
+    with open_runner(trained, device="cpu") as reference:
         crops = load_crops(paths, reference.preprocessing)
         expected = reference(crops)
-    file = read_onnx(shared.onnx(ExportOptions(input="float255")))
+    file = read_onnx(out / "best.onnx")
     raw = crops.transpose(0, 3, 1, 2).astype(np.float32)
     assert raw.max() > 200
     found = open_session(file.content).run(None, {"images": raw})[0]
     assert numeric_parity(expected, found).min_cosine >= 0.9999999
 
 
-def test_the_command_writes_both_files(trained, tmp_path):
-    out = tmp_path / "new" / "ds"
-    done = run_here("-m", "pmm", "export", "deepstream", trained, "-o", out, "--no-verify", "--install-dir", "/opt/m")
-    assert done.returncode == 0, done.stderr
+def test_the_command_writes_both_files(out, manifest):
     assert {"best.onnx", "best.onnx.json", "config_tracker_reid.yml"} <= {path.name for path in out.iterdir()}
     assert keys_of((out / "config_tracker_reid.yml").read_text())["onnxFile"] == "/opt/m/best.onnx"
-    assert read_onnx(out / "best.onnx").manifest.input == ExportOptions(input="float255").contract
+    assert manifest.input == ExportOptions(input="float255").contract
 
 
 @pytest.mark.parametrize(
