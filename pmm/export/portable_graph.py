@@ -29,11 +29,14 @@ def make_portable(proto: onnx.ModelProto) -> None:
     - Division by a norm, as `torch.nn.functional.normalize` has it, becomes steps that OpenCV 4.6 knows.
     - What is repeated along an axis has constants for its sizes: torch computes them of the number of images, which
       OpenCV up to 4.13 takes for a constant.
+    - A hard sigmoid that gates something else has a Relu after it, which changes no bit: OpenCV, 5.0 too, takes its
+      product with whatever it may be for a hard swish, and says nothing.
     """
     shapes = _recorded_shapes(proto)
     _pool_maps(proto, shapes)
     _divide_by_norms(proto, shapes)
     _repeat_by_constants(proto, shapes)
+    _part_gates(proto.graph)
     remove_unread(proto.graph)
 
 
@@ -118,6 +121,21 @@ def _repeat_by_constants(proto: onnx.ModelProto, shapes: dict[str, _Shape]) -> N
         sizes = [1 if size == same else size for size, same in zip(after, added + before, strict=True)]
         if sizes and all(isinstance(size, int) for size in sizes):
             node.input[1] = _add_constant(proto, f"{node.output[0]}/sizes", np.array(sizes))
+
+
+def _part_gates(graph: onnx.GraphProto) -> None:
+    from onnx import helper
+
+    factors = [{*node.input} for node in graph.node if node.op_type == "Mul"]
+    for index, node in reversed(list(enumerate(graph.node))):
+        if node.op_type == "HardSigmoid" and any(
+            node.output[0] in both and node.input[0] not in both for both in factors
+        ):
+            gate = node.output[0]
+            node.output[0] = f"{gate}/gate"
+            relu = helper.make_node("Relu", node.output, [gate], gate)
+            relu.metadata_props.extend(node.metadata_props)
+            graph.node.insert(index + 1, relu)
 
 
 def _recorded_shapes(proto: onnx.ModelProto) -> dict[str, _Shape]:

@@ -1,5 +1,6 @@
 """Programs that know nothing of us read our ONNX files and have our embeddings: what docs/clients.md says of each."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -10,10 +11,12 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from bench.lab.exporting import random_checkpoint
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.evaluation.parity.numeric import numeric_parity
-from pmm.export.options import MAX_NORM_ERROR, MIN_COSINE, ExportOptions
+from pmm.export.onnx import export_onnx
+from pmm.export.options import MAX_NORM_ERROR, MIN_COSINE, ExportOptions, VerifyOptions
 from pmm.runtime.open import open_runner
 from tests.clients.readers import (
     EXAMPLES,
@@ -103,6 +106,25 @@ def test_a_client_reads_the_files_that_the_page_says(shared, home, images, tmp_p
         if cell != "no":
             theirs = np.load(out) if out.suffix == ".npy" else np.loadtxt(out, delimiter=",", ndmin=2)
             check(theirs, ours[:count], recipe.precision, cell)
+
+
+@pytest.fixture(scope="module")
+def gated(people, small_config, tmp_path_factory):
+    """Of an untrained backbone whose gates are hard sigmoids."""
+    folder = tmp_path_factory.mktemp("gated")
+    model = dataclasses.replace(small_config.model, backbone="timm:mobilenetv3_small_100")
+    checkpoint = random_checkpoint(dataclasses.replace(small_config, model=model), people, folder / "gated.pth")
+    return export_onnx(
+        checkpoint, folder / "model.onnx", ExportOptions(input="float"), VerifyOptions(no_verify=True)
+    ).path
+
+
+@pytest.mark.parametrize(("client", "count"), [("OpenCV, C++", 1), ("OpenCV 4, Python", 5), ("OpenCV 5, Python", 5)])
+def test_opencv_takes_gates_for_what_they_are(gated, home, images, tmp_path, client, count):
+    done = run(*READERS[client](home), gated, tmp_path / "theirs.csv", *images[:count], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    theirs = np.loadtxt(tmp_path / "theirs.csv", delimiter=",", ndmin=2)
+    check(theirs, our_embeddings(gated, images)[:count], "fp32")
 
 
 def test_opencv_in_cpp_is_the_version_of_the_page():

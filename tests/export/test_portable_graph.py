@@ -141,6 +141,26 @@ def test_what_is_repeated_has_constants_for_its_sizes_where_the_batch_is_its_own
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("gated", ["other", "x"])
+def test_a_gate_is_told_from_a_hard_swish(gated):
+    """OpenCV takes every product with a hard sigmoid for one."""
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed (pip install opencv-python-headless)")
+    nodes = [
+        helper.make_node("Abs", ["x"], ["other"]),
+        helper.make_node("HardSigmoid", ["x"], ["gate"], alpha=1 / 6),
+        helper.make_node("Mul", [gated, "gate"], ["y"]),
+    ]
+    proto = model(nodes, [2, 3, 4], ["batch", 2, 3, 4])
+    run = portable(proto)
+    assert ("Relu" in operators(proto)) == (gated == "other")
+    images = 3 * np.random.default_rng(0).standard_normal((2, 2, 3, 4)).astype(np.float32)
+    expected, found = run(images)
+    np.testing.assert_array_equal(found, expected)
+    network = cv2.dnn.readNetFromONNX(np.frombuffer(proto.SerializeToString(), np.uint8))
+    network.setInput(images)
+    np.testing.assert_allclose(network.forward(), expected, atol=1e-5)
+
+
 def test_an_exported_file_has_no_reduction(exported):
     file = read_onnx(exported)
     assert {*operators(file.proto)} == {
