@@ -18,6 +18,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from pmm.data.left_out import reason_left_out
 from pmm.data.preprocessing import Crops
 from pmm.data.scan import image_advice
 from pmm.utils.errors import InvalidFile
@@ -47,7 +48,8 @@ def read_image(path: str | Path) -> Image.Image | Crops:
         return to_rgb(_open(content)) if pixels is None else pixels
     except Exception as error:  # decoders and EXIF parsers raise anything on a file made to harm
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InvalidFile(f"not a readable image ({reason})", path=path, hint=image_advice(error)) from error
+        by_name = "" if getattr(error, "errno", None) else reason_left_out(Path(path)).advice  # as convert, or unpack
+        raise InvalidFile(f"not a readable image ({reason})", path=path, hint=by_name or image_advice(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

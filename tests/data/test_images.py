@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
 
 from pmm.data.crops import load_crop
-from pmm.data.images import decode_jpeg
+from pmm.data.images import decode_jpeg, read_image
 from pmm.utils.errors import InvalidFile
 from tests.conftest import examples
 from tests.refusals import refuses
@@ -153,3 +153,14 @@ def test_crops_come_from_it(tmp_path, monkeypatch):
     for height, width in ((20, 10), (60, 20), (9, 7)):
         expected = np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR))
         assert np.array_equal(load_crop(tmp_path / "a.jpg", height, width), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("a.heic", "convert"), ("a.zip", "unpack"), ("a.mp4", "embed"), ("a.jpg", "replace")]
+)
+def test_what_is_no_image_says_what_to_do_by_its_name(tmp_path, name, advice):
+    with refuses(InvalidFile, path=tmp_path / name, hint="check the path"):
+        read_image(tmp_path / name)
+    (tmp_path / name).write_bytes(b"no image")
+    with refuses(InvalidFile, path=tmp_path / name, hint=advice):
+        read_image(tmp_path / name)
