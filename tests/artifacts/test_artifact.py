@@ -4,7 +4,15 @@ import dataclasses
 
 import pytest
 
-from pmm.artifacts.artifact import Artifact, manifest_path, new_artifact, read_manifest, reusable, write_thresholds
+from pmm.artifacts.artifact import (
+    Artifact,
+    manifest_path,
+    new_artifact,
+    read_manifest,
+    reusable,
+    selftest_paths,
+    write_thresholds,
+)
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
 from tests.artifacts.test_manifest import MANIFEST, THRESHOLDS
@@ -63,3 +71,22 @@ def test_thresholds_take_the_place_of_earlier_ones_of_their_precision(written):
     manifest_path(written.path).unlink()
     assert not write_thresholds(written.path, THRESHOLDS)
     assert not manifest_path(written.path).exists()
+
+
+def test_a_selftest_comes_and_goes_with_its_file(written, tmp_path):
+    path = tmp_path / "model.onnx"
+
+    def write(content, selftest):
+        with new_artifact(path, written.manifest) as draft:
+            draft.path.write_bytes(content)
+            draft.selftest = selftest
+
+    as_json, as_npz = selftest_paths(path)
+    write(b"1", (b"json", b"npz"))
+    assert (as_json.read_bytes(), as_npz.read_bytes()) == (b"json", b"npz")
+    with pytest.raises(TypeError):
+        write(b"2", (b"other", "no bytes"))
+    assert (path.read_bytes(), as_json.read_bytes(), as_npz.read_bytes()) == (b"1", b"json", b"npz")
+    write(b"3", None)
+    assert sorted(each.name for each in tmp_path.iterdir() if "selftest" in each.name) == []
+    assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]

@@ -33,6 +33,11 @@ from tests.runtime.small import small_graph
 CPU = torch.device("cpu")
 
 
+def written(name):
+    """The package, its manifest and its selftest."""
+    return {name, f"{name}.json", f"{name}.selftest.json", f"{name}.selftest.npz"}
+
+
 @pytest.fixture(scope="module")
 def package(shared):
     """One in fp32 for this CPU; read only."""
@@ -202,7 +207,7 @@ def test_an_unverified_package_was_at_least_loaded(trained, built, tmp_path, mon
     monkeypatch.setattr(runtime, "_load_package", lambda *args: lambda images: images)
     with refuses(InvalidFile, path=tmp_path / "other.pt2", expected="by its manifest"):
         export_aoti(trained, tmp_path / "other.pt2", verification=unverified)
-    assert {path.name for path in tmp_path.iterdir()} == {"m.pt2", "m.pt2.json"}
+    assert {path.name for path in tmp_path.iterdir()} == written("m.pt2")
 
 
 def test_tf32_is_a_way_to_run_fp32(trained, built, tmp_path, monkeypatch):
@@ -290,7 +295,7 @@ def test_the_command(trained, built, tmp_path):
     assert f"torch {torch.__version__} AOTInductor for this kind of CPU" in first
     assert "parity on 64 crops: min cosine " in first
     assert last == f"kernels of the mix here (training only, never in the file): {describe_build()}"
-    assert {path.name for path in tmp_path.iterdir()} == {"best.pth", "best-cpu.pt2", "best-cpu.pt2.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"best.pth", *written("best-cpu.pt2")}
     run_here("export/to_aoti.py", checkpoint, "--precision", "bf16", "--no-verify")
     assert json.loads((tmp_path / "best-cpu-bf16.pt2.json").read_text())["precision_share"]["bf16"] > 0.98
     for args, said in (
@@ -313,7 +318,7 @@ def test_a_real_build_is_quiet_and_leaves_only_the_package(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
     assert done.stderr == ""
-    assert {path.name for path in out.parent.iterdir()} == {"m.pt2", "m.pt2.json"}
+    assert {path.name for path in out.parent.iterdir()} == written("m.pt2")
     # headers that torch compiles once for all it will ever build
     left = [path for path in scratch.rglob("*") if path.is_file() and "precompiled_headers" not in path.parts]
     assert not left

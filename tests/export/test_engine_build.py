@@ -139,7 +139,9 @@ def test_an_engine_of_a_static_batch_is_built_proved_and_run(machine, shared, pa
         assert numeric_parity(parity_check.expected[:7], runner(parity_check.crops[:7])).min_cosine > 0.999
     with refuses(ConflictingOptions, "static batch 4", "1 8 64", "--static-batch", options=("--batch",)):
         engine_from_onnx(file, tmp_path / "n.plan", EngineOptions(flavor=flavor, batch=((1, 8, 64),)))
-    assert {path.name for path in tmp_path.iterdir()} == {"m.plan", "m.plan.json", "m.plan.log", "n.plan.log"}
+    assert {path.name for path in tmp_path.iterdir() if ".selftest." not in path.name} == {
+        "m.plan", "m.plan.json", "m.plan.log", "n.plan.log",
+    }  # fmt: skip
 
 
 FACTS = {
