@@ -7,8 +7,8 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from pmm.artifacts.manifest import PRECISIONS
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256, write_file
 from pmm.utils.from_dict import from_dict
@@ -26,7 +26,7 @@ class Bundle:
     """Name of the exported file."""
     backend: str
     """What runs it, as --backend names it."""
-    precision: str
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "int8"]
     """In which."""
     device: str
     """cpu or cuda."""
@@ -37,8 +37,6 @@ class Bundle:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ValueError(f"schema {self.schema[:60]!r}; expected {SCHEMA!r}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision[:60]!r}")
         for name in self.files:
             parts = PurePosixPath(name).parts
             if not parts or name != "/".join(parts) or "\\" in name or ".." in parts or name.startswith("/"):
@@ -56,7 +54,8 @@ def seal(folder: Path, *, artifact: str, backend: str, precision: str, device: s
     """Write `SEAL` into `folder`, of all files in it; the last step of making one."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
-    bundle = Bundle(artifact=artifact, backend=backend, precision=precision, device=device, files=files)
+    values = {"artifact": artifact, "backend": backend, "precision": precision, "device": device, "files": files}
+    bundle = from_dict(Bundle, {**values, "schema": SCHEMA})
     write_file(folder / SEAL, json.dumps(dataclasses.asdict(bundle), indent=2) + "\n")
     return bundle
 

@@ -91,11 +91,11 @@ def main(prog: str) -> int:
 def _of_bundle(command: SelftestCommand) -> SelftestCommand:
     """The same of the exported file in a folder of pmm ship, which runs as it was measured where nothing else is asked
     for."""
-    folder, backend, precision = command.artifact, command.backend, command.precision
-    bundle = read_bundle(folder)
-    if not command.embeddings and not command.write_images and backend == "auto":
-        backend, precision = bundle.backend, precision or bundle.precision
-    return dataclasses.replace(command, artifact=folder / bundle.artifact, backend=backend, precision=precision)
+    bundle = read_bundle(command.artifact)
+    command = dataclasses.replace(command, artifact=command.artifact / bundle.artifact)
+    if command.embeddings or command.write_images or command.backend != "auto":
+        return command
+    return dataclasses.replace(command, backend=bundle.backend, precision=command.precision or bundle.precision)
 
 
 def describe_verdict(verdict: SelftestVerdict) -> str:
