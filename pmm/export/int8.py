@@ -130,10 +130,11 @@ class Quantizer:
 
     def build(self, keep: Collection[str] = ()) -> onnx.ModelProto:
         """The quantised graph; the layers `keep`, and what goes into them, stay in fp32."""
-        return self._built([node.name for layer in keep for node in self._excluded(layer)])
+        excluded = [node.name for layer in keep for node in self._excluded(layer)]
+        return self._built(excluded, self.target.float_outputs)
 
-    def _built(self, excluded: Collection[str]) -> onnx.ModelProto:
-        """The quantised graph, in which the nodes `excluded` stay in fp32."""
+    def _built(self, excluded: Collection[str], float_outputs: Collection[str]) -> onnx.ModelProto:
+        """The quantised graph, in which the nodes `excluded` stay in fp32; `float_outputs` as `_Target` has them."""
         import onnx
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -141,7 +142,7 @@ class Quantizer:
         copy = onnx.ModelProto()
         copy.CopyFrom(self.proto)
         give_own_parameters(copy)
-        options = {"OpTypesToExcludeOutputQuantization": list(self.target.float_outputs), **self.target.options}
+        options = {"OpTypesToExcludeOutputQuantization": list(float_outputs), **self.target.options}
         with _quiet():
             quantizer = QDQQuantizer(
                 copy,
@@ -187,7 +188,9 @@ class Quantizer:
                 for node in (*self._nodes, *self._in_floats)
                 if node.op_type not in LAYERS or self._names[node.input[1]] != layer
             ]
-            errors[layer] = 1 - numeric_parity(expected, _embeddings(self._built(others), probes)).mean_cosine
+            # what comes out counts for the layers that read it: to keep these keeps it in fp32 too
+            alone = self._built(others, self.target.operators)
+            errors[layer] = 1 - numeric_parity(expected, _embeddings(alone, probes)).mean_cosine
         return sorted(errors, key=lambda layer: errors[layer], reverse=True)
 
     def _excluded(self, layer: str) -> Iterator[onnx.NodeProto]:

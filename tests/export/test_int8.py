@@ -277,8 +277,8 @@ def test_what_a_layer_costs_is_measured_with_it_alone_in_8_bits(fp32, train_crop
     quantizer, shares = Quantizer(fp32, target, np.array_split(train_crops[:16], 2), "images"), []
     built = quantizer._built
 
-    def remember(excluded):
-        proto = built(excluded)
+    def remember(excluded, float_outputs):
+        proto = built(excluded, float_outputs)
         shares.append(onnx_precision(proto).share.get("int8", 0.0))
         return proto
 
@@ -286,7 +286,7 @@ def test_what_a_layer_costs_is_measured_with_it_alone_in_8_bits(fp32, train_crop
     assert sorted(quantizer.by_cost([train_crops[:2]])) == sorted(quantizer.layers)
     assert len(shares) == len(quantizer.layers)
     assert shares.count(0) == len(quantizer.only_weights()) == 2, "heads compute in floats"
-    assert sum(shares) == pytest.approx(onnx_precision(built([])).share["int8"])
+    assert sum(shares) == pytest.approx(onnx_precision(quantizer.build()).share["int8"])
 
 
 def test_a_graph_that_never_passes_is_refused(fp32, train_crops):
