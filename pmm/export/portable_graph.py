@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import onnx
 
 _POOLS = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
-_NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 _Shape = list[int | str]
 """Of a tensor; what depends on the batch is a name."""
 
@@ -100,8 +99,13 @@ def _divide_by_norms(proto: onnx.ModelProto, shapes: dict[str, _Shape]) -> None:
             ("Mul", [_add_constant(proto, f"{name}/dim", np.array(dim, np.float32))], {}),
             ("Add", [_add_constant(proto, f"{name}/least", np.square(least))], {}),
             ("Sqrt", [], {}),
-            # OpenCV 4.6 divides by what has the same shape alone, and 4.10 to 4.14 expand for one batch size alone
-            ("Resize", ["", _add_constant(proto, f"{name}/scales", np.array([1, 1, 1, dim], np.float32))], _NEAREST),
+            # OpenCV 4.6 divides by what has the same shape alone, and 4.10 to 4.14 expand for one batch size alone;
+            # of a Resize ONNX Runtime's symbolic shape inference does not know that it leaves the batch
+            (
+                "ConvTranspose",
+                [_add_constant(proto, f"{name}/ones", np.ones((1, 1, 1, dim), np.float32))],
+                {"kernel_shape": [1, dim]},
+            ),
             ("Flatten", [], {"axis": 1}),
         ]
         for step, (operator, others, attributes) in enumerate(steps):
