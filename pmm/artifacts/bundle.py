@@ -28,8 +28,6 @@ class Bundle:
     """What runs it, as --backend names it."""
     precision: Literal["fp32", "tf32", "fp16", "bf16", "int8"]
     """In which."""
-    device: str
-    """cpu or cuda."""
     files: dict[str, str]
     """Name of each file in the folder, with / between, and its SHA-256."""
     schema: str = SCHEMA
@@ -46,15 +44,28 @@ class Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether `path` is a folder with a seal."""
+    """Whether `path` is a folder with something that is named as a seal."""
     return path.is_dir() and (path / SEAL).exists()
 
 
-def seal(folder: Path, *, artifact: str, backend: str, precision: str, device: str) -> Bundle:
+def only_sealed(folder: Path) -> bool:
+    """Whether `folder` holds a readable seal, and no file that it does not name."""
+    try:
+        names = {*_read_seal(folder).files, SEAL}
+    except InvalidFile:
+        return False
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not _is_folder(path)} <= names
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def seal(folder: Path, *, artifact: str, backend: str, precision: str) -> Bundle:
     """Write `SEAL` into `folder`, of all files in it; the last step of making one."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
-    values = {"artifact": artifact, "backend": backend, "precision": precision, "device": device, "files": files}
+    values = {"artifact": artifact, "backend": backend, "precision": precision, "files": files}
     bundle = from_dict(Bundle, {**values, "schema": SCHEMA})
     write_file(folder / SEAL, json.dumps(dataclasses.asdict(bundle), indent=2) + "\n")
     return bundle
@@ -65,14 +76,7 @@ def read_bundle(folder: Path) -> Bundle:
 
     Raises InvalidFile for a folder without a readable seal, and for a file that is missing, was changed, or is a link.
     """
-    path = folder / SEAL
-    try:
-        bundle = from_dict(Bundle, json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise InvalidFile(f"it holds no {SEAL}", path=folder, expected="a folder of pmm ship") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        problem = f"it is no seal of pmm ship ({type(error).__name__}: {str(error)[:120]})"
-        raise InvalidFile(problem, path=path, hint=AGAIN) from error
+    bundle = _read_seal(folder)
     for name, digest in bundle.files.items():
         file = folder / name
         if file.is_symlink() or not file.is_file():
@@ -81,3 +85,14 @@ def read_bundle(folder: Path) -> Bundle:
             problem = f"its SHA-256 is {found[:12]}..., not {digest[:12]}... as {SEAL} says: another file, or changed"
             raise InvalidFile(problem, path=file, hint=AGAIN)
     return bundle
+
+
+def _read_seal(folder: Path) -> Bundle:
+    path = folder / SEAL
+    try:
+        return from_dict(Bundle, json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise InvalidFile(f"it holds no {SEAL}", path=folder, expected="a folder of pmm ship") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = f"it is no seal of pmm ship ({type(error).__name__}: {str(error)[:120]})"
+        raise InvalidFile(problem, path=path, hint=AGAIN) from error

@@ -125,7 +125,7 @@ def map_fell(drop: float, most: float, interval: tuple[float, float] | None, que
 
     `interval` is the difference's, 95 %.
     """
-    needed = queries_for_drop(-drop, interval, queries)
+    needed = queries_for_drop(drop, most, interval, queries)
     return f"mAP fell by {100 * drop:.2f} points; at most {100 * most:g} is allowed{say(needed)}", needed is not None
 
 

@@ -6,20 +6,21 @@ import math
 
 CHANCE = 0.05
 """Of so many flips, or more, where no more than the allowed share flip in the long run."""
+MORE = 1.5
+"""As many queries at least, as a multiple: of a few queries that change, a bootstrap's interval is too narrow."""
 MOST = 10_000_000
 """Queries beyond which no number is named."""
 
 
-def queries_for_drop(delta: float, interval: tuple[float, float] | None, queries: int) -> int | None:
-    """How many queries would tell a fall of mAP, `delta` below 0, from none, if it stays as large.
+def queries_for_drop(drop: float, allowed: float, interval: tuple[float, float] | None, queries: int) -> int | None:
+    """How many queries would tell that mAP falls by more than `allowed`, if it falls by `drop`, which is more.
 
-    None if `queries` do: its 95 % interval lies below 0, or is unknown.
-
-    The interval's width goes with 1 / sqrt(queries).
+    None if `queries` do: the difference's 95 % `interval` lies below -`allowed`, or is unknown. Its width goes with
+    1 / sqrt(queries).
     """
-    if interval is None or interval[1] < 0:
+    if interval is None or interval[1] < -allowed:
         return None
-    return _at_most(queries * ((interval[1] - delta) / -delta) ** 2)
+    return _at_most(queries * max(MORE, ((interval[1] + drop) / (drop - allowed)) ** 2))
 
 
 def queries_for_flips(flips: int, queries: int, allowed: float) -> int | None:

@@ -106,7 +106,7 @@ def _feeding(manifest: Manifest) -> list[str]:
     return [
         f"- input `{contract.name}`: {contract.dtype} {contract.layout}, {contract.colour.upper()}, batch "
         f"{contract.batch or 'of any size'}; {normalised}",
-        f"- crops: {preprocessing.describe()}",
+        f"- crops, height x width: {preprocessing.describe()}",
         f"- output `{manifest.embedding.name}`: float32 [N, {manifest.embedding.dim}], compared by "
         f"{'1 - cosine similarity' if manifest.embedding.metric == 'cosine' else 'Euclidean distance'}",
         "",
@@ -160,5 +160,6 @@ def _limits(report: BenchReport, result: Result) -> list[str]:
         ]
         if costs:
             lines.append(f"- Crops that are prepared wrongly cost mAP, without a word: {'; '.join(costs)}.")
+    lines.append("- The report shows pictures of people of the data set, and the names of their files.")
     lines += [f"- {one_line(note)}" for note in result.notes]
     return lines

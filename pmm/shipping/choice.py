@@ -12,6 +12,7 @@ from pmm.bench.schema import BenchReport, Result
 from pmm.runtime.open import BACKENDS
 from pmm.utils.errors import BackendUnavailable, InvalidValue, UserError
 from pmm.utils.extras import install_command
+from pmm.utils.hardware import nvidia_gpus
 
 Prefer = Literal["fastest", "smallest"]
 TARGETS = {"cpu": ("ort-cpu", "openvino"), "gpu": ("tensorrt", "tensorrt-rtx", "ort-cuda")}
@@ -26,11 +27,15 @@ class NothingShips(UserError):
 def backends_of(target: str) -> list[str]:
     """The backends to measure for a `target`: cpu, gpu, or one of `ALL_SERVING`.
 
-    Raises InvalidValue for another word, BackendUnavailable if none of them is installed.
+    Raises InvalidValue for another word, BackendUnavailable if none of them is installed, or there is no GPU to measure
+    on.
     """
     if target not in (*TARGETS, *ALL_SERVING):
         raise InvalidValue("target", target, choices=(*TARGETS, *ALL_SERVING))
     names = TARGETS.get(target, (target,))
+    if names[0] in TARGETS["gpu"] and not nvidia_gpus():
+        problem = "there is no NVIDIA GPU here, and what ships is measured first"
+        raise BackendUnavailable(problem, hint="run pmm ship on a machine of the target's kind")
     able = [name for name in names if find_spec(BACKENDS[name].library) is not None]
     if not able:
         library = BACKENDS[names[0]].library

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pmm.artifacts.artifact import manifest_path, selftest_paths, write_thresholds
-from pmm.artifacts.bundle import Bundle, is_bundle, seal
+from pmm.artifacts.bundle import Bundle, only_sealed, seal
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.measured_thresholds import MeasuredThresholds
 from pmm.bench.chain_run import measured_thresholds
@@ -20,11 +20,13 @@ from pmm.bench.schema import BenchReport, Result
 from pmm.selftest.judge import SelftestVerdict
 from pmm.selftest.run import open_selftest, run_selftest
 from pmm.shipping.card import model_card
+from pmm.shipping.choice import NothingShips
 from pmm.utils.errors import CannotWrite, InvalidFile
 from pmm.utils.files import cannot_write, make_folder, sha256, write_file
 
 CARD, THRESHOLDS, REPORT = "README.md", "thresholds.json", "report"
 REPORT_FILES = ("report.html", "report.json", "report.md", "ranked-lists.png")
+"""With pictures of people of the data set, and their paths."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,18 @@ class Shipped:
 
 
 def check_place(folder: Path, *, overwrite: bool = False) -> None:
-    """Raises CannotWrite where `folder` is no place for a new one: it is a file, or holds something; a folder of pmm
-    ship may be written again with `overwrite`."""
-    if folder.is_dir() and any(folder.iterdir()) and not (overwrite and is_bundle(folder)):
-        what = "it holds a folder of pmm ship" if is_bundle(folder) else "it is not empty"
-        hint = "give --overwrite, or another -o" if is_bundle(folder) else "give another -o"
-        raise CannotWrite(what, path=folder, hint=hint)
-    if folder.exists() and not folder.is_dir():
-        raise CannotWrite("it is a file", path=folder, expected="a folder to make")
+    """Raises CannotWrite where `folder` is no place for a new one: it is a file, a link, or holds something.
+
+    A folder of pmm ship to which nothing was added may be written again with `overwrite`.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise CannotWrite("it is a link or a file", path=folder, expected="a folder to make")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not only_sealed(folder):
+            raise CannotWrite("it holds files that pmm ship did not write", path=folder, hint="give another -o")
+        if not overwrite:
+            raise CannotWrite("it is of an earlier pmm ship", path=folder, hint="give --overwrite, or another -o")
+    make_folder(folder.parent)
 
 
 def write_shipment(folder: Path, report: BenchReport, report_folder: Path, result: Result) -> Shipped:
@@ -54,6 +60,7 @@ def write_shipment(folder: Path, report: BenchReport, report_folder: Path, resul
 
     Raises:
         InvalidFile: the exported file is another than the bench measured, or has no selftest.
+        NothingShips: it does not pass its selftest.
         CannotWrite: `folder` cannot be written.
     """
     with _new_folder(folder) as new:
@@ -68,10 +75,14 @@ def write_shipment(folder: Path, report: BenchReport, report_folder: Path, resul
             if (report_folder / name).is_file():
                 shutil.copyfile(report_folder / name, pages / name)
         write_file(new / CARD, model_card(report, result, manifest, artifact))
-        bundle = seal(
-            new, artifact=artifact.name, backend=result.backend, precision=result.precision, device=result.device
-        )
         verdict = run_selftest(artifact, result.backend, precision=result.precision)
+        if not verdict.passed:
+            raise NothingShips(
+                f"{result.name} may ship, but does not pass its own selftest (worst cosine {verdict.min_cosine:.6f})",
+                path=result.artifact,
+                hint="export the file again, and run pmm ship again",
+            )
+        bundle = seal(new, artifact=artifact.name, backend=result.backend, precision=result.precision)
     return Shipped(folder, bundle, result, verdict)
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pmm.artifacts.bundle import SEAL, is_bundle, read_bundle, seal
+from pmm.artifacts.bundle import SEAL, is_bundle, only_sealed, read_bundle, seal
 from pmm.utils.errors import InvalidFile
 from tests.refusals import refuses
 
@@ -16,7 +16,7 @@ def sealed(tmp_path):
     (folder / "report").mkdir(parents=True)
     for name in ("model.onnx", "model.onnx.json", "thresholds.json", "report/report.html"):
         (folder / name).write_text(name)
-    seal(folder, artifact="model.onnx", backend="ort-cpu", precision="int8", device="cpu")
+    seal(folder, artifact="model.onnx", backend="ort-cpu", precision="int8")
     return folder
 
 
@@ -71,3 +71,11 @@ def test_a_folder_without_a_seal_is_none(tmp_path):
     (tmp_path / SEAL).write_text("{")
     with refuses(InvalidFile, path=tmp_path / SEAL):
         read_bundle(tmp_path)
+
+
+def test_what_a_user_added_is_noticed(sealed, tmp_path):
+    assert only_sealed(sealed)
+    (sealed / "report" / "notes.txt").write_text("mine")
+    assert not only_sealed(sealed)
+    (tmp_path / SEAL).write_text('{"name": "another program"}')
+    assert not only_sealed(tmp_path)

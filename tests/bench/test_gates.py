@@ -2,6 +2,7 @@ import dataclasses
 import math
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from pmm.bench.gates import GateFlags, failures
 from pmm.bench.schema import Gates, Result, Timing
 from pmm.bench.too_few import MOST, queries_for_drop, queries_for_flips
+from pmm.evaluation.parity.retrieval import paired_bootstrap
 from pmm.utils.errors import InvalidValue
 from tests.refusals import refuses
 
@@ -83,7 +85,7 @@ def test_each_gate_fails_alone(fields, gate, words):
     ("fields", "gate"),
     [
         (
-            {"map_delta": -0.007, "map_delta_interval": (-0.02, 0.006), "rank1_lost": 0, "rank1_gained": 0},
+            {"map_delta": -0.007, "map_delta_interval": (-0.02, -0.003), "rank1_lost": 0, "rank1_gained": 0},
             "--max-map-drop",
         ),
         ({"rank1_lost": 1, "rank1_gained": 0}, "--max-rank1-flips"),
@@ -99,7 +101,7 @@ def test_what_a_few_queries_break_by_chance_is_undecided_and_still_no_pass(field
     assert "too few queries" in failure.said
     assert re.search(r"about [\d,]+ would", failure.said)
     assert [each.undecided for each in many] == ([True] if gate == "--max-map-drop" else [])
-    certain = change(map_delta=-0.007, map_delta_interval=(-0.009, -0.001), rank1_lost=12)
+    certain = change(map_delta=-0.007, map_delta_interval=(-0.009, -0.006), rank1_lost=12)
     found = failures([certain], gates(), reference="torch fp32", queries=200, required=())
     assert [each.undecided for each in found] == [False, False]
 
@@ -114,11 +116,22 @@ def test_as_many_queries_as_are_named_would_tell(queries, flips, allowed):
 
 
 def test_a_wider_interval_needs_more_queries():
-    assert queries_for_drop(-0.01, (-0.03, -0.001), 50) is None
-    assert queries_for_drop(-0.01, None, 50) is None
-    # half the width is 0.02, twice the drop: four times as many, and as many again for the rounding
-    assert queries_for_drop(-0.01, (-0.03, 0.01), 50) == 200
-    assert queries_for_drop(-0.01, (-0.05, 0.03), 50) == 800
+    assert queries_for_drop(0.01, 0.005, (-0.03, -0.006), 50) is None
+    assert queries_for_drop(0.01, 0.005, None, 50) is None
+    # half the width is four times as much as the drop is beyond the bound: sixteen times as many
+    assert queries_for_drop(0.01, 0.005, (-0.03, 0.01), 50) == 800
+    assert queries_for_drop(0.01, 0.005, (-0.011, -0.0049), 50) == 75
+
+
+@pytest.mark.parametrize(("changed", "queries"), [(1, 20), (2, 20), (1, 50), (3, 100)])
+def test_of_a_few_changed_queries_more_are_asked_for(changed, queries):
+    deltas = np.zeros((1, queries))
+    deltas[0, :changed] = -0.5
+    ((low, high),) = paired_bootstrap(deltas)
+    drop = 0.5 * changed / queries
+    needed = queries_for_drop(drop, 0.005, (low, high), queries)
+    assert needed is None or needed >= 1.5 * queries
+    assert needed is not None or changed > 2
 
 
 def test_the_least_cosine_goes_by_precision():

@@ -9,6 +9,7 @@ from pmm.artifacts.artifact import manifest_path, selftest_paths
 from pmm.artifacts.bundle import SEAL, read_bundle
 from pmm.artifacts.manifest import Manifest
 from pmm.export.options import ExportOptions
+from pmm.shipping import ship as module
 from pmm.shipping.choice import NothingShips, backends_of, chosen
 from pmm.shipping.ship import CARD, THRESHOLDS, check_place, write_shipment
 from pmm.utils.errors import CannotWrite, InvalidFile, InvalidValue
@@ -108,10 +109,28 @@ def test_only_a_folder_of_ours_is_replaced(measured, tmp_path):
         check_place(out)
     check_place(out, overwrite=True)
     write_shipment(out, report, pages, result)
-    (out / SEAL).unlink()
+    (out / "notes.txt").write_text("mine")
     for overwrite in (False, True):
-        with refuses(CannotWrite, "not empty", path=out):
+        with refuses(CannotWrite, "did not write", path=out):
             check_place(out, overwrite=overwrite)
+
+
+def test_what_fails_its_own_selftest_replaces_nothing(measured, tmp_path, monkeypatch):
+    report, pages, result = measured
+    out = tmp_path / "out"
+    write_shipment(out, report, pages, result)
+    passing = module.run_selftest
+    monkeypatch.setattr(
+        module, "run_selftest", lambda *args, **kwargs: dataclasses.replace(passing(*args, **kwargs), passed=False)
+    )
+    with refuses(NothingShips, "its own selftest", path=result.artifact):
+        write_shipment(out, report, pages, result)
+    assert read_bundle(out).artifact == "model.onnx"
+
+
+@pytest.mark.parametrize("flag", ["--max-fmr-factor", "--max-tpr-drop"])
+def test_gates_of_a_gallery_are_no_part_of_it(trained, flag):
+    assert_one_line_error(run_here("-m", "pmm", "ship", trained, "--target", "cpu", flag, "2"), flag)
 
 
 @pytest.mark.slow
