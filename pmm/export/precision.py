@@ -83,7 +83,8 @@ def macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     if node.op_type == "Conv":
         return prod(output) * prod(others[0][1:])
     if node.op_type == "ConvTranspose":
-        return prod(first) * prod(others[0][1:])
+        # of one number it is a repetition (see `portable_graph`), which no builder or runtime counts
+        return prod(first) * prod(others[0][1:]) if prod(first[1:]) > 1 else 0
     transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
     return prod(output) * first[0 if transposed else -1]
 
