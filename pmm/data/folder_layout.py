@@ -24,8 +24,20 @@ LAYOUT_EXPECTED = (
 )
 NAMED = 3
 """Folders that a message names."""
-_CAMERA_NAME = re.compile(r"(?:c|cam|camera|kamera|view)[ _-]?\d{1,4}", re.ASCII | re.IGNORECASE)
-_DATE_NAME = re.compile(r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])(?:[-_. T].*)?", re.ASCII)
+_CAMERA = "(?i:(?:ip|web)?cam(?:era)?|kamera|cctv|gopro|channel)"
+_CAMERA_NAME = re.compile(
+    rf"(?:{_CAMERA}|(?i:c|ch|view))[ _-]?\d{{1,4}}(?i:[ _-]?s\d{{1,4}})?"  # c1, cam_02, CCTV-1, c1s1
+    rf"|{_CAMERA}(?:[A-Z]|[ _-]\w[\w -]*)"  # camA, cam_front1
+    rf"|\w[\w -]*[ _-]{_CAMERA}\d{{0,4}}",  # front_cam
+    re.ASCII,
+)
+_YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", r"(?:0?[1-9]|1[0-2])", r"(?:0?[1-9]|[12]\d|3[01])"
+_DATE_NAME = re.compile(
+    rf"(?:{_YEAR}[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])|{_YEAR}[-_.]{_MONTH}[-_.]{_DAY}"
+    rf"|{_DAY}[-_.]{_MONTH}[-_.]{_YEAR}|{_MONTH}[-_.]{_DAY}[-_.]{_YEAR})(?:[-_. T].*)?"
+    rf"|{_YEAR}[-.](?:0[1-9]|1[0-2])|{_YEAR}-?W(?:0[1-9]|[1-4]\d|5[0-3])",
+    re.ASCII,
+)
 PARTS_OF_OTHERS = {
     "training": "train", "testing": "test", "val": "test", "valid": "test", "validation": "test", "probe": "query",
     "queries": "query", "galleries": "gallery",
@@ -60,13 +72,18 @@ def at_level(folders: Folders, levels: Folders, wanted: str) -> str:
 
 
 def numbered_cameras(names: Sequence[str]) -> dict[str, int]:
-    """A number for each camera's folder: that in its name, where each has one of its own; else from 1 by name."""
-    distinct = sorted(set(names))
+    """A number for each camera's folder: that in its name, where each has one of its own; else from 1 by name.
+
+    Capitals and leading zeros make no other camera: `cam1` of queries is `Cam01` of the gallery.
+    """
+    same = {name: re.sub(r"(?<!\d)0+(?=\d)", "", name.casefold(), flags=re.ASCII) for name in names}
+    distinct = sorted(set(same.values()))
     found = [re.findall(r"\d{1,9}", name, re.ASCII) for name in distinct]
     numbers = [int(each[0]) for each in found if len(each) == 1]
-    if len(set(numbers)) == len(distinct):
-        return dict(zip(distinct, numbers, strict=True))
-    return {name: number for number, name in enumerate(distinct, 1)}
+    if len(set(numbers)) != len(distinct):
+        numbers = list(range(1, len(distinct) + 1))
+    number_of = dict(zip(distinct, numbers, strict=True))
+    return {name: number_of[each] for name, each in same.items()}
 
 
 def mostly_deeper(images: Sequence[Folders]) -> tuple[list[str], list[str]]:
@@ -81,27 +98,29 @@ def mostly_deeper(images: Sequence[Folders]) -> tuple[list[str], list[str]]:
 def check_plain(root: Path, part: Path, images: Sequence[Folders]) -> str:
     """What has to be said of taking the first folders of `part` for identities; empty if nothing.
 
-    Raises InvalidFile, naming the root or the layout that would do, if these folders seem to be something else.
+    Raises InvalidFile, naming the root or the layout that would do, if these folders seem to be something else, which
+    half of them are enough for.
     """
     plain, deeper = mostly_deeper(images)
-    if len(deeper) > len(plain):
+    if deeper and len(deeper) >= len(plain):
         chosen = [folders for folders in images if folders[0] in deeper]
-        problem = f"its folders ({_named(deeper)}) hold folders of images, not images"
+        problem = f"its folders ({shortened(deeper)}) hold folders of images, not images"
         raise InvalidFile(
             problem, path=part, expected="one folder of images per identity", hint=_ways(root, part, chosen)
         )
     for kind, pattern in (("camera", _CAMERA_NAME), ("date", _DATE_NAME)):
-        if plain and not deeper and all(map(pattern.fullmatch, plain)):
+        named = list(filter(pattern.fullmatch, sorted(plain + deeper)))
+        if named and 2 * len(named) >= len(plain + deeper):
             here, above = printable(part.resolve().name), printable(root.resolve().parent)
             one = f"if {here} is one of several identities, use --root {above} --dataset folder:identity/{kind}"
             raise InvalidFile(
-                f"its folders are named as {kind}s ({_named(plain)}), not as people",
+                f"its folders are named as {kind}s ({shortened(named)}), not as people",
                 path=part,
                 expected="one folder of images per identity",
                 hint=f"{one}; if they are people, --dataset folder:identity",
             )
     below = sorted({folders[0] for folders in images if len(folders) > 1} - {JUNK_FOLDER})
-    return f"folders below those of identities say nothing, no camera either: in {_named(below)}" if below else ""
+    return f"folders below those of identities say nothing, no camera either: in {shortened(below)}" if below else ""
 
 
 def _ways(root: Path, part: Path, images: Sequence[Folders]) -> str:
@@ -138,9 +157,9 @@ def _layouts(images: Sequence[Folders]) -> str:
     ways = []
     for place in dict.fromkeys((unknown[0], unknown[-1])):
         layout = "/".join(IDENTITY if level == place else kind or ANY for level, kind in enumerate(kinds))
-        ways.append(f"folder:{layout} if {_named(names[place])} are people")
+        ways.append(f"folder:{layout} if {shortened(names[place])} are people")
     cameras = f" (with {CAMERA} in place of {ANY} if those are cameras)" * (ANY in ways[0] and CAMERA not in ways[0])
-    moved = f"; the images in {_named(others)} are to be {depth} folders deep too" if others else ""
+    moved = f"; the images in {shortened(others)} are to be {depth} folders deep too" if others else ""
     return f"--dataset {', or '.join(ways)}{cameras}{moved}"
 
 
@@ -153,6 +172,7 @@ def _kind(names: Sequence[str], *, innermost: bool) -> str:
     return ANY if len(names) == 1 and not innermost else ""
 
 
-def _named(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
+    """The first three of `names`, and how many more there are."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return ", ".join(map(printable, names[:NAMED])) + more

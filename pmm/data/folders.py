@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,12 +22,14 @@ from pmm.data.folder_layout import (
     check_plain,
     fits,
     numbered_cameras,
+    shortened,
 )  # fmt: skip
-from pmm.data.left_out import is_image_name
+from pmm.data.left_out import OTHER_KIND, is_image_name, reason_left_out
+from pmm.data.market import parse_name
 from pmm.data.samples import JUNK, JUNK_FOLDER, UNKNOWN_CAMERA, Sample
-from pmm.data.scan import Scan, is_folder, is_text, is_valid_file, skip
+from pmm.data.scan import Scan, fault_of, is_folder, is_text, is_valid_file, skip
 from pmm.data.splits import GALLERY_CAMERA, QUERY_CAMERA, draw_queries, with_cameras
-from pmm.utils.errors import printable
+from pmm.utils.errors import InvalidFile, printable
 
 POOL = ""
 """The part whose identity folders lie in the root itself."""
@@ -42,11 +45,15 @@ NO_TRAIN = "there is no train folder, so nothing to train on"
 DRAWN = "query and gallery are drawn from {}: the first crop of each {} is query"
 ONE_PART = "{} is one part of the data set in {}"
 SHARED = "train and test have the same identities and crops: figures say nothing about new identities"
+IDENTITIES = "identities are the folders {}"
+BESIDE = "{} beside {} is left out: no part of the data set"
 PART_BELOW = "part of a data set below an identity"
 MOST_LOOKED_AT = 1000
 """Folders in which an image is looked for, to say what a root may be."""
 PLAIN = (IDENTITY, ANY)
 """The levels where nothing else is said."""
+_MARKET_NAME = re.compile(r"\d{4}_c\d{1,4}(?:s\d|_f\d).*", re.ASCII)
+"""Of files of Market-1501 and DukeMTMC-reID; less may be a frame's number and a camera."""
 _CAMERA = re.compile(r"(?:^|_)(?:cam|c)(\d{1,9})(?!\d)", re.ASCII | re.IGNORECASE)
 
 
@@ -106,6 +113,7 @@ def scan_folders(spec: DatasetSpec, root: Path) -> Scan:
         for part, crops in crops_of.items():
             if note := check_plain(root, root / part, [crop.folders for crop in crops]):
                 doubts.append(note)
+            _check_names(root / part, crops)
     identities = sorted({crop.identity for crop in every} - {JUNK_FOLDER})
     pids = {name: number for number, name in enumerate(identities, 1)} | {JUNK_FOLDER: JUNK}
     cameras = _cameras_of_folders(every, levels) if CAMERA in levels else _cameras([c.path for c in every], scan)
@@ -116,6 +124,10 @@ def scan_folders(spec: DatasetSpec, root: Path) -> Scan:
     for part, found in samples.items():
         if all(sample.pid == JUNK for sample in found):
             scan.add_problem("holds no usable image", _expected(levels), root / part)
+    if names == (POOL,):
+        scan.notes.append(IDENTITIES.format(shortened(identities)))
+    elif names:
+        _note_beside(scan, names)
     scan.cameras_known = set(cameras.values()) != {UNKNOWN_CAMERA}
     if names == (POOL,) and is_reserved((whole := root.resolve()).name):
         with contextlib.suppress(OSError):  # of a folder above that may not be read
@@ -126,6 +138,46 @@ def scan_folders(spec: DatasetSpec, root: Path) -> Scan:
         scan.notes.append(NO_CAMERAS)
     scan.notes += dict.fromkeys(doubts)
     return scan
+
+
+def _check_names(part: Path, crops: list[_FolderCrop]) -> None:
+    """Raises InvalidFile if file names as of Market-1501 say other identities than the folders."""
+    named = [
+        (crop, parsed[0])
+        for crop in crops
+        if _MARKET_NAME.match(crop.path.name) and (parsed := parse_name(crop.path.name))
+    ]
+    pairs = {(crop.identity, pid) for crop, pid in named}
+    folders_of = Counter(pid for _, pid in pairs)
+    pids_of = Counter(identity for identity, _ in pairs)
+    for crop, pid in named:
+        if folders_of[pid] > 1 and pids_of[crop.identity] > 1:
+            example = printable(crop.path.relative_to(part))
+            raise InvalidFile(
+                f"file names and folders disagree on who is who: {example} is identity {pid} by its name, which is in "
+                f"{folders_of[pid]} folders, and its folder has {pids_of[crop.identity]} such identities",
+                path=part,
+                expected="one folder of images per identity",
+                hint=f"if the names are right, move the files to {', '.join(MARKET_FOLDERS)} for --dataset market1501; "
+                "if the folders are people, --dataset folder:identity",
+            )
+
+
+def _note_beside(scan: Scan, names: tuple[str, ...]) -> None:
+    """Note the folders and images beside the parts; what else is there goes to the skipped files."""
+    beside = []
+    with os.scandir(scan.folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            hidden = entry.name.startswith(".")
+            if not hidden and is_folder(entry):
+                beside += [] if entry.name in names else [f"{entry.name}/"]
+            elif is_image_name(entry.name) or reason_left_out(path) is OTHER_KIND:
+                beside.append(entry.name)
+            else:
+                scan.skipped.append(path)
+    if beside:
+        scan.notes.append(BESIDE.format(shortened(sorted(beside)), ", ".join(names)))
 
 
 def _arrange(scan: Scan, samples: dict[str, tuple[Sample, ...]]) -> None:
@@ -174,7 +226,8 @@ def _crops(part: Path, levels: Folders, scan: Scan) -> Iterator[_FolderCrop]:
         elif not fits(folders, levels):
             scan.add_problem("not as deep as the layout", _expected(levels), path)
         else:
-            found.append(_FolderCrop(path, folders, at_level(folders, levels, IDENTITY)))
+            identity = at_level(folders, levels, IDENTITY)
+            found.append(_FolderCrop(path, folders, JUNK_FOLDER if JUNK_FOLDER in identity.split("/") else identity))
     yield from sorted(found, key=lambda crop: (crop.identity, crop.path))
 
 
@@ -196,7 +249,10 @@ def _below(folder: Path, named: int, scan: Scan, *, is_part: bool = False) -> It
                 if is_valid_file(entry, scan):
                     yield path
             elif entry.name.startswith(".") or not is_folder(entry):
-                skip(path, scan)
+                if named > 0 and entry.is_symlink() and entry.name[0] != "." and (fault := fault_of(entry)):
+                    scan.add_problem(fault, "expected a folder; mend or remove the link", path)
+                else:
+                    skip(path, scan)
             elif not is_text(entry.name):
                 scan.add_problem("a name that is no UTF-8", "rename the folder", path)
             elif is_reserved(entry.name) and not is_part:
@@ -205,4 +261,10 @@ def _below(folder: Path, named: int, scan: Scan, *, is_part: bool = False) -> It
             elif entry.is_symlink() and named <= 0:
                 scan.add_problem("a linked folder", "only the folder of an identity may be a link; copy it", path)
             else:
-                yield from _below(path, named - 1, scan)
+                images = _below(path, named - 1, scan)
+                first = next(images, None)
+                if first is not None:
+                    yield first
+                    yield from images
+                elif named > 0:
+                    scan.skipped.append(path)

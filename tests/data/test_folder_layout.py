@@ -115,6 +115,54 @@ def test_what_does_not_fit_the_layout_is_a_problem(tmp_path):
     refused(tmp_path, dataset="folder:camera/identity", problem="linked folder", path=tmp_path / "cam1/p1/round")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        "cam1 cam2", "camA camB", "CCTV-1 CCTV-2", "gopro1 gopro2", "ch01 ch02", "cam_front1 cam_back1", "c1s1 c2s1",
+        "front_cam back_cam2", "01-05-2026 31-05-2026", "2026-W01 2026-W02", "2026-01 2026-02", "2026-5-1 2026-5-2",
+        "20260501 20260502", "cam1 cam2 lobby", "c1 ann",
+    ],
+)  # fmt: skip
+def test_names_of_cameras_and_dates_are_no_peoples(tmp_path, names):
+    root = trees.folders(tmp_path, [f"{name}/{number}.jpg" for name in names.split() for number in (1, 2)])
+    refused(root, "folder:identity", names.split()[0], path=root, problem="not as people")
+    assert len(read_dataset("folder:identity", root).train) == 2 * len(names.split())
+
+
+@pytest.mark.parametrize("names", ["ann bob", "0001 0002", "2001_12 2002_1", "Cami Cleo", "p1 c1 p2", "came view"])
+def test_names_of_people_are_no_cameras(tmp_path, names):
+    trees.folders(tmp_path, [f"{name}/1.jpg" for name in names.split()])
+    split = read_dataset("folder", tmp_path)
+    assert f"identities are the folders {', '.join(sorted(names.split()))}" in split.notes
+
+
+@pytest.mark.parametrize("deep", [1, 2, 3])
+def test_a_folder_more_does_not_make_people_of_cameras(tmp_path, deep):
+    loose = [f"cam{n}/{image}.jpg" for n in range(1, 7) for image in (1, 2, 3)]
+    refused(trees.folders(tmp_path / "a", [*loose, "cam1/old/1.jpg"]), path=tmp_path / "a", problem="cam1, cam2, cam3")
+    below = [f"cam{n}/{who}/1.jpg" for n in range(1, deep + 1) for who in ("ann", "bob")]
+    refused(trees.folders(tmp_path / "b", below + loose[3 * deep :]), "cam1", path=tmp_path / "b")
+    half = ["north/ann/1.jpg", "north/bob/1.jpg", "south/1.jpg"]
+    refused(trees.folders(tmp_path / "c", half), "north", path=tmp_path / "c", problem="folders of images")
+
+
+def test_names_of_files_that_contradict_their_folders_are_refused(tmp_path):
+    scenes = [f"scene{n}/{who}_c{n}s1_000000_00.jpg" for n in (1, 2) for who in ("0201", "0202")]
+    trees.folders(tmp_path / "a", scenes)
+    refused(tmp_path / "a", "0201", "market1501", "folder:identity", path=tmp_path / "a", problem="2 folders")
+    assert len(read_dataset("folder:identity", tmp_path / "a").train) == 4
+    trees.folders(tmp_path / "b", [f"{who}/{who}_c{n}s1_000000_00.jpg" for n in (1, 2) for who in ("0201", "0202")])
+    trees.folders(tmp_path / "b", ["ann/0203_c1s1_000000_00.jpg", "ann/0204_c1s1_000000_00.jpg"])
+    assert len(read_dataset("folder", tmp_path / "b").train) == 6
+    trees.folders(tmp_path / "c", [f"{who}/{frame}_c1.jpg" for who in ("ann", "bob") for frame in ("0001", "0002")])
+    assert len(read_dataset("folder", tmp_path / "c").train) == 4
+
+
+def test_junk_is_junk_at_every_level_of_identities(tmp_path):
+    trees.folders(tmp_path, ["day1/7/1.jpg", "day1/8/1.jpg", "day1/-1/1.jpg", "-1/7/1.jpg"])
+    assert ids(read_dataset("folder:identity/identity", tmp_path).train) == [(1, -1), (2, -1)]
+
+
 def test_a_layout_is_part_of_the_name_and_goes_where_it_goes(tmp_path):
     spec = dataset_spec("folder:camera/identity")
     assert (spec.name, spec.layout, spec.levels) == ("folder:camera/identity", "folder", ("camera", "identity"))
@@ -161,3 +209,5 @@ def test_cameras_keep_their_numbers_if_each_has_one():
     assert numbered_cameras(["cam7", "cam2", "cam7"]) == {"cam7": 7, "cam2": 2}
     assert numbered_cameras(["cam7", "hall"]) == {"cam7": 1, "hall": 2}
     assert numbered_cameras(["cam1", "c1"]) == {"c1": 1, "cam1": 2}
+    assert numbered_cameras(["cam1", "Cam01", "cam10"]) == {"cam1": 1, "Cam01": 1, "cam10": 10}
+    assert numbered_cameras(["hall", "Hall", "0", "00"]) == {"hall": 2, "Hall": 2, "0": 1, "00": 1}

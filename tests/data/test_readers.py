@@ -466,13 +466,16 @@ def test_folders_of_train_and_test(tmp_path):
 
 
 def test_one_pool_of_folders(tmp_path):
-    trees.folders(tmp_path, ["ann/a/c1_1.jpg", "ann/a/c2_1.jpg", "ann/b/c1_2.jpg", "bob/c1.jpg", "-1/c1.jpg"])
+    trees.folders(
+        tmp_path, ["ann/a/c1_1.jpg", "ann/a/c2_1.jpg", "ann/b/c1_2.jpg", "bob/c1.jpg", "cem/c1.jpg", "-1/c1.jpg"]
+    )
     split = read_dataset("folder", tmp_path)
-    assert ids(split.train) == [(1, 1), (1, 2), (1, 1), (2, 1)]  # by path, however deep
-    assert ids(split.query) == [(1, 1), (1, 2), (2, 1)]
+    assert ids(split.train) == [(1, 1), (1, 2), (1, 1), (2, 1), (3, 1)]  # by path, however deep
+    assert ids(split.query) == [(1, 1), (1, 2), (2, 1), (3, 1)]
     assert [sample.path for sample in split.gallery] == [tmp_path / "ann/b/c1_2.jpg"]
     deeper = "folders below those of identities say nothing, no camera either: in ann"
-    assert split.notes == (folders.DRAWN.format("all crops", "identity and camera"), folders.SHARED, deeper)
+    people = folders.IDENTITIES.format("ann, bob, cem")
+    assert split.notes == (people, folders.DRAWN.format("all crops", "identity and camera"), folders.SHARED, deeper)
 
 
 def test_hidden_folders_are_nobody(tmp_path):
@@ -489,7 +492,8 @@ def test_folders_without_cameras(tmp_path):
     assert ids(split.train) == [(1, -1)] * 3 + [(2, -1)] * 2
     assert ids(split.query) == [(1, 0), (2, 0)]
     assert ids(split.gallery) == [(1, 1), (1, 1), (2, 1)]
-    assert split.notes == (folders.DRAWN.format("all crops", "identity"), folders.SHARED, folders.NO_CAMERAS)
+    drawn = folders.DRAWN.format("all crops", "identity")
+    assert split.notes == ("identities are the folders ann, bob", drawn, folders.SHARED, folders.NO_CAMERAS)
     given = trees.folders(tmp_path / "given", ["query/ann/1.jpg", "query/ann/2.jpg", "gallery/ann/1.jpg"])
     split = read_dataset("folder", given)
     assert (ids(split.query), ids(split.gallery)) == ([(1, 0), (1, 0)], [(1, 1)])
@@ -512,7 +516,9 @@ def test_what_is_wrong_with_folders(tmp_path):
     (root / "test" / "bob" / "round").unlink()
     (root / "test" / "bob" / "lost.jpg").symlink_to("nowhere")
     refusal("folder", root, path=root / "test/bob/lost.jpg", problem="link to nothing")
-    (root / "test" / "bob" / "lost.jpg").unlink()
+    (root / "test" / "bob" / "lost.jpg").rename(root / "test" / "gone")
+    refusal("folder", root, "folder", path=root / "test/gone", problem="link to nothing")
+    (root / "test" / "gone").unlink()
     os.mkdir(os.fsencode(root) + b"/test/\xfe")
     refusal("folder", root, "rename the folder", "UTF-8", r"test/\xfe", path=root / "test/\udcfe")
     os.rmdir(os.fsencode(root) + b"/test/\xfe")
@@ -524,6 +530,25 @@ def test_what_is_wrong_with_folders(tmp_path):
     (root / "gallery").mkdir()
     shutil.rmtree(root / "test")
     refusal("folder", root, path=root, expected="train/, query/ and gallery/ with one folder")
+
+
+def test_what_lies_beside_the_parts_is_told(tmp_path):
+    trees.folders(tmp_path, ["train/ann/1.jpg", "test/bob/1.jpg", "test/bob/2.jpg"])
+    assert not any("beside" in note for note in read_dataset("folder", tmp_path).notes)
+    trees.folders(tmp_path, ["val/cem/1.jpg", "loose.jpg"])
+    (tmp_path / "a.heic").write_bytes(b"x")
+    (tmp_path / "readme.txt").write_text("")
+    split = read_dataset("folder", tmp_path)
+    assert folders.BESIDE.format("a.heic, loose.jpg, val/", "train, test") in split.notes
+    assert ["readme.txt" in line for line in split.left_out] == [True]
+    assert [sample.path.name for sample in split.train] == ["1.jpg"]
+
+
+def test_people_without_images_are_named(tmp_path):
+    trees.folders(tmp_path, ["ann/1.jpg", "bob/1.jpg"])
+    (tmp_path / "cem/below").mkdir(parents=True)
+    (tmp_path / "cem/video.mp4").write_bytes(b"x")
+    assert any("cem" in line and "without images" in line for line in read_dataset("folder", tmp_path).left_out)
 
 
 def test_training_without_a_train_folder_and_with_an_alias(tmp_path):
