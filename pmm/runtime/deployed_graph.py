@@ -68,7 +68,7 @@ class DeployedGraph(nn.Module):
         embeddings = self.l2_normalize(self.tail(*(maps.float() for maps in self.trunk(x.to(self.dtype)))))
         if self.embedding.flip_tta:
             dim = self.embedding.dim
-            pairs = embeddings.view(-1, 2 * dim)
+            pairs = embeddings.reshape(-1, 2 * dim)  # a network may return a slice
             embeddings = (pairs[:, :dim] + pairs[:, dim:]) / 2
         return self.returned(embeddings)
 

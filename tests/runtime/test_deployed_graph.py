@@ -36,10 +36,16 @@ class Means(nn.Module):
         return maps.mean((2, 3))
 
 
-def graph_of(trunk, colour):
-    network = InferenceModel(trunk, Means(), normalised=False)
+class FirstOfTwo(nn.Module):
+    def forward(self, maps):
+        means = maps.mean((2, 3))
+        return torch.stack([means, -means], 1)[:, 0]
+
+
+def graph_of(trunk, colour="rgb", tail=None, **embedding):
+    network = InferenceModel(trunk, tail or Means(), normalised=False)
     return DeployedGraph(
-        network, SIZE, InputContract.of("uint8", colour), EmbeddingContract(dim=2), precision="fp32"
+        network, SIZE, InputContract.of("uint8", colour), EmbeddingContract(dim=2, **embedding), precision="fp32"
     ).eval()
 
 
@@ -53,3 +59,10 @@ def test_every_convolution_of_the_images_takes_bgr_and_no_other():
 def test_another_first_step_is_refused():
     with refuses(UserError, "no convolution", hint="--input-colour"):
         graph_of(Unshuffled(), "bgr")
+
+
+def test_mirror_images_of_a_network_that_returns_a_slice():
+    torch.manual_seed(0)
+    net, images = Branches(), torch.randint(0, 256, (3, 16, 8, 3), dtype=torch.uint8)
+    graph, plain = graph_of(net, tail=FirstOfTwo(), flip_tta=True), graph_of(net)
+    torch.testing.assert_close(graph(images), (plain(images) + plain(images.flip(2))) / 2)
