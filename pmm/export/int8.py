@@ -219,8 +219,9 @@ class Quantizer:
         makers = {name: node for node in graph.node for name in node.output}
         for node in (node for node in graph.node if node.name in self._main):
             for position, name in enumerate(node.input):
-                back = makers[name]
-                if back.op_type == "DequantizeLinear" and makers[back.input[0]].input[0] == self._main[node.name]:
+                back = makers.get(name)
+                quantised = makers.get(back.input[0]) if back and back.op_type == "DequantizeLinear" else None
+                if quantised and quantised.input[0] == self._main[node.name]:
                     node.input[position] = self._main[node.name]
 
     def _leave_float_inputs(self, graph: onnx.GraphProto, excluded: Collection[str]) -> None:

@@ -92,8 +92,9 @@ def main_inputs(proto: onnx.ModelProto) -> dict[str, str]:
     """
     makers = {name: node for node in proto.graph.node for name in node.output}
     readers = Counter(name for node in proto.graph.node for name in node.input)
+    constants = {tensor.name for tensor in proto.graph.initializer}
     found: dict[str, str] = {}
-    for add in (node for node in proto.graph.node if node.op_type == "Add"):
+    for add in (node for node in proto.graph.node if node.op_type == "Add" and constants.isdisjoint(node.input)):
         for name in add.input:
             maker = makers.get(name)
             if maker is not None and maker.op_type == "Conv" and readers[maker.input[0]] == 1:

@@ -9,7 +9,7 @@ from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.engine_precision import network_precision
 from pmm.export.fallback import convert_with_fallback
 from pmm.export.int8 import Quantizer
-from pmm.export.int8_layers import layer_names, quantisable, with_unique_names
+from pmm.export.int8_layers import layer_names, main_inputs, quantisable, with_unique_names
 from pmm.export.parity_check import ParityFailed
 from pmm.export.precision import onnx_precision
 from pmm.runtime.ort_session import open_session
@@ -265,3 +265,17 @@ def test_a_linear_layer_that_costs_most_is_kept_in_fp32(target):
     _, kept = convert_with_fallback(made, passes, [images(seed=8)])
     assert kept
     assert set(kept) <= {"attn.q", "node_key"}
+
+
+def test_a_position_embedding_is_no_shortcut():
+    """The other input of its sum is a constant, which the quantizer leaves."""
+    weights = {"w": normal(WIDTH, 3, 2, 2), "positions": normal(1, WIDTH, 2, 3), "v": normal(4, WIDTH, 1, 1)}
+    steps = [
+        ("Conv", "x w", "map", {"strides": [2, 2]}),
+        ("Add", "map positions", "placed", {}),
+        ("Conv", "placed v", "y", {}),
+    ]
+    proto = model(steps, weights, "y", [4, 2, 3])
+    assert not main_inputs(proto)
+    quantised = Quantizer(proto, "tensorrt", [images()], "x").build()
+    np.testing.assert_allclose(run(quantised, images()), run(proto, images()), atol=0.2)
