@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from pmm.export.node_names import name_nodes
 from pmm.export.portable_graph import make_portable, remove_unread
 from pmm.runtime.deployed_graph import DeployedGraph
 from pmm.runtime.torch_graph import quiet
+from pmm.utils.errors import ConflictingOptions
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +29,8 @@ def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputCont
 
     Args:
         preprocessing: of the caller, who reads it in the file's documentation of its input.
+
+    Raises ConflictingOptions for a network that an older `opset` has no operators for.
     """
     import onnx
 
@@ -61,22 +65,58 @@ def to_onnx(graph: DeployedGraph, preprocessing: Preprocessing, input: InputCont
 
 
 def _to_opset_17(proto: onnx.ModelProto) -> None:
-    """From 18, the oldest that torch writes. Of its operators only the reductions differ: in 17 all but ReduceSum have
-    their axes as an attribute, which became an input (onnx's own converter leaves `noop_with_empty_axes`, which
-    opset 17 does not know)."""
+    """From 18, the oldest that torch writes (onnx's own converter leaves attributes that opset 17 does not know). All
+    reductions but ReduceSum have their axes as an attribute, which became an input.
+
+    Raises ConflictingOptions for what opset 17 cannot say.
+    """
     import onnx
     from onnx import helper, numpy_helper
 
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    sizes = {value.name: str(value.type.tensor_type.shape) for value in (*proto.graph.value_info, *proto.graph.output)}
     for node in proto.graph.node:
-        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
+        dropped = []
+        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and node.input[1:]:
+            if node.input[1] not in constants:
+                raise _newer(f"{node.op_type} over axes that are computed")
             axes = numpy_helper.to_array(constants[node.input.pop(1)])
-            unchanged = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
-            del node.attribute[:]
-            node.attribute.extend([*unchanged, helper.make_attribute("axes", axes.tolist())])
+            node.attribute.append(helper.make_attribute("axes", axes.tolist()))
+            dropped.append("noop_with_empty_axes")
+        if node.op_type == "Split" and len({sizes.get(name, name) for name in node.output}) == 1:
+            dropped.append("num_outputs")  # parts of one size need no number
+        _drop_newer(node, dropped)
     remove_unread(proto.graph)
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", 17))
+
+
+def _drop_newer(node: onnx.NodeProto, dropped: Collection[str]) -> None:
+    """Remove attributes that opset 17 does not know, those of `dropped` and others at their defaults.
+
+    Raises ConflictingOptions for others, and for operators and inputs that it does not know.
+    """
+    from onnx import defs, helper
+
+    newer = defs.get_schema(node.op_type, 18, "")
+    try:
+        older = defs.get_schema(node.op_type, 17, "")
+    except defs.SchemaError as error:
+        raise _newer(node.op_type) from error
+    if any(node.input[older.max_input :]):
+        raise _newer(f"{node.op_type} with {newer.inputs[older.max_input].name}")
+    for attribute in [attribute for attribute in node.attribute if attribute.name not in older.attributes]:
+        default = newer.attributes[attribute.name].default_value
+        value = helper.get_attribute_value
+        if attribute.name not in dropped and not (default.name and value(default) == value(attribute)):
+            raise _newer(f"{node.op_type} with {attribute.name}")
+        node.attribute.remove(attribute)
+
+
+def _newer(what: str) -> ConflictingOptions:
+    """What the network has, and opset 17 does not."""
+    problem = f"--opset is 17, and the network has {what}, which that does not know"
+    return ConflictingOptions(problem, "--opset", expected="--opset 18 or newer")
 
 
 def _check_interface(proto: onnx.ModelProto, batch: int | None, image: list[int], dim: int, opset: int) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
@@ -14,6 +15,7 @@ from pmm.export.half_precision import emulated, half_type
 from pmm.export.options import MIN_OPSET, OPSET, OPSETS, EngineOptions, ExportOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
+from pmm.runtime.ort_session import open_session
 from pmm.utils.errors import ConflictingOptions, InvalidValue
 from tests.conftest import assert_one_line_error, run_here
 from tests.refusals import refuses
@@ -155,3 +157,58 @@ def test_a_reduction_over_several_axes_becomes_that_of_opset_17():
     images = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
     found = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": images})[0]
     np.testing.assert_allclose(found, np.maximum(images.mean((2, 3)), 0), rtol=1e-5)
+
+
+def of_opset_18(*nodes, shape=(2, 4, 8, 8), recorded=()):
+    value = helper.make_tensor_value_info
+    constants = {"axes": np.array([1]), "pads": np.array([0, 0]), "sizes": np.array([2, 4, 16, 16])}
+    graph = helper.make_graph(
+        [helper.make_node(kind, ins, outs, **attributes) for kind, ins, outs, attributes in nodes],
+        "g",
+        [value("x", TensorProto.FLOAT, shape)],
+        [value("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    graph.value_info.extend(value(name, TensorProto.FLOAT, its) for name, its in recorded)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+PARTS = [("Split", ["x"], ["a", "b"], {"axis": 1, "num_outputs": 2}), ("Concat", ["b", "a"], ["y"], {"axis": 1})]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "recorded"),
+    [
+        (
+            [("Resize", ["x", "", "", "sizes"], ["y"], {"keep_aspect_ratio_policy": "stretch", "antialias": 0})],
+            [],
+        ),
+        (PARTS, [("a", [2, 2, 8, 8]), ("b", [2, 2, 8, 8])]),
+        ([("ReduceMean", ["x"], ["y"], {"noop_with_empty_axes": 0})], []),
+        ([("ReduceMax", ["x", "axes"], ["y"], {"noop_with_empty_axes": 1})], []),
+    ],
+)
+def test_what_opset_17_can_say_otherwise_is_said_so(nodes, recorded):
+    proto = of_opset_18(*nodes, recorded=recorded)
+    images = {"x": np.random.default_rng(0).standard_normal((2, 4, 8, 8)).astype(np.float32)}
+    expected = open_session(proto.SerializeToString()).run(None, images)[0]
+    _to_opset_17(proto)
+    onnx.checker.check_model(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+    np.testing.assert_array_equal(open_session(proto.SerializeToString()).run(None, images)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "recorded", "what"),
+    [
+        ([("Resize", ["x", "", "", "sizes"], ["y"], {"antialias": 1, "mode": "linear"})], [], "antialias"),
+        ([("Pad", ["x", "pads", "", "axes"], ["y"], {})], [], "axes"),
+        (PARTS, [("a", [2, 2, 8, 8]), ("b", [2, 1, 8, 8])], "num_outputs"),
+        (PARTS, [], "num_outputs"),
+        ([("ReduceMean", ["x"], ["y"], {"noop_with_empty_axes": 1})], [], "noop_with_empty_axes"),
+        ([("Shape", ["x"], ["s"], {}), ("ReduceMean", ["x", "s"], ["y"], {})], [], "computed"),
+        ([("Mish", ["x"], ["y"], {})], [], "Mish"),
+    ],
+)
+def test_what_it_cannot_is_refused_with_what_to_give(nodes, recorded, what):
+    with refuses(ConflictingOptions, "--opset is 17", what, expected="--opset 18 or newer"):
+        _to_opset_17(of_opset_18(*nodes, recorded=recorded))
