@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import onnx
 
 _POOLS = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
+_LEAST = 1e-18, 1e-4
+"""Of norms that are divided by: a larger one is no guard against zeros, and the square of a smaller one is zero."""
 _Shape = list[int | str]
 """Of a tensor; what depends on the batch is a name."""
 
@@ -91,6 +93,8 @@ def _divide_by_norms(proto: onnx.ModelProto, shapes: dict[str, _Shape]) -> None:
         images, dim = shapes.get(node.input[0], ["", ""])[-2:]
         if shapes.get(norm.output[0]) != [images, 1] or not isinstance(dim, int) or least.dtype != np.float32:
             continue
+        if not all(_LEAST[0] <= each <= _LEAST[1] for each in least.ravel()):
+            continue
         name, last, new = node.output[0], node.input[0], []
         steps: list[tuple[str, list[str], dict[str, Any]]] = [
             ("Mul", [last], {}),
@@ -120,6 +124,8 @@ def _repeat_by_constants(proto: onnx.ModelProto, shapes: dict[str, _Shape]) -> N
     constants = _small_constants(proto)
     for node in (node for node in proto.graph.node if node.op_type == "Expand" and node.input[1] not in constants):
         before, after = (shapes.get(name, []) for name in (node.input[0], node.output[0]))
+        if len(after) < len(before) or 0 in after:  # not recorded
+            continue
         added: _Shape = [1] * (len(after) - len(before))
         # a size of 1 leaves the one that the tensor has
         sizes = [1 if size == same else size for size, same in zip(after, added + before, strict=True)]

@@ -17,7 +17,6 @@ from pmm.runtime.ort import OrtRunner
 from tests.conftest import examples
 
 AXES = numpy_helper.from_array(np.array([1]), "axes")
-LEAST = numpy_helper.from_array(np.array(1e-12, np.float32), "least")
 
 
 def model(nodes, image, output, constants=(), recorded=(), kind=TensorProto.FLOAT):
@@ -84,8 +83,8 @@ def test_no_other_reduction_is(image, axes, kind):
     assert operators(proto) == ["ReduceMax"]
 
 
-def normalised(dim, *, expand, axis=1):
-    """x / max(|x|, 1e-12), as torch exports it."""
+def normalised(dim, *, expand, axis=1, least=1e-12):
+    """x / max(|x|, least), as torch exports it."""
     nodes = [
         helper.make_node("ReduceL2", ["x", "axes"], ["norm"], keepdims=1),
         helper.make_node("Clip", ["norm", "least"], ["clamped"]),
@@ -95,7 +94,8 @@ def normalised(dim, *, expand, axis=1):
     ]
     one = ["batch", 1] if axis == 1 else [1, dim]
     recorded = [("norm", one), ("clamped", one), ("wide", ["batch", dim])]
-    constants = [numpy_helper.from_array(np.array([axis]), "axes"), LEAST]
+    constants = [numpy_helper.from_array(np.array([axis]), "axes")]
+    constants.append(numpy_helper.from_array(np.array(least, np.float32), "least"))
     return model(nodes, [dim], ["batch", dim], constants, recorded)
 
 
@@ -118,6 +118,27 @@ def test_a_norm_over_the_batch_stays():
     proto = normalised(3, expand=False, axis=0)
     make_portable(proto)
     assert operators(proto) == ["ReduceL2", "Clip", "Div"]
+
+
+@pytest.mark.parametrize("least", [1.0, 0.01, 1e-20, 0.0, -1.0])
+def test_so_does_one_that_is_no_guard_against_zeros(least):
+    proto = normalised(3, expand=False, least=least)
+    make_portable(proto)
+    assert operators(proto) == ["ReduceL2", "Clip", "Div"]
+
+
+@pytest.mark.parametrize("recorded", [None, [None, 6]])
+def test_what_is_repeated_to_an_unknown_shape_stays(recorded):
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Expand", ["x", "sizes"], ["wide"]),
+        helper.make_node("Relu", ["wide"], ["y"]),
+    ]
+    proto = model(nodes, [6], ["batch", 6], recorded=[("wide", recorded)] if recorded else [])
+    proto.graph.input[0].type.tensor_type.shape.dim[0].ClearField("value")
+    del proto.graph.value_info[0]
+    make_portable(proto)
+    assert operators(proto) == ["Shape", "Expand", "Relu"]
 
 
 @pytest.mark.parametrize(("recorded", "constant"), [(["batch", 1], [1, 6]), (["other", 1], None)])
