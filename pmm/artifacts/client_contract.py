@@ -160,7 +160,8 @@ def client_steps(size: Preprocessing, contract: InputContract, embedding: Embedd
     if contract.dtype == "uint8":
         values = "uint8, as they are: the file normalises"
     elif contract.normalised_by == "caller":
-        values = f"float32, {FORMULA} per channel"
+        its = _normalisation(size, contract)
+        values = f"float32, {FORMULA} per channel, mean {its['mean']}, std {its['std']}"
     shape = ", ".join(map(str, (_batch(contract), *contract.shape(size))))
     norm = "of norm 1" if embedding.normalised else "of any norm"
     return [

@@ -17,7 +17,8 @@ def name_nodes(proto: onnx.ModelProto) -> None:
     """Name nodes as `trunk.backbone.layer4.conv1/Conv`, the second Relu of a module `.../Relu_1`, those of none `Add`.
 
     Profiles, logs and lists of layers kept in another precision show these names. Call it while the nodes have their
-    metadata of torch's exporter.
+    metadata of torch's exporter. Those of adopted networks, whose module is one graph without modules, are named for
+    their operators alone.
     """
     used: set[str] = set()
     for node in proto.graph.node:

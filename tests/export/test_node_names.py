@@ -2,10 +2,14 @@
 
 import json
 
+import pytest
 from onnx import helper
 
-from pmm.artifacts.manifest import FOR_CLIENTS
+from pmm.artifacts.client_contract import client_steps
+from pmm.artifacts.manifest import FOR_CLIENTS, EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import read_onnx
+from pmm.data.preprocessing import Preprocessing
+from pmm.export.graph import _describe_interface
 from pmm.export.node_names import SCOPES, name_nodes
 
 
@@ -62,3 +66,13 @@ def test_its_input_and_output_say_how_to_feed_it_and_how_to_compare(exported):
         assert text.lower() == "; ".join(its).lower() + "."
     assert "128 x 64" in documented[0]
     assert "384" in documented[1]
+
+
+@pytest.mark.parametrize(("colour", "order"), [("rgb", 1), ("bgr", -1)])
+def test_who_normalises_finds_the_numbers_in_the_order_of_the_channels(colour, order):
+    size = Preprocessing(height=8, width=4, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    image, embedding = helper.make_tensor_value_info("x", 1, ["batch"]), helper.make_tensor_value_info("y", 1, [1])
+    proto = helper.make_model(helper.make_graph([], "g", [image], [embedding]))
+    _describe_interface(proto, client_steps(size, InputContract.of("float", colour), EmbeddingContract(dim=2)))
+    text = proto.graph.input[0].doc_string
+    assert f"mean {[*size.mean[::order]]}, std {[*size.std[::order]]}" in text
