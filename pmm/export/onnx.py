@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pmm.artifacts.artifact import Artifact, new_artifact, read_manifest, reusable
+from pmm.artifacts.artifact import Artifact, ArtifactDraft, new_artifact, read_manifest, reusable
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_content import graph_digest
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
@@ -45,6 +46,8 @@ def export_onnx(
     out: str | Path,
     options: ExportOptions | None = None,
     verification: VerifyOptions | None = None,
+    *,
+    before_named: Callable[[ArtifactDraft], None] | None = None,
 ) -> Artifact:
     """Write the deployed graph of `checkpoint` to `out` with `options`, and its manifest beside it.
 
@@ -54,6 +57,7 @@ def export_onnx(
 
     Args:
         checkpoint: or an ONNX file of pmm adopt, which has decided everything but the precision.
+        before_named: called with the whole draft; if it raises, nothing is written.
 
     Raises:
         InvalidFile: a bad checkpoint, no crops to verify or calibrate on, or another precision in the file.
@@ -68,7 +72,6 @@ def export_onnx(
     checkpoint = Path(checkpoint)
     out = output_file(Path(out), checkpoint, suffixes=(".onnx",))
     options, verification = options or ExportOptions(), verification or VerifyOptions()
-
     source = open_source(checkpoint)
     # everything that can be refused is, before the work begins
     source.check(options)
@@ -105,6 +108,8 @@ def export_onnx(
             )
         with OrtRunner(draft.path, warn=False) if manifest.precision != "bf16" else nullcontext() as runner:
             add_selftest(draft, source.selftest_vectors(options), runner)
+        if before_named:
+            before_named(draft)
     return Artifact(out, draft.manifest)
 
 
