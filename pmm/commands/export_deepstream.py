@@ -33,7 +33,7 @@ class ExportDeepStreamCommand:
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(ExportDeepStreamCommand, prog=prog, description=__doc__ or "")
-    require_kind(command.checkpoint, "checkpoint")
+    require_kind(command.checkpoint, "checkpoint", "onnx")
 
     from pmm.export.deepstream import export_deepstream
     from pmm.export.onnx import describe

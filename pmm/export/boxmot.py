@@ -8,19 +8,21 @@ without one its OpenCV backend feeds 256x128 to every network, whose embeddings 
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pmm.artifacts.artifact import Artifact
+from pmm.artifacts.artifact import Artifact, ArtifactDraft
 from pmm.artifacts.manifest import InputContract, Manifest
 from pmm.config import IMAGENET_MEAN, IMAGENET_STD
 from pmm.export.onnx import export_onnx
-from pmm.export.openvino import check_openvino, read_model, save_model
+from pmm.export.openvino import check_openvino, read_model, saved_model
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.source import CheckpointSource, ExportSource, open_source
-from pmm.utils.errors import InvalidFile
-from pmm.utils.files import make_folder, output_file, write_file
+from pmm.export.unnamed_files import HINT, check_marked, check_onnx, output_folder
+from pmm.utils.errors import CannotWrite, InvalidFile
+from pmm.utils.files import output_file, write_file
 
 SCHEMA = 1
 """Of BoxMOT's sidecars, and of the model's part of them."""
@@ -68,26 +70,42 @@ def export_boxmot(
 
     Raises:
         InvalidFile: a model that crops of BoxMOT's do not suit, or as `pmm.export_onnx`.
+        CannotWrite: files with names that were not given, and that are not of an earlier export like this one.
         MissingLibrary: OpenVINO is not installed, and was asked for.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    file = out if out.suffix.lower() == ".onnx" else out / f"{checkpoint.stem}.onnx"
+    named = out.suffix.lower() == ".onnx"
+    file = out if named else output_folder(out) / f"{checkpoint.stem}.onnx"
+    folder, of_file = file.with_name(file.stem + FOLDER), file.with_name(file.name + SIDECAR)
+    model = folder / f"{file.stem}.xml"
+    in_folder = folder / FOLDER_SIDECAR, folder / (model.name + SIDECAR)
     output_file(file, checkpoint, suffixes=(".onnx",))
+    for each in (of_file, *((model, model.with_suffix(".bin"), *in_folder) if openvino else ())):
+        output_file(each, checkpoint)
     if openvino:
         check_openvino()
+    elif folder.exists():
+        hint = "give --openvino to write it anew, too, or move it away"
+        raise CannotWrite("it would not go with the new ONNX file", path=folder, hint=hint)
     source = open_source(checkpoint)
     options = _options(source, flip_tta)
-    artifact = export_onnx(checkpoint, file, options, verification)
+    if not named:
+        check_onnx(file, source, options)
+    if of_file.exists() and not file.exists():
+        raise CannotWrite("pmm did not write it", path=of_file, hint=HINT)
+    check_marked(model, source, model.with_suffix(".bin"), *in_folder)
+
+    def convert(draft: ArtifactDraft) -> None:
+        with draft.openable():
+            converted = read_model(draft.path)
+        named_last.enter_context(saved_model(converted, model, draft.manifest))
+
+    with ExitStack() as named_last:
+        artifact = export_onnx(checkpoint, file, options, verification, before_named=convert if openvino else None)
     sidecar = json.dumps(_sidecar(artifact.manifest), indent=2) + "\n"
-    write_file(file.with_name(file.name + SIDECAR), sidecar)
-    if not openvino:
-        return BoxmotModel(artifact, (file,))
-    folder = make_folder(file.with_name(file.stem + FOLDER))
-    model = folder / f"{file.stem}.xml"
-    save_model(read_model(file), model)
-    for name in (FOLDER_SIDECAR, model.name + SIDECAR):  # of the folder, and of the file in it
-        write_file(folder / name, sidecar)
-    return BoxmotModel(artifact, (file, folder))
+    for each in (of_file, *(in_folder if openvino else ())):
+        write_file(each, sidecar)
+    return BoxmotModel(artifact, (file, folder) if openvino else (file,))
 
 
 def _options(source: ExportSource, flip_tta: bool) -> ExportOptions:

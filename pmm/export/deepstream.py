@@ -18,8 +18,9 @@ from pmm.artifacts.manifest import MAX_IMAGES, Manifest
 from pmm.export.onnx import export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.source import CheckpointSource, open_source
+from pmm.export.unnamed_files import check_marked, check_onnx, output_folder
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import InvalidFile, InvalidValue, printable
+from pmm.utils.errors import CannotWrite, InvalidFile, InvalidValue, printable
 from pmm.utils.files import output_file, write_file
 
 REID_TYPES = {"nvdeepsort": 1, "nvdcf": 2}
@@ -74,13 +75,18 @@ def export_deepstream(
 
     The file takes pixels of 0 to 255, float32 NCHW RGB, and is verified as `pmm.export_onnx` does.
 
-    Raises InvalidFile for a model that DeepStream's crops do not suit, or as `pmm.export_onnx`.
+    Raises InvalidFile for a model that DeepStream's crops do not suit, CannotWrite for files in `out` that are not of
+    an earlier export like this one, or as `pmm.export_onnx`.
     """
-    checkpoint, out, options = Path(checkpoint), Path(out), options or DeepStreamOptions()
+    checkpoint, out, options = Path(checkpoint), output_folder(Path(out)), options or DeepStreamOptions()
     export = ExportOptions(precision=options.precision, input="float255")
     file, section = out / f"{checkpoint.stem}{export.suffix}.onnx", out / SECTION
     for each in (file, section):
         output_file(each, checkpoint)
+    installed = Path(options.install_dir or out.resolve()) / file.name
+    if printable(installed) != str(installed):
+        problem, hint = f"YAML cannot hold this name: {printable(installed)}", "give --install-dir, or rename it"
+        raise CannotWrite(problem, path=file, hint=hint)
     source = open_source(checkpoint)
     size = source.preprocessing
     if not isinstance(source, CheckpointSource):
@@ -89,8 +95,9 @@ def export_deepstream(
     if size.padding is not None:
         problem = f"its crops are padded ({size.describe()}), and DeepStream pads in another way"
         raise InvalidFile(problem, path=checkpoint, expected="a model for stretched crops")
+    check_onnx(file, source, export)
+    check_marked(section, source)
     artifact = export_onnx(checkpoint, file, export, verification)
-    installed = Path(options.install_dir or out.resolve()) / file.name
     write_file(section, reid_section(artifact.manifest, installed, options))
     return DeepStreamModel(artifact, section)
 
@@ -118,5 +125,6 @@ def reid_section(manifest: Manifest, onnx_file: Path, options: DeepStreamOptions
         ("onnxFile", path, "as pmm export deepstream wrote it"),
         ("modelEngineFile", f"{path}_b{options.batch_size}_gpu0_{mode}.engine", "built at the first start"),
     ]  # fmt: skip
-    head = "# In place of the ReID section of the tracker's configuration (ll-config-file of Gst-nvtracker).\nReID:\n"
-    return head + "".join(f"  {key}: {json.dumps(value)}  # {why}\n" for key, value, why in lines)
+    head = "# In place of the ReID section of the tracker's configuration (ll-config-file of Gst-nvtracker).\n"
+    head += f"# Of the checkpoint with sha256 {manifest.checkpoint_sha256}\nReID:\n"
+    return head + "".join(f"  {key}: {json.dumps(value, ensure_ascii=False)}  # {why}\n" for key, value, why in lines)

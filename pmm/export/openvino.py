@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from pmm.artifacts.artifact import Artifact
+from pmm.artifacts.artifact import Artifact, ArtifactDraft
 from pmm.artifacts.manifest import Manifest
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops, Preprocessing
@@ -26,11 +28,12 @@ from pmm.export.openvino_resize import FILTERS, resize_as_pil
 from pmm.export.options import MIN_COSINE, ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.export.source import open_source
+from pmm.export.unnamed_files import check_marked, check_onnx, output_folder
 from pmm.runtime.openvino import shared_core
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import InvalidFile, reason_of
 from pmm.utils.extras import check_installed, import_library
-from pmm.utils.files import cannot_write, output_file
+from pmm.utils.files import cannot_write, make_folder, output_file
 
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32"}
 ENLARGED = (1, 3)
@@ -82,9 +85,10 @@ def export_openvino(
     Raises:
         InvalidFile: crops that OpenVINO cannot resize as the model was trained, or as `pmm.export_onnx`.
         MissingLibrary: OpenVINO is not installed.
-        ParityFailed: the embeddings moved; there is no .xml then.
+        CannotWrite: files in `out` that are not of an earlier export like this one.
+        ParityFailed: the embeddings moved; nothing was written then.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    checkpoint, out = Path(checkpoint), output_folder(Path(out))
     check_openvino()
     options = ExportOptions(
         precision=precision,
@@ -98,13 +102,20 @@ def export_openvino(
         output_file(each, checkpoint)
     source = open_source(checkpoint)
     _check_resize(source.preprocessing, checkpoint)
-    verification = verification or VerifyOptions()
-    artifact = export_onnx(checkpoint, file, options, verification)
-    model = with_preprocessing(read_model(file), artifact.manifest)
-    min_cosine = None
-    if check := source.parity_check(options, verification):
-        min_cosine = _verify(model, artifact, check.sample(VERIFIED).crops, path)
-    save_model(model, path)
+    check_onnx(file, source, options)
+    check_marked(path, source, path.with_suffix(".bin"))
+    verification, min_cosine = verification or VerifyOptions(), None
+
+    def convert(draft: ArtifactDraft) -> None:
+        nonlocal min_cosine
+        with draft.openable():
+            model = with_preprocessing(read_model(draft.path), draft.manifest)
+            if check := source.parity_check(options, verification):
+                min_cosine = _verify(model, Artifact(draft.path, draft.manifest), check.sample(VERIFIED).crops, path)
+        named_last.enter_context(saved_model(model, path, draft.manifest))
+
+    with ExitStack() as named_last:
+        artifact = export_onnx(checkpoint, file, options, verification, before_named=convert)
     return OpenVinoModel(path, artifact, min_cosine)
 
 
@@ -116,14 +127,19 @@ def read_model(path: Path) -> Any:
         raise InvalidFile(f"OpenVINO cannot read it ({reason_of(error)})", path=path) from error
 
 
-def save_model(model: Any, path: Path) -> None:
-    """Write `path` (.xml) and the weights beside it, in fp32: complete, or not at all. Raises CannotWrite."""
-    weights = path.with_suffix(".bin")
+@contextmanager
+def saved_model(model: Any, path: Path, manifest: Manifest) -> Iterator[None]:
+    """Write `path` (.xml) and the weights beside it, in fp32; they get their names at the end of the block, if nothing
+    was raised in it. An .xml is never there with the weights of another. Raises CannotWrite."""
+    model.set_rt_info(manifest.checkpoint_sha256, ["pmm", "checkpoint_sha256"])
+    make_folder(path.parent)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
             draft = Path(folder) / path.name
             import_library("openvino").save_model(model, draft, compress_to_fp16=False)
-            os.replace(draft.with_suffix(".bin"), weights)
+            yield
+            path.unlink(missing_ok=True)
+            os.replace(draft.with_suffix(".bin"), path.with_suffix(".bin"))
             os.replace(draft, path)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -153,7 +169,6 @@ def with_preprocessing(model: Any, manifest: Manifest) -> Any:
     model = whole.build()
     fed = "uint8 NHWC RGB crops of any size; they are resized as PIL does and normalised inside"
     model.set_rt_info(fed, ["pmm", "input"])
-    model.set_rt_info(manifest.checkpoint_sha256, ["pmm", "checkpoint_sha256"])
     return model
 
 

@@ -22,3 +22,8 @@ def adopted_onnx(path, people, **images):
     """The path of the adopted file made of the foreign one at `path`, beside it."""
     out = path.with_name("adopted.onnx")
     return adopt_onnx(path, out, ImageOptions(**images), OnnxOptions(), dataset="market1501", root=str(people)).path
+
+
+def contents(folder):
+    """Bytes and time of each file in `folder`: a file that is written anew is another one."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}

@@ -15,9 +15,11 @@ from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export import deepstream as module
 from pmm.export.deepstream import DeepStreamOptions, export_deepstream, reid_section
 from pmm.export.options import ExportOptions, VerifyOptions
+from pmm.export.source import open_source
+from pmm.export.unnamed_files import check_marked
 from pmm.runtime.open import open_runner
 from pmm.runtime.ort_session import open_session
-from pmm.utils.errors import InvalidFile, InvalidValue
+from pmm.utils.errors import CannotWrite, InvalidFile, InvalidValue
 from tests.adoption.onnx_graphs import foreign
 from tests.conftest import ROOT, run_here
 from tests.export.targets import adopted_onnx, with_resize
@@ -73,6 +75,26 @@ def test_what_the_graph_normalises_is_not_normalised_again(manifest):
     assert (keys["addFeatureNormalization"], keys["networkMode"], keys["reidType"]) == (0, 1, 1)
 
 
+def test_names_of_any_language_are_yaml(manifest):
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    section = reid_section(manifest, Path("/opt/\U0001f600 über/a.onnx"), DeepStreamOptions())
+    assert yaml.safe_load(section)["ReID"]["onnxFile"] == "/opt/\U0001f600 über/a.onnx"
+
+
+def test_a_folder_that_yaml_cannot_name_is_refused(trained, tmp_path):
+    with refuses(CannotWrite, hint="--install-dir"):
+        export_deepstream(trained, tmp_path / "a\u2028b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_section_of_the_same_checkpoint_alone_is_replaced(out, trained, tmp_path):
+    section, source = tmp_path / "config_tracker_reid.yml", open_source(trained)
+    section.write_text((out / "config_tracker_reid.yml").read_text())
+    check_marked(section, source)
+    with refuses(CannotWrite, path=section, hint="move it away"):
+        check_marked(section, dataclasses.replace(source, sha256="0" * 64))
+
+
 def test_every_key_is_explained_with_its_source():
     page = (ROOT / "docs/deploy.md").read_text()
     assert {key for key in GUIDE if f"`{key}`" in page} == GUIDE
@@ -117,3 +139,10 @@ def test_an_adopted_onnx_file_is_refused(tmp_path, people):
     with refuses(InvalidFile, path=path, expected="a checkpoint"):
         export_deepstream(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_what_to_do_with_an_adopted_onnx_file(tmp_path, people):
+    path = adopted_onnx(foreign(tmp_path / "foreign.onnx"), people)
+    done = run_here("-m", "pmm", "export", "deepstream", path, "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "adopt the network of torch instead" in done.stderr

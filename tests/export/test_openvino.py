@@ -17,7 +17,7 @@ from pmm.runtime.open import open_runner
 from pmm.utils.errors import CannotWrite, InvalidFile, MissingLibrary
 from tests.adoption.onnx_graphs import SIZE, foreign
 from tests.conftest import run_here
-from tests.export.targets import adopted_onnx, with_resize
+from tests.export.targets import adopted_onnx, contents, with_resize
 from tests.refusals import refuses
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
@@ -94,7 +94,14 @@ def test_an_ir_whose_embeddings_moved_is_not_written(tmp_path, people, monkeypat
     monkeypatch.setattr(module, "with_preprocessing", as_bgr)
     with refuses(ParityFailed, path=tmp_path / "out" / "adopted.xml"):
         export_openvino(path, tmp_path / "out")
-    assert not {".xml", ".bin"} & {each.suffix for each in (tmp_path / "out").iterdir()}
+    assert not list((tmp_path / "out").iterdir())
+    monkeypatch.setattr(module, "with_preprocessing", right)
+    export_openvino(path, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(module, "with_preprocessing", as_bgr)
+    with refuses(ParityFailed):
+        export_openvino(path, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
 
 
 def test_without_openvino_nothing_is_begun(trained, tmp_path, monkeypatch):
