@@ -30,6 +30,8 @@ from pmm.utils.files import sha256
 
 ROOM = 2.0
 """Of the errors that were measured, by which a tolerance is at least: other machines round in other places."""
+BROKEN = 4.0
+"""Times the errors that exports are allowed; a file that differs more widens no tolerance."""
 MIN_COSINE_FP32 = 1 - 1e-6
 """ONNX Runtime, OpenVINO and torch agree to 1e-10; a division by 256, not 255, costs 1e-5."""
 
@@ -79,6 +81,11 @@ def add_selftest(draft: ArtifactDraft, vectors: SelftestVectors | None, runner: 
         embed = session_reference(runner.session, draft.manifest)
         vectors = with_own_mistakes(vectors, embed, draft.manifest.preprocessing, draft.manifest.input)
     measured = _measured(vectors.expected, runner(crops), runner.info.provider) if runner else None
+    if measured and _is_broken(precision, measured):
+        logging.getLogger("pmm").warning(
+            "%s: on the crops of its selftest it differs by a cosine of %.4f, and %.1f %% in the norm; it will fail it",
+            draft.path, measured.min_cosine, 100 * measured.max_norm_error,
+        )  # fmt: skip
     selftest = Selftest(
         vectors=vectors,
         artifact_sha256=sha256(draft.path),
@@ -86,7 +93,10 @@ def add_selftest(draft: ArtifactDraft, vectors: SelftestVectors | None, runner: 
         tolerances=tolerances(precision, measured),
         measured=measured,
     )
-    draft.selftest = selftest_files(selftest)
+    try:
+        draft.selftest = selftest_files(selftest)
+    except ValueError as error:
+        logging.getLogger("pmm").warning("%s: no selftest: %s", draft.path, error)
 
 
 def tolerances(precision: str, measured: MeasuredDifference | None) -> dict[str, Tolerance]:
@@ -98,10 +108,16 @@ def tolerances(precision: str, measured: MeasuredDifference | None) -> dict[str,
             (MIN_COSINE_FP32 if each == "fp32" else MIN_COSINE[each], MAX_NORM_ERROR[each])
             for each in (name, precision)
         ]
-        if measured:
+        if measured and not _is_broken(precision, measured):
             gates.append((1 - ROOM * (1 - measured.min_cosine), ROOM * measured.max_norm_error))
         found[name] = Tolerance(min_cosine=min(c for c, _ in gates), max_norm_error=max(n for _, n in gates))
     return found
+
+
+def _is_broken(precision: str, measured: MeasuredDifference) -> bool:
+    """Whether a file of `precision` differs by more than what another machine's rounding explains."""
+    least, most = MIN_COSINE[precision], MAX_NORM_ERROR[precision]
+    return 1 - measured.min_cosine > BROKEN * (1 - least) or measured.max_norm_error > BROKEN * most
 
 
 def _measured(expected: Embeddings, embeddings: Embeddings, ran_on: str) -> MeasuredDifference | None:

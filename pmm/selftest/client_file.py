@@ -13,6 +13,8 @@ from pmm.utils.errors import InvalidFile, reason_of
 from pmm.utils.files import existing_file
 
 EXPECTED = "a .csv file with one line of numbers for each crop, or a .npy file [N, D]"
+NAME = re.compile(r"[A-Za-z_][\w .-]*")
+"""In a header."""
 MOST_BYTES = 1 << 28
 
 
@@ -52,7 +54,9 @@ def _of_text(path: Path) -> npt.NDArray[np.float64]:
         raise InvalidFile("it is neither text nor a .npy file", path=path, expected=EXPECTED)
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
     rows = [(number, _words(line)) for number, line in numbered]
-    if len(rows) > 1 and not any(map(_is_number, rows[0][1])):
+    if rows and (kind := _of_a_library(rows[0][1], rows[0][0], lines)):
+        raise InvalidFile(f"it is {kind}", path=path, expected=EXPECTED, hint="write numbers and commas alone")
+    if len(rows) > 1 and all(NAME.fullmatch(word) and not _is_number(word) for word in rows[0][1]):
         rows = rows[1:]
     if rows and all(len(words) > 1 and not _is_number(words[0]) for _, words in rows):
         rows = [(number, words[1:]) for number, words in rows]
@@ -66,6 +70,19 @@ def _of_text(path: Path) -> npt.NDArray[np.float64]:
             problem = f"line {number} has {len(words)} numbers, line {rows[0][0]} has {length}"
             raise InvalidFile(problem, path=path, expected=EXPECTED)
     return np.array([list(map(float, words)) for _, words in rows])
+
+
+def _of_a_library(words: list[str], number: int, lines: list[str]) -> str:
+    """What text it is whose first line of numbers has these words; empty if it is plain."""
+    first = lines[number - 1]
+    if re.match(r"\[\s*\[|\{|\[$", first):
+        return "JSON, or an array as it is printed"
+    if first.startswith("[") and first.endswith(";"):
+        return "a Mat as OpenCV prints it"
+    names = words[1:] if not words[0] else words
+    if len(names) > 1 and names == [str(place) for place in range(len(names))]:
+        return "a table with a header of numbers: to_csv(..., header=False, index=False) of pandas leaves it out"
+    return ""
 
 
 def _words(line: str) -> list[str]:

@@ -27,6 +27,8 @@ Pixels = npt.NDArray[Any]
 """RGB [N, H, W, 3]."""
 Scale = Callable[[Pixels, Pixels, Pixels], Pixels]
 """Pixels of 0..255, a mean and a std [3] -> other numbers."""
+WITH_BGR = ("resize", "nearest", "area")
+"""Resizes that are likely beside colours in the other order."""
 BYTES_ONLY = "the file takes whole numbers of 0 to 255, and normalises them itself"
 
 
@@ -58,7 +60,22 @@ class Client:
 
     def mistakes(self) -> list[ClientMistake]:
         """The mistakes that can be made with this file."""
-        return [*self._of_bench(), *self._of_resizes(), *self._of_buffers(), *self._of_numbers()]
+        known, resizes = list(self._of_bench()), list(self._of_resizes())
+        return [*known, *resizes, *self._of_both([*known, *resizes]), *self._of_buffers(), *self._of_numbers()]
+
+    def rounded_otherwise(self, crops: Sequence[Crops]) -> list[Fed]:
+        """What the file is fed by clients whose resize rounds otherwise: one grey level less, more, or either, in half
+        of the pixels of each crop that is resized."""
+        size, random = self.size, np.random.RandomState(0)  # its numbers are the same in every numpy
+        feeds = []
+        for least, most in ((-1, 0), (0, 1), (-1, 1)):
+            other = []
+            for crop, pixels in zip(crops, load_crops(crops, size), strict=True):
+                step = random.choice([least, most], pixels.shape)
+                as_it_is = crop.shape == pixels.shape
+                other.append(pixels if as_it_is else (pixels + step).clip(0, 255).astype(np.uint8))
+            feeds.append(self.right(other))
+        return feeds
 
     def impossible(self) -> dict[str, str]:
         """Mistakes that cannot be made with this file, and why."""
@@ -107,6 +124,18 @@ class Client:
                 feed=padded.right,
                 resizes=True,
             )
+
+    def _of_both(self, known: list[ClientMistake]) -> Iterator[ClientMistake]:
+        """Another order of colours and another resize, as one who takes OpenCV's defaults."""
+        bgr = next(each for each in known if each.name == "bgr")
+        for each in known:
+            if each.name in WITH_BGR:
+                yield ClientMistake(
+                    name=f"bgr_{each.name}",
+                    description=f"{bgr.description}, and {each.description}",
+                    fix=f"{bgr.fix}, and {each.fix}",
+                    feed=partial(_feed_turned, each.feed),
+                )
 
     def _of_buffers(self) -> Iterator[ClientMistake]:
         """Right numbers in an order of the memory that is not the file's."""
@@ -169,6 +198,11 @@ class Client:
             return "give the pixels as they are, 0 to 255: the file normalises them itself"
         mean, std = (" ".join(f"{value:.6g}" for value in each) for each in (self.size.mean, self.size.std))
         return f"give (pixel / 255 - mean) / std, with the mean {mean} and the std {std} of red, green and blue"
+
+
+def _feed_turned(feed: Callable[[Sequence[Crops]], Fed], crops: Sequence[Crops]) -> Fed:
+    """Of crops whose colours are in the other order."""
+    return feed([np.ascontiguousarray(crop[..., ::-1]) for crop in crops])
 
 
 def _saturated(floats: Pixels) -> Crops:

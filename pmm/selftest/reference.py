@@ -15,8 +15,9 @@ from pmm.data.preprocessing import Preprocessing
 from pmm.runtime.base import Embeddings, run_in_batches
 from pmm.runtime.ort_session import open_session
 from pmm.selftest.crops import selftest_crops
+from pmm.selftest.judge import cosines, norm_errors
 from pmm.selftest.mistakes import Client, Fed
-from pmm.selftest.vectors import KnownMistake, SelftestCrop, SelftestVectors
+from pmm.selftest.vectors import KnownMistake, SelftestCrop, SelftestVectors, Tolerance
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +28,10 @@ BATCH = 16
 """Images that the reference sees at once: memory, not speed, is short on large networks."""
 KEPT = 4
 """Networks and contracts whose vectors a process keeps, for what is exported of them next."""
+LEAST_ROUNDED, MOST_ROUNDED = 0.999, 0.02
+"""What rounding may do to the cosine with the expected row, and to its norm; more is another resize."""
+ROOM_FOR_ROUNDING = 2.0
+"""Others round in other pixels."""
 _made: dict[tuple[Any, ...], SelftestVectors] = {}
 
 
@@ -60,7 +65,9 @@ def _make(embed: EmbedFed, reference: str, source_sha256: str, client: Client, n
     fed = {mistake: mistake.feed(crops) for mistake in client.mistakes()}
     # of floats, what differs by rounding alone is the same
     shown = {mistake: array for mistake, array in fed.items() if not np.allclose(array, right, rtol=0, atol=1e-4)}
-    expected, *wrong = _embed_each(embed, [right, *shown.values()])
+    rounded = client.rounded_otherwise(crops)
+    expected, *others = _embed_each(embed, [right, *rounded, *shown.values()])
+    wrong = others[len(rounded) :]
     arrays: dict[str, npt.NDArray[Any]] = {f"crop_{row}": crop for row, crop in enumerate(crops)}
     arrays["expected"] = expected
     known = []
@@ -81,8 +88,17 @@ def _make(embed: EmbedFed, reference: str, source_sha256: str, client: Client, n
         ),
         mistakes=tuple(known),
         impossible=client.impossible(),
+        rounding=_rounding(expected, others[: len(rounded)]),
         arrays=arrays,
     )
+
+
+def _rounding(expected: Embeddings, rounded: list[Embeddings]) -> Tolerance:
+    """`ROOM_FOR_ROUNDING` times what the furthest of `rounded` differ, within bounds."""
+    right, others = expected.astype(np.float64), [rows.astype(np.float64) for rows in rounded]
+    least = 1 - ROOM_FOR_ROUNDING * (1 - min(float(cosines(rows, right).min()) for rows in others))
+    most = ROOM_FOR_ROUNDING * max(float(norm_errors(rows, right).max()) for rows in others)
+    return Tolerance(min_cosine=min(1.0, max(least, LEAST_ROUNDED)), max_norm_error=min(most, MOST_ROUNDED))
 
 
 def _embed_each(embed: EmbedFed, feeds: list[Fed]) -> list[Embeddings]:

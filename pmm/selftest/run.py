@@ -14,15 +14,21 @@ from pmm.runtime.base import Embeddings
 from pmm.runtime.open import open_runner
 from pmm.selftest.client_file import read_client_embeddings
 from pmm.selftest.judge import SelftestVerdict, judge
-from pmm.selftest.vectors import Selftest, read_selftest
-from pmm.utils.errors import CannotWrite, InvalidInput, InvalidValue
+from pmm.selftest.vectors import PRECISIONS, Selftest, read_selftest
+from pmm.utils.errors import CannotWrite, InvalidFile, InvalidInput, InvalidValue
 from pmm.utils.files import existing_file, make_folder, sha256, write_file
 
 
 def open_selftest(artifact: str | Path) -> Selftest:
     """The selftest beside `artifact`. Raises InvalidFile if the file or its selftest is missing or damaged, or they are
     not of each other."""
+    if Path(artifact).is_dir():
+        problem = "it is a folder, without the bundle.json of pmm ship"
+        raise InvalidFile(problem, path=artifact, expected="an exported file", hint="name the file in it")
     path = existing_file(artifact, "an exported file")
+    if path.suffix == ".pth":
+        hint = f"export it, which writes its selftest: pmm export onnx {path}"
+        raise InvalidFile("it is a checkpoint", path=path, expected="an exported file", hint=hint)
     return read_selftest(path, sha256(path))
 
 
@@ -104,12 +110,16 @@ def check_embeddings(selftest: Selftest, given: npt.NDArray[Any], path: Path | N
         row = int(finite.argmin())
         hint = "in half precision, pixels of 0..255 that are not normalised overflow"
         raise InvalidInput(f"row {row} holds NaN or Inf", index=row, path=path, expected="finite numbers", hint=hint)
+    too_large = (np.abs(given.astype(np.float64)) > np.finfo(np.float32).max).any(1)
+    if too_large.any():
+        row = int(too_large.argmax())
+        problem = f"row {row} holds numbers beyond those of float32"
+        raise InvalidInput(problem, index=row, path=path, expected="embeddings as the file gives them")
 
 
 def coarser(*precisions: str) -> str:
     """Of several precisions the one with the least digits."""
-    order = ("fp32", "tf32", "fp16", "bf16", "int8")
-    return max(precisions, key=order.index)
+    return max(precisions, key=PRECISIONS.index)
 
 
 def write_images(selftest: Selftest, folder: Path) -> list[Path]:

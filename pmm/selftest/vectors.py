@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ import numpy.typing as npt
 
 from pmm.artifacts.artifact import selftest_paths
 from pmm.data.preprocessing import Crops
-from pmm.utils.errors import InvalidFile, UserError
+from pmm.selftest.crops import SIZED
+from pmm.utils.errors import InvalidFile, InvalidValue, UserError
 from pmm.utils.files import existing_file
 from pmm.utils.from_dict import from_dict
 
@@ -31,6 +33,12 @@ FORMAT = "pmm-selftest-1"
 AGAIN = "export the file again, which writes its selftest beside it"
 WORD = re.compile(r"[a-z0-9_]{1,40}")
 MAX_SIDE, MAX_CROPS, MAX_DIM, MAX_MISTAKES = 8192, 64, 1 << 17, 64
+MAX_BYTES, MAX_JSON = 1 << 26, 1 << 20
+"""Of all arrays together, and of the JSON."""
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+"""The one with the most digits first."""
+LEAST_COSINE, MOST_NORM_ERROR = 0.8, 0.8
+"""No tolerance is wider."""
 NPY_HEADER = 4096
 """Most bytes before the numbers of an array."""
 
@@ -42,6 +50,12 @@ class Tolerance:
     min_cosine: float
     max_norm_error: float
     """Relative to the expected norm."""
+
+    def __post_init__(self) -> None:
+        if not LEAST_COSINE <= self.min_cosine <= 1:
+            raise InvalidValue("min_cosine", self.min_cosine, f"{LEAST_COSINE} to 1")
+        if not 0 <= self.max_norm_error <= MOST_NORM_ERROR:
+            raise InvalidValue("max_norm_error", self.max_norm_error, f"0 to {MOST_NORM_ERROR}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +105,9 @@ class SelftestVectors:
     mistakes: tuple[KnownMistake, ...]
     impossible: dict[str, str]
     """Mistakes that cannot be made with this file, and why."""
+    rounding: Tolerance
+    """Of rows whose crops are resized, where it is wider: what one grey level more or less in half of their pixels
+    does."""
     has_own: bool = False
     """Whether the mistakes' embeddings, and those that are its `own`, are of the file itself."""
     arrays: dict[str, npt.NDArray[Any]] = field(repr=False)
@@ -154,6 +171,7 @@ class _SelftestJson:
     crops: tuple[SelftestCrop, ...]
     mistakes: tuple[KnownMistake, ...]
     impossible: dict[str, str]
+    rounding: Tolerance
     has_own: bool
 
     def __post_init__(self) -> None:
@@ -164,10 +182,18 @@ class _SelftestJson:
             raise ValueError(f"its embeddings have {self.dim} numbers, for {len(self.mistakes)} mistakes")
         if not all(WORD.fullmatch(each.name) for each in self.mistakes):
             raise ValueError("the name of a mistake is no word")
-        if not all(re.fullmatch(r"[\w.-]{1,80}\.png", each.name) for each in self.crops):
+        if not all(re.fullmatch(r"[a-z0-9][a-z0-9-]{0,40}\.png", each.name) for each in self.crops):
             raise ValueError("the name of a crop is no name of a PNG file")
-        if self.precision not in self.tolerances:
-            raise ValueError(f"no tolerance for {self.precision[:20]}")
+        for named in (self.crops, self.mistakes):
+            if len({each.name for each in named}) < len(named):
+                raise ValueError("two of its crops, or of its mistakes, have one name")
+        if [(crop.height, crop.width) for crop in self.crops[:SIZED]] != [(self.height, self.width)] * SIZED:
+            raise ValueError(f"its first {SIZED} crops have not the model's size")
+        if self.precision not in self.tolerances or not self.tolerances.keys() <= set(PRECISIONS):
+            raise ValueError(f"tolerances for {list(self.tolerances)[:5]}, and the file is {self.precision[:20]}")
+        total = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in self.shapes().values())
+        if total > MAX_BYTES:
+            raise ValueError(f"its arrays have {total / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}")
 
     def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name of each array -> its type and its shape."""
@@ -205,7 +231,7 @@ def read_selftest(artifact: Path, digest: str) -> Selftest:
         missing = json_path if not json_path.exists() else npz_path
         raise InvalidFile(f"no selftest beside it ({missing.name} is missing)", path=artifact, hint=AGAIN)
     try:
-        content = from_dict(_SelftestJson, json.loads(existing_file(json_path, "a selftest").read_bytes()))
+        content = from_dict(_SelftestJson, json.loads(_bounded(existing_file(json_path, "a selftest"), MAX_JSON)))
         if content.format != FORMAT:
             raise ValueError(f"its format is {content.format[:40]!r}, not {FORMAT!r}")
     except (UserError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -215,7 +241,7 @@ def read_selftest(artifact: Path, digest: str) -> Selftest:
             f"it is of a file with the SHA-256 {content.artifact_sha256[:12]}..., and {artifact} has {digest[:12]}..."
         )
         raise InvalidFile(problem, path=json_path, hint=AGAIN)
-    npz = existing_file(npz_path, "the arrays of a selftest").read_bytes()
+    npz = _bounded(existing_file(npz_path, "the arrays of a selftest"), 2 * MAX_BYTES)
     if hashlib.sha256(npz).hexdigest() != content.vectors_sha256:
         raise InvalidFile(f"it was changed: {json_path.name} names another SHA-256", path=npz_path, hint=AGAIN)
     try:
@@ -231,6 +257,15 @@ def read_selftest(artifact: Path, digest: str) -> Selftest:
         tolerances=content.tolerances,
         measured=content.measured,
     )
+
+
+def _bounded(path: Path, most: int) -> bytes:
+    """Raises InvalidFile beyond `most` bytes."""
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise InvalidFile(f"it has more than {most / 1e6:.0f} MB", path=path, hint=AGAIN)
+    return content
 
 
 def _npz(arrays: dict[str, npt.NDArray[Any]]) -> bytes:

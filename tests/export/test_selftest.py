@@ -138,6 +138,8 @@ def test_tolerances_are_those_of_the_file_and_of_its_client_whichever_is_wider()
     assert widened.max_norm_error > 0.2
     better = MeasuredDifference(min_cosine=0.9999, max_norm_error=1e-3, ran_on="x")
     assert tolerances("int8", better) == tolerances("int8", None)
+    for broken in ({"min_cosine": 0.9, "max_norm_error": 0.0}, {"min_cosine": 1.0, "max_norm_error": 0.5}):
+        assert tolerances("int8", MeasuredDifference(ran_on="x", **broken)) == tolerances("int8", None)
 
 
 @pytest.mark.slow

@@ -15,6 +15,17 @@ def pil(path, width, height):
     return np.asarray(Image.open(path).convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
 
 
+def unrounded(path, width, height):
+    """The same in floats, and not brought back to whole grey levels."""
+    channels = np.moveaxis(np.asarray(Image.open(path).convert("RGB"), np.float32), 2, 0)
+    images = [Image.fromarray(np.ascontiguousarray(channel)) for channel in channels]
+    return np.stack([np.asarray(each.resize((width, height), Image.Resampling.BILINEAR)) for each in images], 2)
+
+
+def cut(path, width, height):
+    return np.floor(unrounded(path, width, height))
+
+
 def padded(path, width, height):
     return np.asarray(ImageOps.pad(Image.open(path).convert("RGB"), (width, height), Image.Resampling.BILINEAR))
 
@@ -40,6 +51,10 @@ def sides_nchw(path, width, height):
     return pil(path, height, width).transpose(2, 0, 1).reshape(3, height, width).transpose(1, 2, 0)
 
 
+def bgr_with(interpolation):
+    return lambda path, *size: opencv(interpolation)(path, *size)[..., ::-1]
+
+
 RESIZES = {
     "": pil,
     "bgr": bgr,
@@ -47,6 +62,9 @@ RESIZES = {
     "nearest": opencv(cv2.INTER_NEAREST),
     "area": opencv(cv2.INTER_AREA),
     "padded": padded,
+    "bgr_resize": bgr_with(cv2.INTER_LINEAR),
+    "bgr_nearest": bgr_with(cv2.INTER_NEAREST),
+    "bgr_area": bgr_with(cv2.INTER_AREA),
 }
 """What both kinds of file can be fed; uint8 RGB [height, width, 3]."""
 FLOATS = {
@@ -70,7 +88,7 @@ def normalised(x):
 def float_client(session, paths, mistake=""):
     """float32 NCHW, normalised by the client."""
     _, _, height, width = session.get_inputs()[0].shape
-    resize = sides_nchw if mistake == "sides" else RESIZES.get(mistake, pil)
+    resize = sides_nchw if mistake == "sides" else (RESIZES | ROUNDED).get(mistake, pil)
     pixels = np.stack([resize(path, width, height) for path in paths]).astype(np.float32)
     images = FLOATS.get(mistake, normalised)(pixels)
     if mistake == "nhwc":
@@ -100,6 +118,8 @@ def bytes_client(session, paths, mistake=""):
     return session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(images)})[0]
 
 
+ROUNDED = {"unrounded": unrounded, "cut": cut}
+"""Resizes that are right but for what becomes of fractions of a grey level."""
 CLIENTS = {
     "float": (float_client, [*(name for name in RESIZES if name), "sides", "nhwc", *FLOATS]),
     "uint8": (bytes_client, [*(name for name in RESIZES if name), "sides", "nchw", *BYTES]),

@@ -7,6 +7,7 @@ import numpy as np
 from pmm.selftest.vectors import KnownMistake, Selftest, SelftestCrop, SelftestVectors, Tolerance
 
 ROWS, DIM = 4, 16
+NO_ROUNDING = Tolerance(min_cosine=1.0, max_norm_error=0.0)
 NAMES = {"bgr": False, "raw": False, "nearest": True}
 """Mistakes, and whether they show only in crops that are resized."""
 TOLERANCES = {
@@ -15,7 +16,7 @@ TOLERANCES = {
 }
 
 
-def made_up(*, normalised=False, artifact_sha256="a" * 64, seed=0, **wrong):
+def made_up(*, normalised=False, artifact_sha256="a" * 64, seed=0, rounding=NO_ROUNDING, **wrong):
     """`wrong`: embeddings of mistakes that are not random."""
     random = np.random.default_rng(seed)
     arrays = {f"crop_{row}": random.integers(0, 256, (6, 4, 3), dtype=np.uint8) for row in range(2)}
@@ -43,6 +44,7 @@ def made_up(*, normalised=False, artifact_sha256="a" * 64, seed=0, **wrong):
                 KnownMistake(name=name, description=f"did {name}", fix=f"mend {name}", resizes=resizes)
                 for name, resizes in NAMES.items()
             ),
+            rounding=rounding,
             impossible={"sides": "its crops are square"},
             arrays=arrays,
         ),

@@ -57,6 +57,13 @@ def test_arrays_of_numpy_whatever_their_name(tmp_path, kind):
         ("1,2,3\n1,2,3,4\n", 4),
         ("1,,2\n", "''"),
         ("2,1_0\n", "'1_0'"),
+        ("nan(ind),-nan(ind)\n1,2\n", "'nan(ind)'"),
+        ("[1.5, -2;\n 0.25, 5]\n", "Mat"),
+        ("[[1.5, -2], [0.25, 5]]\n", "JSON"),
+        ("[\n  [1.5, -2],\n  [0.25, 5]\n]\n", "JSON"),
+        ('{"rows": [[1.5, -2]]}\n', "JSON"),
+        (",0,1\n0,1.5,-2\n1,0.25,5\n", "header"),
+        ("0,1\n1.5,-2\n0.25,5\n", "header"),
     ],
 )
 def test_text_that_is_something_else(tmp_path, text, fact):

@@ -10,9 +10,9 @@ import torch
 from pmm.export.onnx import export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.selftest.run import judge_embeddings, open_selftest, write_images
-from tests.selftest.foreign import CLIENTS, open_bare
+from tests.selftest.foreign import CLIENTS, ROUNDED, open_bare
 
-INEXACT = {"area", "padded"}
+INEXACT = {"area", "bgr_area", "padded"}
 """OpenCV and PIL round, and centre, in their own way."""
 BOTH = [(kind, trained) for kind in CLIENTS for trained in (True, False)]
 MORE = (
@@ -59,6 +59,11 @@ def test_in_fp32_every_mistake_is_named(models, shared, kind, trained_before, tm
     right, wrong = verdicts(out, kind, tmp_path / "crops")
     assert right.passed
     assert right.undecidable == ()
+    if kind == "float":
+        session, paths = open_bare(out), sorted((tmp_path / "crops").iterdir())
+        for rounding in ROUNDED:
+            verdict = judge_embeddings(out, CLIENTS[kind][0](session, paths, rounding))
+            assert (verdict.passed, len(verdict.advice)) == (True, 1)
     assert {name: verdict.mistakes for name, verdict in wrong.items()} == {name: (name,) for name in wrong}
     assert not any(verdict.passed or verdict.or_one_of for verdict in wrong.values())
     assert all(verdict.exact for name, verdict in wrong.items() if name not in INEXACT)

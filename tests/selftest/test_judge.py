@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.selftest.judge import judge
+from pmm.selftest.vectors import Tolerance
 from tests.selftest.made_up import DIM, NAMES, ROWS, made_up
 
 SELFTEST = made_up()
@@ -82,11 +83,59 @@ def test_one_embedding_for_all():
 
 
 def test_another_resize_that_is_not_known_and_a_mistake_beside_it():
-    noise = np.random.default_rng(5).normal(size=(2, DIM))
-    verdict = judge(SELFTEST, np.concatenate([EXPECTED[:2], noise]))
-    assert verdict.mistakes == ("other_resize",)
+    noise = 0.1 * np.random.default_rng(5).normal(size=(ROWS, DIM))
+    noise[:2] = 0
+    verdict = judge(SELFTEST, EXPECTED + noise)
+    assert (verdict.mistakes, verdict.exact) == (("other_resize",), False)
     assert "mend nearest" in verdict.advice[0]
-    assert judge(SELFTEST, np.concatenate([wrong("bgr")[:2], noise])).mistakes == ("bgr", "other_resize")
+    verdict = judge(SELFTEST, wrong("bgr") + noise)
+    assert (verdict.mistakes, verdict.exact) == (("bgr", "other_resize"), False)
+
+
+def test_crops_that_are_wrong_where_they_are_resized_are_no_other_resize_without_evidence():
+    def resized(*rows):
+        return np.concatenate([EXPECTED[:2], np.stack(rows)])
+
+    random = np.random.default_rng(5).normal(size=(2, DIM))
+    for rows, name, exact in (
+        (random, "only_resized", False),
+        (np.zeros((2, DIM)), "zeros", True),
+        (EXPECTED[[3, 2]], "rows", True),
+        (EXPECTED[[2, 2]], "repeated", True),
+        (EXPECTED[[1, 1]], "repeated", True),
+    ):
+        verdict = judge(SELFTEST, resized(*rows))
+        assert (verdict.passed, verdict.mistakes, verdict.exact) == (False, (name,), exact)
+    assert judge(SELFTEST, np.concatenate([wrong("bgr")[:2], random])).mistakes == ()
+
+
+def test_rows_that_are_resized_have_the_tolerance_of_rounding_and_no_others():
+    rounding = Tolerance(min_cosine=0.999, max_norm_error=0.01)
+    selftest = made_up(rounding=rounding)
+    noise = np.random.default_rng(5).normal(size=(ROWS, DIM))
+    noise *= 0.005 * np.linalg.norm(EXPECTED, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
+    resized = noise.copy()
+    resized[:2] = 0
+    verdict = judge(selftest, EXPECTED + resized)
+    assert (verdict.passed, len(verdict.advice)) == (True, 1)
+    assert judge(selftest, EXPECTED).advice == ()
+    assert not judge(selftest, EXPECTED + noise).passed
+    assert not judge(selftest, EXPECTED + 10 * resized).passed
+    assert not judge(SELFTEST, EXPECTED + resized).passed
+
+
+def test_norms_are_named_beside_rows_in_another_order_and_rows_that_are_the_same():
+    assert judge(SELFTEST, unit(EXPECTED)[[1, 0, 2, 3]]).mistakes == ("rows", "l2_added")
+    assert judge(UNIT, np.repeat(UNIT.vectors.expected[:1], ROWS, 0) * 3).mistakes == ("repeated", "l2_missing")
+
+
+def test_what_is_undecidable_is_decided_by_the_rule_that_judges():
+    """A mistake within the tolerance is undecidable between it and the right ones, and not where one is far nearer."""
+    noise = 0.1 * np.random.default_rng(3).normal(size=(ROWS, DIM))
+    close = made_up(bgr=EXPECTED + noise)
+    for share, passed, undecidable in ((0, True, ()), (0.5, True, ("bgr",)), (0.9, False, ())):
+        verdict = judge(close, EXPECTED + share * noise, "int8")
+        assert (verdict.passed, verdict.undecidable) == (passed, undecidable)
 
 
 def test_a_mistake_that_was_made_a_little_otherwise_is_the_nearest():

@@ -110,6 +110,15 @@ def test_arrays_of_another_kind(artifact, name, array):
         {"precision": "fp64"},
         {"tolerances": {"fp32": {"min_cosine": float("nan"), "max_norm_error": 0}}},
         {"more": 1},
+        {"precision": "foo", "tolerances": {"foo": {"min_cosine": 0.99, "max_norm_error": 0.0}}},
+        {"tolerances": {"fp32": {"min_cosine": -1, "max_norm_error": 0}}},
+        {"tolerances": {"fp32": {"min_cosine": 1, "max_norm_error": 9e9}}},
+        {"rounding": {"min_cosine": 0.1, "max_norm_error": 0}},
+        {"height": 7},
+        {"crops": [{"name": "x.png", "height": 6, "width": 4}] * 4},
+        {"crops": [{"name": f"{k}.png", "height": 6, "width": 4} for k in ("a", "b", "..c")]},
+        {"mistakes": [{"name": "a", "description": "", "fix": "", "resizes": False}] * 2},
+        {"dim": 1 << 17, "crops": [{"name": f"{k}.png", "height": 6, "width": 4} for k in range(64)]},
     ],
 )
 def test_a_json_that_says_what_cannot_be(artifact, facts):
