@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from pmm.data.crops import iter_crops, load_crops
+from pmm.data.images import EMPTY
 from pmm.data.preprocessing import Crops, Resize
 from pmm.utils.errors import InvalidFile, printable
 from pmm.utils.facts import how_many
@@ -47,7 +48,7 @@ def _fault(file: Path, *, header: bool) -> str:
         if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited on for ever
             return NO_FILE
         if facts.st_size == 0:
-            return "it is empty"
+            return EMPTY
         if not os.access(file, os.R_OK):
             return "no permission to read it"
         if header:
@@ -91,6 +92,14 @@ def refuse_bad_images(bad: Mapping[Path, str], folder: Path, *, unseen: Sequence
         path=folder,
         hint=hint,
     )
+
+
+def refuse_none_left(bad: Mapping[Path, str], files: Sequence[Path], folder: Path) -> None:
+    """Raises InvalidFile with the first reason if all `files` of `folder` are `bad`."""
+    if files and len(bad) == len(set(files)):
+        first, reason = next(iter(bad.items()))
+        problem = f"none of {how_many(len(bad), 'image')} can be read, so there is nothing to evaluate"
+        raise InvalidFile(f"{problem}; the first is {_within(first, folder)} ({reason})", path=folder)
 
 
 def load_readable(files: Sequence[Path], size: Resize, *, least: int) -> Crops:

@@ -24,6 +24,7 @@ from pmm.data.scan import image_advice
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import sha256
 
+EMPTY = "it is empty"
 MAX_BYTES = 256 << 20
 """Of a file that is read at all."""
 JPEG_START = b"\xff\xd8\xff"
@@ -85,7 +86,9 @@ def _read(path: str | Path) -> bytes:
     with open(path, "rb", buffering=0) as file:
         if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
             raise ValueError(f"{size / 1e6:,.0f} MB are no crop of a person")
-        return file.readall()
+        if content := file.readall():
+            return content
+    raise ValueError(EMPTY)
 
 
 def _open(content: bytes) -> Image.Image:
@@ -123,7 +126,7 @@ def inspect_image(path: Path) -> ImageFacts:
             rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         digest = bytes.fromhex(sha256(path))
     except InvalidFile as error:
-        return ImageFacts(fault=_fault(path, error))
+        return ImageFacts(fault=_fault(error))
     except OSError as error:  # gone or changed since it was decoded
         return ImageFacts(fault=str(error.strerror or error))
     odd = "" if mode == "RGB" else "16-bit" if mode.startswith("I;16") else _MODES.get(mode, f"mode {mode}")
@@ -142,11 +145,6 @@ def inspect_images(paths: Sequence[Path], threads: int, progress: Callable[[int]
     return facts
 
 
-def _fault(path: Path, error: InvalidFile) -> str:
-    try:
-        if path.stat().st_size == 0:
-            return "0 bytes"
-    except OSError:
-        pass
+def _fault(error: InvalidFile) -> str:
     cause = error.__cause__
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pmm.data.bad_images import refuse_bad_images, unreadable_images
+from pmm.data.bad_images import refuse_bad_images, refuse_none_left, unreadable_images
 from pmm.data.samples import ReidDataset
 from pmm.data.splits import without_images
 from pmm.gallery.embed import embed_samples
@@ -54,6 +54,7 @@ def embed_split(
                 refuse_bad_images(unreadable_images(files, label="bad images"), folder)
             raise
         bad[name] = {samples[row].path: error.problem for row, error in sorted((unreadable or {}).items())}
+        refuse_none_left(bad[name], [sample.path for sample in samples], folder)
         embeddings[name] = np.delete(rows, list(unreadable), axis=0) if unreadable else rows
     kept = without_images(split, {**bad["query"], **bad["gallery"]})
     return EmbeddedSplit(kept, embeddings["query"], embeddings["gallery"], bad)

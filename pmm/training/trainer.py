@@ -287,7 +287,8 @@ class Trainer:
     def _raise_unreadable(self, batch: Any) -> None:
         """Raise the UserError in place of a batch, if it is one, with what to do next."""
         if isinstance(batch, UserError):
-            mend = "mend the file (pmm check lists all bad ones) or add --skip-bad-images"
+            skip = "" if self.options.skip_bad_images else " or add --skip-bad-images"
+            mend = f"mend the file (pmm check lists all bad ones){skip}"
             go_on = f"the run is saved: {mend}, and go on with --resume"
             batch.hint = "; ".join(filter(None, (batch.hint, go_on)))
             raise batch

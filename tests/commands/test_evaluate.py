@@ -284,7 +284,7 @@ def test_what_is_left_with_bad_images_has_to_be_rankable(exported, people, tmp_p
     for path in (root / "query").glob("*.jpg"):
         path.write_bytes(b"")
     done = evaluate(exported, root, "--skip-bad-images")
-    assert_one_line_error(done, f"{root}: ", "nothing to evaluate")
+    assert_one_line_error(done, f"{root}: ", "nothing to evaluate", "the first is query/", "it is empty")
     assert "mAP" not in done.stdout
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from pmm.data import bad_images
-from pmm.data.bad_images import bad_image_lines, first_look, load_readable, refuse_bad_images, unreadable_images
+from pmm.data.bad_images import (
+    bad_image_lines,
+    first_look,
+    load_readable,
+    refuse_bad_images,
+    refuse_none_left,
+    unreadable_images,
+)
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Resize
 from pmm.utils.errors import InvalidFile
@@ -65,6 +72,14 @@ def test_what_was_not_looked_at_yet_is_named_too(files, tmp_path, monkeypatch):
     monkeypatch.setattr(bad_images, "HEADERS_READ", 2)
     with refuses(InvalidFile, "at least 2 images", path=tmp_path):
         refuse_bad_images(first, tmp_path, unseen=files[2:])
+
+
+def test_where_no_image_is_left_the_first_says_why(files, tmp_path):
+    bad = unreadable_images(files)
+    refuse_none_left(bad, files, tmp_path)
+    refuse_none_left({}, [], tmp_path)
+    with refuses(InvalidFile, "none of 3 images", "1.jpg (it is empty)", path=tmp_path):
+        refuse_none_left(bad, list(bad), tmp_path)
 
 
 def test_lines_about_bad_images_have_an_end(tmp_path):

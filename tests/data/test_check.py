@@ -66,7 +66,7 @@ def test_nothing_is_wrong(root):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "0 bytes"), (b"no image", "cannot identify image file"), (None, "image file is truncated")],
+    [(b"", "it is empty"), (b"no image", "cannot identify image file"), (None, "image file is truncated")],
     ids=["empty", "text", "truncated"],
 )
 def test_unreadable_images(root, content, reason):

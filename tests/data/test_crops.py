@@ -119,6 +119,8 @@ def test_bad_files_are_named(tmp_path):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), tmp_path / "w.jpg"
     )
     (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:700])
+    with refuses(InvalidFile, "it is empty", path=tmp_path / "empty.jpg"):
+        load_crop(tmp_path / "empty.jpg", 8, 4)
     for name in ("empty.jpg", "text.jpg", "cut.jpg", "missing.jpg"):
         hint = "check the path" if name == "missing.jpg" else "replace or remove"
         with refuses(InvalidFile, f"{name}: not a readable image", path=tmp_path / name, hint=hint):

@@ -246,6 +246,18 @@ def test_without_validation_best_is_last_and_a_bad_image_costs_no_step(small_con
     assert load(best)["epoch"] == 2
 
 
+def test_a_person_without_readable_images_is_not_answered_with_the_flag_that_was_given(
+    small_config, tmp_path, monkeypatch
+):
+    def damaged(path, *size):
+        raise InvalidFile("damaged", path=path)
+
+    monkeypatch.setattr(pmm.data.loader, "load_crop", damaged)
+    with refuses(InvalidFile, "no image of identity", hint="pmm check") as caught:
+        train(small_config, tmp_path / "run", dataclasses.replace(ON_CPU, skip_bad_images=True))
+    assert "--skip-bad-images" not in caught.value.hint
+
+
 def test_a_run_is_not_overwritten_and_a_finished_one_says_so(trained, people, tmp_path):
     out = shutil.copytree(trained.parent, tmp_path / "run", copy_function=shutil.copyfile)
     before = weights(trained)
