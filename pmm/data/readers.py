@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pmm.data.market import scan_market
 from pmm.data.msmt17 import scan_msmt17
 from pmm.data.samples import ReidDataset
 from pmm.data.scan import Problem, Scan, is_folder
-from pmm.utils.errors import InvalidFile, printable
+from pmm.utils.errors import InvalidFile, UserError, printable
 
 DEFAULT_DATASET = "market1501"
 """The data set that a root is read as if its name is not known."""
@@ -24,15 +25,22 @@ LAYOUTS = {"market": scan_market, "msmt17": scan_msmt17, "folder": scan_folders}
 """`DatasetSpec.layout` -> what lists the files of it."""
 
 
-def read_dataset(name: str, root: str | Path) -> ReidDataset:
+def read_dataset(name: str, root: str | Path, *, flags: str = "") -> ReidDataset:
     """The data set `name` under `root`: junk dropped, distractors kept, cameras of named data sets zero-based.
 
     The synthetic data set has the layout of Market-1501 and is read by the same code. Raises InvalidValue for an
-    unknown name, InvalidFile for a missing folder, another layout, and the first of the problems that `scan` lists.
+    unknown name, InvalidFile for a missing folder, another layout, and the first of the problems that `scan` lists;
+    they name --dataset and --root, or with `flags` "verify" --verify-dataset and --verify-root.
     """
-    scanned = scan(name, root)
-    if scanned.problems:
-        raise _first_of(scanned.problems)
+    try:
+        scanned = scan(name, root)
+        if scanned.problems:
+            raise _first_of(scanned.problems)
+    except UserError as error:
+        if flags:
+            for fact in ("problem", "expected", "hint"):
+                setattr(error, fact, re.sub("--(?=dataset|root)", f"--{flags}-", getattr(error, fact)))
+        raise
     left_out = tuple(left_out_lines(scanned.skipped, scanned.folder))
     return ReidDataset(**scanned.without_junk(), notes=tuple(scanned.notes), left_out=left_out)
 

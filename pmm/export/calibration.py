@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pmm.data.folders import POOL, parts_in
+from pmm.data.folders import PLAIN, POOL, parts_in
 from pmm.data.left_out import is_image_name
 from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly_spaced
@@ -27,8 +27,10 @@ def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]
     folder = Path(root)
     if not folder.is_dir():
         raise InvalidFile("not a folder", path=folder, expected="a data set or a folder of crops")
+    if dataset == "folder":  # who is on the crops does not matter, so they may lie under cameras or dates
+        dataset = f"folder:{'/'.join(PLAIN)}"
     try:
-        files = [sample.path for sample in read_dataset(dataset, folder).train]
+        files = [sample.path for sample in read_dataset(dataset, folder, flags="calibration").train]
         if parts_in(folder) == (POOL,):  # any folder of folders is such a data set, also one of queries
             _refuse_test_crops(folder, files)
     except UserError:

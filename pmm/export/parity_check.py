@@ -123,7 +123,7 @@ def verification_crops(dataset: str, root: str, size: Preprocessing) -> Crops:
     try:
         if not root:
             raise InvalidFile("no data set is named")
-        split = read_dataset(dataset, root)
+        split = read_dataset(dataset, root, flags="verify")
         samples = (*split.query, *split.gallery)
         if len(samples) < MIN_VERIFICATION_CROPS:
             enough = f"at least {MIN_VERIFICATION_CROPS}"

@@ -29,7 +29,7 @@ from pmm.export.precision import onnx_precision
 from pmm.models.registry import build_model
 from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph
-from pmm.utils.errors import ConflictingOptions, InvalidFile
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 from tests.conftest import assert_one_line_error, run_here
 from tests.data import trees
 from tests.refusals import refuses
@@ -312,6 +312,20 @@ def test_queries_of_ones_own_are_no_data_set_to_calibrate_on(tmp_path):
     for part in ("query", "gallery"):
         with refuses(InvalidFile, f"'{part}'", path=root / part):
             calibration_files(root / part, "folder", 64)
+
+
+def test_it_does_not_matter_who_is_on_the_crops_and_the_flags_are_those_of_the_command(tmp_path):
+    names = [f"cam{camera}/{number}.jpg" for camera in (1, 2) for number in range(20)]
+    root = trees.folders(tmp_path / "cameras", names)
+    assert len(calibration_files(root, "folder", 64)) == 40
+    people = trees.folders(tmp_path / "people", ["ann/1.jpg", "bob/1.jpg"])
+    with refuses(InvalidFile, hint="it looks like --calibration-dataset folder"):
+        calibration_files(people, "market1501", 64)
+    with refuses(InvalidValue, "--calibration-dataset"):
+        calibration_files(people, "no-such", 64)
+    size = Preprocessing(height=8, width=4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    with refuses(InvalidFile, hint="it looks like --verify-dataset folder"):
+        parity_check.verification_crops("market1501", str(people), size)
 
 
 def test_folders_far_above_say_nothing_of_the_crops(tmp_path):
