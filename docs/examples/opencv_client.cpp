@@ -1,6 +1,7 @@
 // Embeds images in C++ with OpenCV 4.6 or newer: opencv_client MODEL.onnx OUT.csv IMAGE...
 // MODEL.onnx is one of `pmm export onnx`; MODEL.onnx.json must lie beside it.
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <fstream>
 #include <iomanip>
@@ -17,8 +18,9 @@
 // The numbers behind "key" in the manifest's section on preprocessing; where you have a JSON library, take that.
 static std::vector<double> numbers(const std::string& manifest, const std::string& key) {
     const size_t at = manifest.find('"' + key + "\":", manifest.rfind("\"preprocessing\":"));
+    if (at == std::string::npos) throw std::runtime_error("the manifest says nothing of " + key);
     std::string text = manifest.substr(at + key.size() + 3);
-    text.resize(text.find_first_of(text[1] == '[' ? "]" : ",}\n"));
+    text.resize(text.find_first_of(text[0] == '[' ? "]" : ",}"));
     std::replace_if(text.begin(), text.end(), [](char c) { return c == '[' || c == ','; }, ' ');
     std::istringstream stream(text);
     return {std::istream_iterator<double>(stream), {}};
@@ -54,13 +56,16 @@ static cv::Mat resize_width(const cv::Mat& image, int width) {
 int main(int argc, char** argv) try {
     if (argc < 4) throw std::runtime_error("usage: opencv_client MODEL.onnx OUT.csv IMAGE...");
     std::ifstream file(std::string(argv[1]) + ".json");
-    const std::string manifest(std::istreambuf_iterator<char>(file), {});
+    if (!file) throw std::runtime_error("no manifest: " + std::string(argv[1]) + ".json");
+    std::string manifest(std::istreambuf_iterator<char>(file), {});
+    const auto is_space = [](unsigned char c) { return std::isspace(c) != 0; };  // no text that is looked for has any
+    manifest.erase(std::remove_if(manifest.begin(), manifest.end(), is_space), manifest.end());
     const auto says = [&](const char* fact) { return manifest.find(fact) != std::string::npos; };
-    if (!says("\"interpolation\": \"bilinear\"") || !says("\"antialias\": true") || !says("\"padding\": null"))
-        throw std::runtime_error("no .json beside the model, or it asks for another resize than Pillow's bilinear");
+    if (!says("\"interpolation\":\"bilinear\"") || !says("\"antialias\":true") || !says("\"padding\":null"))
+        throw std::runtime_error("the manifest asks for another resize than Pillow's bilinear, stretched");
     const int height = int(numbers(manifest, "height").at(0)), width = int(numbers(manifest, "width").at(0));
     const auto mean = numbers(manifest, "mean"), std = numbers(manifest, "std");
-    const bool planes = says("\"layout\": \"NCHW\""), normalise = says("\"normalised_by\": \"caller\"");
+    const bool planes = says("\"layout\":\"NCHW\""), normalise = says("\"normalised_by\":\"caller\"");
 
     std::vector<cv::Mat> crops;
     for (int i = 3; i < argc; ++i) {
@@ -72,7 +77,7 @@ int main(int argc, char** argv) try {
         if (planes) image.convertTo(image, CV_32F, normalise ? 1 / 255.0 : 1);
         if (normalise) cv::subtract(image, cv::Scalar(mean.at(0), mean.at(1), mean.at(2)), image);
         if (normalise) cv::divide(image, cv::Scalar(std.at(0), std.at(1), std.at(2)), image);
-        if (says("\"colour\": \"bgr\"")) cv::cvtColor(image, image, cv::COLOR_RGB2BGR);
+        if (says("\"colour\":\"bgr\"")) cv::cvtColor(image, image, cv::COLOR_RGB2BGR);
         crops.push_back(image);
     }
     cv::Mat images;  // float [N, 3, height, width], or bytes [N, height, width, 3]
@@ -87,6 +92,8 @@ int main(int argc, char** argv) try {
     for (int row = 0; row < embeddings.size[0]; ++row)
         for (int i = 0; i < embeddings.size[1]; ++i)
             out << embeddings.at<float>(row, i) << (i + 1 < embeddings.size[1] ? ',' : '\n');
+    out.close();
+    if (!out) throw std::runtime_error(std::string("cannot write ") + argv[2]);
     return 0;
 } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
