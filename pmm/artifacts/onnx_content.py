@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.utils.errors import InvalidFile
+from pmm.utils.errors import InvalidFile, reason_of
 
 if TYPE_CHECKING:
     import onnx
@@ -39,67 +39,91 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class GraphDigest:
-    """Of a graph without its metadata and the names of its operators."""
+    """Of what a file computes: not of its metadata, its texts, and the names of its operators."""
 
+    exact: str
+    """Of its inputs, outputs, operators and numbers, all as they are."""
     weights: str
-    """Of the numbers in its weights, in whatever order and layout; empty if they lie in another file."""
-    operators: str
-    """Of all else: its operators, how they are connected, and small constants."""
+    """Of the numbers in its matrices, in whatever order and layout."""
 
 
 def graph_digest(proto: onnx.ModelProto) -> GraphDigest:
-    """Of the graph of `proto`; weights stay the same where a tool only transposes or pads them, restores those in 8
-    bits, or changes the operators around them."""
-    import onnx
-
-    restored = _restored_weights(proto.graph)
-    weights, operators = {_sum_of_numbers(values) for values in restored.values()}, hashlib.sha256()
-    narrow = {name for names in restored for name in names}
-    for tensor in sorted(proto.graph.initializer, key=lambda tensor: tensor.name):
-        if prod(tensor.dims) < _FEW:
-            operators.update(tensor.SerializeToString(deterministic=True))
-        elif tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.name not in narrow:
-            weights.add(_sum_of_numbers(tensor))
-    for node in proto.graph.node:
-        plain = onnx.NodeProto()
-        plain.CopyFrom(node)
-        for attribute in plain.attribute:  # older exporters have weights there, and tools make initialisers of them
-            if attribute.name == "value" and prod(attribute.t.dims) >= _FEW:
-                weights.add(_sum_of_numbers(attribute.t))
-                attribute.t.Clear()
-        for field in ("name", "doc_string", "metadata_props"):
-            plain.ClearField(field)
-        operators.update(plain.SerializeToString(deterministic=True))
-    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer)
-    numbers = hashlib.sha256(np.sort(np.array(sorted(weights - {0}), np.uint64)).tobytes()).hexdigest()
-    return GraphDigest(weights="" if external else numbers, operators=operators.hexdigest())
+    """Of the graph of `proto`, with its weights inside. Raises InvalidFile if those are damaged."""
+    return GraphDigest(exact=_exact_digest(proto), weights=_weights_digest(proto.graph))
 
 
-def _restored_weights(graph: onnx.GraphProto) -> dict[tuple[str, str], npt.NDArray[np.float32]]:
-    """What Cast and Mul make of weights in 8 bits, by the names of these and their scales: tools compute it ahead."""
+def _exact_digest(proto: onnx.ModelProto) -> str:
+    digest, graph = hashlib.sha256(), proto.graph
+    digest.update(repr(sorted((entry.domain, entry.version) for entry in proto.opset_import)).encode())
+    for entries, texts in (
+        (proto.functions, ()),
+        (graph.sparse_initializer, ()),
+        ((*graph.input, *graph.output), ("doc_string", "metadata_props")),
+        (graph.node, ("name", "doc_string", "metadata_props")),
+    ):
+        for entry in entries:
+            plain = type(entry)()
+            plain.CopyFrom(entry)
+            for field in texts:
+                plain.ClearField(field)
+            digest.update(plain.SerializeToString(deterministic=True))
+    for tensor in sorted(graph.initializer, key=lambda tensor: tensor.name):
+        content = tensor.raw_data or tensor.SerializeToString(deterministic=True)
+        digest.update(repr((tensor.name, *tensor.dims, tensor.data_type, len(content))).encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _weights_digest(graph: onnx.GraphProto) -> str:
+    """Stays the same where a tool only transposes or pads weights, restores those in 8 bits, or rewrites operators and
+    what these add and scale by: vectors count nothing."""
+    restored = _restored_weights(graph)
+    sums = {_sum_of_numbers(_array(narrow).astype(np.float32) * _array(scale)) for narrow, scale in restored.values()}
+    # older exporters have weights in attributes, and tools make initialisers of them
+    values = (attribute.t for node in graph.node for attribute in node.attribute if attribute.name == "value")
+    for tensor in (*(tensor for tensor in graph.initializer if tensor.name not in restored), *values):
+        if _FEW <= prod(tensor.dims) > max(tensor.dims):
+            sums.add(_sum_of_numbers(tensor))
+    return hashlib.sha256(np.array(sorted(sums - {0}), np.uint64).tobytes()).hexdigest()
+
+
+def _restored_weights(graph: onnx.GraphProto) -> dict[str, tuple[onnx.TensorProto, onnx.TensorProto]]:
+    """Weights in 8 bits by their names, with the scales by which a Mul after a Cast restores them: tools compute it
+    ahead."""
     import onnx
 
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in stored}
-    products = ((casts.get(node.input[0], ""), node.input[1]) for node in graph.node if node.op_type == "Mul")
-    pairs = [(narrow, scale) for narrow, scale in products if narrow in stored and scale in stored]
-    arrays = {
-        name: onnx.numpy_helper.to_array(stored[name])
-        for pair in pairs
-        for name in pair
-        if stored[name].data_location != onnx.TensorProto.EXTERNAL
-    }
-    return {pair: arrays[pair[0]].astype(np.float32) * arrays[pair[1]] for pair in pairs if arrays.keys() >= {*pair}}
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast" and node.input}
+    found = {}
+    for node in graph.node:
+        if node.op_type != "Mul" or len(node.input) != 2:
+            continue
+        narrow, scale = stored.get(casts.get(node.input[0], "")), stored.get(node.input[1])
+        if narrow is None or scale is None or narrow.data_type != onnx.TensorProto.INT8:
+            continue
+        # a result that is larger than the integers is none of ours, and may not fit the memory
+        sizes = zip(reversed(scale.dims), reversed(narrow.dims), strict=False)
+        if len(scale.dims) <= len(narrow.dims) and all(size in (1, whole) for size, whole in sizes):
+            found[narrow.name] = narrow, scale
+    return found
+
+
+def _array(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+    """Raises InvalidFile for more or fewer numbers than its dimensions say."""
+    import onnx
+
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except Exception as error:  # of several types, as the versions of onnx differ
+        raise InvalidFile(f"its tensor {tensor.name!r} is damaged ({reason_of(error)})") from error
 
 
 def _sum_of_numbers(tensor: onnx.TensorProto | npt.NDArray[Any]) -> int:
     """A hash of the numbers in a tensor that does not depend on their order; zeros count nothing."""
-    import onnx
-
     if isinstance(tensor, np.ndarray):
         raw, count = tensor.tobytes(), tensor.size
     else:  # a copy of the numbers only where they are not stored as they are in memory
-        raw, count = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes(), prod(tensor.dims)
+        raw, count = tensor.raw_data or _array(tensor).tobytes(), prod(tensor.dims)
     size = next((size for size in (8, 4, 2, 1) if len(raw) == size * count), 1)
     words: npt.NDArray[Any] = np.frombuffer(raw, f"<u{size}")
     total = np.uint64(0)
@@ -116,13 +140,12 @@ def _sum_of_numbers(tensor: onnx.TensorProto | npt.NDArray[Any]) -> int:
 def check_content(proto: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
     """Hold the graph of the file `path` against the copy of its manifest inside, where none lies beside it.
 
-    A graph with the same weights that computes in the same types may have been simplified: one line (logger "pmm") says
-    so.
+    A graph that computes in the same types, on weights of the same numbers, may have been simplified, and may have been
+    changed for the worse: one line (logger "pmm") says so.
 
     Raises InvalidFile if its types or its weights are others.
     """
-    digest = graph_digest(proto) if manifest.graph else None
-    if digest and digest == manifest.graph:
+    if manifest.graph and _exact_digest(proto) == manifest.graph.exact:
         return
     hint = f"use the file as it was exported, or take this one as a network of its own: pmm adopt {path}"
     declared = {name: share for name, share in manifest.precision_share.items() if share}
@@ -136,14 +159,30 @@ def check_content(proto: onnx.ModelProto, manifest: Manifest, path: Path) -> Non
             expected=f"what the manifest inside it says, {says} of its MACs",
             hint=hint,
         )
-    if digest is None or manifest.graph is None:  # of an earlier version
+    if manifest.graph is None:  # of an earlier version
         return
-    if digest.weights and digest.weights != manifest.graph.weights:
-        problem = "another tool changed it: its weights are not those that the manifest inside it was written for"
-        raise InvalidFile(problem, path=path, expected="the weights of the export", hint=hint)
-    if digest.operators != manifest.graph.operators:
-        same = "its precision and weights are" if digest.weights else "its precision is"
-        logging.getLogger("pmm").warning("%s: another tool rewrote its operators; %s those of the export", path, same)
+    compared = "the types that it computes in, not its weights, which lie in another file"
+    if not _has_external_weights(proto.graph):
+        compared = "the types that it computes in and the numbers in its weights, not their order"
+        try:
+            weights = _weights_digest(proto.graph)
+        except InvalidFile as error:
+            error.path = path
+            raise
+        if weights != manifest.graph.weights:
+            problem = "another tool changed it: its weights are not those that the manifest inside it was written for"
+            raise InvalidFile(problem, path=path, expected="the weights of the export", hint=hint)
+    logging.getLogger("pmm").warning(
+        "%s: another tool changed it since its export, and its embeddings may be others. Compared were %s. See whether "
+        "it still gives the same: pmm selftest %s; or take it as a network of its own: pmm adopt %s",
+        *(path, compared, path, path),
+    )
+
+
+def _has_external_weights(graph: onnx.GraphProto) -> bool:
+    import onnx
+
+    return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer)
 
 
 def product_types(proto: onnx.ModelProto) -> Counter[str]:
@@ -171,11 +210,18 @@ def product_type(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], types:
     if node.op_type == "MatMulNBits":
         bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
         return f"{bits} bits"
+    if not node.input:
+        return "unknown"
     sources = [makers.get(name) for name in node.input[:2]]
     eight_bits = (tensor.INT8, tensor.UINT8)
-    if all(s is not None and s.op_type == "DequantizeLinear" and types.get(s.input[0]) in eight_bits for s in sources):
+    if all(s is not None and s.op_type == "DequantizeLinear" and types.get(_first(s)) in eight_bits for s in sources):
         return "int8"
     return names.get(types.get(node.input[1 if len(node.input) > 1 else 0], 0), "unknown")
+
+
+def _first(node: onnx.NodeProto) -> str:
+    """What a node reads first; empty in a damaged file, where it reads nothing."""
+    return node.input[0] if node.input else ""
 
 
 def _types(proto: onnx.ModelProto) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import tracemalloc
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from pmm.artifacts import onnx_file
 from pmm.artifacts.manifest import METADATA_KEY
 from pmm.artifacts.onnx_content import graph_digest, product_types
 from pmm.artifacts.onnx_file import read_onnx
+from pmm.export.options import ExportOptions
 from pmm.utils.errors import InvalidFile
 from tests.refusals import refuses
 
@@ -109,20 +111,50 @@ def test_copies_are_opened_without_a_word(exported, tmp_path, caplog, change):
     assert not warnings(caplog)
 
 
-def test_the_same_weights_in_another_graph_are_opened_with_a_warning(exported, tmp_path, caplog):
-    path = optimised(exported, tmp_path / "x.onnx")
-    assert {node.domain for node in onnx.load(path).graph.node} > {""}
+def bgr(proto):
+    """The first convolution takes the channels in another order."""
+    first = next(node.input[1] for node in proto.graph.node if node.op_type == "Conv")
+    (weights,) = [tensor for tensor in proto.graph.initializer if tensor.name == first]
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights)[:, ::-1].copy(), first))
+
+
+def of_fewer_images(proto):
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+
+
+def of_another_bias(proto):
+    bias = next(node.input[2] for node in proto.graph.node if node.op_type == "Conv" and len(node.input) > 2)
+    (vector,) = [tensor for tensor in proto.graph.initializer if tensor.name == bias]
+    vector.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(vector) + 1, bias))
+
+
+@pytest.mark.parametrize("change", [bgr, of_fewer_images, of_another_bias, None])
+def test_what_cannot_be_told_from_a_simplification_is_opened_with_a_warning(exported, tmp_path, caplog, change):
+    path = tmp_path / "x.onnx"
+    path = changed(exported, path, change) if change else optimised(exported, path)
     assert read_onnx(path).manifest.precision_found == "fp32"
     (warning,) = warnings(caplog)
-    assert str(path) in warning
-    assert "weights" in warning
+    for fact in ("embeddings may be others", f"pmm selftest {path}", f"pmm adopt {path}"):
+        assert fact in warning
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_int8_files_that_onnx_runtime_optimised_are_opened_with_a_warning(shared, tmp_path, caplog, target):
+    path = optimised(shared.onnx(ExportOptions(precision="int8", target=target)), tmp_path / "x.onnx")
+    assert read_onnx(path).manifest.precision_found == "int8"
+    assert len(warnings(caplog)) == 1
+    other = changed(path, tmp_path / "other.onnx", pruned)
+    with refuses(InvalidFile, "its weights are not those", path=other):
+        read_onnx(other)
 
 
 def test_weights_in_another_file_are_not_vouched_for(exported, tmp_path, caplog):
     path = tmp_path / "x.onnx"
     onnx.save(onnx.load(exported), path, save_as_external_data=True, location="w.bin")
     assert read_onnx(path, external_data=True).manifest.precision_found == "fp32"
-    assert not any("weights" in warning for warning in warnings(caplog))
+    (warning,) = warnings(caplog)
+    assert "not its weights" in warning
+    assert f"pmm selftest {path}" in warning
 
 
 def test_where_a_manifest_lies_beside_the_file_nothing_is_compared(exported, tmp_path, monkeypatch):
@@ -160,9 +192,66 @@ def test_weights_that_a_tool_restores_from_8_bits_are_the_same():
     stored = graph_digest(one_weight(narrow, *steps, product, scale=scale))
     restored = graph_digest(one_weight(np.zeros(0, np.float32), product, wide=narrow * scale))
     assert stored.weights == restored.weights
-    assert stored.operators != restored.operators
+    assert stored.exact != restored.exact
     other = graph_digest(one_weight(narrow, *steps, product, scale=scale * 2))
     assert other.weights != stored.weights
+
+
+def test_no_array_is_made_that_is_larger_than_the_integers_that_it_restores():
+    steps = [
+        helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["wide", "scale"], ["product"]),
+    ]
+    proto = one_weight(np.ones((60_000, 1), np.int8), *steps, scale=np.ones((1, 60_000), np.float32))
+    tracemalloc.start()
+    graph_digest(proto)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
+def without_inputs(operator):
+    def change(proto):
+        proto.graph.node.append(helper.make_node(operator, [], ["nothing"]))
+
+    return change
+
+
+def of_one_input(proto):
+    proto.graph.node.append(helper.make_node("Mul", [proto.graph.node[0].output[0]], ["nothing"]))
+
+
+@pytest.mark.parametrize(
+    "change", [of_one_input, *(without_inputs(kind) for kind in ("Cast", "Mul", "Conv", "DequantizeLinear"))]
+)
+def test_nodes_that_read_nothing_are_left_to_who_reads_the_graph(exported, tmp_path, caplog, change):
+    assert read_onnx(changed(exported, tmp_path / "x.onnx", change)).manifest.graph
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_product_of_what_a_node_without_inputs_gives_is_of_no_type():
+    nodes = [
+        helper.make_node("DequantizeLinear", [], ["d"]),
+        helper.make_node("MatMul", ["d", "d"], ["y"]),
+        helper.make_node("Conv", [], ["z"]),
+    ]
+    assert not product_types(one_weight(np.ones((8, 8), np.int8), *nodes))
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_too_few_numbers_for_the_dimensions_are_refused(exported, tmp_path, raw):
+    def shorten(proto):
+        (largest,) = sorted(proto.graph.initializer, key=lambda tensor: -np.prod(tensor.dims))[:1]
+        content = largest.raw_data
+        largest.ClearField("raw_data")
+        if raw:
+            largest.raw_data = content[:-4]
+        else:
+            largest.float_data.append(1.0)
+
+    path = changed(exported, tmp_path / "x.onnx", shorten)
+    with refuses(InvalidFile, path=path):
+        read_onnx(path)
 
 
 def test_operators_of_onnx_runtime_are_known():
