@@ -92,6 +92,7 @@ def test_the_crops_become_files_for_clients_that_read_files(artifact, tmp_path):
         (np.zeros((3, 384)), ("3 embeddings", "4 crops", "crop-3.png")),
         (np.zeros((4, 128)), ("128", "[4, 384]")),
         (np.full((4, 384), np.nan), ("row 0", "NaN")),
+        (np.full((4, 384), 1e200), ("row 0", "float32")),
     ],
 )
 def test_embeddings_that_cannot_be_judged(artifact, tmp_path, rows, facts):
@@ -104,6 +105,9 @@ def test_embeddings_that_cannot_be_judged(artifact, tmp_path, rows, facts):
 def test_files_that_are_missing_or_of_another_artifact(artifact, exported, tmp_path):
     done = selftest(tmp_path / "nothing.onnx")
     assert_one_line_error(done, "nothing.onnx", "does not exist")
+    (tmp_path / "best.pth").touch()
+    assert_one_line_error(selftest(tmp_path / "best.pth"), "best.pth", "checkpoint", "pmm export onnx")
+    assert_one_line_error(selftest(tmp_path), str(tmp_path), "bundle.json")
     as_json, as_npz = selftest_paths(artifact)
     facts = json.loads(as_json.read_text())
     as_json.write_text(json.dumps(facts | {"artifact_sha256": "f" * 64}))
