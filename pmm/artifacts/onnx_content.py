@@ -93,13 +93,16 @@ def _restored_weights(graph: onnx.GraphProto) -> dict[str, tuple[onnx.TensorProt
     import onnx
 
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast" and node.input}
+    casts = {name: node.input[0] for node in graph.node if node.op_type == "Cast" and node.input
+             for name in node.output}  # fmt: skip
     found = {}
     for node in graph.node:
         if node.op_type != "Mul" or len(node.input) != 2:
             continue
         narrow, scale = stored.get(casts.get(node.input[0], "")), stored.get(node.input[1])
-        if narrow is None or scale is None or narrow.data_type != onnx.TensorProto.INT8:
+        if narrow is None or scale is None:
+            continue
+        if (narrow.data_type, scale.data_type) != (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT):
             continue
         # a result that is larger than the integers is none of ours, and may not fit the memory
         sizes = zip(reversed(scale.dims), reversed(narrow.dims), strict=False)

@@ -221,10 +221,29 @@ def of_one_input(proto):
     proto.graph.node.append(helper.make_node("Mul", [proto.graph.node[0].output[0]], ["nothing"]))
 
 
+def without_outputs(proto):
+    proto.graph.node.append(helper.make_node("Cast", [proto.graph.node[0].output[0]], []))
+
+
+def of_words(proto):
+    """Weights in 8 bits times texts."""
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((64, 2), np.int8), "narrow"))
+    proto.graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [1], [b"x"]))
+    proto.graph.node.append(helper.make_node("Cast", ["narrow"], ["cast"], to=TensorProto.FLOAT))
+    proto.graph.node.append(helper.make_node("Mul", ["cast", "words"], ["nothing"]))
+
+
+def test_texts_are_no_scales(exported, tmp_path):
+    path = changed(exported, tmp_path / "x.onnx", of_words)
+    with refuses(InvalidFile, "its weights are not those", path=path):
+        read_onnx(path)
+
+
 @pytest.mark.parametrize(
-    "change", [of_one_input, *(without_inputs(kind) for kind in ("Cast", "Mul", "Conv", "DequantizeLinear"))]
+    "change",
+    [of_one_input, without_outputs, *(without_inputs(kind) for kind in ("Cast", "Mul", "Conv", "DequantizeLinear"))],
 )
-def test_nodes_that_read_nothing_are_left_to_who_reads_the_graph(exported, tmp_path, caplog, change):
+def test_nodes_that_read_or_give_nothing_are_left_to_who_reads_the_graph(exported, tmp_path, caplog, change):
     assert read_onnx(changed(exported, tmp_path / "x.onnx", change)).manifest.graph
     assert len(warnings(caplog)) == 1
 
