@@ -1,7 +1,6 @@
 // Embeds images in C++ with OpenCV 4.6 or newer: opencv_client MODEL.onnx OUT.csv IMAGE...
 // MODEL.onnx is one of `pmm export onnx`; MODEL.onnx.json must lie beside it.
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <fstream>
 #include <iomanip>
@@ -57,9 +56,7 @@ int main(int argc, char** argv) try {
     if (argc < 4) throw std::runtime_error("usage: opencv_client MODEL.onnx OUT.csv IMAGE...");
     std::ifstream file(std::string(argv[1]) + ".json");
     if (!file) throw std::runtime_error("no manifest: " + std::string(argv[1]) + ".json");
-    std::string manifest(std::istreambuf_iterator<char>(file), {});
-    const auto is_space = [](unsigned char c) { return std::isspace(c) != 0; };  // no text that is looked for has any
-    manifest.erase(std::remove_if(manifest.begin(), manifest.end(), is_space), manifest.end());
+    const std::string manifest(std::istream_iterator<char>(file), {});  // without its white space
     const auto says = [&](const char* fact) { return manifest.find(fact) != std::string::npos; };
     if (!says("\"interpolation\":\"bilinear\"") || !says("\"antialias\":true") || !says("\"padding\":null"))
         throw std::runtime_error("the manifest asks for another resize than Pillow's bilinear, stretched");
