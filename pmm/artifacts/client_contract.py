@@ -23,7 +23,8 @@ AS_THEY_ARE = "none: the file normalises"
 ANTIALIASED = (
     "of output pixel i along a side, input pixel x has the weight f((x + 0.5 - c) / s), with c = (i + 0.5) * before / "
     "after and s = max(1, before / after); weights are divided by their sum; first along the rows, rounded and clipped "
-    "to 0..255, then along the columns, rounded and clipped again"
+    "to 0..255, then along the columns, rounded and clipped again (Pillow from 13 on begins with the columns where "
+    "that costs less: other roundings, and with bicubic and Lanczos other clippings)"
 )
 FOUR_NEAREST = (
     "the four input pixels around y = (i + 0.5) * before / after - 0.5 of either side, clipped to the image, "
