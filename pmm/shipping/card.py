@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pmm.artifacts.client_contract import client_steps
 from pmm.artifacts.manifest import Manifest
 from pmm.bench.pages.format import (
     NONE,
@@ -101,17 +102,9 @@ def _speed(report: BenchReport, result: Result) -> list[str]:
 
 
 def _feeding(manifest: Manifest) -> list[str]:
-    contract, preprocessing = manifest.input, manifest.preprocessing
-    normalised = "the file normalises" if contract.normalised_by == "graph" else "you normalise"
-    return [
-        f"- input `{contract.name}`: {contract.dtype} {contract.layout}, {contract.colour.upper()}, batch "
-        f"{contract.batch or 'of any size'}; {normalised}",
-        f"- crops, height x width: {preprocessing.describe()}",
-        f"- output `{manifest.embedding.name}`: float32 [N, {manifest.embedding.dim}], compared by "
-        f"{'1 - cosine similarity' if manifest.embedding.metric == 'cosine' else 'Euclidean distance'}",
-        "",
-        "The JSON file beside the model says each step for programs in any language.",
-    ]
+    steps = client_steps(manifest.preprocessing, manifest.input, manifest.embedding)
+    numbered = [f"{number}. {step}" for number, step in enumerate(steps, 1)]
+    return [*numbered, "", "The JSON file beside the model says each step for programs in any language."]
 
 
 def _thresholds(manifest: Manifest, result: Result) -> list[str]:

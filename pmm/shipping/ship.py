@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pmm.artifacts.artifact import manifest_path, selftest_paths, write_thresholds
-from pmm.artifacts.bundle import Bundle, only_sealed, seal
+from pmm.artifacts.bundle import SEAL, Bundle, only_sealed, seal
+from pmm.artifacts.client_contract import client_contract
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.measured_thresholds import MeasuredThresholds
 from pmm.bench.chain_run import measured_thresholds
@@ -22,7 +23,7 @@ from pmm.selftest.run import open_selftest, run_selftest
 from pmm.shipping.card import model_card
 from pmm.shipping.choice import NothingShips
 from pmm.utils.errors import CannotWrite, InvalidFile
-from pmm.utils.files import cannot_write, make_folder, sha256, write_file
+from pmm.utils.files import cannot_write, make_folder, output_file, sha256, write_file
 
 CARD, THRESHOLDS, REPORT = "README.md", "thresholds.json", "report"
 REPORT_FILES = ("report.html", "report.json", "report.md", "ranked-lists.png")
@@ -41,7 +42,8 @@ class Shipped:
 
 
 def check_place(folder: Path, *, overwrite: bool = False) -> None:
-    """Raises CannotWrite where `folder` is no place for a new one: it is a file, a link, or holds something.
+    """Raises CannotWrite where `folder` is no place for a new one: it is a file, a link, cannot be written, or holds
+    something.
 
     A folder of pmm ship to which nothing was added may be written again with `overwrite`.
     """
@@ -52,7 +54,7 @@ def check_place(folder: Path, *, overwrite: bool = False) -> None:
             raise CannotWrite("it holds files that pmm ship did not write", path=folder, hint="give another -o")
         if not overwrite:
             raise CannotWrite("it is of an earlier pmm ship", path=folder, hint="give --overwrite, or another -o")
-    make_folder(folder.parent)
+    output_file(folder / SEAL)
 
 
 def write_shipment(folder: Path, report: BenchReport, report_folder: Path, result: Result) -> Shipped:
@@ -68,8 +70,9 @@ def write_shipment(folder: Path, report: BenchReport, report_folder: Path, resul
         measured = measured_thresholds(report, result)
         if measured:
             write_thresholds(artifact, measured)
-            write_file(new / THRESHOLDS, _thresholds(measured))
         manifest = Manifest.from_json(manifest_path(artifact).read_text(), artifact)
+        if measured:
+            write_file(new / THRESHOLDS, _thresholds(measured, manifest))
         pages = make_folder(new / REPORT)
         for name in REPORT_FILES:
             if (report_folder / name).is_file():
@@ -106,12 +109,9 @@ def _copy_artifact(result: Result, folder: Path) -> Path:
     return artifact
 
 
-def _thresholds(measured: MeasuredThresholds) -> str:
-    rule = {
-        "euclidean": "same person if sqrt(sum((a - b) ** 2)) <= distance",
-        "cosine": "same person if 1 - sum(a * b) / (norm(a) * norm(b)) <= distance",
-    }
-    return json.dumps({"rule": rule[measured.metric], **dataclasses.asdict(measured)}, indent=2) + "\n"
+def _thresholds(measured: MeasuredThresholds, manifest: Manifest) -> str:
+    rule = f"one person if {client_contract(manifest)['compare']['distance']} is at most distance"
+    return json.dumps({"rule": rule, **dataclasses.asdict(measured)}, indent=2) + "\n"
 
 
 @contextlib.contextmanager
