@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pmm.artifacts.batch_profiles import MAX_IMAGES, BatchProfiles
 from pmm.artifacts.client_contract import client_contract
 from pmm.artifacts.measured_thresholds import MeasuredThresholds
 from pmm.artifacts.onnx_content import GraphDigest
 from pmm.data.crop_statistics import CropStatistics
 from pmm.data.preprocessing import Crops, Preprocessing
-from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue, UserError
+from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, UserError
 from pmm.utils.from_dict import from_dict
 
 FORMAT = "pmm-manifest-3"
@@ -34,8 +34,6 @@ HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"
 """The other GPUs that TensorRT builds an engine for."""
 InputKind = Literal["uint8", "float", "float255"]
 """As the export's --input names what the graph takes: see `InputContract`."""
-MAX_IMAGES = 4096
-"""Per run of an engine: a runner keeps buffers for so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,75 +105,6 @@ class EmbeddingContract:
         normalised = normalised or bool(model.normalised)
         metric: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
         return cls(dim=int(model.embedding_dim), normalised=normalised, flip_tta=flip_tta, metric=metric)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchProfile:
-    """The batches that an optimisation profile is for. Raises InvalidValue unless 1 <= least <= best <= most."""
-
-    least: int = 1
-    best: int = 8
-    most: int = 64
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.best <= self.most <= MAX_IMAGES:
-            expected = f"1 <= min <= best <= max <= {MAX_IMAGES}, as 1 8 64"
-            raise InvalidValue("batch", str(self), expected)
-
-    def __str__(self) -> str:
-        return f"{self.least} {self.best} {self.most}"
-
-
-@dataclass(frozen=True)
-class BatchProfiles:
-    """The optimisation profiles of an engine, in order of size. Raises InvalidValue without one, ConflictingOptions for
-    ones without an order."""
-
-    profiles: tuple[BatchProfile, ...] = (BatchProfile(),)
-
-    def __post_init__(self) -> None:
-        if not self.profiles:
-            raise InvalidValue("batch", "", "a batch profile, as 1 8 64")
-        for before, after in zip(self.profiles, self.profiles[1:], strict=False):
-            if not (before.best < after.best and before.most <= after.most and before.least <= after.least):
-                raise ConflictingOptions(
-                    f"batch {after} after {before}",
-                    "batch",
-                    expected="each for larger batches than the one before (best grows, min and max do not shrink), "
-                    "as 1 1 1 and 1 8 64",
-                )
-
-    @property
-    def least(self) -> int:
-        """The smallest batch that any of them takes."""
-        return self.profiles[0].least
-
-    @property
-    def most(self) -> int:
-        """The largest batch that any of them takes."""
-        return self.profiles[-1].most
-
-    @property
-    def best(self) -> int:
-        """The batch that the one for the largest batches is optimised for."""
-        return self.profiles[-1].best
-
-    def runs_as(self, count: int) -> tuple[int, int]:
-        """The profile (its index) in which `count` images run, and the batch they run as: at least `count`, more only
-        where no profile takes so few. Of several profiles, the one whose best batch is nearest, as a ratio.
-
-        Raises ValueError for more images than `most`.
-        """
-        fitting = [(max(count, p.least), at) for at, p in enumerate(self.profiles) if count <= p.most]
-        if not fitting:
-            raise ValueError(f"{count} images; the largest profile takes {self.most}")
-        batch = min(fitting)[0]
-        return min((abs(math.log(self.profiles[at].best / batch)), at) for padded, at in fitting if padded == batch)[
-            1
-        ], batch
-
-    def __str__(self) -> str:
-        return ", ".join(map(str, self.profiles))
 
 
 @dataclass(frozen=True, kw_only=True)

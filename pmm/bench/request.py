@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from pmm.artifacts.batch_profiles import MAX_IMAGES
 from pmm.artifacts.kinds import RUNNABLE, Kind, require_kind
-from pmm.artifacts.manifest import MAX_IMAGES, Manifest
+from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.origin import RUNS, checkpoint_of, manifest_of, newest_run
 from pmm.bench.candidates import Candidate, artifact_candidates, export_candidates
 from pmm.bench.chain_schema import INDEX_NAMES, REQUIRED, TARGETS

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pmm.artifacts.artifact import Artifact
-from pmm.artifacts.manifest import MAX_IMAGES, Manifest
+from pmm.artifacts.batch_profiles import MAX_IMAGES
+from pmm.artifacts.manifest import Manifest
 from pmm.export.onnx import export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.source import CheckpointSource, open_source

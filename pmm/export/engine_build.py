@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pmm.artifacts.manifest import BatchProfile, BatchProfiles
+from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
 from pmm.artifacts.onnx_file import OnnxFile
 from pmm.export.build_log import BuildLog
 from pmm.export.engine_precision import network_precision

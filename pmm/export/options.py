@@ -7,14 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pmm.artifacts.manifest import (
-    MAX_IMAGES,
-    BatchProfile,
-    BatchProfiles,
-    HardwareCompatibility,
-    InputContract,
-    InputKind,
-)
+from pmm.artifacts.batch_profiles import MAX_IMAGES, BatchProfile, BatchProfiles
+from pmm.artifacts.manifest import HardwareCompatibility, InputContract, InputKind
 from pmm.data.preprocessing import Preprocessing
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pmm.artifacts.artifact import Artifact, ArtifactDraft, manifest_path, new_artifact, remove_selftest
+from pmm.artifacts.batch_profiles import BatchProfiles
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, require_kind
-from pmm.artifacts.manifest import BatchProfiles, EngineContract, Manifest
+from pmm.artifacts.manifest import EngineContract, Manifest
 from pmm.artifacts.onnx_file import ADOPT, OnnxFile, read_onnx
 from pmm.export.build_log import build_log
 from pmm.export.engine_build import EngineBuild, build_network, check_options

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
 from pmm.artifacts.client_contract import client_contract
 from pmm.artifacts.manifest import (
     FOR_CLIENTS,
     FORMAT,
-    BatchProfile,
-    BatchProfiles,
     EmbeddingContract,
     EngineContract,
     InputContract,

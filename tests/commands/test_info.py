@@ -17,7 +17,8 @@ import pytest
 import pmm
 from pmm.artifacts import describe
 from pmm.artifacts.artifact import manifest_path, read_manifest
-from pmm.artifacts.manifest import BatchProfile, BatchProfiles, EngineContract
+from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
+from pmm.artifacts.manifest import EngineContract
 from pmm.export.onnx import export_onnx
 from pmm.utils import environment, hardware
 from pmm.utils.build_info import build_version, describe_search_build

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pmm.artifacts.artifact import Artifact, read_manifest
-from pmm.artifacts.manifest import BatchProfile, BatchProfiles, InputContract
+from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
+from pmm.artifacts.manifest import InputContract
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset

@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.artifacts.artifact import manifest_path, read_manifest
-from pmm.artifacts.manifest import (
-    BatchProfile,
-    BatchProfiles,
-    EmbeddingContract,
-    EngineContract,
-    InputContract,
-    Manifest,
-)
+from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
+from pmm.artifacts.manifest import EmbeddingContract, EngineContract, InputContract, Manifest
 from pmm.data.preprocessing import Preprocessing
 from pmm.export import triton as module
 from pmm.export.triton import write_model_repository

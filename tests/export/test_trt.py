@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from pmm.artifacts.artifact import manifest_path, read_manifest
-from pmm.artifacts.manifest import BatchProfile, BatchProfiles
+from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export import engine_build
 from pmm.export import trt as module
