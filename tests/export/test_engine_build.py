@@ -1,5 +1,6 @@
 """What is asked of the builder, what it is told, and what is said of a build that fails: see whole.py."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -38,6 +39,16 @@ def test_several_profiles_are_built_proved_and_run(machine, shared, parity_check
         for count in (1, 2, 16, 17):
             assert numeric_parity(parity_check.expected[:count], runner(parity_check.crops[:count])).min_cosine > 0.999
     assert {context._profile for context in world.contexts} <= {0, 1}
+
+
+def test_the_machine_of_another_test_is_another_module(machine):
+    """Else the process's logger would be collected with that one, in the middle of a build."""
+    first, second = ((machine(NEWEST), sys.modules["tensorrt"])[1] for _ in range(2))
+    assert first != second
+    mine = trt_variant.error_logger(second).native
+    del first
+    gc.collect()
+    assert trt_variant.error_logger(second).native is mine
 
 
 def test_each_profile_is_proved_at_its_best_batch(machine, shared, parity_check, tmp_path, monkeypatch):
