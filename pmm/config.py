@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from pmm.recipe import RecipeConfig, require
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, MissingLibrary, one_of
+from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, MissingLibrary
 from pmm.utils.extras import import_library
 from pmm.utils.from_dict import from_dict
 
@@ -32,11 +33,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def fast_mode() -> bool:
     """True if `PMM_FAST=1`: a few epochs, a few identities and short timings, to see that a command works at all."""
     return os.environ.get("PMM_FAST", "0") not in ("", "0")
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InvalidValue(name, value, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +65,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name, side in (("height", self.height), ("width", self.width)):
-            _require(0 < side <= MAX_SIDE, name, side, f"1 to {MAX_SIDE} pixels")
-        _require(min(self.std) > 0, "std", self.std, "positive numbers")
-        _require(0 <= self.val_identities < 1, "val_identities", self.val_identities, "0 or more, below 1")
-        _require(self.workers >= 0, "workers", self.workers, "at least 0")
-        _require(self.synthetic_ids >= 2, "synthetic_ids", self.synthetic_ids, "2 or more")
+            require(0 < side <= MAX_SIDE, name, side, f"1 to {MAX_SIDE} pixels")
+        require(min(self.std) > 0, "std", self.std, "positive numbers")
+        require(0 <= self.val_identities < 1, "val_identities", self.val_identities, "0 or more, below 1")
+        require(self.workers >= 0, "workers", self.workers, "at least 0")
+        require(self.synthetic_ids >= 2, "synthetic_ids", self.synthetic_ids, "2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +78,22 @@ class ModelConfig:
 
     method: Annotated[str, Arg("NAME")] = "pmm"
     """Method: pmm, baseline (stage I alone), bdb (Batch DropBlock), cutout-batch, cutout-sample (rectangles of zeros in
-    place of the mix), cutmix (a rectangle of the partner, labels mixed) or a-cutmix (pmm's blocks, labels mixed)."""
+    place of the mix), cutmix (a rectangle of the partner, labels mixed), a-cutmix (pmm's blocks, labels mixed), pcb
+    (Part-based Convolutional Baseline: a classifier per stripe), pcb-rpp (with refined part pooling), aos
+    (Adversarially Occluded Samples: trained twice) or cama (branches that attend to different cells)."""
     backbone: Annotated[str, Arg("NAME")] = "resnet50"
     """Backbone: resnet50, resnet50-ibn-a, resnet10 (16 to 128 channels wide, for CPUs), or timm:NAME, a convolutional
     network of timm (pip install timm) whose last map has stride 16 or 32, as timm:mobilenetv4_conv_small."""
     weights: Literal["auto", "imagenet", "none"] = "auto"
     """Initial weights of the backbone: imagenet (downloaded), none, or auto (imagenet where the backbone has them and
     the data set is not synthetic)."""
+    last_stride: int = 1
+    """Stride of the last layer of a ResNet: 1, or 2 as ResNets have it, for a map of half the rows and columns."""
     init: Annotated[str, Arg("FILE")] = ""
     """Start from the weights in this file instead: a PMM checkpoint, or one of another toolkit with the same
     backbone."""
     feature_dim: int = 512
-    """Dimension of each stage's feature; the embedding is three of them (one for baseline)."""
+    """Dimension of each stage's feature, for pcb of each part's; the embedding is three of them (one for baseline)."""
     num_classes: int = 0
     """Training identities; 0 takes their number from the data."""
     neck: Literal["none", "bn"] = "none"
@@ -109,6 +109,16 @@ class ModelConfig:
     """For a-cutmix and pmm: samples with an empty CAM have their first k blocks mixed, or none (skip)."""
     direction: Literal["replace", "paste"] = "replace"
     """For a-cutmix: replace the attentive blocks by the partner's, or paste them into the partner's map."""
+    parts: int = 6
+    """For pcb and pcb-rpp: parts of a person, at first stripes of the map of equal height."""
+    reduction: Literal["shared", "independent"] = "shared"
+    """For pcb and pcb-rpp: whether the parts share the layer that makes their features, or each has its own."""
+    embedding: Literal["g", "h"] = "g"
+    """For pcb and pcb-rpp: the embedding is what the parts pool (g), or their features before batch-norm (h)."""
+    dropout: float = 0.5
+    """For aos, pcb and pcb-rpp: probability of dropout before the classifiers."""
+    branches: int = 3
+    """For cama: branches, each with a last layer of the ResNet of its own."""
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES and not re.fullmatch(f"{TIMM}[A-Za-z0-9_.]+", self.backbone):
@@ -116,125 +126,17 @@ class ModelConfig:
         if self.init and self.weights == "imagenet":
             hint = "leave one out, or use --weights none"
             raise ConflictingOptions("init would replace weights imagenet", "init", "weights", hint=hint)
-        _require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "1 to 65536")
-        _require(0 <= self.num_classes <= 1 << 24, "num_classes", self.num_classes, "the number of identities")
-        _require(min(self.block) > 0, "block", self.block, "two positive numbers")
-        _require(self.k >= 0, "k", self.k, "at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeConfig:
-    """How the network is trained (the defaults are the paper's)."""
-
-    epochs: int = 400
-    """Number of epochs; each visits every identity once."""
-    batch_size: int = 128
-    """Images per batch: identities times --images-per-id."""
-    images_per_id: int = 4
-    """Images of one identity in a batch."""
-    schedule: Literal["paper", "flat-cosine"] = "paper"
-    """Learning rate: the paper's steps (stretched to --epochs), or a warm-up, then flat, then a cosine."""
-    lr: float = 1e-3
-    """Highest learning rate."""
-    warmup: float = 0.125
-    """For flat-cosine: share of the iterations in which the learning rate rises."""
-    flat: float = 0.5
-    """For flat-cosine: share of the iterations after which the learning rate falls."""
-    weight_decay: float = 5e-4
-    """Weight decay of Adam."""
-    label_smoothing: float = 0.1
-    """Label smoothing of the cross-entropy."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    shift: int = 0
-    """Largest random shift of a crop, in pixels."""
-    cutout: float = 0.5
-    """Probability of Cutout."""
-    cutout_size: tuple[int, int] = (64, 64)
-    """Height and width of the Cutout rectangle, in pixels."""
-    val_every: int = 1
-    """Epochs between two evaluations on the held-out identities; the last epoch is always followed by one."""
-    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Precision of the network: off (fp32), bf16, fp16 (GPUs only), or auto, the fastest of them here. CAMs and losses
-    are always in fp32; with off, GPUs of compute capability 8.0 or more round the inputs of convolutions to TF32."""
-    deterministic: bool = False
-    """On a GPU, use algorithms that repeat to the bit, not the fastest; on a CPU they always repeat."""
-    compile: bool = False
-    """Compile the network with torch.compile (the first steps take minutes)."""
-    accumulate: int = 1
-    """Parts that a batch is split into to save memory: whole identities, each part with its own forward and backward
-    pass; batch statistics, triplets and partners stay within a part."""
-    clip_norm: float = 0.0
-    """Largest 2-norm of the gradient over all weights; a larger one is scaled down to it. 0 means no limit."""
-    gather: bool = False
-    """With several processes: find the triplets in the whole batch, not in the share of each process."""
-    sync_bn: bool = False
-    """With several GPUs: batch-norm statistics over the whole batch."""
-    freeze_backbone: Annotated[int, Arg("EPOCHS")] = 0
-    """Train only what follows the backbone in the first EPOCHS epochs, then the whole network; with EPOCHS as in
-    --epochs, the backbone is never trained."""
-    backbone_lr: Annotated[float, Arg("FACTOR")] = 1.0
-    """Learning rate of the backbone, as a factor of that of the other layers."""
-    ema: Annotated[float, Arg("DECAY")] = 0.0
-    """Average the weights exponentially over the steps, with this decay (0.999, for example; less in the first steps);
-    the averages are evaluated and deployed. 0 means no average."""
-    eval_every: Annotated[int, Arg("EPOCHS")] = 0
-    """Epochs between two evaluations on the test split, and one after the last epoch, which are reported and never used
-    to choose best.pth; 0 means none at all."""
-
-    def __post_init__(self) -> None:
-        for name in ("val_every", "epochs", "accumulate"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
-        expected = "at least 2, for triplets need a positive"
-        _require(self.images_per_id > 1, "images_per_id", self.images_per_id, expected)
-        whole = self.batch_size >= 2 * self.images_per_id and self.batch_size % self.images_per_id == 0
-        expected = f"a multiple of --images-per-id {self.images_per_id} with at least two identities"
-        _require(whole, "batch_size", self.batch_size, expected)
-        for name in ("lr", "backbone_lr"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        if self.warmup > self.flat:
-            raise ConflictingOptions(f"warmup {self.warmup} is above flat {self.flat}", "warmup", "flat")
-        for name in ("warmup", "flat", "flip", "cutout", "label_smoothing"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
-        _require(min(self.cutout_size) > 0, "cutout_size", self.cutout_size, "two positive numbers")
-        for name in ("weight_decay", "shift", "clip_norm", "freeze_backbone", "eval_every"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        if self.freeze_backbone > self.epochs:
-            problem = f"freeze_backbone {self.freeze_backbone} is more than epochs {self.epochs}"
-            raise ConflictingOptions(problem, "freeze_backbone", "epochs", hint="change one of them")
-        if self.freeze_backbone == self.epochs and self.backbone_lr != 1:
-            problem = f"backbone_lr would change nothing: freeze_backbone {self.epochs} is all epochs"
-            raise ConflictingOptions(problem, "backbone_lr", "freeze_backbone", hint="leave one of them out")
-        _require(0 <= self.ema < 1, "ema", self.ema, "a decay between 0 and 1, or 0 for none")
-        self.ids_per_part(1)
-
-    @property
-    def divergence_hint(self) -> str:
-        """What to do where training diverges, in words."""
-        return "lower --lr" if self.schedule == "paper" else "lower --lr or lengthen --warmup"
-
-    @property
-    def ids_per_batch(self) -> int:
-        """Identities in a batch (P of P x K)."""
-        return self.batch_size // self.images_per_id
-
-    def ids_per_part(self, world: int) -> int:
-        """Identities in each of the parts that `world` processes cut a batch into.
-
-        Raises ConflictingOptions, with the numbers that would do, if that leaves no whole identities or fewer than two.
-        """
-        parts = world * self.accumulate
-        if self.ids_per_batch % parts == 0 and self.ids_per_batch >= 2 * parts:
-            return self.ids_per_batch // parts
-        fitting = [n for n in range(1, self.ids_per_batch // 2 + 1) if self.ids_per_batch % n == 0]
-        cut = f"{world} process{'es' * (world > 1)} x accumulate={self.accumulate}"
-        nearest = parts * max(2, -(-self.ids_per_batch // parts)) * self.images_per_id
-        problem = (
-            f"a batch of {self.batch_size} is {self.ids_per_batch} identities x {self.images_per_id} images, "
-            f"which {cut} cannot share in parts of two or more whole identities"
-        )
-        expected, hint = f"processes x accumulate of {one_of(map(str, fitting))}", f"or use --batch-size {nearest}"
-        raise ConflictingOptions(problem, "batch_size", "accumulate", expected=expected, hint=hint)
+        require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "1 to 65536")
+        require(0 <= self.num_classes <= 1 << 24, "num_classes", self.num_classes, "the number of identities")
+        require(min(self.block) > 0, "block", self.block, "two positive numbers")
+        require(self.k >= 0, "k", self.k, "at least 0")
+        require(self.last_stride in (1, 2), "last_stride", self.last_stride, "1 or 2")
+        if self.last_stride != 1 and self.backbone.startswith(TIMM):
+            problem = f"last_stride {self.last_stride} is for ResNets, and backbone is {self.backbone}"
+            raise ConflictingOptions(problem, "last_stride", "backbone", hint="leave last_stride out")
+        require(self.parts > 0, "parts", self.parts, "at least 1")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more, below 1")
+        require(self.branches > 1, "branches", self.branches, "at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +152,7 @@ class Config:
     """Seed of the weights, the order of the data, the augmentation and the partners."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 1 << 64, "seed", self.seed, "at least 0 and below 2**64")
+        require(0 <= self.seed < 1 << 64, "seed", self.seed, "at least 0 and below 2**64")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict: numbers, strings and lists only."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from pmm.config import Config, DataConfig, ModelConfig, RecipeConfig
+from pmm.config import Config, DataConfig, ModelConfig
+from pmm.recipe import RecipeConfig
 from pmm.utils.errors import InvalidValue
 
 PRESETS: dict[str, Config] = {
@@ -49,8 +51,78 @@ PRESETS |= {
 }
 
 
-def preset(name: str) -> Config:
-    """The named preset. Raises InvalidValue naming the known ones."""
+_ALONE: dict[str, Any] = {"model.metric": "cosine", "model.neck": "none", "recipe.label_smoothing": 0.0}
+"""Of methods with classifiers alone, whose embeddings have length 1."""
+_PCB = {
+    "": {**_ALONE, "model.feature_dim": 256},
+    "tiny": {"model.feature_dim": 64, "model.parts": 4},
+    "paper": {
+        "recipe.sampler": "shuffle",
+        "recipe.optimizer": "nesterov",
+        "recipe.batch_size": 64,
+        "recipe.schedule": "milestones",
+        "recipe.lr": 0.1,
+        "recipe.backbone_lr": 0.1,
+        "recipe.warmup": 0.0,
+        "recipe.cutout": 0.0,
+    },
+}
+
+METHOD_VALUES: dict[str, dict[str, dict[str, Any]]] = {
+    "pcb": {**_PCB, "paper": {**_PCB["paper"], "recipe.epochs": 60, "recipe.milestones": (2 / 3,)}},
+    "pcb-rpp": {**_PCB, "paper": {**_PCB["paper"], "recipe.epochs": 50}},
+    "aos": {
+        # else a window would not lie where it was tried
+        "": {**_ALONE, "recipe.cutout": 0.0, "recipe.shift": 0},
+        "paper": {
+            "data.height": 256,
+            "model.last_stride": 2,
+            "recipe.epochs": 120,
+            "recipe.sampler": "shuffle",
+            "recipe.optimizer": "sgd",
+            "recipe.batch_size": 32,
+            "recipe.schedule": "milestones",
+            "recipe.lr": 0.02,
+            "recipe.backbone_lr": 0.5,
+            "recipe.warmup": 0.0,
+            "recipe.milestones": (25 / 60, 50 / 60),
+        },
+    },
+    "cama": {
+        "": {**_ALONE, "model.neck": "bn"},
+        "paper": {
+            "data.height": 256,
+            "recipe.epochs": 70,
+            "recipe.sampler": "shuffle",
+            "recipe.batch_size": 64,
+            "recipe.schedule": "milestones",
+            "recipe.lr": 3.5e-4,
+            "recipe.warmup": 10 / 70,
+            "recipe.milestones": (40 / 70, 60 / 70),
+            "recipe.shift": 10,
+            "recipe.cutout": 0.0,
+        },
+    },
+}
+"""Method -> values that it has in every preset (""), in those for CPUs ("tiny") and in `paper`, its own recipe."""
+
+
+def preset(name: str, method: str = "") -> Config:
+    """The named preset, as `method` has it (default: its own). Raises InvalidValue naming the known presets.
+
+    Example:
+        >>> preset("paper", "pcb").recipe.optimizer
+        'nesterov'
+    """
     if name not in PRESETS:
         raise InvalidValue("preset", name, choices=PRESETS)
-    return PRESETS[name]
+    config = PRESETS[name]
+    values = METHOD_VALUES.get(method, {})
+    own = {**values.get("", {}), **(values.get("tiny", {}) if name.startswith("tiny") else values.get(name, {}))}
+    if method:
+        own["model.method"] = method
+    for section in ("data", "model", "recipe"):
+        of_section = {key.removeprefix(f"{section}."): own[key] for key in own if key.startswith(f"{section}.")}
+        changed = dataclasses.replace(getattr(config, section), **of_section)
+        config = dataclasses.replace(config, **{section: changed})
+    return config

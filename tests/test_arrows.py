@@ -25,7 +25,7 @@ WITH_TORCH = (
     "data/sampler", "runtime/eager", "runtime/torch_", "runtime/aoti", "runtime/deployed_graph",
     "export/graph", "visualize/cam", "visualize/mixing", "training/announce", "training/distributed",
     "training/failures", "training/losses", "training/pictures", "training/precision", "training/progress",
-    "training/saver", "training/state", "training/step", "training/trainer",
+    "training/saver", "training/snapshot", "training/state", "training/step", "training/trainer",
     "training/validation", "training/weight_average",
 )  # fmt: skip
 MAX_FILES = 14

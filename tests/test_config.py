@@ -3,10 +3,11 @@ import re
 
 import pytest
 
-from pmm.config import Config, ModelConfig, RecipeConfig
+from pmm.config import Config, ModelConfig
 from pmm.data.dataset_specs import DATASETS
 from pmm.models.registry import METHODS
 from pmm.presets import PRESETS, preset
+from pmm.recipe import RecipeConfig
 from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue
 from tests.conftest import ROOT
 from tests.refusals import refuses

@@ -176,7 +176,8 @@ def random_checkpoint(config: Config, root: Path, out: Path) -> Path:
     from pmm.artifacts import checkpoint
     from pmm.data.preprocessing import preprocessing_of
     from pmm.models.registry import build_model
-    from pmm.training.state import make_train_state, snapshot
+    from pmm.training.snapshot import snapshot
+    from pmm.training.state import make_train_state
 
     train = read_dataset(config.data.dataset, root).train
     if not train:

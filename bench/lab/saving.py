@@ -29,7 +29,8 @@ from pmm.config import Config, fast_mode
 from pmm.models.registry import build_model
 from pmm.presets import preset
 from pmm.training.saver import BEST, LAST, Saver
-from pmm.training.state import TrainState, make_train_state, snapshot
+from pmm.training.snapshot import snapshot
+from pmm.training.state import TrainState, make_train_state
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.environment import report_header

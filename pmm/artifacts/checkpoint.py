@@ -138,7 +138,8 @@ def _wrong_type(content: dict[str, Any]) -> str:
 def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidModel, Config]:
     """The trained model in eval mode and its configuration. Raises InvalidFile, of the path `source`, if the weights
     do not fit key for key."""
-    from pmm.models.registry import build_model
+    from pmm.models.phases import phase_of
+    from pmm.models.registry import build_model, phases_of
 
     try:
         config = Config.from_dict(checkpoint["config"])
@@ -152,7 +153,13 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidM
         raise InvalidFile(
             f"the weights do not fit the checkpoint's own configuration ({' '.join(lines)[:300]})", path=source
         ) from error
+    model.start_phase(phase_of(phases_of(config), checkpoint["epoch"] + bool(_steps(checkpoint))).name)
     return model.eval(), config
+
+
+def _steps(checkpoint: dict[str, Any]) -> int:
+    """Of an epoch that has begun."""
+    return (checkpoint["progress"] or {}).get("steps", 0)
 
 
 def statistics_of(checkpoint: dict[str, Any]) -> CropStatistics | None:

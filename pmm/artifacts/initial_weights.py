@@ -14,10 +14,11 @@ from pmm.artifacts.init_file import InitFile, read_init_file
 from pmm.artifacts.torch_file import COUNTER
 from pmm.artifacts.weights_file import key_table
 from pmm.config import IMAGENET, SYNTHETIC, TIMM, Config
+from pmm.models.output import ReidModel
 from pmm.utils.errors import ConflictingOptions, InvalidFile, UserError
 
 
-def load_initial_weights(model: nn.Module, config: Config, init: InitFile | None) -> str:
+def load_initial_weights(model: ReidModel, config: Config, init: InitFile | None) -> str:
     """Start `model` from `init` or, without one, from what `--weights` says.
 
     Returns a table that accounts for each key of the file and of the model, empty without a file. Of a PMM
@@ -28,31 +29,35 @@ def load_initial_weights(model: nn.Module, config: Config, init: InitFile | None
     if an earlier one is damaged.
     """
     if init is None:
-        if config.model.weights == "imagenet":
-            _load_imagenet(model.backbone, config.model.backbone)  # type: ignore[arg-type]
+        imagenet = config.model.weights == "imagenet"
+        names = _load_imagenet(model.backbone, config.model.backbone) if imagenet else set()  # type: ignore[arg-type]
+        model.weights_loaded({f"backbone.{name}" for name in names})
         return ""
     state = model.state_dict()
     shapes = {key: value.shape for key, value in init.weights.items()}
     bent = {_part(key) for key, value in state.items() if shapes.get(key, value.shape) != value.shape}
     reasons = {key: _why_not(key, bent, config, init) for key in state}
-    _copy({key: init.weights[key] for key, reason in reasons.items() if not reason}, state)
+    taken = {key: init.weights[key] for key, reason in reasons.items() if not reason}
+    _copy(taken, state)
+    model.weights_loaded(taken)
     return _table(reasons, init)
 
 
-def _load_imagenet(backbone: nn.Module, name: str) -> None:
+def _load_imagenet(backbone: nn.Module, name: str) -> set[str]:
+    """Returns the names of the weights within the backbone."""
     if name.startswith(TIMM):
         from pmm.models.timm_network import imagenet_state
 
         backbone.net.load_state_dict(imagenet_state(name.removeprefix(TIMM)))  # type: ignore[union-attr]
-        return
+        return set(backbone.state_dict())
     if name not in IMAGENET:
         problem = f"--weights imagenet: the {name} backbone has no such weights"
         raise ConflictingOptions(problem, "--weights", hint="use --weights none, or start from a file with --init FILE")
-    weights = get_weight(IMAGENET[name])
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    published = get_weight(IMAGENET[name])
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
     if not cached.is_file():
         try:
-            weights.get_state_dict(progress=True, check_hash=True)
+            published.get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:  # includes urllib's; RuntimeError: what came is something else
             raise UserError(
                 f"--weights imagenet: the download failed ({error})",
@@ -63,7 +68,9 @@ def _load_imagenet(backbone: nn.Module, name: str) -> None:
     except InvalidFile as error:
         error.expected, error.hint = "ImageNet's weights (--weights imagenet)", "remove that file to download it again"
         raise
-    _copy({key.removeprefix("backbone."): value for key, value in file.weights.items()}, backbone.state_dict())
+    weights = {key.removeprefix("backbone."): value for key, value in file.weights.items()}
+    _copy(weights, backbone.state_dict())
+    return set(weights)
 
 
 def _copy(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -89,11 +96,11 @@ def _why_not(key: str, bent: Container[str], config: Config, init: InitFile) -> 
             else "without a counterpart in the file"
         )
     saved = init.config
-    if saved is not None and key.startswith("stages."):
-        if saved.model.neck != config.model.neck:
-            return f"heads of --neck {saved.model.neck} there, {config.model.neck} here"
+    if saved is not None and key.startswith("stages.") and saved.model.neck != config.model.neck:
+        return f"heads of --neck {saved.model.neck} there, {config.model.neck} here"
+    if saved is not None and not key.startswith("backbone.") and "classifier" in key:
         there = with_resolved_data_root(saved, init.path)
-        if ".classifier." in key and _identities(there) != _identities(config):
+        if _identities(there) != _identities(config):
             return f"classifiers of other identities ({_count(there)} there, {_count(config)} here)"
     return "of another size" if _part(key) in bent else ""
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.config import RecipeConfig
 from pmm.data.preprocessing import Crops
+from pmm.recipe import RecipeConfig
 
 
 class Augmentation(NamedTuple):

@@ -33,7 +33,7 @@ from pmm.data.augmentation import Augmentation, draw_augmentation, shift_into
 from pmm.data.batches import TrainBatch
 from pmm.data.crops import load_crop
 from pmm.data.preprocessing import Crops
-from pmm.data.sampler import PKSampler
+from pmm.data.sampler import EpochSampler, sampler_of
 from pmm.data.samples import Sample, class_indices
 from pmm.utils.errors import InvalidFile, OutOfMemory, UserError, reason_of
 
@@ -70,7 +70,7 @@ class TrainSet(Dataset[Any]):
         self.samples, self.config, self.slots, self.skip_bad = samples, config, slots, skip_bad
         labels = class_indices(samples)
         self.labels = [labels[sample.pid] for sample in samples]
-        self.batches_per_epoch = len(labels) // config.recipe.ids_per_batch
+        self.batches_per_epoch = len(sampler_of(self.labels, config.recipe, config.seed))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -159,7 +159,7 @@ class TrainLoader:
                 self.ending.fill_, True
             )  # registered last, so called before multiprocessing ends the workers
         train_set = TrainSet(samples, config, self.slots, skip_bad=skip_bad)
-        self.sampler = PKSampler(train_set.labels, recipe.ids_per_batch, recipe.images_per_id, config.seed, rank, world)
+        self.sampler = sampler_of(train_set.labels, recipe, config.seed, rank, world)
         self.skipped: dict[int, str] = {}
         """The samples that could not be read so far, index to reason."""
         self.loader: DataLoader[Any] = DataLoader(
@@ -226,7 +226,7 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     skip_bad: bool = False,
-) -> tuple[TrainLoader, PKSampler]:
+) -> tuple[TrainLoader, EpochSampler]:
     """The loader of `TrainBatch`es (or UserErrors in their place) and its sampler, whose `epochs` the caller sets.
 
     Process `rank` of `world` gets its share of each batch, in page-locked memory for a GPU. Raises UserError for fewer

@@ -1,4 +1,4 @@
-"""Backbones: an image [N, 3, H, W] to the feature map F1 [N, C, H/16, W/16], of some of timm [N, C, H/32, W/32]."""
+"""Backbones: an image [N, 3, H, W] to the feature map F1 [N, C, H/16, W/16], of some [N, C, H/32, W/32]."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ class Backbone(nn.Module):
 
 
 class ResNetBackbone(Backbone):
-    """`trunk` (stem to layer3) followed by `layer4` without its stride."""
+    """`trunk` (stem to layer3) followed by `layer4`."""
 
-    stride = 16
-
-    def __init__(self, trunk: nn.Sequential, layer4: nn.Module, channels: int) -> None:
+    def __init__(self, trunk: nn.Sequential, layer4: nn.Module, channels: int, last_stride: int) -> None:
         super().__init__()
+        self.stride = 16 * last_stride
         self.trunk = trunk
         self.layer4 = layer4
         self.channels = channels
@@ -59,19 +58,19 @@ class TimmBackbone(Backbone):
         return self.net(images)[-1]
 
 
-def resnet50_backbone(net: ResNet | None = None) -> ResNetBackbone:
-    """ResNet-50 (2,048 channels), or `net`, with stride 1 in the first block of layer4 and in its downsample."""
+def resnet50_backbone(net: ResNet | None = None, last_stride: int = 1) -> ResNetBackbone:
+    """ResNet-50 (2,048 channels), or `net`, with that stride in the first block of layer4 and in its downsample."""
     net = net or resnet50(weights=None)
     first = net.layer4[0]
-    first.conv2.stride = (1, 1)
-    first.downsample[0].stride = (1, 1)
+    first.conv2.stride = (last_stride, last_stride)
+    first.downsample[0].stride = (last_stride, last_stride)
     trunk = nn.Sequential()
     for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3"):
         trunk.add_module(name, getattr(net, name))
-    return ResNetBackbone(trunk, net.layer4, 2048)
+    return ResNetBackbone(trunk, net.layer4, 2048, last_stride)
 
 
-def resnet10_backbone() -> ResNetBackbone:
+def resnet10_backbone(last_stride: int = 1) -> ResNetBackbone:
     """A small ResNet-10 of basic blocks (128 channels) with a 3x3 stem, for two CPU cores."""
     trunk = nn.Sequential()
     trunk.add_module("conv1", nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False))
@@ -81,7 +80,7 @@ def resnet10_backbone() -> ResNetBackbone:
     trunk.add_module("layer1", _basic(16, 16, stride=1))
     trunk.add_module("layer2", _basic(16, 32, stride=2))
     trunk.add_module("layer3", _basic(32, 64, stride=2))
-    backbone = ResNetBackbone(trunk, _basic(64, 128, stride=1), 128)
+    backbone = ResNetBackbone(trunk, _basic(64, 128, stride=last_stride), 128, last_stride)
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -95,17 +94,17 @@ def _basic(inputs: int, outputs: int, stride: int) -> BasicBlock:
     return BasicBlock(inputs, outputs, stride, downsample)
 
 
-BACKBONES: dict[str, Callable[[], Backbone]] = {
-    "resnet50": resnet50_backbone,
-    "resnet50-ibn-a": lambda: resnet50_backbone(resnet50_ibn_a()),
+BACKBONES: dict[str, Callable[[int], Backbone]] = {
+    "resnet50": lambda last_stride: resnet50_backbone(last_stride=last_stride),
+    "resnet50-ibn-a": lambda last_stride: resnet50_backbone(resnet50_ibn_a(), last_stride),
     "resnet10": resnet10_backbone,
 }
 
 
-def build_backbone(name: str) -> Backbone:
-    """The backbone of that name, randomly initialised. Raises as `pmm.models.timm_network.timm_network` for those of
-    timm."""
-    return TimmBackbone(name.removeprefix(TIMM)) if name.startswith(TIMM) else BACKBONES[name]()
+def build_backbone(name: str, last_stride: int = 1) -> Backbone:
+    """The backbone of that name, randomly initialised; ResNets have that stride in their last layer. Raises as
+    `pmm.models.timm_network.timm_network` for those of timm."""
+    return TimmBackbone(name.removeprefix(TIMM)) if name.startswith(TIMM) else BACKBONES[name](last_stride)
 
 
 def with_sync_batch_norm(model: nn.Module) -> nn.Module:
@@ -122,13 +121,13 @@ def with_sync_batch_norm(model: nn.Module) -> nn.Module:
 
 
 @cache
-def map_size(name: str, height: int, width: int) -> tuple[int, int]:
+def map_size(name: str, height: int, width: int, last_stride: int = 1) -> tuple[int, int]:
     """Cells of the backbone's map, down and across, for crops of that size; nothing is computed.
 
     Raises InvalidValue for a backbone that does not take such crops.
     """
     with torch.device("meta"):
-        backbone = build_backbone(name)
+        backbone = build_backbone(name, last_stride)
     try:
         _, _, rows, columns = backbone.eval()(torch.empty(1, 3, height, width, device="meta")).shape
     except (RuntimeError, AssertionError, ValueError) as error:

@@ -16,7 +16,7 @@ class Baseline(ReidModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.backbone = build_backbone(config.backbone)
+        self.backbone = build_backbone(config.backbone, config.last_stride)
         dim, neck = config.feature_dim, config.neck == "bn"
         self.stages = nn.ModuleList([Head(self.backbone.channels, dim, config.num_classes, fan="fan_in", neck=neck)])
         self.embedding_dim, self.normalised = dim, config.metric == "cosine"
@@ -36,10 +36,10 @@ class Baseline(ReidModel):
     def deployed(self) -> InferenceModel:
         """The test-time network: the classifier is left out."""
         (head,) = self.stages
-        return InferenceModel(_OneMap(self.backbone), _AverageTail(head), normalised=self.normalised)  # type: ignore[arg-type]
+        return InferenceModel(OneMap(self.backbone), _AverageTail(head), normalised=self.normalised)  # type: ignore[arg-type]
 
 
-class _OneMap(nn.Module):
+class OneMap(nn.Module):
     """images -> (F1,)."""
 
     def __init__(self, backbone: nn.Module) -> None:

@@ -23,7 +23,7 @@ class MultiBranchNet(ReidModel):
     def __init__(self, config: ModelConfig, feature_dims: Sequence[int]) -> None:
         """`feature_dims`: dimension of each stage's feature; the embedding is all of them."""
         super().__init__()
-        self.backbone = build_backbone(config.backbone)
+        self.backbone = build_backbone(config.backbone, config.last_stride)
         channels = self.backbone.channels
         self.bottleneck = Bottleneck(channels, channels // Bottleneck.expansion)
         self.stages = nn.ModuleList(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pmm.config import ModelConfig
 from pmm.models.fold_batchnorm import fold_batch_norms
 from pmm.utils.errors import UserError
 
@@ -23,12 +26,20 @@ class MixedLabels(NamedTuple):
 class TrainOutput(NamedTuple):
     """Per stage: the features [N, F] for the triplet loss, the identity logits [N, K] and how its labels are mixed.
 
-    `mixed` is None for a stage whose labels are the anchors', and may be empty if that holds for all.
+    `features` is empty for a method without triplet loss. `mixed` is None for a stage whose labels are the anchors',
+    and may be empty if that holds for all. `penalties`, scalars by name, are added to the loss.
     """
 
     features: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
     mixed: tuple[MixedLabels | None, ...] = ()
+    penalties: Mapping[str, Tensor] = MappingProxyType({})
+
+
+def drop(values: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+    """Dropout, drawn with `generator` (None: torch's default): each value is 0 with that probability, else larger."""
+    kept = torch.rand(values.shape, generator=generator, device=values.device) >= probability
+    return values * kept / (1 - probability)
 
 
 class L2Normalize(nn.Module):
@@ -123,6 +134,16 @@ class EmbeddingModel(nn.Module):
 
 class ReidModel(EmbeddingModel):
     """What the model of every method is; see `pmm.models.multi_branch.MultiBranchNet.forward` for shapes."""
+
+    @classmethod
+    def check_map(cls, config: ModelConfig, rows: int, columns: int, crops: str) -> None:
+        """Raises InvalidValue for a network that cannot be made for a map of so many cells, of `crops` (as 384x128)."""
+
+    def weights_loaded(self, names: Container[str]) -> None:
+        """Called when initial weights of those `names` were loaded; the others are random."""
+
+    def start_phase(self, name: str) -> None:
+        """Called when the phase of that name begins or goes on, and before a model of that phase is evaluated."""
 
     def merge_branches(self) -> None:
         self.backbone.merge_branches()  # type: ignore[operator, union-attr]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from pmm.config import Config
+from pmm.models.phases import Phase, single_phase
 from pmm.utils.errors import ConflictingOptions, InvalidValue
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to train: its network, which also says how labels are mixed; sampler and recipe are the same for all."""
+    """A way to train: its network, which also says how labels are mixed. Its values of the configuration, where they
+    are not those of all, are in `pmm.presets`."""
 
     network: str
     """Module and class of the model."""
@@ -27,31 +29,43 @@ class Method:
     """Keys of the configuration that only this and similar methods use."""
     uses_kernels: bool = False
     """Whether its mix runs on the kernels of `pmm.ops`."""
+    triplet: bool = True
+    """Whether a triplet loss is among its losses, which needs several images of an identity in a batch."""
+    phases: Callable[[Config], tuple[Phase, ...]] = single_phase
+    """Of its training."""
+    starts_from: tuple[str, ...] = ()
+    """Methods of the checkpoints that it can start from (default: all)."""
 
     @property
     def ranks_blocks(self) -> bool:
         """Whether it mixes the blocks of the map that a CAM ranks first."""
         return "block" in self.config_keys
 
-    def build(self, config: Config) -> ReidModel:
-        """Its model, randomly initialised."""
+    @property
+    def model(self) -> type[ReidModel]:
+        """Class of the model. Loads torch."""
         module, name = self.network.split(":")
-        return getattr(importlib.import_module(module), name)(config.model)
+        found: type[ReidModel] = getattr(importlib.import_module(module), name)
+        return found
 
 
-_BLOCKS = ("block", "k", "on_empty")
+_HEADS = ("feature_dim", "neck", "metric", "gather")
+"""Of methods with a triplet loss on the feature of each stage."""
+_BLOCKS = (*_HEADS, "block", "k", "on_empty")
+_PARTS = ("feature_dim", "parts", "reduction", "embedding", "dropout")
 
 METHODS: dict[str, Method] = {
     "pmm": Method(network="pmm.models.pmm:PMM", config_keys=_BLOCKS, uses_kernels=True),
-    "baseline": Method(network="pmm.models.baseline:Baseline"),
-    "bdb": Method(network="pmm.models.drop_block:BDB"),
-    "cutout-batch": Method(network="pmm.models.drop_block:CutoutBatch"),
-    "cutout-sample": Method(network="pmm.models.drop_block:CutoutSample"),
-    "cutmix": Method(network="pmm.models.cutmix:CutMix", uses_kernels=True),
+    "baseline": Method(network="pmm.models.baseline:Baseline", config_keys=_HEADS),
+    "bdb": Method(network="pmm.models.drop_block:BDB", config_keys=_HEADS),
+    "cutout-batch": Method(network="pmm.models.drop_block:CutoutBatch", config_keys=_HEADS),
+    "cutout-sample": Method(network="pmm.models.drop_block:CutoutSample", config_keys=_HEADS),
+    "cutmix": Method(network="pmm.models.cutmix:CutMix", config_keys=_HEADS, uses_kernels=True),
     "a-cutmix": Method(network="pmm.models.cutmix:ACutMix", config_keys=(*_BLOCKS, "direction"), uses_kernels=True),
+    "pcb": Method(network="pmm.models.pcb:PCB", config_keys=_PARTS, triplet=False),
 }
 """Name -> method. A new one is a class derived from `pmm.models.output.ReidModel`, a line here, a word in the help of
-`pmm.config`; `tests/models/test_methods.py` then tries it."""
+`pmm.config`, its own values, if any, in `pmm.presets`; `tests/models/test_methods.py` then tries it."""
 
 
 def method_of(config: Config) -> Method:
@@ -62,7 +76,8 @@ def method_of(config: Config) -> Method:
 
 
 def check_method_flags(config: Config, flags: Iterable[str]) -> None:
-    """Raises InvalidValue for an unknown method, ConflictingOptions for a flag that the method does not use.
+    """Raises InvalidValue for an unknown method or fewer epochs than it has phases, ConflictingOptions for a flag that
+    the method does not use.
 
     `flags` as `pmm.utils.command_line.flags_in` returns them.
     """
@@ -74,6 +89,16 @@ def check_method_flags(config: Config, flags: Iterable[str]) -> None:
             problem = f"{flag} would change nothing with --method {config.model.method}"
             hint = f"leave it out, or use --method {' or '.join(users)}"
             raise ConflictingOptions(problem, flag, "--method", hint=hint)
+    if method.triplet and config.recipe.sampler != "pk":
+        problem = f"--sampler {config.recipe.sampler} has no several images of an identity in a batch, which the "
+        problem += f"triplet loss of --method {config.model.method} needs"
+        raise ConflictingOptions(problem, "--sampler", "--method", hint="leave it out")
+    phases_of(config)
+
+
+def phases_of(config: Config) -> tuple[Phase, ...]:
+    """The phases of its training. Raises InvalidValue for fewer epochs than phases."""
+    return method_of(config).phases(config)
 
 
 def check_network(config: Config) -> None:
@@ -92,7 +117,7 @@ def build_model(config: Config) -> ReidModel:
     take, or a k larger than the number of blocks of the feature map; MissingLibrary for a backbone of timm without it.
     """
     _check_mix_fits(config)
-    return method_of(config).build(config)
+    return method_of(config).model(config.model)
 
 
 def deployed(model: nn.Module) -> InferenceModel:
@@ -106,11 +131,13 @@ def _check_mix_fits(config: Config, *, cut_blocks: bool = True) -> None:
     from pmm.models.backbone import map_size
     from pmm.ops.block_ranking import grid
 
-    method, block, k = method_of(config), config.model.block, config.model.k
-    height, width = map_size(config.model.backbone, config.data.height, config.data.width)
+    method, model, data = method_of(config), config.model, config.data
+    height, width = map_size(model.backbone, data.height, data.width, model.last_stride)
+    crops = f"{data.height}x{data.width}"
+    method.model.check_map(model, height, width, crops)
     if not method.ranks_blocks:
         return
-    crops = f"{config.data.height}x{config.data.width}"
+    block, k = model.block, model.k
     if k and (block[0] > height or block[1] > width) and not cut_blocks:
         expected = f"{height} {width} at most, the cells of the map of {crops} crops"
         raise InvalidValue("--block", "{} {}".format(*block), expected)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pmm.config import SYNTHETIC, TIMM, Config, RecipeConfig
+from pmm.config import SYNTHETIC, TIMM, Config
 from pmm.data.samples import ReidDataset
-from pmm.models.registry import method_of
+from pmm.models.registry import method_of, phases_of
 from pmm.models.timm_network import other_statistics
+from pmm.recipe import RecipeConfig
 from pmm.training.data_setup import has_imagenet_weights
 from pmm.training.precision import describe_precision, reason_for
 from pmm.training.progress import data_loading_hint, warn
@@ -34,6 +35,7 @@ class Announcer:
         """`asked_amp`: the recipe's `amp` before it was resolved, which may be "auto"."""
         self._asked_amp = asked_amp
         self._config, self._split, self._out = config, split, out
+        self._method = method_of(config)
         self._advised = False
         self.reported: set[int] = set()
         """Indices of the skipped images that warnings have counted."""
@@ -47,7 +49,7 @@ class Announcer:
         print(f"precision: {describe_precision(config, device)}{self._precision_reason(device, world)}")
         if device.type == "cuda":
             print(f"algorithms: {DETERMINISTIC if config.recipe.deterministic else FASTEST}")
-        if method_of(config).uses_kernels:
+        if self._method.uses_kernels:
             print(f"kernels of the mix: {describe_kernels(device)}")
         held_out = len({sample.pid for sample in split.query})
         train = f"{len(split.train)} crops of {config.model.num_classes} identities"
@@ -58,6 +60,9 @@ class Announcer:
         if (factor := config.recipe.backbone_lr) != 1:
             lr = config.recipe.lr
             print(f"learning rate: at most {lr:.2g}, of the backbone {factor * lr:.2g}; epochs show the former")
+        if len(phases := phases_of(config)) > 1:
+            spans = (f"{phase.name} in epochs {phase.epochs[0]} to {phase.epochs[-1]}" for phase in phases)
+            print(f"phases: {', '.join(spans)}")
         resumed = f"resumed at epoch {epoch + 1}{f', step {step + 1}' if step else ''}"
         start = resumed if epoch or step else f"from {printable(config.model.init) or 'scratch'}"
         print(f"run: {self._out} ({start}, {how_many(config.recipe.epochs, 'epoch')})", flush=True)
@@ -113,7 +118,8 @@ class Announcer:
             warn(f"{len(skipped)} images skipped so far; {'; '.join(new[:3])}")
             self.reported |= set(skipped)
         if record["epoch"] > recipe.epochs * recipe.warmup and collapsed(record, self._config.model.num_classes):
-            problem = "the features have collapsed to one point (triplet loss ln 2, cross-entropy ln K)"
+            losses = "triplet loss ln 2, cross-entropy ln K" if self._method.triplet else "cross-entropy ln K"
+            problem = f"the features have collapsed to one point ({losses})"
             warn(f"{problem}; {recipe.divergence_hint}, then start again")
 
 

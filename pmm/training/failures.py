@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from pmm.data.loader import LOST_WORKER
 from pmm.training.distributed import report_failed_communication
 from pmm.utils.errors import BackendUnavailable, CannotWrite, OutOfMemory, UserError
+from pmm.utils.files import write_file
 
 NO_CODE = "no kernel image is available"
 """Of CUDA's message where a library has neither machine code nor PTX for the GPU."""
@@ -53,6 +56,23 @@ def _explanation(error: RuntimeError, out: Path) -> UserError | None:
         problem = f"torch {torch.__version__} has no code for this GPU ({text})"
         return BackendUnavailable(problem, hint="torch's warning names builds that have, or use --device cpu")
     return None
+
+
+def with_way_on(unreadable: UserError, *, skips_bad: bool) -> UserError:
+    """The error of a training image that ended the run, with what to do next."""
+    mend = f"mend the file (pmm check lists all bad ones){'' if skips_bad else ' or add --skip-bad-images'}"
+    go_on = f"the run is saved: {mend}, and go on with --resume"
+    unreadable.hint = "; ".join(filter(None, (unreadable.hint, go_on)))
+    return unreadable
+
+
+def write_bad_batch(
+    path: Path, epoch: int, step: int, lr: float, losses: Mapping[str, float], files: Sequence[str]
+) -> None:
+    """Write what is known of a step whose loss is not finite, as JSON, which has no number for NaN."""
+    values = {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
+    report = {"epoch": epoch, "step": step, "lr": lr, "losses": values, "files": files}
+    write_file(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
 def not_finite(label: str, step: int, losses: Mapping[str, float], lr: float, report: Path, advice: str) -> UserError:

@@ -18,7 +18,7 @@ from pmm.artifacts.origin import RUNS, newest_run
 from pmm.config import SYNTHETIC, Config, fast_mode
 from pmm.data.bad_images import BadImageOptions
 from pmm.data.dataset_specs import dataset_spec
-from pmm.models.registry import check_method_flags
+from pmm.models.registry import check_method_flags, phases_of
 from pmm.presets import PRESETS, preset
 from pmm.training.data_setup import check_synthetic, check_unchanged
 from pmm.utils import command_line
@@ -84,6 +84,7 @@ class _Choices(_Place):
     """What must be known before the defaults of the other flags are."""
 
     preset: str = ""
+    method: str = ""
     dataset: str = ""
     backbone: str = ""
     epochs: int = 0
@@ -119,13 +120,13 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
     elif first.config_file and not first.help:
         config = _with_most_epochs(_defaults_in(first.config_file, first, flags), FAST_EPOCHS if fast_mode() else None)
     else:
-        config = preset(first.preset or _default_preset(first.device))
+        config = preset(first.preset or _default_preset(first.device), first.method)
         shorter = SYNTHETIC_EPOCHS if first.dataset in ("", SYNTHETIC) else None
         config = _with_most_epochs(config, FAST_EPOCHS if fast_mode() else shorter)
     default = TrainCommand(out=out, config=config)
     command = command_line.parse_args(TrainCommand, args, prog=prog, description=description, default=default)
     check_method_flags(command.config, flags)
-    _refuse_unscheduled(command.config, flags)
+    _refuse_unread(command.config, flags)
     if command.resume:
         check_unchanged(out or RUNS, saved, command.config, extend=command.extend)
     elif command.config.model.init and not Path(command.config.model.init).exists():
@@ -227,9 +228,12 @@ def _with_most_epochs(config: Config, most: int | None) -> Config:
 def _extended(config: Config, first: _Choices) -> Config:
     """The configuration of a run as defaults of its continuation: a backbone that was frozen in all epochs stays so.
 
-    Raises InvalidValue for fewer epochs than it has.
+    Raises InvalidValue for fewer epochs than it has, ConflictingOptions for more where it has phases.
     """
     recipe = config.recipe
+    if first.extend and len(phases_of(config)) > 1:
+        problem = f"a run of --method {config.model.method} cannot be extended: its phases are shares of its epochs"
+        raise ConflictingOptions(problem, "--extend", "--method", hint="start another run, with more --epochs")
     if 0 < first.epochs < recipe.epochs:
         hint = "leave it out to go on as before"
         raise InvalidValue("--epochs", first.epochs, f"at least the {recipe.epochs} epochs of the run", hint=hint)
@@ -244,7 +248,20 @@ def _default_preset(device: str) -> str:
     return "paper" if device != "cpu" and nvidia_gpus() else "tiny"
 
 
-def _refuse_unscheduled(config: Config, flags: set[str]) -> None:
-    if config.recipe.schedule == "paper" and (unused := sorted({"--warmup", "--flat"} & flags)):
-        problem = f"{' and '.join(unused)} would change nothing: the steps of --schedule paper are fixed"
-        raise ConflictingOptions(problem, *unused, hint="leave it out, or add --schedule flat-cosine")
+def _refuse_unread(config: Config, flags: set[str]) -> None:
+    """Raises ConflictingOptions for a flag that another value of the recipe leaves unread."""
+    for flag, (key, readers) in _READ_BY.items():
+        value = getattr(config.recipe, key)
+        if flag in flags and value not in readers:
+            problem = f"{flag} would change nothing with --{key} {value}"
+            hint = f"leave it out, or add --{key} {' or '.join(readers)}"
+            raise ConflictingOptions(problem, flag, f"--{key}", hint=hint)
+
+
+_READ_BY = {
+    "--warmup": ("schedule", ("flat-cosine", "milestones")),
+    "--flat": ("schedule", ("flat-cosine",)),
+    "--milestones": ("schedule", ("milestones",)),
+    "--images-per-id": ("sampler", ("pk",)),
+}
+"""Flag -> the key of the recipe on which it depends whether the flag is read, and the values with which it is."""

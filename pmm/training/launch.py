@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmm.config import Config, ModelConfig
+from pmm.config import Config
 from pmm.models.registry import check_network, method_of
 from pmm.training.data_setup import resolve_config, training_data
 from pmm.training.flags import TrainOptions
@@ -58,7 +58,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
         asked_amp, config = config.recipe.amp, with_resolved_amp(config, device, processes)
         out = Path(processes.broadcast(str(out)))
         resolved = processes.run_on_all(lambda: config if options.resume else resolve_config(config))
-        init = processes.run_on_all(lambda: None if options.resume else _init_file(config.model))
+        init = processes.run_on_all(lambda: None if options.resume else _init_file(config))
         processes.run_on_all(lambda: check_network(resolved))  # before data are drawn
         config, split = processes.run_on_all(lambda: training_data(resolved))
         with contextlib.ExitStack() as stack:
@@ -95,11 +95,18 @@ def _leave(out: Path) -> None:
     os._exit(command_line.INTERRUPTED)
 
 
-def _init_file(model: ModelConfig) -> InitFile | None:
+def _init_file(config: Config) -> InitFile | None:
     """What the run starts from, read before data are drawn: a file that does not fit then costs nothing."""
     from pmm.artifacts.init_file import read_init_file
 
-    return read_init_file(model.init, model.backbone) if model.init else None
+    model, fitting = config.model, method_of(config).starts_from
+    if not model.init:
+        return None
+    file = read_init_file(model.init, model.backbone)
+    if file.config is not None and fitting and (found := file.config.model.method) not in fitting:
+        expected = f"one of {' or '.join(fitting)}, from which --method {model.method} starts, or a backbone's weights"
+        raise InvalidFile(f"a checkpoint of --method {found}", path=Path(model.init), expected=expected)
+    return file
 
 
 def _check_kernels(device: str) -> None:

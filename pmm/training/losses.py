@@ -1,4 +1,4 @@
-"""Losses of the paper's recipe: batch-hard soft-margin triplet and label-smoothed cross-entropy, summed over stages."""
+"""Losses: batch-hard soft-margin triplet and label-smoothed cross-entropy, summed over stages, and penalties."""
 
 from __future__ import annotations
 
@@ -58,21 +58,33 @@ def cross_entropy(logits: Tensor, pids: Tensor, mixed: MixedLabels | None, *, la
 def reid_losses(
     output: TrainOutput, pids: Tensor, *, label_smoothing: float, gather_rows: Callable[[Tensor], Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Scalars `triplet1`, `cross_entropy1`, `triplet2`, ... per stage; their sum is the training loss.
+    """Scalars `triplet1`, `cross_entropy1`, `triplet2`, ... per stage, and the penalties; their sum is the loss.
 
-    Mixed labels change a stage's cross-entropy; the triplet loss keeps the anchors' labels. With `gather_rows`
-    (`pmm.training.distributed.Processes.gather_rows`) triplets are searched in the batch of all processes.
+    A method without features has no triplet loss. Mixed labels change a stage's cross-entropy; the triplet loss keeps
+    the anchors' labels. With `gather_rows` (`pmm.training.distributed.Processes.gather_rows`) triplets are searched in
+    the batch of all processes.
     """
+    triplets = _triplet_losses(output.features, pids, gather_rows)
     losses = {}
-    mixed = output.mixed or (None,) * len(output.features)
-    candidates: tuple[Tensor | None, ...] = (None,) * len(output.features)
+    mixed = output.mixed or (None,) * len(output.logits)
+    for stage, (logits, mix) in enumerate(zip(output.logits, mixed, strict=True), start=1):
+        if triplets:
+            losses[f"triplet{stage}"] = triplets[stage - 1]
+        losses[f"cross_entropy{stage}"] = cross_entropy(logits, pids, mix, label_smoothing=label_smoothing)
+    return losses | dict(output.penalties)
+
+
+def _triplet_losses(
+    features: tuple[Tensor, ...], pids: Tensor, gather_rows: Callable[[Tensor], Tensor] | None
+) -> list[Tensor]:
+    """Of each stage."""
+    if not features:
+        return []
+    candidates: tuple[Tensor | None, ...] = (None,) * len(features)
     candidate_pids = None
     if gather_rows is not None:  # one exchange for all stages: processes must exchange in the same order
-        gathered = gather_rows(torch.cat([_wide(feature) for feature in output.features], 1))
-        candidates = gathered.split([feature.shape[1] for feature in output.features], 1)
+        gathered = gather_rows(torch.cat([_wide(feature) for feature in features], 1))
+        candidates = gathered.split([feature.shape[1] for feature in features], 1)
         candidate_pids = gather_rows(pids)
-    stages = zip(output.features, output.logits, mixed, candidates, strict=True)
-    for stage, (feature, logits, mix, rows) in enumerate(stages, start=1):
-        losses[f"triplet{stage}"] = batch_hard_triplet(feature, pids, rows, candidate_pids)
-        losses[f"cross_entropy{stage}"] = cross_entropy(logits, pids, mix, label_smoothing=label_smoothing)
-    return losses
+    pairs = zip(features, candidates, strict=True)
+    return [batch_hard_triplet(feature, pids, rows, candidate_pids) for feature, rows in pairs]

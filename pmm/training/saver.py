@@ -28,10 +28,10 @@ Buffers = dict[Place, Tensor]
 class Saver:
     """Writes best.pth and last.pth of the run in `out`, each whole or not at all, one at a time.
 
-    The states that it is given are those of `pmm.training.state.snapshot`, with tensors that the next step changes: a
-    call returns when they are copied. No thread exists until something is saved after `save_first`: the processes that
-    load images are forked before that. All methods but `close` raise the error of an earlier write: CannotWrite if the
-    disk is full, the file from before is then intact.
+    The states that it is given are those of `pmm.training.snapshot.snapshot`, with tensors that the next step changes:
+    a call returns when they are copied. No thread exists until something is saved after `save_first`: the processes
+    that load images are forked before that. All methods but `close` raise the error of an earlier write: CannotWrite if
+    the disk is full, the file from before is then intact.
     """
 
     def __init__(

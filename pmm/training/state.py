@@ -1,29 +1,31 @@
-"""A model in training and all that a step changes or needs; to a checkpoint and back, to the bit."""
+"""A model in training and all that a step changes or needs, per phase."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pmm.artifacts.checkpoint import FORMAT, versions
-from pmm.config import Config, RecipeConfig
-from pmm.data.crop_statistics import CropStatistics
+from pmm.config import Config
 from pmm.models.backbone import with_sync_batch_norm
+from pmm.models.output import ReidModel
+from pmm.models.phases import Phase
+from pmm.models.registry import phases_of
+from pmm.recipe import RecipeConfig
 from pmm.training.distributed import SINGLE, Processes
-from pmm.training.precision import describe_precision, with_resolved_amp
+from pmm.training.precision import with_resolved_amp
 from pmm.training.weight_average import WeightAverage
-from pmm.utils.errors import BackendUnavailable, ConflictingOptions, InvalidFile
+from pmm.utils.errors import BackendUnavailable, ConflictingOptions
 
 PAPER_EPOCHS = 400
+MOMENTUM = 0.9
 FEW_CHANNELS = 16
 """A vector of AVX-512."""
 
@@ -35,7 +37,7 @@ class TrainState:
     config: Config
     device: torch.device
     processes: Processes
-    model: nn.Module
+    model: ReidModel
     """Holds the weights."""
     network: Callable[..., Any]
     """Called with images [N, 3, H, W] and labels [N]: the model, distributed and compiled as the recipe says."""
@@ -48,16 +50,15 @@ class TrainState:
     steps_per_epoch: int
     ema: WeightAverage | None
     """The average of the weights over the steps, if the recipe has one."""
+    phase: Phase
+    """Of the training."""
+    trainable: frozenset[str]
+    """Names of the weights that are trained in some phase."""
 
     @property
     def lr(self) -> float:
         """Learning rate of the next step (of the heads, where the backbone has another)."""
         return float(self.optimizer.param_groups[-1]["lr"])
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the weights of the backbone do not change."""
-        return not next(self.model.backbone.parameters()).requires_grad  # type: ignore[union-attr]
 
     @property
     def deployed(self) -> nn.Module:
@@ -88,23 +89,48 @@ def check_network_on(device: torch.device, model: nn.Module) -> None:
 
 
 def make_train_state(
-    model: nn.Module, config: Config, device: torch.device, steps_per_epoch: int, processes: Processes = SINGLE
+    model: ReidModel,
+    config: Config,
+    device: torch.device,
+    steps_per_epoch: int,
+    processes: Processes = SINGLE,
+    phase: Phase | None = None,
 ) -> TrainState:
-    """`model` on `device` with optimizer and schedule, ready for `pmm.training.step.train_step` after `in_train_mode`.
+    """`model` on `device` with optimizer and schedule of `phase` (default: the first), ready for
+    `pmm.training.step.train_step` after `in_train_mode`.
 
     All processes call it. A precision of "auto" is resolved.
     """
     if config.recipe.amp == "auto":
         config = with_resolved_amp(config, device, processes)
-    recipe = config.recipe
-    if recipe.sync_bn:
-        model = with_sync_batch_norm(model)
+    if config.recipe.sync_bn:
+        with_sync_batch_norm(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainable = frozenset(name for name, weight in model.named_parameters() if weight.requires_grad)
+    phase = phase or phases_of(config)[0]
+    return _begin(model, config, device, processes, steps_per_epoch, phase, trainable)
+
+
+def next_phase(state: TrainState, phase: Phase) -> TrainState:
+    """`state` with the optimizer, the schedule and the average of a `phase` that begins; the weights stay."""
+    config, device, processes = state.config, state.device, state.processes
+    return _begin(state.model, config, device, processes, state.steps_per_epoch, phase, state.trainable)
+
+
+def _begin(
+    model: ReidModel,
+    config: Config,
+    device: torch.device,
+    processes: Processes,
+    steps_per_epoch: int,
+    phase: Phase,
+    trainable: frozenset[str],
+) -> TrainState:
+    recipe = phase.recipe
+    model.start_phase(phase.name)
     average = WeightAverage(model, recipe.ema) if recipe.ema else None
-    model.backbone.requires_grad_(not recipe.freeze_backbone)
-    weights = list(model.parameters())
-    groups = [{"params": [weights[index] for index in group]} for group in _parameter_groups(model)]
-    optimizer = torch.optim.Adam(groups, lr=1.0, weight_decay=recipe.weight_decay, fused=True)
+    choose_weights(model, phase, trainable, frozen=config.recipe.freeze_backbone > phase.begin)
+    optimizer = _optimizer(model, recipe)
     last = recipe.epochs * steps_per_epoch - 1
 
     def rate(step: int, factor: float = 1.0) -> float:
@@ -125,7 +151,34 @@ def make_train_state(
         no_sync=no_sync,
         steps_per_epoch=steps_per_epoch,
         ema=average,
+        phase=phase,
+        trainable=trainable,
     )
+
+
+def _optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
+    """With rate 1 in each group, which the schedule multiplies."""
+    weights = list(model.parameters())
+    groups = [{"params": [weights[index] for index in group]} for group in parameter_groups(model)]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=1.0, weight_decay=recipe.weight_decay, fused=True)
+    nesterov = recipe.optimizer == "nesterov"
+    return torch.optim.SGD(
+        groups, lr=1.0, momentum=MOMENTUM, nesterov=nesterov, weight_decay=recipe.weight_decay, fused=True
+    )
+
+
+def choose_weights(model: nn.Module, phase: Phase, trainable: Container[str], *, frozen: bool) -> bool:
+    """Let the weights that `phase` trains have gradients, of the backbone only if it is not `frozen`.
+
+    Returns whether that changed anything.
+    """
+    changed = False
+    for name, weight in model.named_parameters():
+        trained = name in trainable and phase.trains(name) and not (frozen and name.startswith("backbone."))
+        changed |= weight.requires_grad != trained
+        weight.requires_grad_(trained)
+    return changed
 
 
 def in_train_mode(state: TrainState, epoch: int) -> TrainState:
@@ -135,15 +188,14 @@ def in_train_mode(state: TrainState, epoch: int) -> TrainState:
     state.model.train()
     if frozen:
         state.model.backbone.eval()  # type: ignore[union-attr]
-    if frozen == state.frozen:
+    if not choose_weights(state.model, state.phase, state.trainable, frozen=frozen):
         return state
-    state.model.backbone.requires_grad_(not frozen)
     # wrapped anew: DistributedDataParallel remembers which weights have gradients
     network, no_sync = _network(state.model, state.config, state.device, state.processes)
     return dataclasses.replace(state, network=network, no_sync=no_sync)
 
 
-def _parameter_groups(model: nn.Module) -> tuple[list[int], list[int]]:
+def parameter_groups(model: nn.Module) -> tuple[list[int], list[int]]:
     """Positions in `model.parameters()` of the backbone's weights, and of all others."""
     backbone = {id(weight) for weight in model.backbone.parameters()}  # type: ignore[union-attr]
     own = [id(weight) in backbone for weight in model.parameters()]
@@ -172,84 +224,12 @@ def _network(
     return network, no_sync
 
 
-def snapshot(
-    state: TrainState,
-    epoch: int,
-    best: float,
-    progress: Mapping[str, Any] | None = None,
-    crop_statistics: CropStatistics | None = None,
-) -> dict[str, Any]:
-    """A run after `epoch` epochs, the content of a checkpoint (`restore_training` is its inverse).
-
-    `best` is the best mAP on the held-out identities so far; `progress` is `Meter.state` of an epoch that has begun.
-    The tensors are the state's own, which the next step changes: `pmm.training.saver` copies them.
-    """
-    cuda = torch.cuda.get_rng_state_all() if state.device.type == "cuda" else []
-    schedule = {key: value for key, value in state.scheduler.state_dict().items() if key != "lr_lambdas"}
-    return {
-        "format": FORMAT,
-        "model": dict(state.model.state_dict()),
-        "ema": state.ema and state.ema.state_dict(),
-        "config": state.config.to_dict(),
-        "epoch": epoch,
-        "optimizer": state.optimizer.state_dict(),
-        "scheduler": schedule,
-        "scaler": state.scaler.state_dict(),
-        "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
-        "progress": dict(progress) if progress else None,
-        "best": best,
-        "crop_statistics": dataclasses.asdict(crop_statistics) if crop_statistics else None,
-        "versions": {**versions(), "precision": describe_precision(state.config, state.device)},
-    }
-
-
-def restore_training(saved: dict[str, Any], state: TrainState, path: Path) -> None:
-    """Set all that a step changes, and the random number generators, to what was `saved` at `path` (see `snapshot`).
-
-    Raises InvalidFile if a run cannot be resumed from it (a best.pth, or a checkpoint that was imported).
-    """
-    if not all(isinstance(saved[key], dict) for key in ("model", "optimizer", "scheduler", "rng")):
-        raise InvalidFile(
-            "it has weights but no state of the optimizer, like a best.pth or an imported checkpoint",
-            path=path,
-            hint="start a new run",
-        )
-    state.model.load_state_dict(saved["model"])
-    if state.ema is not None:
-        state.ema.load_state_dict(saved["ema"])
-    state.optimizer.load_state_dict(_in_two_groups(saved["optimizer"], state.model))
-    state.scheduler.load_state_dict(_of_two_groups(saved["scheduler"]))
-    for group, rate in zip(state.optimizer.param_groups, state.scheduler.lr_lambdas, strict=True):
-        group["lr"] = rate(state.scheduler.last_epoch)  # a run that is extended has another schedule than before
-    if saved["scaler"]:  # not if the run computed in another precision so far
-        state.scaler.load_state_dict(saved["scaler"])
-    torch.set_rng_state(saved["rng"]["torch"])
-    if state.device.type == "cuda":
-        for index, cuda in enumerate(saved["rng"]["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(cuda, index)
-
-
-def _in_two_groups(saved: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The state of an optimizer as this version has it: fused, the backbone's weights in a group of their own."""
-    groups = [{**group, "fused": True, "foreach": None} for group in saved["param_groups"]]
-    if len(groups) == 1:
-        (group,) = groups
-        groups = [{**group, "params": [group["params"][i] for i in part]} for part in _parameter_groups(model)]
-    return {**saved, "param_groups": groups}
-
-
-def _of_two_groups(saved: dict[str, Any]) -> dict[str, Any]:
-    """The state of a schedule, which once had one rate for all weights."""
-    two = {key: saved[key] * 2 if len(saved[key]) == 1 else saved[key] for key in ("base_lrs", "_last_lr")}
-    return {**saved, **two, "lr_lambdas": [None, None]}
-
-
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
     """Learning rate of iteration `step` (from 0).
 
     "paper": the steps of the published recipe by epoch e = 1..400, stretched to `recipe.epochs`: 1e-4 (e // 5 + 1)
     below 50, then 1e-3, 1e-4 from 200, 1e-5 from 300 (times recipe.lr / 1e-3). "flat-cosine": linear warm-up, flat,
-    half a cosine down.
+    half a cosine down. "milestones": linear warm-up, flat, a tenth from the epoch after each milestone on.
     """
     if recipe.schedule == "paper":
         epoch = (step // steps_per_epoch) * PAPER_EPOCHS // recipe.epochs + 1
@@ -259,6 +239,9 @@ def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> floa
     done = (step + 1) / (recipe.epochs * steps_per_epoch)
     if done < recipe.warmup:
         return recipe.lr * done / recipe.warmup
+    if recipe.schedule == "milestones":
+        epoch = step // steps_per_epoch
+        return recipe.lr * 0.1 ** sum(epoch >= round(share * recipe.epochs) for share in recipe.milestones)
     if done <= recipe.flat:
         return recipe.lr
     return recipe.lr * (1 + math.cos(math.pi * (done - recipe.flat) / (1 - recipe.flat))) / 2

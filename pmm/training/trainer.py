@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
@@ -16,6 +15,7 @@ import torch
 from pmm.artifacts.checkpoint import statistics_of
 from pmm.artifacts.init_file import InitFile
 from pmm.artifacts.initial_weights import load_initial_weights
+from pmm.artifacts.torch_file import read_torch_file, write_torch_file
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
 from pmm.data.crop_statistics import CropStatistics
@@ -23,23 +23,25 @@ from pmm.data.loader import train_batches
 from pmm.data.measure_crops import crop_statistics
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.samples import ReidDataset
-from pmm.models.registry import build_model
+from pmm.models.phases import Phase, phase_of
+from pmm.models.registry import build_model, phases_of
 from pmm.training.announce import Announcer
 from pmm.training.distributed import Processes
-from pmm.training.failures import LossWatch, explain_errors, not_finite
+from pmm.training.failures import LossWatch, explain_errors, not_finite, with_way_on, write_bad_batch
 from pmm.training.flags import TrainOptions
 from pmm.training.pictures import log_mix_picture
 from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.resuming import best_so_far, load_last
 from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
 from pmm.training.saver import Saver
+from pmm.training.snapshot import restore_training, snapshot
 from pmm.training.state import (
+    TrainState,
     check_device,
     check_network_on,
     in_train_mode,
     make_train_state,
-    restore_training,
-    snapshot,
+    next_phase,
 )
 from pmm.training.step import train_step
 from pmm.training.validation import Evaluations
@@ -47,6 +49,8 @@ from pmm.utils.errors import TrainingInterrupted, UserError
 from pmm.utils.facts import how_many
 from pmm.utils.files import sweep, write_file
 
+INITIAL = "initial.pth"
+"""The weights that a run began with, where a later phase begins with them again."""
 CONTINUE, SAVE, STOP, REFUSE, FAIL = range(5)
 """What to do before the next step: the largest of what the processes want."""
 
@@ -85,7 +89,9 @@ class Trainer:
             world=processes.world,
             skip_bad=options.skip_bad_images,
         )
-        self.model: torch.nn.Module = build_model(config)
+        self.phases = phases_of(config)
+        self.state: TrainState
+        self.model = build_model(config)
         check_network_on(device, self.model)
         self.epochs_done, self.best = 0, -1.0
         self.progress: Mapping[str, Any] = {}
@@ -115,6 +121,8 @@ class Trainer:
         self.announcer.start(self.model, self.device, self.processes.world, self.epochs_done, step)
         with closing(self.saver), closing(self.batches), explain_errors(self.out, self.processes.world):
             self._train_epochs(pending_signal)
+        if self.processes.main:
+            (self.out / INITIAL).unlink(missing_ok=True)
         print(f"{self.out}: finished {how_many(epochs, 'epoch')}; best.pth and last.pth are ready")
         return best
 
@@ -124,8 +132,10 @@ class Trainer:
         if self.init:
             print(table)
             self.init.weights.clear()  # a second network in memory, for as long as the run takes
+        if any(phase.anew for phase in self.phases) and self.processes.main:
+            write_torch_file(self.out / INITIAL, self.model.state_dict())
         with explain_errors(self.out, self.processes.world):
-            self._make_state()
+            self._make_state(self.phases[0])
         self.processes.run_on_all(self._write_config)
         self.processes.run_on_all(self._measure_crops)
         self._save(self.saver.save_first)  # proves that there is room; from here on the run can be resumed
@@ -134,11 +144,11 @@ class Trainer:
         """From last.pth. Raises UserError if it is of another configuration or cannot be resumed from."""
         extend = self.options.extend
         saved = self.processes.run_on_all(lambda: load_last(self.out, self.config, extend=extend))
+        self.epochs_done, self.progress = saved["epoch"], saved["progress"] or {}
         with explain_errors(self.out, self.processes.world):
-            self._make_state()
+            self._make_state(phase_of(self.phases, self.epochs_done + bool(self.progress.get("steps"))))
             self.processes.run_on_all(lambda: restore_training(saved, self.state, self.out / "last.pth"))
         self.processes.run_on_all(self._write_config)
-        self.epochs_done, self.progress = saved["epoch"], saved["progress"] or {}
         self.best = best_so_far(saved, self.out, self.config)
         self.origin = {key: saved["versions"][key] for key in ("init",) if key in saved["versions"]}
         self.crop_statistics = statistics_of(saved)
@@ -159,10 +169,7 @@ class Trainer:
         self.evaluations = Evaluations(self.config, self.split, self.processes, skip_bad=skip_bad)
         with open_run_logger(self.out, first) if self.processes.main else nullcontext() as log:
             begin = time.perf_counter()
-            self.sampler.epochs = range(first + 1, epochs + 1)
-            self.sampler.first = self.progress.get("steps", 0)
-            batches = iter(self.batches)
-            for epoch in self.sampler.epochs:
+            for epoch, batches in self._epochs():
                 label = f"epoch {epoch}/{epochs}"
                 record = self._end_epoch(epoch, self._train_epoch(epoch, batches, label, pending_signal), log)
                 if log:
@@ -171,6 +178,30 @@ class Trainer:
                     self.announcer.warn(record, self.progress.get("skipped", {}), epoch - first)
                     log_mix_picture(log, self.model, self.split.train, self.config, epoch, self.batches.skipped)
             self._save(self._save_all)
+
+    def _epochs(self) -> Iterator[tuple[int, Iterator[TrainBatch | UserError]]]:
+        """The epochs that are left, from 1, with the batches from which to take theirs."""
+        for phase in self.phases:
+            steps = self.progress.get("steps", 0)
+            left = range(max(phase.epochs.start, self.epochs_done + 1), phase.epochs.stop)
+            if not left:
+                continue
+            if left == phase.epochs and not steps and phase.begin:
+                self._begin(phase)
+            self.sampler.epochs = range(phase.stream(left.start), phase.stream(left.stop))
+            self.sampler.first = steps
+            batches = iter(self.batches)
+            for epoch in left:
+                yield epoch, batches
+
+    def _begin(self, phase: Phase) -> None:
+        """A phase but the first."""
+        if phase.anew:
+            path = self.out / INITIAL
+            weights = self.processes.run_on_all(lambda: read_torch_file(path, "the weights that the run began with"))
+            self.model.load_state_dict(weights)
+        with explain_errors(self.out, self.processes.world):
+            self.state = next_phase(self.state, phase)
 
     def _end_epoch(self, epoch: int, share: dict[str, Any], log: RunLogger | None) -> dict[str, Any]:
         """The record of `epoch`, of which `share` is of this process; writes it, and a model that is the best so far.
@@ -185,7 +216,7 @@ class Trainer:
         record = {"epoch": epoch, **(mean_of_records(records) if records else {}), **found}
         if skipped:
             record["skipped_images"] = len(skipped)
-        is_best = found.get("val_mAP", self.best) > self.best
+        is_best = self._in_last_phase and found.get("val_mAP", self.best) > self.best
         self.best = found["val_mAP"] if is_best else self.best
 
         def write() -> None:
@@ -208,8 +239,13 @@ class Trainer:
             paths = [sample.path for sample in self.split.train]
             self.crop_statistics = crop_statistics(paths, preprocessing_of(self.config))
 
-    def _make_state(self) -> None:
-        self.state = make_train_state(self.model, self.config, self.device, len(self.sampler), self.processes)
+    @property
+    def _in_last_phase(self) -> bool:
+        """Whose model alone is deployed."""
+        return self.state.phase == self.phases[-1]
+
+    def _make_state(self, phase: Phase) -> None:
+        self.state = make_train_state(self.model, self.config, self.device, len(self.sampler), self.processes, phase)
         self.model = self.state.model
 
     def _train_epoch(
@@ -223,7 +259,8 @@ class Trainer:
             assert not isinstance(batch, UserError)
             lr = self.state.lr
             on_losses = partial(watch.watch, batch=batch.indices, step=meter.steps + 1)
-            losses = train_step(self.state, batch, epoch=epoch, step=meter.steps, on_losses=on_losses)
+            stream = self.state.phase.stream(epoch)
+            losses = train_step(self.state, batch, epoch=stream, step=meter.steps, on_losses=on_losses)
             meter.step(losses, len(batch.labels), lr)
         self._before_step(None, meter, watch, label, lambda: 0)
         return meter.record()
@@ -278,24 +315,19 @@ class Trainer:
         if failure:
             losses, indices, step = failure
             files = [str(self.split.train[index].path) for index in indices.tolist()]
-            values = {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
-            report = {"epoch": self.epochs_done + 1, "step": step, "lr": meter.lr, "losses": values, "files": files}
-            path = self.out / ("bad-batch.json" if self.processes.main else f"bad-batch-{self.processes.rank}.json")
-            write_file(path, json.dumps(report, indent=1, allow_nan=False) + "\n")  # JSON has no number for NaN
-            raise not_finite(label, step, losses, meter.lr, path, self.config.recipe.divergence_hint)
+            name = "bad-batch.json" if self.processes.main else f"bad-batch-{self.processes.rank}.json"
+            report = self.out / name
+            write_bad_batch(report, self.epochs_done + 1, step, meter.lr, losses, files)
+            raise not_finite(label, step, losses, meter.lr, report, self.config.recipe.divergence_hint)
 
     def _raise_unreadable(self, batch: Any) -> None:
-        """Raise the UserError in place of a batch, if it is one, with what to do next."""
+        """Raise the UserError in place of a batch, if it is one."""
         if isinstance(batch, UserError):
-            skip = "" if self.options.skip_bad_images else " or add --skip-bad-images"
-            mend = f"mend the file (pmm check lists all bad ones){skip}"
-            go_on = f"the run is saved: {mend}, and go on with --resume"
-            batch.hint = "; ".join(filter(None, (batch.hint, go_on)))
-            raise batch
+            raise with_way_on(batch, skips_bad=self.options.skip_bad_images)
 
     def _save_all(self, content: dict[str, Any]) -> None:
         """Without held-out identities, the newest model is the best."""
-        self.saver.save_now(content, best=not self.evaluations.chooses)
+        self.saver.save_now(content, best=self._in_last_phase and not self.evaluations.chooses)
 
     def _save(self, save: Callable[[dict[str, Any]], None]) -> None:
         """`save` the run as it is, in the first process; all raise its error."""

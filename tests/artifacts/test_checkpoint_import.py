@@ -25,7 +25,8 @@ from pmm.data.readers import read_dataset
 from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
-from pmm.training.state import make_train_state, restore_training
+from pmm.training.snapshot import restore_training
+from pmm.training.state import make_train_state
 from pmm.utils.errors import InvalidFile
 from tests.authors import authors_network, hollow
 from tests.conftest import assert_one_line_error, examples, run_here

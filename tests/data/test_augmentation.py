@@ -1,7 +1,7 @@
 import numpy as np
 
-from pmm.config import RecipeConfig
 from pmm.data.augmentation import draw_augmentation
+from pmm.recipe import RecipeConfig
 
 
 def test_every_shift_happens_and_cutout_half_the_time():

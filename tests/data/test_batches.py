@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.config import RecipeConfig
 from pmm.data.augmentation import draw_augmentation, shift_into
 from pmm.data.batches import TrainBatch, _normalize_at_once, _scale_and_offset, normalize_batch
+from pmm.recipe import RecipeConfig
 from tests.conftest import examples
 from tests.data.plain_augmentation import PREPROCESSING, reference
 

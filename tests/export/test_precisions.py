@@ -27,7 +27,8 @@ from pmm.models.registry import METHODS, build_model
 from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph
 from pmm.runtime.open import open_runner
-from pmm.training.state import make_train_state, snapshot
+from pmm.training.snapshot import snapshot
+from pmm.training.state import make_train_state
 from pmm.utils.errors import BackendUnavailable, InvalidFile, InvalidInput
 from tests.refusals import refuses
 

@@ -24,7 +24,8 @@ from pmm.gallery.embed import embed_crops
 from pmm.models.registry import build_model
 from pmm.presets import preset
 from pmm.runtime.open import open_runner
-from pmm.training.state import make_train_state, snapshot
+from pmm.training.snapshot import snapshot
+from pmm.training.state import make_train_state
 from pmm.training.step import train_step
 
 

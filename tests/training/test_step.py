@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import pmm.training.step
-from pmm.config import RecipeConfig
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import build_model
-from pmm.training.state import check_device, make_train_state, restore_training, snapshot
+from pmm.recipe import RecipeConfig
+from pmm.training.snapshot import restore_training, snapshot
+from pmm.training.state import check_device, make_train_state
 from pmm.training.step import set_deterministic, train_step
 from pmm.utils.errors import ConflictingOptions
 from tests.refusals import refuses

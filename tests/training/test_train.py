@@ -600,7 +600,7 @@ def test_a_run_says_where_its_time_goes_and_warns_once(small_config, tmp_path, m
     done = capsys.readouterr()
     assert done.out.count("  data 150 ms  step 225 ms  ") == 3
     assert caplog.text.count("40% of the epoch was spent waiting for images") == 1
-    assert done.out.count("config: recipe: epochs=3, batch_size=12,") == 1
+    assert done.out.count("config: recipe: epochs=3, sampler=pk, batch_size=12,") == 1
 
 
 def test_a_run_in_use_is_refused(small_config, tmp_path):
