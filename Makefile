@@ -8,7 +8,7 @@ CLIENTS := .venv-clients
 # that hangs fails, with its stack, after a time that no whole one takes.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup again demo test test-slow test-full mutants clients gpu lint clean
+.PHONY: help setup again demo test test-slow test-full mutants clients gpu lint docs clean
 
 help:
 	@echo "make demo       environment, synthetic people, training, ONNX, TensorRT-RTX engine, report ($(DEMO)/)"
@@ -21,6 +21,7 @@ help:
 	@echo "                PYTHON=python3 takes a python that has torch, and installs nothing;"
 	@echo "                ONLY='tests training' leaves out the other steps, AGAIN=tests repeats one that passed"
 	@echo "make lint       ruff, mypy and the walls between the packages (import-linter)"
+	@echo "make docs       the documentation, into build/site/index.html; a warning is an error"
 	@echo "make setup      the environment alone ($(VENV)/)"
 	@echo "make clients    other environments, for make test-full ($(CLIENTS)/): without us, without torch, the lowest"
 	@echo "                versions, other toolkits, other engines, other readers of ONNX files, real pedestrians"
@@ -162,6 +163,12 @@ lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports --no-cache --no-logo
+
+# The pages of commands, errors and results are made first, from the code and from bench/results.
+docs: setup
+	$(PIP) -e ".[docs]" --no-build-isolation
+	$(PYTHON) -m bench.lab.pages
+	NO_COLOR=1 $(VENV)/bin/zensical build --clean --strict
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

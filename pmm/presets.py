@@ -110,7 +110,7 @@ METHOD_VALUES: dict[str, dict[str, dict[str, Any]]] = {
 def preset(name: str, method: str = "") -> Config:
     """The named preset, as `method` has it (default: its own). Raises InvalidValue naming the known presets.
 
-    Example:
+    Examples:
         >>> preset("paper", "pcb").recipe.optimizer
         'nesterov'
     """

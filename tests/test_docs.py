@@ -3,11 +3,14 @@
 import importlib
 import re
 import shlex
+import shutil
 
 import pytest
 
+from bench.lab.pages.__main__ import pages
 from pmm.__main__ import COMMANDS
 from pmm.adoption.image_options import ImageOptions
+from pmm.artifacts.artifact import manifest_path
 from pmm.utils.command_line import check_args, parse_args
 from tests.conftest import ROOT
 
@@ -15,6 +18,7 @@ PAGE = (ROOT / "docs/adopt.md").read_text()
 PAGES = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL)).replace("\\\n", " ")
 LINES = [line for line in (*BLOCKS.splitlines(), *re.findall(r"`(pmm adopt [^`]+)`", PAGE)) if line]
+WITH_PYTHON = [path for path in sorted((ROOT / "docs").glob("*.md")) if "```python" in path.read_text()]
 IMAGES = re.findall(
     r"`(--(?:no-antialias|interpolation|padding|scale|mean)[^`]* [^`]*|--no-antialias)` \|$", PAGE, re.M
 )
@@ -41,10 +45,38 @@ def test_flags_for_images_can_be_given(flags):
 
 
 def test_links_lead_to_files():
-    pages = sorted((ROOT / "docs").glob("*.md"))
-    links = {page.parent / link for page in pages for link in re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text())}
+    files = sorted((ROOT / "docs").glob("*.md"))
+    made = {ROOT / "docs/reference" / name for name in pages()}
+    links = {page.parent / link for page in files for link in re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text())}
     assert len(links) >= 3
-    assert [link for link in links if not link.exists()] == []
+    assert [link for link in links - made if not link.exists()] == []
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    written = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert listed == written | {f"reference/{name}" for name in pages()}
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
+def test_its_python_runs_as_it_stands(page, exported, tmp_path, monkeypatch):
+    for name in ("first", "model"):
+        for file in (exported, manifest_path(exported)):
+            shutil.copy(file, tmp_path / file.name.replace("model", name))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(block, names)
+    assert names
+
+
+def test_the_search_of_the_video_page_finds_the_same_person(exported, tmp_path, monkeypatch):
+    for file in (exported, manifest_path(exported)):
+        shutil.copy(file, tmp_path / file.name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(re.findall(r"```python\n(.*?)```", (ROOT / "docs/video.md").read_text(), re.DOTALL)[0], names)
+    assert {names["names"][row].rpartition("-")[2] for row in names["nearest"]} == {"0.jpg"}
 
 
 def test_examples_are_as_short_as_their_page_says():

@@ -69,7 +69,7 @@ def adopt(
         CannotWrite: the disk is full or `out` cannot be written.
         InvalidValue, ConflictingOptions: what no contract can have.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> pmm.adopt(network, "adopted.pth", height=64, width=32).embedding_dim

@@ -84,7 +84,7 @@ def load_model(path: str | Path) -> EmbeddingModel:
 
     Raises InvalidFile as `read_model`.
 
-    Example:
+    Examples:
         >>> model = pmm.load_model("best.pth")
         >>> model.training, model.embedding_dim
         (False, 384)

@@ -98,7 +98,7 @@ def load_crops(
             `float_range`, or with values beyond it (its `index`), but for the rounding of interpolation.
         InvalidValue: a size, a number of threads or a range that cannot be.
 
-    Example:
+    Examples:
         >>> [crop.ndim for crop in pmm.load_crops("query.jpg")]  # of the size of the file: a runner resizes it
         [3]
         >>> crops = pmm.load_crops(["query.jpg", np.zeros((90, 40, 3), np.uint8)], 128, 64)

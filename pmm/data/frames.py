@@ -43,7 +43,7 @@ def crop_boxes(frame: npt.NDArray[np.uint8], boxes: Boxes, *, colour: Literal["b
             that can only be fractions of the frame.
         InvalidValue: another colour.
 
-    Example:
+    Examples:
         >>> frame = np.zeros((480, 640, 3), np.uint8)
         >>> crops = pmm.crop_boxes(frame, [[10, 20, 50, 100], [300.5, 40.2, 360, 200]], colour="bgr")
         >>> [crop.shape for crop in crops]

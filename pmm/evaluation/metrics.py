@@ -85,7 +85,7 @@ def evaluate_ranking(
         InvalidValue: an unknown metric or ap, max_rank < 1.
         OutOfMemory: a memory limit too small for one query; the least that works is its `expected`.
 
-    Example:
+    Examples:
         >>> query, gallery = np.float32([[0, 1], [1, 0]]), np.float32([[0, 2], [1, 1], [3, 0]])
         >>> result = pmm.evaluate_ranking(query, gallery, [7, 8], [7, 8, 8], [1, 1], [2, 2, 2])
         >>> result.mAP, result.skipped

@@ -64,7 +64,7 @@ def export_onnx(
         ConflictingOptions: `options` about what an adopted file has decided.
         ParityFailed: the embeddings moved; no file is left.
 
-    Example:
+    Examples:
         >>> artifact = pmm.export_onnx("best.pth", "best-fp16.onnx", pmm.ExportOptions(precision="fp16"))
         >>> artifact.manifest.precision_found, artifact.manifest.parity["min_cosine"] > 0.999
         ('fp16', True)

@@ -103,7 +103,7 @@ def build_engine(
         ParityFailed: the embeddings moved; no engine is left.
         BackendUnavailable: no builder for this machine.
 
-    Example:
+    Examples:
         >>> artifact = pmm.build_engine("best.onnx", "best.plan", pmm.EngineOptions(batch=((1, 8, 64),), flavor="rtx"))
         >>> artifact.manifest.precision_found
         'fp32'

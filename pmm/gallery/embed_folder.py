@@ -72,7 +72,7 @@ def embed(
         CannotWrite: a gallery that exists, without `append`; or the place cannot be written.
         UserError: as `pmm.open_runner`.
 
-    Example:
+    Examples:
         >>> gallery = pmm.embed("best.onnx", "crops", "gallery", names="market1501")
         >>> gallery.embeddings().shape == (len(gallery), gallery.dim), gallery.columns[:2]
         (True, ('path', 'pid'))

@@ -21,7 +21,7 @@ from pmm.utils.errors import InvalidInput, InvalidValue
 class RowFilter:
     """Rows for which all that is given holds; what is empty or None asks for nothing.
 
-    Example:
+    Examples:
         >>> night = RowFilter(cameras=["gate", "yard"], since=1.6e9)
     """
 

@@ -31,7 +31,7 @@ class Gallery(GalleryReader):
     wrote since. Threads may share it. Its files are mapped into memory: a process that reads one which something else
     makes shorter meanwhile is ended by the system (SIGBUS).
 
-    Example:
+    Examples:
         >>> gallery = pmm.Gallery.create("gallery", np.eye(3), ids=["a", "b", "c"])
         >>> ids, distances = gallery.search(np.array([0.9, 0.1, 0]), k=2)
         >>> ids.tolist()

@@ -52,7 +52,7 @@ def search(
         InvalidValue, InvalidInput: as `Gallery.search`.
         UserError: as `pmm.open_runner`.
 
-    Example:
+    Examples:
         >>> gallery = pmm.embed("best.onnx", "crops", "people")
         >>> ids, distances = pmm.search("people", "query.jpg", k=3)
         >>> len(ids), bool(distances[0] <= distances[1] <= distances[2])

@@ -79,7 +79,7 @@ def open_runner(
         InvalidValue, ConflictingOptions: an unknown backend or device, or one without the other.
         BackendUnavailable: a library or a device is missing here.
 
-    Example:
+    Examples:
         >>> with pmm.open_runner("best.onnx", device="cpu") as runner:
         ...     crops = pmm.load_crops("query.jpg", runner.preprocessing)  # uint8 RGB [1, H, W, 3]
         ...     embeddings = runner(crops)

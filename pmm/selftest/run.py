@@ -44,7 +44,7 @@ def run_selftest(
     Raises:
         InvalidFile: no selftest, or one of another file; and as `pmm.open_runner`.
 
-    Example:
+    Examples:
         >>> verdict = pmm.run_selftest("best.onnx", device="cpu")
         >>> verdict.passed, verdict.mistakes
         (True, ())
@@ -75,7 +75,7 @@ def judge_embeddings(
         InvalidInput: another number of rows or of dimensions, NaN or Inf.
         InvalidValue: an unknown precision.
 
-    Example:
+    Examples:
         >>> with pmm.open_runner("best.onnx") as runner:
         ...     crops = [np.load("best.onnx.selftest.npz")[f"crop_{k}"] for k in range(4)]
         ...     theirs = runner([crop[..., ::-1] for crop in crops])  # in the order of OpenCV

@@ -19,7 +19,7 @@ class UserError(Exception):
         expected: what would have been right.
         hint: what to do next, as a command or a flag that exists.
 
-    Example:
+    Examples:
         >>> str(UserError("it is empty", path="crops", expected="images", hint="run pmm synthetic"))
         'crops: it is empty; expected images; run pmm synthetic'
     """
@@ -53,7 +53,7 @@ class InvalidValue(UserError):
         value: what it was.
         expected: what it can be; or `choices`, the words to choose from, of which the nearest is suggested.
 
-    Example:
+    Examples:
         >>> str(InvalidValue("--threads", -1, "0 or more"))
         '--threads is -1; expected 0 or more'
         >>> str(InvalidValue("backend", "onxruntime", choices=["auto", "onnxruntime"]))

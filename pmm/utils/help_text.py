@@ -57,7 +57,7 @@ def _usage(line: str, prog: str, width: int) -> str:
 def _entry(argument: Argument, width: int) -> str:
     """An argument: how it is given, and beside it, or below if that is long, its help."""
     flags = ", ".join(flag for flag in (argument.arg.short, argument.flag) if flag)
-    head = "  " + " ".join(part for part in (flags, "" if argument.arg.positional else _metavar(argument)) if part)
+    head = "  " + " ".join(part for part in (flags, "" if argument.arg.positional else metavar(argument)) if part)
     lines = _lines(explanation(argument), width - COLUMN)
     if len(head) <= COLUMN - 2:
         head = f"{head:<{COLUMN}}{lines.pop(0)}"
@@ -81,7 +81,8 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _metavar(argument: Argument) -> str:
+def metavar(argument: Argument) -> str:
+    """What stands for the value of a flag, as DIR or {fp32,fp16}; empty for a switch."""
     if argument.arg.metavar:
         return argument.arg.metavar
     words = [

@@ -1,0 +1,69 @@
+"""The page of the command line: every command, its usage and its flags, from the dataclasses that parse them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from types import ModuleType
+
+from pmm.__main__ import COMMANDS
+from pmm.training.flags import TrainCommand
+from pmm.utils.arguments import Argument, arguments
+from pmm.utils.help_text import explanation, metavar
+
+HEAD = """# Command line
+
+`pmm COMMAND --help` shows the same in a terminal. `python -m pmm COMMAND` is the same command where no script is
+installed, and in a clone `python -m pmm.train`, `python export/to_onnx.py`, `python export/to_trt.py` and
+`python bench/run.py` are `pmm train`, `pmm export onnx`, `pmm export trt` and `pmm bench`.
+
+Every command ends with 0 if all went well, 1 if a run or a gate failed, and 2 for a command line that cannot be used.
+"""
+
+
+def cli_page() -> str:
+    """Markdown of the whole page."""
+    index = ["| command | what it does |", "|---|---|"]
+    index += [f"| [`pmm {name}`](#{_anchor(name)}) | {text} |" for name, (_, text) in COMMANDS.items()]
+    return "\n".join([HEAD, *index, "", *(_section(name, importlib.import_module(_module(name))) for name in COMMANDS)])
+
+
+def _module(name: str) -> str:
+    return f"pmm.commands.{COMMANDS[name][0]}"
+
+
+def _anchor(name: str) -> str:
+    return f"pmm-{name.replace(' ', '-')}"
+
+
+def _section(name: str, module: ModuleType) -> str:
+    """A command: usage, text, and a table of its flags for each group."""
+    paragraphs = [part.strip() for part in inspect.cleandoc(module.__doc__ or "").split("\n\n")]
+    usages = [part for part in paragraphs if re.match(r"(pmm|python|PYTHONPATH=\.) ", part)]
+    texts = [part for part in paragraphs if part not in usages]
+    groups: dict[str, list[Argument]] = {}
+    for argument in arguments(_command(module)):
+        groups.setdefault("arguments" if argument.arg.positional else argument.group, []).append(argument)
+    lines = [f"## pmm {name} {{#{_anchor(name)}}}", "", *(f"{text}\n" for text in texts)]
+    lines += ["```text", *usages, "```", ""]
+    for title, group in groups.items():
+        lines += ["" if title == "options" else f"**{title.capitalize()}**\n", "| | |", "|---|---|"]
+        lines += [f"| {_given(each)} | {_cell(explanation(each))} |" for each in group]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _command(module: ModuleType) -> type:
+    return next((kind for key, kind in vars(module).items() if key.endswith("Command")), TrainCommand)
+
+
+def _given(argument: Argument) -> str:
+    """How it is given, as `-o, --out DIR`."""
+    flags = ", ".join(flag for flag in (argument.arg.short, argument.flag) if flag)
+    value = "" if argument.arg.positional else metavar(argument)
+    return f"`{f'{flags} {value}'.strip()}`".replace("|", "\\|")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
