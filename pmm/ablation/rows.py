@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pmm.config import Config
+from pmm.models.registry import phases_of
 from pmm.presets import preset
 from pmm.utils.errors import ConflictingOptions, InvalidValue, UserError
 
@@ -108,6 +109,21 @@ def config_of(row: Row, shared: Sequence[str]) -> Config:
 
     with _named(row):
         return parse([*shared, *row.words()]).config
+
+
+def with_all_epochs(row: Row, config: Config, *, given: bool) -> Row:
+    """The row with the epochs of all its trainings: a method that first trains another network than the one that is
+    tested has as many epochs for each as other rows have in all.
+
+    Not if the row says how many it has, or its method has a number of its own in the preset; `given`: all rows have
+    another than that.
+    """
+    trainings = 1 + sum(phase.anew for phase in phases_of(config))
+    own = preset(row.preset, row.method).recipe.epochs != preset(row.preset).recipe.epochs
+    if trainings == 1 or "epochs" in dict(row.settings) or (own and not given):
+        return row
+    settings = (*row.settings, ("epochs", str(trainings * config.recipe.epochs)))
+    return dataclasses.replace(row, settings=settings)
 
 
 def check_models(rows: Sequence[Row], configs: Sequence[Config]) -> None:

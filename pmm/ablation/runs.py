@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from pmm.utils.files import make_folder, write_file
 from pmm.utils.task_runner import end_group, environment, last_lines, start_group
 
 STAMP, EVALUATION, METRICS, LOG = "stamp.json", "evaluation.json", "metrics.jsonl", "log.txt"
+STANDARD = "standard"
+"""Definition of average precision in all tables."""
 POLL_S = 0.1
 
 State = Literal["finished", "started", "new"]
@@ -38,14 +40,21 @@ class AblationRun:
     """Command line that writes the figures of `folder`/best.pth to `folder`/evaluation.json."""
     facts: Mapping[str, Any]
     """All that the figures depend on, as plain values."""
+    by_other_ap: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other definition of average precision -> command line that writes the figures by it to `evaluation_file`."""
 
     @property
     def name(self) -> str:
         return f"{self.row}, seed {self.seed}"
 
+    @property
+    def commands(self) -> list[tuple[str, ...]]:
+        """Its command lines, in turn."""
+        return [self.train, self.evaluate, *self.by_other_ap.values()]
+
     def lines(self) -> list[str]:
         """Its command lines, as one would type them."""
-        return [shlex.join(self.train), shlex.join(self.evaluate)]
+        return [shlex.join(command) for command in self.commands]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +69,8 @@ class Figures:
     """Seconds in epochs, without start-up, validation and checkpoints."""
     images_per_s: float
     """Images in training divided by `train_s`."""
+    other_mAP: Mapping[str, float] = field(default_factory=dict)  # noqa: N815
+    """Definition of average precision, other than the standard one -> mAP by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +106,11 @@ def changes(run: AblationRun) -> list[str]:
     ]
 
 
+def evaluation_file(ap: str) -> str:
+    """Name of the file in a run's folder that has its figures by a definition of average precision."""
+    return EVALUATION if ap == STANDARD else f"{Path(EVALUATION).stem}-{ap}.json"
+
+
 def forget(run: AblationRun) -> None:
     """Remove the folder of a run, to start it anew."""
     shutil.rmtree(run.folder, ignore_errors=True)
@@ -103,7 +119,9 @@ def forget(run: AblationRun) -> None:
 def figures(run: AblationRun) -> Figures | None:
     """None if the run is not finished."""
     try:
-        evaluation = json.loads((run.folder / EVALUATION).read_text())
+        evaluation, *others = (
+            json.loads((run.folder / evaluation_file(ap)).read_text()) for ap in (STANDARD, *run.by_other_ap)
+        )
         epochs = [json.loads(line) for line in (run.folder / METRICS).read_text().splitlines()]
         seconds = math.fsum(epoch["seconds"] for epoch in epochs)
         images = math.fsum(epoch["images_per_s"] * epoch["seconds"] for epoch in epochs)
@@ -112,44 +130,48 @@ def figures(run: AblationRun) -> Figures | None:
             epochs=len(epochs),
             train_s=seconds,
             images_per_s=images / seconds,
+            other_mAP={ap: float(other["mAP"]) for ap, other in zip(run.by_other_ap, others, strict=True)},
         )
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
         return None
-    return result if all(map(math.isfinite, vars(result).values())) else None
+    values = vars(result) | {"other_mAP": 0.0, **result.other_mAP}
+    return result if all(map(math.isfinite, values.values())) else None
 
 
 def run_all(
     runs: Sequence[AblationRun],
     *,
     root: Path,
-    jobs: int = 1,
-    env: Mapping[str, str] | None = None,
+    slots: Sequence[Mapping[str, str]] = ({},),
     finished: Callable[[RunOutcome, int, float], None] = lambda outcome, left, seconds: None,
 ) -> list[RunOutcome]:
-    """Run those of `runs` that are not finished, in their order, `jobs` at once; a failure does not stop the others.
+    """Run those of `runs` that are not finished, in their order; a failure does not stop the others.
 
-    `finished` is called with each outcome, how many runs are left and for about how many seconds. Processes import our
-    packages from `root`. An interrupt ends them all; their checkpoints remain, and the next call goes on from them.
+    One run at a time is in each of `slots`, with the environment variables that are there. `finished` is called with
+    each outcome, how many runs are left and for about how many seconds. Processes import our packages from `root`. An
+    interrupt ends them all; their checkpoints remain, and the next call goes on from them.
     """
     outcomes = {id(run): RunOutcome(run=run, figures=figures(run)) for run in runs if state(run) == "finished"}
-    waiting = [run for run in runs if id(run) not in outcomes]
+    waiting, free = [run for run in runs if id(run) not in outcomes], [*slots]
     active: list[_Job] = []
     took: list[float] = []
     try:
         with command_line.deferred_interrupt() as pause:
             while waiting or active:
                 pause()
-                while waiting and len(active) < jobs:
-                    active.append(_Job(waiting.pop(0), root, env or {}))
+                while waiting and free:
+                    active.append(_Job(waiting.pop(0), root, free.pop(0)))
                 time.sleep(POLL_S)
                 for job in active[:]:
                     if (outcome := job.advance()) is None:
                         continue
                     active.remove(job)
+                    free.append(job.slot)
                     outcomes[id(job.run)] = outcome
                     took.append(job.seconds)
                     left = len(waiting) + len(active)
-                    finished(outcome, left, _seconds_left(took, [other.seconds for other in active], waiting, jobs))
+                    seconds = _seconds_left(took, [other.seconds for other in active], waiting, len(slots))
+                    finished(outcome, left, seconds)
     finally:
         for job in active:
             job.end()
@@ -159,16 +181,18 @@ def run_all(
 class _Job:
     """A run in progress: its command lines one after another, with their output in one log."""
 
-    def __init__(self, run: AblationRun, root: Path, env: Mapping[str, str]) -> None:
-        self.run, self._root, self._env = run, root, environment(root, env)
+    def __init__(self, run: AblationRun, root: Path, slot: Mapping[str, str]) -> None:
+        self.run, self.slot, self._root, self._env = run, slot, root, environment(root, slot)
         self._begin = time.monotonic()
         resumed = state(run) == "started" and (run.folder / "last.pth").exists()
         make_folder(run.folder)
-        (run.folder / EVALUATION).unlink(missing_ok=True)
+        for ap in (STANDARD, *run.by_other_ap):
+            (run.folder / evaluation_file(ap)).unlink(missing_ok=True)
         if not (run.folder / STAMP).exists():
             write_file(run.folder / STAMP, json.dumps(_plain(run.facts), indent=1) + "\n")
         self._log = run.folder / LOG
-        self._waiting = [(*run.train, *["--resume"] * resumed), run.evaluate]
+        train, *evaluations = run.commands
+        self._waiting = [(*train, *["--resume"] * resumed), *evaluations]
         self._next("a" if resumed else "w")
 
     @property
@@ -205,10 +229,10 @@ class _Job:
         return f"{how}{': ' if output else ''}{output[-1] if output else ''}; its log is {os.path.relpath(self._log)}"
 
 
-def _seconds_left(took: Sequence[float], active: Sequence[float], waiting: Sequence[AblationRun], jobs: int) -> float:
+def _seconds_left(took: Sequence[float], active: Sequence[float], waiting: Sequence[AblationRun], slots: int) -> float:
     """Estimate by the mean time of the runs that ended."""
     mean = sum(took) / len(took)
-    return (sum(max(0.0, mean - seconds) for seconds in active) + mean * len(waiting)) / jobs
+    return (sum(max(0.0, mean - seconds) for seconds in active) + mean * len(waiting)) / slots
 
 
 def _plain(facts: Mapping[str, Any]) -> Any:

@@ -19,8 +19,18 @@ from pmm.ablation.rows import (
     row_name,
     rows_by_name,
     rows_of,
+    with_all_epochs,
 )
-from pmm.ablation.runs import EVALUATION, AblationRun, RunOutcome, changes, forget, run_all, state
+from pmm.ablation.runs import (
+    STANDARD,
+    AblationRun,
+    RunOutcome,
+    changes,
+    evaluation_file,
+    forget,
+    run_all,
+    state,
+)
 from pmm.artifacts.origin import RUNS
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
 from pmm.data.readers import read_dataset
@@ -60,7 +70,8 @@ class AblationOptions:
     first_seed: Annotated[int, Arg(group="rows")] = 0
     """The first of these seeds; the others follow it."""
     epochs: Annotated[int, Arg(group="rows")] = 0
-    """Epochs of each run (default: those of the preset; on synthetic identities 60 at most)."""
+    """Epochs of each network that is tested (default: those of the preset; on synthetic identities 60 at most). A
+    method that trains one before, as aos, has as many for that."""
     dataset: Annotated[str, Arg("NAME", group="data")] = SYNTHETIC
     """Data set, as for pmm train."""
     root: Annotated[str, Arg("DIR", group="data")] = ""
@@ -88,6 +99,9 @@ class AblationOptions:
 class Ablation:
     """The rows and their runs, checked before any data is drawn or any row trained."""
 
+    folder_flag = "--runs"
+    """Of the command line: where the runs are."""
+
     def __init__(self, options: AblationOptions) -> None:
         """Raises InvalidValue or ConflictingOptions for options that cannot be used."""
         self.options = options
@@ -108,7 +122,10 @@ class Ablation:
         for key in SYNTHETIC_KEYS:  # a flag says which people are to be there
             if (value := getattr(options, key)) != getattr(DataConfig(), key):
                 words += [f"--{key.replace('_', '-')}", str(value)]
-        self.configs = {name: config_of(row, words) for name, row in self.rows.items()}
+        self.configs: dict[str, Config] = {}
+        for name, row in self.rows.items():
+            whole = with_all_epochs(row, config_of(row, words), given=bool(options.epochs))
+            self.rows[name], self.configs[name] = whole, config_of(whole, words)
         seeds = min(options.seeds, FAST_SEEDS) if fast_mode() else options.seeds
         self.seeds = range(options.first_seed, options.first_seed + seeds)
         self.threads = max(1, usable_cores() // options.jobs)
@@ -129,16 +146,20 @@ class Ablation:
     @cached_property
     def all_runs(self) -> list[AblationRun]:
         """Seed by seed, so that an interrupted ablation has pairs, and a machine that slows down slows all rows."""
+        facts = self.facts()
+        return [self.run(name, seed, facts) for seed in self.seeds for name in self.rows]
+
+    def facts(self) -> dict[str, Any]:
+        """What all figures depend on beside the configurations, as plain values."""
         crops = [sample.path for part in (self._split.train, self._split.query, self._split.gallery) for sample in part]
         machine = describe_environment(self.threads)
-        facts = {
+        return {
             "crops": digest(Path(self._root), crops)[:12],
             "device": self.options.device,
             **{key: machine[key] for key in ("python", "cpu", "threads", "gpus", "driver", "kernels")},
             "versions": {name: version for name, version in machine["versions"].items() if name in LIBRARIES},
             "sources": _sources()[:12],
         }
-        return [self._run(name, seed, facts) for seed in self.seeds for name in self.rows]
 
     def check_overwrite(self) -> None:
         """Remove the runs of --again. Raises InvalidFile if another run was made with other settings than this ablation
@@ -148,15 +169,18 @@ class Ablation:
             run, differences = others[0]
             more = f" (and {len(others) - 1} more runs)" if others[1:] else ""
             problem = f"the run has other settings: {', '.join(differences)}{more}"
-            hint = "run them anew with --again all, or choose another folder with --runs"
+            hint = f"run them anew with --again all, or choose another folder with {self.folder_flag}"
             raise InvalidFile(problem, path=run.folder, hint=hint)
         for run in again:
             forget(run)
 
     def measure(self, finished: Callable[[RunOutcome, int, float], None]) -> list[RunOutcome]:
         """Do the runs that are not finished; see `pmm.ablation.runs.run_all`."""
-        env = {"OMP_NUM_THREADS": str(self.threads)}
-        return run_all(self.all_runs, root=HOME, jobs=self.options.jobs, env=env, finished=finished)
+        return run_all(self.all_runs, root=HOME, slots=self.slots(), finished=finished)
+
+    def slots(self) -> list[dict[str, str]]:
+        """The environment variables of each of the runs at once."""
+        return [{"OMP_NUM_THREADS": str(self.threads)}] * self.options.jobs
 
     def data_facts(self) -> dict[str, Any]:
         """The data of all runs, as plain values; `drawn` has the options of synthetic data (None: it is real)."""
@@ -210,7 +234,8 @@ class Ablation:
         words += ["--root", root] if root else []
         return words + (["--epochs", str(options.epochs)] if options.epochs else [])
 
-    def _run(self, name: str, seed: int, facts: Mapping[str, Any]) -> AblationRun:
+    def run(self, name: str, seed: int, facts: Mapping[str, Any]) -> AblationRun:
+        """The run of a row and a seed."""
         row, config, options, data = self.rows[name], self.configs[name], self.options, self.data[0].data
         drawn = {key: getattr(data, key) for key in ("dataset", "root", "synthetic_ids", "synthetic_seed")}
         config = dataclasses.replace(config, seed=seed, data=dataclasses.replace(config.data, **drawn))
@@ -220,17 +245,24 @@ class Ablation:
             seed=seed,
             folder=folder,
             train=(*TRAIN, *self._shared(self._root), *row.words(), "--seed", str(seed), "--out", str(folder)),
-            evaluate=(
-                *(*EVALUATE, str(folder / "best.pth"), "--dataset", options.dataset, "--root", self._root),
-                *("--device", options.device, "--threads", str(self.threads), "--json", str(folder / EVALUATION)),
-            ),
+            evaluate=self.evaluate(folder, STANDARD),
             facts={"config": config.to_dict(), **facts},
+        )
+
+    def evaluate(self, folder: Path, ap: str) -> tuple[str, ...]:
+        """The command line that evaluates the run in `folder` by a definition of average precision."""
+        options, out = self.options, folder / evaluation_file(ap)
+        return (
+            *(*EVALUATE, str(folder / "best.pth"), "--dataset", options.dataset, "--root", self._root),
+            *("--device", options.device, "--threads", str(self.threads), "--json", str(out)),
+            *(() if ap == STANDARD else ("--ap", ap)),
         )
 
 
 def _sources() -> str:
-    """Digest of the sources that train and evaluate: all but the bench, the ablation and the exports."""
+    """Digest of the sources that train and evaluate: all but the bench, the ablation and what is above it, and the
+    exports."""
     package = Path(__file__).resolve().parents[1]
-    others = ("bench", "export", "ablation")
+    others = ("bench", "export", "ablation", "reproduction")
     files = (path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] not in others)
     return digest(package, files)

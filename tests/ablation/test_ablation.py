@@ -25,8 +25,9 @@ from pmm.ablation.rows import Row, parse_row, resolve_against, rows_by_name, row
 from pmm.ablation.runs import AblationRun, figures, run_all
 from pmm.ablation.study import Ablation, AblationOptions
 from pmm.data.synthetic.dataset import draw_dataset
+from pmm.models.phases import aos_phases
 from pmm.models.registry import METHODS, build_model
-from pmm.presets import preset
+from pmm.presets import METHOD_VALUES, preset
 from pmm.training.flags import parse
 from pmm.utils import hardware
 from pmm.utils.errors import BackendUnavailable, ConflictingOptions, InvalidValue, UsageError
@@ -126,6 +127,27 @@ def test_one_seed_starts_every_method_with_the_same_trunk():
         trunks.append(build_model(config).backbone.state_dict())
     for trunk in trunks[1:]:
         assert all(torch.equal(value, trunks[0][key]) for key, value in trunk.items())
+
+
+def test_a_method_that_trains_twice_has_the_epochs_of_the_others_for_each(monkeypatch):
+    monkeypatch.setitem(METHODS, "twice", replace(METHODS["pcb"], phases=aos_phases))
+    monkeypatch.delenv("PMM_FAST", raising=False)
+
+    def epochs(*rows, **options):
+        found = Ablation(AblationOptions(methods=",".join(rows), **options))
+        assert [row.method for row in found.rows.values()] == [row.split(":")[0] for row in rows]
+        return [config.recipe.epochs for config in found.configs.values()]
+
+    assert epochs("pmm", "twice") == [60, 120]
+    assert epochs("pmm", "twice", epochs=7) == [7, 14]
+    assert epochs("pmm", "twice:epochs=50", epochs=7) == [7, 50]
+    found = Ablation(AblationOptions(methods="twice", again="twice"))
+    assert found.rows["twice"].words()[-2:] == ["--epochs", "120"]
+    monkeypatch.setitem(METHOD_VALUES, "twice", {"paper": {"recipe.epochs": 30}})
+    assert epochs("pmm", "twice", preset="paper", dataset="market1501", root="people") == [400, 30], "its own recipe"
+    assert epochs("pmm", "twice", preset="paper", epochs=7) == [7, 14]
+    monkeypatch.setenv("PMM_FAST", "1")
+    assert epochs("pmm", "twice") == [3, 6]
 
 
 # --- planted runs
@@ -426,7 +448,7 @@ def test_as_many_at_once_as_asked_for_and_no_more(tmp_path, monkeypatch):
     words = {"train": ("python", "-c", code), "evaluate": ("python", "-c", "")}
     runs = [AblationRun(row="r", seed=seed, folder=tmp_path / str(seed), facts={}, **words) for seed in range(4)]
     monkeypatch.chdir(tmp_path)
-    outcomes = run_all(runs, root=ROOT, jobs=2)
+    outcomes = run_all(runs, root=ROOT, slots=[{}, {}])
     assert all(outcome.figures is None for outcome in outcomes)
     assert max(map(int, (tmp_path / "most").read_text().split())) == 2
 
