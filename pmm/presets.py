@@ -116,13 +116,15 @@ def preset(name: str, method: str = "") -> Config:
     """
     if name not in PRESETS:
         raise InvalidValue("preset", name, choices=PRESETS)
-    config = PRESETS[name]
+    return of_method(PRESETS[name], method) if method else PRESETS[name]
+
+
+def of_method(config: Config, method: str) -> Config:
+    """`config` with `method`, and with the values that the preset of `config` has for that method alone."""
     values = METHOD_VALUES.get(method, {})
-    own = {**values.get("", {}), **(values.get("tiny", {}) if name.startswith("tiny") else values.get(name, {}))}
-    if method:
-        own["model.method"] = method
+    kind = "tiny" if config.preset.startswith("tiny") else config.preset
+    own = {**values.get("", {}), **values.get(kind, {}), "model.method": method}
     for section in ("data", "model", "recipe"):
         of_section = {key.removeprefix(f"{section}."): own[key] for key in own if key.startswith(f"{section}.")}
-        changed = dataclasses.replace(getattr(config, section), **of_section)
-        config = dataclasses.replace(config, **{section: changed})
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **of_section)})
     return config

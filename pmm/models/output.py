@@ -27,13 +27,15 @@ class TrainOutput(NamedTuple):
     """Per stage: the features [N, F] for the triplet loss, the identity logits [N, K] and how its labels are mixed.
 
     `features` is empty for a method without triplet loss. `mixed` is None for a stage whose labels are the anchors',
-    and may be empty if that holds for all. `penalties`, scalars by name, are added to the loss.
+    and may be empty if that holds for all. `penalties`, scalars by name, are added to the loss; `figures`, scalars by
+    name, are only recorded.
     """
 
     features: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
     mixed: tuple[MixedLabels | None, ...] = ()
     penalties: Mapping[str, Tensor] = MappingProxyType({})
+    figures: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def drop(values: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:

@@ -66,9 +66,14 @@ class PCB(ReidModel):
         maps = self.backbone(images)
         if pids is None:
             return self.l2_normalize(self.tail()(maps))
-        features = per_part(drop(self.pooling()(maps), self.dropout, generator), self.reductions)
+        pooled, figures = self.train_pool(maps, generator)
+        features = per_part(drop(pooled, self.dropout, generator), self.reductions)
         pairs = zip(self.classifiers, features.unbind(2), strict=True)
-        return TrainOutput((), tuple(classifier(feature) for classifier, feature in pairs))
+        return TrainOutput((), tuple(classifier(feature) for classifier, feature in pairs), figures=figures)
+
+    def train_pool(self, maps: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `pooling`, in training, and `TrainOutput.figures`."""
+        return self.stripes(maps), {}
 
     def pooling(self) -> nn.Module:
         """Maps [N, C, h, w] -> what the parts see [N, C, p]."""

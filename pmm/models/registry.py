@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from pmm.config import Config
-from pmm.models.phases import Phase, single_phase
+from pmm.models.phases import Phase, rpp_phases, single_phase
 from pmm.utils.errors import ConflictingOptions, InvalidValue
 
 if TYPE_CHECKING:
@@ -63,6 +63,13 @@ METHODS: dict[str, Method] = {
     "cutmix": Method(network="pmm.models.cutmix:CutMix", config_keys=_HEADS, uses_kernels=True),
     "a-cutmix": Method(network="pmm.models.cutmix:ACutMix", config_keys=(*_BLOCKS, "direction"), uses_kernels=True),
     "pcb": Method(network="pmm.models.pcb:PCB", config_keys=_PARTS, triplet=False),
+    "pcb-rpp": Method(
+        network="pmm.models.rpp:RPP",
+        config_keys=(*_PARTS, "rpp_schedule"),
+        triplet=False,
+        phases=rpp_phases,
+        starts_from=("pcb", "pcb-rpp"),
+    ),
 }
 """Name -> method. A new one is a class derived from `pmm.models.output.ReidModel`, a line here, a word in the help of
 `pmm.config`, its own values, if any, in `pmm.presets`; `tests/models/test_methods.py` then tries it."""

@@ -12,6 +12,7 @@ from torch import nn
 from pmm.config import SYNTHETIC, TIMM, Config
 from pmm.data.samples import ReidDataset
 from pmm.models.registry import method_of, phases_of
+from pmm.models.rpp import LEAST_PART
 from pmm.models.timm_network import other_statistics
 from pmm.recipe import RecipeConfig
 from pmm.training.data_setup import has_imagenet_weights
@@ -25,6 +26,7 @@ from pmm.utils.facts import how_many
 from pmm.utils.hardware import usable_cores
 
 DETERMINISTIC = "deterministic, a run repeats to the bit"
+DEAD_PART = 0.02
 FASTEST = "the fastest, a run repeats to the bit with --deterministic only"
 
 
@@ -117,6 +119,8 @@ class Announcer:
         if new := [reason for index, reason in skipped.items() if index not in self.reported]:
             warn(f"{len(skipped)} images skipped so far; {'; '.join(new[:3])}")
             self.reported |= set(skipped)
+        if record.get(LEAST_PART, 1.0) < DEAD_PART:
+            warn(f"one part has {record[LEAST_PART]:.1%} of the cells: its classifier sees next to nothing")
         if record["epoch"] > recipe.epochs * recipe.warmup and collapsed(record, self._config.model.num_classes):
             losses = "triplet loss ln 2, cross-entropy ln K" if self._method.triplet else "cross-entropy ln K"
             problem = f"the features have collapsed to one point ({losses})"

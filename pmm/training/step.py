@@ -55,7 +55,8 @@ def train_step(
     step: int = 0,
     on_losses: Callable[[dict[str, Tensor]], object] = lambda losses: None,
 ) -> dict[str, Tensor]:
-    """One step on this process's share of a batch: the losses by name and their sum as "loss", scalars on the device.
+    """One step on this process's share of a batch: the losses by name, their sum as "loss" and the model's figures, all
+    scalars on the device.
 
     All random numbers of a step follow from (seed, epoch, step, share), so that they do not depend on earlier steps.
     `on_losses` is called with the losses as soon as they are known, before the last backward.
@@ -74,7 +75,7 @@ def train_step(
             gather_rows = processes.gather_rows if recipe.gather else None
             losses = reid_losses(output, pids, label_smoothing=recipe.label_smoothing, gather_rows=gather_rows)
             losses["loss"] = torch.stack(list(losses.values())).sum()
-            for name, value in losses.items():
+            for name, value in {**losses, **output.figures}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / parts
             if part + 1 == parts:
                 on_losses(sums)
