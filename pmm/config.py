@@ -119,6 +119,8 @@ class ModelConfig:
     """For aos, pcb and pcb-rpp: probability of dropout before the classifiers."""
     branches: int = 3
     """For cama: branches, each with a last layer of the ResNet of its own."""
+    penalty: float = 5.0
+    """For cama: weight of the penalty on cells to which two branches attend; 0 for none."""
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES and not re.fullmatch(f"{TIMM}[A-Za-z0-9_.]+", self.backbone):
@@ -137,6 +139,7 @@ class ModelConfig:
         require(self.parts > 0, "parts", self.parts, "at least 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more, below 1")
         require(self.branches > 1, "branches", self.branches, "at least 2")
+        require(self.penalty >= 0, "penalty", self.penalty, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,8 +82,6 @@ class RecipeConfig:
     """For aos: probability that a crop is occluded in the second training."""
     aos_step: Annotated[int, Arg("PIXELS")] = 10
     """For aos: pixels between two of the windows that are tried on each crop."""
-    penalty: float = 5.0
-    """For cama: weight of the penalty on cells to which two branches attend."""
     freeze_backbone: Annotated[int, Arg("EPOCHS")] = 0
     """Train only what follows the backbone in the first EPOCHS epochs, then the whole network; with EPOCHS as in
     --epochs, the backbone is never trained."""
@@ -115,7 +113,7 @@ class RecipeConfig:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
         require(min(self.cutout_size) > 0, "cutout_size", self.cutout_size, "two positive numbers")
         require(self.aos_step > 0, "aos_step", self.aos_step, "at least 1 pixel")
-        for name in ("penalty", "weight_decay", "shift", "clip_norm", "freeze_backbone", "eval_every"):
+        for name in ("weight_decay", "shift", "clip_norm", "freeze_backbone", "eval_every"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         if self.freeze_backbone > self.epochs:
             problem = f"freeze_backbone {self.freeze_backbone} is more than epochs {self.epochs}"

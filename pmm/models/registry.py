@@ -35,6 +35,8 @@ class Method:
     """Of its training."""
     starts_from: tuple[str, ...] = ()
     """Methods of the checkpoints that it can start from (default: all)."""
+    note: str = ""
+    """What its results are to be printed with."""
 
     @property
     def ranks_blocks(self) -> bool:
@@ -69,6 +71,12 @@ METHODS: dict[str, Method] = {
         triplet=False,
         phases=rpp_phases,
         starts_from=("pcb", "pcb-rpp"),
+    ),
+    "cama": Method(
+        network="pmm.models.cama:CAMA",
+        config_keys=("branches", "penalty"),
+        triplet=False,
+        note="network, penalty and recipe of cama are our reading of a paper whose formulas were not at hand",
     ),
 }
 """Name -> method. A new one is a class derived from `pmm.models.output.ReidModel`, a line here, a word in the help of

@@ -56,7 +56,8 @@ class Announcer:
         held_out = len({sample.pid for sample in split.query})
         train = f"{len(split.train)} crops of {config.model.num_classes} identities"
         print(f"data: {printable(config.data.root)}: {train}, {held_out} more held out to choose best.pth")
-        for note in (*split.notes, *split.left_out, *self._notes(resumed=bool(epoch or step))):
+        notes = (*split.notes, *split.left_out, self._method.note, *self._notes(resumed=bool(epoch or step)))
+        for note in filter(None, notes):
             print(f"note: {note}")
         print("\n".join(f"config: {printable(line)}" for line in config.lines()))
         if (factor := config.recipe.backbone_lr) != 1:
