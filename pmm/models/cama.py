@@ -60,7 +60,7 @@ class CAMA(ReidModel):
             nn.Linear(channels, config.num_classes, bias=False) for _ in range(config.branches)
         )
         for neck, classifier in zip(self.necks, self.classifiers, strict=True):
-            neck.bias.requires_grad_(False)  # type: ignore[operator, union-attr]
+            neck.bias.requires_grad_(False)
             nn.init.normal_(cast(nn.Linear, classifier).weight, std=0.001)
         self.penalty = config.penalty
         self.embedding_dim, self.normalised = channels * config.branches, True

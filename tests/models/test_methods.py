@@ -79,7 +79,8 @@ def test_every_size_follows_from_the_input(method, size):
     assert all(f.shape[0] == 6 for f in output.features)
     assert all(z.shape == (6, 4) for z in output.logits)
     sum(reid_losses(output, PIDS, label_smoothing=0.1).values()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
     model.eval()
     with torch.inference_mode():
         assert model(torch.randn(6, 3, *size)).shape == (6, model.embedding_dim)
@@ -136,7 +137,7 @@ def test_the_deployed_network_gives_the_same_embedding(method):
 def test_training_is_one_graph_to_the_compiler(method):
     """Nothing that is drawn is read back, so a GPU does not wait. The trunk, which all have, test_strong.py has too."""
     model = model_of(method)
-    model.backbone = torch.nn.Conv2d(3, 128, 16, stride=16)
+    model.backbone.trunk = torch.nn.Conv2d(3, 64, 16, stride=16)
     graphs = torch._dynamo.explain(model)(torch.randn(IMAGES), PIDS)
     assert graphs.graph_break_count == 0
 
