@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pmm.config import Config
+from pmm.data.occlusion import Windows
 from pmm.recipe import RecipeConfig
-from pmm.utils.errors import InvalidValue
+from pmm.utils.errors import ConflictingOptions, InvalidValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Phase:
     name: str = ""
     begin: int = 0
     """Epochs before it."""
+    goes_on: bool = False
+    """Whether its learning rate is that of its place in the whole training, not that of a training of its own."""
     only: str = ""
     """What the names of the weights that are trained begin with (default: all)."""
     still: str = ""
@@ -57,7 +60,7 @@ def rpp_phases(config: Config) -> tuple[Phase, ...]:
     everything (the paper's four steps, as github.com/Xiaoccer/ReID-PCB_RPP has them).
     """
     part_classifier, recipe = "part_classifier", config.recipe
-    if recipe.schedule != "milestones":  # a recipe of its own, whose whole schedule each phase goes through
+    if recipe.schedule != "milestones":  # of another recipe, whose rates go on through the phases
         names = ("stripes", "parts") if recipe.rpp_schedule == "authors" else ("stripes", "part classifier", "parts")
         rates: list[dict[str, object]] = [{} for _ in names]
     elif recipe.rpp_schedule == "authors":
@@ -75,6 +78,7 @@ def rpp_phases(config: Config) -> tuple[Phase, ...]:
             recipe=dataclasses.replace(recipe, epochs=epochs, freeze_backbone=0, **own),  # type: ignore[arg-type]
             name=name,
             begin=begin,
+            goes_on=recipe.schedule != "milestones",
             only=only.get(name, ""),
             still=still.get(name, ""),
         )
@@ -84,8 +88,17 @@ def rpp_phases(config: Config) -> tuple[Phase, ...]:
 
 def aos_phases(config: Config) -> tuple[Phase, ...]:
     """Of AOS: two trainings alike, the second from the same initial weights, with crops occluded where it hurt the
-    first."""
-    recipe = config.recipe
+    first.
+
+    Raises ConflictingOptions for an augmentation that would move or hide what a window was tried on, InvalidValue for
+    a step or crops that leave no windows to choose from.
+    """
+    recipe, data = config.recipe, config.data
+    for name in ("cutout", "shift"):
+        if value := getattr(recipe, name):
+            problem = f"--{name} {value} would change the crops on which --method {config.model.method} tries windows"
+            raise ConflictingOptions(problem, f"--{name}", "--method", expected=f"--{name} 0", hint="leave it out")
+    Windows(height=data.height, width=data.width, step=recipe.aos_step).check()
     (_, first), (begin, second) = _shared(recipe.epochs, (1, 1))
     half = dataclasses.replace(recipe, freeze_backbone=0)
     return (

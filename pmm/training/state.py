@@ -131,10 +131,11 @@ def _begin(
     average = WeightAverage(model, recipe.ema) if recipe.ema else None
     choose_weights(model, phase, trainable, frozen=config.recipe.freeze_backbone > phase.begin)
     optimizer = _optimizer(model, recipe)
+    scheduled, before = (config.recipe, phase.begin * steps_per_epoch) if phase.goes_on else (recipe, 0)
     last = recipe.epochs * steps_per_epoch - 1
 
     def rate(step: int, factor: float = 1.0) -> float:
-        return factor * learning_rate(recipe, min(step, last), steps_per_epoch)
+        return factor * learning_rate(scheduled, before + min(step, last), steps_per_epoch)
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(rate, factor=recipe.backbone_lr), rate])
     network, no_sync = _network(model, config, device, processes)
