@@ -24,8 +24,8 @@ WITH_TORCH = (
     "artifacts/checkpoint_import", "artifacts/init", "artifacts/torch_file", "data/batches", "data/loader",
     "data/sampler", "runtime/eager", "runtime/torch_", "runtime/aoti", "runtime/deployed_graph",
     "export/graph", "visualize/cam", "visualize/mixing", "training/announce", "training/distributed",
-    "training/failures", "training/losses", "training/pictures", "training/precision", "training/progress",
-    "training/saver", "training/snapshot", "training/state", "training/step", "training/trainer",
+    "training/failures", "training/losses", "training/occlusion_table", "training/pictures", "training/precision",
+    "training/progress", "training/saver", "training/snapshot", "training/state", "training/step", "training/trainer",
     "training/validation", "training/weight_average",
 )  # fmt: skip
 MAX_FILES = 14

@@ -32,6 +32,7 @@ from pmm.config import Config
 from pmm.data.augmentation import Augmentation, draw_augmentation, shift_into
 from pmm.data.batches import TrainBatch
 from pmm.data.crops import load_crop
+from pmm.data.occlusion import Occluder
 from pmm.data.preprocessing import Crops
 from pmm.data.sampler import EpochSampler, sampler_of
 from pmm.data.samples import Sample, class_indices
@@ -61,13 +62,20 @@ class TrainSet(Dataset[Any]):
     """Augmented batches by a list of (sample index, epoch, position); the error of a bad file is returned, not raised.
 
     `slots` uint8 [S, B, H, W, 3], if any, is shared memory: batch n of the run is written to slot n modulo S. With
-    `skip_bad` the next readable image of the identity replaces an unreadable one.
+    `skip_bad` the next readable image of the identity replaces an unreadable one. An `occluder` hides parts of crops.
     """
 
     def __init__(
-        self, samples: tuple[Sample, ...], config: Config, slots: Tensor | None = None, *, skip_bad: bool = False
+        self,
+        samples: tuple[Sample, ...],
+        config: Config,
+        slots: Tensor | None = None,
+        *,
+        skip_bad: bool = False,
+        occluder: Occluder | None = None,
     ) -> None:
         self.samples, self.config, self.slots, self.skip_bad = samples, config, slots, skip_bad
+        self.occluder = occluder
         labels = class_indices(samples)
         self.labels = [labels[sample.pid] for sample in samples]
         self.batches_per_epoch = len(sampler_of(self.labels, config.recipe, config.seed))
@@ -77,7 +85,7 @@ class TrainSet(Dataset[Any]):
 
     def __getitem__(self, keys: list[tuple[int, int, int]]) -> _WorkerBatch | UserError:
         height, width = self.config.data.height, self.config.data.width
-        drawn = self._draw(keys)
+        drawn, chances = self._draw(keys)
         slot = 0
         if self.slots is None:
             crops = np.empty((len(keys), height, width, 3), np.uint8)
@@ -95,10 +103,13 @@ class TrainSet(Dataset[Any]):
                 return error  # an exception of a worker would reach the user with the worker's traceback
             indices.append(index)
             shift_into(out, crop, down, right)
+        cutouts = drawn.cutouts
+        if self.occluder is not None:
+            cutouts = self.occluder.cutouts(np.array(indices), drawn.mirrored, chances)
         return _WorkerBatch(
             crops if self.slots is None else slot,
             drawn.mirrored,
-            drawn.cutouts,
+            cutouts,
             np.array([self.labels[index] for index in indices]),
             np.array(indices),
             skipped,
@@ -120,14 +131,17 @@ class TrainSet(Dataset[Any]):
                 problem = f"no image of identity {self.samples[first].pid} can be read ({skipped[first]})"
                 raise InvalidFile(problem, path=self.samples[first].path.parent)
 
-    def _draw(self, keys: list[tuple[int, int, int]]) -> Augmentation:
-        """The augmentation of `keys`, a share of one batch, from what is drawn for the whole batch."""
+    def _draw(self, keys: list[tuple[int, int, int]]) -> tuple[Augmentation, npt.NDArray[np.float64]]:
+        """The augmentation of `keys`, a share of one batch, from what is drawn for the whole batch, and then a number
+        in 0..1 for each."""
         data, size = self.config.data, self.config.recipe.batch_size
         _, epoch, first = keys[0]
         rng = np.random.default_rng([self.config.seed, AUGMENT, epoch, first // size])
         whole = draw_augmentation(self.config.recipe, data.height, data.width, size, rng)
+        chances = rng.random(size)
         share = [position % size for _, _, position in keys]
-        return Augmentation(whole.mirrored[share], whole.down[share], whole.right[share], whole.cutouts[share])
+        own = Augmentation(whole.mirrored[share], whole.down[share], whole.right[share], whole.cutouts[share])
+        return own, chances[share]
 
 
 class TrainLoader:
@@ -147,6 +161,7 @@ class TrainLoader:
         rank: int = 0,
         world: int = 1,
         skip_bad: bool = False,
+        occluder: Occluder | None = None,
     ) -> None:
         workers, recipe = config.data.workers, config.recipe
         recipe.ids_per_part(world)
@@ -158,7 +173,7 @@ class TrainLoader:
             atexit.register(
                 self.ending.fill_, True
             )  # registered last, so called before multiprocessing ends the workers
-        train_set = TrainSet(samples, config, self.slots, skip_bad=skip_bad)
+        train_set = TrainSet(samples, config, self.slots, skip_bad=skip_bad, occluder=occluder)
         self.sampler = sampler_of(train_set.labels, recipe, config.seed, rank, world)
         self.skipped: dict[int, str] = {}
         """The samples that could not be read so far, index to reason."""
@@ -226,14 +241,15 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     skip_bad: bool = False,
+    occluder: Occluder | None = None,
 ) -> tuple[TrainLoader, EpochSampler]:
     """The loader of `TrainBatch`es (or UserErrors in their place) and its sampler, whose `epochs` the caller sets.
 
-    Process `rank` of `world` gets its share of each batch, in page-locked memory for a GPU. Raises UserError for fewer
-    identities than a batch needs, a batch that so many processes cannot share, or too little shared memory for the
-    workers.
+    Process `rank` of `world` gets its share of each batch, in page-locked memory for a GPU. An `occluder` draws windows
+    of zeros in place of Cutout. Raises UserError for fewer identities than a batch needs, a batch that so many
+    processes cannot share, or too little shared memory for the workers.
     """
-    loader = TrainLoader(samples, config, device=device, rank=rank, world=world, skip_bad=skip_bad)
+    loader = TrainLoader(samples, config, device=device, rank=rank, world=world, skip_bad=skip_bad, occluder=occluder)
     return loader, loader.sampler
 
 

@@ -206,11 +206,13 @@ class Occluder:
     much it hurts is averaged over each window and its neighbours; of a table without a window that hurts any may come.
     """
 
-    def __init__(self, table: OcclusionTable, images: Sequence[str], recipe: RecipeConfig) -> None:
-        """`images` are those whose indices are given to `cutouts`."""
-        self.table, self.pick, self.share = table, recipe.aos_pick, recipe.aos_share
-        self.rows = np.array([table.rows[image] for image in images])
-        self.rectangles = table.windows.rectangles()
+    def __init__(
+        self, windows: Windows, table: OcclusionTable | None, images: Sequence[str], recipe: RecipeConfig
+    ) -> None:
+        """`images` are those whose indices are given to `cutouts`; only `random` needs no `table`."""
+        self.windows, self.table, self.pick, self.share = windows, table, recipe.aos_pick, recipe.aos_share
+        self.rows = np.array([table.rows[image] for image in images] if table else [], np.int64)
+        self.rectangles = windows.rectangles()
 
     def cutouts(self, indices: Integers, mirrored: npt.NDArray[np.bool_], chances: Floats) -> Integers:
         """[B, 4]: top, left, bottom, right of the window that hides a part of each crop, mirrored or not, the ends
@@ -228,6 +230,7 @@ class Occluder:
 
     def _weights(self, rows: Integers, mirrored: npt.NDArray[np.bool_]) -> Floats:
         """[B, W], in proportion to which windows are drawn."""
+        assert self.table is not None
         losses = self.table.losses(rows, mirrored)
         if self.pick == "sampling":
             return blurred(np.maximum(losses, 0)).reshape(len(rows), -1)
@@ -236,7 +239,7 @@ class Occluder:
         return (order == order.max(1, keepdims=True)).astype(np.float64)
 
     def _anywhere(self, chances: Floats) -> Integers:
-        windows = self.table.windows
+        windows = self.windows
         columns = windows.width - windows.side + 1
         places = (windows.height - windows.side + 1) * columns
         top, left = np.divmod(np.minimum((chances * places).astype(np.int64), places - 1), columns)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from pmm.config import Config
-from pmm.models.phases import Phase, rpp_phases, single_phase
+from pmm.models.phases import Phase, aos_phases, rpp_phases, single_phase
 from pmm.utils.errors import ConflictingOptions, InvalidValue
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ METHODS: dict[str, Method] = {
         config_keys=("branches", "penalty"),
         triplet=False,
         note="network, penalty and recipe of cama are our reading of a paper whose formulas were not at hand",
+    ),
+    "aos": Method(
+        network="pmm.models.aos:AOS",
+        config_keys=("dropout", "aos_pick", "aos_share", "aos_step"),
+        triplet=False,
+        phases=aos_phases,
     ),
 }
 """Name -> method. A new one is a class derived from `pmm.models.output.ReidModel`, a line here, a word in the help of

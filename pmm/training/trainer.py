@@ -21,6 +21,7 @@ from pmm.data.batches import TrainBatch
 from pmm.data.crop_statistics import CropStatistics
 from pmm.data.loader import train_batches
 from pmm.data.measure_crops import crop_statistics
+from pmm.data.occlusion import Occluder
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.samples import ReidDataset
 from pmm.models.phases import Phase, phase_of
@@ -29,6 +30,7 @@ from pmm.training.announce import Announcer
 from pmm.training.distributed import Processes
 from pmm.training.failures import LossWatch, explain_errors, not_finite, with_way_on, write_bad_batch
 from pmm.training.flags import TrainOptions
+from pmm.training.occlusion_table import keep_model, make_occluder
 from pmm.training.pictures import log_mix_picture
 from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.resuming import best_so_far, load_last
@@ -81,14 +83,7 @@ class Trainer:
         """For the versions in its checkpoints: the file that the run was started from."""
         check_device(config, device)
         torch.manual_seed(config.seed)
-        self.batches, self.sampler = train_batches(
-            split.train,
-            config,
-            device=device,
-            rank=processes.rank,
-            world=processes.world,
-            skip_bad=options.skip_bad_images,
-        )
+        self._load_batches()
         self.phases = phases_of(config)
         self.state: TrainState
         self.model = build_model(config)
@@ -119,12 +114,28 @@ class Trainer:
             return best
         step = self.progress.get("steps", 0)
         self.announcer.start(self.model, self.device, self.processes.world, self.epochs_done, step)
-        with closing(self.saver), closing(self.batches), explain_errors(self.out, self.processes.world):
+        with closing(self.saver), closing(self), explain_errors(self.out, self.processes.world):
             self._train_epochs(pending_signal)
         if self.processes.main:
             (self.out / INITIAL).unlink(missing_ok=True)
         print(f"{self.out}: finished {how_many(epochs, 'epoch')}; best.pth and last.pth are ready")
         return best
+
+    def close(self) -> None:
+        """End the processes that load images."""
+        self.batches.close()
+
+    def _load_batches(self, occluder: Occluder | None = None) -> None:
+        """A new loader, whose crops `occluder` hides parts of. Raises UserError as `train_batches`."""
+        self.batches, self.sampler = train_batches(
+            self.split.train,
+            self.config,
+            device=self.device,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            skip_bad=self.options.skip_bad_images,
+            occluder=occluder,
+        )
 
     def _start(self) -> None:
         """From the beginning. Raises UserError for weights that do not fit, or a folder that cannot be written."""
@@ -169,7 +180,7 @@ class Trainer:
         self.evaluations = Evaluations(self.config, self.split, self.processes, skip_bad=skip_bad)
         with open_run_logger(self.out, first) if self.processes.main else nullcontext() as log:
             begin = time.perf_counter()
-            for epoch, batches in self._epochs():
+            for epoch, batches in self._epochs(pending_signal):
                 label = f"epoch {epoch}/{epochs}"
                 record = self._end_epoch(epoch, self._train_epoch(epoch, batches, label, pending_signal), log)
                 if log:
@@ -179,20 +190,35 @@ class Trainer:
                     log_mix_picture(log, self.model, self.split.train, self.config, epoch, self.batches.skipped)
             self._save(self._save_all)
 
-    def _epochs(self) -> Iterator[tuple[int, Iterator[TrainBatch | UserError]]]:
+    def _epochs(self, pending_signal: Callable[[], int]) -> Iterator[tuple[int, Iterator[TrainBatch | UserError]]]:
         """The epochs that are left, from 1, with the batches from which to take theirs."""
         for phase in self.phases:
             steps = self.progress.get("steps", 0)
             left = range(max(phase.epochs.start, self.epochs_done + 1), phase.epochs.stop)
             if not left:
                 continue
-            if left == phase.epochs and not steps and phase.begin:
+            begins = left == phase.epochs and not steps and phase.begin > 0
+            if phase.occludes:
+                self._occlude(pending_signal, begins=begins)
+            if begins:
                 self._begin(phase)
             self.sampler.epochs = range(phase.stream(left.start), phase.stream(left.stop))
             self.sampler.first = steps
             batches = iter(self.batches)
             for epoch in left:
                 yield epoch, batches
+
+    def _occlude(self, pending_signal: Callable[[], int], *, begins: bool) -> None:
+        """Let the loader hide what hurts the model of the phase before, which is at hand if the next `begins`."""
+        if begins:
+            self.processes.run_on_all(lambda: keep_model(self.out, self._content()) if self.processes.main else None)
+            self._save(self.saver.save_now)  # its table may take longer than an epoch
+        skip_bad, skipped = self.options.skip_bad_images, self.batches.skipped
+        place = self.out, self.split.train, self.config, self.device, self.processes
+        occluder = make_occluder(*place, skip_bad=skip_bad, pending_signal=pending_signal)
+        self.batches.close()
+        self.processes.run_on_all(lambda: self._load_batches(occluder))
+        self.batches.skipped |= skipped
 
     def _begin(self, phase: Phase) -> None:
         """A phase but the first."""
