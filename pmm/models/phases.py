@@ -114,8 +114,8 @@ def aos_phases(config: Config) -> tuple[Phase, ...]:
 
 
 def phase_of(phases: Sequence[Phase], epoch: int) -> Phase:
-    """The one to which `epoch` belongs, from 1; the last of an epoch after the end."""
-    return next((phase for phase in phases if epoch in phase.epochs), phases[-1])
+    """The one to which `epoch` belongs, from 1; the first before that, and the last after the end."""
+    return next((phase for phase in phases if epoch < phase.epochs.stop), phases[-1])
 
 
 def _shared(epochs: int, shares: Sequence[int]) -> list[tuple[int, int]]:

@@ -34,6 +34,7 @@ def test_they_follow_each_other_and_are_all_epochs(method, schedule, count, epoc
     for epoch in range(1, epochs + 1):
         assert epoch in phase_of(phases, epoch).epochs
     assert phase_of(phases, epochs + 7) == phases[-1]
+    assert phase_of(phases, 0) == phases[0]
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in {case[0] for case in SEVERAL}])
