@@ -25,6 +25,7 @@ COMMANDS = {
     "ship": ("ship", "one folder to hand over: what may ship, with its proof"),
     "compare": ("compare", "two reports of bench: what is slower or less accurate"),
     "ablation": ("ablation", "methods or presets, compared over several seeds"),
+    "reproduce": ("reproduce", "the rows of the paper's tables, beside its figures"),
     "embed": ("embed", "a folder of crops to a gallery"),
     "search": ("search", "the crops of a gallery that are most like an image"),
     "threshold": ("threshold", "up to which distance two crops show one person"),

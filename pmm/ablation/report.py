@@ -90,7 +90,7 @@ def make_report(ablation: Ablation, outcomes: Sequence[RunOutcome], command: str
         "device": ablation.options.device,
         "against": ablation.against,
         "rows": [_row(name, ablation, outcomes) for name in ablation.rows],
-        "runs": [_run(outcome) for outcome in outcomes],
+        "runs": [run_values(outcome) for outcome in outcomes],
     }
     return json.loads(strip_paths(json.dumps(values, allow_nan=False), HOME))
 
@@ -99,9 +99,9 @@ def _row(name: str, ablation: Ablation, outcomes: Sequence[RunOutcome]) -> dict[
     row = ablation.rows[name]
     compared = {}
     for metric in METRICS:
-        values, base = _by_seed(outcomes, name, metric), _by_seed(outcomes, ablation.against, metric)
+        values, base = by_seed(outcomes, name, metric), by_seed(outcomes, ablation.against, metric)
         paired = None if name == ablation.against else asdict(difference(values, base))
-        compared[metric] = {"spread": _spread(values), "difference": paired}
+        compared[metric] = {"spread": spread_values(values), "difference": paired}
     return {
         "name": name,
         "preset": row.preset,
@@ -109,20 +109,23 @@ def _row(name: str, ablation: Ablation, outcomes: Sequence[RunOutcome]) -> dict[
         "settings": dict(row.settings),
         "config": {key: value for key, value in ablation.configs[name].to_dict().items() if key != "seed"},
         "metrics": compared,
-        "costs": {cost: _spread(_by_seed(outcomes, name, cost)) for cost in COSTS},
+        "costs": {cost: spread_values(by_seed(outcomes, name, cost)) for cost in COSTS},
     }
 
 
-def _by_seed(outcomes: Sequence[RunOutcome], name: str, figure: str) -> dict[int, float]:
+def by_seed(outcomes: Sequence[RunOutcome], name: str, figure: str) -> dict[int, float]:
+    """Seed -> a figure of a row's finished runs."""
     return {o.run.seed: getattr(o.figures, figure) for o in outcomes if o.run.row == name and o.figures}
 
 
-def _spread(values: Mapping[int, float]) -> dict[str, Any] | None:
+def spread_values(values: Mapping[int, float]) -> dict[str, Any] | None:
+    """The spread over seeds as plain values; None if there is no value."""
     result = spread(list(values.values()))
     return asdict(result) if result else None
 
 
-def _run(outcome: RunOutcome) -> dict[str, Any]:
+def run_values(outcome: RunOutcome) -> dict[str, Any]:
+    """A run and its figures as plain values."""
     run = outcome.run
     status = {"status": "finished" if outcome.figures else "failed", "note": outcome.note}
     figures = asdict(outcome.figures) if outcome.figures else {}

@@ -13,7 +13,7 @@ from pmm.models.registry import phases_of
 from pmm.presets import preset
 from pmm.utils.errors import ConflictingOptions, InvalidValue, UserError
 
-DEFAULT_ROWS = "baseline,bdb,cutout-batch,cutmix,a-cutmix,pmm:k=0,pmm"
+DEFAULT_ROWS = "baseline,bdb,cutout-batch,cutmix,a-cutmix,pmm:k=0,pmm,pcb,pcb-rpp,aos,cama"
 """pmm:k=0: three heads and no mixing."""
 BASELINE = "baseline"
 NOT_A_ROWS = (

@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,12 @@ from pmm.utils import command_line
 from pmm.utils.files import make_folder, write_file
 from pmm.utils.task_runner import end_group, environment, last_lines, start_group
 
-STAMP, EVALUATION, METRICS, LOG = "stamp.json", "evaluation.json", "metrics.jsonl", "log.txt"
+STAMP, EVALUATION, METRICS, LOG, PID = "stamp.json", "evaluation.json", "metrics.jsonl", "log.txt", "pid"
 STANDARD = "standard"
 """Definition of average precision in all tables."""
 POLL_S = 0.1
+SAVE_S = 120.0
+"""Time for a training to save what it has, before it is killed."""
 
 State = Literal["finished", "started", "new"]
 
@@ -184,6 +187,7 @@ class _Job:
     def __init__(self, run: AblationRun, root: Path, slot: Mapping[str, str]) -> None:
         self.run, self.slot, self._root, self._env = run, slot, root, environment(root, slot)
         self._begin = time.monotonic()
+        _end_orphan(run.folder)
         resumed = state(run) == "started" and (run.folder / "last.pth").exists()
         make_folder(run.folder)
         for ap in (STANDARD, *run.by_other_ap):
@@ -222,11 +226,28 @@ class _Job:
         with self._log.open(mode) as output:
             print(f"$ {shlex.join(command)}", file=output, flush=True)
             self._process: subprocess.Popen[bytes] = start_group(command, Path.cwd(), self._env, output)
+        write_file(self.run.folder / PID, f"{self._process.pid}\n")
 
     def _why(self, code: int) -> str:
         output = [line for line in last_lines(self._log, self._root) if not line.startswith("$ ")]
         how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
         return f"{how}{': ' if output else ''}{output[-1] if output else ''}; its log is {os.path.relpath(self._log)}"
+
+
+def _end_orphan(folder: Path) -> None:
+    """End the process of this run that a killed call left behind; it holds the folder. A training saves first."""
+    try:
+        pid = int((folder / PID).read_text())
+        if os.fsencode(folder) not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return  # it has ended, and the number is another's by now
+        os.killpg(pid, signal.SIGTERM)
+        deadline = time.monotonic() + SAVE_S
+        while Path(f"/proc/{pid}/cmdline").read_bytes():  # empty for one that has ended and was not waited for
+            if time.monotonic() > deadline:
+                os.killpg(pid, signal.SIGKILL)
+            time.sleep(POLL_S)
+    except (OSError, ValueError):  # it is gone
+        return
 
 
 def _seconds_left(took: Sequence[float], active: Sequence[float], waiting: Sequence[AblationRun], slots: int) -> float:

@@ -31,6 +31,7 @@ TWINS = {
     "python bench/run.py": "pmm bench",
     "python bench/compare.py": "pmm compare",
     "python bench/ablation.py": "pmm ablation",
+    "python bench/reproduce.py": "pmm reproduce",
     "python export/to_onnx.py": "pmm export onnx",
     "python export/to_trt.py": "pmm export trt",
     "python export/to_aoti.py": "pmm export aoti",
