@@ -11,6 +11,7 @@ from torch import nn
 
 from pmm.config import SYNTHETIC, TIMM, Config
 from pmm.data.samples import ReidDataset
+from pmm.models.phases import phase_of
 from pmm.models.registry import method_of, phases_of
 from pmm.models.rpp import LEAST_PART
 from pmm.models.timm_network import other_statistics
@@ -122,7 +123,9 @@ class Announcer:
             self.reported |= set(skipped)
         if record.get(LEAST_PART, 1.0) < DEAD_PART:
             warn(f"one part has {record[LEAST_PART]:.1%} of the cells: its classifier sees next to nothing")
-        if record["epoch"] > recipe.epochs * recipe.warmup and collapsed(record, self._config.model.num_classes):
+        phase = phase_of(phases_of(self._config), record["epoch"])
+        warmed_up = record["epoch"] - phase.begin > phase.recipe.epochs * phase.recipe.warmup
+        if warmed_up and collapsed(record, self._config.model.num_classes):
             losses = "triplet loss ln 2, cross-entropy ln K" if self._method.triplet else "cross-entropy ln K"
             problem = f"the features have collapsed to one point ({losses})"
             warn(f"{problem}; {recipe.divergence_hint}, then start again")

@@ -102,3 +102,16 @@ def test_the_precision_is_announced_and_why(capsys, tmp_path, asked, amp, line):
     config = config_of("synthetic", "resnet10", "none")
     config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, amp=amp))
     assert f"precision: {line}" in started(config, tmp_path, capsys, asked=asked)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "warned"), [(13, False), (14, True), (60, True), (73, False), (74, True), (120, True)]
+)
+def test_features_may_be_one_point_while_the_rate_of_a_phase_rises(tmp_path, caplog, epoch, warned):
+    """Of two trainings of 60 epochs, each rising for 22 %."""
+    base = preset("tiny", "aos")
+    recipe, model = dataclasses.replace(base.recipe, epochs=120), dataclasses.replace(base.model, num_classes=10)
+    split = ReidDataset(train=(), query=(), gallery=())
+    announcer = Announcer(dataclasses.replace(base, recipe=recipe, model=model), split, tmp_path, "off")
+    announcer.warn({"epoch": epoch, "cross_entropy1": 2.3, "data_seconds": 0.0, "seconds": 1.0}, {}, 1)
+    assert ("collapsed" in caplog.text) == warned
