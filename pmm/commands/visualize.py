@@ -2,8 +2,9 @@
 
 pmm visualize [CKPT] [--what cam,mix,lists,curves] [--against OTHER.pth] [--out DIR] ...
 
-cam: where each stage looks (Grad-CAM). mix: the blocks that Hard-Mix ranks first, before and after the mix. lists:
-queries and the first crops of their rankings, right or wrong. curves: loss, learning rate and mAP over the epochs.
+cam: where each classifier looks (class activation maps). mix: the blocks that Hard-Mix ranks first, before and after
+the mix. parts: the cells of each learnt part (pcb-rpp). occlusions: what hurts when it is hidden (aos). lists: queries
+and the first crops of their rankings, right or wrong. curves: loss, learning rate and mAP over the epochs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pmm.utils.extras import check_installed
 from pmm.utils.files import existing_file, output_file, replacing
 from pmm.utils.hardware import cuda_index
 from pmm.visualize.curves import read_run
-from pmm.visualize.pictures import PICTURES, NothingToDraw, PictureOptions, Pictures
+from pmm.visualize.pictures import OF_SOME, PICTURES, NothingToDraw, PictureOptions, Pictures
 from pmm.visualize.sheet import HEIGHT
 
 
@@ -97,7 +98,8 @@ def main(prog: str) -> None:
         except NothingToDraw as reason:
             if "--what" in flags:
                 raise
-            print(f"{prog}: note: no {file.name}: {reason}", file=sys.stderr)
+            if name not in OF_SOME:
+                print(f"{prog}: note: no {file.name}: {reason}", file=sys.stderr)
             continue
         with replacing(file) as temporary:
             picture.save(temporary, optimize=True)

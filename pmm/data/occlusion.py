@@ -29,6 +29,8 @@ from pmm.utils.from_dict import from_dict
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+TABLE = "occlusions.npz"
+"""Name of the file in a run's folder."""
 FORMAT = "pmm-occlusions-1"
 EXPECTED = "a table of occlusions, as pmm train --method aos writes it"
 AREA = 10

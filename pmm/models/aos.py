@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
 from pmm.models.baseline import OneMap
-from pmm.models.output import InferenceModel, L2Normalize, ReidModel, TrainOutput, drop
+from pmm.models.output import Evidence, InferenceModel, L2Normalize, ReidModel, TrainOutput, drop, leaf
 from pmm.models.pcb import small_classifier
 
 
@@ -33,6 +33,10 @@ class AOS(ReidModel):
         if pids is None:
             return self.l2_normalize(average)
         return TrainOutput((), (self.classifier(drop(average, self.dropout, generator)),))
+
+    def evidence(self, images: Tensor) -> list[Evidence]:
+        maps = leaf(self.backbone(images))
+        return [Evidence("the classifier\naverage of the map", maps, self.classifier(self.average(maps)))]
 
     def deployed(self) -> InferenceModel:
         """The test-time network: without the classifier."""

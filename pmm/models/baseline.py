@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import InferenceModel, L2Normalize, ReidModel, TrainOutput
+from pmm.models.output import Evidence, InferenceModel, L2Normalize, ReidModel, TrainOutput, leaf
 from pmm.models.stages import Head
 
 
@@ -32,6 +32,10 @@ class Baseline(ReidModel):
             return self.l2_normalize(head.feature(average))  # type: ignore[operator]
         feature, logits = head(average)
         return TrainOutput((feature,), (logits,))
+
+    def evidence(self, images: Tensor) -> list[Evidence]:
+        f1 = leaf(self.backbone(images))
+        return [Evidence("stage I\naverage of F1", f1, self.stages[0](f1.mean((2, 3)))[1])]
 
     def deployed(self) -> InferenceModel:
         """The test-time network: the classifier is left out."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pmm.config import BACKBONES, TIMM, ModelConfig
 from pmm.models.backbone import Backbone, ResNetBackbone, build_backbone
-from pmm.models.output import InferenceModel, L2Normalize, ReidModel, TrainOutput
+from pmm.models.output import Evidence, InferenceModel, L2Normalize, ReidModel, TrainOutput, leaf
 from pmm.utils.errors import InvalidValue
 
 ACTIVE = 0.3
@@ -104,6 +104,15 @@ class CAMA(ReidModel):
             class_evidence(one, cast(nn.Linear, classifier).weight[pids])
             for one, classifier in zip(maps, self.classifiers, strict=True)
         ]
+
+    def evidence(self, images: Tensor) -> list[Evidence]:
+        """With the class activation maps of the paper, which pass the neck by."""
+        found = []
+        for place, one in enumerate(self.backbone(images)):
+            maps, classifier = leaf(one), cast(nn.Linear, self.classifiers[place])
+            logits = classifier(self.necks[place](maps.mean((2, 3))))
+            found.append(Evidence(f"branch {place + 1}", maps, logits, classifier.weight))
+        return found
 
     def tail(self) -> nn.Module:
         """The maps -> the branches' vectors of length 1, side by side [N, D]."""

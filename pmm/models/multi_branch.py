@@ -10,8 +10,10 @@ from torchvision.models.resnet import Bottleneck
 
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
-from pmm.models.output import InferenceModel, L2Normalize, MixedLabels, ReidModel, TrainOutput
+from pmm.models.output import Evidence, InferenceModel, L2Normalize, MixedLabels, ReidModel, TrainOutput, leaf
 from pmm.models.stages import Head
+
+NUMERALS = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
 
 
 class MultiBranchNet(ReidModel):
@@ -50,6 +52,14 @@ class MultiBranchNet(ReidModel):
         largest = x.amax((2, 3))
         features = [first.feature(average), *(head.feature(largest) for head in others)]  # type: ignore[operator]
         return self.l2_normalize(torch.cat(features, 1))
+
+    def evidence(self, images: Tensor) -> list[Evidence]:
+        f1 = leaf(self.backbone(images))
+        x = leaf(self.bottleneck(f1))
+        first, *others = self.stages
+        found = [Evidence("stage I\naverage of F1", f1, first(f1.mean((2, 3)))[1])]
+        names = (f"stage {number}\nmaximum of X" for number in NUMERALS[1:])
+        return found + [Evidence(name, x, head(x.amax((2, 3)))[1]) for name, head in zip(names, others, strict=False)]
 
     def train_stages(
         self, f1: Tensor, x: Tensor, average: Tensor, pids: Tensor, generator: torch.Generator | None

@@ -38,6 +38,24 @@ class TrainOutput(NamedTuple):
     figures: Mapping[str, Tensor] = MappingProxyType({})
 
 
+class Evidence(NamedTuple):
+    """A classifier of a model, and the map that it looks at, at test time."""
+
+    name: str
+    """Of the classifier, and on a second line of what it is fed."""
+    maps: Tensor
+    """[N, C, h, w], the leaf of a graph that ends in the logits."""
+    logits: Tensor
+    """[N, K]"""
+    weights: Tensor | None = None
+    """[K, C], where the evidence for a class is a sum of the map by these weights, not by Grad-CAM's."""
+
+
+def leaf(maps: Tensor) -> Tensor:
+    """The map [N, C, h, w] as the leaf of a new graph."""
+    return maps.detach().requires_grad_()
+
+
 def drop(values: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
     """Dropout, drawn with `generator` (None: torch's default): each value is 0 with that probability, else larger."""
     kept = torch.rand(values.shape, generator=generator, device=values.device) >= probability
@@ -146,6 +164,15 @@ class ReidModel(EmbeddingModel):
 
     def start_phase(self, name: str) -> None:
         """Called when the phase of that name begins or goes on, and before a model of that phase is evaluated."""
+
+    def evidence(self, images: Tensor) -> list[Evidence]:
+        """Each classifier's answer to normalised images [N, 3, H, W], and what it looks at; in eval mode, with
+        gradients enabled."""
+        raise NotImplementedError
+
+    def part_shares(self, images: Tensor) -> Tensor | None:
+        """The shares [N, p, h, w] of each cell of the map that belong to each part; None without such parts."""
+        return None
 
     def merge_branches(self) -> None:
         self.backbone.merge_branches()  # type: ignore[operator, union-attr]

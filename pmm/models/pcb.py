@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pmm.config import ModelConfig
 from pmm.models.backbone import build_backbone
 from pmm.models.baseline import OneMap
-from pmm.models.output import InferenceModel, L2Normalize, ReidModel, TrainOutput, drop
+from pmm.models.output import Evidence, InferenceModel, L2Normalize, ReidModel, TrainOutput, drop, leaf
 from pmm.utils.errors import InvalidValue, one_of
 
 
@@ -83,6 +83,12 @@ class PCB(ReidModel):
         """Maps [N, C, h, w] -> the parts' vectors of length 1, side by side [N, D]."""
         convs = [cast(PartReduction, reduction).conv for reduction in self.reductions] if self.reduces else []
         return _PartTail(self.pooling(), convs)
+
+    def evidence(self, images: Tensor) -> list[Evidence]:
+        maps = leaf(self.backbone(images))
+        features = per_part(self.pooling()(maps), self.reductions).unbind(2)
+        pairs = enumerate(zip(self.classifiers, features, strict=True), start=1)
+        return [Evidence(f"part {part} of {self.parts}", maps, classify(f)) for part, (classify, f) in pairs]
 
     def deployed(self) -> InferenceModel:
         """The test-time network: without classifiers."""

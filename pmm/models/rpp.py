@@ -77,6 +77,9 @@ class RPP(PCB):
     def pooling(self) -> nn.Module:
         return SoftParts(self.part_classifier) if self.refined else self.stripes
 
+    def part_shares(self, images: Tensor) -> Tensor | None:
+        return self.part_classifier(self.backbone(images)) if self.refined else None
+
     def train_pool(self, maps: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The part classifier sees the maps with dropout, the parts without. With the share of the least part."""
         if not self.refined:

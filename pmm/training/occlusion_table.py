@@ -27,6 +27,7 @@ from pmm.data.batches import TrainBatch, normalize_batch
 from pmm.data.crops import iter_crops
 from pmm.data.occlusion import (
     FORMAT,
+    TABLE,
     Occluder,
     OcclusionTable,
     TableFacts,
@@ -47,7 +48,7 @@ from pmm.utils.errors import InvalidFile, TrainingInterrupted
 from pmm.utils.facts import how_many
 from pmm.utils.files import sha256, sweep
 
-FIRST, TABLE, SHARDS = "phase-1.pth", "occlusions.npz", "occlusions"
+FIRST, SHARDS = "phase-1.pth", "occlusions"
 """In the run's folder: the model of the first training, the table, and the folder of its shards until it is whole."""
 SHARD = 64
 """Images of a shard."""

@@ -28,6 +28,8 @@ class CheckpointData:
     """The crops that it was trained on; empty if they are not known."""
     unknown: str = ""
     """Why they are not known."""
+    root: Path = Path()
+    """Folder of the data set, where one was trained on it."""
 
     @property
     def labels(self) -> dict[int, int]:
@@ -71,7 +73,7 @@ def checkpoint_data(config: Config, checkpoint: Path, root: Path | None = None) 
     if classes != expected:
         reason = f"{place} has {classes} training identities, the checkpoint {expected}"
         return CheckpointData(dataset=dataset, trained=(), unknown=reason)
-    return CheckpointData(dataset=dataset, trained=trained)
+    return CheckpointData(dataset=dataset, trained=trained, root=place)
 
 
 def adopted_data(data: DatasetLocation, path: Path, root: Path | None = None) -> CheckpointData:

@@ -17,7 +17,8 @@ COLOURS = "inferno"
 """Perceptually uniform, its lightness grows with the value: read right by colour-blind eyes, and in grey."""
 LEAST, MOST = 0.2, 0.8
 """Share of the colour over the crop, in grey, where the map is 0 and where it is largest."""
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)
+"""Of grey, in red, green and blue."""
 _MID_GREY = 150
 
 
@@ -31,7 +32,7 @@ def heated(crop: Crops, cam: Floats, cell: int, size: tuple[int, int], *, smooth
         smooth: between the centres of the cells the map is interpolated; else each cell is of one colour.
     """
     shown = np.asarray(resized(crop, size), np.float32)
-    grey = (shown @ np.array(_LUMA, np.float32))[..., None]
+    grey = (shown @ np.array(LUMA, np.float32))[..., None]
     whole = tuple(round(cells * cell * side / pixels) for cells, side, pixels in
                   zip(cam.shape[::-1], size, crop.shape[1::-1], strict=True))  # fmt: skip
     return Image.fromarray(_blend(grey, _stretched(cam, whole, smooth)[: size[1], : size[0]]))

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from pmm.data.crops import load_crops
+from pmm.data.occlusion import TABLE, image_names, read_table
 from pmm.data.samples import Sample
 from pmm.data.splits import matchable
 from pmm.utils.errors import InvalidFile, InvalidValue, UserError
@@ -27,11 +28,15 @@ if TYPE_CHECKING:
     from pmm.visualize.ranked import Scores
 
 PICTURES = {
-    "cam": "where each stage looks",
+    "cam": "where each classifier looks",
     "mix": "Hard-Mix before and after, on training crops",
+    "parts": "which part each cell belongs to, by learnt parts",
+    "occlusions": "what hurts when it is hidden, on training crops",
     "lists": "the first results of queries, right and wrong",
     "curves": "losses, held-out accuracy, learning rate",
 }
+OF_SOME = ("parts", "occlusions")
+"""Those of few methods: of others, nobody misses them."""
 LISTS = "draw its rankings: --what lists"
 MIX_BATCH = 16
 """Crops that partners are drawn from, where fewer are shown."""
@@ -79,7 +84,8 @@ class Pictures:
     def draw(self, name: str) -> Image.Image:
         """The picture of that name in PICTURES. Raises UserError, NothingToDraw if there is nothing to show."""
         ways: dict[str, Callable[[], Image.Image]] = {
-            "cam": self._cam, "mix": self._mix, "lists": self._lists, "curves": self._curves,
+            "cam": self._cam, "mix": self._mix, "parts": self._parts, "occlusions": self._occlusions,
+            "lists": self._lists, "curves": self._curves,
         }  # fmt: skip
         return ways[name]()
 
@@ -169,6 +175,43 @@ class Pictures:
             seed=self.options.seed,
             height=self.options.height,
         )
+
+    def _parts(self) -> Image.Image:
+        import torch
+
+        from pmm.visualize.cam import eval_mode, to_model
+        from pmm.visualize.parts import parts_picture
+
+        subject = self.subjects[-1]
+        model: Any = subject.runner.model
+        size = subject.runner.preprocessing
+        chosen = self._pick(subject.data.dataset.query, "test crops")
+        crops = load_crops([sample.path for sample in chosen], size)
+        shares = None
+        if subject.method != "adopted":
+            with eval_mode(model), torch.no_grad():
+                shares = model.part_shares(to_model(model, crops, size))
+        if shares is None:
+            raise NothingToDraw(f"method {subject.method} learns no parts", path=subject.path)
+        names = [name_of(sample) for sample in chosen]
+        return parts_picture(names, crops, shares.cpu().numpy(), model.backbone.stride, height=self.options.height)
+
+    def _occlusions(self) -> Image.Image:
+        from pmm.visualize.parts import occlusion_picture
+
+        subject = self.subjects[-1]
+        file = subject.path.parent / TABLE
+        if not file.is_file():
+            raise NothingToDraw(f"there is no {TABLE} beside it, which --method aos makes", path=subject.path)
+        table, data = read_table(file), subject.data
+        image_of = dict(zip(data.trained, image_names(data.trained, data.root), strict=True))
+        samples = self._pick(
+            [sample for sample in data.trained if image_of[sample] in table.rows], "crops in the table"
+        )
+        crops = load_crops([sample.path for sample in samples], subject.runner.preprocessing)
+        drops = [table.drops(image_of[sample], mirrored=False) for sample in samples]
+        names = [name_of(sample) for sample in samples]
+        return occlusion_picture(names, crops, drops, table.windows, height=self.options.height)
 
     def _lists(self) -> Image.Image:
         from pmm.visualize.ranked import compared_picture, ranked_picture

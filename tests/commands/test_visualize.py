@@ -139,7 +139,7 @@ def test_mistakes_are_one_line(run, tmp_path):
     garbage = tmp_path / "garbage.pth"
     garbage.write_bytes(b"no checkpoint")
     for args, *expected in (
-        ([run, "--what", "cam,heat,mix"], "--what is 'heat'", "cam, mix, lists or curves"),
+        ([run, "--what", "cam,heat,mix"], "--what is 'heat'", "cam, mix, parts, occlusions, lists or curves"),
         ([run, "--what", ","], "--what"),
         ([run, "--crops", "0"], "--crops is 0", "1 to 100"),
         ([run, "--seed", "-1"], "--seed is -1"),

@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pmm.data.preprocessing import preprocessing_of
-from pmm.models.backbone import build_backbone
 from pmm.models.registry import METHODS, build_model
-from pmm.models.stages import Head
 from pmm.presets import preset
 from pmm.visualize.cam import StageCam, View, cam_picture, stage_cams, to_model
 from tests.visualize.untouched import untouched
@@ -19,23 +17,43 @@ from tests.visualize.untouched import untouched
 CLASSES = 5
 
 
-class OneStage(nn.Module):
-    """The trunk and one head: a network without a bottleneck."""
-
-    def __init__(self):
-        super().__init__()
-        self.backbone = build_backbone("resnet10")
-        self.stages = nn.ModuleList([Head(self.backbone.channels, 16, CLASSES, fan="fan_in")])
-
-
 def model_of(method):
     torch.manual_seed(0)
-    if method == "one stage":
-        return OneStage()
-    base = preset("tiny")
-    return build_model(
-        dataclasses.replace(base, model=dataclasses.replace(base.model, method=method, num_classes=CLASSES))
-    )
+    base = preset("tiny", method)
+    return build_model(dataclasses.replace(base, model=dataclasses.replace(base.model, num_classes=CLASSES)))
+
+
+def fed(model, maps):
+    """The logits of each classifier of a model, of the maps that each is fed, written out."""
+    if hasattr(model, "stages"):
+        first, *others = maps
+        pooled = [first.mean((2, 3)), *(F.adaptive_max_pool2d(a, 1).flatten(1) for a in others)]
+        return [head(vector)[1] for head, vector in zip(model.stages, pooled, strict=True)]
+    if hasattr(model, "necks"):
+        parts = zip(model.classifiers, model.necks, maps, strict=True)
+        return [classifier(neck(a.mean((2, 3)))) for classifier, neck, a in parts]
+    if hasattr(model, "classifier"):
+        return [model.classifier(maps[0].mean((2, 3)))]
+    logits = []
+    for part, (classifier, a) in enumerate(zip(model.classifiers, maps, strict=True)):
+        if hasattr(model, "part_classifier"):
+            share = model.part_classifier(a)[:, part, None]
+            pooled = (a * share).sum((2, 3)) * model.parts / share[0].numel()
+        else:
+            rows = a.shape[2] // model.parts
+            pooled = a[:, :, part * rows : (part + 1) * rows].mean((2, 3))
+        reduction = model.reductions[0]
+        logits.append(classifier(F.relu(reduction.bn(F.linear(pooled, reduction.conv.weight[:, :, 0])))))
+    return logits
+
+
+def maps_of(model, images):
+    """What each classifier looks at."""
+    with torch.no_grad():
+        f1 = model.backbone(images)
+        if hasattr(model, "bottleneck"):
+            return [f1, *[model.bottleneck(f1)] * (len(model.stages) - 1)]
+        return list(f1) if isinstance(f1, tuple) else [f1] * len(getattr(model, "classifiers", [0]))
 
 
 def random_statistics(model):
@@ -47,7 +65,7 @@ def random_statistics(model):
 
 
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("method", [*(name for name in METHODS if "neck" in METHODS[name].config_keys), "one stage"])
+@pytest.mark.parametrize("method", METHODS)
 def test_maps_are_grad_cam_by_autograd(method, given):
     """alpha[n, c] = mean over the map of d logit / d map, map = ReLU(sum_c alpha A), through torch's own pooling."""
     model = random_statistics(model_of(method)).double()
@@ -55,25 +73,26 @@ def test_maps_are_grad_cam_by_autograd(method, given):
     classes = torch.tensor([4, 0, 2, 2]) if given else None
     found = stage_cams(model, images, classes)
     model.eval()
-    with torch.no_grad():
-        f1 = model.backbone(images)
-        maps = [f1, *[model.bottleneck(f1)] * (len(model.stages) - 1)] if len(model.stages) > 1 else [f1]
-    assert len(found) == len(model.stages)
-    for number, (head, a, stage) in enumerate(zip(model.stages, maps, found, strict=True)):
-        leaf = a.clone().requires_grad_()
-        pooled = F.adaptive_max_pool2d(leaf, 1).flatten(1) if number else leaf.mean((2, 3))
-        logits = head(pooled)[1]
+    maps = maps_of(model, images)
+    assert len(found) == len(maps)
+    assert len({stage.name for stage in found}) == len(found)
+    for number, stage in enumerate(found):
+        leaves = [a.clone().requires_grad_() for a in maps]
+        logits = fed(model, leaves)[number]
         expected = classes if given else logits.argmax(1)
         assert stage.classes.tolist() == expected.tolist()
-        (gradient,) = torch.autograd.grad(logits.gather(1, expected[:, None]).sum(), leaf)
-        grad_cam = (gradient.mean((2, 3))[:, :, None, None] * a).sum(1).relu()
+        (gradient,) = torch.autograd.grad(logits.gather(1, expected[:, None]).sum(), leaves[number])
+        weights = gradient.mean((2, 3))
+        if hasattr(model, "necks"):  # the maps of the paper pass the neck by
+            weights = model.classifiers[number].weight[expected]
+        grad_cam = (weights[:, :, None, None] * maps[number]).sum(1).relu().detach()
         assert grad_cam.amax() > 0
         np.testing.assert_allclose(stage.cam, grad_cam.numpy(), rtol=1e-5, atol=1e-6 * float(grad_cam.amax()))
         share = logits.softmax(1).gather(1, expected[:, None])[:, 0]
         np.testing.assert_allclose(stage.share, share.detach().numpy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["pmm", "one stage"])
+@pytest.mark.parametrize("method", ["pmm", "pcb-rpp"])
 def test_the_model_is_left_as_it_was(method):
     model = model_of(method)
     images, wrong = torch.randn(3, 3, 128, 64), torch.randn(3, 4, 128, 64)
