@@ -182,7 +182,7 @@ def test_the_mirrored_table_is_not_the_table_mirrored(whole):
     assert not np.allclose(behind[:, 1], behind[:, 0], atol=1e-3)
 
 
-def test_a_run_that_is_killed_and_goes_on_makes_the_same_bytes(whole, out, make, samples, monkeypatch):
+def test_a_run_that_is_killed_and_goes_on_makes_the_same_bytes(whole, out, make, samples, people, monkeypatch):
     """It tries only what is missing, or damaged, or of another checkpoint."""
 
     class Killed(BaseException):
@@ -206,7 +206,8 @@ def test_a_run_that_is_killed_and_goes_on_makes_the_same_bytes(whole, out, make,
     damaged.write_bytes(damaged.read_bytes()[:-40])
     stale = out / SHARDS / f"{96:07}.npz"
     shard = read_table(sorted((out / SHARDS).glob("[!.]*.npz"))[1])
-    write_table(stale, dataclasses.replace(shard, facts=dataclasses.replace(shard.facts, checkpoint="ab")))
+    facts = dataclasses.replace(shard.facts, checkpoint="ab", images=image_names(samples, people)[96:128])
+    write_table(stale, dataclasses.replace(shard, facts=facts))
     certainty = OccludedModel.certainty
     monkeypatch.setattr(
         OccludedModel,
