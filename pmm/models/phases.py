@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pmm.config import Config
-from pmm.data.occlusion import Windows
+from pmm.data.windows import Windows
 from pmm.recipe import RecipeConfig
 from pmm.utils.errors import ConflictingOptions, InvalidValue
 

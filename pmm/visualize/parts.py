@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pmm.data.occlusion import Windows
 from pmm.data.preprocessing import Crops
+from pmm.data.windows import Windows
 from pmm.visualize.cam import shown_size
 from pmm.visualize.heat import LUMA, heated, resized, scale
 from pmm.visualize.sheet import HEIGHT, Group, Panel, sheet, text_size

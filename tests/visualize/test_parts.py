@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pmm.data.occlusion import Windows
+from pmm.data.windows import Windows
 from pmm.visualize.parts import _spread, occlusion_picture, parts_picture
 
 CROP = np.full((1, 128, 64, 3), 90, np.uint8)
