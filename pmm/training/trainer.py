@@ -192,6 +192,7 @@ class Trainer:
 
     def _epochs(self, pending_signal: Callable[[], int]) -> Iterator[tuple[int, Iterator[TrainBatch | UserError]]]:
         """The epochs that are left, from 1, with the batches from which to take theirs."""
+        before = self.epochs_done
         for phase in self.phases:
             steps = self.progress.get("steps", 0)
             left = range(max(phase.epochs.start, self.epochs_done + 1), phase.epochs.stop)
@@ -199,7 +200,7 @@ class Trainer:
                 continue
             begins = left == phase.epochs and not steps and phase.begin > 0
             if phase.occludes:
-                self._occlude(pending_signal, begins=begins)
+                self._occlude(pending_signal, trained=phase.begin > before)
             if begins:
                 self._begin(phase)
             self.sampler.epochs = range(phase.stream(left.start), phase.stream(left.stop))
@@ -208,9 +209,12 @@ class Trainer:
             for epoch in left:
                 yield epoch, batches
 
-    def _occlude(self, pending_signal: Callable[[], int], *, begins: bool) -> None:
-        """Let the loader hide what hurts the model of the phase before, which is at hand if the next `begins`."""
-        if begins:
+    def _occlude(self, pending_signal: Callable[[], int], *, trained: bool) -> None:
+        """Let the loader hide what hurts the model of the phase before, which this process has `trained` to its end.
+
+        Otherwise that model is on the disk: last.pth may be of the next phase, before its first step.
+        """
+        if trained:
             self.processes.run_on_all(lambda: keep_model(self.out, self._content()) if self.processes.main else None)
             self._save(self.saver.save_now)  # its table may take longer than an epoch
         skip_bad, skipped = self.options.skip_bad_images, self.batches.skipped

@@ -138,6 +138,22 @@ def test_a_run_that_is_interrupted_anywhere_ends_with_the_same_bits(whole, confi
     assert (found.behind == expected.behind).all()
 
 
+def test_a_save_before_the_first_step_of_the_second_training_is_none_of_the_first_model(
+    whole, config, tmp_path, monkeypatch
+):
+    out, begin = tmp_path / "run", trainer.Trainer._begin
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_begin", lambda self, phase: begin(self, phase) or terminate())
+        with pytest.raises(TrainingInterrupted):
+            train(config, out, ON_CPU)
+    saved = load(out / "last.pth")
+    assert (saved["epoch"], saved["progress"]["steps"]) == (2, 0)
+    assert not same(saved["model"], load(out / FIRST)["model"])
+    train(saved_config(out), out, RESUMED)
+    for name in ("last.pth", "best.pth", FIRST):
+        assert same(load(out / name)["model"], load(whole / name)["model"]), name
+
+
 @pytest.mark.parametrize("how", [kill, terminate])
 def test_between_the_trainings_nothing_is_lost(whole, config, tmp_path, monkeypatch, how):
     """Neither a step of the first nor a shard of the table is made twice."""
