@@ -1,24 +1,28 @@
-"""The README's commands, as tests run them."""
+"""The commands of the README and of the pages that build on it, as tests run them."""
 
 import re
 from pathlib import Path
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = ("getting-started", "training", "export", "bench", "video")
+"""In docs/, in an order in which their commands follow on each other."""
 
 
 def commands() -> list[str]:
-    """In the order of the README, without their comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    """In the order of README and pages, without their comments, each once."""
+    pages = [README, *((ROOT / f"docs/{name}.md").read_text() for name in PAGES)]
+    blocks = [block for page in pages for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
 
 def is_too_large(command: str) -> bool:
-    """It wants ImageNet weights and 32 identities: its flags are tried."""
-    return re.search("--preset (paper|strong)", command) is not None
+    """It wants ImageNet weights and 32 identities, or a network of timm: its flags are tried."""
+    return re.search("--preset (paper|strong)|timm:", command) is not None
 
 
 def on_fixtures(command: str, people: Path) -> str:
     """With the synthetic `people` for a user's data, and the run of the commands before for the one on it."""
-    command = command.replace("/path/to/market1501", str(people)).replace("runs/market/", "runs/first/")
+    command = re.sub(r"runs/market(?=[/ ]|$)", "runs/first", command.replace("/path/to/market1501", str(people)))
     return command.replace("/path/to/person.jpg", str(next((people / "query").iterdir())))

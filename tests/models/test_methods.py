@@ -177,8 +177,8 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(method, shared
     assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
-def test_the_readme_has_its_command(method):
-    assert f"--method {method}" in (ROOT / "README.md").read_text()
+def test_the_page_of_methods_has_its_command(method):
+    assert f"--method {method}" in (ROOT / "docs/methods.md").read_text()
     assert method_of(config_of(method)) is METHODS[method]
 
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pmm.bench.pages.verdict import verdict
+from pmm.bench.schema import read_report
+
 Report = dict[str, Any]
 
 HEAD = """# Benchmarks
@@ -15,6 +18,28 @@ Every table is made from a result in `bench/results/`, which names the machine, 
 medians of calls that were interleaved in one run; a speedup is the median of paired ratios, with its 95 % interval in
 brackets. People are synthetic (`pmm synthetic`). **No speed on a GPU is claimed anywhere here.**
 """
+
+
+DEMO = "2026-11-23-amd-epyc-2-cores-bench-demo"
+"""What the README shows of the bench."""
+
+
+def demo_in_short(folder: Path) -> str:
+    """Markdown for the README: the demo's bench, a line per backend, and its verdict."""
+    path = folder / f"{DEMO}.json"
+    report = json.loads(path.read_text())
+    rows = []
+    for cells in map(_backend, (result for result in report["results"] if result["status"] == "ok")):
+        rows.append([*cells[:4], cells[-2].partition(" /")[0], cells[-1]])
+    head = ["backend", "mAP", "change, points (95 %)", "rank-1 lost / gained", "ms, batch 8", "speedup"]
+    machine = f"{report['environment']['cpu']}, {report['environment']['cores']} cores"
+    text = (
+        f"The demo's model (preset `tiny`, synthetic people) on {machine}, {report['created'][:10]} "
+        f"([raw result](bench/results/{DEMO}.json); `make docs` makes a page of all benchmarks):"
+    )
+    return "\n".join(
+        [text, "", *_table(head, rows), "", "Its report begins:", "", f"> {verdict(read_report(path)).headline}"]
+    )
 
 
 def benchmarks_page(folder: Path) -> str:
@@ -178,7 +203,7 @@ def _saving(report: Report) -> list[str]:
 TABLES: tuple[tuple[str, str, str, Callable[[Report], list[str]]], ...] = (
     (
         "The demo, every backend",
-        "2026-11-23-amd-epyc-2-cores-bench-demo",
+        DEMO,
         "What `make demo` trains: 1,200 queries against 3,000 gallery crops of 200 identities that it never saw. All "
         "pass the gates. Two shared virtual cores and calls of a millisecond: the bench flags each of these latencies "
         "as noisy or drifting; speedups, paired over rounds, are steadier than medians.",
