@@ -13,7 +13,7 @@ LISTS = Path(__file__).with_name("planted")
 AREAS = (
     "adoption", "backbones", "bench", "calibration", "chain", "commands", "engines", "files", "foreign", "galleries",
     "gates", "gpus", "losses", "manifest", "metrics", "occlusions", "ops", "parity", "precision", "ranks", "readers",
-    "recipe", "reranking", "resizing", "resume", "sampler", "search", "selftest", "statistics",
+    "recipe", "reproduction", "reranking", "resizing", "resume", "sampler", "search", "selftest", "statistics",
 )  # fmt: skip
 
 
