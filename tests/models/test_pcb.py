@@ -1,16 +1,17 @@
-"""PCB and its refined parts, property by property; sums of many terms in float64."""
+"""PCB, property by property; sums of many terms in float64."""
 
 import dataclasses
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pmm.models.pcb import StripeMeans, per_part
-from pmm.models.registry import build_model, check_network, deployed
-from pmm.models.rpp import LEAST_PART, STRIPES, PartClassifier, SoftParts, pooled_by
+from pmm.models.registry import build_model, check_network
 from pmm.presets import preset
+from pmm.training.losses import reid_losses
 from pmm.utils.errors import ConflictingOptions, InvalidValue
 from tests.refusals import refuses
 
@@ -102,6 +103,44 @@ def test_by_a_shared_reduction_exchanged_stripes_are_exchanged_features():
         torch.testing.assert_close(found, per_part(pooled, model.reductions)[:, :, order])
 
 
+def test_an_independent_reduction_sees_its_own_part_alone():
+    model, pooled = model_of(reduction="independent").eval(), maps_of((6, 128, 4))
+    assert len(model.reductions) == 4
+    with torch.no_grad():
+        found = per_part(pooled, model.reductions)
+        for part, reduction in enumerate(model.reductions):
+            torch.testing.assert_close(found[:, :, part : part + 1], reduction(pooled[:, :, part : part + 1]))
+
+
+def test_a_shared_batch_norm_has_the_statistics_of_all_parts():
+    model, maps = model_of(dropout=0.0), maps_of()
+    reduction = model.reductions[0]
+    model(maps, PIDS)
+    with torch.no_grad():
+        vectors = reduction.conv(model.stripes(maps)).transpose(1, 2).flatten(0, 1)
+    assert vectors.shape == (24, 64)
+    torch.testing.assert_close(reduction.bn.running_mean, 0.1 * vectors.mean(0))
+
+
+def test_embedding_h_is_of_the_reduction_before_its_batch_norm():
+    model, maps = model_of(embedding="h").eval(), maps_of()
+    nn.init.uniform_(model.reductions[0].bn.running_mean)
+    with torch.no_grad():
+        parts = model.reductions[0].conv(model.stripes(maps))
+        expected = torch.cat([F.normalize(part, dim=1) for part in parts.unbind(2)], 1) / 2
+        torch.testing.assert_close(model(maps), expected)
+
+
+def test_the_loss_is_the_sum_of_the_parts_cross_entropies():
+    """Of the mean, the rates of the recipe would have to be as many times larger."""
+    model = model_of(dropout=0.0)
+    output = model(maps_of(), PIDS)
+    losses = reid_losses(output, PIDS, label_smoothing=preset("paper", "pcb").recipe.label_smoothing)
+    expected = [F.cross_entropy(logits, PIDS) for logits in output.logits]
+    assert len(expected) == 4
+    torch.testing.assert_close(torch.stack(list(losses.values())), torch.stack(expected))
+
+
 def test_the_loss_of_a_part_has_no_gradient_in_another():
     """In eval mode; in training the statistics of the shared batch-norm couple them."""
     model = model_of().eval()
@@ -139,104 +178,3 @@ def test_the_last_stride_halves_the_map_and_is_for_resnets():
     assert build_model(config_of(last_stride=2)).backbone(torch.zeros(1, 3, 128, 64)).shape == (1, 128, 4, 2)
     with refuses(ConflictingOptions, "timm:resnet18", options=("last_stride", "backbone")):
         config_of(backbone="timm:resnet18", last_stride=2)
-
-
-# Refined part pooling
-
-
-def shares_of(model, maps):
-    return model.part_classifier(maps)
-
-
-@pytest.fixture
-def refined():
-    model = model_of("pcb-rpp").eval()
-    nn.init.normal_(model.part_classifier.conv.weight)
-    nn.init.normal_(model.part_classifier.conv.bias)
-    return model
-
-
-@torch.no_grad()
-def test_the_shares_of_a_cell_add_up_to_1_and_the_parts_to_the_mean(refined):
-    maps = maps_of()
-    shares = shares_of(refined, maps)
-    assert (shares.sum(1) - 1).abs().max() < 1e-14
-    parts = refined.pooling()(maps)
-    torch.testing.assert_close(parts.sum(2), 4 * maps.mean((2, 3)), rtol=0, atol=1e-13)
-
-
-@torch.no_grad()
-def test_without_weights_every_part_is_the_mean(refined):
-    for parameter in refined.part_classifier.parameters():
-        parameter.zero_()
-    maps = maps_of()
-    assert torch.equal(shares_of(refined, maps), torch.full((6, 4, 8, 4), 0.25, dtype=torch.float64))
-    torch.testing.assert_close(refined.pooling()(maps), maps.mean((2, 3))[..., None].expand(-1, -1, 4))
-
-
-@torch.no_grad()
-def test_shares_that_are_stripes_give_the_stripes_means(refined):
-    stripes = torch.eye(4, dtype=torch.float64).repeat_interleave(2, 1)[None, :, :, None].expand(6, -1, -1, 4)
-    maps = maps_of()
-    torch.testing.assert_close(pooled_by(stripes, maps), refined.stripes(maps), rtol=0, atol=1e-14)
-
-
-@torch.no_grad()
-def test_shuffled_cells_are_pooled_alike_but_not_by_stripes(refined):
-    maps = maps_of()
-    order = torch.randperm(32)
-    shuffled = maps.flatten(2)[:, :, order].reshape(MAP)
-    torch.testing.assert_close(refined.pooling()(shuffled), refined.pooling()(maps), rtol=0, atol=1e-13)
-    assert (refined.stripes(shuffled) - refined.stripes(maps)).abs().max() > 0.1
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("channels", "merged", "inputs"), [(2048, 8, 256), (512, 2, 256), (128, 1, 128)])
-def test_the_part_classifier_sees_means_of_neighbouring_channels_without_their_mean(channels, merged, inputs):
-    classifier, maps = PartClassifier(channels, 3).double(), maps_of((2, channels, 4, 2))
-    assert (classifier.merged, classifier.conv.in_channels) == (merged, inputs)
-    expected = torch.stack([maps[:, first : first + merged].mean(1) for first in range(0, channels, merged)], 1)
-    expected = expected - expected.mean((2, 3), keepdim=True)
-    torch.testing.assert_close(classifier(maps), classifier.conv(expected).softmax(1))
-    torch.testing.assert_close(classifier(maps + 7), classifier(maps))
-
-
-def test_a_checkpoint_of_pcb_lacks_the_part_classifier_alone():
-    refined = build_model(config_of("pcb-rpp"))
-    found = refined.load_state_dict(build_model(config_of("pcb")).state_dict(), strict=False)
-    assert found.unexpected_keys == []
-    assert set(found.missing_keys) == {"part_classifier.conv.weight", "part_classifier.conv.bias"}
-
-
-def test_in_the_first_phase_it_is_pcb():
-    refined, plain = model_of("pcb-rpp"), model_of("pcb")
-    refined.load_state_dict(plain.state_dict(), strict=False)
-    maps = maps_of()
-    refined.start_phase(STRIPES)
-    for model in (refined, plain):
-        model.eval()
-    with torch.no_grad():
-        assert torch.equal(refined(maps), plain(maps))
-        assert torch.equal(deployed_on(refined, maps), plain(maps))
-        refined.start_phase("parts")
-        assert not torch.allclose(refined(maps), plain(maps), atol=1e-4)
-
-
-def deployed_on(model, maps):
-    model.backbone.merge_branches = lambda: None
-    network = deployed(model)
-    return network.l2_normalize(network.tail(maps))
-
-
-def test_the_least_part_is_recorded_and_no_loss():
-    model = model_of("pcb-rpp")
-    output = model(maps_of(), PIDS)
-    assert output.figures.keys() == {LEAST_PART}
-    assert 0 < output.figures[LEAST_PART] <= 0.25
-    assert not output.figures[LEAST_PART].requires_grad
-    assert not output.penalties
-
-
-def test_soft_parts_have_the_gradient_of_their_cells():
-    classifier = PartClassifier(6, 2).double()
-    assert torch.autograd.gradcheck(SoftParts(classifier), maps_of((1, 6, 2, 2)).requires_grad_())
