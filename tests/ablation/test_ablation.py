@@ -227,7 +227,7 @@ def test_from_runs_to_a_report(planted, people):
     assert found["environment"]["commit"]
     assert found["environment"]["threads"] == 8
     assert found["command"].startswith("pmm ablation --root")
-    assert str(ROOT) not in planted.out.read_text()
+    assert f"{ROOT}/" not in planted.out.read_text()
 
     assert "drawn with seed 7" in done.stdout
     assert "pmm:k=0, seed 2  mAP" in done.stdout

@@ -244,7 +244,7 @@ def test_from_runs_to_a_table(planted):
     assert "these people are synthetic**, drawn with seed 7" in text
     assert "preset tiny** is not the paper's recipe" in text
     assert "One seed" not in text
-    assert str(ROOT) not in (planted.out / "table.json").read_text()
+    assert f"{ROOT}/" not in (planted.out / "table.json").read_text()
 
 
 def test_one_seed_has_no_interval_and_says_so(planted):
