@@ -49,7 +49,7 @@ from pmm.utils.facts import how_many
 from pmm.utils.files import sha256, sweep
 
 FIRST, SHARDS = "phase-1.pth", "occlusions"
-"""In the run's folder: the model of the first training, the table, and the folder of its shards until it is whole."""
+"""In the run's folder: the model of the first training, and the folder of the table's shards until it is whole."""
 SHARD = 64
 """Images of a shard."""
 CROPS = {"cpu": 128, "cuda": 512}
