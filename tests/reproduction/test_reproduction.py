@@ -353,7 +353,10 @@ def test_a_process_that_a_killed_call_left_behind_is_ended_before_its_run_goes_o
 def test_another_process_of_that_number_is_left_alone(tmp_path):
     folder = tmp_path / "r-0"
     folder.mkdir()
-    with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    with subprocess.Popen(["cat"], start_new_session=True, **pipes) as other:
+        other.stdin.write(b"here\n")
+        assert other.stdout.readline() == b"here\n"  # until it runs, its command line may be empty
         (folder / "pid").write_text(f"{other.pid}\n")
         run = AblationRun(row="r", seed=0, folder=folder, train=("false",), evaluate=(), facts={})
         runs.run_all([run], root=ROOT)
