@@ -19,7 +19,7 @@ from pmm.artifacts.native_file import read_native
 from pmm.export.options import Precision, VerifyOptions
 from pmm.export.precision import GraphPrecision, tally
 from pmm.export.reference import changed_meanwhile, checkpoint_parity_check
-from pmm.export.selftest import add_selftest, checkpoint_vectors
+from pmm.export.selftest import add_selftest, checkpoint_vectors, has_selftest
 from pmm.utils.errors import InvalidFile, InvalidValue
 from pmm.utils.files import output_file, sha256
 
@@ -122,14 +122,15 @@ def export_aoti(
 def export_aoti_cached(
     checkpoint: Path, out: Path, precision: str = "fp32", device: str = "cpu", verification: VerifyOptions | None = None
 ) -> Artifact:
-    """`out`, if it is whole, verified, and what `export_aoti` would make here; else exported by it."""
+    """`out`, if it is whole, verified, what `export_aoti` would make here, and has its selftest; else exported."""
     from pmm.artifacts.checkpoint import versions
     from pmm.runtime.aoti import this_machine
     from pmm.runtime.eager import torch_device
 
     def fits(manifest: Manifest) -> bool:
         same = manifest.made_from(sha256(checkpoint), versions()) and manifest.package == this_machine(target)
-        return same and manifest.parity is not None and manifest.precision == precision
+        same = same and manifest.parity is not None and manifest.precision == precision
+        return same and has_selftest(out)
 
     target = torch_device(device)
     cached = reusable(out, fits, read=lambda path: read_native(path, PackageContract).manifest)

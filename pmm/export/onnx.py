@@ -30,7 +30,7 @@ from pmm.export.options import MIN_CALIBRATION_CROPS, ExportOptions, VerifyOptio
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.precision import onnx_precision
 from pmm.export.reference import changed_meanwhile, in_memory
-from pmm.export.selftest import add_selftest
+from pmm.export.selftest import add_selftest, has_selftest
 from pmm.export.source import ExportSource, open_source
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import CannotWrite, InvalidFile, UserError
@@ -116,15 +116,15 @@ def export_onnx(
 def export_onnx_cached(
     checkpoint: Path, out: Path, options: ExportOptions | None = None, verification: VerifyOptions | None = None
 ) -> Artifact:
-    """`out`, if it is whole, verified, and what `options` makes of this checkpoint; else exported by `export_onnx`."""
+    """`out`, if it is whole, verified, what `options` makes of this checkpoint, and has its selftest; else exported."""
     options = options or ExportOptions()
 
     def fits(manifest: Manifest) -> bool:
-        # a folder of crops may hold others now
-        if manifest.parity is None or options.calibration_root or manifest.checkpoint_sha256 != sha256(checkpoint):
-            return False
+        if manifest.parity is None or manifest.checkpoint_sha256 != sha256(checkpoint) or options.calibration_root:
+            return False  # a folder of crops may hold others now
         source = open_source(checkpoint)
-        return manifest.made_from(source.sha256, _versions(source)) and _has_options(manifest, source, options)
+        same = manifest.made_from(source.sha256, _versions(source)) and _has_options(manifest, source, options)
+        return same and has_selftest(out)
 
     return reusable(out, fits) or export_onnx(checkpoint, out, options, verification)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pmm.artifacts import native_file
-from pmm.artifacts.artifact import Artifact, manifest_path
+from pmm.artifacts.artifact import Artifact, manifest_path, selftest_paths
 from pmm.artifacts.checkpoint import load, restore_model
 from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.artifacts.onnx_file import read_onnx
@@ -252,6 +252,10 @@ def test_a_verified_package_is_used_again_and_only_then(trained, package, built,
     kept = export_aoti_cached(trained, out)
     assert kept == first
     assert not built
+    selftest_paths(out)[0].unlink()  # as of an earlier version
+    export_aoti_cached(trained, out)
+    assert len(built) == 1
+    built.clear()
     for changes in ({"torch": "9.9"}, {"instructions": ()}, {"gpu": "another"}):
         real = this_machine(CPU)
         with monkeypatch.context() as patch:

@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 
-from pmm.artifacts.artifact import manifest_path, read_manifest
+from pmm.artifacts.artifact import manifest_path, read_manifest, selftest_paths
 from pmm.artifacts.checkpoint import load, restore_model, save
 from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.config import Config
@@ -182,6 +182,11 @@ def test_a_verified_export_is_used_again_and_only_then(trained, tmp_path):
     written = out.stat().st_mtime_ns
     assert export_onnx_cached(trained, out) == first
     assert out.stat().st_mtime_ns == written
+    beside = selftest_paths(out)[1]
+    vectors = beside.read_bytes()
+    beside.unlink()  # as of an earlier version
+    assert export_onnx_cached(trained, out) == first
+    assert beside.read_bytes() == vectors
     out.write_bytes(b"damaged")
     assert export_onnx_cached(trained, out).manifest.sha256 == first.manifest.sha256
     unit = ExportOptions(normalize=True)

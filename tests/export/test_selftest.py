@@ -12,7 +12,7 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.artifacts.trained_model import read_model
 from pmm.export.onnx import export_onnx
 from pmm.export.options import MIN_COSINE, EngineOptions, ExportOptions, VerifyOptions
-from pmm.export.selftest import checkpoint_vectors, onnx_vectors, tolerances
+from pmm.export.selftest import checkpoint_vectors, has_selftest, onnx_vectors, tolerances
 from pmm.export.triton import write_model_repository
 from pmm.export.trt import engine_from_onnx
 from pmm.runtime.open import open_runner
@@ -82,6 +82,20 @@ def test_two_exports_have_the_same_arrays_and_another_takes_the_place_of_the_fir
     assert run_selftest(out, device="cpu").passed
     assert not {path.read_bytes() for path in selftest_paths(out)} & set(before)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_has_a_selftest_if_it_is_whole_and_its_own(exported, tmp_path):
+    places = [tmp_path / path.name for path in (exported, *selftest_paths(exported))]
+    whole = [path.read_bytes() for path in (exported, *selftest_paths(exported))]
+    for changed in (None, *range(3)):
+        for number, (path, content) in enumerate(zip(places, whole, strict=True)):
+            path.write_bytes(content[:-9] if number == changed else content)
+        assert has_selftest(places[0]) == (changed is None)
+    for path in places[1:]:
+        path.write_bytes(b"")
+        assert not has_selftest(places[0])
+        path.unlink()
+        assert not has_selftest(places[0])
 
 
 def test_an_engine_has_those_of_its_onnx_file_under_its_own_hash(exported, shared, tmp_path):
