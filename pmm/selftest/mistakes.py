@@ -16,19 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.artifacts.manifest import InputContract
-from pmm.config import IMAGENET_MEAN, IMAGENET_STD
 from pmm.data.crops import load_crops
 from pmm.data.mistakes import PreprocessingMistake, likely_mistakes
 from pmm.data.preprocessing import Crops, Preprocessing
+from pmm.selftest.resizes import area, nearest
+from pmm.selftest.scales import BYTES, OF_PIXELS, SCALES, Scale, without_caffe_mean
 
 Fed = npt.NDArray[Any]
 """What a file is fed: [N, H, W, 3] or [N, 3, H, W], of its type."""
-Pixels = npt.NDArray[Any]
-"""RGB [N, H, W, 3]."""
-Scale = Callable[[Pixels, Pixels, Pixels], Pixels]
-"""Pixels of 0..255, a mean and a std [3] -> other numbers."""
 WITH_BGR = ("resize", "nearest", "area")
 """Resizes that are likely beside colours in the other order."""
+ORDERS = ("rbg", "grb", "gbr", "brg")
+"""Of channels, beside RGB and BGR."""
 BYTES_ONLY = "the file takes whole numbers of 0 to 255, and normalises them itself"
 
 
@@ -53,6 +52,8 @@ class Client:
 
     size: Preprocessing
     input: InputContract
+    flip_tta: bool = False
+    """Whether the file averages with the mirror image."""
 
     def right(self, crops: Sequence[Crops]) -> Fed:
         """What the file is to be fed."""
@@ -61,7 +62,8 @@ class Client:
     def mistakes(self) -> list[ClientMistake]:
         """The mistakes that can be made with this file."""
         known, resizes = list(self._of_bench()), list(self._of_resizes())
-        return [*known, *resizes, *self._of_both([*known, *resizes]), *self._of_buffers(), *self._of_numbers()]
+        both = [*self._of_both([*known, *resizes]), *self._of_turns()]
+        return [*known, *resizes, *both, *self._of_buffers(), *self._of_numbers()]
 
     def rounded_otherwise(self, crops: Sequence[Crops]) -> list[Fed]:
         """What the file is fed by clients whose resize rounds otherwise: one grey level less, more, or either, in half
@@ -79,20 +81,28 @@ class Client:
 
     def impossible(self) -> dict[str, str]:
         """Mistakes that cannot be made with this file, and why."""
-        why = {name: BYTES_ONLY for name in SCALES if name not in (*BYTES, "raw")} if self._takes_bytes else {}
+        floats = ("bgr_caffe", *(name for name in SCALES if name not in (*BYTES, "raw")))
+        why = dict.fromkeys(floats, BYTES_ONLY) if self._takes_bytes else {}
         if self.size.height == self.size.width:
             why["sides"] = "its crops are square"
+        if self.flip_tta:
+            why["mirrored"] = "the file averages with the mirror image"
         return why
 
     @property
     def _takes_bytes(self) -> bool:
         return self.input.dtype == "uint8"
 
+    @property
+    def _asked(self) -> str:
+        """The order of the file's channels."""
+        return self.input.colour.upper()
+
     def _of_bench(self) -> Iterator[ClientMistake]:
         for known in likely_mistakes(self.size):
             if known.name == "unnormalised":  # of these numbers `_of_numbers` makes floats
                 continue
-            asked, given = ("RGB", "BGR") if self.input.colour == "rgb" else ("BGR", "RGB")
+            asked, given = self._asked, "BGR" if self.input.colour == "rgb" else "RGB"
             of_opencv = " (OpenCV reads BGR: cvtColor)" if given == "BGR" else ""
             is_bgr = known.name == "bgr"
             yield ClientMistake(
@@ -137,6 +147,23 @@ class Client:
                     feed=partial(_feed_turned, each.feed),
                 )
 
+    def _of_turns(self) -> Iterator[ClientMistake]:
+        """Channels in any other order, and crops that are mirrored."""
+        for order in ORDERS:
+            yield ClientMistake(
+                name=order,
+                description=f"{order.upper()}, not {self._asked}",
+                fix=f"give the channels as {self._asked}",
+                feed=partial(self._feed_in_order, order),
+            )
+        if not self.flip_tta:
+            yield ClientMistake(
+                name="mirrored",
+                description="mirrored: left is right",
+                fix="give the crops as they are, without a flip",
+                feed=self._feed_mirrored,
+            )
+
     def _of_buffers(self) -> Iterator[ClientMistake]:
         """Right numbers in an order of the memory that is not the file's."""
         layout, other = self.input.layout, "NCHW" if self.input.layout == "NHWC" else "NHWC"
@@ -162,6 +189,14 @@ class Client:
         for name, (words, numbers) in scales.items():
             fix = self._how_to_normalise()
             yield ClientMistake(name=name, description=words, fix=fix, feed=partial(self._feed_numbers, numbers))
+        if "caffe" in scales:  # whose own networks take BGR, most files RGB
+            other = "BGR" if self.input.colour == "rgb" else "RGB"
+            yield ClientMistake(
+                name="bgr_caffe",
+                description=f"{other}, not {self._asked}, and {scales['caffe'][0]}",
+                fix=f"give the channels as {self._asked}, and {self._how_to_normalise()}",
+                feed=self._feed_of_caffe,
+            )
 
     def _feed_mistaken(self, mistake: PreprocessingMistake, crops: Sequence[Crops]) -> Fed:
         return self.input.feed(mistake.fed(load_crops(crops, mistake.made)), self.size)
@@ -169,6 +204,18 @@ class Client:
     def _feed_resized(self, resize: Callable[[Crops, int, int], Crops], crops: Sequence[Crops]) -> Fed:
         """As `size` says, but that `resize` interpolates."""
         return self.right([resize(crop, *self.size.content_size(*crop.shape[:2])) for crop in crops])
+
+    def _feed_in_order(self, order: str, crops: Sequence[Crops]) -> Fed:
+        places = ["rgb".index(colour) for colour in order]
+        places = places if self.input.colour == "rgb" else places[::-1]
+        return self.input.feed(np.ascontiguousarray(load_crops(crops, self.size)[..., places]), self.size)
+
+    def _feed_mirrored(self, crops: Sequence[Crops]) -> Fed:
+        return self.right([np.ascontiguousarray(crop[:, ::-1]) for crop in crops])
+
+    def _feed_of_caffe(self, crops: Sequence[Crops]) -> Fed:
+        fed = self._feed_numbers(without_caffe_mean, crops)
+        return np.ascontiguousarray(np.flip(fed, 3 if self.input.layout == "NHWC" else 1))
 
     def _feed_in_other_layout(self, crops: Sequence[Crops]) -> Fed:
         right = self.right(crops)
@@ -203,75 +250,3 @@ class Client:
 def _feed_turned(feed: Callable[[Sequence[Crops]], Fed], crops: Sequence[Crops]) -> Fed:
     """Of crops whose colours are in the other order."""
     return feed([np.ascontiguousarray(crop[..., ::-1]) for crop in crops])
-
-
-def _saturated(floats: Pixels) -> Crops:
-    """As OpenCV's convertTo does it."""
-    return np.rint(floats).clip(0, 255).astype(np.uint8)
-
-
-def _wrapped(floats: Pixels) -> Crops:
-    """As C and numpy do it: cut towards zero, and the lowest 8 bits."""
-    return floats.astype(np.int64).astype(np.uint8)
-
-
-SCALES: dict[str, tuple[str, Scale]] = {
-    "unnormalised": ("pixels in 0..1, not normalised", lambda x, mean, std: x / 255),
-    "raw": ("pixels in 0..255, neither divided nor normalised", lambda x, mean, std: x),
-    "undivided": ("normalised without a division by 255", lambda x, mean, std: (x - mean) / std),
-    "normalised": ("normalised by the client", lambda x, mean, std: (x / 255 - mean) / std),
-    "divided_twice": ("divided by 255 twice", lambda x, mean, std: (x / 255 / 255 - mean) / std),
-    "normalised_twice": ("normalised twice", lambda x, mean, std: ((x / 255 - mean) / std - mean) / std),
-    "minus_one_to_one": ("pixel / 127.5 - 1, so pixels in -1..1", lambda x, mean, std: x / 127.5 - 1),
-    "by_256": ("divided by 256, not by 255", lambda x, mean, std: (x / 256 - mean) / std),
-    "mean_only": ("the mean taken off, not divided by the std", lambda x, mean, std: x / 255 - mean),
-    "statistics_bgr": (
-        "the mean and the std in the order blue, green, red",
-        lambda x, mean, std: (x / 255 - mean[::-1]) / std[::-1],
-    ),
-    "imagenet": (
-        "the mean and the std of ImageNet",
-        lambda x, mean, std: (x / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD),
-    ),
-}
-"""What a client can make of pixels RGB of 0..255 where floats are to be normalised, the mean and the std known: in
-words, and in numbers."""
-OF_PIXELS = ("unnormalised", "undivided", "normalised", "minus_one_to_one", "mean_only")
-"""Of these, what can be told apart where the file takes the pixels as they are."""
-BYTES: dict[str, tuple[str, Scale]] = {
-    "normalised": (
-        "normalised floats, rounded to whole numbers of 0 to 255",
-        lambda x, mean, std: _saturated((x / 255 - mean) / std),
-    ),
-    "wrapped": (
-        "normalised floats, the lowest 8 bits of their whole part",
-        lambda x, mean, std: _wrapped((x / 255 - mean) / std),
-    ),
-    "unnormalised": ("pixels in 0..1, rounded to 0 and 1", lambda x, mean, std: _saturated(x / 255)),
-}
-"""The same where bytes are."""
-
-
-def nearest(pixels: Crops, height: int, width: int) -> Crops:
-    """uint8 [h, w, 3] -> [height, width, 3]: of each pixel the one at its upper left corner, as OpenCV's."""
-    rows, columns = (np.arange(after) * before // after for before, after in zip(pixels.shape, (height, width)))  # noqa: B905
-    return np.ascontiguousarray(pixels[rows][:, columns])
-
-
-def area(pixels: Crops, height: int, width: int) -> Crops:
-    """uint8 [h, w, 3] -> [height, width, 3]: OpenCV's INTER_AREA, each pixel the mean of all that it covers."""
-    shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
-    rows, columns = (_area_shares(before, after, shrinks) for before, after in zip(pixels.shape, (height, width)))  # noqa: B905
-    return np.rint(np.einsum("yh,hwc,xw->yxc", rows, pixels, columns, optimize=True)).clip(0, 255).astype(np.uint8)
-
-
-def _area_shares(before: int, after: int, shrinks: bool) -> npt.NDArray[np.float64]:
-    """[after, before]: the share of each pixel along one side in each of the resized ones."""
-    at, scale = np.arange(after)[:, None], before / after
-    cells = np.arange(before)[None]
-    if shrinks:
-        covered = np.minimum((at + 1) * scale, cells + 1) - np.maximum(at * scale, cells)
-        return covered.clip(0) / scale
-    low = np.floor(at * scale)  # OpenCV enlarges with it as linearly, only from nearer places
-    share = np.maximum(0, at + 1 - (low + 1) / scale) % 1
-    return (cells == low) * (1 - share) + (cells == np.minimum(low + 1, before - 1)) * share

@@ -53,7 +53,8 @@ def selftest_vectors(
     contracts = dataclasses.replace(input, name="", batch=None), dataclasses.replace(embedding, name="")
     key = (reference, source_sha256, size, *contracts)
     if key not in _made:
-        _made[key] = _make(embed, reference, source_sha256, Client(size=size, input=input), embedding.normalised)
+        client = Client(size=size, input=input, flip_tta=embedding.flip_tta)
+        _made[key] = _make(embed, reference, source_sha256, client, embedding.normalised)
         while len(_made) > KEPT:
             del _made[next(iter(_made))]
     return _made[key]

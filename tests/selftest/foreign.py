@@ -10,6 +10,9 @@ from PIL import Image, ImageOps
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
+CLIP_MEAN, CLIP_STD = np.array([0.4815, 0.4578, 0.4082]), np.array([0.2686, 0.2613, 0.2758])
+"""As clients shorten them."""
+
 
 def pil(path, width, height):
     return np.asarray(Image.open(path).convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
@@ -42,6 +45,20 @@ def bgr(path, width, height):
     return np.asarray(Image.fromarray(cv2.imread(str(path))).resize((width, height), Image.Resampling.BILINEAR))
 
 
+def in_order(*channels):
+    """Of OpenCV's, which are blue, green and red."""
+
+    def merge(path, width, height):
+        split = cv2.split(cv2.cvtColor(pil(path, width, height), cv2.COLOR_RGB2BGR))
+        return cv2.merge([split["bgr".index(channel)] for channel in channels])
+
+    return merge
+
+
+def mirrored(path, width, height):
+    return cv2.flip(pil(path, width, height), 1)
+
+
 def sides(path, width, height):
     """cv2.resize and torch name width and height in different orders; the bytes are handed over without a shape."""
     return pil(path, height, width).reshape(height, width, 3)
@@ -65,8 +82,13 @@ RESIZES = {
     "bgr_resize": bgr_with(cv2.INTER_LINEAR),
     "bgr_nearest": bgr_with(cv2.INTER_NEAREST),
     "bgr_area": bgr_with(cv2.INTER_AREA),
+    "rbg": in_order("r", "b", "g"),
+    "grb": in_order("g", "r", "b"),
+    "gbr": in_order("g", "b", "r"),
+    "brg": in_order("b", "r", "g"),
+    "mirrored": mirrored,
 }
-"""What both kinds of file can be fed; uint8 RGB [height, width, 3]."""
+"""What both kinds of file can be fed; uint8 [height, width, 3]."""
 FLOATS = {
     "unnormalised": lambda x: x / np.float32(255),
     "raw": lambda x: x,
@@ -77,6 +99,9 @@ FLOATS = {
     "by_256": lambda x: (x / 256 - MEAN) / STD,
     "mean_only": lambda x: x / 255 - MEAN,
     "statistics_bgr": lambda x: (x / 255 - MEAN[::-1]) / STD[::-1],
+    "clip": lambda x: (x / 255 - CLIP_MEAN) / CLIP_STD,
+    "caffe": lambda x: x - np.array([123, 117, 104]),
+    "bgr_caffe": lambda x: x[..., ::-1] - np.array([104, 117, 123]),
 }
 """Of pixels float32 of 0 to 255, what a file that takes floats is fed."""
 

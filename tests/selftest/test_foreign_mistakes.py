@@ -78,12 +78,14 @@ def test_with_other_contracts_and_precisions_none_gets_another_name(models, way,
     export_onnx(models[trained_before], out, ExportOptions(input=kind, **options), VerifyOptions(no_verify=True))
     right, wrong = verdicts(out, kind, tmp_path / "crops")
     assert right.passed
+    harmless = {name for name in open_selftest(out).vectors.impossible if name in wrong}
+    assert harmless == ({"mirrored"} if options.get("flip_tta") else set())
     for name, verdict in wrong.items():
         if verdict.passed:
-            assert name in verdict.undecidable
+            assert name in (*verdict.undecidable, *harmless)
         elif verdict.mistakes:
             assert name in (verdict.mistakes[0], *verdict.or_one_of)
     named = [name for name, verdict in wrong.items() if verdict.mistakes[:1] == (name,)]
     assert len(named) >= len(wrong) - 2, "8 bits clip pixels of 0..255 like those that were not divided"
     if "precision" not in options:
-        assert named == list(wrong)
+        assert named == [name for name in wrong if name not in harmless]
