@@ -65,8 +65,7 @@ class Announcer:
             lr = config.recipe.lr
             print(f"learning rate: at most {lr:.2g}, of the backbone {factor * lr:.2g}; epochs show the former")
         if len(phases := phases_of(config)) > 1:
-            spans = (f"{phase.name} in epochs {phase.epochs[0]} to {phase.epochs[-1]}" for phase in phases)
-            print(f"phases: {', '.join(spans)}")
+            print(f"phases: {', '.join(f'{phase.name} in {_span(phase.epochs)}' for phase in phases)}")
         resumed = f"resumed at epoch {epoch + 1}{f', step {step + 1}' if step else ''}"
         start = resumed if epoch or step else f"from {printable(config.model.init) or 'scratch'}"
         print(f"run: {self._out} ({start}, {how_many(config.recipe.epochs, 'epoch')})", flush=True)
@@ -124,11 +123,16 @@ class Announcer:
         if record.get(LEAST_PART, 1.0) < DEAD_PART:
             warn(f"one part has {record[LEAST_PART]:.1%} of the cells: its classifier sees next to nothing")
         phase = phase_of(phases_of(self._config), record["epoch"])
-        warmed_up = record["epoch"] - phase.begin > phase.recipe.epochs * phase.recipe.warmup
+        rises, done = (recipe, 0) if phase.goes_on else (phase.recipe, phase.begin)
+        warmed_up = record["epoch"] - done > rises.epochs * rises.warmup
         if warmed_up and collapsed(record, self._config.model.num_classes):
             losses = "triplet loss ln 2, cross-entropy ln K" if self._method.triplet else "cross-entropy ln K"
             problem = f"the features have collapsed to one point ({losses})"
             warn(f"{problem}; {recipe.divergence_hint}, then start again")
+
+
+def _span(epochs: range) -> str:
+    return f"epochs {epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else f"epoch {epochs[0]}"
 
 
 def describe_kernels(device: torch.device) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 LISTS = Path(__file__).with_name("planted")
 AREAS = (
     "adoption", "backbones", "bench", "calibration", "chain", "commands", "engines", "files", "foreign", "galleries",
-    "gates", "gpus", "losses", "manifest", "metrics", "occlusions", "ops", "parity", "precision", "ranks", "readers",
-    "recipe", "reproduction", "reranking", "resizing", "resume", "sampler", "search", "selftest", "statistics",
+    "gates", "gpus", "losses", "manifest", "metrics", "occlusions", "ops", "parity", "parts", "precision", "ranks",
+    "readers", "recipe", "reproduction", "reranking", "resizing", "resume", "sampler", "search", "selftest",
+    "statistics",
 )  # fmt: skip
 
 
