@@ -49,6 +49,8 @@ class Evidence(NamedTuple):
     """[N, K]"""
     weights: Tensor | None = None
     """[K, C], where the evidence for a class is a sum of the map by these weights, not by Grad-CAM's."""
+    shares: Tensor | None = None
+    """[N, h, w] in 0..1, of each cell that the classifier sees; None for the whole of all."""
 
 
 def leaf(maps: Tensor) -> Tensor:

@@ -87,8 +87,19 @@ class PCB(ReidModel):
     def evidence(self, images: Tensor) -> list[Evidence]:
         maps = leaf(self.backbone(images))
         features = per_part(self.pooling()(maps), self.reductions).unbind(2)
-        pairs = enumerate(zip(self.classifiers, features, strict=True), start=1)
-        return [Evidence(f"part {part} of {self.parts}", maps, classify(f)) for part, (classify, f) in pairs]
+        seen = self.cell_shares(maps.detach()).unbind(1)
+        return [
+            Evidence(f"part {part} of {self.parts}", maps, classifier(feature), shares=shares)
+            for part, (classifier, feature, shares) in enumerate(
+                zip(self.classifiers, features, seen, strict=True), start=1
+            )
+        ]
+
+    def cell_shares(self, maps: Tensor) -> Tensor:
+        """The shares [N, p, h, w] of each cell of maps [N, C, h, w] that belong to each part: 1 in its stripe."""
+        count, _, rows, columns = maps.shape
+        stripes = torch.eye(self.parts, dtype=maps.dtype, device=maps.device)
+        return stripes.repeat_interleave(rows // self.parts, 1)[None, :, :, None].expand(count, -1, -1, columns)
 
     def deployed(self) -> InferenceModel:
         """The test-time network: without classifiers."""

@@ -78,7 +78,10 @@ class RPP(PCB):
         return SoftParts(self.part_classifier) if self.refined else self.stripes
 
     def part_shares(self, images: Tensor) -> Tensor | None:
-        return self.part_classifier(self.backbone(images)) if self.refined else None
+        return self.cell_shares(self.backbone(images)) if self.refined else None
+
+    def cell_shares(self, maps: Tensor) -> Tensor:
+        return self.part_classifier(maps) if self.refined else super().cell_shares(maps)
 
     def train_pool(self, maps: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The part classifier sees the maps with dropout, the parts without. With the share of the least part."""

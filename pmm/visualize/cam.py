@@ -85,7 +85,7 @@ def stage_cams(model: Any, images: Tensor, classes: Tensor | None = None) -> lis
 
 
 def _stage_cam(evidence: Evidence, classes: Tensor | None, stride: int) -> StageCam:
-    """Grad-CAM, or a sum by the evidence's own weights."""
+    """Grad-CAM, or a sum by the evidence's own weights; no more of a cell than the classifier sees."""
     logits, maps = evidence.logits, evidence.maps
     chosen = logits.argmax(1) if classes is None else classes
     picked = logits.gather(1, chosen[:, None])
@@ -97,6 +97,8 @@ def _stage_cam(evidence: Evidence, classes: Tensor | None, stride: int) -> Stage
     with torch.no_grad():
         share = logits.float().softmax(1).gather(1, chosen[:, None])[:, 0]
         found = cam(maps, weights).float()
+        if evidence.shares is not None:
+            found = found * evidence.shares
     heat, labels, shares = (values.cpu().numpy() for values in (found, chosen, share))
     return StageCam(heat, labels, shares, stride, evidence.name)
 

@@ -56,6 +56,16 @@ def maps_of(model, images):
         return list(f1) if isinstance(f1, tuple) else [f1] * len(getattr(model, "classifiers", [0]))
 
 
+def seen(model, maps, part):
+    """The share of each cell that goes into what a classifier is fed, [N, h, w] or 1."""
+    if hasattr(model, "part_classifier"):
+        return model.part_classifier(maps)[:, part].detach()
+    if not hasattr(model, "parts"):
+        return 1
+    height = maps.shape[2] // model.parts
+    return torch.arange(maps.shape[2]).div(height, rounding_mode="floor").eq(part)[None, :, None]
+
+
 def random_statistics(model):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
@@ -85,11 +95,23 @@ def test_maps_are_grad_cam_by_autograd(method, given):
         weights = gradient.mean((2, 3))
         if hasattr(model, "necks"):  # the maps of the paper pass the neck by
             weights = model.classifiers[number].weight[expected]
-        grad_cam = (weights[:, :, None, None] * maps[number]).sum(1).relu().detach()
+        grad_cam = (weights[:, :, None, None] * maps[number]).sum(1).relu().detach() * seen(model, maps[number], number)
         assert grad_cam.amax() > 0
         np.testing.assert_allclose(stage.cam, grad_cam.numpy(), rtol=1e-5, atol=1e-6 * float(grad_cam.amax()))
         share = logits.softmax(1).gather(1, expected[:, None])[:, 0]
         np.testing.assert_allclose(stage.share, share.detach().numpy(), rtol=1e-5)
+
+
+def test_a_part_is_said_to_look_at_its_stripe_alone():
+    """What lies elsewhere may be as active in the same channels, and yet changes no logit of the part."""
+    model = random_statistics(model_of("pcb")).double()
+    images = torch.randn(3, 3, 128, 64, dtype=torch.float64)
+    found = stage_cams(model, images)
+    for part, stage in enumerate(found):
+        rows = slice(2 * part, 2 * part + 2)
+        assert stage.cam[:, rows].any()
+        stage.cam[:, rows] = 0
+        assert not stage.cam.any()
 
 
 @pytest.mark.parametrize("method", ["pmm", "pcb-rpp"])
