@@ -35,6 +35,8 @@ class Method:
     """Of its training."""
     starts_from: tuple[str, ...] = ()
     """Methods of the checkpoints that it can start from (default: all)."""
+    head: str = "stage"
+    """What each of its classifiers is called."""
     note: str = ""
     """What its results are to be printed with."""
 
@@ -64,18 +66,20 @@ METHODS: dict[str, Method] = {
     "cutout-sample": Method(network="pmm.models.drop_block:CutoutSample", config_keys=_HEADS),
     "cutmix": Method(network="pmm.models.cutmix:CutMix", config_keys=_HEADS, uses_kernels=True),
     "a-cutmix": Method(network="pmm.models.cutmix:ACutMix", config_keys=(*_BLOCKS, "direction"), uses_kernels=True),
-    "pcb": Method(network="pmm.models.pcb:PCB", config_keys=_PARTS, triplet=False),
+    "pcb": Method(network="pmm.models.pcb:PCB", config_keys=_PARTS, triplet=False, head="part"),
     "pcb-rpp": Method(
         network="pmm.models.rpp:RPP",
         config_keys=(*_PARTS, "rpp_schedule"),
         triplet=False,
         phases=rpp_phases,
+        head="part",
         starts_from=("pcb", "pcb-rpp"),
     ),
     "cama": Method(
         network="pmm.models.cama:CAMA",
         config_keys=("branches", "penalty"),
         triplet=False,
+        head="branch",
         note="network, penalty and recipe of cama are our reading of a paper whose formulas were not at hand",
     ),
     "aos": Method(
@@ -83,6 +87,7 @@ METHODS: dict[str, Method] = {
         config_keys=("dropout", "aos_pick", "aos_share", "aos_step"),
         triplet=False,
         phases=aos_phases,
+        head="classifier",
     ),
 }
 """Name -> method. A new one is a class derived from `pmm.models.output.ReidModel`, a line here, a word in the help of

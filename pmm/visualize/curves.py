@@ -1,7 +1,8 @@
-"""How runs went: losses per stage, held-out accuracy and learning rate, from their metrics.jsonl. Loads no torch."""
+"""How runs went: losses, held-out accuracy and learning rate, from their metrics.jsonl. Loads no torch."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -9,11 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from pmm.utils.errors import InvalidFile, InvalidValue
+from pmm.config import Config
+from pmm.models.registry import method_of, phases_of
+from pmm.utils.errors import InvalidFile, InvalidValue, UserError
 from pmm.utils.files import existing_file
 from pmm.visualize.style import LINES, PLOT_FAINT, PLOT_INK, plot_style, shortened
 
@@ -21,10 +24,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRICS = "metrics.jsonl"
+METRICS, CONFIG = "metrics.jsonl", "config.json"
+PER_HEAD = {"cross_entropy": "cross-entropy", "triplet": "triplet loss"}
+"""Losses of each classifier -> their words."""
+OF_SOME = {"overlap": "penalty of overlapping maps", "least_part": "share of the smallest part, of all cells"}
+"""Figures of some methods -> their words."""
 MAX_RUNS = len(LINES)
 DPI = 150
 _STROKES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+_ROMAN = {1: "I", 2: "II", 3: "III"}
 _FEW = 25  # epochs up to which each is a dot
 
 
@@ -34,9 +42,13 @@ class LoggedRun:
 
     name: str
     curves: Mapping[str, tuple[tuple[int, ...], tuple[float, ...]]]
+    head: str = "stage"
+    """What its classifiers are called."""
+    phases: tuple[tuple[int, str], ...] = ()
+    """Epochs before each phase but the first, and the phase's name."""
 
-    def stages(self, loss: str) -> list[str]:
-        """The keys of `loss`, one per stage."""
+    def per_head(self, loss: str) -> list[str]:
+        """The keys of `loss`, one per classifier."""
         keys = [key for key in self.curves if re.fullmatch(rf"{loss}\d+", key)]
         return sorted(keys, key=lambda key: int(key.removeprefix(loss)))
 
@@ -66,15 +78,25 @@ def read_run(folder: Path) -> LoggedRun:
     if "loss" not in points_of:
         raise InvalidFile("it has no epoch yet", path=path, expected="the metrics of a run of pmm train")
     curves = {key: (tuple(x for x, _ in points), tuple(y for _, y in points)) for key, points in points_of.items()}
-    return LoggedRun(name=folder.resolve().name, curves=curves)
+    return LoggedRun(name=folder.resolve().name, curves=curves, **_described(folder / CONFIG))
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What a run's configuration tells of its curves; nothing if it cannot be read."""
+    try:
+        config = Config.from_dict(json.loads(path.read_text()))
+        phases = tuple((phase.begin, phase.name) for phase in phases_of(config)[1:])
+        return {"head": method_of(config).head, "phases": phases}
+    except (OSError, ValueError, UserError):
+        return {}
 
 
 def curves_picture(runs: Sequence[LoggedRun]) -> Image.Image:
-    """Cross-entropy and triplet loss per stage, mAP and rank-1 on the held-out identities if any run has them, and the
-    learning rate. An RGB picture.
+    """Losses per classifier and the figures of some methods, where any run has them; mAP and rank-1 on the held-out
+    identities; the learning rate. An RGB picture.
 
-    The stages of a single run differ in colour; several runs differ in colour, their stages in stroke. Raises
-    InvalidValue for more runs than there are colours.
+    The classifiers of a single run differ in colour, and its phases have a line between them; several runs differ in
+    colour, their classifiers in stroke. Raises InvalidValue for more runs than there are colours.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -82,16 +104,16 @@ def curves_picture(runs: Sequence[LoggedRun]) -> Image.Image:
     if len(runs) > MAX_RUNS:
         raise InvalidValue("number of runs", len(runs), f"{MAX_RUNS} at most", hint="give fewer --runs")
     with matplotlib.rc_context(plot_style()):
-        figure = Figure(figsize=(9, 6.4), layout="constrained")
         drawing = Panels(runs)
-        panels = [("cross_entropy", "cross-entropy"), ("triplet", "triplet loss")]
-        axes = list(figure.subplots(2, 2).flat)
-        for place, (loss, words) in zip(axes, panels, strict=False):
-            drawing.losses(place, loss, words)
-        drawing.accuracy(axes[2])
-        drawing.rate(axes[3])
-        for place in axes:
-            _whole_epochs(place)
+        panels = drawing.names()
+        if len(panels) % 2:  # the first is as wide as two
+            panels.insert(0, panels[0])
+        rows: list[Any] = [panels[place : place + 2] for place in range(0, len(panels), 2)]
+        figure = Figure(figsize=(9, 3.2 * len(rows)), layout="constrained")
+        for name, axes in figure.subplot_mosaic(rows).items():
+            drawing.draw(axes, name)
+            drawing.phases(axes, named=name == panels[0])
+            _whole_epochs(axes, drawing.last)
         drawing.legend(figure)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
@@ -99,20 +121,53 @@ def curves_picture(runs: Sequence[LoggedRun]) -> Image.Image:
 
 
 class Panels:
-    """Each method fills one panel."""
+    """The panels of a picture of curves."""
 
     def __init__(self, runs: Sequence[LoggedRun]) -> None:
         self.runs = _distinct(runs)
         self.few = max(len(run.curves["loss"][0]) for run in runs) <= _FEW
+        self.last = max(run.curves["loss"][0][-1] for run in runs)
 
-    def losses(self, axes: Axes, loss: str, words: str) -> None:
+    def names(self) -> list[str]:
+        """The panels that have something to show, and always those of the accuracy and the rate."""
+        losses = [loss for loss in PER_HEAD if any(run.per_head(loss) for run in self.runs)]
+        figures = [key for key in OF_SOME if any(key in run.curves for run in self.runs)]
+        return [*losses, *figures, "accuracy", "rate"]
+
+    def draw(self, axes: Axes, name: str) -> None:
+        """One of `names`."""
+        if name in PER_HEAD:
+            self.losses(axes, name)
+        elif name in OF_SOME:
+            self.figure(axes, name)
+        else:
+            {"accuracy": self.accuracy, "rate": self.rate}[name](axes)
+
+    def losses(self, axes: Axes, loss: str) -> None:
         for number, run in enumerate(self.runs):
-            for stage, key in enumerate(run.stages(loss)):
+            for head, key in enumerate(run.per_head(loss)):
                 alone = len(self.runs) == 1
-                colour = LINES[(stage if alone else number) % len(LINES)]
-                self._line(axes, run, key, colour, "-" if alone else _STROKES[stage % len(_STROKES)])
-        axes.set_title(words, fontsize=10.5, loc="left")
+                colour = LINES[(head if alone else number) % len(LINES)]
+                self._line(axes, run, key, colour, "-" if alone else _STROKES[head % len(_STROKES)])
+        axes.set_title(PER_HEAD[loss], fontsize=10.5, loc="left")
         axes.set_ylim(bottom=0)
+
+    def figure(self, axes: Axes, key: str) -> None:
+        for number, run in enumerate(self.runs):
+            if key in run.curves:
+                self._line(axes, run, key, self._of_run(number), "-")
+        axes.set_title(OF_SOME[key], fontsize=10.5, loc="left")
+        axes.set_ylim(bottom=0)
+
+    def phases(self, axes: Axes, *, named: bool) -> None:
+        """A line where each phase of a single run begins, with its name if asked for."""
+        if len(self.runs) > 1:
+            return
+        for begin, name in self.runs[0].phases:
+            axes.axvline(begin + 0.5, color=PLOT_FAINT, linewidth=1, linestyle=(0, (4, 3)))
+            if named:  # at the bottom, where losses end up last
+                axes.annotate(name, (begin + 0.5, 0), (4, 4), xycoords=("data", "axes fraction"),
+                              textcoords="offset points", va="bottom", fontsize=9, color=PLOT_FAINT)  # fmt: skip
 
     def accuracy(self, axes: Axes) -> None:
         axes.set_title("held-out identities: mAP, and rank-1 (thin)", fontsize=10.5, loc="left")
@@ -124,11 +179,15 @@ class Panels:
             if "val_rank1" in run.curves:
                 self._line(axes, run, "val_rank1", colour, "-", percent=True, width=0.8)
             epochs, values = run.curves["val_mAP"]
-            best = max(range(len(values)), key=values.__getitem__)
+            last_phase = max((begin for begin, _ in run.phases), default=0)  # best.pth is of no other
+            kept = [place for place, epoch in enumerate(epochs) if epoch > last_phase]
+            if not kept:
+                continue
+            best = max(kept, key=values.__getitem__)
             axes.plot([epochs[best]], [100 * values[best]], "o", color=colour, markersize=6.5, markeredgecolor="white")
             if len(self.runs) == 1:
-                axes.annotate(f"best {values[best]:.1%}, epoch {epochs[best]}", (epochs[best], 100 * values[best]),
-                              (0, -16), textcoords="offset points", ha="right", va="top", fontsize=9.5)  # fmt: skip
+                axes.text(0.98, 0.04, f"best {values[best]:.1%}, epoch {epochs[best]}", transform=axes.transAxes,
+                          ha="right", va="bottom", fontsize=9.5)  # fmt: skip
         if not axes.lines:
             axes.text(0.5, 0.5, "no identities were held out", color=PLOT_FAINT, ha="center", transform=axes.transAxes)
             axes.set_yticks([])
@@ -146,11 +205,14 @@ class Panels:
         axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's power of ten would stand in the title's place
 
     def legend(self, figure: Figure) -> None:
-        """Below all panels: the stages of one run, or the runs and what tells their stages apart."""
+        """Below all panels: the classifiers of one run, or the runs and what tells their classifiers apart."""
         from matplotlib.lines import Line2D
 
-        most = max((len(run.stages("cross_entropy")) for run in self.runs), default=0)
-        stages = [f"stage {'I' * (stage + 1) if stage < 3 else stage + 1}" for stage in range(most)]
+        most = max(len(run.per_head("cross_entropy")) for run in self.runs)
+        heads = {run.head for run in self.runs}
+        head = heads.pop() if len(heads) == 1 else "classifier"
+        numbers = _ROMAN if head == "stage" else {}
+        stages = [f"{head} {numbers.get(number, number)}" for number in range(1, most + 1)]
         handles = []
         if len(self.runs) == 1:
             handles = [Line2D([], [], color=LINES[stage], label=text) for stage, text in enumerate(stages)]
@@ -160,7 +222,8 @@ class Panels:
                 Line2D([], [], color=PLOT_FAINT, linestyle=_STROKES[i % len(_STROKES)], label=text)
                 for i, text in enumerate(stages)
             ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+        if len(handles) > 1:
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
         if len(self.runs) == 1:
             figure.suptitle(self.runs[0].name, fontsize=11.5, x=0.02, ha="left")
 
@@ -184,12 +247,13 @@ class Panels:
         axes.plot(epochs, shown, stroke, color=colour, linewidth=width, marker="." if self.few else "")
 
 
-def _whole_epochs(axes: Axes) -> None:
+def _whole_epochs(axes: Axes, last: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     if axes.lines:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlabel("epoch")
+        axes.set_xlim(0, 1.03 * last + 0.5)
 
 
 def _distinct(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
@@ -198,4 +262,4 @@ def _distinct(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
     numbered = [
         name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)
     ]
-    return [LoggedRun(name=name, curves=run.curves) for name, run in zip(numbered, runs, strict=True)]
+    return [dataclasses.replace(run, name=name) for name, run in zip(numbered, runs, strict=True)]
