@@ -24,6 +24,7 @@ from pmm.training.announce import Announcer
 from pmm.training.distributed import SINGLE, init_distributed
 from pmm.training.flags import TrainOptions, saved_config
 from pmm.training.launch import train
+from pmm.training.saver import Saver
 from pmm.training.state import in_train_mode, make_train_state
 from pmm.training.step import train_step
 from tests.conftest import assert_one_line_error, run_here
@@ -121,10 +122,15 @@ class Killed(BaseException):
     """As by kill -9: nothing is saved."""
 
 
+def written(saver):
+    """Whether last.pth is, for which it waits."""
+    return saver._last is None or saver._last.exception() is None
+
+
 @pytest.mark.parametrize(
     "step", [pytest.param(step, marks=() if step in (4, 5) else pytest.mark.slow) for step in range(1, 10)]
 )
-def test_a_run_that_saves_all_the_time_and_is_killed_at_any_step_ends_with_the_same_bits(
+def test_a_run_that_saves_before_each_step_and_is_killed_at_any_ends_with_the_same_bits(
     whole, config, tmp_path, monkeypatch, step
 ):
     """Of nine, three in each phase. What was averaged is the same too."""
@@ -138,8 +144,11 @@ def test_a_run_that_saves_all_the_time_and_is_killed_at_any_step_ends_with_the_s
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "train_step", kills)
+        patch.setattr(Saver, "due", property(written))
         with pytest.raises(Killed):
-            train(config, out, dataclasses.replace(ON_CPU, save_minutes=1e-9))
+            train(config, out, ON_CPU)
+    saved = load(out / "last.pth")
+    assert 3 * saved["epoch"] + saved["progress"]["steps"] == step - 1
     train(saved_config(out), out, RESUMED)
     for name in ("last.pth", "best.pth"):
         found, expected = (load(folder / name) for folder in (out, whole))
