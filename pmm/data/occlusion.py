@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -75,6 +76,10 @@ class OcclusionTable:
     def probabilities(self, image: str, mirrored: bool) -> Floats:
         """p of the true identity behind each window [rows, columns]."""
         return np.exp(self.behind[self.rows[image], int(mirrored)].astype(np.float64))
+
+    def certainty(self, image: str, mirrored: bool) -> float:
+        """p of the true identity where nothing is hidden."""
+        return math.exp(self.whole[self.rows[image], int(mirrored)])
 
     def drops(self, image: str, mirrored: bool) -> Floats:
         """How much each window hurts [rows, columns]: p of the whole crop - p behind the window, 0 where that is less.

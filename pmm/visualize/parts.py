@@ -52,43 +52,56 @@ def parts_picture(
 
 
 def occlusion_picture(
-    names: Sequence[str], crops: Crops, drops: Sequence[Floats], windows: Windows, *, height: int = HEIGHT
+    names: Sequence[str],
+    crops: Crops,
+    certainties: Sequence[float],
+    drops: Sequence[Floats],
+    windows: Windows,
+    *,
+    height: int = HEIGHT,
 ) -> Image.Image:
-    """A row per crop: the crop, and over it how much of the probability of its identity is lost where a window hides
-    it.
+    """A row per crop: the crop, over it how much of the probability of its identity a window there costs, and the
+    window that costs most.
 
     Args:
         names, crops, height: as for `parts_picture`.
-        drops: for each crop [rows, columns], of `windows`, in 0..1.
+        certainties: of each crop, the probability of its identity where nothing is hidden.
+        drops: for each crop what is lost of it [rows, columns], of `windows`, in 0..1.
     """
     size = shown_size(crops, height)
     rows = []
-    for name, crop, drop in zip(names, crops, drops, strict=True):
-        spread = _spread(drop, windows)
-        hidden, worst = crop.copy(), "nothing hurts"
+    for name, crop, certainty, drop in zip(names, crops, certainties, drops, strict=True):
+        hidden, worst = crop.copy(), "no window hurts"
         if drop.any():
             top, left, bottom, right = windows.rectangles()[int(drop.argmax())]
             hidden[top:bottom, left:right] = 0
-            worst = f"{drop.max():.1%} lost" if drop.max() >= 0.0005 else "under 0.1% lost"
-        rows.append([
-            Panel(resized(crop, size), name), Panel(heated(crop, spread, 1, size)), Panel(resized(hidden, size), worst),
-        ])  # fmt: skip
+            worst = f"this hidden: {certainty - drop.max():.1%}"
+        heat = heated(crop, _at_centres(drop, windows), 1, size)
+        panels = (resized(crop, size), name), (heat, f"nothing hidden: {certainty:.1%}"), (resized(hidden, size), worst)
+        rows.append([Panel(*panel) for panel in panels])
     text = text_size(height)
     notes = [
-        f"Training crops. Windows of {windows.side}x{windows.side} pixels, every {windows.step}: the probability of "
-        "the true identity that is lost behind each, averaged over the windows of a pixel; at the right the worst one."
+        f"Training crops, and the probability of the true identity. Windows of {windows.side}x{windows.side} pixels "
+        f"hide a part, one every {windows.step} pixels: bright is where the centres of those lie that cost most of it. "
+        "The model is that of the first training, the table what the second one is occluded by."
     ]
-    key = Panel(scale(8 * text, text), "0 to the largest of each crop")
-    return sheet([Group("", ("crop", "what hurts if hidden", "the worst window"))], rows, notes=notes, key=key)
+    key = Panel(scale(8 * text, text), "nothing to the largest loss of each crop")
+    heads = ("crop", "where hiding hurts", "the worst window")
+    return sheet([Group("", heads)], rows, notes=notes, key=key)
 
 
-def _spread(drops: Floats, windows: Windows) -> Floats:
-    """Drops [rows, columns] -> their means over the windows that cover each pixel [H, W]; 0 where none does."""
-    total, count = (np.zeros((windows.height, windows.width)) for _ in range(2))
-    for (top, left, bottom, right), drop in zip(windows.rectangles(), drops.ravel(), strict=True):
-        total[top:bottom, left:right] += drop
-        count[top:bottom, left:right] += 1
-    return total / np.maximum(count, 1)
+def _at_centres(drops: Floats, windows: Windows) -> Floats:
+    """Drops [rows, columns] -> [H, W], each where the centre of its window lies; 0 where there is none."""
+    rows, columns = drops.shape
+    begin, step = windows.side // 2 - windows.step // 2, windows.step
+    grid = Image.fromarray(np.asarray(drops, np.float32)).resize(
+        (columns * step, rows * step), Image.Resampling.BILINEAR
+    )
+    whole = np.zeros((windows.height, windows.width), np.float32)
+    first = max(0, begin)
+    part = np.asarray(grid)[first - begin :, first - begin :][: windows.height - first, : windows.width - first]
+    whole[first : first + part.shape[0], first : first + part.shape[1]] = part
+    return whole
 
 
 def _painted(crop: Crops, shares: Floats, stride: int, size: tuple[int, int]) -> Image.Image:

@@ -209,9 +209,15 @@ class Pictures:
             [sample for sample in data.trained if image_of[sample] in table.rows], "crops in the table"
         )
         crops = load_crops([sample.path for sample in samples], subject.runner.preprocessing)
-        drops = [table.drops(image_of[sample], mirrored=False) for sample in samples]
-        names = [name_of(sample) for sample in samples]
-        return occlusion_picture(names, crops, drops, table.windows, height=self.options.height)
+        images = [image_of[sample] for sample in samples]
+        return occlusion_picture(
+            [name_of(sample) for sample in samples],
+            crops,
+            [table.certainty(image, mirrored=False) for image in images],
+            [table.drops(image, mirrored=False) for image in images],
+            table.windows,
+            height=self.options.height,
+        )
 
     def _lists(self) -> Image.Image:
         from pmm.visualize.ranked import compared_picture, ranked_picture

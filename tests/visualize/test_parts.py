@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pmm.data.windows import Windows
-from pmm.visualize.parts import _spread, occlusion_picture, parts_picture
+from pmm.visualize.parts import _at_centres, occlusion_picture, parts_picture
 
 CROP = np.full((1, 128, 64, 3), 90, np.uint8)
 
@@ -25,20 +25,30 @@ def test_a_map_that_reaches_beyond_the_crop_is_cut():
     assert parts_picture(["a"], np.full((1, 100, 50, 3), 90, np.uint8), stripes(4), 16, height=128).height > 128
 
 
-def test_what_hurts_is_where_the_windows_are_that_hurt():
+def test_what_hurts_is_at_the_centre_of_the_window_that_hurts():
     windows = Windows(height=128, width=64, step=10)
     drops = np.zeros((len(windows.tops), len(windows.lefts)))
     drops[2, 1] = 0.5
-    spread = _spread(drops, windows)
+    shown = _at_centres(drops, windows)
     top, left, bottom, right = windows.rectangles()[2 * len(windows.lefts) + 1]
-    assert spread[top:bottom, left:right].min() > 0
-    spread[top:bottom, left:right] = 0
-    assert not spread.any()
-    assert windows.side == 28
+    row, column = (top + bottom) // 2, (left + right) // 2
+    assert shown.shape == (128, 64)
+    assert shown[row, column] == pytest.approx(0.5, rel=0.1)
+    assert shown[row, column] >= 0.95 * shown.max()
+    shown[row - 10 : row + 10, column - 10 : column + 10] = 0
+    assert not shown.any()
+
+
+@pytest.mark.parametrize("step", [1, 9, 40, 60])
+def test_windows_of_every_step_fit_the_crop(step):
+    windows = Windows(height=128, width=64, step=step)
+    shown = _at_centres(np.ones((len(windows.tops), len(windows.lefts))), windows)
+    for top, left, bottom, right in windows.rectangles():
+        assert shown[(top + bottom) // 2, (left + right) // 2] == 1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_every_table_can_be_drawn(value):
     windows = Windows(height=128, width=64, step=16)
     drops = np.full((len(windows.tops), len(windows.lefts)), value)
-    assert occlusion_picture(["a"], CROP, [drops], windows, height=128).height > 128
+    assert occlusion_picture(["a"], CROP, [0.7], [drops], windows, height=128).height > 128
