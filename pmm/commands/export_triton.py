@@ -1,6 +1,6 @@
 """Write ONNX files and TensorRT engines into a Triton Inference Server model repository.
 
-pmm export triton MODEL... --repo DIR [--name NAME]
+pmm export triton MODEL... --repo DIR [--name NAME] [--input jpeg]
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+
+import PIL
 
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
@@ -24,6 +26,9 @@ class ExportTritonCommand:
     """Model repository: the folder that the server is started with."""
     name: str = ""
     """Name of the model (default: the file's); with an ONNX file and an engine, NAME-onnx and NAME-trt."""
+    input: Literal["pixels", "jpeg"] = "pixels"
+    """pixels: crops, prepared by the client. jpeg: image files, too, JPEG and all others that Pillow reads, through the
+    model NAME-jpeg, which prepares them in the server with numpy and Pillow."""
     max_batch: int | None = None
     """Most images per call (default: an engine's own limit; 64 for an ONNX file)."""
     queue_delay_us: int = 500
@@ -43,15 +48,24 @@ def main(prog: str) -> None:
 
     serving = Serving(max_batch=command.max_batch, queue_delay_us=command.queue_delay_us, instances=command.instances)
     written = write_model_repository(
-        command.models, command.repo, name=command.name, serving=serving, overwrite=command.overwrite
+        command.models,
+        command.repo,
+        name=command.name,
+        serving=serving,
+        image_files=command.input == "jpeg",
+        overwrite=command.overwrite,
     )
     for artifact, model in written:
-        print(model.describe(artifact.path.parents[1]))
+        print("\n".join(model.describe(artifact.path.parents[1])))
     folder = shlex.quote(str(command.repo.resolve()))
     print(f"serve: tritonserver --model-repository={folder}")
+    # a Python model hands its tensors over in /dev/shm, of which a container has 64 MB where it is not told otherwise
+    memory = " --shm-size=1g" if command.input == "jpeg" else ""
     print(
-        f"in a container: docker run --rm --gpus all -p 8000:8000 -p 8001:8001 -v {folder}:/models TRITON_IMAGE "
-        "tritonserver --model-repository=/models"
+        f"in a container: docker run --rm --gpus all{memory} -p 8000:8000 -p 8001:8001 -v {folder}:/models "
+        "TRITON_IMAGE tritonserver --model-repository=/models"
     )
+    if command.input == "jpeg":
+        print(f"note: the server's Python needs numpy and Pillow {PIL.__version__}: pip install pillow in its image")
     for version in sorted({model.manifest.engine.version for _, model in written if model.manifest.engine}):
         print(f"note: the engine loads only in a server whose TensorRT is {version}, the version that built it")

@@ -7,12 +7,13 @@ At exactly half the size OpenCV takes INTER_AREA, which then is the same.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pmm.data.preprocessing import Crops
+if TYPE_CHECKING:  # this file is also served on its own: see pmm.export.triton_ensemble
+    from pmm.data.preprocessing import Crops
 
 ONE = np.float32(1 << 11)
 """The weight of a whole pixel."""

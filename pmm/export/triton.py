@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,16 +22,18 @@ from pmm.artifacts.manifest import EngineContract, Manifest
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.triton_config import Serving, model_config
+from pmm.export.triton_ensemble import EMBEDDINGS, ENSEMBLE, FILES, MODEL, OPENCV, PREPROCESS, ensemble_folders
 from pmm.selftest.vectors import read_selftest, selftest_files
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.files import cannot_write, make_folder
 
 CONFIG, VERSION = "config.pbtxt", "1"
-FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+WEIGHTS = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 SUFFIXES = {"onnxruntime": "-onnx", "tensorrt": "-trt"}
 # All files of a model folder that was written here; a folder with others is not replaced.
 ENDS = ("", ".json", *SELFTEST_SUFFIXES)
-MODEL_FILES = {CONFIG, VERSION} | {f"{VERSION}/{file}{end}" for file in FILES.values() for end in ENDS}
+MODEL_FILES = {CONFIG, VERSION} | {f"{VERSION}/{file}{end}" for file in WEIGHTS.values() for end in ENDS}
+MODEL_FILES |= {f"{VERSION}/{MODEL}", f"{VERSION}/{OPENCV}"}
 ONNX_MOST = 64
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -52,16 +54,34 @@ class TritonModel:
     """Text of config.pbtxt."""
     selftest: tuple[bytes, bytes] | None = None
     """Content of the two files beside `source`; None without them."""
+    beside: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Folders of the models that let it take image files, the ensemble last: see `ensemble_folders`."""
 
-    def describe(self, folder: Path) -> str:
-        """One line: folder, backend, max batch, input, output."""
+    @property
+    def folders(self) -> dict[str, dict[str, bytes]]:
+        """Name of each folder to write -> place of each file in it -> content."""
+        file = Path(VERSION, WEIGHTS[self.backend])
+        files = {file: self.content, manifest_path(file): self.manifest.to_json().encode()}
+        files |= dict(zip(selftest_paths(file), self.selftest or (), strict=False))
+        own = {path.as_posix(): content for path, content in files.items()} | {CONFIG: self.config.encode()}
+        return {self.name: own, **self.beside}
+
+    def describe(self, folder: Path) -> list[str]:
+        """A line for the model in `folder`: backend, max batch, input, output; and one for an ensemble beside it."""
         size, embedding = self.manifest.preprocessing, self.manifest.embedding
         shape = ", ".join(map(str, self.manifest.input.shape(size)))
-        return (
+        given = f"{embedding.dtype} [batch, {embedding.dim}]"
+        lines = [
             f"{folder}: {self.backend}, {self.manifest.precision_found}, max batch {self.most}, "
             f"input {self.manifest.input.name} {self.manifest.input.dtype} [batch, {shape}], "
-            f"output {embedding.name} {embedding.dtype} [batch, {embedding.dim}]"
-        )
+            f"output {embedding.name} {given}"
+        ]
+        if self.beside:
+            lines.append(
+                f"{folder}{ENSEMBLE}: {self.name}{PREPROCESS}, then {self.name}; max batch {self.most}, input {FILES} "
+                f"BYTES [batch, 1], an image file each, output {EMBEDDINGS} {given}"
+            )
+        return lines
 
 
 def write_model_repository(
@@ -70,16 +90,19 @@ def write_model_repository(
     *,
     name: str = "",
     serving: Serving | None = None,
+    image_files: bool = False,
     overwrite: bool = False,
 ) -> list[tuple[Artifact, TritonModel]]:
     """Write `repository`/<name>/config.pbtxt, 1/model.onnx or 1/model.plan, and 1/<model>.json, for each artifact.
 
-    All artifacts are checked before anything is written. A model folder is put together outside the repository, where
-    no server looks, and renamed into place: it is complete or missing, and what it replaces stays until then.
+    All artifacts are checked before anything is written. The folders of a model are put together outside the
+    repository, where no server looks, and renamed into place: they are complete or missing, and what they replace stays
+    until then.
 
     Args:
         artifacts: ONNX files and TensorRT engines of ours.
         name: the model's name (default: from the file's name); several models of one name get -onnx and -trt.
+        image_files: write <name>-preprocess and the ensemble <name>-jpeg, too, which takes image files.
         overwrite: replace model folders that this function wrote.
 
     Returns:
@@ -88,7 +111,7 @@ def write_model_repository(
     Raises:
         InvalidFile: an artifact that is not ours, was changed or cannot be served.
         InvalidValue, ConflictingOptions: no artifact, a name that is none, or that several models would have.
-        CannotWrite: a folder that exists, or no space.
+        CannotWrite: a folder that exists, an ensemble of the model's that would stay as it was, or no space.
     """
     serving = serving or Serving()
     if not artifacts:
@@ -113,9 +136,15 @@ def write_model_repository(
             error.path = path
             raise
         selftest = _selftest(path, manifest.sha256)
-        models.append(TritonModel(path, model_name, backend, content, manifest, most, config, selftest))
+        beside = ensemble_folders(model_name, manifest, most, serving, version=VERSION) if image_files else {}
+        models.append(TritonModel(path, model_name, backend, content, manifest, most, config, selftest, beside))
+    _check_unique([folder for model in models for folder in model.folders])
     for model in models:
-        _check_place(repository / model.name, overwrite)
+        for folder in model.folders:
+            _check_place(repository / folder, overwrite)
+        if not image_files and os.path.lexists(left := repository / f"{model.name}{ENSEMBLE}"):
+            problem = f"it would chain the images of an earlier export to the new {model.name}"
+            raise CannotWrite(problem, path=left, hint="give --input jpeg to replace it, too, or remove it")
     make_folder(repository)
     return [(_write(model, repository.resolve(), repository / model.name), model) for model in models]
 
@@ -186,6 +215,14 @@ def _names(files: Sequence[tuple[Path, str]], name: str) -> list[str]:
     return names
 
 
+def _check_unique(folders: Sequence[str]) -> None:
+    """Raises ConflictingOptions where a model has the name that another's ensemble, or the first step of it, has."""
+    for each, count in Counter(folders).items():
+        if count > 1:
+            problem = f"'{each}' would be a model and a part of another's ensemble"
+            raise ConflictingOptions(problem, "--name", hint="write them one at a time, each with its own --name")
+
+
 def _clean(stem: str) -> str:
     """A file name's stem as a model name: other characters become '-', none of '-.' at an end."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "model"
@@ -206,28 +243,26 @@ def _check_place(folder: Path, overwrite: bool) -> None:
 
 
 def _write(model: TritonModel, repository: Path, shown: Path) -> Artifact:
-    """Put `model` into `repository` by renaming. Raises CannotWrite naming `shown`; the old folder is then in place."""
-    target = repository / model.name
+    """Put the folders of `model` into `repository` by renaming. Raises CannotWrite naming `shown`; the old folders are
+    then in place."""
     try:
         scratch = Path(tempfile.mkdtemp(dir=_outside(repository), prefix=f".{model.name}."))
     except OSError as error:
         raise cannot_write(shown, error) from error
     new, old = scratch / "new", scratch / "old"
     try:
-        file = new / VERSION / FILES[model.backend]
-        file.parent.mkdir(parents=True)
-        _put(file, model.content)
-        _put(manifest_path(file), model.manifest.to_json().encode())
-        for place, content in zip(selftest_paths(file), model.selftest or (), strict=False):
-            _put(place, content)
-        _put(new / CONFIG, model.config.encode())
-        _swap(new, target, old)
+        old.mkdir()
+        for name, files in model.folders.items():
+            (new / name / VERSION).mkdir(parents=True)  # in that of an ensemble is no file
+            for place, content in files.items():
+                _put(new / name / place, content)
+        _swap(list(model.folders), new, repository, old)
     except OSError as error:
         raise cannot_write(shown, error) from error
     finally:
-        if target.exists() or not old.exists():  # else the old model could not be put back: do not lose it
-            shutil.rmtree(scratch, ignore_errors=True)
-    return Artifact(shown / VERSION / FILES[model.backend], model.manifest)
+        if not any(old.glob("*")) or all((repository / name).exists() for name in model.folders):
+            shutil.rmtree(scratch, ignore_errors=True)  # else an old model could not be put back: do not lose it
+    return Artifact(shown / VERSION / WEIGHTS[model.backend], model.manifest)
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -238,15 +273,21 @@ def _put(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _swap(new: Path, target: Path, old: Path) -> None:
-    """`target` becomes `old`, then `new` becomes `target`; if the second fails, `old` goes back."""
+def _swap(names: Sequence[str], new: Path, repository: Path, old: Path) -> None:
+    """Each of `names` in `repository` goes to `old`, and that in `new` takes its place; if one fails, all go back."""
+    placed = []
     try:
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
+        for name in names:
+            if (repository / name).exists():
+                (repository / name).rename(old / name)
+            (new / name).rename(repository / name)
+            placed.append(name)
     except BaseException:  # Ctrl-C too
-        if old.exists() and not target.exists():
-            old.rename(target)
+        for name in placed:
+            (repository / name).rename(new / name)
+        for folder in old.iterdir():
+            if not (repository / folder.name).exists():
+                folder.rename(repository / folder.name)
         raise
 
 

@@ -71,11 +71,15 @@ def model_config(name: str, backend: str, manifest: Manifest, most: int, serving
         "max_batch_size": most,
         "input": {
             "name": input_.name,
-            "data_type": Bare(_type(input_.dtype, name)),
+            "data_type": Bare(data_type(input_.dtype, name)),
             "format": Bare(f"FORMAT_{input_.layout}"),
             "dims": list(input_.shape(manifest.preprocessing)),
         },
-        "output": {"name": embedding.name, "data_type": Bare(_type(embedding.dtype, name)), "dims": [embedding.dim]},
+        "output": {
+            "name": embedding.name,
+            "data_type": Bare(data_type(embedding.dtype, name)),
+            "dims": [embedding.dim],
+        },
         "instance_group": {
             "count": serving.instances,
             "kind": Bare("KIND_AUTO" if anywhere else "KIND_GPU"),
@@ -96,13 +100,18 @@ def model_config(name: str, backend: str, manifest: Manifest, most: int, serving
         config["optimization"] = {"cuda": {"graphs": Bare("true"), "graph_spec": _graphs(best, most)}}
     warm = {1, best, most, *(profile.best for profile in profiles if profile.best <= most)}
     config["model_warmup"] = [_warm_up(batch, manifest, name) for batch in sorted(warm)]
-    parameters = _contract(manifest)
+    parameters = contract_parameters(manifest)
     if backend == "onnxruntime":
         # of cuDNN's convolutions, 1 is HEURISTIC: see pmm.runtime.ort_session.SEARCH. Where there are parameters at
         # all, the backend takes it from here alone, and would take EXHAUSTIVE
         parameters["cudnn_conv_algo_search"] = "1"
-    config["parameters"] = [{"key": key, "value": {"string_value": value}} for key, value in parameters.items()]
+    config["parameters"] = parameter_list(parameters)
     return text_format(config)
+
+
+def parameter_list(parameters: Mapping[str, str]) -> list[Value]:
+    """The field `parameters`: a table of strings."""
+    return [{"key": key, "value": {"string_value": value}} for key, value in parameters.items()]
 
 
 def _graphs(best: int, most: int) -> list[Value]:
@@ -119,14 +128,14 @@ def _warm_up(batch: int, manifest: Manifest, name: str) -> Value:
     """Black images that each instance runs before the server calls it ready."""
     input_ = manifest.input
     black: Value = {
-        "data_type": Bare(_type(input_.dtype, name)),
+        "data_type": Bare(data_type(input_.dtype, name)),
         "dims": list(input_.shape(manifest.preprocessing)),
         "zero_data": Bare("true"),
     }
     return {"name": f"batch {batch}", "batch_size": batch, "inputs": {"key": input_.name, "value": black}}
 
 
-def _contract(manifest: Manifest) -> dict[str, str]:
+def contract_parameters(manifest: Manifest) -> dict[str, str]:
     """Facts for clients that the configuration has no field for; they read them from the server."""
     size, embedding, engine = manifest.preprocessing, manifest.embedding, manifest.engine
     contract = {
@@ -157,7 +166,8 @@ def _contract(manifest: Manifest) -> dict[str, str]:
     return {f"pmm_{key}": value for key, value in contract.items()}
 
 
-def _type(dtype: str, name: str) -> str:
+def data_type(dtype: str, name: str) -> str:
+    """Triton's name for `dtype`. Raises InvalidFile if the model `name` has one that Triton has no name for."""
     if dtype not in TYPES:
         raise InvalidFile(f"model '{name}': its manifest has type '{dtype}'", expected=" or ".join(TYPES))
     return TYPES[dtype]

@@ -609,7 +609,7 @@ def test_an_old_model_that_cannot_be_put_back_is_not_deleted(old_and_new, monkey
         write_model_repository([new], repository, name="m", overwrite=True)
     monkeypatch.undo()
     [scratch] = repository.parent.glob(".m.*")
-    assert tree(scratch / "old") == before
+    assert tree(scratch / "old" / "m") == before
 
 
 def test_a_server_never_sees_a_part(old_and_new, monkeypatch):
