@@ -39,7 +39,7 @@ def load_initial_weights(model: ReidModel, config: Config, init: InitFile | None
     reasons = {key: _why_not(key, bent, config, init) for key in state}
     taken = {key: init.weights[key] for key, reason in reasons.items() if not reason}
     _copy(taken, state)
-    model.weights_loaded(taken)
+    reasons |= dict.fromkeys(model.weights_loaded(taken), "copies of what was taken")
     return _table(reasons, init)
 
 

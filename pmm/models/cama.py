@@ -35,12 +35,16 @@ class BranchedBackbone(Backbone):
         shared = self.trunk(images)
         return tuple(layer(shared) for layer in (self.layer4, *self.branches))
 
-    def copy_layer4(self, loaded: Container[str]) -> None:
-        """Begin each branch with the weights of the first, but for those whose names are among the `loaded`."""
+    def copy_layer4(self, loaded: Container[str]) -> set[str]:
+        """Begin each branch with the weights of the first, but for those whose names in the model are among the
+        `loaded`. Returns the names of the copies."""
+        copies = set()
         for place, branch in enumerate(self.branches):
-            first = next(iter(branch.state_dict()))
-            if f"backbone.branches.{place}.{first}" not in loaded:
+            names = [f"backbone.branches.{place}.{name}" for name in branch.state_dict()]
+            if names[0] not in loaded:
                 branch.load_state_dict(self.layer4.state_dict())
+                copies |= set(names)
+        return copies
 
 
 class CAMA(ReidModel):
@@ -73,8 +77,8 @@ class CAMA(ReidModel):
             hint = "--method cama copies the last layer of a ResNet"
             raise InvalidValue("--backbone", config.backbone, choices=BACKBONES, hint=hint)
 
-    def weights_loaded(self, names: Container[str]) -> None:
-        self.backbone.copy_layer4(names)
+    def weights_loaded(self, names: Container[str]) -> set[str]:
+        return self.backbone.copy_layer4(names)
 
     def forward(
         self, images: Tensor, pids: Tensor | None = None, generator: torch.Generator | None = None

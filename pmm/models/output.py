@@ -161,8 +161,10 @@ class ReidModel(EmbeddingModel):
     def check_map(cls, config: ModelConfig, rows: int, columns: int, crops: str) -> None:
         """Raises InvalidValue for a network that cannot be made for a map of so many cells, of `crops` (as 384x128)."""
 
-    def weights_loaded(self, names: Container[str]) -> None:
-        """Called when initial weights of those `names` were loaded; the others are random."""
+    def weights_loaded(self, names: Container[str]) -> set[str]:
+        """Called when initial weights of those `names` were loaded; the others are random. Returns the names of those
+        that are copies now."""
+        return set()
 
     def start_phase(self, name: str) -> None:
         """Called when the phase of that name begins or goes on, and before a model of that phase is evaluated."""

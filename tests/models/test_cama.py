@@ -6,11 +6,19 @@ import dataclasses
 import pytest
 import torch
 
+from pmm.artifacts import checkpoint
+from pmm.artifacts.init_file import read_init_file
+from pmm.artifacts.initial_weights import load_initial_weights
+from pmm.data.crops import load_crops
+from pmm.data.preprocessing import preprocessing_of
+from pmm.data.readers import read_dataset
+from pmm.data.samples import class_indices
 from pmm.models.cama import class_evidence, overlap, soft_mask
 from pmm.models.registry import build_model, check_network
 from pmm.presets import preset
 from pmm.training.losses import reid_losses
 from pmm.utils.errors import InvalidValue
+from pmm.visualize.cam import to_model
 from tests.refusals import refuses
 
 PIDS = torch.tensor([0, 0, 1, 1, 3, 3])
@@ -100,8 +108,10 @@ def test_the_first_branch_gets_nothing_from_the_penalty():
     own = [parameter for parameter in own if parameter.requires_grad]
     grads = torch.autograd.grad(output.penalties["overlap"], own, allow_unused=True, retain_graph=True)
     assert all(grad is None or not grad.any() for grad in grads)
-    (later,) = torch.autograd.grad(output.penalties["overlap"], [model.classifiers[1].weight])
-    assert later.any()
+    others = [p for place in (1, 2) for p in model.classifiers[place].parameters()]
+    others += model.backbone.branches.parameters()
+    for later in torch.autograd.grad(output.penalties["overlap"], others):
+        assert later.any(), "evidence is a matter of the map and of the classifier"
 
 
 def test_without_a_neck_the_evidence_sums_to_the_logit():
@@ -135,6 +145,84 @@ def test_the_penalty_has_its_weight():
     assert "overlap" in losses
 
 
+def test_evidence_is_summed_in_float32_under_mixed_precision():
+    """Else a map's k-th largest value is one of a handful, and the masks of a third of the cells meet at 0.5."""
+    maps, weights = torch.randn(5, 16, 8, 4), torch.randn(5, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = class_evidence(maps.bfloat16(), weights)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, class_evidence(maps.bfloat16(), weights))
+
+
+def test_the_bias_of_the_necks_stays_0():
+    model = model_of()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, 0.1)
+    for _ in range(2):
+        sum(reid_losses(model(images_of(), PIDS), PIDS, label_smoothing=0.0).values()).backward()
+        optimizer.step()
+    assert not any(neck.bias.any() for neck in model.necks)
+    assert all((neck.weight != 1).any() for neck in model.necks)
+
+
+def hard_overlap(penalty, images, pids):
+    """The share of the most active 30 % of the cells that two branches have in common, after 25 steps."""
+    model = model_of(penalty=penalty, num_classes=int(pids.max()) + 1).train()
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 5e-3)
+    for _ in range(25):
+        optimizer.zero_grad()
+        batch = torch.randint(len(pids), (24,), generator=generator)
+        sum(reid_losses(model(images[batch], pids[batch]), pids[batch], label_smoothing=0.0).values()).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        masks = [soft_mask(cam) >= 0.5 for cam in model.cams(model.backbone(images), pids)]
+    pairs = [masks[a] & masks[b] for b in range(3) for a in range(b)]
+    return float(torch.stack(pairs).sum() / (3 * masks[0].sum()))
+
+
+def test_after_a_short_training_branches_with_the_penalty_share_fewer_cells(people):
+    config = preset("tiny", "cama")
+    samples = read_dataset("synthetic", people).train[:48]
+    index = class_indices(samples)
+    pids = torch.tensor([index[sample.pid] for sample in samples])
+    size = preprocessing_of(config)
+    images = to_model(model_of(), load_crops([sample.path for sample in samples], size), size)
+    without, penalised = hard_overlap(0.0, images, pids), hard_overlap(5.0, images, pids)
+    assert penalised < without - 0.1
+
+
+@pytest.mark.parametrize(
+    ("of", "kept"),
+    [("file", set()), ("cama", {0, 1}), ("two branches", {0})],
+)
+def test_a_training_starts_from_any_file(tmp_path, of, kept):
+    """Branches that the file lacks begin as copies of the layer that it has, and the table says so."""
+    base = preset("tiny", "cama")
+    config = dataclasses.replace(base, model=dataclasses.replace(base.model, num_classes=4, weights="none"))
+    branches = 2 if of == "two branches" else 3
+    saved = dataclasses.replace(config, model=dataclasses.replace(config.model, branches=branches))
+    source = build_model(saved)
+    path = tmp_path / "init.pth"
+    if of == "file":
+        names = {name: value for name, value in source.backbone.state_dict().items() if "branches" not in name}
+        torch.save(names, path)
+    else:
+        torch.nn.init.normal_(source.backbone.branches[0].conv1.weight)
+        nothing = dict.fromkeys(checkpoint.KEYS)
+        checkpoint.save(path, {**nothing, "format": checkpoint.FORMAT, "model": source.state_dict(), "epoch": 1,
+                               "config": saved.to_dict(), "best": -1.0, "versions": {}})  # fmt: skip
+    torch.manual_seed(8)
+    model = build_model(config)
+    table = load_initial_weights(model, config, read_init_file(path, "resnet10"))
+    first = source.backbone.layer4.state_dict()
+    for place, branch in enumerate(model.backbone.branches):
+        expected = source.backbone.branches[place].state_dict() if place in kept else first
+        assert all(torch.equal(expected[name], value) for name, value in branch.state_dict().items())
+    assert ("copies of what was taken" in table) == (len(kept) < 2)
+
+
 @pytest.mark.parametrize("loaded", [True, False])
 def test_all_branches_begin_with_the_layer_of_the_file(loaded):
     model = model_of()
@@ -142,7 +230,8 @@ def test_all_branches_begin_with_the_layer_of_the_file(loaded):
         torch.nn.init.normal_(parameter)
     names = set(model.state_dict()) if loaded else {name for name in model.state_dict() if "branches" not in name}
     before = copy.deepcopy(model.backbone.branches.state_dict())
-    model.weights_loaded(names)
+    copies = model.weights_loaded(names)
+    assert copies == set() if loaded else copies == {name for name in model.state_dict() if "branches" in name}
     first = model.backbone.layer4.state_dict()
     for branch in model.backbone.branches:
         assert all(torch.equal(first[key], value) for key, value in branch.state_dict().items()) != loaded
