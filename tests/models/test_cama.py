@@ -54,7 +54,10 @@ def test_at_751_identities_it_has_58_063_936_parameters():
 def test_maps_apart_cost_nothing_and_equal_ones_a_quarter_of_their_cells(rows, columns, k):
     apart = [active(rows, columns, range(place * k, (place + 1) * k)) for place in range(3)]
     assert overlap(apart) < 1e-40
-    assert overlap([apart[0]] * 3) == pytest.approx(0.25 * k / (rows * columns))
+    equal = 0.25 * k / (rows * columns)
+    assert overlap([apart[0]] * 3) == pytest.approx(equal)
+    for twice in ((0, 0, 1), (0, 1, 0), (1, 0, 0)):
+        assert overlap([apart[place] for place in twice]) == pytest.approx(equal / 3), "one pair of three meets"
 
 
 def test_at_the_next_value_masks_of_maps_apart_would_meet():
@@ -118,6 +121,17 @@ def test_without_a_neck_the_evidence_sums_to_the_logit():
     maps, weights = torch.randn(5, 16, 8, 4, dtype=torch.float64), torch.randn(5, 16, dtype=torch.float64)
     logits = (maps.mean((2, 3)) * weights).sum(1)
     torch.testing.assert_close(class_evidence(maps, weights).mean((1, 2)), logits)
+
+
+def test_the_evidence_is_that_for_the_identity_of_the_crop():
+    model, pids = model_of(), torch.tensor([0, 1, 3])
+    maps = [torch.randn(3, model.backbone.channels, 4, 2) for _ in range(3)]
+    with torch.no_grad():
+        cams = model.cams(maps, pids)
+        for classifier, one, cam in zip(model.classifiers, maps, cams, strict=True):
+            for sample, pid in enumerate(pids.tolist()):
+                expected = (classifier.weight[pid][:, None, None] * one[sample]).sum(0)
+                torch.testing.assert_close(cam[sample], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_without_the_penalty_each_branch_is_a_baseline_of_its_own():
@@ -251,5 +265,6 @@ def test_a_backbone_without_a_last_layer_of_its_own_is_refused():
 def test_the_embedding_has_length_1_and_each_branch_its_share():
     model = model_of().eval()
     with torch.no_grad():
+        model.necks[1].weight.mul_(10)
         parts = model(images_of()).reshape(6, 3, -1)
     torch.testing.assert_close(parts.norm(dim=2), torch.full((6, 3), 3**-0.5))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 LISTS = Path(__file__).with_name("planted")
 AREAS = (
-    "adoption", "backbones", "bench", "calibration", "chain", "commands", "engines", "files", "foreign", "galleries",
-    "gates", "gpus", "losses", "manifest", "metrics", "occlusions", "ops", "parity", "parts", "precision", "ranks",
-    "readers", "recipe", "reproduction", "reranking", "resizing", "resume", "sampler", "search", "selftest",
-    "statistics",
+    "adoption", "backbones", "bench", "branches", "calibration", "chain", "commands", "engines", "files", "foreign",
+    "galleries", "gates", "gpus", "losses", "manifest", "metrics", "occlusions", "ops", "parity", "parts",
+    "pictures", "precision", "ranks", "readers", "recipe", "reproduction", "reranking", "resizing", "resume",
+    "sampler", "search", "selftest", "statistics",
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pmm.data.windows import Windows
-from pmm.visualize.parts import _at_centres, occlusion_picture, parts_picture
+from pmm.visualize.parts import _at_centres, _colour, _painted, occlusion_picture, parts_picture
 
 CROP = np.full((1, 128, 64, 3), 90, np.uint8)
 
@@ -19,6 +19,15 @@ def test_a_cell_has_the_colour_of_its_part():
     colours = {tuple(pixel) for pixel in four[:, 100:].reshape(-1, 3)}
     assert len(colours) > len({tuple(pixel) for pixel in two[:, 100:].reshape(-1, 3)})
     assert four.shape[1] > two.shape[1]
+
+
+def test_the_colour_is_that_of_the_part_with_most_of_the_cell():
+    share = 0.6 * stripes(4)[0] + 0.1
+    painted = np.asarray(_painted(CROP[0], share, 16, (64, 128)))
+    for part, rows in enumerate(np.split(painted, 4)):
+        assert (rows == rows[0, 0]).all()
+        np.testing.assert_allclose(rows[0, 0], 0.45 * 90 + 0.55 * np.array(_colour(part)), atol=1)
+    assert len({_colour(part) for part in range(4)}) == 4
 
 
 def test_a_map_that_reaches_beyond_the_crop_is_cut():
