@@ -51,14 +51,17 @@ def is_bundle(path: Path) -> bool:
 def only_sealed(folder: Path) -> bool:
     """Whether `folder` holds a readable seal, and no file that it does not name."""
     try:
-        names = {*_read_seal(folder).files, SEAL}
+        bundle = _read_seal(folder)
     except InvalidFile:
         return False
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not _is_folder(path)} <= names
+    return not _added(folder, bundle)
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+def _added(folder: Path, bundle: Bundle) -> list[Path]:
+    """What lies in `folder` and `bundle` does not name, links to folders too; in the order of the names."""
+    names = {*bundle.files, SEAL}
+    inside = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return [path for path in inside if path.relative_to(folder).as_posix() not in names]
 
 
 def seal(folder: Path, *, artifact: str, backend: str, precision: str) -> Bundle:
@@ -72,9 +75,10 @@ def seal(folder: Path, *, artifact: str, backend: str, precision: str) -> Bundle
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """The bundle in `folder`, whose files are those that were sealed.
+    """The bundle in `folder`, whose files are those that were sealed, and no others.
 
-    Raises InvalidFile for a folder without a readable seal, and for a file that is missing, was changed, or is a link.
+    Raises InvalidFile for a folder without a readable seal, and for a file that is missing, was changed or added, or is
+    a link.
     """
     bundle = _read_seal(folder)
     for name, digest in bundle.files.items():
@@ -84,6 +88,8 @@ def read_bundle(folder: Path) -> Bundle:
         if (found := sha256(file)) != digest:
             problem = f"its SHA-256 is {found[:12]}..., not {digest[:12]}... as {SEAL} says: another file, or changed"
             raise InvalidFile(problem, path=file, hint=AGAIN)
+    for file in _added(folder, bundle)[:1]:
+        raise InvalidFile(f"it was added: {SEAL} does not name it", path=file, hint="move it out of the folder")
     return bundle
 
 

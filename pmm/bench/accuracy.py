@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pmm.bench.schema import CameraResult, LostQuery, OperatingPoint, Thresholds
-from pmm.data.samples import ReidDataset
+from pmm.data.samples import ReidDataset, Sample
 from pmm.data.splits import matchable
 from pmm.evaluation.metrics import RankingResult, evaluate_ranking
 from pmm.evaluation.parity.labels import QueryGallery
@@ -21,6 +23,7 @@ from pmm.evaluation.parity.thresholds import Verification, decision_flips, verif
 from pmm.gallery.ranking import labels_of
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import InvalidInput
+from pmm.utils.files import sha256
 
 WORST_QUERIES = 5
 LARGEST = 1e15
@@ -35,6 +38,14 @@ class Reference:
     embedded: QueryGallery
     ranking: RankingResult
     verification: Verification
+
+
+def crops_digest(samples: Iterable[Sample]) -> str:
+    """SHA-256 of the names, labels and contents of `samples`, in their order: equal for the same data set."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.path.name} {sample.pid} {sample.camid} {sha256(sample.path)}\n".encode())
+    return digest.hexdigest()
 
 
 class AccuracyEvaluator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from pmm.artifacts.dataset_location import DatasetLocation
 from pmm.artifacts.origin import override_dataset
-from pmm.bench.accuracy import AccuracyEvaluator, Reference
+from pmm.bench.accuracy import AccuracyEvaluator, Reference, crops_digest
 from pmm.bench.candidate_evaluator import BUILDER, CandidateEvaluator
 from pmm.bench.candidates import Candidate
 from pmm.bench.chain_run import add_chain, check_chain
@@ -239,13 +238,10 @@ class Bench:
     @cached_property
     def _conditions(self) -> dict[str, Any]:
         """All that the figures depend on: a run that is resumed must have the same."""
-        crops = hashlib.sha256()
-        for sample in self.accuracy.samples:
-            crops.update(f"{sample.path.name} {sample.pid} {sample.camid} {sha256(sample.path)}\n".encode())
         machine = describe_environment(self._threads)
         return {
             "model": self._facts["sha256"],
-            "crops": crops.hexdigest(),
+            "crops": crops_digest(self.accuracy.samples),
             "device of the reference": self.request.reference.device_name,
             "plan": dataclasses.asdict(self._plan),
             **{name: machine[name] for name in ("pmm", "commit", "cpu", "threads", "gpus", "driver", "versions")},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pmm.artifacts.client_contract import client_steps
 from pmm.artifacts.manifest import Manifest
+from pmm.bench.gates import requirements
 from pmm.bench.pages.format import (
     NONE,
     between,
@@ -26,16 +27,20 @@ from pmm.utils.build_info import __version__
 SYNTHETIC = "The people of this data set are drawn by a program: the figures say nothing of a real camera."
 
 
-def model_card(report: BenchReport, result: Result, manifest: Manifest, artifact: Path) -> str:
-    """The card as Markdown, of the `result` that the `artifact` with this `manifest` gave in the `report`."""
+def model_card(
+    report: BenchReport, result: Result, manifest: Manifest, artifact: Path, *, pictures: bool = True
+) -> str:
+    """The card as Markdown, of the `result` that the `artifact` with this `manifest` gave in the `report`, whose pages
+    beside it have `pictures` of people, or not."""
     sections = {
         "What it is": _identity(report, result, manifest, artifact),
         "How good it is": _accuracy(report, result),
+        "What it keeps": _gates(report),
         "How fast it is": _speed(report, result),
         "How to feed it": _feeding(manifest),
         "From which distance on": _thresholds(manifest, result),
         "Check it where it will run": _check(artifact, result),
-        "Limits": _limits(report, result),
+        "Limits": _limits(report, result, pictures),
     }
     parts = [f"# {one_line(Path(report.checkpoint.path).parent.name or 'model')}: person re-identification"]
     for title, lines in sections.items():
@@ -84,6 +89,13 @@ def _accuracy(report: BenchReport, result: Result) -> list[str]:
         lines.append(f"| difference, points | {' | '.join(cells)} |")
         lines += ["", f"Worst cosine of an embedding with the reference's: {cosine(result.min_cosine)}."]
     return lines
+
+
+def _gates(report: BenchReport) -> list[str]:
+    """The bounds by which it was chosen, which may be wider than usual."""
+    required = requirements(report.gates, batch_sizes(report)).items()
+    lines = [f"- {text} (`{flag}`)" for flag, text in required if text]
+    return ["Against the reference, on the data set above:", "", *lines] if lines else []
 
 
 def _speed(report: BenchReport, result: Result) -> list[str]:
@@ -135,7 +147,7 @@ def _check(artifact: Path, result: Result) -> list[str]:
     ]
 
 
-def _limits(report: BenchReport, result: Result) -> list[str]:
+def _limits(report: BenchReport, result: Result, pictures: bool) -> list[str]:
     lines = []
     if report.dataset.name == "synthetic":
         lines.append(f"- {SYNTHETIC}")
@@ -153,6 +165,7 @@ def _limits(report: BenchReport, result: Result) -> list[str]:
         ]
         if costs:
             lines.append(f"- Crops that are prepared wrongly cost mAP, without a word: {'; '.join(costs)}.")
-    lines.append("- The report shows pictures of people of the data set, and the names of their files.")
+    if pictures:
+        lines.append("- The report shows pictures of people of the data set, and the names of their files.")
     lines += [f"- {one_line(note)}" for note in result.notes]
     return lines

@@ -76,4 +76,5 @@ def _why(report: BenchReport, backends: Sequence[str]) -> str:
     ]
     others = [f"{one_line(r.name)} ranks differently" for r in completed(report)
               if r.backend in backends and not any(f.result == r.name for f in report.gates.failures)]  # fmt: skip
-    return "; ".join([*said, *others]) or "none of them was measured"
+    measured = ", ".join(dict.fromkeys(one_line(result.backend) for result in completed(report)))
+    return "; ".join([*said, *others]) or f"of {', '.join(backends)} none was measured, but {measured or 'nothing'}"

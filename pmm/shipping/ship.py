@@ -22,12 +22,11 @@ from pmm.selftest.judge import SelftestVerdict
 from pmm.selftest.run import open_selftest, run_selftest
 from pmm.shipping.card import model_card
 from pmm.shipping.choice import NothingShips
+from pmm.shipping.pages import write_pages
 from pmm.utils.errors import CannotWrite, InvalidFile
 from pmm.utils.files import cannot_write, make_folder, output_file, sha256, write_file
 
 CARD, THRESHOLDS, REPORT = "README.md", "thresholds.json", "report"
-REPORT_FILES = ("report.html", "report.json", "report.md", "ranked-lists.png")
-"""With pictures of people of the data set, and their paths."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,11 @@ def check_place(folder: Path, *, overwrite: bool = False) -> None:
     output_file(folder / SEAL)
 
 
-def write_shipment(folder: Path, report: BenchReport, report_folder: Path, result: Result) -> Shipped:
-    """Make `folder` from the `result` of a `report`, whose pages lie in `report_folder`: complete or not at all.
+def write_shipment(
+    folder: Path, report: BenchReport, report_folder: Path, result: Result, *, pictures: bool = True
+) -> Shipped:
+    """Make `folder` from the `result` of a `report`, whose pages lie in `report_folder`: complete or not at all. With
+    `pictures` the pages in it show people of the data set.
 
     Raises:
         InvalidFile: the exported file is another than the bench measured, or has no selftest.
@@ -73,11 +75,8 @@ def write_shipment(folder: Path, report: BenchReport, report_folder: Path, resul
         manifest = Manifest.from_json(manifest_path(artifact).read_text(), artifact)
         if measured:
             write_file(new / THRESHOLDS, _thresholds(measured, manifest))
-        pages = make_folder(new / REPORT)
-        for name in REPORT_FILES:
-            if (report_folder / name).is_file():
-                shutil.copyfile(report_folder / name, pages / name)
-        write_file(new / CARD, model_card(report, result, manifest, artifact))
+        write_pages(report, report_folder, make_folder(new / REPORT), pictures=pictures)
+        write_file(new / CARD, model_card(report, result, manifest, artifact, pictures=pictures))
         verdict = run_selftest(artifact, result.backend, precision=result.precision)
         if not verdict.passed:
             raise NothingShips(

@@ -79,3 +79,21 @@ def test_what_a_user_added_is_noticed(sealed, tmp_path):
     assert not only_sealed(sealed)
     (tmp_path / SEAL).write_text('{"name": "another program"}')
     assert not only_sealed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "report/more.html", ".hidden", "deep/er/file"])
+def test_what_was_added_is_refused_by_name(sealed, name):
+    file = sealed / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
+    with refuses(InvalidFile, path=file):
+        read_bundle(sealed)
+    file.unlink()
+    read_bundle(sealed)
+
+
+def test_a_link_that_was_added_is_refused(sealed, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (sealed / "link").symlink_to(tmp_path / "elsewhere")
+    with refuses(InvalidFile, path=sealed / "link"):
+        read_bundle(sealed)

@@ -38,7 +38,7 @@ def test_where_none_keeps_the_gates_it_says_which_and_how_near():
     failing = dataclasses.replace(GATES, failures=(dropped(INT8),))
     with refuses(NothingShips, hint="ort-cpu int8 fails --max-map-drop (mAP fell by"):
         chosen(report_of(TORCH, INT8, gates=failing), ["ort-cpu"], "fastest")
-    with refuses(NothingShips, hint="none of them was measured"):
+    with refuses(NothingShips, hint="of ort-cpu none was measured, but tensorrt, torch"):
         chosen(report_of(TORCH, ENGINE), ["ort-cpu"], "fastest")
 
 
@@ -64,8 +64,6 @@ def measured(shared, tmp_path):
     )
     pages = tmp_path / "report"
     pages.mkdir()
-    for name in ("report.html", "report.json", "report.md"):
-        (pages / name).write_text(name)
     return report_of(TORCH, FP32, result), pages, result
 
 
@@ -81,13 +79,21 @@ def test_the_folder_holds_all_that_belongs_to_the_file(measured, tmp_path):
     assert set(read_bundle(folder).files) == {
         *names - {SEAL, "report"}, "report/report.html", "report/report.json", "report/report.md"
     }  # fmt: skip
+    assert json.loads((folder / "report" / "report.json").read_text())["results"][2]["artifact"] == artifact.name
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
     manifest = Manifest.from_json(manifest_path(artifact).read_text(), artifact)
     (thresholds,) = manifest.thresholds
     stored = json.loads((folder / THRESHOLDS).read_text())
     assert stored["points"] == [dataclasses.asdict(point) for point in thresholds.points]
     card = (folder / CARD).read_text()
-    for fact in (f"{100 * result.mAP:.1f} %", "drawn by a program", f"{thresholds.points[0].distance:.4f}", "uint8"):
+    bound = "mAP falls by at most 0.50 points"
+    for fact in (
+        f"{100 * result.mAP:.1f} %",
+        "drawn by a program",
+        f"{thresholds.points[0].distance:.4f}",
+        "uint8",
+        bound,
+    ):
         assert fact in card
 
 
@@ -145,7 +151,19 @@ def test_from_the_checkpoint_to_an_accepted_folder(trained, people, tmp_path):
     (out / other).write_bytes((out / other).read_bytes() + b" ")
     done = run_here("-m", "pmm", "selftest", out)
     assert_one_line_error(done, "model.onnx", "SHA-256")
-    bound = ("--overwrite", "--min-cosine", "1")
-    done = run_here("-m", "pmm", "ship", trained, *words, *bound, PMM_FAST="1")
-    assert_one_line_error(done, "no candidate may ship", "ort-cpu fp32 fails --min-cosine")
-    assert (out / SEAL).exists()
+    again = ("--target", "cpu", "-o", out, "--overwrite", "--report", f"{out}-bench")
+    done = run_here("-m", "pmm", "ship", trained, *again, "--min-cosine", "1", PMM_FAST="1")
+    assert_one_line_error(done, "no candidate may ship", "ort-cpu fp32 fails --min-cosine", f"--report {out}-bench")
+    assert (out / other).read_bytes().endswith(b" ")  # as it was
+    done = run_here("-m", "pmm", "ship", trained, *again, "--no-pictures", "--root", people)
+    assert done.returncode == 0, done.stderr
+    assert read_bundle(out).artifact == other
+    assert not [path for path in out.rglob("*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()]
+    done = run_here("-m", "pmm", "ship", trained, *words, "--overwrite", "--resume", PMM_FAST="1")
+    assert_one_line_error(done, "the bench is finished", f"--report {out}-bench")
+
+
+@pytest.mark.parametrize("flag", ["--batches", "--samples", "--seconds", "--precisions", "--device"])
+def test_a_report_measures_nothing(trained, tmp_path, flag):
+    words = ("ship", trained, "--target", "cpu", "--report", tmp_path, flag, "cpu" if flag == "--device" else "7")
+    assert_one_line_error(run_here("-m", "pmm", *words), "--report", flag)
