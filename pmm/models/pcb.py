@@ -127,18 +127,34 @@ class StripeMeans(nn.Module):
 
 
 class _PartTail(nn.Module):
-    """Maps -> parts -> by `convs`, if there are any -> vectors of length 1, side by side."""
+    """Maps -> parts -> by `convs`, one for all parts, one for each or none -> vectors of length 1, side by side.
+
+    The convolutions see single cells: as products of matrices they give the same, and in 8 bits OpenCV 5.0 computes
+    these correctly and convolutions of so few cells wrongly, without a word.
+    """
 
     def __init__(self, pooling: nn.Module, convs: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.pooling, self.convs, self.l2_normalize = pooling, nn.ModuleList(convs), L2Normalize()
+        self.pooling, self.l2_normalize = pooling, L2Normalize()
+        self.linears = nn.ModuleList(_as_linear(cast(nn.Conv1d, conv)) for conv in convs)
 
     def forward(self, maps: Tensor) -> Tensor:
-        pooled = self.pooling(maps)
-        if len(self.convs):
-            pooled = per_part(pooled, self.convs)
-        _, dim, parts = pooled.shape
-        return self.l2_normalize(pooled.transpose(1, 2).reshape(-1, dim)).reshape(-1, parts * dim)
+        vectors = self.pooling(maps).transpose(1, 2)
+        _, parts, channels = vectors.shape
+        if len(self.linears) == 1:
+            vectors = self.linears[0](vectors.reshape(-1, channels))
+        elif len(self.linears):
+            pairs = zip(self.linears, vectors.unbind(1), strict=True)
+            vectors = torch.stack([linear(vector) for linear, vector in pairs], 1)
+        dim = vectors.shape[-1]
+        return self.l2_normalize(vectors.reshape(-1, dim)).reshape(-1, parts * dim)
+
+
+def _as_linear(conv: nn.Conv1d) -> nn.Linear:
+    """Of the same weights, in the same memory."""
+    linear = nn.Linear(conv.in_channels, conv.out_channels, bias=False, device="meta")
+    linear.weight = nn.Parameter(conv.weight.detach()[..., 0], requires_grad=False)
+    return linear
 
 
 def per_part(pooled: Tensor, layers: Sequence[nn.Module] | nn.ModuleList) -> Tensor:
