@@ -119,11 +119,14 @@ def mean_of_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def epoch_line(label: str, record: Mapping[str, Any], steps: int, seconds_left: float) -> str:
     """An epoch's record in one line."""
-    stages = sum(name.startswith("triplet") for name in record)
+    count = sum(name.startswith("cross_entropy") for name in record)
     parts = [label, f"loss {record['loss']:.3f}"]
-    if stages > 1:
-        each = (record[f"triplet{stage}"] + record[f"cross_entropy{stage}"] for stage in range(1, stages + 1))
-        parts[-1] += f" ({' + '.join(f'{value:.2f}' for value in each)})"
+    if count > 1:
+        each = [record[f"cross_entropy{number}"] + record.get(f"triplet{number}", 0) for number in range(1, count + 1)]
+        terms = [f"{value:.2f}" for value in each]
+        if (penalty := record["loss"] - sum(each)) > 0.005:
+            terms.append(f"penalty {penalty:.2f}")
+        parts[-1] += f" ({' + '.join(terms)})"
     parts += [f"lr {record['lr']:.1e}", f"{record['images_per_s']:.0f} images/s", f"{record['memory_gb']:.1f} GB"]
     if "val_mAP" in record:
         parts.append(f"val mAP {record['val_mAP']:.3f} rank-1 {record['val_rank1']:.3f}")

@@ -85,6 +85,10 @@ def test_the_line_of_an_epoch():
     assert epoch_line("epoch 2/9", record, 10, 61).endswith("  1:01 left")
     one = {name: value for name, value in record.items() if not name.endswith("2")}
     assert "loss 7.500  lr" in epoch_line("epoch 2/9", one, 10, 61)
+    alone = {name: value for name, value in record.items() if not name.startswith("triplet")} | {"loss": 6.25}
+    assert "loss 6.250 (3.00 + 3.25)  lr" in epoch_line("epoch 2/9", alone, 10, 61)
+    penalised = alone | {"loss": 7.0, "overlap": 0.75}
+    assert "loss 7.000 (3.00 + 3.25 + penalty 0.75)  lr" in epoch_line("epoch 2/9", penalised, 10, 61)
 
 
 def test_waiting_for_data_is_noticed():
