@@ -15,6 +15,7 @@ from pmm.ablation.statistics import NOT_SIGNIFICANT, difference, spread
 from pmm.ablation.study import HOME, Ablation
 from pmm.bench.pages.format import between, escape, number, percent, points
 from pmm.config import SYNTHETIC, fast_mode
+from pmm.models.registry import METHODS
 from pmm.utils.environment import describe_environment, report_header, slug
 from pmm.utils.facts import how_many
 from pmm.utils.hardware import cuda_index
@@ -218,6 +219,9 @@ def _notes(report: Report) -> Iterator[str]:
         )
         count = others * len(METRICS)
         yield f"- One in 20 such intervals misses the true difference: of these {count}, {count / 20:.1f} on average."
+    methods = (METHODS[row["method"]] for row in report["rows"] if row["method"] in METHODS)
+    for note in dict.fromkeys(method.note for method in methods if method.note):
+        yield f"- Note: {escape(note)}."
     for run in report["runs"]:
         if run["status"] == "failed":
             yield f"- Failed: {escape(run['row'])}, seed {run['seed']}: {escape(run['note'])}"

@@ -594,3 +594,13 @@ def test_true_runs(tmp_path, seeds):
     (tmp_path / "runs" / "tiny" / "pmm-1" / "evaluation.json").unlink()  # as if interrupted after the training
     assert run_here(SCRIPT, *words, *places, PMM_FAST="1").returncode == 0
     assert json.loads((tmp_path / "found.json").read_text())["runs"] == found["runs"]
+
+
+def test_what_is_our_reading_of_a_paper_is_said_below_its_figures():
+    def notes(*methods):
+        rows = [{"name": method, "method": method} for method in methods]
+        return list(reporting._notes({"rows": rows, "seeds": [0], "runs": []}))
+
+    (note,) = notes("baseline", "cama", "cama")
+    assert METHODS["cama"].note in note
+    assert notes("baseline", "pcb", "a method of an older version") == []
