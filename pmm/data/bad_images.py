@@ -22,7 +22,8 @@ HEADERS_READ = 10_000
 are decoded, to name all bad ones, once one is known to be bad."""
 LISTED = 20
 """Bad files that one message names; three where all have one reason."""
-SKIP = "replace or remove them, or give --skip-bad-images to leave them out"
+MEND = "replace or remove them"
+SKIP = f"{MEND}, or give --skip-bad-images to leave them out"
 NO_FILE = "it is no regular file"
 BATCH = 64
 
@@ -80,18 +81,34 @@ def unreadable_images(files: Sequence[Path], *, label: str = "") -> dict[Path, s
 def refuse_bad_images(bad: Mapping[Path, str], folder: Path, *, unseen: Sequence[Path] = (), hint: str = SKIP) -> None:
     """Raises InvalidFile naming the `bad` images of `folder`, if any, and those of the `unseen` that are bad too (of
     their first 10,000: then there may be others further on)."""
-    if not bad:
-        return
-    bad = {**bad, **unreadable_images(unseen[:HEADERS_READ])}
+    if bad:
+        more = len(unseen) > HEADERS_READ
+        raise _listing({**bad, **unreadable_images(unseen[:HEADERS_READ])}, folder, more=more, hint=hint)
+
+
+def refuse_at_sight(files: Sequence[Path], folder: Path) -> None:
+    """Raises InvalidFile naming all bad ones of `files`, those that are damaged further on too, if one is bad at first
+    sight; else none is decoded."""
+    if bad := first_look(files):
+        refuse_bad_images(bad, folder, unseen=[file for file in files if file not in bad])
+
+
+def naming_all(error: InvalidFile, files: Sequence[Path], *, hint: str = SKIP) -> InvalidFile:
+    """`error` of one of `files`, which are looked at now; or if more of the first 10,000 cannot be read, one that names
+    them all, with the folder that they have in common."""
+    bad = unreadable_images(files[:HEADERS_READ])
+    if len(bad) < 2:
+        return error
+    folder = Path(os.path.commonpath([file.parent.absolute() for file in files]))
+    return _listing(bad, folder, more=len(files) > HEADERS_READ, hint=hint)
+
+
+def _listing(bad: Mapping[Path, str], folder: Path, *, more: bool, hint: str) -> InvalidFile:
     listed = LISTED if len(set(bad.values())) > 1 else 3
     named = [f"{_within(file, folder)} ({reason})" for file, reason in list(bad.items())[:listed]]
     rest = [f"{len(bad) - listed:,} more"] if len(bad) > listed else []
-    count = f"{'at least ' * (len(unseen) > HEADERS_READ)}{how_many(len(bad), 'image')}"
-    raise InvalidFile(
-        f"{count} cannot be read: {', '.join([*named, *rest])}",
-        path=folder,
-        hint=hint,
-    )
+    count = f"{'at least ' * more}{how_many(len(bad), 'image')}"
+    return InvalidFile(f"{count} cannot be read: {', '.join([*named, *rest])}", path=folder, hint=hint)
 
 
 def refuse_none_left(bad: Mapping[Path, str], files: Sequence[Path], folder: Path) -> None:
@@ -127,4 +144,7 @@ def bad_image_lines(bad: Mapping[Path, str]) -> list[str]:
 
 
 def _within(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file)
+    for place in (file, file.absolute()):
+        if place.is_relative_to(folder):
+            return place.relative_to(folder).as_posix()
+    return str(file)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pmm.data.bad_images import MEND, naming_all
 from pmm.gallery.crop_files import images_below
 from pmm.gallery.embed import embed_files, source_of
 from pmm.gallery.filters import RowFilter
@@ -18,6 +19,7 @@ from pmm.gallery.npz_index import import_npz
 from pmm.gallery.storage.source import EmbeddingSource, check_comparable
 from pmm.runtime.base import Runner
 from pmm.runtime.open import open_runner
+from pmm.utils.errors import InvalidFile
 
 
 def search(
@@ -47,8 +49,8 @@ def search(
         Ids and distances: [K] each for one image, [Q, K] for several.
 
     Raises:
-        InvalidFile: an artifact of another model than the gallery's, or none where it was; a bad image; or as
-            `Gallery.open`.
+        InvalidFile: an artifact of another model than the gallery's, or none where it was; bad images, with all their
+            names; or as `Gallery.open`.
         InvalidValue, InvalidInput: as `Gallery.search`.
         UserError: as `pmm.open_runner`.
 
@@ -66,7 +68,10 @@ def search(
     with opened_gallery(gallery) as found:
         model = model_of(found.path, found.source, None if artifact is None else Path(artifact))
         with query_runner(found, model, backend=backend, device=device) as (runner, _):
-            embeddings = embed_files(runner, files)
+            try:
+                embeddings = embed_files(runner, files)
+            except InvalidFile as error:
+                raise naming_all(error, files, hint=MEND) from error
         return found.search(embeddings[0] if single else embeddings, k, where=where, not_camera=not_camera)
 
 

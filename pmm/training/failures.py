@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pmm.data.bad_images import naming_all
 from pmm.data.loader import LOST_WORKER
 from pmm.training.distributed import report_failed_communication
-from pmm.utils.errors import BackendUnavailable, CannotWrite, OutOfMemory, UserError
+from pmm.utils.errors import BackendUnavailable, CannotWrite, InvalidFile, OutOfMemory, UserError
 from pmm.utils.files import write_file
 
 NO_CODE = "no kernel image is available"
@@ -58,9 +59,12 @@ def _explanation(error: RuntimeError, out: Path) -> UserError | None:
     return None
 
 
-def with_way_on(unreadable: UserError, *, skips_bad: bool) -> UserError:
-    """The error of a training image that ended the run, with what to do next."""
-    mend = f"mend the file (pmm check lists all bad ones){'' if skips_bad else ' or add --skip-bad-images'}"
+def with_way_on(unreadable: UserError, files: Sequence[Path], *, skips_bad: bool) -> UserError:
+    """The error of one of the training images `files` that ended the run, or of all that cannot be read, with what to
+    do next."""
+    if isinstance(unreadable, InvalidFile) and not skips_bad:
+        unreadable = naming_all(unreadable, files, hint=unreadable.hint)
+    mend = f"mend what cannot be read (pmm check lists it){'' if skips_bad else ' or add --skip-bad-images'}"
     go_on = f"the run is saved: {mend}, and go on with --resume"
     unreadable.hint = "; ".join(filter(None, (unreadable.hint, go_on)))
     return unreadable

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmm.config import Config
+from pmm.data.bad_images import refuse_at_sight
 from pmm.models.registry import check_network, method_of
 from pmm.training.data_setup import resolve_config, training_data
 from pmm.training.flags import TrainOptions
@@ -61,6 +62,10 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
         init = processes.run_on_all(lambda: None if options.resume else _init_file(config))
         processes.run_on_all(lambda: check_network(resolved))  # before data are drawn
         config, split = processes.run_on_all(lambda: training_data(resolved))
+        if not options.skip_bad_images:
+            files = [sample.path for sample in (*split.train, *split.query, *split.gallery)]
+            root = Path(config.data.root)
+            processes.run_on_all(lambda: refuse_at_sight(files, root) if processes.main else None)
         with contextlib.ExitStack() as stack:
             stack.callback(set_threads(options.threads))
             stack.callback(set_deterministic(device, config.recipe.deterministic))

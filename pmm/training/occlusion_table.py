@@ -183,7 +183,7 @@ class _TableMaker:
                         return None
                     found.append(model.certainty(batch, labels[sum(map(len, found)) :][: len(batch)]))
             except InvalidFile as error:
-                raise with_way_on(error, skips_bad=False) from error
+                raise with_way_on(error, [sample.path for sample in self.samples], skips_bad=False) from error
             return self._table(self._names(start), np.concatenate(found), unreadable)
         return None
 

@@ -353,7 +353,8 @@ class Trainer:
     def _raise_unreadable(self, batch: Any) -> None:
         """Raise the UserError in place of a batch, if it is one."""
         if isinstance(batch, UserError):
-            raise with_way_on(batch, skips_bad=self.options.skip_bad_images)
+            files = [sample.path for sample in self.split.train]
+            raise with_way_on(batch, files, skips_bad=self.options.skip_bad_images)
 
     def _save_all(self, content: dict[str, Any]) -> None:
         """Without held-out identities, the newest model is the best."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pmm.config import Config
+from pmm.data.bad_images import naming_all
 from pmm.data.crops import iter_crops, load_crops
 from pmm.data.preprocessing import Preprocessing, Resize, preprocessing_of
 from pmm.data.readers import read_dataset
@@ -24,7 +25,7 @@ from pmm.runtime.base import Embeddings
 from pmm.runtime.eager import EagerRunner
 from pmm.training.distributed import SINGLE, Processes
 from pmm.training.progress import warn
-from pmm.utils.errors import UserError
+from pmm.utils.errors import InvalidFile, UserError
 
 IN_MEMORY = 512 << 20
 """Bytes of crops that a process keeps decoded; more are read again in each evaluation."""
@@ -82,18 +83,23 @@ class Validation:
     def __init__(
         self, split: ReidDataset, preprocessing: Preprocessing, processes: Processes = SINGLE, *, name: str = "held-out"
     ) -> None:
-        """`name` is what messages call the crops. Raises InvalidFile for a crop that cannot be read, now
-        and not after hours of training."""
+        """`name` is what messages call the crops. Raises InvalidFile for crops that cannot be read, all
+        of them, now and not after hours of training."""
         self.split, self.preprocessing, self.processes, self.name = split, preprocessing, processes, name
         paths = [sample.path for sample in (*split.query, *split.gallery)]
         self.files = paths[processes.rank :: processes.world]
         size = preprocessing.height * preprocessing.width * 3
         self.crops = None
-        if len(self.files) * size <= IN_MEMORY:
-            none = np.empty((0, preprocessing.height, preprocessing.width, 3), np.uint8)  # more processes than crops
-            self.crops = load_crops(self.files, preprocessing) if self.files else none
-        else:
-            deque(iter_crops(self.files, Resize(height=1, width=1), batch_size=64), maxlen=0)
+        try:
+            if len(self.files) * size <= IN_MEMORY:
+                none = np.empty(
+                    (0, preprocessing.height, preprocessing.width, 3), np.uint8
+                )  # more processes than crops
+                self.crops = load_crops(self.files, preprocessing) if self.files else none
+            else:
+                deque(iter_crops(self.files, Resize(height=1, width=1), batch_size=64), maxlen=0)
+        except InvalidFile as error:
+            raise naming_all(error, paths) from error
 
     def evaluate(self, model: nn.Module, device: torch.device) -> RankingResult | None:
         """Ranking metrics of `model` on the split; None in all processes but the first.

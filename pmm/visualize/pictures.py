@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from pmm.data.bad_images import MEND, naming_all
 from pmm.data.crops import load_crops
 from pmm.data.occlusion import TABLE, image_names, read_table
 from pmm.data.samples import Sample
@@ -82,12 +83,24 @@ class Pictures:
         self.options, self.more_runs = options, more_runs
 
     def draw(self, name: str) -> Image.Image:
-        """The picture of that name in PICTURES. Raises UserError, NothingToDraw if there is nothing to show."""
+        """The picture of that name in PICTURES. Raises UserError, NothingToDraw if there is nothing to show; of images
+        that cannot be read, all of the data set are named."""
         ways: dict[str, Callable[[], Image.Image]] = {
             "cam": self._cam, "mix": self._mix, "parts": self._parts, "occlusions": self._occlusions,
             "lists": self._lists, "curves": self._curves,
         }  # fmt: skip
-        return ways[name]()
+        try:
+            return ways[name]()
+        except InvalidFile as error:
+            files = self._images() if "subjects" in vars(self) else []
+            if error.path not in files:
+                raise
+            raise naming_all(error, files, hint=MEND) from error
+
+    def _images(self) -> list[Path]:
+        """Of the data set of the main checkpoint."""
+        data = self.subjects[-1].data
+        return [sample.path for sample in (*data.dataset.query, *data.dataset.gallery, *data.trained)]
 
     @cached_property
     def subjects(self) -> list[Subject]:

@@ -160,6 +160,17 @@ def test_mistakes_are_one_line(run, tmp_path):
     assert_one_line_error(run_here(*COMMAND, run, "--height", "9"), "--height is 9", "64 to 1024")
 
 
+@pytest.mark.parametrize("what", ["lists", "cam"])
+def test_all_bad_images_of_the_data_set_are_named(run, people, tmp_path, what):
+    root = shutil.copytree(people, tmp_path / "people")
+    files = sorted((root / "query").iterdir())
+    for path in files:
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:400])
+    done = draw(run, "--root", root, "--what", what)
+    assert_one_line_error(done, str(root), f"{len(files)} images cannot be read")
+
+
 def test_without_a_checkpoint_the_newest_run_is_drawn(run, tmp_path):
     assert_one_line_error(draw("--what", "curves", cwd=tmp_path), "runs: it holds no run with best.pth")
     shutil.copytree(run.parent, tmp_path / "runs" / "newest")

@@ -12,6 +12,8 @@ from pmm.data.bad_images import (
     bad_image_lines,
     first_look,
     load_readable,
+    naming_all,
+    refuse_at_sight,
     refuse_bad_images,
     refuse_none_left,
     unreadable_images,
@@ -102,3 +104,35 @@ def test_crops_to_judge_or_calibrate_on_are_those_that_can_be_read(files, caplog
     caplog.clear()
     assert len(load_readable(good, size, least=1)) == 3
     assert not caplog.text
+
+
+def damaged(folder, image, count):
+    """Files that begin as images and cannot be read, and as many good ones."""
+    files = []
+    for number in range(2 * count):
+        files.append(folder / f"{number}.jpg")
+        files[-1].write_bytes(image.read_bytes()[: None if number % 2 else -200])
+    return files
+
+
+def test_one_that_is_bad_at_sight_has_all_named_and_without_it_none_is_decoded(people, tmp_path, monkeypatch):
+    files = damaged(tmp_path, min((people / "query").glob("*.jpg")), 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(bad_images, "unreadable_images", lambda files: pytest.fail("they are decoded in training"))
+        refuse_at_sight(files, tmp_path)
+    (tmp_path / "empty.jpg").touch()
+    with refuses(InvalidFile, "4 images", "empty.jpg (it is empty)", "0.jpg", "2.jpg", "4.jpg", path=tmp_path):
+        refuse_at_sight([*files, tmp_path / "empty.jpg"], tmp_path)
+
+
+def test_an_error_of_one_image_becomes_that_of_all(people, tmp_path, monkeypatch):
+    files = damaged(tmp_path, min((people / "query").glob("*.jpg")), 2)
+    first = InvalidFile("damaged", path=files[0])
+    assert naming_all(first, files[:2]) is first
+    error = naming_all(first, files, hint="mend them")
+    assert (error.path, error.hint) == (tmp_path, "mend them")
+    assert error.problem.startswith("2 images cannot be read: 0.jpg (not a readable image")
+    monkeypatch.chdir(tmp_path)
+    assert (
+        "2 images cannot be read: 0.jpg (" in naming_all(first, [file.relative_to(tmp_path) for file in files]).problem
+    )

@@ -138,6 +138,16 @@ def test_the_function_finds_what_the_command_lists(galleries, artifacts, crops, 
         find(galleries["onnx"], query, where=RowFilter(cameras=["77"]), device="cpu")
 
 
+def test_the_function_names_all_bad_images(galleries, query, tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(query.read_bytes()[:400])
+    shutil.copy(query, tmp_path / "good.jpg")
+    with refuses(InvalidFile, "2 images", "a.jpg", "b.jpg", path=tmp_path):
+        find(galleries["onnx"], tmp_path, device="cpu")
+    with refuses(InvalidFile, path=tmp_path / "a.jpg"):
+        find(galleries["onnx"], [query, tmp_path / "a.jpg"], device="cpu")
+
+
 def test_a_backend_is_chosen_by_name(galleries, artifacts, query):
     pytest.importorskip("openvino")
     plain = search(galleries["onnx"], query, "--top", "8")

@@ -53,7 +53,7 @@ def weights(path):
 def halve(image):
     """A file that begins as one and cannot be read."""
     image.chmod(0o644)
-    image.write_bytes(image.read_bytes()[:400])
+    image.write_bytes(image.read_bytes()[:-200])
 
 
 def same(a, b):
@@ -368,15 +368,28 @@ def test_kernels_are_described_for_the_device(built_with):
     )
 
 
-def test_a_bad_image_is_named(people, tmp_path):
+def test_bad_images_are_all_named(people, tmp_path):
     root = shutil.copytree(people, tmp_path / "people")
-    for path in sorted((root / "bounding_box_train").iterdir())[::3]:
+    files = sorted((root / "bounding_box_train").iterdir())
+    for path in files[::3]:
         halve(path)
     done = run_here(
         "-m", "pmm.train", "--preset", "tiny", "--root", root, "--out", tmp_path / "run", "--val-identities", "0"
     )
-    assert_one_line_error(done, "bounding_box_train", "not a readable image")
+    assert_one_line_error(done, "bounding_box_train", "not a readable image", f"{len(files[::3])} images", "--resume")
     assert load(tmp_path / "run" / "last.pth")["epoch"] == 0
+
+
+def test_what_is_bad_at_sight_is_named_before_a_run_begins(people, small_config, tmp_path):
+    root = shutil.copytree(people, tmp_path / "people")
+    files = sorted((root / "bounding_box_train").iterdir())
+    files[5].chmod(0o644)
+    files[5].write_bytes(b"")
+    halve(files[9])
+    config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, root=str(root)))
+    with refuses(InvalidFile, "2 images", files[5].name, files[9].name, path=root, hint="--skip-bad-images"):
+        train(config, tmp_path / "run", ON_CPU)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(people, tmp_path, monkeypatch):

@@ -61,6 +61,10 @@ def test_a_crop_that_cannot_be_read_is_named_before_training(config, split, tmp_
     bad = split.gallery[0]._replace(path=tmp_path / "bad.jpg")
     with refuses(InvalidFile, path=tmp_path / "bad.jpg"):
         Validation(dataclasses.replace(split, gallery=(*split.gallery, bad)), preprocessing_of(config))
+    (tmp_path / "worse.jpg").touch()
+    more = dataclasses.replace(split, gallery=(bad, *split.gallery, bad._replace(path=tmp_path / "worse.jpg")))
+    with refuses(InvalidFile, "2 images", "bad.jpg", "worse.jpg", hint="--skip-bad-images"):
+        Validation(more, preprocessing_of(config))
 
 
 def test_embeddings_that_are_not_finite_are_named(config, split):
