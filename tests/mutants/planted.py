@@ -14,7 +14,7 @@ AREAS = (
     "adoption", "backbones", "bench", "branches", "calibration", "chain", "commands", "engines", "files", "foreign",
     "galleries", "gates", "gpus", "losses", "manifest", "metrics", "occlusions", "ops", "parity", "parts",
     "pictures", "precision", "ranks", "readers", "recipe", "reproduction", "reranking", "resizing", "resume",
-    "sampler", "search", "selftest", "statistics",
+    "sampler", "search", "selftest", "shipping", "statistics",
 )  # fmt: skip
 
 
