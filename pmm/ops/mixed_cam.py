@@ -20,6 +20,10 @@ from pmm.ops._library import (
 )
 from pmm.ops.hard_mix import select
 
+BLOCK = 256
+"""Channels that are summed at once: on some processors (seen: AMD's, by MKL) torch adds one term after another, and the
+rounding of thousands of channels adds up."""
+
 
 def cam(x: Tensor, weights: Tensor) -> Tensor:
     """The class activation map ReLU(sum_c weights[n, c] * x[n, c, h, w]).
@@ -61,7 +65,9 @@ def _cam_reference(x: Tensor, weights: Tensor) -> Tensor:
     _check_weights("cam", x, weights)
     wide = accumulator(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        return torch.einsum("nchw,nc->nhw", x.to(wide), weights.to(wide)).relu()
+        pairs = zip(x.to(wide).split(BLOCK, 1), weights.to(wide).split(BLOCK, 1), strict=True)
+        sums = [torch.einsum("nchw,nc->nhw", some, theirs) for some, theirs in pairs]
+        return (sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)).relu()
 
 
 def _cam_fake(x: Tensor, weights: Tensor) -> Tensor:

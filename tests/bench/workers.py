@@ -20,6 +20,7 @@ from pmm.bench.latency import Clock
 from pmm.bench.worker import WorkerSession
 from pmm.export import onnx
 from pmm.export.options import ExportOptions, VerifyOptions
+from pmm.selftest.vectors import selftest_paths
 from pmm.utils.files import sha256
 from tests.store import Shared
 
@@ -83,6 +84,8 @@ def exported_before(
         source = files[dataclasses.replace(recipe, calibration_root="", calibration_dataset="")]
         shutil.copyfile(source, out)
         shutil.copyfile(manifest_path(source), manifest_path(out))
+        for beside, copy in zip(selftest_paths(source), selftest_paths(out), strict=True):
+            shutil.copyfile(beside, copy)
         manifest = read_manifest(out, sha256(out))
         assert manifest is not None
         return Artifact(out, manifest)
