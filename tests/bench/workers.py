@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
-from pmm.artifacts.artifact import Artifact, manifest_path, read_manifest
+from pmm.artifacts.artifact import Artifact, manifest_path, read_manifest, selftest_paths
 from pmm.bench import harness, workers
 from pmm.bench import run as bench_run
 from pmm.bench.latency import Clock
 from pmm.bench.worker import WorkerSession
 from pmm.export import onnx
 from pmm.export.options import ExportOptions, VerifyOptions
-from pmm.selftest.vectors import selftest_paths
 from pmm.utils.files import sha256
 from tests.store import Shared
 
