@@ -55,7 +55,8 @@ _ALONE: dict[str, Any] = {"model.metric": "cosine", "model.neck": "none", "recip
 """Of methods with classifiers alone, whose embeddings have length 1."""
 _PCB = {
     "": {**_ALONE, "model.feature_dim": 256},
-    "tiny": {"model.feature_dim": 64, "model.parts": 4},
+    # a network as small as this one is not too sure of itself: with dropout it learns less (mAP 70 for 84 %, one seed)
+    "tiny": {"model.feature_dim": 64, "model.parts": 4, "model.dropout": 0.0},
     "paper": {
         "recipe.sampler": "shuffle",
         "recipe.optimizer": "nesterov",
