@@ -29,7 +29,8 @@ def config_of(small_config, schedule="authors", **recipe):
     config = of_method(small_config, "pcb-rpp")
     data = dataclasses.replace(config.data, workers=0)
     recipe = dataclasses.replace(config.recipe, epochs=3, rpp_schedule=schedule, optimizer="sgd", lr=0.01, **recipe)
-    return dataclasses.replace(config, data=data, recipe=recipe)
+    model = dataclasses.replace(config.model, dropout=0.5)  # whose draws go on too
+    return dataclasses.replace(config, data=data, model=model, recipe=recipe)
 
 
 @pytest.fixture(scope="module")
