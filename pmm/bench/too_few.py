@@ -20,7 +20,8 @@ def queries_for_drop(drop: float, allowed: float, interval: tuple[float, float] 
     """
     if interval is None or interval[1] < -allowed:
         return None
-    return _at_most(queries * max(MORE, ((interval[1] + drop) / (drop - allowed)) ** 2))
+    wider = min((interval[1] + drop) / (drop - allowed), MOST)  # of the next number above `allowed`, beyond all numbers
+    return _at_most(queries * max(MORE, wider**2))
 
 
 def queries_for_flips(flips: int, queries: int, allowed: float) -> int | None:

@@ -213,3 +213,7 @@ def test_the_defaults_are_the_exports_own():
     found = gates()
     assert (found.max_map_drop, found.max_rank1_flips, found.max_p95_ms) == (0.005, 0.02, None)
     assert found.min_cosine == {"fp32": 0.99999, "tf32": 0.9999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
+
+
+def test_a_drop_that_is_the_next_number_above_the_allowed_one_takes_the_most():
+    assert queries_for_drop(5e-324, 0.0, (-0.01, 0.01), 1000) == MOST

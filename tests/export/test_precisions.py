@@ -115,15 +115,21 @@ def described(value):
 
 @pytest.mark.slow
 def test_networks_are_those_of_all_methods():
+    """Of methods without stages each has a network of its own, and cases of its own in make test-full."""
+
     def network(method):
-        base = preset("tiny")
-        config = dataclasses.replace(base, model=dataclasses.replace(base.model, method=method, num_classes=12))
+        base = preset("tiny", method)
+        config = dataclasses.replace(base, model=dataclasses.replace(base.model, num_classes=12))
         with torch.device("meta"):
             return str(build_model(config).deployed())
 
     found = {method: network(method) for method in METHODS}
     assert found[NETWORKS[0]] != found[NETWORKS[1]]
-    assert set(found.values()) == {found[method] for method in NETWORKS}
+    staged = {method for method in METHODS if "neck" in METHODS[method].config_keys}
+    assert {found[method] for method in staged} == {found[method] for method in NETWORKS}
+    others = METHODS.keys() - staged
+    assert len({found[method] for method in (*NETWORKS, *others)}) == len(NETWORKS) + len(others)
+    assert others <= {case.values[0] for case in CASES if hasattr(case, "values")}
 
 
 def test_every_pair_of_a_network_a_precision_and_options_is_exported():
