@@ -153,13 +153,13 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidM
         raise InvalidFile(
             f"the weights do not fit the checkpoint's own configuration ({' '.join(lines)[:300]})", path=source
         ) from error
-    model.start_phase(phase_of(phases_of(config), checkpoint["epoch"] + bool(_steps(checkpoint))).name)
+    model.start_phase(phase_of(phases_of(config), epoch_of(checkpoint)).name)
     return model.eval(), config
 
 
-def _steps(checkpoint: dict[str, Any]) -> int:
-    """Of an epoch that has begun."""
-    return (checkpoint["progress"] or {}).get("steps", 0)
+def epoch_of(checkpoint: dict[str, Any]) -> int:
+    """The epoch of the last step, from 1: one that has begun, or the last that ended; 0 before the first step."""
+    return checkpoint["epoch"] + bool((checkpoint["progress"] or {}).get("steps", 0))
 
 
 def statistics_of(checkpoint: dict[str, Any]) -> CropStatistics | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pmm.artifacts.checkpoint import statistics_of
+from pmm.artifacts.checkpoint import epoch_of, statistics_of
 from pmm.artifacts.init_file import InitFile
 from pmm.artifacts.initial_weights import load_initial_weights
 from pmm.artifacts.torch_file import read_torch_file, write_torch_file
@@ -157,7 +157,7 @@ class Trainer:
         saved = self.processes.run_on_all(lambda: load_last(self.out, self.config, extend=extend))
         self.epochs_done, self.progress = saved["epoch"], saved["progress"] or {}
         with explain_errors(self.out, self.processes.world):
-            self._make_state(phase_of(self.phases, self.epochs_done + bool(self.progress.get("steps"))))
+            self._make_state(phase_of(self.phases, epoch_of(saved)))
             self.processes.run_on_all(lambda: restore_training(saved, self.state, self.out / "last.pth"))
         self.processes.run_on_all(self._write_config)
         self.best = best_so_far(saved, self.out, self.config)

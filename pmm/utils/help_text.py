@@ -30,19 +30,30 @@ def help_text(arguments: Sequence[Argument], *, prog: str, description: str, wid
         description: paragraphs, with an empty line between; lines that begin with `pmm` or `python` are the usage.
     """
     width = max(40, min(width, WIDEST))
-    paragraphs = [part.strip() for part in inspect.cleandoc(description).split("\n\n") if part.strip()]
-    examples = [part for part in paragraphs if re.match(r"(pmm|python|make|PYTHONPATH=\.) ", part)]
-    texts = [part for part in paragraphs if part not in examples]
+    examples, texts = split_description(description)
     usages = [_usage(line, prog, width) for part in examples for line in part.splitlines()] or [f"{prog} [options]"]
     blocks = [USAGE + f"\n{' ' * len(USAGE)}".join(usages)]
     blocks += ["\n".join(_lines(" ".join(text.split()), width)) for text in texts]
+    blocks += [
+        "\n".join([f"{title}:", *(_entry(each, width) for each in group)])
+        for title, group in by_group(arguments).items()
+    ]
+    return "\n\n".join(blocks)
+
+
+def split_description(description: str) -> tuple[list[str], list[str]]:
+    """The paragraphs of a docstring that are examples of use, and the others."""
+    paragraphs = [part.strip() for part in inspect.cleandoc(description).split("\n\n") if part.strip()]
+    examples = [part for part in paragraphs if re.match(r"(pmm|python|make|PYTHONPATH=\.) ", part)]
+    return examples, [part for part in paragraphs if part not in examples]
+
+
+def by_group(arguments: Sequence[Argument]) -> dict[str, list[Argument]]:
+    """Title -> its arguments, those without a flag first, then the options, then the other groups; none is empty."""
     groups: dict[str, list[Argument]] = {"arguments": [], "options": []}
     for argument in arguments:
         groups.setdefault("arguments" if argument.arg.positional else argument.group, []).append(argument)
-    blocks += [
-        "\n".join([f"{title}:", *(_entry(each, width) for each in group)]) for title, group in groups.items() if group
-    ]
-    return "\n\n".join(blocks)
+    return {title: group for title, group in groups.items() if group}
 
 
 def _usage(line: str, prog: str, width: int) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import inspect
-import re
 from types import ModuleType
 
 from pmm.__main__ import COMMANDS
 from pmm.training.flags import TrainCommand
 from pmm.utils.arguments import Argument, arguments
-from pmm.utils.help_text import explanation, metavar
+from pmm.utils.help_text import by_group, explanation, metavar, split_description
 
 HEAD = """# Command line
 
@@ -39,15 +37,10 @@ def _anchor(name: str) -> str:
 
 def _section(name: str, module: ModuleType) -> str:
     """A command: usage, text, and a table of its flags for each group."""
-    paragraphs = [part.strip() for part in inspect.cleandoc(module.__doc__ or "").split("\n\n")]
-    usages = [part for part in paragraphs if re.match(r"(pmm|python|PYTHONPATH=\.) ", part)]
-    texts = [part for part in paragraphs if part not in usages]
-    groups: dict[str, list[Argument]] = {}
-    for argument in arguments(_command(module)):
-        groups.setdefault("arguments" if argument.arg.positional else argument.group, []).append(argument)
+    usages, texts = split_description(module.__doc__ or "")
     lines = [f"## pmm {name} {{#{_anchor(name)}}}", "", *(f"{text}\n" for text in texts)]
     lines += ["```text", *usages, "```", ""]
-    for title, group in groups.items():
+    for title, group in by_group(arguments(_command(module))).items():
         lines += ["" if title == "options" else f"**{title.capitalize()}**\n", "| | |", "|---|---|"]
         lines += [f"| {_given(each)} | {_cell(explanation(each))} |" for each in group]
         lines.append("")
