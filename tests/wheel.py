@@ -54,6 +54,11 @@ def built_wheel(store: Store) -> Path:
     return next(store.get("wheel", _build).glob("*.whl"))
 
 
+def source_archive(store: Store) -> Path:
+    """What the wheel was built from."""
+    return next(store.get("wheel", _build).glob("*.tar.gz"))
+
+
 def _build(home: Path) -> None:
     work = home.with_name("wheel-source")
     source = work / "source"  # as a user has it: what is tracked, nothing built
@@ -62,9 +67,9 @@ def _build(home: Path) -> None:
         if (ROOT / name).is_file() and not name.startswith("tests/"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, source / name)
-    sdist = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", work / "sdist"]
+    sdist = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", home]
     subprocess.run(sdist, cwd=source, check=True, env={**os.environ, "PYTHONPATH": ""})
-    (archive,) = (work / "sdist").glob("*.tar.gz")
+    (archive,) = home.glob("*.tar.gz")
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     quick = {**os.environ, "PMM_BUILD_CUDA": "0", "CXXFLAGS": "-O0 -DPMM_CLONES="}
     subprocess.run([*PIP, "wheel", *options, "-w", home, archive], check=True, env=quick)

@@ -4,12 +4,16 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import tarfile
 import zipfile
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.readme import commands, is_too_large, on_fixtures
-from tests.wheel import Environment, built_wheel
+from tests.wheel import Environment, built_wheel, source_archive
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,6 +42,9 @@ TWINS = {
     "python export/to_triton.py": "pmm export triton",
 }
 """Scripts of a clone -> the same, of a wheel."""
+TOP = ("PKG-INFO", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt", "MANIFEST.in",
+       "pyproject.toml", "setup.py", "setup.cfg")  # fmt: skip
+"""Files at the top of the source archive."""
 LONG = "pmm (bench|ablation)"
 PARSE = "import sys; from pmm.training.flags import parse; parse(sys.argv[1:])"
 
@@ -63,6 +70,20 @@ def test_the_wheel_of_the_source_archive_serves_every_python_and_brings_its_kern
     assert found["library"] == str(environment.packages / "pmm/_C.so")
     assert found["compiled"]
     assert found["loaded"] == [False, True]  # by the first mix, not by the import
+
+
+def test_a_package_index_takes_them_and_they_hold_the_package_and_no_more(store):
+    wheel, archive = built_wheel(store), source_archive(store)
+    checked = [sys.executable, "-m", "twine", "check", "--strict", wheel, archive]
+    assert subprocess.run(checked, capture_output=True, text=True).stdout.count("PASSED") == 2
+    tracked = subprocess.run(["git", "ls-files", "pmm", "cpp_ext"], cwd=ROOT, capture_output=True, text=True).stdout
+    package = {name for name in tracked.split() if name.startswith("pmm/")}
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert inside == package | {"pmm/_C.so", "pmm/_search.so"}
+    with tarfile.open(archive) as files:
+        names = {member.name.partition("/")[2] for member in files if member.isfile()}
+    assert set(tracked.split()) <= names
+    assert {name.split("/")[0] for name in names} == {"pmm", "cpp_ext", "pmm_reid.egg-info", *TOP}
 
 
 def test_every_command_of_the_readme_works_from_the_wheel(environment, people, tmp_path):
