@@ -1,6 +1,7 @@
 """The commands of the README and of the pages that build on it, as tests run them."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -9,13 +10,45 @@ PAGES = ("getting-started", "training", "export", "bench", "video")
 """In docs/, in an order in which their commands follow on each other."""
 
 
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """Code of a page: the line number that each block begins at, and its text."""
+    text = page.read_text()
+    found = re.finditer(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return [(text.count("\n", 0, block.start(1)) + 1, block[1]) for block in found]
+
+
+def shell_lines(page: Path) -> Iterator[tuple[str, str]]:
+    """Place ("docs/data.md:7") and command, without its comment; one that goes on on the next line is one."""
+    for first, block in blocks(page, "sh"):
+        whole = re.sub(r"\\\n", lambda _: "\\\0", block)
+        line = first
+        for text in whole.splitlines():
+            command = text.replace("\\\0", " ").split("  #")[0].strip()
+            if command and not command.startswith("#"):
+                yield f"{page.relative_to(ROOT)}:{line}", command
+            line += 1 + text.count("\0")
+
+
+def run_python(page: Path, names: dict[str, object]) -> None:
+    """All Python of a page, in one namespace; an error's traceback names the page and the line."""
+    for line, block in blocks(page, "python"):
+        exec(compile("\n" * (line - 1) + block, str(page), "exec"), names)
+
+
+def places() -> dict[str, str]:
+    """Each command of the README and of PAGES, in their order, and where it stands first; but for those that take
+    another toolkit's weights, which are only parsed (tests/test_docs.py)."""
+    found: dict[str, str] = {}
+    for page in (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in PAGES)):
+        for place, command in shell_lines(page):
+            if "--init" not in command:
+                found.setdefault(command, place)
+    return found
+
+
 def commands() -> list[str]:
-    """In the order of README and pages, without their comments, each once; but for those that take another toolkit's
-    weights, which are only parsed (tests/test_docs.py)."""
-    pages = [README, *((ROOT / f"docs/{name}.md").read_text() for name in PAGES)]
-    blocks = [block for page in pages for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#") and "--init" not in line))
+    """Those commands."""
+    return list(places())
 
 
 def is_too_large(command: str) -> bool:

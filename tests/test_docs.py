@@ -14,12 +14,11 @@ from pmm.artifacts.artifact import manifest_path
 from pmm.training.flags import TrainCommand
 from pmm.utils.command_line import check_args, parse_args
 from tests.conftest import ROOT
-from tests.readme import README
+from tests.readme import README, run_python, shell_lines
 
 PAGE = (ROOT / "docs/adopt.md").read_text()
-PAGES = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
-BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL)).replace("\\\n", " ")
-LINES = [line for line in (*BLOCKS.splitlines(), *re.findall(r"`(pmm adopt [^`]+)`", PAGE)) if line]
+IN_A_TABLE = [("docs/adopt.md", line) for line in re.findall(r"`(pmm adopt [^`]+)`", PAGE)]
+LINES = [*IN_A_TABLE, *(line for page in sorted((ROOT / "docs").glob("*.md")) for line in shell_lines(page))]
 WITH_PYTHON = [ROOT / f"docs/{name}.md" for name in ("getting-started", "kernels", "video")]
 """Pages whose Python needs nothing but a model and this package."""
 IMAGES = re.findall(
@@ -27,8 +26,9 @@ IMAGES = re.findall(
 )
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_each_command_parses(line):
+@pytest.mark.parametrize(("place", "line"), LINES)
+def test_each_command_parses(place, line):
+    """A failure is shown with its place: page and line."""
     if line.startswith("python "):
         assert line in README  # where it is run
         return
@@ -71,9 +71,21 @@ def test_its_python_runs_as_it_stands(page, exported, tmp_path, monkeypatch):
             shutil.copy(file, tmp_path / file.name.replace("model", name))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        exec(block, names)
+    run_python(page, names)
     assert names
+
+
+def test_an_example_that_fails_names_its_page_and_line(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n\n```python\nx = 1\ny = x / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as raised:
+        run_python(page, {})
+    last = raised.traceback[-1]
+    assert (str(last.path), last.lineno + 1) == (str(page), 5)
+    assert [place for place, _ in LINES if not re.fullmatch(r"docs/[\w-]+\.md(:\d+)?", place)] == []
+    place, command = next(line for line in LINES if ":" in line[0])
+    file, _, line = place.partition(":")
+    assert command.split()[0] in (ROOT / file).read_text().splitlines()[int(line) - 1]
 
 
 def test_the_search_of_the_video_page_finds_the_same_person(exported, tmp_path, monkeypatch):
@@ -81,7 +93,7 @@ def test_the_search_of_the_video_page_finds_the_same_person(exported, tmp_path, 
         shutil.copy(file, tmp_path / file.name)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(re.findall(r"```python\n(.*?)```", (ROOT / "docs/video.md").read_text(), re.DOTALL)[0], names)
+    run_python(ROOT / "docs/video.md", names)
     assert {names["names"][row].rpartition("-")[2] for row in names["nearest"]} == {"0.jpg"}
 
 

@@ -16,7 +16,7 @@ from pmm.artifacts.artifact import manifest_path
 from pmm.training.flags import parse
 from tests.conftest import ROOT
 from tests.forks import run_forked
-from tests.readme import README, commands, is_too_large, on_fixtures
+from tests.readme import README, commands, is_too_large, on_fixtures, places, run_python
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -50,16 +50,13 @@ def test_it_is_one_page_and_has_the_newest_figures_of_the_demo():
 
 
 def test_the_snippets_run_as_they_stand(exported, people, tmp_path, monkeypatch):
-    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 1
     for file in (exported, manifest_path(exported)):
         shutil.copy(file, tmp_path / file.name.replace("model", "market-cpu"))
     for name, crop in zip("ab", (people / "query").iterdir(), strict=False):
         shutil.copy(crop, tmp_path / f"{name}.jpg")
     monkeypatch.chdir(tmp_path)
     found = {}
-    for snippet in snippets:
-        exec(snippet, found)
+    run_python(ROOT / "README.md", found)
     assert found["embeddings"].shape == (2, 384)
 
 
@@ -79,7 +76,7 @@ def test_every_other_command_runs_as_it_stands(tmp_path, people):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, "PMM_FAST": "1", "PYTHONPATH": str(copy), "PATH": path}
     ran = 0
-    for command in commands():
+    for command, place in places().items():
         if command.startswith(("make ", "pip ")):
             continue
         if is_too_large(command):
@@ -93,6 +90,6 @@ def test_every_other_command_runs_as_it_stands(tmp_path, people):
             done = run_forked(words, copy, env, tmp_path / "log")
         else:
             done = subprocess.run(command, shell=True, cwd=copy, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{place}: {command}\n{done.stdout}\n{done.stderr}"
         ran += 1
     assert ran >= 14
