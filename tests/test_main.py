@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import pmm
-from pmm.__main__ import COMMANDS
+from pmm.__main__ import COMMANDS, GROUPS
 from tests.conftest import ROOT, run_here, run_python
 
 
@@ -15,7 +15,11 @@ from tests.conftest import ROOT, run_here, run_python
 def test_it_lists_every_command(words):
     done = run_here("-m", "pmm", *words)
     assert done.returncode == 0
-    assert all(f"pmm {name} " in done.stdout for name in COMMANDS)
+    parts = [part.splitlines() for part in done.stdout.split("\n\n")[1:-1]]
+    assert {heading: [line[6:].split("  ")[0] for line in lines] for heading, *lines in parts} == {
+        heading: list(commands) for heading, commands in GROUPS.items()
+    }
+    assert set(COMMANDS) == {name for commands in GROUPS.values() for name in commands}
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
@@ -45,7 +49,7 @@ def test_its_version():
     [
         (("evalute", "x.pth"), ("'evalute'", "pmm evaluate?")),
         (("nothing",), ("'nothing'", "train, evaluate")),
-        (("export",), ("export takes one more word", "export onnx, export trt, export aoti, export triton")),
+        (("export",), ("export needs a subcommand", "onnx, trt, aoti, triton")),
         (("export", "onxn", "x.pth"), ("'export onxn'", "pmm export onnx?")),
         (("export", "engine"), ("'export engine'", "export onnx, export trt, export aoti, export triton")),
         (("BENCH",), ("pmm bench?",)),

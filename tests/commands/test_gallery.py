@@ -222,7 +222,7 @@ def test_models_are_not_mixed(exported, trained, people, tmp_path):
 
 def test_the_group_explains_itself():
     done = run_here("-m", "pmm", "gallery")
-    assert_one_line_error(done, "pmm: error: gallery takes one more word", "gallery verify")
+    assert_one_line_error(done, "pmm: error: gallery needs a subcommand", "verify")
     listed = run_here("-m", "pmm", "gallery", "--help").stdout
     for name in ("info", "add", "remove", "compact", "verify", "import", "upgrade"):
         assert f"pmm gallery {name} " in listed

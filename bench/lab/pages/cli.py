@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from pmm.__main__ import COMMANDS
+from pmm.__main__ import COMMANDS, GROUPS
 from pmm.training.flags import TrainCommand
 from pmm.utils.arguments import Argument, arguments
 from pmm.utils.help_text import by_group, explanation, metavar, split_description
@@ -22,9 +22,12 @@ Every command ends with 0 if all went well, 1 if a run or a gate failed, and 2 f
 
 def cli_page() -> str:
     """Markdown of the whole page."""
-    index = ["| command | what it does |", "|---|---|"]
-    index += [f"| [`pmm {name}`](#{_anchor(name)}) | {text} |" for name, (_, text) in COMMANDS.items()]
-    return "\n".join([HEAD, *index, "", *(_section(name, importlib.import_module(_module(name))) for name in COMMANDS)])
+    index = []
+    for heading, commands in GROUPS.items():
+        index += [f"**{heading}**", "", "| command | what it does |", "|---|---|"]
+        index += [f"| [`pmm {name}`](#{_anchor(name)}) | {text} |" for name, (_, text) in commands.items()]
+        index.append("")
+    return "\n".join([HEAD, *index, *(_section(name, importlib.import_module(_module(name))) for name in COMMANDS)])
 
 
 def _module(name: str) -> str:
