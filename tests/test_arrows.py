@@ -213,7 +213,7 @@ def test_an_onnx_file_is_run_without_torch(trained, people, tmp_path):
     script = (
         "import sys; sys.modules['torch'] = None; from pathlib import Path\n"
         "from pmm.runtime.open import open_runner; from pmm.data.readers import read_dataset\n"
-        "from pmm.gallery.embed import embed_samples\n"
+        "from pmm.embedding.embed import embed_samples\n"
         "with open_runner(sys.argv[1]) as runner:\n"
         "    print(embed_samples(runner, read_dataset('synthetic', sys.argv[2]).query[:3]).shape)"
     )

@@ -16,11 +16,11 @@ from pmm.artifacts.onnx_file import embed_manifest, read_onnx
 from pmm.bench.worker import WorkerSession
 from pmm.data.readers import read_dataset
 from pmm.data.resize_opencv import resize_as_opencv
+from pmm.embedding.embed import embed_samples
 from pmm.export.calibration import calibration_files
 from pmm.export.onnx import _calibration_crops
 from pmm.export.options import ExportOptions
 from pmm.export.parity_check import verification_crops
-from pmm.gallery.embed import embed_samples
 from pmm.runtime.open import open_runner
 from pmm.utils.files import sha256
 

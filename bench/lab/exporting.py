@@ -26,13 +26,13 @@ from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Crops
 from pmm.data.readers import read_dataset
 from pmm.data.samples import evenly_spaced
+from pmm.embedding.embed import embed_crops
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.half_precision import emulated
 from pmm.export.onnx import export_onnx
 from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
-from pmm.gallery.embed import embed_crops
 from pmm.presets import preset
 from pmm.runtime.base import Embeddings
 from pmm.runtime.open import open_runner

@@ -53,7 +53,7 @@ def embedded_people(artifact: Path, root: Path, queries: int) -> People:
     Raises UserError for a file or a data set that cannot be used.
     """
     from pmm.data.readers import read_dataset
-    from pmm.gallery.embed import embed_samples
+    from pmm.embedding.embed import embed_samples
     from pmm.runtime.open import open_runner
 
     split = read_dataset("synthetic", root)

@@ -20,7 +20,7 @@ from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.evaluation.parity.ranking import first_items, ranking_parity
 from pmm.evaluation.parity.retrieval import retrieval_parity
 from pmm.evaluation.parity.thresholds import Verification, decision_flips, verification
-from pmm.gallery.ranking import labels_of
+from pmm.evaluation.ranking import labels_of
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import InvalidInput
 from pmm.utils.files import sha256

@@ -14,7 +14,7 @@ from pmm.data.samples import ReidDataset, evenly_spaced
 from pmm.data.splits import matchable
 from pmm.evaluation.metrics import RankingResult, evaluate_ranking
 from pmm.evaluation.parity.retrieval import retrieval_parity
-from pmm.gallery.ranking import labels_of
+from pmm.evaluation.ranking import labels_of
 from pmm.runtime.base import Embeddings
 from pmm.utils.errors import UserError
 

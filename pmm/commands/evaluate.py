@@ -21,9 +21,9 @@ from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
 from pmm.data.splits import unrankable
+from pmm.embedding.embed_split import EmbeddedSplit, embed_split
+from pmm.evaluation.ranking import RankingOptions, describe, figures, per_query_csv, rank_split
 from pmm.evaluation.reranking import Reranking
-from pmm.gallery.embed_split import EmbeddedSplit, embed_split
-from pmm.gallery.ranking import RankingOptions, describe, figures, per_query_csv, rank_split
 from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg

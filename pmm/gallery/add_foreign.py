@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pmm.gallery.embed import source_of
 from pmm.gallery.foreign_embeddings import ForeignEmbeddings
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.model_of import check_artifact, check_same_precision
+from pmm.gallery.model_of import check_artifact, check_same_precision, source_of
 from pmm.gallery.storage.manifest import StoredPrecision, is_gallery
 from pmm.gallery.storage.source import EmbeddingSource, check_comparable
 from pmm.gallery.unfinished import check_new_gallery

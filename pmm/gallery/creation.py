@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pmm.evaluation.distances import METRICS
 from pmm.evaluation.metrics import Metric
+from pmm.gallery.model_of import source_of
 from pmm.gallery.storage.columns import Array, Ids
 from pmm.gallery.storage.manifest import (
     FILE_NAME,
@@ -68,7 +69,6 @@ def new_manifest(
 
 def source_of_model(model: Path, source: EmbeddingSource | None) -> EmbeddingSource:
     """What embeddings of the file `model` come from. Raises ConflictingOptions if there is a `source`, too."""
-    from pmm.gallery.embed import source_of
     from pmm.runtime.open import open_runner
 
     if source is not None:

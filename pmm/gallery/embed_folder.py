@@ -15,11 +15,10 @@ import numpy.typing as npt
 
 from pmm.gallery.crop_files import walk_images
 from pmm.gallery.crop_metadata import crop_columns, name_pattern
-from pmm.gallery.embed import source_of
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbedReport, embedded_chunks, file_columns
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.known_crops import KnownCrops, gone_crops, home_moved, known_crops, record_places
-from pmm.gallery.model_of import check_artifact, check_same_precision, measured_thresholds
+from pmm.gallery.model_of import check_artifact, check_same_precision, measured_thresholds, source_of
 from pmm.gallery.storage.manifest import StoredPrecision, is_gallery, read_gallery_manifest
 from pmm.gallery.storage.source import EmbeddingSource, check_comparable
 from pmm.gallery.storage.writer import GalleryChange

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.data.bad_images import refuse_bad_images
+from pmm.embedding.embed import iter_embeddings
 from pmm.gallery.crop_metadata import Column
-from pmm.gallery.embed import iter_embeddings
 from pmm.runtime.base import Embeddings, Runner
 from pmm.utils.errors import InvalidFile
 

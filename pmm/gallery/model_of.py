@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pmm.artifacts.artifact import read_manifest
 from pmm.artifacts.kinds import RUNNABLE, kind_of, require_kind
@@ -14,6 +15,23 @@ from pmm.gallery.storage.source import EmbeddingSource, check_comparable
 from pmm.gallery.storage.thresholds import Threshold
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import existing_file, sha256
+
+if TYPE_CHECKING:
+    from pmm.runtime.base import Runner
+
+
+def source_of(artifact: Path, runner: Runner) -> EmbeddingSource:
+    """What embeddings of `artifact`, opened as `runner`, can be compared with."""
+    digest = sha256(artifact)
+    manifest = getattr(runner, "manifest", None)  # a checkpoint has none: it is where the others come from
+    return EmbeddingSource(
+        checkpoint_sha256=manifest.source_sha256(digest) if manifest else digest,
+        artifact_sha256=digest,
+        precision=runner.info.precision,
+        embedding=runner.embedding,
+        preprocessing=runner.preprocessing,
+        artifact=str(artifact.resolve()),
+    )
 
 
 def check_artifact(source: EmbeddingSource, artifact: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pmm.data.bad_images import MEND, naming_all
+from pmm.embedding.embed import embed_files
 from pmm.gallery.crop_files import images_below
-from pmm.gallery.embed import embed_files, source_of
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.matches import Matches
-from pmm.gallery.model_of import model_of
+from pmm.gallery.model_of import model_of, source_of
 from pmm.gallery.npz_index import import_npz
 from pmm.gallery.storage.source import EmbeddingSource, check_comparable
 from pmm.runtime.base import Runner

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pmm.embedding.embed import embed_files
 from pmm.gallery.crop_files import walk_images
 from pmm.gallery.crop_metadata import columns_of_names, name_pattern
-from pmm.gallery.embed import embed_files
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, embedded_chunks
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.matches import Matches

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from pmm.data.bad_images import first_look, refuse_bad_images
-from pmm.gallery.embed import source_of
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbeddedCrops, EmbedReport, embedded_chunks
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.model_of import measured_thresholds
+from pmm.gallery.model_of import measured_thresholds, source_of
 from pmm.gallery.storage.changes import compact
 from pmm.gallery.storage.manifest import is_gallery
 from pmm.gallery.storage.snapshot import GallerySnapshot, Rows

@@ -18,9 +18,9 @@ from pmm.data.preprocessing import Preprocessing, Resize, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
 from pmm.data.splits import without_unreadable
+from pmm.embedding.embed import embed_crops, embed_files
 from pmm.evaluation.metrics import RankingResult
-from pmm.gallery.embed import embed_crops, embed_files
-from pmm.gallery.ranking import rank_split
+from pmm.evaluation.ranking import rank_split
 from pmm.runtime.base import Embeddings
 from pmm.runtime.eager import EagerRunner
 from pmm.training.distributed import SINGLE, Processes

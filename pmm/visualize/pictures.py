@@ -245,9 +245,9 @@ class Pictures:
 
     def _ranking(self, subject: Subject, title: str) -> tuple[QueryGallery, Scores]:
         """Embeddings of queries and gallery, and the average precision of each query."""
+        from pmm.embedding.embed import embed_samples
         from pmm.evaluation.parity.labels import QueryGallery
-        from pmm.gallery.embed import embed_samples
-        from pmm.gallery.ranking import rank_split
+        from pmm.evaluation.ranking import rank_split
 
         split, batch = self.subjects[-1].data.dataset, self.options.batch_size
         query, gallery = (

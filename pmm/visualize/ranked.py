@@ -12,7 +12,7 @@ from PIL import Image
 from pmm.data.samples import ReidDataset
 from pmm.evaluation.parity.labels import Ints, QueryGallery
 from pmm.evaluation.parity.ranking import first_items
-from pmm.gallery.ranking import labels_of
+from pmm.evaluation.ranking import labels_of
 from pmm.utils.errors import InvalidFile
 from pmm.visualize.lists import compared_lists, ranked_lists
 

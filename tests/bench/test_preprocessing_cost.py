@@ -19,7 +19,7 @@ from pmm.data.samples import DISTRACTOR, ReidDataset, Sample
 from pmm.data.splits import matchable
 from pmm.evaluation.metrics import evaluate_ranking
 from pmm.evaluation.parity.retrieval import retrieval_parity
-from pmm.gallery.ranking import labels_of
+from pmm.evaluation.ranking import labels_of
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import UserError
 from tests.bench.foreign import adopted_onnx

@@ -13,10 +13,10 @@ from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.checkpoint import load, save
 from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
+from pmm.embedding.embed import embed_samples
 from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
 from pmm.evaluation.reranking import Reranking, reranked
 from pmm.export.options import ExportOptions
-from pmm.gallery.embed import embed_samples
 from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.files import sha256

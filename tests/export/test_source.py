@@ -19,7 +19,7 @@ from pmm.export.onnx import check_overwrite, describe, export_onnx, export_onnx_
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.export.triton import write_model_repository
-from pmm.gallery.embed import source_of
+from pmm.gallery.model_of import source_of
 from pmm.runtime.open import open_runner
 from pmm.utils.errors import CannotWrite, ConflictingOptions, InvalidFile
 from pmm.utils.files import sha256

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pmm.data.crops import load_crop, load_crops
+from pmm.embedding.embed import embed_files
 from pmm.gallery.crop_files import images_below
-from pmm.gallery.embed import embed_files
 from pmm.gallery.embed_folder import embed as embed_folder
 from pmm.gallery.gallery import Gallery
 from pmm.runtime.open import BACKENDS, open_runner

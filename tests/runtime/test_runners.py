@@ -14,10 +14,10 @@ from pmm.artifacts.trained_model import load_model
 from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
+from pmm.embedding.embed import embed_samples
 from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.evaluation.ranking import rank_split
 from pmm.export.options import MIN_COSINE, ExportOptions, VerifyOptions
-from pmm.gallery.embed import embed_samples
-from pmm.gallery.ranking import rank_split
 from pmm.runtime import ort_session
 from pmm.runtime.open import open_runner
 from pmm.runtime.trt_variant import FLAVORS

@@ -15,12 +15,12 @@ from pmm.data.crops import load_crops
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import camids_of, pids_of
+from pmm.embedding.embed import embed_samples
 from pmm.evaluation.metrics import evaluate_ranking
 from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.evaluation.ranking import rank_split
 from pmm.export.onnx import export_onnx
 from pmm.export.options import ExportOptions
-from pmm.gallery.embed import embed_samples
-from pmm.gallery.ranking import rank_split
 from pmm.models.registry import build_model
 from pmm.presets import preset
 from pmm.runtime.deployed_graph import deployed_graph

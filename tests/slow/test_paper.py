@@ -14,13 +14,13 @@ from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.data.samples import class_indices, evenly_spaced
 from pmm.data.synthetic.dataset import draw_dataset
+from pmm.embedding.embed import embed_crops
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.half_precision import emulated
 from pmm.export.onnx import export_onnx
 from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
-from pmm.gallery.embed import embed_crops
 from pmm.models.registry import build_model
 from pmm.presets import preset
 from pmm.runtime.open import open_runner

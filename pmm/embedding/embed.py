@@ -10,24 +10,8 @@ import numpy as np
 from pmm.data.crops import iter_crops
 from pmm.data.preprocessing import Crops
 from pmm.data.samples import Sample
-from pmm.gallery.storage.source import EmbeddingSource
 from pmm.runtime.base import Embeddings, Runner
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UserError
-from pmm.utils.files import sha256
-
-
-def source_of(artifact: Path, runner: Runner) -> EmbeddingSource:
-    """What embeddings of `artifact`, opened as `runner`, can be compared with."""
-    digest = sha256(artifact)
-    manifest = getattr(runner, "manifest", None)  # a checkpoint has none: it is where the others come from
-    return EmbeddingSource(
-        checkpoint_sha256=manifest.source_sha256(digest) if manifest else digest,
-        artifact_sha256=digest,
-        precision=runner.info.precision,
-        embedding=runner.embedding,
-        preprocessing=runner.preprocessing,
-        artifact=str(artifact.resolve()),
-    )
 
 
 def iter_embeddings(

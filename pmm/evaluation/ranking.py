@@ -9,6 +9,7 @@ from typing import Any
 
 from pmm.data.samples import ReidDataset, camids_of, pids_of
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
+from pmm.evaluation.distances import Floats
 from pmm.evaluation.metrics import (
     ApDefinition,
     Metric,
@@ -19,7 +20,6 @@ from pmm.evaluation.metrics import (
 )
 from pmm.evaluation.parity.labels import Labels
 from pmm.evaluation.reranking import Reranking, check_memory, reranked
-from pmm.runtime.base import Embeddings
 from pmm.utils.hardware import usable_cores
 
 CMC_RANKS = (1, 5, 10, 20)
@@ -58,8 +58,8 @@ def labels_of(split: ReidDataset) -> Labels:
 
 def rank_split(
     split: ReidDataset,
-    query: Embeddings,
-    gallery: Embeddings,
+    query: Floats,
+    gallery: Floats,
     options: RankingOptions | None = None,
     *,
     label: str = "",

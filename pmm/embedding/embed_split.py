@@ -11,7 +11,7 @@ import numpy as np
 from pmm.data.bad_images import refuse_bad_images, refuse_none_left, unreadable_images
 from pmm.data.samples import ReidDataset
 from pmm.data.splits import without_images
-from pmm.gallery.embed import embed_samples
+from pmm.embedding.embed import embed_samples
 from pmm.runtime.base import Embeddings, Runner
 from pmm.utils.errors import InvalidFile
 
