@@ -1,4 +1,4 @@
-"""Every default of the toolkit: validated, frozen dataclasses and the presets made of them. Loads no torch."""
+"""The configuration of a training run: validated, frozen dataclasses of data, model and recipe. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pmm.recipe import RecipeConfig, require
+from pmm.recipe import RecipeConfig
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, MissingLibrary
+from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, MissingLibrary, require
 from pmm.utils.extras import import_library
 from pmm.utils.from_dict import from_dict
 
@@ -167,7 +167,7 @@ class Config:
         """Inverse of `to_dict`. Raises InvalidInput for an unknown key (naming the known ones) or a wrong type, and
         InvalidValue, ConflictingOptions for values that cannot be used."""
         try:
-            return from_dict(cls, _of_this_version(values), "config")
+            return from_dict(cls, values, "config")
         except ValueError as error:
             raise InvalidInput(str(error)) from error
 
@@ -195,18 +195,6 @@ def _no_backbone(value: str) -> InvalidValue:
         if import_library("timm").is_model(name):
             return InvalidValue("backbone", value, choices=choices, hint=f"did you mean {TIMM}{name}?")
     return InvalidValue("backbone", value, choices=choices)
-
-
-def _of_this_version(values: Any) -> Any:
-    """`values` as this version writes them: the weights' file once had no key of its own, and algorithms on a GPU were
-    always deterministic."""
-    recipe, model = (values.get(key) if isinstance(values, Mapping) else None for key in ("recipe", "model"))
-    if isinstance(recipe, Mapping) and "amp" in recipe and "deterministic" not in recipe:
-        values = {**values, "recipe": {**recipe, "deterministic": True}}
-    weights = model.get("weights") if isinstance(model, Mapping) else None
-    if isinstance(weights, str) and weights not in ("auto", "imagenet", "none"):
-        values = {**values, "model": {**model, "weights": "none", "init": weights}}  # type: ignore[dict-item]
-    return values
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -51,10 +51,10 @@ PRESETS |= {
 }
 
 
-_ALONE: dict[str, Any] = {"model.metric": "cosine", "model.neck": "none", "recipe.label_smoothing": 0.0}
-"""Of methods with classifiers alone, whose embeddings have length 1."""
+_WITHOUT_TRIPLET_LOSS: dict[str, Any] = {"model.metric": "cosine", "model.neck": "none", "recipe.label_smoothing": 0.0}
+"""Values of methods without a triplet loss, whose embeddings have norm 1."""
 _PCB = {
-    "": {**_ALONE, "model.feature_dim": 256},
+    "": {**_WITHOUT_TRIPLET_LOSS, "model.feature_dim": 256},
     # a network as small as this one is not too sure of itself: with dropout it learns less (mAP 70 for 84 %, one seed)
     "tiny": {"model.feature_dim": 64, "model.parts": 4, "model.dropout": 0.0},
     "paper": {
@@ -74,7 +74,7 @@ METHOD_VALUES: dict[str, dict[str, dict[str, Any]]] = {
     "pcb-rpp": {**_PCB, "paper": {**_PCB["paper"], "recipe.epochs": 50}},
     "aos": {
         # else a window would not lie where it was tried
-        "": {**_ALONE, "recipe.cutout": 0.0, "recipe.shift": 0},
+        "": {**_WITHOUT_TRIPLET_LOSS, "recipe.cutout": 0.0, "recipe.shift": 0},
         "paper": {
             "data.height": 256,
             "model.last_stride": 2,
@@ -90,7 +90,7 @@ METHOD_VALUES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "cama": {
-        "": {**_ALONE, "model.neck": "bn"},
+        "": {**_WITHOUT_TRIPLET_LOSS, "model.neck": "bn"},
         "paper": {
             "data.height": 256,
             "recipe.epochs": 70,
@@ -117,10 +117,10 @@ def preset(name: str, method: str = "") -> Config:
     """
     if name not in PRESETS:
         raise InvalidValue("preset", name, choices=PRESETS)
-    return of_method(PRESETS[name], method) if method else PRESETS[name]
+    return with_method(PRESETS[name], method) if method else PRESETS[name]
 
 
-def of_method(config: Config, method: str) -> Config:
+def with_method(config: Config, method: str) -> Config:
     """`config` with `method`, and with the values that the preset of `config` has for that method alone."""
     values = METHOD_VALUES.get(method, {})
     kind = "tiny" if config.preset.startswith("tiny") else config.preset

@@ -7,13 +7,7 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions, InvalidValue, one_of
-
-
-def require(condition: bool, name: str, value: object, expected: str) -> None:
-    """Raises InvalidValue where `condition` does not hold for the `value` of the key `name`."""
-    if not condition:
-        raise InvalidValue(name, value, expected)
+from pmm.utils.errors import ConflictingOptions, one_of, require
 
 
 @dataclass(frozen=True, kw_only=True)

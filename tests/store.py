@@ -63,11 +63,11 @@ class Shared:
 
     def run(self, method: str = "pmm") -> Path:
         """best.pth of a short run, with all that a run leaves beside it."""
-        from pmm.presets import of_method
+        from pmm.presets import with_method
         from pmm.training.flags import TrainOptions
         from pmm.training.launch import train
 
-        config = of_method(self._config, method)
+        config = with_method(self._config, method)
         on_cpu = TrainOptions(device="cpu")
         return self._store.get(f"run-{method}", lambda home: train(config, home, on_cpu)) / "best.pth"
 

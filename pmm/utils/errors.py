@@ -6,7 +6,7 @@ The line is made from the facts, `PATH: problem; expected THIS; do THAT`, so tes
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -72,12 +72,41 @@ class InvalidValue(UserError):
         super().__init__(f"{name} is {shown}", expected=expected, hint=hint)
 
 
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raises InvalidValue, for the `value` of `name`, unless `condition` holds."""
+    if not condition:
+        raise InvalidValue(name, value, expected)
+
+
 class ConflictingOptions(UserError):
-    """Options that cannot be together, or one that would change nothing here; `options` names them."""
+    """Options that cannot be together, or one that would change nothing here.
+
+    Args:
+        problem, expected, hint: texts in which `{name}` stands for the option `name`.
+        options: the options that it is about: flags (`--tf32`) or fields (`batch_size`).
+
+    Examples:
+        >>> error = ConflictingOptions("{extend} needs {resume}", "extend", "resume")
+        >>> str(error), str(error.renamed({"extend": "--extend", "resume": "--resume"}))
+        ('extend needs resume', '--extend needs --resume')
+    """
 
     def __init__(self, problem: str, *options: str, expected: str = "", hint: str = "") -> None:
+        self.options, self._templates = options, (problem, expected, hint)
+        problem, expected, hint = self._filled(dict(zip(options, options, strict=True)))
         super().__init__(problem, expected=expected, hint=hint)
-        self.options = options
+
+    def renamed(self, names: Mapping[str, str]) -> ConflictingOptions:
+        """The same error with other names for its options, as a command line has them."""
+        names = {option: names.get(option, option) for option in self.options}
+        problem, expected, hint = self._filled(names)
+        return ConflictingOptions(problem, *names.values(), expected=expected, hint=hint)
+
+    def _filled(self, names: Mapping[str, str]) -> list[str]:
+        texts = list(self._templates)
+        for option, name in names.items():
+            texts = [text.replace(f"{{{option}}}", name) for text in texts]
+        return texts
 
 
 class InvalidFile(UserError):

@@ -28,7 +28,7 @@ from pmm.data.occlusion import (
 from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.data.samples import Sample
-from pmm.presets import of_method, preset
+from pmm.presets import preset, with_method
 from pmm.utils.errors import InvalidFile, InvalidValue
 from tests.refusals import refuses
 
@@ -271,7 +271,7 @@ def test_a_table_of_something_else_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def loaded(small_config, people):
     """Batches of an epoch on the small data set, with the table of the small data set, by so many workers."""
-    config = of_method(small_config, "aos")
+    config = with_method(small_config, "aos")
     samples = read_dataset("synthetic", people).train
     table = table_of(image_names(samples, people))
 

@@ -10,7 +10,7 @@ import torch
 
 from pmm.artifacts.checkpoint import load, restore_model
 from pmm.data.occlusion import TABLE, read_table
-from pmm.presets import of_method
+from pmm.presets import with_method
 from pmm.runtime.torch_runner import set_threads
 from pmm.training import occlusion_table, trainer
 from pmm.training.data_setup import training_data
@@ -33,7 +33,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def config(small_config):
     """Two trainings of two epochs, on small crops."""
-    config = of_method(small_config, "aos")
+    config = with_method(small_config, "aos")
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, height=64, width=32),

@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from pmm.commands.train import main
-from pmm.config import Config
 from pmm.presets import preset
 from pmm.training.flags import TrainOptions, parse, saved_config
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UsageError
@@ -206,14 +205,3 @@ def test_flags_that_cannot_be_or_change_nothing_are_refused():
     refused(*frozen, "--backbone-lr", "0.1", facts=("--backbone-lr would change nothing", "--freeze-backbone 9"))
     assert parse(["--preset", "tiny", *frozen]).config.recipe.freeze_backbone == 9
     refused("--eval-every", "-1", facts=("--eval-every is -1",))
-
-
-def test_runs_of_before_stay_as_they_were():
-    """Without auto, and on a GPU by deterministic algorithms."""
-    old = preset("paper").to_dict()
-    old["recipe"]["amp"] = "off"
-    for key in ("deterministic", "freeze_backbone", "backbone_lr", "ema", "eval_every"):
-        del old["recipe"][key]
-    recipe = Config.from_dict(old).recipe
-    assert (recipe.amp, recipe.deterministic, recipe.ema) == ("off", True, 0)
-    assert not Config.from_dict(preset("paper").to_dict()).recipe.deterministic

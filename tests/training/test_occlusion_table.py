@@ -15,7 +15,7 @@ from pmm.data.preprocessing import preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.models.backbone import Backbone
 from pmm.models.registry import build_model
-from pmm.presets import of_method, preset
+from pmm.presets import preset, with_method
 from pmm.training import occlusion_table as module
 from pmm.training.distributed import SINGLE
 from pmm.training.occlusion_table import FIRST, SHARDS, TABLE, OccludedModel, keep_model, make_occluder
@@ -98,7 +98,7 @@ def test_a_model_that_is_certain_is_no_nan(slope):
 @pytest.fixture(scope="module")
 def config(small_config):
     """With small crops, for speed, and the number of identities of the small data set."""
-    config = of_method(small_config, "aos")
+    config = with_method(small_config, "aos")
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, height=64, width=32),

@@ -10,7 +10,7 @@ import torch
 from pmm.artifacts.checkpoint import load, restore_model
 from pmm.artifacts.trained_model import load_model
 from pmm.models.registry import build_model, phases_of
-from pmm.presets import of_method
+from pmm.presets import with_method
 from pmm.training import trainer as module
 from pmm.training.flags import TrainOptions, saved_config
 from pmm.training.launch import train
@@ -26,7 +26,7 @@ ON_CPU = TrainOptions(device="cpu")
 
 
 def config_of(small_config, schedule="authors", **recipe):
-    config = of_method(small_config, "pcb-rpp")
+    config = with_method(small_config, "pcb-rpp")
     data = dataclasses.replace(config.data, workers=0)
     recipe = dataclasses.replace(config.recipe, epochs=3, rpp_schedule=schedule, optimizer="sgd", lr=0.01, **recipe)
     model = dataclasses.replace(config.model, dropout=0.5)  # whose draws go on too
@@ -168,7 +168,7 @@ def test_each_phase_trains_what_it_should_and_begins_without_momentum(state, bat
 
 
 def test_in_the_first_step_the_heads_move_ten_times_as_far_for_their_gradient(small_config, batch):
-    config = of_method(small_config, "pcb")
+    config = with_method(small_config, "pcb")
     recipe = dataclasses.replace(
         config.recipe,
         optimizer="nesterov",

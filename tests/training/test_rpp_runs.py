@@ -18,7 +18,7 @@ from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
 from pmm.models.registry import build_model, phases_of
 from pmm.models.rpp import LEAST_PART
-from pmm.presets import of_method, preset
+from pmm.presets import preset, with_method
 from pmm.training import trainer
 from pmm.training.announce import Announcer
 from pmm.training.distributed import SINGLE, init_distributed
@@ -251,7 +251,7 @@ def test_two_processes_take_the_steps_of_one_in_each_phase(config, tmp_path):
 @pytest.mark.slow
 def test_after_a_short_run_parts_are_where_their_stripes_were(small_config, tmp_path):
     """The centres of mass of their shares follow each other from top to bottom."""
-    config = with_recipe(of_method(small_config, "pcb-rpp"), epochs=40)
+    config = with_recipe(with_method(small_config, "pcb-rpp"), epochs=40)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, val_identities=0.0))
     model = load_model(train(config, tmp_path / "run", ON_CPU))
     crops = next(iter(train_batches(read_dataset("synthetic", config.data.root).train, config)[0]))

@@ -11,7 +11,7 @@ from pmm.artifacts.checkpoint import deployed_weights, for_deployment, restore_m
 from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import METHODS, build_model
-from pmm.presets import of_method
+from pmm.presets import with_method
 from pmm.training.snapshot import restore_training, snapshot
 from pmm.training.state import (
     check_network_on,
@@ -123,7 +123,7 @@ def test_the_backbone_has_a_learning_rate_of_its_own(config, batch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_frozen_backbone_does_not_change_and_all_else_does(config, batch, method):
-    state = fresh(changed(of_method(config, method), freeze_backbone=1))
+    state = fresh(changed(with_method(config, method), freeze_backbone=1))
     before = weights(state)
     losses = train_step(state, batch)
     assert losses["loss"].isfinite()
