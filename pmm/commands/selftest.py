@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pmm.artifacts.bundle import is_bundle, read_bundle
 from pmm.runtime.open import BACKEND_HELP, check_backend
-from pmm.selftest.judge import SelftestVerdict
+from pmm.selftest.judge import describe_verdict
 from pmm.selftest.run import judge_embeddings, open_selftest, run_selftest, write_images
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
@@ -96,20 +96,3 @@ def _of_bundle(command: SelftestCommand) -> SelftestCommand:
     if command.embeddings or command.write_images or command.backend != "auto":
         return command
     return dataclasses.replace(command, backend=bundle.backend, precision=command.precision or bundle.precision)
-
-
-def describe_verdict(verdict: SelftestVerdict) -> str:
-    """One line: whether it passed, by how much, and what that cannot tell."""
-    tolerance = verdict.tolerance
-    figures = (
-        f"worst cosine {verdict.min_cosine:.7f} ({tolerance.min_cosine:.7g} or more for {verdict.precision}), norms "
-        f"within {verdict.max_norm_error:.2%} ({tolerance.max_norm_error:.2%})"
-    )
-    if verdict.passed:
-        hidden = f"; in {verdict.precision} it would not show: {', '.join(verdict.undecidable)}"
-        return f"passed: {figures}{hidden if verdict.undecidable else ''}"
-    if not verdict.mistakes:
-        return f"FAILED: {figures}; no known mistake explains it"
-    found = " and ".join(verdict.mistakes)
-    others = f", or {', or '.join(verdict.or_one_of)}" if verdict.or_one_of else ""
-    return f"FAILED: {figures}; {'the mistake is' if verdict.exact else 'the nearest mistake is'} {found}{others}"

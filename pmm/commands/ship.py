@@ -29,7 +29,7 @@ from pmm.bench.request import Options, make_request
 from pmm.bench.resume_store import FOLDER
 from pmm.bench.run import run_bench
 from pmm.bench.schema import BenchReport
-from pmm.commands.selftest import describe_verdict
+from pmm.selftest.judge import describe_verdict
 from pmm.selftest.run import open_selftest
 from pmm.shipping.choice import ALL_SERVING, TARGETS, NothingShips, Prefer, backends_of, chosen
 from pmm.shipping.ship import check_place, write_shipment

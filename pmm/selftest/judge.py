@@ -105,6 +105,23 @@ def judge(selftest: Selftest, embeddings: npt.NDArray[Any], precision: str = "")
     )
 
 
+def describe_verdict(verdict: SelftestVerdict) -> str:
+    """One line: whether it passed, by how much, and what that cannot tell."""
+    tolerance = verdict.tolerance
+    figures = (
+        f"worst cosine {verdict.min_cosine:.7f} ({tolerance.min_cosine:.7g} or more for {verdict.precision}), norms "
+        f"within {verdict.max_norm_error:.2%} ({tolerance.max_norm_error:.2%})"
+    )
+    if verdict.passed:
+        hidden = f"; in {verdict.precision} it would not show: {', '.join(verdict.undecidable)}"
+        return f"passed: {figures}{hidden if verdict.undecidable else ''}"
+    if not verdict.mistakes:
+        return f"FAILED: {figures}; no known mistake explains it"
+    found = " and ".join(verdict.mistakes)
+    others = f", or {', or '.join(verdict.or_one_of)}" if verdict.or_one_of else ""
+    return f"FAILED: {figures}; {'the mistake is' if verdict.exact else 'the nearest mistake is'} {found}{others}"
+
+
 def cosines(left: Rows, right: Rows) -> Rows:
     """Row by row [N]; 0 for a row of zeros."""
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
