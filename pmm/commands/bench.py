@@ -20,7 +20,6 @@ from pmm.bench.run import run_bench
 from pmm.runtime.open import BACKENDS
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.build_info import describe_build
 from pmm.utils.extras import check_installed
 
 
@@ -51,7 +50,5 @@ def main(prog: str) -> int:
         print(f"{prog}: finished measurements are kept; continue with --resume", file=sys.stderr)
         raise
     print(table(report))
-    if report.checkpoint.method != "adopted":
-        print(f"kernels of the mix (training only): {describe_build(report.environment['kernels'])}")
     print(f"report: {(request.out / 'report.html').resolve()}")
     return 1 if report.gates.failures else 0

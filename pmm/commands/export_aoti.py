@@ -14,7 +14,6 @@ from pmm.export.aoti import PackagePrecision
 from pmm.export.options import VerifyOptions
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.build_info import describe_build
 from pmm.utils.errors import ConflictingOptions, InvalidValue
 from pmm.utils.files import existing_file
 from pmm.utils.hardware import cuda_index
@@ -38,8 +37,8 @@ class ExportAotiCommand:
         if self.device == "auto":
             raise InvalidValue("device", "auto", "cpu, cuda or cuda:N: a package is for one kind of processor")
         if cuda_index(self.device) is None and self.precision == "tf32":
-            problem, hint = "precision tf32 is for GPUs, and device is cpu", "use --precision fp32, or --device cuda"
-            raise ConflictingOptions(problem, "precision", "device", hint=hint)
+            problem, hint = "--precision tf32 is for GPUs, and --device is cpu", "use --precision fp32 or --device cuda"
+            raise ConflictingOptions(problem, "--precision", "--device", hint=hint)
 
 
 def main(prog: str) -> None:
@@ -55,5 +54,3 @@ def main(prog: str) -> None:
 
     artifact = export_aoti(checkpoint, out, command.precision, command.device, command.verification)
     print(describe(artifact))
-    if artifact.manifest.method != "adopted":
-        print(f"kernels of the mix here (training only, never in the file): {describe_build()}")

@@ -15,7 +15,6 @@ from pmm.artifacts.kinds import require_kind
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.build_info import describe_build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,5 +40,3 @@ def main(prog: str) -> None:
 
     artifact = export_onnx(checkpoint, command.out or beside, command.onnx, command.verification)
     print(describe(artifact))
-    if artifact.manifest.method != "adopted":
-        print(f"kernels of the mix here (training only, never in the file): {describe_build()}")

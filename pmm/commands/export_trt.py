@@ -15,7 +15,6 @@ from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, chec
 from pmm.runtime.trt_variant import gpu_for, gpu_here, library_name
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.build_info import describe_build
 from pmm.utils.errors import BackendUnavailable
 from pmm.utils.files import existing_file, output_file
 
@@ -90,8 +89,6 @@ def main(prog: str) -> None:
         exported=lambda onnx: print(describe(onnx)),
     )
     print(describe_engine(artifact, engine.device))
-    if artifact.manifest.method != "adopted":
-        print(f"kernels of the mix here (training only, never in the file): {describe_build()}")
     if command.profile_layers:
         from pmm.export.layer_profile import layers_path, profile_layers, table
 

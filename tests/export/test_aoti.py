@@ -23,7 +23,6 @@ from pmm.runtime import aoti as runtime
 from pmm.runtime import torch_runner
 from pmm.runtime.aoti import AotiRunner, this_machine
 from pmm.runtime.deployed_graph import TRUNK_TYPES, deployed_graph
-from pmm.utils.build_info import describe_build
 from pmm.utils.errors import BackendUnavailable, InvalidFile, InvalidValue
 from pmm.utils.files import sha256
 from tests.conftest import assert_one_line_error, run_here, run_python
@@ -294,11 +293,10 @@ def test_the_command(trained, built, tmp_path):
     shutil.copyfile(trained, checkpoint)
     done = run_here("export/to_aoti.py", checkpoint, "--verify-root", load(trained)["config"]["data"]["root"])
     assert done.returncode == 0, done.stderr
-    first, last = done.stdout.splitlines()
+    (first,) = done.stdout.splitlines()
     assert first.startswith(f"{tmp_path}/best-cpu.pt2: fp32 (100.00% fp32 of 0.0")
     assert f"torch {torch.__version__} AOTInductor for this kind of CPU" in first
     assert "parity on 64 crops: min cosine " in first
-    assert last == f"kernels of the mix here (training only, never in the file): {describe_build()}"
     assert {path.name for path in tmp_path.iterdir()} == {"best.pth", *written("best-cpu.pt2")}
     run_here("export/to_aoti.py", checkpoint, "--precision", "bf16", "--no-verify")
     assert json.loads((tmp_path / "best-cpu-bf16.pt2.json").read_text())["precision_share"]["bf16"] > 0.98
