@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import onnx
 
 
+ADOPTED_NETWORK = "adopted network"
+
+
 def describe_artifact(path: Path, kind: Kind) -> dict[str, Any]:
     """What the file at `path` is, as plain values. Raises InvalidFile if it is damaged, or of a kind not read here."""
     if kind not in DESCRIBE:
@@ -69,7 +72,7 @@ def _adopted(content: dict[str, Any], path: Path) -> dict[str, Any]:
     adopted = restore_adopted(content, path)
     model = adopted.model
     return {
-        "kind": "adopted network",
+        "kind": ADOPTED_NETWORK,
         "format": content["format"],
         "sha256": sha256(path),
         "method": "adopted",
@@ -82,7 +85,7 @@ def _adopted(content: dict[str, Any], path: Path) -> dict[str, Any]:
         "macs": model.macs(),
         "operators": model.operators(),
         **_training_crops(content.get("crop_statistics")),
-        "dataset": adopted.dataset or "none: later commands need --dataset and --root",
+        "dataset": adopted.dataset or None,
         "made_with": content["versions"],
     }
 
@@ -99,7 +102,7 @@ def _onnx(path: Path) -> dict[str, Any]:
     constants = {tensor.name for tensor in graph.initializer}
     return {
         "kind": "ONNX file",
-        "ours": "yes" if manifest else "no: no manifest beside it or inside",
+        "written_by_pmm": manifest is not None,
         "sha256": file.sha256,
         "inputs": [describe_tensor(value) for value in graph.input if value.name not in constants],
         "outputs": [describe_tensor(value) for value in graph.output],
@@ -126,8 +129,8 @@ def _executable(kind: str, path: Path) -> dict[str, Any]:
     """From its manifest alone: it is executable code, and is not loaded to be looked at."""
     digest = sha256(path)
     manifest = read_manifest(path, digest)
-    facts = {"kind": kind, "ours": "yes" if manifest else f"no: no manifest beside it ({path.name}.json)"}
-    return {**facts, "sha256": digest, **({"manifest": _manifest(manifest)} if manifest else {})}
+    facts = {"kind": kind, "written_by_pmm": manifest is not None, "sha256": digest}
+    return {**facts, **({"manifest": _manifest(manifest)} if manifest else {})}
 
 
 def _manifest(manifest: Manifest) -> dict[str, Any]:
@@ -135,16 +138,21 @@ def _manifest(manifest: Manifest) -> dict[str, Any]:
     facts = {key: value for key, value in dataclasses.asdict(manifest).items() if value is not None}
     facts.pop("sha256")
     facts[FOR_CLIENTS] = client_contract(manifest)
-    return {**facts, "preprocessing": manifest.preprocessing.facts(), "parity": manifest.parity or "not verified"}
+    return {**facts, "preprocessing": manifest.preprocessing.facts(), "parity": manifest.parity}
 
 
 def in_words(facts: dict[str, Any]) -> dict[str, Any]:
-    """`facts` of `describe_artifact` for who reads them: of the table for clients its steps."""
-    manifest = facts.get("manifest")
-    if manifest is None:
-        return facts
-    steps = {str(number): step for number, step in enumerate(manifest[FOR_CLIENTS]["steps"], 1)}
-    return {**facts, "manifest": {**manifest, FOR_CLIENTS: steps}}
+    """`facts` of `describe_artifact`, with the file's `name`, for the text output: what is missing is said in words,
+    and of the table for clients the steps alone are left."""
+    words = dict(facts)
+    if facts.get("written_by_pmm") is False:
+        words["written_by_pmm"] = f"no: it has no manifest ({facts['name']}.json)"
+    if facts.get("kind") == ADOPTED_NETWORK and not facts["dataset"]:
+        words["dataset"] = "none: later commands need --dataset and --root"
+    if manifest := facts.get("manifest"):
+        steps = {str(number): step for number, step in enumerate(manifest[FOR_CLIENTS]["steps"], 1)}
+        words["manifest"] = {**manifest, FOR_CLIENTS: steps, "parity": manifest["parity"] or "not verified"}
+    return words
 
 
 DESCRIBE: dict[Kind, Callable[[Path], dict[str, Any]]] = {

@@ -33,14 +33,19 @@ def describe_gallery(path: Path) -> dict[str, Any]:
         "stored": gallery.precision,
         "ids": manifest.ids,
         "columns": dict(manifest.columns),
-        **({"complete": "no, pmm embed has not finished it"} if (path / JOB_FILE).exists() else {}),
-        **({"upgrade": "begun, and not finished"} if is_gallery(path / WORK_FOLDER) else {}),
+        "unfinished": unfinished_commands(path),
         "thresholds": [
             {name: value for name, value in dataclasses.asdict(each).items() if value not in (None, "")}
             for each in gallery.thresholds
         ],
         "made_by": _source(gallery.source) if gallery.source else None,
     }
+
+
+def unfinished_commands(path: Path) -> list[str]:
+    """The commands that began to fill or to upgrade the gallery at `path`, and have not finished."""
+    begun = {"pmm embed": (path / JOB_FILE).exists(), "pmm gallery upgrade": is_gallery(path / WORK_FOLDER)}
+    return [command for command, is_begun in begun.items() if is_begun]
 
 
 def describe_npz(path: Path) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_a_checkpoint(trained, small_config, tmp_path):
 
 def test_an_onnx_file_of_ours(trained, artifact):
     facts = ask(artifact)["file"]
-    assert (facts["kind"], facts["ours"]) == ("ONNX file", "yes")
+    assert (facts["kind"], facts["written_by_pmm"]) == ("ONNX file", True)
     assert facts["inputs"] == ["uint8 images [batch, 128, 64, 3]"]
     assert facts["outputs"] == ["float32 embeddings [batch, 384]"]
     assert facts["operators"]["Conv"] == sum(node.op_type == "Conv" for node in onnx.load(artifact).graph.node) > 5
@@ -116,6 +116,7 @@ def test_an_onnx_file_of_ours(trained, artifact):
     assert facts["manifest"]["precision_found"] == "fp32"
     assert facts["manifest"]["parity"]["min_cosine"] > 0.9999
     printed = values(run_here("-m", "pmm", "info", artifact).stdout)
+    assert printed["written_by_pmm"] == "yes"
     assert printed["manifest.embedding.dim"] == "384"
     assert printed["manifest.embedding.flip_tta"] == "no"
     table = facts["manifest"]["for_clients"]
@@ -129,7 +130,8 @@ def test_an_onnx_file_of_ours(trained, artifact):
 
 def test_a_copied_onnx_file_says_that_nothing_was_verified(artifact, tmp_path):
     copy = shutil.copy(artifact, tmp_path / "copy.onnx")
-    assert ask(copy)["file"]["manifest"]["parity"] == "not verified"
+    assert ask(copy)["file"]["manifest"]["parity"] is None
+    assert values(run_here("-m", "pmm", "info", copy).stdout)["manifest.parity"] == "not verified"
 
 
 def foreign(path: Path, domain: str = "") -> Path:
@@ -147,7 +149,9 @@ def foreign(path: Path, domain: str = "") -> Path:
 
 def test_an_onnx_file_of_others(tmp_path):
     facts = ask(foreign(tmp_path / "other.onnx"))["file"]
-    assert facts["ours"].startswith("no: no manifest")
+    assert facts["written_by_pmm"] is False
+    printed = values(run_here("-m", "pmm", "info", tmp_path / "other.onnx").stdout)
+    assert printed["written_by_pmm"].startswith("no: it has no manifest (other.onnx.json)")
     assert facts["producer"] == "another tool"
     assert facts["inputs"] == ["float16 x [n, 3]"]
     assert facts["outputs"] == [r"float16 z\x1b[31m [n, ?]"], "a name must not reach the terminal as a command"
@@ -161,7 +165,7 @@ def test_an_engine_is_described_by_its_manifest_and_never_loaded(artifact, tmp_p
     engine.write_bytes(b"no engine at all, which nobody may notice by loading it")
     facts = ask(engine)["file"]
     assert facts["kind"] == "engine"
-    assert facts["ours"] == "no: no manifest beside it (model.plan.json)"
+    assert facts["written_by_pmm"] is False
     contract = EngineContract(
         flavor="rtx", version="1.7.1", batch=BatchProfiles((BatchProfile(most=16),)), onnx_sha256="0" * 64,
         platform="linux-x86_64", gpu="", compute_capability="", hardware_compatibility="none", driver="",
@@ -172,7 +176,7 @@ def test_an_engine_is_described_by_its_manifest_and_never_loaded(artifact, tmp_p
     manifest = dataclasses.replace(manifest, engine=contract, sha256=sha256(engine))
     manifest_path(engine).write_text(manifest.to_json())
     facts = ask(engine)["file"]
-    assert facts["ours"] == "yes"
+    assert facts["written_by_pmm"] is True
     assert facts["manifest"]["engine"]["version"] == "1.7.1"
     assert values(run_here("-m", "pmm", "info", engine).stdout)["manifest.engine.batch.profiles.1.most"] == "16"
     engine.write_bytes(b"another one")

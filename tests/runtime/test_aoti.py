@@ -314,14 +314,14 @@ def test_it_is_described_without_torch_and_never_loaded(package, copy):
     done = run_without_torch("-m", "pmm", "info", package, "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)["file"]
-    assert (facts["kind"], facts["ours"]) == ("AOTInductor package", "yes")
+    assert (facts["kind"], facts["written_by_pmm"]) == ("AOTInductor package", True)
     assert facts["manifest"]["package"]["torch"] == torch.__version__
     assert facts["manifest"]["parity"]["min_cosine"] > 0.99999
     copy.write_bytes(b"changed")
     assert_one_line_error(run_here("-m", "pmm", "info", copy), "the file was changed or replaced")
     manifest_path(copy).unlink()
     done = run_here("-m", "pmm", "info", copy, "--json")
-    assert json.loads(done.stdout)["file"]["ours"] == "no: no manifest beside it (model.pt2.json)"
+    assert json.loads(done.stdout)["file"]["written_by_pmm"] is False
     assert_one_line_error(run_here("-m", "pmm", "info", copy.with_name("none.pt2")), "none.pt2: it does not exist")
     copy.write_bytes(b"")
     assert_one_line_error(run_here("-m", "pmm", "info", copy), "model.pt2: it is empty")
