@@ -98,12 +98,13 @@ def checked(content: Any, path: str | Path) -> dict[str, Any]:
         hint = "train it with its own code, and adopt what comes of it"
         raise InvalidFile(problem, path=path, expected=EXPECTED, hint=hint)
     if (form := content["format"]) != FORMAT:
-        raise InvalidFile(f"its format is {form!r}", path=path, expected=f"{FORMAT!r}, which this version reads")
-    for key in ("progress", "ema", "crop_statistics"):  # which older files do not have
-        content.setdefault(key, None)
+        hint = "read it with the version of pmm that wrote it, or train again"
+        expected = f"{FORMAT!r}, which this version reads"
+        raise InvalidFile(f"its format is {form!r}", path=path, expected=expected, hint=hint)
     missing = [key for key in KEYS if key not in content]
     if missing:
-        raise InvalidFile(f"incomplete checkpoint, without {', '.join(missing)}", path=path)
+        hint = "train again, or read it with the version of pmm that wrote it"
+        raise InvalidFile(f"incomplete checkpoint, without {', '.join(missing)}", path=path, hint=hint)
     if problem := _wrong_type(content):
         raise InvalidFile(problem, path=path, expected=EXPECTED)
     return content
@@ -163,7 +164,7 @@ def epoch_of(checkpoint: dict[str, Any]) -> int:
 
 
 def statistics_of(checkpoint: dict[str, Any]) -> CropStatistics | None:
-    """Of the training crops; None in files of earlier versions, and of other code."""
+    """Of the training crops; None in checkpoints that were imported without them."""
     values = checkpoint["crop_statistics"]
     return None if values is None else from_dict(CropStatistics, values)
 

@@ -22,9 +22,6 @@ from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, UserError
 from pmm.utils.from_dict import from_dict
 
 FORMAT = "pmm-manifest-3"
-OLDER_FORMAT = "pmm-manifest-2"
-"""Is read too: it has `input.interpolation`, always the same, where there are now the fields of `Resize`."""
-OLDER_INTERPOLATION = "bilinear, antialiased"
 FOR_CLIENTS = "for_clients"
 """Key of what `pmm.artifacts.client_contract` says: written, and ignored when a manifest is read."""
 METADATA_KEY = "pmm_manifest"
@@ -224,8 +221,8 @@ class Manifest:
     """For int8: target, calibration, the layers in higher precision, and those in floats that have only their weights
     in 8 bits (heads). For fp16 and bf16 of adopted networks, if some layers are in fp32: these, as kept_in_fp32."""
     graph: GraphDigest | None = None
-    """Of an ONNX file, or the one that an engine was built from: files that other tools rewrote are told by it. None in
-    manifests of earlier versions."""
+    """Of an ONNX file, or the one that an engine was built from: files that other tools rewrote are told by it. None
+    for a package."""
     engine: EngineContract | None = None
     """For an engine only."""
     package: PackageContract | None = None
@@ -303,29 +300,14 @@ class Manifest:
         """Raises InvalidFile, of the path `source`, if `text` is not a manifest of this format."""
         try:
             values = json.loads(text)
-            if values["format"] == OLDER_FORMAT:
-                _upgrade(values)
             if values["format"] != FORMAT:
                 problem = f"manifest format {values['format']!r}"
                 expected = f"{FORMAT!r}, which this version reads"
                 raise InvalidFile(problem, path=source, expected=expected, hint="export the file again")
             values.pop(FOR_CLIENTS, None)  # what is derived is not trusted
-            if isinstance(values.get("engine"), dict):
-                values["engine"].pop("key", None)  # of earlier versions; nothing reads it
             return from_dict(cls, values)
         except InvalidFile:
             raise
         except (UserError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"invalid manifest ({type(error).__name__}: {error})"
             raise InvalidFile(reason, path=source, hint="export the file again") from error
-
-
-def _upgrade(values: dict[str, Any]) -> None:
-    """Turn the `values` of an older manifest into those of `FORMAT`."""
-    contract = values["input"]
-    if (
-        isinstance(contract, dict)
-        and (found := contract.pop("interpolation", OLDER_INTERPOLATION)) != OLDER_INTERPOLATION
-    ):
-        raise ValueError(f"input.interpolation is {str(found)[:60]!r}; expected {OLDER_INTERPOLATION!r}")
-    values["format"] = FORMAT

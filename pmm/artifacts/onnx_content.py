@@ -146,7 +146,7 @@ def check_content(proto: onnx.ModelProto, manifest: Manifest, path: Path) -> Non
     A graph that computes in the same types, on weights of the same numbers, may have been simplified, and may have been
     changed for the worse: one line (logger "pmm") says so.
 
-    Raises InvalidFile if its types or its weights are others.
+    Raises InvalidFile if its types or its weights are others, or the manifest does not say what they were.
     """
     if manifest.graph and _exact_digest(proto) == manifest.graph.exact:
         return
@@ -162,8 +162,9 @@ def check_content(proto: onnx.ModelProto, manifest: Manifest, path: Path) -> Non
             expected=f"what the manifest inside it says, {says} of its MACs",
             hint=hint,
         )
-    if manifest.graph is None:  # of an earlier version
-        return
+    if manifest.graph is None:
+        problem = "the manifest inside it does not say what its graph was"
+        raise InvalidFile(problem, path=path, hint="export the file again")
     compared = "the types that it computes in, not its weights, which lie in another file"
     if not _has_external_weights(proto.graph):
         compared = "the types that it computes in and the numbers in its weights, not their order"

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pmm.artifacts.checkpoint import FORMAT, versions
 from pmm.data.crop_statistics import CropStatistics
 from pmm.training.precision import describe_precision
-from pmm.training.state import TrainState, parameter_groups
-from pmm.utils.errors import InvalidFile
+from pmm.training.state import TrainState
+from pmm.utils.errors import InvalidFile, reason_of
 
 
 def snapshot(
@@ -51,7 +50,8 @@ def snapshot(
 def restore_training(saved: dict[str, Any], state: TrainState, path: Path) -> None:
     """Set all that a step changes, and the random number generators, to what was `saved` at `path` (see `snapshot`).
 
-    Raises InvalidFile if a run cannot be resumed from it (a best.pth, or a checkpoint that was imported).
+    Raises InvalidFile if a run cannot be resumed from it (a best.pth, a checkpoint that was imported, or one of another
+    version).
     """
     if not all(isinstance(saved[key], dict) for key in ("model", "optimizer", "scheduler", "rng")):
         raise InvalidFile(
@@ -62,8 +62,13 @@ def restore_training(saved: dict[str, Any], state: TrainState, path: Path) -> No
     state.model.load_state_dict(saved["model"])
     if state.ema is not None:
         state.ema.load_state_dict(saved["ema"])
-    state.optimizer.load_state_dict(_in_two_groups(saved["optimizer"], state.model))
-    state.scheduler.load_state_dict(_of_two_groups(saved["scheduler"]))
+    try:
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.scheduler.load_state_dict({**saved["scheduler"], "lr_lambdas": []})
+    except (ValueError, KeyError) as error:
+        problem = f"its state of the optimizer is not that of this version ({reason_of(error)})"
+        hint = "resume it with the version that wrote it, or start a new run from its weights: --init FILE"
+        raise InvalidFile(problem, path=path, hint=hint) from error
     for group, rate in zip(state.optimizer.param_groups, state.scheduler.lr_lambdas, strict=True):
         group["lr"] = rate(state.scheduler.last_epoch)  # a run that is extended has another schedule than before
     if saved["scaler"]:  # not if the run computed in another precision so far
@@ -72,18 +77,3 @@ def restore_training(saved: dict[str, Any], state: TrainState, path: Path) -> No
     if state.device.type == "cuda":
         for index, cuda in enumerate(saved["rng"]["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(cuda, index)
-
-
-def _in_two_groups(saved: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The state of an optimizer as this version has it: fused, the backbone's weights in a group of their own."""
-    groups = [{**group, "fused": True, "foreach": None} for group in saved["param_groups"]]
-    if len(groups) == 1:
-        (group,) = groups
-        groups = [{**group, "params": [group["params"][i] for i in part]} for part in parameter_groups(model)]
-    return {**saved, "param_groups": groups}
-
-
-def _of_two_groups(saved: dict[str, Any]) -> dict[str, Any]:
-    """The state of a schedule, which once had one rate for all weights."""
-    two = {key: saved[key] * 2 if len(saved[key]) == 1 else saved[key] for key in ("base_lrs", "_last_lr")}
-    return {**saved, **two, "lr_lambdas": [None, None]}

@@ -92,10 +92,10 @@ def test_other_files_are_told_apart(tmp_path, trained):
     with refuses(InvalidFile, "holds: list", path=tmp_path / "list.pth"):
         load(tmp_path / "list.pth")
     torch.save({"format": "pmm-checkpoint-9"}, tmp_path / "new.pth")
-    with refuses(InvalidFile, "pmm-checkpoint-9", path=tmp_path / "new.pth", expected=FORMAT):
+    with refuses(InvalidFile, "pmm-checkpoint-9", path=tmp_path / "new.pth", expected=FORMAT, hint="train again"):
         load(tmp_path / "new.pth")
     torch.save({"format": FORMAT, "model": {}}, tmp_path / "part.pth")
-    with refuses(InvalidFile, "incomplete", "config, epoch", path=tmp_path / "part.pth"):
+    with refuses(InvalidFile, "incomplete", "ema, config, epoch", path=tmp_path / "part.pth", hint="train again"):
         load(tmp_path / "part.pth")
     with refuses(InvalidFile, "does not exist", path=tmp_path / "missing.pth", expected="pmm train"):
         load(tmp_path / "missing.pth")

@@ -1,4 +1,4 @@
-"""The state of a training: its optimizer, what is frozen, and checkpoints of earlier versions."""
+"""The state of a training: its optimizer, what is frozen, and what a checkpoint brings back."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from pmm.training.state import (
     make_train_state,
 )
 from pmm.training.step import train_step
-from pmm.utils.errors import BackendUnavailable
+from pmm.utils.errors import BackendUnavailable, InvalidFile
 from tests.refusals import refuses
 
 CPU = torch.device("cpu")
@@ -69,29 +69,30 @@ def copied(saved):
     return torch.load(file, weights_only=True)
 
 
-def with_one_group(saved):
-    """`saved` as the version before wrote it: one group for all weights, Adam neither fused nor with averages."""
-    old = copied(saved)
-    first, second = old["optimizer"]["param_groups"]
-    group = {**first, "params": first["params"] + second["params"], "fused": None}
-    old["optimizer"]["param_groups"] = [group]
-    old["scheduler"] |= {"base_lrs": [1.0], "_last_lr": old["scheduler"]["_last_lr"][-1:]}
-    del old["config"]["recipe"]["backbone_lr"]
-    return old
-
-
-def test_adam_is_fused_and_stays_so_where_an_older_state_is_loaded(config, batch):
-    state = fresh(config)
+def test_adam_is_fused_and_stays_so_where_its_state_is_loaded(config, batch):
+    state, resumed = fresh(config), fresh(config)
     train_step(state, batch)
-    saved = snapshot(state, 0, -1.0)
-    resumed, older = fresh(config), fresh(config)
-    restore_training(copied(saved), resumed, Path("last.pth"))
-    restore_training(with_one_group(saved), older, Path("last.pth"))
-    for each in (state, resumed, older):
+    restore_training(copied(snapshot(state, 0, -1.0)), resumed, Path("last.pth"))
+    for each in (state, resumed):
         assert [(group["fused"], group["foreach"]) for group in each.optimizer.param_groups] == [(True, None)] * 2
         assert each.lr == learning_rate(config.recipe, 1, 10)
         train_step(each, batch, step=1)
         assert not apart(weights(state), weights(each))
+
+
+def with_one_group(saved):
+    first, second = saved["optimizer"]["param_groups"]
+    saved["optimizer"]["param_groups"] = [{**first, "params": first["params"] + second["params"]}]
+
+
+@pytest.mark.parametrize("damage", [with_one_group, lambda saved: saved["optimizer"].pop("param_groups")])
+def test_the_optimizer_of_another_version_is_refused(config, batch, damage):
+    state = fresh(config)
+    train_step(state, batch)
+    saved = copied(snapshot(state, 0, -1.0))
+    damage(saved)
+    with refuses(InvalidFile, "param", path=Path("last.pth"), hint="--init"):
+        restore_training(saved, fresh(config), Path("last.pth"))
 
 
 def test_fused_adam_is_adam(config, batch):
