@@ -42,7 +42,7 @@ def read_dataset(name: str, root: str | Path, *, flags: str = "") -> ReidDataset
                 setattr(error, fact, re.sub("--(?=dataset|root)", f"--{flags}-", getattr(error, fact)))
         raise
     left_out = tuple(left_out_lines(scanned.skipped, scanned.folder))
-    return ReidDataset(**scanned.without_junk(), notes=tuple(scanned.notes), left_out=left_out)
+    return ReidDataset(**scanned.without_junk(), notes=tuple(scanned.notes), left_out=left_out, name=scanned.spec.name)
 
 
 def scan(name: str, root: str | Path) -> Scan:

@@ -37,6 +37,8 @@ class ReidDataset:
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = field(default=(), compare=False)
     """What else is in its folders: how much for which reason, in words."""
+    name: str = field(default="", compare=False)
+    """As `pmm check --help` has it; empty for crops that are no known data set's."""
 
 
 def pids_of(samples: tuple[Sample, ...]) -> npt.NDArray[np.int64]:

@@ -101,6 +101,11 @@ def method_of(config: Config) -> Method:
     return METHODS[config.model.method]
 
 
+def method_note(name: str) -> str:
+    """What to print with the results of the method; empty for most, and for a `name` that is no method's."""
+    return METHODS[name].note if name in METHODS else ""
+
+
 def check_method_flags(config: Config, flags: Iterable[str]) -> None:
     """Raises InvalidValue for an unknown method or fewer epochs than it has phases, ConflictingOptions for a flag that
     the method does not use.

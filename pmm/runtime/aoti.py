@@ -46,7 +46,7 @@ class AotiRunner(TorchRunner):
         check_origin(self._path, contract, this_machine(target), (contract.compute_capability,))
         if warn:
             warn_if_unverified(self._path, self.manifest)
-        precision = self.manifest.precision_found
+        self.method, precision = self.manifest.method, self.manifest.precision_found
         super().__init__(
             self.manifest.preprocessing, self.manifest.embedding, target, threads,
             tf32=precision == "tf32", cuda_graph=cuda_graph,

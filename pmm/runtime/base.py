@@ -84,6 +84,8 @@ class Runner(ABC):
     info: RunnerInfo
     preprocessing: Preprocessing
     embedding: EmbeddingContract
+    method: str = ""
+    """The method that trained the model, as --method names it, or adopted; empty for a model that is no file's."""
     accepts_gpu_arrays: bool = False
     """Images may lie on its GPU, and embeddings may stay there."""
     _path: Path | None = None

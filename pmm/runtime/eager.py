@@ -74,7 +74,7 @@ class EagerRunner(TorchRunner):
         """From a checkpoint file. Raises UserError as `read_model` and as the constructor."""
         trained = read_model(checkpoint)
         runner = cls(trained.model, trained.preprocessing, torch_device(device), threads, tf32=tf32)
-        runner._path = trained.path
+        runner._path, runner.method = trained.path, trained.method
         return runner
 
     def _run(self, images: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class OpenVinoRunner(Runner):
         except RuntimeError as error:
             raise InvalidFile(f"OpenVINO cannot load it ({_reason(error)})", path=path) from error
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
+        self.method = self.manifest.method
         _check_interface(self._compiled, self.manifest, str(path))
         if warn:
             warn_if_unverified(Path(path), self.manifest)

@@ -73,6 +73,7 @@ class OrtRunner(Runner):
         file = read_onnx(path)
         self._path, self.manifest = Path(path), file.manifest
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
+        self.method = self.manifest.method
         precision, auto = self.manifest.precision_found, device == "auto"
         for_cpus = (self.manifest.quantization or {}).get("target") == "cpu"
         device = "cpu" if auto and for_cpus else resolved_device(device)

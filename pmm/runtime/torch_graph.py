@@ -93,7 +93,7 @@ class GraphRunner(TorchRunner):
         size, embedding = trained.preprocessing, EmbeddingContract.of(trained.model)
         graph = deployed_graph(trained.model, size, InputContract(), embedding, precision)
         runner = cls(graph, size, torch_device(device), precision, threads, compiled=compiled, cuda_graph=cuda_graph)
-        runner._path = trained.path
+        runner._path, runner.method = trained.path, trained.method
         return runner
 
     def _run(self, images: Tensor) -> Tensor:

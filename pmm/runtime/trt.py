@@ -84,6 +84,7 @@ class TrtRunner(Runner):
         if warn:
             warn_if_unverified(self._path, self.manifest)
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
+        self.method = self.manifest.method
         self._batch = contract.batch
 
         self._lock = threading.Lock()
