@@ -126,16 +126,16 @@ class ModelConfig:
         if self.backbone not in BACKBONES and not re.fullmatch(f"{TIMM}[A-Za-z0-9_.]+", self.backbone):
             raise _no_backbone(self.backbone)
         if self.init and self.weights == "imagenet":
-            hint = "leave one out, or use --weights none"
-            raise ConflictingOptions("init would replace weights imagenet", "init", "weights", hint=hint)
+            hint = "leave one out, or use {weights} none"
+            raise ConflictingOptions("{init} would replace {weights} imagenet", "init", "weights", hint=hint)
         require(0 < self.feature_dim <= 1 << 16, "feature_dim", self.feature_dim, "1 to 65536")
         require(0 <= self.num_classes <= 1 << 24, "num_classes", self.num_classes, "the number of identities")
         require(min(self.block) > 0, "block", self.block, "two positive numbers")
         require(self.k >= 0, "k", self.k, "at least 0")
         require(self.last_stride in (1, 2), "last_stride", self.last_stride, "1 or 2")
         if self.last_stride != 1 and self.backbone.startswith(TIMM):
-            problem = f"last_stride {self.last_stride} is for ResNets, and backbone is {self.backbone}"
-            raise ConflictingOptions(problem, "last_stride", "backbone", hint="leave last_stride out")
+            problem = f"{{last_stride}} {self.last_stride} is for ResNets, and {{backbone}} is {self.backbone}"
+            raise ConflictingOptions(problem, "last_stride", "backbone", hint="leave {last_stride} out")
         require(self.parts > 0, "parts", self.parts, "at least 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more, below 1")
         require(self.branches > 1, "branches", self.branches, "at least 2")

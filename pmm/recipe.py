@@ -100,7 +100,7 @@ class RecipeConfig:
         for name in ("lr", "backbone_lr"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         if self.schedule != "milestones" and self.warmup > self.flat:
-            raise ConflictingOptions(f"warmup {self.warmup} is above flat {self.flat}", "warmup", "flat")
+            raise ConflictingOptions(f"{{warmup}} {self.warmup} is above {{flat}} {self.flat}", "warmup", "flat")
         rising = all(before < after for before, after in pairwise((0.0, *self.milestones, 1.0)))
         require(rising, "milestones", self.milestones, "shares between 0 and 1, each larger than the one before it")
         for name in ("warmup", "flat", "flip", "cutout", "label_smoothing", "aos_share"):
@@ -110,10 +110,10 @@ class RecipeConfig:
         for name in ("weight_decay", "shift", "clip_norm", "freeze_backbone", "eval_every"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         if self.freeze_backbone > self.epochs:
-            problem = f"freeze_backbone {self.freeze_backbone} is more than epochs {self.epochs}"
+            problem = f"{{freeze_backbone}} {self.freeze_backbone} is more than {{epochs}} {self.epochs}"
             raise ConflictingOptions(problem, "freeze_backbone", "epochs", hint="change one of them")
         if self.freeze_backbone == self.epochs and self.backbone_lr != 1:
-            problem = f"backbone_lr would change nothing: freeze_backbone {self.epochs} is all epochs"
+            problem = f"{{backbone_lr}} would change nothing: {{freeze_backbone}} {self.epochs} is all epochs"
             raise ConflictingOptions(problem, "backbone_lr", "freeze_backbone", hint="leave one of them out")
         require(0 <= self.ema < 1, "ema", self.ema, "a decay between 0 and 1, or 0 for none")
         self.ids_per_part(1)

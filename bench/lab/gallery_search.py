@@ -284,9 +284,7 @@ def main(prog: str) -> int:
     """Entry point; 1 if a result is wrong, or something required is missed."""
     command = command_line.parse(GallerySearchCommand, prog=prog, description=__doc__ or "")
     if (command.artifact is None) != (command.root is None):
-        raise ConflictingOptions(
-            "--artifact and --root belong together", "--artifact", "--root", hint="give both or none"
-        )
+        raise ConflictingOptions("--artifact needs --root, and --root needs --artifact", "--artifact", "--root")
     out = output_file(command.out)
     count, queries = (5000, BATCH) if fast_mode() else (command.rows, command.queries)
     people = (

@@ -41,10 +41,11 @@ class ImageOptions:
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
             given, missing = ("mean", "std") if self.std is None else ("std", "mean")
-            raise ConflictingOptions(f"{given} without {missing}", given, missing, expected="both or neither")
+            problem = f"{{{given}}} needs {{{missing}}}"
+            raise ConflictingOptions(problem, given, missing, expected="both or neither")
         if self.scale == "1" and self.mean is None:
-            problem = "scale 1 without mean and std, of pixels from 0 to 255"
-            hint = "for none give --mean 0 0 0 --std 1 1 1"
+            problem = "{scale} 1 needs {mean} and {std}, of pixels from 0 to 255"
+            hint = "for none give {mean} 0 0 0 {std} 1 1 1"
             raise ConflictingOptions(problem, "scale", "mean", "std", hint=hint)
         if self.mean and self.std:
             _check_unit(self.mean, self.std, self.scale or "1/255")
@@ -85,12 +86,13 @@ class ImageOptions:
 
 def _check_unit(mean: Colours, std: Colours, scale: Literal["1/255", "1"]) -> None:
     """Raises ConflictingOptions for statistics of pixels in 0..1 with scale 1, and of 0 to 255 without."""
-    stated = f"mean {' '.join(f'{value:g}' for value in mean)} and std {' '.join(f'{value:g}' for value in std)}"
+    means, stds = (" ".join(f"{value:g}" for value in each) for each in (mean, std))
+    stated = f"{{mean}} is {means}, {{std}} is {stds}"
     largest = max(map(abs, mean))
     if scale == "1/255" and max(largest, *std) > MAX_OF_UNIT:
-        problem, unit, other = f"{stated} with scale 1/255", "of pixels in 0..1", "of 0 to 255, add --scale 1"
+        problem, unit, other = f"{stated}, {{scale}} is 1/255", "of pixels in 0..1", "of 0 to 255, add {scale} 1"
     elif scale == "1" and 0 < largest <= 1:
-        problem, unit, other = f"{stated} with scale 1", "of pixels from 0 to 255", "in 0..1, leave --scale 1 out"
+        problem, unit, other = f"{stated}, {{scale}} is 1", "of pixels from 0 to 255", "in 0..1, leave {scale} 1 out"
     else:
         return
     raise ConflictingOptions(

@@ -28,7 +28,7 @@ class NetworkOptions:
 
     def __post_init__(self) -> None:
         if self.root and not self.dataset:
-            raise ConflictingOptions("root without dataset", "root", "dataset", hint="say which data set it is")
+            raise ConflictingOptions("{root} needs {dataset}", "root", "dataset", hint="say which data set it is")
         if self.dataset:
             dataset_spec(self.dataset)
         if self.root and not Path(self.root).is_dir():

@@ -158,7 +158,7 @@ def _preprocessing(
         return size
     said = {"--mean": images.mean, "--std": images.std, "--scale": images.scale, "--uint8": options.uint8}
     if flags := [flag for flag, value in said.items() if value]:
-        problem = f"{', '.join(flags)}: {foreign.path} takes uint8 images, and normalises them itself"
+        problem = f"{', '.join(flags)} would change nothing: {foreign.path} takes uint8 images, and normalises them"
         raise ConflictingOptions(problem, *flags, hint="leave it out")
     return dataclasses.replace(size, mean=(0.0, 0.0, 0.0), std=UNCHANGED)
 

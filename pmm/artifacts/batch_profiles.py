@@ -41,7 +41,7 @@ class BatchProfiles:
         for before, after in zip(self.profiles, self.profiles[1:], strict=False):
             if not (before.best < after.best and before.most <= after.most and before.least <= after.least):
                 raise ConflictingOptions(
-                    f"batch {after} after {before}",
+                    f"{{batch}} {after} after {{batch}} {before}",
                     "batch",
                     expected="each for larger batches than the one before (best grows, min and max do not shrink), "
                     "as 1 1 1 and 1 8 64",

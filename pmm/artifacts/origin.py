@@ -78,7 +78,7 @@ def override_dataset(trained: DatasetLocation, path: Path, name: str, root: str)
         raise InvalidFile("it does not say which data set to judge it on", path=path, hint=HINT)
     if name and dataset_spec(name) != dataset_spec(trained.name):
         raise ConflictingOptions(
-            f"--dataset {name} without --root: {path} was trained on {trained.name}",
+            f"--dataset {name} needs --root: {path} was trained on {trained.name}",
             "--dataset",
             "--root",
             hint="give the folder, --root DIR",

@@ -108,7 +108,8 @@ class ChainOptions:
         given = [name for name, default in defaults.items() if getattr(self, name) != default]
         if given and not self.gallery:
             flags = [f"--{name.replace('_', '-')}" for name in given]
-            raise ConflictingOptions(f"{' and '.join(flags)} without --gallery", *flags, hint="add --gallery")
+            problem = f"{' and '.join(flags)} need{'s' * (len(flags) == 1)} --gallery"
+            raise ConflictingOptions(problem, *flags, hint="add --gallery")
 
     @property
     def names(self) -> tuple[str, ...]:

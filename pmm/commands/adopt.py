@@ -85,12 +85,12 @@ def _adopt_factory(command: AdoptCommand) -> list[str]:
     factory = Factory.parse(command.source)
     for name, value in vars(command.onnx).items():
         if value != getattr(OnnxOptions(), name):
-            raise ConflictingOptions(f"--{name} is about ONNX files, not a factory", f"--{name}", hint="leave it out")
+            raise ConflictingOptions(f"--{name} is for ONNX files, not for a factory", f"--{name}", hint="leave it out")
     for side in ("height", "width"):
         if getattr(command.images, side) is None:
-            raise ConflictingOptions(f"--{side} is missing", f"--{side}", hint="give the size of the network's images")
+            raise ConflictingOptions(f"a factory needs --{side}", f"--{side}", hint="give the size of its images")
     if command.ignore and not command.weights:
-        raise ConflictingOptions("--ignore without --weights", "--ignore", "--weights", hint="leave it out")
+        raise ConflictingOptions("--ignore needs --weights", "--ignore", "--weights", hint="leave it out")
     weights = [existing_file(command.weights, "the weights of the network")] if command.weights else []
     output_file(command.out, *weights, suffixes=(".pth",))
 
@@ -106,7 +106,8 @@ def _adopt_factory(command: AdoptCommand) -> list[str]:
 def _adopt_onnx(command: AdoptCommand) -> list[str]:
     if command.weights or command.ignore:
         flag = "--weights" if command.weights else "--ignore"
-        raise ConflictingOptions(f"{flag}: an ONNX file has its weights", flag, hint="leave it out")
+        problem = f"{flag} is for a factory, and an ONNX file has its weights"
+        raise ConflictingOptions(problem, flag, hint="leave it out")
 
     from pmm.adoption.onnx_adopt import adopt_onnx
     from pmm.adoption.onnx_adopt import describe as describe_onnx

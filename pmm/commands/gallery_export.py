@@ -43,9 +43,9 @@ class GalleryExportCommand:
 
     def __post_init__(self) -> None:
         if self.index and self.to != "faiss":
-            raise ConflictingOptions("index is for faiss", "index", "to")
+            raise ConflictingOptions("--index needs --to faiss", "--index", "--to")
         if self.collection and self.to != "milvus":
-            raise ConflictingOptions("collection is for milvus", "collection", "to")
+            raise ConflictingOptions("--collection needs --to milvus", "--collection", "--to")
 
 
 def main(prog: str) -> None:

@@ -47,7 +47,7 @@ class GalleryRemoveCommand:
         named = bool(self.id or self.ids)
         filtered = bool(self.camera or self.time_from or self.time_to or self.where)
         if named == filtered:
-            problem = "ids and filters are not combined" if named else "nothing says which crops"
+            problem = "ids and filters cannot be combined" if named else "nothing says which crops to remove"
             expected = "ids or --ids FILE, or filters such as --camera"
             raise ConflictingOptions(problem, "--ids", "--where", expected=expected)
 

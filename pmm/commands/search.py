@@ -78,20 +78,20 @@ class SearchCommand:
         check_threads(self.threads)
         cuda_index(self.device)
         if self.json and self.csv:
-            raise ConflictingOptions("either json or csv is printed", "json", "csv")
+            raise ConflictingOptions("--json and --csv exclude each other", "--json", "--csv", hint="leave one out")
         if self.fmr is not None and self.threshold != "auto":
-            raise ConflictingOptions("fmr chooses a threshold of the gallery", "fmr", "threshold", hint="give auto")
+            raise ConflictingOptions("--fmr needs --threshold auto", "--fmr", "--threshold")
         if self.not_same_camera and not (self.query_camera or self.names):
-            problem = "not_same_camera needs the camera of the query"
-            raise ConflictingOptions(problem, "not_same_camera", hint="give --query-camera NAME, or --names")
-        for flag in ("query_camera", "names"):
-            if getattr(self, flag) and not self.not_same_camera:
-                problem = f"{flag} tells which crops not_same_camera leaves out"
-                raise ConflictingOptions(problem, flag, "not_same_camera", hint="give both or neither")
+            flags = ("--not-same-camera", "--query-camera", "--names")
+            raise ConflictingOptions("--not-same-camera needs --query-camera or --names", *flags)
+        for flag, camera in (("--query-camera", self.query_camera), ("--names", self.names)):
+            if camera and not self.not_same_camera:
+                raise ConflictingOptions(f"{flag} needs --not-same-camera", flag, "--not-same-camera")
         if self.folder and not self.picture:
-            raise ConflictingOptions("folder is for a picture", "folder", "picture", hint="give both or neither")
+            raise ConflictingOptions("--folder needs --picture", "--folder", "--picture")
         if self.query_camera and self.names:
-            raise ConflictingOptions("query_camera and names both tell the query's camera", "query_camera", "names")
+            problem = "--query-camera and --names both tell the query's camera"
+            raise ConflictingOptions(problem, "--query-camera", "--names", hint="leave one out")
 
 
 def main(prog: str) -> None:

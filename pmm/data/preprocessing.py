@@ -51,8 +51,8 @@ class Resize:
             raise InvalidValue("interpolation", self.interpolation, choices=get_args(Interpolation))
         if (self.interpolation, self.antialias) not in RESIZES:
             raise ConflictingOptions(
-                f"{self.interpolation} without antialias", "interpolation", "antialias",
-                expected="antialias (PIL's), or bilinear without (OpenCV's)",
+                f"{{interpolation}} {self.interpolation} needs {{antialias}}", "interpolation", "antialias",
+                expected="{antialias} (as PIL), or {interpolation} bilinear without it (as OpenCV)",
             )  # fmt: skip
         if self.padding is not None and not (len(self.padding) == 3 and all(0 <= c <= 255 for c in self.padding)):
             raise InvalidValue("padding", self.padding, "red, green and blue, each 0 to 255")

@@ -86,7 +86,7 @@ class ExportOptions:
                     problem = f"{flag_of(name)} is for --precision int8 only, and the precision is {self.precision}"
                     raise ConflictingOptions(problem, flag_of(name), "--precision")
         if self.calibration_dataset and not self.calibration_root:
-            problem = "--calibration-dataset without --calibration-root"
+            problem = "--calibration-dataset needs --calibration-root"
             hint = "give the folder, --calibration-root DIR"
             raise ConflictingOptions(problem, "--calibration-dataset", "--calibration-root", hint=hint)
         if self.calibration_images < MIN_CALIBRATION_CROPS:
@@ -109,7 +109,7 @@ class ExportOptions:
         if (self.input_mean is None) != (self.input_std is None):
             flags = ("--input-mean", "--input-std")
             given, missing = flags if self.input_std is None else flags[::-1]
-            raise ConflictingOptions(f"{given} without {missing}", given, missing, expected="both or neither")
+            raise ConflictingOptions(f"{given} needs {missing}", given, missing, expected="both or neither")
         if self.input_mean is not None and self.input != "float":
             problem = f"--input-mean is for --input float, and a graph of --input {self.input} normalises by itself"
             raise ConflictingOptions(problem, "--input-mean", "--input")

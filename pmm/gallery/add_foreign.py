@@ -40,9 +40,11 @@ def add_foreign(
         return _create(path, read, metric, store or "fp32", model)
     gallery = Gallery.open(path)
     if metric not in (None, gallery.metric):
-        raise ConflictingOptions(f"the gallery compares by {gallery.metric}", "--metric", hint="leave --metric out")
+        problem = f"--metric is {metric}, and the gallery compares by {gallery.metric}"
+        raise ConflictingOptions(problem, "--metric", hint="leave --metric out")
     if store not in (None, gallery.precision):
-        raise ConflictingOptions(f"the gallery stores {gallery.precision}", "--store", hint="leave --store out")
+        problem = f"--store is {store}, and the gallery stores {gallery.precision}"
+        raise ConflictingOptions(problem, "--store", hint="leave --store out")
     if model is None and gallery.source:
         problem = "a model of PMM made it, and embeddings of another one cannot be compared with its own"
         raise InvalidFile(problem, path=path, hint="give --model FILE if that made these, or another name")

@@ -47,7 +47,7 @@ def new_manifest(
         raise InvalidValue("metric", metric, choices=METRICS)
     if source and metric not in (None, source.embedding.metric):
         raise ConflictingOptions(
-            f"metric is {metric}, the embeddings are compared by {source.embedding.metric}", "metric", "source"
+            f"{{metric}} is {metric}, and {{source}} compares by {source.embedding.metric}", "metric", "source"
         )
     for name in columns:
         check_column_name(name)
@@ -72,7 +72,7 @@ def source_of_model(model: Path, source: EmbeddingSource | None) -> EmbeddingSou
     from pmm.runtime.open import open_runner
 
     if source is not None:
-        raise ConflictingOptions("source and model say the same", "source", "model", hint="give one of them")
+        raise ConflictingOptions("{source} and {model} exclude each other", "source", "model", hint="give one of them")
     with open_runner(model) as runner:
         return source_of(model, runner)
 

@@ -119,7 +119,7 @@ def crop_columns(
     by_name = columns_of_names(names, paths, folder, kinds) if names else {}
     by_table = columns_of_table(table, paths, folder, kinds) if table else {}
     if both := by_name.keys() & by_table.keys():
-        problem = f"both give the column {', '.join(sorted(both))}"
+        problem = f"--names and --metadata both give the column {', '.join(sorted(both))}"
         raise ConflictingOptions(problem, "--names", "--metadata", hint="leave it out of one")
     return {**by_name, **by_table}
 

@@ -113,8 +113,7 @@ class FolderJob:
         if self.store not in (None, *get_args(StoredPrecision)):
             raise InvalidValue("store", self.store, choices=get_args(StoredPrecision))
         if self.prune and not self.append:
-            problem = "--prune is for a gallery that exists"
-            raise ConflictingOptions(problem, "--prune", "--append", hint="give --append")
+            raise ConflictingOptions("--prune needs --append", "--prune", "--append")
         pattern = name_pattern(self.names) if self.names else None
         existing_file(self.artifact, "a model")
         walked = walk_images(self.folder)
@@ -165,7 +164,7 @@ class FolderJob:
         if not self.append:
             self._check_interrupted()
         elif self.store not in (None, gallery.precision):
-            problem = f"the gallery stores {gallery.precision}"
+            problem = f"--store is {self.store}, and the gallery stores {gallery.precision}"
             raise ConflictingOptions(problem, "--store", "--append", hint="leave --store out")
         if gallery.source is None:
             problem = "it does not say what made its embeddings, so none of a model are added"

@@ -56,7 +56,7 @@ class TrainOptions(BadImageOptions):
         check_threads(self.threads)
         cuda_index(self.device)
         if self.extend and not self.resume:
-            raise ConflictingOptions("extend goes on with a run, which takes resume", "extend", "resume")
+            raise ConflictingOptions("{extend} needs {resume}", "extend", "resume")
         if not self.save_minutes > 0:
             raise InvalidValue("save_minutes", self.save_minutes, "more than 0")
 
@@ -94,7 +94,7 @@ class _Choices(_Place):
         super().__post_init__()
         for name in ("preset", "resume"):
             if self.config_file and getattr(self, name):
-                problem = f"config_file and {name} both say what the defaults are"
+                problem = f"{{config_file}} and {{{name}}} both set the defaults"
                 raise ConflictingOptions(problem, "config_file", name, hint="leave one of them out")
         if self.preset:
             preset(self.preset)

@@ -24,6 +24,8 @@ from pmm.utils.scheduling import configure_threads, use_short_time_slices
 T = TypeVar("T")
 
 INTERRUPTED = 130
+OF_USAGE = (UsageError, InvalidValue, ConflictingOptions)
+"""Errors of what was typed."""
 
 
 def parse(command: type[T], *, prog: str, description: str) -> T:
@@ -77,24 +79,14 @@ def _with_flags(error: UserError, known: Sequence[Argument]) -> UserError:
     if isinstance(error, InvalidValue) and error.name in flags:
         value = " ".join(map(str, error.value)) if isinstance(error.value, tuple) else error.value
         return InvalidValue(flags[error.name], value, error.expected, choices=error.choices, hint=error.hint)
-    if isinstance(error, ConflictingOptions) and error.options and flags.keys() >= set(error.options):
-        fields = re.compile(rf"\b({'|'.join(error.options)})\b")
-        problem = fields.sub(lambda field: flags[field[0]], error.problem)
-        options = [flags[field] for field in error.options]
-        return ConflictingOptions(problem, *options, expected=error.expected, hint=error.hint)
-    return error
-
-
-def _is_of_usage(error: UserError) -> bool:
-    flags = error.options if isinstance(error, ConflictingOptions) else (getattr(error, "name", ""),)
-    return isinstance(error, UsageError) or any(flag.startswith("--") for flag in flags)
+    return error.renamed(flags) if isinstance(error, ConflictingOptions) else error
 
 
 def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
     """Call `main` with the name it is known by, `prog`, and exit.
 
-    UserError, OSError and a library that is not installed are one line and 1, a wrong flag is one line and 2, wherever
-    it is noticed, Ctrl-C is 130; the rest is a bug, and shown.
+    UserError, OSError and a library that is not installed are one line and 1, those of `OF_USAGE` one line and 2,
+    wherever they are noticed, Ctrl-C is 130; the rest is a bug, and shown.
 
     Before that, says how torch's threads shall wait, for `main` to load it (see `pmm.utils.scheduling`).
     """
@@ -107,7 +99,7 @@ def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
             code = main(prog)
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2 if _is_of_usage(error) else 1) from None
+        raise SystemExit(2 if isinstance(error, OF_USAGE) else 1) from None
     except ModuleNotFoundError as error:
         if not (line := missing_library(error)):
             raise

@@ -60,7 +60,7 @@ def test_half_of_a_contract_is_refused():
         ImageOptions(mean=(0, 0, 0))
     with refuses(ConflictingOptions, options=("std", "mean")):
         ImageOptions(std=(1, 1, 1))
-    with refuses(ConflictingOptions, options=("scale", "mean", "std"), hint="--mean 0 0 0 --std 1 1 1"):
+    with refuses(ConflictingOptions, options=("scale", "mean", "std"), hint="mean 0 0 0 std 1 1 1"):
         ImageOptions(scale="1")
     with refuses(InvalidValue, name="std"):
         ImageOptions(height=8, width=4, mean=(0, 0, 0), std=(0, 1, 1))
@@ -73,10 +73,10 @@ OF_UNIT = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 @pytest.mark.parametrize(
     ("said", "fact"),
     [
-        (OF_BYTES, "--scale 1"),
-        (OF_BYTES | {"scale": "1/255"}, "--scale 1"),
-        (OF_BYTES | {"mean": (0, 0, 0)}, "--scale 1"),
-        (OF_UNIT | {"scale": "1"}, "--scale 1"),
+        (OF_BYTES, "add scale 1"),
+        (OF_BYTES | {"scale": "1/255"}, "add scale 1"),
+        (OF_BYTES | {"mean": (0, 0, 0)}, "add scale 1"),
+        (OF_UNIT | {"scale": "1"}, "leave scale 1 out"),
     ],
 )
 def test_statistics_of_the_other_scale_are_refused(said, fact):

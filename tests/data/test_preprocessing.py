@@ -89,5 +89,7 @@ def test_what_cannot_be_is_refused(field, value, fact):
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "lanczos"])
 def test_what_has_no_one_definition_is_refused(interpolation):
-    with refuses(ConflictingOptions, f"{interpolation} without antialias", options=("interpolation", "antialias")):
+    with refuses(
+        ConflictingOptions, f"interpolation {interpolation} needs antialias", options=("interpolation", "antialias")
+    ):
         dataclasses.replace(IMAGENET, interpolation=interpolation, antialias=False)

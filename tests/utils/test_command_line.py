@@ -65,7 +65,8 @@ class Bounded:
         if self.batch_size < 1:
             raise InvalidValue("batch_size", self.batch_size, "1 or more", hint="try 8")
         if self.rise > self.fall:
-            raise ConflictingOptions(f"rise {self.rise} is above fall {self.fall}", "rise", "fall")
+            problem = f"a {{rise}} of {self.rise} is above {{fall}} {self.fall}"
+            raise ConflictingOptions(problem, "rise", "fall", hint="lower {rise}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Command:
     [
         (["--block", "0", "2"], InvalidValue, "--block is '0 2'; expected two positive numbers"),
         (["--batch-size", "0"], InvalidValue, "--batch-size is 0; expected 1 or more; try 8"),
-        (["--rise", "0.6"], ConflictingOptions, "--rise 0.6 is above --fall 0.5"),
+        (["--rise", "0.6"], ConflictingOptions, "a --rise of 0.6 is above --fall 0.5; lower --rise"),
     ],
 )
 def test_a_value_that_the_command_refuses_is_named_by_its_flag(args, kind, text):
@@ -115,14 +116,18 @@ def test_run_turns_errors_into_one_line_and_a_code(capsys):
     def noticed_late(prog):
         raise InvalidValue("--backends", "foo", choices=["torch"])
 
+    def noticed_by_the_library(prog):
+        raise InvalidValue("backends", "foo", choices=["torch"])
+
     def conflict(prog):
-        raise ConflictingOptions("--k1 changes nothing", "--k1", hint="add --rerank")
+        raise ConflictingOptions("{k1} needs {rerank}", "k1", "rerank")
 
     for main, code, text in (
         (fails, 1, "prog: error: the folder is missing\n"),
         (interrupted, 130, "interrupted"),
         (noticed_late, 2, "--backends is 'foo'"),
-        (conflict, 2, "--k1"),
+        (noticed_by_the_library, 2, "backends is 'foo'"),
+        (conflict, 2, "k1 needs rerank"),
     ):
         with pytest.raises(SystemExit) as stop:
             command_line.run(main, prog="prog")

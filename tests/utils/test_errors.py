@@ -46,6 +46,13 @@ def test_kind_line_and_facts_go_from_one_process_to_another(error):
     assert "\n" not in str(error)
 
 
+def test_options_have_the_names_of_the_caller():
+    error = ConflictingOptions("{a} takes {b}, not {c}", "a", "b", expected="{b}", hint="leave {a} out")
+    assert str(error) == "a takes b, not {c}; expected b; leave a out"
+    flags = error.renamed({"a": "--a", "b": "--be", "c": "--c"})
+    assert (str(flags), flags.options) == ("--a takes --be, not {c}; expected --be; leave --a out", ("--a", "--be"))
+
+
 def test_a_path_or_value_with_a_line_break_stays_one_line():
     error = InvalidFile("it is\x1b[2J empty", path="a\nb\udcff.jpg")
     assert (str(error), error.path) == ("a\\nb\\xff.jpg: it is\\x1b[2J empty", Path("a\nb\udcff.jpg"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ KINDS = (
 """Whose first argument is what was wrong; InvalidValue's messages all have one form."""
 GAP = "…"
 """In place of what differs from case to case."""
+OPTION = re.compile(r"\{(\w+|…)\}")
+"""An option in a text of ConflictingOptions, which a command line shows as its flag."""
 FEWEST = 12
 """Letters that a message has at least; a shorter one says nothing here."""
 
@@ -80,6 +83,8 @@ def _messages_of(function: ast.FunctionDef, where: str) -> Iterator[Message]:
             hints = [keyword.value for keyword in node.keywords if keyword.arg == "hint"]
             hint = _text(hints[0], texts) if hints else ""
             text = _text(node.args[0], texts)
+            if node.func.id == "ConflictingOptions":
+                text, hint = (OPTION.sub(_as_flag, each) for each in (text, hint))
             if len(text.replace(GAP, "").strip()) >= FEWEST:
                 yield Message(text, hint if hint.strip(f" {GAP};") else "", where)
 
@@ -104,6 +109,10 @@ def _text(node: ast.expr, texts: dict[str, list[ast.expr]]) -> str:
         (value,) = texts[node.id]
         return _text(value, {name: found for name, found in texts.items() if name != node.id})
     return GAP
+
+
+def _as_flag(option: re.Match[str]) -> str:
+    return GAP if option[1] == GAP else f"--{option[1].replace('_', '-')}"
 
 
 def _title(where: str) -> str:
