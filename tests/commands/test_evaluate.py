@@ -82,7 +82,7 @@ def test_a_checkpoint_names_its_data_set(trained, exported, people, tmp_path, em
     assert "data set: synthetic, as the file says" in done.stdout
     assert figures(run_here("-m", "pmm", "evaluate", trained, "--dataset", "synthetic", "--json", out), out)
     done = run_here("-m", "pmm", "evaluate", trained, "--dataset", "market1501")
-    assert_one_line_error(done, "--dataset market1501 without --root", "trained on synthetic", "--root DIR")
+    assert_one_line_error(done, "--dataset market1501 needs --root", "trained on synthetic", "--root DIR")
     done = run_here("-m", "pmm", "evaluate", trained, "--dataset", "marked1501")
     assert_one_line_error(done, "--dataset is 'marked1501'", "market1501?")
     state = load(trained)
