@@ -1,10 +1,10 @@
-"""An exported file and the manifest beside it: written together, read together, used again while they are right."""
+"""An exported file and the manifest beside it: written together and read together."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,18 +75,6 @@ def write_thresholds(artifact: Path, measured: MeasuredThresholds) -> bool:
     path = path if path.exists() else artifact.with_name(artifact.name + ".json")
     write_file(path, dataclasses.replace(manifest, thresholds=(*others, measured)).to_json())
     return True
-
-
-def reusable(
-    path: Path, fits: Callable[[Manifest], bool], read: Callable[[Path], Manifest | None] = read_manifest
-) -> Artifact | None:
-    """The artifact of an earlier export at `path` if it is whole and its manifest, as `read` reads it, `fits`; else
-    None."""
-    with contextlib.suppress(UserError):  # of a damaged file
-        manifest = read(path) if path.is_file() else None
-        if manifest and fits(manifest):
-            return Artifact(path, manifest)
-    return None
 
 
 @dataclass

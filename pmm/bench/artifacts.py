@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pmm.artifacts.artifact import Artifact, reusable
+from pmm.artifacts.artifact import Artifact
 from pmm.artifacts.dataset_location import DatasetLocation, resolve_data_root
 from pmm.artifacts.kinds import PACKAGE_SUFFIX, kind_of
-from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.artifacts.origin import training_dataset
 from pmm.bench.schema import EMBED_BATCH
@@ -19,11 +18,9 @@ from pmm.data.mistakes import likely_mistakes
 from pmm.data.preprocessing import Preprocessing
 from pmm.export.onnx import export_onnx_cached
 from pmm.export.options import EngineOptions, ExportOptions, Precision, VerifyOptions
-from pmm.export.reference import engine_parity_check
-from pmm.export.trt import engine_from_onnx
-from pmm.runtime.trt_variant import load_flavor
+from pmm.export.trt import build_engine_cached
 from pmm.utils.files import sha256
-from pmm.utils.hardware import cuda_index, driver_version, gpu_at, nvidia_gpus
+from pmm.utils.hardware import nvidia_gpus
 
 
 def describe_source(path: Path) -> dict[str, Any]:
@@ -145,7 +142,7 @@ def make_artifact(
             )
             bests = "_".join(str(profile.best) for profile in options.profiles.profiles)
             out = stem.with_name(f"{stem.name}-{flavor}-{precision}-{bests}-{options.profiles.most}.plan")
-            artifact = _engine(path, artifact.path, out, options, verification)
+            artifact = build_engine_cached(read_onnx(artifact.path), out, options, path, verification)
     new = artifact.path != path and before.get(artifact.path) != artifact.path.stat().st_mtime_ns
     return {
         "path": str(artifact.path),
@@ -180,21 +177,3 @@ def _calibration_data(source: Path, verification: VerifyOptions) -> DatasetLocat
     root = training_dataset(source).root
     known = root and Path(root).is_dir()
     return DatasetLocation("", "") if known else DatasetLocation(verification.verify_dataset, verification.verify_root)
-
-
-def _engine(source: Path, onnx_file: Path, out: Path, options: EngineOptions, verification: VerifyOptions) -> Artifact:
-    file = read_onnx(onnx_file)
-    trt = load_flavor(options.flavor)
-
-    def fits(manifest: Manifest) -> bool:
-        if manifest.engine is None:
-            return False
-        gpu = gpu_at(cuda_index(options.device) or 0).name if nvidia_gpus() else ""
-        wanted = (file.sha256, str(trt.__version__), gpu, driver_version(), options.profiles)
-        engine = manifest.engine
-        return (engine.onnx_sha256, engine.version, engine.gpu, engine.driver, engine.batch) == wanted
-
-    if artifact := reusable(out, fits):
-        return artifact
-    parity_check = engine_parity_check(file, source, verification, options.flavor, options.device)
-    return engine_from_onnx(file, out, options, parity_check=parity_check)

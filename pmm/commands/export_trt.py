@@ -70,8 +70,9 @@ def main(prog: str) -> None:
             f"{out}: {builder} engine, {measured.precision}, without a manifest: its embeddings are for you to verify"
         )
         return
+    from pmm.export.engine_description import describe_engine
     from pmm.export.onnx import describe
-    from pmm.export.trt import build_engine, choose_flavor, describe_engine
+    from pmm.export.trt import build_engine, choose_flavor
 
     engine = command.engine
     if command.profile_layers:

@@ -12,14 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from pmm.artifacts.artifact import Artifact, new_artifact, reusable
+from pmm.artifacts.artifact import Artifact, new_artifact
 from pmm.artifacts.kinds import KIND_NAMES, PACKAGE_SUFFIX, kind_of
 from pmm.artifacts.manifest import METADATA_KEY, EmbeddingContract, InputContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
+from pmm.export.cached import reusable
 from pmm.export.options import Precision, VerifyOptions
 from pmm.export.precision import GraphPrecision, tally
 from pmm.export.reference import changed_meanwhile, checkpoint_parity_check
-from pmm.export.selftest import add_selftest, checkpoint_vectors, has_selftest
+from pmm.export.selftest import add_selftest, checkpoint_vectors
 from pmm.utils.errors import InvalidFile, InvalidValue
 from pmm.utils.files import output_file, sha256
 
@@ -122,18 +123,21 @@ def export_aoti(
 def export_aoti_cached(
     checkpoint: Path, out: Path, precision: str = "fp32", device: str = "cpu", verification: VerifyOptions | None = None
 ) -> Artifact:
-    """`out`, if it is whole, verified, what `export_aoti` would make here, and has its selftest; else exported."""
+    """`out`, if it is what `export_aoti` would make here (`pmm.export.cached.reusable`); else exported."""
     from pmm.artifacts.checkpoint import versions
     from pmm.runtime.aoti import this_machine
     from pmm.runtime.eager import torch_device
 
-    def fits(manifest: Manifest) -> bool:
-        same = manifest.made_from(sha256(checkpoint), versions()) and manifest.package == this_machine(target)
-        same = same and manifest.parity is not None and manifest.precision == precision
-        return same and has_selftest(out)
+    target, verification = torch_device(device), verification or VerifyOptions()
 
-    target = torch_device(device)
-    cached = reusable(out, fits, read=lambda path: read_native(path, PackageContract).manifest)
+    def is_same(manifest: Manifest) -> bool:
+        here = manifest.package == this_machine(target) and manifest.precision == precision
+        return here and manifest.made_from(sha256(checkpoint), versions())
+
+    def read(path: Path) -> Manifest:
+        return read_native(path, PackageContract).manifest
+
+    cached = reusable(out, is_same, verified=not verification.no_verify, read=read)
     return cached or export_aoti(checkpoint, out, precision, device, verification)
 
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pmm.artifacts.artifact import Artifact, ArtifactDraft, new_artifact, read_manifest, reusable
+from pmm.artifacts.artifact import Artifact, ArtifactDraft, new_artifact, read_manifest
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_content import graph_digest
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
 from pmm.data.bad_images import load_readable
 from pmm.data.preprocessing import Crops
 from pmm.data.readers import DEFAULT_DATASET
+from pmm.export.cached import reusable
 from pmm.export.calibration import calibration_files
 from pmm.export.fallback import convert_with_fallback
 from pmm.export.graph_folding import opset_of
@@ -30,7 +31,7 @@ from pmm.export.options import MIN_CALIBRATION_CROPS, ExportOptions, VerifyOptio
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.precision import onnx_precision
 from pmm.export.reference import changed_meanwhile, in_memory
-from pmm.export.selftest import add_selftest, has_selftest
+from pmm.export.selftest import add_selftest
 from pmm.export.source import ExportSource, open_source
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import CannotWrite, InvalidFile, UserError
@@ -116,17 +117,17 @@ def export_onnx(
 def export_onnx_cached(
     checkpoint: Path, out: Path, options: ExportOptions | None = None, verification: VerifyOptions | None = None
 ) -> Artifact:
-    """`out`, if it is whole, verified, what `options` makes of this checkpoint, and has its selftest; else exported."""
-    options = options or ExportOptions()
+    """`out`, if it is what `export_onnx` would make here (`pmm.export.cached.reusable`); else exported."""
+    options, verification = options or ExportOptions(), verification or VerifyOptions()
 
-    def fits(manifest: Manifest) -> bool:
-        if manifest.parity is None or manifest.checkpoint_sha256 != sha256(checkpoint) or options.calibration_root:
+    def is_same(manifest: Manifest) -> bool:
+        if manifest.checkpoint_sha256 != sha256(checkpoint) or options.calibration_root:
             return False  # a folder of crops may hold others now
         source = open_source(checkpoint)
-        same = manifest.made_from(source.sha256, _versions(source)) and _has_options(manifest, source, options)
-        return same and has_selftest(out)
+        return manifest.made_from(source.sha256, _versions(source)) and _has_options(manifest, source, options)
 
-    return reusable(out, fits) or export_onnx(checkpoint, out, options, verification)
+    cached = reusable(out, is_same, verified=not verification.no_verify)
+    return cached or export_onnx(checkpoint, out, options, verification)
 
 
 def check_overwrite(out: Path, checkpoint: Path, options: ExportOptions) -> None:
@@ -163,7 +164,7 @@ def describe(artifact: Artifact) -> str:
         return line + "parity NOT verified (--no-verify)"
     rows, cosine, centred = (manifest.parity[key] for key in ("rows", "min_cosine", "centred_min_cosine"))
     line += f"parity with {manifest.source_name} on {rows} crops: min cosine {cosine:.7f} "
-    return line + f"({centred:.7f} without the mean row), norms within {manifest.parity['max_length_error']:.2%}"
+    return line + f"({centred:.7f} without the mean row), norms within {manifest.parity['max_norm_error']:.2%}"
 
 
 def _build(

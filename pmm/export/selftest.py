@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
@@ -98,15 +97,6 @@ def add_selftest(draft: ArtifactDraft, vectors: SelftestVectors | None, runner: 
         draft.selftest = selftest_files(selftest)
     except ValueError as error:
         logging.getLogger("pmm").warning("%s: no selftest: %s", draft.path, error)
-
-
-def has_selftest(artifact: Path) -> bool:
-    """Whether a whole selftest of `artifact` lies beside it."""
-    try:
-        read_selftest(artifact, sha256(artifact))
-    except UserError:
-        return False
-    return True
 
 
 def tolerances(precision: str, measured: MeasuredDifference | None) -> dict[str, Tolerance]:

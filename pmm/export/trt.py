@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pmm.artifacts.artifact import Artifact, ArtifactDraft, manifest_path, new_artifact, remove_selftest
-from pmm.artifacts.batch_profiles import BatchProfiles
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, require_kind
 from pmm.artifacts.manifest import EngineContract, Manifest
 from pmm.artifacts.onnx_file import ADOPT, OnnxFile, read_onnx
 from pmm.export.build_log import build_log
+from pmm.export.cached import reusable
 from pmm.export.engine_build import EngineBuild, build_network, check_options
 from pmm.export.engine_precision import inspected
 from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_same_precision
@@ -165,6 +165,28 @@ def engine_from_onnx(
     return Artifact(out, draft.manifest)
 
 
+def build_engine_cached(
+    file: OnnxFile, out: Path, options: EngineOptions, source: Path, verification: VerifyOptions
+) -> Artifact:
+    """`out`, if it is what `engine_from_onnx` would build here of `file`, verified against `source` where a GPU here
+    runs it (`pmm.export.cached.reusable`); else built. `options` names the flavor."""
+    trt, gpu = load_flavor(options.flavor), gpu_here(options.device)
+
+    def is_same(manifest: Manifest) -> bool:
+        engine = manifest.engine
+        if engine is None or engine.hardware_compatibility != options.hardware_compatibility:
+            return False
+        wanted = (file.sha256, str(trt.__version__), gpu.name if gpu else "", driver_version(), options.profiles)
+        found = (engine.onnx_sha256, engine.version, engine.gpu, engine.driver, engine.batch)
+        return found == wanted and (TF32_ON in engine.flags) == options.tf32
+
+    verified = not verification.no_verify and gpu_for(options.flavor, options.device) is not None
+    if cached := reusable(out, is_same, verified=verified, built_from=file):
+        return cached
+    parity_check = engine_parity_check(file, source, verification, options.flavor, options.device)
+    return engine_from_onnx(file, out, options, parity_check=parity_check)
+
+
 def build_foreign_engine(file: OnnxFile, out: Path, options: EngineOptions) -> tuple[str, GraphPrecision]:
     """Build an engine from an ONNX file that pmm did not export: without a manifest, so that no runner opens it.
 
@@ -178,24 +200,6 @@ def build_foreign_engine(file: OnnxFile, out: Path, options: EngineOptions) -> t
     manifest_path(out).unlink(missing_ok=True)  # of an earlier engine
     remove_selftest(out)
     return f"{flavor} {trt.__version__}", build.precision
-
-
-def describe_engine(artifact: Artifact, device: str = "auto") -> str:
-    """One line: builder, batch, precision and how it is known, size, GPU, parity. `device`: that of its options."""
-    manifest, engine = artifact.manifest, artifact.manifest.engine
-    assert engine is not None
-    share, here = manifest.precision_share[manifest.precision_found], gpu_for(engine.flavor, device)
-    unconfirmed = here and engine.precision_read_from == "parsed network"
-    silent = "; the engine inspector does not show it" if unconfirmed else ""
-    precision = manifest.precision_found + (" with TF32" if TF32_ON in engine.flags else "")
-    line = (
-        f"{artifact.path}: {engine.flavor} {engine.version} engine, {_sizes(engine.batch)}, {precision} ({share:.2%} "
-        f"of its MACs, read from the {engine.precision_read_from}{silent}), "
-        f"{artifact.path.stat().st_size / 1e6:.1f} MB, built on {engine.gpu or 'a machine without a GPU'}, "
-    )
-    if manifest.parity is None:
-        return line + ("opened here, but " if here else "NOT run here: ") + "its embeddings are not verified"
-    return line + f"parity on {manifest.parity['rows']} crops: min cosine {manifest.parity['min_cosine']:.7f}"
 
 
 def _exports(path: Path, export_options: ExportOptions | None) -> bool:
@@ -222,12 +226,6 @@ def _current(device: str) -> Iterator[Gpu | None]:
     index, gpu = cuda_index(device), gpu_here(device)
     with current_gpu(index) if index is not None else contextlib.nullcontext():
         yield gpu
-
-
-def _sizes(batch: BatchProfiles) -> str:
-    if len(batch.profiles) > 1:
-        return f"batch profiles {batch} (least, best, most)"
-    return f"batch {batch.least} to {batch.most} (best {batch.best})"
 
 
 def _prove(

@@ -4,19 +4,19 @@ checkpoint."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
-from pmm.data.preprocessing import Preprocessing
+from pmm.data.preprocessing import Crops, Preprocessing
 from pmm.runtime.base import Embeddings, run_in_batches
 from pmm.runtime.ort_session import open_session
 from pmm.selftest.crops import selftest_crops
 from pmm.selftest.judge import cosines, norm_errors
-from pmm.selftest.mistakes import Client, Fed
+from pmm.selftest.mistakes import Client, ClientMistake, Fed
 from pmm.selftest.vectors import KnownMistake, SelftestCrop, SelftestVectors, Tolerance
 
 if TYPE_CHECKING:
@@ -60,12 +60,24 @@ def selftest_vectors(
     return _made[key]
 
 
+def possible_mistakes(manifest: Manifest) -> list[str]:
+    """The mistakes that the selftest of a file with this manifest names."""
+    client = Client(size=manifest.preprocessing, input=manifest.input, flip_tta=manifest.embedding.flip_tta)
+    crops = selftest_crops(client.size)
+    return [mistake.name for mistake in _visible_mistakes(client, crops, client.right(crops))]
+
+
+def _visible_mistakes(client: Client, crops: Sequence[Crops], right: Fed) -> dict[ClientMistake, Fed]:
+    """What the file is fed where each mistake is made, of those that change what it is fed."""
+    fed = {mistake: mistake.feed(crops) for mistake in client.mistakes()}
+    # of floats, what differs by rounding alone is the same
+    return {mistake: array for mistake, array in fed.items() if not np.allclose(array, right, rtol=0, atol=1e-4)}
+
+
 def _make(embed: EmbedFed, reference: str, source_sha256: str, client: Client, normalised: bool) -> SelftestVectors:
     crops = selftest_crops(client.size)
     right = client.right(crops)
-    fed = {mistake: mistake.feed(crops) for mistake in client.mistakes()}
-    # of floats, what differs by rounding alone is the same
-    shown = {mistake: array for mistake, array in fed.items() if not np.allclose(array, right, rtol=0, atol=1e-4)}
+    shown = _visible_mistakes(client, crops, right)
     rounded = client.rounded_otherwise(crops)
     expected, *others = _embed_each(embed, [right, *rounded, *shown.values()])
     wrong = others[len(rounded) :]

@@ -1,5 +1,6 @@
 """The bench on engines: built, judged and timed with TensorRT whole (tests/export/whole.py), in each version."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -7,12 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from pmm.artifacts.artifact import SELFTEST_SUFFIXES, manifest_path, read_manifest, selftest_paths
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.bench import artifacts, candidates
 from pmm.bench.artifacts import profiles_for
 from pmm.bench.harness import Bench
 from pmm.bench.schema import read_report
 from pmm.bench.worker import WorkerSession
+from pmm.export import trt
 from pmm.export.options import MIN_COSINE, EngineOptions, ExportOptions
 from pmm.export.trt import engine_from_onnx
 from pmm.utils.errors import BackendUnavailable
@@ -154,7 +157,9 @@ def test_each_batch_has_a_profile_and_none_is_too_large(batches, profiles):
 
 def test_an_engine_is_kept_for_the_same_batches_and_the_same_gpu(machine, trained, shared, few, tmp_path, monkeypatch):
     machine(NEWEST)
-    monkeypatch.setattr(artifacts, "engine_parity_check", lambda *args: None)  # its proof takes most of the time
+    figures = read_onnx(shared.onnx()).manifest.parity
+    check = SimpleNamespace(check=lambda *args: figures)  # a whole one takes most of the time
+    monkeypatch.setattr(trt, "engine_parity_check", lambda *args: check)
 
     def made(batches, device="cuda"):
         with exported_before(shared, [ExportOptions()]):
@@ -167,14 +172,22 @@ def test_an_engine_is_kept_for_the_same_batches_and_the_same_gpu(machine, traine
     assert (first["path"], first["build_s"] is None, again["build_s"]) == (again["path"], False, None)
     assert (other["path"] == first["path"], other["build_s"] is None) == (False, False)
     assert made([1, 3])["build_s"] is None
+    path = Path(first["path"])
     renamed = first["path"].replace("-1_3-", "-3-")
-    for end in ("", ".json"):
+    for end in ("", ".json", *SELFTEST_SUFFIXES):
         shutil.copyfile(first["path"] + end, renamed + end)
     other = made([3])
     assert (other["path"], other["build_s"] is None) == (renamed, False), "its name alone says that it is another"
     assert made([1, 3], device="cuda:1")["build_s"] is not None
-    Path(first["path"]).write_bytes(b"damaged")
+    path.write_bytes(b"damaged")
     assert made([1, 3])["build_s"] is not None
+    unverified = dataclasses.replace(read_manifest(path), parity=None)
+    manifest_path(path).write_text(unverified.to_json())
+    assert made([1, 3])["build_s"] is not None, "it was never compared, and a GPU here runs it"
+    assert read_manifest(path).parity == figures
+    selftest_paths(path)[0].unlink()
+    assert made([1, 3])["build_s"] is not None, "its ONNX file has a selftest"
+    assert made([1, 3])["build_s"] is None
 
 
 def test_rtx_runs_with_kernels_that_are_final(machine, shared, tmp_path):

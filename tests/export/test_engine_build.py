@@ -10,9 +10,10 @@ import pytest
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.build_log import BuildLog
+from pmm.export.engine_description import describe_engine
 from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.parity_check import ParityCheck
-from pmm.export.trt import describe_engine, engine_from_onnx
+from pmm.export.trt import engine_from_onnx
 from pmm.runtime import trt_variant
 from pmm.runtime.open import open_runner
 from pmm.utils import hardware

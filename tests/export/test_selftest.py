@@ -10,9 +10,10 @@ from pmm.artifacts.artifact import manifest_path, selftest_paths
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.artifacts.trained_model import read_model
+from pmm.export.cached import has_selftest
 from pmm.export.onnx import export_onnx
 from pmm.export.options import MIN_COSINE, EngineOptions, ExportOptions, VerifyOptions
-from pmm.export.selftest import checkpoint_vectors, has_selftest, onnx_vectors, tolerances
+from pmm.export.selftest import checkpoint_vectors, onnx_vectors, tolerances
 from pmm.export.triton import write_model_repository
 from pmm.export.trt import engine_from_onnx
 from pmm.runtime.open import open_runner

@@ -19,10 +19,11 @@ from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export import engine_build
 from pmm.export import trt as module
+from pmm.export.engine_description import describe_engine
 from pmm.export.engine_precision import network_precision
 from pmm.export.options import MIN_COSINE, EngineOptions, ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityCheck, ParityFailed
-from pmm.export.trt import choose_flavor, describe_engine, engine_from_onnx
+from pmm.export.trt import choose_flavor, engine_from_onnx
 from pmm.runtime import trt_variant
 from pmm.utils.errors import BackendUnavailable, ConflictingOptions, InvalidFile
 from pmm.utils.files import sha256

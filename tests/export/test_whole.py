@@ -7,9 +7,10 @@ import pytest
 
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.evaluation.parity.numeric import numeric_parity
+from pmm.export.engine_description import describe_engine
 from pmm.export.engine_precision import inspected
 from pmm.export.options import EngineOptions, ExportOptions
-from pmm.export.trt import choose_flavor, describe_engine, engine_from_onnx
+from pmm.export.trt import choose_flavor, engine_from_onnx
 from pmm.runtime import trt_variant
 from pmm.runtime.open import open_runner
 from pmm.utils import extras
