@@ -39,11 +39,11 @@ def fast_mode() -> bool:
 class DataConfig:
     """Which people, and the size and scale in which the network sees them."""
 
-    dataset: Annotated[str, Arg("NAME")] = SYNTHETIC
+    dataset: Annotated[str, Arg("NAME", group="options")] = SYNTHETIC
     """Data set: synthetic (drawn the first time), market1501, dukemtmc-reid, cuhk03-np-labeled, cuhk03-np-detected,
     msmt17-v1, msmt17-v2, or folder (one folder of crops per identity; folder:camera/identity for folders of cameras
     above those; of identity, camera, date and any)."""
-    root: Annotated[str, Arg("DIR")] = ""
+    root: Annotated[str, Arg("DIR", group="options")] = ""
     """Folder of the data set, or the folder that has it under its usual name (default: runs/people-IDS-SEED for
     synthetic identities)."""
     synthetic_ids: int = 200
@@ -76,7 +76,7 @@ class DataConfig:
 class ModelConfig:
     """The network and the mix. Sizes that follow from the backbone or the data are not repeated here."""
 
-    method: Annotated[str, Arg("NAME")] = "pmm"
+    method: Annotated[str, Arg("NAME", group="options")] = "pmm"
     """Method: pmm, baseline (stage I alone), bdb (Batch DropBlock), cutout-batch, cutout-sample (rectangles of zeros in
     place of the mix), cutmix (a rectangle of the partner, labels mixed), a-cutmix (pmm's blocks, labels mixed), pcb
     (Part-based Convolutional Baseline: a classifier per stripe), pcb-rpp (with refined part pooling), aos
@@ -150,8 +150,9 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     recipe: Annotated[RecipeConfig, Arg(group="training")] = field(default_factory=RecipeConfig)
     preset: Annotated[str, Arg("NAME")] = "paper"
-    """Set of defaults of the other flags: paper, strong (a current recipe), or tiny and tiny-strong for CPUs."""
-    seed: int = 0
+    """Set of defaults of the other flags: paper, strong (BN-necks, warm-up and cosine decay, after Luo et al. 2019 and
+    fast-reid), or tiny and tiny-strong for CPUs."""
+    seed: Annotated[int, Arg(group="training")] = 0
     """Seed of the weights, the order of the data, the augmentation and the partners."""
 
     def __post_init__(self) -> None:

@@ -15,7 +15,8 @@ class RecipeConfig:
     """How the network is trained (the defaults are the paper's)."""
 
     epochs: int = 400
-    """Number of epochs; each visits every identity once, or with --sampler shuffle every image."""
+    """Number of epochs; each visits every identity once, or with --sampler shuffle every image. On synthetic people a
+    run has at most 60, whatever its preset says, unless this says how many."""
     sampler: Literal["pk", "shuffle"] = "pk"
     """Order of the images: pk (identities, each with --images-per-id images) or shuffle (images, each once an epoch),
     for methods without a triplet loss."""

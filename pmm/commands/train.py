@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from pmm.training.flags import new_run, parse, resume_command
+from pmm.training.flags import epochs_note, new_run, parse, resume_command
 from pmm.training.launch import is_first, train
 from pmm.utils import command_line
 from pmm.utils.errors import TrainingInterrupted, UserError
@@ -27,14 +27,17 @@ def main(prog: str) -> int:
         if not is_first() and os.environ.get("LOCAL_RANK", "0") != "0":  # the first one on this machine says the same
             return 1
         raise
-    if command.device == "cpu":
+    if command.options.device == "cpu":
         hide_gpus()
-    if command.config_file and command.config.recipe.amp == "auto" and is_first():
-        print(f"note: the precision is not taken from {command.config_file}; give --amp for another than the fastest")
-    out = command.out or new_run(command)
+    file = command.files.config_file
+    if file and command.config.recipe.amp == "auto" and is_first():
+        print(f"note: the precision is not taken from {file}; give --amp for another than the fastest")
+    if (note := epochs_note(command, command_line.flags_in())) and is_first():
+        print(f"note: {note}", file=sys.stderr)
+    out = command.files.out or new_run(command)
     advice = f"continue with: {resume_command(command, out)} --resume"
     try:
-        train(command.config, out, command)
+        train(command.config, out, command.options)
     except TrainingInterrupted as stop:
         name = "Ctrl-C" if stop.number == signal.SIGINT else signal.Signals(stop.number).name
         if is_first():

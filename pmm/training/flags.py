@@ -35,21 +35,22 @@ CONFIG = "the configuration of a run, config.json in its folder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(BadImageOptions):
+class TrainOptions:
     """What training needs besides a `Config` and a folder: whether it goes on, and on what it runs."""
 
+    bad_images: Annotated[BadImageOptions, Arg(group="data")] = field(default_factory=BadImageOptions)
     resume: bool = False
     """Continue the run in --out from its last.pth (without --out: the newest run under runs/)."""
     extend: bool = False
     """With --resume and --epochs N: train on to N epochs, more than the run had, whether it is finished or not. From
     here on the learning rate is that of a run of N epochs; a backbone that was frozen in all epochs stays so."""
-    device: str = "auto"
+    device: Annotated[str, Arg(group="running")] = "auto"
     """Where to train: auto, cpu, cuda, or cuda:N for the GPU of that number (torchrun gives each process its own)."""
-    save_minutes: float = SAVE_MINUTES
+    save_minutes: Annotated[float, Arg(group="running")] = SAVE_MINUTES
     """Minutes between two saves of last.pth, from which --resume goes on; the run also saves it when it is stopped by
     Ctrl-C, and at its end. best.pth is saved whenever the model is the best so far; without held-out identities, when
     the run is stopped or ends."""
-    threads: int = 0
+    threads: Annotated[int, Arg(group="running")] = 0
     """CPU threads of each process (default: torch's choice, at most the quota of CPU time)."""
 
     def __post_init__(self) -> None:
@@ -62,8 +63,8 @@ class TrainOptions(BadImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place(TrainOptions):
-    """What follows no preset; the rest of the command line is the `Config`."""
+class RunFiles:
+    """Where the run lies, and a file that its defaults come from."""
 
     out: Annotated[Path | None, Arg("DIR", short="-o")] = None
     """Folder of the run (default: a new one under runs/)."""
@@ -73,16 +74,20 @@ class _Place(TrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(_Place):
-    """The whole command line."""
+class TrainCommand:
+    """`pmm train`"""
 
     config: Annotated[Config, Arg(group="options")] = field(default_factory=Config)
+    files: Annotated[RunFiles, Arg(group="options")] = field(default_factory=RunFiles)
+    options: Annotated[TrainOptions, Arg(group="options")] = field(default_factory=TrainOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Choices(_Place):
+class _Choices:
     """What must be known before the defaults of the other flags are."""
 
+    files: RunFiles = field(default_factory=RunFiles)
+    options: TrainOptions = field(default_factory=TrainOptions)
     preset: str = ""
     method: str = ""
     dataset: str = ""
@@ -91,9 +96,8 @@ class _Choices(_Place):
     help: Annotated[bool, Arg(short="-h")] = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("preset", "resume"):
-            if self.config_file and getattr(self, name):
+        for name, given in (("preset", self.preset), ("resume", self.options.resume)):
+            if self.files.config_file and given:
                 problem = f"{{config_file}} and {{{name}}} both set the defaults"
                 raise ConflictingOptions(problem, "config_file", name, hint="leave one of them out")
         if self.preset:
@@ -109,26 +113,24 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
     first = command_line.parse_args(_Choices, args, prog=prog, description="", partial=True)
     if not first.help:
         command_line.check_args(TrainCommand, args, prog=prog)  # before a run is looked for
-    out, flags = first.out, command_line.flags_in(args)
-    if first.resume and not first.help:
-        out = (
-            out
-            or newest_run("last.pth", hint="start without --resume, or name the folder of the run with --out").parent
-        )
-        saved = saved_config(out)
+    files, flags = first.files, command_line.flags_in(args)
+    if first.options.resume and not first.help:
+        hint = "start without --resume, or name the folder of the run with --out"
+        out = files.out or newest_run("last.pth", hint=hint).parent
+        files, saved = RunFiles(out=out), saved_config(out)
         config = _extended(with_resolved_data_root(saved, out / "last.pth"), first)
-    elif first.config_file and not first.help:
-        config = _with_most_epochs(_defaults_in(first.config_file, first, flags), FAST_EPOCHS if fast_mode() else None)
+    elif files.config_file and not first.help:
+        config = _with_most_epochs(_defaults_in(files.config_file, first, flags), FAST_EPOCHS if fast_mode() else None)
     else:
-        config = preset(first.preset or _default_preset(first.device), first.method)
+        config = preset(first.preset or _default_preset(first.options.device), first.method)
         shorter = SYNTHETIC_EPOCHS if first.dataset in ("", SYNTHETIC) else None
         config = _with_most_epochs(config, FAST_EPOCHS if fast_mode() else shorter)
-    default = TrainCommand(out=out, config=config)
+    default = TrainCommand(config=config, files=files)
     command = command_line.parse_args(TrainCommand, args, prog=prog, description=description, default=default)
     check_method_flags(command.config, flags)
     _refuse_unread(command.config, flags)
-    if command.resume:
-        check_unchanged(out or RUNS, saved, command.config, extend=command.extend)
+    if command.options.resume:
+        check_unchanged(out, saved, command.config, extend=command.options.extend)
     elif command.config.model.init and not Path(command.config.model.init).exists():
         hint = "give another with --init FILE"
         raise InvalidFile("there is no such file to start from", path=command.config.model.init, hint=hint)
@@ -168,6 +170,17 @@ def _config_of(content: Any, path: Path) -> Config:
         raise InvalidFile(f"it cannot be used ({error})", path=path, expected=CONFIG) from error
 
 
+def epochs_note(command: TrainCommand, flags: set[str]) -> str:
+    """Says that a new run on synthetic people has fewer epochs than its preset, unless `flags` say how many; else
+    empty."""
+    config = command.config
+    has, whole = config.recipe.epochs, preset(config.preset, config.model.method).recipe.epochs
+    chosen = "--epochs" in flags or command.files.config_file or command.options.resume or fast_mode()
+    if chosen or has >= whole:
+        return ""
+    return f"{has} epochs on synthetic people (preset {config.preset} has {whole}); --epochs {whole} trains them all"
+
+
 def new_run(command: TrainCommand) -> Path:
     """A folder of its own under runs/, named after the preset, the data and the time."""
     data = command.config.data.dataset.replace(":", "-").replace("/", "-")  # as folder:camera/identity
@@ -181,15 +194,15 @@ def resume_command(command: TrainCommand, out: Path) -> str:
     start = "python" if world == 1 else f"torchrun --nproc-per-node {here}"
     if world > here:
         start = f"(on each machine, as before) torchrun --nnodes {-(-world // here)} ... --nproc-per-node {here}"
-    flags = ["--out", str(out)]
-    if command.device != "auto":
-        flags += ["--device", command.device]
-    if command.save_minutes != SAVE_MINUTES:
-        flags += ["--save-minutes", f"{command.save_minutes:g}"]
-    if command.skip_bad_images:
+    flags, options = ["--out", str(out)], command.options
+    if options.device != "auto":
+        flags += ["--device", options.device]
+    if options.save_minutes != SAVE_MINUTES:
+        flags += ["--save-minutes", f"{options.save_minutes:g}"]
+    if options.bad_images.skip_bad_images:
         flags += ["--skip-bad-images"]
-    if command.threads:
-        flags += ["--threads", str(command.threads)]
+    if options.threads:
+        flags += ["--threads", str(options.threads)]
     return f"{start} -m pmm.train {shlex.join(flags)}"
 
 
@@ -231,13 +244,13 @@ def _extended(config: Config, first: _Choices) -> Config:
     Raises InvalidValue for fewer epochs than it has, ConflictingOptions for more where it has phases.
     """
     recipe = config.recipe
-    if first.extend and len(phases_of(config)) > 1:
+    if first.options.extend and len(phases_of(config)) > 1:
         problem = f"a run of --method {config.model.method} cannot be extended: its phases are shares of its epochs"
         raise ConflictingOptions(problem, "--extend", "--method", hint="start another run, with more --epochs")
     if 0 < first.epochs < recipe.epochs:
         hint = "leave it out to go on as before"
         raise InvalidValue("--epochs", first.epochs, f"at least the {recipe.epochs} epochs of the run", hint=hint)
-    if first.extend and first.epochs and recipe.freeze_backbone == recipe.epochs:
+    if first.options.extend and first.epochs and recipe.freeze_backbone == recipe.epochs:
         recipe = dataclasses.replace(recipe, epochs=first.epochs, freeze_backbone=first.epochs)
     return dataclasses.replace(config, recipe=recipe)
 

@@ -62,7 +62,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
         init = processes.run_on_all(lambda: None if options.resume else _init_file(config))
         processes.run_on_all(lambda: check_network(resolved))  # before data are drawn
         config, split = processes.run_on_all(lambda: training_data(resolved))
-        if not options.skip_bad_images:
+        if not options.bad_images.skip_bad_images:
             files = [sample.path for sample in (*split.train, *split.query, *split.gallery)]
             root = Path(config.data.root)
             processes.run_on_all(lambda: refuse_at_sight(files, root) if processes.main else None)

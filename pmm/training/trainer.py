@@ -133,7 +133,7 @@ class Trainer:
             device=self.device,
             rank=self.processes.rank,
             world=self.processes.world,
-            skip_bad=self.options.skip_bad_images,
+            skip_bad=self.options.bad_images.skip_bad_images,
             occluder=occluder,
         )
 
@@ -176,7 +176,7 @@ class Trainer:
 
     def _train_epochs(self, pending_signal: Callable[[], int]) -> None:
         epochs, first = self.config.recipe.epochs, self.epochs_done
-        skip_bad = self.options.skip_bad_images
+        skip_bad = self.options.bad_images.skip_bad_images
         self.evaluations = Evaluations(self.config, self.split, self.processes, skip_bad=skip_bad)
         with open_run_logger(self.out, first) if self.processes.main else nullcontext() as log:
             begin = time.perf_counter()
@@ -217,7 +217,7 @@ class Trainer:
         if trained:
             self.processes.run_on_all(lambda: keep_model(self.out, self._content()) if self.processes.main else None)
             self._save(self.saver.save_now)  # its table may take longer than an epoch
-        skip_bad, skipped = self.options.skip_bad_images, self.batches.skipped
+        skip_bad, skipped = self.options.bad_images.skip_bad_images, self.batches.skipped
         place = self.out, self.split.train, self.config, self.device, self.processes
         occluder = make_occluder(*place, skip_bad=skip_bad, pending_signal=pending_signal)
         self.batches.close()
@@ -354,7 +354,7 @@ class Trainer:
         """Raise the UserError in place of a batch, if it is one."""
         if isinstance(batch, UserError):
             files = [sample.path for sample in self.split.train]
-            raise with_way_on(batch, files, skips_bad=self.options.skip_bad_images)
+            raise with_way_on(batch, files, skips_bad=self.options.bad_images.skip_bad_images)
 
     def _save_all(self, content: dict[str, Any]) -> None:
         """Without held-out identities, the newest model is the best."""

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from pmm.commands.train import main
 from pmm.presets import preset
-from pmm.training.flags import TrainOptions, parse, saved_config
+from pmm.training.flags import TrainCommand, TrainOptions, parse, saved_config
+from pmm.utils.arguments import arguments
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue, UsageError
+from pmm.utils.help_text import by_group
 from tests.refusals import refuses
 
 
@@ -150,7 +153,7 @@ def test_more_epochs_are_an_extension(run, tmp_path):
     run(recipe={"epochs": 10})
     resume = ["--resume", "--out", str(tmp_path)]
     longer = parse([*resume, "--extend", "--epochs", "15"])
-    assert (longer.config.recipe.epochs, longer.extend) == (15, True)
+    assert (longer.config.recipe.epochs, longer.options.extend) == (15, True)
     with refuses(ConflictingOptions, "recipe.epochs: 10 -> 15", options=("--resume",), hint="--extend"):
         parse([*resume, "--epochs", "15"])
     for flags in ((), ("--epochs", "10")):  # as when the command that extended it is repeated
@@ -189,6 +192,39 @@ def test_what_the_weights_do_not_depend_on_may_change(run, tmp_path):
     assert (resumed.recipe.amp, resumed.data.workers, resumed.recipe.eval_every) == ("auto", 7, 2)
     with refuses(ConflictingOptions, "recipe.ema: 0.0 -> 0.9"):
         parse(["--resume", "--out", str(tmp_path), "--ema", "0.9"])
+
+
+def test_a_preset_that_is_shortened_for_synthetic_people_says_so(run, monkeypatch, capsys):
+    monkeypatch.delenv("PMM_FAST", raising=False)
+    monkeypatch.setattr("pmm.commands.train.train", lambda *args: None)
+    monkeypatch.setattr("pmm.training.flags._default_preset", lambda device: "paper")
+    file = str(run(recipe={"epochs": 9}))
+
+    def noted(*flags):
+        monkeypatch.setattr("sys.argv", ["pmm train", *flags])
+        main("pmm train")
+        return capsys.readouterr().err
+
+    assert all(fact in noted() for fact in ("note: 60 epochs", "paper has 400", "--epochs 400"))
+    assert "strong has 120" in noted("--preset", "strong", "--dataset", "synthetic")
+    assert "paper has 120" in noted("--preset", "paper", "--method", "aos")
+    for flags in (
+        ("--epochs", "400"),
+        ("--epochs=50",),
+        ("--preset", "tiny"),
+        ("--method", "pcb-rpp"),  # 50 epochs
+        ("--dataset", "market1501", "--root", "people"),
+        ("--config", file),
+        ("--resume", "--out", str(Path(file).parent)),
+    ):
+        assert not noted(*flags), flags
+    monkeypatch.setenv("PMM_FAST", "1")
+    assert not noted()
+
+
+def test_the_help_begins_with_what_is_chosen_first():
+    flags = [argument.flag for argument in by_group(arguments(TrainCommand))["options"]]
+    assert flags[:5] == ["--preset", "--dataset", "--root", "--method", "--out"]
 
 
 def test_flags_that_cannot_be_or_change_nothing_are_refused():

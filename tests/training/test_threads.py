@@ -60,9 +60,9 @@ def test_training_keeps_to_the_quota(trained_with, one_core, monkeypatch):
 
 def test_the_flag_of_training():
     command = parse(["--preset", "tiny", "--out", "run", "--threads", "3"])
-    assert command.threads == 3
-    assert parse(["--preset", "tiny"]).threads == 0
-    assert resume_command(command, command.out) == "python -m pmm.train --out run --threads 3"
+    assert command.options.threads == 3
+    assert parse(["--preset", "tiny"]).options.threads == 0
+    assert resume_command(command, command.files.out) == "python -m pmm.train --out run --threads 3"
     for bad in ("-1", "100000"):
         with refuses(UsageError, f"--threads is {bad}", hint="pmm train --help"):
             parse(["--preset", "tiny", "--threads", bad])

@@ -19,6 +19,7 @@ import pmm.data.loader
 from pmm.artifacts import checkpoint
 from pmm.artifacts.checkpoint import load
 from pmm.config import Config
+from pmm.data.bad_images import BadImageOptions
 from pmm.data.loader import TrainLoader
 from pmm.ops._extension import missing
 from pmm.presets import preset
@@ -254,7 +255,11 @@ def test_a_person_without_readable_images_is_not_answered_with_the_flag_that_was
 
     monkeypatch.setattr(pmm.data.loader, "load_crop", damaged)
     with refuses(InvalidFile, "no image of identity", hint="pmm check") as caught:
-        train(small_config, tmp_path / "run", dataclasses.replace(ON_CPU, skip_bad_images=True))
+        train(
+            small_config,
+            tmp_path / "run",
+            dataclasses.replace(ON_CPU, bad_images=BadImageOptions(skip_bad_images=True)),
+        )
     assert "--skip-bad-images" not in caught.value.hint
 
 
@@ -524,13 +529,13 @@ def test_a_saved_configuration_that_cannot_be_used_is_refused_with_its_path(tmp_
 def test_what_going_on_needs_is_said(people, monkeypatch):
     flags = ["--root", str(people), "--out", "a run", "--device", "cpu", "--save-minutes", "2", "--skip-bad-images"]
     command = parse(["--preset", "tiny", *flags])
-    line = resume_command(command, command.out)
+    line = resume_command(command, command.files.out)
     assert line == "python -m pmm.train --out 'a run' --device cpu --save-minutes 2 --skip-bad-images"
     assert resume_command(parse(["--preset", "tiny"]), Path("run")) == "python -m pmm.train --out run"
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert "on each machine, as before) torchrun --nnodes 2 ... --nproc-per-node 8 -m" in resume_command(
-        command, command.out
+        command, command.files.out
     )
 
 
