@@ -49,9 +49,9 @@ def _bench(report: Values) -> Rows:
             )
         if result["name"] != report["reference"]:
             parts += [f"worst cosine {result['min_cosine']:.6f}", f"mAP {100 * result['map_delta']:+.2f} points"]
-        yield result["name"], "; ".join(parts + list(result["notes"]))
+        yield result["name"], "; ".join([*parts, *result["notes"], *result["untimed"]])
     for failure in report["gates"]["failures"]:
-        yield f"gate {failure['gate']}", f"{failure['result']}: {failure['said']}"
+        yield f"gate {failure['gate']}", f"{failure['result']}: {failure['message']}"
 
 
 def _check(values: Values) -> Rows:

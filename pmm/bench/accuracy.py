@@ -112,7 +112,7 @@ class AccuracyEvaluator:
             "median_cosine": parity.median_cosine,
             "worst_crop": None if candidate is reference else str(self.samples[parity.worst_row].path),
             "max_abs": parity.max_abs,
-            "max_length_error": parity.max_length_error,
+            "max_norm_error": parity.max_norm_error,
         }
 
     def _worst_queries(
@@ -150,7 +150,7 @@ class AccuracyEvaluator:
             eer_threshold=verified.eer_threshold,
             points=tuple(
                 OperatingPoint(
-                    fpr=point.fpr,
+                    fmr=point.fmr,
                     threshold=point.threshold,
                     tpr=point.tpr,
                     flips=flip and flip.accepted + flip.rejected,

@@ -180,7 +180,7 @@ class CandidateEvaluator:
             load_s=opened["load_s"],
             first_inference_s=opened["first_inference_s"],
             batch_min_cosine=across_batches["min_cosine"],
-            **figures | {"max_length_error": max(figures["max_length_error"], across_batches["norm_error"])},
+            **figures | {"max_norm_error": max(figures["max_norm_error"], across_batches["norm_error"])},
         )
 
     def _embed(

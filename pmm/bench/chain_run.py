@@ -132,7 +132,7 @@ def measured_thresholds(report: BenchReport, result: Result) -> MeasuredThreshol
         return None
     metric = manifest_of(path).embedding.metric
     points = tuple(
-        MeasuredPoint(fmr=point.fpr, distance=as_metric(point.threshold, metric), tpr=point.tpr)
+        MeasuredPoint(fmr=point.fmr, distance=as_metric(point.threshold, metric), tpr=point.tpr)
         for point in found.points
         if point.threshold is not None and point.tpr is not None and point.threshold >= 0
     )
@@ -178,7 +178,7 @@ def _task(
         labels=labels,
         normalised=evaluator.open(candidate)["normalised"],
         threshold=point.threshold,
-        target_fmr=point.fpr,
+        target_fmr=point.fmr,
         distractors=extra,
         impostor_quantiles=quantiles,
     )
@@ -187,7 +187,7 @@ def _task(
 def _deployed(result: Result, target: float) -> OperatingPoint:
     """The point of the target rate. Raises UserError without one."""
     for point in result.thresholds.points if result.thresholds else ():
-        if math.isclose(point.fpr, target) and point.threshold is not None and point.threshold >= 0:
+        if math.isclose(point.fmr, target) and point.threshold is not None and point.threshold >= 0:
             return point
     problem = f"{result.name} has no threshold for a false match rate of {target:g}"
     raise UserError(f"{problem}: too many pairs of different identities are equal", hint="give a higher --target-fmr")

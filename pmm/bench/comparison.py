@@ -95,7 +95,7 @@ def _accuracy(before: Result, after: Result, allowed: float) -> Change:
         old, new = (sum(ap is not None for ap in r.per_query_ap) if r.mAP is not None else 0 for r in (before, after))
         which = "OLD" if old <= new else "NEW"
         problem = f"mAP or per_query_ap of {before.name} is incomplete in the report {which}"
-        raise InvalidFile(problem, hint="measure again with pmm bench")
+        raise InvalidFile(problem, hint="run pmm bench again")
     deltas = np.array([[a - b for a, b in pairs]])
     ((low, high),) = paired_bootstrap(deltas)
     change = f"{100 * (after.mAP - before.mAP):+.2f} points, {100 * low:+.2f} to {100 * high:+.2f}"

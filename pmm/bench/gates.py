@@ -21,8 +21,6 @@ from pmm.utils.errors import InvalidValue, one_of
 OFF = "off"
 CHAIN_GATES = ("--max-fmr-factor", "--max-tpr-drop")
 """Of the chain alone."""
-NOT_TIMED = "could not be timed"
-"""Part of a note that fails."""
 MIN_COSINES, MAX_NORM_ERRORS = (
     ",".join(f"{precision}={bound:g}" for precision, bound in bounds.items()) for bounds in (MIN_COSINE, MAX_NORM_ERROR)
 )
@@ -59,7 +57,7 @@ class GateFlags:
             max_map_drop=_bound(self.max_map_drop, "--max-map-drop", 0, 1),
             max_rank1_flips=_bound(self.max_rank1_flips, "--max-rank1-flips", 0, 1),
             min_cosine=_per_precision(self.min_cosine, "--min-cosine", MIN_COSINE, -1, 1),
-            max_length_error=_per_precision(self.max_norm_error, "--max-norm-error", MAX_NORM_ERROR, 0, math.inf),
+            max_norm_error=_per_precision(self.max_norm_error, "--max-norm-error", MAX_NORM_ERROR, 0, math.inf),
             max_p95_ms=_bound(self.max_p95_ms, "--max-p95-ms", 0, math.inf),
             max_fmr_factor=_bound(self.max_fmr_factor, "--max-fmr-factor", 1, math.inf),
             max_tpr_drop=_bound(self.max_tpr_drop, "--max-tpr-drop", 0, 1),
@@ -70,7 +68,7 @@ def requirements(gates: Gates, batches: Sequence[int]) -> dict[str, str | None]:
     """Flag -> what the gate requires, in words; None if it is off. `batches`: the timed batch sizes, ascending."""
     drop, flips, slowest = gates.max_map_drop, gates.max_rank1_flips, gates.max_p95_ms
     cosines = ", ".join(f"{precision} {bound:g}" for precision, bound in gates.min_cosine.items())
-    norms = ", ".join(f"{precision} {100 * bound:.2f} %" for precision, bound in (gates.max_length_error or {}).items())
+    norms = ", ".join(f"{precision} {100 * bound:.2f} %" for precision, bound in (gates.max_norm_error or {}).items())
     near = "each embedding's cosine with the reference's is at least"
     as_long = "each embedding's norm differs from the reference's by at most"
     flipped = "the first gallery crop turns from right to wrong, or back, for at most"
@@ -112,16 +110,17 @@ def failures(
     missed = set(required) - running
     for result in results:
         if result.status == "failed" or (result.status == "unavailable" and result.backend in missed):
-            said = f"{result.status}: {result.reason}; none of its figures could be measured"
-            yield GateFailure(result=result.name, gate="--backends", said=said)
+            message = f"{result.status}: {result.reason}; none of its figures could be measured"
+            yield GateFailure(result=result.name, gate="--backends", message=message)
         elif result.status == "ok":
-            yield from _untimed(result)
+            for message in result.untimed:
+                yield GateFailure(result=result.name, gate="--batches", message=message)
             if result.name != reference:
                 yield from _failures_of(result, gates, queries)
 
 
 def map_fell(drop: float, most: float, interval: tuple[float, float] | None, queries: int) -> tuple[str, bool]:
-    """What is said of mAP that fell by `drop`, more than the allowed `most`, and whether it may be by chance.
+    """The message on mAP that fell by `drop`, more than the allowed `most`, and whether it may be by chance.
 
     `interval` is the difference's, 95 %.
     """
@@ -136,29 +135,23 @@ def rank1_flipped(flips: int, most: float, queries: int) -> tuple[str, bool]:
     return f"rank-1 flipped for {share}; at most {most:.2%} is allowed{say(needed)}", needed is not None
 
 
-def _untimed(result: Result) -> Iterator[GateFailure]:
-    for note in result.notes:
-        if NOT_TIMED in note:
-            yield GateFailure(result=result.name, gate="--batches", said=note)
-
-
 def _failures_of(result: Result, gates: Gates, queries: int) -> Iterator[GateFailure]:
-    def failure(gate: str, said: str, *, undecided: bool = False) -> GateFailure:
-        return GateFailure(result=result.name, gate=gate, said=said, undecided=undecided)
+    def failure(gate: str, message: str, *, undecided: bool = False) -> GateFailure:
+        return GateFailure(result=result.name, gate=gate, message=message, undecided=undecided)
 
     if (most := gates.max_map_drop) is not None:
         delta = result.map_delta
         if delta is None:
             yield failure("--max-map-drop", "its mAP could not be compared")
         elif -delta > most:
-            said, undecided = map_fell(-delta, most, result.map_delta_interval, queries)
-            yield failure("--max-map-drop", said, undecided=undecided)
+            message, undecided = map_fell(-delta, most, result.map_delta_interval, queries)
+            yield failure("--max-map-drop", message, undecided=undecided)
     if (most := gates.max_rank1_flips) is not None:
         if result.rank1_lost is None or result.rank1_gained is None:
             yield failure("--max-rank1-flips", "its rank-1 flips were not counted")
         elif (flips := result.rank1_lost + result.rank1_gained) > most * queries:
-            said, undecided = rank1_flipped(flips, most, queries)
-            yield failure("--max-rank1-flips", said, undecided=undecided)
+            message, undecided = rank1_flipped(flips, most, queries)
+            yield failure("--max-rank1-flips", message, undecided=undecided)
     least = gates.min_cosine.get(result.precision)
     if least is not None:
         kinds = {"the reference's": result.min_cosine, "the same crop's in another batch": result.batch_min_cosine}
@@ -169,13 +162,13 @@ def _failures_of(result: Result, gates: Gates, queries: int) -> Iterator[GateFai
                 worst = f" ({result.worst_crop})" if result.worst_crop and against == "the reference's" else ""
                 low = f"the worst embedding{worst} has cosine {cosine:.6f} with {against}"
                 yield failure("--min-cosine", f"{low}; at least {least:g} is required for {result.precision}")
-    most = (gates.max_length_error or {}).get(result.precision)
+    most = (gates.max_norm_error or {}).get(result.precision)
     if most is not None:
-        if result.max_length_error is None:
+        if result.max_norm_error is None:
             yield failure("--max-norm-error", "the norms of its embeddings were not compared")
-        elif result.max_length_error > most:
+        elif result.max_norm_error > most:
             differs = (
-                f"a norm differs by {result.max_length_error:.2%} from the reference's or from that in another batch"
+                f"a norm differs by {result.max_norm_error:.2%} from the reference's or from that in another batch"
             )
             yield failure("--max-norm-error", f"{differs}; at most {most:.2%} is allowed for {result.precision}")
     if (most := gates.max_p95_ms) is not None:

@@ -18,7 +18,7 @@ from pmm.bench.accuracy import AccuracyEvaluator, Reference, crops_digest
 from pmm.bench.candidate_evaluator import BUILDER, CandidateEvaluator
 from pmm.bench.candidates import Candidate
 from pmm.bench.chain_run import add_chain, check_chain
-from pmm.bench.gates import NOT_TIMED, failures
+from pmm.bench.gates import failures
 from pmm.bench.preprocessing_cost import PreprocessingCosts
 from pmm.bench.request import Request
 from pmm.bench.resume_store import ResumeStore
@@ -249,7 +249,7 @@ class Bench:
 
     def _measure_memory(self, name: str) -> None:
         self._update(name, **self._workers[name].call("memory"))
-        self._resume_store.store_result(dataclasses.replace(self._results[name], batches=()))
+        self._store_result(name)
 
     def _measure_tracker_load(self, candidate: Candidate) -> None:
         self._bar.set_description_str(f"tracker load: {candidate.name}")
@@ -261,10 +261,9 @@ class Bench:
         except WorkerFailed as error:
             if not worker.alive:
                 raise
-            notes = (*self._results[candidate.name].notes, f"the tracker load {NOT_TIMED}: {error}")
-            self._update(candidate.name, notes=notes)
+            self._add_untimed(candidate.name, "the tracker load", error)
             return
-        self._resume_store.store_result(dataclasses.replace(self._results[candidate.name], batches=()))
+        self._store_result(candidate.name)
 
     def _crop_paths(self, count: int) -> list[Path]:
         """Paths of `count` crops of the test part, from the first again if there are fewer."""
@@ -297,14 +296,14 @@ class Bench:
             advance=advance,
         )
         for name, reason in timed.refused.items():
-            self._update(name, notes=(*self._results[name].notes, f"batch {batch} {NOT_TIMED}: {reason}"))
+            self._add_untimed(name, f"batch {batch}", reason)
         for name, reason in timed.crashed.items():
             self._mark_failed(name, f"while batch {batch} was timed: {reason}")
         for name, least in timed.min_cosine.items():
             before = self._results[name].batch_min_cosine
             self._update(name, batch_min_cosine=least if before is None else min(least, before))
         for name, error in timed.norm_error.items():
-            self._update(name, max_length_error=max(error, self._results[name].max_length_error or 0.0))
+            self._update(name, max_norm_error=max(error, self._results[name].max_norm_error or 0.0))
         for name in timed.timings:
             self._guarded(name, partial(self._measure_memory, name))
         return timed.timings
@@ -320,6 +319,13 @@ class Bench:
         self._workers.end(name)
         self._update(name, status="failed", reason=reason)
         self._bar.write(f"{name}: failed: {reason}", file=sys.stderr)
+
+    def _store_result(self, name: str) -> None:
+        """Without timings, stored by batch, and without what could not be timed, which --resume tries again."""
+        self._resume_store.store_result(dataclasses.replace(self._results[name], batches=(), untimed=()))
+
+    def _add_untimed(self, name: str, what: str, reason: object) -> None:
+        self._update(name, untimed=(*self._results[name].untimed, f"{what} could not be timed: {reason}"))
 
     def _update(self, name: str, **fields: Any) -> None:
         self._results[name] = dataclasses.replace(self._results[name], **fields)

@@ -15,7 +15,7 @@ from pmm.bench.chain_schema import ChainReport
 from pmm.utils.errors import InvalidFile
 from pmm.utils.from_dict import from_dict
 
-SCHEMA = "pmm-bench-2"
+SCHEMA = "pmm-bench-3"
 EMBED_BATCH = 64
 """Crops per call where accuracy is measured."""
 
@@ -126,8 +126,8 @@ class LostQuery:
 class OperatingPoint:
     """Accept a pair of crops as one identity where their distance is at most the threshold."""
 
-    fpr: float
-    """False-positive rate: the target share of pairs of different identities that are accepted."""
+    fmr: float
+    """False match rate: the target share of pairs of different identities that are accepted."""
     threshold: float | None
     """Of the Euclidean distance; None: too few pairs of different identities to set it."""
     tpr: float | None
@@ -147,7 +147,7 @@ class Thresholds:
     impostor: int
     """Pairs of different identities."""
     eer: float
-    """Equal error rate: the false-positive rate at the threshold at which it equals the false-negative rate."""
+    """Equal error rate: the false match rate at the threshold where it equals the false non-match rate."""
     eer_threshold: float
     points: tuple[OperatingPoint, ...]
 
@@ -171,7 +171,9 @@ class Result:
     reason: str
     """Why it failed or is unavailable, one line."""
     notes: tuple[str, ...] = ()
-    """Exceptions: a batch size that could not be timed, embeddings that are L2-normalised."""
+    """What to know about the figures: that embeddings are compared L2-normalised, for example."""
+    untimed: tuple[str, ...] = ()
+    """What could not be timed, and why, a line each: a batch size, the load of a tracker. Fails the run."""
     provider: str = ""
     """Library, version and device of the calls."""
     artifact: str | None = None
@@ -211,7 +213,7 @@ class Result:
     """The crop with `min_cosine`."""
     max_abs: float | None = None
     """Largest absolute difference of an element."""
-    max_length_error: float | None = None
+    max_norm_error: float | None = None
     """Largest relative difference of an embedding's norm from the reference's, or from that in another batch."""
     batch_min_cosine: float | None = None
     """Of crops embedded alone and in batches of 1, odd and ragged sizes, with the same crops in batches of 64."""
@@ -244,7 +246,7 @@ class GateFailure:
     """Name of the result."""
     gate: str
     """The flag, as --max-map-drop."""
-    said: str
+    message: str
     """The figure and the bound, one line."""
     undecided: bool = False
     """The figure breaks the bound, but with so few queries it may be by chance."""
@@ -261,7 +263,7 @@ class Gates:
     """Per precision."""
     max_p95_ms: float | None
     """At the smallest batch."""
-    max_length_error: dict[str, float] | None = None
+    max_norm_error: dict[str, float] | None = None
     """Per precision; of an embedding's norm, relative."""
     max_fmr_factor: float | None = None
     """Of the links of the chain: false match rate at the deployed threshold, over its target."""
@@ -399,7 +401,7 @@ def read_report(path: Path) -> BenchReport:
     schema = values.get("schema") if isinstance(values, dict) else None
     if schema != SCHEMA:
         problem = f"its schema is {schema!r}" if schema else "it is not a report of pmm bench"
-        raise InvalidFile(problem, path=path, expected=f"schema {SCHEMA!r}", hint="measure again with pmm bench")
+        raise InvalidFile(problem, path=path, expected=f"schema {SCHEMA!r}", hint="run pmm bench again")
     try:
         return from_dict(BenchReport, values)
     except (ValueError, TypeError) as error:

@@ -257,7 +257,7 @@ def _peak_memory() -> int:
 def _agreement(expected: Embeddings, embeddings: Embeddings) -> dict[str, float]:
     """The least cosine, and the largest relative difference of norms, of rows of two batches."""
     parity = numeric_parity(expected, embeddings)
-    return {"min_cosine": parity.min_cosine, "norm_error": parity.max_length_error}
+    return {"min_cosine": parity.min_cosine, "norm_error": parity.max_norm_error}
 
 
 def _repeated(call: Callable[[], Any], seconds: float) -> list[Any]:

@@ -192,11 +192,11 @@ def _of_report(path: Path, gallery: Gallery, fmr: float | None) -> list[Threshol
     assert results[0].thresholds is not None
     thresholds = [
         _threshold(
-            gallery, "bench", fmr=point.fpr, distance=as_metric(point.threshold, gallery.metric), tpr=point.tpr,
+            gallery, "bench", fmr=point.fmr, distance=as_metric(point.threshold, gallery.metric), tpr=point.tpr,
             data=report.dataset.name,
         )
         for point in results[0].thresholds.points
-        if point.threshold is not None and point.threshold >= 0 and (fmr is None or math.isclose(point.fpr, fmr))
+        if point.threshold is not None and point.threshold >= 0 and (fmr is None or math.isclose(point.fmr, fmr))
     ]  # fmt: skip
     if not thresholds:
         raise InvalidFile(f"it has no threshold for a false match rate of {fmr:g}" if fmr else "it has no threshold",

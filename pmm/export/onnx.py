@@ -4,31 +4,24 @@ gets its name."""
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pmm.artifacts.artifact import Artifact, ArtifactDraft, new_artifact, read_manifest
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.onnx_content import graph_digest
 from pmm.artifacts.onnx_file import embed_manifest, is_onnx
-from pmm.data.bad_images import load_readable
 from pmm.data.preprocessing import Crops
-from pmm.data.readers import DEFAULT_DATASET
 from pmm.export.cached import reusable
-from pmm.export.calibration import calibration_files
-from pmm.export.fallback import convert_with_fallback
+from pmm.export.calibration import calibration_crops
 from pmm.export.graph_folding import opset_of
-from pmm.export.half_conversion import to_half
 from pmm.export.half_fallback import half_with_fallback
-from pmm.export.half_precision import emulated, fp16_between, half_type
-from pmm.export.int8 import BATCH, PROBES, Quantizer
-from pmm.export.options import MIN_CALIBRATION_CROPS, ExportOptions, VerifyOptions
-from pmm.export.parity_check import ParityCheck, ParityFailed
+from pmm.export.half_precision import emulated, half_type
+from pmm.export.int8_graph import is_quantized_so, quantize_graph
+from pmm.export.options import ExportOptions, VerifyOptions
+from pmm.export.parity_check import ParityCheck
 from pmm.export.precision import onnx_precision
 from pmm.export.reference import changed_meanwhile, in_memory
 from pmm.export.selftest import add_selftest
@@ -36,7 +29,6 @@ from pmm.export.source import ExportSource, open_source
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.errors import CannotWrite, InvalidFile, UserError
 from pmm.utils.files import output_file, sha256
-from pmm.utils.hardware import installed_version
 
 if TYPE_CHECKING:
     import onnx
@@ -77,7 +69,7 @@ def export_onnx(
     # everything that can be refused is, before the work begins
     source.check(options)
     parity_check = source.parity_check(options, verification)
-    calibration = _calibration_crops(source, options) if options.precision == "int8" else None
+    calibration = calibration_crops(source, options) if options.precision == "int8" else None
     proto, quantization = _build(source, options, calibration, parity_check, str(out))
     measured = onnx_precision(proto, out)
     measured.check(options.precision, out, kept=bool((quantization or {}).get("kept_in_fp32")))
@@ -174,69 +166,19 @@ def _build(
     parity_check: ParityCheck | None,
     name: str,
 ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
-    """The graph of `options`, and `Manifest.quantization` of it."""
-    size, contract, proto = source.fed(options), source.input(options), source.graph(options)
-    if source.method == "adopted" and options.precision in ("fp16", "bf16"):
-        try:
-            proto, kept = half_with_fallback(proto, options.precision, parity_check, contract, size, name)
-        except InvalidFile as error:
-            error.path = error.path or source.path
-            raise
-        return proto, {"kept_in_fp32": kept} if kept else None
-    if calibration is None:
+    """The graph of `options`, and `Manifest.quantization` of it; `calibration`: the crops for int8."""
+    if calibration is not None:
+        return quantize_graph(source, options, calibration, parity_check, name)
+    proto = source.graph(options)
+    if source.method != "adopted" or options.precision == "fp32":
         return proto, None
-    batch, crops = contract.batch or BATCH, calibration
-    if contract.batch:  # filled up with the same crops: the extremes stay what they are
-        crops = np.resize(crops, (-(-len(crops) // batch) * batch, *crops.shape[1:]))
-    feeds = [contract.feed(crops[k : k + batch], size) for k in range(0, len(crops), batch)]
-    quantizer = Quantizer(proto, options.target, feeds, contract.name)
-
-    with_fp16 = options.int8_fallback == "fp16"
-
-    def finished(candidate: onnx.ModelProto) -> onnx.ModelProto:
-        if not with_fp16:
-            return candidate
-        return to_half(candidate, "fp16") if source.method == "adopted" else fp16_between(candidate)
-
-    def passes(candidate: onnx.ModelProto, allowance: float) -> None:
-        if parity_check:
-            embed = in_memory(finished(candidate), contract, size, float_biases=with_fp16)
-            check = dataclasses.replace(parity_check, allowance=allowance)
-            check.check(embed, options.precision, name, "ONNX Runtime")
-
+    size, contract = source.fed(options), source.input(options)
     try:
-        quantised, kept = convert_with_fallback(quantizer, passes, feeds[: max(1, PROBES // batch)])
-    except ParityFailed as error:
-        error.hint = _int8_hint(options) or error.hint
+        proto, kept = half_with_fallback(proto, options.precision, parity_check, contract, size, name)
+    except InvalidFile as error:
+        error.path = error.path or source.path
         raise
-    pixels = hashlib.sha256(calibration.tobytes()).hexdigest()
-    return finished(quantised), {
-        "target": options.target,
-        "fallback": options.int8_fallback,
-        "calibration": {
-            "of": _calibrated_on(options),
-            "asked": options.calibration_images,
-            "images": len(calibration),
-            "pixels_sha256": pixels,
-            "method": "minmax",
-        },
-        f"kept_in_{options.int8_fallback}": kept,
-        "only_weights_in_8_bits": quantizer.only_weights(kept),
-    }
-
-
-def _int8_hint(options: ExportOptions) -> str:
-    """What may be to blame for embeddings of int8 with fp16 that moved, which ONNX Runtime judges."""
-    import onnxruntime
-
-    version = onnxruntime.__version__
-    if options.int8_fallback != "fp16" or tuple(map(int, version.split(".")[:2])) >= (1, 30):
-        return ""
-    package = "onnxruntime-gpu" if installed_version("onnxruntime-gpu") else "onnxruntime"
-    return (
-        f"ONNX Runtime before 1.30 computes int8 with fp16 wrongly on CPUs, and this is {version}: "
-        f'pip install "{package}>=1.30"'
-    )
+    return proto, {"kept_in_fp32": kept} if kept else None
 
 
 def _verify(
@@ -253,24 +195,6 @@ def _verify(
     return parity
 
 
-def _calibration_crops(source: ExportSource, options: ExportOptions) -> Crops:
-    root = options.calibration_root or source.data.root
-    try:
-        if not root:
-            raise InvalidFile("no data set is named")
-        dataset = options.calibration_dataset or source.data.name or DEFAULT_DATASET
-        files = calibration_files(root, dataset, options.calibration_images)
-    except UserError as error:
-        hints = error.hint, f"give {'another ' if options.calibration_root else ''}--calibration-root DIR"
-        raise InvalidFile(
-            f"no crops to calibrate on ({error.problem})",
-            path=error.path or root or None,
-            expected=error.expected,
-            hint="; or ".join(filter(None, hints)),
-        ) from error
-    return load_readable(files, source.preprocessing, least=MIN_CALIBRATION_CROPS)
-
-
 def _has_options(manifest: Manifest, source: ExportSource, options: ExportOptions) -> bool:
     """Whether an export of this source has these options, by its manifest."""
     return (
@@ -279,19 +203,8 @@ def _has_options(manifest: Manifest, source: ExportSource, options: ExportOption
         and manifest.input == source.input(options)
         and manifest.preprocessing == source.fed(options)
         and manifest.embedding == source.embedding(options)
-        and (options.precision != "int8" or _same_quantization(manifest.quantization or {}, options))
+        and (options.precision != "int8" or is_quantized_so(manifest.quantization or {}, options))
     )
-
-
-def _same_quantization(quantization: dict[str, Any], options: ExportOptions) -> bool:
-    calibration = quantization.get("calibration", {})
-    has = *(quantization.get(key) for key in ("target", "fallback")), calibration.get("of"), calibration.get("asked")
-    return has == (options.target, options.int8_fallback, _calibrated_on(options), options.calibration_images)
-
-
-def _calibrated_on(options: ExportOptions) -> str:
-    """No path: two exports of one checkpoint are byte-equal, wherever the crops are."""
-    return "a folder that was given" if options.calibration_root else "the training set of the checkpoint"
 
 
 def _versions(source: ExportSource) -> dict[str, str]:

@@ -97,9 +97,9 @@ class ParityCheck:
                     expected=f"{allowed} or more for {precision}",
                     hint="nothing was written",
                 )
-            if figures.max_length_error > most_norm_error:
+            if figures.max_norm_error > most_norm_error:
                 raise ParityFailed(
-                    f"parity failed: a row's norm differs by {figures.max_length_error:.1%} from {against}",
+                    f"parity failed: a row's norm differs by {figures.max_norm_error:.1%} from {against}",
                     path=name,
                     expected=f"{most_norm_error:.2%} or less for {precision}",
                     hint="nothing was written",

@@ -167,5 +167,5 @@ def _limits(report: BenchReport, result: Result, pictures: bool) -> list[str]:
             lines.append(f"- Crops that are prepared wrongly cost mAP, without a word: {'; '.join(costs)}.")
     if pictures:
         lines.append("- The report shows pictures of people of the data set, and the names of their files.")
-    lines += [f"- {one_line(note)}" for note in result.notes]
+    lines += [f"- {one_line(note)}" for note in (*result.notes, *result.untimed)]
     return lines

@@ -70,7 +70,7 @@ def _ms(result: Result) -> float:
 def _why(report: BenchReport, backends: Sequence[str]) -> str:
     """What each candidate fails by, and how near it is, in one line."""
     said = [
-        f"{one_line(failure.result)} fails {failure.gate} ({one_line(failure.said)})"
+        f"{one_line(failure.result)} fails {failure.gate} ({one_line(failure.message)})"
         for failure in report.gates.failures
         if any(result.name == failure.result and result.backend in backends for result in report.results)
     ]

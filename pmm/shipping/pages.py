@@ -39,7 +39,7 @@ def without_people(report: BenchReport) -> BenchReport:
 
     crops = {result.worst_crop for result in report.results if result.worst_crop}
     failures = tuple(
-        dataclasses.replace(failure, said=_without(failure.said, crops)) for failure in report.gates.failures
+        dataclasses.replace(failure, message=_without(failure.message, crops)) for failure in report.gates.failures
     )
     gates = dataclasses.replace(report.gates, failures=failures)
     return dataclasses.replace(report, results=tuple(map(stripped, report.results)), gates=gates)

@@ -51,7 +51,7 @@ def test_the_report_has_every_link_and_their_losses_add_up(chain_run):
         link = chain.link(name)
         assert (link.mAP, link.rank1, link.mINP) == pytest.approx((result.mAP, result.rank1, result.mINP))
     artifact, certified = chain.link(names[1]), chain.link("certified")
-    (point,) = (point for point in report.results[1].thresholds.points if point.fpr == chain.target_fmr)
+    (point,) = (point for point in report.results[1].thresholds.points if point.fmr == chain.target_fmr)
     assert (artifact.tpr, chain.threshold) == (point.tpr, point.threshold)
     assert certified.loss.map_delta == certified.loss.rank1_lost == certified.loss.newly_accepted == 0
     assert certified.loss.first_ten_shared == 1
@@ -75,7 +75,7 @@ def test_thresholds_are_beside_the_file_with_what_they_were_measured_on(chain_ru
     of_result = report.results[1].thresholds
     assert (measured.genuine, measured.impostor) == (of_result.genuine, of_result.impostor)
     points = [point for point in of_result.points if point.threshold is not None]
-    assert [(p.fmr, p.distance, p.tpr) for p in measured.points] == [(p.fpr, p.threshold, p.tpr) for p in points]
+    assert [(p.fmr, p.distance, p.tpr) for p in measured.points] == [(p.fmr, p.threshold, p.tpr) for p in points]
 
 
 @pytest.mark.slow
@@ -145,9 +145,9 @@ def test_a_data_set_that_is_too_small_is_refused_before_anything_is_measured():
 
 
 def test_no_other_rate_is_taken_for_the_one_that_was_asked_for():
-    point = SimpleNamespace(fpr=1e-2, threshold=1.5)
+    point = SimpleNamespace(fmr=1e-2, threshold=1.5)
     result = SimpleNamespace(
-        name="r", thresholds=SimpleNamespace(points=[point, SimpleNamespace(fpr=1e-3, threshold=-1)])
+        name="r", thresholds=SimpleNamespace(points=[point, SimpleNamespace(fmr=1e-3, threshold=-1)])
     )
     assert _deployed(result, 1e-2) is point
     for rate in (1e-3, 1e-4):

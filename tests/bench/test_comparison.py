@@ -57,7 +57,7 @@ def report(*results, machine=MACHINE, digest="d" * 64):
         environment=dict(machine),
         method=TimingFacts(samples=1, seconds=1.0, block=10, threads=2, matrix_tflops={}, gflop_per_image=None),
         reference="torch fp32", results=results,
-        gates=Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None, max_length_error={}),
+        gates=Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None, max_norm_error={}),
     )  # fmt: skip
 
 
@@ -183,9 +183,9 @@ def test_bad_input_is_one_line(tmp_path):
 
     good, bad, older = tmp_path / "good.json", tmp_path / "bad.json", tmp_path / "older.json"
     good.write_text(report(result()).to_json())
-    older.write_text(json.dumps({"schema": "pmm-bench-1"}))
+    older.write_text(json.dumps({"schema": "pmm-bench-2"}))
     refused(good, tmp_path / "none.json", expected=["none.json", "does not exist"])
-    refused(good, older, expected=["older.json", "'pmm-bench-1'", "'pmm-bench-2'", "pmm bench"])
+    refused(good, older, expected=["older.json", "'pmm-bench-2'", "'pmm-bench-3'", "run pmm bench again"])
     for text in ("", "[]", "{}", json.dumps({**json.loads(good.read_text()), "seconds": "long"})):
         bad.write_text(text)
         refused(good, bad, expected=["bad.json: ", "not a report of pmm bench"])

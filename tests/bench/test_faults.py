@@ -154,7 +154,7 @@ def timed(exported: Path, people: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def failures_of(found: Found, name: str) -> dict[str, str]:
-    return {failure.gate: failure.said for failure in found.report.gates.failures if failure.result.endswith(name)}
+    return {failure.gate: failure.message for failure in found.report.gates.failures if failure.result.endswith(name)}
 
 
 @pytest.mark.parametrize(

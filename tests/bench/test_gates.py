@@ -17,7 +17,7 @@ from tests.refusals import refuses
 OK = Result(
     name="ort-cpu fp32", backend="ort-cpu", device="cpu", precision="fp32", cuda_graph=None, status="ok", reason="",
     mAP=0.7, map_delta=-0.001, rank1_lost=1, rank1_gained=1, min_cosine=0.999999, batch_min_cosine=0.999999,
-    max_length_error=0.0001, worst_crop="people/query/7.jpg",
+    max_norm_error=0.0001, worst_crop="people/query/7.jpg",
 )  # fmt: skip
 TIMING = Timing(
     batch=1, samples_ms=(1.0, 2.0), block=1, turns_s=(0.0, 1.0), warmup_s=1.0, steady=True, p50_ms=1.0,
@@ -38,7 +38,7 @@ def broken(
     found = failures(
         results, limits, reference="torch fp32", queries=100, required=required, any_precision=any_precision
     )
-    return [(failure.result, failure.gate, failure.said) for failure in found]
+    return [(failure.result, failure.gate, failure.message) for failure in found]
 
 
 def change(**fields) -> Result:
@@ -68,11 +68,11 @@ def test_what_keeps_every_gate_passes():
         ({"batch_min_cosine": 0.5}, "--min-cosine", "0.500000 with the same crop's in another batch; at least"),
         ({"batch_min_cosine": None}, "--min-cosine", "was not measured"),
         (
-            {"max_length_error": 0.00011},
+            {"max_norm_error": 0.00011},
             "--max-norm-error",
             "0.01% from the reference's or from that in another batch; at most 0.01%",
         ),
-        ({"max_length_error": None}, "--max-norm-error", "were not compared"),
+        ({"max_norm_error": None}, "--max-norm-error", "were not compared"),
     ],
 )
 def test_each_gate_fails_alone(fields, gate, words):
@@ -98,8 +98,8 @@ def test_what_a_few_queries_break_by_chance_is_undecided_and_still_no_pass(field
     )
     ((failure,),) = (few,)
     assert (failure.gate, failure.undecided) == (gate, True)
-    assert "too few queries" in failure.said
-    assert re.search(r"about [\d,]+ would", failure.said)
+    assert "too few queries" in failure.message
+    assert re.search(r"about [\d,]+ would", failure.message)
     assert [each.undecided for each in many] == ([True] if gate == "--max-map-drop" else [])
     certain = change(map_delta=-0.007, map_delta_interval=(-0.009, -0.006), rank1_lost=12)
     found = failures([certain], gates(), reference="torch fp32", queries=200, required=())
@@ -143,7 +143,7 @@ def test_the_least_cosine_goes_by_precision():
 
 
 def test_gates_can_be_turned_off():
-    bad = change(map_delta=-1.0, rank1_lost=100, min_cosine=-1.0, batch_min_cosine=None, max_length_error=9.0)
+    bad = change(map_delta=-1.0, rank1_lost=100, min_cosine=-1.0, batch_min_cosine=None, max_norm_error=9.0)
     assert broken(bad, max_map_drop="off", max_rank1_flips="off", min_cosine="off", max_norm_error="off") == []
 
 
@@ -163,8 +163,8 @@ def test_the_reference_is_not_judged_by_itself():
 
 
 def test_a_reference_that_could_not_be_timed_fails():
-    note = "batch 8 could not be timed: out of memory"
-    assert broken(change(name="torch fp32", notes=(note,))) == [("torch fp32", "--batches", note)]
+    line = "batch 8 could not be timed: out of memory"
+    assert broken(change(name="torch fp32", untimed=(line,))) == [("torch fp32", "--batches", line)]
 
 
 def test_a_backend_that_failed_fails_and_one_that_is_unavailable_only_if_it_is_required():
@@ -182,9 +182,10 @@ def test_of_all_precisions_one_that_runs_is_enough_and_none_fails():
     assert [name for name, *_ in broken(OK, absent, required=("ort-cpu",))] == ["ort-cpu bf16"]
 
 
-def test_a_batch_that_could_not_be_timed_fails():
-    ((_, gate, said),) = broken(change(notes=("batch 256 could not be timed: out of memory",)))
-    assert (gate, said) == ("--batches", "batch 256 could not be timed: out of memory")
+def test_all_that_could_not_be_timed_fails_and_no_note_does():
+    untimed = ("batch 256: out of memory", "the tracker load: no forty crops")
+    assert broken(change(untimed=untimed)) == [("ort-cpu fp32", "--batches", line) for line in untimed]
+    assert broken(change(notes=("batch 256 could not be timed: out of memory",))) == []
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ def test_a_runner_that_refuses_a_size_is_told_of_and_the_others_go_on(trained, e
     report = read_report(tmp_path / "report" / "report.json")
     torch, refusing = report.results
     assert (torch.tracker.least, torch.tracker.most) == (1, 40)
-    assert (refusing.status, refusing.tracker) == ("ok", None)
+    assert (refusing.status, refusing.tracker, refusing.notes) == ("ok", None, ())
     (failure,) = report.gates.failures
     assert (failure.result, failure.gate) == (refusing.name, "--batches")
-    assert "the tracker load could not be timed: no forty crops" in failure.said
+    assert "the tracker load could not be timed: no forty crops" in failure.message
+    assert refusing.untimed == (failure.message,)

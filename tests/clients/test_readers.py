@@ -82,7 +82,7 @@ def our_embeddings(artifact, images):
 def check(theirs, ours, precision, cell="yes"):
     found = numeric_parity(ours, theirs)
     assert found.min_cosine >= (0.9999999 if cell == "yes" else MIN_COSINE[precision])
-    assert found.max_length_error <= (1e-5 if cell == "yes" else MAX_NORM_ERROR[precision])
+    assert found.max_norm_error <= (1e-5 if cell == "yes" else MAX_NORM_ERROR[precision])
 
 
 def test_the_table_names_each_client_and_file_and_their_versions():

@@ -230,7 +230,7 @@ def test_of_a_report_are_taken_those_of_the_precision_that_made_the_gallery(tmp_
     assert done.returncode == 0, done.stderr
     measured = report.result("openvino int8").thresholds.points
     written = Gallery.open(gallery.path).thresholds
-    assert [each.fmr for each in written] == [point.fpr for point in measured if point.threshold is not None]
+    assert [each.fmr for each in written] == [point.fmr for point in measured if point.threshold is not None]
     for threshold, point in zip(written, measured, strict=False):
         expected = point.threshold**2 / 2 if metric == "cosine" else point.threshold
         assert threshold.distance == pytest.approx(expected)

@@ -103,7 +103,7 @@ def test_with_layers_kept_it_stays_away_from_the_limit_where_that_is_possible(mo
 def norm_error(proto, half):
     check = parity_check(proto)
     found = in_memory(emulated(half), FLOATS, SIZE, optimise=False)(check.crops)
-    return numeric_parity(check.expected, found).max_length_error
+    return numeric_parity(check.expected, found).max_norm_error
 
 
 def test_nothing_is_kept_where_all_can_be_in_half():

@@ -35,7 +35,7 @@ def test_each_result_has_a_line_and_stays_in_the_picture():
 
 def test_a_gate_that_fails_is_named():
     report = read_report(ROOT / f"bench/results/{DEMO}.json")
-    failure = GateFailure(gate="--max-map-drop", result="openvino int8", said="too much")
+    failure = GateFailure(gate="--max-map-drop", result="openvino int8", message="too much")
     texts = [text.text for text in drawn(replace(report, gates=replace(report.gates, failures=(failure,)))).iter()]
     assert texts.count("fails --max-map-drop") == 1
     assert texts.count("passes all") == len(completed(report)) - 2

@@ -301,4 +301,4 @@ def test_the_bench_measures_it(strong, tmp_path, backends):
     for result in report["results"]:
         assert result["status"] == "ok", (result, done.stderr)
         assert result["min_cosine"] >= 0.99999
-        assert result["max_length_error"] <= 1e-5
+        assert result["max_norm_error"] <= 1e-5

@@ -30,7 +30,7 @@ def report():
         "openvino fp32", "failed", "/home/ann/.cache/x.bin: cannot be read, nor /var/tmp/y; see /etc/z.conf"
     )
     said = f"the worst embedding ({CROPS[0]}) has cosine 0.9 with the reference's; at least 0.97 is required for int8"
-    gates = dataclasses.replace(GATES, failures=(GateFailure(result=int8.name, gate="--min-cosine", said=said),))
+    gates = dataclasses.replace(GATES, failures=(GateFailure(result=int8.name, gate="--min-cosine", message=said),))
     base = report_of(ran(REFERENCE, 18.0), int8, failed, gates=gates)
     return dataclasses.replace(
         base,
@@ -64,7 +64,7 @@ def test_all_figures_stay(report):
     assert figures(shown) == figures(report)
     assert shown.dataset.digest == report.dataset.digest
     assert [failure.gate for failure in shown.gates.failures] == ["--min-cosine"]
-    assert "0.9 with the reference" in shown.gates.failures[0].said
+    assert "0.9 with the reference" in shown.gates.failures[0].message
     assert json.loads(shown.to_json())["environment"] == json.loads(report.to_json())["environment"]
 
 

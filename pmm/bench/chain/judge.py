@@ -23,16 +23,16 @@ def chain_failures(chain: ChainReport, gates: Gates, *, queries: int) -> Iterato
     artifact = next((link for link in chain.links if link.kind == "artifact"), chain.links[0])
     for link in chain.links:
         cut = next((each for each in chain.path(link.name) if each.kind == "list"), None)
-        for gate, said, undecided in _failed(link, artifact, cut, gates, queries):
+        for gate, message, undecided in _failed(link, artifact, cut, gates, queries):
             if link.kind == "index" and link.knob and gate != GALLERY:
-                said = f"{said}; raise its {link.knob}"
-            yield GateFailure(result=link.name, gate=gate, said=said, undecided=undecided)
+                message = f"{message}; raise its {link.knob}"
+            yield GateFailure(result=link.name, gate=gate, message=message, undecided=undecided)
 
 
 def _failed(
     link: ChainLink, artifact: ChainLink, cut: ChainLink | None, gates: Gates, queries: int
 ) -> Iterator[tuple[str, str, bool]]:
-    """Gates, what is said, and whether it may be by chance. `cut`: the exact list that the link's are held against, if
+    """Gates, messages, and whether it may be by chance. `cut`: the exact list that the link's are held against, if
     it is one of few rows."""
     for finding in link.findings:
         yield GALLERY, finding, False

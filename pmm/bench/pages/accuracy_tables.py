@@ -39,7 +39,7 @@ def accuracy_table(report: BenchReport) -> Table:
     columns: list[tuple[Column, Figures]] = [
         (Column("worst cosine", "1 %, median", numbers), others(worst)),
         (Column("largest difference", "", numbers), others(lambda r: small(r.max_abs))),
-        (Column("norm error", "", numbers), others(lambda r: small(r.max_length_error))),
+        (Column("norm error", "", numbers), others(lambda r: small(r.max_norm_error))),
         (Column("worst cosine across batch sizes", "", numbers), lambda r: cosine(r.batch_min_cosine)),
         (Column("first crop changed", "queries", order), others(lambda r: count(r.top1_changed))),
         (Column("top-10 overlap", "", order), others(lambda r: percent(r.top10_overlap, 2))),
@@ -75,14 +75,14 @@ def camera_table(report: BenchReport) -> Table | None:
 def threshold_table(report: BenchReport) -> Table | None:
     """Equal error rate, and the true-positive rate and threshold at every operating point. None without thresholds."""
     results = [r for r in completed(report) if r.thresholds]
-    rates = sorted({p.fpr for r in results if r.thresholds for p in r.thresholds.points}, reverse=True)
+    rates = sorted({p.fmr for r in results if r.thresholds for p in r.thresholds.points}, reverse=True)
     if not results:
         return None
 
     def at(rate: float, figures: Callable[[OperatingPoint], str | Cell]) -> Figures:
         def cell(result: Result) -> str | Cell:
             known = result.thresholds.points if result.thresholds else ()
-            point = next((p for p in known if p.fpr == rate), None)
+            point = next((p for p in known if p.fmr == rate), None)
             return NONE if point is None else figures(point)
 
         return cell

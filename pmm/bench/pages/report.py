@@ -133,7 +133,7 @@ def table(report: BenchReport) -> str:
         lines.append(f"{UNSTEADY} {one_line(result.name)}, batch {timing.batch}: {one_line('; '.join(timing.flags))}")
     lines += [f"note {note}" for note in sections.caveats(report).notes]
     lines += [f"- {names}: {status}: {reason}" for names, status, reason in _absent(report)]
-    lines += [f"gate {one_line(f.gate)}: {one_line(f.result)}: {one_line(f.said)}" for f in report.gates.failures]
+    lines += [f"gate {one_line(f.gate)}: {one_line(f.result)}: {one_line(f.message)}" for f in report.gates.failures]
     return "\n".join(lines)
 
 

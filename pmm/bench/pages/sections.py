@@ -186,7 +186,7 @@ def timing(report: BenchReport) -> Section | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Caveats:
-    """Unreliable latencies, what their flags mean, and the notes of results."""
+    """Unreliable latencies, what their flags mean, the notes of results, and what could not be timed."""
 
     lines: tuple[str, ...]
     meanings: tuple[tuple[str, str], ...]
@@ -199,7 +199,7 @@ def caveats(report: BenchReport) -> Caveats:
     for result, timed in flagged(report):
         lines.append(f"{one_line(result.name)}, batch {timed.batch}: {one_line('; '.join(timed.flags))}")
         seen |= {words for words in FLAGS for flag in timed.flags if flag.startswith(words)}
-    notes = tuple(f"{one_line(r.name)}: {one_line(note)}" for r in report.results for note in r.notes)
+    notes = tuple(f"{one_line(r.name)}: {one_line(note)}" for r in report.results for note in (*r.notes, *r.untimed))
     return Caveats(lines=tuple(lines), meanings=tuple((w, m) for w, m in FLAGS.items() if w in seen), notes=notes)
 
 
@@ -270,9 +270,9 @@ def to_deploy(result: Result) -> str:
     usable = [p for p in (result.thresholds.points if result.thresholds else ()) if p.threshold is not None]
     if not usable:
         return ""
-    strict = min(usable, key=lambda p: abs(p.fpr - 1e-3))
+    strict = min(usable, key=lambda p: abs(p.fmr - 1e-3))
     return (
-        f"The threshold to deploy with {result.name}, if {one_in(strict.fpr)} pairs of different identities may be "
+        f"The threshold to deploy with {result.name}, if {one_in(strict.fmr)} pairs of different identities may be "
         f"accepted: a distance of {threshold(strict.threshold)}. It accepts {percent(strict.tpr)} of the pairs of the "
         "same identity."
     )

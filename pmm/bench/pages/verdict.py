@@ -287,7 +287,7 @@ def _gate_lines(report: BenchReport) -> list[GateLine]:
     lines = []
     for flag, requirement in required.items():
         found = [f for f in report.gates.failures if f.gate == flag]
-        failures = tuple(f"{one_line(f.result)}: {one_line(f.said)}" for f in found)
+        failures = tuple(f"{one_line(f.result)}: {one_line(f.message)}" for f in found)
         status: Status = "passed" if judged else "not judged"
         if found:
             status = "undecided" if all(f.undecided for f in found) else "failed"

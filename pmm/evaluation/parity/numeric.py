@@ -25,7 +25,7 @@ class NumericParity:
     mean_cosine: float
     centred_min_cosine: float
     """Of the worst row, without the reference's mean row: what is left where all embeddings are almost alike."""
-    max_length_error: float
+    max_norm_error: float
     """Largest relative difference of a row's norm, which a cosine does not see and a Euclidean ranking does."""
     max_abs: float
     """Largest absolute difference of any number."""
@@ -55,7 +55,7 @@ def numeric_parity(reference: Floats, candidate: Floats) -> NumericParity:
         median_cosine=float(np.median(cosine)),
         mean_cosine=float(cosine.mean()),
         centred_min_cosine=float(_cosine(reference - mean, candidate - mean).min()),
-        max_length_error=float(norm_error.max()),
+        max_norm_error=float(norm_error.max()),
         max_abs=float(np.abs(reference - candidate).max()),
     )
 

@@ -21,7 +21,7 @@ from pmm.evaluation.parity.labels import Bools, Floats, Ints, Labels, Masks, Que
 from pmm.utils.errors import InvalidInput
 
 ONE_IN = (100, 1_000, 10_000)
-"""Of how many pairs of two identities one may be accepted: false positive rates of 1e-2, 1e-3 and 1e-4."""
+"""Of how many pairs of two identities one may be accepted: false match rates of 1e-2, 1e-3 and 1e-4."""
 MIN_ACCEPTED = 10
 """Pairs of two identities that a threshold must be able to accept: with fewer, its true rate may well be another by a
 third (1 / sqrt(10)), and a single crop sets it."""
@@ -36,12 +36,12 @@ IMPOSTOR, GENUINE = 0, 1  # rows of counts: pairs of two identities, pairs of on
 class Point:
     """Accept a pair as one identity where its distance is at most the threshold."""
 
-    fpr: float
+    fmr: float
     """Share of the pairs of two identities that may be accepted."""
     threshold: float | None
     """Euclidean distance, a float32. Any that accepts one pair more accepts too many; it is halfway from the farthest
     accepted pair to the nearest other, so that rounding alone flips neither. -1: too many are at distance 0, none is
-    accepted. None: fewer than 10 / fpr pairs show two identities."""
+    accepted. None: fewer than 10 / fmr pairs show two identities."""
     tpr: float | None
     """Share of the pairs of one identity that are accepted."""
 
@@ -71,7 +71,7 @@ class Flips(NamedTuple):
 
 
 def verification(embedded: QueryGallery, labels: Labels) -> Verification:
-    """Equal error rate, and the thresholds of 1e-2, 1e-3 and 1e-4 false positives.
+    """Equal error rate, and the thresholds for false match rates of 1e-2, 1e-3 and 1e-4.
 
     Raises InvalidInput for shapes that do not fit, NaN or Inf, or without pairs of one identity or of two.
     """
@@ -87,7 +87,7 @@ def verification(embedded: QueryGallery, labels: Labels) -> Verification:
         )
 
     def excess(counts: Ints) -> Ints:
-        """False positives over false negatives: the difference of the two rates, in units that make it whole."""
+        """False matches minus false non-matches: the difference of the two rates, in units that make it whole."""
         return counts[IMPOSTOR] * genuine - (genuine - counts[GENUINE]) * impostor
 
     def too_many(most: int, counts: Ints) -> Bools:
@@ -102,7 +102,7 @@ def verification(embedded: QueryGallery, labels: Labels) -> Verification:
     for pairs, crossing in zip_longest(ONE_IN, crossings):  # those without a crossing are the last ones
         threshold = crossing and _distance((crossing.key_before + crossing.key) // 2)
         tpr = crossing and float(crossing.counts_before[GENUINE] / genuine)
-        points.append(Point(fpr=1 / pairs, threshold=threshold, tpr=tpr))
+        points.append(Point(fmr=1 / pairs, threshold=threshold, tpr=tpr))
     return Verification(
         genuine=genuine,
         impostor=impostor,

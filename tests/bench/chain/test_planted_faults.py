@@ -158,7 +158,7 @@ def test_ef_too_low(faiss):
     index = in_faiss(graph, knob="efSearch (now 1)", parameters={"efSearch": 1})
     failures = judged(index)
     assert "--max-rank1-flips" in [failure.gate for failure in failures]
-    assert all("efSearch (now 1)" in failure.said for failure in failures)
+    assert all("efSearch (now 1)" in failure.message for failure in failures)
 
 
 def test_nprobe_1(faiss):
@@ -166,7 +166,7 @@ def test_nprobe_1(faiss):
     index = in_faiss(lists, knob="nprobe (now 1 of 16 lists)", parameters={"nprobe": 1})
     failures = judged(index)
     assert {"--max-map-drop", "--max-rank1-flips", "--max-tpr-drop"} <= {failure.gate for failure in failures}
-    assert all("nprobe (now 1 of 16 lists)" in failure.said for failure in failures)
+    assert all("nprobe (now 1 of 16 lists)" in failure.message for failure in failures)
 
 
 @pytest.mark.parametrize("offset", [1, -1])

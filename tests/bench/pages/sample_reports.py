@@ -35,7 +35,7 @@ GATES = Gates(
     max_rank1_flips=0.02,
     min_cosine={"fp32": 0.9999, "fp16": 0.999, "int8": 0.97},
     max_p95_ms=None,
-    max_length_error={"fp32": 1e-4, "fp16": 2e-3, "int8": 0.1},
+    max_norm_error={"fp32": 1e-4, "fp16": 2e-3, "int8": 0.1},
 )
 VERSIONS = {"torch": "2.14.1", "numpy": "2.2.0", "onnx": "1.22.0", "onnxruntime-gpu": "1.22.1", "tensorrt": "10.9.0"}
 
@@ -141,7 +141,7 @@ def ran(name: str, p50: float = 10.0, *, device: str = "cpu", batches: Sequence[
         "median_cosine": 1.0 if own else 1 - moved,
         "worst_crop": "runs/demo/data/bounding_box_test/0012_c1s1_000007_00.jpg",
         "max_abs": 0.0 if own else 40 * moved,
-        "max_length_error": 0.0 if own else 12 * moved,
+        "max_norm_error": 0.0 if own else 12 * moved,
         "batch_min_cosine": 1 - 2e-8,
         "rank1_lost": 0 if own else round(400 * loss + 900 * moved),
         "rank1_gained": 0 if own else round(100 * loss + 600 * moved),
@@ -168,14 +168,14 @@ def thresholds(*, delta: float, own: bool) -> Thresholds:
         eer_threshold=0.9433 + delta,
         points=tuple(
             OperatingPoint(
-                fpr=fpr,
+                fmr=fmr,
                 threshold=cut + delta,
                 tpr=tpr - delta,
-                flips=0 if own else round(5e4 * delta * fpr**0.2) + round(4e4 * delta * fpr**0.2),
-                newly_accepted=0 if own else round(5e4 * delta * fpr**0.2),
-                newly_rejected=0 if own else round(4e4 * delta * fpr**0.2),
+                flips=0 if own else round(5e4 * delta * fmr**0.2) + round(4e4 * delta * fmr**0.2),
+                newly_accepted=0 if own else round(5e4 * delta * fmr**0.2),
+                newly_rejected=0 if own else round(4e4 * delta * fmr**0.2),
             )
-            for fpr, tpr, cut in rates
+            for fmr, tpr, cut in rates
         ),
     )
 
@@ -208,7 +208,7 @@ def lost(paths: Sequence[str], count: int = 3) -> tuple[LostQuery, ...]:
 
 def dropped(result: Result) -> GateFailure:
     said = f"mAP fell by {-100 * (result.map_delta or 0):.2f} points; at most 0.5 is allowed"
-    return GateFailure(result=result.name, gate="--max-map-drop", said=said)
+    return GateFailure(result=result.name, gate="--max-map-drop", message=said)
 
 
 def report_of(*results: Result, gates: Gates = GATES, gpus: Sequence[str] = (), **changes: Any) -> BenchReport:
@@ -278,7 +278,7 @@ def gpu_machine(paths: Sequence[str] = ()) -> BenchReport:
         )  # fmt: skip
     failures = [dropped(r) for r in results if "int8" in r.name]
     failures.append(
-        GateFailure(result="ort-cpu int8", gate="--min-cosine", said="cosine 0.940000; at least 0.97 is required")
+        GateFailure(result="ort-cpu int8", gate="--min-cosine", message="cosine 0.940000; at least 0.97 is required")
     )
     gone = absent("tensorrt-rtx fp16", reason="TensorRT-RTX does not run on compute capability 9.0")
     broken = absent("openvino fp32", "failed", "RuntimeError: out of memory", device="cpu")
@@ -292,7 +292,9 @@ def int8_lost(paths: Sequence[str] = ()) -> BenchReport:
     said = (
         dropped(bad),
         GateFailure(
-            result=bad.name, gate="--min-cosine", said="cosine 0.940000 with the reference's; at least 0.97 is required"
+            result=bad.name,
+            gate="--min-cosine",
+            message="cosine 0.940000 with the reference's; at least 0.97 is required",
         ),
     )
     gates = Gates(**{**vars(GATES), "failures": said})
@@ -335,7 +337,7 @@ def crashed() -> BenchReport:
     """One backend died, and left what it said."""
     died = absent("openvino fp32", "failed", "the process died (signal 11)", device="cpu")
     said = GateFailure(
-        result=died.name, gate="--backends", said=f"failed: {died.reason}; none of its figures could be measured"
+        result=died.name, gate="--backends", message=f"failed: {died.reason}; none of its figures could be measured"
     )
     gates = Gates(**{**vars(GATES), "failures": (said,)})
     return report_of(ran(REFERENCE, 18.0), ran("ort-cpu fp32", 9.8), died, gates=gates)
@@ -350,7 +352,7 @@ def single_batch() -> BenchReport:
 def hostile() -> BenchReport:
     """Names and reasons that would break a page, a table or a terminal if they were obeyed."""
     odd = ran("odd|$name$</th><b> fp32 </script>", 3.0, provider="`<i>`", artifact="a\udcff.onnx")
-    said = GateFailure(result=odd.name, gate="--max-<u>", said=HOSTILE)
+    said = GateFailure(result=odd.name, gate="--max-<u>", message=HOSTILE)
     gates = Gates(**{**vars(GATES), "failures": (said,)})
     torch = ran(REFERENCE, 18.0, flags={1: ("<s>drift</s>",)}, notes=("<q>note</q>",))
     base = report_of(torch, odd, absent("tensorrt fp32", "failed", HOSTILE), gates=gates)

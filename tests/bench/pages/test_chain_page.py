@@ -87,7 +87,7 @@ def test_bytes_are_given_per_crop(report):
 
 def test_a_required_link_that_fails_makes_the_verdict_bad(report):
     assert verdict(report).tone != "bad"  # ivf-pq was not asked for
-    failure = GateFailure(result="certified", gate="--gallery", said="shifted ids")
+    failure = GateFailure(result="certified", gate="--gallery", message="shifted ids")
     failed = dataclasses.replace(report, gates=dataclasses.replace(GATES, failures=(failure,)))
     found = verdict(failed)
     assert found.tone == "bad"

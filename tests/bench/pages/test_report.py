@@ -39,7 +39,7 @@ from tests.bench.pages.sample_reports import (
     single_batch,
 )
 
-OFF = Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None, max_length_error={})
+OFF = Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None, max_norm_error={})
 NO_PICTURES = ReportPictures()
 WHITE = Image.new("RGB", (90, 60), "white")
 TORCH = ran(REFERENCE, 18.0)
@@ -344,7 +344,7 @@ def test_rivals_and_unsteady_figures_are_said() -> None:
 
 
 def test_every_gate_is_listed_by_what_became_of_it() -> None:
-    unknown = GateFailure(result="ort-cpu fp32", gate="--new-gate", said="too much")
+    unknown = GateFailure(result="ort-cpu fp32", gate="--new-gate", message="too much")
     found = verdict(report_of(TORCH, ORT, gates=dataclasses.replace(GATES, failures=(unknown,)))).gates
     assert [(gate.flag, gate.status) for gate in found] == [
         ("--new-gate", "failed"), ("--max-map-drop", "passed"), ("--max-rank1-flips", "passed"),
@@ -450,11 +450,13 @@ def test_real_people_are_not_called_synthetic() -> None:
 
 
 def test_known_problems_and_notes_are_said() -> None:
-    report = report_of(TORCH, ran("ort-cpu fp32", notes=("batch 64 could not be timed: out of memory",)))
+    untimed = "batch 64 could not be timed: out of memory"
+    report = report_of(TORCH, ran("ort-cpu fp32", notes=("L2-normalised",), untimed=(untimed,)))
     report = changed(report, environment={**report.environment, "problems": ["two wheels of ONNX Runtime"]})
     assert "This machine: two wheels of ONNX Runtime" in markdown(report)
     for content in (markdown(report), table(report)):
-        assert "ort-cpu fp32: batch 64 could not be timed: out of memory" in content
+        assert "ort-cpu fp32: L2-normalised" in content
+        assert f"ort-cpu fp32: {untimed}" in content
 
 
 def test_plots_are_the_same_every_time() -> None:

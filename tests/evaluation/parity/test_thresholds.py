@@ -59,7 +59,7 @@ def check(found, embedded, labels, one_in, least_accepted):
     assert found.eer_threshold == meet
     assert found.eer == pytest.approx(float(share(impostor, meet) + 1 - share(genuine, meet)) / 2, abs=1e-12)
 
-    assert [point.fpr for point in found.points] == [1 / one for one in one_in]
+    assert [point.fmr for point in found.points] == [1 / one for one in one_in]
     for point, one in zip(found.points, one_in, strict=True):
         if len(impostor) < least_accepted * one:
             assert point.threshold is None
@@ -131,7 +131,7 @@ def test_by_hand():
     half, quarter, few = found.points
     assert (half.threshold, half.tpr) == (4.5, 1.0)  # 2 of 4 accepted; between 4 and 5
     assert (quarter.threshold, quarter.tpr) == (3.5, 1.0)
-    assert (few.fpr, few.threshold, few.tpr) == (0.01, None, None)
+    assert (few.fmr, few.threshold, few.tpr) == (0.01, None, None)
 
 
 def test_thresholds_need_ten_pairs_to_accept():
