@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pmm.bench.schema import Interval
+from pmm.bench.result_schema import Interval
 
 CONFIDENCE = 0.95
 SAME = 1e-12

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pmm.bench.schema import CameraResult, LostQuery, OperatingPoint, Thresholds
+from pmm.bench.result_schema import CameraResult, LostQuery, OperatingPoint, Thresholds
 from pmm.data.samples import ReidDataset, Sample
 from pmm.data.splits import matchable
 from pmm.evaluation.metrics import RankingResult, evaluate_ranking

@@ -13,7 +13,7 @@ from pmm.artifacts.dataset_location import DatasetLocation, resolve_data_root
 from pmm.artifacts.kinds import PACKAGE_SUFFIX, kind_of
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.artifacts.origin import training_dataset
-from pmm.bench.schema import EMBED_BATCH
+from pmm.bench.result_schema import EMBED_BATCH
 from pmm.data.mistakes import likely_mistakes
 from pmm.data.preprocessing import Preprocessing
 from pmm.export.onnx import export_onnx_cached

@@ -14,8 +14,8 @@ from pmm.artifacts.dataset_location import DatasetLocation
 from pmm.bench.accuracy import AccuracyEvaluator, Reference
 from pmm.bench.candidates import Candidate
 from pmm.bench.request import Request
+from pmm.bench.result_schema import Result
 from pmm.bench.resume_store import ResumeStore
-from pmm.bench.schema import Result
 from pmm.bench.workers import WorkerPool, file_name
 from pmm.data.samples import Sample, evenly_spaced
 from pmm.evaluation.parity.labels import QueryGallery

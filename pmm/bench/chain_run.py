@@ -23,7 +23,8 @@ from pmm.bench.chain.measure import ChainTask, measure_chain
 from pmm.bench.chain_schema import TARGETS
 from pmm.bench.pages.queries import completed, shipping
 from pmm.bench.request import ChainOptions, Request
-from pmm.bench.schema import BenchReport, OperatingPoint, Result
+from pmm.bench.result_schema import OperatingPoint, Result
+from pmm.bench.schema import BenchReport
 from pmm.data.samples import ReidDataset, pids_of
 from pmm.evaluation.parity.labels import Floats, Labels, QueryGallery
 from pmm.evaluation.parity.thresholds import MIN_ACCEPTED

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from pmm.bench.schema import BenchReport, Result, Timing
+from pmm.bench.result_schema import Result, Timing
+from pmm.bench.schema import BenchReport
 from pmm.bench.statistics import percentile
 from pmm.evaluation.parity.retrieval import paired_bootstrap
 from pmm.utils.errors import ConflictingOptions, InvalidFile

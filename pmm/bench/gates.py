@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pmm.artifacts.manifest import PRECISIONS
-from pmm.bench.schema import GateFailure, Gates, Result
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import GateFailure, Gates
 from pmm.bench.too_few import queries_for_drop, queries_for_flips, say
 from pmm.export.options import MAX_NORM_ERROR, MIN_COSINE
 from pmm.utils.arguments import Arg

@@ -21,18 +21,9 @@ from pmm.bench.chain_run import add_chain, check_chain
 from pmm.bench.gates import failures
 from pmm.bench.preprocessing_cost import PreprocessingCosts
 from pmm.bench.request import Request
+from pmm.bench.result_schema import Result, Timing, Tracker
 from pmm.bench.resume_store import ResumeStore
-from pmm.bench.schema import (
-    SCHEMA,
-    BenchReport,
-    CheckpointFacts,
-    DatasetFacts,
-    Result,
-    Timing,
-    TimingFacts,
-    Tracker,
-    WrongPreprocessing,
-)
+from pmm.bench.schema import SCHEMA, BenchReport, CheckpointFacts, DatasetFacts, TimingFacts, WrongPreprocessing
 from pmm.bench.timing import time_batch
 from pmm.bench.tracker_load import TRACKER_SIZES
 from pmm.bench.workers import WorkerFailed, WorkerPool

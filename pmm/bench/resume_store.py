@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pmm.bench.schema import SCHEMA, PreprocessingCost, Result, Timing
+from pmm.bench.result_schema import Result, Timing
+from pmm.bench.schema import SCHEMA, PreprocessingCost
 from pmm.bench.workers import file_name
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import make_folder, write_file

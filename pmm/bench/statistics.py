@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pmm.bench.schema import Interval
+from pmm.bench.result_schema import Interval
 
 Samples = npt.NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm.bench.latency import Clock, LatencyPlan, interleave
-from pmm.bench.schema import Estimate, Timing
+from pmm.bench.result_schema import Estimate, Timing
 from pmm.bench.statistics import Latency, median_ratio, percentile, percentile_interval, stability_flags
 from pmm.bench.workers import WorkerFailed, WorkerProcess
 

@@ -23,7 +23,7 @@ def measure_tracker_load(
     """Time calls of 1 to 40 of `crops`, in random order from a fixed seed, then the same calls in order of their size.
 
     Each size is run once beforehand, in at most `seconds`. The random calls take at most `seconds` as well: a slow
-    runner gets fewer of them, and the same ones in order. Returns the fields of `pmm.bench.schema.Tracker`.
+    runner gets fewer of them, and the same ones in order. Returns the fields of `pmm.bench.result_schema.Tracker`.
     """
     least, most = TRACKER_SIZES
     _timed(runner, crops, range(most, least - 1, -1), seconds, clock)

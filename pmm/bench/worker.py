@@ -23,7 +23,7 @@ import numpy as np
 
 from pmm.artifacts.manifest import Manifest
 from pmm.bench.latency import Clock, LatencyPlan, run_turn, throughput, warm_up
-from pmm.bench.schema import EMBED_BATCH
+from pmm.bench.result_schema import EMBED_BATCH
 from pmm.bench.tracker_load import measure_tracker_load
 from pmm.data.crops import iter_crops, load_crops
 from pmm.data.mistakes import likely_mistakes
@@ -186,7 +186,7 @@ class WorkerSession:
         return {"end_to_end_ms": _median([whole for whole, _ in times]), "decode_ms": _median([d for _, d in times])}
 
     def tracker_load(self, paths: list[str], seconds: float) -> dict[str, int | float | None]:
-        """Calls of 1 to 40 of the crops of `paths`, as a tracker makes them; see `pmm.bench.schema.Tracker`."""
+        """Calls of 1 to 40 of the crops of `paths`, as a tracker makes them; see `pmm.bench.result_schema.Tracker`."""
         figures = measure_tracker_load(self._runner, self._crops(paths), seconds, self._clock)
         self._check_graph()
         return figures

@@ -21,7 +21,8 @@ from pmm.bench.pages.format import (
     times,
 )
 from pmm.bench.pages.queries import batch_sizes, reference_of, speedup, timing_at
-from pmm.bench.schema import BenchReport, Result
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import BenchReport
 from pmm.utils.build_info import __version__
 
 SYNTHETIC = "The people of this data set are drawn by a program: the figures say nothing of a real camera."

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pmm.bench.pages.format import one_line
 from pmm.bench.pages.queries import completed, may_ship, reference_of, timing_at
-from pmm.bench.schema import BenchReport, Result
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import BenchReport
 from pmm.runtime.open import BACKENDS
 from pmm.utils.errors import BackendUnavailable, InvalidValue, UserError
 from pmm.utils.extras import install_command

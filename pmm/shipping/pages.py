@@ -12,7 +12,8 @@ from PIL import Image
 
 from pmm.bench.pages.pictures import ReportPictures, worst_pictures
 from pmm.bench.pages.report import write_reports
-from pmm.bench.schema import BenchReport, Result
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import BenchReport
 from pmm.utils.errors import UserError
 
 RANKED = "ranked-lists.png"

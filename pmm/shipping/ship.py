@@ -17,7 +17,8 @@ from pmm.artifacts.client_contract import client_contract
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.measured_thresholds import MeasuredThresholds
 from pmm.bench.chain_run import measured_thresholds
-from pmm.bench.schema import BenchReport, Result
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import BenchReport
 from pmm.selftest.judge import SelftestVerdict
 from pmm.selftest.run import open_selftest, run_selftest
 from pmm.shipping.card import model_card

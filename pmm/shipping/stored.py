@@ -11,7 +11,8 @@ from pmm.artifacts.origin import override_dataset
 from pmm.bench.accuracy import crops_digest
 from pmm.bench.gates import failures
 from pmm.bench.pages.queries import reference_of
-from pmm.bench.schema import BenchReport, Gates, Result, read_report
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import BenchReport, Gates, read_report
 from pmm.data.bad_images import unreadable_images
 from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import read_dataset

@@ -8,18 +8,8 @@ import numpy as np
 import pytest
 
 from pmm.bench.comparison import compare
-from pmm.bench.schema import (
-    SCHEMA,
-    BenchReport,
-    CheckpointFacts,
-    DatasetFacts,
-    Estimate,
-    Gates,
-    Result,
-    Timing,
-    TimingFacts,
-    read_report,
-)
+from pmm.bench.result_schema import Estimate, Result, Timing
+from pmm.bench.schema import SCHEMA, BenchReport, CheckpointFacts, DatasetFacts, Gates, TimingFacts, read_report
 from pmm.utils.errors import ConflictingOptions
 from tests.conftest import assert_one_line_error, run_here
 from tests.refusals import refuses

@@ -13,7 +13,8 @@ import pytest
 from pmm.artifacts.artifact import manifest_path
 from pmm.bench import candidates, runner_factory, workers
 from pmm.bench.request import Options
-from pmm.bench.schema import BenchReport, Timing, read_report
+from pmm.bench.result_schema import Timing
+from pmm.bench.schema import BenchReport, read_report
 from pmm.bench.timing import time_batch
 from pmm.bench.workers import WorkerProcess
 from pmm.export.onnx import export_onnx

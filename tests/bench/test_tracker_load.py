@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pmm.bench import runner_factory
-from pmm.bench.schema import Tracker, read_report
+from pmm.bench.result_schema import Tracker
+from pmm.bench.schema import read_report
 from pmm.bench.tracker_load import measure_tracker_load
 from tests.bench import faulty_worker
 from tests.bench.workers import fewer, workers_here

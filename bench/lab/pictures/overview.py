@@ -13,7 +13,8 @@ from PIL import Image
 
 from pmm.bench.pages.format import points, times
 from pmm.bench.pages.queries import completed, failed_gates, reference_of, speedup
-from pmm.bench.schema import BenchReport, Result
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import BenchReport
 
 WIDTH = 900
 CROP = (64, 128)

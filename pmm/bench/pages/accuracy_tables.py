@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pmm.bench.pages.format import NONE, between, cosine, count, one_in, one_line, percent, points, small, threshold
 from pmm.bench.pages.queries import completed, reference_of
 from pmm.bench.pages.tables import Cell, Column, Figures, Table, both, but_reference, lines, loss_tone, table_of
-from pmm.bench.schema import BenchReport, LostQuery, OperatingPoint, Result
+from pmm.bench.result_schema import LostQuery, OperatingPoint, Result
+from pmm.bench.schema import BenchReport
 
 
 def accuracy_table(report: BenchReport) -> Table:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 
-from pmm.bench.schema import Interval, Result
+from pmm.bench.result_schema import Interval, Result
 
 NONE = "-"
 DISPLAY_NAMES = {

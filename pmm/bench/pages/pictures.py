@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmm.bench.pages.format import one_line, percent
-from pmm.bench.schema import BenchReport, LostQuery
+from pmm.bench.result_schema import LostQuery
+from pmm.bench.schema import BenchReport
 from pmm.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pmm.bench.pages.format import number, one_line
 from pmm.bench.pages.queries import SAME_RANKING, batch_sizes, completed, reference_of, shipping, timing_at
 from pmm.bench.pages.styles import GROUND, legend_entries, styles_of
-from pmm.bench.schema import BenchReport, Interval, Result, Timing
+from pmm.bench.result_schema import Interval, Result, Timing
+from pmm.bench.schema import BenchReport
 from pmm.visualize.style import PLOT_FAINT, PLOT_INK, plot_style, shortened
 
 if TYPE_CHECKING:

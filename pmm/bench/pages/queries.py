@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pmm.bench.schema import BenchReport, Estimate, Result, Timing
+from pmm.bench.result_schema import Estimate, Result, Timing
+from pmm.bench.schema import BenchReport
 
 SAME_RANKING = 0.001
 """A backend "ranks like the reference" if mAP and rank-1 differ by no more than this (0.1 points)."""

@@ -15,7 +15,8 @@ from pmm.bench.pages.queries import completed, flagged, incomplete, reference_of
 from pmm.bench.pages.sections import Section
 from pmm.bench.pages.tables import UNSTEADY, Table, rank1_flips
 from pmm.bench.pages.verdict import GateLine, count_by_status, verdict
-from pmm.bench.schema import BenchReport, Result
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import BenchReport
 from pmm.utils.files import write_file
 
 if TYPE_CHECKING:

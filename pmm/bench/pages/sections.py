@@ -9,7 +9,8 @@ from pmm.bench.pages.format import number, one_in, one_line, percent, threshold
 from pmm.bench.pages.queries import batch_sizes, completed, flagged, shown_batches
 from pmm.bench.pages.tables import UNSTEADY, Table, results_table
 from pmm.bench.pages.timing_tables import costs_table, timing_table, tracker_table
-from pmm.bench.schema import BenchReport, Result
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import BenchReport
 from pmm.utils.build_info import describe_build
 
 TIMING, CAVEATS = "Timing in detail", "Notes and unreliable figures"

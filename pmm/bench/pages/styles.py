@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmm.bench.pages.format import device_label
-from pmm.bench.schema import Result
+from pmm.bench.result_schema import Result
 
 # Legible on white and on near-black.
 COLOURS = {

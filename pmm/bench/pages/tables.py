@@ -30,7 +30,8 @@ from pmm.bench.pages.queries import (
     speedup,
     timing_at,
 )
-from pmm.bench.schema import BenchReport, Interval, Result, Timing
+from pmm.bench.result_schema import Interval, Result, Timing
+from pmm.bench.schema import BenchReport
 
 UNSTEADY = "!"
 """After an unreliable latency."""

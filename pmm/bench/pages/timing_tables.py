@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pmm.bench.pages.format import NONE, between, count, number, one_line, percent, seconds, size
 from pmm.bench.pages.queries import completed, timing_at
 from pmm.bench.pages.tables import Cell, Column, Figures, Table, lines, marked, table_of, timed
-from pmm.bench.schema import BenchReport, Interval, Result, Timing, Tracker
+from pmm.bench.result_schema import Interval, Result, Timing, Tracker
+from pmm.bench.schema import BenchReport
 
 
 def timing_table(report: BenchReport, batch: int) -> Table:

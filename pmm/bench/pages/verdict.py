@@ -31,7 +31,8 @@ from pmm.bench.pages.queries import (
     speedup,
     timing_at,
 )
-from pmm.bench.schema import BenchReport, Result
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import BenchReport
 
 SAME_SPEED = 1.05
 """Two medians closer than this ratio are called equal: timing on a shared machine is no more precise."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pmm.bench.pages.format import NONE, between, one_line, percent, points
 from pmm.bench.pages.sections import Part, Section
 from pmm.bench.pages.tables import Cell, Column, Table, loss_tone
-from pmm.bench.schema import BenchReport, Interval, WrongPreprocessing
+from pmm.bench.result_schema import Interval
+from pmm.bench.schema import BenchReport, WrongPreprocessing
 
 
 def section(report: BenchReport) -> Section | None:

@@ -8,23 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from pmm.bench.schema import (
-    SCHEMA,
-    BenchReport,
+from pmm.bench.result_schema import (
     CameraResult,
-    CheckpointFacts,
-    DatasetFacts,
     Estimate,
-    GateFailure,
-    Gates,
     LostQuery,
     OperatingPoint,
-    PreprocessingCost,
     Result,
     Thresholds,
     Timing,
-    TimingFacts,
     Tracker,
+)
+from pmm.bench.schema import (
+    SCHEMA,
+    BenchReport,
+    CheckpointFacts,
+    DatasetFacts,
+    GateFailure,
+    Gates,
+    PreprocessingCost,
+    TimingFacts,
     WrongPreprocessing,
 )
 

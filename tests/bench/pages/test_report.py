@@ -20,7 +20,8 @@ from pmm.bench.pages.report import markdown, table, write_reports
 from pmm.bench.pages.sections import facts
 from pmm.bench.pages.styles import styles_of
 from pmm.bench.pages.verdict import verdict
-from pmm.bench.schema import BenchReport, GateFailure, Gates, Result, read_report
+from pmm.bench.result_schema import Result
+from pmm.bench.schema import BenchReport, GateFailure, Gates, read_report
 from pmm.visualize.lists import RIGHT, WRONG, ListLayout, compared_lists
 from tests.bench.pages.sample_reports import (
     GATES,
