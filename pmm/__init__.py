@@ -25,8 +25,13 @@ if TYPE_CHECKING:
     from pmm.artifacts.trained_model import load_model as load_model
     from pmm.data.crops import load_crops as load_crops
     from pmm.data.frames import crop_boxes as crop_boxes
+    from pmm.data.samples import ReidDataset as ReidDataset
+    from pmm.data.samples import Sample as Sample
+    from pmm.embedding.evaluate import Evaluation as Evaluation
+    from pmm.embedding.evaluate import evaluate as evaluate
     from pmm.evaluation.metrics import RankingResult as RankingResult
     from pmm.evaluation.metrics import evaluate_ranking as evaluate_ranking
+    from pmm.evaluation.reranking import Reranking as Reranking
     from pmm.export.onnx import export_onnx as export_onnx
     from pmm.export.options import EngineOptions as EngineOptions
     from pmm.export.options import ExportOptions as ExportOptions
@@ -60,6 +65,7 @@ _EXPORTS = {
     "CannotWrite": "pmm.utils.errors",
     "ConflictingOptions": "pmm.utils.errors",
     "EngineOptions": "pmm.export.options",
+    "Evaluation": "pmm.embedding.evaluate",
     "ExportOptions": "pmm.export.options",
     "Gallery": "pmm.gallery.gallery",
     "InvalidFile": "pmm.utils.errors",
@@ -70,8 +76,11 @@ _EXPORTS = {
     "OutOfMemory": "pmm.utils.errors",
     "ParityFailed": "pmm.export.parity_check",
     "RankingResult": "pmm.evaluation.metrics",
+    "ReidDataset": "pmm.data.samples",
+    "Reranking": "pmm.evaluation.reranking",
     "RowFilter": "pmm.gallery.filters",
     "Runner": "pmm.runtime.base",
+    "Sample": "pmm.data.samples",
     "SelftestVerdict": "pmm.selftest.judge",
     "UserError": "pmm.utils.errors",
     "VerifyOptions": "pmm.export.options",
@@ -79,6 +88,7 @@ _EXPORTS = {
     "build_engine": "pmm.export.trt",
     "crop_boxes": "pmm.data.frames",
     "embed": "pmm.gallery.embed_folder",
+    "evaluate": "pmm.embedding.evaluate",
     "evaluate_ranking": "pmm.evaluation.metrics",
     "export_onnx": "pmm.export.onnx",
     "judge_embeddings": "pmm.selftest.run",

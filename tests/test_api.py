@@ -17,11 +17,12 @@ FUNCTIONS = [name for name in pmm.__all__ if inspect.isfunction(getattr(pmm, nam
 
 @pytest.fixture(scope="module")
 def folder(trained, exported, people, tmp_path_factory):
-    """What the examples read: a checkpoint, its ONNX file, a folder of crops and a crop to look for."""
+    """What the examples read: a checkpoint, its ONNX file, a data set, a folder of crops and a crop to look for."""
     home = tmp_path_factory.mktemp("api")
     shutil.copy(trained, home / "best.pth")
     for ending in ("", ".json", ".selftest.json", ".selftest.npz"):
         shutil.copy(f"{exported}{ending}", home / f"best.onnx{ending}")
+    (home / "market").symlink_to(people)
     (home / "crops").mkdir()
     for file in sorted((people / "bounding_box_test").glob("*.jpg"))[:12]:
         shutil.copy(file, home / "crops")
@@ -59,7 +60,7 @@ def test_the_names_for_type_checkers_are_those_that_are_there():
 
 def test_a_name_loads_no_more_than_it_needs():
     script = "import sys, pmm; pmm.{}; print({{'torch', 'onnx', 'onnxruntime', 'tensorrt'}} & set(sys.modules))"
-    for name in ("evaluate_ranking", "open_runner", "search", "build_engine"):
+    for name in ("evaluate", "evaluate_ranking", "open_runner", "search", "build_engine"):
         assert run_python("-c", script.format(name), **os.environ).stdout.strip() == "set()", name
 
 

@@ -41,7 +41,7 @@ def without_unreadable(split: ReidDataset) -> tuple[ReidDataset, list[str]]:
 def without_images(split: ReidDataset, files: Container[Path]) -> ReidDataset:
     """`split` without the crops in these files."""
     parts = {name: tuple(s for s in getattr(split, name) if s.path not in files) for name in PARTS_OF_SPLIT}
-    return dataclasses.replace(split, **parts)
+    return dataclasses.replace(split, **parts)  # type: ignore[arg-type]
 
 
 def with_cameras(samples: Iterable[Sample], camid: int) -> tuple[Sample, ...]:

@@ -9,17 +9,19 @@ from typing import Any
 
 from pmm.data.samples import ReidDataset, camids_of, pids_of
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import Floats
+from pmm.evaluation.distances import METRICS, Floats
 from pmm.evaluation.metrics import (
     ApDefinition,
     Metric,
     RankingResult,
+    check_choices,
     counting_threads,
     evaluate_distances,
     evaluate_ranking,
 )
 from pmm.evaluation.parity.labels import Labels
 from pmm.evaluation.reranking import Reranking, check_memory, reranked
+from pmm.utils.errors import InvalidValue
 from pmm.utils.hardware import usable_cores
 
 CMC_RANKS = (1, 5, 10, 20)
@@ -36,6 +38,12 @@ class RankingOptions:
     memory_limit: int = MEMORY_LIMIT
     """Bytes beyond the embeddings."""
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises InvalidValue for an unknown metric or definition of AP."""
+        if self.metric not in METRICS:
+            raise InvalidValue("metric", self.metric, choices=METRICS)
+        check_choices(self.ap)
 
     def check(self, split: ReidDataset, dim: int) -> None:
         """Raise OutOfMemory if the memory limit is too small: before hours of embedding."""

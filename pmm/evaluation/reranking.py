@@ -7,7 +7,7 @@ a block of the final distances is in memory. Exact as the distances are: the sam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ import numpy.typing as npt
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks, Distances, megabytes
 from pmm.evaluation.distances import Doubles, EmbeddingDistances, EmbeddingMatrix, Floats, Ints, Singles
 from pmm.evaluation.nearest import nearest
-from pmm.utils.errors import InvalidValue, OutOfMemory
+from pmm.utils.arguments import Arg
+from pmm.utils.errors import OutOfMemory, require
 from pmm.utils.hardware import usable_cores
 
 Items = npt.NDArray[np.int32]
@@ -28,22 +29,22 @@ BYTES_PER_NUMBER = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Reranking:
-    """The parameters of the published method."""
+    """Parameters of k-reciprocal re-ranking, by default those of the paper (Zhong et al., 2017).
+
+    Raises InvalidValue for a value that is out of range.
+    """
 
     k1: int = 20
-    """Neighbours among which reciprocal ones are sought."""
+    """Nearest neighbours of each item among which reciprocal ones are searched."""
     k2: int = 6
-    """Nearest items, itself included, over which an item's neighbourhood is averaged (1: not at all)."""
-    weight: float = 0.3
-    """Of the original distance in the final one (lambda of the paper)."""
+    """Nearest items, itself included, whose neighbourhoods are averaged to one (1: no averaging)."""
+    weight: Annotated[float, Arg(flag="--rerank-lambda")] = 0.3
+    """Share of the original distance in the final one (lambda in the paper), from 0 to 1."""
 
     def __post_init__(self) -> None:
-        """Raises InvalidValue, naming the flag of `pmm evaluate`, for a value that is out of range."""
-        for flag, value in (("--k1", self.k1), ("--k2", self.k2)):
-            if value < 1:
-                raise InvalidValue(flag, value, "at least 1")
-        if not 0 <= self.weight <= 1:
-            raise InvalidValue("--rerank-lambda", self.weight, "a number from 0 to 1")
+        require(self.k1 >= 1, "k1", self.k1, "at least 1")
+        require(self.k2 >= 1, "k2", self.k2, "at least 1")
+        require(0 <= self.weight <= 1, "weight", self.weight, "a number from 0 to 1")
 
 
 class Sparse(NamedTuple):

@@ -1,6 +1,7 @@
 """pmm evaluate: the figures of any artifact, and what they depend on."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from pmm.embedding.embed import embed_samples
 from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
 from pmm.evaluation.reranking import Reranking, reranked
 from pmm.export.options import ExportOptions
+from pmm.models.registry import METHODS
 from pmm.runtime.open import open_runner
 from pmm.runtime.ort import OrtRunner
 from pmm.utils.files import sha256
@@ -134,18 +136,6 @@ def test_every_choice_reaches_the_figures(trained, people, tmp_path, embedded, s
     assert found["mAP"] == expected.mAP != evaluate_ranking(*embedded[0], *labels).mAP
     assert found["reranking"] == {"k1": 7, "k2": 3, "weight": 0.5}
     assert "re-ranked (k1 7, k2 3, lambda 0.5)" in done.stdout
-
-
-def test_a_flip_test_is_the_mean_of_both(trained, split):
-    with open_runner(trained) as runner:
-        plain = embed_samples(runner, split.query[:3])
-        found = embed_samples(runner, split.query[:3], flip=True)
-        from pmm.data.crops import load_crops
-
-        size = runner.preprocessing
-        crops = load_crops([s.path for s in split.query[:3]], size.height, size.width)
-        mirrored = runner(np.ascontiguousarray(crops[:, :, ::-1]))
-    np.testing.assert_allclose(found, (plain + mirrored) / 2, rtol=1e-6)
 
 
 def test_a_line_per_query(trained, people, tmp_path, embedded, split):
@@ -286,6 +276,16 @@ def test_what_is_left_with_bad_images_has_to_be_rankable(exported, people, tmp_p
     done = evaluate(exported, root, "--skip-bad-images")
     assert_one_line_error(done, f"{root}: ", "nothing to evaluate", "the first is query/", "it is empty")
     assert "mAP" not in done.stdout
+
+
+def test_figures_of_a_method_of_our_reading_say_so(trained, exported, people, tmp_path, monkeypatch):
+    noted = dataclasses.replace(METHODS["pmm"], note=METHODS["cama"].note)
+    monkeypatch.setitem(METHODS, "pmm", noted)
+    for artifact in (trained, exported):
+        done = evaluate(artifact, people, "--json", tmp_path / "a.json")
+        assert figures(done, tmp_path / "a.json")["notes"] == [noted.note]
+        assert done.stdout.endswith(f"note: {noted.note}\n")
+        assert "our reading" in noted.note
 
 
 def test_what_else_lies_in_a_data_set_is_told(exported, people, tmp_path):

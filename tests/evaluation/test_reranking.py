@@ -168,17 +168,17 @@ def test_memory_limits():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "flag"),
+    ("wrong", "name"),
     [
-        ({"k1": 0}, "--k1"),
-        ({"k2": 0}, "--k2"),
-        ({"weight": -0.1}, "--rerank-lambda"),
-        ({"weight": 1.1}, "--rerank-lambda"),
-        ({"weight": float("nan")}, "--rerank-lambda"),
+        ({"k1": 0}, "k1"),
+        ({"k2": 0}, "k2"),
+        ({"weight": -0.1}, "weight"),
+        ({"weight": 1.1}, "weight"),
+        ({"weight": float("nan")}, "weight"),
     ],
 )
-def test_parameters_out_of_range(wrong, flag):
-    with refuses(InvalidValue, *wrong.values(), name=flag):
+def test_parameters_out_of_range(wrong, name):
+    with refuses(InvalidValue, *wrong.values(), name=name):
         Reranking(**wrong)
 
 
