@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from pmm.ablation.plot import plot
-from pmm.ablation.report import default_out, make_report, markdown, progress
+from pmm.ablation.report import default_out, make_report, markdown
 from pmm.ablation.runs import RunOutcome
 from pmm.ablation.study import Ablation, AblationOptions
+from pmm.ablation.study_command import run_study
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import UserError
 from pmm.utils.extras import check_installed
-from pmm.utils.files import claimed, output_file, write_file
+from pmm.utils.files import output_file, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,34 +36,20 @@ class AblationCommand:
 
 
 def main(prog: str) -> int:
-    """Entry point; 1 if a run failed."""
+    """Entry point; raises UserError if a run failed."""
     command = command_line.parse(AblationCommand, prog=prog, description=__doc__ or "")
     check_installed("torch", "matplotlib")  # matplotlib for the plot, at the end
     ablation = Ablation(command.options)
     out = output_file(command.out or default_out(ablation), suffixes=(".json",))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended is interrupted: its runs end too
-    with claimed(command.options.runs):
-        ablation.check_models()
-        ablation.check_overwrite()
-        print(ablation.describe(), flush=True)
-        try:
-            outcomes = ablation.measure(finished)
-        except KeyboardInterrupt:
-            print(f"\n{prog}: interrupted; {ablation.finished_runs()}; the same command continues", file=sys.stderr)
-            return command_line.INTERRUPTED
-    results = make_report(ablation, outcomes, shlex.join(["pmm", "ablation", *sys.argv[1:]]))
-    table = markdown(results)
-    write_file(out, json.dumps(results, indent=1) + "\n")
-    write_file(out.with_suffix(".md"), table + "\n")
-    out.with_suffix(".png").unlink(missing_ok=True)  # of another report, if nothing can be compared in this one
-    if picture := plot(results):
-        write_file(out.with_suffix(".png"), picture)
-    print(f"\n{table}\nreport: {out}")
-    if failed := [outcome.run.name for outcome in outcomes if outcome.figures is None]:
-        problem = f"{len(failed)} of {len(outcomes)} runs failed: {'; '.join(failed)}"
-        raise UserError(problem, hint="the same command runs them again")
-    return 0
 
+    def write(outcomes: Sequence[RunOutcome]) -> str:
+        results = make_report(ablation, outcomes, shlex.join(["pmm", "ablation", *sys.argv[1:]]))
+        table = markdown(results)
+        write_file(out, json.dumps(results, indent=1) + "\n")
+        write_file(out.with_suffix(".md"), table + "\n")
+        out.with_suffix(".png").unlink(missing_ok=True)  # of another report, if nothing can be compared in this one
+        if picture := plot(results):
+            write_file(out.with_suffix(".png"), picture)
+        return f"{table}\nreport: {out}"
 
-def finished(outcome: RunOutcome, left: int, seconds: float) -> None:
-    print(progress(outcome, left, seconds), flush=True)
+    return run_study(ablation, write, prog=prog)
