@@ -8,7 +8,6 @@ A file that has another size or date than when it was embedded is embedded again
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,12 +15,11 @@ from typing import Annotated, Literal
 from pmm.data.bad_images import BadImageOptions, bad_image_lines
 from pmm.gallery.embed_folder import FolderJob
 from pmm.gallery.storage.manifest import is_gallery
-from pmm.runtime.open import BACKEND_HELP, check_backend, open_runner
+from pmm.runtime.runner_flags import BatchRunnerFlags
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import UserError, printable
+from pmm.utils.errors import UserError
 from pmm.utils.facts import how_many
-from pmm.utils.hardware import check_threads, cuda_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +50,7 @@ class EmbedCommand:
     store: Annotated[Literal["fp32", "fp16"] | None, Arg(group="gallery")] = None
     """Precision that embeddings are stored in: fp32, or fp16, which takes half the disk (default: fp32, or that of the
     gallery to add to)."""
-    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP, group="running")] = "auto"
-    device: Annotated[str, Arg(group="running")] = "auto"
-    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    batch_size: Annotated[int, Arg(short="-b", least=1, group="running")] = 64
-    """Images per call."""
-    threads: Annotated[int, Arg(group="running")] = 0
-    """CPU threads of the backend (default: its own choice)."""
-
-    def __post_init__(self) -> None:
-        check_backend(self.backend)
-        check_threads(self.threads)
-        cuda_index(self.device)
+    running: BatchRunnerFlags = field(default_factory=BatchRunnerFlags)
 
 
 def main(prog: str) -> None:
@@ -75,15 +62,15 @@ def main(prog: str) -> None:
         skip_bad_images=command.bad_images.skip_bad_images,
     )  # fmt: skip
     prepared = job.prepare()  # before a model is loaded for nothing
-    with open_runner(command.model, command.backend, device=command.device, threads=command.threads) as runner:
+    with command.running.open(command.model) as runner:
         try:
-            gallery, report = prepared.run(runner, batch_size=command.batch_size, label=prog)
+            gallery, report = prepared.run(runner, batch_size=command.running.batch_size, label=prog)
         except (KeyboardInterrupt, UserError):
             if is_gallery(command.out):
-                print(f"{prog}: note: what is written stays; the same command goes on", file=sys.stderr)
+                command_line.note(prog, "what is written stays; the same command goes on")
             raise
     for line in (*prepared.left_out, *bad_image_lines(report.bad)):
-        print(printable(f"{prog}: note: {line}"), file=sys.stderr)
+        command_line.note(prog, line)
     counts = [f"{how_many(report.added, 'image')} added"]
     counts += [f"{report.changed:,} of them again, as their files had changed"] * bool(report.changed)
     counts += [f"{report.known:,} were there"] * bool(report.known)
@@ -92,7 +79,7 @@ def main(prog: str) -> None:
     counts += [f"{len(report.bad):,} left out"] * bool(report.bad)
     if report.gone:
         gone = f"{how_many(report.gone, 'crop')} of the gallery can no longer be read in {command.folder}"
-        print(printable(f"{prog}: note: {gone}; --prune removes such"), file=sys.stderr)
+        command_line.note(prog, f"{gone}; --prune removes such")
     rate = f"{report.added / report.seconds:.0f} images/s with reading, " if report.added else ""
     info = runner.info
     print(

@@ -51,4 +51,4 @@ def main(prog: str) -> None:
     for file in model.files:
         print(f"give BoxMOT {file}")
     for note in model.notes:
-        print(f"note: {note}")
+        command_line.note(prog, note)

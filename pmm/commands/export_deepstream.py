@@ -42,4 +42,5 @@ def main(prog: str) -> None:
     size = model.artifact.manifest.preprocessing
     print(describe(model.artifact))
     print(f"{model.section}: put it in place of the ReID section of the tracker's configuration")
-    print(f"note: DeepStream resizes crops to {size.height}x{size.width} in its own way, not by {size.filter_name}")
+    resized = f"{size.height}x{size.width}"
+    command_line.note(prog, f"DeepStream resizes crops to {resized} in its own way, not by {size.filter_name}")

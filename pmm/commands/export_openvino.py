@@ -53,4 +53,4 @@ def main(prog: str) -> None:
     )
     print(describe(model.artifact))
     print(model.describe())
-    print("note: OpenVINO computes in bf16 where the CPU has it; INFERENCE_PRECISION_HINT f32 keeps fp32")
+    command_line.note(prog, "OpenVINO computes in bf16 where the CPU has it; INFERENCE_PRECISION_HINT f32 keeps fp32")

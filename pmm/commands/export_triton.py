@@ -66,6 +66,8 @@ def main(prog: str) -> None:
         "TRITON_IMAGE tritonserver --model-repository=/models"
     )
     if command.input == "jpeg":
-        print(f"note: the server's Python needs numpy and Pillow {PIL.__version__}: pip install pillow in its image")
+        needs = f"the server's Python needs numpy and Pillow {PIL.__version__}"
+        command_line.note(prog, f"{needs}: pip install pillow in its image")
     for version in sorted({model.manifest.engine.version for _, model in written if model.manifest.engine}):
-        print(f"note: the engine loads only in a server whose TensorRT is {version}, the version that built it")
+        only = f"the engine loads only in a server whose TensorRT is {version}"
+        command_line.note(prog, f"{only}, the version that built it")

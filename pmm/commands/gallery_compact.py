@@ -13,7 +13,6 @@ from typing import Annotated
 
 from pmm.gallery.describe import describe_gallery
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.unfinished import give_up_unfinished
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.facts import how_many
@@ -25,9 +24,6 @@ class GalleryCompactCommand:
 
     gallery: Annotated[Path, Arg("GALLERY", positional=True)]
     """Gallery written by pmm embed."""
-    give_up: bool = False
-    """Give up what was interrupted: remove the crops that an upgrade has embedded so far, and no longer say that
-    pmm embed has not finished the gallery."""
 
 
 def main(prog: str) -> None:
@@ -36,8 +32,6 @@ def main(prog: str) -> None:
     before = describe_gallery(command.gallery)
     gallery = Gallery.open(command.gallery)
     with gallery.writer():
-        if command.give_up:
-            give_up_unfinished(command.gallery)
         gallery.compact()
     after = describe_gallery(command.gallery)
     print(

@@ -9,13 +9,13 @@ images are still in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.removal import ids_to_remove
-from pmm.gallery.search_options import row_filter
+from pmm.gallery.search_options import RowFilterFlags
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions
@@ -32,21 +32,13 @@ class GalleryRemoveCommand:
     """Crops to remove, as pmm search names them."""
     ids: Annotated[Path | None, Arg("FILE")] = None
     """Text file with an id on each line."""
-    camera: Annotated[tuple[str, ...], Arg("NAME", group="filters")] = ()
-    """Those of these cameras, one or several."""
-    time_from: Annotated[str, Arg("TIME", group="filters")] = ""
-    """From this time on: seconds, or a date as 2026-05-01T14:30:00 (UTC where it names no zone)."""
-    time_to: Annotated[str, Arg("TIME", group="filters")] = ""
-    """Until this time, which is in."""
-    where: Annotated[tuple[str, ...], Arg("NAME=VALUE", group="filters")] = ()
-    """Those with this value in a column of the gallery, or with this id; of one NAME several values may be given."""
     dry_run: bool = False
     """Say how many, and remove none."""
+    rows: Annotated[RowFilterFlags, Arg(group="filters")] = field(default_factory=RowFilterFlags)
 
     def __post_init__(self) -> None:
         named = bool(self.id or self.ids)
-        filtered = bool(self.camera or self.time_from or self.time_to or self.where)
-        if named == filtered:
+        if named == (self.rows != RowFilterFlags()):
             problem = "ids and filters cannot be combined" if named else "nothing says which crops to remove"
             expected = "ids or --ids FILE, or filters such as --camera"
             raise ConflictingOptions(problem, "--ids", "--where", expected=expected)
@@ -56,9 +48,7 @@ def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(GalleryRemoveCommand, prog=prog, description=__doc__ or "")
     gallery = Gallery.open(command.gallery)
-    with_filter = row_filter(
-        gallery, cameras=command.camera, since=command.time_from, until=command.time_to, where=command.where
-    )
+    with_filter = command.rows.row_filter(gallery)
     ids = gallery.ids_of(gallery.rows_where(with_filter)).tolist() if with_filter else []
     ids = ids or ids_to_remove(gallery, command.id, command.ids)
     if command.dry_run:

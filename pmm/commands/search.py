@@ -9,20 +9,19 @@ Distances are exact: Euclidean or, for a model that compares by cosine, 1 - cosi
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from pmm.data.bad_images import BadImageOptions, bad_image_lines
+from pmm.gallery.search_options import SearchFilterFlags
 from pmm.gallery.search_request import SearchAnswer, SearchRequest
-from pmm.runtime.open import BACKEND_HELP, check_backend
+from pmm.runtime.runner_flags import BatchRunnerFlags
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
-from pmm.utils.errors import ConflictingOptions, printable
+from pmm.utils.errors import ConflictingOptions
 from pmm.utils.facts import how_many
 from pmm.utils.files import output_file, replacing
-from pmm.utils.hardware import check_threads, cuda_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +40,7 @@ class SearchCommand:
     """Mark what is at most this distance away as a match; auto takes the gallery's threshold."""
     fmr: Annotated[float | None, Arg("RATE")] = None
     """With --threshold auto: the false match rate whose threshold is taken, if the gallery has several."""
-    camera: Annotated[tuple[str, ...], Arg("NAME", group="crops to look at")] = ()
-    """Those of these cameras, one or several."""
-    time_from: Annotated[str, Arg("TIME", group="crops to look at")] = ""
-    """From this time on: seconds, or a date as 2026-05-01T14:30:00 (UTC where it names no zone)."""
-    time_to: Annotated[str, Arg("TIME", group="crops to look at")] = ""
-    """Until this time, which is in."""
-    where: Annotated[tuple[str, ...], Arg("NAME=VALUE", group="crops to look at")] = ()
-    """Those with this value in a column of the gallery, or with this id; of one NAME several values may be given."""
-    not_same_camera: Annotated[bool, Arg(group="crops to look at")] = False
-    """Leave out those of the query's own camera, which --query-camera or --names tells."""
-    query_camera: Annotated[str, Arg("NAME", group="crops to look at")] = ""
-    """Camera of all queries."""
-    names: Annotated[str, Arg("NAME|REGEX", group="crops to look at")] = ""
-    """Camera of each query from its file name, as of pmm embed."""
+    rows: Annotated[SearchFilterFlags, Arg(group="crops to look at")] = field(default_factory=SearchFilterFlags)
     bad_images: Annotated[BadImageOptions, Arg(group="options")] = field(default_factory=BadImageOptions)
     json: Annotated[bool, Arg(group="output")] = False
     """Print JSON, with all columns of the gallery. Bytes of names that are no UTF-8 are as Python reads them: a byte FF
@@ -65,33 +51,15 @@ class SearchCommand:
     """Also draw the first results (20 at most of each of 20 queries) to this file (.png)."""
     folder: Annotated[Path | None, Arg("FOLDER", group="output")] = None
     """For --picture: folder of the gallery's crops (default: the one that was embedded)."""
-    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP, group="running")] = "auto"
-    device: Annotated[str, Arg(group="running")] = "auto"
-    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    batch_size: Annotated[int, Arg(short="-b", least=1, group="running")] = 64
-    """Images of a folder per call."""
-    threads: Annotated[int, Arg(group="running")] = 0
-    """CPU threads of the backend (default: its own choice)."""
+    running: BatchRunnerFlags = field(default_factory=BatchRunnerFlags)
 
     def __post_init__(self) -> None:
-        check_backend(self.backend)
-        check_threads(self.threads)
-        cuda_index(self.device)
         if self.json and self.csv:
             raise ConflictingOptions("--json and --csv exclude each other", "--json", "--csv", hint="leave one out")
         if self.fmr is not None and self.threshold != "auto":
             raise ConflictingOptions("--fmr needs --threshold auto", "--fmr", "--threshold")
-        if self.not_same_camera and not (self.query_camera or self.names):
-            flags = ("--not-same-camera", "--query-camera", "--names")
-            raise ConflictingOptions("--not-same-camera needs --query-camera or --names", *flags)
-        for flag, camera in (("--query-camera", self.query_camera), ("--names", self.names)):
-            if camera and not self.not_same_camera:
-                raise ConflictingOptions(f"{flag} needs --not-same-camera", flag, "--not-same-camera")
         if self.folder and not self.picture:
             raise ConflictingOptions("--folder needs --picture", "--folder", "--picture")
-        if self.query_camera and self.names:
-            problem = "--query-camera and --names both tell the query's camera"
-            raise ConflictingOptions(problem, "--query-camera", "--names", hint="leave one out")
 
 
 def main(prog: str) -> None:
@@ -102,18 +70,17 @@ def main(prog: str) -> None:
         output_file(command.picture, *keep, suffixes=(".png",))
     search = SearchRequest(
         query=command.query, model=command.model, top=command.top, threshold=command.threshold, fmr=command.fmr,
-        cameras=command.camera, since=command.time_from, until=command.time_to, where=command.where,
-        not_same_camera=command.not_same_camera, query_camera=command.query_camera, names=command.names,
-        skip_bad_images=command.bad_images.skip_bad_images, batch_size=command.batch_size,
+        rows=command.rows, skip_bad_images=command.bad_images.skip_bad_images, batch_size=command.running.batch_size,
     )  # fmt: skip
-    answer = search.run(command.gallery, backend=command.backend, device=command.device, threads=command.threads)
+    running = command.running
+    answer = search.run(command.gallery, backend=running.backend, device=running.device, threads=running.threads)
     results = answer.results
     for line in bad_image_lines(answer.bad):
-        print(printable(f"{prog}: note: {line}"), file=sys.stderr)
+        command_line.note(prog, line)
     if command.top > answer.candidates:
         crops = f"{'is' if answer.candidates == 1 else 'are'} {how_many(answer.candidates, 'crop')}"
-        some = " for some queries" * (len(answer.queries) > 1 and command.not_same_camera)
-        print(f"{prog}: note: there {crops} to look at{some}, and all are listed", file=sys.stderr)
+        some = " for some queries" * (len(answer.queries) > 1 and command.rows.not_same_camera)
+        command_line.note(prog, f"there {crops} to look at{some}, and all are listed")
     print(results.as_json() if command.json else results.as_csv() if command.csv else results.as_table(), flush=True)
     if command.picture:  # last: a crop that is gone takes nothing from what was found
         _draw(command.picture, answer, command.folder, prog)
@@ -131,4 +98,4 @@ def _draw(out: Path, answer: SearchAnswer, folder: Path | None, prog: str) -> No
         picture.save(temporary)
     if max(map(len, rows)) > MAX_FOUND or len(answer.queries) > MAX_QUERIES:
         limits = f"the first {MAX_FOUND} crops of each of the first {MAX_QUERIES} queries"
-        print(f"{prog}: note: {out} shows {limits}", file=sys.stderr)
+        command_line.note(prog, f"{out} shows {limits}")

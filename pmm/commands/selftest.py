@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pmm.artifacts.bundle import is_bundle, read_bundle
-from pmm.runtime.open import BACKEND_HELP, check_backend
+from pmm.runtime.runner_flags import RunnerFlags
 from pmm.selftest.judge import describe_verdict
 from pmm.selftest.run import judge_embeddings, open_selftest, run_selftest, write_images
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, printable
-from pmm.utils.hardware import check_threads, cuda_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +38,18 @@ class SelftestCommand:
     """Write the crops to this new folder, as PNG files whose sorted names are their order, and run nothing."""
     json: bool = False
     """Print the verdict as JSON."""
-    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP)] = "auto"
-    device: str = "auto"
-    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    threads: int = 0
-    """CPU threads of the backend (default: its own choice)."""
+    running: RunnerFlags = field(default_factory=RunnerFlags)
 
     def __post_init__(self) -> None:
-        check_backend(self.backend)
-        check_threads(self.threads)
-        cuda_index(self.device)
-        other = "embeddings" if self.embeddings else "write_images" if self.write_images else ""
-        running = {"backend": "auto", "device": "auto", "threads": 0}
-        if other and (given := [name for name, default in running.items() if getattr(self, name) != default]):
+        other = "--embeddings" if self.embeddings else "--write-images" if self.write_images else ""
+        given = [f"--{name}" for name, value in vars(self.running).items() if value != getattr(RunnerFlags, name)]
+        if other and given:
             problem = f"{other} runs nothing, so {', '.join(given)} would change nothing"
             raise ConflictingOptions(problem, other, *given, hint="leave it out")
         if self.write_images and (self.embeddings or self.precision or self.json):
-            rest = next(name for name in ("embeddings", "precision", "json") if getattr(self, name))
-            problem = f"write_images judges nothing, so {rest} would change nothing"
-            raise ConflictingOptions(problem, "write_images", rest, hint="leave it out")
+            rest = next(f"--{name}" for name in ("embeddings", "precision", "json") if getattr(self, name))
+            problem = f"--write-images judges nothing, so {rest} would change nothing"
+            raise ConflictingOptions(problem, "--write-images", rest, hint="leave it out")
 
 
 def main(prog: str) -> int:
@@ -74,9 +66,9 @@ def main(prog: str) -> int:
     else:
         verdict = run_selftest(
             command.artifact,
-            command.backend,
-            device=command.device,
-            threads=command.threads,
+            command.running.backend,
+            device=command.running.device,
+            threads=command.running.threads,
             precision=command.precision,
         )
     if command.json:
@@ -93,6 +85,7 @@ def _of_bundle(command: SelftestCommand) -> SelftestCommand:
     for."""
     bundle = read_bundle(command.artifact)
     command = dataclasses.replace(command, artifact=command.artifact / bundle.artifact)
-    if command.embeddings or command.write_images or command.backend != "auto":
+    if command.embeddings or command.write_images or command.running.backend != "auto":
         return command
-    return dataclasses.replace(command, backend=bundle.backend, precision=command.precision or bundle.precision)
+    running = dataclasses.replace(command.running, backend=bundle.backend)
+    return dataclasses.replace(command, running=running, precision=command.precision or bundle.precision)

@@ -9,7 +9,6 @@ and the first crops of their rankings, right or wrong. curves: loss, learning ra
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,6 +66,8 @@ def main(prog: str) -> None:
     for name in names:
         if name not in PICTURES:
             raise InvalidValue("--what", name, choices=PICTURES)
+    if command.runs and "curves" not in names:
+        raise ConflictingOptions("--runs needs curves in --what", "--runs", "--what")
     check_installed(*(["torch"] if names != ["curves"] else []), "matplotlib")
     checkpoint = existing_file(command.checkpoint or newest_run(), "a checkpoint (.pth)")
     out = command.out or checkpoint.parent / "pictures"
@@ -99,7 +100,7 @@ def main(prog: str) -> None:
             if "--what" in flags:
                 raise
             if name not in OF_SOME:
-                print(f"{prog}: note: no {file.name}: {reason}", file=sys.stderr)
+                command_line.note(prog, f"no {file.name}: {reason}")
             continue
         with replacing(file) as temporary:
             picture.save(temporary, optimize=True)

@@ -3,45 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pmm.gallery.crop_metadata import TIME_EXPECTED, parse_time
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.storage.thresholds import Threshold, thresholds_for
-from pmm.utils.errors import InvalidFile, InvalidInput, InvalidValue, one_of
+from pmm.utils.arguments import Arg
+from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue, one_of
 
 
-def row_filter(
-    gallery: Gallery, *, cameras: Sequence[str] = (), since: str = "", until: str = "", where: Sequence[str] = ()
-) -> RowFilter | None:
-    """The rows that all of the flags keep; None if there are none of them.
+@dataclass(frozen=True, kw_only=True)
+class RowFilterFlags:
+    """Which crops of a gallery count; all by default."""
 
-    Args:
-        cameras: any of these.
-        since, until: times, as `parse_time` reads them.
-        where: NAME=VALUE of the gallery's columns or `id`; of one NAME any of its values.
+    camera: Annotated[tuple[str, ...], Arg("NAME")] = ()
+    """Only crops of these cameras."""
+    time_from: Annotated[str, Arg("TIME")] = ""
+    """Only crops from this time on: seconds, or a date as 2026-05-01T14:30:00 (UTC where it names no zone)."""
+    time_to: Annotated[str, Arg("TIME")] = ""
+    """Only crops up to this time, inclusive."""
+    where: Annotated[tuple[str, ...], Arg("NAME=VALUE")] = ()
+    """Only crops with this value in column NAME; repeat for alternatives."""
 
-    Raises InvalidValue for a column that the gallery does not have, or a value that it cannot hold.
-    """
-    if not (cameras or since or until or where):
-        return None
-    wanted: dict[str, list[str | int | float]] = {}
-    for text in where:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InvalidValue("--where", text, "NAME=VALUE, as floor=3")
-        if name == "time":
-            raise InvalidValue("--where", text, hint="give --time-from and --time-to")
-        wanted.setdefault(name, []).append(_value(gallery, "--where", name, value))
-    return RowFilter(
-        cameras=[_value(gallery, "--camera", "camera", camera) for camera in cameras],  # type: ignore[misc]
-        since=_time(gallery, "--time-from", since),
-        until=_time(gallery, "--time-to", until),
-        ids=wanted.pop("id", []),  # type: ignore[arg-type]
-        columns=wanted,
-    )
+    def row_filter(self, gallery: Gallery) -> RowFilter | None:
+        """The rows that all of the flags keep; None if none is given.
+
+        Raises InvalidValue for a column that the gallery does not have, or a value that it cannot hold.
+        """
+        if not (self.camera or self.time_from or self.time_to or self.where):
+            return None
+        wanted: dict[str, list[str | int | float]] = {}
+        for text in self.where:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise InvalidValue("--where", text, "NAME=VALUE, as floor=3")
+            if name == "time":
+                raise InvalidValue("--where", text, hint="give --time-from and --time-to")
+            wanted.setdefault(name, []).append(_value(gallery, "--where", name, value))
+        return RowFilter(
+            cameras=[_value(gallery, "--camera", "camera", camera) for camera in self.camera],  # type: ignore[misc]
+            since=_time(gallery, "--time-from", self.time_from),
+            until=_time(gallery, "--time-to", self.time_to),
+            ids=wanted.pop("id", []),  # type: ignore[arg-type]
+            columns=wanted,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFilterFlags(RowFilterFlags):
+    """Those of a search, which can also leave out the camera of each query. Raises ConflictingOptions for half of
+    that."""
+
+    not_same_camera: bool = False
+    """Exclude the query's own camera (from --query-camera or --names)."""
+    query_camera: Annotated[str, Arg("NAME")] = ""
+    """Camera of all queries."""
+    names: Annotated[str, Arg("NAME|REGEX")] = ""
+    """Camera of each query from its file name, as of pmm embed."""
+
+    def __post_init__(self) -> None:
+        if self.not_same_camera and not (self.query_camera or self.names):
+            options = ("not_same_camera", "query_camera", "names")
+            raise ConflictingOptions("{not_same_camera} needs {query_camera} or {names}", *options)
+        for name in ("query_camera", "names"):
+            if getattr(self, name) and not self.not_same_camera:
+                raise ConflictingOptions(f"{{{name}}} needs {{not_same_camera}}", name, "not_same_camera")
+        if self.query_camera and self.names:
+            problem = "{query_camera} and {names} both tell the query's camera"
+            raise ConflictingOptions(problem, "query_camera", "names", hint="leave one of them out")
 
 
 def camera_of(gallery: Gallery, flag: str, camera: str) -> str | int:

@@ -7,7 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pmm.gallery.gallery import Gallery
 from pmm.gallery.matches import Matches
 from pmm.gallery.model_of import model_of
 from pmm.gallery.search import opened_gallery, query_runner
-from pmm.gallery.search_options import camera_of, check_threshold, row_filter, threshold_of
+from pmm.gallery.search_options import SearchFilterFlags, camera_of, check_threshold, threshold_of
 from pmm.gallery.search_results import FoundCrop, QueryResult, SearchResults
 from pmm.gallery.storage.snapshot import Rows
 from pmm.gallery.unfinished import JOB_FILE
@@ -56,13 +56,7 @@ class SearchRequest:
     top: int = 10
     threshold: str = ""
     fmr: float | None = None
-    cameras: tuple[str, ...] = ()
-    since: str = ""
-    until: str = ""
-    where: tuple[str, ...] = ()
-    not_same_camera: bool = False
-    query_camera: str = ""
-    names: str = ""
+    rows: SearchFilterFlags = field(default_factory=SearchFilterFlags)
     skip_bad_images: bool = False
     batch_size: int = 64
 
@@ -78,7 +72,7 @@ class SearchRequest:
         with opened_gallery(gallery) as opened:
             if not len(opened):
                 raise InvalidFile("it holds no crops", path=gallery, hint="add some with pmm embed --append")
-            where = row_filter(opened, cameras=self.cameras, since=self.since, until=self.until, where=self.where)
+            where = self.rows.row_filter(opened)
             rows = opened.rows_where(where) if where else opened.rows
             distance, threshold = threshold_of(opened, self.threshold, self.fmr) if self.threshold else (None, None)
             cameras = self._not_camera(opened, files)
@@ -130,13 +124,13 @@ class SearchRequest:
 
     def _not_camera(self, gallery: Gallery, files: Sequence[Path]) -> dict[Path, str | int]:
         """The camera of each query, if its crops do not count; else empty."""
-        if not self.not_same_camera:
+        if not self.rows.not_same_camera:
             return {}
-        if self.query_camera:
-            return dict.fromkeys(files, camera_of(gallery, "--query-camera", self.query_camera))
-        pattern = name_pattern(self.names)
+        if self.rows.query_camera:
+            return dict.fromkeys(files, camera_of(gallery, "--query-camera", self.rows.query_camera))
+        pattern = name_pattern(self.rows.names)
         if "camera" not in pattern.groupindex:
-            raise InvalidValue("--names", self.names, "an expression with a group camera")
+            raise InvalidValue("--names", self.rows.names, "an expression with a group camera")
         cameras = columns_of_names(pattern, [file.name for file in files], files[0].parent)["camera"]
         return {file: camera_of(gallery, "--names", camera) for file, camera in zip(files, cameras, strict=True)}
 

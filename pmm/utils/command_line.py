@@ -117,6 +117,11 @@ def run(main: Callable[[str], int | None], *, prog: str) -> NoReturn:
     raise SystemExit(code or 0)
 
 
+def note(prog: str, text: object) -> None:
+    """A line on stderr that begins as errors do: what the user should know, and what is no result and no progress."""
+    print(printable(f"{prog}: note: {text}"), file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _warnings_of(prog: str) -> Iterator[None]:
     """What the package warns of is a line on stderr that begins as errors do."""

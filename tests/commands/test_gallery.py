@@ -105,7 +105,7 @@ def test_a_wrong_removal_removes_nothing(gallery, tmp_path):
         (["--camera", "9"], ["camera 9"]),
         (["--where", "colour=red"], ["colour=red", "floor"]),
         ([], ["--ids", "--camera"]),
-        (["0.jpg", "--camera", "1"], ["not combined"]),
+        (["0.jpg", "--camera", "1"], ["cannot be combined"]),
         (["--ids", tmp_path / "gone.txt"], ["gone.txt: it does not exist"]),
         (["--ids", tmp_path / "ids.txt"], ["no UTF-8"]),
     ):

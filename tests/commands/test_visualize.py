@@ -147,6 +147,7 @@ def test_mistakes_are_one_line(run, tmp_path):
         ([run, "--crops", "99", "--what", "cam"], "--crops is 99", "72 at most", "test crops"),
         ([run, "--crops", "99", "--what", "lists"], "--crops is 99", "72 at most", "queries"),
         ([run, "--runs", tmp_path / "none"], "none: no such run"),
+        ([run, "--runs", run.parent, "--what", "cam"], "--runs needs curves in --what"),
         ([run, "--against", run], "--against", run, "another checkpoint"),
         ([run, "--against", tmp_path / "other.pth"], "other.pth: it does not exist"),
         ([run, "--out", garbage], "it is a file"),

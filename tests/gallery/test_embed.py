@@ -184,7 +184,7 @@ def test_a_bad_image_is_named_and_nothing_is_written(artifact, crops, tmp_path, 
 
 
 def test_all_bad_images_are_named_before_a_model_is_opened(artifact, crops, tmp_path, monkeypatch):
-    monkeypatch.setattr("pmm.commands.embed.open_runner", lambda *_, **__: pytest.fail("a model was opened"))
+    monkeypatch.setattr("pmm.runtime.runner_flags.open_runner", lambda *_, **__: pytest.fail("a model was opened"))
     for number, kind in enumerate(BAD):
         spoil(crops, kind, f"{number}.jpg")
     done = embed(artifact, crops, tmp_path / "out")
@@ -300,7 +300,7 @@ def test_a_full_disk_is_one_line(artifact, crops, tmp_path, monkeypatch):
 
 def test_wrong_use_is_one_line_before_any_work(artifact, crops, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "pmm.commands.embed.open_runner", lambda *_, **__: pytest.fail("a model was opened for nothing")
+        "pmm.runtime.runner_flags.open_runner", lambda *_, **__: pytest.fail("a model was opened for nothing")
     )
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -88,7 +88,7 @@ def test_crops_that_are_gone_are_named_and_left_out_if_that_is_wanted(
     for path in gone:
         path.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("pmm.commands.gallery_upgrade.open_runner", lambda *_, **__: pytest.fail("a model was opened"))
+        patch.setattr("pmm.runtime.runner_flags.open_runner", lambda *_, **__: pytest.fail("a model was opened"))
         done = run(old, newer)
         assert_one_line_error(
             done, f"2 images cannot be read: {gone[0].name} (it does not exist)", gone[1].name, "--folder"
@@ -171,7 +171,7 @@ def test_an_interrupted_upgrade_goes_on_where_it_was(interrupted, newer, exporte
     assert is_made_by(interrupted, newer, crops, tmp_path)
 
 
-def test_an_interrupted_upgrade_is_told_and_can_be_given_up(old, newer, monkeypatch):
+def test_an_interrupted_upgrade_is_told_and_can_be_cancelled(old, newer, monkeypatch):
     def stop(*_):
         (old / JOB_FILE).write_text("{}")
         raise KeyboardInterrupt
@@ -181,17 +181,26 @@ def test_an_interrupted_upgrade_is_told_and_can_be_given_up(old, newer, monkeypa
         done = run(old, newer)
     assert done.returncode == 130
     assert "note: the gallery is as it was; the same command goes on" in done.stderr
-    assert f"pmm gallery compact {old} --give-up" in done.stderr
+    assert f"pmm gallery upgrade {old} --abort" in done.stderr
     facts = describe_gallery(old)
     assert facts["unfinished"] == ["pmm embed", "pmm gallery upgrade"]
     with Gallery.open(old / WORK_FOLDER).writer():
-        assert_one_line_error(run_here("-m", "pmm", "gallery", "compact", old, "--give-up"), "in use by another")
+        assert_one_line_error(run_here("-m", "pmm", "gallery", "upgrade", old, "--abort"), "in use by another")
     assert (old / WORK_FOLDER).exists()
-    done = run_here("-m", "pmm", "gallery", "compact", old, "--give-up")
+    done = run_here("-m", "pmm", "gallery", "upgrade", old, "--abort")
     assert done.returncode == 0, done.stderr
     assert not (old / WORK_FOLDER).exists()
     assert describe_gallery(old)["unfinished"] == []
     assert len(Gallery.open(old)) == 9
+    done = run_here("-m", "pmm", "gallery", "upgrade", old, "--abort")
+    assert (done.returncode, "nothing to cancel" in done.stdout) == (0, True)
+
+
+def test_upgrading_and_cancelling_exclude_each_other(old, newer):
+    for words, facts in (((), ("--to MODEL", "--abort")), (("--abort", "--to", newer), ("--abort", "--to"))):
+        done = run_here("-m", "pmm", "gallery", "upgrade", old, *words)
+        assert_one_line_error(done, *facts)
+        assert done.returncode == 2
 
 
 def test_what_an_interrupted_upgrade_to_another_model_left_is_not_used(interrupted, newer, trained, crops, tmp_path):
