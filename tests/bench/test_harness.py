@@ -7,7 +7,7 @@ import pytest
 
 from pmm.artifacts.checkpoint import load
 from pmm.artifacts.trained_model import read_model
-from pmm.bench import harness
+from pmm.bench import latency_run
 from pmm.bench.gates import GateFlags
 from pmm.bench.harness import Bench
 from pmm.bench.request import ChainOptions, Options, make_request
@@ -195,7 +195,7 @@ def test_environment_is_plain():
 
 
 def test_an_interrupted_run_goes_on_where_it_was(trained, exported, people, tmp_path, monkeypatch):
-    out, calls, really_time = tmp_path / "report", [], harness.time_batch
+    out, calls, really_time = tmp_path / "report", [], latency_run.time_batch
     command = (SCRIPT, trained, exported, "--batches", "1,2", "--seconds", "0.2", "--out", out)
     command += ("--root", fewer(people, tmp_path / "people"))
 
@@ -210,7 +210,7 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, exported, people, tmp_
             return super().call(method, **arguments)
 
     with workers_here() as patch:
-        patch.setattr(harness, "time_batch", interrupted)
+        patch.setattr(latency_run, "time_batch", interrupted)
         done = run_here(*command, PMM_FAST="1")
     assert done.returncode == 130
     assert "continue with --resume" in done.stderr
