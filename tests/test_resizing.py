@@ -17,8 +17,7 @@ from pmm.bench.worker import WorkerSession
 from pmm.data.readers import read_dataset
 from pmm.data.resize_opencv import resize_as_opencv
 from pmm.embedding.embed import embed_samples
-from pmm.export.calibration import calibration_files
-from pmm.export.onnx import _calibration_crops
+from pmm.export.calibration import calibration_crops, calibration_files
 from pmm.export.options import ExportOptions
 from pmm.export.parity_check import verification_crops
 from pmm.runtime.open import open_runner
@@ -105,5 +104,5 @@ def test_exports_are_verified_and_calibrated_on_crops_that_obey_the_contract(art
     crops = verification_crops("synthetic", str(odd_people), size)
     assert all(crop.tobytes() in by_content for crop in crops)
     source = SimpleNamespace(preprocessing=size, data=SimpleNamespace(name="synthetic", root=str(odd_people)))
-    crops = _calibration_crops(source, ExportOptions(precision="int8", target="cpu", calibration_images=32))
+    crops = calibration_crops(source, ExportOptions(precision="int8", target="cpu", calibration_images=32))
     assert np.array_equal(crops, [by_hand(path) for path in calibration_files(str(odd_people), "synthetic", 32)])

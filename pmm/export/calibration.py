@@ -5,14 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pmm.data.bad_images import load_readable
 from pmm.data.folders import PLAIN, POOL, parts_in
 from pmm.data.left_out import is_image_name
-from pmm.data.readers import read_dataset
+from pmm.data.preprocessing import Crops
+from pmm.data.readers import DEFAULT_DATASET, read_dataset
 from pmm.data.samples import evenly_spaced
-from pmm.export.options import MIN_CALIBRATION_CROPS
+from pmm.export.options import MIN_CALIBRATION_CROPS, ExportOptions
+from pmm.export.source import ExportSource
 from pmm.utils.errors import InvalidFile, UserError
 
 TEST_FOLDERS = ("query", "gallery", "test", "probe", "bounding_box_test")
+
+
+def calibration_crops(source: ExportSource, options: ExportOptions) -> Crops:
+    """The crops [N, H, W, 3] that `options` calibrates an int8 file of `source` on. Raises InvalidFile without any."""
+    root = options.calibration_root or source.data.root
+    try:
+        if not root:
+            raise InvalidFile("no data set is named")
+        dataset = options.calibration_dataset or source.data.name or DEFAULT_DATASET
+        files = calibration_files(root, dataset, options.calibration_images)
+    except UserError as error:
+        hints = error.hint, f"give {'another ' if options.calibration_root else ''}--calibration-root DIR"
+        raise InvalidFile(
+            f"no crops to calibrate on ({error.problem})",
+            path=error.path or root or None,
+            expected=error.expected,
+            hint="; or ".join(filter(None, hints)),
+        ) from error
+    return load_readable(files, source.preprocessing, least=MIN_CALIBRATION_CROPS)
 
 
 def calibration_files(root: str | Path, dataset: str, images: int) -> list[Path]:

@@ -170,15 +170,15 @@ def _build(
     if calibration is not None:
         return quantize_graph(source, options, calibration, parity_check, name)
     proto = source.graph(options)
-    if source.method != "adopted" or options.precision == "fp32":
-        return proto, None
-    size, contract = source.fed(options), source.input(options)
-    try:
-        proto, kept = half_with_fallback(proto, options.precision, parity_check, contract, size, name)
-    except InvalidFile as error:
-        error.path = error.path or source.path
-        raise
-    return proto, {"kept_in_fp32": kept} if kept else None
+    if source.method == "adopted" and options.precision in ("fp16", "bf16"):
+        size, contract = source.fed(options), source.input(options)
+        try:
+            proto, kept = half_with_fallback(proto, options.precision, parity_check, contract, size, name)
+        except InvalidFile as error:
+            error.path = error.path or source.path
+            raise
+        return proto, {"kept_in_fp32": kept} if kept else None
+    return proto, None
 
 
 def _verify(

@@ -11,7 +11,8 @@ from pmm.data.readers import read_dataset
 from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.engine_precision import network_precision
 from pmm.export.half_precision import emulated, fp16_between, half_type, tensor_types
-from pmm.export.onnx import _int8_hint, describe, export_onnx
+from pmm.export.int8_graph import _hint
+from pmm.export.onnx import describe, export_onnx
 from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.precision import onnx_precision
 from pmm.export.reference import in_memory
@@ -205,8 +206,8 @@ def test_it_is_for_int8_on_tensorrt(trained, tmp_path):
 @pytest.mark.parametrize(("version", "named"), [("1.29.0", True), ("1.30.0", False), ("2.0.1", False)])
 def test_an_onnx_runtime_that_computes_it_wrongly_is_named(monkeypatch, version, named):
     monkeypatch.setattr("onnxruntime.__version__", version)
-    assert (">=1.30" in _int8_hint(HALF)) is (version in _int8_hint(HALF)) is named
-    assert not _int8_hint(ExportOptions(precision="int8"))
+    assert (">=1.30" in _hint(HALF)) is (version in _hint(HALF)) is named
+    assert not _hint(ExportOptions(precision="int8"))
 
 
 @pytest.mark.slow

@@ -17,12 +17,12 @@ from pmm.data.crops import load_crops
 from pmm.data.preprocessing import Preprocessing, preprocessing_of
 from pmm.data.readers import read_dataset
 from pmm.export import parity_check
-from pmm.export.calibration import calibration_files
+from pmm.export.calibration import calibration_crops, calibration_files
 from pmm.export.fallback import convert_with_fallback
 from pmm.export.graph import to_onnx
 from pmm.export.int8 import Quantizer
 from pmm.export.int8_layers import main_inputs, quantisable
-from pmm.export.onnx import _calibration_crops, describe, export_onnx
+from pmm.export.onnx import describe, export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.export.precision import onnx_precision
@@ -114,9 +114,9 @@ def test_crops_of_a_data_set_that_is_named_are_read_as_it_lays_them_out(people):
     source = SimpleNamespace(preprocessing=size, data=DatasetLocation("msmt17", "elsewhere"))
     options = ExportOptions(precision="int8", calibration_images=32, calibration_root=str(people))
     with refuses(InvalidFile, hint="another --calibration-root DIR"):
-        _calibration_crops(source, options)
+        calibration_crops(source, options)
     named = dataclasses.replace(options, calibration_dataset="market1501")
-    assert _calibration_crops(source, named).shape == (32, 8, 4, 3)
+    assert calibration_crops(source, named).shape == (32, 8, 4, 3)
     with refuses(ConflictingOptions, "--calibration-dataset", hint="--calibration-root DIR"):
         ExportOptions(precision="int8", calibration_dataset="market1501")
 

@@ -12,6 +12,7 @@ from pmm.artifacts.manifest import InputContract
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
+from pmm.export import int8_graph
 from pmm.export import onnx as module
 from pmm.export.half_precision import emulated, half_type
 from pmm.export.onnx import describe
@@ -144,7 +145,7 @@ def test_crops_are_calibrated_on_as_often_as_a_batch_needs_and_no_others(trained
         seen.extend(images)
         raise UserError("seen")
 
-    monkeypatch.setattr(module, "Quantizer", stop)
+    monkeypatch.setattr(int8_graph, "Quantizer", stop)
     options = ExportOptions(precision="int8", calibration_images=40, static_batch=7)
     with pytest.raises(UserError, match="seen"):
         module.export_onnx(trained, tmp_path / "model.onnx", options)
