@@ -127,14 +127,7 @@ def export_candidates(
     if cuda_graph not in ("on", "off", "both"):
         raise InvalidValue("--cuda-graph", cuda_graph, choices=("on", "off", "both"))
     graphs = {"on": [True], "off": [False], "both": [False, True]}[cuda_graph]
-    if source == "onnx":
-        reference = Candidate(backend="ort-cpu", precision="fp32", device="cpu", source=source)
-    else:
-        graph_of_reference = False if where == "cuda" else None
-        reference = Candidate(
-            backend="torch", precision="fp32", device=where, gpu=number, cuda_graph=graph_of_reference
-        )
-    candidates = [reference]
+    candidates = [_reference(source, where, number)]
     for name in names:
         devices = BACKENDS[name].precisions
         on: Device = where if where in devices else next(iter(devices))
@@ -151,6 +144,27 @@ def export_candidates(
             if precision in devices[on]
             for graph in (graphs if on == "cuda" and gpu else [None])
         ]
+    _check_each_runs(candidates, backends, precisions, names, kinds)
+    return list(dict.fromkeys(candidates))
+
+
+def _reference(source: Source, device: Device, gpu: int) -> Candidate:
+    """The source's own run in fp32, which the others are compared with."""
+    if source == "onnx":
+        return Candidate(backend="ort-cpu", precision="fp32", device="cpu", source=source)
+    graph = False if device == "cuda" else None
+    return Candidate(backend="torch", precision="fp32", device=device, gpu=gpu, cuda_graph=graph)
+
+
+def _check_each_runs(
+    candidates: Sequence[Candidate],
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    names: Sequence[str],
+    kinds: Sequence[str],
+) -> None:
+    """Raises ConflictingOptions if none of the `candidates` runs in one of the `backends`, or one of the `precisions`,
+    that the user named; `names` and `kinds` are what these stand for."""
     for name in (name for name in backends if name in BACKENDS and name not in {c.backend for c in candidates}):
         usable = one_of(next(iter(BACKENDS[name].precisions.values())))
         problem = f"{name} does not run in {one_of(kinds)}"
@@ -164,7 +178,6 @@ def export_candidates(
         )
         problem = f"{one_of(names)} does not run in {precision} on this device"
         raise ConflictingOptions(problem, "--backends", "--precisions", expected=usable)
-    return list(dict.fromkeys(candidates))
 
 
 def artifact_candidates(
