@@ -12,7 +12,8 @@ from torch import Tensor
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
 from pmm.artifacts.manifest import PackageContract
 from pmm.artifacts.native_file import check_origin, read_native
-from pmm.runtime.base import RunnerInfo, closed_runner, warn_if_unverified
+from pmm.runtime.base import RunnerInfo, warn_if_unverified
+from pmm.runtime.opened import closed_runner
 from pmm.runtime.torch_graph import quiet
 from pmm.runtime.torch_runner import TorchRunner
 from pmm.runtime.trt_variant import this_platform

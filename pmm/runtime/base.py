@@ -10,22 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.data.preprocessing import Crops, Preprocessing
-from pmm.runtime.fork import around_forks, never_free
 from pmm.runtime.gpu_array import CudaArray, GpuArray, is_on_gpu
 from pmm.runtime.memory import batch_fits
+from pmm.runtime.opened import Opened
 from pmm.utils.errors import InvalidInput, UserError
 
 Embeddings = npt.NDArray[np.float32]
 R = TypeVar("R", bound="Runner")
-S = TypeVar("S", bound="BoundRun")
-T = TypeVar("T", bound="Runner | BoundRun")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,39 +40,58 @@ class RunnerInfo:
     """The library and version that executes, and its provider if it has several."""
 
 
-class BoundRun:
-    """A run on images that are already where the backend wants them, for timing."""
+class BoundRun(Opened):
+    """A run on images that are already where the backend wants them, for timing. Backends override the methods with an
+    underscore.
 
-    path: Path | None = None
-    """The runner's file, for messages."""
+    After its runner was closed, and in a process that was forked from the runner's, every method raises UserError.
+    """
 
-    def __new__(cls: type[S], *_: Any, **__: Any) -> S:
-        return _of_this_process(super().__new__(cls))
-
-    def __init__(self, run: Callable[[], None]) -> None:
-        self._run = run
+    def __init__(self, step: Callable[[], None]) -> None:
+        self._step = step
 
     def __call__(self) -> None:
         """Run; returns when the result is complete."""
+        self._check_usable()
         self._run()
 
     def enqueue(self) -> None:
         """Start a run, without waiting for it where the backend can; `wait` does."""
-        self._run()
+        self._check_usable()
+        self._enqueue()
 
     def wait(self) -> None:
         """Until every run that was enqueued is complete."""
+        self._check_usable()
+        self._wait()
 
     def device_ms(self) -> float | None:
         """Run once; what it took by the GPU's own clock, in ms. None on a CPU."""
-        return None
+        self._check_usable()
+        return self._device_ms()
 
     def transfers_ms(self) -> tuple[float, float] | None:
         """Copy the images to the GPU and the embeddings back; what each took, in ms. None on a CPU."""
+        self._check_usable()
+        return self._transfers_ms()
+
+    def _run(self) -> None:
+        self._step()
+
+    def _enqueue(self) -> None:
+        self._run()
+
+    def _wait(self) -> None:
+        pass
+
+    def _device_ms(self) -> float | None:
+        return None
+
+    def _transfers_ms(self) -> tuple[float, float] | None:
         return None
 
 
-class Runner(ABC):
+class Runner(Opened, ABC):
     """An opened model. Use as a context manager, in the process that opened it: after `os.fork` a child opens its own,
     and the inherited one raises UserError, as one does that was closed.
 
@@ -88,13 +105,10 @@ class Runner(ABC):
     """The method that trained the model, as --method names it, or adopted; empty for a model that is no file's."""
     accepts_gpu_arrays: bool = False
     """Images may lie on its GPU, and embeddings may stay there."""
-    _path: Path | None = None
-    """The file, for messages."""
-    _closed = False
     _bound_runs: weakref.WeakSet[BoundRun]
 
     def __new__(cls: type[R], *_: Any, **__: Any) -> R:
-        runner = _of_this_process(super().__new__(cls))
+        runner = super().__new__(cls)
         runner._bound_runs = weakref.WeakSet()
         return runner
 
@@ -121,6 +135,7 @@ class Runner(ABC):
 
         Raises UserError for a runner that does not work on a GPU.
         """
+        self._check_usable()
         if not self.accepts_gpu_arrays:
             backend, device = self.info.backend, self.info.device
             raise UserError(f"{backend} leaves no embeddings on a GPU: it runs on {device}", hint="call the runner")
@@ -133,7 +148,7 @@ class Runner(ABC):
 
         Raises UserError as a call, for no images, and for another number than a static batch.
         """
-        self._check_open()
+        self._check_usable()
         if is_on_gpu(images):
             raise _on_gpu("bind copies them from host memory")
         self.check(images)
@@ -141,15 +156,18 @@ class Runner(ABC):
             raise InvalidInput("cannot bind 0 images", expected="1 or more")
         with batch_fits(images):
             bound = self._bind(images)
-        bound.path = self._path
+        bound._path = self._path
         self._bound_runs.add(bound)
         return bound
 
     def close(self) -> None:
-        """Free what the runner holds; whatever is to run from now on is refused. May be called again."""
+        """Free what the runner holds; whatever is to run from now on is refused. May be called again. In a forked child
+        it does nothing: what the runner holds is the parent's to free."""
+        if self._inherited:
+            return
         self._closed = True
         for bound in list(self._bound_runs):
-            bound.__class__ = _ClosedBoundRun
+            bound._closed = True
         self._release()
 
     @abstractmethod
@@ -164,7 +182,7 @@ class Runner(ABC):
     def _bind(self, images: Crops) -> BoundRun:
         """As `bind`, for one or more images that were checked."""
 
-    def _release(self) -> None:  # noqa: B027 - most runners hold nothing that the garbage collector does not free
+    def _release(self) -> None:
         """Free what the runner holds; may be called again."""
 
     def __enter__(self: R) -> R:
@@ -175,13 +193,9 @@ class Runner(ABC):
     ) -> None:
         self.close()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise closed_runner(self._path)
-
     def _ready(self, images: Crops | CudaArray | Sequence[npt.NDArray[Any]]) -> Crops | CudaArray:
         """Crops of the model's size, or an array on a GPU, which is checked where its content is."""
-        self._check_open()
+        self._check_usable()
         if isinstance(images, (list, tuple)):
             return self._resized(images)
         if not (self.accepts_gpu_arrays and is_on_gpu(images)):
@@ -212,11 +226,6 @@ class Runner(ABC):
 
 
 READ_FILES = "read files with pmm.load_crops(paths)"
-
-
-def closed_runner(path: Path | None) -> UserError:
-    """What every use of a runner that was closed raises."""
-    return UserError("this runner was closed", path=path, hint="open it again")
 
 
 def _on_gpu(problem: str) -> InvalidInput:
@@ -252,49 +261,6 @@ def run_in_batches(run: Callable[[Crops], Embeddings], images: Crops, batch: int
     filled = np.zeros((runs * batch, *images.shape[1:]), images.dtype)
     filled[: len(images)] = images
     return np.concatenate([run(filled[k : k + batch]) for k in range(0, len(filled), batch)])[: len(images)]
-
-
-def _of_this_process(instance: T) -> T:
-    _INSTANCES.add(instance)
-    return instance
-
-
-def _refuse(*_: Any, **__: Any) -> NoReturn:
-    raise UserError(
-        "this runner was opened before fork(), and its threads stayed in the process that opened it",
-        hint="open it in each process that uses it (with gunicorn --preload: in post_fork)",
-    )
-
-
-class _ClosedBoundRun(BoundRun):
-    """What a bound run becomes when its runner is closed."""
-
-    def _refuse(self) -> NoReturn:
-        raise closed_runner(self.path)
-
-    __call__ = enqueue = wait = device_ms = transfers_ms = _refuse
-
-
-class _ParentsBoundRun(BoundRun):
-    """What a bound run becomes in a forked child."""
-
-    __call__ = enqueue = wait = device_ms = transfers_ms = _refuse
-
-
-class _ParentsRunner(Runner):
-    """What a runner becomes in a forked child. Closing it does nothing: what it holds is the parent's to free."""
-
-    __call__ = embed_on_gpu = bind = _refuse
-
-
-def _leave_to_parent() -> None:
-    for instance in list(_INSTANCES):
-        never_free(instance)
-        instance.__class__ = _ParentsRunner if isinstance(instance, Runner) else _ParentsBoundRun
-
-
-_INSTANCES: weakref.WeakSet[Runner | BoundRun] = weakref.WeakSet()
-around_forks(in_child=_leave_to_parent)
 
 
 def warn_if_unverified(path: Path, manifest: Manifest) -> None:

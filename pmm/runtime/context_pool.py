@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from pmm.runtime.base import BoundRun, closed_runner
+from pmm.runtime.base import BoundRun
+from pmm.runtime.opened import closed_runner
 from pmm.runtime.thread_context import ThreadContext
 
 T = TypeVar("T")
@@ -79,18 +80,18 @@ class EngineBoundRun(BoundRun):
         self._contexts, self._images = contexts, images
         self._last: ThreadContext | None = None
 
-    def enqueue(self) -> None:
+    def _enqueue(self) -> None:
         self._on(lambda context: context.enqueue(self._images))
 
-    def wait(self) -> None:
+    def _wait(self) -> None:
         self._contexts.check_open()
         if self._last is not None:
             self._last.wait()
 
-    def device_ms(self) -> float:
+    def _device_ms(self) -> float:
         return self._on(lambda context: context.device_ms(self._images))
 
-    def transfers_ms(self) -> tuple[float, float]:
+    def _transfers_ms(self) -> tuple[float, float]:
         return self._on(lambda context: context.transfers_ms(self._images))
 
     def _on(self, work: Callable[[ThreadContext], T]) -> T:

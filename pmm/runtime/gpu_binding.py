@@ -127,18 +127,18 @@ class GpuBoundRun(BoundRun):
         super().__init__(binding.run)
         self._binding, self._images, self._lock = binding, images, lock
 
-    def __call__(self) -> None:
+    def _run(self) -> None:
         with self._lock:
             self._uploaded().run()
 
-    def enqueue(self) -> None:
+    def _enqueue(self) -> None:
         with self._lock:
             self._uploaded().enqueue()
 
-    def wait(self) -> None:
+    def _wait(self) -> None:
         self._binding.wait()
 
-    def transfers_ms(self) -> tuple[float, float]:
+    def _transfers_ms(self) -> tuple[float, float]:
         with self._lock:
             return self._uploaded().transfers_ms(self._images)
 

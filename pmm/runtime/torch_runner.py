@@ -179,26 +179,26 @@ class CudaBoundRun(BoundRun):
         self._host_images = images.cpu().pin_memory()
         self._host_embeddings = torch.empty_like(self._embeddings, device="cpu").pin_memory()
 
-    def __call__(self) -> None:
+    def _run(self) -> None:
         self._launch()
-        self.wait()
+        self._wait()
 
-    def enqueue(self) -> None:
+    def _enqueue(self) -> None:
         self._launch()
 
-    def wait(self) -> None:
+    def _wait(self) -> None:
         torch.cuda.synchronize(self._images.device)
 
-    def device_ms(self) -> float:
+    def _device_ms(self) -> float:
         return self._timed(self._launch)
 
-    def transfers_ms(self) -> tuple[float, float]:
+    def _transfers_ms(self) -> tuple[float, float]:
         upload = self._timed(lambda: self._images.copy_(self._host_images, non_blocking=True))
         return upload, self._timed(lambda: self._host_embeddings.copy_(self._embeddings, non_blocking=True))
 
     def _timed(self, work: Callable[[], object]) -> float:
         """ms by the GPU's clock from an idle GPU to the end of `work`."""
-        self.wait()
+        self._wait()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         stream = torch.cuda.current_stream(self._images.device)  # by itself, an event takes the first GPU's
         begin.record(stream)

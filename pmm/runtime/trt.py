@@ -149,11 +149,13 @@ class TrtRunner(Runner):
 
     def inspect(self, batch: int | None = None) -> str:
         """The engine inspector's JSON on the layers, at a batch size (default: the best)."""
+        self._check_usable()
         with self._contexts.borrow() as context:
             return context.inspect(batch or self._batch.best)
 
     def layer_times(self, batch: int, runs: int) -> dict[str, float]:
         """Layer -> median ms of `runs` runs of `batch` images of noise, without CUDA graph."""
+        self._check_usable()
         size = self.preprocessing
         noise = np.random.default_rng(0).integers(0, 256, (batch, size.height, size.width, 3), dtype=np.uint8)
         with self._contexts.borrow() as context:
