@@ -12,12 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from pmm.artifacts.artifact import Artifact, new_artifact
+from pmm.artifacts.artifact import Artifact, ArtifactDraft, new_artifact
 from pmm.artifacts.kinds import KIND_NAMES, PACKAGE_SUFFIX, kind_of
 from pmm.artifacts.manifest import METADATA_KEY, EmbeddingContract, InputContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
 from pmm.export.cached import reusable
 from pmm.export.options import Precision, VerifyOptions
+from pmm.export.parity_check import ParityCheck
 from pmm.export.precision import GraphPrecision, tally
 from pmm.export.reference import changed_meanwhile, checkpoint_parity_check
 from pmm.export.selftest import add_selftest, checkpoint_vectors
@@ -27,6 +28,8 @@ from pmm.utils.files import output_file, sha256
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
+
+    from pmm.artifacts.trained_model import TrainedModel
 
 PackagePrecision = Literal["fp32", "tf32", "fp16", "bf16"]
 
@@ -60,19 +63,9 @@ def export_aoti(
     """
     verification = verification or VerifyOptions()
     output_file(out, checkpoint, suffixes=(PACKAGE_SUFFIX,))
-    if precision not in get_args(PackagePrecision):
-        raise InvalidValue("precision", precision, choices=get_args(PackagePrecision))
-    if kind_of(checkpoint, "checkpoint") == "onnx":
-        expected = "a checkpoint written by pmm train or pmm adopt (.pth)"
-        hint = "adopt the nn.Module that it was made from, or build an engine of it (pmm export trt)"
-        raise InvalidFile(f"it is {KIND_NAMES['onnx']}", path=checkpoint, expected=expected, hint=hint)
+    _check(checkpoint, precision)
 
-    import torch
-
-    from pmm.artifacts.checkpoint import versions
     from pmm.artifacts.trained_model import read_model
-    from pmm.runtime.aoti import AotiRunner, this_machine
-    from pmm.runtime.deployed_graph import deployed_graph
     from pmm.runtime.eager import torch_device
     from pmm.runtime.torch_runner import check_modes, tf32_allowed
 
@@ -80,43 +73,15 @@ def export_aoti(
     check_modes(target, tf32=precision == "tf32")
     digest = sha256(checkpoint)
     trained = read_model(checkpoint)
-    size, embedding = trained.preprocessing, EmbeddingContract.of(trained.model)
-    parity_check = checkpoint_parity_check(trained, embedding, verification)
-
-    stored: Precision = "fp32" if precision == "tf32" else precision  # type: ignore[assignment]
-    graph = deployed_graph(trained.model, size, InputContract(), embedding, stored)
-    graph.to(device=target, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    program = _exported(graph, torch.zeros(2, *InputContract().shape(size), dtype=torch.uint8, device=target))
-    measured = exported_precision(program)
-    measured.check(stored, out)
-    if precision == "tf32":  # the graph is the same; the runner lets its fp32 products run in TF32
-        measured = GraphPrecision({"tf32": measured.total})
-    manifest = Manifest(
-        checkpoint_sha256=digest,
-        method=trained.method,
-        preprocessing=size,
-        input=InputContract(),
-        embedding=embedding,
-        precision=precision,
-        precision_found=measured.precision,
-        precision_share=measured.share,
-        macs=measured.total,
-        opset=0,
-        package=this_machine(target),
-        versions={**versions(), "pmm kernels in training": trained.kernels},
-        crop_statistics=trained.crop_statistics,
-    )
+    parity_check = checkpoint_parity_check(trained, EmbeddingContract.of(trained.model), verification)
+    program = _program(trained, precision, target)
+    manifest = _manifest(trained, digest, precision, _measured(program, precision, out), target)
     with new_artifact(out, manifest) as draft:
         with tf32_allowed(precision == "tf32"):
             _build(program, manifest, draft.path)
         if sha256(checkpoint) != digest:
             raise changed_meanwhile(checkpoint)
-        with draft.openable(), AotiRunner(draft.path, device, warn=False) as runner:
-            if parity_check:
-                parity = parity_check.check(runner, precision, str(out), runner.info.provider)
-                draft.manifest = dataclasses.replace(manifest, parity=parity)
-            vectors = checkpoint_vectors(trained, digest, size, manifest.input, embedding)
-            add_selftest(draft, vectors, runner)
+        _prove(draft, trained, parity_check, device)
     return Artifact(out, draft.manifest)
 
 
@@ -171,7 +136,34 @@ def exported_precision(program: ExportedProgram) -> GraphPrecision:
     return tally((names.get(kind := product_type(node), str(kind)), count) for node, count in macs.items() if count)
 
 
-def _exported(graph: torch.nn.Module, example: torch.Tensor) -> ExportedProgram:
+def _check(checkpoint: Path, precision: str) -> None:
+    """Raises InvalidValue for another precision, InvalidFile for an ONNX file."""
+    if precision not in get_args(PackagePrecision):
+        raise InvalidValue("precision", precision, choices=get_args(PackagePrecision))
+    if kind_of(checkpoint, "checkpoint") == "onnx":
+        expected = "a checkpoint written by pmm train or pmm adopt (.pth)"
+        hint = "adopt the nn.Module that it was made from, or build an engine of it (pmm export trt)"
+        raise InvalidFile(f"it is {KIND_NAMES['onnx']}", path=checkpoint, expected=expected, hint=hint)
+
+
+def _stored(precision: str) -> Precision:
+    """The precision of the graph: for TF32 it is the same as for fp32, and the runner lets its products run in TF32."""
+    return "fp32" if precision == "tf32" else precision  # type: ignore[return-value]
+
+
+def _program(trained: TrainedModel, precision: str, target: torch.device) -> ExportedProgram:
+    """The deployed graph on `target`, traced with a dynamic batch."""
+    import torch
+
+    from pmm.runtime.deployed_graph import deployed_graph
+
+    size, contract = trained.preprocessing, InputContract()
+    graph = deployed_graph(trained.model, size, contract, EmbeddingContract.of(trained.model), _stored(precision))
+    graph.to(device=target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _traced(graph, torch.zeros(2, *contract.shape(size), dtype=torch.uint8, device=target))
+
+
+def _traced(graph: torch.nn.Module, example: torch.Tensor) -> ExportedProgram:
     """`graph` with a dynamic batch; `example` has two images: of one, torch.export would make a constant."""
     import torch
 
@@ -179,6 +171,51 @@ def _exported(graph: torch.nn.Module, example: torch.Tensor) -> ExportedProgram:
 
     with quiet(), torch.no_grad():
         return torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def _measured(program: ExportedProgram, precision: str, out: Path) -> GraphPrecision:
+    """The precision that `program` computes in, read back. Raises InvalidFile, of `out`, if it is another."""
+    measured = exported_precision(program)
+    measured.check(_stored(precision), out)
+    return GraphPrecision({"tf32": measured.total}) if precision == "tf32" else measured
+
+
+def _manifest(
+    trained: TrainedModel, digest: str, precision: str, measured: GraphPrecision, target: torch.device
+) -> Manifest:
+    from pmm.artifacts.checkpoint import versions
+    from pmm.runtime.aoti import this_machine
+
+    return Manifest(
+        checkpoint_sha256=digest,
+        method=trained.method,
+        preprocessing=trained.preprocessing,
+        input=InputContract(),
+        embedding=EmbeddingContract.of(trained.model),
+        precision=precision,
+        precision_found=measured.precision,
+        precision_share=measured.share,
+        macs=measured.total,
+        opset=0,
+        package=this_machine(target),
+        versions={**versions(), "pmm kernels in training": trained.kernels},
+        crop_statistics=trained.crop_statistics,
+    )
+
+
+def _prove(draft: ArtifactDraft, trained: TrainedModel, parity_check: ParityCheck | None, device: str) -> None:
+    """Give the draft, which is written, its parity figures and its selftest. Raises ParityFailed."""
+    from pmm.runtime.aoti import AotiRunner
+
+    manifest = draft.manifest
+    with draft.openable(), AotiRunner(draft.path, device, warn=False) as runner:
+        if parity_check:
+            parity = parity_check.check(runner, manifest.precision, str(draft.out), runner.info.provider)
+            draft.manifest = dataclasses.replace(manifest, parity=parity)
+        vectors = checkpoint_vectors(
+            trained, manifest.checkpoint_sha256, manifest.preprocessing, manifest.input, manifest.embedding
+        )
+        add_selftest(draft, vectors, runner)
 
 
 def _build(program: ExportedProgram, manifest: Manifest, out: Path) -> None:

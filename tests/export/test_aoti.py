@@ -66,7 +66,7 @@ def program(trained):
 
     def build(precision):
         graph = deployed_graph(model, size, InputContract(), EmbeddingContract(dim=384), precision)
-        return module._exported(graph, torch.zeros(2, 128, 64, 3, dtype=torch.uint8))
+        return module._traced(graph, torch.zeros(2, 128, 64, 3, dtype=torch.uint8))
 
     return build
 
@@ -120,7 +120,7 @@ class Products(torch.nn.Module):
 def test_all_products_are_counted_for_one_image():
     for dtype in (torch.float32, torch.bfloat16):
         images = torch.zeros(2, 3, 8, 8, dtype=dtype)
-        found = exported_precision(module._exported(Products().to(dtype), images))
+        found = exported_precision(module._traced(Products().to(dtype), images))
         convolutions, attention = 64 * 8 * 3 + 64 * 3 * 2 * 4, 4 * 16 * 16 * 8
         linear = 4 * 16 * 8 * 8 + 4 * 16 * 4 * 8 + 4 * 4
         name = "fp32" if dtype is torch.float32 else "bf16"
@@ -348,6 +348,6 @@ def test_what_was_compiled_before_an_export_still_runs(trained, package, tmp_pat
             expected = eager(many)
         before = runner(images)
         example = torch.zeros(2, 128, 64, 3, dtype=torch.uint8)
-        module._build(module._exported(small_graph(size), example), package.manifest, tmp_path / "m.pt2")
+        module._build(module._traced(small_graph(size), example), package.manifest, tmp_path / "m.pt2")
         assert np.array_equal(runner(images), before)
         np.testing.assert_allclose(runner(many), expected, rtol=1e-4, atol=1e-4)
