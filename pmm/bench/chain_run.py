@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from pmm.artifacts.artifact import write_thresholds
-from pmm.artifacts.measured_thresholds import MeasuredPoint, MeasuredThresholds, as_metric
+from pmm.artifacts.measured_thresholds import MeasuredPoint, MeasuredThresholds
 from pmm.artifacts.origin import manifest_of
 from pmm.bench.accuracy import AccuracyEvaluator
 from pmm.bench.candidate_evaluator import CandidateEvaluator
 from pmm.bench.candidates import Candidate
 from pmm.bench.chain.distractors import NEIGHBOURS, DistractorRecipe, impostor_quantiles
-from pmm.bench.chain.judge import chain_failures
+from pmm.bench.chain.gates import chain_failures
 from pmm.bench.chain.measure import ChainTask, measure_chain
 from pmm.bench.chain_schema import TARGETS
 from pmm.bench.pages.queries import completed, shipping
 from pmm.bench.request import ChainOptions, Request
-from pmm.bench.result_schema import OperatingPoint, Result
+from pmm.bench.result_schema import Result
 from pmm.bench.schema import BenchReport
 from pmm.data.samples import ReidDataset, pids_of
 from pmm.evaluation.parity.labels import Floats, Labels, QueryGallery
@@ -114,7 +114,7 @@ def keep_thresholds(report: BenchReport) -> list[Path]:
     file and a precision the first counts."""
     written: dict[tuple[str, str], Path] = {}
     for result in report.results:
-        measured = measured_thresholds(report, result)
+        measured = thresholds_for_manifest(report, result)
         if measured is None or result.artifact is None or (result.artifact, result.precision) in written:
             continue
         path = Path(result.artifact)
@@ -123,7 +123,7 @@ def keep_thresholds(report: BenchReport) -> list[Path]:
     return list(written.values())
 
 
-def measured_thresholds(report: BenchReport, result: Result) -> MeasuredThresholds | None:
+def thresholds_for_manifest(report: BenchReport, result: Result) -> MeasuredThresholds | None:
     """What a manifest keeps of a result; None without thresholds."""
     found = result.thresholds
     if found is None or result.artifact is None:
@@ -132,11 +132,6 @@ def measured_thresholds(report: BenchReport, result: Result) -> MeasuredThreshol
     if path == Path(report.checkpoint.path) and report.checkpoint.kind == "checkpoint":
         return None
     metric = manifest_of(path).embedding.metric
-    points = tuple(
-        MeasuredPoint(fmr=point.fmr, distance=as_metric(point.threshold, metric), tpr=point.tpr)
-        for point in found.points
-        if point.threshold is not None and point.tpr is not None and point.threshold >= 0
-    )
     return MeasuredThresholds(
         precision=result.precision,
         metric=metric,
@@ -144,7 +139,7 @@ def measured_thresholds(report: BenchReport, result: Result) -> MeasuredThreshol
         data_digest=report.dataset.digest,
         genuine=found.genuine,
         impostor=found.impostor,
-        points=points,
+        points=found.measured(metric),
     )
 
 
@@ -157,7 +152,6 @@ def _task(
     folder: Path,
 ) -> ChainTask:
     point = _deployed(result, request.chain.target_fmr)
-    assert point.threshold is not None
     extra = max(0, request.chain.gallery_size - len(accuracy.split.gallery))
     train = accuracy.split.train if extra else ()
     reference, artifact, *of_train = evaluator.chain_embeddings(candidate, train)
@@ -178,17 +172,17 @@ def _task(
         of_artifact=artifact,
         labels=labels,
         normalised=evaluator.open(candidate)["normalised"],
-        threshold=point.threshold,
+        threshold=point.distance,
         target_fmr=point.fmr,
         distractors=extra,
         impostor_quantiles=quantiles,
     )
 
 
-def _deployed(result: Result, target: float) -> OperatingPoint:
-    """The point of the target rate. Raises UserError without one."""
-    for point in result.thresholds.points if result.thresholds else ():
-        if math.isclose(point.fmr, target) and point.threshold is not None and point.threshold >= 0:
+def _deployed(result: Result, target: float) -> MeasuredPoint:
+    """The point of the target rate, a Euclidean distance. Raises UserError without one."""
+    for point in result.thresholds.measured("euclidean") if result.thresholds else ():
+        if math.isclose(point.fmr, target):
             return point
     problem = f"{result.name} has no threshold for a false match rate of {target:g}"
     raise UserError(f"{problem}: too many pairs of different identities are equal", hint="give a higher --target-fmr")

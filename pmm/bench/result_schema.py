@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pmm.artifacts.measured_thresholds import MeasuredPoint, as_metric
+
 EMBED_BATCH = 64
 """Crops per call where accuracy is measured."""
 
@@ -139,6 +141,15 @@ class Thresholds:
     """Equal error rate: the false match rate at the threshold where it equals the false non-match rate."""
     eer_threshold: float
     points: tuple[OperatingPoint, ...]
+
+    def measured(self, metric: Literal["euclidean", "cosine"]) -> tuple[MeasuredPoint, ...]:
+        """The points that can be used, with distances by `metric`. Left out are rates without a threshold, and those
+        that no distance keeps, as too many pairs are at 0."""
+        return tuple(
+            MeasuredPoint(fmr=point.fmr, distance=as_metric(point.threshold, metric), tpr=point.tpr)
+            for point in self.points
+            if point.threshold is not None and point.threshold >= 0 and point.tpr is not None
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

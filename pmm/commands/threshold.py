@@ -17,7 +17,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pmm.evaluation.camera_threshold import WINDOW
 from pmm.gallery.camera_negatives import put_thresholds, threshold_from_cameras
@@ -143,7 +143,7 @@ def _given(gallery: Gallery, distance: float, fmr: float | None) -> Threshold:
     normalised = gallery.metric == "cosine" or (gallery.source is not None and gallery.source.embedding.normalised)
     if normalised and distance > 2:
         raise InvalidValue("--set", distance, "at most 2, as far as embeddings of norm 1 can be apart")
-    return _threshold(gallery, "given", fmr=fmr, distance=distance)
+    return Threshold.of_source(gallery.source, gallery.precision, "given", fmr=fmr, distance=distance)
 
 
 def _of_cameras(gallery: Gallery, command: ThresholdCommand) -> tuple[Threshold, str]:
@@ -161,7 +161,10 @@ def _of_cameras(gallery: Gallery, command: ThresholdCommand) -> tuple[Threshold,
             f"{seen}: too few for {wanted}", path=gallery.path, expected=f"{found.stretches_needed:,} stretches",
             hint="embed more hours, or ask for a higher --fmr",
         )  # fmt: skip
-    threshold = _threshold(gallery, "cameras", fmr=found.fmr, distance=found.distance, upper=found.upper, data=seen)
+    threshold = Threshold.of_source(
+        gallery.source, gallery.precision, "cameras",
+        fmr=found.fmr, distance=found.distance, upper=found.upper, data=seen,
+    )  # fmt: skip
     return threshold, (
         f"{threshold}: {found.estimate:.2g} measured within cameras in {seen}; at most {found.upper:.2g} at a "
         f"confidence of {found.confidence:g}, no distribution assumed, if nobody is seen for longer than "
@@ -171,7 +174,6 @@ def _of_cameras(gallery: Gallery, command: ThresholdCommand) -> tuple[Threshold,
 
 def _of_report(path: Path, gallery: Gallery, fmr: float | None) -> list[Threshold]:
     """Raises InvalidFile for a report of another model, or without a threshold for `fmr`."""
-    from pmm.artifacts.measured_thresholds import as_metric
     from pmm.bench.schema import read_report
 
     report, source = read_report(existing_file(path, "a report.json of pmm bench")), gallery.source
@@ -191,31 +193,14 @@ def _of_report(path: Path, gallery: Gallery, fmr: float | None) -> list[Threshol
     results.sort(key=lambda result: result.artifact_sha256 != source.artifact_sha256)
     assert results[0].thresholds is not None
     thresholds = [
-        _threshold(
-            gallery, "bench", fmr=point.fmr, distance=as_metric(point.threshold, gallery.metric), tpr=point.tpr,
-            data=report.dataset.name,
+        Threshold.of_source(
+            source, gallery.precision, "bench",
+            fmr=point.fmr, distance=point.distance, tpr=point.tpr, data=report.dataset.name,
         )
-        for point in results[0].thresholds.points
-        if point.threshold is not None and point.threshold >= 0 and (fmr is None or math.isclose(point.fmr, fmr))
+        for point in results[0].thresholds.measured(gallery.metric)
+        if fmr is None or math.isclose(point.fmr, fmr)
     ]  # fmt: skip
     if not thresholds:
         raise InvalidFile(f"it has no threshold for a false match rate of {fmr:g}" if fmr else "it has no threshold",
                           path=path, hint="measure on more people")  # fmt: skip
     return thresholds
-
-
-def _threshold(
-    gallery: Gallery,
-    kind: Literal["bench", "cameras", "given"],
-    *,
-    fmr: float | None,
-    distance: float,
-    tpr: float | None = None,
-    upper: float | None = None,
-    data: str = "",
-) -> Threshold:
-    source = gallery.source
-    return Threshold(
-        fmr=fmr, distance=distance, tpr=tpr, upper=upper, kind=kind, stored=gallery.precision, data=data,
-        precision=source.precision if source else "", checkpoint_sha256=source.checkpoint_sha256 if source else "",
-    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A folder of crops becomes a gallery, or a part of one. Loads no torch for an ONNX file or an engine."""
+"""Embed a folder of crops into a new or an existing gallery. Loads no torch for an ONNX file or an engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pmm.gallery.crop_metadata import crop_columns, name_pattern
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbedReport, embedded_chunks, file_columns
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.known_crops import KnownCrops, gone_crops, home_moved, known_crops, record_places
-from pmm.gallery.model_of import check_artifact, check_same_precision, measured_thresholds, source_of
+from pmm.gallery.model_of import check_artifact, check_same_precision, source_of, thresholds_of_manifest
 from pmm.gallery.storage.manifest import StoredPrecision, is_gallery, read_gallery_manifest
 from pmm.gallery.storage.source import EmbeddingSource, check_comparable
 from pmm.gallery.storage.writer import GalleryChange
@@ -48,27 +48,27 @@ def embed(
 ) -> Gallery:
     """Embed every image in `folder` and below it into a gallery, for `pmm.search`.
 
-    What is embedded is written every 4,096 crops or 30 seconds; the same call goes on with an interrupted one. The
-    thresholds that the bench measured for the artifact go into the gallery, if it stores fp32 as the bench did.
+    Embeddings are written every 4,096 crops or 30 seconds; after an interruption, the same call continues. Thresholds
+    that the bench measured for the artifact are copied into the gallery if it stores fp32, as the bench did.
 
     Args:
         artifact: checkpoint, ONNX file, AOTInductor package or engine.
-        out: folder of the gallery. A crop's id in it is its path in `folder`, after the `prefix`.
-        append: add to a gallery that exists; files that are in it are passed over, and those that have changed since
-            embedded again. Crops that were removed come back.
+        out: folder of the gallery. A crop's id is the `prefix` and its path in `folder`.
+        append: add to an existing gallery: files that it has are skipped, or embedded again if they have changed. Crops
+            that were removed from it come back.
         names: `market1501`, `dukemtmc-reid`, or a regular expression whose named groups (camera, time, others) become
             columns.
         metadata: a CSV table with the columns path, camera, time, and others.
-        store: precision that embeddings are stored in (default: fp32, or that of the gallery to add to).
+        store: precision in which embeddings are stored (default: fp32, or that of the gallery to add to).
         skip_bad_images: leave out images that cannot be read; one line (logger "pmm") counts them.
         prune: remove crops of `folder` whose file is gone or can no longer be read.
         backend, device, threads: as `pmm.open_runner`.
-        batch_size: images at once.
+        batch_size: images per call of the runner.
 
     Raises:
         InvalidFile: a folder without images, bad images, a table that does not fit, a gallery of another model.
         InvalidInput: NaN or Inf among the embeddings.
-        CannotWrite: a gallery that exists, without `append`; or the place cannot be written.
+        CannotWrite: the gallery exists and `append` is not set, or it cannot be written.
         UserError: as `pmm.open_runner`.
 
     Examples:
@@ -109,7 +109,7 @@ class FolderJob:
     prune: bool = False
 
     def prepare(self) -> PreparedJob:
-        """All that can be refused before a model is loaded. Raises as `embed`."""
+        """Check everything that can be checked before a model is loaded. Raises as `embed`."""
         if self.store not in (None, *get_args(StoredPrecision)):
             raise InvalidValue("store", self.store, choices=get_args(StoredPrecision))
         if self.prune and not self.append:
@@ -143,7 +143,7 @@ class FolderJob:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What has to be the same for a run to go on with an interrupted one."""
+        """What has to be the same for a run to continue an interrupted one."""
         return {
             "model": sha256(self.artifact),
             "folder": str(self.folder.resolve()),
@@ -205,7 +205,7 @@ class FolderJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedJob:
-    """A job that nothing more can be said against without its model."""
+    """A job that has passed all checks that need no model."""
 
     job: FolderJob
     table: CropTable
@@ -217,7 +217,7 @@ class PreparedJob:
     """The gallery's folder is where the job's is now."""
 
     def run(self, runner: Runner, *, batch_size: int = 64, label: str = "") -> tuple[Gallery, EmbedReport]:
-        """Embed what is not there yet; with a `label`, a progress bar of that name. Raises as `embed`."""
+        """Embed crops that the gallery does not have yet; with a `label`, show a progress bar. Raises as `embed`."""
         job, gallery = self.job, self.gallery
         source, report = source_of(job.artifact, runner), EmbedReport(bad=dict(self.bad))
         begin = time.perf_counter()
@@ -261,7 +261,7 @@ class PreparedJob:
                 job.out, embeddings, crops.ids, source=source, columns=crops.columns, precision=job.stored,
                 folder=str(job.folder.resolve()),
             )  # fmt: skip
-        if thresholds := measured_thresholds(job.artifact, source, job.stored):
+        if thresholds := thresholds_of_manifest(job.artifact, source, job.stored):
             gallery.set_thresholds(thresholds)
         return gallery
 

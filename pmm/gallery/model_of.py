@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def source_of(artifact: Path, runner: Runner) -> EmbeddingSource:
-    """What embeddings of `artifact`, opened as `runner`, can be compared with."""
+    """The source of embeddings that `runner`, opened from `artifact`, computes."""
     digest = sha256(artifact)
     manifest = getattr(runner, "manifest", None)  # a checkpoint has none: it is where the others come from
     return EmbeddingSource(
@@ -35,8 +35,7 @@ def source_of(artifact: Path, runner: Runner) -> EmbeddingSource:
 
 
 def check_artifact(source: EmbeddingSource, artifact: Path) -> None:
-    """Raise InvalidFile if `artifact` is another model than the gallery's, as far as that can be told without loading
-    it."""
+    """Raises InvalidFile if `artifact` is another model than the gallery's, as far as its file and manifest tell."""
     kind, digest = require_kind(artifact, *RUNNABLE), sha256(artifact)
     if digest == source.artifact_sha256:
         return
@@ -50,7 +49,7 @@ def check_artifact(source: EmbeddingSource, artifact: Path) -> None:
 
 
 def check_same_precision(source: EmbeddingSource, new: EmbeddingSource, artifact: Path) -> None:
-    """Raise InvalidFile for an artifact that computes in another precision: one gallery has one threshold."""
+    """Raises InvalidFile for an artifact that computes in another precision, for which thresholds would not hold."""
     if source.precision != new.precision:
         raise InvalidFile(
             f"it runs in {new.precision}, and the gallery was made in {source.precision}", path=artifact,
@@ -58,9 +57,9 @@ def check_same_precision(source: EmbeddingSource, new: EmbeddingSource, artifact
         )  # fmt: skip
 
 
-def measured_thresholds(artifact: Path, source: EmbeddingSource, stored: StoredPrecision) -> list[Threshold]:
-    """The thresholds that the bench measured for the `artifact`, of this `source`, and wrote into its manifest; none
-    for another stored precision than the bench's, of which a line (logger "pmm") tells."""
+def thresholds_of_manifest(artifact: Path, source: EmbeddingSource, stored: StoredPrecision) -> list[Threshold]:
+    """The thresholds that the bench measured for the `artifact` and wrote into its manifest. None for another stored
+    precision than the bench's; one line (logger "pmm") then says so."""
     manifest = None if kind_of(artifact) == "checkpoint" else read_manifest(artifact)
     if manifest is None:
         return []
@@ -70,9 +69,8 @@ def measured_thresholds(artifact: Path, source: EmbeddingSource, stored: StoredP
             logging.getLogger("pmm").warning("%s: %s; pmm threshold finds others", artifact, note)
         return []
     return [
-        Threshold(
-            fmr=point.fmr, distance=point.distance, tpr=point.tpr, kind="bench", precision=measured.precision,
-            stored=stored, checkpoint_sha256=source.checkpoint_sha256, data=measured.data,
+        Threshold.of_source(
+            source, stored, "bench", fmr=point.fmr, distance=point.distance, tpr=point.tpr, data=measured.data
         )
         for measured in manifest.thresholds
         if (measured.precision, measured.metric) == (source.precision, source.embedding.metric)
@@ -81,9 +79,9 @@ def measured_thresholds(artifact: Path, source: EmbeddingSource, stored: StoredP
 
 
 def model_of(gallery: Path, source: EmbeddingSource | None, given: Path | None = None) -> Path:
-    """The file to embed queries with: the one `given`, or the one that made the gallery.
+    """The file that embeds queries: the one `given`, or the one that made the gallery.
 
-    Raises InvalidFile if it is gone, has changed since, or is another model.
+    Raises InvalidFile if it is gone, has changed, or is another model.
     """
     if source is None:
         raise InvalidFile(

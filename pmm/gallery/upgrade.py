@@ -1,4 +1,5 @@
-"""A gallery made anew by another model, while the old one is searched. Loads no torch for an ONNX file or an engine."""
+"""Embed a gallery's crops again with another model, while the old gallery is searched. Loads no torch for an ONNX file
+or an engine."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import numpy as np
 from pmm.data.bad_images import first_look, refuse_bad_images
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbeddedCrops, EmbedReport, embedded_chunks
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.model_of import measured_thresholds, source_of
+from pmm.gallery.model_of import source_of, thresholds_of_manifest
 from pmm.gallery.storage.changes import compact
 from pmm.gallery.storage.manifest import is_gallery
 from pmm.gallery.storage.snapshot import GallerySnapshot, Rows
@@ -47,10 +48,10 @@ class GalleryUpgrade:
     skip_bad_images: bool = False
 
     def check(self) -> None:
-        """Refuse, before a model is loaded, what cannot be.
+        """Check everything that can be checked before a model is loaded.
 
-        Raises InvalidFile for crops that are gone, a gallery that does not say where they are, and one that the
-        artifact made; CannotWrite for an `out` that is something else.
+        Raises InvalidFile for crops that are gone, a gallery that does not say where they are, and one that this
+        artifact made; CannotWrite if `out` is something else.
         """
         old = Gallery.open(self.gallery)
         existing_file(self.artifact, "a model")
@@ -73,10 +74,10 @@ class GalleryUpgrade:
             check_new_gallery(self._target)
 
     def run(self, runner: Runner, *, batch_size: int = 64, label: str = "") -> tuple[Gallery, EmbedReport]:
-        """Embed what a killed run has not, and with a `label` show a progress bar of that name.
+        """Embed the crops, or those that an interrupted run left; with a `label`, show a progress bar of that name.
 
-        What others add to the old gallery or remove from it meanwhile is added or removed in the new one too. Raises as
-        `check`, `embedded_chunks` and `Gallery.add`.
+        Rows that others add to the old gallery or remove from it meanwhile are added to or removed from the new one
+        too. Raises as `check`, `embedded_chunks` and `Gallery.add`.
         """
         source, report, begin = source_of(self.artifact, runner), EmbedReport(), time.perf_counter()
         with contextlib.ExitStack() as held:
@@ -118,14 +119,14 @@ class GalleryUpgrade:
 
     @property
     def _facts(self) -> dict[str, str]:
-        """What has to be the same for a run to go on with an interrupted one."""
+        """What has to be the same for a run to continue an interrupted one."""
         return {"model": sha256(self.artifact), "gallery": str(self.gallery.resolve())}
 
     def _home(self, old: Gallery) -> Path:
         return self.folder or Path(old.folder)
 
     def _hint(self, bad: Collection[Path], old: Gallery) -> str:
-        """What to do about bad crops: --folder does not move those of a folder that was added later."""
+        """What to do about bad crops: --folder does not apply to crops of a folder that was added later."""
         below = any(file.is_relative_to(self._home(old)) for file in bad)
         return HINT if below or not bad else ELSEWHERE
 
@@ -181,7 +182,7 @@ class GalleryUpgrade:
         """Those of the old gallery that hold for the new embeddings too, and those measured for the new model."""
         assert new.source is not None
         held = [each for each in old.thresholds if _holds(each, old, new)]
-        measured = measured_thresholds(self.artifact, new.source, new.precision)
+        measured = thresholds_of_manifest(self.artifact, new.source, new.precision)
         measured = [each for each in measured if not any(own.is_for(each.fmr) for own in held)]
         report.lost_thresholds = len(old.thresholds) - len(held)
         if held or measured:

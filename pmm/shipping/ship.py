@@ -16,7 +16,7 @@ from pmm.artifacts.bundle import SEAL, Bundle, only_sealed, seal
 from pmm.artifacts.client_contract import client_contract
 from pmm.artifacts.manifest import Manifest
 from pmm.artifacts.measured_thresholds import MeasuredThresholds
-from pmm.bench.chain_run import measured_thresholds
+from pmm.bench.chain_run import thresholds_for_manifest
 from pmm.bench.result_schema import Result
 from pmm.bench.schema import BenchReport
 from pmm.selftest.judge import SelftestVerdict
@@ -70,7 +70,7 @@ def write_shipment(
     """
     with _new_folder(folder) as new:
         artifact = _copy_artifact(result, new)
-        measured = measured_thresholds(report, result)
+        measured = thresholds_for_manifest(report, result)
         if measured:
             write_thresholds(artifact, measured)
         manifest = Manifest.from_json(manifest_path(artifact).read_text(), artifact)

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from pmm.artifacts.artifact import manifest_path, read_manifest
-from pmm.artifacts.measured_thresholds import as_metric
+from pmm.artifacts.measured_thresholds import MeasuredPoint, as_metric
 from pmm.bench.chain.index_builder import INDEXES
 from pmm.bench.chain_run import _deployed, check_chain
 from pmm.bench.chain_schema import INDEX_NAMES
 from pmm.bench.request import ChainOptions
+from pmm.bench.result_schema import OperatingPoint, Thresholds
 from pmm.bench.schema import read_report
 from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, UserError
 from tests.bench.chain.test_measure import add_up
@@ -145,14 +146,29 @@ def test_a_data_set_that_is_too_small_is_refused_before_anything_is_measured():
 
 
 def test_no_other_rate_is_taken_for_the_one_that_was_asked_for():
-    point = SimpleNamespace(fmr=1e-2, threshold=1.5)
-    result = SimpleNamespace(
-        name="r", thresholds=SimpleNamespace(points=[point, SimpleNamespace(fmr=1e-3, threshold=-1)])
-    )
-    assert _deployed(result, 1e-2) is point
+    points = (operating_point(1e-2, 1.5, 0.5), operating_point(1e-3, -1, 0))
+    result = SimpleNamespace(name="r", thresholds=thresholds_with(points))
+    assert _deployed(result, 1e-2) == MeasuredPoint(fmr=1e-2, distance=1.5, tpr=0.5)
     for rate in (1e-3, 1e-4):
         with refuses(UserError, f"{rate:g}", hint="--target-fmr"):
             _deployed(result, rate)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_points_that_cannot_be_used_are_in_no_manifest_and_no_gallery(metric):
+    usable, zero = (1e-2, 1.5, 0.5), (1e-3, 0.0, 0.25)
+    rest = ((1e-4, None, None), (1e-5, -1.0, 0.0), (1e-6, 0.5, None))
+    measured = thresholds_with(tuple(operating_point(*each) for each in (usable, zero, *rest))).measured(metric)
+    distance = 1.5**2 / 2 if metric == "cosine" else 1.5
+    assert [(point.fmr, point.distance, point.tpr) for point in measured] == [(1e-2, distance, 0.5), zero]
+
+
+def operating_point(fmr, threshold, tpr):
+    return OperatingPoint(fmr=fmr, threshold=threshold, tpr=tpr, flips=0, newly_accepted=0, newly_rejected=0)
+
+
+def thresholds_with(points):
+    return Thresholds(genuine=1, impostor=1, eer=0.1, eer_threshold=1.0, points=points)
 
 
 def test_options_of_the_chain():

@@ -10,6 +10,8 @@ from typing import Literal
 from pmm.gallery.storage.source import EmbeddingSource
 from pmm.utils.errors import InvalidInput, InvalidValue
 
+ThresholdKind = Literal["bench", "cameras", "given"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
@@ -24,7 +26,7 @@ class Threshold:
     """Share of pairs of one person that it finds, where that was measured."""
     upper: float | None = None
     """Upper confidence bound of the false match rate, where there is one."""
-    kind: Literal["bench", "cameras", "given"]
+    kind: ThresholdKind
     """Found on labelled people, on people seen at once in one camera, or given by hand."""
     precision: str
     """That the artifact ran in."""
@@ -46,6 +48,25 @@ class Threshold:
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate <= 1:
                 raise InvalidValue(name, rate, "a rate from 0 to 1")
+
+    @classmethod
+    def of_source(
+        cls,
+        source: EmbeddingSource | None,
+        stored: Literal["fp32", "fp16"],
+        kind: ThresholdKind,
+        *,
+        fmr: float | None,
+        distance: float,
+        tpr: float | None = None,
+        upper: float | None = None,
+        data: str = "",
+    ) -> Threshold:
+        """One for embeddings of this source, stored in this precision."""
+        return cls(
+            fmr=fmr, distance=distance, tpr=tpr, upper=upper, kind=kind, stored=stored, data=data,
+            precision=source.precision if source else "", checkpoint_sha256=source.checkpoint_sha256 if source else "",
+        )  # fmt: skip
 
     def is_for(self, fmr: float | None) -> bool:
         """Whether it is for this false match rate."""
