@@ -13,8 +13,8 @@ from typing import Annotated
 
 from pmm.artifacts.manifest import PRECISIONS
 from pmm.bench.result_schema import Result
+from pmm.bench.sample_size import queries_for_drop, queries_for_flips, too_few_queries
 from pmm.bench.schema import GateFailure, Gates
-from pmm.bench.too_few import queries_for_drop, queries_for_flips, say
 from pmm.export.options import MAX_NORM_ERROR, MIN_COSINE
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import InvalidValue, one_of
@@ -22,6 +22,12 @@ from pmm.utils.errors import InvalidValue, one_of
 OFF = "off"
 CHAIN_GATES = ("--max-fmr-factor", "--max-tpr-drop")
 """Of the chain alone."""
+WITHOUT_BOUND = {
+    "--backends": "every backend that the command line names runs, and no backend fails",
+    "--batches": "every batch size and the load of a tracker can be timed",
+    "--gallery": "every link of the deployed chain can be measured, and no index shows a fault",
+}
+"""Flag -> requirement of the gates that have no bound; a report mentions them if they fail."""
 MIN_COSINES, MAX_NORM_ERRORS = (
     ",".join(f"{precision}={bound:g}" for precision, bound in bounds.items()) for bounds in (MIN_COSINE, MAX_NORM_ERROR)
 )
@@ -120,20 +126,21 @@ def failures(
                 yield from _failures_of(result, gates, queries)
 
 
-def map_fell(drop: float, most: float, interval: tuple[float, float] | None, queries: int) -> tuple[str, bool]:
+def map_drop_message(drop: float, most: float, interval: tuple[float, float] | None, queries: int) -> tuple[str, bool]:
     """The message on mAP that fell by `drop`, more than the allowed `most`, and whether it may be by chance.
 
     `interval` is the difference's, 95 %.
     """
     needed = queries_for_drop(drop, most, interval, queries)
-    return f"mAP fell by {100 * drop:.2f} points; at most {100 * most:g} is allowed{say(needed)}", needed is not None
+    message = f"mAP fell by {100 * drop:.2f} points; at most {100 * most:g} is allowed"
+    return f"{message}{too_few_queries(needed)}", needed is not None
 
 
-def rank1_flipped(flips: int, most: float, queries: int) -> tuple[str, bool]:
-    """As `map_fell`, of queries whose first gallery crop turned from right to wrong or back."""
+def rank1_flips_message(flips: int, most: float, queries: int) -> tuple[str, bool]:
+    """As `map_drop_message`, for queries whose first gallery crop turned from right to wrong or back."""
     needed = queries_for_flips(flips, queries, most)
     share = f"{flips} of {queries} queries ({flips / queries:.2%})"
-    return f"rank-1 flipped for {share}; at most {most:.2%} is allowed{say(needed)}", needed is not None
+    return f"rank-1 flipped for {share}; at most {most:.2%} is allowed{too_few_queries(needed)}", needed is not None
 
 
 def _failures_of(result: Result, gates: Gates, queries: int) -> Iterator[GateFailure]:
@@ -145,13 +152,13 @@ def _failures_of(result: Result, gates: Gates, queries: int) -> Iterator[GateFai
         if delta is None:
             yield failure("--max-map-drop", "its mAP could not be compared")
         elif -delta > most:
-            message, undecided = map_fell(-delta, most, result.map_delta_interval, queries)
+            message, undecided = map_drop_message(-delta, most, result.map_delta_interval, queries)
             yield failure("--max-map-drop", message, undecided=undecided)
     if (most := gates.max_rank1_flips) is not None:
         if result.rank1_lost is None or result.rank1_gained is None:
             yield failure("--max-rank1-flips", "its rank-1 flips were not counted")
         elif (flips := result.rank1_lost + result.rank1_gained) > most * queries:
-            message, undecided = rank1_flipped(flips, most, queries)
+            message, undecided = rank1_flips_message(flips, most, queries)
             yield failure("--max-rank1-flips", message, undecided=undecided)
     least = gates.min_cosine.get(result.precision)
     if least is not None:

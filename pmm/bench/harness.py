@@ -145,7 +145,7 @@ class Bench:
         path = self.request.source
         if not path.is_file() or sha256(path) != self._facts["sha256"]:
             problem = "it changed during the bench (is it still being trained?)"
-            raise InvalidFile(problem, path=path, hint="bench a copy of it")
+            raise InvalidFile(problem, path=path, hint="run pmm bench on a copy of it")
 
     def measure_latency(self) -> None:
         """Time all that ran, side by side, batch by batch."""

@@ -119,8 +119,8 @@ class WorkerProcess:
         while b"\n" not in self._pending:
             if not self._selector.select(max(0.0, deadline - time.monotonic())):
                 self._kill()
-                problem = f"no response to '{method}' for {timeout:g} s, and it was ended"
-                raise WorkerFailed(problem, hint="if it only needs longer, raise --timeout")
+                problem = f"no response to '{method}' within {timeout:g} s; the worker was ended"
+                raise WorkerFailed(problem, hint="raise --timeout if it needs more time")
             block = os.read(self._stdout.fileno(), 1 << 16)
             if not block:
                 raise self._crashed(method)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pmm.bench.gates import GateFlags, failures
 from pmm.bench.result_schema import Result, Timing
+from pmm.bench.sample_size import MOST, queries_for_drop, queries_for_flips
 from pmm.bench.schema import Gates
-from pmm.bench.too_few import MOST, queries_for_drop, queries_for_flips
 from pmm.evaluation.parity.retrieval import paired_bootstrap
 from pmm.utils.errors import InvalidValue
 from tests.refusals import refuses

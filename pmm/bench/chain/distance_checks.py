@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pmm.bench.chain.given import NEAREST, Answers, Given, IndexFault
+from pmm.bench.chain.index_inputs import NEAREST, Answers, IndexFault, IndexInputs
 from pmm.bench.chain.indexes import SearchIndex
 from pmm.data.samples import evenly_spaced
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
@@ -26,16 +26,16 @@ FILTERED = 32
 """Queries that are asked for rows of other cameras."""
 
 
-def wrong_distances(index: SearchIndex, given: Given, answers: Answers, *, known: bool) -> Iterator[IndexFault]:
+def wrong_distances(index: SearchIndex, inputs: IndexInputs, answers: Answers, *, known: bool) -> Iterator[IndexFault]:
     """Distances that are not those of the rows: `known`, only if it is known what they are instead."""
-    query, place = np.nonzero((answers.listing.rows >= 0) & (answers.listing.rows < len(given.vectors)))
+    query, place = np.nonzero((answers.listing.rows >= 0) & (answers.listing.rows < len(inputs.vectors)))
     if not len(query):
         return
-    q = np.asarray(given.queries[answers.asked[query]], np.float64)
-    x = np.asarray(given.vectors[answers.listing.rows[query, place]], np.float64)
+    q = np.asarray(inputs.queries[answers.asked[query]], np.float64)
+    x = np.asarray(inputs.vectors[answers.listing.rows[query, place]], np.float64)
     told = answers.listing.distances[query, place]
     if index.exact:
-        true = np.linalg.norm(comparable_rows(q, given.metric) - comparable_rows(x, given.metric), axis=1)
+        true = np.linalg.norm(comparable_rows(q, inputs.metric) - comparable_rows(x, inputs.metric), axis=1)
         wrong = ~(abs(told - true) <= EXACT * true + 1e-30)
     else:  # |q|^2 + |x|^2 - 2 q x in float32, its root taken
         true = np.linalg.norm(q - x, axis=1)
@@ -48,7 +48,7 @@ def wrong_distances(index: SearchIndex, given: Given, answers: Answers, *, known
     if not wrong.any() or not (known or index.exact_distances):
         return
     lengths = np.linalg.norm(x, axis=1)
-    fault, said = {
+    fault, evidence = {
         "inner product": (
             "inner product on unnormalised vectors",
             "they are inner products of vectors that are not at norm 1 (norms range from "
@@ -58,7 +58,7 @@ def wrong_distances(index: SearchIndex, given: Given, answers: Answers, *, known
         "squares": ("squared distances", "they are squares"),
         "": ("wrong distances", f"the first is {told[wrong][0]:.9g}, and {true[wrong][0]:.9g} by the vectors"),
     }[what]
-    yield IndexFault(fault, f"{wrong.mean():.2%} of the distances are not those of the rows that it lists: {said}")
+    yield IndexFault(fault, f"{wrong.mean():.2%} of the distances are not those of the rows that it lists: {evidence}")
 
 
 def _formula(told: Floats, q: Floats, x: Floats, true: Floats) -> str:
@@ -79,21 +79,21 @@ def _formula(told: Floats, q: Floats, x: Floats, true: Floats) -> str:
     return "squares" if agree((told, true**2)) else ""
 
 
-def certificate(given: Given, answers: Answers, *, elsewhere: bool = False) -> Iterator[IndexFault]:
+def certificate(inputs: IndexInputs, answers: Answers, *, elsewhere: bool = False) -> Iterator[IndexFault]:
     """An index that promises the rows of brute force lists these, ties by row; `elsewhere`: without rows of the query's
     own camera."""
-    rows = answers.listing.rows[:, : len(given.vectors)]
+    rows = answers.listing.rows[:, : len(inputs.vectors)]
     queries, vectors = (
-        EmbeddingMatrix(each, metric=given.metric) for each in (given.queries[answers.asked], given.vectors)
+        EmbeddingMatrix(each, metric=inputs.metric) for each in (inputs.queries[answers.asked], inputs.vectors)
     )
     between = EmbeddingDistances(queries, vectors)
-    removed = np.flatnonzero(~given.live)
+    removed = np.flatnonzero(~inputs.live)
 
     def excluded(some: slice) -> tuple[Ints, Ints]:
         count = some.stop - some.start
         query, item = np.repeat(np.arange(count), len(removed)), np.tile(removed, count)
         if elsewhere:
-            own = np.nonzero(given.query_camids[answers.asked[some], None] == given.camids)
+            own = np.nonzero(inputs.query_camids[answers.asked[some], None] == inputs.camids)
             query, item = np.concatenate([query, own[0]]), np.concatenate([item, own[1]])
         return query, item
 
@@ -116,29 +116,31 @@ def certificate(given: Given, answers: Answers, *, elsewhere: bool = False) -> I
         yield IndexFault("not exact", f"{lists}: {where}, {should}")
 
 
-def filter_faults(index: SearchIndex, given: Given) -> Iterator[IndexFault]:
+def filter_faults(index: SearchIndex, inputs: IndexInputs) -> Iterator[IndexFault]:
     """A search that leaves the query's own camera out lists none of its rows, and all others as it should."""
     if index.search_elsewhere is None:
         return
-    asked = given.asked[evenly_spaced(len(given.asked), FILTERED)]
-    camids = given.query_camids[asked]
-    queries = np.asarray(given.queries[asked], np.float32)
+    asked = inputs.asked[evenly_spaced(len(inputs.asked), FILTERED)]
+    camids = inputs.query_camids[asked]
+    queries = np.asarray(inputs.queries[asked], np.float32)
     answers = Answers(asked, index.search_elsewhere(queries, min(NEAREST, len(index)), camids))
     rows = answers.listing.rows
-    junk = (rows >= 0) & (given.camids[np.minimum(rows, len(given.camids) - 1)] == camids[:, None])
+    junk = (rows >= 0) & (inputs.camids[np.minimum(rows, len(inputs.camids) - 1)] == camids[:, None])
     if junk.any():
         row = int(rows[junk][0])
-        said = f"{int(junk.any(1).sum())} of {len(rows)} lists have rows of the query's own camera, one is row {row}"
-        yield IndexFault("filter forgets junk", said)
+        evidence = (
+            f"{int(junk.any(1).sum())} of {len(rows)} lists have rows of the query's own camera, one is row {row}"
+        )
+        yield IndexFault("filter forgets junk", evidence)
         return
-    others = np.array([np.count_nonzero(given.live & (given.camids != camera)) for camera in camids.tolist()])
+    others = np.array([np.count_nonzero(inputs.live & (inputs.camids != camera)) for camera in camids.tolist()])
     empty = ((rows >= 0).sum(1) == 0) & (others > 0)
     if empty.any():
         query = int(asked[empty][0])
-        said = f"{int(empty.sum())} of {len(rows)} lists are empty, one is that of query {query}"
-        yield IndexFault("filter forgets rows of other cameras", said)
+        evidence = f"{int(empty.sum())} of {len(rows)} lists are empty, one is that of query {query}"
+        yield IndexFault("filter forgets rows of other cameras", evidence)
         return
-    yield from wrong_distances(index, given, answers, known=False)
+    yield from wrong_distances(index, inputs, answers, known=False)
     if index.exact:
-        for fault, said in certificate(given, answers, elsewhere=True):
-            yield IndexFault(fault, f"without the query's own camera, {said}")
+        for fault, evidence in certificate(inputs, answers, elsewhere=True):
+            yield IndexFault(fault, f"without the query's own camera, {evidence}")

@@ -100,7 +100,7 @@ class CertifiedIndex:
 
 
 class FaissIndex:
-    """An index of faiss. `base` are the vectors that rows are measured by again, if any: they stay memory-mapped."""
+    """An index of faiss."""
 
     exact = False
     search_elsewhere = None
@@ -117,8 +117,12 @@ class FaissIndex:
         disk_bytes: int | None = None,
         fitted_on: str = "",
     ) -> None:
-        """`parameters` of the index are set before each search, so that several can share one; `disk_bytes`: of the
-        file, which is written to find out if it is None."""
+        """
+        Args:
+            parameters: of the index, set before each search, so that several can share one.
+            rescored_from: the vectors that listed rows are measured by again, if any; they stay memory-mapped.
+            disk_bytes: of the file; None: it is written to find out.
+        """
         self.index, self.settings, self.knob, self.quantizer = index, settings, knob, quantizer
         self.fitted_on = fitted_on
         self._parameters, self._base = dict(parameters or {}), rescored_from

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.bench.chain.examine import examine
-from pmm.bench.chain.given import Given
 from pmm.bench.chain.index_builder import INDEXES, IndexBuilder, IndexSpec
+from pmm.bench.chain.index_inputs import IndexInputs
 from pmm.bench.chain.indexes import SearchIndex
 from pmm.bench.chain.outcomes import FIRST, Listing, Outcome, OutcomeEvaluator, loss
 from pmm.bench.chain.stored import stored_as, stored_bytes
@@ -33,7 +33,9 @@ from pmm.utils.extras import check_installed, import_library
 DEPTH = 1000
 """Rows of a list in which average precision is measured; the whole gallery if that is not much larger."""
 WHOLE = 4 * DEPTH
+"""Rows of a gallery that is listed whole."""
 BATCH = 64
+"""Queries at once, where an index is timed with many."""
 Singles = npt.NDArray[np.float32]
 
 
@@ -198,7 +200,7 @@ class _Chain:
                     self._set_threads()
                 if parent not in self._outcomes:
                     raise UserError(f"{parent} could not be measured")
-                self._on_progress(f"{spec.name}: build")
+                self._on_progress(f"{spec.name}: building")
                 index, seconds = builder.build(spec)
                 self._add_index(spec, parent, index, builder, seconds)
                 built[spec.name] = index
@@ -223,10 +225,10 @@ class _Chain:
         self, spec: IndexSpec, parent: str, index: SearchIndex, builder: IndexBuilder, seconds: float
     ) -> None:
         queries = np.asarray(self._task.of_artifact.query, np.float32)
-        self._on_progress(f"{spec.name}: examined")
+        self._on_progress(f"{spec.name}: checking")
         stored = "fp16" if spec.parent.endswith("fp16") else "fp32"
         labels = self._task.labels
-        given = Given(
+        inputs = IndexInputs(
             vectors=stored_as(np.asarray(self._task.of_artifact.gallery, np.float32), stored),
             camids=labels.gallery_camids,
             queries=queries,
@@ -234,7 +236,7 @@ class _Chain:
             removed=builder.removed if spec.own else np.empty(0, np.int64),
             metric=self._metric,
         )
-        findings = examine(index, given)
+        findings = examine(index, inputs)
 
         def measured() -> Outcome:
             short = index.search(queries, self._list_length(FIRST))
@@ -263,7 +265,7 @@ class _Chain:
         for name, index in built.items():
             steps[f"{name} alone"] = partial(_next_query, index, cycle(range(len(queries))), queries)
             steps[f"{name} batch"] = partial(index.search, batch, FIRST)
-        self._on_progress("indexes timed")
+        self._on_progress("timing all indexes")
         medians = {name: percentile(timed.samples_ms, 50) for name, timed in measure(steps, self._plan).items()}
         for name in built:
             alone, batched = (medians[f"{name} {kind}"] for kind in ("alone", "batch"))

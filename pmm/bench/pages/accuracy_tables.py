@@ -98,7 +98,7 @@ def threshold_table(report: BenchReport) -> Table | None:
         (Column("threshold", "", equal), lambda r: threshold(r.thresholds.eer_threshold if r.thresholds else None)),
     ]
     for rate in rates:
-        group = f"false accepts: {one_in(rate)}"
+        group = f"FMR {one_in(rate)}"
         columns += [
             (Column("accepted", "TPR", group), at(rate, lambda p: percent(p.tpr, 2))),
             (Column("threshold", "", group), at(rate, lambda p: threshold(p.threshold))),
@@ -108,7 +108,7 @@ def threshold_table(report: BenchReport) -> Table | None:
 
 
 def lost_table(report: BenchReport) -> Table | None:
-    """The queries with the largest loss_tone, per result. None if no query has one."""
+    """The queries with the largest loss, per result. None if no query has one."""
     rows = [
         tuple(map(Cell, (one_line(result.name), one_line(q.path), str(q.pid), str(q.camid), *_both_ap(q))))
         for result in completed(report)

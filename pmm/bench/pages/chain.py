@@ -50,25 +50,25 @@ def section(report: BenchReport) -> Section | None:
         anchor="chain",
         title="From the checkpoint to the index: which link loses what?",
         note=f"Each link ranks {chain.gallery:,} gallery crops{made_up} for the same {report.dataset.queries:,} "
-        f"queries; {one_line(chain.artifact)} made the embeddings. What links lose adds up to the total. The deployed "
-        f"threshold, a distance of {threshold(chain.threshold)}, is that of {one_line(chain.artifact)} for false "
-        f"matches of {one_in(chain.target_fmr)} pairs on the data set.",
+        f"queries; the embeddings are those of {one_line(chain.artifact)}. The losses of the links add up to the "
+        f"total. At the deployed threshold, a distance of {threshold(chain.threshold)}, {one_line(chain.artifact)} has "
+        f"a false match rate of {one_in(chain.target_fmr)} on the data set.",
         parts=tuple(parts),
         terms=(
             ("loss", "against the link that it takes its vectors from, in points; below zero is a loss"),
             ("total", f"against {one_line(report.reference)}"),
             ("mAP, mINP", f"of the whole ranking; of an index and an exact list, of lists of {chain.depth:,} crops: "
-             "what they do not list they do not find, and a graph is searched with an ef of at least that length"),
-            ("rank-1, first ten", "of lists of ten crops, as a user asks for them"),
+             "what they do not list counts as not found, and a graph is searched with an ef of at least that length"),
+            ("rank-1, first ten", "of lists of ten crops, as a user would request them"),
             ("first ten shared", "with the link before: share of its first ten crops that are among the first ten"),
-            ("flips", "pairs within the threshold now and not at the link before / the reverse"),
+            ("flips", "pairs within the threshold at this link and not at the one before / the reverse"),
             ("FMR, TPR", "share of the pairs of two identities, and of one, that lie within the deployed threshold; of "
              f"an index and an exact list, those among its {chain.depth:,} crops, too few for the FMR of a large "
              "gallery: the gates hold an index against the exact list, which is as long"),
             ("alone, batches", "queries per second, ten crops each: one query at a time, and 64 at once; the indexes "
              "take turns"),
-            ("resident", "bytes in memory while it answers, without what is memory-mapped"),
-            ("certified", "our exact search: the rows and distances of brute force, as is checked here"),
+            ("resident", "bytes in memory during a search, without memory-mapped files"),
+            ("certified", "our exact search; it is checked here that its rows and distances are those of brute force"),
         ),
     )  # fmt: skip
 
@@ -184,7 +184,7 @@ def _troubles(chain: ChainReport) -> Table:
         for link in chain.links
         if link.status != "ok"
     ]
-    return Table((Column("link"), Column("what", words=True)), tuple(rows))
+    return Table((Column("link"), Column("problem", words=True)), tuple(rows))
 
 
 def _table(chain: ChainReport, columns: list[tuple[Column, Figure]]) -> Table:

@@ -26,8 +26,8 @@ TITLE = "Which backends keep the accuracy, and how fast are they?"
 SYNTHETIC_NOTE = "The crops of this data set are synthetic (drawn by a program): no figure here is about real people."
 METHOD = "How it was measured"
 UNRELIABLE = (
-    f"These latencies are unreliable, and marked with {UNSTEADY} in the tables; on an idle machine the comparison may "
-    "have another result."
+    f"These latencies are unreliable, and marked with {UNSTEADY} in the tables; the comparison may come out "
+    "differently on an idle machine."
 )
 UNTIMED = "No backend was timed, so there is nothing to plot."
 

@@ -15,7 +15,7 @@ from pmm.utils.build_info import describe_build
 
 TIMING, CAVEATS = "Timing in detail", "Notes and unreliable figures"
 FLAGS = {
-    "drifts": "calls became slower or faster during the measurement: the machine grew warm, or changed its clock",
+    "drifts": "calls became slower or faster during the measurement: the machine got warm, or changed its clock rate",
     "noisy": "calls differ so much that the median is imprecise: another program may have run at the same time",
     "not steady": "calls were still changing at the end of the warm-up: the figures may include start-up work",
     "too short": "a call takes less time than the clock can resolve: measure larger batches",
@@ -122,10 +122,11 @@ def thresholds(report: BenchReport) -> Section | None:
         "different identities.",
         parts=(Part(table=table),),
         terms=(
-            ("equal error rate (EER)", "the share of wrong decisions at the threshold at which false accepts and false "
-             "rejects are equally frequent; lower is better"),
-            ("false accepts: 1 in 1,000", "the threshold that accepts this share of the pairs of different identities"),
-            ("accepted (TPR)", "share of the pairs of the same identity that this threshold accepts; higher is better"),
+            ("equal error rate (EER)", "the share of wrong decisions at the threshold where false matches and false "
+             "non-matches are equally frequent; lower is better"),
+            ("FMR 1 in 1,000", "false match rate: the threshold accepts this share of pairs of different identities"),
+            ("accepted (TPR)", "true-positive rate: the share of the pairs of the same identity that the threshold "
+             "accepts; higher is better"),
             ("verification flips", f"pairs that this backend decides differently from {report.reference} at the "
              f"threshold of {report.reference}: newly accepted / newly rejected"),
         ),
@@ -170,7 +171,7 @@ def timing(report: BenchReport) -> Section | None:
         ("in flight", "calls that are submitted before the first has to be complete, for the throughput"),
         *([("share of matrix rate", "throughput as a share of this GPU's measured rate of matrix products")] * gpu),
         *([("load of a tracker", f"calls of {one.least} to {one.most} crops at random, from and to host memory; in "
-            "order of size: the same calls sorted by size, which seldom changes then")] if one else []),
+            "order of size: the same calls sorted by size, so that it seldom changes")] if one else []),
         ("build, load, first call", "export or compilation ahead of time (- if an earlier file was used again); "
          "opening the file; the first call, with its initialisation"),
         ("peak memory", "of the whole worker process, on the host"),
@@ -273,7 +274,7 @@ def to_deploy(result: Result) -> str:
         return ""
     strict = min(usable, key=lambda p: abs(p.fmr - 1e-3))
     return (
-        f"The threshold to deploy with {result.name}, if {one_in(strict.fmr)} pairs of different identities may be "
-        f"accepted: a distance of {threshold(strict.threshold)}. It accepts {percent(strict.tpr)} of the pairs of the "
-        "same identity."
+        f"Threshold to deploy with {result.name}: a distance of {threshold(strict.threshold)} accepts "
+        f"{one_in(strict.fmr)} pairs of different identities and {percent(strict.tpr)} of the pairs of the same "
+        "identity."
     )

@@ -165,7 +165,7 @@ def rank1_flips(result: Result) -> str:
 
 
 def loss_tone(delta: float | None, interval: Interval | None = None) -> str:
-    """Tone of a difference: bad for a loss_tone, mixed for one that may be random."""
+    """Tone of a difference: bad for a loss, mixed for one that may be random."""
     if delta is None or delta >= -SAME_RANKING:
         return ""
     return "mixed" if interval and interval[1] >= 0 else "bad"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pmm.bench.gates import CHAIN_GATES, requirements
+from pmm.bench.gates import CHAIN_GATES, WITHOUT_BOUND, requirements
 from pmm.bench.pages.format import (
     NONE,
     between,
@@ -36,8 +36,6 @@ from pmm.bench.schema import BenchReport
 
 SAME_SPEED = 1.05
 """Two medians closer than this ratio are called equal: timing on a shared machine is no more precise."""
-
-BACKENDS_RUN = "every backend that the command line names runs, and no backend fails"
 
 Status = Literal["failed", "undecided", "passed", "not judged", "off"]
 STATUSES: tuple[Status, ...] = ("failed", "undecided", "passed", "not judged", "off")
@@ -138,7 +136,7 @@ def _failing(report: BenchReport, failing: list[Result]) -> str:
 def _failing_links(names: list[str]) -> str:
     if not names:
         return ""
-    return f"On the way to the index, {', '.join(map(one_line, names))} fail{'s' * (len(names) == 1)} a gate."
+    return f"In the chain to the index, {', '.join(map(one_line, names))} fail{'s' * (len(names) == 1)} a gate."
 
 
 def _too_few(report: BenchReport) -> str:
@@ -281,9 +279,9 @@ def _gate_lines(report: BenchReport) -> list[GateLine]:
     required = requirements(report.gates, batch_sizes(report))
     if report.chain is None:
         required = {flag: requirement for flag, requirement in required.items() if flag not in CHAIN_GATES}
-    # --backends has no bound, so only its failures are in the report; a gate that is unknown here must not vanish
+    # a gate that is unknown here must not vanish
     unlisted = {failure.gate for failure in report.gates.failures} - required.keys()
-    required |= {gate: BACKENDS_RUN if gate == "--backends" else "" for gate in sorted(unlisted)}
+    required |= {gate: WITHOUT_BOUND.get(gate, "") for gate in sorted(unlisted)}
     judged = any(result is not reference_of(report) for result in completed(report))
     lines = []
     for flag, requirement in required.items():

@@ -25,12 +25,12 @@ def section(report: BenchReport) -> Section | None:
         anchor="preprocessing",
         title="What wrong preprocessing costs",
         note=f"The same network, {report.reference}, on crops that were prepared with one mistake each, {which}. "
-        f"Right is: {report.checkpoint.preprocessing}.",
+        f"Correct preprocessing: {report.checkpoint.preprocessing}.",
         parts=(Part(table=_table(wrong)),),
         terms=(
-            ("mistake", "in the program that prepares the crops: it embeds queries and gallery alike"),
-            ("difference, interval", "from the right preprocessing on the same crops, in points, and its 95 % interval "
-             "(bootstrap over queries)"),
+            ("mistake", "in the program that prepares the crops; queries and gallery are prepared alike"),
+            ("difference, interval", "from the correct preprocessing on the same crops, in points, and its 95 % "
+             "interval (bootstrap over queries)"),
         ),
     )  # fmt: skip
 
@@ -50,7 +50,7 @@ def _table(wrong: WrongPreprocessing) -> Table:
     def change(delta: float | None, interval: Interval | None) -> Cell:
         return Cell(points(delta), between(interval, points), loss_tone(delta, interval))
 
-    right = (Cell("none", "as the contract says"), Cell(percent(wrong.mAP)), Cell(NONE), Cell(percent(wrong.rank1)))
+    right = (Cell("none", "correct preprocessing"), Cell(percent(wrong.mAP)), Cell(NONE), Cell(percent(wrong.rank1)))
     rows = [(*right, Cell(NONE))]
     for cost in wrong.costs:
         rows.append(

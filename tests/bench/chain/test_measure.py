@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pmm.bench.chain.judge import chain_failures
+from pmm.bench.chain.gates import chain_failures
 from pmm.bench.chain.measure import ChainTask, measure_chain
 from pmm.bench.chain.stored import stored_as
 from pmm.bench.chain_schema import ChainLoss

@@ -11,10 +11,10 @@ import pytest
 import pmm
 from pmm.artifacts.manifest import EmbeddingContract
 from pmm.bench.chain.examine import examine
-from pmm.bench.chain.given import Given
+from pmm.bench.chain.gates import chain_failures
 from pmm.bench.chain.index_builder import IndexBuilder
+from pmm.bench.chain.index_inputs import IndexInputs
 from pmm.bench.chain.indexes import CertifiedIndex, FaissIndex
-from pmm.bench.chain.judge import chain_failures
 from pmm.bench.chain.outcomes import Listing, OutcomeEvaluator, loss
 from pmm.bench.chain.stored import stored_as
 from pmm.bench.chain_schema import ChainLink, ChainReport
@@ -32,7 +32,7 @@ from tests.refusals import refuses
 EMBEDDED, LABELS = labelled(seed=5, people=40, distractors=200)
 QUERIES, ROWS = EMBEDDED
 NONE = np.empty(0, np.int64)
-GIVEN = Given(
+INPUTS = IndexInputs(
     vectors=ROWS,
     camids=LABELS.gallery_camids,
     queries=QUERIES,
@@ -63,7 +63,7 @@ def in_faiss(index, rows=ROWS, **facts):
     return FaissIndex(index, disk_bytes=0, **facts)
 
 
-def found(index, given=GIVEN):
+def found(index, given=INPUTS):
     return [finding.fault for finding in examine(index, given)]
 
 
@@ -149,7 +149,7 @@ def test_a_graph_of_usearch_has_no_fault(tmp_path):
 def test_inner_product_on_unnormalised_vectors(faiss):
     assert found(in_faiss(faiss.IndexFlatIP(ROWS.shape[1]))) == ["inner product on unnormalised vectors"]
     unit = ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True)
-    at_norm_1 = dataclasses.replace(GIVEN, vectors=unit, queries=QUERIES / np.linalg.norm(QUERIES, axis=1)[:, None])
+    at_norm_1 = dataclasses.replace(INPUTS, vectors=unit, queries=QUERIES / np.linalg.norm(QUERIES, axis=1)[:, None])
     assert found(in_faiss(faiss.IndexFlatIP(ROWS.shape[1]), unit), at_norm_1) == []
 
 
@@ -172,9 +172,9 @@ def test_nprobe_1(faiss):
 @pytest.mark.parametrize("offset", [1, -1])
 def test_shifted_ids(offset):
     ids = (np.arange(len(ROWS)) + offset) % len(ROWS)
-    (finding,) = examine(ListIndex(ids=ids), GIVEN)
+    (finding,) = examine(ListIndex(ids=ids), INPUTS)
     assert finding.fault == "shifted ids"
-    assert f"{offset:+d}" in finding.said
+    assert f"{offset:+d}" in finding.evidence
 
 
 def test_a_stale_gallery_of_another_checkpoint(tmp_path):
@@ -189,23 +189,23 @@ def test_a_stale_gallery_of_another_checkpoint(tmp_path):
 def test_mixed_galleries():
     rows = ROWS.copy()
     rows[100:160] = labelled(seed=6, people=40, distractors=200)[0].gallery[100:160]
-    (finding,) = examine(ListIndex(rows), GIVEN)
+    (finding,) = examine(ListIndex(rows), INPUTS)
     assert finding.fault == "mixed galleries"
-    assert "60 of 400 rows" in finding.said
-    assert "from 100 to 159" in finding.said
+    assert "60 of 400 rows" in finding.evidence
+    assert "from 100 to 159" in finding.evidence
 
 
 def test_rows_swapped():
     rows = ROWS.copy()
     rows[[7, 301]] = rows[[301, 7]]
-    (finding,) = examine(ListIndex(rows), GIVEN)
+    (finding,) = examine(ListIndex(rows), INPUTS)
     assert finding.fault == "rows swapped"
-    assert "7 as 301" in finding.said
+    assert "7 as 301" in finding.evidence
     silent = ListIndex(rows)
     silent.search = ListIndex(ROWS).search  # where no query meets them, the vectors that it keeps show it
-    (finding,) = examine(silent, GIVEN)
+    (finding,) = examine(silent, INPUTS)
     assert finding.fault == "rows swapped"
-    assert "7 that of 301" in finding.said
+    assert "7 that of 301" in finding.evidence
 
 
 def test_a_chunk_twice(faiss):
@@ -213,14 +213,14 @@ def test_a_chunk_twice(faiss):
     index.index.add(np.ascontiguousarray(ROWS[:50]))
     assert found(index) == ["rows twice"]
     twice = ListIndex(np.concatenate([ROWS[:-50], ROWS[:50]]), np.r_[: len(ROWS) - 50, :50])
-    assert "rows twice" in found(twice, dataclasses.replace(GIVEN, removed=np.arange(len(ROWS) - 50, len(ROWS))))
+    assert "rows twice" in found(twice, dataclasses.replace(INPUTS, removed=np.arange(len(ROWS) - 50, len(ROWS))))
 
 
 def test_a_wrong_quantizer_range(faiss):
     index = faiss.IndexScalarQuantizer(ROWS.shape[1], faiss.ScalarQuantizer.QT_8bit)
     index.train(np.ascontiguousarray(ROWS * np.float32(0.5)))
     index.add(np.ascontiguousarray(ROWS))
-    (finding,) = examine(FaissIndex(index, quantizer="scalar", disk_bytes=0), GIVEN)
+    (finding,) = examine(FaissIndex(index, quantizer="scalar", disk_bytes=0), INPUTS)
     assert finding.fault == "wrong quantizer range"
 
 
@@ -270,9 +270,9 @@ def test_a_filter_that_lists_any_rows_of_other_cameras():
                 rows[place] = some[np.argsort(distances[place, some])]
             return Listing(rows, np.take_along_axis(distances, rows, 1))
 
-    (finding,) = examine(AnyIndex(), GIVEN)
+    (finding,) = examine(AnyIndex(), INPUTS)
     assert finding.fault == "not exact"
-    assert "own camera" in finding.said
+    assert "own camera" in finding.evidence
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -285,7 +285,7 @@ def test_an_exact_gallery_that_compares_by_cosine_has_no_fault(tmp_path, precisi
     gallery = pmm.Gallery.create(
         tmp_path / "g", rows, np.arange(400), "cosine", columns={"camera": cameras}, precision=precision
     )
-    given = Given(
+    given = IndexInputs(
         vectors=stored, camids=cameras, queries=queries, query_camids=np.arange(40) % 3, removed=NONE, metric="cosine"
     )  # fmt: skip
     assert found(CertifiedIndex(gallery), given) == []
@@ -321,7 +321,7 @@ def test_long_lists_that_are_reversed_behind_the_first_ten(exact, fault):
 def test_removed_rows_that_the_chain_gave_our_own_gallery(tmp_path):
     builder = IndexBuilder(ROWS, LABELS.gallery_camids, tmp_path)
     index = builder.certified("fp32")
-    given = dataclasses.replace(GIVEN, removed=builder.removed)
+    given = dataclasses.replace(INPUTS, removed=builder.removed)
     assert len(builder.removed) == 10
     assert found(index, given) == []
 
@@ -350,16 +350,16 @@ def test_nan_rows(tmp_path):
         pmm.Gallery.create(tmp_path / "g", rows, np.arange(len(rows)))
     silent = ListIndex(rows)
     silent.search = ListIndex(ROWS).search
-    (finding,) = examine(silent, GIVEN)
+    (finding,) = examine(silent, INPUTS)
     assert finding.fault == "NaN rows"
-    assert "row 33" in finding.said
+    assert "row 33" in finding.evidence
 
 
 def test_one_cameras_rows_missing(faiss):
     kept = np.flatnonzero(LABELS.gallery_camids != 1)
-    (finding,) = examine(ListIndex(ROWS[kept], kept, exact=False), GIVEN)
+    (finding,) = examine(ListIndex(ROWS[kept], kept, exact=False), INPUTS)
     assert finding.fault == "rows of a camera missing"
-    assert "camera 1" in finding.said
+    assert "camera 1" in finding.evidence
     rows = ROWS.copy()
     rows[LABELS.gallery_camids == 1] = 0  # in an index that counts them
     assert found(in_faiss(faiss.IndexFlatL2(ROWS.shape[1]), rows)) == ["rows of a camera missing"]
@@ -369,7 +369,7 @@ def test_pca_fitted_on_the_query_set():
     """No figure shows it: only what the index says of itself."""
     centred = QUERIES - QUERIES.mean(0)
     basis = np.linalg.svd(centred, full_matrices=False)[2].T
-    rotated = dataclasses.replace(GIVEN, vectors=(ROWS @ basis).astype(np.float32), queries=QUERIES @ basis)
+    rotated = dataclasses.replace(INPUTS, vectors=(ROWS @ basis).astype(np.float32), queries=QUERIES @ basis)
     assert found(ListIndex(rotated.vectors), rotated) == []
     of_queries = ListIndex(rotated.vectors, fitted_on=rows_digest(rotated.queries))
     (finding,) = examine(of_queries, rotated)
@@ -388,14 +388,14 @@ def test_float16_overflow(tmp_path):
 
 
 def test_an_index_built_before_an_append(faiss):
-    (finding,) = examine(in_faiss(faiss.IndexFlatL2(ROWS.shape[1]), ROWS[:320]), GIVEN)
+    (finding,) = examine(in_faiss(faiss.IndexFlatL2(ROWS.shape[1]), ROWS[:320]), INPUTS)
     assert finding.fault == "built before an append"
-    assert "320 of 400" in finding.said
+    assert "320 of 400" in finding.evidence
 
 
 def test_tombstones_ignored(tmp_path, faiss):
     removed = np.arange(0, len(ROWS), 5)
-    given = dataclasses.replace(GIVEN, removed=removed)
+    given = dataclasses.replace(INPUTS, removed=removed)
     assert found(in_faiss(faiss.IndexFlatL2(ROWS.shape[1])), given) == ["tombstones ignored"]
     gallery = pmm.Gallery.create(tmp_path / "g", ROWS, np.arange(len(ROWS)), columns={"camera": LABELS.gallery_camids})
     gallery.remove(removed)
@@ -406,7 +406,7 @@ def test_tombstones_ignored(tmp_path, faiss):
 def test_tie_order_changed(copies):
     rows = ROWS.copy()
     rows[200 : 200 + copies] = rows[5]  # one crop, stored again: all of them are listed, or some
-    given = dataclasses.replace(GIVEN, vectors=rows, queries=rows[5:6], query_camids=np.zeros(1, np.int64))
+    given = dataclasses.replace(INPUTS, vectors=rows, queries=rows[5:6], query_camids=np.zeros(1, np.int64))
 
     class LastFirst(ListIndex):
         def order(self, distances):

@@ -1,4 +1,4 @@
-"""Bounds that a few queries break by chance: how many would tell."""
+"""How many queries it takes to tell a broken bound from chance."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ def queries_for_flips(flips: int, queries: int, allowed: float) -> int | None:
     return None if many == queries else _at_most(many)
 
 
-def say(needed: int | None) -> str:
+def too_few_queries(needed: int | None) -> str:
     """The end of a sentence on a broken bound; empty if it is broken for certain."""
     if needed is None:
         return ""
-    return f": too few queries to tell it from chance; {f'about {needed:,}' if needed < MOST else 'far more'} would"
+    number = f"about {needed:,}" if needed < MOST else "far more"
+    return f" (too few queries to rule out chance; {number} would be enough)"
 
 
 def _at_most(number: float) -> int:

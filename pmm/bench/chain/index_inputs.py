@@ -1,4 +1,4 @@
-"""What an index is held against: the vectors that it was given, and the queries that it is asked. Loads no torch."""
+"""What an index is checked with: the vectors that it was built from, and the queries. Loads no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pmm.evaluation.parity.labels import Floats, Ints
 
 NEAREST = 10
 PROBES = 256
-"""Rows, and queries, that an index is asked for."""
+"""Rows, and queries, that an index is checked with."""
 
 
 class Answers(NamedTuple):
@@ -31,15 +31,15 @@ class IndexFault(NamedTuple):
     """A fault in a few words, and what shows it."""
 
     fault: str
-    said: str
+    evidence: str
 
     def __str__(self) -> str:
-        return f"{self.fault}: {self.said}"
+        return f"{self.fault}: {self.evidence}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Given:
-    """What an index was made of, and is asked."""
+class IndexInputs:
+    """What an index was built from, and the queries to check it with."""
 
     vectors: Floats
     """[N, D]; removed rows too."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pmm.bench.chain_schema import ChainLink, ChainReport
-from pmm.bench.gates import map_fell, rank1_flipped
+from pmm.bench.gates import map_drop_message, rank1_flips_message
 from pmm.bench.schema import GateFailure, Gates
 
 GALLERY = "--gallery"
-"""The gate of findings, which has no bound."""
+"""The gate of faults and of links that could not be measured; it has no bound."""
 
 
 def chain_failures(chain: ChainReport, gates: Gates, *, queries: int) -> Iterator[GateFailure]:
@@ -47,10 +47,10 @@ def _failed(
         most, drop = gates.max_map_drop, (of_cut.map_delta if of_cut else 0) - total.map_delta
         if most is not None and drop > most:
             # of a list that ends, what of it is the index's has no interval
-            yield "--max-map-drop", *map_fell(drop, most, None if cut else total.map_delta_interval, queries)
+            yield "--max-map-drop", *map_drop_message(drop, most, None if cut else total.map_delta_interval, queries)
         most, flips = gates.max_rank1_flips, total.rank1_lost + total.rank1_gained
         if most is not None and flips > most * queries:
-            yield "--max-rank1-flips", *rank1_flipped(flips, most, queries)
+            yield "--max-rank1-flips", *rank1_flips_message(flips, most, queries)
     before = cut or artifact  # both count only pairs that are listed
     most, start = gates.max_fmr_factor, before.fmr
     if most is not None and link.fmr is not None and start is not None and link.fmr > most * start:
