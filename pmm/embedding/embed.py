@@ -25,9 +25,10 @@ def iter_embeddings(
 ) -> Iterator[Embeddings]:
     """Embeddings [B, D] of image files, in order, batch by batch; with a `label`, a progress bar of that name.
 
-    With `flip` the mean of each crop's and its mirror image's, at length 1 if the runner's are. Raises InvalidFile for
-    the first that cannot be read, or puts it into `unreadable` as `iter_crops` does; ConflictingOptions for a `flip`
-    that the file of the runner does by itself.
+    With `flip`, each is the mean of the embeddings of the crop and of its mirror image, normalised again if those are.
+
+    Raises InvalidFile for the first image that cannot be read, unless there is `unreadable` to collect such images (see
+    `iter_crops`); ConflictingOptions for `flip` if the model averages by itself; InvalidValue for batch_size < 1.
     """
     from tqdm import tqdm
 
@@ -58,7 +59,7 @@ def embed_files(
     flip: bool = False,
     unreadable: dict[int, InvalidFile] | None = None,
 ) -> Embeddings:
-    """Embeddings [N, D] of image files, as `iter_embeddings` has them. Raises as it does."""
+    """Embeddings [N, D] of image files; arguments and errors are those of `iter_embeddings`."""
     embeddings = np.empty((len(files), runner.embedding.dim), np.float32)
     done = 0
     batches = iter_embeddings(runner, files, batch_size=batch_size, label=label, flip=flip, unreadable=unreadable)
@@ -77,14 +78,14 @@ def embed_samples(
     flip: bool = False,
     unreadable: dict[int, InvalidFile] | None = None,
 ) -> Embeddings:
-    """`embed_files` of `samples`. Raises UserError for NaN or Inf too, naming the first file."""
+    """As `embed_files`, of `samples`. Also raises UserError for NaN or Inf, naming the first file."""
     files = [sample.path for sample in samples]
     embeddings = embed_files(runner, files, batch_size=batch_size, label=label, flip=flip, unreadable=unreadable)
     bad = np.flatnonzero(~np.isfinite(embeddings.sum(1, dtype=np.float64)))
     if len(bad):
         many = f"{len(bad)} of {len(files)} embeddings{f' of {label}' if label else ''}"
         raise UserError(
-            f"{many} hold NaN or Inf, the first that of {files[bad[0]]}", hint="the model or the backend is broken"
+            f"{many} hold NaN or Inf, the first is that of {files[bad[0]]}", hint="the model or the backend is broken"
         )
     return embeddings
 

@@ -1,5 +1,5 @@
-"""Queries and gallery of a data set -> embeddings, all unreadable images told or left out. Loads no torch for an ONNX
-file or an engine."""
+"""Queries and gallery of a data set -> embeddings; images that cannot be read are all named, or left out. Loads no
+torch for an ONNX file or an engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EmbeddedSplit(NamedTuple):
     query: Embeddings
     gallery: Embeddings
     bad: dict[str, dict[Path, str]]
-    """By part, query and gallery: the images that were left out, and why."""
+    """Images that were left out, and why, under "query" and "gallery"."""
 
 
 def embed_split(
@@ -36,9 +36,9 @@ def embed_split(
     label: str = "",
     flip: bool = False,
 ) -> EmbeddedSplit:
-    """Embed both parts of the data set in `folder`; a progress bar has the name of the part after the `label`.
+    """Embed queries and gallery of the data set in `folder`; each has a progress bar named `label` and the part.
 
-    Raises InvalidFile naming all images that cannot be read, unless they are to be skipped; else as `embed_samples`.
+    Raises InvalidFile naming all images that cannot be read, unless they are to be skipped, and as `embed_samples`.
     """
     embeddings: dict[str, Embeddings] = {}
     bad: dict[str, dict[Path, str]] = {}

@@ -29,14 +29,14 @@ Ints = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 
 WINDOW = 0.25
-"""Of a stretch, this share is looked at; for the rest of it, and as long again as it takes, people leave."""
+"""Share of a stretch whose crops are used; after it, one stretch of time passes unused, so that people leave."""
 STAKES = np.array([1.0, 0.5, 0.25, 0.125])
 """Of what is at most at stake on each stretch. High ones win soon where few pairs are accepted, low ones outlive
 stretches in which all are."""
 SHARES = np.array([0.7, 0.1, 0.1, 0.1])
 """Of the money that is bet so."""
 PAIRS_PER_STRETCH = 2_000
-"""Of more pairs, so many are drawn: the mean of their share is the same."""
+"""If a stretch has more pairs, so many are drawn at random: their expected share is the same."""
 
 
 class SeenAtOnce(NamedTuple):
@@ -47,7 +47,7 @@ class SeenAtOnce(NamedTuple):
     second: Ints
     """Rows [P]."""
     stretch: Ints
-    """Which stretch of time the pair is of [P], 0 to stretches - 1; each has a pair."""
+    """Number of the stretch of time that the pair is from [P], 0 to stretches - 1; each has a pair."""
     stretches: int
 
 
@@ -68,7 +68,7 @@ class CameraThreshold:
     upper: float
     """Upper confidence bound of the false match rate, likewise."""
     stretches_needed: int | None
-    """None: no number of them will do, for too many pairs are at distance 0."""
+    """How many would do. None: no number does, because too many pairs are at distance 0."""
 
 
 def pairs_seen_at_once(
@@ -138,7 +138,7 @@ def _stretches(times: Doubles, stretch: float) -> Ints:
 
 
 def _near(stretch: Ints, camera: Ints, time: Doubles, same_time: float) -> tuple[Ints, Ints]:
-    """Pairs of places in these, which are sorted; of a stretch with very many, some at random."""
+    """Pairs of indices into these sorted arrays; if a stretch has very many, a random sample of them."""
     if not len(time):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     start = np.flatnonzero(np.r_[True, (np.diff(stretch) != 0) | (np.diff(camera) != 0)])
@@ -194,7 +194,7 @@ def camera_threshold(
 
 
 def _between(ordered: Doubles, end: int) -> float | None:
-    """A distance that takes the first pairs and not those from `end` on; None if those are at 0."""
+    """A distance that accepts the pairs before `end` and no others; None if those from `end` on are at 0."""
     if end == len(ordered):
         return float(ordered[-1])
     following = float(ordered[end])
@@ -225,7 +225,7 @@ def _upper(shares: Doubles, wanted: float) -> float:
 
 
 def _needed(shares: Doubles, fmr: float, wanted: float) -> int | None:
-    """How many stretches like these would do; None if no number does."""
+    """How many stretches like these would be enough; None if no number is."""
     growth = _growth(shares, fmr).mean(axis=1)
     enough = (wanted - np.log(SHARES))[growth > 0] / growth[growth > 0]
     return math.ceil(enough.min()) if enough.size else None

@@ -1,5 +1,4 @@
-"""What ranks and lists need of distances: how they are computed, more closely each time, and how many at once. Loads no
-torch."""
+"""Distances in blocks: at rising precision, and as large as a memory limit allows. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ from pmm.evaluation.distances import MAX_ROWS, Doubles, Floats, Ints, Singles
 from pmm.utils.errors import OutOfMemory
 
 MEMORY_LIMIT = 2 << 30
-"""Bytes beyond the embeddings that an evaluation takes by default."""
+"""Bytes that an evaluation may use by default, besides the embeddings."""
 MAX_QUERIES = 1024
-"""In a block: a larger one is no faster."""
+"""Queries in a block, at most: a larger one is no faster."""
 
 
 @runtime_checkable
@@ -24,31 +23,30 @@ class Distances(Protocol):
     dim: int
     """Of the embeddings."""
     resident_bytes: int
-    """Memory that stays taken beyond the embeddings."""
+    """Memory in use all the time, besides the embeddings."""
 
     def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
-        """Distances of the queries `rows` [q, G], less perhaps a constant for each query, so to be compared with each
-        other only; and by how much each query's are wrong at most [q].
+        """Distances of the queries `rows` [q, G], and a bound on the error of each query's [q].
 
-        They may be in `out` [q, G], and the caller may write into them.
+        A constant may be missing from all distances of a query, so they compare with each other only. They may lie in
+        `out` [q, G], and the caller may overwrite them.
         """
 
     def refined(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
-        """As `approximate`, closer, without such a constant: slower, for what `approximate` leaves open too often."""
+        """As `approximate`, but closer and with the constant. Slower: for blocks that `approximate` leaves too open."""
 
     def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
-        """As `refined`, in float64: slower still, for what `refined` leaves open too often."""
+        """As `refined`, in float64. Slower still: for blocks that `refined` leaves too open."""
 
     def close_pairs(self, queries: Ints, items: Ints) -> tuple[Doubles, Doubles]:
-        """As `exact_pairs`, and by how much each is wrong at most [P]: quicker, or exact. The bound grows with the
-        distance."""
+        """As `exact_pairs`, with a bound on each error [P]: faster, or exact. The bound grows with the distance."""
 
     def exact_pairs(self, queries: Ints, items: Ints) -> Doubles:
-        """Of pairs [P] of a query and a gallery item: each a function of its pair alone."""
+        """Distances of pairs of a query and a gallery item [P]; each depends on its pair alone."""
 
 
 def by_precision(distances: Distances, rows: slice, out: Singles, level: int = 0) -> Iterator[tuple[Floats, Doubles]]:
-    """The block of the queries `rows`, closer each time, from `level` on: 0 approximate, 1 refined, 2 float64."""
+    """The block of the queries `rows` at rising precision, from `level` on: 0 approximate, 1 refined, 2 float64."""
     if level < 1:
         yield distances.approximate(rows, out)
     if level < 2:
@@ -69,11 +67,11 @@ class Blocks:
     def within(
         cls, limit: int, shape: tuple[int, int], dim: int, threads: int, *, pairs: int = 0, reserved_bytes: int = 0
     ) -> Blocks:
-        """Blocks of distances of `shape` [Q, G] that keep to `limit` bytes.
+        """Blocks of distances of `shape` [Q, G] that use at most `limit` bytes.
 
         Args:
-            pairs: gallery items of a query's pid, at most.
-            reserved_bytes: of the limit, what something else takes.
+            pairs: the most gallery items that share a query's pid.
+            reserved_bytes: bytes of the limit that something else uses.
 
         Raises OutOfMemory if the rest is too little for one query; the least that works is `expected`.
         """
@@ -94,7 +92,7 @@ class Blocks:
         return cls(queries=int(min(MAX_QUERIES, max(1, queries), most)), scratch=scratch)
 
     def cut(self, queries: int, threads: int = 1, *, first: int = 0) -> Iterator[slice]:
-        """Blocks of the queries from `first` on, all about as large and as many for each of `threads`."""
+        """Blocks of the queries from `first` on, of about equal size and equally many for each of `threads`."""
         parts = -(-(queries - first) // (self.queries * threads)) * threads
         step = max(1, -(-(queries - first) // max(1, parts)))
         for start in range(first, queries, step):

@@ -1,4 +1,4 @@
-"""Distances from queries to a gallery: block by block, and the same however the blocks are cut. Loads no torch.
+"""Distances from queries to a gallery, in blocks, and the same for any size of block. Loads no torch.
 
 The distance of a pair is half its squared Euclidean distance; for cosine that of the two at norm 1, which is 1 - cos.
 Many at once are a matrix product in float32, whose last digits depend on the block and on BLAS. So such a block comes
@@ -32,16 +32,16 @@ Ints = npt.NDArray[np.int64]
 
 METRICS = ("euclidean", "cosine")
 MAX_ROWS = 4096
-"""Embeddings in float64 at once."""
+"""Embeddings that are converted to float64 at once, at most."""
 PAIRS_AT_ONCE = 128
-"""Pairs that are measured at once, at most: with few, threads would wait for the interpreter more than they compute."""
+"""Pairs that are measured at once, at most: with fewer, threads would mostly wait for the interpreter."""
 PAIR_NUMBERS = 1 << 16
-"""Dimensions of pairs that are measured at once: they stay in a core's cache."""
+"""Numbers of the pairs that are measured at once: so many stay in a core's cache."""
 MANY_PAIRS = 1 << 18
 ITEMS_AT_ONCE = 256
-"""Of the gallery, whose products in parts are added up: they stay in a core's cache."""
+"""Gallery items whose products are summed in parts at once: so many stay in a core's cache."""
 CENTRED_BY = 512
-"""Gallery items whose mean is taken for the middle of all."""
+"""Gallery items whose mean stands for the centre of all."""
 SINGLE_RANGE = (1e-12, 1e15)
 """Largest number among embeddings whose products float32 holds without under- or overflow."""
 
@@ -54,8 +54,8 @@ def squared_distances(query: Floats, gallery: Floats) -> Doubles:
 
 
 def comparable_rows(rows: Floats, metric: str, exponent: int = 0) -> Doubles:
-    """Rows [n, D] in float64 as the metric compares them: times 2^-exponent or, for cosine, at norm 1. Each is a
-    function of that row alone."""
+    """Rows [n, D] in float64 as the metric compares them: times 2^-exponent or, for cosine, at norm 1. Each result
+    depends on its row alone."""
     wide = rows.astype(np.float64)
     if exponent:
         wide *= np.ldexp(1.0, -exponent)
@@ -66,8 +66,8 @@ def comparable_rows(rows: Floats, metric: str, exponent: int = 0) -> Doubles:
 
 
 class EmbeddingMatrix:
-    """Embeddings [N, D], in one or several arrays one after another, as a metric compares them; `name` is what errors
-    call them."""
+    """Embeddings [N, D] as a metric compares them, in one array or in several that follow each other; errors call them
+    `name`."""
 
     def __init__(
         self, *parts: Floats, metric: str = "euclidean", scratch: int = 1 << 26, name: str = "embeddings"
@@ -99,9 +99,9 @@ class EmbeddingMatrix:
         )
         """Whether products may be computed in float32."""
         self.is_float32 = metric == "euclidean" and all(part.dtype == np.float32 for part in parts)
-        """Whether what is compared are the rows as they are, in float32."""
+        """Whether the metric compares the rows as they are, in float32."""
         self.exponent = int(np.frexp(top)[1])
-        """Of the largest number: where float32 will not do, all are scaled by it, so that squares stay in range."""
+        """Exponent of the largest number: where float32 does not do, all are scaled by it to keep squares in range."""
         self.inverse_norms = 1 / norms if metric == "cosine" and self.fits_float32 else None
         self.norms = np.ones(len(self)) if metric == "cosine" else norms
 
@@ -109,7 +109,7 @@ class EmbeddingMatrix:
         return self.starts[-1]
 
     def float32_rows(self, rows: slice) -> Iterator[tuple[slice, Singles]]:
-        """The rows in float32, and where they lie: as they are if possible, else a copy chunk by chunk."""
+        """The rows in float32, and their place: as they are if possible, else copies, chunk by chunk."""
         views = self.inverse_norms is None and self.parts[0].dtype == np.float32
         for place, chunk in self._chunks(rows, whole=views):
             if self.inverse_norms is not None:
@@ -118,7 +118,7 @@ class EmbeddingMatrix:
                 yield place, chunk.astype(np.float32, copy=False)
 
     def float64_rows(self, rows: slice, exponent: int) -> Iterator[tuple[slice, Doubles]]:
-        """The rows in float64, chunk by chunk, and where they lie; `exponent` as `take` has it."""
+        """The rows in float64, chunk by chunk, and their place; `exponent` as in `take`."""
         for place, chunk in self._chunks(rows):
             yield place, comparable_rows(chunk, self.metric, exponent)
 
@@ -127,7 +127,7 @@ class EmbeddingMatrix:
         return comparable_rows(self._rows(indices), self.metric, exponent)
 
     def take_views(self, indices: Ints, exponent: int) -> Floats:
-        """As `take`, but as they are if these are the numbers that are compared."""
+        """As `take`, but without conversion if the metric compares the rows as they are."""
         rows = self._rows(indices)
         return rows if self.metric == "euclidean" and not exponent else comparable_rows(rows, self.metric, exponent)
 
@@ -174,7 +174,7 @@ class EmbeddingDistances:
         with np.errstate(over="ignore"):
             self._half_squares = (gallery.norms**2 / 2).astype(np.float32)
             self.factor = 1.0 if query.metric == "cosine" else float(np.ldexp(1.0, 2 * self._exponent))
-        """What all distances are to be multiplied by."""
+        """Factor by which all distances are to be multiplied."""
 
     def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
         if not self.fits_float32:
@@ -250,7 +250,8 @@ class EmbeddingDistances:
         return max(PAIRS_AT_ONCE // 4, min(PAIRS_AT_ONCE, PAIR_NUMBERS // max(1, self.dim)))
 
     def _centred_rows(self, side: EmbeddingMatrix, rows: slice) -> Iterator[tuple[slice, Singles]]:
-        """The rows less `_centre` in float32, as few as stay in a core's cache, until the next; and where they lie."""
+        """The rows minus `_centre` in float32, in pieces that fit into a core's cache, and their place. Each is
+        overwritten by the next."""
         centre = self._centre.astype(np.float32)
         chunks: Iterator[tuple[slice, Floats]] = (
             side.float32_rows(rows) if side.is_float32 else side.float64_rows(rows, 0)
@@ -265,9 +266,9 @@ class EmbeddingDistances:
 
     @cached_property  # two threads that ask at once find the same
     def _centre(self) -> Doubles:
-        """About the middle of the gallery [D]: seen from it, embeddings that are close together have small norms.
+        """About the centre of the gallery [D]: relative to it, embeddings that are close together have small norms.
 
-        The mean of some: for bounds any point will do.
+        It is the mean of a sample: the bounds hold for any point.
         """
         step = -(-len(self.gallery) // min(CENTRED_BY, self.gallery.chunk))
         return self.gallery.take(np.arange(0, len(self.gallery), max(1, step)), self._exponent).mean(0)
@@ -284,5 +285,5 @@ class EmbeddingDistances:
 
 
 def half_squares(rows: Doubles) -> Doubles:
-    """Half the squared norm of each row [N, D]: a function of the row alone."""
+    """Half the squared norm of each row [N, D]; each result depends on its row alone."""
     return np.einsum("nd,nd->n", rows, rows) / 2

@@ -1,6 +1,6 @@
-"""Ranking metrics of re-identification: mAP, CMC, mINP. The ranks of the relevant items are counted, not sorted out.
+"""Ranking metrics of re-identification: mAP, CMC, mINP. Ranks are counted without sorting the gallery.
 
-Exact, in blocks that keep to a memory limit, and the same for any limit and any number of threads. Loads no torch.
+Results are exact, and the same for any memory limit and any number of threads. Loads no torch.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def evaluate_ranking(
             items. "trapezoid" (Market-1501's Matlab code): the mean of precision before and after each hit.
             "truncated50" (the PMM authors' code): hits after rank 50 count 0, divided by all R.
         max_rank: length of the CMC curve.
-        memory_limit: bytes to keep to, beyond the embeddings.
-        threads: that count ranks (0: as many as there are cores, 4 at most).
+        memory_limit: bytes to use at most, besides the embeddings.
+        threads: threads that count ranks (0: one per core, at most 4).
 
     Raises:
         InvalidInput: shapes that do not fit, NaN or Inf among the embeddings, no evaluable query.
@@ -118,9 +118,9 @@ def evaluate_distances(
     memory_limit: int = MEMORY_LIMIT,
     threads: int = 0,
 ) -> RankingResult:
-    """As `evaluate_ranking`, from distances [Q, G]: a matrix, or what makes them in blocks (see `reranking`).
+    """As `evaluate_ranking`, from distances [Q, G]: a matrix, or what computes blocks of it (see `reranking`).
 
-    Raises the errors of `evaluate_ranking`, for NaN or Inf among the distances of a matrix too.
+    Raises as `evaluate_ranking`, and InvalidInput for NaN or Inf in a matrix.
     """
     index = PidIndex.of(query_pids, gallery_pids, query_camids, gallery_camids)
     check_choices(ap, max_rank)
@@ -135,12 +135,12 @@ def evaluate_distances(
 
 
 def counting_threads(threads: int) -> int:
-    """How many threads count ranks, if 0 is one for each core: beyond a few they wait for each other."""
+    """How many threads count ranks (0: one per core): at most 4, since more only wait for each other."""
     return min(threads or usable_cores(), MAX_THREADS)
 
 
 def check_choices(ap: str, max_rank: int = 1) -> None:
-    """Raises InvalidValue for an unknown definition of AP, or a curve without a rank."""
+    """Raises InvalidValue for an unknown definition of AP, or max_rank < 1."""
     if ap not in AP_DEFINITIONS:
         raise InvalidValue("ap", ap, choices=AP_DEFINITIONS)
     if max_rank < 1:
@@ -180,7 +180,7 @@ def _evaluate(
 
 
 class _Matrix:
-    """Distances [Q, G] of the caller."""
+    """Distances [Q, G] that the caller computed."""
 
     def __init__(self, matrix: Floats) -> None:
         if matrix.ndim != 2:
@@ -228,7 +228,7 @@ AP_DEFINITIONS: dict[str, Callable[[Ints, Ints], Doubles]] = {
 
 
 def _floats(values: Any) -> Floats:
-    """A float array of numpy's or torch's, or numbers; no copy of floats of float64 or less."""
+    """A numpy array of floats from one of numpy or torch or from numbers; float64 and smaller floats are not copied."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()

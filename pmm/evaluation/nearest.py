@@ -1,4 +1,4 @@
-"""The gallery items nearest to each query, exactly, and the same for any block. Loads no torch."""
+"""The gallery items nearest to each query: exact, and the same for any size of block. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pmm.evaluation.distance_blocks import Blocks, Distances, by_precision
 from pmm.evaluation.distances import Doubles, Floats, Ints
 
 MAX_OPEN = 256
-"""Items per query that a block may leave open; beyond it a closer one is made."""
+"""Items per query that a block may leave open; if there are more, it is computed at higher precision."""
 PAIRS_AT_ONCE = 1 << 18
 NONE = np.empty(0, np.int64)
 
 
 class Nearest(NamedTuple):
-    """What is near each query, the nearest first, ties by gallery index; and how far the farthest is."""
+    """The items nearest to each query, nearest first, ties by gallery index; and the distance of its farthest item."""
 
     items: Ints
     """Gallery indices [Q, k]; -1 where there are no more."""
     distances: Doubles
-    """Exact ones [Q, k]; infinite where there are no more."""
+    """Exact distances [Q, k]; infinite where there are no more."""
     farthest: Doubles
     """Largest distance, exact [Q]; 0 unless `farthest=True`."""
 
@@ -42,9 +42,9 @@ def nearest(
 
     Args:
         k: at least 1, at most the size of the gallery.
-        excluded: of a block of queries, the pairs that count for nothing: queries, from the block's first, and items.
+        excluded: for a block of queries, the pairs to leave out: queries, numbered within the block, and items.
         farthest: find the largest distances too.
-        label: of a progress bar, if any.
+        label: name of a progress bar; empty for none.
     """
     from tqdm import tqdm
 
@@ -103,7 +103,7 @@ def _measure(
     result: Nearest,
     put: Callable[[Nearest, int, Ints, Doubles], None],
 ) -> None:
-    """Put the exact distances of each query, from `first` on, to its list of items where they belong."""
+    """Store the exact distances from each query, from `first` on, to the items of its list in the result."""
     sizes = np.array([len(items) for items in lists])
     exact = distances.exact_pairs(np.repeat(np.arange(len(lists)), sizes) + first, np.concatenate(lists))
     for query, (items, values) in enumerate(zip(lists, np.split(exact, sizes.cumsum()[:-1]), strict=True), first):

@@ -1,4 +1,4 @@
-"""Which gallery items are of a query's identity, and which of these are junk. Loads no torch."""
+"""Which gallery items show a query's identity, and which of these are junk. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pmm.utils.errors import InvalidInput
 
 
 class PidIndex(NamedTuple):
-    """Where in the gallery each query's pid is, and the cameras of all."""
+    """Where in the gallery each query's pid is, and the camera of every crop."""
 
     query_camids: Ints
     gallery_camids: Ints
@@ -21,7 +21,7 @@ class PidIndex(NamedTuple):
     first: Ints
     """Where in `by_pid` each query's pid begins [Q]."""
     last: Ints
-    """And ends [Q]."""
+    """Where it ends [Q]."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -30,7 +30,7 @@ class PidIndex(NamedTuple):
 
     @property
     def most_pairs(self) -> int:
-        """The most gallery items that one query's pid has."""
+        """The largest number of gallery items that share a query's pid."""
         return int((self.last - self.first).max(initial=0))
 
     @classmethod
@@ -45,8 +45,8 @@ class PidIndex(NamedTuple):
         return cls(q_cams, g_cams, by_pid, np.searchsorted(ordered, q_pids), np.searchsorted(ordered, q_pids, "right"))
 
     def pairs(self, rows: slice) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
-        """Each of the queries `rows`, counted from the first of them, with each gallery item of its pid [P], ascending;
-        and whether the pair is junk, seen by one camera."""
+        """All pairs of one of the queries `rows`, numbered from the first of them, and a gallery item of its pid [P],
+        ascending; and whether the pair is junk, that is, seen by one camera."""
         counts = self.last[rows] - self.first[rows]
         query = np.repeat(np.arange(len(counts)), counts)
         within = np.arange(len(query)) - np.repeat(counts.cumsum() - counts, counts)

@@ -25,7 +25,7 @@ from pmm.utils.errors import InvalidValue
 from pmm.utils.hardware import usable_cores
 
 CMC_RANKS = (1, 5, 10, 20)
-"""That are printed."""
+"""Ranks of the CMC that are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,9 @@ class RankingOptions:
     ap: ApDefinition = "standard"
     reranking: Reranking | None = None
     memory_limit: int = MEMORY_LIMIT
-    """Bytes beyond the embeddings."""
+    """Bytes that ranking may use besides the embeddings."""
     threads: int = 0
+    """CPU threads (0: the default of each step)."""
 
     def __post_init__(self) -> None:
         """Raises InvalidValue for an unknown metric or definition of AP."""
@@ -46,7 +47,7 @@ class RankingOptions:
         check_choices(self.ap)
 
     def check(self, split: ReidDataset, dim: int) -> None:
-        """Raise OutOfMemory if the memory limit is too small: before hours of embedding."""
+        """Raises OutOfMemory if the memory limit is too small, before hours are spent on embedding."""
         queries, gallery = len(split.query), len(split.gallery)
         if self.reranking:
             check_memory(queries + gallery, dim, self.reranking, self.memory_limit, self.threads or usable_cores())
@@ -55,7 +56,7 @@ class RankingOptions:
 
 
 def labels_of(split: ReidDataset) -> Labels:
-    """Identities and cameras of a split's query and gallery, by the names that `evaluate_ranking` takes them by."""
+    """Identities and cameras of a split's query and gallery, named as the arguments of `evaluate_ranking`."""
     return Labels(
         query_pids=pids_of(split.query),
         gallery_pids=pids_of(split.gallery),
@@ -96,7 +97,7 @@ def describe(result: RankingResult) -> str:
 
 
 def per_query_csv(split: ReidDataset, result: RankingResult) -> str:
-    """A line per query; no AP and no first match for a skipped one."""
+    """CSV with a line per query; AP, INP and rank of the first match are empty for a skipped query."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("query", "pid", "camid", "AP", "INP", "first_match_rank"))

@@ -1,4 +1,4 @@
-"""Ranks of queries' relevant gallery items: counted, the gallery is never sorted. Loads no torch."""
+"""Ranks of each query's relevant gallery items, counted without sorting the gallery. Loads no torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pmm.evaluation.pid_index import PidIndex
 from pmm.utils.threads import single_blas_thread
 
 FEW_ITEMS = 128
-"""Gallery items per relevant one up to which sorting each into its place is quicker than counting for each."""
+"""Gallery items per relevant one, up to which placing each by binary search is faster than counting by bins."""
 MAX_OPEN = 40
-"""One gallery item in so many may be left open; beyond it the next block is made more closely."""
+"""One gallery item in so many may be left open; if more are, the block is computed at higher precision."""
 FIRST_QUERIES = 32
 BINS = 4096
 SPREAD = 1 << 17
@@ -39,9 +39,9 @@ class Ranks(NamedTuple):
 def relevant_ranks(distances: Distances, index: PidIndex, blocks: Blocks, threads: int) -> Iterator[Ranks]:
     """Ranks of all relevant items, block by block of queries; ties go to the lower gallery index.
 
-    An item's rank is one more than the number of items before it. Each of `threads` threads does whole blocks, its
-    matrix products included: in turn with BLAS's own threads, one would count while the others have nothing to do.
-    A small block goes first, by itself, to see how closely distances must be computed.
+    An item's rank is one more than the number of items before it. Each of `threads` threads works on whole blocks,
+    matrix products included: with BLAS's own threads, all but one would be idle while ranks are counted. A small block
+    goes first, alone, to find out which precision the distances need.
     """
     queries, gallery = distances.shape
     buffers = threading.local()
@@ -65,14 +65,14 @@ def relevant_ranks(distances: Distances, index: PidIndex, blocks: Blocks, thread
 
 
 class _Level:
-    """How closely distances are computed: raised where a block leaves so much open that the next way is the quicker
-    one. Embeddings of an untrained network, say, are close together."""
+    """The precision at which distances are computed: raised when a block leaves so much open that the next level is
+    faster, as with embeddings of an untrained network, which are close together."""
 
     value = 0
 
 
 def _block_ranks(distances: Distances, index: PidIndex, rows: slice, buffer: Singles, level: _Level) -> Ranks:
-    """Ranks of the queries `rows`, by distances of `level` or closer."""
+    """Ranks of the queries `rows`, from distances at `level` or a higher one."""
     pairs, first = index.pairs(rows), level.value
     blocks = by_precision(distances, rows, buffer[: rows.stop - rows.start], first)
     for number, (block, errors) in enumerate(blocks, first):
@@ -88,8 +88,8 @@ def _block_ranks(distances: Distances, index: PidIndex, rows: slice, buffer: Sin
 class _Block:
     """Distances of some queries [q, G], and their relevant items [T]: by query, then by distance.
 
-    An item comes before a relevant one if its distance is less by more than both may be wrong. What is nearer to each
-    other than that is open: `pending` relevant items are those whose window holds another item.
+    An item comes before a relevant one if its distance is smaller by more than the bounds on both errors. Items closer
+    together than that are open: a relevant item is `pending` if its window of error holds another item.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class _Block:
         *,
         comparable: bool,
     ) -> None:
-        """`first` is the first query of the block; `comparable`: the distances are so with those of pairs."""
+        """`first` is the first query of the block; `comparable`: its distances compare with those of pairs."""
         self.source, self.first, self.distances, self.errors = source, first, distances, errors
         distances[query[junk], item[junk]] = np.inf
         query, item = query[~junk], item[~junk]
@@ -123,7 +123,7 @@ class _Block:
         self.pending = np.zeros(len(self.query), bool)
 
     def ranks(self, most_open: int) -> Ranks | None:
-        """The ranks; what is open is measured. None if more than `most_open` items are."""
+        """The ranks, for which open items are measured exactly. None if more than `most_open` are open."""
         relevant = np.diff(self.bounds)
         farthest = np.full(len(relevant), -np.inf, self.low.dtype)
         farthest[relevant > 0] = self.high[self.bounds[1:][relevant > 0] - 1]
@@ -143,7 +143,7 @@ class _Block:
         return Ranks(self.query + self.first, self.rank[np.lexsort((self.rank, self.query))])
 
     def _open(self, near: npt.NDArray[np.bool_], counts: Ints, many: npt.NDArray[np.bool_]) -> Iterator[Ints]:
-        """Count what comes before each relevant item, and yield what is open, as `_settle` takes it."""
+        """Count the items before each relevant one, and yield the open ones, as `_settle` takes them."""
         queries, at_once = np.flatnonzero(many), self._queries_at_once(SPREAD)
         for start in range(0, len(queries), at_once):
             yield self._spread(queries[start : start + at_once])
@@ -153,7 +153,7 @@ class _Block:
                 yield self._place(rows, near[rows], counts[rows] > 0)
 
     def _queries_at_once(self, items: int) -> int:
-        """Whose `items` may be looked at at once, in the memory that a block in float64 would take (see `Blocks`)."""
+        """How many queries with `items` in all fit into the memory that a block in float64 would use (see `Blocks`)."""
         queries, gallery = self.distances.shape
         spare = queries // 16 if self.distances.dtype == np.float32 else 0
         return max(1, min(items // gallery, spare))
@@ -161,7 +161,7 @@ class _Block:
     def _spread(self, queries: Ints) -> Ints:
         """As `_open`, for some queries [m].
 
-        Their items are spread over bins of distance; only in those that a window touches are they looked at.
+        Items are counted by bins of distance; only bins that a window touches are looked into.
         """
         rows, bounds = self.distances[queries], self.bounds
         number = bounds[queries + 1] - bounds[queries]
@@ -253,7 +253,7 @@ class _Block:
 
 
 def _outwards(bounds: Doubles, dtype: Any, end: float) -> Floats:
-    """Bounds in `dtype`, no closer for their rounding."""
+    """Bounds in `dtype`, rounded away from the interval."""
     rounded = bounds.astype(dtype)
     return rounded if rounded.dtype == bounds.dtype else np.nextafter(rounded, dtype.type(end))
 

@@ -24,7 +24,7 @@ Items = npt.NDArray[np.int32]
 ROWS_AT_ONCE = 256
 COMPARED_AT_ONCE = 1 << 23
 BYTES_PER_NUMBER = 48
-"""Of a sparse number, while it is put where it belongs."""
+"""Of a sparse number, while rows are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Sparse(NamedTuple):
     """Rows of numbers that are mostly zero."""
 
     starts: Ints
-    """Of each row in the other two, and the end of the last [N + 1]."""
+    """Where each row begins in the other two, and where the last one ends [N + 1]."""
     columns: npt.NDArray[np.int32]
     """Ascending in a row."""
     values: Doubles
@@ -71,13 +71,13 @@ def reranked(
 
     Args:
         parameters: default: k1 20, k2 6, lambda 0.3.
-        memory_limit: bytes to keep to, beyond the embeddings.
-        threads: that look for neighbours (0: one for each core).
-        label: of a progress bar, if any.
+        memory_limit: bytes to use at most, besides the embeddings.
+        threads: threads that search for neighbours (0: one per core).
+        label: name of a progress bar; empty for none.
 
     Raises:
         InvalidInput: embeddings that do not fit each other, NaN or Inf.
-        OutOfMemory: a memory limit that is too small; the least that works is its `expected`.
+        OutOfMemory: the memory limit is too small; the least that works is its `expected`.
     """
     parameters = parameters or Reranking()
     threads = threads or usable_cores()
@@ -99,9 +99,9 @@ def reranked(
 
 
 def check_memory(count: int, dim: int, parameters: Reranking, memory_limit: int, threads: int) -> Blocks:
-    """The blocks of distances between N items that keep to `memory_limit` bytes.
+    """The blocks of distances between N items that use at most `memory_limit` bytes.
 
-    Raises OutOfMemory if that is too little to find neighbours. What their weights take is known only then.
+    Raises OutOfMemory if that is too little to find neighbours. What their weights need is known only afterwards.
     """
     reserved_bytes = _neighbour_memory(count, parameters)[1]
     return Blocks.within(memory_limit, (count, count), dim, threads, reserved_bytes=reserved_bytes)
@@ -164,7 +164,7 @@ class Reranked:
 
 
 def _reciprocal_weights(distances: Distances, nearest: Items, farthest: Doubles, k1: int) -> Sparse:
-    """Of each item its k-reciprocal neighbours and theirs, weighted by exp(-distance), the weights summing up to 1."""
+    """For each item, its k-reciprocal neighbours and theirs, weighted by exp(-distance); weights add up to 1."""
     count, k = nearest.shape
     half = min(k, int(np.around(k1 / 2)) + 1)
     mutual, half_mutual = np.empty((count, k), bool), np.empty((count, half), bool)

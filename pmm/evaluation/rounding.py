@@ -17,7 +17,7 @@ Singles = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 DIMS_AT_ONCE = 128
-"""In one part of a product: half as many would be twice as close, and BLAS would be slower by a tenth."""
+"""In one part of a product: half as many would halve the error, and make BLAS a tenth slower."""
 SQUARES_AT_ONCE = 8
 """In one sum of float32."""
 UNIT = float(np.finfo(np.float32).eps) / 2

@@ -1,4 +1,4 @@
-"""Embeddings of other programs into a gallery, if they can be compared with those in it."""
+"""Add embeddings of other programs to a gallery, if they can be compared with those in it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def add_foreign(
     """Add what was read to the gallery at `path`, or make one there.
 
     Args:
-        metric, store: of a new gallery (default: fp32); a metric is needed, unless the model says it.
-        model: what made the embeddings, if that is a file of PMM.
+        metric, store: metric and stored precision (default: fp32) of a new gallery, which needs a metric unless the
+            model says it.
+        model: the file that made the embeddings, if it is one of PMM.
 
     Raises:
         ConflictingOptions: a metric or precision that is not the gallery's; a new one without a metric.

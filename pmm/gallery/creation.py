@@ -68,7 +68,7 @@ def new_manifest(
 
 
 def source_of_model(model: Path, source: EmbeddingSource | None) -> EmbeddingSource:
-    """What embeddings of the file `model` come from. Raises ConflictingOptions if there is a `source`, too."""
+    """The source of embeddings that the file `model` computes. Raises ConflictingOptions if a `source` is given too."""
     from pmm.runtime.open import open_runner
 
     if source is not None:
@@ -78,8 +78,8 @@ def source_of_model(model: Path, source: EmbeddingSource | None) -> EmbeddingSou
 
 
 def check_new(path: Path) -> None:
-    """Raise CannotWrite unless `path` can become a gallery: it is empty but for hidden files and what a killed `create`
-    left."""
+    """Raises CannotWrite unless `path` can become a gallery: it may hold hidden files and what a killed `create` left,
+    nothing else."""
     if "\0" in str(path):
         raise CannotWrite("no name can hold the character NUL", path=path)
     if is_gallery(path):
@@ -97,7 +97,7 @@ def check_new(path: Path) -> None:
 
 
 def _foreign(path: Path) -> Iterator[Path]:
-    """What no gallery has written: what is removed has to be a gallery's own."""
+    """Files that no gallery has written: only a gallery's own files may be removed."""
     for each in sorted(path.iterdir()):
         if each.name[0] == ".":
             continue

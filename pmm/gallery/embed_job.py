@@ -1,4 +1,4 @@
-"""Crops into a gallery on disk, in chunks: a run that was killed goes on where it was. Loads no torch."""
+"""Embeds crops in chunks, which are written one by one, so that a killed run can continue. Loads no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pmm.utils.errors import InvalidFile
 
 CHUNK_CROPS = 4096
 CHUNK_SECONDS = 30.0
-"""What is embedded is written after so many crops or so long, whichever comes first."""
+"""Embeddings are written after so many crops or so many seconds, whichever comes first."""
 FILE_COLUMNS = ("file_size", "file_modified_ns")
-"""By which a later run knows whether a file has changed."""
+"""Columns that tell a later run whether a file has changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +50,23 @@ class EmbedReport:
     """What a run did, in crops."""
 
     added: int = 0
-    """Embedded and written, changed ones too."""
+    """Embedded and written, including changed ones."""
     changed: int = 0
-    """Of those, how many had been embedded before, with another content."""
+    """How many of the added ones replaced an embedding of an older version of the file."""
     known: int = 0
-    """Passed over: they are in the gallery as they are on disk."""
+    """Skipped: the gallery already has them as they are on disk."""
     moved: int = 0
-    """Of those, how many are at another place than before, which was recorded."""
+    """How many of the known ones have moved; their new paths were recorded."""
     gone: int = 0
     """In the gallery, but no longer readable in the folder."""
     pruned: int = 0
-    """Of such, removed."""
+    """Removed from the gallery, as they are no longer readable in the folder."""
     lost_thresholds: int = 0
-    """Of the gallery that was upgraded, those that do not hold for the new embeddings."""
+    """Thresholds of the upgraded gallery that do not hold for the new embeddings."""
     bad: dict[Path, str] = field(default_factory=dict)
     """Left out: file -> why it cannot be read."""
     seconds: float = 0.0
-    """Embedding and writing."""
+    """Time for embedding and writing."""
 
 
 class EmbeddedCrops(NamedTuple):
@@ -92,10 +92,10 @@ def embedded_chunks(
     batch_size: int = 64,
     label: str = "",
 ) -> Iterator[EmbeddedCrops]:
-    """Embeddings of all crops, in chunks that are to be written one by one; with a `label`, a progress bar.
+    """Embeddings of all crops, in chunks to be written one by one; with a `label`, a progress bar.
 
-    Files that cannot be read are put into `bad`, with the reason, and left out; without `skip_bad_images` InvalidFile
-    is raised instead, naming all of them.
+    With `skip_bad_images`, files that cannot be read are left out and put into `bad` with the reason; without it,
+    raises InvalidFile naming all of them.
     """
     unreadable: dict[int, InvalidFile] = {}
     rows: list[int] = []

@@ -1,4 +1,4 @@
-"""Which rows of a gallery a search looks at: by camera, time, id or a column of the caller's."""
+"""Which rows of a gallery to search: by camera, time, id or any other column."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pmm.utils.errors import InvalidInput, InvalidValue
 
 @dataclass(frozen=True, kw_only=True)
 class RowFilter:
-    """Rows for which all that is given holds; what is empty or None asks for nothing.
+    """Keeps the rows that meet all conditions; an empty one, or None, is no condition.
 
     Examples:
         >>> night = RowFilter(cameras=["gate", "yard"], since=1.6e9)
@@ -28,16 +28,16 @@ class RowFilter:
     cameras: Sequence[str | int] = ()
     """Any of these."""
     since: float | None = None
-    """In the unit of the gallery's `time`; this moment is in, rows without a time (NaN) are not."""
+    """Earliest time, included, in the unit of the gallery's `time`. Rows without a time (NaN) are left out."""
     until: float | None = None
-    """As `since`."""
+    """Latest time, included; else as `since`."""
     ids: Sequence[str | int] = ()
-    """Any of these; those that the gallery does not have are passed over."""
+    """Any of these; ids that the gallery does not have are ignored."""
     columns: Mapping[str, Sequence[str | int | float]] = field(default_factory=dict)
-    """Column -> any of these values."""
+    """Column -> the values of which a row has any."""
 
     def __post_init__(self) -> None:
-        """Raises InvalidValue for what is no list of values, or no time. What is kept is the caller's no more."""
+        """Raises InvalidValue for anything that is no list of values, or no time. Lists are copied."""
         for name in ("cameras", "ids"):
             object.__setattr__(self, name, values_of(name, getattr(self, name), (str, int)))
         if not isinstance(self.columns, Mapping) or not all(isinstance(name, str) for name in self.columns):
@@ -49,10 +49,10 @@ class RowFilter:
                 object.__setattr__(self, name, number_of(name, time, "a number, in the unit of the gallery's times"))
 
     def rows(self, snapshot: GallerySnapshot) -> npt.NDArray[np.int64]:
-        """The rows that are kept [n], ascending.
+        """The rows that the filter keeps [n], ascending.
 
-        Raises InvalidValue for a column that the gallery does not have, or values that it cannot hold; InvalidInput if
-        no row is kept.
+        Raises InvalidValue for an unknown column, or values of another type than the column's; InvalidInput if no row
+        is kept.
         """
         keep = snapshot.is_live.copy()
         wanted = {**({"camera": self.cameras} if len(self.cameras) else {}), **self.columns}
@@ -102,7 +102,7 @@ def values_of(name: str, given: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]
 
 
 def number_of(name: str, given: Any, expected: str) -> float:
-    """A number but NaN. Raises InvalidValue."""
+    """The number `given`. Raises InvalidValue for NaN and what is no number."""
     if isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool):
         with contextlib.suppress(OverflowError):
             if not math.isnan(number := float(given)):

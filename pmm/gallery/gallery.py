@@ -27,9 +27,9 @@ from pmm.utils.files import claimed
 class Gallery(GalleryReader):
     """Embeddings [N, D] on disk, each with an id, and columns beside them.
 
-    What is read stays as it was when this object was made, or changed the gallery; `open` it again for what others
-    wrote since. Threads may share it. Its files are mapped into memory: a process that reads one which something else
-    makes shorter meanwhile is ended by the system (SIGBUS).
+    The object shows the gallery as it was when it was opened, or last changed through this object; `open` it again to
+    see what others have written since. Threads may share it. Its files are mapped into memory: if something else
+    truncates one, the system ends the process that reads it (SIGBUS).
 
     Examples:
         >>> gallery = pmm.Gallery.create("gallery", np.eye(3), ids=["a", "b", "c"])
@@ -61,18 +61,18 @@ class Gallery(GalleryReader):
         Args:
             path: a folder that does not exist, or is empty.
             embeddings: numbers [N, D]; N may be 0.
-            ids: [N] texts or whole numbers, each once.
-            metric: default that of `source`, or euclidean.
-            source: what made the embeddings; or `model`, the file that did.
-            columns: name -> [N] texts, whole numbers or floats. `camera`, `time` (seconds) and `path` are those that
-                filters and pictures use.
-            precision: that embeddings are stored in; distances are exact ones of what is stored.
-            folder: that paths are relative to.
+            ids: texts or whole numbers [N], all different.
+            metric: how embeddings are compared (default: as `source` says, else euclidean).
+            source, model: what made the embeddings, or the file that did; at most one of them.
+            columns: name -> texts, whole numbers or floats [N]. Filters and pictures use `camera`, `time` (seconds)
+                and `path`.
+            precision: how embeddings are stored; distances are exact for the stored values.
+            folder: the folder that paths are relative to.
 
         Raises:
             InvalidInput: as `add`.
-            InvalidValue: an unknown metric or precision, or a name that no column can have.
-            ConflictingOptions: a metric that is not the source's, or a source and a model.
+            InvalidValue: an unknown metric or precision, or a name that a column cannot have.
+            ConflictingOptions: a metric other than the source's, or both a source and a model.
             CannotWrite: `path` is something else, another process writes there, or the disk is full.
         """
         path = Path(path)
@@ -94,10 +94,10 @@ class Gallery(GalleryReader):
 
     @classmethod
     def open(cls, path: str | Path) -> Gallery:
-        """The gallery at `path`; read-only media will do.
+        """Open the gallery at `path`, which may be on read-only media.
 
-        Raises InvalidFile for a folder that is no gallery, one of another format, and files that are missing, or longer
-        or shorter than they were written.
+        Raises InvalidFile if it is no gallery, has another format, or has files that are missing or of another size
+        than when they were written.
         """
         return cls(GallerySnapshot.open(Path(path).absolute()))
 
@@ -109,13 +109,13 @@ class Gallery(GalleryReader):
         *,
         source: EmbeddingSource | None = None,
     ) -> None:
-        """Append rows, all or none of them; they are on the disk when this returns.
+        """Append rows, all or none of them; they are on disk when this returns.
 
-        If the gallery says what made its embeddings, `source` has to say the same of these.
+        If the gallery knows what made its embeddings, `source` has to be the same.
 
-        Raises InvalidInput for an id that is there already, embeddings that cannot be compared (naming the first ids),
-        a source that is not the gallery's and columns that are not; InvalidFile where rows that would be written anew
-        have changed; CannotWrite if another process writes, or the disk is full.
+        Raises InvalidInput for an id that the gallery already has, embeddings that cannot be compared (naming the first
+        ids), another source, or other columns than the gallery's; InvalidFile if stored rows that would be rewritten
+        are damaged; CannotWrite if another process is writing, or the disk is full.
         """
         given, checked_ids = as_numbers("embeddings", embeddings), as_ids(ids)
         checked = {name: as_column(name, each) for name, each in (columns or {}).items()}
@@ -135,7 +135,7 @@ class Gallery(GalleryReader):
             self._reopen()
 
     def remove(self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any]) -> int:
-        """Remove the rows of these ids; how many there were. Their place on the disk is free after `compact`."""
+        """Remove the rows of these ids, and return how many there were. `compact` frees their space on disk."""
         checked_ids = as_ids(ids)
         with self.writer():
             found = self._snapshot.find(checked_ids)
@@ -150,10 +150,10 @@ class Gallery(GalleryReader):
         return len(gone)
 
     def compact(self) -> None:
-        """Write the rows anew without the removed ones, in few chunks, with short codes that fit them best.
+        """Rewrite the gallery without the removed rows, in few chunks and with short codes fitted to its rows.
 
-        It needs room for a second gallery on the disk. Others that have opened the gallery keep what they opened, and
-        that stays on the disk until the next change after they closed it.
+        This needs disk space for a second gallery. Whoever has opened the gallery keeps reading the old files; the
+        next change after they are closed deletes them.
         """
         with self.writer():
             with GalleryChange(self.path, self.manifest) as change:
@@ -171,9 +171,10 @@ class Gallery(GalleryReader):
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
-        """Hold the gallery for this thread, as it is now on the disk; without it each change does so for itself.
+        """Lock the gallery for several changes by this thread, and read its newest state; one change does so itself.
 
-        Other threads wait if they use this object. Raises CannotWrite if another process or object writes.
+        Other threads that change it through this object wait. Raises CannotWrite if another process or object is
+        writing.
         """
         with self._lock.hold(self.path) as first:
             if first:

@@ -1,4 +1,4 @@
-"""What is read of a gallery: its facts, rows and columns, and exact search among them. Loads no torch."""
+"""Reading a gallery: its facts, rows and columns, and exact search among them. Loads no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pmm.utils.errors import InvalidFile, InvalidValue
 
 
 class GalleryReader:
-    """A gallery as a snapshot of it says; `pmm.Gallery` can change it, too."""
+    """Reads a snapshot of a gallery; `pmm.Gallery` can also change it."""
 
     def __init__(self, snapshot: GallerySnapshot) -> None:
         self._use(snapshot)
@@ -40,27 +40,27 @@ class GalleryReader:
 
     @property
     def path(self) -> Path:
-        """Of its folder."""
+        """The folder of the gallery."""
         return self._snapshot.path
 
     @property
     def manifest(self) -> GalleryManifest:
-        """All of it but its arrays."""
+        """Everything but the arrays."""
         return self._snapshot.manifest
 
     @property
     def dim(self) -> int:
-        """Of the embeddings."""
+        """Dimensions of an embedding."""
         return self.manifest.dim
 
     @property
     def metric(self) -> Literal["euclidean", "cosine"]:
-        """That embeddings are compared by."""
+        """How embeddings are compared."""
         return self.manifest.metric
 
     @property
     def precision(self) -> StoredPrecision:
-        """That embeddings are stored in."""
+        """Precision in which embeddings are stored."""
         return self.manifest.precision
 
     @property
@@ -75,48 +75,48 @@ class GalleryReader:
 
     @property
     def folder(self) -> str:
-        """That paths are relative to."""
+        """The folder that paths are relative to."""
         return self.manifest.folder
 
     @property
     def fitted_on(self) -> str:
-        """SHA-256 of the rows, as float32, that the rotation of the short codes was fitted on; empty if they are the
-        gallery's own, `unknown` if it does not say."""
+        """SHA-256 of the rows, as float32, to which the rotation of the short codes was fitted; empty if they are the
+        gallery's own, `unknown` if that is not recorded."""
         return fitted_on(self._snapshot)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns beside the ids."""
+        """Names of the columns, without the ids."""
         return tuple(self.manifest.columns)
 
     @property
     def rows(self) -> Rows:
-        """Numbers [N] of the rows that are not removed; `compact` counts them anew. Until then removed rows can be read
-        by their numbers, and are in no search."""
+        """Numbers [N] of the rows that are not removed; `compact` renumbers them. Until then, removed rows can be read
+        by their numbers, but no search finds them."""
         return self._snapshot.live
 
     def column(self, name: str, rows: Rows | None = None) -> ColumnValues:
-        """A column, or the ids (`id`), of all rows or of some. Raises InvalidValue for one that is not there."""
+        """A column, or the ids (`id`), of all rows or of `rows`. Raises InvalidValue for an unknown column."""
         if name != "id" and name not in self.columns:
             raise InvalidValue("column", name, choices=("id", *self.columns))
         snapshot = self._snapshot  # another thread may change the gallery
         return snapshot.take(name, snapshot.checked(rows))
 
     def ids_of(self, rows: Rows) -> Ids:
-        """The ids of some rows."""
+        """The ids of `rows`."""
         return self.column("id", rows)  # type: ignore[return-value]
 
     def embeddings(self, rows: Rows | None = None) -> npt.NDArray[np.float32]:
-        """float32 [n, D] of all rows or of some."""
+        """Embeddings float32 [n, D] of all rows or of `rows`."""
         snapshot = self._snapshot
         return snapshot.embeddings(snapshot.checked(rows)).astype(np.float32, copy=False)
 
     def find(self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any]) -> Rows:
-        """The row of each id; -1 for one that is not there."""
+        """The row of each id; -1 for an id that the gallery does not have."""
         return self._snapshot.find(as_ids(ids))
 
     def rows_where(self, where: RowFilter) -> Rows:
-        """The rows [n] that a filter keeps, ascending. Raises InvalidInput if it keeps none, as `search`."""
+        """The rows [n] that a filter keeps, ascending. Raises as `search`, so InvalidInput if it keeps none."""
         return where.rows(self._snapshot)
 
     def search(
@@ -127,22 +127,22 @@ class GalleryReader:
         where: RowFilter | None = None,
         not_camera: Any = None,
     ) -> Matches:
-        """The `k` rows nearest to each query, all if there are fewer; exact, ties by row.
+        """The `k` rows nearest to each query, or all if there are fewer; exact, ties by row.
 
         Args:
             queries: [D] or [Q, D].
-            where: which rows to look at.
-            not_camera: a camera, or one per query [Q], whose rows do not count; a query may be left with none.
+            where: which rows to search.
+            not_camera: a camera, or one per query [Q], whose rows are left out; a query may find nothing then.
 
-        Raises InvalidInput for queries of another dimension, NaN or Inf in them, or all zero where the metric is
-        cosine, and for a filter that leaves nothing; InvalidValue for k < 1, and for cameras or a filter of other kinds
-        of values than the gallery's.
+        Raises InvalidInput for queries of another dimension, with NaN or Inf, or all zero if the metric is cosine, and
+        for a filter that keeps no row; InvalidValue for k < 1, and for cameras or filter values of another type than
+        the gallery's.
         """
         return self._searcher.nearest(queries, k, where, not_camera)
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that searches keep, once the first was made: the short codes; embeddings stay on the disk."""
+        """Memory that searches use, from the first one on: the short codes. Embeddings stay on disk."""
         return self._searcher.resident_bytes
 
     def within(
@@ -153,13 +153,13 @@ class GalleryReader:
         where: RowFilter | None = None,
         not_camera: Any = None,
     ) -> list[Matches]:
-        """All rows at most `distance` away, for each query; else as `search`."""
+        """For each query, all rows at most `distance` away; arguments and errors as in `search`."""
         return self._searcher.within(queries, distance, where, not_camera)
 
     def threshold(self, fmr: float | None = None) -> Threshold:
-        """The threshold for a false match rate; without one, the one given without, or the only one.
+        """The threshold for the false match rate `fmr`; without `fmr`, the one stored without a rate, or the only one.
 
-        Raises InvalidValue if there is none for it, InvalidInput if it is of another model or precision.
+        Raises InvalidValue if there is none, InvalidInput if it was measured for another model or precision.
         """
         found = thresholds_for(self.thresholds, fmr)
         if len(found) != 1:
@@ -170,5 +170,5 @@ class GalleryReader:
         return found[0]
 
     def verify(self) -> list[InvalidFile]:
-        """What is wrong with the files: changed since they were written, or not fitting each other. Reads them all."""
+        """Problems of the files: changed since they were written, or not fitting each other. Reads all of them."""
         return list(problems_of(self._snapshot))

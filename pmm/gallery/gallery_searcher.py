@@ -1,4 +1,4 @@
-"""Exact search among the rows of a snapshot: filters, cameras left out, and distances as users read them."""
+"""Exact search among the rows of a snapshot, with filters and cameras to leave out, in distances as users read them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class GallerySearcher:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the short codes take; embeddings stay on the disk."""
+        """Memory that the short codes use; embeddings stay on disk."""
         return self._exact.resident_bytes if len(self.snapshot) else 0
 
     @property
@@ -104,7 +104,7 @@ class GallerySearcher:
         return self.snapshot.manifest.metric == "cosine"
 
     def _looked_at(self, where: RowFilter | None) -> Rows | None:
-        """None for all that are stored."""
+        """The rows to search; None for all stored rows."""
         if where is None:
             return self.snapshot.live if len(self.snapshot.removed) else None
         if not isinstance(where, RowFilter):

@@ -1,4 +1,4 @@
-"""What a gallery has of a folder that is embedded again: crops as they are on disk, changed, moved or gone."""
+"""Which crops of a folder a gallery already has: unchanged, changed, moved, or gone from the folder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Rows = npt.NDArray[np.int64]
 
 
 class KnownCrops(NamedTuple):
-    """How the crops of a table are in a gallery."""
+    """What a gallery has of the crops of a table."""
 
     todo: Rows
-    """Of the table: those that are not in it, or have changed since."""
+    """Rows of the table that are not in the gallery, or have changed since."""
     changed: set[str]
     """Ids of those that have changed."""
     moved: Rows
-    """Of the table: those that are in it as they are, with the path of a place where they are no longer."""
+    """Rows of the table that are in the gallery unchanged, under a path where they no longer are."""
 
 
 def known_crops(gallery: Gallery, table: CropTable) -> KnownCrops:
-    """Compare them. Raises InvalidInput for an id that is another crop's."""
+    """Compare a table with the gallery. Raises InvalidInput for an id that another crop has."""
     rows = gallery.find(table.ids)
     known = np.flatnonzero(rows >= 0)
     changed, moved = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
@@ -47,7 +47,7 @@ def known_crops(gallery: Gallery, table: CropTable) -> KnownCrops:
 
 
 def _refuse_others(gallery: Gallery, table: CropTable, rows: Rows, elsewhere: Rows) -> None:
-    """Raise InvalidInput if an id is that of a file elsewhere; one that is gone was moved to here."""
+    """Raises InvalidInput if an id belongs to a file that still exists elsewhere; otherwise the file was moved here."""
     home = Path(gallery.folder)
     for row, path in zip(elsewhere.tolist(), gallery.column("path", rows[elsewhere]).tolist(), strict=True):
         if (home / path).exists():
@@ -68,7 +68,7 @@ def home_moved(gallery: Gallery, ids: Sequence[str], within: Sequence[str]) -> b
 
 
 def record_places(gallery: Gallery, crops: CropTable) -> None:
-    """Store the paths of crops that are in the gallery at other ones; their embeddings stay."""
+    """Store the new paths of crops that were moved; their embeddings stay."""
     for start in range(0, len(crops), CHUNK_CROPS):
         some = crops.take(np.arange(start, min(start + CHUNK_CROPS, len(crops))))
         rows = gallery.find(some.ids)

@@ -1,4 +1,4 @@
-"""Which crops of a gallery the command line names."""
+"""The ids of the crops that a command line names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pmm.utils.files import existing_file
 
 
 def ids_to_remove(gallery: Gallery, named: Sequence[str], file: Path | None = None) -> list[str] | list[int]:
-    """The ids `named`, and those on the lines of a text `file`, as the gallery holds them.
+    """The ids `named`, and those on the lines of a text `file`, as the gallery holds them, each once.
 
-    Each once. Raises InvalidInput if the gallery does not have one, InvalidFile for a file that is no text.
+    Raises InvalidInput for an id that the gallery does not have, InvalidFile for a file that is no text.
     """
     texts = list(named)
     if file is not None:

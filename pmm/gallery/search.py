@@ -37,20 +37,20 @@ def search(
 
     Args:
         gallery: an opened one, its folder, or an index (.npz) of an earlier version.
-        query: an image file, several of them, or a folder, whose images are taken in the order of their paths.
-        artifact: what embeds the query (default: the file that made the gallery, where it was): that file, or another
-            one of the same checkpoint. If that rounds differently, one line (logger "pmm") says so.
-        k: how many, or all if there are fewer.
-        where: which rows to look at.
-        not_camera: a camera, or one per query, whose crops do not count.
+        query: an image file, several of them, or a folder, whose images are used in the order of their paths.
+        artifact: the file that embeds the query (default: the one that made the gallery, if it is still there); another
+            one of the same checkpoint will do. If it rounds differently, one line (logger "pmm") says so.
+        k: how many crops per query, or all if there are fewer.
+        where: which rows to search.
+        not_camera: a camera, or one per query, whose crops are left out.
         backend, device: as `pmm.open_runner`.
 
     Returns:
         Ids and distances: [K] each for one image, [Q, K] for several.
 
     Raises:
-        InvalidFile: an artifact of another model than the gallery's, or none where it was; bad images, with all their
-            names; or as `Gallery.open`.
+        InvalidFile: an artifact of another model than the gallery's, or one that is gone; bad images, all of them
+            named; or as `Gallery.open`.
         InvalidValue, InvalidInput: as `Gallery.search`.
         UserError: as `pmm.open_runner`.
 
@@ -77,7 +77,7 @@ def search(
 
 @contextlib.contextmanager
 def opened_gallery(gallery: Gallery | str | Path) -> Iterator[Gallery]:
-    """The gallery; an index of an earlier version as a gallery that is there for the moment."""
+    """The opened gallery; an index of an earlier version is converted to a temporary one."""
     if isinstance(gallery, Gallery):
         yield gallery
     elif Path(gallery).is_file():
@@ -91,7 +91,7 @@ def opened_gallery(gallery: Gallery | str | Path) -> Iterator[Gallery]:
 def query_runner(
     gallery: Gallery, model: Path, *, backend: str = "auto", device: str = "auto", threads: int = 0
 ) -> Iterator[tuple[Runner, EmbeddingSource]]:
-    """What embeds queries, after `check_comparable`, and the source of its embeddings."""
+    """An open runner for queries, checked with `check_comparable`, and the source of its embeddings."""
     with open_runner(model, backend, device=device, threads=threads) as runner:
         source = source_of(model, runner)
         assert gallery.source is not None

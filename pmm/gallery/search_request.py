@@ -1,5 +1,4 @@
-"""A search as the command line asks for it: refused before a model is loaded, answered with all facts. Loads no
-torch."""
+"""A search with the options of the command line, checked before a model is loaded. Loads no torch."""
 
 from __future__ import annotations
 
@@ -63,8 +62,8 @@ class SearchRequest:
     def run(self, gallery: Path, *, backend: str = "auto", device: str = "auto", threads: int = 0) -> SearchAnswer:
         """Search the gallery at a path.
 
-        Raises InvalidFile, InvalidValue and InvalidInput for what does not fit the gallery, all but a model of another
-        precision before a model is loaded.
+        Raises InvalidFile, InvalidValue and InvalidInput for options that do not fit the gallery; all but a model of
+        another precision are noticed before a model is loaded.
         """
         files, bad = self._queries()
         if (gallery / JOB_FILE).is_file():

@@ -1,4 +1,4 @@
-"""Galleries that are being made: what makes them is said in their folder, so that the same command can go on."""
+"""Unfinished galleries: their folder says which command makes them, so that the same command can continue."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pmm.utils.errors import CannotWrite
 from pmm.utils.files import claimed, write_file
 
 JOB_FILE = ".embedding.json"
-"""In a gallery that a run has not finished: what that run was told."""
+"""In a gallery that a run has not finished: the options of that run."""
 WORK_FOLDER = ".upgrade"
-"""In a gallery that is upgraded in its place: the new one, until it is complete."""
+"""In a gallery that is upgraded in place: the new one, until it is complete."""
 
 
 def check_new_gallery(out: Path) -> None:
@@ -32,7 +32,7 @@ def check_new_gallery(out: Path) -> None:
 
 @contextlib.contextmanager
 def begun_job(gallery: Path, facts: Mapping[str, str]) -> Iterator[None]:
-    """Say in the folder of a gallery, before it is made, what makes it; if it is not made, nothing is left."""
+    """Write into a new gallery's folder what makes it; if making it fails, nothing is left behind."""
     check_new(gallery)
     new = not gallery.exists()
     try:
@@ -47,7 +47,7 @@ def begun_job(gallery: Path, facts: Mapping[str, str]) -> Iterator[None]:
 
 
 def facts_of_begun(gallery: Path) -> dict[str, Any] | None:
-    """What an unfinished gallery was begun with; empty if that cannot be read, None for a finished one."""
+    """The options that an unfinished gallery was begun with; empty if they cannot be read, None for a finished one."""
     try:
         facts = json.loads((gallery / JOB_FILE).read_bytes())
     except FileNotFoundError:
@@ -58,9 +58,9 @@ def facts_of_begun(gallery: Path) -> dict[str, Any] | None:
 
 
 def give_up_unfinished(gallery: Path) -> None:
-    """Remove what says that a run has not finished a gallery, which is held, and what an upgrade has embedded.
+    """Remove from a locked gallery the mark of an unfinished run, and what an unfinished upgrade has embedded.
 
-    Raises CannotWrite for an upgrade that runs.
+    Raises CannotWrite if an upgrade is running.
     """
     work = gallery / WORK_FOLDER
     with writing(work) if is_gallery(work) else contextlib.nullcontext():

@@ -156,7 +156,7 @@ def test_a_folder_of_crops_without_cameras_says_what_that_means(trained, tmp_pat
     of = ("-m", "pmm", "evaluate", trained, "--dataset", "folder", "--root")
     done = run_here(*of, tmp_path / "crops", "--json", tmp_path / "a.json")
     assert done.returncode == 0, done.stderr
-    assert "note: no file name has a camera" in done.stdout
+    assert "note: no file name has a camera" in done.stderr
     assert "2 queries, 4 gallery crops" in done.stdout
     assert any(note.startswith("no file name has a camera") for note in figures(done, tmp_path / "a.json")["notes"])
     assert_one_line_error(run_here(*of, tmp_path), f"{tmp_path}: ", f"--root {tmp_path / 'crops'}")
@@ -183,7 +183,8 @@ def test_a_model_that_gives_nan_is_named_with_the_crop(exported, people, split, 
     monkeypatch.setattr(OrtRunner, "__call__", lambda self, images: np.full_like(run(self, images), np.nan))
     done = evaluate(exported, people)
     count, first = len(split.query), split.query[0].path
-    assert_one_line_error(done, f"{count} of {count} embeddings of query hold NaN or Inf, the first that of {first};")
+    said = f"{count} of {count} embeddings of query hold NaN or Inf, the first is that of {first};"
+    assert_one_line_error(done, said)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
@@ -204,7 +205,7 @@ def test_figures_are_not_lost_over_a_name_that_the_terminal_cannot_show(exported
         (("--memory-limit", "much"), "--memory-limit is 'much'"),
         (("--memory-limit", "1kB"), "at least 1MB"),
         (("--rerank", "--memory-limit", "1kB"), "a memory limit of 0.001MB"),
-        (("--k1", "3"), "--k1 without --rerank"),
+        (("--k1", "3"), "--k1 needs --rerank"),
         (("--rerank", "--k2", "0"), "--k2 is 0"),
         (("--per-query", "a.txt"), "expected a name that ends in .csv"),
         (("--threads", "-1"), "--threads is -1"),
@@ -284,7 +285,7 @@ def test_figures_of_a_method_of_our_reading_say_so(trained, exported, people, tm
     for artifact in (trained, exported):
         done = evaluate(artifact, people, "--json", tmp_path / "a.json")
         assert figures(done, tmp_path / "a.json")["notes"] == [noted.note]
-        assert done.stdout.endswith(f"note: {noted.note}\n")
+        assert done.stderr.endswith(f"note: {noted.note}\n")
         assert "our reading" in noted.note
 
 
@@ -293,5 +294,5 @@ def test_what_else_lies_in_a_data_set_is_told(exported, people, tmp_path):
     (root / "query" / "more.zip").write_bytes(b"PK")
     done = evaluate(exported, root, "--json", tmp_path / "a.json")
     said = "left out 1 archive: query/more.zip; unpack it"
-    assert f"note: {said}" in done.stdout
+    assert f"note: {said}" in done.stderr
     assert said in figures(done, tmp_path / "a.json")["notes"]

@@ -1,4 +1,4 @@
-"""What two backends are compared on: embeddings of queries and gallery, and identity and camera of each crop."""
+"""The data on which two backends are compared: embeddings of queries and gallery, identity and camera of each crop."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ class Masks(NamedTuple):
     """Which pairs of queries [q] and gallery items [g] are relevant or junk; all others show two identities."""
 
     relevant: Bools
-    """One identity, two cameras [q, g]."""
+    """Same identity, different cameras [q, g]."""
     junk: Bools
-    """One identity, one camera [q, g]: such pairs are left out."""
+    """Same identity, same camera [q, g]: such pairs are left out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labels:
     """Identities and cameras of a data set's query and gallery.
 
-    Distractors (pid 0 in Market-1501) are no query's identity and so need no rule of their own. Crops of pid -1 are
-    junk in this field; pmm.data.readers drops them, and here they are refused: as any other pid they would count as
-    distractors.
+    Distractors (pid 0 in Market-1501) share no query's identity, so they need no rule of their own. Crops of pid -1 are
+    junk; pmm.data.readers drops them, and here they are refused, since they would count as distractors.
 
     Raises InvalidInput for shapes that do not fit, an empty part, and pid -1.
     """
