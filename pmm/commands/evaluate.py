@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,12 +18,11 @@ from pmm.data.readers import read_dataset
 from pmm.embedding.evaluate import Evaluation, evaluate
 from pmm.evaluation.ranking import describe, figures, per_query_csv
 from pmm.evaluation.reranking import Reranking
-from pmm.runtime.open import BACKEND_HELP, check_backend
+from pmm.runtime.runner_flags import BatchRunnerFlags
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, printable
 from pmm.utils.files import existing_file, output_file, sha256, write_file
-from pmm.utils.hardware import check_threads, cuda_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +53,16 @@ class EvaluateCommand:
     """Use the mean of the embeddings of each crop and of its mirror image."""
     memory_limit: Annotated[str, Arg("SIZE")] = "2GB"
     """Memory that ranking may use besides the embeddings, as 500MB or 2GB."""
-    threads: int = 0
-    """CPU threads of the backend and of the ranking (default: their own choice)."""
-    backend: Annotated[str, Arg("NAME", help=BACKEND_HELP)] = "auto"
-    device: str = "auto"
-    """Where to run: auto, cpu, cuda, or cuda:N for the GPU of that number."""
-    batch_size: Annotated[int, Arg(short="-b", least=1)] = 64
-    """Images per call."""
-
-    def __post_init__(self) -> None:
-        check_backend(self.backend)
-        check_threads(self.threads)
-        cuda_index(self.device)
+    running: BatchRunnerFlags = field(default_factory=BatchRunnerFlags)
 
 
 def main(prog: str) -> None:
     """Entry point."""
     command = command_line.parse(EvaluateCommand, prog=prog, description=__doc__ or "")
-    limit = command_line.size(command.memory_limit, flag="--memory-limit")
+    running, limit = command.running, command_line.size(command.memory_limit, flag="--memory-limit")
     unused = {"--k1", "--k2", "--rerank-lambda"} & command_line.flags_in()
     if unused and not command.rerank:
-        problem = f"{', '.join(sorted(unused))} without --rerank would change nothing"
+        problem = f"{' and '.join(sorted(unused))} need{'s' * (len(unused) == 1)} --rerank"
         raise ConflictingOptions(problem, *sorted(unused), hint="add --rerank")
     artifact = existing_file(command.artifact, "a checkpoint or an exported file")
     if command.json and command.per_query and command.json.resolve() == command.per_query.resolve():
@@ -89,18 +76,18 @@ def main(prog: str) -> None:
         print(f"data set: {printable(data.name)}, as the file says")
     split = read_dataset(data.name, data.root)
     for note in (*split.notes, *split.left_out):
-        print(f"note: {note}")
+        command_line.note(prog, note)
 
     digest = sha256(artifact) if command.json else ""  # now: it may be trained on while this takes its time
     result = evaluate(
         artifact, split, data.root, metric=command.metric, ap=command.ap,
         reranking=command.reranking if command.rerank else None, flip_test=command.flip_test,
-        skip_bad_images=command.bad_images.skip_bad_images, memory_limit=limit, backend=command.backend,
-        device=command.device, batch_size=command.batch_size, threads=command.threads,
+        skip_bad_images=command.bad_images.skip_bad_images, memory_limit=limit,
+        backend=running.backend, device=running.device, batch_size=running.batch_size, threads=running.threads,
     )  # fmt: skip
     bad = result.unreadable
     for line in bad_image_lines({**bad["query"], **bad["gallery"]}):
-        print(printable(f"{prog}: note: {line}"), file=sys.stderr)
+        command_line.note(prog, line)
     counts = f"{len(result.dataset.query)} queries, {len(result.dataset.gallery)} gallery crops"
     if any(bad.values()):
         counts += f" (without {len(bad['query'])} and {len(bad['gallery'])} that cannot be read)"
@@ -108,7 +95,7 @@ def main(prog: str) -> None:
     print(_in_words(how := _how(result)))
     print(describe(result), flush=True)  # before a disk can be full
     if result.note:
-        print(f"note: {result.note}")
+        command_line.note(prog, result.note)
     if command.json:
         what = {"artifact": str(artifact), "artifact_sha256": digest, "dataset": split.name, "root": data.root}
         write_file(command.json, json.dumps({**figures(result), **how, **what, **_assumed(result)}, indent=2) + "\n")

@@ -31,7 +31,7 @@ def test_the_command_writes_the_file_and_what_boxmot_reads_beside_it(trained, tm
     words = ("export", "boxmot", trained, "-o", tmp_path / "new", "--openvino", "--no-verify")
     done = run_here("-m", "pmm", *words)
     assert done.returncode == 0, done.stderr
-    assert "OpenCV's bilinear" in done.stdout
+    assert "OpenCV's bilinear" in done.stderr
     folder = tmp_path / "new" / "best_openvino_model"
     sidecars = (
         tmp_path / "new" / "best.onnx.metadata.json",  # boxmot.reid.core.artifacts.artifact_metadata_path

@@ -253,7 +253,7 @@ def test_an_engine(tmp_path, suffix):
     }
     assert tree(folder)["1/model.plan"] == b"engine"
     assert read_manifest(folder / "1" / "model.plan", sha256(folder / "1" / "model.plan")) is not None
-    assert "TensorRT is 10.13.3" in done.stdout.splitlines()[-1]
+    assert "TensorRT is 10.13.3" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("asked", "preferred"), [(2, [2]), (4, [4]), (10, [4, 10]), (16, [4, 16])])
