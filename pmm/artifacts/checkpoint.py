@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmm.artifacts.adopted_file import is_adopted_network
-from pmm.artifacts.known_checkpoints import describe, method_of
+from pmm.artifacts.known_checkpoints import describe_known, known_method
 from pmm.config import Config
 from pmm.data.crop_statistics import CropStatistics
 from pmm.utils.build_info import __version__, build_version
@@ -89,8 +89,8 @@ def checked(content: Any, path: str | Path) -> dict[str, Any]:
     """
     if not isinstance(content, dict) or "format" not in content:
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        hint = describe(content, path) or ""
-        if not hint and method_of(content):
+        hint = describe_known(content, path) or ""
+        if not hint and known_method(content):
             hint = f"first turn it into one: pmm import {shlex.quote(str(path))} -o CKPT.pth"
         raise InvalidFile(f"not a PMM checkpoint (it holds: {keys})", path=path, expected=EXPECTED, hint=hint)
     if is_adopted_network(content):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pmm.artifacts.adopted_file import AS_IT_IS, is_adopted_network
 from pmm.artifacts.checkpoint import FORMAT, KEYS, is_checkpoint, save, versions
-from pmm.artifacts.known_checkpoints import BRANCHES, CODE, SHARED, describe, method_of, state_dict_of
+from pmm.artifacts.known_checkpoints import BRANCHES, CODE, SHARED, describe_known, known_method, state_dict_of
 from pmm.artifacts.torch_file import COUNTER, as_float32, first_names, read_torch_file
 from pmm.config import Config, DataConfig, ModelConfig
 from pmm.data.crop_statistics import CropStatistics
@@ -118,9 +118,9 @@ def convert(content: Any, source: str | Path) -> ConvertedCheckpoint:
     that are missing, unknown or of another shape; classifiers that disagree about the number of identities; weights
     that are no floating-point numbers, NaN or Inf.
     """
-    method = method_of(content)
+    method = known_method(content)
     if method is None:
-        if foreign := describe(content, source):
+        if foreign := describe_known(content, source):
             raise InvalidFile(foreign, path=source)
         raise InvalidFile(f"unknown checkpoint (it holds: {_summary(content)})", path=source, expected=EXPECTED)
     state = state_dict_of(content)

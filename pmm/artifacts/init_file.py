@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pmm.artifacts.checkpoint import checked, deployed_weights, is_checkpoint
-from pmm.artifacts.known_checkpoints import FAST_REID, method_of, name_of
+from pmm.artifacts.known_checkpoints import FAST_REID, known_method, name_of
 from pmm.artifacts.torch_file import COUNTER, as_float32, first_names
 from pmm.artifacts.weights_file import EMA, TRAINING_STATE, leaves_of, read_weights_file
 from pmm.config import BACKBONES, TIMM, Config
@@ -91,7 +91,7 @@ def read_init_file(path: str | Path, backbone: str) -> InitFile:
     name = name_of(content) or "a state dict"
     if problem := _problem(match, tensors, backbone):
         known = f"it is {name}: " if name_of(content) else ""
-        if method_of(content):
+        if known_method(content):
             hint = f"first turn it into a PMM checkpoint: pmm import {shlex.quote(str(path))} -o CKPT.pth"
             raise InvalidFile(known + problem, path=path, expected=expected, hint=hint)
         for other in BACKBONES:

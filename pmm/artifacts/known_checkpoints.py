@@ -84,7 +84,7 @@ _IMAGES = (
 )
 
 
-def method_of(content: Any) -> str | None:
+def known_method(content: Any) -> str | None:
     """The method whose weights `content`, as torch.load returns it, holds by the authors' names; else None."""
     keys = state_dict_of(content)
     if not _any_match(keys, r"(res_part2?|global_reduction|global_softmax)\."):
@@ -99,7 +99,7 @@ def name_of(content: Any) -> str | None:
     return next(fits, None)
 
 
-def describe(content: Any, path: str | Path = "FILE", out: Path | None = None) -> str | None:
+def describe_known(content: Any, path: str | Path = "FILE", out: Path | None = None) -> str | None:
     """`what it is; what to do with it` for a checkpoint of another known code base; None for all others.
 
     Args:

@@ -21,7 +21,7 @@ from pmm.adoption.onnx_options import OnnxOptions
 from pmm.artifacts.adopted_file import AS_IT_IS, is_adopted_network
 from pmm.artifacts.checkpoint import is_checkpoint
 from pmm.artifacts.kinds import KIND_NAMES, SUFFIXES, kind_of
-from pmm.artifacts.known_checkpoints import describe, proposed_adoption
+from pmm.artifacts.known_checkpoints import describe_known, proposed_adoption
 from pmm.artifacts.weights_file import read_weights_file
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
@@ -136,6 +136,6 @@ def _refuse_weights(path: Path, out: Path) -> NoReturn:
         raise InvalidFile("it is adopted already", path=path, hint=AS_IT_IS)
     if is_checkpoint(content):
         raise InvalidFile("it is a PMM checkpoint", path=path, hint="every command takes it as it is")
-    known = describe(content, path, out)
+    known = describe_known(content, path, out)
     hint = known or f"name what makes its network: {proposed_adoption(content, path, out)}"
     raise InvalidFile("it holds weights, and no network", path=path, expected=EXPECTED, hint=hint)

@@ -15,7 +15,7 @@ from torchvision.models import resnet18, resnet50
 
 from pmm.artifacts.checkpoint import KEYS, load, restore_model
 from pmm.artifacts.checkpoint_import import convert, import_checkpoint
-from pmm.artifacts.known_checkpoints import describe, method_of
+from pmm.artifacts.known_checkpoints import describe_known, known_method
 from pmm.artifacts.manifest import EmbeddingContract, InputContract
 from pmm.artifacts.torch_file import read_torch_file
 from pmm.artifacts.trained_model import load_model
@@ -317,7 +317,10 @@ def test_other_code_bases_are_recognised(text, tmp_path):
     refused(OTHERS[text], text)
     torch.save(OTHERS[text], tmp_path / "f.pth")
     with refuses(
-        InvalidFile, "not a PMM checkpoint", path=tmp_path / "f.pth", hint=describe(OTHERS[text], tmp_path / "f.pth")
+        InvalidFile,
+        "not a PMM checkpoint",
+        path=tmp_path / "f.pth",
+        hint=describe_known(OTHERS[text], tmp_path / "f.pth"),
     ):
         load(tmp_path / "f.pth")  # as every other command does
 
@@ -330,7 +333,7 @@ def test_torchvisions_own_state_dict_is_recognised():
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {1: 2}, {"state_dict": {}}, {"a": 1, "b": 2, "c": 3, "d": 4}, None, 3])
 def test_anything_else_is_shown(content):
-    assert method_of(content) is None
+    assert known_method(content) is None
     refused(content, "unknown checkpoint (it holds: ", "a checkpoint of the PMM authors' code or of BDB's")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import resnet18, resnet50, resnet101, resnext50_32x4d
 
 from pmm.artifacts.init_file import read_init_file
-from pmm.artifacts.known_checkpoints import describe
+from pmm.artifacts.known_checkpoints import describe_known
 from pmm.models.backbone import build_backbone
 from pmm.utils.errors import InvalidFile
 from tests.authors import hollow
@@ -291,17 +291,17 @@ def test_a_dict_that_holds_itself_is_read_to_its_end(tmp_path):
 
 def test_the_advice_of_other_commands_is_true(tmp_path):
     """`pmm train --init FILE` for those files whose backbone it takes."""
-    known = [advice for content, _ in AS_WRITTEN.values() if (advice := describe(content))]
+    known = [advice for content, _ in AS_WRITTEN.values() if (advice := describe_known(content))]
     assert len(known) > 4
     assert all("pmm train --init FILE" in advice for advice in known)
     for content in (under("base.", {"cls_token": torch.zeros(1)}), {"conv2.0.conv2a.conv1.weight": torch.zeros(2)}):
-        assert "--init" not in describe(content)
+        assert "--init" not in describe_known(content)
     ibn = hollow_state(build_backbone, name="resnet50-ibn-a")
     names = {f"backbone.{key.removeprefix('trunk.')}": value for key, value in ibn.items()}
-    assert "--backbone resnet50-ibn-a" in describe({"model": names | HEAD})
+    assert "--backbone resnet50-ibn-a" in describe_known({"model": names | HEAD})
     small = hollow_state(resnet18) | {"classifier.weight": torch.zeros(751, 512)}
     for state in (small, hollow_state(resnet101)):
-        assert "if timm has it" in describe(state)
-        assert "pmm train --init FILE --backbone timm:NAME" in describe(state)
+        assert "if timm has it" in describe_known(state)
+        assert "pmm train --init FILE --backbone timm:NAME" in describe_known(state)
     pytest.importorskip("timm")
     assert read(tmp_path / "file.pth", small, "timm:resnet18").weights

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pmm.artifacts.adopted_file import ADOPTED
-from pmm.artifacts.known_checkpoints import TORCHREID, adoption_command, describe
+from pmm.artifacts.known_checkpoints import TORCHREID, adoption_command, describe_known
 from pmm.artifacts.trained_model import read_model
 from tests.adoption.networks import Plain
 from tests.conftest import assert_one_line_error, run_here
@@ -167,7 +167,7 @@ def test_the_network_is_known_by_its_weights_or_by_the_name_of_the_file(shapes, 
     assert fact in line
     assert f"--weights 'my dir/{file}'" in line
     assert ("--no-antialias --metric cosine" in line) == (file.endswith(".pt") and "torchreid" in line)
-    if known := describe(state, file):
+    if known := describe_known(state, file):
         assert adoption_command(state, file) in known
         assert ("BoxMOT" in known) == ("--no-antialias" in known)
 
