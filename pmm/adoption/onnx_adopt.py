@@ -135,7 +135,7 @@ def adopt_onnx(
     return Artifact(out, draft.manifest)
 
 
-def describe(artifact: Artifact) -> str:
+def describe_adopted(artifact: Artifact) -> str:
     """One line: what the file takes and gives, and what it is compared with."""
     manifest = artifact.manifest
     images, embedding = manifest.input, manifest.embedding

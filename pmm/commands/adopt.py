@@ -109,8 +109,7 @@ def _adopt_onnx(command: AdoptCommand) -> list[str]:
         problem = f"{flag} is for a factory, and an ONNX file has its weights"
         raise ConflictingOptions(problem, flag, hint="leave it out")
 
-    from pmm.adoption.onnx_adopt import adopt_onnx
-    from pmm.adoption.onnx_adopt import describe as describe_onnx
+    from pmm.adoption.onnx_adopt import adopt_onnx, describe_adopted
 
     network = command.network
     artifact = adopt_onnx(
@@ -127,7 +126,7 @@ def _adopt_onnx(command: AdoptCommand) -> list[str]:
     assumed = [
         each for each in command.images.assumptions() if not (normalises and each.startswith(("--mean", "--sc")))
     ]
-    return [*([f"assumed, as not given: {', '.join(assumed)}"] if assumed else []), describe_onnx(artifact)]
+    return [*([f"assumed, as not given: {', '.join(assumed)}"] if assumed else []), describe_adopted(artifact)]
 
 
 def _refuse_weights(path: Path, out: Path) -> NoReturn:

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from pmm.adoption.image_options import ImageOptions
-from pmm.adoption.onnx_adopt import adopt_onnx, describe
+from pmm.adoption.onnx_adopt import adopt_onnx, describe_adopted
 from pmm.adoption.onnx_options import OnnxOptions
 from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.onnx_file import read_onnx
@@ -158,7 +158,9 @@ def test_the_manifest_says_what_it_is_and_where_from(tmp_path, people):
     assert manifest.crop_statistics == dataset_statistics("market1501", str(people), manifest.preprocessing)
     assert "foreign.onnx" in manifest.parity["against"]
     assert training_dataset(artifact.path) == ("market1501", str(people))
-    assert all(fact in describe(artifact) for fact in ("float32 input", "[batch, 3, 16, 8]", "output [6]", "opset 11"))
+    assert all(
+        fact in describe_adopted(artifact) for fact in ("float32 input", "[batch, 3, 16, 8]", "output [6]", "opset 11")
+    )
     manifest_path(artifact.path).unlink()
     assert read_onnx(artifact.path).manifest.adopted == manifest.adopted
 
