@@ -16,7 +16,7 @@ from pmm.artifacts.origin import resolve_dataset
 from pmm.data.bad_images import BadImageOptions, bad_image_lines
 from pmm.data.readers import read_dataset
 from pmm.embedding.evaluate import Evaluation, evaluate
-from pmm.evaluation.ranking import describe, figures, per_query_csv
+from pmm.evaluation.ranking import describe_ranking, figures, per_query_csv
 from pmm.evaluation.reranking import Reranking
 from pmm.runtime.runner_flags import BatchRunnerFlags
 from pmm.utils import command_line
@@ -93,7 +93,7 @@ def main(prog: str) -> None:
         counts += f" (without {len(bad['query'])} and {len(bad['gallery'])} that cannot be read)"
     print(printable(f"{artifact} on {data.root}: {counts}"))
     print(_in_words(how := _how(result)))
-    print(describe(result), flush=True)  # before a disk can be full
+    print(describe_ranking(result), flush=True)  # before a disk can be full
     if result.note:
         command_line.note(prog, result.note)
     if command.json:

@@ -50,7 +50,7 @@ def main(prog: str) -> None:
     beside = checkpoint.with_name(f"{checkpoint.stem}-{kind}{precision}{PACKAGE_SUFFIX}")
     out = command.out or beside
 
-    from pmm.export.aoti import describe, export_aoti
+    from pmm.export.aoti import describe_package, export_aoti
 
     artifact = export_aoti(checkpoint, out, command.precision, command.device, command.verification)
-    print(describe(artifact))
+    print(describe_package(artifact))

@@ -38,7 +38,7 @@ def main(prog: str) -> None:
     require_kind(command.checkpoint, "checkpoint", "onnx")
 
     from pmm.export.boxmot import export_boxmot
-    from pmm.export.onnx import describe
+    from pmm.export.onnx import describe_export
 
     model = export_boxmot(
         command.checkpoint,
@@ -47,7 +47,7 @@ def main(prog: str) -> None:
         openvino=command.openvino,
         verification=command.verification,
     )
-    print(describe(model.artifact))
+    print(describe_export(model.artifact))
     for file in model.files:
         print(f"give BoxMOT {file}")
     for note in model.notes:

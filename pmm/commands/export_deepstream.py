@@ -36,11 +36,11 @@ def main(prog: str) -> None:
     require_kind(command.checkpoint, "checkpoint", "onnx")
 
     from pmm.export.deepstream import export_deepstream
-    from pmm.export.onnx import describe
+    from pmm.export.onnx import describe_export
 
     model = export_deepstream(command.checkpoint, command.out, command.deepstream, command.verification)
     size = model.artifact.manifest.preprocessing
-    print(describe(model.artifact))
+    print(describe_export(model.artifact))
     print(f"{model.section}: put it in place of the ReID section of the tracker's configuration")
     resized = f"{size.height}x{size.width}"
     command_line.note(prog, f"DeepStream resizes crops to {resized} in its own way, not by {size.filter_name}")

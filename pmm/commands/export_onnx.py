@@ -36,7 +36,7 @@ def main(prog: str) -> None:
     require_kind(checkpoint, "checkpoint", "onnx")
     beside = checkpoint.with_name(f"{checkpoint.stem}{command.onnx.suffix}.onnx")
 
-    from pmm.export.onnx import describe, export_onnx
+    from pmm.export.onnx import describe_export, export_onnx
 
     artifact = export_onnx(checkpoint, command.out or beside, command.onnx, command.verification)
-    print(describe(artifact))
+    print(describe_export(artifact))

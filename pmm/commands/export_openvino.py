@@ -40,7 +40,7 @@ def main(prog: str) -> None:
     command = command_line.parse(ExportOpenVinoCommand, prog=prog, description=__doc__ or "")
     require_kind(command.checkpoint, "checkpoint", "onnx")
 
-    from pmm.export.onnx import describe
+    from pmm.export.onnx import describe_export
     from pmm.export.openvino import export_openvino
 
     model = export_openvino(
@@ -51,6 +51,6 @@ def main(prog: str) -> None:
         flip_tta=command.flip_tta,
         verification=command.verification,
     )
-    print(describe(model.artifact))
+    print(describe_export(model.artifact))
     print(model.describe())
     command_line.note(prog, "OpenVINO computes in bf16 where the CPU has it; INFERENCE_PRECISION_HINT f32 keeps fp32")

@@ -71,7 +71,7 @@ def main(prog: str) -> None:
         )
         return
     from pmm.export.engine_description import describe_engine
-    from pmm.export.onnx import describe
+    from pmm.export.onnx import describe_export
     from pmm.export.trt import build_engine, choose_flavor
 
     engine = command.engine
@@ -87,7 +87,7 @@ def main(prog: str) -> None:
         engine,
         export_options=command.onnx if from_checkpoint or "--precision" in flags else None,
         verification=command.verification,
-        exported=lambda onnx: print(describe(onnx)),
+        exported=lambda onnx: print(describe_export(onnx)),
     )
     print(describe_engine(artifact, engine.device))
     if command.profile_layers:

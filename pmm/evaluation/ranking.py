@@ -90,7 +90,7 @@ def figures(result: RankingResult) -> dict[str, float | int]:
     return {"mAP": result.mAP, **cmc, "mINP": result.mINP, "skipped_queries": result.skipped}
 
 
-def describe(result: RankingResult) -> str:
+def describe_ranking(result: RankingResult) -> str:
     """One line: mAP, CMC and mINP in percent, skipped queries."""
     cmc = "  ".join(f"rank-{rank} {result.cmc[rank - 1]:.1%}" for rank in CMC_RANKS)
     return f"mAP {result.mAP:.1%}  {cmc}  mINP {result.mINP:.1%}  ({result.skipped} queries without a match skipped)"

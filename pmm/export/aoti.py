@@ -106,7 +106,7 @@ def export_aoti_cached(
     return cached or export_aoti(checkpoint, out, precision, device, verification)
 
 
-def describe(artifact: Artifact) -> str:
+def describe_package(artifact: Artifact) -> str:
     """One line: device, precision, size, and how it compared with the checkpoint."""
     manifest, package = artifact.manifest, artifact.manifest.package
     assert package is not None

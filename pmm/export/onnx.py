@@ -142,7 +142,7 @@ def check_overwrite(out: Path, checkpoint: Path, options: ExportOptions) -> None
         raise CannotWrite(f"another export of {manifest.source_name}", path=out, hint=f"build from that file, {hint}")
 
 
-def describe(artifact: Artifact) -> str:
+def describe_export(artifact: Artifact) -> str:
     """One line: file, precision, size, and how it compared with the checkpoint."""
     manifest, size = artifact.manifest, artifact.path.stat().st_size / 1e6
     shares = ", ".join(f"{share:.2%} {name}" for name, share in manifest.precision_share.items())

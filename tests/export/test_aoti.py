@@ -16,7 +16,7 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.data.preprocessing import preprocessing_of
 from pmm.export import aoti as module
 from pmm.export import parity_check
-from pmm.export.aoti import describe, export_aoti, export_aoti_cached, exported_precision
+from pmm.export.aoti import describe_package, export_aoti, export_aoti_cached, exported_precision
 from pmm.export.options import MIN_COSINE, ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.runtime import aoti as runtime
@@ -202,7 +202,7 @@ def test_an_unverified_package_was_at_least_loaded(trained, built, tmp_path, mon
     unverified = VerifyOptions(no_verify=True)
     made = export_aoti(trained, tmp_path / "m.pt2", verification=unverified)
     assert made.manifest.parity is None
-    assert describe(made).endswith("parity NOT verified (--no-verify)")
+    assert describe_package(made).endswith("parity NOT verified (--no-verify)")
     monkeypatch.setattr(runtime, "_load_package", lambda *args: lambda images: images)
     with refuses(InvalidFile, path=tmp_path / "other.pt2", expected="by its manifest"):
         export_aoti(trained, tmp_path / "other.pt2", verification=unverified)

@@ -17,7 +17,7 @@ from pmm.export.fallback import convert_with_fallback
 from pmm.export.half_conversion import to_half
 from pmm.export.half_fallback import HalfConverter, half_with_fallback
 from pmm.export.half_precision import emulated, half_type, tensor_types
-from pmm.export.onnx import describe, export_onnx
+from pmm.export.onnx import describe_export, export_onnx
 from pmm.export.options import MAX_NORM_ERROR, EngineOptions, ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.precision import onnx_precision
@@ -176,7 +176,7 @@ def test_a_file_and_its_engine_say_which_layers_were_kept(people, tmp_path):
     assert manifest.quantization == {"kept_in_fp32": ["cancels1"]}
     assert half_type(manifest) == "fp16"
     assert 0.5 < manifest.precision_share["fp16"] < 0.99
-    assert "kept in fp32: cancels1" in describe(artifact)
+    assert "kept in fp32: cancels1" in describe_export(artifact)
     blind = export_onnx(
         adopted.path, tmp_path / "b.onnx", ExportOptions(precision="fp16"), VerifyOptions(no_verify=True)
     )

@@ -12,7 +12,7 @@ from pmm.evaluation.parity.numeric import numeric_parity
 from pmm.export.engine_precision import network_precision
 from pmm.export.half_precision import emulated, fp16_between, half_type, tensor_types
 from pmm.export.int8_graph import _hint
-from pmm.export.onnx import describe, export_onnx
+from pmm.export.onnx import describe_export, export_onnx
 from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.precision import onnx_precision
 from pmm.export.reference import in_memory
@@ -216,7 +216,7 @@ def test_the_layers_that_were_kept_are_named_in_fp16(brittle, tmp_path):
     artifact = export_onnx(path, tmp_path / "m.onnx", HALF)
     kept = artifact.manifest.quantization["kept_in_fp16"]
     assert kept[0].endswith(f"{block}.conv2")
-    assert f"kept in fp16: {', '.join(kept)}" in describe(artifact)
+    assert f"kept in fp16: {', '.join(kept)}" in describe_export(artifact)
     share = artifact.manifest.precision_share
     assert share["fp16"] > 0.01
     assert share["int8"] > 0.5

@@ -22,7 +22,7 @@ from pmm.export.fallback import convert_with_fallback
 from pmm.export.graph import to_onnx
 from pmm.export.int8 import Quantizer
 from pmm.export.int8_layers import main_inputs, quantisable
-from pmm.export.onnx import describe, export_onnx
+from pmm.export.onnx import describe_export, export_onnx
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.export.precision import onnx_precision
@@ -269,7 +269,7 @@ def test_the_layer_that_costs_most_is_kept_in_fp32_and_named(brittle, target, tm
         assert kept[1].endswith(f"{block}.conv1"), kept
     assert artifact.manifest.parity["min_cosine"] >= artifact.manifest.parity["least_allowed"]
     assert 0.5 < artifact.manifest.precision_share["int8"] < blind.manifest.precision_share["int8"]
-    assert f"kept in fp32: {', '.join(kept)}" in describe(artifact)
+    assert f"kept in fp32: {', '.join(kept)}" in describe_export(artifact)
 
 
 @pytest.mark.parametrize("target", ["cpu", pytest.param("tensorrt", marks=pytest.mark.slow)])

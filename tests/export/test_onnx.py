@@ -11,7 +11,7 @@ from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.config import Config
 from pmm.data.preprocessing import preprocessing_of
 from pmm.export import onnx as module
-from pmm.export.onnx import check_overwrite, describe, export_onnx, export_onnx_cached
+from pmm.export.onnx import check_overwrite, describe_export, export_onnx, export_onnx_cached
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.export.precision import onnx_precision
@@ -147,7 +147,7 @@ def test_no_crops_is_refused_unless_asked_for(trained, tmp_path, people):
     assert not out.exists()
     unverified = export_onnx(tmp_path / "moved.pth", out, verification=VerifyOptions(no_verify=True))
     assert unverified.manifest.parity is None
-    assert "parity NOT verified" in describe(unverified)
+    assert "parity NOT verified" in describe_export(unverified)
     verified = export_onnx(tmp_path / "moved.pth", out, verification=VerifyOptions(verify_root=str(people)))
     assert verified.manifest.parity["rows"] == 64
 

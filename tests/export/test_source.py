@@ -15,7 +15,7 @@ from pmm.artifacts.onnx_file import read_onnx
 from pmm.artifacts.origin import checkpoint_of, training_dataset
 from pmm.export import onnx as module
 from pmm.export import reference
-from pmm.export.onnx import check_overwrite, describe, export_onnx, export_onnx_cached
+from pmm.export.onnx import check_overwrite, describe_export, export_onnx, export_onnx_cached
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.parity_check import ParityFailed
 from pmm.export.triton import write_model_repository
@@ -53,7 +53,7 @@ def test_every_precision_is_made_of_it_and_compared_with_it(adopted, options, tm
     assert manifest.precision_found == options.precision
     assert manifest.checkpoint_sha256 == sha256(adopted)
     assert "adopted ONNX file" in manifest.parity["against"]
-    assert "the adopted ONNX file" in describe(artifact)
+    assert "the adopted ONNX file" in describe_export(artifact)
     assert (manifest.input, manifest.embedding, manifest.preprocessing) == (
         source.input, source.embedding, source.preprocessing,
     )  # fmt: skip

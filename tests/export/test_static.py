@@ -15,7 +15,7 @@ from pmm.data.readers import read_dataset
 from pmm.export import int8_graph
 from pmm.export import onnx as module
 from pmm.export.half_precision import emulated, half_type
-from pmm.export.onnx import describe
+from pmm.export.onnx import describe_export
 from pmm.export.options import EngineOptions, ExportOptions
 from pmm.export.precision import onnx_precision
 from pmm.export.reference import in_memory
@@ -59,7 +59,7 @@ def test_it_has_the_embeddings_of_the_file_of_any_batch_to_the_bit(shared, crops
         assert value.type.tensor_type.shape.dim[0].dim_value == BATCH
     assert "Shape" not in {node.op_type for node in graph.node}
     assert (manifest.input.batch, files[0].manifest.input.batch) == (BATCH, None)
-    assert f", batch {BATCH}, " in describe(Artifact(files[1].path, manifest))
+    assert f", batch {BATCH}, " in describe_export(Artifact(files[1].path, manifest))
     assert manifest.macs == files[0].manifest.macs == onnx_precision(files[1].proto).total
     assert manifest.precision_share == files[0].manifest.precision_share
     assert manifest.parity["rows"] == 64
