@@ -17,7 +17,7 @@ from pmm.artifacts.artifact import Artifact, ArtifactDraft
 from pmm.artifacts.manifest import InputContract, Manifest
 from pmm.config import IMAGENET_MEAN, IMAGENET_STD
 from pmm.export.onnx import export_onnx
-from pmm.export.openvino import check_openvino, read_model, saved_model
+from pmm.export.openvino import check_openvino, read_openvino, saved_model
 from pmm.export.options import ExportOptions, VerifyOptions
 from pmm.export.source import CheckpointSource, ExportSource, open_source
 from pmm.export.unnamed_files import HINT, check_marked, check_onnx, output_folder
@@ -97,7 +97,7 @@ def export_boxmot(
 
     def convert(draft: ArtifactDraft) -> None:
         with draft.openable():
-            converted = read_model(draft.path)
+            converted = read_openvino(draft.path)
         named_last.enter_context(saved_model(converted, model, draft.manifest))
 
     with ExitStack() as named_last:

@@ -109,7 +109,7 @@ def export_openvino(
     def convert(draft: ArtifactDraft) -> None:
         nonlocal min_cosine
         with draft.openable():
-            model = with_preprocessing(read_model(draft.path), draft.manifest)
+            model = with_preprocessing(read_openvino(draft.path), draft.manifest)
             if check := source.parity_check(options, verification):
                 min_cosine = _verify(model, Artifact(draft.path, draft.manifest), check.sample(VERIFIED).crops, path)
         named_last.enter_context(saved_model(model, path, draft.manifest))
@@ -119,7 +119,7 @@ def export_openvino(
     return OpenVinoModel(path, artifact, min_cosine)
 
 
-def read_model(path: Path) -> Any:
+def read_openvino(path: Path) -> Any:
     """The ONNX file at `path` as OpenVINO has it. Raises InvalidFile if it cannot."""
     try:
         return shared_core().read_model(path)
