@@ -18,7 +18,7 @@ from pmm.utils.extras import import_library
 from pmm.utils.from_dict import from_dict
 
 SYNTHETIC = "synthetic"
-BACKBONES = ("resnet50", "resnet50-ibn-a", "resnet10")
+BACKBONE_NAMES = ("resnet50", "resnet50-ibn-a", "resnet10")
 """Those of pmm.models.backbone; timm has more."""
 IMAGENET = {"resnet50": "ResNet50_Weights.IMAGENET1K_V1"}
 """Which of them have ImageNet's weights, and torchvision's name of these."""
@@ -123,7 +123,7 @@ class ModelConfig:
     """For cama: weight of the penalty on cells to which two branches attend; 0 for none."""
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES and not re.fullmatch(f"{TIMM}[A-Za-z0-9_.]+", self.backbone):
+        if self.backbone not in BACKBONE_NAMES and not re.fullmatch(f"{TIMM}[A-Za-z0-9_.]+", self.backbone):
             raise _no_backbone(self.backbone)
         if self.init and self.weights == "imagenet":
             hint = "leave one out, or use {weights} none"
@@ -188,7 +188,7 @@ class Config:
 
 def _no_backbone(value: str) -> InvalidValue:
     """Of a name that is none of a backbone: what it may have been meant to be."""
-    name, choices = re.sub(f"^{TIMM}", "", value, flags=re.IGNORECASE), (*BACKBONES, f"{TIMM}NAME")
+    name, choices = re.sub(f"^{TIMM}", "", value, flags=re.IGNORECASE), (*BACKBONE_NAMES, f"{TIMM}NAME")
     if name != value:
         hint = f"did you mean {TIMM}{name}?" if name else ""
         return InvalidValue("backbone", value, f"{TIMM}NAME, as {TIMM}mobilenetv4_conv_small", hint=hint)

@@ -23,7 +23,7 @@ from pmm.artifacts.checkpoint import checked, deployed_weights, is_checkpoint
 from pmm.artifacts.known_checkpoints import FAST_REID, known_method, name_of
 from pmm.artifacts.torch_file import COUNTER, as_float32, first_names
 from pmm.artifacts.weights_file import EMA, TRAINING_STATE, leaves_of, read_weights_file
-from pmm.config import BACKBONES, TIMM, Config
+from pmm.config import BACKBONE_NAMES, TIMM, Config
 from pmm.models.backbone import build_backbone
 from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.extras import import_library
@@ -94,7 +94,7 @@ def read_init_file(path: str | Path, backbone: str) -> InitFile:
         if known_method(content):
             hint = f"first turn it into a PMM checkpoint: pmm import {shlex.quote(str(path))} -o CKPT.pth"
             raise InvalidFile(known + problem, path=path, expected=expected, hint=hint)
-        for other in BACKBONES:
+        for other in BACKBONE_NAMES:
             if not _problem(_matches(tensors, other)[0], tensors, other):
                 problem = f"{known}its backbone is {other}"
                 raise InvalidFile(problem, path=path, expected=backbone, hint=f"use --backbone {other}")

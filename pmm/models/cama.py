@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pmm.config import BACKBONES, TIMM, ModelConfig
+from pmm.config import BACKBONE_NAMES, TIMM, ModelConfig
 from pmm.models.backbone import Backbone, ResNetBackbone, build_backbone
 from pmm.models.output import Evidence, InferenceModel, L2Normalize, ReidModel, TrainOutput, leaf
 from pmm.utils.errors import InvalidValue
@@ -75,7 +75,7 @@ class CAMA(ReidModel):
         """Raises InvalidValue for a backbone whose last layer cannot be told from the others."""
         if config.backbone.startswith(TIMM):
             hint = "--method cama copies the last layer of a ResNet"
-            raise InvalidValue("--backbone", config.backbone, choices=BACKBONES, hint=hint)
+            raise InvalidValue("--backbone", config.backbone, choices=BACKBONE_NAMES, hint=hint)
 
     def weights_loaded(self, names: Container[str]) -> set[str]:
         return self.backbone.copy_layer4(names)
