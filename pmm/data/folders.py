@@ -63,7 +63,7 @@ class _FolderCrop(NamedTuple):
     identity: str
 
 
-def parse_camera(name: str) -> int | None:
+def camera_of_crop(name: str) -> int | None:
     """The number in the first `c12` or `cam12` at the start of a file name or after a `_`; None if there is none."""
     match = _CAMERA.search(name)
     return int(match[1]) if match else None
@@ -200,7 +200,7 @@ def _arrange(scan: Scan, samples: dict[str, tuple[Sample, ...]]) -> None:
 
 
 def _cameras(paths: list[Path], scan: Scan) -> dict[Path, int]:
-    cameras = {path: parse_camera(path.name) for path in paths}
+    cameras = {path: camera_of_crop(path.name) for path in paths}
     named = next((path for path in paths if cameras[path] is not None), None)
     if named is not None:
         example = printable(named.relative_to(scan.folder))

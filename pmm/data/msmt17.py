@@ -21,7 +21,7 @@ _CAMERA = re.compile(r"\d{1,4}", re.ASCII)
 _LONGEST_QUOTE = 60
 
 
-def parse_camera(name: str) -> int | None:
+def camera_of_msmt17(name: str) -> int | None:
     """Zero-based camera in a file name as 0000_000_01_0303morning_0015_0.jpg (its third field, from 01); or None."""
     fields = name.split("_")
     if len(fields) < 4 or not _CAMERA.fullmatch(fields[2]) or int(fields[2]) < 1:
@@ -79,7 +79,7 @@ class _Images:
                 self.scan.add_problem("not a line of 'path pid'", f"found {_quoted(line)}", file, number)
                 continue
             path, pid = parsed
-            camid = parse_camera(path.rpartition("/")[2])
+            camid = camera_of_msmt17(path.rpartition("/")[2])
             if fault := self._fault(path, f"{file.name}:{number}"):
                 self.scan.add_problem(*fault, file, number)
             elif camid is None:

@@ -419,19 +419,19 @@ def test_no_listed_path_gets_out_of_its_folder(path):
 
 @given(st.integers(1, 9999), st.sampled_from(["0303morning_0015_0.jpg", "a.png"]))
 def test_msmt17_names_give_back_the_camera(camera, tail):
-    assert msmt17.parse_camera(f"0000_000_{camera:02}_{tail}") == camera - 1
-    assert msmt17.parse_camera(f"0000_000_{camera:02}") is None
+    assert msmt17.camera_of_msmt17(f"0000_000_{camera:02}_{tail}") == camera - 1
+    assert msmt17.camera_of_msmt17(f"0000_000_{camera:02}") is None
 
 
 @given(st.integers(0, 10**9 - 1), st.sampled_from(["c", "C", "cam", "CAM"]), st.sampled_from(["", "x_", "12_cat_"]))
 def test_the_camera_in_a_name_of_ones_own(camera, word, before):
     for tail in (".jpg", "_7.jpg", "s1_c9.jpg", "-c9.jpg"):
-        assert folders.parse_camera(f"{before}{word}{camera}{tail}") == camera
+        assert folders.camera_of_crop(f"{before}{word}{camera}{tail}") == camera
 
 
 @pytest.mark.parametrize("name", ["1.jpg", "ac1.jpg", "cam.jpg", "c_1.jpg", "cat1.jpg", "abc12.jpg"])
 def test_names_without_a_camera(name):
-    assert folders.parse_camera(name) is None
+    assert folders.camera_of_crop(name) is None
 
 
 def test_folders_of_train_query_and_gallery(tmp_path):
