@@ -104,7 +104,7 @@ def check_plain(root: Path, part: Path, images: Sequence[Folders]) -> str:
     plain, deeper = mostly_deeper(images)
     if deeper and len(deeper) >= len(plain):
         chosen = [folders for folders in images if folders[0] in deeper]
-        problem = f"its folders ({shortened(deeper)}) hold folders of images, not images"
+        problem = f"its folders ({first_few(deeper)}) hold folders of images, not images"
         raise InvalidFile(
             problem, path=part, expected="one folder of images per identity", hint=_ways(root, part, chosen)
         )
@@ -114,13 +114,13 @@ def check_plain(root: Path, part: Path, images: Sequence[Folders]) -> str:
             here, above = printable(part.resolve().name), printable(root.resolve().parent)
             one = f"if {here} is one of several identities, use --root {above} --dataset folder:identity/{kind}"
             raise InvalidFile(
-                f"its folders are named as {kind}s ({shortened(named)}), not as people",
+                f"its folders are named as {kind}s ({first_few(named)}), not as people",
                 path=part,
                 expected="one folder of images per identity",
                 hint=f"{one}; if they are people, --dataset folder:identity",
             )
     below = sorted({folders[0] for folders in images if len(folders) > 1} - {JUNK_FOLDER})
-    return f"folders below those of identities say nothing, no camera either: in {shortened(below)}" if below else ""
+    return f"folders below those of identities say nothing, no camera either: in {first_few(below)}" if below else ""
 
 
 def _ways(root: Path, part: Path, images: Sequence[Folders]) -> str:
@@ -157,9 +157,9 @@ def _layouts(images: Sequence[Folders]) -> str:
     ways = []
     for place in dict.fromkeys((unknown[0], unknown[-1])):
         layout = "/".join(IDENTITY if level == place else kind or ANY for level, kind in enumerate(kinds))
-        ways.append(f"folder:{layout} if {shortened(names[place])} are people")
+        ways.append(f"folder:{layout} if {first_few(names[place])} are people")
     cameras = f" (with {CAMERA} in place of {ANY} if those are cameras)" * (ANY in ways[0] and CAMERA not in ways[0])
-    moved = f"; the images in {shortened(others)} are to be {depth} folders deep too" if others else ""
+    moved = f"; the images in {first_few(others)} are to be {depth} folders deep too" if others else ""
     return f"--dataset {', or '.join(ways)}{cameras}{moved}"
 
 
@@ -172,7 +172,7 @@ def _kind(names: Sequence[str], *, innermost: bool) -> str:
     return ANY if len(names) == 1 and not innermost else ""
 
 
-def shortened(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first three of `names`, and how many more there are."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return ", ".join(map(printable, names[:NAMED])) + more

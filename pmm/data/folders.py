@@ -20,9 +20,9 @@ from pmm.data.folder_layout import (
     Folders,
     at_level,
     check_plain,
+    first_few,
     fits,
     numbered_cameras,
-    shortened,
 )  # fmt: skip
 from pmm.data.left_out import OTHER_KIND, is_image_name, reason_left_out
 from pmm.data.market import parse_name
@@ -125,7 +125,7 @@ def scan_folders(spec: DatasetSpec, root: Path) -> Scan:
         if all(sample.pid == JUNK for sample in found):
             scan.add_problem("holds no usable image", _expected(levels), root / part)
     if names == (POOL,):
-        scan.notes.append(IDENTITIES.format(shortened(identities)))
+        scan.notes.append(IDENTITIES.format(first_few(identities)))
     elif names:
         _note_beside(scan, names)
     scan.cameras_known = set(cameras.values()) != {UNKNOWN_CAMERA}
@@ -177,7 +177,7 @@ def _note_beside(scan: Scan, names: tuple[str, ...]) -> None:
             else:
                 scan.skipped.append(path)
     if beside:
-        scan.notes.append(BESIDE.format(shortened(sorted(beside)), ", ".join(names)))
+        scan.notes.append(BESIDE.format(first_few(sorted(beside)), ", ".join(names)))
 
 
 def _arrange(scan: Scan, samples: dict[str, tuple[Sample, ...]]) -> None:
