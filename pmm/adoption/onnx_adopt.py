@@ -28,7 +28,7 @@ from pmm.adoption.probes import (
     UNIT_NORM,
     alike,
     check_batches,
-    check_finite,
+    check_numbers,
     probes,
 )
 from pmm.adoption.typed_flags import typed_flags
@@ -198,7 +198,7 @@ def _run(
         problem = f"its output {output} is {shape} for {PROBES} images"
         hint = "choose another --output, or export the network up to its embeddings"
         raise InvalidFile(problem, path=foreign.path, expected="embeddings [N, D] or [N, D, 1, 1]", hint=hint)
-    check_finite(embeddings, f"its output {output}", partial(InvalidFile, path=foreign.path))
+    check_numbers(embeddings, f"its output {output}", partial(InvalidFile, path=foreign.path))
     if (embeddings == embeddings[0]).all():
         raise InvalidFile(f"its output {output} is the same for all images", path=foreign.path)
     return embeddings.astype(np.float32), fewer

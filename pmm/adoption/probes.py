@@ -39,7 +39,7 @@ def probes(size: Preprocessing) -> Crops:
     return pixels.astype(np.uint8)[:, rows][:, :, columns]
 
 
-def check_finite(embeddings: Embeddings, what: str, refuse: Callable[..., UserError]) -> None:
+def check_numbers(embeddings: Embeddings, what: str, refuse: Callable[..., UserError]) -> None:
     """Raises what `refuse` makes of a problem and a hint if the embeddings, `what` in messages, are no numbers."""
     if not np.isfinite(embeddings).all():
         hint = "are its weights loaded? are the mean, the std and the scale those that it was trained with?"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pmm.adoption.embeddings import EmbeddingNetwork, check_shape, choose_output, outputs_of
-from pmm.adoption.probes import BATCHES, UNIT_NORM, alike, check_batches, check_finite, probes
+from pmm.adoption.probes import BATCHES, UNIT_NORM, alike, check_batches, check_numbers, probes
 from pmm.adoption.user_code import CannotAdopt, is_user_code, line_of, user_code
 from pmm.data.preprocessing import Preprocessing
 from pmm.models.adopted import AdoptedNetwork
@@ -113,7 +113,7 @@ def _check_behaviour(module: nn.Module, images: Tensor, results: list[Tensor]) -
     for count, result in zip(BATCHES, results, strict=True):
         check_shape(result, count)
     *fewer, all_of_them = [result.numpy() for result in results]
-    check_finite(all_of_them, "its embeddings", CannotAdopt)
+    check_numbers(all_of_them, "its embeddings", CannotAdopt)
     if not torch.equal(_run(module, images.clone()), results[-1]):
         hint = "dropout in its forward must follow self.training, as nn.Dropout does"
         raise CannotAdopt("it gives other embeddings each time, for the same images", hint=hint)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pmm.adoption.probes import BATCHES, ROUNDING_IN_HALF, alike, check_batches, check_finite
+from pmm.adoption.probes import BATCHES, ROUNDING_IN_HALF, alike, check_batches, check_numbers
 from pmm.utils.errors import InvalidFile
 from tests.refusals import refuses
 
@@ -25,7 +25,7 @@ def test_nan_of_one_image_is_no_embedding_and_rounding_is_none():
     with refuses(InvalidFile, "depend on the batch"):
         run(lambda rows: rows / (len(rows) > 1 or np.nan))
     with np.errstate(all="ignore"), refuses(InvalidFile, "NaN or Inf in its output"):
-        check_finite(ROWS / np.float32(0), "its output", InvalidFile)
+        check_numbers(ROWS / np.float32(0), "its output", InvalidFile)
     run(lambda rows: 3000 + rows + np.float32(0.003) * len(rows))
     with refuses(InvalidFile, "depend on the batch"):
         run(lambda rows: rows * (1 + len(rows) / 1000))
