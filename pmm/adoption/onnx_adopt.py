@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pmm.adoption.image_options import ImageOptions
 from pmm.adoption.network_options import NetworkOptions
 from pmm.adoption.onnx_assembly import contract_of, from_images_to, with_interface
-from pmm.adoption.onnx_interface import ImageInput, embedding_output, image_input, inputs_of
+from pmm.adoption.onnx_interface import ImageInput, embedding_output, find_image_input, inputs_of
 from pmm.adoption.onnx_options import OnnxOptions
 from pmm.adoption.onnx_reading import ForeignOnnx, read_foreign_onnx
 from pmm.adoption.probes import (
@@ -79,7 +79,7 @@ def adopt_onnx(
         dataset, root: data set to judge it on.
 
     Raises:
-        InvalidFile: nothing that can be adopted (see `read_foreign_onnx`, `image_input`); no embeddings [N, D], NaN
+        InvalidFile: nothing that can be adopted (see `read_foreign_onnx`, `find_image_input`); no embeddings [N, D], NaN
             among them, embeddings that depend on the other images of the batch, or that are the same for all.
         InvalidValue, ConflictingOptions: what is given is not what the file says, or is about images that it does not
             take.
@@ -87,7 +87,7 @@ def adopt_onnx(
     out = output_file(out, Path(source), suffixes=(".onnx",))
     flags = typed_flags(images, options, NetworkOptions(output=output, metric=metric))
     foreign = read_foreign_onnx(source)
-    found = image_input(
+    found = find_image_input(
         foreign, name=options.input, layout=options.layout or "", height=images.height, width=images.width
     )
     size, colour = _preprocessing(foreign, found, images, options), images.colour or "rgb"

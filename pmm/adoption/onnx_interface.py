@@ -40,7 +40,7 @@ class ImageInput:
         return "graph" if self.dtype == "uint8" else "caller"
 
 
-def image_input(
+def find_image_input(
     foreign: ForeignOnnx, *, name: str = "", layout: str = "", height: int | None = None, width: int | None = None
 ) -> ImageInput:
     """The input of `foreign` that takes images; what is given has to be what the file says, where it says it.
