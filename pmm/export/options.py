@@ -249,7 +249,7 @@ def check_flags(
         raise ConflictingOptions(f"{', '.join(decided)}: the ONNX file decides that", *decided, hint=hint)
 
 
-def check_same_precision(file: Path, precision: str, of_engine: str) -> None:
+def check_file_precision(file: Path, precision: str, of_engine: str) -> None:
     """Raises InvalidFile if an ONNX file is of another `precision` than its engine is to be."""
     if precision != of_engine:
         hint = f"an engine has the types of its file: pmm export onnx --precision {of_engine}"

@@ -22,7 +22,7 @@ from pmm.export.build_log import build_log
 from pmm.export.cached import reusable
 from pmm.export.engine_build import EngineBuild, build_network, check_options
 from pmm.export.engine_precision import inspected
-from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_same_precision
+from pmm.export.options import EngineOptions, ExportOptions, VerifyOptions, check_file_precision
 from pmm.export.parity_check import ParityCheck
 from pmm.export.precision import GraphPrecision
 from pmm.export.reference import engine_parity_check
@@ -125,7 +125,7 @@ def build_engine(
         hint = f"{ADOPT}, or build an engine that is not verified with --no-manifest"
         raise InvalidFile("an ONNX file without a manifest", path=onnx, hint=hint)
     if export_options:
-        check_same_precision(onnx, file.manifest.precision, export_options.precision)
+        check_file_precision(onnx, file.manifest.precision, export_options.precision)
     options = dataclasses.replace(options, flavor=choose_flavor(options.flavor, onnx, options.device)[0])
     parity_check = engine_parity_check(file, source, verification, options.flavor, options.device)
     return engine_from_onnx(file, target, options, parity_check=parity_check)

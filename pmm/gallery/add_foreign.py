@@ -7,7 +7,7 @@ from typing import Literal
 
 from pmm.gallery.foreign_embeddings import ForeignEmbeddings
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.model_of import check_artifact, check_same_precision, source_of
+from pmm.gallery.model_of import check_artifact, check_gallery_precision, source_of
 from pmm.gallery.storage.manifest import StoredPrecision, is_gallery
 from pmm.gallery.storage.source import EmbeddingSource, check_comparable
 from pmm.gallery.unfinished import check_new_gallery
@@ -57,7 +57,7 @@ def add_foreign(
         check_artifact(gallery.source, existing_file(model, "a model"))
         source = _source(model)
         check_comparable(gallery.source, source, model)
-        check_same_precision(gallery.source, source, model)
+        check_gallery_precision(gallery.source, source, model)
     gallery.add(read.embeddings, read.ids, read.columns, source=source)
     return gallery
 

@@ -18,7 +18,7 @@ from pmm.gallery.crop_metadata import crop_columns, name_pattern
 from pmm.gallery.embed_job import FILE_COLUMNS, CropTable, EmbedReport, embedded_chunks, file_columns
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.known_crops import KnownCrops, gone_crops, home_moved, known_crops, record_places
-from pmm.gallery.model_of import check_artifact, check_same_precision, source_of, thresholds_of_manifest
+from pmm.gallery.model_of import check_artifact, check_gallery_precision, source_of, thresholds_of_manifest
 from pmm.gallery.storage.manifest import StoredPrecision, is_gallery, read_gallery_manifest
 from pmm.gallery.storage.source import EmbeddingSource, check_comparable
 from pmm.gallery.storage.writer import GalleryChange
@@ -225,7 +225,7 @@ class PreparedJob:
             if gallery is not None:
                 assert gallery.source is not None
                 check_comparable(gallery.source, source, job.artifact)
-                check_same_precision(gallery.source, source, job.artifact)
+                check_gallery_precision(gallery.source, source, job.artifact)
                 if self.home_moved:
                     with gallery.writer(), GalleryChange(gallery.path, gallery.manifest) as change:
                         change.commit(folder=str(job.folder.resolve()))

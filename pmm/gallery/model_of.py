@@ -48,7 +48,7 @@ def check_artifact(source: EmbeddingSource, artifact: Path) -> None:
         check_comparable(source, other, artifact)
 
 
-def check_same_precision(source: EmbeddingSource, new: EmbeddingSource, artifact: Path) -> None:
+def check_gallery_precision(source: EmbeddingSource, new: EmbeddingSource, artifact: Path) -> None:
     """Raises InvalidFile for an artifact that computes in another precision, for which thresholds would not hold."""
     if source.precision != new.precision:
         raise InvalidFile(
