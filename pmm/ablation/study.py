@@ -56,7 +56,7 @@ FAST_SEEDS = 2
 class AblationOptions:
     """What is compared, and how much of the machine that may take."""
 
-    methods: Annotated[str, Arg("ROWS", group="rows")] = ""
+    methods: Annotated[str | None, Arg("ROWS", group="rows")] = None
     """Rows with commas between, each a METHOD, METHOD:KEY=VALUE:... with flags of pmm train, or PRESET/METHOD (default:
     all methods of the paper's tables and pmm:k=0, which does not mix; with --compare-presets: pmm)."""
     preset: Annotated[str, Arg("NAME", group="rows")] = "tiny"
@@ -111,9 +111,8 @@ class Ablation:
             problem = "--preset and --compare-presets both name presets"
             raise ConflictingOptions(problem, "--preset", "--compare-presets", hint="leave one of them out")
         presets = command_line.names(options.compare_presets or options.preset, flag="--compare-presets")
-        methods = command_line.names(
-            options.methods or ("pmm" if options.compare_presets else DEFAULT_ROWS), flag="--methods"
-        )
+        rows = ("pmm" if options.compare_presets else DEFAULT_ROWS) if options.methods is None else options.methods
+        methods = command_line.names(rows, flag="--methods")
         self.rows: dict[str, Row] = rows_by_name(rows_of(methods, presets))
         self.against = resolve_against(options.against, self.rows)
         again = command_line.names(options.again, flag="--again") if options.again else []

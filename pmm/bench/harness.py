@@ -28,8 +28,9 @@ from pmm.data.bad_images import bad_image_lines, refuse_bad_images, unreadable_i
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
 from pmm.data.splits import distractors, unrankable, without_images
+from pmm.utils import command_line
 from pmm.utils.environment import describe_environment
-from pmm.utils.errors import InvalidFile, UserError, printable
+from pmm.utils.errors import InvalidFile, UserError
 from pmm.utils.files import sha256
 from pmm.utils.hardware import usable_cores
 
@@ -48,9 +49,10 @@ class Bench:
 
     accuracy: AccuracyEvaluator
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, prog: str = "pmm bench") -> None:
+        """`prog` is the command, as notes name it."""
         self.request, self._plan, self._begin = request, request.options.plan, time.perf_counter()
-        self._threads = usable_cores()
+        self._threads, self._prog = usable_cores(), prog
         self._wrong_preprocessing: WrongPreprocessing | None = None
         self._matrix_tflops: dict[str, float] = {}
         self._unreadable = 0
@@ -87,7 +89,7 @@ class Bench:
         """Raises UserError for a data set that cannot be ranked, or is too small for the chain."""
         split = read_dataset(self._data.name, self._data.root)
         for note in (*split.notes, *split.left_out):
-            print(f"note: {note}")
+            command_line.note(self._prog, note)
         split = self._without_bad_images(split)
         if why := unrankable(split.query, split.gallery):
             raise InvalidFile(f"it cannot be ranked: {why}", path=self._data.root, hint="pmm check has the details")
@@ -104,7 +106,7 @@ class Bench:
         if not self.request.options.skip_bad_images:
             refuse_bad_images(bad, Path(self._data.root))
         for line in bad_image_lines(bad):
-            print(printable(f"note: {line}"))
+            command_line.note(self._prog, line)
         kept = without_images(split, bad)
         self._unreadable = sum(len(part) for part in (split.query, split.gallery)) - len((*kept.query, *kept.gallery))
         return kept

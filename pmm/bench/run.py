@@ -11,14 +11,14 @@ from pmm.bench.schema import BenchReport
 from pmm.utils.files import claimed, write_file
 
 
-def run_bench(request: Request) -> BenchReport:
+def run_bench(request: Request, prog: str = "pmm bench") -> BenchReport:
     """Measure what `request` asks for, and write report.json, report.md and report.html into its folder. What was
-    finished when it is interrupted is kept for --resume.
+    finished when it is interrupted is kept for --resume. `prog` is the command, as notes name it.
 
     Raises CannotWrite if another process writes there, and UserError if the data set or the reference cannot be used.
     """
     with claimed(request.out):
-        with Bench(request) as bench:
+        with Bench(request, prog) as bench:
             bench.measure_accuracy()
             bench.measure_latency()
             report = bench.report()

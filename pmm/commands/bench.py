@@ -45,7 +45,7 @@ def main(prog: str) -> int:
     request = make_request(command.files, command.options, command.gates.parsed(), command.chain)
     check_installed(BACKENDS[request.reference.backend].library)
     try:
-        report = run_bench(request)
+        report = run_bench(request, prog)
     except KeyboardInterrupt:
         print(f"{prog}: finished measurements are kept; continue with --resume", file=sys.stderr)
         raise

@@ -147,7 +147,7 @@ def _measured(command: ShipCommand, options: Options, prog: str) -> BenchReport:
         raise ConflictingOptions("--resume: the bench is finished", "--resume", hint=hint)
     request = make_request([command.checkpoint], options, command.gates.parsed())
     try:
-        report = run_bench(request)
+        report = run_bench(request, prog)
     except KeyboardInterrupt:
         print(f"{prog}: finished measurements are kept; continue with --resume", file=sys.stderr)
         raise

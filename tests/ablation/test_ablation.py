@@ -93,6 +93,7 @@ def test_rows_of_several_presets_carry_them_in_their_names():
             ["row 'tiny/pmm'", "--methods", "--compare-presets"],
         ),
         ({"compare_presets": "tiny,paper", "preset": "paper"}, ConflictingOptions, ["--preset", "--compare-presets"]),
+        ({"methods": ""}, InvalidValue, ["--methods is ''"]),
         ({"methods": "pmm,tiny/pmm"}, InvalidValue, ["--methods is 'pmm,tiny/pmm'", "tiny/pmm is in it twice"]),
         ({"against": "bdb"}, InvalidValue, ["--against is 'bdb'; expected pmm"]),
         ({"again": "bdb"}, InvalidValue, ["--again is 'bdb'; expected pmm"]),

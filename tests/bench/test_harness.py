@@ -250,5 +250,5 @@ def test_crops_that_cannot_be_read_are_all_told_before_anything_is_measured(trai
         split, unreadable = split_of(skip_bad_images=True)
     assert unreadable == 2
     assert not {sample.path for sample in (*split.query, *split.gallery)} & set(bad)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert [f"left out {path}: " in said for path in bad] == [True, True, False]
