@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pmm.artifacts.run_folder import LAST, METRICS_FILE
 from pmm.utils import command_line
 from pmm.utils.files import make_folder, write_file
 from pmm.utils.task_runner import end_group, environment, last_lines, start_group
 
-STAMP, EVALUATION, METRICS, LOG, PID = "stamp.json", "evaluation.json", "metrics.jsonl", "log.txt", "pid"
+STAMP, EVALUATION, LOG, PID = "stamp.json", "evaluation.json", "log.txt", "pid"
 STANDARD = "standard"
 """Definition of average precision in all tables."""
 POLL_S = 0.1
@@ -125,7 +126,7 @@ def figures(run: AblationRun) -> Figures | None:
         evaluation, *others = (
             json.loads((run.folder / evaluation_file(ap)).read_text()) for ap in (STANDARD, *run.by_other_ap)
         )
-        epochs = [json.loads(line) for line in (run.folder / METRICS).read_text().splitlines()]
+        epochs = [json.loads(line) for line in (run.folder / METRICS_FILE).read_text().splitlines()]
         seconds = math.fsum(epoch["seconds"] for epoch in epochs)
         images = math.fsum(epoch["images_per_s"] * epoch["seconds"] for epoch in epochs)
         result = Figures(
@@ -188,7 +189,7 @@ class _Job:
         self.run, self.slot, self._root, self._env = run, slot, root, environment(root, slot)
         self._begin = time.monotonic()
         _end_orphan(run.folder)
-        resumed = state(run) == "started" and (run.folder / "last.pth").exists()
+        resumed = state(run) == "started" and (run.folder / LAST).exists()
         make_folder(run.folder)
         for ap in (STANDARD, *run.by_other_ap):
             (run.folder / evaluation_file(ap)).unlink(missing_ok=True)

@@ -32,6 +32,7 @@ from pmm.ablation.runs import (
     state,
 )
 from pmm.artifacts.origin import RUNS
+from pmm.artifacts.run_folder import BEST
 from pmm.config import SYNTHETIC, Config, DataConfig, fast_mode
 from pmm.data.readers import read_dataset
 from pmm.data.samples import ReidDataset
@@ -252,7 +253,7 @@ class Ablation:
         """The command line that evaluates the run in `folder` by a definition of average precision."""
         options, out = self.options, folder / evaluation_file(ap)
         return (
-            *(*EVALUATE, str(folder / "best.pth"), "--dataset", options.dataset, "--root", self._root),
+            *(*EVALUATE, str(folder / BEST), "--dataset", options.dataset, "--root", self._root),
             *("--device", options.device, "--threads", str(self.threads), "--json", str(out)),
             *(() if ap == STANDARD else ("--ap", ap)),
         )

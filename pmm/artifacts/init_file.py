@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pmm.artifacts.checkpoint import checked, deployed_weights, is_checkpoint
 from pmm.artifacts.known_checkpoints import FAST_REID, known_method, name_of
+from pmm.artifacts.run_folder import BEST
 from pmm.artifacts.torch_file import COUNTER, as_float32, first_names
 from pmm.artifacts.weights_file import EMA, TRAINING_STATE, leaves_of, read_weights_file
 from pmm.config import BACKBONE_NAMES, TIMM, Config
@@ -79,7 +80,7 @@ def read_init_file(path: str | Path, backbone: str) -> InitFile:
     file where that library is missing.
     """
     expected = f"the weights of a {backbone} backbone, or a PMM checkpoint with one"
-    if (best := Path(path) / "best.pth").is_file():
+    if (best := Path(path) / BEST).is_file():
         raise InvalidFile("it is the folder of a run", path=path, expected=expected, hint=f"give {best}")
     path = existing_file(path, expected)
     content = read_weights_file(path, expected)

@@ -11,6 +11,7 @@ from pmm.artifacts.kinds import KIND_NAMES, RUNNABLE, kind_of, kind_of_content
 from pmm.artifacts.manifest import EngineContract, Manifest, PackageContract
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
+from pmm.artifacts.run_folder import BEST
 from pmm.artifacts.trained_model import dataset_of
 from pmm.data.dataset_specs import dataset_spec
 from pmm.utils.errors import ConflictingOptions, InvalidFile
@@ -20,7 +21,7 @@ RUNS = Path("runs")
 HINT = "give --dataset NAME and --root DIR"
 
 
-def newest_run(name: str = "best.pth", *, hint: str = "train first (pmm train), or name a file") -> Path:
+def newest_run(name: str = BEST, *, hint: str = "train first (pmm train), or name a file") -> Path:
     """The newest file `name` in a run under runs/. Raises InvalidFile with `hint` if there is none."""
     files = sorted(RUNS.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
     if not files:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 
+from pmm.artifacts.run_folder import LAST
 from pmm.training.flags import epochs_note, new_run, parse, resume_command
 from pmm.training.launch import is_first, train
 from pmm.utils import command_line
@@ -44,7 +45,7 @@ def main(prog: str) -> int:
             print(f"\n{prog}: stopped by {name}; {stop.where}: saved; {advice}", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
-        if not (out / "last.pth").exists():
+        if not (out / LAST).exists():
             advice = "nothing was trained yet"
         print(f"\n{prog}: interrupted; {advice}", file=sys.stderr)
         return command_line.INTERRUPTED

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pmm.artifacts.dataset_location import resolve_data_root
 from pmm.artifacts.origin import RUNS
+from pmm.artifacts.run_folder import LAST
 from pmm.config import IMAGENET, SYNTHETIC, TIMM, Config, DataConfig, fast_mode
 from pmm.data.dataset_specs import dataset_spec
 from pmm.data.readers import read_dataset
@@ -111,7 +112,7 @@ def check_unchanged(out: Path, saved: Config, config: Config, *, extend: bool = 
         may_change.append("recipe.epochs:")
         if saved.recipe.epochs == saved.recipe.freeze_backbone <= config.recipe.freeze_backbone:
             may_change.append("recipe.freeze_backbone:")
-    before = Path(resolve_data_root(saved.data.root, out / "last.pth"))
+    before = Path(resolve_data_root(saved.data.root, out / LAST))
     if not before.is_dir() or before.resolve() == Path(config.data.root).resolve():
         may_change.append("data.root:")
     changed = [line for line in saved.differences(config) if not line.startswith(tuple(may_change))]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pmm.artifacts.run_folder import LAST
 from pmm.data.bad_images import naming_all
 from pmm.data.loader import LOST_WORKER
 from pmm.training.distributed import report_failed_communication
@@ -32,7 +33,7 @@ def explain_errors(out: Path, world: int) -> Iterator[None]:
     try:
         yield
     except CannotWrite as error:
-        if (out / "last.pth").exists():
+        if (out / LAST).exists():
             error.hint = "; ".join(filter(None, (error.hint, "then go on with --resume")))
         raise
     except RuntimeError as error:
@@ -46,7 +47,7 @@ def explain_errors(out: Path, world: int) -> Iterator[None]:
 def _explanation(error: RuntimeError, out: Path) -> UserError | None:
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if isinstance(error, torch.OutOfMemoryError):
-        again = "go on with --resume" if (out / "last.pth").exists() else "start again"
+        again = "go on with --resume" if (out / LAST).exists() else "start again"
         other = "or start a new run with --accumulate 2, --amp bf16 or a smaller --batch-size"
         hint = f"free some of it and {again}, {other}"
         return OutOfMemory(f"the GPU's memory is full ({text[:200]})", hint=hint)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pmm.artifacts.checkpoint import load
 from pmm.artifacts.dataset_location import resolve_data_root, with_resolved_data_root
 from pmm.artifacts.origin import RUNS, newest_run
+from pmm.artifacts.run_folder import CONFIG_FILE, LAST
 from pmm.config import SYNTHETIC, Config, fast_mode
 from pmm.data.bad_images import BadImageOptions
 from pmm.data.dataset_specs import dataset_spec
@@ -116,9 +117,9 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
     files, flags = first.files, command_line.flags_in(args)
     if first.options.resume and not first.help:
         hint = "start without --resume, or name the folder of the run with --out"
-        out = files.out or newest_run("last.pth", hint=hint).parent
+        out = files.out or newest_run(LAST, hint=hint).parent
         files, saved = RunFiles(out=out), saved_config(out)
-        config = _extended(with_resolved_data_root(saved, out / "last.pth"), first)
+        config = _extended(with_resolved_data_root(saved, out / LAST), first)
     elif files.config_file and not first.help:
         config = _with_most_epochs(_defaults_in(files.config_file, first, flags), FAST_EPOCHS if fast_mode() else None)
     else:
@@ -141,7 +142,7 @@ def parse(args: Sequence[str], *, prog: str = PROG, description: str = "") -> Tr
 def saved_config(out: Path) -> Config:
     """The configuration of the run in `out`, from last.pth if config.json is gone. Raises InvalidFile if there is
     no run."""
-    path, last = out / "config.json", out / "last.pth"
+    path, last = out / CONFIG_FILE, out / LAST
     if path.exists():
         return _read_config(path)
     saved = load(last) if last.exists() else {"optimizer": None}

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pmm.artifacts.run_folder import BEST, LAST
 from pmm.config import Config
 from pmm.data.bad_images import refuse_at_sight
 from pmm.models.registry import check_network, method_of
@@ -81,10 +82,10 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
 
 
 def _check_folder(out: Path, resume: bool) -> None:
-    has_run = (out / "last.pth").exists()
+    has_run = (out / LAST).exists()
     if has_run and not resume:
         raise CannotWrite("it holds a run", path=out, hint="continue it with --resume, or choose another --out")
-    if (out / "best.pth").exists() and not has_run:
+    if (out / BEST).exists() and not has_run:
         hint = "move best.pth away, or choose another --out"
         raise CannotWrite("it holds best.pth of a run without last.pth", path=out, hint=hint)
     if resume and not has_run:
@@ -94,7 +95,7 @@ def _check_folder(out: Path, resume: bool) -> None:
 def _leave(out: Path) -> None:
     """End this process: an exception that falls into a lock or a queue of a library might never end it. A file that is
     being written is as before."""
-    sweep(out, ("last.pth", "best.pth"))
+    sweep(out, (LAST, BEST))
     if is_first():
         os.write(2, f"\n{out}: interrupted, without saving; go on with --resume\n".encode())
     os._exit(command_line.INTERRUPTED)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm.artifacts import checkpoint
+from pmm.artifacts.run_folder import BEST, LAST
 from pmm.config import Config
 from pmm.training.data_setup import check_unchanged
 from pmm.training.flags import saved_config
@@ -18,7 +19,7 @@ def load_last(out: Path, config: Config, *, extend: bool) -> dict[str, Any]:
 
     Raises UserError if it cannot be read, or is of another configuration; with `extend` it may have fewer epochs.
     """
-    saved = checkpoint.load(out / "last.pth")
+    saved = checkpoint.load(out / LAST)
     before, epochs = Config.from_dict(saved["config"]), config.recipe.epochs
     if before.recipe.epochs != epochs:  # extended, and ended before its first save, it is so in config.json alone
         extend = extend or saved_config(out).recipe.epochs == epochs
@@ -33,7 +34,7 @@ def best_so_far(saved: dict[str, Any], out: Path, config: Config) -> float:
     it while those epochs are repeated. A best.pth that cannot be read, or is of another run, counts for nothing.
     """
     with contextlib.suppress(UserError):
-        found = checkpoint.load(out / "best.pth")
+        found = checkpoint.load(out / BEST)
         check_unchanged(out, Config.from_dict(found["config"]), config, extend=True)
         same_start = found["versions"].get("init") == saved["versions"].get("init")
         if same_start and found["epoch"] > saved["epoch"]:

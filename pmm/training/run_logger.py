@@ -11,12 +11,11 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from pmm.artifacts.run_folder import METRICS_FILE
 from pmm.utils.files import cannot_write, write_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-METRICS = "metrics.jsonl"
 
 
 class RunLogger:
@@ -49,7 +48,7 @@ def open_run_logger(out: Path, epochs: int) -> Iterator[RunLogger]:
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    path = out / METRICS
+    path = out / METRICS_FILE
     lines = path.read_text().splitlines(keepends=True)[:epochs] if path.exists() and epochs else []
     write_file(path, "".join(lines))
     try:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pmm.artifacts import checkpoint
+from pmm.artifacts.run_folder import BEST, LAST
 
-BEST, LAST = "best.pth", "last.pth"
 WEIGHTS = ("model", "ema")
 """Keys of a checkpoint whose tensors are written in torch's default memory format, whatever the training uses."""
 

@@ -15,6 +15,7 @@ import torch
 from pmm.artifacts.checkpoint import epoch_of
 from pmm.artifacts.init_file import InitFile
 from pmm.artifacts.initial_weights import load_initial_weights
+from pmm.artifacts.run_folder import BEST, CONFIG_FILE, LAST, METRICS_FILE
 from pmm.artifacts.torch_file import read_torch_file, write_torch_file
 from pmm.config import Config
 from pmm.data.batches import TrainBatch
@@ -33,7 +34,7 @@ from pmm.training.occlusion_table import keep_model, make_occluder
 from pmm.training.pictures import log_mix_picture
 from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.resuming import load_last
-from pmm.training.run_logger import METRICS, RunLogger, open_run_logger
+from pmm.training.run_logger import RunLogger, open_run_logger
 from pmm.training.run_progress import RunProgress
 from pmm.training.saver import Saver
 from pmm.training.snapshot import restore_training
@@ -103,7 +104,7 @@ class Trainer:
             self._resume()
         else:
             self._start()
-        epochs, best = self.config.recipe.epochs, self.out / "best.pth"
+        epochs, best = self.config.recipe.epochs, self.out / BEST
         if self.progress.epochs_done >= epochs:
             more = f"train on with --extend --epochs N, more than {epochs}, or start another run"
             print(f"{self.out}: the run is finished ({how_many(epochs, 'epoch')}), nothing to do; {more}")
@@ -153,7 +154,7 @@ class Trainer:
         saved = self.processes.run_on_all(lambda: load_last(self.out, self.config, extend=extend))
         with explain_errors(self.out, self.processes.world):
             self._make_state(phase_of(self.phases, epoch_of(saved)))
-            self.processes.run_on_all(lambda: restore_training(saved, self.state, self.out / "last.pth"))
+            self.processes.run_on_all(lambda: restore_training(saved, self.state, self.out / LAST))
         self.processes.run_on_all(self._write_config)
         self.progress = RunProgress.of(saved, self.out, self.config)
         self.processes.run_on_all(self._measure_crops)
@@ -255,8 +256,8 @@ class Trainer:
     def _write_config(self) -> None:
         """Into a folder without the unfinished files of a run that was killed."""
         if self.processes.main:
-            sweep(self.out, ("last.pth", "best.pth", "config.json", METRICS))
-            write_file(self.out / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
+            sweep(self.out, (LAST, BEST, CONFIG_FILE, METRICS_FILE))
+            write_file(self.out / CONFIG_FILE, json.dumps(self.config.to_dict(), indent=2) + "\n")
 
     def _measure_crops(self) -> None:
         if self.processes.main and not self.progress.crop_statistics:

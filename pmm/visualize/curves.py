@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
+from pmm.artifacts.run_folder import CONFIG_FILE, METRICS_FILE
 from pmm.config import Config
 from pmm.models.registry import method_of, phases_of
 from pmm.utils.errors import InvalidFile, InvalidValue, UserError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRICS, CONFIG = "metrics.jsonl", "config.json"
 PER_HEAD = {"cross_entropy": "cross-entropy", "triplet": "triplet loss"}
 """Losses of each classifier -> their words."""
 OF_SOME = {"overlap": "penalty of overlapping maps", "least_part": "share of the smallest part, of all cells"}
@@ -57,7 +57,7 @@ def read_run(folder: Path) -> LoggedRun:
     """The run in `folder`. Raises InvalidFile if there is none, or its metrics cannot be read."""
     if not folder.is_dir():
         raise InvalidFile("no such run", path=folder, expected="its folder, such as runs/NAME")
-    path = existing_file(folder / METRICS, "the metrics of a run of pmm train")
+    path = existing_file(folder / METRICS_FILE, "the metrics of a run of pmm train")
     points_of: dict[str, list[tuple[int, float]]] = {}
     lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> LoggedRun:
     if "loss" not in points_of:
         raise InvalidFile("it has no epoch yet", path=path, expected="the metrics of a run of pmm train")
     curves = {key: (tuple(x for x, _ in points), tuple(y for _, y in points)) for key, points in points_of.items()}
-    return LoggedRun(name=folder.resolve().name, curves=curves, **_described(folder / CONFIG))
+    return LoggedRun(name=folder.resolve().name, curves=curves, **_described(folder / CONFIG_FILE))
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from pmm.artifacts.run_folder import METRICS_FILE
 from pmm.data.bad_images import MEND, naming_all
 from pmm.data.crops import load_crops
 from pmm.data.occlusion import TABLE, image_names, read_table
@@ -18,7 +19,7 @@ from pmm.data.samples import Sample
 from pmm.data.splits import matchable
 from pmm.utils.errors import InvalidFile, InvalidValue, UserError
 from pmm.visualize.checkpoint_data import CheckpointData, adopted_data, checkpoint_data, name_of, pick
-from pmm.visualize.curves import METRICS, LoggedRun, curves_picture, read_run
+from pmm.visualize.curves import LoggedRun, curves_picture, read_run
 from pmm.visualize.sheet import HEIGHT
 from pmm.visualize.style import shortened
 
@@ -258,9 +259,11 @@ class Pictures:
 
     def _curves(self) -> Image.Image:
         folders = list(dict.fromkeys(path.resolve().parent for path in self.sources))
-        runs = [read_run(folder) for folder in folders if (folder / METRICS).is_file()]
+        runs = [read_run(folder) for folder in folders if (folder / METRICS_FILE).is_file()]
         if not runs and not self.more_runs:
-            raise NothingToDraw(f"no {METRICS} beside it", path=self.sources[-1], hint="give --runs DIR, runs with one")
+            raise NothingToDraw(
+                f"no {METRICS_FILE} beside it", path=self.sources[-1], hint="give --runs DIR, runs with one"
+            )
         return curves_picture([*runs, *self.more_runs])
 
     def _pick(self, samples: Sequence[Sample], what: str) -> list[Sample]:
