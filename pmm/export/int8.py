@@ -50,6 +50,8 @@ class _Target:
     float_outputs: tuple[str, ...]
     """Operators of which only what goes in is quantised, not what comes out."""
     options: dict[str, Any]
+    narrow_heads: bool = True
+    """Layers that compute in floats have their weights in 8 bits."""
 
 
 _TARGETS = {
@@ -71,6 +73,8 @@ _TARGETS = {
     # block would go through floats once. What follows linear layers has no 8-bit kernels (LayerNormalization, Gelu,
     # Softmax): their products give floats, as MatMulIntegerToFloat and QGemm
     "cpu": _Target(("Conv", "MatMul", "Gemm", "Add", "Mul", "Relu", "Clip", "MaxPool"), False, ("MatMul", "Gemm"), {}),
+    # as for other CPUs, but what `int8_opencv` has no form for stays in floats
+    "opencv": _Target(("Conv", "Add", "Mul", "Relu", "Clip", "MaxPool"), False, (), {}, narrow_heads=False),
 }
 
 
@@ -83,7 +87,7 @@ class Quantizer:
         """
         Args:
             proto: the fp32 graph.
-            target: tensorrt or cpu.
+            target: tensorrt, cpu or opencv.
             images: batches to calibrate on, as the graph's input `input` takes them.
         """
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
@@ -93,7 +97,7 @@ class Quantizer:
         self._main = main_inputs(self.proto) if "Add" in self.target.float_outputs else {}
         self._nodes = quantisable(self.proto, self.target.operators)
         self._quantised = {node.name for node in self._nodes}
-        self._in_floats = float_layers(self.proto, self._quantised)
+        self._in_floats = float_layers(self.proto, self._quantised) if self.target.narrow_heads else []
         """Only their weights are stored in 8 bits."""
         self._names = layer_names(self.proto)
         batches = iter(tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None))

@@ -15,6 +15,7 @@ from pmm.export.fallback import convert_with_fallback
 from pmm.export.half_conversion import to_half
 from pmm.export.half_precision import fp16_between
 from pmm.export.int8 import BATCH, PROBES, Quantizer
+from pmm.export.int8_opencv import for_opencv
 from pmm.export.options import ExportOptions
 from pmm.export.parity_check import ParityCheck, ParityFailed
 from pmm.export.reference import in_memory
@@ -75,7 +76,10 @@ def _feeds(source: ExportSource, options: ExportOptions, crops: Crops) -> list[n
 
 
 def _finished(graph: onnx.ModelProto, source: ExportSource, options: ExportOptions) -> onnx.ModelProto:
-    """The quantised `graph` with its other layers in the precision that `options` gives them."""
+    """The quantised `graph` as its target reads it, with its other layers in the precision that `options` gives
+    them."""
+    if options.target == "opencv":
+        return for_opencv(graph)
     if options.int8_fallback == "fp32":
         return graph
     return to_half(graph, "fp16") if source.method == "adopted" else fp16_between(graph)

@@ -47,8 +47,9 @@ class ExportOptions:
     precision: Precision = "fp32"
     """Precision of the backbone; the heads, the normalisation, the output and a float input are fp32 in every file. Of
     adopted networks so are layers that fp16 or bf16 would harm too much."""
-    target: Literal["tensorrt", "cpu"] = "tensorrt"
-    """For int8: where the file will run; TensorRT and CPUs need different ones."""
+    target: Literal["tensorrt", "cpu", "opencv"] = "tensorrt"
+    """For int8: where the file will run: tensorrt, cpu (ONNX Runtime, OpenVINO, OpenCV from 4.10 on), or opencv (from
+    4.6 on; also ONNX Runtime, but not OpenVINO)."""
     calibration_root: Annotated[str, Arg("DIR")] = ""
     """For int8: folder of a data set, whose training split is used, or of crops (default: the data set that the
     checkpoint was trained on)."""
@@ -91,8 +92,8 @@ class ExportOptions:
             raise ConflictingOptions(problem, "--calibration-dataset", "--calibration-root", hint=hint)
         if self.calibration_images < MIN_CALIBRATION_CROPS:
             raise InvalidValue("calibration_images", self.calibration_images, f"at least {MIN_CALIBRATION_CROPS}")
-        if self.int8_fallback == "fp16" and self.target == "cpu":
-            problem = "--int8-fallback fp16 is for TensorRT, and --target is cpu: ONNX Runtime has no fp16 on CPUs"
+        if self.int8_fallback == "fp16" and self.target != "tensorrt":
+            problem = f"--int8-fallback fp16 is for TensorRT, and --target is {self.target}: CPUs have no fp16"
             raise ConflictingOptions(problem, "--int8-fallback", "--target")
         self._check_statistics()
         if self.static_batch is not None and not 1 <= self.static_batch <= MAX_IMAGES:
@@ -137,7 +138,7 @@ class ExportOptions:
     @property
     def suffix(self) -> str:
         """For file names: -fp16, -int8-cpu, -int8-fp16, ...; nothing for fp32."""
-        target = "-cpu" if self.target == "cpu" else ""
+        target = "" if self.target == "tensorrt" else f"-{self.target}"
         fallback = "-fp16" if self.int8_fallback == "fp16" else ""
         return "" if self.precision == "fp32" else f"-{self.precision}{target}{fallback}"
 
@@ -238,8 +239,10 @@ def check_flags(
     if profile_layers and no_manifest:
         problem = "--profile-layers opens the engine, and an engine without a manifest cannot be opened"
         raise ConflictingOptions(problem, "--profile-layers", "--no-manifest")
-    if options.target == "cpu":
-        problem = "--target cpu is for ONNX Runtime, and an engine needs a file for TensorRT"
+    if options.target != "tensorrt":
+        problem = (
+            f"--target {options.target} is for ONNX Runtime and OpenCV on CPUs; an engine needs a file for TensorRT"
+        )
         raise ConflictingOptions(problem, "--target", hint="leave the flag out")
     names = OF_ADOPTED if adopted else [each.name for each in fields(ExportOptions)]
     of_file = set(map(flag_of, names)) - (set() if no_manifest else {"--precision"})

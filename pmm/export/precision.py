@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -66,8 +66,8 @@ def onnx_precision(proto: onnx.ModelProto, path: str | Path | None = None) -> Gr
 
     Raises InvalidFile for a graph without an input, or without such products.
     """
-    products = [node for node in proto.graph.node if node.op_type in PRODUCTS and not node.domain]
-    sizes = image_sizes(proto, [name for node in products for name in (*node.input[:2], node.output[0])])
+    products = [node for node in proto.graph.node if node.op_type in (*PRODUCTS, "QLinearConv") and not node.domain]
+    sizes = image_sizes(proto, [name for node in products for name in (*_factors(node)[:2], node.output[0])])
     makers = {output: node for node in proto.graph.node for output in node.output}
     counted = ((product_type(node, makers, sizes.types), macs(node, sizes.shapes) // sizes.batch) for node in products)
     return tally(counted, path)
@@ -75,18 +75,23 @@ def onnx_precision(proto: onnx.ModelProto, path: str | Path | None = None) -> Gr
 
 def macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     """Multiply-accumulates of a product: outputs times the length of the sum behind each; 0 where sizes are unknown."""
-    output, (first, *others) = shapes.get(node.output[0], []), [shapes.get(name, []) for name in node.input]
+    output, (first, *others) = shapes.get(node.output[0], []), [shapes.get(name, []) for name in _factors(node)]
     if node.op_type == "Einsum":
         return _einsum_macs(node, [first, *others])
     if not (output and first and others[0]):
         return 0
-    if node.op_type == "Conv":
+    if node.op_type in ("Conv", "QLinearConv"):
         return prod(output) * prod(others[0][1:])
     if node.op_type == "ConvTranspose":
         # of one number it is a repetition (see `portable_graph`), which no builder or runtime counts
         return prod(first) * prod(others[0][1:]) if prod(first[1:]) > 1 else 0
     transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
     return prod(output) * first[0 if transposed else -1]
+
+
+def _factors(node: onnx.NodeProto) -> Sequence[str]:
+    """What a product multiplies; in QLinearConv a scale and a zero point follow each factor."""
+    return node.input if node.op_type != "QLinearConv" else (node.input[0], node.input[3])
 
 
 def _einsum_macs(node: onnx.NodeProto, inputs: list[list[int]]) -> int:

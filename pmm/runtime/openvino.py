@@ -155,7 +155,11 @@ def _check_precision(path: Path, precision: str, manifest: Manifest) -> None:
         expected = f"a file in {needed}" + (f", to run in {precision}" if needed != precision else "")
         hint = f"pmm export onnx --precision {needed}"
         raise InvalidFile(f"it is in {manifest.precision_found}", path=path, expected=expected, hint=hint)
-    if precision == "int8" and (manifest.quantization or {}).get("target") == "tensorrt" and int8_overflows():
+    target = (manifest.quantization or {}).get("target")
+    if target == "opencv":
+        problem = "quantised for OpenCV, in operators (QLinearConv) that OpenVINO computes wrongly"
+        raise InvalidFile(problem, path=path, hint="export it with --target cpu")
+    if precision == "int8" and target == "tensorrt" and int8_overflows():
         problem = "quantised for TensorRT, with weights of 8 bits, whose sums overflow in OpenVINO on CPUs without VNNI"
         raise InvalidFile(problem, path=path, hint="export it with --target cpu")
 

@@ -75,7 +75,7 @@ class OrtRunner(Runner):
         self.preprocessing, self.embedding = self.manifest.preprocessing, self.manifest.embedding
         self.method = self.manifest.method
         precision, auto = self.manifest.precision_found, device == "auto"
-        for_cpus = (self.manifest.quantization or {}).get("target") == "cpu"
+        for_cpus = (self.manifest.quantization or {}).get("target") in ("cpu", "opencv")
         device = "cpu" if auto and for_cpus else resolved_device(device)
         check_modes(path, device, precision, tf32, cuda_graph)
         # from the bytes that were hashed: the file cannot change in between
