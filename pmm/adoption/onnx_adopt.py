@@ -79,8 +79,8 @@ def adopt_onnx(
         dataset, root: data set to judge it on.
 
     Raises:
-        InvalidFile: nothing that can be adopted (see `read_foreign_onnx`, `find_image_input`); no embeddings [N, D], NaN
-            among them, embeddings that depend on the other images of the batch, or that are the same for all.
+        InvalidFile: nothing that can be adopted (see `read_foreign_onnx`, `find_image_input`); no embeddings [N, D],
+            NaN among them, embeddings that depend on the other images of the batch, or that are the same for all.
         InvalidValue, ConflictingOptions: what is given is not what the file says, or is about images that it does not
             take.
     """
