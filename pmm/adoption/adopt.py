@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pmm.adoption.image_options import Colours, ImageOptions
+from pmm.adoption.image_options import ImageOptions
 from pmm.adoption.network_options import Metric, NetworkOptions
 from pmm.adoption.program import trace
 from pmm.adoption.typed_flags import typed_flags
@@ -21,7 +21,7 @@ from pmm.artifacts.adopted_file import Adopted, save_adopted
 from pmm.artifacts.checkpoint import versions
 from pmm.artifacts.trained_model import read_model
 from pmm.data.measure_crops import dataset_statistics
-from pmm.data.preprocessing import Interpolation
+from pmm.data.preprocessing import Colours, Interpolation
 from pmm.models.output import EmbeddingModel
 from pmm.utils.files import output_file
 

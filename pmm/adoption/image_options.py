@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pmm.config import IMAGENET_MEAN, IMAGENET_STD, MAX_SIDE
-from pmm.data.preprocessing import Interpolation, Preprocessing
+from pmm.data.preprocessing import MAX_OF_UNIT, Colours, Interpolation, Preprocessing
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions
-
-Colours = tuple[float, float, float]
-MAX_OF_UNIT = 2
-"""No mean and no std of pixels in 0..1 is larger."""
 
 
 @dataclass(frozen=True, kw_only=True)

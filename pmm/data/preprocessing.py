@@ -15,6 +15,10 @@ from pmm.utils.errors import ConflictingOptions, InvalidValue
 
 Crops = npt.NDArray[np.uint8]
 """RGB [N, H, W, 3], or one crop [H, W, 3]."""
+Colours = tuple[float, float, float]
+"""A mean or a std, of each channel."""
+MAX_OF_UNIT = 2
+"""No mean and no std of pixels in 0..1 is larger."""
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 RESIZES: dict[tuple[str, bool], str] = {
     ("bilinear", True): "PIL's bilinear",

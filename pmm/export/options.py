@@ -9,15 +9,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pmm.artifacts.batch_profiles import MAX_IMAGES, BatchProfile, BatchProfiles
 from pmm.artifacts.manifest import HardwareCompatibility, InputContract, InputKind
-from pmm.data.preprocessing import Preprocessing
+from pmm.data.preprocessing import MAX_OF_UNIT, Colours, Preprocessing
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue
 from pmm.utils.hardware import cuda_index
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Colours = tuple[float, float, float]
-MAX_OF_UNIT = 2
-"""No mean and no std of pixels in 0..1 is larger."""
 
 OPSET = {"fp32": 20, "fp16": 20, "bf16": 22, "int8": 20}
 OPSETS = (17, 22)
