@@ -15,6 +15,7 @@ from pmm.recipe import RecipeConfig
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidInput, InvalidValue, MissingLibrary, require
 from pmm.utils.extras import import_library
+from pmm.utils.facts import flattened
 from pmm.utils.from_dict import from_dict
 
 SYNTHETIC = "synthetic"
@@ -175,14 +176,14 @@ class Config:
     def lines(self) -> list[str]:
         """Every value, a line per section."""
         sections: dict[str, list[str]] = {}
-        for key, value in _flat(self.to_dict()).items():
+        for key, value in flattened(self.to_dict()).items():
             section, _, name = key.rpartition(".")
             sections.setdefault(section or "run", []).append(f"{name or key}={value}")
         return [f"{section}: {', '.join(values)}" for section, values in sections.items()]
 
     def differences(self, other: Config) -> list[str]:
         """`section.key: value -> value of the other` for every value that differs."""
-        before, after = _flat(self.to_dict()), _flat(other.to_dict())
+        before, after = flattened(self.to_dict()), flattened(other.to_dict())
         return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
@@ -196,10 +197,3 @@ def _no_backbone(value: str) -> InvalidValue:
         if import_library("timm").is_model(name):
             return InvalidValue("backbone", value, choices=choices, hint=f"did you mean {TIMM}{name}?")
     return InvalidValue("backbone", value, choices=choices)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

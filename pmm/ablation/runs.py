@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pmm.artifacts.run_folder import LAST, METRICS_FILE
 from pmm.utils import command_line
+from pmm.utils.facts import flattened
 from pmm.utils.files import make_folder, write_file
 from pmm.utils.task_runner import end_group, environment, last_lines, start_group
 
@@ -99,10 +100,10 @@ def changes(run: AblationRun) -> list[str]:
     if not run.folder.exists() or not any(path.name != ".lock" for path in run.folder.iterdir()):
         return []
     try:
-        before = _flat(json.loads((run.folder / STAMP).read_text()))
+        before = flattened(json.loads((run.folder / STAMP).read_text()))
     except (OSError, ValueError, AttributeError):
         return ["no settings are stored beside it"]
-    now = _flat(_plain(run.facts))
+    now = flattened(_plain(run.facts))
     return [
         f"{key} was {before.get(key)}, is {now.get(key)}"
         for key in {**before, **now}
@@ -260,10 +261,3 @@ def _seconds_left(took: Sequence[float], active: Sequence[float], waiting: Seque
 def _plain(facts: Mapping[str, Any]) -> Any:
     """As they come back from a file: tuples are lists."""
     return json.loads(json.dumps(facts))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

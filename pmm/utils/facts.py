@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ def plain(value: Any) -> Any:
     return printable(text)
 
 
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"k": 3}} -> {"model.k": 3}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
 def how_many(number: int, noun: str) -> str:
     """1 run, 2 runs, 1,200 runs."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
@@ -31,7 +39,7 @@ def how_many(number: int, noun: str) -> str:
 def aligned(facts: dict[str, Any]) -> Iterator[str]:
     """A line per value, nested tables as a.b, a blank line between the parts."""
     for title, part in facts.items():
-        lines = dict(_flat(part))
+        lines = dict(_in_words(part))
         wide = max(map(len, lines))
         yield f"{title}:"
         yield from (f"  {key:<{wide}}  {value}" for key, value in lines.items())
@@ -39,12 +47,12 @@ def aligned(facts: dict[str, Any]) -> Iterator[str]:
             yield ""
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _in_words(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+            yield from _in_words(item, f"{prefix}.{key}" if prefix else key)
     elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        yield from _flat({str(at): item for at, item in enumerate(value, 1)}, prefix)
+        yield from _in_words({str(at): item for at, item in enumerate(value, 1)}, prefix)
     elif isinstance(value, list | dict):
         yield prefix, ", ".join(map(str, value)) or "none"
     else:
