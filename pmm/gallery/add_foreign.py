@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pmm.gallery.creation import source_of_model
 from pmm.gallery.foreign_embeddings import ForeignEmbeddings
 from pmm.gallery.gallery import Gallery
-from pmm.gallery.model_of import check_artifact, check_gallery_precision, source_of
+from pmm.gallery.model_of import check_artifact, check_gallery_precision
 from pmm.gallery.storage.manifest import StoredPrecision, is_gallery
-from pmm.gallery.storage.source import EmbeddingSource, check_comparable
+from pmm.gallery.storage.source import check_comparable
 from pmm.gallery.unfinished import check_new_gallery
-from pmm.runtime.open import open_runner
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput
 from pmm.utils.files import existing_file
 
@@ -55,7 +55,7 @@ def add_foreign(
             problem = "it does not say what made its embeddings, so those of a model are not mixed in"
             raise InvalidFile(problem, path=path, hint="give another name, or leave --model out")
         check_artifact(gallery.source, existing_file(model, "a model"))
-        source = _source(model)
+        source = source_of_model(model)
         check_comparable(gallery.source, source, model)
         check_gallery_precision(gallery.source, source, model)
     gallery.add(read.embeddings, read.ids, read.columns, source=source)
@@ -75,10 +75,5 @@ def _create(
         raise ConflictingOptions(problem, "--metric", hint="give --metric euclidean or cosine")
     if not len(read.ids):
         raise InvalidInput("there are no embeddings", expected="1 or more")
-    source = _source(model) if model else None
+    source = source_of_model(existing_file(model, "a model")) if model else None
     return Gallery.create(path, read.embeddings, read.ids, metric, source=source, columns=read.columns, precision=store)
-
-
-def _source(model: Path) -> EmbeddingSource:
-    with open_runner(existing_file(model, "a model")) as runner:
-        return source_of(model, runner)

@@ -67,7 +67,7 @@ def new_manifest(
     )
 
 
-def source_of_model(model: Path, source: EmbeddingSource | None) -> EmbeddingSource:
+def source_of_model(model: Path, source: EmbeddingSource | None = None) -> EmbeddingSource:
     """The source of embeddings that the file `model` computes. Raises ConflictingOptions if a `source` is given too."""
     from pmm.runtime.open import open_runner
 
