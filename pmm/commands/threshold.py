@@ -14,7 +14,6 @@ where it is not measured. A rate of 1e-3 takes some 3,300 stretches; if there ar
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,7 +122,7 @@ def main(prog: str) -> None:
         print(f"{command.gallery}: {line}")
     for each in replaced:
         origin = {"bench": "measured", "cameras": "from people seen at once", "given": "as given"}[each.kind]
-        print(f"{prog}: note: it replaces the {each} ({origin})", file=sys.stderr)
+        command_line.note(prog, f"it replaces the {each} ({origin})")
 
 
 def _removed(gallery: Gallery, fmr: float | None) -> list[Threshold]:

@@ -32,9 +32,9 @@ def main(prog: str) -> int:
         hide_gpus()
     file = command.files.config_file
     if file and command.config.recipe.amp == "auto" and is_first():
-        print(f"note: the precision is not taken from {file}; give --amp for another than the fastest")
+        command_line.note(prog, f"the precision is not taken from {file}; give --amp for another than the fastest")
     if (note := epochs_note(command, command_line.flags_in())) and is_first():
-        print(f"note: {note}", file=sys.stderr)
+        command_line.note(prog, note)
     out = command.files.out or new_run(command)
     advice = f"continue with: {resume_command(command, out)} --resume"
     try:

@@ -21,6 +21,7 @@ from pmm.training.precision import describe_precision, reason_for
 from pmm.training.progress import data_loading_hint, warn
 from pmm.training.state import TrainState, learning_rate
 from pmm.training.step import collapsed
+from pmm.utils import command_line
 from pmm.utils.build_info import describe_build
 from pmm.utils.errors import printable
 from pmm.utils.facts import how_many
@@ -32,7 +33,7 @@ FASTEST = "the fastest, a run repeats to the bit with --deterministic only"
 
 
 class Announcer:
-    """Prints for the run in `out`: lines on stdout, warnings on stderr."""
+    """Prints for the run in `out`: lines on stdout, notes and warnings on stderr."""
 
     def __init__(self, config: Config, split: ReidDataset, out: Path, asked_amp: str) -> None:
         """`asked_amp`: the recipe's `amp` before it was resolved, which may be "auto"."""
@@ -59,7 +60,7 @@ class Announcer:
         print(f"data: {printable(config.data.root)}: {train}, {held_out} more held out to choose best.pth")
         notes = (*split.notes, *split.left_out, self._method.note, *self._notes(resumed=bool(epoch or step)))
         for note in filter(None, notes):
-            print(f"note: {note}")
+            _note(note)
         print("\n".join(f"config: {printable(line)}" for line in config.lines()))
         if (factor := config.recipe.backbone_lr) != 1:
             lr = config.recipe.lr
@@ -75,17 +76,17 @@ class Announcer:
         recipe, steps = state.config.recipe, state.scheduler.last_epoch
         if before.amp != recipe.amp:
             names = ("fp32" if amp == "off" else amp for amp in (before.amp, recipe.amp))
-            print("note: steps were in {} so far and are in {} from here on (--amp)".format(*names))
+            _note("steps were in {} so far and are in {} from here on (--amp)".format(*names))
         if before.epochs != recipe.epochs:
             last = learning_rate(before, max(steps - 1, 0), state.steps_per_epoch)
-            print(
-                f"note: extended from {before.epochs} to {recipe.epochs} epochs; the learning rate is now that "
+            _note(
+                f"extended from {before.epochs} to {recipe.epochs} epochs; the learning rate is now that "
                 f"of a run of {recipe.epochs}: {state.lr:.2g}, after {last:.2g} in the last step"
             )
             if before.freeze_backbone == before.epochs:
                 thaws = recipe.freeze_backbone < recipe.epochs
                 goes_on = f"is trained from epoch {recipe.freeze_backbone + 1} on" if thaws else "stays so"
-                print(f"note: the backbone was frozen in all epochs and {goes_on} (--freeze-backbone)")
+                _note(f"the backbone was frozen in all epochs and {goes_on} (--freeze-backbone)")
 
     def _precision_reason(self, device: torch.device, world: int) -> str:
         if self._asked_amp != "auto":
@@ -141,3 +142,7 @@ def describe_kernels(device: torch.device) -> str:
 
     reason = missing(device)
     return describe_build() if reason is None else f"plain torch on {device.type}: {reason}"
+
+
+def _note(text: str) -> None:
+    command_line.note("pmm train", text)

@@ -27,7 +27,9 @@ def started(config, out, capsys, *, asked="off", epoch=0, world=1):
     split = ReidDataset(train=(), query=(), gallery=(), notes=("a note of the reader",))
     announcer = Announcer(config, split, out, asked)
     announcer.start(torch.nn.Linear(1000, 1000), CPU, world=world, epoch=epoch, step=0)
-    return capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert all(line.startswith("pmm train: note: ") for line in err.splitlines())
+    return out + err
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_what_becomes_of_a_frozen_backbone_of_an_extended_run_is_noted(capsys, t
     config = dataclasses.replace(config, recipe=dataclasses.replace(old, epochs=3, freeze_backbone=after))
     state = SimpleNamespace(config=config, scheduler=SimpleNamespace(last_epoch=2), steps_per_epoch=1, lr=1.0)
     Announcer(config, ReidDataset(train=(), query=(), gallery=()), tmp_path, "off").resume(old, state)
-    _, *rest = capsys.readouterr().out.splitlines()
+    _, *rest = capsys.readouterr().err.splitlines()
     assert len(rest) == bool(facts)
     assert all(fact in rest[0] for fact in facts)
 
