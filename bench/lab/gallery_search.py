@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pmm.utils.arrays import Doubles
 
 from bench.lab.earlier_search import COMMIT, PACKAGE, earlier_search
 from bench.lab.gallery_memory import measured_apart
@@ -33,7 +34,7 @@ from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import median_ratio, stability_flags
 from pmm.config import fast_mode
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import Doubles, EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.exact_search.kernel import library
 from pmm.exact_search.searcher import ExactSearcher

@@ -26,8 +26,9 @@ from pmm.bench.request import ChainOptions, Request
 from pmm.bench.result_schema import Result
 from pmm.bench.schema import BenchReport
 from pmm.data.samples import ReidDataset, pids_of
-from pmm.evaluation.parity.labels import Floats, Labels, QueryGallery
+from pmm.evaluation.parity.labels import Labels, QueryGallery
 from pmm.evaluation.parity.thresholds import MIN_ACCEPTED
+from pmm.utils.arrays import Floats
 from pmm.utils.errors import InvalidInput, InvalidValue, UserError
 from pmm.utils.files import make_folder
 

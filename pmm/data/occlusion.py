@@ -23,12 +23,11 @@ import numpy.typing as npt
 from pmm.data.samples import Sample
 from pmm.data.windows import Windows
 from pmm.recipe import RecipeConfig
+from pmm.utils.arrays import Doubles, Ints
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import existing_file, write_file
 from pmm.utils.from_dict import from_dict
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 TABLE = "occlusions.npz"
 """Name of the file in a run's folder."""
 FORMAT = "pmm-occlusions-1"
@@ -73,7 +72,7 @@ class OcclusionTable:
         """Those that were tried."""
         return self.facts.windows
 
-    def probabilities(self, image: str, mirrored: bool) -> Floats:
+    def probabilities(self, image: str, mirrored: bool) -> Doubles:
         """p of the true identity behind each window [rows, columns]."""
         return np.exp(self.behind[self.rows[image], int(mirrored)].astype(np.float64))
 
@@ -81,14 +80,14 @@ class OcclusionTable:
         """p of the true identity where nothing is hidden."""
         return math.exp(self.whole[self.rows[image], int(mirrored)])
 
-    def drops(self, image: str, mirrored: bool) -> Floats:
+    def drops(self, image: str, mirrored: bool) -> Doubles:
         """How much each window hurts [rows, columns]: p of the whole crop - p behind the window, 0 where that is less.
 
         `image` is one of `facts.images`; the grid is that of `windows`.
         """
         return np.maximum(self.losses([self.rows[image]], [mirrored])[0], 0)
 
-    def losses(self, rows: Sequence[int] | Integers, mirrored: Sequence[bool] | npt.NDArray[np.bool_]) -> Floats:
+    def losses(self, rows: Sequence[int] | Ints, mirrored: Sequence[bool] | npt.NDArray[np.bool_]) -> Doubles:
         """p of the whole crop - p behind each window [B, rows, columns], below 0 where the window helps, of the images
         in those places of the arrays."""
         place = np.asarray(rows, dtype=np.int64), np.asarray(mirrored).astype(np.int64)
@@ -175,7 +174,7 @@ class Occluder:
         self.rows = np.array([table.rows[image] for image in images] if table else [], np.int64)
         self.rectangles = windows.rectangles()
 
-    def cutouts(self, indices: Integers, mirrored: npt.NDArray[np.bool_], chances: Floats) -> Integers:
+    def cutouts(self, indices: Ints, mirrored: npt.NDArray[np.bool_], chances: Doubles) -> Ints:
         """[B, 4]: top, left, bottom, right of the window that hides a part of each crop, mirrored or not, the ends
         excluded; all 0 for none. One number `chances` [B], uniform in 0..1, decides on each crop."""
         found = np.zeros((len(indices), 4), np.int64)
@@ -189,7 +188,7 @@ class Occluder:
             )
         return found
 
-    def _weights(self, rows: Integers, mirrored: npt.NDArray[np.bool_]) -> Floats:
+    def _weights(self, rows: Ints, mirrored: npt.NDArray[np.bool_]) -> Doubles:
         """[B, W], in proportion to which windows are drawn."""
         assert self.table is not None
         losses = self.table.losses(rows, mirrored)
@@ -199,7 +198,7 @@ class Occluder:
         order = blurred(losses if self.pick == "hard-1" else -losses).reshape(len(rows), -1)
         return (order == order.max(1, keepdims=True)).astype(np.float64)
 
-    def _anywhere(self, chances: Floats) -> Integers:
+    def _anywhere(self, chances: Doubles) -> Ints:
         windows = self.windows
         columns = windows.width - windows.side + 1
         places = (windows.height - windows.side + 1) * columns
@@ -207,7 +206,7 @@ class Occluder:
         return np.stack([top, left, top + windows.side, left + windows.side], 1)
 
 
-def blurred(grids: Floats) -> Floats:
+def blurred(grids: Doubles) -> Doubles:
     """Means of 3x3 cells of [B, rows, columns]; beyond the border it is reflected, the border itself not repeated."""
     rows, columns = (_reflected(size) for size in grids.shape[1:])
     padded = grids[:, rows][:, :, columns]
@@ -221,7 +220,7 @@ def _reflected(size: int) -> list[int]:
     return [min(1, size - 1), *range(size), max(size - 2, 0)]
 
 
-def inverted(weights: Floats, chances: Floats) -> Integers:
+def inverted(weights: Doubles, chances: Doubles) -> Ints:
     """Indices [B], drawn in proportion to `weights` [B, W] by one number `chances` [B] each, uniform in 0..1; of
     weights that are all 0, as if they were equal."""
     weights = np.where(weights.any(1, keepdims=True), weights, 1)

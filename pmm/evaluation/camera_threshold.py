@@ -23,10 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pmm.utils.arrays import Doubles, Ints
 from pmm.utils.errors import InvalidInput, InvalidValue
-
-Ints = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
 
 WINDOW = 0.25
 """Share of a stretch whose crops are used; after it, one stretch of time passes unused, so that people leave."""

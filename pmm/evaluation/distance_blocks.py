@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from pmm.evaluation.distances import MAX_ROWS, Doubles, Floats, Ints, Singles
+from pmm.evaluation.distances import MAX_ROWS
+from pmm.utils.arrays import Doubles, Floats, Ints, Singles
 from pmm.utils.errors import OutOfMemory
 
 MEMORY_LIMIT = 2 << 30

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pmm.evaluation.rounding import (
     float64_error,
@@ -23,12 +21,8 @@ from pmm.evaluation.rounding import (
     product_in_parts,
     refined_error,
 )
+from pmm.utils.arrays import Doubles, Floats, Ints, Singles
 from pmm.utils.errors import InvalidInput, InvalidValue
-
-Floats = npt.NDArray[np.floating[Any]]
-Singles = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 METRICS = ("euclidean", "cosine")
 MAX_ROWS = 4096

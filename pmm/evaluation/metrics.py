@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks, Distances
-from pmm.evaluation.distances import Doubles, EmbeddingDistances, EmbeddingMatrix, Floats, Ints, Singles
+from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.pid_index import PidIndex
 from pmm.evaluation.ranks import relevant_ranks
+from pmm.utils.arrays import Doubles, Floats, Ints, Singles
 from pmm.utils.errors import InvalidInput, InvalidValue
 from pmm.utils.hardware import usable_cores
 

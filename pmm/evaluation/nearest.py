@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pmm.evaluation.distance_blocks import Blocks, Distances, by_precision
-from pmm.evaluation.distances import Doubles, Floats, Ints
+from pmm.utils.arrays import Doubles, Floats, Ints
 
 MAX_OPEN = 256
 """Items per query that a block may leave open; if there are more, it is computed at higher precision."""

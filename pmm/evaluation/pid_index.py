@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import Ints
+from pmm.utils.arrays import Ints
 from pmm.utils.errors import InvalidInput
 
 

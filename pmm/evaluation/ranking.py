@@ -9,7 +9,7 @@ from typing import Any
 
 from pmm.data.samples import ReidDataset, camids_of, pids_of
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import METRICS, Floats
+from pmm.evaluation.distances import METRICS
 from pmm.evaluation.metrics import (
     ApDefinition,
     Metric,
@@ -21,6 +21,7 @@ from pmm.evaluation.metrics import (
 )
 from pmm.evaluation.parity.labels import Labels
 from pmm.evaluation.reranking import Reranking, check_memory, reranked
+from pmm.utils.arrays import Floats
 from pmm.utils.errors import InvalidValue
 from pmm.utils.hardware import usable_cores
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distance_blocks import Blocks, Distances, by_precision
-from pmm.evaluation.distances import Doubles, Floats, Ints, Singles
 from pmm.evaluation.pid_index import PidIndex
+from pmm.utils.arrays import Doubles, Floats, Ints, Singles
 from pmm.utils.threads import single_blas_thread
 
 FEW_ITEMS = 128

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks, Distances, megabytes
-from pmm.evaluation.distances import Doubles, EmbeddingDistances, EmbeddingMatrix, Floats, Ints, Singles
+from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.utils.arguments import Arg
+from pmm.utils.arrays import Doubles, Floats, Ints, Singles
 from pmm.utils.errors import OutOfMemory, require
 from pmm.utils.hardware import usable_cores
 

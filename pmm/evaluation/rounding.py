@@ -7,14 +7,9 @@ that are then added up are much closer than one long sum: sqrt(n) for n. Loads n
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating[Any]]
-Singles = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
+from pmm.utils.arrays import Doubles, Singles
 
 DIMS_AT_ONCE = 128
 """In one part of a product: half as many would halve the error, and make BLAS a tenth slower."""

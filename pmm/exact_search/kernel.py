@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import Doubles, Ints, Singles
 from pmm.exact_search.codes import LARGEST, Bytes, Projection, Rounded, ShortCodes, rounded_up
 from pmm.exact_search.scan import Candidates
+from pmm.utils.arrays import Doubles, Ints, Singles
 from pmm.utils.build_info import SEARCH_LIBRARY, rebuild, search_build_info
 from pmm.utils.errors import BackendUnavailable
 from pmm.utils.threads import in_threads

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import MAX_ROWS, Doubles, Floats, Ints, comparable_rows, half_squares
+from pmm.evaluation.distances import MAX_ROWS, comparable_rows, half_squares
 from pmm.evaluation.rounding import product_error
 from pmm.exact_search.codes import LARGEST, ROOM, SMALLEST, chunks
+from pmm.utils.arrays import Doubles, Floats, Ints
 from pmm.utils.errors import InvalidInput
 from pmm.utils.threads import in_threads
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pmm.evaluation.distances import Doubles, Floats, comparable_rows, squared_distances
+from pmm.evaluation.distances import comparable_rows, squared_distances
 from pmm.exact_search.codes import Projection, project, quantize
 from pmm.exact_search.rotation import Rotation
 from pmm.exact_search.scan import NumpyScan
+from pmm.utils.arrays import Doubles, Floats
 
 ROWS = 1 << 14
 """Of the sample, that codes are tried on."""

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import Doubles, Ints
 from pmm.exact_search.codes import Projection, chunks
 from pmm.exact_search.pair_distances import PairDistances
 from pmm.exact_search.scan import CodeScan
+from pmm.utils.arrays import Doubles, Ints
 
 Allowed = Callable[[Ints, Ints], npt.NDArray[np.bool_]]
 """Of pairs [P], the queries' numbers and rows: which count, bool [P]."""

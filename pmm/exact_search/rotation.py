@@ -7,7 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from pmm.evaluation.distances import Doubles, Floats, comparable_rows
+from pmm.evaluation.distances import comparable_rows
+from pmm.utils.arrays import Doubles, Floats
 from pmm.utils.errors import InvalidInput
 
 UNIT = 2.0**-53

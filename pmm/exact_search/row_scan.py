@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pmm.evaluation.distances import Doubles, Ints, Singles
 from pmm.exact_search.codes import LARGEST, Projection, chunks
 from pmm.exact_search.pair_distances import EmbeddingParts
 from pmm.exact_search.rotation import UNIT, Rotation
 from pmm.exact_search.scan import ProductScan, RightFactor, gamma_of
+from pmm.utils.arrays import Doubles, Ints, Singles
 
 SHORTEST = 2.0**-60
 """Norm below which products with a row, which are divided by it for cosine, may have vanished."""

@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import Doubles, Ints, Singles
 from pmm.exact_search.codes import (
     ERROR,
     LARGEST,
@@ -24,6 +23,7 @@ from pmm.exact_search.codes import (
     distance_to,
     rounded_up,
 )
+from pmm.utils.arrays import Doubles, Ints, Singles
 from pmm.utils.threads import in_threads, single_blas_thread
 
 UNIT = 2.0**-24

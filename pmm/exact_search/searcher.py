@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import METRICS, Floats, Ints, comparable_rows
+from pmm.evaluation.distances import METRICS, comparable_rows
 from pmm.exact_search.codes import ShortCodes, chunks, project
 from pmm.exact_search.kernel import CompiledScan, library
 from pmm.exact_search.pair_distances import EmbeddingParts, PairDistances
@@ -16,6 +16,7 @@ from pmm.exact_search.query_search import QUERIES_AT_ONCE, Allowed, QuerySearch,
 from pmm.exact_search.rotation import Rotation
 from pmm.exact_search.row_scan import RowScan
 from pmm.exact_search.scan import CodeScan, NumpyScan, affordable_coordinates
+from pmm.utils.arrays import Floats, Ints
 from pmm.utils.errors import InvalidInput, InvalidValue
 from pmm.utils.hardware import usable_cores
 

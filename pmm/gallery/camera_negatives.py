@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.camera_threshold import CameraThreshold, Doubles, SeenAtOnce, camera_threshold, pairs_seen_at_once
+from pmm.evaluation.camera_threshold import CameraThreshold, SeenAtOnce, camera_threshold, pairs_seen_at_once
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.gallery.embed_job import FILE_COLUMNS
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.storage.thresholds import Threshold
+from pmm.utils.arrays import Doubles
 from pmm.utils.errors import InvalidFile, InvalidValue
 
 PAIRS_AT_ONCE = 1 << 15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,8 @@ from pmm.gallery.matches import Matches
 from pmm.gallery.storage.rows import BROKEN, as_numbers
 from pmm.gallery.storage.short_codes import read_codes, read_rotation
 from pmm.gallery.storage.snapshot import GallerySnapshot, Rows
+from pmm.utils.arrays import Doubles
 from pmm.utils.errors import InvalidInput, InvalidValue
-
-Doubles: TypeAlias = npt.NDArray[np.float64]
 
 
 class GallerySearcher:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from pmm.data.preprocessing import Crops
-
-Floats = npt.NDArray[np.floating[Any]]
+from pmm.utils.arrays import Floats
 
 COLOURS = "inferno"
 """Perceptually uniform, its lightness grows with the value: read right by colour-blind eyes, and in grey."""

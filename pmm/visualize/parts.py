@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from pmm.data.preprocessing import Crops
 from pmm.data.windows import Windows
+from pmm.utils.arrays import Floats
 from pmm.visualize.cam import shown_size
 from pmm.visualize.heat import LUMA, heated, resized, scale
 from pmm.visualize.sheet import HEIGHT, Group, Panel, sheet, text_size
 from pmm.visualize.style import LINES
 
-Floats = npt.NDArray[np.floating]
 SHADE = 0.55
 """Share of a part's colour over the crop."""
 

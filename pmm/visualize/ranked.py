@@ -10,9 +10,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from pmm.data.samples import ReidDataset
-from pmm.evaluation.parity.labels import Ints, QueryGallery
+from pmm.evaluation.parity.labels import QueryGallery
 from pmm.evaluation.parity.ranking import first_items
 from pmm.evaluation.ranking import labels_of
+from pmm.utils.arrays import Ints
 from pmm.utils.errors import InvalidFile
 from pmm.visualize.lists import compared_lists, ranked_lists
 

@@ -12,8 +12,8 @@ from pmm.data.samples import evenly_spaced
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix, comparable_rows
 from pmm.evaluation.nearest import nearest
-from pmm.evaluation.parity.labels import Floats, Ints
 from pmm.evaluation.rounding import UNIT, product_error
+from pmm.utils.arrays import Floats, Ints
 
 MANY = 0.1
 """Share of the distances that is wrong where the formula is."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distances import squared_distances
-from pmm.evaluation.parity.labels import Floats, Ints
+from pmm.utils.arrays import Floats, Ints, Singles
 from pmm.utils.errors import InvalidInput
 
 CROPS = 10
@@ -33,7 +33,6 @@ MODEL = (
     f"each person a Dirichlet({CONCENTRATION}) mix of {NEIGHBOURS} neighbouring training identities times {EXPANSION}, "
     f"{CROPS} crops each with residuals of training crops times {SPREAD}"
 )
-Singles = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from pmm.data.samples import evenly_spaced
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
-from pmm.evaluation.parity.labels import Ints
 from pmm.gallery.storage.short_codes import rows_digest
+from pmm.utils.arrays import Ints
 
 DEEP, DEEP_QUERIES = 1000, 4
 """Rows of a long list, and queries that one is asked for."""

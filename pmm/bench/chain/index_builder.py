@@ -17,12 +17,11 @@ from pmm.bench.chain.indexes import (
     FaissIndex,
     Quantizer,
     SearchIndex,
-    Singles,
     UsearchIndex,
     file_bytes,
 )
-from pmm.evaluation.parity.labels import Ints
 from pmm.gallery.gallery import Gallery
+from pmm.utils.arrays import Ints, Singles
 from pmm.utils.extras import import_library
 
 FEWEST_PROBES = 8

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pmm.bench.chain.outcomes import Listing
 from pmm.data.samples import evenly_spaced
-from pmm.evaluation.parity.labels import Floats, Ints
+from pmm.utils.arrays import Floats, Ints
 
 NEAREST = 10
 PROBES = 256

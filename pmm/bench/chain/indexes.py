@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.bench.chain.outcomes import Listing
-from pmm.evaluation.parity.labels import Ints
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.matches import Matches
+from pmm.utils.arrays import Ints, Singles
 from pmm.utils.extras import import_library
 
-Singles = npt.NDArray[np.float32]
 Quantizer = Literal["none", "scalar", "coarse"]
 """coarse: some rows come back far from where they were, as from a product quantizer or a projection."""
 INNER_PRODUCT = 0

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from pmm.bench.chain.examine import examine
 from pmm.bench.chain.index_builder import INDEXES, IndexBuilder, IndexSpec
@@ -27,6 +26,7 @@ from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.evaluation.parity.labels import Labels, QueryGallery
+from pmm.utils.arrays import Singles
 from pmm.utils.errors import BackendUnavailable, UserError, reason_of
 from pmm.utils.extras import check_installed, import_library
 
@@ -36,7 +36,6 @@ WHOLE = 4 * DEPTH
 """Rows of a gallery that is listed whole."""
 BATCH = 64
 """Queries at once, where an index is timed with many."""
-Singles = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

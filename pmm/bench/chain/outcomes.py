@@ -15,15 +15,15 @@ import numpy.typing as npt
 from pmm.bench.chain_schema import ChainLoss
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix, comparable_rows, squared_distances
 from pmm.evaluation.metrics import Metric, evaluate_ranking
-from pmm.evaluation.parity.labels import Ints, Labels, QueryGallery
+from pmm.evaluation.parity.labels import Labels, QueryGallery
 from pmm.evaluation.parity.ranking import first_items
 from pmm.evaluation.parity.retrieval import paired_bootstrap
 from pmm.evaluation.pid_index import PidIndex
+from pmm.utils.arrays import Doubles, Ints
 
 FIRST = 10
 """Crops that are shown to a user, without junk."""
 GALLERY_AT_ONCE = 4096
-Doubles = npt.NDArray[np.float64]
 
 
 class Listing(NamedTuple):

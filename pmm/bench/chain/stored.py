@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pmm.utils.arrays import Singles
 from pmm.utils.errors import InvalidInput
 
 ROWS_AT_ONCE = 4096
-Singles = npt.NDArray[np.float32]
 
 
 def stored_as(vectors: Singles, precision: str) -> Singles:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.parity.labels import Floats, check_finite
+from pmm.evaluation.parity.labels import check_finite
+from pmm.utils.arrays import Floats
 from pmm.utils.errors import InvalidInput
 
 

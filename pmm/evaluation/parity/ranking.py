@@ -12,7 +12,8 @@ from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
 from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
 from pmm.evaluation.metrics import Metric
 from pmm.evaluation.nearest import Nearest, nearest
-from pmm.evaluation.parity.labels import Floats, Ints, Labels, QueryGallery
+from pmm.evaluation.parity.labels import Labels, QueryGallery
+from pmm.utils.arrays import Floats, Ints
 from pmm.utils.errors import InvalidInput
 
 OVERLAP_ITEMS = 10

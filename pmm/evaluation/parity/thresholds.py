@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distances import squared_distances
-from pmm.evaluation.parity.labels import Bools, Floats, Ints, Labels, Masks, QueryGallery
+from pmm.evaluation.parity.labels import Labels, Masks, QueryGallery
+from pmm.utils.arrays import Bools, Floats, Ints
 from pmm.utils.errors import InvalidInput
 
 ONE_IN = (100, 1_000, 10_000)
