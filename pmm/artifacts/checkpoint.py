@@ -98,12 +98,12 @@ def checked(content: Any, path: str | Path) -> dict[str, Any]:
         hint = "train it with its own code, and adopt what comes of it"
         raise InvalidFile(problem, path=path, expected=EXPECTED, hint=hint)
     if (form := content["format"]) != FORMAT:
-        hint = "read it with the version of pmm that wrote it, or train again"
+        hint = "read it with the version that wrote it, or train again"
         expected = f"{FORMAT!r}, which this version reads"
         raise InvalidFile(f"its format is {form!r}", path=path, expected=expected, hint=hint)
     missing = [key for key in KEYS if key not in content]
     if missing:
-        hint = "train again, or read it with the version of pmm that wrote it"
+        hint = "train again, or read it with the version that wrote it"
         raise InvalidFile(f"incomplete checkpoint, without {', '.join(missing)}", path=path, hint=hint)
     if problem := _wrong_type(content):
         raise InvalidFile(problem, path=path, expected=EXPECTED)

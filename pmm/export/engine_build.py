@@ -60,22 +60,37 @@ def build_network(
     builder = start(trt.Builder, logger, name)
     # always so from TensorRT 11 on, which ignores the flag
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger.native)
-    # from the bytes that were hashed, unless weights are in other files, which are found by the path
-    parsed = parser.parse(file.content) if not file.external else parser.parse_from_file(str(file.path))
-    if not parsed:
-        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        reason = " ".join((reasons or logger.take()).split())
-        raise InvalidFile(f"{flavor} {trt.__version__} does not parse it ({reason[:300]})", path=file.path)
+    parser = trt.OnnxParser(network, logger.native)  # holds the weights until the engine is built
+    _parse(parser, file, f"{flavor} {trt.__version__}", logger)
     parsed_precision = network_precision(trt, network, file.path)
     if precision:
         kept = file.manifest.keeps_layers
         parsed_precision.check(precision, file.path, f"the network that {flavor} parsed", kept=kept)
     if options.tf32:
         _check_tf32(file.path, parsed_precision, gpu)
-
     config = builder.create_builder_config()
     batch, profiles = _set_profiles(builder, network, config, options, name, file.path)
+    _set_options(trt, config, options)
+    with _timing_cache(config, options.timing_cache, name), command_line.deferred_interrupt() as release:
+        with _progress(trt, config, release, show=not options.verbose):
+            engine = builder.build_serialized_network(network, config)
+        release()
+        if engine is None:
+            raise _refused(name, logger, log.serious, options, batch)
+    return EngineBuild(bytes(engine), parsed_precision, batch, (*profiles, *_flags(trt, config, options)))
+
+
+def _parse(parser: Any, file: OnnxFile, library: str, logger: Listener) -> None:
+    """Raises InvalidFile, with the reasons of `library`, if it does not parse the file."""
+    # from the bytes that were hashed, unless weights are in other files, which are found by the path
+    parsed = parser.parse(file.content) if not file.external else parser.parse_from_file(str(file.path))
+    if not parsed:
+        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        reason = " ".join((reasons or logger.take()).split())
+        raise InvalidFile(f"{library} does not parse it ({reason[:300]})", path=file.path)
+
+
+def _set_options(trt: Any, config: Any, options: EngineOptions) -> None:
     # TF32 is on by default in TensorRT; an fp32 engine must be fp32
     (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector; costs nothing at run time
@@ -85,13 +100,6 @@ def build_network(
         config.builder_optimization_level = options.opt_level
     if options.hardware_compatibility != "none":  # TensorRT-RTX has neither the setter nor the getter
         config.hardware_compatibility_level = _level(trt, options)
-    with _timing_cache(config, options.timing_cache, name), command_line.deferred_interrupt() as release:
-        with _progress(trt, config, release, show=not options.verbose):
-            engine = builder.build_serialized_network(network, config)
-        release()
-        if engine is None:
-            raise _refused(name, logger, log.serious, options, batch)
-    return EngineBuild(bytes(engine), parsed_precision, batch, (*profiles, *_flags(trt, config, options)))
 
 
 def check_options(trt: Any, flavor: str, options: EngineOptions, gpu: Gpu | None) -> None:

@@ -175,7 +175,7 @@ def test_a_run_in_phases_is_not_extended(whole, tmp_path):
         (("--reduction", "own"), ("--reduction", "own", "shared", "independent")),
         (("--embedding", "G"), ("--embedding", "G", "g", "h")),
         (("--dropout", "1"), ("--dropout", "1")),
-        (("--backbone", "timm:resnet18", "--last-stride", "2"), ("last_stride", "timm:resnet18")),
+        (("--backbone", "timm:resnet18", "--last-stride", "2"), ("--last-stride", "timm:resnet18")),
         (("--rpp-schedule", "papers"), ("--rpp-schedule", "papers", "authors", "induced")),
         (("--epochs", "1"), ("--epochs", "1", "at least 2")),
         (("--epochs", "2", "--rpp-schedule", "induced"), ("--epochs", "2", "at least 3")),
