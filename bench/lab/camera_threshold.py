@@ -25,6 +25,7 @@ from pmm.config import fast_mode
 from pmm.evaluation.camera_threshold import SeenAtOnce, camera_threshold, pairs_seen_at_once
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
+from pmm.utils.arrays import Doubles
 from pmm.utils.environment import report_header
 from pmm.utils.files import output_file, write_file
 
@@ -43,7 +44,6 @@ LOOKED_AT = 500.0
 """Seconds of a stretch."""
 GROUPS = 200
 
-Doubles = npt.NDArray[np.float64]
 Rng = np.random.Generator
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.lab.ranking import Singles
 from pmm.utils import build_info
+from pmm.utils.arrays import Singles
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERVAL = 0.002

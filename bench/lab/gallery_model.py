@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.lab.ranking import MARKET, Ints, Singles, synthetic_embeddings
+from bench.lab.ranking import MARKET, synthetic_embeddings
 from pmm.bench.chain.distractors import DistractorRecipe
+from pmm.utils.arrays import Ints, Singles
 
 ROWS_AT_ONCE = 50_000
 """Of the gallery, in memory."""

@@ -23,13 +23,11 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pmm.utils.arrays import Doubles
 
 from bench.lab.earlier_search import COMMIT, PACKAGE, earlier_search
 from bench.lab.gallery_memory import measured_apart
 from bench.lab.gallery_model import People, embedded_people, synthetic_people
 from bench.lab.mix_report import interval
-from bench.lab.ranking import Ints, Singles
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import median_ratio, stability_flags
 from pmm.config import fast_mode
@@ -40,6 +38,7 @@ from pmm.exact_search.kernel import library
 from pmm.exact_search.searcher import ExactSearcher
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
+from pmm.utils.arrays import Doubles, Ints, Singles
 from pmm.utils.environment import report_header
 from pmm.utils.errors import ConflictingOptions
 from pmm.utils.files import output_file, write_file

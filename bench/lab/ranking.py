@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.lab.mix_report import interval
 from pmm.bench.latency import LatencyPlan, measure
@@ -28,6 +27,7 @@ from pmm.evaluation.metrics import RankingResult, evaluate_distances, evaluate_r
 from pmm.evaluation.reranking import reranked
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
+from pmm.utils.arrays import Ints, Singles
 from pmm.utils.environment import report_header
 from pmm.utils.files import output_file, write_file
 
@@ -40,9 +40,6 @@ AGREEMENT = 1e-9
 
 LATENT, NOISE = 24, np.float32(0.6)
 """Dimensions in which the synthetic embeddings vary, and their noise beside centres of norm 1 in each."""
-
-Singles = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 
 class Size(NamedTuple):
