@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pmm.ablation.report import METRICS, Report, describe_data
+from pmm.ablation.report import COMPARED, Report, describe_data
 from pmm.bench.pages.format import points
 from pmm.bench.pages.plots import short
 from pmm.bench.pages.styles import GROUND, NEUTRAL
@@ -27,13 +27,13 @@ def plot(report: Report) -> bytes | None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = [row for row in report["rows"] if _of(row, next(iter(METRICS)))["per_seed"]]
+    rows = [row for row in report["rows"] if _of(row, next(iter(COMPARED)))["per_seed"]]
     if not rows:
         return None
     with matplotlib.rc_context(plot_style()):
         figure = Figure(figsize=(10, 1.6 + 0.45 * len(rows)), layout="constrained")
-        panels = figure.subplots(1, len(METRICS), sharey=True)
-        for axes, (metric, name) in zip(panels, METRICS.items(), strict=True):
+        panels = figure.subplots(1, len(COMPARED), sharey=True)
+        for axes, (metric, name) in zip(panels, COMPARED.items(), strict=True):
             _panel(axes, [_of(row, metric) for row in rows])
             axes.set_xlabel(f"{name} minus {short(report['against'])}'s, points")
         panels[0].set_yticks(range(len(rows)), [short(row["name"]) for row in rows])

@@ -23,7 +23,7 @@ from pmm.utils.task_runner import strip_paths
 
 SCHEMA = "pmm-ablation-1"
 RESULTS = Path("bench") / "results"
-METRICS = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
+COMPARED = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
 """Key -> name of the compared figures, in order. All are fractions, and higher is better."""
 COSTS = ("train_s", "images_per_s")
 
@@ -69,7 +69,7 @@ def progress(outcome: RunOutcome, left: int, seconds: float) -> str:
     if figures is None:
         parts = [f"failed: {outcome.note}"]
     else:
-        parts = [f"{name} {percent(getattr(figures, key))}" for key, name in METRICS.items()]
+        parts = [f"{name} {percent(getattr(figures, key))}" for key, name in COMPARED.items()]
         parts.append(f"trained {figures.train_s:.0f} s at {number(figures.images_per_s)} images/s")
     minutes, rest = divmod(round(seconds), 60)
     clock = f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
@@ -99,7 +99,7 @@ def make_report(ablation: Ablation, outcomes: Sequence[RunOutcome], command: str
 def _row(name: str, ablation: Ablation, outcomes: Sequence[RunOutcome]) -> dict[str, Any]:
     row = ablation.rows[name]
     compared = {}
-    for metric in METRICS:
+    for metric in COMPARED:
         values, base = by_seed(outcomes, name, metric), by_seed(outcomes, ablation.against, metric)
         paired = None if name == ablation.against else asdict(difference(values, base))
         compared[metric] = {"spread": spread_values(values), "difference": paired}
@@ -136,7 +136,7 @@ def run_values(outcome: RunOutcome) -> dict[str, Any]:
 def markdown(report: Report) -> str:
     """A table per metric, the cost of training, and what the figures do and do not mean."""
     lines = [_heading(report), ""]
-    for metric, name in METRICS.items():
+    for metric, name in COMPARED.items():
         lines += [*_table(report, metric, name), ""]
     lines += [*_costs(report), "", *_notes(report)]
     return "\n".join(lines)
@@ -217,7 +217,7 @@ def _notes(report: Report) -> Iterator[str]:
             "this data and this recipe; other data may give another difference. If it contains 0, there is "
             f'"{NOT_SIGNIFICANT}", which does not mean that the rows are equal.'
         )
-        count = others * len(METRICS)
+        count = others * len(COMPARED)
         yield f"- One in 20 such intervals misses the true difference: of these {count}, {count / 20:.1f} on average."
     methods = (METHODS[row["method"]] for row in report["rows"] if row["method"] in METHODS)
     for note in dict.fromkeys(method.note for method in methods if method.note):

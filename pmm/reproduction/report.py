@@ -20,7 +20,7 @@ from pmm.utils.facts import how_many
 from pmm.utils.task_runner import strip_paths
 
 SCHEMA = "pmm-reproduction-1"
-METRICS = {
+COMPARED = {
     "rank1": "rank-1",
     "mAP": "mAP by the standard AP",
     PAPER_AP: "mAP by the AP of the paper's code",
@@ -66,9 +66,9 @@ def _row(name: str, reproduction: Reproduction, outcomes: Sequence[RunOutcome]) 
         "config": {key: value for key, value in config.to_dict().items() if key != "seed"},
         "paper": asdict(reported) if reported else None,
         "elsewhere": asdict(elsewhere) if elsewhere else None,
-        "metrics": {metric: _compared(_values(outcomes, name, metric), reported, metric) for metric in METRICS},
+        "metrics": {metric: _compared(_values(outcomes, name, metric), reported, metric) for metric in COMPARED},
         "metrics_elsewhere": {
-            metric: _compared(_values(outcomes, name, metric), elsewhere, metric) for metric in METRICS
+            metric: _compared(_values(outcomes, name, metric), elsewhere, metric) for metric in COMPARED
         },
     }
 
@@ -98,7 +98,7 @@ def _run(outcome: RunOutcome) -> dict[str, Any]:
 def markdown(report: Values) -> str:
     """A table per metric, and what the figures do and do not mean."""
     lines = [_heading(report), ""]
-    for metric, name in METRICS.items():
+    for metric, name in COMPARED.items():
         lines += [*_table(report, metric, name), ""]
     return "\n".join([*lines, *_notes(report)])
 
