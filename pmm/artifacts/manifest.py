@@ -7,14 +7,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pmm.artifacts.batch_profiles import MAX_IMAGES, BatchProfiles
+from pmm.artifacts.batch_profiles import MAX_IMAGES
 from pmm.artifacts.client_contract import client_contract
 from pmm.artifacts.measured_thresholds import MeasuredThresholds
+from pmm.artifacts.native_contracts import EngineContract, PackageContract
 from pmm.artifacts.onnx_content import GraphDigest
 from pmm.data.crop_statistics import CropStatistics
 from pmm.data.preprocessing import Crops, Preprocessing
@@ -27,8 +28,6 @@ FOR_CLIENTS = "for_clients"
 METADATA_KEY = "pmm_manifest"
 """Of the copy in the metadata of an ONNX file or a package."""
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
-HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
-"""The other GPUs that TensorRT builds an engine for."""
 InputKind = Literal["uint8", "float", "float255"]
 """As the export's --input names what the graph takes: see `InputContract`."""
 
@@ -102,72 +101,6 @@ class EmbeddingContract:
         normalised = normalised or bool(model.normalised)
         metric: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
         return cls(dim=int(model.embedding_dim), normalised=normalised, flip_tta=flip_tta, metric=metric)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineContract:
-    """What an engine was built with, and so where it can run."""
-
-    kind: ClassVar[str] = "engine"
-    rebuild: ClassVar[str] = "build it here from its ONNX file with: pmm export trt"
-    instructions: ClassVar[tuple[str, ...]] = ()
-
-    flavor: Literal["tensorrt", "rtx"]
-    version: str
-    """Of the builder; the runtime must be the same."""
-    batch: BatchProfiles
-    onnx_sha256: str
-    platform: str
-    """Operating system and processor, as linux-x86_64."""
-    gpu: str
-    """Name of the GPU it was built on; empty for TensorRT-RTX without one."""
-    compute_capability: str
-    """Of that GPU, as 8.9; empty without one."""
-    hardware_compatibility: HardwareCompatibility
-    """As TensorRT built it; TensorRT-RTX compiles its engines for the GPU that runs them."""
-    driver: str
-    """Highest CUDA version of the driver, as 13.0; empty without one."""
-    flags: tuple[str, ...]
-    """What else shaped the build, by name."""
-    precision_read_from: Literal["parsed network", "parsed network and engine inspector"]
-    """The shares are the parsed network's; the inspector tells which types are in the engine."""
-
-    @property
-    def library(self) -> str:
-        """What builds and runs it, by the name under which it is installed."""
-        return "tensorrt" if self.flavor == "tensorrt" else "tensorrt-rtx"
-
-    @property
-    def portable(self) -> bool:
-        """It runs on GPUs of other compute capabilities than that of the one it was built on."""
-        return self.flavor == "rtx" or self.hardware_compatibility == "ampere-plus"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackageContract:
-    """What an AOTInductor package was built with, and so where it can run: it holds code for one kind of processor."""
-
-    kind: ClassVar[str] = "package"
-    rebuild: ClassVar[str] = "build it here from its checkpoint with: pmm export aoti"
-    library: ClassVar[str] = "torch"
-
-    device: Literal["cpu", "cuda"]
-    torch: str
-    """Version of the builder; the runtime must be the same."""
-    platform: str
-    """Operating system and processor, as linux-x86_64."""
-    instructions: tuple[str, ...]
-    """Instruction sets of the CPU it was built on; the CPU must have all of them."""
-    gpu: str
-    """Name of the GPU it was built on; empty for the CPU."""
-    compute_capability: str
-    """Of that GPU, as 8.9; the GPU must have the same. Empty for the CPU."""
-    precision_read_from: Literal["exported graph"]
-
-    @property
-    def version(self) -> str:
-        """Of the library."""
-        return self.torch
 
 
 @dataclass(frozen=True, kw_only=True)

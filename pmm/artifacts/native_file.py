@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from pmm.artifacts.artifact import read_manifest
-from pmm.artifacts.manifest import METADATA_KEY, EngineContract, Manifest, PackageContract
+from pmm.artifacts.manifest import METADATA_KEY, Manifest
+from pmm.artifacts.native_contracts import EngineContract, PackageContract
 from pmm.utils.errors import InvalidFile
 from pmm.utils.files import existing_file
 

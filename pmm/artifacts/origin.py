@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pmm.artifacts.dataset_location import DatasetLocation, resolve_data_root
 from pmm.artifacts.kinds import KIND_NAMES, RUNNABLE, kind_of, kind_of_content
-from pmm.artifacts.manifest import EngineContract, Manifest, PackageContract
+from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.native_contracts import EngineContract, PackageContract
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.artifacts.run_folder import BEST

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pmm.artifacts.artifact import Artifact, ArtifactDraft, new_artifact
 from pmm.artifacts.kinds import KIND_NAMES, PACKAGE_SUFFIX, kind_of
-from pmm.artifacts.manifest import METADATA_KEY, EmbeddingContract, InputContract, Manifest, PackageContract
+from pmm.artifacts.manifest import METADATA_KEY, EmbeddingContract, InputContract, Manifest
+from pmm.artifacts.native_contracts import PackageContract
 from pmm.artifacts.native_file import read_native
 from pmm.export.cached import reusable
 from pmm.export.options import Precision, VerifyOptions

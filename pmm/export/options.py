@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pmm.artifacts.batch_profiles import MAX_IMAGES, BatchProfile, BatchProfiles
-from pmm.artifacts.manifest import HardwareCompatibility, InputContract, InputKind
+from pmm.artifacts.manifest import InputContract, InputKind
+from pmm.artifacts.native_contracts import HardwareCompatibility
 from pmm.data.preprocessing import MAX_OF_UNIT, Colours, Preprocessing
 from pmm.utils.arguments import Arg
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidValue

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from pmm.artifacts.artifact import SELFTEST_SUFFIXES, Artifact, manifest_path, selftest_paths
 from pmm.artifacts.kinds import KIND_NAMES, kind_of
-from pmm.artifacts.manifest import EngineContract, Manifest
+from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.native_contracts import EngineContract
 from pmm.artifacts.native_file import read_native
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.export.triton_config import Serving, model_config

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from pmm.artifacts.artifact import Artifact, ArtifactDraft, manifest_path, new_artifact, remove_selftest
 from pmm.artifacts.kinds import ENGINE_SUFFIXES, require_kind
-from pmm.artifacts.manifest import EngineContract, Manifest
+from pmm.artifacts.manifest import Manifest
+from pmm.artifacts.native_contracts import EngineContract
 from pmm.artifacts.onnx_file import ADOPT, OnnxFile, read_onnx
 from pmm.export.build_log import build_log
 from pmm.export.cached import reusable

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pmm.artifacts.kinds import PACKAGE_SUFFIX
-from pmm.artifacts.manifest import PackageContract
+from pmm.artifacts.native_contracts import PackageContract
 from pmm.artifacts.native_file import check_origin, read_native
 from pmm.runtime.base import RunnerInfo, warn_if_unverified
 from pmm.runtime.opened import closed_runner

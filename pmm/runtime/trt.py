@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pmm.artifacts.manifest import EngineContract
+from pmm.artifacts.native_contracts import EngineContract
 from pmm.artifacts.native_file import read_native
 from pmm.data.preprocessing import Crops
 from pmm.runtime.base import BoundRun, Embeddings, Runner, RunnerInfo, check_on_gpu, warn_if_unverified

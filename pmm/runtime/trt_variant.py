@@ -16,7 +16,8 @@ from statistics import median
 from typing import Any, Literal, TypeVar
 
 from pmm.artifacts.batch_profiles import BatchProfiles
-from pmm.artifacts.manifest import EmbeddingContract, EngineContract, InputContract, Manifest
+from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
+from pmm.artifacts.native_contracts import EngineContract
 from pmm.artifacts.native_file import check_origin
 from pmm.runtime.fork import check_cuda_after_fork
 from pmm.utils.cuda_versions import advice

@@ -8,16 +8,9 @@ from hypothesis import strategies as st
 
 from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
 from pmm.artifacts.client_contract import client_contract
-from pmm.artifacts.manifest import (
-    FOR_CLIENTS,
-    FORMAT,
-    EmbeddingContract,
-    EngineContract,
-    InputContract,
-    Manifest,
-    OnnxOrigin,
-)
+from pmm.artifacts.manifest import FOR_CLIENTS, FORMAT, EmbeddingContract, InputContract, Manifest, OnnxOrigin
 from pmm.artifacts.measured_thresholds import MeasuredPoint, MeasuredThresholds
+from pmm.artifacts.native_contracts import EngineContract
 from pmm.data.crop_statistics import CropStatistics
 from pmm.data.preprocessing import Preprocessing
 from pmm.utils.errors import ConflictingOptions, InvalidFile, InvalidInput, InvalidValue

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from pmm.artifacts.manifest import PackageContract
+from pmm.artifacts.native_contracts import PackageContract
 from pmm.artifacts.native_file import check_origin
 from pmm.utils.errors import InvalidFile
 from tests.artifacts.test_manifest import ENGINE

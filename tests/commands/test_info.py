@@ -18,7 +18,7 @@ import pmm
 from pmm.artifacts import describe
 from pmm.artifacts.artifact import manifest_path, read_manifest
 from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
-from pmm.artifacts.manifest import EngineContract
+from pmm.artifacts.native_contracts import EngineContract
 from pmm.export.onnx import export_onnx
 from pmm.utils import environment, hardware
 from pmm.utils.build_info import build_version, describe_search_build

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pmm.artifacts.artifact import manifest_path, read_manifest
 from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
-from pmm.artifacts.manifest import EmbeddingContract, EngineContract, InputContract, Manifest
+from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
+from pmm.artifacts.native_contracts import EngineContract
 from pmm.data.preprocessing import Preprocessing
 from pmm.export import triton as module
 from pmm.export.triton import write_model_repository

@@ -14,7 +14,8 @@ import pytest
 
 from pmm.artifacts.artifact import manifest_path
 from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
-from pmm.artifacts.manifest import EmbeddingContract, EngineContract, InputContract, Manifest
+from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
+from pmm.artifacts.native_contracts import EngineContract
 from pmm.data.preprocessing import Preprocessing
 from pmm.runtime import driver, thread_context, trt, trt_variant
 from pmm.runtime.cuda_graph import bucket
