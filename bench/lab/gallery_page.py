@@ -21,7 +21,7 @@ from pmm.utils.files import write_file
 
 PAGE = Path(__file__).parents[2] / "docs" / "gallery.md"
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
-HEADS = ("link", "bytes", "mAP", "change", "rank-1 lost/gained", "first ten shared", "FMR", "TPR %")
+HEADS = ("link", "bytes", "mAP", "change", "rank-1 lost/gained", "top-10 overlap", "FMR", "TPR %")
 TIMES = ("alone", "in batches", "build s")
 BUSY = "busy with other programs at the time, so without times"
 KEPT = ("--max-map-drop", "--max-rank1-flips", "--max-fmr-factor", "--max-tpr-drop", "--gallery")
@@ -67,14 +67,14 @@ def figures(report: BenchReport, path: Path, *, busy: bool = False) -> str:
     lines = [_line(heads), "|---|" + "--:|" * (len(heads) - 2) + "---|", *map(_line, rows)]
     made_up = f", {chain.distractors:,} of them made up" if chain.distractors else ""
     loaded = f", {BUSY}" if busy else ""
-    machine = f"{report.environment.get('cpu')}, {report.method.threads} threads, {report.created[:10]}{loaded}"
+    machine = f"{report.environment.get('cpu')}, {report.timing.threads} threads, {report.created[:10]}{loaded}"
     about = (
         f"{report.dataset.queries:,} queries against {chain.gallery:,} gallery crops{made_up}; embeddings of "
         f"{chain.artifact}, {report.checkpoint.embedding_dim} dimensions. {machine} "
         f"([raw result](../bench/results/{path.name}))."
     )
     terms = (
-        f"Bytes: per crop, on disk. Change of mAP in points, rank-1 and the first ten against {report.reference}. FMR "
+        f"Bytes: per crop, on disk. Change of mAP in points, rank-1 and top-10 overlap against {report.reference}. FMR "
         f"and TPR at the threshold that accepts {one_in(chain.target_fmr)} pairs of different people by "
         f"{chain.artifact}, a distance of {threshold(chain.threshold)}. Gates: those that the link fails."
     )
@@ -92,7 +92,7 @@ def _row(chain: ChainReport, link: ChainLink, busy: bool) -> tuple[str, ...]:
         NONE if link.mAP is None else f"{100 * link.mAP:.2f}",
         points(total.map_delta) if total else NONE,
         f"{total.rank1_lost}/{total.rank1_gained}" if total else NONE,
-        f"{total.first_ten_shared:.3f}" if total else NONE,
+        f"{total.top10_overlap:.3f}" if total else NONE,
         NONE if link.fmr is None else f"{link.fmr:.2e}",
         NONE if link.tpr is None else f"{100 * link.tpr:.1f}",
         *(() if busy else map(number, (link.alone_per_s, link.batch_per_s, link.build_s))),

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ SAVE_MINUTES = 0.05
 """So that a run of less than a minute is saved several times while it is watched."""
 MIN_BUSY = 0.90
 WATCH_S = 0.05
-
-Busy = Callable[[], float]
 
 
 def check_epochs(

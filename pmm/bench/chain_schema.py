@@ -41,7 +41,7 @@ class ChainLoss:
     rank1_lost: int
     """Queries whose first row is right before, and wrong after."""
     rank1_gained: int
-    first_ten_shared: float
+    top10_overlap: float
     """Mean share of the first ten rows before that are among the first ten after."""
     newly_accepted: int
     """Verification flips: pairs within the threshold after, and not before."""

@@ -175,7 +175,7 @@ class Bench:
             checkpoint=CheckpointFacts(path=str(request.source), **self._facts),
             dataset=self._dataset_facts(),
             environment=describe_environment(self._threads),
-            method=self._timing_facts(),
+            timing=self._timing_facts(),
             reference=request.reference.name,
             results=results,
             gates=dataclasses.replace(request.gates, failures=tuple(broken)),

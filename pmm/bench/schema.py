@@ -153,7 +153,7 @@ class BenchReport:
     dataset: DatasetFacts
     environment: dict[str, Any]
     """See `pmm.utils.environment.describe_environment`."""
-    method: TimingFacts
+    timing: TimingFacts
     reference: str
     """Name of the result that the others are compared with."""
     results: tuple[Result, ...]

@@ -55,7 +55,7 @@ def test_the_report_has_every_link_and_their_losses_add_up(chain_run):
     (point,) = (point for point in report.results[1].thresholds.points if point.fmr == chain.target_fmr)
     assert (artifact.tpr, chain.threshold) == (point.tpr, point.threshold)
     assert certified.loss.map_delta == certified.loss.rank1_lost == certified.loss.newly_accepted == 0
-    assert certified.loss.first_ten_shared == 1
+    assert certified.loss.top10_overlap == 1
     assert chain.link("certified-fp16").loss.map_delta == 0
     assert min(certified.alone_per_s, certified.batch_per_s, certified.build_s, certified.disk_bytes) > 0
     assert [link.name for link in chain.path("certified")] == [*names[:3], "certified"]

@@ -45,7 +45,7 @@ def report(*results, machine=MACHINE, digest="d" * 64):
         dataset=DatasetFacts(name="synthetic", root="r", queries=201, gallery=9, distractors=0, identities=2,
                              cameras=2, digest=digest),
         environment=dict(machine),
-        method=TimingFacts(samples=1, seconds=1.0, block=10, threads=2, matrix_tflops={}, gflop_per_image=None),
+        timing=TimingFacts(samples=1, seconds=1.0, block=10, threads=2, matrix_tflops={}, gflop_per_image=None),
         reference="torch fp32", results=results,
         gates=Gates(max_map_drop=None, max_rank1_flips=None, min_cosine={}, max_p95_ms=None, max_norm_error={}),
     )  # fmt: skip

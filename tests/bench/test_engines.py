@@ -125,7 +125,7 @@ def test_an_engine_of_an_adopted_onnx_file_is_judged_by_the_files_own_run(machin
     assert (engine.status, engine.reason) == ("ok", "")
     assert engine.min_cosine >= MIN_COSINE[precision]
     assert engine.batches[0].speedup is not None
-    assert report.method.matrix_tflops == {}, "there is no torch to measure it with"
+    assert report.timing.matrix_tflops == {}, "there is no torch to measure it with"
 
 
 @pytest.mark.parametrize("inspector", ["nothing", pytest.param("names", marks=pytest.mark.slow)])

@@ -176,7 +176,7 @@ def loss(before: Outcome, after: Outcome) -> ChainLoss:
         minp_delta_interval=(minp_low, minp_high),
         rank1_lost=lost,
         rank1_gained=gained,
-        first_ten_shared=float(np.mean(shared)),
+        top10_overlap=float(np.mean(shared)),
         newly_accepted=len(np.setdiff1d(after.accepted, before.accepted, assume_unique=True)),
         newly_rejected=len(np.setdiff1d(before.accepted, after.accepted, assume_unique=True)),
     )

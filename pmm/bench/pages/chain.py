@@ -59,8 +59,8 @@ def section(report: BenchReport) -> Section | None:
             ("total", f"against {one_line(report.reference)}"),
             ("mAP, mINP", f"of the whole ranking; of an index and an exact list, of lists of {chain.depth:,} crops: "
              "what they do not list counts as not found, and a graph is searched with an ef of at least that length"),
-            ("rank-1, first ten", "of lists of ten crops, as a user would request them"),
-            ("first ten shared", "with the link before: share of its first ten crops that are among the first ten"),
+            ("rank-1, top-10 overlap", "of lists of ten crops, as a user would request them"),
+            ("top-10 overlap", "share of the first ten crops of the link before that are among the first ten here"),
             ("flips", "pairs within the threshold at this link and not at the one before / the reverse"),
             ("FMR, TPR", "share of the pairs of two identities, and of one, that lie within the deployed threshold; of "
              f"an index and an exact list, those among its {chain.depth:,} crops, too few for the FMR of a large "
@@ -78,7 +78,7 @@ def chain_rows(report: BenchReport) -> list[list[str]]:
     chain = report.chain
     if chain is None:
         return []
-    head = "link|mAP %|loss|total|rank-1 -/+|first ten|FMR|TPR %|flips +/-|queries/s|batched|bytes/crop|gates"
+    head = "link|mAP %|loss|total|rank-1 -/+|top-10|FMR|TPR %|flips +/-|queries/s|batched|bytes/crop|gates"
     rows = [head.split("|")]
     for link in chain.links:
         loss, total = link.loss, link.total
@@ -88,7 +88,7 @@ def chain_rows(report: BenchReport) -> list[list[str]]:
             points(loss.map_delta) if loss else NONE,
             points(total.map_delta) if total else NONE,
             f"{loss.rank1_lost}/{loss.rank1_gained}" if loss else NONE,
-            f"{loss.first_ten_shared:.3f}" if loss else NONE,
+            f"{loss.top10_overlap:.3f}" if loss else NONE,
             _rate(link.fmr),
             NONE if link.tpr is None else f"{100 * link.tpr:.1f}",
             f"{loss.newly_accepted}/{loss.newly_rejected}" if loss else NONE,
@@ -132,8 +132,8 @@ def _losses(chain: ChainReport) -> Table:
         (Column("mINP", "interval", loss), change("minp", lambda link: link.loss)),
         (Column("rank-1", "lost / gained", loss), flips),
         (
-            Column("first ten shared", "", loss),
-            lambda link: percent(link.loss.first_ten_shared, 2) if link.loss else NONE,
+            Column("top-10 overlap", "", loss),
+            lambda link: percent(link.loss.top10_overlap, 2) if link.loss else NONE,
         ),
         (Column("mAP", "interval", total), change("map", lambda link: link.total)),
         (Column("rank-1", "interval", total), change("rank1", lambda link: link.total)),

@@ -207,7 +207,7 @@ def caveats(report: BenchReport) -> Caveats:
 
 def method(report: BenchReport) -> list[str]:
     """How the figures were measured, a line each."""
-    data, plan = report.dataset, report.method
+    data, plan = report.dataset, report.timing
     skipped = sorted({r.skipped_queries for r in report.results if r.skipped_queries})
     left_out = f" (without {' or '.join(map(str, skipped))} queries that have no right gallery crop)" if skipped else ""
     lines = [
@@ -255,7 +255,7 @@ def facts(report: BenchReport) -> list[tuple[str, str]]:
         ("adopted from", "; ".join(f"{what}: {value}" for what, value in checkpoint.source.items())),
         ("crops", checkpoint.preprocessing),
         ("data", f"{data.name}, digest {data.digest}"),
-        ("CPU", f"{machine.get('cpu')}, {machine.get('cores')} cores, {report.method.threads} threads used"),
+        ("CPU", f"{machine.get('cpu')}, {machine.get('cores')} cores, {report.timing.threads} threads used"),
         ("GPU", ", ".join(dict.fromkeys(r.gpu for r in report.results if r.gpu) or map(str, machine.get("gpus") or ()))
          or "none"),
         ("driver", ", ".join(str(part) for part in driver if part)),

@@ -19,10 +19,10 @@ def timing_table(report: BenchReport, batch: int) -> Table:
 
     def used(result: Result) -> str:
         """Throughput as a share of the GPU's rate of matrix products."""
-        timing, peak = timing_at(result, batch), report.method.matrix_tflops.get(result.precision)
-        if timing is None or not peak or report.method.gflop_per_image is None or result.device != "cuda":
+        timing, peak = timing_at(result, batch), report.timing.matrix_tflops.get(result.precision)
+        if timing is None or not peak or report.timing.gflop_per_image is None or result.device != "cuda":
             return NONE
-        return percent(timing.images_per_s * report.method.gflop_per_image / 1000 / peak, 0)
+        return percent(timing.images_per_s * report.timing.gflop_per_image / 1000 / peak, 0)
 
     call, gpu, whole, many = "one call, ms", "on the GPU, ms", "from files, ms", "throughput"
     columns: list[tuple[Column, Figures]] = [

@@ -48,7 +48,7 @@ def test_links_follow_from_the_checkpoint_to_the_index(chain):
     for name in ("certified", "certified-fp16"):
         link = chain.link(name)
         assert link.loss == dataclasses.replace(
-            link.loss, map_delta=0.0, rank1_delta=0.0, rank1_lost=0, rank1_gained=0, first_ten_shared=1.0,
+            link.loss, map_delta=0.0, rank1_delta=0.0, rank1_lost=0, rank1_gained=0, top10_overlap=1.0,
             newly_accepted=0, newly_rejected=0,
         )  # fmt: skip
         assert link.alone_per_s == pytest.approx(1000 / link.alone_ms)
@@ -110,7 +110,7 @@ def test_half_precision_by_cosine_is_one_ranking_in_the_gallery_and_in_what_it_i
     half = measure_chain(task, tmp_path, indexes=("certified-fp16",), plan=PLAN).link("certified-fp16")
     assert not half.findings
     assert half.loss.map_delta == half.loss.newly_accepted == half.loss.newly_rejected == 0
-    assert half.loss.first_ten_shared == 1
+    assert half.loss.top10_overlap == 1
 
 
 def test_storing_takes_no_more_memory_than_what_is_stored():

@@ -94,7 +94,7 @@ def test_a_loss_is_what_the_bench_calls_one(task):
     assert found.map_delta_interval == pytest.approx(retrieval.map_delta.interval)
     assert found.minp_delta_interval == pytest.approx(retrieval.minp_delta.interval)
     assert (found.rank1_lost, found.rank1_gained) == (order.rank1_lost, order.rank1_gained)
-    assert found.first_ten_shared == pytest.approx(order.top10_overlap)
+    assert found.top10_overlap == pytest.approx(order.top10_overlap)
     assert (found.newly_accepted, found.newly_rejected) == (accepted, rejected)
     assert found.rank1_lost + found.newly_accepted > 0
 

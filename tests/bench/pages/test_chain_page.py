@@ -24,7 +24,7 @@ def loss(map_delta: float = 0.0, lost: int = 0, shared: float = 1.0) -> ChainLos
         minp_delta_interval=(0.0, 0.0),
         rank1_lost=lost,
         rank1_gained=0,
-        first_ten_shared=shared,
+        top10_overlap=shared,
         newly_accepted=3,
         newly_rejected=lost,
     )
