@@ -52,6 +52,7 @@ FILES = {
     "both": ExportOptions(input="float", normalize=True, flip_tta=True),
     "fp16": ExportOptions(input="float", precision="fp16"),
     "int8": ExportOptions(input="float", precision="int8", target="cpu"),
+    "int8 for OpenCV": ExportOptions(input="float", precision="int8", target="opencv"),
 }
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", PAGE, re.MULTILINE)]
 CELLS = {(row[0], file): cell for row in ROWS[2:] for file, cell in zip(ROWS[0][2:], row[2:], strict=True)}
@@ -161,7 +162,9 @@ def test_tools_that_rewrite_graphs_leave_any_batch_and_our_embeddings(shared, im
             check(session.run(None, {"images": feeds[:count]})[0], ours[:count], recipe.precision)
 
 
-@pytest.mark.parametrize("file", ["`--input float`", "`--input float255`", "bytes (default)", "both", "int8"])
+@pytest.mark.parametrize(
+    "file", ["`--input float`", "`--input float255`", "bytes (default)", "both", "int8", "int8 for OpenCV"]
+)
 def test_the_examples_pass_the_selftest_by_the_commands_of_the_page(shared, home, tmp_path, file):
     """Word for word, where the packages that it says to install are."""
     for path in (source := shared.onnx(FILES[file])).parent.iterdir():
