@@ -24,8 +24,9 @@ class RecipeConfig:
     """Images per batch; for pk, identities times --images-per-id."""
     images_per_id: int = 4
     """For pk: images of one identity in a batch."""
-    optimizer: Literal["adam", "sgd", "nesterov"] = "adam"
-    """Optimizer: adam, sgd (with momentum 0.9) or nesterov (the same with Nesterov's momentum)."""
+    optimizer: Literal["adam", "adamw", "sgd", "nesterov"] = "adam"
+    """Optimizer: adam, adamw (with decoupled weight decay, and none of norms and biases), sgd (with momentum 0.9) or
+    nesterov (the same with Nesterov's momentum)."""
     schedule: Literal["paper", "flat-cosine", "milestones"] = "paper"
     """Learning rate: the paper's steps (stretched to --epochs), a warm-up, then flat, then a cosine (flat-cosine), or
     a warm-up, then flat, then a tenth after each of --milestones."""
@@ -38,7 +39,7 @@ class RecipeConfig:
     milestones: tuple[float, ...] = ()
     """For milestones: shares of the epochs after which the learning rate falls to a tenth."""
     weight_decay: float = 5e-4
-    """Weight decay of the optimizer."""
+    """Weight decay of the optimizer; adamw multiplies it by the learning rate, so that it needs more, as 0.05."""
     label_smoothing: float = 0.1
     """Label smoothing of the cross-entropy."""
     flip: float = 0.5

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -137,7 +137,8 @@ def _begin(
     def rate(step: int, factor: float = 1.0) -> float:
         return factor * learning_rate(scheduled, before + min(step, last), steps_per_epoch)
 
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(rate, factor=recipe.backbone_lr), rate])
+    factors = [recipe.backbone_lr if group.backbone else 1.0 for group in weight_groups(model, recipe)]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(rate, factor=factor) for factor in factors])
     network, no_sync = _network(model, config, device, processes)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
     return TrainState(
@@ -159,14 +160,14 @@ def _begin(
 
 def _optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
     """With rate 1 in each group, which the schedule multiplies."""
-    weights = list(model.parameters())
-    groups = [{"params": [weights[index] for index in group]} for group in parameter_groups(model)]
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=1.0, weight_decay=recipe.weight_decay, fused=True)
-    nesterov = recipe.optimizer == "nesterov"
-    return torch.optim.SGD(
-        groups, lr=1.0, momentum=MOMENTUM, nesterov=nesterov, weight_decay=recipe.weight_decay, fused=True
-    )
+    groups = [
+        {"params": group.weights, "weight_decay": recipe.weight_decay if group.decays else 0.0}
+        for group in weight_groups(model, recipe)
+    ]
+    if recipe.optimizer in ("adam", "adamw"):
+        kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+        return kind(groups, lr=1.0, fused=True)
+    return torch.optim.SGD(groups, lr=1.0, momentum=MOMENTUM, nesterov=recipe.optimizer == "nesterov", fused=True)
 
 
 def choose_weights(model: nn.Module, phase: Phase, trainable: Container[str], *, frozen: bool) -> bool:
@@ -196,11 +197,26 @@ def in_train_mode(state: TrainState, epoch: int) -> TrainState:
     return dataclasses.replace(state, network=network, no_sync=no_sync)
 
 
-def parameter_groups(model: nn.Module) -> tuple[list[int], list[int]]:
-    """Positions in `model.parameters()` of the backbone's weights, and of all others."""
-    backbone = {id(weight) for weight in model.backbone.parameters()}  # type: ignore[union-attr]
-    own = [id(weight) in backbone for weight in model.parameters()]
-    return [i for i, is_own in enumerate(own) if is_own], [i for i, is_own in enumerate(own) if not is_own]
+class WeightGroup(NamedTuple):
+    """Weights that have a learning rate and a decay in common."""
+
+    weights: list[nn.Parameter]
+    backbone: bool
+    decays: bool
+
+
+def weight_groups(model: nn.Module, recipe: RecipeConfig) -> list[WeightGroup]:
+    """The weights of the backbone, then all others. For adamw each in two groups, those that do not decay first: the
+    vectors, which are scales and shifts of norms, and biases."""
+    groups = []
+    for backbone in (True, False):
+        of_part = [each for name, each in model.named_parameters() if name.startswith("backbone.") == backbone]
+        if recipe.optimizer == "adamw":
+            vectors = [weight for weight in of_part if weight.dim() <= 1]
+            groups.append(WeightGroup(vectors, backbone, decays=False))
+            of_part = [weight for weight in of_part if weight.dim() > 1]
+        groups.append(WeightGroup(of_part, backbone, decays=True))
+    return groups
 
 
 def _network(

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from pmm.data.loader import train_batches
 from pmm.data.readers import read_dataset
 from pmm.models.registry import METHODS, build_model
 from pmm.presets import with_method
+from pmm.recipe import RecipeConfig
 from pmm.training.snapshot import restore_training, snapshot
 from pmm.training.state import (
     check_network_on,
     in_train_mode,
     learning_rate,
     make_train_state,
+    weight_groups,
 )
 from pmm.training.step import train_step
 from pmm.utils.errors import BackendUnavailable, InvalidFile
@@ -69,12 +72,16 @@ def copied(saved):
     return torch.load(file, weights_only=True)
 
 
-def test_adam_is_fused_and_stays_so_where_its_state_is_loaded(config, batch):
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_is_fused_and_stays_so_where_its_state_is_loaded(config, batch, optimizer):
+    config = changed(config, optimizer=optimizer)
     state, resumed = fresh(config), fresh(config)
     train_step(state, batch)
     restore_training(copied(snapshot(state, 0, -1.0)), resumed, Path("last.pth"))
     for each in (state, resumed):
-        assert [(group["fused"], group["foreach"]) for group in each.optimizer.param_groups] == [(True, None)] * 2
+        groups = each.optimizer.param_groups
+        assert {(group["fused"], group["foreach"]) for group in groups} == {(True, None)}
+        assert len(groups) == (4 if optimizer == "adamw" else 2)
         assert each.lr == learning_rate(config.recipe, 1, 10)
         train_step(each, batch, step=1)
         assert not apart(weights(state), weights(each))
@@ -108,6 +115,46 @@ def test_fused_adam_is_adam(config, batch):
         adam.step()
     for ours, theirs in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", get_args(get_type_hints(RecipeConfig)["optimizer"]))
+@pytest.mark.parametrize("method", METHODS)
+def test_every_weight_is_in_one_group_and_with_adamw_vectors_do_not_decay(config, method, optimizer):
+    config = changed(with_method(config, method), optimizer=optimizer)
+    model = build_model(config)
+    groups = weight_groups(model, config.recipe)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    assert sorted(id(weight) for group in groups for weight in group.weights) == sorted(names)
+    assert not groups[-1].backbone  # whose rate is shown
+    for group in groups:
+        for weight in group.weights:
+            assert names[id(weight)].startswith("backbone.") == group.backbone
+            assert group.decays == (optimizer != "adamw" or weight.dim() > 1)
+    kept = [names[id(weight)] for group in groups if not group.decays for weight in group.weights]
+    modules = dict(model.named_modules())
+    norms = {name for name, module in modules.items() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)}
+    assert all(name.endswith(".bias") or name.rpartition(".")[0] in norms for name in kept)
+    assert bool(kept) == (optimizer == "adamw")
+
+
+def test_adamw_is_that_of_torch(config, batch):
+    """In its usual form, with a group for each weight."""
+    config = changed(config, optimizer="adamw", weight_decay=0.5, backbone_lr=0.1)
+    ours, theirs = fresh(config), fresh(config)
+    groups = [
+        {"params": [weight], "weight_decay": 0.0 if weight.dim() <= 1 else 0.5, "name": name}
+        for name, weight in theirs.model.named_parameters()
+    ]
+    adamw = torch.optim.AdamW(groups, fused=False, foreach=False)
+    for step in range(3):
+        train_step(ours, batch, step=step)
+        for group, weight in zip(adamw.param_groups, ours.model.parameters(), strict=True):
+            group["params"][0].grad = None if weight.grad is None else weight.grad.clone()
+            factor = 0.1 if group["name"].startswith("backbone.") else 1.0
+            group["lr"] = factor * learning_rate(config.recipe, step, 10)
+        adamw.step()
+    for one, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_the_backbone_has_a_learning_rate_of_its_own(config, batch):
