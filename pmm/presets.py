@@ -75,6 +75,7 @@ METHOD_VALUES: dict[str, dict[str, dict[str, Any]]] = {
     "aos": {
         # else a window would not lie where it was tried
         "": {**_WITHOUT_TRIPLET_LOSS, "recipe.cutout": 0.0, "recipe.shift": 0},
+        "tiny": {"model.neck": "bn", "model.dropout": 0.0},
         "paper": {
             "data.height": 256,
             "model.last_stride": 2,

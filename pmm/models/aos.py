@@ -14,12 +14,21 @@ from pmm.models.pcb import small_classifier
 
 
 class AOS(ReidModel):
-    """A backbone, its average and a classifier behind a dropout; the embedding is the average, of length 1."""
+    """A backbone, its average and a classifier behind a dropout; the embedding is the average, of length 1.
+
+    With `config.neck` "bn", which the paper has not, a BN-neck follows the average. A network that begins with random
+    weights needs it: the averages of all crops are nearly the same at first.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = build_backbone(config.backbone, config.last_stride)
-        self.average, self.dropout = _Average(), config.dropout
+        self.dropout = config.dropout
+        self.average = nn.Sequential(_Average())
+        if config.neck == "bn":
+            neck = nn.BatchNorm1d(self.backbone.channels)
+            neck.bias.requires_grad_(False)  # as of every BN-neck: what shifts all embeddings alike tells nobody apart
+            self.average.append(neck)
         self.classifier = small_classifier(self.backbone.channels, config.num_classes)
         self.embedding_dim, self.normalised = self.backbone.channels, True
         self.l2_normalize = L2Normalize()

@@ -84,7 +84,7 @@ METHODS: dict[str, Method] = {
     ),
     "aos": Method(
         network="pmm.models.aos:AOS",
-        config_keys=("dropout", "aos_pick", "aos_share", "aos_step"),
+        config_keys=("neck", "dropout", "aos_pick", "aos_share", "aos_step"),
         triplet=False,
         phases=aos_phases,
         head="classifier",

@@ -51,8 +51,22 @@ def test_the_classifier_begins_near_zero():
     assert not classifier.bias.any()
 
 
+def test_a_neck_takes_from_the_embedding_what_all_crops_share():
+    """It has no shift of its own, in training and in the deployed network alike; the paper's network has none."""
+    model, maps = model_of(neck="bn"), 5 + torch.rand(64, 128, 8, 4, dtype=torch.float64)
+    for _ in range(200):
+        model(maps, PIDS.repeat(11)[:64])
+    deployed_model = deployed(model.eval())
+    average = maps.flatten(2).mean(2)
+    centred = (average - average.mean(0)) / average.std(0)
+    expected = centred / centred.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(deployed_model(maps), expected, rtol=1e-3, atol=1e-4)
+    assert not [module for module in build_model(config_of("paper")).modules() if isinstance(module, nn.BatchNorm1d)]
+    assert [name for name, weight in model.named_parameters() if not weight.requires_grad] == ["average.1.bias"]
+
+
 def test_the_embedding_is_the_average_of_length_one():
-    model, maps = model_of().eval(), torch.rand(6, 128, 8, 4, dtype=torch.float64)
+    model, maps = model_of(neck="none").eval(), torch.rand(6, 128, 8, 4, dtype=torch.float64)
     average = maps.flatten(2).mean(2)
     expected = average / average.norm(dim=1, keepdim=True)
     torch.testing.assert_close(model(maps), expected, rtol=1e-12, atol=0)
@@ -60,15 +74,15 @@ def test_the_embedding_is_the_average_of_length_one():
 
 
 def test_dropout_is_before_the_classifier_and_in_training_alone():
-    model, maps = model_of(dropout=0.75), torch.rand(4000, 128, 1, 1, dtype=torch.float64)
+    model, maps = model_of(neck="none", dropout=0.75), torch.rand(4000, 128, 1, 1, dtype=torch.float64)
     model.classifier = nn.Identity()
     (dropped,) = model(maps, PIDS, torch.Generator().manual_seed(1)).logits
     kept = dropped != 0
     assert kept.double().mean().item() == pytest.approx(0.25, abs=0.003)  # of half a million: five deviations
     torch.testing.assert_close(dropped[kept], 4 * maps.flatten(1)[kept])
     assert (model.eval()(maps) != 0).all()
-    (whole,) = model_of(dropout=0.0)(maps, PIDS).logits
-    assert torch.equal(whole, model_of().classifier(maps.flatten(1)))
+    (whole,) = model_of(neck="none", dropout=0.0)(maps, PIDS).logits
+    assert torch.equal(whole, model_of(neck="none").classifier(maps.flatten(1)))
 
 
 def test_both_trainings_have_the_paper_s_rates_and_the_same_random_numbers():
